@@ -46,10 +46,10 @@ NEUTRAL = frozenset({
     "align.services.store_mirror",
     "align.services.store_work",
     "align.services.dvc",  # whether a command may write, and what DVC is told
-    "align.services.mlflow_address",  # what MLflow is told
+    "align.services.tracking.address",  # what MLflow is told
     "align.services.signing",  # a signature beside the model
-    "align.services.tracking",  # and what it has: registry, tracked_run
-    "align.services.live_log",
+    "align.services.tracking.tracker",  # and what it has: registry, tracked_run
+    "align.services.tracking.live_log",
     "align.services.job",  # which machines train
 })  # fmt: skip
 

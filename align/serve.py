@@ -26,8 +26,8 @@ from align.formats.shards import MANIFEST, read_manifest
 from align.guard import HOST, Guard
 from align.pairs.picture_confined import why_unfiltered
 from align.run import SEARCH_LOGIN_FILE
-from align.services.mlflow_address import require_store
 from align.services.signing import TRUST, is_required
+from align.services.tracking.address import require_store
 
 if TYPE_CHECKING:
     from align.lineage.trace.pair_history import RuleResult
@@ -94,7 +94,7 @@ def _service(params: Params, *, local: bool, ready: Path | None) -> SearchServic
     from align.search.service.served import Pictures
     from align.search.service.service import SearchService, model_threads
     from align.search.service.take_downs import TakeDowns
-    from align.services.tracking import Tracker
+    from align.services.tracking.tracker import Tracker
 
     paths, config = params.section(PathsConfig), params.section(ServeConfig)
     source: OwnModel | ReadySearch | RegisteredChampion

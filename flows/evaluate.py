@@ -31,7 +31,7 @@ from align.formats.model_folder import model_digest
 from align.release.measured import AskedModel, asked_model, inside, log_evaluation
 from align.release.shown import measured
 from align.services.store import open_files
-from align.services.tracking import PARENT, Tracker
+from align.services.tracking.tracker import PARENT, Tracker
 from align.visible import visible
 from flows.command_task import command
 from flows.failed_runs import MADE_BY, folder_for

@@ -22,7 +22,7 @@ from align.errors import ServiceError
 from align.git import resolve
 from align.release.shown import view
 from align.run import running_services
-from align.services.tracking import FLOW_RUN, Status, Tracker, param_text
+from align.services.tracking.tracker import FLOW_RUN, Status, Tracker, param_text
 from flows import run_branch, this_run
 from flows.dag import Stage
 from flows.run_context import RunContext

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, get_current_settings
 from align.console import say, show
 from align.errors import AlignError
 from align.installed import installed
-from align.services.tracking_store import require_whole
+from align.services.tracking.database import require_whole
 
 
 def exit_code(run: Callable[[], str]) -> int:

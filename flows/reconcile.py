@@ -21,7 +21,7 @@ from align.console import say
 from align.errors import AlignError, FormatError, ServiceError, without_logins
 from align.run import running_services
 from align.run_records import Held, RunRecord
-from align.services.tracking import ATTEMPT, Tracker
+from align.services.tracking.tracker import ATTEMPT, Tracker
 from flows.leftovers import sweep
 from flows.prefect_states import end_in_prefect
 from flows.unrecorded import end_unrecorded

@@ -22,8 +22,8 @@ from align.config.register import RegisterConfig
 from align.config.retrain import RetrainConfig
 from align.errors import DataError
 from align.git import git, identity
-from align.services.registry import CHAMPION, PROMOTED, Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import CHAMPION, PROMOTED, Version
+from align.services.tracking.tracker import Tracker
 from align.visible import plain_markdown
 from flows.alerts import alert
 from flows.pipeline import pipeline

@@ -47,7 +47,7 @@ from align.run import (
     running_services,
 )
 from align.services import postgresql
-from align.services.runs_view import TRAINING, runs_address
+from align.services.tracking.runs_view import TRAINING, runs_address
 from align.visible import visible
 
 HOST = "127.0.0.1"

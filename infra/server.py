@@ -23,7 +23,7 @@ from pathlib import Path
 from align.guard import HOST, App, Guard
 from align.run import LOGIN_FILE, READER_LOGIN_FILE, login
 from align.services import postgresql
-from align.services.tracking_store import artifacts_beside, make_private, require_whole, settle
+from align.services.tracking.database import artifacts_beside, make_private, require_whole, settle
 
 #: The pages talk to their own server only, as they hold the login: Prefect's sends to a company that counts visits.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"

@@ -72,10 +72,10 @@ def _files(source: str) -> Iterator[Path]:
     found = _VERSION.fullmatch(source)
     if found is None:
         raise DataError(f"{source}: not a version of the registry; write models:/align@champion or models:/align/3")
-    from align.services.mlflow_address import require_store
+    from align.services.tracking.address import require_store
 
     require_store()
-    from align.services.tracking import Tracker  # imports MLflow, which a folder does not need
+    from align.services.tracking.tracker import Tracker  # imports MLflow, which a folder does not need
 
     tracker = Tracker()
     if found["alias"]:

@@ -26,8 +26,8 @@ from pathlib import Path
 
 from align.errors import DataError, LockedError
 from align.formats.champion_moves import ChampionState, Kind, Move
-from align.services.mlflow_address import who_acts
-from align.services.registry import (
+from align.services.tracking.address import who_acts
+from align.services.tracking.registry import (
     CHAMPION,
     PROMOTED,
     PROMOTED_BECAUSE,

@@ -15,9 +15,9 @@ from align.errors import ConfigError, GateError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
 from align.release import alias_moves
 from align.release.champion import settled
-from align.services.mlflow_address import who_acts
-from align.services.registry import CANDIDATE, Version
-from align.services.tracking import Tracker
+from align.services.tracking.address import who_acts
+from align.services.tracking.registry import CANDIDATE, Version
+from align.services.tracking.tracker import Tracker
 from align.visible import visible
 
 

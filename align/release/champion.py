@@ -20,9 +20,9 @@ from align.formats.champion_moves import ChampionState, Move, last_before, time_
 from align.locks import locked
 from align.release import alias_moves
 from align.release.alias_moves import LOCK
-from align.services.mlflow_address import require_store
-from align.services.registry import CHAMPION, Version
-from align.services.tracking import Tracker
+from align.services.tracking.address import require_store
+from align.services.tracking.registry import CHAMPION, Version
+from align.services.tracking.tracker import Tracker
 
 #: The table's columns; the reasons are last, as they are as long as they are.
 _COLUMNS = ("when (UTC)", "what", "from", "to", "who", "why")

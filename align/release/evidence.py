@@ -30,9 +30,9 @@ from align.formats.measured_sets import evaluation_digest, set_digests, shards_t
 from align.formats.model_folder import CONFIG
 from align.formats.query_ranks import RANKS, QueryRanks, read_ranks
 from align.formats.shards import MANIFEST
-from align.services.registry import MODEL_DIGEST, Version
 from align.services.store import materialised, open_files
-from align.services.tracking import Tracker
+from align.services.tracking.registry import MODEL_DIGEST, Version
+from align.services.tracking.tracker import Tracker
 
 #: Below the working directory: the page of each promotion, and what was measured for one. `align gc` removes old ones.
 PAGES = Path(".align/promotions")

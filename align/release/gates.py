@@ -19,8 +19,8 @@ from align.git import git
 from align.intervals import interval
 from align.release.decision import Compared, Gate, points
 from align.release.smoke import smoke
-from align.services.registry import MODEL_DIGEST, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import MODEL_DIGEST, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
+from align.services.tracking.tracker import Tracker
 
 REVISION = "align.git_revision"
 _LINEAGE = {"git revision": REVISION, "data": "align.data_digest", "model": MODEL_DIGEST, "verdict": "align.quality"}

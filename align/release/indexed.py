@@ -10,8 +10,8 @@ from align.console import say
 from align.errors import CorruptError, FormatError
 from align.files import sha256_file, sha256_folder
 from align.formats.model_folder import WEIGHTS, model_digest
-from align.services.registry import INDEX_ARTIFACT, INDEX_DIGEST, Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import INDEX_ARTIFACT, INDEX_DIGEST, Version
+from align.services.tracking.tracker import Tracker
 
 _HEADER = "index.json"
 

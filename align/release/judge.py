@@ -25,8 +25,8 @@ from align.release import gates
 from align.release.decision import Compared, Gate, Outcome, PromotionDecision
 from align.release.evidence import Evidence, evidence, from_run, todays_sets, wanted_sets
 from align.release.slices import compared_slices
-from align.services.registry import CANDIDATE, Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import CANDIDATE, Version
+from align.services.tracking.tracker import Tracker
 
 #: A tag `align.decided.<digest>` for each group of sets that decided on a version.
 DECIDED = "align.decided."

@@ -17,8 +17,8 @@ from align.formats.model_folder import CONFIG, WEIGHTS, read_config
 from align.release.evidence import model_folder
 from align.release.judge import version_asked
 from align.release.shown import log_shown
-from align.services.registry import MODEL_DIGEST, Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import MODEL_DIGEST, Version
+from align.services.tracking.tracker import Tracker
 
 #: Of the evaluation's run: the folder of its artifacts, as a run of the pipeline has it.
 REPORT = "reports/evaluation"

@@ -14,7 +14,7 @@ from typing import Any
 
 from align.release.results import PipelineOutputs, Results
 from align.release.shown import measured
-from align.services.tracking import metric_name
+from align.services.tracking.tracker import metric_name
 from align.visible import plain_markdown
 
 #: Its name among the artifacts of a run.

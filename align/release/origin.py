@@ -10,8 +10,8 @@ from pathlib import Path
 from align.files import sha256_file, sha256_folder
 from align.formats.policy import OPTED_OUT
 from align.git import git_if_any
-from align.services.mlflow_address import current_flow_run_id
-from align.services.tracking import FLOW_RUN
+from align.services.tracking.address import current_flow_run_id
+from align.services.tracking.tracker import FLOW_RUN
 
 
 @dataclass(frozen=True)

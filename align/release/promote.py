@@ -27,10 +27,10 @@ from align.release.decision import PromotionDecision, table_lines
 from align.release.evidence import PAGES
 from align.release.judge import DECIDED, judge, number_of, version_asked
 from align.release.promotion_page import write_page
-from align.services.mlflow_address import require_store
-from align.services.registry import CANDIDATE, CHAMPION, ROLLED_BACK, Version
 from align.services.signing import require_signed_version
-from align.services.tracking import Tracker
+from align.services.tracking.address import require_store
+from align.services.tracking.registry import CANDIDATE, CHAMPION, ROLLED_BACK, Version
+from align.services.tracking.tracker import Tracker
 
 #: MLflow refuses longer tags.
 _MAX_TAG = 5000

@@ -27,11 +27,11 @@ from align.release.model_card import CARD, Champion, ModelCard
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
 from align.release.shown import log_shown, view
-from align.services.mlflow_address import current_run_id, has_store
-from align.services.registry import CANDIDATE, CHAMPION, MODEL_ARTIFACT, MODEL_DIGEST, Version
 from align.services.signing import SIGNATURE, is_kept, log_signature, require_signed
-from align.services.tracking import Tracker
-from align.services.tracking_file import StoredRuns, reader
+from align.services.tracking.address import current_run_id, has_store
+from align.services.tracking.reader import StoredRuns, reader
+from align.services.tracking.registry import CANDIDATE, CHAMPION, MODEL_ARTIFACT, MODEL_DIGEST, Version
+from align.services.tracking.tracker import Tracker
 
 _RUN_DIGEST = "align.run_digest"
 #: The same, of a run that began here: what was killed or failed is completed by the next call.

@@ -11,9 +11,9 @@ from align.console import say, show
 from align.locks import locked
 from align.release.alias_moves import LOCK
 from align.release.champion import take_back
-from align.services.mlflow_address import require_store
-from align.services.registry import CHAMPION
-from align.services.tracking import Tracker
+from align.services.tracking.address import require_store
+from align.services.tracking.registry import CHAMPION
+from align.services.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.promote import PromoteConfig
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 
 #: Key in MLflow -> file below reports/. Of the retrieval examples, both show the same queries in every run.
 PICTURES = {

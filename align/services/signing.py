@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import ConfigError, CorruptError
 from align.files import sha256_file
-from align.services.registry import MODEL_ARTIFACT, Registry, Version
+from align.services.tracking.registry import MODEL_ARTIFACT, Registry, Version
 
 if TYPE_CHECKING:
-    from align.services.tracking import Tracker
+    from align.services.tracking.tracker import Tracker
 
 #: Files in PEM: the private key that `align package` signs with, and the public one that others check with.
 SIGN_WITH, TRUST = "ALIGN_SIGNING_KEY", "ALIGN_TRUSTED_KEY"

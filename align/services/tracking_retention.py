@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from align.services.registry import Version
-from align.services.tracked_run import TrackedRun, tracked_run
-from align.services.tracking import Tracker
-from align.services.tracking_file import StoredRuns
-from align.services.tracking_store import ARTIFACTS
+from align.services.tracking.database import ARTIFACTS
+from align.services.tracking.reader import StoredRuns
+from align.services.tracking.registry import Version
+from align.services.tracking.tracked_run import TrackedRun, tracked_run
+from align.services.tracking.tracker import Tracker
 
 #: Of a run that was removed here.
 REMOVED = "align.removed_by"

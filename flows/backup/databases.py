@@ -13,7 +13,7 @@ from pathlib import Path
 from align.errors import DataError, ServiceError
 from align.run import PREFECT_HOME
 from align.services import postgresql
-from align.services.tracking_store import ADDRESSES, settle
+from align.services.tracking.database import ADDRESSES, settle
 
 #: Seconds to wait for a server that writes.
 _PATIENCE_S = 60.0

@@ -16,7 +16,7 @@ from align.git import git
 from align.locks import locked
 from align.run import running_services
 from align.services.dvc import dvc
-from align.services.tracking_store import ARTIFACTS, artifacts_beside
+from align.services.tracking.database import ARTIFACTS, artifacts_beside
 from flows.backup.databases import DATABASES, MLFLOW, point_mlflow_here
 from flows.backup.place import Place
 from flows.backup.save import BUNDLE, CACHE, IDENTITY, first_commits

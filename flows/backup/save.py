@@ -27,7 +27,7 @@ from align.git import git
 from align.locks import locked
 from align.services.dvc import dvc
 from align.services.locations import is_s3
-from align.services.tracking_store import ARTIFACTS, artifacts_beside
+from align.services.tracking.database import ARTIFACTS, artifacts_beside
 from flows.backup.databases import DATABASES
 from flows.backup.place import SCHEMA_VERSION, Place
 from flows.retention.live import GC, LOCKS

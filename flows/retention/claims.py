@@ -11,7 +11,7 @@ from align.formats.acceptances import read_acceptances
 from align.formats.drift_reference import read_reference
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.stage_runs import parse_runs
-from align.services.registry import Version
+from align.services.tracking.registry import Version
 from flows.retention.history import History, RunBranch, with_digest
 from flows.retention.mlflow_runs import REVISION
 from flows.retention.run_cache import Entry, judged, packaged

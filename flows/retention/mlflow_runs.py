@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
-from align.services.registry import Version
-from align.services.tracking import PARENT, Tracker
-from align.services.tracking_file import StoredRuns
+from align.services.tracking.reader import StoredRuns
+from align.services.tracking.registry import Version
+from align.services.tracking.tracker import PARENT, Tracker
 from align.services.tracking_retention import REMOVED, LoggedRun, logged_runs, trash
 from flows.retention.item import Item, size_of
 

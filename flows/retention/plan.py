@@ -14,9 +14,9 @@ from align.config.register import RegisterConfig
 from align.config.retention import RetentionConfig
 from align.config.store import StoreConfig
 from align.lineage.versions.data_versions import DataVersions
-from align.services.mlflow_address import has_store
 from align.services.store import Objects as Store
-from align.services.tracking_file import reader
+from align.services.tracking.address import has_store
+from align.services.tracking.reader import reader
 from align.services.tracking_retention import all_versions
 from flows.retention import here
 from flows.retention.cache import in_cache, in_remote, in_store

@@ -9,7 +9,7 @@ from align.adapters.models import open_model
 from align.errors import DataError
 from align.formats.model_folder import model_digest
 from align.release.packaged_model import save
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from tests.support import ROOT, tiny_model
 
 

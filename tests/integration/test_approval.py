@@ -9,8 +9,8 @@ import pytest
 
 from align.config.params_file import write_params
 from align.config.register import RegisterConfig
-from align.services.registry import LINEAGE_PAGE, Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import LINEAGE_PAGE, Version
+from align.services.tracking.tracker import Tracker
 from tests.support import registered
 from tests.support.local_stack import Stack, stub_repository
 from tests.support.registered import RECALL, Project

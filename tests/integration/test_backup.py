@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from align.git import git
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from tests.support import ROOT, old_runs
 from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import aws_variables, environment, file_bytes, shell

@@ -11,8 +11,8 @@ from align.errors import DataError, LockedError
 from align.formats.champion_moves import ChampionState, Move
 from align.release import alias_moves
 from align.release.champion import make_champion, settled, take_back
-from align.services.registry import PROMOTED, ROLLED_BACK, Registry, Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import PROMOTED, ROLLED_BACK, Registry, Version
+from align.services.tracking.tracker import Tracker
 from tests.support.memory_mlflow import MemoryTracker
 
 NAMES = (f"model-{number}" for number in itertools.count())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from tests.support import ROOT
 
 #: Decides, says so, waits for the word, and moves; as `align promote` and `align rollback` do, less the gates.
@@ -16,7 +16,7 @@ MOVER = """
 import sys
 from align.errors import LockedError
 from align.release.champion import make_champion, settled, take_back
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 uri, model, number = sys.argv[1:]
 tracker = Tracker(uri)
 champion = settled(tracker, model).champion

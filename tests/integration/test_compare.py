@@ -10,7 +10,7 @@ import pytest
 
 from align.cli import main
 from align.git import git
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from flows.run_branch import record
 from flows.worktree import write_params
 from tests.support.dvc_projects import commit_all, environment, make_repository, shell

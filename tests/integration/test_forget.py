@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from flows.run_branch import record
 from tests.support import pages_project
 from tests.support.cpu_budget import costs

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from align.config.params_file import write_params
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from tests.support import tiny_model
 from tests.support.colours import COLOURS, square
 from tests.support.local_stack import PATIENCE_S, Stack

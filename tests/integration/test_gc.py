@@ -13,9 +13,9 @@ import pytest
 
 from align.config.params_file import write_params
 from align.git import git
-from align.services.tracking import Tracker
+from align.services.tracking.database import settle
+from align.services.tracking.tracker import Tracker
 from align.services.tracking_retention import logged_runs
-from align.services.tracking_store import settle
 from flows.retention.cache import dvc_locked
 from flows.retention.live import needs_everything
 from tests.support import old_runs

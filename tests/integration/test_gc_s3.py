@@ -9,7 +9,7 @@ import boto3
 import pytest
 
 from align.git import git
-from align.services.tracking_store import settle
+from align.services.tracking.database import settle
 from flows.retention.live import needs_everything
 from tests.support import ROOT, old_runs
 from tests.support.dvc_projects import aws_variables, environment, file_bytes, shell

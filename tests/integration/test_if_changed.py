@@ -15,8 +15,8 @@ import pytest
 
 from align.config.params_file import write_params
 from align.git import changes, git
-from align.services.registry import CHAMPION
-from align.services.tracking import Tracker
+from align.services.tracking.registry import CHAMPION
+from align.services.tracking.tracker import Tracker
 from flows.alerts import VARIABLE
 from flows.retrain import PROMOTED, REVISION
 from tests.support.local_stack import Stack, stub_repository

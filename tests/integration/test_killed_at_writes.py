@@ -16,7 +16,7 @@ import pytest
 
 from align.files import sha256_file
 from align.git import git
-from align.services.tracking_store import settle
+from align.services.tracking.database import settle
 from flows.run_branch import record
 from tests.support import old_runs, pages_project, registered, small_stages
 from tests.support.dvc_projects import environment, file_bytes, shell

@@ -13,9 +13,9 @@ import pytest
 from mlflow import MlflowClient
 
 from align.errors import RefusedError, ServiceError, TrainingError
-from align.services import live_log
-from align.services.live_log import LiveLog
-from align.services.tracking import Tracker, metric_name
+from align.services.tracking import live_log
+from align.services.tracking.live_log import LiveLog
+from align.services.tracking.tracker import Tracker, metric_name
 from tests.support import killing, training_data
 from tests.support.relay import Relay
 from tests.support.training_data import RECIPE

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from align.errors import RefusedError
-from align.services.registry import CHAMPION, MODEL_ARTIFACT, Registry
-from align.services.tracking import Tracker
+from align.services.tracking.registry import CHAMPION, MODEL_ARTIFACT, Registry
+from align.services.tracking.tracker import Tracker
 from tests.support.local_stack import SECRETS, Stack
 
 

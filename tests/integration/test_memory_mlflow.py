@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from align.errors import RefusedError
-from align.services.registry import Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import Version
+from align.services.tracking.tracker import Tracker
 from tests.support.memory_mlflow import MemoryTracker
 
 MODEL = "align"

@@ -14,7 +14,7 @@ from align.release.origin import Origin
 from align.release.register import register
 from align.release.results import PipelineOutputs
 from align.release.shown import PICTURES
-from align.services.runs_view import KEY
+from align.services.tracking.runs_view import KEY
 from tests.support import registered
 from tests.support.registered import VALUES, Project
 

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from align import run
-from align.services.registry import CHAMPION
-from align.services.tracking import Tracker
-from align.services.tracking_store import settle
+from align.services.tracking.database import settle
+from align.services.tracking.registry import CHAMPION
+from align.services.tracking.tracker import Tracker
 from tests.support import ROOT, warm
 from tests.support.dvc_projects import file_bytes
 from tests.support.mlflow_server import free_port, serve

@@ -23,10 +23,10 @@ from mlflow import MlflowClient
 
 from align.config.cluster import ClusterConfig
 from align.config.health import HealthConfig
-from align.services.live_log import LiveLog
 from align.services.store import tar_reader
 from align.services.store_mirror import checkpoint_mirror
-from align.services.tracking import Tracker, metric_name
+from align.services.tracking.live_log import LiveLog
+from align.services.tracking.tracker import Tracker, metric_name
 from align.training.plan import Infrastructure, TrainingPlan
 from align.training.run import Trained, run
 from tests.support import mlflow_server as mlflow

@@ -9,7 +9,7 @@ import pytest
 from align.cli import main
 from align.release import gates
 from align.release.decision import Gate
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from tests.support.empty_versions import version
 from tests.support.params import PARAMS_FILE
 from tests.support.registered import RECALL

@@ -8,7 +8,7 @@ import pytest
 from align.release import gates
 from align.release.decision import Gate
 from align.release.promote import PAGES
-from align.services.registry import CHAMPION
+from align.services.tracking.registry import CHAMPION
 from tests.support import registered
 from tests.support.registered import RECALL, Project
 

@@ -13,9 +13,9 @@ import urllib3
 
 from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
-from align.services.live_log import LiveLog
 from align.services.signing import SIGN_WITH, TRUST, require_signed_version
-from align.services.tracking import Tracker, metric_name
+from align.services.tracking.live_log import LiveLog
+from align.services.tracking.tracker import Tracker, metric_name
 from tests.support import registered, small_data, warm
 from tests.support.registered import VALUES, Project
 from tests.support.signing_keys import write_keys

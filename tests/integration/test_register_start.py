@@ -10,7 +10,7 @@ from align.cli import main
 from align.formats.filtered import decisions_digest
 from align.formats.shards import read_manifest
 from align.release.package import package
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from tests.support import small_data, small_model
 from tests.support.params import PARAMS_FILE
 from tests.support.small_data import Pair

@@ -27,7 +27,7 @@ from align.search.service.champion import Champion
 from align.search.service.fetched import RegisteredChampion
 from align.search.service.served import Pictures, load
 from align.search.service.service import SearchService
-from align.services.registry import CHAMPION, INDEX_DIGEST, Version
+from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, Version
 from tests.support import colour_index, registered
 from tests.support.params import load_params
 from tests.support.registered import ORIGIN, VALUES, Project

@@ -12,7 +12,7 @@ import pytest
 from align.cli import main
 from align.git import git
 from align.lineage.trace.trace import ARTIFACT
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from flows.run_branch import record
 from tests.support import pages_project
 from tests.support.cpu_budget import costs

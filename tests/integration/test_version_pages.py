@@ -14,8 +14,8 @@ from align.lineage.trace.graph import Graph
 from align.lineage.trace.trace import ARTIFACT
 from align.release import gates
 from align.release.decision import Gate
-from align.services.registry import LINEAGE_PAGE, Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import LINEAGE_PAGE, Version
+from align.services.tracking.tracker import Tracker
 from tests.support.empty_versions import version
 from tests.support.params import PARAMS_FILE
 from tests.support.registered import RECALL

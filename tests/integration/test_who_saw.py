@@ -8,7 +8,7 @@ from align.config.register import RegisterConfig
 from align.formats.shards import read_manifest
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.who_saw import SeenBy, WhoSaw, who_saw
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from tests.support import training_data
 
 GONE = "f" * 64

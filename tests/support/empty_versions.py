@@ -4,8 +4,8 @@ from pathlib import Path
 
 from align.files import sha256_folder
 from align.formats.query_ranks import RANKS, QueryRanks, write_ranks
-from align.services.registry import Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import Version
+from align.services.tracking.tracker import Tracker
 from tests.support.registered import ranks
 
 

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from align.errors import RefusedError
-from align.services.registry import Registry, Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import Registry, Version
+from align.services.tracking.tracker import Tracker
 
 
 @dataclass

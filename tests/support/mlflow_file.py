@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from tests.support.cpu_budget import costs
 
 

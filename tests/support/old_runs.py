@@ -11,8 +11,8 @@ from unittest import mock
 
 from align.config.params_file import write_params
 from align.git import git
-from align.services.registry import CANDIDATE
-from align.services.tracking import Tracker
+from align.services.tracking.registry import CANDIDATE
+from align.services.tracking.tracker import Tracker
 from flows import run_branch
 from tests.support import ROOT
 from tests.support.dvc_projects import environment, make_repository, shell

@@ -21,7 +21,7 @@ from align.release.package import package
 from align.release.promote import promote
 from align.release.register import Registration, register
 from align.release.results import PipelineOutputs
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from tests.support import small_data, small_model
 from tests.support.params import load_params
 from tests.support.small_data import Pair

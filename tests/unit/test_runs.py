@@ -16,7 +16,7 @@ from align.cli import main
 from align.config.params_file import write_params
 from align.git import git
 from align.run_records import RunRecord, hold
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from flows.run_branch import record
 from tests.support.dvc_projects import commit_all, environment, make_repository
 from tests.support.params import PARAMS_FILE

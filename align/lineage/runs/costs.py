@@ -12,9 +12,9 @@ from pathlib import Path
 
 from align.config.health import HealthConfig
 from align.errors import ServiceError
-from align.services.mlflow_address import has_store
-from align.services.tracking import Tracker
-from align.services.tracking_file import StoredRuns, reader
+from align.services.tracking.address import has_store
+from align.services.tracking.reader import StoredRuns, reader
+from align.services.tracking.tracker import Tracker
 
 #: The stages that train.
 STAGES = ("pretrain", "finetune")

@@ -27,10 +27,10 @@ from align.lineage.runs.costs import Costs
 from align.lineage.runs.run import ComparedRun, read_folder, read_run
 from align.lineage.runs.tables import costs_table, cut, letters, metrics_table, params_table, table_lines
 from align.lineage.versions.data_versions import DataVersions
-from align.services.mlflow_address import has_store
-from align.services.tracked_run import TrackedRun
-from align.services.tracking import ATTEMPT, FLOW_RUN
-from align.services.tracking_file import reader
+from align.services.tracking.address import has_store
+from align.services.tracking.reader import reader
+from align.services.tracking.tracked_run import TrackedRun
+from align.services.tracking.tracker import ATTEMPT, FLOW_RUN
 
 State = Literal["finished", "running", "killed", "failed", "unknown"]
 #: What `align run` keeps of a failed run, see flows/failed_runs.py.

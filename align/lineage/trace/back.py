@@ -13,7 +13,7 @@ from align.lineage.trace.pairs import Surroundings
 from align.lineage.versions.data_chain import chain_of, checkout_chain
 from align.lineage.versions.shard_samples import manifest_at
 from align.lineage.versions.who_saw import DATA, recorded_data, training_data
-from align.services.registry import Version
+from align.services.tracking.registry import Version
 
 
 def trace_version(graph: Graph, version: Version, around: Surroundings) -> None:

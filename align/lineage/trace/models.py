@@ -18,10 +18,10 @@ from align.lineage.trace.graph import Graph, Node, State, Table, known
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun, parse_runs
 from align.lineage.versions.who_saw import training_data
-from align.services.mlflow_address import has_store
-from align.services.registry import CHAMPION, LINEAGE_PAGE, Version, aliases_of
-from align.services.tracked_run import TrackedRun
-from align.services.tracking import FLOW_RUN, Tracker
+from align.services.tracking.address import has_store
+from align.services.tracking.registry import CHAMPION, LINEAGE_PAGE, Version, aliases_of
+from align.services.tracking.tracked_run import TrackedRun
+from align.services.tracking.tracker import FLOW_RUN, Tracker
 
 #: Tags of versions and runs (`align.release.results`, `align.release.origin`).
 MODEL, REVISION, DVC_LOCK = "align.model_digest", "align.git_revision", "align.dvc_lock"

@@ -20,7 +20,7 @@ from align.lineage.runs.run_list import Place
 from align.lineage.trace.models import Models
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.lineage.versions.shard_samples import manifest_at
-from align.services.registry import Version
+from align.services.tracking.registry import Version
 
 What = Literal["model", "run", "shard", "key", "url", "image"]
 KINDS: tuple[What, ...] = ("model", "run", "shard", "key", "url", "image")

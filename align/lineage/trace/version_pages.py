@@ -21,8 +21,8 @@ from align.config.register import RegisterConfig
 from align.console import say
 from align.errors import AlignError, DataError
 from align.locks import locked
-from align.services.registry import LINEAGE_PAGE, Version, aliases_of
-from align.services.tracking_file import reader
+from align.services.tracking.reader import reader
+from align.services.tracking.registry import LINEAGE_PAGE, Version, aliases_of
 
 if TYPE_CHECKING:
     from align.lineage.trace.pairs import Surroundings

@@ -20,10 +20,10 @@ from align.formats.shards import MANIFEST
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.shard_samples import manifest_at
 from align.lineage.versions.stage_runs import StageRun
-from align.services.mlflow_address import has_store
-from align.services.registry import Version, aliases_of
-from align.services.tracked_run import TrackedRun
-from align.services.tracking import Tracker
+from align.services.tracking.address import has_store
+from align.services.tracking.registry import Version, aliases_of
+from align.services.tracking.tracked_run import TrackedRun
+from align.services.tracking.tracker import Tracker
 
 #: A folder like data/shards -> split -> how many of the pairs are in it.
 CountPairs = Callable[[Path], Mapping[str, int]]

@@ -18,7 +18,8 @@ from align.files import clear_leftovers, replace_directory, sha256_file, sha256_
 from align.formats.ready import MANIFEST, open_ready, read_ready_manifest
 from align.locks import locked
 from align.search.service.served import Folders, Release
-from align.services.registry import (
+from align.services.signing import require_signed_version
+from align.services.tracking.registry import (
     CHAMPION,
     INDEX_ARTIFACT,
     INDEX_DIGEST,
@@ -27,8 +28,7 @@ from align.services.registry import (
     PROMOTED,
     Version,
 )
-from align.services.signing import require_signed_version
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 
 SERVED = Path(".align/served")
 _LOCK = Path(".align/locks/served")

@@ -27,7 +27,7 @@ from align.search.service.queries import picture_address, version
 from align.search.service.served import Pictures, Served
 from align.search.service.turns import Threads
 from align.search.service.uploads import Decoders, from_base64
-from align.services.registry import MODEL_DIGEST
+from align.services.tracking.registry import MODEL_DIGEST
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter is two
 T = TypeVar("T")

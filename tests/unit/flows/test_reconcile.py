@@ -12,7 +12,7 @@ import pytest
 
 from align.errors import DataError, ServiceError
 from align.run_records import FOLDER, RunRecord, hold
-from align.services.tracking import Tracker
+from align.services.tracking.tracker import Tracker
 from align.services.tracking_retention import logged_runs
 from flows import reconcile as module
 from flows.reconcile import reconcile

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from align.git import git
-from align.services.registry import Version
-from align.services.tracking import PARENT
+from align.services.tracking.registry import Version
+from align.services.tracking.tracker import PARENT
 from align.services.tracking_retention import LoggedRun
 from flows.request import Request
 from flows.retention import mlflow_runs

@@ -7,7 +7,7 @@ import pytest
 from align.arguments import commands
 from align.errors import ConfigError, GateError
 from align.release.approval import Approval, approval_of
-from align.services.registry import Version
+from align.services.tracking.registry import Version
 
 
 def said(*words: str) -> Approval | None:

@@ -11,7 +11,7 @@ from align.errors import DataError
 from align.formats.query_ranks import RANKS, write_ranks
 from align.release import evidence as module
 from align.release.evidence import Evidence, model_folder
-from align.services.registry import Version
+from align.services.tracking.registry import Version
 from tests.support.empty_versions import version
 from tests.support.memory_mlflow import MemoryTracker
 from tests.support.registered import SETS, ranks

@@ -19,8 +19,8 @@ from align.paired import Difference
 from align.release import gates
 from align.release.decision import Compared
 from align.release.smoke import judged, smoke
-from align.services.registry import ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
+from align.services.tracking.tracker import Tracker
 from tests.support import small_git
 from tests.support.params import load_params
 from tests.support.registered import RECALL, ranks

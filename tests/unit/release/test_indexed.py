@@ -10,7 +10,7 @@ from align.errors import CorruptError
 from align.files import sha256_folder
 from align.formats.model_folder import model_digest
 from align.release.indexed import log_index
-from align.services.registry import INDEX_DIGEST, Version
+from align.services.tracking.registry import INDEX_DIGEST, Version
 from tests.support import tiny_model
 from tests.support.memory_mlflow import MemoryTracker
 

@@ -12,7 +12,7 @@ from align.errors import AlignError, RefusedError
 from align.files import sha256_folder
 from align.release.measured import AskedModel, asked_model
 from align.release.shown import pictures
-from align.services.registry import MODEL_DIGEST, Version
+from align.services.tracking.registry import MODEL_DIGEST, Version
 from tests.support import tiny_model
 
 

@@ -19,8 +19,8 @@ from align.release.champion import make_champion
 from align.release.decision import Gate, PromotionDecision
 from align.release.judge import Judged
 from align.release.rollback import rollback as roll_back
-from align.services.registry import Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import Version
+from align.services.tracking.tracker import Tracker
 from tests.support.empty_versions import version
 from tests.support.memory_mlflow import MemoryTracker
 from tests.support.params import load_params

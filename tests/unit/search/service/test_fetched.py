@@ -10,8 +10,8 @@ from align.config.paths import PathsConfig
 from align.errors import CorruptError, DataError
 from align.files import sha256_folder
 from align.search.service.fetched import RegisteredChampion
-from align.services.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, PROMOTED, Version
 from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, sign
+from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, PROMOTED, Version
 from tests.support.memory_mlflow import MemoryTracker
 from tests.support.params import load_params
 from tests.support.signing_keys import write_keys

@@ -16,12 +16,12 @@ from typing import Any
 from urllib.parse import quote
 
 from align.errors import ServiceError, without_logins
-from align.services import mlflow_address
-from align.services.registry import Version
-from align.services.runs_view import view_tag
-from align.services.tracked_run import TrackedRun
-from align.services.tracking import Tracker, metric_name
-from align.services.tracking_store import PATIENCE_S, database_file
+from align.services.tracking.address import DEFAULT_URI, address, named_address
+from align.services.tracking.database import PATIENCE_S, database_file
+from align.services.tracking.registry import Version
+from align.services.tracking.runs_view import view_tag
+from align.services.tracking.tracked_run import TrackedRun
+from align.services.tracking.tracker import Tracker, metric_name
 
 _RUNS = """
 SELECT r.run_uuid, r.experiment_id, r.name, r.status, r.start_time, r.end_time, r.artifact_uri, r.lifecycle_stage
@@ -118,7 +118,7 @@ class StoredRuns:
 
 
 class StoredModels:
-    """The registered models in a file, as `align.services.registry.Registry` has them."""
+    """The registered models in a file, as `align.services.tracking.registry.Registry` has them."""
 
     def __init__(self, stored: StoredRuns) -> None:
         self._stored = stored
@@ -142,10 +142,9 @@ def reader() -> StoredRuns | Tracker:
     Raises:
         ServiceError: MLflow does not answer.
     """
-    address = mlflow_address.address()
-    file = database_file(address)
+    file = database_file(address())
     if file is not None and file.is_file():
-        stored = StoredRuns(file, without_logins(mlflow_address.named_address() or mlflow_address.DEFAULT_URI))
+        stored = StoredRuns(file, without_logins(named_address() or DEFAULT_URI))
         with suppress(ServiceError):
             for query in (f"{_RUNS} LIMIT 0", _VERSIONS):
                 list(stored.select(query))

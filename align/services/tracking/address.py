@@ -8,7 +8,7 @@ from pathlib import Path
 
 from align.errors import DataError
 from align.services import postgresql
-from align.services.tracking_store import DATABASE
+from align.services.tracking.database import DATABASE
 
 #: In the working directory, where no other store is named.
 DEFAULT_URI = f"sqlite:///{DATABASE}"

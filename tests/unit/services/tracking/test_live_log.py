@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import RefusedError
-from align.services import live_log
-from align.services.live_log import Journal, LiveLog
+from align.services.tracking import live_log
+from align.services.tracking.live_log import Journal, LiveLog
 
 
 def steps(journal: Journal) -> list[float]:

@@ -22,11 +22,11 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from align.errors import RefusedError, ServiceError, without_logins
-from align.services.mlflow_address import DEFAULT_URI, named_address
-from align.services.registry import Registry, Version
-from align.services.runs_view import TRAINING, runs_address, view_tag
-from align.services.tracked_run import TrackedRun, tracked_run
-from align.services.tracking_store import DATABASE, artifacts_beside, database_file, make_private
+from align.services.tracking.address import DEFAULT_URI, named_address
+from align.services.tracking.database import DATABASE, artifacts_beside, database_file, make_private
+from align.services.tracking.registry import Registry, Version
+from align.services.tracking.runs_view import TRAINING, runs_address, view_tag
+from align.services.tracking.tracked_run import TrackedRun, tracked_run
 
 #: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
 #: killed is found.

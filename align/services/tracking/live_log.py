@@ -22,8 +22,8 @@ from typing import Self
 
 from align.console import say
 from align.errors import RefusedError, ServiceError
-from align.services.mlflow_address import address
-from align.services.tracking import Tracker, metric_name
+from align.services.tracking.address import address
+from align.services.tracking.tracker import Tracker, metric_name
 
 #: `step`, `time` in ms since 1970, and metrics.
 JournalRow = dict[str, float]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import AlignError
-from align.services.registry import Version
-from align.services.tracking import Tracker
+from align.services.tracking.registry import Version
+from align.services.tracking.tracker import Tracker
 from tests.support.lying_s3 import lying
 
 VERSION = {

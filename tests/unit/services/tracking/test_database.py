@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from align.errors import ServiceError
-from align.services.tracking import Tracker
-from align.services.tracking_file import reader
-from align.services.tracking_store import require_whole, settle
+from align.services.tracking.database import require_whole, settle
+from align.services.tracking.reader import reader
+from align.services.tracking.tracker import Tracker
 from tests.support.cpu_budget import costs
 
 

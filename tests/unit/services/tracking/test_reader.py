@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from align.services.registry import CANDIDATE
-from align.services.tracking import Tracker
-from align.services.tracking_file import StoredRuns, reader
+from align.services.tracking.reader import StoredRuns, reader
+from align.services.tracking.registry import CANDIDATE
+from align.services.tracking.tracker import Tracker
 from align.services.tracking_retention import all_versions, logged_runs, trash
 
 

@@ -20,7 +20,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # How many workers: tests/conftest.py. Which tests each one runs, and in which order: tests/support/schedule.py.
 WORKERS := -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean backup restore
+.PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
@@ -149,10 +149,3 @@ ready: $(STAMP) ## model, index and thumbnails of the finished run, small, into 
 # With the environment's Python, or without it if there is none: to clean needs no installation.
 clean: ## remove what the next run makes again; not .align/remote (dvc push), the login, checkpoints, failed runs
 	@$(RUN) PYTHONPATH=. "$(PYTHON)" infra/clean.py
-
-# FOLDER or s3://bucket/prefix. Servers of `make up` may run.
-backup: $(STAMP) ## copy databases, artifacts, DVC's cache and branches: make backup TO=FOLDER|s3://... (or more: ARGS=)
-	@$(RUN) python -m flows.backup save $(if $(TO),"$(TO)",) $(ARGS)
-
-restore: $(STAMP) ## bring a backup back into this checkout, where no run was yet: make restore FROM=FOLDER|s3://...
-	@$(RUN) python -m flows.backup restore $(if $(FROM),"$(FROM)",) $(ARGS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from align.errors import DataError
@@ -74,6 +75,30 @@ def identity(root: Path) -> dict[str, str]:
         who = {"NAME": "align", "EMAIL": "align@localhost"}
         return {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
     return {}
+
+
+def commit_files(root: Path, new: Sequence[str], message: str) -> str:
+    """Commits the files as they are now on top of HEAD: tracked ones and `new` ones, but none that git ignores.
+
+    HEAD, the index and the files of the checkout stay as they are.
+
+    Args:
+        root: the checkout.
+        new: paths of files that git may not track yet; some may be missing.
+        message: of the commit.
+
+    Returns:
+        The commit.
+    """
+    with tempfile.TemporaryDirectory(prefix="align-") as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        git(root, "read-tree", "HEAD", env=index)
+        git(root, "add", "--update", env=index)
+        others = ("ls-files", "--others", "--exclude-standard", "--")
+        if found := [path for path in new if git(root, *others, path, env=index)]:
+            git(root, "add", "--", *found, env=index)
+        tree = git(root, "write-tree", env=index)
+    return git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, env=identity(root))
 
 
 def environment() -> dict[str, str]:

@@ -180,13 +180,6 @@ COMMANDS = {
         ("align plan", "align plan --set pretrain.num_steps=2000 --json"),
         commands.plan,
     ),
-    "gc": Verb(
-        "align.gc",
-        "list, or with --yes remove, what old runs left: data, models, checkpoints, branches",
-        ("retention",),
-        ("align gc", "align gc --set retention.days=7"),
-        commands.gc,
-    ),
     "register": Verb(
         "align.release.register",
         "complete the MLflow run and register the packaged model",

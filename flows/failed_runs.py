@@ -42,7 +42,7 @@ def kept_if_it_fails(worktree: Path, folder: Path, log: Callable[[str], None], n
     try:
         yield
     except Exception as error:
-        from prefect import runtime  # a run has imported it long ago; `align plan` and `align gc` do without
+        from prefect import runtime  # a run has imported it long ago; `align plan` does without
 
         run = {"name": name, "state": "failed", "why": str(error), "flow_run": str(runtime.flow_run.id or "")}
         keep(worktree, folder, log, run)

@@ -53,7 +53,7 @@ def sweep(root: Path, log: Callable[[str], None]) -> None:
     listed = _listed(root).splitlines()
     known = {Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")}
     paths = {path for path in known if path.parent == folder} | set(folder.glob("*"))
-    taken = taken_worktrees(root)
+    taken = _taken(root)
     for path in sorted(path for path in paths if path.name not in taken):
         lock = root / STATE / "locks" / path.name
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def _listed(root: Path) -> str:
     return git(root, "worktree", "list", "--porcelain")  # and says what is wrong
 
 
-def taken_worktrees(root: Path) -> set[str]:
+def _taken(root: Path) -> set[str]:
     """Names of the worktrees of live runs, and of runs of other machines, whose locks may not be seen here."""
     return {Path(record.worktree).name for kind, record in _records(root) if kind in ("live", "elsewhere")}
 

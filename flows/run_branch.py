@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.errors import ConfigError, DataError
-from align.git import LOCK_FILE, git, identity
+from align.git import LOCK_FILE, commit_files, git
 
 #: New files here are part of a run, even if git does not track them yet; `*.dvc` is what `dvc add` writes.
 NEW = ("align", "flows", "data/policy", LOCK_FILE, "*.dvc")
@@ -84,15 +83,7 @@ def snapshot(root: Path, message: str) -> str:
 
     Returns the commit. What git ignores is not in it.
     """
-    with tempfile.TemporaryDirectory(prefix="align-") as folder:
-        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        git(root, "read-tree", "HEAD", env=index)
-        git(root, "add", "--update", env=index)
-        others = ("ls-files", "--others", "--exclude-standard", "--")
-        if new := [path for path in (*NEW, *_measured(root)) if git(root, *others, path, env=index)]:
-            git(root, "add", "--", *new, env=index)
-        tree = git(root, "write-tree", env=index)
-    return git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, env=identity(root))
+    return commit_files(root, [*NEW, *_measured(root)], message)
 
 
 def record(root: Path, name: str, message: str) -> Recorded:

@@ -15,7 +15,6 @@ from align.locks import locked
 from flows.failed_runs import folder_for, kept_if_it_fails
 from flows.leftovers import clear
 from flows.request import Request
-from flows.retention.live import needs_everything
 from flows.run_branch import snapshot
 from flows.run_context import STATE
 from flows.worktree import worktree
@@ -39,7 +38,7 @@ class Workspace:
 @contextmanager
 def in_checkout(root: Path, name: str, log: Callable[[str], None]) -> Iterator[Workspace]:
     """The user's checkout, as it is."""
-    with locked(root / STATE / "locks" / "checkout", f"run '{name}'", log), needs_everything(root, log):
+    with locked(root / STATE / "locks" / "checkout", f"run '{name}'", log):
         yield Workspace(root)
 
 
@@ -68,7 +67,7 @@ def in_worktree(
     name = request.name or "run"
     kept = folder_for(root, name, key)
     path = root / STATE / "worktrees" / key
-    with locked(root / STATE / "locks" / key, f"run '{name}'", log), needs_everything(root, log):
+    with locked(root / STATE / "locks" / key, f"run '{name}'", log):
         clear(root, path, log)  # a killed run may have left it
         with worktree(root, commit, path, request.overrides, inputs=inputs), kept_if_it_fails(path, kept, log, name):
             log(f"working in {path}, made from {commit[:10]}")

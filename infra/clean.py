@@ -3,7 +3,7 @@
     python infra/clean.py
 
 What a person has put into `.align/`, or may still want, stays: data that `dvc push` wrote, the login, the history in
-Prefect's database, what failed runs left, and checkpoints, which are hours of work (`align gc` removes old ones).
+Prefect's database, what failed runs left, and checkpoints, which are hours of work.
 """
 
 from __future__ import annotations

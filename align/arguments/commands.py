@@ -89,11 +89,6 @@ def plan(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
-def gc(parser: ArgumentParser) -> None:
-    """Arguments of `align gc`."""
-    parser.add_argument("--yes", action="store_true", help="remove it; without --yes it is only listed")
-
-
 def register(parser: ArgumentParser) -> None:
     """Arguments of `align register`."""
     parser.add_argument("--revision", default=None, help="git revision of this run; default: the checkout's")

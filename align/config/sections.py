@@ -26,7 +26,6 @@ from align.config.paths import PathsConfig
 from align.config.pretrain import PretrainConfig
 from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
-from align.config.retention import RetentionConfig
 from align.config.retrain import RetrainConfig
 from align.config.search import SearchConfig
 from align.config.serve import ServeConfig
@@ -41,7 +40,6 @@ SECTIONS: dict[str, type[Section]] = {
         PathsConfig, EngineConfig, StoreConfig, HealthConfig, ClusterConfig, IngestConfig, DownloadConfig, FilterConfig,
         ValidateConfig, ShardConfig, FitTokenizerConfig, ModelConfig, PretrainConfig, FinetuneConfig, EvaluateConfig,
         IndexConfig, SearchConfig, ServeConfig, EmbedConfig, RegisterConfig, PromoteConfig, RetrainConfig,
-        RetentionConfig,
     )
 }  # fmt: skip
 

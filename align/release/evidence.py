@@ -8,12 +8,10 @@ model is measured on the same sets once.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +32,7 @@ from align.services.store import materialised, open_files
 from align.services.tracking.registry import MODEL_DIGEST, Version
 from align.services.tracking.tracker import Tracker
 
-#: Below the working directory: the page of each promotion, and what was measured for one. `align gc` removes old ones.
+#: Below the working directory: the page of each promotion, and what was measured for one.
 PAGES = Path(".align/promotions")
 MEASURED = PAGES / "measured"
 _IN_RUN = f"reports/evaluation/{RANKS}"
@@ -151,8 +149,6 @@ def evidence(
     if not has(ranks, wanted):
         raise DataError(f"{kept}: the sets changed while they were measured; repeat the command")
     assert ranks is not None
-    with suppress(FileNotFoundError):  # `align gc` lets it be as long as if it had been measured now
-        os.utime(kept / RANKS)
     return Evidence(ranks, f"version {version.number}: its registered model was measured on today's sets")
 
 

@@ -22,11 +22,13 @@ from align.config.finetune import FinetuneConfig
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.console import say, show
+from align.errors import DataError
 from align.release.indexed import is_logged, log_index
 from align.release.model_card import CARD, Champion, ModelCard
 from align.release.origin import Origin, read_origin
 from align.release.results import PipelineOutputs, Results, read_results, read_series
 from align.release.shown import log_shown, view
+from align.release.version_tag import keep_in_git
 from align.services.signing import SIGNATURE, is_kept, log_signature, require_signed
 from align.services.tracking.address import current_run_id, has_store
 from align.services.tracking.reader import StoredRuns, reader
@@ -196,15 +198,20 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align register`."""
     paths = params.section(PathsConfig)
     others = MAKE_PRETRAINED if paths.is_made_elsewhere(params.section(FinetuneConfig).start) else ()
+    origin = read_origin(args.revision, args.cached_stage, paths.policy)
     done = register(
         params.section(RegisterConfig),
         PipelineOutputs(paths.packaged, paths.shards, paths.reports, others, paths.index, paths.finetuned),
         params.values,
-        origin=read_origin(args.revision, args.cached_stage, paths.policy),
+        origin=origin,
         tracker=None,
         run_id=current_run_id(),
     )
     version = done.version
+    try:
+        keep_in_git(Path.cwd(), version, origin.git_revision, origin.dvc_lock)
+    except DataError as error:
+        say(f"note: no tag in git keeps what version {version.number} was made from: {error}")
     say(f"register: run {done.run_id} in MLflow at {done.mlflow}")
     how = "registered" if done.created else "registered before: the model is the same"
     digest = version.tags[MODEL_DIGEST]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from align.errors import ConfigError
 
@@ -50,16 +50,3 @@ def for_sqlalchemy(variable: str) -> str | None:
     if find_spec(driver) is None:
         raise ConfigError(f"{variable}: {driver} is not installed; pip install align-mlops[postgresql]")
     return f"postgresql+{driver}://{url.partition('://')[2]}"
-
-
-def for_tools(url: str) -> dict[str, str]:
-    """The address as the variables that psql, pg_dump and pg_restore read."""
-    parts = urlsplit(url)
-    values = {
-        "PGHOST": parts.hostname,
-        "PGPORT": str(parts.port) if parts.port else None,
-        "PGUSER": unquote(parts.username) if parts.username else None,
-        "PGPASSWORD": unquote(parts.password) if parts.password else None,
-        "PGDATABASE": unquote(parts.path.strip("/")),
-    }
-    return {name: value for name, value in values.items() if value}

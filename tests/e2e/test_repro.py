@@ -54,19 +54,3 @@ def test_repro_from_nothing_to_search(
     # Another threshold of the gate makes the gate stale, and nothing before it.
     write_params(clone / "params.yaml", {"validate.min_pairs": 90})
     assert set(json.loads(run(clone, "dvc", "status", "--json"))) == {"validate"}
-
-
-@pytest.mark.e2e
-@pytest.mark.full
-def test_a_backup_of_it_is_used_elsewhere(clone: Path, tmp_path: Path) -> None:
-    run(clone, "dvc", "repro")
-    run(clone, "align", "register")
-    place, there = tmp_path / "place", tmp_path / "there"
-    run(clone, sys.executable, "-m", "flows.backup", "save", str(place))
-    git(tmp_path, "clone", "--quiet", f"file://{clone}", str(there))
-    run(there, sys.executable, "-m", "flows.backup", "restore", str(place))
-    assert json.loads(run(there, "dvc", "status", "--json")) == {}
-    assert len(json.loads(run(there, "align", "search", "a cat", "--json", "-k", "3"))) == 3
-    load = "import mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db'); mlflow.pyfunc.load_model(%r)"
-    run(there, sys.executable, "-c", load % "models:/align@candidate")
-    assert "version 1 (registered before" in run(there, "align", "register")

@@ -2,9 +2,7 @@
 same command then makes the same bytes. KILL_POINTS=0 takes every change, else it is a sample.
 """
 
-import json
 import re
-import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -14,11 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from align.files import sha256_file
-from align.git import git
-from align.services.tracking.database import settle
 from flows.run_branch import record
-from tests.support import old_runs, pages_project, registered, small_stages
+from tests.support import pages_project, registered, small_stages
 from tests.support.dvc_projects import environment, file_bytes, shell
 from tests.support.kill_points import CHOSEN, Case, survives
 from tests.support.killing import digests
@@ -93,64 +88,6 @@ def test_a_change_of_the_registry(
     case = Case(root.parent, told, in_mlflow, whole_or_nothing=False)
     kills, changes = survives(case, tmp_path)
     print(f"{verb}: {kills} kills of {changes} changes")
-
-
-@pytest.fixture(scope="module", name="old")
-def _old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with five runs, in a folder of its own."""
-    root = tmp_path_factory.mktemp("old")
-    old_runs.make(root / "project")
-    return root
-
-
-def of_runs(root: Path) -> dict[str, Any]:
-    """What a project with runs is made of, but for what passes."""
-    if not (root / "mlflow.db").exists():
-        return {}
-    settle(root / "mlflow.db")
-    with closing(sqlite3.connect(root / "mlflow.db")) as database:
-        runs = database.execute("SELECT name, lifecycle_stage FROM runs ORDER BY 1").fetchall()
-    passing = (".git/", ".dvc/tmp", ".align/", "mlflow.db", "mlartifacts/")
-    files = {name: data for name, data in file_bytes(root).items() if not name.startswith(passing)}
-    kept = {path.parent.name for path in (root / "mlartifacts").glob("*/*/artifacts")}
-    return {"branches": old_runs.branches(root), "runs": runs, "files": files, "artifacts": len(kept)}
-
-
-def test_gc(old: Path, tmp_path: Path) -> None:
-    told = [ALIGN, "gc", "--yes", "--set", "retention.num_runs=1"]
-    case = Case(old, told, of_runs, False, lambda root: environment(root, {}))
-    print("gc: {} kills of {} changes".format(*survives(case, tmp_path)))
-
-
-@pytest.mark.parametrize("verb", ["save", "restore"])
-def test_backup(old: Path, tmp_path: Path, verb: str) -> None:
-    start = tmp_path / "start"
-    shutil.copytree(old, start, symlinks=True)
-    settle(start / "project/mlflow.db")
-    told, state = ["flows.backup", verb, "../place"], of_runs
-    if verb == "restore":
-        done = Case(start, ["flows.backup", "save", "../place"], of_runs, env=lambda root: environment(root, {})).run(
-            start / "project", 0
-        )
-        assert done.returncode == 0, done.stderr
-        (start / "project").rename(tmp_path / "lost")
-        git(start, "clone", "--quiet", "--branch", "main", f"file://{tmp_path / 'lost'}", str(start / "project"))
-        git(start / "project", "remote", "remove", "origin")
-    else:
-
-        def state(root: Path) -> dict[str, Any]:
-            """Each backup that counts, and how many files of it are whole."""
-            place = root.parent / "place"
-            manifests = [json.loads(path.read_bytes())["files"] for path in place.glob("backups/2*.json")]
-            whole = [
-                sha256_file(place / "files" / sha256[:2] / sha256) == sha256
-                for files in manifests for sha256, _ in files.values()
-            ]  # fmt: skip
-            names = sorted(set().union(*manifests)) if manifests else []
-            return {"names": [name for name in names if name != ".align/project"], "whole": all(whole)}
-
-    case = Case(start, told, state, False, lambda root: environment(root, {}))
-    print("backup {}: {} kills of {} changes".format(verb, *survives(case, tmp_path)))
 
 
 def test_forget(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""`make up`, runs, backup and restore with PostgreSQL for Prefect and MLflow, where its addresses are given."""
+"""`make up`, runs, and the dumps of docs/operations.md, with PostgreSQL for Prefect and MLflow."""
 
 import os
+import re
+import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ from align.git import git
 from tests.support import ROOT, missing
 from tests.support.local_stack import Stack, stub_repository
 from tests.support.postgresql import PASSWORD, URL_PASSWORD, create, postgresql_server, programs, sql
+from tests.support.warm import commands
 
 pytestmark = pytest.mark.full
 __all__ = ["postgresql_server"]
@@ -44,6 +46,15 @@ def count(stack: Stack, variable: str, table: str) -> int:
     return int(sql(int(place.rpartition(":")[2]), f"SELECT count(*) FROM {table}", database).stdout)
 
 
+def typed(program: str, env: Mapping[str, str]) -> None:
+    """Types the lines of docs/operations.md that start a program."""
+    lines = re.findall(rf"^    ({program} .*)$", (ROOT / "docs/operations.md").read_text(), re.M)
+    assert len(lines) == 2
+    for line in lines:
+        done = subprocess.run(["sh", "-c", line], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(
     stack: Stack, postgresql: str, tmp_path: Path
 ) -> None:
@@ -59,38 +70,34 @@ def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(
     found = stack.ask(f"{api}/experiments/get-by-name?experiment_name=stub")["experiment"]
     assert found["artifact_location"].startswith((stack.root / "mlartifacts").as_uri())  # not in the run's worktree
 
-    def backup(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows.backup", *words]
-        env = stack.env | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
-
-    place = tmp_path / "place"
-    done = backup(stack.root, "save", str(place))
-    assert done.returncode == 0, done.stderr
+    port = int(postgresql.rstrip("/").rpartition(":")[2])
+    place = {"BACKUP": str(tmp_path), "newest": str(tmp_path / "new"), "PGHOST": "127.0.0.1", "PGPORT": str(port)}
+    (tmp_path / "new").mkdir()
+    typed("pg_dump", stack.env | place | {"PGUSER": "align", "PGPASSWORD": PASSWORD})
     assert stack.run("-m", "infra.local", "down").returncode == 0
-    elsewhere = tmp_path / "elsewhere"
-    git(tmp_path, "clone", "--quiet", f"file://{stack.root}", str(elsewhere))
-    done = backup(elsewhere, "restore", str(place))
-    assert done.returncode == 1 and "ALIGN_PREFECT_DATABASE_URL: has data" in done.stderr
-    stack.env |= dict(zip(VARIABLES, create(postgresql, "prefect2", "mlflow2"), strict=True))
-    done = backup(elsewhere, "restore", str(place))
-    assert done.returncode == 0, done.stderr
-    stack.root = elsewhere
-    (elsewhere / "bin/align").chmod(0o755)
+    lost = stack.root.rename(tmp_path / "lost")
+    git(tmp_path, "clone", "--quiet", f"file://{lost}", str(stack.root))
+    git(stack.root, "fetch", "--quiet", "origin", "refs/heads/run/*:refs/heads/run/*")
+    shutil.copytree(lost / "mlartifacts", stack.root / "mlartifacts")
+    for name in ("prefect", "mlflow"):
+        assert sql(port, f"DROP DATABASE {name}").returncode == 0
+    create(postgresql, "prefect", "mlflow")
+    typed("pg_restore", stack.env | place | {"PGUSER": "align", "PGPASSWORD": PASSWORD})
+    (stack.root / "bin/align").chmod(0o755)
     done = stack.run("-m", "infra.local", "up")
     assert done.returncode == 0, done.stdout + done.stderr
     assert stack.ask(f"/flow_runs/{run}")["state_type"] == "COMPLETED"
     found = stack.ask(f"{api}/experiments/get-by-name?experiment_name=stub")["experiment"]
-    assert found["artifact_location"].startswith((elsewhere / "mlartifacts").as_uri())
-    assert git(elsewhere, "rev-parse", "--verify", "run/clicked")
+    assert found["artifact_location"].startswith((stack.root / "mlartifacts").as_uri())
+    assert git(stack.root, "rev-parse", "--verify", "run/clicked")
 
 
 def test_a_bad_address_is_one_line_that_does_not_show_it(tmp_path: Path) -> None:
     stub_repository(tmp_path / "repo")
     for url in ("mysql://me:planted@host/db", "postgresql://me:planted@host", "postgresql://me:planted@host:x/db"):
         done = subprocess.run(
-            [sys.executable, "-m", "flows.backup", "save", str(tmp_path / "place")],
-            cwd=tmp_path / "repo", env=os.environ | {VARIABLES[1]: url}, capture_output=True, text=True, check=False,
+            [commands() / "align", "champion"], cwd=tmp_path / "repo", env=os.environ | {VARIABLES[1]: url},
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 1 and "planted" not in done.stderr
         assert "ALIGN_MLFLOW_DATABASE_URL: expected postgresql://<user>:<password>@host:port/database" in done.stderr

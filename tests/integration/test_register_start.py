@@ -1,4 +1,4 @@
-"""`align register` of a model that began with another one than `align pretrain` wrote here."""
+"""`align register` as a command: of a model that began with another one than `align pretrain` wrote here; its tag."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,10 @@ import pytest
 from align.cli import main
 from align.formats.filtered import decisions_digest
 from align.formats.shards import read_manifest
+from align.git import git
 from align.release.package import package
 from align.services.tracking.tracker import Tracker
-from tests.support import small_data, small_model
+from tests.support import small_data, small_git, small_model
 from tests.support.params import PARAMS_FILE
 from tests.support.small_data import Pair
 
@@ -58,3 +59,19 @@ def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project: Path
         assert not key.startswith(("pretrain", "fit_tokenizer")), key
     assert run.params["model.embed_width"] == "24"  # of the packaged model
     assert run.params["finetune.batch_size"] == "48"  # inherited, and used
+
+
+def test_git_keeps_what_a_version_was_made_from(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second call tags what a first one, killed before its end, did not."""
+    small_git.write(project, {"code": "one"})
+    (project / "dvc.lock").write_text("schema: '2.0'\n")
+    registered()
+    for _ in range(2):
+        assert git(project, "tag").splitlines() == ["align/align/v1"]
+        assert git(project, "show", "align/align/v1:dvc.lock") == "schema: '2.0'"
+        git(project, "tag", "--delete", "align/align/v1")
+        registered()
+    (project / ".git/refs/tags/align").rename(project / "elsewhere")
+    (project / ".git/refs/tags/align").touch()
+    registered()
+    assert "note: no tag in git keeps what version 1 was made from: git update-ref" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def require_whole(database: Path) -> None:
         return
     except sqlite3.DatabaseError as error:
         raise ServiceError(
-            f"{database}: damaged ({error}); bring it back with `make restore`, or move it away "
+            f"{database}: damaged ({error}); bring it back from a backup (docs/operations.md), or move it away "
             "to start with an empty one"
         ) from None
 

@@ -1,6 +1,6 @@
 """MLflow's database file, read without MLflow: importing it and opening its store takes two CPU seconds.
 
-For commands that look, and often have nothing to write (`align runs`, `align gc`, `align register`). The tables are
+For commands that look, and often have nothing to write (`align runs`, `align register`). The tables are
 those of MLflow 3; `reader` gives MLflow itself where a file lacks one of the columns, and where the store is no file.
 """
 
@@ -10,7 +10,6 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -44,11 +43,6 @@ class StoredRuns:
     def __init__(self, file: Path, uri: str) -> None:
         self._file, self.uri = file, uri
         self.registry = StoredModels(self)
-
-    @cached_property
-    def tracker(self) -> Tracker:
-        """MLflow, to change something."""
-        return Tracker()
 
     def runs(self) -> list[TrackedRun]:
         """As `Tracker.runs`, of all experiments."""
@@ -86,16 +80,6 @@ class StoredRuns:
         )
         return bool(list(self.select(query, experiment, key, value)))
 
-    def every_run(self, experiment: str) -> Iterator[tuple[TrackedRun, str, tuple[str, ...], bool]]:
-        """The runs of an experiment, also those in MLflow's trash: each with the address of its files, the names of its
-        metrics, and whether it is in the trash.
-        """
-        tags, metrics = self._by_run("tags"), self._by_run("latest_metrics")
-        for row in self.select(f"{_RUNS} WHERE e.name = ? {_NEWEST_FIRST}", experiment):
-            run, place, name, status, start, end, files, stage = row
-            found = TrackedRun(run, str(place), name, status, (start or 0) / 1000, end and end / 1000, tags[run], {})
-            yield found, files or "", tuple(metrics[run]), stage == "deleted"
-
     def _by_run(self, table: str, run_id: str | None = None) -> defaultdict[str, dict[str, Any]]:
         found: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         query = f"SELECT run_uuid, key, {_VALUE[table]} FROM {table} WHERE run_uuid = coalesce(?, run_uuid)"
@@ -123,13 +107,13 @@ class StoredModels:
     def __init__(self, stored: StoredRuns) -> None:
         self._stored = stored
 
-    def versions(self, model: str | None = None) -> list[Version]:
-        """All versions, oldest first; None: of every model."""
+    def versions(self, model: str) -> list[Version]:
+        """All versions, oldest first."""
         tags: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
         for name, number, key, value in self._stored.select("SELECT name, version, key, value FROM model_version_tags"):
             tags[name, number][key] = value
         rows = self._stored.select(_VERSIONS)
-        return [Version(name, number, run, tags[name, number]) for name, number, run in rows if model in (None, name)]
+        return [Version(name, number, run, tags[name, number]) for name, number, run in rows if name == model]
 
     def aliases(self, model: str) -> dict[str, int]:
         """Alias -> number of its version."""

@@ -13,7 +13,6 @@ import pytest
 from align.errors import DataError, ServiceError
 from align.run_records import FOLDER, RunRecord, hold
 from align.services.tracking.tracker import Tracker
-from align.services.tracking_retention import logged_runs
 from flows import reconcile as module
 from flows.reconcile import reconcile
 
@@ -148,7 +147,7 @@ def test_its_run_in_mlflow_is_killed_and_no_other_one(tmp_path: Path, prefect: P
     assert said == [
         "run 'demo' was killed: in MLflow its run is KILLED; Prefect does not answer: left for the next time"
     ]
-    assert {run.name: run.status for run in logged_runs(tracker, "align", tmp_path)} == {
+    assert {run.name: run.status for run in tracker.runs("", "align")} == {
         "mine": "KILLED", "next": "RUNNING", "theirs": "RUNNING", "ended": "FINISHED",
     }  # fmt: skip
 

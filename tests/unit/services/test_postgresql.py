@@ -4,7 +4,7 @@ import pytest
 
 from align.errors import ConfigError
 from align.services import postgresql
-from align.services.postgresql import MLFLOW, PREFECT, for_sqlalchemy, for_tools, given
+from align.services.postgresql import MLFLOW, PREFECT, for_sqlalchemy, given
 
 
 @pytest.mark.parametrize(
@@ -31,10 +31,3 @@ def test_each_program_has_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgresql, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"asyncpg is not installed; pip install align-mlops\[postgresql\]"):
         for_sqlalchemy(PREFECT)
-
-
-def test_tools_get_variables_not_arguments() -> None:
-    assert for_tools("postgresql://me:a%2Fb%40@host:5/db") == {
-        "PGHOST": "host", "PGPORT": "5", "PGUSER": "me", "PGPASSWORD": "a/b@", "PGDATABASE": "db",
-    }  # fmt: skip
-    assert for_tools("postgresql://host/db") == {"PGHOST": "host", "PGDATABASE": "db"}

@@ -139,6 +139,6 @@ def test_a_damaged_database_is_one_line_for_whoever_opens_it(
         (tmp_path / "mlartifacts").mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     for use in (lambda: Tracker(address), lambda: reader().registry.versions("align"), lambda: require_whole(file)):
-        with pytest.raises(ServiceError, match=rf"^{file}: damaged \(.*make restore") as refused:
+        with pytest.raises(ServiceError, match=rf"^{file}: damaged \(.*from a backup") as refused:
             use()
         assert "\n" not in str(refused.value)

@@ -16,9 +16,6 @@ from align.model.tokenizer import TextTokenizer, pad
 
 _TORCH_TYPES: dict[Any, torch.dtype] = {np.uint8: torch.uint8, np.float16: torch.float16, np.float32: torch.float32}
 
-#: Arrays in shared memory begin at multiples of this.
-_ALIGNED_BYTES = 64
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -81,10 +78,6 @@ class Arrays(NamedTuple):
     draws: NDArray[np.float32]
     teacher: NDArray[np.float16]
 
-    def rows(self, begin: int, end: int) -> Arrays:
-        """Views of some rows."""
-        return Arrays._make(array[begin:end] for array in self)
-
 
 #: Memory for the rows that a step needs; may wait until some is free.
 Memory = Callable[[int], Arrays]
@@ -105,24 +98,9 @@ def new_arrays(num_rows: int, augmentation: Augmentation, *, pin: bool = False) 
     )
 
 
-def arrays_in(buffer: Any, begin: int, num_rows: int, augmentation: Augmentation) -> Arrays:
-    """Views of `num_bytes` of a buffer, from an offset on."""
-    arrays: list[NDArray[Any]] = []
-    for shape, kind in _shapes(num_rows, augmentation):
-        array = np.frombuffer(buffer, kind, math.prod(shape), begin).reshape(shape)
-        arrays.append(array)
-        begin += _aligned(array.nbytes)
-    return Arrays._make(arrays)
-
-
 def num_bytes(num_rows: int, augmentation: Augmentation) -> int:
-    """That N rows take in shared memory."""
-    sizes = (math.prod(shape) * np.dtype(kind).itemsize for shape, kind in _shapes(num_rows, augmentation))
-    return sum(map(_aligned, sizes))
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES
+    """Of the arrays of N rows."""
+    return sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in _shapes(num_rows, augmentation))
 
 
 class Rows(NamedTuple):

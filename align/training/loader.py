@@ -7,11 +7,12 @@ no saved state.
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import replace
 
@@ -19,10 +20,13 @@ import torch
 
 from align.console import say
 from align.training.batch import Augmentation, Batch, Sampling, Workers, new_arrays, whole
-from align.training.loader_processes import LoaderProcesses
-from align.training.loader_worker import Job
+from align.training.loader_processes import made_by_processes, shared_slots
+from align.training.loader_worker import Parts
 from align.training.rows import AHEAD, RowMaker
 from align.training.samples import SplitSamples
+
+#: Seconds after which a rank that waits for a batch asks whether it was told to end.
+_POLL_S = 0.2
 
 
 class TrainLoader:
@@ -94,28 +98,30 @@ class TrainLoader:
                 yield whole(arrays, rows, tokenizer, pin=pin)
 
     def _in_processes(self, first_step: int, num_steps: int) -> Generator[Batch]:
-        number = self._workers.num_processes
-        job = Job(
+        number, told = self._workers.num_processes, multiprocessing.get_context("spawn").Event()
+        parts = Parts(
             sources=tuple((samples.elsewhere(number), weight) for samples, weight in self._sources),
-            sampling=self._sampling, augmentation=self._augmentation, part=self._share, share=self._share,
+            sampling=self._sampling, augmentation=self._augmentation, share=self._share,
             num_threads=self._workers.num_threads or 1, steps=(first_step, num_steps),
+            slots=shared_slots(self._share[1] - self._share[0], self._augmentation), told=told,
         )  # fmt: skip
-        processes = LoaderProcesses(
-            job, [samples for samples, _ in self._sources], self._report, num_processes=number, pin=self._workers.pin
-        )
+        made = made_by_processes(parts, self._report, num_processes=number, pin=self._workers.pin)
         taker = ThreadPoolExecutor(1, thread_name_prefix="loader-take")
         waiting: deque[Future[Batch]] = deque()
         step = first_step
         try:
             while step < num_steps or waiting:
                 while step < num_steps and len(waiting) < AHEAD:
-                    waiting.append(taker.submit(processes.batch))
+                    waiting.append(taker.submit(next, made))
                     step += 1
+                while not wait([waiting[0]], _POLL_S).done:
+                    if any(samples.tars.stopped() for samples, _ in self._sources):
+                        told.set()
                 yield waiting.popleft().result()
         finally:
-            processes.kill()
-            taker.shutdown(wait=True, cancel_futures=True)
-            processes.close()
+            told.set()
+            taker.shutdown(cancel_futures=True)
+            made.close()
 
     def _report(self, error: str) -> None:
         """Reports, once per tar, that it has samples which cannot be read."""

@@ -1,211 +1,114 @@
-"""A rank's loader processes: their start, the batches out of shared memory, and their end.
+"""A rank's loader processes: the workers of torch's DataLoader, and the batches that they make.
 
-The rows of the rank's part of each batch are divided among them, so a batch is ready when each has made its few. The
-memory is anonymous (memfd): it has no name that a killed run could leave behind, and /dev/shm, which containers keep
-small, does not bound it. It is reserved before the start, so that a machine with too little says so at once.
+The rows of the rank's part of each batch are divided among them, so a batch is ready when each has made its few, and
+few batches are in memory however many processes there are. torch's shared memory is in /dev/shm, where it has no name.
 
 The processes are spawned: a rank has threads, and a fork of it could wait for a lock that nobody holds.
 """
 
 from __future__ import annotations
 
-import mmap
-import multiprocessing
-import os
+import shutil
 import signal
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from multiprocessing.reduction import send_handle
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from align.errors import AlignError, TrainingError
-from align.training.batch import Batch, Rows, new_arrays, num_bytes, whole
-from align.training.loader_worker import (
-    GROUP_SIGNALS,
-    NUM_SLOTS,
-    Job,
-    SlotFree,
-    Stop,
-    Unavailable,
-    Unreadable,
-    slot,
-    work,
-)
+from align.training.batch import Augmentation, Batch, Rows, new_arrays, num_bytes, whole
+from align.training.loader_worker import ASKED, GROUP_SIGNALS, NUM_SLOTS, Part, Parts, alone, as_it_is
 from align.training.process_group import RestartError
-from align.training.samples import SplitSamples
 
-#: Seconds after which a rank that waits for rows asks whether it was told to end.
-_POLL_S = 0.2
-#: Seconds within which the kernel tells how a process ended whose pipe has closed.
-_END_S = 10.0
+_SHARED = Path("/dev/shm")
+_WITHOUT = "num_loader_processes: 0 does without"
 
 
-@dataclass(frozen=True)
-class _Worker:
-    """A loader process, and the pipe to it."""
+def shared_slots(num_rows: int, augmentation: Augmentation) -> list[list[Tensor]]:
+    """Shared memory for NUM_SLOTS batches of N rows; all of it is there, since copying touches each page.
 
-    process: SpawnProcess
-    pipe: Connection
+    Raises:
+        TrainingError: there is too little: a page that is missing would end the process that touches it.
+    """
+    size = NUM_SLOTS * num_bytes(num_rows, augmentation)
+    if _SHARED.is_dir() and (free := shutil.disk_usage(_SHARED).free) < size:
+        raise TrainingError(
+            f"{_SHARED} has {free / 2**20:,.0f} MiB for the batches of loader processes, which need "
+            f"{size / 2**20:,.0f}; {_WITHOUT}, and a smaller batch_size or more ranks need less"
+        )
+    slots = [[torch.from_numpy(array) for array in new_arrays(num_rows, augmentation)] for _ in range(NUM_SLOTS)]
+    for tensor in (tensor for slot in slots for tensor in slot):
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return slots
 
 
-class LoaderProcesses:
-    """Makes batches in order. A context; its end kills the processes, which keep nothing.
+def made_by_processes(
+    parts: Parts, report: Callable[[str], None], *, num_processes: int, pin: bool
+) -> Generator[Batch]:
+    """Makes batches in order, each in memory of its own. The end of the generator is that of the processes.
+
+    A thread that is not the main one has to start it: else torch would raise a process's death in the middle of
+    whatever the main thread does.
 
     Args:
-        job: of all of them together: its `part` is the rank's share.
-        sources: of the rank, opened; they are asked whether it was told to end, and say when the store is unavailable.
+        parts: of the batches.
         report: takes the words of each sample that cannot be read and was replaced.
         num_processes: at most one for each row is started.
         pin: whether batches lie in page-locked memory.
 
     Raises:
-        TrainingError: this machine has too little memory for the batches, or cannot start the processes.
+        TrainingError: this machine cannot start the processes.
+        RestartError: a process has died.
+        AlignError: what a process could not make its rows for.
     """
-
-    def __init__(
-        self, job: Job, sources: Sequence[SplitSamples], report: Callable[[str], None], *, num_processes: int,
-        pin: bool,
-    ) -> None:  # fmt: skip
-        self._job, self._sources, self._report, self._pin = job, sources, report, pin
-        self._num_rows = job.share[1] - job.share[0]
-        self._next, self._told = job.steps[0], False
-        self._workers: list[_Worker] = []
-        num_processes = min(num_processes, self._num_rows)
-        size = NUM_SLOTS * num_bytes(self._num_rows, job.augmentation)
-        descriptor = _reserved(size)
-        try:
-            self._buffer = mmap.mmap(descriptor, size)
-            for _ in range(num_processes):
-                self._workers.append(_started())
-            edges = [job.share[0] + self._num_rows * number // num_processes for number in range(num_processes + 1)]
-            for worker, part in zip(self._workers, pairwise(edges), strict=True):
-                with suppress(BrokenPipeError, ConnectionResetError):  # it is dead: its rows will be missed
-                    send_handle(worker.pipe, descriptor, worker.process.pid)
-                    worker.pipe.send(replace(job, part=part))
-        except BaseException as error:
-            self.close()
-            if isinstance(error, OSError):
-                raise TrainingError(f"loader processes cannot be started ({error.strerror}); {_WITHOUT}") from None
-            raise
-        finally:
-            os.close(descriptor)
-
-    def batch(self) -> Batch:
-        """The batch of the next step, in memory of its own. One thread at a time may call this.
-
-        Raises:
-            RestartError: a process has died.
-            AlignError: what a process could not make its rows for.
-        """
-        made: dict[int, Rows] = {}
-        missing = {worker.pipe: number for number, worker in enumerate(self._workers)}
-        while missing:
-            for pipe in wait(list(missing), _POLL_S):
-                number = missing[pipe]  # type: ignore[index]  # they are the same objects
-                message = self._message(number)
-                if isinstance(message, Rows):
-                    made[number] = message
-                    del missing[self._workers[number].pipe]
-            if not self._told and any(samples.tars.stopped() for samples in self._sources):
-                self._told = True
-                self._tell(Stop())
-        job, arrays = self._job, new_arrays(self._num_rows, self._job.augmentation, pin=self._pin)
-        shared = slot(self._buffer, self._next - job.steps[0], self._num_rows, job.augmentation)
-        for ours, theirs in zip(arrays, shared, strict=True):
-            torch.from_numpy(ours).copy_(torch.from_numpy(theirs))  # without the GIL
-        self._next += 1
-        self._tell(SlotFree())
-        in_order = [made[number] for number in range(len(self._workers))]
-        rows = Rows(
-            [text for part in in_order for text in part.texts], [ids for part in in_order for ids in part.ids],
-            sum(part.num_quarantined for part in in_order),
-        )  # fmt: skip
-        return whole(arrays, rows, job.augmentation.tokenizer, pin=self._pin)
-
-    def kill(self) -> None:
-        """Ends the processes; a call of `batch` in another thread raises."""
-        for worker in self._workers:
-            worker.process.kill()
-
-    def close(self) -> None:
-        """Ends the processes and waits for their end."""
-        self.kill()
-        for worker in self._workers:
-            worker.process.join()
-            worker.pipe.close()
-
-    def _message(self, number: int) -> object:
-        """The next one of a process; what it says and what it raises is said and raised here."""
-        try:
-            message = self._workers[number].pipe.recv()
-        except (EOFError, OSError):
-            raise self._death(number) from None
-        if isinstance(message, AlignError):
-            raise message
-        if isinstance(message, Unreadable):
-            self._report(message.line)
-        if isinstance(message, Unavailable):
-            self._sources[message.source].tars.unavailable(message.line)
-        return message
-
-    def _tell(self, message: Stop | SlotFree) -> None:
-        for worker in self._workers:
-            with suppress(OSError):  # it is dead: its rows will be missed
-                worker.pipe.send(message)
-
-    def _death(self, number: int) -> RestartError:
-        process = self._workers[number].process
-        deadline = time.monotonic() + _END_S
-        while process.exitcode is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        code = process.exitcode
-        if code is not None and code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
-                how += ", perhaps for its memory"
-        else:
-            how = f"ended with exit code {code}; see its output above"
-        return RestartError(f"loader process {number + 1} of {len(self._workers)} {how}; run the stage again to resume")
+    num_rows = parts.share[1] - parts.share[0]
+    num_processes = min(num_processes, num_rows)
+    workers = _started(parts, num_processes)
+    try:
+        for step in range(*parts.steps):
+            made = [_next(workers) for _ in range(num_processes)]
+            for line in (line for part in made for line in part.unreadable):
+                report(line)
+            arrays = new_arrays(num_rows, parts.augmentation, pin=pin)
+            for ours, theirs in zip(arrays, parts.slot(step), strict=True):
+                torch.from_numpy(ours).copy_(theirs)  # without the GIL
+            rows = Rows(
+                [text for part in made for text in part.rows.texts], [ids for part in made for ids in part.rows.ids],
+                sum(part.rows.num_quarantined for part in made),
+            )  # fmt: skip
+            yield whole(arrays, rows, parts.augmentation.tokenizer, pin=pin)
+    finally:
+        workers._shutdown_workers()  # type: ignore[attr-defined]  # else they live as long as an error's traceback
 
 
-_WITHOUT = "num_loader_processes: 0 does without"
-
-
-def _started() -> _Worker:
-    """Starts a loader process. What is sent to the group meanwhile must not end it, see `loader_worker`."""
-    ours, theirs = multiprocessing.Pipe()
+def _started(parts: Parts, number: int) -> Iterator[Part | AlignError]:
+    """Starts the processes. What is sent to the group meanwhile must not end them, see `alone`."""
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # as many as params.yaml says
+    loader = DataLoader(
+        parts, batch_size=None, num_workers=number, collate_fn=as_it_is, prefetch_factor=ASKED,
+        worker_init_fn=alone, multiprocessing_context="spawn", generator=torch.Generator(),
+    )  # fmt: skip
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
-        process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs,), name="loader", daemon=True)
-        process.start()
+        return iter(loader)
+    except OSError as error:
+        raise TrainingError(f"loader processes cannot be started ({error.strerror}); {_WITHOUT}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-    return _Worker(process, ours)
 
 
-def _reserved(size: int) -> int:
-    """The descriptor of memory that is there: a page that is missing would end the process that touches it."""
-    descriptor = None
+def _next(workers: Iterator[Part | AlignError]) -> Part:
     try:
-        if hasattr(os, "memfd_create"):
-            descriptor = os.memfd_create("align-batches", os.MFD_CLOEXEC)
-        else:
-            with tempfile.TemporaryFile() as file:
-                descriptor = os.dup(file.fileno())
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        if descriptor is not None:
-            os.close(descriptor)
-        raise TrainingError(
-            f"{size / 2**20:,.0f} MiB for the batches of loader processes cannot be had ({error.strerror}); "
-            f"{_WITHOUT}, and a smaller batch_size or more ranks need less"
+        part = next(workers)
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        raise RestartError(
+            f"a loader process has died, perhaps for memory: {error}; run the stage again to resume"
         ) from None
-    return descriptor
+    if isinstance(part, AlignError):
+        raise part
+    return part

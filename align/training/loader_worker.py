@@ -1,152 +1,122 @@
-"""A loader process: makes some rows of each batch of a rank, into memory that both share.
-
-It lives in a session of its own, so that signals to the rank's group (Ctrl-C, a flow that is cancelled) do not end it
-while the rank still finishes its step. It ends when its pipe does, which the kernel closes however the rank ends.
+"""A loader process: a worker of torch's DataLoader that makes some rows of each batch, into memory that ranks share.
 
 It imports what decodes and tokenises, and no model.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import signal
-import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
-import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
 from align.errors import AlignError
-from align.training.batch import Arrays, Augmentation, Sampling, arrays_in, num_bytes
+from align.processes import when_parent_ends
+from align.training.batch import Arrays, Augmentation, Rows, Sampling
 from align.training.rows import AHEAD, RowMaker
 from align.training.samples import SplitSamples
 
-#: Batches that shared memory holds.
-NUM_SLOTS = AHEAD
+#: Batches that a process is asked for ahead.
+ASKED = 1
+#: Batches that shared memory holds: one is taken, ASKED wait, and AHEAD - 1 are in preparation beside.
+NUM_SLOTS = AHEAD + ASKED
 
 #: Signals that people and supervisors send to a whole group.
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
+class Part(NamedTuple):
+    """What a process says of its rows of one batch.
+
+    Attributes:
+        rows: all of them that does not lie in shared memory.
+        unreadable: a line for each sample that cannot be read and was replaced.
+    """
+
+    rows: Rows
+    unreadable: list[str]
+
+
+class Told(Protocol):
+    """An event that processes share."""
+
+    def set(self) -> None:
+        """Tells all of them."""
+
+    def is_set(self) -> bool:
+        """Whether they were told."""
+
+
 @dataclass(frozen=True)
-class Job:
-    """What one loader process makes; picklable.
+class Parts(IterableDataset[Part | AlignError]):
+    """The rows of a rank's part of each batch, divided evenly among the workers of a DataLoader; picklable.
 
     Attributes:
         sources: functions that open the splits, with their weights.
-        sampling, augmentation, part, num_threads: see `RowMaker`.
+        sampling, augmentation, num_threads: see `RowMaker`.
         share: the first of the global batch's rows that the rank has, and the first that it has not.
         steps: the first one, and the first that is not made.
+        slots: NUM_SLOTS times the arrays of the share, in shared memory.
+        told: that the rank was told to end, so no read waits for an unavailable store.
     """
 
     sources: tuple[tuple[Callable[[], SplitSamples], float], ...]
     sampling: Sampling
     augmentation: Augmentation
-    part: tuple[int, int]
     share: tuple[int, int]
     num_threads: int
     steps: tuple[int, int]
+    slots: list[list[Tensor]]
+    told: Told
+
+    def slot(self, step: int) -> list[Tensor]:
+        """The memory of a step's batch."""
+        return self.slots[(step - self.steps[0]) % NUM_SLOTS]
+
+    def __iter__(self) -> Iterator[Part | AlignError]:
+        """In a process: its part of each step, in order. An error is a value: torch would change its words."""
+        worker = get_worker_info()
+        assert worker is not None
+        num_rows = self.share[1] - self.share[0]
+        begin, end = (num_rows * number // worker.num_workers for number in (worker.id, worker.id + 1))
+        unreadable: deque[str] = deque()
+        try:
+            sources = [(opened(), weight) for opened, weight in self.sources]
+            for samples, _ in sources:
+                samples.tars.stopped = self.told.is_set
+                if worker.id:
+                    samples.tars.tell = as_it_is  # all wait for the same store: the first process says so
+            maker = RowMaker(
+                sources, self.sampling, self.augmentation, (self.share[0] + begin, self.share[0] + end),
+                self.num_threads, unreadable.append,
+            )  # fmt: skip
+            for _, rows in maker.made(
+                *self.steps, lambda step: Arrays._make(array[begin:end].numpy() for array in self.slot(step))
+            ):
+                yield Part(rows, [unreadable.popleft() for _ in range(len(unreadable))])
+        except AlignError as error:
+            yield error
 
 
-class SlotFree(NamedTuple):
-    """To a loader process: the rank has taken the oldest batch out of shared memory."""
+def as_it_is(value: Any) -> Any:
+    """For torch, which would make tensors of all that a process sends."""
+    return value
 
 
-class Stop(NamedTuple):
-    """To a loader process: the rank was told to end, so no read waits for an unavailable store."""
+def alone(_: int) -> None:
+    """Lets this process end with the rank, however that ends, and leave the rank's group.
 
-
-class Unreadable(NamedTuple):
-    """From a loader process: a sample cannot be read and was replaced."""
-
-    line: str
-
-
-class Unavailable(NamedTuple):
-    """From a loader process: the store of a source does not answer."""
-
-    source: int
-    line: str
-
-
-def slot(buffer: Any, number: int, num_rows: int, augmentation: Augmentation) -> Arrays:
-    """The memory of one of NUM_SLOTS batches."""
-    return arrays_in(buffer, number % NUM_SLOTS * num_bytes(num_rows, augmentation), num_rows, augmentation)
-
-
-def work(pipe: Connection) -> None:
-    """The process's main function.
-
-    Args:
-        pipe: brings the file descriptor of the slots and a Job; then SlotFree and Stop. Gets Rows, one for each step in
-            order, Unreadable and Unavailable, and an AlignError in place of the rows that cannot be made.
+    Signals to the group (Ctrl-C, a flow that is cancelled) must not end it while the rank still finishes its step. It
+    forgets those until now: the rank blocked them at the start.
     """
-    _leave_the_group()
+    when_parent_ends(partial(os._exit, 0))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other loader processes have the other cores
-    torch.set_num_threads(1)
-    try:
-        memory, job = recv_handle(pipe), pipe.recv()
-    except (EOFError, OSError):
-        return
-    free, told = threading.Semaphore(NUM_SLOTS), threading.Event()
-    listener = threading.Thread(target=_listen, args=(pipe, free, told), daemon=True)
-    listener.start()
-    tell = _Pipe(pipe).send
-    sources = [(opened(), weight) for opened, weight in job.sources]
-    for number, (samples, _) in enumerate(sources):
-        samples.tars.stopped = told.is_set
-        samples.tars.tell = lambda line, number=number: tell(Unavailable(number, line))
-    num_rows, (first, end) = job.share[1] - job.share[0], job.steps
-    buffer = mmap.mmap(memory, NUM_SLOTS * num_bytes(num_rows, job.augmentation))
-
-    def rows_of(step: int) -> Arrays:
-        free.acquire()
-        of_rank = slot(buffer, step - first, num_rows, job.augmentation)
-        return of_rank.rows(job.part[0] - job.share[0], job.part[1] - job.share[0])
-
-    try:
-        maker = RowMaker(
-            sources, job.sampling, job.augmentation, job.part, job.num_threads, lambda line: tell(Unreadable(line))
-        )
-        for _, rows in maker.made(first, end, rows_of):
-            tell(rows)
-    except AlignError as error:
-        tell(error)
-    listener.join()  # until the rank ends this process, or itself
-
-
-class _Pipe:
-    """Sends from several threads."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._lock = pipe, threading.Lock()
-
-    def send(self, message: object) -> None:
-        """Sends a message; if nobody is there to take it, the listener ends this process."""
-        with self._lock:
-            try:
-                self._pipe.send(message)
-            except OSError:
-                threading.Event().wait()
-
-
-def _listen(pipe: Connection, free: threading.Semaphore, told: threading.Event) -> None:
-    try:
-        while True:
-            if isinstance(pipe.recv(), Stop):
-                told.set()
-            else:
-                free.release()
-    except (EOFError, OSError):
-        os._exit(0)
-
-
-def _leave_the_group() -> None:
-    """Leaves the rank's group, and forgets what was sent to the group until now: the rank blocked it at the start."""
     os.setsid()
     for number in GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -136,14 +136,14 @@ class TarBytes:
                 pause_s = pause * random.uniform(0.5, 1.0)
                 if spent + pause_s > self._patience_s:
                     raise ServiceError(f"{error} (tried for {spent:.0f} s)") from None
-                self.unavailable(f"{error}; retrying for {self._patience_s - spent:.0f} s")
+                self._unavailable(f"{error}; retrying for {self._patience_s - spent:.0f} s")
                 until = time.monotonic() + pause_s
                 while (left_s := until - time.monotonic()) > 0:
                     if self._closed.wait(min(left_s, 1.0)) or self.stopped():
                         raise
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def unavailable(self, line: str) -> None:
+    def _unavailable(self, line: str) -> None:
         """Says so, unless it has been said not long ago."""
         with self._lock:
             now = time.monotonic()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Self
 
@@ -52,16 +53,15 @@ def loader(data: Data, workers: Workers, extra: Data | None = None) -> TrainLoad
 
 def of_this_process() -> list[psutil.Process]:
     """The loader processes."""
-    return [psutil.Process(child.pid) for child in multiprocessing.active_children() if child.name == "loader"]
+    return [psutil.Process(child.pid) for child in multiprocessing.active_children()]
 
 
 def num_leaders() -> int:
-    """How many forks lead a session and hold the memory of batches."""
+    """How many forks lead a session."""
     found = 0
     for process in warm.processes():
         with suppress(OSError):
-            files = [str(file.readlink()) for file in Path(f"/proc/{process.pid}/fd").iterdir()]
-            found += os.getsid(process.pid) == process.pid and any("align-batches" in file for file in files)
+            found += os.getsid(process.pid) == process.pid
     return found
 
 
@@ -90,10 +90,13 @@ def test_processes_make_what_threads_make_and_end_when_nobody_takes_it(
     lines = capsys.readouterr().err.splitlines()
     processes = loader(damaged, Workers(num_processes=3), extra=data)
     made = processes.batches(3, 1000)
+    resource_tracker.ensure_running()
+    while not (leaders := num_leaders()):  # it leads one, too
+        time.sleep(0.01)
     shown = [next(made)]
     assert len(of_this_process()) == 3
     shown += islice(made, 6)
-    assert num_leaders() == 3  # no Ctrl-C reaches them
+    assert num_leaders() == leaders + 3  # no Ctrl-C reaches them
     assert all(map(same, shown, expected)) and len(shown) == len(expected) == 7
     made.close()
     assert of_this_process() == []
@@ -109,7 +112,7 @@ def test_a_loader_process_that_dies_is_named_and_takes_the_others_with_it(data: 
         next(batches)
         first, second = sorted(of_this_process(), key=lambda process: process.pid)
         second.send_signal(number)
-        with pytest.raises(RestartError, match=rf"^loader process 2 of 2 was ended by {number.name}.*; run the stage"):
+        with pytest.raises(RestartError, match=rf"^a loader process has died, .*\b{second.pid}\b.*; run the stage"):
             list(batches)
         assert not first.is_running() and not second.is_running()
 
@@ -162,7 +165,7 @@ class KillTwice:
             (self.folder / "why").write_text(f"{type(error).__name__}: {error}")
 
     def __call__(self, metrics: dict[str, float], step: int) -> None:
-        loaders = [child.pid for child in multiprocessing.active_children() if child.name == "loader"]
+        loaders = [child.pid for child in multiprocessing.active_children()]
         with (self.folder / "seen").open("a") as file:
             print(*loaders, file=file)
         for due, pids in ((2, loaders), (6, [os.getpid()])):  # the last step is told when no loader process is left
@@ -181,10 +184,7 @@ def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data: Data, t
         infrastructure=Infrastructure(cluster=cluster),
     ))  # fmt: skip
     assert (tmp_path / "2").exists() and (tmp_path / "6").exists()
-    assert (tmp_path / "why").read_text() == (
-        "RestartError: loader process 1 of 1 was ended by SIGKILL, perhaps for its memory; "
-        "run the stage again to resume"
-    )
+    assert (tmp_path / "why").read_text().startswith("RestartError: a loader process has died, perhaps for memory: ")
     assert whole is not None and killed is not None and killed.rows == whole.rows
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(killed.model.state_dict()[name], weight), name
@@ -229,7 +229,7 @@ def test_no_process_outlives_the_launcher(data: Data, tmp_path: Path, number: si
     require_gone(below)
     if number is signal.SIGTERM:
         assert "SIGTERM" in errors.splitlines()[-1] and "Traceback" not in errors
-        assert re.search(r"loader process \d", errors) is None  # none died first
+        assert "a loader process has died" not in errors  # none died first
     again = write_project(tmp_path, data, recipe | {"num_steps": 100_000, "num_loader_processes": 0})
     with subprocess.Popen(again, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment) as second:
         assert second.stderr is not None

@@ -223,7 +223,7 @@ def test_ranks_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
 
 
 def test_loader_processes_wait_for_the_store_as_threads_do(
-    server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: S3Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shards, _ = training_data.write(tmp_path, num_train=40)
     local = list(loader(read_outline(shards).split("train")).batches(0, 8))
@@ -244,5 +244,5 @@ def test_loader_processes_wait_for_the_store_as_threads_do(
     with pytest.raises(ServiceError, match=f"no answer from {server.url}"):
         list(batches)
     assert told.is_set()
-    said = [line for line in capsys.readouterr().err.splitlines() if "retrying for" in line]
+    said = [line for line in capfd.readouterr().err.splitlines() if "retrying for" in line]
     assert len(said) == 1  # of two processes

@@ -41,9 +41,9 @@ NEUTRAL = frozenset({
     "align.protocols.store",
     "align.protocols.vectors",
     "align.services.spark_engine",  # where SQL runs; its decisions equal DuckDB's, row for row (a test)
-    "align.services.store",  # where bytes are stored
-    "align.services.store_client",
-    "align.services.store_mirror",
+    "align.services.s3.store",  # where bytes are stored
+    "align.services.s3.client",
+    "align.services.files.files",
     "align.services.store_work",
     "align.services.dvc",  # whether a command may write, and what DVC is told
     "align.services.tracking.address",  # what MLflow is told

@@ -30,7 +30,7 @@ from align.formats.evaluation_sets.files import text_of
 from align.formats.model_folder import model_digest
 from align.release.measured import AskedModel, asked_model, inside, log_evaluation
 from align.release.shown import measured
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 from align.services.tracking.tracker import PARENT, Tracker
 from align.visible import visible
 from flows.command_task import command
@@ -116,7 +116,7 @@ def suite_file(asked: str, root: Path, params: Params, scratch: Path) -> Path:
         raise DataError(f"suite {asked[:100]}: not the name of a YAML file; docs/own-data.md says how to write a suite")
     elif asked.startswith("s3://"):
         file = scratch / "suite.yaml"
-        write_text(file, text_of(open_files(params.section(StoreConfig)), asked, "the suite"))
+        write_text(file, text_of(StoreFiles(params.section(StoreConfig)), asked, "the suite"))
     elif not (file := inside(root, asked)).is_file():
         raise DataError(f"suite {asked[:100]}: no such file in the checkout")
     try:

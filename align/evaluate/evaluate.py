@@ -44,7 +44,8 @@ from align.formats.model_folder import model_digest
 from align.formats.query_ranks import RANKS, QueryRanks, read_ranks, write_ranks
 from align.protocols.store import Files
 from align.report import record_runtime, write_report
-from align.services.store import materialised, open_files
+from align.services.files.files import StoreFiles
+from align.services.s3.store import materialised
 
 FINE_TUNED = "the fine-tuned model"
 #: Classified pictures on the page for each `evaluate.num_examples`: they are smaller than a query with its answers.
@@ -185,7 +186,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     shards = paths.shards if alone else materialised(paths.shards, store)
     folder = args.model or paths.finetuned
     towers, tuner = ModelTowers(folder, config.image_px), Tuner(folder, paths.checkpoints)
-    files = open_files(store)
+    files = StoreFiles(store)
     if alone:
         sets = named_sets(paths.evaluation, files)
         announce(sets, towers, tuner)
@@ -216,7 +217,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError("--compare: name a folder for the comparison by --reports, other than that of the evaluation")
     require_two_models(*args.compare)
     require_replaceable(args.reports, "evaluate")
-    files = open_files(store)
+    files = StoreFiles(store)
     sets = named_sets(paths.evaluation, files)
     if not sets:  # those who have none compare on what the filter and the sharding held out
         shards = materialised(paths.shards, store)

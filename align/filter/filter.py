@@ -53,7 +53,8 @@ from align.formats.raw import raw_shards, state_of
 from align.pieces import Piece
 from align.report import record_runtime, write_report
 from align.services.engine import open_engine
-from align.services.store import fetcher, open_files
+from align.services.files.files import StoreFiles
+from align.services.s3.store import fetcher
 from align.services.store_work import open_work
 from align.services.vector_index import kmeans
 from align.work import ALL, Portion, asked, key_of, portion_of, require_done, work_directory
@@ -106,7 +107,7 @@ def filter_pairs(
     """
     shards = list(enumerate(raw_shards(folders.raw, fetcher(store) if store else None)))
     opted_out = read_opted_out(folders.policy)
-    sets = named_sets(folders.evaluation, open_files(store) if store else None)
+    sets = named_sets(folders.evaluation, StoreFiles(store) if store else None)
     if not sets and not config.hold_out:
         say(f"filter: warning: no evaluation sets in {folders.evaluation}; rule I5 removes nothing")
     key = work_key(config, folders.raw, opted_out, sets)

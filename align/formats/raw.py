@@ -179,7 +179,7 @@ def raw_shards(raw: Path, fetch: FetchTar | None = None) -> list[RawShard]:
 
     Args:
         raw: the folder.
-        fetch: gets tars from the object store (`align.services.store.fetcher`).
+        fetch: gets tars from the object store (`align.services.s3.store.fetcher`).
 
     Raises:
         DataError: there is no shard, or one lacks its tar or its table, or its name is not UTF-8.

@@ -51,7 +51,8 @@ from align.protocols.store import Files
 from align.report import record_runtime, write_report
 from align.services import dvc
 from align.services.engine import open_engine
-from align.services.store import fetcher, open_files
+from align.services.files.files import StoreFiles
+from align.services.s3.store import fetcher
 from align.services.store_work import open_work
 from align.work import (
     ALL,
@@ -109,7 +110,7 @@ def ingest(
         ServiceError: a server is unavailable.
     """
     download, engine = resources.download, resources.engine
-    files = open_files(resources.store, download)
+    files = StoreFiles(resources.store, download)
     source = open_source(config, archive, files)
     if dvc.is_run_by_dvc() or dvc.stage_of(raw) is not None:
         require_seen_by_dvc(source, archive, raw)

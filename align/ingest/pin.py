@@ -2,7 +2,7 @@
 
 DVC's run cache keeps a stage only where each of its inputs is a file or folder here. With a bucket or a web server as
 `paths.archive` every fresh checkout fetches everything again; with such a list, which git keeps, it fetches what
-changed. `align ingest` compares every file with the list before it reads any (`align.services.pinned_lists`).
+changed. `align ingest` compares every file with the list before it reads any (`align.services.files.pinned_lists`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from align.ingest.sources import source_at
 from align.ingest.sources.picture_files import is_folder
 from align.ingest.sources.reading import is_local
 from align.protocols.store import Files
-from align.services import pinned_lists
-from align.services.store import open_files
+from align.services.files import pinned_lists
+from align.services.files.files import StoreFiles
 
 #: Kinds of source whose files name others, which are read from beside them.
 _NAMES_OTHERS = ("html", "coco", "url_table")
@@ -77,7 +77,7 @@ def _require_list(out: Path) -> None:
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align pin`."""
     config = params.section(IngestConfig)
-    files = open_files(params.section(StoreConfig), params.section(DownloadConfig))
+    files = StoreFiles(params.section(StoreConfig), params.section(DownloadConfig))
     num_files, num_without_version = pin(config, files, args.source, args.out)
     if num_without_version:
         say(f"pin: warning: {num_without_version:,} files have no ETag and no date: only their size is compared")

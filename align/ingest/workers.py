@@ -20,7 +20,7 @@ from align.ingest.plan import PlannedShard
 from align.ingest.writer import files_beside_table, table_of
 from align.pieces import Outcome, Piece, Pieces, last_those_of_others
 from align.processes import in_processes_with
-from align.services.store import keep_tar
+from align.services.s3.store import keep_tar
 from align.work import ALL, CLAIMS, Portion
 
 #: What names a shard to the function that opens it.

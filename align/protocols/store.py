@@ -1,4 +1,4 @@
-"""What the parts need from storage. `align.services.store*` implement it."""
+"""What the parts need from storage. `align.services.s3.store*` implement it."""
 
 from __future__ import annotations
 

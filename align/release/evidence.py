@@ -28,7 +28,8 @@ from align.formats.measured_sets import evaluation_digest, set_digests, shards_t
 from align.formats.model_folder import CONFIG
 from align.formats.query_ranks import RANKS, QueryRanks, read_ranks
 from align.formats.shards import MANIFEST
-from align.services.store import materialised, open_files
+from align.services.files.files import StoreFiles
+from align.services.s3.store import materialised
 from align.services.tracking.registry import MODEL_DIGEST, Version
 from align.services.tracking.tracker import Tracker
 
@@ -55,7 +56,7 @@ def todays_sets(params: Params) -> dict[str, str]:
     paths = params.section(PathsConfig)
     store = params.section(StoreConfig)
     sets = [
-        *(named_sets(paths.evaluation, open_files(store)) if paths.evaluation.exists() else ()),
+        *(named_sets(paths.evaluation, StoreFiles(store)) if paths.evaluation.exists() else ()),
         *held_out_sets(paths.filtered),
     ]
     number = params.section(EvaluateConfig).max_test_images

@@ -34,7 +34,7 @@ from align.model.preprocess import centre_crop, decode, to_pixels
 from align.protocols.store import Files
 from align.release.programs import Programs, write_programs
 from align.services.dvc import require_no_out
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 
 T = TypeVar("T")
 Format = Literal["hf", "onnx", "torch"]
@@ -226,7 +226,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     parity = export(
         args.format,
         model_dir=args.model or paths.finetuned,
-        samples=find_samples(paths.evaluation, args.images, args.texts, open_files(params.section(StoreConfig))),
+        samples=find_samples(paths.evaluation, args.images, args.texts, StoreFiles(params.section(StoreConfig))),
         out=args.out,
     )
     say(

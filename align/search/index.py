@@ -40,7 +40,7 @@ from align.search.images import read_images, thumbnail
 from align.search.labelled import LabelledSearch
 from align.search.page import search_page
 from align.search.report import IndexReport, index_metrics
-from align.services.store import materialised
+from align.services.s3.store import materialised
 from align.services.vector_index import VectorIndex
 
 #: Whole batches, so that the vectors are the same as those of all images at once.

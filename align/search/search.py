@@ -30,7 +30,7 @@ from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.output_file import require_output_file
 from align.search.page import search_page
 from align.search.queries import compose
-from align.services.store import materialised
+from align.services.s3.store import materialised
 from align.services.vector_index import VectorIndex
 
 

@@ -28,9 +28,9 @@ from align.files import fsync, is_temporary, sha256_file, temporary_name
 from align.formats.json_file import StoredModel, parse
 from align.lease import leased
 from align.protocols.store import ConditionalObjects, StoredObject
-from align.services import store_client
-from align.services.locations import split_uri
-from align.services.store import read_checked
+from align.services.s3 import client as store_client
+from align.services.s3.locations import split_uri
+from align.services.s3.store import read_checked
 from align.work import CLAIMS
 
 #: A machine that was not heard of for this long is lost, and another does its work.

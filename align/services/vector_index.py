@@ -13,6 +13,7 @@ where a large part of all is asked for, every allowed row of float16 is scored i
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,6 @@ from numpy.typing import NDArray
 from align.console import say, track
 from align.errors import CorruptError, DataError
 from align.files import write_bytes
-from align.services.vector_rows import forget_pages, one_line, open_rows, require_number, write_rows
 
 _KMEANS_ITERATIONS = 20
 _KMEANS_SEED = 0
@@ -327,3 +327,47 @@ def _require_whole(index: Any, rows: NDArray[np.float16], path: Path) -> None:
     if rows.shape != (index.ntotal, index.d):
         raise CorruptError(f"{path}: belongs to other rows than {_rows_file(path).name}; run `align index` again")
     lists.prefetch_nthread = 0  # threads that read ahead, made for each search, cost more than they save
+
+
+def write_rows(batches: Iterable[NDArray[np.float32]], path: Path, num_vectors: int) -> None:
+    """Writes batches of (number, width) float32. Raises DataError unless they have `num_vectors` rows together."""
+    num_written = 0
+    with path.open("wb") as file:
+        for batch in batches:
+            if not num_written:
+                header = {"descr": "<f2", "fortran_order": False, "shape": (num_vectors, batch.shape[1])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(batch, dtype="<f2").data)
+            num_written += len(batch)
+    require_number(num_written, num_vectors)
+
+
+def open_rows(path: Path) -> NDArray[np.float16]:
+    """Raises CorruptError unless the file is an array of float16 that is as long as its header says."""
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError) as error:
+        raise CorruptError(f"{path}: not the rows of an index ({one_line(error)}); run `align index` again") from None
+    if not isinstance(rows, np.memmap) or rows.dtype != np.float16 or rows.ndim != 2:
+        raise CorruptError(f"{path}: not the rows of an index; run `align index` again")
+    if hasattr(mmap, "MADV_RANDOM"):
+        rows._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]  # rows here and there: reading ahead is waste
+    return rows
+
+
+def forget_pages(rows: NDArray[np.float16]) -> None:
+    """Takes what was read out of this process's memory; the kernel may keep it."""
+    mapped = getattr(rows, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def require_number(found: int, wanted: int) -> None:
+    """Raises DataError unless as many vectors were found as were announced."""
+    if found != wanted:
+        raise DataError(f"{found:,} vectors to index, not {wanted:,} as the manifest says; run `align shard` again")
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error of a library."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

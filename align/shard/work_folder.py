@@ -27,7 +27,8 @@ from align.formats.raw import image_spans, raw_shards
 from align.formats.shards import SPLITS, Manifest, SplitName
 from align.pieces import Outcome, Piece, Pieces, last_those_of_others
 from align.processes import in_processes
-from align.services.store import Objects, keep_tar, open_files
+from align.services.files.files import StoreFiles
+from align.services.s3.store import Objects, keep_tar
 from align.shard.gather import RawTars, gather
 from align.shard.image_spans import span_rows
 from align.shard.plan import ShardPlan, make_plan, read_plan
@@ -186,7 +187,7 @@ def _index_tar(work: ShardWork, tar: int) -> Path:
     path = work.index(tar)
     if not path.is_file():
         uri = _tar_locations(work)[tar].uri
-        with open_files(work.store).open(uri) as file:
+        with StoreFiles(work.store).open(uri) as file:
             rows = span_rows(image_spans(file, uri), tar)
         buffer = io.BytesIO()
         np.save(buffer, rows)
@@ -210,7 +211,7 @@ def _write_shard(work: ShardWork, wait: bool, number: int) -> Outcome[None]:
 
 def _make_shard(work: ShardWork, plan: ShardPlan, number: int) -> None:
     """Writes the tar of an output shard, uploads it if there is a store, and then writes its entry."""
-    tars, files = _tar_locations(work), open_files(work.store)
+    tars, files = _tar_locations(work), StoreFiles(work.store)
     local_tars = [tar.uri if tar.is_local else None for tar in tars]
     with RawTars(
         local_tars, lambda tar, offset, size: files.read(tars[tar].uri, offset, size), work.store.num_connections

@@ -23,7 +23,7 @@ from align.formats.shards import iter_samples, read_manifest
 from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
 from align.report import Report, record_runtime, write_report
-from align.services.store import materialised
+from align.services.s3.store import materialised
 from align.training.given_tokenizer import given_tokenizer
 
 #: More tokens than any text has: lengths are measured without truncation.

@@ -26,8 +26,7 @@ from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.dual_encoder import load_model, save_model
 from align.report import record_runtime
 from align.services.job import cluster_of_job
-from align.services.store import tar_reader
-from align.services.store_mirror import checkpoint_mirror
+from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.address import current_run_id
 from align.services.tracking.live_log import LiveLog
 from align.training.given_towers import names_of

@@ -38,7 +38,7 @@ from align.protocols.store import Files
 from align.report import record_runtime
 from align.services import expectations
 from align.services.engine import open_engine
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 from align.validate import evaluation_images, tables
 from align.validate.bands import suggested_bands, tighter_bands
 from align.validate.drift import distributions, drift
@@ -143,7 +143,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 JudgedData(paths.raw, paths.filtered, paths.evaluation, checked_sets),
                 policy=paths.policy,
                 reports=quality,
-                files=open_files(params.section(StoreConfig)),
+                files=StoreFiles(params.section(StoreConfig)),
             )
         say(f"validate: {summary(report)}")
 

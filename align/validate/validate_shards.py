@@ -31,7 +31,7 @@ from align.protocols.store import FetchTar
 from align.report import record_runtime
 from align.services import expectations
 from align.services.engine import open_engine
-from align.services.store import fetcher
+from align.services.s3.store import fetcher
 from align.validate.report import QualityReport, judge, publish, summary
 from align.validate.shard_check import FAULTS, JOINS, check_shards, join_decisions
 from align.validate.shards_page import shards_page
@@ -58,7 +58,7 @@ def validate_shards(
         filtered: data/filtered, for the decisions.
         policy: data/policy, with what people accepted.
         reports: reports/quality_shards.
-        fetch: for tars that are in an object store, see `align.services.store.fetcher`.
+        fetch: for tars that are in an object store, see `align.services.s3.store.fetcher`.
         check: checks the expectations.
 
     Raises:

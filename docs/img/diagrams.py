@@ -48,7 +48,7 @@ LAYERS = [
         ("ingest/", ""), ("filter/", ""), ("validate/", ""), ("shard/", ""),
         ("training/", ""), ("evaluate/", ""), ("release/", ""), ("search/", ""),
     ],
-    [("model/", "the dual encoder, tokenizer, preprocessing"), ("services/", "one vendor per file")],
+    [("model/", "the dual encoder, tokenizer, preprocessing"), ("services/", "one vendor a file or room")],
     [("formats/", "one artefact on disk per file"), ("pairs/", "text, picture, address")],
     [("work.py", ""), ("provenance.py", ""), ("memory.py", ""), ("html.py", ""), ("protocols/", "what services offer")],
     [("report.py", ""), ("figure.py", ""), ("files.py", ""), ("console.py", "")],

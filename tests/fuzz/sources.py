@@ -38,7 +38,7 @@ def _scan(source: str) -> Callable[[Path], list[bytes | None]]:
     from align.errors import DataError
     from align.ingest.limits import TooLarge
     from align.ingest.sources import open_source
-    from align.services.store_files import StoreFiles
+    from align.services.files.files import StoreFiles
     from tests.support.params import load_params
 
     import_module(f"align.ingest.sources.{_MODULES.get(source, source)}")  # open_source imports it late

@@ -23,8 +23,7 @@ from mlflow import MlflowClient
 
 from align.config.cluster import ClusterConfig
 from align.config.health import HealthConfig
-from align.services.store import tar_reader
-from align.services.store_mirror import checkpoint_mirror
+from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker, metric_name
 from align.training.plan import Infrastructure, TrainingPlan

@@ -50,7 +50,7 @@ from align.config import load_params
 from align.config.store import StoreConfig
 from align.formats.filtered import decisions_digest
 from align.ingest.writer import RawShardWriter, write_raw_manifest
-from align.services.store import keep_tar
+from align.services.s3.store import keep_tar
 from tests.support import small_data
 
 raw, filtered = Path("data/raw"), Path("data/filtered")
@@ -82,7 +82,7 @@ from align.config import load_params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.formats.shards import SPLITS, iter_samples
-from align.services.store import materialised
+from align.services.s3.store import materialised
 
 params = load_params()
 shards = materialised(params.section(PathsConfig).shards, params.section(StoreConfig))

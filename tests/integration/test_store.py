@@ -13,8 +13,9 @@ import pytest
 
 from align.config.store import StoreConfig
 from align.errors import CorruptError, DataError, ServiceError
-from align.services.store import Objects, open_files
-from align.services.store_client import client, upload
+from align.services.files.files import StoreFiles
+from align.services.s3.client import client, upload
+from align.services.s3.store import Objects
 from tests.support.s3_server import S3Server, serve
 
 MIB = 1 << 20
@@ -60,7 +61,7 @@ def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path) -> No
     for key in ("crawl/a.warc", "crawl/deep/b.warc.gz", "crawl/deep/notes.md", "crawl2/c.warc", "top.warc"):
         put_object(server, bucket, key, key.encode())
     put_object(server, bucket, "crawl/list.paths", b"deep/b.warc.gz\ns3://listed/top.warc\n../none\n")
-    files = open_files(config(tmp_path))
+    files = StoreFiles(config(tmp_path))
 
     def listed(location: str) -> list[str]:
         return [uri.removeprefix("s3://listed/") for uri in files.list(f"s3://listed{location}", [".warc", ".warc.gz"])]
@@ -82,7 +83,7 @@ def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path) -> No
 
 def test_a_stamp_of_a_folder_changes_with_each_object_in_it(server: S3Server, tmp_path: Path) -> None:
     bucket = server.make_bucket("stamped")
-    files = open_files(config(tmp_path))
+    files = StoreFiles(config(tmp_path))
     empty = files.stamp("s3://stamped/00000/")
     seen = {empty}
     for key, data in (("00000/0.jpg", b"one"), ("00000/1.jpg", b"one"), ("00000/1.jpg", b"two")):
@@ -98,7 +99,7 @@ def test_a_stream_reads_and_seeks_as_a_file_does(server: S3Server, tmp_path: Pat
     bucket, data = server.make_bucket("stream"), noise(21 * MIB + 7)
     put_object(server, bucket, "x", data)
     path, _ = write(tmp_path, data)
-    files = pickle.loads(pickle.dumps(open_files(config(tmp_path))))
+    files = pickle.loads(pickle.dumps(StoreFiles(config(tmp_path))))
     draw = random.Random(1)
     with files.open("s3://stream/x") as theirs, path.open("rb") as ours:
         for _ in range(60):
@@ -124,7 +125,7 @@ def test_a_stream_reads_and_seeks_as_a_file_does(server: S3Server, tmp_path: Pat
 def test_an_object_that_changes_under_a_reader_is_detected(server: S3Server, tmp_path: Path) -> None:
     bucket = server.make_bucket("changes")
     put_object(server, bucket, "x", noise(3 * MIB))
-    with open_files(config(tmp_path)).open("s3://changes/x") as stream:
+    with StoreFiles(config(tmp_path)).open("s3://changes/x") as stream:
         stream.read(1000)
         put_object(server, bucket, "x", noise(3 * MIB, seed=2))
         with pytest.raises(DataError, match="replaced while it was read"):
@@ -199,8 +200,8 @@ def test_refused_credentials_are_one_clear_error(
     for attempt in (
         lambda: objects.put(path, sha256),
         lambda: objects.get(sha256, 5),
-        lambda: open_files(objects.config).list(f"s3://{bucket}", []),
-        lambda: open_files(objects.config).open(f"s3://{bucket}/x.warc"),
+        lambda: StoreFiles(objects.config).list(f"s3://{bucket}", []),
+        lambda: StoreFiles(objects.config).open(f"s3://{bucket}/x.warc"),
     ):
         with pytest.raises(DataError, match=r"refuses access .* check AWS_ACCESS_KEY_ID"):
             attempt()
@@ -214,7 +215,7 @@ def test_no_credentials_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(DataError, match="no credentials for S3"):
-        open_files(config(tmp_path)).open("s3://bucket/x")
+        StoreFiles(config(tmp_path)).open("s3://bucket/x")
 
 
 @pytest.mark.costs(3, "a real server is killed and started again")
@@ -226,8 +227,8 @@ def test_an_unavailable_server_is_one_clear_error(server: S3Server, tmp_path: Pa
         for attempt in (
             lambda: objects.put(path, sha256),
             lambda: objects.get(sha256, 5),
-            lambda: open_files(objects.config).list("s3://away", []),
-            lambda: open_files(objects.config).stamp("s3://away/x"),
+            lambda: StoreFiles(objects.config).list("s3://away", []),
+            lambda: StoreFiles(objects.config).stamp("s3://away/x"),
         ):
             with pytest.raises(ServiceError, match=rf"no answer from {server.url} .* is it up"):
                 attempt()
@@ -269,7 +270,7 @@ def test_a_reader_outlives_a_server_that_comes_back(server: S3Server, tmp_path: 
     path, sha256 = write(tmp_path, data)
     Objects(config(tmp_path, bucket)).put(path, sha256)
     patient = config(tmp_path / "cache", bucket, num_retries=6)
-    with open_files(patient).open(Objects(patient).uri(sha256)) as stream:
+    with StoreFiles(patient).open(Objects(patient).uri(sha256)) as stream:
         got = stream.read(MIB)
         with server.away_for(0.5):
             got += stream.read()

@@ -12,7 +12,7 @@ from align.evaluate.captioned import read_published
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.evaluation_sets.named import named_sets
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 from tests.support import local_store
 from tests.support.choices import sugarcrepe
 from tests.support.colours import square
@@ -65,7 +65,7 @@ def test_sets_in_s3_are_those_in_a_folder(server: S3Server, tmp_path: Path, monk
             {"name": "mine", "path": f"{base}/own", "format": "align", "tasks": ["retrieval"]},
         ]  # fmt: skip
 
-    files = open_files(local_store.config(tmp_path, None))
+    files = StoreFiles(local_store.config(tmp_path, None))
     here = named_sets(suite(tmp_path, *entries(str(root))), files)
     there = named_sets(suite(tmp_path, *entries("s3://sets/a")), files)
     assert [one.identity for one in there] == [one.identity for one in here]
@@ -82,7 +82,7 @@ def test_a_set_of_our_own_in_s3_that_is_damaged(
     server.use(monkeypatch)
     write_set(tmp_path / "sets", concepts())
     client = put(server, "damaged", tmp_path / "sets")
-    files = open_files(local_store.config(tmp_path, None))
+    files = StoreFiles(local_store.config(tmp_path, None))
     entry = {"name": "mine", "path": "s3://damaged/a", "format": "align", "tasks": ["retrieval"]}
     (one,) = named_sets(suite(tmp_path, entry), files)
     tar = (tmp_path / "sets/mine.tar").read_bytes()
@@ -112,7 +112,7 @@ def test_what_others_published_is_read_from_s3(
     base = "s3://published/a"
     uris = {"image_to_text": f"{base}/i.json", "text_to_image": f"{base}/t.json"}
     one = captioned(tasks=["retrieval", "cxc"], ratings=base, positives={"eccv": uris})
-    files = open_files(local_store.config(tmp_path, None))
+    files = StoreFiles(local_store.config(tmp_path, None))
     found = read_published(one, files)
     local = captioned(tasks=["retrieval", "cxc"], ratings=str(folder), positives=published_files(folder, *right))
     assert repr(found) == repr(read_published(local, files)) and found.rated is not None

@@ -18,7 +18,7 @@ from align.config.cluster import ClusterConfig
 from align.config.store import StoreConfig
 from align.errors import NonFiniteLossError, ServiceError, TrainingError
 from align.model.dual_encoder import load_model
-from align.services.store_mirror import CheckpointMirror, checkpoint_mirror
+from align.services.s3.store import CheckpointMirror, checkpoint_mirror
 from align.training.loop import Log
 from align.training.plan import Infrastructure, TrainingPlan
 from align.training.process_group import default_processes

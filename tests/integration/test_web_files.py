@@ -19,9 +19,8 @@ from align.cli import main
 from align.config.store import StoreConfig
 from align.errors import DataError, ServiceError
 from align.formats.raw import iter_images, raw_shards, read_table
-from align.services import web_files
-from align.services.store import open_files
-from align.services.store_files import StoreFiles
+from align.services.files import web_files
+from align.services.files.files import StoreFiles
 from tests.support import ROOT
 from tests.support.downloads import config as download
 from tests.support.http2_server import Http2Server
@@ -53,7 +52,7 @@ def files(tmp_path: Path, timeout_s: float = 20.0, **changes: Any) -> StoreFiles
         objects=None, checkpoints=None, work=None, cache=tmp_path / "cache", part_size_mb=5, num_connections=4,
         num_retries=2, timeout_s=timeout_s, features=None,
     )  # fmt: skip
-    return pickle.loads(pickle.dumps(open_files(store, download(user_agent="of-the-tests/1", **changes))))
+    return pickle.loads(pickle.dumps(StoreFiles(store, download(user_agent="of-the-tests/1", **changes))))
 
 
 def noise(num_bytes: int, seed: int = 0) -> bytes:

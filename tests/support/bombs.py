@@ -66,9 +66,9 @@ from tests.support.params import load_params
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.ingest.sources.url_table import UrlTable
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 params = load_params()
-table = UrlTable(params.section(IngestConfig), sys.argv[1], open_files(params.section(StoreConfig)))
+table = UrlTable(params.section(IngestConfig), sys.argv[1], StoreFiles(params.section(StoreConfig)))
 lengths = [len(text) for batch in table.scan(sys.argv[1], Counter()) for text in batch["text"].to_pylist()]
 print(len(lengths), *sorted(set(lengths)))
 """

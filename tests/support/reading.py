@@ -8,14 +8,14 @@ from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.ingest.sources import Source, open_source
 from align.ingest.sources.outcomes import OTHER_RECORDS, OUTCOMES, count_of
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 from tests.support.params import load_params
 
 
 def source_at(location: object, *overrides: str) -> Source:
     """The source of these `ingest.` overrides, such as `source=html`."""
     params = load_params(overrides=[each if each.startswith("download.") else f"ingest.{each}" for each in overrides])
-    files = open_files(params.section(StoreConfig), params.section(DownloadConfig))
+    files = StoreFiles(params.section(StoreConfig), params.section(DownloadConfig))
     return open_source(params.section(IngestConfig), str(location), files)
 
 

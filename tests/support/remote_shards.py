@@ -6,7 +6,7 @@ from pathlib import Path
 
 from align.config.store import StoreConfig
 from align.formats.shards import read_manifest
-from align.services.store import keep_tar
+from align.services.s3.store import keep_tar
 from tests.support.s3_server import S3Server
 
 

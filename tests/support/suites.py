@@ -10,8 +10,7 @@ from ruamel.yaml import YAML
 from align.config.store import StoreConfig
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
-from align.services.store import open_files
-from align.services.store_files import StoreFiles
+from align.services.files.files import StoreFiles
 from tests.support.params import load_params
 
 
@@ -24,7 +23,7 @@ def suite(folder: Path, *sets: dict[str, Any]) -> Path:
 
 def local_files() -> StoreFiles:
     """Reads files of this machine."""
-    return open_files(load_params().section(StoreConfig))
+    return StoreFiles(load_params().section(StoreConfig))
 
 
 def read(folder: Path, path: Path, kind: str, *tasks: str, **more: Any) -> EvaluationSet:

@@ -38,7 +38,7 @@ from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.shard_samples import count_pairs
 from align.lineage.versions.who_saw import who_saw
 from align.services.running_search import take_down_lines
-from align.services.store import fetcher
+from align.services.s3.store import fetcher
 
 #: How long a service may need to mask its index, beside the time between two of its looks.
 _MASKING_S = 15.0

@@ -22,7 +22,7 @@ from align.errors import AlignError
 from align.ingest.sources import Source, source_at
 from align.lineage.versions.raw_pairs import RawRow
 from align.pairs.urls import canonical_or_as_is
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 
 #: A source up to this size is read without being asked to: a second or two.
 SMALL_BYTES = 128 * 2**20
@@ -57,7 +57,7 @@ class SourcePlaces:
         if made_of is not None and made_of != archive:
             self.problem = f"{archive} was not read for the record: data/raw was made of {made_of}"
             return {}
-        files = open_files(self._params.section(StoreConfig), self._params.section(DownloadConfig))
+        files = StoreFiles(self._params.section(StoreConfig), self._params.section(DownloadConfig))
         try:
             source = source_at(self._params.section(IngestConfig), archive, files)
             size = _size(source)

@@ -37,7 +37,7 @@ from align.lineage.trace.source_places import SourcePlaces
 from align.lineage.trace.subject import Names, Subject
 from align.lineage.trace.text import text_lines
 from align.lineage.versions.data_versions import DataVersions
-from align.services.store import fetcher
+from align.services.s3.store import fetcher
 from align.services.tracking.registry import Version
 
 #: The page as an artifact of the version's run in MLflow.

@@ -15,7 +15,7 @@ from align.errors import AlignError, CorruptError, DataError
 from align.formats.image_index import ImageIndex, IndexedImage
 from align.formats.model_folder import model_digest
 from align.formats.shards import MANIFEST, Shard, read_manifest
-from align.services.store import fetcher
+from align.services.s3.store import fetcher
 from align.services.vector_index import VectorIndex
 
 if TYPE_CHECKING:  # imports torch, which a server without a champion does without

@@ -6,7 +6,7 @@ import pytest
 
 from align.filter.filter import FilterFolders, filter_pairs
 from align.formats.evaluation_sets.named import named_sets
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 from align.validate.evaluation_images import checked_counts
 from tests.support import local_store
 from tests.support.small_filter import noise, stock_folder
@@ -32,8 +32,8 @@ def test_pictures_of_a_suite_are_kept_out_and_what_cannot_be_read_is_said(
     assert [row["reason"] for row in decided.values()] == [None, "image_near_duplicate_of_test"]
     assert "1 pictures of evaluation sets cannot be read, so rule I5 does not" in capsys.readouterr().err
 
-    sets = named_sets(file, open_files(store))
+    sets = named_sets(file, StoreFiles(store))
     assert checked_counts(sets, report.evaluation_sets) == {"checked_sets": 1, "unchecked_sets": 0}
     (tmp_path / "images/1.jpg").write_bytes(noise(98))
-    changed = named_sets(file, open_files(store))
+    changed = named_sets(file, StoreFiles(store))
     assert checked_counts(changed, report.evaluation_sets)["unchecked_sets"] == 1

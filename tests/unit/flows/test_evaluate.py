@@ -75,7 +75,7 @@ def test_a_suite_in_s3_is_read_as_a_copy(root: Path, monkeypatch: pytest.MonkeyP
                 raise DataError("no such object")
             return io.BytesIO(texts[uri].encode())
 
-    monkeypatch.setattr(evaluate, "open_files", lambda config: Bucket())
+    monkeypatch.setattr(evaluate, "StoreFiles", lambda config: Bucket())
     assert found("s3://b/own.yaml", root).read_text() == SUITE
     with pytest.raises(ConfigError, match=r"^s3://b/wrong\.yaml: sets: "):
         found("s3://b/wrong.yaml", root)

@@ -10,7 +10,7 @@ from align.config.ingest import IngestConfig
 from align.errors import DataError
 from align.ingest.pin import pin
 from align.ingest.sources import Source
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 from tests.support.local_store import config as store
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.reading import read_all, rows_of, short, source_at
@@ -126,7 +126,7 @@ def test_a_name_that_no_line_can_hold_is_refused(tmp_path: Path, name: str) -> N
     (tmp_path / "crawl" / name).write_bytes(b"")
     config = load_params(overrides=["ingest.source=warc"]).section(IngestConfig)
     with pytest.raises(DataError, match="no line of a list can hold this name"):
-        pin(config, open_files(store(tmp_path)), f"{tmp_path}/crawl/*", tmp_path / "x.paths")
+        pin(config, StoreFiles(store(tmp_path)), f"{tmp_path}/crawl/*", tmp_path / "x.paths")
     assert not (tmp_path / "x.paths").exists()
 
 
@@ -135,7 +135,7 @@ def test_a_name_that_would_be_a_comment_or_another_name_in_the_list_is_refused(t
     (tmp_path / name).write_bytes(b"")
     config = load_params(overrides=["ingest.source=warc"]).section(IngestConfig)
     with pytest.raises(DataError, match="no line of a list can hold this name"):
-        pin(config, open_files(store(tmp_path)), f"{tmp_path}/*.warc", tmp_path / "x.paths")
+        pin(config, StoreFiles(store(tmp_path)), f"{tmp_path}/*.warc", tmp_path / "x.paths")
     assert not (tmp_path / "x.paths").exists()
 
 

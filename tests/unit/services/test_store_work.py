@@ -9,15 +9,15 @@ from typing import Any, BinaryIO
 
 import pytest
 
-import align.services.store
+import align.services.s3.store
 import align.services.store_work
 from align.config.store import StoreConfig
 from align.errors import CorruptError, DataError, FormatError, ServiceError
 from align.files import is_temporary
 from align.pieces import Outcome, Piece, Pieces
 from align.protocols.store import StoredObject
-from align.services import store_client
-from align.services.locations import Stat
+from align.services.s3 import client as store_client
+from align.services.s3.locations import Stat
 from align.services.store_work import StoreWork
 
 LOCATION = "s3://bucket/work/ingest/key"
@@ -76,8 +76,8 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     made = Client()
     for name in ("read_small", "write_if", "stat", "upload", "download"):
         monkeypatch.setattr(store_client, name, getattr(made, name))
-        if hasattr(align.services.store, name):
-            monkeypatch.setattr(align.services.store, name, getattr(made, name))
+        if hasattr(align.services.s3.store, name):
+            monkeypatch.setattr(align.services.s3.store, name, getattr(made, name))
     yield made
 
 

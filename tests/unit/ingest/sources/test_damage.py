@@ -20,7 +20,7 @@ from align.errors import DataError
 from align.ingest.sources import arc, damage, warc_records
 from align.ingest.sources.damage import Repaired
 from align.ingest.sources.warc import Warc
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 from tests.support.arc_records import arc_response, arc_start
 from tests.support.params import load_params
 from tests.support.reading import rows_of
@@ -28,7 +28,7 @@ from tests.support.warc_records import page, picture, response, write_archive, z
 
 NUM_PAGES = 5
 PARAMS = load_params()
-CONFIG, FILES = PARAMS.section(IngestConfig), open_files(PARAMS.section(StoreConfig))
+CONFIG, FILES = PARAMS.section(IngestConfig), StoreFiles(PARAMS.section(StoreConfig))
 
 
 def records(num_bytes: int = 0) -> list[bytes]:

@@ -10,7 +10,7 @@ import pytest
 from align.config.ingest import IngestConfig
 from align.errors import DataError
 from align.ingest.sources import open_source
-from align.services.store import open_files
+from align.services.files.files import StoreFiles
 from tests.support.local_store import config
 from tests.support.params import load_params
 from tests.support.reading import rows_of, source_at
@@ -84,7 +84,7 @@ def test_tables_that_are_left_out_are_named_and_counted(tmp_path: Path, capsys: 
 
 
 def stamps(location: Path) -> list[str]:
-    files = open_files(config(location))
+    files = StoreFiles(config(location))
     source = open_source(load_params(overrides=["ingest.source=shards"]).section(IngestConfig), str(location), files)
     return [f"{file} {stamp}" for file, stamp in zip(source.inputs, files.stamps(source.inputs), strict=True)]
 

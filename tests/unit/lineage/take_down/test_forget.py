@@ -25,7 +25,7 @@ from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.take_down.requests import read_requests
 from align.lineage.versions.shard_samples import count_pairs, shards_show
 from align.lineage.versions.who_saw import SeenBy, WhoSaw
-from align.services.store import keep_tar, materialised
+from align.services.s3.store import keep_tar, materialised
 from align.services.tracking.registry import Version
 from tests.support import small_data
 from tests.support.params import load_params

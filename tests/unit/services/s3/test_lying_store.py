@@ -13,9 +13,9 @@ import pytest
 from align.checkpoint import CheckpointFolder
 from align.config.store import StoreConfig
 from align.errors import AlignError, DataError, ServiceError
-from align.services import store_client
-from align.services.locations import Stat
-from align.services.store_mirror import CheckpointMirror
+from align.services.s3 import client as store_client
+from align.services.s3.locations import Stat
+from align.services.s3.store import CheckpointMirror
 from tests.support.lying_s3 import DATE, ENDLESS, Answer, listing, lying
 from tests.support.params import load_params
 

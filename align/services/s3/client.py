@@ -33,7 +33,7 @@ from urllib3.exceptions import HTTPError
 from align.config.store import StoreConfig
 from align.errors import DataError, ServiceError, without_logins
 from align.protocols.store import StoredObject
-from align.services.locations import Stat, split_uri
+from align.services.s3.locations import Stat, split_uri
 
 T = TypeVar("T")
 

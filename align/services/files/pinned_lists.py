@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 from align.errors import DataError
 from align.files import write_text
-from align.services.file_lists import MAX_LINES, shown
+from align.services.files.file_lists import MAX_LINES, shown
 from align.visible import visible
 
 _HEADER = "# align pin 1 "

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from align.config.ingest import IngestConfig
 from align.errors import ConfigError, DataError
-from align.services import file_lists
-from align.services.store import open_files
+from align.services.files import file_lists
+from align.services.files.files import StoreFiles
 from tests.support.downloads import config as download
 from tests.support.local_store import config, touch
 from tests.support.params import load_params
@@ -24,7 +24,7 @@ from tests.support.params import load_params
 
 def listed(root: Path, lines: str | bytes, begin: str | None = None, name: str = "x.paths") -> list[str]:
     (root / name).write_bytes(lines if isinstance(lines, bytes) else lines.encode())
-    return list(open_files(config(root), download()).list(f"{root}/{name}", (".warc", ".warc.gz"), begin))
+    return list(StoreFiles(config(root), download()).list(f"{root}/{name}", (".warc", ".warc.gz"), begin))
 
 
 def error_of(root: Path, lines: str | bytes, begin: str | None = None, name: str = "x.paths") -> str:
@@ -93,7 +93,7 @@ def test_a_list_is_bounded_as_stored_and_as_unpacked(tmp_path: Path) -> None:
     (tmp_path / "y.paths.gz").touch()
     os.truncate(tmp_path / "y.paths.gz", 65 << 20)
     with pytest.raises(DataError, match="a list of more than 64 MiB"):
-        open_files(config(tmp_path)).list(f"{tmp_path}/y.paths.gz", ())
+        StoreFiles(config(tmp_path)).list(f"{tmp_path}/y.paths.gz", ())
 
 
 def test_a_list_of_endless_lines_is_read_as_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +126,12 @@ def test_what_follows_the_question_mark_of_an_address_is_not_shown(tmp_path: Pat
     assert "secret" not in error
     if scheme != "s3":
         with pytest.raises(DataError) as raised:
-            open_files(config(tmp_path), download()).list(signed, (".warc",))
+            StoreFiles(config(tmp_path), download()).list(signed, (".warc",))
         assert str(raised.value).startswith(f"{scheme}://h/x.warc?...: ")
         assert "secret" not in str(raised.value)
     assert "what?.warc" in error_of(tmp_path, "what?.warc\n")  # a name of a file here
     with pytest.raises(DataError, match=r"what\?\.warc: no file"):
-        open_files(config(tmp_path)).list(f"{tmp_path}/what?.warc", (".warc",))
+        StoreFiles(config(tmp_path)).list(f"{tmp_path}/what?.warc", (".warc",))
 
 
 def test_a_list_from_the_web_chooses_no_bucket() -> None:
@@ -198,7 +198,7 @@ def test_a_list_on_a_server_names_no_file_of_this_machine() -> None:
 )
 def test_an_archive_of_another_kind_is_refused_in_one_line(tmp_path: Path, location: str) -> None:
     with pytest.raises(DataError, match=r"is not supported; s3://, https:// and folders|a web server lists no files"):
-        open_files(config(tmp_path), download()).list(location, (".warc",))
+        StoreFiles(config(tmp_path), download()).list(location, (".warc",))
 
 
 @pytest.mark.parametrize("root", ["gs://b", "ftp://h/x", "''"])

@@ -22,7 +22,7 @@ import pycurl
 from align.config.download import DownloadConfig
 from align.config.store import StoreConfig
 from align.errors import DataError, ServiceError
-from align.services.locations import Stat
+from align.services.s3.locations import Stat
 from align.web.addresses import address_policy, target_of
 from align.web.failure import Failure, of_curl, of_status
 

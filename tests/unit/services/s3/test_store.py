@@ -10,12 +10,13 @@ import pytest
 
 from align.errors import ConfigError, CorruptError, DataError
 from align.files import sha256_file
-from align.services.store import Objects, fetcher, keep_tar, materialised, open_files
+from align.services.files.files import StoreFiles
+from align.services.s3.store import Objects, fetcher, keep_tar, materialised
 from tests.support.local_store import config, touch
 
 
 def listed(root: Path, location: str, *suffixes: str) -> list[str]:
-    found = open_files(config(root)).list(f"{root}/{location}", suffixes)
+    found = StoreFiles(config(root)).list(f"{root}/{location}", suffixes)
     return [name.removeprefix(f"{root}/") for name in found]
 
 
@@ -48,7 +49,7 @@ def test_a_list_names_locations_relative_to_itself(tmp_path: Path) -> None:
 
 def test_files_are_opened_and_stamped_and_travel_to_workers(tmp_path: Path) -> None:
     touch(tmp_path, "a")
-    files = pickle.loads(pickle.dumps(open_files(config(tmp_path))))
+    files = pickle.loads(pickle.dumps(StoreFiles(config(tmp_path))))
     with files.open(f"{tmp_path}/a") as stream:
         assert (stream.read(), stream.seek(0), stream.read(1)) == (b"a", 0, b"a")
     before = files.stamp(f"{tmp_path}/a")

@@ -1,4 +1,4 @@
-"""Bytes outside this machine: files for ingest to read, and a content-addressed store for tars.
+"""Bytes outside this machine: a content-addressed store for tars, and copies of checkpoints (`store.checkpoints`).
 
 `store.objects` (s3://bucket/prefix, or a folder) chooses how a dataset is kept. Without it, the tars are in data/raw
 and data/shards; DVC's cache and remote hold them. With it, a stage uploads its tars under their sha256 (`keep_tar`)
@@ -21,29 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.config.download import DownloadConfig
 from align.config.store import StoreConfig
 from align.errors import ConfigError, CorruptError, DataError
 from align.files import fsync, temporary_name
 from align.formats.shards import MANIFEST
 from align.formats.stored_tars import parse_stored_tars
 from align.protocols.store import FetchTar
-from align.services.locations import Stat, is_s3, split_uri
-from align.services.store_client import download, list_objects, read_range, remove, stat, upload
-from align.services.store_files import StoreFiles
+from align.services.s3.client import download, list_objects, list_stats, read_range, remove, stat, upload
+from align.services.s3.locations import Stat, is_s3, split_uri
 
 #: A copy that does not match its name is read once more: the transfer may have damaged it.
 _READS = 2
-
-
-def open_files(config: StoreConfig, download: DownloadConfig | None = None) -> StoreFiles:
-    """Files here and on servers, see `align.protocols.store.Files`; does not connect to a server yet.
-
-    Args:
-        config: access to s3://.
-        download: the rules for web servers; None: they are not read.
-    """
-    return StoreFiles(config, download)
 
 
 @dataclass(frozen=True)
@@ -326,3 +314,55 @@ def _beside(target: Path) -> Iterator[tuple[Path, Any]]:
     finally:
         with suppress(FileNotFoundError):
             path.unlink()
+
+
+@dataclass(frozen=True)
+class CheckpointMirror:
+    """Implements `align.protocols.store.Mirror`. Picklable: each rank has its own.
+
+    Attributes:
+        config: how to reach the server.
+        location: s3://bucket/prefix.
+    """
+
+    config: StoreConfig
+    location: str
+
+    def put(self, path: Path, name: str) -> None:
+        """Uploads a file, unless the store has it already: a step's checkpoint is the same each time."""
+        upload(self.config, path, self._uri(name))
+
+    def names(self, run: str) -> list[str]:
+        """The names of a run's files, in order."""
+        return list(self.sizes(run))
+
+    def sizes(self, run: str) -> dict[str, int]:
+        """The names of a run's files, in order -> bytes."""
+        bucket, key = split_uri(self._uri(f"{run}/"))
+        found = list_stats(self.config, bucket, key)
+        names = ((name.removeprefix(key), status.num_bytes) for name, status in found)
+        return {name: num_bytes for name, num_bytes in names if "/" not in name}  # it becomes the name of a file
+
+    def get(self, name: str, path: Path) -> None:
+        """Downloads a file, whole or not at all."""
+        part = temporary_name(path)
+        try:
+            with part.open("wb") as file:
+                if download(self.config, self._uri(name), file) is None:
+                    raise DataError(f"{self._uri(name)}: has been deleted meanwhile; run again")
+            fsync(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        """Deletes a file."""
+        remove(self.config, self._uri(name))
+
+    def _uri(self, name: str) -> str:
+        return f"{self.location.rstrip('/')}/{name}"
+
+
+def checkpoint_mirror(config: StoreConfig) -> CheckpointMirror | None:
+    """The mirror at `store.checkpoints`, or None if that is null."""
+    return None if config.checkpoints is None else CheckpointMirror(config, config.checkpoints)

@@ -1,0 +1,9 @@
+"""Files to read, wherever they lie: on this machine, in S3, on web servers.
+
+files         all of them in one way
+web_files     web servers, through libcurl; the rules for whom a list may name
+file_lists    lists of files, one location a line
+pinned_lists  lists with what each file was, which `align pin` makes
+
+Sources of pairs read through this room. It writes nothing, and knows no format of what it reads but that of lists.
+"""

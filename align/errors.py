@@ -80,3 +80,8 @@ class RefusedError(ServiceError):
 
 class LockedError(AlignError):
     """Another process is working on the same files."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of any library says, in one line of at most 300 characters, without logins."""
+    return without_logins(" ".join(str(error).split()))[:300] or type(error).__name__

@@ -45,7 +45,8 @@ NEUTRAL = frozenset({
     "align.services.s3.client",
     "align.services.files.files",
     "align.services.store_work",
-    "align.services.dvc",  # whether a command may write, and what DVC is told
+    "align.services.dvc.outs",  # whether a command may write
+    "align.services.dvc.commands",  # what DVC is told
     "align.services.tracking.address",  # what MLflow is told
     "align.services.signing",  # a signature beside the model
     "align.services.tracking.tracker",  # and what it has: registry, tracked_run

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from align.config.params import parse_yaml
 from align.git import LOCK_FILE
-from flows.dvc_repository import DvcError, locked_repository
+from align.services.dvc.repository import DvcError, locked_repository
 from flows.run_context import RunContext
 from flows.stage_states import read_status, status_of
 
@@ -36,10 +36,11 @@ def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[
         _write(file, locks)
         with locked_repository(run.root, "checkout") as repo:
             repo.checkout(allow_missing=True)  # of all: named, each stage would take a second
-            if others := values.get("stages"):
-                _write(file, {**others, **locks})
-                repo._reset()
-            return status_of(repo)
+            others = values.get("stages")
+            if not others:
+                return status_of(repo)
+            _write(file, {**others, **locks})
+        return read_status(run.root)
     except DvcError as error:
         log(f"{error}; each stage is taken from the cache by itself")
         file.unlink() if before is None else file.write_bytes(before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from align.errors import AlignError, without_logins
+from align.errors import AlignError
 
 
 class _OneLine(logging.Filter):
@@ -22,8 +22,3 @@ def one_line_errors() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _OneLine) for existing in logger.filters):
             logger.addFilter(_OneLine())
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of any library says, in one line of at most 300 characters, without logins."""
-    return without_logins(" ".join(str(error).split()))[:300] or type(error).__name__

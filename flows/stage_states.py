@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict
 from align.config.params import PARAMS_FILE, parse_yaml
 from align.declared import CODE_FILE
 from align.git import LOCK_FILE
-from align.services.dvc import write_code
+from align.services.dvc import run_cache
+from align.services.dvc.commands import write_code
+from align.services.dvc.repository import locked_repository
 from flows.changed_code import changed_code
 from flows.dag import Stage
-from flows.dvc_repository import locked_repository
 from flows.run_context import RunContext, child_environment
 
 #: A reason names this many files or parameters; a number stands for the others.
@@ -177,8 +178,6 @@ class _Follower:
 
     def _lock_entry(self, theirs: Any) -> dict[str, Any] | None:
         """The stage as dvc.lock will have it, without outs; None where a dep's hash is not known."""
-        from dvc.stage.serialize import to_single_stage_lockfile  # type: ignore[import-untyped]  # likewise
-
         for dep in theirs.deps:
             made = self._made(dep.def_path) if dep.def_path else None
             if made is None:
@@ -186,12 +185,8 @@ class _Follower:
             elif not made:
                 return None
             else:
-                from dvc_data.hashfile.hash_info import HashInfo
-                from dvc_data.hashfile.meta import Meta
-
-                dep.hash_info, dep.meta = HashInfo("md5", made["md5"]), Meta.from_dict(made)
-        entry: dict[str, Any] = json.loads(json.dumps(to_single_stage_lockfile(theirs)))
-        return entry
+                run_cache.set_hash(dep, made)
+        return run_cache.lock_entry(theirs)
 
     def _made(self, path: str) -> dict[str, Any] | None:
         """What an earlier stage makes there; {}: not known; None: no stage makes it."""
@@ -200,24 +195,8 @@ class _Follower:
             return self._outs[path]
         for out, entry in self._outs.items():
             if path.startswith(f"{out}{os.sep}"):
-                return self._member(entry, Path(path).relative_to(out).parts)
+                return run_cache.member(self._repo, entry["md5"], Path(path).relative_to(out).parts)
         return None
-
-    def _member(self, entry: Mapping[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
-        """A file in a folder that the cache has."""
-        from dvc_data.hashfile.hash_info import HashInfo
-        from dvc_data.hashfile.tree import Tree
-
-        try:
-            tree = Tree.load(self._repo.cache.local, HashInfo("md5", entry["md5"]))
-        except Exception:  # noqa: BLE001 - not in the cache, or damaged there: it is then not known
-            return {}
-        meta, info = tree.get(parts) or (None, None)
-        if info is None:
-            return {}
-        path = self._repo.cache.local.oid_to_path(info.value)
-        size = meta.size if meta and meta.size is not None else Path(path).stat().st_size if Path(path).exists() else 0
-        return {"md5": info.value, "size": size}
 
     def _metrics(self, stage: Stage) -> dict[str, float]:
         """The numbers of a stage's report, from the cache."""
@@ -232,23 +211,8 @@ class _Follower:
 
     def _cached(self, theirs: Any, entry: Mapping[str, Any]) -> dict[str, Any] | None:
         """The run cache's entry of a stage with these deps and parameters whose outs are in the cache."""
-        from dvc.stage import PipelineStage, create_stage  # type: ignore[import-untyped]  # likewise
-        from dvc.stage.cache import _get_cache_hash  # type: ignore[import-untyped]  # likewise
-        from dvc.stage.loader import StageLoader  # type: ignore[import-untyped]  # likewise
-
-        runs = self._repo.stage_cache
-        folder = Path(runs._get_cache_dir(_get_cache_hash(dict(entry), key=True)))
-        key = folder.name
-        if not folder.is_dir():
-            return None
-        newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime).name
-        found: dict[str, Any] | None = runs._load_cache(key, newest)
-        if found is None:
-            return None
-        outs = [out["path"] for out in found["outs"]]
-        stage = create_stage(PipelineStage, self._repo, theirs.path, wdir=theirs.wdir, cmd=found["cmd"], outs=outs)
-        StageLoader.fill_from_lock(stage, found)
-        return found if stage.outs_cached() else None
+        found = run_cache.result(self._repo, theirs, run_cache.name_of(entry))
+        return found[0] if found and found[1].outs_cached() else None
 
 
 def _path(out: Any) -> str:

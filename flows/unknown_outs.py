@@ -13,8 +13,9 @@ from typing import Any
 
 from align.config import load_params
 from align.errors import DataError
+from align.services.dvc.repository import dvc_repository
+from align.services.dvc.run_cache import is_known
 from flows.dag import Stage
-from flows.dvc_repository import dvc_repository
 from flows.run_context import RunContext
 
 #: Section `paths`: what takes long to make, or may be put there by hand. The rest is made again in minutes.
@@ -65,12 +66,4 @@ def _unknown(root: Path, names: Iterable[str]) -> list[str]:
     """Those of the outs, named as in dvc.yaml, that hold what DVC could not give back."""
     with dvc_repository(root, "outs") as repo:
         outs = {str(Path(out.fs_path).relative_to(repo.root_dir)): out for out in repo.index.outs if out.exists}
-        return [name for name in names if name in outs and not _is_known(outs[name])]
-
-
-def _is_known(out: Any) -> bool:
-    _, _, found = out._build(out.cache, out.fs_path, out.fs, out.hash_name, ignore=out.dvcignore, dry_run=True)
-    if found.hash_info == out.hash_info:
-        return True
-    members = [entry.value for _, _, entry in found] if found.hash_info.isdir else []
-    return all(out.cache.exists(oid) for oid in (found.hash_info.value, *members))
+        return [name for name in names if name in outs and not is_known(outs[name])]

@@ -16,8 +16,7 @@ from align.config.paths import READ, below_root, require_inside
 from align.declared import declared_outs
 from align.errors import DataError
 from align.git import git
-from flows.dvc_repository import dvc_repository
-from flows.dvc_settings import share_cache
+from align.services.dvc.repository import dvc_repository, share_cache
 
 
 @contextmanager

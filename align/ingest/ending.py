@@ -17,7 +17,8 @@ from align.ingest.made_with import differing, made_with
 from align.ingest.reasons import commonest
 from align.ingest.report import IngestReport, not_read, read_as_stored
 from align.pairs.text import MAX_CHARACTERS
-from align.services import dvc
+from align.services.dvc.commands import changes_of, record_outs
+from align.services.dvc.outs import is_run_by_dvc, is_tracked, stage_of
 
 _KEEP = "`dvc commit --force {stage}` keeps it"
 _FETCHES = "without that, `dvc repro` removes it and fetches everything again"
@@ -72,7 +73,7 @@ def unknown_to_dvc(raw: Path, *, with_outs: bool) -> list[str]:
     if stage is None:
         return []
     try:
-        changes = dvc.changes_of(Path(), stage)
+        changes = changes_of(Path(), stage)
     except DataError as error:
         return [str(error)]
     outs = changes.outs if with_outs else frozenset[str]()
@@ -82,7 +83,7 @@ def unknown_to_dvc(raw: Path, *, with_outs: bool) -> list[str]:
 def tell_dvc(params: Params, outs: Mapping[str, Path], unknown: list[str], changed: list[str]) -> None:
     """Tells DVC of a data/raw that was made outside of it, or says why not and what to do.
 
-    The values are those of params.yaml (`dvc.require_stated_values`), unless a retry kept others.
+    The values are those of params.yaml (`align.services.dvc.outs.require_stated_values`), unless a retry kept others.
 
     Args:
         params: of the command.
@@ -112,19 +113,19 @@ def tell_dvc(params: Params, outs: Mapping[str, Path], unknown: list[str], chang
         return
     say(f"ingest: telling DVC of this {raw}: `dvc commit --force {stage}`")
     try:
-        dvc.record_outs(Path(), stage)
+        record_outs(Path(), stage)
     except DataError as error:
         say(f"ingest: warning: {error}; DVC does not know this {raw} yet: {keep}; {_FETCHES}")
 
 
 def _stage_to_tell(raw: Path) -> str | None:
     """The stage of dvc.yaml whose out this is; None where DVC runs the command itself, or has no such out."""
-    return None if dvc.is_run_by_dvc() or not dvc.is_tracked() else dvc.stage_of(raw)
+    return None if is_run_by_dvc() or not is_tracked() else stage_of(raw)
 
 
 def _not_as_stated(params: Params, outs: Mapping[str, Path], stage: str) -> str | None:
     """Why the outs are not what DVC would take them for; None: they are."""
-    if dvc.stage_of(outs["reports"]) != stage:
+    if stage_of(outs["reports"]) != stage:
         return f"its report is elsewhere ({outs['reports']})"
     manifest = read_raw_manifest(outs["raw"])
     if manifest is None or manifest.made_with is None:

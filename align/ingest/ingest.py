@@ -49,7 +49,7 @@ from align.pieces import Pieces
 from align.protocols.sql import Engine
 from align.protocols.store import Files
 from align.report import record_runtime, write_report
-from align.services import dvc
+from align.services.dvc.outs import is_run_by_dvc, require_stated_values, stage_of
 from align.services.engine import open_engine
 from align.services.files.files import StoreFiles
 from align.services.s3.store import fetcher
@@ -112,7 +112,7 @@ def ingest(
     download, engine = resources.download, resources.engine
     files = StoreFiles(resources.store, download)
     source = open_source(config, archive, files)
-    if dvc.is_run_by_dvc() or dvc.stage_of(raw) is not None:
+    if is_run_by_dvc() or stage_of(raw) is not None:
         require_seen_by_dvc(source, archive, raw)
     opted_out = read_opted_out(policy)
     # files that come to a folder change it for DVC, too, though this source may not read them
@@ -231,7 +231,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align ingest`."""
     paths = params.section(PathsConfig)
     outs = {"raw": paths.raw, "reports": paths.reports / "ingest"}
-    dvc.require_stated_values(params, DECIDING_VALUES, outs)
+    require_stated_values(params, DECIDING_VALUES, outs)
     engine, store = params.section(EngineConfig), params.section(StoreConfig)
     report: IngestReport | None
     with record_runtime("ingest", paths.runtime) as runtime:

@@ -33,7 +33,7 @@ from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.protocols.store import Files
 from align.release.programs import Programs, write_programs
-from align.services.dvc import require_no_out
+from align.services.dvc.outs import require_no_out
 from align.services.files.files import StoreFiles
 
 T = TypeVar("T")

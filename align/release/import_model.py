@@ -17,7 +17,7 @@ from align.files import replace_directory, require_apart, require_replaceable
 from align.formats.model_folder import TOKENIZER_FOLDER, Imported
 from align.model.dual_encoder import DualEncoder, save_model
 from align.release.interchange import digest_of_weights, read_hugging_face, save_imported_tokenizer
-from align.services.dvc import require_no_out
+from align.services.dvc.outs import require_no_out
 
 
 def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:

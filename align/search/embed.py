@@ -28,7 +28,7 @@ from align.search.embed_split import embed_split
 from align.search.inputs import EmbedSource, open_source
 from align.search.output_file import require_output_file
 from align.search.parts import EmbedParts
-from align.services.dvc import require_no_out
+from align.services.dvc.outs import require_no_out
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from align.errors import ConfigError, DataError
 from align.files import make_parent
-from align.services.dvc import require_no_out
+from align.services.dvc.outs import require_no_out
 
 
 def require_output_file(option: str, path: Path, ending: str) -> None:

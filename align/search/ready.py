@@ -33,7 +33,7 @@ from align.formats.ready import INDEX, MODEL, MadeFrom, Ready, ReadyManifest, de
 from align.git import git
 from align.model.embedder import Embedder
 from align.search.search import open_index
-from align.services.dvc import require_no_out
+from align.services.dvc.outs import require_no_out
 
 LOCK = "dvc.lock"
 #: It is committed to git.

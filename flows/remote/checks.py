@@ -10,10 +10,9 @@ from prefect.client.schemas.objects import WorkPoolStatus
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
-from align.errors import AlignError
+from align.errors import AlignError, one_line
 from align.git import git, network_git
 from flows.dag import Stage
-from flows.log import one_line
 from flows.remote.exchange import exchange
 from flows.remote.order import FLOW, ORIGIN, REFS
 from flows.run_branch import snapshot

@@ -1,4 +1,4 @@
-"""Calls `flows.remote.transfer` in the checkout of a run."""
+"""Calls `align.services.dvc.transfer` in the checkout of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def exchange(
     """Does one thing with DVC's remote. Returns what the program answers.
 
     Args:
-        what: see `flows.remote.transfer`.
+        what: see `align.services.dvc.transfer`.
         run: where.
         log: for what DVC says.
         words: the names of stages, and so on.
@@ -26,7 +26,7 @@ def exchange(
     Raises:
         CommandError: DVC, or the remote, refuses; the message is one line.
     """
-    command, env = our_program("flows.remote.transfer", run)
+    command, env = our_program("align.services.dvc.transfer", run)
     command += [what, "--", *words]
     try:
         lines = run_supervised(command, cwd=run.root, env=env, log=lambda line: _say(line, log), watch=watch)

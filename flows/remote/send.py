@@ -20,11 +20,10 @@ from align.config import load_params
 from align.config.cluster import ClusterConfig
 from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
-from align.errors import AlignError
+from align.errors import AlignError, one_line
 from align.files import write_text
 from flows.child_process import CommandError
 from flows.dag import Stage
-from flows.log import one_line
 from flows.outages import end_without_waiting
 from flows.remote.exchange import exchange
 from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, RUNTIME, SAID, Order

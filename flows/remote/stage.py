@@ -19,7 +19,7 @@ from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
 from align.errors import AlignError, ConfigError, DataError
-from align.services.dvc import write_code
+from align.services.dvc.commands import write_code
 from flows import this_run
 from flows.dag import read_dag
 from flows.progress import run_page

@@ -104,7 +104,7 @@ def called(root: Path, module: str, *words: str) -> subprocess.CompletedProcess[
 
 
 def transfer(root: Path, *words: str) -> Any:
-    done = called(root, "flows.remote.transfer", *words)
+    done = called(root, "align.services.dvc.transfer", *words)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -152,7 +152,7 @@ def test_a_dep_that_differs_there_is_named_before_the_stage_runs(clones: tuple[P
     head, worker = clones
     offered = transfer(head, "offer", "train")
     done = called(
-        worker, "flows.remote.transfer", "accept", "train", offered["remote"],
+        worker, "align.services.dvc.transfer", "accept", "train", offered["remote"],
         json.dumps(offered["reads"] | {"added": "0" * 32}),
     )  # fmt: skip
     assert done.returncode == 1
@@ -176,7 +176,7 @@ def test_another_remote_is_refused(clones: tuple[Path, Path], tmp_path: Path) ->
     head, worker = clones
     offered = transfer(head, "offer", "train")
     dvc(worker, "remote", "modify", "--local", "shared", "url", str(tmp_path / "mine"))
-    done = called(worker, "flows.remote.transfer", "accept", "train", offered["remote"], "{}")
+    done = called(worker, "align.services.dvc.transfer", "accept", "train", offered["remote"], "{}")
     assert done.returncode == 1
     assert f"this machine's is {tmp_path / 'mine'}, and that of the run {offered['remote']}" in done.stderr
 
@@ -190,5 +190,5 @@ def test_what_will_not_do_is_known_before(clones: tuple[Path, Path]) -> None:
     dvc(head, "remote", "modify", "--local", "shared", "url", "mine")
     assert "which no other machine sees" in transfer(head, "check", "train")["refused"][0]
     dvc(head, "config", "--local", "--unset", "core.remote")
-    done = called(head, "flows.remote.transfer", "check", "train")
+    done = called(head, "align.services.dvc.transfer", "check", "train")
     assert (done.returncode, "DVC has no default remote" in done.stderr) == (1, True)

@@ -18,7 +18,9 @@ from typing import Any
 from align.errors import DataError, ServiceError
 from align.git import LOCK_FILE, git_if_any
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun, parse_runs, recorded_runs
-from align.services.dvc import changes_of, record_outs, remote_objects, settings
+from align.services.dvc import objects
+from align.services.dvc.commands import changes_of, record_outs
+from align.services.dvc.repository import settings
 
 _FOLDER = ".dir"
 
@@ -132,7 +134,7 @@ class DataVersions:
         self._asked |= set(missing)
         for name in self.remotes() if missing else ():
             try:
-                remote_objects(self._root, "copy", name, missing, "--to", str(self._scratch / "objects"))
+                objects.copy(self._root, name, missing, self._scratch / "objects")
             except ServiceError as error:
                 self.unreachable[name] = str(error)
             missing = [md5 for md5 in missing if self._local(md5) is None]
@@ -171,7 +173,7 @@ class DataVersions:
         names = sorted(set(md5s), key=lambda md5: (md5.endswith(_FOLDER), md5))
         if self.cache is None or not names:
             return
-        cached = {md5: path for md5 in names if (path := _cached(self.cache, md5)).is_file()}
+        cached = {md5: path for md5 in names if (path := objects.place(self.cache, md5)).is_file()}
         left = {}
         for md5, path in cached.items():
             try:
@@ -182,11 +184,11 @@ class DataVersions:
         for name, url in self.remotes().items():
             where = f"DVC remote '{name}' ({url})"
             try:
-                answer = remote_objects(self._root, "delete", name, names)
+                removed, kept = objects.delete(self._root, name, names)
             except ServiceError as error:
                 yield RemovedObjects(where, (), {"*": str(error)})
             else:
-                yield RemovedObjects(where, tuple(answer["removed"]), answer["left"])
+                yield RemovedObjects(where, tuple(removed), kept)
 
     def commit(self, stage: str, policy: str) -> bool:
         """Records a stage's outs, as they are now, as what it made; False where that would hide another change.
@@ -206,10 +208,6 @@ class DataVersions:
 
     def _local(self, md5: str) -> Path | None:
         for base in (self.cache, self._scratch / "objects"):
-            if base is not None and (path := _cached(base, md5)).is_file():
+            if base is not None and (path := objects.place(base, md5)).is_file():
                 return path
         return None
-
-
-def _cached(base: Path, md5: str) -> Path:
-    return base / "files" / "md5" / md5[:2] / md5[2:]

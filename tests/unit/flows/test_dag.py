@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from align import provenance
 from align.config.params import INHERITS
 from align.config.sections import SECTIONS
-from align.services.dvc import write_code
+from align.services.dvc.commands import write_code
 from align.verbs import STAGES
 from flows.dag import downstream, read_dag, stale
 from tests.support import ROOT

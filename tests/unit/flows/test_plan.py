@@ -15,9 +15,9 @@ from dvc.lock import Lock  # type: ignore[import-untyped]  # DVC ships no types
 
 from align.config import Params
 from align.errors import DataError
+from align.services.dvc.repository import DvcError
 from flows import plan as plan_module
 from flows.dag import read_dag
-from flows.dvc_repository import DvcError
 from flows.plan import Plan, make_plan
 from flows.request import Request
 from flows.run_context import RunContext

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.services.dvc import dvc
+from align.services.dvc.commands import dvc
 from infra import clean
 from tests.support import ROOT
 from tests.support.dvc_projects import environment, make_repository, shell

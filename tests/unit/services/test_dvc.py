@@ -7,7 +7,7 @@ import pytest
 from align.cli import main
 from align.config.params import load_params
 from align.errors import ConfigError
-from align.services.dvc import is_tracked, overridden, require_stated_values, stage_of
+from align.services.dvc.outs import is_tracked, overridden, require_stated_values, stage_of
 from tests.support.params import PARAMS_FILE
 from tests.support.small_data import jpeg
 

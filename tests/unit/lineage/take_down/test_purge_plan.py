@@ -173,13 +173,13 @@ def test_a_remote_that_did_not_answer_is_left(history: History) -> None:
 
 
 def test_a_remote_is_asked_three_times_for_all_versions(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each question starts a program that imports DVC."""
+    """Each question opens the remote anew."""
     asked: list[int] = []
 
-    def remote_objects(root: Path, verb: str, name: str, md5s: list[str], *more: str) -> None:
+    def copy(root: Path, name: str, md5s: list[str], to: Path) -> None:
         asked.append(len(md5s))
 
-    monkeypatch.setattr("align.lineage.versions.data_versions.remote_objects", remote_objects)
+    monkeypatch.setattr("align.services.dvc.objects.copy", copy)
     settings = {"cache": str(history.cache), "remotes": {"cloud": "s3://bucket"}}
     monkeypatch.setattr("align.lineage.versions.data_versions.settings", lambda root: settings)
     for number in range(5):

@@ -1,27 +1,24 @@
-"""DVC, run as a program, and what dvc.yaml in the working directory says of an output. Nothing here imports DVC.
+"""What dvc.yaml in the working directory says of an output, checked before a command writes there.
 
 An out of DVC never holds what params.yaml does not say: dvc.lock would state that the values of params.yaml gave it,
 and DVC's run cache would hand it to whoever asks for those values. `require_stated_values` sees to that before a
-command writes, and `record_outs` tells DVC of what a command made outside of DVC, since `dvc repro` removes an out that
-it does not know, unasked and without keeping it.
+command writes, and `commands.record_outs` tells DVC of what a command made outside of DVC, since `dvc repro` removes an
+out that it does not know, unasked and without keeping it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
 from align.config.params import PARAMS_FILE, Params, load_params, parse_yaml
-from align.declared import CODE_FILE, DVC_FILE
-from align.errors import ConfigError, DataError, ServiceError
+from align.declared import DVC_FILE
+from align.errors import ConfigError
 
 _PIPELINE = Path(DVC_FILE)
 _REFERENCE = re.compile(r"\$\{\s*([\w.]+)\s*\}")
@@ -111,120 +108,6 @@ def overridden(params: Params, keys: Iterable[str]) -> list[str]:
             if (each in one, one.get(each)) != (each in other, other.get(each)):
                 found.append(f"{section}.{each}")
     return found
-
-
-def dvc(root: Path, *args: str) -> str:
-    """Output of a DVC command.
-
-    Raises:
-        DataError: it fails; the message has DVC's last line.
-    """
-    done = _run(root, "dvc", *args)
-    if done.returncode:
-        raise DataError(f"`dvc {' '.join(args)}`: {last_line(done.stderr)}")
-    return done.stdout
-
-
-def write_code(root: Path, env: Mapping[str, str] | None = None) -> None:
-    """Writes code.yaml for the code there, if a stage of dvc.yaml does so; DVC reads it before it runs that stage.
-
-    Args:
-        root: of the checkout.
-        env: of the command, which says whose code is imported; None: as here.
-
-    Raises:
-        DataError: the code is not what Python reads.
-    """
-    file = root / _PIPELINE
-    if not file.is_file() or CODE_FILE not in file.read_text("utf-8", "replace"):
-        return
-    done = _run(root, "align.cli", "code", env=env)
-    if done.returncode:
-        raise DataError(f"{CODE_FILE}: {last_line(done.stderr).removeprefix('align: error: ')}")
-
-
-def settings(root: Path) -> dict[str, Any]:
-    """Where DVC's cache is, and its remotes, as `flows.dvc_settings` answers: quicker than `dvc config`.
-
-    Raises:
-        DataError: a file of settings cannot be read.
-    """
-    done = _run(root, "flows.dvc_settings")
-    if done.returncode:
-        raise DataError(last_line(done.stderr))
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
-def remote_objects(root: Path, what: str, remote: str, md5s: Iterable[str], *options: str) -> dict[str, Any]:
-    """Copies or deletes objects of a DVC remote, for which DVC has no command; what `flows.remote_objects` answers.
-
-    Args:
-        root: the checkout.
-        what: `copy` or `delete`.
-        remote: its name.
-        md5s: of the objects.
-        options: further arguments of the program.
-
-    Raises:
-        ServiceError: the remote is unavailable or unknown.
-    """
-    done = _run(root, "flows.remote_objects", what, remote, *options, text="\n".join(md5s))
-    if done.returncode:
-        raise ServiceError(f"DVC remote '{remote}': {last_line(done.stderr)}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
-def record_outs(root: Path, stage: str) -> None:
-    """Tells DVC that the stage made its outs as they are now, from its deps and values as they are now.
-
-    Raises:
-        DataError: DVC refuses, or another DVC command is running.
-    """
-    write_code(root)
-    dvc(root, "commit", "--force", stage)
-
-
-class Changes(NamedTuple):
-    """What differs from the last run of a stage that DVC recorded.
-
-    Attributes:
-        deps: paths; params.yaml stands for the stage's values there.
-        outs: paths.
-        other: what DVC says of the stage itself, such as `changed command`; also of one that it has never recorded.
-    """
-
-    deps: frozenset[str]
-    outs: frozenset[str]
-    other: frozenset[str]
-
-
-def changes_of(root: Path, stage: str) -> Changes:
-    """What has changed since DVC recorded a stage.
-
-    Raises:
-        DataError: DVC refuses, or another DVC command is running.
-    """
-    write_code(root)
-    found: dict[str, set[str]] = {"changed deps": set(), "changed outs": set(), "other": set()}
-    for change in json.loads(dvc(root, "status", "--json", stage) or "{}").get(stage, []):
-        for what, paths in change.items() if isinstance(change, dict) else [(str(change), {})]:
-            found.get(what, found["other"]).update(paths if what in found else [what])
-    return Changes(*map(frozenset, found.values()))
-
-
-def last_line(text: str) -> str:
-    """What a program says last, without `ERROR: `."""
-    lines = [line.removeprefix("ERROR: ") for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
-
-
-def _run(
-    root: Path, module: str, *args: str, text: str | None = None, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *args]
-    return subprocess.run(command, cwd=root, env=env, input=text, capture_output=True, text=True, check=False)
 
 
 def _outs(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

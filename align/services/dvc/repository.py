@@ -1,4 +1,4 @@
-"""DVC's repository of a checkout, in this process: each start of `dvc` costs half a CPU second or more."""
+"""DVC's repository and settings of a checkout, in this process: each start of `dvc` costs half a CPU second or more."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from align.errors import DataError
-from flows.log import one_line
+from align.errors import DataError, one_line
 
 
 class DvcError(DataError):
@@ -55,3 +54,34 @@ def locked_repository(root: Path, what: str) -> Iterator[Any]:
                 yield repo
         finally:
             LOADERS[".yaml"] = load
+
+
+def settings(root: Path) -> dict[str, Any]:
+    """`cache`: the folder of the cache, absolute; `remotes`: name -> URL.
+
+    Raises:
+        DataError: a file of settings cannot be read.
+    """
+    config = _config(root)
+    cache = config["cache"].get("dir") or root.absolute() / ".dvc/cache"
+    remotes = {name: str(values["url"]) for name, values in sorted(config["remote"].items())}
+    return {"cache": str(Path(cache).resolve()), "remotes": remotes}
+
+
+def share_cache(root: Path, other: Path) -> None:
+    """Gives another checkout the cache of this one, in the settings that git does not track.
+
+    Raises:
+        DataError: a file of settings cannot be read.
+    """
+    with _config(other).edit("local") as local:
+        local["cache"]["dir"] = settings(root)["cache"]
+
+
+def _config(root: Path) -> Any:
+    from dvc.config import Config, ConfigError  # type: ignore[import-untyped]  # likewise
+
+    try:
+        return Config(str(root.absolute() / ".dvc"))
+    except ConfigError as error:
+        raise DataError(f"DVC's settings in {root}: {one_line(error)}") from None

@@ -1,4 +1,4 @@
-"""`python -m flows.remote.transfer WHAT STAGE ...`: what both machines do with DVC's remote; a line of JSON.
+"""`python -m align.services.dvc.transfer WHAT STAGE ...`: what both machines do with DVC's remote; a line of JSON.
 
     check STAGE ...      head: what will not do
     offer STAGE          head: the result comes from the remote if it is there; else what the stage reads goes there
@@ -25,14 +25,13 @@ from uuid import uuid4
 
 from dvc.exceptions import CollectCacheError, DownloadError, OutputNotFoundError  # type: ignore[import-untyped]  # DVC ships no types
 from dvc.repo import Repo  # type: ignore[import-untyped]  # likewise
-from dvc.stage.cache import _can_hash, _get_stage_hash  # type: ignore[import-untyped]  # likewise
 from dvc_data.hashfile.db import get_index
 
-from align.console import say
+from align.console import say, show
 from align.declared import CODE_FILE, DVC_FILE
-from align.errors import AlignError, DataError, without_logins
-from flows.log import one_line
-from flows.remote_objects import require_reachable
+from align.errors import AlignError, DataError, one_line, without_logins
+from align.services.dvc import run_cache
+from align.services.dvc.objects import require_reachable
 
 #: Where DVC keeps the run cache, in a cache and in a remote.
 _RUNS = "runs"
@@ -104,7 +103,7 @@ def give(repo: Any, stage: Any) -> dict[str, Any]:
     repo.drop_data_index()
     repo.push(targets=[stage.addressing])
     odb = _runs_of_remote(repo)
-    for file in Path(repo.stage_cache._get_cache_dir(key)).iterdir():
+    for file in run_cache.folder(repo, key).iterdir():
         odb.fs.put_file(str(file), odb.fs.join(odb.path, _RUNS, key[:2], key, file.name))
     return {}
 
@@ -115,8 +114,8 @@ def take(repo: Any, stage: Any) -> dict[str, Any]:
     An entry whose bytes are gone, here and there, is no result: the stage runs again.
     """
     key = _key(stage)
-    folder = Path(repo.stage_cache._get_cache_dir(key))
-    if not _is_whole(repo, stage):
+    folder = run_cache.folder(repo, key)
+    if not _is_whole(repo, stage, key):
         odb = _runs_of_remote(repo)
         there = odb.fs.join(odb.path, _RUNS, key[:2], key)
         if not odb.fs.exists(there):
@@ -126,18 +125,17 @@ def take(repo: Any, stage: Any) -> dict[str, Any]:
             part = folder.parent / f".{odb.fs.name(file)}.part"
             odb.fs.get_file(file, str(part))
             part.replace(folder / odb.fs.name(file))
-        entry = repo.stage_cache._load(stage)
-        if entry is not None:
+        if found := run_cache.result(repo, stage, key):
             with suppress(CollectCacheError, DownloadError):
-                for objects in repo.stage_cache._create_stage(entry, wdir=stage.wdir).get_used_objs().values():
+                for objects in found[1].get_used_objs().values():
                     repo.cloud.pull(objects)
-    return {"found": _is_whole(repo, stage), "key": key}
+    return {"found": _is_whole(repo, stage, key), "key": key}
 
 
-def _is_whole(repo: Any, stage: Any) -> bool:
-    """Whether the cache has the entry of the stage as it is now, with its outs. What dvc.lock says does not count."""
-    entry = repo.stage_cache._load(stage)
-    return entry is not None and bool(repo.stage_cache._create_stage(entry, wdir=stage.wdir).outs_cached())
+def _is_whole(repo: Any, stage: Any, key: str) -> bool:
+    """Whether the cache has an entry of this name, with its outs. What dvc.lock says does not count."""
+    found = run_cache.result(repo, stage, key)
+    return found is not None and bool(found[1].outs_cached())
 
 
 def reads(stage: Any) -> dict[str, str]:
@@ -155,10 +153,9 @@ def _key(stage: Any) -> str:
         DataError: DVC keeps no entry of such a stage.
     """
     stage.save_deps()
-    if not _can_hash(stage):
+    if not run_cache.is_kept(stage):
         raise DataError(f"DVC keeps no result of {stage.addressing}: it reads, or writes, what is not in the checkout")
-    key: str = _get_stage_hash(stage)
-    return key
+    return run_cache.name_of(run_cache.lock_entry(stage))
 
 
 def _outs_of(repo: Any, dep: Any) -> list[Any]:
@@ -209,7 +206,7 @@ def _write(odb: Any) -> None:
 
 def main() -> int:
     """Returns 1 with one line on stderr if DVC or the remote refuses."""
-    parser = argparse.ArgumentParser(prog="flows.remote.transfer", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="align.services.dvc.transfer", description=(__doc__ or "").splitlines()[0])
     verbs: dict[str, Callable[..., dict[str, Any]]] = {"offer": offer, "accept": accept, "give": give, "take": take}
     parser.add_argument("what", choices=["check", *verbs])
     parser.add_argument("words", nargs="+")
@@ -225,7 +222,7 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 (as above)
         say(f"align: error: {'' if isinstance(error, AlignError) else 'DVC: '}{one_line(error)}")
         return 1
-    print(json.dumps(answer))
+    show(json.dumps(answer))
     return 0
 
 

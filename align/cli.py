@@ -40,7 +40,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors of usage are one line, as all other errors are."""
 
     def error(self, message: str) -> NoReturn:
-        from align.console import say
+        from align.display.console import say
 
         say(f"align: error: {message}{' See' if message.endswith('?') else '; see'} {self.prog} --help")
         sys.exit(2)
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0, or 1 after an AlignError or a refusal of the disk (one line on stderr), or 130 after
     Ctrl-C.
     """
-    from align.console import say, say_traceback
+    from align.display.console import say, say_traceback
     from align.errors import AlignError
 
     sys.excepthook = say_traceback
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides = [*profile, *args.typed]
         params = read_params(args.params, args.overrides)
         if args.verb in STAGES:
-            from align.declared import require_stage
+            from align.project.declared import require_stage
 
             require_stage(args.verb, VERBS[args.verb].module, params, under_dvc="DVC_STAGE" in os.environ)
         importlib.import_module(VERBS[args.verb].module).main(params, args)
@@ -177,7 +177,7 @@ def _check_profile(name: str, values: Sequence[str], params: Path | None) -> Non
 
 def _refusal(error: OSError) -> str | None:
     """Why the disk did not do what a command asked, with the path; None for an error that is ours."""
-    from align.files import without_temporary_names
+    from align.durable.files import without_temporary_names
 
     why = _REFUSALS.get(error.errno or 0)
     quoted = re.search("'(.+)'", str(error.strerror))  # Arrow names the file there

@@ -17,9 +17,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from align.console import say
+from align.display.console import say
 from align.errors import AlignError
-from align.protocols.store import ConditionalObjects, StoredObject
+from align.interfaces.store import ConditionalObjects, StoredObject
 
 #: Servers tell times in whole seconds: the age of an object may seem this much too high.
 _RESOLUTION_S = 1.0

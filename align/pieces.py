@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from align.console import say
+from align.display.console import say
+from align.durable.work import CLAIMS, one_at_a_time
 from align.errors import DataError
-from align.protocols.store import SharedPieces
-from align.work import CLAIMS, one_at_a_time
+from align.interfaces.store import SharedPieces
 
 T = TypeVar("T")
 In = TypeVar("In")

@@ -19,15 +19,15 @@ from align.config.register import RegisterConfig
 from align.config.search import SearchConfig
 from align.config.serve import ServeConfig
 from align.config.store import StoreConfig
-from align.console import show
+from align.display.console import show
 from align.errors import AlignError, ConfigError, DataError
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import MANIFEST, read_manifest
-from align.guard import HOST, Guard
 from align.pairs.picture_confined import why_unfiltered
-from align.run import SEARCH_LOGIN_FILE
+from align.pipeline.run import SEARCH_LOGIN_FILE
 from align.services.signing import TRUST, is_required
 from align.services.tracking.address import require_store
+from align.web.guard import HOST, Guard
 
 if TYPE_CHECKING:
     from align.lineage.trace.pair_history import RuleResult
@@ -42,9 +42,9 @@ _GRACE_S = 10  # requests in flight at the end
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align serve`: serves until it is told to stop."""
-    from align.connections import Bounds, listening, server
     from align.search.service.app import POLICY, make_app
     from align.search.service.limits import Limits
+    from align.web.connections import Bounds, listening, server
 
     port = args.port or _number(os.environ.get("ALIGN_SEARCH_PORT", str(PORT)))
     bind = os.environ.get("ALIGN_SERVER_BIND", HOST)
@@ -117,8 +117,8 @@ def _service(params: Params, *, local: bool, ready: Path | None) -> SearchServic
 
 
 def _loaded(release: Release, folders: Folders) -> Served:
-    from align.connections import keep_for_good
     from align.search.service.served import load
+    from align.web.connections import keep_for_good
 
     served = load(release, folders)
     keep_for_good()

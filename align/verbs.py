@@ -134,7 +134,7 @@ STAGES = {
 #: The commands, which are not in the DAG.
 COMMANDS = {
     "init": Verb(
-        "align.init",
+        "align.project.init",
         "make a project of your own in a new folder: git, DVC, parameters, no sample",
         ("paths",),
         (
@@ -144,7 +144,7 @@ COMMANDS = {
         commands.init,
     ),
     "code": Verb(
-        "align.code",
+        "align.project.code",
         "write code.yaml, the digests of the code that stages depend on; the first stage of dvc.yaml",
         (),
         ("align code", "align code --params params.yaml"),
@@ -167,14 +167,14 @@ COMMANDS = {
         commands.pin,
     ),
     "run": Verb(
-        "align.run",
+        "align.pipeline.run",
         "run the whole pipeline under Prefect, and record it as branch run/<name>",
         (),
         ("align run --name first", "align run --name wide --set model.image_tower=B0"),
         commands.run,
     ),
     "plan": Verb(
-        "align.plan",
+        "align.pipeline.plan",
         "show what `align run` would do and need, and what is missing, without doing it",
         (),
         ("align plan", "align plan --set pretrain.num_steps=2000 --json"),
@@ -282,7 +282,7 @@ COMMANDS = {
         commands.compare,
     ),
     "runs": Verb(
-        "align.runs",
+        "align.pipeline.runs",
         "list every run: state, parameters that differ, metrics, cost; show one; --repair killed ones",
         (),
         ("align runs", "align runs show demo"),

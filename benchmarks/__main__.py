@@ -20,7 +20,7 @@ from align.cli import silence_telemetry
 from align.config import load_params
 from align.config.model import ModelConfig
 from align.config.profile import profile_overrides
-from align.console import say
+from align.display.console import say
 from benchmarks.image_tower import counted
 from benchmarks.measure import Comparison
 from benchmarks.page import conditions, table, write_section

@@ -29,7 +29,7 @@ from statistics import mean, median, stdev
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from align.console import say
+from align.display.console import say
 from align.evaluate.protocols.knn import nearest, weighted_vote
 from align.evaluate.protocols.labelled import Labelled
 from align.evaluate.protocols.linear import linear_probe

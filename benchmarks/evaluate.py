@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from align.console import say
+from align.display.console import say
 from align.evaluate.protocols.retrieval import both_ways, own_positives
 from align.formats.query_ranks import CUTS
 from benchmarks import embedding

@@ -9,8 +9,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from align.config.model import ModelConfig
-from align.console import say
-from align.memory import freed_memory_kept
+from align.display.console import say
+from align.durable.memory import freed_memory_kept
 from align.model.tokenizer import TextTokenizer
 from align.training.samples import SplitSamples
 from align.training.step import CPU_PART

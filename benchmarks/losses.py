@@ -15,7 +15,7 @@ from open_clip.loss import ClipLoss, SigLipLoss  # the package itself exports on
 from torch import Tensor
 from torch.nn import functional as F
 
-from align.console import say
+from align.display.console import say
 from align.training.loss import align_loss, sigmoid_loss
 from benchmarks.measure import Comparison, compare, in_process, interleaved
 from benchmarks.peak import forget_peak

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from align.console import say
+from align.display.console import say
 from benchmarks.peak import peak_bytes
 
 

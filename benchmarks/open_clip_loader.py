@@ -16,8 +16,8 @@ from open_clip import get_tokenizer, image_transform
 from open_clip_train.data import get_wds_dataset
 from open_clip_train.params import parse_args
 
-from align.console import say
-from align.memory import freed_memory_kept
+from align.display.console import say
+from align.durable.memory import freed_memory_kept
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.batch import Augmentation, Sampling, Workers

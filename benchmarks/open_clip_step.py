@@ -27,7 +27,7 @@ from open_clip_train.train import train_one_epoch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from align.console import say
+from align.display.console import say
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import pad

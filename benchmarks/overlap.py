@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from align.config.model import ModelConfig
-from align.console import say
+from align.display.console import say
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training import buckets

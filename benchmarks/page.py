@@ -8,7 +8,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from align.files import write_text
+from align.durable.files import write_text
 from benchmarks.measure import Comparison
 
 README = Path(__file__).with_name("README.md")

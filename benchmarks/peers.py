@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.console import say
-from align.files import write_text
+from align.display.console import say
+from align.durable.files import write_text
 from benchmarks.measure import Comparison
 
 if TYPE_CHECKING:  # it brings torch along, which would count as memory of the data half's processes

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
-from align.console import say
+from align.display.console import say
 from align.training.loop import Monitoring
 from align.training.plan import TrainingInputs, make_plan
 from align.training.process_group import default_processes

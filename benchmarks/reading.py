@@ -6,7 +6,7 @@ import webdataset as wds
 
 from align.config.model import ModelConfig
 from align.model.preprocess import decode
-from align.randomness import permutation
+from align.statistics.randomness import permutation
 from align.training.index import SplitIndex, read_outline
 from align.training.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, interleaved

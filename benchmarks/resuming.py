@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 import torch
 
-from align.checkpoint import CheckpointFolder
 from align.config.model import ModelConfig
-from align.console import say
+from align.display.console import say
+from align.durable.checkpoint import CheckpointFolder
 from align.training.loop import Monitoring, train
 from align.training.plan import TrainingInputs, TrainingPlan, make_plan
 from align.training.process_group import Ranks

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from align.console import say
+from align.display.console import say
 from benchmarks.page import conditions, write_section
 from tests.support import small_checkout
 from tests.support.local_stack import Stack

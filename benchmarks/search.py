@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from align.config import load_params
 from align.config.paths import PathsConfig
-from align.console import say
+from align.display.console import say
 from benchmarks.page import conditions, write_section
 from tests.support.mlflow_server import free_port
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AlignTextModel, AlignVisionModel, BertConfig, BertModel
 
 from align.config.model import ModelConfig
-from align.console import say
+from align.display.console import say
 from align.model.preprocess import to_pixels
 from align.model.presets import image_shape
 from align.model.tokenizer import pad

@@ -25,7 +25,7 @@ from align.config.shard import ShardConfig
 from align.errors import DataError
 from align.formats.shards import MANIFEST, Sample
 from align.model.preprocess import decode, random_crop
-from align.randomness import Purpose, uniforms
+from align.statistics.randomness import Purpose, uniforms
 from align.training.batch import Augmentation, Sampling, Workers
 from align.training.index import SplitIndex, read_outline
 from align.training.loader import TrainLoader

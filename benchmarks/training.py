@@ -14,8 +14,8 @@ from functools import partial
 
 import torch
 
-from align.checkpoint import CheckpointFolder
-from align.console import say
+from align.display.console import say
+from align.durable.checkpoint import CheckpointFolder
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import pad

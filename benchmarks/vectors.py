@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from align.console import say
+from align.display.console import say
 from align.formats.indexed_images import ITEMS, ImagesWriter, IndexedImage, IndexedImages
 from align.services.vector_index import VectorIndex
 from benchmarks.measure import Comparison, compare, in_process, interleaved

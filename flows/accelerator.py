@@ -1,4 +1,4 @@
-"""The lock of the machine's accelerator: of all runs of a user, one trains at a time. It is one of `align.locks`."""
+"""The lock of the machine's accelerator: of all runs of a user, one trains at a time (`align.durable.locks`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from align.durable.locks import locked
 from align.errors import ServiceError
-from align.locks import locked
 from flows.dag import Stage
 
 #: Device files of the drivers of NVIDIA (one for each GPU) and AMD (one for all).
@@ -38,7 +38,7 @@ def accelerator(who: str, log: Callable[[str], None], check: Callable[[], None] 
     Args:
         who: the holder, for the line that another run logs while it waits.
         log: for that line.
-        check: as for `align.locks.locked`.
+        check: as for `align.durable.locks.locked`.
     """
     if not has_accelerator():
         yield

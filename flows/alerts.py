@@ -33,9 +33,9 @@ from urllib.parse import urlsplit
 
 from prefect import runtime
 
-from align.console import say
+from align.display.console import say
+from align.display.visible import visible
 from align.errors import without_logins
-from align.visible import visible
 
 VARIABLE = "ALIGN_ALERT_WEBHOOK"
 Kind = Literal["run_failed", "gate_failed", "health", "champion_stale", "test"]

@@ -32,9 +32,9 @@ from prefect.input import RunInput
 from prefect.states import Failed, Scheduled
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from align.display.visible import fenced_markdown, visible
 from align.errors import AlignError, ServiceError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
-from align.visible import fenced_markdown, visible
 from flows.child_process import last_line
 from flows.command_task import command
 from flows.progress import put_markdown

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from align.errors import DataError
-from align.git import LOCK_FILE, git
-from align.provenance import deciding, says
+from align.project.provenance import deciding, says
+from align.services.git import LOCK_FILE, git
 from align.verbs import STAGES
 
 _PACKAGE = Path(deciding("align")["align"]).parent

@@ -9,8 +9,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from align.config.params import parse_yaml
-from align.git import LOCK_FILE
 from align.services.dvc.repository import DvcError, locked_repository
+from align.services.git import LOCK_FILE
 from flows.run_context import RunContext
 from flows.stage_states import read_status, status_of
 

@@ -11,8 +11,8 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
 
+from align.display.visible import visible
 from align.errors import AlignError, without_logins
-from align.visible import visible
 from flows import supervisor
 from flows.watch import Watch
 

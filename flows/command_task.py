@@ -8,8 +8,8 @@ from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from align.console import PROGRESS_VARIABLE
-from align.visible import fenced_markdown
+from align.display.console import PROGRESS_VARIABLE
+from align.display.visible import fenced_markdown
 from flows.child_process import last_line, run_supervised
 from flows.run_context import RunContext, child_environment
 from flows.this_run import in_progress

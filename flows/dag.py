@@ -13,8 +13,8 @@ from typing import Any
 from align.config import Params, load_params
 from align.config.params import parse_yaml
 from align.config.paths import below_root, require_declared
-from align.declared import CODE_FILE, DVC_FILE
 from align.errors import ConfigError
+from align.project.declared import CODE_FILE, DVC_FILE
 
 
 @dataclass(frozen=True)

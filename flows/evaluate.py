@@ -24,15 +24,15 @@ from align.config.register import RegisterConfig
 from align.config.sections import flattened
 from align.config.store import StoreConfig
 from align.config.suite import is_suite, read_suite
+from align.display.visible import visible
+from align.durable.files import replace_directory, sha256_file, write_text
 from align.errors import AlignError, ConfigError, DataError, without_logins
-from align.files import replace_directory, sha256_file, write_text
 from align.formats.evaluation_sets.files import text_of
 from align.formats.model_folder import model_digest
 from align.release.measured import AskedModel, asked_model, inside, log_evaluation
 from align.release.shown import measured
 from align.services.files.files import StoreFiles
 from align.services.tracking.tracker import PARENT, Tracker
-from align.visible import visible
 from flows.command_task import command
 from flows.failed_runs import MADE_BY, folder_for
 from flows.mlflow_run import MlflowRun, opened_run

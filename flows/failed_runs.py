@@ -14,10 +14,10 @@ from pathlib import Path
 
 from align.config import load_params
 from align.config.params import PARAMS_FILE
+from align.durable.files import replace_directory, to_json, write_text
+from align.durable.locks import locked
 from align.errors import AlignError
-from align.files import replace_directory, to_json, write_text
-from align.git import resolve
-from align.locks import locked
+from align.services.git import resolve
 from flows.run_context import STATE, RunContext, log_file
 
 #: So many failed runs are kept; older ones are removed.

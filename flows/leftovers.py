@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 
-from align import run_records
 from align.config.params import PARAMS_FILE
+from align.durable.locks import tried
 from align.errors import DataError, FormatError, LockedError
-from align.git import git
-from align.locks import tried
-from align.run_records import Liveness, RunRecord
+from align.pipeline import run_records
+from align.pipeline.run_records import Liveness, RunRecord
+from align.services.git import git
 from flows.failed_runs import folder_for, keep
 from flows.run_context import STATE, log_file
 from flows.supervisor import GRACE_S

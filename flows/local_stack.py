@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-from align.installed import installed
+from align.project.installed import installed
 
 if __name__ == "__main__":
     script = "local.py"

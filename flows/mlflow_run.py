@@ -19,9 +19,9 @@ from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.config.sections import changing_bytes, flattened
 from align.errors import ServiceError
-from align.git import resolve
+from align.pipeline.run import running_services
 from align.release.shown import view
-from align.run import running_services
+from align.services.git import resolve
 from align.services.tracking.tracker import FLOW_RUN, Status, Tracker, param_text
 from flows import run_branch, this_run
 from flows.dag import Stage

@@ -22,7 +22,7 @@ import psutil
 from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
 from prefect.settings import PREFECT_API_URL
 
-from align.console import say
+from align.display.console import say
 from flows.run_context import STATE
 
 #: A run waits so long for its server: over a night. Its stages' results are in DVC's cache meanwhile.

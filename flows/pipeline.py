@@ -18,8 +18,8 @@ from prefect.cache_policies import NO_CACHE
 
 from align.config import load_params
 from align.config.params import PARAMS_FILE
-from align.run_records import RunRecord
-from align.visible import fenced_markdown
+from align.display.visible import fenced_markdown
+from align.pipeline.run_records import RunRecord
 from flows import run_branch, this_run
 from flows.alerts import alerted
 from flows.checked_out import check_out

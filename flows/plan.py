@@ -1,7 +1,7 @@
 """What a run would do, and what it would need: the first artifact of every run, and `align plan` without one.
 
 Nothing here is computed twice: states are DVC's (`flows.stage_states`), rows are those of the reports that the cache
-has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.estimate`. What
+has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.pipeline.estimate`. What
 nobody has measured is said to be unknown.
 """
 
@@ -19,13 +19,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from align import estimate
 from align.config import Params, load_params
 from align.config.params import PARAMS_FILE
-from align.console import say, show, show_json
+from align.display.console import say, show, show_json
+from align.display.visible import plain_markdown
+from align.durable.locks import locked
 from align.errors import AlignError, DataError
-from align.locks import locked
-from align.visible import plain_markdown
+from align.pipeline import estimate
 from flows.accelerator import has_accelerator
 from flows.child_process import CommandError, run_supervised
 from flows.dag import read_dag
@@ -163,7 +163,7 @@ def _needs(run: RunContext, params: Params) -> dict[str, dict[str, Any]]:
         with suppress(LookupError, AlignError):
             return estimate.needs(params, estimate.Shapes(shapes, may_count=False), estimate.cpu())
     try:
-        command, env = our_program("align.estimate", run)
+        command, env = our_program("align.pipeline.estimate", run)
         answer = run_supervised([*command, str(shapes)], cwd=run.root, env=env, log=lambda line: None)[-1]
         found: dict[str, dict[str, Any]] = json.loads(answer)
     except (CommandError, ValueError):

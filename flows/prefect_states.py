@@ -24,7 +24,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed
 
 from align.errors import ServiceError, without_logins
-from align.run_records import RunRecord
+from align.pipeline.run_records import RunRecord
 
 _MESSAGE = "its process ended without a word"
 #: So many runs Prefect returns at once.

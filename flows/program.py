@@ -13,9 +13,9 @@ from typing import Any
 from prefect.exceptions import Abort
 from prefect.settings import PREFECT_API_URL, get_current_settings
 
-from align.console import say, show
+from align.display.console import say, show
 from align.errors import AlignError
-from align.installed import installed
+from align.project.installed import installed
 from align.services.tracking.database import require_whole
 
 

@@ -1,9 +1,10 @@
 """What people see on the page of a run: how far the running stage is, its last lines, the stages, and where to look.
 
 Two artifacts of the parent flow run are updated in place, by a thread of their own: a server that is slow or cannot be
-reached slows no run and fails none. What a stage has to say it writes into a file (`align.console`); states and reports
-of the stages are asked of the server, which has them already. A run that is retried has its artifacts updated, too: the
-newer of Prefect's two UIs lists the artifacts of a run in no order, so a person could not tell the new from the old.
+reached slows no run and fails none. What a stage has to say it writes into a file (`align.display.console`); states and
+reports of the stages are asked of the server, which has them already. A run that is retried has its artifacts updated,
+too: the newer of Prefect's two UIs lists the artifacts of a run in no order, so a person could not tell the new from
+the old.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.sorting import ArtifactSort, TaskRunSort
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align.visible import fenced_markdown, plain_markdown
+from align.display.visible import fenced_markdown, plain_markdown
 from flows.dag import Stage
 from flows.speeds import duration
 

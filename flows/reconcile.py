@@ -2,7 +2,7 @@
 
 After `kill -9`, a power cut or `make down`, nobody is left to say that a run has ended: flow runs and tasks stay
 Running in Prefect, and a run in MLflow; a worktree stays on disk. `make up` calls this, so does each run when it
-starts, and `align runs --repair`. Which runs are dead is certain, see `align.run_records`; a live one is never
+starts, and `align runs --repair`. Which runs are dead is certain, see `align.pipeline.run_records`; a live one is never
 touched, nor one of another checkout or machine. What cannot be repaired now, since a server does not answer, stays
 recorded. Runs that were killed before they had a record: `flows.unrecorded`.
 """
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from prefect.settings import PREFECT_API_URL
 
-from align import run_records
-from align.console import say
+from align.display.console import say
 from align.errors import AlignError, FormatError, ServiceError, without_logins
-from align.run import running_services
-from align.run_records import Held, RunRecord
+from align.pipeline import run_records
+from align.pipeline.run import running_services
+from align.pipeline.run_records import Held, RunRecord
 from align.services.tracking.tracker import ATTEMPT, Tracker
 from flows.leftovers import sweep
 from flows.prefect_states import end_in_prefect

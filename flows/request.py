@@ -21,11 +21,11 @@ from align.config.paths import require_declared, require_inside
 from align.config.profile import DEMO, PROFILES, profile_names, profile_overrides
 from align.config.schema import parameter_schemas
 from align.config.sections import SECTIONS
-from align.declared import DVC_FILE, declared_outs
 from align.errors import LOGIN, ConfigError
 from align.filter.rules import RULES
-from align.git import git, resolve
-from align.installed import installed
+from align.project.declared import DVC_FILE, declared_outs
+from align.project.installed import installed
+from align.services.git import git, resolve
 from align.verbs import STAGES
 from flows.dag import read_dag
 from flows.remote.order import pools

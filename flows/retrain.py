@@ -20,11 +20,11 @@ from prefect.cache_policies import NO_CACHE
 from align.config import Params, load_params
 from align.config.register import RegisterConfig
 from align.config.retrain import RetrainConfig
+from align.display.visible import plain_markdown
 from align.errors import DataError
-from align.git import git, identity
+from align.services.git import git, identity
 from align.services.tracking.registry import CHAMPION, PROMOTED, Version
 from align.services.tracking.tracker import Tracker
-from align.visible import plain_markdown
 from flows.alerts import alert
 from flows.pipeline import pipeline
 from flows.program import exit_code

@@ -7,7 +7,7 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from align.visible import visible
+from align.display.visible import visible
 from flows.command_task import run_command
 from flows.request import NO_LOGIN
 from flows.this_run import end_record

@@ -15,7 +15,7 @@ from pathlib import Path
 from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.errors import ConfigError, DataError
-from align.git import LOCK_FILE, commit_files, git
+from align.services.git import LOCK_FILE, commit_files, git
 
 #: New files here are part of a run, even if git does not track them yet; `*.dvc` is what `dvc add` writes.
 NEW = ("align", "flows", "data/policy", LOCK_FILE, "*.dvc")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 import align
 import flows
 from align.config.profile import DEMO
-from align.console import PROGRESS_VARIABLE
+from align.display.console import PROGRESS_VARIABLE
 from align.services import postgresql
 
 #: What runs keep in a checkout (locks, worktrees, logs) is here; git ignores it.
@@ -31,7 +31,7 @@ class RunContext(BaseModel):
         pools: stage -> the work pool whose workers run it, of those that do not run here (`flows.remote`).
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
-        attempt: of the flow run, see `align.run_records`.
+        attempt: of the flow run, see `align.pipeline.run_records`.
         kept: where the reports and the log of this run will be if it fails and `root` is removed; None: `root` stays.
     """
 

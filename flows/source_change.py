@@ -19,8 +19,8 @@ from ruamel.yaml.error import YAMLError
 
 from align.config import load_params
 from align.errors import ConfigError, DataError
-from align.git import LOCK_FILE, git
 from align.services.files import pinned_lists
+from align.services.git import LOCK_FILE, git
 from flows.child_process import run_supervised
 from flows.run_context import RunContext, child_environment
 

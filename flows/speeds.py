@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
+from align.durable.files import write_text
 from align.errors import AlignError
-from align.files import write_text
 from flows.run_context import STATE, RunContext
 
 _FOLDER = STATE / "speeds"

@@ -19,11 +19,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from align.config.params import PARAMS_FILE, parse_yaml
-from align.declared import CODE_FILE
-from align.git import LOCK_FILE
+from align.project.declared import CODE_FILE
 from align.services.dvc import run_cache
 from align.services.dvc.commands import write_code
 from align.services.dvc.repository import locked_repository
+from align.services.git import LOCK_FILE
 from flows.changed_code import changed_code
 from flows.dag import Stage
 from flows.run_context import RunContext, child_environment

@@ -25,7 +25,7 @@ from prefect.exceptions import Abort, Pause
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict
 
-from align.visible import fenced_markdown, plain_markdown
+from align.display.visible import fenced_markdown, plain_markdown
 from flows.accelerator import accelerator, uses_accelerator
 from flows.alerts import alert_soon, is_health_warning
 from flows.child_process import CommandError, run_supervised

@@ -1,4 +1,4 @@
-"""The flow run that this process is: its name, and its record from start to end (`align.run_records`).
+"""The flow run that this process is: its name, and its record from start to end (`align.pipeline.run_records`).
 
 Every flow that somebody starts has a record: `@flow(on_completion=[end_record], on_failure=[end_record])`, and
 `in_progress` around all that it does.
@@ -20,8 +20,8 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort, Pause
 from prefect.flows import Flow
 
-from align import run_records
-from align.run_records import Held, RunRecord
+from align.pipeline import run_records
+from align.pipeline.run_records import Held, RunRecord
 from flows import run_branch
 from flows.log import one_line_errors
 from flows.outages import keep_output, wait_out_outages

@@ -1,8 +1,8 @@
 """Deployed runs that were killed before they could record that they are in progress: nobody else repairs them.
 
 A worker tells Prefect that a run is Pending, and starts a process, which takes seconds to import what it needs and then
-says Running. If both are killed meanwhile, no record is left (`align.run_records`), and the run stays as it is for
-good. It is dead where all of this is certain; else it is left alone:
+says Running. If both are killed meanwhile, no record is left (`align.pipeline.run_records`), and the run stays as it is
+for good. It is dead where all of this is certain; else it is left alone:
 
 * Prefect's server is the one that `make up` started in this checkout, on this machine, and only the worker of `make up`
   ever worked for its pool. A server that a team shares, or another worker, says nothing of where a run works.
@@ -34,8 +34,8 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL
 
-from align import run_records
-from align.run import running_services
+from align.pipeline import run_records
+from align.pipeline.run import running_services
 from flows.prefect_states import PAGE, answering_client, end_all
 
 #: Pool and worker of `make up` (infra/local.py).

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.durable.locks import locked
 from align.errors import DataError
-from align.git import changes, resolve
-from align.locks import locked
+from align.services.git import changes, resolve
 from flows.failed_runs import folder_for, kept_if_it_fails
 from flows.leftovers import clear
 from flows.request import Request

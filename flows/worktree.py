@@ -13,10 +13,10 @@ from typing import Any
 from align.config import load_params
 from align.config.params_file import write_params
 from align.config.paths import READ, below_root, require_inside
-from align.declared import declared_outs
 from align.errors import DataError
-from align.git import git
+from align.project.declared import declared_outs
 from align.services.dvc.repository import dvc_repository, share_cache
+from align.services.git import git
 
 
 @contextmanager

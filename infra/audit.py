@@ -26,8 +26,8 @@ from detect_secrets.settings import transient_settings
 from packageurl import PackageURL
 from packaging.requirements import Requirement
 
-from align.files import write_text
-from align.git import git
+from align.durable.files import write_text
+from align.services.git import git
 
 ROOT = Path(__file__).parents[1]
 #: In the format of CycloneDX.

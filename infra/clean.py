@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from align.locks import tried
+from align.durable.locks import tried
 
 STATE = Path(".align")
 #: Copies of objects and of served models, measured values, logs, and the environments of make's lock, fuzz and
@@ -49,7 +49,7 @@ def _in_use(root: Path) -> str | None:
         return f"{STATE}/services.json cannot be read: `make down`, then delete it"
     if listed:
         try:
-            from align.run import running_services
+            from align.pipeline.run import running_services
         except ImportError:  # the environment was removed, and with it what could tell
             return f"{STATE}/services.json lists services of `make up`: stop them with `make down` first"
         if running := running_services(root):

@@ -33,9 +33,9 @@ from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.register import RegisterConfig
 from align.config.store import StoreConfig
-from align.connections import shorten
+from align.display.visible import visible
 from align.errors import AlignError, ServiceError
-from align.run import (
+from align.pipeline.run import (
     LOGIN_FILE,
     READER_LOGIN_FILE,
     SEARCH_LOGIN_FILE,
@@ -48,7 +48,7 @@ from align.run import (
 )
 from align.services import postgresql
 from align.services.tracking.runs_view import TRAINING, runs_address
-from align.visible import visible
+from align.web.connections import shorten
 
 HOST = "127.0.0.1"
 POOL = WORKER = "local"

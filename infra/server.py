@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from align.guard import HOST, App, Guard
-from align.run import LOGIN_FILE, READER_LOGIN_FILE, login
+from align.pipeline.run import LOGIN_FILE, READER_LOGIN_FILE, login
 from align.services import postgresql
 from align.services.tracking.database import artifacts_beside, make_private, require_whole, settle
+from align.web.guard import HOST, App, Guard
 
 #: The pages talk to their own server only, as they hold the login: Prefect's sends to a company that counts visits.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
@@ -90,7 +90,7 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
 
 def main(argv: list[str]) -> None:
     """Serves until it is told to stop."""
-    from align.connections import Bounds, keep_for_good, listening, server
+    from align.web.connections import Bounds, keep_for_good, listening, server
 
     name, port = argv[0], int(argv[1])
     root = Path.cwd()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from align.errors import AlignError, ConfigError, ServiceError
-from align.run import flow_environment
+from align.pipeline.run import flow_environment
 
 DEPLOYMENT = Path(__file__).with_name("stage.yaml")
 JOBS = Path(__file__).with_name("work_pool.json")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from align.adapters.models import NamedModel, open_model
 from align.adapters.pictures import crop
-from align.console import say
+from align.display.console import say
 from align.errors import AlignError, ConfigError
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from pathlib import Path
 
-from align.installed import installed
+from align.project.installed import installed
 
 #: Parts of the pipeline that can be run alone.
 PARTS = ("all", "data", "training", "evaluation")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def portion(parser: ArgumentParser) -> None:
-    """Arguments of a stage that works in ranges of shards (`align.work.portion_of`): `align filter`, `align shard`."""
+    """Arguments of a stage that works in ranges of shards (`align.durable.work.portion_of`): `filter` and `shard`."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--shards",

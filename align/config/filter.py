@@ -18,7 +18,7 @@ class ModelFile(BaseModel):
 
     #: .onnx or TorchScript (.pt): (N, 3, px, px) float32 in, (N, D) embeddings out; or a folder of `align package`.
     path: str
-    #: Hex sha256 of the file (of a folder: as `align.files.sha256_folder`).
+    #: Hex sha256 of the file (of a folder: as `align.durable.files.sha256_folder`).
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     #: Side of the square that pictures are resized to.
     px: Annotated[int, Field(ge=8, le=1024)] = 224

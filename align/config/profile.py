@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from align.config.params import not_yaml
 from align.errors import ConfigError
-from align.installed import installed
+from align.project.installed import installed
 
 #: Read from the working directory; outside a checkout, those that came with the package are used. `--profile` also
 #: takes the path of a file that is elsewhere.

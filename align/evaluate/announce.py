@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.evaluate.embed import Crop, Towers
 from align.evaluate.fine_tuning.recipe import Recipe

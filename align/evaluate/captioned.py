@@ -33,8 +33,8 @@ from align.formats.crisscrossed import SIS, SITS, STS, RatedPairs, read_rated_pa
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.files import bytes_of, joined
 from align.formats.labelled_queries import QueryFile, parse_queries
+from align.interfaces.store import Files
 from align.model.embedder import Embeddings
-from align.protocols.store import Files
 
 #: Of a file of labelled queries.
 _MOST_BYTES = 16 << 20

@@ -1,8 +1,8 @@
 """`align evaluate --compare A B`: the difference of two models on the same items, metric by metric.
 
-Both are measured now, on the same sets, and compared query by query (`align.paired`, which promotion uses, too). The
-interval is two-sided at 95 %. Where it is above or below zero, one model is better by this metric. Of two equally good
-models about one metric in twenty looks different, so one metric of many says little.
+Both are measured now, on the same sets, and compared query by query, by `align.statistics.paired` as in a promotion.
+The interval is two-sided at 95 %. Where it is above or below zero, one model is better by this metric. Of two equally
+good models about one metric in twenty looks different, so one metric of many says little.
 
 A metric whose answers are not kept query by query (`ranks.parquet`) has no interval: both values are shown, and no
 verdict.
@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from align.display.html import escape, heading, note, page, paragraph, subheading, table
+from align.display.report import Report, write_report
+from align.durable.files import write_text
 from align.errors import ConfigError, DataError
 from align.evaluate.paper_table import STYLE, grouped, label
-from align.files import write_text
 from align.formats.model_folder import read_config
 from align.formats.query_ranks import QueryRanks
-from align.html import escape, heading, note, page, paragraph, subheading, table
-from align.paired import difference, of_metrics
-from align.report import Report, write_report
+from align.statistics.paired import difference, of_metrics
 
 #: One-sided, so that both bounds make a 95 % interval.
 CONFIDENCE = 0.975

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from align.console import track
+from align.display.console import track
+from align.durable.processes import in_threads
 from align.errors import DataError
 from align.formats.evaluation_set import Box, EvaluationSet
 from align.formats.features import Features, folder_of
@@ -32,7 +33,6 @@ from align.model.embedder import Embedder, Embeddings, load_with_tokenizer
 from align.model.preprocess import centre_crop, decode
 from align.pairs.picture import MAX_PIXELS, PictureError
 from align.pairs.picture import decode as decode_picture
-from align.processes import in_threads
 
 #: Pictures whose embeddings are in memory as float32.
 _CHUNK = 1024

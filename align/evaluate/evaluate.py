@@ -20,7 +20,10 @@ from align.config.evaluate import EvaluateConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.config.suite import is_suite
-from align.console import say, show
+from align.display.console import say, show
+from align.display.figure import png
+from align.display.report import record_runtime, write_report
+from align.durable.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.errors import ConfigError, DataError
 from align.evaluate.announce import announce
 from align.evaluate.answered import Answered
@@ -35,15 +38,12 @@ from align.evaluate.measure import Classification, Retrieval, measure_classifica
 from align.evaluate.page import Shown, evaluation_page
 from align.evaluate.report import EvaluateReport, make_report
 from align.evaluate.tuned import Tuner
-from align.figure import png
-from align.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
 from align.formats.model_folder import model_digest
 from align.formats.query_ranks import RANKS, QueryRanks, read_ranks, write_ranks
-from align.protocols.store import Files
-from align.report import record_runtime, write_report
+from align.interfaces.store import Files
 from align.services.files.files import StoreFiles
 from align.services.s3.store import materialised
 

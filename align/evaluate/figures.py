@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from align.display.figure import BAD, GOOD, INK, LINE, SOFT, legible
 from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample, RetrievalExamples
 from align.evaluate.measure import Classification
 from align.evaluate.protocols.calibration import NUM_BINS, Calibration
 from align.evaluate.protocols.recall import Score
 from align.evaluate.tuned import FineTuned
-from align.figure import BAD, GOOD, INK, LINE, SOFT, legible
 from align.formats.query_ranks import CUTS
 from align.pairs.picture import small
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.evaluate.protocols.composed_queries import compose, precision_scores
 from align.evaluate.protocols.recall import Score

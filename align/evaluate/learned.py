@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.config.suite import LinearProbeSettings, SuiteSet, Task, VtabSettings
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.evaluate.protocols import linear
 from align.evaluate.protocols.few_shot import few_shot

@@ -25,7 +25,7 @@ from align.config.download import DownloadConfig
 from align.config.ingest import IngestConfig
 from align.config.paths import PathsConfig
 from align.config.suite import TEMPLATES
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.evaluate.set_pictures import Limits, read_pictures
 from align.evaluate.set_sources import (

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from align.evaluate.answered import Answered
-from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
-from align.evaluate.measure import Classification, Retrieval
-from align.evaluate.paper_table import RETRIEVAL, STYLE, paper_tables
-from align.evaluate.report import EvaluateReport, class_accuracy
-from align.formats.measured_sets import TEST
-from align.html import (
+from align.display.html import (
     contents,
     escape,
     gallery,
@@ -24,6 +18,12 @@ from align.html import (
     subheading,
     table,
 )
+from align.evaluate.answered import Answered
+from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
+from align.evaluate.measure import Classification, Retrieval
+from align.evaluate.paper_table import RETRIEVAL, STYLE, paper_tables
+from align.evaluate.report import EvaluateReport, class_accuracy
+from align.formats.measured_sets import TEST
 from align.pairs.picture import thumbnail
 
 #: Side of the pictures in the page.

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 
-from align.html import escape, heading, note, paragraph, subheading, table
+from align.display.html import escape, heading, note, paragraph, subheading, table
 
 RETRIEVAL = "Image-text retrieval"
 #: Heading -> the metrics of a set that belong to it.

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from align.config.suite import LEARNED
+from align.display.report import Report
 from align.evaluate.answered import Answered
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.protocols.recall import Score
-from align.report import Report
 
 #: Pictures left out that the report names, of each set.
 _MAX_FAULTS = 100

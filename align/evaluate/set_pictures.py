@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from align.console import track
+from align.display.console import track
+from align.durable.processes import in_threads
 from align.evaluate.set_sources import Faults, Listed
 from align.formats.evaluation_set import EvaluationImage, Split, Spool
 from align.pairs.picture import PictureError, decode, read_header, shrink
-from align.processes import in_threads
 
 #: Characters of a key.
 _MAX_SLUG = 80

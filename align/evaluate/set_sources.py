@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.formats.picture_table import (
     PICTURE_COLUMNS,

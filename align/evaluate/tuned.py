@@ -29,10 +29,10 @@ from align.evaluate.protocols.labelled import accuracy
 from align.evaluate.protocols.recall import Direction, Score
 from align.formats.evaluation_set import EvaluationSet, Spool
 from align.formats.model_folder import model_digest, read_config
-from align.intervals import Scored
 from align.model.dual_encoder import load_model
 from align.model.image_tower import ImageTower
-from align.paired import Difference, Part, difference
+from align.statistics.intervals import Scored
+from align.statistics.paired import Difference, Part, difference
 
 _PRESETS = {"imagenet": IMAGENET, "fine_grained": FINE_GRAINED, "small": SMALL}
 #: Points of the curve in the report.

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from align.console import track
+from align.display.console import track
 from align.filter.fingerprints import by_content
 from align.filter.near_duplicates import (
     Kmeans,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.console import say, track
+from align.display.console import say, track
 from align.filter import tables
 from align.filter.decisions import write_decisions
 from align.filter.hold_out import hold_out
@@ -13,7 +13,7 @@ from align.filter.near_duplicates import Kmeans
 from align.filter.similarity import compare_texts
 from align.filter.work_folder import Shards, WorkFolder, commit, memory_kept
 from align.formats import filtered
-from align.protocols.sql import Engine
+from align.interfaces.sql import Engine
 
 
 def decide(engine: Engine, work: WorkFolder, shards: Shards, kmeans: Kmeans) -> None:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from align.config.filter import FilterConfig
-from align.figure import BAD, GOOD, INK, SOFT
+from align.display.figure import BAD, GOOD, INK, SOFT
 from align.filter.overview import Counted
 
 _MAX_BAR_WORDS = 30

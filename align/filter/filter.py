@@ -26,15 +26,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align import provenance
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.console import say
+from align.display.console import say
+from align.display.report import record_runtime, write_report
+from align.durable.files import replace_directory
+from align.durable.work import ALL, Portion, asked, key_of, portion_of, require_done, work_directory
 from align.errors import DataError
-from align.files import replace_directory
 from align.filter.compare import compare_with_evaluation_images
 from align.filter.decide import decide
 from align.filter.examples import examples_of, shown_pairs
@@ -51,13 +52,12 @@ from align.formats.evaluation_sets.named import named_sets
 from align.formats.policy import OptedOut, read_opted_out
 from align.formats.raw import raw_shards, state_of
 from align.pieces import Piece
-from align.report import record_runtime, write_report
+from align.project import provenance
 from align.services.engine import open_engine
 from align.services.files.files import StoreFiles
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
 from align.services.vector_index import kmeans
-from align.work import ALL, Portion, asked, key_of, portion_of, require_done, work_directory
 
 
 @dataclass(frozen=True)

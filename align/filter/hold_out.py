@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.config.filter import FilterConfig
-from align.console import say, track
+from align.display.console import say, track
 from align.errors import DataError
 from align.filter.compare import close_images, twin_table
 from align.filter.fingerprints import Fingerprints, by_content, near_duplicates

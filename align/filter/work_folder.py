@@ -19,16 +19,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.config.filter import FilterConfig
-from align.console import track
-from align.files import temporary_name
+from align.display.console import track
+from align.durable.files import temporary_name
+from align.durable.memory import freed_memory_kept
+from align.durable.processes import in_processes
+from align.durable.work import missing
 from align.filter.tables import BIGRAMS, MAX_ROWS
 from align.formats.policy import OptedOut
 from align.formats.raw import RawShard
-from align.memory import freed_memory_kept
+from align.interfaces.store import SharedPieces
 from align.pieces import Outcome, Piece, Pieces, last_those_of_others
-from align.processes import in_processes
-from align.protocols.store import SharedPieces
-from align.work import missing
 
 T = TypeVar("T")
 #: A shard and its position in the listing of data/raw.

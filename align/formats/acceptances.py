@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from align.files import to_json, write_text
+from align.durable.files import to_json, write_text
 from align.formats.json_file import StoredModel, read_if_exists
-from align.protocols.expectations import Acceptance
+from align.interfaces.expectations import Acceptance
 
 ACCEPTED = "accepted.json"
 

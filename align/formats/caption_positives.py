@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from align.errors import DataError, FormatError
 from align.formats.evaluation_sets.files import bytes_of
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 _LAYOUT = TypeAdapter(dict[int, list[int]])
 #: Share of right items that a set may lack.

@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from align.display.visible import visible
 from align.errors import FormatError
 from align.formats.json_file import StoredModel, parse
-from align.visible import visible
 
 _ENTRY = re.compile(r"align\.champion\.([0-9]{5})")
 #: A database may hold so many characters of a tag of a registered model (`registered_model_tags.value`).

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from align.errors import FormatError
 from align.formats.caption_positives import positions
 from align.formats.evaluation_sets.files import bytes_of
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 _CAPTION, _IMAGE = re.compile(r"[^:]*:sentid:(\d{1,18})"), re.compile(r".*_(\d{1,18})\.jpg")
 STS, SIS, SITS = "sts", "sis", "sits"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from align.files import to_json, write_text
+from align.durable.files import to_json, write_text
 from align.formats.json_file import StoredModel, read_if_exists
 
 REFERENCE = "reference.json"

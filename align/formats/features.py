@@ -19,10 +19,10 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from align import provenance
-from align.console import say
-from align.files import sha256_file, write_bytes
-from align.work import key_of
+from align.display.console import say
+from align.durable.files import sha256_file, write_bytes
+from align.durable.work import key_of
+from align.project import provenance
 
 T = TypeVar("T")
 Images = Iterable[tuple[str, bytes]]
@@ -82,7 +82,7 @@ def folder_of(root: Path | None, kind: str, module: str, decides: Sequence[Any])
         root: `store.features`; None: nothing is kept.
         kind: in plain letters.
         module: whose code computes the values.
-        decides: whatever else decides them, as for `align.work.key_of`.
+        decides: whatever else decides them, as for `align.durable.work.key_of`.
     """
     if root is None:
         return None

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from align.durable.files import sha256_file, sha256_folder
 from align.errors import DataError
-from align.files import sha256_file, sha256_folder
 
 DECISIONS = "decisions.parquet"
 FACTS = "facts.parquet"

@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from align.durable.files import replace_directory, sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError
-from align.files import replace_directory, sha256_file, to_json, write_text
 from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages, no_image
 from align.formats.indexed_words import IndexedWords
 from align.formats.json_file import StoredModel, parse
 from align.formats.pair_addresses import PairAddress, PairAddresses
-from align.protocols.vectors import Vectors
+from align.interfaces.vectors import Vectors
 
 __all__ = ["Hit", "ImageIndex", "IndexHeader", "IndexedImage", "write_index"]
 

@@ -18,8 +18,8 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, U
 from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.shards import iter_samples
-from align.protocols.store import Files
-from align.provenance import digest
+from align.interfaces.store import Files
+from align.project.provenance import digest
 
 #: Kind -> what turns embeddings into figures, with all that it imports: the towers and the preprocessing, too.
 _MEASURES: dict[Kind, str] = {

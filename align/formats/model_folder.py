@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.config.model import ModelConfig
+from align.durable.files import sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError, FormatError
-from align.files import sha256_file, to_json, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor

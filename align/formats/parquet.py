@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from align.durable.memory import allocating_at_most
 from align.errors import DataError
-from align.memory import allocating_at_most
 from align.pairs.text import MAX_CHARACTERS
 
 #: Rows of a batch, fewer where the file states large ones ...

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from align.durable.files import write_text
 from align.errors import FormatError
-from align.files import write_text
 from align.pairs.urls import host_name, identity
 
 OPTED_OUT = "opted_out.csv"

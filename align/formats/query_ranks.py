@@ -31,9 +31,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from align.chance import chance
 from align.errors import DataError, FormatError
-from align.intervals import Scored
+from align.statistics.chance import chance
+from align.statistics.intervals import Scored
 
 RANKS = "ranks.parquet"
 #: The K of the paper's tables.

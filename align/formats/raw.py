@@ -23,14 +23,14 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from align.durable.files import require_utf8, sha256_file
 from align.errors import CorruptError, DataError, FormatError
-from align.files import require_utf8, sha256_file
 from align.formats.img2dataset import image_key, refused, stated_sizes, without_tar
 from align.formats.json_file import StoredModel, read_if_exists
 from align.formats.parquet import ForeignTable
 from align.formats.statuses import SUCCESS
 from align.formats.tar_members import DamagedTar, read_members
-from align.protocols.store import FetchTar
+from align.interfaces.store import FetchTar
 
 #: The columns that `read_table` returns. sha256 is the image_id, null where there are no bytes.
 SCHEMA = pa.schema(

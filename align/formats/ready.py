@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from align.durable.files import MARK, sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError
-from align.files import MARK, sha256_file, to_json, write_text
 from align.formats.json_file import StoredModel, parse
 
 MANIFEST, MODEL, INDEX = "manifest.json", "model", "index"

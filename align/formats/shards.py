@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError
-from align.files import sha256_file
 from align.formats.json_file import StoredModel, parse
 
 MANIFEST = "manifest.json"

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from align.durable.files import sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError
-from align.files import sha256_file, to_json, write_text
 from align.formats.json_file import StoredModel, parse
 from align.formats.shards import SplitName
 

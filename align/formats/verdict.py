@@ -12,8 +12,8 @@ from typing import Literal
 
 from align.config.params import Params, load_params
 from align.config.paths import PathsConfig
+from align.durable.files import to_json, write_text
 from align.errors import AlignError, DataError, GateError
-from align.files import to_json, write_text
 from align.formats.json_file import StoredModel, parse
 
 VERDICT = "verdict.json"

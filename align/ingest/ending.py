@@ -9,7 +9,7 @@ from align.config.download import DownloadConfig
 from align.config.ingest import IngestConfig
 from align.config.params import PARAMS_FILE, Params
 from align.config.paths import PathsConfig
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.formats.raw import read_raw_manifest
 from align.formats.statuses import SUCCESS

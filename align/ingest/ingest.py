@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from align import provenance
 from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
@@ -29,9 +28,20 @@ from align.config.ingest import IngestConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.console import say
+from align.display.console import say
+from align.display.report import record_runtime, write_report
+from align.durable.files import replace_directory
+from align.durable.work import (
+    ALL,
+    Portion,
+    asked,
+    key_of,
+    missing,
+    portion_of,
+    require_done,
+    work_directory,
+)
 from align.errors import DataError
-from align.files import replace_directory
 from align.formats.policy import read_opted_out
 from align.formats.raw import MadeWith, Samples, raw_shards, read_raw_manifest
 from align.ingest.ending import require_a_picture, say_result, tell_dvc, unknown_to_dvc
@@ -44,26 +54,16 @@ from align.ingest.retry import link_all, num_to_fetch, shard_to_retry
 from align.ingest.sources import open_source, require_seen_by_dvc
 from align.ingest.workers import Resources, write_shards
 from align.ingest.writer import is_written, write_raw_manifest
+from align.interfaces.sql import Engine
+from align.interfaces.store import Files
 from align.pairs.text_cuts import TextCuts
 from align.pieces import Pieces
-from align.protocols.sql import Engine
-from align.protocols.store import Files
-from align.report import record_runtime, write_report
+from align.project import provenance
 from align.services.dvc.outs import is_run_by_dvc, require_stated_values, stage_of
 from align.services.engine import open_engine
 from align.services.files.files import StoreFiles
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
-from align.work import (
-    ALL,
-    Portion,
-    asked,
-    key_of,
-    missing,
-    portion_of,
-    require_done,
-    work_directory,
-)
 
 #: Modules that decide the bytes of data/raw. The downloader is not among them: after a repair of it, finished shards
 #: need not be fetched again.

@@ -14,7 +14,7 @@ from typing import Any
 from align.config.download import DownloadConfig
 from align.config.ingest import IngestConfig
 from align.config.params import Params
-from align.console import say
+from align.display.console import say
 from align.errors import ConfigError
 from align.formats.raw import MANIFEST, MadeWith, read_raw_manifest
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align import html
-from align.files import write_text
+from align.display import html
+from align.durable.files import write_text
 from align.formats.raw import HOPELESS
 from align.formats.statuses import SUCCESS
 from align.ingest.report import NUM_HOSTS, IngestReport, not_read, read_as_stored

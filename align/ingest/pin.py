@@ -14,12 +14,12 @@ from align.config.download import DownloadConfig
 from align.config.ingest import IngestConfig
 from align.config.params import Params
 from align.config.store import StoreConfig
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.ingest.sources import source_at
 from align.ingest.sources.picture_files import is_folder
 from align.ingest.sources.reading import is_local
-from align.protocols.store import Files
+from align.interfaces.store import Files
 from align.services.files import pinned_lists
 from align.services.files.files import StoreFiles
 

@@ -25,15 +25,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.config.ingest import IngestConfig
-from align.console import say, track
+from align.display.console import say, track
+from align.durable.files import temporary_name, write_text
+from align.durable.processes import in_processes
 from align.errors import DataError
-from align.files import temporary_name, write_text
 from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
+from align.interfaces.sql import Engine
 from align.pieces import Piece, Pieces
-from align.processes import in_processes
-from align.protocols.sql import Engine
 
 #: A row of the plan, by the columns of `IngestPlan.table`.
 PlannedRow = dict[str, Any]

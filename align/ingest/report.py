@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from align.display.report import Report
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.ingest.sources.outcomes import HTTP_HEAD_TOO_LARGE, NO_ADDRESS, NO_HTTP_HEAD, OTHER_RECORDS, outcomes_in
-from align.protocols.sql import Engine
-from align.report import Report
+from align.interfaces.sql import Engine
 
 #: The report names this many hosts, those with most pairs.
 NUM_HOSTS = 50

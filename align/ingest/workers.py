@@ -13,15 +13,15 @@ from typing import TypeVar
 from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
 from align.config.store import StoreConfig
-from align.console import say, track
+from align.display.console import say, track
+from align.durable.processes import in_processes_with
+from align.durable.work import ALL, CLAIMS, Portion
 from align.ingest.download import Downloader, SlowHosts
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
 from align.ingest.plan import PlannedShard
 from align.ingest.writer import files_beside_table, table_of
 from align.pieces import Outcome, Piece, Pieces, last_those_of_others
-from align.processes import in_processes_with
 from align.services.s3.store import keep_tar
-from align.work import ALL, CLAIMS, Portion
 
 #: What names a shard to the function that opens it.
 Shard = TypeVar("Shard")

@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.durable.files import fsync, sha256_file, temporary_name, write_text
 from align.errors import DataError
-from align.files import fsync, sha256_file, temporary_name, write_text
 from align.formats.raw import MANIFEST, SCHEMA, ListedShard, MadeWith, RawManifest, Samples
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.tar import TarWriter

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from align.console import say
+from align.display.console import say
 
 
 class Moments(NamedTuple):

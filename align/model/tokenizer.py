@@ -16,8 +16,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
+from align.durable.files import sha256_file, to_json, write_text
 from align.errors import DataError
-from align.files import sha256_file, to_json, write_text
 from align.formats.model_folder import TOKENIZER, TOKENIZER_CONFIG, require_unchanged
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

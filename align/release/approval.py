@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from align.display.visible import visible
 from align.errors import ConfigError, GateError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
 from align.release import alias_moves
@@ -18,7 +19,6 @@ from align.release.champion import settled
 from align.services.tracking.address import who_acts
 from align.services.tracking.registry import CANDIDATE, Version
 from align.services.tracking.tracker import Tracker
-from align.visible import visible
 
 
 @dataclass(frozen=True)

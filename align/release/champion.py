@@ -13,11 +13,11 @@ from typing import Any
 
 from align.config import Params
 from align.config.register import RegisterConfig
-from align.console import say, show, show_json
+from align.display.console import say, show, show_json
+from align.durable.files import to_json
+from align.durable.locks import locked
 from align.errors import ConfigError, DataError, LockedError
-from align.files import to_json
 from align.formats.champion_moves import ChampionState, Move, last_before, time_of
-from align.locks import locked
 from align.release import alias_moves
 from align.release.alias_moves import LOCK
 from align.services.tracking.address import require_store

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from align.paired import Difference
 from align.release.slices import Slice
+from align.statistics.paired import Difference
 
 Outcome = Literal["promoted", "refused", "unchanged", "unapproved"]
 HEADS = ("gate", "figure", "needed", "")

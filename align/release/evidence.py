@@ -19,9 +19,9 @@ from align.config import Params
 from align.config.evaluate import EvaluateConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.console import say
+from align.display.console import say
+from align.durable.files import sha256_folder
 from align.errors import DataError
-from align.files import sha256_folder
 from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, set_digests, shards_test_set

@@ -22,16 +22,16 @@ from align.config import Params
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.console import say
+from align.display.console import say
+from align.durable.files import replace_directory, require_apart, require_replaceable
 from align.errors import DataError
-from align.files import replace_directory, require_apart, require_replaceable
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.model_folder import tokenizer_of
 from align.formats.picture_table import PICTURE_SUFFIXES
+from align.interfaces.store import Files
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
-from align.protocols.store import Files
 from align.release.programs import Programs, write_programs
 from align.services.dvc.outs import require_no_out
 from align.services.files.files import StoreFiles

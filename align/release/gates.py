@@ -12,15 +12,15 @@ from ruamel.yaml.error import YAMLError
 
 from align.config.evaluate import EvaluateConfig
 from align.config.promote import PromoteConfig
+from align.durable.files import sha256_folder
 from align.errors import DataError, RefusedError
-from align.files import sha256_folder
 from align.formats.query_ranks import QueryRanks
-from align.git import git
-from align.intervals import interval
 from align.release.decision import Compared, Gate, points
 from align.release.smoke import smoke
+from align.services.git import git
 from align.services.tracking.registry import MODEL_DIGEST, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
 from align.services.tracking.tracker import Tracker
+from align.statistics.intervals import interval
 
 REVISION = "align.git_revision"
 _LINEAGE = {"git revision": REVISION, "data": "align.data_digest", "model": MODEL_DIGEST, "verdict": "align.quality"}

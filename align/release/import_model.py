@@ -11,9 +11,9 @@ from pathlib import Path
 
 from align.config import Params
 from align.config.model import ModelConfig
-from align.console import say
+from align.display.console import say
+from align.durable.files import replace_directory, require_apart, require_replaceable
 from align.errors import DataError
-from align.files import replace_directory, require_apart, require_replaceable
 from align.formats.model_folder import TOKENIZER_FOLDER, Imported
 from align.model.dual_encoder import DualEncoder, save_model
 from align.release.interchange import digest_of_weights, read_hugging_face, save_imported_tokenizer

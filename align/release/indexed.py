@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from align.console import say
+from align.display.console import say
+from align.durable.files import sha256_file, sha256_folder
 from align.errors import CorruptError, FormatError
-from align.files import sha256_file, sha256_folder
 from align.formats.model_folder import WEIGHTS, model_digest
 from align.services.tracking.registry import INDEX_ARTIFACT, INDEX_DIGEST, Version
 from align.services.tracking.tracker import Tracker

@@ -38,8 +38,8 @@ from transformers import (
 from transformers.utils import logging
 
 from align.config.model import BatchNormKind, ImageTowerShape, ModelConfig, TextTowerShape
+from align.durable.files import sha256_file
 from align.errors import DataError
-from align.files import sha256_file
 from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, is_hugging_face
 from align.model.dual_encoder import DualEncoder
 from align.model.presets import image_shape, named_image_tower, named_text_tower, text_shape

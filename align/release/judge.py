@@ -20,13 +20,13 @@ from align.config.promote import PromoteConfig
 from align.errors import DataError
 from align.formats.measured_sets import evaluation_digest
 from align.formats.query_ranks import QueryRanks
-from align.paired import difference, of_metrics, set_of
 from align.release import gates
 from align.release.decision import Compared, Gate, Outcome, PromotionDecision
 from align.release.evidence import Evidence, evidence, from_run, todays_sets, wanted_sets
 from align.release.slices import compared_slices
 from align.services.tracking.registry import CANDIDATE, Version
 from align.services.tracking.tracker import Tracker
+from align.statistics.paired import difference, of_metrics, set_of
 
 #: A tag `align.decided.<digest>` for each group of sets that decided on a version.
 DECIDED = "align.decided."

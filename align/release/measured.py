@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.durable.files import sha256_file, sha256_folder
 from align.errors import DataError, RefusedError
-from align.files import sha256_file, sha256_folder
 from align.formats.model_folder import CONFIG, WEIGHTS, read_config
 from align.release.evidence import model_folder
 from align.release.judge import version_asked

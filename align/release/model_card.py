@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.display.visible import plain_markdown
 from align.release.results import PipelineOutputs, Results
 from align.release.shown import measured
 from align.services.tracking.tracker import metric_name
-from align.visible import plain_markdown
 
 #: Its name among the artifacts of a run.
 CARD = "model_card.md"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.files import sha256_file, sha256_folder
+from align.durable.files import sha256_file, sha256_folder
 from align.formats.policy import OPTED_OUT
-from align.git import git_if_any
+from align.services.git import git_if_any
 from align.services.tracking.address import current_flow_run_id
 from align.services.tracking.tracker import FLOW_RUN
 

@@ -17,14 +17,14 @@ import numpy as np
 
 from align.config import Params
 from align.config.paths import PathsConfig
-from align.console import say
+from align.display.console import say
+from align.display.report import Report, record_runtime, write_report
+from align.durable.files import replace_directory, sha256_folder
 from align.errors import DataError
-from align.files import replace_directory, sha256_folder
 from align.formats.model_folder import Imported, read_config
 from align.model.embedder import Embedder
-from align.provenance import closure
+from align.project.provenance import closure
 from align.release import packaged_model
-from align.report import Report, record_runtime, write_report
 from align.services.signing import SIGNATURE, sign
 
 #: The module that loading a model imports; its import closure is copied into the folder.

@@ -169,7 +169,7 @@ def save(directory: Path, *, model: Path, code: Path, metadata: dict[str, Any]) 
         code: a folder named `align` with the modules that loading needs.
         metadata: written into MLmodel.
     """
-    from align.files import MARK
+    from align.durable.files import MARK
     from align.formats.model_folder import leave_out_import_name
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

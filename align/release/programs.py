@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from align.durable.files import to_json, write_text
 from align.errors import ConfigError
-from align.files import to_json, write_text
 from align.formats.model_folder import TOKENIZER, TOKENIZER_CONFIG
 from align.model.depthwise import DepthwiseConv2d
 from align.model.dual_encoder import DualEncoder

@@ -1,7 +1,7 @@
 """promote: a version becomes the champion if every gate lets it; `align rollback` goes back to the old one.
 
 Without a number it is the candidate, the version that was registered last. It has to be better than the champion on the
-same items by `promote.margin`, with confidence (`align.paired`), and the other gates have to let it
+same items by `promote.margin`, with confidence (`align.statistics.paired`), and the other gates have to let it
 (`align.release.gates`, `slices`). With `promote.approval`, a person has to approve it, too (`align.release.approval`).
 If one does not, no alias moves. Each decision is a table, and a page that is kept with the candidate's run.
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 from align.config import Params
 from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
-from align.console import say, show, show_json
+from align.display.console import say, show, show_json
+from align.durable.files import to_json, write_text
+from align.durable.locks import locked
 from align.errors import DataError, GateError
-from align.files import to_json, write_text
-from align.locks import locked
 from align.release.alias_moves import LOCK
 from align.release.approval import Approval, approval_of, reject
 from align.release.champion import make_champion, settled

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from align.figure import BAD, GOOD, INK, LINE, SOFT, legible, png
-from align.files import write_text
-from align.html import cards, heading, page, paragraph, picture, table
-from align.paired import Difference
+from align.display.figure import BAD, GOOD, INK, LINE, SOFT, legible, png
+from align.display.html import cards, heading, page, paragraph, picture, table
+from align.display.visible import plain_markdown
+from align.durable.files import write_text
 from align.release.decision import HEADS, Compared, PromotionDecision, explanation, points
-from align.visible import plain_markdown
+from align.statistics.paired import Difference
 
 PAGE, MARKDOWN = "promotion.html", "promotion.md"
 #: More slices than this are not drawn; the table has all.

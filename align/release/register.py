@@ -21,7 +21,7 @@ from align.config import Params
 from align.config.finetune import FinetuneConfig
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
-from align.console import say, show
+from align.display.console import say, show
 from align.errors import DataError
 from align.release.indexed import is_logged, log_index
 from align.release.model_card import CARD, Champion, ModelCard

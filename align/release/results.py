@@ -11,8 +11,8 @@ from typing import Any
 
 from align.config.model import ModelConfig
 from align.config.sections import changing_bytes, flattened
+from align.durable.files import sha256_folder, to_json
 from align.errors import CorruptError, DataError
-from align.files import sha256_folder, to_json
 from align.formats.model_folder import CONFIG, read_config
 from align.formats.shards import read_manifest
 from align.formats.verdict import SHARDS, TABLES, require_passed

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from align.config import Params
 from align.config.register import RegisterConfig
-from align.console import say, show
-from align.locks import locked
+from align.display.console import say, show
+from align.durable.locks import locked
 from align.release.alias_moves import LOCK
 from align.release.champion import take_back
 from align.services.tracking.address import require_store

@@ -17,8 +17,8 @@ import numpy as np
 
 from align.config.promote import PromoteConfig
 from align.formats.query_ranks import KNN, PROTOCOLS, ZERO_SHOT, QueryRanks, Ranked
-from align.intervals import Scored
-from align.paired import Difference, Part, difference
+from align.statistics.intervals import Scored
+from align.statistics.paired import Difference, Part, difference
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import itertools
 import re
 from pathlib import Path
 
-from align.git import LOCK_FILE, commit_files, git, git_if_any
+from align.services.git import LOCK_FILE, commit_files, git, git_if_any
 from align.services.tracking.registry import Version
 
 

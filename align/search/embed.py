@@ -19,7 +19,7 @@ import pyarrow as pa
 from align.config import Params
 from align.config.embed import EmbedConfig
 from align.config.paths import PathsConfig
-from align.console import say, track
+from align.display.console import say, track
 from align.errors import ConfigError, DataError
 from align.formats.model_folder import CONFIG, model_digest
 from align.model.embedder import Embedder

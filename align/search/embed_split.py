@@ -20,12 +20,12 @@ import numpy as np
 from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from numpy.typing import NDArray
 
-from align.console import say, track
+from align.display.console import say, track
+from align.durable.files import replace_directory, require_apart, require_replaceable, write_bytes
+from align.durable.locks import locked
 from align.errors import CorruptError, DataError
-from align.files import replace_directory, require_apart, require_replaceable, write_bytes
 from align.formats.shards import Sample, Split, SplitName, iter_samples, read_manifest
 from align.formats.stored_embeds import IMAGES, STARTS, TEXTS, EmbedsManifest, read_embeds, write_manifest
-from align.locks import locked
 from align.model.embedder import Embedder
 from align.model.preprocess import centre_crop, decode
 from align.search.parts import EmbedParts

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from align.figure import BAD, GOOD, INK, SOFT, legible
+from align.display.figure import BAD, GOOD, INK, SOFT, legible
 from align.pairs.picture import small
 from align.search.answers import AnsweredQuery, ImageAnswer
 

@@ -21,10 +21,11 @@ from align.config.index import IndexConfig
 from align.config.paths import PathsConfig
 from align.config.search import SearchConfig
 from align.config.store import StoreConfig
-from align.console import say, track
+from align.display.console import say, track
+from align.display.figure import png
+from align.display.report import record_runtime, write_report
+from align.durable.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.errors import DataError
-from align.figure import png
-from align.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.formats.image_index import ImageIndex, IndexedImage, write_index
 from align.formats.indexed_images import ImagesWriter
 from align.formats.labelled_queries import read_queries
@@ -32,7 +33,6 @@ from align.formats.model_folder import model_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import read_manifest
 from align.model.embedder import IMAGE_BATCH, Embedder, Encoder
-from align.report import record_runtime, write_report
 from align.search.addresses import IndexedData, read_addresses, read_rules
 from align.search.answers import AnsweredQuery
 from align.search.figures import search_figure

@@ -12,7 +12,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.console import say
+from align.display.console import say
 from align.errors import ConfigError, DataError
 
 #: Suffixes of the images in a folder; other files are counted and ignored.

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.chance import chance
-from align.console import say
+from align.display.console import say
 from align.formats.image_index import Hit, ImageIndex
 from align.formats.labelled_queries import ComposedQuery, LabelledQuery, names
 from align.model.embedder import Encoder
 from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.queries import compose, share_named
 from align.search.report import ANSWER_CUT, SHARE_CUT
+from align.statistics.chance import chance
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from align.durable.files import make_parent
 from align.errors import ConfigError, DataError
-from align.files import make_parent
 from align.services.dvc.outs import require_no_out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from align.html import escape, gallery, heading, page, paragraph, picture
+from align.display.html import escape, gallery, heading, page, paragraph, picture
 from align.pairs.picture import thumbnail
 from align.search.answers import AnsweredQuery
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.console import say
+from align.display.console import say
+from align.durable.files import write_bytes
 from align.errors import DataError
-from align.files import write_bytes
 
 #: Key of the plan in the output's metadata.
 _PLAN_KEY = b"align_embed_plan"

@@ -17,9 +17,9 @@ import torch
 
 from align.config import Params
 from align.config.paths import PathsConfig
-from align.console import say
+from align.display.console import say
+from align.durable.files import replace_directory, require_apart, require_replaceable, sha256_file
 from align.errors import DataError
-from align.files import replace_directory, require_apart, require_replaceable, sha256_file
 from align.formats.image_index import ImageIndex, copy_index
 from align.formats.model_folder import (
     copy_tokenizer,
@@ -30,10 +30,10 @@ from align.formats.model_folder import (
     write_model_folder,
 )
 from align.formats.ready import INDEX, MODEL, MadeFrom, Ready, ReadyManifest, describe_files, open_ready, write_manifest
-from align.git import git
 from align.model.embedder import Embedder
 from align.search.search import open_index
 from align.services.dvc.outs import require_no_out
+from align.services.git import git
 
 LOCK = "dvc.lock"
 #: It is committed to git.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from align.report import Report
+from align.display.report import Report
 from align.search.queries import MinusOutcome, minus_share_ratio
 
 #: A labelled query counts as answered if a right image is among this many.

@@ -19,9 +19,9 @@ from align.config import Params
 from align.config.paths import PathsConfig
 from align.config.search import SearchConfig
 from align.config.store import StoreConfig
-from align.console import say, show, show_json
+from align.display.console import say, show, show_json
+from align.durable.files import write_text
 from align.errors import ConfigError, DataError
-from align.files import write_text
 from align.formats.image_index import Hit, ImageIndex, IndexedImage
 from align.formats.model_folder import model_digest
 from align.formats.shards import read_manifest

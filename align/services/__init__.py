@@ -5,5 +5,5 @@ and Spark (engine, spark_engine), DVC as a program (dvc), faiss (vector_index), 
 model-signing (signing), PostgreSQL's addresses (postgresql).
 
 Whatever needs a vendor's package, or an address from the environment, comes in. What a stage does with the answer stays
-in the stage, which sees `align/protocols/`.
+in the stage, which sees `align/interfaces/`.
 """

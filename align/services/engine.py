@@ -21,9 +21,9 @@ from typing import Any
 import duckdb
 
 from align.config.engine import EngineConfig
+from align.durable.files import temporary_name
 from align.errors import DataError
-from align.files import temporary_name
-from align.protocols.sql import ROW_GROUP_SIZE, Engine
+from align.interfaces.sql import ROW_GROUP_SIZE, Engine
 
 #: Memory per row of a join's hash table of numbers, and for the rows joined to it. Measured with 50 million pairs, 25
 #: million numbers and 700 MB: two parts took 28 s, three 31 s, and one, which spilled, 46 s.

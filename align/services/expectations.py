@@ -16,11 +16,11 @@ from typing import Any
 
 import pandas as pd
 
-from align.protocols.expectations import Expectation, Outcome
+from align.interfaces.expectations import Expectation, Outcome
 
 
 def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation]) -> list[Outcome]:
-    """Implements `align.protocols.expectations.Check`, with one checkpoint for each table."""
+    """Implements `align.interfaces.expectations.Check`, with one checkpoint for each table."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # read at import
     with warnings.catch_warnings():  # it imports modules that Python has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from align.config.cluster import ClusterConfig
-from align.console import say
+from align.display.console import say
 from align.errors import ConfigError
 
 #: The port of node 0 in a SLURM job: this one, or one of the thousand above it, by the number of the job.

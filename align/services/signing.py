@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.durable.files import sha256_file
 from align.errors import ConfigError, CorruptError
-from align.files import sha256_file
 from align.services.tracking.registry import MODEL_ARTIFACT, Registry, Version
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.config.engine import EngineConfig
+from align.durable.files import temporary_name
 from align.errors import ServiceError
-from align.files import temporary_name
-from align.protocols.sql import ROW_GROUP_SIZE
+from align.interfaces.sql import ROW_GROUP_SIZE
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Spark has no unsigned 64-bit integers and reads them as these.
@@ -32,7 +32,7 @@ _UNSIGNED = pa.decimal128(20, 0)
 
 
 class SparkEngine:
-    """See `align.protocols.sql.Engine`."""
+    """See `align.interfaces.sql.Engine`."""
 
     def __init__(self, session: Any, scratch: Path, num_threads: int) -> None:
         self.scratch = scratch

@@ -23,15 +23,15 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from align.config.store import StoreConfig
+from align.durable.files import fsync, is_temporary, sha256_file, temporary_name
+from align.durable.work import CLAIMS
 from align.errors import CorruptError, DataError, ServiceError
-from align.files import fsync, is_temporary, sha256_file, temporary_name
 from align.formats.json_file import StoredModel, parse
+from align.interfaces.store import ConditionalObjects, StoredObject
 from align.lease import leased
-from align.protocols.store import ConditionalObjects, StoredObject
 from align.services.s3 import client as store_client
 from align.services.s3.locations import split_uri
 from align.services.s3.store import read_checked
-from align.work import CLAIMS
 
 #: A machine that was not heard of for this long is lost, and another does its work.
 LEASE_S = 60.0
@@ -76,7 +76,7 @@ class SmallObjects:
 
 @dataclass(frozen=True)
 class StoreWork:
-    """Implements `align.protocols.store.SharedPieces`. Can be pickled.
+    """Implements `align.interfaces.store.SharedPieces`. Can be pickled.
 
     Attributes:
         config: how to reach the server.

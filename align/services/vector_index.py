@@ -24,9 +24,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from align.console import say, track
+from align.display.console import say, track
+from align.durable.files import write_bytes
 from align.errors import CorruptError, DataError
-from align.files import write_bytes
 
 _KMEANS_ITERATIONS = 20
 _KMEANS_SEED = 0
@@ -92,7 +92,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class VectorIndex:
-    """See `align.protocols.vectors.Vectors`. `build` decides once whether it is exact.
+    """See `align.interfaces.vectors.Vectors`. `build` decides once whether it is exact.
 
     Attributes:
         width: length of a vector.

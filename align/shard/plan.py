@@ -21,8 +21,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from align.config.shard import ShardConfig
+from align.durable.files import replace_directory, to_json, write_text
 from align.errors import DataError
-from align.files import replace_directory, to_json, write_text
 from align.formats.shards import SPLITS, SplitName
 from align.pairs.clusters import cluster
 from align.shard.image_spans import ImageSpans

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from align.display.report import Report
 from align.formats.shards import Manifest
-from align.report import Report
 from align.shard.plan import ShardPlan
 
 

@@ -14,25 +14,15 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from align import provenance
 from align.config import Params
 from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
-from align.console import say
-from align.errors import DataError
-from align.files import replace_directory, sha256_file
-from align.formats.filtered import IMAGES, decisions_digest
-from align.formats.raw import raw_shards
-from align.formats.shards import SPLITS
-from align.formats.verdict import TABLES, gate_report, require_passed
-from align.pieces import Pieces
-from align.report import record_runtime, write_report
-from align.services.store_work import open_work
-from align.shard.report import ShardReport, make_report
-from align.shard.work_folder import ShardWork, finish, plan_once, write_shards
-from align.work import (
+from align.display.console import say
+from align.display.report import record_runtime, write_report
+from align.durable.files import replace_directory, sha256_file
+from align.durable.work import (
     ALL,
     Portion,
     asked,
@@ -41,6 +31,16 @@ from align.work import (
     require_done,
     work_directory,
 )
+from align.errors import DataError
+from align.formats.filtered import IMAGES, decisions_digest
+from align.formats.raw import raw_shards
+from align.formats.shards import SPLITS
+from align.formats.verdict import TABLES, gate_report, require_passed
+from align.pieces import Pieces
+from align.project import provenance
+from align.services.store_work import open_work
+from align.shard.report import ShardReport, make_report
+from align.shard.work_folder import ShardWork, finish, plan_once, write_shards
 
 
 @dataclass(frozen=True)

@@ -21,19 +21,19 @@ import numpy as np
 
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
-from align.console import track
-from align.files import is_temporary, write_bytes
+from align.display.console import track
+from align.durable.files import is_temporary, write_bytes
+from align.durable.processes import in_processes
+from align.durable.work import Portion
 from align.formats.raw import image_spans, raw_shards
 from align.formats.shards import SPLITS, Manifest, SplitName
 from align.pieces import Outcome, Piece, Pieces, last_those_of_others
-from align.processes import in_processes
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
 from align.shard.gather import RawTars, gather
 from align.shard.image_spans import span_rows
 from align.shard.plan import ShardPlan, make_plan, read_plan
 from align.shard.writer import join_manifest, write_entry, write_shard
-from align.work import Portion
 
 #: Removed at the end.
 _PLAN, _INDEX, _DONE = ".plan", ".index", ".done"

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from json.encoder import encode_basestring as _quoted
 from pathlib import Path
 
-from align.files import temporary_name, write_bytes
+from align.durable.files import temporary_name, write_bytes
 from align.formats.shards import MANIFEST, Manifest, Sample, Shard, Split, SplitName, digest_of
 from align.formats.tar import TarWriter
 

@@ -18,8 +18,8 @@ from typing import NoReturn
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's own names
 
+from align.durable.files import write_bytes
 from align.errors import AlignError, NonFiniteLossError, TrainingError
-from align.files import write_bytes
 
 #: The return value of a rank: None, or the class name and message of the AlignError that ended it.
 RankOutcome = tuple[str, str] | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from align.figure import GOOD, INK, WARN, png
+from align.display.figure import GOOD, INK, WARN, png
 from align.training.state import MetricRow
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from align.config.finetune import FinetuneConfig
 from align.config.model import ModelConfig
 from align.config.params import chosen_values
 from align.config.paths import PathsConfig
-from align.console import say
+from align.display.console import say
+from align.durable.files import require_apart
 from align.errors import AlignError, ConfigError, DataError
-from align.files import require_apart
 from align.formats.model_folder import read_config, tokenizer_of
 from align.training.plan import TrainingInputs
 from align.training.stage import train_from_params

@@ -17,12 +17,12 @@ from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.console import say
-from align.files import replace_directory
+from align.display.console import say
+from align.display.report import Report, record_runtime, write_report
+from align.durable.files import replace_directory
 from align.formats.shards import iter_samples, read_manifest
 from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
-from align.report import Report, record_runtime, write_report
 from align.services.s3.store import materialised
 from align.training.given_tokenizer import given_tokenizer
 

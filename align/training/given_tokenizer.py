@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from align.config.given import GivenTokenizer
+from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError
-from align.files import sha256_file
 from align.formats.model_folder import TOKENIZER
 
 #: The vocabulary of a folder without TOKENIZER, a piece a line.

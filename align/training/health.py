@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from align.config.health import HealthConfig
-from align.console import say
+from align.display.console import say
 
 #: The median is over the gradient norms of this many steps ...
 _NORMS = 100

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.shards import MANIFEST, Manifest, SplitName, parse_manifest
-from align.protocols.store import Tars
+from align.interfaces.store import Tars
 
 #: Compact JSON, as `align.shard.writer` writes it.
 _OFFSETS = b'"offsets":['

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import torch
 
-from align.console import say
+from align.display.console import say
 from align.training.batch import Augmentation, Batch, Sampling, Workers, new_arrays, whole
 from align.training.loader_processes import made_by_processes, shared_slots
 from align.training.loader_worker import Parts

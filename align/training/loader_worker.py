@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from align.durable.processes import when_parent_ends
 from align.errors import AlignError
-from align.processes import when_parent_ends
 from align.training.batch import Arrays, Augmentation, Rows, Sampling
 from align.training.rows import AHEAD, RowMaker
 from align.training.samples import SplitSamples

@@ -25,9 +25,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from align.checkpoint import CheckpointFolder
 from align.config.health import HealthConfig
 from align.config.recipe import Recipe
+from align.durable.checkpoint import CheckpointFolder
 from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import estimate_statistics

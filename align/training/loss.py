@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from align.console import say
+from align.display.console import say
 
 if TYPE_CHECKING:
     from align.training.distillation import Teacher

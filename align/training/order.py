@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import ConfigError
-from align.randomness import Purpose, keyed_bits, permutation
+from align.statistics.randomness import Purpose, keyed_bits, permutation
 
 #: Positions in which every source has its exact share: weights are rounded to 1 / CYCLE of their sum.
 CYCLE = 10_000

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from align import provenance
-from align.checkpoint import CheckpointFolder, run_key
 from align.config.cluster import ClusterConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
+from align.durable.checkpoint import CheckpointFolder, run_key
+from align.durable.files import sha256_file
 from align.errors import ConfigError
-from align.files import sha256_file
 from align.formats.model_folder import TOKENIZER, weights_digest
 from align.formats.stored_embeds import StoredEmbeds
-from align.protocols.store import Mirror, Tars
+from align.interfaces.store import Mirror, Tars
+from align.project import provenance
 from align.training.index import Outline, SplitIndex, read_outline
 from align.training.loop import UNWATCHED, Monitoring
 from align.training.phases import sizes

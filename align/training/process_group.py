@@ -27,9 +27,9 @@ from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ign
 
 from align.config.cluster import ClusterConfig
 from align.config.recipe import even_ranks
-from align.console import say
+from align.display.console import say
+from align.durable.processes import when_parent_ends
 from align.errors import AlignError, TrainingError
-from align.processes import when_parent_ends
 from align.training.endings import Endings, RankOutcome, left
 from align.training.messages import Keep, flat, pack, pieces, unpack
 from align.training.network import BACKEND, LOOPBACK, listen, register_backend, use_interface_to

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from align.config.health import HealthConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
-from align.console import PROGRESS_INTERVAL_S, say
+from align.display.console import PROGRESS_INTERVAL_S, say
 from align.model.dual_encoder import DualEncoder
 from align.training.batch import Batch, Tokens
 from align.training.phases import Stretch

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from align.console import say
+from align.display.console import say
 from align.errors import DataError, ServiceError
-from align.protocols.store import Tars
+from align.interfaces.store import Tars
 
 #: Files kept open; of 180,000 shards not all can be.
 _OPEN_FILES = 256

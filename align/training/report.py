@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from align.files import replace_directory, write_bytes, write_text
-from align.report import Report, write_report
+from align.display.report import Report, write_report
+from align.durable.files import replace_directory, write_bytes, write_text
 from align.training.figures import loss_and_recall
 from align.training.plan import TrainingPlan
 from align.training.run import Trained

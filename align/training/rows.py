@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from align.errors import ConfigError, CorruptError
 from align.model.preprocess import random_crop
-from align.randomness import Purpose, keyed_bits, uniforms
+from align.statistics.randomness import Purpose, keyed_bits, uniforms
 from align.training.batch import Arrays, Augmentation, Memory, Rows, Sampling
 from align.training.order import MAX_REPLACEMENTS, BlockOrder, Mixture
 from align.training.phrases import MAX_PHRASES, in_sentence, some_phrases

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from align.console import say
+from align.display.console import say
+from align.durable.files import write_text
+from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError, TrainingError
-from align.files import write_text
 from align.formats.stored_embeds import StoredEmbeds
-from align.memory import freed_memory_kept
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import accelerated, require_compiler

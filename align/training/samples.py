@@ -17,11 +17,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from align.durable.processes import in_threads
 from align.errors import CorruptError, DataError
 from align.formats.stored_embeds import StoredEmbeds
+from align.interfaces.store import Tars
 from align.model.preprocess import centre_crop, decode
-from align.processes import in_threads
-from align.protocols.store import Tars
 from align.training.index import Offsets, SplitIndex
 from align.training.reading import SampleLocation, Span, TarBytes, is_remote, joined
 

@@ -10,7 +10,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from align.checkpoint import JOURNAL
 from align.config import Params
 from align.config.cluster import ClusterConfig
 from align.config.health import HealthConfig
@@ -18,13 +17,14 @@ from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.recipe import Recipe
 from align.config.store import StoreConfig
-from align.console import say
+from align.display.console import say
+from align.display.report import record_runtime
+from align.durable.checkpoint import JOURNAL
+from align.durable.files import replace_directory
 from align.errors import ConfigError
-from align.files import replace_directory
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
 from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.dual_encoder import load_model, save_model
-from align.report import record_runtime
 from align.services.job import cluster_of_job
 from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.address import current_run_id

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from align.formats.drift_reference import Distribution, DriftReference
-from align.protocols.sql import Rows
+from align.interfaces.sql import Rows
 
 #: Lower ends of the buckets; one more begins at 0, and the last has no upper end.
 _TEXT_LENGTHS = (10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 100, 120, 160, 200)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.durable.processes import in_threads
 from align.errors import DataError
 from align.formats.evaluation_set import EvaluationSet
+from align.interfaces.sql import Engine
 from align.pairs.perceptual_hash import image_signals
-from align.processes import in_threads
-from align.protocols.sql import Engine
 
 
 def make_views(engine: Engine, sets: Sequence[EvaluationSet]) -> None:

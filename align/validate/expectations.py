@@ -7,7 +7,7 @@ from typing import Any
 
 from align.config.validate import ValidateConfig
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
-from align.protocols.expectations import Expectation, statistic
+from align.interfaces.expectations import Expectation, statistic
 from align.validate import raw_manifest
 from align.validate.statistics import ZERO
 from align.validate.tables import COLUMNS

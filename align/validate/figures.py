@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from align.figure import GOOD, INK, legible
+from align.display.figure import GOOD, INK, legible
 from align.formats.drift_reference import Distribution
 
 _TITLES = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from align import html
+from align.display import html
 from align.formats.acceptances import ACCEPTED
-from align.protocols.expectations import Outcome
+from align.interfaces.expectations import Outcome
 from align.validate.report import QualityReport, accept_all, summary
 
 _COLUMNS = ("expectation", "name", "observed", "threshold", "verdict")

@@ -9,8 +9,8 @@ from pathlib import Path
 from align.errors import ConfigError, DataError, GateError
 from align.formats.acceptances import read_acceptances, write_acceptances
 from align.formats.drift_reference import DriftReference, write_reference
-from align.git import git_if_any
-from align.protocols.expectations import Acceptance
+from align.interfaces.expectations import Acceptance
+from align.services.git import git_if_any
 from align.validate.report import REPORT, read_report
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from align.files import sha256_file
+from align.durable.files import sha256_file
 from align.formats.raw import ListedShard, read_raw_manifest
 
 #: What must be 0: statistic -> what it counts.

@@ -19,11 +19,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from align.display.report import Report, write_report
+from align.durable.files import replace_directory, write_bytes, write_text
 from align.errors import FormatError, GateError
-from align.files import replace_directory, write_bytes, write_text
 from align.formats.verdict import Verdict, write_verdict
-from align.protocols.expectations import Acceptance, Outcome
-from align.report import Report, write_report
+from align.interfaces.expectations import Acceptance, Outcome
 
 REPORT = "report.json"
 PAGE = "report.html"

@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.console import track
+from align.display.console import track
+from align.durable.processes import in_processes
 from align.errors import CorruptError, DataError
 from align.formats.shards import MANIFEST, Manifest, Shard, digest_of
+from align.interfaces.sql import Engine
+from align.interfaces.store import FetchTar
 from align.pairs.picture import PictureError, decode
-from align.processes import in_processes
-from align.protocols.sql import Engine
-from align.protocols.store import FetchTar
 
 #: What must be 0: fault -> what it counts, in the order of the gate.
 FAULTS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align import html
+from align.display import html
 from align.formats.shards import Manifest
 from align.validate.page import gate_page
 from align.validate.report import QualityReport

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 from align.formats.statuses import NOT_FETCHED
-from align.protocols.sql import Rows
+from align.interfaces.sql import Rows
 
 
 def _share(condition: str, table: str) -> str:

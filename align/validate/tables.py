@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, IMAGES
 from align.formats.raw import raw_shards
+from align.interfaces.sql import Engine
 from align.pairs.text import MAX_CHARACTERS
-from align.protocols.sql import Engine
 
 #: View -> the columns that it must have.
 COLUMNS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from align import html
+from align.display import html
 from align.formats.drift_reference import REFERENCE, DriftReference
 from align.validate.expectations import DRIFT
 from align.validate.page import gate_page

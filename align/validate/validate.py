@@ -24,18 +24,18 @@ from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.config.validate import ValidateConfig
-from align.console import say
+from align.display.console import say
+from align.display.figure import png
+from align.display.report import record_runtime
 from align.errors import ConfigError, DataError
-from align.figure import png
 from align.formats.acceptances import read_acceptances
 from align.formats.drift_reference import read_reference
 from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import SHARDS, TABLES
-from align.protocols.expectations import STATISTICS, Check
-from align.protocols.store import Files
-from align.report import record_runtime
+from align.interfaces.expectations import STATISTICS, Check
+from align.interfaces.store import Files
 from align.services import expectations
 from align.services.engine import open_engine
 from align.services.files.files import StoreFiles

@@ -20,15 +20,15 @@ from align.config import Params
 from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
-from align.console import say
+from align.display.console import say
+from align.display.report import record_runtime
 from align.errors import DataError
 from align.formats.acceptances import read_acceptances
 from align.formats.filtered import DECISIONS
 from align.formats.shards import read_manifest
 from align.formats.verdict import SHARDS
-from align.protocols.expectations import STATISTICS, Check, statistic
-from align.protocols.store import FetchTar
-from align.report import record_runtime
+from align.interfaces.expectations import STATISTICS, Check, statistic
+from align.interfaces.store import FetchTar
 from align.services import expectations
 from align.services.engine import open_engine
 from align.services.s3.store import fetcher

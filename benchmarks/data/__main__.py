@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from align.cli import silence_telemetry
-from align.console import say
+from align.display.console import say
 from benchmarks.measure import Comparison
 from benchmarks.page import conditions, table, write_section
 from benchmarks.world import build

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.console import say
+from align.display.console import say
 from benchmarks.data.download_server import (
     HOSTS,
     SHRUNK_PX,

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
-from align.console import say
+from align.display.console import say
 from align.filter.filter import FilterFolders, filter_pairs, work_key
 from align.filter.rules import active
 from align.filter.tables import SCORED

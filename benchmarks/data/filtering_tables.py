@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from align.durable.processes import in_processes
 from align.filter.pair_tables import image_hashes
 from align.filter.tables import IMAGES, MAX_ROWS, SCORED
 from align.filter.work_folder import commit
 from align.formats.raw import SCHEMA
 from align.formats.statuses import FAILED_TO_DOWNLOAD, SUCCESS
-from align.processes import in_processes
 
 SHARD_SIZE = 10_000
 _NUM_WORDS = 1_000_000

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from align.console import say
-from align.files import write_text
+from align.display.console import say
+from align.durable.files import write_text
 from benchmarks.gpu.journal import Budget
 from benchmarks.gpu.machine import card_here, describe, why_no_cuda
 from benchmarks.gpu.page import failed, page

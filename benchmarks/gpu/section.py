@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from align.cli import silence_telemetry
-from align.processes import when_parent_ends
+from align.durable.processes import when_parent_ends
 from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.machine import in_a_line
 from benchmarks.gpu.scale import TOWERS, Scale, scale

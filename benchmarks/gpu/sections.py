@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.console import say
+from align.display.console import say
 from benchmarks.gpu.journal import Budget, read
 from tests.support import ROOT
 

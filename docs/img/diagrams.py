@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from align.figure import GOOD, INK, LINE, SOFT, WASH
+from align.display.figure import GOOD, INK, LINE, SOFT, WASH
 
 HERE = Path(__file__).parent
 #: Twice the width at which GitHub shows a page's figures, for dense screens.
@@ -42,7 +42,7 @@ COMMANDS = [("register", "MLflow: candidate"), ("promote", "MLflow: champion"), 
 #: From top to bottom; a module imports only from the layers below it. Each folder or file with what it holds.
 LAYERS = [
     [("flows/", "Prefect: when and where a stage runs")],
-    [("cli.py", "verb → module"), ("run.py", "align run")],
+    [("cli.py", "verb → module"), ("pipeline/", "align run, plan, runs")],
     [("lineage/", "trace, forget, diff: reads from all stages")],
     [
         ("ingest/", ""), ("filter/", ""), ("validate/", ""), ("shard/", ""),
@@ -50,8 +50,8 @@ LAYERS = [
     ],
     [("model/", "the dual encoder, tokenizer, preprocessing"), ("services/", "one vendor a file or room")],
     [("formats/", "one artefact on disk per file"), ("pairs/", "text, picture, address")],
-    [("work.py", ""), ("provenance.py", ""), ("memory.py", ""), ("html.py", ""), ("protocols/", "what services offer")],
-    [("report.py", ""), ("figure.py", ""), ("files.py", ""), ("console.py", "")],
+    [("project/", "which code decides what"), ("web/", "every request"), ("interfaces/", "what services offer")],
+    [("durable/", "survives a kill"), ("display/", "pages, plots, lines"), ("statistics/", "intervals, randomness")],
     [("config/", "params.yaml → frozen sections"), ("errors.py", "the exceptions")],
 ]  # fmt: skip
 

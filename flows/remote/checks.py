@@ -11,7 +11,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from align.errors import AlignError, one_line
-from align.git import git, network_git
+from align.services.git import git, network_git
 from flows.dag import Stage
 from flows.remote.exchange import exchange
 from flows.remote.order import FLOW, ORIGIN, REFS

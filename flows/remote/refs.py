@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 
+from align.durable.locks import locked, tried
 from align.errors import AlignError, DataError
-from align.git import git, network_git, resolve
-from align.locks import locked, tried
+from align.services.git import git, network_git, resolve
 from flows.remote.order import ORIGIN, REFS, Order
 from flows.run_context import STATE
 

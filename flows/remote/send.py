@@ -20,8 +20,8 @@ from align.config import load_params
 from align.config.cluster import ClusterConfig
 from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
+from align.durable.files import write_text
 from align.errors import AlignError, one_line
-from align.files import write_text
 from flows.child_process import CommandError
 from flows.dag import Stage
 from flows.outages import end_without_waiting

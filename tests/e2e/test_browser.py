@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support.browser import open_page
 from tests.support.fresh_clone import MORE, Clone
 from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from align.cli import main
+from align.display.html import page as page_of
+from align.display.html import picture
 from align.formats.shards import iter_samples
-from align.html import page as page_of
-from align.html import picture
 from tests.support import ROOT, tiny_model
 from tests.support.browser import find_chromium
 from tests.support.params import PARAMS_FILE

@@ -14,7 +14,7 @@ from contextlib import suppress
 import pytest
 
 from align.config.params_file import write_params
-from align.git import git
+from align.services.git import git
 from tests.support.browser import Page, open_page
 from tests.support.fresh_clone import MORE, Clone
 from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take

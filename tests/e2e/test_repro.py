@@ -10,7 +10,7 @@ import pytest
 
 from align.cli import main
 from align.config.params_file import write_params
-from align.git import git
+from align.services.git import git
 from tests.support import small_checkout
 
 

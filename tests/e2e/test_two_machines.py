@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.config.params_file import write_params
-from align.git import git
+from align.services.git import git
 from tests.support import small_checkout
 from tests.support.dvc_projects import aws_variables
 from tests.support.local_stack import Stack

@@ -35,10 +35,10 @@ def service(folder: Path) -> Run:
 def _started(folder: Path) -> Run:
     from uvicorn.server import ServerState
 
-    from align import connections
-    from align.guard import Guard
     from align.search.service.app import POLICY, make_app
     from align.search.service.limits import Limits
+    from align.web import connections
+    from align.web.guard import Guard
     from tests.support import served
 
     stack = ExitStack()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from align.git import git
+from align.services.git import git
 from flows.checked_out import check_out
 from flows.dag import read_dag, stale
 from flows.run_context import RunContext

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.git import git
+from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from flows.run_branch import record
 from flows.worktree import write_params

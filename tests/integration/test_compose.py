@@ -12,7 +12,7 @@ import boto3
 import psutil
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support import small_checkout
 from tests.support.compose import Compose
 

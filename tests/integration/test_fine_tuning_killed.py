@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align.checkpoint import CheckpointFolder
+from align.durable.checkpoint import CheckpointFolder
 from align.evaluate.fine_tuning.recipe import IMAGENET, small
 from tests.support import warm
 from tests.support.tuned_suite import evaluate, write

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support.cpu_budget import costs
 from tests.support.local_stack import PATIENCE_S, WORKS, Stack, stub_repository
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from align.config.params_file import write_params
-from align.git import changes, git
+from align.services.git import changes, git
 from align.services.tracking.registry import CHAMPION
 from align.services.tracking.tracker import Tracker
 from flows.alerts import VARIABLE

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support.local_stack import Stack, stub_repository
 
 UNFINISHED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]

@@ -14,7 +14,7 @@ import torch
 
 from align.errors import DataError, ServiceError
 from align.formats.shards import read_manifest
-from align.protocols.store import Tars
+from align.interfaces.store import Tars
 from align.services.s3.store import Objects, TarReader, tar_reader
 from align.training import loader as loader_module
 from align.training.batch import Augmentation, Batch, Sampling, Workers

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from align.durable.files import sha256_folder
 from align.errors import DataError
-from align.files import sha256_folder
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.query_ranks import RANKS

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align import run
+from align.pipeline import run
 from align.services.tracking.database import settle
 from align.services.tracking.registry import CHAMPION
 from align.services.tracking.tracker import Tracker

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from align.durable.files import sha256_folder
 from align.errors import DataError
-from align.files import sha256_folder
 from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
 from align.model.embedder import Embedder
 from align.release.package import package

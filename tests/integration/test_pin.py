@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support import ROOT
 from tests.support.dvc_projects import (
     attempt,

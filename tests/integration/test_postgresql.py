@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support import ROOT, missing
 from tests.support.local_stack import Stack, stub_repository
 from tests.support.postgresql import PASSWORD, URL_PASSWORD, create, postgresql_server, programs, sql

@@ -7,7 +7,7 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
-from align.files import sha256_file
+from align.durable.files import sha256_file
 from align.formats.model_folder import read_config
 from align.model.dual_encoder import load_model
 from align.model.tokenizer import TextTokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from align.git import git
+from align.services.git import git
 from flows.request import Request
 from flows.workspace import in_worktree
 from tests.support import ROOT

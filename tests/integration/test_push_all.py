@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from align.git import git
+from align.services.git import git
 from tests.support import ROOT
 from tests.support.dvc_projects import commit_all, make_repository, shell
 

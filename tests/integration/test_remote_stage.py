@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support.local_stack import PATIENCE_S, WORKS, Stack
 from tests.support.remote_worker import Machine, share, use_remote, wait_until
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support import ROOT
 from tests.support.warm import commands
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from align.git import git
+from align.services.git import git
 from flows.run_branch import record
 from tests.support.dvc_projects import (
     ENV_EXAMPLE,

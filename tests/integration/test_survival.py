@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.git import git
-from align.run import running_services
+from align.pipeline.run import running_services
+from align.services.git import git
 from tests.support.local_stack import BUSY_S, PATIENCE_S, SERVICES, WORKS, Stack, started
 from tests.support.mlflow_server import serve as serve_mlflow
 

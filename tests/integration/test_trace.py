@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.git import git
 from align.lineage.trace.trace import ARTIFACT
+from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from flows.run_branch import record
 from tests.support import pages_project

@@ -50,7 +50,7 @@ def with_little_memory(code: str, *arguments: object, mib: int) -> str:
     lines = code.splitlines()
     imports = [line for line in lines if line.startswith(("import ", "from "))]
     rest = [line for line in lines if line not in imports]
-    bound = ["from align.memory import allocating_at_most", f"with allocating_at_most({mib} << 20):"]
+    bound = ["from align.durable.memory import allocating_at_most", f"with allocating_at_most({mib} << 20):"]
     program = "\n".join([*imports, "import sys", *bound, *(f"    {line}" for line in rest)])
     command = [str(warm.commands() / "python"), "-c", program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)

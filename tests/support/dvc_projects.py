@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from align.git import git
+from align.services.git import git
 from tests.support import ROOT
 from tests.support.s3_server import KEY, SECRET, S3Server
 from tests.support.warm import commands

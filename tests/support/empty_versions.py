@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from align.files import sha256_folder
+from align.durable.files import sha256_folder
 from align.formats.query_ranks import RANKS, QueryRanks, write_ranks
 from align.services.tracking.registry import Version
 from align.services.tracking.tracker import Tracker

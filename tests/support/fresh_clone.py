@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.git import git
+from align.services.git import git
 from tests.support import ROOT
 from tests.support.local_stack import Stack
 from tests.support.small_checkout import REDUCED

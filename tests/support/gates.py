@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from align.config.engine import EngineConfig
 from align.formats.acceptances import read_acceptances
-from align.protocols.expectations import Outcome
+from align.interfaces.expectations import Outcome
 from align.validate.page import gate_page
 from align.validate.policy import accept
 from align.validate.report import QualityReport, judge, publish

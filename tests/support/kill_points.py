@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.files import is_temporary
+from align.durable.files import is_temporary
 from tests.support import ROOT
 from tests.support.warm import commands
 

@@ -22,8 +22,8 @@ import psutil
 import pytest
 
 from align.config.params_file import write_params
-from align.git import git
-from align.run import running_services
+from align.pipeline.run import running_services
+from align.services.git import git
 from tests.support import ROOT
 from tests.support.cpu_budget import costs
 from tests.support.mlflow_server import free_port
@@ -90,7 +90,7 @@ def save(*_):
     sys.exit(1)
 signal.signal(signal.SIGTERM, save)
 print("working on", verb, flush=True)
-if "ALIGN_PROGRESS_FILE" in os.environ: # as align.console writes it
+if "ALIGN_PROGRESS_FILE" in os.environ: # as align.display.console writes it
     work = {{"line": verb + ": step 1 of 4", "done": 1, "total": 4, "per_s": 0.5}}
     Path(os.environ["ALIGN_PROGRESS_FILE"]).write_text(json.dumps({{"lines": ["working on " + verb], "work": work}}))
 print("pushing to", os.environ["AWS_ENDPOINT_URL"], flush=True) # as a library might

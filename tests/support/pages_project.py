@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.params_file import write_params
-from align.git import git
+from align.services.git import git
 from tests.support import ROOT
 from tests.support.dvc_projects import commit_all
 from tests.support.params import PARAMS_FILE

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from align.checkpoint import CheckpointFolder
+from align.durable.checkpoint import CheckpointFolder
 from align.errors import AlignError
 from align.training import loop as loop_module
 from align.training.plan import TrainingPlan

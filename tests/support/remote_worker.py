@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from align.errors import DataError
-from align.git import git
+from align.services.git import git
 from tests.support import ROOT
 from tests.support.local_stack import BUSY_S
 

@@ -13,13 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from align import connections
 from align.config.serve import ServeConfig
 from align.config.store import StoreConfig
-from align.connections import Bounds
 from align.errors import AlignError
 from align.formats.image_index import IndexedImage, IndexHeader
-from align.guard import Guard
 from align.search.search import open_index
 from align.search.service.answers import PairShown, RuleShown
 from align.search.service.app import POLICY, make_app
@@ -28,6 +25,9 @@ from align.search.service.limits import Limits
 from align.search.service.served import Folders, Pictures, Release, Served
 from align.search.service.service import SearchService
 from align.search.service.take_downs import TakeDowns
+from align.web import connections
+from align.web.connections import Bounds
+from align.web.guard import Guard
 from tests.support import ROOT
 from tests.support.colours import ColourEncoder
 from tests.support.mlflow_server import free_port

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from align.git import git
+from align.services.git import git
 
 
 def write(root: Path, files: Mapping[str, str]) -> Path:

@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from align.files import sha256_file
+from align.durable.files import sha256_file
 
 
 def write(header: Path, out: Path, keep: Callable[[int, str], bool]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from align.checkpoint import CheckpointFolder
+from align.durable.checkpoint import CheckpointFolder
 from align.evaluate.fine_tuning.pictures import Pictures
 from align.evaluate.fine_tuning.recipe import IMAGENET, Recipe, small
 from align.evaluate.fine_tuning.tune import Classifier, Machine, tune

@@ -45,7 +45,7 @@ def test_values_are_checked_without_what_the_work_needs() -> None:
 
 
 def test_programs_that_look_import_no_prefect() -> None:
-    programs = "flows.plan, align.runs, align.release.register"
+    programs = "flows.plan, align.pipeline.runs, align.release.register"
     code = f"import sys, {programs}; print({{'prefect', 'torch', 'mlflow', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -172,7 +172,7 @@ def test_a_run_gets_the_values_of_a_profile_before_those_of_set(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_bytes(PARAMS_FILE.read_bytes())
     (tmp_path / "mine.yaml").write_text("filter: {min_words: 4, drop_filenames: false}\n")
-    monkeypatch.setattr("align.run.os.execve", lambda _file, command, _env: commands.append(command))
+    monkeypatch.setattr("align.pipeline.run.os.execve", lambda _file, command, _env: commands.append(command))
     assert main(["run", "--profile", "mine.yaml", "--set", "filter.min_words=5"]) == 0
     asked = json.loads(commands[0][-1])
     assert commands[0][1:-1] == ["-m", "flows.pipeline"]

@@ -47,7 +47,7 @@ def test_the_table_of_values_is_true() -> None:
         r"^\| (`.+?) \| (.+?) \| (.+?) \| .+ \| .* \|$", text[text.index("| key | demo |") :], re.MULTILINE
     )
     demo = load(PARAMS_FILE)  # the demo's values, whatever a user has
-    project = [load(ROOT / name) for name in ("infra/profiles/photographs.yaml", "align/template/params.yaml")]
+    project = [load(ROOT / name) for name in ("infra/profiles/photographs.yaml", "align/project/template/params.yaml")]
     compared = 0
     for names, *shown in table:
         first, *more = re.findall(r"`([\w.]+)`", names)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from align.errors import AlignError, DataError, ServiceError
+from align.interfaces.store import StoredObject
 from align.lease import Lease, leased
-from align.protocols.store import StoredObject
 from align.services.store_work import require_conditions
 
 TIMEOUT_S = 60.0

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import align.pieces
+from align.durable.work import CLAIMS, one_at_a_time
 from align.errors import DataError
 from align.pieces import Outcome, Piece, Pieces, last_those_of_others
-from align.work import CLAIMS, one_at_a_time
 
 
 class Server:

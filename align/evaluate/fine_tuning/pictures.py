@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from align.errors import DataError
 from align.evaluate.fine_tuning.recipe import View
 from align.model.preprocess import centre_crop, decode, random_crop
-from align.randomness import Purpose, permutation, uniforms
+from align.statistics.randomness import Purpose, permutation, uniforms
 
 Crops = NDArray[np.uint8]
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from align.checkpoint import CheckpointFolder, run_key
-from align.console import say
+from align.display.console import say
+from align.durable.checkpoint import CheckpointFolder, run_key
 from align.errors import ConfigError, DataError, NonFiniteLossError
 from align.evaluate.fine_tuning.pictures import Crops, Pictures, TrainingBatches
 from align.evaluate.fine_tuning.recipe import Phase, Recipe, View
@@ -29,8 +29,8 @@ from align.evaluate.protocols.labelled import largest
 from align.model.batch_norm import BatchNorm2d
 from align.model.image_tower import ImageTower, estimate_statistics
 from align.model.preprocess import to_pixels
-from align.provenance import digest
-from align.randomness import permutation
+from align.project.provenance import digest
+from align.statistics.randomness import permutation
 
 MOMENTUM = 0.9
 #: Batch-norm statistics are estimated from at most this many training pictures.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from align.errors import DataError
 from align.evaluate.protocols.recall import Score
-from align.intervals import bounds, draws
+from align.statistics.intervals import bounds, draws
 
 
 def average_precisions(similarity: NDArray[np.floating], has: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ import numpy as np
 from align.errors import DataError
 from align.evaluate.protocols.recall import Direction, Score
 from align.evaluate.protocols.scoring import Figure, scores
-from align.intervals import bounds, draws
+from align.statistics.intervals import bounds, draws
 
 #: The K of published tables.
 TOP = (1, 5)
@@ -51,7 +51,7 @@ def per_class(ranked: Direction, labels: Sequence[int]) -> dict[int, float]:
 
 
 def _mean_per_class(ranked: Direction, labels: Sequence[int], *, num_resamples: int, seed: int) -> Score:
-    """The groups' means of `align.intervals` would need a row of clusters for each of a thousand classes."""
+    """The groups' means of `align.statistics.intervals` would need a row of clusters for each of a thousand classes."""
     hits = ranked.hits(1).values
     index = {cluster: position for position, cluster in enumerate(dict.fromkeys(ranked.clusters))}
     order = np.argsort(np.asarray(labels, dtype=np.int64), kind="stable")  # the images of a class beside each other

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from align.errors import DataError
 from align.evaluate.protocols.recall import Score
 from align.evaluate.protocols.scoring import Figure, scores
-from align.intervals import Scored
+from align.statistics.intervals import Scored
 
 #: Items that are judged: the page's first row, and the paper's figures show no more.
 FIRST = 10

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from align.errors import DataError
 from align.evaluate.protocols.recall import Score
 from align.evaluate.protocols.scoring import Figure, scores
-from align.intervals import Scored
+from align.statistics.intervals import Scored
 
 #: ARO leaves out pairs of attributes with fewer rows.
 LEAST_ROWS_OF_ATTRIBUTE = 25

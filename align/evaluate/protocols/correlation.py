@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.intervals import ALPHA, draws
+from align.statistics.intervals import ALPHA, draws
 
 #: As published.
 NUM_REPLICATES = 1000

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from align.errors import DataError
 from align.evaluate.protocols.recall import Score
-from align.intervals import Scored, interval
+from align.statistics.intervals import Scored, interval
 
 #: An answer that is wrong whatever the class: two classes came first together.
 UNDECIDED = -1

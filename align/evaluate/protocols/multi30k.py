@@ -12,7 +12,7 @@ from align.evaluate.protocols.recall import Score
 from align.evaluate.protocols.retrieval import Captioned, Ties
 from align.evaluate.protocols.scoring import Figure, scores
 from align.formats.query_ranks import CUTS
-from align.intervals import Scored
+from align.statistics.intervals import Scored
 
 
 def multi30k(of: Captioned, *, num_resamples: int, seed: int, ties: Ties = "against") -> dict[str, Score]:

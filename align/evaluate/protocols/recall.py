@@ -17,9 +17,9 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from align.chance import chance
 from align.formats.query_ranks import CUTS
-from align.intervals import Scored, interval
+from align.statistics.chance import chance
+from align.statistics.intervals import Scored, interval
 
 #: Queries whose similarities are in memory at once: 1,024 x 25,000 texts (COCO's test split) take 100 MB.
 BLOCK = 1024

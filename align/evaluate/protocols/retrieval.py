@@ -29,7 +29,7 @@ from align.errors import DataError
 from align.evaluate.protocols.recall import Direction, Score, similarities_to
 from align.evaluate.protocols.scoring import Figure, scores
 from align.formats.query_ranks import CUTS
-from align.intervals import Scored
+from align.statistics.intervals import Scored
 
 #: Of similarities in memory at once: 160 queries against 25,000 texts, where fewer would slow the product down.
 BLOCK_BYTES = 16 << 20

@@ -9,7 +9,7 @@ import numpy as np
 
 from align.errors import DataError
 from align.evaluate.protocols.recall import Score
-from align.intervals import Scored, intervals
+from align.statistics.intervals import Scored, intervals
 
 
 @dataclass(frozen=True)

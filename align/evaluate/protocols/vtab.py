@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.evaluate.protocols.labelled import Labelled, accuracy, require_one_width
 from align.evaluate.protocols.recall import Score

@@ -17,12 +17,12 @@ from typing import BinaryIO, Literal, Protocol, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from align.durable.files import fsync, sha256_file, temporary_name, to_json, write_text
 from align.errors import CorruptError, DataError, FormatError
-from align.files import fsync, sha256_file, temporary_name, to_json, write_text
 from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.tar import TarWriter
 from align.formats.tar_members import DamagedTar, read_members
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 OwnKind = Literal["retrieval", "classification"]
 #: Of one sample's json: far more than a picture has to say.

@@ -20,7 +20,7 @@ from align.errors import DataError
 from align.formats.captions_json import USUAL_FOLDERS, of_splits, read_captions, require_splits
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet
 from align.formats.evaluation_sets.files import FilePictures, bytes_of, exists, joined, lines_of, made
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 #: Where the name of a picture ends in a line; captions have commas, too.
 _LINE = re.compile(r"(?P<name>.+?\.(?:jpe?g|png|webp|gif|bmp))\s*,(?P<caption>.*)", re.IGNORECASE)

@@ -19,7 +19,7 @@ from align.errors import DataError
 from align.formats.evaluation_set import Choice, Choices, EvaluationImage, EvaluationSet
 from align.formats.evaluation_sets.files import made
 from align.formats.evaluation_sets.hub_parquet import RowPictures, files_of, readable
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 _Protocol = Literal["sugarcrepe", "winoground", "relation", "attribution", "order"]
 #: Format -> the columns of texts that it may have, and the protocol.

@@ -25,7 +25,7 @@ from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.formats.evaluation_set import Box, Choice, Choices, EvaluationImage, EvaluationSet
 from align.formats.evaluation_sets.files import FilePictures, exists, joined, lines_of, made, text_of
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 #: Categories of SugarCrepe, in the order of its paper's table.
 CATEGORIES = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")

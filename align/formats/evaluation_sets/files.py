@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from align.config.suite import PRESENT, TEMPLATES, SuiteSet
+from align.durable.processes import in_threads
 from align.errors import DataError
 from align.formats.evaluation_set import Choices, EvaluationImage, EvaluationSet, Kind, Pictures, Unreadable
-from align.processes import in_threads
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 #: Of one picture, and of a file of names.
 _MAX_PICTURE_BYTES, _MAX_TEXT_BYTES = 64 << 20, 16 << 20

@@ -11,7 +11,7 @@ from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split
 from align.formats.evaluation_sets.files import FilePictures, class_names, joined, made
 from align.formats.picture_table import PICTURE_SUFFIXES
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 
 def read(wanted: SuiteSet, files: Files) -> EvaluationSet:

@@ -20,7 +20,7 @@ from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.evaluation_sets.files import class_names, made
 from align.formats.picture_table import TEXT_COLUMNS, usual_column
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 #: Rows with pictures in memory at a time.
 _ROWS = 32

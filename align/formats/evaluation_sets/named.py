@@ -14,7 +14,7 @@ from align.errors import ConfigError, DataError
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.align_tar import load_set, load_sets
 from align.formats.evaluation_sets.files import joined, masked
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 
 def named_sets(evaluation: Path, files: Files | None) -> list[EvaluationSet]:

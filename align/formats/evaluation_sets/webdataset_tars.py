@@ -26,7 +26,7 @@ from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.evaluation_sets.files import joined, lines_of, made, text_of
 from align.formats.img2dataset import IMAGE_EXTENSIONS
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 #: Of an array of 0 and 1, one for each class.
 _MAX_LABELS_BYTES = 1 << 20

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from align.console import say
+from align.display.console import say
 from align.web.failure import Failure
 
 #: Lines of one run. A crawl meets thousands of such hosts; the report counts them all.

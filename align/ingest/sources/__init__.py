@@ -10,12 +10,12 @@ from typing import Protocol
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
-from align.console import say
+from align.display.console import say
+from align.durable.files import require_utf8
 from align.errors import DataError
-from align.files import require_utf8
 from align.ingest.sources.picture_files import is_folder, is_picture_name
 from align.ingest.sources.reading import parent
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 
 class Source(Protocol):

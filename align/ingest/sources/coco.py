@@ -14,15 +14,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.formats.captions_json import USUAL_FOLDERS, CaptionedPicture, of_splits, read_captions, require_splits
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import OUTSIDE, read_picture
 from align.ingest.sources.reading import Batches, is_file, is_local, is_within, joined, parent
 from align.ingest.sources.texts import texts_of
+from align.interfaces.store import Files
 from align.pairs.urls import canonical_or_as_is
-from align.protocols.store import Files
 
 _PREFIXES = ("captions_", "dataset")
 #: Pictures to look for before the file counts as one without pictures.

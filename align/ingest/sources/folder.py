@@ -20,7 +20,7 @@ from contextlib import suppress
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.formats.picture_table import PICTURE_COLUMNS
@@ -41,7 +41,7 @@ from align.ingest.sources.reading import Batches, Within, is_file, is_local
 from align.ingest.sources.table_pairs import WrittenPairs, add_pairs, written_pairs
 from align.ingest.sources.tables import TABLES, NoColumnError, Tables, say_nothing
 from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, TOO_MANY
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 #: Where the pictures of a table that is given alone may be, beside it.
 _USUAL = ("images", "Images", "image", "img", "imgs", "pictures", "photos", "train", "val", "test")

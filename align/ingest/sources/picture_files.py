@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.ingest.limits import read_at_most
 from align.ingest.sources.reading import Within, is_file, is_local, is_within, joined, parent
+from align.interfaces.store import Files
 from align.pairs.text import MAX_CHARACTERS
-from align.protocols.store import Files
 
 #: Why a row has no picture.
 MISSING = "no such file"

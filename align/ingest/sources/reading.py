@@ -10,12 +10,12 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, Candidate, bounded
 from align.ingest.sources.pages import PageImage
+from align.interfaces.store import Files
 from align.pairs.text import MAX_CHARACTERS
-from align.protocols.store import Files
 
 _BATCH_ROWS = 4096
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")

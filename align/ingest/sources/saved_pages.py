@@ -22,7 +22,7 @@ from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.pages import check_characters, no_address, resolver_of, written_images
 from align.ingest.sources.picture_files import folder_of, read_picture
 from align.ingest.sources.reading import Batches, is_file, is_within, joined, parent, skip
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 _SUFFIXES = (".html", ".htm", ".xhtml")
 #: Pages per unit of scanning.

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.formats.img2dataset import IMAGE_EXTENSIONS, image_key, refused, stated_size, without_tar
 from align.formats.json_tables import object_of
@@ -32,8 +32,8 @@ from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches, OpenFiles, is_file, is_within, parent, skip
 from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, texts_of
+from align.interfaces.store import Files
 from align.pairs.urls import canonical_or_as_is
-from align.protocols.store import Files
 
 TEXT_KEYS = ("caption", "captions", "text", "texts", "TEXT", "alt")
 _URL_KEYS = ("url", "URL", "image_url")

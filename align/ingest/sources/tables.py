@@ -24,7 +24,7 @@ from align.formats import json_tables, table_lines
 from align.formats.parquet import ForeignTable
 from align.formats.picture_table import TEXT_COLUMNS, is_text, picked, values_of
 from align.ingest.sources.picture_files import is_picture_name
-from align.protocols.store import Files
+from align.interfaces.store import Files
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 #: Of files that are tables whatever they hold.

@@ -19,7 +19,7 @@ from itertools import islice
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
-from align.console import say
+from align.display.console import say
 from align.errors import DataError
 from align.formats import table_lines
 from align.formats.picture_table import PICTURE_COLUMNS
@@ -28,8 +28,8 @@ from align.ingest.sources.picture_files import PictureFiles, below, is_file_name
 from align.ingest.sources.reading import Batches, is_local, is_within, parent
 from align.ingest.sources.table_pairs import NO_PICTURE, WrittenPairs, add_pairs, written_pairs
 from align.ingest.sources.tables import ADDRESSES, PLAIN_LISTS, TABLES, Choice, Tables, say_nothing
+from align.interfaces.store import Files
 from align.pairs.urls import Address, Resolver
-from align.protocols.store import Files
 
 #: Lists of locations (`StoreFiles.list`).
 _LISTS = (".paths", ".paths.gz")

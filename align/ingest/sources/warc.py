@@ -25,8 +25,8 @@ from align.ingest.sources.pages import page_images
 from align.ingest.sources.reading import Batches, OpenFiles, skip
 from align.ingest.sources.warc_records import Record
 from align.ingest.sources.wat import add_wat_record
+from align.interfaces.store import Files
 from align.pairs.urls import Resolver, canonical_or_as_is
-from align.protocols.store import Files
 
 _SUFFIXES = tuple(f".{kind}{packed}" for kind in ("warc", "wat") for packed in ("", ".gz", ".zst")) + arc.SUFFIXES
 _OK, _FOUND = 200, 302

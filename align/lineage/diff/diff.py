@@ -13,9 +13,9 @@ from pathlib import Path
 from align.config import Params
 from align.config.engine import EngineConfig
 from align.config.paths import PathsConfig
-from align.console import say, show, show_json
+from align.display.console import say, show, show_json
+from align.durable.files import to_json, write_text
 from align.errors import DataError
-from align.files import to_json, write_text
 from align.lineage.diff.page import as_page, text_lines
 from align.lineage.diff.tables import VersionTables, compare
 from align.lineage.versions.data_versions import DataVersions

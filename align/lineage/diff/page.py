@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from align import html
-from align.figure import png
+from align.display import html
+from align.display.figure import png
 from align.lineage.diff.report import ChangedPair, DiffReport, StateChange
 from align.validate.figures import drift_figure
 

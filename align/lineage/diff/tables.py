@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, FACTS, IMAGES
+from align.interfaces.sql import Engine
 from align.lineage.diff.report import ABSENT, KEPT, ChangedPair, DiffReport, StateChange, VersionSummary
-from align.protocols.sql import Engine
 from align.validate.drift import distance, distributions
 
 #: Example pairs for each change of state.

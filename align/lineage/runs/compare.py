@@ -16,9 +16,9 @@ from align.config.engine import EngineConfig
 from align.config.health import HealthConfig
 from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
-from align.console import say, show, show_json
+from align.display.console import say, show, show_json
+from align.durable.files import to_json, write_text
 from align.errors import ConfigError
-from align.files import to_json, write_text
 from align.lineage.runs.costs import Costs, of_checkout
 from align.lineage.runs.run import HERE, code_changes, read_run
 from align.lineage.runs.tables import as_page, tables, text_lines

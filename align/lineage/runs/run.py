@@ -17,8 +17,8 @@ from ruamel.yaml.error import YAMLError
 from align.config.params import INHERITS, PARAMS_FILE, parse_yaml
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.errors import DataError, FormatError, without_logins
-from align.git import git_if_any
 from align.lineage.versions.data_versions import DataVersions
+from align.services.git import git_if_any
 
 #: The name of the checkout as a run.
 HERE = "."

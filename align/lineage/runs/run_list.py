@@ -3,7 +3,7 @@
 What a run is called, and where it is kept:
 
     finished    a branch; or a run in MLflow that no branch holds, such as one of `align register`
-    running     a record in .align/runs whose lock is held (`align.run_records`)
+    running     a record in .align/runs whose lock is held (`align.pipeline.run_records`)
     killed      a record whose lock is free, or a folder in .align/failed
     failed      a folder in .align/failed
     unknown     MLflow says that it runs, and this checkout does not know it: another's, or of an earlier version
@@ -19,14 +19,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from align import run_records
 from align.config.paths import PathsConfig
 from align.errors import AlignError, FormatError, ServiceError
-from align.git import git_if_any
 from align.lineage.runs.costs import Costs
 from align.lineage.runs.run import ComparedRun, read_folder, read_run
 from align.lineage.runs.tables import costs_table, cut, letters, metrics_table, params_table, table_lines
 from align.lineage.versions.data_versions import DataVersions
+from align.pipeline import run_records
+from align.services.git import git_if_any
 from align.services.tracking.address import has_store
 from align.services.tracking.reader import reader
 from align.services.tracking.tracked_run import TrackedRun

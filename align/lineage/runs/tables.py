@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from align import html
+from align.display import html
 from align.lineage.runs.costs import CACHED, COST, HOURS, SPEED, STAGES
 from align.lineage.runs.run import HERE, ComparedRun
 

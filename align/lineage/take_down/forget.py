@@ -24,9 +24,9 @@ from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.config.serve import ServeConfig
 from align.config.store import StoreConfig
-from align.console import say, show
+from align.display.console import say, show
+from align.durable.files import sha256_file
 from align.errors import DataError
-from align.files import sha256_file
 from align.formats.features import files_of
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
 from align.lineage.take_down.opted_out_pairs import opted_out_pairs

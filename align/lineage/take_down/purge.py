@@ -10,8 +10,9 @@ from pathlib import Path
 
 from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
+from align.durable.files import leftovers, write_text
+from align.durable.locks import tried
 from align.errors import AlignError
-from align.files import leftovers, write_text
 from align.formats.features import files_of
 from align.formats.filtered import DECISIONS
 from align.formats.indexed_images import ITEMS
@@ -22,7 +23,6 @@ from align.lineage.take_down.purge_plan import PurgePlan, stage_of, telling_repo
 from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.shard_samples import filtered_shows, index_shows, shards_show
-from align.locks import tried
 from align.services.s3.store import Objects, fetcher, keep_tar
 
 #: Here while a purge is under way: data/raw may no longer tell what the rest still shows.
@@ -116,7 +116,7 @@ def _remove_folder(folder: Path) -> PurgeResult:
 
 
 def _remove_leftover(leftover: Path, lock: Path) -> PurgeResult:
-    with tried(lock) as ours:  # as `align.work` locks it
+    with tried(lock) as ours:  # as `align.durable.work` locks it
         if not ours:
             return PurgeResult(f"{leftover}", "nothing", "a run is working there; wait for it, or end it")
         shutil.rmtree(leftover)

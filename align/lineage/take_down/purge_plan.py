@@ -19,12 +19,12 @@ from align.formats.filtered import DECISIONS, FACTS
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import ADDRESSES
 from align.formats.policy import OptedOut
+from align.interfaces.store import FetchTar
 from align.lineage.take_down.opted_out_pairs import OptedOutPairs, opted_out_pairs
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.shard_samples import filtered_shows, index_shows, shards_show
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun
 from align.pairs.text import mask_personal_data
-from align.protocols.store import FetchTar
 
 #: Files of a report that show pictures: pages with small copies in them, and pictures.
 _PAGE, _PICTURES = ".html", {".jpg", ".jpeg", ".png", ".webp"}

@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.console import track
+from align.display.console import track
+from align.durable.files import sha256_file, write_text
+from align.durable.work import key_of, work_directory
 from align.errors import DataError
-from align.files import sha256_file, write_text
 from align.formats.policy import OptedOut
 from align.formats.raw import MANIFEST, read_raw_manifest
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
@@ -32,7 +33,6 @@ from align.formats.tar_members import DamagedTar, Member, read_members
 from align.ingest.writer import write_raw_manifest
 from align.lineage.take_down.opted_out_pairs import OptedOutPairs
 from align.lineage.versions.raw_pairs import RawRow, is_opted_out, iter_rows, iter_tables
-from align.work import key_of, work_directory
 
 #: What a purged row says, in addition to its status. The hash stays: it names the picture to the policy, and shows
 #: nothing of it.

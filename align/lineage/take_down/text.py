@@ -19,7 +19,7 @@ from align.lineage.take_down.purge_plan import PurgePlan
 from align.lineage.versions.shard_samples import index_shows
 from align.lineage.versions.who_saw import SeenBy
 
-#: Where the local stack keeps its state (`align.run`, `infra/local.py`), and the page that the README has users write.
+#: Where the local stack keeps its state (`infra/local.py`), and the page that the README has users write.
 _PREFECT, _LOGS, _OWN_PAGES = Path(".align/prefect"), Path(".align/logs"), (Path("hits.html"),)
 _FAILED = Path(".align/failed")  # see flows/failed_runs.py
 #: Copies of data/index: of served champions (`align.search.service.fetched`), and the one that `align ready` writes.

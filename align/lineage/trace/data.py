@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from align.durable.files import sha256_file
 from align.errors import DataError
-from align.files import sha256_file
 from align.formats.filtered import DECISIONS
 from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from align.figure import legible
-from align.html import data_uri, escape
+from align.display.figure import legible
+from align.display.html import data_uri, escape
 from align.lineage.trace.graph import KINDS, Graph, Kind, Node
 
 #: Boxes of one kind that are drawn; the rest is one more box.

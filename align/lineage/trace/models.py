@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from align.config.paths import PathsConfig
 from align.errors import RefusedError, ServiceError
 from align.formats.image_index import IndexHeader
-from align.git import LOCK_FILE, git_if_any
 from align.lineage.trace.graph import Graph, Node, State, Table, known
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun, parse_runs
 from align.lineage.versions.who_saw import training_data
+from align.services.git import LOCK_FILE, git_if_any
 from align.services.tracking.address import has_store
 from align.services.tracking.registry import CHAMPION, LINEAGE_PAGE, Version, aliases_of
 from align.services.tracking.tracked_run import TrackedRun

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from align import html
-from align.html import escape
+from align.display import html
+from align.display.html import escape
 from align.lineage.trace.drawing import NARROW, WIDE, drawing
 from align.lineage.trace.graph import KINDS, Graph, Node, Table, missing
 

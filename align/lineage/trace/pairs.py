@@ -15,6 +15,7 @@ from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.errors import AlignError, DataError
 from align.formats.raw import MANIFEST as RAW_MANIFEST
+from align.interfaces.store import FetchTar
 from align.lineage.trace.data import (
     Part,
     add_page,
@@ -36,7 +37,6 @@ from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.raw_pairs import RawRow
 from align.lineage.versions.shard_samples import StoredSample, counted, iter_stored_samples, manifest_at
 from align.lineage.versions.who_saw import SeenBy, WhoSaw, recorded_data, who_saw
-from align.protocols.store import FetchTar
 
 #: A page or an address may have many pairs; so many are traced.
 MAX_PAIRS = 20

@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
+from align.durable.files import sha256_file
 from align.errors import DataError
-from align.files import sha256_file
 from align.formats.shards import SPLITS, Manifest, Shard, SplitName
 from align.lineage.runs.run_list import Place
 from align.lineage.trace.models import Models

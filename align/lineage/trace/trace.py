@@ -23,9 +23,9 @@ from align.config.health import HealthConfig
 from align.config.paths import PathsConfig
 from align.config.register import RegisterConfig
 from align.config.store import StoreConfig
-from align.console import say, show, show_json
+from align.display.console import say, show, show_json
+from align.durable.files import to_json, write_text
 from align.errors import ConfigError, DataError
-from align.files import to_json, write_text
 from align.lineage.runs.costs import Costs
 from align.lineage.runs.run_list import RunList
 from align.lineage.trace.back import trace_run, trace_shard, trace_version

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from align.config import Params
 from align.config.engine import EngineConfig
 from align.config.register import RegisterConfig
-from align.console import say
+from align.display.console import say
+from align.durable.locks import locked
 from align.errors import AlignError, DataError
-from align.locks import locked
 from align.services.tracking.reader import reader
 from align.services.tracking.registry import LINEAGE_PAGE, Version, aliases_of
 

@@ -1,9 +1,8 @@
 """Versions of the data as git and DVC keep them: their files, and how to remove them.
 
 Every dvc.lock in git and DVC's run cache record what a stage made; the bytes are in DVC's cache under their md5, a
-folder as a list of its files. This module reads those files directly. For the rest it runs programs (`align.git`,
-`align.services.dvc`). It never checks out another version, never pushes, and never changes git; it deletes only the
-objects that `remove` is given.
+folder as a list of its files. This module reads those files directly; for the rest it asks `align.services`. It never
+checks out another version, never pushes, and never changes git; it deletes only the objects that `remove` is given.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from align.errors import DataError, ServiceError
-from align.git import LOCK_FILE, git_if_any
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun, parse_runs, recorded_runs
 from align.services.dvc import objects
 from align.services.dvc.commands import changes_of, record_outs
 from align.services.dvc.repository import settings
+from align.services.git import LOCK_FILE, git_if_any
 
 _FOLDER = ".dir"
 

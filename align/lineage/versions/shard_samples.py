@@ -20,7 +20,7 @@ from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import iter_addresses
 from align.formats.policy import OptedOut
 from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
-from align.protocols.store import FetchTar
+from align.interfaces.store import FetchTar
 
 #: So many pictures are looked for in a sample's bytes, before they are parsed.
 _FEW = 8

@@ -10,7 +10,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.git import LOCK_FILE, git_if_any
+from align.services.git import LOCK_FILE, git_if_any
 
 CHECKOUT, RUN_CACHE = "checkout", "run cache"
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from align.console import say
+from align.display.console import say
 from align.errors import AlignError
 from align.search.service.served import Folders, Release, Served, load
 from align.search.service.take_downs import TakeDowns

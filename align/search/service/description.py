@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from align.html import escape
+from align.display.html import escape
 
 _TAIL = "</main></body></html>\n"
 

@@ -12,11 +12,11 @@ import shutil
 from pathlib import Path
 
 from align.config.paths import PathsConfig
-from align.console import say
+from align.display.console import say
+from align.durable.files import clear_leftovers, replace_directory, sha256_file, sha256_folder
+from align.durable.locks import locked
 from align.errors import CorruptError, DataError
-from align.files import clear_leftovers, replace_directory, sha256_file, sha256_folder
 from align.formats.ready import MANIFEST, open_ready, read_ready_manifest
-from align.locks import locked
 from align.search.service.served import Folders, Release
 from align.services.signing import require_signed_version
 from align.services.tracking.registry import (

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
 from align.config.serve import ServeConfig
-from align.guard import App, Receive, Scope, Send
+from align.web.guard import App, Receive, Scope, Send
 
 #: Pictures are read, not computed: a page shows dozens of them.
 _COSTS = {"image": 0.1, "search": 1.0, "embed": 1.0, "item": 1.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from align.console import say
+from align.display.console import say
 from align.errors import AlignError, DataError
 from align.formats.image_index import ImageIndex
 from align.formats.policy import OPTED_OUT, OptedOut, parse_opted_out

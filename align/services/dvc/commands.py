@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from align.declared import CODE_FILE, DVC_FILE
 from align.errors import DataError
+from align.project.declared import CODE_FILE, DVC_FILE
 
 
 def dvc(root: Path, *args: str) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 from ruamel.yaml.error import YAMLError
 
 from align.config.params import PARAMS_FILE, Params, load_params, parse_yaml
-from align.declared import DVC_FILE
 from align.errors import ConfigError
+from align.project.declared import DVC_FILE
 
 _PIPELINE = Path(DVC_FILE)
 _REFERENCE = re.compile(r"\$\{\s*([\w.]+)\s*\}")

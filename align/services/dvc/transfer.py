@@ -27,9 +27,9 @@ from dvc.exceptions import CollectCacheError, DownloadError, OutputNotFoundError
 from dvc.repo import Repo  # type: ignore[import-untyped]  # likewise
 from dvc_data.hashfile.db import get_index
 
-from align.console import say, show
-from align.declared import CODE_FILE, DVC_FILE
+from align.display.console import say, show
 from align.errors import AlignError, DataError, one_line, without_logins
+from align.project.declared import CODE_FILE, DVC_FILE
 from align.services.dvc import run_cache
 from align.services.dvc.objects import require_reachable
 

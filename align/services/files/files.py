@@ -16,9 +16,9 @@ from typing import BinaryIO, cast
 
 from align.config.download import DownloadConfig
 from align.config.store import StoreConfig
-from align.console import say, track
+from align.display.console import say, track
+from align.durable.processes import in_threads
 from align.errors import DataError
-from align.processes import in_threads
 from align.services.files import file_lists, pinned_lists
 from align.services.files.file_lists import MISSING, Unusable, UnusableLocationError, is_web
 from align.services.files.pinned_lists import Pin
@@ -32,7 +32,7 @@ _NAMED = 10
 
 @dataclass(frozen=True)
 class StoreFiles:
-    """`align.protocols.store.Files`, for local paths, s3:// and https:// alike. Read only; can be pickled.
+    """`align.interfaces.store.Files`, for local paths, s3:// and https:// alike. Read only; can be pickled.
 
     Attributes:
         config: how often and how patiently servers are asked.

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from align.display.visible import visible
+from align.durable.files import write_text
 from align.errors import DataError
-from align.files import write_text
 from align.services.files.file_lists import MAX_LINES, shown
-from align.visible import visible
 
 _HEADER = "# align pin 1 "
 _MAX_HEADER_BYTES = 1 << 14

@@ -32,7 +32,7 @@ from urllib3.exceptions import HTTPError
 
 from align.config.store import StoreConfig
 from align.errors import DataError, ServiceError, without_logins
-from align.protocols.store import StoredObject
+from align.interfaces.store import StoredObject
 from align.services.s3.locations import Stat, split_uri
 
 T = TypeVar("T")

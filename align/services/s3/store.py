@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from align.config.store import StoreConfig
+from align.durable.files import fsync, temporary_name
 from align.errors import ConfigError, CorruptError, DataError
-from align.files import fsync, temporary_name
 from align.formats.shards import MANIFEST
 from align.formats.stored_tars import parse_stored_tars
-from align.protocols.store import FetchTar
+from align.interfaces.store import FetchTar
 from align.services.s3.client import download, list_objects, list_stats, read_range, remove, stat, upload
 from align.services.s3.locations import Stat, is_s3, split_uri
 
@@ -192,7 +192,7 @@ def fetcher(config: StoreConfig) -> FetchTar | None:
 
 @dataclass(frozen=True)
 class TarReader:
-    """`align.protocols.store.Tars`: ranges of the objects, or of this machine's checked copies.
+    """`align.interfaces.store.Tars`: ranges of the objects, or of this machine's checked copies.
 
     A range cannot be compared with the tar's sha256. The whole tar was compared when it was stored and when the gate
     read it; if it was damaged since, a sample does not decode.
@@ -318,7 +318,7 @@ def _beside(target: Path) -> Iterator[tuple[Path, Any]]:
 
 @dataclass(frozen=True)
 class CheckpointMirror:
-    """Implements `align.protocols.store.Mirror`. Picklable: each rank has its own.
+    """Implements `align.interfaces.store.Mirror`. Picklable: each rank has its own.
 
     Attributes:
         config: how to reach the server.

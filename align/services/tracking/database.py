@@ -14,7 +14,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from align.console import say
+from align.display.console import say
 from align.errors import ServiceError
 
 #: The database of a checkout, in its root.

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from align.console import say
+from align.display.console import say
 from align.errors import RefusedError, ServiceError
 from align.services.tracking.address import address
 from align.services.tracking.tracker import Tracker, metric_name

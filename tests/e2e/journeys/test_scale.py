@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support.dvc_projects import aws_variables, file_bytes, shell
 from tests.support.journeys import travel
 from tests.support.s3_server import serve

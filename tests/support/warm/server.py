@@ -92,7 +92,7 @@ def _forget_ends() -> None:
 
 def _know_the_code() -> None:
     """What commands read of the package to name their work, half of what a small one costs."""
-    from align import provenance
+    from align.project import provenance
     from align.verbs import VERBS
 
     provenance.digest(*(verb.module for verb in VERBS.values()))

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from align import provenance
 from align.config.evaluate import EvaluateConfig
 from align.evaluate.evaluate import evaluate
 from align.evaluate.languages import with_languages
 from align.evaluate.protocols.recall import gallery
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.query_ranks import IMAGE_TO_TEXT, RANKS, TEXT_TO_IMAGE, Ranked, read_ranks
+from align.project import provenance
 from tests.support.colours import ColourEncoder, square
 
 ENGLISH, GERMAN = "a red fox in the snow", "ein roter Fuchs im tiefen Schnee"

@@ -14,7 +14,7 @@ from align.evaluate.protocols.few_shot import few_shot
 from align.evaluate.protocols.labelled import Labelled
 from align.evaluate.protocols.recall import Direction
 from align.formats.query_ranks import QueryRanks, Ranked
-from align.paired import difference, of_metrics, set_of
+from align.statistics.paired import difference, of_metrics, set_of
 from tests.support.colours import ColourEncoder
 from tests.unit.evaluate.test_evaluate import colour_set
 

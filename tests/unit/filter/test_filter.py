@@ -15,15 +15,15 @@ import pytest
 from align.cli import main
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
+from align.durable.files import sha256_folder
+from align.durable.work import Portion
 from align.errors import ConfigError, DataError
-from align.files import sha256_folder
 from align.filter.filter import ALL, FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
 from align.filter.report import FilterReport
 from align.formats import filtered
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import raw_shards, read_table
-from align.work import Portion
 from tests.support import tiny_model
 from tests.support.params import load_params
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder

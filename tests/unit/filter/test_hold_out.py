@@ -11,13 +11,13 @@ from PIL import Image
 
 from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
+from align.durable.work import Portion
 from align.errors import DataError
 from align.filter import hold_out
 from align.filter.filter import ALL, FilterFolders, filter_pairs
 from align.filter.report import FilterReport
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.align_tar import held_out_sets
-from align.work import Portion
 from tests.support.evaluation_sets import write_set
 from tests.support.killing import digests
 from tests.support.params import PARAMS_FILE, load_params

@@ -16,7 +16,7 @@ from align.filter.pair_tables import image_hash, pair_tables, word_table
 from align.filter.words import ngram_hashes
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA
-from align.protocols.sql import Engine
+from align.interfaces.sql import Engine
 from align.services.engine import open_engine
 from tests.support.params import load_params
 

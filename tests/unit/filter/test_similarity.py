@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from align.config.filter import ModelFile
+from align.durable.files import sha256_folder
 from align.errors import CorruptError, DataError
-from align.files import sha256_folder
 from align.filter.similarity import packaged_towers, similarities
 from align.model.embedder import Embedder
 from tests.support import tiny_model

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from align.durable.locks import locked
 from align.errors import ServiceError
-from align.locks import locked
 from flows import accelerator
 from flows.dag import read_dag
 from tests.support import ROOT

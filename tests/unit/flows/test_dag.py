@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from align import provenance
 from align.config.params import INHERITS
 from align.config.sections import SECTIONS
+from align.project import provenance
 from align.services.dvc.commands import write_code
 from align.verbs import STAGES
 from flows.dag import downstream, read_dag, stale
@@ -34,7 +34,7 @@ def deciding(name: str) -> set[str]:
 def sections(files: set[str]) -> set[str]:
     """The sections of params.yaml that these modules read, `params.section(CLASS)`, and those that they inherit from.
 
-    Sections that change no bytes are not among them, nor those whose class `align.provenance` leaves out.
+    Sections that change no bytes are not among them, nor those whose class `align.project.provenance` leaves out.
     """
     classes = {cls.__name__: cls for cls in SECTIONS.values()}
     found = set()
@@ -130,7 +130,9 @@ def test_an_edit_of_zero_shot_makes_the_evaluation_stale_and_not_the_index() -> 
 
 
 def test_an_edit_of_css_progress_lines_or_the_palette_makes_nothing_stale() -> None:
-    assert stale_after_edits("align/html.py", "align/console.py", "align/figure.py") == frozenset()
+    assert (
+        stale_after_edits("align/display/html.py", "align/display/console.py", "align/display/figure.py") == frozenset()
+    )
 
 
 def test_an_edit_of_a_rule_makes_all_but_ingest_stale() -> None:
@@ -159,8 +161,8 @@ def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
             path.write_text("input")
     align_code(tmp_path)
     dvc(tmp_path, "commit", "--force", "--quiet")
-    append(tmp_path / "align/files.py", "# a comment\n")
-    append(tmp_path / "align/console.py", "EDITED = True\n")
+    append(tmp_path / "align/durable/files.py", "# a comment\n")
+    append(tmp_path / "align/display/console.py", "EDITED = True\n")
     align_code(tmp_path)
     assert set(json.loads(dvc(tmp_path, "status", "--json"))) == {"code"}  # as always
     append(tmp_path / "align/evaluate/protocols/zero_shot.py", "EDITED = True\n")

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from align.errors import DataError
-from align.git import resolve
+from align.services.git import resolve
 from flows.failed_runs import NUM_KEPT, kept_if_it_fails
 
 

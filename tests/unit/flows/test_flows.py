@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from align.durable.locks import locked
 from align.errors import ConfigError, DataError
-from align.git import changes, git
-from align.locks import locked
+from align.services.git import changes, git
 from flows import summary
 from flows.child_process import CommandError, run_supervised
 from flows.dag import Stage, needed
@@ -37,7 +37,7 @@ PARAMS = f"paths:\n  checkpoints: checkpoints # where\n{STORE}filter:\n  min_wor
 def repo(tmp_path: Path) -> Path:
     """A git and DVC repository with one source file and params.yaml, everything committed."""
     files = {
-        "align/code.py": "x = 1\n",
+        "align/project/code.py": "x = 1\n",
         "params.yaml": PARAMS,
         ".gitignore": ".align/\n",
         ".dvc/config": "[core]\n    analytics = false\n",
@@ -152,14 +152,14 @@ def test_a_worktree_of_its_own(repo: Path) -> None:
 def test_a_dirty_checkout_is_refused_or_snapshotted(repo: Path) -> None:
     (repo / "dvc.lock").write_text("schema: '2.0'\n")  # a result, not a change
     assert changes(repo) == []
-    (repo / "align/code.py").write_text("x = 3\n")
+    (repo / "align/project/code.py").write_text("x = 3\n")
     with pytest.raises(DataError, match=r"align/code\.py"), in_worktree(repo, Request(), log=print):
         pass
     with in_worktree(repo, Request(snapshot_dirty=True), log=lambda line: None) as workspace:
         assert workspace.dirty
-        assert (workspace.root / "align/code.py").read_text() == "x = 3\n"
+        assert (workspace.root / "align/project/code.py").read_text() == "x = 3\n"
     with in_worktree(repo, Request(ref="HEAD~0"), log=lambda line: None) as workspace:
-        assert (workspace.root / "align/code.py").read_text() == "x = 1\n"
+        assert (workspace.root / "align/project/code.py").read_text() == "x = 1\n"
     with (
         pytest.raises(DataError, match="'nowhere' names no commit"),
         in_worktree(repo, Request(ref="nowhere"), log=print),

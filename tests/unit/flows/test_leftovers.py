@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import DataError, LockedError
-from align.git import git
-from align.run_records import RunRecord, hold, locks
+from align.pipeline.run_records import RunRecord, hold, locks
+from align.services.git import git
 from flows import leftovers
 from flows.failed_runs import folder_for
 from flows.leftovers import sweep

@@ -15,8 +15,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from align import console
-from align.console import PROGRESS_VARIABLE, say, track
+from align.display import console
+from align.display.console import PROGRESS_VARIABLE, say, track
 from flows import progress
 from flows.dag import Stage
 from flows.progress import RunPage, Work, at_stage, bar, describe, page_markdown, put_markdown, read_said, run_page
@@ -47,7 +47,7 @@ def test_what_the_launcher_of_the_ranks_says_does_not_hide_how_far_they_are(
 ) -> None:
     file = tmp_path / "progress.json"
     monkeypatch.setenv(PROGRESS_VARIABLE, str(file))
-    said = "from align.console import say; say('pretrain: step 73 of 90', done=73, total=90)"
+    said = "from align.display.console import say; say('pretrain: step 73 of 90', done=73, total=90)"
     subprocess.run([sys.executable, "-c", said], check=True, timeout=60)  # a rank
     say("align: error: training was stopped by SIGTERM")
     found = read_said(file)

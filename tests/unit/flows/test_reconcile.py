@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import DataError, ServiceError
-from align.run_records import FOLDER, RunRecord, hold
+from align.pipeline.run_records import FOLDER, RunRecord, hold
 from align.services.tracking.tracker import Tracker
 from flows import reconcile as module
 from flows.reconcile import reconcile

@@ -13,9 +13,9 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from align.arguments.commands import PARTS
 from align.config.params_file import write_params
 from align.config.profile import DEMO, profile_names
-from align.declared import declared_outs
 from align.errors import ConfigError, DataError
-from align.git import git
+from align.project.declared import declared_outs
+from align.services.git import git
 from align.verbs import STAGES
 from flows.pipeline import pipeline
 from flows.request import SHORTCUTS, Part, Request, settled

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from align.git import changes, git
+from align.services.git import changes, git
 from align.services.tracking.registry import PROMOTED, Version
 from flows.retrain import _with_pins, age_warning
 from flows.source_change import SourceChange

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import ConfigError, DataError
-from align.git import git, resolve
+from align.services.git import git, resolve
 from flows import run_branch
 from tests.support import small_git
 
@@ -18,7 +18,7 @@ from tests.support import small_git
 @pytest.fixture(name="repo")
 def _repo(tmp_path: Path) -> Path:
     """A git repository with one source file, committed."""
-    return small_git.write(tmp_path / "repo", {"align/code.py": "x = 1\n"})
+    return small_git.write(tmp_path / "repo", {"align/project/code.py": "x = 1\n"})
 
 
 def branches(repo: Path) -> list[str]:
@@ -26,7 +26,7 @@ def branches(repo: Path) -> list[str]:
 
 
 def test_record_leaves_head_index_and_files_alone(repo: Path) -> None:
-    (repo / "align/code.py").write_text("x = 2\n")
+    (repo / "align/project/code.py").write_text("x = 2\n")
     (repo / "align/new.py").write_text("y = 1\n")
     (repo / "dvc.lock").write_text("schema: '2.0'\n")
     (repo / "private.txt").write_text("not ours\n")
@@ -34,7 +34,7 @@ def test_record_leaves_head_index_and_files_alone(repo: Path) -> None:
     recorded = run_branch.record(repo, "demo", "run demo")
     assert (git(repo, "status", "--porcelain"), resolve(repo, "HEAD")) == before
     assert resolve(repo, "run/demo") == recorded.commit
-    assert git(repo, "show", "run/demo:align/code.py") == "x = 2"
+    assert git(repo, "show", "run/demo:align/project/code.py") == "x = 2"
     files = git(repo, "ls-tree", "-r", "--name-only", "run/demo").splitlines()
     assert {"align/new.py", "dvc.lock"} <= set(files)
     assert "private.txt" not in files
@@ -43,35 +43,35 @@ def test_record_leaves_head_index_and_files_alone(repo: Path) -> None:
 def test_another_result_is_another_branch_and_the_first_stays(repo: Path) -> None:
     tips = []
     for text in ("x = 2\n", "x = 3\n", "x = 4\n"):
-        (repo / "align/code.py").write_text(text)
+        (repo / "align/project/code.py").write_text(text)
         run_branch.record(repo, "demo", "run demo")
         tips.append(git(repo, "for-each-ref", "--sort=-committerdate", "--format=%(objectname)", "refs/heads/run"))
     assert branches(repo) == ["demo", "demo-2", "demo-3"]
-    assert git(repo, "show", "run/demo:align/code.py") == "x = 2"
+    assert git(repo, "show", "run/demo:align/project/code.py") == "x = 2"
     assert all(set(earlier.split()) < set(later.split()) for earlier, later in pairwise(tips))
 
 
 def test_an_equal_result_adds_no_branch_and_says_which_has_it(repo: Path) -> None:
-    (repo / "align/code.py").write_text("x = 2\n")
+    (repo / "align/project/code.py").write_text("x = 2\n")
     first = run_branch.record(repo, "demo", "run demo")
-    (repo / "align/code.py").write_text("x = 3\n")
+    (repo / "align/project/code.py").write_text("x = 3\n")
     second = run_branch.record(repo, "demo", "run demo")
     again = run_branch.record(repo, "demo", "another message")
     assert (first.name, second.name) == ("demo", "demo-2") and first.is_new and second.is_new
     assert (again.name, again.commit, again.is_new) == ("demo-2", second.commit, False)
-    (repo / "align/code.py").write_text("x = 2\n")
+    (repo / "align/project/code.py").write_text("x = 2\n")
     assert run_branch.record(repo, "demo", "run demo") == run_branch.Recorded("demo", first.commit, is_new=False)
     git(repo, "commit", "--quiet", "--allow-empty", "-m", "second")  # the same files, made from another commit
     assert run_branch.record(repo, "demo", "run demo").name == "demo-3"
 
 
 def test_a_run_on_its_own_branch_stays_there(repo: Path) -> None:
-    (repo / "align/code.py").write_text("x = 2\n")
+    (repo / "align/project/code.py").write_text("x = 2\n")
     first = run_branch.record(repo, "demo", "run demo")
     git(repo, "checkout", "--quiet", "--force", "run/demo")
     run_branch.check_name(repo, "demo")
     assert run_branch.record(repo, "demo", "run demo") == run_branch.Recorded("demo", first.commit, is_new=False)
-    (repo / "align/code.py").write_text("x = 3\n")
+    (repo / "align/project/code.py").write_text("x = 3\n")
     assert run_branch.record(repo, "demo", "run demo").name == "demo-2"
     assert resolve(repo, "run/demo") == first.commit == resolve(repo, "HEAD")
 
@@ -91,7 +91,7 @@ def in_a_process(repo: Path, text: str, number: int) -> subprocess.Popen[str]:
     """A run in a worktree of its own, with these files."""
     worktree = repo.parent / f"worktree-{number}"
     git(repo, "worktree", "add", "--quiet", "--detach", str(worktree))
-    (worktree / "align/code.py").write_text(text)
+    (worktree / "align/project/code.py").write_text(text)
     script = (
         "import sys; from pathlib import Path; from flows import run_branch\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
@@ -113,7 +113,7 @@ def test_runs_that_end_at_once_lose_nothing(repo: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert [run.returncode for run in runs] == [0] * len(runs)
-    recorded = [git(repo, "show", f"run/{name}:align/code.py") + "\n" for name in branches(repo)]
+    recorded = [git(repo, "show", f"run/{name}:align/project/code.py") + "\n" for name in branches(repo)]
     assert sorted(recorded) == sorted(set(texts))
     assert branches(repo) == ["demo", "demo-2", "demo-3", "demo-4"]
 
@@ -178,7 +178,7 @@ def test_a_name_in_whose_way_a_branch_is(repo: Path) -> None:
 def test_what_a_person_typed_in_prefect_becomes_a_branch(repo: Path, typed: str, name: str) -> None:
     assert run_branch.valid_name(typed) == name
     run_branch.check_name(repo, run_branch.valid_name(typed))
-    (repo / "align/code.py").write_text("x = 2\n")
+    (repo / "align/project/code.py").write_text("x = 2\n")
     assert run_branch.record(repo, run_branch.valid_name(typed), "run").is_new
 
 

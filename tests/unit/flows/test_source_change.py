@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from align.errors import ConfigError, DataError
-from align.git import git
+from align.services.git import git
 from flows.child_process import run_supervised
 from flows.run_context import RunContext, child_environment
 from flows.source_change import look

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from align.errors import ConfigError
-from align.git import git
+from align.services.git import git
 from flows import this_run
 from flows.request import Request
 from flows.this_run import name_of

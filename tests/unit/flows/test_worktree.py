@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from align.git import git
+from align.services.git import git
 from flows import run_branch
 from flows.request import Request
 from flows.workspace import in_worktree

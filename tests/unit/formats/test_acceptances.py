@@ -6,7 +6,7 @@ import pytest
 
 from align.errors import FormatError
 from align.formats.acceptances import read_acceptances, write_acceptances
-from align.protocols.expectations import Acceptance
+from align.interfaces.expectations import Acceptance
 from tests.support import ROOT
 
 ACCEPTANCE = Acceptance(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, FormatError
-from align.files import sha256_file
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable, distinct_pictures, held
 from align.formats.evaluation_sets.align_tar import load_sets
 from align.formats.evaluation_sets.align_tar import write_set as write

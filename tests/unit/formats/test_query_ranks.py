@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.chance import chance
 from align.errors import DataError, FormatError
 from align.formats.query_ranks import QueryRanks, Ranked, read_ranks, write_ranks
+from align.statistics.chance import chance
 
 
 def ranks() -> QueryRanks:

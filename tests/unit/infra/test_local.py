@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from align.config.params_file import write_params
-from align.run import flow_environment, prefect_login
+from align.pipeline.run import flow_environment, prefect_login
 from infra import local
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support import ROOT
 
 ENTRYPOINT, HEALTHY = ROOT / "infra/entrypoint.sh", ROOT / "infra/healthy.py"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from align.git import git
+from align.services.git import git
 from tests.support import ROOT, missing
 
 pytestmark = pytest.mark.full

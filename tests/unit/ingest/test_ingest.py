@@ -11,8 +11,8 @@ from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
+from align.durable.files import MARK, mark
 from align.errors import DataError
-from align.files import MARK, mark
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest as stage

@@ -12,10 +12,10 @@ from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
+from align.durable.work import Portion
 from align.ingest import plan
 from align.ingest.ingest import ingest
 from align.ingest.workers import Resources
-from align.work import Portion
 from tests.support.killing import digests
 from tests.support.params import load_params
 from tests.support.warc_records import page, picture, response, write_archive

@@ -6,10 +6,10 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from align import intervals
 from align.config.promote import PromoteConfig
-from align.paired import POWER, Difference, difference, of_metrics
 from align.release.slices import compared_slices
+from align.statistics import intervals
+from align.statistics.paired import POWER, Difference, difference, of_metrics
 from tests.support.params import load_params
 from tests.support.rank_pairs import FEW, SETS, SimulatedSet, pair
 

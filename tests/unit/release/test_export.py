@@ -15,8 +15,8 @@ from transformers import AlignModel, AutoProcessor
 import align.release.export
 from align.cli import main
 from align.config.model import ModelConfig
+from align.durable.files import marked, sha256_file
 from align.errors import ConfigError, DataError, FormatError
-from align.files import marked, sha256_file
 from align.formats.model_folder import Imported, read_config, tokenizer_of
 from align.formats.shards import read_manifest
 from align.model import image_tower

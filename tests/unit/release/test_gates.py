@@ -11,16 +11,16 @@ import pytest
 
 from align.config.evaluate import EvaluateConfig
 from align.config.promote import PromoteConfig
+from align.durable.files import sha256_folder
 from align.errors import RefusedError
-from align.files import sha256_folder
 from align.formats.query_ranks import QueryRanks
-from align.git import git
-from align.paired import Difference
 from align.release import gates
 from align.release.decision import Compared
 from align.release.smoke import judged, smoke
+from align.services.git import git
 from align.services.tracking.registry import ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
 from align.services.tracking.tracker import Tracker
+from align.statistics.paired import Difference
 from tests.support import small_git
 from tests.support.params import load_params
 from tests.support.registered import RECALL, ranks

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from align.durable.files import sha256_folder
 from align.errors import CorruptError
-from align.files import sha256_folder
 from align.formats.model_folder import model_digest
 from align.release.indexed import log_index
 from align.services.tracking.registry import INDEX_DIGEST, Version

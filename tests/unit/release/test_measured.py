@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from align.durable.files import sha256_folder
 from align.errors import AlignError, RefusedError
-from align.files import sha256_folder
 from align.release.measured import AskedModel, asked_model
 from align.release.shown import pictures
 from align.services.tracking.registry import MODEL_DIGEST, Version

@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from align.cli import build_parser
+from align.durable.locks import locked
 from align.errors import DataError
-from align.locks import locked
 from align.release import promote, rollback
 from tests.support.params import load_params
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from align.config.promote import PromoteConfig
-from align.paired import difference, of_metrics
 from align.release.decision import Compared, Gate, PromotionDecision, table_lines
 from align.release.promotion_page import write_page
 from align.release.slices import compared_slices
+from align.statistics.paired import difference, of_metrics
 from tests.support.params import load_params
 from tests.support.rank_pairs import pair
 

@@ -8,10 +8,10 @@ import pytest
 
 from align.config.promote import PromoteConfig
 from align.formats.query_ranks import IMAGE_TO_TEXT, TEXT_TO_IMAGE, QueryRanks, Ranked
-from align.paired import difference, of_metrics
 from align.release import gates
 from align.release.decision import Compared
 from align.release.slices import Slice, compared_slices
+from align.statistics.paired import difference, of_metrics
 from tests.support.params import load_params
 
 METRIC = "shop/mean_recall"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from align.git import git
 from align.release.version_tag import keep_in_git
+from align.services.git import git
 from align.services.tracking.registry import Version
 from flows import run_branch
 from tests.support.dvc_projects import make_repository

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from align.display.figure import png
 from align.errors import ConfigError, DataError
-from align.figure import png
 from align.formats.image_index import Hit, ImageIndex
 from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.figures import search_figure

@@ -12,10 +12,10 @@ import pytest
 import align.services.s3.store
 import align.services.store_work
 from align.config.store import StoreConfig
+from align.durable.files import is_temporary
 from align.errors import CorruptError, DataError, FormatError, ServiceError
-from align.files import is_temporary
+from align.interfaces.store import StoredObject
 from align.pieces import Outcome, Piece, Pieces
-from align.protocols.store import StoredObject
 from align.services.s3 import client as store_client
 from align.services.s3.locations import Stat
 from align.services.store_work import StoreWork

@@ -12,14 +12,14 @@ import pytest
 import webdataset
 from PIL import Image
 
+from align.durable.files import sha256_file
+from align.durable.work import ALL, Portion
 from align.errors import CorruptError, DataError, FormatError, GateError
-from align.files import sha256_file
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
 from align.shard import kept_pairs
 from align.shard.shard import shard
 from align.shard.writer import write_shard
-from align.work import ALL, Portion
 from tests.support import small_data
 from tests.support.small_data import Pair
 from tests.support.small_shards import CONFIG, STORE, folders, make_shards, many_pairs

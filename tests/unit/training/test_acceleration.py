@@ -18,8 +18,8 @@ from torch.utils import cpp_extension
 
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
+from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError
-from align.memory import freed_memory_kept
 from align.model import image_tower
 from align.model.dual_encoder import DualEncoder
 from align.training import run as run_module

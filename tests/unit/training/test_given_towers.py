@@ -12,8 +12,8 @@ from transformers import BertConfig, BertForPreTraining, BertModel
 
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
 from align.config.recipe import Recipe
+from align.durable.files import sha256_file
 from align.errors import AlignError
-from align.files import sha256_file
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training.given_towers import given_weights

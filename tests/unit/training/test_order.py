@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from align.randomness import permutation
+from align.statistics.randomness import permutation
 from align.training.order import CYCLE, BlockOrder, Mixture
 
 #: 100 shards of unequal size.

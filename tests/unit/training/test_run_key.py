@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from align import provenance
 from align.config.cluster import ClusterConfig
 from align.config.finetune import FinetuneConfig
 from align.config.health import HealthConfig
 from align.config.recipe import Recipe
+from align.project import provenance
 from align.training.plan import Infrastructure, TrainingPlan
 from tests.support import ROOT, training_data
 from tests.support.params import load_params

@@ -13,7 +13,7 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import require_passed
-from align.protocols.expectations import Check, Expectation, Outcome
+from align.interfaces.expectations import Check, Expectation, Outcome
 from align.validate.tables import JudgedData
 from align.validate.validate import validate
 from align.validate.validate_shards import validate_shards

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from align.checkpoint import CheckpointFolder
+from align.durable.checkpoint import CheckpointFolder
 from align.errors import ConfigError, DataError, LockedError, NonFiniteLossError
 from align.evaluate.fine_tuning.pictures import Pictures
 from align.evaluate.fine_tuning.recipe import FINE_GRAINED, small

@@ -5,7 +5,6 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from align.chance import chance
 from align.evaluate.protocols.recall import (
     Direction,
     gallery,
@@ -16,6 +15,7 @@ from align.evaluate.protocols.recall import (
     similarities_to,
 )
 from align.formats.query_ranks import CUTS
+from align.statistics.chance import chance
 
 
 def indices(*rows: list[int]) -> list[np.ndarray]:

@@ -18,13 +18,13 @@ from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, read_opted_out, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.formats.stored_tars import stored_tars
-from align.git import git
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.lineage.take_down.opted_out_pairs import opted_out_pairs
 from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.take_down.requests import read_requests
 from align.lineage.versions.shard_samples import count_pairs, shards_show
 from align.lineage.versions.who_saw import SeenBy, WhoSaw
+from align.services.git import git
 from align.services.s3.store import keep_tar, materialised
 from align.services.tracking.registry import Version
 from tests.support import small_data

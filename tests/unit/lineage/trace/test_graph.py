@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from align.files import to_json
-from align.html import policy
+from align.display.html import policy
+from align.durable.files import to_json
 from align.lineage.trace.drawing import MAX_BOXES, NARROW, WIDE, drawing
 from align.lineage.trace.graph import KINDS, Graph, Node, Picture, Table, known, missing
 from align.lineage.trace.page import as_page
@@ -84,7 +84,7 @@ def test_the_policy_allows_the_style_of_this_page_and_nothing_else() -> None:
 
 
 def _plain() -> str:
-    from align.html import page
+    from align.display.html import page
 
     return page("t", "l", [])
 

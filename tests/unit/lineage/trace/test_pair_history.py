@@ -10,7 +10,7 @@ import pytest
 
 from align.cli import main
 from align.config.filter import FilterConfig
-from align.files import write_text
+from align.durable.files import write_text
 from align.filter.rules import RULES, conditions
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from align.guard import Guard
 from align.search.service.app import POLICY, make_app
 from align.search.service.limits import Limits
+from align.web.guard import Guard
 from tests.support.colours import square
 from tests.support.served import served, service
 

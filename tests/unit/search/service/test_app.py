@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from align.guard import Guard
 from align.search.service.app import POLICY, make_app
 from align.search.service.limits import Limits
 from align.search.service.service import SearchService
 from align.search.service.uploads import Decoders
+from align.web.guard import Guard
 from tests.support import colour_index, hostile_pictures
 from tests.support.colour_index import PAGE
 from tests.support.colours import square

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from align.config.paths import PathsConfig
+from align.durable.files import sha256_folder
 from align.errors import CorruptError, DataError
-from align.files import sha256_folder
 from align.search.service.fetched import RegisteredChampion
 from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, sign
 from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, PROMOTED, Version

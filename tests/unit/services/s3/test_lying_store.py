@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from align.checkpoint import CheckpointFolder
 from align.config.store import StoreConfig
+from align.durable.checkpoint import CheckpointFolder
 from align.errors import AlignError, DataError, ServiceError
 from align.services.s3 import client as store_client
 from align.services.s3.locations import Stat

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from align.durable.files import sha256_file
 from align.errors import ConfigError, CorruptError, DataError
-from align.files import sha256_file
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, fetcher, keep_tar, materialised
 from tests.support.local_store import config, touch

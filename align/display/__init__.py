@@ -1,0 +1,10 @@
+"""What people look at, in terminals, pages and plots; how it looks, never what it says.
+
+console    lines and progress
+visible    foreign text made harmless to terminals and Markdown
+html       pages without anything from elsewhere
+figure     plots
+report     the files of a stage's report
+
+No stage depends on how its page looks: see `align.project.provenance`.
+"""

@@ -1,0 +1,195 @@
+"""Report pages: self-contained HTML (inline CSS, pictures as data URIs) that needs no network.
+
+Blocks are strings of HTML, which `page` joins as they are. Every function here escapes the text that it gets. Should
+a block ever hold HTML of a stranger, the page's policy still keeps a browser from running it and from loading anything
+for it. The policy allows one style, by its hash, and no `style` attributes: a bar's width is an attribute of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from align.display.figure import BAD, GOOD, INK, LINE, SOFT, WARN, WASH
+from align.display.visible import visible
+
+_COLOURS = f"""
+:root {{ --ink: {INK}; --soft: {SOFT}; --line: {LINE}; --good: {GOOD}; --bad: {BAD}; --warn: {WARN};
+  --wash: {WASH}; }}
+"""
+_STYLE = (
+    _COLOURS
+    + """* { box-sizing: border-box }
+body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); max-width: 1080px;
+  margin: 2rem auto; padding: 0 1.25rem }
+h1 { font-size: 1.6rem; margin: 0 0 .25rem }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem }
+h3 { font-size: .95rem; margin: 1.1rem 0 .3rem }
+p.lead { color: var(--soft); margin: 0 0 1rem }
+table { border-collapse: collapse; font-size: .92rem; margin: .5rem 0 }
+th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+th { color: var(--soft); font-weight: 600 }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+.good { color: var(--good); font-weight: 600 }
+.bad { color: var(--bad); font-weight: 600 }
+.warn { color: var(--warn); font-weight: 600 }
+.cards { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1rem 0 1.4rem }
+.cards div { background: var(--wash); border: 1px solid var(--line); border-radius: 8px; padding: .55rem .9rem;
+  min-width: 120px }
+.cards b { display: block; font-size: 1.35rem; line-height: 1.25; font-variant-numeric: tabular-nums }
+.cards span { color: var(--soft); font-size: .8rem; font-weight: 400 }
+.side { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start }
+.side > div { flex: 1 1 300px; min-width: 0 }
+nav { font-size: .85rem; margin: 0 0 .4rem }
+nav a { color: var(--soft); margin-right: 1rem; display: inline-block }
+td.bar { min-width: 96px; padding-top: .62rem }
+td.bar hr { margin: 0; border: 0; height: .72rem; border-radius: 2px; background: var(--bad); opacity: .75 }
+table.example td { border: 0; padding-right: 1.2rem }
+pre { background: var(--wash); border: 1px solid var(--line); border-radius: 4px; padding: .55rem .8rem;
+  font-size: .85rem; overflow-x: auto }
+p.note { color: var(--soft); font-size: .85rem; max-width: 820px }
+img { max-width: 100% }
+.gallery { display: flex; flex-wrap: wrap; gap: .7rem; margin: .6rem 0 }
+figure { margin: 0; width: 116px; font-size: .74rem; line-height: 1.3; color: var(--soft); overflow-wrap: anywhere }
+figure img { width: 116px; height: 116px; object-fit: contain; background: var(--wash);
+  border: 1px solid var(--line); border-radius: 4px; display: block; margin-bottom: .2rem }
+figure.good, figure.bad { color: var(--soft); font-weight: 400 }
+figure.good img { border: 2px solid var(--good) }
+figure.bad img { border: 2px solid var(--bad) }
+"""
+)
+
+
+def policy(style: str = "") -> str:
+    """The content security policy of a page with a further style. Scripts, frames, fonts, connections: none."""
+    sha256 = base64.b64encode(hashlib.sha256((_STYLE + style).encode()).digest()).decode("ascii")
+    return f"default-src 'none'; img-src data:; style-src 'sha256-{sha256}'; base-uri 'none'; form-action 'none'"
+
+
+#: Of the pages without one.
+POLICY = policy()
+
+
+def escape(value: Any) -> str:
+    """Text as HTML; characters that turn the letters around, or that nothing can encode, are shown as escapes."""
+    return html.escape(visible(str(value), lines=True))
+
+
+def page(title: str, lead: str, blocks: Iterable[str], *, style: str = "") -> str:
+    """A whole page. `lead` is the sentence under the title; `style`: CSS that it needs besides."""
+    body = "\n".join(blocks)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(style)}">'
+        f'<meta name="referrer" content="no-referrer">'
+        f"<title>{escape(title)}</title>"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{_STYLE}{style}</style></head>\n<body><h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p>"
+        f"\n{body}\n</body></html>\n"
+    )
+
+
+def heading(text: str) -> str:
+    """A section heading, which `contents` links to."""
+    return f"<h2 id={_anchor(text)}>{escape(text)}</h2>"
+
+
+def subheading(text: str) -> str:
+    """A heading within a section."""
+    return f"<h3>{escape(text)}</h3>"
+
+
+def contents(headings: Iterable[str]) -> str:
+    """Links to headings of this page."""
+    links = "".join(f"<a href=#{_anchor(text)}>{escape(text)}</a> " for text in headings)
+    return f"<nav>{links}</nav>"
+
+
+def _anchor(text: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text.lower()) or "-"
+
+
+def cards(items: Iterable[tuple[str, str, str]]) -> str:
+    """The most important numbers, in large print: (what, value, CSS class: '', 'good', 'warn' or 'bad')."""
+    shown = [
+        f'<div><b class="{css}">{escape(value)}</b><span>{escape(what)}</span></div>' for what, value, css in items
+    ]
+    return f"<div class=cards>{''.join(shown)}</div>"
+
+
+def side_by_side(blocks: Iterable[str]) -> str:
+    """Blocks next to each other where the window is wide enough."""
+    return f"<div class=side>{''.join(f'<div>{block}</div>' for block in blocks)}</div>"
+
+
+def note(text: str) -> str:
+    """A paragraph in small print."""
+    return f"<p class=note>{escape(text)}</p>"
+
+
+def paragraph(text: str) -> str:
+    """A paragraph of plain text."""
+    return f"<p>{escape(text)}</p>"
+
+
+def code(text: str) -> str:
+    """Lines to copy, as they are."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, verdict: int | None = None, bar: int | None = None
+) -> str:
+    """A table; numbers are aligned to the right.
+
+    Args:
+        columns: the head.
+        rows: one cell per column.
+        verdict: index of a column shown in colour: True passed, False failed, a text (such as `accepted`) neither.
+        bar: index of a column of shares, 0 to 1, which are drawn as bars.
+    """
+    cells = []
+    numeric = [False] * len(columns)
+    for row in rows:
+        line = []
+        for index, value in enumerate(row):
+            if index == verdict:
+                css = "warn" if isinstance(value, str) else "good" if value else "bad"
+                text = value if isinstance(value, str) else "passed" if value else "failed"
+                line.append(f"<td class={css}>{escape(text)}</td>")
+            elif index == bar:
+                line.append(f"<td class=bar><hr width={100 * min(max(value, 0.0), 1.0):.1f}%></td>")
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                numeric[index] = True
+                shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+                line.append(f"<td class=number>{shown}</td>")
+            else:
+                line.append(f"<td>{escape(value)}</td>")
+        cells.append(f"<tr>{''.join(line)}</tr>")
+    head = "".join(
+        f"<th class=number>{escape(name)}</th>" if number else f"<th>{escape(name)}</th>"
+        for name, number in zip(columns, numeric, strict=True)
+    )
+    return f"<table><tr>{head}</tr>{''.join(cells)}</table>"
+
+
+def picture(data: bytes, *, mime: str = "image/png", alt: str = "") -> str:
+    """An image as a data URI."""
+    return f'<img alt="{escape(alt)}" src="{data_uri(data, mime)}">'
+
+
+def data_uri(data: bytes, mime: str) -> str:
+    """Bytes as a data URI."""
+    return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def gallery(items: Iterable[tuple[bytes, str, str]]) -> str:
+    """Pictures with captions: (JPEG or PNG bytes, caption, CSS class: '', 'good' or 'bad')."""
+    figures = []
+    for data, caption, css in items:
+        mime = "image/png" if data[:4] == b"\x89PNG" else "image/webp" if data[8:12] == b"WEBP" else "image/jpeg"
+        figures.append(f'<figure class="{css}">{picture(data, mime=mime, alt=caption)}{escape(caption)}</figure>')
+    return f"<div class=gallery>{''.join(figures)}</div>"

@@ -1,0 +1,11 @@
+"""What survives a kill, a full disk and two at once; no stage is known here.
+
+files         writes a file or a folder whole or not at all
+work          a folder in which a killed stage resumes
+checkpoint    the state of a training run, with its digest
+locks         of the kernel: they end with their process
+processes     workers that end with the process that started them
+memory        how much this process may take
+
+A guarantee comes in once two stages need it. What a stage writes, and when, stays in its folder.
+"""

@@ -1,0 +1,235 @@
+"""`map` in worker processes and in threads: results in the order of the items, with few of them in memory at a time.
+
+A worker process that dies, most likely for its memory, does not end a run without a word. The items that were under way
+are done again, each alone in a worker of its own, and an item that kills this worker, too, is the culprit: it is named,
+and where the caller can do without it, left out.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import islice
+from typing import Any, Generic, NoReturn, TypeVar
+
+from align.display.console import say
+from align.errors import DataError
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+Kept = TypeVar("Kept")
+
+#: Tasks that wait for a worker, beyond those under way; a bound on memory.
+_AHEAD = 2
+#: Items in flight per thread.
+_WINDOW = 16
+#: With more culprits than this, or this many before the first good item, the machine is to blame, not the items.
+_MAX_CULPRITS, _FIRST_CULPRITS = 16, 3
+
+
+def in_processes(
+    function: Callable[[In], Out],
+    items: Iterable[In],
+    num_workers: int | None,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    *,
+    name_of: Callable[[In], str] = str,
+    instead: Callable[[In], Out] | None = None,
+) -> Iterator[Out]:
+    """`map` in worker processes.
+
+    Workers end with this process, even when it is killed. One worker means that this process does the work: then an
+    item that takes too much memory gets the whole run killed.
+
+    Args:
+        function: what to do with an item; an item is done again where a worker died.
+        items: can be pickled, like the function and its results.
+        num_workers: processes; None: one per core.
+        around: each worker enters it before its first item.
+        name_of: what messages call an item.
+        instead: gives the result of a culprit, so that the run continues; None: a culprit ends it.
+
+    Raises:
+        What the function raises; DataError where a culprit ends the run (it is named), and where there are so many
+        that the machine is to blame.
+    """
+    return in_processes_with(around, partial(_without, function), items, num_workers, name_of=name_of, instead=instead)
+
+
+def _without(function: Callable[[In], Out], _: None, item: In) -> Out:
+    return function(item)
+
+
+def in_processes_with(
+    resource: Callable[[], AbstractContextManager[Kept]],
+    function: Callable[[Kept, In], Out],
+    items: Iterable[In],
+    num_workers: int | None,
+    *,
+    name_of: Callable[[In], str] = str,
+    instead: Callable[[In], Out] | None = None,
+) -> Iterator[Out]:
+    """`in_processes`, where each worker keeps a resource, such as connections, for all of its items.
+
+    A worker process opens the resource before its first item and never closes it: the end of the process does.
+    """
+    count = num_workers or os.cpu_count() or 1
+    if count == 1:
+        with resource() as kept:
+            yield from map(partial(function, kept), items)
+        return
+    work = partial(_work, resource, function)
+    second_try = _SecondTry(work, name_of, instead)
+    waiting = iter(items)
+    pending: deque[tuple[In, Future[Out] | None]] = deque()
+    while True:
+        with _workers(count) as pool:
+            try:
+                for result in _while_workers_live(pool, work, waiting, pending, count + _AHEAD):
+                    second_try.num_good += 1
+                    yield result
+                break
+            except BrokenProcessPool:
+                pass
+        say(f"a worker process was killed, perhaps for its memory; {len(pending)} item(s) are done again, one by one")
+        while pending:
+            yield second_try.result(*pending.popleft())
+    second_try.require_good_items()
+
+
+def _while_workers_live(
+    pool: ProcessPoolExecutor,
+    work: Callable[[In], Out],
+    waiting: Iterator[In],
+    pending: deque[tuple[In, Future[Out] | None]],
+    num_pending: int,
+) -> Iterator[Out]:
+    """Results in order. Raises BrokenProcessPool when a worker dies; `pending` then has all items without a result."""
+    while True:
+        for item in islice(waiting, num_pending - len(pending)):
+            pending.append((item, None))  # first, or it would be lost where the pool is broken
+            pending[-1] = item, pool.submit(work, item)
+        if not pending:
+            return
+        _, future = pending[0]
+        assert future is not None
+        result = future.result()
+        pending.popleft()
+        yield result
+
+
+class _SecondTry(Generic[In, Out]):
+    """Does items again, each alone, after a worker died; counts the culprits, and judges whether it is their fault.
+
+    Attributes:
+        num_good: items that have a result of their own, at the first try or the second.
+    """
+
+    def __init__(
+        self, work: Callable[[In], Out], name_of: Callable[[In], str], instead: Callable[[In], Out] | None
+    ) -> None:
+        self._work, self._name_of, self._instead = work, name_of, instead
+        self._culprits: list[str] = []
+        self.num_good = 0
+
+    def result(self, item: In, future: Future[Out] | None) -> Out:
+        """The result of an item, which may have been ready before the worker died.
+
+        Raises:
+            What the function raises; DataError, which names the item, where it is a culprit and no other result is
+            given, or where there are too many.
+        """
+        if future is None or future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
+            try:
+                with _workers(1) as pool:
+                    result = pool.submit(self._work, item).result()
+            except BrokenProcessPool:
+                return self._of_culprit(item)
+        else:
+            result = future.result()
+        self.num_good += 1
+        return result
+
+    def _of_culprit(self, item: In) -> Out:
+        name = self._name_of(item)
+        if self._instead is None:
+            raise DataError(
+                f"{name}: the worker process was killed twice over it, the second time with nothing beside it; most "
+                "likely it needs more memory than this machine has: use a larger machine, or take it out of the data"
+            )
+        self._culprits.append(name)
+        too_early = self.num_good == 0 and len(self._culprits) >= _FIRST_CULPRITS
+        if too_early or len(self._culprits) > _MAX_CULPRITS:
+            self._blame_the_machine()
+        return self._instead(item)
+
+    def require_good_items(self) -> None:
+        """Raises DataError where every item was a culprit."""
+        if self._culprits and not self.num_good:
+            self._blame_the_machine()
+
+    def _blame_the_machine(self) -> NoReturn:
+        raise DataError(
+            f"worker processes were killed over {len(self._culprits)} item(s), also when each had a worker alone: "
+            f"{', '.join(self._culprits)}; this machine has too little memory for them, or something else kills "
+            "processes here: use a larger machine, or lower engine.memory_limit, and run again"
+        )
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """New worker processes; at the end they are awaited, and what they have not begun is not done."""
+    context, ends = multiprocessing.get_context("spawn"), (partial(os._exit, 1),)
+    pool = ProcessPoolExecutor(count, context, initializer=when_parent_ends, initargs=ends)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+#: The resource of this worker process, once it is open.
+_kept: list[Any] = []
+
+
+def _work(resource: Callable[[], AbstractContextManager[Kept]], function: Callable[[Kept, In], Out], item: In) -> Out:
+    if not _kept:
+        _kept.append(resource().__enter__())
+    return function(_kept[0], item)
+
+
+def when_parent_ends(act: Callable[[], object]) -> None:
+    """Calls a function once the process that spawned this one has ended, be it by `kill -9`.
+
+    Nothing that it started may work next to the following run. The kernel closes a pipe then, on every system.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            act()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def in_threads(function: Callable[[In], Out], items: Iterable[In], num_threads: int) -> Iterator[Out]:
+    """`map` in threads: results in the order of the items, with few of them in memory at a time."""
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending: deque[Future[Out]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= _WINDOW * num_threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:  # after an error, or where the caller has enough, what waits is not begun
+            for future in pending:
+                future.cancel()

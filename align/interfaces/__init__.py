@@ -1,0 +1,1 @@
+"""What services offer, as the stages see it: signatures without an implementation."""

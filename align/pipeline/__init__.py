@@ -1,0 +1,10 @@
+"""The verbs that start a run of the pipeline, plan one and list those that there are.
+
+run            `align run`
+plan           `align plan`
+runs           `align runs`
+estimate       what a model's training needs, counted without training it
+run_records    which runs are alive on this machine
+
+The runs themselves are flows of Prefect (`flows`), programs that these verbs become: nothing here imports them.
+"""

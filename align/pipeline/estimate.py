@@ -1,0 +1,260 @@
+"""What a training run will need, before anything is trained: parameters, memory of a rank, checkpoints.
+
+The towers are built without memory for their weights, and one group of samples is sent through: what autograd would
+keep of it for the backward pass is counted, not allocated. What was counted of a shape is kept in a folder, so that
+neither torch is imported nor a model built for a shape that is known: that takes seconds, and the rest is arithmetic.
+
+Not in the folder of training, which is a dep of its stages as a whole: other words or numbers here retrain nothing.
+
+    python -m align.pipeline.estimate FOLDER    the needs of both training stages, by ./params.yaml, as one line of JSON
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import sys
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from align.config import Params, load_params
+from align.config.cluster import ClusterConfig
+from align.config.finetune import FinetuneConfig
+from align.config.fit_tokenizer import FitTokenizerConfig
+from align.config.model import Checkpointing, Locked, ModelConfig
+from align.config.pretrain import PretrainConfig
+from align.config.recipe import Recipe, even_ranks
+from align.display.console import show_json
+from align.durable.files import write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Of what is trained: gradients, and LAMB's two moments.
+_GRADIENTS, _MOMENTS = 1, 2
+_FLOAT32 = 4
+
+
+class Counted(BaseModel):
+    """What was counted of a model.
+
+    Attributes:
+        num_parameters: of both towers.
+        num_trained: those that a run changes.
+        activation_bytes_per_pair: see `Estimate`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    num_parameters: int
+    num_trained: int
+    activation_bytes_per_pair: int
+
+
+class Device(NamedTuple):
+    """What this machine trains on.
+
+    Attributes:
+        name: of a GPU, or CPU.
+        num_bytes: memory, of one GPU or of the machine.
+        most: as many ranks are started at most, one for each GPU or core.
+        on_gpu: whether it is a GPU.
+    """
+
+    name: str
+    num_bytes: int
+    most: int
+    on_gpu: bool
+
+
+class Estimate(BaseModel):
+    """A training run's needs.
+
+    Attributes:
+        num_parameters: of both towers.
+        num_ranks: processes that share a batch, on all machines.
+        state_bytes: weights of a rank; gradients, moments and average of those that are trained.
+        activation_bytes_per_pair: kept for the backward pass, without recomputing.
+        pairs_at_a_time: of a rank, whose activations are kept together.
+        checkpoint_bytes: of one checkpoint.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    num_parameters: int
+    num_ranks: int
+    state_bytes: int
+    activation_bytes_per_pair: int
+    pairs_at_a_time: int
+    checkpoint_bytes: int
+
+    @property
+    def rank_bytes(self) -> int:
+        """Memory of a rank, without what the libraries themselves take."""
+        return self.state_bytes + self.pairs_at_a_time * self.activation_bytes_per_pair
+
+
+class Shapes:
+    """What was counted, in a folder.
+
+    Args:
+        folder: of the checkout; made when something is counted.
+        may_count: whether to count what nobody has counted yet; False: that is a LookupError.
+    """
+
+    def __init__(self, folder: Path, *, may_count: bool) -> None:
+        self._folder, self._may_count = folder, may_count
+
+    def of(self, model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool) -> Counted:
+        """A model as `count` takes it."""
+        shape = _shape(model, vocab_size, recipe, on_gpu=on_gpu)
+        text = json.dumps([shape[0].model_dump(mode="json"), *shape[1:], version("torch"), _code()], sort_keys=True)
+        file = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        with suppress(OSError, ValidationError):
+            return Counted.model_validate_json(file.read_bytes())
+        if not self._may_count:
+            raise LookupError(file)
+        found = count(model, vocab_size, recipe, on_gpu=on_gpu)
+        with suppress(OSError):  # it is counted again
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(file, found.model_dump_json())
+        return found
+
+
+def count(model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool) -> Counted:
+    """Counts what a model holds. Imports torch.
+
+    Args:
+        model: its shape.
+        vocab_size: of its tokenizer.
+        recipe: that trains it.
+        on_gpu: whether it is trained on GPUs, where `precision` counts.
+    """
+    return _towers(*_shape(model, vocab_size, recipe, on_gpu=on_gpu))
+
+
+def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int, num_nodes: int = 1) -> Estimate:
+    """What a run needs.
+
+    Args:
+        counted: of its model.
+        recipe: of the run.
+        num_ranks: processes that share a batch, on all machines.
+        num_nodes: machines.
+    """
+    num_parameters, num_trained = counted.num_parameters, counted.num_trained
+    share = -(-recipe.batch_size // num_ranks)
+    parts = [share, *([recipe.micro_batch] if recipe.micro_batch else [])]
+    kept = num_parameters + num_trained * (_MOMENTS + (recipe.ema_decay is not None))
+    state = (kept + num_trained * _GRADIENTS) * _FLOAT32
+    if recipe.shard_weights:
+        state //= num_ranks // num_nodes if recipe.shard_weights == "node" else num_ranks
+    return Estimate(
+        num_parameters=num_parameters,
+        num_ranks=num_ranks,
+        state_bytes=state,
+        activation_bytes_per_pair=counted.activation_bytes_per_pair,
+        pairs_at_a_time=min(parts),
+        checkpoint_bytes=kept * _FLOAT32,
+    )
+
+
+def _shape(
+    model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool
+) -> tuple[ModelConfig, int, Checkpointing, Locked, bool]:
+    """All that the numbers of `count` depend on, but for the code."""
+    half = on_gpu and recipe.precision != "float32"
+    return recipe.trained(model), vocab_size, recipe.gradient_checkpointing, recipe.locked, half
+
+
+@functools.cache
+def _code() -> str:
+    """Hex sha256 of the code that decides them."""
+    here = Path(__file__)
+    files = [here, *sorted((here.parents[1] / "model").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@functools.cache
+def _towers(config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, locked: Locked, half: bool) -> Counted:
+    import torch
+
+    from align.model.dual_encoder import DualEncoder
+
+    kept: dict[int, tuple[object, int]] = {}  # by storage, each once; the storage is held, so that no id comes twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = (storage, storage.nbytes())
+        return tensor
+
+    with torch.device("meta"):
+        model = DualEncoder(config, vocab_size).train()
+        model.lock(locked)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        model.gradient_checkpointing = checkpointing
+        if half:
+            model.to(torch.bfloat16)
+        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        size, samples = config.image_px, config.batch_norm_group
+        kind = torch.bfloat16 if half else torch.float32
+        pixels = torch.zeros(samples, 3, size, size, dtype=kind)
+        ids = torch.zeros(samples, config.max_tokens, dtype=torch.int64)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            images = model.encode_image(pixels)
+            texts = model.text_projection(model.text_model(ids)[:, 0])
+    assert images.requires_grad or locked == "image"  # whose projection may be none
+    assert texts.requires_grad
+    return Counted(
+        num_parameters=num_parameters,
+        num_trained=num_trained,
+        activation_bytes_per_pair=sum(size for key, (_, size) in kept.items() if key not in own) // samples,
+    )
+
+
+def needs(params: Params, shapes: Shapes, device: Device) -> dict[str, dict[str, Any]]:
+    """`stage -> {..., "rank_bytes", "kept_bytes", "available_bytes", "device"}` of the training stages on this machine.
+
+    Raises:
+        LookupError: nobody has counted a shape, and `shapes` may not.
+    """
+    model, num_nodes = params.section(ModelConfig), params.section(ClusterConfig).num_nodes
+    vocab_size = params.section(FitTokenizerConfig).vocab_size
+    found = {}
+    for recipe in (params.section(PretrainConfig), params.section(FinetuneConfig)):
+        local = recipe.num_processes or even_ranks(recipe.batch_size // num_nodes, model.batch_norm_group, device.most)
+        counted = shapes.of(model, vocab_size, recipe, on_gpu=device.on_gpu)
+        one = estimate(counted, recipe, num_ranks=local * num_nodes, num_nodes=num_nodes)
+        found[recipe.section] = one.model_dump() | {
+            "rank_bytes": one.rank_bytes,
+            "kept_bytes": one.checkpoint_bytes * (recipe.keep_checkpoints + 1),  # one more while it is written
+            "available_bytes": device.num_bytes // (1 if device.on_gpu else local),  # ranks share a machine's memory
+            "device": device.name,
+        }
+    return found
+
+
+def cpu() -> Device:
+    """The cores of this machine."""
+    return Device("CPU", psutil.virtual_memory().total, len(os.sched_getaffinity(0)), on_gpu=False)
+
+
+def main(folder: str) -> None:
+    """Prints `needs`, on GPUs if there are any; what it counts is kept in the folder."""
+    import torch
+
+    device = cpu()
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+        device = Device(torch.cuda.get_device_name(0), memory, torch.cuda.device_count(), on_gpu=True)
+    show_json(json.dumps(needs(load_params(), Shapes(Path(folder), may_count=True), device)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,20 @@
+"""`align plan`: what `align run` with the same arguments would do and need, without doing it.
+
+The program itself is one of `flows`, since it asks DVC; nothing here imports it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from align.config import Params
+from align.pipeline import run
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """Replaces this process by the program that plans.
+
+    Raises:
+        ConfigError: --params is given: a plan is of the params.yaml of its checkout.
+    """
+    run.become("flows.plan", run.request(params, args), *(["--json"] if args.json else []))

@@ -1,0 +1,67 @@
+"""What the files of a project declare about a stage, checked before the stage runs.
+
+dvc.yaml declares the outs of each stage, and code.yaml its code (`align code`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml.error import YAMLError
+
+from align.config import Params
+from align.config.params import parse_yaml
+from align.config.paths import require_declared
+from align.errors import ConfigError
+from align.project.provenance import digest
+
+DVC_FILE = "dvc.yaml"
+CODE_FILE = "code.yaml"
+
+
+def declared_outs(root: Path) -> dict[str, tuple[str, ...]]:
+    """Stage -> its outs, as dvc.yaml of a folder has them, without the stage that writes code.yaml; may be empty.
+
+    Raises:
+        ConfigError: the file is not valid YAML.
+    """
+    stages = read_yaml(root / DVC_FILE).get("stages") or {}
+    entries = {name: entry.get("outs", ()) for name, entry in stages.items() if isinstance(entry, dict)}
+    return {name: tuple(map(str, outs)) for name, outs in entries.items() if not any(CODE_FILE in out for out in outs)}
+
+
+def require_stage(stage: str, module: str, params: Params, *, under_dvc: bool) -> None:
+    """Checks that a stage which is about to run in the working directory is what the files there declare.
+
+    Args:
+        stage: its name.
+        module: of its verb.
+        params: the parameters that it gets.
+        under_dvc: whether DVC runs it, and so keeps what it writes under the names that dvc.yaml has.
+
+    Raises:
+        ConfigError: under DVC: it writes or reads other paths than dvc.yaml says, or its code is not what code.yaml
+            says, and so not what DVC would record.
+    """
+    if not under_dvc:
+        return
+    root = Path()
+    require_declared(params.values.get("paths", {}), declared_outs(root))
+    code = read_yaml(root / CODE_FILE)
+    if code and code.get(stage) != digest(module):
+        raise ConfigError(
+            f"{CODE_FILE}: this is other code of stage {stage} than what it names; `align code` writes it, and so does "
+            "`dvc repro` without --single-item"
+        )
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a file; empty where there is no such file. Raises ConfigError if it is not valid YAML."""
+    try:
+        values = parse_yaml(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+    return values if isinstance(values, dict) else {}

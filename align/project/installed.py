@@ -1,0 +1,12 @@
+"""Files that come with the code and are no modules: in a wheel beside the modules, else in the checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def installed(name: str) -> Path:
+    """The file of this path from the root of a checkout, wherever the code is installed."""
+    package = Path(__file__).parents[1]
+    packaged = package / name
+    return packaged if packaged.exists() else package.parent / name

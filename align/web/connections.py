@@ -1,0 +1,224 @@
+"""How many connections a server of ours keeps open, and for how long; the same for all of them.
+
+uvicorn itself has no bound for either: whoever opens connections and never ends the head of a request takes all files
+that the process may have. Here a connection that waits (for a head, or for its client to read) is closed after a while,
+and gives its place to a new one when there are too many. One whose request is being answered keeps its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import resource
+import shutil
+import socket
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from align.display.console import say
+from align.errors import ServiceError
+from align.web.guard import App
+
+_BACKLOG = 1024  # connections that wait to be taken
+_TAKEN_AT_ONCE = 16  # of them, before what the others sent is read
+_OTHER_FILES = 256
+_HEAD_BYTES = 1 << 15
+_LOG_BYTES = 16 << 20
+_TICKS_PER_S = 10  # of uvicorn's main loop
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SAID_EACH_S = 60.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of a server's connections.
+
+    Attributes:
+        total: at a time.
+        of_address: at a time of one client; None: no bound of its own, as behind a proxy, where all have one address.
+        wait_s: for a request's head, or for a client that reads nothing of its answer.
+    """
+
+    total: int
+    of_address: int | None
+    wait_s: float
+
+
+class _Open:
+    """The open connections, all (None) and by address, in the order in which they began to wait."""
+
+    def __init__(self) -> None:
+        self.groups: defaultdict[str | None, dict[_Connection, None]] = defaultdict(dict)
+
+    def put_last(self, one: _Connection) -> None:
+        for name in (None, one.address):
+            self.groups[name].pop(one, None)
+            self.groups[name][one] = None
+
+    def remove(self, one: _Connection) -> None:
+        for name in (None, one.address):
+            self.groups[name].pop(one, None)
+            if not self.groups[name]:
+                del self.groups[name]
+
+
+class _Config(uvicorn.Config):
+    bounds: Bounds
+    open: _Open
+
+
+class _Connection(H11Protocol):
+    """One connection."""
+
+    config: _Config
+    _upgraded = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
+        super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
+        self._unsent = 0
+        self._waits()
+        bounds, groups = self.config.bounds, self.config.open.groups
+        for name, most in ((self.address, bounds.of_address), (None, bounds.total)):
+            if most is not None and len(groups[name]) > most:
+                next((one for one in groups[name] if one.is_idle), self).drop()
+                return
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.config.open.remove(self)
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._waits()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        self._since = self.loop.time()
+        super().pause_writing()
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        self._upgraded = True
+        super().handle_websocket_upgrade(event)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request of it is being answered."""
+        return not self._upgraded and (self.cycle is None or self.cycle.response_complete)
+
+    def drop(self) -> None:
+        """Closes it, whatever is still to be sent."""
+        self.config.open.remove(self)
+        self.transport.abort()
+
+    def drop_if_late(self, now: float) -> None:
+        """Drops it if it has waited for too long, and forgets a WebSocket that was closed."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent:  # the client reads
+            self._since = now
+        self._unsent = unsent
+        if self._upgraded and self.transport.is_closing():
+            self.config.open.remove(self)
+        elif (self.is_idle or self.flow.write_paused) and now - self._since > self.config.bounds.wait_s:
+            self.drop()
+
+    def _waits(self) -> None:
+        self._since = self.loop.time()
+        self.config.open.put_last(self)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: _Config, log: Path | None) -> None:
+        super().__init__(config)
+        self._open, self._log, self._said = config.open, log, -_SAID_EACH_S
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._failed)
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(_BACKLOG)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_PER_S == 0:
+            now = asyncio.get_running_loop().time()
+            for one in list(self._open.groups[None]):
+                one.drop_if_late(now)
+            if self._log is not None:
+                shorten(self._log)
+        return await super().on_tick(counter)
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+            loop.default_exception_handler(context)
+        elif loop.time() - self._said >= _SAID_EACH_S:  # asyncio tries again every second, and says each time
+            self._said = loop.time()
+            say(f"server: new connections wait: {error.strerror}")
+
+
+def server(app: App, bounds: Bounds, *, log: Path | None = None, **options: Any) -> uvicorn.Server:
+    """A server of an application.
+
+    Args:
+        app: it.
+        bounds: of its connections; fewer where the process may open few files.
+        log: the file that its output is appended to; it is kept short.
+        options: of `uvicorn.Config`.
+    """
+    config = _Config(
+        app, http=_Connection, log_level="warning", access_log=False, proxy_headers=False, backlog=_TAKEN_AT_ONCE,
+        h11_max_incomplete_event_size=_HEAD_BYTES, **options,
+    )  # fmt: skip
+    total = min(bounds.total, max(_file_limit() - _OTHER_FILES, 1))
+    config.bounds, config.open = Bounds(total, bounds.of_address, bounds.wait_s), _Open()
+    return _Server(config, log)
+
+
+def _file_limit() -> int:
+    """The number of files that this process may open, once it is as high as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some systems name a limit that they do not allow
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
+def listening(bind: str, port: int) -> socket.socket:
+    """A socket at the address. Raises ServiceError where that is impossible."""
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    made = socket.socket(family)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((bind, port))
+        made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        why = "is taken by another program" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise ServiceError(f"port {port} of {bind} {why}: choose another with --port") from None
+    return made
+
+
+def keep_for_good() -> None:
+    """Python's collector no longer looks at what there is now: modules, an application, a model.
+
+    A look at all of it took a fifth of a second of CPU time, in which nobody gets an answer, after every some thousand
+    connections.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+def shorten(log: Path, most: int = _LOG_BYTES) -> None:
+    """Copies a long log to `NAME.1` and empties it. Programs that append to it are not disturbed."""
+    with suppress(OSError):
+        if log.stat().st_size > most:
+            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            os.truncate(log, 0)

@@ -1,0 +1,350 @@
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import align.durable.files
+from align.durable.files import (
+    MARK,
+    clear_leftovers,
+    is_temporary,
+    mark,
+    marked,
+    replace_directory,
+    require_apart,
+    sha256_file,
+    sha256_folder,
+    temporary_name,
+    to_json,
+    write_bytes,
+)
+from align.durable.work import work_directory
+from align.errors import DataError
+from tests.support import ROOT
+from tests.support.small_process import small_process
+
+
+def make(path: Path, name: str) -> None:
+    with replace_directory(path, "stage") as part:
+        (part / name).write_text(name)
+
+
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_json_refuses_nan() -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        to_json({"loss": float("nan")})
+
+
+def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    make(target, "stale")
+    with replace_directory(target, "stage") as part:
+        (part / "fresh").write_text("new")
+        assert (target / "stale").exists()
+    assert names(target) == [MARK, "fresh"]
+    assert (target / MARK).read_text() == '{\n  "made_by": "stage",\n  "schema_version": 1\n}\n'
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_empty_folder_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    make(tmp_path / "out", "fresh")
+    assert names(tmp_path / "out") == [MARK, "fresh"]
+
+
+def test_a_failed_block_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    make(target, "kept")
+
+    def fail() -> None:
+        with replace_directory(target, "stage") as part:
+            (part / "half").write_text("x")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert names(target) == [MARK, "kept"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    make(target, "kept")
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        with replace_directory(target, "stage") as part:
+            write_bytes(part / "large", bytes(1_000_000))
+
+    assert in_child(fill) == 1
+    assert names(target) == [MARK, "kept"] and names(tmp_path) == ["out"]
+
+
+@contextmanager
+def person(tmp_path: Path) -> Iterator[Path]:
+    """A folder of somebody's, which is as it was when the block ends."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "wedding.jpg").write_bytes(b"the only copy")
+    yield folder
+    assert names(folder) == ["wedding.jpg"] and (folder / "wedding.jpg").read_bytes() == b"the only copy"
+
+
+def ways(path: Path) -> Iterator[Callable[[], Any]]:
+    yield replace_directory(path, "stage").__enter__
+    yield work_directory(path, "stage", "key").__enter__
+
+
+def test_a_folder_without_our_mark_is_refused(tmp_path: Path) -> None:
+    with person(tmp_path) as folder:
+        for way in ways(folder):
+            with pytest.raises(DataError, match=r"photos: has content, and no \.align\.json .* move or remove it"):
+                way()
+        assert names(tmp_path) == ["photos"]
+        (tmp_path / "link").symlink_to(folder)
+        for way in ways(tmp_path / "link"):
+            with pytest.raises(DataError, match=r"a symbolic link to .*photos is not replaced"):
+                way()
+        for way in ways(folder / "wedding.jpg"):
+            with pytest.raises(DataError, match="is a file"):
+                way()
+        (tmp_path / ".out.part").symlink_to(folder)  # the name of a work folder
+        with pytest.raises(DataError, match="is not a work folder"):
+            work_directory(tmp_path / "out", "stage", "key").__enter__()
+
+
+def test_a_folder_of_another_stage_is_refused(tmp_path: Path) -> None:
+    with replace_directory(tmp_path / "raw", "ingest"):
+        pass
+    for way in ways(tmp_path / "raw"):
+        with pytest.raises(DataError, match=r"raw: `align ingest` made it, so stage does not replace it"):
+            way()
+    for way in ways(tmp_path / "raw" / "shards"):
+        with pytest.raises(DataError, match=r"lies in .*raw, which `align ingest` replaces whole"):
+            way()
+    (tmp_path / "raw" / MARK).write_text("{}")
+    for way in ways(tmp_path / "raw"):
+        with pytest.raises(DataError, match="has content"):
+            way()
+
+
+def test_places_that_are_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "inner")
+    for path in (".", "..", "/", str(tmp_path)):
+        for way in ways(Path(path)):
+            with pytest.raises(DataError, match="the working directory, or a folder around it"):
+                way()
+    for way in ways(Path("/proc")):
+        with pytest.raises(DataError, match="a mount point"):
+            way()
+    for way in ways(Path("/proc/align/out")):
+        with pytest.raises(DataError):
+            way()
+
+
+def test_a_parent_without_write_permission(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o755)
+    tmp_path.chmod(0o755)
+    for parent in list(tmp_path.parents)[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    theirs = tmp_path / "theirs"
+
+    def as_nobody() -> None:
+        os.setresuid(65534, 65534, 65534) if os.geteuid() == 0 else theirs.chmod(0o555)
+        with pytest.raises(DataError, match="theirs cannot be written to"):
+            replace_directory(theirs / "out", "stage").__enter__()
+
+    assert in_child(as_nobody) == 0
+
+
+def test_out_and_inputs_apart(tmp_path: Path) -> None:
+    for out, given in (("a", "a"), ("a/b", "a"), ("a", "a/b")):
+        with pytest.raises(DataError, match="the input"):
+            require_apart(tmp_path / out, tmp_path / given)
+    require_apart(tmp_path / "a", tmp_path / "ab")
+
+
+def test_the_mark_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    before = sha256_folder(tmp_path)
+    mark(tmp_path, "stage")
+    assert sha256_folder(tmp_path) == before and marked(tmp_path) == "stage"
+
+
+def in_child(block: Callable[[], None]) -> int:
+    """Runs the block in a fork; returns its exit code, negative after a signal."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        with suppress(BaseException):
+            block()
+            code = 0
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_at(step: int, block: Callable[[], None]) -> None:
+    """Runs the block and kills this process before (even) or after (odd) its `step // 2`th step on the disk."""
+    steps = count()
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            mine = next(steps)
+            if step == 2 * mine:
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if step == 2 * mine + 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return call
+
+    for module, name in ((os, "replace"), (os, "rmdir"), (os, "unlink"), (align.durable.files, "_exchange")):
+        setattr(module, name, counted(getattr(module, name)))
+    block()
+
+
+def remake(path: Path, how: str) -> None:
+    context = replace_directory(path, "stage") if how == "replace" else work_directory(path, "stage", "key")
+    with context as part:
+        for name in "xyz":
+            write_bytes(part / name, b"new")
+
+
+def kill_at_each_step(root: Path, how: str, can_exchange: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if not can_exchange:
+            patch.setattr(align.durable.files, "_exchange", lambda one, other: False)
+        _kill_at_each_step(root, how, can_exchange)
+
+
+def _kill_at_each_step(root: Path, how: str, can_exchange: bool) -> None:
+    num_kills = num_new = 0
+    for step in count():
+        folder = root / str(step)
+        target = folder / "out"
+        with replace_directory(target, "stage") as part:
+            for name in "abc":
+                (part / name).write_text("old")
+        code = in_child(partial(killed_at, step, partial(remake, target, how)))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        num_kills += 1
+        if not can_exchange:
+            clear_leftovers(target)  # as the next run does
+        found = {path.name: path.read_text() for path in target.iterdir() if path.name not in (MARK, ".work.json")}
+        assert found in (dict.fromkeys("abc", "old"), dict.fromkeys("xyz", "new")), f"step {step}: {found}"
+        assert marked(target) == "stage"
+        num_new += "x" in found
+        remake(target, how)
+        assert [name for name in names(folder) if not name.endswith(".lock")] == ["out"], f"step {step}"
+        assert names(target) == [MARK, "x", "y", "z"]
+    assert num_kills >= 20 and 0 < num_new < num_kills, (num_kills, num_new)
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Executor]:
+    with small_process() as process:
+        yield process
+
+
+@pytest.mark.parametrize("how", ["replace", "work"])
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_killed_at_any_step_the_old_or_the_new_is_complete(
+    tmp_path: Path, small: Executor, how: str, can_exchange: bool
+) -> None:
+    small.submit(kill_at_each_step, tmp_path, how, can_exchange).result()
+
+
+def test_what_others_leave_is_removed_when_they_are_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out"
+    mine = temporary_name(target)
+    mine.mkdir()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        theirs = tmp_path / mine.name.replace(f".{os.getpid()}.", f".{living.pid}.")
+        theirs.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(align.durable.files, "_HOST", "another-machine")
+            elsewhere = temporary_name(target)
+        elsewhere.mkdir()
+        (tmp_path / ".out.part").mkdir()  # a person's
+        clear_leftovers(target)
+        assert mine.is_dir() and theirs.is_dir() and elsewhere.is_dir()
+        living.kill()
+    clear_leftovers(target)
+    assert mine.is_dir() and not theirs.exists() and elsewhere.is_dir()
+    later = time.time() + 2 * 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    clear_leftovers(target)
+    assert not elsewhere.exists() and (tmp_path / ".out.part").is_dir()
+    monkeypatch.setattr(align.durable.files, "_PROCESS", "0" * 8)  # a process that got the number of an earlier one
+    clear_leftovers(target)
+    assert not mine.exists()
+
+
+def test_temporary_names_are_of_one_machine_one_process_and_one_use(tmp_path: Path) -> None:
+    some = {temporary_name(tmp_path / "file").name for _ in range(3)}
+    assert len(some) == 3 and all(is_temporary(Path(name)) for name in some)
+    assert not is_temporary(Path(".raw.part")) and not is_temporary(Path("file"))
+    code = "import align.durable.files, pathlib; print(align.durable.files.temporary_name(pathlib.Path('file')))"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert other.stdout.split("-")[-2].rpartition(".")[2] != next(iter(some)).split("-")[-2].rpartition(".")[2]
+
+
+def test_write_bytes_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    write_bytes(path, b"one")
+    write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_write_bytes_flushes_the_file_and_then_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_bytes(tmp_path / "file", b"one")
+    assert [is_temporary(Path(flushed[0])), *flushed[1:]] == [True, str(tmp_path)]
+
+
+def test_sha256_of_a_known_text(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def killed_in_writing(path: Path) -> None:
+    align.durable.files.os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+    write_bytes(path, b"half")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_writer_of_its_folder(tmp_path: Path) -> None:
+    assert in_child(partial(killed_in_writing, tmp_path / "one")) == -signal.SIGKILL
+    assert len(names(tmp_path)) == 1
+    others = [".mine.part", ".a.part", temporary_name(tmp_path / "live").name, "b.part"]
+    for name in others:
+        (tmp_path / name).write_text("of a person, or of a writer that lives")
+    write_bytes(tmp_path / "third", b"whole")
+    assert names(tmp_path) == sorted([*others, "third"])

@@ -1,0 +1,102 @@
+"""What a run needs, counted without memory for it, against what was measured."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import align.pipeline.estimate
+from align.config.model import ModelConfig
+from align.config.pretrain import PretrainConfig
+from align.config.profile import profile_overrides
+from align.model.dual_encoder import DualEncoder
+from align.pipeline.estimate import Device, Estimate, Shapes, count, estimate, needs
+from tests.support import ROOT
+from tests.support.params import load_params
+
+
+def of(
+    *overrides: str, profile: str | None = None, num_ranks: int = 1, num_nodes: int = 1, on_gpu: bool = True
+) -> Estimate:
+    params = load_params(overrides=[*profile_overrides(profile, ROOT), *overrides])
+    vocab_size = params.values["fit_tokenizer"]["vocab_size"]
+    recipe = params.section(PretrainConfig)
+    counted = count(params.section(ModelConfig), vocab_size, recipe, on_gpu=on_gpu)
+    return estimate(counted, recipe, num_ranks=num_ranks, num_nodes=num_nodes)
+
+
+def on_cpu(model: ModelConfig, recipe: PretrainConfig) -> Estimate:
+    """Of one rank, for a vocabulary of 500 words."""
+    return estimate(count(model, 500, recipe, on_gpu=False), recipe, num_ranks=1)
+
+
+def test_the_paper_s_ablation_model_needs_what_was_measured() -> None:
+    needs = of(profile="ablation", num_ranks=1024)
+    assert needs.num_parameters == pytest.approx(62.14e6 + 162.25e6, rel=0.001)  # computed in the paper's tables
+    assert needs.activation_bytes_per_pair / 2**20 == pytest.approx(276, rel=0.02)  # docs/scale.md
+    assert needs.pairs_at_a_time == 16  # 16,384 over 1,024 ranks; micro_batch is larger
+
+
+def test_parameters_are_those_of_the_model() -> None:
+    params = load_params()
+    model = DualEncoder(params.section(ModelConfig), 500)
+    needs = on_cpu(params.section(ModelConfig), params.section(PretrainConfig))
+    assert needs.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert needs.state_bytes == 16 * needs.num_parameters and needs.checkpoint_bytes == 12 * needs.num_parameters
+
+
+def test_what_saves_memory_saves_it_here() -> None:
+    plain, half = of(on_gpu=False), of(on_gpu=True)
+    assert half.activation_bytes_per_pair < 0.7 * plain.activation_bytes_per_pair
+    recomputed = of("pretrain.gradient_checkpointing=blocks", on_gpu=False)
+    assert recomputed.activation_bytes_per_pair < 0.5 * plain.activation_bytes_per_pair
+    alone = of("model.batch_norm_group=1", on_gpu=False)  # what is counted belongs to pairs: no weights are in it
+    assert alone.activation_bytes_per_pair == pytest.approx(plain.activation_bytes_per_pair, rel=0.05)
+    parts = of("pretrain.micro_batch=32", on_gpu=False)
+    assert parts.pairs_at_a_time == 32 and parts.rank_bytes < plain.rank_bytes
+    assert of("pretrain.shard_weights=true", num_ranks=4).state_bytes == plain.state_bytes // 4
+    assert of("pretrain.shard_weights=node", num_ranks=8, num_nodes=4).state_bytes == plain.state_bytes // 2
+
+
+def test_a_locked_tower_has_weights_only() -> None:
+    params = load_params()
+    model = DualEncoder(params.section(ModelConfig), 500)
+    towers = {"image": model.vision_model, "text": model.text_model}
+    of_model = [sum(parameter.numel() for parameter in part.parameters()) for part in (model, *towers.values())]
+    free = params.section(PretrainConfig)
+    plain = on_cpu(params.section(ModelConfig), free)
+    for which, size in zip(towers, of_model[1:], strict=True):
+        recipe = free.model_copy(update={"locked": which})
+        needs = on_cpu(params.section(ModelConfig), recipe)
+        assert needs.num_parameters == of_model[0]
+        assert needs.state_bytes == 16 * of_model[0] - 12 * size
+        assert needs.checkpoint_bytes == 12 * of_model[0] - 8 * size
+        assert needs.activation_bytes_per_pair < plain.activation_bytes_per_pair
+
+
+def test_an_average_is_one_more_copy() -> None:
+    plain, average = of("pretrain.ema_decay=null"), of("pretrain.ema_decay=0.99")
+    assert average.state_bytes - plain.state_bytes == 4 * plain.num_parameters
+    assert average.checkpoint_bytes - plain.checkpoint_bytes == 4 * plain.num_parameters
+
+
+def test_a_shape_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each `align plan` would import torch and build the model."""
+
+    def of_this_machine(*overrides: str, may_count: bool) -> dict[str, dict[str, Any]]:
+        params = load_params(overrides=["pretrain.num_processes=null", *overrides])
+        return needs(params, Shapes(tmp_path / "shapes", may_count=may_count), Device("CPU", 8_000, 4, on_gpu=False))
+
+    with pytest.raises(LookupError):
+        of_this_machine(may_count=False)
+    first = of_this_machine(may_count=True)
+    assert of_this_machine(may_count=False) == first
+    assert first["pretrain"]["num_ranks"] == 4 and first["pretrain"]["available_bytes"] == 2_000
+    longer = of_this_machine("pretrain.num_steps=12345", "pretrain.batch_size=64", may_count=False)
+    assert longer["pretrain"]["pairs_at_a_time"] < first["pretrain"]["pairs_at_a_time"]
+    for other in ("model.embed_width=32", "fit_tokenizer.vocab_size=900", "pretrain.gradient_checkpointing=blocks"):
+        with pytest.raises(LookupError):
+            of_this_machine(other, may_count=False)
+    monkeypatch.setattr(align.pipeline.estimate, "_code", lambda: "edited")
+    with pytest.raises(LookupError):
+        of_this_machine(may_count=False)

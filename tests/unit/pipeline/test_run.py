@@ -1,0 +1,51 @@
+"""The environment of flows: a server that a run starts for itself asks for the login, and keeps to the checkout."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from align.pipeline.run import SERVICES_FILE, created, flow_environment, login, running_services
+
+LOGINS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
+
+
+@pytest.fixture(autouse=True)
+def _no_server_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*LOGINS, "PREFECT_API_URL", "PREFECT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_temporary_server_asks_for_the_login_and_keeps_its_state_in_the_checkout(tmp_path: Path) -> None:
+    env = flow_environment(tmp_path)
+    assert [env[name] for name in LOGINS] == [login(tmp_path)] * 2
+    user, _, password = login(tmp_path).partition(":")
+    assert user == "align" and len(password) >= 32
+    assert Path(env["PREFECT_HOME"]).is_relative_to(tmp_path) and Path(env["PREFECT_HOME"]).is_dir()
+    assert "PREFECT_API_URL" not in env and env["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+
+
+def test_another_server_s_login_is_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:mine")
+    env = flow_environment(tmp_path)
+    assert env["PREFECT_API_AUTH_STRING"] == "me:mine" and "PREFECT_SERVER_API_AUTH_STRING" not in env
+
+
+def test_a_clock_that_jumps_loses_no_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Linux the date of a process is computed from the clock of today."""
+    process = subprocess.Popen(["sleep", "60"], cwd=tmp_path)
+    try:
+        listed = {"pid": process.pid, "created": created(process.pid)}
+        (tmp_path / ".align").mkdir()
+        (tmp_path / SERVICES_FILE).write_text(json.dumps({"mlflow": listed, "other": listed | {"created": "x 1"}}))
+        now = psutil.boot_time()
+        if hasattr(psutil, "_pslinux"):
+            monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: now + 3600)
+        assert running_services(tmp_path) == {"mlflow": listed}
+    finally:
+        process.kill()
+        process.wait()
+    assert running_services(tmp_path) == {}

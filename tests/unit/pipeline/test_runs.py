@@ -1,0 +1,197 @@
+"""`align runs` over branches whose reports are in DVC's cache, runs in progress, killed and failed ones, and MLflow."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.cli import main
+from align.config.params_file import write_params
+from align.pipeline import runs
+from align.pipeline.run_records import RunRecord, hold
+from align.services.git import git
+from align.services.tracking.tracker import Tracker
+from flows.run_branch import record
+from tests.support.dvc_projects import commit_all, environment, make_repository
+from tests.support.params import PARAMS_FILE
+
+RATE = "pretrain.learning_rate"
+SCORE = "concepts/text_to_image/recall@10"
+
+
+def cached(root: Path, data: bytes, ending: str = "") -> str:
+    """Puts bytes into DVC's cache; returns their md5."""
+    md5 = hashlib.md5(data).hexdigest() + ending
+    path = root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return md5
+
+
+def finish(root: Path, name: str, score: float) -> None:
+    """A run with this result, as its branch and in DVC's cache."""
+    metrics = json.dumps({SCORE + part: score + more for part, more in (("", 0), ("/low", -0.1), ("/high", 0.1))})
+    metrics = metrics[:-1] + f', "{SCORE}/chance": 0.02}}'
+    outs = []
+    for out, file, text in (
+        ("reports/evaluation", "metrics.json", metrics),
+        ("reports/package", "report.json", json.dumps({"digest": name.ljust(64, "0")})),
+    ):
+        listing = json.dumps([{"md5": cached(root, text.encode()), "relpath": file}]).encode()
+        outs.append(f"    - path: {out}\n      md5: {cached(root, listing, '.dir')}\n")
+    (root / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n  all:\n    cmd: x\n    outs:\n{''.join(outs)}")
+    record(root, name, f"run {name}")
+
+
+@pytest.fixture(name="project", scope="module")
+def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Runs demo, demo-2 (another rate) and failed ones, one in progress and one that was killed, and their MLflow."""
+    root = make_repository(tmp_path_factory.mktemp("runs") / "project", {}, "")
+    shutil.copy(PARAMS_FILE, root)
+    commit_all(root)
+    for rate, score in ((0.002, 0.2), (0.004, 0.6)):
+        write_params(root / "params.yaml", {RATE: rate})
+        finish(root, "demo", score)
+    failed = root / ".align/failed/wide-0a1b2c3d"
+    (failed / "reports/evaluation").mkdir(parents=True)
+    shutil.copy(root / "params.yaml", failed)
+    write_params(failed / "params.yaml", {RATE: 0.5})
+    about = {"schema_version": 1, "name": "wide", "state": "failed", "why": "the loss\x1b[31m is inf", "flow_run": "f1"}
+    (failed / "run.json").write_text(json.dumps(about))
+    (root / ".align/failed/old-12345678").mkdir()  # as an earlier version left it
+    held = [hold(RunRecord(name, name, 1, "", "", str(root), str(root), "")) for name in ("now", "gone")]
+    held[1].close()
+    held.append(hold(RunRecord("promote", "p", 1, "", "", str(root), flow="promote")))  # no run of the pipeline
+    here = Path.cwd()
+    os.chdir(root)
+    try:
+        tracker = Tracker()
+        for name, attempt, tags, status in (
+            (
+                "demo-2",
+                "f0-1",
+                {"align.git_revision": git(root, "rev-parse", "run/demo-2"), "align.flow_run": "f0"},
+                "FINISHED",
+            ),
+            ("wide", "f1-1", {}, "FAILED"),
+            ("now", "now-1", {}, None),
+            ("theirs", "x-1", {}, None),
+        ):
+            run = tracker.start_run("align", name, attempt)
+            tracker.set_tags(run, tags)
+            tracker.log_metrics(run, {"pretrain/train/device_hours": 1.5})
+            if status:
+                tracker.end_run(run, status=status)
+    finally:
+        os.chdir(here)
+    yield root
+    held[0].close()
+    held[2].close()
+
+
+@pytest.fixture(name="here", autouse=True)
+def _here(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(project, {}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(project)
+
+
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["runs", "--json", *words]) == 0
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_every_run_with_its_state(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = listed(capsys)
+    by_name = {run["name"]: run for run in answer["runs"]}
+    assert {name: run["state"] for name, run in by_name.items()} == {
+        "demo": "finished", "demo-2": "finished", "wide-0a1b2c3d": "failed", "old-12345678": "failed", "now": "running",
+        "gone": "killed", "theirs": "unknown",
+    }  # fmt: skip
+    assert answer["params_that_differ"] == [RATE]
+    assert len({frozenset(run) for run in answer["runs"]}) == 1  # the same keys for all
+    second = by_name["demo-2"]
+    assert second["branch"] == "run/demo-2" and second["commit"] == git(Path.cwd(), "rev-parse", "run/demo-2")
+    assert second["metrics"][SCORE] == {"value": 0.6, "low": 0.5, "high": 0.7, "chance": 0.02}
+    assert second["params"][RATE] == 0.004 and second["flow_run"] == "f0"
+    assert by_name["wide-0a1b2c3d"]["costs"]["pretrain/device_hours"] == 1.5  # a run that failed cost something, too
+    assert by_name["wide-0a1b2c3d"]["folder"] == ".align/failed/wide-0a1b2c3d"
+    assert by_name["gone"]["why"] == "`align runs --repair` ends it"
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        runs, "running_services", lambda root: {"prefect": {"url": "http://p"}, "mlflow": {"url": "http://m"}}
+    )
+    assert main(["runs"]) == 0
+    out = capsys.readouterr().out
+    heads = [line.split()[:3] for line in out.splitlines()[:7]]
+    assert sorted(head[0] for head in heads) == list("ABCDEFG")
+    assert ["demo-2", "finished"] in [head[1:] for head in heads] and ["now", "running"] in [head[1:] for head in heads]
+    assert RATE in out and "pretrain.num_steps" not in out and "60.0 [50.0-70.0]" in out and "1:30:00" in out
+    assert "the loss\\u001b[31m is inf" in out
+    assert "http://p/runs/flow-run/f0  http://m/#/experiments/" in out
+    assert max(map(len, out.split("Links")[0].splitlines())) <= 100
+    assert main(["runs", "--last", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "5 older ones are not shown; --last 7 shows all" in out
+
+
+def test_one_run(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("demo-2", "run/demo-2"):
+        assert main(["runs", "show", name]) == 0
+        out = capsys.readouterr().out
+        assert "state      finished" in out and "60.0 [50.0-70.0]" in out and "git switch run/demo-2" in out
+    assert [run["name"] for run in listed(capsys, "show", "now")["runs"]] == ["now"]
+    assert main(["runs", "show", "nowhere"]) == 1
+    assert "'nowhere' is no run; the newest are: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["show"], "align runs show: name one run"),
+        (["show", "a", "b"], "align runs show: name one run"),
+        (["--repair", "show"], "takes no other words"),
+        (["--last", "0"], "--last 0: expected 1 or more"),
+    ],
+)
+def test_words_that_do_not_go_together(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", *words]) == 1
+    assert line in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_is_shown(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    git(project, "branch", "run/empty", "HEAD")
+    torn = project / ".align/runs/torn-1.lock"
+    torn.touch()
+    torn.with_suffix(".json").write_bytes(b"{")
+    try:
+        assert main(["runs", "--json"]) == 0
+        done = capsys.readouterr()
+        assert "'run/empty' has no dvc.lock" in done.err and "torn-1.json: no record of this version" in done.err
+        assert {"empty", "demo", "now"} <= {run["name"] for run in json.loads(done.out)["runs"]}
+    finally:
+        git(project, "branch", "-D", "run/empty")
+        for file in (torn, torn.with_suffix(".json")):
+            with suppress(FileNotFoundError):
+                file.unlink()
+
+
+def test_where_there_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_repository(tmp_path / "new", {}, "")
+    shutil.copy(PARAMS_FILE, root)
+    monkeypatch.chdir(root)
+    assert main(["runs"]) == 0
+    assert "there are none yet; `align run --name first` makes one" in capsys.readouterr().err
+    assert listed(capsys) == {"schema_version": 1, "params_that_differ": [], "runs": []}
+    assert not (root / "mlflow.db").exists()

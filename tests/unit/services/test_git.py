@@ -1,0 +1,52 @@
+"""git in a folder speaks of that folder, whatever a hook's environment names."""
+
+from pathlib import Path
+
+import pytest
+
+from align.errors import DataError
+from align.services.git import changes, git, git_if_any, identity, network_git, resolve
+
+
+def repository(root: Path, text: str) -> str:
+    """A repository of one commit; returns the commit."""
+    root.mkdir()
+    git(root, "init", "--quiet", "--initial-branch=main")
+    (root / "file").write_text(text)
+    git(root, "add", "file")
+    git(root, "commit", "--quiet", "-m", text, env=identity(root))
+    return git(root, "rev-parse", "HEAD")
+
+
+def test_a_hook_of_another_repository_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, other = (repository(tmp_path / name, name) for name in ("ours", "other"))
+    root, elsewhere = tmp_path / "ours", tmp_path / "other"
+    for name, value in {"DIR": ".git", "WORK_TREE": "", "INDEX_FILE": ".git/index"}.items():
+        monkeypatch.setenv(f"GIT_{name}", str(elsewhere / value))
+    assert resolve(root, "HEAD") == ours != other
+    assert git_if_any(root, "show", "HEAD:file") == "ours"
+    (root / "file").write_text("edited")
+    (root / "new file").touch()
+    (root / "dvc.lock").touch()
+    assert changes(root) == ["file", '"new file"'] and changes(elsewhere) == []
+
+
+def test_what_fails_is_one_line_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "ours"
+    repository(root, "ours")
+    assert git_if_any(root, "show", "nothing") is None and git_if_any(root, "show", "a\0b") is None
+    with pytest.raises(DataError, match="'nothing' names no commit in "):
+        resolve(root, "nothing")
+    with pytest.raises(DataError, match=r"git show in .*: an argument holds a null byte"):
+        git(root, "show", "a\0b")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_if_any(root, "status") is None
+    with pytest.raises(DataError, match="git is not installed"):
+        git(root, "status")
+
+
+def test_a_server_that_asks_for_a_password_is_not_waited_for(tmp_path: Path) -> None:
+    root = tmp_path / "ours"
+    repository(root, "ours")
+    git(root, "config", "alias.shown", "!echo $GIT_TERMINAL_PROMPT $GIT_SSH_COMMAND")
+    assert network_git(root, "shown").startswith("0 ssh -oBatchMode=yes")

@@ -1,0 +1,195 @@
+"""A server's connections are bounded in number and in time, and new ones are taken whatever the others do."""
+
+import asyncio
+import errno
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+from align.web import connections
+from align.web.connections import Bounds, listening, server, shorten
+from tests.support.mlflow_server import free_port
+
+LARGE = b"x" * 20_000_000
+UNFINISHED = b"GET / HTTP/1.1\r\nhost: a\r\nx-more: "
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "lifespan":
+        return
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] != "websocket.disconnect":
+            if message["type"] == "websocket.receive":
+                await send({"type": "websocket.send", "text": message["text"]})
+        return
+    body = LARGE if scope["path"] != "/" else b"hello"
+    if scope["path"] == "/later":
+        await asyncio.sleep(4)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    for start in range(0, len(body), 1 << 16):
+        more = start + (1 << 16) < len(body)
+        await send({"type": "http.response.body", "body": body[start : start + (1 << 16)], "more_body": more})
+
+
+@contextmanager
+def serving(bounds: Bounds) -> Iterator[int]:
+    claim, port = free_port()
+    made = server(app, bounds, lifespan="off")
+    thread = threading.Thread(target=made.run, args=([listening("127.0.0.1", port)],), daemon=True)
+    thread.start()
+    try:
+        while not made.started:
+            time.sleep(0.01)
+        yield port
+    finally:
+        made.should_exit = made.force_exit = True
+        thread.join()
+        claim.close()
+
+
+def connected(port: int, says: bytes, source: str = "127.0.0.1") -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", port), 20, (source, 0))
+    made.sendall(says)
+    return made
+
+
+def answer(port: int, source: str = "127.0.0.1") -> bytes:
+    with connected(port, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", source) as one:
+        return b"".join(iter(lambda: one.recv(1 << 16), b""))
+
+
+def is_open(one: socket.socket) -> bool:
+    one.setblocking(False)
+    try:
+        return bool(one.recv(1))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def wait(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_heads_that_never_end_take_bounded_room_and_nobody_elses() -> None:
+    with serving(Bounds(total=30, of_address=20, wait_s=60)) as port, ExitStack() as stack:
+        first = stack.enter_context(connected(port, UNFINISHED))
+        here = [stack.enter_context(connected(port, UNFINISHED)) for _ in range(50)]
+        wait(lambda: sum(map(is_open, here)) == 20)
+        assert not is_open(first) and is_open(here[-1])  # the oldest went
+        assert answer(port).endswith(b"hello") and answer(port, "127.0.0.2").endswith(b"hello")
+        there = [stack.enter_context(connected(port, UNFINISHED, "127.0.0.3")) for _ in range(50)]
+        wait(lambda: sum(map(is_open, here + there)) == 30)
+        assert answer(port, "127.0.0.4").endswith(b"hello")
+
+
+def test_a_head_has_a_deadline_and_so_has_the_next_one_of_a_connection() -> None:
+    with serving(Bounds(total=30, of_address=None, wait_s=0.5)) as port, ExitStack() as stack:
+        dripping = [
+            stack.enter_context(connected(port, says))
+            for says in (UNFINISHED, b"", b"GET / HTTP/1.1\r\nhost: a\r\n\r\n" + UNFINISHED)
+        ]
+        answered = b""
+        while not answered.endswith(b"hello"):
+            answered += dripping[2].recv(1 << 16)
+
+        def drip() -> bool:
+            for one in dripping:
+                with suppress(OSError):
+                    one.send(b"x")
+            return not any(map(is_open, dripping))
+
+        wait(drip)
+
+
+def test_an_answer_that_was_long_in_coming_is_sent_whole_to_who_reads_slowly() -> None:
+    with serving(Bounds(total=1, of_address=1, wait_s=3)) as port:
+        ask = b"GET /later HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", port))
+            slow.sendall(ask)
+            time.sleep(1)
+            assert not _answers(port)  # it keeps its place
+            time.sleep(5)  # the answer comes after 4 s; then the client reads
+            parts = 0
+            while part := slow.recv(1 << 16):
+                parts += len(part)
+            assert parts > len(LARGE)
+
+
+def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not() -> None:
+    with serving(Bounds(total=30, of_address=None, wait_s=0.5)) as port:
+        ask = b"GET /large HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        with connected(port, ask) as deaf, connected(port, ask) as slow:
+            read = 0
+            begins = time.monotonic()
+            while part := slow.recv(1 << 20):
+                read += len(part)
+                if time.monotonic() - begins < 4:
+                    time.sleep(0.2)
+            assert read > len(LARGE)
+            parts = 0
+            with suppress(ConnectionError):
+                while part := deaf.recv(1 << 20):
+                    parts += len(part)
+            assert parts < len(LARGE)
+
+
+def test_a_websocket_waits_as_long_as_it_likes_and_counts_until_it_is_closed() -> None:
+    with serving(Bounds(total=2, of_address=None, wait_s=0.3)) as port, ExitStack() as stack:
+        sockets = [stack.enter_context(connect(f"ws://127.0.0.1:{port}/")) for _ in range(2)]
+        time.sleep(2)  # the sweep is each second
+        for one in sockets:
+            one.send("still here")
+            assert one.recv(60) == "still here"
+        assert not _answers(port)
+        sockets[0].close()
+        wait(lambda: _answers(port))
+
+
+def _answers(port: int) -> bool:
+    try:
+        return answer(port).endswith(b"hello")
+    except ConnectionError:
+        return False
+
+
+def test_there_are_fewer_than_the_process_may_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_file_limit", lambda: 1024)
+    assert server(app, Bounds(5000, None, 1.0)).config.bounds.total == 1024 - 256  # type: ignore[attr-defined]
+
+
+def test_a_connection_that_cannot_be_taken_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    made: Any = server(app, Bounds(5, None, 1.0))
+    loop = asyncio.new_event_loop()
+    for _ in range(1000):
+        made._failed(loop, {"message": "accept", "exception": OSError(errno.EMFILE, "Too many open files")})
+    loop.close()
+    assert capsys.readouterr().err == "server: new connections wait: Too many open files\n"
+
+
+def test_a_log_stays_short_while_it_is_written(tmp_path: Path) -> None:
+    log = tmp_path / "search.log"
+    with log.open("ab", buffering=0) as file:
+        for number in range(10):
+            file.write(b"%d\n" % number * 100)
+            shorten(log, 500)
+        file.write(b"last\n")
+    kept = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    assert len(kept) == 2 and kept[0].endswith(b"last\n") and all(len(one) <= 1000 for one in kept)

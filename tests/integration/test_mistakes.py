@@ -1,4 +1,4 @@
-"""docs/mistakes.md: every mistake of the table is made, and prints the line that the table says."""
+"""tests/golden/mistakes.md: every mistake of the table is made, and prints the line that the table says."""
 
 import shlex
 from collections import Counter
@@ -11,7 +11,7 @@ from align.verbs import VERBS
 from tests.support import ROOT
 from tests.support.mistakes import FOLDERS, Mistake, table
 
-MISTAKES = table(ROOT / "docs/mistakes.md")
+MISTAKES = table(ROOT / "tests/golden/mistakes.md")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The folders in which the mistakes of docs/mistakes.md are made, and the table itself."""
+"""The folders in which the mistakes of tests/golden/mistakes.md are made, and the table itself."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ from tests.support.warm import commands
 #: What an `align` command writes as typed, and the folders for data and trials.
 WRITTEN = re.compile(r"(?:\balign \w.*--(?:out|html) |\b(?=trial/|mydata/))([a-z][\w./-]*\w)")
 
-#: docs/mistakes.md has wrong names.
-PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "mistakes"]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def texts() -> str:

@@ -55,18 +55,18 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
 
     if shared is None:
         file = root / "mlflow.db"
-        require_whole(file)
-        make_private(file)
-        settle(file)
-        database = postgresql.for_sqlalchemy(postgresql.MLFLOW) or f"sqlite:///{file}"
-        artifacts = artifacts_beside(file)
+        if (url := postgresql.for_sqlalchemy(postgresql.MLFLOW)) is None:
+            require_whole(file)
+            make_private(file)
+            settle(file)
+        database, artifacts = url or f"sqlite:///{file}", artifacts_beside(file)
     else:
         from sqlalchemy import make_url
 
-        url = make_url(shared["MLFLOW_BACKEND_STORE_URI"])
+        address = make_url(shared["MLFLOW_BACKEND_STORE_URI"])
         if "PGPASSWORD" in shared:  # a secret apart from the address, as Prefect's driver takes it
-            url = url.set(password=shared["PGPASSWORD"])
-        database, artifacts = url.render_as_string(hide_password=False), "mlflow-artifacts:/"
+            address = address.set(password=shared["PGPASSWORD"])
+        database, artifacts = address.render_as_string(hide_password=False), "mlflow-artifacts:/"
         os.environ |= {
             constants.SERVE_ARTIFACTS_ENV_VAR: "true",
             constants.ARTIFACTS_DESTINATION_ENV_VAR: shared["MLFLOW_ARTIFACTS_DESTINATION"],

@@ -38,7 +38,7 @@ ROLLBACK = 0
 
 @pytest.mark.full
 @pytest.mark.parametrize("acts", [(3, 4), (3, ROLLBACK)], ids=["two promotions", "a promotion beside a rollback"])
-def test_of_two_at_once_each_moves_whole_or_not_at_all(
+def test_of_two_at_once_the_alias_is_where_the_last_entry_says(
     acts: tuple[int, int], tmp_path: Path, mlflow_server: str
 ) -> None:
     tracker, model = Tracker(mlflow_server), f"race-{acts[1]}"
@@ -59,7 +59,7 @@ def test_of_two_at_once_each_moves_whole_or_not_at_all(
         state = tracker.registry.champion_state(model)
         assert state.unfinished is None and not state.moved_by_hand
         made = state.moves[len(before.moves) :]
-        assert len(made) == said.count("moved") >= 1, (said, made)
+        assert 1 <= len(made) <= said.count("moved"), (said, made)  # a later entry may replace an earlier
         assert all(each == "moved" or each.startswith("lost: ") for each in said)
         assert [move.number for move in state.moves] == list(range(1, len(state.moves) + 1))
         for earlier, later in zip(state.moves, state.moves[1:], strict=False):

@@ -79,17 +79,16 @@ def _log(root: Path) -> None:
         database.execute("UPDATE runs SET deleted_time = 0 WHERE name = 'old'")
 
 
-def is_cached(root: Path, text: str) -> bool:
-    """Whether DVC's cache has a file with this text."""
-    return any(path.is_file() and path.read_bytes() == text.encode() for path in (root / ".dvc/cache/files").rglob("*"))
+def objects(place: Path, text: str) -> list[Path]:
+    """The files of a cache or a remote of DVC with this text."""
+    return [path for path in (place / "files").rglob("*") if path.is_file() and path.read_text() == text]
 
 
 def of_runs(project: Path) -> Callable[[Path], None]:
     """Checks what was freed; returns what checks a restored checkout."""
     assert git(project, "branch", "--format=%(refname:short)").split() == ["main", "run/demo"]
     for place in (project / ".dvc/cache", project / ".align/remote"):
-        found = {path.read_text() for path in (place / "files").rglob("*") if path.is_file()}
-        assert {"raw 1\n", "raw 3\n", "same\n"} <= found and "raw 2\n" not in found
+        assert all(objects(place, text) for text in ("raw 1\n", "raw 3\n", "same\n")) and not objects(place, "raw 2\n")
     assert [path.name for path in (project / "checkpoints").iterdir()] == ["young"]
     with closing(sqlite3.connect(project / "mlflow.db")) as database:
         assert database.execute("SELECT name FROM runs ORDER BY 1").fetchall() == [("demo",), ("registered",)]
@@ -101,7 +100,12 @@ def of_runs(project: Path) -> Callable[[Path], None]:
         assert listed == {"demo": "finished", "registered": "finished"}
         shell(root, "git show align/align/v1:dvc.lock > dvc.lock && dvc checkout --quiet", {})
         assert (root / "models/packaged/weights").read_text() == "raw 1\n"
-        assert "raw 1" in (root / "data/raw/table").read_text()
+        [damaged], cache = objects(root.parent / "another disk/dvc", "raw 1\n"), root / ".dvc/cache"
+        damaged.chmod(0o644)
+        damaged.write_text("RAW 1\n")
+        objects(cache, "raw 1\n")[0].unlink()
+        shell(root, "dvc fetch --quiet --remote backup --all-branches --all-tags", {})
+        assert objects(cache, "RAW 1\n") == []
 
     return restored
 

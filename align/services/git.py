@@ -101,7 +101,7 @@ def commit_files(root: Path, new: Sequence[str], message: str) -> str:
     return git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, env=identity(root))
 
 
-def environment() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """For a git command in a given folder: without variables, as a hook has them, that name another repository.
 
     Raises:
@@ -120,7 +120,7 @@ def _of_a_repository() -> frozenset[str]:
 def _output(root: Path, args: tuple[str, ...], env: Mapping[str, str] | None = None) -> str:
     try:
         done = subprocess.run(
-            ["git", *args], cwd=root, env={**environment(), **(env or {})}, capture_output=True, text=True, check=False
+            ["git", *args], cwd=root, env={**_environment(), **(env or {})}, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
         raise DataError("git is not installed, or not on PATH; install it first") from None

@@ -210,7 +210,13 @@ def test_from_a_key_an_address_and_a_picture_to_the_champion(project: Path, caps
     picture = next((project / "pages").glob("4.jpg"))
     for words in (pair["sha256"], pair["picture"], f"key:{key}", str(picture)):
         assert {node["id"] for node in traced(capsys, words)["nodes"]} == {node["id"] for node in graph["nodes"]}
+    (known,) = graph["pairs"]
+    use = {"name": MODEL, "version": 1, "trained_on_it": True, "splits": {"train": 1}, "why": "the checkout's data"}
+    assert [one | {"aliases": None} for one in known["models"]] == [use | {"aliases": None}]
     of_page = traced(capsys, page["page"])
+    assert [[one["splits"] for one in pair["models"]] for pair in of_page["pairs"]] == [[{"train": 1}]] * (
+        NUM_PICTURES // 3
+    )
     assert len([node for node in of_page["nodes"] if node["kind"] == "pair"]) == NUM_PICTURES // 3
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from align.durable.locks import locked, take, tried
+from tests.support import ROOT
 
 
 def test_one_has_it_and_the_others_know(tmp_path: Path) -> None:
@@ -51,3 +52,8 @@ def test_patience_ends_when_the_lock_is_free(tmp_path: Path, patience_s: float |
             assert not free.wait(0.1)
         waiter.join(20)
         assert free.is_set()
+
+
+def test_nothing_else_takes_one() -> None:
+    modules = [path for folder in ("align", "flows", "infra") for path in (ROOT / folder).rglob("*.py")]
+    assert [path.name for path in modules if "flock(" in path.read_text("utf-8")] == ["locks.py"]

@@ -1,11 +1,13 @@
 """git in a folder speaks of that folder, whatever a hook's environment names."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from align.errors import DataError
 from align.services.git import changes, git, git_if_any, identity, network_git, resolve
+from tests.support import ROOT
 
 
 def repository(root: Path, text: str) -> str:
@@ -50,3 +52,8 @@ def test_a_server_that_asks_for_a_password_is_not_waited_for(tmp_path: Path) -> 
     repository(root, "ours")
     git(root, "config", "alias.shown", "!echo $GIT_TERMINAL_PROMPT $GIT_SSH_COMMAND")
     assert network_git(root, "shown").startswith("0 ssh -oBatchMode=yes")
+
+
+def test_nothing_else_runs_git() -> None:
+    modules = [path for folder in ("align", "flows", "infra") for path in (ROOT / folder).rglob("*.py")]
+    assert [path.name for path in modules if re.search(r"""["']git["'],""", path.read_text("utf-8"))] == ["git.py"]

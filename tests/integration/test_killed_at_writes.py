@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from align.services.git import git_if_any
 from flows.run_branch import record
-from tests.support import pages_project, registered, small_stages
+from tests.support import pages_project, registered, small_git, small_stages
 from tests.support.dvc_projects import environment, file_bytes, shell
 from tests.support.kill_points import CHOSEN, Case, survives
 from tests.support.killing import digests
@@ -35,8 +36,8 @@ def words_of(project: Project, verb: str) -> list[str]:
 
 
 def in_mlflow(root: Path) -> dict[str, Any]:
-    """What MLflow's database and files say, without times, ids, what belongs to no version, pages of lineage (each
-    later command writes those that are not as they should be), and hidden parts of files that MLflow itself leaves.
+    """What git's tags, MLflow's database and files say, without times, ids, what belongs to no version, lineage's pages
+    (each later command writes those that are not as they should be), and hidden parts of files that MLflow leaves.
     """
 
     def rows(question: str) -> list[tuple[Any, ...]]:
@@ -63,6 +64,7 @@ def in_mlflow(root: Path) -> dict[str, Any]:
         "params": rows(f"SELECT key, value FROM params WHERE {of_version} ORDER BY 1, 2"),
         "tags": rows(f"SELECT DISTINCT key FROM tags WHERE {of_version} ORDER BY 1"),
         "files": sorted(files.items()),
+        "git": git_if_any(root, "for-each-ref", "--format=%(refname) %(contents:subject)", "refs/tags"),
     }
 
 
@@ -79,6 +81,8 @@ def test_a_change_of_the_registry(
     root.mkdir(parents=True)
     monkeypatch.chdir(root)
     project = registered.write(root, empty_mlflow(root))
+    small_git.write(root, {"code": "one", ".gitignore": "ml*\n.align\n"})
+    (root / "dvc.lock").write_text("schema: '2.0'\n")
     if verb != "register":
         for recall in (0.4, 0.6):
             project.candidate(recall)

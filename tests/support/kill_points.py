@@ -129,7 +129,7 @@ def survives(case: Case, work: Path) -> tuple[int, int]:
             for name, made in left.items():
                 assert made in (before.get(name), whole[name]), f"{name}, killed before change {at} of {number}: {made}"
         done = case.run(root, 0)
-        # a restore that was complete is refused
+        # a rollback that was complete is refused
         assert done.returncode == 0 or left == whole, (
             f"after a kill before change {at} of {number}: {_differ(left, whole)} {done.stderr}"
         )

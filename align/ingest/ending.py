@@ -50,9 +50,9 @@ def say_result(report: IngestReport, folder: Path) -> None:
 
 
 def require_a_picture(report: IngestReport, raw: Path) -> None:
-    """Fails if no pair has a picture, after all is written: a retry then asks again for what may come.
+    """Fails if no pair has a picture, after everything is written, so that a retry can ask again.
 
-    So DVC keeps no such data/raw, and no stage that follows it runs.
+    DVC then does not keep this data/raw, and no later stage runs.
 
     Raises:
         DataError: no pair has a picture.
@@ -64,10 +64,10 @@ def require_a_picture(report: IngestReport, raw: Path) -> None:
 
 
 def unknown_to_dvc(raw: Path, *, with_outs: bool) -> list[str]:
-    """What DVC does not know of data/raw (`with_outs`) and of what it came from; empty where DVC does not keep it.
+    """What DVC does not know of data/raw (`with_outs`) and of its sources; empty if DVC does not keep data/raw.
 
-    A retry reads neither the archive nor the code that read it. If DVC knows that they gave this data/raw, they also
-    give the one after the retry, provided that they are still the same then.
+    A retry reads neither the archive nor the code that read it. If DVC knows that these made this data/raw, they also
+    make the one after the retry, as long as they stay the same.
     """
     stage = _stage_to_tell(raw)
     if stage is None:
@@ -119,12 +119,12 @@ def tell_dvc(params: Params, outs: Mapping[str, Path], unknown: list[str], chang
 
 
 def _stage_to_tell(raw: Path) -> str | None:
-    """The stage of dvc.yaml whose out this is; None where DVC runs the command itself, or has no such out."""
+    """The stage of dvc.yaml whose out this is; None if DVC itself runs the command, or has no such out."""
     return None if is_run_by_dvc() or not is_tracked() else stage_of(raw)
 
 
 def _not_as_stated(params: Params, outs: Mapping[str, Path], stage: str) -> str | None:
-    """Why the outs are not what DVC would take them for; None: they are."""
+    """Why the outs are not what DVC would take them for, or None."""
     if stage_of(outs["reports"]) != stage:
         return f"its report is elsewhere ({outs['reports']})"
     manifest = read_raw_manifest(outs["raw"])

@@ -63,7 +63,7 @@ class Pictures:
         jpeg_quality: of shrunk pictures.
         samples: what a tar sample is, see `align.formats.raw`.
         opted_out: what must no longer be fetched or kept.
-        text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: in any case.
+        text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: always.
     """
 
     images_from: str
@@ -97,7 +97,7 @@ class ShardCounts(NamedTuple):
         num_pairs: all.
         num_with_picture: for which a picture was stored.
         num_not_fetched: for which none was asked for.
-        num_refused: addresses that a retry may not ask, and whose pairs keep the failure that may pass.
+        num_refused: addresses that a retry may not ask; their pairs keep their temporary failure.
     """
 
     num_pairs: int
@@ -155,7 +155,7 @@ def write_shard(
             elif url in failures:
                 outcome = failures[url]
                 if row.get("failure") is not None and (outcome.error_message or "").startswith(ADDRESS_REFUSED):
-                    outcome = row["failure"]  # nobody was asked, so nothing is known that was not known before
+                    outcome = row["failure"]  # nobody was asked, so nothing new is known
                     refused.add(url)
             elif picture in outcomes:
                 outcome = outcomes[picture]
@@ -195,7 +195,7 @@ def _is_for_the_web(row: PlannedRow, pictures: Pictures) -> bool:
 
 
 def _addresses(rows: Iterable[PlannedRow], pictures: Pictures, asked: set[bytes]) -> Iterator[str]:
-    """The addresses to fetch, each once, at the first of its pairs whose text can pass; their digests go to `asked`."""
+    """The addresses to fetch, each once, at its first pair whose text can pass. Adds their digests to `asked`."""
     cuts = pictures.text_cuts
     for row in rows:
         if _is_for_the_web(row, pictures):
@@ -225,7 +225,7 @@ def _bytes(row: PlannedRow, spool: _Spool, shard: PlannedShard, pictures: Pictur
 
 
 def _examine(data: bytes | str, pictures: Pictures) -> tuple[PictureOutcome, bytes | None]:
-    """The outcome, and the bytes to store; `data` may be the reason why there are none."""
+    """The outcome, and the bytes to store; `data` may be the reason why there are no bytes."""
     if isinstance(data, str):
         return PictureOutcome(FAILED_TO_DOWNLOAD, data), None
     try:

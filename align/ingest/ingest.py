@@ -3,9 +3,9 @@
 Two steps, and after a kill the next run resumes both: the plan (`align.ingest.plan`: every pair, sorted into shards),
 then the shards (`align.ingest.fetching`), made by worker processes here or by ranges (`--shards 0-499`) on other
 machines that share the folder. A pair without a picture is a row with a status; nothing is left out. A picture from the
-web is not fetched if no text of it can pass the filter (`ingest.skip_hopeless`). `--retry-failed` tries again the
-pictures whose failure may be temporary, fetches those of which a text can pass under the rules of today, and no others,
-with the values with which data/raw was made (`align.ingest.made_with`).
+web is not fetched if no text of it can pass the filter (`ingest.skip_hopeless`). `--retry-failed` tries pictures again
+whose failure may be temporary, and fetches those skipped pictures whose text can pass today's rules. It uses the values
+with which data/raw was made (`align.ingest.made_with`).
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
 (see `align.ingest.sources.pages`).
@@ -101,7 +101,7 @@ def ingest(
         raw: the folder to write; it is replaced as a whole.
         policy: data/policy, for what must no longer be fetched.
         portion: only some shards of the work; by default all, and the output.
-        text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: in any case.
+        text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: always.
 
     Raises:
         DataError: the source is missing, of another kind, damaged, or names no picture; or DVC keeps `raw`, and would
@@ -115,7 +115,7 @@ def ingest(
     if is_run_by_dvc() or stage_of(raw) is not None:
         require_seen_by_dvc(source, archive, raw)
     opted_out = read_opted_out(policy)
-    # files that come to a folder change it for DVC, too, though this source may not read them
+    # for DVC a folder also changes by files that this source may not read
     watched = [*source.inputs, *([f"{archive.rstrip('/')}/"] if Path(archive).is_dir() else [])]
     found = files.stamps(watched)
     stamps = [f"{file} {stamp}" for file, stamp in zip(source.inputs, found, strict=False)]
@@ -176,11 +176,11 @@ def retry_failed(
     result: MadeWith | None,
     text_cuts: TextCuts | None = None,
 ) -> IngestReport:
-    """Tries again the pictures of data/raw whose failure may be temporary, and fetches those not fetched so far.
+    """Tries pictures of data/raw again whose failure may be temporary, and fetches some that were skipped.
 
-    Of the latter those of which a text can pass `text_cuts`. Everything else stays as it is. If there is nothing to
-    fetch, data/raw is not touched. Arguments and errors as for `ingest`, and `result`: what the new manifest says of
-    the values (`made_with.values_of_retry`).
+    It fetches a skipped picture if one of its texts can pass `text_cuts`. Everything else stays as it is. If there is
+    nothing to fetch, data/raw is not touched. Arguments and errors are those of `ingest`. `result` is what the new
+    manifest says of the values (`made_with.values_of_retry`).
     """
     download = resources.download
     opted_out = read_opted_out(policy)
@@ -220,8 +220,8 @@ def _open_duckdb(engine: EngineConfig) -> AbstractContextManager[Engine]:
 def _text_cuts(params: Params) -> TextCuts:
     """The filter's cuts by which a text alone is judged.
 
-    DVC is not told that ingest reads them (`provenance.UNTRACKED`): another cut must not fetch the web again. What the
-    filter then lacks it counts as `image_not_fetched`.
+    DVC is not told that ingest reads them (`provenance.UNTRACKED`): another cut must not fetch the web again. The
+    filter counts the pictures that it then lacks as `image_not_fetched`.
     """
     cuts = params.section(FilterConfig)
     return TextCuts(cuts.min_words, cuts.max_words, cuts.max_characters, cuts.drop_filenames)

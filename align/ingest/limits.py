@@ -1,4 +1,4 @@
-"""Bounds on what one record, page or member of a source may cost, whatever its bytes are.
+"""Bounds on what one record, page or member of a source may cost. They hold for any bytes.
 
 Bytes are bounded by `ingest.max_record_bytes`, as stored and after each decoding. The parser of pages needs time or
 memory that grows with the square of some counts, so these are bounded too: by constants, and not by a clock, so that
@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-#: `<` in a page: some 1.5 MB of usual HTML. The worst pages of this size (elements that are never closed, with as many
-#: stray end tags) take the parser 3 s, in <svg> 6 s.
+#: `<` in a page: some 1.5 MB of usual HTML. The worst pages of this size (elements that are never closed, and as many
+#: stray end tags) take the parser 3 s, or 6 s in <svg>.
 MAX_TAGS = 50_000
 #: Attributes of one tag: the parser compares each with all before it.
 MAX_TAG_ATTRIBUTES = 4_000
@@ -22,18 +22,19 @@ MAX_PAGE_ATTRIBUTES = 500_000
 MAX_NESTED_FIGURES = 32
 #: Candidates in all `srcset`s of a page.
 MAX_CANDIDATES = 200_000
-#: Zero bytes in a page; the parser makes three bytes of each, in several copies.
+#: Zero bytes in a page; the parser turns each into three bytes, in several copies.
 MAX_ZEROS = 1 << 20
-#: Characters in the rows of a page. All pictures of a <figure> have its caption, all pictures of a page its address.
+#: Characters in the rows of a page. Each picture of a <figure> repeats its caption, and each picture of a page its
+#: address.
 MAX_PAGE_CHARACTERS = 64 << 20
 #: Texts of one row of a table, or of one picture of a JSON file. Rule I4 keeps no picture with more than a thousand.
 MAX_TEXTS = 10_000
-#: A <base> of more characters is ignored, like one that is no address.
+#: A <base> of more characters is ignored, like one that is not an address.
 MAX_BASE_CHARACTERS = 2_048
 
-#: Pages of fewer characters can have some 16,000 attributes, which take 0.5 s on one tag: these need no look.
+#: Shorter pages have at most about 16,000 attributes, which take 0.5 s if one tag has them all: they are not checked.
 _SMALL_PAGE = 1 << 16
-#: So many characters of tags cannot have more than MAX_PAGE_ATTRIBUTES.
+#: Tags with at most so many characters cannot have more than MAX_PAGE_ATTRIBUTES.
 _FEW_TAG_CHARACTERS = 4 * MAX_PAGE_ATTRIBUTES
 #: Characters of repeated <html> and <body> tags, whose attributes the parser merges.
 _MAX_ROOT_CHARACTERS = 1 << 16
@@ -47,14 +48,14 @@ _ATTRIBUTE = (
 )
 _ONE_ATTRIBUTE = re.compile(_ATTRIBUTE)
 _TAG = re.compile(rf"<(html|body)?[^\t\n\f\r />]*+(?:{_ATTRIBUTE}){{0,{MAX_TAG_ATTRIBUTES}}}+", re.IGNORECASE)
-#: A tag as nearly all are: attributes as they should be written, and a `>` before the next `<`. Whatever comes before
-#: it, the parser finds no longer tag here, and none inside: such tags have fewer characters together than the page.
+#: A usual tag: well-formed attributes, and a `>` before the next `<`. The parser finds no longer tag here and no tag
+#: inside, no matter what comes before: such tags have fewer characters together than the page.
 _PLAIN_ATTRIBUTE = (
     r"[\t\n\f\r ]++[^\t\n\f\r \"'<>/=]++(?:=(?:\"[^\"<]*+\"|'[^'<]*+'|[^\t\n\f\r \"'<>][^\t\n\f\r <>]*+))?+"
 )
 _PLAIN_TAG = rf"[a-zA-Z][^\t\n\f\r \"'<>/=]*+(?:{_PLAIN_ATTRIBUTE}){{0,{MAX_TAG_ATTRIBUTES}}}+[\t\n\f\r ]*+/?+>"
 _ROOT_NAME = r"[hH][tT][mM][lL]|[bB][oO][dD][yY]"
-#: Where any other tag may begin, or one of the page's root.
+#: The place where any other tag may begin, or a tag of the page's root.
 _ODD_TAG_START = re.compile(rf"<(?=[a-zA-Z])(?:(?={_ROOT_NAME})|(?!{_PLAIN_TAG}))")
 _TAG_START = re.compile(r"<(?=[a-zA-Z])")
 
@@ -96,8 +97,8 @@ def too_large(max_bytes: int) -> TooLarge:
 def check_page(text: str) -> None:
     """Whether the parser can read the page in bounded time and memory.
 
-    Every `<` and letter is taken for the beginning of a tag, also in comments, scripts and attributes: which of them
-    the parser takes for one depends on everything before it.
+    Every `<` with a letter counts as the beginning of a tag, even in comments, scripts and attributes: which of them
+    the parser takes for a tag depends on everything before.
 
     Raises:
         TooLarge: it may not.
@@ -118,7 +119,7 @@ def check_page(text: str) -> None:
 
 
 def _look_at(text: str, starts: re.Pattern[str]) -> int:
-    """The characters of the tags that begin there, those that lie in several tags counted in each.
+    """The characters of the tags that begin there. Characters that lie in several tags count in each.
 
     Raises:
         TooLarge: a tag has too many attributes, or the tags have too many characters.

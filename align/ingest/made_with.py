@@ -1,8 +1,8 @@
 """The values with which data/raw was made: ingest writes them into its manifest, and a retry takes them from there.
 
 A retry with other values would undo what the first run got: a network that is refused now, a name that a host bars. So
-what params.yaml says by then does not count, but for what only says how patiently to ask. Which of the pictures left
-out to ask for counts if a person names it on the command line.
+params.yaml's values of that day do not count, except those that only say how patiently to ask. Which skipped pictures
+to ask for counts if a person names it on the command line.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from align.display.console import say
 from align.errors import ConfigError
 from align.formats.raw import MANIFEST, MadeWith, read_raw_manifest
 
-#: What decides what is in data/raw: sections, and a parameter.
+#: The sections, and one parameter, that decide what is in data/raw.
 DECIDING_VALUES = ("ingest", "download", "paths.archive")
-#: What a retry takes as it is now. A failure that these decide may pass, so it is asked again with the new value:
-#: afterwards no pair of data/raw has an outcome that is due to the old one.
+#: Values that a retry takes as they are now. A failure that depends on them may pass, so each such picture is asked for
+#: again: afterwards no pair of data/raw has an outcome that depends on the old value.
 PATIENCE = frozenset({
     "download.max_connections",
     "download.max_connections_per_host",
@@ -34,7 +34,7 @@ PATIENCE = frozenset({
     "download.max_failures_per_host",
     "download.backoff_s",
 })  # fmt: skip
-#: What it takes if it is named: which pictures to ask for that were left out.
+#: A value that a retry takes if it is named: which skipped pictures to ask for.
 SKIP_HOPELESS = "ingest.skip_hopeless"
 
 
@@ -87,7 +87,8 @@ def values_of_retry(
         say(f"ingest: {params.source} has other values, which a retry does not use: {', '.join(not_used)}")
     used = Params(sections, raw / MANIFEST)
     config, download = used.section(IngestConfig), used.section(DownloadConfig)
-    # what was fetched although no text of it can pass stays: only the other way round is all of it as the value says
+    # pictures that were fetched stay, even if no text of theirs can pass; only the opposite change holds for all of
+    # data/raw
     skips = config.model_copy(update={"skip_hopeless": config.skip_hopeless and stored.ingest["skip_hopeless"]})
     return config, download, made_with(skips, download, stored.archive)
 

@@ -1,7 +1,7 @@
 """pin: lists the files of a source with what each is now, in a small file that `paths.archive` takes.
 
-DVC's run cache keeps a stage only where each of its inputs is a file or folder here. With a bucket or a web server as
-`paths.archive` every fresh checkout fetches everything again; with such a list, which git keeps, it fetches what
+DVC's run cache keeps a stage only where each of its inputs is a file or folder here. If `paths.archive` is a bucket or
+a web server, every fresh checkout fetches everything again; with such a list, which git keeps, it fetches only what
 changed. `align ingest` compares every file with the list before it reads any (`align.services.files.pinned_lists`).
 """
 
@@ -38,7 +38,7 @@ def pin(config: IngestConfig, files: Files, location: str, out: Path) -> tuple[i
         out: the list.
 
     Returns:
-        The number of files, and of how many a server tells the size alone.
+        The number of files, and the number of those for which the server tells only the size.
 
     Raises:
         DataError: the source has no file, or `out` is not the name of such a list, or another file.

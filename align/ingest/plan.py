@@ -121,7 +121,7 @@ def make_plan(
 ) -> IngestPlan:
     """Scans the source and sorts its pairs, or takes the plan that is finished.
 
-    Of several processes that need the plan one makes it, while the others wait.
+    If several processes need the plan, one makes it while the others wait.
 
     Args:
         source: where pairs come from.
@@ -129,8 +129,8 @@ def make_plan(
         open_sql: returns a context manager of a SQL `Engine`.
         opted_out: asked at each hop of redirects within an archive.
         config: `max_pages`: number of pages, or of pictures where the source names no pages: those with the smallest
-            hash of their address, so they are spread over the archive, and always the same; None: all. `shard_size`:
-            approximate pairs per shard.
+            hash of their address. So they are spread over the archive, and are always the same ones. None: all.
+            `shard_size`: approximate pairs per shard.
         num_workers: processes; None: one per core.
         may_make: whether the plan is made if other machines have not made it.
 
@@ -203,7 +203,7 @@ def _file_of(numbered: tuple[int, str]) -> str:
 
 
 def _quarantine(folder: Path, numbered: tuple[int, str]) -> dict[str, int]:
-    """Leaves a file out: empty tables, whatever a killed worker left of them, and a count."""
+    """Leaves a file out: writes empty tables, over anything that a killed worker left, and a count."""
     file_number, file = numbered
     say(
         f"ingest: warning: {file}: left out: reading it killed a worker process twice, the second time with nothing "
@@ -217,7 +217,7 @@ def _quarantine(folder: Path, numbered: tuple[int, str]) -> dict[str, int]:
 
 
 def _counts_file(folder: Path, file_number: int) -> Path:
-    """Written last: a file of the source that has it was read, or left out."""
+    """The file that is written last: a file of the source that has it was read, or left out."""
     return folder / f"{file_number:06d}.json"
 
 

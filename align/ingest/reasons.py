@@ -38,7 +38,7 @@ _MAY_PASS = re.compile(r"HTTP (408|425|429|5(?!01|05)\d\d)")
 
 
 def remedy(reason: str) -> str | None:
-    """What to set or do about a reason; None where nothing helps, such as a 404."""
+    """What to set or do about a reason; None if nothing helps, as for a 404."""
     if _MAY_PASS.fullmatch(reason):
         return _RETRY
     return _REMEDIES.get(reason)

@@ -33,14 +33,14 @@ class IngestReport(Report):
         num_images: distinct images stored.
         num_retryable: pairs whose failure may be temporary.
         num_damaged_files: files that are cut off or damaged, of which only the readable parts were taken.
-        num_bytes_lost: of the web archives among them: bytes between readable records, as stored.
-        num_reading_bounds_reached: of these: files with so much damage that the search for records ended.
+        num_bytes_lost: bytes between the readable records of damaged web archives, as stored.
+        num_reading_bounds_reached: damaged web archives with so much damage that the search for records was given up.
         num_rows_unreadable: lines or rows of a table that could not be read.
         num_rows_of_other_splits: captions that `ingest.splits` leaves out.
         num_texts_cut: texts as long as data/raw stores (`align.pairs.text.MAX_CHARACTERS`); nearly all were longer.
         num_page_urls_cut: page URLs as long as that.
         files_quarantined: files of the source that were left out, since reading them killed a worker process.
-        outcomes: what became of the records of web archives that hold a response: number per outcome, see
+        outcomes: number per outcome of the records of web archives that hold a response, see
             `align.ingest.sources.outcomes`.
         num_other_records: of web archives, such as requests.
         statuses: pairs per status.

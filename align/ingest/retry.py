@@ -1,4 +1,4 @@
-"""data/raw as a plan again: outcomes stay, except failures that may be temporary, and pictures not fetched so far."""
+"""Makes a plan of data/raw: outcomes stay, except temporary failures and pictures that were not fetched so far."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def link_all(raw: Path, work: Path, except_shards: Sequence[RawShard]) -> None:
         target, shard = work / path.name, path.name.partition(".")[0].removesuffix("_stats")
         if shard in names or path.name == MANIFEST or target.exists():
             continue
-        if path.is_dir():  # not ours; what somebody put there stays
+        if path.is_dir():  # a file that somebody put there stays
             shutil.copytree(path, target, copy_function=_link)
         else:
             _link(path, target)

@@ -55,7 +55,7 @@ def write_shards(
 ) -> None:
     """Writes shards in parallel and reports progress.
 
-    A worker keeps its downloader, so that what it learnt about a host, such as its robots.txt, serves the next shard.
+    A worker keeps its downloader, so that what it learned about a host, such as its robots.txt, serves the next shard.
 
     Args:
         pieces: the work folder, and who shares it.
@@ -63,7 +63,7 @@ def write_shards(
         open_shard: opens one shard in the worker process. Can be pickled.
         pictures: how pictures are processed.
         resources: what the workers may use.
-        portion: after a range, shards of other machines stay where they are; `--finish` brings them and makes none.
+        portion: after a range, shards of other machines stay where they are; `--finish` brings them and makes no shard.
     """
 
     def do(some: list[Shard], wait: bool) -> Iterable[Outcome[ShardCounts]]:
@@ -100,7 +100,7 @@ def _name_of(shard: object) -> str:
 
 
 def share_of(download: DownloadConfig, num_workers: int | None, num_shards: int) -> DownloadConfig:
-    """The bounds of one worker process, such that all workers together obey `download`."""
+    """The bounds of one worker process, chosen so that all workers together obey `download`."""
     count = max(1, min(num_workers or os.cpu_count() or 1, num_shards))
     rate = download.max_requests_per_host_per_s
     return download.model_copy(

@@ -95,7 +95,7 @@ class RawShardWriter:
             self._write_rows()
 
     def image(self, image_key: str) -> bytes | None:
-        """The bytes that were stored under a key; None: none were."""
+        """The bytes that were stored under a key; None if there are none."""
         if image_key not in self._spans:
             return None
         offset, size = self._spans[image_key]

@@ -23,10 +23,10 @@ from align.ingest.download.schedule import Schedule
 from align.web.addresses import address_policy, target_of
 from align.web.failure import Failure
 
-#: URLs read ahead, so that a slow host does not delay the others; larger than a shard of the default size.
+#: URLs that are read ahead, so that a slow host does not delay the others: more than a shard of the default size has.
 _LOOK_AHEAD: Final = 16_384
 _TAKEN_AT_ONCE: Final = 1024
-#: How often time-outs are checked, and so how late they can be.
+#: Seconds between two checks of time-outs: a time-out can be noticed this late.
 _SWEEP_S: Final = 0.05
 
 
@@ -35,7 +35,7 @@ class Downloader:
 
     Args:
         config: the limits.
-        refuse: asked before each request, redirects included: why a URL must not be requested; None: it may be.
+        refuse: called before each request, redirects included. It returns why a URL must not be requested, or None.
         address_allowed: whether a socket may be opened to an address and port; replaces `allow_networks`.
         curl_options: more options of every libcurl handle, such as another list of certificate authorities.
         on_busy: called at each answer of a host that gets too many requests, see `SlowHosts`.

@@ -29,8 +29,8 @@ class Transfers:
     always has the same one. With only one, ten names whose servers do not answer make all other hosts time out.
 
     Args:
-        max_connections: under way; with the idle ones that are kept, about twice as many.
-        max_per_host: of them to one host.
+        max_connections: transfers at a time; with the idle connections that are kept, there are about twice as many.
+        max_per_host: transfers at a time to one host.
     """
 
     def __init__(self, max_connections: int, max_per_host: int) -> None:

@@ -20,9 +20,9 @@ REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 #: Shorter bodies of errors and redirects are read and ignored, so that the connection can be used again; longer ones
 #: end it.
 _DRAINED_BYTES: Final = 16 << 10
-#: Of one answer, interim answers (103) included.
+#: Bytes of headers of one answer, interim answers (103) included.
 _MAX_HEADER_BYTES: Final = 64 << 10
-#: The most that `_body` gets at once; libcurl has one such buffer.
+#: The most bytes that `_body` gets in one call; libcurl has one such buffer.
 _BUFFER_BYTES: Final = 256 << 10
 _INTERESTING: Final = re.compile(
     rb"^(content-length|content-encoding|location|retry-after|x-robots-tag):([^\r\n]*+)",
@@ -116,7 +116,7 @@ class Exchange:
             pycurl.BUFFERSIZE: _BUFFER_BYTES,
             # No encoding is requested; if one is used anyway, it is undone below, within bounds.
             pycurl.HTTP_CONTENT_DECODING: 0,
-            pycurl.PROXY: "",  # none from the environment either: a proxy would connect to addresses that we refuse
+            pycurl.PROXY: "",  # nor a proxy from the environment: it would connect to addresses that we refuse
             pycurl.NOPROXY: "*",
             # libcurl walks through all remembered names at every look-up, so it must remember only a few: those of the
             # last second, in which a host's first connections are opened. With its default of 60 s, 16,000 dead hosts
@@ -152,7 +152,7 @@ class Exchange:
         Args:
             url: in normal form.
             max_bytes: of the body, as sent and as decoded.
-            is_robots: the body is a robots.txt: if longer it is cut off, not refused, and X-Robots-Tag does not apply.
+            is_robots: the body is a robots.txt: a longer one is cut off, not refused, and X-Robots-Tag does not apply.
         """
         self._reset()
         self._max_bytes = max_bytes

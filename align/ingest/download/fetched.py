@@ -16,7 +16,7 @@ class Fetched:
         retryable: the failure may be temporary.
         num_attempts: requests, redirects not counted; 0 where the URL was refused before the first one.
         http_status: of the last answer, if there was one.
-        host: with the port, unless it is the default of the scheme; empty where the URL has none.
+        host: with the port, unless it is the default of the scheme; empty if the URL has no host.
         wall_s: since the start of the first attempt, waits included.
     """
 

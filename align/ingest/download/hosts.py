@@ -1,7 +1,7 @@
 """The state of a host: its queue, its limits, when it may be asked again. A host is a scheme, a name and a port.
 
 A crawl names millions of hosts, most of them once, and a third of them dead. So `Hosts` looks at few of them at a time,
-and of those that have no jobs it remembers only so many.
+and remembers a limited number of those without jobs.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from align.ingest.download.robots import Rules
 from align.web.addresses import Target
 from align.web.failure import Failure
 
-#: Hosts to remember; beyond these, those without jobs are forgotten. More than there are jobs at a time.
+#: Hosts to remember: beyond this number, those without jobs are forgotten. There are never so many jobs at a time.
 _MAX_HOSTS: Final = 20_000
-#: Of the rules of all hosts.
+#: Bytes of the rules of all hosts.
 _MAX_RULES_BYTES: Final = 64 << 20
 #: Rules that are kept even beyond that.
 _FEW_RULES_BYTES: Final = 8 << 10
-#: Forgotten hosts that may not be asked yet, to remember; some 40 MB.
+#: Forgotten hosts of which we remember that they may not be asked yet; about 40 MB.
 _MAX_BARRED: Final = 100_000
-#: Hosts that are looked at for one new host: more than one, so that they become fewer.
+#: Hosts that are looked at for each new host: more than one, so that their number falls.
 _LOOKS: Final = 4
 
 
@@ -127,7 +127,7 @@ class Host:
             why: what happened.
             now: on the downloader's clock.
             wait_s: before the next request, if the host is busy.
-            longest_wait_s: if the host asks for a longer wait, it is given up for that wait.
+            longest_wait_s: a host that asks for a longer wait is given up until that wait is over.
             max_failures: after this many failures in a row it is given up, too.
         """
         self._num_failures += 1
@@ -158,7 +158,8 @@ class Host:
 class Hosts:
     """The hosts that are remembered. An operation costs the same for any number of them.
 
-    A host without jobs may be forgotten, the longest unused first. That it may not be asked yet is still remembered.
+    A host without jobs may be forgotten, the longest unused first. If it may not be asked yet, that is still
+    remembered.
 
     Args:
         max_per_host: most requests under way to one host.
@@ -169,7 +170,7 @@ class Hosts:
         self._hosts: OrderedDict[str, Host] = OrderedDict()  # the longest unused first
         self._rules_bytes = 0
         self._barred: dict[str, tuple[float, Failure | None]] = {}
-        self._ends: list[tuple[float, str]] = []  # of the barred, the next one first
+        self._ends: list[tuple[float, str]] = []  # barred hosts; the one that may be asked first comes first
 
     def __len__(self) -> int:
         return len(self._hosts) + len(self._ends)
@@ -205,7 +206,7 @@ class Hosts:
         return True
 
     def expire(self, now: float) -> None:
-        """Forgets the barred hosts that may be asked again, and beyond `_MAX_BARRED` those that may be next."""
+        """Forgets barred hosts: those that may be asked again, and beyond `_MAX_BARRED` those whose turn is next."""
         while self._ends and (self._ends[0][0] <= now or len(self._ends) > _MAX_BARRED):
             until_s, origin = heapq.heappop(self._ends)
             if self._barred.get(origin, (None,))[0] == until_s:

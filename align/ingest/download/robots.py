@@ -2,8 +2,8 @@
 
 Only the rules for us are kept: a host of twenty rules costs some 3 KB, so very many hosts can be remembered, and a
 check takes a few microseconds. (Protego needs 36 KB for 60 rules and parses them in 0.3 ms; with many hosts in turn,
-its memory or its time would dominate.) All this happens in the downloader's one loop, so it is bounded whatever the
-file says: reading it takes tens of milliseconds, and a check at most about one.
+its memory or its time would dominate.) All this happens in the downloader's one loop, so it is bounded for any file:
+reading one takes tens of milliseconds, and a check at most about one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_BYTES: Final = 500 * 1024
 #: A robots.txt is valid for a day (RFC 9309, 2.4).
 LIFETIME_S: Final = 24 * 3600.0
 
-#: Not for machine learning, or not for any collection; `none` is `noindex, nofollow`. The same as in img2dataset.
+#: Directives that forbid machine learning, or any collection; `none` is `noindex, nofollow`. img2dataset has the same.
 _OPT_OUTS: Final = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 #: Directives that contain a colon: the text before it is not the name of a robot.
 _WITH_VALUE: Final = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
@@ -38,12 +38,12 @@ _ESCAPED: Final = {
     for low in _HEX
     for character in [chr(int(high + low, 16))]
 }
-#: Of each octet that is not escaped: printable ones are kept.
+#: The normal form of each octet that is not escaped: printable ones are kept.
 _OCTETS: Final = [chr(octet) if 0x20 < octet < 0x7F else f"%{octet:02X}" for octet in range(256)]
 #: Stands for the end of a path, so that a `$` is a character like others; never in a path, since it would be escaped.
 _END: Final = "\0"
-#: The work that a check may cost, in about eighths of a nanosecond. Beyond it the answer is no, since we cannot know. A
-#: path of 60 characters meets a thousand rules before that, all with a `*` and the same beginning.
+#: The work that a check may cost; a unit is about an eighth of a nanosecond. Beyond it the answer is no, since we
+#: cannot know. A path of 60 characters meets a thousand rules before that, all with a `*` and the same beginning.
 _MAX_WORK: Final = 4_000_000
 #: The most rules for us; beyond them nothing may be fetched. So many fit into 500 KiB only if their lines are shorter
 #: than 26 characters; the longest lists in use have a few thousand.
@@ -63,7 +63,7 @@ class Rules:
     """What a robots.txt says to us.
 
     Rules are sorted by their text before the first `*`, which the path must begin with. So a rule without `*`, as most
-    are, is found by its text, and of the others only those are tried whose beginning fits.
+    are, is found by its text; other rules are tried only if their beginning fits.
 
     Args:
         rules: `+` or `-` and a pattern in normal form, each once.

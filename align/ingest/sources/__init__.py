@@ -82,7 +82,7 @@ def source_at(config: IngestConfig, location: str, files: Files) -> Source:
 
 
 def require_seen_by_dvc(source: Source, location: str, raw: Path) -> None:
-    """Refuses a table alone that names pictures beside it: as a dependency DVC looks at the table alone.
+    """Refuses a single table that names pictures beside it: as a dependency, DVC would look only at the table.
 
     Args:
         source: of the location.

@@ -28,7 +28,7 @@ SUFFIXES = (".arc", ".arc.gz")
 
 _NONE_BEGINS, _CUT_OFF = "no record begins there", "the record that starts there is cut off"
 _MAX_LINE_BYTES = 1 << 16
-#: Read at once: what remains of it is copied at the end of each gzip member.
+#: Bytes that are read at once: what remains of them is copied at the end of each gzip member.
 _CHUNK_BYTES = 1 << 14
 _UNPACKED_BYTES = 1 << 16
 _LOOKED_AT_BYTES = 64
@@ -38,7 +38,7 @@ _DATE = re.compile(rb"\d{12,17}")
 _NUMBER = re.compile(rb"\d{1,18}")  # Python refuses to parse very long ones
 _RESULT_CODE = re.compile(rb"-?\d{1,4}")
 _NEWLINES = re.compile(rb"[\r\n]*+")
-#: Of version 2, from the date to the end.
+#: The fields of a version 2 line, from the date to its end.
 _NUM_FIELDS_FROM_DATE = 8
 
 
@@ -135,7 +135,7 @@ def read_record(stream: BinaryIO, offset: int, max_bytes: int) -> Record | None:
 def _whole(reader: _Plain | _Members, max_bytes: int) -> Record:
     try:
         record = _record(reader, max_bytes)
-    except OSError as error:  # also where the filler after the last member follows
+    except OSError as error:  # even if the filler after the last member follows
         raise NoRecord(*error.args) from None
     if record is None:
         raise NoRecord(_NONE_BEGINS)
@@ -207,7 +207,7 @@ def _check_ends_line(before: bytes) -> None:
 
 
 def _reader(stream: BinaryIO, start: int, size: int | None = None) -> _Plain | _Members:
-    """`size`: of the file, where it is known. To ask for it discards what was read ahead."""
+    """`size`: of the file, if it is known. Asking for it discards what was read ahead."""
     stream.seek(start)
     packed = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
     return _Members(stream, start) if packed else _Plain(stream, start, size)
@@ -218,10 +218,10 @@ class _Plain:
 
     def __init__(self, stream: BinaryIO, start: int, size: int | None) -> None:
         self._stream, self.offset, self._size = stream, stream.seek(start), size
-        self._start, self._num_read = start, start  # the latter: up to what was skipped last
+        self._start, self._num_read = start, start  # up to what was skipped last
 
     def begins_another(self) -> bool:
-        """Skips what is between records; False at the end. `offset` is that of the record then.
+        """Skips what is between records; False at the end. Then `offset` is that of the record.
 
         Raises:
             NoRecord: what is there does not begin a line: it may be the rest of an address.
@@ -273,7 +273,7 @@ class _Members:
         self.offset: int | None = start
 
     def begins_another(self) -> bool:
-        """As `_Plain`, but any member may begin with a record; of one that is not there, `offset` is None."""
+        """As `_Plain`, but any member may begin with a record; `offset` is None for a record that is not there."""
         while self._has_data():
             newlines = _NEWLINES.match(self._data, self._at)
             self._at = newlines.end() if newlines else self._at

@@ -24,7 +24,7 @@ class Candidate(NamedTuple):
         text_source: alt, figcaption, title, aria-label, or the column or file that the text is from.
         page_url: None where the source does not name the page.
         problem: why there can be no picture (such as `invalid URL`); else None.
-        file: that holds the bytes, as the source's `read` takes it; None where they are to be fetched by the url.
+        file: the file with the bytes, as the source's `read` takes it; None if they have to be fetched by the url.
         offset: in the file.
         inline: the bytes themselves (of a data: URI); else None.
         status: of a row with a problem, where the source says it: as in data/raw; None: failed to download.
@@ -49,7 +49,7 @@ class Candidate(NamedTuple):
 
 #: Counts of strings that reach the limit: name -> column.
 _CUT = {"texts_cut": "text", "page_urls_cut": "page_url"}
-#: Of a text's source, and of the reason why there can be no picture.
+#: Characters of a text's source, and of the reason why there can be no picture.
 _MAX_NOTE_CHARACTERS = 1000
 
 

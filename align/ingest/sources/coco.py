@@ -1,8 +1,8 @@
 """Captioned data sets: COCO's `captions_*.json`, and Karpathy's splits (`dataset_coco.json`, `dataset_flickr30k.json`).
 
 One row per caption; a picture without captions gives a row with an empty text. Only pictures of `ingest.splits` are
-taken: the others are what published figures are measured on. COCO's own files state their split by their names, and
-val2014 holds Karpathy's test split; pictures whose split nobody states are taken.
+taken: the others are what published figures are measured on. COCO's own files state their split in their names, and
+val2014 holds Karpathy's test split. Pictures without a stated split are taken.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Coco:
             pictures = read_captions(stream, file)
         if self._splits is None:
             return pictures
-        if len(self.files) == 1:  # of several, one of another split is only not taken
+        if len(self.files) == 1:  # one of several files that is of another split is left out
             require_splits(pictures, self._splits, file, "ingest.splits")
         chosen = of_splits(pictures, self._splits)
         taken = sum(len(picture.captions) for picture in chosen)
@@ -113,7 +113,7 @@ class Coco:
         return read_picture(self._store, file, self._max_bytes, self._root(file))
 
     def _root(self, path: str) -> str:
-        """The folder that a picture may not lead out of: that of the JSON file, or the one above, by its path."""
+        """The folder that must contain the picture: that of the JSON file, or the one above, by its path."""
         return next(folder for folder in self._folders if path.startswith(f"{folder.rstrip('/')}/"))
 
     def _holds(self, path: str) -> bool:

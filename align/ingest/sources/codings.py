@@ -1,4 +1,4 @@
-"""Content and transfer codings of a body: undone where the body has them, whatever its HTTP headers say.
+"""Content and transfer codings of a body: they are undone if the body really has them.
 
 Many crawlers store a body decoded and keep the headers that the server sent (Webrecorder, Internet Archive, Common
 Crawl until 2018), and some servers name a coding that does not exist (`none`, `UTF-8`). So each stated coding is undone
@@ -7,8 +7,8 @@ where the bytes have it, and left out where they do not:
 * gzip, Zstandard and chunks begin with a mark. A body with the mark has the coding: if it cannot be decoded, it is cut
   off or damaged, and nothing of it is used. A body without it does not have the coding.
 * Brotli has no mark, and deflate has one only in its zlib format. A body that cannot be decoded does not have them.
-* A body that gives nothing, and has bytes left, does not have the coding: `3` is an empty stream of Brotli, and a line
-  `0` looks like the last chunk.
+* A body that decodes to nothing and has bytes left does not have the coding: `3` is an empty stream of Brotli, and a
+  line `0` looks like the last chunk.
 
 Where a stated coding was left out, the rest must look like what a server sends plain: text, or a usual kind of picture.
 Else the body is unreadable: it is cut off or damaged, or has a coding that we do not know.
@@ -26,7 +26,7 @@ from fastwarc.stream_io import BrotliReader, GzipReader, ZstdReader
 
 from align.ingest.limits import read_at_most, too_large
 
-#: Codings of one body; servers apply one or two.
+#: The most codings of one body; servers apply one or two.
 _MAX_CODINGS = 4
 _MARKS = {"gzip": b"\x1f\x8b", "x-gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 #: The line before a chunk: its size, and an extension that nobody uses.
@@ -37,7 +37,7 @@ _TRAILER = re.compile(rb"(?:[!#$%&'*+.^`|~\w-]++:[^\n]*+\n)*+\r?\n?")
 _BINARY = bytes({*range(0x20)} - {*b"\t\n\x0c\r\x1b"})
 _LOOKED_AT_BYTES = 512
 _TEXT_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-#: How pictures begin, of the kinds that ingest can read and have such bytes.
+#: How pictures begin, for the kinds that ingest can read and that contain such bytes.
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"\0\0\1\0", b"II*\0", b"MM\0*")
 
 

@@ -9,8 +9,8 @@ A file that is compressed as a whole has no such places. Its records are used up
 whether those just before it are as they were written. An uncompressed file has no checksums: what is flipped in a body
 stays unknown, and text in a damaged body that looks like a record is taken for one.
 
-The work is linear in the size of a file, also where it was made to look damaged everywhere: what is read again is
-bounded by _READ_AGAIN times its size, then the rest of the file is one gap, and the bound is named.
+The work is linear in the size of a file, even if it was made to look damaged everywhere: at most _READ_AGAIN times its
+size is read again. Then the rest of the file is one gap, and the report names the bound.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from align.ingest.sources import warc_bytes
 from align.ingest.sources.http_head import MAX_HEAD_BYTES
 from align.ingest.sources.warc_bytes import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC, Spans
 
-#: Read at once. Given to zlib it makes 16 MiB at most.
+#: Bytes that are read at once. zlib makes at most 16 MiB of them.
 _CHUNK_BYTES = 1 << 14
-#: Of a place at which a record may begin: looked at as stored, and when uncompressed. Zstandard decodes whole blocks.
+#: Bytes that are looked at where a record may begin: as stored, and uncompressed. Zstandard decodes whole blocks.
 _TRIED_BYTES, _TRIED_ZSTD_BYTES = 1 << 10, (1 << 17) + 64
 #: What may follow the last record of a file.
 _FILLER = b"\0 \t\n\r\x0b\f"
-#: Bytes that are read again: times the size of the file, and so many more.
+#: Bytes that may be read again: this many times the size of the file, and this many more.
 _READ_AGAIN, _READ_AGAIN_BYTES = 16, 32 << 20
 #: How far an error message looks for the next record.
 _NEAR_BYTES = 64 << 20
@@ -42,7 +42,7 @@ _MARKS = {
     "gzip": re.compile(re.escape(GZIP_MAGIC) + rb"\x08[\x00-\x1f]"),  # the method, and flags without the reserved ones
     "zstd": re.compile(re.escape(ZSTD_MAGIC)),
 }
-#: Walking takes the time of reading so many times, a look at one place that of reading so many bytes.
+#: A walk takes as long as reading its bytes so many times, and a look at one place as long as reading so many bytes.
 _WALK_COSTS = {"plain": 1, "gzip": 8, "zstd": 8}
 _TRIAL_COSTS = {"plain": 1 << 8, "gzip": 1 << 10, "zstd": 1 << 14}
 _BEHIND_BYTES = 4
@@ -50,7 +50,7 @@ _BOUND = "the bound on reading parts of a file again ended the search"
 
 
 class NoRecord(OSError):
-    """What could be read is no record, or not a whole one."""
+    """What could be read is not a record, or not a whole one."""
 
 
 class Layout(NamedTuple):
@@ -74,7 +74,7 @@ class Placed(Protocol):
 
     @property
     def offset(self) -> int | None:
-        """Where it begins in the file; None where the file is compressed as a whole."""
+        """The offset at which it begins in the file; None if the file is compressed as a whole."""
 
 
 _Record = TypeVar("_Record", bound=Placed)
@@ -98,7 +98,7 @@ class _Stop(NamedTuple):
 
 
 class Repaired:
-    """The whole records of one file, whatever is between them."""
+    """The whole records of one file, with anything between them."""
 
     def __init__(self, file: str, stream: BinaryIO, layout: Layout, *, allow_damaged: bool) -> None:
         """Moves the stream.
@@ -250,7 +250,10 @@ class Repaired:
         return _Stop(position - len(member.unused_data), True)
 
     def _end_of_members(self, offset: int, reached: int, error: OSError | None) -> _Stop:
-        """Of all members that a walk read; each byte is read once. Members may be whole where their records are not."""
+        """The end of all members that a walk read.
+
+        Each byte is read once. Members may be whole even if their records are not.
+        """
         begun = position = offset
         end = self._size if error is None else reached
         member, packed, is_damaged = zlib.decompressobj(wbits=31), b"", False

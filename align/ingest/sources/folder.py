@@ -43,14 +43,14 @@ from align.ingest.sources.tables import TABLES, NoColumnError, Tables, say_nothi
 from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, TOO_MANY
 from align.interfaces.store import Files
 
-#: Where the pictures of a table that is given alone may be, beside it.
+#: Folders beside a table that is given alone, in which its pictures may be.
 _USUAL = ("images", "Images", "image", "img", "imgs", "pictures", "photos", "train", "val", "test")
 _PICTURES = tuple(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
-#: What systems and archives leave in folders, such as `.git/`, `._0001.jpg`.
+#: Names that systems and archives leave in folders, such as `.git/`, `._0001.jpg`.
 _HIDDEN = (".", "__MACOSX")
-#: Files that are left out are named so often; then they are only counted. As many texts may turn out to be tables.
+#: So many files that are left out are named; more are only counted. So many texts may turn out to be tables.
 _NAMED = 10
-#: Tables that are looked at though a picture has their name; a `.json` there is the data of that picture.
+#: Tables that are looked at although a picture has the same name; a `.json` there describes that picture.
 _NEVER_OF_ONE_PICTURE = tuple(suffix for suffix in TABLES if not suffix.startswith(".json"))
 _KINDS = ", ".join((*TABLES[1:6], TABLES[0]))
 _ADDRESS = "an address, no file: ingest.source url_table fetches it"
@@ -58,7 +58,10 @@ _NO_NAME = "no file name"
 
 
 class Folder:
-    """A source, see `align.ingest.sources.Source`. One scan reads all of it: only then is known what has no text."""
+    """A source (`align.ingest.sources.Source`).
+
+    One scan reads all of it: only that tells which pictures have no text.
+    """
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no picture with a text."""
@@ -100,7 +103,7 @@ class Folder:
                 choice = self._tables.require_columns(table)
             except DataError as error:
                 if not isinstance(error, NoColumnError) and not table.lower().endswith((".json", ".json.gz")):
-                    raise  # damaged; of a .json nobody can tell that from another kind of file
+                    raise  # damaged; a damaged .json cannot be told from another kind of file
                 if table in contents.tables:
                     errors.append(error)
                 continue
@@ -226,8 +229,8 @@ class _Contents:
     Attributes:
         pictures: picture -> the text beside it, or None; in order.
         tables: in order.
-        others: neither of these, nor a text beside a picture; also all that links lead to outside of the folder.
-        perhaps_tables: those of the others that are tables if they look like one.
+        others: neither of these, nor a text beside a picture; also everything outside of the folder that links lead to.
+        perhaps_tables: the others that are tables if they look like one.
         num_texts: beside pictures.
     """
 

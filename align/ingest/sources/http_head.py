@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from align.ingest.limits import Readable
 
-#: Of HTTP headers, and of the headers of a WARC record. Crawlers stop at less.
+#: Bytes of HTTP headers, and of the headers of a WARC record. Crawlers stop earlier.
 MAX_HEAD_BYTES = 1 << 20
 _FIRST_BYTES = 1 << 13
 

@@ -12,9 +12,9 @@ Decisions where HTML allows several readings:
   configured); white space and control characters count as empty. It is kept as the page has it, entities decoded.
 * A page that states a wrong charset is decoded by what its bytes are (see `charset`).
 
-The work is linear in the page's size, whatever it contains; a page beyond the bounds of `limits` is refused. Elements
-of formatting (<b>, <a>, ...) are renamed before the page is parsed: where they are left open, HTML repeats all of them
-in every paragraph that follows, so that a page of 25 kB would take 3 GB. They decide neither pictures nor texts.
+The work is linear in the page's size for any page; one beyond the bounds of `limits` is refused. Elements of formatting
+(<b>, <a>, ...) are renamed before the page is parsed: where they are left open, HTML repeats all of them in every
+paragraph that follows, so that a page of 25 kB would take 3 GB. They decide neither pictures nor texts.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _DESCRIPTOR = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([wx])")
 _UNREADABLE_TYPES = ("image/svg+xml", "image/jxl", "image/jp2", "image/vnd.ms-photo")
 
 #: Tags of HTML's formatting elements, up to the end of their names. Those in scripts, comments and attributes are
-#: found, too; they are renamed back in what a page gives. Both cases are written out: so `re` looks for `<` alone,
+#: found, too; they are renamed back in what a page gives. Both cases are written out, so that `re` looks for `<` alone,
 #: which is faster.
 _FORMATTING = re.compile(
     r"(</?(?=[abcefinstuABCEFINSTU])(?:[abisuABISU]|[bB][iI][gG]|[cC][oO][dD][eE]|[eE][mM]|[fF][oO][nN][tT]"

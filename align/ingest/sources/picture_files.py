@@ -31,7 +31,7 @@ _FILE = "file:"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
 #: The last of all characters.
 _LAST = "\U0010ffff"
-#: Of a file's name, beyond which nobody looks for it.
+#: Characters of a file's name; nobody looks for a longer one.
 _MAX_CHARACTERS = 4_096
 
 
@@ -91,10 +91,10 @@ class PictureFiles:
     def find(self, table: str, written: str, all_written: Callable[[], Iterable[str]]) -> Found:
         """The file that a row of a table names.
 
-        A name is relative to the table's folder, or absolute inside of the folder. Where no such file exists, it is
-        the one picture whose path ends in the name: letters in either case, `\\` for `/`, and without extension too.
-        That picture is below the table's folder. Only if none of the table's pictures is, it may be elsewhere: a file
-        of the same name in another part of a data set is another picture.
+        A name is relative to the table's folder, or absolute inside of the folder. If there is no such file, it is the
+        one picture whose path ends in the name: in upper or lower case, with `\\` for `/`, with or without extension.
+        That picture must be below the table's folder. Only if none of the table's pictures is there, it may be
+        elsewhere: a file of the same name in another part of a data set is another picture.
 
         Args:
             table: the file; it is in the folder.
@@ -164,7 +164,7 @@ class PictureFiles:
         return Found(path.removeprefix("./"))
 
     def _ending_in(self, name: str, folder: str) -> Sequence[str]:
-        """The pictures in a folder whose path ends in this name; else those whose path without its extension does."""
+        """The pictures in a folder whose path ends in this name, or else those whose path without extension does."""
         if self._endings is None:
             paths = [(_alike(below(self._folder, path)), path) for path in self._list_pictures()]
             stems = [(spelt.rpartition(".")[0], path) for spelt, path in paths]
@@ -216,12 +216,12 @@ def common_folder(files: Sequence[str]) -> str:
 
 
 def folder_of(location: str, files: Sequence[str]) -> str:
-    """The folder that the files of a location may not lead out of: the location, or where all of them are."""
+    """The folder that must contain the files of a location: the location itself, or where all of them are."""
     return _plain(location) if is_folder(location, files) else common_folder(files)
 
 
 def is_folder(location: str, files: Sequence[str]) -> bool:
-    """Whether a location, by its files, is a folder, and no file, pattern or list."""
+    """Whether a location is a folder, and not a file, pattern or list, as its files tell."""
     folder = _plain(location)
     return all(file.startswith(f"{folder}/") for file in files) or folder == "."
 

@@ -21,7 +21,7 @@ _BATCH_ROWS = 4096
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
 _BATCH_INLINE_BYTES = 16 << 20
 _OPEN_FILES = 8
-#: What is skipped in a file is named so often; then it is only counted.
+#: So many skipped parts of a file are named; more are only counted.
 _NAMED = 10
 
 
@@ -51,7 +51,7 @@ class Batches:
         self._inline_bytes += sum(len(image.inline) for image in images if image.inline is not None)
 
     def add_response(self, url: str, status: int, location: str | None, file: str, offset: int | None) -> None:
-        """Adds a row of RESPONSES. An address that is too long for any pair stays too long for any, though cut."""
+        """Adds a row of RESPONSES. An address that is too long for any pair stays too long when it is cut."""
         self._responses.append((url[: MAX_CHARACTERS + 1], status, location, file, offset))
 
     def full(self) -> Iterator[pa.RecordBatch]:

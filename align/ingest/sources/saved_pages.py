@@ -35,7 +35,7 @@ class SavedPages:
     """A source, see `align.ingest.sources.Source`. A unit of scanning is named after its first page."""
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
-        """Raises DataError when the location has no page, or is on a web server: this is no crawler."""
+        """Raises DataError when the location has no page, or is on a web server: this is not a crawler."""
         pages = files.list(location, _SUFFIXES, config.paths_root)
         on_web = next((page for page in pages if page.lower().startswith(("https://", "http://"))), None)
         if on_web is not None:

@@ -2,10 +2,10 @@
 
 The table NNNNN.parquet of img2dataset has one row per pair, failed ones included; beside it are the pictures, in
 NNNNN.tar or in the folder NNNNN (its output formats webdataset and files; the others are refused by name). The size
-before it shrank a picture, and why a picture failed, are taken from the table, as `align filter` does which reads such
-a folder itself.
+before it shrank a picture, and why a picture failed, are taken from the table, as `align filter` takes them when it
+reads such a folder itself.
 
-Of a tar without a table all members are read: those of one name make a sample (`a/0001.jpg`, `a/0001.txt`,
+If a tar has no table, all members are read: those of one name make a sample (`a/0001.jpg`, `a/0001.txt`,
 `a/0001.json`), whose text is in the first of TEXT_EXTENSIONS or under one of TEXT_KEYS of the JSON (a list gives one
 row per text). Pictures are read by their offset in the tar. A member that is no plain file, or a text above 1 MiB, is
 skipped, counted and named; the rest of the tar is read.
@@ -38,7 +38,7 @@ from align.pairs.urls import canonical_or_as_is
 TEXT_KEYS = ("caption", "captions", "text", "texts", "TEXT", "alt")
 _URL_KEYS = ("url", "URL", "image_url")
 _TAR, _TABLE, _STATISTICS = ".tar", ".parquet", "_stats.json"
-#: Of the table, if it has them.
+#: Optional columns of the table.
 _COLUMNS = (
     "url", "caption", "key", "status", "error_message", "page_url", "text_source", "image_key", "original_width",
     "original_height", "sha256",
@@ -46,7 +46,7 @@ _COLUMNS = (
 _SHA256_CHARACTERS = 64
 #: The name of a shard of img2dataset ends in its number.
 _NUMBERED = re.compile(r"\d{5}$")
-#: Tables that are left out are named so often; then they are only counted.
+#: So many tables that are left out are named; more are only counted.
 _NAMED = 10
 
 
@@ -62,7 +62,7 @@ class Shards:
         beside = {_table_of(tar) for tar in tars} & tables
         folders = {parent(table) for table in beside}
         self._store = files
-        # A table alone is one of a folder of pictures, or its tar is missing. Elsewhere it may be anything.
+        # A table given alone belongs to a folder of pictures, or its tar is missing. Elsewhere it may be anything.
         alone = {
             table for table in tables - beside if not tars or parent(table) in folders or self._is_of_img2dataset(table)
         }
@@ -73,7 +73,7 @@ class Shards:
                 f"{', '.join(left_out[:_NAMED])}{more}"
             )
         self.files = sorted([*tars, *alone])
-        # of a table alone the folder of its pictures; web servers list none
+        # for a table given alone, the folder of its pictures; web servers list no folder
         pictures = [_folder_of(table) for table in alone if not table.startswith(("https:", "http:"))]
         self.inputs = sorted([*self.files, *beside, *pictures])
         self._tables = beside
@@ -82,7 +82,7 @@ class Shards:
         self._open = OpenFiles(files)
 
     def _is_of_img2dataset(self, table: str) -> bool:
-        """Whether a table that has no tar beside it is img2dataset's all the same, by its files or its columns."""
+        """Whether a table without a tar beside it is img2dataset's anyway, as its files or its columns tell."""
         stem = table.removesuffix(_TABLE)
         if is_file(self._store, stem + _STATISTICS) or self._in_folder(table):
             return True
@@ -249,7 +249,7 @@ class _Sample:
         values = object_of(self.texts.get("json", b"")) or {}
         url = next((values[key] for key in _URL_KEYS if isinstance(values.get(key), str) and values[key]), None)
         listed = next((values[key] for key in TEXT_KEYS if isinstance(values.get(key), list) and values[key]), None)
-        if listed is not None:  # all texts of a picture; its .txt repeats one of these
+        if listed is not None:  # all texts of a picture; its .txt repeats one of them
             texts, unreadable = texts_of(listed)
             return url, [(text, "json" if text.strip() else None) for text in texts], unreadable
         for extension in TEXT_EXTENSIONS:

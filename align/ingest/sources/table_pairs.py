@@ -54,7 +54,7 @@ def written_pairs(row: TableRow) -> WrittenPairs:
 def add_pairs(batches: Batches, counts: Counter[str], pairs: WrittenPairs, picture: Candidate) -> None:
     """Adds the pairs of a row, and counts them; `picture` is a candidate without text.
 
-    A row that can be read, but whose picture is missing, is no row that cannot be read.
+    A row whose picture is missing does not count as one that cannot be read.
     """
     if pairs.problem:
         counts["rows_unreadable"] += len(pairs.texts)

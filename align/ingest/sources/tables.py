@@ -27,9 +27,9 @@ from align.ingest.sources.picture_files import is_picture_name
 from align.interfaces.store import Files
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
-#: Of files that are tables whatever they hold.
+#: Endings of files that are always tables.
 TABLES = (".parquet", *_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES))
-#: Of files that are tables if they look like one.
+#: Endings of files that are tables if they look like one.
 PLAIN_LISTS = (".txt", ".txt.gz")
 
 #: Usual names of the column of pictures' addresses; those of files and of texts are in `align.formats.picture_table`.
@@ -38,7 +38,7 @@ _PICTURE, _TEXT, _PAGE = "url", "text", "page_url"
 _WHAT = {_PICTURE: "pictures", _TEXT: "texts"}
 #: `text_source` of a table without header.
 _UNNAMED = "caption"
-#: Of the first line of a .txt.
+#: Bytes of the first line of a .txt.
 _HEADER_BYTES = 1 << 16
 #: Characters of a column's name in a message, and how many names it has.
 _MAX_NAME, _MAX_NAMES = 100, 20
@@ -48,7 +48,7 @@ TableRow = tuple[Any, Any, Any, str]
 
 
 class Unreadable(NamedTuple):
-    """In place of the picture of a row: why the row cannot be read."""
+    """Takes the place of a row's picture: says why the row cannot be read."""
 
     problem: str
 
@@ -60,7 +60,7 @@ Positions = Sequence[int | None]
 
 
 class NoColumnError(DataError):
-    """A table has no column that is needed; the message lists those that it has."""
+    """A table lacks a column that is needed; the message lists those that it has."""
 
 
 class Choice(NamedTuple):
@@ -82,7 +82,7 @@ class Choice(NamedTuple):
 
 
 def say_nothing(choice: Choice) -> None:
-    """For `Tables.rows`, where it was said before."""
+    """For `Tables.rows`, if it was said before."""
 
 
 class Tables:
@@ -285,7 +285,7 @@ def _is_picture(value: str) -> bool:
 
 
 def _row(values: list[str] | None, positions: Positions, num_columns: int | None, source: str) -> TableRow:
-    """Values are None where the line could not be split; without `num_columns`, also where it is too short."""
+    """Values are None if the line could not be split; without `num_columns`, also if it is too short."""
     if values is None:
         return UNREADABLE, None, None, source
     if num_columns is None:

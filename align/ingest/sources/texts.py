@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from align.ingest.limits import MAX_TEXTS
 
-#: Of files that hold the text of the picture of the same name.
+#: Endings of files that hold the text of the picture of the same name.
 TEXT_EXTENSIONS = ("txt", "text", "caption", "cap")
-#: Of such a file.
+#: Bytes of such a file.
 MAX_TEXT_BYTES = 1 << 20
 #: Why a value cannot be read.
 NESTED = "an object or a list where a text is expected"
@@ -24,8 +24,8 @@ def texts_of(value: Any) -> tuple[list[str], str | None]:
     pair. Numbers are texts as they are.
 
     Args:
-        value: as JSON or Arrow has it; a list may be an Arrow array, of which nothing is converted before it is known
-            to be short.
+        value: as JSON or Arrow has it; a list may be an Arrow array; nothing of it is converted before it is known to
+            be short.
     """
     if isinstance(value, str):
         return [value], None

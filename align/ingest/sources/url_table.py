@@ -33,9 +33,9 @@ from align.pairs.urls import Address, Resolver
 
 #: Lists of locations (`StoreFiles.list`).
 _LISTS = (".paths", ".paths.gz")
-#: What is looked at to tell a list of addresses from other texts.
+#: Bytes that are looked at to tell a list of addresses from other texts.
 _HEAD_BYTES, _HEAD_LINES = 1 << 16, 20
-#: Of the first table, which are looked at to tell whether the tables name files.
+#: Rows of the first table that are looked at to tell whether the tables name files.
 _HEAD_ROWS = 100
 
 
@@ -58,7 +58,7 @@ class UrlTable:
         self.inputs = [*listed, *self._beside()]
 
     def _beside(self) -> Sequence[str]:
-        """The pictures in the tables' folders that they name. Only if the first rows name one are all rows read."""
+        """The pictures in the tables' folders that they name. Reads all rows only if the first rows name one."""
         head = next((list(islice(self._named(file), _HEAD_ROWS)) for file in self.files), [])
         if not any(head):
             return []
@@ -77,8 +77,8 @@ class UrlTable:
                 yield self._picture(file, written_pairs(row), pictures).file
 
     def _is_list(self, file: str) -> bool:
-        """Whether a .txt is a list of addresses, and no licence or note: half of its first lines have one, or the first
-        line names the columns.
+        """Whether a .txt is a list of addresses, and not a licence or note: half of its first lines have an address, or
+        the first line names the columns.
         """
         try:
             with self._tables.unpacked(file) as stream:

@@ -2,7 +2,7 @@
 
 A file is streamed once. A WARC or ARC gives the pairs of its pages and the offset of each response, by which pictures
 are read later. A WAT describes pages and has no bytes, so it gives pairs only. Memory holds two records and one batch
-of rows; of a record larger than `ingest.max_record_bytes` only the headers are used.
+of rows; only the headers are used of a record larger than `ingest.max_record_bytes`.
 
 Decisions: a `resource` record counts as a response of status 200; a `revisit` that names another address with the same
 bytes counts as a redirect to it.
@@ -42,7 +42,7 @@ class Warc:
         self._max_bytes = config.max_record_bytes
         self._open = OpenFiles(files)
         self._store = files
-        self._dictionaries: dict[str, bytes | None] = {}  # of files compressed with Zstandard, by file
+        self._dictionaries: dict[str, bytes | None] = {}  # dictionaries of files compressed with Zstandard
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         """See `Source`. Every page of status 200 is read; every response gives a row, and every record an outcome.
@@ -141,7 +141,7 @@ class Warc:
         return outcomes.PAGE if images else outcomes.PAGE_WITHOUT_IMAGES
 
     def _begins(self, file: str, offset: int) -> bool:
-        """Whether a record begins at this byte; in a file that is compressed as a whole offsets have no meaning."""
+        """Whether a record begins at this byte; offsets have no meaning in a file that is compressed as a whole."""
         return warc_bytes.begins_a_record(self._open.at(file, offset))
 
     def read(self, file: str, offset: int | None) -> bytes | None:

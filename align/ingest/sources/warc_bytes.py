@@ -13,11 +13,11 @@ GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 #: A frame that other readers skip; at the start of a .warc.zst it has the dictionary of all records (IIPC's draft).
 ZSTD_DICTIONARY_MAGIC = b"\x5d\x2a\x4d\x18"
-#: Of the dictionary of a file; `zstd --train` makes 110 KiB.
+#: Bytes of a file's dictionary; `zstd --train` makes 110 KiB.
 MAX_DICTIONARY_BYTES = 16 << 20
 #: Bytes of a frame's header: of the dictionary's number and of the content's size, by their flags (RFC 8878).
 _DICTIONARY_NUMBER_BYTES, _CONTENT_SIZE_BYTES = (0, 1, 2, 4), (0, 2, 4, 8)
-#: Kinds of blocks; a higher one is none.
+#: Kinds of blocks; higher numbers mean none.
 _REPEATED, _COMPRESSED = 1, 2
 
 
@@ -45,7 +45,7 @@ def zstd_dictionary(stream: BinaryIO) -> bytes | None:
 
 
 def num_dictionary_bytes(stream: BinaryIO) -> int:
-    """Of the frame with the dictionary at the start of a file; 0 where there is none. The stream must be there."""
+    """Bytes of the frame with the dictionary at the start of a file; 0 if there is none. The stream must be there."""
     head = stream.read(8)
     return 8 + int.from_bytes(head[4:], "little") if head.startswith(ZSTD_DICTIONARY_MAGIC) else 0
 
@@ -56,7 +56,7 @@ def zstd_reader(stream: Any, dictionary: bytes | None) -> Any:
 
 
 def end_of_frame(stream: BinaryIO, offset: int, most: int) -> int | None:
-    """Where a Zstandard frame ends, by its blocks; None where none begins, or where it ends after byte `most`."""
+    """Where a Zstandard frame ends, by its blocks; None if none begins there, or if it ends after byte `most`."""
     stream.seek(offset)
     head = stream.read(5)
     if not head.startswith(ZSTD_MAGIC) or len(head) < 5:

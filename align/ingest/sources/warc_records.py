@@ -23,11 +23,11 @@ _KINDS = {
     int(WarcRecordType.metadata): METADATA,
 }
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
-#: Headers that a record has once. Where the end of a record is lost, the next one's follow its own.
+#: Headers that a record has once. If the end of a record is lost, they are followed by those of the next one.
 _ONCE = ("WARC-Type", "Content-Length")
 _OK = 200
 _CUT_OFF = "the record that starts there is cut off"
-#: Its version, and the name of its first header. A line before it may be lost.
+#: A record's version, and the name of its first header. The line before it may be lost.
 _BEGINS = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[A-Za-z-]{1,40}:")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 #: Python refuses to parse very long numbers.
@@ -46,7 +46,7 @@ class Record(NamedTuple):
         charset: of the content type.
         headers: of the HTTP response; else None.
         same_as: of a revisit: the address whose bytes it repeats.
-        body: of pages and METADATA, where it is larger than the bound its beginning; else empty.
+        body: of pages and METADATA; if it is larger than the bound, its beginning; else empty.
         problem: an outcome, where the record cannot be read.
     """
 
@@ -91,7 +91,7 @@ class Walker:
         """
         Args:
             begins: whether a record begins at this byte of the file; does not move the stream of the walk.
-            max_bytes: of a body; of a larger one, one byte more is read.
+            max_bytes: of a body; one byte more is read of a larger one.
             is_packed: compressed, so that checksums tell damage; else headers are looked at, too.
         """
         self._begins, self._max_bytes = begins, max_bytes

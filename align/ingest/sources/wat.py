@@ -19,7 +19,7 @@ _OK = "200"
 _PATH = "IMG@/src"
 _QUOTED_PATH = b'"IMG@/src"'
 _LINKS = b'"Links":['
-#: Commas and brackets of a record, a bound on its values. Each takes up to 250 bytes once it is parsed.
+#: The most commas and brackets of a record, a bound on its values: each takes up to 250 bytes once it is parsed.
 _MAX_VALUES = 1_000_000
 
 
@@ -111,7 +111,7 @@ def _parsed(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         pieces = []
         close, position = start, body.find(_QUOTED_PATH, start, end)
         while position >= 0:
-            opened = body.rfind(b"{", close, position)  # not before the last piece: each byte is in one at most
+            opened = body.rfind(b"{", close, position)  # not before the last piece: each byte is in one piece at most
             close = body.find(b"}", position, end) + 1
             if opened < 0 or not close:
                 return _all_parsed(body)

@@ -1,6 +1,6 @@
 """What a training step sends and asks for, counted while a dispatch mode watches it: messages, waits, operations.
 
-The demo's towers as rank 0 of eight on two machines, with torch's stand-in for a network, which sends nothing. The step
+The demo's towers as rank 0 of eight, with torch's stand-in for a network, which sends nothing. The step
 takes the ways of a GPU; validation, checkpoints and the loop's vote, one small message a step, are not part of it.
 """
 
@@ -29,15 +29,12 @@ from benchmarks.overlap import share
 from benchmarks.presets import recipe
 from benchmarks.world import World
 
-NODES, PER_NODE, SHARE = 2, 4, 64
+NUM_RANKS, SHARE = 8, 64
 #: Operations that answer with values, or with a size of values: a host waits for its device.
 ASKS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "argwhere")
-_SIZES = {NODES * PER_NODE: "all", PER_NODE: "within", NODES: "between"}
 _ROWS: tuple[tuple[str, dict[str, object]], ...] = (
     ("`shard_weights: false`", {}),
     ("`true`", {"shard_weights": True}),
-    ("`node`", {"shard_weights": "node"}),
-    ("`node`, `gather_precision: bfloat16`", {"shard_weights": "node", "gather_precision": "bfloat16"}),
 )
 
 
@@ -45,14 +42,13 @@ class StepCounts(Counts):
     """Counts a step.
 
     Attributes:
-        messages, sent_bytes: of those over all ranks, within a machine and between machines.
+        messages, sent_bytes: to other ranks.
         asked: what the host waited for.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.messages: Counter[str] = Counter()
-        self.sent_bytes: Counter[str] = Counter()
+        self.messages, self.sent_bytes = 0, 0
         self.asked: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,34 +57,25 @@ class StepCounts(Counts):
             self.asked[name] += 1
         if func.namespace != "c10d":
             return super().__torch_dispatch__(func, types, args, kwargs)
-        group = next(
-            dist.ProcessGroup.unbox(each) for each in args
-            if isinstance(each, torch.ScriptObject) and "ProcessGroup" in str(each._type())
-        )  # fmt: skip
-        where = _SIZES[group.size()]
-        self.messages[where] += 1
+        self.messages += 1
         tensors = [each for each in tree_leaves(args[:2]) if isinstance(each, Tensor)]
-        self.sent_bytes[where] += max(each.nbytes for each in tensors)  # the whole of what is gathered or scattered
+        self.sent_bytes += max(each.nbytes for each in tensors)  # the whole of what is gathered or scattered
         return func(*args, **(kwargs or {}))
 
 
 def counted_steps(world: World) -> str:
     """The table, as Markdown."""
     lines = [
-        f"| a step of {SHARE} pairs, rank 0 of {NODES} x {PER_NODE} | `micro_batch` | messages over all ranks "
-        "| within a machine | between machines | the host waits | operations |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        f"| a step of {SHARE} pairs, rank 0 of {NUM_RANKS} | `micro_batch` | messages | the host waits | operations |",
+        "|---|--:|--:|--:|--:|",
     ]
     for title, values in _ROWS:
         for parts in (1, 4):
             micro_batch = None if parts == 1 else SHARE // parts
             found = count(world, micro_batch=micro_batch, **values)
-            sent = [
-                f"{found.messages[where]:,} ({found.sent_bytes[where] / 2**20:,.1f} MiB)"
-                for where in ("all", "within", "between")
-            ]
+            sent = f"{found.messages:,} ({found.sent_bytes / 2**20:,.1f} MiB)"
             asked, calls = found.asked.total(), found.calls.total()
-            lines.append(f"| {title} | {micro_batch or ''} | {' | '.join(sent)} | {asked} | {calls:,} |")
+            lines.append(f"| {title} | {micro_batch or ''} | {sent} | {asked} | {calls:,} |")
     return "\n".join(lines)
 
 
@@ -100,7 +87,7 @@ def count(world: World, **values: object) -> StepCounts:
         config_of_run = recipe(world, num_steps=1, batch_size=SHARE * ranks.world_size, **values)
         model = DualEncoder(config, tokenizer.vocab_size).train()
         if shards(config_of_run, ranks):
-            shard(model, config_of_run, ranks)
+            shard(model, ranks)
         state, batch = new_state(model, config_of_run), share(model, ranks, SHARE)
         with StepCounts() as counts:
             step.compute_gradients(model, config_of_run, ranks, tokenizer, batch)
@@ -110,9 +97,9 @@ def count(world: World, **values: object) -> StepCounts:
 
 @contextmanager
 def _eight_ranks() -> Iterator[Ranks]:
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=NODES * PER_NODE)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=NUM_RANKS)
     try:
-        yield Ranks(0, NODES * PER_NODE, torch.device("cpu"), PER_NODE)
+        yield Ranks(0, NUM_RANKS, torch.device("cpu"))
     finally:
         dist.destroy_process_group()
 

@@ -128,9 +128,8 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: Checkpointing
     #: Over all ranks, or over those of each machine.
-    shard_weights: Literal[False, True, "node"]
+    shard_weights: bool
     #: Of sharded weights on their way between ranks.
-    gather_precision: Literal["float32", "bfloat16"]
     compile: bool
     tf32: bool
     cudnn_benchmark: bool
@@ -205,11 +204,6 @@ class Recipe(Section):
             return (
                 f"{name}.gradient_checkpointing: cheap needs model.batch_norm: group or batch; with sync, use blocks "
                 "or none"
-            )
-        if self.gather_precision == "bfloat16" and (self.precision != "bfloat16" or self.shard_weights is False):
-            return (
-                f"{name}.gather_precision: bfloat16 is of sharded weights that are computed with in bfloat16; it needs "
-                "precision: bfloat16, and shard_weights: true or node"
             )
         if (self.loss == "sigmoid") != (model.logit_bias_init is not None):
             bias = "null" if model.logit_bias_init is None else model.logit_bias_init

@@ -138,14 +138,13 @@ def count(model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool) 
     return _towers(*_shape(model, vocab_size, recipe, on_gpu=on_gpu))
 
 
-def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int, num_nodes: int = 1) -> Estimate:
+def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int) -> Estimate:
     """What a run needs.
 
     Args:
         counted: of its model.
         recipe: of the run.
         num_ranks: processes that share a batch, on all machines.
-        num_nodes: machines.
     """
     num_parameters, num_trained = counted.num_parameters, counted.num_trained
     share = -(-recipe.batch_size // num_ranks)
@@ -153,7 +152,7 @@ def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int, num_nodes: int
     kept = num_parameters + num_trained * (_MOMENTS + (recipe.ema_decay is not None))
     state = (kept + num_trained * _GRADIENTS) * _FLOAT32
     if recipe.shard_weights:
-        state //= num_ranks // num_nodes if recipe.shard_weights == "node" else num_ranks
+        state //= num_ranks
     return Estimate(
         num_parameters=num_parameters,
         num_ranks=num_ranks,
@@ -230,7 +229,7 @@ def needs(params: Params, shapes: Shapes, device: Device) -> dict[str, dict[str,
     for recipe in (params.section(PretrainConfig), params.section(FinetuneConfig)):
         local = recipe.num_processes or even_ranks(recipe.batch_size // num_nodes, model.batch_norm_group, device.most)
         counted = shapes.of(model, vocab_size, recipe, on_gpu=device.on_gpu)
-        one = estimate(counted, recipe, num_ranks=local * num_nodes, num_nodes=num_nodes)
+        one = estimate(counted, recipe, num_ranks=local * num_nodes)
         found[recipe.section] = one.model_dump() | {
             "rank_bytes": one.rank_bytes,
             "kept_bytes": one.checkpoint_bytes * (recipe.keep_checkpoints + 1),  # one more while it is written

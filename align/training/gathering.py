@@ -55,16 +55,14 @@ def _with(value: Any, whole: Iterator[Tensor]) -> Any:
 
 
 def _whole(shards: Sequence[DTensor]) -> list[Tensor]:
-    mesh, leads = shards[0].device_mesh, dist.get_rank() == 0
-    if mesh.ndim == 1 or not mesh.get_local_rank(0):  # other machines have the same rows as the leading one
-        size = mesh.size(-1)
-        counts = [-(-len(shard) // size) * math.prod(shard.shape[1:]) for shard in shards]
-        rows = [local(shard.detach()).flatten() for shard in shards]
-        own = rows[0].new_zeros(sum(counts))
-        for place, row in zip(torch.split(own, counts), rows, strict=True):
-            place[: len(row)] = row  # the last ranks may have fewer, or none
-        all_ranks = own.new_empty((size if leads else 0, len(own)))
-        dist.gather(own, [*all_ranks] if leads else None, dst=0, group=mesh.get_group(-1))
+    size, leads = dist.get_world_size(), dist.get_rank() == 0
+    counts = [-(-len(shard) // size) * math.prod(shard.shape[1:]) for shard in shards]
+    rows = [local(shard.detach()).flatten() for shard in shards]
+    own = rows[0].new_zeros(sum(counts))
+    for place, row in zip(torch.split(own, counts), rows, strict=True):
+        place[: len(row)] = row  # the last ranks may have fewer, or none
+    all_ranks = own.new_empty((size if leads else 0, len(own)))
+    dist.gather(own, [*all_ranks] if leads else None, dst=0)
     if not leads:
         return [torch.empty(0) for _ in shards]
     parts = zip(torch.split(all_ranks.cpu(), counts, 1), shards, strict=True)

@@ -41,21 +41,11 @@ class RestartError(TrainingError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers.
-
-    Attributes:
-        num_on_node: the ranks of its machine, whose numbers follow each other; None: there is one machine.
-    """
+    """This process among its peers."""
 
     rank: int
     world_size: int
     device: torch.device
-    num_on_node: int | None = None
-
-    @property
-    def per_node(self) -> int:
-        """The number of ranks of this machine."""
-        return self.num_on_node or self.world_size
 
     @property
     def leads(self) -> bool:
@@ -286,7 +276,7 @@ def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str, ending: 
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
-        work(Ranks(dist.get_rank(), dist.get_world_size(), device, int(os.environ["LOCAL_WORLD_SIZE"])))
+        work(Ranks(dist.get_rank(), dist.get_world_size(), device))
     except RestartError as error:
         say(f"training process {rank}: {error}")
         os._exit(1)  # at once: the other ranks may wait for this one, and it for them

@@ -157,7 +157,7 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
     model.gradient_checkpointing = plan.recipe.gradient_checkpointing
     with freed_memory_kept(), accelerated(model, plan.recipe, ranks.device):
         if shards(plan.recipe, ranks):
-            shard(model, plan.recipe, ranks)
+            shard(model, ranks)
         else:
             model.to(ranks.device)
         _train_model(plan, model, ranks)

@@ -1,29 +1,23 @@
 """Sharding of the weights over ranks (FSDP2), for towers too large for one device with gradients and moments.
 
-Over all ranks, or over those of each machine (`shard_weights: node`, also called HSDP): then every machine has all
-weights, and only the sums of gradients travel between machines, those of a machine's shards.
-
 Each MBConv block, each BERT layer, the text tower's embeddings and the rest of each tower form one unit. A rank keeps
 its rows of a unit's weights and holds the whole unit only while computing with it. The projections and the scalars are
 not sharded: they are small, and a scalar has no rows.
 
 Gradients are summed over ranks, as without sharding (`GradientSums`); FSDP's default is the mean. Each backward pass
 adds to the gradient's shard, so each part of a batch costs one message, but no rank ever holds a whole gradient.
-Between machines one message a step is enough, see `sum_between_nodes`.
 
 FSDP wants weights whose memory has no other order than their dimensions, and convolutions on GPUs want channels last.
 So a convolution keeps its weight as (out, height, width, in), and computes with a view of the usual shape. Checkpoints
 have the usual shape.
 
 Cost: every rank first builds the whole model on its CPU, with the leading rank's weights, so a machine needs memory for
-one copy per rank. Weights are sent in float32, so that the result equals that of unsharded towers; `gather_precision:
-bfloat16` halves the messages. Gradients are summed in float32 either way.
+one copy per rank. Weights and gradients are sent in float32, so that the result equals that of unsharded towers.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
@@ -31,10 +25,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 
 from align.config.recipe import Recipe
-from align.errors import TrainingError
 from align.model.dual_encoder import DualEncoder
 from align.training.process_group import Ranks
 
@@ -43,25 +36,11 @@ if TYPE_CHECKING:  # FSDP is a large part of torch: only a run that shards impor
 
 
 def shards(recipe: Recipe, ranks: Ranks) -> bool:
-    """Whether there is anything to divide: a rank that is alone, or alone on its machine, has all weights anyway.
-
-    All ranks must call it together.
-
-    Raises:
-        TrainingError: with `shard_weights: node`, the machines have different numbers of ranks.
-    """
-    size = _ranks_of_a_copy(recipe, ranks)
-    if recipe.shard_weights == "node" and size != ranks.world_size:
-        sizes = set(ranks.gather(torch.tensor([size], device=ranks.device)).tolist())
-        if len(sizes) > 1:
-            raise TrainingError(
-                f"{recipe.section}.shard_weights: node needs as many ranks on every machine, and they have "
-                f"{', '.join(str(each) for each in sorted(sizes))}; set num_processes"
-            )
-    return recipe.shard_weights is not False and size > 1
+    """Whether there is anything to divide: a rank that is alone has all weights anyway."""
+    return recipe.shard_weights and ranks.world_size > 1
 
 
-def shard(model: DualEncoder, recipe: Recipe, ranks: Ranks) -> None:
+def shard(model: DualEncoder, ranks: Ranks) -> None:
     """Shards a model's weights over the ranks and moves them to the rank's device, unit by unit.
 
     The state dict keeps its names. Afterwards all ranks must run the towers together: the same number of times and in
@@ -69,37 +48,21 @@ def shard(model: DualEncoder, recipe: Recipe, ranks: Ranks) -> None:
 
     Args:
         model: on the CPU, with the same weights on all ranks.
-        recipe: for which `shards` is true.
-        ranks: all of them call this.
+        ranks: more than one; all of them call this.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             _keep_channels_last(module)
-    mesh, policy = _mesh(recipe, ranks), MixedPrecisionPolicy()
-    if recipe.gather_precision == "bfloat16":  # inputs stay: some are no activations, such as the draws
-        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     image, text = model.vision_model, model.text_model
     units = [*image.encoder.blocks, *text.encoder.layer, text.embeddings, image, text]
     for unit in cast(list[nn.Module], units):  # inner units first: a tower takes the remaining parameters
-        part = fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        part = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo supports no other reduction
     model.to(ranks.device)
-
-
-def _ranks_of_a_copy(recipe: Recipe, ranks: Ranks) -> int:
-    """How many ranks have all weights together."""
-    return ranks.per_node if recipe.shard_weights == "node" else ranks.world_size
-
-
-def _mesh(recipe: Recipe, ranks: Ranks) -> DeviceMesh:
-    size = _ranks_of_a_copy(recipe, ranks)
-    if size == ranks.world_size:
-        return init_device_mesh(ranks.device.type, (size,))
-    shape = ranks.world_size // size, size
-    return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("between_nodes", "within_node"))
 
 
 class _ChannelsLast(nn.Module):
@@ -123,13 +86,6 @@ def _keep_channels_last(convolution: nn.Conv2d) -> None:
     convolution._parameters["weight"] = nn.Parameter(kept, convolution.weight.requires_grad)
     kind: Any = type(convolution)
     convolution.__class__ = _channels_last(kind)  # as FSDP makes its units of modules
-
-
-def sum_between_nodes(tower: nn.Module, now: bool) -> None:
-    """Whether the tower's next backward pass sums over machines, too, or keeps this machine's sums for a later one."""
-    tell: Any = getattr(tower, "set_requires_all_reduce", None)  # FSDP's modules have it
-    if tell is not None:
-        tell(now)
 
 
 def is_shard(tensor: object) -> TypeGuard[DTensor]:
@@ -161,25 +117,16 @@ def norms(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> Tensor:
     local_norms = torch.stack(torch._foreach_norm(list(tensors)))
     if not any(is_shard(owner) for owner in owners):
         return local_norms
-    # over all ranks, although each machine may have all rows: machines must not differ in the last bit
-    copies = _on_device(tuple(_copies(owner) for owner in owners), local_norms.dtype, local_norms.device)
-    squares = torch.where(copies > 0, local_norms.square(), torch.zeros_like(local_norms))
+    sharded = _on_device(tuple(is_shard(owner) for owner in owners), local_norms.device)
+    squares = torch.where(sharded, local_norms.square(), torch.zeros_like(local_norms))
     dist.all_reduce(squares)
-    return torch.where(copies > 0, (squares / copies).sqrt(), local_norms)
+    return torch.where(sharded, squares.sqrt(), local_norms)
 
 
 @functools.cache
-def _on_device(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _on_device(flags: tuple[bool, ...], device: torch.device) -> Tensor:
     """Made once: the host waits for its copy to a GPU."""
-    return torch.tensor(numbers, dtype=dtype, device=device)
-
-
-def _copies(owner: Tensor) -> int:
-    """How many ranks hold each row of a sharded tensor; 0 if it is not sharded."""
-    if not is_shard(owner):
-        return 0
-    sizes = zip(owner.device_mesh.shape, owner.placements, strict=True)
-    return math.prod(size for size, placement in sizes if placement.is_replicate())
+    return torch.tensor(flags, device=device)
 
 
 def distributed_like(whole: Tensor, like: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from align.training.buckets import GradientSums
 from align.training.distillation import Teacher
 from align.training.loss import align_loss, sigmoid_loss
 from align.training.process_group import Ranks
-from align.training.sharding import local, norms, sum_between_nodes
+from align.training.sharding import local, norms
 
 #: On a CPU the towers process a batch in parts of this many samples, so that activations stay near the cache.
 CPU_PART = 64
@@ -102,28 +102,25 @@ def compute_gradients(
     with sums.last_backward(scalars if cached else [*scalars, *text, *image]):
         (loss * loss_scale).backward()  # type: ignore[no-untyped-call]  # untyped in torch
     if cached:
-        ways = zip(parts, (model.vision_model, model.text_model), (image, text), strict=True)
-        for (tower, module, params), embeds_BD in zip(ways, (image_embeds_BD, text_embeds_BD), strict=True):
+        for tower, params, embeds_BD in zip(parts, (image, text), (image_embeds_BD, text_embeds_BD), strict=True):
             assert embeds_BD.grad is not None
             if not any(param.requires_grad for param in params):  # a locked tower without a projection
                 continue
             for number, (rows_P, encode) in enumerate(tower, 1):
-                last = number == len(tower)
-                sum_between_nodes(module, last)
                 with precise:
                     embeds_PD = encode()
-                with sums.last_backward(params if last else ()):
+                with sums.last_backward(params if number == len(tower) else ()):
                     embeds_PD.backward(embeds_BD.grad[_there(rows_P, ranks.device)])  # type: ignore[no-untyped-call]
     sums.finish()
     return Gradients(loss.detach(), _finish(model, loss_scale, recipe.clip_norm))
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """The towers' precision: that of the recipe on a GPU, float32 on a CPU unless weights arrive in bfloat16."""
+    """The towers' precision: that of the recipe on a GPU, float32 on a CPU."""
     return torch.autocast(
         device.type, _AUTOCAST[recipe.precision],
-        enabled=recipe.precision != "float32" and (device.type == "cuda" or recipe.gather_precision == "bfloat16"),
-        cache_enabled=recipe.shard_weights is False,  # the cache would keep copies of whole weights
+        enabled=recipe.precision != "float32" and device.type == "cuda",
+        cache_enabled=not recipe.shard_weights,  # the cache would keep copies of whole weights
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from align.model.dual_encoder import DualEncoder
@@ -79,22 +79,17 @@ def _in_two(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **chang
     return _plan(data, checkpoints, log, **({"num_processes": 2, "shard_weights": True} | changes))
 
 
-def gradients(
-    tokenizer: Path, case: str, ranks: Ranks, *, round_weights: bool = False, **more: Any
-) -> tuple[float, float, dict[str, Tensor]]:
-    """Loss, norm and all gradients of a batch, whole; with the towers' weights in bfloat16 if they are rounded."""
+def gradients(tokenizer: Path, case: str, ranks: Ranks) -> tuple[float, float, dict[str, Tensor]]:
+    """Loss, norm and all gradients of a batch, whole."""
     recipe, model_changes = (CASES | COMPILED)[case]
     torch.manual_seed(0)
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
     model = DualEncoder(MODEL.model_copy(update=model_changes), words.vocab_size).train()
     model.gradient_checkpointing = recipe.get("gradient_checkpointing", "none")
-    for name, param in model.named_parameters() if round_weights else ():
-        if name.startswith(("vision_model", "text_model")):
-            param.data = param.data.bfloat16()
-    config = pretrain_config(**({"batch_size": BATCH, "shard_weights": True} | recipe | more))
+    config = pretrain_config(**({"batch_size": BATCH, "shard_weights": True} | recipe))
     with accelerated(model, config, ranks.device):
         if shards(config, ranks):
-            shard(model, config, ranks)
+            shard(model, ranks)
         found = compute_gradients(model, config, ranks, words, _batch(model, ranks))
     return (
         float(found.loss),
@@ -114,12 +109,12 @@ def _batch(model: DualEncoder, ranks: Ranks) -> Batch:
     return Batch(images[rows], texts[rows], draws[rows])
 
 
-def lamb(mesh: DeviceMesh) -> list[Tensor]:
+def lamb(ranks: Ranks) -> list[Tensor]:
     """Six steps of LAMB on the numbers of `test_lamb_on_shards_is_lamb`."""
     module, (starts, grads) = nn.Module(), _lamb_numbers()
     for index, start in enumerate(starts):
         module.register_parameter(str(index), nn.Parameter(torch.from_numpy(start.copy())))
-    fully_shard(module, mesh=mesh)
+    fully_shard(module, mesh=init_device_mesh("cpu", (ranks.world_size,)))
     params = list(module.parameters())
     groups = [{"params": params[:-1], "adapt": True}, {"params": params[-1:], "adapt": False, "weight_decay": 0.0}]
     optimiser = Lamb(groups, weight_decay=0.02, betas=(0.9, 0.99))
@@ -137,6 +132,25 @@ def _lamb_numbers() -> tuple[list[Any], list[list[Any]]]:
     return starts, [[generator.normal(size=shape) for shape in SHAPES] for _ in range(6)]
 
 
+def layouts(ranks: Ranks) -> dict[str, Any]:
+    """How a convolution's weight lies in memory while it computes, kept, and as a gradient."""
+    model = DualEncoder(MODEL, 50).train()
+    shard(model, ranks)
+    convolution = model.vision_model.encoder.blocks[1].expansion.expand_conv
+    seen: dict[str, Any] = {}
+
+    def look(module: nn.Conv2d, inputs: Any, output: Tensor) -> None:
+        weight = module.weight
+        seen["computes with"] = (tuple(weight.shape), weight.is_contiguous(memory_format=torch.channels_last))
+        seen["output"] = output.is_contiguous(memory_format=torch.channels_last)
+
+    convolution.register_forward_hook(look)
+    model.vision_model(torch.zeros(4, 3, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
+    kept = convolution._parameters["weight"]
+    seen["kept"] = kept.to_local().stride() == kept.grad.to_local().stride() and kept.to_local().is_contiguous()
+    return seen
+
+
 def _huge(**saved: Any) -> LossScale:
     return LossScale(**({"value": 2.0**127} | saved))
 
@@ -145,7 +159,7 @@ def _work(plans: list[tuple[str, TrainingPlan]], tokenizer: Path, root: Path, ra
     results: dict[str, Any] = {}
     step_module.CPU_PART = 4
     results |= {f"gradients, {case}": gradients(tokenizer, case, ranks) for case in CASES}
-    results["lamb"] = lamb(init_device_mesh("cpu", (ranks.world_size,)))
+    results["lamb"], results["layouts"] = lamb(ranks), layouts(ranks)
     plain_scale = state_module.LossScale
     for name, plan in plans:
         state_module.LossScale = _huge if name == "scaled" else plain_scale  # type: ignore[assignment,misc]  # a stand-in
@@ -245,6 +259,30 @@ def assert_gradients(ours: tuple[float, float, dict[str, Tensor]], tokenizer: Pa
     for name, grad in whole.items():  # weights that batch-norm cancels have gradients of rounding errors
         apart = float((grads[name] - grad).norm() / grad.norm().clamp(min=1e-3 * largest))
         assert apart < 2e-3, f"{name}: {apart}"
+
+
+def _in_four(tokenizer: Path, root: Path, ranks: Ranks) -> None:
+    step_module.CPU_PART = 4
+    results = {case: gradients(tokenizer, case, ranks) for case in ("parts", "micro_batch", "cheap")}
+    torch.save(results | {"lamb": lamb(ranks)}, root / f"{ranks.rank}.pt")
+
+
+@pytest.mark.full
+def test_four_ranks_are_as_two(data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch(functools.partial(_in_four, data[1], tmp_path), 4, 1)
+    monkeypatch.setattr(step_module, "CPU_PART", 4)
+    first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(4))
+    assert_lamb(first.pop("lamb"))
+    for case, found in first.items():
+        assert all(other[case][:2] == found[:2] for other in others)
+        assert_gradients(found, data[1], case)
+
+
+def test_convolutions_keep_channels_last(outcomes: Outcomes) -> None:
+    for outcome in outcomes.ranks:
+        seen = outcome["layouts"]
+        assert seen["computes with"][0][2:] == (1, 1) and seen["computes with"][1] and seen["output"], seen
+        assert seen["kept"], seen
 
 
 def _compile_in_two(tokenizer: Path, out: Path, ranks: Ranks) -> None:

@@ -71,12 +71,7 @@ TEACHER = "embeds: [{path: teacher, digest: d}]"
             "cheap needs model.batch_norm: group",
         ),
         (["pretrain.compile=true", "model.batch_norm=sync"], "pretrain.compile needs model.batch_norm"),
-        (["pretrain.gather_precision=bfloat16"], "pretrain.gather_precision: bfloat16 is of sharded weights"),
-        (
-            ["pretrain.gather_precision=bfloat16", "pretrain.shard_weights=node", "pretrain.precision=float16"],
-            "it needs precision: bfloat16, and shard_weights: true or node",
-        ),
-        (["pretrain.shard_weights=machine"], "'pretrain.shard_weights' = 'machine'"),
+        (["pretrain.shard_weights=node"], "'pretrain.shard_weights' = 'node'"),
         (["pretrain.loss=sigmoid"], "pretrain.loss sigmoid and model.logit_bias_init null do not go together"),
         (["model.logit_bias_init=-10.0"], "pretrain.loss align and model.logit_bias_init -10.0 do not go together"),
         (

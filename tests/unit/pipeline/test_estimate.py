@@ -15,14 +15,12 @@ from tests.support import ROOT
 from tests.support.params import load_params
 
 
-def of(
-    *overrides: str, profile: str | None = None, num_ranks: int = 1, num_nodes: int = 1, on_gpu: bool = True
-) -> Estimate:
+def of(*overrides: str, profile: str | None = None, num_ranks: int = 1, on_gpu: bool = True) -> Estimate:
     params = load_params(overrides=[*profile_overrides(profile, ROOT), *overrides])
     vocab_size = params.values["fit_tokenizer"]["vocab_size"]
     recipe = params.section(PretrainConfig)
     counted = count(params.section(ModelConfig), vocab_size, recipe, on_gpu=on_gpu)
-    return estimate(counted, recipe, num_ranks=num_ranks, num_nodes=num_nodes)
+    return estimate(counted, recipe, num_ranks=num_ranks)
 
 
 def on_cpu(model: ModelConfig, recipe: PretrainConfig) -> Estimate:
@@ -55,7 +53,6 @@ def test_what_saves_memory_saves_it_here() -> None:
     parts = of("pretrain.micro_batch=32", on_gpu=False)
     assert parts.pairs_at_a_time == 32 and parts.rank_bytes < plain.rank_bytes
     assert of("pretrain.shard_weights=true", num_ranks=4).state_bytes == plain.state_bytes // 4
-    assert of("pretrain.shard_weights=node", num_ranks=8, num_nodes=4).state_bytes == plain.state_bytes // 2
 
 
 def test_a_locked_tower_has_weights_only() -> None:

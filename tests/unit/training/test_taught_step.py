@@ -55,7 +55,7 @@ def step(tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE) -> Step:
     share = BATCH // ranks.world_size
     rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
     if recipe.shard_weights and ranks.world_size > 1:
-        shard(model, recipe, ranks)
+        shard(model, ranks)
     batch = Batch(images[rows], texts[rows], draws[rows], teacher=teacher[rows] if recipe.teacher else None)
     with double_precision():
         loss = float(compute_gradients(model, recipe, ranks, words, batch).loss)

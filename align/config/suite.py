@@ -21,9 +21,6 @@ Format = Literal[
     "multi30k",
     "folder",
     "parquet",
-    "sugarcrepe",
-    "winoground",
-    "aro",
 ]
 Task = Literal[
     "retrieval",
@@ -34,22 +31,18 @@ Task = Literal[
     "zero_shot",
     "knn",
     "linear_probe",
-    "few_shot",
     "frozen",
     "vtab",
     "fine_tuning",
-    "compositional",
 ]
 
 #: Tasks of a set of captions, and those of a set of classes that learn from the labels of its split `reference`.
 CAPTIONED: tuple[Task, ...] = ("retrieval", "coco_1k", "cxc", "multi30k", "labelled_queries")
-LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "few_shot", "frozen", "vtab", "fine_tuning")
+LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "frozen", "vtab", "fine_tuning")
 #: Sets that the pipeline makes itself.
 _RESERVED = ("test", "held_out")
 #: What can be measured of each format; of the others, both kinds.
 _CAPTIONS: frozenset[Format] = frozenset({"coco", "karpathy", "retrieval_txt", "multi30k"})
-#: Formats whose only task is `compositional`.
-_CHOICES: frozenset[Format] = frozenset({"sugarcrepe", "winoground", "aro"})
 #: A value of `among`.
 PRESENT = "present"
 #: Texts with {} for the name of a class, where neither the suite nor the set has any.
@@ -101,17 +94,6 @@ class LinearProbeSettings(BaseModel):
     batch_size: _Count = 64
     learning_rate: _Positive = 0.1
     seed: _Seed = 0
-
-
-class FewShotSettings(BaseModel):
-    """Task `few_shot`; the defaults are big_vision's."""
-
-    model_config = _STRICT
-
-    #: Pictures a class, each a metric few_shot_N.
-    shots: _Counts = (1, 5, 10, 25)
-    #: The accuracy is the mean over these draws.
-    seeds: _Seeds = (0, 1, 2)
 
 
 class FrozenSettings(BaseModel):
@@ -179,8 +161,7 @@ class SuiteSet(BaseModel):
     #: A file or folder, from the working directory, or s3://.
     path: Annotated[str, Field(min_length=1)]
     format: Format
-    #: What is measured: retrieval and perhaps others of CAPTIONED, or zero_shot and perhaps others of LEARNED, or
-    #: compositional alone.
+    #: What is measured: retrieval and perhaps others of CAPTIONED, or zero_shot and perhaps others of LEARNED.
     tasks: Annotated[tuple[Task, ...], Field(strict=False, min_length=1)]
     #: What is measured on, of formats that have splits.
     split: Annotated[str, Field(min_length=1)] = "test"
@@ -205,12 +186,9 @@ class SuiteSet(BaseModel):
     texts_per_image: Annotated[int, Field(ge=1)] | None = None
     #: Name in the metrics -> right items other than each picture's own captions, such as those of ECCV Caption.
     positives: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")], Positives] = {}
-    #: Format aro: relations, or pairs of attributes (`ATTRIBUTE_ATTRIBUTE`), that the mean over them leaves out.
-    leave_out: Annotated[tuple[str, ...], Field(strict=False)] = ()
     #: How tasks of LEARNED are measured.
     knn: KnnSettings = KnnSettings()
     linear_probe: LinearProbeSettings = LinearProbeSettings()
-    few_shot: FewShotSettings = FewShotSettings()
     frozen: FrozenSettings = FrozenSettings()
     vtab: VtabSettings = VtabSettings()
     fine_tuning: FineTuningSettings = FineTuningSettings()
@@ -226,15 +204,8 @@ class SuiteSet(BaseModel):
     def _fits_together(self) -> Self:
         if self.name in _RESERVED:
             raise ValueError(f"{self.name}: a set of this name is made by the pipeline; choose another name")
-        if (self.format in _CHOICES) != (self.tasks == ("compositional",)):
-            raise ValueError(
-                f"{self.name}: the task compositional and the formats {', '.join(sorted(_CHOICES))} belong together, "
-                "and have no other"
-            )
         if (self.format == "multi30k") != bool(self.captions):
             raise ValueError(f"{self.name}: the format multi30k and the key captions, its files, belong together")
-        if self.leave_out and self.format != "aro":
-            raise ValueError(f"{self.name}: leave_out is of format aro")
         tasks = set(self.tasks)
         captioned = tasks & set(CAPTIONED)
         if captioned and captioned != tasks:
@@ -242,7 +213,7 @@ class SuiteSet(BaseModel):
                 f"{self.name}: retrieval needs captions, zero_shot and knn need classes: make two sets of it"
             )
         base = "retrieval" if captioned else "zero_shot"
-        if base not in tasks and self.format not in _CHOICES:
+        if base not in tasks:
             given = ", ".join(self.tasks)
             raise ValueError(f"{self.name}: {given} is measured beside {base}; tasks: [{base}, {given}]")
         if self.format in _CAPTIONS and not captioned:
@@ -261,7 +232,7 @@ class SuiteSet(BaseModel):
             raise ValueError(f"{self.name}: texts_per_image is of sets of captions, and not of format align")
         if idle := [task for task in LEARNED if task in self.model_fields_set and task not in tasks]:
             raise ValueError(f"{self.name}: settings of {idle[0]}, which is not among its tasks")
-        if self.among is not None and (captioned or self.format in _CHOICES):
+        if self.among is not None and captioned:
             raise ValueError(f"{self.name}: among is a choice of classes, and captions have none")
         for template in self.templates or ():
             if template.count("{}") != 1:

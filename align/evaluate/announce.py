@@ -29,8 +29,6 @@ def announce(sets: Sequence[EvaluationSet], towers: Towers, tuner: Tuner) -> Non
         known = sum(image.split == "reference" for image in one.images)
         if one.kind == "retrieval":
             what = f"{len(one.images):,} pictures and {texts[one.name]:,} texts, retrieval"
-        elif one.choices is not None:
-            what = f"{len(one.choices.rows):,} rows about {len(one.images):,} pictures, {one.choices.protocol}"
         elif one.kind == "many_labels":
             what = f"{len(one.images):,} pictures with any of {len(one.classes):,} classes, zero-shot"
         else:

@@ -9,7 +9,6 @@ A picture that cannot be read or decoded is left out and named. Under CUDA the m
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -26,13 +25,11 @@ from numpy.typing import NDArray
 from align.display.console import track
 from align.durable.processes import in_threads
 from align.errors import DataError
-from align.formats.evaluation_set import Box, EvaluationSet
+from align.formats.evaluation_set import EvaluationSet
 from align.formats.features import Features, folder_of
 from align.formats.model_folder import model_digest
 from align.model.embedder import Embedder, Embeddings, load_with_tokenizer
 from align.model.preprocess import centre_crop, decode
-from align.pairs.picture import MAX_PIXELS, PictureError
-from align.pairs.picture import decode as decode_picture
 
 #: Pictures whose embeddings are in memory as float32.
 _CHUNK = 1024
@@ -130,8 +127,7 @@ def embed_pictures(
     faults: dict[int, str] = {}
     positions: list[int] = []
     embeds: Embeddings = np.zeros((0, 1), dtype=np.float32)
-    read = source.read(fault=faults.__setitem__)
-    pictures = track(_parts(source, read, faults), what=f"evaluate: {source.name}", total=len(source.images))
+    pictures = track(source.read(fault=faults.__setitem__), what=f"evaluate: {source.name}", total=len(source.images))
     measure = partial(_embedded, towers=towers, name=source.name, faults=faults)
     features: Features[Half] = Features(kept, _to_bytes, _from_bytes)
     for name, row in features.look(measure, ((str(position), picture) for position, picture in pictures)):
@@ -159,35 +155,6 @@ def kept_in(root: Path | None, towers: ModelTowers) -> Path | None:
     """
     versions = [("torch", version("torch"))]
     return folder_of(root, "embeddings", "align.model.embedder", [towers.decides, versions])
-
-
-def _parts(
-    source: EvaluationSet, pictures: Iterator[tuple[int, bytes]], faults: dict[int, str]
-) -> Iterator[tuple[int, bytes]]:
-    """What the model is shown of each picture, as a file; those that do not decode are added to `faults`."""
-    if all(image.box is None for image in source.images):
-        yield from pictures
-        return
-
-    def part(item: tuple[int, bytes]) -> tuple[int, bytes | str]:
-        box = source.images[item[0]].box
-        try:
-            return item[0], item[1] if box is None else cut(item[1], box)
-        except PictureError as error:
-            return item[0], str(error)
-
-    for position, found in in_threads(part, pictures, os.cpu_count() or 1):
-        if isinstance(found, str):
-            faults[position] = found
-        else:
-            yield position, found
-
-
-def cut(picture: bytes, box: Box) -> bytes:
-    """A part of a picture as a PNG, black where it lies beyond the picture. Raises PictureError if it cannot decode."""
-    stream = io.BytesIO()
-    decode_picture(picture, max_pixels=MAX_PIXELS).crop(box).save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
 
 
 def _embedded(

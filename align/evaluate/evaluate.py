@@ -28,7 +28,6 @@ from align.errors import ConfigError, DataError
 from align.evaluate.announce import announce
 from align.evaluate.answered import Answered
 from align.evaluate.captioned import read_published
-from align.evaluate.choices import measure_choices
 from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure, reliability_figure
@@ -134,8 +133,6 @@ def _measure(
         say(f"evaluate: {source.name} ({source.kind}), {len(source.images):,} images")
         if source.kind == "retrieval":
             retrievals.append(measure_retrieval(source, encoder, published=known, **how))
-        elif source.kind == "compositional":
-            others.append(measure_choices(source, encoder, **how))
         elif source.kind == "many_labels":
             others.append(measure_many_labels(source, encoder, **how))
         else:

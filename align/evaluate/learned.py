@@ -22,7 +22,6 @@ from align.config.suite import LinearProbeSettings, SuiteSet, Task, VtabSettings
 from align.display.console import say
 from align.errors import DataError
 from align.evaluate.protocols import linear
-from align.evaluate.protocols.few_shot import few_shot
 from align.evaluate.protocols.knn import weighted_vote
 from align.evaluate.protocols.labelled import Labelled, accuracy
 from align.evaluate.protocols.recall import Direction, Score
@@ -73,10 +72,6 @@ def learned_scores(
                     score(f"knn_{k}", [weighted_vote(test, train, k=k, temperature=asked.knn.temperature)])
             elif task == "linear_probe":
                 score("linear_probe", [_linear_probe(asked.linear_probe, train, test, num_classes)])
-            elif task == "few_shot":
-                few = asked.few_shot
-                for shots, runs in few_shot(train, test, num_classes, shots=few.shots, seeds=few.seeds).items():
-                    score(f"few_shot_{shots}", runs)
             elif task == "frozen":
                 recipe, view = _FROZEN[asked.frozen.preset], _scaled(train)
                 answers = linear.frozen_features(

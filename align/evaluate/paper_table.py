@@ -28,12 +28,10 @@ HEADINGS = {
     "Crisscrossed Captions": r"cxc/.+",
     "Multi30K": r"multi30k/.+",
     "Zero-shot classification": r"zero_shot/.+",
-    "Classification with frozen features": r"(knn(_\d+)?|linear_probe|frozen|few_shot_\d+|logistic_regression\w*)/.+",
+    "Classification with frozen features": r"(knn(_\d+)?|linear_probe|frozen)/.+",
     "Fine-tuning for classification": r"fine_tuning/.+",
     "VTAB": r"vtab/.+",
     "Labelled queries": r"labelled_queries/.+",
-    "Compositional sets": r"((add|replace|swap)_(att|obj|rel)/)?accuracy|mean_per_group|"
-    r"(text|image|group)_score",
 }
 REST = "Other measures"
 

@@ -19,11 +19,8 @@ from align.config.suite import SuiteSet
 from align.errors import DataError
 
 #: `many_labels`: any number of classes a picture.
-Kind = Literal["retrieval", "classification", "many_labels", "compositional"]
+Kind = Literal["retrieval", "classification", "many_labels"]
 Split = Literal["query", "reference"]
-
-#: Left, top, right and bottom of a part of a picture, in pixels.
-Box = tuple[int, int, int, int]
 
 #: The set of held-out pairs, which the filter writes into a folder of this name in paths.filtered.
 HELD_OUT = "held_out"
@@ -42,7 +39,6 @@ class EvaluationImage:
         split: `query`, or `reference` for images whose label classifiers are told.
         number: that the set's publisher gave it, which other files name it by; None: none.
         text_numbers: likewise of each of its texts; empty: none.
-        box: the part of the picture that the model is shown; black beyond the picture. None: all of it.
     """
 
     key: str
@@ -53,7 +49,6 @@ class EvaluationImage:
     split: Split
     number: int | None = None
     text_numbers: tuple[int, ...] = ()
-    box: Box | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,36 +71,6 @@ class EvaluationText:
     owner: str
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A row of a compositional set: which text belongs to which picture.
-
-    Attributes:
-        key: unique among the rows of its set.
-        images: positions of its pictures in `images`: one; in Winoground two.
-        texts: of one picture the right text, then the wrong ones; of two pictures one each, in their order.
-        group: its category, relation or pair of attributes; empty: none.
-    """
-
-    key: str
-    images: tuple[int, ...]
-    texts: tuple[str, ...]
-    group: str
-
-
-@dataclass(frozen=True)
-class Choices:
-    """The rows of a compositional set, and the protocol that they are for.
-
-    Attributes:
-        protocol: see `align.evaluate.protocols.compositional`; `relation`, `attribution` and `order` are ARO's.
-        rows: of two texts each; in `order` of five.
-    """
-
-    protocol: Literal["sugarcrepe", "winoground", "relation", "attribution", "order"]
-    rows: tuple[Choice, ...]
-
-
 #: Positions of items, growing -> their pictures, in that order.
 Pictures = Callable[[Sequence[int]], Iterator[bytes | Unreadable]]
 
@@ -125,7 +90,6 @@ class EvaluationSet:
         repeats: equal texts of one concept are several items, as published captions are; else one item.
         positives: (image, text) of everything that is right, by position in `images` and in `texts`, where several
             owners or none do not say it; None: each text is right for the images of its owner.
-        choices: of a compositional set.
         unusable: name -> why, of what the set's files have and is no item.
         asked: its entry in the suite, which says what to measure; None: all that needs no setting.
         sha256: of the tar of an `align` set; empty for others, see `identity`.
@@ -141,7 +105,6 @@ class EvaluationSet:
     sha256: str = ""
     repeats: bool = False
     positives: tuple[tuple[int, int], ...] | None = None
-    choices: Choices | None = None
     unusable: Mapping[str, str] = field(default_factory=dict)
     asked: SuiteSet | None = None
 
@@ -199,11 +162,10 @@ class EvaluationSet:
         total = hashlib.sha256(repr((self.kind, self.classes, self.templates, self.positives)).encode())
         for image, picture in zip(self.images, self.digests, strict=True):
             total.update(repr((image.key, image.concept, image.texts, image.label, image.split)).encode() + picture)
-        total.update(b"" if self.choices is None else repr(self.choices).encode())
         return total.hexdigest()
 
     def select(self, positions: Sequence[int]) -> Self:
-        """The set of some of the items, by growing positions; without `positives` and `choices`, which name others."""
+        """The set of some of the items, by growing positions; without `positives`, which name others."""
         if len(positions) == len(self.images):
             return self
         chosen, pictures = list(positions), self.pictures
@@ -211,7 +173,6 @@ class EvaluationSet:
             self,
             images=[self.images[position] for position in chosen],
             positives=None,
-            choices=None,
             pictures=lambda wanted: pictures([chosen[position] for position in wanted]),
         )
 

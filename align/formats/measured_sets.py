@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +25,6 @@ _MEASURES: dict[Kind, str] = {
     "retrieval": "align.evaluate.measure",
     "classification": "align.evaluate.measure",
     "many_labels": "align.evaluate.many_labels",
-    "compositional": "align.evaluate.choices",
 }
 #: The set made of the test split.
 TEST = "test"
@@ -80,8 +78,6 @@ def _set_digest(one: EvaluationSet, code: str) -> str:
     total = hashlib.sha256(_line(code, one.name, one.kind, one.classes, one.templates, one.repeats, one.positives))
     for image, picture in zip(one.images, one.digests, strict=True):
         total.update(_line(image.key, picture.hex(), image.concept, image.texts, image.label, image.split))
-    if one.choices is not None:
-        total.update(_line(one.choices.protocol, [asdict(row) for row in one.choices.rows]))
     return total.hexdigest()
 
 

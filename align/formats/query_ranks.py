@@ -40,7 +40,7 @@ RANKS = "ranks.parquet"
 CUTS = (1, 5, 10)
 #: The ways of asking. Of the first two, sets of kind retrieval are measured, of the others those of classification.
 IMAGE_TO_TEXT, TEXT_TO_IMAGE, ZERO_SHOT, KNN = PROTOCOLS = ("image_to_text", "text_to_image", "zero_shot", "knn")
-#: In a protocol of classifiers that are fitted several times, before the number of the fit: `few_shot_5#0`.
+#: In a protocol of classifiers that are fitted several times, before the number of the fit: `fine_tuning#0`.
 RUN = "#"
 #: At the end of a protocol of retrieval: equal texts are one item, right for all of its owners.
 ANY_OWNER = "_any_owner"

@@ -1,4 +1,4 @@
-"""Writes `clip_benchmark_figures.json`: CLIP_benchmark's recall, accuracies and choices, on embeddings from a seed.
+"""Writes `clip_benchmark_figures.json`: CLIP_benchmark's recall and accuracies, on embeddings from a seed.
 
 `pip install --no-deps clip-benchmark scikit-learn "numpy<2.4"` beside the project's torch (its `accuracy` fails with
 later ones); then, with the project on PYTHONPATH,
@@ -21,7 +21,6 @@ from tests.golden.embeddings import captioned
 FILE = Path(__file__).with_suffix(".json")
 #: Classes that images are classified among, of all.
 NUM_CLASSES, MASKED = 20, (3, 4, 5, 8, 13, 15, 19)
-NUM_EXAMPLES = 60
 
 
 def retrieval_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
@@ -33,12 +32,6 @@ def class_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np
     classes, images, labels = captioned(NUM_CLASSES, NUM_CLASSES, width=16, noise=1.5, seed=1)
     kept = np.concatenate([np.flatnonzero(labels == one)[: 1 + one] for one in range(NUM_CLASSES)])
     return classes, images[kept], labels[kept]
-
-
-def choice_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Images (2 x examples) and captions (2 x examples), those of one example beside each other."""
-    images, texts, _ = captioned(2 * NUM_EXAMPLES, 1, width=4, noise=1.5, seed=2)
-    return images, texts
 
 
 def many_label_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
@@ -61,7 +54,7 @@ class Ready:
 
 def figures() -> dict[str, Any]:
     """What the package answers, which is imported here."""
-    from clip_benchmark.metrics import image_caption_selection, zeroshot_retrieval
+    from clip_benchmark.metrics import zeroshot_retrieval
     from clip_benchmark.metrics.zeroshot_classification import accuracy, average_precision_per_class
     from sklearn.metrics import balanced_accuracy_score
 
@@ -90,14 +83,10 @@ def figures() -> dict[str, Any]:
         mean = balanced_accuracy_score(right, logits.argmax(dim=1))
         classified[name] = {"top1": top1, "top5": top5, "mean_per_class": float(mean)}
 
-    shown, captions = choice_inputs()
-    both = (torch.from_numpy(part).view(NUM_EXAMPLES, 2, -1) for part in (shown, captions))
-    pairs = [(next(both)[:, :, :, None, None], [list(one) for one in next(both).numpy()])]
-    choices = image_caption_selection.evaluate(Ready(), pairs, tokenize, "cpu", amp=False)
     classes, pictures, has = many_label_inputs()
     precisions = average_precision_per_class(torch.from_numpy(pictures @ classes.T), torch.from_numpy(has).float())
     many = {"average_precision": precisions.tolist(), "mean_average_precision": precisions.mean().item()}
-    return {"retrieval": recall, "classification": classified, "winoground": choices, "many_labels": many}
+    return {"retrieval": recall, "classification": classified, "many_labels": many}
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from align.config.suite import SuiteSet
 from tests.golden import align_base
 from tests.support import own_model
 
-WINOGROUND = ("text_score", "image_score", "group_score")
-
 
 def _table(tmp_path: Path, published: float) -> Path:
     """A set that is here, and one that is not."""
@@ -41,14 +39,13 @@ def _set(folder: Path) -> None:
 
 def test_every_set_of_the_table_is_one_that_a_suite_may_have(tmp_path: Path) -> None:
     table = align_base.read_table()
-    assert sum(len(one["published"]) for one in table["sets"]) == 15
+    assert sum(len(one["published"]) for one in table["sets"]) == 7
     for one in table["sets"]:
         entry = SuiteSet.model_validate(align_base.suite_entry(one, tmp_path))
         assert Path(entry.path).is_relative_to(tmp_path)
         measured = {
             "zero_shot": {"zero_shot/accuracy"},
             "retrieval": {"image_to_text/recall@1", "text_to_image/recall@1"},
-            "compositional": set(WINOGROUND if entry.format == "winoground" else ["accuracy"]),
         }
         assert set(one["published"]) == measured[entry.tasks[0]]
 
@@ -60,12 +57,12 @@ def test_without_weights_and_sets_each_row_says_where_to_get_them(
     assert align_base.main(given) == align_base.NOT_MEASURED
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if "not measured:" in line and "/" in line.split()[0]]
-    assert len(rows) == 15
+    assert len(rows) == 7
     assert all("model.safetensors or pytorch_model.bin, preprocessor_config.json or" in row for row in rows)
     assert all("https://huggingface.co/kakaobrain/align-base" in row for row in rows)
     assert "dataset_coco.json, val2014 missing" in next(row for row in rows if row.startswith("coco/"))
-    assert "facebook/winoground" in next(row for row in rows if row.startswith("winoground/"))
-    assert lines[-1].endswith("0 agrees, 0 differs, 15 not measured")
+    assert "huggingface.co/datasets/mteb/food101" in next(row for row in rows if row.startswith("food101/"))
+    assert lines[-1].endswith("0 agrees, 0 differs, 7 not measured")
     assert not (tmp_path / "work").exists()
 
 

@@ -35,23 +35,23 @@ def _python() -> Path:
     return tools()
 
 
-def _jpeg(seed: int) -> bytes:
-    """Soft blots, 230 x 170: the tests' models read 72 px, so that we decode at half the size."""
+def _picture(seed: int, kind: str = "JPEG") -> bytes:
+    """Soft blots, 230 x 170: the tests' models read 72 px, so that we decode a JPEG at half the size."""
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((230, 170)).save(buffer, "JPEG", quality=90)
+    Image.fromarray(pixels).resize((230, 170)).save(buffer, kind, quality=90)
     return buffer.getvalue()
 
 
 @pytest.fixture(scope="module", name="root")
 def _root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, and two sets in CLIP_benchmark's layout: `classes` and `captions`."""
+    """A model, and three sets in CLIP_benchmark's layout: `classes`, `captions` and, of PNG files, `pairs`."""
     root = tmp_path_factory.mktemp("tools")
     small_model.write(root)
     # words that the model knows: texts that it cannot tell apart would tie, and tools rank equal texts as they come
     endings = ("snow", "owl", "picture")
     words = [f"{template.format(name)} {end}" for template in TEMPLATES for name in CLASSES for end in endings]
-    for name, splits in (("classes", ("train", "test")), ("captions", ("test",))):
+    for name, splits in (("classes", ("train", "test")), ("captions", ("test",)), ("pairs", ("test",))):
         for split in splits:
             (root / name / split).mkdir(parents=True)
             (root / name / split / "nshards.txt").write_text("1")
@@ -62,11 +62,14 @@ def _root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, seed in (("train", 1000), ("test", 0)):
         with TarWriter(str(root / "classes" / split / "0.tar")) as tar:
             for number in range(36):
-                row = {"__key__": f"p{number:03d}", "jpg": _jpeg(seed + number), "cls": number % len(CLASSES)}
+                row = {"__key__": f"p{number:03d}", "jpg": _picture(seed + number), "cls": number % len(CLASSES)}
                 tar.write(row)
     with TarWriter(str(root / "captions/test/0.tar")) as tar:
         for number in range(24):
-            tar.write({"__key__": f"p{number:03d}", "jpg": _jpeg(number), "txt": "\n".join(words[2 * number :][:2])})
+            tar.write({"__key__": f"p{number:03d}", "jpg": _picture(number), "txt": "\n".join(words[2 * number :][:2])})
+    with TarWriter(str(root / "pairs/test/0.tar")) as tar:
+        for number in range(36):
+            tar.write({"__key__": f"p{number:03d}", "png": _picture(number, "PNG"), "txt": words[number]})
     return root
 
 
@@ -75,7 +78,7 @@ def _ours(root: Path) -> dict[str, float]:
     """Figure -> share, by our own functions on the same files."""
     model = Embedder.load(root / "models/finetuned")
     labels = [number % len(CLASSES) for number in range(36)]
-    images = model.embed_images(_jpeg(number) for number in range(36))
+    images = model.embed_images(_picture(number) for number in range(36))
     found = {}
     for name, templates in (("ensemble", TEMPLATES), ("one prompt", TEMPLATES[:1])):
         classes = class_embeddings(model.embed_texts(prompts(CLASSES, templates)), len(CLASSES))
@@ -88,7 +91,14 @@ def _ours(root: Path) -> dict[str, float]:
     to_texts = ranks_by_embedding(images[:24], texts, [np.flatnonzero(owners == number) for number in range(24)])
     to_images = ranks_by_embedding(texts, images[:24], [np.array([owner]) for owner in owners])
     found |= {f"i2t@{k}": float(np.mean(to_texts <= k)) for k in (1, 5, 10)}
-    return found | {f"t2i@{k}": float(np.mean(to_images <= k)) for k in (1, 5, 10)}
+    found |= {f"t2i@{k}": float(np.mean(to_images <= k)) for k in (1, 5, 10)}
+    couples = samples(root / "pairs/test/0.tar").values()
+    one = model.embed_images(row["png"] for row in couples).reshape(18, 2, -1)
+    other = model.embed_texts([row["txt"].decode() for row in couples]).reshape(18, 2, -1)
+    nearer = np.einsum("niw,ntw->nit", one, other)
+    text = (nearer[:, 0, 0] > nearer[:, 0, 1]) & (nearer[:, 1, 1] > nearer[:, 1, 0])
+    image = (nearer[:, 0, 0] > nearer[:, 1, 0]) & (nearer[:, 1, 1] > nearer[:, 0, 1])
+    return found | {"text": float(text.mean()), "image": float(image.mean()), "both": float((text & image).mean())}
 
 
 def _run(python: Path, folder: Path, *command: str) -> str:
@@ -120,10 +130,13 @@ def test_clip_benchmark_measures_what_we_measure(python: Path, root: Path, ours:
 
 
 def test_mteb_measures_what_we_measure(python: Path, root: Path, ours: dict[str, float]) -> None:
-    said = _run(python, root, "-m", "tests.support.mteb_tasks", "models/finetuned", "classes", "captions")
+    said = _run(python, root, "-m", "tests.support.mteb_tasks", "models/finetuned", "classes", "captions", "pairs")
     scores = json.loads(said.splitlines()[-1])
     assert scores["ZeroShot"]["accuracy"] == pytest.approx(ours["one prompt"], abs=1e-5)
     for k in (1, 5, 10):
         assert scores["TextsForImages"][f"hit_rate_at_{k}"] == pytest.approx(ours[f"i2t@{k}"], abs=1e-5)
         assert scores["ImagesForTexts"][f"hit_rate_at_{k}"] == pytest.approx(ours[f"t2i@{k}"], abs=1e-5)
     assert 0 < scores["Probe"]["accuracy"] < 1
+    for score, figure in (("text_acc", "text"), ("image_acc", "image"), ("accuracy", "both")):
+        assert scores["Pairs"][score] == pytest.approx(ours[figure], abs=1e-5)
+    assert 0 < max(ours["text"], ours["image"]) < 1  # figures that say something

@@ -14,7 +14,6 @@ from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.evaluation_sets.named import named_sets
 from align.services.files.files import StoreFiles
 from tests.support import local_store
-from tests.support.choices import sugarcrepe
 from tests.support.colours import square
 from tests.support.s3_server import S3Server, serve
 from tests.support.suites import suite
@@ -48,7 +47,6 @@ def test_sets_in_s3_are_those_in_a_folder(server: S3Server, tmp_path: Path, monk
     server.use(monkeypatch)
     root = tmp_path / "sets"
     folder(root / "folder"), tars(root / "tars"), parquet(root / "hub")
-    sugarcrepe(root / "choices")
     written = write_set(root / "own", concepts())
     pictures(root / "captions/images")
     karpathy(root / "captions/dataset.json")
@@ -61,7 +59,6 @@ def test_sets_in_s3_are_those_in_a_folder(server: S3Server, tmp_path: Path, monk
             {"name": "tars", "path": f"{base}/tars", "format": "webdataset", **both},
             {"name": "hub", "path": f"{base}/hub", "format": "parquet", **both},
             {"name": "captions", "path": f"{base}/captions/dataset.json", "format": "karpathy", "tasks": ["retrieval"]},
-            {"name": "choices", "path": f"{base}/choices", "format": "sugarcrepe", "tasks": ["compositional"]},
             {"name": "mine", "path": f"{base}/own", "format": "align", "tasks": ["retrieval"]},
         ]  # fmt: skip
 
@@ -69,7 +66,7 @@ def test_sets_in_s3_are_those_in_a_folder(server: S3Server, tmp_path: Path, monk
     here = named_sets(suite(tmp_path, *entries(str(root))), files)
     there = named_sets(suite(tmp_path, *entries("s3://sets/a")), files)
     assert [one.identity for one in there] == [one.identity for one in here]
-    assert len({one.identity for one in here}) == 6 and there[-1].sha256 == written
+    assert len({one.identity for one in here}) == 5 and there[-1].sha256 == written
     assert list(there[-1].read([1, 0])) == list(here[-1].read([1, 0]))  # by ranges, in any order
     client.delete_object(Bucket="sets", Key="a/tars/classnames.txt")
     with pytest.raises(DataError, match=r"s3://sets/a/tars/classnames\.txt: the names of the classes of tars cannot"):

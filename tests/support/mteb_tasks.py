@@ -1,8 +1,9 @@
 """mteb's tasks on sets in CLIP_benchmark's layout, run in the environment of the tools: prints task -> scores as JSON.
 
-    python -m tests.support.mteb_tasks MODEL CLASSES CAPTIONS
+    python -m tests.support.mteb_tasks MODEL CLASSES CAPTIONS PAIRS
 
-MODEL as for `align.adapters.mteb.load`; CLASSES has the splits train and test, CAPTIONS is a set of captions.
+MODEL as for `align.adapters.mteb.load`; CLASSES has the splits train and test, CAPTIONS is a set of captions,
+and PAIRS one of PNG files with a caption each.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import datasets
 import mteb
 from mteb.abstasks.classification import AbsTaskClassification
+from mteb.abstasks.image.image_text_pair_classification import AbsTaskImageTextPairClassification
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.abstasks.zeroshot_classification import AbsTaskZeroShotClassification
@@ -105,10 +107,32 @@ def retrieval(folder: Path, *, texts_for_images: bool) -> Any:
     return Retrieval()
 
 
-def main(model: str, classes: str, captions: str) -> None:
-    """Runs the four tasks."""
+def pairs(folder: Path) -> Any:
+    """Two pictures and their captions a row, as Winoground has them."""
+    rows = list(samples(folder / "test/0.tar").values())
+    columns: dict[str, list[Any]] = {}
+    for place in (0, 1):
+        columns[f"image_{place}"] = [{"bytes": row["png"], "path": None} for row in rows[place::2]]
+        columns[f"caption_{place}"] = [row["txt"].decode() for row in rows[place::2]]
+
+    class Pairs(AbsTaskImageTextPairClassification):  # type: ignore[misc]  # mteb is not installed here
+        metadata = _metadata("Pairs", "Compositionality", "i2t", ["image", "text"], "accuracy")
+        images_column_names = ("image_0", "image_1")
+        texts_column_names = ("caption_0", "caption_1")
+
+        def load_data(self, *_: Any, **__: Any) -> None:
+            rows = datasets.Dataset.from_dict(columns)
+            for name in self.images_column_names:
+                rows = rows.cast_column(name, datasets.Image())
+            self.dataset, self.data_loaded = datasets.DatasetDict(test=rows), True
+
+    return Pairs()
+
+
+def main(model: str, classes: str, captions: str, couples: str) -> None:
+    """Runs the five tasks."""
     logging.disable(logging.WARNING)
-    tasks = [zero_shot(Path(classes)), probe(Path(classes))]
+    tasks = [zero_shot(Path(classes)), probe(Path(classes)), pairs(Path(couples))]
     tasks += [retrieval(Path(captions), texts_for_images=each) for each in (True, False)]
     results = mteb.evaluate(load(model), tasks, cache=None, show_progress_bar=False)
     print(json.dumps({each.task_name: each.scores["test"][0] for each in results.task_results}))

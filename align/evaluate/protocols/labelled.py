@@ -101,15 +101,6 @@ def require_one_width(*splits: Labelled) -> None:
             )
 
 
-def require_every_class(train: Labelled, num_classes: int) -> None:
-    """Raises DataError if a label is not below num_classes, or a class has no picture."""
-    if train.labels.max() >= num_classes:
-        raise DataError(f"{train.name}: label {train.labels.max()}, but there are {num_classes} classes")
-    empty = np.flatnonzero(np.bincount(train.labels, minlength=num_classes) == 0)
-    if len(empty):
-        raise DataError(f"{train.name}: {len(empty)} of {num_classes} classes have no picture, the first is {empty[0]}")
-
-
 def largest(scores: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     """(num_rows, num_classes) -> (num_rows,) the column of each row's largest value; `UNDECIDED` if two have it."""
     level = np.count_nonzero(scores == scores.max(axis=1, keepdims=True), axis=1) > 1

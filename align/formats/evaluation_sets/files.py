@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from align.config.suite import PRESENT, TEMPLATES, SuiteSet
 from align.durable.processes import in_threads
 from align.errors import DataError
-from align.formats.evaluation_set import Choices, EvaluationImage, EvaluationSet, Kind, Pictures, Unreadable
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, Pictures, Unreadable
 from align.interfaces.store import Files
 
 #: Of one picture, and of a file of names.
@@ -155,7 +155,6 @@ def made(
     *,
     classes: Sequence[str] = (),
     templates: Sequence[str] = (),
-    choices: Choices | None = None,
     unusable: Mapping[str, str] | None = None,
 ) -> EvaluationSet:
     """The set, checked.
@@ -165,7 +164,6 @@ def made(
         images: its items.
         pictures: of the items.
         classes: of a classification set. Where no image has a label, its texts are the classes that it has.
-        choices: of a compositional set.
         templates: those of the set itself.
         unusable: name -> why, of what is no item.
 
@@ -181,7 +179,7 @@ def made(
     twice = [key for key, number in Counter(image.key for image in images).items() if number > 1]
     if twice:
         raise DataError(f"{where}: {len(twice):,} ids occur more than once, the first is {twice[0]}")
-    kind: Kind = "classification" if classes else "retrieval" if choices is None else "compositional"
+    kind: Kind = "classification" if classes else "retrieval"
     if classes and all(image.label is None for image in images):
         kind = "many_labels"
     if classes and wanted.among is None:
@@ -201,7 +199,6 @@ def made(
         templates=tuple(wanted.templates or templates or TEMPLATES) if classes else (),
         pictures=pictures,
         repeats=not classes,
-        choices=choices,
         unusable=dict(unusable or {}),
         asked=wanted,
     )

@@ -49,8 +49,6 @@ def _read(wanted: SuiteSet, files: Files) -> EvaluationSet:
             from align.formats.evaluation_sets.folder import read
         case "parquet":
             from align.formats.evaluation_sets.hub_parquet import read
-        case "sugarcrepe" | "winoground" | "aro":
-            from align.formats.evaluation_sets.compositional import read
     return masked(read(wanted, files), files)
 
 

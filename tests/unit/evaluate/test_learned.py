@@ -10,7 +10,6 @@ from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.evaluate.learned import learned_scores
 from align.evaluate.measure import measure_classification
-from align.evaluate.protocols.few_shot import few_shot
 from align.evaluate.protocols.labelled import Labelled
 from align.evaluate.protocols.recall import Direction
 from align.formats.query_ranks import QueryRanks, Ranked
@@ -40,17 +39,13 @@ TRAIN, TEST = split("train", 0, 60), split("test", 1, 40)
 
 def test_each_task_has_its_metrics_and_all_of_them_learn() -> None:
     entry = asked(
-        "knn", "linear_probe", "few_shot", "frozen",
-        knn={"neighbours": [9, 20]}, few_shot={"shots": [1, 5], "seeds": [0]}, frozen={"preset": "small"},
+        "knn", "linear_probe", "frozen", knn={"neighbours": [9, 20]}, frozen={"preset": "small"}
     )  # fmt: skip
     found = learned_scores(entry, TRAIN, TEST, 3, **HOW)
-    assert list(found) == [
-        "knn_9/accuracy", "knn_20/accuracy", "linear_probe/accuracy", "few_shot_1/accuracy", "few_shot_5/accuracy",
-        "frozen/accuracy",
-    ]  # fmt: skip
+    assert list(found) == ["knn_9/accuracy", "knn_20/accuracy", "linear_probe/accuracy", "frozen/accuracy"]
     for name, score in found.items():
         assert score.chance == 1 / 3 and score.low < score.value < score.high
-        assert score.low > (0.3 if name == "few_shot_1/accuracy" else 0.6), name
+        assert score.low > 0.6, name
     assert found == learned_scores(entry, TRAIN, TEST, 3, **HOW)
 
 
@@ -58,19 +53,12 @@ def test_nothing_is_fitted_that_is_not_asked() -> None:
     assert learned_scores(asked("knn"), TRAIN, TEST, 3, **HOW) == {}
 
 
-def test_few_shot_is_the_mean_over_the_seeds() -> None:
-    found = learned_scores(asked("few_shot", few_shot={"shots": [5]}), TRAIN, TEST, 3, **HOW)
-    (runs,) = few_shot(TRAIN, TEST, 3, shots=[5]).values()
-    assert len(runs) == 3
-    assert found["few_shot_5/accuracy"].value == pytest.approx(np.mean([run == TEST.labels for run in runs]))
-
-
 def test_single_answers_are_kept_for_comparisons() -> None:
     """From them follows each metric, as `align evaluate --compare` needs it."""
-    entry = asked("knn", "linear_probe", "few_shot", knn={"neighbours": [9]}, few_shot={"shots": [1]})
+    entry = asked("knn", "linear_probe", knn={"neighbours": [9]})
     kept: dict[str, Direction] = {}
     found = learned_scores(entry, TRAIN, TEST, 3, answered=kept, **HOW)
-    assert list(kept) == ["knn_9", "linear_probe", "few_shot_1#0", "few_shot_1#1", "few_shot_1#2"]
+    assert list(kept) == ["knn_9", "linear_probe"]
     ids = tuple(map(str, range(len(TEST))))
     ranked = {
         ("c", name): Ranked(ids, ids, None, of.ranks, np.asarray(of.num_correct), of.num_items)
@@ -110,9 +98,8 @@ def test_vtab_takes_a_thousand_pictures_in_their_order() -> None:
 
 
 def test_what_cannot_be_fitted_names_set_and_task() -> None:
-    lacking = TRAIN.subset(np.flatnonzero(TRAIN.labels < 2))
-    with pytest.raises(DataError, match="evaluation set c: few_shot: train: 1 of 3 classes have no picture"):
-        learned_scores(asked("few_shot"), lacking, TEST, 3, **HOW)
+    with pytest.raises(DataError, match="evaluation set c: vtab: train: 180 images; VTAB takes the first 1,000"):
+        learned_scores(asked("vtab", vtab={"shuffle": True}), TRAIN, TEST, 3, **HOW)
 
 
 def test_a_set_learns_from_its_split_of_references_and_scores_stand_beside_zero_shot() -> None:

@@ -31,7 +31,7 @@ def test_a_model_and_a_suite_are_enough(elsewhere: Path, capsys: pytest.CaptureF
     pictures(elsewhere / "images")
     (elsewhere / "images/1.jpg").write_bytes(b"no picture")
     both = {"tasks": ["zero_shot", "knn"], "templates": ["a {}."]}
-    probes = {"tasks": [*both["tasks"], "few_shot"], "few_shot": {"shots": [1, 2], "seeds": [0]}}
+    probes = {"tasks": [*both["tasks"], "linear_probe"], "linear_probe": {"epochs": 2}}
     file = suite(
         elsewhere,
         {"name": "folder", "path": str(folder(elsewhere / "folder")), "format": "folder", **both, **probes},
@@ -48,12 +48,12 @@ def test_a_model_and_a_suite_are_enough(elsewhere: Path, capsys: pytest.CaptureF
     for metric in ("zero_shot/accuracy", "knn/accuracy"):
         assert metrics[f"tars/{metric}"] == metrics[f"folder/{metric}"]
     assert metrics["hub/knn/accuracy"] == metrics["folder/knn/accuracy"]  # its classes have other names
-    assert {"folder/few_shot_1/accuracy/low", "folder/few_shot_2/accuracy/chance"} <= metrics.keys()
-    assert "tars/few_shot_1/accuracy" not in metrics
+    assert {"folder/linear_probe/accuracy/low", "folder/linear_probe/accuracy/chance"} <= metrics.keys()
+    assert "tars/linear_probe/accuracy" not in metrics
     report = json.loads((elsewhere / "out/report.json").read_text())
     assert report["sets"]["mine"]["num_left_out"] == 1 and report["sets"]["mine"]["num_texts"] == 3
-    assert report["sets"]["folder"]["tasks"] == ["zero_shot", "knn", "few_shot"]
-    assert report["sets"]["folder"]["settings"]["few_shot"] == {"shots": [1, 2], "seeds": [0]}
+    assert report["sets"]["folder"]["tasks"] == ["zero_shot", "knn", "linear_probe"]
+    assert report["sets"]["folder"]["settings"]["linear_probe"]["epochs"] == 2
     assert "1.jpg" in report["sets"]["mine"]["left_out"]
 
 

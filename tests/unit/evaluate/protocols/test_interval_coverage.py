@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from align.evaluate.protocols.classification import classification_scores
-from align.evaluate.protocols.compositional import in_groups, winoground
 from align.evaluate.protocols.correlation import sampled_spearman, spearman
 from align.evaluate.protocols.recall import Direction
 from align.evaluate.protocols.retrieval import PositiveRanks, retrieval_scores
@@ -51,22 +50,6 @@ def per_class(number: int) -> tuple[float, float]:
     return score.low, score.high
 
 
-def relations(number: int) -> tuple[float, float]:
-    """Four relations of unequal size; images have up to three rows, which share how hard they are."""
-    rng = np.random.default_rng([2, number])
-    image_of = np.repeat(np.arange(200), rng.integers(1, 4, 200))
-    names = rng.choice(["above", "below", "on", "under"], len(image_of), p=[0.1, 0.2, 0.3, 0.4])
-    right = rng.random(len(image_of)) < rng.beta(3, 2, 200)[image_of]
-    found = in_groups(right - 0.5, np.zeros(len(right)), names.tolist(), image_of, num_resamples=RESAMPLES, seed=number)
-    return found["mean_per_group"].low, found["mean_per_group"].high
-
-
-def groups_of_four(number: int) -> tuple[float, float]:
-    rng = np.random.default_rng([3, number])
-    score = winoground(rng.random((150, 2, 2)), num_resamples=RESAMPLES, seed=number)["group_score"]
-    return score.low, score.high
-
-
 def rated(num_queries: int, seed: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One to three rated pairs a query, in steps; errors of a query's pairs are alike."""
     rng = np.random.default_rng(seed)
@@ -103,8 +86,6 @@ CASES: dict[str, tuple[Experiment, Callable[[], float]]] = {
     "recall@1, images": (recall_at_1, lambda: EASY),
     "mAP@R, images": (map_at_r, lambda: (EASY + BOTH) / 2),
     "mean per class, images": (per_class, lambda: float(np.linspace(0.1, 0.95, 30).mean())),
-    "mean of relations, images": (relations, lambda: 0.6),
-    "group score, examples": (groups_of_four, lambda: 1 / 6),
     "correlation, queries": (correlation, true_correlation),
 }
 

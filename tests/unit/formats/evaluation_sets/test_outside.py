@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from align.errors import DataError
-from tests.support.choices import sugarcrepe, winoground
 from tests.support.colours import square
 from tests.support.suites import read
 
@@ -78,24 +77,6 @@ def test_captions_name_no_file_outside(tmp_path: Path, kind: str, attack: str) -
     name = _made(tmp_path, attack, tmp_path / "set/images")
     path, more = FORMATS[kind](tmp_path, name)
     _harmless(tmp_path, path, kind.partition("'")[0], "retrieval", more)
-
-
-@pytest.mark.parametrize("attack", NAMES)
-@pytest.mark.parametrize("kind", ["sugarcrepe", "winoground"])
-def test_choices_name_no_file_outside(tmp_path: Path, kind: str, attack: str) -> None:
-    _world(tmp_path)
-    path = {"sugarcrepe": sugarcrepe, "winoground": winoground}[kind](tmp_path / "choices")
-    pictures = path / ("val2017" if kind == "sugarcrepe" else "images")
-    name = _made(tmp_path, attack, pictures)
-    key = "filename" if kind == "sugarcrepe" else "image_0"
-    for file in [*path.glob("*.json"), *path.glob("*.jsonl")]:
-        text = file.read_text()
-        rows = json.loads(text) if kind == "sugarcrepe" else [json.loads(line) for line in text.splitlines()]
-        first = next(iter(rows.values())) if isinstance(rows, dict) else rows[0]
-        first[key] = name
-        file.write_text(json.dumps(rows) if isinstance(rows, dict) else "".join(f"{json.dumps(row)}\n" for row in rows))
-        break
-    _harmless(tmp_path, path, kind, "compositional", {"images": str(pictures)})
 
 
 @pytest.mark.parametrize("attack", [name for name, (_, make) in NAMES.items() if make])

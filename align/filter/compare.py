@@ -31,7 +31,7 @@ from align.formats.features import Features, folder_of
 def compare_with_evaluation_images(
     work: WorkFolder, shards: Shards, sets: Sequence[EvaluationSet], kmeans: Kmeans
 ) -> None:
-    """Writes twins.parquet (TWINS). All threads are for evaluation images, as no other process works meanwhile."""
+    """Writes twins.parquet (TWINS). Evaluation images get all threads, since no other process works meanwhile."""
     path = work.path / "twins.parquet"
     if path.exists():
         return

@@ -60,7 +60,7 @@ def _write_decided(engine: Engine, work: WorkFolder, shards: Shards, kmeans: Kme
     for name in ("undivided", "held_out_images", "held_out_twins"):
         engine.view(name, work.path / f"{name}.parquet")
     engine.write(tables.held_out(work.config), work.path / "decided.parquet", "none")
-    # an image has a twin in one of them at most: those with one in another set were dropped before
+    # an image has a twin in at most one of them: images with a twin in another set were dropped before
     both = [pq.read_table(work.path / f"{name}.parquet") for name in ("twins", "held_out_twins")]
     commit(pa.concat_tables(both), work.path / "all_twins.parquet")
     engine.view("twins", work.path / "all_twins.parquet")

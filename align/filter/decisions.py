@@ -1,8 +1,8 @@
 """Writes decisions.parquet and facts.parquet: what was measured of each pair and what was decided, shard by shard.
 
-The engine decides over numbers (`align.filter.tables`). Here the strings are added, those of images too, since a join
-of them would spill. The files are written as streams in order of row numbers, so memory is that of one shard, and the
-bytes are the same whichever engine decided.
+The engine decides over numbers (`align.filter.tables`). The strings are added here, even those of images, since a join
+of strings would spill. The files are written as streams in order of row numbers, so memory is that of one shard, and
+the bytes are the same whichever engine decided.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from align.filter.tables import IMAGES, KNOWN_IMAGES, MAX_ROWS, PAIRS
 from align.formats import filtered
 from align.pairs.text import languages
 
-#: Columns of a few values, or mostly null.
+#: Columns with few different values, or mostly null.
 _DICTIONARY = ["reason", "reasons.list.element", "language", "shard", "opted_out", "status", "twin"]
 #: Columns by which readers find row groups.
 _WITH_STATISTICS = ["key", "shard"]
 #: The images' columns that a file shows.
 _OF_IMAGES = [name for name in IMAGES.names if name in KNOWN_IMAGES.names]
-#: The pairs' columns that a file shows; the others only serve the SQL.
+#: The pairs' columns that a file shows; the others are only for the SQL.
 _SHOWN = [name for name in PAIRS.names if name != "row_number" and not name.endswith("_hash")]
 
 
@@ -71,7 +71,10 @@ def write_decisions(shards: Iterable[tuple[str, Path, Path]], verdicts: Path, de
 
 
 def _with_languages(pairs: pa.Table, keep: pa.BooleanArray) -> pa.Table:
-    """Guesses the languages of kept pairs, unless a rule needed them all. This takes a quarter of the time of all."""
+    """Guesses the languages of kept pairs, unless a rule needed them all.
+
+    Guessing all would take a quarter of the time.
+    """
     column = pairs["language"].combine_chunks()
     missing = pc.and_(keep, pc.is_null(column))
     guessed = languages(pairs["text"].filter(missing).to_pylist())
@@ -86,7 +89,7 @@ def _wait(pending: Iterable[Future[None]]) -> None:
 
 
 def _known(verdicts: pa.Table, decided: pa.Table) -> pa.Table:
-    """The verdicts on a shard's pairs, updated by what was decided on some of these pairs later."""
+    """The verdicts on a shard's pairs, updated by later decisions on some of these pairs."""
     rows = decided["row_number"].to_numpy() % MAX_ROWS
     mask = verdicts["mask"].to_numpy().copy()
     mask[rows] = decided["mask"].to_numpy()
@@ -130,7 +133,7 @@ class RowsInOrder:
     """The rows of a parquet file that is sorted by `row_number`, read piece by piece with bounded memory."""
 
     def __init__(self, path: Path, columns: list[str] | None = None) -> None:
-        file = pq.ParquetFile(path, pre_buffer=False)  # or pyarrow keeps what it has read, in the end all of it
+        file = pq.ParquetFile(path, pre_buffer=False)  # otherwise pyarrow keeps all that it has read
         self._batches = file.iter_batches(columns=columns)
         self._waiting = file.schema_arrow.empty_table().select(columns or file.schema_arrow.names)
 
@@ -150,7 +153,7 @@ class RowsInOrder:
 
 @contextmanager
 def _writer(path: Path, schema: pa.Schema, compression: str = "zstd") -> Iterator[pq.ParquetWriter]:
-    """A file that appears when the block ends well."""
+    """A file that appears when the block ends without an error."""
     beside = temporary_name(path)
     options = {"use_dictionary": _DICTIONARY, "write_statistics": _WITH_STATISTICS}
     with pq.ParquetWriter(beside, schema, compression=compression, **options) as writer:

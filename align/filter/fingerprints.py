@@ -24,7 +24,7 @@ Out = TypeVar("Out")
 
 #: Rows of the hash comparison at a time: bounds its memory.
 _COMPARE_ROWS = 1024
-#: Standard deviation (0 to 255) below which a thumbnail counts as of one colour, and correlation means nothing ...
+#: Standard deviation (0 to 255) below which a thumbnail counts as one colour, since correlation means nothing ...
 _FLAT_STD = 1.0
 #: ... and the mean colours of two such pictures must be this close.
 _FLAT_DISTANCE = 4.0

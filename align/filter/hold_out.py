@@ -2,12 +2,12 @@
 
 It is chosen last, among the pairs that every rule keeps, by cluster: images that share a text or look nearly the same
 are held out together, or not at all. Then rule I5 compares the images that stay with those that left, as it does for
-every other set. What a cluster becomes depends on its own images alone, so more data moves no older image (but for
-clusters that it joins, or that become small enough).
+every other set. A cluster's fate depends on its own images alone, so more data moves no older image, except in clusters
+that new images join or that become small enough.
 
 Clusters span all shards, so they are found on one machine, in numpy arrays and not in SQL; the engines decide the rest,
-from the same files. Memory: 30 bytes per kept pair and 120 per kept image, as `align shard` needs after it. Disk: the
-bytes of the set once more while it is written.
+from the same files. Memory: 30 bytes per kept pair and 120 per kept image, as `align shard` needs after it. Disk: while
+the set is written, its bytes are stored twice.
 
 The paper does not split its data; all of this is our decision.
 """
@@ -53,8 +53,8 @@ class _Kept:
     """The pairs and images that every rule keeps.
 
     Attributes:
-        rows: (P,) row numbers of the pairs, growing.
-        images: (N,) image hashes as unsigned numbers, growing, which is the order of image ids.
+        rows: (P,) row numbers of the pairs, ascending.
+        images: (N,) image hashes as unsigned numbers, ascending, which is the order of image ids.
         of_pair: (P,) index of each pair's image in `images`.
         texts: (P,) hashes of the texts.
     """
@@ -123,7 +123,7 @@ def _choose(kept: _Kept, phashes: Hashes, config: FilterConfig) -> tuple[NDArray
     """
     labels = cluster(len(kept.images), kept.of_pair, kept.texts, phashes, _NEAR_BITS)
     sizes = np.bincount(labels, minlength=len(labels))
-    # "held_out" only tells this hash apart from others of the same image
+    # "held_out" only keeps this hash different from others of the same image
     drawn = b"".join(hashlib.sha256(f"held_out {image:016x}".encode()).digest()[:8] for image in kept.images.tolist())
     draws = np.frombuffer(drawn, ">u8").astype(np.float64) / 2.0**64
     chosen = (draws < config.hold_out) & (sizes <= max(config.hold_out * len(labels), 1))
@@ -191,7 +191,8 @@ def _set(
 def _twins(work: WorkFolder, shards: Shards, stay: Hashes, sets: list[EvaluationSet], kmeans: Kmeans) -> pa.Table:
     """TWINS of the images that stay and show what a held-out one shows, by rule I5.
 
-    By hash and thumbnail as in step 1, and by embedding as in step 4. Of the images that no rule has dropped yet.
+    It compares the images that no rule has dropped yet, by hash and thumbnail as in step 1 and by embedding as in step
+    4.
     """
     say("filter: near-duplicates of the held-out set")
     files = [work.file("embeddings", shard.name) for _, shard in shards if work.has("embeddings", shard.name)]

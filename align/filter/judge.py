@@ -18,7 +18,7 @@ from align.filter.report import Vocabulary
 from align.filter.work_folder import Shards, WorkFolder, commit
 from align.interfaces.sql import Engine
 
-#: What `judge` leaves for later steps, in this order; a machine that has the last one has all.
+#: The files that `judge` leaves for later steps, in this order; a machine that has the last one has all.
 JUDGED = ("vocabulary.json", "rare.parquet", "verdicts.parquet", "candidates.parquet")
 
 
@@ -46,7 +46,7 @@ def _find_rare_pairs(engine: Engine, work: WorkFolder, shards: Shards) -> None:
     cut, num_frequent, lists = _frequent_ngrams(engine, work.config, work.path / "vocabulary.json")
     rare: list[tuple[int, int]] = []
     parts: Sequence[str] = ()
-    if cut > 1:  # or the list holds every n-gram
+    if cut > 1:  # otherwise the list holds every n-gram
         queries = ngrams.rare_pairs(engine.num_parts(num_frequent))
         for number, (name, query) in enumerate(queries.items(), 1):
             say(f"filter: SQL, rare n-grams, part {number} of {len(queries)}")
@@ -56,7 +56,7 @@ def _find_rare_pairs(engine: Engine, work: WorkFolder, shards: Shards) -> None:
         _drop(engine, lists)
     engine.table("rare_blocks", ngrams.rare_blocks(parts))
     _drop(engine, parts)
-    # a word says more to people than the bigrams that it makes rare: it comes later, and replaces them
+    # a rare word tells people more than the bigrams that it makes rare: words come later, and replace these
     rows = [{"row_number": row_number, "ngram_hash": ngram} for row_number, ngram in sorted(dict(rare).items())]
     commit(pa.Table.from_pylist(rows, tables.BIGRAMS), work.path / "rare.parquet")
 
@@ -76,7 +76,7 @@ def _frequent_ngrams(engine: Engine, config: FilterConfig, vocabulary_file: Path
     lists = ngrams.frequent(counts, cut) if cut > 1 else {}
     for name, query in lists.items():
         engine.table(name, query)
-    _drop(engine, counts)  # before the next step needs the memory
+    _drop(engine, counts)  # frees the memory for the next step
     return cut, num_frequent, list(lists)
 
 

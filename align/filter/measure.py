@@ -104,9 +104,9 @@ def image_table(index: int, table: pa.Table, shard: RawShard, work: WorkFolder) 
     images: list[dict[str, Any]] = []
     for image_id, (row, image_key) in distinct.items():
         if image_id not in signals:
-            continue  # the table names it, but the tar lacks it
+            continue  # the table names it, but the tar does not have it
         one = signals[image_id]
-        # the table's size is that at the source, as img2dataset shrinks pictures
+        # the table's size is that at the source, since img2dataset shrinks pictures
         owner = row_of_key.get(image_key, row)
         names = twins.get(image_id, [])
         images.append(

@@ -2,7 +2,7 @@
 
 The paper: 4,000 clusters; each image goes to its 10 nearest ones, and from them into 120 buckets, one for each choice
 of 3; images that share a bucket are compared. Deviation: no buckets. A view of an evaluation image belongs to its
-nearest cluster, and a training image is compared with those in its 10 nearest (faiss calls these probes).
+nearest cluster, and a training image is compared with the views in its 10 nearest clusters (faiss calls these probes).
 
 Memory is bounded however many images there are: embeddings are on disk, one file per shard (2 bytes per number), and
 one shard is read at a time; k-means gets a bounded sample. The evaluation images are in memory, 72 kB each by default.
@@ -34,7 +34,7 @@ Kmeans = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 #: k-means gets at most this many images per cluster, and this many in all (half a gigabyte by default), ...
 _SAMPLE_PER_CLUSTER = 64
 _MAX_SAMPLE = 1 << 16
-#: ... and makes no more clusters than leave this many images for each; 4,000 still fit.
+#: ... and makes at most so many clusters that each has this many images; 4,000 still fit.
 _MIN_PER_CLUSTER = 16
 #: Rows of a file written, or of a shard compared, at a time.
 _BLOCK_ROWS = 1024
@@ -174,7 +174,7 @@ def _compare(
             left, right = np.nonzero(vectors[block] @ others.T > cut - _MARGIN)
             if not len(left):
                 continue
-            # each pair once more in float64: a float32 sum may depend on the other rows of the matrix
+            # each match once more in float64: a float32 sum may depend on the other rows of the matrix
             close_rows, close_members = block[left], members[right]
             cosines = (vectors[close_rows].astype(np.float64) * references.vectors[close_members]).sum(axis=1).round(4)
             for row, member, cosine in zip(close_rows, close_members, cosines, strict=True):

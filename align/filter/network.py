@@ -7,15 +7,15 @@ drawings.
 The embedding joins two vectors, each of length 1, so that its cosine is the mean of theirs:
 
 * what is in the picture: the 1,024 pooled features before the classifier. They are never negative, and a few large ones
-  dominate their cosine. The square roots of their shares (Hellinger's distance) even them out, and the paper's cut of
+  dominate their cosine. The square roots of their shares (Hellinger's distance) balance them, and the paper's cut of
   0.975 fits: crops and flips are above it, most other pictures of the same kind below. Centring or whitening would need
   another cut, and a mean that depends on the data.
 * where it is: the colours of a 16 x 16 thumbnail, less their mean. By the features alone two flags or two clock faces
   are the same, and a picture and its copy at a third of the size are different.
 
-A thumbnail changes with every crop. So each evaluation image, of which there are few, is a reference in several
-*views*: whole, cropped a little in nine ways, and all of these mirrored. The network runs once for all views. (Five
-crops find 90 % of the copies that are cropped to 90 % of the area, nine find 99 %.)
+A thumbnail changes with every crop. There are few evaluation images, so each is a reference in several *views*: whole,
+cropped a little in nine ways, and all of these mirrored. The network runs once for all views. (Five crops find 90 % of
+the copies that are cropped to 90 % of the area, nine find 99 %.)
 
 For any other network (`filter.near_duplicate_embedder`) the embedding is used unchanged, in one view.
 """
@@ -48,7 +48,7 @@ _INPUT_PX = 256
 _INPUT, _SCORES, _POOLED = "input:0", "outputs", "Reshape:0"
 _NUM_POOLED = 1024
 _THUMBNAIL_PX = 16
-#: Below this distance from its mean colour a thumbnail (768 values of 0 to 255) counts as of one colour.
+#: A thumbnail (768 values of 0 to 255) that is closer than this to its mean colour counts as one colour.
 _FLAT_LENGTH = 30.0
 #: Share of each side that a cropped view keeps: two sides of 0.95 are 90 % of the area.
 _VIEW_SIDE = 0.95
@@ -209,7 +209,7 @@ def _field(number: int, data: bytes) -> bytes:
 
 def _session(model: bytes | str) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # we run threads over pictures; a sum must not depend on their number
+    options.intra_op_num_threads = 1  # threads work on different pictures; a sum must not depend on their number
     options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -223,10 +223,10 @@ def _onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
 def _torchscript(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     import warnings
 
-    import torch  # not at the top: the default network does not need it
+    import torch  # not at the top of the module: the default network does not need it
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit: old, but the one format that needs no code
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit: old, but the only format that needs no code
         module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]  # torch.jit has no types
     torch.set_num_threads(1)  # as in _session
 

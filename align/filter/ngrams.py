@@ -68,8 +68,8 @@ def is_rare(row_number: str) -> str:
 def rare_pairs(num_parts: int) -> dict[str, str]:
     """Pairs with an n-gram that is not on the list, from `frequent_unigrams` and `frequent_bigrams`.
 
-    A bigram occurs no more often than either of its words: where all bigrams are frequent, so are all words. So words
-    are checked only in texts that have no bigram.
+    A bigram occurs no more often than either of its words. If all bigrams of a text are frequent, so are all its words.
+    So words are checked only in texts without a bigram.
 
     Args:
         num_parts: ranges in which bigrams are looked up; enough that the hash table of each join fits in memory.
@@ -110,7 +110,7 @@ def _parts(num_parts: int) -> list[str]:
 def rare_blocks(names: Iterable[str]) -> str:
     """The rare pairs of all parts, 32 per row: (block, bits), where bit b of a block marks row number 32 * block + b.
 
-    Where most pairs are rare, a table of row numbers would have more rows than the list; joining it would spill the
+    If most pairs are rare, a table of row numbers would have more rows than the list, and joining it would spill the
     pairs.
     """
     parts = [f"SELECT block, bits FROM {name}" for name in names]

@@ -52,8 +52,7 @@ class MultipliedImage(_Frozen):
 
     Attributes:
         row_number: of its first pair (`align.filter.tables`), which tells the shard with the bytes.
-        image_key: of the tar sample with the bytes.
-        nsfw_score: null where the classifier did not score it.
+        image_key: of the tar sample with the bytes. nsfw_score: null where the classifier did not score it.
         text: of its first pair.
     """
 
@@ -157,7 +156,7 @@ def _host(url: str) -> str:
 def _host_of(url: str) -> str:
     try:
         return urlsplit(url).hostname or f"({url.partition(':')[0][:20] or 'no URL'}:)"
-    except ValueError:  # half an IPv6 address, say
+    except ValueError:  # such as half an IPv6 address
         return "(not a URL)"
 
 

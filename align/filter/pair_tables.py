@@ -46,7 +46,7 @@ def pair_tables(
     row_numbers = index * MAX_ROWS + np.arange(len(table))
     captions = table["caption"].combine_chunks()
     texts = normal_forms(captions)
-    # Of a caption that was cut, white space may hide how much there was.
+    # White space in a caption that was cut may hide how long it was.
     raw_lengths, lengths = pc.utf8_length(captions), pc.utf8_length(texts)
     lengths = pc.if_else(pc.fill_null(pc.less(raw_lengths, MAX_CHARACTERS), True), lengths, MAX_CHARACTERS)
     texts = pc.utf8_rtrim(pc.utf8_slice_codeunits(texts, 0, max_characters), " ")
@@ -83,7 +83,8 @@ def _pairs(
     names = ["image_key", "is_picture", "decodable", "width_px", "height_px", "twin"]
     known = images.select(names).take(row_in_images)
     has_bytes = pc.is_valid(row_in_images)
-    # Bytes that are no picture are not counted as an image: ingest, which looks at their headers, stores none either.
+    # Bytes that are not a picture do not count as an image: ingest checks their headers, and does not store them
+    # either.
     has_image = pc.and_(pc.is_valid(table["sha256"]), pc.fill_null(known["is_picture"], True))
     columns = {
         "row_number": row_numbers,
@@ -91,7 +92,7 @@ def _pairs(
         "opted_out": _opted_out(table, opted_out),
         "status": pc.fill_null(table["status"], FAILED_TO_DOWNLOAD),
         "image_id": table["sha256"],
-        "image_key": known["image_key"],  # of the first pair, though others may have a copy of their own
+        "image_key": known["image_key"],  # of the first pair, although others may have a copy of their own
         "image_hash": pc.if_else(has_image, distinct_hashes.take(ids.indices), None),
         "url_hash": _url_hashes(table["url"], has_image),
         "has_bytes": has_bytes,
@@ -136,7 +137,7 @@ def _opted_out(table: pa.Table, opted_out: OptedOut) -> pa.Array:
 
 
 def _url_hashes(urls: pa.ChunkedArray, has_image: pa.ChunkedArray) -> pa.Array:
-    """Of the pairs without image, however their URL is spelt; null for the others."""
+    """A hash of the URL of each pair without image, equal for all spellings; null for the others."""
     without = np.flatnonzero(pc.and_(pc.invert(has_image), pc.is_valid(urls)).to_numpy(zero_copy_only=False))
     spelt = [canonical_or_as_is(url) for url in urls.take(pa.array(without)).to_pylist()]
     values, is_null = np.zeros(len(urls), np.int64), np.ones(len(urls), bool)
@@ -146,7 +147,7 @@ def _url_hashes(urls: pa.ChunkedArray, has_image: pa.ChunkedArray) -> pa.Array:
 
 
 def _hashes_where(wanted: pa.BooleanArray | pa.ChunkedArray, texts: pa.StringArray | pa.ChunkedArray) -> pa.Array:
-    """The hashes of those strings that are wanted and not null; null for the others."""
+    """The hashes of the strings that are wanted and not null; null for the others."""
     hashed = pc.and_(wanted, pc.is_valid(texts)).to_numpy(zero_copy_only=False)
     values = np.zeros(len(texts), np.int64)
     values[hashed] = hashes(texts.filter(pa.array(hashed)).combine_chunks())

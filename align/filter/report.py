@@ -27,7 +27,7 @@ class FunnelRow(BaseModel):
         reason: its code.
         drops_where: its condition, with the cut of this run; None: switched off.
         num_alone: pairs that it drops, counted without regard to other rules.
-        num_first: pairs of which it is the first in rule order to drop them.
+        num_first: pairs that no earlier rule drops.
         num_remaining: pairs left after it and all rules before.
     """
 
@@ -45,7 +45,7 @@ class Vocabulary(BaseModel):
     Attributes:
         num_ngrams: distinct unigrams and bigrams of the raw data.
         num_frequent: those on the list.
-        last_count: where the list is cut: it holds every n-gram that occurs at least this often. 1: all n-grams.
+        last_count: the list holds every n-gram that occurs at least this often. 1: all n-grams.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,7 +88,7 @@ class FilterReport(Report):
 
     @property
     def num_not_fetched(self) -> int:
-        """Pairs that pass every rule on texts while ingest fetched no picture, under rules that none of them passed."""
+        """Pairs that pass every rule on texts, while ingest skipped their pictures under stricter rules."""
         return sum(row.num_first for row in self.funnel if row.reason == "image_not_fetched")
 
 

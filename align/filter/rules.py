@@ -7,19 +7,20 @@ that drops it, `reasons` are all of them. `align.filter.tables` has the columns 
 Decisions where the paper is silent:
   * the order: images before texts, as the paper describes them;
   * I4 counts distinct normalised texts per image *content* (sha256), without the empty text, over the images that were
-    fetched: of an address that ingest skipped (`ingest.skip_hopeless`) nobody knows the content. Each text of such an
-    address is dropped by T3 or as a file name wherever it stands, so no other rule decides otherwise for the skipping;
+    fetched: nobody knows the content of an address that ingest skipped (`ingest.skip_hopeless`). T3, or the rule on
+    file names, drops each text of such an address wherever it occurs, so skipping changes the decision of no other
+    rule;
   * T1 counts distinct images, by content, or by URL where there are no bytes; an empty text is left to T3;
   * T2 counts every occurrence in every raw pair, dropped ones too. The list is cut at a count: it holds all n-grams
     that occur at least c times, with the smallest c that gives at most the paper's number. So ties never depend on
     order.
   * I1 and I5's embedding are computed only for images that some pair would keep under all other rules: the network
     costs more than everything else together.
-  * T3 also drops texts of very many characters, of which the words are not even looked at: one "word" may fill a page.
+  * T3 also drops texts of very many characters without looking at their words: one "word" may fill a page.
 Deviations: `image_missing` (a dead link; the paper's pairs all had bytes), `text_is_filename` (see
 `align.pairs.text.is_filename`), `image_not_fetched` and `opted_out` (take-down requests, `align.formats.policy`) are
-not in the paper. Nor are the rules after `image_not_fetched`: they are off by default, and exist to compare recipes,
-but for the last one, which makes an evaluation set (`align.filter.hold_out`).
+not in the paper. Nor are the rules after `image_not_fetched`. These are off by default and exist to compare recipes,
+except the last one, which makes an evaluation set (`align.filter.hold_out`).
 """
 
 from __future__ import annotations
@@ -99,7 +100,10 @@ def text_is_filename(config: FilterConfig) -> str | None:
 
 
 def image_not_fetched(config: FilterConfig) -> str:
-    """Ours: ingest asked for no picture, since no text of it could pass. After the rules on texts, which say why."""
+    """Ours: ingest did not ask for the picture, since no text of it could pass.
+
+    It comes after the rules on texts, which say why.
+    """
     return f"status = '{NOT_FETCHED}'"
 
 
@@ -169,7 +173,7 @@ MODEL = ("pair_low_similarity",)
 REPEATS = ("image_repeat", "pair_repeat")
 #: ... and last a share of the pairs is held out, and I5 compares the others with it.
 HOLD_OUT = ("held_out", "image_near_duplicate_of_test")
-#: All others. (Of near-duplicates, those by hash are known from the start.)
+#: All others. (Near-duplicates by hash are known from the start.)
 CHEAP = tuple(code for code in RULES if code not in ("image_nsfw", *MODEL, *REPEATS, "held_out"))
 
 

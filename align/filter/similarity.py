@@ -60,8 +60,8 @@ def compare_texts(work: WorkFolder, item: NumberedShard) -> None:
 
 
 def _towers(file: ModelFile) -> tuple[EmbedImages, EmbedTexts]:
-    # Imported by name, so that the filter does not depend on the code of models, which are trained after it (see
-    # dvc.yaml). The digest already fixes what the given model computes.
+    # Imported by name, so that the filter's digest does not cover the code of models, which are trained after it. The
+    # model's digest already fixes what the given model computes.
     embedder = importlib.import_module("align.model.embedder").Embedder.load(packaged_towers(file))
     return embedder.embed_images, embedder.embed_texts
 
@@ -112,5 +112,5 @@ def _embedded(images: list[bytes], embed_images: EmbedImages) -> list[NDArray[np
     except DataError:
         if len(images) == 1:
             return [None]
-        half = len(images) // 2  # one of the images cannot be read: search for it
+        half = len(images) // 2  # one of the images cannot be read: find it
         return _embedded(images[:half], embed_images) + _embedded(images[half:], embed_images)

@@ -1,4 +1,4 @@
-"""The filter's intermediate tables, and the SQL that decides, for DuckDB and Spark alike.
+"""The filter's intermediate tables, and the SQL that decides, the same for DuckDB and Spark.
 
 `align.formats.filtered` has the tables that the filter writes for others. Inside, pairs, images, texts and n-grams are
 64-bit numbers, and strings enter the SQL only in columns that few rows fill. So tables are narrow, joins are cheap, and
@@ -154,7 +154,7 @@ CANDIDATES = """
 def network_verdicts(config: FilterConfig) -> str:
     """The verdicts with those of the network's rules, for all pairs of the candidates.
 
-    No later rule needs other pairs: each pair that is still kept is a candidate's. From `verdicts`, `candidates`,
+    No later rule needs other pairs: each pair that is still kept belongs to a candidate. From `verdicts`, `candidates`,
     `scored` and `twins`.
     """
     return f"""

@@ -1,11 +1,11 @@
 """Words and n-grams of many texts at once, as hashes: what the rare-token rule (T2) counts.
 
-A word's hash is 64 bits of its bytes; a bigram's is mixed from those of its two words. With hashes instead of strings
-an SQL engine counts hundreds of millions of n-grams in eight bytes each. They are integer arithmetic and so equal on
-every machine. (The mixing is splitmix64's, on arrays: a library's hash costs ten times as much, one call per word.) Two
-of n different n-grams share a hash with a chance of about n^2 / 2^65: 1 in 400 for the 300 million of 50 million pairs,
-and a few cases among the tens of billions of a whole crawl. They are counted as one, so a rare token that shares the
-hash of a frequent one counts as frequent: no pair is lost by it.
+A word's hash is 64 bits of its bytes; a bigram's is mixed from those of its two words. With hashes instead of strings,
+an SQL engine counts hundreds of millions of n-grams in eight bytes each. Hashes are integer arithmetic, so they are
+equal on every machine. (The mixing is splitmix64's, on arrays: a library's hash costs ten times as much, one call per
+word.) Two of n different n-grams share a hash with a chance of about n^2 / 2^65: 1 in 400 for the 300 million of 50
+million pairs, and a few cases among the tens of billions of a whole crawl. They are counted as one, so a rare token
+that shares the hash of a frequent one counts as frequent: no pair is lost.
 
 Words end at spaces, so a text is split at its spaces into pieces first. Pieces repeat, however many texts there are,
 and each distinct one is analysed once. Pieces in ASCII, most of the web's, have a path of their own: a handful of
@@ -38,7 +38,7 @@ Bytes = npt.NDArray[np.uint8]
 _NO_SPACE = "\n"
 _DIGITS_OF_A_PHONE_NUMBER = 8
 
-# What a byte is: bits of one table, so that one lookup tells all.
+# The kinds of a byte as bits in one table, so that one lookup tells all of them.
 _LETTER, _DIGIT, _UNDERSCORE, _JOINS_LETTERS, _JOINS_DIGITS, _TRAIT, _DOT = (1 << bit for bit in range(7))
 _JOINS = _JOINS_LETTERS | _JOINS_DIGITS
 _SOLID = _LETTER | _DIGIT
@@ -50,8 +50,8 @@ for _signs, _bit in (
     _CLASS[np.frombuffer(_signs.encode(), np.uint8)] |= _bit
 _LOWER = np.arange(256, dtype=np.uint8)
 _LOWER[ord("A") : ord("Z") + 1] += 32
-#: Characters beyond ASCII that `normalise` does not change: no blanks, each its own normal form, and none that joins
-#: the one before it. Not all such characters, but those that most texts are made of.
+#: Characters beyond ASCII that `normalise` does not change: none is a blank or joins the character before it, and each
+#: is its own normal form. These are not all such characters, but those that most texts consist of.
 _PLAIN = (
     "\u00a1-\u02ff\u0391-\u03a1\u03a3-\u03ce\u0400-\u0482\u048a-\u052f\u05d0-\u05ea\u0620-\u064a\u2010-\u2027\u20a0-\u20bf\u2122"
     "\u3001-\u3020\u3041-\u3096\u30a1-\u30fe\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff9d"
@@ -68,9 +68,9 @@ _KATAKANA_BEGIN = _KATAKANA_SIGNS.encode()[:1]
 #: Every text beyond ASCII that `is_filename` or `personal_data` may match has one of these, or a digit.
 _SIGN = regex.compile(r"[/\\@.]")
 _ANY_DIGIT = regex.compile(r"\d")
-#: Pieces beyond ASCII that are remembered from shard to shard, those of few characters only; some 10 MB, at most 80.
+#: Short pieces beyond ASCII that are remembered from shard to shard; about 10 MB, at most 80 MB.
 _NUM_REMEMBERED, _REMEMBERED_CHARACTERS = 1 << 14, 64
-#: Pieces beyond ASCII of which the words are strings at a time; then they are hashes.
+#: Pieces beyond ASCII whose words are strings at the same time, before they become hashes.
 _BLOCK = 512
 
 
@@ -129,7 +129,7 @@ def ngram_hashes(unigrams: Sequence[str]) -> tuple[list[int], list[int]]:
 
 
 def _hashes(texts: pa.StringArray) -> Int64s:
-    """Mixes the bytes of each string, eight at a time, into 64 bits; many strings at once, so that Python is cheap."""
+    """Mixes the bytes of each string, eight at a time, into 64 bits; for many strings at once."""
     _, offsets_buffer, data = texts.buffers()
     if not len(texts):
         return np.zeros(0, np.int64)
@@ -149,12 +149,12 @@ def _hashes(texts: pa.StringArray) -> Int64s:
     return mixed.view(np.int64)
 
 
-#: By n: the first n of eight bytes.
+#: Entry n selects the first n of eight bytes.
 _MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
 
 def _mixed(first: Uint64s, second: Uint64s) -> Uint64s:
-    """One number of two, by the odd multipliers and shifts of splitmix64: the order counts, and every bit does."""
+    """Makes one number of two, by the odd multipliers and shifts of splitmix64: their order and every bit count."""
     mixed = first * np.uint64(0x9E3779B97F4A7C15) + second
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -309,7 +309,7 @@ def _ascii_pieces(pieces: pa.StringArray) -> tuple[Int64s, Int64s, Int64s, Flags
     digits = here & _JOINS_DIGITS != 0, before & after & _DIGIT != 0
     inside[joints[(letters[0] & letters[1]) | (digits[0] & digits[1])]] = True
     starts, ends = _runs(inside)
-    # underscores alone are no word
+    # underscores alone are not a word
     hollow = [
         row for row in np.flatnonzero(kind[starts] & _UNDERSCORE) if not (kind[starts[row] : ends[row]] & _SOLID).any()
     ]
@@ -339,7 +339,7 @@ def _runs(flags: Flags) -> tuple[Int64s, Int64s]:
 
 
 def _suspicious(texts: pa.StringArray, known: _Pieces, which: Int64s, bounds: Int64s) -> Flags:
-    """Which texts `is_filename` or `personal_data` may match: all others lack a sign that every match has."""
+    """The texts that `is_filename` or `personal_data` may match: all others lack a sign that every match has."""
     if not len(texts):
         return np.zeros(0, np.bool_)
     trait, foreign = (np.logical_or.reduceat(flags[which], bounds[:-1]) for flags in (known.trait, known.foreign))

@@ -34,7 +34,7 @@ T = TypeVar("T")
 #: A shard and its position in the listing of data/raw.
 NumberedShard = tuple[int, RawShard]
 Shards = Sequence[NumberedShard]
-#: The tables that the functions of steps 1, 3 and 5 write before the one that they write last.
+#: The tables that the functions of steps 1, 3 and 5 write before their last one.
 _BEFORE = {"pairs": ("images", "unigrams", "bigrams"), "scored": ("embeddings",), "similarities": ()}
 
 #: Freed memory is reused between shards; blocks of 32 MiB or more, such as large pictures, return to the system.
@@ -51,8 +51,8 @@ class WorkFolder:
         opted_out: entries whose pairs are flagged.
         num_workers: processes that work on shards.
         num_threads: threads of all these processes together.
-        shared: where machines share finished tables; None: the folder is all there is.
-        features: where what was measured of evaluation images is kept between runs; None: nowhere.
+        shared: where machines share finished tables; None: nothing is shared. features: where measurements of
+            evaluation images are kept between runs; None: nowhere.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class WorkFolder:
         return Pieces(self.path, self.shared)
 
     def finished(self) -> frozenset[str]:
-        """The complete pieces of all machines; none where the folder is all there is."""
+        """The complete pieces of all machines; empty if nothing is shared."""
         return self.shared.finished() if self.shared else frozenset()
 
     @property
@@ -90,7 +90,7 @@ class WorkFolder:
         return not self.unmeasured(shards)
 
     def unmeasured(self, shards: Sequence[str]) -> list[str]:
-        """The shards of which step 1 is not done anywhere."""
+        """The shards for which step 1 is not done anywhere."""
         finished = self.finished()
         return missing(shards, lambda name: self.has("pairs", name) or f"pairs-{name}" in finished)
 
@@ -107,7 +107,7 @@ class WorkFolder:
             if not self.has(table, item[1].name) or (self.shared is not None and not is_there)
         ]
         if not lacking:
-            return  # or processes would start for nothing
+            return  # otherwise processes would start without work
 
         def do(some: list[NumberedShard], wait: bool) -> Iterable[Outcome[None]]:
             work = partial(_fill_one, self, table, function, wait)
@@ -123,7 +123,7 @@ class WorkFolder:
             pass
 
     def tracked(self, pictures: Iterator[T], total: int) -> Iterator[T]:
-        """Shows progress per picture where one process does all the work; several show it per shard."""
+        """Shows progress per picture if one process does all the work; several processes show it per shard."""
         return track(pictures, what="filter: images", total=total) if self.num_workers == 1 else pictures
 
 

@@ -3,7 +3,7 @@
     {"373119": [560256, 646721, ...], ...}    eccv_image_to_caption.json: image -> captions; likewise the other way
 
 Its folder `data` has six such files: `original_`, `cxc_` and `eccv_`, each `image_to_caption` and `caption_to_image`.
-Ids are COCO's. Ids that are no keys are no queries.
+Ids are COCO's. An id that is not a key is not a query.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_positives(uri: str, files: Files) -> dict[int, list[int]]:
 def placed_positives(
     positives: Mapping[int, Sequence[int]], query_ids: Sequence[int], item_ids: Sequence[int]
 ) -> list[NDArray[np.int64]]:
-    """For each query of a set the positions of its right items in the set's order; none for one that is no query.
+    """For each query of a set the positions of its right items in the set's order; empty for what is not a query.
 
     Args:
         positives: as `read_positives` gives them.
@@ -50,7 +50,7 @@ def placed_positives(
 
     Raises:
         DataError: the set lacks a query, or more than a thousandth of the right items, or has an id twice. ECCV Caption
-            itself names two captions that are none of the test split's: those are left out.
+            itself names two captions that are not in the test split: those are left out.
     """
     asked = positions(np.array(list(positives), dtype=np.int64), query_ids, "queries")
     known, total = set(item_ids), sum(len(items) for items in positives.values())

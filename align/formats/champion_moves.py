@@ -1,6 +1,6 @@
 """The history of a model's champion, as tags of the registered model in MLflow.
 
-align.champion.00001 ...   one move each, as JSON; written before the alias moves, and once more when it has
+align.champion.00001 ...   one move each, as JSON; written before the alias moves, and once more when it has moved
 
 `align.release.alias_moves` writes them. Here is what they mean, for everybody who reads them.
 """
@@ -20,7 +20,7 @@ from align.errors import FormatError
 from align.formats.json_file import StoredModel, parse
 
 _ENTRY = re.compile(r"align\.champion\.([0-9]{5})")
-#: A database may hold so many characters of a tag of a registered model (`registered_model_tags.value`).
+#: Characters that a database may hold of a tag of a registered model (`registered_model_tags.value`).
 MAX_CHARACTERS = 5000
 MAX_WHY, MAX_WHO = 1000, 200
 _REMEDY = "restore the tag in MLflow, or delete it there"
@@ -36,13 +36,13 @@ class Move(StoredModel):
         id: of the call that made it.
         number: from 1, of the entry.
         kind: what happened.
-        at: when, in UTC: 2026-11-27T08:00:00Z. Of one by hand: when it was noticed.
+        at: when, in UTC: 2026-11-27T08:00:00Z. For a move by hand: when it was noticed.
         who: the user or the flow run; the person who approved; `unknown`.
         before: number of the version that was the champion; None: there was none. `from` in JSON.
         to: number of the version that is; None: the alias was removed, or its version was deleted.
         why: one sentence.
         figures: what the decision was made on.
-        done: alias and tags are as this move wants them. Only the last entry may be without.
+        done: alias and tags are as this move wants them. Only the last entry may be not done.
     """
 
     #: Entries of before 2026-11-29 name one version more, and were written when they were done.
@@ -103,9 +103,9 @@ class ChampionState:
 
     @property
     def moved_by_hand(self) -> bool:
-        """Whether the champion was made one in MLflow, by hand, so that no gate had judged it.
+        """Whether a person made it the champion in MLflow, so that no gate judged it.
 
-        Without a history nothing can be said: the champion may be older than the history.
+        False without a history, since the champion may be older than the history.
         """
         if self.unfinished is not None or self.last is None:
             return False
@@ -152,7 +152,7 @@ def line_of_champions(moves: Iterable[Move]) -> list[int]:
 
 
 def taken_back(moves: Iterable[Move]) -> set[int]:
-    """The versions that were rolled back, and were not the champion since."""
+    """The versions that were rolled back and have not been the champion since."""
     found: set[int] = set()
     for move in moves:
         if move.kind == "rolled back" and move.before is not None:
@@ -178,6 +178,6 @@ def last_before(moves: Iterable[Move], when: datetime) -> Move | None:
 
 
 def time_of(text: str) -> datetime:
-    """A time as tags hold it, in UTC. Raises ValueError if it is none."""
+    """A time as tags hold it, in UTC. Raises ValueError if it is not a time."""
     when = datetime.fromisoformat(text)
     return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)

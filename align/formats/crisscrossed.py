@@ -1,14 +1,14 @@
 """Crisscrossed Captions (CxC) as published: `sts_test.csv`, `sis_test.csv`, `sits_test.csv`, and those of `val`.
 
-A row is a rated pair of two captions (STS), two images (SIS), or a caption and an image (SITS):
+A row rates two captions (STS), two images (SIS), or a caption and an image (SITS):
 
     caption1,caption2,agg_score,sampling_method     COCO_val2014:sentid:411553,COCO_val2014:sentid:5142,1.56,c2c_isim
     image1,image2,agg_score,sampling_method         COCO_val2014_000000205866.jpg,COCO_val2014_000000039081.jpg,3.6,...
     caption,image,agg_score,sampling_method         COCO_val2014:sentid:732091,COCO_val2014_000000365325.jpg,2.2,...
 
-Ids become those of COCO: of a caption the number behind `sentid`, of an image the number in its file's name. The header
-says which of the three a file is. Ratings are means, from 0 to 5. The files `*_raw.csv` have a row a rater: no pair may
-be repeated, so they are refused.
+Ids become those of COCO: the number after `sentid` for a caption, the number in its file's name for an image. The
+header says which of the three a file is. Ratings are means, from 0 to 5. The files `*_raw.csv` have one row per rater.
+They are refused, since no two rows may rate the same.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What an evaluation set is, whatever format it lies in: items in memory, and their pictures as a stream.
+"""What an evaluation set is, in any format: items in memory, and their pictures as a stream.
 
 Items are what a set says about its pictures: keys, concepts, texts, classes. They are small. Pictures are read in the
-order of the items, as often as somebody asks, from any place on, and few of them are in memory at a time. The readers
-and the writer are in `align.formats.evaluation_sets`.
+order of the items, as often as needed and from any position on. Few of them are in memory at a time. The readers and
+the writer are in `align.formats.evaluation_sets`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal, Self
 from align.config.suite import SuiteSet
 from align.errors import DataError
 
-#: `many_labels`: any number of classes a picture.
+#: `many_labels`: any number of classes per picture.
 Kind = Literal["retrieval", "classification", "many_labels"]
 Split = Literal["query", "reference"]
 
@@ -36,9 +36,9 @@ class EvaluationImage:
         texts: texts that describe this image; in a set of kind `many_labels` the classes that it has.
         label: its class in a classification set, else None.
         vendor: who drew it; None if nobody in particular did.
-        split: `query`, or `reference` for images whose label classifiers are told.
+        split: `query`, or `reference` for images whose labels classifiers learn from.
         number: that the set's publisher gave it, which other files name it by; None: none.
-        text_numbers: likewise of each of its texts; empty: none.
+        text_numbers: the same for each of its texts; empty: none.
     """
 
     key: str
@@ -71,7 +71,7 @@ class EvaluationText:
     owner: str
 
 
-#: Positions of items, growing -> their pictures, in that order.
+#: Positions of items, ascending -> their pictures, in that order.
 Pictures = Callable[[Sequence[int]], Iterator[bytes | Unreadable]]
 
 
@@ -90,7 +90,7 @@ class EvaluationSet:
         repeats: equal texts of one concept are several items, as published captions are; else one item.
         positives: (image, text) of everything that is right, by position in `images` and in `texts`, where several
             owners or none do not say it; None: each text is right for the images of its owner.
-        unusable: name -> why, of what the set's files have and is no item.
+        unusable: name -> why, for things in the set's files that are not items.
         asked: its entry in the suite, which says what to measure; None: all that needs no setting.
         sha256: of the tar of an `align` set; empty for others, see `identity`.
     """
@@ -127,7 +127,7 @@ class EvaluationSet:
         """Position and picture of items, in order.
 
         Args:
-            positions: growing; None: all.
+            positions: ascending; None: all.
             fault: told position and reason of a picture that cannot be read, which is then left out.
 
         Raises:
@@ -178,7 +178,7 @@ class EvaluationSet:
 
 
 def folded(text: str) -> str:
-    """A text without what does not tell texts apart: case, and the amount of white space."""
+    """A text without differences that do not matter: case, and the amount of white space."""
     return " ".join(text.split()).casefold()
 
 
@@ -243,7 +243,7 @@ class DistinctPictures:
 
 
 def distinct_pictures(sets: Iterable[EvaluationSet]) -> DistinctPictures:
-    """Finds equal pictures by their sha256; reads all of them, if nobody asked for their digests before."""
+    """Finds equal pictures by their sha256; reads all of them if their digests are not known yet."""
     every = list(sets)
     by_digest: dict[bytes, list[str]] = {}
     firsts: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""What was measured of evaluation images, kept between runs: a network takes minutes for a thousand of them.
+"""Keeps what was measured of evaluation images between runs: a network takes minutes for a thousand of them.
 
 Kept outside of DVC's outs, under the sha256 of each image, in a folder for everything that decides the values: code,
 versions of libraries, networks, limits. A file holds many images and is named by its own sha256, so a damaged one is
@@ -49,7 +49,7 @@ class Features(Generic[T]):
     decode: Callable[[bytes], T]
 
     def look(self, measure: Callable[[Images], Iterable[tuple[str, T]]], images: Images) -> Iterator[tuple[str, T]]:
-        """`measure(images)`, but only images of which no value is kept are measured.
+        """`measure(images)`, but measures only images without a kept value.
 
         Args:
             measure: from (name, bytes) to (name, value), in order; an image without a value is left out.
@@ -82,7 +82,7 @@ def folder_of(root: Path | None, kind: str, module: str, decides: Sequence[Any])
         root: `store.features`; None: nothing is kept.
         kind: in plain letters.
         module: whose code computes the values.
-        decides: whatever else decides them, as for `align.durable.work.key_of`.
+        decides: everything else that decides them, as for `align.durable.work.key_of`.
     """
     if root is None:
         return None
@@ -91,7 +91,7 @@ def folder_of(root: Path | None, kind: str, module: str, decides: Sequence[Any])
 
 
 def files_of(root: Path | None, image_ids: Set[str]) -> list[Path]:
-    """The files of all kinds with values of some images, or damaged, so that nobody knows.
+    """The files of all kinds that have values of some images, or may have them, since they are damaged.
 
     Args:
         root: `store.features`; None or a missing folder: no files.
@@ -136,7 +136,7 @@ def _write(folder: Path, values: dict[bytes, bytes]) -> bool:
     data = sink.getvalue().to_pybytes()
     try:
         write_bytes(folder / f"{hashlib.sha256(data).hexdigest()}.arrow", data)
-    except OSError as error:  # a full disk, say: the result does not need them
+    except OSError as error:  # such as a full disk: the result does not need them
         say(f"warning: {folder}: what was measured of evaluation images is not kept ({error.strerror})")
         return False
     return True

@@ -60,7 +60,7 @@ FACTS_SCHEMA = pa.schema(
         (
             "num_characters",
             pa.int32(),
-        ),  # of the text before the cut; 8,192: data/raw has no more of it
+        ),  # of the text before the cut; 8,192: data/raw stores no more of it
         ("num_words", pa.int32()),  # of what was not cut
         ("is_filename", pa.bool_()),
         ("similarity", pa.float64()),  # of image and text, by a given model; null: not computed

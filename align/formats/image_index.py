@@ -35,7 +35,7 @@ __all__ = ["Hit", "ImageIndex", "IndexHeader", "IndexedImage", "write_index"]
 
 VECTORS = "vectors.faiss"
 _HEADER = "index.json"
-#: Filters whose images are remembered: a bool an image each.
+#: Filters whose images are remembered: each takes one bool per image.
 _NUM_FILTERS = 16
 
 
@@ -51,8 +51,8 @@ class IndexHeader(StoredModel):
         rules: code of each rule of the filter -> what it drops, as a condition, None if it was off; none of them
             dropped a pair that is here. Empty: nobody knows the rules.
         files: name -> size in bytes, of all other files.
-        vectors_sha256: name -> hex sha256, of the files of vectors; the tables have checksums of their own. Empty in an
-            index of a version that did not record it.
+        vectors_sha256: file of vectors -> hex sha256; the tables have checksums of their own. Empty in an index of a
+            version that did not record it.
     """
 
     schema_version: Literal[4] = 4
@@ -87,7 +87,7 @@ def write_index(
 
     Args:
         directory: replaced whole.
-        build: takes the file of the vectors that it is to write and what takes the images, in the same order.
+        build: gets the file to which it writes the vectors, and a writer to which it adds the images in the same order.
         model_digest: of the model.
         shards_digest: of the shards.
         thumbnail_px: longest side of the thumbnails; 0: there are none.
@@ -133,7 +133,7 @@ def copy_index(directory: Path, out: Path, *, model_digest: str) -> None:
 
 
 def _read_header(directory: Path) -> IndexHeader:
-    """index.json, once the files that it names have the sizes that it says."""
+    """Reads index.json, and checks the sizes of the files that it names."""
     path = directory / _HEADER
     if not path.is_file():
         raise DataError(f"{directory}: there is no index; run `align index` first")
@@ -168,7 +168,7 @@ class ImageIndex:
 
     @classmethod
     def load(cls, directory: Path, load_vectors: Callable[[Path], Vectors]) -> ImageIndex:
-        """Opens what `write_index` wrote. It stays what it is when another index replaces the folder.
+        """Opens what `write_index` wrote. It stays the same when another index replaces the folder.
 
         Args:
             directory: the folder.
@@ -193,7 +193,7 @@ class ImageIndex:
         return cls(header, items, words, vectors, PairAddresses.load(directory, len(items)))
 
     def without(self, image_ids: Collection[str], covers: Callable[[str, str], bool] | None) -> ImageIndex:
-        """The same index as if some of its images were not in it: no key names them, and no search finds them.
+        """The same index without some of its images: no key names them, and no search finds them.
 
         Args:
             image_ids: sha256s of images to leave out.
@@ -257,11 +257,11 @@ class ImageIndex:
         return position
 
     def allowed(self, splits: Sequence[str] = (), words: Sequence[str] = ()) -> NDArray[np.bool_] | None:
-        """Which images a filter leaves: (number of images,); None: all.
+        """The images that pass a filter, as (number of images,) booleans; None: all.
 
         Args:
             splits: only images of these; none: of any.
-            words: only images whose texts have each of these, as whole words, in upper or lower case.
+            words: only images whose texts have each of these as a whole word, in upper or lower case.
         """
         return self._allowed(tuple(splits), tuple(words)) if splits or words else None
 

@@ -1,4 +1,4 @@
-"""What img2dataset leaves behind beyond the layout of data/raw: its output formats, and what its tables state.
+"""What img2dataset writes apart from the layout of data/raw: its output formats, and what its tables state.
 
     webdataset   NNNNN.tar + NNNNN.parquet: usable as data/raw, and read by `ingest.source: shards`
     files        NNNNN/ + NNNNN.parquet: read by `ingest.source: shards` only
@@ -6,8 +6,8 @@
     tfrecord     NNNNN.tfrecord + NNNNN.parquet
     dummy        NNNNN_stats.json
 
-Its column `sha256` is of the bytes before img2dataset resized them. They are not stored, so that it names no picture
-here: only a take-down looks at it.
+Its column `sha256` is of the bytes before img2dataset resized them. They are not stored, so it names no picture here:
+only a take-down looks at it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from align.errors import DataError
 from align.formats.parquet import ForeignTable
 
-#: Of pictures, in lower case.
+#: Endings of pictures, in lower case.
 IMAGE_EXTENSIONS = frozenset(
     ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "avif", "heic", "heif", "tif", "tiff")
 )
@@ -31,19 +31,19 @@ _MAX_SIDE_PX = 2**31 - 1
 
 
 def image_key(name: str) -> str | None:
-    """The key of a tar member or file by its name; None where it is no picture."""
+    """The key of a tar member or file, by its name; None if it is not a picture."""
     key, _, extension = name.rpartition("/")[2].partition(".")
     return key if extension.lower() in IMAGE_EXTENSIONS else None
 
 
 def stated_size(width: Any, height: Any) -> tuple[int, int] | None:
-    """What a row states as the picture's size in pixels before it was resized; None where that is no size."""
+    """The size in pixels before resizing that a row states; None if that is not a size."""
     sides = [int(side) for side in (width, height) if isinstance(side, int | float) and 1 <= side <= _MAX_SIDE_PX]
     return (sides[0], sides[1]) if len(sides) == 2 else None
 
 
 def stated_sizes(width: pa.ChunkedArray, height: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """`stated_size` of all rows, as two int32 columns; null where that is no size."""
+    """`stated_size` of all rows, as two int32 columns; null if that is not a size."""
     if not width.type == height.type == pa.int32():
         rows = [stated_size(*row) or (None, None) for row in zip(width.to_pylist(), height.to_pylist(), strict=True)]
         columns = list(zip(*rows, strict=True)) or [(), ()]
@@ -53,7 +53,7 @@ def stated_sizes(width: pa.ChunkedArray, height: pa.ChunkedArray) -> tuple[pa.Ch
 
 
 def without_tar(table: str, file: Path | BinaryIO, *, has_records: bool) -> DataError:
-    """The error for a table NNNNN.parquet beside which there is neither NNNNN.tar nor NNNNN/.
+    """The error for a table NNNNN.parquet with neither NNNNN.tar nor NNNNN/ beside it.
 
     Args:
         table: its name.

@@ -1,7 +1,7 @@
 """The images of `data/index`: a table of where they came from and what is said of them, and a file of thumbnails.
 
-A million rows take some hundred megabytes: they stay in Arrow's columns, and an `IndexedImage` is made when it is
-asked for. A thumbnail is a range of bytes of `thumbnails.jpegs`, so that one read fetches it, also from a store.
+A million rows take some hundred megabytes: they stay in Arrow's columns, and an `IndexedImage` is made when it is asked
+for. A thumbnail is a range of bytes of `thumbnails.jpegs`, so that one read fetches it, even from a store.
 
 Where each pair was found is in a file of its own, `align.formats.pair_addresses`, which no search reads; the words of
 the texts are in another, `align.formats.indexed_words`.
@@ -237,7 +237,7 @@ class ImagesWriter:
         return pa.concat_tables([_PAIRS.empty_table(), *self._pairs])
 
     def set_addresses(self, page_urls: pa.Array, urls: pa.Array) -> None:
-        """Says where the pairs were found, parallel to `pairs`; without it, that is not recorded."""
+        """Says where the pairs were found, parallel to `pairs`. Without this call that is not recorded."""
         self._addresses = page_urls, urls
 
     def _flush(self) -> None:

@@ -1,10 +1,10 @@
 """The words of an index's texts, `words.parquet` in `data/index`: which images each word belongs to.
 
 A text is cut at white space into pieces such as `heart` and `(heart-shaped)`. The words of the file are the pieces, and
-the runs of letters, marks, digits and underscores within them, without a difference of case. So a word of such
-characters is looked up; one with others (`c++`) is looked for among the pieces, which are far fewer than the texts.
+the runs of letters, marks, digits and underscores within them, all without case. So a word of such characters is
+looked up; one with other characters (`c++`) is searched for in the pieces, of which there are far fewer than texts.
 
-What is a letter, and what is the same in lower case, is what RE2 says of `[\\pL\\pM\\pN_]` and `(?i)`.
+RE2 decides what a letter is, by `[\\pL\\pM\\pN_]`, and which letters differ only in case, by `(?i)`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORDS = "words.parquet"
 _SCHEMA = pa.schema([("word", pa.string()), ("images", pa.large_list(pa.uint32()))])
 _OTHER = r"[^\pL\pM\pN_]"
 _ROWS_AT_ONCE = 1 << 14
-#: Letters that are the same to RE2, although Python knows no letter that both become.
+#: Letters that RE2 takes for the same, although Python maps them to no common letter.
 _SAME = str.maketrans("\u1fd3\u1fe3\ufb05", "\u0390\u03b0\ufb06")
 
 Images = NDArray[np.uint32]
@@ -59,7 +59,7 @@ def write_words(directory: Path, items: Path) -> None:
 
 
 def _pairs(texts: pa.ListArray, first: int, numbers: dict[str, int]) -> NDArray[np.uint64]:
-    """Each word of some images, by its number, in the upper half, and the image in the lower, each once."""
+    """(word, image) of some images, each once: the word's number in the upper half, the image's in the lower."""
     pieces = pc.utf8_split_whitespace(pc.list_flatten(texts))
     images = pc.list_parent_indices(texts).take(pc.list_parent_indices(pieces)).to_numpy().astype(np.uint64)
     coded = pc.list_flatten(pieces).dictionary_encode()
@@ -107,11 +107,11 @@ class IndexedWords:
             raise CorruptError(f"{directory / WORDS}: damaged ({reason}); run `align index` again") from None
 
     def matching(self, words: str, texts: pa.ChunkedArray) -> NDArray[np.bool_]:
-        """Which images have some words, one after the other, in a text: as whole words, in upper or lower case.
+        """Which images have a text with these words one after the other: as whole words, in upper or lower case.
 
         Args:
             words: with white space in between.
-            texts: of each image, which are read where there are several words.
+            texts: of each image; they are read only if there are several words.
 
         Returns:
             (number of images,) bool.
@@ -149,7 +149,7 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 
 
 def whole_words(words: Sequence[str]) -> str:
-    """A pattern of RE2, whose own word boundary knows ASCII only. White space in between may be any."""
+    """A pattern of RE2, whose own word boundary knows ASCII only. Words may have any white space between them."""
     inner = r"\s+".join("".join(rf"\x{{{ord(character):x}}}" for character in word) for word in words)
     return rf"(?i)(?:^|{_OTHER}){inner}(?:$|{_OTHER})"
 

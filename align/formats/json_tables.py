@@ -53,7 +53,7 @@ class JsonTable:
         self._file, self._opening, self._data = file, opening, data
 
     def rows(self, wanted: Sequence[str | None]) -> Iterator[tuple[Any, ...]]:
-        """The values of these columns, row by row; None for a column that is None, and for a row that is no row.
+        """The values of these columns, row by row; None for a column that is None, and for a row that is not one.
 
         Raises:
             DataError: the file is damaged, or its columns do not have the same rows.
@@ -76,7 +76,7 @@ class JsonTable:
         return value if isinstance(value, dict) else {}
 
     def _side_by_side(self, wanted: Sequence[str | None]) -> Iterator[tuple[Any, ...]]:
-        """One reader for each column: they lie one after the other in the file."""
+        """One reader for each column: columns lie one after the other in the file."""
         with ExitStack() as stack:
             texts = [None if name is None else stack.enter_context(as_text(self._opening)) for name in wanted]
             columns = [self._column(text, name) for text, name in zip(texts, wanted, strict=True) if text and name]
@@ -194,7 +194,7 @@ class _Pieces:
     """Decodes JSON piece by piece; no piece has more than _MAX_VALUE_CHARACTERS."""
 
     def __init__(self, file: str, what: str, stream: IO[str], start: str = "") -> None:
-        """`what` the JSON is, for messages; `start`: what was read of the stream before."""
+        """`what`: the JSON, for messages. `start`: what was already read of the stream."""
         self.file, self._what, self._stream = file, what, stream
         self._text, self._at = start, 0
         self._decode = json.JSONDecoder().raw_decode
@@ -247,7 +247,7 @@ class _Pieces:
                 end = -1
             if end >= 0 and (
                 self._text[end : end + 1] in _ENDS or _AFTER_VALUE.match(self._text, end)
-            ):  # else it may be the first digits of a number
+            ):  # otherwise it may be the first digits of a number
                 self._at = end
                 return value
             more = self._stream.read(_CHUNK_CHARACTERS)

@@ -1,4 +1,4 @@
-"""The sets that `align evaluate` measures, and the digests by which two measurements are of the same items.
+"""The sets that `align evaluate` measures, and digests that tell whether two measurements are of the same items.
 
 A set's digest covers its items (the pictures' bytes, texts, concepts, classes, splits, templates) and the code that
 measures. Two models with equal digests of a set were asked the same queries about the same gallery in the same way.

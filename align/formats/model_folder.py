@@ -31,12 +31,12 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 class Imported(BaseModel):
-    """Where a model comes from whose training this project does not know.
+    """The origin of a model whose training this project does not know.
 
     Attributes:
         folder: name of the folder that was imported, without those around it, or of the towers that were given, joined
-            by commas; None in a packaged model, which its bytes name: the same weights are the same model, whatever
-            their folder was called.
+            by commas; None in a packaged model, since its bytes name it: equal weights are the same model, no matter
+            what their folder was called.
         weights: hex sha256 of its weights; of each given tower, joined by commas.
     """
 
@@ -53,7 +53,7 @@ class ModelFolderConfig(BaseModel):
         model: the section that the model was built from.
         vocab_size: rows of the word embedding.
         stage: the stage that wrote the folder.
-        imported: where the weights come from that training here began with; None where it began from scratch.
+        imported: where the weights come from with which training here began; None if it began from scratch.
         trained_on: digests of the shards that changed the weights here, in order; None in folders of versions that did
             not record it.
         taught_by: `model_digest` of each teacher, in order. A model without one does not have the key.
@@ -85,7 +85,7 @@ def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], di
         weights: a state dict, on any device.
         directory: the folder.
     """
-    from safetensors.torch import save_file  # imports torch, which the other formats do without
+    from safetensors.torch import save_file  # imports torch, which no other format needs
 
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(on_cpu, directory / WEIGHTS)
@@ -156,7 +156,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def require_unchanged(path: Path, noted_in: Path, key: str) -> None:
-    """Compares a file with the sha256 that was noted in a JSON file; where none was, nothing is known.
+    """Compares a file with the sha256 that a JSON file notes, if it notes one.
 
     Args:
         path: the file.

@@ -1,7 +1,7 @@
 """The addresses of an index's pairs, `addresses.parquet` in `data/index`: row i belongs to image i of `items.parquet`.
 
-They are wanted when a person asks about one picture, never by a search. So they stay on the disk, in small row groups,
-and one group is read for one picture.
+They are needed when a person asks about one picture, and never by a search. So they stay on the disk in small row
+groups, and one group is read for a picture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SCHEMA = pa.schema([(_PAGES, pa.list_(pa.string())), (_PICTURES, pa.list_(pa.st
 
 @dataclass(frozen=True, slots=True)
 class PairAddress:
-    """Where a pair was found. Foreign text: whoever makes a link of it checks it first.
+    """Where a pair was found. Both are foreign text: check it before you make a link of it.
 
     Attributes:
         page_url: the page, as the source wrote it; empty: not recorded.
@@ -66,7 +66,7 @@ def write_addresses(directory: Path, nums_pairs: NDArray[np.int64], page_urls: p
 
 
 class PairAddresses:
-    """The open file. It stays what it is when another index replaces the folder."""
+    """The open file. It stays the same when another index replaces the folder."""
 
     def __init__(self, file: pq.ParquetFile) -> None:
         self._file, self._lock = file, threading.Lock()
@@ -105,7 +105,7 @@ class PairAddresses:
         return tuple(map(PairAddress, pages, pictures))
 
     def covered(self, covers: Callable[[str, str], bool]) -> Iterator[int]:
-        """The positions of images with a pair whose (url, page_url) is covered. Raises CorruptError if damaged."""
+        """The positions of images that have a pair whose (url, page_url) is covered. Raises CorruptError if damaged."""
         for group in range(self._file.num_row_groups):
             try:
                 with self._lock:

@@ -22,10 +22,10 @@ from align.durable.memory import allocating_at_most
 from align.errors import DataError
 from align.pairs.text import MAX_CHARACTERS
 
-#: Rows of a batch, fewer where the file states large ones ...
+#: Rows of a batch; fewer if the file states that rows are large ...
 _BATCH_ROWS = 4096
 _AIM_BYTES = 32 << 20
-#: ... and where such a batch allocates more than this. (Pages of 100 MB are usual, and are unpacked whole.)
+#: ... or if such a batch allocates more than this. (Pages of 100 MB are usual, and are unpacked whole.)
 _FEW_ROWS = 64
 _BATCH_BYTES = 512 << 20
 _MAX_BYTES_PER_CHARACTER = 4
@@ -42,7 +42,7 @@ class ForeignTable:
         schema: its columns.
 
     Raises:
-        pa.ArrowInvalid: it is no parquet file.
+        pa.ArrowInvalid: it is not a parquet file.
     """
 
     def __init__(self, file: Path | BinaryIO, name: str) -> None:
@@ -71,7 +71,7 @@ class ForeignTable:
                 yield from self._few_at_a_time(group, columns, min(rows, _FEW_ROWS), num_done)
 
     def _few_at_a_time(self, group: int, columns: Sequence[str], rows: int, num_done: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a row group but for the first `num_done`."""
+        """The rows of a row group without the first `num_done`."""
         try:
             for batch in self._group(group, columns, rows):
                 if len(batch) > num_done:
@@ -97,9 +97,9 @@ class ForeignTable:
                 yield batch
 
     def _batch_rows(self, group: int) -> int:
-        """Rows of a batch, by the size that the file states.
+        """Rows of a batch, by the size that the file states for all columns.
 
-        That of all columns: Arrow ends the process where it is asked for one whose statistics are damaged.
+        Asked for one column whose statistics are damaged, Arrow would end the process.
         """
         stored = self._metadata.row_group(group)
         return int(max(1, min(_BATCH_ROWS, stored.num_rows * _AIM_BYTES // max(1, stored.total_byte_size))))

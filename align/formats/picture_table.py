@@ -24,9 +24,9 @@ from align.formats.parquet import ForeignTable, is_list
 from align.formats.table_lines import separated_rows
 
 _JSON = (".json", ".jsonl", ".ndjson")
-#: Of tables, all of them perhaps followed by .gz but for parquet.
+#: Endings of tables; all but parquet may be followed by .gz.
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", *_JSON, ".parquet")
-#: Of files that are pictures by their names.
+#: Endings of pictures.
 PICTURE_SUFFIXES = tuple(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
 #: Usual names of the column of pictures' files, in order ...
 PICTURE_COLUMNS = (
@@ -43,7 +43,7 @@ _TEXT_TYPES = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_floating,
     pa.types.is_decimal, pa.types.is_boolean, pa.types.is_temporal, pa.types.is_null,
 )  # fmt: skip
-#: Rows whose members say which columns a table of JSON lines has.
+#: Rows of JSON lines whose keys decide which columns the table has.
 _HEAD_ROWS = 100
 #: Bytes of a first line.
 _HEAD_BYTES = 1 << 16
@@ -62,7 +62,7 @@ class PictureTable:
         names: of its columns.
 
     Raises:
-        DataError: the file is missing, or no table.
+        DataError: the file is missing, or is not a table.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,7 +152,7 @@ class PictureTable:
 
 
 def usual_column(usual: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of the usual names that a table has, in any case of its letters, as the table writes it."""
+    """The first of the usual names that a table has, in upper or lower case, as the table writes it."""
     lowered = [name.lower() for name in names]
     return next((names[lowered.index(name)] for name in usual if name in lowered), None)
 
@@ -163,7 +163,7 @@ def _member(row: dict[str, Any], name: str | None) -> Any:
 
 def is_text(kind: pa.DataType, *, lists: bool) -> bool:
     """Whether a column of this type has texts or numbers, which are names and texts as they are; with `lists`, also
-    lists of such. Bytes are neither: a column of them holds pictures.
+    lists of such. Bytes are neither: a column of bytes holds pictures.
     """
     if lists and is_list(kind):
         return is_text(kind.value_type, lists=False)

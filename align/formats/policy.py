@@ -5,8 +5,8 @@
 A take-down removes a picture with all pairs that show it. An entry names what is the same in every ingest. Keys are
 not, because each ingest numbers pairs again; `align forget --keys` first resolves them.
 
-    url        of the picture, or of the page that shows it, in any spelling (`align.pairs.urls.identity`): a take-down
-               that covers more than was meant does less harm than one that covers less
+    url        of the picture, or of the page that shows it, in any spelling (`align.pairs.urls.identity`):
+               covering too much does less harm than covering too little
     host       of either, subdomains included: example.org covers img.example.org; so does www.example.org example.org
     image_id   sha256 of the picture's bytes, from any source
 
@@ -32,7 +32,7 @@ OPTED_OUT = "opted_out.csv"
 #: The error message of a pair whose picture was not taken because of an entry.
 REFUSED = "opted out"
 KINDS = ("host", "image_id", "url")
-#: Of a host name; a name of 253 characters cannot have more.
+#: The most labels of a host name: one of 253 characters cannot have more.
 _MAX_LABELS = 127
 _HEADER = ["kind", "value", "reason", "added"]
 
@@ -91,7 +91,7 @@ class OptedOut:
         return bool(self.entries) and self.entry(url, page_url, image_id) is not None
 
     def refusal(self, url: str) -> str | None:
-        """Why an address must not be requested, or None. To be asked for the targets of redirects, too."""
+        """Why an address must not be requested, or None. Callers also ask for the targets of redirects."""
         return REFUSED if self.matches(url, None, None) else None
 
 

@@ -1,6 +1,6 @@
 """`ranks.parquet`: the rank that a model gave the right answer of each query, one row per query.
 
-Two models that were asked the same queries can be compared query by query with it, long after they were measured.
+With it, two models that were asked the same queries can be compared query by query, long after they were measured.
 Every metric of the evaluation follows from the ranks: recall@k is the share of ranks up to k.
 
     set, protocol       such as `concepts`, `image_to_text`; see PROTOCOLS. Those with ANY_OWNER ask of the same images
@@ -38,7 +38,7 @@ from align.statistics.intervals import Scored
 RANKS = "ranks.parquet"
 #: The K of the paper's tables.
 CUTS = (1, 5, 10)
-#: The ways of asking. Of the first two, sets of kind retrieval are measured, of the others those of classification.
+#: The ways of asking. The first two measure sets of kind retrieval, the others those of classification.
 IMAGE_TO_TEXT, TEXT_TO_IMAGE, ZERO_SHOT, KNN = PROTOCOLS = ("image_to_text", "text_to_image", "zero_shot", "knn")
 #: In a protocol of classifiers that are fitted several times, before the number of the fit: `fine_tuning#0`.
 RUN = "#"
@@ -112,7 +112,7 @@ class QueryRanks:
         """A metric by its name, such as `concepts/mean_recall`: the groups whose means' mean it is.
 
         Raises:
-            DataError: it is no metric of these sets.
+            DataError: these sets have no such metric.
         """
         return [Scored(values, part.clusters) for part, values in self._parts(metric)]
 

@@ -9,7 +9,7 @@ A row is a pair; its text is in img2dataset's column `caption`. Our tables also 
 figcaption, ...), `retryable` (the failure may be temporary) and `image_key`, the key of the tar sample that holds the
 bytes. A tar has a sample per image, with the text of the first pair that shows it; the texts of its other pairs are in
 the table only. With `ingest.pairs_as_samples` it has a sample per pair, as img2dataset's tars do, the bytes repeated:
-no stage decides otherwise then. `read_table` adds what a stock folder lacks.
+stages decide the same then. `read_table` adds what a stock folder lacks.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ ADDRESS_REFUSED = "address refused"
 MANIFEST = "manifest.json"
 
 _REQUIRED = ("url", "caption", "key", "status")
-#: Not in SCHEMA: what a table that is not ours has as sha256. It is of other bytes, see `align.formats.img2dataset`.
+#: Not in SCHEMA: the sha256 that a foreign table states. It is of other bytes, see `align.formats.img2dataset`.
 STATED_SHA256 = "stated_sha256"
 #: Columns that a stock folder lacks, and those of the size that it states.
 _COMPUTED = {"sha256", "image_key", STATED_SHA256}
 _SIZE = ("original_width", "original_height")
-#: Columns of which one asks for others.
+#: Columns that are computed from others, which must be read for them.
 _TOGETHER = ((_COMPUTED, {"key", "status", "sha256", "image_key"}), (_SIZE, {*_SIZE}))
 
 
@@ -93,7 +93,7 @@ class MadeWith(StoredModel):
     Attributes:
         archive: `paths.archive`, as it was given.
         ingest: that section.
-        download: that section; of values that say how patiently to ask, those of the last run.
+        download: that section; values that say how patiently to ask are those of the last run.
     """
 
     archive: str
@@ -234,8 +234,8 @@ def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Ta
     """The rows of one shard with some columns of SCHEMA, in the order of the file; perhaps also STATED_SHA256.
 
     Strings have at most `align.pairs.text.MAX_CHARACTERS`; the rest is cut off. Missing optional columns become null,
-    as does an original size of which a side is not above 0. For rows with status "success" of a table that is not ours,
-    image_key becomes the row's own key, and sha256 is computed from the tar.
+    as does an original size with a side that is not above 0. For rows with status "success" of a table that is not
+    ours, image_key becomes the row's own key, and sha256 is computed from the tar.
 
     Raises:
         DataError: the table is unreadable, or takes too much memory.

@@ -33,7 +33,7 @@ class MadeFrom(StoredModel):
     """Where a ready search comes from.
 
     Attributes:
-        revision: git revision of the code, None outside git; `-dirty` at its end where files of it were changed.
+        revision: git revision of the code, None outside git; with `-dirty` at its end if its files were changed.
         dvc_lock: sha256 of dvc.lock, which names the run's data, parameters and results; None where there is none.
         model_digest: of the model as it was trained (`align.formats.model_folder.model_digest`).
         package_digest: of the packaged model, which names its version in MLflow; None if it was not packaged.
@@ -56,8 +56,8 @@ class ReadyManifest(StoredModel):
         files: path in the folder -> the file, of all but this one.
         made_from: see there.
         precision: of the stored weights.
-        largest_difference: between a coordinate of an embedding and the trained model's.
-        same_of_ten: share of the ten nearest images of a text that are the trained model's.
+        largest_difference: the largest difference of a coordinate from the trained model's embeddings.
+        same_of_ten: share of a text's ten nearest images that the trained model has, too.
     """
 
     schema_version: Literal[2] = 2

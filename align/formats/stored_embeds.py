@@ -5,8 +5,8 @@ shards; rows `starts[i]` to `starts[i + 1]` of `texts.npy` are the sample's text
 sample's number finds its rows, without a table of keys. The manifest names the shards by the digest of their bytes:
 under this digest the same number is the same picture with the same texts, and no sample can be missing.
 
-Embeddings are float16, L2-normalised before they are rounded: of a cosine the rounding changes some 3e-5. The arrays
-are mapped into memory, not read: any row is one access, and the system's cache keeps its page for all ranks of a
+Embeddings are float16, L2-normalised before they are rounded: the rounding changes a cosine by about 3e-5. The arrays
+are mapped into memory, not read: reading a row is one access, and the system's cache keeps its page for all ranks of a
 machine.
 """
 
@@ -56,7 +56,7 @@ class EmbedsManifest(StoredModel):
     sha256: dict[str, str]
 
     def named(self) -> str:
-        """What `digest` has to be."""
+        """The digest of the other values."""
         values = self.model_dump(mode="json", exclude={"digest"})
         return hashlib.sha256(to_json(values).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Which tars the manifest.json of data/raw or of data/shards names: path, sha256 and size, and nothing else of it."""
+"""The tars that the manifest.json of data/raw or of data/shards names: path, sha256 and size, and nothing else."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _ADDRESS = re.compile(r"\s*\"?(?:(?:https?:)?//|data:)\S", re.IGNORECASE)
 #: Longest value of a CSV: a data: URI can have three million. After an unbalanced quote everything up to this length is
 #: one value.
 _MAX_VALUE_CHARACTERS = 4 << 20
-#: Of a line. A longer one is skipped, as a row that cannot be split.
+#: The longest line. A longer one is skipped, as a row that cannot be split.
 _MAX_LINE_CHARACTERS = 8 << 20
 
 
@@ -76,7 +76,7 @@ def lines_of(text: io.TextIOBase) -> Iterator[str | None]:
 def as_text(
     source: IO[bytes] | Callable[[], AbstractContextManager[IO[bytes]]], newline: str | None = None
 ) -> Iterator[io.TextIOWrapper]:
-    """A stream as text, which its caller closes; or what a function opens, which is closed here."""
+    """A stream as text. The caller closes a stream that it gives; a stream that a function opens is closed here."""
     with ExitStack() as stack:
         stream = stack.enter_context(source()) if callable(source) else source
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=newline)

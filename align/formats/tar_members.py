@@ -1,8 +1,8 @@
-"""Reads the headers of a tar (USTAR, GNU, PAX), whatever its bytes are.
+"""Reads the headers of a tar (USTAR, GNU, PAX) of any bytes.
 
-`tarfile` follows sizes below zero in a circle, and what it cannot read ends the archive. Here each step moves forward,
-and a member that is no plain file, or contradicts itself, has a `problem` and is passed over. Only a header with a
-wrong checksum, or an end without one, damages the tar as a whole.
+`tarfile` follows sizes below zero in a circle, and what it cannot read ends the archive. Here each step moves forward.
+A member that is not a plain file, or contradicts itself, has a `problem` and is passed over. Only a header with a wrong
+checksum, or an end without one, damages the tar as a whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from align.formats.tar import BLOCK
 
-#: Of a long name, or of PAX's values for one member.
+#: Bytes of a long name, or of PAX's values for one member.
 _MAX_EXTENSION_BYTES = 1 << 20
 _MAX_DIGITS = 20
 _REGULAR = (b"0", b"\0", b"7")
@@ -35,10 +35,11 @@ class DamagedTar(Exception):
 
 
 class Member(NamedTuple):
-    """One member of a tar that is no directory.
+    """One member of a tar; directories are left out.
 
     Attributes:
-        name: as the tar has it; bytes that are not UTF-8 as `\\xff`. It may lead out of any folder: a name, no path.
+        name: as the tar has it; bytes that are not UTF-8 as `\\xff`. It may lead out of any folder: do not use it as a
+            path.
         start: where its headers begin; `member_at` takes it.
         offset: of its data.
         size: of its data in bytes.
@@ -163,7 +164,7 @@ def _number(text: bytes, base: int) -> int | None:
 
 
 def _size(header: bytes) -> int | None:
-    """The size that a header states: octal, or base 256 (GNU) where the first bit is set; None for no number from 0."""
+    """The size that a header states: octal, or base 256 (GNU) if the first bit is set; None if it is invalid."""
     text = header[124:136]
     if text[0] & 0x80:
         return None if text[0] & 0x40 else int.from_bytes(bytes([text[0] & 0x3F]) + text[1:], "big")
@@ -177,7 +178,7 @@ def _padded(size: int) -> int:
 def _extend(extension: _Extension, kind: bytes, file: BinaryIO, size: int) -> None:
     """Reads the data of a header that extends the next one."""
     if kind in (_LONG_LINK, _PAX_GLOBAL):
-        return  # links are not read, and a name or size for all members makes no sense
+        return  # links are not read, and a name or size for all members would make no sense
     if size > _MAX_EXTENSION_BYTES:
         extension.problem = f"its extended header has {size:,} bytes"
         return
@@ -220,7 +221,7 @@ def _name(header: bytes | None, extended: bytes | None) -> str:
 
 
 def _after_sparse_map(file: BinaryIO, header: bytes, offset: int) -> int:
-    """Where the data of GNU's old sparse files begin: further blocks list the holes."""
+    """Where the data of one of GNU's old sparse files begins: more blocks before it list the holes."""
     more = header[482] != 0
     while more:
         file.seek(offset)

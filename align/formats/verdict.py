@@ -1,7 +1,6 @@
 """`verdict.json`: whether a quality gate passed, and on which data. Later stages require it and depend on it.
 
-It says no more than that, so that another threshold, a reworded expectation or an acceptance makes no later stage
-stale.
+It says no more, so that another threshold, a reworded expectation or an acceptance makes no later stage stale.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from align.formats.json_file import StoredModel, parse
 VERDICT = "verdict.json"
 #: Folders below `paths.reports`, one for each gate.
 TABLES, SHARDS = "quality", "quality_shards"
-#: The command that judges, where it is not `validate`.
+#: The command that judges, if it is not `validate`.
 _COMMANDS = {SHARDS: "validate_shards"}
-#: What to run after it, where its data is no longer what a later stage read.
+#: What to run after it, if a later stage has read other data.
 _AFTER = {TABLES: ", then `align shard`"}
 
 
@@ -48,13 +47,13 @@ def write_verdict(verdict: Verdict, folder: Path) -> None:
 def gate_report(params: Params, gate: str, data: Callable[[], str]) -> Path:
     """The report of a gate that decides on data.
 
-    It is in `paths.reports`. A trial that writes its reports elsewhere (`--set paths.reports=trial/reports`) may be
-    over data that has been judged already; then the verdict is where the file of `params` says.
+    It is in `paths.reports`. A trial that writes its reports elsewhere (`--set paths.reports=trial/reports`) may use
+    data that has been judged already. Then the verdict is where the file of `params` says.
 
     Args:
         params: of the stage that needs the verdict.
         gate: TABLES or SHARDS.
-        data: gives the digest of the data; called for a trial only.
+        data: returns the digest of the data; called only for a trial.
     """
     here = params.section(PathsConfig).reports / gate
     stated = load_params(params.source).section(PathsConfig).reports / gate
@@ -78,7 +77,7 @@ def require_passed(folder: Path, data: str, where: Path) -> None:
     Args:
         folder: a gate's report.
         data: digest of the data that the gate must have judged.
-        where: the folder of that data, or that was made from it; for the error.
+        where: the folder of that data, or of what was made from it; for the error.
 
     Raises:
         DataError: there is no verdict, or it is about other data.

@@ -68,7 +68,7 @@ def _require_list(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_file():
-        raise DataError(f"{out}: is no file; choose another name")
+        raise DataError(f"{out}: not a file; choose another name")
     with out.open("rb") as stream:
         if pinned_lists.source_of(stream) is None:
             raise DataError(f"{out}: is not a list that `align pin` made, so it is not replaced; choose another name")

@@ -1,7 +1,7 @@
 """`align code`: writes code.yaml, a digest of the code that decides the bytes of each stage (see `provenance`).
 
 It is the first stage of dvc.yaml, and DVC runs it each time; each other stage depends on its own digest. So a stage is
-stale once its code does something else, be it a checkout's or an installed package's.
+stale as soon as its code does something else, in a checkout as in an installed package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`align init DIR`: a project of one's own, apart from the checkout; a git and DVC repository in which all works.
+"""`align init DIR`: makes a project of one's own apart from the checkout, a git and DVC repository with all commands.
 
 The code stays the installed package; `align code` tells DVC of it, as in a checkout.
 """
@@ -39,7 +39,7 @@ from align.project.installed import installed
 from align.services.git import git, identity
 
 TEMPLATE = Path(__file__).with_name("template")
-#: Taken over as they are in the checkout.
+#: Files that are copied from the checkout unchanged.
 COPIED = (
     "dvc.yaml", "prefect.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "data/policy/README.md",
     "infra/env.example",
@@ -106,7 +106,7 @@ def _value(values: Mapping[str, Any], key: str) -> Any:
 
 
 def _from_here(key: str, value: Any, directory: Path) -> Any:
-    """The path as it is right inside the project: absolute, or relative where it lies in the project."""
+    """The path as the project needs it: relative if it lies in the project, else absolute."""
     if not isinstance(value, str) or "://" in value:
         return value
     typed = Path(value).expanduser()
@@ -119,7 +119,7 @@ def _from_here(key: str, value: Any, directory: Path) -> Any:
         return str(path)
     if key == "paths.archive":
         raise ConfigError(f"--set {key}={value}: {path}: no such file or folder; give the path from here")
-    return value  # it is to be in the project
+    return value  # it will be in the project
 
 
 def _absolute(path: Path) -> Path:
@@ -128,7 +128,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _require_usable(part: Path, directory: Path) -> None:
-    """Checks the parameters of a new project as its stages will, which run in `directory`.
+    """Checks the parameters of a new project as its stages will when they run in `directory`.
 
     Raises:
         ConfigError: a value is wrong, or a stage would write elsewhere than dvc.yaml says.
@@ -160,9 +160,9 @@ def _fill(part: Path, params_file: Path, chosen: Mapping[str, Any]) -> None:
 
 
 def _commit(root: Path) -> None:
-    """By git's own plumbing, so that no hook of the person runs, and nothing asks for a key to sign with."""
+    """Uses git's plumbing, so that no hook of the person runs, and nothing asks for a key to sign with."""
     git(root, "init", "--quiet")
-    git(root, "add", "--force", ".")  # whatever the person's own settings ignore
+    git(root, "add", "--force", ".")  # also what the person's own settings ignore
     tree = git(root, "write-tree")
     commit = git(root, "commit-tree", tree, "-m", "A project of align", env=identity(root))
     git(root, "update-ref", "HEAD", commit)

@@ -1,4 +1,4 @@
-"""Files that come with the code and are no modules: in a wheel beside the modules, else in the checkout."""
+"""Files that come with the code and are not modules: beside the modules in a wheel, else in the checkout."""
 
 from __future__ import annotations
 

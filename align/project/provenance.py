@@ -1,12 +1,12 @@
 """Which code decides which bytes: the modules that a module imports inside `align`, and a digest of what they do.
 
-One mechanism serves everything that must know it: `align code` writes the digests that the stages of dvc.yaml depend
-on, the keys of work folders that a killed run resumes in and those of training runs have them, and the code that a
-packaged model carries is such a closure.
+Everything that must know this uses one mechanism: the digests of `align code`, on which the stages of dvc.yaml depend;
+the keys of work folders, in which a killed run resumes; the keys of training runs; and the code that a packaged model
+carries.
 
-The digest is over what the code does: over the syntax of the modules, which no new layout changes, and no other version
-of Python. Comments, docstrings and the words of progress lines are left out. A data file of the package counts to the
-modules beside it that name it.
+The digest is over what the code does: over the syntax of the modules, which neither layout nor another version of
+Python changes. Comments, docstrings and the words of progress lines are left out. A data file of the package counts as
+a part of the modules beside it that name it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEUTRAL = frozenset({
     "align.errors",  # words of failures
     "align.display.console",  # progress lines
     "align.display.html",  # looks of pages: no stage reads a page
-    "align.display.figure",  # likewise of figures
+    "align.display.figure",  # looks of figures
     "align.durable.memory",  # how fast, not what
     "align.project.declared",  # refuses a stage, changes none
     "align.pairs.picture_confined",  # what a decoder may ask of the system
@@ -55,9 +55,9 @@ NEUTRAL = frozenset({
 })  # fmt: skip
 
 
-#: Stage's module -> modules that it imports and must not depend on. Ingest reads the filter's cuts on texts, so as not
-#: to fetch pictures in vain: after another cut, or a new rule, the web must not be fetched again. The comparison of two
-#: models (`align evaluate --compare`) is no part of the stage.
+#: Stage's module -> modules that it imports and must not depend on. Ingest reads the filter's cuts on texts, to skip
+#: pictures that cannot be kept: another cut, or a new rule, must not fetch the web again. The comparison of two models
+#: (`align evaluate --compare`) is not part of the stage.
 UNTRACKED = {
     "align.ingest.ingest": frozenset({"align.config.filter"}),
     "align.evaluate.evaluate": frozenset({"align.evaluate.compare"}),
@@ -88,7 +88,7 @@ def digest(*modules: str) -> str:
 
 
 def says(source: str) -> str:
-    """What a module does, in writing: equal for two that differ in words and layout only. Raises SyntaxError."""
+    """What a module does, as text: equal for two modules that differ only in words and layout. Raises SyntaxError."""
     return "".join(_said(ast.parse(source)))
 
 
@@ -121,7 +121,7 @@ class _Module(NamedTuple):
 
     Attributes:
         digest: hex sha256 of what it does, and of the data files that it names.
-        imports: names of modules of `align`, and of what may be one.
+        imports: names of modules of `align`, and names that may be modules.
         changes_no_bytes: it is a module of `align.config`, and its section says so.
     """
 
@@ -149,7 +149,7 @@ def _read(path: Path) -> _Module:
     return _Module(total.hexdigest(), tuple(_imports(nodes)), neutral)
 
 
-#: A data file of the package, as `_said` has its name.
+#: A data file of the package, as `_said` writes its name.
 _DATA_FILE = re.compile(r"'([a-z_]+\.(?:csv|json|txt|yaml))'")
 
 
@@ -167,7 +167,7 @@ _LEFT_OUT = frozenset({"ctx", "kind", "type_comment"})
 
 
 def _said(node: Any) -> Iterator[str]:
-    """The syntax below a node in writing. `ast.dump` and `ast.unparse` differ between versions of Python."""
+    """The syntax below a node, as text. `ast.dump` and `ast.unparse` differ between versions of Python."""
     if isinstance(node, list):
         for each in node:
             yield from _said(each)

@@ -22,7 +22,7 @@ def span_rows(samples: Iterable[tuple[str, int, int]], tar: int) -> NDArray[Any]
 
 
 class ImageSpans:
-    """Where the image of a raw tar sample is, for all raw tars together."""
+    """Where the images of all raw tars are."""
 
     def __init__(self, spans: Iterable[NDArray[Any]]) -> None:
         rows = np.concatenate([np.empty(0, SPAN), *spans])

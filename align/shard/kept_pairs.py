@@ -62,7 +62,7 @@ def read_images(
             index = index[ours]
             hexes = kept["image_id"].take(pa.array(ours)).to_pylist()
             phashes[index], known[index] = kept["phash"].to_numpy()[ours], True
-            # "place" and "split" only tell the two hashes apart; another word would shuffle all data again
+            # "place" and "split" only make the two hashes differ; another word would shuffle all data again
             hashed = b"".join(hashlib.sha256(f"{seed} place {text}".encode()).digest()[:16] for text in hexes)
             order_keys[index] = np.frombuffer(hashed, ">u8").reshape(-1, 2)
             hashed = b"".join(hashlib.sha256(f"{seed} split {text}".encode()).digest()[:8] for text in hexes)
@@ -87,7 +87,7 @@ def kept_batches(filtered: Path, columns: list[str]) -> Iterator[pa.RecordBatch]
 
 @contextmanager
 def _open(path: Path) -> Iterator[pq.ParquetFile]:
-    """Opens without read-ahead, which would keep all column chunks in memory, in the end the whole file."""
+    """Opens without read-ahead, which would keep all column chunks and so the whole file in memory."""
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             yield file

@@ -1,8 +1,8 @@
-"""Which kept image goes to which output shard, with which rank and texts: planned once, read shard by shard.
+"""The plan: which kept image goes to which output shard, with which rank and texts. Made once, read shard by shard.
 
 A plan is a folder. Each of its `runs` (Arrow files, mapped into memory) holds some rows of decisions.parquet, sorted by
-output shard and rank, so that a shard's rows are one slice of each run. Output shards are numbered over all splits:
-those of train first, then val, then test.
+output shard and rank, so that a shard's rows are one slice of each run. Output shards are numbered through all splits:
+first those of train, then val, then test.
 
 Peak memory while planning is the larger of 140 bytes per kept pair, and 120 bytes per kept image plus 60 per raw image
 (numpy arrays; texts are read in batches). For 50 million pairs, half of them kept, that is 4 GB.
@@ -114,7 +114,7 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
 def _split(
     labels: NDArray[np.int64], draws: NDArray[np.float64], config: ShardConfig
 ) -> tuple[NDArray[np.int8], int, int]:
-    """Per image the split as an index of SPLITS; the number of clusters, and the number of images in the largest.
+    """Per image its split as an index of SPLITS; the number of clusters, and the number of images in the largest.
 
     A cluster's split depends only on the draw of its smallest image (unless it is too large to be held out).
     """

@@ -12,8 +12,8 @@ class ShardReport(Report):
 
     Attributes:
         digest: names the shards; that of their manifest.
-        decisions: names the decisions that they were made from. Not in the manifest, since other decisions on dropped
-            pairs give the same shards, and no training should start again for these.
+        decisions: names the decisions that they were made from. This is not in the manifest: other decisions on dropped
+            pairs give the same shards, and must not start a training again.
     """
 
     digest: str

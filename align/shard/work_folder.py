@@ -5,7 +5,7 @@
     train/NNNNN.tar    output shards, also in val/ and test/
     .done/NNNNN.json   the manifest's row of an output shard, written when its tar is complete and stored
 
-Each index file and each output shard is a task of its own, which depends on no other task of its kind.
+Each index file and each output shard is a separate task, which depends on no other task of its kind.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class ShardWork:
         raw: data/raw.
         store: where tars go, and where raw ones are that are not in `raw`.
         config: section `shard`.
-        portion: of the work; after a range, output shards of other machines stay where they are, and `--finish` brings
-            them and makes none.
+        portion: of the work; after a range, output shards of other machines stay where they are; `--finish` brings them
+            and makes no shard.
     """
 
     pieces: Pieces

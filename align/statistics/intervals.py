@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 #: One minus the confidence level.
 ALPHA = 0.05
-#: Counts that are in memory at once: 64 MB of them.
+#: Counts that are in memory at the same time: 64 MB.
 _MAX_COUNTS = 8 << 20
 
 
@@ -40,7 +40,8 @@ def by_cluster(groups: Sequence[Scored]) -> tuple[NDArray[np.float64], NDArray[n
     """The sum and the number of the values of each concept, concepts numbered over all groups together.
 
     Returns:
-        Two arrays (num_groups, num_clusters): a group's mean is its sums' sum over its numbers' sum.
+        Sums and numbers, both (num_groups, num_clusters): a group's mean is the total of its sums divided by the total
+        of its numbers.
     """
     index: dict[Hashable, int] = {}
     ids = [[index.setdefault(cluster, len(index)) for cluster in group.clusters] for group in groups]
@@ -50,7 +51,7 @@ def by_cluster(groups: Sequence[Scored]) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def draws(num_clusters: int, num_resamples: int, seed: int | tuple[int, ...]) -> Iterator[NDArray[np.float64]]:
-    """How often each replicate has each concept: blocks (some replicates, num_clusters), `num_resamples` rows in all.
+    """How often each replicate has each concept: blocks (some replicates, num_clusters), `num_resamples` rows in total.
 
     Each row is a draw of `num_clusters` concepts with replacement. Equal seeds give equal rows.
     """
@@ -65,7 +66,7 @@ def draws(num_clusters: int, num_resamples: int, seed: int | tuple[int, ...]) ->
 
 @lru_cache(maxsize=2)
 def _all_draws(num_clusters: int, num_resamples: int, seed: int | tuple[int, ...]) -> NDArray[np.float64]:
-    """All rows in one block: the metrics of a set have the same ones, and drawing takes longer than using them."""
+    """All rows in one block: the metrics of a set use the same rows, and drawing takes longer than using them."""
     drawn = _drawn(np.random.default_rng(seed), num_clusters, num_resamples)
     drawn.flags.writeable = False
     return drawn

@@ -6,9 +6,9 @@ their sets share concepts; sets that share none are drawn apart.
 
 The bound is studentised and symmetric (bootstrap-t: Efron and Tibshirani 1993, chapter 12; symmetric: Hall 1988): each
 replicate's difference is divided by its own standard error, and its sign is dropped, since the difference of two equal
-models is as often positive as negative. Of equal models, at confidence 0.95, it promoted 4.3 % with 12 concepts, 4.7 %
-with 30 and 5.3 % with 100; the plain percentile bound 7.7, 4.7 and 5.6 %, the one that keeps the sign 6.0, 6.2 and
-5.4 % (2,000 to 3,000 simulated pairs, in both directions; `tests/unit/release/test_equal_models.py` counts again).
+models is as often positive as negative. At confidence 0.95 it promoted 4.3 % of equal models with 12 concepts, 4.7 %
+with 30 and 5.3 % with 100; the plain percentile bound 7.7, 4.7 and 5.6 %, the one that keeps the sign 6.0, 6.2 and 5.4
+% (2,000 to 3,000 simulated comparisons, in both directions; `tests/unit/release/test_equal_models.py` counts again).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from align.formats.query_ranks import QueryRanks
 from align.statistics.intervals import Scored, by_cluster, draws
 
-#: Replicates. The slices need quantiles far in the tail: 0.05 / 30 of these are seven.
+#: Replicates. The slices need quantiles far in the tail: 0.05 / 30 of these are about seven replicates.
 NUM_RESAMPLES = 4000
 #: Standard errors below this are rounding.
 _NO_SPREAD = 1e-12
-#: The chance with which a difference of size `detectable` is found.
+#: The probability that a difference of size `detectable` is found.
 POWER = 0.8
 
 _METRIC = re.compile(r"(?P<set>.+?)/((\w+_to_\w+/)?(recall(_any_owner)?@\d+|mean_recall)|(\w+)/(accuracy|top5))")
@@ -38,7 +38,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Part:
-    """A share of what is compared.
+    """A part of what is compared.
 
     Attributes:
         name: of the set.
@@ -80,7 +80,7 @@ def of_metrics(metrics: Sequence[str], candidate: QueryRanks, champion: QueryRan
 
     Raises:
         DataError: a metric was not measured.
-        ValueError: the two were not asked the same queries, which equal digests of their sets rule out.
+        ValueError: the two were asked different queries, which cannot be if the digests of their sets are equal.
     """
     parts = []
     for metric in metrics:
@@ -129,7 +129,10 @@ def difference(
 
 
 def _without_spread(value: float, confidence: float, num_units: int) -> Difference:
-    """Of units that all differ alike. Others may differ by anything: the exact bound on how many others there are."""
+    """The bounds if all units differ by the same.
+
+    Other units may differ by anything: this is the exact bound on their number.
+    """
     share = (1 - confidence) ** (1 / num_units)
     bound = abs(value) * share - (1 - share)
     low = min(bound, value) if value > 0 else value
@@ -157,7 +160,7 @@ class _Pool:
         return np.concatenate([one for one, _ in blocks]), np.concatenate([other for _, other in blocks])
 
     def _of(self, drawn: Floats) -> tuple[Floats, Floats]:
-        """The value and its variance where each unit was drawn so often, (num_replicates, num_units)."""
+        """The value and its variance if each unit was drawn so often, (num_replicates, num_units)."""
         numbers = np.maximum(drawn @ self._counts.T, 1.0)
         means = (drawn @ self._sums.T) / numbers
         shares = self._weights / numbers
@@ -167,7 +170,7 @@ class _Pool:
 
 
 def _pools(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """The parts, together where their sets share a concept, directly or through others."""
+    """The parts, in groups whose sets share concepts, directly or through others."""
     waiting = list(parts)
     while waiting:
         pool, names, known = list[Part](), {waiting[0].name}, set[Hashable]()

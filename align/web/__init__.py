@@ -1,4 +1,4 @@
-"""What holds for every request: of ours to a server that a stranger names, and of strangers to our servers.
+"""Rules for every request: ours to servers that strangers name, and those of strangers to our servers.
 
 addresses      URLs in normal form, and the addresses that sockets may be opened to
 failure        what went wrong, and whether a retry can help

@@ -1,7 +1,7 @@
 """URLs in the form that is requested, and the addresses that sockets may be opened to.
 
 A page of a crawl can name any address, even one inside the operator's network. The check applies to the address that a
-socket is opened to: a name may resolve to any address, and to another one the next time.
+socket is opened to: a name may resolve to any address, and to a different one each time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Target:
 
 
 def target_of(url: str) -> Target:
-    """The target of a URL as a page or table has it.
+    """The target of a URL as a page or table writes it.
 
     Raises:
         ValueError: it is neither http nor https, or has no usable host or port.

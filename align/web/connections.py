@@ -1,8 +1,8 @@
 """How many connections a server of ours keeps open, and for how long; the same for all of them.
 
-uvicorn itself has no bound for either: whoever opens connections and never ends the head of a request takes all files
-that the process may have. Here a connection that waits (for a head, or for its client to read) is closed after a while,
-and gives its place to a new one when there are too many. One whose request is being answered keeps its place.
+uvicorn itself has no bound for either: a client that opens connections and never ends the head of a request takes all
+files that the process may open. Here a connection that waits (for a head, or for its client to read) is closed after a
+while, and gives its place to a new one when there are too many. One whose request is being answered keeps its place.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class Bounds:
 
     Attributes:
         total: at a time.
-        of_address: at a time of one client; None: no bound of its own, as behind a proxy, where all have one address.
-        wait_s: for a request's head, or for a client that reads nothing of its answer.
+        of_address: at a time from one address; None: no such bound, as behind a proxy, where all clients have one
+            address.
+        wait_s: for a request's head, or for a client that does not read its answer.
     """
 
     total: int
@@ -110,11 +111,11 @@ class _Connection(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request of it is being answered."""
+        """Whether none of its requests is being answered."""
         return not self._upgraded and (self.cycle is None or self.cycle.response_complete)
 
     def drop(self) -> None:
-        """Closes it, whatever is still to be sent."""
+        """Closes it, even if something is still to be sent."""
         self.config.open.remove(self)
         self.transport.abort()
 
@@ -182,9 +183,9 @@ def server(app: App, bounds: Bounds, *, log: Path | None = None, **options: Any)
 
 
 def _file_limit() -> int:
-    """The number of files that this process may open, once it is as high as it may be."""
+    """Raises the number of files that this process may open as far as possible, and returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # some systems name a limit that they do not allow
+    with suppress(ValueError, OSError):  # some systems state a limit that they do not allow
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft
@@ -208,7 +209,7 @@ def listening(bind: str, port: int) -> socket.socket:
 def keep_for_good() -> None:
     """Python's collector no longer looks at what there is now: modules, an application, a model.
 
-    A look at all of it took a fifth of a second of CPU time, in which nobody gets an answer, after every some thousand
+    Looking at all of it took a fifth of a CPU second, in which nobody gets an answer, once in some thousand
     connections.
     """
     gc.unfreeze()

@@ -1,7 +1,7 @@
-"""Whom a server of ours answers: its own pages, and programs. An ASGI middleware, the same for all of them.
+"""Decides whom a server of ours answers: its own pages, and programs. One ASGI middleware for all servers.
 
-Loopback alone protects nothing from a browser: any page that a person opens may ask 127.0.0.1, or have its own host
-name point there.
+Loopback alone does not protect a server from a browser: any page that a person opens may ask 127.0.0.1, or let its own
+host name point there.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Guard:
             login: user:password; a request must carry it (HTTP Basic), except for /health.
             names: further HOST:PORT under which it is known.
             policy: the content security policy of its pages.
-            login_of: where people find user and password; who does not know them is told so.
-            reader: a second login, for who may ask and change nothing: its requests are GET and HEAD alone.
+            login_of: where people find user and password; a person without a login is told.
+            reader: a second login that may read and change nothing: only GET and HEAD.
         """
         self._app = app
         self._host = f"{HOST}:{port}"

@@ -1,1 +1,1 @@
-"""Evaluation sets as people have them, one format a module: each reads items, and pictures as a stream."""
+"""Evaluation sets as people have them, one module per format: each reads items, and pictures as a stream."""

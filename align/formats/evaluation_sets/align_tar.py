@@ -25,7 +25,7 @@ from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.store import Files
 
 OwnKind = Literal["retrieval", "classification"]
-#: Of one sample's json: far more than a picture has to say.
+#: Bytes of one sample's json: far more than there is to say about a picture.
 _MAX_JSON_BYTES = 16 << 20
 
 
@@ -121,7 +121,7 @@ def load_sets(directory: Path) -> list[EvaluationSet]:
     """Reads every set of a folder, sorted by name, images in tar order.
 
     Returns:
-        The sets; an empty list if the folder is empty, as that of a project without sets.
+        The sets; an empty list if the folder is empty, as in a project without sets.
 
     Raises:
         FormatError: a header or a sample has a layout that this code does not read.

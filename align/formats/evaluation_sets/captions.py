@@ -2,7 +2,7 @@
 
 Each caption is an item, right for its own picture only; repeated captions stay items. `retrieval_txt` has lines
 `NAME.jpg,CAPTION`, perhaps after a line of headings, as flickr30k_test_karpathy.txt has them. `multi30k` has a file of
-names, a picture a line, and files with a caption of each in the same order, as test_2016_flickr.txt and
+names, one picture per line, and files with one caption of each in the same order, as test_2016_flickr.txt and
 test_2016_flickr.de.gz; each language is a set of its own.
 """
 
@@ -24,7 +24,7 @@ from align.interfaces.store import Files
 
 #: Where the name of a picture ends in a line; captions have commas, too.
 _LINE = re.compile(r"(?P<name>.+?\.(?:jpe?g|png|webp|gif|bmp))\s*,(?P<caption>.*)", re.IGNORECASE)
-#: Of a file of captions of multi30k, packed or not: it has 80 KB.
+#: Bytes of a file of captions of multi30k, packed or not: it has 80 KB.
 _MOST_BYTES = 64 << 20
 #: Pictures to look for in each usual folder.
 _TRIES = 5
@@ -39,7 +39,7 @@ class _Captioned(NamedTuple):
 
 
 def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
-    """The set. Raises DataError where the file is no such file, or has no picture of the split; see `files.made`."""
+    """The set. Raises DataError if it is not such a file, or has no picture of the split; see `files.made`."""
     unusable: dict[str, str] = {}
     parse = {"retrieval_txt": _lines, "multi30k": _beside}.get(wanted.format, _json)
     rows = list(parse(wanted, files, unusable))

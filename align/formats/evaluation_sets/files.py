@@ -15,7 +15,7 @@ from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, Pictures, Unreadable
 from align.interfaces.store import Files
 
-#: Of one picture, and of a file of names.
+#: Bytes of one picture, and of a file of names.
 _MAX_PICTURE_BYTES, _MAX_TEXT_BYTES = 64 << 20, 16 << 20
 #: Pictures that are read ahead, for servers far away.
 _READERS = 8
@@ -107,8 +107,8 @@ def class_names(files: Files, uri: str | None, classes: Sequence[str], *, more: 
 
     Args:
         files: reads the file.
-        uri: .json: an object, or an array in the order of the classes; .csv or .tsv: lines CLASS,NAME; others: a name a
-            line, in the order of the classes. None: the classes' own names, with spaces for underscores.
+        uri: .json: an object, or an array in the order of the classes; .csv or .tsv: lines CLASS,NAME; others: one name
+            per line, in the order of the classes. None: the classes' own names, with spaces for underscores.
         classes: of the set, in order.
         more: an object or lines CLASS,NAME may name other classes, too; these are left out.
 
@@ -165,7 +165,7 @@ def made(
         pictures: of the items.
         classes: of a classification set. Where no image has a label, its texts are the classes that it has.
         templates: those of the set itself.
-        unusable: name -> why, of what is no item.
+        unusable: name -> why, for what is not an item.
 
     Raises:
         DataError: there is no item, a key occurs twice, or a class has no image to classify.

@@ -40,9 +40,9 @@ class _Columns:
 
 @dataclass(frozen=True)
 class RowPictures:
-    """`Pictures` of rows, by growing positions; `places`: for each item its file, image column and row.
+    """`Pictures` of rows, by ascending positions; `places`: for each item its file, image column and row.
 
-    The rows of one file and column lie together, and grow.
+    The rows of one file and column lie together, in ascending order.
     """
 
     files: Files

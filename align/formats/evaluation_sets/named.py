@@ -37,7 +37,7 @@ def named_sets(evaluation: Path, files: Files | None) -> list[EvaluationSet]:
 
 
 def _read(wanted: SuiteSet, files: Files) -> EvaluationSet:
-    """A reader is imported only where a suite has its format: webdataset takes a second."""
+    """A reader is imported only if a suite has its format: importing webdataset takes a second."""
     match wanted.format:
         case "align":
             return masked(_own(wanted, files), files)

@@ -3,9 +3,9 @@
     SPLIT/nshards.txt, SPLIT/0.tar, SPLIT/1.tar, ...
     classnames.txt, zeroshot_classification_templates.txt ({c} for the class), dataset_type.txt (`retrieval` or other)
 
-A sample is a picture with `.cls` (a number), `.npy` (0 or 1 for each class) or `.txt` (a caption a line). Samples are
-grouped by webdataset itself, so what its writers write is read as its readers read it. A tar is read from its start to
-its end, in each pass.
+A sample is a picture with `.cls` (a number), `.npy` (0 or 1 for each class) or `.txt` (one caption per line). Samples
+are grouped by webdataset itself, so what its writers write is read as its readers read it. A tar is read from its start
+to its end, in each pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from align.formats.evaluation_sets.files import joined, lines_of, made, text_of
 from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.interfaces.store import Files
 
-#: Of an array of 0 and 1, one for each class.
+#: Bytes of an array of 0 and 1, one for each class.
 _MAX_LABELS_BYTES = 1 << 20
 #: Of one picture.
 _MAX_PICTURE_BYTES = 64 << 20
@@ -36,12 +36,12 @@ _MAX_PICTURE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class _TarPictures:
-    """`Pictures` of samples, by growing positions.
+    """`Pictures` of samples, by ascending positions.
 
     Attributes:
         files: reads the tars.
         tars: their addresses.
-        places: for each item its tar, and its number among the samples of it.
+        places: for each item its tar, and the number of its sample in the tar.
     """
 
     files: Files
@@ -140,7 +140,7 @@ def _samples(files: Files, uri: str) -> Iterator[dict[str, Any]]:
 
 
 def _about(sample: dict[str, Any], names: Sequence[str]) -> tuple[str | None, tuple[str, ...]] | str:
-    """Class and texts of a sample, or why it is no item."""
+    """Class and texts of a sample, or why it is not an item."""
     if not names:
         try:
             texts = tuple(line.strip() for line in sample["txt"].decode().split("\n") if line.strip())
@@ -162,7 +162,10 @@ def _about(sample: dict[str, Any], names: Sequence[str]) -> tuple[str | None, tu
 
 
 def _has(data: Any, num_classes: int) -> NDArray[np.bool_] | None:
-    """Which classes an array names; None: it is no such array. The header is checked before anything is allocated."""
+    """The classes that an array names; None if it is not such an array.
+
+    Checks the header before allocating anything.
+    """
     if not isinstance(data, bytes) or len(data) > _MAX_LABELS_BYTES:
         return None
     stream = io.BytesIO(data)

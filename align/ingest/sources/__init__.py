@@ -87,7 +87,7 @@ def require_seen_by_dvc(source: Source, location: str, raw: Path) -> None:
     Args:
         source: of the location.
         location: `paths.archive`. A list of files stands for those in it, see `align pin`.
-        raw: the out, which is no part of a dependency.
+        raw: the out, which is not part of a dependency.
 
     Raises:
         DataError: DVC would not see a change of the pictures.

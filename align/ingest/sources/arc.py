@@ -62,7 +62,7 @@ class Line(NamedTuple):
 
 
 def parse_line(line: bytes) -> Line | None:
-    """The fields of a record's first line; None where it is no such line."""
+    """The fields of a record's first line; None if it is not such a line."""
     fields = line.rstrip(b"\r\n").split(b" ")
     if not _ADDRESS.match(line) or not line.endswith(b"\n") or not _NUMBER.fullmatch(fields[-1]):
         return None

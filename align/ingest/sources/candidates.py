@@ -54,7 +54,7 @@ _MAX_NOTE_CHARACTERS = 1000
 
 
 def bounded(row: Candidate) -> Candidate:
-    """The row with no string longer than we store, whatever the source has.
+    """The row with no string longer than we store.
 
     Texts, page URLs and notes are cut. A pair whose own address is too long has no picture.
     """

@@ -16,7 +16,7 @@ def decode_html(body: bytes, http_charset: str | None) -> str:
 
     Tried in this order: the byte order mark; UTF-8, if all but a few of the bytes beyond ASCII are valid (in another
     charset that does not happen by chance, while headers are often wrong); the HTTP header; the <meta> tag; detection.
-    A charset that the bytes contradict is skipped. A last character that is cut off is no contradiction, because
+    A charset that the bytes contradict is skipped. A last character that is cut off does not contradict it, because
     crawlers cut long pages. If none fits, the first one that fits all but a few bytes is used; finally Windows-1252.
     """
     for bom, encoding in _BOMS:

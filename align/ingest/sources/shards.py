@@ -7,8 +7,8 @@ reads such a folder itself.
 
 If a tar has no table, all members are read: those of one name make a sample (`a/0001.jpg`, `a/0001.txt`,
 `a/0001.json`), whose text is in the first of TEXT_EXTENSIONS or under one of TEXT_KEYS of the JSON (a list gives one
-row per text). Pictures are read by their offset in the tar. A member that is no plain file, or a text above 1 MiB, is
-skipped, counted and named; the rest of the tar is read.
+row per text). Pictures are read by their offset in the tar. A member that is not a plain file, or a text above 1 MiB,
+is skipped, counted and named; the rest of the tar is read.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Reads tables row by row: parquet, CSV, TSV, JSON, plain lists; also gzipped.
 
-`ingest.columns` names the columns, in any case of its letters. A column that it does not name is found where it has
-one of the usual names: the first of them that the table has. A CSV or TSV whose first line names a picture has no
-header: its columns are picture, text, page in this order, or text, picture if the second column has the picture
-(Conceptual Captions).
+`ingest.columns` names the columns, in upper or lower case. A column that it does not name is found by its usual names:
+the first of them that the table has. A CSV or TSV whose first line names a picture has no header: its columns are
+picture, text, page in this order, or text, picture if the second column has the picture (Conceptual Captions).
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class UrlTable:
         num_addresses = sum(any(map(table_lines.is_address, line)) for line in values)
         named = bool(values) and self._tables.has_columns([name.strip().strip('"') for name in values[0]])
         if lines and not named and 2 * num_addresses < len(lines):
-            say(f"ingest: {file}: left out: its first lines are no addresses; name the file to read it all the same")
+            say(f"ingest: {file}: left out: its first lines are not addresses; name the file to read it anyway")
             return False
         return True
 

@@ -48,8 +48,8 @@ class Warc:
         """See `Source`. Every page of status 200 is read; every response gives a row, and every record an outcome.
 
         Raises:
-            DataError: the file is no web archive; is cut off or damaged (unless `allow_damaged`); or is compressed as a
-                whole although pictures must be read from it. The message names the file and the byte.
+            DataError: the file is not a web archive; is cut off or damaged (unless `allow_damaged`); or is compressed
+                as a whole although pictures must be read from it. The message names the file and the byte.
         """
         batches = Batches()
         for record in self._records(file, counts):

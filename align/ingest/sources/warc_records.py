@@ -143,7 +143,7 @@ def _from(stream: BinaryIO, start: int) -> tuple[Any, int]:
 def iterator(stream: Any, *, quirks: bool) -> Any:
     """fastwarc's records from here on. Their HTTP headers are not read yet.
 
-    With `quirks` it reads WARC headers whose lines end in LF alone, and skips what is no record without saying so.
+    With `quirks` it reads WARC headers whose lines end in LF alone, and silently skips what is not a record.
     """
     return ArchiveIterator(
         stream,

@@ -102,7 +102,7 @@ def test_what_is_no_list_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "own.paths").write_text("crawl/a.warc.gz\n")
     (tmp_path / "folder.paths").mkdir()
     for name, says in (("own.paths", "is not a list that `align pin` made"), ("x.txt", "ends in .paths"),
-                       ("folder.paths", "is no file")):  # fmt: skip
+                       ("folder.paths", "not a file")):  # fmt: skip
         with pytest.raises(AssertionError):
             pinned(tmp_path, "warc", folder, name)
         error = capsys.readouterr().err

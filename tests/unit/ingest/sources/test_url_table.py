@@ -71,7 +71,7 @@ def test_a_folder_takes_lists_of_addresses_but_no_other_texts(
     assert names == ["a.csv", "b.txt", "c.txt", "d.txt"]
     said = capsys.readouterr().err
     for name in ("LICENSE.txt", "robots.txt", "more/README.txt.gz"):
-        assert f"ingest: {tmp_path / name}: left out: its first lines are no addresses" in said
+        assert f"ingest: {tmp_path / name}: left out: its first lines are not addresses" in said
     assert said.count("\n") == 3
     assert pairs(table_rows(tmp_path))[:1] == [(A, "a cat")]
     assert len(table_rows(tmp_path / "LICENSE.txt")) == 34  # named: read all the same

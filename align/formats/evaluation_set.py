@@ -165,7 +165,7 @@ class EvaluationSet:
         return total.hexdigest()
 
     def select(self, positions: Sequence[int]) -> Self:
-        """The set of some of the items, by growing positions; without `positives`, which name others."""
+        """The set of some of the items, by ascending positions; without `positives`, which name others."""
         if len(positions) == len(self.images):
             return self
         chosen, pictures = list(positions), self.pictures

@@ -12,7 +12,7 @@ from align.config.model import ModelConfig
 from align.display.console import say
 from align.durable.memory import freed_memory_kept
 from align.model.tokenizer import TextTokenizer
-from align.training.samples import SplitSamples
+from align.training.batches.samples import SplitSamples
 from align.training.step import CPU_PART
 from benchmarks.measure import Comparison, compare, in_process, interleaved
 from benchmarks.presets import Preset, preset

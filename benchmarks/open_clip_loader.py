@@ -20,10 +20,10 @@ from align.display.console import say
 from align.durable.memory import freed_memory_kept
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
-from align.training.batch import Augmentation, Sampling, Workers
-from align.training.index import SplitIndex
-from align.training.loader import TrainLoader
-from align.training.samples import SplitSamples
+from align.training.batches.batch import Augmentation, Sampling, Workers
+from align.training.batches.index import SplitIndex
+from align.training.batches.loader import TrainLoader
+from align.training.batches.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, in_process, interleaved
 from benchmarks.train_loader import BATCH_SIZE, CROP_PX, RESIZE_PX, paper_shards
 from benchmarks.world import World

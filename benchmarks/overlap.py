@@ -33,7 +33,7 @@ from align.display.console import say
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training import buckets
-from align.training.batch import Batch
+from align.training.batches.batch import Batch
 from align.training.buckets import GradientSums
 from align.training.process_group import Ranks, launch
 from align.training.step import compute_gradients

@@ -11,11 +11,11 @@ from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
-from align.training.batch import Augmentation, Sampling, Workers
-from align.training.index import read_outline
-from align.training.loader import TrainLoader
-from align.training.phases import Stretch
-from align.training.samples import SampleSources, SplitSamples
+from align.training.batches.batch import Augmentation, Sampling, Workers
+from align.training.batches.index import read_outline
+from align.training.batches.loader import TrainLoader
+from align.training.batches.phases import Stretch
+from align.training.batches.samples import SampleSources, SplitSamples
 from benchmarks.world import World
 
 #: Name -> what differs from params.yaml, which is the demo: the paper's smallest published shapes (6.1), at the demo's

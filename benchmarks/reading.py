@@ -7,8 +7,8 @@ import webdataset as wds
 from align.config.model import ModelConfig
 from align.model.preprocess import decode
 from align.statistics.randomness import permutation
-from align.training.index import SplitIndex, read_outline
-from align.training.samples import SplitSamples
+from align.training.batches.index import SplitIndex, read_outline
+from align.training.batches.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, interleaved
 from benchmarks.world import World
 

@@ -26,10 +26,10 @@ from align.errors import DataError
 from align.formats.shards import MANIFEST, Sample
 from align.model.preprocess import decode, random_crop
 from align.statistics.randomness import Purpose, uniforms
-from align.training.batch import Augmentation, Sampling, Workers
-from align.training.index import SplitIndex, read_outline
-from align.training.loader import TrainLoader
-from align.training.samples import SplitSamples
+from align.training.batches.batch import Augmentation, Sampling, Workers
+from align.training.batches.index import SplitIndex, read_outline
+from align.training.batches.loader import TrainLoader
+from align.training.batches.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, interleaved
 from benchmarks.world import World
 from tests.support.shard_folder import write_shards

@@ -94,7 +94,7 @@ class Recipe(Section):
     image_px: int | None = Field(ge=32)
     resize_px: int | None = Field(ge=32)
     stochastic_depth: float | None = Field(ge=0, lt=1)
-    #: Before the steps at the model's size, in order (`align.training.phases`).
+    #: Before the steps at the model's size, in order (`align.training.batches.phases`).
     phases: Annotated[tuple[Phase, ...], Field(strict=False)]
     batch_size: int = Field(ge=1)
     micro_batch: int | None = Field(ge=1)

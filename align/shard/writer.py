@@ -132,7 +132,7 @@ class _Hashed:
 def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Sequence[Path]]) -> Manifest:
     """Writes `manifest.json` from files that hold one `Shard` each, with one shard's offsets in memory at a time.
 
-    The text is compact JSON, which `align.training.index` relies on.
+    The text is compact JSON, which `align.training.batches.index` relies on.
 
     Args:
         folder: of the manifest.

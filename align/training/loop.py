@@ -34,12 +34,12 @@ from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import as_written
-from align.training.batch import Augmentation, Batch, Sampling, Workers
+from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
+from align.training.batches.loader import TrainLoader
+from align.training.batches.on_device import one_ahead
+from align.training.batches.phases import Stretch
 from align.training.endings import StoppedError
 from align.training.health import Health
-from align.training.loader import TrainLoader
-from align.training.on_device import one_ahead
-from align.training.phases import Stretch
 from align.training.process_group import Ranks
 from align.training.progress import Progress, Usage
 from align.training.readings import Pending, Reading, Vote, diverged

@@ -22,9 +22,9 @@ from align.formats.model_folder import TOKENIZER, weights_digest
 from align.formats.stored_embeds import StoredEmbeds
 from align.interfaces.store import Mirror, Tars
 from align.project import provenance
-from align.training.index import Outline, SplitIndex, read_outline
+from align.training.batches.index import Outline, SplitIndex, read_outline
+from align.training.batches.phases import sizes
 from align.training.loop import UNWATCHED, Monitoring
-from align.training.phases import sizes
 from align.training.teacher import find_teacher, with_temperature
 
 #: The module that turns a plan into weights: its code is part of the run's key.

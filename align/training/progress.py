@@ -16,8 +16,8 @@ from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.display.console import PROGRESS_INTERVAL_S, say
 from align.model.dual_encoder import DualEncoder
-from align.training.batch import Batch, Tokens
-from align.training.phases import Stretch
+from align.training.batches.batch import Batch, Tokens
+from align.training.batches.phases import Stretch
 
 
 class Progress:

@@ -20,13 +20,13 @@ from align.formats.stored_embeds import StoredEmbeds
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import accelerated, require_compiler
+from align.training.batches.index import SplitIndex
+from align.training.batches.phases import Size, Stretch, sizes
+from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples
 from align.training.given_towers import given_weights
-from align.training.index import SplitIndex
 from align.training.loop import train
-from align.training.phases import Size, Stretch, sizes
 from align.training.plan import TrainingPlan
 from align.training.process_group import Ranks, default_processes, launch
-from align.training.samples import OnCorrupt, SampleSources, SplitSamples
 from align.training.sharding import shard, shards
 from align.training.state import MetricRow, load_weights, new_state
 

@@ -26,7 +26,7 @@ from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
-from align.training.batch import Batch, Tokens
+from align.training.batches.batch import Batch, Tokens
 from align.training.buckets import GradientSums
 from align.training.distillation import Teacher
 from align.training.loss import align_loss, sigmoid_loss

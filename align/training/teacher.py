@@ -13,7 +13,7 @@ from typing import TypeVar
 from align.config.recipe import Recipe
 from align.errors import ConfigError
 from align.formats.stored_embeds import StoredEmbeds, read_embeds
-from align.training.index import Outline
+from align.training.batches.index import Outline
 
 R = TypeVar("R", bound=Recipe)
 

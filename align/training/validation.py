@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import Embedder
 from align.model.preprocess import to_pixels
+from align.training.batches.phases import Stretch
+from align.training.batches.samples import SplitSamples
 from align.training.health import effective_rank
-from align.training.phases import Stretch
 from align.training.process_group import Ranks
-from align.training.samples import SplitSamples
 
 #: At most this many images of the split are used.
 MAX_IMAGES = 500

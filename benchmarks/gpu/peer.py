@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from align.model.preprocess import to_pixels
 from align.training.acceleration import accelerated
-from align.training.batch import Batch
+from align.training.batches.batch import Batch
 from align.training.loss import align_loss
 from benchmarks.gpu.journal import Journal, number
 from benchmarks.gpu.machine import attempt, release, synchronise

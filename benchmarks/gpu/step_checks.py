@@ -18,7 +18,7 @@ from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.training import step as training_step
 from align.training.acceleration import accelerated
-from align.training.batch import Batch
+from align.training.batches.batch import Batch
 from align.training.process_group import Ranks
 from align.training.readings import Pending
 from align.training.state import State, new_state

@@ -19,7 +19,7 @@ from align.config.pretrain import PretrainConfig
 from align.model import normalisation
 from align.model.dual_encoder import DualEncoder
 from align.training.acceleration import accelerated
-from align.training.batch import Batch
+from align.training.batches.batch import Batch
 from align.training.process_group import Ranks
 from align.training.progress import count_operations
 from align.training.readings import Pending

@@ -21,13 +21,13 @@ import torch
 from align.config.cluster import ClusterConfig
 from align.errors import TrainingError
 from align.model.tokenizer import TextTokenizer
-from align.training.batch import Augmentation, Batch, Sampling, Workers
-from align.training.index import read_outline
-from align.training.loader import TrainLoader
+from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
+from align.training.batches.index import read_outline
+from align.training.batches.loader import TrainLoader
+from align.training.batches.samples import SplitSamples
 from align.training.plan import Infrastructure
 from align.training.process_group import RestartError
 from align.training.run import run
-from align.training.samples import SplitSamples
 from tests.support import ROOT, training_data, warm
 from tests.support.params import load_params
 from tests.support.training_data import MODEL, RECIPE, TermAt, plan, pretrain_config
@@ -119,7 +119,7 @@ def test_a_loader_process_that_dies_is_named_and_takes_the_others_with_it(data: 
 
 @pytest.mark.costs(3, "a Python that imports torch alone")
 def test_a_loader_process_imports_no_model() -> None:
-    code = "import align.training.loader_worker, sys; print(*sys.modules)"
+    code = "import align.training.batches.loader_worker, sys; print(*sys.modules)"
     names = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     imported = {name.partition(".")[0] for name in names.split()}
     assert "torch" in imported and not imported & {

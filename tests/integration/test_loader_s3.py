@@ -16,13 +16,13 @@ from align.errors import DataError, ServiceError
 from align.formats.shards import read_manifest
 from align.interfaces.store import Tars
 from align.services.s3.store import Objects, TarReader, tar_reader
-from align.training import loader as loader_module
-from align.training.batch import Augmentation, Batch, Sampling, Workers
-from align.training.index import SplitIndex, read_outline
-from align.training.loader import TrainLoader
+from align.training.batches import loader as loader_module
+from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
+from align.training.batches.index import SplitIndex, read_outline
+from align.training.batches.loader import TrainLoader
+from align.training.batches.samples import SplitSamples
 from align.training.plan import Infrastructure
 from align.training.run import run
-from align.training.samples import SplitSamples
 from tests.support import training_data
 from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import KEY, SECRET, S3Server, serve

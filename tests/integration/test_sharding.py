@@ -22,7 +22,7 @@ from align.model.tokenizer import TextTokenizer
 from align.training import state as state_module
 from align.training import step as step_module
 from align.training.acceleration import accelerated
-from align.training.batch import Batch
+from align.training.batches.batch import Batch
 from align.training.gathering import gathered
 from align.training.lamb import Lamb
 from align.training.loss_scale import LossScale

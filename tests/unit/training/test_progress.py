@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from align.model.dual_encoder import DualEncoder
 from align.training import progress as progress_module
-from align.training.phases import Stretch
+from align.training.batches.phases import Stretch
 from align.training.progress import Progress, count_operations
 from tests.support.training_data import MODEL, pretrain_config
 

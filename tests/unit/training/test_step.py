@@ -23,7 +23,7 @@ from align.training import buckets as buckets_module
 from align.training import loop, readings
 from align.training import loss as loss_module
 from align.training import step as module
-from align.training.batch import Batch, Tokens
+from align.training.batches.batch import Batch, Tokens
 from align.training.process_group import Ranks, launch
 from align.training.run import run, start_alike
 from align.training.step import Gradients, compute_gradients

@@ -12,7 +12,7 @@ from torch import Tensor
 from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
-from align.training.batch import Batch
+from align.training.batches.batch import Batch
 from align.training.gathering import gathered
 from align.training.process_group import Ranks, launch
 from align.training.sharding import shard

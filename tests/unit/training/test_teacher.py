@@ -17,11 +17,11 @@ from align.formats.stored_embeds import EmbedsManifest, read_embeds
 from align.model.dual_encoder import save_model
 from align.model.embedder import Embedder
 from align.search.embed_split import embed_split
-from align.training.batch import Augmentation, Sampling
-from align.training.index import read_outline
-from align.training.loader import TrainLoader
+from align.training.batches.batch import Augmentation, Sampling
+from align.training.batches.index import read_outline
+from align.training.batches.loader import TrainLoader
+from align.training.batches.samples import SplitSamples
 from align.training.run import run
-from align.training.samples import SplitSamples
 from align.training.stage import train_stage
 from tests.support import tiny_model, training_data
 from tests.support.training_data import TermAt, plan, pretrain_config

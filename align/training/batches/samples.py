@@ -22,8 +22,8 @@ from align.errors import CorruptError, DataError
 from align.formats.stored_embeds import StoredEmbeds
 from align.interfaces.store import Tars
 from align.model.preprocess import centre_crop, decode
-from align.training.index import Offsets, SplitIndex
-from align.training.reading import SampleLocation, Span, TarBytes, is_remote, joined
+from align.training.batches.index import Offsets, SplitIndex
+from align.training.batches.reading import SampleLocation, Span, TarBytes, is_remote, joined
 
 #: The decoded images of a split are kept in memory if they all fit into this many bytes.
 CACHE_BYTES = 2**30

@@ -14,11 +14,11 @@ import torch
 from align.errors import ConfigError, CorruptError, DataError
 from align.formats.shards import iter_samples
 from align.model.preprocess import decode, to_pixels
-from align.training import loader as module
-from align.training.batch import Augmentation, Sampling, Workers
-from align.training.index import SplitIndex, read_outline
-from align.training.loader import TrainLoader
-from align.training.samples import SplitSamples
+from align.training.batches import loader as module
+from align.training.batches.batch import Augmentation, Sampling, Workers
+from align.training.batches.index import SplitIndex, read_outline
+from align.training.batches.loader import TrainLoader
+from align.training.batches.samples import SplitSamples
 from tests.support import training_data
 
 
@@ -196,8 +196,8 @@ def test_sources_are_mixed_by_weight_each_with_its_own_epochs(
     index: SplitIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # nobody sees the 10,000 pictures, and each has one text: nothing to cut out, to draw or to choose
-    monkeypatch.setattr("align.training.rows.random_crop", lambda *_, **__: None)
-    monkeypatch.setattr("align.training.rows.uniforms", lambda *words: np.zeros((len(words[3]), words[4])))
+    monkeypatch.setattr("align.training.batches.rows.random_crop", lambda *_, **__: None)
+    monkeypatch.setattr("align.training.batches.rows.uniforms", lambda *words: np.zeros((len(words[3]), words[4])))
     shards, _ = training_data.write(tmp_path / "more", num_train=6)
     more = read_outline(shards).split("train")
     main, extra = SplitSamples(index, 36), SplitSamples(more, 36)

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from align.errors import ConfigError, CorruptError
 from align.model.preprocess import random_crop
 from align.statistics.randomness import Purpose, keyed_bits, uniforms
-from align.training.batch import Arrays, Augmentation, Memory, Rows, Sampling
-from align.training.order import MAX_REPLACEMENTS, BlockOrder, Mixture
-from align.training.phrases import MAX_PHRASES, in_sentence, some_phrases
-from align.training.reading import SampleLocation, Span
-from align.training.samples import SplitSamples
+from align.training.batches.batch import Arrays, Augmentation, Memory, Rows, Sampling
+from align.training.batches.order import MAX_REPLACEMENTS, BlockOrder, Mixture
+from align.training.batches.phrases import MAX_PHRASES, in_sentence, some_phrases
+from align.training.batches.reading import SampleLocation, Span
+from align.training.batches.samples import SplitSamples
 
 #: Batches prepared ahead of the step that needs them.
 AHEAD = 2

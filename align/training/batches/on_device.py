@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from align.training.batch import Batch
+from align.training.batches.batch import Batch
 
 What = TypeVar("What")
 

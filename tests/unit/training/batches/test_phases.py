@@ -10,9 +10,9 @@ from torch import Tensor
 
 from align.errors import ConfigError, TrainingError
 from align.training import loop
-from align.training.batch import Batch
-from align.training.on_device import one_ahead
-from align.training.phases import Size, sizes
+from align.training.batches.batch import Batch
+from align.training.batches.on_device import one_ahead
+from align.training.batches.phases import Size, sizes
 from align.training.run import run
 from tests.support import training_data
 from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config

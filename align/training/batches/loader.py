@@ -19,11 +19,11 @@ from dataclasses import replace
 import torch
 
 from align.display.console import say
-from align.training.batch import Augmentation, Batch, Sampling, Workers, new_arrays, whole
-from align.training.loader_processes import made_by_processes, shared_slots
-from align.training.loader_worker import Parts
-from align.training.rows import AHEAD, RowMaker
-from align.training.samples import SplitSamples
+from align.training.batches.batch import Augmentation, Batch, Sampling, Workers, new_arrays, whole
+from align.training.batches.loader_processes import made_by_processes, shared_slots
+from align.training.batches.loader_worker import Parts
+from align.training.batches.rows import AHEAD, RowMaker
+from align.training.batches.samples import SplitSamples
 
 #: Seconds after which a rank that waits for a batch asks whether it was told to end.
 _POLL_S = 0.2

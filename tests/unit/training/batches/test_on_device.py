@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from align.training.batch import Batch, Tokens
-from align.training.on_device import SideStream, one_ahead
+from align.training.batches.batch import Batch, Tokens
+from align.training.batches.on_device import SideStream, one_ahead
 
 CPU = torch.device("cpu")
 

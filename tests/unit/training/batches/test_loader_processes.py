@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from align.errors import TrainingError
-from align.training.batch import Augmentation, Sampling, Workers
-from align.training.index import read_outline
-from align.training.loader import TrainLoader
+from align.training.batches.batch import Augmentation, Sampling, Workers
+from align.training.batches.index import read_outline
+from align.training.batches.loader import TrainLoader
+from align.training.batches.samples import SplitSamples
 from align.training.loop import loader_processes
 from align.training.process_group import Ranks
-from align.training.samples import SplitSamples
 from tests.support import training_data
 from tests.support.training_data import pretrain_config
 

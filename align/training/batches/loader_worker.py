@@ -18,9 +18,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from align.durable.processes import when_parent_ends
 from align.errors import AlignError
-from align.training.batch import Arrays, Augmentation, Rows, Sampling
-from align.training.rows import AHEAD, RowMaker
-from align.training.samples import SplitSamples
+from align.training.batches.batch import Arrays, Augmentation, Rows, Sampling
+from align.training.batches.rows import AHEAD, RowMaker
+from align.training.batches.samples import SplitSamples
 
 #: Batches that a process is asked for ahead.
 ASKED = 1

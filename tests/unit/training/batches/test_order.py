@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from align.statistics.randomness import permutation
-from align.training.order import CYCLE, BlockOrder, Mixture
+from align.training.batches.order import CYCLE, BlockOrder, Mixture
 
 #: 100 shards of unequal size.
 COUNTS = np.random.default_rng(0).integers(50, 150, 100)

@@ -24,7 +24,7 @@ class Sampling:
     Attributes:
         seed: of the run.
         batch_size: of the global batch.
-        shuffle_block: images that are shuffled together, see `align.training.order`.
+        shuffle_block: images that are shuffled together, see `align.training.batches.order`.
     """
 
     seed: int

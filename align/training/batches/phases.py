@@ -12,7 +12,7 @@ from typing import NamedTuple
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.model.tokenizer import TextTokenizer
-from align.training.samples import SampleSources
+from align.training.batches.samples import SampleSources
 
 
 class Size(NamedTuple):

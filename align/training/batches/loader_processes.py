@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from align.errors import AlignError, TrainingError
-from align.training.batch import Augmentation, Batch, Rows, new_arrays, num_bytes, whole
-from align.training.loader_worker import ASKED, GROUP_SIGNALS, NUM_SLOTS, Part, Parts, alone, as_it_is
+from align.training.batches.batch import Augmentation, Batch, Rows, new_arrays, num_bytes, whole
+from align.training.batches.loader_worker import ASKED, GROUP_SIGNALS, NUM_SLOTS, Part, Parts, alone, as_it_is
 from align.training.process_group import RestartError
 
 _SHARED = Path("/dev/shm")

@@ -9,7 +9,7 @@ import pytest
 
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.shards import MANIFEST, read_manifest
-from align.training.index import Offsets, read_outline
+from align.training.batches.index import Offsets, read_outline
 from tests.support import training_data
 
 

@@ -34,9 +34,8 @@ from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import as_written
-from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
+from align.training.batches.batch import Augmentation, Batch, Sampling, Workers, one_ahead
 from align.training.batches.loader import TrainLoader
-from align.training.batches.on_device import one_ahead
 from align.training.batches.phases import Stretch
 from align.training.endings import StoppedError
 from align.training.health import Health

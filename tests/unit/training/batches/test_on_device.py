@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.training.batches.batch import Batch, Tokens
-from align.training.batches.on_device import SideStream, one_ahead
+from align.training.batches.batch import Batch, SideStream, Tokens, one_ahead
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from align.errors import ConfigError, TrainingError
 from align.training import loop
-from align.training.batches.batch import Batch
-from align.training.batches.on_device import one_ahead
+from align.training.batches.batch import Batch, one_ahead
 from align.training.batches.phases import Size, sizes
 from align.training.run import run
 from tests.support import training_data

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from align.training.batches.phrases import SENTENCES, in_sentence, some_phrases
+from align.training.batches.rows import SENTENCES, in_sentence, some_phrases
 
 
 def test_some_phrases() -> None:

@@ -32,10 +32,10 @@ from align.config.model import ModelConfig
 from align.display.console import say
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
-from align.training import buckets
 from align.training.batches.batch import Batch
-from align.training.buckets import GradientSums
-from align.training.process_group import Ranks, launch
+from align.training.ranks import buckets
+from align.training.ranks.buckets import GradientSums
+from align.training.ranks.process_group import Ranks, launch
 from align.training.step import compute_gradients
 from benchmarks.measure import Comparison, compare
 from benchmarks.presets import recipe

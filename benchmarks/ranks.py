@@ -19,7 +19,7 @@ from align.config.pretrain import PretrainConfig
 from align.display.console import say
 from align.training.loop import Monitoring
 from align.training.plan import TrainingInputs, make_plan
-from align.training.process_group import default_processes
+from align.training.ranks.process_group import default_processes
 from align.training.run import run as train
 from benchmarks.measure import Comparison, compare
 from benchmarks.train_loader import CROP_PX, RESIZE_PX, paper_shards

@@ -21,8 +21,8 @@ from align.config.model import ModelConfig
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training import loss, step
-from align.training.process_group import Ranks
-from align.training.sharding import shard, shards
+from align.training.ranks.process_group import Ranks
+from align.training.ranks.sharding import shard, shards
 from align.training.state import new_state
 from benchmarks.image_tower import Counts
 from benchmarks.overlap import share

@@ -20,7 +20,7 @@ from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import pad
 from align.training.loop import Log, Monitoring, train
-from align.training.process_group import Ranks
+from align.training.ranks.process_group import Ranks
 from align.training.state import State, new_state
 from align.training.step import CPU_PART
 from benchmarks.measure import Comparison, compare, cpu_s, in_process

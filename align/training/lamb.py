@@ -5,11 +5,11 @@ unclipped and 1 if either norm is 0. Parameters of at most one dimension (biases
 plain Adam steps: no weight decay, no trust ratio, as in the reference implementations. Their step is absolute, while a
 matrix's step is relative to its weights, so the recipe has a factor for their rate.
 
-The trust ratio is that of whole parameters, even if each rank holds only some rows (`align.training.sharding`): one
-message sums the norms of all parameters.
+The trust ratio is that of whole parameters, even if each rank holds only some rows (`align.training.ranks.sharding`):
+one message sums the norms of all parameters.
 
-The updates lie in pieces of memory (`align.training.buckets`), so that the trust ratios multiply a piece at a time: the
-number of kernels grows with the bytes of a model, and not with the number of its parameters.
+The updates lie in pieces of memory (`align.training.ranks.buckets`), so that the trust ratios multiply a piece at a
+time: the number of kernels grows with the bytes of a model, and not with the number of its parameters.
 
 Shapes: parameters have any shape; apart from their norms, all arithmetic is element-wise. Suffix A: one number per
 adapted parameter.
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from align.config.recipe import Recipe
-from align.training.buckets import buckets, in_one_piece
-from align.training.sharding import local, norms
+from align.training.ranks.buckets import buckets, in_one_piece
+from align.training.ranks.sharding import local, norms
 
 #: Of the memory that one multiplication by trust ratios goes over.
 PIECE_BYTES = 64 << 20

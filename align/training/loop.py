@@ -37,10 +37,10 @@ from align.training.acceleration import as_written
 from align.training.batches.batch import Augmentation, Batch, Sampling, Workers, one_ahead
 from align.training.batches.loader import TrainLoader
 from align.training.batches.phases import Stretch
-from align.training.endings import StoppedError
 from align.training.health import Health
-from align.training.process_group import Ranks
 from align.training.progress import Progress, Usage
+from align.training.ranks.endings import StoppedError
+from align.training.ranks.process_group import Ranks
 from align.training.readings import Pending, Reading, Vote, diverged
 from align.training.schedule import learning_rate_at
 from align.training.state import MetricRow, State

@@ -51,7 +51,7 @@ _SHARED_RANGE = 60.0
 
 
 class Peers(Protocol):
-    """The processes that share a batch, such as `align.training.process_group.Ranks`. No method is differentiable."""
+    """The processes that share a batch, such as `Ranks` of `align.training.ranks`. No method is differentiable."""
 
     def gather(self, tensor: Tensor) -> Tensor:
         """(B, ...) of this process -> (N, ...) of all processes, in order of ranks."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from align.errors import NonFiniteLossError
-from align.training.process_group import Ranks
+from align.training.ranks.process_group import Ranks
 
 
 class Reading(NamedTuple):

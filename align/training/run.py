@@ -26,8 +26,8 @@ from align.training.batches.samples import OnCorrupt, SampleSources, SplitSample
 from align.training.given_towers import given_weights
 from align.training.loop import train
 from align.training.plan import TrainingPlan
-from align.training.process_group import Ranks, default_processes, launch
-from align.training.sharding import shard, shards
+from align.training.ranks.process_group import Ranks, default_processes, launch
+from align.training.ranks.sharding import shard, shards
 from align.training.state import MetricRow, load_weights, new_state
 
 

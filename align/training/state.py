@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
-from align.training.gathering import gathered
 from align.training.lamb import Lamb, parameter_groups
 from align.training.loss_scale import LossScale
-from align.training.messages import Keep, Path
-from align.training.sharding import distributed_like, is_sharded, local
+from align.training.ranks.gathering import gathered
+from align.training.ranks.messages import Keep, Path
+from align.training.ranks.sharding import distributed_like, is_sharded, local
 
 #: One row of metrics: `step`, and the metrics measured at it.
 MetricRow = dict[str, float | int]

@@ -6,7 +6,7 @@ again and then backward. The result is the same: batch-norm works in groups of 1
 belong to the sample, and a forward pass draws and counts nothing, so the second one repeats the first. The temperature
 gets its gradient once, from the whole batch.
 
-Gradients are summed over the ranks while the last backward pass of their tower still runs (`align.training.buckets`).
+Gradients are summed over the ranks while the last backward pass of their tower still runs (`ranks.buckets`).
 
 Shapes, as suffixes: B samples of this rank's share, P samples of one part, D width of the embeddings, K blocks of the
 image tower, H and W pixels, T tokens.
@@ -27,11 +27,11 @@ from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.batches.batch import Batch, Tokens
-from align.training.buckets import GradientSums
 from align.training.distillation import Teacher
 from align.training.loss import align_loss, sigmoid_loss
-from align.training.process_group import Ranks
-from align.training.sharding import local, norms
+from align.training.ranks.buckets import GradientSums
+from align.training.ranks.process_group import Ranks
+from align.training.ranks.sharding import local, norms
 
 #: On a CPU the towers process a batch in parts of this many samples, so that activations stay near the cache.
 CPU_PART = 64

@@ -12,7 +12,7 @@ from align.model.preprocess import to_pixels
 from align.training.batches.phases import Stretch
 from align.training.batches.samples import SplitSamples
 from align.training.health import effective_rank
-from align.training.process_group import Ranks
+from align.training.ranks.process_group import Ranks
 
 #: At most this many images of the split are used.
 MAX_IMAGES = 500

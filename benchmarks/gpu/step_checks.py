@@ -19,7 +19,7 @@ from align.model.preprocess import to_pixels
 from align.training import step as training_step
 from align.training.acceleration import accelerated
 from align.training.batches.batch import Batch
-from align.training.process_group import Ranks
+from align.training.ranks.process_group import Ranks
 from align.training.readings import Pending
 from align.training.state import State, new_state
 from align.training.step import compute_gradients

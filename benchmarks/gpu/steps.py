@@ -20,8 +20,8 @@ from align.model import normalisation
 from align.model.dual_encoder import DualEncoder
 from align.training.acceleration import accelerated
 from align.training.batches.batch import Batch
-from align.training.process_group import Ranks
 from align.training.progress import count_operations
+from align.training.ranks.process_group import Ranks
 from align.training.readings import Pending
 from align.training.state import State, new_state
 from align.training.step import compute_gradients

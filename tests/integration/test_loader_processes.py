@@ -26,7 +26,7 @@ from align.training.batches.index import read_outline
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
 from align.training.plan import Infrastructure
-from align.training.process_group import RestartError
+from align.training.ranks.process_group import RestartError
 from align.training.run import run
 from tests.support import ROOT, training_data, warm
 from tests.support.params import load_params

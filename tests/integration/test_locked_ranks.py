@@ -12,7 +12,7 @@ import torch
 
 from align.model.dual_encoder import load_model
 from align.training.plan import TrainingPlan
-from align.training.process_group import Ranks, launch
+from align.training.ranks.process_group import Ranks, launch
 from align.training.run import run
 from align.training.stage import train_stage
 from tests.integration.test_sharding import WHOLE, assert_close, assert_same

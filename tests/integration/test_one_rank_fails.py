@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from align.config.cluster import ClusterConfig
 from align.errors import AlignError, ConfigError, CorruptError
-from align.training.process_group import Ranks, launch
+from align.training.ranks.process_group import Ranks, launch
 from align.training.run import _train_rank, run
 from tests.support import ROOT, training_data, warm
 from tests.support.mlflow_server import free_port

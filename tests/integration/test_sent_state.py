@@ -15,9 +15,9 @@ from torch import Tensor
 
 from align.config.cluster import ClusterConfig
 from align.errors import TrainingError
-from align.training import messages
 from align.training.plan import Infrastructure, TrainingPlan
-from align.training.process_group import Ranks, launch
+from align.training.ranks import messages
+from align.training.ranks.process_group import Ranks, launch
 from align.training.run import _train_rank, run
 from tests.support import killing, training_data
 from tests.support.params import load_params

@@ -10,7 +10,7 @@ from align.durable.checkpoint import CheckpointFolder
 from align.errors import AlignError
 from align.training import loop as loop_module
 from align.training.plan import TrainingPlan
-from align.training.process_group import Ranks
+from align.training.ranks.process_group import Ranks
 from align.training.run import _train_rank
 
 

@@ -35,7 +35,7 @@ from align.training.batches.batch import Augmentation, Batch, Rows, Sampling, Wo
 from align.training.batches.loader_worker import ASKED, GROUP_SIGNALS, NUM_SLOTS, Part, Parts, alone, as_it_is
 from align.training.batches.rows import AHEAD, RowMaker
 from align.training.batches.samples import SplitSamples
-from align.training.process_group import RestartError
+from align.training.ranks.process_group import RestartError
 
 #: Seconds after which a rank that waits for a batch asks whether it was told to end.
 _POLL_S = 0.2

@@ -16,7 +16,7 @@ from align.model.tokenizer import TextTokenizer
 from align.training import loss as loss_module
 from align.training import step as module
 from align.training.batches.batch import Batch
-from align.training.process_group import Ranks
+from align.training.ranks.process_group import Ranks
 from align.training.readings import Pending
 from align.training.state import new_state
 from align.training.step import compute_gradients

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from align.training import loss as module
 from align.training.distillation import Teacher
 from align.training.loss import align_loss
-from align.training.process_group import Ranks, launch
+from align.training.ranks.process_group import Ranks, launch
 
 COUNT, WIDTH, TEACHER_WIDTH = 12, 6, 9
 TILES = [(1, 1), (4, 5), (1024, 1024)]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from align.training import loss as module
 from align.training.loss import align_loss, sigmoid_loss
-from align.training.process_group import Ranks, launch
+from align.training.ranks.process_group import Ranks, launch
 
 TILES = [(1, 1), (3, 2), (4, 7), (1024, 1024)]
 

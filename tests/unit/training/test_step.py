@@ -19,12 +19,12 @@ from align.config.recipe import Recipe
 from align.errors import ConfigError, NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
-from align.training import buckets as buckets_module
 from align.training import loop, readings
 from align.training import loss as loss_module
 from align.training import step as module
 from align.training.batches.batch import Batch, Tokens
-from align.training.process_group import Ranks, launch
+from align.training.ranks import buckets as buckets_module
+from align.training.ranks.process_group import Ranks, launch
 from align.training.run import run, start_alike
 from align.training.step import Gradients, compute_gradients
 from tests.support import training_data

@@ -13,9 +13,9 @@ from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training.batches.batch import Batch
-from align.training.gathering import gathered
-from align.training.process_group import Ranks, launch
-from align.training.sharding import shard
+from align.training.ranks.gathering import gathered
+from align.training.ranks.process_group import Ranks, launch
+from align.training.ranks.sharding import shard
 from align.training.step import compute_gradients
 from tests.support import training_data
 from tests.support.double_precision import double_precision

@@ -14,7 +14,7 @@ from align.training.batches.index import read_outline
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
 from align.training.loop import loader_processes
-from align.training.process_group import Ranks
+from align.training.ranks.process_group import Ranks
 from tests.support import training_data
 from tests.support.training_data import pretrain_config
 

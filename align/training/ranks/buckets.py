@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from align.training.process_group import Ranks
-from align.training.sharding import is_shard
+from align.training.ranks.process_group import Ranks
+from align.training.ranks.sharding import is_shard
 
 _T = TypeVar("_T", bound=Tensor)
 

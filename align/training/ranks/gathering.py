@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from align.training.buckets import BUCKET_BYTES, buckets
-from align.training.sharding import is_shard, local
+from align.training.ranks.buckets import BUCKET_BYTES, buckets
+from align.training.ranks.sharding import is_shard, local
 
 if TYPE_CHECKING:  # see `sharding`
     from torch.distributed.tensor import DTensor

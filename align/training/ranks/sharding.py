@@ -29,7 +29,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
-from align.training.process_group import Ranks
+from align.training.ranks.process_group import Ranks
 
 if TYPE_CHECKING:  # FSDP is a large part of torch: only a run that shards imports it
     from torch.distributed.tensor import DTensor

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from align.training import messages
-from align.training.messages import Path, flat, pack, pieces, unpack
+from align.training.ranks import messages
+from align.training.ranks.messages import Path, flat, pack, pieces, unpack
 from tests.support import ROOT
 
 

@@ -30,9 +30,9 @@ from align.config.recipe import even_ranks
 from align.display.console import say
 from align.durable.processes import when_parent_ends
 from align.errors import AlignError, TrainingError
-from align.training.endings import Endings, RankOutcome, left
-from align.training.messages import Keep, flat, pack, pieces, unpack
-from align.training.network import BACKEND, LOOPBACK, listen, register_backend, use_interface_to
+from align.training.ranks.endings import Endings, RankOutcome, left
+from align.training.ranks.messages import Keep, flat, pack, pieces, unpack
+from align.training.ranks.network import BACKEND, LOOPBACK, listen, register_backend, use_interface_to
 
 
 class RestartError(TrainingError):
@@ -113,7 +113,7 @@ class Ranks:
 
         Args:
             value: what a checkpoint holds: dicts, lists, tuples, plain values and CPU tensors; ignored on other ranks.
-            keep: see `align.training.messages`.
+            keep: see `align.training.ranks.messages`.
 
         Raises:
             TrainingError: other bytes arrived than were sent.

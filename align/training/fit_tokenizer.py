@@ -20,11 +20,11 @@ from align.config.store import StoreConfig
 from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
 from align.durable.files import replace_directory
+from align.formats.given_tokenizer import given_tokenizer
 from align.formats.shards import iter_samples, read_manifest
 from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
 from align.services.s3.store import materialised
-from align.training.given_tokenizer import given_tokenizer
 
 #: More tokens than any text has: lengths are measured without truncation.
 NEVER_TRUNCATED = 1_000_000

@@ -31,12 +31,12 @@ from align.config.given import GivenImageTower, GivenTextTower
 from align.config.model import TextTowerShape
 from align.config.recipe import Recipe
 from align.errors import AlignError, DataError
+from align.formats.given_tokenizer import first_line, read_tokenizer, require_digest
 from align.formats.model_folder import CONFIG, WEIGHTS
 from align.model.batch_norm import EPS
 from align.model.dual_encoder import DualEncoder
 from align.model.presets import text_shape
 from align.model.tokenizer import TextTokenizer
-from align.training.given_tokenizer import first_line, read_tokenizer, require_digest
 
 #: Mean and deviation of colours in [0, 1]: red, green, blue.
 _PIXELS = {

@@ -7,8 +7,10 @@ run is only exported, an interrupted one resumes, and a changed one starts from 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -19,13 +21,12 @@ from align.durable.checkpoint import CheckpointFolder, run_key
 from align.durable.files import sha256_file
 from align.errors import ConfigError
 from align.formats.model_folder import TOKENIZER, weights_digest
-from align.formats.stored_embeds import StoredEmbeds
+from align.formats.stored_embeds import StoredEmbeds, read_embeds
 from align.interfaces.store import Mirror, Tars
 from align.project import provenance
 from align.training.batches.index import Outline, SplitIndex, read_outline
 from align.training.batches.phases import sizes
 from align.training.loop import UNWATCHED, Monitoring
-from align.training.teacher import find_teacher, with_temperature
 
 #: The module that turns a plan into weights: its code is part of the run's key.
 _TRAINING = "align.training.run"
@@ -144,7 +145,7 @@ def make_plan(
     Raises:
         DataError: shards or tokenizer are missing.
         ConfigError: the shards' images are smaller than the model requires, or extra shards have another digest than
-            the recipe says; or those of its teacher do not fit, see `align.training.teacher`.
+            the recipe says; or those of its teacher do not fit, see `align.training.plan`.
     """
     main, extra = read_outline(inputs.shards), [read_outline(more.path) for more in recipe.extra_shards]
     needed_px = max(size.resize_px for size in sizes(recipe, model))
@@ -187,3 +188,62 @@ def _too_small(recipe: Recipe, outline: Outline, need_px: int, initial: Path | N
         why = f"the model in {initial} needs {need_px}: {raise_it}"
     remake = "`align shard`" if initial is None else "`dvc repro`, or `align shard` and `align validate_shards`"
     return ConfigError(f"{shards} holds images of {have_px} px, {why} ({remake})")
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def find_teacher(recipe: Recipe, outlines: Sequence[Outline]) -> tuple[StoredEmbeds, ...]:
+    """The teacher's embeddings of the training split of each folder of shards, in the same order.
+
+    Shards and embeddings belong together by the digest of the shards, which covers every byte and the order of the
+    samples: so no sample of a run lacks its embeddings.
+
+    Args:
+        recipe: without `teacher` the result is empty.
+        outlines: the main shards, then the extra ones.
+
+    Raises:
+        ConfigError: a folder has another digest than the recipe says, is of another split or of shards that are not
+            trained on, shards have no embeddings, or they are by different models.
+        DataError, CorruptError: as `align.formats.stored_embeds.read_embeds`.
+    """
+    if recipe.teacher is None:
+        return ()
+    name = f"{recipe.section}.teacher"
+    of_shards: dict[str, StoredEmbeds] = {}
+    trained_on = {outline.manifest.digest for outline in outlines}
+    for given in recipe.teacher.embeds:
+        embeds = read_embeds(given.path)
+        manifest = embeds.manifest
+        if manifest.digest != given.digest:
+            raise ConfigError(
+                f"{given.path} has the digest {manifest.digest}, {name}.embeds says {given.digest}; write the one that "
+                "you mean"
+            )
+        if manifest.split != "train":
+            raise ConfigError(f"{name}: {given.path} is of split {manifest.split}; training needs train")
+        if manifest.shards_digest not in trained_on:
+            raise ConfigError(
+                f"{name}: {given.path} is of shards {manifest.shards_digest[:12]}, this run trains on "
+                f"{', '.join(digest[:12] for digest in sorted(trained_on))}; run `align embed` over these, or remove it"
+            )
+        of_shards[manifest.shards_digest] = embeds
+    for outline in outlines:
+        if outline.manifest.digest not in of_shards:
+            raise ConfigError(
+                f"{name}.embeds has none of {outline.path.parent}: run `align embed {outline.path.parent} --split "
+                "train --out FOLDER` with the teacher's --model, and add FOLDER with the digest that it names"
+            )
+    models = {embeds.manifest.model_digest for embeds in of_shards.values()}
+    if len(models) > 1:
+        raise ConfigError(f"{name}.embeds are by {len(models)} models; one batch has one teacher")
+    return tuple(of_shards[outline.manifest.digest] for outline in outlines)
+
+
+def with_temperature(recipe: R, teacher: Sequence[StoredEmbeds]) -> R:
+    """The recipe with the teacher's own temperature where it names none."""
+    if recipe.teacher is None or recipe.teacher.temperature is not None:
+        return recipe
+    own = recipe.teacher.model_copy(update={"temperature": teacher[0].manifest.temperature})
+    return recipe.model_copy(update={"teacher": own})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -11,12 +12,49 @@ import torch
 from torch import Tensor, nn
 
 from align.config.recipe import Recipe
+from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.training.lamb import Lamb, parameter_groups
-from align.training.loss_scale import LossScale
 from align.training.ranks.gathering import gathered
 from align.training.ranks.messages import Keep, Path
 from align.training.ranks.sharding import distributed_like, is_sharded, local
+
+#: The scale at the start.
+INITIAL = 2.0**16
+#: It doubles after this many steps in a row without an overflow.
+GROWTH_STEPS = 2000
+
+
+@dataclass
+class LossScale:
+    """The factor on the loss.
+
+    Attributes:
+        value: the scale, a power of two.
+        good_steps: steps without an overflow since it changed.
+        skipped: steps skipped since the last row of metrics.
+    """
+
+    value: float = INITIAL
+    good_steps: int = 0
+    skipped: int = 0
+
+    def update(self, gradient_norm: float) -> bool:
+        """Updates the scale after a step; returns whether its gradients are finite, so that the step may be applied.
+
+        Raises:
+            NonFiniteLossError: they are not finite although the scale is at most 1.
+        """
+        if math.isfinite(gradient_norm):
+            self.good_steps += 1
+            if self.good_steps == GROWTH_STEPS:
+                self.value, self.good_steps = 2 * self.value, 0
+            return True
+        if self.value <= 1.0:
+            raise NonFiniteLossError(f"the gradients' norm is {gradient_norm} with a loss scale of {self.value:g}")
+        self.value, self.good_steps, self.skipped = self.value / 2, 0, self.skipped + 1
+        return False
+
 
 #: One row of metrics: `step`, and the metrics measured at it.
 MetricRow = dict[str, float | int]

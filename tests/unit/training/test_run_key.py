@@ -106,7 +106,7 @@ def test_words_keep_the_key_and_code_changes_it(
 
     assert with_edit("align.training.run", "resuming from step", "continuing at step") == expected
     assert with_edit("align.training.lamb", '"""LAMB (', '# a comment\n"""Our LAMB (') == expected
-    assert with_edit("align.training.schedule", "/ 2.0", "/ 3.0") != expected
+    assert with_edit("align.training.loop", "/ 2.0", "/ 3.0") != expected
     assert with_edit("align.model.batch_norm", "momentum=0.0", "momentum=0.1") != expected
     # weights do not use it
-    assert with_edit("align.training.figures", "figsize=(9, 3.2)", "figsize=(8, 3.2)") == expected
+    assert with_edit("align.training.report", "figsize=(9, 3.2)", "figsize=(8, 3.2)") == expected

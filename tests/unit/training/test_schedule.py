@@ -3,7 +3,7 @@
 import pytest
 
 from align.config.pretrain import PretrainConfig
-from align.training.schedule import learning_rate_at
+from align.training.loop import learning_rate_at
 from tests.support.params import load_params
 
 BASE = (

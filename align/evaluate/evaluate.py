@@ -3,6 +3,9 @@
 It measures every set of the evaluation folder and, as set `held_out`, the pairs that the filter held out; as set
 `test`, the test split of the shards. These two come from the training sources (their clusters are held out): they show
 how well the model learned them. The evaluation sets show how well that transfers.
+
+Languages of queries are told here and not in `align.evaluate.measure`, whose code is in every set's digest: another way
+to tell languages changes no rank, so no model has to be measured again for it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +29,23 @@ from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.errors import ConfigError, DataError
 from align.evaluate.announce import announce
-from align.evaluate.answered import Answered
 from align.evaluate.captioned import read_published
 from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure, reliability_figure
-from align.evaluate.languages import with_languages
-from align.evaluate.many_labels import measure_many_labels
+from align.evaluate.many_labels import Answered, measure_many_labels
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import Shown, evaluation_page
+from align.evaluate.protocols.recall import Gallery
 from align.evaluate.report import EvaluateReport, make_report
 from align.evaluate.tuned import Tuner
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
 from align.formats.model_folder import model_digest
-from align.formats.query_ranks import RANKS, QueryRanks, read_ranks, write_ranks
+from align.formats.query_ranks import IMAGE_TO_TEXT, RANKS, TEXT_TO_IMAGE, QueryRanks, Ranked, read_ranks, write_ranks
 from align.interfaces.store import Files
+from align.pairs.text import languages, normalise
 from align.services.files.files import StoreFiles
 from align.services.s3.store import materialised
 
@@ -240,3 +243,37 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
         compared = compare(*measured, seed=config.seed)
         write_comparison(compared, part)
     show(*lines(compared))
+
+
+#: Bytes of a text in UTF-8. Of shorter ones, which are names and tags, a guess would make a slice of a language that
+#: nobody wrote: 26 concepts of the demo's emoji, such as "keycap: 6", would be Danish; from here on four are.
+MIN_BYTES = 20
+
+
+def with_languages(ranked: dict[str, Ranked], items: Gallery) -> dict[str, Ranked]:
+    """The ranks of both directions as published, each query with its language; those by any owner are left as they are.
+
+    A language is told as `align filter` does, where the text is long enough.
+
+    An image has the language of its right texts, if those whose language can be told agree: its query is answered well
+    only if the model knows that language. Images with texts in several languages have none.
+
+    Args:
+        ranked: protocol -> the queries that have a right item, in the gallery's order.
+        items: the gallery.
+    """
+    texts = [normalise(text) for text in items.texts]
+    long = [len(text.encode()) >= MIN_BYTES for text in texts]
+    of_text = [code if is_long else None for code, is_long in zip(languages(texts), long, strict=True)]
+    asked = {
+        IMAGE_TO_TEXT: [_common([of_text[text] for text in right]) for right in items.texts_of_image if len(right)],
+        TEXT_TO_IMAGE: [of_text[text] for text, right in enumerate(items.images_of_text) if len(right)],
+    }
+    return {
+        name: replace(part, languages=tuple(asked[name])) if name in asked else part for name, part in ranked.items()
+    }
+
+
+def _common(codes: Sequence[str | None]) -> str | None:
+    told = {code for code in codes if code is not None}
+    return told.pop() if len(told) == 1 else None

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from align.evaluate.answered import Answered
 from align.evaluate.embed import Towers, embed_pictures, finite
 from align.evaluate.protocols.average_precision import average_precisions, mean_average_precision
+from align.evaluate.protocols.recall import Score
 from align.evaluate.protocols.zero_shot import class_embeddings, prompts
 from align.formats.evaluation_set import EvaluationSet
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A measured set that has no ranks.
+
+    Attributes:
+        source: the set, without the pictures that were left out.
+        scores: such as `zero_shot/mean_average_precision`.
+        num_texts: that the pictures were compared with.
+        groups: class -> `num_rows`, its pictures, and its figure.
+        faults: key -> why a picture was left out.
+    """
+
+    source: EvaluationSet
+    scores: dict[str, Score]
+    num_texts: int
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 def measure_many_labels(

@@ -1,16 +1,25 @@
 """Measures one evaluation set: embeds it once, then computes every metric that its kind allows.
 
-A retrieval set gives recall@1/5/10 and their mean, in both directions, as published, and beside it recall_any_owner@K
-(see `align.evaluate.galleries`). Where a query has several right items, it gives R-precision and mAP@R, too. What a
-suite asks in addition is in `align.evaluate.captioned`. A classification set gives zero-shot accuracy with prompt
-ensembling, and nearest-neighbour accuracy if it has reference images.
+A retrieval set gives recall@1/5/10 and their mean, in both directions, as published, and beside it
+recall_any_owner@K. Where a query has several right items, it gives R-precision and mAP@R, too. What a suite asks in
+addition is in `align.evaluate.captioned`. A classification set gives zero-shot accuracy with prompt ensembling, and
+nearest-neighbour accuracy if it has reference images.
+
+Which texts are right for which images, in two ways:
+
+As published: each text is an item of its own, and right for the images of its owner only, so that of two equal captions
+of different pictures one is wrong. Metrics `recall@K`. Their ties count against the model, so an image whose caption is
+repeated elsewhere is right at rank 1 by another of its captions only; tools that sort leave such ties to chance.
+
+Any owner: equal texts are one item, right for all images of all its owners. Nobody could tell which of two equal texts
+is meant. This is kinder: metrics `recall_any_owner@K`, which no published figure can be compared with.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate import galleries
 from align.evaluate.captioned import Published, Shown, captioned_scores
 from align.evaluate.embed import Towers, embed_pictures, finite
 from align.evaluate.learned import learned_scores, ranked
@@ -27,7 +35,7 @@ from align.evaluate.protocols.calibration import Calibration, calibration, confi
 from align.evaluate.protocols.classification import classification_scores
 from align.evaluate.protocols.knn import nearest_neighbour
 from align.evaluate.protocols.labelled import Labelled
-from align.evaluate.protocols.recall import Direction, Gallery, Score, mean_recall, recall
+from align.evaluate.protocols.recall import Direction, Gallery, Score, gallery, mean_recall, recall
 from align.evaluate.protocols.retrieval import PositiveRanks, both_ways, retrieval_scores
 from align.evaluate.protocols.zero_shot import (
     class_embeddings,
@@ -149,7 +157,7 @@ def measure_retrieval(
     if not any(image.texts for image in whole.images):
         raise DataError(f"evaluation set {whole.name}: no image or no text in it")
     positions, image_embeds, faults = embed_pictures(whole, towers, kept)
-    items, merged = galleries.published(whole, positions), galleries.any_owner(whole, positions)
+    items, merged = published_gallery(whole, positions), any_owner_gallery(whole, positions)
     if not any(len(right) for right in items.texts_of_image):
         raise DataError(f"evaluation set {whole.name}: no text belongs to a picture that can be shown to the model")
     distinct = {text: row for row, text in enumerate(dict.fromkeys([*items.texts, *merged.texts]))}
@@ -321,3 +329,55 @@ def _text_ids(items: Gallery, *, with_owner: bool) -> list[str]:
         said += f"\0{numbers[said]}" if numbers[said] > 1 else ""
         found.append(f"text-{hashlib.sha256(said.encode()).hexdigest()[:16]}")
     return found
+
+
+def published_gallery(source: EvaluationSet, shown: Sequence[int]) -> Gallery:
+    """The gallery of the images that are shown, by growing positions, and of the texts that belong to any of them.
+
+    Raises:
+        DataError: a positive names no image or no text.
+    """
+    place = {position: index for index, position in enumerate(shown)}
+    concepts = [source.images[position].concept for position in shown]
+    pairs = [
+        (place[image], text) for image, text in (_by_owner(source) if source.positives is None else _stated(source))
+        if image in place
+    ]  # fmt: skip
+    owned = set(concepts)
+    kept = [text for text, item in enumerate(source.texts) if item.owner in owned]
+    index = {text: row for row, text in enumerate(kept)}
+    texts_of_image: list[list[int]] = [[] for _ in shown]
+    images_of_text: list[list[int]] = [[] for _ in kept]
+    for image, text in pairs:
+        if text in index:
+            texts_of_image[image].append(index[text])
+            images_of_text[index[text]].append(image)
+    return Gallery(
+        texts=[source.texts[text].text for text in kept],
+        image_concepts=concepts,
+        text_concepts=[source.texts[text].owner for text in kept],
+        texts_of_image=[np.array(sorted(set(right)), dtype=np.int64) for right in texts_of_image],
+        images_of_text=[np.array(sorted(set(right)), dtype=np.int64) for right in images_of_text],
+    )
+
+
+def any_owner_gallery(source: EvaluationSet, shown: Sequence[int]) -> Gallery:
+    """The same, where equal texts are one item."""
+    return gallery((source.images[position].concept, source.images[position].texts) for position in shown)
+
+
+def _by_owner(source: EvaluationSet) -> Iterable[tuple[int, int]]:
+    texts_of: dict[str, list[int]] = {}
+    for text, item in enumerate(source.texts):
+        texts_of.setdefault(item.owner, []).append(text)
+    return ((image, text) for image, of in enumerate(source.images) for text in texts_of.get(of.concept, ()))
+
+
+def _stated(source: EvaluationSet) -> Iterable[tuple[int, int]]:
+    for image, text in source.positives or ():
+        if not (0 <= image < len(source.images) and 0 <= text < len(source.texts)):
+            raise DataError(
+                f"evaluation set {source.name}: a positive names image {image} and text {text}, but the set has "
+                f"{len(source.images):,} images and {len(source.texts):,} texts"
+            )
+        yield image, text

@@ -18,8 +18,8 @@ from align.display.html import (
     subheading,
     table,
 )
-from align.evaluate.answered import Answered
 from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
+from align.evaluate.many_labels import Answered
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.paper_table import RETRIEVAL, STYLE, paper_tables
 from align.evaluate.report import EvaluateReport, class_accuracy

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from align.config.suite import LEARNED
 from align.display.report import Report
-from align.evaluate.answered import Answered
+from align.evaluate.many_labels import Answered
 from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.protocols.recall import Score
 
@@ -38,7 +38,7 @@ class EvaluateReport(Report):
         classes: set -> class -> number of query images and zero-shot accuracy.
         calibration: set -> `error` (expected calibration error of zero-shot answers, by the model's temperature), their
             mean `confidence`, and their `accuracy`.
-        groups: set -> category, relation or class -> number of rows and its figure, of sets of other kinds.
+        groups: set -> class -> number of pictures and its figure, of sets with any number of classes a picture.
         fine_tuning: set -> `recipe`, `classes` (class -> accuracy), `curves` (of each run, steps done and mean loss),
             and `minus_knn`, the paired difference to the nearest neighbour's accuracy with its 95 % interval.
     """

@@ -1,1 +1,5 @@
-"""Training: the tokenizer, pre-training and fine-tuning, with loss, loop, loader, optimiser, checkpoints and ranks."""
+"""Training: the tokenizer, pre-training and fine-tuning, and all that only they use.
+
+In come shards, a tokenizer and a recipe; out come a model folder, its curves, and checkpoints on the way. What an
+embedding needs is in `align.model`: nobody needs this folder to use a model.
+"""

@@ -2,6 +2,10 @@
 
 Every rank gets a pickled copy. The checkpoint folder is named after everything that determines the result: a finished
 run is only exported, an interrupted one resumes, and a changed one starts from the beginning.
+
+A teacher's embeddings are of each picture as it is in its shard, and of its whole text. What training shows the student
+may be less: a crop, perhaps mirrored, or some of the phrases (`phrase_dropout`). MobileCLIP stores embeddings of
+several augmentations of a picture instead; here the teacher's targets are those of the sample.
 """
 
 from __future__ import annotations
@@ -145,7 +149,7 @@ def make_plan(
     Raises:
         DataError: shards or tokenizer are missing.
         ConfigError: the shards' images are smaller than the model requires, or extra shards have another digest than
-            the recipe says; or those of its teacher do not fit, see `align.training.plan`.
+            the recipe says; or those of its teacher do not fit, see `find_teacher`.
     """
     main, extra = read_outline(inputs.shards), [read_outline(more.path) for more in recipe.extra_shards]
     needed_px = max(size.resize_px for size in sizes(recipe, model))

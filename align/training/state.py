@@ -27,7 +27,16 @@ GROWTH_STEPS = 2000
 
 @dataclass
 class LossScale:
-    """The factor on the loss.
+    """The factor on the loss in float16, whose smallest numbers are larger than many gradients.
+
+    The loss is multiplied before the backward pass, and the gradients are divided after it, in float32. If the
+    gradients of a step are not finite, they exceeded float16's largest number: the step is skipped and counted, and the
+    scale halves. The skipped step still counts in the schedule and in the order of the data.
+
+    Decision: our own forty lines instead of `torch.amp.GradScaler`, with its constants. GradScaler decides by each
+    rank's own gradients and does not support shards; here the norm of all gradients decides, which is computed anyway
+    and equal on every rank. Scales are powers of two, so multiplying and dividing changes no bit of a gradient that
+    float16 holds.
 
     Attributes:
         value: the scale, a power of two.

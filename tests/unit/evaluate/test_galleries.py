@@ -9,7 +9,7 @@ import pytest
 from align.config.evaluate import EvaluateConfig
 from align.errors import DataError
 from align.evaluate.evaluate import evaluate
-from align.evaluate.galleries import any_owner, published
+from align.evaluate.measure import any_owner_gallery, published_gallery
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.query_ranks import read_ranks
 from tests.support.colours import ColourEncoder, square
@@ -32,7 +32,7 @@ def lists(arrays: list[np.ndarray]) -> list[list[int]]:
 def test_a_caption_is_right_for_its_own_image_only(tmp_path: Path) -> None:
     """The green picture has the caption of the red one, too: kinder recall counts it, the published one does not."""
     one = captions(("a red thing", "red"), ("green", "a  Red thing"), ("blue",))
-    items, merged = published(one, range(3)), any_owner(one, range(3))
+    items, merged = published_gallery(one, range(3)), any_owner_gallery(one, range(3))
     assert items.texts == ["a red thing", "red", "green", "a  Red thing", "blue"]
     assert lists(items.texts_of_image) == [[0, 1], [2, 3], [4]]
     assert lists(items.images_of_text) == [[0], [0], [1], [1], [2]]
@@ -53,28 +53,28 @@ def test_a_caption_is_right_for_its_own_image_only(tmp_path: Path) -> None:
 
 def test_repeats_stay_items_in_captions_and_are_one_in_a_set_of_concepts() -> None:
     texts = ("red", "red ", ""), ("green",), ("blue",)
-    assert published(captions(*texts), range(3)).texts == ["red", "red ", "green", "blue"]
-    assert published(captions(*texts, repeats=False), range(3)).texts == ["red", "green", "blue"]
+    assert published_gallery(captions(*texts), range(3)).texts == ["red", "red ", "green", "blue"]
+    assert published_gallery(captions(*texts, repeats=False), range(3)).texts == ["red", "green", "blue"]
 
 
 def test_images_of_one_concept_share_their_texts() -> None:
     one = captions(("red",), ("ruby",), ("blue",))
     one = replace(one, images=[replace(image, concept="r" if n < 2 else "b") for n, image in enumerate(one.images)])
-    items = published(one, range(3))
+    items = published_gallery(one, range(3))
     assert lists(items.texts_of_image) == [[0, 1], [0, 1], [2]] and lists(items.images_of_text) == [[0, 1], [0, 1], [2]]
 
 
 def test_texts_of_a_picture_that_is_not_shown_are_no_items() -> None:
-    items = published(captions(("red", "ruby"), ("green",), ("blue",)), [1, 2])
+    items = published_gallery(captions(("red", "ruby"), ("green",), ("blue",)), [1, 2])
     assert items.texts == ["green", "blue"] and lists(items.texts_of_image) == [[0], [1]]
 
 
 def test_positives_say_what_owners_cannot() -> None:
     one = replace(captions(("red",), ("green",), ("blue",)), positives=((0, 0), (0, 1), (1, 1), (2, 0)))
-    items = published(one, range(3))
+    items = published_gallery(one, range(3))
     assert lists(items.texts_of_image) == [[0, 1], [1], [0]] and lists(items.images_of_text) == [[0, 2], [0, 1], []]
     with pytest.raises(DataError, match="names image 3 and text 0, but the set has 3 images and 3 texts"):
-        published(replace(one, positives=((3, 0),)), range(3))
+        published_gallery(replace(one, positives=((3, 0),)), range(3))
 
 
 def test_the_page_says_which_model_and_what_the_test_split_is(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from align.errors import DataError, FormatError
-from align.evaluate.captioned import read_published
-from align.evaluate.labelled_queries import LabelledPictures, query_scores
+from align.evaluate.captioned import LabelledPictures, query_scores, read_published
 from align.formats.labelled_queries import QueryFile, parse_queries
 from tests.support.colours import ColourEncoder
 from tests.support.suites import local_files

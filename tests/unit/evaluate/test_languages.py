@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from align.config.evaluate import EvaluateConfig
-from align.evaluate.evaluate import evaluate
-from align.evaluate.languages import with_languages
+from align.evaluate.evaluate import evaluate, with_languages
 from align.evaluate.protocols.recall import gallery
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.query_ranks import IMAGE_TO_TEXT, RANKS, TEXT_TO_IMAGE, Ranked, read_ranks

@@ -23,7 +23,7 @@ from align.display.visible import visible
 
 T = TypeVar("T")
 
-#: Seconds between two progress lines where stderr is not a terminal (a log, a flow run).
+#: Seconds between two progress lines if stderr is not a terminal (a log, a flow run).
 PROGRESS_INTERVAL_S = 5.0
 #: A flow names a file in this variable, and shows on its page what a stage writes there: the last lines, and how far
 #: its work is. Nobody has to read numbers out of words.
@@ -36,7 +36,7 @@ def say(message: str, *, done: int | None = None, total: int | None = None, per_
 
     Args:
         message: the line.
-        done, total, per_s: how far the work is that the line tells of, in its own units, where it tells of any.
+        done, total, per_s: the progress of the work that the line is about, in its own units, if it is about any.
     """
     _print([message], sys.stderr)
     if file := os.environ.get(PROGRESS_VARIABLE):
@@ -47,12 +47,12 @@ def say(message: str, *, done: int | None = None, total: int | None = None, per_
 
 
 def _write(file: Path, line: str, work: dict[str, Any]) -> None:
-    """Adds a line to what a flow reads; without work of its own, the file's stays.
+    """Adds a line to the file that a flow reads; a line without progress keeps the file's.
 
-    A stage may be several processes: what the launcher of the ranks says at its end must not hide how far they were.
+    A stage may be several processes: what the launcher of the ranks says at its end must not hide their progress.
     """
     lines: list[str] = []
-    with suppress(OSError, ValueError, LookupError, TypeError):  # there is none yet, or it is none
+    with suppress(OSError, ValueError, LookupError, TypeError):  # there is no file yet, or it is damaged
         said = json.loads(file.read_bytes())
         lines, work = list(said["lines"]), work or dict(said["work"])
     part = Path(f"{file}.{os.getpid()}")
@@ -61,12 +61,12 @@ def _write(file: Path, line: str, work: dict[str, Any]) -> None:
 
 
 def show(*lines: str) -> None:
-    """Prints a result on stdout; each argument is one line, whatever it holds."""
+    """Prints a result on stdout; each argument becomes one line."""
     _print(lines, sys.stdout)
 
 
 def show_json(text: str) -> None:
-    """Prints a JSON text on stdout, as it was laid out; what a terminal would obey is escaped as JSON does it."""
+    """Prints a JSON text on stdout in its layout; characters that a terminal would obey are escaped as in JSON."""
     _print(text.rstrip("\n").split("\n"), sys.stdout)
 
 

@@ -49,7 +49,7 @@ def legible(text: str, *, width: int, lines: int = 1) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """A matplotlib figure as PNG. No text in it is read as mathematics: `$` is a dollar, whoever placed it.
+    """A matplotlib figure as PNG. No text in it is read as mathematics: `$` is always a dollar.
 
     The bytes depend on the figure and on the fonts: on any machine they are the same for letters that DejaVu has; other
     letters are drawn if a font of `_FAMILIES` is installed, else as a box. (Pages show the same texts in the reader's
@@ -62,7 +62,7 @@ def png(figure: Figure) -> bytes:
         text.set_parse_math(False)
         text.set_fontfamily(_families())
     buffer = io.BytesIO()
-    ticks = rc_context({"text.parse_math": False, "font.family": _families()})  # some are made while they are drawn
+    ticks = rc_context({"text.parse_math": False, "font.family": _families()})  # drawing makes some texts
     with ticks, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # texts come in any script; a box is enough
         figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})

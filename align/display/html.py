@@ -1,8 +1,8 @@
 """Report pages: self-contained HTML (inline CSS, pictures as data URIs) that needs no network.
 
-Blocks are strings of HTML, which `page` joins as they are. Every function here escapes the text that it gets. Should
-a block ever hold HTML of a stranger, the page's policy still keeps a browser from running it and from loading anything
-for it. The policy allows one style, by its hash, and no `style` attributes: a bar's width is an attribute of its own.
+Blocks are strings of HTML, which `page` joins as they are. Every function here escapes the text that it gets. If a
+block ever holds a stranger's HTML, the page's policy still keeps a browser from running it or loading anything for it.
+The policy allows one style, by its hash, and no `style` attributes: a bar's width is an attribute of its own.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ figure.bad img { border: 2px solid var(--bad) }
 
 
 def policy(style: str = "") -> str:
-    """The content security policy of a page with a further style. Scripts, frames, fonts, connections: none."""
+    """The content security policy of a page with one more style. It allows no scripts, frames, fonts or connections."""
     sha256 = base64.b64encode(hashlib.sha256((_STYLE + style).encode()).digest()).decode("ascii")
     return f"default-src 'none'; img-src data:; style-src 'sha256-{sha256}'; base-uri 'none'; form-action 'none'"
 
 
-#: Of the pages without one.
+#: The policy of pages without a style of their own.
 POLICY = policy()
 
 
@@ -79,7 +79,7 @@ def escape(value: Any) -> str:
 
 
 def page(title: str, lead: str, blocks: Iterable[str], *, style: str = "") -> str:
-    """A whole page. `lead` is the sentence under the title; `style`: CSS that it needs besides."""
+    """A whole page. `lead` is the sentence under the title; `style` is more CSS that the page needs."""
     body = "\n".join(blocks)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -1,7 +1,8 @@
 """Foreign text made visible: characters that steer a terminal, a line or the order of letters become escapes.
 
-Addresses, file names and texts come from strangers. Printed or drawn as they are, some of their characters give orders:
-they move the cursor, fake a line of a log, turn the letters around, or end the program, since nothing can encode them.
+Addresses, file names and texts come from strangers. If they were printed or drawn as they are, some of their characters
+would give orders: move the cursor, fake a line of a log, reverse the letters, or end the program, since nothing can
+encode them.
 """
 
 from __future__ import annotations
@@ -33,5 +34,5 @@ def plain_markdown(text: str) -> str:
 
 
 def fenced_markdown(lines: Iterable[str]) -> str:
-    """The lines as a block of Markdown that they cannot end."""
+    """The lines as a block of Markdown, which they cannot close."""
     return "\n".join(["~~~~", *(visible(line, lines=True).replace("~~~~", "~ ~") for line in lines), "~~~~"])

@@ -1,4 +1,4 @@
-"""What survives a kill, a full disk and two at once; no stage is known here.
+"""What survives a kill, a full disk and two processes at the same time; nothing here knows a stage.
 
 files         writes a file or a folder whole or not at all
 work          a folder in which a killed stage resumes
@@ -7,5 +7,5 @@ locks         of the kernel: they end with their process
 processes     workers that end with the process that started them
 memory        how much this process may take
 
-A guarantee comes in once two stages need it. What a stage writes, and when, stays in its folder.
+A guarantee belongs here once two stages need it. What a stage writes, and when, stays in its folder.
 """

@@ -57,7 +57,7 @@ class CheckpointFolder:
     def lock(self) -> Iterator[None]:
         """Locks the run for this process until the block, or the process, ends.
 
-        What a killed process had half written is removed: its step may never come again.
+        Removes what a killed process had half written, since its step may never come again.
 
         Raises:
             LockedError: another process trains the same run.
@@ -77,9 +77,10 @@ class CheckpointFolder:
         return sorted(int(path.stem.removeprefix("step-")) for path in self.directory.glob("step-*.pt"))
 
     def save(self, step: int, values: dict[str, Any], *, best: bool = False) -> None:
-        """Starts to write a checkpoint and returns when the values may change again. One is written at a time.
+        """Starts to write a checkpoint and returns when the values may change again.
 
-        The oldest checkpoints beyond `keep` are removed. After one that could not be written, nothing is: see `wait`.
+        One is written at a time. The oldest checkpoints beyond `keep` are removed. After one that could not be written,
+        nothing more is written: see `wait`.
 
         Args:
             step: whole steps done.
@@ -153,7 +154,7 @@ class CheckpointFolder:
             for name in mirror.names(run):
                 if name not in kept:
                     mirror.delete(f"{run}/{name}")
-        except (ServiceError, DataError) as error:  # also if it refuses: it did not when the run began, see `fetch`
+        except (ServiceError, DataError) as error:  # even a refusal: see `fetch`, which asked the store
             say(f"{paths[0].name}: not uploaded to the object store, training continues: {error}")
 
     def fetch(self) -> None:
@@ -166,7 +167,7 @@ class CheckpointFolder:
         if stored and (not (own := self.steps()) or stored[-1] > self._path(own[-1]).name):
             say(f"{self.directory}: downloading {stored[-1]} from the object store")
             self.directory.mkdir(parents=True, exist_ok=True)
-            for name in [BEST, stored[-1]] if BEST in names else [stored[-1]]:  # the latest last: it says all is here
+            for name in [BEST, stored[-1]] if BEST in names else [stored[-1]]:  # the latest last: then all are here
                 self._mirror.get(f"{run}/{name}", self.directory / name)
 
     def accepted(self) -> list[str]:
@@ -190,7 +191,7 @@ class CheckpointFolder:
         self.directory.mkdir(parents=True, exist_ok=True)
         write_text(self.directory / _ACCEPTED, json.dumps([*best.accepted(), reason.strip()]) + "\n")
         latest = best._path(best.steps()[-1])
-        for path in (best.directory / JOURNAL, latest):  # the checkpoint last: it makes the run one of this code
+        for path in (best.directory / JOURNAL, latest):  # the checkpoint last: with it the run is one of this code
             if path.exists():
                 part = self.directory / ".adopted.part"
                 shutil.copyfile(path, part)
@@ -198,7 +199,7 @@ class CheckpointFolder:
         say(f"{self.directory}: resuming from {latest}, written by other code: {reason.strip()}")
 
     def other_code_step(self) -> int | None:
-        """The latest step that a run of the same values has under other code, if this one has none: see `adopt`."""
+        """The latest step of a run of the same values under other code, if this run has no checkpoint: see `adopt`."""
         other = None if self.steps() else self._of_other_code()
         return other.steps()[-1] if other else None
 
@@ -212,7 +213,7 @@ class CheckpointFolder:
     def load_latest(self, device: torch.device) -> dict[str, Any] | None:
         """The newest readable checkpoint, or None if there are none. Unreadable ones are reported and skipped.
 
-        On a CPU its tensors are pages of the file, which take no memory of their own until they are changed.
+        On a CPU its tensors are mapped pages of the file, which take memory only when they are changed.
 
         Raises:
             CorruptError: there are checkpoints, but none is readable.

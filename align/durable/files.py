@@ -1,6 +1,6 @@
 """Writes files and folders complete or not at all; deterministic JSON; the sha256 of files and folders.
 
-A folder that a stage replaces carries a mark. One without it is a person's, and nothing here removes it.
+A folder that a stage replaces carries a mark. A folder without it belongs to a person, and nothing here removes it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from align.errors import DataError
 
-#: In every folder that a stage replaces: {"made_by": the stage, "schema_version": 1}.
+#: The mark in every folder that a stage replaces: {"made_by": the stage, "schema_version": 1}.
 MARK = ".align.json"
 
 #: Names of temporaries (`temporary_name`). A machine's name may be long and a file's name may have 255 bytes.
@@ -66,7 +66,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @lru_cache(maxsize=1024)
 def sweep(folder: Path) -> None:
-    """Removes the files that killed writers left in a folder, once in a process: a folder may hold a million."""
+    """Removes the files that killed writers left in a folder, once per process: a folder may hold a million files."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             ours = entry.name.endswith(".part") and is_temporary(path := folder / entry.name)
@@ -75,7 +75,7 @@ def sweep(folder: Path) -> None:
 
 
 def temporary_name(path: Path, ending: str = "part") -> Path:
-    """A new name next to `path`, for what is going to replace it. It tells whose it is: machine, process, number."""
+    """A new name next to `path` for its replacement. It names the owner: machine, process, number."""
     return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{_PROCESS}-{next(_NUMBERS)}.{ending}")
 
 
@@ -85,7 +85,7 @@ def is_temporary(path: Path) -> bool:
 
 
 def without_temporary_names(path: Path) -> Path:
-    """The path as it is once the temporaries in it have replaced what they are named after."""
+    """The path after the temporaries in it have replaced what they are named after."""
     return Path(*(match["name"] if (match := _TEMPORARY.fullmatch(part)) else part for part in path.parts))
 
 
@@ -93,8 +93,8 @@ def without_temporary_names(path: Path) -> Path:
 def replace_directory(path: Path, made_by: str) -> Iterator[Path]:
     """Yields an empty folder that replaces `path` when the block succeeds, and is removed when it fails.
 
-    The folder at `path` is the old one or the new one, complete, whenever the process is killed. The next run removes
-    what a killed run left.
+    The folder at `path` is the complete old one or the complete new one at any moment, even after a kill. The next run
+    removes what a killed run left.
 
     Args:
         path: absent, empty, or made by the same stage; nothing else is replaced (see `require_replaceable`).
@@ -134,11 +134,11 @@ def marked(folder: Path) -> str | None:
 
 
 def require_replaceable(path: Path, made_by: str | None) -> None:
-    """Checks that replacing the folder `path` takes nothing from anybody. Nothing is touched.
+    """Checks that replacing the folder `path` destroys nobody's work. It changes nothing.
 
     Args:
         path: the folder.
-        made_by: the stage that replaces it; None where the new folder holds all that the old one did.
+        made_by: the stage that replaces it; None if the new folder holds everything of the old one.
 
     Raises:
         DataError: `path` is a file, a link, a mount point, the working directory or one around it, lies in a folder
@@ -186,7 +186,7 @@ def require_apart(out: Path, *inputs: Path) -> None:
 
 
 def swap(new: Path, path: Path) -> None:
-    """Puts the folder `new`, which is on disk, at `path`; what was there is at `new` afterwards.
+    """Puts the folder `new`, which is on disk, at `path`; the old folder is at `new` afterwards.
 
     Linux exchanges the two in one step. Elsewhere, and on a file system that cannot, a kill between two renames can
     leave nothing at `path`: `clear_leftovers` then puts the old folder back.
@@ -230,7 +230,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """What `temporary_name(path)` named and is still there."""
+    """The temporaries of `path` that are still there."""
     if not path.parent.is_dir():
         return []
     names = ((entry, _TEMPORARY.fullmatch(entry)) for entry in sorted(entry.name for entry in path.parent.iterdir()))
@@ -238,7 +238,7 @@ def leftovers(path: Path) -> list[Path]:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Removes what dead processes left next to `path`; a kill during a replacement that took `path` is undone."""
+    """Removes what dead processes left next to `path`, and puts `path` back if a kill in a replacement removed it."""
     for entry in filter(_is_dead, leftovers(path)):
         if entry.suffix == ".old" and not path.exists():
             with suppress(FileNotFoundError):  # another process was first
@@ -286,7 +286,7 @@ def fsync_all(folder: Path) -> None:
 
 
 def require_utf8(name: str) -> None:
-    """Raises DataError where a file's name is not UTF-8, so that no table can hold it."""
+    """Raises DataError if a file's name is not UTF-8, so that no table can hold it."""
     try:
         name.encode()
     except UnicodeEncodeError:

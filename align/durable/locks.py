@@ -1,4 +1,4 @@
-"""Locks of the kernel on files, which it frees when their holder ends, even by a crash. The one place that takes them.
+"""Locks of the kernel on files, which it frees when their holder ends, even by a crash. Only this module takes them.
 
 Only the standard library is needed here, since `make clean` asks for locks where nothing is installed.
 """
@@ -12,20 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-#: A process that waits for a lock for a while, or may be told to end meanwhile, looks for it this often.
+#: Seconds between two tries of a process that waits for a while, or that may be told to end meanwhile.
 _LOOK_EVERY_S, _LOOK_SOON_S = 0.5, 0.02
 
 
 def take(file: IO[Any], *, shared: bool = False, patience_s: float | None = 0.0) -> bool:
-    """Takes the lock of an open file until that is closed, or changes its kind.
+    """Takes the lock of an open file until the file is closed, or changes the lock's kind.
 
     Args:
         file: on NFS, a shared lock needs one that can be read, an exclusive one needs one that can be written.
-        shared: with others that ask for it shared.
+        shared: whether others may hold it, too, if they also ask for it shared.
         patience_s: how long to wait for another process; None: until it has ended.
 
     Returns:
-        False where another process still has it; then this one has none, of either kind.
+        False if another process still has it; then this one has no lock of either kind.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     if patience_s is None:
@@ -44,7 +44,7 @@ def take(file: IO[Any], *, shared: bool = False, patience_s: float | None = 0.0)
 
 @contextmanager
 def tried(path: Path, *, shared: bool = False) -> Iterator[bool]:
-    """Yields whether the lock is ours, which it is until the block ends; it waits for nobody.
+    """Yields whether the lock is ours, until the block ends; does not wait.
 
     Args:
         path: the lock file; created if missing, and never removed.
@@ -62,7 +62,7 @@ def locked(path: Path, who: str, log: Callable[[str], None], check: Callable[[],
         path: the lock file; its folder and it are created if missing, and it is never removed.
         who: the holder's name, written into the file: a waiting process logs it.
         log: for that line.
-        check: called again and again while it waits; what it raises ends the waiting.
+        check: called regularly while it waits; what it raises ends the waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The memory of this process: keeps what is freed for the next step, and bounds what a block allocates."""
+"""The memory of this process: keeps freed memory for the next step, and bounds what a block allocates."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-#: The limit belongs to the process, so one thread has it at a time; its blocks may be nested.
+#: The limit belongs to the process, so one thread holds it at a time; its blocks may be nested.
 _bounding = threading.RLock()
 
 
 @contextmanager
 def allocating_at_most(num_bytes: int) -> Iterator[None]:
-    """Bounds what the whole process allocates during this block, beyond what it has: for bytes that may lie.
+    """Bounds what the whole process allocates during this block in addition to what it has: for bytes that may lie.
 
-    Only Linux counts what a process has; elsewhere this does nothing.
+    Only Linux counts a process's memory; elsewhere this does nothing.
 
     Raises:
         MemoryError: the block needed more.

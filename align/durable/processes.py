@@ -1,8 +1,8 @@
 """`map` in worker processes and in threads: results in the order of the items, with few of them in memory at a time.
 
-A worker process that dies, most likely for its memory, does not end a run without a word. The items that were under way
-are done again, each alone in a worker of its own, and an item that kills this worker, too, is the culprit: it is named,
-and where the caller can do without it, left out.
+A worker process that dies, most likely for its memory, does not end a run silently. The items that were under way are
+done again, each alone in a new worker. An item that kills this worker, too, is the culprit: it is named, and left out
+if the caller can do without it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Kept = TypeVar("Kept")
 _AHEAD = 2
 #: Items in flight per thread.
 _WINDOW = 16
-#: With more culprits than this, or this many before the first good item, the machine is to blame, not the items.
+#: With more culprits than this, or this many before the first good item, the cause is the machine, not the items.
 _MAX_CULPRITS, _FIRST_CULPRITS = 16, 3
 
 
@@ -114,7 +114,7 @@ def _while_workers_live(
     """Results in order. Raises BrokenProcessPool when a worker dies; `pending` then has all items without a result."""
     while True:
         for item in islice(waiting, num_pending - len(pending)):
-            pending.append((item, None))  # first, or it would be lost where the pool is broken
+            pending.append((item, None))  # first, or it would be lost if the pool is broken
             pending[-1] = item, pool.submit(work, item)
         if not pending:
             return
@@ -126,7 +126,7 @@ def _while_workers_live(
 
 
 class _SecondTry(Generic[In, Out]):
-    """Does items again, each alone, after a worker died; counts the culprits, and judges whether it is their fault.
+    """Does items again, each alone, after a worker died; counts the culprits, and judges whether they are the cause.
 
     Attributes:
         num_good: items that have a result of their own, at the first try or the second.
@@ -143,8 +143,8 @@ class _SecondTry(Generic[In, Out]):
         """The result of an item, which may have been ready before the worker died.
 
         Raises:
-            What the function raises; DataError, which names the item, where it is a culprit and no other result is
-            given, or where there are too many.
+            What the function raises; DataError, which names the item, if it is a culprit and `instead` gives no
+                result, or if there are too many.
         """
         if future is None or future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
             try:
@@ -185,7 +185,7 @@ class _SecondTry(Generic[In, Out]):
 
 @contextmanager
 def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """New worker processes; at the end they are awaited, and what they have not begun is not done."""
+    """New worker processes. At the end it waits for them; items that they have not begun are not done."""
     context, ends = multiprocessing.get_context("spawn"), (partial(os._exit, 1),)
     pool = ProcessPoolExecutor(count, context, initializer=when_parent_ends, initargs=ends)
     try:
@@ -205,9 +205,9 @@ def _work(resource: Callable[[], AbstractContextManager[Kept]], function: Callab
 
 
 def when_parent_ends(act: Callable[[], object]) -> None:
-    """Calls a function once the process that spawned this one has ended, be it by `kill -9`.
+    """Calls a function once the process that spawned this one has ended, even by `kill -9`.
 
-    Nothing that it started may work next to the following run. The kernel closes a pipe then, on every system.
+    Nothing that it started may work beside the next run. The kernel closes a pipe then, on every system.
     """
     parent = multiprocessing.parent_process()
 
@@ -230,6 +230,6 @@ def in_threads(function: Callable[[In], Out], items: Iterable[In], num_threads: 
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-        finally:  # after an error, or where the caller has enough, what waits is not begun
+        finally:  # after an error, or if the caller has enough, items that wait are not begun
             for future in pending:
                 future.cancel()

@@ -39,7 +39,7 @@ from align.durable.locks import take, tried
 from align.errors import DataError, LockedError
 
 _KEY_FILE = ".work.json"
-#: A folder in every work folder, for the locks of those who make its pieces.
+#: The folder in every work folder for the locks of the processes that make its pieces.
 CLAIMS = ".claims"
 
 
@@ -115,7 +115,7 @@ def work_directory(
             _prepare(path, folder, key, finish=portion.finish, elsewhere=elsewhere)
         else:
             locks.enter_context(_shared(path, folder, key))
-        if made_by is not None:  # a kill after it was marked, before it was put at `path`
+        if made_by is not None:  # a kill came after it was marked and before it was put at `path`
             (folder / MARK).unlink(missing_ok=True)
         yield folder
         if portion.shards is not None:
@@ -146,7 +146,7 @@ def _key_in(folder: Path) -> str | None:
 
 
 def _prepare(path: Path, folder: Path, key: str, *, finish: bool = False, elsewhere: bool = False) -> None:
-    """Makes the work folder unless it is there with this key. Only a process that no other works beside may call it."""
+    """Makes the work folder unless it is there with this key. Call it only while no other process works there."""
     clear_leftovers(path)
     clear_leftovers(folder)  # of a `swap` below
     if _has_key(folder, key):
@@ -196,7 +196,8 @@ def _locked(path: Path) -> Iterator[None]:
 def _shared(path: Path, folder: Path, key: str) -> Iterator[None]:
     """Holds `path` together with other ranges of the same key; the first of them makes the work folder.
 
-    Ranges begin one by one, so the one that makes the folder, or discards that of another key, is alone with it.
+    Ranges begin one after the other, so the one that makes the folder, or discards one of another key, is alone with
+    it.
     """
     with path.with_name(f".{path.name}.lock").open("a+") as file:
         with one_at_a_time(path.with_name(f".{path.name}.begin.lock"), f"{path}: other ranges to begin"):
@@ -223,7 +224,7 @@ def one_at_a_time(lock: Path, what: str, *, wait: bool = True) -> Iterator[bool]
     Args:
         lock: a file; it is made, and stays.
         what: a process that waits says that it waits for this.
-        wait: for another process; otherwise the block runs beside it, and is told.
+        wait: whether to wait for another process; otherwise the block runs beside it, and gets False.
     """
     with lock.open("a+") as file:
         mine = take(file)
@@ -241,7 +242,7 @@ def missing(names: Sequence[str], done: Callable[[str], bool]) -> list[str]:
 def asked(stage: str, portion: Portion, numbers: Sequence[int]) -> list[int]:
     """The shards that a command does, of those that there are (`numbers`, in order).
 
-    A range that ends beyond the last one is said, since jobs of equal ranges may; the others of it are done.
+    Jobs of equal ranges may end beyond the last shard: a line says so, and the shards that exist are done.
 
     Raises:
         DataError: a range has none of them.

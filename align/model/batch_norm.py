@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from align.config.model import ModelConfig
 from align.model.normalisation import Moments, normalise, normalise_backward
 
-#: Of EfficientNet in TensorFlow; torch's own is 1e-5.
+#: The eps of EfficientNet in TensorFlow; torch's own is 1e-5.
 EPS = 1e-3
 
 
@@ -48,7 +48,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return normalised(x, self)
 
     def group_of(self, x: Tensor) -> int:
-        """Samples of a group of this batch. While statistics are estimated, the batch is added to them."""
+        """Samples per group in this batch. While statistics are estimated, adds the batch to them."""
         group = min(self.group or len(x), len(x))
         if len(x) % group:
             raise ValueError(f"a training batch of {len(x)} is not a multiple of the batch-norm group {group}")
@@ -58,7 +58,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return group
 
     def statistics(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The running mean and variance, (C,) each, and of how many groups they are the mean; no copies."""
+        """The running mean and variance, (C,) each, and the number of groups that they average; no copies."""
         assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         return self.running_mean, self.running_var, self.num_batches_tracked
 
@@ -78,7 +78,7 @@ def normalised(
     """Batch-norm in training mode and what follows it, as one operation: residual + keep * act(norm(x)).
 
     Args:
-        x: (B, C, H, W); all that is kept of it for backward, beside two numbers per group and channel.
+        x: (B, C, H, W); the only tensor that is kept for backward, besides two numbers per group and channel.
         norm: of any kind but `SyncBatchNorm2d`.
         silu: whether act is SiLU; otherwise it is the identity.
         keep: (B,) factor of each sample, see `align.model.mbconv.StochasticDepth`; None: 1.

@@ -19,11 +19,12 @@ from align.model import triton_kernels as code
 
 #: Elements of a tile: 16 for each thread of the 4 warps.
 _TILE = 2048
-#: Programs that share a sample's rows, at most; fewer rows than `_LEAST_ROWS` are not worth one.
+#: The most programs that share a sample's rows; fewer rows than `_LEAST_ROWS` are not worth a program.
 _MOST_PARTS, _LEAST_ROWS = 16, 256
 #: Parts and channels of a tile of `group_moments`.
 _PARTS, _PART_COLUMNS = 64, 32
-#: Of each launch. Whether products and sums are fused is said, since Triton 3.10 has another default than 3.9.
+#: Options of each launch. They say whether products and sums are fused, since Triton 3.10 and 3.9 differ in the
+#: default.
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -69,7 +70,7 @@ def _known(*vectors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _over(x: Tensor, count: int) -> int:
-    """Samples over groups or the other way round. Kernels rely on equal groups."""
+    """The number of samples divided by that of groups, or the reverse. Kernels rely on equal groups."""
     if len(x) % count:
         raise ValueError(f"a batch of {len(x)} cannot be divided by {count}")
     return len(x) // count

@@ -1,6 +1,6 @@
 """The dual encoder (paper section 4.1): EfficientNet and BERT towers, cosine on top, one learned temperature.
 
-Names in the state dict are those of `transformers.AlignModel`. Differences from it, beside those of the towers:
+Names in the state dict are those of `transformers.AlignModel`. Differences from it, besides those of the towers:
 
 * both towers have gradient checkpointing (upstream: only the text tower);
 * the image tower has a projection if its width is not the joint width (the paper's ablations at width 640);
@@ -32,7 +32,7 @@ from align.model.image_tower import ImageTower
 from align.model.presets import text_shape
 from align.model.text_tower import TextTower
 
-#: On a CPU this many texts of similar length are encoded together: with fewer, small products cost more than padding.
+#: Texts of similar length that a CPU encodes together: with fewer, small products cost more than padding.
 CPU_TEXTS = 16
 
 
@@ -82,8 +82,8 @@ class DualEncoder(nn.Module):
     def gradient_checkpointing(self) -> Checkpointing:
         """What the backward pass of training computes again instead of keeping it; `none` in a new model.
 
-        `cheap`: batch-norm, SiLU and squeeze-excite of the image tower. `blocks`: whole MBConv blocks and BERT layers,
-        of which only the input is kept. Loss and gradients stay the same.
+        `cheap`: batch-norm, SiLU and squeeze-excite of the image tower. `blocks`: whole MBConv blocks and BERT layers;
+        only their input is kept. Loss and gradients stay the same.
         """
         return self.vision_model.gradient_checkpointing
 
@@ -95,7 +95,7 @@ class DualEncoder(nn.Module):
         """Leaves a tower as it is, as LiT does (Zhai et al., CVPR 2022); the projection on top of it is trained.
 
         The tower stays in evaluation mode: its batch-norm uses running statistics, and no block is dropped. It gets no
-        gradient, and nothing of it is kept for a backward pass.
+        gradient, and keeps nothing for a backward pass.
         """
         self.locked = which
         for name, tower in self._towers():
@@ -103,7 +103,7 @@ class DualEncoder(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the mode of all but a locked tower."""
+        """Sets the mode of everything except a locked tower."""
         super().train(mode)
         for name, tower in self._towers():
             if name == self.locked:

@@ -54,7 +54,7 @@ class Embedder:
 
     @property
     def temperature(self) -> float:
-        """What the model divides its cosine by."""
+        """The number by which the model divides its cosine."""
         return float(self._model.temperature.detach())
 
     @classmethod

@@ -1,7 +1,7 @@
 """EfficientNet with global pooling and without its head's 1x1 convolution (paper section 4.1).
 
-Its shapes, and the names in its state dict, are those of transformers' `AlignVisionModel`. What does not work there for
-training differs:
+Its shapes, and the names in its state dict, are those of transformers' `AlignVisionModel`. The parts that do not work
+there for training differ:
 
 * batch-norm works in groups of 16 samples, independent of batch, ranks and micro-batches, or in the other ways of
   `align.model.batch_norm`;
@@ -32,8 +32,8 @@ from align.model.batch_norm import BatchNorm2d, batch_norm, normalised
 from align.model.mbconv import BlockShape, MBConv
 from align.model.presets import image_shape
 
-#: EfficientNet-B0's stages (Tan & Le, ICML 2019, table 1), each of equal blocks but for the first one's stride: number
-#: of blocks, channels, kernel size of the depthwise convolutions, stride, expansion.
+#: EfficientNet-B0's stages (Tan & Le, ICML 2019, table 1), each with equal blocks except for the first one's stride:
+#: number of blocks, channels, kernel size of the depthwise convolutions, stride, expansion.
 _STAGES = (
     (1, 16, 3, 1, 1), (2, 24, 3, 2, 6), (2, 40, 5, 2, 6), (3, 80, 3, 2, 6), (3, 112, 5, 1, 6), (4, 192, 5, 2, 6),
     (1, 320, 3, 1, 6),
@@ -48,7 +48,7 @@ class ImageTower(nn.Module):
         width: channels of the pooled features (320 for B0 and B1, 640 for B7, 1376 for L2).
         num_blocks: number of MBConv blocks, and so of stochastic-depth draws per sample.
         gradient_checkpointing: what the backward pass of training computes again instead of keeping it. `cheap`:
-            batch-norm, SiLU and squeeze-excite; `blocks`: whole blocks, of which only the input is kept.
+            batch-norm, SiLU and squeeze-excite; `blocks`: whole blocks; only their input is kept.
     """
 
     _rates: Tensor
@@ -57,8 +57,9 @@ class ImageTower(nn.Module):
         super().__init__()
         self.embeddings = _Stem(config)
         self.encoder = _Encoder(config)
-        # A seed gives what it gave when this tower was made of transformers' modules: all convolutions were drawn, the
-        # depthwise ones were replaced, and all were drawn again. Only the last counts; the others move the generator.
+        # A seed gives the same weights as when this tower was made of transformers' modules: all convolutions were
+        # drawn, the depthwise ones were replaced, and all were drawn again. Only the last draw counts; the others
+        # advance the generator.
         initialise(self)
         self._blocks = cast(list[MBConv], list(self.encoder.blocks))
         for block in self._blocks:
@@ -92,7 +93,7 @@ class ImageTower(nn.Module):
         return hidden.mean(dim=(2, 3))
 
     def _keep(self, draws: Tensor | None) -> Sequence[Tensor | None]:
-        """Of each block, what `StochasticDepth` wants: all blocks' by a few operations."""
+        """The factors that `StochasticDepth` needs, for all blocks by a few operations."""
         if draws is None or not self.training:
             return [None] * self.num_blocks
         rates_K = self._rates.to(draws.dtype)
@@ -108,7 +109,7 @@ def _run(block: MBConv, hidden: Tensor, keep: Tensor | None) -> Tensor:
 
 
 class _Stem(nn.Module):
-    """The first convolution, of which the last row and column of zeros are TensorFlow's SAME padding."""
+    """The first convolution; its last row and column of zeros are TensorFlow's SAME padding."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -145,7 +146,7 @@ def _block_shapes(config: ModelConfig) -> list[BlockShape]:
 
 
 def _scaled(channels: int, scale: ImageTowerShape) -> int:
-    """The nearest multiple of 8, or the next one where that is less than nine tenths of what was asked for."""
+    """The nearest multiple of 8, or the next one if that is less than nine tenths of the given number."""
     wanted = channels * scale.width_coefficient
     nearest = max(8, int(wanted + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * wanted else nearest
@@ -174,8 +175,8 @@ def estimate_statistics(
     Args:
         tower: its mode is restored afterwards; parameters do not change.
         batches: pixels (B, 3, H, W); a batch is a multiple of the batch-norm group.
-        sum_over_ranks: adds up a tensor over the ranks, each of which has some of the batches or none; None: this one
-            has all, and no messages are sent.
+        sum_over_ranks: adds up a tensor over the ranks, which have some of the batches or none; None: this rank has
+            all, and no messages are sent.
     """
     norms = [module for module in tower.modules() if isinstance(module, BatchNorm2d)]
     was_training = tower.training

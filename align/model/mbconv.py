@@ -1,9 +1,9 @@
 """EfficientNet's block with batch-norm, SiLU and squeeze-excite joined to the convolutions that read their result.
 
-A block's convolutions write three maps: `expanded` and `spread`, both of the expanded width, and `projected`. These,
-the block's input and a few numbers per group, sample or channel are what backward needs. Everything between them is
-computed from them in one pass over a map, so it may be computed again instead of being kept (`again`, which is
-`gradient_checkpointing: cheap`); a convolution is never computed again.
+A block's convolutions write three maps: `expanded` and `spread`, both of the expanded width, and `projected`. Backward
+needs these, the block's input and a few numbers per group, sample or channel. Everything else is computed from them in
+one pass over a map, so it may be computed again instead of being kept (`again`, which is
+`gradient_checkpointing: cheap`). A convolution is never computed again.
 
     input -> 1x1 -> expanded -> norm, SiLU -> depthwise -> spread
     -> norm, SiLU, gate -> 1x1 -> projected -> norm -> + input
@@ -80,7 +80,7 @@ class MBConv(nn.Module):
     """One block. Names in the state dict are those of transformers' `AlignVisionBlock`.
 
     Attributes:
-        again: whether what is cheap is computed again in the backward pass instead of kept.
+        again: whether the backward pass computes cheap operations again instead of keeping their results.
     """
 
     def __init__(self, config: ModelConfig, shape: BlockShape) -> None:
@@ -93,7 +93,7 @@ class MBConv(nn.Module):
         self.again = False
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same with the block's number of channels, H and W divided by its stride."""
+        """(B, C, H, W) -> the same with the block's number of channels, and H and W divided by its stride."""
         expansion, depthwise, projection = self.expansion, self.depthwise_conv, self.projection
         norms = [depthwise.depthwise_norm, projection.project_bn]
         if expansion is not None:
@@ -115,7 +115,7 @@ class MBConv(nn.Module):
     def _joined(
         self, function: Any, x: Tensor, norm: BatchNorm2d, convolution: nn.Conv2d, *gate: Tensor | None
     ) -> Tensor:
-        weight = convolution.weight.to(x.dtype)  # what autocast does, which does not reach into a function
+        weight = convolution.weight.to(x.dtype)  # as autocast would, which does not reach into a function
         settings = norm.group_of(x), norm.eps, convolution.stride[0], self.again
         return cast(Tensor, function.apply(x, norm.weight, norm.bias, weight, settings, *gate))
 

@@ -1,13 +1,13 @@
-"""What batch-norm computes in training, as operations of torch, each with its backward pass; SiLU is a part of them.
+"""Batch-norm's operations in training, as operations of torch with their backward passes; SiLU is a part of them.
 
-Samples are normalised in groups, all groups by one operation. A map is read where it lies: nothing is split and nothing
-concatenated. Backward needs the map before normalisation and two numbers per group and channel; SiLU and what follows
-it are computed again from them.
+Samples are normalised in groups, all groups by one operation. A map is read in place: nothing is split or concatenated.
+Backward needs the map before normalisation and two numbers per group and channel; SiLU and what follows it are computed
+again from them.
 
 Each operation has two kernels. Those of `align.model.batch_norm_triton` are for CUDA, where Triton is installed. Those
-here are for every other device, and say what the others compute. They call torch's own batch-norm kernel, group by
+here are for every other device, and define what the others compute. They call torch's own batch-norm kernel, group by
 group, each call writing its rows of the result: on a CPU that was 1.4 to 5 times as fast as sums over a view of the
-groups, and a group stays in the cache. Sums are in float32, in float64 for float64, which has no kernel in Triton.
+groups, and a group stays in the cache. Sums are in float32, or in float64 for float64, which has no kernel in Triton.
 
 Shapes, as suffixes: B samples, G samples of a group, S = B / G groups, C channels, H and W the map.
 """
@@ -36,7 +36,7 @@ class Moments(NamedTuple):
 def normalise(
     x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, residual: Tensor | None, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalises, and adds to what came in before: residual + keep * act(weight * normal + bias).
+    """Normalises and adds to the residual: residual + keep * act(weight * normal + bias).
 
     Args:
         x: (B, C, H, W).
@@ -98,10 +98,10 @@ def silu_is_dear(x: Tensor) -> bool:
 
 @contextmanager
 def kernels(which: Literal["plain", "triton"]) -> Iterator[None]:
-    """Within it every device computes with these kernels; for tests and benchmarks.
+    """In this context every device computes with these kernels; for tests and benchmarks.
 
-    `triton` on a CPU needs Triton's interpreter: TRITON_INTERPRET=1 before Triton is imported. What it raises is not
-    answered with the plain kernels.
+    `triton` on a CPU needs Triton's interpreter: TRITON_INTERPRET=1 before Triton is imported. If it fails, the plain
+    kernels do not take over.
 
     Raises:
         ModuleNotFoundError: Triton is not installed.
@@ -116,7 +116,7 @@ def kernels(which: Literal["plain", "triton"]) -> Iterator[None]:
 
 
 class _Choice:
-    """Of kernels, in this process: autograd's threads have to see it, too.
+    """The state of kernels in this process: autograd's threads have to see it, too.
 
     Attributes:
         forced: see `kernels`.
@@ -131,7 +131,7 @@ _CHOICE = _Choice()
 
 
 def _kernel(name: str, x: Tensor) -> Any:
-    """On a CPU the function itself: a step of small towers would notice the way through torch's dispatcher."""
+    """On a CPU this is the function itself: torch's dispatcher would slow a step of small towers."""
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
         return _PLAIN[name] if _CHOICE.forced != "triton" else functools.partial(_on_gpu, name)
     return getattr(torch.ops.align, name).default
@@ -150,7 +150,7 @@ def _triton() -> Any:
 
 
 def _on_gpu(name: str, *args: Any) -> Any:
-    """By Triton if it is there; after one warning by the plain kernels if it fails."""
+    """Calls Triton's kernel if there is one; if it fails, warns once and calls the plain kernels from then on."""
     if _CHOICE.forced == "triton":
         return getattr(_triton(), name)(*args)
     if _CHOICE.forced is None and not _CHOICE.broken and args[0].dtype != torch.float64:
@@ -164,7 +164,7 @@ def _on_gpu(name: str, *args: Any) -> Any:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             say(f"warning: batch-norm runs without Triton, slower, because it failed: {first}")
     plain: Any = _PLAIN[name]
-    return plain(*args)  # no input has changed; a GPU that is broken says so again
+    return plain(*args)  # no input has changed; a broken GPU fails again
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ def decode(data: bytes, size_px: int, scratch: NDArray[np.uint8] | None = None) 
 def resized(pixels: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     """(H, W, 3) -> (size_px, size_px, 3), bilinear and antialiased; the same bytes on any CPU.
 
-    As torchvision's `resize` on CPUs with AVX2, where it computes with bytes, too. To import it takes as long as torch.
+    Equals torchvision's `resize` on CPUs with AVX2, which also computes with bytes there; importing that takes as long
+    as torch.
     """
     planes = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     found = F.interpolate(planes, (size_px, size_px), mode="bilinear", antialias=True)

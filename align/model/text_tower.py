@@ -1,7 +1,7 @@
 """BERT's encoder (Devlin et al., NAACL 2019, arXiv 1810.04805), whose output for [CLS] is the text (paper section 4.1).
 
-It computes what transformers' `BertModel` computes through SDPA, and has its names in the state dict; but no pooler,
-which nothing uses: it has no gradient, so plain DDP fails.
+It computes what transformers' `BertModel` computes through SDPA, and has its names in the state dict, but no pooler:
+nothing uses it, so it gets no gradient, and plain DDP fails.
 
 Decisions (the paper is silent): no dropout. Where the recipe names no other deviation, weights start from
 N(0, 1 / width) instead of BERT's N(0, 0.02^2), which equals it at width 2,500. With 0.02 the [CLS] output of a narrow
@@ -27,15 +27,15 @@ from align.model.presets import text_shape
 
 _LAYER_NORM_EPS = 1e-12
 _PAD_ID = 0  #: its embedding is 0 at the start and gets no gradient
-_TOKEN_TYPES = 2  #: as BERT has; a text here is all of the first type
+_TOKEN_TYPES = 2  #: as BERT has; here all tokens are of the first type
 
 
 class TextTower(nn.Module):
     """Token ids -> hidden states of the last layer.
 
     Attributes:
-        gradient_checkpointing: with `blocks` the backward pass of training computes layers again, of which only the
-            input is kept. `cheap` means something for the image tower only.
+        gradient_checkpointing: with `blocks` the backward pass of training computes layers again; only their input is
+            kept. `cheap` has a meaning only for the image tower.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TextTower(nn.Module):
             attention_mask: (B, T), 1 for tokens and 0 for padding; None: no padding.
 
         Returns:
-            (B, T, F); of padding too, where it means nothing.
+            (B, T, F); rows of padding have no meaning.
         """
         mask = None if attention_mask is None else _attended(attention_mask)
         hidden_BTF: Tensor = self.embeddings(input_ids)
@@ -87,9 +87,9 @@ class TextTower(nn.Module):
 
 
 def _attended(mask_BT: Tensor) -> Tensor | None:
-    """(B, 1, 1, T) bool, for all heads and queries; None, which is quicker, where there is no padding.
+    """(B, 1, 1, T) bool, for all heads and queries; None, which is faster, if there is no padding.
 
-    Only a CPU is asked whether there is any: the host would wait for a GPU, and an exported program holds for any mask.
+    Only a CPU checks for padding: the host would wait for a GPU, and an exported program must hold for any mask.
     """
     mask_BT = mask_BT.bool()
     if mask_BT.device.type == "cpu" and not torch.compiler.is_exporting() and bool(mask_BT.all()):
@@ -98,7 +98,7 @@ def _attended(mask_BT: Tensor) -> Tensor | None:
 
 
 class _Embeddings(nn.Module):
-    """Of a token: its word, its place and its type, added and normalised."""
+    """A token's word, position and type, added and normalised."""
 
     def __init__(self, width: int, vocab_size: int, max_tokens: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class _Layer(nn.Module):
     """Attention and a feed-forward part four times as wide, each added to its input and normalised after that.
 
     Attributes:
-        again: whether it is computed again in the backward pass, of which then only the input is kept.
+        again: whether the backward pass computes the layer again, so that only its input is kept.
     """
 
     def __init__(self, width: int, heads: int) -> None:

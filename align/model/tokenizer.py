@@ -32,7 +32,7 @@ def fit_wordpiece(texts: Iterable[str], *, vocab_size: int, min_count: int) -> T
     Args:
         texts: the training texts.
         vocab_size: upper bound, including special tokens.
-        min_count: pairs of pieces rarer than this are not merged.
+        min_count: two neighbouring pieces that occur together less often than this are not merged.
 
     Raises:
         DataError: no text has a word.

@@ -1,13 +1,13 @@
-"""What a GPU runs for `align.model.batch_norm_triton`, in Triton's language.
+"""The kernels that a GPU runs for `align.model.batch_norm_triton`, in Triton's language.
 
 A map is rows of channels. A program takes some rows of one sample and a tile of channels, so it reads once what belongs
-to a sample, a group or a channel; its first number along the grid is sample * parts + part. What spans more rows is
-added from the programs' parts afterwards, in a fixed order: no atomics, so results are equal from run to run. Sums are
-in float32. Moments are never E[x^2] - mean^2, which cancels: each lane of a program updates its own mean and squared
-deviations (Welford 1962), and parts are joined by the deviations of their means.
+to a sample, a group or a channel; its first number along the grid is sample * parts + part. Sums over more rows are
+added from the programs' parts afterwards, in a fixed order: without atomics, so results are equal from run to run. Sums
+are in float32. Moments are never E[x^2] - mean^2, which cancels: each lane of a program updates its own mean and
+squared deviations (Welford 1962), and parts are joined by the deviations of their means.
 
-A tile's first row is addressed in 64 bits, rows and channels within the tile in 32. Channels come as `units` of UNIT,
-a power of two: so Triton knows the alignment of a row whose number of channels is no multiple of 16.
+A tile's first row is addressed in 64 bits, rows and channels within the tile in 32. Channels come as `units` of UNIT, a
+power of two, so that Triton knows the alignment of a row whose number of channels is not a multiple of 16.
 """
 
 # ruff: noqa: PLR0913  # a kernel takes every pointer and size as an argument of its own
@@ -35,7 +35,7 @@ def _silu(value):
 
 @triton.jit
 def _vector(numbers, at, valid):
-    """Float32 of a tile's channels."""
+    """A tile's channels in float32."""
     return tl.load(numbers + at, mask=valid, other=0.0).to(tl.float32)
 
 
@@ -143,7 +143,7 @@ def part_sums(
     grad, x, mean, inverse, weight, bias, out, share, rows, units, span, parts, group, GRAD: tl.constexpr,
     UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    """The sum of SiLU over the rows of a program, each times a gradient if there is one; times `share`."""
+    """The sum of SiLU over the rows of a program, each times its gradient if there is one; all times `share`."""
     program, columns = tl.program_id(0), units * UNIT
     sample, first = (program // parts).to(tl.int64), (program % parts) * span
     last = tl.minimum(first + span, rows)

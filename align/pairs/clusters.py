@@ -1,9 +1,9 @@
 """Clusters of images that a split must not separate: those that share a text, or look nearly the same.
 
 A split by row would put the same picture, or the same sentence, on both sides. Clusters are the exact connected
-components of two relations: equal text, and perceptual hashes at a small Hamming distance. Few images are compared: of
-the `max_bits + m` bands of a hash, two that differ in at most `max_bits` bits agree completely in at least m
-(pigeonhole), and m grows with the number of images, so that few agree by chance. All data is in numpy arrays: about 120
+components of two relations: equal text, and perceptual hashes at a small Hamming distance. Few images are compared. A
+hash has `max_bits + m` bands: two hashes that differ in at most `max_bits` bits agree completely in at least m bands
+(pigeonhole). m grows with the number of images, so that few agree by chance. All data is in numpy arrays: about 120
 bytes per image at the peak, no Python object per image or pair.
 
 The paper does not split its training data; this is our decision.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 _EDGES = 1 << 22
 #: A combination of bands may be this many bits shorter than log2(images); then about 8 images agree by chance.
 _SPARE_BITS = 3
-#: Most masks; each costs a pass over all images.
+#: The most masks; each costs a pass over all images.
 _MASKS = 100
 
 Edges = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -72,7 +72,7 @@ def near_duplicates(phashes: NDArray[np.uint64], max_bits: int) -> Iterator[Edge
     """Yields edges (indices of left, of right) between hashes that differ in at most `max_bits` bits, enough of them to
     connect all such images.
 
-    Equal hashes are yielded as a chain, different ones pair by pair, some pairs repeatedly.
+    Equal hashes are yielded as a chain, different ones two by two, some of them repeatedly.
     """
     yield _shared(phashes, np.arange(len(phashes)))
     if max_bits == 0:

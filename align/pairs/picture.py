@@ -1,10 +1,10 @@
 """A picture's bytes: its size from the header, and decoding within limits. The one decoder of the project.
 
-Whatever the bytes, decoding stays within bounds that the header decides, before a decoder allocates anything:
+Decoding of any bytes stays within bounds, which are checked by the header before a decoder allocates anything:
 
 * pixels: the caller sets `max_pixels`;
-* memory: at most 11 bytes for each pixel of that limit. What the decodings of this process take together stays within
-  a budget; those that do not fit wait, and one that is larger than the whole budget runs alone;
+* memory: at most 11 bytes for each pixel of that limit. All decodings of this process together stay within a budget;
+  those that do not fit wait, and one that is larger than the whole budget runs alone;
 * work: a JPEG has at most 100 scans (`picture_header.MAX_SCANS`).
 
 Ordinary JPEGs, PNGs, GIFs and WebPs are decoded in this process, everything else in helpers that may be stopped
@@ -32,21 +32,21 @@ from align.pairs.picture_process import helper
 __all__ = ["FORMATS", "MAX_PIXELS", "PictureError", "PictureHeader", "decode", "decode_pixels", "is_finished_jpeg",
            "read_header", "shrink", "small", "thumbnail"]  # fmt: skip
 
-#: Where no parameter says how many pixels a picture may have.
+#: The most pixels of a picture, where no parameter says another number.
 MAX_PIXELS = 100_000_000
 #: A transparent picture takes 8 bytes a pixel, a progressive one 10; WebP takes 16, so it may have two thirds as many.
 _MAX_BYTES_PER_PIXEL = 11
-#: What the decodings of a process may take together.
+#: Bytes that the decodings of a process may take together.
 _BUDGET_BYTES = 1 << 29
-#: Less is not counted: most pictures are that small, and counting takes as long as a tenth of a thumbnail.
+#: Smaller decodings are not counted: most pictures are that small, and counting takes a tenth of a thumbnail's time.
 _COUNTED_BYTES = 4 << 20
-#: These are opened in this process: their decoders read nothing but the header then.
+#: Formats that are opened in this process: on opening, their decoders read only the header.
 _OPENED_HERE = ("JPEG", "PNG", "GIF")
 #: Pixels times scans that are decoded in this process, half a second at most; more takes a helper, which adds little
 #: then. A helper would double the time of small pictures on a busy machine.
 _MOST_WORK_HERE = {"JPEG": 32_000_000, "PNG": 32_000_000, "GIF": 32_000_000, "WEBP": 8_000_000}
 _MOST_INTRICATE_PIXELS_HERE = 500_000
-#: What libjpeg writes.
+#: The longest side that libjpeg writes.
 _MAX_JPEG_SIDE_PX = 65_500
 
 
@@ -56,8 +56,7 @@ class PictureHeader:
 
     Attributes:
         format: Pillow's name, such as `PNG`; from the bytes, not from what a server or a file name claims.
-        width_px: at least 1; as seen, that is, turned upright.
-        height_px: likewise.
+        width_px: at least 1; as seen, that is, turned upright. height_px: the same.
     """
 
     format: str

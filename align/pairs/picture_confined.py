@@ -1,7 +1,7 @@
 """Takes from a process what decoding does not need: files, sockets, programs, other processes.
 
-A decoder that hostile bytes have taken over can then compute and answer, and no more. Everything that it may need has
-to be imported and opened before.
+A decoder that hostile bytes have taken over can then only compute and answer. Everything that it may need has to be
+imported and opened before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import struct
 import sys
 from collections.abc import Iterator
 
-#: Linux, x86_64. What is not here fails with EPERM, as does what another architecture's numbers ask for.
+#: System calls that are allowed on Linux, x86_64. Others fail with EPERM, and so do all with another architecture's
+#: numbers.
 _ARCHITECTURE = 0xC000003E
 _ALLOWED = {
     "read": 0, "write": 1, "close": 3, "poll": 7, "lseek": 8, "munmap": 11, "brk": 12, "rt_sigaction": 13,
@@ -26,7 +27,8 @@ _ALLOWED = {
 }  # fmt: skip
 _PROT_EXEC = 4
 _WHOLE = 0xFFFFFFFF
-#: Calls that depend on their arguments: number -> (argument, mask, what the masked argument must be), all of them.
+#: Calls that are allowed for some arguments: number -> (argument, mask, what the masked argument must be); all must
+#: hold.
 _WITH_ARGUMENTS = {
     9: ((2, _PROT_EXEC, 0),),  # mmap
     10: ((2, _PROT_EXEC, 0),),  # mprotect
@@ -44,7 +46,7 @@ class _Program(ctypes.Structure):
 
 
 def confine() -> None:
-    """Confines this process for good: no new descriptor anywhere, and where Linux filters system calls, few of them."""
+    """Confines this process for good: it gets no new descriptor, and few system calls where Linux filters them."""
     free = os.dup(0)  # the lowest number that is free
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, free))
@@ -64,7 +66,7 @@ def confine() -> None:
 
 
 def why_unfiltered() -> str | None:
-    """Why system calls cannot be filtered here, in a few words; None where they can."""
+    """Why system calls cannot be filtered here, in a few words; None if they can."""
     if sys.platform != "linux" or platform.machine() != "x86_64" or sys.maxsize < 1 << 32:
         return f"there is no filter for {platform.system()} on {platform.machine()}"
     libc = ctypes.CDLL(None, use_errno=True)

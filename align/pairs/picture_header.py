@@ -1,8 +1,8 @@
 """What the bytes of a picture say about themselves, read by our own code before a decoder sees them.
 
 Some decoders allocate a picture's pixels, or work for minutes, as soon as they are given its bytes. So what decides the
-cost is read here, without any memory to speak of and in time proportional to the bytes: the format, the canvas of a
-WebP, how many scans a JPEG has, and how many parts a header has that Pillow would read one by one.
+cost is read here, with almost no memory and in time proportional to the bytes: the format, the canvas of a WebP, how
+many scans a JPEG has, and how many parts a header has that Pillow would read one by one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import struct
 from dataclasses import dataclass
 
 #: All formats that this project decodes, as Pillow calls them: those that browsers show, and TIFF. No EPS or WMF, which
-#: start other programs. No ICO: Pillow decodes icons before their size is known, and icons are no pictures with a text.
-#: No PPM: no browser shows it, and its plain-text kind is decoded by Python code.
+#: start other programs. No ICO: Pillow decodes icons before their size is known, and icons are not pictures with a
+#: text. No PPM: no browser shows it, and its plain-text kind is decoded by Python code.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF")
 
-#: Encoders write about 10 scans into a progressive JPEG, those that search for the smallest file up to about 20. The
-#: standard allows any number, and a scan that changes nothing takes a few bytes and half a nanosecond a pixel.
+#: Encoders write about 10 scans into a progressive JPEG, or up to about 20 if they search for the smallest file. The
+#: standard allows any number, and a scan that changes nothing takes a few bytes and half a nanosecond per pixel.
 MAX_SCANS = 100
 
 #: Pillow reads the parts of a header one by one, some of them in quadratic time. Real files have less than a hundred.
@@ -25,7 +25,7 @@ _MAX_SEGMENTS = 4096
 _MAX_JUNK_BYTES = 1 << 20
 #: Real PNGs have one chunk of pixels per 8 KiB, or one per row; Pillow takes two microseconds for each.
 _MAX_CHUNKS = 100_000
-#: Of these Pillow inflates each to as much as a megabyte.
+#: Compressed texts and profiles of a PNG: Pillow inflates each to as much as a megabyte.
 _COMPRESSED_CHUNKS = (b"iCCP", b"zTXt", b"iTXt")
 _MAX_COMPRESSED_CHUNKS = 100
 #: Blocks of up to 255 bytes before the first frame of a GIF.
@@ -45,11 +45,11 @@ class Outline:
     Attributes:
         format: one of FORMATS.
         orientation: EXIF's number, 1 to 8: how the stored pixels must be turned to be seen upright.
-        num_scans: how often the decoder goes over the pixels; 1 but for progressive JPEGs and the like.
-        size: width and height as stored, for WebP and JPEG only. Of the other formats a decoder tells it without
+        num_scans: how often the decoder goes over the pixels; 1 except for progressive JPEGs and the like.
+        size: width and height as stored, for WebP and JPEG only. Decoders of the other formats tell it without
             allocating pixels.
-        intricate: a WebP that is lossless, transparent or animated. Such a one may have 65,000 tables of codes, and a
-            megapixel then takes 300 MB.
+        intricate: a WebP that is lossless, transparent or animated. Such a picture may have 65,000 tables of codes, and
+            a megapixel then takes 300 MB.
     """
 
     format: str
@@ -195,7 +195,7 @@ def _webp(data: bytes) -> Outline:
 
 
 def _webp_chunks(data: bytes) -> tuple[int, bool]:
-    """Orientation, and whether the picture is intricate; of an animation only its first chunks are read."""
+    """Orientation, and whether the picture is intricate. Only the first chunks of an animation are read."""
     position, orientation, intricate = 30, 1, True
     for _ in range(_MAX_SEGMENTS):
         if position + 8 > len(data):

@@ -45,7 +45,7 @@ class Opened:
         image: Pillow's.
         outline: of its bytes.
         width_px: as seen, that is, turned upright.
-        height_px: likewise.
+        height_px: the same.
     """
 
     image: Image.Image
@@ -71,7 +71,7 @@ def open_picture(data: bytes, known: Outline) -> Opened:
     except Exception as error:  # hostile bytes: a decoder raises errors of any type
         raise PictureError(f"broken header: {one_line(error)}") from error
     width, height = image.size
-    if known.format == "AVIF":  # its decoder translates the turns that the format has itself
+    if known.format == "AVIF":  # its decoder translates the format's own orientation
         known = Outline("AVIF", exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0")))
     return Opened(image, known, *as_seen((width, height), known.orientation))
 
@@ -166,9 +166,9 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _levels(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """Scales the picture, or a strip of it, to 8 bits if its pixels have more; Pillow itself would clip them.
 
-    16 bits become the upper 8, as Pillow does with 16-bit colours. Integers of 32 bits and floats have no white of
-    their own: it is the first of 1 (floats), 255 and 65,535 that no pixel exceeds. Pictures with negative or larger
-    values are stretched from their darkest to their brightest pixel.
+    16 bits become the upper 8, as Pillow does with 16-bit colours. Integers of 32 bits and floats define no white:
+    white is the first of 1 (floats), 255 and 65,535 that no pixel exceeds. Pictures with negative or larger values are
+    stretched from their darkest to their brightest pixel.
     """
     if image.mode not in (*_SIXTEEN_BITS, "I", "F"):
         return lambda part: part
@@ -177,7 +177,7 @@ def _levels(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     if image.mode in ("I", "F"):
         low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]  # single-band: two numbers
         if not math.isfinite(high - low):
-            raise ValueError("its pixels are no finite numbers")
+            raise ValueError("its pixels are not finite numbers")
         if low < 0 or high > 65535:
             scale = 255 / (high - low) if high > low else 0.0
             offset = -low * scale

@@ -1,4 +1,4 @@
-"""Decodes pictures in small helper processes, which may be stopped: both ends of the pipe.
+"""Decodes pictures in small helper processes, which may be stopped. This module is both ends of the pipe.
 
 A helper decodes what could take much memory or time, or crash its process: large pictures, and formats whose decoders
 parse much before they decode (AVIF, TIFF) or are partly written in Python (BMP). Its
@@ -36,17 +36,17 @@ from align.pairs.picture_confined import confine
 from align.pairs.picture_header import PictureError, outline
 from align.pairs.picture_pixels import memory_bytes, one_line, open_picture, rgb
 
-#: The limits on pixels, memory and scans keep decoding near or below 10 s. This is for what they do not foresee. It
-#: counts the helper's own CPU time, so that no picture fails for a busy machine.
+#: The limits on pixels, memory and scans keep decoding near or below 10 s. This deadline is for the cases that they
+#: miss. It counts the helper's own CPU time, so that no picture fails because the machine is busy.
 _DEADLINE_CPU_S = 60
 #: For a helper that hangs without working.
 _DEADLINE_S = 600
-#: Memory beyond that of the pixels, for what a decoder needs in any case.
+#: Memory that a decoder always needs in addition to the pixels.
 _SPARE_BYTES = 64 << 20
 #: Memory to read a header with.
 _HEADER_BYTES = 128 << 20
 _PIPE_BYTES = 1 << 20
-#: Where some Pythons find their own library.
+#: A variable by which some Pythons find their own library.
 _NEEDED = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _SERVE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from align.pairs.picture_process import serve; serve()"
@@ -119,7 +119,7 @@ class Helper:
         return self._process.poll() is None
 
     def end(self) -> int:
-        """Ends the process, whatever it does; its exit code."""
+        """Ends the process even while it works, and returns its exit code."""
         self.close_pipes()
         self._process.kill()
         return self._process.wait()
@@ -210,7 +210,7 @@ def _end_all() -> None:
             _idle.pop().end()
 
 
-#: In a forked process: the parent's helpers, kept so that nothing waits for them.
+#: The parent's helpers in a forked process, kept so that nothing waits for them.
 _not_ours: list[Helper] = []
 
 
@@ -227,7 +227,7 @@ atexit.register(_end_all)
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-#: In a helper on Linux: the descriptor of what the kernel says of its memory.
+#: In a helper on Linux: the descriptor of the kernel's file about its memory.
 _own_memory: list[int] = []
 
 
@@ -280,7 +280,7 @@ def _answer(replies: BinaryIO, request: dict[str, Any], data: bytes) -> None:
 
 
 def _limit(resource: Any, more_bytes: int | None = None, more_s: int = 0) -> None:
-    """Limits this process to so much more memory and CPU time than it has; None lifts the limits."""
+    """Limits this process to so much memory and CPU time beyond what it has used; None lifts the limits."""
     space = cpu_s = resource.RLIM_INFINITY
     if more_bytes is not None:
         usage = resource.getrusage(resource.RUSAGE_SELF)

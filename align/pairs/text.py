@@ -20,7 +20,7 @@ import regex
 _SEGMENT = regex.compile(r"\b[\p{L}\p{M}\p{N}\p{Pc}].*?\b", flags=regex.WORD | regex.VERSION1 | regex.DOTALL)
 _WORD_LIKE = regex.compile(r"[\p{L}\p{N}]")
 #: The most characters of a text, or of an address, that we store or look at: a web page, table or tar may hold any
-#: number. What reaches this many was most likely cut, and is never kept (`filter.max_characters` is lower).
+#: number. A text of this many was most likely cut, and is never kept (`filter.max_characters` is lower).
 MAX_CHARACTERS = 8192
 #: Combining marks in a row that are kept; those after them are dropped. 30 is the limit of Unicode's stream-safe form
 #: (UAX #15): no language needs as many, and the time of NFC grows with the square of their number.
@@ -72,7 +72,7 @@ _NOT_FOR_INTERCHANGE = regex.compile(r"[\p{Cc}\p{Cs}\p{Noncharacter_Code_Point}]
 def normalise(text: str) -> str:
     """The form in which texts are compared and kept: NFC, white space and control characters as single spaces.
 
-    Of more than MAX_CHARACTERS, or of more than 30 combining marks in a row, the first are taken.
+    It keeps the first MAX_CHARACTERS, and the first 30 of any combining marks in a row.
     """
     text = text[:MAX_CHARACTERS]
     if not text.isascii():
@@ -105,11 +105,12 @@ def is_filename(text: str) -> bool:
 def languages(texts: Sequence[str]) -> list[str | None]:
     """The ISO 639-1 codes of the languages of normalised texts.
 
-    None where a text is too short, no language fits, or the one that fits has no code of two letters (Cebuano).
+    None if a text is too short, no language fits, or the language has no code of two letters (Cebuano).
 
-    CLD2 guesses from groups of four letters. Alt-texts are short and mostly English, and there it is the best: of 100
-    English sentences it recognises 99, of 100 rows of English tags 93. Of texts in 80 other languages, mixed equally,
-    it recognises 9 in 10 from 20 characters on and 3 in 4 below; the rest become a close language, or English.
+    CLD2 guesses from groups of four letters. Alt-texts are short and mostly English, and for these it is the best: it
+    recognises 99 of 100 English sentences and 93 of 100 rows of English tags. In an equal mix of 80 other languages it
+    recognises 9 of 10 texts from 20 characters on, and 3 of 4 shorter ones; the rest are taken for a close language, or
+    for English.
     """
     return [_language(text) for text in texts]
 
@@ -117,7 +118,8 @@ def languages(texts: Sequence[str]) -> list[str | None]:
 def _language(text: str) -> str | None:
     if not text.isprintable():
         text = _NOT_FOR_INTERCHANGE.sub(" ", text)
-    # Without bestEffort, a third of the texts below 20 characters have no answer, and of its guesses most are right.
+    # Without bestEffort, a third of the texts below 20 characters would get no answer, and most of its guesses are
+    # right.
     _, num_bytes, guesses = pycld2.detect(text, isPlainText=True, bestEffort=True)
     _, code, _, score = guesses[0]
     if num_bytes < _MIN_LANGUAGE_BYTES or score < _MIN_LANGUAGE_SCORE:
@@ -127,7 +129,7 @@ def _language(text: str) -> str | None:
 
 
 def personal_data(text: str) -> tuple[int, int]:
-    """(e-mail addresses, phone numbers): how many a text has."""
+    """The numbers of a text's e-mail addresses and phone numbers."""
     emails = len(_EMAIL.findall(text)) if "@" in text else 0
     return emails, len(_PHONE.findall(text))
 

@@ -1,7 +1,8 @@
-"""Whether a text alone decides that its pair is dropped, whatever its picture and all other pairs are.
+"""Whether a text alone decides that its pair is dropped, for any picture and any other pairs.
 
 The filter asks that of whole tables in SQL: its rules `text_too_short`, `text_too_long` and `text_is_filename`. Ingest
-asks it of one text at a time, since a picture of which no text can pass need not be fetched. A test compares the two.
+asks it of one text at a time, since a picture need not be fetched if none of its texts can pass. A test compares the
+two.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from align.pairs.text import MAX_CHARACTERS
 #: Characters of a URL that are kept; all others are percent-encoded, as browsers do before they send a request.
 _URL_SAFE = "!#$%&'()*+,/:;=?@[]~"
 _PORTS = {"http": ":80", "https": ":443"}
-#: The most bytes in a data: URI. It is stored in every table on its way, so this bounds memory.
+#: The most bytes in a data: URI. Each table on its way stores it, so this bounds memory.
 MAX_INLINE_BYTES = 1 << 20
 #: Characters of an invalid address that are kept.
 _SHOWN = 2048
-#: Of an address that is too long. Servers refuse such a request line; 8,192 bytes are the usual limit.
+#: The problem of an address that is too long. Servers refuse such a request line; 8,192 bytes are the usual limit.
 TOO_LONG = "URL too long"
 
 _PLAIN = r"\w\-~!$%&'()*+,=@"
@@ -36,7 +36,8 @@ _SEGMENT = rf"[{_PLAIN}][{_PLAIN}.]*"
 _CANONICAL = re.compile(rf"{_HOST}/[{_PLAIN}./:]*{_QUERY}", re.ASCII)
 _SIMPLE_BASE = re.compile(rf"({_HOST})/((?:{_SEGMENT}/)*(?:{_SEGMENT})?){_QUERY}", re.ASCII)
 _RELATIVE = re.compile(rf"(/|(?:\.\./)*)((?:{_SEGMENT}/)*{_SEGMENT}{_QUERY})", re.ASCII)
-#: An address with a name that ends in letters, without escapes, query and segments to normalise; the group names it.
+#: A simple address: its host ends in letters, and it has no escapes, query or segments to normalise; the group is its
+#: identity.
 _SIMPLE = re.compile(rf"(?!.*%)https?://(?:www\.)?((?:[a-z0-9\-]+\.)+[a-z]+(?:/{_SEGMENT})*)/?", re.ASCII)
 #: Names of parameters that say how a visitor came, not what is asked for.
 _TRACKING = re.compile(
@@ -88,9 +89,10 @@ def canonical_or_as_is(url: str) -> str:
 def identity(url: str) -> str:
     """The same text for all addresses that name the same thing, for comparisons only.
 
-    One scheme stands for http and https. No credentials, fragment and default port, no `www.`, no empty segment, no
-    parameter that only tracks; `.` and `..` resolved, escapes undone, parameters in order, the host by `host_name`. Now
-    and then two things have one identity. A text without host, such as the name of a file, is returned unchanged.
+    One scheme stands for http and https. It has no credentials, fragment or default port, no `www.`, no empty segment,
+    and no parameter that only tracks; `.` and `..` are resolved, escapes undone, parameters sorted, and the host is
+    spelt by `host_name`. Rarely, two things have one identity. A text without host, such as the name of a file, is
+    returned unchanged.
     """
     if simple := _SIMPLE.fullmatch(url):
         return f"http://{simple[1]}"
@@ -123,7 +125,7 @@ def _tracks(parameter: str) -> bool:
 def host_name(host: str) -> str:
     """One spelling of a host: lower case, ASCII (IDNA), no dot at the end; an IP address as people write it.
 
-    An IPv4 address in the form of an IPv6 one (`::ffff:192.0.2.1`) is itself.
+    An IPv4 address in the form of an IPv6 one (`::ffff:192.0.2.1`) becomes the IPv4 address.
     """
     name = unquote(host).lower()
     if len(name) > _MAX_HOST:
@@ -183,7 +185,7 @@ class Resolver:
             return Address(source[:_SHOWN], TOO_LONG)
         try:
             url = self.joined(source)
-            scheme = urlsplit(url).scheme  # joining can give a text that is no URL any more
+            scheme = urlsplit(url).scheme  # joining can give a text that is not a URL any more
         except ValueError:
             return Address(source[:_SHOWN], "invalid URL")
         if not _HAS_HOST.match(url):
@@ -192,7 +194,7 @@ class Resolver:
 
 
 def address_of(url: str) -> Address:
-    """The address of a URL as it is to be requested, unless it is too long."""
+    """The address of a URL as it has to be requested, unless it is too long."""
     return Address(url) if len(url) <= MAX_CHARACTERS else Address(url[:_SHOWN], TOO_LONG)
 
 

@@ -6,5 +6,6 @@ runs           `align runs`
 estimate       what a model's training needs, counted without training it
 run_records    which runs are alive on this machine
 
-The runs themselves are flows of Prefect (`flows`), programs that these verbs become: nothing here imports them.
+The runs themselves are flows of Prefect (`flows`). They are programs that replace these verbs' process: nothing here
+imports them.
 """

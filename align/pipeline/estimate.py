@@ -1,10 +1,10 @@
 """What a training run will need, before anything is trained: parameters, memory of a rank, checkpoints.
 
-The towers are built without memory for their weights, and one group of samples is sent through: what autograd would
-keep of it for the backward pass is counted, not allocated. What was counted of a shape is kept in a folder, so that
-neither torch is imported nor a model built for a shape that is known: that takes seconds, and the rest is arithmetic.
+The towers are built without memory for their weights, and one group of samples is sent through them. What autograd
+would keep for the backward pass is counted, not allocated. The counts of a shape are kept in a folder, so that a known
+shape needs neither torch nor a model: these take seconds, and the rest is arithmetic.
 
-Not in the folder of training, which is a dep of its stages as a whole: other words or numbers here retrain nothing.
+This is not in align/training, so that no edit here makes a training stale.
 
     python -m align.pipeline.estimate FOLDER    the needs of both training stages, by ./params.yaml, as one line of JSON
 """
@@ -37,7 +37,7 @@ from align.durable.files import write_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Of what is trained: gradients, and LAMB's two moments.
+#: Floats kept for each trained weight: its gradient, and LAMB's two moments.
 _GRADIENTS, _MOMENTS = 1, 2
 _FLOAT32 = 4
 
@@ -63,7 +63,7 @@ class Device(NamedTuple):
     Attributes:
         name: of a GPU, or CPU.
         num_bytes: memory, of one GPU or of the machine.
-        most: as many ranks are started at most, one for each GPU or core.
+        most: the most ranks that are started, one for each GPU or core.
         on_gpu: whether it is a GPU.
     """
 
@@ -95,7 +95,7 @@ class Estimate(BaseModel):
 
     @property
     def rank_bytes(self) -> int:
-        """Memory of a rank, without what the libraries themselves take."""
+        """Memory of a rank, without the libraries' own."""
         return self.state_bytes + self.pairs_at_a_time * self.activation_bytes_per_pair
 
 
@@ -104,7 +104,7 @@ class Shapes:
 
     Args:
         folder: of the checkout; made when something is counted.
-        may_count: whether to count what nobody has counted yet; False: that is a LookupError.
+        may_count: whether to count an unknown shape; False: it is a LookupError.
     """
 
     def __init__(self, folder: Path, *, may_count: bool) -> None:
@@ -166,7 +166,7 @@ def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int) -> Estimate:
 def _shape(
     model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool
 ) -> tuple[ModelConfig, int, Checkpointing, Locked, bool]:
-    """All that the numbers of `count` depend on, but for the code."""
+    """Everything that the numbers of `count` depend on, except the code."""
     half = on_gpu and recipe.precision != "float32"
     return recipe.trained(model), vocab_size, recipe.gradient_checkpointing, recipe.locked, half
 
@@ -185,7 +185,7 @@ def _towers(config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, 
 
     from align.model.dual_encoder import DualEncoder
 
-    kept: dict[int, tuple[object, int]] = {}  # by storage, each once; the storage is held, so that no id comes twice
+    kept: dict[int, tuple[object, int]] = {}  # by storage, each once; the storage is kept, so that no id is used twice
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

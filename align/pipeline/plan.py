@@ -1,4 +1,4 @@
-"""`align plan`: what `align run` with the same arguments would do and need, without doing it.
+"""`align plan`: says what `align run` with the same arguments would do and need.
 
 The program itself is one of `flows`, since it asks DVC; nothing here imports it.
 """

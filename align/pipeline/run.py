@@ -25,8 +25,8 @@ from align.errors import ConfigError
 #: `make up` lists here what it started; Prefect keeps its database there. Servers and flows share both.
 SERVICES_FILE = Path(".align/services.json")
 PREFECT_HOME = Path(".align/prefect")
-#: The login of both servers, `user:password`, for this checkout; only its owner can read it. Search has one of its own,
-#: which opens nothing else, and asks MLflow with a third, which changes nothing.
+#: The login of both servers, `user:password`, for this checkout; only its owner can read it. Search has a login of its
+#: own, which opens nothing else, and asks MLflow with a third one, which changes nothing.
 LOGIN_FILE = Path(".align/login")
 SEARCH_LOGIN_FILE = Path(".align/login_search")
 READER_LOGIN_FILE = Path(".align/login_reader")
@@ -111,7 +111,7 @@ def login(root: Path, kept: Path = LOGIN_FILE) -> str:
     file.parent.mkdir(exist_ok=True)
     with os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as stream:
         os.fchmod(stream.fileno(), 0o600)  # a copied file may have another mode
-        take(stream, patience_s=None)  # two runs may start at once
+        take(stream, patience_s=None)  # two runs may start at the same time
         if not (text := stream.read().strip()):
             text = f"align:{secrets.token_urlsafe(32)}"
             stream.write(f"{text}\n")
@@ -119,9 +119,9 @@ def login(root: Path, kept: Path = LOGIN_FILE) -> str:
 
 
 def running_services(root: Path) -> dict[str, dict[str, Any]]:
-    """What `make up` started in this checkout and still works: name -> process, time of its creation, URL.
+    """What `make up` started in this checkout and still runs: name -> process, time of its creation, URL.
 
-    A copied checkout brings the list along, but the servers on it are the first one's: they work in another folder.
+    A copied checkout has a copy of the list, too, but these servers are the original's: they work in another folder.
     """
     try:
         services: dict[str, dict[str, Any]] = json.loads((root / SERVICES_FILE).read_text("utf-8"))
@@ -131,7 +131,9 @@ def running_services(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def created(pid: int) -> str | float:
-    """Tells a process from a later one of its number. On Linux by its ticks since the start: dates move with the clock.
+    """Tells a process from a later one with the same number.
+
+    On Linux by its ticks since the start: dates move with the clock.
 
     Raises:
         psutil.NoSuchProcess: it has ended.

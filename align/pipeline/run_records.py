@@ -3,9 +3,9 @@
 .align/runs/RUN.lock   locked (flock) as long as the run's process lives; the kernel frees it, whatever ends the process
 .align/runs/RUN.json   whose it is; only who holds the lock writes or removes it
 
-So a record whose lock is free is one of a dead run, and nothing else says so: a process id may be another's after a
-while. Who takes the lock checks that the file is still there: between creating a file and locking it, it may have been
-removed as a dead run's.
+So a record whose lock is free is that of a dead run. Nothing else tells: a process id may belong to another process
+later. A process that takes the lock checks that the file is still there: between creating and locking it, somebody may
+have removed it as a dead run's.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ FOLDER = Path(".align/runs")
 #: The flow whose runs make models.
 PIPELINE = "pipeline"
 _VERSION = 2
-#: Who only looks at a lock holds it for less.
+#: A process that only looks at a lock holds it for less time.
 _PATIENCE_S = 0.5
 
-#: `live`: its process works. `dead`: it ended without a word. `elsewhere`: of another machine that shares this folder,
-#: whose locks may not be seen here. `copied`: this folder is a copy, and the run is the other's.
+#: `live`: its process works. `dead`: it ended without removing its record. `elsewhere`: it is on another machine that
+#: shares this folder, whose locks may not be seen here. `copied`: this folder is a copy, and the run belongs to the
+#: original.
 Liveness = Literal["live", "dead", "elsewhere", "copied"]
 
 
@@ -44,13 +45,13 @@ class RunRecord:
     Attributes:
         name: of the run.
         flow_run: its id in Prefect.
-        attempt: Prefect starts a run of the same id again where somebody asks for it; from 1.
+        attempt: from 1; Prefect starts a run of the same id again if somebody asks for it.
         prefect: address of Prefect's server; empty: the checkout's own, running or not.
         mlflow: address of MLflow; empty: the checkout's own.
         root: the checkout.
         worktree: where it works; empty: in the checkout.
         kept: where its reports are kept if it fails; empty: they stay where they are.
-        flow: `pipeline`, or another flow of this checkout, such as `promote`, which is no run of the pipeline.
+        flow: `pipeline`, or another flow of this checkout, such as `promote`, which does not run the pipeline.
         started_at: seconds since 1970.
         host: the machine's name.
         boot: the kernel's id since it started, the same in all containers of a machine; may be empty.
@@ -88,7 +89,7 @@ class Held:
     """A lock that this process holds.
 
     Attributes:
-        record: what lies beside it; None where nothing does.
+        record: the record beside it; None if there is none.
         is_kept: a run that ends leaves its record, since something is left to do.
     """
 
@@ -102,7 +103,7 @@ class Held:
         write_text(_record_file(self._lock), to_json({"schema_version": _VERSION, **dataclasses.asdict(self.record)}))
 
     def remove(self) -> None:
-        """Removes record and lock: the run has ended, and everybody knows."""
+        """Removes record and lock: the run has ended, and everything about it is recorded."""
         _record_file(self._lock).unlink(missing_ok=True)
         self._lock.unlink(missing_ok=True)
 
@@ -145,7 +146,7 @@ def claimed(lock: Path, patience_s: float = _PATIENCE_S) -> Iterator[Held | None
 
     Args:
         lock: one of `locks`.
-        patience_s: waits so long for a process that only looks at it.
+        patience_s: how long to wait for a process that only looks at it.
 
     Raises:
         FormatError: the record is of another version.
@@ -163,7 +164,7 @@ def claimed(lock: Path, patience_s: float = _PATIENCE_S) -> Iterator[Held | None
 
 
 def look(lock: Path) -> tuple[Liveness, RunRecord] | None:
-    """Whether a run is in progress, without holding anybody up; None where there is no record (any more).
+    """Whether a run is in progress, without delaying anybody; None if there is no record (any more).
 
     Raises:
         FormatError: the record is of another version.
@@ -177,7 +178,7 @@ def look(lock: Path) -> tuple[Liveness, RunRecord] | None:
 
 
 def liveness(record: RunRecord, lock: Path) -> Liveness:
-    """What a record means whose lock is free."""
+    """The state of a run whose lock is free."""
     is_its_machine = record.host == platform.node() or (record.boot and record.boot == _boot())
     if record.inode == lock.stat().st_ino:
         return "dead" if is_its_machine else "elsewhere"

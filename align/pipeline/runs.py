@@ -1,4 +1,4 @@
-"""`align runs`: every run side by side; all of one; and an end for those that were killed.
+"""`align runs`: shows every run side by side, or all of one, and ends those that were killed.
 
     align runs                  state, parameters that differ, main metrics with intervals, cost, folders, links
     align runs show NAME        all that is known of one
@@ -60,7 +60,7 @@ def _list(params: Params, args: argparse.Namespace) -> None:
             chosen = [place for place in places if name in (place.name, place.flow_run)]
             if not chosen:
                 known = ", ".join(place.name for place in places[:NUM_SHOWN]) or "none"
-                raise DataError(f"'{name}' is no run; the newest are: {known}")
+                raise DataError(f"'{name}' is not a run; the newest are: {known}")
         else:
             chosen = places[: args.last]
         listed = runs.read(chosen, _pages(root))

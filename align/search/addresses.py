@@ -1,4 +1,4 @@
-"""Where the pairs of an index were found: the addresses that data/raw has of them, and the rules that kept them."""
+"""Where the pairs of an index were found: their addresses in data/raw, and the rules that kept them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from align.errors import DataError, FormatError
 from align.formats.raw import RawShard, raw_shards, read_table
 
-#: Rows of data/raw that are compared at once: each time, the keys of the index are hashed again.
+#: Rows of data/raw that are compared at once. Each time, the keys of the index are hashed again.
 _ROWS_AT_ONCE = 1 << 18
 _COLUMNS = ("key", "url", "page_url")
 
@@ -25,7 +25,7 @@ class IndexedData:
 
     Attributes:
         shards: data/shards, with the pictures and their texts.
-        raw: data/raw that they were made of; of it, the tables are read.
+        raw: data/raw that they were made from; only its tables are read.
         filter_report: reports/filter, which has the rules that kept the pairs.
     """
 
@@ -35,11 +35,11 @@ class IndexedData:
 
 
 def read_addresses(raw: Path, pairs: pa.Table) -> tuple[pa.Array, pa.Array]:
-    """The pages and the pictures' addresses of pairs; empty where there is none.
+    """The addresses of pairs' pages and pictures; empty if there is none.
 
-    Of a picture only a web address counts: a file's name says where somebody keeps their data. Of pairs in a table of
-    ours the sha256 of the picture is compared, since every ingest numbers its keys afresh. A table of img2dataset has
-    keys of its own, and knows no sha256 without its tar, which may be far away.
+    Only web addresses of pictures count: a file's name says where somebody keeps their data. In a table of ours the
+    sha256 of the picture is compared, since every ingest numbers its keys again. A table of img2dataset has keys of its
+    own, and no sha256 without its tar, which may be far away.
 
     Args:
         raw: data/raw.
@@ -49,7 +49,7 @@ def read_addresses(raw: Path, pairs: pa.Table) -> tuple[pa.Array, pa.Array]:
         Two arrays of strings, parallel to the pairs.
 
     Raises:
-        DataError: a table is missing or unreadable, or has not a pair: it is of another version of the data.
+        DataError: a table is missing or unreadable, or lacks a pair: it is of another version of the data.
         FormatError: a table lacks a column.
     """
     keys, image_ids = (pairs[name].combine_chunks() for name in ("key", "image_id"))

@@ -2,7 +2,7 @@
 
 Parts are written to `OUT.parts`, one per shard, so that a killed run resumes; the folder appears complete or not at all
 (`align.formats.stored_embeds`). Images are embedded as evaluation sees them, the centre crop of the whole picture, and
-texts whole: nothing of training's augmentation.
+texts whole: without training's augmentation.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def embed_split(shards: Path, split: SplitName, *, embedder: Embedder, model_dig
     if not rows.num_images:
         raise DataError(f"{shards}: split {split} holds no images, so there is nothing to embed")
     names: dict[str, Any] = {"model_digest": model_digest, "shards_digest": manifest.digest, "split": split}
-    with locked(out.with_name(f".{out.name}.lock"), f"process {os.getpid()}", say):  # two would take away their parts
+    # two processes would remove each other's parts
+    with locked(out.with_name(f".{out.name}.lock"), f"process {os.getpid()}", say):
         return _finished(out, names) or _embed_all(shards, rows, embedder, names, out)
 
 
@@ -84,7 +85,7 @@ def _embed_all(shards: Path, rows: Split, embedder: Embedder, names: dict[str, A
 
 
 def _finished(out: Path, names: dict[str, Any]) -> EmbedsManifest | None:
-    """The manifest of an output that exists; None: there is none, or it is damaged.
+    """The manifest of an existing output; None if there is none, or if it is damaged.
 
     Raises:
         DataError: it is of another split, or by another model.
@@ -134,7 +135,7 @@ def _of(parts: EmbedParts, name: str, count: int) -> Iterator[NDArray[Any]]:
 
 
 def _join(path: Path, arrays: Iterable[NDArray[Any]], shape: tuple[int, int]) -> None:
-    """Writes one array from its parts; through a file, since a mapped one ends the process where the disk is full."""
+    """Writes one array from its parts, through a file: writing to a mapped array ends the process on a full disk."""
     header = {"descr": dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         write_array_header_1_0(file, header)

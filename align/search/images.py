@@ -33,7 +33,7 @@ def read_images(shards: Path) -> Iterator[tuple[IndexedImage, bytes]]:
 
 
 def thumbnail(image: bytes, side_px: int) -> bytes:
-    """A JPEG of at most `side_px` a side. Equal images give equal bytes as long as Pillow's version stays.
+    """A JPEG of at most `side_px` per side. Equal images give equal bytes with the same version of Pillow.
 
     Args:
         image: an encoded image.

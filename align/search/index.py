@@ -1,9 +1,8 @@
-"""index: every image of the shards -> its embedding, for search; and how often search finds what people ask for.
+"""index: embeds every image of the shards for search, and measures how often search finds what people ask for.
 
-All splits are indexed, since search is for finding things; the images of the evaluation sets are not in the shards.
-The addresses of each pair, and the rules that kept it, go with them, so that an index says by itself where a picture
-comes from. If there is a file of labelled queries, the report says how many find a right image, and shows what was
-found.
+All splits are indexed, since search is for finding things; the images of the evaluation sets are not in the shards. The
+index also has the addresses of each pair and the rules that kept it, so that it says by itself where a picture comes
+from. If there is a file of labelled queries, the report says how many find a right image, and shows what was found.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from align.search.report import IndexReport, index_metrics
 from align.services.s3.store import materialised
 from align.services.vector_index import VectorIndex
 
-#: Whole batches, so that the vectors are the same as those of all images at once.
+#: Images that are embedded at a time: whole batches, so that the vectors are the same as those of all images at once.
 _IMAGES_AT_ONCE = 64 * IMAGE_BATCH
 
 
@@ -75,7 +74,7 @@ def index(
     require_replaceable(out, "index")
     labelled = read_queries(config.queries) if config.queries else None
     manifest, rules = read_manifest(data.shards), read_rules(data.filter_report)
-    raw_shards(data.raw)  # a folder that is missing is said before the embedding, which may take hours
+    raw_shards(data.raw)  # a missing folder is reported before the embedding, which may take hours
     num_images = sum(split.num_images for split in manifest.splits.values())
     if not num_images:
         raise DataError(f"{data.shards}: the shards hold no image, so there is nothing to index")
@@ -116,7 +115,7 @@ def index(
 def _embedded(
     rows: Iterable[tuple[IndexedImage, bytes]], encoder: Encoder, config: IndexConfig, images: ImagesWriter
 ) -> Iterator[NDArray[np.float32]]:
-    """Yields the vectors of some images at a time, whose thumbnails have been written then."""
+    """Yields the vectors of some images at a time, after their thumbnails were written."""
     rows = iter(rows)
     while some := list(islice(rows, _IMAGES_AT_ONCE)):
         vectors = encoder.embed_images(image for _, image in some)

@@ -100,7 +100,7 @@ class LabelledSearch:
         return LabelledOutcome(entry, shown)
 
     def _answers(self, hits: Sequence[Hit], judge: Callable[[Sequence[str]], bool | None]) -> list[ImageAnswer]:
-        """The figure's font has no Asian scripts, so a text in ASCII is preferred."""
+        """Prefers a text in ASCII, since the figure's font has no Asian scripts."""
         return [
             ImageAnswer(
                 image=hit.item.image(self.shards),

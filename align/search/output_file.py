@@ -10,7 +10,7 @@ from align.services.dvc.outs import require_no_out
 
 
 def require_output_file(option: str, path: Path, ending: str) -> None:
-    """Refuses a name that would surprise, and makes the folder around the file.
+    """Refuses a wrong or dangerous name, and makes the folder around the file.
 
     Args:
         option: as it was typed, for the message.

@@ -1,7 +1,7 @@
-"""ready: a finished run's model and index -> a small folder that `make try` shows at once, without training.
+"""ready: makes a small folder of a finished run's model and index, which `make try` shows without training.
 
-The weights are stored as float16 where that changes no embedding by more than MAX_DIFFERENCE; a model reads them back
-as float32. The index is the run's own, with its thumbnails; its header names the smaller model.
+The weights are stored as float16 if that changes no embedding by more than MAX_DIFFERENCE; a model reads them back as
+float32. The index is the run's own, with its thumbnails; its header names the smaller model.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _write_model(model: Path, images: ImageIndex, folder: Path) -> tuple[Literal
 def compare(trained: Embedder, smaller: Embedder, images: ImageIndex) -> Difference:
     """Embeds texts and thumbnails of the index with both models, and asks the index the texts.
 
-    A difference that is no number, of weights beyond float16's range, is infinite.
+    A difference is infinite if it is not a number, because weights are beyond float16's range.
     """
     rows = np.unique(np.linspace(0, len(images.items) - 1, _NUM_SAMPLES, dtype=np.int64))
     items = [images.items[int(row)] for row in rows]
@@ -154,7 +154,8 @@ def compare(trained: Embedder, smaller: Embedder, images: ImageIndex) -> Differe
 def revision_of(root: Path, out: Path) -> str | None:
     """The git revision of a checkout's code, with `-dirty` where files of it were changed; None outside git.
 
-    dvc.lock is no code: the run itself writes it, and the manifest names it apart. Nor is the folder that is replaced.
+    dvc.lock does not count as code: the run itself writes it, and the manifest names it separately. Nor does the folder
+    that is replaced.
     """
     others = [f":(top,exclude,literal){path}" for path in (LOCK, _within(root, out)) if path]
     try:

@@ -65,7 +65,7 @@ class ServedVersion(BaseModel):
         version: its number; null for a checkout's own model.
         run_id: the MLflow run that made it.
         model_digest: of the model's files, by which the index names it.
-        digest: names the pair of model and index.
+        digest: names the model together with the index.
     """
 
     name: str
@@ -103,8 +103,7 @@ class SearchAnswer(BaseModel):
     Attributes:
         query: in words.
         served: what answered.
-        num_images: in the index, but for those taken down.
-        offset: as asked.
+        num_images: in the index, without those taken down. offset: as asked.
         more: whether a next page has results.
         hits: one page of them.
     """
@@ -142,7 +141,7 @@ class RuleShown(BaseModel):
         what: what it drops, in words.
         drops_where: the same as a condition; null if it was off.
         verdict: `drops`, `passes`, `off` or `unknown`.
-        values: those that it looked at; empty where they are not known.
+        values: the values that it looked at; empty if they are not known.
     """
 
     rule: str
@@ -169,7 +168,7 @@ class FoundPair(BaseModel):
 
 
 class PairShown(BaseModel):
-    """The decision on the first pair behind a picture: by the data where it is here, else by the index.
+    """The decision on the first pair behind a picture: from the data if it is here, else from the index.
 
     Attributes:
         text: its alt-text as the filter saw it.
@@ -221,9 +220,9 @@ class Health(BaseModel):
         live: always true in an answer.
         ready: whether it can answer queries.
         served: what it serves; null before there is a champion.
-        num_images: in its index, but for those taken down.
+        num_images: in its index, without those taken down.
         take_downs: sha256 of the list of take-downs that it obeys; null: it has none, see warnings.
-        num_taken_down: images of its index that it shows nobody.
+        num_taken_down: images of its index that it does not show.
         pictures: why pictures cannot be shown; null if they can.
         warnings: what a person should look at.
     """

@@ -1,4 +1,4 @@
-"""The endpoints. Every refusal is one line of JSON, `{"error": ...}`; none is a stack trace, whatever was sent."""
+"""The endpoints. Every refusal is one line of JSON, `{"error": ...}`; no request gets a stack trace."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from align.search.service.queries import answer, checked, require_text, version
 from align.search.service.served import Served
 from align.search.service.service import SearchService
 
-#: Everything that the page needs comes from this server; nothing on it is run or styled but its two files.
+#: Everything that the page needs comes from this server; it runs and is styled by its two files alone.
 POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 _NO_TELEMETRY: Any = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
 A = TypeVar("A", bound=Asked)
-_COST_OF_TEXT = 0.1  # to embed one, beside the request
+_COST_OF_TEXT = 0.1  # a request's cost for embedding one
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -132,7 +132,7 @@ def _searches(app: FastAPI, service: SearchService) -> None:
 
 
 def _asked(kind: type[A], request: Request) -> A:
-    """The parameters of an address, read as FastAPI would, which takes a quarter of a query's time for it."""
+    """The parameters of an address, as FastAPI reads them, but without the quarter of a query's time that it takes."""
     if request.scope["query_string"].count(b"&") > len(kind.model_fields):
         raise DataError("the address has more parameters than there are")
     try:
@@ -181,8 +181,9 @@ def _pictures(app: FastAPI, service: SearchService) -> None:
         summary="An indexed picture",
     )
     async def image(request: Request, key: str, of: str | None = None, large: bool = False) -> Response:
-        """Its thumbnail; with `large`, as the shards have it, where they are here. `of` names the index, so that a
-        browser may keep what it got.
+        """Its thumbnail; with `large` the picture of the shards, if they are here.
+
+        `of` names the index, so that a browser may keep the picture.
         """
         served = service.served()
         try:

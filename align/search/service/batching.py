@@ -1,4 +1,4 @@
-"""Queries that come at once are embedded at once.
+"""Queries that come at the same time are embedded together.
 
 One thread computes. While it works on one batch, the next requests wait, by client; then one of each client in turn is
 taken into the next batch until that is full, so that nobody waits for a batch to fill. What waits is bounded. Texts
@@ -30,7 +30,7 @@ class Work:
     """What one request needs of the model.
 
     Attributes:
-        served: the pair that it began with.
+        served: the release that it began with.
         texts: to embed.
         crops: (image_px, image_px, 3) uint8 RGB, to embed.
         finish: (text embeddings, image embeddings) -> the answer; runs in the computing thread.
@@ -70,7 +70,7 @@ class BatchCounts:
 
 @dataclass
 class _Remembered:
-    """Embeddings of texts by the pair that is served, the ones asked for last."""
+    """Embeddings of the last texts that were asked for, by the release that is served."""
 
     size: int
     served: Served | None = None
@@ -118,7 +118,7 @@ class Batcher:
         return await waiting.future
 
     def stop(self) -> None:
-        """Ends the thread after what waits."""
+        """Ends the thread after it has answered what waits."""
         self._turns.end()
         self._thread.join(timeout=30)
 
@@ -179,7 +179,7 @@ class Batcher:
 
 
 def _settle(outcomes: Sequence[_Outcome]) -> None:
-    """Hands answers and errors to those who wait, at once: each wake-up of an event loop costs as much as a search."""
+    """Hands all answers and errors over together: each wake-up of an event loop costs as much as a search."""
 
     def settle(mine: Sequence[_Outcome]) -> None:
         for waiting, answer, error in mine:

@@ -1,9 +1,9 @@
-"""Which model and index are served, and the swap when that changes.
+"""Decides which model and index are served (a release), and swaps them when that changes.
 
-A thread of its own asks every few seconds, and another reads the take-downs, which a download must not delay. A new
-pair is loaded beside the old one and tried; then one assignment puts it in place. Requests that have begun end with the
-pair that they began with. A pair that does not load, or does not belong together, is a warning: the old one is served
-on.
+One thread asks every few seconds, and another reads the take-downs, which a download must not delay. A new release is
+loaded beside the old one and tried; then one assignment puts it in place. Requests that have begun end with the release
+that they began with. If a release does not load, or its parts do not belong together, there is a warning and the old
+one stays.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from align.errors import AlignError
 from align.search.service.served import Folders, Release, Served, load
 from align.search.service.take_downs import TakeDowns
 
-#: A release that failed is tried again after so long, then twice as long, and so on: its download may have been cut.
+#: Seconds until a release that failed is tried again, then twice as long, and so on: its download may have been cut
+#: off.
 _RETRY_S, _MAX_RETRY_S = 10.0, 600.0
 
 
 class Source(Protocol):
     """Where releases come from. Methods raise AlignError."""
 
-    #: What to do where there is no release.
+    #: What a person should do if there is no release.
     todo: str
 
     def wanted(self) -> Release | None:
@@ -42,10 +43,10 @@ class Source(Protocol):
 
 
 class Champion:
-    """The pair that is served, and the thread that follows it.
+    """The release that is served, and the thread that follows the source.
 
     Attributes:
-        num_swaps: how often a pair took the place of another.
+        num_swaps: how often a release took the place of another.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Champion:
 
     @property
     def served(self) -> Served | None:
-        """The pair of this moment; None before there is one."""
+        """The release of this moment; None before there is one."""
         return self._served
 
     @property
@@ -97,20 +98,20 @@ class Champion:
             self._look()
         except AlignError as error:
             self._report(str(error))
-        except Exception as error:  # noqa: BLE001 - whatever a broken model raises, the old one is served on
+        except Exception as error:  # noqa: BLE001 - a broken model may raise anything; the old one stays
             self._report(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         self._looked = True
 
     def obey(self) -> None:
         """Reads the take-downs once, and masks what is served if they have changed.
 
-        Never raises: of an index that cannot be masked nothing is served, until it loads again.
+        Never raises: nothing is served from an index that cannot be masked, until it loads again.
         """
         with self._masking:
             try:
                 if self._take_downs.look() and self._served:
                     self._served = self._masked(self._served)
-            except Exception as error:  # noqa: BLE001 - whatever it is, this thread must live
+            except Exception as error:  # noqa: BLE001 - this thread must live
                 self._served = None
                 self._report(f"take-downs cannot be obeyed, so nothing is served: {' '.join(str(error).split())[:300]}")
 

@@ -34,7 +34,7 @@ def parameters_of(kind: type[BaseModel]) -> list[dict[str, Any]]:
 
 
 def docs_page(schema: Mapping[str, Any]) -> str:
-    """The endpoints, one a paragraph."""
+    """The endpoints, one paragraph each."""
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>align search: endpoints</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'

@@ -1,4 +1,4 @@
-"""Where served pairs come from: the registry's champion, kept in `.align/served`; this checkout's own; a ready one.
+"""Where served releases come from: the registry's champion, kept in `.align/served`; this checkout; a ready search.
 
 A version names its model and its index by digest (tags that `align register` sets). Both are fetched into one folder
 that is named after the digests, appears whole or not at all, and is checked whenever it is loaded. The model is read
@@ -32,7 +32,7 @@ from align.services.tracking.tracker import Tracker
 
 SERVED = Path(".align/served")
 _LOCK = Path(".align/locks/served")
-#: The pair that is served and the one before it, which a rollback brings back at once.
+#: The release that is served and the one before it, which a rollback brings back at once.
 _KEPT = 2
 _HEX = 16
 
@@ -47,7 +47,7 @@ class RegisteredChampion:
             model: name of the registered model.
             tracker: MLflow.
             own: this checkout's folders: its index stands in for one that was not registered.
-            root: where pairs are kept.
+            root: where releases are kept.
         """
         self._model, self._tracker, self._own, self._root = model, tracker, own, root
         self._by_hand = False
@@ -125,7 +125,7 @@ class RegisteredChampion:
             shutil.rmtree(scratch)
 
     def _tidy(self, keep: Path) -> None:
-        """Removes pairs that were served long ago."""
+        """Removes releases that were served long ago."""
         keep.touch()
         clear_leftovers(keep)
         folders = [path for path in self._root.iterdir() if path.is_dir() and len(path.name) == _HEX]
@@ -161,7 +161,7 @@ class OwnModel:
         return Folders(self._paths.finetuned, self._paths.index)
 
     def warnings(self, release: Release) -> list[str]:
-        """None: a checkout's own model is whatever is there."""
+        """None: a checkout's own model needs no warning."""
         return []
 
 

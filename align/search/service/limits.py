@@ -1,7 +1,7 @@
 """What one request, and one client, may take: an ASGI middleware in front of the application.
 
-A body is bounded in bytes while it comes, whatever its head says, and the whole request in time. A client has a bucket
-of tokens that fills at a steady rate; each request takes some, and so does each picture that is to be decoded.
+A body is bounded in bytes while it comes, no matter what its head says, and the whole request in time. A client has a
+bucket of tokens that fills at a steady rate; each request takes some, and so does each picture that is to be decoded.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from align.web.guard import App, Receive, Scope, Send
 
 #: Pictures are read, not computed: a page shows dozens of them.
 _COSTS = {"image": 0.1, "search": 1.0, "embed": 1.0, "item": 1.0}
-#: Of a body that come for what an ordinary request costs.
+#: Bytes of a body that count as much as an ordinary request.
 _BYTES_PER_TOKEN = 1 << 18
 #: Clients whose buckets are remembered; one that is forgotten starts with a full one.
 _MAX_CLIENTS = 10_000
-#: These take pictures; the bodies of all others are short.
+#: Endpoints that take pictures; the bodies of all others are short.
 _PICTURES = frozenset({"search", "embed"})
 #: A string of JSON that is longer than this is a picture, or is refused. There are few strings in all.
 _LONG, _MAX_STRINGS = 4096, 4096
 _MAX_FIELDS = 32
-#: Of all bodies that are here at a time; parsing and decoding take about twice as much more.
+#: Bytes of all bodies that are here at the same time; parsing and decoding take about twice as much in addition.
 _MAX_HELD_BYTES = 1 << 28
-#: What base64 has, in JSON: line breaks and slashes may be escaped.
+#: The characters of base64 in JSON: line breaks and slashes may be escaped.
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\ \t\r\n"
 _ENDPOINTS = frozenset({"search", "embed", "image", "item", "health", "metrics", "docs", "openapi.json"})
 
@@ -57,7 +57,7 @@ class Buckets:
     def wait_s(self, client: str, cost: float) -> float:
         """Takes tokens and returns 0; or takes none, and returns the seconds until there are enough.
 
-        One token is enough for what costs more: the client then has a debt.
+        One token is enough for a request that costs more: the client then has a debt.
         """
         if self._per_s is None:
             return 0.0
@@ -121,14 +121,17 @@ class Limits:
         except Refused as refused:
             await _refuse(refused, count)
         except TimeoutError:
-            if not status:  # else the answer ends here, and so does the connection
+            if not status:  # otherwise the answer ends here, and so does the connection
                 await _refuse(body.too_late(self._config.request_timeout_s), count)
         finally:
             self._held["body"] -= body.size
             self._requests.add(endpoint, status or 500, time.perf_counter() - begins)
 
     def _most_bytes(self, scope: Scope, endpoint: str) -> int:
-        """Of the body. Raises Refused where the client has asked too often, or says that its body is too large."""
+        """The most bytes of the body.
+
+        Raises Refused if the client has asked too often, or says that its body is too large.
+        """
         cost, client = _COSTS.get(endpoint), scope.get("client")
         if cost is not None and client is not None:
             self._buckets.take(client[0], cost)
@@ -172,29 +175,29 @@ class _Body:
         return message
 
     def too_late(self, after_s: float) -> Refused:
-        """Why there is no answer after so many seconds."""
+        """The refusal of a request that took so many seconds."""
         if not self._ended:
             return Refused(408, f"the body did not come within {after_s:g} s")
         return Refused(503, f"there was no answer within {after_s:g} s; come again later", 1)
 
 
 def too_large(most: int, of: str = "the body") -> Refused:
-    """A refusal of what has more than so many bytes."""
+    """The refusal of what has more than so many bytes."""
     return Refused(413, f"{of} is too large: at most {most:,} bytes are read")
 
 
 def parse_json(body: bytes, max_text_bytes: int) -> Any:
-    """A request's JSON. Parsing holds up the whole process, so it begins only where there is little beside pictures.
+    """A request's JSON. Parsing holds up the whole process, so it begins only if there is little besides pictures.
 
     Raises:
-        Refused: more than `max_text_bytes` are no picture, or there are many fields.
-        ValueError, RecursionError: it is no JSON.
+        Refused: more than `max_text_bytes` do not belong to pictures, or there are many fields.
+        ValueError, RecursionError: it is not JSON.
     """
     if len(body) > max_text_bytes:
         strings = (part for part in body.split(b'"', _MAX_STRINGS) if len(part) > _LONG)
         num_bytes = len(body) - sum(len(part) for part in strings if not part.translate(None, _BASE64))
         if num_bytes > max_text_bytes:
-            raise too_large(max_text_bytes, "what is no picture in the body")
+            raise too_large(max_text_bytes, "the body without its pictures")
     value = json.loads(body)
     if isinstance(value, dict) and len(value) > _MAX_FIELDS:
         raise Refused(400, f"the body has {len(value):,} fields, more than there are")

@@ -1,4 +1,4 @@
-"""What a request asks, in parts: what to embed, the vector that it makes, which pictures count, which page of them."""
+"""The parts of a request: what to embed, the vector that this makes, which pictures count, which page of them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ class Query:
         text: what the pictures should show, or None.
         key: of an indexed picture, or None.
         weight: of the words added or taken away.
-        limit: results on a page.
-        max_results: how far paging leads.
+        limit: results on a page. max_results: the number of results that paging can reach.
     """
 
     asked: Asked
@@ -80,7 +79,7 @@ def checked(asked: Asked, config: ServeConfig, text_weight: float, *, has_image:
 
 
 def require_text(text: str, name: str, config: ServeConfig) -> None:
-    """Raises DataError where a text is empty, too long, or no Unicode."""
+    """Raises DataError if a text is empty, too long, or not Unicode."""
     if not text.strip():
         raise DataError(f"{name}: the text is empty")
     if len(text) > config.max_text_characters:
@@ -96,8 +95,7 @@ def answer(query: Query, served: Served, allowed: Allowed, texts: Rows, image: R
 
     Args:
         query: what is asked.
-        served: the pair.
-        allowed: which pictures may be found, see `ImageIndex.allowed`.
+        served: the release. allowed: which pictures may be found, see `ImageIndex.allowed`.
         texts: (number of `query.texts`, width), L2-normalised.
         image: (0 or 1, width): the picture that came with the request.
 
@@ -132,7 +130,10 @@ def version(served: Served) -> ServedVersion:
 
 
 def picture_address(served: Served, key: str) -> str:
-    """Of an indexed picture on this server; another index is another address, so that browsers may keep it."""
+    """The address of an indexed picture on this server.
+
+    It differs for another index, so that browsers may keep the picture.
+    """
     return f"/image/{quote(key, safe='')}?of={served.release.digest[:12]}"
 
 

@@ -1,4 +1,4 @@
-"""A model and the index that was made with it, loaded and tried: what requests are answered from."""
+"""A model and the index that was made with it, loaded and tried: they answer requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from align.formats.shards import MANIFEST, Shard, read_manifest
 from align.services.s3.store import fetcher
 from align.services.vector_index import VectorIndex
 
-if TYPE_CHECKING:  # imports torch, which a server without a champion does without
+if TYPE_CHECKING:  # imports torch, which a server without a champion does not need
     from align.model.embedder import Embedder
 
 _TRIED_WITH = "a red fox"
@@ -29,7 +29,7 @@ class Release:
     """What is served: a registered version, or this checkout's own model.
 
     Attributes:
-        digest: names the pair of model and index.
+        digest: names the model together with the index.
         name: of the registered model; of a checkout's own, its folder.
         version: its number; None for a checkout's own.
         run_id: the MLflow run that made it; None as above.
@@ -108,7 +108,7 @@ def load(release: Release, folders: Folders) -> Served:
 
 
 class Pictures:
-    """The pictures of an index: its thumbnails, and as large as the shards have them, here or in the object store.
+    """The pictures of an index: its thumbnails, and the larger ones of the shards, here or in the object store.
 
     The folder's manifest is compared once with what was indexed.
     """
@@ -125,12 +125,15 @@ class Pictures:
         return self._compared(served.index.header.shards_digest)[0]
 
     def read(self, served: Served, item: IndexedImage, *, large: bool = False) -> bytes:
-        """A JPEG. Raises AlignError where it is not here, and says why.
+        """A JPEG.
 
         Args:
-            served: the pair.
+            served: the release.
             item: of its index.
-            large: as the shards have it, where they are here; else the thumbnail, if there is one.
+            large: the picture of the shards, if they are here; else the thumbnail, if there is one.
+
+        Raises:
+            AlignError: it is not here; the message says why.
         """
         found: tuple[str | None, dict[str, Shard]] = (None, {})
         if large or not served.index.has_thumbnails:

@@ -1,4 +1,4 @@
-"""What the endpoints share: the pair that is served, the computing thread, the decoders, facts about a picture."""
+"""What the endpoints share: the release that is served, the computing thread, the decoders, facts about a picture."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from align.services.tracking.registry import MODEL_DIGEST
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter is two
 T = TypeVar("T")
-#: The decision on a picture: (its item, what its index says of itself). Whoever stands above all stages gives it.
+#: The decision on a picture: (its item, what its index says of itself). A caller above all stages provides it.
 PairOf = Callable[[IndexedImage, IndexHeader], PairShown]
 
-#: Threads, and how many of them work for one client: there is always one for another.
+#: Threads, and how many of them work for one client: one is always free for others.
 _NUM_DECODERS, _NUM_READERS, _NUM_PREPARERS = 3, 4, 2
-#: Shown pictures that wait, for one query: a page has dozens.
+#: Shown pictures that may wait, for each query that may: a page has dozens.
 _READS_PER_QUERY = 24
 #: Tags of a version that say what it is.
 _SHOWN_TAGS = (
@@ -90,7 +90,7 @@ class SearchService(Collector):
         self._decoders.close()
 
     def served(self) -> Served:
-        """The pair of this moment. Raises HTTPException 503 before there is one."""
+        """The release of this moment. Raises HTTPException 503 before there is one."""
         served = self.champion.served
         if served is None:
             raise HTTPException(503, self.champion.problem or "nothing is served yet", {"retry-after": "5"})
@@ -135,7 +135,7 @@ class SearchService(Collector):
         return await self._preparing.do(client, lambda: parse_json(body, most))
 
     async def allowed(self, client: str, served: Served, asked: Asked) -> NDArray[np.bool_] | None:
-        """Which images the request's filter leaves, see `ImageIndex.allowed`. Raises DataError for too many words."""
+        """The images that pass the request's filter, see `ImageIndex.allowed`. Raises DataError for too many words."""
         words = list(dict.fromkeys((asked.words or "").split()))
         if len(words) > self.config.max_words:
             raise DataError(f"words: {len(words):,} different ones; at most {self.config.max_words} are looked for")
@@ -169,7 +169,7 @@ class SearchService(Collector):
         )
 
     async def health(self) -> Health:
-        """Whether all is well. It waits for no other request, and for no thread where no disk has to be asked."""
+        """Whether all is well. It waits for no other request, and for a thread only if a disk has to be asked."""
         served, missing = self.champion.served, None
         if served is not None and not served.index.has_thumbnails:
             look = partial(self.pictures.missing_because, served)
@@ -186,7 +186,7 @@ class SearchService(Collector):
         )
 
     def collect(self) -> Iterator[Metric]:
-        """What holds at this moment, for Prometheus; counts of requests are `requests`."""
+        """Values of this moment, for Prometheus; `requests` counts requests."""
         served, counts = self.champion.served, self.batcher.counts
         yield GaugeMetricFamily("align_search_queue", "Queries that wait.", self.batcher.num_waiting)
         yield CounterMetricFamily("align_search_passes", "Forward passes.", counts.num_passes)

@@ -1,4 +1,4 @@
-"""The take-downs that a running service obeys: the policy's list, read again and again, as a mask over an index."""
+"""The take-downs that a running service obeys: the policy's list, read regularly, as a mask over an index."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Clients take turns: whoever has sent much waits for itself, not others for it.
+"""Clients take turns: a client that sends much waits longer, and others do not wait for it.
 
-What waits is bounded. Where that is too much, the client with the most has to come again, whoever came last.
+What waits is bounded. If that is too much, the client with the most has to come again, even if another one came last.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class BusyError(HTTPException):
-    """Too much waits; the client is to come again."""
+    """Too much waits; the client has to come again."""
 
     def __init__(self) -> None:
         super().__init__(503, "too many queries wait; come again in a second", {"retry-after": "1"})
@@ -32,7 +32,7 @@ class Turns(Generic[T]):
 
         Args:
             max_waiting: of all clients together.
-            max_of_client: so many of one client are in work at a time; None: any number.
+            max_of_client: items of one client that are in work at a time; None: any number.
         """
         self._max_waiting, self._max_of_client = max_waiting, max_of_client
         self._waiting: OrderedDict[str, deque[T]] = OrderedDict()
@@ -44,7 +44,7 @@ class Turns(Generic[T]):
         return self._num
 
     def put(self, client: str, item: T) -> T | None:
-        """Adds an item. Returns the one that has to go for it, which may be itself; None if there is room."""
+        """Adds an item. Returns the item that has to leave, which may be the new one; None if there is room."""
         with self._changed:
             gone = None
             if self._num >= self._max_waiting:
@@ -76,7 +76,7 @@ class Turns(Generic[T]):
                 self._changed.wait()
 
     def done(self, client: str) -> None:
-        """An item of this client is no longer in work."""
+        """Ends the work on an item of this client."""
         with self._changed:
             self._in_work[client] -= 1
             if not self._in_work[client]:
@@ -94,7 +94,7 @@ class Threads:
     """Threads that work for clients in turns."""
 
     def __init__(self, name: str, number: int, *, max_waiting: int, max_of_client: int | None = None) -> None:
-        """Starts them. For the rest see `Turns`."""
+        """Starts them. `Turns` describes the other arguments."""
         self._turns: Turns[tuple[Future[Any], Callable[[], Any]]] = Turns(max_waiting, max_of_client)
         self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(number)]
         for thread in self._threads:
@@ -109,7 +109,7 @@ class Threads:
         return await asyncio.wrap_future(future)
 
     def end(self) -> None:
-        """Ends them after what waits."""
+        """Ends them after what waits is done."""
         self._turns.end()
         for thread in self._threads:
             thread.join()

@@ -23,11 +23,12 @@ class _Killable(Helper):
     """A helper that another thread may kill."""
 
     def kill(self) -> None:
-        """Ends the process at once; who waits for its answer gets a PictureError."""
+        """Ends the process at once; a caller that waits for its answer gets a PictureError."""
         self._process.kill()
 
 
-#: What decoding a megapixel costs, in fiftieths of a second: a JPEG's scan, and all of another picture.
+#: The cost of decoding a megapixel, in fiftieths of a second: of one scan of a JPEG, and of any other picture as a
+#: whole.
 _COST_OF_SCAN, _COST_OF_OTHERS, _LEAST_COST = 0.3, 2.5, 0.5
 
 
@@ -71,7 +72,7 @@ class Decoders:
         Args:
             data: the file, which `cost` has let pass.
             resize_px: see `align.model.preprocess`.
-            image_px: likewise.
+            image_px: see there, too.
 
         Raises:
             DataError: broken, or too slow.
@@ -135,7 +136,7 @@ def _undecodable(error: PictureError) -> DataError:
 
 
 def _square(image: Image.Image, resize_px: int, image_px: int) -> NDArray[np.uint8]:
-    """As `align.model.preprocess` makes it from a file: resized to a square, then the middle of it."""
+    """Prepares it as `align.model.preprocess` does a file: resized to a square, then the middle of it."""
     from align.model.preprocess import centre_crop, resized
 
     return centre_crop(resized(np.array(image), resize_px), image_px)

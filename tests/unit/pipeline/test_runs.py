@@ -151,7 +151,7 @@ def test_one_run(capsys: pytest.CaptureFixture[str]) -> None:
         assert "state      finished" in out and "60.0 [50.0-70.0]" in out and "git switch run/demo-2" in out
     assert [run["name"] for run in listed(capsys, "show", "now")["runs"]] == ["now"]
     assert main(["runs", "show", "nowhere"]) == 1
-    assert "'nowhere' is no run; the newest are: " in capsys.readouterr().err
+    assert "'nowhere' is not a run; the newest are: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

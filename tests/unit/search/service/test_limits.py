@@ -84,7 +84,7 @@ def test_only_requests_with_pictures_may_be_long() -> None:
 )  # fmt: skip
 def test_a_long_body_is_parsed_only_if_it_is_pictures(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
     monkeypatch.setattr(json, "loads", lambda text: pytest.fail("parsed"))
-    with pytest.raises(Refused, match="what is no picture in the body is too large: at most 65,536 bytes"):
+    with pytest.raises(Refused, match="the body without its pictures is too large: at most 65,536 bytes"):
         parse_json(body, 65_536)
 
 

@@ -241,7 +241,7 @@ def test_loader_processes_wait_for_the_store_as_threads_do(
     assert all(map(same, (next(batches) for _ in range(8)), local))
     server.kill()
     threading.Timer(3, told.set).start()
-    with pytest.raises(ServiceError, match=f"no answer from {server.url}"):
+    with pytest.raises(ServiceError, match=rf"^s3://\S+: no answer from {server.url}"):
         list(batches)
     assert told.is_set()
     said = [line for line in capfd.readouterr().err.splitlines() if "retrying for" in line]

@@ -1,4 +1,6 @@
-"""params.yaml -> frozen, strict sections. One module a section, so that a stage depends on its own sections only.
+"""params.yaml -> frozen, strict sections.
+
+There is one module per section, so that a stage depends only on its own sections.
 
 Values live in params.yaml and nowhere else: the section classes have types and bounds, no defaults.
 """

@@ -1,7 +1,7 @@
 """Checks the whole of params before a command starts: every section, and values of sections that contradict each other.
 
-A wrong value of a late stage would otherwise be told after hours of early ones. A section that the file lacks is left
-to the command that needs it, which then says so: files for single commands may hold some sections only.
+Otherwise a wrong value of a late stage would only show after hours of early ones. A missing section is left to the
+command that needs it: files for single commands may have only some sections.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from align.config.shard import ShardConfig
 from align.config.validate import ValidateConfig
 from align.errors import ConfigError
 
-#: What `align evaluate` measures of a set of captions, and of a set of classes.
+#: The measures of `align evaluate` for a set of captions, and for a set of classes.
 _METRIC = re.compile(
     r"(?P<set>.+)/("
     r"((image_to_text|text_to_image)/(recall(_any_owner)?@(1|5|10)|mean_recall)|mean_recall)"
@@ -52,7 +52,7 @@ def require_valid(params: Params, reasons: Collection[str]) -> None:
 
 
 def wrong_parameters(params: Params, reasons: Collection[str]) -> dict[str, str]:
-    """What is wrong, as `require_valid` has it: key (`section.key`) -> one line, in the order of params.yaml."""
+    """What is wrong, as `require_valid` says it: key (`section.key`) -> one line, in the order of params.yaml."""
     wrong: dict[str, str] = {}
     valid: dict[type[Section], Section] = {}
     for name in params.values:
@@ -73,7 +73,7 @@ def _contradictions(valid: Mapping[type[Section], Section], reasons: Collection[
     """(key, what is wrong) of values that do not go together; sections that are missing or wrong are left out."""
     model, shard = _get(valid, ModelConfig), _get(valid, ShardConfig)
     pretrain, finetune, paths = _get(valid, PretrainConfig), _get(valid, FinetuneConfig), _get(valid, PathsConfig)
-    # A model made elsewhere has a shape of its own, which training compares. Nothing then needs the section `model`.
+    # A model made elsewhere has a shape of its own, which training checks. Nothing needs the section `model` then.
     elsewhere = bool(finetune and paths and paths.is_made_elsewhere(finetune.start))
     cluster = _get(valid, ClusterConfig)
     for recipe in (pretrain, None if elsewhere else finetune):
@@ -107,7 +107,7 @@ def _bands(validate: ValidateConfig, reasons: Collection[str]) -> Iterator[tuple
     for reason in validate.dropped_share:
         if reason not in reasons:
             key = f"validate.dropped_share.{reason}"
-            yield key, f"{key}: '{reason}' is no reason of a rule{did_you_mean(reason, reasons)}"
+            yield key, f"{key}: '{reason}' is not a reason of a rule{did_you_mean(reason, reasons)}"
     for reason in reasons:
         if reason not in validate.dropped_share:
             line = f"validate.dropped_share has no band for '{reason}', a reason of a rule; add [lowest, highest]"

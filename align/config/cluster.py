@@ -10,22 +10,22 @@ from align.config.params import Section
 
 #: The key of `pools` for every stage that it does not name.
 DEFAULT = "default"
-#: Prefect's names of work pools, without what a shell or an address would obey.
+#: Prefect's names of work pools, without characters that have a meaning in a shell or an address.
 _Pool = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
 
 
 class ClusterConfig(Section):
-    """The machines of a training job, each of which runs the same command, with its own `node_rank`; and work pools."""
+    """The machines of a training job, which all run the same command, each with its own `node_rank`; and work pools."""
 
     section: ClassVar[str] = "cluster"
     changes_bytes: ClassVar[bool] = False
 
     num_nodes: int = Field(ge=1)
-    #: Of this machine; 0 leads: it writes checkpoints, reports and the model.
+    #: The number of this machine. Machine 0 leads: it writes checkpoints, reports and the model.
     node_rank: int = Field(ge=0)
     #: HOST:PORT at which the others reach node 0.
     rendezvous: Annotated[str, Field(pattern=r"^[^:\s]+:\d+$")] | None
-    #: Restarts from the last checkpoint after a rank died.
+    #: The most restarts from the last checkpoint after a rank died.
     max_restarts: int = Field(ge=0)
     #: Seconds that machines wait for each other.
     patience_s: int = Field(ge=1)

@@ -32,7 +32,7 @@ class DownloadConfig(Section):
     deadline_s: PositiveFloat
     #: Larger bodies are given up, even if their headers state less.
     max_image_bytes: PositiveInt
-    #: Of all bodies in flight; one picture may exceed it, so that there is progress.
+    #: Bytes of all bodies in flight; one picture may exceed it, so that there is progress.
     max_bytes_in_flight: PositiveInt
     max_redirects: NonNegativeInt
     #: More attempts after a failure that may be temporary: time-outs, lost connections, DNS, 408, 425, 429, 5xx.
@@ -46,7 +46,7 @@ class DownloadConfig(Section):
     allow_networks: Annotated[tuple[str, ...], Field(strict=False)]
     #: Larger pictures are shrunk to this shorter side and re-encoded as JPEG; None stores the bytes as they came.
     resize_px: PositiveInt | None
-    #: Of those re-encoded pictures.
+    #: The quality of these re-encoded pictures.
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
 
     @field_validator("allow_networks")

@@ -10,7 +10,7 @@ from align.config.params import Section
 
 
 class EvaluateConfig(Section):
-    """The metrics themselves (recall@1/5/10, zero-shot, nearest neighbour) are the paper's and no parameters."""
+    """The metrics themselves (recall@1/5/10, zero-shot, nearest neighbour) are the paper's, and not parameters."""
 
     section: ClassVar[str] = "evaluate"
 

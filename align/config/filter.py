@@ -28,7 +28,7 @@ class ModelFile(BaseModel):
 
 
 class FilterConfig(Section):
-    """The cuts. Values named `min_...` and `max_...` are themselves kept."""
+    """The cuts. A pair at a value named `min_...` or `max_...` is kept."""
 
     section: ClassVar[str] = "filter"
 
@@ -46,7 +46,7 @@ class FilterConfig(Section):
     near_duplicate_cosine_above: float = Field(ge=-1, le=1)
     #: ... by this network; None: by the NSFW classifier's pooled features, from the same pass.
     near_duplicate_embedder: ModelFile | None
-    #: k-means clusters of the embeddings, and in how many of the nearest ones an image is compared.
+    #: The number of k-means clusters of the embeddings, and in how many of the nearest ones an image is compared.
     near_duplicate_clusters: PositiveInt
     near_duplicate_probes: PositiveInt
     #: ... or if their 64-bit perceptual hashes differ in at most this many bits ...
@@ -61,8 +61,8 @@ class FilterConfig(Section):
     min_words: PositiveInt
     #: T3: most words, included.
     max_words: PositiveInt
-    #: T3: most characters of a normalised text, included. Nothing looks at those beyond. Below what data/raw stores
-    #: (`align.pairs.text.MAX_CHARACTERS`): a text that was cut there must not become a kept one.
+    #: T3: most characters of a normalised text, included. Nothing looks at characters beyond. It is below what data/raw
+    #: stores (`align.pairs.text.MAX_CHARACTERS`): a text that was cut there must never be kept.
     max_characters: int = Field(ge=1, le=8000)
     #: Ours, not the paper's: drop texts that are a file name, path or URL.
     drop_filenames: bool
@@ -71,7 +71,7 @@ class FilterConfig(Section):
     min_similarity: float = Field(ge=-1, le=1)
     #: Beyond ALIGN: texts in other languages are dropped (ISO 639-1 codes); None: no such rule.
     languages: Annotated[tuple[LanguageCode, ...], Field(strict=False, min_length=1)] | None
-    #: Beyond ALIGN: of pairs of one image content (`pair`: and one text), only the first is kept.
+    #: Beyond ALIGN: only the first pair of an image content (`pair`: of an image content and a text) is kept.
     drop_repeats: Literal["image", "pair"] | None
     #: Beyond ALIGN: texts with an e-mail address or a phone number are dropped. They are always counted.
     drop_personal_data: bool

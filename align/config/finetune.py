@@ -14,8 +14,8 @@ class FinetuneConfig(Recipe):
     """Parameters of `align finetune`."""
 
     section: ClassVar[str] = "finetune"
-    #: What decides the result is the model in the folder, by the digest of its weights, and not where it is. Towers
-    #: that were given to pre-training are in it.
+    #: The model in the folder decides the result, by the digest of its weights, and not the folder's path. Towers that
+    #: were given to pre-training are part of it.
     neutral_fields: ClassVar[frozenset[str]] = Recipe.neutral_fields | {"start", "image_weights", "text_weights"}
 
     #: `from` is a keyword of Python.

@@ -1,4 +1,4 @@
-"""What a stage starts from that was made elsewhere: a file or folder with its digest.
+"""A file or folder that was made elsewhere, with its digest: a stage starts from it.
 
 DVC does not track it. Its digest is a parameter, so another one makes the stage stale, and a changed one is refused.
 """

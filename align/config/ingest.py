@@ -19,7 +19,7 @@ class Columns(BaseModel):
 
     #: The picture: its address, or its file's name. None: found where the table has a usual name for it.
     url: str | None
-    #: Likewise.
+    #: The text: the column with it, found in the same way.
     text: str | None
     #: The page that shows the picture; None where the table has no such column.
     page_url: str | None
@@ -33,25 +33,25 @@ class IngestConfig(Section):
     #: The kind of `paths.archive`: pictures with a table or texts beside them, WARC, ARC or WAT files, saved pages, a
     #: table of URLs, a folder of img2dataset or webdataset, or the JSON of COCO (or Karpathy).
     source: Literal["folder", "warc", "html", "url_table", "shards", "coco"]
-    #: What relative lines of a list of files begin with: a folder, s3://..., https://...; None: the folder of the list.
+    #: The prefix of relative lines in a list of files: a folder, s3://..., https://...; None: the folder of the list.
     paths_root: Annotated[str, Field(min_length=1)] | None
-    #: Where to get pictures that pages name: the archive itself, the web, or the web where the archive has none.
+    #: Where to get pictures that pages name: the archive itself, the web, or the web if the archive has none.
     images_from: Literal["archive", "web", "archive_then_web"]
-    #: Fetch no picture from the web of which no text can pass the filter (`align.pairs.text_cuts`).
+    #: Do not fetch a picture from the web if none of its texts can pass the filter (`align.pairs.text_cuts`).
     skip_hopeless: bool
     #: Where to look for a page's texts; the first non-empty one is the text.
     text_from: Annotated[tuple[TextSource, ...], Field(strict=False, min_length=1)]
     #: The columns of a table of pictures or addresses.
     columns: Columns
-    #: Of COCO or Karpathy: the splits whose pictures are taken, and those whose split is not stated; None: all.
+    #: The splits of COCO or Karpathy whose pictures are taken, with pictures that state no split; None: all.
     splits: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)] | None
-    #: The text of a picture in a folder that has none, `{}` being the name of its folder; None: it is left out.
+    #: The text for a picture in a folder that has no text; `{}` is the name of its folder. None: it is left out.
     folder_text: str | None
     #: Pages to take from the archive, spread evenly over it; None takes all.
     max_pages: PositiveInt | None
     #: Approximate pairs per shard: all pairs of one picture stay in one shard.
     shard_size: int = Field(ge=1, le=100_000)
-    #: Write a tar sample for every pair that has a picture, its bytes repeated, and not one for every picture.
+    #: Write a tar sample for every pair that has a picture, with its bytes repeated, instead of one for every picture.
     pairs_as_samples: bool
     #: Pictures with more pixels are not decoded; the header states width and height.
     max_image_pixels: PositiveInt

@@ -12,7 +12,7 @@ from align.config.params import Section
 ImageTowerName = Literal["B0", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "L2"]
 TextTowerName = Literal["Mini", "Small", "Medium", "Base", "Large"]
 
-#: Which samples share batch statistics in training: groups of `batch_norm_group`, a rank's batch, the global batch.
+#: The samples that share batch statistics in training: groups of `batch_norm_group`, a rank's batch, the global batch.
 BatchNormKind = Literal["group", "batch", "sync"]
 
 #: What the backward pass computes again instead of keeping it: batch-norm, SiLU and squeeze-excite, or whole blocks.
@@ -48,7 +48,7 @@ class TextTowerShape(_Shape):
 
 
 def _kind(value: object) -> str:
-    """Selects the type that a value is validated as, so that an error is about that type only."""
+    """Selects the type as which a value is validated, so that an error is only about that type."""
     return "name" if isinstance(value, str) else "shape"
 
 

@@ -24,9 +24,10 @@ from align.project.installed import installed
 #: Read from the working directory; outside a checkout, the copy in the installed package is used.
 PARAMS_FILE = "params.yaml"
 
-#: Section -> the section that gives it the keys it does not set itself. A stage that reads the first depends on both.
+#: Section -> the section from which it inherits keys that it does not set itself. A stage that reads the first depends
+#: on both.
 INHERITS = {"finetune": "pretrain"}
-#: Pydantic's words for what YAML calls otherwise.
+#: Pydantic's kinds of errors -> what to expect, in YAML's words.
 _WHY = {
     "int_type": "expected a whole number",
     "int_from_float": "expected a whole number",
@@ -58,7 +59,7 @@ class Section(BaseModel):
 
 
 def in_order(band: tuple[float, float]) -> tuple[float, float]:
-    """The band [lowest, highest]. Raises ValueError where its values are the other way round."""
+    """The band [lowest, highest]. Raises ValueError if its values are in the wrong order."""
     if band[0] > band[1]:
         raise ValueError("the lowest value comes first")
     return band
@@ -102,7 +103,7 @@ def wrong_values(cls: type[Section], error: ValidationError) -> dict[str, str]:
             lines[key] = f"unknown parameter '{key}'{did_you_mean(key.rpartition('.')[2], cls.model_fields)}"
         elif one["type"] == "missing":
             lines[key] = f"parameter '{key}' is missing"
-        elif len(one["loc"]) == 0 and one["type"] == "value_error":  # of several values, which its words name
+        elif len(one["loc"]) == 0 and one["type"] == "value_error":  # of several values, which it names
             lines[key] = f"section '{key}': {one['msg'].removeprefix('Value error, ')}"
         elif not any(key.startswith(inner) or inner.startswith(f"{key}.") for inner in lines):
             why = _WHY.get(one["type"], one["msg"].removeprefix("Value error, "))
@@ -113,7 +114,7 @@ def wrong_values(cls: type[Section], error: ValidationError) -> dict[str, str]:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, with the known words that are nearest to this one; empty where none is near.
 
-    Of names with dots (`section.key`), those with the same last part are near, wherever they stand.
+    A name with dots (`section.key`) is near to all names with the same last part.
     """
     names, last = list(known), word.rpartition(".")[2]
     lasts = [name.rpartition(".")[2] for name in names]
@@ -163,10 +164,10 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
 
 
 def parse_yaml(text: str) -> Any:
-    """What a text of YAML 1.2 says: always a new object, though a process reads its few files again and again.
+    """Parses a text of YAML 1.2. Returns a new object each time, although the text is parsed once in a process.
 
     Raises:
-        YAMLError: it is none.
+        YAMLError: it is not YAML.
     """
     return deepcopy(_parsed(text))
 
@@ -177,7 +178,7 @@ def _parsed(text: str) -> Any:
 
 
 def chosen_values(params: Params, overrides: Iterable[str]) -> dict[str, Any]:
-    """What overrides have set: `section.key` -> its value, as YAML reads it.
+    """The values that overrides have set: `section.key` -> its value, as YAML reads it.
 
     Args:
         params: read with these overrides.
@@ -211,7 +212,7 @@ def not_yaml(error: YAMLError) -> str:
 
 
 def login_in(value: Any, key: str = "") -> str | None:
-    """The key (`section.key`) of the first text with a login or a signature in an address, see `LOGIN`; or None."""
+    """The key (`section.key`) of the first text whose address has a login or a signature, see `LOGIN`; or None."""
     if isinstance(value, str):
         return key if re.search(LOGIN, value) else None
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -14,7 +14,7 @@ from align.config.params import load_params
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes null where a value is null: an empty value reads like one that somebody forgot."""
+    """Writes null for a null value: an empty value looks like one that somebody forgot."""
 
 
 _Representer.add_representer(
@@ -55,7 +55,7 @@ def write_params(file: Path, overrides: Mapping[str, Any]) -> None:
         if last in node:
             node[last] = _in_the_style_of(node[last], value)
         else:
-            node.insert(0, last, value)  # not at the end, where the comment on the next section may stand
+            node.insert(0, last, value)  # not at the end, where a comment on the next section may be
     with file.open("w", encoding="utf-8") as stream:
         yaml.dump(values, stream)
 

@@ -11,18 +11,18 @@ from pydantic import Field, model_validator
 from align.config.params import Section
 from align.errors import ConfigError
 
-#: YAML has no path type, so this type alone is read from a string; all others are strict.
+#: YAML has no path type, so only this type is read from a string; all others are strict.
 PathField = Annotated[Path, Field(strict=False)]
 
-#: What stages only read. They may lie anywhere; stages write, and replace, the other paths.
+#: Paths that stages only read. They may lie anywhere; stages write, and replace, the other paths.
 INPUTS = frozenset({"archive", "evaluation", "policy"})
 #: Parameters of any section that name what stages only read.
 READ = (*(f"paths.{name}" for name in sorted(INPUTS)), "index.queries", "finetune.from")
-#: Put before the outputs; itself neither read nor written.
+#: The prefix of the outputs; it is itself neither read nor written.
 ROOT = "root"
 
-#: The stages, and their sections, that make the model in `pretrained`. Where fine-tuning begins with another model,
-#: what they wrote and their values belong to another model than the one that was fine-tuned.
+#: The stages, and their sections, that make the model in `pretrained`. If fine-tuning begins with another model, their
+#: outputs and values do not belong to the model that was fine-tuned.
 MAKE_PRETRAINED = ("fit_tokenizer", "pretrain")
 
 #: The outs of dvc.yaml: name -> the stage that writes it. Each stage also writes a folder in `reports`.
@@ -38,7 +38,7 @@ WRITTEN_BY = {
 }
 
 
-#: The stages of ours, each with a report; a person's own stages in dvc.yaml write what they like.
+#: Our own stages, each with a report; a person's own stages in dvc.yaml may write anything.
 _REPORTING = frozenset({*WRITTEN_BY.values(), "validate", "validate_shards", "evaluate"})
 
 
@@ -90,12 +90,12 @@ class PathsConfig(Section):
         return below_root(values) if isinstance(values, dict) else values
 
     def moved(self, path: Path) -> Path:
-        """Where a path lies that params.yaml gives elsewhere, such as `finetune.from`: an output follows `root`."""
+        """The place of a path from another section, such as `finetune.from`: an output follows `root`."""
         below = self.root / path
         return below if any(below == getattr(self, name) for name in WRITTEN_BY) else path
 
     def is_made_elsewhere(self, start: Path) -> bool:
-        """Whether fine-tuning that begins with the model in `start` begins with another one than `align pretrain`'s."""
+        """Whether fine-tuning from the model in `start` begins with another model than `align pretrain`'s."""
         return self.moved(start) != self.pretrained
 
     @model_validator(mode="after")
@@ -142,7 +142,7 @@ def require_declared(paths: Mapping[str, Any], outs: Mapping[str, Sequence[str]]
     """Checks that stages write what dvc.yaml says they write.
 
     DVC removes an out before it runs the stage, so dvc.yaml names outs literally, and no value of params.yaml makes a
-    folder one. In return a stage that writes, or reads, another folder would give DVC a false record.
+    folder one. So a stage that writes, or reads, another folder would give DVC a false record.
 
     Args:
         paths: the values of the section, some or all.

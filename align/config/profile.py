@@ -17,7 +17,7 @@ from align.project.installed import installed
 #: Read from the working directory; outside a checkout, those that came with the package are used. `--profile` also
 #: takes the path of a file that is elsewhere.
 PROFILES = Path("infra/profiles")
-#: The values of params.yaml as they are: no file has this name.
+#: The name for params.yaml as it is: no file has this name.
 DEMO = "demo"
 _HERE = Path()
 
@@ -43,7 +43,7 @@ def profile_overrides(name: str | None, root: Path = _HERE) -> list[str]:
     file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
         values = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # no UTF-8, no name of a file
+    except (OSError, ValueError):  # not UTF-8, or not a name of a file
         known = ", ".join(profile_names(root)) or "none"
         raise ConfigError(f"--profile {name}: no readable file {file}; profiles in {folder}: {known}") from None
     except YAMLError as error:

@@ -10,7 +10,7 @@ from align.config.params import Section
 
 
 class PromoteConfig(Section):
-    """Which metrics are compared, and how sure it must be that the candidate is better. No stage reads this."""
+    """The metrics that are compared, and how sure the decision must be. No stage reads this."""
 
     section: ClassVar[str] = "promote"
     changes_bytes: ClassVar[bool] = False

@@ -13,7 +13,7 @@ from align.config.params import Section
 from align.config.paths import PathField
 from align.errors import ConfigError
 
-#: What training measures on the val split, the more the better (`align.training.validation`).
+#: Measures of training on the val split, for which more is better (`align.training.validation`).
 _VALIDATED = re.compile(r"val/((image_to_text|text_to_image)/recall@(1|5|10)|effective_rank)")
 
 
@@ -58,11 +58,11 @@ class Distillation(BaseModel):
 
 
 class Phase(BaseModel):
-    """Steps of another size than the model's, before those of its own."""
+    """Steps of another size than the model's, before those at its own size."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    #: Of all steps.
+    #: The share of all steps.
     share: float = Field(gt=0, lt=1)
     #: None: the model's.
     image_px: int | None = Field(default=None, ge=32)
@@ -148,7 +148,7 @@ class Recipe(Section):
     store_patience_s: float = Field(ge=0)
 
     def deciding_values(self) -> dict[str, Any]:
-        """The values that decide the result. What was made elsewhere counts by its digest, wherever it is stored."""
+        """The values that decide the result. What was made elsewhere counts by its digest, not by its path."""
         of_all = {"__all__": {"path"}}
         exclude: dict[str, Any] = {"extra_shards": of_all, "teacher": {"embeds": of_all}}
         exclude |= {"image_weights": {"path"}, "text_weights": {"path"}}
@@ -158,7 +158,7 @@ class Recipe(Section):
     def trained(self, model: ModelConfig) -> ModelConfig:
         """A model's configuration while this recipe trains it, and afterwards: its picture size and stochastic depth.
 
-        Where only `image_px` is given, `resize_px` keeps its proportion to it.
+        If only `image_px` is given, `resize_px` keeps its proportion to it.
 
         Raises:
             ConfigError: `image_px` is larger than `resize_px`.
@@ -173,7 +173,7 @@ class Recipe(Section):
         return model.model_copy(update={"image_px": image_px, "resize_px": resize_px, "stochastic_depth": depth})
 
     def against(self, model: ModelConfig, num_nodes: int, num_processes: int | None) -> str | None:
-        """What of the recipe contradicts the model or the number of ranks, in one line; None where nothing does.
+        """One line about what in the recipe contradicts the model or the number of ranks, or None.
 
         Args:
             model: that is trained.

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from align.config.params import Section
 
-#: MLflow's searches put names in quotes, so a name contains none.
+#: MLflow's searches put names in quotes, so a name contains no quote.
 Name = Annotated[str, Field(pattern=r"^[\w.\- ]+$")]
 
 

@@ -10,12 +10,12 @@ from align.config.params import Section
 
 
 class RetrainConfig(Section):
-    """What a scheduled look at the source compares with. No stage reads this."""
+    """The limits of a scheduled look at the source. No stage reads this."""
 
     section: ClassVar[str] = "retrain"
     changes_bytes: ClassVar[bool] = False
 
     #: Share of the source that must have changed since the champion's data.
     min_change: Annotated[float, Field(ge=0, le=1)]
-    #: Days after its promotion that a champion counts as old; None: never.
+    #: Days after its promotion at which a champion counts as old; None: never.
     champion_days: Annotated[float, Field(gt=0)] | None

@@ -1,7 +1,7 @@
-"""JSON Schema of every parameter: its type and bounds from the class of its section, its words from params.yaml.
+"""JSON Schema of every parameter, for forms and for programs that check values.
 
-For forms and for those who check values elsewhere. There is no second list: the sections say what a value may be, and
-each line of params.yaml has a comment that says what it means.
+Type and bounds are those of the class of its section, the description is the comment in params.yaml. There is no second
+list: the sections say what a value may be, and each line of params.yaml has a comment that says what it means.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ruamel.yaml.comments import CommentedMap
 from align.config.params import INHERITS
 from align.config.sections import SECTIONS
 
-#: Titles repeat the key, and a discriminator is for readers that generate code.
+#: Fields that are left out: titles repeat the key, and a discriminator is for readers that generate code.
 _LEFT_OUT = frozenset({"title", "discriminator"})
 
 
@@ -46,7 +46,7 @@ def parameter_schemas(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _below(key: str, schema: dict[str, Any], source: CommentedMap, outer: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The schema of a key, and of the keys in its value; one without words of its own gets those around it."""
+    """The schema of a key, and of the keys in its value; one without a description gets that of the key around it."""
     words = _comment(source, key) or outer
     yield key, {**schema, "description": words}
     value = source.get(key)

@@ -1,7 +1,6 @@
-"""Every section of params.yaml and its class.
+"""Every section of params.yaml and its class, for code that treats all sections alike, such as `align register`.
 
-For those who handle all sections alike, such as `align register`. A stage imports the classes of its own sections and
-never this module, which would make it depend on all of them.
+A stage imports the classes of its own sections and never this module, which would make it depend on all of them.
 """
 
 from __future__ import annotations

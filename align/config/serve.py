@@ -22,19 +22,19 @@ class ServeConfig(Section):
         num_threads: torch's, of a forward pass; None: all cores but one, which answers requests.
         cached_texts: embeddings of texts that are kept; 0: none.
         max_body_bytes: of a request with pictures.
-        max_text_bytes: of any other, and of what a request has beside its pictures.
+        max_text_bytes: of any other request, and of a request without its pictures.
         request_timeout_s: until when a request must have its answer, counted from its head.
         max_image_pixels: of a query's picture, by its header.
         decode_timeout_s: for the process that decodes one.
         max_text_characters: of one text.
-        max_words: different ones that a query asks the alt-texts for.
+        max_words: different words that a query may ask for in the alt-texts.
         max_inputs: texts and pictures of one request to /embed.
         results_per_page: without `limit`.
-        max_results: how far paging leads.
+        max_results: the number of results that paging can reach.
         max_requests_per_s: of one client, on average; None: no limit. A picture counts as a tenth.
         max_burst: of one client, after a pause.
         max_connections: at a time; a new one takes the place of one that waits.
-        max_connections_per_address: of one client; None: no bound of its own.
+        max_connections_per_address: of one client; None: no such bound.
         head_timeout_s: until when a request's head must be here, and until when a client must read.
     """
 

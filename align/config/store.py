@@ -26,11 +26,11 @@ class StoreConfig(Section):
     work: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None
     #: Folder for checked copies of what was read from the store.
     cache: PathField
-    #: Folder for what filter and evaluate measured of evaluation images, for later runs; None: measured in each run.
+    #: Folder for measurements of evaluation images by filter and evaluate, for later runs; None: measured in each run.
     features: PathField | None
     #: Size of a part in multipart uploads.
     part_size_mb: Annotated[int, Field(ge=5)]
-    #: At a time, per process.
+    #: Parts at the same time, per process.
     num_connections: PositiveInt
     #: Attempts after the first.
     num_retries: NonNegativeInt

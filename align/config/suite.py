@@ -36,16 +36,16 @@ Task = Literal[
     "fine_tuning",
 ]
 
-#: Tasks of a set of captions, and those of a set of classes that learn from the labels of its split `reference`.
+#: Tasks of a set of captions, and tasks that learn from the labels of a set of classes (its split `reference`).
 CAPTIONED: tuple[Task, ...] = ("retrieval", "coco_1k", "cxc", "multi30k", "labelled_queries")
 LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "frozen", "vtab", "fine_tuning")
 #: Sets that the pipeline makes itself.
 _RESERVED = ("test", "held_out")
-#: What can be measured of each format; of the others, both kinds.
+#: Tasks that a format allows; other formats allow both kinds.
 _CAPTIONS: frozenset[Format] = frozenset({"coco", "karpathy", "retrieval_txt", "multi30k"})
 #: A value of `among`.
 PRESENT = "present"
-#: Texts with {} for the name of a class, where neither the suite nor the set has any.
+#: Texts with {} for the name of a class, if neither the suite nor the set has any.
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a {}.", "{}")
 
 
@@ -73,11 +73,12 @@ _Seeds = Annotated[tuple[_Seed, ...], Field(strict=False, min_length=1)]
 
 
 class KnnSettings(BaseModel):
-    """Task `knn`: beside the nearest picture, as in the paper, votes of the nearest ones."""
+    """Task `knn`: the label of the nearest picture, as in the paper, and votes of several nearest ones."""
 
     model_config = _STRICT
 
-    #: How many vote, each a metric knn_K; Wu et al.: 200. None by default: the paper has the nearest only.
+    #: How many pictures vote; each number K gives a metric knn_K. Wu et al. take 200. Empty by default: the paper has
+    #: only the nearest.
     neighbours: Annotated[tuple[_Count, ...], Field(strict=False)] = ()
     #: A vote has weight exp(cosine / temperature); Wu et al.
     temperature: _Positive = 0.07
@@ -88,7 +89,7 @@ class LinearProbeSettings(BaseModel):
 
     model_config = _STRICT
 
-    #: Of the pictures to learn from, on which the weight decay is chosen; null: no choice and no decay.
+    #: The share of the pictures to learn from on which the weight decay is chosen; null: no choice and no decay.
     validation_share: _Share | None = 0.2
     epochs: _Count = 10
     batch_size: _Count = 64
@@ -107,7 +108,7 @@ class FrozenSettings(BaseModel):
 
 
 class VtabSettings(BaseModel):
-    """Task `vtab`: of a linear classifier on the first 1,000 pictures, the hyper-parameters are searched."""
+    """Task `vtab`: searches the hyper-parameters of a linear classifier on the first 1,000 pictures."""
 
     model_config = _STRICT
 
@@ -120,7 +121,8 @@ class VtabSettings(BaseModel):
     weight_decay: Annotated[tuple[_Positive, _Positive], Field(strict=False)] = (1e-6, 1.0)
     epochs: _Counts = (10, 50, 100)
     batch_size: _Count = 64
-    #: Whether the 1,000 are drawn; by default they are the first, as published. Those of a folder have to be drawn.
+    #: Whether the 1,000 pictures are drawn; by default they are the first, as published. Draw them if the set is a
+    #: folder.
     shuffle: bool = False
     seed: _Seed = 0
 
@@ -141,11 +143,11 @@ class FineTuningSettings(BaseModel):
     preset: Literal["imagenet", "fine_grained", "small"] = "imagenet"
     #: Side of the training crops in both phases; null: the preset's.
     train_px: _Count | None = None
-    #: Side of the test's crop; null: the preset's, or train_px where that is given.
+    #: Side of the test's crop; null: the preset's, or train_px if that is given.
     test_px: _Count | None = None
-    #: Of each phase; null: the preset's.
+    #: Epochs of each phase; null: the preset's.
     epochs: _Count | None = None
-    #: Seeds, whose mean accuracy is reported; null: the preset's, three of fine_grained and else one.
+    #: Seeds, whose mean accuracy is reported; null: the preset's, three for fine_grained and one for the others.
     runs: _Count | None = None
     #: Pictures in one forward pass, as many as memory holds; a multiple of model.batch_norm_group.
     part: _Count = 64
@@ -156,20 +158,20 @@ class SuiteSet(BaseModel):
 
     model_config = _STRICT
 
-    #: Of the set, and of its metrics.
+    #: The name of the set and of its metrics.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
     #: A file or folder, from the working directory, or s3://.
     path: Annotated[str, Field(min_length=1)]
     format: Format
     #: What is measured: retrieval and perhaps others of CAPTIONED, or zero_shot and perhaps others of LEARNED.
     tasks: Annotated[tuple[Task, ...], Field(strict=False, min_length=1)]
-    #: What is measured on, of formats that have splits.
+    #: The split to measure on, for formats that have splits.
     split: Annotated[str, Field(min_length=1)] = "test"
-    #: Whose labels a task of LEARNED is told.
+    #: The split whose labels a task of LEARNED learns from.
     reference: Annotated[str, Field(min_length=1)] = "train"
     #: The folder of the pictures of a file of captions; None: the usual folders beside it.
     images: Annotated[str, Field(min_length=1)] | None = None
-    #: Format multi30k: files with a caption a line, in the order of the pictures that `path` lists.
+    #: Format multi30k: files with one caption per line, in the order of the pictures that `path` lists.
     captions: Annotated[tuple[_Uri, ...], Field(strict=False)] = ()
     #: A file of readable names, for classes that have none in the set.
     classnames: Annotated[str, Field(min_length=1)] | None = None
@@ -177,12 +179,12 @@ class SuiteSet(BaseModel):
     ratings: _Uri | None = None
     #: Task labelled_queries: a file of queries, as `index.queries` is.
     queries: _Uri | None = None
-    #: What pictures are classified among: `present`, the classes that have any, or a file of names, one a line, as for
-    #: ImageNet-A and -R. None: all classes of the set, and one without pictures is an error.
+    #: The classes among which pictures are classified: `present`, those that have pictures, or a file with one name per
+    #: line, as for ImageNet-A and -R. None: all classes of the set, and a class without pictures is an error.
     among: Annotated[str, Field(min_length=1)] | None = None
     #: Texts with {} for the name of a class; None: those of the set, or else ours.
     templates: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
-    #: Captions of each picture that are taken, the first ones; None: all. Published figures of COCO take five.
+    #: How many captions of each picture are taken, from the first on; None: all. Published figures of COCO take five.
     texts_per_image: Annotated[int, Field(ge=1)] | None = None
     #: Name in the metrics -> right items other than each picture's own captions, such as those of ECCV Caption.
     positives: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")], Positives] = {}
@@ -255,7 +257,7 @@ def read_suite(path: Path) -> tuple[SuiteSet, ...]:
     """The sets of a suite, read as YAML 1.2.
 
     Raises:
-        ConfigError: the file is missing, is no suite, or two sets have one name; the message names the key.
+        ConfigError: the file is missing or not a suite, or two sets have one name; the message names the key.
     """
     try:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))

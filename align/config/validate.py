@@ -25,7 +25,7 @@ class MaxDrift(BaseModel):
 
 
 class ValidateConfig(Section):
-    """What data must be like to become shards."""
+    """The conditions that data must meet to become shards."""
 
     section: ClassVar[str] = "validate"
 
@@ -34,7 +34,8 @@ class ValidateConfig(Section):
     keep_rate: Band
     dropped_share: dict[Annotated[str, Field(pattern="^[a-z_]+$")], Band]
     min_evaluation_sets: Annotated[int, Field(ge=0)]
-    #: Of kept pairs whose image has the perceptual hash of an evaluation image, independent of the filter's verdict.
+    #: The share of kept pairs whose image has the perceptual hash of an evaluation image, independent of the filter's
+    #: verdict.
     max_evaluation_hash_share: Share
     max_drift: MaxDrift
     sample_rows: Annotated[int, Field(ge=1)]

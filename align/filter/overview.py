@@ -52,7 +52,8 @@ class MultipliedImage(_Frozen):
 
     Attributes:
         row_number: of its first pair (`align.filter.tables`), which tells the shard with the bytes.
-        image_key: of the tar sample with the bytes. nsfw_score: null where the classifier did not score it.
+        image_key: of the tar sample with the bytes.
+        nsfw_score: null where the classifier did not score it.
         text: of its first pair.
     """
 

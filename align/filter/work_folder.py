@@ -51,8 +51,8 @@ class WorkFolder:
         opted_out: entries whose pairs are flagged.
         num_workers: processes that work on shards.
         num_threads: threads of all these processes together.
-        shared: where machines share finished tables; None: nothing is shared. features: where measurements of
-            evaluation images are kept between runs; None: nowhere.
+        shared: where machines share finished tables; None: nothing is shared.
+        features: where measurements of evaluation images are kept between runs; None: nowhere.
     """
 
     path: Path

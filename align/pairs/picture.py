@@ -56,7 +56,8 @@ class PictureHeader:
 
     Attributes:
         format: Pillow's name, such as `PNG`; from the bytes, not from what a server or a file name claims.
-        width_px: at least 1; as seen, that is, turned upright. height_px: the same.
+        width_px: at least 1; as seen, that is, turned upright.
+        height_px: the same.
     """
 
     format: str

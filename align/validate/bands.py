@@ -1,7 +1,7 @@
 """Which bands of section `validate` would let a dataset pass: what was measured, with room on both sides.
 
-The bands in params.yaml fit the demo. Whoever brings other data looks at the figures first, and then sets bands that
-the next dataset of this kind has to meet.
+The bands in params.yaml fit the demo. With other data, look at the figures first, and then set bands that the next
+dataset of this kind has to meet.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from align.config.validate import ValidateConfig
 
 #: Room on each side of a measured share: ten points.
 _ROOM = 0.1
-#: Against rounding: 0.3 + 0.1 is a little more than 0.4.
+#: Allows for rounding: 0.3 + 0.1 is a little more than 0.4.
 _EPSILON = 1e-9
 
 
 def suggested_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict[str, Any]:
     """The values to set where a band failed. Bands that hold are left out; an existing side is only ever widened.
 
-    Bounds on leakage, on faults and on drift are no bands: there the data has to change, or a person accepts it.
+    Bounds on leakage, faults and drift are not bands: there the data has to change, or a person accepts it.
 
     Args:
         config: the bands as they are.
@@ -53,8 +53,8 @@ def tighter_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict[s
         config, measured: as above.
 
     Returns:
-        Key of section `validate` -> value, for bands that hold and have more room than that. A band from 0 to 1 is of a
-        rule that is off, and is left out.
+        Key of section `validate` -> value, for bands that hold and have more room than that. A band from 0 to 1 belongs
+        to a rule that is off, and is left out.
     """
     bands: dict[str, Any] = {}
     success = measured.get("raw_success_share")
@@ -71,7 +71,7 @@ def tighter_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict[s
 
 
 def _narrowed(band: tuple[float, float], value: float | None) -> list[float] | None:
-    """The band with less room around the value; None where it has no more already, fails, or bounds nothing."""
+    """The band with less room around the value; None if it already has no more room, fails, or bounds nothing."""
     if value is None or tuple(band) == (0.0, 1.0) or not band[0] <= value <= band[1]:
         return None
     narrow = [max(band[0], _low(value)), min(band[1], _high(value))]
@@ -79,7 +79,7 @@ def _narrowed(band: tuple[float, float], value: float | None) -> list[float] | N
 
 
 def _widened(band: tuple[float, float], value: float | None) -> list[float] | None:
-    """The band with the value in it; None where it is in it already, or unknown."""
+    """The band, widened to the value; None if the value is already in it, or unknown."""
     if value is None or band[0] <= value <= band[1]:
         return None
     return [min(band[0], _low(value)), max(band[1], _high(value))]

@@ -18,7 +18,7 @@ from align.interfaces.sql import Rows
 #: Lower ends of the buckets; one more begins at 0, and the last has no upper end.
 _TEXT_LENGTHS = (10, 15, 20, 25, 30, 40, 50, 60, 70, 80, 100, 120, 160, 200)
 _SHORT_SIDES_PX = (100, 200, 225, 250, 275, 300, 350, 400, 500, 600, 800, 1000, 1500, 2000, 4000)
-#: Languages beyond these are counted as one, since people look at the histogram, too.
+#: Languages beyond this number are counted as one, since people look at the histogram, too.
 _MAX_LANGUAGES = 30
 
 

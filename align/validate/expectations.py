@@ -12,7 +12,7 @@ from align.validate import raw_manifest
 from align.validate.statistics import ZERO
 from align.validate.tables import COLUMNS
 
-#: What drift is measured of -> in words.
+#: The figure whose drift is measured -> its name in words.
 DRIFT = {
     "keep_rate": "drift of the keep rate",
     "text_length": "drift of text lengths",
@@ -23,7 +23,7 @@ _STATUSES = (SUCCESS, FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED)
 
 
 def gate(config: ValidateConfig, measured: Mapping[str, Any]) -> list[Expectation]:
-    """All expectations in the order of the report; those on manifest and drift only where they were `measured`."""
+    """All expectations in the order of the report; those on manifest and drift only if they were `measured`."""
     limits = config.max_drift.model_dump()
     return [
         *(_columns(table) for table in COLUMNS),

@@ -22,7 +22,7 @@ def drift_figure(now: Mapping[str, Distribution], before: Mapping[str, Distribut
 
     Args:
         now: name -> bucket -> share, 0 to 1.
-        before: the same of the reference; empty without one.
+        before: the same for the reference; empty if there is none.
     """
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     for axes, (name, shares) in zip(figure.subplots(1, len(now), squeeze=False)[0], now.items(), strict=True):

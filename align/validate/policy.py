@@ -1,4 +1,4 @@
-"""What people decide about a gate's last run, recorded in data/policy: accept a failure, or set the drift reference."""
+"""Records in data/policy what people decide about a gate's last run: accept a failure, or set the drift reference."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ FAULTS = {
 def manifest_faults(raw: Path) -> dict[str, int] | None:
     """Counts the shards of data/raw that differ from its manifest, for each of FAULTS.
 
-    Tables are hashed whole. Tars are a hundred times larger, so only their size is compared; the stages that read a
-    tar check its bytes.
+    Tables are hashed as a whole. Tars are a hundred times larger, so only their size is compared; the stages that read
+    a tar check its bytes.
 
     Returns:
         The counts; None for a folder without a manifest, which img2dataset made.

@@ -38,8 +38,8 @@ class QualityReport(Report):
         failure: the first failed expectation that nobody accepted, in the words of the error; None when passed.
         expectations: all outcomes, in the order of the gate.
         distributions: name -> bucket -> share of the kept pairs, the base of drift; empty at the gate over shards.
-        bands: values of section `validate` with which the bands that failed hold, see `align.validate.bands`.
-        tighter: values with which data like this still passes, where the bands are wider than that.
+        bands: values of section `validate` with which the bands that failed would hold, see `align.validate.bands`.
+        tighter: narrower values with which data like this still passes.
     """
 
     data: str
@@ -118,7 +118,7 @@ def summary(report: QualityReport) -> str:
 def publish(
     report: QualityReport, page: str, folder: Path, stage: str, figures: Mapping[str, bytes] | None = None
 ) -> None:
-    """Replaces the gate's folder, also when the gate failed.
+    """Replaces the gate's folder, even when the gate failed.
 
     Args:
         report: the numbers.
@@ -152,7 +152,7 @@ def accept_all(report: QualityReport) -> str:
 
 
 def read_report(folder: Path) -> QualityReport | None:
-    """A gate's last report, None without one.
+    """A gate's last report, or None.
 
     Raises:
         FormatError: another version wrote it.

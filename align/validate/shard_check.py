@@ -1,6 +1,6 @@
 """Checks data/shards sample by sample against the manifest: what the quality gate over shards counts.
 
-Each tar is a task of its own: it is read as webdataset reads it, its bytes are hashed, and every picture in it is
+Each tar is a separate task: it is read as webdataset reads it, its bytes are hashed, and every picture in it is
 decoded. Then the engine joins its pairs with the filter's decisions. Faults are counted and the first few named; bad
 bytes raise no error.
 """
@@ -39,7 +39,7 @@ FAULTS = {
     "samples_undecodable": "samples whose picture does not decode",
     "samples_of_another_size": "samples whose picture is not of the manifest's size",
 }
-#: The joins with the decisions (views `decisions` and `pairs`), also to be 0: name -> (what it counts, SQL).
+#: The joins with the decisions (views `decisions` and `pairs`), which must be 0, too: name -> (what it counts, SQL).
 JOINS = {
     "kept_pairs_not_in_shards": (
         "kept pairs that no shard holds",
@@ -64,7 +64,7 @@ JOINS = {
 #: The pairs that a shard holds, for the join with the decisions.
 PAIRS = pa.schema([(name, pa.string()) for name in ("key", "image_id", "split", "text")])
 
-#: Faults of one kind that are named; others are only counted.
+#: So many faults of a kind are named; others are only counted.
 _NAMED = 5
 
 
@@ -191,7 +191,7 @@ def check_shard(task: ShardTask) -> Faults:
     """Reads one tar, decodes every picture, and writes its pairs; memory holds the tar's pairs and one picture.
 
     Raises:
-        ServiceError: the object store is unavailable, which is no fault of the data.
+        ServiceError: the object store is unavailable, which is not a fault of the data.
     """
     faults = Faults()
     path = _tar(task, faults)
@@ -201,7 +201,7 @@ def check_shard(task: ShardTask) -> Faults:
 
 
 def _tar(task: ShardTask, faults: Faults) -> Path | None:
-    """The tar on this machine, fetched if need be; None where it cannot be had, which is a fault."""
+    """The tar on this machine, fetched if necessary; None if it is not available, which is a fault."""
     path, shard = task.directory / task.shard.path, task.shard
     if path.is_file():
         return path
@@ -269,7 +269,7 @@ def _samples(file: Any) -> Iterator[tuple[str, dict[str, tuple[int, int, bytes]]
 
 
 def _row(key: str, members: dict[str, tuple[int, int, bytes]]) -> dict[str, Any] | None:
-    """The sample's json; None where a member is missing or json and txt disagree."""
+    """The sample's json; None if a member is missing, or json and txt disagree."""
     if not {"jpg", "txt", "json"} <= members.keys():
         return None
     try:

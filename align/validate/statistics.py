@@ -2,7 +2,7 @@
 
 Views: `raw` (data/raw), `decisions` and `images` (data/filtered), `evaluation_ids` (image_id of every evaluation image)
 and `evaluation_hashes` (phash of every one that decodes). DuckDB and Spark both run the SQL: lists are compared as
-text, since their indices count from 1 in one and from 0 in the other.
+text, since indices count from 1 in DuckDB and from 0 in Spark.
 """
 
 from __future__ import annotations

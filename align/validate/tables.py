@@ -85,7 +85,7 @@ def sample_rows(engine: Engine, data: JudgedData, num_rows: int, incomplete: Seq
         engine: has the views.
         data: what they show.
         num_rows: of each sample.
-        incomplete: views that lack a column, which may be the key; any rows are taken.
+        incomplete: views that lack a column, which may be the key; any of their rows are taken.
     """
     samples = {}
     for name, key in _KEYS.items():
@@ -101,7 +101,7 @@ def sample_rows(engine: Engine, data: JudgedData, num_rows: int, incomplete: Seq
 
 
 def _raw_columns(data: JudgedData) -> list[str]:
-    """Of data/raw, with strings cut: others may have written it, and 500 bytes can hold gigabytes of captions."""
+    """The columns of data/raw, with strings cut: in a foreign file, 500 bytes can hold gigabytes of captions."""
     present = _columns(raw_shards(data.raw)[0].table)
     return [
         f"left({name}, {MAX_CHARACTERS}) AS {name}" if name in ("url", "caption") else name

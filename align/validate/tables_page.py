@@ -25,10 +25,10 @@ def tables_page(
     Args:
         report: the numbers.
         figure: the distributions of the kept pairs as PNG; None where they were not measured.
-        moved: what drift was measured of -> how far it moved, 0 to 1.
-        reference: what drift was measured against; None without one.
+        moved: the figure whose drift was measured -> how far it moved, 0 to 1.
+        reference: the reference for drift, or None.
         checked_sets: names of the evaluation sets that the filter searched for.
-        has_manifest: whether data/raw has a manifest, which its bytes were compared with.
+        has_manifest: whether data/raw has a manifest with which its bytes were compared.
     """
     blocks = [html.heading("The kept pairs, and how far they moved")]
     if figure is not None:

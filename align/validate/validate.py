@@ -63,7 +63,7 @@ def validate(
     check: Check = expectations.check,
     files: Files | None = None,
 ) -> QualityReport:
-    """Judges the data and replaces the folder of its report, also when the gate fails.
+    """Judges the data and replaces the folder of its report, even when the gate fails.
 
     Args:
         config: section `validate`.
@@ -149,6 +149,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def _filter_report(params: Params) -> Path:
-    """In `paths.reports`; for a trial that writes its reports elsewhere and has no such one, where the file says."""
+    """The report in `paths.reports`; for a trial with reports elsewhere that has none, the one that the file names."""
     here, stated = (one.section(PathsConfig).reports / "filter" for one in (params, load_params(params.source)))
     return here if here.exists() else stated

@@ -50,7 +50,7 @@ def validate_shards(
     fetch: FetchTar | None = None,
     check: Check = expectations.check,
 ) -> QualityReport:
-    """Judges the shards and replaces the folder of its report, also when the gate fails.
+    """Judges the shards and replaces the folder of its report, even when the gate fails.
 
     Args:
         engine_config: bounds of the SQL engine, and the number of worker processes.

@@ -103,7 +103,8 @@ class SearchAnswer(BaseModel):
     Attributes:
         query: in words.
         served: what answered.
-        num_images: in the index, without those taken down. offset: as asked.
+        num_images: in the index, without those taken down.
+        offset: as asked.
         more: whether a next page has results.
         hits: one page of them.
     """

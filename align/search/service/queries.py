@@ -28,7 +28,8 @@ class Query:
         text: what the pictures should show, or None.
         key: of an indexed picture, or None.
         weight: of the words added or taken away.
-        limit: results on a page. max_results: the number of results that paging can reach.
+        limit: results on a page.
+        max_results: the number of results that paging can reach.
     """
 
     asked: Asked
@@ -95,7 +96,8 @@ def answer(query: Query, served: Served, allowed: Allowed, texts: Rows, image: R
 
     Args:
         query: what is asked.
-        served: the release. allowed: which pictures may be found, see `ImageIndex.allowed`.
+        served: the release.
+        allowed: which pictures may be found, see `ImageIndex.allowed`.
         texts: (number of `query.texts`, width), L2-normalised.
         image: (0 or 1, width): the picture that came with the request.
 

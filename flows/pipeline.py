@@ -22,7 +22,6 @@ from align.display.visible import fenced_markdown
 from align.pipeline.run_records import RunRecord
 from flows import run_branch, this_run
 from flows.alerts import alerted
-from flows.checked_out import check_out
 from flows.child_process import last_line, run_supervised
 from flows.dag import Stage, read_dag, stale
 from flows.mlflow_run import mlflow_run
@@ -36,7 +35,7 @@ from flows.run_branch import Recorded
 from flows.run_context import RunContext, child_environment, log_file, progress_file
 from flows.selection import Selection, require_made, select
 from flows.speeds import keep_speeds
-from flows.stage_states import read_states
+from flows.stage_states import check_out, read_states
 from flows.stage_task import StageOutcome, run_stages
 from flows.summary import summarise
 from flows.unknown_outs import require_known

@@ -4,29 +4,108 @@ DVC says what has changed since dvc.lock, which a worktree does not have, and no
 that is known only after the stages before it are checked out. Here they are followed without any: the outs of a stage
 that the cache has are known by their hashes, and so are the deps of the next.
 
-Nothing is written but DVC's own notes of the hashes of files.
+Reading the states writes nothing but DVC's own notes of the hashes of files.
+
+`check_out` takes all that the cache has by one call of DVC: `dvc repro` would take two seconds for each stage. Of a
+stage whose code has changed, `changed_code` names the files, from git.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from ruamel.yaml import YAML
 
 from align.config.params import PARAMS_FILE, parse_yaml
+from align.errors import DataError
 from align.project.declared import CODE_FILE
+from align.project.provenance import deciding, says
 from align.services.dvc import run_cache
 from align.services.dvc.commands import write_code
-from align.services.dvc.repository import locked_repository
-from align.services.git import LOCK_FILE
-from flows.changed_code import changed_code
+from align.services.dvc.repository import DvcError, locked_repository
+from align.services.git import LOCK_FILE, git
+from align.verbs import STAGES
 from flows.dag import Stage
 from flows.run_context import RunContext, child_environment
+
+_PACKAGE = Path(deciding("align")["align"]).parent
+
+
+def changed_code(root: Path, stage: str, digest: str) -> list[str]:
+    """The files that decide the bytes of a stage and do something else now than at the commit of an earlier run.
+
+    Args:
+        root: of the checkout, which may be a worktree.
+        stage: its name.
+        digest: of the stage's code, in the dvc.lock of that run.
+
+    Returns:
+        Paths from the root; none where git has no such run, or the code is no part of the checkout.
+    """
+    if not digest or not (root / "align").is_dir():
+        return []
+    try:
+        run = git(root, "log", "-1", "--format=%H", f"-S{digest}", "--all", "--", LOCK_FILE)
+        files = git(root, "diff", "--name-only", "--no-renames", run, "--", "align").split() if run else []
+    except DataError:
+        return []
+    decides = {f"align/{path.relative_to(_PACKAGE).as_posix()}" for path in deciding(STAGES[stage].module).values()}
+    return [file for file in files if file in decides and _differs(root, run, file)]
+
+
+def _differs(root: Path, commit: str, file: str) -> bool:
+    """Whether a file does something else than at a commit; a new one does."""
+    with suppress(DataError, OSError, SyntaxError):
+        return says((root / file).read_text("utf-8")) != says(git(root, "show", f"{commit}:{file}"))
+    return True
+
+
+def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[str], None]) -> dict[str, Any]:
+    """Writes what DVC's run cache says of stages into dvc.lock, and checks out their outs.
+
+    Nothing depends on it: DVC's status, which is returned, compares this dvc.lock with everything, as after any run,
+    and a stage that it does not find unchanged is run as before.
+
+    Args:
+        run: it works in a worktree of its own.
+        locks: of `flows.stage_states.States`.
+        log: for a line if it fails.
+
+    Returns:
+        As `flows.stage_states.read_status`.
+    """
+    file = run.root / LOCK_FILE
+    before = file.read_bytes() if file.is_file() else None
+    values = (parse_yaml(before.decode()) if before else None) or {}
+    try:
+        _write(file, locks)
+        with locked_repository(run.root, "checkout") as repo:
+            repo.checkout(allow_missing=True)  # of all: named, each stage would take a second
+            others = values.get("stages")
+            if not others:
+                return status_of(repo)
+            _write(file, {**others, **locks})
+        return read_status(run.root)
+    except DvcError as error:
+        log(f"{error}; each stage is taken from the cache by itself")
+        file.unlink() if before is None else file.write_bytes(before)
+        return read_status(run.root)
+
+
+def _write(file: Path, stages: Mapping[str, Any]) -> None:
+    """As DVC does, to the byte: equal results are one branch."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    with file.open("w", encoding="utf-8") as stream:
+        yaml.dump({"schema": "2.0", "stages": dict(stages)}, stream)
+
 
 #: A reason names this many files or parameters; a number stands for the others.
 SHOWN = 4

@@ -6,6 +6,7 @@ Every flow that somebody starts has a record: `@flow(on_completion=[end_record],
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +21,31 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort, Pause
 from prefect.flows import Flow
 
+from align.errors import AlignError
 from align.pipeline import run_records
 from align.pipeline.run_records import Held, RunRecord
 from flows import run_branch
-from flows.log import one_line_errors
 from flows.outages import keep_output, wait_out_outages
 from flows.reconcile import mlflow_address, prefect_address
 from flows.request import Request
+
+
+class _OneLine(logging.Filter):
+    """Drops the traceback of an AlignError: its message says what, where, and what to do next."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], AlignError):
+            record.exc_info = None
+        return True
+
+
+def one_line_errors() -> None:
+    """Makes Prefect log an AlignError as one line, without a traceback."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(existing, _OneLine) for existing in logger.filters):
+            logger.addFilter(_OneLine())
+
 
 #: Such as mauve-cuckoo: a name that Prefect made up, since nobody gave one. Its UIs fill their forms with such names,
 #: too: the older one with a letter and a star (beta2-enif), the newer one with a word of this list and an animal

@@ -1,19 +1,274 @@
-"""Step 5, decide: SQL again, now with the network's scores; then the rules that are off by default, and the files."""
+"""Step 5, decide: SQL again, now with the network's scores; then the rules that are off by default, and the files.
+
+Writes decisions.parquet and facts.parquet: what was measured of each pair and what was decided, shard by shard.
+
+The engine decides over numbers (`align.filter.tables`). The strings are added here, even those of images, since a join
+of strings would spill. The files are written as streams in order of row numbers, so memory is that of one shard, and
+the bytes are the same whichever engine decided.
+
+Rule `pair_low_similarity`, beyond ALIGN and off by default: a given model compares image and text. It is a folder of
+`align package`, named with its digest by `filter.similarity_model`. It sees only the pairs that all other rules keep.
+"""
 
 from __future__ import annotations
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import importlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from align.config.filter import ModelFile
 from align.display.console import say, track
+from align.durable.files import sha256_folder, temporary_name
+from align.errors import CorruptError, DataError
 from align.filter import tables
-from align.filter.decisions import write_decisions
 from align.filter.hold_out import hold_out
 from align.filter.near_duplicates import Kmeans
-from align.filter.similarity import compare_texts
-from align.filter.work_folder import Shards, WorkFolder, commit, memory_kept
+from align.filter.rules import codes_of
+from align.filter.tables import IMAGES, KNOWN_IMAGES, MAX_ROWS, PAIRS, SIMILARITIES
+from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit, memory_kept, row_numbers_of
 from align.formats import filtered
+from align.formats.raw import iter_images
 from align.interfaces.sql import Engine
+from align.pairs.text import languages
+
+EmbedImages = Callable[[Sequence[bytes]], NDArray[np.float32]]
+EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
+
+#: Pairs embedded at a time.
+_BATCH = 256
+
+
+def compare_texts(work: WorkFolder, item: NumberedShard) -> None:
+    """Writes `similarities` of those pairs of a shard that remaining.parquet names.
+
+    Raises:
+        DataError: the tar is unreadable, or the folder holds no packaged model.
+        CorruptError: the model has another sha256 than the one given.
+    """
+    index, shard = item
+    if work.has("similarities", shard.name) or work.config.similarity_model is None:
+        return
+    row_numbers = row_numbers_of(index, work.path / "remaining.parquet")
+    cosines: list[tuple[int, float | None]] = []
+    if len(row_numbers):
+        pairs = pq.read_table(work.file("pairs", shard.name), columns=["image_key", "text"])
+        texts: dict[str, list[tuple[int, str]]] = {}
+        for row_number, row in zip(row_numbers.tolist(), pairs.take(row_numbers % MAX_ROWS).to_pylist(), strict=True):
+            texts.setdefault(row["image_key"], []).append((row_number, row["text"]))
+
+        def rows() -> Iterator[tuple[str, bytes, str]]:
+            for key, data in iter_images(shard):
+                for row_number, text in texts.get(key, ()):
+                    yield str(row_number), data, text
+
+        embed_images, embed_texts = _towers(work.config.similarity_model)
+        cosines = sorted((int(name), cosine) for name, cosine in similarities(rows(), embed_images, embed_texts))
+    columns = [pa.array([row[field] for row in cosines], SIMILARITIES.types[field]) for field in range(2)]
+    commit(pa.table(columns, schema=SIMILARITIES), work.file("similarities", shard.name))
+
+
+def _towers(file: ModelFile) -> tuple[EmbedImages, EmbedTexts]:
+    # Imported by name, so that the filter's digest does not cover the code of models, which are trained after it. The
+    # model's digest already fixes what the given model computes.
+    embedder = importlib.import_module("align.model.embedder").Embedder.load(packaged_towers(file))
+    return embedder.embed_images, embedder.embed_texts
+
+
+def packaged_towers(file: ModelFile) -> Path:
+    """The model folder inside a folder of `align package`, after a check of its digest.
+
+    Raises:
+        DataError: the folder does not exist, or `align package` did not write it.
+        CorruptError: its files have another sha256.
+    """
+    folder = Path(file.path)
+    where = f"filter.similarity_model: {folder}"
+    models = sorted(folder.glob("artifacts/*/model.safetensors"))
+    if len(models) != 1:
+        raise DataError(f"{where}: no packaged model here; name a folder that `align package` wrote, or null")
+    digest = sha256_folder(folder)
+    if digest != file.sha256:
+        raise CorruptError(f"{where}: its sha256 is {digest}, not {file.sha256}; correct the path or the digest")
+    return models[0].parent
+
+
+def similarities(
+    pairs: Iterable[tuple[str, bytes, str]], embed_images: EmbedImages, embed_texts: EmbedTexts
+) -> Iterator[tuple[str, float | None]]:
+    """Yields (name, cosine of image and text, 4 decimals) for each (name, image bytes, text), in order.
+
+    The cosine is None where the model cannot read the image. An image of several consecutive pairs is embedded once.
+
+    Args:
+        pairs: read lazily, a batch at a time.
+        embed_images: (N,) files' bytes -> (N, width) L2-normalised; raises DataError for an image that it cannot read.
+        embed_texts: (N,) texts -> (N, width) L2-normalised.
+    """
+    remaining = iter(pairs)
+    while batch := list(islice(remaining, _BATCH)):
+        images = list(dict.fromkeys(data for _, data, _ in batch))
+        embedded = dict(zip(images, _embedded(images, embed_images), strict=True))
+        texts = embed_texts([text for _, _, text in batch])
+        for (name, data, _), text in zip(batch, texts, strict=True):
+            image = embedded[data]
+            yield name, None if image is None else round(float(image @ text), 4)
+
+
+def _embedded(images: list[bytes], embed_images: EmbedImages) -> list[NDArray[np.float32] | None]:
+    try:
+        return list(embed_images(images))
+    except DataError:
+        if len(images) == 1:
+            return [None]
+        half = len(images) // 2  # one of the images cannot be read: find it
+        return _embedded(images[:half], embed_images) + _embedded(images[half:], embed_images)
+
+
+#: Columns with few different values, or mostly null.
+_DICTIONARY = ["reason", "reasons.list.element", "language", "shard", "opted_out", "status", "twin"]
+#: Columns by which readers find row groups.
+_WITH_STATISTICS = ["key", "shard"]
+#: The images' columns that a file shows.
+_OF_IMAGES = [name for name in IMAGES.names if name in KNOWN_IMAGES.names]
+#: The pairs' columns that a file shows; the others are only for the SQL.
+_SHOWN = [name for name in PAIRS.names if name != "row_number" and not name.endswith("_hash")]
+
+
+def write_decisions(shards: Iterable[tuple[str, Path, Path]], verdicts: Path, decided: Path, folder: Path) -> None:
+    """Writes both files, and known_images.parquet (KNOWN_IMAGES), all in order of row numbers.
+
+    Args:
+        shards: (name, file of its PAIRS, file of its IMAGES), in order of row numbers.
+        verdicts: result of `tables.verdicts`.
+        decided: result of `tables.decided`.
+        folder: the folder to write to.
+    """
+    with ExitStack() as stack:
+        known_images = stack.enter_context(_writer(folder / "known_images.parquet", KNOWN_IMAGES, "none"))
+        facts = stack.enter_context(_writer(folder / filtered.FACTS, filtered.FACTS_SCHEMA))
+        decisions = stack.enter_context(_writer(folder / filtered.DECISIONS, filtered.DECISIONS_SCHEMA))
+        # compression takes most of the time: the three files are compressed at once, while the next shard is read
+        compressors = stack.enter_context(ThreadPoolExecutor(3, thread_name_prefix="compress"))
+        pending: list[Future[None]] = []
+        verdict_rows = RowsInOrder(verdicts, ["row_number", "num_texts", "num_images", "rare_ngram", "mask"])
+        decided_rows = RowsInOrder(decided)
+        for index, (name, pairs_file, images_file) in enumerate(shards):
+            end = (index + 1) * MAX_ROWS
+            known = _known(verdict_rows.below(end), decided_rows.below(end))
+            pairs = pq.ParquetFile(pairs_file, pre_buffer=False).read(_SHOWN, use_threads=False)
+            images = pq.ParquetFile(images_file, pre_buffer=False).read(_OF_IMAGES, use_threads=False)
+            pairs = _with_languages(pairs, pc.equal(known["mask"].combine_chunks(), 0))
+            tables = {
+                facts: _facts(name, pairs, known),
+                decisions: _decisions(pairs, known["mask"].combine_chunks()),
+                known_images: _images(images, known),
+            }
+            _wait(pending)
+            pending = [
+                compressors.submit(file.write_table, table, filtered.ROW_GROUP_SIZE) for file, table in tables.items()
+            ]
+        _wait(pending)
+
+
+def _with_languages(pairs: pa.Table, keep: pa.BooleanArray) -> pa.Table:
+    """Guesses the languages of kept pairs, unless a rule needed them all.
+
+    Guessing all would take a quarter of the time.
+    """
+    column = pairs["language"].combine_chunks()
+    missing = pc.and_(keep, pc.is_null(column))
+    guessed = languages(pairs["text"].filter(missing).to_pylist())
+    column = pc.replace_with_mask(column, missing, pa.array(guessed, pa.string()))
+    return pairs.set_column(pairs.schema.get_field_index("language"), PAIRS.field("language"), column)
+
+
+def _wait(pending: Iterable[Future[None]]) -> None:
+    """Waits, and raises what a thread raised; the pool itself would ignore it."""
+    for one in pending:
+        one.result()
+
+
+def _known(verdicts: pa.Table, decided: pa.Table) -> pa.Table:
+    """The verdicts on a shard's pairs, updated by later decisions on some of these pairs."""
+    rows = decided["row_number"].to_numpy() % MAX_ROWS
+    mask = verdicts["mask"].to_numpy().copy()
+    mask[rows] = decided["mask"].to_numpy()
+    row_in_decided = np.full(len(verdicts), -1)
+    row_in_decided[rows] = np.arange(len(rows))
+    later = decided.drop_columns(["row_number", "mask"]).take(pa.array(row_in_decided, mask=row_in_decided < 0))
+    columns = {name: verdicts[name] for name in ("num_texts", "num_images", "rare_ngram")} | {"mask": mask}
+    return pa.table(columns | {name: later[name] for name in later.column_names})
+
+
+def _images(images: pa.Table, known: pa.Table) -> pa.Table:
+    first_pair = pa.array(images["row_number"].to_numpy() % MAX_ROWS)
+    decided = known.select(["nsfw_score", "num_texts"]).take(first_pair)
+    columns = [decided[name] if name in decided.column_names else images[name] for name in KNOWN_IMAGES.names]
+    return pa.table(columns, schema=KNOWN_IMAGES)
+
+
+def _decisions(pairs: pa.Table, masks: pa.Int64Array) -> pa.Table:
+    distinct = masks.dictionary_encode()
+    codes = [codes_of(mask) for mask in distinct.dictionary.to_pylist()]
+    columns = {name: pairs[name] for name in ("key", "image_id", "image_key", "text", "language")}
+    columns |= {
+        "keep": pc.equal(masks, 0),
+        "reason": pa.array([one[0] if one else None for one in codes], pa.string()).take(distinct.indices),
+        "reasons": pa.array(codes, pa.list_(pa.string())).take(distinct.indices),
+    }
+    schema = filtered.DECISIONS_SCHEMA
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _facts(shard: str, pairs: pa.Table, known: pa.Table) -> pa.Table:
+    columns = {name: known[name] for name in known.column_names} | {name: pairs[name] for name in pairs.column_names}
+    columns["shard"] = pa.array([shard] * len(pairs), pa.string())
+    for name in ("num_evaluation_sets", "twin"):  # by embedding, or else by hash
+        columns[name] = pc.coalesce(known[name], pairs[name])
+    schema = filtered.FACTS_SCHEMA
+    return pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema)
+
+
+class RowsInOrder:
+    """The rows of a parquet file that is sorted by `row_number`, read piece by piece with bounded memory."""
+
+    def __init__(self, path: Path, columns: list[str] | None = None) -> None:
+        file = pq.ParquetFile(path, pre_buffer=False)  # otherwise pyarrow keeps all that it has read
+        self._batches = file.iter_batches(columns=columns)
+        self._waiting = file.schema_arrow.empty_table().select(columns or file.schema_arrow.names)
+
+    def below(self, row_number: int) -> pa.Table:
+        """The next rows, up to those with this row number."""
+        tables = [self._waiting]
+        while not len(tables[-1]) or tables[-1]["row_number"][-1].as_py() < row_number:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            tables.append(pa.Table.from_batches([batch]))
+        table = pa.concat_tables(tables)
+        count = int(np.searchsorted(table["row_number"].to_numpy(), row_number))
+        self._waiting = table.slice(count)
+        return table.slice(0, count)
+
+
+@contextmanager
+def _writer(path: Path, schema: pa.Schema, compression: str = "zstd") -> Iterator[pq.ParquetWriter]:
+    """A file that appears when the block ends without an error."""
+    beside = temporary_name(path)
+    options = {"use_dictionary": _DICTIONARY, "write_statistics": _WITH_STATISTICS}
+    with pq.ParquetWriter(beside, schema, compression=compression, **options) as writer:
+        yield writer
+    os.replace(beside, path)
 
 
 def decide(engine: Engine, work: WorkFolder, shards: Shards, kmeans: Kmeans) -> None:

@@ -36,14 +36,13 @@ from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory
 from align.durable.work import ALL, Portion, asked, key_of, portion_of, require_done, work_directory
 from align.errors import DataError
-from align.filter.compare import compare_with_evaluation_images
+from align.filter.compare import compare_with_evaluation_images, score_shard
 from align.filter.decide import decide
 from align.filter.examples import examples_of, shown_pairs
 from align.filter.judge import JUDGED, judge
 from align.filter.measure import measure_shard, write_fingerprints
 from align.filter.page import write_page
 from align.filter.report import FilterReport, read_report, report_on
-from align.filter.score import score_shard
 from align.filter.work_folder import Shards, WorkFolder
 from align.formats import filtered
 from align.formats.evaluation_set import HELD_OUT, EvaluationSet

@@ -29,9 +29,8 @@ from align.config.filter import FilterConfig
 from align.display.console import say, track
 from align.errors import DataError
 from align.filter.compare import close_images, twin_table
-from align.filter.fingerprints import Fingerprints, by_content, near_duplicates
 from align.filter.measure import measured_signals
-from align.filter.near_duplicates import Kmeans
+from align.filter.near_duplicates import Fingerprints, Kmeans, by_content, near_duplicates
 from align.filter.pair_tables import image_hash
 from align.filter.tables import HELD_OUT_IMAGES, MAX_ROWS
 from align.filter.work_folder import Shards, WorkFolder, commit

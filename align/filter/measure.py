@@ -20,7 +20,7 @@ from align.display.console import say
 from align.durable.files import temporary_name
 from align.durable.processes import in_threads
 from align.errors import DataError
-from align.filter.fingerprints import Fingerprints, by_content, near_duplicates
+from align.filter.near_duplicates import Fingerprints, by_content, near_duplicates
 from align.filter.pair_tables import image_hash, pair_tables
 from align.filter.tables import IMAGES, MAX_ROWS, PAIRS
 from align.filter.work_folder import NumberedShard, WorkFolder, commit

@@ -9,17 +9,24 @@ with which data/raw was made (`align.ingest.made_with`).
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
 (see `align.ingest.sources.pages`).
+
+Makes a plan of data/raw: outcomes stay, except temporary failures and pictures that were not fetched so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from align.config.download import DownloadConfig
 from align.config.engine import EngineConfig
@@ -43,14 +50,22 @@ from align.durable.work import (
 )
 from align.errors import DataError
 from align.formats.policy import read_opted_out
-from align.formats.raw import MadeWith, Samples, raw_shards, read_raw_manifest
+from align.formats.raw import (
+    MANIFEST,
+    MadeWith,
+    RawShard,
+    Samples,
+    image_spans,
+    raw_shards,
+    read_raw_manifest,
+    read_table,
+)
+from align.formats.statuses import NOT_FETCHED
 from align.ingest.ending import require_a_picture, say_result, tell_dvc, unknown_to_dvc
-from align.ingest.fetching import Pictures
+from align.ingest.fetching import PictureOutcome, Pictures
 from align.ingest.made_with import DECIDING_VALUES, made_with, named_values, values_of_retry
-from align.ingest.page import write_page
-from align.ingest.plan import make_plan, planned_shard
-from align.ingest.report import IngestReport, summarise
-from align.ingest.retry import link_all, num_to_fetch, shard_to_retry
+from align.ingest.plan import PlannedRow, PlannedShard, make_plan, planned_shard
+from align.ingest.report import IngestReport, summarise, write_page
 from align.ingest.sources import open_source, require_seen_by_dvc
 from align.ingest.workers import Resources, write_shards
 from align.ingest.writer import is_written, write_raw_manifest
@@ -64,6 +79,76 @@ from align.services.engine import open_engine
 from align.services.files.files import StoreFiles
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
+
+
+def num_to_fetch(shard: RawShard, text_cuts: TextCuts | None) -> int:
+    """Pairs of a shard whose pictures `--retry-failed` fetches. Raises DataError where the table cannot be read."""
+    states = read_table(shard, ["retryable", "status"])
+    num_retryable = int(pc.sum(states["retryable"]).as_py() or 0)
+    if not pc.any(pc.equal(states["status"], NOT_FETCHED)).as_py():
+        return num_retryable
+    rows = read_table(shard, ["url", "caption", "status"]).filter(pc.field("status") == NOT_FETCHED)
+    urls, texts = rows["url"].to_pylist(), rows["caption"].to_pylist()
+    wanted = {url for url, text in zip(urls, texts, strict=True) if text_cuts is None or text_cuts.can_pass(text)}
+    return num_retryable + sum(url in wanted for url in urls)
+
+
+def link_all(raw: Path, work: Path, except_shards: Sequence[RawShard]) -> None:
+    """Puts hard links (or copies) of all files of `raw` into `work`, except these shards and the manifest."""
+    names = {shard.name for shard in except_shards}
+    for path in raw.iterdir():
+        target, shard = work / path.name, path.name.partition(".")[0].removesuffix("_stats")
+        if shard in names or path.name == MANIFEST or target.exists():
+            continue
+        if path.is_dir():  # a file that somebody put there stays
+            shutil.copytree(path, target, copy_function=_link)
+        else:
+            _link(path, target)
+
+
+def _link(path: str | Path, target: str | Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copy2(path, target)
+
+
+@contextmanager
+def shard_to_retry(shard: RawShard) -> Iterator[PlannedShard]:
+    """An existing shard as a planned one, in which all pairs but the retryable and not fetched ones have their outcome.
+
+    Its `read` takes the key of a stored picture. Raises DataError where the shard cannot be read.
+    """
+    table = read_table(shard)
+    with shard.local_tar().open("rb") as tar:
+        spans = {key: (offset, size) for key, offset, size in image_spans(tar, str(shard.tar))}
+        position_digits = len(table["key"][0].as_py()) - len(shard.name)
+        yield PlannedShard(shard.name, position_digits, partial(_rows, table), partial(_read, tar, spans))
+
+
+def _rows(table: pa.Table) -> Iterator[PlannedRow]:
+    shared = [field.name for field in fields(PictureOutcome)]
+    for row in table.to_pylist():
+        is_open = row["retryable"] or row["status"] == NOT_FETCHED
+        outcome = PictureOutcome(**{name: row[name] for name in shared})
+        yield {
+            **{name: row[name] for name in ("url", "text_source", "page_url")},
+            **dict.fromkeys(("problem", "file", "offset", "inline", "http_status")),
+            **dict.fromkeys(("status", "original_width", "original_height", "stated_sha256")),
+            "text": row["caption"],
+            "outcome": None if is_open else outcome,
+            "failure": outcome if row["retryable"] else None,
+        }
+
+
+def _read(tar: BinaryIO, spans: dict[str, tuple[int, int]], key: str, offset: int | None) -> bytes | None:
+    del offset
+    if key not in spans:
+        return None
+    start, size = spans[key]
+    tar.seek(start)
+    return tar.read(size)
+
 
 #: Modules that decide the bytes of data/raw. The downloader is not among them: after a repair of it, finished shards
 #: need not be fetched again.
@@ -192,7 +277,7 @@ def retry_failed(
         manifest = read_raw_manifest(raw)
         samples = "images" if manifest is None else manifest.samples
         entries = [[entry.kind, entry.value] for entry in opted_out.entries]
-        code = provenance.digest(*_DECIDING, "align.ingest.retry")
+        code = provenance.digest(*_DECIDING, "align.ingest.ingest")
         key = key_of("retry", code, times, config, download, result, entries, samples)
         with work_directory(raw, None, key) as work:  # a folder of img2dataset stays one
             link_all(raw, work, except_shards=failed)

@@ -17,7 +17,7 @@ from align.config import Params
 from align.config.promote import PromoteConfig
 from align.config.register import RegisterConfig
 from align.display.console import say, show, show_json
-from align.durable.files import to_json, write_text
+from align.durable.files import clear_leftovers, is_temporary, to_json, without_temporary_names, write_text
 from align.durable.locks import locked
 from align.errors import DataError, GateError
 from align.release.alias_moves import LOCK
@@ -134,6 +134,8 @@ def _make_champion(
 def _record(decision: PromotionDecision, candidate: Version, tracker: Tracker) -> Path:
     """Writes the page, keeps it with the candidate's run, and tags the version with the decision; returns the page."""
     folder = PAGES / f"{decision.at.translate(str.maketrans('', '', '-:'))}-version-{decision.candidate}"
+    for part in filter(is_temporary, PAGES.glob("*/.*")):  # of a killed command
+        clear_leftovers(without_temporary_names(part))
     page = write_page(decision, folder)
     tracker.log_folder(candidate.run_id, folder, f"promotions/{folder.name}")
     tags = {f"{DECIDED}{decision.sets_digest[:16]}": f"{decision.outcome} at {decision.at}: {decision.reason}"}

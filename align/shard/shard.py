@@ -20,7 +20,7 @@ from align.config.paths import PathsConfig
 from align.config.shard import ShardConfig
 from align.config.store import StoreConfig
 from align.display.console import say
-from align.display.report import record_runtime, write_report
+from align.display.report import Report, record_runtime, write_report
 from align.durable.files import replace_directory, sha256_file
 from align.durable.work import (
     ALL,
@@ -34,13 +34,41 @@ from align.durable.work import (
 from align.errors import DataError
 from align.formats.filtered import IMAGES, decisions_digest
 from align.formats.raw import raw_shards
-from align.formats.shards import SPLITS
+from align.formats.shards import SPLITS, Manifest
 from align.formats.verdict import TABLES, gate_report, require_passed
 from align.pieces import Pieces
 from align.project import provenance
 from align.services.store_work import open_work
-from align.shard.report import ShardReport, make_report
+from align.shard.plan import ShardPlan
 from align.shard.work_folder import ShardWork, finish, plan_once, write_shards
+
+
+class ShardReport(Report):
+    """Counts per split.
+
+    Attributes:
+        digest: names the shards; that of their manifest.
+        decisions: names the decisions that they were made from. This is not in the manifest: other decisions on dropped
+            pairs give the same shards, and must not start a training again.
+    """
+
+    digest: str
+    decisions: str
+
+
+def make_report(plan: ShardPlan, manifest: Manifest, decisions: str) -> ShardReport:
+    """The numbers of a finished run."""
+    num_images = sum(plan.num_images)
+    metrics: dict[str, float | int] = {
+        "shard/num_images": num_images,
+        "shard/num_pairs": sum(split.num_pairs for split in manifest.splits.values()),
+        "shard/num_clusters": plan.num_clusters,
+        "shard/largest_cluster_share": round(plan.largest_cluster / num_images, 6),
+        "shard/num_bytes": sum(tar.num_bytes for split in manifest.splits.values() for tar in split.shards),
+    }
+    for name, split in manifest.splits.items():
+        metrics |= {f"shard/{name}/num_images": split.num_images, f"shard/{name}/num_pairs": split.num_pairs}
+    return ShardReport(metrics=metrics, digest=manifest.digest, decisions=decisions)
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from align.interfaces.store import FetchTar
 from align.services import expectations
 from align.services.engine import open_engine
 from align.services.s3.store import fetcher
+from align.validate.page import shards_page
 from align.validate.report import QualityReport, judge, publish, summary
 from align.validate.shard_check import FAULTS, JOINS, check_shards, join_decisions
-from align.validate.shards_page import shards_page
 
 #: What must be 0: statistic -> what it counts, in the order of the gate.
 _ZERO = FAULTS | {name: what for name, (what, _) in JOINS.items()}

@@ -22,8 +22,7 @@ import pyarrow as pa
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from align.ingest.sources import Source
-from align.ingest.sources.charset import decode_html
-from align.ingest.sources.pages import page_images
+from align.ingest.sources.pages import decode_html, page_images
 from benchmarks.measure import Comparison, compare, cpu_s, in_process
 from benchmarks.peers import build_peers, version_of
 from benchmarks.world import World

@@ -8,8 +8,13 @@ from typing import Literal
 
 from align.config import load_params
 from align.config.filter import FilterConfig
-from align.filter.fingerprints import Fingerprints, near_duplicates
-from align.filter.near_duplicates import find_near_duplicates, read_embeddings, write_embeddings
+from align.filter.near_duplicates import (
+    Fingerprints,
+    find_near_duplicates,
+    near_duplicates,
+    read_embeddings,
+    write_embeddings,
+)
 from align.filter.network import ImageNetwork
 from align.pairs.perceptual_hash import image_signals
 from align.services.vector_index import kmeans

@@ -21,8 +21,7 @@ from align.formats.model_folder import model_digest
 from align.model.embedder import Embedder
 from align.release.register import Registration, register
 from align.release.results import PipelineOutputs
-from align.search.addresses import IndexedData
-from align.search.index import index
+from align.search.index import IndexedData, index
 from align.search.service.champion import Champion
 from align.search.service.fetched import RegisteredChampion
 from align.search.service.served import Pictures, load

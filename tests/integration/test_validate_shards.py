@@ -9,8 +9,8 @@ import pytest
 from align.errors import DataError, GateError
 from align.formats.shards import read_manifest
 from align.formats.verdict import require_passed
-from align.validate.policy import accept
 from align.validate.report import QualityReport
+from align.validate.validate import accept
 from align.validate.validate_shards import validate_shards
 from tests.support import small_data
 from tests.support.gates import ENGINE, pairs

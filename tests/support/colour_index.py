@@ -14,8 +14,7 @@ from align.config.index import IndexConfig
 from align.formats.raw import SCHEMA
 from align.formats.shards import SPLITS, iter_samples
 from align.model.embedder import Encoder
-from align.search.addresses import IndexedData
-from align.search.index import IndexReport, index
+from align.search.index import IndexedData, IndexReport, index
 from tests.support import colour_shards
 from tests.support.colours import ColourEncoder
 from tests.support.params import load_params

@@ -12,8 +12,8 @@ from align.config.engine import EngineConfig
 from align.formats.acceptances import read_acceptances
 from align.interfaces.expectations import Outcome
 from align.validate.page import gate_page
-from align.validate.policy import accept
 from align.validate.report import QualityReport, judge, publish
+from align.validate.validate import accept
 from tests.support.small_data import Pair
 
 ENGINE = EngineConfig(

@@ -20,8 +20,7 @@ from align.filter.network import ImageNetwork
 def quicken(patch: pytest.MonkeyPatch) -> None:
     """Takes away most of what a small filter run costs: no figure is drawn, and the network's files are opened once."""
     patch.setattr("align.filter.page.png", lambda figure: b"a figure")
-    for step in ("score", "compare"):
-        patch.setattr(f"align.filter.{step}.ImageNetwork", _network)
+    patch.setattr("align.filter.compare.ImageNetwork", _network)
 
 
 _network = cache(ImageNetwork)

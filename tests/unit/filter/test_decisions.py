@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.filter.decisions import RowsInOrder
+from align.filter.decide import RowsInOrder
 
 
 def test_what_was_decided_is_read_piece_by_piece(tmp_path: Path) -> None:

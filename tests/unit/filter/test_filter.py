@@ -274,7 +274,7 @@ def test_evaluation_images_get_all_threads_where_shards_share_them(
     monkeypatch.setattr("align.filter.work_folder.in_processes", in_this_process)
     monkeypatch.setitem(globals(), "ENGINE", ENGINE.model_copy(update={"num_workers": 2, "num_threads": 4}))
     run(shards(tmp_path / "raw", 2), tmp_path, evaluation_set(tmp_path / "evaluation", noise(2)))
-    assert given == [4]
+    assert given == [2, 2, 4]  # two shards, then the images
 
 
 def test_other_parameters_do_not_resume_old_work(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from align.config.filter import FilterConfig
 from align.durable.processes import in_threads
-from align.filter.fingerprints import Fingerprints, by_content, near_duplicates
+from align.filter.near_duplicates import Fingerprints, by_content, near_duplicates
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, distinct_pictures, held
 from align.pairs.perceptual_hash import image_signals, perceptual_hash
 from align.pairs.picture import decode

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from align.config.filter import ModelFile
 from align.durable.files import sha256_folder
 from align.errors import CorruptError, DataError
-from align.filter.similarity import packaged_towers, similarities
+from align.filter.decide import packaged_towers, similarities
 from align.model.embedder import Embedder
 from tests.support import tiny_model
 from tests.support.warc_records import picture

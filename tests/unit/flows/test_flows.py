@@ -153,7 +153,7 @@ def test_a_dirty_checkout_is_refused_or_snapshotted(repo: Path) -> None:
     (repo / "dvc.lock").write_text("schema: '2.0'\n")  # a result, not a change
     assert changes(repo) == []
     (repo / "align/project/code.py").write_text("x = 3\n")
-    with pytest.raises(DataError, match=r"align/code\.py"), in_worktree(repo, Request(), log=print):
+    with pytest.raises(DataError, match=r"align/project/code\.py"), in_worktree(repo, Request(), log=print):
         pass
     with in_worktree(repo, Request(snapshot_dirty=True), log=lambda line: None) as workspace:
         assert workspace.dirty

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
-from flows.unrecorded import Processes, is_dead, look
+from flows.reconcile import Processes, is_dead, look
 
 #: Seconds since 1970.
 STARTED = 1_000_000.0

@@ -10,7 +10,7 @@ import pytest
 from align.cli import main
 from align.ingest import workers
 from align.ingest.download.slow_hosts import SlowHosts
-from align.ingest.reasons import commonest, remedy
+from align.ingest.ending import commonest, remedy
 from align.web.failure import Failure, of_status
 from tests.support.downloads import TimelessDownloader
 from tests.support.warc_records import picture

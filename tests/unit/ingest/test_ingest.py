@@ -16,8 +16,7 @@ from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.ingest import ingest as stage
-from align.ingest.page import write_page
-from align.ingest.report import IngestReport, not_read
+from align.ingest.report import IngestReport, not_read, write_page
 from align.ingest.sources import open_source
 from align.ingest.workers import Resources, share_of
 from align.pairs.text import MAX_CHARACTERS

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.errors import DataError, FormatError
-from align.search import addresses
-from align.search.addresses import read_addresses, read_rules
+from align.search import index as addresses
+from align.search.index import read_addresses, read_rules
 from tests.support.colour_index import RULES, write_raw, write_report
 
 

@@ -10,8 +10,7 @@ from PIL import Image
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.image_index import ImageIndex
 from align.formats.pair_addresses import PairAddress
-from align.search.images import thumbnail
-from align.search.index import IndexReport
+from align.search.index import IndexReport, thumbnail
 from align.services.vector_index import VectorIndex
 from tests.support import colour_index
 from tests.support.colour_index import PAGE, RULES

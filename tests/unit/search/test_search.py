@@ -6,7 +6,7 @@ from align.display.figure import png
 from align.errors import ConfigError, DataError
 from align.formats.image_index import Hit, ImageIndex
 from align.search.answers import AnsweredQuery, ImageAnswer
-from align.search.figures import search_figure
+from align.search.report import search_figure
 from align.search.search import Query, open_index, search
 from tests.support import colour_index
 from tests.support.colours import ColourEncoder, square

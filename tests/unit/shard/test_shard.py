@@ -17,7 +17,7 @@ from align.durable.work import ALL, Portion
 from align.errors import CorruptError, DataError, FormatError, GateError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
-from align.shard import kept_pairs
+from align.shard import plan as kept_pairs
 from align.shard.shard import shard
 from align.shard.writer import write_shard
 from tests.support import small_data

@@ -6,8 +6,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.config.validate import ValidateConfig
-from align.validate.bands import suggested_bands, tighter_bands
 from align.validate.page import as_yaml
+from align.validate.statistics import suggested_bands, tighter_bands
 from tests.support.params import load_params
 
 CONFIG = load_params().section(ValidateConfig)

@@ -7,7 +7,7 @@ import pytest
 
 from align.errors import ConfigError, DataError, GateError
 from align.formats.acceptances import read_acceptances
-from align.validate.policy import git_user
+from align.validate.validate import git_user
 from tests.support.gates import accept_failure, run_gate
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from fastwarc.stream_io import BrotliWriter
 
-from align.ingest.page import write_page
-from align.ingest.report import IngestReport, not_read, read_as_stored
+from align.ingest.report import IngestReport, not_read, read_as_stored, write_page
 from align.ingest.sources import outcomes
 from align.ingest.sources.codings import decoded
 from tests.support.reading import rows_of, source_at

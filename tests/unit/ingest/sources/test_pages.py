@@ -7,8 +7,7 @@ from urllib.parse import quote, quote_from_bytes, urldefrag, urljoin, urlsplit, 
 
 import pytest
 
-from align.ingest.sources.charset import decode_html
-from align.ingest.sources.pages import PageImage, page_images
+from align.ingest.sources.pages import PageImage, decode_html, page_images
 from align.pairs.urls import MAX_INLINE_BYTES, Resolver, canonical_url
 from tests.support.warc_records import picture
 

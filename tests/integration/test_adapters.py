@@ -14,12 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from webdataset import TarWriter
 
 from align.evaluate.protocols.recall import ranks_by_embedding
 from align.evaluate.protocols.zero_shot import class_embeddings, predictions, prompts
-from align.model.embedder import Embedder
+from align.model.dual_encoder import save_model
+from align.model.embedder import Embedder, load_with_tokenizer
+from align.model.image_tower import estimate_statistics
+from align.model.preprocess import centre_crop, decode, to_pixels
 from tests.support import ROOT, small_model
 from tests.support.tars import samples
 from tests.support.tools import tools
@@ -43,11 +47,21 @@ def _picture(seed: int, kind: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
+def _tell_pictures_apart(folder: Path) -> None:
+    """Gives an untrained model batch-norm's statistics: without them rounding decides which picture is nearer."""
+    model, _ = load_with_tokenizer(folder)
+    crops = [centre_crop(decode(_picture(seed), model.config.resize_px), model.config.image_px) for seed in range(32)]
+    estimate_statistics(model.vision_model, [to_pixels(np.stack(crops))])
+    save_model(model, folder, stage="finetune")
+
+
 @pytest.fixture(scope="module", name="root")
 def _root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, and three sets in CLIP_benchmark's layout: `classes`, `captions` and, of PNG files, `pairs`."""
     root = tmp_path_factory.mktemp("tools")
-    small_model.write(root)
+    torch.manual_seed(0)
+    folder = small_model.write(root)
+    _tell_pictures_apart(folder)
     # words that the model knows: texts that it cannot tell apart would tie, and tools rank equal texts as they come
     endings = ("snow", "owl", "picture")
     words = [f"{template.format(name)} {end}" for template in TEMPLATES for name in CLASSES for end in endings]
@@ -139,4 +153,4 @@ def test_mteb_measures_what_we_measure(python: Path, root: Path, ours: dict[str,
     assert 0 < scores["Probe"]["accuracy"] < 1
     for score, figure in (("text_acc", "text"), ("image_acc", "image"), ("accuracy", "both")):
         assert scores["Pairs"][score] == pytest.approx(ours[figure], abs=1e-5)
-    assert 0 < max(ours["text"], ours["image"]) < 1  # figures that say something
+    assert 0 < ours["text"] < 1  # a figure that says something

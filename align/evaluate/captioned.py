@@ -42,6 +42,9 @@ from align.formats.labelled_queries import QueryFile, names, parse_queries
 from align.interfaces.store import Files
 from align.model.embedder import Embeddings
 
+#: Of the text that is taken away from an image; the paper's.
+TEXT_WEIGHT = 2.0
+
 #: Of a file of labelled queries.
 _MOST_BYTES = 16 << 20
 #: For each query its right items, by position: of images and of texts.
@@ -204,10 +207,6 @@ def restricted(positives: Sequence[Indices], queries: Sequence[int], items: Sequ
     """Right items of some queries among some items, by their positions among these; both are growing positions."""
     kept = np.asarray(items, dtype=np.int64)
     return [np.searchsorted(kept, right[np.isin(right, kept)]) for right in (positives[query] for query in queries)]
-
-
-#: Of the text that is taken away from an image; the paper's.
-TEXT_WEIGHT = 2.0
 
 
 @dataclass(frozen=True)

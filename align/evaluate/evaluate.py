@@ -49,6 +49,10 @@ from align.pairs.text import languages, normalise
 from align.services.files.files import StoreFiles
 from align.services.s3.store import materialised
 
+#: Bytes of a text in UTF-8. Of shorter ones, which are names and tags, a guess would make a slice of a language that
+#: nobody wrote: 26 concepts of the demo's emoji, such as "keycap: 6", would be Danish; from here on four are.
+MIN_BYTES = 20
+
 FINE_TUNED = "the fine-tuned model"
 #: Classified pictures on the page for each `evaluate.num_examples`: they are smaller than a query with its answers.
 _PER_EXAMPLE = 3
@@ -243,11 +247,6 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
         compared = compare(*measured, seed=config.seed)
         write_comparison(compared, part)
     show(*lines(compared))
-
-
-#: Bytes of a text in UTF-8. Of shorter ones, which are names and tags, a guess would make a slice of a language that
-#: nobody wrote: 26 concepts of the demo's emoji, such as "keycap: 6", would be Danish; from here on four are.
-MIN_BYTES = 20
 
 
 def with_languages(ranked: dict[str, Ranked], items: Gallery) -> dict[str, Ranked]:

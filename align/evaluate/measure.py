@@ -32,13 +32,13 @@ from align.evaluate.captioned import Published, Shown, captioned_scores
 from align.evaluate.embed import Towers, embed_pictures, finite
 from align.evaluate.learned import learned_scores, ranked
 from align.evaluate.protocols.calibration import Calibration, calibration, confidences
-from align.evaluate.protocols.classification import classification_scores
 from align.evaluate.protocols.knn import nearest_neighbour
 from align.evaluate.protocols.labelled import Labelled
 from align.evaluate.protocols.recall import Direction, Gallery, Score, gallery, mean_recall, recall
 from align.evaluate.protocols.retrieval import PositiveRanks, both_ways, retrieval_scores
 from align.evaluate.protocols.zero_shot import (
     class_embeddings,
+    classification_scores,
     confusion,
     majority_rate,
     predictions,

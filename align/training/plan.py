@@ -32,6 +32,8 @@ from align.training.batches.index import Outline, SplitIndex, read_outline
 from align.training.batches.phases import sizes
 from align.training.loop import UNWATCHED, Monitoring
 
+R = TypeVar("R", bound=Recipe)
+
 #: The module that turns a plan into weights: its code is part of the run's key.
 _TRAINING = "align.training.run"
 
@@ -192,9 +194,6 @@ def _too_small(recipe: Recipe, outline: Outline, need_px: int, initial: Path | N
         why = f"the model in {initial} needs {need_px}: {raise_it}"
     remake = "`align shard`" if initial is None else "`dvc repro`, or `align shard` and `align validate_shards`"
     return ConfigError(f"{shards} holds images of {have_px} px, {why} ({remake})")
-
-
-R = TypeVar("R", bound=Recipe)
 
 
 def find_teacher(recipe: Recipe, outlines: Sequence[Outline]) -> tuple[StoredEmbeds, ...]:

@@ -37,6 +37,9 @@ from align.training.batches.rows import AHEAD, RowMaker
 from align.training.batches.samples import SplitSamples
 from align.training.ranks.process_group import RestartError
 
+_SHARED = Path("/dev/shm")
+_WITHOUT = "num_loader_processes: 0 does without"
+
 #: Seconds after which a rank that waits for a batch asks whether it was told to end.
 _POLL_S = 0.2
 
@@ -143,10 +146,6 @@ class TrainLoader:
             self._reported.add(tar)
         if not known:
             say(f"quarantined; other samples replace those of this tar that cannot be read: {error}")
-
-
-_SHARED = Path("/dev/shm")
-_WITHOUT = "num_loader_processes: 0 does without"
 
 
 def shared_slots(num_rows: int, augmentation: Augmentation) -> list[list[Tensor]]:

@@ -24,6 +24,11 @@ from align.training.batches.order import MAX_REPLACEMENTS, BlockOrder, Mixture
 from align.training.batches.reading import SampleLocation, Span
 from align.training.batches.samples import SplitSamples
 
+#: Batches prepared ahead of the step that needs them.
+AHEAD = 2
+#: The smallest number of samples that a thread takes at a time.
+_CHUNK = 8
+
 #: Phrase dropout chooses among at most this many phrases; the paper's text tower reads 64 tokens.
 MAX_PHRASES = 32
 
@@ -66,13 +71,6 @@ def some_phrases(text: str, share: float, draws: NDArray[np.float64]) -> str:
         return text
     size = 1 + int(draws[1] * len(phrases))
     return ", ".join(phrases[index] for index in np.argsort(draws[2 : 2 + len(phrases)])[:size])
-
-
-#: Batches prepared ahead of the step that needs them.
-AHEAD = 2
-
-#: The smallest number of samples that a thread takes at a time.
-_CHUNK = 8
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from align.errors import DataError
-from align.evaluate.protocols.classification import classification_scores, per_class
-from align.evaluate.protocols.zero_shot import zero_shot
+from align.evaluate.protocols.zero_shot import classification_scores, per_class, zero_shot
 from tests.golden import clip_benchmark_figures
 
 DRAWS = {"num_resamples": 300, "seed": 0}

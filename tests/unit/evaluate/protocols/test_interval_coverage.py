@@ -9,10 +9,10 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 import pytest
 
-from align.evaluate.protocols.classification import classification_scores
 from align.evaluate.protocols.correlation import sampled_spearman, spearman
 from align.evaluate.protocols.recall import Direction
 from align.evaluate.protocols.retrieval import PositiveRanks, retrieval_scores
+from align.evaluate.protocols.zero_shot import classification_scores
 
 #: Draws of an experiment's interval.
 RESAMPLES = 300

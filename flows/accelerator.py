@@ -1,4 +1,4 @@
-"""The lock of the machine's accelerator: of all runs of a user, one trains at a time (`align.durable.locks`)."""
+"""The lock of the machine's accelerator: only one run of a user trains at a time (`align.durable.locks`)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from align.durable.locks import locked
 from align.errors import ServiceError
 from flows.dag import Stage
 
-#: Device files of the drivers of NVIDIA (one for each GPU) and AMD (one for all).
+#: Device files of the drivers of NVIDIA (one for each GPU) and AMD (one for all GPUs).
 DEVICES = ("nvidia[0-9]*", "kfd")
 #: With an empty value, or -1, each hides all GPUs from a process.
 HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 def has_accelerator(devices: Path = Path("/dev"), environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether stages that we start find a GPU, as far as it can be told without loading torch."""
+    """Whether stages that we start find a GPU, as far as we can tell without loading torch."""
     if any(environment.get(name, "all").strip() in ("", "-1") for name in HIDING):
         return False
     return any(any(devices.glob(pattern)) for pattern in DEVICES)
 
 
 def uses_accelerator(stage: Stage) -> bool:
-    """Whether a stage computes on a GPU where there is one."""
+    """Whether a stage computes on a GPU if there is one."""
     return stage.flow == "training" or stage.name == "index"
 
 
@@ -51,7 +51,7 @@ def _machine_folder() -> Path:
     """A folder of this user alone, the same for all checkouts on this machine.
 
     Raises:
-        ServiceError: the folder's name is taken by somebody else, who could make our runs wait for ever.
+        ServiceError: the folder belongs to somebody else, who could make our runs wait for ever.
     """
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         folder = Path(runtime) / "align"

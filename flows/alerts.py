@@ -6,8 +6,8 @@ Off unless ALIGN_ALERT_WEBHOOK holds an address. An alert is a POST of JSON; Sla
     {"schema_version": 1, "kind": "gate_failed", "text": "...", "run": "NAME", "page": "http://...", "host": "...",
      "checkout": "...", "time": "2026-11-27T08:00:00+00:00"}
 
-An alert never fails or delays what it is about: a webhook that cannot be reached is one line in the log. The address
-may be a secret, so that line names its host alone.
+An alert never fails or delays its run: a webhook that cannot be reached is one line in the log. The address may be a
+secret, so that line names only its host.
 
     python -m flows.alerts          sends a test, and says whether it arrived
 """
@@ -42,7 +42,7 @@ Kind = Literal["run_failed", "gate_failed", "health", "champion_stale", "test"]
 #: The stages that judge data.
 GATES = ("validate", "validate_shards")
 _HEALTH = re.compile(r"(pretrain|finetune): warning: step [\d,]+: ")
-#: A webhook that is down for a moment gets the alert; one that is down for long does not hold up the end of a run.
+#: A webhook that is down for a moment gets the alert; one that is down for long does not delay the end of a run.
 ATTEMPTS, TIMEOUT_S, PAUSE_S = 3, 5.0, 1.0
 MAX_CHARACTERS = 2000
 
@@ -60,7 +60,7 @@ def alert(
         page: the address of a page with more.
 
     Returns:
-        Whether it arrived; False where no webhook is set, too. Nothing is raised.
+        Whether it arrived; False if no webhook is set. Nothing is raised.
     """
     if not (address := os.environ.get(VARIABLE)):
         return False
@@ -81,13 +81,13 @@ def alert(
 
 
 def alert_soon(kind: Kind, text: str, log: Callable[[str], None], *, run: str | None = None) -> None:
-    """Likewise, from a thread: what prints the text does not wait. It is lost if the process ends at once."""
+    """Does the same from a thread, so that the caller does not wait. The alert is lost if the process ends at once."""
     if os.environ.get(VARIABLE):
         threading.Thread(target=alert, args=(kind, text, log), kwargs={"run": run}, daemon=True).start()
 
 
 def is_health_warning(line: str) -> bool:
-    """Whether a line of a stage is a warning of `align.training.health`, which each sign gives once."""
+    """Whether a line of a stage is a warning of `align.training.health`, which warns once per sign."""
     return _HEALTH.match(line) is not None
 
 

@@ -1,12 +1,12 @@
 """Approval as a flow: a person approves or rejects a promotion whose gates have passed, in a form of Prefect's UI.
 
 `flows.promote` starts it where `promote.approval` is on. It is a flow of its own since a suspended run is executed from
-its top again when it is resumed. While it waits it is no process but a row in Prefect's database, so it outlives
+its top again when it is resumed. While it waits it is not a process but a row in Prefect's database, so it outlives
 restarts of server and worker, and `flows.reconcile` has nothing to end.
 
-Prefect would end it after its time with "was paused and never resumed". So this flow has a time of its own: with the
-form it schedules a second run of the same deployment, which ends the first one by saying what happened. If that comes
-late, since no worker works, a late answer is refused all the same.
+After its time-out Prefect would end it with "was paused and never resumed". So this flow has a time-out of its own:
+with the form it schedules a second run of the same deployment, which ends the first one and says what happened. If the
+second run comes late because no worker works, a late answer is still refused.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from flows.this_run import end_record, in_progress
 #: Of prefect.yaml.
 DEPLOYMENT = "approve/local"
 _WAITING: list[StateType] = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
-#: The state that a click on "Resume" makes; a worker may begin later.
+#: The state that a click on "Resume" sets; a worker may begin later.
 _RESUMED = "Resuming"
 _WORDS = {"pattern": r"\S", **NO_LOGIN}
 
@@ -80,14 +80,14 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
 
     Args:
         judged: the promotion.
-        ends: by itself: the run of this flow to end, since its time is over. Leave it empty.
+        ends: for the flow's own use: the run of this flow that has to end, since its time is over. Leave it empty.
 
     Returns:
         What was done, in a sentence.
 
     Raises:
         NotApprovedError: nobody answered in time.
-        CommandError: candidate or champion are no longer those that were judged, or the gates no longer pass.
+        CommandError: candidate or champion have changed since they were judged, or the gates no longer pass.
     """
     with in_progress(Path.cwd()):
         if ends is not None:
@@ -116,7 +116,7 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
 
 
 def ask(decision: dict[str, Any], *, is_candidate: bool, hours: float) -> str:
-    """Starts the flow for a promotion whose gates have passed, unless it waits already; returns a sentence.
+    """Starts the flow for a promotion whose gates have passed, unless one already waits; returns a sentence.
 
     Raises:
         ServiceError: Prefect does not know the deployment.
@@ -158,7 +158,10 @@ def decision_page(decision: dict[str, Any]) -> str:
 
 
 def _arguments(judged: Judged, answer: Answer) -> tuple[str, ...]:
-    """Of `align promote`. With `=`, since an answer may begin with a dash; without what no argument may hold."""
+    """Arguments of `align promote`.
+
+    With `=`, since an answer may begin with a dash, and without characters that no argument may hold.
+    """
     who, why = visible(without_logins(answer.who))[:MAX_WHO], visible(without_logins(answer.why))[:MAX_WHY]
     if answer.decision == "reject":
         return (f"--version={judged.version}", f"--rejected-by={who}", f"--because={why}")
@@ -168,7 +171,7 @@ def _arguments(judged: Judged, answer: Answer) -> tuple[str, ...]:
 
 
 def _schedule_end(client: SyncPrefectClient, run: FlowRun, judged: Judged, until: datetime) -> UUID:
-    """The run that ends this one when its time is over; the same one each time that this one is executed."""
+    """The run that ends this one when its time is over; it is the same one each time that this one is executed."""
     return client.create_flow_run_from_deployment(
         _deployment(client),
         name=f"end of the time to approve version {judged.version}",

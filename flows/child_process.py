@@ -20,7 +20,7 @@ from flows.watch import Watch
 TAIL_LINES = 5
 #: An error quotes at most this many words of a command.
 SHOWN_WORDS = 4
-#: A line that begins so is no result.
+#: A line that begins like this is not a result.
 NOTE = "note: "
 _SIGNALS = {number.value: number.name for number in signal.Signals}
 
@@ -39,15 +39,15 @@ def run_supervised(
 ) -> list[str]:
     """Runs a command to its end and returns its output, stdout and stderr together, as lines without logins.
 
-    If this call is interrupted (a cancelled flow run, Ctrl-C), or `watch` says that it is to end, the command and its
-    descendants are ended first, with time to write a checkpoint, and then the interruption, or what the watch found, is
-    raised; see `flows.supervisor`.
+    If this call is interrupted (a cancelled flow run, Ctrl-C), or `watch` ends it, the command and its descendants are
+    ended first, with time to write a checkpoint. Then the interruption, or the watch's exception, is raised; see
+    `flows.supervisor`.
 
     Args:
         command: program and arguments.
         cwd: its working directory.
         env: its whole environment.
-        log: called with each line when it is printed. What it raises does not disturb the command.
+        log: called with each line when it is printed. An exception of it does not disturb the command.
         watch: may end the command.
 
     Raises:
@@ -93,7 +93,7 @@ def last_line(lines: Sequence[str]) -> str:
 
 
 def _pump(stream: TextIO, lines: list[str], log: Callable[[str], None]) -> None:
-    """Reads to the end, whatever becomes of the log: a pipe that nobody reads would stop or kill the command."""
+    """Reads to the end even if the log fails: a pipe that nobody reads would stop or kill the command."""
     failures: list[BaseException] = []
     with stream:
         for raw in stream:
@@ -113,6 +113,6 @@ def _reason(lines: Sequence[str], code: int) -> str:
         if line.startswith("align: error: "):
             return line.removeprefix("align: error: ")
     tail = " | ".join(lines[-1:] if "Traceback (most recent call last):" in lines else lines[-TAIL_LINES:])
-    if by := _SIGNALS.get(code - supervisor.SIGNALLED):  # its last lines are no reason
+    if by := _SIGNALS.get(code - supervisor.SIGNALLED):  # its last lines are not the reason
         return f"ended by {by}" + (f"; its last lines: {tail}" if tail else "")
     return tail or f"exit code {code}"

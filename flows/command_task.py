@@ -29,7 +29,7 @@ def run_command(verb: str, *arguments: str) -> str:
 
 @task(task_run_name="{verb}", cache_policy=NO_CACHE)
 def command(verb: str, arguments: tuple[str, ...], progress: Path | None = None) -> list[str]:
-    """Runs the command in a supervised child, which says in `progress` how far it is; returns its lines of output."""
+    """Runs the command in a supervised child, which writes to `progress`; returns its lines of output."""
     root = Path.cwd()
     env = child_environment(RunContext(root=root, checkout=root))
     env |= {"ALIGN_FLOW_RUN_ID": str(runtime.flow_run.root_flow_run_id)}

@@ -75,7 +75,7 @@ def downstream(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str
 def needed(stages: Sequence[Stage], flow: str) -> frozenset[str]:
     """The stages of sub-flow `flow` and what they read, directly or not; all stages if none is of that sub-flow.
 
-    So pre-training is not run for a model that was imported.
+    So a model that was imported needs no pre-training.
     """
     return reads_from(stages, {stage.name for stage in stages if stage.flow == flow}) or frozenset(
         stage.name for stage in stages
@@ -119,7 +119,7 @@ def _writes_code(entry: dict[str, Any]) -> bool:
 
 
 def _paths(values: Sequence[str], params: Params, root: Path) -> tuple[str, ...]:
-    """The paths with the values of params.yaml in them, as DVC knows them: `./a`, and an absolute path, is `a`."""
+    """The paths with the values of params.yaml in them, as DVC knows them: `./a` is `a`, as is its absolute path."""
 
     def value(match: re.Match[str]) -> str:
         node: Any = params.values

@@ -1,7 +1,7 @@
 """Evaluation as a flow: measures a model on the sets of a suite, apart from the pipeline, as a run in MLflow.
 
-The work is that of `align evaluate`, in a child process. Its report is made in a temporary folder: MLflow keeps it.
-Embeddings are kept in `store.features`, so a run after one that was stopped embeds only what is missing.
+The work is that of `align evaluate`, in a child process. Its report is made in a temporary folder, and MLflow keeps it.
+Embeddings are kept in `store.features`, so after a stopped run the next one embeds only what is missing.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def evaluate(
 
 
 def suite_file(asked: str, root: Path, params: Params, scratch: Path) -> Path:
-    """The file of a suite that a form names, once it is known to be one; of S3, a copy.
+    """The file of a suite that a form names, checked; for one in S3 a copy.
 
     Args:
         asked: a name of infra/suites, a path in the checkout, or s3://.
@@ -99,7 +99,7 @@ def suite_file(asked: str, root: Path, params: Params, scratch: Path) -> Path:
         scratch: a folder for the copy.
 
     Raises:
-        ConfigError: it is no suite; the message names the key that is wrong.
+        ConfigError: it is not a suite; the message names the key that is wrong.
         DataError: there is no such file.
         ServiceError: the store is unavailable.
     """
@@ -121,7 +121,7 @@ def suite_file(asked: str, root: Path, params: Params, scratch: Path) -> Path:
         raise DataError(f"suite {asked[:100]}: no such file in the checkout")
     try:
         read_suite(file)
-    except ConfigError as error:  # named as it was asked for
+    except ConfigError as error:  # under the name that was asked for
         raise ConfigError(str(error).replace(str(file), asked[:100])) from None
     return file
 
@@ -146,7 +146,7 @@ def summary(name: str, measured_what: str, metrics: Mapping[str, float], page: s
 
 
 def _measure(found: AskedModel, file: Path, scratch: Path, called: str, opened: MlflowRun) -> None:
-    """Runs `align evaluate`, whose lines are in the log, and how far it is on the run's page."""
+    """Runs `align evaluate`, with its lines in the log, and its progress on the run's page."""
     progress = scratch / "progress.json"
     with run_page(UUID(runtime.flow_run.id), called) as page:
         page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
@@ -161,7 +161,7 @@ def _measure(found: AskedModel, file: Path, scratch: Path, called: str, opened: 
 
 
 def _logged(root: Path, opened: MlflowRun, reports: Path, known: Mapping[str, object], called: str) -> dict[str, float]:
-    """Logs the report; where MLflow does not take it, it is kept in .align/failed, which the error says."""
+    """Logs the report; if MLflow does not take it, keeps it in .align/failed, and the error says so."""
     try:
         return log_evaluation(opened.tracker, opened.run_id, reports, known)
     except AlignError as error:
@@ -173,7 +173,7 @@ def _logged(root: Path, opened: MlflowRun, reports: Path, known: Mapping[str, ob
 
 
 def _known(params: Params, found: AskedModel, suite: str, file: Path) -> dict[str, object]:
-    """What the run in MLflow has from its first second on."""
+    """The parameters of the run in MLflow, known from its first second on."""
     get_run_logger().info("measuring %s, in %s", found.name, "its run" if found.parent else "a run of its own")
     named = {
         "model": visible(found.name), "model_digest": model_digest(found.folder),
@@ -188,5 +188,5 @@ def _made(folder: Path) -> Path:
 
 
 def _plain(text: str) -> str:
-    """A text of a form as code, in a table of markdown, too."""
+    """A form's text as code, which is safe in a table of markdown, too."""
     return f"`{visible(text).replace('`', chr(39)).replace('|', '/')}`"

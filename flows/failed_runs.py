@@ -20,7 +20,7 @@ from align.errors import AlignError
 from align.services.git import resolve
 from flows.run_context import STATE, RunContext, log_file
 
-#: So many failed runs are kept; older ones are removed.
+#: The number of failed runs that are kept; older ones are removed.
 NUM_KEPT = 5
 LOG, RUN = "log.txt", "run.json"
 MADE_BY = "align run"
@@ -42,7 +42,7 @@ def kept_if_it_fails(worktree: Path, folder: Path, log: Callable[[str], None], n
     try:
         yield
     except Exception as error:
-        from prefect import runtime  # a run has imported it long ago; `align plan` does without
+        from prefect import runtime  # a run has imported it anyway; `align plan` does not need it
 
         run = {"name": name, "state": "failed", "why": str(error), "flow_run": str(runtime.flow_run.id or "")}
         keep(worktree, folder, log, run)
@@ -71,7 +71,7 @@ def keep(worktree: Path, folder: Path, log: Callable[[str], None], run: dict[str
 
 
 def in_kept_folder(message: str, run: RunContext, reports: str) -> str:
-    """The message of a failed stage with its report named where it will be; as it is if the checkout stays.
+    """The message of a failed stage, naming its report where it will be; unchanged if the checkout stays.
 
     Args:
         message: may name paths in `reports`, and the command that accepts what failed.
@@ -96,7 +96,7 @@ def _keep(worktree: Path, folder: Path, run: dict[str, str]) -> None:
         shutil.copy(worktree / PARAMS_FILE, part / PARAMS_FILE)
         try:
             commit = resolve(worktree, "HEAD")
-        except AlignError:  # it was killed before git had finished, or this is no repository
+        except AlignError:  # it was killed before git had finished, or this is not a repository
             commit = ""
         write_text(part / RUN, to_json({"schema_version": 1, "commit": commit, **run}))
 

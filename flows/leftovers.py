@@ -1,8 +1,8 @@
 """Worktrees whose run was killed: what their stages reported is kept, the rest is removed.
 
 A run holds the lock .align/locks/KEY as long as its worktree .align/worktrees/KEY exists, and the kernel frees the lock
-when its process ends. So a worktree whose lock is free is a dead run's. What the run had started is told to stop then
-(`flows.supervisor`): a trainer saves its checkpoint through the worktree, and is waited for.
+when its process ends. So a worktree whose lock is free is a dead run's. Processes that the run had started are told to
+stop then (`flows.supervisor`): a trainer saves its checkpoint through the worktree, so we wait for it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from flows.run_context import STATE, log_file
 from flows.supervisor import GRACE_S
 from flows.worktree import remove
 
-#: Of a command of git that may meet another one.
+#: Tries of a git command that may meet another one.
 _NUM_ATTEMPTS = 5
-_WHY = "its process ended without a word"
+_WHY = "its process ended without recording its end"
 
 
 def clear(root: Path, path: Path, log: Callable[[str], None]) -> None:
@@ -37,7 +37,7 @@ def clear(root: Path, path: Path, log: Callable[[str], None]) -> None:
         LockedError: a process that the dead run started does not end.
     """
     _wait_until_left(path)
-    if (path / PARAMS_FILE).is_file() and log_file(path).is_file():  # else it had not begun, or its evidence is kept
+    if (path / PARAMS_FILE).is_file() and log_file(path).is_file():  # else it never began, or its evidence is kept
         record = _record_of(root, path)
         name = record.name if record else "killed"
         run = {"name": name, "state": "killed", "why": _WHY, "flow_run": record.flow_run if record else ""}
@@ -67,11 +67,11 @@ def sweep(root: Path, log: Callable[[str], None]) -> None:
 
 
 def _listed(root: Path) -> str:
-    """The worktrees that git knows. It fails at the moment in which another process makes or removes one."""
+    """The worktrees that git knows. git fails while another process makes or removes one."""
     for _ in range(_NUM_ATTEMPTS - 1):
         with suppress(DataError):
             return git(root, "worktree", "list", "--porcelain")
-    return git(root, "worktree", "list", "--porcelain")  # and says what is wrong
+    return git(root, "worktree", "list", "--porcelain")  # this one says what is wrong
 
 
 def _taken(root: Path) -> set[str]:

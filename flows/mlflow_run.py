@@ -1,4 +1,4 @@
-"""The MLflow run of a pipeline run: what it says from its first second on, and its end."""
+"""The MLflow run of a pipeline run: its values from its first second on, and its end."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class MlflowRun:
         return self.tracker.runs_page(self.experiment, self.server)
 
     def rename(self, name: str) -> None:
-        """Gives it the name of the branch, if that is another one after all."""
+        """Gives it the name of the branch, if that has become another one."""
         if name != self.name:  # another run took the branch's name meanwhile, or the result is an earlier run's
             self.tracker.rename_run(self.run_id, name)
 
@@ -94,7 +94,7 @@ def opened_run(
         experiment: of the run; with a tag PARENT it is in that of its parent.
         name: of the run.
         known: params that it has from its first second on.
-        tags: beside those that say who started what, and when.
+        tags: in addition to those that say who started what, and when.
     """
     tracker = Tracker(run.mlflow_tracking_uri)
     run_id = _continued(tracker, run, known)
@@ -119,9 +119,9 @@ def opened_run(
 
 
 def starting_params(params: Params) -> dict[str, Any]:
-    """`section.key` -> value, of what is known of a model before it is made.
+    """`section.key` -> value, as far as it is known before the model is made.
 
-    `align register` adds the rest: where fine-tuning begins with a model from elsewhere, its shape is in its folder.
+    `align register` adds the rest: if fine-tuning begins with a model from elsewhere, its folder has the shape.
     """
     values = changing_bytes(params.values)
     if params.section(PathsConfig).is_made_elsewhere(params.section(FinetuneConfig).start):
@@ -145,7 +145,7 @@ def _tags(run: RunContext) -> dict[str, str]:
 
 
 def _continued(tracker: Tracker, run: RunContext, known: Mapping[str, Any]) -> str | None:
-    """The run of an earlier attempt of this flow run, if it began with the same parameters; it runs again."""
+    """The run of an earlier attempt of this flow run, if it began with the same parameters; it continues."""
     condition = f"tags.`{FLOW_RUN}` = '{_flow_run()}' and attributes.status != 'FINISHED'"
     for earlier in tracker.runs(condition):
         if {key: param_text(value) for key, value in known.items()}.items() <= earlier.params.items():

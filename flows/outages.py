@@ -1,7 +1,7 @@
-"""What a run does while Prefect's server, or the worker that started it, is unavailable: its stages run on.
+"""Keeps a run and its stages going while Prefect's server, or the worker that started it, is unavailable.
 
-Prefect's clients repeat a request for a minute and then fail the run; its log then loses the lines of that minute. And
-a run writes to a pipe that ends with its worker: the next line that it prints would end it.
+Prefect's clients repeat a request for a minute and then fail the run; its log then loses the lines of that minute. A
+run also writes to a pipe that ends with its worker: the next line that it prints would end it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from prefect.settings import PREFECT_API_URL
 from align.display.console import say
 from flows.run_context import STATE
 
-#: A run waits so long for its server: over a night. Its stages' results are in DVC's cache meanwhile.
+#: How long a run waits for its server: over a night. Its stages' results are in DVC's cache meanwhile.
 PATIENCE_S = 24 * 3600.0
 RETRY_EVERY_S = 2.0
 #: Answers of a server that starts or ends, or of a proxy in front of one that does not run. The first may also be a
-#: defect of the server, so that repeating a request helps for a short while only.
+#: defect of the server, so repeating a request may only help for a short while.
 _NOT_NOW = {500: 60.0, 502: PATIENCE_S, 503: PATIENCE_S, 504: PATIENCE_S}
 
 _Answer = Coroutine[Any, Any, httpx.Response]
 
 
 class _Outage:
-    """The outage that this process sees, if any; told once when it begins and once when it ends."""
+    """The outage that this process sees, if any; logged once when it begins and once when it ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,7 +68,7 @@ _outage = _Outage()
 def wait_out_outages() -> None:
     """Makes all of Prefect's clients in this process wait for a server that does not answer, log lines included.
 
-    Not for the temporary server of a run that has none: it ends with the run, and nobody starts it again.
+    Not for the temporary server of a run that has no other: it ends with the run, and nobody starts it again.
     """
     if not PREFECT_API_URL.value() or hasattr(PrefectHttpxSyncClient.send, "__wrapped__"):
         return
@@ -78,7 +78,7 @@ def wait_out_outages() -> None:
 
 
 def end_without_waiting() -> None:
-    """For a run that is told to end: it waits for no server any more."""
+    """For a run that has to end: it no longer waits for a server."""
     _outage.ending.set()
 
 

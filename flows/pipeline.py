@@ -130,7 +130,7 @@ def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt:
         pools=pools(params, [stage.name for stage in dag]),
     )  # fmt: skip
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
-    log_file(run.root).write_bytes(b"")  # of this run alone
+    log_file(run.root).write_bytes(b"")  # of this run only
     states = read_states(run, dag)
     changed = states.status
     cached = {name: lock for name, lock in states.locks.items() if name in run.stages}

@@ -1,8 +1,8 @@
-"""What a run would do, and what it would need: the first artifact of every run, and `align plan` without one.
+"""What a run would do, and what it would need: the first artifact of every run, and what `align plan` prints.
 
 Nothing here is computed twice: states are DVC's (`flows.stage_states`), rows are those of the reports that the cache
-has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.pipeline.estimate`. What
-nobody has measured is said to be unknown.
+has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.pipeline.estimate`. It says
+"unknown" for what was never measured.
 """
 
 from __future__ import annotations
@@ -154,9 +154,9 @@ def make_plan(run: RunContext, name: str, selection: Selection, states: States) 
 
 
 def _needs(run: RunContext, params: Params) -> dict[str, dict[str, Any]]:
-    """What the training stages need; empty where that cannot be told.
+    """What the training stages need; empty if that cannot be told.
 
-    Another process asks torch which GPU there is, if any, and counts a shape of a model that is new here.
+    Another process asks torch for a GPU, and counts the shape of a model that is new here.
     """
     shapes = run.checkout / STATE / "shapes"
     if not has_accelerator():
@@ -213,7 +213,7 @@ def _training(stage: str, params: Params, metrics: dict[str, float], need: dict[
 
 
 def _time(runs: set[str], params: Params, speeds: dict[str, Speed]) -> str:
-    """Hours of the stages that run, as far as an earlier run of this checkout has measured them."""
+    """Hours of the stages that run, as far as earlier runs of this checkout have measured them."""
     if not runs:
         return "no stage runs"
     known = {stage: seconds for stage in runs if (seconds := _seconds(stage, params, speeds.get(stage))) is not None}

@@ -27,7 +27,7 @@ from align.errors import ServiceError, without_logins
 from align.pipeline.run_records import RunRecord
 
 _MESSAGE = "its process ended without a word"
-#: So many runs Prefect returns at once.
+#: The number of runs that Prefect returns at once.
 PAGE = 200
 _UNFINISHED: list[StateType] = [kind for kind in StateType if kind not in (
     StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED
@@ -35,10 +35,10 @@ _UNFINISHED: list[StateType] = [kind for kind in StateType if kind not in (
 
 
 def end_in_prefect(record: RunRecord, *, is_mine: bool) -> str | None:
-    """Gives a dead run a true end: Cancelled where that was asked for, else Crashed.
+    """Gives a dead run its true end: Cancelled if that was asked for, else Crashed.
 
-    Returns what was done, in words; None where another attempt of the run has begun elsewhere: then nothing is done.
-    A run that waits for its next attempt, or is in it, keeps its state; what the dead attempt left is ended.
+    Returns what was done, in words; None if another attempt of the run has begun elsewhere: then nothing is done. A run
+    that waits for its next attempt, or is in it, keeps its state; what the dead attempt left is ended.
 
     Args:
         record: of the dead attempt.
@@ -75,7 +75,7 @@ def end_all(client: SyncPrefectClient, run: FlowRun) -> str:
 
 def _end(client: SyncPrefectClient, record: RunRecord, is_mine: bool) -> str | None:
     run_id = UUID(record.flow_run)
-    # In this order: an attempt that began since counts one more, and what was found before is not its own.
+    # In this order: an attempt that began since counts one more, and what was found before does not belong to it.
     flows = _unfinished_flows(client, run_id)
     tasks = _unfinished_tasks(client, [run_id, *(flow.id for flow in flows)])
     try:
@@ -91,7 +91,7 @@ def _end(client: SyncPrefectClient, record: RunRecord, is_mine: bool) -> str | N
 def _set_end(
     client: SyncPrefectClient, run: FlowRun, flows: list[FlowRun], tasks: list[UUID], *, ends: bool = True
 ) -> str:
-    """`ends`: also the run itself, not only what is below it."""
+    """`ends`: whether to end the run itself, and not only what is below it."""
     end = _end_of(run).name
     for task in tasks:
         client.set_task_run_state(task, _end_of(run), force=True)
@@ -107,7 +107,7 @@ def _set_end(
 
 
 def _end_of(run: FlowRun) -> State[None]:
-    """Crashed, or Cancelled where that was asked for, even if nobody was left to obey."""
+    """Crashed, or Cancelled if that was asked for, even if nobody was left to obey."""
     is_cancelled = run.state_type in (StateType.CANCELLING, StateType.CANCELLED)
     return Cancelled(message=_MESSAGE) if is_cancelled else Crashed(message=_MESSAGE)
 

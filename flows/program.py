@@ -22,7 +22,8 @@ from align.services.tracking.database import require_whole
 def exit_code(run: Callable[[], str]) -> int:
     """Shows the flow's summary, or its error in one line. Returns 0, 1 after an AlignError, 130 after Ctrl-C
     or if it was suspended or cancelled in Prefect's UI."""
-    # Prefect passes SIGTERM on when the flow has ended. An exception, not a plain exit, ends its temporary server too.
+    # Prefect passes SIGTERM on when the flow has ended. An exception ends its temporary server, too; a plain exit does
+    # not.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         if not PREFECT_API_URL.value():
@@ -43,7 +44,7 @@ def exit_code(run: Callable[[], str]) -> int:
 
 
 def _guard_temporary_server() -> None:
-    """Lets Prefect start its temporary server behind the guard of `make up`; its own answers to any host name."""
+    """Starts Prefect's temporary server behind the guard of `make up`; without it, it answers to any host name."""
     from prefect.server.api.server import SubprocessASGIServer
 
     def start(server: SubprocessASGIServer) -> subprocess.Popen[Any]:

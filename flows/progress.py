@@ -1,10 +1,9 @@
-"""What people see on the page of a run: how far the running stage is, its last lines, the stages, and where to look.
+"""What people see on the page of a run: the progress of the running stage, its last lines, the stages, and links.
 
-Two artifacts of the parent flow run are updated in place, by a thread of their own: a server that is slow or cannot be
-reached slows no run and fails none. What a stage has to say it writes into a file (`align.display.console`); states and
-reports of the stages are asked of the server, which has them already. A run that is retried has its artifacts updated,
-too: the newer of Prefect's two UIs lists the artifacts of a run in no order, so a person could not tell the new from
-the old.
+A thread updates two artifacts of the parent flow run in place, so that a slow or unreachable server neither slows nor
+fails a run. A stage writes its progress into a file (`align.display.console`); the server already has the states and
+reports of the stages. The artifacts of a run that is retried are updated, too: the newer of Prefect's two UIs lists
+them in no order, so a person could not tell new from old.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ from flows.speeds import duration
 
 #: Seconds between two looks at a stage, and between two questions to the server.
 INTERVAL_S, ASK_INTERVAL_S = 2.0, 4.0
-#: The end of a run waits so long for the last update.
+#: How long the end of a run waits for the last update.
 CLOSE_S = 10.0
-#: What becomes a link.
+#: Addresses that become links.
 _ADDRESS = re.compile(r"https?://[^\s()<>\[\]]+")
 #: Characters of the bar on a run's page: the newer UI shows an artifact of type progress as a number alone.
 BAR = 20
@@ -47,7 +46,7 @@ _LOGGED_STATES = {"Completed": "ran", "Cached": "cached", "Pending": "waits", "R
 
 
 class Work(BaseModel):
-    """How far a stage is; `done` and `total` in units of its own, such as steps."""
+    """The progress of a stage; `done` and `total` are in units of its own, such as steps."""
 
     model_config = ConfigDict(frozen=True)
     line: str = ""
@@ -57,7 +56,7 @@ class Work(BaseModel):
 
     @property
     def percent(self) -> float | None:
-        """From 0 to 100; None where the end is not known."""
+        """From 0 to 100; None if the end is not known."""
         return None if self.done is None or not self.total else min(100.0, 100.0 * self.done / self.total)
 
     @property
@@ -69,7 +68,7 @@ class Work(BaseModel):
 
     @property
     def stage(self) -> str:
-        """The stage that it tells of, by the first word of its line."""
+        """The stage that it is about, by the first word of its line."""
         return self.line.partition(":")[0]
 
 
@@ -82,7 +81,7 @@ class Said(BaseModel):
 
 
 def read_said(file: Path) -> Said:
-    """The content of a progress file; empty where there is none yet, or it is none."""
+    """The content of a progress file; empty if there is none yet, or if it is damaged."""
     try:
         return Said.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
@@ -92,7 +91,7 @@ def read_said(file: Path) -> Said:
 def put_artifact(
     client: SyncPrefectClient, flow_run_id: UUID, key: str, kind: str, description: str, data: Any
 ) -> UUID:
-    """Shows an artifact of a flow run; one of that key, from an attempt before this one, is updated."""
+    """Shows an artifact of a flow run; updates one of the same key from an earlier attempt."""
     found = client.read_artifacts(
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id])),
         artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])),
@@ -118,7 +117,7 @@ class RunPage:
 
     Attributes:
         links: words -> address or text, shown in this order.
-        finished: the run has come to its end; otherwise its page keeps how far it was, and its last lines.
+        finished: the run has come to its end; otherwise its page keeps its progress and its last lines.
     """
 
     def __init__(self, flow_run_id: UUID, name: str) -> None:
@@ -141,7 +140,7 @@ class RunPage:
         self._thread = threading.Thread(target=self._work, daemon=True, name="run page")
 
     def watch(self, file: Path, stages: Sequence[Stage]) -> None:
-        """Begins to show these stages, or a command that is none, which say in `file` how far they are."""
+        """Begins to show these stages, or another command, which write their progress into `file`."""
         self._stages, self._file = stages, file
         self._file.unlink(missing_ok=True)  # of an earlier run in this checkout
         self._thread.start()
@@ -160,7 +159,7 @@ class RunPage:
         self._connection.close()
 
     def _update(self, *, ended: bool = False) -> None:
-        """Shows what has changed. Whatever the server does, the run is not disturbed."""
+        """Shows what has changed. A failing server never disturbs the run."""
         assert self._file is not None
         if self._given_up:
             return
@@ -188,7 +187,7 @@ class RunPage:
                 self._connection.close()
 
     def _ask(self, client: SyncPrefectClient) -> None:
-        """The states of the stages and their reports, of the sub-flows of this run; of several attempts, the newest."""
+        """Reads states and reports of the stages from the sub-flows of this run; of several attempts, the newest."""
         below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[self._id]))
         oldest_first = TaskRunSort.EXPECTED_START_TIME_ASC
         for run in client.read_task_runs(flow_run_filter=below, sort=oldest_first):
@@ -225,7 +224,7 @@ def run_page(flow_run_id: UUID, name: str) -> Iterator[RunPage]:
 
 
 def at_stage(work: Work, running: str, stages: Sequence[Stage]) -> Work:
-    """The work, told as that of the running stage; what an earlier stage has left says nothing of it.
+    """The progress of the running stage; what an earlier stage has left says nothing about it.
 
     Args:
         work: as it was written last.
@@ -245,7 +244,7 @@ def describe(work: Work) -> str:
 
 
 def bar(work: Work) -> str:
-    """How far the work is, in words and as a bar of characters; empty where nothing is known."""
+    """The progress in words and as a bar of characters; empty if nothing is known."""
     if work.percent is None:
         return work.line
     full = int(BAR * work.percent / 100)
@@ -268,10 +267,10 @@ def page_markdown(
         reports: stage -> artifact with its report.
         lines: what the running stage printed last.
         links: words -> address or text.
-        progress: how far the running stage is, see `bar`.
+        progress: of the running stage, see `bar`.
     """
-    # An address in words of its own is wider than its column. That of a report is relative, since each of Prefect's two
-    # UIs has addresses of its own.
+    # An address that is written out is wider than its column. The address of a report is relative, since each of
+    # Prefect's two UIs has addresses of its own.
     parts = [f"* {plain_markdown(progress)}"] if progress else []
     for words, where in links.items():
         parts.append(f"* [{words}]({where})" if _ADDRESS.fullmatch(where) else f"* {words}: {plain_markdown(where)}")

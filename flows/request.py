@@ -32,7 +32,7 @@ from flows.remote.order import pools
 from flows.selection import select
 
 _LOGIN = {"type": "string", "pattern": LOGIN}
-#: For JSON Schema: no address with a login in it. Prefect's server refuses such a value before it records it.
+#: For JSON Schema: no address with a login. Prefect's server refuses such a value before it records it.
 NO_LOGIN: dict[str, Any] = {"not": {"anyOf": [_LOGIN, {"type": "array", "contains": _LOGIN}]}}
 
 #: Fields of the form that stand for one parameter each: what people change most.
@@ -43,7 +43,7 @@ SHORTCUTS = {
     "learning_rate": "pretrain.learning_rate",
     "source": "paths.archive",
 }
-#: What the check of a request reads of a revision.
+#: The files of a revision that the check of a request reads.
 _READ = (PARAMS_FILE, DVC_FILE, PROFILES.as_posix())
 #: Parts of the pipeline that can be run alone.
 Part = Literal["all", "data", "training", "evaluation"]
@@ -51,7 +51,7 @@ Part = Literal["all", "data", "training", "evaluation"]
 
 @cache
 def _parameters() -> dict[str, dict[str, Any]]:
-    """The schema of every parameter; none where params.yaml cannot be read, which each run then says itself."""
+    """The schema of every parameter; none if params.yaml cannot be read, which each run then reports itself."""
     try:
         return parameter_schemas(installed(PARAMS_FILE))
     except (OSError, UnicodeDecodeError, YAMLError):
@@ -84,14 +84,14 @@ class _Shown:
 
 
 def _patterns(schema: dict[str, Any]) -> None:
-    """All parameters by patterns: had they properties, the form would show two hundred fields."""
+    """All parameters as patterns: as properties, the form would show two hundred fields."""
     named = {f"^{re.escape(key)}$": found for key, found in _parameters().items()}
     schema |= {"patternProperties": named | {"": NO_LOGIN}, "position": 20}
     schema.pop("additionalProperties", None)
 
 
 class Request(BaseModel):
-    """What to run; an empty field is left as it is."""
+    """What to run; an empty field changes nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str | None = Field(
@@ -164,21 +164,21 @@ class Request(BaseModel):
 
     @property
     def in_place(self) -> bool:
-        """Whether `align run` works in the checkout itself: nothing differs from what is there."""
+        """Whether `align run` works in the checkout itself: the request changes nothing there."""
         return not (self.ref or self.overrides or self.snapshot_dirty)
 
     def changes(self) -> dict[str, Any]:
-        """What the fields and `overrides` change: `section.key` -> value. A key given twice is that of `overrides`."""
+        """What the fields and `overrides` change: `section.key` -> value. If both have a key, `overrides` counts."""
         fields = {key: getattr(self, name) for name, key in SHORTCUTS.items()}
         return {key: value for key, value in fields.items() if value is not None} | self.overrides
 
 
 def settled(root: Path, request: Request) -> Request:
-    """The request with every value that it changes in `overrides`, once all of them are known to be right.
+    """The request with every value that it changes in `overrides`, after all of them are checked.
 
-    The values are checked whole against the params.yaml and the profiles of the revision, before anything is made.
-    Equal values are written equally, so that equal requests are one run: 1 is 1.0 where the section wants a float. Not
-    for a revision with other sections than those here, whose types nobody knows.
+    The values are checked together with the params.yaml and the profiles of the revision, before anything is made.
+    Equal values are written equally, so that equal requests are one run: 1 is 1.0 where the section wants a float. A
+    revision with other sections than those here is left out, since nobody knows their types.
 
     Raises:
         ConfigError: the message names section and key; or there is no such profile or stage.
@@ -209,7 +209,7 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Requ
     where = Path(PARAMS_FILE if folder == root else f"{request.ref}:{PARAMS_FILE}")
     profile = profile_overrides(request.profile, folder)
     if odd := [key for key in request.changes() if "=" in key]:
-        raise ConfigError(f"overrides: '{odd[0]}' is no name of a parameter; expected section.key")
+        raise ConfigError(f"overrides: '{odd[0]}' is not the name of a parameter; expected section.key")
     typed = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in request.changes().items()]
     try:
         params = replace(load_params(folder / PARAMS_FILE, [*profile, *typed]), source=where)
@@ -238,14 +238,14 @@ def _typed(params: Params, key: str, value: Any) -> Any:
     section, *rest = key.split(".")
     found: Any = params.section(SECTIONS[section]).model_dump(by_alias=True)
     for part in rest:
-        if not isinstance(found, dict) or part not in found:  # the section makes something else of it
+        if not isinstance(found, dict) or part not in found:  # the section turns it into something else
             return value
         found = found[part]
     return _as(value, found)
 
 
 def _as(value: Any, typed: Any) -> Any:
-    """`value` with the numbers of `typed`, which a section made of it, where they are equal."""
+    """`value` with the numbers of `typed`, which a section made of it, wherever they are equal."""
     if isinstance(value, dict) and isinstance(typed, dict):
         return {key: _as(item, typed.get(key)) for key, item in value.items()}
     if isinstance(value, list) and isinstance(typed, list | tuple) and len(value) == len(typed):

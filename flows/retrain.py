@@ -40,8 +40,8 @@ REVISION = "align.git_revision"
 def retrain(name: str = "retrain") -> str:
     """Runs the pipeline if the source has changed by `retrain.min_change` since the champion's data.
 
-    A list of `align pin` is made again first, and the run's branch has the list that it read. What is in the checkout
-    stays as it is.
+    A list of `align pin` is made again first, and the run's branch has the list that it read. The checkout stays as it
+    is.
 
     Args:
         name: of the run; the result becomes branch run/NAME.
@@ -62,7 +62,7 @@ def retrain(name: str = "retrain") -> str:
         if not enough:
             return f"{text}; not run again"
         get_run_logger().info("%s; running the pipeline", text)
-        # HEAD by name: the run works in a worktree of its own, also when it is not a deployed one
+        # HEAD by name: the run works in a worktree of its own, even if it is not a deployed one
         return pipeline(Request(name=name, ref=_with_pins(root, change) or "HEAD"))
 
 
@@ -86,7 +86,7 @@ def look_at_source(root: Path) -> tuple[SourceChange, bool]:
 
 
 def age_warning(champion: Version, days: float | None, now: datetime) -> str | None:
-    """A line if the champion was promoted more than `days` ago; None if not, or if nothing says when."""
+    """A line if the champion was promoted more than `days` ago; None if not, or if the time is unknown."""
     try:
         promoted = datetime.fromisoformat(champion.tags.get(PROMOTED, ""))
     except ValueError:
@@ -106,7 +106,7 @@ def _champion(root: Path, params: Params) -> Version:
 
 
 def _with_pins(root: Path, change: SourceChange) -> str | None:
-    """A commit on top of HEAD with the list of files as they are now; None if the checkout has that list."""
+    """A commit on top of HEAD with the list of files as they are now; None if the checkout already has that list."""
     if change.pins is None:
         return None
     archive = str(load_params(root / "params.yaml").values["paths"]["archive"])

@@ -1,8 +1,8 @@
 """Records a run in git as a branch of its own: the code, the parameters and dvc.lock, in one commit on top of HEAD.
 
-The branch is run/<name>; if that exists with another result, run/<name>-2, -3, ... A branch that exists is never moved,
-so what MLflow's tags name stays in a branch. Works on git's objects and refs only: HEAD, the index and the files of the
-user's checkout stay as they are.
+The branch is run/<name>; if that exists with another result, run/<name>-2, -3, ... An existing branch is never moved,
+so the commits that MLflow's tags name stay in a branch. Works on git's objects and refs only: HEAD, the index and the
+files of the user's checkout stay as they are.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from align.config.params import PARAMS_FILE
 from align.errors import ConfigError, DataError
 from align.services.git import LOCK_FILE, commit_files, git
 
-#: New files here are part of a run, even if git does not track them yet; `*.dvc` is what `dvc add` writes.
+#: New files of these names are part of a run, even if git does not track them yet; `dvc add` writes `*.dvc`.
 NEW = ("align", "flows", "data/policy", LOCK_FILE, "*.dvc")
-#: A file's name has 255 bytes at most; git adds `.lock`, a repeated run its number.
+#: A file's name has at most 255 bytes; git adds `.lock`, and a repeated run its number.
 MAX_NAME_BYTES = 200
-#: So often another run may take the name before us.
+#: How often another run may take the name before us.
 _TRIES = 100
-#: What `record` appends. A longer number is a person's: a date.
+#: The number that `record` appends. A longer number comes from a person: it is a date.
 _SUFFIX = r"(?:-([2-9]|[1-9]\d{1,3}))?"
 
 
@@ -67,14 +67,14 @@ def check_name(root: Path, name: str) -> None:
 
 
 def valid_name(text: str) -> str:
-    """A name that `check_name` accepts, as like the text as possible: for what a person typed in Prefect's field."""
+    """The most similar name that `check_name` accepts, for a text that a person typed in Prefect's field."""
     name = re.sub(r"[^\w.]+", "-", text.encode("utf-8", "replace").decode())
     name = re.sub(r"\.{2,}", ".", name).encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore").strip("-.")
     return re.sub(r"\.lock$", "-lock", name) or "run"
 
 
 def next_name(root: Path, name: str) -> str:
-    """The name that a run's branch gets unless its result is an earlier run's."""
+    """The name that a run's branch gets, unless an earlier run has the same result."""
     return _numbered(name, max(_branches(root, name), default=0) + 1)
 
 
@@ -89,7 +89,8 @@ def snapshot(root: Path, message: str) -> str:
 def record(root: Path, name: str, message: str) -> Recorded:
     """Makes a branch of a snapshot of the checkout, unless a run of this name had the same result.
 
-    The same result is the same files on the same commit, or on that run itself. Several runs may do this at once.
+    The same result means the same files on the same commit, or on that run itself. Several runs may do this at the same
+    time.
     """
     commit = snapshot(root, message)
     for tries_left in reversed(range(_TRIES)):

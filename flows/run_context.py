@@ -25,10 +25,10 @@ class RunContext(BaseModel):
         root: the checkout that they work in.
         checkout: the user's, where the flow runs; the same, or the one that `root` is a worktree of.
         name: of the run.
-        profile: of infra/profiles, which its parameters start from; `demo`: params.yaml as it is.
+        profile: of infra/profiles, from which its parameters start; `demo`: params.yaml as it is.
         stages: names of all stages of the run.
         stale: names of the stages that may have to run; the others are known to be cached.
-        pools: stage -> the work pool whose workers run it, of those that do not run here (`flows.remote`).
+        pools: stage -> the work pool whose workers run it, for stages that do not run here (`flows.remote`).
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
         attempt: of the flow run, see `align.pipeline.run_records`.
@@ -64,7 +64,7 @@ def log_file(root: Path) -> Path:
 
 
 def progress_file(root: Path) -> Path:
-    """Where a stage that runs in `root` says how far it is."""
+    """Where a stage that runs in `root` writes its progress."""
     return root / STATE / "progress.json"
 
 
@@ -74,7 +74,7 @@ def child_environment(run: RunContext) -> dict[str, str]:
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(run.root), env.get("PYTHONPATH", "")]))
     env["PYTHONUNBUFFERED"] = "1"
     env[PROGRESS_VARIABLE] = str(progress_file(run.root))
-    env["ALIGN_ROOT"] = str(run.checkout)  # beside whose database MLflow's files lie
+    env["ALIGN_ROOT"] = str(run.checkout)  # MLflow's files lie beside its database
     env["MLFLOW_TRACKING_URI"] = run.mlflow_tracking_uri
     if run.attempt:
         env["ALIGN_ATTEMPT"] = run.attempt

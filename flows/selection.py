@@ -1,4 +1,4 @@
-"""Which stages a run is asked for: all that the release needs, a part of them, or those between two stages."""
+"""The stages that a run is asked for: all that the release needs, a part of them, or those between two stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from align.errors import ConfigError, DataError
 from flows.dag import Stage, downstream, needed, reads_from
 
-#: The stage that is a part of its own; the others of its sub-flow make the model.
+#: The stage that is a part by itself; the others of its sub-flow make the model.
 EVALUATE = "evaluate"
 
 
@@ -42,7 +42,7 @@ def select(stages: Sequence[Stage], only: str = "all", first: str | None = None,
         last: up to this stage; None: to the end.
 
     Raises:
-        ConfigError: a name is none of a stage, or the request names no stage that the release needs.
+        ConfigError: a name is not that of a stage, or the request names no stage that the release needs.
     """
     known = [stage.name for stage in stages]
     for name in (first, last):

@@ -1,8 +1,8 @@
-"""How much the source has changed since a model's data was made from it: a cheap look that downloads nothing.
+"""Measures how much the source has changed since a model's data was made from it, without downloading anything.
 
-Two sizes are compared: what `dvc.lock` of the model's commit says of `paths.archive`, and what is there now. Of a
-pinned list (`align pin`) each file's stamp is compared. Of other files and folders only their number and bytes are: a
-file that was replaced by one of the same size is not seen here, but by `dvc repro`, which reads it.
+Two sizes are compared: what `dvc.lock` of the model's commit says of `paths.archive`, and what is there now. For a
+pinned list (`align pin`) each file's stamp is compared. For other files and folders only their number and bytes are:
+`dvc repro`, which reads a file, sees that it was replaced by one of the same size; this does not.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class SourceChange:
     """What became of the source.
 
     Attributes:
-        share: of its bytes (of a pinned list: in files that are new, gone or different; else by the totals, or of the
-            number of files if that is more), 0 to 1.
+        share: of its bytes, 0 to 1: for a pinned list those in files that are new, gone or different; else by the
+            totals, or by the number of files if that share is larger.
         text: one line for people.
         pins: the list of files as they are now, if `paths.archive` is such a list and it differs.
     """
@@ -52,7 +52,7 @@ def look(root: Path, revision: str, log: Callable[[str], None]) -> SourceChange:
         log: for what `align pin` prints.
 
     Raises:
-        ConfigError: the source is an address, of which DVC records nothing.
+        ConfigError: the source is an address, and DVC records nothing about it.
         DataError: the commit, its dvc.lock or the source is missing.
         CommandError: the files of the list cannot be looked up.
     """
@@ -62,7 +62,7 @@ def look(root: Path, revision: str, log: Callable[[str], None]) -> SourceChange:
         return SourceChange(1.0, f"the source is another one: {now}, not {then}")
     if "://" in now:
         raise ConfigError(
-            f"paths.archive = {now} is an address, of which nothing is recorded: "
+            f"paths.archive = {now} is an address, and nothing is recorded about it: "
             "list its files with `align pin`, and name the list"
         )
     path = root / now
@@ -101,7 +101,7 @@ def _of_pins(root: Path, location: str, source: str, old: str, log: Callable[[st
         f"of {len(then):,} files, {len(then.keys() - now.keys()):,} are gone and "
         f"{len(moved & then.keys() & now.keys()):,} are different; {len(now.keys() - then.keys()):,} are new"
     )
-    # what is on disk may be older than the champion's or newer: the run takes what is there now
+    # the list on disk may be older or newer than the champion's: the run takes the files as they are now
     differs = _stamps(path.read_text("utf-8"), location) != now
     return SourceChange(min(1.0, changed / total), text, new if differs else None)
 
@@ -112,7 +112,7 @@ def _stamps(text: str, location: str) -> dict[str, str]:
 
 
 def _bytes(stamp: str | None) -> int:
-    """The size that a stamp begins with; 0 where a server tells none."""
+    """The size that a stamp begins with; 0 if a server does not tell it."""
     first = (stamp or "").partition(" ")[0]
     return int(first) if first.isdecimal() else 0
 

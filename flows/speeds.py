@@ -1,4 +1,4 @@
-"""How fast stages were, the last time each of them ran for this checkout: `.align/speeds/STAGE.json`.
+"""How fast each stage was the last time that it ran for this checkout: `.align/speeds/STAGE.json`.
 
 A worktree and its `runtime/` are removed at the end of a run, so what was measured there is kept here.
 """
@@ -39,7 +39,7 @@ class Speed(BaseModel):
 
 
 def keep_speeds(run: RunContext, stages: Iterable[str], since: float) -> None:
-    """Keeps what the stages of a run have measured after the time `since`; a failure here is none of the run."""
+    """Keeps what the stages of a run have measured after the time `since`; a failure here does not fail the run."""
     with suppress(OSError, AlignError, KeyError, ValueError):
         values = load_params(run.root / PARAMS_FILE).values
         folder = run.root / below_root(values["paths"])["runtime"]
@@ -59,7 +59,7 @@ def keep_speeds(run: RunContext, stages: Iterable[str], since: float) -> None:
 
 
 def read_speeds(checkout: Path) -> dict[str, Speed]:
-    """Stage -> what was measured the last time; a file that is damaged counts as none."""
+    """Stage -> what was measured the last time; a damaged file counts as missing."""
     speeds = {}
     for file in sorted((checkout / _FOLDER).glob("*.json")):
         with suppress(OSError, ValidationError):

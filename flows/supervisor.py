@@ -1,4 +1,4 @@
-"""A program that runs a command, and ends it with all its descendants when told to or when its own parent dies.
+"""A program that runs a command, and ends it with all its descendants when it is told to or when its own parent dies.
 
     python supervisor.py COMMAND [ARGUMENT...]
 
@@ -9,7 +9,7 @@ SIGTERM at once and leaves the trainer running, and torch's launcher gives each 
 used instead of a parent-death signal, which reaches one process only, and follows the thread that forked instead of the
 process.
 
-A command that is killed leaves its descendants to this program, which stops them likewise.
+A command that is killed leaves its descendants to this program, which stops them in the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import psutil
 #: An option of Linux's prctl.
 PR_SET_CHILD_SUBREAPER = 36
 
-#: Added to the number of the signal that ended the command: the exit code then, as a shell has it.
+#: If a signal ended the command, the exit code is this plus the signal's number, as in a shell.
 SIGNALLED = 128
 #: Less than the 30 s after which Prefect sends SIGKILL to a cancelled flow run.
 GRACE_S = 25.0
@@ -63,7 +63,7 @@ def main(command: Sequence[str]) -> int:
 
 
 def _adopt_orphans() -> None:
-    """Makes this process, not the machine's first one, the parent of a descendant whose parent dies."""
+    """Makes this process, instead of the machine's first one, the parent of a descendant whose parent dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -73,7 +73,7 @@ def end_family(pid: int, grace_s: float) -> None:
     family = psutil.Process().children(recursive=True)
     try:
         os.killpg(pid, signal.SIGTERM)
-    except ProcessLookupError:  # those that are left have groups of their own
+    except ProcessLookupError:  # the remaining ones have groups of their own
         for process in filter(_lives, family):
             process.terminate()
     deadline = time.monotonic() + grace_s

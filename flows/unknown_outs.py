@@ -1,8 +1,8 @@
-"""Which outs of the user's checkout hold what DVC could not give back.
+"""Finds outs of the user's checkout whose content DVC could not give back.
 
-DVC removes a stage's outs before it runs the stage. What is in its cache can be had again, and so can what dvc.lock
-records. The rest would be lost: pictures that were fetched with other values, a model that was put there by hand. DVC
-has no command that tells the difference.
+DVC removes a stage's outs before it runs the stage. DVC can give back what is in its cache, and what dvc.lock records.
+The rest would be lost: pictures that were fetched with other values, a model that was put there by hand. DVC has no
+command that tells the difference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from align.services.dvc.run_cache import is_known
 from flows.dag import Stage
 from flows.run_context import RunContext
 
-#: Section `paths`: what takes long to make, or may be put there by hand. The rest is made again in minutes.
+#: Keys of section `paths`: outs that take long to make, or may be put there by hand. The rest is made again in minutes.
 PRECIOUS = ("raw", "tokenizer", "pretrained", "finetuned")
 
 
@@ -52,7 +52,7 @@ def require_known(stages: Sequence[Stage], run: RunContext, status: Mapping[str,
 
 
 def _changed(changes: Collection[Any]) -> set[str]:
-    """The outs that a stage's entry in `dvc status --json` names as changed; a deleted one is not there to be lost."""
+    """The outs that a stage's entry in `dvc status --json` names as changed; a deleted one cannot be lost."""
     return {
         out
         for change in changes

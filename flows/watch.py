@@ -1,4 +1,4 @@
-"""Asks again and again, in a thread of its own, whether what runs here is to end, and ends it."""
+"""A thread that asks regularly whether the work here has to end, and ends it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ ASK_EVERY_S = 3.0
 
 
 class Watch:
-    """While this context is open, `ask` is asked; once it answers, what runs in `ending` is ended.
+    """While this context is open, it calls `ask`; once `ask` answers, the work in `ending` is ended.
 
-    A question may fail, or wait as long as the server that it goes to is unavailable: the next one counts.
+    A question may fail, or wait while its server is unavailable: then the next one counts.
 
     Args:
         ask: returns None, or the exception to raise once the work has ended.
@@ -44,7 +44,7 @@ class Watch:
 
     @contextmanager
     def ending(self, end: Callable[[], object]) -> Iterator[None]:
-        """Calls `end`, from another thread, once the work in this block is to end."""
+        """Calls `end`, from another thread, as soon as the work in this block has to end."""
         with self._lock:
             self._end = end
             too_late = self._found is not None

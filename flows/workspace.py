@@ -49,7 +49,7 @@ def in_worktree(
     """A worktree at the requested revision with the requested parameters.
 
     A second run with equal files and parameters waits for the first, and then takes every stage from DVC's cache. The
-    worktree is removed at the end; of a failed run, reports and log are kept (`flows.failed_runs`).
+    worktree is removed at the end; reports and log of a failed run are kept (`flows.failed_runs`).
 
     Args:
         root: the checkout.

@@ -30,7 +30,7 @@ def worktree(
         commit: what to check out.
         path: the new folder; the caller holds a lock for it, and has cleared it.
         overrides: `section.key` -> value, written into its params.yaml.
-        inputs: whether inputs that the checkout has, and git does not, belong to it.
+        inputs: whether the worktree gets inputs that the checkout has and git does not.
 
     Raises:
         ConfigError: an override names an unknown parameter, or a path to write to is outside the new folder.
@@ -66,9 +66,9 @@ def _share(root: Path, path: Path) -> None:
 
 
 def _link_inputs(root: Path, path: Path) -> None:
-    """Links inputs that are in the checkout only, such as pairs in mydata/; DVC reads, and records, what they hold.
+    """Links inputs that are only in the checkout, such as pairs in mydata/; DVC reads and records their content.
 
-    Not what git tracks, which the worktree has as of its commit, and no stage's out.
+    It links neither files that git tracks, which the worktree has from its commit, nor outs of stages.
     """
     values = load_params(path / "params.yaml").values
     outs = {PurePath(out) for written in declared_outs(path).values() for out in written}
@@ -86,7 +86,7 @@ def _link_inputs(root: Path, path: Path) -> None:
 
 
 def remove(root: Path, path: Path) -> None:
-    """Removes a run's worktree, and what git knows of it; also one that a killed `git worktree add` left half made."""
+    """Removes a run's worktree, and git's record of it, even one that a killed `git worktree add` left half made."""
     shutil.rmtree(path, ignore_errors=True)
-    with suppress(DataError):  # git knows no such worktree. Forced twice: a half made one is locked
+    with suppress(DataError):  # git knows no such worktree. Forced twice, since a half made one is locked
         git(root, "worktree", "remove", "--force", "--force", str(path))

@@ -1,4 +1,4 @@
-"""What is known to be wrong, or missing, before a run sends a stage to another machine."""
+"""Finds what is wrong or missing before a run sends a stage to another machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def problems(run: RunContext, stages: Sequence[Stage]) -> tuple[list[str], list[
 
     Args:
         run: its `pools` say which stages run elsewhere.
-        stages: that have to run, of all.
+        stages: those that have to run.
     """
     sent = [stage for stage in stages if stage.name in run.pools]
     if not sent:
@@ -63,7 +63,7 @@ def _idle(client: SyncPrefectClient, pool: str) -> Iterator[str]:
 
 
 def _git(run: RunContext) -> Iterator[str]:
-    """Whether a ref can be pushed and removed: a dry run asks no hook of the server."""
+    """Checks that a ref can be pushed and removed: a dry run does not ask the server's hooks."""
     ref = f"{REFS}/check-{uuid4().hex}"
     try:
         network_git(run.root, "push", "--quiet", ORIGIN, f"HEAD:{ref}")

@@ -40,5 +40,5 @@ def exchange(
 
 
 def _say(line: str, log: Callable[[str], None]) -> None:
-    if not line.startswith(("{", "Stage '")):  # the answer; and that a stage is cached, which `dvc repro` says again
+    if not line.startswith(("{", "Stage '")):  # the answer; and that a stage is cached, which `dvc repro` repeats
         log(line)

@@ -18,9 +18,9 @@ ORIGIN = "origin"
 #: Where commits are on it while a stage runs elsewhere.
 REFS = "refs/align/stages"
 #: Labels of the worker's flow run: a number that grows while it lives, what the stage says (`flows.progress.Said`), and
-#: what it measured of itself (`runtime/`), which is no out. By the head: this flow run counts no longer.
+#: what it measured of itself (`runtime/`), which is not an out. The head sets one, too: this flow run no longer counts.
 HEARD, SAID, RUNTIME, GIVEN_UP = "align.heard", "align.said", "align.runtime", "align.given_up"
-#: Longer texts of a label are not taken.
+#: The longest text that a label takes.
 MAX_LABEL_BYTES = 1 << 16
 
 
@@ -31,7 +31,7 @@ class Order(BaseModel):
         stage: its name.
         run: the name of the run.
         commit: a snapshot of the head's checkout, with dvc.lock; `ref` has it on the git remote.
-        remote: the address of DVC's remote, which has to be the worker's, too.
+        remote: the address of DVC's remote, which must be that of the worker, too.
         reads: path -> hash of what the stage reads, which has to be the same there.
         mlflow_run_id: the run that training logs into while it works.
     """
@@ -51,10 +51,10 @@ class Order(BaseModel):
 
 
 def pools(params: Params, stages: Iterable[str]) -> dict[str, str]:
-    """Stage -> the work pool that runs it, of those that do not run on this machine.
+    """Stage -> the work pool that runs it, for stages that do not run on this machine.
 
     Args:
-        params: of the run; those of an older revision may know no pools.
+        params: of the run; those of an older revision may have no pools.
         stages: names of all stages.
 
     Raises:

@@ -18,7 +18,7 @@ from flows.run_context import STATE
 
 @contextmanager
 def pushed(root: Path, checkout: Path, order: Order, log: Callable[[str], None]) -> Iterator[None]:
-    """Has the order's commit on the git remote. What killed runs of this checkout left there is removed, too.
+    """Keeps the order's commit on the git remote in this context. Removes what killed runs of this checkout left there.
 
     Args:
         root: where the run works.
@@ -33,7 +33,7 @@ def pushed(root: Path, checkout: Path, order: Order, log: Callable[[str], None])
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         with tried(file) as free:
-            if free:  # else its run is alive
+            if free:  # otherwise its run is alive
                 _remove(root, file, log)
     with locked(folder / order.commit, f"run '{order.run}'", log):
         network_git(root, "push", "--quiet", ORIGIN, f"{order.commit}:{order.ref}")
@@ -54,20 +54,20 @@ def _remove(root: Path, file: Path, log: Callable[[str], None]) -> None:
 
 @contextmanager
 def fetched(root: Path, order: Order) -> Iterator[None]:
-    """Has the order's commit in the worker's repository, under a ref of this process alone.
+    """Keeps the order's commit in the worker's repository in this context, under a ref of this process.
 
     Raises:
         DataError: the git remote cannot be reached, or does not have it.
     """
     for ref in git(root, "for-each-ref", "--format=%(refname)", REFS).splitlines():
         process = ref.rpartition("-")[2]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):  # of one that was killed
+        if process.isdecimal() and not psutil.pid_exists(int(process)):  # of a process that was killed
             git(root, "update-ref", "-d", ref)
     mine = f"{order.ref}-{os.getpid()}"
     network_git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", ORIGIN, f"+{order.ref}:{mine}")
     try:
         if resolve(root, mine) != order.commit:
-            raise DataError(f"{ORIGIN}: {order.ref} is another commit than it says")
+            raise DataError(f"{ORIGIN}: {order.ref} is not the commit that it says")
         yield
     finally:
         with suppress(AlignError):

@@ -32,11 +32,11 @@ from flows.run_branch import snapshot
 from flows.run_context import RunContext, progress_file
 from flows.watch import Watch
 
-#: Seconds between two looks at the worker's flow run; after a longer pause the head was away, not the worker.
+#: Seconds between two looks at the worker's flow run; after a longer pause the head was asleep, not the worker.
 LOOK_EVERY_S, WAS_AWAY_S = 2.0, 20.0
-#: After so long without a worker that takes the stage, a line says so.
+#: Seconds without a worker that takes the stage, after which a line says so.
 SAY_AFTER_S = 20.0
-#: A worker ends a cancelled stage, with its checkpoint, within this.
+#: Seconds in which a worker ends a cancelled stage, with its checkpoint.
 ENDS_WITHIN_S = 60.0
 
 
@@ -83,7 +83,7 @@ def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None], wat
 
 
 class _Sent:
-    """The flow runs of one stage in a work pool: the next one where a machine is lost."""
+    """The flow runs of one stage in a work pool: a new one after each lost machine."""
 
     def __init__(
         self, client: SyncPrefectClient, run: RunContext, order: Order, log: Callable[[str], None], watch: Watch
@@ -118,7 +118,7 @@ class _Sent:
         )
 
     def _wait(self, run_id: UUID) -> FlowRun:
-        """Waits for the end, and shows meanwhile what the worker says. A worker that is lost is given up."""
+        """Waits for the end, and shows what the worker says meanwhile. Gives up a worker that is lost."""
         signs, told = _Signs(), ""
         while True:
             self._watch.check()
@@ -151,7 +151,7 @@ class _Sent:
 
     @contextmanager
     def _ended_with_us(self) -> Iterator[None]:
-        """If the run here is told to end, so are those of workers."""
+        """If the run here has to end, ends those of workers, too."""
         try:
             yield
         except (Exception, Pause, Abort):  # the last two are what people ask for in Prefect's UI
@@ -161,13 +161,13 @@ class _Sent:
                 time.sleep(LOOK_EVERY_S)
             self._end(Cancelled(message="its worker did not answer"))
             raise
-        except BaseException:  # a signal: nothing is waited for
+        except BaseException:  # a signal: it waits for nothing
             end_without_waiting()
             self._end()
             raise
 
     def _end(self, state: State[Any] | None = None) -> None:
-        """Asks for the end of all that have not ended; with a state, says that they have."""
+        """Asks all that have not ended to end; with a state, says that they have ended."""
         for run_id in self._runs:
             with suppress(Exception):  # its server does not answer
                 if not _is_final(self._client.read_flow_run(run_id)):
@@ -182,7 +182,7 @@ class _Sent:
 
 
 class _Signs:
-    """Signs of life of a worker's flow run: a change of its state, and its heartbeat. By this machine's clock alone."""
+    """Signs of life of a worker's flow run: a change of its state, and its heartbeat, by the clock of this machine."""
 
     def __init__(self) -> None:
         self._last: Any = None
@@ -191,7 +191,7 @@ class _Signs:
     def see(self, found: FlowRun) -> None:
         """A look at the flow run."""
         now, sign = time.monotonic(), (found.state and found.state.id, found.labels.get(HEARD))
-        if sign != self._last or now - self._looked > WAS_AWAY_S:  # Prefect's server was away for both
+        if sign != self._last or now - self._looked > WAS_AWAY_S:  # Prefect's server was unavailable for both
             self._last, self._since = sign, now
         self._looked = now
 

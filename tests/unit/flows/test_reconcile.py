@@ -111,7 +111,7 @@ def test_of_another_machine_or_of_the_first_folder_of_a_copy(tmp_path: Path, pre
     assert counts == (0, 1) and file.exists()
     shutil.copytree(first, tmp_path / "copy")
     said, counts = repaired(tmp_path / "copy")
-    assert said == [f"run 'demo': belongs to {first}, of which this folder is a copy; forgotten here"]
+    assert said == [f"run 'demo': belongs to {first}; this folder is a copy of it and forgets the run"]
     assert counts == (1, 0) and not list((tmp_path / "copy" / FOLDER).iterdir())
     assert file.exists() and not prefect.asked
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _OTHER_PATH = "or choose another path (sections paths and engine of params.yaml)"
-#: What a disk refuses, in words.
+#: What a disk refuses -> the words for it.
 _REFUSALS = {
     errno.ENOSPC: f"the disk is full; free some space {_OTHER_PATH}, and run again",
     errno.EDQUOT: f"your quota of the disk is used up; free some space {_OTHER_PATH}, and run again",
@@ -32,7 +32,7 @@ _REFUSALS = {
     errno.ENOTDIR: "a file is where a folder should be; choose another path",
     errno.EPERM: f"operation not permitted; change the owner or the permissions, {_OTHER_PATH}",
 }
-#: The beginning of Python's message where no folder for temporary files can be written to.
+#: The beginning of Python's message if no folder for temporary files can be written to.
 _NO_SCRATCH = "No usable temporary directory"
 
 
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         profile = profile_overrides(args.profile)
         if profile:
             _check_profile(args.profile, profile, args.params)
-        args.typed = args.overrides  # a profile is of all verbs, but what was typed is meant for this one
+        args.typed = args.overrides  # a profile is for all verbs, but what was typed is meant for this one
         args.overrides = [*profile, *args.typed]
         params = read_params(args.params, args.overrides)
         if args.verb in STAGES:
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Parses the words of a command. Exits with 2 after one line on stderr where they are no command."""
+    """Parses the words of a command. Exits with 2 after one line on stderr if they are not a command."""
     verb = named(argv[0]) if argv else None
     parser = build_parser(verb)
     if verb is None:
@@ -165,7 +165,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_profile(name: str, values: Sequence[str], params: Path | None) -> None:
-    """Names the profile, not --set, where it has a key that the params file lacks."""
+    """Names the profile instead of --set if it has a key that the params file lacks."""
     from align.config import load_params
     from align.errors import ConfigError
 
@@ -176,7 +176,7 @@ def _check_profile(name: str, values: Sequence[str], params: Path | None) -> Non
 
 
 def _refusal(error: OSError) -> str | None:
-    """Why the disk did not do what a command asked, with the path; None for an error that is ours."""
+    """Why the disk did not do what a command asked, with the path; None if the error is ours."""
     from align.durable.files import without_temporary_names
 
     why = _REFUSALS.get(error.errno or 0)

@@ -18,9 +18,10 @@ Bad samples are rows with a reason code; only bad *runs* are exceptions.
 import re
 
 #: The login in an address, with what is around it: `://<user>:<password>@`, `://TOKEN@`. The second form is a password
-#: with a slash in it, which is no port.
+#: with a slash in it, which is not a port.
 _USER = r"""://(?:[^\s/?#"<>]*@|[^\s/?#"<>@:\[]+:(?!\d*[/?#])[^\s"<>@]{0,256}@)"""
-#: What opens a signed address without a login, as S3, Google, Azure and others write it: `&X-Amz-Signature=`, `?sig=`.
+#: The parameter that opens a signed address without a login, as S3, Google, Azure and others write it:
+#: `&X-Amz-Signature=`, `?sig=`.
 _SIGNED = (
     r"[?&#](?:[Xx]-[A-Za-z]{2,4}-(?:[Ss]ignature|[Cc]redential|[Ss]ecurity-[Tt]oken)|[Ss]ignature|[Ss]ig|Key-Pair-Id|"
     r"(?:Google|AWS|OSS)Access(?:Key)?Id|(?:[Aa]ccess_?)?[Tt]oken|[Aa]pi_?[Kk]ey)="
@@ -30,7 +31,7 @@ LOGIN = rf"{_USER}|{_SIGNED}"
 
 
 def without_logins(text: str) -> str:
-    """The text with its addresses as they are for everyone: `http://<user>:<password>@host` becomes `http://host`."""
+    """The text with its addresses as everybody may see them: `http://<user>:<password>@host` becomes `http://host`."""
     text = re.sub(_USER, "://", text) if "@" in text else text
     return re.sub(rf"({_SIGNED})[^\s&#\"'<>]+", r"\1...", text) if "=" in text else text
 
@@ -83,5 +84,5 @@ class LockedError(AlignError):
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of any library says, in one line of at most 300 characters, without logins."""
+    """The message of any library's error, in one line of at most 300 characters, without logins."""
     return without_logins(" ".join(str(error).split()))[:300] or type(error).__name__

@@ -1,12 +1,12 @@
-"""Leases: of several machines that share nothing but an object store, one does a piece of work at a time.
+"""Leases: if several machines share only an object store, one of them at a time does a piece of work.
 
 A lease is a small object that names its holder. It is taken by a conditional write, which the server lets one of
-several writers make, and renewed at a third of its time. A lease that was not renewed in time is taken over, by a
-conditional write again: its machine is lost, or cut off. Its age is told by the server's clock alone, so the clocks of
-the machines do not matter.
+several writers make, and renewed at a third of its time. A lease that was not renewed in time is taken over, again by a
+conditional write: its machine is lost, or cut off. Only the server's clock tells its age, so the clocks of the machines
+do not matter.
 
-A holder that was cut off may still be at work when another has taken its lease over. So a lease saves work, but the
-result must be safe with two holders: it is stored such that the first one counts, whole.
+A holder that was cut off may still work when another has taken its lease over. So a lease saves work, but the result
+must be safe with two holders: it is stored so that the first one counts as a whole.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from align.display.console import say
 from align.errors import AlignError
 from align.interfaces.store import ConditionalObjects, StoredObject
 
-#: Servers tell times in whole seconds: the age of an object may seem this much too high.
+#: Servers give times in whole seconds: the age of an object may seem this much too high.
 _RESOLUTION_S = 1.0
-#: A lease this far in the future is of a time before the server's clock was set back: it would never grow old.
+#: A lease this far in the future was written before the server's clock was set back: it would never grow old.
 _FUTURE_S = 10.0
 #: The content of a lease that nobody holds.
 _FREE = json.dumps({"holder": None}).encode()
@@ -55,11 +55,11 @@ class Lease:
         return self._write(found)
 
     def use(self, objects: ConditionalObjects) -> None:
-        """Reaches the store by another way from now on."""
+        """Uses another connection to the store from now on."""
         self._objects = objects
 
     def renew(self) -> bool:
-        """Starts the time again; False where another holder has taken the lease over."""
+        """Starts the time again; False if another holder has taken the lease over."""
         return self._etag is not None and self._write(StoredObject(b"", self._etag, 0.0))
 
     def release(self) -> None:
@@ -72,10 +72,10 @@ class Lease:
         self._number += 1  # no two contents are equal, so each has an ETag of its own
         data = json.dumps({"holder": self._holder, "number": self._number}).encode()
         etag = self._objects.write(self._name, data, old.etag if old else None)
-        if etag is None:  # refused; or done, and the answer was lost and the request repeated
+        if etag is None:  # refused; or it was done, the answer was lost and the request repeated
             found = self._objects.read(self._name)
             etag = found.etag if found is not None and self._holder.encode() in found.data else None
-        self._etag = etag  # only now: where the read fails, the lease may still be this holder's
+        self._etag = etag  # only now: if the read fails, the lease may still be this holder's
         return etag is not None
 
 

@@ -1,7 +1,7 @@
-"""The pieces of a work folder: each is made by one process at a time, on this machine or on any that shares the work.
+"""The pieces of a work folder: one process at a time makes each, on this machine or on any that shares the work.
 
-Processes that share the folder are told apart by locks of the system, machines that share no disk by leases on a
-server (`store.work`), where they also store what is finished. Both end by themselves when their process is lost.
+Locks of the system keep processes apart that share the folder. Leases on a server (`store.work`) keep machines apart
+that share no disk; they also store finished pieces there. Both end by themselves when their process is lost.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Piece:
 
     Attributes:
         name: such as `plan`, `00000`.
-        last: the file that gets its name last: the piece is complete where it exists.
+        last: the file that gets its name last: the piece is complete if it exists.
         others: returns the other files of a complete piece, by their path in the folder.
-        what: it, in messages.
+        what: its name in messages.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Outcome(Generic[T]):
 
     Attributes:
         complete: False: another process is making it.
-        made: the result of the function that makes it, where this process did.
+        made: the result of the function that makes it, if this process did.
     """
 
     complete: bool
@@ -61,7 +61,7 @@ class Pieces:
 
     Attributes:
         folder: the work folder.
-        shared: where machines share finished pieces; None: the folder is all there is.
+        shared: where machines share finished pieces; None: they share only the folder.
     """
 
     folder: Path
@@ -77,7 +77,8 @@ class Pieces:
             make: makes its files in the folder, the last one last, each whole.
             wait: for another process that is making it; if that is lost, this one makes it.
             bring: a piece that another machine completed is brought here.
-            may_make: otherwise a piece that is missing is an error.
+            may_make: otherwise a piece that is missing
+                is an error.
 
         Raises:
             DataError: the piece is missing and may not be made, what another machine stored is incomplete, or the
@@ -132,7 +133,7 @@ def last_those_of_others(items: Sequence[In], do: Callable[[list[In], bool], Ite
 
     Args:
         items: of one piece each.
-        do: makes the pieces of some items, in their order; told whether to wait for other processes.
+        do: makes the pieces of some items, in their order; it gets whether to wait for other processes.
 
     Yields:
         The results of the pieces that this process made.

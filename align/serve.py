@@ -105,7 +105,7 @@ def _service(params: Params, *, local: bool, ready: Path | None) -> SearchServic
     else:
         require_store()
         source = RegisteredChampion(params.section(RegisterConfig).model_name, Tracker(), paths)
-    # Before torch is imported, which is only where there is a champion; a pool that it has made does not shrink.
+    # Call it before torch is imported, which happens only with a champion; a pool that torch has made does not shrink.
     os.environ.setdefault("OMP_NUM_THREADS", str(model_threads(config)))
     return SearchService(
         config,
@@ -166,7 +166,7 @@ class _PairOf:
 
 
 def _of_index(item: IndexedImage, header: IndexHeader, note: str) -> PairShown:
-    """The decision as the index knows it: shards hold kept pairs alone, which no rule drops."""
+    """The decision as the index knows it: shards hold only kept pairs, which no rule drops."""
     from align.filter.rules import RULES
     from align.lineage.trace.pair_history import rule_result
     from align.search.service.answers import PairShown
@@ -186,7 +186,7 @@ def _shown(rule: RuleResult) -> RuleShown:
 
 
 def _is_version(shards: Path, digest: str) -> bool:
-    """Whether a folder has the shards of this digest; one without any may have had them."""
+    """Whether a folder has the shards of this digest; a folder without shards may have had them."""
     return not (shards / MANIFEST).is_file() or read_manifest(shards).digest == digest
 
 
@@ -199,7 +199,7 @@ def _value(value: Any) -> str:
 
 
 def login_of(login: str | None) -> str:
-    """Where people find the user and the password that are asked for: `make up` gives us one of the checkout's."""
+    """Where people find the user and the password that it asks for: under `make up`, a login of the checkout."""
     try:
         own = SEARCH_LOGIN_FILE.read_text("utf-8").strip()
     except (OSError, ValueError):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from align.arguments import commands, stages
 
-#: Appended to examples that use other values: results of a trial lie apart from those that DVC knows.
+#: Appended to examples with other values: results of a trial lie apart from those that DVC knows.
 _REPORTS = "--set paths.reports=trial/reports"
 
 
@@ -22,9 +22,9 @@ class Verb(NamedTuple):
     Attributes:
         module: with `main`.
         help: its line in the list of verbs.
-        sections: of params.yaml, its own ones; all verbs read `paths`, too.
+        sections: its own ones in params.yaml; all verbs read `paths`, too.
         examples: two commands that work as typed, at that point of the pipeline.
-        arguments: adds its own to the parser; None where it has none.
+        arguments: adds its own arguments to the parser; None if it has none.
         moves_aliases: of the registry; what MLflow shows of the versions follows (`align.lineage.trace.version_pages`).
     """
 

@@ -3,20 +3,20 @@
 After `kill -9`, a power cut or `make down`, nobody is left to say that a run has ended: flow runs and tasks stay
 Running in Prefect, and a run in MLflow; a worktree stays on disk. `make up` calls this, so does each run when it
 starts, and `align runs --repair`. Which runs are dead is certain, see `align.pipeline.run_records`; a live one is never
-touched, nor one of another checkout or machine. What cannot be repaired now, since a server does not answer, stays
+touched, nor one of another checkout or machine. What cannot be repaired now because a server does not answer stays
 recorded.
 
 A deployed run may be killed before it has a record, and nobody else repairs it: a worker tells Prefect that the run is
 Pending, and starts a process, which takes seconds to import what it needs and then says Running. If both are killed
-meanwhile, the run stays as it is for good. It is dead where all of this is certain; else it is left alone:
+meanwhile, the run stays as it is for good. It counts as dead if all of this is certain; otherwise it is left alone:
 
 * Prefect's server is the one that `make up` started in this checkout, on this machine, and only the worker of `make up`
-  ever worked for its pool. A server that a team shares, or another worker, says nothing of where a run works.
-* The run is one of a deployment whose flows work in this checkout. Of a run that somebody typed Prefect knows no place;
-  it records itself in its first moment.
-* No process of this machine works on it. A process tells by its environment, which all that it starts inherits.
+  ever worked for its pool. A server that a team shares, or another worker, does not say where a run works.
+* The run is one of a deployment whose flows work in this checkout. Prefect knows no place of a run that somebody typed;
+  such a run records itself in its first moment.
+* No process of this machine works on it. A process's environment tells, which its children inherit.
 * It has begun (Running), or is older than every worker that works here now: a worker may be about to start it.
-* Its state is still the same after all this was found out.
+* Its state is still the same after all this was checked.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Processes:
 
 
 def end_unrecorded(root: Path, log: Callable[[str], None]) -> int:
-    """Gives runs their end that were killed before they had a record. Returns how many.
+    """Ends runs that were killed before they had a record. Returns how many.
 
     Args:
         root: the checkout.
@@ -100,7 +100,7 @@ def end_unrecorded(root: Path, log: Callable[[str], None]) -> int:
 
 
 def is_dead(run: FlowRun, processes: Processes) -> bool:
-    """Whether nobody works on a deployed run of this checkout, which is Pending, Running or Cancelling, nor will."""
+    """Whether nobody works, or will work, on a deployed run of this checkout that is Pending, Running or Cancelling."""
     if str(run.id) in processes.runs:
         return False
     if run.state_type == StateType.RUNNING or processes.oldest_worker is None:
@@ -109,7 +109,7 @@ def is_dead(run: FlowRun, processes: Processes) -> bool:
 
 
 def look(root: Path) -> Processes:
-    """Looks at all processes of this user, who alone knows the login of the server of `make up`."""
+    """Looks at all processes of this user: nobody else knows the login of the server of `make up`."""
     runs, workers = set(), []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -144,7 +144,7 @@ def _works_in(deployment: DeploymentResponse, root: Path) -> bool:
 
 
 def prefect_address(root: Path) -> str:
-    """Prefect's server as a record names it: empty for the checkout's own, also the temporary one of a single run."""
+    """Prefect's server as a record names it: empty for the checkout's own and for the temporary one of a run."""
     url = PREFECT_API_URL.value()
     own = running_services(root).get("prefect", {}).get("url")
     return "" if url is None or url == f"{own}/api" else without_logins(url)
@@ -190,7 +190,7 @@ def reconcile(root: Path, log: Callable[[str], None], mine: RunRecord | None = N
 
 
 def _repair(held: Held, root: Path, lock: Path, mine: RunRecord | None) -> tuple[str, bool]:
-    """What to say (nothing, if nobody needs to know), and whether nothing is left to do."""
+    """What to say (empty if nobody needs to know), and whether nothing is left to do."""
     record = held.record
     if record is None:  # it died before it began
         held.remove()
@@ -198,7 +198,7 @@ def _repair(held: Held, root: Path, lock: Path, mine: RunRecord | None) -> tuple
     kind = run_records.liveness(record, lock)
     if kind == "copied":
         held.remove()
-        return f"{record.title}: belongs to {record.root}, of which this folder is a copy; forgotten here", True
+        return f"{record.title}: belongs to {record.root}; this folder is a copy of it and forgets the run", True
     if kind == "elsewhere":
         return f"{record.title}: is {record.host}'s; `align runs --repair` there says whether it lives", False
     is_mine = mine is not None and record.flow_run == mine.flow_run
@@ -208,7 +208,7 @@ def _repair(held: Held, root: Path, lock: Path, mine: RunRecord | None) -> tuple
             done.append(end(record, root, is_mine))
         except ServiceError as error:
             waits.append(f"{error}: left for the next time")
-    if None in done:  # the next attempt sees to what this one left, or whoever comes after it
+    if None in done:  # the next attempt, or a later one, takes care of what this one left
         return "", True
     if not waits:
         held.remove()
@@ -237,7 +237,7 @@ def _end_mlflow(record: RunRecord, root: Path, _is_mine: bool) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Says what was repaired; with --quiet, nothing where nothing was. Returns 1 if something is left."""
+    """Says what was repaired; with --quiet, is silent if nothing was. Returns 1 if something is left."""
     ended, left = reconcile(Path.cwd(), say)
     if not ended and not left and "--quiet" not in argv:
         say("no killed run is left to repair")

@@ -1,13 +1,13 @@
 """`dvc status`, and what `dvc repro` would do with each stage.
 
-DVC says what has changed since dvc.lock, which a worktree does not have, and not whether the run cache has the result:
-that is known only after the stages before it are checked out. Here they are followed without any: the outs of a stage
-that the cache has are known by their hashes, and so are the deps of the next.
+DVC says what has changed since dvc.lock, which a worktree does not have. It does not say whether the run cache has a
+result before the earlier stages are checked out. Here the stages are followed without a checkout: the hashes of the
+outs are known for each stage that the cache has, and so are the deps of the next one.
 
-Reading the states writes nothing but DVC's own notes of the hashes of files.
+Reading the states writes nothing except DVC's own notes of the hashes of files.
 
-`check_out` takes all that the cache has by one call of DVC: `dvc repro` would take two seconds for each stage. Of a
-stage whose code has changed, `changed_code` names the files, from git.
+`check_out` takes everything that the cache has by one call of DVC: `dvc repro` would take two seconds for each stage.
+`changed_code` names the files of a stage whose code has changed, from git.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def changed_code(root: Path, stage: str, digest: str) -> list[str]:
         digest: of the stage's code, in the dvc.lock of that run.
 
     Returns:
-        Paths from the root; none where git has no such run, or the code is no part of the checkout.
+        Paths from the root; none if git has no such run, or the code is not part of the checkout.
     """
     if not digest or not (root / "align").is_dir():
         return []
@@ -61,7 +61,7 @@ def changed_code(root: Path, stage: str, digest: str) -> list[str]:
 
 
 def _differs(root: Path, commit: str, file: str) -> bool:
-    """Whether a file does something else than at a commit; a new one does."""
+    """Whether a file does something else than at a commit; a new file does."""
     with suppress(DataError, OSError, SyntaxError):
         return says((root / file).read_text("utf-8")) != says(git(root, "show", f"{commit}:{file}"))
     return True
@@ -70,8 +70,8 @@ def _differs(root: Path, commit: str, file: str) -> bool:
 def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[str], None]) -> dict[str, Any]:
     """Writes what DVC's run cache says of stages into dvc.lock, and checks out their outs.
 
-    Nothing depends on it: DVC's status, which is returned, compares this dvc.lock with everything, as after any run,
-    and a stage that it does not find unchanged is run as before.
+    No result depends on it: DVC's status, which is returned, compares this dvc.lock with everything, as after any run,
+    and a stage that it does not find unchanged runs as before.
 
     Args:
         run: it works in a worktree of its own.
@@ -87,7 +87,7 @@ def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[
     try:
         _write(file, locks)
         with locked_repository(run.root, "checkout") as repo:
-            repo.checkout(allow_missing=True)  # of all: named, each stage would take a second
+            repo.checkout(allow_missing=True)  # of all stages: if they are named, each takes a second
             others = values.get("stages")
             if not others:
                 return status_of(repo)
@@ -100,14 +100,14 @@ def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[
 
 
 def _write(file: Path, stages: Mapping[str, Any]) -> None:
-    """As DVC does, to the byte: equal results are one branch."""
+    """Writes the same bytes as DVC: equal results are one branch."""
     yaml = YAML()
     yaml.default_flow_style = False
     with file.open("w", encoding="utf-8") as stream:
         yaml.dump({"schema": "2.0", "stages": dict(stages)}, stream)
 
 
-#: A reason names this many files or parameters; a number stands for the others.
+#: A reason names at most this many files or parameters, and the number of the others.
 SHOWN = 4
 
 
@@ -117,10 +117,10 @@ class StageState(BaseModel):
     Attributes:
         stage: its name.
         state: nothing (`unchanged`), check out its outs (`cached`), or run its command (`runs`). A stage that reads
-            what another one makes again is said to run: if that comes out with the same bytes, it need not.
-        why: in words, why it is not unchanged.
+            what another one makes again counts as `runs`, although it need not run if the bytes come out the same.
+        why: why it is not unchanged, in words.
         missing: deps that no stage makes and that do not exist.
-        num_bytes: of its outs, as far as known: as they are in the cache, or were the last time.
+        num_bytes: of its outs, if known: those in the cache, or those of the last time.
         metrics: of its report, if the cache has it.
     """
 
@@ -154,14 +154,14 @@ class States(BaseModel):
 
 
 def read_states(run: RunContext, stages: Sequence[Stage]) -> States:
-    """What `dvc repro` would do in the checkout of a run, told against the last run in the user's checkout.
+    """What `dvc repro` would do in the checkout of a run, compared with the last run in the user's checkout.
 
     Args:
         run: where it works.
         stages: of dvc.yaml there, each after those that it reads from.
 
     Raises:
-        DvcError: DVC refuses, for instance since another command is at work there.
+        DvcError: DVC refuses, for example because another command works there.
     """
     write_code(run.root, child_environment(run))
     with locked_repository(run.root, "status") as repo:
@@ -190,7 +190,7 @@ def status_of(repo: Any) -> dict[str, Any]:
 
 
 class _Follower:
-    """Follows the DAG, and knows of each stage what its outs will be, by their hashes, or that it does not.
+    """Follows the DAG; for each stage it knows the hashes of its future outs, or that they are unknown.
 
     Attributes:
         locks: what dvc.lock will have of each cached stage.
@@ -205,7 +205,7 @@ class _Follower:
 
     @cached_property
     def _reference(self) -> dict[str, Any]:
-        """The entries of the dvc.lock that changes are told against."""
+        """The entries of the dvc.lock with which the stages are compared."""
         values = parse_yaml(self._lock.read_text("utf-8")) if self._lock.is_file() else None
         return (values or {}).get("stages") or {}
 
@@ -256,7 +256,7 @@ class _Follower:
         )
 
     def _lock_entry(self, theirs: Any) -> dict[str, Any] | None:
-        """The stage as dvc.lock will have it, without outs; None where a dep's hash is not known."""
+        """The stage as dvc.lock will have it, without outs; None if a dep's hash is not known."""
         for dep in theirs.deps:
             made = self._made(dep.def_path) if dep.def_path else None
             if made is None:
@@ -268,7 +268,7 @@ class _Follower:
         return run_cache.lock_entry(theirs)
 
     def _made(self, path: str) -> dict[str, Any] | None:
-        """What an earlier stage makes there; {}: not known; None: no stage makes it."""
+        """What an earlier stage makes at a path; {}: not known; None: no stage makes it."""
         path = os.path.normpath(path)
         if path in self._outs:
             return self._outs[path]

@@ -3,11 +3,10 @@
 The task's state says what DVC did: Cached (nothing to do, or outs taken from DVC's cache), Completed (the command ran)
 or Failed.
 
-What people ask of a run in Prefect's UI while a stage works: to suspend it, or to cancel it.
-
-Suspending is honoured as cancelling is: the stage ends, with its checkpoint, and "Resume" starts the run again, which
-takes finished stages from the cache and resumes training. Prefect's own answer comes when the stage has ended by
-itself. Cancelling is the worker's work; a run whose worker has died obeys by itself.
+Obeys what people ask of a run in Prefect's UI while a stage works: to suspend it, or to cancel it. Suspending works
+like cancelling: the stage ends, with its checkpoint, and "Resume" starts the run again, which takes finished stages
+from the cache and resumes training. Prefect itself would wait until the stage has ended by itself. The worker does the
+cancelling; a run whose worker has died obeys by itself.
 """
 
 from __future__ import annotations
@@ -53,7 +52,8 @@ STARTED_AS = "PREFECT__FLOW_RUN_ID"
 #: A worker acts on a cancelled run within seconds.
 WORKER_ACTS_WITHIN_S = 15.0
 _CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
-#: Crashed, while this process lives: the head of its run was killed, on another machine, and `flows.reconcile` said so.
+#: Crashed while this process lives: the head of its run was killed on another machine, and `flows.reconcile` set this
+#: state.
 _OVER = (StateType.CANCELLED, StateType.CRASHED)
 
 
@@ -89,7 +89,7 @@ class RunState:
         return time.monotonic() - self._cancelling_since > WORKER_ACTS_WITHIN_S
 
     def show_end(self, ended: BaseException, stage: str) -> BaseException:
-        """Makes the states of task, sub-flow and run say what happened, once a stage was ended.
+        """Makes the states of task, sub-flow and run say what happened after a stage was ended.
 
         Args:
             ended: what `asked_to_end` returned.
@@ -100,7 +100,7 @@ class RunState:
         """
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(self._run)
-            cancelled = run.state is not None and run.state.type in _CANCELLED  # a paused run may be, meanwhile
+            cancelled = run.state is not None and run.state.type in _CANCELLED  # a paused run may have ended meanwhile
             paused = isinstance(ended, Pause) and not cancelled
             resumable = paused and run.deployment_id is not None
             done = f"{stage} was ended, with its checkpoint"
@@ -117,15 +117,15 @@ class RunState:
             if not resumable:
                 client.set_flow_run_state(self._run, Cancelled(message=message), force=True)
                 return Abort(message)
-            # a blocking pause would be "resumed" as a running process, which has ended; and after the time that the UI
-            # asks for, five minutes by default, Prefect fails the run, where the UI promises that it is resumed
+            # a blocking pause would be "resumed" as a running process, which has ended. After the time that the UI asks
+            # for, five minutes by default, Prefect fails the run, although the UI promises that it resumes it
             state: State[Any] = Suspended(message=message)
-            if run.state and run.state.type in (StateType.PAUSED, StateType.FAILED):  # it was not resumed meanwhile
+            if run.state and run.state.type in (StateType.PAUSED, StateType.FAILED):  # unless it was resumed meanwhile
                 client.set_flow_run_state(self._run, state, force=True)
             return Pause(state=state)
 
 
-#: Of all pictures of a report; the largest are left out. Prefect keeps an artifact as a row of its database, and
+#: Bytes of all pictures of a report; the largest are left out. Prefect keeps an artifact as a row of its database, and
 #: publishes no event of more than 1.5 MB, in base64.
 MAX_PICTURES_BYTES = 1_000_000
 #: Larger pictures get 256 colours, which makes them a third to a quarter as large.
@@ -154,7 +154,7 @@ class StageError(CommandError):
 
 @task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
-    """Runs one stage, or takes it from the cache, and shows its report as an artifact, also if it failed.
+    """Runs one stage, or takes it from the cache, and shows its report as an artifact, even if it failed.
 
     Raises:
         StageError: the stage failed; the message is the line with its reason.
@@ -201,7 +201,7 @@ def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> bool | No
     state = RunState()
     who = f"stage {stage.name} of a run in {run.checkout}"
     elsewhere: bool | None = None
-    progress_file(run.root).unlink(missing_ok=True)  # of the stage before: the processes of this one add to it
+    progress_file(run.root).unlink(missing_ok=True)  # left by the stage before: the processes of this one append to it
     try:
         with Watch(state.asked_to_end) as watch:
             if stage.name in run.pools:
@@ -213,7 +213,7 @@ def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> bool | No
         raise state.show_end(ended, stage.name) from None
     except Exception:
         raise
-    except BaseException:  # told to end: by a signal, which must not have to wait for a server
+    except BaseException:  # ended by a signal, which must not wait for a server
         end_without_waiting()
         raise
     return elsewhere

@@ -47,7 +47,7 @@ def one_line_errors() -> None:
             logger.addFilter(_OneLine())
 
 
-#: Such as mauve-cuckoo: a name that Prefect made up, since nobody gave one. Its UIs fill their forms with such names,
+#: Names such as mauve-cuckoo, which Prefect makes up if nobody gives one. Its UIs fill their forms with such names,
 #: too: the older one with a letter and a star (beta2-enif), the newer one with a word of this list and an animal
 #: (Gorgeous-Mudi).
 _MADE_UP = re.compile(
@@ -61,7 +61,7 @@ _HELD: dict[UUID, Held] = {}
 def name_of(root: Path, request: Request) -> str:
     """The run's name: the request's, else the one that Prefect shows, made valid for a branch.
 
-    What a person typed as Prefect's name of a deployed run stays; only a name that Prefect made up gives way.
+    A name that a person typed for a deployed run in Prefect stays; only a name that Prefect made up is replaced.
 
     Raises:
         ConfigError: no branch can have this name.
@@ -98,7 +98,7 @@ def in_progress(root: Path, name: str | None = None) -> Iterator[RunRecord]:
     _HELD[run_id] = run_records.hold(record)
     try:
         yield record
-    except (Pause, Abort):  # its states in Prefect say so already
+    except (Pause, Abort):  # its states in Prefect already say so
         _end(run_id)
         raise
 
@@ -122,7 +122,7 @@ def leaves_something() -> None:
 
 
 def end_record(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A hook for Prefect, which calls it when the flow run has ended there, whatever the state."""
+    """A hook that Prefect calls when the flow run has ended there, in any state."""
     _end(flow_run.id)
 
 
@@ -132,7 +132,7 @@ def _end(run: UUID) -> None:
 
 
 def tag(*tags: str) -> None:
-    """Adds tags to the flow run that a person sees, the outermost one."""
+    """Adds tags to the outermost flow run, which a person sees."""
     run_id = UUID(runtime.flow_run.root_flow_run_id)
     with get_client(sync_client=True) as client:
         client.update_flow_run(run_id, tags={*client.read_flow_run(run_id).tags, *tags})

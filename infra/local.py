@@ -111,7 +111,7 @@ def up(root: Path) -> None:
         ours = {"PREFECT_CLIENT_MAX_RETRIES": "2", "PREFECT_WORKER_QUERY_SECONDS": "2"}
         services["worker"] = _start(root, "worker", worker, ours | env)
         _save(root, services)
-    # while the worker starts: a run that it starts repairs likewise, and the two keep out of each other's way
+    # while the worker starts: a run that it starts repairs, too, and the two do not disturb each other
     subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
     _wait_for(root, "worker", services["worker"], f"work pool {POOL}", lambda: _has_asked(root, services))
     print(f"Prefect  {services['prefect']['url']}   run `pipeline` from Deployments")
@@ -132,7 +132,7 @@ def _mlflow_page(root: Path, server: str) -> str:
 
 
 def down(root: Path) -> None:
-    """Stops only what `up` started, the worker and its runs first; if nothing runs, that is no error."""
+    """Stops only what `up` started, the worker and its runs first; if nothing runs, that is not an error."""
     services = running_services(root)
     worker = psutil.Process(services["worker"]["pid"]) if "worker" in services else None
     if worker:

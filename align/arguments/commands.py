@@ -9,7 +9,7 @@ from align.project.installed import installed
 
 #: Parts of the pipeline that can be run alone.
 PARTS = ("all", "data", "training", "evaluation")
-#: `align runs` shows so many unless more are asked for.
+#: How many runs `align runs` shows unless more are asked for.
 NUM_SHOWN = 20
 #: Of `align serve`.
 PORT = 7000
@@ -42,7 +42,7 @@ def make_set(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         metavar="SHARE|PATH",
-        help="what the nearest-neighbour classifier knows: a share of each class (0.5), or another folder or table",
+        help="what the nearest neighbours are sought in: a share of each class (0.5), or another folder or table",
     )
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="readable names: lines FOLDER,NAME or a JSON object"
@@ -105,7 +105,7 @@ def promote(parser: ArgumentParser) -> None:
         metavar="N",
         help="promote this version; default: the one with alias 'candidate', which `align register` moves",
     )
-    parser.add_argument("--check", action="store_true", help="judge the champion that is; moves nothing")
+    parser.add_argument("--check", action="store_true", help="judge the present champion; moves nothing")
     parser.add_argument("--json", action="store_true", help="print the decision as JSON")
     who = parser.add_mutually_exclusive_group()
     who.add_argument("--approved-by", metavar="WHO", help="you approve, if the gates pass; kept in the history")
@@ -119,7 +119,7 @@ def promote(parser: ArgumentParser) -> None:
         "--decision",
         type=Path,
         metavar="FILE",
-        help="write the decision as JSON; then waiting for approval is no error",
+        help="write the decision as JSON; then waiting for approval is not an error",
     )
 
 
@@ -132,7 +132,7 @@ def rollback(parser: ArgumentParser) -> None:
 
 def champion(parser: ArgumentParser) -> None:
     """Arguments of `align champion`."""
-    parser.add_argument("--at", metavar="TIME", help="which version was it then: a date (its end) or a time, in UTC")
+    parser.add_argument("--at", metavar="TIME", help="which version it was at a date (its end) or a time, in UTC")
     parser.add_argument("--json", action="store_true", help=_JSON)
 
 
@@ -200,7 +200,7 @@ def trace(parser: ArgumentParser) -> None:
         help="MODEL@ALIAS, MODEL/VERSION, RUN, SHARD, KEY, URL or IMAGE_ID; `run:NAME`, `key:KEY`, ... say which",
     )
     _output(parser, "with the chain drawn")
-    parser.add_argument("--in-source", action="store_true", help="read also a large source for the record of a page")
+    parser.add_argument("--in-source", action="store_true", help="also read a large source for the record of a page")
     parser.add_argument("--log", action="store_true", help="also keep the page with the version's run in MLflow")
 
 

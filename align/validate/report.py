@@ -38,7 +38,7 @@ class QualityReport(Report):
         failure: the first failed expectation that nobody accepted, in the words of the error; None when passed.
         expectations: all outcomes, in the order of the gate.
         distributions: name -> bucket -> share of the kept pairs, the base of drift; empty at the gate over shards.
-        bands: values of section `validate` with which the bands that failed would hold, see `align.validate.statistics`.
+        bands: values of section `validate` with which failed bands would hold, see `align.validate.statistics`.
         tighter: narrower values with which data like this still passes.
     """
 

@@ -1,4 +1,4 @@
-"""A stage that another machine's run asks for: the flow of a worker. See `flows.remote` for the whole.
+"""The flow of a worker: runs a stage for another machine's run. See `flows.remote` for the whole.
 
 A worker's signs of life: labels of its flow run, which the head of the run looks at (`flows.remote.send`).
 """
@@ -63,21 +63,21 @@ class Heartbeat:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Whatever the server does, the stage's result stays."""
+        """A failing server never costs the stage's result."""
         self._done.set()
-        self._thread.join(EVERY_S)  # two writers of labels would lose one's
+        self._thread.join(EVERY_S)  # of two writers of labels, one would lose its labels
         if self._runtime:
             with suppress(Exception), get_client(sync_client=True) as client:  # the result does not depend on it
                 client.update_flow_run_labels(self._id, {RUNTIME: self._runtime})
 
     def passes_on(self, runtime: Path) -> None:
-        """Keeps what the stage measured of itself, which the head gets at the end."""
+        """Keeps what the stage measured of itself; the head gets it at the end."""
         self._runtime = runtime.read_text("utf-8")[:MAX_LABEL_BYTES]
 
     def _beat(self) -> None:
         number = 0
         while not self._done.is_set():
-            with suppress(Exception), get_client(sync_client=True) as client:  # another client after each failure
+            with suppress(Exception), get_client(sync_client=True) as client:  # a new client after each failure
                 while not self._done.is_set():
                     number += 1
                     self._send(client, number)
@@ -101,11 +101,11 @@ class Heartbeat:
 def stage(order: Order) -> State[Any]:
     """Runs one stage at a commit of another machine, and gives its result to DVC's remote.
 
-    The state is Completed, Cached or Failed; the message of the last is the line with the reason, for the head.
+    The state is Completed, Cached or Failed; the message of a failed one is the line with the reason, for the head.
     """
     root, log, run_id = Path.cwd(), get_run_logger().info, UUID(str(runtime.flow_run.id))
     try:
-        # the heartbeat first: fetching, and waiting for another run of the same, may take long
+        # the heartbeat first: fetching, and waiting for an equal run, may take long
         with Heartbeat(run_id) as heartbeat, this_run.in_progress(root) as record, fetched(root, order):
             _require_wanted(run_id)
             reconcile(root, log, record)
@@ -117,7 +117,7 @@ def stage(order: Order) -> State[Any]:
                     mlflow_run_id=order.mlflow_run_id if os.environ.get("MLFLOW_TRACKING_URI") else None,
                 )  # fmt: skip
                 outcome = _run(run, order, heartbeat, log)
-    except (AlignError, OSError) as error:  # a full disk is one
+    except (AlignError, OSError) as error:  # such as a full disk
         get_run_logger().error("%s", error)
         return Failed(message=f"{error} (on {socket.gethostname()})")
     return Completed(message="its result is in DVC's remote", name="Completed" if outcome.ran else "Cached")

@@ -35,11 +35,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from align.display.visible import fenced_markdown, visible
 from align.errors import AlignError, ServiceError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
-from flows.child_process import last_line
-from flows.command_task import command
-from flows.progress import put_markdown
+from flows.pages.progress import put_markdown
 from flows.request import NO_LOGIN
-from flows.this_run import end_record, in_progress
+from flows.tasks.child_process import last_line
+from flows.tasks.command_task import command
+from flows.tasks.this_run import end_record, in_progress
 
 #: Of prefect.yaml.
 DEPLOYMENT = "approve/local"

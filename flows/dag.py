@@ -92,7 +92,7 @@ def reads_from(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str
 
 
 def stale(stages: Sequence[Stage], changed: Collection[str]) -> frozenset[str]:
-    """Stages that may have to run: those that `flows.stage_states.read_status` names, and those that read from them."""
+    """Stages that may have to run: those that `read_status` names, and those that read from them."""
     return downstream(stages, {stage.name for stage in stages if stage.name in changed})
 
 

@@ -33,13 +33,13 @@ from align.release.measured import AskedModel, asked_model, inside, log_evaluati
 from align.release.shown import measured
 from align.services.files.files import StoreFiles
 from align.services.tracking.tracker import PARENT, Tracker
-from flows.command_task import command
-from flows.failed_runs import MADE_BY, folder_for
+from flows.checkout.failed_runs import MADE_BY, folder_for
 from flows.mlflow_run import MlflowRun, opened_run
-from flows.progress import put_markdown, run_page
+from flows.pages.progress import put_markdown, run_page
 from flows.request import NO_LOGIN
-from flows.run_context import RunContext
-from flows.this_run import end_record, in_progress
+from flows.tasks.command_task import command
+from flows.tasks.run_context import RunContext
+from flows.tasks.this_run import end_record, in_progress
 
 SUITES = Path("infra/suites")
 #: Metrics that the summary shows; MLflow has all.

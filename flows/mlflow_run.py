@@ -23,9 +23,10 @@ from align.pipeline.run import running_services
 from align.release.shown import view
 from align.services.git import resolve
 from align.services.tracking.tracker import FLOW_RUN, Status, Tracker, param_text
-from flows import run_branch, this_run
+from flows.checkout import run_branch
 from flows.dag import Stage
-from flows.run_context import RunContext
+from flows.tasks import this_run
+from flows.tasks.run_context import RunContext
 
 
 @dataclass(frozen=True)

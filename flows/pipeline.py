@@ -20,26 +20,27 @@ from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.display.visible import fenced_markdown
 from align.pipeline.run_records import RunRecord
-from flows import run_branch, this_run
 from flows.alerts import alerted
-from flows.child_process import last_line, run_supervised
+from flows.checkout import run_branch
+from flows.checkout.run_branch import Recorded
+from flows.checkout.stage_states import check_out, read_states
+from flows.checkout.unknown_outs import require_known
+from flows.checkout.workspace import Workspace, in_checkout, in_worktree
 from flows.dag import Stage, read_dag, stale
 from flows.mlflow_run import mlflow_run
+from flows.pages.progress import RunPage, put_markdown, run_page
+from flows.pages.speeds import keep_speeds
+from flows.pages.summary import summarise
 from flows.plan import make_plan
 from flows.program import exit_code
-from flows.progress import RunPage, put_markdown, run_page
 from flows.reconcile import reconcile
 from flows.remote.order import pools
 from flows.request import Request, settled
-from flows.run_branch import Recorded
-from flows.run_context import RunContext, child_environment, log_file, progress_file
 from flows.selection import Selection, require_made, select
-from flows.speeds import keep_speeds
-from flows.stage_states import check_out, read_states
-from flows.stage_task import StageOutcome, run_stages
-from flows.summary import summarise
-from flows.unknown_outs import require_known
-from flows.workspace import Workspace, in_checkout, in_worktree
+from flows.tasks import this_run
+from flows.tasks.child_process import last_line, run_supervised
+from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
+from flows.tasks.stage_task import StageOutcome, run_stages
 
 #: The stage that makes what is registered.
 PACKAGE = "package"
@@ -48,7 +49,7 @@ NOT_REGISTERED = "nothing, since this run packages no model"
 
 @flow(on_completion=[this_run.end_record], on_failure=[this_run.end_record])
 def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the form shows its fields
-    """Runs every stage, records the result as a branch (`flows.run_branch`), registers the model, returns a summary.
+    """Runs every stage, records the result as a branch, registers the model, returns a summary.
 
     Raises:
         AlignError: a stage failed, or the request cannot be run; the message says why.

@@ -1,6 +1,6 @@
 """What a run would do, and what it would need: the first artifact of every run, and what `align plan` prints.
 
-Nothing here is computed twice: states are DVC's (`flows.stage_states`), rows are those of the reports that the cache
+Nothing here is computed twice: states are DVC's (`stage_states`), rows are those of the reports that the cache
 has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.pipeline.estimate`. It says
 "unknown" for what was never measured.
 """
@@ -26,17 +26,17 @@ from align.display.visible import plain_markdown
 from align.durable.locks import locked
 from align.errors import AlignError, DataError
 from align.pipeline import estimate
-from flows.accelerator import has_accelerator
-from flows.child_process import CommandError, run_supervised
+from flows.checkout.stage_states import SHOWN, StageState, States, read_states
+from flows.checkout.workspace import commit_of
+from flows.checkout.worktree import worktree
 from flows.dag import read_dag
+from flows.pages.speeds import Speed, duration, read_speeds
 from flows.remote.order import pools
 from flows.request import Request, settled
-from flows.run_context import STATE, RunContext, our_program
 from flows.selection import Selection, require_made, select
-from flows.speeds import Speed, duration, read_speeds
-from flows.stage_states import SHOWN, StageState, States, read_states
-from flows.workspace import commit_of
-from flows.worktree import worktree
+from flows.tasks.accelerator import has_accelerator
+from flows.tasks.child_process import CommandError, run_supervised
+from flows.tasks.run_context import STATE, RunContext, our_program
 
 #: The stages that train, whose sections are recipes.
 TRAINING = ("pretrain", "finetune")
@@ -262,7 +262,7 @@ def _checkout(root: Path, request: Request) -> Iterator[Path]:
         return
     commit, _ = commit_of(root, request)
     key = f"plan-{os.getpid()}"
-    with (  # the lock tells `flows.leftovers` that somebody works there
+    with (  # the lock tells `flows.checkout.leftovers` that somebody works there
         locked(root / STATE / "locks" / key, "align plan", say),
         worktree(root, commit, root / STATE / "worktrees" / key, request.overrides) as path,
     ):

@@ -14,10 +14,10 @@ from align.config import load_params
 from align.config.params import PARAMS_FILE
 from align.config.promote import PromoteConfig
 from flows.approve import ask, decision_page
-from flows.child_process import last_line
-from flows.command_task import command
-from flows.progress import put_markdown
-from flows.this_run import end_record, in_progress
+from flows.pages.progress import put_markdown
+from flows.tasks.child_process import last_line
+from flows.tasks.command_task import command
+from flows.tasks.this_run import end_record, in_progress
 
 
 @flow(flow_run_name="promote", on_completion=[end_record], on_failure=[end_record])

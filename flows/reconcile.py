@@ -48,8 +48,8 @@ from align.pipeline import run_records
 from align.pipeline.run import running_services
 from align.pipeline.run_records import Held, RunRecord
 from align.services.tracking.tracker import ATTEMPT, Tracker
-from flows.leftovers import sweep
-from flows.prefect_states import PAGE, answering_client, end_all, end_in_prefect
+from flows.checkout.leftovers import sweep
+from flows.pages.prefect_states import PAGE, answering_client, end_all, end_in_prefect
 
 #: Pool and worker of `make up` (infra/local.py).
 POOL = WORKER = "local"

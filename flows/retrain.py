@@ -1,6 +1,6 @@
 """Retraining: the pipeline runs again if the source has changed since the champion's data; on a schedule, or by hand.
 
-A look downloads nothing (`flows.source_change`). The run is one like any other: it ends with a candidate, and a person
+A look downloads nothing (`source_change`). The run is one like any other: it ends with a candidate, and a person
 promotes it. prefect.yaml has the schedule, which is off until somebody switches it on.
 """
 
@@ -26,12 +26,12 @@ from align.services.git import git, identity
 from align.services.tracking.registry import CHAMPION, PROMOTED, Version
 from align.services.tracking.tracker import Tracker
 from flows.alerts import alert
+from flows.checkout.source_change import SourceChange, look
 from flows.pipeline import pipeline
 from flows.program import exit_code
 from flows.request import Request
-from flows.run_context import RunContext
-from flows.source_change import SourceChange, look
-from flows.this_run import end_record, in_progress
+from flows.tasks.run_context import RunContext
+from flows.tasks.this_run import end_record, in_progress
 
 REVISION = "align.git_revision"
 

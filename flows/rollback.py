@@ -8,9 +8,9 @@ from prefect import flow
 from pydantic import Field
 
 from align.display.visible import visible
-from flows.command_task import run_command
 from flows.request import NO_LOGIN
-from flows.this_run import end_record
+from flows.tasks.command_task import run_command
+from flows.tasks.this_run import end_record
 
 
 @flow(flow_run_name="rollback", on_completion=[end_record], on_failure=[end_record])

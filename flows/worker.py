@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from prefect.cli import app
 
-from flows.outages import wait_out_outages
+from flows.tasks.outages import wait_out_outages
 
 if __name__ == "__main__":
     wait_out_outages()

@@ -106,7 +106,7 @@ def up(root: Path) -> None:
         _deploy(root, env)
         worker = [sys.executable, "-m", "flows.worker", "worker", "start", "--pool", POOL, "--type", "process"]
         worker += ["--name", WORKER, "--limit", limit]
-        # It and its runs wait for a server by themselves (flows/outages.py), without Prefect's doubling pauses.
+        # It and its runs wait for a server by themselves (flows/tasks/outages.py), without Prefect's doubling pauses.
         # A click waits for the worker's next look: ten seconds apart by default.
         ours = {"PREFECT_CLIENT_MAX_RETRIES": "2", "PREFECT_WORKER_QUERY_SECONDS": "2"}
         services["worker"] = _start(root, "worker", worker, ours | env)

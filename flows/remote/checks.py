@@ -12,11 +12,11 @@ from prefect.settings import PREFECT_API_URL
 
 from align.errors import AlignError, one_line
 from align.services.git import git, network_git
+from flows.checkout.run_branch import snapshot
 from flows.dag import Stage
 from flows.remote.exchange import exchange
 from flows.remote.order import FLOW, ORIGIN, REFS
-from flows.run_branch import snapshot
-from flows.run_context import RunContext
+from flows.tasks.run_context import RunContext
 
 
 def problems(run: RunContext, stages: Sequence[Stage]) -> tuple[list[str], list[str]]:

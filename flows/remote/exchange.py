@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from flows.child_process import CommandError, run_supervised
-from flows.run_context import RunContext, our_program
-from flows.watch import Watch
+from flows.tasks.child_process import CommandError, run_supervised
+from flows.tasks.run_context import RunContext, our_program
+from flows.tasks.watch import Watch
 
 
 def exchange(

@@ -17,7 +17,7 @@ FLOW = "stage"
 ORIGIN = "origin"
 #: Where commits are on it while a stage runs elsewhere.
 REFS = "refs/align/stages"
-#: Labels of the worker's flow run: a number that grows while it lives, what the stage says (`flows.progress.Said`), and
+#: Labels of the worker's flow run: a number that grows while it lives, what the stage says (`Said`), and
 #: what it measured of itself (`runtime/`), which is not an out. The head sets one, too: this flow run no longer counts.
 HEARD, SAID, RUNTIME, GIVEN_UP = "align.heard", "align.said", "align.runtime", "align.given_up"
 #: The longest text that a label takes.

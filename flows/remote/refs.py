@@ -13,7 +13,7 @@ from align.durable.locks import locked, tried
 from align.errors import AlignError, DataError
 from align.services.git import git, network_git, resolve
 from flows.remote.order import ORIGIN, REFS, Order
-from flows.run_context import STATE
+from flows.tasks.run_context import STATE
 
 
 @contextmanager

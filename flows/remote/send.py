@@ -22,15 +22,15 @@ from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
 from align.durable.files import write_text
 from align.errors import AlignError, one_line
-from flows.child_process import CommandError
+from flows.checkout.run_branch import snapshot
 from flows.dag import Stage
-from flows.outages import end_without_waiting
 from flows.remote.exchange import exchange
 from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, RUNTIME, SAID, Order
 from flows.remote.refs import pushed
-from flows.run_branch import snapshot
-from flows.run_context import RunContext, progress_file
-from flows.watch import Watch
+from flows.tasks.child_process import CommandError
+from flows.tasks.outages import end_without_waiting
+from flows.tasks.run_context import RunContext, progress_file
+from flows.tasks.watch import Watch
 
 #: Seconds between two looks at the worker's flow run; after a longer pause the head was asleep, not the worker.
 LOOK_EVERY_S, WAS_AWAY_S = 2.0, 20.0

@@ -26,17 +26,17 @@ from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
 from align.errors import AlignError, ConfigError, DataError
 from align.services.dvc.commands import write_code
-from flows import this_run
+from flows.checkout.workspace import in_worktree
 from flows.dag import read_dag
-from flows.progress import run_page
+from flows.pages.progress import run_page
 from flows.reconcile import reconcile
 from flows.remote.exchange import exchange
 from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, RUNTIME, SAID, Order
 from flows.remote.refs import fetched
 from flows.request import Request
-from flows.run_context import RunContext, child_environment, log_file, progress_file
-from flows.stage_task import StageOutcome, run_stages
-from flows.workspace import in_worktree
+from flows.tasks import this_run
+from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
+from flows.tasks.stage_task import StageOutcome, run_stages
 
 #: Seconds between two signs.
 EVERY_S = 3.0

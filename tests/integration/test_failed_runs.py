@@ -10,12 +10,12 @@ import pytest
 from align.cli import main
 from align.formats.acceptances import read_acceptances
 from align.validate.report import read_report
-from flows.child_process import CommandError, run_supervised
-from flows.failed_runs import NUM_KEPT, in_kept_folder
+from flows.checkout.failed_runs import NUM_KEPT, in_kept_folder
+from flows.checkout.workspace import in_worktree
+from flows.checkout.worktree import write_params
 from flows.request import Request
-from flows.run_context import RunContext, child_environment, log_file
-from flows.workspace import in_worktree
-from flows.worktree import write_params
+from flows.tasks.child_process import CommandError, run_supervised
+from flows.tasks.run_context import RunContext, child_environment, log_file
 from tests.support import small_data
 from tests.support.dvc_projects import commit_all, environment, make_repository
 from tests.support.evaluation_sets import write_set

@@ -13,7 +13,7 @@ import pytest
 
 from align.cli import main
 from align.services.tracking.tracker import Tracker
-from flows.run_branch import record
+from flows.checkout.run_branch import record
 from tests.support import pages_project
 from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import aws_variables, environment, file_bytes, shell

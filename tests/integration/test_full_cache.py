@@ -17,7 +17,7 @@ stages:
 RUN = """
 import os, sys
 from pathlib import Path
-from flows.child_process import CommandError, run_supervised
+from flows.tasks.child_process import CommandError, run_supervised
 try:
     run_supervised(["dvc", "repro", "-s", "make"], cwd=Path(sys.argv[1]), env=os.environ, log=lambda line: None)
 except CommandError as error:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.services.git import git_if_any
-from flows.run_branch import record
+from flows.checkout.run_branch import record
 from tests.support import pages_project, registered, small_git, small_stages
 from tests.support.dvc_projects import environment, file_bytes, shell
 from tests.support.kill_points import CHOSEN, Case, survives

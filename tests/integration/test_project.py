@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from align.services.git import git
+from flows.checkout.workspace import in_worktree
 from flows.request import Request
-from flows.workspace import in_worktree
 from tests.support import ROOT
 from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import attempt, shell

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from align.services.git import git
-from flows.run_branch import record
+from flows.checkout.run_branch import record
 from tests.support.dvc_projects import (
     ENV_EXAMPLE,
     RECIPE,

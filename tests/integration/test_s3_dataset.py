@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.run_branch import record
+from flows.checkout.run_branch import record
 from tests.support import ROOT
 from tests.support.dvc_projects import (
     RECIPE,

@@ -13,7 +13,7 @@ from align.cli import main
 from align.lineage.trace.trace import ARTIFACT
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
-from flows.run_branch import record
+from flows.checkout.run_branch import record
 from tests.support import pages_project
 from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import environment, shell

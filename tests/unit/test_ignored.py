@@ -104,7 +104,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_that_people_are_told_to_type_is_typed_here() -> None:
-    told = [ROOT / "README.md", *PAGES, ROOT / "flows/summary.py", ROOT / "align/project/template/README.md"]
+    told = [ROOT / "README.md", *PAGES, ROOT / "flows/pages/summary.py", ROOT / "align/project/template/README.md"]
     words = {word for file in told for word in COMMAND.findall(file.read_text("utf-8"))}
     commands = {word for word in words if word.split()[1] in DVC_COMMANDS}
     typed = {found[0] for command in TYPED if (found := COMMAND.match(command))}

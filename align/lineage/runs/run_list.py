@@ -33,7 +33,7 @@ from align.services.tracking.tracked_run import TrackedRun
 from align.services.tracking.tracker import ATTEMPT, FLOW_RUN
 
 State = Literal["finished", "running", "killed", "failed", "unknown"]
-#: What `align run` keeps of a failed run, see flows/failed_runs.py.
+#: What `align run` keeps of a failed run, see flows/checkout/failed_runs.py.
 FAILED = Path(".align/failed")
 _IN_PROGRESS: Mapping[str, State] = {"live": "running", "dead": "killed", "elsewhere": "unknown"}
 _IN_MLFLOW: Mapping[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "killed"}

@@ -21,7 +21,7 @@ from align.lineage.versions.who_saw import SeenBy
 
 #: Where the local stack keeps its state (`infra/local.py`), and the page that the README has users write.
 _PREFECT, _LOGS, _OWN_PAGES = Path(".align/prefect"), Path(".align/logs"), (Path("hits.html"),)
-_FAILED = Path(".align/failed")  # see flows/failed_runs.py
+_FAILED = Path(".align/failed")  # see flows/checkout/failed_runs.py
 #: Copies of data/index: of served champions (`align.search.service.fetched`), and the one that `align ready` writes.
 _SERVED, _READY = Path(".align/served"), Path("data/sample/ready")
 

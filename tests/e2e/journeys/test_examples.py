@@ -8,7 +8,7 @@ import pytest
 
 from align.cli import build_parser, main
 from align.verbs import VERBS
-from flows.run_branch import record
+from flows.checkout.run_branch import record
 from tests.support import own_model
 from tests.support.small_data import jpeg
 

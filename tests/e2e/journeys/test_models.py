@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.run_branch import record
+from flows.checkout.run_branch import record
 from tests.support import small_checkout
 from tests.support.dvc_projects import shell
 from tests.support.journeys import travel

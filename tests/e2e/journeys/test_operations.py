@@ -24,7 +24,7 @@ from align.release.version_tag import keep_in_git
 from align.services.git import git
 from align.services.tracking.registry import CHAMPION
 from align.services.tracking.tracker import Tracker
-from flows.run_branch import record
+from flows.checkout.run_branch import record
 from tests.support import ROOT
 from tests.support.dvc_projects import environment, make_repository, shell
 from tests.support.journeys import travel

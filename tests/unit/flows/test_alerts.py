@@ -11,8 +11,8 @@ import pytest
 from align.errors import DataError
 from flows import alerts
 from flows.alerts import VARIABLE, alert, alert_soon, alerted, is_health_warning
-from flows.child_process import CommandError
-from flows.stage_task import StageError
+from flows.tasks.child_process import CommandError
+from flows.tasks.stage_task import StageError
 
 SECRET = "T0/B0/verysecret"
 

@@ -10,7 +10,7 @@ import pytest
 from align.errors import AlignError, ConfigError, DataError, ServiceError
 from flows import evaluate, mlflow_run
 from flows.evaluate import suite_file, summary
-from flows.run_context import RunContext
+from flows.tasks.run_context import RunContext
 from tests.support.params import load_params
 
 SUITE = "sets: [{name: photos, path: photos, format: folder, tasks: [zero_shot]}]\n"

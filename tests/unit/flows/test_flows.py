@@ -19,14 +19,14 @@ from PIL import Image
 from align.durable.locks import locked
 from align.errors import ConfigError, DataError
 from align.services.git import changes, git
-from flows import summary
-from flows.child_process import CommandError, run_supervised
+from flows.checkout.run_branch import Recorded
+from flows.checkout.workspace import in_worktree
 from flows.dag import Stage, needed
+from flows.pages import summary
+from flows.pages.summary import summarise
 from flows.request import Request
-from flows.run_branch import Recorded
-from flows.stage_task import StageOutcome, did_run, report_markdown
-from flows.summary import summarise
-from flows.workspace import in_worktree
+from flows.tasks.child_process import CommandError, run_supervised
+from flows.tasks.stage_task import StageOutcome, did_run, report_markdown
 from tests.support import ROOT, small_git
 
 STORE = "store:\n  features: .align/features\n"
@@ -118,7 +118,7 @@ def test_interrupted_the_trainer_saves_and_nothing_is_left(tmp_path: Path) -> No
 def test_killed_the_flow_leaves_no_trainer(tmp_path: Path) -> None:
     (tmp_path / "trainer.py").write_text(TRAINER)
     flow = (
-        "import os, sys; from pathlib import Path; from flows.child_process import run_supervised\n"
+        "import os, sys; from pathlib import Path; from flows.tasks.child_process import run_supervised\n"
         "run_supervised([sys.executable, 'trainer.py'], cwd=Path.cwd(), env=os.environ, log=lambda line: None)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", flow], cwd=tmp_path)

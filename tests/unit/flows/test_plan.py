@@ -17,14 +17,14 @@ from align.config import Params
 from align.errors import DataError
 from align.services.dvc.repository import DvcError
 from flows import plan as plan_module
+from flows.checkout.stage_states import StageState, States, read_states, read_status
+from flows.checkout.worktree import worktree
 from flows.dag import read_dag
+from flows.pages.speeds import Speed, keep_speeds, read_speeds
 from flows.plan import Plan, make_plan
 from flows.request import Request
-from flows.run_context import RunContext
 from flows.selection import select
-from flows.speeds import Speed, keep_speeds, read_speeds
-from flows.stage_states import StageState, States, read_states, read_status
-from flows.worktree import worktree
+from flows.tasks.run_context import RunContext
 from tests.support.dvc_projects import commit_all, make_repository
 from tests.support.params import PARAMS_FILE
 from tests.support.warm import commands

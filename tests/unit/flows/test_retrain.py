@@ -7,8 +7,8 @@ import pytest
 
 from align.services.git import changes, git
 from align.services.tracking.registry import PROMOTED, Version
+from flows.checkout.source_change import SourceChange
 from flows.retrain import _with_pins, age_warning
-from flows.source_change import SourceChange
 from tests.support import small_git
 from tests.support.params import PARAMS_FILE
 

@@ -17,7 +17,7 @@ from align.pipeline import runs
 from align.pipeline.run_records import RunRecord, hold
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
-from flows.run_branch import record
+from flows.checkout.run_branch import record
 from tests.support.dvc_projects import commit_all, environment, make_repository
 from tests.support.params import PARAMS_FILE
 

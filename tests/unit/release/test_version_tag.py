@@ -8,7 +8,7 @@ import pytest
 from align.release.version_tag import keep_in_git
 from align.services.git import git
 from align.services.tracking.registry import Version
-from flows import run_branch
+from flows.checkout import run_branch
 from tests.support.dvc_projects import make_repository
 
 

@@ -18,7 +18,7 @@ from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
 from align.durable.files import write_text
 from align.errors import AlignError
-from flows.run_context import STATE, RunContext
+from flows.tasks.run_context import STATE, RunContext
 
 _FOLDER = STATE / "speeds"
 

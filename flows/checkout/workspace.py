@@ -12,12 +12,12 @@ from pathlib import Path
 from align.durable.locks import locked
 from align.errors import DataError
 from align.services.git import changes, resolve
-from flows.failed_runs import folder_for, kept_if_it_fails
-from flows.leftovers import clear
+from flows.checkout.failed_runs import folder_for, kept_if_it_fails
+from flows.checkout.leftovers import clear
+from flows.checkout.run_branch import snapshot
+from flows.checkout.worktree import worktree
 from flows.request import Request
-from flows.run_branch import snapshot
-from flows.run_context import STATE
-from flows.worktree import worktree
+from flows.tasks.run_context import STATE
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ def in_worktree(
     """A worktree at the requested revision with the requested parameters.
 
     A second run with equal files and parameters waits for the first, and then takes every stage from DVC's cache. The
-    worktree is removed at the end; reports and log of a failed run are kept (`flows.failed_runs`).
+    worktree is removed at the end; reports and log of a failed run are kept (`flows.checkout.failed_runs`).
 
     Args:
         root: the checkout.
         request: names the revision and the parameters.
         log: for what happens.
-        inputs: see `flows.worktree`.
+        inputs: see `flows.checkout.worktree`.
 
     Raises:
         DataError: the revision does not exist, or it is HEAD and the checkout has uncommitted changes.

@@ -16,7 +16,7 @@ from align.errors import DataError
 from align.services.dvc.repository import dvc_repository
 from align.services.dvc.run_cache import is_known
 from flows.dag import Stage
-from flows.run_context import RunContext
+from flows.tasks.run_context import RunContext
 
 #: Keys of section `paths`: outs that take long to make, or may be put there by hand. The rest is made again in minutes.
 PRECIOUS = ("raw", "tokenizer", "pretrained", "finetuned")
@@ -28,7 +28,7 @@ def require_known(stages: Sequence[Stage], run: RunContext, status: Mapping[str,
     Args:
         stages: those that may run.
         run: the run.
-        status: of `flows.stage_states.read_status`.
+        status: of `flows.checkout.stage_states.read_status`.
 
     Raises:
         DataError: a stage would; the message says how to keep it.

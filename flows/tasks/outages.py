@@ -23,7 +23,7 @@ from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
 from prefect.settings import PREFECT_API_URL
 
 from align.display.console import say
-from flows.run_context import STATE
+from flows.tasks.run_context import STATE
 
 #: How long a run waits for its server: over a night. Its stages' results are in DVC's cache meanwhile.
 PATIENCE_S = 24 * 3600.0

@@ -7,9 +7,9 @@ import pytest
 
 from align.errors import ConfigError
 from align.services.git import git
-from flows import this_run
 from flows.request import Request
-from flows.this_run import name_of
+from flows.tasks import this_run
+from flows.tasks.this_run import name_of
 
 
 @pytest.fixture(name="repo")

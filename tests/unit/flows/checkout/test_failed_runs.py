@@ -6,7 +6,7 @@ from pathlib import Path
 
 from align.errors import DataError
 from align.services.git import resolve
-from flows.failed_runs import NUM_KEPT, kept_if_it_fails
+from flows.checkout.failed_runs import NUM_KEPT, kept_if_it_fails
 
 
 def test_runs_that_fail_at_once_are_all_kept(tmp_path: Path) -> None:

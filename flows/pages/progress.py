@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align.display.visible import fenced_markdown, plain_markdown
 from flows.dag import Stage
-from flows.speeds import duration
+from flows.pages.speeds import duration
 
 #: Seconds between two looks at a stage, and between two questions to the server.
 INTERVAL_S, ASK_INTERVAL_S = 2.0, 4.0

@@ -2,7 +2,7 @@
 
 A run holds the lock .align/locks/KEY as long as its worktree .align/worktrees/KEY exists, and the kernel frees the lock
 when its process ends. So a worktree whose lock is free is a dead run's. Processes that the run had started are told to
-stop then (`flows.supervisor`): a trainer saves its checkpoint through the worktree, so we wait for it.
+stop then (`flows.tasks.supervisor`): a trainer saves its checkpoint through the worktree, so we wait for it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from align.errors import DataError, FormatError, LockedError
 from align.pipeline import run_records
 from align.pipeline.run_records import Liveness, RunRecord
 from align.services.git import git
-from flows.failed_runs import folder_for, keep
-from flows.run_context import STATE, log_file
-from flows.supervisor import GRACE_S
-from flows.worktree import remove
+from flows.checkout.failed_runs import folder_for, keep
+from flows.checkout.worktree import remove
+from flows.tasks.run_context import STATE, log_file
+from flows.tasks.supervisor import GRACE_S
 
 #: Tries of a git command that may meet another one.
 _NUM_ATTEMPTS = 5

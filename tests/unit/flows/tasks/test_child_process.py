@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.child_process import CommandError, last_line, run_supervised
-from flows.watch import Watch
+from flows.tasks.child_process import CommandError, last_line, run_supervised
+from flows.tasks.watch import Watch
 
 #: Prints more than a pipe holds, then leaves a result: a pipe that nobody reads would stop it, a closed one kill it.
 TALKER = """

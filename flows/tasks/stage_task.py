@@ -36,16 +36,16 @@ from prefect.states import Cancelled, Completed, Suspended
 from pydantic import BaseModel, ConfigDict
 
 from align.display.visible import fenced_markdown, plain_markdown
-from flows.accelerator import accelerator, uses_accelerator
 from flows.alerts import alert_soon, is_health_warning
-from flows.child_process import CommandError, run_supervised
+from flows.checkout.failed_runs import in_kept_folder
 from flows.dag import Stage
-from flows.failed_runs import in_kept_folder
-from flows.outages import end_without_waiting
 from flows.remote.order import GIVEN_UP
 from flows.remote.send import run_elsewhere
-from flows.run_context import RunContext, child_environment, log_file, progress_file
-from flows.watch import Watch
+from flows.tasks.accelerator import accelerator, uses_accelerator
+from flows.tasks.child_process import CommandError, run_supervised
+from flows.tasks.outages import end_without_waiting
+from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
+from flows.tasks.watch import Watch
 
 #: The flow run that a worker started this process for.
 STARTED_AS = "PREFECT__FLOW_RUN_ID"

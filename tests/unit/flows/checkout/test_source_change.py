@@ -6,9 +6,9 @@ import pytest
 
 from align.errors import ConfigError, DataError
 from align.services.git import git
-from flows.child_process import run_supervised
-from flows.run_context import RunContext, child_environment
-from flows.source_change import look
+from flows.checkout.source_change import look
+from flows.tasks.child_process import run_supervised
+from flows.tasks.run_context import RunContext, child_environment
 from tests.support import small_git
 from tests.support.params import PARAMS_FILE
 

@@ -33,7 +33,7 @@ from align.services.dvc.repository import DvcError, locked_repository
 from align.services.git import LOCK_FILE, git
 from align.verbs import STAGES
 from flows.dag import Stage
-from flows.run_context import RunContext, child_environment
+from flows.tasks.run_context import RunContext, child_environment
 
 _PACKAGE = Path(deciding("align")["align"]).parent
 
@@ -75,11 +75,11 @@ def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[
 
     Args:
         run: it works in a worktree of its own.
-        locks: of `flows.stage_states.States`.
+        locks: of `flows.checkout.stage_states.States`.
         log: for a line if it fails.
 
     Returns:
-        As `flows.stage_states.read_status`.
+        As `flows.checkout.stage_states.read_status`.
     """
     file = run.root / LOCK_FILE
     before = file.read_bytes() if file.is_file() else None

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.checkout.run_branch import Recorded
 from flows.dag import Stage
-from flows.run_branch import Recorded
-from flows.stage_task import StageOutcome
+from flows.tasks.stage_task import StageOutcome
 
 #: Examples shown from the index's report: this many labelled queries, with this many images each.
 NUM_EXAMPLES, NUM_HITS = 3, 3

@@ -17,10 +17,20 @@ import pytest
 
 from align.display import console
 from align.display.console import PROGRESS_VARIABLE, say, track
-from flows import progress
 from flows.dag import Stage
-from flows.progress import RunPage, Work, at_stage, bar, describe, page_markdown, put_markdown, read_said, run_page
-from flows.run_context import RunContext, child_environment, progress_file
+from flows.pages import progress
+from flows.pages.progress import (
+    RunPage,
+    Work,
+    at_stage,
+    bar,
+    describe,
+    page_markdown,
+    put_markdown,
+    read_said,
+    run_page,
+)
+from flows.tasks.run_context import RunContext, child_environment, progress_file
 
 STAGES = [
     Stage(name, f"what {name} does", "data", (), (), (), f"reports/{name}") for name in ("ingest", "fit_tokenizer")

@@ -24,10 +24,10 @@ from prefect.flows import Flow
 from align.errors import AlignError
 from align.pipeline import run_records
 from align.pipeline.run_records import Held, RunRecord
-from flows import run_branch
-from flows.outages import keep_output, wait_out_outages
+from flows.checkout import run_branch
 from flows.reconcile import mlflow_address, prefect_address
 from flows.request import Request
+from flows.tasks.outages import keep_output, wait_out_outages
 
 
 class _OneLine(logging.Filter):

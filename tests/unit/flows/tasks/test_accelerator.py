@@ -10,8 +10,8 @@ import pytest
 
 from align.durable.locks import locked
 from align.errors import ServiceError
-from flows import accelerator
 from flows.dag import read_dag
+from flows.tasks import accelerator
 from tests.support import ROOT
 
 
@@ -51,7 +51,7 @@ def test_without_an_accelerator_nobody_waits(tmp_path: Path, monkeypatch: pytest
 RUN = """
 import sys, time
 from pathlib import Path
-from flows import accelerator
+from flows.tasks import accelerator
 accelerator.has_accelerator = lambda: True
 say = lambda line: print(line, flush=True)
 with accelerator.accelerator(sys.argv[1], say):

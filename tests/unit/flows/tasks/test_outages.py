@@ -53,7 +53,7 @@ def _port() -> Iterator[int]:
 #: Asks, and logs, before the server is there: the clients of a run that was started while it was.
 CLIENT = """
 import logging, uuid
-from flows import outages
+from flows.tasks import outages
 outages.RETRY_EVERY_S = 0.2
 outages.wait_out_outages()
 outages.wait_out_outages() # in a sub-flow
@@ -100,7 +100,7 @@ def test_clients_wait_for_a_server_and_lose_no_line(port: int, tmp_path: Path) -
 RUN = """
 import sys, time
 from pathlib import Path
-from flows.outages import keep_output
+from flows.tasks.outages import keep_output
 print("starts", flush=True)
 if len(sys.argv) > 1:
     keep_output(Path.cwd())

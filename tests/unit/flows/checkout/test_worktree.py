@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from align.services.git import git
-from flows import run_branch
+from flows.checkout import run_branch
+from flows.checkout.workspace import in_worktree
 from flows.request import Request
-from flows.workspace import in_worktree
 from tests.support.dvc_projects import commit_all, environment, make_repository, shell
 
 PARAMS = """\

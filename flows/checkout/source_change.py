@@ -21,8 +21,8 @@ from align.config import load_params
 from align.errors import ConfigError, DataError
 from align.services.files import pinned_lists
 from align.services.git import LOCK_FILE, git
-from flows.child_process import run_supervised
-from flows.run_context import RunContext, child_environment
+from flows.tasks.child_process import run_supervised
+from flows.tasks.run_context import RunContext, child_environment
 
 _PARAMS = "params.yaml"
 

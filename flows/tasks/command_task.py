@@ -10,9 +10,9 @@ from prefect.cache_policies import NO_CACHE
 
 from align.display.console import PROGRESS_VARIABLE
 from align.display.visible import fenced_markdown
-from flows.child_process import last_line, run_supervised
-from flows.run_context import RunContext, child_environment
-from flows.this_run import in_progress
+from flows.tasks.child_process import last_line, run_supervised
+from flows.tasks.run_context import RunContext, child_environment
+from flows.tasks.this_run import in_progress
 
 
 def run_command(verb: str, *arguments: str) -> str:

@@ -13,8 +13,8 @@ from typing import TextIO
 
 from align.display.visible import visible
 from align.errors import AlignError, without_logins
-from flows import supervisor
-from flows.watch import Watch
+from flows.tasks import supervisor
+from flows.tasks.watch import Watch
 
 #: An error quotes this many last lines if the command gave no reason itself.
 TAIL_LINES = 5
@@ -41,7 +41,7 @@ def run_supervised(
 
     If this call is interrupted (a cancelled flow run, Ctrl-C), or `watch` ends it, the command and its descendants are
     ended first, with time to write a checkpoint. Then the interruption, or the watch's exception, is raised; see
-    `flows.supervisor`.
+    `flows.tasks.supervisor`.
 
     Args:
         command: program and arguments.

@@ -18,7 +18,7 @@ from align.durable.files import replace_directory, to_json, write_text
 from align.durable.locks import locked
 from align.errors import AlignError
 from align.services.git import resolve
-from flows.run_context import STATE, RunContext, log_file
+from flows.tasks.run_context import STATE, RunContext, log_file
 
 #: The number of failed runs that are kept; older ones are removed.
 NUM_KEPT = 5

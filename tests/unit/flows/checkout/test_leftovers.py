@@ -13,12 +13,12 @@ import pytest
 from align.errors import DataError, LockedError
 from align.pipeline.run_records import RunRecord, hold, locks
 from align.services.git import git
-from flows import leftovers
-from flows.failed_runs import folder_for
-from flows.leftovers import sweep
+from flows.checkout import leftovers
+from flows.checkout.failed_runs import folder_for
+from flows.checkout.leftovers import sweep
+from flows.checkout.workspace import in_worktree
 from flows.request import Request
-from flows.run_context import log_file
-from flows.workspace import in_worktree
+from flows.tasks.run_context import log_file
 from tests.support.dvc_projects import environment, make_repository
 from tests.support.warm import commands
 
@@ -27,10 +27,10 @@ PARAMS = "paths:\n  checkpoints: checkpoints\n  reports: reports\nfilter:\n  min
 RUN = """
 import sys, time
 from pathlib import Path
-from flows import worktree
+from flows.checkout import worktree
 from flows.request import Request
-from flows.run_context import log_file
-from flows.workspace import in_worktree
+from flows.tasks.run_context import log_file
+from flows.checkout.workspace import in_worktree
 phase = sys.argv[1]
 def stop(*_):
     print("there", flush=True)
@@ -142,7 +142,7 @@ def test_a_run_that_waits_for_a_killed_one_is_not_hit(project: Path, duration_s:
             [
                 str(commands() / "python"),
                 "-c",
-                "import time; from pathlib import Path; from flows.leftovers import sweep\n"
+                "import time; from pathlib import Path; from flows.checkout.leftovers import sweep\n"
                 f"end = time.monotonic() + {duration_s}\n"
                 "while time.monotonic() < end: sweep(Path.cwd(), print)",
             ],

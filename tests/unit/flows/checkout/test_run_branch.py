@@ -11,7 +11,7 @@ import pytest
 
 from align.errors import ConfigError, DataError
 from align.services.git import git, resolve
-from flows import run_branch
+from flows.checkout import run_branch
 from tests.support import small_git
 
 
@@ -93,7 +93,7 @@ def in_a_process(repo: Path, text: str, number: int) -> subprocess.Popen[str]:
     git(repo, "worktree", "add", "--quiet", "--detach", str(worktree))
     (worktree / "align/project/code.py").write_text(text)
     script = (
-        "import sys; from pathlib import Path; from flows import run_branch\n"
+        "import sys; from pathlib import Path; from flows.checkout import run_branch\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "run_branch.record(Path.cwd(), 'demo', 'run demo')\n"
     )

@@ -77,8 +77,7 @@ class Pieces:
             make: makes its files in the folder, the last one last, each whole.
             wait: for another process that is making it; if that is lost, this one makes it.
             bring: a piece that another machine completed is brought here.
-            may_make: otherwise a piece that is missing
-                is an error.
+            may_make: otherwise a piece that is missing is an error.
 
         Raises:
             DataError: the piece is missing and may not be made, what another machine stored is incomplete, or the

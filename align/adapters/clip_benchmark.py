@@ -1,7 +1,7 @@
 """CLIP_benchmark over our models: `python -m align.adapters.clip_benchmark MODEL --dataset ...`.
 
-It is CLIP_benchmark's own command `clip_benchmark eval` with one model type more, so its options, sets and results are
-its own. What differs from its defaults, of which the options given here are stronger:
+It is CLIP_benchmark's own command `clip_benchmark eval` with one more type of model, so its options, sets and results
+are its own. Its defaults differ in these points; an option that you give wins:
 
 * `--no_amp`: without it, CLIP_benchmark rounds similarities to bfloat16, and figures differ from `align evaluate`;
 * the model's name in its results ends in the model's digest: CLIP_benchmark keeps the features of its linear probe by

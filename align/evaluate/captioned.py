@@ -2,8 +2,8 @@
 published.
 
 Published files name pictures and captions by COCO's ids. They are read and looked up in the whole set before anything
-is embedded, so that a wrong file is told at once. Of pictures that cannot be shown to the model, what the files say is
-left out, as the pictures themselves are.
+is embedded, so that a wrong file is found at once. Pictures that cannot be shown to the model are left out, with what
+the files say about them.
 
 Labelled queries are a text, or a picture minus a text (the paper's section 7). A picture is right if one of its texts
 names an expected word, as in the report of `align index`, which asks the same file over all pictures of an index. Here
@@ -129,7 +129,7 @@ class Shown:
 
     Attributes:
         source: the whole set.
-        images: positions of its images, growing.
+        images: positions of its images, in increasing order.
         items: their gallery.
         image_embeds, text_embeds: of the images and of `items.texts`.
         embed_texts: the model's, for texts that are not in the set.
@@ -196,7 +196,7 @@ def _crisscrossed(shown: Shown, rated: Crisscrossed, how: Mapping[str, int]) -> 
 
 
 def _among(pairs: Rated, first: Sequence[int], second: Sequence[int]) -> Rated:
-    """The pairs whose items were shown, by their positions among these; both are growing positions."""
+    """The pairs whose items were shown, by their positions among these; both increase."""
     one, other = (np.asarray(kept, dtype=np.int64) for kept in (first, second))
     known = np.isin(pairs.first, one) & np.isin(pairs.second, other)
     at = np.searchsorted(one, pairs.first[known]), np.searchsorted(other, pairs.second[known])
@@ -204,7 +204,7 @@ def _among(pairs: Rated, first: Sequence[int], second: Sequence[int]) -> Rated:
 
 
 def restricted(positives: Sequence[Indices], queries: Sequence[int], items: Sequence[int]) -> list[Indices]:
-    """Right items of some queries among some items, by their positions among these; both are growing positions."""
+    """Right items of some queries among some items, by their positions among these; both increase."""
     kept = np.asarray(items, dtype=np.int64)
     return [np.searchsorted(kept, right[np.isin(right, kept)]) for right in (positives[query] for query in queries)]
 

@@ -118,7 +118,7 @@ def embed_pictures(
             runs may share it, and one that is killed loses a block of pictures.
 
     Returns:
-        The positions of the items that have an embedding, growing; (num_positions, width) their embeddings; and
+        The positions of the items that have an embedding, increasing; (num_positions, width) their embeddings; and
         position -> why there is none, of the others.
 
     Raises:

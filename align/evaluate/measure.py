@@ -332,7 +332,7 @@ def _text_ids(items: Gallery, *, with_owner: bool) -> list[str]:
 
 
 def published_gallery(source: EvaluationSet, shown: Sequence[int]) -> Gallery:
-    """The gallery of the images that are shown, by growing positions, and of the texts that belong to any of them.
+    """The gallery of the images that are shown, by increasing positions, and of the texts that belong to one of them.
 
     Raises:
         DataError: a positive names no image or no text.

@@ -96,7 +96,7 @@ class Task:
 
     Attributes:
         source: the set; all of its pictures decode.
-        known, asked: positions of the pictures to learn from, and of those to answer, growing.
+        known, asked: positions of the pictures to learn from, and of those to answer, increasing.
         known_labels, labels: their classes, as numbers.
         clusters: what is independent, of `asked`.
         knn: the nearest neighbour's ranks of `asked`, if they were measured.

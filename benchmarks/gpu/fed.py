@@ -30,7 +30,6 @@ _PROFILE = "cc3m"
 _QUALITY = 95
 #: Different pictures; where a run needs more, they come again under other keys, and are decoded again.
 _PICTURES = 320
-_TEXTS = 4
 
 
 def pictures(size_px: int, count: int) -> Iterator[bytes]:

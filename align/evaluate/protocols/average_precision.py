@@ -82,7 +82,7 @@ def chance(num_right: int, num_items: int) -> float:
 def _ranked(
     similarity: NDArray[np.floating], has: NDArray[np.bool_], one: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The pictures by growing rank for a class, and which of them have it."""
+    """The pictures from the first rank to the last for a class, and which of them have it."""
     order = np.lexsort((has[:, one], -similarity[:, one]))
     return order, has[order, one]
 

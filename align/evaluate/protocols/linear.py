@@ -11,8 +11,8 @@ Two protocols and their settings:
   pictures as there is room for.
 
 Several decays are fitted together, as one wide matrix over the same batches. Deviations: weight decay is decoupled from
-the gradient in SGD, too, as in AdamW; where it makes a fit diverge, that decay is out of the choice (CLIP_benchmark
-compares the accuracy of what is left of it).
+the gradient in SGD, too, as in AdamW; a decay with which a fit diverges is never chosen (CLIP_benchmark compares its
+accuracy, too).
 
 Ties: equal logits for two classes are `UNDECIDED`; of decays that are equally accurate the first that was tried is
 taken, the smallest of a round. The seed decides the first weights and the order of pictures; equal seeds and numbers of

@@ -8,8 +8,8 @@ parameters: a linear classifier over features, or fine-tuning of the whole tower
 The exact slices are `train[:800]` and `train[800:1000]` of each task's published order. Tasks whose slices lie
 elsewhere (SmallNORB, dSprites, EuroSAT) are given as they lie.
 
-Ties: of trials that are equally accurate the first is taken. Of an even number of runs the lower middle one is the
-median, so that it is one run's. Equal seeds give equal trials; the fit decides about the rest.
+Ties: the first of equally accurate trials is taken. With an even number of runs the median is the lower of the two in
+the middle, so that it is the accuracy of one run. Equal seeds give equal trials; the fit decides about the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A loader process: a worker of torch's DataLoader that makes some rows of each batch, into memory that ranks share.
+"""A loader process: a worker of torch's DataLoader that makes some rows of each batch, in memory that it shares with
+its rank.
 
 It imports what decodes and tokenises, and no model.
 """

@@ -1,9 +1,9 @@
 """How an error that one rank alone has ends all ranks, and becomes the run's error.
 
 Most errors come to all ranks alike, such as a loss that is not finite: each returns its own, and the launcher has them.
-A sample that cannot be read is the error of one rank. The others wait for it within a message (on GPUs for half an
-hour), would then die of their lost connection, and be restarted to meet the same error again. So that rank leaves its
-error in the launcher's store, where the other ranks and those of a next attempt look, and in a file for the launcher.
+A sample that cannot be read is the error of one rank. The others would wait for its message (on GPUs for half an hour),
+end since the connection is lost, and meet the same error after a restart. So that rank writes its error to the
+launcher's store, which the other ranks and those of the next attempt read, and to a file for the launcher.
 """
 
 from __future__ import annotations

@@ -46,7 +46,6 @@ from align.pairs.picture import PictureError, decode
 #: open_nsfw resizes to this side, then crops 224.
 _INPUT_PX = 256
 _INPUT, _SCORES, _POOLED = "input:0", "outputs", "Reshape:0"
-_NUM_POOLED = 1024
 _THUMBNAIL_PX = 16
 #: A thumbnail (768 values of 0 to 255) that is closer than this to its mean colour counts as one colour.
 _FLAT_LENGTH = 30.0

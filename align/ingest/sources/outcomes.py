@@ -37,8 +37,6 @@ OUTCOMES = {
     HTTP_HEAD_TOO_LARGE: "not read: HTTP headers that are too large",
     NO_ADDRESS: "not read: no address",
 }
-#: Outcomes of records that could not be read.
-NOT_READ = (PAGE_TOO_LARGE, PAGE_UNREADABLE, NO_HTTP_HEAD, HTTP_HEAD_TOO_LARGE, NO_ADDRESS)
 #: A count of a scan: records of other kinds.
 OTHER_RECORDS = "other_records"
 _PREFIX = "outcome/"

@@ -226,7 +226,7 @@ class CheckpointFolder:
                 state = torch.load(self._path(step), map_location=device, weights_only=True, mmap=True)
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # noqa: BLE001 - of a foreign archive: whatever zipfile's and torch's readers meet in it
+            except Exception:  # noqa: BLE001 - a foreign archive may raise anything in zipfile's and torch's readers
                 say(f"{self._path(step)}: is damaged, trying the previous one")
                 continue
             if isinstance(state, dict) and state.get("schema_version") == SCHEMA_VERSION:

@@ -12,7 +12,7 @@ from align.display.console import say
 from align.durable.files import to_json, write_text
 from align.filter import ngrams, tables
 from align.filter.examples import shown_shards
-from align.filter.measure import require_growing_keys
+from align.filter.measure import require_ascending_keys
 from align.filter.pair_tables import word_table
 from align.filter.report import Vocabulary
 from align.filter.work_folder import Shards, WorkFolder, commit
@@ -28,7 +28,7 @@ def judge(engine: Engine, work: WorkFolder, shards: Shards, raw: Path) -> None:
     Raises:
         DataError: keys do not grow from shard to shard.
     """
-    require_growing_keys(work.path / "pairs", [shard.name for _, shard in shards], raw)
+    require_ascending_keys(work.path / "pairs", [shard.name for _, shard in shards], raw)
     for name in ("pairs", "unigrams", "bigrams"):
         engine.view(name, work.path / name / "*.parquet")
     _find_rare_pairs(engine, work, shards)

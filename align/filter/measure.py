@@ -149,7 +149,7 @@ def _distinct_images(table: pa.Table) -> dict[str, tuple[int, str]]:
     return distinct
 
 
-def require_growing_keys(pairs: Path, shards: Sequence[str], raw: Path) -> None:
+def require_ascending_keys(pairs: Path, shards: Sequence[str], raw: Path) -> None:
     """Keys must grow from shard to shard: then no key occurs twice, and keys grow with row numbers.
 
     Raises:

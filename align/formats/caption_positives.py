@@ -1,6 +1,6 @@
 """Right items of COCO's captions and images as eccv_caption publishes them: a JSON object, id -> list of ids.
 
-    {"373119": [560256, 646721, ...], ...}    eccv_image_to_caption.json: image -> captions; likewise the other way
+    {"373119": [560256, 646721, ...], ...}    eccv_image_to_caption.json: image -> captions; the others are alike
 
 Its folder `data` has six such files: `original_`, `cxc_` and `eccv_`, each `image_to_caption` and `caption_to_image`.
 Ids are COCO's. An id that is not a key is not a query.

@@ -37,7 +37,7 @@ class CaptionedPicture(NamedTuple):
         captions: as in the JSON.
         split: `train`, `val`, `test`, `restval`, ... that the file states for it; None: it states none.
         number: COCO's id of the picture, by which other files name it; None: the file has none.
-        numbers: likewise of each caption.
+        numbers: the same for each caption.
     """
 
     name: str

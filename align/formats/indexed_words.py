@@ -1,8 +1,8 @@
 """The words of an index's texts, `words.parquet` in `data/index`: which images each word belongs to.
 
 A text is cut at white space into pieces such as `heart` and `(heart-shaped)`. The words of the file are the pieces, and
-the runs of letters, marks, digits and underscores within them, all without case. So a word of such characters is
-looked up; one with other characters (`c++`) is searched for in the pieces, of which there are far fewer than texts.
+the runs of letters, marks, digits and underscores within them, all without case. So a word of such characters is looked
+up; one with other characters (`c++`) is searched for in the pieces, which are far fewer than the texts.
 
 RE2 decides what a letter is, by `[\\pL\\pM\\pN_]`, and which letters differ only in case, by `(?i)`.
 """

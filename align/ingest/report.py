@@ -128,7 +128,7 @@ class IngestReport(Report):
         num_pairs: rows written.
         num_images: distinct images stored.
         num_retryable: pairs whose failure may be temporary.
-        num_damaged_files: files that are cut off or damaged, of which only the readable parts were taken.
+        num_damaged_files: files that are cut off or damaged; only their readable parts were taken.
         num_bytes_lost: bytes between the readable records of damaged web archives, as stored.
         num_reading_bounds_reached: damaged web archives with so much damage that the search for records was given up.
         num_rows_unreadable: lines or rows of a table that could not be read.

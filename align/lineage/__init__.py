@@ -1,7 +1,7 @@
 """Lineage: where a pair came from and went, what differs between two versions or runs, take-downs.
 
-The one folder above the stages that reads from all of them, so a question about more than one stage's files comes in,
-and what a single stage asks does not. It starts no stage. The rooms:
+This is the one folder above the stages that reads from all of them. So a question about several stages' files belongs
+here, and what a single stage asks does not. It starts no stage. The rooms:
 
     trace, take_down, diff     each with the verb that it is for; they do not know each other
     runs                       `align compare`, and what `align runs` lists; trace knows it

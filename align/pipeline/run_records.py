@@ -1,6 +1,6 @@
 """Which runs are in progress: each holds a lock of the kernel from start to end, with a record beside it.
 
-.align/runs/RUN.lock   locked (flock) as long as the run's process lives; the kernel frees it, whatever ends the process
+.align/runs/RUN.lock   locked (flock) as long as the run's process lives; the kernel frees it when the process ends
 .align/runs/RUN.json   whose it is; only who holds the lock writes or removes it
 
 So a record whose lock is free is that of a dead run. Nothing else tells: a process id may belong to another process

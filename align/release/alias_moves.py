@@ -6,13 +6,12 @@ entry that is not done: each write can be made twice. If its version was deleted
 instead. The champion that a rollback goes back to is read from the history.
 
 In one checkout a lock of the kernel keeps two commands apart (LOCK). Between checkouts and machines there is only
-MLflow's server, which cannot compare and set. So what two people get who move the alias there within the same tenths of
-a second: both may write the same entry, and the later one stays. Whoever finds another's entry where their own was puts
-the alias where that entry says, and ends with one line. So in the end the alias is where the last entry says, and
-usually one of the two is told that nothing was moved. If both were told that they moved it, the history has only the
-second move.
+MLflow's server, which cannot compare and set. If two people move the alias there within the same tenths of a second,
+both may write the same entry, and the later one stays. A call that finds another entry in the place of its own puts the
+alias where that entry says, and ends with one line. So the alias ends where the last entry says, and usually one of the
+two is told that nothing was moved. If both were told that they moved it, the history has only the second move.
 
-What is not guaranteed: a process that is stopped for longer (SIGSTOP, a frozen machine) may replace an entry that
+This is not guaranteed: a process that is stopped for longer (SIGSTOP, a frozen machine) may replace an entry that
 others wrote meanwhile, or move the alias back after them. It looks again afterwards and puts the alias right, unless it
 is killed first; the next call then records the alias as moved by hand.
 """
@@ -37,9 +36,10 @@ from align.services.tracking.registry import (
     Version,
 )
 
-#: Of all processes of a checkout, one moves the alias at a time. In the working directory, as what runs share.
+#: The lock by which only one process of a checkout moves the alias at a time. In the working directory, like everything
+#: that runs share.
 LOCK = Path(".align/locks/champion")
-#: A call that finds others at work so often gives up.
+#: How often a call may find others at work before it gives up.
 _ATTEMPTS = 10
 
 
@@ -106,7 +106,7 @@ def move(
 
 
 def _entry(state: ChampionState, kind: Kind, to: int | None, why: str, figures: Mapping[str, float], who: str) -> Move:
-    """The next entry; done from the start where the alias stays."""
+    """The next entry; it is done from the start if the alias stays."""
     last = state.moves[-1] if state.moves else None
     return Move(
         id=uuid.uuid4().hex, number=last.number + 1 if last else 1, kind=kind,
@@ -130,7 +130,7 @@ def _finish(registry: Registry, model: str, begun: Move) -> bool:
     after = registry.champion_state(model)
     last = after.moves[-1] if after.moves else begun
     if last.id != begun.id and (theirs := _versions(registry, model).get(last.to or 0)) is not None:
-        registry.set_alias(theirs, CHAMPION)  # others have the last word
+        registry.set_alias(theirs, CHAMPION)  # others have written the last entry
     if _is_last(after, begun):
         if begun.kind == "promoted":
             registry.set_version_tags(to, {PROMOTED: begun.at, PROMOTED_BECAUSE: begun.why})

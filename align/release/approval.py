@@ -29,8 +29,8 @@ class Approval:
         who: a name, as it was given.
         why: a sentence.
         is_rejection: the person rejected the version.
-        candidate: the version that must still be the candidate; None: whichever is.
-        champion: the version that must still be the champion, 0: none may be; None: whichever is.
+        candidate: the version that must still be the candidate; None: any.
+        champion: the version that must still be the champion; 0: there must be none; None: any.
     """
 
     who: str
@@ -45,7 +45,7 @@ class Approval:
         return f"{self.who}, by {who_acts()}"
 
     def require_judged(self, candidate: Version, champion: Version | None, aliases: Mapping[str, int]) -> None:
-        """Raises GateError where candidate or champion are no longer those that the person was shown."""
+        """Raises GateError if candidate or champion are no longer those that the person was shown."""
         is_champion = champion.number if champion else 0
         if self.champion is not None and self.champion != is_champion:
             was, now = (f"version {number}" if number else "none" for number in (self.champion, is_champion))

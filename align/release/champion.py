@@ -1,4 +1,4 @@
-"""champion: says which version is the champion, since when and why, and which one was it at any time before.
+"""champion: says which version is the champion, since when and why, and which one it was at any time before.
 
 `make_champion` and `take_back` are the two moves that people ask for; `align.release.alias_moves` makes them. A move
 that a killed command left half made is finished first, and one that somebody made in MLflow is recorded.
@@ -24,7 +24,7 @@ from align.services.tracking.address import require_store
 from align.services.tracking.registry import CHAMPION, Version
 from align.services.tracking.tracker import Tracker
 
-#: The table's columns; the reasons are last, as they are as long as they are.
+#: The table's columns; the reasons are last, since they may be long.
 _COLUMNS = ("when (UTC)", "what", "from", "to", "who", "why")
 
 
@@ -81,8 +81,8 @@ def make_champion(
 def take_back(tracker: Tracker, model: str, reason: str) -> Move:
     """Makes the champion before this one the champion again.
 
-    One that was rolled back, or deleted, is passed over, so that repeated calls end. A call that was cut short is
-    finished, and nothing more: whoever repeats it asks for one champion back, not for two.
+    One that was rolled back, or deleted, is passed over, so that repeated calls end. If a call was cut short, this one
+    only finishes it: a person who repeats it wants to go back by one champion, not by two.
 
     Raises:
         DataError: there is no champion, or none before it.
@@ -143,7 +143,7 @@ def moment(text: str, now: datetime) -> datetime:
     """The time that a person means: a date is its end, and a time without a zone is UTC.
 
     Raises:
-        ConfigError: it is neither, or it is to come.
+        ConfigError: it is neither, or it lies in the future.
     """
     try:
         when = time_of(text)
@@ -154,7 +154,7 @@ def moment(text: str, now: datetime) -> datetime:
         wanted = "a date such as 2026-11-01, or a time such as 2026-11-01T14:30 (UTC)"
         raise ConfigError(f"--at {text}: expected {wanted}") from None
     if begins > now:
-        raise ConfigError(f"--at {text}: that is to come; it is {now:%Y-%m-%dT%H:%M:%SZ}")
+        raise ConfigError(f"--at {text}: that is in the future; it is {now:%Y-%m-%dT%H:%M:%SZ}")
     return when
 
 
@@ -162,7 +162,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align champion`.
 
     Raises:
-        ConfigError: `--at` is no time.
+        ConfigError: `--at` is not a time.
         DataError: MLflow was not used here, has no such model, or the history begins later than `--at`.
     """
     model = params.section(RegisterConfig).model_name

@@ -21,7 +21,7 @@ class Gate:
         name: of the condition.
         figure: what was found.
         bar: what was needed.
-        passed: None where nothing was recorded that could be judged; this refuses nothing, and says so.
+        passed: None if nothing was recorded that could be judged; this refuses nothing, and says so.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Gate:
 
     @property
     def verdict(self) -> str:
-        """In a word."""
+        """The outcome in a word."""
         return "not recorded" if self.passed is None else "passed" if self.passed else "FAILED"
 
 
@@ -66,7 +66,7 @@ class PromotionDecision:
         gates: one row each; none where nothing changes.
         compared: None without a champion.
         confidence, margin: those of section `promote`.
-        measured: how candidate and champion came by their ranks, in words.
+        measured: where the ranks of candidate and champion come from, in words.
         sets_digest: names the sets that decide; they have decided on `num_decided` other versions before.
         at: when, UTC.
     """

@@ -1,9 +1,9 @@
 """The ranks of a version on today's sets: from its run, or by measuring its registered model now.
 
-Every version's run has the `ranks.parquet` of its evaluation. They count if its sets are those of the checkout; else,
-and for versions that were registered before ranks were kept, `align evaluate` measures the model's registered bytes. It
-runs as a program, writes nothing into the checkout's reports, and its result is kept under `.align/`, so that the same
-model is measured on the same sets once.
+Every version's run has the `ranks.parquet` of its evaluation. They count if its sets are those of the checkout.
+Otherwise, and for versions that were registered before ranks were kept, `align evaluate` measures the model's
+registered bytes. It runs as a program, writes nothing into the checkout's reports, and its result is kept under
+`.align/`, so that the same model is measured on the same sets once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _IN_RUN = f"reports/evaluation/{RANKS}"
 
 @dataclass(frozen=True)
 class Evidence:
-    """The ranks of a version, and in words where they come from."""
+    """The ranks of a version, and where they come from, in words."""
 
     ranks: QueryRanks
     origin: str
@@ -66,7 +66,7 @@ def todays_sets(params: Params) -> dict[str, str]:
 
 
 def wanted_sets(names: Iterable[str], today: Mapping[str, str], candidate: QueryRanks | None) -> dict[str, str]:
-    """Set -> digest that both versions must have been measured by: today's, or where it is not here, the candidate's.
+    """Set -> the digest by which both versions must be measured: today's, or the candidate's if the set is not here.
 
     Raises:
         DataError: a set is neither here nor was the candidate measured on it.

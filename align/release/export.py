@@ -85,7 +85,7 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
         ConfigError: a package that the format needs is not installed, or a stage of dvc.yaml writes to `out`.
     """
     require_apart(out, model_dir)
-    require_replaceable(out, "export")  # also before the work
+    require_replaceable(out, "export")  # checked before the work, too
     require_no_out("--out", out)
     model, tokenizer = load_with_tokenizer(model_dir)
     tokenizer_dir, config = tokenizer_of(model_dir), model.config

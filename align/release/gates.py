@@ -132,7 +132,7 @@ def no_slice_worse(config: PromoteConfig, compared: Compared) -> Gate:
 def health(version: Version, tracker: Tracker) -> Gate:
     """Whether training ended with all signs of its health within their bounds.
 
-    Training tells MLflow live how many are not; what DVC took from its cache was told to the run that trained.
+    Training logs to MLflow live how many are not. For a stage from DVC's cache, the run that trained has logged it.
     """
     found: dict[str, float] = {}
     runs = [version.run_id]

@@ -37,7 +37,7 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
             f"--from {source}: no such folder; name one in Hugging Face's format, such as a clone of align-base"
         )
     require_apart(out, source)
-    require_replaceable(out, "import_model")  # also before the weights are read
+    require_replaceable(out, "import_model")  # checked before the weights are read, too
     require_no_out("--out", out)
     model, tokenizer = read_hugging_face(source, batch_norm=config.batch_norm, batch_norm_group=config.batch_norm_group)
     with replace_directory(out, "import_model") as part:

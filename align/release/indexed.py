@@ -52,7 +52,7 @@ def log_index(tracker: Tracker, version: Version, index: Path, model: Path, pack
 
 
 def is_logged(version: Version, index: Path) -> bool:
-    """Whether the version has this index; there may be none to have."""
+    """Whether the version has this index, or there is none."""
     return not (index / _HEADER).is_file() or version.tags.get(INDEX_DIGEST) == sha256_folder(index)
 
 

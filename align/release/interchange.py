@@ -124,7 +124,7 @@ def write_hugging_face(model: DualEncoder, tokenizer_dir: Path, directory: Path)
 
 
 def _processor(config: ModelConfig, tokenizer_dir: Path) -> AlignProcessor:
-    TextTokenizer.load(tokenizer_dir, config.max_tokens)  # says clearly what is wrong with the folder
+    TextTokenizer.load(tokenizer_dir, config.max_tokens)  # its error says what is wrong with the folder
     stored = json.loads((tokenizer_dir / TOKENIZER).read_text(encoding="utf-8"))
     stored["truncation"] = stored["padding"] = None  # the processor asks for both with each call
     make_tokenizer: Any = PreTrainedTokenizerFast  # transformers leaves both untyped

@@ -34,7 +34,7 @@ DECIDED = "align.decided."
 
 @dataclass(frozen=True)
 class Judged:
-    """A decision, which takes time and depends on these two versions only."""
+    """Makes a decision, which takes time and depends only on these two versions."""
 
     candidate: Version
     champion: Version | None
@@ -193,7 +193,7 @@ def _mean(ranks: QueryRanks, metric: str) -> float:
 
 
 def number_of(version: Version | None) -> int | None:
-    """A version's number; None of none."""
+    """A version's number; None without a version."""
     return None if version is None else version.number
 
 

@@ -1,4 +1,4 @@
-"""A model that is measured apart from the pipeline: which one a person names, and what MLflow shows of its evaluation.
+"""A model that is measured apart from the pipeline: finds the one that a person names, and logs its evaluation.
 
 The run of such an evaluation is a child of the run that made the model, where that is known.
 """
@@ -20,7 +20,7 @@ from align.release.shown import log_shown
 from align.services.tracking.registry import MODEL_DIGEST, Version
 from align.services.tracking.tracker import Tracker
 
-#: Of the evaluation's run: the folder of its artifacts, as a run of the pipeline has it.
+#: The folder of artifacts of the evaluation's run, as a run of the pipeline has it.
 REPORT = "reports/evaluation"
 #: Written out, so that a long text of a form does not fill the log.
 _SHOWN = 100
@@ -51,7 +51,7 @@ def asked_model(
         root: the checkout.
         tracker: MLflow.
         registered: the name of the model that versions are of.
-        packaged: models/packaged, by which is told whether a folder's model is registered.
+        packaged: models/packaged, which tells whether a folder's model is registered.
         scratch: an empty folder for a version's files.
 
     Raises:
@@ -106,7 +106,7 @@ def log_evaluation(tracker: Tracker, run_id: str, reports: Path, params: Mapping
         tracker: MLflow.
         run_id: of the evaluation's run.
         reports: the folder with the folder `evaluation`.
-        params: what was measured, beside the sets, whose digests are added.
+        params: what was measured; the digests of the sets are added.
 
     Returns:
         The metrics.
@@ -129,7 +129,7 @@ def _folder_of(folder: Path) -> Path:
 
 
 def _version_of(folder: Path, packaged: Path, tracker: Tracker, registered: str) -> Version | None:
-    """The version that was registered of what `packaged` holds, if that is this folder's model."""
+    """The registered version of the model in `packaged`, if that is this folder's model."""
     copies = [path for path in packaged.glob(f"artifacts/*/{WEIGHTS}") if path.is_file()]
     if not (folder / WEIGHTS).is_file() or [sha256_file(copy) for copy in copies] != [sha256_file(folder / WEIGHTS)]:
         return None

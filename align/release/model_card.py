@@ -81,7 +81,7 @@ class ModelCard:
         return _joined(self._sections())
 
     def description(self) -> str:
-        """The card as a description: what no longer fits is left out from the end, section by section."""
+        """The card as a description: sections that do not fit are left out, from the end."""
         kept = list(self._sections())
         left_out = f"The whole card is `{CARD}` among the run's artifacts."
         while len(_joined([*kept, left_out])) > MAX_DESCRIPTION:

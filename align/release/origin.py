@@ -41,7 +41,7 @@ def read_origin(revision: str | None, cached_stages: Sequence[str], policy: Path
     Args:
         revision: git revision; None takes the checkout's, with `-dirty` where files differ from it.
         cached_stages: the stages that DVC took from its cache.
-        policy: the folder of what people decided about the data; no digest where take-downs came after the filter.
+        policy: the folder of what people decided about the data; no digest if take-downs came after the filter.
     """
     if revision is None:
         revision = git_if_any(Path(), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or ""

@@ -6,7 +6,7 @@
 
 Input: a frame with column `image` (an image file's bytes, or these as base64, as they come over HTTP), `text`, or both;
 a cell may be null. Output: for each of these columns `image_embedding` or `text_embedding`, a list of floats
-(L2-normalised, so a dot product is the cosine) or null. What is neither is refused with one line that names the row;
+(L2-normalised, so a dot product is the cosine) or null. Any other cell is refused with one line that names the row;
 `mlflow models serve` answers it with status 400.
 
 The signature leaves the types of both columns open: MLflow would refuse a null picture, and answer a wrong cell with

@@ -1,9 +1,9 @@
-"""promote: a version becomes the champion if every gate lets it; `align rollback` goes back to the old one.
+"""promote: makes a version the champion if every gate allows it; `align rollback` goes back to the old one.
 
 Without a number it is the candidate, the version that was registered last. It has to be better than the champion on the
-same items by `promote.margin`, with confidence (`align.statistics.paired`), and the other gates have to let it
+same items by `promote.margin`, with confidence (`align.statistics.paired`), and the other gates have to allow it
 (`align.release.gates`, `slices`). With `promote.approval`, a person has to approve it, too (`align.release.approval`).
-If one does not, no alias moves. Each decision is a table, and a page that is kept with the candidate's run.
+If one refuses, no alias moves. Each decision is a table, and a page that is kept with the candidate's run.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def promote(
 ) -> tuple[PromotionDecision, Path | None]:
     """Judges a version, and makes it the champion if every gate lets it.
 
-    The judging, which may take long where a model is measured, holds no lock: `align rollback` does not wait for it.
-    If the champion has changed meanwhile, the version is judged again.
+    Judging may take long if a model is measured, so it holds no lock: `align rollback` does not wait for it. If the
+    champion has changed meanwhile, the version is judged again.
 
     Args:
         params: sections `promote`, `register`, `evaluate`, `paths` and `store` are read.
@@ -62,7 +62,7 @@ def promote(
     """
     model = params.section(RegisterConfig).model_name
     with locked(LOCK, "align promote", say):
-        settled(tracker, model)  # what a killed call left half moved, and what was moved by hand
+        settled(tracker, model)  # finishes what a killed call left half moved, and records what was moved by hand
     while True:
         asked, champion = version_asked(model, tracker, number), tracker.registry.version_at(model, CHAMPION)
         _require_judged(approval, asked, champion, tracker)
@@ -87,7 +87,7 @@ def promote(
 
 
 def check(params: Params, tracker: Tracker) -> str:
-    """Judges the champion after the fact: by the gates, and one moved by hand also against the one that it replaced.
+    """Judges the present champion: by the gates, and if it was moved by hand, also against the one that it replaced.
 
     Returns:
         A sentence.
@@ -173,7 +173,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def _conclude(decision: PromotionDecision, page: Path | None, args: argparse.Namespace) -> None:
-    """The last line, or the error that is it."""
+    """The last line, as a text or as an error."""
     what = decision.what if args.version is not None else f"the {CANDIDATE}: {decision.what}"
     name = f"{decision.model} version {decision.candidate} ({what})"
     if decision.outcome == "refused":

@@ -36,7 +36,7 @@ from align.services.tracking.registry import CANDIDATE, CHAMPION, MODEL_ARTIFACT
 from align.services.tracking.tracker import Tracker
 
 _RUN_DIGEST = "align.run_digest"
-#: The same, of a run that began here: what was killed or failed is completed by the next call.
+#: The same, for a run that began here: the next call completes it if it was killed or failed.
 _REGISTERS = "align.registers"
 
 
@@ -91,7 +91,7 @@ def register(
     )
     ends_here = run_id is None and reused is None
     try:
-        if reused is None:  # what made an earlier run stays what its tags say
+        if reused is None:  # the tags of an earlier run still say what made it
             tracker.set_tags(run, _tags(results, origin, earlier))
         _log(tracker, run, outputs, results, with_files=reused is None)
         version, created = _version(tracker, run, config.model_name, outputs, results, origin)
@@ -135,7 +135,7 @@ def _as_before(
 
 
 def _signature(outputs: PipelineOutputs) -> Path:
-    """Of the packaged model; there may be none."""
+    """The signature of the packaged model; there may be none."""
     return outputs.reports / "package" / SIGNATURE
 
 
@@ -181,7 +181,10 @@ def _unfinished(tracker: Tracker, config: RegisterConfig, results: Results) -> s
 def _version(
     tracker: Tracker, run: str, model: str, outputs: PipelineOutputs, results: Results, origin: Origin
 ) -> tuple[Version, bool]:
-    """The version with this model digest, and whether it is new. A new one has all that it needs from the first."""
+    """The version with this model digest, and whether it is new.
+
+    A new one has everything that it needs from the start.
+    """
     tags = results.tags() | origin.tags()
     version = tracker.registry.find_version(model, MODEL_DIGEST, tags[MODEL_DIGEST])
     if version is not None:

@@ -30,9 +30,9 @@ class PipelineOutputs:
         packaged: models/packaged.
         shards: data/shards.
         reports: the folder of all stages' reports.
-        others: stages that did not make this model; their reports and values are of another one.
+        others: stages that did not make this model; their reports and values belong to another model.
         index: data/index, which `align serve` fetches with the model; None: it is not registered.
-        finetuned: models/finetuned, by which is told whether the index is of this model.
+        finetuned: models/finetuned, which tells whether the index is of this model.
     """
 
     packaged: Path
@@ -176,7 +176,7 @@ def _history(packaged: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _listed(digests: Sequence[str]) -> str:
-    """The digests, and `unknown` in place of those that a tag has no room for: more data than it names."""
+    """The digests, with `unknown` in place of those for which a tag has no room: there is more data than it names."""
     text = ", ".join(digests)
     if len(text) <= _MAX_TAG:
         return text

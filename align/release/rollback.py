@@ -30,7 +30,7 @@ def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
     """Moves `champion` to the champion before it in the history.
 
     A version may have been the champion more than once. One that was rolled back is passed over, so that repeated
-    rollbacks end; so is one that was deleted. A rollback that was cut short is finished, and nothing more.
+    rollbacks end; so is one that was deleted. If a rollback was cut short, this call only finishes it.
 
     Args:
         model: name of the registered model.

@@ -1,4 +1,4 @@
-"""What MLflow shows of a run side by side with others: pictures under fixed keys, and tables."""
+"""Pictures under fixed keys, and tables, which MLflow shows side by side for several runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PICTURES = {
     "search/queries": "index/queries.png",
 }
 
-#: Of each set of classes: key in MLflow, of SET -> file below reports/.
+#: For each set of classes: key in MLflow, with SET -> file below reports/.
 _PICTURES_OF_SET = {
     "{}/confusion": "evaluation/{}_confusion.png",
     "{}/calibration": "evaluation/{}_calibration.png",
     "{}/fine_tuning": "evaluation/{}_fine_tuning.png",
 }
 
-#: What MLflow takes as the key of a picture.
+#: The keys that MLflow takes for a picture.
 _KEY = re.compile(r"[A-Za-z0-9_. -]+")
 
 #: Parameters that the list of runs has columns for.
@@ -49,7 +49,7 @@ def pictures(reports: Path) -> dict[str, Path]:
     """Key -> file, of those that the stages wrote."""
     named = dict(PICTURES)
     for one in _report(reports / "evaluation").get("classes", {}):
-        if _KEY.fullmatch(one):  # others are among the report's files only
+        if _KEY.fullmatch(one):  # the others are only among the report's files
             named |= {key.format(one): name.format(one) for key, name in _PICTURES_OF_SET.items()}
     return {key: reports / name for key, name in named.items() if (reports / name).is_file()}
 

@@ -1,11 +1,11 @@
 """Slices: parts of the evaluation in which the candidate must not be worse than the champion.
 
 Each set is one, with all its ways of asking together, and so is each class of a set of classes, and each language of a
-set of pairs: of the texts that are asked, and of the images whose right texts are in it. A slice counts against
-the candidate only if its upper bound is below minus the margin: what nobody can tell apart refuses nothing. There are
-many slices, so each one's confidence is raised (Bonferroni: what is left of it is divided by their number). Thus the
-chance that any slice of an equally good model is found worse stays what one bound's would be. (Holm's method would
-find the same first slice, and the first one decides.)
+set of pairs: of the texts that are asked, and of the images whose right texts are in it. A slice counts against the
+candidate only if its upper bound is below minus the margin: an uncertain difference refuses nothing. There are many
+slices, so each one's confidence is raised (Bonferroni: what is left of it is divided by their number). Thus the chance
+that any slice of an equally good model is found worse stays what one bound's would be. (Holm's method would find the
+same first slice, and the first one decides.)
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ class Slice:
 def compared_slices(config: PromoteConfig, candidate: QueryRanks, champion: QueryRanks) -> list[Slice]:
     """The slices of all sets that both were measured on, sets first. A set whose items differ is left out.
 
-    A language in which a set is asked throughout is no slice of its own, nor are the texts whose language nobody can
-    tell.
+    If a whole set is in one language, that is not a slice of its own; nor are texts of unknown language.
     """
     shared = {name for name, digest in candidate.sets.items() if champion.sets.get(name) == digest}
     all_parts = {
@@ -92,7 +91,7 @@ def _classes(candidate: QueryRanks, champion: QueryRanks) -> Iterator[tuple[str,
 
 def _languages(candidate: QueryRanks, champion: QueryRanks) -> Iterator[tuple[str, list[Part]]]:
     for name in candidate.sets:
-        # what was measured before languages were kept has none: the items are the same, and so their languages
+        # ranks from before languages were kept have none: the items are the same, and so are their languages
         protocols = [
             (mine, theirs, told)
             for mine, theirs in _protocols(candidate, champion, name).values()
@@ -105,7 +104,7 @@ def _languages(candidate: QueryRanks, champion: QueryRanks) -> Iterator[tuple[st
 
 
 def _protocols(candidate: QueryRanks, champion: QueryRanks, name: str) -> Mapping[str, tuple[Ranked, Ranked]]:
-    """The ways of asking about a set that both have; neither the same queries once more, nor what learns from a set."""
+    """The ways of asking about a set that both have, without those that repeat queries or learn from a set."""
     return {
         protocol: (part, champion.ranked[of, protocol])
         for (of, protocol), part in candidate.ranked.items()
@@ -121,7 +120,7 @@ def _part(
     told: Sequence[str | None] | None = None,
     value: str | None = None,
 ) -> Part:
-    """The queries of which this value is told, a class or a language; None: all."""
+    """The queries with this value, a class or a language; None: all."""
     one, other = (part.recall(1) if part.labels is not None else part.mean_recall() for part in (mine, theirs))
     chosen = np.array([value is None or each == value for each in told or [None] * len(mine.queries)])
     clusters = [cluster for cluster, is_in in zip(mine.clusters, chosen, strict=True) if is_in]

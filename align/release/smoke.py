@@ -1,7 +1,7 @@
 """The smoke test of a registered model: its own bytes, loaded as anybody would, embed a text and a picture.
 
-It runs in a process of its own, since the model brings its own copy of the modules of `align` that it needs, and here
-those of the checkout are loaded already.
+It runs in a process of its own: the model brings its own copy of the modules of `align` that it needs, and this process
+has already loaded those of the checkout.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Smoke:
-    """`passed`, and in words what came out."""
+    """`passed`, and the result in words."""
 
     passed: bool
     figure: str
@@ -56,7 +56,7 @@ def smoke(model: Path) -> Smoke:
     try:
         rows = {str(name): list(map(float, row)) for name, row in json.loads(done.stdout.splitlines()[-1]).items()}
     except (ValueError, LookupError, AttributeError, TypeError):
-        return Smoke(False, "its answer is no embedding")
+        return Smoke(False, "its answer is not an embedding")
     return judged(rows)
 
 

@@ -1,4 +1,4 @@
-"""The outside world, one vendor a file or a room: a new server, engine or library of search is a change here alone.
+"""The outside world, one file or room per vendor: a new server, engine or library of search is a change only here.
 
 tracking/ is MLflow, s3/ a store of objects, files/ what sources read, also from web servers. The rest are files: DuckDB
 and Spark (engine, spark_engine), DVC as a program (dvc), faiss (vector_index), Great Expectations (expectations),

@@ -30,7 +30,7 @@ from align.interfaces.sql import ROW_GROUP_SIZE, Engine
 _JOIN_ROW_BYTES = 50
 #: With more parts, reading the rows again costs as much as spilling.
 _MAX_PARTS = 6
-#: DuckDB's message names this setting where nothing more fits on the disk. Its default is 90 % of what is free.
+#: DuckDB's message names this setting if nothing more fits on the disk. Its default is 90 % of what is free.
 _SPILL_LIMIT = "max_temp_directory_size"
 
 
@@ -79,7 +79,7 @@ class DuckDbEngine:
     def table(self, name: str, query: str) -> None:
         """See `Engine`."""
         self._execute("SET preserve_insertion_order = false")  # keeping the order needs buffers
-        self._execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")  # others are compressed, for nothing
+        self._execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")  # others are compressed, without any use
         self._execute("SET preserve_insertion_order = true")
 
     def drop(self, name: str) -> None:

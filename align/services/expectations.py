@@ -24,7 +24,7 @@ def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # read at import
     with warnings.catch_warnings():  # it imports modules that Python has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)  # and pyspark, where it is installed, about pandas
+        warnings.simplefilter("ignore", FutureWarning)  # and pyspark, if it is installed, about pandas
         import great_expectations as gx
         from great_expectations import expectations as gxe
         from great_expectations.data_context.types.base import ProgressBarsConfig

@@ -1,4 +1,4 @@
-"""Runs git in a repository: the one place that does. Variables that name another repository never reach it."""
+"""Runs git in a repository; no other module does. Variables that name another repository never reach it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from align.errors import DataError
 
-#: For git commands that reach a server: nobody is there to type a password, and one that does not answer ends them.
+#: For git commands that reach a server: nobody can type a password, and a server that does not answer ends them.
 _UNATTENDED = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=20 -oServerAliveInterval=15",
@@ -32,7 +32,7 @@ def git(root: Path, *args: str, env: Mapping[str, str] | None = None) -> str:
 
 
 def git_if_any(root: Path, *args: str) -> str | None:
-    """Output of a git command to the byte; None where it fails, as without a repository or without git."""
+    """The bytes that a git command prints; None if it fails, as without a repository or without git."""
     try:
         return _output(root, args)
     except DataError:
@@ -102,7 +102,7 @@ def commit_files(root: Path, new: Sequence[str], message: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """For a git command in a given folder: without variables, as a hook has them, that name another repository.
+    """The environment of a git command, without variables that name another repository, as a hook has them.
 
     Raises:
         FileNotFoundError: git is not installed.
@@ -124,7 +124,7 @@ def _output(root: Path, args: tuple[str, ...], env: Mapping[str, str] | None = N
         )
     except FileNotFoundError:
         raise DataError("git is not installed, or not on PATH; install it first") from None
-    except ValueError:  # an argument that no program can be given
+    except ValueError:  # an argument that no program can get
         raise DataError(f"git {args[0]} in {root}: an argument holds a null byte, or is not Unicode") from None
     if done.returncode:
         raise DataError(f"git {args[0]} in {root}: {done.stderr.strip() or done.stdout.strip()}")

@@ -15,7 +15,7 @@ _PORT = 29500
 
 
 def cluster_of_job(cluster: ClusterConfig, environment: Mapping[str, str] = os.environ) -> ClusterConfig:
-    """The machines to train on: those of params.yaml, or where it names one machine only, those of the job.
+    """The machines to train on: those of params.yaml, or those of the job if it names only one machine.
 
     In a SLURM step (`srun`) of several machines, and under torchrun on several, each machine must have one process: it
     starts a rank for each GPU itself.
@@ -25,7 +25,7 @@ def cluster_of_job(cluster: ClusterConfig, environment: Mapping[str, str] = os.e
         environment: of this process.
 
     Raises:
-        ConfigError: a machine has several processes, or a variable is no number.
+        ConfigError: a machine has several processes, or a variable is not a number.
     """
     if cluster.num_nodes > 1 or cluster.rendezvous is not None:
         return cluster

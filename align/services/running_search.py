@@ -48,7 +48,7 @@ def _own() -> str:
 
 def _health(url: str) -> dict[str, object] | None:
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"ALIGN_SEARCH_URL: {url!r} is no address of a service (http://...)")
+        raise ConfigError(f"ALIGN_SEARCH_URL: {url!r} is not the address of a service (http://...)")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url.rstrip('/')}/health", timeout=_TIMEOUT_S) as answer:

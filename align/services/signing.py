@@ -1,7 +1,7 @@
 """Signatures of packaged models, by OpenSSF's model-signing: nothing else imports it.
 
 A signature covers the names and bytes of all files of the folder. It lies beside the folder, so a model's bytes and
-digest are those of an unsigned one. It is another each time, since the library draws random numbers for it.
+digest are those of an unsigned one. It differs each time, since the library draws random numbers for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_BYTES = 16 << 20
 
 
 def sign(model: Path, signature: Path) -> bool:
-    """Signs a folder, if the environment names a key; whether it did.
+    """Signs a folder if the environment names a key; returns whether it did.
 
     Raises:
         ConfigError: the key is not one of an elliptic curve, or model-signing is not installed.
@@ -82,7 +82,7 @@ def log_signature(tracker: Tracker, version: Version, signature: Path) -> None:
 
 
 def is_kept(version: Version, signature: Path) -> bool:
-    """Whether the version has this signature; there may be none to have."""
+    """Whether the version has this signature, or there is none."""
     return not signature.is_file() or version.tags.get(SIGNATURE_DIGEST) == sha256_file(signature)
 
 
@@ -118,7 +118,7 @@ def _library() -> Any:
 
 
 def _every_file() -> Any:
-    """No link, and also the files that git would have in a folder."""
+    """Covers no link, and includes files that git would keep in a folder."""
     return _library().hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
 
 

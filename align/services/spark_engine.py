@@ -95,7 +95,7 @@ def _join(parts: list[Path], path: Path, compression: str) -> None:
     schema = schema.remove_metadata()
     with pq.ParquetWriter(path, schema, compression=compression) as writer:
         for part in parts:
-            with pq.ParquetFile(part, pre_buffer=False) as file:  # or pyarrow keeps what it has read
+            with pq.ParquetFile(part, pre_buffer=False) as file:  # otherwise pyarrow keeps what it has read
                 for batch in file.iter_batches(ROW_GROUP_SIZE):
                     writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=ROW_GROUP_SIZE)
 

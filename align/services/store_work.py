@@ -4,10 +4,10 @@
     PREFIX/STAGE/KEY/done/PIECE.json   the piece's files, written last: with it the piece is complete
     PREFIX/STAGE/KEY/leases/PIECE      who makes the piece (`align.lease`)
 
-KEY is that of the work folder, so runs with other parameters, data or code do not meet. Nothing is ever changed but
-leases: of two machines that made the same piece, the first to write its `done` file counts, and the other takes over
-what the first has made. Files come to a work folder all at once, the last one last, so a folder never has a mixture
-that counts as complete.
+KEY is that of the work folder, so runs with other parameters, data or code do not meet. Only leases ever change. If two
+machines make the same piece, the first that writes its `done` file counts, and the other one takes over its files. The
+files of a piece come to a work folder together, the last one last, so a folder never has a mixture that counts as
+complete.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class StoreWork:
                 raise CorruptError(f"{uri}: not the {file.num_bytes} bytes of {path}; remove the object and run again")
 
     def _download(self, piece: str, done: _Done, folder: Path, here: Sequence[str]) -> None:
-        """Puts the files of a piece in the place of those that may be `here`, of which the last one completes it."""
+        """Puts the files of a piece in the place of those that may be `here`; the last one completes it."""
         where = f"{self.location}/{_name_of(piece)}"
         names = [file.name for file in done.files]
         if names[-1:] != [here[-1]]:
@@ -255,7 +255,7 @@ def require_conditions(objects: ConditionalObjects, name: str, location: str) ->
 
 
 def _written(objects: ConditionalObjects, name: str, data: bytes, etag: str | None) -> str | None:
-    """The ETag of a write under a condition; None where the server refuses it, not where its answer was lost."""
+    """The ETag of a conditional write; None if the server refuses it, but not if its answer was lost."""
     written = objects.write(name, data, etag)
     if written is None and (found := objects.read(name)) is not None and found.data == data:
         return found.etag

@@ -7,8 +7,8 @@ approximate, takes an eighth of float32's memory, and searches in two steps:
    for each coordinate (IndexIVFScalarQuantizer). `NAME.faiss` holds them and is memory-mapped.
 2. The best of these are scored again with rows of float16, which are read from `NAME.npy`, memory-mapped too.
 
-Search with a filter looks through more lists, as many as hold enough of what is allowed. Where little is allowed, and
-where a large part of all is asked for, every allowed row of float16 is scored instead: that is exact.
+A search with a filter looks through as many lists as hold enough allowed vectors. If few are allowed, or if a large
+part of all is asked for, every allowed row of float16 is scored instead: that is exact.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _LIST_ITERATIONS = 10
 _LISTS_PER_QUERY = 32
 _LEAST_CANDIDATES = 200
 _CANDIDATES_PER_RESULT = 4
-#: So many rows are scored one by one in the time of an approximate search with a narrow filter.
+#: This many rows can be scored one by one in the time of an approximate search with a narrow filter.
 _EXACT_ROWS = 20_000
 #: Rows of float16 that are in memory as float32 at once, when lists are made.
 _BLOCK_ROWS = 16_384
-#: Likewise in a search, where each may lie elsewhere: the kernel maps 64 KB around it.
+#: The same in a search, where each row may lie elsewhere: the kernel maps 64 KB around it.
 _ROWS_AT_ONCE = 2048
 #: The first bytes of a file: which index it holds.
 _EXACT, _LISTS = b"IxFI", b"IwSq"
@@ -303,7 +303,7 @@ def _require_exact(index: Any, num_bytes: int, path: Path) -> None:
 
 
 def _require_whole(index: Any, rows: NDArray[np.float16], path: Path) -> None:
-    """Compares what the files say of themselves, before a search reads where they say: faiss does not."""
+    """Checks what the files say of themselves before a search follows it: faiss does not."""
     lists: Any = faiss.downcast_InvertedLists(index.invlists)
     num_bytes = path.stat().st_size
     sizes = [lists.list_size(number) for number in range(lists.nlist)]
@@ -356,7 +356,7 @@ def open_rows(path: Path) -> NDArray[np.float16]:
 
 
 def forget_pages(rows: NDArray[np.float16]) -> None:
-    """Takes what was read out of this process's memory; the kernel may keep it."""
+    """Drops what was read from this process's memory; the kernel may keep it."""
     mapped = getattr(rows, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)

@@ -26,7 +26,7 @@ from prefect.states import Cancelled, Crashed
 from align.errors import ServiceError, without_logins
 from align.pipeline.run_records import RunRecord
 
-_MESSAGE = "its process ended without a word"
+_MESSAGE = "its process ended without recording its end"
 #: The number of runs that Prefect returns at once.
 PAGE = 200
 _UNFINISHED: list[StateType] = [kind for kind in StateType if kind not in (

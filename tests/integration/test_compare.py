@@ -155,5 +155,5 @@ def test_what_is_missing_is_said(project: Path, capsys: pytest.CaptureFixture[st
 
     assert refused("first") == "align: error: align compare first: name two runs or more; `.` is this checkout"
     known = f"the runs are first, {LONG}, second"
-    assert refused(".", "third") == f"align: error: 'third' is no run, git revision, or '.' (this checkout); {known}"
+    assert refused(".", "third") == f"align: error: 'third' is not a run, git revision, or '.' (this checkout); {known}"
     assert refused(".", "main~2").startswith("align: error: 'main~2' has no dvc.lock, the record of a run")

@@ -29,7 +29,7 @@ class Candidate(NamedTuple):
         inline: the bytes themselves (of a data: URI); else None.
         status: of a row with a problem, where the source says it: as in data/raw; None: failed to download.
         original_width: in pixels, where the source shrank the picture and says so; else None.
-        original_height: likewise.
+        original_height: the same.
         stated_sha256: of the bytes before the source changed them, where it says so; else None.
     """
 

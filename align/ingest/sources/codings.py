@@ -45,7 +45,7 @@ class Headers(Protocol):
     """HTTP headers."""
 
     def get(self, key: str, /) -> str | None:
-        """The first value of a header, whatever the case of its name."""
+        """The first value of a header; the case of its name does not matter."""
         ...
 
 

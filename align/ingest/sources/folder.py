@@ -136,7 +136,7 @@ class Folder:
             return DataError(f"{text}; add one of these")
         return DataError(
             f"{text}. If folders like {classes[0]} are classes, `align make_set NAME --from {where}` makes an "
-            "evaluation set of them. To take texts from the folders' names all the same, set ingest.folder_text"
+            "evaluation set of them. To take texts from the folders' names anyway, set ingest.folder_text"
         )
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:

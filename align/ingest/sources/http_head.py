@@ -34,7 +34,7 @@ class HttpHead(NamedTuple):
     data: bytes
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """The first header of this name, in any case; folded lines are joined by a space.
+        """The first header of this name, in upper or lower case; folded lines are joined by a space.
 
         A value that is not UTF-8 is read as Latin-1.
         """

@@ -5,6 +5,6 @@ tables  matches the pairs of both versions, as SQL
 report  the numbers
 page    the numbers as text and as a page
 
-What compares data comes in; what compares runs and their metrics is in `runs`. Of the rooms of lineage this one knows
-`versions` alone.
+What compares data comes in; what compares runs and their metrics is in `runs`. The only room of lineage that this one
+knows is `versions`.
 """

@@ -1,6 +1,6 @@
 """Compares data/raw and data/filtered of two versions in SQL: which pairs changed their state, and what moved.
 
-Pairs are matched by address and original text, since every ingest numbers keys afresh; of equal pairs the first is
+Pairs are matched by address and original text, since every ingest numbers keys again; among equal pairs the first is
 matched with the first, and so on. No picture is read.
 """
 

@@ -6,6 +6,6 @@ costs     what its training cost, as MLflow has it
 run_list  all runs, finished or not, as `align runs` prints them
 tables    what differs between runs, as rows, text and a page
 
-What reads or shows a run that has begun comes in. What starts, repairs or records one is in `flows/`. Of the rooms of
-lineage this one knows `versions` alone.
+What reads or shows a run that has begun comes in. What starts, repairs or records one is in `flows/`. The only room of
+lineage that this one knows is `versions`.
 """

@@ -1,6 +1,6 @@
 """What a run cost, as far as it is recorded: in MLflow, or in this checkout's runtime/ by the run that wrote its model.
 
-Keys are `STAGE/WHAT`: device_hours, pairs_per_s, cost. A value is a number, or `cached` where the stage did not run.
+Keys are `STAGE/WHAT`: device_hours, pairs_per_s, cost. A value is a number, or `cached` if the stage did not run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Costs:
             )
 
     def of_model(self, digest: str) -> dict[str, float | str]:
-        """What the runs that made this model recorded; of several, each number of the newest that has it."""
+        """What the runs that made this model recorded; each number comes from the newest run that has it."""
         if self.problem:
             return {}
         try:
@@ -57,7 +57,7 @@ class Costs:
         return self._priced(costs)
 
     def of_run(self, run_id: str) -> dict[str, float | str]:
-        """What a run of MLflow recorded, also one that did not end well."""
+        """What a run of MLflow recorded, even one that failed."""
         if self.problem:
             return {}
         try:

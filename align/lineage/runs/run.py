@@ -112,7 +112,7 @@ def read_run(name: str, root: Path, paths: PathsConfig, versions: DataVersions) 
 
 
 def read_folder(name: str, folder: Path, paths: PathsConfig | None) -> ComparedRun:
-    """Reads what a run has in a folder so far, or has left there: its params.yaml and reports, as far as they exist.
+    """Reads what a run has in a folder so far, or has left there: its params.yaml and those reports that exist.
 
     Args:
         name: of the run.
@@ -203,19 +203,19 @@ class _RecordedFiles:
 
 
 def _resolve(root: Path, name: str) -> tuple[str, str]:
-    """The run as it is shown, and its commit; the name of a run goes before another branch of that name."""
+    """The run as it is shown, and its commit; the name of a run has priority over another branch of that name."""
     for shown in (f"run/{name}", name):
         if commit := git_if_any(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{shown}^{{commit}}"):
             return shown, commit.strip()
     runs = (git_if_any(root, "branch", "--list", "run/*", "--format=%(refname:short)") or "").split()
     known = f"; the runs are {', '.join(one.removeprefix('run/') for one in runs)}" if runs else "; there are no runs"
-    raise DataError(f"'{name}' is no run, git revision, or '.' (this checkout){known}")
+    raise DataError(f"'{name}' is not a run, git revision, or '.' (this checkout){known}")
 
 
 def _commit(root: Path, revision: str, shown: str) -> str:
     commit = git_if_any(root, "rev-parse", "--verify", "--quiet", revision)
     if commit is None:
-        raise DataError(f"'{shown}': {root} is no git repository with a commit; runs are recorded in git")
+        raise DataError(f"'{shown}': {root} is not a git repository with a commit; runs are recorded in git")
     return commit.strip()
 
 

@@ -49,7 +49,7 @@ class Place:
         time: when it ended, or began if it has not; seconds since 1970.
         read: reads its parameters and numbers.
         branch: without `run/`; empty: none.
-        commit: of the branch, or that a failed run was made from.
+        commit: of the branch, or the one from which a failed run was made.
         path: the folder where it works, or where its reports are kept.
         why: it failed.
         flow_run: its id in Prefect.
@@ -206,7 +206,7 @@ def _shown(path: Path, root: Path) -> str:
 
 
 def _about(folder: Path) -> dict[str, str]:
-    """run.json; of a run of an earlier version, which had none, nothing."""
+    """run.json; empty for a run of an earlier version, which had none."""
     try:
         values = json.loads((folder / "run.json").read_bytes())
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
 """The tables of `align compare` and `align runs`: what differs between runs. A is the run that was named first.
 
-As rows of text; these for a terminal of 100 columns; and as a page.
+Shown as rows of text, for a terminal of 100 columns, and as a page.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def params_table(runs: Sequence[ComparedRun]) -> Table:
     for name in names:
         values = [run.params.get(name, absent) for run in runs]
         cells = tuple("(absent)" if value is absent else _value(value) for value in values)
-        if len({cell for cell, run in zip(cells, runs, strict=True) if run.params}) > 1:  # of some, none is known
+        if len({cell for cell, run in zip(cells, runs, strict=True) if run.params}) > 1:  # for some runs, none is known
             rows.append((name, tuple(cell if run.params else UNKNOWN for cell, run in zip(cells, runs, strict=True))))
     same = f"All {len(names)} are the same." if names and not rows else ""
     return Table("Parameters that differ", letters(runs), tuple(rows), same)

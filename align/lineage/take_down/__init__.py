@@ -8,6 +8,6 @@ purge            removes it, so that a killed purge is completed by the next one
 purge_raw        rewrites shards of data/raw without these pairs
 text             all of it, in words
 
-What finds or removes bytes of a taken-down pair comes in. The policy that later runs obey is in `formats/`. Of the
-rooms of lineage this one knows `versions` alone.
+What finds or removes bytes of a taken-down pair belongs here. The policy that later runs obey is in `formats/`. The
+only room of lineage that this one knows is `versions`.
 """

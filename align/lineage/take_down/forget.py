@@ -1,8 +1,8 @@
 """forget: take-downs. Records for good what people ask to forget, and purges its bytes on request.
 
 Recorded in data/policy/opted_out.csv, which `align ingest` and `align filter` obey; the next `dvc repro` drops the
-pairs (reason `opted_out`) and makes everything after them again. Every ingest numbers keys afresh, so a key is recorded
-as the address and the sha256 of its picture; of a file, which has no address, the sha256 alone.
+pairs (reason `opted_out`) and makes everything after them again. Every ingest numbers keys again, so a key is recorded
+as the address and the sha256 of its picture, or only the sha256 for a file, which has no address.
 
 `--purge` removes the pictures themselves and the texts of their pairs: from data/raw, data/filtered, data/shards,
 data/index and reports, from every earlier version of these that git or DVC's run cache records (local cache and all
@@ -40,7 +40,7 @@ from align.lineage.versions.who_saw import who_saw
 from align.services.running_search import take_down_lines
 from align.services.s3.store import fetcher
 
-#: How long a service may need to mask its index, beside the time between two of its looks.
+#: How long a service may need to mask its index, in addition to the time between two of its looks.
 _MASKING_S = 15.0
 
 

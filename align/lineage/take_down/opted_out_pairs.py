@@ -42,7 +42,7 @@ class OptedOutPairs:
 
 
 def opted_out_pairs(raw: Path, opted_out: OptedOut) -> OptedOutPairs:
-    """Reads the tables of a folder in img2dataset's layout; of one that img2dataset made, the tars, too.
+    """Reads the tables of a folder in img2dataset's layout, and also the tars if img2dataset made it.
 
     Raises:
         DataError: a table is unreadable.

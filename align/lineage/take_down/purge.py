@@ -25,7 +25,7 @@ from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.shard_samples import filtered_shows, index_shows, shards_show
 from align.services.s3.store import Objects, fetcher, keep_tar
 
-#: Here while a purge is under way: data/raw may no longer tell what the rest still shows.
+#: This file exists while a purge is under way: data/raw may no longer tell what the rest still shows.
 _BEGUN = Path(".align/purging")
 
 

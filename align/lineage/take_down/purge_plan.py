@@ -1,7 +1,7 @@
 """Finds out what a purge has to remove, before anything is touched: pictures, and the texts of their pairs.
 
-Objects are shared between versions, so a purge removes what a version that shows an opted-out picture has and no other
-version needs: after it, most of a large dataset is the same in both.
+Versions share objects. So a purge removes the objects of a version with an opted-out picture that no other version
+needs: most of a large dataset is the same before and after it.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ from align.ingest.writer import write_raw_manifest
 from align.lineage.take_down.opted_out_pairs import OptedOutPairs
 from align.lineage.versions.raw_pairs import RawRow, is_opted_out, iter_rows, iter_tables
 
-#: What a purged row says, in addition to its status. The hash stays: it names the picture to the policy, and shows
-#: nothing of it.
+#: What a purged row says, in addition to its status. The hash stays: the policy knows the picture by it, and it shows
+#: nothing of the picture.
 _PURGED: RawRow = {
     "caption": "",
     "error_message": "opted out",
@@ -77,7 +77,7 @@ def purge_raw(
         for path in raw.iterdir():
             if path.is_file() and path.name.partition(".")[0].removesuffix("_stats") not in stale:
                 _link(path, part / path.name)
-            elif path.is_dir():  # not ours; what somebody put there stays
+            elif path.is_dir():  # a file that somebody put there stays
                 shutil.copytree(path, part / path.name, copy_function=_link)
         for name in track(sorted(stale), what="forget: shards rewritten", total=len(stale)):
             tar = raw / f"{name}.tar"

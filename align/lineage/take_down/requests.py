@@ -65,7 +65,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _pairs_by(raw: Path, column: str, values: set[str]) -> _PairsByValue:
-    """The pairs by the value of `column`; by an address in any spelling, under its identity."""
+    """The pairs by the value of `column`; addresses in any spelling count by their identity."""
     pairs: _PairsByValue = {}
     if column == "url" and values:
         wanted = set(map(identity, values))
@@ -103,7 +103,10 @@ def _entries(kind: str, value: str, pairs: dict[str, _PairsByValue]) -> tuple[li
 
 
 def _is_web_address(url: str | None) -> bool:
-    """Whether it has a scheme and a host. The name of a file is no address: other folders have files of that name."""
+    """Whether it has a scheme and a host.
+
+    The name of a file is not an address: other folders have files of that name.
+    """
     return bool(url and host_of(url) and urlsplit(url).scheme)
 
 
@@ -151,7 +154,7 @@ def near_addresses(raw: Path, requested: OptedOut) -> Iterator[str]:
 
 
 def _nearest(near: Iterator[tuple[int, str]]) -> list[tuple[str, int]]:
-    """Each address once, as the nearest that it is."""
+    """Each address once, with its nearest kind."""
     levels: dict[str, int] = {}
     for level, address in near:
         levels.setdefault(address, level)
@@ -159,7 +162,7 @@ def _nearest(near: Iterator[tuple[int, str]]) -> list[tuple[str, int]]:
 
 
 def _addresses(raw: Path) -> Iterator[str]:
-    """Every address of a picture and of a page; one that follows itself once."""
+    """Every address of a picture and of a page; repeats in a row count once."""
     last: set[str] = set()
     for _, rows in iter_tables(raw, ("url", "page_url")):
         for row in rows:
@@ -169,7 +172,7 @@ def _addresses(raw: Path) -> Iterator[str]:
 
 
 def _parts(same: str) -> Iterator[tuple[int, str]]:
-    """What of an identity is compared: (place in `_NEAR`, part)."""
+    """The parts of an identity that are compared: (place in `_NEAR`, part)."""
     path = same.partition("?")[0]
     yield 0, path
     if host := host_of(same):

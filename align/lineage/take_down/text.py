@@ -1,4 +1,4 @@
-"""What `align forget` prints: the models that saw the pairs; what a purge would remove, removed, and leaves alone."""
+"""What `align forget` prints: the models that saw the pairs; what a purge would remove, removed, leaves alone."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def result_line(result: PurgeResult) -> str:
 def remaining_lines(
     paths: PathsConfig, models: Iterable[SeenBy], image_ids: Set[str], opted_out: OptedOut
 ) -> Iterator[str]:
-    """Where pictures, texts or addresses can still be, which a purge does not touch, and what ends them.
+    """Places with pictures, texts or addresses that a purge does not touch, and what ends them.
 
     Args:
         paths: section `paths`.

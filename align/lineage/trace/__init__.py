@@ -1,7 +1,7 @@
 """Trace: the chain of everything, both ways, from a web page to the champion and back.
 
 trace          the verb `align trace`
-subject        what its words name
+subject what its words name
 graph          the chain, as nodes and edges
 pairs          from pairs on to shards, models and index
 back           from a version, a run or a shard back to pages

@@ -19,7 +19,7 @@ from align.lineage.versions.raw_pairs import RawRow, find_pairs
 from align.lineage.versions.shard_samples import StoredSample, manifest_at, samples_of
 
 _REPORT = "report.json"
-#: So many sample pages are shown of a version of the data.
+#: The number of sample pages that are shown of a version of the data.
 NUM_SAMPLES = 4
 _MAX_TITLE = 56
 
@@ -97,7 +97,7 @@ def add_data(graph: Graph, chain: DataChain, tar: tuple[SplitName, Shard] | None
 def add_page(
     graph: Graph, row: RawRow, source: str, pictures: tuple[Picture, ...], place: Mapping[str, str] | None = None
 ) -> str:
-    """The page that a pair was found in; of a table's row, which names no page, that row.
+    """The page in which a pair was found, or the row of a table, which names no page.
 
     Args:
         graph: is added to.
@@ -198,7 +198,7 @@ def unknown_data(graph: Graph, digest: str) -> str:
 
 
 def manifest_of(chain: DataChain) -> Manifest | None:
-    """The manifest of the shards; None where it cannot be had or is of another layout."""
+    """The manifest of the shards; None if it is not available or has another layout."""
     folder = chain.shards.with_file(MANIFEST)
     try:
         return manifest_at(folder) if folder else None
@@ -207,7 +207,7 @@ def manifest_of(chain: DataChain) -> Manifest | None:
 
 
 def are_decisions_of(chain: DataChain) -> bool:
-    """Whether data/filtered, as it is now, is what the shards were made of; true where nobody knows."""
+    """Whether the present data/filtered is what the shards were made of; true if that is unknown."""
     made, path = read_json(chain.shard, _REPORT) or {}, chain.filtered.file(DECISIONS)
     return path is None or "decisions" not in made or made["decisions"] == sha256_file(path)
 

@@ -25,7 +25,7 @@ KINDS: Mapping[Kind, str] = {
     "alias": "Alias",
     "index": "Search index",
 }
-#: How a node is meant to be read; `gone`: this link of the chain is not on this machine, or not known.
+#: The state of a node; `gone`: this link of the chain is not on this machine, or not known.
 State = Literal["", "good", "warn", "bad", "gone"]
 
 
@@ -115,11 +115,11 @@ class Graph:
         return [node for kind in KINDS for node in self.of_kind(kind)]
 
     def before(self, node: Node) -> list[Node]:
-        """What it was made of."""
+        """What the node was made of."""
         return [self.nodes[one] for one, other in self.edges if other == node.id]
 
     def after(self, node: Node) -> list[Node]:
-        """What was made of it."""
+        """What was made of the node."""
         return [self.nodes[other] for one, other in self.edges if one == node.id]
 
     def as_json(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Graph:
 
 
 def missing(graph: Graph) -> list[str]:
-    """Every link that is not on this machine, and how to get it; once."""
+    """Every link that is not on this machine, once, and how to get it."""
     return list(dict.fromkeys(line for node in graph.ordered() for line in node.missing))
 
 

@@ -30,7 +30,7 @@ _DIRTY = "-dirty"
 _RECIPE = ("model.", "pretrain.", "finetune.", "seed")
 #: What is most asked of it.
 _BRIEF = ("pretrain.num_steps", "pretrain.batch_size", "finetune.num_steps", "finetune.from")
-#: The rest is not shown: a run has hundreds.
+#: Other metrics are not shown: a run has hundreds.
 _MAX_METRICS = 40
 
 
@@ -169,8 +169,8 @@ def add_run(
 def add_index(graph: Graph, models: Models, versions: DataVersions, paths: PathsConfig, root: Path) -> str | None:
     """The search index of the checkout, after the version whose model made it; None where there is none.
 
-    `graph.nodes` has the version already, or the index has no edge: an index of another version is no part of this
-    trace, and says which it is.
+    `graph.nodes` has the version already, or the index has no edge: an index of another version is not part of this
+    trace; it says whose it is.
     """
     header = read_header(paths.index)
     if header is None:
@@ -204,7 +204,7 @@ def read_header(index: Path) -> IndexHeader | None:
 
 
 def _maker(versions: DataVersions, paths: PathsConfig, root: Path) -> tuple[str | None, str]:
-    """The digest of the packaged model that the checkout's index was made with, or why that is not known.
+    """The digest of the packaged model with which the checkout's index was made, or why that is not known.
 
     Index and packaged model have the same model folder as dependency; the package's report names the packaged model.
     """

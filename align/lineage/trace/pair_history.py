@@ -176,7 +176,7 @@ def rule_result(code: str, condition: str | None, facts: dict[str, Any], reasons
     """A rule applied to a pair.
 
     Args:
-        code: of the rule; another version's may be unknown here, then nobody can say in words what it drops.
+        code: of the rule; a rule of another version may be unknown here, and then no words say what it drops.
         condition: under which it drops a pair; None: it was off.
         facts: of the pair, as far as they are known.
         reasons: codes of the rules that drop the pair; None before the filter ran.

@@ -38,7 +38,7 @@ from align.lineage.versions.raw_pairs import RawRow
 from align.lineage.versions.shard_samples import StoredSample, counted, iter_stored_samples, manifest_at
 from align.lineage.versions.who_saw import SeenBy, WhoSaw, recorded_data, who_saw
 
-#: A page or an address may have many pairs; so many are traced.
+#: How many pairs of a page or an address are traced.
 MAX_PAIRS = 20
 _NO_PICTURE = "its picture was never downloaded, so no model can have seen it"
 
@@ -125,7 +125,7 @@ def _add_models(
     ends: list[str],
     around: Surroundings,
 ) -> None:
-    """The versions and runs that saw one of the pairs, as nodes; of each pair, with its text, in its history.
+    """The versions and runs that saw one of the pairs, as nodes; also in the history of each pair, with its text.
 
     Args:
         graph: is added to.
@@ -231,7 +231,7 @@ def _decision(history: PairHistory) -> Node:
 
 
 def _add_seen_by(graph: Graph, one: SeenBy, chain: DataChain, ends: list[str], around: Surroundings) -> None:
-    """A version or run that saw a pair, or of which that is unknown; those that did not see one are only counted."""
+    """A version or run that saw a pair or may have; those that did not see one are only counted."""
     if one.seen is not None and not one.seen:
         return
     before = []

@@ -24,7 +24,7 @@ from align.lineage.versions.raw_pairs import RawRow
 from align.pairs.urls import canonical_or_as_is
 from align.services.files.files import StoreFiles
 
-#: A source up to this size is read without being asked to: a second or two.
+#: A source up to this size is read without a request: it takes a second or two.
 SMALL_BYTES = 128 * 2**20
 
 #: Facts of a pair's page: label -> value.
@@ -51,7 +51,7 @@ class SourcePlaces:
 
         Args:
             rows: of data/raw.
-            made_of: the source that data/raw was made of; None: nobody knows.
+            made_of: the source that data/raw was made of; None: unknown.
         """
         archive = self._params.section(PathsConfig).archive
         if made_of is not None and made_of != archive:

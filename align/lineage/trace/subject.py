@@ -1,7 +1,7 @@
 """What the words of `align trace` name: a model version, a run, a shard, or pairs by key, address or picture.
 
 `MODEL@ALIAS`, `MODEL/VERSION`, `RUN`, `SHARD`, `KEY`, `URL`, `IMAGE_ID`; with a kind and a colon before it (`run:demo`)
-only that is meant. What more than one of them could be is refused, with the words that say which.
+only that is meant. Words that could mean more than one of these are refused, with the words that say which is meant.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from align.services.tracking.registry import Version
 What = Literal["model", "run", "shard", "key", "url", "image"]
 KINDS: tuple[What, ...] = ("model", "run", "shard", "key", "url", "image")
 _HEX_DIGITS_OF_SHA256 = 64
-#: So much of a run's id in MLflow names it.
+#: The number of characters of a run's MLflow id that name it.
 _MIN_ID = 8
 #: Names as `register.model_name` allows them: MLflow's searches put them in quotes.
 _VERSION = re.compile(r"(?P<model>[\w.\- ]+)/(?P<number>[0-9]{1,9})|(?P<name>[\w.\- ]+)@(?P<alias>[\w.\-]+)")
@@ -168,7 +168,7 @@ class Names:
 
 
 def _possible(words: str) -> tuple[tuple[What, ...], ...]:
-    """What words of this form can be. Where one of a group is found, the groups after it are not looked up."""
+    """What words of this form can be. If one of a group is found, later groups are not looked up."""
     if "://" in words:
         return (("url",),)
     if re.fullmatch(rf"[0-9a-f]{{{_HEX_DIGITS_OF_SHA256}}}", words):
@@ -191,7 +191,7 @@ def _near(value: str, known: Sequence[str]) -> str:
 
 
 def _exact(subject: Subject, value: str) -> str:
-    """Words that name this alone."""
+    """Words that name only this."""
     if subject.run is None:
         return f"{subject.what}:{value}"
     run = subject.run

@@ -6,8 +6,8 @@
     align trace train/00003.tar          a shard, both ways
 
 It only reads. A link that is not on this machine is shown as missing, with what brings it; without MLflow the half of
-the data is shown. `--log` also keeps the page with the version's run in MLflow. For each version whose alias moves that
-is done without being asked (`align.lineage.trace.version_pages`).
+the data is shown. `--log` also keeps the page with the version's run in MLflow. That happens by itself for each version
+whose alias moves (`align.lineage.trace.version_pages`).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def surroundings(params: Params, versions: DataVersions, models: Models, *, in_s
 
 
 def log_page(models: Models, version: Version, graph: Graph, page: str) -> None:
-    """Keeps the page with the version's run, and as a tag what it shows; again, it replaces the earlier one.
+    """Keeps the page with the version's run, and what it shows as a tag. A new page replaces the earlier one.
 
     Raises:
         DataError: the version names no run.

@@ -1,8 +1,9 @@
 """The lineage page that MLflow keeps with each version shows the aliases that the version has.
 
 `align register`, `promote`, `rollback` and `champion` move aliases; the command line calls `follow_aliases` after each
-of them. A tag of the version says what its page shows, so only what changed is drawn again, and what one call left
-undone (it was killed, or could not draw) the next one does. The model has moved by then: nothing here undoes that.
+of them. A tag of the version says what its page shows. So only pages that changed are drawn again, and the next call
+draws what one call left undone because it was killed or could not draw. The alias has moved by then: nothing here
+undoes that.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from align.services.tracking.registry import LINEAGE_PAGE, Version, aliases_of
 if TYPE_CHECKING:
     from align.lineage.trace.pairs import Surroundings
 
-#: Of all processes of a checkout, one draws at a time, so that the last page is that of the last move.
+#: The lock by which only one process of a checkout draws at a time, so that the last page is that of the last move.
 LOCK = Path(".align/locks/lineage_pages")
 
 
@@ -84,7 +85,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _shown(version: Version) -> tuple[str, ...]:
-    """The aliases that the page shows; none where there is no page: a version that never had one needs none."""
+    """The aliases that the page shows; empty if there is no page: a version that never had an alias needs none."""
     return tuple(_read(version).get("aliases", ()))
 
 

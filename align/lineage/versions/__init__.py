@@ -7,6 +7,6 @@ raw_pairs       pairs of data/raw: by key, address or picture, or one after anot
 shard_samples   what data/shards, data/index and data/filtered hold, without a picture
 who_saw         which model versions and runs saw given pairs
 
-Whatever answers a question about a version that more than one room asks comes in. It prints nothing and knows no other
-room of lineage.
+What answers a question about a version for more than one room belongs here. It prints nothing and knows no other room
+of lineage.
 """

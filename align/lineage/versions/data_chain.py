@@ -1,7 +1,7 @@
 """The files behind one version of the training data: raw pairs, decisions, verdicts and shards, with their reports.
 
 A version is named by the digest of its shards. It lies in the checkout, or git and DVC have recorded which stage made
-it of what: from the shards back to data/raw by the hashes of dvc.lock or of the run cache. Only reads.
+it and from what: hashes in dvc.lock or in the run cache lead from the shards back to data/raw. Only reads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Out(Protocol):
         """Why a file of it cannot be read, and how to get it; one line."""
 
     def file(self, name: str) -> Path | None:
-        """A file of it; None where it cannot be had. A remote may be asked."""
+        """A file of it; None if it is not available. A remote may be asked."""
 
     def with_file(self, name: str) -> Path | None:
         """A folder with this file of it; None as `file`."""
@@ -139,7 +139,7 @@ def checkout_chain(digest: str, paths: PathsConfig) -> DataChain:
 
 
 def read_json(out: Out, name: str) -> dict[str, Any] | None:
-    """A JSON object of an out; None where it cannot be had or is none."""
+    """A JSON object of an out; None if it is not available, or not one."""
     path = out.file(name)
     try:
         values = json.loads(path.read_bytes()) if path else None

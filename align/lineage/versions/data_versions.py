@@ -97,7 +97,7 @@ class DataVersions:
     # --- their files
 
     def how_to_get(self, path: str) -> str:
-        """What to do where an out's bytes are not to be had from here; one line."""
+        """What to do if an out's bytes are not available from here; one line."""
         problems = "".join(f" ({why})" for why in self.unreachable.values())
         return (
             f"{path} is neither in DVC's cache nor in a remote that answers{problems}; on a machine that has it, "
@@ -125,7 +125,7 @@ class DataVersions:
         return self._local(md5)
 
     def fetch(self, md5s: Iterable[str]) -> None:
-        """Copies objects that the cache lacks from the remotes to the scratch folder, as far as the remotes have them.
+        """Copies objects that the cache lacks from the remotes to the scratch folder, if the remotes have them.
 
         No object is asked for twice.
         """
@@ -190,7 +190,7 @@ class DataVersions:
                 yield RemovedObjects(where, tuple(removed), kept)
 
     def commit(self, stage: str, policy: str) -> bool:
-        """Records a stage's outs, as they are now, as what it made; False where that would hide another change.
+        """Records a stage's present outs as what it made; False if that would hide another change.
 
         Args:
             stage: its name.

@@ -25,7 +25,7 @@ TAKE_DOWN_COLUMNS = ("key", "url", "page_url", "sha256", STATED_SHA256, "image_k
 
 
 def is_opted_out(opted_out: OptedOut, row: RawRow) -> bool:
-    """Whether a row with TAKE_DOWN_COLUMNS is, by its addresses, its bytes or those before they were resized."""
+    """Whether a row with TAKE_DOWN_COLUMNS is opted out: by its addresses, its bytes, or those before resizing."""
     return opted_out.matches(row["url"], row["page_url"], row["sha256"]) or opted_out.matches(
         None, None, row[STATED_SHA256]
     )
@@ -34,7 +34,7 @@ def is_opted_out(opted_out: OptedOut, row: RawRow) -> bool:
 def iter_tables(raw: Path, columns: Collection[str] = TAKE_DOWN_COLUMNS) -> Iterator[tuple[str, Iterator[RawRow]]]:
     """Yields (shard name, its rows with these columns), one batch of rows in memory at a time.
 
-    Tars are not needed but for the sha256s of a folder that img2dataset made; there a shard's rows are in memory.
+    Tars are only needed for the sha256s of a folder that img2dataset made; then a shard's rows are in memory.
 
     Raises:
         DataError: a table or a tar is unreadable.

@@ -22,7 +22,7 @@ from align.formats.policy import OptedOut
 from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
 from align.interfaces.store import FetchTar
 
-#: So many pictures are looked for in a sample's bytes, before they are parsed.
+#: The number of pictures that are looked for in a sample's bytes, before these are parsed.
 _FEW = 8
 
 
@@ -78,7 +78,7 @@ def iter_stored_samples(
     Args:
         shards: data/shards or an older version of it, with its manifest.
         fetch: (sha256, bytes) -> path of a tar that is not in the folder.
-        image_ids: of the pictures that are wanted; None: all. Others are not even parsed where few are wanted.
+        image_ids: of the pictures that are wanted; None: all. If few are wanted, others are not even parsed.
 
     Raises:
         DataError: there is no manifest, or a tar is missing.

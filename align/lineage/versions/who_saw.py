@@ -30,7 +30,7 @@ CountPairs = Callable[[Path], Mapping[str, int]]
 #: Tags of runs and versions: the data of the run, and what trained the model (see `align.release.results`).
 DATA, TRAINED_ON = "align.data_digest", "align.trained_on"
 _MODEL = "align.model_digest"
-#: In the tag `align.trained_on`: data of which nobody knows, or that the tag has no room for.
+#: A value in the tag `align.trained_on`: unknown data, or data for which the tag has no room.
 _UNKNOWN = "unknown"
 
 
@@ -40,7 +40,7 @@ class TrainingData:
 
     Attributes:
         trained_on: digests of the data that changed the weights, first to last, as far as they are known.
-        measured_on: digest of the data of its run, which is mostly the last of these; empty if there is no tag.
+        measured_on: digest of the data of its run, usually the last of these; empty if there is no tag.
         gaps: why more data than these may have trained it; empty: none did.
     """
 
@@ -61,7 +61,7 @@ class RecordedData:
     Attributes:
         where: who has it, for people.
         run: the run of stage `shard` that made it; None: it lies in the checkout.
-        folder: makes a folder with its manifest and tars; None where some of its bytes are gone.
+        folder: makes a folder with its manifest and tars; None if some of its bytes are gone.
     """
 
     where: str
@@ -156,7 +156,7 @@ def who_saw(register: RegisterConfig, shards: Path, versions: DataVersions, coun
 
 
 def _unregistered(runs: list[TrackedRun], registered: list[Version]) -> list[TrackedRun]:
-    """The runs whose model is no version: it was deleted, or they ended before."""
+    """The runs whose model is not a version: it was deleted, or they ended before."""
     known, models = {one.run_id for one in registered}, {one.tags.get(_MODEL) for one in registered}
     return [run for run in runs if run.run_id not in known and run.tags.get(_MODEL) not in models]
 
@@ -178,7 +178,7 @@ def training_data(tags: Mapping[str, str]) -> TrainingData:
 
 
 def recorded_data(shards: Path, versions: DataVersions, digests: set[str]) -> dict[str, RecordedData]:
-    """Digest -> where that version of data/shards is, of those that can be found.
+    """Digest -> where that version of data/shards is, for those that can be found.
 
     Args:
         shards: data/shards of the checkout, as dvc.lock names it; may be absent.
@@ -207,7 +207,7 @@ def _tagged(registered: list[Version], runs: list[TrackedRun]) -> list[tuple[str
 def _seen(
     data: TrainingData, known: Mapping[str, tuple[Mapping[str, int] | None, str]]
 ) -> tuple[Mapping[str, int] | None, str]:
-    """What a version saw, from the counts of each data: None unless all that trained it is known, or some of it did."""
+    """What a version saw, by its data's counts: None if some data is unknown and no known data had the pairs."""
     seen, why, complete = dict[str, int](), [], not data.gaps
     for digest in data.digests:
         counts, where = known[digest]

@@ -1,4 +1,4 @@
-"""DVC run as a program, and `align code`, which it needs before."""
+"""DVC as a program, and `align code`, which has to run before it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def changes_of(root: Path, stage: str) -> Changes:
 
 
 def last_line(text: str) -> str:
-    """What a program says last, without `ERROR: `."""
+    """The last line of a program, without `ERROR: `."""
     lines = [line.removeprefix("ERROR: ") for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
 

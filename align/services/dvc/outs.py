@@ -1,9 +1,9 @@
-"""What dvc.yaml in the working directory says of an output, checked before a command writes there.
+"""Checks what dvc.yaml in the working directory says of an output before a command writes there.
 
-An out of DVC never holds what params.yaml does not say: dvc.lock would state that the values of params.yaml gave it,
-and DVC's run cache would hand it to whoever asks for those values. `require_stated_values` sees to that before a
-command writes, and `commands.record_outs` tells DVC of what a command made outside of DVC, since `dvc repro` removes an
-out that it does not know, unasked and without keeping it.
+An out of DVC must be made with the values of params.yaml: dvc.lock would state these values, and DVC's run cache would
+give the out to everybody who asks for them. `require_stated_values` sees to that before a command writes, and
+`commands.record_outs` tells DVC of what a command made outside of DVC, since `dvc repro` removes an out that it does
+not know, without asking and without keeping it.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def dvc_repository(root: Path, what: str) -> Iterator[Any]:
 
 @contextmanager
 def locked_repository(root: Path, what: str) -> Iterator[Any]:
-    """As `dvc_repository`, under DVC's lock, as its commands work: so long it reads dvc.yaml and dvc.lock once."""
+    """As `dvc_repository`, but under DVC's lock, like its commands: it reads dvc.yaml and dvc.lock only once."""
     with dvc_repository(root, what) as repo:
         from dvc.repo import lock_repo
         from dvc.utils.serialize import LOADERS  # type: ignore[import-untyped]  # likewise

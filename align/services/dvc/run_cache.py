@@ -21,7 +21,7 @@ def lock_entry(stage: Any) -> dict[str, Any]:
 
 
 def is_kept(stage: Any) -> bool:
-    """Whether DVC keeps results of such a stage: not of one that reads, or writes, what is not in the checkout."""
+    """Whether DVC keeps results of such a stage: it keeps none if the stage reads or writes outside of the checkout."""
     deps = all(dep.protocol == "local" and dep.def_path and dep.hash_info for dep in stage.deps)
     outs = all(out.protocol == "local" and out.is_in_repo and not out.persist for out in stage.outs)
     always = stage.is_callback or stage.always_changed
@@ -29,7 +29,7 @@ def is_kept(stage: Any) -> bool:
 
 
 def name_of(entry: Mapping[str, Any]) -> str:
-    """The name of a stage's entries in the run cache, which is a folder; of outs the paths count."""
+    """The name of a stage's entries in the run cache, which is a folder; only the paths of outs count."""
     from dvc.utils import dict_sha256  # type: ignore[import-untyped]  # likewise
 
     outs = [out["path"] for out in entry.get("outs", ())]
@@ -43,7 +43,7 @@ def folder(repo: Any, name: str) -> Path:
 
 
 def result(repo: Any, stage: Any, name: str) -> tuple[dict[str, Any], Any] | None:
-    """The newest entry of a name, and a stage whose outs are what it says; None where there is none, or a damaged one.
+    """The newest entry of a name, and a stage whose outs are what it says; None if there is none, or a damaged one.
 
     Args:
         repo: DVC's repository.
@@ -96,7 +96,7 @@ def member(repo: Any, md5: str, parts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def is_known(out: Any) -> bool:
-    """Whether the cache could give back all that is at an out now, or dvc.lock has it so."""
+    """Whether the cache, or dvc.lock, has everything that is at an out now."""
     from dvc_data.hashfile.build import build
     from dvc_data.hashfile.tree import Tree
 

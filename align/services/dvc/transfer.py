@@ -44,7 +44,7 @@ def require_remote(repo: Any) -> None:
 
 
 def address(repo: Any) -> str:
-    """Of the default remote, without a login. That of a local one is absolute, however it was written."""
+    """The address of the default remote, without a login. It is absolute for a local remote."""
     return without_logins(str(repo.config["remote"][repo.config["core"]["remote"]]["url"]))
 
 
@@ -76,7 +76,7 @@ def accept(repo: Any, stage: Any, remote: str, expected: str) -> dict[str, Any]:
         expected: what the stage reads there, as JSON of `reads`.
 
     Raises:
-        DataError: the remote, or what the stage reads, is another one than the head's.
+        DataError: the remote, or what the stage reads, is not the same as the head's.
     """
     if address(repo) != remote:
         raise DataError(f"this machine's is {address(repo)}, and that of the run {remote}: set it in .dvc/config.local")
@@ -111,7 +111,7 @@ def give(repo: Any, stage: Any) -> dict[str, Any]:
 def take(repo: Any, stage: Any) -> dict[str, Any]:
     """Brings the entry and what it names into the cache, unless they are there; `found`: whether they now are.
 
-    An entry whose bytes are gone, here and there, is no result: the stage runs again.
+    An entry whose bytes are gone on both sides is not a result: the stage runs again.
     """
     key = _key(stage)
     folder = run_cache.folder(repo, key)
@@ -172,7 +172,10 @@ def _runs_of_remote(repo: Any) -> Any:
 
 
 def check(repo: Any, stages: list[Any]) -> dict[str, Any]:
-    """Why the remote, or a stage, will not do, and which deps DVC keeps. Writes a file there, and removes it."""
+    """Why the remote or a stage is unsuitable, and which deps DVC keeps.
+
+    Writes a file to the remote, and removes it.
+    """
     refused, name = [], repo.config["core"]["remote"]
     try:
         odb = repo.cloud.get_remote_odb(None)

@@ -5,5 +5,5 @@ web_files     web servers, through libcurl; the rules for whom a list may name
 file_lists    lists of files, one location a line
 pinned_lists  lists with what each file was, which `align pin` makes
 
-Sources of pairs read through this room. It writes nothing, and knows no format of what it reads but that of lists.
+Sources of pairs read through this room. It writes nothing, and the only format that it knows is that of lists.
 """

@@ -17,7 +17,7 @@ from align.errors import DataError
 from align.web.addresses import target_of
 
 _LISTS = (".txt", ".paths", ".txt.gz", ".paths.gz")
-#: Of a list, as stored and as unpacked. A crawl of Common Crawl has some 90,000 lines of 140 bytes.
+#: Bytes of a list, as stored and as unpacked. A crawl of Common Crawl has some 90,000 lines of 140 bytes.
 _MAX_BYTES, MAX_LINES = 64 << 20, 1_000_000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WEB = ("https", "http")
@@ -31,7 +31,7 @@ class UnusableLocationError(Exception):
 
 
 def is_list(location: str, suffixes: Sequence[str]) -> bool:
-    """Whether a location is a list file, unless files with its suffix are what to look for."""
+    """Whether a location is a list file; not if files with its suffix are searched for."""
     name = location.lower()
     return name.endswith(_LISTS) and not (suffixes and name.endswith(tuple(suffixes)))
 
@@ -92,7 +92,7 @@ def absolute(line: str, location: str, root: str | None) -> str:
     Args:
         line: of the list.
         location: of the list.
-        root: what relative lines begin with; None: the folder of the list.
+        root: the prefix of relative lines; None: the folder of the list.
 
     Raises:
         UnusableLocationError: the line leads out of the root, from a server to this machine, or from the web to S3.
@@ -148,7 +148,7 @@ def require_usable(location: str) -> None:
 
 
 def shown(location: str, base: str = "") -> str:
-    """A location for a message, without what follows `?`: an address that someone signed is a password.
+    """A location for a message, without what follows `?`: a signed address is a password.
 
     Args:
         location: a path (shown as it is) or an address.
@@ -169,7 +169,7 @@ class Unusable:
         self._lines[reason].append(line)
 
     def require_none(self, location: str, num_lines: int, root: str | None) -> None:
-        """Raises DataError where there are such lines: their number, and of each reason the first few."""
+        """Raises DataError if there are such lines: their number, and the first few for each reason."""
         count = sum(map(len, self._lines.values()))
         if not count:
             return

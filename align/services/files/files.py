@@ -26,7 +26,7 @@ from align.services.files.web_files import WebFiles
 from align.services.s3.client import list_objects, list_stats, read_range, stat
 from align.services.s3.locations import Stat, is_s3, split_uri
 
-#: Files that cannot be read are named so often; then no further ones are looked for.
+#: The number of unreadable files that are named; then the search ends.
 _NAMED = 10
 
 

@@ -1,4 +1,4 @@
-"""Lists of files with what each file was: a small file that stands for what lies on servers.
+"""Lists of files with the state of each file: a small file that stands for files on servers.
 
 `align pin` makes them and `paths.archive` takes them. DVC's run cache keeps no stage that reads an address itself; it
 keeps one that reads such a list. So every read of the list checks that all files are still what it says.
@@ -26,7 +26,7 @@ from align.services.files.file_lists import MAX_LINES, shown
 _HEADER = "# align pin 1 "
 _MAX_HEADER_BYTES = 1 << 14
 _BESIDE = "beside"
-#: What a line cannot hold: it would end there, or be another location.
+#: Characters that a line cannot hold: it would end there, or name another location.
 _IMPOSSIBLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^[\s#]|\s$")
 #: Files that an error names.
 _NAMED = 10
@@ -47,7 +47,10 @@ class Pin(NamedTuple):
 
 
 def source_of(stream: BinaryIO) -> str | None:
-    """What was pinned, by the first line of a list; None where this is another list. Leaves the stream at its start."""
+    """What was pinned, by the first line of a list; None if it is another kind of list.
+
+    Leaves the stream at its start.
+    """
     stream.seek(0)
     first = stream.readline(_MAX_HEADER_BYTES).decode("utf-8", "replace")
     stream.seek(0)
@@ -70,9 +73,9 @@ def write(out: Path, source: str, read: dict[str, str], beside: dict[str, str]) 
 
     Args:
         out: the file.
-        source: what is pinned, for whoever reads the list.
+        source: what is pinned, for readers of the list.
         read: file -> stamp, of those that the source reads as its files.
-        beside: likewise, of those that it finds by itself.
+        beside: the same, for files that it finds by itself.
 
     Raises:
         DataError: too many files, or one whose name no line can hold.

@@ -27,7 +27,7 @@ from align.web.addresses import address_policy, target_of
 from align.web.failure import Failure, of_curl, of_status
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-#: A slower answer counts as none: at this speed an archive of one gigabyte takes more than a day.
+#: A slower answer counts as no answer: at this speed an archive of one gigabyte takes more than a day.
 _LEAST_BYTES_PER_S = 10 << 10
 #: Shorter bodies of redirects and errors are read and ignored, so that the connection can be used again.
 _DRAINED_BYTES = 16 << 10
@@ -90,7 +90,7 @@ class WebFiles:
             if number < self.store.num_retries:
                 time.sleep(min(max(_BACKOFF_S * 2**number, failure.retry_after_s or 0.0), _LONGEST_WAIT_S))
         times = f"{self.store.num_retries + 1} times"
-        raise ServiceError(f"{url}: asked {times} in vain ({failure.error}); nothing is lost: run again later")
+        raise ServiceError(f"{url}: failed {times} ({failure.error}); nothing is lost: run again later")
 
     def _follow(self, url: str, offset: int, size: int) -> _Answer | Failure:
         """The answer at the end of the redirects."""
@@ -141,9 +141,9 @@ class _Answer:
 
 
 def _judged(url: str, answer: _Answer, offset: int, size: int) -> tuple[Stat, bytes] | Failure:
-    """What an answer says about the file, with the bytes of the range; a failure that a retry may mend.
+    """What an answer says about the file, with the bytes of the range; or a failure that a retry may cure.
 
-    Raises DataError for failures with an advice of their own.
+    Raises DataError for failures with advice of their own.
     """
     status, headers = answer.status, answer.headers
     version = headers.get("etag") or headers.get("last-modified") or ""
@@ -159,7 +159,7 @@ def _judged(url: str, answer: _Answer, offset: int, size: int) -> tuple[Stat, by
         return Stat(num_bytes, version), answer.body
     if status == 416 and (found := _NO_RANGE.fullmatch(headers.get("content-range", ""))) and int(found[1]) <= offset:
         return Stat(int(found[1]), version), b""
-    if status == 200 and headers.get("content-length") == "0":  # of an empty file there is no range
+    if status == 200 and headers.get("content-length") == "0":  # an empty file has no range
         return Stat(0, version), b""
     if status in (200, 206):
         raise DataError(f"{url}: the server sends no single range of bytes; copy the file to a folder or s3://")
@@ -192,7 +192,7 @@ class _Connection:
             pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
             pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_2TLS,
             pycurl.HTTP_CONTENT_DECODING: 0,  # no coding is asked for
-            pycurl.PROXY: "",  # none from the environment either: a proxy would connect to addresses that we refuse
+            pycurl.PROXY: "",  # nor a proxy from the environment: it would connect to addresses that we refuse
             pycurl.NOPROXY: "*",
             pycurl.OPENSOCKETFUNCTION: self._open_socket,
             pycurl.HEADERFUNCTION: self._header,  # libcurl bounds them

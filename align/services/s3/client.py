@@ -98,7 +98,7 @@ def explained(uri: str) -> Iterator[None]:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         text = without_logins(" ".join(str(error).split()))[:200]
         raise ServiceError(f"{uri}: no answer from {endpoint} ({text}); is it up? Nothing is lost; run again") from None
-    except (LookupError, ValueError, TypeError) as error:  # of a header that is absent, or no number, or no time
+    except (LookupError, ValueError, TypeError) as error:  # for a header that is absent, or is not a number or a time
         raise _lie(uri, " ".join(repr(error).split())[:200]) from None
 
 
@@ -109,7 +109,7 @@ def _lie(uri: str, why: str) -> ServiceError:
 def _body(uri: str, answer: dict[str, Any], most: int) -> bytes:
     """The bytes of an answer, at most so many: a body may have no end. The last, empty read compares its length."""
     data, body = b"", answer["Body"]
-    with closing(body):  # not the body's own context, which gives the stream below it, whose length nobody compares
+    with closing(body):  # not the body's own context: it gives the stream below, whose length is not compared
         while len(data) <= most and (piece := body.read(most + 1 - len(data))):
             data += piece
     if len(data) > most:
@@ -122,7 +122,7 @@ def _status(error: ClientError) -> int:
 
 
 def retried(config: StoreConfig, uri: str, attempt: Callable[[], T]) -> T:
-    """Calls `attempt`, and again if a body is cut off (the client itself retries requests, not bodies)."""
+    """Calls `attempt`, and repeats it if a body is cut off (the client itself retries requests, but not bodies)."""
     for number in range(config.num_retries + 1):
         try:
             return attempt()
@@ -217,8 +217,8 @@ def write_if(config: StoreConfig, uri: str, data: bytes, etag: str | None) -> st
     """Writes a small object if it still has this ETag, or with None: if it does not exist.
 
     Returns:
-        Its new ETag; None where the condition does not hold. That is also the answer where the server has obeyed, its
-        answer was lost and the request was repeated: read the object to tell.
+        Its new ETag; None if the condition does not hold. None is also the answer if the server obeyed, its answer was
+        lost and the request was repeated: read the object to tell.
 
     Raises:
         As `explained`.
@@ -255,7 +255,7 @@ def list_stats(config: StoreConfig, bucket: str, prefix: str) -> Iterator[tuple[
 
 
 def upload(config: StoreConfig, path: Path, uri: str) -> bool:
-    """Writes an object under a name that is free, in parts if it is large. No reader ever sees a partial object.
+    """Writes an object under a free name, in parts if it is large. No reader ever sees a partial object.
 
     Returns:
         False if the name is taken, by the writer that was first; that object stays as it is.

@@ -55,7 +55,7 @@ class Objects:
         return f"{str(self.config.objects).rstrip('/')}/{sha256[:2]}/{sha256}.tar"
 
     def require_reachable(self) -> None:
-        """Checks that the place is there: of a missing one, `exists` says of every object that it is missing.
+        """Checks that the place is there: if it is not, `exists` says that every object is missing.
 
         Raises:
             DataError: there is no such bucket, or the folder's disk is not mounted. Else as `put`.
@@ -71,7 +71,7 @@ class Objects:
         return self._num_bytes(sha256) is not None
 
     def put(self, path: Path, sha256: str) -> None:
-        """Stores a file under its sha256; of an existing object only the size is compared.
+        """Stores a file under its sha256; compares only the size of an existing object.
 
         Raises:
             CorruptError: the object exists with another size.
@@ -115,7 +115,7 @@ class Objects:
         return cached if cached.is_file() and cached.stat().st_size == num_bytes else None
 
     def delete(self, sha256: str) -> None:
-        """Removes an object and this machine's copy, for take-downs; a missing one is no error. Raises as `put`."""
+        """Removes an object and this machine's copy, for take-downs; a missing one is not an error. Raises as `put`."""
         uri = self.uri(sha256)
         if is_s3(uri):
             remove(self.config, uri)
@@ -134,7 +134,7 @@ class Objects:
 def read_checked(config: StoreConfig, uri: str, path: Path, sha256: str, num_bytes: int, remedy: str) -> bool:
     """Copies an object to a file, which is on disk when this returns; False if there is no such object.
 
-    Nothing is read of an object that has another size.
+    An object of another size is not read.
 
     Args:
         config: section `store`.

@@ -10,7 +10,7 @@ from align.errors import DataError
 from align.services import postgresql
 from align.services.tracking.database import DATABASE
 
-#: In the working directory, where no other store is named.
+#: The store in the working directory, if no other store is named.
 DEFAULT_URI = f"sqlite:///{DATABASE}"
 _FILE = Path(DATABASE)
 
@@ -36,12 +36,12 @@ def who_acts() -> str:
 
 
 def named_address() -> str | None:
-    """Of the MLflow that the environment names: MLFLOW_TRACKING_URI, or the database of `make up`; with a login."""
+    """The MLflow that the environment names: MLFLOW_TRACKING_URI, or the database of `make up`; with a login."""
     return os.environ.get("MLFLOW_TRACKING_URI") or postgresql.for_sqlalchemy(postgresql.MLFLOW)
 
 
 def address() -> str:
-    """Of the MLflow that this process uses now, so that a later change of folder or environment changes nothing."""
+    """The MLflow that this process uses now; a later change of folder or environment changes nothing."""
     return named_address() or f"sqlite:///{_FILE.absolute()}"
 
 

@@ -1,7 +1,8 @@
-"""Where MLflow's store says that its files are: beside the database, also after the folder was moved or copied.
+"""Keeps the addresses of files in MLflow's store right: beside the database, even after the folder was moved or copied.
 
 MLflow records the absolute address of each experiment's, run's and version's files. So in a copied checkout it would
-write into the first one, and in a moved one find nothing. Whoever opens the database has its addresses corrected here.
+write into the first one, and in a moved checkout it would find nothing. The addresses are corrected here when the
+database is opened.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def artifacts_beside(database: Path) -> str:
 
 
 def database_file(address: str) -> Path | None:
-    """The file of a store that is a file; None for another one. That of this checkout is settled first.
+    """The file of a store that is a file; None for any other. That of this checkout is settled first.
 
     Args:
         address: of the store.
@@ -57,13 +58,13 @@ def database_file(address: str) -> Path | None:
 
 
 def require_whole(database: Path) -> None:
-    """Raises ServiceError where a database's file is cut off or none; an absent or empty one is whole."""
+    """Raises ServiceError if a database's file is cut off or not a database; an absent or empty file is whole."""
     if not database.is_file():
         return
     try:
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("SELECT name FROM sqlite_master").fetchall()
-    except sqlite3.OperationalError:  # it is written to at this moment, or cannot be opened, which its user says
+    except sqlite3.OperationalError:  # it is being written to, or it cannot be opened, which its user will report
         return
     except sqlite3.DatabaseError as error:
         raise ServiceError(

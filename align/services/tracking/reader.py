@@ -1,7 +1,7 @@
 """MLflow's database file, read without MLflow: importing it and opening its store takes two CPU seconds.
 
-For commands that look, and often have nothing to write (`align runs`, `align register`). The tables are
-those of MLflow 3; `reader` gives MLflow itself where a file lacks one of the columns, and where the store is no file.
+For commands that look, and often have nothing to write (`align runs`, `align register`). The tables are those of MLflow
+3; `reader` returns MLflow itself if a file lacks one of the columns, or if the store is not a file.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class StoredModels:
 
 
 def reader() -> StoredRuns | Tracker:
-    """What reads the store that this process uses: its file as it is, or else MLflow.
+    """A reader of the store that this process uses: its file as it is, or else MLflow.
 
     Raises:
         ServiceError: MLflow does not answer.

@@ -37,7 +37,7 @@ class Registry:
     """The registered models of an MLflow. Methods raise as those of `Tracker` do."""
 
     def __init__(self, client: Any, asking: Callable[[], AbstractContextManager[None]]) -> None:
-        """Uses a tracker's client, within what makes errors of MLflow those of the house."""
+        """Uses a tracker's client, in the context that turns MLflow's errors into ours."""
         self._client = client
         self._asking = asking
 
@@ -118,7 +118,7 @@ class Registry:
             self._client.set_registered_model_alias(version.name, alias, str(version.number))
 
     def download(self, version: Version, artifact: str, folder: Path) -> Path:
-        """Fetches an artifact of the version's run into a folder; where it lies there."""
+        """Fetches an artifact of the version's run into a folder; returns its path there."""
         with self._asking():
             return Path(self._client.download_artifacts(version.run_id, artifact, str(folder)))
 

@@ -83,7 +83,7 @@ class Tracker:
                     f"MLflow at {self.uri}: {file.parent} cannot be written to; change its permissions, or name "
                     "another store in MLFLOW_TRACKING_URI"
                 )
-            if is_own:  # one that others were given may be read by them
+            if is_own:  # a file that others were given may be read by them
                 make_private(file)
             full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, also when the folder changes
         self._address = full
@@ -222,7 +222,7 @@ class Tracker:
     def log_rows(self, run_id: str, rows: Iterable[Mapping[str, float]], prefix: str = "") -> None:
         """Logs rows of {"step": n, name: value, ...} as they are, in their order.
 
-        `time` in a row is no metric but the row's time, in ms since 1970; without it, the time is now.
+        `time` in a row is not a metric but the row's time, in ms since 1970; without it, the time is now.
         """
         from mlflow.entities import Metric
 
@@ -332,7 +332,7 @@ class Tracker:
 
         try:
             yield
-        # requests' exceptions are OSErrors; the others: what answers is no MLflow
+        # requests' exceptions are OSErrors; the others: what answers is not MLflow
         except (MlflowException, OSError, ParseError, ValueError, TypeError, LookupError) as error:
             reason = without_logins(" ".join(str(error).split()))[:300]
             status = ERROR_CODE_TO_HTTP_STATUS.get(getattr(error, "error_code", ""), 500)

@@ -33,7 +33,7 @@ def test_another_text_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["2026-11-28", "2026-11-27T14:31"])
 def test_nobody_knows_what_is_to_come(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"^--at {text}: that is to come; it is 2026-11-27T14:30:00Z"):
+    with pytest.raises(ConfigError, match=f"^--at {text}: that is in the future; it is 2026-11-27T14:30:00Z"):
         moment(text, NOW)
 
 

@@ -184,4 +184,4 @@ def test_a_folder_that_is_no_model_predicts_nothing(tmp_path: Path, monkeypatch:
     assert (done.passed, done.figure) == (False, "it does not load or embed: no MLmodel in it")
     for program in ("print('hello')", "print()", "pass", "print('[1]')"):
         monkeypatch.setattr(module, "_PROGRAM", program)
-        assert smoke(tmp_path).figure == "its answer is no embedding"
+        assert smoke(tmp_path).figure == "its answer is not an embedding"

@@ -43,5 +43,5 @@ def test_each_service_says_which_list_it_obeys(
             f"the search at {other} STILL SHOWS what is new here: it obeys no list; its /health says why"
         ]
     monkeypatch.setenv("ALIGN_SEARCH_URL", "file:///etc/passwd")
-    with pytest.raises(ConfigError, match="no address of a service"):
+    with pytest.raises(ConfigError, match="not the address of a service"):
         list(take_down_lines("", 0))

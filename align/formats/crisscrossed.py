@@ -90,7 +90,7 @@ def read_rated_pairs(path: str, files: Files) -> RatedPairs:
     pairs = np.stack([first, second], axis=1)
     if len(repeated := _repeated(pairs)):
         one, other = repeated[0]
-        raise FormatError(f"{path}: the pair {one}, {other} has two rows; is it a file of raw ratings?")
+        raise FormatError(f"{path}: {one} and {other} have two rows; is it a file of raw ratings?")
     return RatedPairs(kind, first.astype(np.int64), second.astype(np.int64), ratings.astype(np.float64))
 
 
@@ -102,7 +102,7 @@ def _row(path: str, line: int, row: list[str], patterns: Sequence[re.Pattern[str
     except (ValueError, IndexError):
         rating = math.nan
     if not 0 <= rating <= 5:
-        raise FormatError(f"{path}: line {line}: {','.join(row)[:120]!r} is no rated pair (ratings are from 0 to 5)")
+        raise FormatError(f"{path}: line {line}: {','.join(row)[:120]!r} is not a rating (from 0 to 5)")
     return first, second, rating
 
 

@@ -74,7 +74,7 @@ def sampled_spearman(
     """The correlation of ratings with similarities as the module describes.
 
     Args:
-        queries: (num_pairs,) the query of each rated pair.
+        queries: (num_pairs,) the query of each rating.
         ratings: (num_pairs,) people's mean rating.
         similarity: (num_pairs,) the model's similarity.
         seed: equal seeds give equal results.

@@ -3,16 +3,16 @@
 Positives come from ratings, in place of the original pairs:
 
     image-text, text-image   SITS rated 3 or more. 29 original pairs are rated below and are not right; 28 captions have
-                             no right image and are no queries.
-    text-text                STS rated 3 or more. The query itself is no item; the other captions of its image are right
-                             only where their rating says so (9,399 of 25,000 such pairs are rated below 3).
-    image-image              SIS rated **2.5** or more. The query itself is no item.
+                             no right image and are not queries.
+    text-text                STS rated 3 or more. The query itself is not an item. The other captions of its image are
+                             right only if their rating says so (9,399 of 25,000 are rated below 3).
+    image-image              SIS rated **2.5** or more. The query itself is not an item.
 
-A rated pair of two captions or two images is right both ways. Of the test split's pairs of images 2,863 were rated in
-both orders, 512 of them above the threshold in one order only: one good rating suffices here. The paper does not say
-how it treats them.
+A rating of two captions or two images counts both ways. In the test split 2,863 pairings of images were rated in both
+orders, 512 of them above the threshold in one order only: one good rating suffices here. The paper does not say how it
+treats them.
 
-The unit of the intervals is the image, also for captions. A correlation's query is the first of each rated pair.
+The unit of the intervals is the image, also for captions. A correlation's query is the first item of each rating.
 """
 
 from __future__ import annotations

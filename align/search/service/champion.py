@@ -54,9 +54,9 @@ class Champion:
         source: Source,
         poll_s: float,
         take_downs: TakeDowns,
-        load_pair: Callable[[Release, Folders], Served] = load,
+        load_release: Callable[[Release, Folders], Served] = load,
     ) -> None:
-        self._source, self._poll_s, self._load = source, poll_s, load_pair
+        self._source, self._poll_s, self._load = source, poll_s, load_release
         self._take_downs, self._masking = take_downs, threading.Lock()
         self._served: Served | None = None
         self._problem: str | None = None

@@ -54,13 +54,13 @@ def test_ids_become_positions_in_the_set(tmp_path: Path) -> None:
         ("", "its first line is ''"),
         ("caption1,caption2\n", "its first line is"),
         (STS.splitlines()[0], "no rows"),
-        (STS + "x,y,3,z\n", r"line 4: 'x,y,3,z' is no rated pair"),
-        (STS.replace("1.56", "nan"), "line 2: .* is no rated pair"),
-        (STS.replace("1.56", "7"), "line 2: .* is no rated pair"),
-        (STS.replace("1.56", ""), "line 2: .* is no rated pair"),
-        (STS[:-20], "line 3: .* is no rated pair"),  # cut short
-        (STS + STS.splitlines()[1] + "\n", "the pair 411553, 5142 has two rows"),
-        (STS.replace("411553", "9" * 30), "line 2: .* is no rated pair"),
+        (STS + "x,y,3,z\n", r"line 4: 'x,y,3,z' is not a rating"),
+        (STS.replace("1.56", "nan"), "line 2: .* is not a rating"),
+        (STS.replace("1.56", "7"), "line 2: .* is not a rating"),
+        (STS.replace("1.56", ""), "line 2: .* is not a rating"),
+        (STS[:-20], "line 3: .* is not a rating"),  # cut short
+        (STS + STS.splitlines()[1] + "\n", "411553 and 5142 have two rows"),
+        (STS.replace("411553", "9" * 30), "line 2: .* is not a rating"),
         (STS + '"open', "not a CSV"),
     ],
 )

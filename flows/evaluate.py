@@ -133,7 +133,7 @@ def summary(name: str, measured_what: str, metrics: Mapping[str, float], page: s
         name: of the run.
         measured_what: model and suite, in words.
         metrics: of the report.
-        page: the address of the run's page in MLflow; None where no server shows it.
+        page: the address of the run's page in MLflow; None if no server shows it.
     """
     parts = [f"**{_plain(name)}**: {_plain(measured_what)}"]
     parts += [f"[figures, tables, pictures and the report in MLflow]({page})"] if page else []

@@ -49,12 +49,12 @@ class MlflowRun:
 
     @property
     def page(self) -> str | None:
-        """The address of its page; None where no server shows it."""
+        """The address of its page; None if no server shows it."""
         return self.tracker.page(self.run_id, self.server)
 
     @property
     def comparison(self) -> str | None:
-        """The address where it is listed with the others; None where no server shows it."""
+        """The address where it is listed with the others; None if no server shows it."""
         return self.tracker.runs_page(self.experiment, self.server)
 
     def rename(self, name: str) -> None:

@@ -177,7 +177,7 @@ def settled(root: Path, request: Request) -> Request:
     """The request with every value that it changes in `overrides`, after all of them are checked.
 
     The values are checked together with the params.yaml and the profiles of the revision, before anything is made.
-    Equal values are written equally, so that equal requests are one run: 1 is 1.0 where the section wants a float. A
+    Equal values are written equally, so that equal requests are one run: 1 is 1.0 if the section wants a float. A
     revision with other sections than those here is left out, since nobody knows their types.
 
     Raises:

@@ -21,7 +21,7 @@ class Columns(BaseModel):
     url: str | None
     #: The text: the column with it, found in the same way.
     text: str | None
-    #: The page that shows the picture; None where the table has no such column.
+    #: The page that shows the picture; None if the table has no such column.
     page_url: str | None
 
 

@@ -112,7 +112,7 @@ def wrong_values(cls: type[Section], error: ValidationError) -> dict[str, str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, with the known words that are nearest to this one; empty where none is near.
+    """`; did you mean X?`, with the known words that are nearest to this one; empty if none is near.
 
     A name with dots (`section.key`) is near to all names with the same last part.
     """
@@ -221,7 +221,7 @@ def login_in(value: Any, key: str = "") -> str | None:
 
 
 def _inherited(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """The keys that section `name` gets from another one; empty where it inherits nothing."""
+    """The keys that section `name` gets from another one; empty if it inherits nothing."""
     parent = values.get(INHERITS.get(name, ""))
     return parent if isinstance(parent, dict) else {}
 

@@ -168,7 +168,7 @@ def require_replaceable(path: Path, made_by: str | None) -> None:
 
 
 def make_parent(path: Path) -> None:
-    """Makes the folder that `path` will be in. Raises DataError where that is impossible."""
+    """Makes the folder that `path` will be in. Raises DataError if that is impossible."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -216,7 +216,7 @@ def _replace_in_two_steps(new: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two folders in one step; False where that is impossible."""
+    """Exchanges two folders in one step; False if that is impossible."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if rename is None:
         return False

@@ -57,7 +57,7 @@ def in_processes(
         instead: gives the result of a culprit, so that the run continues; None: a culprit ends it.
 
     Raises:
-        What the function raises; DataError where a culprit ends the run (it is named), and where there are so many
+        What the function raises; DataError if a culprit ends the run (it is named), or if there are so many
         that the machine is to blame.
     """
     return in_processes_with(around, partial(_without, function), items, num_workers, name_of=name_of, instead=instead)
@@ -171,7 +171,7 @@ class _SecondTry(Generic[In, Out]):
         return self._instead(item)
 
     def require_good_items(self) -> None:
-        """Raises DataError where every item was a culprit."""
+        """Raises DataError if every item was a culprit."""
         if self._culprits and not self.num_good:
             self._blame_the_machine()
 

@@ -95,7 +95,7 @@ def work_directory(
 
     Args:
         path: absent, empty, or made by the same stage; see `files.require_replaceable`.
-        made_by: the stage, for the mark; None where the block takes over what is at `path`, with or without a mark.
+        made_by: the stage, for the mark; None if the block takes over what is at `path`, with or without a mark.
         key: `key_of` what decides the bytes.
         portion: of the work.
         elsewhere: the ranges worked on other machines, so `--finish` may begin where there is no work folder here.

@@ -187,7 +187,7 @@ def _from_bytes(data: bytes) -> Half:
 
 
 def finite(embeds: Embeddings, name: str) -> Embeddings:
-    """The embeddings. Raises DataError where one is not a finite number."""
+    """The embeddings. Raises DataError if one is not a finite number."""
     if not np.isfinite(embeds).all():
         raise DataError(f"evaluation set {name}: the embeddings are not finite; train the model again")
     return embeds

@@ -107,7 +107,7 @@ def similarities(
 ) -> Iterator[tuple[str, float | None]]:
     """Yields (name, cosine of image and text, 4 decimals) for each (name, image bytes, text), in order.
 
-    The cosine is None where the model cannot read the image. An image of several consecutive pairs is embedded once.
+    The cosine is None if the model cannot read the image. An image of several consecutive pairs is embedded once.
 
     Args:
         pairs: read lazily, a batch at a time.

@@ -53,7 +53,7 @@ class MultipliedImage(_Frozen):
     Attributes:
         row_number: of its first pair (`align.filter.tables`), which tells the shard with the bytes.
         image_key: of the tar sample with the bytes.
-        nsfw_score: null where the classifier did not score it.
+        nsfw_score: null if the classifier did not score it.
         text: of its first pair.
     """
 

@@ -164,7 +164,7 @@ def read_report(folder: Path) -> FilterReport:
 
 
 def cuts_of(folder: Path) -> dict[str, str | None] | None:
-    """The condition of each rule, as the run that wrote this report used it; None where no report has them."""
+    """The condition of each rule, as the run that wrote this report used it; None if no report has them."""
     try:
         rows = json.loads((folder / "report.json").read_bytes())["funnel"]
         return {str(row["reason"]): row["drops_where"] for row in rows}

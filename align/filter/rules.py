@@ -1,6 +1,6 @@
 """The rules that decide which pairs are kept (paper section 3), as SQL conditions over what is known of a pair.
 
-Each rule is a function from the section `filter` to a condition that is true for what is *dropped*, or to None where it
+Each rule is a function from the section `filter` to a condition that is true for what is *dropped*, or to None if it
 is switched off (then it costs nothing). Their order in `RULES` is the rule order: a pair's `reason` is the first rule
 that drops it, `reasons` are all of them. `align.filter.tables` has the columns that conditions use.
 
@@ -183,7 +183,7 @@ def active(config: FilterConfig) -> list[str]:
 
 
 def conditions(config: FilterConfig) -> dict[str, str | None]:
-    """When each rule drops a row, for people to read; None where it is switched off."""
+    """When each rule drops a row, for people to read; None if it is switched off."""
     written = {code: rule(config) for code, rule in RULES.items()}
     return {code: text and re.sub(r"CAST\((\S+) AS DOUBLE\)", r"\1", text) for code, text in written.items()}
 

@@ -75,7 +75,7 @@ IMAGES = pa.schema(
         ("phash", pa.uint64()),
         ("evaluation_sets", pa.list_(pa.string())),  # by equal bytes or perceptual hash
         ("twin", pa.string()),
-        ("thumbnail", pa.binary()),  # 16 x 16 pixels, to compare with held-out images; null where none are held out
+        ("thumbnail", pa.binary()),  # 16 x 16 pixels, to compare with held-out images; null if none are held out
     ]
 )
 

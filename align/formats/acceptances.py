@@ -22,7 +22,7 @@ class _AcceptedFile(StoredModel):
 
 
 def read_acceptances(policy: Path) -> tuple[Acceptance, ...]:
-    """The acceptances that people committed; none where there is no such file.
+    """The acceptances that people committed; none if there is no such file.
 
     Raises:
         FormatError: the file has another schema_version or layout.

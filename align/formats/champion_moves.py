@@ -113,7 +113,7 @@ class ChampionState:
 
     @property
     def last(self) -> Move | None:
-        """The last move of the alias; None where there is none."""
+        """The last move of the alias; None if there is none."""
         return next((move for move in reversed(self.moves) if move.kind != "rejected"), None)
 
 

@@ -41,7 +41,7 @@ class _ReferenceFile(StoredModel):
 
 
 def read_reference(policy: Path) -> DriftReference | None:
-    """The reference that people committed; None where there is none yet.
+    """The reference that people committed; None if there is none yet.
 
     Raises:
         FormatError: the file has another schema_version or layout.

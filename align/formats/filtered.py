@@ -34,7 +34,7 @@ DECISIONS_SCHEMA = pa.schema(
         ("reason", pa.string()),  # the first in rule order
         ("reasons", pa.list_(pa.string())),  # all, in rule order
         ("image_id", pa.string()),
-        ("image_key", pa.string()),  # of the tar sample with the bytes; null where there are none
+        ("image_key", pa.string()),  # of the tar sample with the bytes; null if there are none
         ("text", pa.string()),
         ("language", pa.string()),  # ISO 639-1; null: cannot be told, or not guessed since the pair is dropped
     ]
@@ -54,7 +54,7 @@ FACTS_SCHEMA = pa.schema(
         ("num_texts", pa.int64()),  # distinct texts of the image content; 0 without an image
         ("num_evaluation_sets", pa.int32()),  # sets with an image that this one resembles
         ("twin", pa.string()),  # SET/KEY of the closest one
-        ("twin_cosine", pa.float64()),  # null where equal bytes or hashes matched it
+        ("twin_cosine", pa.float64()),  # null if equal bytes or hashes matched it
         ("num_images", pa.int64()),  # distinct images of the text; null for an empty text
         ("rare_ngram", pa.bool_()),
         (
@@ -79,7 +79,7 @@ IMAGES_SCHEMA = pa.schema(
         ("width_px", pa.int32()),
         ("height_px", pa.int32()),
         ("nsfw_score", pa.float64()),
-        ("phash", pa.uint64()),  # null where the picture does not decode
+        ("phash", pa.uint64()),  # null if the picture does not decode
         ("num_texts", pa.int64()),
         ("evaluation_sets", pa.list_(pa.string())),  # those with an image that this one resembles
     ]

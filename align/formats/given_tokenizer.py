@@ -59,7 +59,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def require_digest(key: str, file: Path, expected: str) -> None:
-    """Raises CorruptError where a file, which a parameter names, has another sha256 than the parameter says."""
+    """Raises CorruptError if a file, which a parameter names, has another sha256 than the parameter says."""
     if (digest := sha256_file(file)) != expected:
         raise CorruptError(f"{key}: {file} has the sha256 {digest}, not {expected}; correct the path or the digest")
 

@@ -219,7 +219,7 @@ class ImagesWriter:
             )
 
     def add(self, item: IndexedImage, thumbnail: bytes) -> None:
-        """Adds an image. `thumbnail` is a JPEG, or empty where the index has none."""
+        """Adds an image. `thumbnail` is a JPEG, or empty if the index has none."""
         row = {name: getattr(item, name) for name in _FIELDS}
         self._rows.append(row | {"thumbnail_offset_bytes": self._num_bytes, "thumbnail_size_bytes": len(thumbnail)})
         self._num_bytes += len(thumbnail)

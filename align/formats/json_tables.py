@@ -48,7 +48,7 @@ class JsonTable:
     """
 
     def __init__(self, file: str, opening: Opening, names: Sequence[str], data: str | None) -> None:
-        """`data`: the member of the object that has the rows; None where each member is a column."""
+        """`data`: the member of the object that has the rows; None if each member is a column."""
         self.names = names
         self._file, self._opening, self._data = file, opening, data
 
@@ -99,7 +99,7 @@ class JsonTable:
 
 
 def find_table(file: str, opening: Opening) -> JsonTable | None:
-    """The table that the file's one object is; None where the file has rows.
+    """The table that the file's one object is; None if the file has rows.
 
     Raises:
         DataError: something follows the table, it has too many columns, or it is damaged.
@@ -172,7 +172,7 @@ def rows_of(file: str, stream: IO[bytes]) -> Iterator[Row | None]:
 
 
 def object_of(data: str | bytes) -> Row | None:
-    """The parsed object; None where this is not a JSON object."""
+    """The parsed object; None if this is not a JSON object."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):

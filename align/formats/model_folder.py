@@ -228,7 +228,7 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
 
 
 def require_file(path: Path) -> Path:
-    """The path itself. Raises DataError where there is no such file."""
+    """The path itself. Raises DataError if there is no such file."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; run the stage that writes it")
     return path

@@ -84,7 +84,7 @@ class ForeignTable:
             ) from None
 
     def _group(self, group: int, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-        """The batches of a row group. Raises MemoryError where one needs more than it may."""
+        """The batches of a row group. Raises MemoryError if one needs more than it may."""
         with pq.ParquetFile(self._file, pre_buffer=False, metadata=self._metadata) as table:
             with _damage_is_invalid():
                 batches = table.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)

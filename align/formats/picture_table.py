@@ -48,7 +48,7 @@ _HEAD_ROWS = 100
 #: Bytes of a first line.
 _HEAD_BYTES = 1 << 16
 
-#: The values of a row in the order of the columns that were asked for; None where it cannot be read.
+#: The values of a row in the order of the columns that were asked for; None if it cannot be read.
 Row = tuple[Any, ...] | None
 
 
@@ -178,7 +178,7 @@ def values_of(column: pa.Array) -> Iterable[Any]:
 
 
 def picked(values: Sequence[str] | None, positions: Sequence[int | None], num_columns: int) -> Row:
-    """Some values of a line of a CSV or TSV, by their positions (None: None); None where it cannot be split, or has not
+    """Some values of a line of a CSV or TSV, by their positions (None: None); None if it cannot be split, or has not
     as many values as columns: a comma in a text without quotes would cut the text off there.
     """
     if values is None or len(values) != num_columns:

@@ -96,7 +96,7 @@ class OptedOut:
 
 
 def host_of(url: str) -> str:
-    """The host as `host_name` spells it; empty where the URL has none or is malformed."""
+    """The host as `host_name` spells it; empty if the URL has none or is malformed."""
     try:
         return host_name(urlsplit(url).hostname or "")
     except ValueError:

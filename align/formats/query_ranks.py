@@ -71,7 +71,7 @@ class Ranked:
 
     Attributes:
         queries, clusters: (num_queries,) see the module.
-        labels: (num_queries,) the class; None where images are not classified.
+        labels: (num_queries,) the class; None if images are not classified.
         ranks: (num_queries,) from 1.
         num_correct: (num_queries,) right items of each query.
         num_items: in the gallery.
@@ -87,7 +87,7 @@ class Ranked:
     languages: tuple[str | None, ...] = ()
 
     def recall(self, k: int) -> NDArray[np.float64]:
-        """(num_queries,) 1.0 where a right item is among the first k."""
+        """(num_queries,) 1.0 if a right item is among the first k."""
         return (self.ranks <= k).astype(np.float64)
 
     def mean_recall(self) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ from align.formats.statuses import SUCCESS
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.store import FetchTar
 
-#: The columns that `read_table` returns. sha256 is the image_id, null where there are no bytes.
+#: The columns that `read_table` returns. sha256 is the image_id, null if there are no bytes.
 SCHEMA = pa.schema(
     [
         ("url", pa.string()),
@@ -108,7 +108,7 @@ class RawManifest(StoredModel):
         schema_version: of this layout.
         digest: names the data: a sha256 over those of all tars and tables.
         samples: what a sample of a tar is: an image with its first text, or a pair.
-        made_with: None where nobody knows: older manifests do not say it, nor does a folder of img2dataset.
+        made_with: None if nobody knows: older manifests do not say it, nor does a folder of img2dataset.
         shards: in order of their names.
     """
 
@@ -143,7 +143,7 @@ class RawShard:
 
     @property
     def number(self) -> int:
-        """The number that `--shards` takes. Raises DataError where the name is not a number."""
+        """The number that `--shards` takes. Raises DataError if the name is not a number."""
         if not self.name.isdecimal():
             raise DataError(f"{self.table}: --shards needs shards named by numbers, such as 00000")
         return int(self.name)
@@ -222,7 +222,7 @@ def state_of(raw: Path) -> str | list[tuple[str, int, int]]:
 
 
 def read_raw_manifest(raw: Path) -> RawManifest | None:
-    """Reads manifest.json; None where the folder has none, as one made by img2dataset.
+    """Reads manifest.json; None if the folder has none, as one made by img2dataset.
 
     Raises:
         FormatError: it has another schema_version or layout.

@@ -34,7 +34,7 @@ class MadeFrom(StoredModel):
 
     Attributes:
         revision: git revision of the code, None outside git; with `-dirty` at its end if its files were changed.
-        dvc_lock: sha256 of dvc.lock, which names the run's data, parameters and results; None where there is none.
+        dvc_lock: sha256 of dvc.lock, which names the run's data, parameters and results; None if there is none.
         model_digest: of the model as it was trained (`align.formats.model_folder.model_digest`).
         package_digest: of the packaged model, which names its version in MLflow; None if it was not packaged.
         shards_digest: of the shards.

@@ -21,7 +21,7 @@ _MAX_BYTES = 8**11 - 1
 
 
 def header(name: str, num_bytes: int, mode: int = 0o644) -> bytes:
-    """The 512 bytes before a member's data; `mode` is its permissions. Raises ValueError where USTAR has no room."""
+    """The 512 bytes before a member's data; `mode` is its permissions. Raises ValueError if USTAR has no room."""
     encoded = name.encode("ascii")
     if len(encoded) > 100 or num_bytes > _MAX_BYTES:
         raise ValueError(f"no USTAR header can hold {name!r} of {num_bytes:,} bytes")

@@ -82,7 +82,7 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
 
 
 def member_at(file: BinaryIO, start: int) -> Member:
-    """The member whose headers begin at an offset. Raises DamagedTar where none does."""
+    """The member whose headers begin at an offset. Raises DamagedTar if none does."""
     member, _ = _next(file, start, file.seek(0, io.SEEK_END))
     if member is None:
         raise DamagedTar(f"no member at byte {start:,}")
@@ -195,7 +195,7 @@ def _extend(extension: _Extension, kind: bytes, file: BinaryIO, size: int) -> No
 
 
 def _pax(data: bytes) -> dict[bytes, bytes] | None:
-    """The values of an extended header, `LENGTH KEY=VALUE\\n` each; None where it is damaged."""
+    """The values of an extended header, `LENGTH KEY=VALUE\\n` each; None if it is damaged."""
     values: dict[bytes, bytes] = {}
     position = 0
     while position < len(data) and data[position]:

@@ -82,7 +82,7 @@ from align.services.store_work import open_work
 
 
 def num_to_fetch(shard: RawShard, text_cuts: TextCuts | None) -> int:
-    """Pairs of a shard whose pictures `--retry-failed` fetches. Raises DataError where the table cannot be read."""
+    """Pairs of a shard whose pictures `--retry-failed` fetches. Raises DataError if the table cannot be read."""
     states = read_table(shard, ["retryable", "status"])
     num_retryable = int(pc.sum(states["retryable"]).as_py() or 0)
     if not pc.any(pc.equal(states["status"], NOT_FETCHED)).as_py():
@@ -117,7 +117,7 @@ def _link(path: str | Path, target: str | Path) -> None:
 def shard_to_retry(shard: RawShard) -> Iterator[PlannedShard]:
     """An existing shard as a planned one, in which all pairs but the retryable and not fetched ones have their outcome.
 
-    Its `read` takes the key of a stored picture. Raises DataError where the shard cannot be read.
+    Its `read` takes the key of a stored picture. Raises DataError if the shard cannot be read.
     """
     table = read_table(shard)
     with shard.local_tar().open("rb") as tar:
@@ -159,7 +159,7 @@ class Ingested(NamedTuple):
     """What an ingest made.
 
     Attributes:
-        report: None where only a range of shards was made.
+        report: None if only a range of shards was made.
         changed: what of the source changed while it was read, as DVC names it.
     """
 
@@ -245,7 +245,7 @@ def ingest(
 
 
 def _stamps_now(files: Files, watched: Sequence[str]) -> list[str] | None:
-    """None where a file is gone."""
+    """None if a file is gone."""
     try:
         return list(files.stamps(watched))
     except DataError:

@@ -59,7 +59,7 @@ class PlannedShard:
         rows: returns the pairs in order: columns of `IngestPlan.table`, and for pairs that an earlier run finished
             `outcome`, a `fetching.PictureOutcome`; for those whose failure may pass that failure, `failure`. Called
             twice.
-        read: the source's bytes by (file, offset); None where they cannot be read.
+        read: the source's bytes by (file, offset); None if they cannot be read.
     """
 
     name: str

@@ -64,7 +64,7 @@ def _errors(report: IngestReport) -> str:
 
 
 def _left_out(report: IngestReport) -> list[str]:
-    """The files that were left out, and how many texts and page URLs were cut; nothing where there are none."""
+    """The files that were left out, and how many texts and page URLs were cut; nothing if there are none."""
     blocks = []
     if report.files_quarantined:
         blocks.append(html.heading("Files that were left out: reading them killed a worker process"))
@@ -185,7 +185,7 @@ class IngestReport(Report):
 
 
 def not_read(report: IngestReport) -> list[tuple[str, int]]:
-    """What of the source gave no pairs, each with its number; empty where everything was read."""
+    """What of the source gave no pairs, each with its number; empty if everything was read."""
     numbers = [
         ("pages that cannot be decoded", report.num_pages_unreadable),
         ("pages that are too large", report.num_pages_too_large),
@@ -204,7 +204,7 @@ def not_read(report: IngestReport) -> list[tuple[str, int]]:
 
 
 def read_as_stored(report: IngestReport) -> list[tuple[str, int]]:
-    """Pages whose HTTP headers state a coding that was not undone, by the reason; empty where there are none."""
+    """Pages whose HTTP headers state a coding that was not undone, by the reason; empty if there are none."""
     numbers = [
         ("pages stored plain although their HTTP headers state a coding", report.num_pages_coding_absent),
         ("pages whose HTTP headers state an unknown coding", report.num_pages_coding_unknown),

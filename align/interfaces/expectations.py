@@ -83,7 +83,7 @@ class Outcome(_GateRow):
         expectation: its kind and column, such as `expect_column_max_to_be_between(keep_rate)`.
         observed: a value, or how many of how many rows fail.
         passed: whether the data is as expected.
-        accepted: who accepted the failure of this data; None where it passed or nobody did.
+        accepted: who accepted the failure of this data; None if it passed or nobody did.
     """
 
     name: str

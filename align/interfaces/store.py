@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 #: The sha256 of a tar and its number of bytes in, the path of a checked copy on this machine out. Raises DataError
-#: where there is no such object, CorruptError where its bytes do not match, ServiceError where the server fails.
+#: where there is no such object, CorruptError if its bytes do not match, ServiceError if the server fails.
 FetchTar = Callable[[str, int], Path]
 
 
@@ -72,7 +72,7 @@ class Mirror(Protocol):
     """A second copy of checkpoints, in an object store. Names are `run/file`."""
 
     def put(self, path: Path, name: str) -> None:
-        """Stores a file. Raises ServiceError where the server is unavailable."""
+        """Stores a file. Raises ServiceError if the server is unavailable."""
 
     def names(self, run: str) -> list[str]:
         """Files of a run, in order."""
@@ -102,7 +102,7 @@ class StoredObject:
 class ConditionalObjects(Protocol):
     """Small objects that are written under a condition: of several writers one succeeds. Threads may share it.
 
-    All raise ServiceError where the server is unavailable, and DataError where there is no such bucket, the credentials
+    All raise ServiceError if the server is unavailable, and DataError if there is no such bucket, the credentials
     are refused, or an object is too large to be one of these.
     """
 
@@ -113,7 +113,7 @@ class ConditionalObjects(Protocol):
         """Writes an object if it still has this ETag, or with None: if there is none.
 
         Returns:
-            Its new ETag; None where the condition does not hold, and nothing was written.
+            Its new ETag; None if the condition does not hold, and nothing was written.
         """
 
     def delete(self, name: str) -> None:
@@ -123,7 +123,7 @@ class ConditionalObjects(Protocol):
 class SharedPieces(Protocol):
     """Finished pieces of a stage's work, for machines that share no disk. Can be pickled.
 
-    All raise ServiceError where the server is unavailable, and DataError where there is no such bucket, the credentials
+    All raise ServiceError if the server is unavailable, and DataError if there is no such bucket, the credentials
     are refused, or the list of a piece's files cannot be read.
     """
 

@@ -139,7 +139,7 @@ def _kernel(name: str, x: Tensor) -> Any:
 
 @functools.cache
 def _triton() -> Any:
-    """The kernels in Triton; None where it is not installed."""
+    """The kernels in Triton; None if it is not installed."""
     try:
         from align.model import batch_norm_triton
     except ModuleNotFoundError as error:

@@ -77,7 +77,7 @@ def open_picture(data: bytes, known: Outline) -> Opened:
 
 
 def as_seen(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Width and height of a stored picture, turned upright. Raises PictureError where one of them is 0."""
+    """Width and height of a stored picture, turned upright. Raises PictureError if one of them is 0."""
     width, height = size
     if width < 1 or height < 1:
         raise PictureError(f"empty picture: {width} x {height}")

@@ -140,7 +140,7 @@ def locks(root: Path) -> list[Path]:
 
 @contextmanager
 def claimed(lock: Path, patience_s: float = _PATIENCE_S) -> Iterator[Held | None]:
-    """Holds the lock of a run whose process has ended; yields None where the process lives, or the record is gone.
+    """Holds the lock of a run whose process has ended; yields None if the process lives, or the record is gone.
 
     A lock without a record is yielded with `record` None: its process died before it wrote one.
 

@@ -57,7 +57,7 @@ def require_stage(stage: str, module: str, params: Params, *, under_dvc: bool) -
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in a file; empty where there is no such file. Raises ConfigError if it is not valid YAML."""
+    """The mapping in a file; empty if there is no such file. Raises ConfigError if it is not valid YAML."""
     try:
         values = parse_yaml(file.read_text("utf-8"))
     except FileNotFoundError:

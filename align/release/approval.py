@@ -63,7 +63,7 @@ class Approval:
 
 
 def approval_of(args: argparse.Namespace) -> Approval | None:
-    """What the person who typed the command says; None where they say nothing.
+    """What the person who typed the command says; None if they say nothing.
 
     Raises:
         ConfigError: name or reason is missing, empty or too long.

@@ -63,7 +63,7 @@ class PromotionDecision:
         what: what the candidate is: its run, data, model and revision.
         champion: version number of the champion before the decision; None if there was none.
         scores: metric -> (candidate's, champion's or None).
-        gates: one row each; none where nothing changes.
+        gates: one row each; none if nothing changes.
         compared: None without a champion.
         confidence, margin: those of section `promote`.
         measured: where the ranks of candidate and champion come from, in words.

@@ -161,7 +161,7 @@ def _kept(folder: Path) -> QueryRanks | None:
 
 
 def model_folder(packaged: Path, version: Version) -> Path:
-    """The model folder among a version's files. Raises DataError where there is none."""
+    """The model folder among a version's files. Raises DataError if there is none."""
     found = sorted(packaged.glob(f"artifacts/*/{CONFIG}"))
     if len(found) != 1:
         raise DataError(f"version {version.number}: its registered files hold no model folder that this code reads")
@@ -169,7 +169,7 @@ def model_folder(packaged: Path, version: Version) -> Path:
 
 
 def _measure(model: Path, out: Path, options: Sequence[str]) -> None:
-    """Runs `align evaluate`, whose progress is shown. Raises DataError with its last line where it fails."""
+    """Runs `align evaluate`, whose progress is shown. Raises DataError with its last line if it fails."""
     program = [sys.executable, "-m", "align.cli", "evaluate", "--model", str(model), "--reports", str(out), *options]
     out.parent.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:

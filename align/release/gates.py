@@ -66,7 +66,7 @@ def registered_bytes(version: Version, packaged: Path) -> Gate:
 
 
 def _dvc_digest(revision: str) -> str | None:
-    """DVC's digest of the packaged model in the dvc.lock of a revision; None where that is not known here."""
+    """DVC's digest of the packaged model in the dvc.lock of a revision; None if that is not known here."""
     if not re.fullmatch("[0-9a-f]{7,64}", revision):
         return None
     try:

@@ -33,7 +33,7 @@ class AskedModel:
     Attributes:
         folder: the model folder.
         name: for people: `align version 7`, or the folder as it was given.
-        parent: the MLflow run that made it; None where that is not known.
+        parent: the MLflow run that made it; None if that is not known.
     """
 
     folder: Path

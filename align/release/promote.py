@@ -51,7 +51,7 @@ def promote(
         approval: of a person; None: nobody was asked.
 
     Returns:
-        The decision, and its page; None where nothing changes.
+        The decision, and its page; None if nothing changes.
 
     Raises:
         GateError: what was approved is not what would be moved.

@@ -27,7 +27,7 @@ def keep_in_git(root: Path, version: Version, revision: str, lock: str) -> str |
         lock: the digest of dvc.lock, as the tags of a version have it.
 
     Returns:
-        None where there is no repository, or no commit to tag.
+        None if there is no repository, or no commit to tag.
 
     Raises:
         DataError: git refuses.

@@ -166,7 +166,7 @@ def revision_of(root: Path, out: Path) -> str | None:
 
 
 def _within(root: Path, out: Path) -> str:
-    """A folder as a path from the root of the checkout; empty where it is elsewhere."""
+    """A folder as a path from the root of the checkout; empty if it is elsewhere."""
     folder, top = (root / out).resolve(), root.resolve()
     return folder.relative_to(top).as_posix() if folder.is_relative_to(top) and folder != top else ""
 

@@ -105,7 +105,7 @@ class RawTars:
 
 
 def _whole(data: bytes, request: _Request, place: str) -> bytes:
-    """The bytes of an image. Raises CorruptError where they are not those that the filter decided on."""
+    """The bytes of an image. Raises CorruptError if they are not those that the filter decided on."""
     if hashlib.sha256(data).hexdigest() != request.image_id:
         raise CorruptError(
             f"{place}: the image {request.key} is damaged: its sha256 is not {request.image_id}; remove the tar there, "

@@ -166,7 +166,7 @@ class ShardPlan:
 
 
 def read_plan(folder: Path) -> ShardPlan | None:
-    """The plan of a folder; None where there is none."""
+    """The plan of a folder; None if there is none."""
     try:
         values = json.loads((folder / "plan.json").read_bytes())
     except FileNotFoundError:

@@ -46,7 +46,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def _refuse_ignored(chosen: Mapping[str, Any], model: ModelConfig, start: Path) -> None:
-    """Raises ConfigError where a value of section `model` was chosen that is not the one of the model to start from.
+    """Raises ConfigError if a value of section `model` was chosen that is not the one of the model to start from.
 
     Or one of those that decide how new weights begin.
     """

@@ -65,7 +65,7 @@ _BERT_FILES = (WEIGHTS, "pytorch_model.bin")
 
 
 def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Tensor]:
-    """The weights that a recipe gives, under the model's names; empty where it gives none.
+    """The weights that a recipe gives, under the model's names; empty if it gives none.
 
     Args:
         model: its shapes are compared; its weights may be without memory (torch's meta device).
@@ -97,7 +97,7 @@ def _checked(
 
 
 def names_of(recipe: Recipe) -> tuple[str, str] | None:
-    """Names and digests of the files that a recipe gives, image first; None where it gives none."""
+    """Names and digests of the files that a recipe gives, image first; None if it gives none."""
     given = [each for each in (recipe.image_weights, recipe.text_weights) if each is not None]
     return (", ".join(each.path.name for each in given), ", ".join(each.sha256 for each in given)) if given else None
 

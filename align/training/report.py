@@ -48,7 +48,7 @@ def training_report(plan: TrainingPlan, trained: Trained) -> TrainingReport:
 def write_training_report(report: TrainingReport, rows: Sequence[MetricRow], directory: Path, stage: str) -> None:
     """Writes the report folder; replaced whole.
 
-    It holds report.json and metrics.json, metrics.jsonl for MLflow, curve.csv for DVC's plots (a cell is empty where
+    It holds report.json and metrics.json, metrics.jsonl for MLflow, curve.csv for DVC's plots (a cell is empty if
     the metric was not measured) and loss.png for people.
     """
     names = ["step", *sorted({name for row in rows for name in row} - {"step"})]

@@ -97,7 +97,7 @@ def run(plan: TrainingPlan) -> Trained | None:
 
 
 def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
-    """Raises ConfigError where values of the recipe contradict each other, the model or this machine."""
+    """Raises ConfigError if values of the recipe contradict each other, the model or this machine."""
     if wrong := plan.recipe.against(plan.model, num_nodes, num_processes):
         raise ConfigError(wrong)
     if torch.cuda.is_available() and num_processes > torch.cuda.device_count():

@@ -101,7 +101,7 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
 
 
 def _history(plan: TrainingPlan) -> tuple[Imported | None, tuple[str, ...] | None]:
-    """Where the weights began, and the data that changed them; None where the model to start from does not say."""
+    """Where the weights began, and the data that changed them; None if the model to start from does not say."""
     data = (plan.data.digest, *(more.digest for more in plan.recipe.extra_shards))
     if plan.inputs.initial is None:
         given = names_of(plan.recipe)

@@ -77,7 +77,7 @@ class State:
         step: whole steps done.
         rows: metric rows so far.
         losses, gradient_norms: of each step since the last row; a skipped step has no norm.
-        average: exponential moving average of the parameters that are trained, in the same order; None where the recipe
+        average: exponential moving average of the parameters that are trained, in the same order; None if the recipe
             keeps none.
         loss_scale: for float16; None in other precisions.
     """

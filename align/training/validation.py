@@ -72,7 +72,7 @@ def validate(
 def batch_norm_gap(model: DualEncoder, stretch: Stretch, device: torch.device) -> dict[str, float]:
     """Mean of 1 - cosine between the embeddings of training images by batch statistics and by running statistics.
 
-    Large if the running statistics differ from those in training (the gap between train and eval mode). Empty where the
+    Large if the running statistics differ from those in training (the gap between train and eval mode). Empty if the
     tower is locked, which is always in eval mode.
     """
     if model.locked == "image":

@@ -41,7 +41,7 @@ def view_values(engine: Engine, name: str, column: str, values: pa.Array) -> Non
 
 
 def _identity(image: bytes) -> tuple[str, int | None]:
-    """sha256, and the perceptual hash of 64 bits; None where the image does not decode."""
+    """sha256, and the perceptual hash of 64 bits; None if the image does not decode."""
     phash = image_signals(image, sys.maxsize).phash  # our own sets need no limit of pixels
     return hashlib.sha256(image).hexdigest(), phash
 

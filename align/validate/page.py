@@ -40,7 +40,7 @@ def tables_page(
 
     Args:
         report: the numbers.
-        figure: the distributions of the kept pairs as PNG; None where they were not measured.
+        figure: the distributions of the kept pairs as PNG; None if they were not measured.
         moved: the figure whose drift was measured -> how far it moved, 0 to 1.
         reference: the reference for drift, or None.
         checked_sets: names of the evaluation sets that the filter searched for.

@@ -146,7 +146,7 @@ def check_shards(
 
 
 def join_decisions(engine: Engine, pairs: Path, decisions: Path) -> dict[str, int]:
-    """The counts of JOINS; none where there are no shards.
+    """The counts of JOINS; none if there are no shards.
 
     Args:
         engine: gets the views `pairs` and `decisions`.

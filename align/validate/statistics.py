@@ -36,7 +36,7 @@ def suggested_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict
         measured: as `align.validate.statistics.measure` returns it; a statistic may be None.
 
     Returns:
-        Key of section `validate` -> value; empty where no band failed.
+        Key of section `validate` -> value; empty if no band failed.
     """
     bands: dict[str, Any] = {}
     num_pairs, success = measured.get("raw_pairs"), measured.get("raw_success_share")

@@ -192,7 +192,7 @@ def _file_limit() -> int:
 
 
 def listening(bind: str, port: int) -> socket.socket:
-    """A socket at the address. Raises ServiceError where that is impossible."""
+    """A socket at the address. Raises ServiceError if that is impossible."""
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     made = socket.socket(family)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

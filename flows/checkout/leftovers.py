@@ -95,7 +95,7 @@ def _works_in(process: psutil.Process, path: Path) -> bool:
 
 
 def _record_of(root: Path, path: Path) -> RunRecord | None:
-    """The record of the run that worked there; None where it is lost."""
+    """The record of the run that worked there; None if it is lost."""
     mine = [record for kind, record in _records(root) if kind == "dead" and Path(record.worktree).name == path.name]
     return mine[-1] if mine else None
 

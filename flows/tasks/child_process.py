@@ -101,7 +101,7 @@ def _pump(stream: TextIO, lines: list[str], log: Callable[[str], None]) -> None:
                 lines.append(line)
                 try:
                     log(line)
-                except BaseException as failure:  # noqa: BLE001 - rich raises SystemExit where stderr has no reader
+                except BaseException as failure:  # noqa: BLE001 - rich raises SystemExit if stderr has no reader
                     failures.append(failure)
     if failures:
         with suppress(BaseException):

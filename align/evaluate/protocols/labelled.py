@@ -31,7 +31,7 @@ class Labelled:
         features: (num_images, width) float16, float32 or float64.
         labels: (num_images,) integers from 0; the class of each.
         clusters: (num_images,) what is independent: pictures of one cluster succeed and fail together (one concept, one
-            sender). Only a test split needs it; None where every picture stands for itself.
+            sender). Only a test split needs it; None if every picture stands for itself.
 
     Raises:
         DataError: no picture, or shapes or types that do not fit together.

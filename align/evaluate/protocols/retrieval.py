@@ -65,7 +65,7 @@ class PositiveRanks:
         return self.ranks[self.starts[:-1]]
 
     def recall(self, k: int) -> NDArray[np.float64]:
-        """(num_asked,) 1.0 where a right item is among the first k."""
+        """(num_asked,) 1.0 if a right item is among the first k."""
         return (self.first <= k).astype(np.float64)
 
     def r_precision(self) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from align.interfaces.store import Files
 
 
 def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
-    """The set. Raises DataError where it has no pictures, or names do not fit; see `files.made`."""
+    """The set. Raises DataError if it has no pictures, or names do not fit; see `files.made`."""
     parts: list[tuple[str, Split]] = [(wanted.split, "query")]
     parts += [(wanted.reference, "reference")] if wanted.learns else []
     found: list[tuple[str, str, str, Split]] = []  # class, key, address, split

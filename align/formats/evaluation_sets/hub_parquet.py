@@ -78,7 +78,7 @@ class RowPictures:
 
 
 def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
-    """The set. Raises DataError where a file has no pictures, labels or captions; see `files.made`."""
+    """The set. Raises DataError if a file has no pictures, labels or captions; see `files.made`."""
     parts: list[tuple[str, Split]] = [(wanted.split, "query")]
     parts += [(wanted.reference, "reference")] if wanted.learns else []
     rows: list[tuple[str, int | None, tuple[str, ...], Split]] = []
@@ -119,7 +119,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
 
 
 def files_of(wanted: SuiteSet, split: str, files: Files) -> list[str]:
-    """The parquet files of a split. Raises DataError where there is none."""
+    """The parquet files of a split. Raises DataError if there is none."""
     found = files.list(wanted.path, (".parquet",))
     if found == [wanted.path]:
         if wanted.learns:
@@ -161,7 +161,7 @@ def _columns(wanted: SuiteSet, uri: str, files: Files) -> _Columns:
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
-    """What the hub's library writes about the columns; empty where it wrote nothing readable."""
+    """What the hub's library writes about the columns; empty if it wrote nothing readable."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError, RecursionError):

@@ -45,7 +45,7 @@ class Source(Protocol):
         ...
 
     def read(self, file: str, offset: int | None) -> bytes | None:
-        """The bytes of the picture of a candidate or response; None where they cannot be read.
+        """The bytes of the picture of a candidate or response; None if they cannot be read.
 
         Keeps a few files open for random access.
 

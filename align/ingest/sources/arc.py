@@ -122,7 +122,7 @@ class Walker:
 
 
 def read_record(stream: BinaryIO, offset: int, max_bytes: int) -> Record | None:
-    """The record at a byte of a file, with its body; None where none begins there.
+    """The record at a byte of a file, with its body; None if none begins there.
 
     Raises:
         OSError: it is damaged or cut off.

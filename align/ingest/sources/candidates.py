@@ -22,7 +22,7 @@ class Candidate(NamedTuple):
         url: canonical; for pictures on disk or in a tar, a name that is unique in the source.
         text: as the source has it, entities decoded.
         text_source: alt, figcaption, title, aria-label, or the column or file that the text is from.
-        page_url: None where the source does not name the page.
+        page_url: None if the source does not name the page.
         problem: why there can be no picture (such as `invalid URL`); else None.
         file: the file with the bytes, as the source's `read` takes it; None if they have to be fetched by the url.
         offset: in the file.
@@ -103,7 +103,7 @@ CANDIDATES = pa.schema(
 
 #: One row per response of a web archive, pages included.
 #:   url           canonical
-#:   status        HTTP status, 0 where the record has none
+#:   status        HTTP status, 0 if the record has none
 #:   location      canonical target of a redirect; else null
 #:   file, offset  of the record, for `read`
 RESPONSES = pa.schema(

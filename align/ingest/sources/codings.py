@@ -53,7 +53,7 @@ class Decoded(NamedTuple):
     """A body after its codings were undone.
 
     Attributes:
-        data: None where it is unreadable.
+        data: None if it is unreadable.
         is_absent: the headers state a coding that the body does not have.
         is_unknown: they state one that we do not know.
         problem: why it is unreadable; else empty.
@@ -111,7 +111,7 @@ def _stated(headers: Headers) -> list[str]:
 
 
 def _has_mark(body: bytes, coding: str) -> bool | None:
-    """Whether the body begins as the coding does; None where that cannot be told."""
+    """Whether the body begins as the coding does; None if that cannot be told."""
     if coding == "chunked":
         return _CHUNK.match(body) is not None
     return body.startswith(_MARKS[coding]) if coding in _MARKS else None

@@ -60,7 +60,7 @@ class Layout(NamedTuple):
         begins: matches the first bytes of a record.
         mark: finds where one may begin in an uncompressed file. It looks behind 4 bytes at most.
         ends: matches what follows a record.
-        num_bytes: of a record, headers included, by its first bytes; None where they have no whole header.
+        num_bytes: of a record, headers included, by its first bytes; None if they have no whole header.
     """
 
     begins: re.Pattern[bytes]
@@ -301,7 +301,7 @@ class Repaired:
     # where the next record begins
 
     def _next_record(self, start: int) -> int | None:
-        """The first at or after this byte; None where there is none, or enough was read."""
+        """The first at or after this byte; None if there is none, or enough was read."""
         mark = _MARKS.get(self._packing, self._layout.mark)
         most = self._size if self._allow_damaged else min(self._size, start + _NEAR_BYTES)
         self._is_bounded = False

@@ -200,7 +200,7 @@ class Folder:
         return Candidate(url, "", None, pairs.page_url, problem, None if problem else path), found.is_elsewhere
 
     def _own_text(self, name: str, beside: str | None) -> WrittenPairs | None:
-        """The texts of a picture that no table names; None where it has none."""
+        """The texts of a picture that no table names; None if it has none."""
         if beside is not None:
             try:
                 with self._store.open(beside) as stream:

@@ -50,7 +50,7 @@ class HttpHead(NamedTuple):
 
     @property
     def content_type(self) -> str:
-        """In lower case, without parameters; empty where none is named."""
+        """In lower case, without parameters; empty if none is named."""
         return re.split("[;,]", self.get("Content-Type") or "", maxsplit=1)[0].strip().lower()
 
     @property
@@ -61,7 +61,7 @@ class HttpHead(NamedTuple):
 
 
 def parse_head(data: bytes) -> HttpHead | None:
-    """The head at the beginning of a whole response; None where there is none.
+    """The head at the beginning of a whole response; None if there is none.
 
     A response that ends in its head may lack the empty line.
     """

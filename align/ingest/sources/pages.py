@@ -129,8 +129,8 @@ class PageImage(NamedTuple):
     Attributes:
         url: absolute and canonical, or as written where no server could be asked for it; `data:<type>;sha256=<hex>`
             for a data: URI.
-        text: as the page has it, entities decoded; empty where the page has none.
-        text_source: alt, figcaption, title or aria-label; None where there is no text.
+        text: as the page has it, entities decoded; empty if the page has none.
+        text_source: alt, figcaption, title or aria-label; None if there is no text.
         problem: why there can be no picture; or None.
         inline: the bytes of a data: URI; or None.
     """
@@ -142,7 +142,7 @@ class PageImage(NamedTuple):
     inline: bytes | None = None
 
 
-#: One <img> before its address is resolved: the address as written (empty where the page names none), and the text and
+#: One <img> before its address is resolved: the address as written (empty if the page names none), and the text and
 #: its source as in PageImage.
 WrittenImage = tuple[str, str, str | None]
 
@@ -199,7 +199,7 @@ def resolver_of(page_url: str, base: str | None) -> Resolver:
 
 
 def check_characters(written: Sequence[WrittenImage], page_url: str, base: str | None) -> None:
-    """Raises TooLarge where the rows of a page have too many characters together."""
+    """Raises TooLarge if the rows of a page have too many characters together."""
     of_each = 2 * len(page_url) + min(len(base or ""), limits.MAX_BASE_CHARACTERS)
     num_characters = of_each * len(written) + sum(len(source) + len(text) for source, text, _ in written)
     if num_characters > limits.MAX_PAGE_CHARACTERS:
@@ -250,7 +250,7 @@ def _original(value: str) -> str:
 
 
 def first_text(get: Callable[[str], str | None], text_from: Sequence[str]) -> tuple[str, str | None]:
-    """The first non-empty text and its source; an empty text and None where there is none."""
+    """The first non-empty text and its source; an empty text and None if there is none."""
     for text_source in text_from:
         text = get(text_source)
         if text and (text[0].isalnum() or normalise(text)):
@@ -283,7 +283,7 @@ class _Nearest:
         self._found: dict[Any, Any] = {}
 
     def of(self, node: Any) -> Any | None:
-        """The element, which may be the node itself; None where there is none."""
+        """The element, which may be the node itself; None if there is none."""
         path = []
         while node is not None and node not in self._found:
             if node.tag == self._name:
@@ -345,7 +345,7 @@ class _Candidates:
                     self._largest[picture] = (url, size)
 
     def candidates(self, srcset: str) -> Iterator[tuple[str, _Size]]:
-        """Those of a `srcset`. Raises TooLarge where the page has too many."""
+        """Those of a `srcset`. Raises TooLarge if the page has too many."""
         for candidate in _candidates(srcset):
             self._num_candidates += 1
             if self._num_candidates > limits.MAX_CANDIDATES:
@@ -353,7 +353,7 @@ class _Candidates:
             yield candidate
 
     def largest(self, node: Any) -> tuple[str, _Size] | None:
-        """The candidate and its size; None where the picture is not in a <picture> or names none."""
+        """The candidate and its size; None if the picture is not in a <picture> or names none."""
         picture = self._pictures.of(node) if self._largest else None
         return None if picture is None else self._largest.get(picture)
 

@@ -61,7 +61,7 @@ def is_file_name(written: str) -> bool:
 
 
 def read_picture(files: Files, file: str, max_bytes: int, folder: str | None) -> bytes | None:
-    """A whole file; None where it is missing, or outside the folder, symbolic links resolved.
+    """A whole file; None if it is missing, or outside the folder, symbolic links resolved.
 
     Raises:
         TooLarge: it has more bytes.

@@ -160,7 +160,7 @@ class Within:
 
 
 def joined(folder: str, *parts: str) -> str | None:
-    """The path of a file in a folder, `.` and `..` resolved; None where the parts are empty, lead out of it, or no file
+    """The path of a file in a folder, `.` and `..` resolved; None if the parts are empty, lead out of it, or no file
     can have such a name (it has a zero byte or half a surrogate pair).
     """
     segments: list[str] = []

@@ -42,7 +42,7 @@ _HEADER_BYTES = 1 << 16
 #: Characters of a column's name in a message, and how many names it has.
 _MAX_NAME, _MAX_NAMES = 100, 20
 
-#: Picture, text, page of one row, and the column of the text; None where the row has no such value.
+#: Picture, text, page of one row, and the column of the text; None if the row has no such value.
 TableRow = tuple[Any, Any, Any, str]
 
 
@@ -110,7 +110,7 @@ class Tables:
         return all(_found(column, self._usual[key], names) is not None for key, column in self._names.items())
 
     def require_columns(self, file: str) -> Choice | None:
-        """Reads the beginning of a table: the columns that were found by their usual names; None where it has no row.
+        """Reads the beginning of a table: the columns that were found by their usual names; None if it has no row.
 
         Raises:
             NoColumnError: a column is missing.

@@ -145,7 +145,7 @@ class Warc:
         return warc_bytes.begins_a_record(self._open.at(file, offset))
 
     def read(self, file: str, offset: int | None) -> bytes | None:
-        """See `Source`: the body of one response; None where it cannot be read or its codings cannot be undone.
+        """See `Source`: the body of one response; None if it cannot be read or its codings cannot be undone.
 
         Raises:
             DataError: no record begins at the offset.

@@ -39,9 +39,9 @@ class Record(NamedTuple):
 
     Attributes:
         kind: RESPONSE, RESOURCE, REVISIT, METADATA or OTHER.
-        url: as recorded; empty where the record has none.
-        offset: of the record in the file; None where the file is compressed as a whole.
-        status: of the HTTP response; 0 where it has none.
+        url: as recorded; empty if the record has none.
+        offset: of the record in the file; None if the file is compressed as a whole.
+        status: of the HTTP response; 0 if it has none.
         content_type: in lower case, without parameters.
         charset: of the content type.
         headers: of the HTTP response; else None.

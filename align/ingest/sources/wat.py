@@ -62,7 +62,7 @@ class _Page(NamedTuple):
 
 
 def _page(body: bytes, text_from: Sequence[str]) -> _Page | None:
-    """What a record says; None where the page's status is not 200.
+    """What a record says; None if the page's status is not 200.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError, RecursionError: the record is of another kind.

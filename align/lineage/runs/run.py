@@ -162,7 +162,7 @@ class _Files(Protocol):
         """The reports' folders of the run."""
 
     def read(self, path: str, file: str) -> dict[str, Any] | None:
-        """A JSON file of an out; None where it cannot be read."""
+        """A JSON file of an out; None if it cannot be read."""
 
     def why_missing(self, path: str) -> str:
         """Why an out's file cannot be read, and what to do."""

@@ -280,7 +280,7 @@ def one_lines(run: ListedRun) -> Iterator[str]:
 
 
 def as_json(runs: Sequence[ListedRun]) -> dict[str, Any]:
-    """For programs: the same keys for every run, with null where nothing is known."""
+    """For programs: the same keys for every run, with null if nothing is known."""
     return {
         "schema_version": 1,
         "params_that_differ": [name for name, _ in params_table([run.numbers for run in runs]).rows],

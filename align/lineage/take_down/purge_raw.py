@@ -129,7 +129,7 @@ def _purged_table(path: Path, opted_out: OptedOut, pairs: OptedOutPairs) -> tupl
 def _copy_tar(source: Path, target: BinaryIO, gone: frozenset[str], rows: dict[str, RawRow]) -> None:
     """Copies members byte for byte, except those of `gone`; a sample in `rows` gets that row's text and JSON.
 
-    Members without bytes that can be read, such as links, are left out. Raises DataError where the tar is damaged.
+    Members without bytes that can be read, such as links, are left out. Raises DataError if the tar is damaged.
     """
     num_bytes = 0
     with source.open("rb") as file:

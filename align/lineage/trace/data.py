@@ -213,7 +213,7 @@ def are_decisions_of(chain: DataChain) -> bool:
 
 
 def picture_of(sample: StoredSample, shards: Path) -> Picture | None:
-    """A sample's picture, as it was trained on; None where the tar is not here."""
+    """A sample's picture, as it was trained on; None if the tar is not here."""
     try:
         with (shards / sample.tar).open("rb") as file:
             file.seek(sample.offset_bytes)
@@ -241,7 +241,7 @@ def _missing_tars(chain: DataChain, manifest: Manifest) -> tuple[str, ...]:
 
 
 def _samples(chain: DataChain, tar: tuple[SplitName, Shard] | None) -> list[StoredSample]:
-    """A few samples of a tar, or of the first one of the training split; none where it is not on this machine."""
+    """A few samples of a tar, or of the first one of the training split; none if it is not on this machine."""
     manifest, folder = manifest_of(chain), chain.shards.here(MANIFEST, "*.tar")
     if folder is None or manifest is None:
         return []

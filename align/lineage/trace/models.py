@@ -67,7 +67,7 @@ class Models:
         return next((one for one in self.versions if one.number == number), None)
 
     def run(self, run_id: str) -> TrackedRun | None:
-        """A run; None where MLflow has none of this id, or does not answer."""
+        """A run; None if MLflow has none of this id, or does not answer."""
         try:
             return self._tracker.run(run_id) if self._tracker and run_id else None
         except ServiceError:
@@ -167,7 +167,7 @@ def add_run(
 
 
 def add_index(graph: Graph, models: Models, versions: DataVersions, paths: PathsConfig, root: Path) -> str | None:
-    """The search index of the checkout, after the version whose model made it; None where there is none.
+    """The search index of the checkout, after the version whose model made it; None if there is none.
 
     `graph.nodes` has the version already, or the index has no edge: an index of another version is not part of this
     trace; it says whose it is.
@@ -196,7 +196,7 @@ def add_index(graph: Graph, models: Models, versions: DataVersions, paths: Paths
 
 
 def read_header(index: Path) -> IndexHeader | None:
-    """The header of an index; None where there is none, or of another layout."""
+    """The header of an index; None if there is none, or of another layout."""
     try:
         return IndexHeader.model_validate_json((index / "index.json").read_bytes())
     except (OSError, ValidationError):

@@ -165,7 +165,7 @@ def _history(row: RawRow, around: Surroundings) -> PairHistory:
 
 
 def _samples(graph: Graph, around: Surroundings, image_ids: set[str]) -> dict[str, StoredSample] | None:
-    """Picture -> its sample; one pass over the shards for all of them. None where these cannot be read."""
+    """Picture -> its sample; one pass over the shards for all of them. None if these cannot be read."""
     try:
         found = iter_stored_samples(around.paths.shards, around.fetch, image_ids)
         return {sample.image_id: sample for sample in found}

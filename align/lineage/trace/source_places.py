@@ -123,7 +123,7 @@ def _add_records(batch: pa.RecordBatch, pages: dict[str, str], records: dict[str
 
 
 def _size(source: Source) -> int | None:
-    """Bytes of its files; None where one is not on this machine."""
+    """Bytes of its files; None if one is not on this machine."""
     try:
         return sum(Path(file).stat().st_size for file in source.inputs)
     except OSError:

@@ -107,7 +107,7 @@ def iter_stored_samples(
 
 
 def samples_of(tar: Path, split: SplitName, shard: Shard, numbers: Iterable[int]) -> Iterator[StoredSample]:
-    """Some samples of one tar, by their numbers in it. Raises CorruptError where it is cut off or damaged."""
+    """Some samples of one tar, by their numbers in it. Raises CorruptError if it is cut off or damaged."""
     with tar.open("rb") as file:
         for jpg_offset, jpg_size, offset, size in (shard.offsets[number] for number in numbers):
             row = _parsed(os.pread(file.fileno(), size, offset), size, tar)

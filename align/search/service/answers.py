@@ -174,7 +174,7 @@ class PairShown(BaseModel):
     Attributes:
         text: its alt-text as the filter saw it.
         kept: whether the filter kept it; null before it ran.
-        rules: every rule, in order; none where nobody knows them.
+        rules: every rule, in order; none if nobody knows them.
         notes: what does not fit, such as data of another version, or where this is known from.
     """
 

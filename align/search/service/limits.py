@@ -71,7 +71,7 @@ class Buckets:
         return max(least - left, 0.0) / self._per_s
 
     def take(self, client: str, cost: float) -> None:
-        """Takes tokens. Raises HTTPException 429 where there are not enough."""
+        """Takes tokens. Raises HTTPException 429 if there are not enough."""
         if (wait_s := self.wait_s(client, cost)) > 0:
             raise Refused(429, "too many requests from this address; come again later", int(wait_s) + 1)
 
@@ -151,7 +151,7 @@ class Limits:
 
 
 class _Body:
-    """`receive`, which raises Refused where a body is too large, or all bodies together are.
+    """`receive`, which raises Refused if a body is too large, or all bodies together are.
 
     Attributes:
         most: bytes of it.

@@ -143,7 +143,7 @@ def _square(image: Image.Image, resize_px: int, image_px: int) -> NDArray[np.uin
 
 
 def from_base64(text: str) -> bytes:
-    """A file that came in a JSON text. Raises DataError where it is not base64."""
+    """A file that came in a JSON text. Raises DataError if it is not base64."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):

@@ -305,7 +305,7 @@ def range_stream(uri: str, num_bytes: int, fetch: Callable[[int, int], bytes]) -
         fetch: (offset, size) -> these bytes; one thread beside the reader's calls it, too.
 
     Raises, at each read:
-        What `fetch` raises; DataError where the file ends early.
+        What `fetch` raises; DataError if the file ends early.
     """
     return cast(BinaryIO, io.BufferedReader(_Ranges(uri, num_bytes, fetch), 1 << 16))
 

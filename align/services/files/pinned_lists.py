@@ -58,7 +58,7 @@ def source_of(stream: BinaryIO) -> str | None:
 
 
 def pins_of(lines: Sequence[str], location: str) -> list[Pin]:
-    """The files of a list, by its lines without comments. Raises DataError where one is not as `write` writes it."""
+    """The files of a list, by its lines without comments. Raises DataError if one is not as `write` writes it."""
     pins = []
     for line in lines:
         name, *values = line.split("\t")

@@ -51,7 +51,7 @@ def has_store() -> bool:
 
 
 def require_store() -> None:
-    """Raises DataError where MLflow was not used before: a command that registers nothing must not create a store."""
+    """Raises DataError if MLflow was not used before: a command that registers nothing must not create a store."""
     if not has_store():
         raise DataError(
             "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db; run `align register` first"

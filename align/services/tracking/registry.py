@@ -89,7 +89,7 @@ class Registry:
             return {alias: int(number) for item in models for alias, number in item.aliases.items()}
 
     def champion_state(self, model: str) -> ChampionState:
-        """The champion and its history; changes nothing. Empty where there is no such model.
+        """The champion and its history; changes nothing. Empty if there is no such model.
 
         Raises:
             FormatError: a tag of the history was changed.

@@ -139,7 +139,7 @@ class Tracker:
         return str(run.info.run_id)
 
     def page(self, run_id: str, server: str | None) -> str | None:
-        """The address of a run's page; None where no server is known.
+        """The address of a run's page; None if no server is known.
 
         Args:
             run_id: the run.
@@ -153,7 +153,7 @@ class Tracker:
         return f"{address}/#/experiments/{experiment}/runs/{run_id}?{TRAINING}"
 
     def runs_page(self, experiment: str, server: str | None) -> str | None:
-        """The address of the list of runs in the view of `save_view`; None where no server or no experiment is."""
+        """The address of the list of runs in the view of `save_view`; None if no server or no experiment is."""
         address = server if self._local else self.uri
         with self._asking():
             found = self._client.get_experiment_by_name(experiment)

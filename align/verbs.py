@@ -115,7 +115,7 @@ STAGES = {
         stages.evaluate,
     ),
     "package": Verb(
-        "align.release.package",
+        "align.release.packaging.package",
         "write the model as an MLflow model folder",
         (),
         (
@@ -181,7 +181,7 @@ COMMANDS = {
         commands.plan,
     ),
     "register": Verb(
-        "align.release.register",
+        "align.release.registration.register",
         "complete the MLflow run and register the packaged model",
         ("register",),
         ("align register", "align register --set register.model_name=trial"),
@@ -189,7 +189,7 @@ COMMANDS = {
         moves_aliases=True,
     ),
     "promote": Verb(
-        "align.release.promote",
+        "align.release.promotion.promote",
         "make the candidate, or the version named, the champion, if every gate lets it",
         ("promote", "evaluate", "register"),
         ("align promote", "align promote --set promote.margin=0.01 --json"),
@@ -197,7 +197,7 @@ COMMANDS = {
         moves_aliases=True,
     ),
     "rollback": Verb(
-        "align.release.rollback",
+        "align.release.aliases.rollback",
         "make the previous champion the champion again",
         ("register",),
         ("align rollback", 'align rollback --reason "misses small pictures"'),
@@ -205,7 +205,7 @@ COMMANDS = {
         moves_aliases=True,
     ),
     "champion": Verb(
-        "align.release.champion",
+        "align.release.aliases.champion",
         "show which version is the champion, since when and why, or which one was it at a time",
         ("register",),
         ("align champion", "align champion --json"),
@@ -244,14 +244,14 @@ COMMANDS = {
         commands.ready,
     ),
     "export": Verb(
-        "align.release.export",
+        "align.release.exchange.export",
         "export a model for transformers, onnxruntime or torch, and check it against ours",
         (),
         ("align export --format hf --out exported", "align export --format torch --out exported-torch"),
         commands.export,
     ),
     "import_model": Verb(
-        "align.release.import_model",
+        "align.release.exchange.import_model",
         "import a folder of transformers.AlignModel as a model folder like ours",
         ("model",),
         (

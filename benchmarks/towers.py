@@ -23,7 +23,7 @@ from align.display.console import say
 from align.model.preprocess import to_pixels
 from align.model.presets import image_shape
 from align.model.tokenizer import pad
-from align.release.interchange import align_config
+from align.release.exchange.interchange import align_config
 from benchmarks.measure import Comparison, compare, in_process, interleaved
 from benchmarks.presets import PRESETS, Preset, preset, recipe
 from benchmarks.world import World

@@ -29,8 +29,8 @@ from align.durable.files import replace_directory, sha256_file, write_text
 from align.errors import AlignError, ConfigError, DataError, without_logins
 from align.formats.evaluation_sets.files import text_of
 from align.formats.model_folder import model_digest
-from align.release.measured import AskedModel, asked_model, inside, log_evaluation
-from align.release.shown import measured
+from align.release.promotion.measured import AskedModel, asked_model, inside, log_evaluation
+from align.release.registration.shown import measured
 from align.services.files.files import StoreFiles
 from align.services.tracking.tracker import PARENT, Tracker
 from flows.checkout.failed_runs import MADE_BY, folder_for

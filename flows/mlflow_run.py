@@ -20,7 +20,7 @@ from align.config.register import RegisterConfig
 from align.config.sections import changing_bytes, flattened
 from align.errors import ServiceError
 from align.pipeline.run import running_services
-from align.release.shown import view
+from align.release.registration.shown import view
 from align.services.git import resolve
 from align.services.tracking.tracker import FLOW_RUN, Status, Tracker, param_text
 from flows.checkout import run_branch

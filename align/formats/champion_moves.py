@@ -2,7 +2,7 @@
 
 align.champion.00001 ...   one move each, as JSON; written before the alias moves, and once more when it has moved
 
-`align.release.alias_moves` writes them. Here is what they mean, for everybody who reads them.
+`align.release.aliases.moves` writes them. Here is what they mean, for everybody who reads them.
 """
 
 from __future__ import annotations

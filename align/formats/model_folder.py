@@ -1,7 +1,7 @@
 """A model folder: `config.json`, `model.safetensors` and `tokenizer/`: all that an embedding needs.
 
 `align.model.dual_encoder` builds the model from what is read here. A folder of `transformers.AlignModel` has files of
-the same names, but another config.json; `align.release.interchange` converts between the two.
+the same names, but another config.json; `align.release.exchange.interchange` converts between the two.
 """
 
 from __future__ import annotations

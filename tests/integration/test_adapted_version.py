@@ -8,7 +8,7 @@ import pytest
 from align.adapters.models import open_model
 from align.errors import DataError
 from align.formats.model_folder import model_digest
-from align.release.packaged_model import save
+from align.release.packaging.packaged_model import save
 from align.services.tracking.tracker import Tracker
 from tests.support import ROOT, tiny_model
 

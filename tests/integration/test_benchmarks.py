@@ -26,7 +26,7 @@ import benchmarks.data.__main__ as data_half
 import benchmarks.near_duplicates.__main__ as near_duplicates
 from align.config import Params
 from align.config.filter import FilterConfig
-from align.release.package import package
+from align.release.packaging.package import package
 from benchmarks import classify, evaluate, runs, search, vectors
 from benchmarks import world as worlds
 from benchmarks.data import download, extraction, filtering

@@ -9,8 +9,8 @@ import pytest
 
 from align.errors import DataError, LockedError
 from align.formats.champion_moves import ChampionState, Move
-from align.release import alias_moves
-from align.release.champion import make_champion, settled, take_back
+from align.release.aliases import moves as alias_moves
+from align.release.aliases.champion import make_champion, settled, take_back
 from align.services.tracking.registry import PROMOTED, ROLLED_BACK, Registry, Version
 from align.services.tracking.tracker import Tracker
 from tests.support.memory_mlflow import MemoryTracker

@@ -15,7 +15,7 @@ from tests.support import ROOT
 MOVER = """
 import sys
 from align.errors import LockedError
-from align.release.champion import make_champion, settled, take_back
+from align.release.aliases.champion import make_champion, settled, take_back
 from align.services.tracking.tracker import Tracker
 uri, model, number = sys.argv[1:]
 tracker = Tracker(uri)

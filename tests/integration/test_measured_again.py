@@ -10,9 +10,9 @@ from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.query_ranks import RANKS
-from align.release import gates
-from align.release.decision import Gate
-from align.release.evidence import MEASURED
+from align.release.promotion import gates
+from align.release.promotion.decision import Gate
+from align.release.promotion.evidence import MEASURED
 from tests.support import registered
 from tests.support.colours import COLOURS, square
 

@@ -9,11 +9,11 @@ import mlflow
 import pytest
 from PIL import Image
 
-from align.release.model_card import CARD, MAX_DESCRIPTION
-from align.release.origin import Origin
-from align.release.register import register
-from align.release.results import PipelineOutputs
-from align.release.shown import PICTURES
+from align.release.registration.model_card import CARD, MAX_DESCRIPTION
+from align.release.registration.origin import Origin
+from align.release.registration.register import register
+from align.release.registration.results import PipelineOutputs
+from align.release.registration.shown import PICTURES
 from align.services.tracking.runs_view import KEY
 from tests.support import registered
 from tests.support.registered import VALUES, Project

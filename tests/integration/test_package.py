@@ -15,8 +15,8 @@ from align.durable.files import sha256_folder
 from align.errors import DataError
 from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
 from align.model.embedder import Embedder
-from align.release.package import package
-from align.release.packaged_model import REQUIREMENTS
+from align.release.packaging.package import package
+from align.release.packaging.packaged_model import REQUIREMENTS
 from align.services.signing import require_signed
 from tests.support import ROOT, small_data, small_model
 from tests.support.signing_keys import write_keys

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.release import gates
-from align.release.decision import Gate
+from align.release.promotion import gates
+from align.release.promotion.decision import Gate
 from align.services.tracking.tracker import Tracker
 from tests.support.empty_versions import version
 from tests.support.params import PARAMS_FILE

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.release import gates
-from align.release.decision import Gate
+from align.release.promotion import gates
+from align.release.promotion.decision import Gate
 from align.services.tracking.registry import ROLLED_BACK
 from align.services.tracking.tracker import Tracker
 from tests.support.empty_versions import version

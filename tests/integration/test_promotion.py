@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from align.release import gates
-from align.release.decision import Gate
-from align.release.promote import PAGES
+from align.release.promotion import gates
+from align.release.promotion.decision import Gate
+from align.release.promotion.promote import PAGES
 from align.services.tracking.registry import CHAMPION
 from tests.support import registered
 from tests.support.registered import RECALL, Project

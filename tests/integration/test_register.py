@@ -233,7 +233,7 @@ def test_what_is_complete_is_seen_without_mlflow(
     first = project.register_again()
     file = Tracker()
     with monkeypatch.context() as patch:
-        patch.setattr("align.release.register.Tracker", None)  # whose import takes seconds
+        patch.setattr("align.release.registration.register.Tracker", None)  # whose import takes seconds
         again = project.register_again()
     assert (again.created, again.run_id, again.version.number) == (False, first.run_id, first.version.number)
     assert again.mlflow == file.uri
@@ -244,7 +244,7 @@ def test_what_is_complete_is_seen_without_mlflow(
     ):
         damage()
         with monkeypatch.context() as patch, pytest.raises(TypeError):
-            patch.setattr("align.release.register.Tracker", None)
+            patch.setattr("align.release.registration.register.Tracker", None)
             project.register_again()
         project.register_again()
     assert file.registry.aliases(project.config.model_name) == {"candidate": 1}

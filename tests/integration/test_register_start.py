@@ -9,7 +9,7 @@ import pytest
 from align.cli import main
 from align.formats.filtered import decisions_digest
 from align.formats.shards import read_manifest
-from align.release.package import package
+from align.release.packaging.package import package
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from tests.support import small_data, small_git, small_model

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from align.model.embedder import Embedder
-from align.release.package import package
+from align.release.packaging.package import package
 from tests.support import small_data, small_model
 from tests.support.mlflow_server import free_port
 

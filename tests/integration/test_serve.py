@@ -19,8 +19,8 @@ from align.config.paths import PathsConfig
 from align.config.store import StoreConfig
 from align.formats.model_folder import model_digest
 from align.model.embedder import Embedder
-from align.release.register import Registration, register
-from align.release.results import PipelineOutputs
+from align.release.registration.register import Registration, register
+from align.release.registration.results import PipelineOutputs
 from align.search.index import IndexedData, index
 from align.search.service.champion import Champion
 from align.search.service.fetched import RegisteredChampion

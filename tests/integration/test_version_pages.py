@@ -12,8 +12,8 @@ from align.cli import main
 from align.lineage.trace import page as trace_page
 from align.lineage.trace.graph import Graph
 from align.lineage.trace.trace import ARTIFACT
-from align.release import gates
-from align.release.decision import Gate
+from align.release.promotion import gates
+from align.release.promotion.decision import Gate
 from align.services.tracking.registry import LINEAGE_PAGE, Version
 from align.services.tracking.tracker import Tracker
 from tests.support.empty_versions import version

@@ -13,7 +13,7 @@ from align.formats.model_folder import tokenizer_of
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import ImageTower, estimate_statistics
 from align.model.tokenizer import TextTokenizer
-from align.release.interchange import write_hugging_face
+from align.release.exchange.interchange import write_hugging_face
 from tests.support import tiny_model
 
 _ANIMALS = ("fox", "owl", "horse", "deer", "otter", "crane", "hare", "lynx", "seal", "toad")

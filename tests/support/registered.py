@@ -15,12 +15,12 @@ from align.config.register import RegisterConfig
 from align.formats.filtered import decisions_digest
 from align.formats.query_ranks import RANKS, QueryRanks, Ranked, write_ranks
 from align.formats.shards import read_manifest
-from align.release.decision import PromotionDecision
-from align.release.origin import Origin
-from align.release.package import package
-from align.release.promote import promote
-from align.release.register import Registration, register
-from align.release.results import PipelineOutputs
+from align.release.packaging.package import package
+from align.release.promotion.decision import PromotionDecision
+from align.release.promotion.promote import promote
+from align.release.registration.origin import Origin
+from align.release.registration.register import Registration, register
+from align.release.registration.results import PipelineOutputs
 from align.services.tracking.tracker import Tracker
 from tests.support import small_data, small_model
 from tests.support.params import load_params

@@ -12,7 +12,7 @@ import pytest
 from align.cli import build_parser, main, read_params
 from align.config.sections import SECTIONS
 from align.formats.shards import SPLITS
-from align.release.export import Format
+from align.release.exchange.export import Format
 from align.verbs import COMMANDS, JOURNEYS, STAGES, VERBS
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE
@@ -45,7 +45,7 @@ def test_values_are_checked_without_what_the_work_needs() -> None:
 
 
 def test_programs_that_look_import_no_prefect() -> None:
-    programs = "flows.plan, align.pipeline.runs, align.release.register"
+    programs = "flows.plan, align.pipeline.runs, align.release.registration.register"
     code = f"import sys, {programs}; print({{'prefect', 'torch', 'mlflow', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -107,7 +107,7 @@ def _opened(config: IngestConfig, location: str, files: Files) -> Source:
     # imported only when needed: a table of URLs needs no HTML parser
     match config.source:
         case "warc":
-            from align.ingest.sources.warc import Warc
+            from align.ingest.sources.archives.warc import Warc
 
             return Warc(config, location, files)
         case "folder":

@@ -20,7 +20,7 @@ from align.services.tracking.tracker import Tracker
 STAGES = ("pretrain", "finetune")
 HOURS, SPEED, COST = "device_hours", "pairs_per_s", "cost"
 CACHED = "cached"
-#: The tag that `align register` gives, see align/release/results.py.
+#: The tag that `align register` gives, see align/release/registration/results.py.
 _MODEL_DIGEST = "align.model_digest"
 #: File systems keep times of files more coarsely than clocks tell them.
 _COARSE_S = 2.0

@@ -23,7 +23,7 @@ from align.services.tracking.registry import CHAMPION, LINEAGE_PAGE, Version, al
 from align.services.tracking.tracked_run import TrackedRun
 from align.services.tracking.tracker import FLOW_RUN, Tracker
 
-#: Tags of versions and runs (`align.release.results`, `align.release.origin`).
+#: Tags of versions and runs (`align.release.registration.results`, `align.release.registration.origin`).
 MODEL, REVISION, DVC_LOCK = "align.model_digest", "align.git_revision", "align.dvc_lock"
 _DIRTY = "-dirty"
 #: Sections of params.yaml that are the recipe of a model.

@@ -27,7 +27,7 @@ from align.services.tracking.tracker import Tracker
 
 #: A folder like data/shards -> split -> how many of the pairs are in it.
 CountPairs = Callable[[Path], Mapping[str, int]]
-#: Tags of runs and versions: the data of the run, and what trained the model (see `align.release.results`).
+#: Tags of runs and versions: the data of the run, and what trained the model (`registration.results`).
 DATA, TRAINED_ON = "align.data_digest", "align.trained_on"
 _MODEL = "align.model_digest"
 #: A value in the tag `align.trained_on`: unknown data, or data for which the tag has no room.

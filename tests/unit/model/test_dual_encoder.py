@@ -14,7 +14,7 @@ from align.model.depthwise import DepthwiseConv2d
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.image_tower import ImageTower, estimate_statistics
 from align.model.mbconv import StochasticDepth
-from align.release.interchange import align_config
+from align.release.exchange.interchange import align_config
 from tests.support.training_data import MODEL
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from align.config.promote import PromoteConfig
-from align.release.slices import compared_slices
+from align.release.promotion.slices import compared_slices
 from align.statistics import intervals
 from align.statistics.paired import POWER, Difference, difference, of_metrics
 from tests.support.params import load_params

@@ -10,7 +10,8 @@ import pytest
 from align.cli import build_parser
 from align.durable.locks import locked
 from align.errors import DataError
-from align.release import promote, rollback
+from align.release.aliases import rollback
+from align.release.promotion import promote
 from tests.support.params import load_params
 
 

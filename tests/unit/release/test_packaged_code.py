@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from align.release.package import copy_code
+from align.release.packaging.package import copy_code
 from tests.support.hostile_pictures import EPS, encoded
 
 DECODE = """

@@ -11,7 +11,7 @@ from fastwarc.stream_io import BrotliWriter
 
 from align.ingest.report import IngestReport, not_read, read_as_stored, write_page
 from align.ingest.sources import outcomes
-from align.ingest.sources.codings import decoded
+from align.ingest.sources.archives.codings import decoded
 from tests.support.reading import rows_of, source_at
 from tests.support.warc_records import page, picture, record, response, wat, write_archive, zstd
 

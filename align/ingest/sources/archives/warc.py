@@ -1,0 +1,194 @@
+"""Web archives: WARC, ARC and WAT files, compressed per record (gzip, Zstandard) or not at all.
+
+A file is streamed once. A WARC or ARC gives the pairs of its pages and the offset of each response, by which pictures
+are read later. A WAT describes pages and has no bytes, so it gives pairs only. Memory holds two records and one batch
+of rows; only the headers are used of a record larger than `ingest.max_record_bytes`.
+
+Decisions: a `resource` record counts as a response of status 200; a `revisit` that names another address with the same
+bytes counts as a redirect to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from align.config.ingest import IngestConfig
+from align.errors import DataError
+from align.ingest.limits import TooLarge, read_at_most, too_large
+from align.ingest.sources import outcomes
+from align.ingest.sources.archives import arc, codings, damage, warc_bytes, warc_records
+from align.ingest.sources.archives.warc_records import Record
+from align.ingest.sources.archives.wat import add_wat_record
+from align.ingest.sources.pages import page_images
+from align.ingest.sources.reading import Batches, OpenFiles, skip
+from align.interfaces.store import Files
+from align.pairs.urls import Resolver, canonical_or_as_is
+
+_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("warc", "wat") for packed in ("", ".gz", ".zst")) + arc.SUFFIXES
+_OK, _FOUND = 200, 302
+
+
+class Warc:
+    """A source, see `align.ingest.sources.Source`."""
+
+    def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
+        """Raises DataError when the location has no archive."""
+        self.files = self.inputs = files.list(location, _SUFFIXES, config.paths_root)
+        self._config = config
+        self._max_bytes = config.max_record_bytes
+        self._open = OpenFiles(files)
+        self._store = files
+        self._dictionaries: dict[str, bytes | None] = {}  # dictionaries of files compressed with Zstandard
+
+    def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+        """See `Source`. Every page of status 200 is read; every response gives a row, and every record an outcome.
+
+        Raises:
+            DataError: the file is not a web archive; is cut off or damaged (unless `allow_damaged`); or is compressed
+                as a whole although pictures must be read from it. The message names the file and the byte.
+        """
+        batches = Batches()
+        for record in self._records(file, counts):
+            if record.kind == warc_records.METADATA:
+                outcome = self._add_metadata(file, record, batches, counts)
+            elif record.kind == warc_records.OTHER:
+                outcome = None
+            else:
+                outcome = self._add_response(file, record, batches, counts)
+            counts[outcomes.OTHER_RECORDS if outcome is None else outcomes.count_of(outcome)] += 1
+            yield from batches.full()
+        yield from batches.rest()
+
+    def _records(self, file: str, counts: Counter[str]) -> Iterator[Record]:
+        """Every whole record of a file."""
+        with self._store.open(file) as stream:
+            is_arc = arc.is_arc(file)
+            layout = arc.LAYOUT if is_arc else warc_records.LAYOUT
+            try:
+                repaired = damage.Repaired(file, stream, layout, allow_damaged=self._config.allow_damaged)
+            except (OSError, TooLarge) as error:  # of the dictionary
+                raise DataError(f"{file}: not a web archive ({error})") from None
+            walk: damage.Walk[Record] = (
+                arc.Walker(self._max_bytes)
+                if is_arc
+                else warc_records.Walker(partial(self._begins, file), self._max_bytes, is_packed=repaired.is_packed)
+            )
+            yield from repaired.records(walk, counts)
+
+    def _add_metadata(self, file: str, record: Record, batches: Batches, counts: Counter[str]) -> str | None:
+        """The outcome; None for what describes no response."""
+        try:
+            if len(record.body) > self._max_bytes:
+                raise too_large(self._max_bytes)
+            return add_wat_record(record.body, self._config.text_from, batches, counts)
+        except TooLarge as error:
+            counts["pages"] += 1
+            skip(counts, "pages_too_large", f"{file}: {record.url or 'a page'}", error)
+            return outcomes.PAGE_TOO_LARGE
+
+    def _add_response(self, file: str, record: Record, batches: Batches, counts: Counter[str]) -> str:
+        """Adds the row of a response, and the pairs of a page. Returns the outcome."""
+        if not record.url:
+            return outcomes.NO_ADDRESS
+        if record.problem == outcomes.HTTP_HEAD_TOO_LARGE:
+            return record.problem
+        if record.offset is None and self._config.images_from != "web":
+            raise DataError(
+                f"{file}: compressed as a whole, so no picture can be read from it; "
+                f"{'unpack it' if arc.is_arc(file) else 'run `fastwarc recompress` on it'} first, or set "
+                "ingest.images_from=web"
+            )
+        url, status, location, outcome = canonical_or_as_is(record.url), record.status, None, record.problem
+        if record.kind == warc_records.REVISIT:
+            outcome = outcomes.REVISIT
+            if record.same_as in ("", record.url):
+                return outcome  # it adds nothing: the response of this address is in the archive
+            status, location = _FOUND, canonical_or_as_is(record.same_as)
+        elif 300 <= status < 400:
+            outcome = outcomes.REDIRECT
+            location = _location(record.url, record.headers.get("Location") if record.headers else None)
+        batches.add_response(url, status, location, file, record.offset)
+        if outcome is not None:
+            return outcome
+        if record.is_page:
+            return self._add_page(file, record, batches, counts)
+        if status not in (0, _OK):
+            return outcomes.ERROR_STATUS
+        return outcomes.IMAGE if record.content_type.startswith("image/") else outcomes.OTHER_TYPE
+
+    def _add_page(self, file: str, page: Record, batches: Batches, counts: Counter[str]) -> str:
+        counts["pages"] += 1
+        try:
+            if len(page.body) > self._max_bytes:
+                raise too_large(self._max_bytes)
+            body = codings.decoded(page.body, page.headers, self._max_bytes)
+            if body.data is None:
+                skip(counts, "pages_unreadable", f"{file}: {page.url}", body.problem)
+                return outcomes.PAGE_UNREADABLE
+            images = page_images(body.data, page.url, page.charset, self._config.text_from)
+        except TooLarge as error:
+            skip(counts, "pages_too_large", f"{file}: {page.url}", error)
+            return outcomes.PAGE_TOO_LARGE
+        for is_so, count in ((body.is_absent, "pages_coding_absent"), (body.is_unknown, "pages_coding_unknown")):
+            if is_so:
+                counts[count] += 1
+        counts["rows"] += len(images)
+        batches.add_page(page.url, images)
+        return outcomes.PAGE if images else outcomes.PAGE_WITHOUT_IMAGES
+
+    def _begins(self, file: str, offset: int) -> bool:
+        """Whether a record begins at this byte; offsets have no meaning in a file that is compressed as a whole."""
+        return warc_bytes.begins_a_record(self._open.at(file, offset))
+
+    def read(self, file: str, offset: int | None) -> bytes | None:
+        """See `Source`: the body of one response; None if it cannot be read or its codings cannot be undone.
+
+        Raises:
+            DataError: no record begins at the offset.
+            TooLarge: the record is larger than `max_record_bytes`.
+        """
+        if offset is None:
+            return None
+        if arc.is_arc(file):
+            return self._read_arc(file, offset)
+        if not self._begins(file, offset):
+            raise _changed(file, offset)
+        stream: Any = self._open.at(file, offset)
+        if file.endswith(".zst"):
+            if file not in self._dictionaries:
+                self._dictionaries[file] = warc_bytes.zstd_dictionary(self._open.at(file, 0))
+                stream.seek(offset)
+            stream = warc_bytes.zstd_reader(stream, self._dictionaries[file])
+        try:
+            raw = next(iter(warc_records.iterator(stream, quirks=True)), None)
+            if raw is None:
+                return None
+            record = warc_records.described(raw, offset)
+            if record.problem is not None:
+                return None
+            return codings.decoded(read_at_most(raw.reader, self._max_bytes), record.headers, self._max_bytes).data
+        except OSError:
+            return None
+
+    def _read_arc(self, file: str, offset: int) -> bytes | None:
+        try:
+            record = arc.read_record(self._open.at(file, offset), offset, self._max_bytes)
+        except OSError:
+            return None
+        if record is None:
+            raise _changed(file, offset)
+        return None if record.problem else codings.decoded(record.body, record.headers, self._max_bytes).data
+
+
+def _changed(file: str, offset: int) -> DataError:
+    return DataError(f"{file}: no record at byte {offset:,}; did the file change? Run `align ingest` again")
+
+
+def _location(url: str, location: str | None) -> str | None:
+    address = Resolver(url).resolve(location.strip()) if location and location.strip() else None
+    return address.url if address and not address.problem else None

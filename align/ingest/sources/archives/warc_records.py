@@ -1,0 +1,195 @@
+"""The records of WARC and WAT files, by fastwarc: what each one is, and its body where that is needed."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+from align.ingest.sources import outcomes
+from align.ingest.sources.archives.codings import Headers
+from align.ingest.sources.archives.damage import Layout, NoRecord
+from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES
+from align.ingest.sources.archives.warc_bytes import Spans, num_dictionary_bytes
+
+RESPONSE, RESOURCE, REVISIT, METADATA, OTHER = "response", "resource", "revisit", "metadata", "other"
+_KINDS = {
+    int(WarcRecordType.response): RESPONSE,
+    int(WarcRecordType.resource): RESOURCE,
+    int(WarcRecordType.revisit): REVISIT,
+    int(WarcRecordType.metadata): METADATA,
+}
+_HTML_TYPES = ("text/html", "application/xhtml+xml")
+#: Headers that a record has once. If the end of a record is lost, they are followed by those of the next one.
+_ONCE = ("WARC-Type", "Content-Length")
+_OK = 200
+_CUT_OFF = "the record that starts there is cut off"
+#: A record's version, and the name of its first header. The line before it may be lost.
+_BEGINS = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[A-Za-z-]{1,40}:")
+_HEADER_END = re.compile(rb"\r?\n\r?\n")
+#: Python refuses to parse very long numbers.
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
+
+
+class Record(NamedTuple):
+    """One record of an archive.
+
+    Attributes:
+        kind: RESPONSE, RESOURCE, REVISIT, METADATA or OTHER.
+        url: as recorded; empty if the record has none.
+        offset: of the record in the file; None if the file is compressed as a whole.
+        status: of the HTTP response; 0 if it has none.
+        content_type: in lower case, without parameters.
+        charset: of the content type.
+        headers: of the HTTP response; else None.
+        same_as: of a revisit: the address whose bytes it repeats.
+        body: of pages and METADATA; if it is larger than the bound, its beginning; else empty.
+        problem: an outcome, where the record cannot be read.
+    """
+
+    kind: str
+    url: str
+    offset: int | None
+    status: int = 0
+    content_type: str = ""
+    charset: str | None = None
+    headers: Headers | None = None
+    same_as: str = ""
+    body: bytes = b""
+    problem: str | None = None
+
+    @property
+    def is_page(self) -> bool:
+        """HTML with status 200."""
+        return self.status == _OK and self.content_type in _HTML_TYPES and self.problem is None
+
+
+def _num_bytes(head: bytes) -> int | None:
+    """Of a record, by its first bytes; see `Layout`."""
+    end = _HEADER_END.search(head)
+    if end is None:
+        return None
+    length = _LENGTH.search(head, 0, end.end())
+    return end.end() + (int(length[1]) if length else 0)
+
+
+LAYOUT = Layout(
+    begins=_BEGINS,
+    mark=_BEGINS,
+    ends=re.compile(rb"\r?\n\r?\n"),
+    num_bytes=_num_bytes,
+)
+
+
+class Walker:
+    """Walks one file, in pieces where it is damaged; see `align.ingest.sources.archives.damage.Walk`."""
+
+    def __init__(self, begins: Callable[[int], bool], max_bytes: int, *, is_packed: bool) -> None:
+        """
+        Args:
+            begins: whether a record begins at this byte of the file; does not move the stream of the walk.
+            max_bytes: of a body; one byte more is read of a larger one.
+            is_packed: compressed, so that checksums tell damage; else headers are looked at, too.
+        """
+        self._begins, self._max_bytes = begins, max_bytes
+        self._has_offsets = True  # in a file that is compressed as a whole, fastwarc's have no meaning
+        self._is_packed = is_packed
+        self._quirks: bool | None = None  # until the first record was read
+
+    def __call__(self, stream: BinaryIO, start: int) -> Iterator[Record]:
+        """Yields every complete record from a byte on. Holds one record.
+
+        Raises:
+            OSError: the file is damaged or cut off.
+        """
+        last = -1
+        size = None if self._is_packed else stream.seek(0, io.SEEK_END)
+        if self._quirks is None:
+            source, _ = _from(stream, start)
+            first = next(iter(iterator(source, quirks=False)), None)
+            self._quirks = None if first is None else "\n" in (first.headers.get("WARC-Type") or "")
+        source, shift = _from(stream, start)
+        for number, raw in enumerate(iterator(source, quirks=bool(self._quirks))):
+            if not self._is_packed and any(len(raw.headers.get_multiple(name)) > 1 for name in _ONCE):
+                raise NoRecord("the headers of two records are one")
+            position = raw.stream_pos + shift
+            if position <= last or (number == 1 and not self._begins(position)):
+                self._has_offsets = False
+            last = max(last, position)
+            if size is not None and position + raw.content_length > size:
+                raise NoRecord(_CUT_OFF)  # now, since fastwarc would read the rest of the file
+            record = described(raw, position if self._has_offsets else None)
+            expected = raw.content_length  # of the body: the HTTP headers were read before
+            is_read = record.is_page or record.kind == METADATA
+            body = raw.reader.read(self._max_bytes + 1) if is_read else b""
+            if len(body) + raw.consume() < expected and record.problem != outcomes.HTTP_HEAD_TOO_LARGE:
+                raise NoRecord(_CUT_OFF)
+            yield record._replace(body=body) if is_read else record
+
+
+def _from(stream: BinaryIO, start: int) -> tuple[Any, int]:
+    """A file from a byte on, and what to add to the positions in it. fastwarc needs the dictionary of the records."""
+    stream.seek(0)
+    num_before = num_dictionary_bytes(stream) if start else 0
+    if num_before:
+        return Spans(stream, (0, num_before), (start, stream.seek(0, io.SEEK_END))), start - num_before
+    stream.seek(start)
+    return stream, 0
+
+
+def iterator(stream: Any, *, quirks: bool) -> Any:
+    """fastwarc's records from here on. Their HTTP headers are not read yet.
+
+    With `quirks` it reads WARC headers whose lines end in LF alone, and silently skips what is not a record.
+    """
+    return ArchiveIterator(
+        stream,
+        record_types=WarcRecordType.any_type,
+        parse_http=False,
+        strict_mode=False,
+        quirks_mode=quirks,
+        max_header_len=MAX_HEAD_BYTES,
+    )
+
+
+def described(raw: Any, offset: int | None) -> Record:  # Any: fastwarc's classes are compiled
+    """What a record is. Reads its HTTP headers, so that the body comes next.
+
+    Raises:
+        OSError: the file is damaged or cut off.
+    """
+    kind, headers = _KINDS.get(int(raw.record_type), OTHER), raw.headers
+    url = (headers.get("WARC-Target-URI") or "").strip("<> ")
+    match kind:
+        case "response":
+            return _response(raw, url, offset)
+        case "resource":
+            content_type, _, parameters = (headers.get("Content-Type") or "").lower().partition(";")
+            charset = parameters.partition("charset=")[2].strip(" \"'") or None
+            return Record(kind, url, offset, _OK, content_type.strip(), charset)
+        case "revisit":
+            same_as = (headers.get("WARC-Refers-To-Target-URI") or "").strip("<> ")
+            return Record(kind, url, offset, same_as=same_as)
+        case _:
+            return Record(kind, url, offset)
+
+
+def _response(raw: Any, url: str, offset: int | None) -> Record:
+    try:
+        raw.parse_http(max_header_len=MAX_HEAD_BYTES, strict_mode=False, quirks_mode=True)
+    except OSError as error:
+        if "header length" not in str(error):
+            raise
+        return Record(RESPONSE, url, offset, problem=outcomes.HTTP_HEAD_TOO_LARGE)
+    http = raw.http_headers
+    if http is None and not url.lower().startswith(("http:", "https:")):  # such as of a DNS server
+        return Record(RESPONSE, url, offset, content_type=(raw.headers.get("Content-Type") or "").lower())
+    status = (http.status_code if http is not None else None) or 0
+    if not status:
+        return Record(RESPONSE, url, offset, problem=outcomes.NO_HTTP_HEAD)
+    content_type = (raw.http_content_type or raw.headers.get("WARC-Identified-Payload-Type") or "").lower()
+    charset = raw.http_charset if content_type in _HTML_TYPES else None
+    return Record(RESPONSE, url, offset, status, content_type, charset, http)

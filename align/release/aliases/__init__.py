@@ -1,0 +1,1 @@
+"""How the alias `champion` moves: one entry in the history, then the alias."""

@@ -1,0 +1,208 @@
+"""champion: says which version is the champion, since when and why, and which one it was at any time before.
+
+`make_champion` and `take_back` are the two moves that people ask for; `align.release.aliases.moves` makes them. A move
+that a killed command left half made is finished first, and one that somebody made in MLflow is recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from align.config import Params
+from align.config.register import RegisterConfig
+from align.display.console import say, show, show_json
+from align.durable.files import to_json
+from align.durable.locks import locked
+from align.errors import ConfigError, DataError, LockedError
+from align.formats.champion_moves import ChampionState, Move, last_before, time_of
+from align.release.aliases import moves as alias_moves
+from align.release.aliases.moves import LOCK
+from align.services.tracking.address import require_store
+from align.services.tracking.registry import CHAMPION, Version
+from align.services.tracking.tracker import Tracker
+
+#: The table's columns; the reasons are last, since they may be long.
+_COLUMNS = ("when (UTC)", "what", "from", "to", "who", "why")
+
+
+def settled(tracker: Tracker, model: str) -> ChampionState:
+    """The champion and its history, once nothing is half done; says what was noticed.
+
+    Raises:
+        ServiceError: MLflow is unavailable or refuses.
+    """
+    before = tracker.registry.champion_state(model)
+    state = alias_moves.settle(tracker.registry, model)
+    if before.unfinished is not None:
+        what = "finished" if before.unfinished.id in {entry.id for entry in state.moves} else "undone"
+        say(f"a move of the champion that was cut short is {what}: {sentence(before.unfinished)}")
+    if state.moves and state.moves[-1] not in before.moves and state.moves[-1].kind == "by hand":
+        say(
+            f"note: somebody moved the champion of '{model}' by hand: {sentence(state.moves[-1])}; see `align champion`"
+        )
+    return state
+
+
+def make_champion(
+    tracker: Tracker,
+    version: Version,
+    *,
+    replaces: int | None,
+    why: str,
+    figures: Mapping[str, float],
+    who: str | None = None,
+) -> Move:
+    """Makes a version the champion; one entry in the history.
+
+    Args:
+        tracker: MLflow.
+        version: the one that becomes the champion.
+        replaces: number of the champion that it was compared with; None: there was none.
+        why: one sentence.
+        figures: what the decision was made on.
+        who: who decided; None: the user, or the flow run.
+
+    Raises:
+        LockedError: somebody else moved the alias meanwhile; nothing was moved.
+        ServiceError: MLflow is unavailable or refuses; the next call finishes what was begun.
+    """
+    state = alias_moves.settle(tracker.registry, version.name)
+    if state.champion != replaces:
+        raise LockedError(
+            f"version {version.number} was compared with {_champion(replaces)}; since then it is "
+            f"{_champion(state.champion)}: nothing was moved; run it again"
+        )
+    return alias_moves.move(tracker.registry, state, "promoted", version.number, why, figures, who)
+
+
+def take_back(tracker: Tracker, model: str, reason: str) -> Move:
+    """Makes the champion before this one the champion again.
+
+    One that was rolled back, or deleted, is passed over, so that repeated calls end. If a call was cut short, this one
+    only finishes it: a person who repeats it wants to go back by one champion, not by two.
+
+    Raises:
+        DataError: there is no champion, or none before it.
+        LockedError: somebody else moved the alias meanwhile; nothing was moved.
+        ServiceError: MLflow is unavailable or refuses; the next call finishes what was begun.
+    """
+    cut_short = tracker.registry.champion_state(model).unfinished
+    state = settled(tracker, model)
+    if cut_short is not None and cut_short.kind == "rolled back" and state.moves[-1].id == cut_short.id:
+        return state.moves[-1]
+    if state.champion is None:
+        raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; there is nothing to roll back")
+    to = state.previous({version.number for version in tracker.registry.versions(model)})
+    if to is None:
+        why = "the others were rolled back or deleted, or there was none"
+        raise DataError(f"model '{model}': no champion before {state.champion} is left: {why}")
+    return alias_moves.move(tracker.registry, state, "rolled back", to, reason, {})
+
+
+def sentence(move: Move) -> str:
+    """A move in words."""
+    way = {
+        "promoted": f"version {move.to} was promoted",
+        "rolled back": f"version {move.before} was rolled back to {_number(move.to)}",
+        "by hand": f"from {_number(move.before)} to {_number(move.to)}",
+        "rejected": f"version {_number(move.to)} stayed the champion",
+    }[move.kind]
+    return f"{way}, {move.at}"
+
+
+def table(moves: Sequence[Move], existing: set[int]) -> list[str]:
+    """The history as lines for a terminal, the newest first."""
+
+    def named(number: int | None) -> str:
+        return _number(number) if number is None or number in existing else f"{number} (deleted)"
+
+    rows = [
+        (move.at, move.kind, named(move.before), named(move.to), move.who, move.why + _figures(move))
+        for move in reversed(moves)
+    ]
+    widths = [max(len(row[column]) for row in [_COLUMNS, *rows]) for column in range(len(_COLUMNS) - 1)]
+    return ["  ".join([*(row[i].ljust(width) for i, width in enumerate(widths)), row[-1]]) for row in [_COLUMNS, *rows]]
+
+
+def _figures(move: Move) -> str:
+    return "".join(f"; {name} {value:.4g}" for name, value in move.figures.items())
+
+
+def _champion(number: int | None) -> str:
+    return "no champion" if number is None else f"champion {number}"
+
+
+def _number(number: int | None) -> str:
+    return "none" if number is None else str(number)
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """The time that a person means: a date is its end, and a time without a zone is UTC.
+
+    Raises:
+        ConfigError: it is neither, or it lies in the future.
+    """
+    try:
+        when = time_of(text)
+        begins = when
+        if len(text.strip()) == len("2026-11-01"):
+            when = min(when + timedelta(days=1) - timedelta(microseconds=1), max(now, when))
+    except (ValueError, OverflowError):
+        wanted = "a date such as 2026-11-01, or a time such as 2026-11-01T14:30 (UTC)"
+        raise ConfigError(f"--at {text}: expected {wanted}") from None
+    if begins > now:
+        raise ConfigError(f"--at {text}: that is in the future; it is {now:%Y-%m-%dT%H:%M:%SZ}")
+    return when
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align champion`.
+
+    Raises:
+        ConfigError: `--at` is not a time.
+        DataError: MLflow was not used here, has no such model, or the history begins later than `--at`.
+    """
+    model = params.section(RegisterConfig).model_name
+    at = None if args.at is None else moment(args.at, datetime.now(UTC))
+    require_store()
+    tracker = Tracker()
+    if not (versions := tracker.registry.versions(model)):
+        raise DataError(f"MLflow has no version of a model '{model}'; run `align register` first")
+    with locked(LOCK, "align champion", say):
+        state = settled(tracker, model)
+    existing = {version.number for version in versions}
+    if at is not None:
+        then = last_before(state.moves, at)
+        if then is None:
+            begins = f"begins {state.moves[0].at}" if state.moves else "is empty"
+            raise DataError(f"no champion of '{model}' is known at {args.at}: its history {begins}")
+        if args.json:
+            show_json(
+                to_json(
+                    {"schema_version": 1, "model": model, "at": args.at, "champion": then.to, "since": _entry(then)}
+                )
+            )
+        else:
+            show(f"{model}: the champion at {args.at} was {_version(then.to, existing)}; {sentence(then)}: {then.why}")
+        return
+    previous = state.previous(existing)
+    if args.json:
+        history = [_entry(move) for move in state.moves]
+        now = {"champion": state.champion, "previous": previous, "by_hand": state.moved_by_hand}
+        show_json(to_json({"schema_version": 1, "model": model, **now, "history": history}))
+        return
+    show(f"{model}: the champion is {_version(state.champion, existing)}; previous: {_number(previous)}")
+    if state.moves:
+        show(*table(state.moves, existing))
+
+
+def _version(number: int | None, existing: set[int]) -> str:
+    return "no version" if number is None else f"version {number}{'' if number in existing else ' (deleted)'}"
+
+
+def _entry(move: Move) -> dict[str, Any]:
+    """A move for programs."""
+    return move.model_dump(mode="json", exclude={"schema_version", "id", "number", "done"})

@@ -1,0 +1,138 @@
+"""The page of a promotion: the decision, its gates, what was compared and what that means. HTML, and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from align.display.figure import BAD, GOOD, INK, LINE, SOFT, legible, png
+from align.display.html import cards, heading, page, paragraph, picture, table
+from align.display.visible import plain_markdown
+from align.durable.files import write_text
+from align.release.promotion.decision import HEADS, Compared, PromotionDecision, explanation, points
+from align.statistics.paired import Difference
+
+PAGE, MARKDOWN = "promotion.html", "promotion.md"
+#: More slices than this are not drawn; the table has all.
+_MAX_DRAWN = 40
+
+
+def write_page(decision: PromotionDecision, folder: Path) -> Path:
+    """Writes `promotion.html` and `promotion.md` into a folder; returns the first."""
+    write_text(folder / MARKDOWN, "\n".join(_markdown(decision)) + "\n")
+    write_text(folder / PAGE, _html(decision))
+    return folder / PAGE
+
+
+def title(decision: PromotionDecision) -> str:
+    """The decision in a line."""
+    said = "waits for a person's approval" if decision.outcome == "unapproved" else decision.outcome
+    return f"{decision.model} version {decision.candidate}: {said}"
+
+
+def _html(decision: PromotionDecision) -> str:
+    blocks = [cards(_cards(decision)), heading("Gates"), _gates(decision)]
+    blocks += [heading("What this means"), *map(paragraph, explanation(decision))]
+    if (compared := decision.compared) is not None:
+        blocks += [
+            heading("Candidate minus champion"),
+            picture(png(_figure(decision, compared)), alt="differences with their bounds, in percentage points"),
+            table(["metric", "candidate", "champion", "difference", "lower bound", "upper bound"], _metrics(decision)),
+            heading("Slices"),
+            paragraph(
+                "Bounds of slices are wider: with so many slices, one of an equally good model would look worse by "
+                "chance. A slice refuses only if its upper bound is below minus its margin."
+            ),
+            table(["slice", "concepts", "queries", "difference", "lower bound", "upper bound", ""], _slices(compared)),
+        ]
+    blocks += [heading("How it was measured"), *map(paragraph, _origin(decision))]
+    return page(title(decision), decision.reason, blocks)
+
+
+def _cards(decision: PromotionDecision) -> Iterator[tuple[str, str, str]]:
+    good = {"promoted": "good", "refused": "bad"}.get(decision.outcome, "")
+    yield "outcome", decision.outcome, good
+    if decision.compared is not None:
+        one = decision.compared.difference
+        yield "difference, points", points(one.value), ""
+        yield f"{decision.confidence:.0%} lower bound", points(one.low), good if one.low > decision.margin else "bad"
+        yield "concepts compared", f"{one.num_units:,}", ""
+        yield "found with 80 % chance", points(decision.detectable or 0.0), ""
+    yield "earlier decisions by these sets", f"{decision.num_decided}", "warn" if decision.num_decided > 9 else ""
+
+
+def _gates(decision: PromotionDecision) -> str:
+    rows = [
+        [gate.name, gate.figure, gate.bar, gate.verdict if gate.passed is None else gate.passed]
+        for gate in decision.gates
+    ]
+    return table([*HEADS[:3], "verdict"], rows, verdict=3)
+
+
+def _metrics(decision: PromotionDecision) -> Iterator[list[str]]:
+    assert decision.compared is not None
+    for name, (mine, theirs) in decision.scores.items():
+        one = decision.compared.by_metric[name]
+        yield [name, f"{mine:.1%}", f"{theirs or 0.0:.1%}", *_bounds(one)]
+    yield ["mean", "", "", *_bounds(decision.compared.difference)]
+
+
+def _slices(compared: Compared) -> Iterator[list[str]]:
+    for one in compared.slices:
+        numbers = _bounds(one.difference) if one.difference else ["", "", ""]
+        said = "too few concepts to tell" if one.difference is None else "WORSE" if one.worse else ""
+        yield [one.name, f"{one.num_units:,}", f"{one.num_queries:,}", *numbers, said]
+
+
+def _bounds(one: Difference) -> list[str]:
+    return [points(one.value), points(one.low), points(one.high)]
+
+
+def _origin(decision: PromotionDecision) -> Iterator[str]:
+    yield f"Candidate: {decision.what}."
+    yield from (f"{line[0].upper()}{line[1:]}." for line in decision.measured)
+    yield f"The sets that decide have digest {decision.sets_digest}. Decided at {decision.at}."
+
+
+def _figure(decision: PromotionDecision, compared: Compared) -> Figure:
+    """Each metric, their mean, and each slice: the difference with both bounds, and the margin."""
+    rows = [(name, one, INK) for name, one in compared.by_metric.items()]
+    rows += [("mean of the metrics", compared.difference, GOOD if decision.outcome == "promoted" else BAD)]
+    told = [one for one in compared.slices if one.difference is not None][:_MAX_DRAWN]
+    rows += [(one.name, one.difference, BAD if one.worse else SOFT) for one in told if one.difference]
+    figure = Figure(figsize=(8.0, 0.9 + 0.26 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for y, (_, one, color) in enumerate(rows):
+        axes.plot([100 * one.low, 100 * one.high], [y, y], color=color, lw=1.6, solid_capstyle="butt")
+        axes.plot([100 * one.value], [y], "o", color=color, ms=4.5)
+    axes.axvline(0, color=LINE, lw=1, zorder=0)
+    axes.axvline(100 * decision.margin, color=GOOD, lw=1, ls="--", zorder=0)
+    axes.set_yticks(range(len(rows)), [legible(name, width=44) for name, _, _ in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("candidate minus champion, percentage points; dashed: the margin", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _markdown(decision: PromotionDecision) -> Iterator[str]:
+    yield from (f"# {plain_markdown(title(decision))}", "", plain_markdown(decision.reason), "")
+    yield from _rows(["verdict", *HEADS[:3]], [[one.verdict, one.name, one.figure, one.bar] for one in decision.gates])
+    for line in explanation(decision):
+        yield from ("", line)
+    if decision.compared is not None:
+        heads = ["metric", "candidate", "champion", "difference", "lower bound", "upper bound"]
+        yield from ("", "## Candidate minus champion, percentage points", "", *_rows(heads, _metrics(decision)))
+        heads = ["slice", "concepts", "queries", "difference", "lower bound", "upper bound", ""]
+        yield from ("", "## Slices", "", *_rows(heads, _slices(decision.compared)))
+    yield from ("", "## How it was measured")
+    for line in _origin(decision):
+        yield from ("", plain_markdown(line))
+
+
+def _rows(heads: list[str], rows: Iterator[list[str]] | list[list[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{' --- |' * len(heads)}"
+    for row in rows:
+        yield f"| {' | '.join(map(plain_markdown, row))} |"

@@ -1,0 +1,193 @@
+"""promote: makes a version the champion if every gate allows it; `align rollback` goes back to the old one.
+
+Without a number it is the candidate, the version that was registered last. It has to be better than the champion on the
+same items by `promote.margin`, with confidence (`align.statistics.paired`), and the other gates have to allow it
+(`gates`, `slices`). With `promote.approval`, a person has to approve it, too (`approval`). If one refuses, no alias
+moves. Each decision is a table, and a page that is kept with the candidate's run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from align.config import Params
+from align.config.promote import PromoteConfig
+from align.config.register import RegisterConfig
+from align.display.console import say, show, show_json
+from align.durable.files import clear_leftovers, is_temporary, to_json, without_temporary_names, write_text
+from align.durable.locks import locked
+from align.errors import DataError, GateError
+from align.release.aliases.champion import make_champion, settled
+from align.release.aliases.moves import LOCK
+from align.release.promotion.approval import Approval, approval_of, reject
+from align.release.promotion.decision import PromotionDecision, table_lines
+from align.release.promotion.evidence import PAGES
+from align.release.promotion.judge import DECIDED, judge, number_of, version_asked
+from align.release.promotion.page import write_page
+from align.services.signing import require_signed_version
+from align.services.tracking.address import require_store
+from align.services.tracking.registry import CANDIDATE, CHAMPION, ROLLED_BACK, Version
+from align.services.tracking.tracker import Tracker
+
+#: MLflow refuses longer tags.
+_MAX_TAG = 5000
+
+
+def promote(
+    params: Params, tracker: Tracker, number: int | None = None, approval: Approval | None = None
+) -> tuple[PromotionDecision, Path | None]:
+    """Judges a version, and makes it the champion if every gate lets it.
+
+    Judging may take long if a model is measured, so it holds no lock: `align rollback` does not wait for it. If the
+    champion has changed meanwhile, the version is judged again.
+
+    Args:
+        params: sections `promote`, `register`, `evaluate`, `paths` and `store` are read.
+        tracker: MLflow.
+        number: of the version; None takes the one with alias `candidate`.
+        approval: of a person; None: nobody was asked.
+
+    Returns:
+        The decision, and its page; None if nothing changes.
+
+    Raises:
+        GateError: what was approved is not what would be moved.
+        LockedError: somebody else moved the alias at the same time.
+        DataError: there is no such version, no candidate, or a metric or set that cannot be measured.
+        CorruptError: the version is not signed as it has to be.
+        ServiceError: MLflow is unavailable or refuses.
+    """
+    model = params.section(RegisterConfig).model_name
+    with locked(LOCK, "align promote", say):
+        settled(tracker, model)  # finishes what a killed call left half moved, and records what was moved by hand
+    while True:
+        asked, champion = version_asked(model, tracker, number), tracker.registry.version_at(model, CHAMPION)
+        _require_judged(approval, asked, champion, tracker)
+        require_signed_version(tracker.registry, asked)
+        judged = judge(params, tracker, asked, champion)
+        with locked(LOCK, "align promote", say):
+            champion = tracker.registry.version_at(model, CHAMPION)
+            decision, candidate = judged.decision, version_asked(model, tracker, judged.candidate.number)
+            was_taken_back = ROLLED_BACK in candidate.tags and ROLLED_BACK not in judged.candidate.tags
+            if number_of(champion) != number_of(judged.champion) or was_taken_back:
+                say("promote: the champion has changed meanwhile; judging again")
+                continue
+            _require_judged(approval, candidate, champion, tracker)
+            if decision.outcome == "unchanged":
+                return decision, None
+            if decision.outcome == "promoted" and params.section(PromoteConfig).approval and approval is None:
+                decision = replace(decision, outcome="unapproved")
+            page = _record(decision, candidate, tracker)
+            if decision.outcome == "promoted":
+                _make_champion(decision, candidate, champion, tracker, approval)
+            return decision, page
+
+
+def check(params: Params, tracker: Tracker) -> str:
+    """Judges the present champion: by the gates, and if it was moved by hand, also against the one that it replaced.
+
+    Returns:
+        A sentence.
+
+    Raises:
+        GateError: it would not have been promoted; the message says why.
+        DataError: there is no champion, or a metric or set that cannot be measured.
+        ServiceError: MLflow is unavailable or refuses.
+    """
+    model = params.section(RegisterConfig).model_name
+    with locked(LOCK, "align promote", say):
+        state = settled(tracker, model)
+    if state.champion is None:
+        raise DataError(f"model '{model}' has no champion to check")
+    versions = {version.number: version for version in tracker.registry.versions(model)}
+    by_hand = state.last if state.moved_by_hand else None
+    replaced = versions.get(by_hand.before or 0) if by_hand else None
+    decision = judge(params, tracker, versions[state.champion], replaced).decision
+    how = f", moved by hand at {by_hand.at}," if by_hand else ""
+    name = f"{model} version {state.champion}, the champion{how}"
+    if decision.outcome == "refused":
+        raise GateError(f"{name} would not be promoted: {decision.reason}")
+    return f"{name} passes the gates"
+
+
+def _require_judged(approval: Approval | None, candidate: Version, champion: Version | None, tracker: Tracker) -> None:
+    if approval is not None:
+        approval.require_judged(candidate, champion, tracker.registry.aliases(candidate.name))
+
+
+def _make_champion(
+    decision: PromotionDecision,
+    candidate: Version,
+    champion: Version | None,
+    tracker: Tracker,
+    approval: Approval | None,
+) -> None:
+    """The one place where `promote` moves aliases."""
+    why = f"{decision.reason}; approved: {approval.why}" if approval else decision.reason
+    who = approval.signed if approval else None
+    make_champion(tracker, candidate, replaces=number_of(champion), why=why, figures=decision.figures(), who=who)
+
+
+def _record(decision: PromotionDecision, candidate: Version, tracker: Tracker) -> Path:
+    """Writes the page, keeps it with the candidate's run, and tags the version with the decision; returns the page."""
+    folder = PAGES / f"{decision.at.translate(str.maketrans('', '', '-:'))}-version-{decision.candidate}"
+    for part in filter(is_temporary, PAGES.glob("*/.*")):  # of a killed command
+        clear_leftovers(without_temporary_names(part))
+    page = write_page(decision, folder)
+    tracker.log_folder(candidate.run_id, folder, f"promotions/{folder.name}")
+    tags = {f"{DECIDED}{decision.sets_digest[:16]}": f"{decision.outcome} at {decision.at}: {decision.reason}"}
+    if decision.outcome == "refused":
+        figures = json.dumps(decision.figures(), sort_keys=True)
+        tags |= {"align.refused_at": decision.at, "align.refused_because": decision.reason}
+        tags |= {"align.refused_figures": figures}
+    tracker.registry.set_version_tags(candidate, {name: text[:_MAX_TAG] for name, text in tags.items()})
+    return page
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align promote`. Raises GateError if the version is refused, or waits for an approval."""
+    approval = approval_of(args)
+    require_store()
+    tracker = Tracker()
+    if approval is not None and approval.is_rejection:
+        with locked(LOCK, "align promote", say):
+            rejected = version_asked(params.section(RegisterConfig).model_name, tracker, args.version)
+            show(reject(tracker, rejected, approval))
+        return
+    if args.check:
+        show(check(params, tracker))
+        return
+    decision, page = promote(params, tracker, args.version, approval)
+    values = decision.as_dict(str(page) if page else None)
+    if args.decision:
+        write_text(args.decision, to_json({"schema_version": 1, **values}))
+    if args.json:
+        show_json(to_json(values))
+    else:
+        show(*table_lines(decision) if decision.gates else ())
+        show(*(f"page: {page}",) if page else ())
+    _conclude(decision, page, args)
+
+
+def _conclude(decision: PromotionDecision, page: Path | None, args: argparse.Namespace) -> None:
+    """The last line, as a text or as an error."""
+    what = decision.what if args.version is not None else f"the {CANDIDATE}: {decision.what}"
+    name = f"{decision.model} version {decision.candidate} ({what})"
+    if decision.outcome == "refused":
+        raise GateError(f"{name} is not promoted: {decision.reason}; see {page}")
+    if decision.outcome == "unapproved":
+        asks = f"{name} is good enough ({decision.reason}), and waits for a person's approval (promote.approval)"
+        if args.decision is None:
+            how = f"align promote --version {decision.candidate} --approved-by WHO --because WHY"
+            raise GateError(f"{asks}: {how}")
+        line = asks
+    elif decision.outcome == "unchanged":
+        line = f"{decision.model}: {decision.reason} ({what})"
+    else:
+        before = f" (before: version {decision.champion})" if decision.champion is not None else ""
+        line = f"{name} is the {CHAMPION}{before}: {decision.reason}"
+    if not args.json:
+        show(line)

@@ -1,0 +1,205 @@
+"""The model card of a version, in Markdown: what the model is, what made it, how good it is, and what it is not for.
+
+It is the version's description in the registry and an artifact of its run. All figures are read from the stages'
+reports; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.display.visible import plain_markdown
+from align.release.registration.results import PipelineOutputs, Results
+from align.release.registration.shown import measured
+from align.services.tracking.tracker import metric_name
+
+#: Its name among the artifacts of a run.
+CARD = "model_card.md"
+#: MLflow's limit of a version's description.
+MAX_DESCRIPTION = 5000
+#: Metrics of the card, of each set.
+_SHOWN = ("image_to_text/recall@10", "text_to_image/recall@10", "zero_shot/accuracy", "knn/accuracy")
+#: Parameter -> the paper's value (section 5, main model).
+_PAPER = {
+    "model.image_tower": "EfficientNet-L2",
+    "model.text_tower": "BERT-Large",
+    "model.embed_width": "1376",
+    "model.image_px": "289",
+    "model.temperature_init": "1.0",
+    "pretrain.num_steps": "1,200,000",
+    "pretrain.batch_size": "16,384",
+    "pretrain.learning_rate": "0.001",
+    "pretrain.weight_decay": "1e-05",
+    "pretrain.label_smoothing": "0.1",
+    "pretrain.phrase_dropout": "none",
+    "finetune.num_steps": "3,000 to 6,000",
+    "finetune.learning_rate": "1e-05",
+}
+_LIMITS = (
+    "It knows the words and the kinds of pictures that it was trained on, and little else; the sets above are small "
+    "samples of them.",
+    "Alt-texts from the web are wrong, biased and incomplete. So is what the model learned from them.",
+    "Do not use it to identify or judge people, or where a wrong answer does harm.",
+    "Cosines of two models cannot be compared; an index belongs to the model that made it.",
+)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version to compare with: its number, and its metrics under MLflow's names."""
+
+    number: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a card is written from.
+
+    Attributes:
+        name: of the registered model.
+        results: what is registered.
+        outputs: the folders of its stages.
+        origin: tags that say where it comes from.
+        run: the run's page, or its id.
+        champion: the champion when it was registered, if any.
+    """
+
+    name: str
+    results: Results
+    outputs: PipelineOutputs
+    origin: Mapping[str, str]
+    run: str
+    champion: Champion | None
+
+    def markdown(self) -> str:
+        """The whole card."""
+        return _joined(self._sections())
+
+    def description(self) -> str:
+        """The card as a description: sections that do not fit are left out, from the end."""
+        kept = list(self._sections())
+        left_out = f"The whole card is `{CARD}` among the run's artifacts."
+        while len(_joined([*kept, left_out])) > MAX_DESCRIPTION:
+            kept.pop()
+        return _joined([*kept, left_out])
+
+    def _sections(self) -> Iterator[str]:
+        yield self._what()
+        yield "## Measured\n\n" + self._metrics()
+        yield "## Use\n\n" + self._use()
+        yield "## Data\n\n" + self._data()
+        yield "## Limits\n\n" + "\n".join(f"* {line}" for line in _LIMITS)
+        yield "## Recipe, and the paper's\n\n" + self._recipe()
+        yield "## Licences\n\n" + (
+            "The code in its folder: Apache-2.0. The pictures and texts that it was trained on have licences of "
+            "their own, and stay with their owners; `align trace` says where each comes from, and `align forget` takes "
+            "one out."
+        )
+
+    def _what(self) -> str:
+        tags = self.results.tags() | dict(self.origin)
+        lines = [
+            f"An ALIGN dual encoder (Jia et al., ICML 2021): one tower for pictures, one for texts, width "
+            f"{self._param('model.embed_width')}. The dot product of two embeddings is their cosine.",
+        ]
+        if imported := tags.get("align.imported_from"):
+            lines.append(f"It was imported from {plain_markdown(imported)} and fine-tuned.")
+        names = {
+            "align.model_digest": "model",
+            "align.data_digest": "data",
+            "align.git_revision": "code",
+            "align.policy_digest": "policy",
+        }
+        digests = [f"{word} `{plain_markdown(tags[tag])[:12]}`" for tag, word in names.items() if tags.get(tag)]
+        lines.append(f"{', '.join(digests)}; run: {plain_markdown(self.run)}")
+        return f"# {plain_markdown(self.name)}\n\n" + "\n\n".join(lines)
+
+    def _metrics(self) -> str:
+        ours = self.results.metrics
+        rows = [row for ending in _SHOWN for row in measured(ours, ending)]
+        if not rows:
+            return "Nothing was measured."
+        head = ["set", "metric", "value", "95 % interval", "chance"]
+        if self.champion:
+            head.append(f"champion (version {self.champion.number})")
+        cells = []
+        for name, metric, value, low, high, chance in sorted(rows):
+            line = [name, metric, _share(value), f"{_share(low)} to {_share(high)}", _share(chance)]
+            if self.champion:
+                line.append(_share(self.champion.metrics.get(metric_name(f"{name}/{metric}"))))
+            cells.append(line)
+        return _table(head, cells)
+
+    def _data(self) -> str:
+        reports = self.outputs.reports
+        lines = []
+        if funnel := _read(reports / "filter").get("funnel"):
+            report = _read(reports / "filter")
+            dropped = [row for row in funnel if row["num_first"]]
+            lines.append(f"{report['num_kept']:,} of {report['num_pairs']:,} pairs passed the filter. Dropped:")
+            lines.append(_table(["rule", "pairs"], [[row["reason"], f"{row['num_first']:,}"] for row in dropped]))
+        trained = _read(reports / "pretrain") or _read(reports / "finetune")
+        if trained:
+            lines.append(
+                f"Trained on {trained['num_training_pairs']:,} pairs of {trained['num_training_images']:,} images "
+                "(the paper: 1.8 billion pairs)."
+            )
+        accepted = self.results.accepted
+        gate = "The quality gates passed" + (", with what a person accepted:" if accepted else ".")
+        lines.append("\n".join([gate, *(f"* {plain_markdown(one)}" for one in accepted)]))
+        return "\n\n".join(lines)
+
+    def _recipe(self) -> str:
+        rows = [[f"`{key}`", self._param(key), paper] for key, paper in _PAPER.items() if key in self._flat()]
+        return _table(["parameter", "here", "paper"], rows).replace(r"\`", "`")  # ours, around the names
+
+    def _use(self) -> str:
+        return (
+            "```python\n"
+            "import mlflow, pandas\n"
+            f'model = mlflow.pyfunc.load_model("models:/{self.name}@champion")\n'
+            'texts = model.predict(pandas.DataFrame({"text": ["a red fox", "two owls"]}))\n'
+            'images = model.predict(pandas.DataFrame({"image": [open("fox.jpg", "rb").read()]}))\n'
+            'print(images["image_embedding"].map(lambda image: [sum(a * b for a, b in zip(image, text)) '
+            'for text in texts["text_embedding"]]))\n'
+            "```"
+        )
+
+    def _flat(self) -> Mapping[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in self.results.params.items():
+            for known in _PAPER:
+                if key == known:
+                    flat[known] = value
+                elif key.startswith(f"{known}."):  # a tower given by its shape
+                    flat[known] = f"{flat[known]}, " if known in flat else ""
+                    flat[known] += f"{key.rpartition('.')[2]} {value}"
+        return flat
+
+    def _param(self, key: str) -> str:
+        value = self._flat().get(key, "not recorded")
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else plain_markdown(str(value))
+
+
+def _joined(sections: Iterable[str]) -> str:
+    return "\n\n".join(sections) + "\n"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([plain_markdown(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / "report.json"
+    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found

@@ -1,0 +1,221 @@
+"""register: completes the MLflow run from the stages' outputs, and registers the packaged model as `candidate`.
+
+This is not a stage: its tags (git revision, dvc.lock, flow run) are known only after the run, and a cached stage would
+leave MLflow empty. Everything is read from outs and reports, so an empty MLflow is filled again even if DVC takes all
+stages from its cache.
+
+`register` is idempotent by digest: an equal model is the same version, equal results are the same run, and only what is
+missing is written. Sections of params.yaml that change no bytes (a price, the number of machines) belong to no digest
+and are not logged: MLflow allows one value per param and run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.config import Params
+from align.config.finetune import FinetuneConfig
+from align.config.paths import MAKE_PRETRAINED, PathsConfig
+from align.config.register import RegisterConfig
+from align.display.console import say, show
+from align.errors import DataError
+from align.release.registration.indexed import is_logged, log_index
+from align.release.registration.model_card import CARD, Champion, ModelCard
+from align.release.registration.origin import Origin, read_origin
+from align.release.registration.results import PipelineOutputs, Results, read_results, read_series
+from align.release.registration.shown import log_shown, view
+from align.release.registration.version_tag import keep_in_git
+from align.services.signing import SIGNATURE, is_kept, log_signature, require_signed
+from align.services.tracking.address import current_run_id, has_store
+from align.services.tracking.reader import StoredRuns, reader
+from align.services.tracking.registry import CANDIDATE, CHAMPION, MODEL_ARTIFACT, MODEL_DIGEST, Version
+from align.services.tracking.tracker import Tracker
+
+_RUN_DIGEST = "align.run_digest"
+#: The same, for a run that began here: the next call completes it if it was killed or failed.
+_REGISTERS = "align.registers"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What `register` did. `created` is False if the model was registered before; `mlflow` is MLflow's address."""
+
+    version: Version
+    created: bool
+    run_id: str
+    mlflow: str
+
+
+def register(
+    config: RegisterConfig,
+    outputs: PipelineOutputs,
+    values: Mapping[str, Any],
+    *,
+    origin: Origin,
+    tracker: Tracker | None,
+    run_id: str | None,
+) -> Registration:
+    """Completes a run and registers the model.
+
+    Args:
+        config: section `register`.
+        outputs: the folders to read.
+        values: params.yaml, section -> key -> value.
+        origin: tags of the run and of a new version.
+        tracker: MLflow; None takes the one of the environment, once everything is read: a folder in which nothing has
+            run gets no mlflow.db.
+        run_id: a run that the caller ends; None takes the finished run with these results, or starts and ends one.
+
+    Raises:
+        DataError: something to register is missing, or the verdict is on other data.
+        GateError: the quality gate refused the data.
+        CorruptError: the packaged model is not the one that its report names, or not signed as it has to be.
+        ServiceError: MLflow is unavailable or refuses.
+    """
+    results = read_results(outputs, values)
+    require_signed(outputs.packaged, _signature(outputs))
+    if tracker is None and run_id is None and (done := _as_before(config, outputs, values, results)):
+        return done
+    tracker = tracker or Tracker()
+    earlier = tracker.find_run(config.experiment, _RUN_DIGEST, results.digest)
+    reused = earlier if run_id is None else None
+    run = (
+        run_id
+        or reused
+        or _unfinished(tracker, config, results)
+        or tracker.start_run(config.experiment, f"align {results.model_digest[:8]}", tags={_REGISTERS: results.digest})
+    )
+    ends_here = run_id is None and reused is None
+    try:
+        if reused is None:  # the tags of an earlier run still say what made it
+            tracker.set_tags(run, _tags(results, origin, earlier))
+        _log(tracker, run, outputs, results, with_files=reused is None)
+        version, created = _version(tracker, run, config.model_name, outputs, results, origin)
+        if outputs.index is not None and outputs.finetuned is not None:
+            log_index(tracker, version, outputs.index, outputs.finetuned, outputs.packaged)
+        log_signature(tracker, version, _signature(outputs))
+        tracker.registry.set_alias(version, CANDIDATE)
+        tracker.save_view(config.experiment, *view(values))
+        tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
+    except BaseException:
+        if ends_here:
+            tracker.end_run(run, status="FAILED")
+        raise
+    if ends_here:
+        tracker.end_run(run)
+    return Registration(version=version, created=created, run_id=run, mlflow=tracker.uri)
+
+
+def _as_before(
+    config: RegisterConfig, outputs: PipelineOutputs, values: Mapping[str, Any], results: Results
+) -> Registration | None:
+    """What was registered before, if nothing of it is missing; None if there is something to write.
+
+    A run gets its digest last, so one that has it has all the rest.
+    """
+    stored = reader() if has_store() else None
+    if not isinstance(stored, StoredRuns):
+        return None
+    runs = stored.find_runs(config.experiment, _RUN_DIGEST, results.digest)
+    versions = stored.registry.versions(config.model_name)
+    named = [one for one in versions if one.tags.get(MODEL_DIGEST) == results.model_digest]
+    if not runs or not named or not stored.has_view(config.experiment, *view(values)):
+        return None
+    version = named[-1]
+    if not is_kept(version, _signature(outputs)):
+        return None
+    has_index = outputs.index is None or outputs.finetuned is None or is_logged(version, outputs.index)
+    if not has_index or stored.registry.aliases(config.model_name).get(CANDIDATE) != version.number:
+        return None
+    return Registration(version=version, created=False, run_id=runs[0], mlflow=stored.uri)
+
+
+def _signature(outputs: PipelineOutputs) -> Path:
+    """The signature of the packaged model; there may be none."""
+    return outputs.reports / "package" / SIGNATURE
+
+
+def _tags(results: Results, origin: Origin, earlier: str | None) -> dict[str, str]:
+    """What a run is, and where it comes from.
+
+    Args:
+        results: of the run.
+        origin: of the run.
+        earlier: another run with these results, if there is one.
+    """
+    tags = results.tags() | origin.tags()
+    if origin.git_revision:
+        tags |= {"mlflow.source.git.commit": origin.git_revision}
+    if origin.cached_stages:
+        tags |= {"cached_stages": ", ".join(origin.cached_stages), "cached_from": earlier or "DVC's cache"}
+    return tags
+
+
+def _log(tracker: Tracker, run: str, outputs: PipelineOutputs, results: Results, *, with_files: bool) -> None:
+    """Logs what the run shows. The last value of a curve is that of its last step, not one more at step 0."""
+    tracker.log_params(run, results.params)
+    others = dict(results.metrics)
+    for stage, rows in read_series(outputs):
+        tracker.log_series(run, rows, prefix=f"{stage}/")
+        for name in {name for row in rows for name in row}:
+            others.pop(f"{stage}/{name}", None)
+    tracker.log_metrics(run, others)
+    if with_files:
+        for folder in outputs.report_folders():
+            tracker.log_folder(run, folder, f"reports/{folder.name}")
+        log_shown(tracker, run, results.metrics, outputs.reports)
+        tracker.log_dataset(run, "shards", results.data_digest, outputs.shards.as_posix())
+
+
+def _unfinished(tracker: Tracker, config: RegisterConfig, results: Results) -> str | None:
+    runs = tracker.runs(
+        f"tags.`{_REGISTERS}` = '{results.digest}' and attributes.status != 'FINISHED'", config.experiment
+    )
+    return runs[0].run_id if runs else None
+
+
+def _version(
+    tracker: Tracker, run: str, model: str, outputs: PipelineOutputs, results: Results, origin: Origin
+) -> tuple[Version, bool]:
+    """The version with this model digest, and whether it is new.
+
+    A new one has everything that it needs from the start.
+    """
+    tags = results.tags() | origin.tags()
+    version = tracker.registry.find_version(model, MODEL_DIGEST, tags[MODEL_DIGEST])
+    if version is not None:
+        return version, False
+    tracker.log_folder(run, outputs.packaged, MODEL_ARTIFACT)
+    champion = tracker.registry.version_at(model, CHAMPION)
+    compared = Champion(champion.number, tracker.metrics(champion.run_id)) if champion else None
+    card = ModelCard(model, results, outputs, origin.tags(), tracker.page(run, None) or run, compared)
+    tracker.log_text(run, card.markdown(), CARD)
+    return tracker.registry.create_version(model, run, MODEL_ARTIFACT, tags, card.description()), True
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align register`."""
+    paths = params.section(PathsConfig)
+    others = MAKE_PRETRAINED if paths.is_made_elsewhere(params.section(FinetuneConfig).start) else ()
+    origin = read_origin(args.revision, args.cached_stage, paths.policy)
+    done = register(
+        params.section(RegisterConfig),
+        PipelineOutputs(paths.packaged, paths.shards, paths.reports, others, paths.index, paths.finetuned),
+        params.values,
+        origin=origin,
+        tracker=None,
+        run_id=current_run_id(),
+    )
+    version = done.version
+    try:
+        keep_in_git(Path.cwd(), version, origin.git_revision, origin.dvc_lock)
+    except DataError as error:
+        say(f"note: no tag in git keeps what version {version.number} was made from: {error}")
+    say(f"register: run {done.run_id} in MLflow at {done.mlflow}")
+    how = "registered" if done.created else "registered before: the model is the same"
+    digest = version.tags[MODEL_DIGEST]
+    show(f"{version.name} version {version.number} ({how}), alias {CANDIDATE}, digest {digest[:12]}")

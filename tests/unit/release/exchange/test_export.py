@@ -1,0 +1,291 @@
+"""`align export` and `align import_model`: exported and imported models give the same embeddings."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import AlignModel, AutoProcessor
+
+import align.release.exchange.export
+from align.cli import main
+from align.config.model import ModelConfig
+from align.durable.files import marked, sha256_file
+from align.errors import ConfigError, DataError, FormatError
+from align.formats.model_folder import Imported, read_config, tokenizer_of
+from align.formats.shards import read_manifest
+from align.model import image_tower
+from align.model.dual_encoder import DualEncoder, load_model, save_model
+from align.model.embedder import Embedder
+from align.model.image_tower import ImageTower, estimate_statistics
+from align.model.tokenizer import TextTokenizer
+from align.release.exchange.export import ParitySamples, find_samples
+from align.release.exchange.import_model import import_model
+from align.release.packaging.package import package
+from align.training.stage import train_stage
+from tests.support import ROOT, tiny_model, training_data
+from tests.support.params import PARAMS_FILE, load_params
+from tests.support.pictures import blurred_png
+
+#: Of the image tower: tracing takes as long as the tower has operations.
+NUM_STAGES = pytest.mark.parametrize("trained", [3, pytest.param(7, marks=pytest.mark.full)], indirect=True)
+
+IMAGES = [blurred_png(seed, (40 + seed, 50)) for seed in range(3)]
+
+
+@pytest.fixture
+def trained(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model folder at native width whose statistics are those of pictures; all seven stages, or the first ones."""
+    monkeypatch.setattr(image_tower, "_STAGES", image_tower._STAGES[: getattr(request, "param", 7)])
+    model_dir = tiny_model.write(tmp_path / "trained")
+    config = tiny_model.TINY.model_copy(update={"embed_width": ImageTower(tiny_model.TINY).width})
+    torch.manual_seed(0)
+    model = DualEncoder(config, TextTokenizer.load(tokenizer_of(model_dir), config.max_tokens).vocab_size)
+    estimate_statistics(model.vision_model, [torch.rand(8, 3, 32, 32) * 2 - 1])
+    save_model(model, model_dir, stage="finetune")
+    return model_dir
+
+
+def export(kind: str, trained: Path, out: Path) -> int:
+    """The command itself, on given images and texts."""
+    images = out.parent / "images"
+    images.mkdir(exist_ok=True)
+    for index, data in enumerate(IMAGES):
+        (images / f"{index}.png").write_bytes(data)
+    texts = out.parent / "texts.txt"
+    texts.write_text("\n".join(tiny_model.TEXTS) + "\n", encoding="utf-8")
+    return main([
+        "export", "--params", str(PARAMS_FILE), "--format", kind, "--out", str(out), "--model",
+        str(trained), "--images", str(images), "--texts", str(texts),
+    ])  # fmt: skip
+
+
+@pytest.mark.costs(7, "torch's exporter and ONNX's registry of operators")
+@NUM_STAGES
+def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "onnx"
+    assert export("onnx", trained, out) == 0
+    assert "embeddings of 3 images differ by at most" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".align.json", "image_encoder.onnx", "interface.json",
+        "text_encoder.onnx", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    embedder = Embedder.load(trained)
+    image, text = (onnxruntime.InferenceSession(out / f"{name}_encoder.onnx") for name in ("image", "text"))
+    tokenizer = TextTokenizer.load(out, 16)
+    for count in (1, 4):
+        texts = tiny_model.TEXTS[:count]
+        ids, mask = tokenizer(texts)
+        embeds = text.run(["text_embeds"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})[0]
+        np.testing.assert_allclose(embeds, embedder.embed_texts(texts), atol=1e-5)
+        crops = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        pixels = crops.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        embeds = image.run(["image_embeds"], {"pixels": pixels})[0]
+        np.testing.assert_allclose(embeds, embedder.embed_pixels(crops), atol=1e-5)
+    interface = json.loads((out / "interface.json").read_text())
+    assert (interface["resize_px"], interface["image_px"], interface["max_tokens"]) == (36, 32, 16)
+
+
+@pytest.mark.costs(8, "torch's exporter, and a Python that imports torch alone")
+@NUM_STAGES
+def test_torch_programs_run_where_there_is_no_align(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "torch"
+    assert export("torch", trained, out) == 0
+    code = """
+import sys, torch
+image, text = (torch.export.load(f"{sys.argv[1]}/{name}_encoder.pt2").module() for name in ("image", "text"))
+ids = torch.tensor([[2, 9, 3, 0], [2, 9, 11, 3]])
+embeds = image(torch.full((3, 3, 32, 32), 0.25)), text(ids, (ids > 0).long())
+assert not [name for name in sys.modules if name.split(".")[0] in ("align", "transformers")]
+torch.save([each.detach() for each in embeds], sys.argv[2])
+"""
+    weights = (trained / "model.safetensors").stat().st_size
+    state = [torch.export.load(out / f"{name}_encoder.pt2").state_dict for name in ("image", "text")]
+    sizes = [sum(tensor.nbytes for tensor in each.values()) for each in state]
+    assert sum(sizes) < 1.1 * weights and min(sizes) > 0.02 * weights  # each holds its own tower's
+    result = tmp_path / "embeds.pt"
+    subprocess.run(
+        [sys.executable, "-I", "-W", "ignore", "-c", code, out, result], check=True, cwd=tmp_path, timeout=200
+    )
+    image, text = torch.load(result)
+    model = load_model(trained)
+    ids = torch.tensor([[2, 9, 3, 0], [2, 9, 11, 3]])
+    with torch.inference_mode():
+        torch.testing.assert_close(image, model.encode_image(torch.full((3, 3, 32, 32), 0.25)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(text, model.encode_text(ids, (ids > 0).long()), atol=1e-5, rtol=0)
+
+
+def test_hugging_face_and_back_is_the_same_model(trained: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "hf", tmp_path / "imported"
+    assert export("hf", trained, folder) == 0
+    assert main(["import_model", "--params", str(PARAMS_FILE), "--from", str(folder), "--out", str(out)]) == 0
+    before, after = Embedder.load(trained), Embedder.load(out)
+    np.testing.assert_allclose(after.embed_images(IMAGES), before.embed_images(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(after.embed_texts(tiny_model.TEXTS), before.embed_texts(tiny_model.TEXTS), atol=1e-5)
+    assert load_model(out).config.batch_norm_group == 16  # of params.yaml
+    with pytest.raises(FormatError, match="`align import_model --from "):
+        load_model(folder)
+
+
+def test_an_imported_model_is_fine_tuned_and_packaged(trained: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "hf", tmp_path / "imported"
+    assert export("hf", trained, folder) == 0
+    params = load_params(PARAMS_FILE, ["model.batch_norm_group=4"])
+    config = import_model(params.section(ModelConfig), folder, out).config
+    shards, _ = training_data.write(tmp_path / "data")
+    recipe = training_data.finetune_config(num_steps=2, learning_rate=1e-9)
+    plan = training_data.plan(
+        (shards, tokenizer_of(out)), tmp_path / "ck", recipe, model=config, initial=out
+    )  # fmt: skip
+    train_stage(plan, out=tmp_path / "finetuned", reports=tmp_path / "reports")
+    tuned, before = load_model(tmp_path / "finetuned").state_dict(), load_model(out).state_dict()
+    for name in ("text_projection.weight", "vision_model.embeddings.convolution.weight", "log_temperature"):
+        torch.testing.assert_close(tuned[name], before[name], atol=1e-5, rtol=1e-5)
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "metrics.json").write_text("{}")
+    report = package(
+        model=out,
+        evaluation=tmp_path / "evaluation",
+        out=tmp_path / "packaged",
+        reports=tmp_path / "reports_of_package",
+    )
+    assert report.metrics["package/embed_width"] == config.embed_width == 80
+    source = Imported(folder="hf", weights=sha256_file(folder / "model.safetensors"))
+    assert (report.imported, report.trained_on) == (source, ())
+    assert read_config(out).stage == "import_model"
+    after = read_config(tmp_path / "finetuned")
+    assert (after.imported, after.trained_on) == (source, (read_manifest(shards).digest,))
+
+
+def test_a_folder_of_somebody_stays(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "wedding.jpg").write_bytes(b"the only copy")
+    assert export("torch", trained, folder) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "photos: has content, and no .align.json" in lines[0]
+    params = load_params(PARAMS_FILE, ["model.batch_norm_group=4"]).section(ModelConfig)
+    assert export("hf", trained, tmp_path / "hf") == 0
+    with pytest.raises(DataError, match=r"photos: has content"):
+        import_model(params, tmp_path / "hf", folder)
+    for out in (tmp_path / "hf", tmp_path / "hf/ours", tmp_path):
+        with pytest.raises(DataError, match="the input"):
+            import_model(params, tmp_path / "hf", out)
+    assert [path.name for path in folder.iterdir()] == ["wedding.jpg"]
+
+
+def test_transformers_loads_a_folder_with_our_mark(trained: Path, tmp_path: Path) -> None:
+    assert export("hf", trained, tmp_path / "hf") == 0
+    assert marked(tmp_path / "hf") == "export"
+    assert AlignModel.from_pretrained(tmp_path / "hf").config.projection_dim
+    assert AutoProcessor.from_pretrained(tmp_path / "hf")(text=["a red fox"])["input_ids"]
+    assert export("hf", trained, tmp_path / "hf") == 0  # ours, so it is replaced
+
+
+@pytest.mark.parametrize("trained", [1], indirect=True)
+@pytest.mark.parametrize("factor", [1 + 1e-2, float("nan")])
+def test_a_failed_check_writes_nothing(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    factor: float,
+) -> None:
+    class Wrong(align.release.exchange.export.Programs):
+        def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return super().encode_text(input_ids, attention_mask) * factor
+
+    monkeypatch.setattr(align.release.exchange.export, "Programs", Wrong)
+    out = tmp_path / "wrong"
+    assert export("torch", trained, out) == 1
+    assert "not written: as torch the embeddings of images differ by" in capsys.readouterr().err
+    assert not out.exists() and not list(tmp_path.glob(".wrong*"))
+
+
+def test_a_width_without_a_place_upstream_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export("hf", tiny_model.write(tmp_path / "trained"), tmp_path / "hf") == 1
+    assert "has no image projection" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+
+
+def test_onnx_without_its_packages_says_what_to_install(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"needs onnxscript: pip install 'align-mlops\[onnx\]'"):
+        align.release.exchange.export.export(
+            "onnx",
+            model_dir=trained,
+            samples=ParitySamples({str(index): data for index, data in enumerate(IMAGES)}, tiny_model.TEXTS),
+            out=tmp_path / "onnx",
+        )
+
+
+def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path: Path) -> None:
+    samples = find_samples(ROOT / "data/sample/evaluation", None, None)
+    assert (len(samples.images), len(samples.texts)) == (16, 16)
+    with pytest.raises(DataError, match="0 images, 0 texts; give --images FOLDER and --texts FILE"):
+        find_samples(tmp_path, None, None)
+    photos, captions = tmp_path / "photos", tmp_path / "photos/captions.csv"
+    photos.mkdir()
+    captions.write_text("file,caption\n1.PNG,a fox\n")
+    with pytest.raises(DataError, match=r"--images .*photos: no picture in it"):
+        find_samples(tmp_path, photos, captions)
+    (photos / "1.PNG").write_bytes(IMAGES[0])
+    assert find_samples(tmp_path, photos, captions).images == {str(photos / "1.PNG"): IMAGES[0]}  # not the table
+    for wrong in (tmp_path / "gone", photos / "1.PNG"):
+        with pytest.raises(DataError, match=f"--images {wrong}: no such folder"):
+            find_samples(tmp_path, wrong, captions)
+    with pytest.raises(DataError, match="cannot be read"):
+        find_samples(tmp_path, photos, tmp_path / "absent.txt")
+
+
+def test_a_damaged_picture_is_named(trained: Path, tmp_path: Path) -> None:
+    samples = ParitySamples({"photos/1.png": b"damaged"}, tiny_model.TEXTS)
+    with pytest.raises(DataError, match=r"^photos/1\.png: "):
+        align.release.exchange.export.export("torch", model_dir=trained, samples=samples, out=tmp_path / "out")
+
+
+def test_what_is_not_upstreams_is_not_imported(trained: Path, tmp_path: Path) -> None:
+    config = load_params().section(ModelConfig)
+    with pytest.raises(DataError, match="no ALIGN model in Hugging Face's format"):
+        import_model(config, trained, tmp_path / "imported")
+    assert not (tmp_path / "imported").exists()
+
+
+def test_what_cannot_be_is_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "file").write_text("")
+    shutil.copy(PARAMS_FILE, tmp_path / "here/params.yaml")
+    (tmp_path / "here/dvc.yaml").write_text("stages: {package: {cmd: x, outs: [made]}}")
+    monkeypatch.chdir(tmp_path / "here")
+    importing = ["import_model", "--params", str(PARAMS_FILE), "--from"]
+    cases = (
+        (lambda: export("torch", trained, Path()), ".: the working directory, or a folder around it, is not replaced"),
+        (lambda: export("torch", trained, trained), "would replace, or lie in, the input"),
+        (lambda: export("torch", trained, Path("made")), "--out made: stage package of dvc.yaml"),
+        (
+            lambda: main([*importing, "../trained/model", "--out", "made"]),
+            "--out made: stage package of dvc.yaml",
+        ),
+        (lambda: main([*importing, "none", "--out", "new"]), "--from none: no such folder"),
+        (lambda: main([*importing, "../file", "--out", "new"]), "--from ../file: no such folder"),
+        (
+            lambda: main([*importing, "../here", "--out", "../new"]),
+            "../here: no ALIGN model in Hugging Face's format: it has",
+        ),
+        (lambda: main([*importing, "../trained/model", "--out", "../file"]), "../file: is a file, not a folder"),
+    )
+    for command, line in cases:
+        assert command() == 1
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1 and line in said[0]

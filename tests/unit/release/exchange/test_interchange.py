@@ -1,0 +1,212 @@
+"""Models to and from `transformers.AlignModel`."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AlignConfig, AlignModel, AlignProcessor, AutoProcessor, EfficientNetImageProcessor
+
+from align.config.model import ModelConfig
+from align.errors import DataError
+from align.formats.model_folder import tokenizer_of
+from align.model.dual_encoder import DualEncoder
+from align.model.image_tower import ImageTower, estimate_statistics, initialise
+from align.model.preprocess import centre_crop, decode, to_pixels
+from align.model.tokenizer import TextTokenizer
+from align.release.exchange.interchange import model_config, our_weights, read_hugging_face, write_hugging_face
+from tests.support.pictures import blurred_png
+from tests.support.tiny_model import TINY, write
+
+NATIVE = TINY.model_copy(update={"embed_width": ImageTower(TINY).width})
+TEXTS = ["a red heart", "the yellow sun", "a blue star " * 20]
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> tuple[DualEncoder, Path]:
+    """A model at native width with its statistics estimated, and its tokenizer."""
+    tokenizer_dir = tokenizer_of(write(tmp_path / "ours"))
+    torch.manual_seed(0)
+    model = DualEncoder(NATIVE, TextTokenizer.load(tokenizer_dir, NATIVE.max_tokens).vocab_size)
+    estimate_statistics(model.vision_model, [pixels(8)])
+    with torch.no_grad():
+        model.log_temperature.fill_(-3.5)
+    return model.eval(), tokenizer_dir
+
+
+def pixels(count: int) -> Tensor:
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def folder(tmp_path: Path) -> Path:
+    directory = tmp_path / "hf"
+    directory.mkdir()
+    return directory
+
+
+def assert_equal_embeddings(ours: DualEncoder, theirs: AlignModel, ids: Tensor, mask: Tensor) -> None:
+    with torch.inference_mode():
+        images, texts = ours.encode_image(pixels(len(ids))), ours.encode_text(ids, mask)
+        out = theirs(input_ids=ids, attention_mask=mask, pixel_values=pixels(len(ids)))
+        torch.testing.assert_close(images, out.image_embeds, atol=1e-5, rtol=0)
+        torch.testing.assert_close(texts, out.text_embeds, atol=1e-5, rtol=0)
+        torch.testing.assert_close(images @ texts.T / ours.temperature, out.logits_per_image, atol=1e-3, rtol=1e-4)
+    assert float(images.std(0).mean()) > 1e-3
+
+
+def test_a_written_folder_loads_in_plain_transformers(ours: tuple[DualEncoder, Path], tmp_path: Path) -> None:
+    model, tokenizer_dir = ours
+    directory = folder(tmp_path)
+    write_hugging_face(model, tokenizer_dir, directory)
+    theirs, problems = AlignModel.from_pretrained(directory, output_loading_info=True)
+    assert not any(problems.values()), problems
+    assert float(theirs.temperature.detach()) == pytest.approx(np.exp(-3.5))
+    ids, mask = TextTokenizer.load(tokenizer_dir, NATIVE.max_tokens)(TEXTS)
+    assert_equal_embeddings(model, theirs.eval(), ids, mask)
+
+
+def test_its_processor_is_our_preprocessing(ours: tuple[DualEncoder, Path], tmp_path: Path) -> None:
+    model, tokenizer_dir = ours
+    directory = folder(tmp_path)
+    write_hugging_face(model, tokenizer_dir, directory)
+    files = [blurred_png(0, (90, 61)), blurred_png(1, (50, 133)), blurred_png(2, (36, 36))]
+    mine = to_pixels(np.stack([centre_crop(decode(data, NATIVE.resize_px), NATIVE.image_px) for data in files]))
+    ids, mask = TextTokenizer.load(tokenizer_dir, NATIVE.max_tokens)(TEXTS)
+    for processor in (AlignProcessor.from_pretrained(directory), AutoProcessor.from_pretrained(directory)):
+        images = [Image.open(io.BytesIO(data)) for data in files]
+        batch = processor(images=images, text=TEXTS, return_tensors="pt")
+        assert float((batch["pixel_values"] - mine).abs().max()) <= 1e-6
+        assert batch["input_ids"].shape[1] == ids.shape[1] == NATIVE.max_tokens  # the last text is cut
+        assert torch.equal(batch["input_ids"], ids) and torch.equal(batch["attention_mask"], mask)
+
+
+def test_a_width_that_is_not_native_says_why_it_cannot_go(ours: tuple[DualEncoder, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"embed_width 16 is not the image tower's own width 80.*no image projection"):
+        write_hugging_face(DualEncoder(TINY, 50), ours[1], folder(tmp_path))
+
+
+def upstream(ours: tuple[DualEncoder, Path], tmp_path: Path, **text: Any) -> tuple[AlignModel, Path]:
+    """A random AlignModel, longer in positions than its tokenizer's texts, as transformers saves it."""
+    directory = folder(tmp_path)
+    write_hugging_face(ours[0], ours[1], directory)  # for its processor and tokenizer
+    config = AlignConfig.from_pretrained(directory)
+    sections = {"text_config": config.text_config.to_dict() | {"max_position_embeddings": 40} | text}
+    torch.manual_seed(3)
+    model = AlignModel(AlignConfig(**(config.to_dict() | sections)))
+    with torch.no_grad():
+        model.temperature.fill_(0.02)
+        initialise(model.vision_model)  # upstream's own start lets the signal die on its way
+        model.train().get_image_features(pixels(8))  # with its momentum of 0.99 these become the statistics
+    images = AlignProcessor.from_pretrained(directory).image_processor
+    for name in ("model.safetensors", "processor_config.json"):
+        (directory / name).unlink()
+    model.save_pretrained(directory)
+    images.save_pretrained(directory)  # preprocessor_config.json, as align-base has it
+    return model.eval(), directory
+
+
+def test_an_upstream_folder_becomes_ours(ours: tuple[DualEncoder, Path], tmp_path: Path) -> None:
+    theirs, directory = upstream(ours, tmp_path)
+    model, tokenizer = read_hugging_face(directory, batch_norm="group", batch_norm_group=16)
+    assert model.config == NATIVE.model_copy(update={"batch_norm_group": 16, "temperature_init": 0.1})
+    assert float(model.temperature.detach()) == pytest.approx(0.02)
+    assert not model.training and tokenizer.get_vocab_size() == model.vocab_size
+    ids, mask = TextTokenizer.load(ours[1], NATIVE.max_tokens)(TEXTS)
+    assert_equal_embeddings(model, theirs, ids, mask)
+
+
+def published_processor() -> EfficientNetImageProcessor:
+    """The image processor of the published checkpoint."""
+    return EfficientNetImageProcessor(
+        do_center_crop=True,
+        rescale_factor=1 / 127.5,
+        rescale_offset=True,
+        do_normalize=False,
+        include_top=False,
+        resample=2,
+    )
+
+
+def test_align_base_fits_by_name_and_shape() -> None:
+    """The published checkpoint's configuration, as transformers' conversion script makes it, without its bytes."""
+    vision = {"image_size": 289, "hidden_dim": 640, "depthwise_padding": [], "width_coefficient": 2.0}
+    config = AlignConfig(vision_config=vision | {"depth_coefficient": 3.1}, text_config={}, projection_dim=640)
+    processor = published_processor()
+    mine = model_config(config, processor, longest=64, batch_norm="group", batch_norm_group=16)
+    assert (mine.image_tower, mine.text_tower, mine.embed_width) == ("B7", "Base", 640)
+    assert (mine.resize_px, mine.image_px, mine.max_tokens, mine.stochastic_depth) == (346, 289, 64, 0.2)
+    with torch.device("meta"):
+        theirs, model = AlignModel(config), DualEncoder(mine, config.text_config.vocab_size)
+    given = our_weights(theirs.state_dict(), mine.max_tokens)
+    wanted = model.state_dict()
+    assert {name: tensor.shape for name, tensor in given.items()} == {n: t.shape for n, t in wanted.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_config": {"depthwise_padding": [18]}}, r"vision_config\.depthwise_padding is \[18\]"),
+        ({"text_config": {"intermediate_size": 100}}, r"text_config\.intermediate_size is 100"),
+    ],
+)
+def test_another_architecture_is_refused(change: dict[str, Any], message: str) -> None:
+    processor = published_processor()
+    with pytest.raises(DataError, match=message):
+        model_config(AlignConfig(**change), processor, longest=64, batch_norm="group", batch_norm_group=16)
+    with pytest.raises(DataError, match="do_normalize is True"):
+        model_config(
+            AlignConfig(),
+            EfficientNetImageProcessor(**processor.to_dict() | {"do_normalize": True}),
+            longest=64,
+            batch_norm="group",
+            batch_norm_group=16,
+        )
+
+
+@pytest.mark.parametrize(
+    ("breakage", "message"),
+    [
+        ("config", "it has no config.json"),
+        ("tokenizer", "not an ALIGN model in Hugging Face's format"),
+        ("temperature", r"temperature -0\.5"),
+        ("weights", r"not complete: text_projection\.weight"),
+        ("shapes", "the weights do not load"),
+        ("no weights", "the weights do not load"),
+    ],
+)
+def test_a_broken_folder_is_a_clear_error(
+    ours: tuple[DualEncoder, Path], tmp_path: Path, breakage: str, message: str
+) -> None:
+    _, directory = upstream(ours, tmp_path)
+    weights = load_file(directory / "model.safetensors")
+    if breakage == "config":
+        (directory / "config.json").unlink()
+    elif breakage == "tokenizer":
+        (directory / "tokenizer.json").unlink()
+    elif breakage == "temperature":
+        save_file(weights | {"temperature": torch.tensor(-0.5)}, directory / "model.safetensors", {"format": "pt"})
+    elif breakage == "weights":
+        del weights["text_projection.weight"]
+        save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    elif breakage == "shapes":
+        weights["text_projection.weight"] = torch.zeros(3, 3)
+        save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    else:
+        (directory / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=message):
+        read_hugging_face(directory, batch_norm="group", batch_norm_group=16)
+
+
+def test_a_model_survives_both_ways(ours: tuple[DualEncoder, Path], tmp_path: Path) -> None:
+    directory = folder(tmp_path)
+    write_hugging_face(*ours, directory)
+    again, tokenizer = read_hugging_face(directory, batch_norm="group", batch_norm_group=4)
+    assert isinstance(again.config, ModelConfig) and again.config == NATIVE
+    for name, tensor in ours[0].state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, atol=1e-6, rtol=1e-6, msg=name)
+    assert tokenizer.get_vocab_size() == ours[0].vocab_size

@@ -1,0 +1,305 @@
+"""Promotion: what each gate refuses, what people approve, what changes meanwhile, and the way back.
+
+Over a registry in memory, and by `make test-full` in a real MLflow, too.
+"""
+
+import fcntl
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from align.errors import DataError, GateError
+from align.formats.query_ranks import QueryRanks
+from align.release.aliases import moves as alias_moves
+from align.release.aliases import rollback
+from align.release.aliases.champion import make_champion
+from align.release.aliases.rollback import rollback as roll_back
+from align.release.promotion import gates, promote
+from align.release.promotion.approval import Approval, reject
+from align.release.promotion.decision import Gate, PromotionDecision
+from align.release.promotion.judge import Judged
+from align.services.tracking.registry import Version
+from align.services.tracking.tracker import Tracker
+from tests.support.empty_versions import version
+from tests.support.memory_mlflow import MemoryTracker
+from tests.support.params import load_params
+from tests.support.registered import RECALL, ranks
+
+ANN = Approval("Ann", "reads signs")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered model, whose files are empty."""
+
+    root: Path
+    tracker: Tracker
+
+    def candidate(self, measured: float | QueryRanks) -> Version:
+        return version(self.tracker, self.root, measured)
+
+    def promote(self, *more: str, number: int | None = None, approval: Approval | None = None) -> PromotionDecision:
+        params = load_params(overrides=[f"promote.metrics=[{RECALL}]", "promote.margin=0.02", *more])
+        return promote.promote(params, self.tracker, number, approval)[0]
+
+    def aliases(self) -> dict[str, int]:
+        return self.tracker.registry.aliases("align")
+
+    def history(self) -> list[tuple[str, int | None, int | None]]:
+        return [(move.kind, move.before, move.to) for move in self.tracker.registry.champion_state("align").moves]
+
+
+@pytest.fixture(params=["memory", pytest.param("mlflow", marks=pytest.mark.full)])
+def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", not Path("broken").exists())
+    )
+    in_memory = request.param == "memory"
+    return Model(
+        tmp_path,
+        MemoryTracker(tmp_path / "mlflow") if in_memory else Tracker(request.getfixturevalue("empty_mlflow")(tmp_path)),
+    )
+
+
+def test_promotion_and_rollback_over_three_champions(model: Model) -> None:
+    with pytest.raises(DataError, match="no version with alias 'candidate'"):
+        model.promote()
+    model.candidate(0.5)
+    decision = model.promote()
+    assert (decision.outcome, decision.candidate, decision.champion) == ("promoted", 1, None)
+    assert model.promote().outcome == "unchanged"
+    model.candidate(0.53)  # better by three points, of which two are the margin: that may be chance
+    refused = model.promote()
+    assert refused.outcome == "refused"
+    assert refused.reason.startswith("better than version 1: +3.0 points, 95% lower bound +")
+    assert refused.reason.endswith("needed: bound above +2.0")
+    assert model.aliases() == {"candidate": 2, "champion": 1}
+    model.candidate(0.6)
+    assert model.promote().outcome == "promoted"
+    assert model.aliases() == {"candidate": 3, "champion": 3}
+    model.candidate(0.7)
+    assert model.promote().scores == {RECALL: (0.7, 0.6)}
+    assert model.aliases() == {"candidate": 4, "champion": 4}
+
+    done = roll_back("align", "slow on phones", model.tracker)
+    assert (done.champion, done.replaced) == (3, 4)
+    assert model.aliases() == {"candidate": 4, "champion": 3}
+    again = model.promote()
+    assert again.outcome == "refused"
+    assert again.reason.startswith("rolled back: at 20") and "slow on phones" in again.reason
+    assert roll_back("align", "why", model.tracker).champion == 1
+    assert model.aliases() == {"candidate": 4, "champion": 1}
+    with pytest.raises(DataError, match="no champion before 1"):
+        roll_back("align", "why", model.tracker)
+
+
+def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gates, "better", lambda *_: Gate("better", "", "", True))  # else no two replace each other
+    monkeypatch.setattr(rollback, "require_store", lambda: None)
+    monkeypatch.setattr(rollback, "Tracker", lambda: model.tracker)
+    for _ in range(2):
+        model.candidate(0.5)
+    for number in (1, 2, 1):
+        assert model.promote(number=number).outcome == "promoted"
+    assert model.aliases() == {"candidate": 2, "champion": 1}
+    rollback.main(load_params(), Namespace(reason="slow"))
+    assert capsys.readouterr().out.strip() == (
+        "align version 2 is the champion again; no champion before it is left; 1 was rolled back: slow"
+    )
+    assert model.aliases() == {"candidate": 2, "champion": 2}
+    with pytest.raises(DataError, match="no champion before 2 is left: the others were rolled back"):
+        rollback.main(load_params(), Namespace(reason="slow"))
+
+
+def test_a_candidate_near_chance_is_refused_even_without_a_champion(model: Model) -> None:
+    model.candidate(0.3)
+    decision = model.promote()
+    assert decision.outcome == "refused"
+    assert f"above chance: {RECALL}: lower 95 % bound 0.2" in decision.reason
+    assert "needed: 3 x chance = 0.3000" in decision.reason
+    assert model.aliases() == {"candidate": 1}
+    with pytest.raises(DataError, match="names the set 'sketches', which is not here, and on which the candidate"):
+        model.promote("promote.metrics=[sketches/image_to_text/recall@1]")
+    with pytest.raises(DataError, match="metric 'concepts/knn/accuracy' was not measured; the measured sets are conc"):
+        model.promote("promote.metrics=[concepts/knn/accuracy]")
+
+
+def test_another_set_of_today_must_be_here_to_measure_the_champion(model: Model) -> None:
+    model.candidate(0.5)
+    model.promote()
+    model.candidate(ranks(0.7, {"concepts": "e" * 64}))
+    with pytest.raises(DataError, match="version 1 has to be measured on the set 'concepts' of today, which is not he"):
+        model.promote()
+    assert model.aliases() == {"candidate": 2, "champion": 1}
+
+
+def worse_from_texts() -> QueryRanks:
+    """Better where images are asked, which the metric counts, and worse where texts are."""
+    better, worse = ranks(0.7).ranked, ranks(0.1).ranked
+    of_texts = ("concepts", "text_to_image")
+    return replace(ranks(0.7), ranked=better | {of_texts: worse[of_texts]})
+
+
+def tagged(**tags: str) -> Callable[[Model, Version], None]:
+    return lambda model, made: model.tracker.registry.set_version_tags(
+        made, {f"align.{name}": value for name, value in tags.items()}
+    )
+
+
+def trained_with_alarms(model: Model, made: Version) -> None:
+    model.tracker.log_metrics(made.run_id, {"finetune/train/alarms": 1.0})
+
+
+def edited(model: Model, made: Version) -> None:
+    (model.root / "edited").mkdir()
+    (model.root / "edited" / "MLmodel").write_text("flavors: {other: {}}")
+    model.tracker.log_folder(made.run_id, model.root / "edited", "model")
+
+
+def broken(model: Model, made: Version) -> None:
+    (model.root / "broken").touch()
+
+
+def good(model: Model, made: Version) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("gate", "champion", "candidate", "change"),
+    [
+        (None, 0.5, 0.7, good),
+        ("lineage", 0.5, 0.7, tagged(data_digest="")),
+        ("data verdict", 0.5, 0.7, tagged(quality="failed")),
+        ("rolled back", 0.5, 0.7, tagged(rolled_back_at="2026-11-01T12:00:00Z")),
+        ("health alarms", 0.5, 0.7, trained_with_alarms),
+        (f"above chance: {RECALL}", 0.1, 0.3, good),
+        ("better than version 1", 0.5, 0.52, good),
+        ("no slice worse", 0.5, worse_from_texts(), good),
+        ("registered bytes", 0.5, 0.7, edited),
+        ("smoke prediction", 0.5, 0.7, broken),
+    ],
+)
+def test_each_gate_alone_refuses(
+    model: Model, gate: str | None, champion: float, candidate: float | QueryRanks, change: Callable[..., None]
+) -> None:
+    make_champion(model.tracker, model.candidate(champion), replaces=None, why="first", figures={})
+    made = model.candidate(candidate)
+    change(model, made)
+    decision = model.promote()
+    assert [row.name for row in decision.gates if row.passed is False] == ([gate] if gate else [])
+    assert decision.outcome == ("refused" if gate else "promoted")
+    assert model.aliases() == {"candidate": 2} | ({"champion": 1} if gate else {"champion": 2})
+    tags = model.tracker.registry.versions("align")[1].tags
+    assert tags.get("align.refused_because") == (decision.reason if gate else None)
+    assert decision.reason.startswith(f"{gate}: " if gate else f"mean of {RECALL} is 0.7000, the champion's")
+
+
+def test_the_aliases_move_under_the_lock(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.candidate(0.5)
+    moves, free = promote.make_champion, []
+
+    def move(*values: object, **named: object) -> None:
+        with alias_moves.LOCK.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free.append("while they move")
+            except BlockingIOError:
+                free.append("not")
+        moves(*values, **named)  # type: ignore[arg-type] # as it is called
+
+    monkeypatch.setattr(promote, "make_champion", move)
+    assert model.promote().outcome == "promoted" and free == ["not"]
+
+
+@pytest.mark.parametrize("approval", [None, ANN])
+def test_where_a_person_has_to_approve_the_gates_alone_move_nothing(model: Model, approval: Approval | None) -> None:
+    model.candidate(0.5)
+    decision = model.promote("promote.approval=true", approval=approval)
+    assert decision.outcome == ("promoted" if approval else "unapproved")
+    assert model.history() == ([("promoted", None, 1)] if approval else [])
+    model.candidate(0.3)
+    assert model.promote("promote.approval=true", approval=approval).outcome == "refused"  # nobody's word is a gate
+    assert model.aliases() == {"candidate": 2} | ({"champion": 1} if approval else {})
+
+
+def test_a_rejection_moves_nothing_and_is_kept(model: Model) -> None:
+    make_champion(model.tracker, model.candidate(0.5), replaces=None, why="first", figures={})
+    reject(model.tracker, model.candidate(0.7), replace(ANN, is_rejection=True))
+    assert model.aliases() == {"candidate": 2, "champion": 1}
+    assert model.history() == [("promoted", None, 1), ("rejected", 1, 1)]
+
+
+def judged_while(model: Model, monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> list[Judged]:
+    """Lets something happen while a version is judged for the first time; returns what was judged, in order."""
+    judged, judge = list[Judged](), promote.judge
+
+    def slow(*values: object) -> Judged:
+        judged.append(judge(*values))  # type: ignore[arg-type] # as it is called
+        if len(judged) == 1:
+            change()
+        return judged[-1]
+
+    monkeypatch.setattr(promote, "judge", slow)
+    return judged
+
+
+def test_a_version_is_judged_again_if_the_champion_changes_meanwhile(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_champion(model.tracker, model.candidate(0.4), replaces=None, why="first", figures={})
+    better, asked = model.candidate(0.7), model.candidate(0.6)
+    judged = judged_while(
+        model, monkeypatch, lambda: make_champion(model.tracker, better, replaces=1, why="better", figures={})
+    )
+    decision = model.promote()
+    assert [(each.candidate.number, each.decision.champion) for each in judged] == [(3, 1), (3, 2)]
+    assert [each.decision.outcome for each in judged] == ["promoted", "refused"]
+    assert (decision.outcome, model.aliases()) == ("refused", {"candidate": 3, "champion": 2})
+    assert "align.refused_at" in model.tracker.registry.versions("align")[asked.number - 1].tags
+
+
+def test_a_version_that_is_taken_back_meanwhile_is_judged_again(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, made = model.candidate(0.5), model.candidate(0.7)
+    make_champion(model.tracker, first, replaces=None, why="first", figures={})
+
+    def there_and_back() -> None:
+        make_champion(model.tracker, made, replaces=1, why="better", figures={})
+        roll_back("align", "slow", model.tracker)
+
+    judged = judged_while(model, monkeypatch, there_and_back)
+    assert model.promote().reason.startswith("rolled back: ")
+    assert len(judged) == 2 and model.aliases() == {"candidate": 2, "champion": 1}
+
+
+def test_an_approval_ends_if_the_candidate_changes_before_or_while_it_is_judged(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.candidate(0.6)
+    approval = replace(ANN, candidate=1, champion=0)
+    judged = judged_while(model, monkeypatch, lambda: model.candidate(0.5))
+    for num_judged in (1, 1):  # the second time it is not even judged
+        with pytest.raises(GateError, match="version 1 is not promoted: it was the candidate when the promotion was"):
+            model.promote(number=1, approval=approval)
+        assert len(judged) == num_judged
+    with pytest.raises(GateError, match="the champion was version 2 when the promotion was judged, and now is none"):
+        model.promote(approval=replace(ANN, champion=2))
+    assert len(judged) == 1 and model.history() == []
+
+
+def test_a_champion_that_was_made_by_hand_is_judged_against_the_one_that_it_replaced(model: Model) -> None:
+    params = load_params(overrides=[f"promote.metrics=[{RECALL}]"])
+    with pytest.raises(DataError, match="model 'align' has no champion to check"):
+        promote.check(params, model.tracker)
+    make_champion(model.tracker, model.candidate(0.6), replaces=None, why="first", figures={})
+    assert promote.check(params, model.tracker) == "align version 1, the champion passes the gates"
+    model.tracker.registry.set_alias(model.candidate(0.5), "champion")
+    with pytest.raises(
+        GateError, match=r"moved by hand at .*, would not be promoted: better than version 1: -10\.0 po"
+    ):
+        promote.check(params, model.tracker)
+    assert model.aliases() == {"candidate": 2, "champion": 2}

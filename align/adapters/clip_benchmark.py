@@ -123,7 +123,7 @@ def run(source: str, options: Sequence[str]) -> None:
 
     Args:
         source: as for `open_model`.
-        options: those of `clip_benchmark eval`, but for which model it is.
+        options: those of `clip_benchmark eval`, without those that choose the model.
 
     Raises:
         ConfigError: CLIP_benchmark is not installed here, or an option names a model.

@@ -177,7 +177,7 @@ class _SecondTry(Generic[In, Out]):
 
     def _blame_the_machine(self) -> NoReturn:
         raise DataError(
-            f"worker processes were killed over {len(self._culprits)} item(s), also when each had a worker alone: "
+            f"worker processes were killed over {len(self._culprits)} item(s), even when each had a worker alone: "
             f"{', '.join(self._culprits)}; this machine has too little memory for them, or something else kills "
             "processes here: use a larger machine, or lower engine.memory_limit, and run again"
         )

@@ -1,5 +1,4 @@
-"""What a suite asks of a set of captions beside its own retrieval: COCO 1K, Multi30K, labelled queries, and what others
-published.
+"""What a suite asks of captions besides retrieval: COCO 1K, Multi30K, labelled queries, and what others published.
 
 Published files name pictures and captions by COCO's ids. They are read and looked up in the whole set before anything
 is embedded, so that a wrong file is found at once. Pictures that cannot be shown to the model are left out, with what

@@ -60,7 +60,7 @@ _PER_EXAMPLE = 3
 
 @dataclass(frozen=True)
 class SuiteNeeds:
-    """What tasks of a suite need beside their sets.
+    """What tasks of a suite need besides their sets.
 
     Attributes:
         files: reads what others published about the sets.

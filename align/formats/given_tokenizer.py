@@ -12,7 +12,7 @@ from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError
 from align.formats.model_folder import TOKENIZER
 
-#: The vocabulary of a folder without TOKENIZER, a piece a line.
+#: The vocabulary of a folder without TOKENIZER, one piece per line.
 VOCABULARY = "vocab.txt"
 _START, _END = "[CLS]", "[SEP]"
 

@@ -99,7 +99,7 @@ class PairAddresses:
             row = group.slice(position % _ROWS_PER_GROUP, 1).to_pylist()[0]
             pages, pictures = row[_PAGES], row[_PICTURES]
             if not len(pages) == len(pictures) == num_pairs or None in (*pages, *pictures):
-                raise ValueError("addresses are missing")  # noqa: TRY301 - damage is one thing, whoever finds it
+                raise ValueError("addresses are missing")  # noqa: TRY301 - all damage is the same error
         except (pa.ArrowException, OSError, ValueError, TypeError, IndexError) as error:
             raise _damaged(Path(ADDRESSES), error) from None
         return tuple(map(PairAddress, pages, pictures))

@@ -309,7 +309,7 @@ def iter_images(shard: RawShard) -> Iterator[tuple[str, bytes]]:
 
 
 def image_spans(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
-    """Yields (tar sample key, offset, bytes) of the images in a tar, but for empty files.
+    """Yields (tar sample key, offset, bytes) of the images in a tar, without empty files.
 
     Only headers are read; `file` must be seekable.
 

@@ -12,7 +12,7 @@ needs no pass: s is linear in x, so dL/dT = -sum_i x_i . dL/dx_i / T.
 
 With several processes, each has its own rows of x and y, gathers all rows of y, and computes its own rows of s.
 
-A teacher (`align.training.distillation`) gives soft targets beside the labels. Both share the log-sum-exps of s.
+A teacher (`align.training.distillation`) gives soft targets besides the labels. Both share the log-sum-exps of s.
 
 Everything is computed in the embeddings' precision, at least float32 (half-precision embeddings are cast) and never
 TF32. The eager tiles are the reference. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel;

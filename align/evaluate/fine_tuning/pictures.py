@@ -33,7 +33,7 @@ class Pictures:
         clusters: as in `Labelled`.
 
     Raises:
-        DataError: no picture, or not one label a picture.
+        DataError: no picture, or not one label per picture.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """COCO 1K: retrieval within each of five folds of the test split, and the mean of the five.
 
 The 25,000 captions are cut into five runs of consecutive ones, with the images that they were written for. A fold's
-queries see the items of their fold only. The older papers report this beside the whole split (Karpathy and Fei-Fei,
+queries see the items of their fold only. The older papers report this besides the whole split (Karpathy and Fei-Fei,
 2015; `coco_1k_recalls` of eccv_caption).
 """
 

@@ -5,7 +5,7 @@ report: the k nearest vote, each with weight exp(cosine / temperature) (Wu et al
 Non-Parametric Instance Discrimination", CVPR 2018: k = 200, temperature 0.07).
 
 References are read once and in order, some thousands at a time, and may be a file that is mapped into memory: 50,000
-queries against 1.28 million references, 640 wide, take 0.2 GB beside that file.
+queries against 1.28 million references, 640 wide, take 0.2 GB besides that file.
 
 Ties: if references of two labels are equally near and none is nearer, or two labels get the same vote, the answer is
 `UNDECIDED`, which is wrong whatever the label. Among equally near references at the border of the k nearest, earlier

@@ -48,7 +48,7 @@ _MAX_WORK: Final = 4_000_000
 #: The most rules for us; beyond them nothing may be fetched. So many fit into 500 KiB only if their lines are shorter
 #: than 26 characters; the longest lists in use have a few thousand.
 _MAX_RULES: Final = 20_000
-#: Approximate bytes of a rule, beside its characters.
+#: Approximate bytes of a rule, in addition to its characters.
 _RULE_BYTES: Final = 150
 _PATH: Final = re.compile(r"https?://[^/?]*")
 

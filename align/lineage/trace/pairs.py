@@ -70,7 +70,7 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is known of a pair beside its history: the source's node, its place there, the pictures' samples."""
+    """What is known of a pair besides its history: the source's node, its place there, the pictures' samples."""
 
     source: str
     place: Place

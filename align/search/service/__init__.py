@@ -5,7 +5,7 @@ champion     which pair that is, by the registry's alias or by this checkout; th
 take_downs   which pictures are as if they were not in the index
 fetched      a registered version's model and index on this disk
 batching     queries that come at once are embedded at once
-turns        whoever sends much waits for itself, not others for it
+turns        a client that sends much waits longer, others do not
 queries      what a request asks, as vectors, filters and pages
 uploads      decodes foreign pictures in a process that may be killed
 limits       bodies, clients, time; counts of requests

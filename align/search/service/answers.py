@@ -12,7 +12,7 @@ Key = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class Asked(BaseModel):
-    """What a query has beside its text or picture.
+    """What a query has besides its text or picture.
 
     Attributes:
         plus: words to add to a picture.

@@ -1,7 +1,7 @@
 """How MLflow's list of runs opens: a view saved under a name, with the columns that tell runs of this project apart.
 
-MLflow keeps a saved view as a tag of the experiment; whoever opens an address with its key sees the list that way. Its
-first page would show traces of language models, and this project has none: `workflowType` chooses the other page.
+MLflow keeps a saved view as a tag of the experiment; an address with its key opens the list that way. Its first page
+would show traces of language models, and this project has none: `workflowType` chooses the other page.
 """
 
 from __future__ import annotations

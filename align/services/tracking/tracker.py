@@ -85,7 +85,7 @@ class Tracker:
                 )
             if is_own:  # a file that others were given may be read by them
                 make_private(file)
-            full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, also when the folder changes
+            full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, even when the folder changes
         self._address = full
         with self._asking():
             self._client = MlflowClient(tracking_uri=full, registry_uri=full)

@@ -1,7 +1,7 @@
 """A value that one rank sends to the others, as JSON and the bytes of its tensors.
 
-Whoever reaches a rank's port can make it read bytes; unpickling those would run code. So what travels is not the file
-of a checkpoint, which is a pickle with its tensors.
+Anybody who reaches a rank's port can make it read bytes; unpickling those would run code. So what travels is not the
+file of a checkpoint, which is a pickle with its tensors.
 """
 
 from __future__ import annotations

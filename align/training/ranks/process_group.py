@@ -192,7 +192,7 @@ def launch(
 
     When a rank dies, torch's elastic agent ends the others and restarts all, at most `cluster.max_restarts` times;
     `work` resumes from its last checkpoint. An AlignError counts as a result, not as a death: it ends all ranks and
-    restarts nothing, also if one rank alone has it, unless it is a RestartError.
+    restarts nothing, even if only one rank has it, unless it is a RestartError.
 
     Args:
         work: picklable if there are several processes.

@@ -228,11 +228,11 @@ COMMANDS = {
     ),
     "embed": Verb(
         "align.search.embed",
-        "write embeddings of images, texts, a parquet column or a split of shards",
+        "write embeddings of images, texts or a parquet column",
         ("embed",),
         (
             "align embed README.md --out lines.parquet",
-            "align embed data/shards --split train --model models/packaged --out teacher",
+            "align embed data/filtered/decisions.parquet --column text --out texts.parquet",
         ),
         commands.embed,
     ),

@@ -162,12 +162,10 @@ def serve(parser: ArgumentParser) -> None:
 def embed(parser: ArgumentParser) -> None:
     """Arguments of `align embed`."""
     parser.add_argument(
-        "input", type=Path, help="a folder of images, a text file (one text per line), a parquet file, or shards"
+        "input", type=Path, help="a folder of images, a text file (one text per line), or a parquet file"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="FILE.parquet; with --split a folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
     parser.add_argument("--column", metavar="NAME", help="of a parquet file: texts, or the bytes of images")
-    splits = ("train", "val", "test")
-    parser.add_argument("--split", choices=splits, help="all images and texts of this split of a folder of shards")
     parser.add_argument("--model", type=Path, metavar="DIR", help="model folder, or packaged model; paths.finetuned")
 
 

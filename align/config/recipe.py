@@ -34,29 +34,6 @@ class ExtraShards(BaseModel):
     weight: float = Field(gt=0)
 
 
-class TeacherEmbeds(BaseModel):
-    """A folder that `align embed --split train` wrote. DVC does not track it, so its digest is given here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    path: PathField
-    #: `digest` in its manifest.json.
-    digest: str
-
-
-class Distillation(BaseModel):
-    """Another model to learn from besides the labels (`align.training.distillation`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    #: One folder for each folder of shards that is trained on, in any order.
-    embeds: Annotated[tuple[TeacherEmbeds, ...], Field(strict=False, min_length=1)]
-    #: Its share of the loss.
-    weight: float = Field(gt=0, le=1)
-    #: Divides the teacher's cosine. None: the teacher's own.
-    temperature: float | None = Field(default=None, gt=0)
-
-
 class Phase(BaseModel):
     """Steps of another size than the model's, before those at its own size."""
 
@@ -119,7 +96,6 @@ class Recipe(Section):
     locked: Locked
     loss: Literal["align", "sigmoid"]
     label_smoothing: float = Field(ge=0, lt=1)
-    teacher: Distillation | None
     clip_norm: float | None = Field(gt=0)
     ema_decay: float | None = Field(gt=0, lt=1)
     flip: bool
@@ -150,7 +126,7 @@ class Recipe(Section):
     def deciding_values(self) -> dict[str, Any]:
         """The values that decide the result. What was made elsewhere counts by its digest, not by its path."""
         of_all = {"__all__": {"path"}}
-        exclude: dict[str, Any] = {"extra_shards": of_all, "teacher": {"embeds": of_all}}
+        exclude: dict[str, Any] = {"extra_shards": of_all}
         exclude |= {"image_weights": {"path"}, "text_weights": {"path"}}
         exclude |= dict.fromkeys(self.neutral_fields, True)
         return self.model_dump(mode="json", exclude=exclude)
@@ -226,8 +202,6 @@ class Recipe(Section):
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
         if sum(phase.share for phase in self.phases) >= 1:
             raise ValueError("phases take all steps; their shares must leave some to the model's own size")
-        if self.teacher and self.loss == "sigmoid":
-            raise ValueError("a teacher needs loss: align; its targets are of a softmax, and the sigmoid loss has none")
         if self.cooldown_steps and self.schedule != "constant":
             raise ValueError(f"cooldown_steps {self.cooldown_steps} is of schedule constant; {self.schedule} needs 0")
         if self.num_steps and self.warmup_steps + self.cooldown_steps > self.num_steps:

@@ -56,7 +56,6 @@ class ModelFolderConfig(BaseModel):
         imported: where the weights come from with which training here began; None if it began from scratch.
         trained_on: digests of the shards that changed the weights here, in order; None in folders of versions that did
             not record it.
-        taught_by: `model_digest` of each teacher, in order. A model without one does not have the key.
         weights_sha256: hex sha256 of model.safetensors; None in folders of versions that did not record it.
     """
 
@@ -68,13 +67,11 @@ class ModelFolderConfig(BaseModel):
     stage: str
     imported: Imported | None = None
     trained_on: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    taught_by: Annotated[tuple[str, ...], Field(strict=False)] = ()
     weights_sha256: str | None = None
 
     def to_text(self) -> str:
         """The text of the file."""
-        absent = {name for name in ("taught_by", "weights_sha256") if not getattr(self, name)}
-        return to_json(self.model_dump(mode="json", exclude=absent))
+        return to_json(self.model_dump(mode="json", exclude=None if self.weights_sha256 else {"weights_sha256"}))
 
 
 def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], directory: Path) -> None:

@@ -171,7 +171,6 @@ def save_model(
     stage: str,
     imported: Imported | None = None,
     trained_on: tuple[str, ...] | None = None,
-    taught_by: tuple[str, ...] = (),
 ) -> None:
     """Writes a model folder (see `align.formats.model_folder`). Equal weights are equal bytes.
 
@@ -180,12 +179,11 @@ def save_model(
         directory: a folder that exists.
         stage: the stage that made the model; config.json names it.
         imported: see `ModelFolderConfig`.
-        trained_on, taught_by: see `ModelFolderConfig`.
+        trained_on: see `ModelFolderConfig`.
     """
     config = ModelFolderConfig(
-        model=model.config, vocab_size=model.vocab_size, stage=stage, imported=imported, trained_on=trained_on,
-        taught_by=taught_by,
-    )  # fmt: skip
+        model=model.config, vocab_size=model.vocab_size, stage=stage, imported=imported, trained_on=trained_on
+    )
     write_model_folder(config, model.state_dict(), directory)
 
 

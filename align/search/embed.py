@@ -1,9 +1,9 @@
-"""embed: a folder of images, a text file or a parquet column -> parquet of embeddings; a split of shards -> a folder.
+"""embed: a folder of images, a text file or a parquet column -> parquet of embeddings.
 
 The output has one row per input, in order: `row` (position in the input, from 0), `path` or `text` if the input has
 one, `embedding` (list of float32, L2-normalised) and `error`. An input that cannot be embedded is a row with a null
 embedding and the reason. Parts are written to `OUT.parts` as they are finished, so that a killed run resumes; the
-output appears complete or not at all. With `--split` see `align.search.embed_split`.
+output appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ from align.config import Params
 from align.config.embed import EmbedConfig
 from align.config.paths import PathsConfig
 from align.display.console import say, track
-from align.errors import ConfigError, DataError
+from align.errors import DataError
 from align.formats.model_folder import CONFIG, model_digest
 from align.model.embedder import Embedder
 from align.model.preprocess import centre_crop, decode
-from align.search.embed_split import embed_split
 from align.search.inputs import EmbedInput, EmbedSource, open_source
 from align.search.output_file import require_output_file
 from align.search.parts import EmbedParts
-from align.services.dvc.outs import require_no_out
 
 
 def embed_rows(rows: Iterable[EmbedInput], embedder: Embedder) -> pa.Table:
@@ -133,9 +131,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align embed`."""
     config, paths = params.section(EmbedConfig), params.section(PathsConfig)
     model = _model_folder(args.model or paths.finetuned)
-    if args.split is not None:
-        _embed_split(args, model)
-        return
     require_output_file("--out", args.out, ".parquet")
     source = open_source(args.input, args.column)
     digest = model_digest(model)
@@ -143,16 +138,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
     counts = embed(config, source, embedder=embedder, model_digest=digest, out=args.out)
     resumed = f" ({counts.num_resumed:,} from an earlier run)" if counts.num_resumed else ""
     say(f"embed: {counts.num_rows:,} rows{resumed}, {counts.num_failed:,} without an embedding -> {args.out}")
-
-
-def _embed_split(args: argparse.Namespace, model: Path) -> None:
-    if args.column:
-        raise ConfigError(f"--column {args.column}: a split of shards has no columns; omit it, or --split")
-    require_no_out("--out", args.out)
-    embeds = embed_split(
-        args.input, args.split, embedder=Embedder.load(model), model_digest=model_digest(model), out=args.out
-    )
-    say(f"embed: {embeds.num_images:,} images and {embeds.num_pairs:,} texts -> {args.out}, digest {embeds.digest}")
 
 
 def _model_folder(folder: Path) -> Path:

@@ -12,8 +12,6 @@ needs no pass: s is linear in x, so dL/dT = -sum_i x_i . dL/dx_i / T.
 
 With several processes, each has its own rows of x and y, gathers all rows of y, and computes its own rows of s.
 
-A teacher (`align.training.distillation`) gives soft targets besides the labels. Both share the log-sum-exps of s.
-
 Everything is computed in the embeddings' precision, at least float32 (half-precision embeddings are cast) and never
 TF32. The eager tiles are the reference. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel;
 where it cannot, the same functions run eagerly. There they share no exponential: whether it would overflow is a
@@ -38,7 +36,6 @@ from torch.nn import functional as F
 from align.display.console import say
 
 if TYPE_CHECKING:
-    from align.training.distillation import Teacher
 
 #: Rows and columns of a tile: 4 MB of float32 fit into a core's cache and are enough for a fast product.
 TILE = (1024, 1024)
@@ -82,7 +79,6 @@ def align_loss(
     temperature: Tensor | float,
     label_smoothing: float = 0.1,
     *,
-    teacher: Teacher | None = None,
     peers: Peers | None = None,
     tile: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -94,7 +90,6 @@ def align_loss(
         text_embeds: (B, D); row i belongs to image i.
         temperature: > 0, divides the cosine.
         label_smoothing: share of the target spread evenly over all N candidates (paper 0.1).
-        teacher: of this process's pairs; it has its share of the targets, see `align.training.distillation`.
         peers: the processes that have the other rows; None: there are no others.
         tile: rows and columns of a tile; None: the default for the device. It changes the result by rounding only.
 
@@ -104,7 +99,7 @@ def align_loss(
     """
     image_embeds, text_embeds = _precise(image_embeds), _precise(text_embeds)
     temperature = torch.as_tensor(temperature, dtype=image_embeds.dtype, device=image_embeds.device)
-    arguments = (image_embeds, text_embeds, temperature, (label_smoothing, teacher), peers or Alone(), tile)
+    arguments = (image_embeds, text_embeds, temperature, label_smoothing, peers or Alone(), tile)
     return cast(Tensor, _AlignLoss.apply(*arguments))  # type: ignore[no-untyped-call]  # untyped in torch
 
 
@@ -137,10 +132,9 @@ def _precise(embeds_BD: Tensor) -> Tensor:
 class _AlignLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, targets: tuple[float, Teacher | None], peers: Peers,
+        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, smoothing: float, peers: Peers,
         tile: tuple[int, int] | None,
     ) -> Tensor:  # fmt: skip
-        smoothing, teacher = targets
         y_ND = peers.gather(y_BD)
         count = len(y_ND)
         row_lse_B, column_lse_N = log_sum_exps(x_BD, y_ND, temperature, peers, tile)
@@ -149,31 +143,25 @@ class _AlignLoss(torch.autograd.Function):
         x_sum_D, rows_sum, own_sum = sums[:-2], sums[-2], sums[-1] / temperature.double()
         y_sum_D = _sum(y_ND)
         smooth = x_sum_D @ y_sum_D / temperature.double() / count
-        labels = 1.0 if teacher is None else 1.0 - teacher.weight
-        own, smooth = 2 * labels * (1 - smoothing) * own_sum, 2 * labels * smoothing * smooth
+        own, smooth = 2 * (1 - smoothing) * own_sum, 2 * smoothing * smooth
         loss = (rows_sum + column_lse_N.double().sum() - own - smooth) / count
         sums_of_embeds = x_sum_D.to(x_BD.dtype), y_sum_D.to(x_BD.dtype)
-        pulls: tuple[Tensor, ...] = ()
-        if teacher is not None:
-            pull = teacher.pull(x_BD, y_ND, peers, tile)
-            loss = loss + teacher.weight * (pull.information - pull.score / temperature.double()) / count
-            pulls = (-teacher.weight * pull.images, -teacher.weight * pull.texts)
-        ctx.save_for_backward(x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, *sums_of_embeds, *pulls)
-        ctx.labels, ctx.smoothing, ctx.peers, ctx.tile = labels, smoothing, peers, tile
+        ctx.save_for_backward(x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, *sums_of_embeds)
+        ctx.smoothing, ctx.peers, ctx.tile = smoothing, peers, tile
         return loss.to(x_BD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, x_sum_D, y_sum_D, *pulls = ctx.saved_tensors
+        x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, x_sum_D, y_sum_D = ctx.saved_tensors
         count = len(y_ND)
-        dx_BD, dy_ND = (pull.clone() for pull in pulls) if pulls else (torch.zeros_like(x_BD), torch.zeros_like(y_ND))
+        dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
         for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, (row_lse_B, column_lse_N), ctx.tile):
             dx_BD[row].addmm_(both_RC, y_ND[column])
             dy_ND[column].addmm_(both_RC.T, x_BD[row])
         dy_BD = ctx.peers.scatter_sum(dy_ND)
         scale = grad / (count * temperature)
-        own, smooth = 2 * ctx.labels * (1 - ctx.smoothing), 2 * ctx.labels * ctx.smoothing / count
+        own, smooth = 2 * (1 - ctx.smoothing), 2 * ctx.smoothing / count
         dx_BD = dx_BD.sub_(y_BD, alpha=own).sub_(smooth * y_sum_D).mul_(scale)
         dy_BD = dy_BD.sub_(x_BD, alpha=own).sub_(smooth * x_sum_D).mul_(scale)
         return dx_BD, dy_BD, _temperature_gradient(x_BD, dx_BD, temperature), None, None, None

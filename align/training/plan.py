@@ -2,16 +2,11 @@
 
 Every rank gets a pickled copy. The checkpoint folder is named after everything that determines the result: a finished
 run is only exported, an interrupted one resumes, and a changed one starts from the beginning.
-
-A teacher's embeddings are of each picture as it is in its shard, and of its whole text. What training shows the student
-may be less: a crop, perhaps mirrored, or some of the phrases (`phrase_dropout`). MobileCLIP stores embeddings of
-several augmentations of a picture instead; here the teacher's targets are those of the sample.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +20,6 @@ from align.durable.checkpoint import CheckpointFolder, run_key
 from align.durable.files import sha256_file
 from align.errors import ConfigError
 from align.formats.model_folder import TOKENIZER, weights_digest
-from align.formats.stored_embeds import StoredEmbeds, read_embeds
 from align.interfaces.store import Mirror, Tars
 from align.project import provenance
 from align.training.batches.index import Outline, SplitIndex, read_outline
@@ -80,7 +74,6 @@ class TrainingData:
         extra: the training splits of `extra_shards`, in the same order.
         num_training_pairs: of the main shards.
         digest: of the main shards, from their manifest.
-        teacher: another model's embeddings of `train` and of each of `extra`; empty: there is no teacher.
     """
 
     train: SplitIndex
@@ -88,7 +81,6 @@ class TrainingData:
     extra: tuple[SplitIndex, ...]
     num_training_pairs: int
     digest: str
-    teacher: tuple[StoredEmbeds, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,7 +143,7 @@ def make_plan(
     Raises:
         DataError: shards or tokenizer are missing.
         ConfigError: the shards' images are smaller than the model requires, or extra shards have another digest than
-            the recipe says; or those of its teacher do not fit, see `find_teacher`.
+            the recipe says.
     """
     main, extra = read_outline(inputs.shards), [read_outline(more.path) for more in recipe.extra_shards]
     needed_px = max(size.resize_px for size in sizes(recipe, model))
@@ -165,8 +157,6 @@ def make_plan(
                 f"{outline.path} has the digest {outline.manifest.digest}, {recipe.section}.extra_shards says "
                 f"{expected.digest}; write the one that you mean"
             )
-    teacher = find_teacher(recipe, (main, *extra))
-    recipe = with_temperature(recipe, teacher)
     tars = infrastructure.tars
     data = TrainingData(
         train=main.split("train", tars),
@@ -174,7 +164,6 @@ def make_plan(
         extra=tuple(outline.split("train", tars) for outline in extra),
         num_training_pairs=main.manifest.splits["train"].num_pairs,
         digest=main.manifest.digest,
-        teacher=teacher,
     )
     return TrainingPlan(recipe, model, inputs, data, checkpoints, infrastructure, monitoring, accept_code_change)
 
@@ -194,59 +183,3 @@ def _too_small(recipe: Recipe, outline: Outline, need_px: int, initial: Path | N
         why = f"the model in {initial} needs {need_px}: {raise_it}"
     remake = "`align shard`" if initial is None else "`dvc repro`, or `align shard` and `align validate_shards`"
     return ConfigError(f"{shards} holds images of {have_px} px, {why} ({remake})")
-
-
-def find_teacher(recipe: Recipe, outlines: Sequence[Outline]) -> tuple[StoredEmbeds, ...]:
-    """The teacher's embeddings of the training split of each folder of shards, in the same order.
-
-    Shards and embeddings belong together by the digest of the shards, which covers every byte and the order of the
-    samples: so no sample of a run lacks its embeddings.
-
-    Args:
-        recipe: without `teacher` the result is empty.
-        outlines: the main shards, then the extra ones.
-
-    Raises:
-        ConfigError: a folder has another digest than the recipe says, is of another split or of shards that are not
-            trained on, shards have no embeddings, or they are by different models.
-        DataError, CorruptError: as `align.formats.stored_embeds.read_embeds`.
-    """
-    if recipe.teacher is None:
-        return ()
-    name = f"{recipe.section}.teacher"
-    of_shards: dict[str, StoredEmbeds] = {}
-    trained_on = {outline.manifest.digest for outline in outlines}
-    for given in recipe.teacher.embeds:
-        embeds = read_embeds(given.path)
-        manifest = embeds.manifest
-        if manifest.digest != given.digest:
-            raise ConfigError(
-                f"{given.path} has the digest {manifest.digest}, {name}.embeds says {given.digest}; write the one that "
-                "you mean"
-            )
-        if manifest.split != "train":
-            raise ConfigError(f"{name}: {given.path} is of split {manifest.split}; training needs train")
-        if manifest.shards_digest not in trained_on:
-            raise ConfigError(
-                f"{name}: {given.path} is of shards {manifest.shards_digest[:12]}, this run trains on "
-                f"{', '.join(digest[:12] for digest in sorted(trained_on))}; run `align embed` over these, or remove it"
-            )
-        of_shards[manifest.shards_digest] = embeds
-    for outline in outlines:
-        if outline.manifest.digest not in of_shards:
-            raise ConfigError(
-                f"{name}.embeds has none of {outline.path.parent}: run `align embed {outline.path.parent} --split "
-                "train --out FOLDER` with the teacher's --model, and add FOLDER with the digest that it names"
-            )
-    models = {embeds.manifest.model_digest for embeds in of_shards.values()}
-    if len(models) > 1:
-        raise ConfigError(f"{name}.embeds are by {len(models)} models; one batch has one teacher")
-    return tuple(of_shards[outline.manifest.digest] for outline in outlines)
-
-
-def with_temperature(recipe: R, teacher: Sequence[StoredEmbeds]) -> R:
-    """The recipe with the teacher's own temperature where it names none."""
-    if recipe.teacher is None or recipe.teacher.temperature is not None:
-        return recipe
-    own = recipe.teacher.model_copy(update={"temperature": teacher[0].manifest.temperature})
-    return recipe.model_copy(update={"teacher": own})

@@ -16,7 +16,6 @@ from align.display.console import say
 from align.durable.files import write_text
 from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError, TrainingError
-from align.formats.stored_embeds import StoredEmbeds
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import accelerated, require_compiler
@@ -52,7 +51,6 @@ def run(plan: TrainingPlan) -> Trained | None:
     """Trains, resumes, or reads the result of a finished run. Returns None on a machine that does not lead.
 
     Raises:
-        CorruptError: the embeddings of the teacher were changed.
         ConfigError: the batch does not divide into ranks and batch-norm groups, there are too few images, or this
             machine cannot do what the recipe requires.
         LockedError: another process trains the same run.
@@ -66,8 +64,6 @@ def run(plan: TrainingPlan) -> Trained | None:
     _check(plan, num_nodes, num_processes)
 
     def start() -> None:
-        for embeds in plan.data.teacher:
-            embeds.verify()
         launch(functools.partial(_train_rank, plan), num_processes, recipe.num_threads, cluster)
 
     if not plan.leads:
@@ -201,19 +197,14 @@ def _stretch(plan: TrainingPlan, size: Size) -> Stretch:
 def _sources(plan: TrainingPlan, resize_px: int) -> SampleSources:
     recipe, data = plan.recipe, plan.data
 
-    def samples(
-        index: SplitIndex, teacher: StoredEmbeds | None = None, on_corrupt: OnCorrupt = recipe.on_corrupt_shard
-    ) -> SplitSamples:
+    def samples(index: SplitIndex, on_corrupt: OnCorrupt = recipe.on_corrupt_shard) -> SplitSamples:
         return SplitSamples(
-            index, resize_px, plan.infrastructure.tars, patience_s=recipe.store_patience_s,
-            on_corrupt=on_corrupt, teacher=teacher,
-        )  # fmt: skip
+            index, resize_px, plan.infrastructure.tars, patience_s=recipe.store_patience_s, on_corrupt=on_corrupt
+        )
 
-    weights = [more.weight for more in recipe.extra_shards]
-    of_main, *of_extra = data.teacher or [None] * (1 + len(weights))
-    extra = zip(data.extra, of_extra, weights, strict=True)
+    extra = zip(data.extra, recipe.extra_shards, strict=True)
     return SampleSources(
-        train=samples(data.train, of_main),
+        train=samples(data.train),
         val=samples(data.val, on_corrupt="stop") if data.val.num_images else None,
-        extra=tuple((samples(index, teacher), weight) for index, teacher, weight in extra),
+        extra=tuple((samples(index), more.weight) for index, more in extra),
     )

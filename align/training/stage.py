@@ -92,10 +92,7 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
     write_training_report(report, trained.rows, reports, plan.recipe.section)
     with replace_directory(out, plan.recipe.section) as part:
         imported, trained_on = _history(plan)
-        save_model(
-            trained.model, part, stage=plan.recipe.section, imported=imported, trained_on=trained_on,
-            taught_by=_teachers(plan),
-        )  # fmt: skip
+        save_model(trained.model, part, stage=plan.recipe.section, imported=imported, trained_on=trained_on)
         copy_tokenizer(plan.inputs.tokenizer, part)
     return report, trained.pairs_per_s
 
@@ -108,12 +105,6 @@ def _history(plan: TrainingPlan) -> tuple[Imported | None, tuple[str, ...] | Non
         return None if given is None else Imported(folder=given[0], weights=given[1]), data
     start = read_config(plan.inputs.initial)
     return start.imported, None if start.trained_on is None else tuple(dict.fromkeys((*start.trained_on, *data)))
-
-
-def _teachers(plan: TrainingPlan) -> tuple[str, ...]:
-    """Digests of the models that the weights learned from: those of the model to start from, and this run's."""
-    earlier = read_config(plan.inputs.initial).taught_by if plan.inputs.initial else ()
-    return tuple(dict.fromkeys((*earlier, *(embeds.manifest.model_digest for embeds in plan.data.teacher))))
 
 
 def _keep(plan: TrainingPlan, *, out: Path, reports: Path) -> TrainingReport:

@@ -27,7 +27,6 @@ from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.batches.batch import Batch, Tokens
-from align.training.distillation import Teacher
 from align.training.loss import align_loss, sigmoid_loss
 from align.training.ranks.buckets import GradientSums
 from align.training.ranks.process_group import Ranks
@@ -95,8 +94,7 @@ def compute_gradients(
         image_embeds_BD, text_embeds_BD = (_encode(tower) for tower in parts)
     if cached:
         image_embeds_BD.requires_grad_(), text_embeds_BD.requires_grad_()
-    teacher = _teacher(recipe, batch, ranks.device)
-    loss = _loss(model, recipe, image_embeds_BD, text_embeds_BD, ranks, teacher)
+    loss = _loss(model, recipe, image_embeds_BD, text_embeds_BD, ranks)
     image, text, scalars = _finished_in_order(model)
     sums = GradientSums([*image, *text, *scalars] if cached else [*scalars, *text, *image], ranks)
     with sums.last_backward(scalars if cached else [*scalars, *text, *image]):
@@ -134,22 +132,9 @@ def _finished_in_order(model: DualEncoder) -> tuple[list[nn.Parameter], list[nn.
     return image[::-1], text[::-1], scalars
 
 
-def _teacher(recipe: Recipe, batch: Batch, device: torch.device) -> Teacher | None:
-    if recipe.teacher is None:
-        return None
-    assert batch.teacher is not None and recipe.teacher.temperature is not None  # `make_plan` gives both
-    embeds_B2E = _there(batch.teacher, device)
-    return Teacher(embeds_B2E[:, 0], embeds_B2E[:, 1], recipe.teacher.temperature, recipe.teacher.weight)
-
-
-def _loss(
-    model: DualEncoder, recipe: Recipe, image_embeds_BD: Tensor, text_embeds_BD: Tensor, ranks: Ranks,
-    teacher: Teacher | None,
-) -> Tensor:  # fmt: skip
+def _loss(model: DualEncoder, recipe: Recipe, image_embeds_BD: Tensor, text_embeds_BD: Tensor, ranks: Ranks) -> Tensor:
     if recipe.loss == "align":
-        return align_loss(
-            image_embeds_BD, text_embeds_BD, model.temperature, recipe.label_smoothing, teacher=teacher, peers=ranks
-        )
+        return align_loss(image_embeds_BD, text_embeds_BD, model.temperature, recipe.label_smoothing, peers=ranks)
     assert model.logit_bias is not None  # `run` requires it
     return sigmoid_loss(image_embeds_BD, text_embeds_BD, model.temperature, model.logit_bias, peers=ranks)
 

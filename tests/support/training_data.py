@@ -39,7 +39,7 @@ RECIPE: dict[str, object] = {
     "text_learning_rate_scale": 0.5, "vector_learning_rate_scale": 0.2, "schedule": "linear", "cooldown_steps": 0,
     "warmup_steps": 2, "weight_decay": 1e-5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6,
     "text_init_std": None, "position_init_scale": 0.1, "image_weights": None, "text_weights": None, "locked": "none",
-    "loss": "align", "label_smoothing": 0.1, "teacher": None, "clip_norm": None,
+    "loss": "align", "label_smoothing": 0.1, "clip_norm": None,
     "ema_decay": None, "flip": False, "precision": "bfloat16", "gradient_checkpointing": "none", "shard_weights": False,
     "compile": False, "tf32": False, "cudnn_benchmark": False,
     "phrase_dropout": 0.0,

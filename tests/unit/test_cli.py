@@ -5,14 +5,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from align.cli import build_parser, main, read_params
 from align.config.sections import SECTIONS
-from align.formats.shards import SPLITS
-from align.release.exchange.export import Format
 from align.verbs import COMMANDS, JOURNEYS, STAGES, VERBS
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE
@@ -63,9 +60,7 @@ def test_what_embeds_or_trains_needs_no_more_of_torch_than_that() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize(
-    ("verb", "option", "known"), [("export", "format", get_args(Format)), ("embed", "split", SPLITS)]
-)
+@pytest.mark.parametrize(("verb", "option", "known"), [("export", "format", get_args(Format))])
 def test_choices_are_what_the_verb_knows(
     verb: str, option: str, known: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,7 +48,6 @@ class Augmentation:
         phrase_dropout: share of the texts that lose some of their phrases.
         sentence_share: share of the texts that are shown in a sentence.
         tokenizer: of the texts; None leaves them to the step.
-        teacher_width: of the teacher's embeddings; 0: there is no teacher.
     """
 
     image_px: int
@@ -57,7 +56,6 @@ class Augmentation:
     phrase_dropout: float = 0.0
     sentence_share: float = 0.0
     tokenizer: TextTokenizer | None = None
-    teacher_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,6 @@ class Arrays(NamedTuple):
 
     images: NDArray[np.uint8]
     draws: NDArray[np.float32]
-    teacher: NDArray[np.float16]
 
 
 #: Memory for the rows that a step needs; may wait until some is free.
@@ -92,7 +89,6 @@ def _shapes(num_rows: int, augmentation: Augmentation) -> Iterator[tuple[tuple[i
     """Of `Arrays`, in order."""
     yield (num_rows, augmentation.image_px, augmentation.image_px, 3), np.uint8
     yield (num_rows, augmentation.num_draws), np.float32
-    yield (num_rows, 2, augmentation.teacher_width), np.float16
 
 
 def new_arrays(num_rows: int, augmentation: Augmentation, *, pin: bool = False) -> Arrays:
@@ -150,8 +146,6 @@ class Batch:
         draws: (B, num_blocks) float32, the numbers for stochastic depth.
         num_quarantined: rows in which another sample replaces one that cannot be read.
         tokens: of the texts; None: the step makes them.
-        teacher: (B, 2, E) float16, the teacher's embeddings of each picture, not cropped, and of its whole text; None:
-            there is no teacher.
     """
 
     images: Tensor
@@ -159,26 +153,23 @@ class Batch:
     draws: Tensor
     num_quarantined: int = 0
     tokens: Tokens | None = None
-    teacher: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        optional = (self.tokens and self.tokens.ids, self.teacher)
-        return [self.images, self.draws, *(each for each in optional if each is not None)]
+        return [self.images, self.draws, *([self.tokens.ids] if self.tokens else ())]
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device. The host does not wait for copies from pinned memory."""
         there = {id(tensor): tensor.to(device, non_blocking=True) for tensor in self.tensors()}
         tokens = self.tokens and self.tokens._replace(ids=there[id(self.tokens.ids)])
-        teacher = None if self.teacher is None else there[id(self.teacher)]
-        return replace(self, images=there[id(self.images)], draws=there[id(self.draws)], tokens=tokens, teacher=teacher)
+        return replace(self, images=there[id(self.images)], draws=there[id(self.draws)], tokens=tokens)
 
 
 def whole(arrays: Arrays, rows: Rows, tokenizer: TextTokenizer | None, *, pin: bool = False) -> Batch:
     """A batch of all that its rows hold."""
     tokens = Tokens.of(rows.ids, tokenizer.pad_id, pin=pin) if tokenizer else None
-    images, draws, teacher = map(torch.from_numpy, arrays)
-    return Batch(images, rows.texts, draws, rows.num_quarantined, tokens, teacher if teacher.numel() else None)
+    images, draws = map(torch.from_numpy, arrays)
+    return Batch(images, rows.texts, draws, rows.num_quarantined, tokens)
 
 
 What = TypeVar("What")

@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -69,7 +68,7 @@ class TrainLoader:
         workers: Workers = Workers(),  # noqa: B008 (frozen)
     ) -> None:  # fmt: skip
         self._sources = [(samples, 1.0), *extra]
-        self._augmentation = augmentation = replace(augmentation, teacher_width=samples.teacher_width)
+        self._augmentation = augmentation
         self._sampling, self._workers = sampling, workers
         share = sampling.batch_size // world_size
         self._share = (rank * share, (rank + 1) * share)

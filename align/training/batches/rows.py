@@ -226,8 +226,6 @@ class RowMaker:
             num_quarantined += sample != rows.locations[index].sample
             random_crop(image, batch.arrays.images[row], crops[index].tolist(), flip=self._augmentation.flip)
             chosen = int(choose[index] * len(texts))
-            if teacher := self._sources[rows.source].teacher:
-                teacher.read(sample, chosen, batch.arrays.teacher[row])
             text = some_phrases(texts[chosen], self._augmentation.phrase_dropout, phrases[index])
             batch.texts[row] = in_sentence(text, self._augmentation.sentence_share, draws[Purpose.SENTENCE][index])
         if tokenizer is not None:

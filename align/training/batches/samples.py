@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from align.durable.processes import in_threads
 from align.errors import CorruptError, DataError
-from align.formats.stored_embeds import StoredEmbeds
 from align.interfaces.store import Tars
 from align.model.preprocess import centre_crop, decode
 from align.training.batches.index import Offsets, SplitIndex
@@ -47,7 +46,6 @@ class SplitSamples:
         patience_s: how long reads are retried while the store is unavailable.
         on_corrupt: "quarantine" replaces samples that cannot be read by others.
         cache_bytes: decoded images are kept if they all fit.
-        teacher: embeddings of all its samples by another model.
 
     Attributes:
         tars: reads the bytes.
@@ -56,15 +54,12 @@ class SplitSamples:
 
     def __init__(
         self, index: SplitIndex, resize_px: int, store: Tars | None = None, *, patience_s: float = 0.0,
-        on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES, teacher: StoredEmbeds | None = None,
+        on_corrupt: OnCorrupt = "stop", cache_bytes: int = CACHE_BYTES,
     ) -> None:  # fmt: skip
-        opens = partial(
-            SplitSamples, index, resize_px, store, patience_s=patience_s, on_corrupt=on_corrupt, teacher=teacher
-        )
+        opens = partial(SplitSamples, index, resize_px, store, patience_s=patience_s, on_corrupt=on_corrupt)
         self._elsewhere = partial(_opened, opens, cache_bytes)
         self.index = index
         self.on_corrupt = on_corrupt
-        self.teacher = teacher
         self.num_images = index.num_images
         self.any_remote = any(is_remote(uri) for uri in index.shards)
         self.tars = TarBytes(store, patience_s)
@@ -75,11 +70,6 @@ class SplitSamples:
         self._images: NDArray[np.uint8] = np.empty(shape, dtype=np.uint8)
         self._texts: list[list[str] | None] = [None] * (self.num_images if fits else 0)
         self._cached = np.zeros(len(self._images), dtype=bool)
-
-    @property
-    def teacher_width(self) -> int:
-        """Of the teacher's embeddings; 0 without one."""
-        return self.teacher.manifest.width if self.teacher else 0
 
     def elsewhere(self, number: int) -> Callable[[], SplitSamples]:
         """A picklable function that opens the same split in each of several processes.

@@ -43,10 +43,6 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
     require_valid(load_params(PARAMS_FILE, profile_overrides(profile)), RULES)
 
 
-#: Of a value of pretrain.teacher.
-TEACHER = "embeds: [{path: teacher, digest: d}]"
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -74,15 +70,6 @@ TEACHER = "embeds: [{path: teacher, digest: d}]"
         (["pretrain.shard_weights=node"], "'pretrain.shard_weights' = 'node'"),
         (["pretrain.loss=sigmoid"], "pretrain.loss sigmoid and model.logit_bias_init null do not go together"),
         (["model.logit_bias_init=-10.0"], "pretrain.loss align and model.logit_bias_init -10.0 do not go together"),
-        (
-            ["pretrain.loss=sigmoid", "model.logit_bias_init=-10.0", f"pretrain.teacher={{{TEACHER}, weight: 0.5}}"],
-            "a teacher needs loss: align",
-        ),
-        ([f"pretrain.teacher={{{TEACHER}, weight: 0.0}}"], "'pretrain.teacher.weight' = 0.0"),
-        ([f"pretrain.teacher={{{TEACHER}, weight: 1.1}}"], "'pretrain.teacher.weight' = 1.1"),
-        ([f"pretrain.teacher={{{TEACHER}}}"], "pretrain.teacher.weight"),
-        ([f"pretrain.teacher={{{TEACHER}, weight: 1.0, temperature: 0.0}}"], "'pretrain.teacher.temperature' = 0.0"),
-        (["pretrain.teacher={embeds: [], weight: 1.0}"], "'pretrain.teacher.embeds' = []"),
         (["promote.metrics=[concepts/recall@10]"], "promote.metrics: 'concepts/recall@10' is measured for no set"),
         (["promote.metrics=[recall@10]"], "is measured for no set"),
         (["promote.metrics=[test/mean_recall]", "evaluate.max_test_images=0"], "evaluate.max_test_images 0"),

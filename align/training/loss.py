@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -34,8 +34,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from align.display.console import say
-
-if TYPE_CHECKING:
 
 #: Rows and columns of a tile: 4 MB of float32 fit into a core's cache and are enough for a fast product.
 TILE = (1024, 1024)

@@ -5,11 +5,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from align.cli import build_parser, main, read_params
 from align.config.sections import SECTIONS
+from align.release.exchange.export import Format
 from align.verbs import COMMANDS, JOURNEYS, STAGES, VERBS
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE

@@ -15,7 +15,7 @@ Run = Callable[[bytes], object]
 PAGE = "https://example.org/a/b/page.html"
 _TEXT_FROM = ("alt", "figcaption", "title", "aria-label")
 #: The module of a source, where its name is another one.
-_MODULES = {"html": "saved_pages"}
+_MODULES = {"html": "saved_pages", "warc": "archives.warc", "wat": "archives.wat"}
 #: Files and responses of one batch that are read back.
 _NUM_READ = 20
 _WAT_RECORD = (

@@ -231,14 +231,14 @@ def test_what_is_complete_is_seen_without_mlflow(
     monkeypatch.chdir(project.root)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     first = project.register_again()
-    file = Tracker()
+    file, client = Tracker(), mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db")
     with monkeypatch.context() as patch:
         patch.setattr("align.release.registration.register.Tracker", None)  # whose import takes seconds
         again = project.register_again()
     assert (again.created, again.run_id, again.version.number) == (False, first.run_id, first.version.number)
     assert again.mlflow == file.uri
     for damage in (
-        lambda: file.registry.delete_alias(project.config.model_name, "candidate"),
+        lambda: client.delete_registered_model_alias(project.config.model_name, "candidate"),
         lambda: file.save_view(project.config.experiment, ["another"], [], []),
         lambda: file.set_tags(first.run_id, {"align.run_digest": "another"}),
     ):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from align.config.index import IndexConfig
@@ -218,6 +219,7 @@ def test_an_alias_moved_by_hand_is_served_and_said(world: Served) -> None:
     world.champion.look()
     assert world.number == version.number
     assert "made the champion by hand" in world.champion.warnings()[0]
-    world.project.tracker.registry.delete_alias(world.project.config.model_name, CHAMPION)
+    client = mlflow.MlflowClient(world.project.tracker.uri)
+    client.delete_registered_model_alias(world.project.config.model_name, CHAMPION)
     world.champion.look()
     assert world.number == version.number and "no version is the champion any more" in world.champion.warnings()[0]

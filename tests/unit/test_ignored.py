@@ -83,7 +83,7 @@ TYPED = (
     "dvc repro", "dvc commit train", "dvc push", "dvc pull", "dvc checkout", "dvc status", "dvc dag",
     "dvc plots show", "dvc plots diff", "dvc metrics diff", "dvc params diff",
     "dvc remote add --local s3 s3://bucket/dvc", "dvc remote default --local s3",
-    "dvc remote modify --local s3 region us-east-1",
+    "dvc remote modify --local s3 region us-east-1", "dvc gc --all-branches --all-tags --force",
 )  # fmt: skip
 #: What they make is for git.
 FOR_GIT = {"dvc add"}
@@ -111,7 +111,7 @@ def test_every_command_that_people_are_told_to_type_is_typed_here() -> None:
     assert "dvc plots show" in commands and commands - typed - FOR_GIT == set()
 
 
-@pytest.mark.costs(4, "fourteen commands of DVC")
+@pytest.mark.costs(4, "fifteen commands of DVC")
 def test_what_people_are_told_to_type_leaves_the_checkout_clean(project: Path) -> None:
     """The next run refuses a checkout with changes. dvc.lock, the result of a run, is none."""
     for command in TYPED:

@@ -48,8 +48,8 @@ def require_stage(stage: str, module: str, params: Params, *, under_dvc: bool) -
         return
     root = Path()
     require_declared(params.values.get("paths", {}), declared_outs(root))
-    code = read_yaml(root / CODE_FILE)
-    if code and code.get(stage) != digest(module):
+    depends = (read_yaml(root / DVC_FILE).get("stages") or {}).get(stage, {}).get("params", ())
+    if any(CODE_FILE in each for each in depends) and read_yaml(root / CODE_FILE).get(stage) != digest(module):
         raise ConfigError(
             f"{CODE_FILE}: this is other code of stage {stage} than what it names; `align code` writes it, and so does "
             "`dvc repro` without --single-item"

@@ -99,7 +99,7 @@ def test_training_moves_from_machine_to_machine_to_the_same_bytes(head: Stack, s
     write_params(alone.root / "params.yaml", {"store.checkpoints": None})
     for command in (
         ("pull", "fit_tokenizer", "shard", "validate_shards"),
-        ("repro", "--single-item", "--no-run-cache", "--force", "pretrain"),
+        ("repro", "--single-item", "--no-run-cache", "--force", "code", "pretrain"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "dvc", *command], cwd=alone.root, env=alone.env, capture_output=True, text=True

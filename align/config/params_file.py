@@ -11,6 +11,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from align.config.params import load_params
+from align.errors import ConfigError
 
 
 class _Representer(RoundTripRepresenter):
@@ -44,6 +45,8 @@ def write_params(file: Path, overrides: Mapping[str, Any]) -> None:
     """
     if not overrides:
         return
+    if odd := [key for key in overrides if "=" in key]:  # which the next line would read as a value
+        raise ConfigError(f"'{odd[0]}' is no name of a parameter; expected section.key")
     load_params(file, [f"{key}=null" for key in overrides])  # raises if a key is unknown
     yaml = editor()
     values = yaml.load(file.read_text("utf-8"))

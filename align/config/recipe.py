@@ -103,9 +103,7 @@ class Recipe(Section):
     sentence_share: float = Field(ge=0, le=1)
     precision: Literal["float32", "bfloat16", "float16"]
     gradient_checkpointing: Checkpointing
-    #: Over all ranks, or over those of each machine.
     shard_weights: bool
-    #: Of sharded weights on their way between ranks.
     compile: bool
     tf32: bool
     cudnn_benchmark: bool

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -25,8 +24,6 @@ from align.project import provenance
 from align.training.batches.index import Outline, SplitIndex, read_outline
 from align.training.batches.phases import sizes
 from align.training.loop import UNWATCHED, Monitoring
-
-R = TypeVar("R", bound=Recipe)
 
 #: The module that turns a plan into weights: its code is part of the run's key.
 _TRAINING = "align.training.run"

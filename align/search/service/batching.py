@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from align.search.service.served import Served
 from align.search.service.turns import BusyError, Turns
 
-T = TypeVar("T")
 Rows = NDArray[np.float32]
 
 

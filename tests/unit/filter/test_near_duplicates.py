@@ -1,23 +1,46 @@
 """Near-duplicates of evaluation images by embedding: against brute force, planted copies, and pairs labelled by eye."""
 
+import io
+import math
+import shutil
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
-from align.config.filter import FilterConfig
-from align.errors import DataError
-from align.filter.near_duplicates import Embeddings, find_near_duplicates, read_embeddings, write_embeddings
+from align.config.filter import FilterConfig, ModelFile
+from align.durable.files import sha256_folder
+from align.durable.processes import in_threads
+from align.errors import CorruptError, DataError
+from align.filter.decide import packaged_towers, similarities
+from align.filter.near_duplicates import (
+    Embeddings,
+    Fingerprints,
+    by_content,
+    find_near_duplicates,
+    near_duplicates,
+    read_embeddings,
+    write_embeddings,
+)
 from align.filter.network import ImageNetwork
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, distinct_pictures, held
+from align.model.embedder import Embedder
+from align.pairs.perceptual_hash import image_signals, perceptual_hash
+from align.pairs.picture import decode
 from align.services.vector_index import kmeans
 from benchmarks.near_duplicates.edits import EDITS
 from benchmarks.near_duplicates.labelled import found_by_embedding, found_by_hash, labelled_pairs
 from benchmarks.near_duplicates.pictures import archive_pictures, drawn, evaluation_pictures
 from benchmarks.near_duplicates.recall import recall
+from tests.support import tiny_model
 from tests.support.params import load_params
+from tests.support.warc_records import picture, png_header
 
 WIDTH = 32
 CONFIG = load_params().section(FilterConfig)
@@ -197,3 +220,158 @@ def test_the_whole_archive_holds_no_match_that_nobody_has_looked_at(
     assert matches <= same.keys()
     assert {pair for pair, label in same.items() if label == "copy"} <= matches
     assert sum(same[pair] == "no" for pair in matches) <= MOST_FALSE_POSITIVES
+
+
+MAX_PIXELS = 10**8
+
+
+@pytest.fixture(scope="module")
+def pictures(sample: Path) -> list[bytes]:
+    """200 real emoji: many of one outline."""
+    with tarfile.open(sample / "evaluation" / "concepts.tar") as tar:
+        members = [member for member in tar if member.name.endswith(".jpg")][:200]
+        return [file.read() for member in members if (file := tar.extractfile(member))]
+
+
+def fingerprints(images: list[bytes]) -> Fingerprints:
+    return Fingerprints.of((str(index), image_signals(data, MAX_PIXELS)) for index, data in enumerate(images))
+
+
+def matches(left: list[bytes], right: list[bytes]) -> list[tuple[int, int]]:
+    config = load_params().section(FilterConfig)
+    return near_duplicates(
+        fingerprints(left),
+        fingerprints(right),
+        max_phash_distance=config.max_phash_distance,
+        correlation_above=config.thumbnail_correlation_above,
+    )
+
+
+def changed(data: bytes, scale: float, kind: str, quality: int) -> bytes:
+    image = decode(data, max_pixels=MAX_PIXELS)
+    image = image.resize(
+        (max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.LANCZOS
+    )
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=quality)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("scale", "kind", "quality"), [(1, "JPEG", 60), (0.5, "JPEG", 85), (0.31, "PNG", 0), (1, "WEBP", 70), (2, "PNG", 0)]
+)
+def test_copies_are_found(pictures: list[bytes], scale: float, kind: str, quality: int) -> None:
+    originals = pictures[:25]
+    pairs = matches([changed(data, scale, kind, quality) for data in originals], originals)
+    assert {(index, index) for index in range(len(originals))} <= set(pairs)
+
+
+def test_different_pictures_are_kept_apart(pictures: list[bytes]) -> None:
+    different = [pair for pair in matches(pictures, pictures) if pair[0] != pair[1]]
+    identical = [(a, b) for a, b in different if pictures[a] == pictures[b]]
+    assert len(different) - len(identical) <= 2  # of 39,800
+
+
+def test_plain_colours_match_only_their_own() -> None:
+    reds, blue = [picture(300, 300, "red"), picture(80, 80, "red", "JPEG")], picture(300, 300, "blue")
+    assert matches(reds, [reds[0], blue]) == [(0, 0), (1, 0)]
+
+
+def test_nothing_to_compare_with() -> None:
+    assert matches([picture(9, 9)], []) == []
+    assert matches([], [picture(9, 9)]) == []
+
+
+def test_perceptual_hash_against_a_double_loop() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    values = []
+    for u in range(8):
+        for v in range(8):
+            total = 0.0
+            for y in range(32):
+                for x in range(32):
+                    wave = math.cos(math.pi * u * (2 * y + 1) / 64) * math.cos(math.pi * v * (2 * x + 1) / 64)
+                    total += float(pixels[y, x]) * wave
+            values.append(total)
+    median = float(np.median(values))
+    expected = int("".join("1" if value > median else "0" for value in values), 2)
+    assert perceptual_hash(Image.fromarray(pixels)) == expected
+
+
+def test_bad_bytes_are_measured_not_raised() -> None:
+    assert image_signals(b"no picture", MAX_PIXELS).width_px is None
+    huge = image_signals(png_header(20_000, 10_000), MAX_PIXELS)
+    assert (huge.width_px, huge.height_px, huge.phash) == (20_000, 10_000, None)
+    broken = image_signals(picture(300, 300, kind="JPEG")[:700], MAX_PIXELS)
+    assert (broken.width_px, broken.phash) == (300, None)
+
+
+def test_in_threads_keeps_order_and_passes_errors_on() -> None:
+    assert list(in_threads(lambda x: x * x, range(500), 3)) == [x * x for x in range(500)]
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda x: 1 // x, [1, 0], 2))
+
+
+def test_an_image_is_looked_at_once_and_found_under_each_of_its_names() -> None:
+    looked: list[tuple[str, bytes]] = []
+
+    def look(images: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, int]]:
+        for name, data in images:
+            looked.append((name, data))
+            if data != b"undecodable":
+                yield name, len(data)
+
+    def of(name: str, **pictures: bytes) -> EvaluationSet:
+        items = [EvaluationImage(key, key, ("x",), None, None, "query") for key in pictures]
+        return EvaluationSet(name, "retrieval", "", items, (), (), held(list(pictures.values())))
+
+    sets = [of("a", one=b"one", two=b"undecodable"), of("b", three=b"three", seven=b"one")]
+    assert list(by_content(look, distinct_pictures(sets))) == [("a/one", 3), ("b/seven", 3), ("b/three", 5)]
+    assert [name for name, _ in looked] == ["a/one", "a/two", "b/three"]
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("similarity")
+    shutil.copytree(tiny_model.write(root), root / "packaged" / "artifacts" / "finetuned")
+    return root / "packaged"
+
+
+def test_a_packaged_model_measures_pairs(packaged: Path) -> None:
+    embedder = Embedder.load(packaged_towers(ModelFile(path=str(packaged), sha256=sha256_folder(packaged))))
+    pairs = [("0", picture(90, 60), "a red heart"), ("1", b"no picture", "the yellow sun"), ("2", picture(9, 9), "sun")]
+    cosines = list(similarities(pairs, embedder.embed_images, embedder.embed_texts))
+    expected = [
+        float(np.dot(embedder.embed_images([data])[0], embedder.embed_texts([text])[0])) for _, data, text in pairs[::2]
+    ]
+    assert cosines[1] == ("1", None)
+    assert [cosines[0][1], cosines[2][1]] == pytest.approx(expected, abs=2e-4)
+    assert cosines[0][1] != cosines[2][1]
+
+
+def test_each_image_meets_its_own_text_however_many_there_are() -> None:
+    vectors = np.eye(7, dtype=np.float32)
+
+    def embed_images(images: Sequence[bytes]) -> NDArray[np.float32]:
+        if b"broken" in images:
+            raise DataError("an image does not decode")
+        return vectors[[int(data) for data in images]]
+
+    def embed_texts(texts: Sequence[str]) -> NDArray[np.float32]:
+        return vectors[[int(text) for text in texts]] * np.float32(0.5)
+
+    pairs = [
+        (str(number), str(number % 7).encode() if number % 50 else b"broken", str(number % 3)) for number in range(600)
+    ]
+    expected = [
+        (str(number), None if number % 50 == 0 else 0.5 if number % 7 == number % 3 else 0.0) for number in range(600)
+    ]
+    assert list(similarities(iter(pairs), embed_images, embed_texts)) == expected
+    assert list(similarities([], embed_images, embed_texts)) == []
+
+
+def test_another_folder_than_the_one_named_is_refused(packaged: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no packaged model here"):
+        packaged_towers(ModelFile(path=str(tmp_path), sha256="0" * 64))
+    with pytest.raises(CorruptError, match=f"not {'0' * 64}"):
+        packaged_towers(ModelFile(path=str(packaged), sha256="0" * 64))

@@ -4,10 +4,12 @@ import gzip
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from align.errors import DataError
+from align.errors import DataError, FormatError
+from align.formats.json_file import StoredModel, parse
 from tests.support.reading import pairs, table_rows
 
 A, B = "http://x.example/a.jpg", "https://y.example/b.jpg"
@@ -91,3 +93,34 @@ def test_one_object_is_a_row_if_it_has_a_plain_value(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text(json.dumps({"url": A, "caption": ["one", "two"], "meta": {"size": [1, 2]}}))
     assert pairs(table_rows(path)) == [(A, "one"), (A, "two")]
+
+
+class Inner(StoredModel):
+    count: int
+
+
+class Document(StoredModel):
+    schema_version: Literal[1] = 1
+    rows: tuple[Inner, ...]
+
+
+def test_a_document_is_parsed_to_its_model() -> None:
+    parsed = parse(Document, b'{"schema_version": 1, "rows": [{"count": 2}]}', Path("a.json"), "make it again")
+    assert parsed == Document(rows=(Inner(count=2),))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"a\.json: not valid JSON \(.*\); make it again"),
+        ("[]", r"a\.json: .*object.*; make it again"),
+        ('{"rows": []}', r"a\.json: no schema_version; make it again"),
+        ('{"schema_version": 2, "rows": []}', r"a\.json: schema_version 2, but this code reads 1; make it again"),
+        ('{"schema_version": 1, "rows": [{"count": "2"}]}', r"a\.json: rows\.0\.count: .*integer; make it again"),
+        ('{"schema_version": 1, "rows": [], "more": 1}', r"a\.json: more: .*not permitted; make it again"),
+    ],
+)
+def test_a_broken_document_is_one_clear_line(text: str, message: str) -> None:
+    with pytest.raises(FormatError, match=message) as caught:
+        parse(Document, text.encode(), Path("a.json"), "make it again")
+    assert "\n" not in str(caught.value)

@@ -1,13 +1,21 @@
 """Parquet files of unknown origin: small files that unpack to gigabytes, damaged strings, and ordinary ones."""
 
+import gzip
+import json
+import os
+import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.errors import DataError
+from align.errors import CorruptError, DataError
+from align.formats import pair_addresses
+from align.formats.pair_addresses import ADDRESSES, PairAddress, PairAddresses, iter_addresses, write_addresses
 from align.formats.parquet import ForeignTable
+from align.formats.picture_table import PictureTable, usual_column
 from align.pairs.text import MAX_CHARACTERS
 from tests.support.bombs import parquet_bomb, with_little_memory
 
@@ -48,3 +56,120 @@ def test_bytes_that_are_no_text_are_replaced(tmp_path: Path) -> None:
         pq.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
         (batch,) = ForeignTable(tmp_path / f"{name}.parquet", name).batches(["text"])
         assert batch["text"].to_pylist() == ["caf\ufffd au lait", "fine", None]
+
+
+def test_a_comma_in_a_text_without_quotes_is_a_row_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('file,caption\na.jpg,"one, two"\nb.jpg,one, two\nc.jpg\n')
+    table = PictureTable(tmp_path / "a.csv")
+    assert table.names == ["file", "caption"]
+    assert list(table.rows(["caption", None, "file"])) == [("one, two", None, "a.jpg"), None, None]
+
+
+def test_gzipped_tables_and_those_of_pandas(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbffile\tcaption\na.jpg\tone\n"))
+    (tmp_path / "a.json").write_text(json.dumps({"file": {"0": "a.jpg"}, "caption": {"0": "one"}}))
+    for name in ("a.tsv.gz", "a.json"):
+        table = PictureTable(tmp_path / name)
+        assert table.names == ["file", "caption"]
+        assert list(table.rows(["file", "caption"])) == [("a.jpg", "one")]
+
+
+def test_columns_that_only_some_rows_have(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"file": "a.jpg"}\n7\n{"file": "b.jpg", "text": ["x", "y"]}\n')
+    table = PictureTable(tmp_path / "a.jsonl")
+    assert table.names == ["file", "text"]
+    assert list(table.rows(table.names)) == [("a.jpg", None), None, ("b.jpg", ["x", "y"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", b"file,file\n", "two columns have the name 'file'"),
+        ("a.csv.gz", gzip.compress(b"file,caption\n" * 1000)[:40], "unreadable"),
+        ("a.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 30, "unreadable"),
+        ("a.csv.gz", b"not gzipped", "unreadable"),
+        ("a.parquet", b"PAR1 and no more PAR1", "unreadable"),
+        ("a.json", b'[{"file": ', "cut off or damaged"),
+        ("a.xlsx", b"", "no table; its name ends in one of .csv, .tsv"),
+    ],
+)
+def test_what_is_no_table_says_so(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        list(PictureTable(tmp_path / name).rows(["file"]))
+
+
+def test_the_work_grows_with_the_columns_and_not_with_their_square(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",".join(f"column {number}" for number in range(20_000)))
+    start = time.process_time()
+    assert len(PictureTable(tmp_path / "a.csv").names) == 20_000
+    assert time.process_time() - start < 2
+
+
+def test_usual_names_are_found_in_any_case_and_in_order() -> None:
+    assert usual_column(("captions", "caption"), ["x", "Caption", "CAPTIONS"]) == "CAPTIONS"
+    assert usual_column(("captions",), ["x"]) is None
+
+
+HOSTILE = [
+    "javascript:alert(1)", "data:text/html,<script>x</script>", "https://a.example/\u202egpj.exe", "",
+    "\"'><img src=x>", "https://a.example/" + "x" * 10_000, "\0\n", "赤い/ä",
+]  # fmt: skip
+NUMS = np.array([1, 3, 2, 2])
+
+
+def write(folder: Path) -> Path:
+    write_addresses(folder, NUMS, pa.array(HOSTILE), pa.array([f"https://p.example/{n}" for n in range(8)]))
+    return folder
+
+
+@pytest.mark.parametrize("rows_per_group", [1, 3, 4096])
+def test_every_image_gets_the_addresses_of_its_own_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_group: int
+) -> None:
+    monkeypatch.setattr(pair_addresses, "_ROWS_PER_GROUP", rows_per_group)
+    found = PairAddresses.load(write(tmp_path), 4)
+    start = 0
+    for position, number in enumerate(NUMS):
+        addresses = found.of(position, int(number))
+        assert [one.page_url for one in addresses] == HOSTILE[start : start + number]
+        assert [one.url for one in addresses] == [f"https://p.example/{n}" for n in range(start, start + number)]
+        start += int(number)
+    assert [one.page_url for one in iter_addresses(tmp_path)] == HOSTILE
+
+
+def test_as_many_addresses_as_pairs_and_none_of_an_older_index(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="7 pages and 8 pictures for 8 pairs"):
+        write_addresses(tmp_path, NUMS, pa.array(HOSTILE[1:]), pa.array(HOSTILE))
+    assert list(iter_addresses(tmp_path)) == []
+    write_addresses(tmp_path, np.array([], np.int64), pa.array([], pa.string()), pa.array([], pa.string()))
+    PairAddresses.load(tmp_path, 0)
+
+
+def test_what_is_open_stays_when_the_file_is_replaced(tmp_path: Path) -> None:
+    found = PairAddresses.load(write(tmp_path), 4)
+    (tmp_path / "new").write_bytes(b"other")
+    os.replace(tmp_path / "new", tmp_path / ADDRESSES)
+    assert found.of(0, 1) == (PairAddress(HOSTILE[0], "https://p.example/0"),)
+
+
+def test_damage_is_one_line(tmp_path: Path) -> None:
+    good = (write(tmp_path) / ADDRESSES).read_bytes()
+    for number in (0, 3, 5):
+        with pytest.raises(CorruptError, match=r"damaged .*run `align index` again"):
+            PairAddresses.load(tmp_path, number)
+    with pytest.raises(CorruptError, match="addresses are missing"):
+        PairAddresses.load(tmp_path, 4).of(0, 2)
+    table = pq.read_table(tmp_path / ADDRESSES)
+    pq.write_table(table.set_column(0, table.schema.field(0), pa.array([None] * 4, table.schema.field(0).type)),
+                   tmp_path / ADDRESSES)  # fmt: skip
+    with pytest.raises(CorruptError, match="damaged"):
+        PairAddresses.load(tmp_path, 4).of(0, 1)
+    for place in range(0, len(good), max(1, len(good) // 200)):
+        (tmp_path / ADDRESSES).write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        try:
+            found = PairAddresses.load(tmp_path, 4)
+            for position, number in enumerate(NUMS):
+                assert len(found.of(position, int(number))) == number
+        except CorruptError as error:
+            assert "\n" not in str(error)

@@ -1,12 +1,20 @@
 """data/policy/opted_out.csv: what matches, and that the file is the same bytes for the same wishes."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from align.errors import FormatError
+from align.config.params_file import write_params
+from align.errors import DataError, FormatError, GateError
+from align.formats.acceptances import read_acceptances, write_acceptances
+from align.formats.drift_reference import DriftReference, read_reference, write_reference
 from align.formats.policy import Entry, OptedOut, host_of, read_opted_out, write_opted_out
+from align.formats.verdict import TABLES, gate_report, require_passed
+from align.interfaces.expectations import Acceptance
 from tests.support import ROOT
+from tests.support.params import PARAMS_FILE, load_params
+from tests.support.small_data import write_verdict
 
 SHA = "ab" * 32
 HEADER = "kind,value,reason,added\n"
@@ -94,3 +102,104 @@ def test_hosts() -> None:
     assert host_of("http://[2001:DB8::1]/x") == "2001:db8::1"
     assert host_of("http://[broken") == ""
     assert host_of("coco:1.jpg") == ""
+
+
+ACCEPTANCE = Acceptance(
+    expectation="keep-rate",
+    data="a" * 64,
+    observed="0.7",
+    threshold="0.71 to 0.9",
+    reason="few icons",
+    by="Ada",
+    on="2026-01-31",
+)
+
+
+def test_acceptances_are_read_as_they_were_written(tmp_path: Path) -> None:
+    assert read_acceptances(tmp_path) == ()
+    write_acceptances([ACCEPTANCE], tmp_path)
+    assert read_acceptances(tmp_path) == (ACCEPTANCE,)
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "accepted.json").write_text('{"schema_version": 1, "accepted": [{"expectation": "b"}]}')
+    with pytest.raises(FormatError, match=r"accepted\.json: accepted\.0\.data: "):
+        read_acceptances(tmp_path)
+
+
+def test_the_committed_acceptances_are_readable() -> None:
+    read_acceptances(ROOT / "data" / "policy")
+
+
+REFERENCE = DriftReference(
+    data="d", keep_rate=0.5, distributions={"language": {"en": 0.5, "de": 0.5}}, by="Ada", on="2026-01-31"
+)
+
+
+def test_a_reference_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert read_reference(tmp_path) is None
+    write_reference(REFERENCE, tmp_path)
+    first = (tmp_path / "reference.json").read_bytes()
+    assert read_reference(tmp_path) == REFERENCE
+    write_reference(REFERENCE, tmp_path)
+    assert (tmp_path / "reference.json").read_bytes() == first
+
+
+def test_a_broken_reference_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "reference.json").write_text(json.dumps({"schema_version": 2, "reference": None}))
+    with pytest.raises(FormatError, match=r"reference\.json: schema_version 2, but .* reads 1; .*--set-reference"):
+        read_reference(tmp_path)
+
+
+def test_the_committed_policy_is_readable() -> None:
+    read_reference(ROOT / "data" / "policy")
+
+
+DATA, OTHER_DATA = "a" * 64, "b" * 64
+WHERE = Path("data/x")
+
+
+@pytest.mark.parametrize(("folder", "command"), [("quality", "validate"), ("quality_shards", "validate_shards")])
+def test_no_verdict_and_one_about_other_data_are_refused(tmp_path: Path, folder: str, command: str) -> None:
+    with pytest.raises(DataError, match=f"run `align {command}` first"):
+        require_passed(tmp_path / folder, DATA, WHERE)
+    write_verdict(tmp_path / folder, passed=True, data=DATA)
+    require_passed(tmp_path / folder, DATA, WHERE)
+    with pytest.raises(DataError, match=f"about other data than data/x; run `align {command}` with the same paths"):
+        require_passed(tmp_path / folder, OTHER_DATA, WHERE)
+
+
+def test_a_failed_verdict_gives_its_reason(tmp_path: Path) -> None:
+    write_verdict(tmp_path / "quality", passed=False, data=DATA)
+    with pytest.raises(GateError, match=r"the quality gate failed \(expect_this: observed 1, expected 2\); see report"):
+        require_passed(tmp_path / "quality", DATA, WHERE)
+
+
+def test_a_failed_verdict_on_other_data_is_about_other_data(tmp_path: Path) -> None:
+    write_verdict(tmp_path / "quality", passed=False, data=DATA)
+    with pytest.raises(DataError, match="about other data than data/x"):
+        require_passed(tmp_path / "quality", OTHER_DATA, WHERE)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"schema_version": 1, "passed": 1, "failure": null, "data": "a"}'])
+def test_a_broken_verdict_is_one_clear_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "verdict.json").write_text(text)
+    with pytest.raises(FormatError, match=r"verdict\.json: .*; run `align validate` again"):
+        require_passed(tmp_path, DATA, WHERE)
+
+
+def test_a_trial_with_reports_of_its_own_asks_the_gate_that_judged_its_data(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_bytes(PARAMS_FILE.read_bytes())
+    write_params(file, {"paths.reports": str(tmp_path / "reports")})
+    trial = load_params(file, [f"paths.reports={tmp_path}/trial"])
+    here, stated = tmp_path / "trial" / TABLES, tmp_path / "reports" / TABLES
+    assert gate_report(load_params(file), TABLES, lambda: pytest.fail("no trial: nothing is read")) == stated
+    assert gate_report(trial, TABLES, lambda: DATA) == here  # neither has judged
+    write_verdict(stated, passed=True, data=DATA)
+    assert gate_report(trial, TABLES, lambda: DATA) == stated
+    assert gate_report(trial, TABLES, lambda: OTHER_DATA) == here
+    write_verdict(here, passed=True, data=OTHER_DATA)
+    assert gate_report(trial, TABLES, lambda: DATA) == stated
+    write_verdict(here, passed=False, data=DATA)  # a stricter trial
+    assert gate_report(trial, TABLES, lambda: DATA) == here

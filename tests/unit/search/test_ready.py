@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from align.arguments.commands import READY
 from align.errors import CorruptError, DataError, FormatError
+from align.formats.image_index import ImageIndex
 from align.formats.model_folder import model_digest, read_config, read_weights, write_model_folder
 from align.formats.ready import open_ready
 from align.model.embedder import Embedder
 from align.search import ready
-from align.search.ready import MAX_DIFFERENCE, Run, compare, make_ready, revision_of
+from align.search.ready import MAX_BYTES, MAX_DIFFERENCE, Run, compare, make_ready, revision_of
 from align.search.search import Query, open_index, search
 from align.search.service.fetched import ReadySearch
-from tests.support import colour_index, tiny_model
+from align.services.vector_index import VectorIndex
+from tests.support import ROOT, colour_index, tiny_model
 
 RUN = Run(revision="abc", dvc_lock="ghi", package_digest="def")
 
@@ -164,3 +167,16 @@ def test_what_the_run_writes_makes_no_revision_dirty_and_an_edit_does(tmp_path: 
     assert revision_of(root, Path("ready")) == git("rev-parse", "HEAD")
     (root / "code.py").write_text("2")
     assert revision_of(root, Path("ready")) == f"{git('rev-parse', 'HEAD')}-dirty"
+
+
+def test_it_is_whole_and_finds_what_it_should() -> None:
+    folder = ROOT / READY
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < MAX_BYTES
+    ready = open_ready(folder)
+    index = ImageIndex.load(ready.index, VectorIndex.load)
+    assert index.header.model_digest == model_digest(ready.model)
+    assert index.header.num_items == ready.manifest.made_from.num_images > 1000
+    query = Embedder.load(ready.model).embed_texts(["red heart"])[0]
+    hits = index.search(query, 5)
+    assert any("heart" in " ".join(hit.item.texts) for hit in hits)
+    assert index.thumbnail(hits[0].item.key).startswith(b"\xff\xd8")

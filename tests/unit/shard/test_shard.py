@@ -17,7 +17,9 @@ from align.durable.work import ALL, Portion
 from align.errors import CorruptError, DataError, FormatError, GateError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
+from align.pairs.picture import PictureError
 from align.shard import plan as kept_pairs
+from align.shard.gather import resize
 from align.shard.shard import shard
 from align.shard.writer import write_shard
 from tests.support import small_data
@@ -316,3 +318,42 @@ def test_many_pairs_of_one_image_in_several_batches(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(kept_pairs, "_ROWS", 9)
     second = make_shards(tmp_path / "b", pairs)
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encode(Image.new("RGBA", (300, 210), (255, 0, 0, 0)), "PNG"), (255, 255, 255)),
+        (encode(Image.new("RGBA", (300, 210), (255, 0, 0, 128)), "PNG"), (255, 127, 127)),
+        (encode(Image.new("LA", (300, 210), (0, 0)), "PNG"), (255, 255, 255)),
+        (encode(Image.new("P", (300, 210), 0), "PNG", transparency=0), (255, 255, 255)),
+        (encode(Image.new("CMYK", (300, 210), (0, 0, 0, 0)), "JPEG"), (255, 255, 255)),
+        (encode(Image.new("L", (300, 210), 60), "JPEG"), (60, 60, 60)),
+        (encode(Image.new("RGB", (300, 210), (0, 0, 255)), "GIF"), (0, 0, 255)),
+    ],
+)
+def test_resize_reads_every_kind_of_image(data: bytes, expected: tuple[int, int, int]) -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(resize(data, 24, 95)))).astype(int)
+    assert pixels.shape == (24, 24, 3)
+    assert np.abs(pixels - np.array(expected)).max() <= 3
+
+
+def test_resize_is_antialiased_and_does_not_keep_the_aspect() -> None:
+    stripes = np.zeros((200, 400, 3), np.uint8)
+    stripes[:, ::2] = 255  # nearest neighbour would give black or white, an average gives grey
+    stripes[:100] = 0
+    pixels = np.asarray(Image.open(io.BytesIO(resize(encode(Image.fromarray(stripes), "PNG"), 20, 95)))).astype(int)
+    assert pixels[:9].max() <= 10
+    assert np.abs(pixels[12:] - 127).max() <= 12
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8 cut off"])
+def test_resize_refuses_what_is_no_image(data: bytes) -> None:
+    with pytest.raises(PictureError):
+        resize(data, 24, 95)

@@ -1,24 +1,31 @@
 """Both gates from their data to their report, with a check that a test decides; Great Expectations is not imported."""
 
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from align.config.engine import EngineConfig
 from align.config.validate import ValidateConfig
-from align.errors import GateError
+from align.errors import ConfigError, DataError, GateError
+from align.formats.acceptances import read_acceptances
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import require_passed
 from align.interfaces.expectations import Check, Expectation, Outcome
-from align.validate.tables import JudgedData
-from align.validate.validate import validate
+from align.services.engine import open_engine
+from align.validate.page import gate_page
+from align.validate.report import judge
+from align.validate.tables import JudgedData, make_views, sample_rows
+from align.validate.validate import git_user, validate
 from align.validate.validate_shards import validate_shards
 from tests.support import small_data
-from tests.support.gates import ENGINE, pairs
+from tests.support.bombs import parquet_bomb
+from tests.support.gates import DATA, ENGINE, accept_failure, outcome, pairs, run_gate
 from tests.support.params import load_params
 
 
@@ -91,3 +98,88 @@ def test_the_gate_over_shards_publishes_what_the_check_says(tmp_path: Path) -> N
     assert observed == {"samples-undecodable": "14"}  # too large for 16 px
     page = (tmp_path / "quality" / "report.html").read_text()
     assert "The first faults of each kind" in page and "train/00000.tar: " in page
+
+
+def test_the_page_shows_who_accepted_what_and_why(tmp_path: Path) -> None:
+    with pytest.raises(GateError):
+        run_gate(tmp_path, "b")
+    page = (tmp_path / "quality" / "report.html").read_text()
+    assert "What failed" in page and "align validate --accept b" in page
+    accept_failure(tmp_path, "b", "icons are <small>", "Ada")
+    run_gate(tmp_path, "b")
+    page = (tmp_path / "quality" / "report.html").read_text()
+    assert "What failed" not in page
+    assert "icons are &lt;small&gt;" in page and "<td>Ada</td>" in page and "2026-01-31" in page
+    assert "<td class=warn>accepted</td>" in page
+
+
+def test_text_of_the_verdict_is_escaped(tmp_path: Path) -> None:
+    rows = [outcome("a", passed=False, observed="<script>")]
+    report = judge(rows, data=DATA, accepted=(), prefix="quality", metrics={})
+    assert "<script>" not in gate_page(report, "t", [])
+
+
+def test_captions_without_end_are_cut_in_a_sample(tmp_path: Path) -> None:
+    raw, filtered = small_data.write(tmp_path, [small_data.Pair("a small red fox", 0)])
+    config = load_params().section(EngineConfig).model_copy(update={"memory_limit": "200MB", "num_threads": 1})
+    parquet_bomb(raw / "00000.parquet", 1000)  # a gigabyte of captions
+    with open_engine(config, tmp_path) as engine:
+        data = JudgedData(raw, filtered, tmp_path / "none", {})
+        samples = sample_rows(engine, data, 1000, make_views(engine, data))
+    assert samples["raw"]["caption"].str.len().tolist() == [8192] * 1000
+
+
+def test_a_second_acceptance_replaces_the_first_and_others_stay(tmp_path: Path) -> None:
+    with pytest.raises(GateError):
+        run_gate(tmp_path, "b", "c")
+    for name, reason in (("b", "one"), ("c", "two"), ("b", "three")):
+        accept_failure(tmp_path, name, reason)
+    assert [(item.expectation, item.reason) for item in read_acceptances(tmp_path)] == [("c", "two"), ("b", "three")]
+
+
+def test_several_failures_are_accepted_at_once_or_none(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"b: .* \(1 more failed: c\); see .*: align validate --accept b,c --reason"):
+        run_gate(tmp_path, "b", "c")
+    with pytest.raises(DataError, match=r"--accept bb: no failure of this name in the last run \(failed: b, c\)"):
+        accept_failure(tmp_path, "b,bb")
+    assert read_acceptances(tmp_path) == ()
+    accept_failure(tmp_path, "c,b")
+    assert [item.expectation for item in read_acceptances(tmp_path)] == ["c", "b"]
+    assert run_gate(tmp_path, "b", "c").num_accepted == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "by", "error", "message"),
+    [
+        ("bb", "why", "Ada", DataError, r"--accept bb: no failure of this name in the last run \(failed: b\)"),
+        ("a", "why", "Ada", DataError, "no failure of this name"),  # it passed: nothing to accept
+        ("b", "  ", "Ada", ConfigError, "say why"),
+        ("b", "why", "", ConfigError, "by whom"),
+    ],
+)
+def test_bad_usage_is_one_clear_line(
+    tmp_path: Path, name: str, reason: str, by: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(GateError):
+        run_gate(tmp_path, "b")
+    with pytest.raises(error, match=message) as caught:
+        accept_failure(tmp_path, name, reason, by)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "accepted.json").exists()
+
+
+def test_nothing_can_be_accepted_before_a_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="run `align validate` first"):
+        accept_failure(tmp_path, "b")
+
+
+def test_git_names_the_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    assert git_user() == ""
+    subprocess.run(["git", "config", "--global", "user.name", "Ada"], check=True)
+    assert git_user() == "Ada"
+    subprocess.run(["git", "config", "--global", "user.email", "ada@example.org"], check=True)
+    assert git_user() == "Ada <ada@example.org>"

@@ -12,6 +12,7 @@ import pytest
 
 from align.errors import ConfigError, DataError
 from align.ingest.limits import TooLarge
+from align.ingest.sources import require_seen_by_dvc
 from tests.support.reading import pairs, read_all, rows_of, short, source_at
 from tests.support.warc_records import picture
 
@@ -260,3 +261,147 @@ def test_any_change_of_the_folder_is_a_change_of_the_source(tmp_path: Path) -> N
     assert source_at(root / "captions.csv", "source=folder").inputs == [
         str(root / "captions.csv"), str(root / "images/a.png"),
     ]  # fmt: skip
+
+
+def write(root: Path, **files: bytes | str) -> Path:
+    """Files by their names, `__` for `/` and `_0` for the dot."""
+    for name, data in files.items():
+        path = root / name.replace("__", "/").replace("_0", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return root
+
+
+def test_a_link_leads_nowhere_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = write(tmp_path / "secret", key_0txt="a secret", people_0csv="file,caption\na.png,a secret\n")
+    root = write(tmp_path / "A", a_0png=RED, b_0png=RED, a_0txt="a red square", real__c_0txt="of this folder")
+    (root / "b.txt").symlink_to(secret / "key.txt")
+    (root / "t.csv").symlink_to(secret / "people.csv")
+    (root / "people.txt").symlink_to(secret / "people.csv")
+    (root / "d.png").write_bytes(RED)
+    (root / "d.txt").symlink_to(root / "real/c.txt")
+    counts: Counter[str] = Counter()
+    rows = read_all(root, "folder", counts)
+    assert short(rows, "url", "text") == [("a.png", "a red square"), ("d.png", "of this folder")]
+    assert counts["files_left_out"] == 4 and counts["pictures_without_text"] == 1
+    assert "other files, left out: 4 (b.txt, people.txt, real/c.txt, t.csv)" in capsys.readouterr().err
+
+
+def test_no_other_table_s_picture_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = "file,caption\n001.png,one\nsub/003.png,three\n002.png,two\n"
+    root = write(tmp_path, train__001_0png=RED, train__x__sub__003_0png=RED, val__002_0png=BLUE, train__c_0csv=table)
+    rows = read_all(root, "folder")
+    assert short(rows, "url", "problem") == [
+        ("train/001.png", None), ("train/x/sub/003.png", None), ("002.png", "no such file"),
+    ]  # fmt: skip
+    assert "elsewhere" not in capsys.readouterr().err
+    root = write(tmp_path / "B", notes__c_0csv=table, notes__logo_0png=RED, a__001_0png=RED, b__sub__003_0png=BLUE)
+    rows = read_all(root, "folder")
+    assert short(rows, "url", "problem") == [
+        ("a/001.png", None), ("b/sub/003.png", None), ("002.png", "no such file"),
+    ]  # fmt: skip
+    assert f"{root}/notes/c.csv: pictures found elsewhere in {root}, by the end of their path: 2" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_comma_without_quotes_cuts_no_text(tmp_path: Path) -> None:
+    root = write(tmp_path, a_0png=RED, c_0csv="file,caption\na.png,red\na.png,a man, a dog\na.png\n\na.png,fine\n")
+    counts: Counter[str] = Counter()
+    rows = read_all(root, "folder", counts)
+    wrong = "another number of values than columns"
+    assert short(rows, "text", "problem") == [("red", None), ("", wrong), ("", wrong), ("fine", None)]
+    assert counts["rows_unreadable"] == 2
+    rows = read_all(root / "c.csv", "url_table")
+    assert [row["problem"] for row in rows] == [None, wrong, wrong, None]
+
+
+def test_a_missing_picture_is_no_row_that_cannot_be_read(tmp_path: Path) -> None:
+    root = write(tmp_path, a_0png=RED, c_0csv='file,caption\na.png,red\nnone.png,gone\n"open,x\n')
+    counts: Counter[str] = Counter()
+    rows = read_all(root, "folder", counts)
+    assert [row["problem"] for row in rows][:2] == [None, "no such file"]
+    assert counts["rows_unreadable"] == len(rows) - 2
+
+
+@pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary(3), pa.binary_view(), pa.list_(pa.binary())])
+def test_a_column_of_bytes_names_no_picture(tmp_path: Path, kind: pa.DataType) -> None:
+    value = [b"abc"] if pa.types.is_list(kind) else b"abc"
+    columns = {"image": pa.array([value], kind), "photo": ["a.png"], "caption": ["red"]}
+    root = write(tmp_path, a_0png=RED)
+    pq.write_table(pa.table(columns), root / "all.parquet")
+    assert pairs(read_all(root, "folder")) == [("a.png", "red")]
+
+
+def test_a_table_may_have_the_name_of_a_picture(tmp_path: Path) -> None:
+    table = "file,caption\na.png,red\n"
+    root = write(tmp_path, a_0png=RED, photos_0png=BLUE, photos_0csv=table, a_0csv="width,height\n1,2\n")
+    counts: Counter[str] = Counter()
+    assert pairs(read_all(root, "folder", counts)) == [("a.png", "red")]
+    assert counts["files_left_out"] == 1
+
+
+def test_a_colon_makes_no_address(tmp_path: Path) -> None:
+    (tmp_path / "Screenshot:1.jpg").write_bytes(BLUE)
+    write(tmp_path, c_0csv="file,caption\nScreenshot:1.jpg,blue\nhttp://x/a.png,an address\ndata:image/png;x,inline\n")
+    address = "an address, no file: ingest.source url_table fetches it"
+    assert short(read_all(tmp_path, "folder"), "problem") == [(None,), (address,), (address,)]
+
+
+def test_a_folder_in_the_layout_files_has_each_pair_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path, s__a_0png=RED, s__a_0txt="red")
+    columns = {"url": ["http://x/a.png"], "caption": ["red"], "key": ["a"], "status": ["success"]}
+    pq.write_table(pa.table(columns), root / "00.parquet")
+    assert pairs(read_all(root, "folder")) == [("s/a.png", "red")]
+    assert "a table is left out: " in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"ingest\.source: url_table"):
+        source_at(root / "00.parquet", "source=folder")
+
+
+def tables_alone_photos(root: Path) -> Path:
+    (root / "images").mkdir(parents=True)
+    for name in ("a.png", "b.png", "unnamed.png"):
+        (root / "images" / name).write_bytes(RED)
+    (root / "captions.csv").write_text("file,caption\nimages/a.png,red\nb.png,also red\nnone.png,gone\n")
+    return root
+
+
+def test_its_pictures_are_inputs(tmp_path: Path) -> None:
+    root = tables_alone_photos(tmp_path / "photos")
+    named = [str(root / name) for name in ("captions.csv", "images/a.png", "images/b.png")]
+    assert source_at(root / "captions.csv", "source=folder").inputs == named
+    for location in (root, root / "captions.csv"):
+        assert source_at(location, "source=url_table").inputs == named[:2]  # this one looks for no other names
+    web = root / "web.tsv"
+    web.write_text("url\tcaption\nhttp://x/a.png\tred\n")
+    assert source_at(web, "source=url_table").inputs == [str(web)]
+
+
+@pytest.mark.parametrize("source", ["folder", "url_table"])
+def test_where_dvc_would_not_see_them_it_is_refused(tmp_path: Path, source: str) -> None:
+    root = tables_alone_photos(tmp_path / "photos")
+    raw = tmp_path / "data/raw"
+    table = str(root / "captions.csv")
+    with pytest.raises(DataError) as raised:
+        require_seen_by_dvc(source_at(table, f"source={source}"), table, raw)
+    assert str(raised.value) == (
+        f"{table}: DVC would see this alone, and no change of the pictures that it names; give the folder, so that "
+        f"DVC sees its pictures: paths.archive: {root}"
+    )
+    require_seen_by_dvc(source_at(root, f"source={source}"), str(root), raw)
+    with pytest.raises(DataError, match=r"put it and its pictures into a folder of their own, .* paths\.archive"):
+        require_seen_by_dvc(source_at(table, f"source={source}"), table, root / "data/raw")
+
+
+def test_a_table_of_addresses_may_be_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("url,caption\nhttp://x/a.png,red\n")
+    table = str(tmp_path / "t.csv")
+    require_seen_by_dvc(source_at(table, "source=url_table"), table, tmp_path / "raw")
+
+
+def test_flickr_s_own_table_may_be_given_alone(tmp_path: Path) -> None:
+    (tmp_path / "Images").mkdir()
+    (tmp_path / "Images/a.png").write_bytes(RED)
+    (tmp_path / "captions.txt").write_text("image,caption\na.png,red\na.png,also red\n")
+    rows = read_all(tmp_path / "captions.txt", "folder")
+    assert short(rows, "url", "text", "bytes") == [("Images/a.png", "red", RED), ("Images/a.png", "also red", RED)]

@@ -5,12 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from align.cli import main
+from align.config.paths import PathsConfig
 from align.errors import DataError
-from align.formats.policy import Entry, OptedOut
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
+from align.formats.evaluation_sets.align_tar import write_set
+from align.formats.features import Features
+from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.lineage.take_down.requests import near_addresses, read_requests
+from align.lineage.take_down.text import remaining_lines
+from align.lineage.versions.who_saw import WhoSaw
+from tests.support import colour_index, small_data
 from tests.support.colour_index import write_raw
-from tests.support.small_data import jpeg
+from tests.support.colour_shards import image_id
+from tests.support.params import load_params
+from tests.support.small_data import Pair, jpeg
 
 A = jpeg(1)
 SHA_A = hashlib.sha256(A).hexdigest()
@@ -114,3 +124,76 @@ def test_an_address_in_another_spelling_names_the_picture(raw: Path) -> None:
     recorded = {(one.kind, one.value) for one in read_requests({"urls": raw.parent / "urls"}, raw, "")}
     assert {("image_id", f"{0:064x}"), ("image_id", f"{1:064x}")} < recorded
     assert len(recorded) == 4
+
+
+def test_reports_of_failed_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = load_params().section(PathsConfig)
+    monkeypatch.chdir(tmp_path)
+    assert "failed runs" not in "\n".join(remaining_lines(paths, [], frozenset(), OptedOut()))
+    Path(".align/failed").mkdir(parents=True)
+    assert "    ends with: `rm -rf .align/failed`" in list(remaining_lines(paths, [], frozenset(), OptedOut()))
+
+
+def test_copies_of_an_index_are_named_where_they_show_what_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = load_params().section(PathsConfig)
+    monkeypatch.chdir(tmp_path)
+    colour_index.build(tmp_path / "data/sample/ready")
+
+    def said(sha256: str, host: str) -> str:
+        policy = OptedOut([Entry("host", host, "", "")])
+        return "\n".join(remaining_lines(paths, [], frozenset({sha256}), policy))
+
+    assert "data/sample/ready" not in said("another", "other.example") and ".align/served" not in said("a", "b.c")
+    for sha256, host in ((image_id("000000003"), "other.example"), ("another", "example.com")):
+        assert "data/sample/ready and git's history of it" in said(sha256, host)
+    Path(".align/served").mkdir(parents=True)
+    assert "ends with: `rm -rf .align/served`" in said("another", "other.example")
+    (tmp_path / "data/sample/ready/index/addresses.parquet").write_bytes(b"PAR1")
+    assert "data/sample/ready: cannot be read" in said("another", "other.example")
+
+
+A_FORGET_PLACES, B = jpeg(1), jpeg(2)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Picture B is opted out; it is in no folder of data."""
+    monkeypatch.setattr("align.lineage.take_down.forget.who_saw", lambda *_: WhoSaw(()))
+    monkeypatch.chdir(tmp_path)
+    small_data.write(tmp_path, [Pair("a red fox", 1)])
+    write_opted_out(Path("data/policy"), OptedOut([Entry("image_id", hashlib.sha256(B).hexdigest(), "", "2026-01-02")]))
+    return tmp_path
+
+
+def test_measured_values_of_the_pictures_go(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, data in (("a", A_FORGET_PLACES), ("b", B)):
+        features: Features[bytes] = Features(Path(".align/features/views-1"), lambda value: value, lambda data: data)
+        list(features.look(lambda images: images, [(name, data)]))
+    assert len(list(Path(".align/features").rglob("*.arrow"))) == 2
+    assert main(["forget", "--purge"]) == 1
+    assert "to go: 1 files of .align/features, with values measured of evaluation images" in capsys.readouterr().out
+    assert main(["forget", "--purge", "--yes"]) == 0
+    assert ".align/features: 1 files of measured values; `align filter` measures them" in capsys.readouterr().out
+    [kept] = Path(".align/features").rglob("*.arrow")
+    assert hashlib.sha256(A_FORGET_PLACES).digest() in kept.read_bytes()
+
+
+def test_evaluation_sets_with_the_pictures_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, images in (("mine", (A_FORGET_PLACES, B)), ("others", (A_FORGET_PLACES,))):
+        items = [EvaluationImage(f"k{n}", f"c{n}", ("x",), None, None, "query") for n in range(len(images))]
+        write_set(Path("data/sample/evaluation"), EvaluationSet(name, "retrieval", "x", items, (), (), held(images)))
+    Path("data/sample/evaluation/broken.tar").write_bytes(b"no tar")
+    assert main(["forget", "--purge", "--yes"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    line = said.index("  data/sample/evaluation/mine.tar: 1 of the pictures, with their captions")
+    assert said[line + 1] == (
+        "    ends with: removing them from what the set was made of, then `align make_set mine --from ... --replace`"
+    )
+    assert "  data/sample/evaluation/broken.tar: cannot be read, so perhaps some of the pictures" in said
+    assert not any("others.tar" in line for line in said)
+    assert (
+        "  other sets in data/sample/evaluation: copies in another size (`make_set --resize`) are not recognised"
+        in said
+    )

@@ -1,15 +1,25 @@
 """A tag of git for each registered version: on the commit that has its dvc.lock, made once, never moved."""
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from align.durable.files import sha256_folder
+from align.errors import CorruptError
+from align.formats.model_folder import model_digest
+from align.formats.policy import OPTED_OUT, Entry, OptedOut, write_opted_out
+from align.release.registration.indexed import log_index
+from align.release.registration.origin import read_origin
 from align.release.registration.version_tag import keep_in_git
 from align.services.git import git
-from align.services.tracking.registry import Version
+from align.services.tracking.registry import INDEX_DIGEST, Version
 from flows.checkout import run_branch
+from tests.support import tiny_model
 from tests.support.dvc_projects import make_repository
+from tests.support.memory_mlflow import MemoryTracker
 
 
 @pytest.fixture(name="root")
@@ -81,3 +91,71 @@ def test_without_a_repository_or_a_commit_there_is_no_tag(tmp_path: Path) -> Non
     assert keep_in_git(tmp_path, version, "", "") is None
     git(tmp_path, "init", "--quiet")
     assert keep_in_git(tmp_path, version, "", "") is None
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """models/finetuned, beside models/packaged, data/index and a registry."""
+    made = tiny_model.write(tmp_path / "made").rename(tmp_path / "finetuned")
+    shutil.copytree(made, tmp_path / "packaged/artifacts/finetuned")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/index.json").write_text(json.dumps({"model_digest": model_digest(made)}))
+    return made
+
+
+def logged(tracker: MemoryTracker, model: Path, version: Version | None = None) -> dict[str, str]:
+    root = model.parent
+    if version is None:
+        version = tracker.registry.create_version("align", tracker.start_run("align", "x"), "model", {})
+    return dict(log_index(tracker, version, root / "index", model, root / "packaged"))
+
+
+def test_the_index_of_its_model_and_no_other(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker, index = MemoryTracker(model.parent / "mlflow"), model.parent / "index"
+    digest = sha256_folder(index)
+    assert logged(tracker, model) == {INDEX_DIGEST: digest}
+    (version,) = tracker.registry.versions("align")
+    assert version.tags == {INDEX_DIGEST: digest}
+    assert (tracker.root / version.run_id / "index" / digest[:16] / "index.json").is_file()
+    assert logged(tracker, model, version) == {}  # it has it already
+
+    (index / "index.json").write_text(json.dumps({"model_digest": "another"}))
+    assert logged(tracker, model) == {} and "is of another model, so version 2 gets no index" in capsys.readouterr().err
+    (index / "index.json").write_text(json.dumps({"model_digest": model_digest(model)}))
+    weights = model.parent / "packaged/artifacts/finetuned/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")  # another model was packaged
+    assert logged(tracker, model) == {}
+    shutil.rmtree(index)
+    assert logged(tracker, model) == {}
+    assert [INDEX_DIGEST in one.tags for one in tracker.registry.versions("align")] == [True, False, False, False]
+
+
+def test_an_index_that_changes_while_it_is_sent_names_no_version(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, index = MemoryTracker(model.parent / "mlflow"), model.parent / "index"
+    send = tracker.log_folder
+
+    def slow(run_id: str, folder: Path, name: str) -> None:
+        send(run_id, folder, name)
+        (index / "items").touch()
+
+    monkeypatch.setattr(tracker, "log_folder", slow)
+    with pytest.raises(CorruptError, match="changed while it was sent to MLflow"):
+        logged(tracker, model)
+    assert [dict(one.tags) for one in tracker.registry.versions("align")] == [{}]
+
+
+def test_the_policy_that_data_obeyed_is_named_by_its_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def digest(name: str, *hosts: str, filtered: bool = True) -> str | None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        write_opted_out(tmp_path / name, OptedOut(Entry("host", host, "", "2026-01-02") for host in hosts))
+        if filtered:
+            read = hashlib.md5((tmp_path / name / OPTED_OUT).read_bytes()).hexdigest()
+            (tmp_path / "dvc.lock").write_text(f"stages: {{filter: {{deps: [{{md5: {read}}}]}}}}")
+        return read_origin("0123abc", [], tmp_path / name).tags().get("align.policy_digest")
+
+    first = digest("one", "a.org")
+    assert first is not None and first == digest("other", "a.org") != digest("third", "b.org")
+    assert digest("one", "a.org", "c.org", filtered=False) is None  # a take-down that this data has not seen
+    assert "align.policy_digest" not in read_origin("0123abc", [], tmp_path / "absent").tags()

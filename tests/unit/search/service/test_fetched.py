@@ -1,17 +1,26 @@
 """The champion's model and index come from the registry whole and unchanged, or not at all."""
 
+import io
 import shutil
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from align.config.paths import PathsConfig
 from align.durable.files import sha256_folder
 from align.errors import CorruptError, DataError
+from align.model.preprocess import centre_crop, decode
 from align.search.service.fetched import RegisteredChampion
+from align.search.service.uploads import Decoders, from_base64
 from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, sign
 from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, PROMOTED, Version
+from tests.support import hostile_pictures
+from tests.support.colours import square
 from tests.support.memory_mlflow import MemoryTracker
 from tests.support.params import load_params
 from tests.support.signing_keys import write_keys
@@ -150,3 +159,74 @@ def test_what_is_of_other_means_is_refused_and_what_was_moved_by_hand_is_said(wo
     world.tracker.registry.delete_version_tags(version, [MODEL_DIGEST])
     with pytest.raises(DataError, match=r"has no tag align\.model_digest: it is not of `align register`"):
         world.source.wanted()
+
+
+@pytest.fixture
+def decoders() -> Iterator[Decoders]:
+    made = Decoders(1, max_pixels=1_000_000, timeout_s=200.0)
+    yield made
+    made.close()
+
+
+def photograph(format: str, size: tuple[int, int] = (300, 200)) -> bytes:
+    drawn = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(drawn).resize(size, Image.Resampling.BICUBIC).save(buffer, format)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_the_pixels_are_those_that_training_and_the_index_see(decoders: Decoders, format: str) -> None:
+    data = photograph(format)
+    expected = centre_crop(decode(data, 72), 64)
+    found = decoders.crop(data, 72, 64)
+    assert found.shape == (64, 64, 3) and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - expected).mean() < (3 if format == "JPEG" else 0.01)  # another JPEG decoder
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"<svg>",
+        hostile_pictures.EPS,
+        photograph("JPEG")[:600],
+        photograph("PNG")[:200],
+        hostile_pictures.png(1001),
+    ],
+)
+def test_what_is_no_picture_is_refused_and_the_next_one_decodes(decoders: Decoders, data: bytes) -> None:
+    with pytest.raises(DataError) as refused:
+        decoders.cost(data)
+        decoders.crop(data, 72, 64)
+    assert "\n" not in str(refused.value)
+    assert decoders.crop(square("red"), 48, 48).shape == (48, 48, 3)
+
+
+def test_a_picture_costs_by_its_pixels_and_scans(decoders: Decoders) -> None:
+    plain, progressive = photograph("JPEG", (1000, 1000)), io.BytesIO()
+    Image.open(io.BytesIO(plain)).save(progressive, "JPEG", progressive=True)
+    last = progressive.getvalue().rfind(b"\xff\xda")
+    slow = progressive.getvalue()[:-2] + progressive.getvalue()[last:-2] * 80 + b"\xff\xd9"
+    costs = [decoders.cost(data) for data in (square("red"), plain, progressive.getvalue(), slow)]
+    assert costs == pytest.approx([0.5, 0.5, 3.0, 27.0]) and decoders.cost(photograph("PNG", (1000, 1000))) == 2.5
+
+
+def test_a_picture_that_takes_too_long_is_killed_and_the_next_one_decodes() -> None:
+    made = Decoders(1, max_pixels=100_000_000, timeout_s=200.0)
+    made.crop(square("red"), 48, 48)  # the process has started
+    (helper,) = made._free.queue
+    made._timeout_s = 0.05
+    with pytest.raises(DataError, match=r"did not decode within 0\.05 s"):
+        made.crop(hostile_pictures.png(9000), 72, 64)
+    assert helper is not None and helper._process.wait(60) == -signal.SIGKILL
+    made._timeout_s = 200.0
+    assert made.crop(square("red"), 48, 48).shape == (48, 48, 3)
+    made.close()
+
+
+def test_base64_may_have_line_breaks_and_nothing_else() -> None:
+    assert from_base64("aGFs\nbG8=\n") == b"hallo"
+    for text in ("aGFsbG8", "####", "a", "äöü", "aGFsbG8=\x00"):
+        with pytest.raises(DataError, match="not base64"):
+            from_base64(text)

@@ -1,5 +1,6 @@
 """MLflow's database file, read without MLflow: what it says is what MLflow says."""
 
+import json
 import math
 import sqlite3
 from collections.abc import Callable
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from align.errors import AlignError
 from align.services.tracking.reader import StoredRuns, reader
-from align.services.tracking.registry import CANDIDATE
+from align.services.tracking.registry import CANDIDATE, Version
 from align.services.tracking.tracker import Tracker
+from tests.support.lying_s3 import lying
 
 
 def test_it_says_what_mlflow_says(
@@ -58,3 +61,52 @@ def test_it_says_what_mlflow_says(
     with closing(sqlite3.connect("mlflow.db")) as connection, connection:
         connection.execute("ALTER TABLE model_versions RENAME COLUMN current_stage TO stage")
     assert isinstance(reader(), Tracker)  # tables of another MLflow: which says so
+
+
+VERSION = {
+    "name": "<script>",
+    "version": "3",
+    "run_id": "../../x",
+    "tags": [{"key": "align.model_digest", "value": "../"}],
+}
+RUN = {"info": {"run_id": "x", "artifact_uri": "file:///etc", "status": "?", "start_time": "never"}, "data": {}}
+ODD = {"model_version": VERSION | {"version": "../x"}, "model_versions": [VERSION | {"version": "NaN"}], "runs": [RUN],
+       "registered_model": {"name": "a", "aliases": [{"alias": "champion", "version": "-5"}]},
+       "experiments": [{"experiment_id": "1", "name": "a", "artifact_location": "file:///etc"}]}  # fmt: skip
+ANSWERS: dict[str, tuple[int, dict[str, str | None], bytes]] = {
+    "a page": (200, {"Content-Type": "text/html"}, b"<html>log in</html>"), "a list": (200, {}, b"[]"),
+    "null": (200, {}, b"null"), "no object": (200, {}, b"{}"), "deep": (200, {}, b"[" * 200_000),
+    "other types": (200, {}, b'{"model_version": 5, "runs": 7, "experiments": 3, "model_versions": "x"}'),
+    "odd values": (200, {}, json.dumps(ODD).encode()), "cut off": (200, {"Content-Length": "100"}, b"{"),
+    "no text": (200, {}, b"\xff\xfe{}"), "not gzip": (200, {"Content-Encoding": "gzip"}, b"{}"),
+    "to a file": (302, {"Location": "file:///etc/passwd"}, b""), "failed": (500, {}, b"x" * 1000),
+    "hostile": (200, {}, json.dumps({"model_version": VERSION, "model_versions": [VERSION], "run": RUN}).encode()),
+    "listing": (200, {}, b'{"files": [{"path": "../../evil", "is_dir": false}, {"path": "/evil", "is_dir": true}]}'),
+}  # fmt: skip
+QUESTIONS: tuple[Callable[[Tracker, Path], object], ...] = (
+    lambda tracker, folder: tracker.registry.version_at("align", "champion"),
+    lambda tracker, folder: tracker.registry.versions("align"),
+    lambda tracker, folder: tracker.registry.aliases("align"),
+    lambda tracker, folder: tracker.registry.champion_state("align"),
+    lambda tracker, folder: tracker.runs(),
+    lambda tracker, folder: tracker.metrics("r"),
+    lambda tracker, folder: tracker.tags("r"),
+    lambda tracker, folder: tracker.registry.download(Version("a", 1, "r", {}), "index/../../../../evil", folder),
+    lambda tracker, folder: tracker.registry.download(Version("a", 1, "r", {}), "index", folder),
+)
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_a_lie_is_an_answer_or_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, dict[str, str | None], bytes]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder = tmp_path / "deep/er/scratch"
+    folder.mkdir(parents=True)
+    with lying(lambda _: answer) as url:
+        for question in QUESTIONS:
+            try:
+                question(Tracker(url), folder)
+            except AlignError as refused:
+                assert "\n" not in str(refused)
+    assert [path for path in tmp_path.rglob("*") if path.name == "evil" or path.is_file()] == []

@@ -89,7 +89,7 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
         NotApprovedError: nobody answered in time.
         CommandError: candidate or champion have changed since they were judged, or the gates no longer pass.
     """
-    with in_progress(Path.cwd()):
+    with in_progress():
         if ends is not None:
             return _end(ends, judged)
         run_id = UUID(runtime.flow_run.id)
@@ -101,7 +101,7 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
                 raise NotApprovedError(_too_late(judged))
             end = _schedule_end(client, run, judged, until)
         about = f"Until {until:%Y-%m-%d %H:%M} UTC; then this run ends, and nothing is moved."
-        put_markdown(run_id, "approval", "what is to be approved", f"{judged.page}\n\n{about}")
+        put_markdown("approval", "what is to be approved", f"{judged.page}\n\n{about}")
         form = Answer.with_initial_data(description=f"{judged.page}\n\n{about}")
         try:
             answer = suspend_flow_run(wait_for_input=form, key="approval")
@@ -111,7 +111,7 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
             client.delete_flow_run(end)
         lines = command("promote", _arguments(judged, answer))
         done = last_line(lines)
-        put_markdown(run_id, "approval-answer", "what was decided", fenced_markdown([done]))
+        put_markdown("approval-answer", "what was decided", fenced_markdown([done]))
         return done
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config import Params, load_params
-from align.config.params import parse_yaml
+from align.config.params import PARAMS_FILE, parse_yaml
 from align.config.paths import below_root, require_declared
 from align.errors import ConfigError
 from align.project.declared import CODE_FILE, DVC_FILE
@@ -40,27 +40,31 @@ class Stage:
     report: str
 
 
-def read_dag(root: Path) -> list[Stage]:
+def read_dag(root: Path, params: Params | None = None) -> tuple[Stage, ...]:
     """Reads the stages of a checkout, without the one that writes code.yaml; each after those that it reads from.
 
+    Args:
+        root: the checkout.
+        params: its parameters; None: as its params.yaml has them.
+
     Raises:
-        ConfigError: dvc.yaml is missing, or a stage has no `meta.flow` or no report among its outs, or params.yaml has
-            other paths than these outs.
+        ConfigError: dvc.yaml is missing, or a stage has no `meta.flow` or no report among its outs, or the parameters
+            have other paths than these outs.
     """
     try:
         entries: dict[str, Any] = parse_yaml((root / DVC_FILE).read_text("utf-8"))["stages"]
     except FileNotFoundError:
         raise ConfigError(f"{root / DVC_FILE}: no such file; start in the root of a checkout") from None
     entries = {name: entry for name, entry in entries.items() if not _writes_code(entry)}
-    params = load_params(root / "params.yaml")
+    params = params or load_params(root / PARAMS_FILE)
     deps = {name: _paths(entry.get("deps", []), params, root) for name, entry in entries.items()}
     outs = {name: tuple(entry.get("outs", ())) for name, entry in entries.items()}  # literal: see require_declared
     require_declared(params.values["paths"], outs)
     upstream = {name: tuple(other for other in entries if _overlap(deps[name], outs[other])) for name in entries}
-    return [
+    return tuple(
         _stage(name, entries[name], deps[name], outs[name], upstream[name], params)
         for name in TopologicalSorter(upstream).static_order()
-    ]
+    )
 
 
 def downstream(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str]:

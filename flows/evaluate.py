@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
-from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime
 from pydantic import Field
@@ -68,7 +67,7 @@ def evaluate(
         AlignError: there is no such model or suite, MLflow is unavailable, or `align evaluate` failed.
     """
     root = Path.cwd()
-    with in_progress(root, name) as record, tempfile.TemporaryDirectory(prefix="align-") as folder:
+    with in_progress(name) as record, tempfile.TemporaryDirectory(prefix="align-") as folder:
         scratch, params = Path(folder), load_params(root / PARAMS_FILE)
         file = suite_file(suite, root, params, scratch)
         run = RunContext(root=root, checkout=root, attempt=record.attempt_id)
@@ -85,7 +84,7 @@ def evaluate(
             _measure(found, file, scratch, called, opened)
             metrics = _logged(root, opened, scratch / "reports", known, called)
         text = summary(called, shown, metrics, opened.page)
-        put_markdown(UUID(runtime.flow_run.id), "summary", visible(shown), text)
+        put_markdown("summary", visible(shown), text)
         return f"{visible(shown)}: {len(metrics):,} figures, in MLflow's run {opened.run_id}"
 
 
@@ -148,7 +147,7 @@ def summary(name: str, measured_what: str, metrics: Mapping[str, float], page: s
 def _measure(found: AskedModel, file: Path, scratch: Path, called: str, opened: MlflowRun) -> None:
     """Runs `align evaluate`, with its lines in the log, and its progress on the run's page."""
     progress = scratch / "progress.json"
-    with run_page(UUID(runtime.flow_run.id), called) as page:
+    with run_page(called) as page:
         page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
         page.watch(progress, ())
         suite = json.dumps(str(file), ensure_ascii=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,10 +11,9 @@ from typing import Any
 
 from prefect import get_run_logger, runtime
 
-from align.config import Params, load_params
+from align.config import Params
 from align.config.finetune import FinetuneConfig
 from align.config.model import ModelConfig
-from align.config.params import PARAMS_FILE
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.config.sections import changing_bytes, flattened
@@ -24,7 +23,6 @@ from align.release.registration.shown import view
 from align.services.git import resolve
 from align.services.tracking.tracker import FLOW_RUN, Status, Tracker, param_text
 from flows.checkout import run_branch
-from flows.dag import Stage
 from flows.tasks import this_run
 from flows.tasks.run_context import RunContext
 
@@ -64,19 +62,18 @@ class MlflowRun:
 
 
 @contextmanager
-def mlflow_run(run: RunContext, stages: Sequence[Stage], name: str) -> Iterator[MlflowRun | None]:
+def mlflow_run(run: RunContext) -> Iterator[MlflowRun | None]:
     """Opens the MLflow run that training logs into while it runs; None if no training stage has to run.
 
     The flow starts it, so the flow ends it: finished, failed or killed. A retry of a flow run continues its run.
     """
-    if not any(stage.flow == "training" and stage.name in run.stale for stage in stages):
+    if not any(stage.flow == "training" and stage.name in run.stale for stage in run.chosen.stages):
         yield None
         return
-    params = load_params(run.root / PARAMS_FILE)
-    name = run_branch.next_name(run.root, name)
-    experiment = params.section(RegisterConfig).experiment
-    with opened_run(run, experiment, name, starting_params(params)) as opened:
-        opened.tracker.save_view(experiment, *view(params.values))
+    name = run_branch.next_name(run.root, run.name)
+    experiment = run.params.section(RegisterConfig).experiment
+    with opened_run(run, experiment, name, starting_params(run.params)) as opened:
+        opened.tracker.save_view(experiment, *view(run.params.values))
         yield opened
 
 
@@ -141,7 +138,6 @@ def _tags(run: RunContext) -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": resolve(run.root, "HEAD"),
         FLOW_RUN: _flow_run(),
-        "align.profile": run.profile,
     }
 
 

@@ -9,24 +9,20 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 
-from align.config import load_params
-from align.config.params import PARAMS_FILE
 from align.display.visible import fenced_markdown
-from align.pipeline.run_records import RunRecord
 from flows.alerts import alerted
 from flows.checkout import run_branch
 from flows.checkout.run_branch import Recorded
 from flows.checkout.stage_states import check_out, read_states
 from flows.checkout.unknown_outs import require_known
-from flows.checkout.workspace import Workspace, in_checkout, in_worktree
-from flows.dag import Stage, read_dag, stale
+from flows.checkout.workspace import in_checkout, in_worktree
+from flows.dag import Stage, stale
 from flows.mlflow_run import mlflow_run
 from flows.pages.progress import RunPage, put_markdown, run_page
 from flows.pages.speeds import keep_speeds
@@ -34,9 +30,8 @@ from flows.pages.summary import summarise
 from flows.plan import make_plan
 from flows.program import exit_code
 from flows.reconcile import reconcile
-from flows.remote.order import pools
 from flows.request import Request, settled
-from flows.selection import Selection, require_made, select
+from flows.selection import require_made
 from flows.tasks import this_run
 from flows.tasks.child_process import last_line, run_supervised
 from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
@@ -55,21 +50,21 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
         AlignError: a stage failed, or the request cannot be run; the message says why.
     """
     root, log = Path.cwd(), get_run_logger().info
-    with this_run.in_progress(root, request.name) as record, alerted(record.name, log):
-        return _checked(root, request, record, log)
-
-
-def _checked(root: Path, request: Request, record: RunRecord, log: Callable[[str], None]) -> str:
-    name = this_run.name_of(root, request)
-    # before anything is made: a wrong value of the last stage costs nothing
-    request = settled(root, request.model_copy(update={"name": name}))
-    this_run.is_called(name)
-    reconcile(root, log, record)
-    here = runtime.deployment.id is None and request.in_place
-    with in_checkout(root, name, log) if here else in_worktree(root, request, log) as workspace:
-        if workspace.root != root:
-            this_run.works_in(workspace.root, workspace.kept)
-        return _run(root, workspace, request, name, record.attempt_id)
+    with this_run.in_progress(request.name) as record, alerted(record.name, log):
+        name = this_run.name_of(root, request)
+        # before anything is made: a wrong value of the last stage costs nothing
+        asked = settled(root, request.model_copy(update={"name": name}))
+        this_run.is_called(name)
+        reconcile(root, log, record)
+        here = runtime.deployment.id is None and asked.in_place
+        with in_checkout(root, name, log) if here else in_worktree(root, asked, log) as workspace:
+            if workspace.root != root:
+                this_run.works_in(workspace.root, workspace.kept)
+            run = RunContext(
+                root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, attempt=record.attempt_id,
+                kept=workspace.kept,
+            )  # fmt: skip
+            return _run(asked.with_stages(run), asked.ref or "HEAD")
 
 
 @flow(flow_run_name="data")
@@ -85,23 +80,22 @@ def training(run: RunContext, before: list[StageOutcome]) -> list[StageOutcome]:
 
 
 @flow(flow_run_name="release")
-def release(
-    run: RunContext, name: str, before: list[StageOutcome], registers: bool = True
-) -> tuple[list[StageOutcome], Recorded, str]:
+def release(run: RunContext, before: list[StageOutcome]) -> tuple[list[StageOutcome], Recorded, str]:
     """Packages and indexes the model, records the run in git, and registers the model if this run packages it.
 
     Returns:
         The outcomes `before`, followed by those of its stages; the run's branch; the last line of `align register`.
     """
     outcomes = [*before, *run_stages(_stages(run, "release"), run)]
-    recorded = record(run, name)
+    recorded = record(run)
+    registers = PACKAGE not in run.chosen.left_out
     return outcomes, recorded, register(run, recorded.commit, outcomes) if registers else NOT_REGISTERED
 
 
 @task(task_run_name="record", cache_policy=NO_CACHE)
-def record(run: RunContext, name: str) -> Recorded:
+def record(run: RunContext) -> Recorded:
     """Records the code, the parameters and dvc.lock as branch run/<name>, or its next number, and tags the flow run."""
-    recorded = run_branch.record(run.root, name, f"run {name}{' (dirty)' if run.dirty else ''}")
+    recorded = run_branch.record(run.root, run.name, f"run {run.name}{' (dirty)' if run.dirty else ''}")
     what = "is" if recorded.is_new else "has the same result, and stays:"
     get_run_logger().info("branch run/%s %s %s", recorded.name, what, recorded.commit[:10])
     this_run.tag(f"run/{recorded.name}")
@@ -118,47 +112,38 @@ def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> str:
     return last_line(run_supervised(command, cwd=run.root, env=env, log=get_run_logger().info))
 
 
-def _run(root: Path, workspace: Workspace, request: Request, name: str, attempt: str) -> str:
-    if workspace.dirty:
+def _run(run: RunContext, ref: str) -> str:
+    if run.dirty:
         this_run.tag("dirty")
     since = time.time()
-    dag, params = read_dag(workspace.root), load_params(workspace.root / PARAMS_FILE)
-    chosen = select(dag, request.only, request.from_stage, request.to_stage)
-    stages = chosen.stages
-    run = RunContext(
-        root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, attempt=attempt, kept=workspace.kept,
-        profile=request.profile, stages=frozenset(stage.name for stage in stages),
-        pools=pools(params, [stage.name for stage in dag]),
-    )  # fmt: skip
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")  # of this run only
-    states = read_states(run, dag)
+    states, stages = read_states(run), run.chosen.stages
     changed = states.status
-    cached = {name: lock for name, lock in states.locks.items() if name in run.stages}
+    cached = {name: lock for name, lock in states.locks.items() if name not in run.chosen.left_out}
     if cached and run.root != run.checkout:
         changed = check_out(run, cached, get_run_logger().info)
     run = run.model_copy(update={"stale": stale(stages, changed)})
-    plan = make_plan(run, name, chosen, states)
-    flow_run_id = UUID(str(runtime.flow_run.id))
-    put_markdown(flow_run_id, "plan", f"what run {name} will do", plan.markdown())
-    require_made(chosen, states.would_run)
+    plan = make_plan(run, states)
+    put_markdown("plan", f"what run {run.name} will do", plan.markdown())
+    require_made(run.chosen, states.would_run)
     plan.require_possible()
     if run.root == run.checkout:
-        require_known(stages, run, changed)
-    if chosen.left_out:
-        get_run_logger().info("not run: %s", ", ".join(chosen.left_out))
+        require_known(run, changed)
+    if run.chosen.left_out:
+        get_run_logger().info("not run: %s", ", ".join(run.chosen.left_out))
     try:
-        with run_page(flow_run_id, name) as page:
-            page.links["code"] = f"{request.ref or 'HEAD'}{' (dirty)' if run.dirty else ''}"
+        with run_page(run.name) as page:
+            page.links["code"] = f"{ref}{' (dirty)' if run.dirty else ''}"
             page.watch(progress_file(run.root), stages)
-            return _run_stages(run, name, chosen, page)
+            return _run_stages(run, page)
     finally:
-        keep_speeds(run, run.stale, since)
+        keep_speeds(run, since)
 
 
-def _run_stages(run: RunContext, name: str, chosen: Selection, page: RunPage) -> str:
+def _run_stages(run: RunContext, page: RunPage) -> str:
     outcomes = data(run) if _stages(run, "data") else []
-    with mlflow_run(run, chosen.stages, name) as opened:
+    with mlflow_run(run) as opened:
         if opened:
             page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
             if opened.comparison:
@@ -167,22 +152,21 @@ def _run_stages(run: RunContext, name: str, chosen: Selection, page: RunPage) ->
         if _stages(run, "training"):
             outcomes = training(run, outcomes)
         if _stages(run, "release"):
-            outcomes, recorded, version = release(run, name, outcomes, registers=PACKAGE not in chosen.left_out)
+            outcomes, recorded, version = release(run, outcomes)
         else:
-            recorded, version = record(run, name), NOT_REGISTERED
+            recorded, version = record(run), NOT_REGISTERED
         if opened:
             opened.rename(recorded.name)
     page.links["branch"] = f"run/{recorded.name} ({recorded.commit[:10]})"
     page.links["registered"] = version
-    here = run.root == run.checkout
-    text = summarise(run.root, chosen.stages, outcomes, name=name, recorded=recorded, registered=version, here=here)
-    put_markdown(UUID(str(runtime.flow_run.id)), "summary", f"run {name}", fenced_markdown(text.split("\n")))
+    text = summarise(run, outcomes, recorded, version)
+    put_markdown("summary", f"run {run.name}", fenced_markdown(text.split("\n")))
     return text
 
 
-def _stages(run: RunContext, name: str) -> list[Stage]:
+def _stages(run: RunContext, flow: str) -> list[Stage]:
     """The stages of a run that a sub-flow shows."""
-    return [stage for stage in read_dag(run.root) if stage.flow == name and stage.name in run.stages]
+    return [stage for stage in run.chosen.stages if stage.flow == flow]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

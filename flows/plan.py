@@ -19,8 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from align.config import Params, load_params
-from align.config.params import PARAMS_FILE
+from align.config import Params
 from align.display.console import say, show, show_json
 from align.display.visible import plain_markdown
 from align.durable.locks import locked
@@ -29,11 +28,9 @@ from align.pipeline import estimate
 from flows.checkout.stage_states import SHOWN, StageState, States, read_states
 from flows.checkout.workspace import commit_of
 from flows.checkout.worktree import worktree
-from flows.dag import read_dag
 from flows.pages.speeds import Speed, duration, read_speeds
-from flows.remote.order import pools
 from flows.request import Request, settled
-from flows.selection import Selection, require_made, select
+from flows.selection import require_made
 from flows.tasks.accelerator import has_accelerator
 from flows.tasks.child_process import CommandError, run_supervised
 from flows.tasks.run_context import STATE, RunContext, our_program
@@ -102,22 +99,15 @@ class Plan(BaseModel):
         return sum(one.state == "runs" for one in self.stages)
 
 
-def make_plan(run: RunContext, name: str, selection: Selection, states: States) -> Plan:
-    """The plan of a run that is about to begin.
-
-    Args:
-        run: where it works.
-        name: of the run.
-        selection: its stages.
-        states: of all stages.
-    """
+def make_plan(run: RunContext, states: States) -> Plan:
+    """The plan of a run that is about to begin, from the states of all stages."""
     by_name = {one.stage: one for one in states.stages}
-    asked = [by_name[stage.name] for stage in selection.asked]
-    before = [by_name[stage.name] for stage in selection.before]
-    params = load_params(run.root / PARAMS_FILE)
+    asked = [by_name[stage.name] for stage in run.chosen.asked]
+    before = [by_name[stage.name] for stage in run.chosen.before]
+    params = run.params
     runs = {one.stage for one in asked if one.state == "runs"}
     here = {stage for stage in runs if stage not in run.pools}
-    needs = _needs(run, params) if here.intersection(TRAINING) else {}
+    needs = _needs(run) if here.intersection(TRAINING) else {}
     metrics = {key: value for one in states.stages for key, value in one.metrics.items()}
     figures = {"source": _source(run.root, params)} | _rows(metrics, runs)
     for stage in TRAINING:
@@ -145,15 +135,15 @@ def make_plan(run: RunContext, name: str, selection: Selection, states: States) 
         from flows.remote.checks import problems  # asks Prefect's server, which takes a second to import
 
         figures["elsewhere"] = ", ".join(f"{stage} in work pool {run.pools[stage]}" for stage in elsewhere)
-        sent = problems(run, [stage for stage in selection.stages if stage.name in elsewhere])
+        sent = problems(run, [stage for stage in run.chosen.stages if stage.name in elsewhere])
         refused, warnings = refused + sent[0], warnings + sent[1]
     return Plan(
-        name=name, stages=tuple(asked), before=tuple(before), figures=figures, warnings=tuple(warnings),
+        name=run.name, stages=tuple(asked), before=tuple(before), figures=figures, warnings=tuple(warnings),
         refused=tuple(refused),
     )  # fmt: skip
 
 
-def _needs(run: RunContext, params: Params) -> dict[str, dict[str, Any]]:
+def _needs(run: RunContext) -> dict[str, dict[str, Any]]:
     """What the training stages need; empty if that cannot be told.
 
     Another process asks torch for a GPU, and counts the shape of a model that is new here.
@@ -161,7 +151,7 @@ def _needs(run: RunContext, params: Params) -> dict[str, dict[str, Any]]:
     shapes = run.checkout / STATE / "shapes"
     if not has_accelerator():
         with suppress(LookupError, AlignError):
-            return estimate.needs(params, estimate.Shapes(shapes, may_count=False), estimate.cpu())
+            return estimate.needs(run.params, estimate.Shapes(shapes, may_count=False), estimate.cpu())
     try:
         command, env = our_program("align.pipeline.estimate", run)
         answer = run_supervised([*command, str(shapes)], cwd=run.root, env=env, log=lambda line: None)[-1]
@@ -279,17 +269,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         request = settled(root, args.request)
         with _checkout(root, request) as path:
-            dag = read_dag(path)
-            stages = select(dag, request.only, request.from_stage, request.to_stage)
-            every = [stage.name for stage in dag]
-            run = RunContext(root=path, checkout=root, pools=pools(load_params(path / PARAMS_FILE), every))
-            states = read_states(run, dag)
-            plan = make_plan(run, request.name or "", stages, states)
+            run = request.with_stages(RunContext(root=path, checkout=root, name=request.name or ""))
+            states = read_states(run)
+            plan = make_plan(run, states)
         if args.json:
             show_json(plan.model_dump_json(indent=2))
         else:
             show(*plan.text().split("\n"))
-        require_made(stages, states.would_run)
+        require_made(run.chosen, states.would_run)
         plan.require_possible()
     except AlignError as error:
         say(f"align: error: {error}")

@@ -6,9 +6,8 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-from prefect import flow, runtime
+from prefect import flow
 
 from align.config import load_params
 from align.config.params import PARAMS_FILE
@@ -34,7 +33,7 @@ def promote(version: int | None = None) -> str:
             value that it needs.
     """
     root = Path.cwd()
-    with in_progress(root), tempfile.TemporaryDirectory(prefix="align-") as folder:
+    with in_progress(), tempfile.TemporaryDirectory(prefix="align-") as folder:
         file = Path(folder) / "decision.json"
         chosen = () if version is None else (f"--version={version}",)
         try:
@@ -42,7 +41,7 @@ def promote(version: int | None = None) -> str:
         finally:  # a refusal has a page, too
             decision: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
             if decision:
-                put_markdown(UUID(runtime.flow_run.id), "promote", "what was decided, and why", decision_page(decision))
+                put_markdown("promote", "what was decided, and why", decision_page(decision))
         if decision.get("outcome") != "unapproved":
             return last_line(lines)
         config = load_params(root / PARAMS_FILE).section(PromoteConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -17,19 +17,20 @@ from ruamel.yaml.error import YAMLError
 from align.config import load_params
 from align.config.checks import require_valid, wrong_parameters
 from align.config.params import PARAMS_FILE, Params, chosen_values
-from align.config.paths import require_declared, require_inside
+from align.config.paths import require_inside
 from align.config.profile import DEMO, PROFILES, profile_names, profile_overrides
 from align.config.schema import parameter_schemas
 from align.config.sections import SECTIONS
 from align.errors import LOGIN, ConfigError
 from align.filter.rules import RULES
-from align.project.declared import DVC_FILE, declared_outs
+from align.project.declared import DVC_FILE
 from align.project.installed import installed
 from align.services.git import git, resolve
 from align.verbs import STAGES
-from flows.dag import read_dag
+from flows.dag import Stage, read_dag
 from flows.remote.order import pools
-from flows.selection import select
+from flows.selection import Selection, select
+from flows.tasks.run_context import RunContext
 
 _LOGIN = {"type": "string", "pattern": LOGIN}
 #: For JSON Schema: no address with a login. Prefect's server refuses such a value before it records it.
@@ -172,9 +173,22 @@ class Request(BaseModel):
         fields = {key: getattr(self, name) for name, key in SHORTCUTS.items()}
         return {key: value for key, value in fields.items() if value is not None} | self.overrides
 
+    def select(self, dag: Sequence[Stage]) -> Selection:
+        """The stages that it names, see `flows.selection.select`."""
+        return select(dag, self.only, self.from_stage, self.to_stage)
 
-def settled(root: Path, request: Request) -> Request:
-    """The request with every value that it changes in `overrides`, after all of them are checked.
+    def with_stages(self, run: RunContext) -> RunContext:
+        """The run with its stages; after this nobody reads dvc.yaml. Until it has its lock, the checkout may change."""
+        chosen = self.select(read_dag(run.root, run.params))
+        return run.model_copy(update={"chosen": chosen, "pools": pools(run.params, chosen.dag)})
+
+
+class Settled(Request):
+    """A request that `settled` has checked: all that it changes is in `overrides`."""
+
+
+def settled(root: Path, request: Request) -> Settled:
+    """The request with every value that it changes in `overrides`, after all of them are checked, once.
 
     The values are checked together with the params.yaml and the profiles of the revision, before anything is made.
     Equal values are written equally, so that equal requests are one run: 1 is 1.0 if the section wants a float. A
@@ -184,6 +198,8 @@ def settled(root: Path, request: Request) -> Request:
         ConfigError: the message names section and key; or there is no such profile or stage.
         DataError: there is no such revision.
     """
+    if isinstance(request, Settled):
+        return request
     if request.ref in (None, "", "HEAD"):  # a checkout with changes is run with them, or refused later
         return _settled(root, root, request, whole=True)
     commit = resolve(root, str(request.ref))
@@ -197,7 +213,7 @@ def settled(root: Path, request: Request) -> Request:
         return _settled(root, folder, request, whole=not git(root, "diff", "--name-only", commit, "--", "align/config"))
 
 
-def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Request:
+def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Settled:
     """See `settled`.
 
     Args:
@@ -226,11 +242,8 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Requ
         raise ConfigError(f"{policy} = {changed[policy]}: a run obeys the take-downs of its revision, and no others")
     if root != folder or changed:
         require_inside(params.values.get("paths", {}))
-        require_declared(params.values.get("paths", {}), declared_outs(folder))
-    dag = read_dag(folder)
-    select(dag, request.only, request.from_stage, request.to_stage)
-    pools(params, [stage.name for stage in dag])
-    return request.model_copy(update={"profile": DEMO, "overrides": changed} | dict.fromkeys(SHORTCUTS))
+    pools(params, request.select(read_dag(folder, params)).dag)
+    return Settled(**request.model_dump(exclude={"profile", "overrides", *SHORTCUTS}), overrides=changed)
 
 
 def _typed(params: Params, key: str, value: Any) -> Any:

@@ -53,7 +53,7 @@ def retrain(name: str = "retrain") -> str:
         AlignError: there is no champion, its run's source is not known, or the run failed.
     """
     root = Path.cwd()
-    with in_progress(root):
+    with in_progress():
         change, enough = look_at_source(root)
         text = f"{change.text}: {change.share:.1%} of the source changed"
         create_markdown_artifact(

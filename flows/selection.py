@@ -17,19 +17,24 @@ class Selection:
     """The stages of a run.
 
     Attributes:
+        dag: all stages of dvc.yaml, each after those that it reads from.
         asked: those that may run.
         before: those that they read from, directly or not, and that must not run: unchanged, or in DVC's cache.
-        left_out: stages that neither the release nor the request needs.
     """
 
-    asked: tuple[Stage, ...]
-    before: tuple[Stage, ...]
-    left_out: tuple[str, ...]
+    dag: tuple[Stage, ...] = ()
+    asked: tuple[Stage, ...] = ()
+    before: tuple[Stage, ...] = ()
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> tuple[Stage, ...]:
         """All stages that the run works on, each after those that it reads from."""
-        return [*self.before, *self.asked]
+        return (*self.before, *self.asked)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Stages that neither the release nor the request needs."""
+        return tuple(stage.name for stage in self.dag if stage not in self.stages)
 
 
 def select(stages: Sequence[Stage], only: str = "all", first: str | None = None, last: str | None = None) -> Selection:
@@ -59,9 +64,9 @@ def select(stages: Sequence[Stage], only: str = "all", first: str | None = None,
         raise ConfigError(f"nothing to run: no stage is in {' and '.join(asked)}, and read by the release")
     before = reads_from(stages, names) - names
     return Selection(
+        dag=tuple(stages),
         asked=tuple(stage for stage in stages if stage.name in names),
         before=tuple(stage for stage in stages if stage.name in before),
-        left_out=tuple(name for name in known if name not in names | before),
     )
 
 

@@ -153,12 +153,8 @@ class States(BaseModel):
         return frozenset(one.stage for one in self.stages if one.state == "runs")
 
 
-def read_states(run: RunContext, stages: Sequence[Stage]) -> States:
-    """What `dvc repro` would do in the checkout of a run, compared with the last run in the user's checkout.
-
-    Args:
-        run: where it works.
-        stages: of dvc.yaml there, each after those that it reads from.
+def read_states(run: RunContext) -> States:
+    """What `dvc repro` would do with all stages where a run works, compared with the last run in the user's checkout.
 
     Raises:
         DvcError: DVC refuses, for example because another command works there.
@@ -167,7 +163,7 @@ def read_states(run: RunContext, stages: Sequence[Stage]) -> States:
     with locked_repository(run.root, "status") as repo:
         status = status_of(repo)
         follower = _Follower(repo, status, run.checkout / LOCK_FILE)
-        found = follower.follow(stages)
+        found = follower.follow(run.chosen.dag)
     return States(status=status, stages=tuple(found), locks=follower.locks)
 
 

@@ -7,37 +7,34 @@ command that tells the difference.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.config import load_params
 from align.errors import DataError
 from align.services.dvc.repository import dvc_repository
 from align.services.dvc.run_cache import is_known
-from flows.dag import Stage
 from flows.tasks.run_context import RunContext
 
 #: Keys of section `paths`: outs that take long to make, or may be put there by hand. The rest is made again in minutes.
 PRECIOUS = ("raw", "tokenizer", "pretrained", "finetuned")
 
 
-def require_known(stages: Sequence[Stage], run: RunContext, status: Mapping[str, Any]) -> None:
+def require_known(run: RunContext, status: Mapping[str, Any]) -> None:
     """Refuses to run stages that would replace, in the user's checkout, what only the checkout has.
 
     Args:
-        stages: those that may run.
         run: the run.
         status: of `flows.checkout.stage_states.read_status`.
 
     Raises:
         DataError: a stage would; the message says how to keep it.
     """
-    paths = load_params(run.root / "params.yaml").values["paths"]
+    paths = run.params.values["paths"]
     precious = {paths[name] for name in PRECIOUS if name in paths}
     writers = {
         out: stage.name
-        for stage in stages
+        for stage in run.chosen.stages
         for out in sorted(_changed(status.get(stage.name, [])) & precious & set(stage.outs))
         if (run.root / out).exists()
     }

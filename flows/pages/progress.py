@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import (
@@ -106,10 +107,10 @@ def put_artifact(
     return made.id
 
 
-def put_markdown(flow_run_id: UUID, key: str, description: str, text: str) -> None:
-    """Shows a text on the page of a flow run, once, as `put_artifact` does."""
+def put_markdown(key: str, description: str, text: str) -> None:
+    """Shows a text on the page of this flow run, once, as `put_artifact` does."""
     with get_client(sync_client=True) as client:
-        put_artifact(client, flow_run_id, key, "markdown", description, text)
+        put_artifact(client, UUID(runtime.flow_run.id), key, "markdown", description, text)
 
 
 class RunPage:
@@ -120,10 +121,10 @@ class RunPage:
         finished: the run has come to its end; otherwise its page keeps its progress and its last lines.
     """
 
-    def __init__(self, flow_run_id: UUID, name: str) -> None:
+    def __init__(self, name: str) -> None:
         self.links: dict[str, str] = {}
         self.finished = False
-        self._id = flow_run_id
+        self._id = UUID(runtime.flow_run.id)
         self._name = name
         self._stages: Sequence[Stage] = ()
         self._file: Path | None = None
@@ -213,9 +214,9 @@ class RunPage:
 
 
 @contextmanager
-def run_page(flow_run_id: UUID, name: str) -> Iterator[RunPage]:
-    """The page of the run of this name; its last update is at the end of the block, also after a failure."""
-    page = RunPage(flow_run_id, name)
+def run_page(name: str) -> Iterator[RunPage]:
+    """The page of this flow run; its last update is at the end of the block, also after a failure."""
+    page = RunPage(name)
     try:
         yield page
         page.finished = True

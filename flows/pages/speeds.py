@@ -6,16 +6,12 @@ A worktree and its `runtime/` are removed at the end of a run, so what was measu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align.config import load_params
-from align.config.params import PARAMS_FILE
-from align.config.paths import below_root
 from align.durable.files import write_text
 from align.errors import AlignError
 from flows.tasks.run_context import STATE, RunContext
@@ -38,21 +34,17 @@ class Speed(BaseModel):
     model: dict[str, Any] | None = None
 
 
-def keep_speeds(run: RunContext, stages: Iterable[str], since: float) -> None:
+def keep_speeds(run: RunContext, since: float) -> None:
     """Keeps what the stages of a run have measured after the time `since`; a failure here does not fail the run."""
-    with suppress(OSError, AlignError, KeyError, ValueError):
-        values = load_params(run.root / PARAMS_FILE).values
-        folder = run.root / below_root(values["paths"])["runtime"]
-        for stage in stages:
-            file = folder / f"{stage}.json"
-            if not file.is_file() or file.stat().st_mtime < since:
-                continue
+    for stage in run.stale:
+        with suppress(OSError, AlignError, KeyError, ValueError):
+            file = run.runtime / f"{stage}.json"
             found = json.loads(file.read_text("utf-8"))
-            if found.get("outcome") != "completed":
+            if file.stat().st_mtime < since or found.get("outcome") != "completed":
                 continue
             speed = Speed(
                 wall_s=found["wall_s"], pairs_per_s=found.get("pairs_per_s") or None,
-                model=values.get("model") if "pairs_per_s" in found else None,
+                model=run.params.values.get("model") if "pairs_per_s" in found else None,
             )  # fmt: skip
             (run.checkout / _FOLDER).mkdir(parents=True, exist_ok=True)
             write_text(run.checkout / _FOLDER / f"{stage}.json", speed.model_dump_json())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.checkout.run_branch import Recorded
-from flows.dag import Stage
+from flows.tasks.run_context import RunContext
 from flows.tasks.stage_task import StageOutcome
 
 #: Examples shown from the index's report: this many labelled queries, with this many images each.
@@ -32,51 +32,39 @@ Look around:
                                              its data, model and reports; git does not track dvc.lock here"""
 
 
-def summarise(
-    root: Path,
-    stages: Sequence[Stage],
-    outcomes: Sequence[StageOutcome],
-    *,
-    name: str,
-    recorded: Recorded,
-    registered: str,
-    here: bool,
-) -> str:
+def summarise(run: RunContext, outcomes: Sequence[StageOutcome], recorded: Recorded, registered: str) -> str:
     """The summary of a run as text for a terminal.
 
     Args:
-        root: the checkout with the reports.
-        stages: the DAG, which has the path of each report.
+        run: the run, whose stages have the paths of the reports.
         outcomes: the results of the stages.
-        name: of the run.
         recorded: its branch.
         registered: the last line of `align register`.
-        here: whether the run worked in the user's checkout, so that its files can be opened there.
     """
-    folders = {stage.name: root / stage.report for stage in stages}
+    folders = {stage.name: run.root / stage.report for stage in run.chosen.stages}
     metrics = _metrics(folders)
     ran = [outcome.stage for outcome in outcomes if outcome.ran]
     how = "recorded as" if recorded.is_new else "the same result as"
     parts = [
-        f"Run '{name}', {how} branch run/{recorded.name} ({recorded.commit[:10]}): {len(ran)} stages ran"
+        f"Run '{run.name}', {how} branch run/{recorded.name} ({recorded.commit[:10]}): {len(ran)} stages ran"
         f"{' (' + ', '.join(ran) + ')' if ran else ''}, {len(outcomes) - len(ran)} came from the cache.",
         _pairs(metrics),
         _retrieval(metrics),
         _zero_shot(metrics),
         f"Registered: {registered}",
         _examples(folders.get("index")),
-        _look(folders, root, recorded.name, here),
+        _look(folders, run, recorded.name),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _look(folders: Mapping[str, Path], root: Path, name: str, here: bool) -> str:
+def _look(folders: Mapping[str, Path], run: RunContext, name: str) -> str:
     name = shlex.quote(name)
-    if not here or "evaluate" not in folders:
+    if run.root != run.checkout or "evaluate" not in folders:  # else its files can be opened here
         return ELSEWHERE.format(name=name)
     query = next((query["query"] for query in _queries(folders.get("index"))), "your words")
-    page = (folders["evaluate"] / "report.html").relative_to(root)
-    return HERE.format(name=name, evaluation=page, query=query, activate=_activate(root))
+    page = (folders["evaluate"] / "report.html").relative_to(run.root)
+    return HERE.format(name=name, evaluation=page, query=query, activate=_activate(run.root))
 
 
 def _activate(root: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,7 @@ from align.config import Params
 from align.config.cluster import DEFAULT, ClusterConfig
 from align.config.params import did_you_mean
 from align.errors import ConfigError
+from flows.dag import Stage
 
 #: The flow that a worker runs; each work pool has a deployment of it with the pool's name.
 FLOW = "stage"
@@ -50,18 +51,18 @@ class Order(BaseModel):
         return f"{REFS}/{self.commit}"
 
 
-def pools(params: Params, stages: Iterable[str]) -> dict[str, str]:
+def pools(params: Params, dag: Sequence[Stage]) -> dict[str, str]:
     """Stage -> the work pool that runs it, for stages that do not run on this machine.
 
     Args:
         params: of the run; those of an older revision may have no pools.
-        stages: names of all stages.
+        dag: all stages.
 
     Raises:
         ConfigError: there is no such stage.
     """
     chosen: dict[str, str | None] = params.values.get(ClusterConfig.section, {}).get("pools") or {}
-    names = list(stages)
+    names = [stage.name for stage in dag]
     if unknown := [key for key in chosen if key not in (DEFAULT, *names)]:
         raise ConfigError(f"cluster.pools: there is no stage '{unknown[0]}'{did_you_mean(unknown[0], names)}")
     found = {name: chosen.get(name, chosen.get(DEFAULT)) for name in names}

@@ -16,10 +16,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import Abort, Pause, PrefectException
 from prefect.states import Cancelled, Cancelling, Crashed
 
-from align.config import load_params
 from align.config.cluster import ClusterConfig
-from align.config.params import PARAMS_FILE
-from align.config.paths import below_root
 from align.durable.files import write_text
 from align.errors import AlignError, one_line
 from flows.checkout.run_branch import snapshot
@@ -91,7 +88,7 @@ class _Sent:
         self._client, self._run, self._order, self._log, self._watch = client, run, order, log, watch
         self._pool = run.pools[order.stage]
         self._runs: list[UUID] = []  # all that were started
-        self._cluster = load_params(run.root / PARAMS_FILE).section(ClusterConfig)
+        self._cluster = run.params.section(ClusterConfig)
 
     def to_its_end(self) -> FlowRun:
         """The flow run that completed the stage."""
@@ -209,9 +206,8 @@ def _write_runtime(run: RunContext, stage: Stage, ended: FlowRun) -> None:
     except ValueError:
         measured = None
     if isinstance(measured, dict):
-        folder = run.root / below_root(load_params(run.root / PARAMS_FILE).values["paths"])["runtime"]
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / f"{stage.name}.json", json.dumps(measured, indent=2) + "\n")
+        run.runtime.mkdir(parents=True, exist_ok=True)
+        write_text(run.runtime / f"{stage.name}.json", json.dumps(measured, indent=2) + "\n")
 
 
 def _is_final(run: FlowRun) -> bool:

@@ -21,9 +21,6 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from align.config import load_params
-from align.config.params import PARAMS_FILE
-from align.config.paths import below_root
 from align.errors import AlignError, ConfigError, DataError
 from align.services.dvc.commands import write_code
 from flows.checkout.workspace import in_worktree
@@ -106,14 +103,14 @@ def stage(order: Order) -> State[Any]:
     root, log, run_id = Path.cwd(), get_run_logger().info, UUID(str(runtime.flow_run.id))
     try:
         # the heartbeat first: fetching, and waiting for an equal run, may take long
-        with Heartbeat(run_id) as heartbeat, this_run.in_progress(root) as record, fetched(root, order):
+        with Heartbeat(run_id) as heartbeat, this_run.in_progress() as record, fetched(root, order):
             _require_wanted(run_id)
             reconcile(root, log, record)
             with in_worktree(root, Request(name=order.run, ref=order.commit), log, inputs=False) as workspace:
                 this_run.works_in(workspace.root, workspace.kept)
                 run = RunContext(
                     root=workspace.root, checkout=root, name=order.run, attempt=record.attempt_id, kept=workspace.kept,
-                    stages=frozenset({order.stage}), stale=frozenset({order.stage}),
+                    stale=frozenset({order.stage}),
                     mlflow_run_id=order.mlflow_run_id if os.environ.get("MLFLOW_TRACKING_URI") else None,
                 )  # fmt: skip
                 outcome = _run(run, order, heartbeat, log)
@@ -136,14 +133,13 @@ def _run(run: RunContext, order: Order, heartbeat: Heartbeat, log: Callable[[str
         raise ConfigError(f"{order.commit[:10]}: dvc.yaml has no stage '{order.stage}'")
     log_file(run.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(run.root).write_bytes(b"")
-    with run_page(UUID(str(runtime.flow_run.id)), f"{order.stage} of {order.run}") as page:
+    with run_page(f"{order.stage} of {order.run}") as page:
         page.watch(progress_file(run.root), [asked])
         heartbeat.progress = progress_file(run.root)
         write_code(run.root, child_environment(run))
         exchange("accept", run, log, order.stage, order.remote, json.dumps(order.reads))
         [outcome] = run_stages([asked], run)
         exchange("give", run, log, order.stage)
-    measured = run.root / below_root(load_params(run.root / PARAMS_FILE).values["paths"])["runtime"]
-    if (file := measured / f"{order.stage}.json").exists():
+    if (file := run.runtime / f"{order.stage}.json").exists():
         heartbeat.passes_on(file)
     return outcome

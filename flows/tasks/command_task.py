@@ -21,7 +21,7 @@ def run_command(verb: str, *arguments: str) -> str:
     Raises:
         CommandError: the command failed; the message is the line with its reason.
     """
-    with in_progress(Path.cwd()):
+    with in_progress():
         lines = command(verb, arguments)
         create_markdown_artifact(fenced_markdown(lines), key=verb, description=f"align {verb}")
         return last_line(lines)

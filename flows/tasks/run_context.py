@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 import align
 import flows
-from align.config.profile import DEMO
+from align.config import Params, load_params
+from align.config.params import PARAMS_FILE
+from align.config.paths import below_root
 from align.display.console import PROGRESS_VARIABLE
 from align.services import postgresql
+from flows.selection import Selection
 
 #: What runs keep in a checkout (locks, worktrees, logs) is here; git ignores it.
 STATE = Path(".align")
@@ -25,8 +29,7 @@ class RunContext(BaseModel):
         root: the checkout that they work in.
         checkout: the user's, where the flow runs; the same, or the one that `root` is a worktree of.
         name: of the run.
-        profile: of infra/profiles, from which its parameters start; `demo`: params.yaml as it is.
-        stages: names of all stages of the run.
+        chosen: its stages.
         stale: names of the stages that may have to run; the others are known to be cached.
         pools: stage -> the work pool whose workers run it, for stages that do not run here (`flows.remote`).
         dirty: the checkout is a snapshot with uncommitted changes.
@@ -39,14 +42,23 @@ class RunContext(BaseModel):
     root: Path
     checkout: Path
     name: str = ""
-    profile: str = DEMO
-    stages: frozenset[str] = frozenset()
+    chosen: Selection = Field(default=Selection(), exclude=True)  # Prefect need not record all of dvc.yaml
     stale: frozenset[str] = frozenset()
     pools: dict[str, str] = {}
     dirty: bool = False
     mlflow_run_id: str | None = None
     attempt: str = ""
     kept: Path | None = None
+
+    @cached_property
+    def params(self) -> Params:
+        """The parameters of the checkout that the run works in."""
+        return load_params(self.root / PARAMS_FILE)
+
+    @property
+    def runtime(self) -> Path:
+        """Where its stages write what they measure of themselves."""
+        return self.root / str(below_root(self.params.values["paths"])["runtime"])
 
     @property
     def mlflow_tracking_uri(self) -> str:

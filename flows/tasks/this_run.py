@@ -75,16 +75,16 @@ def name_of(root: Path, request: Request) -> str:
 
 
 @contextmanager
-def in_progress(root: Path, name: str | None = None) -> Iterator[RunRecord]:
+def in_progress(name: str | None = None) -> Iterator[RunRecord]:
     """Records that this run is in progress, from its first line on; yields the record.
 
     While the block runs, errors are one line in its log, and it waits for a server or a worker that dies. The record's
     lock is held until the process ends.
 
     Args:
-        root: the checkout.
         name: of the run; empty: Prefect's.
     """
+    root = Path.cwd()
     one_line_errors()
     keep_output(root)
     wait_out_outages()

@@ -9,6 +9,7 @@ import pytest
 from align.services.git import git
 from flows.checkout.stage_states import check_out, read_states, read_status
 from flows.dag import read_dag, stale
+from flows.selection import Selection
 from flows.tasks.run_context import RunContext
 from tests.support.dvc_projects import shell
 from tests.support.local_stack import stub_repository
@@ -37,8 +38,8 @@ def test_a_worktree_after_one_call_of_dvc(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     git(root, "worktree", "add", "--quiet", "--detach", str(tree))
     (tree / ".dvc/config.local").write_text(f"[cache]\n    dir = {root}/.dvc/cache\n")
-    run = RunContext(root=tree, checkout=root)
-    states = read_states(run, read_dag(tree))
+    run = RunContext(root=tree, checkout=root, chosen=Selection(read_dag(tree)))
+    states = read_states(run)
     assert set(states.locks) == {"ingest", "pretrain", "index"} and states.would_run <= {"unused"}
     if damaged:  # since then: the table of pretrain's out
         for file in (root / ".dvc/cache/files/md5").glob("*/*"):
@@ -48,7 +49,7 @@ def test_a_worktree_after_one_call_of_dvc(
     said: list[str] = []
     status = check_out(run, states.locks, said.append)
     assert status == read_status(tree)  # DVC's, read anew
-    changed = stale(read_dag(tree), status) - {"unused"}
+    changed = stale(run.chosen.dag, status) - {"unused"}
     if damaged:
         assert "pretrain" in changed  # it is run, as before
     else:

@@ -9,6 +9,7 @@ from align.errors import DataError
 from flows.checkout.stage_states import read_status
 from flows.checkout.unknown_outs import require_known
 from flows.dag import read_dag
+from flows.selection import Selection
 from flows.tasks.run_context import RunContext
 from tests.support.dvc_projects import environment, make_repository, shell
 
@@ -28,11 +29,11 @@ def test_only_what_would_be_lost_stops_a_run(tmp_path: Path, monkeypatch: pytest
     for name, value in environment(root, {}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(root)
-    run = RunContext(root=root, checkout=root)
+    run = RunContext(root=root, checkout=root, chosen=Selection(asked=read_dag(root)))
     raw = root / "data/raw"
 
     def check() -> None:
-        require_known(read_dag(root), run, read_status(root))
+        require_known(run, read_status(root))
 
     def put(text: str) -> None:
         shutil.rmtree(raw, ignore_errors=True)

@@ -96,7 +96,7 @@ def run(**values: Any) -> SimpleNamespace:
 
 def use(monkeypatch: pytest.MonkeyPatch, client: Prefect) -> None:
     monkeypatch.setattr(module, "get_client", lambda **_: client)
-    monkeypatch.setattr(module, "in_progress", lambda root: nullcontext())
+    monkeypatch.setattr(module, "in_progress", nullcontext)
     monkeypatch.setattr(module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(id=str(uuid4()))))
 
 
@@ -164,7 +164,6 @@ def test_promote_asks_a_person_where_one_is_needed(
     monkeypatch.chdir(tmp_path)
     for name, value in {"command": command, "ask": ask, "put_markdown": lambda *_: None}.items():
         monkeypatch.setattr(promote_module, name, value)
-    monkeypatch.setattr(promote_module, "in_progress", lambda root: nullcontext())
-    monkeypatch.setattr(promote_module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(id=str(uuid4()))))
+    monkeypatch.setattr(promote_module, "in_progress", nullcontext)
     said = promote_module.promote.fn()
     assert (said, asked) == (("somebody is asked", [True]) if num_asked else ("the last line", []))

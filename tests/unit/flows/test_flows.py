@@ -25,7 +25,9 @@ from flows.dag import Stage, needed
 from flows.pages import summary
 from flows.pages.summary import summarise
 from flows.request import Request
+from flows.selection import Selection
 from flows.tasks.child_process import CommandError, run_supervised
+from flows.tasks.run_context import RunContext
 from flows.tasks.stage_task import StageOutcome, did_run, report_markdown
 from tests.support import ROOT, small_git
 
@@ -255,9 +257,8 @@ def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
     report(tmp_path, "index", {}, queries=[{"query": f"query {i}", "found": found} for i in range(5)])
     stages = [stage(name) for name in ("ingest", "filter", "evaluate", "index")]
     outcomes = [StageOutcome(stage=s.name, ran=s.name == "filter") for s in stages]
-    text = summarise(
-        tmp_path, stages, outcomes, name="demo", recorded=RECORDED, registered="align version 3", here=True
-    )
+    run = RunContext(root=tmp_path, checkout=tmp_path, name="demo", chosen=Selection(asked=tuple(stages)))
+    text = summarise(run, outcomes, RECORDED, "align version 3")
     assert "1 stages ran (filter), 3 came from the cache" in text
     assert "1,000 in, 600 kept (60.0%)" in text and "300  text_too_short" in text
     assert "  x" not in text.split("Retrieval")[0]  # rules that dropped nothing are left out
@@ -269,25 +270,17 @@ def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
     assert 'align search "query 0" --html hits.html' in text
 
     report(tmp_path, "index", {}, queries=[])  # of a project that has no labelled queries yet
-    text = summarise(
-        tmp_path, stages, outcomes, name="demo", recorded=RECORDED, registered="align version 3", here=True
-    )
+    text = summarise(run, outcomes, RECORDED, "align version 3")
     assert 'align search "your words" --html hits.html' in text and "Searches:" not in text
 
 
 def test_the_summary_says_how_to_activate_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report(tmp_path, "evaluate", {})
 
+    run = RunContext(root=tmp_path, checkout=tmp_path, name="a b", chosen=Selection(asked=(stage("evaluate"),)))
+
     def look_around() -> list[str]:
-        text = summarise(
-            tmp_path,
-            [stage("evaluate")],
-            [],
-            name="a b",
-            recorded=Recorded("a b", "0", is_new=True),
-            registered="",
-            here=True,
-        )
+        text = summarise(run, [], Recorded("a b", "0", is_new=True), "")
         return text.split("Look around:\n")[1].splitlines()
 
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))

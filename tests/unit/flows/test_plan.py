@@ -75,8 +75,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def states(root: Path, checkout: Path | None = None) -> dict[str, StageState]:
-    run = RunContext(root=root, checkout=checkout or root)
-    return {one.stage: one for one in read_states(run, read_dag(root)).stages}
+    run = RunContext(root=root, checkout=checkout or root, chosen=select(read_dag(root)))
+    return {one.stage: one for one in read_states(run).stages}
 
 
 def test_followed_through_the_cache_without_a_checkout(made: Path, tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_while_dvc_works_there_one_line_says_so(made: Path) -> None:
 
 
 def plan_of(root: Path, *found: StageState, last: str | None = None) -> Plan:
-    run = RunContext(root=root, checkout=root)
-    return make_plan(run, "x", select(read_dag(root), last=last), States(status={}, stages=found))
+    run = RunContext(root=root, checkout=root, name="x", chosen=select(read_dag(root), last=last))
+    return make_plan(run, States(status={}, stages=found))
 
 
 UNCHANGED = tuple(StageState(stage=name, state="unchanged", num_bytes=10) for name in ("ingest", "filter", "index"))
@@ -160,12 +160,13 @@ def test_time_is_that_of_the_last_run_or_unknown(made: Path, tmp_path: Path) -> 
         record = {"wall_s": 7200.0, "outcome": outcome}
         (made / f"runtime/{name}.json").write_text(json.dumps(record))
     (made / "runtime/ingest.json").write_text("{")
-    keep_speeds(RunContext(root=made, checkout=tmp_path), ["filter", "index", "ingest", "never"], start)
+    stale = frozenset({"filter", "index", "ingest", "never"})
+    keep_speeds(RunContext(root=made, checkout=tmp_path, stale=stale), start)
     assert read_speeds(tmp_path) == {"filter": Speed(wall_s=7200.0)}
     (tmp_path / ".align/speeds/index.json").write_text("cut o")
     assert read_speeds(tmp_path).keys() == {"filter"}
     os.utime(made / "runtime/filter.json", (0, 0))  # of an earlier run
-    keep_speeds(RunContext(root=made, checkout=tmp_path / "none"), ["filter"], start)
+    keep_speeds(RunContext(root=made, checkout=tmp_path / "none", stale=frozenset({"filter"})), start)
     assert read_speeds(tmp_path / "none") == {}
     shutil.copytree(tmp_path / ".align", made / ".align", dirs_exist_ok=True)
     figures = plan_of(made, UNCHANGED[0], runs, StageState(stage="index", state="runs")).figures

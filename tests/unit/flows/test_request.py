@@ -17,8 +17,9 @@ from align.errors import ConfigError, DataError
 from align.project.declared import declared_outs
 from align.services.git import git
 from align.verbs import STAGES
-from flows.pipeline import pipeline
+from flows.pipeline import data, pipeline
 from flows.request import SHORTCUTS, Part, Request, settled
+from flows.tasks.run_context import RunContext
 from tests.support import ROOT
 from tests.support.dvc_projects import commit_all
 from tests.support.params import PARAMS_FILE
@@ -118,8 +119,20 @@ def test_profile_fields_and_overrides_in_this_order(checkout: Path) -> None:
     assert (values["ingest.source"], values["pretrain.batch_size"]) == ("folder", 64)  # the profile's
     assert (values["pretrain.num_steps"], values["paths.archive"], values["pretrain.seed"]) == (40, "mine", 3)
     assert found.profile == DEMO and all(getattr(found, name) is None for name in SHORTCUTS)
-    assert settled(checkout, found) == found
+    assert settled(checkout, found) is found  # once; a run that Prefect resumes begins with what it has recorded:
+    assert settled(checkout, Request.model_validate(found.model_dump())) == found
     assert settled(checkout, Request()).in_place and not found.in_place
+
+
+def test_the_parts_of_a_run_take_what_was_read_at_its_start(checkout: Path) -> None:
+    run = Request(to_stage="shard").with_stages(RunContext(root=checkout, checkout=checkout))
+    for name in ("dvc.yaml", "params.yaml"):
+        (checkout / name).unlink()
+    taken: RunContext = data.validate_parameters({"run": run})["run"]
+    assert [stage.name for stage in taken.chosen.stages] == ["ingest", "filter", "validate", "shard"]
+    assert taken.params is run.params is run.model_copy(update={"mlflow_run_id": "0"}).params
+    recorded = {"root", "checkout", "name", "stale", "pools", "dirty", "mlflow_run_id", "attempt", "kept"}
+    assert data.serialize_parameters({"run": run})["run"].keys() == recorded  # by Prefect: not all of dvc.yaml
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ STAGES = [
     Stage(name, f"what {name} does", "data", (), (), (), f"reports/{name}") for name in ("ingest", "fit_tokenizer")
 ]
 
+RUN = uuid4()
+
 
 def test_what_a_stage_says_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "progress.json"
@@ -186,6 +188,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
     monkeypatch.setattr(progress, "get_client", made.client)
     monkeypatch.setattr(progress, "INTERVAL_S", 0.01)
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(RUN))
     return made
 
 
@@ -197,10 +200,10 @@ def wait_for(condition: Any) -> None:
 
 
 def test_two_artifacts_are_updated_in_place(tmp_path: Path, server: Server) -> None:
-    run, file = uuid4(), progress_file(tmp_path)
+    file = progress_file(tmp_path)
     file.parent.mkdir()
     file.write_text(json.dumps({"lines": ["of an earlier run"]}))
-    with run_page(run, "x") as page:
+    with run_page("x") as page:
         page.watch(progress_file(tmp_path), STAGES)
         wait_for(lambda: len(server.artifacts) == 2)
         assert (
@@ -216,7 +219,7 @@ def test_two_artifacts_are_updated_in_place(tmp_path: Path, server: Server) -> N
         page.links["branch"] = "run/x"
     by_key = shown(server)
     assert by_key.keys() == {"run", "progress"} and len(server.artifacts) == 2
-    assert all(one["flow_run_id"] == run for one in by_key.values())
+    assert all(one["flow_run_id"] == RUN for one in by_key.values())
     assert by_key["progress"]["data"] == 100.0 and "run/x" in by_key["run"]["data"]
     assert f"fit_tokenizer |  | [report](../artifact/{server.reports[0]})" in by_key["run"]["data"]
     assert "| ingest | **runs** |" in by_key["run"]["data"]  # as of the newest attempt
@@ -225,13 +228,13 @@ def test_two_artifacts_are_updated_in_place(tmp_path: Path, server: Server) -> N
 def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps_its_last_lines(
     tmp_path: Path, server: Server
 ) -> None:
-    run, file = uuid4(), progress_file(tmp_path)
+    file = progress_file(tmp_path)
     file.parent.mkdir()
     said = json.dumps({"lines": ["ingest: step 2"], "work": {"line": "ingest: step 2", "done": 2, "total": 8}})
     for attempt in (1, 2):
         server.states = ["Running"]
-        put_markdown(run, "plan", "what run x will do", f"plan {attempt}")
-        with pytest.raises(ValueError, match="cancelled"), run_page(run, "x") as page:
+        put_markdown("plan", "what run x will do", f"plan {attempt}")
+        with pytest.raises(ValueError, match="cancelled"), run_page("x") as page:
             page.watch(progress_file(tmp_path), STAGES)
             file.write_text(said)
             wait_for(lambda: shown(server).get("progress", {}).get("description") == "stage 1 of 2, ingest: step 2")
@@ -243,7 +246,7 @@ def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps
         assert found["progress"]["data"] == 25.0
         assert found["progress"]["description"] == "ended at stage 1 of 2, ingest: step 2"
         assert found["run"]["data"].endswith("~~~~\ningest: step 2\n~~~~")
-    with run_page(run, "x") as page:
+    with run_page("x") as page:
         page.watch(progress_file(tmp_path), STAGES)
     assert len(server.artifacts) == 3 and shown(server)["progress"]["data"] == 100.0
 
@@ -251,7 +254,7 @@ def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps
 def test_a_server_that_is_unavailable_and_back_again(tmp_path: Path, server: Server) -> None:
     progress_file(tmp_path).parent.mkdir()
     server.broken.set()
-    with run_page(uuid4(), "x") as page:
+    with run_page("x") as page:
         page.watch(progress_file(tmp_path), STAGES)
         wait_for(lambda: server.num_refused >= 3)
         assert not server.artifacts
@@ -280,7 +283,7 @@ def test_a_server_that_never_answers_holds_the_end_for_seconds_only(
         return []
 
     monkeypatch.setattr(server, "read_task_runs", hang)
-    page = RunPage(uuid4(), "x")
+    page = RunPage("x")
     page.watch(progress_file(tmp_path), STAGES)
     assert asked.wait(120)
     page.close()
@@ -289,6 +292,6 @@ def test_a_server_that_never_answers_holds_the_end_for_seconds_only(
 
 
 def test_a_run_that_fails_before_its_page_begins(server: Server) -> None:
-    with pytest.raises(ValueError, match="first"), run_page(uuid4(), "x"):
+    with pytest.raises(ValueError, match="first"), run_page("x"):
         raise ValueError("first")
     assert not server.artifacts

@@ -6,9 +6,11 @@ from pydantic import ValidationError
 
 from align.config import Params
 from align.errors import ConfigError
+from flows.dag import Stage
 from flows.remote.order import Order, pools
 
 STAGES = ["ingest", "pretrain", "index"]
+DAG = [Stage(name, name, "data", (), (), (), name) for name in STAGES]
 
 
 def of(chosen: Any) -> Params:
@@ -27,17 +29,17 @@ def of(chosen: Any) -> Params:
     ],
 )
 def test_pools(chosen: dict[str, str | None], expected: dict[str, str]) -> None:
-    assert pools(of(chosen), STAGES) == expected
+    assert pools(of(chosen), DAG) == expected
 
 
 def test_an_older_revision_knows_no_pools() -> None:
-    assert pools(Params({"cluster": {}}, Path("params.yaml")), STAGES) == {}
-    assert pools(Params({}, Path("params.yaml")), STAGES) == {}
+    assert pools(Params({"cluster": {}}, Path("params.yaml")), DAG) == {}
+    assert pools(Params({}, Path("params.yaml")), DAG) == {}
 
 
 def test_an_unknown_stage_is_named() -> None:
     with pytest.raises(ConfigError, match=r"cluster\.pools: there is no stage 'indx'; did you mean index\?"):
-        pools(of({"indx": "gpu"}), STAGES)
+        pools(of({"indx": "gpu"}), DAG)
 
 
 @pytest.mark.parametrize(

@@ -7,31 +7,37 @@ git worktree of its own, so that a click in the UI never touches a checkout that
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import Abort
+from prefect.settings import PREFECT_API_URL, get_current_settings
 
+from align.display.console import say, show
 from align.display.visible import fenced_markdown
+from align.errors import AlignError
+from align.project.installed import installed
+from align.services.tracking.database import require_whole
 from flows.alerts import alerted
 from flows.checkout import run_branch
 from flows.checkout.run_branch import Recorded
-from flows.checkout.stage_states import check_out, read_states
-from flows.checkout.unknown_outs import require_known
+from flows.checkout.stage_states import check_out, read_states, require_known
 from flows.checkout.workspace import in_checkout, in_worktree
-from flows.dag import Stage, stale
+from flows.dag import Stage, require_made, stale
 from flows.mlflow_run import mlflow_run
 from flows.pages.progress import RunPage, put_markdown, run_page
-from flows.pages.speeds import keep_speeds
 from flows.pages.summary import summarise
-from flows.plan import make_plan
-from flows.program import exit_code
+from flows.plan import keep_speeds, make_plan
 from flows.reconcile import reconcile
 from flows.request import Request, settled
-from flows.selection import require_made
 from flows.tasks import this_run
 from flows.tasks.child_process import last_line, run_supervised
 from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
@@ -167,6 +173,45 @@ def _run_stages(run: RunContext, page: RunPage) -> str:
 def _stages(run: RunContext, flow: str) -> list[Stage]:
     """The stages of a run that a sub-flow shows."""
     return [stage for stage in run.chosen.stages if stage.flow == flow]
+
+
+def exit_code(run: Callable[[], str]) -> int:
+    """Shows the flow's summary, or its error in one line. Returns 0, 1 after an AlignError, 130 after Ctrl-C
+    or if it was suspended or cancelled in Prefect's UI."""
+    # Prefect passes SIGTERM on when the flow has ended. An exception ends its temporary server, too; a plain exit does
+    # not.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        if not PREFECT_API_URL.value():
+            require_whole(Path(get_current_settings().home, "prefect.db"))
+            _guard_temporary_server()
+        summary = run()
+    except AlignError as error:
+        say(f"align: error: {error}")
+        return 1
+    except Abort as ended:  # in Prefect's UI
+        say(f"align: {ended}")
+        return 130
+    except KeyboardInterrupt:
+        say("align: interrupted; finished stages are cached, and training resumes from its checkpoint")
+        return 130
+    show("", *summary.split("\n"))
+    return 0
+
+
+def _guard_temporary_server() -> None:
+    """Starts Prefect's temporary server behind the guard of `make up`; without it, it answers to any host name."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    def start(server: SubprocessASGIServer) -> subprocess.Popen[Any]:
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("ALIGN_SERVER_")}
+        ours |= get_current_settings().to_environment_variables(exclude_unset=True)
+        ours |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+        return subprocess.Popen(
+            [sys.executable, str(installed("infra/server.py")), "prefect", str(server.port)], env=ours
+        )
+
+    SubprocessASGIServer._run_uvicorn_command = start  # type: ignore[method-assign, assignment]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

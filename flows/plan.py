@@ -1,7 +1,7 @@
 """What a run would do, and what it would need: the first artifact of every run, and what `align plan` prints.
 
-Nothing here is computed twice: states are DVC's (`stage_states`), rows are those of the reports that the cache
-has, speeds were measured by earlier runs of this checkout, and memory is counted by `align.pipeline.estimate`. It says
+Nothing here is computed twice: states are DVC's (`stage_states`), rows are those of the reports that the cache has,
+speeds were measured by earlier runs of this checkout, and memory is counted by `align.pipeline.estimate`. It says
 "unknown" for what was never measured.
 """
 
@@ -17,24 +17,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align.config import Params
-from align.display.console import say, show, show_json
+from align.display.console import duration, say, show, show_json
 from align.display.visible import plain_markdown
+from align.durable.files import write_text
 from align.durable.locks import locked
 from align.errors import AlignError, DataError
 from align.pipeline import estimate
 from flows.checkout.stage_states import SHOWN, StageState, States, read_states
-from flows.checkout.workspace import commit_of
-from flows.checkout.worktree import worktree
-from flows.pages.speeds import Speed, duration, read_speeds
+from flows.checkout.workspace import commit_of, worktree
+from flows.dag import require_made
 from flows.request import Request, settled
-from flows.selection import require_made
 from flows.tasks.accelerator import has_accelerator
 from flows.tasks.child_process import CommandError, run_supervised
 from flows.tasks.run_context import STATE, RunContext, our_program
 
+#: Kept for the user's checkout, since a worktree and its `runtime/` are removed at the end of a run.
+SPEEDS = STATE / "speeds"
 #: The stages that train, whose sections are recipes.
 TRAINING = ("pretrain", "finetune")
 UNKNOWN = "unknown"
@@ -132,7 +133,7 @@ def make_plan(run: RunContext, states: States) -> Plan:
         if stage in here and need["rank_bytes"] > need["available_bytes"]
     ]
     if elsewhere := sorted(runs - here):
-        from flows.remote.checks import problems  # asks Prefect's server, which takes a second to import
+        from flows.remote.send import problems  # asks Prefect's server, which takes a second to import
 
         figures["elsewhere"] = ", ".join(f"{stage} in work pool {run.pools[stage]}" for stage in elsewhere)
         sent = problems(run, [stage for stage in run.chosen.stages if stage.name in elsewhere])
@@ -212,6 +213,46 @@ def _time(runs: set[str], params: Params, speeds: dict[str, Speed]) -> str:
     if not known:
         return f"{UNKNOWN}: none of these stages has been measured here"
     return " and ".join([*parts, f"{UNKNOWN} for {', '.join(unknown)}"] if unknown else parts)
+
+
+class Speed(BaseModel):
+    """What was measured of a stage.
+
+    Attributes:
+        wall_s: from its start to its end.
+        pairs_per_s: of training steps.
+        model: section `model` at that time, for stages that train: another shape has another speed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    wall_s: float
+    pairs_per_s: float | None = None
+    model: dict[str, Any] | None = None
+
+
+def keep_speeds(run: RunContext, since: float) -> None:
+    """Keeps what the stages of a run have measured after the time `since`; a failure here does not fail the run."""
+    for stage in run.stale:
+        with suppress(OSError, AlignError, KeyError, ValueError):
+            file = run.runtime / f"{stage}.json"
+            found = json.loads(file.read_text("utf-8"))
+            if file.stat().st_mtime < since or found.get("outcome") != "completed":
+                continue
+            speed = Speed(
+                wall_s=found["wall_s"], pairs_per_s=found.get("pairs_per_s") or None,
+                model=run.params.values.get("model") if "pairs_per_s" in found else None,
+            )  # fmt: skip
+            (run.checkout / SPEEDS).mkdir(parents=True, exist_ok=True)
+            write_text(run.checkout / SPEEDS / f"{stage}.json", speed.model_dump_json())
+
+
+def read_speeds(checkout: Path) -> dict[str, Speed]:
+    """Stage -> what was measured the last time; a damaged file counts as missing."""
+    speeds = {}
+    for file in sorted((checkout / SPEEDS).glob("*.json")):
+        with suppress(OSError, ValidationError):
+            speeds[file.stem] = Speed.model_validate_json(file.read_bytes())
+    return speeds
 
 
 def _seconds(stage: str, params: Params, speed: Speed | None) -> float | None:

@@ -27,9 +27,8 @@ from align.project.declared import DVC_FILE
 from align.project.installed import installed
 from align.services.git import git, resolve
 from align.verbs import STAGES
-from flows.dag import Stage, read_dag
+from flows.dag import Selection, Stage, read_dag, select
 from flows.remote.order import pools
-from flows.selection import Selection, select
 from flows.tasks.run_context import RunContext
 
 _LOGIN = {"type": "string", "pattern": LOGIN}
@@ -174,7 +173,7 @@ class Request(BaseModel):
         return {key: value for key, value in fields.items() if value is not None} | self.overrides
 
     def select(self, dag: Sequence[Stage]) -> Selection:
-        """The stages that it names, see `flows.selection.select`."""
+        """The stages that it names, see `flows.dag.select`."""
         return select(dag, self.only, self.from_stage, self.to_stage)
 
     def with_stages(self, run: RunContext) -> RunContext:

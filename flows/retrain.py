@@ -27,8 +27,7 @@ from align.services.tracking.registry import CHAMPION, PROMOTED, Version
 from align.services.tracking.tracker import Tracker
 from flows.alerts import alert
 from flows.checkout.source_change import SourceChange, look
-from flows.pipeline import pipeline
-from flows.program import exit_code
+from flows.pipeline import exit_code, pipeline
 from flows.request import Request
 from flows.tasks.run_context import RunContext
 from flows.tasks.this_run import end_record, in_progress

@@ -103,3 +103,11 @@ def track(items: Iterable[T], *, what: str, total: int | None = None) -> Iterato
             of = f" of {total:,}" if total else ""
             rate = count / (now - start)
             say(f"{what}: {count:,}{of}, {rate:,.0f}/s", done=count, total=total, per_s=rate)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, such as `2 h 5 min`."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

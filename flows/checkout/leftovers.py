@@ -7,6 +7,7 @@ stop then (`flows.tasks.supervisor`): a trainer saves its checkpoint through the
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,6 @@ from align.pipeline import run_records
 from align.pipeline.run_records import Liveness, RunRecord
 from align.services.git import git
 from flows.checkout.failed_runs import folder_for, keep
-from flows.checkout.worktree import remove
 from flows.tasks.run_context import STATE, log_file
 from flows.tasks.supervisor import GRACE_S
 
@@ -43,6 +43,13 @@ def clear(root: Path, path: Path, log: Callable[[str], None]) -> None:
         run = {"name": name, "state": "killed", "why": _WHY, "flow_run": record.flow_run if record else ""}
         keep(path, folder_for(root, name, path.name), lambda line: log(f"worktree {path.name}: {line}"), run)
     remove(root, path)
+
+
+def remove(root: Path, path: Path) -> None:
+    """Removes a run's worktree, and git's record of it, even one that a killed `git worktree add` left half made."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(DataError):  # git knows no such worktree. Forced twice, since a half made one is locked
+        git(root, "worktree", "remove", "--force", "--force", str(path))
 
 
 def sweep(root: Path, log: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +29,18 @@ from align.project.declared import CODE_FILE
 from align.project.provenance import deciding, says
 from align.services.dvc import run_cache
 from align.services.dvc.commands import write_code
-from align.services.dvc.repository import DvcError, locked_repository
+from align.services.dvc.repository import DvcError, dvc_repository, locked_repository
+from align.services.dvc.run_cache import is_known
 from align.services.git import LOCK_FILE, git
 from align.verbs import STAGES
 from flows.dag import Stage
 from flows.tasks.run_context import RunContext, child_environment
+
+#: Keys of section `paths`: outs that take long to make, or may be put there by hand. The rest is made again in minutes.
+PRECIOUS = ("raw", "tokenizer", "pretrained", "finetuned")
+#: A reason names at most this many files or parameters, and the number of the others.
+SHOWN = 4
+
 
 _PACKAGE = Path(deciding("align")["align"]).parent
 
@@ -75,11 +82,11 @@ def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[
 
     Args:
         run: it works in a worktree of its own.
-        locks: of `flows.checkout.stage_states.States`.
+        locks: of `States`.
         log: for a line if it fails.
 
     Returns:
-        As `flows.checkout.stage_states.read_status`.
+        As `read_status`.
     """
     file = run.root / LOCK_FILE
     before = file.read_bytes() if file.is_file() else None
@@ -105,10 +112,6 @@ def _write(file: Path, stages: Mapping[str, Any]) -> None:
     yaml.default_flow_style = False
     with file.open("w", encoding="utf-8") as stream:
         yaml.dump({"schema": "2.0", "stages": dict(stages)}, stream)
-
-
-#: A reason names at most this many files or parameters, and the number of the others.
-SHOWN = 4
 
 
 class StageState(BaseModel):
@@ -336,3 +339,52 @@ def _changed(old: Any, new: Any, key: str = "") -> Iterator[str]:
 def _some(names: Sequence[str]) -> str:
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def require_known(run: RunContext, status: Mapping[str, Any]) -> None:
+    """Refuses to run stages that would replace, in the user's checkout, what only the checkout has.
+
+    DVC removes a stage's outs before it runs the stage. It can give back what is in its cache, and what dvc.lock
+    records. The rest would be lost: pictures that were fetched with other values, a model that was put there by hand.
+
+    Args:
+        run: the run.
+        status: of `read_status`.
+
+    Raises:
+        DataError: a stage would; the message says how to keep it.
+    """
+    paths = run.params.values["paths"]
+    precious = {paths[name] for name in PRECIOUS if name in paths}
+    writers = {
+        out: stage.name
+        for stage in run.chosen.stages
+        for out in sorted(_changed_outs(status.get(stage.name, [])) & precious & set(stage.outs))
+        if (run.root / out).exists()
+    }
+    if not writers:
+        return
+    for out in _not_in_dvc(run.root, writers):
+        stage = writers[out]
+        raise DataError(
+            f"{out} holds what DVC does not know, and stage {stage} would replace it: if `align {stage}` made it with "
+            f"this params.yaml, keep it with `dvc commit {stage}`; else move it to another folder, or delete it"
+        )
+
+
+def _changed_outs(changes: Collection[Any]) -> set[str]:
+    """The outs that a stage's entry in `dvc status --json` names as changed; a deleted one cannot be lost."""
+    return {
+        out
+        for change in changes
+        if isinstance(change, Mapping)
+        for out, state in change.get("changed outs", {}).items()
+        if state != "deleted"
+    }
+
+
+def _not_in_dvc(root: Path, names: Iterable[str]) -> list[str]:
+    """Those of the outs, named as in dvc.yaml, that hold what DVC could not give back."""
+    with dvc_repository(root, "outs") as repo:
+        outs = {str(Path(out.fs_path).relative_to(repo.root_dir)): out for out in repo.index.outs if out.exists}
+        return [name for name in names if name in outs and not is_known(outs[name])]

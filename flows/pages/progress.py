@@ -31,9 +31,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.sorting import ArtifactSort, TaskRunSort
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from align.display.console import duration
 from align.display.visible import fenced_markdown, plain_markdown
 from flows.dag import Stage
-from flows.pages.speeds import duration
 
 #: Seconds between two looks at a stage, and between two questions to the server.
 INTERVAL_S, ASK_INTERVAL_S = 2.0, 4.0

@@ -7,6 +7,6 @@ The machine of the run (its head) and the worker share a git remote, a DVC remot
    (`stage`);
 3. head: takes the entry, and `dvc repro` of the same stage ends as cached, with the same bytes.
 
-So nothing but DVC decides what a stage's result is, and where a stage ran changes nothing. `transfer` is what both do
-with DVC, `checks` what is known before anything is sent.
+So nothing but DVC decides what a stage's result is, and where a stage ran changes nothing. `exchange` is what goes
+between the two.
 """

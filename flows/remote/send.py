@@ -1,33 +1,36 @@
-"""The head of a run has a stage run on another machine, and takes its result. See `flows.remote` for the whole."""
+"""The head of a run has a stage run on another machine, and takes its result. See `flows.remote` for the whole.
+
+`problems` finds what is wrong or missing before anything is sent.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkPoolStatus
 from prefect.deployments import run_deployment
-from prefect.exceptions import Abort, Pause, PrefectException
+from prefect.exceptions import Abort, ObjectNotFound, Pause, PrefectException
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from align.config.cluster import ClusterConfig
 from align.durable.files import write_text
 from align.errors import AlignError, one_line
+from align.services.git import git, network_git
 from flows.checkout.run_branch import snapshot
 from flows.dag import Stage
-from flows.remote.exchange import exchange
-from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, RUNTIME, SAID, Order
-from flows.remote.refs import pushed
-from flows.tasks.child_process import CommandError
+from flows.remote.exchange import exchange, pushed
+from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, ORIGIN, REFS, RUNTIME, SAID, Order
+from flows.tasks.child_process import CommandError, Watch
 from flows.tasks.outages import end_without_waiting
 from flows.tasks.run_context import RunContext, progress_file
-from flows.tasks.watch import Watch
 
 #: Seconds between two looks at the worker's flow run; after a longer pause the head was asleep, not the worker.
 LOOK_EVERY_S, WAS_AWAY_S = 2.0, 20.0
@@ -35,6 +38,77 @@ LOOK_EVERY_S, WAS_AWAY_S = 2.0, 20.0
 SAY_AFTER_S = 20.0
 #: Seconds in which a worker ends a cancelled stage, with its checkpoint.
 ENDS_WITHIN_S = 60.0
+
+
+def problems(run: RunContext, stages: Sequence[Stage]) -> tuple[list[str], list[str]]:
+    """Why the stages cannot run elsewhere, and what may go wrong. No data is sent.
+
+    Args:
+        run: its `pools` say which stages run elsewhere.
+        stages: those that have to run.
+    """
+    sent = [stage for stage in stages if stage.name in run.pools]
+    if not sent:
+        return [], []
+    refused: list[str] = [*_git(run), *_data(run, sent)]
+    warnings: list[str] = []
+    if not PREFECT_API_URL.value():
+        refused.append("cluster.pools: another machine is told by Prefect's server: `make up`, or set PREFECT_API_URL")
+    else:
+        try:
+            with get_client(sync_client=True) as client:
+                for pool in dict.fromkeys(run.pools[stage.name] for stage in sent):
+                    refused += _missing(client, pool)
+                    warnings += _idle(client, pool)
+        except Exception as error:  # noqa: BLE001 (of any library below; the server is asked again when it is needed)
+            warnings.append(f"the work pools could not be looked at: {type(error).__name__}")
+    return refused, warnings
+
+
+def _missing(client: SyncPrefectClient, pool: str) -> Iterator[str]:
+    try:
+        client.read_deployment_by_name(f"{FLOW}/{pool}")
+    except ObjectNotFound:
+        yield f"cluster.pools: no worker was ever started for pool '{pool}': on its machine, make worker POOL={pool}"
+
+
+def _idle(client: SyncPrefectClient, pool: str) -> Iterator[str]:
+    try:
+        status = client.read_work_pool(pool).status
+    except ObjectNotFound:
+        return
+    if status == WorkPoolStatus.PAUSED:
+        yield f"work pool '{pool}' is paused: the run waits until it is not"
+    elif status != WorkPoolStatus.READY:
+        yield f"work pool '{pool}' has no worker now: the run waits for one; on its machine, make worker POOL={pool}"
+
+
+def _git(run: RunContext) -> Iterator[str]:
+    """Checks that a ref can be pushed and removed: a dry run does not ask the server's hooks."""
+    ref = f"{REFS}/check-{uuid4().hex}"
+    try:
+        network_git(run.root, "push", "--quiet", ORIGIN, f"HEAD:{ref}")
+        network_git(run.root, "push", "--quiet", ORIGIN, f":{ref}")
+    except AlignError as error:
+        yield f"cluster.pools: other machines get the code from git's remote '{ORIGIN}': {one_line(error)}"
+
+
+def _data(run: RunContext, sent: Sequence[Stage]) -> Iterator[str]:
+    """What is wrong with DVC's remote, and deps that only this machine has: neither DVC nor git keeps them."""
+    try:
+        found = exchange("check", run, lambda line: None, *(stage.name for stage in sent))
+    except AlignError as error:
+        yield f"cluster.pools: {error}"
+        return
+    yield from found["refused"]
+    commit = snapshot(run.root, "what git has")
+    for stage in sent:
+        for dep in stage.deps:
+            if dep not in found["kept"] and "://" not in dep and not git(run.root, "ls-tree", commit, "--", dep):
+                yield (
+                    f"{stage.name} reads {dep}, which only this machine has: `dvc add` it, name a bucket, or run the "
+                    f"stage here (cluster.pools: {stage.name}: null)"
+                )
 
 
 def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None], watch: Watch) -> bool | None:

@@ -27,9 +27,8 @@ from flows.checkout.workspace import in_worktree
 from flows.dag import read_dag
 from flows.pages.progress import run_page
 from flows.reconcile import reconcile
-from flows.remote.exchange import exchange
+from flows.remote.exchange import exchange, fetched
 from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, RUNTIME, SAID, Order
-from flows.remote.refs import fetched
 from flows.request import Request
 from flows.tasks import this_run
 from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file

@@ -16,7 +16,7 @@ from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
 from align.display.console import PROGRESS_VARIABLE
 from align.services import postgresql
-from flows.selection import Selection
+from flows.dag import Selection
 
 #: What runs keep in a checkout (locks, worktrees, logs) is here; git ignores it.
 STATE = Path(".align")

@@ -42,10 +42,9 @@ from flows.dag import Stage
 from flows.remote.order import GIVEN_UP
 from flows.remote.send import run_elsewhere
 from flows.tasks.accelerator import accelerator, uses_accelerator
-from flows.tasks.child_process import CommandError, run_supervised
+from flows.tasks.child_process import CommandError, Watch, run_supervised
 from flows.tasks.outages import end_without_waiting
 from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
-from flows.tasks.watch import Watch
 
 #: The flow run that a worker started this process for.
 STARTED_AS = "PREFECT__FLOW_RUN_ID"

@@ -8,8 +8,7 @@ import pytest
 
 from align.services.git import git
 from flows.checkout.stage_states import check_out, read_states, read_status
-from flows.dag import read_dag, stale
-from flows.selection import Selection
+from flows.dag import Selection, read_dag, stale
 from flows.tasks.run_context import RunContext
 from tests.support.dvc_projects import shell
 from tests.support.local_stack import stub_repository

@@ -12,7 +12,7 @@ from align.cli import main
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
-from flows.checkout.worktree import write_params
+from flows.checkout.workspace import write_params
 from tests.support.dvc_projects import commit_all, environment, make_repository, shell
 from tests.support.params import PARAMS_FILE
 

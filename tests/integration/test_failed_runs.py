@@ -11,8 +11,7 @@ from align.cli import main
 from align.formats.acceptances import read_acceptances
 from align.validate.report import read_report
 from flows.checkout.failed_runs import NUM_KEPT, in_kept_folder
-from flows.checkout.workspace import in_worktree
-from flows.checkout.worktree import write_params
+from flows.checkout.workspace import in_worktree, write_params
 from flows.request import Request
 from flows.tasks.child_process import CommandError, run_supervised
 from flows.tasks.run_context import RunContext, child_environment, log_file

@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import DataError
-from flows.checkout.stage_states import read_status
-from flows.checkout.unknown_outs import require_known
-from flows.dag import read_dag
-from flows.selection import Selection
+from flows.checkout.stage_states import read_status, require_known
+from flows.dag import Selection, read_dag
 from flows.tasks.run_context import RunContext
 from tests.support.dvc_projects import environment, make_repository, shell
 

@@ -21,11 +21,10 @@ from align.errors import ConfigError, DataError
 from align.services.git import changes, git
 from flows.checkout.run_branch import Recorded
 from flows.checkout.workspace import in_worktree
-from flows.dag import Stage, needed
+from flows.dag import Selection, Stage, needed
 from flows.pages import summary
 from flows.pages.summary import summarise
 from flows.request import Request
-from flows.selection import Selection
 from flows.tasks.child_process import CommandError, run_supervised
 from flows.tasks.run_context import RunContext
 from flows.tasks.stage_task import StageOutcome, did_run, report_markdown

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from flows.program import exit_code
+from flows.pipeline import exit_code
 
 
 def test_prefects_damaged_database_is_said_before_its_server_is_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.program.signal.signal", lambda *given: None)
+    monkeypatch.setattr("flows.pipeline.signal.signal", lambda *given: None)
     (tmp_path / "prefect.db").write_bytes(b"SQLite format 3\0" + bytes(50))
     asked: list[str] = []
     with temporary_settings({PREFECT_HOME: tmp_path}, restore_defaults={PREFECT_API_URL}):

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from align.errors import ConfigError, DataError
-from flows.dag import read_dag
-from flows.selection import require_made, select
+from flows.dag import read_dag, require_made, select
 from tests.support import ROOT
 
 STAGES = read_dag(ROOT)

@@ -27,7 +27,7 @@ PARAMS = "paths:\n  checkpoints: checkpoints\n  reports: reports\nfilter:\n  min
 RUN = """
 import sys, time
 from pathlib import Path
-from flows.checkout import worktree
+from flows.checkout import workspace
 from flows.request import Request
 from flows.tasks.run_context import log_file
 from flows.checkout.workspace import in_worktree
@@ -36,11 +36,11 @@ def stop(*_):
     print("there", flush=True)
     time.sleep(60)
 if phase == "share":
-    worktree._share = stop
+    workspace._share = stop
 if phase == "params":
-    worktree.write_params = stop
+    workspace.write_params = stop
 if phase == "remove":
-    worktree.remove = stop
+    workspace.remove = stop
 with in_worktree(Path.cwd(), Request(name="first"), lambda line: None) as work:
     log_file(work.root).parent.mkdir(parents=True, exist_ok=True)
     log_file(work.root).write_text("what was printed")

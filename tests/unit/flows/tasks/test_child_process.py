@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.tasks.child_process import CommandError, last_line, run_supervised
-from flows.tasks.watch import Watch
+from flows.tasks.child_process import CommandError, Watch, last_line, run_supervised
 
 #: Prints more than a pipe holds, then leaves a result: a pipe that nobody reads would stop it, a closed one kill it.
 TALKER = """

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from flows.tasks.watch import Watch
+from flows.tasks.child_process import Watch
 
 
 def test_questions_that_fail_do_not_end_the_watch() -> None:

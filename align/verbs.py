@@ -289,7 +289,7 @@ COMMANDS = {
         commands.runs,
     ),
     "diff": Verb(
-        "align.lineage.diff.diff",
+        "align.lineage.diff",
         "two versions of the data: which pairs entered and left, and why (for runs and their metrics: compare)",
         (),
         ("align diff run/demo run/wide", "align diff data trial --html diff.html"),

@@ -5,7 +5,7 @@ then the shards (`align.ingest.fetching`), made by worker processes here or by r
 machines that share the folder. A pair without a picture is a row with a status; nothing is left out. A picture from the
 web is not fetched if no text of it can pass the filter (`ingest.skip_hopeless`). `--retry-failed` tries pictures again
 whose failure may be temporary, and fetches those skipped pictures whose text can pass today's rules. It uses the values
-with which data/raw was made (`align.ingest.made_with`).
+with which data/raw was made (`align.ingest.ending`).
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
 (see `align.ingest.sources.pages`).
@@ -61,9 +61,17 @@ from align.formats.raw import (
     read_table,
 )
 from align.formats.statuses import NOT_FETCHED
-from align.ingest.ending import require_a_picture, say_result, tell_dvc, unknown_to_dvc
+from align.ingest.ending import (
+    DECIDING_VALUES,
+    made_with,
+    named_values,
+    require_a_picture,
+    say_result,
+    tell_dvc,
+    unknown_to_dvc,
+    values_of_retry,
+)
 from align.ingest.fetching import PictureOutcome, Pictures
-from align.ingest.made_with import DECIDING_VALUES, made_with, named_values, values_of_retry
 from align.ingest.plan import PlannedRow, PlannedShard, make_plan, planned_shard
 from align.ingest.report import IngestReport, summarise, write_page
 from align.ingest.sources import open_source, require_seen_by_dvc

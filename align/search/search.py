@@ -28,8 +28,8 @@ from align.formats.shards import read_manifest
 from align.model.embedder import Embedder, Encoder
 from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.output_file import require_output_file
-from align.search.page import search_page
 from align.search.queries import compose
+from align.search.report import search_page
 from align.services.s3.store import materialised
 from align.services.vector_index import VectorIndex
 

@@ -2,9 +2,9 @@
 
 Counts, shares and keys are judged over whole tables: the engine computes one row of statistics. Values of single rows
 (formats, ranges) are judged on a bounded sample, chosen by a hash of the key so that it is the same rows each time. The
-gate searches for evaluation images itself, independent of the filter. Where people set a reference dataset, drift from
-it is measured. Thresholds are in params.yaml; the paper describes no such gate. The shards have a gate of their own,
-`align validate_shards`.
+gate searches for evaluation images itself, by their bytes and by perceptual hashes, independent of the filter. Where
+people set a reference dataset, drift from it is measured. Thresholds are in params.yaml; the paper describes no such
+gate. The shards have a gate of their own, `align validate_shards`.
 
 `--accept NAMES --reason WHY` and `--set-reference` record in data/policy what people decide about the last run, or with
 `--from FOLDER` about another one.
@@ -13,13 +13,17 @@ it is measured. Thresholds are in params.yaml; the paper describes no such gate.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from align.config import Params, load_params
 from align.config.engine import EngineConfig
@@ -29,29 +33,85 @@ from align.config.validate import ValidateConfig
 from align.display.console import say
 from align.display.figure import png
 from align.display.report import record_runtime
+from align.durable.processes import in_threads
 from align.errors import ConfigError, DataError, GateError
 from align.formats.acceptances import read_acceptances, write_acceptances
 from align.formats.drift_reference import DriftReference, read_reference, write_reference
+from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import SHARDS, TABLES
 from align.interfaces.expectations import STATISTICS, Acceptance, Check
+from align.interfaces.sql import Engine
 from align.interfaces.store import Files
+from align.pairs.perceptual_hash import image_signals
 from align.services import expectations
 from align.services.engine import open_engine
 from align.services.files.files import StoreFiles
 from align.services.git import git_if_any
-from align.validate import evaluation_images, tables
+from align.validate import tables
 from align.validate.drift import distributions, drift
-from align.validate.evaluation_images import checked_counts, read_checked_sets
-from align.validate.expectations import gate
+from align.validate.expectations import gate, manifest_faults
 from align.validate.figures import drift_figure
 from align.validate.page import tables_page
-from align.validate.raw_manifest import manifest_faults
 from align.validate.report import REPORT, QualityReport, judge, publish, read_report, summary
 from align.validate.statistics import measure, suggested_bands, tighter_bands
 from align.validate.tables import JudgedData, sample_rows
+
+
+def make_views_of_sets(engine: Engine, sets: Sequence[EvaluationSet]) -> None:
+    """Makes the views `evaluation_ids` (column image_id) and `evaluation_hashes` (phash), without duplicates."""
+    pictures = (picture for one in sets for _, picture in one.read(fault=lambda position, why: None))
+    ids: set[str] = set()
+    hashes: set[int] = set()
+    for image_id, phash in in_threads(_identity, pictures, engine.num_threads):
+        ids.add(image_id)
+        hashes |= set() if phash is None else {phash}
+    view_values(engine, "evaluation_ids", "image_id", pa.array(sorted(ids), pa.string()))
+    view_values(engine, "evaluation_hashes", "phash", pa.array(sorted(hashes), pa.uint64()))
+
+
+def view_values(engine: Engine, name: str, column: str, values: pa.Array) -> None:
+    """Makes a view with one column."""
+    path = engine.scratch / f"{name}.parquet"
+    pq.write_table(pa.table({column: values}), path)
+    engine.view(name, path)
+
+
+def _identity(image: bytes) -> tuple[str, int | None]:
+    """sha256, and the perceptual hash of 64 bits; None if the image does not decode."""
+    phash = image_signals(image, sys.maxsize).phash  # our own sets need no limit of pixels
+    return hashlib.sha256(image).hexdigest(), phash
+
+
+def checked_counts(sets: Iterable[EvaluationSet], checked: Mapping[str, str]) -> dict[str, int]:
+    """How many sets the filter searched for, and how many sets on disk are not among them.
+
+    Args:
+        sets: those on disk.
+        checked: those that the filter searched for, name -> its identity (`EvaluationSet.identity`).
+    """
+    return {
+        "checked_sets": len(checked),
+        "unchecked_sets": sum(checked.get(one.name) != one.identity for one in sets),
+    }
+
+
+def read_checked_sets(filter_report: Path) -> dict[str, str]:
+    """The evaluation sets that `align filter` searched for, name -> its identity, from its report.
+
+    Raises:
+        DataError: there is no such report, or an older version wrote it.
+    """
+    path = filter_report / "report.json"
+    try:
+        sets: dict[str, str] = json.loads(path.read_bytes())["evaluation_sets"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run `align filter` first") from None
+    except KeyError:
+        raise DataError(f"{path}: it has no evaluation_sets; run `align filter` again") from None
+    return sets
 
 
 def accept(names: Sequence[str], reason: str, by: str, on: str, *, reports: Sequence[Path], policy: Path) -> None:
@@ -169,7 +229,7 @@ def validate(
     sets, reference = [*named_sets(data.evaluation, files), *held_out_sets(data.filtered)], read_reference(policy)
     with open_engine(engine_config, reports) as engine:
         incomplete = tables.make_views(engine, data)
-        evaluation_images.make_views(engine, sets)
+        make_views_of_sets(engine, sets)
         numbers: dict[str, Any] = dict(measure(engine.rows, config.dropped_share, incomplete))
         now = {} if incomplete else distributions(engine.rows, languages=data.has_languages())
         samples = sample_rows(engine, data, config.sample_rows, incomplete)

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from align.release.registration.model_card import CARD, MAX_DESCRIPTION
-from align.release.registration.origin import Origin
-from align.release.registration.register import register
+from align.release.registration.register import Origin, register
 from align.release.registration.results import PipelineOutputs
 from align.release.registration.shown import PICTURES
 from align.services.tracking.runs_view import KEY

@@ -14,10 +14,9 @@ from align.config.validate import MaxDrift, ValidateConfig
 from align.errors import ConfigError, DataError, GateError
 from align.filter.rules import RULES
 from align.pairs.perceptual_hash import image_signals
-from align.validate.evaluation_images import read_checked_sets
 from align.validate.report import QualityReport
 from align.validate.tables import JudgedData
-from align.validate.validate import set_reference, validate
+from align.validate.validate import read_checked_sets, set_reference, validate
 from tests.support import small_data
 from tests.support.evaluation_sets import write_set
 from tests.support.gates import ENGINE, pairs, rewrite

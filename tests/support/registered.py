@@ -18,8 +18,7 @@ from align.formats.shards import read_manifest
 from align.release.packaging.package import package
 from align.release.promotion.decision import PromotionDecision
 from align.release.promotion.promote import promote
-from align.release.registration.origin import Origin
-from align.release.registration.register import Registration, register
+from align.release.registration.register import Origin, Registration, register
 from align.release.registration.results import PipelineOutputs
 from align.services.tracking.tracker import Tracker
 from tests.support import small_data, small_model

@@ -29,7 +29,7 @@ from align.pipeline import run_records
 from align.services.git import git_if_any
 from align.services.tracking.address import has_store
 from align.services.tracking.reader import reader
-from align.services.tracking.tracked_run import TrackedRun
+from align.services.tracking.runs_view import TrackedRun
 from align.services.tracking.tracker import ATTEMPT, FLOW_RUN
 
 State = Literal["finished", "running", "killed", "failed", "unknown"]

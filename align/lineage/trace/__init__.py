@@ -1,16 +1,15 @@
 """Trace: the chain of everything, both ways, from a web page to the champion and back.
 
-trace          the verb `align trace`
-subject what its words name
+trace          the verb `align trace`: from a version, a run or a shard back to pages, and on to aliases
+subject        what its words name
 graph          the chain, as nodes and edges
 pairs          from pairs on to shards, models and index
-back           from a version, a run or a shard back to pages
 data           the half of the chain that is data
 models         the half that MLflow knows, and the index
 pair_history   everything known of one pair; `align serve` shows it, too
 source_places  where the source has a pair
 text           the chain in words
-page, drawing  the chain as a page
+page           the chain as a page
 version_pages  such a page for each version whose alias moves
 
 What follows a link of the chain comes in. What only reads a version of the data, or a run, is in `versions` and `runs`,

@@ -20,10 +20,10 @@ from align.lineage.versions.who_saw import training_data
 from align.services.git import LOCK_FILE, git_if_any
 from align.services.tracking.address import has_store
 from align.services.tracking.registry import CHAMPION, LINEAGE_PAGE, Version, aliases_of
-from align.services.tracking.tracked_run import TrackedRun
+from align.services.tracking.runs_view import TrackedRun
 from align.services.tracking.tracker import FLOW_RUN, Tracker
 
-#: Tags of versions and runs (`align.release.registration.results`, `align.release.registration.origin`).
+#: Tags of versions and runs (`align.release.registration.results`, `align.release.registration.register`).
 MODEL, REVISION, DVC_LOCK = "align.model_digest", "align.git_revision", "align.dvc_lock"
 _DIRTY = "-dirty"
 #: Sections of params.yaml that are the recipe of a model.

@@ -7,12 +7,20 @@ stages from its cache.
 `register` is idempotent by digest: an equal model is the same version, equal results are the same run, and only what is
 missing is written. Sections of params.yaml that change no bytes (a price, the number of machines) belong to no digest
 and are not logged: MLflow allows one value per param and run.
+
+A tag in git keeps what a registered version was made from: `align/MODEL/vN`. Its commit has the code, the parameters
+and dvc.lock. Branches of runs may then go, and `dvc gc --all-tags` leaves the data, the model and the reports of the
+version in DVC's cache.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +30,171 @@ from align.config.finetune import FinetuneConfig
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.register import RegisterConfig
 from align.display.console import say, show
-from align.errors import DataError
-from align.release.registration.indexed import is_logged, log_index
+from align.durable.files import sha256_file, sha256_folder
+from align.errors import CorruptError, DataError, FormatError
+from align.formats.model_folder import WEIGHTS, model_digest
+from align.formats.policy import OPTED_OUT
 from align.release.registration.model_card import CARD, Champion, ModelCard
-from align.release.registration.origin import Origin, read_origin
 from align.release.registration.results import PipelineOutputs, Results, read_results, read_series
 from align.release.registration.shown import log_shown, view
-from align.release.registration.version_tag import keep_in_git
+from align.services.git import LOCK_FILE, commit_files, git, git_if_any
 from align.services.signing import SIGNATURE, is_kept, log_signature, require_signed
-from align.services.tracking.address import current_run_id, has_store
+from align.services.tracking.address import current_flow_run_id, current_run_id, has_store
 from align.services.tracking.reader import StoredRuns, reader
-from align.services.tracking.registry import CANDIDATE, CHAMPION, MODEL_ARTIFACT, MODEL_DIGEST, Version
-from align.services.tracking.tracker import Tracker
+from align.services.tracking.registry import (
+    CANDIDATE,
+    CHAMPION,
+    INDEX_ARTIFACT,
+    INDEX_DIGEST,
+    MODEL_ARTIFACT,
+    MODEL_DIGEST,
+    Version,
+)
+from align.services.tracking.tracker import FLOW_RUN, Tracker
+
+
+def keep_in_git(root: Path, version: Version, revision: str, lock: str) -> str | None:
+    """Tags the commit of a version, unless that was done before; returns the name of the tag.
+
+    Where that commit has no dvc.lock, as after `dvc repro` by hand, one on top of it gets the files of the checkout. No
+    tag is ever moved: a version of the same number in another registry gets `align/MODEL/vN-2`.
+
+    Args:
+        root: what the version was made in.
+        version: of the registry.
+        revision: of the code; it may end in `-dirty`.
+        lock: the digest of dvc.lock, as the tags of a version have it.
+
+    Returns:
+        None if there is no repository, or no commit to tag.
+
+    Raises:
+        DataError: git refuses.
+    """
+    if (commit := _id(root, f"{revision.removesuffix('-dirty') or 'HEAD'}^{{commit}}")) is None:
+        return None
+    made = None if revision.endswith("-dirty") else _id(root, f"{commit}:./{LOCK_FILE}")
+    is_uncommitted = made is None and (root / LOCK_FILE).is_file()
+    if is_uncommitted:
+        made = git(root, "hash-object", LOCK_FILE)
+    base = re.sub(r"[^\w-]+", "-", version.name)
+    for number in itertools.count(1):
+        name = f"align/{base}/v{version.number}" + (f"-{number}" if number > 1 else "")
+        tagged = _id(root, f"refs/tags/{name}^{{commit}}")
+        if tagged is None:
+            break
+        if _id(root, f"{tagged}:./{LOCK_FILE}") == made or version.tags.get("align.dvc_lock", "") != lock:
+            return name
+    if is_uncommitted:
+        commit = commit_files(root, [LOCK_FILE], f"what {version.name} version {version.number} was made from")
+    git(root, "update-ref", f"refs/tags/{name}", commit, "")
+    return name
+
+
+def _id(root: Path, name: str) -> str | None:
+    """The hash of a git object; None if there is none of this name, or no repository."""
+    found = git_if_any(root, "rev-parse", "--verify", "--quiet", name)
+    return found.strip() if found else None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Tags of a run and of its model. An empty string means "not known"."""
+
+    git_revision: str
+    dvc_lock: str
+    flow_run: str
+    cached_stages: tuple[str, ...] = ()
+    policy_digest: str = ""
+
+    def tags(self) -> dict[str, str]:
+        """What is known, as tags of the run and of a new version."""
+        tags = {
+            "align.git_revision": self.git_revision,
+            "align.dvc_lock": self.dvc_lock,
+            FLOW_RUN: self.flow_run,
+            "align.policy_digest": self.policy_digest,
+        }
+        return {key: value for key, value in tags.items() if value}
+
+
+def read_origin(revision: str | None, cached_stages: Sequence[str], policy: Path) -> Origin:
+    """The origin of what was made in the working directory.
+
+    Args:
+        revision: git revision; None takes the checkout's, with `-dirty` where files differ from it.
+        cached_stages: the stages that DVC took from its cache.
+        policy: the folder of what people decided about the data; no digest if take-downs came after the filter.
+    """
+    if revision is None:
+        revision = git_if_any(Path(), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or ""
+    lock = Path("dvc.lock")
+    digest = sha256_file(lock) if lock.is_file() else ""
+    decided = sha256_folder(policy) if policy.is_dir() and _was_obeyed(policy / OPTED_OUT, lock) else ""
+    return Origin(revision.strip(), digest, current_flow_run_id() or "", tuple(cached_stages), decided)
+
+
+def _was_obeyed(take_downs: Path, lock: Path) -> bool:
+    """Whether the data was filtered with this list: dvc.lock has the MD5 of what the filter read."""
+    if not lock.is_file() or not take_downs.is_file():
+        return not take_downs.is_file()
+    return hashlib.md5(take_downs.read_bytes(), usedforsecurity=False).hexdigest() in lock.read_text("utf-8")
+
+
+_HEADER = "index.json"
+
+
+def log_index(tracker: Tracker, version: Version, index: Path, model: Path, packaged: Path) -> Mapping[str, str]:
+    """Logs an index to the run of a version, and tags the version with its digest, once the files are there.
+
+    The index of another model is left out, with a line; so is a missing one.
+
+    Args:
+        tracker: MLflow.
+        version: of the packaged model.
+        index: data/index.
+        model: models/finetuned, which index and package were made from.
+        packaged: models/packaged.
+
+    Returns:
+        The tags that were set; none if the version has this index already, or gets none.
+
+    Raises:
+        FormatError: index.json has another layout.
+        ServiceError: MLflow is unavailable or refuses.
+    """
+    if not (index / _HEADER).is_file():
+        return {}
+    if not _belongs(index, model, packaged):
+        say(f"register: {index} is of another model, so version {version.number} gets no index; run `align index`")
+        return {}
+    digest = sha256_folder(index)
+    if version.tags.get(INDEX_DIGEST) == digest:
+        return {}
+    tracker.log_folder(version.run_id, index, f"{INDEX_ARTIFACT}/{digest[:16]}")
+    if sha256_folder(index) != digest:
+        raise CorruptError(f"{index}: changed while it was sent to MLflow; run `align register` again")
+    tags = {INDEX_DIGEST: digest}
+    tracker.registry.set_version_tags(version, tags)
+    return tags
+
+
+def is_logged(version: Version, index: Path) -> bool:
+    """Whether the version has this index, or there is none."""
+    return not (index / _HEADER).is_file() or version.tags.get(INDEX_DIGEST) == sha256_folder(index)
+
+
+def _belongs(index: Path, model: Path, packaged: Path) -> bool:
+    """Whether the index was made with the model in `model`, and that is the one that was packaged."""
+    copies = [path for path in packaged.glob(f"artifacts/*/{WEIGHTS}") if path.is_file()]
+    if not (model / WEIGHTS).is_file() or [sha256_file(copy) for copy in copies] != [sha256_file(model / WEIGHTS)]:
+        return False
+    try:
+        named = json.loads((index / _HEADER).read_bytes())["model_digest"]
+    except (ValueError, KeyError, TypeError):
+        raise FormatError(f"{index / _HEADER}: names no model; run `align index` again") from None
+    return bool(named == model_digest(model))
+
 
 _RUN_DIGEST = "align.run_digest"
 #: The same, for a run that began here: the next call completes it if it was killed or failed.

@@ -2,12 +2,11 @@
 
 tracker      runs, metrics, artifacts; the one module that imports MLflow
 registry     versions of a model, their tags and aliases
-tracked_run  a run as MLflow has recorded it
 address      which MLflow, and which run, as the environment says
 reader       MLflow's database file, read without MLflow
 database     where that file is, and where it says that artifacts are
 live_log     metrics of a training run while it trains
-runs_view    how MLflow's list of runs opens
+runs_view    a run as MLflow has recorded it; how MLflow's list of runs opens
 
 What speaks to MLflow comes in. What a tag or a metric means does not: the verb that writes it knows.
 """

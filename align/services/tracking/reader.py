@@ -18,8 +18,7 @@ from align.errors import ServiceError, without_logins
 from align.services.tracking.address import DEFAULT_URI, address, named_address
 from align.services.tracking.database import PATIENCE_S, database_file
 from align.services.tracking.registry import Version
-from align.services.tracking.runs_view import view_tag
-from align.services.tracking.tracked_run import TrackedRun
+from align.services.tracking.runs_view import TrackedRun, view_tag
 from align.services.tracking.tracker import Tracker, metric_name
 
 _RUNS = """

@@ -25,8 +25,7 @@ from align.errors import RefusedError, ServiceError, without_logins
 from align.services.tracking.address import DEFAULT_URI, named_address
 from align.services.tracking.database import DATABASE, artifacts_beside, database_file, make_private
 from align.services.tracking.registry import Registry, Version
-from align.services.tracking.runs_view import TRAINING, runs_address, view_tag
-from align.services.tracking.tracked_run import TrackedRun, tracked_run
+from align.services.tracking.runs_view import TRAINING, TrackedRun, runs_address, tracked_run, view_tag
 
 #: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
 #: killed is found.

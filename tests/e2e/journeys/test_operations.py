@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from align.config.params_file import write_params
-from align.release.registration.version_tag import keep_in_git
+from align.release.registration.register import keep_in_git
 from align.services.git import git
 from align.services.tracking.registry import CHAMPION
 from align.services.tracking.tracker import Tracker

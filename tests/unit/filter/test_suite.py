@@ -7,7 +7,7 @@ import pytest
 from align.filter.filter import FilterFolders, filter_pairs
 from align.formats.evaluation_sets.named import named_sets
 from align.services.files.files import StoreFiles
-from align.validate.evaluation_images import checked_counts
+from align.validate.validate import checked_counts
 from tests.support import local_store
 from tests.support.small_filter import noise, stock_folder
 from tests.support.suites import suite

@@ -10,9 +10,8 @@ import pytest
 from align.config.embed import EmbedConfig
 from align.errors import ConfigError, DataError
 from align.model.embedder import Embedder
-from align.search.embed import embed
+from align.search.embed import EmbedParts, embed
 from align.search.inputs import open_source
-from align.search.parts import EmbedParts
 from tests.support import tiny_model
 from tests.support.colours import square
 

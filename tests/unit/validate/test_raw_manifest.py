@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.errors import FormatError
-from align.validate.raw_manifest import manifest_faults
+from align.validate.expectations import manifest_faults
 from tests.support import small_data
 from tests.support.gates import pairs
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.services.engine import open_engine
-from align.validate.evaluation_images import view_values
 from align.validate.statistics import MEASURED, ZERO, measure
+from align.validate.validate import view_values
 from tests.support import small_data
 from tests.support.gates import ENGINE, pairs, rewrite
 

@@ -13,8 +13,8 @@ from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.features import Features
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.ingest.writer import RawShardWriter, write_raw_manifest
+from align.lineage.take_down.forget import remaining_lines
 from align.lineage.take_down.requests import near_addresses, read_requests
-from align.lineage.take_down.text import remaining_lines
 from align.lineage.versions.who_saw import WhoSaw
 from tests.support import colour_index, small_data
 from tests.support.colour_index import write_raw

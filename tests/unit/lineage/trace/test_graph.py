@@ -8,9 +8,8 @@ import pytest
 
 from align.display.html import policy
 from align.durable.files import to_json
-from align.lineage.trace.drawing import MAX_BOXES, NARROW, WIDE, drawing
 from align.lineage.trace.graph import KINDS, Graph, Node, Picture, Table, known, missing
-from align.lineage.trace.page import as_page
+from align.lineage.trace.page import MAX_BOXES, NARROW, WIDE, as_page, drawing
 from align.lineage.trace.text import text_lines
 
 EVIL = """</title></svg><script>alert(1)</script><img src=x onerror="alert('2')">\u202e" onmouseover='x' \x00 ]]>"""

@@ -18,8 +18,8 @@ from align.errors import ConfigError, GateError, RefusedError
 from align.formats.query_ranks import QueryRanks
 from align.release.packaging.smoke import judged, smoke
 from align.release.promotion import gates
-from align.release.promotion.approval import Approval, approval_of
 from align.release.promotion.decision import Compared
+from align.release.promotion.promote import Approval, approval_of
 from align.services.git import git
 from align.services.tracking.registry import ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
 from align.services.tracking.tracker import Tracker

@@ -20,10 +20,10 @@ from align.release.aliases import rollback
 from align.release.aliases.champion import make_champion
 from align.release.aliases.rollback import rollback as roll_back
 from align.release.promotion import gates, promote
-from align.release.promotion.approval import Approval, reject
 from align.release.promotion.decision import Compared, Gate, PromotionDecision, table_lines
 from align.release.promotion.judge import Judged
 from align.release.promotion.page import write_page
+from align.release.promotion.promote import Approval, reject
 from align.release.promotion.slices import compared_slices
 from align.services.tracking.registry import Version
 from align.services.tracking.tracker import Tracker

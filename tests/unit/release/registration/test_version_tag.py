@@ -11,9 +11,7 @@ from align.durable.files import sha256_folder
 from align.errors import CorruptError
 from align.formats.model_folder import model_digest
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, write_opted_out
-from align.release.registration.indexed import log_index
-from align.release.registration.origin import read_origin
-from align.release.registration.version_tag import keep_in_git
+from align.release.registration.register import keep_in_git, log_index, read_origin
 from align.services.git import git
 from align.services.tracking.registry import INDEX_DIGEST, Version
 from flows.checkout import run_branch

@@ -9,9 +9,7 @@ import pytest
 from align.cli import main
 from align.config.engine import EngineConfig
 from align.errors import DataError
-from align.lineage.diff.page import as_page, text_lines
-from align.lineage.diff.report import DiffReport
-from align.lineage.diff.tables import VersionTables, compare
+from align.lineage.diff import DiffReport, VersionTables, as_page, compare, text_lines
 from align.services.engine import open_engine
 from tests.support import small_data
 from tests.support.params import load_params

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastwarc.stream_io import ZstdWriter
+from fastwarc.stream_io import BrotliWriter, ZstdWriter
 from PIL import Image
 
 
@@ -63,6 +63,13 @@ def write_archive(path: Path, records: Iterable[bytes]) -> Path:
     pack = {".gz": lambda one: gzip.compress(one, mtime=0), ".zst": zstd}.get(path.suffix, bytes)
     path.write_bytes(b"".join(pack(one) for one in records))
     return path
+
+
+def brotli(data: bytes) -> bytes:
+    packed = io.BytesIO()
+    with BrotliWriter(packed) as writer:
+        writer.write(data)
+    return packed.getvalue()
 
 
 def zstd(data: bytes) -> bytes:

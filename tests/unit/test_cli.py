@@ -28,50 +28,37 @@ def test_help_lists_the_verbs_in_pipeline_order(capsys: pytest.CaptureFixture[st
     assert listed == [*STAGES, *COMMANDS]
 
 
-def test_help_imports_nothing_heavy() -> None:
-    # What keeps `align VERB --help` under half a second, without timing a noisy machine.
-    code = (
-        "import sys; before = set(sys.modules); import align.cli;"
-        "[align.cli.build_parser(verb).format_help() for verb in align.cli.VERBS];"
-        "names = {name.partition('.')[0] for name in set(sys.modules) - before};"
-        "print(names - {'align'} - sys.stdlib_module_names)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-def test_values_are_checked_without_what_the_work_needs() -> None:
-    code = "import sys, align.cli; align.cli.read_params(None, []); print({'numpy', 'pyarrow'} & set(sys.modules))"
+@pytest.mark.parametrize(
+    ("work", "dear"),
+    [
+        # What keeps `align VERB --help` under half a second, without timing a noisy machine.
+        ("import align.cli; [align.cli.build_parser(verb).format_help() for verb in align.cli.VERBS]", "heavy"),
+        ("import align.cli; align.cli.read_params(None, [])", {"numpy", "pyarrow"}),
+        (
+            "import flows.plan, align.pipeline.runs, align.release.registration.register",
+            {"prefect", "torch", "mlflow", "pandas"},
+        ),
+        pytest.param(
+            # transformers and these parts of torch cost three times what the rest does, in every rank and every search
+            "import align.model.embedder, align.training.pretrain, align.search.search, align.evaluate.evaluate",
+            {"transformers", "torch._dynamo", "torch.distributed.tensor", "sympy", "scipy.optimize"},
+            marks=pytest.mark.costs(4, "a Python that imports torch and four stages alone"),
+        ),
+    ],
+    ids=["help", "values", "programs that look", "what embeds or trains"],
+)
+def test_nothing_dear_is_imported_that_is_not_needed(work: str, dear: set[str] | str) -> None:
+    found = "{name.partition('.')[0] for name in now - before} - {'align'} - sys.stdlib_module_names"
+    shown = found if dear == "heavy" else f"now & {dear}"
+    code = f"import sys; before = set(sys.modules); {work}; now = set(sys.modules); print({shown})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-def test_programs_that_look_import_no_prefect() -> None:
-    programs = "flows.plan, align.pipeline.runs, align.release.registration.register"
-    code = f"import sys, {programs}; print({{'prefect', 'torch', 'mlflow', 'pandas'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-@pytest.mark.costs(4, "a Python that imports torch and four stages alone")
-def test_what_embeds_or_trains_needs_no_more_of_torch_than_that() -> None:
-    # transformers and these parts of torch cost three times what the rest does, in every rank and every search
-    code = (
-        "import sys, align.model.embedder, align.training.pretrain, align.search.search, align.evaluate.evaluate;"
-        "dear = {'transformers', 'torch._dynamo', 'torch.distributed.tensor', 'sympy', 'scipy.optimize'};"
-        "print(dear & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-@pytest.mark.parametrize(("verb", "option", "known"), [("export", "format", get_args(Format))])
-def test_choices_are_what_the_verb_knows(
-    verb: str, option: str, known: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_choices_are_what_the_verb_knows(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([verb, "--help"])
-    assert f"--{option} {{{','.join(known)}}}" in capsys.readouterr().out
+        main(["export", "--help"])
+    assert f"--format {{{','.join(get_args(Format))}}}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", [*STAGES, *COMMANDS])

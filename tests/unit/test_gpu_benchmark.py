@@ -13,16 +13,14 @@ import pytest
 import torch
 
 from align.model import normalisation
-from align.training import step as training_step
-from benchmarks.gpu import checks, machine, operation_checks, sections, step_checks
+from benchmarks.gpu import checks, machine, operation_checks, sections
 from benchmarks.gpu import page as pages
 from benchmarks.gpu import section as section_process
 from benchmarks.gpu.checks import Check, Found, NotPossibleError, make, relative
-from benchmarks.gpu.journal import Budget, Journal, number, read
+from benchmarks.gpu.journal import Budget, Journal, read
 from benchmarks.gpu.scale import scale
 from benchmarks.gpu.sections import SECTIONS, Result, Section, run_all
 from benchmarks.gpu.steps import expected_bytes
-from tests.support import ROOT
 
 
 class Clock:
@@ -178,13 +176,6 @@ def test_a_machine_without_a_compiler_fails_no_check(tmp_path: Path, monkeypatch
     ] * 4
 
 
-def test_the_check_of_a_host_that_runs_ahead_queues_texts_as_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = training_step.GPU_TEXT_PARTS
-    monkeypatch.setattr(step_checks, "_share_of_the_host", lambda _: Found(training_step.GPU_TEXT_PARTS, 0.8))
-    assert step_checks._ahead(scale(False)).value == 1
-    assert before == training_step.GPU_TEXT_PARTS > 1
-
-
 def test_checks_without_time_are_not_made(tmp_path: Path) -> None:
     found = _made(tmp_path, [Check("late", _raises(AssertionError("made")))], seconds=0.5)
     assert [entry["verdict"] for entry in found] == ["not possible here"]
@@ -337,14 +328,3 @@ def test_a_card_that_torch_cannot_use_is_told_how(monkeypatch: pytest.MonkeyPatc
     assert why is not None and "driver 550.54" in why and "CUDA 13.0" in why
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert machine.why_no_cuda(card) is None
-
-
-def test_figures_are_short() -> None:
-    assert [number(each) for each in (0, 1234.5, 0.5, 1e-7, 12.345, float("inf"))] == [
-        "0", "1,234", "0.5", "1.0e-07", "12.3", "inf"
-    ]  # fmt: skip
-
-
-def test_no_figures_of_a_cpu_are_in_the_page_of_cards() -> None:
-    path = ROOT / "benchmarks/gpu.md"
-    assert not path.exists() or "No card" not in path.read_text("utf-8")

@@ -42,15 +42,8 @@ def test_words_folder_environment_streams_and_exit_code(kind: str, python: Path,
     program = str(python) if kind == "warm" else sys.executable
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "ODD": "a=b\nc"}
     words = ["", "two words", "ü"]
-    done = subprocess.run(
-        [program, "-m", "told", *words],
-        cwd=tmp_path,
-        env=env,
-        input="typed",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [program, "-m", "told", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=env, input="typed", capture_output=True, text=True, check=False)
     got_words, folder, environment, typed = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (7, "error\n")
     assert (got_words, folder, typed) == (words, str(tmp_path), "typed")

@@ -89,17 +89,12 @@ def test_vtab_takes_a_thousand_pictures_in_their_order() -> None:
     large = split("train", 3, 400)
     with pytest.raises(DataError, match=r"c: vtab: .*class after class: set `vtab: \{shuffle: true\}`"):
         learned_scores(asked("vtab", vtab=few), large, TEST, 3, **HOW)
-    with pytest.raises(DataError, match="c: vtab: train: 180 images; VTAB takes the first 1,000"):
+    with pytest.raises(DataError, match="evaluation set c: vtab: train: 180 images; VTAB takes the first 1,000"):
         learned_scores(asked("vtab", vtab=few | {"shuffle": True}), TRAIN, TEST, 3, **HOW)
     found = learned_scores(asked("vtab", vtab=few | {"shuffle": True}), large, TEST, 3, **HOW)
     mixed = large.subset(np.random.default_rng(0).permutation(len(large)))
     assert found == learned_scores(asked("vtab", vtab=few), mixed, TEST, 3, **HOW)
     assert found["vtab/accuracy"].low > 0.5
-
-
-def test_what_cannot_be_fitted_names_set_and_task() -> None:
-    with pytest.raises(DataError, match="evaluation set c: vtab: train: 180 images; VTAB takes the first 1,000"):
-        learned_scores(asked("vtab", vtab={"shuffle": True}), TRAIN, TEST, 3, **HOW)
 
 
 def test_a_set_learns_from_its_split_of_references_and_scores_stand_beside_zero_shot() -> None:

@@ -12,17 +12,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from align.config.suite import FineTuningSettings, SuiteSet
+from align.config.suite import FineTuningSettings
 from align.evaluate.embed import ModelTowers
 from align.evaluate.fine_tuning.pictures import Pictures
 from align.evaluate.fine_tuning.tune import Classifier
-from align.evaluate.measure import measure_classification
 from align.evaluate.tuned import recipe_of
 from align.formats.query_ranks import RANKS, read_ranks
 from align.model.dual_encoder import load_model
 from align.model.preprocess import to_pixels
-from tests.support.colours import ColourEncoder
-from tests.support.suites import read
 from tests.support.tiny_model import TINY
 from tests.support.tuned_suite import evaluate, write
 
@@ -119,13 +116,6 @@ def test_at_the_models_size_fine_tuning_sees_what_the_model_sees(root: Path) -> 
 def test_runs_are_a_setting() -> None:
     assert recipe_of(FineTuningSettings(preset="fine_grained"), TINY).num_runs == 3
     assert recipe_of(FineTuningSettings(preset="fine_grained", runs=1), TINY).num_runs == 1
-
-
-def test_a_set_that_asks_needs_a_tuner(root: Path) -> None:
-    one = read(root, root / "set", "folder", "zero_shot", "fine_tuning", name="c")
-    assert isinstance(one.asked, SuiteSet)
-    with pytest.raises(ValueError, match="c: fine_tuning needs a tuner"):
-        measure_classification(one, ColourEncoder(), num_resamples=100, seed=0)
 
 
 def test_a_part_that_does_not_fit_is_one_line(

@@ -35,23 +35,23 @@ def test_no_parameter_names_what_dvc_writes() -> None:
     assert "${" not in text
 
 
-@pytest.mark.parametrize("name", [*WRITTEN_BY, "reports"])
-def test_another_path_is_named_with_what_dvc_writes(name: str) -> None:
-    values = load_params(PARAMS_FILE, [f"paths.{name}=elsewhere"]).values["paths"]
-    with pytest.raises(ConfigError, match=rf"^paths\.{name} = elsewhere: stage {WRITTEN_BY.get(name, '')}.* writes "):
-        require_declared(values, OUTS)
-
-
-def test_paths_that_are_swapped_are_other_paths() -> None:
-    values = load_params(PARAMS_FILE, ["paths.raw=data/filtered", "paths.filtered=data/raw"]).values["paths"]
-    with pytest.raises(ConfigError, match=r"paths\.raw = data/filtered: stage ingest of dvc\.yaml writes data/raw"):
-        require_declared(values, OUTS)
-
-
-def test_a_root_moves_the_outs_so_dvc_takes_none() -> None:
-    values = load_params(PARAMS_FILE, ["paths.root=trial"]).values["paths"]
-    with pytest.raises(ConfigError, match=r"^paths\.root = trial moves paths\.raw: .* put paths\.root back"):
-        require_declared(values, OUTS)
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        *(
+            ([f"paths.{name}=elsewhere"], rf"^paths\.{name} = elsewhere: stage {WRITTEN_BY.get(name, '')}.* writes ")
+            for name in (*WRITTEN_BY, "reports")
+        ),
+        (
+            ["paths.raw=data/filtered", "paths.filtered=data/raw"],  # swapped
+            r"paths\.raw = data/filtered: stage ingest of dvc\.yaml writes data/raw",
+        ),
+        (["paths.root=trial"], r"^paths\.root = trial moves paths\.raw: .* put paths\.root back"),
+    ],
+)
+def test_another_path_is_named_with_what_dvc_writes(changes: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        require_declared(load_params(PARAMS_FILE, changes).values["paths"], OUTS)
 
 
 def test_the_pipeline_refuses_other_paths_before_any_stage(tmp_path: Path) -> None:

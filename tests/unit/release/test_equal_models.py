@@ -20,12 +20,9 @@ NUM_PAIRS = 200
 
 
 def differences(
-    seed: int,
-    better: float = 0.0,
-    number: int = NUM_PAIRS,
-    sets: Sequence[SimulatedSet] = SETS,
+    seed: int, better: float = 0.0, number: int = NUM_PAIRS, sets: Sequence[SimulatedSet] = SETS,
     metrics: Sequence[str] = METRICS,
-) -> list[Difference]:
+) -> list[Difference]:  # fmt: skip
     """Candidate minus champion for pairs of models."""
     rng = np.random.default_rng(seed)
     return [

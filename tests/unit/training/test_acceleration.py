@@ -4,7 +4,6 @@ import ctypes
 import resource
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch._inductor import cpp_builder
 from torch.utils import cpp_extension
 
 from align.config.model import ModelConfig
-from align.config.recipe import Recipe
 from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError
 from align.model import image_tower
@@ -169,21 +167,6 @@ def test_cuda_settings_are_set_and_reset(tf32: bool, benchmark: bool) -> None:
     assert _switches() == before
     with accelerated(model, recipe, CPU):
         assert _switches() == before
-
-
-def test_a_run_sets_them(data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[Recipe, torch.device, bool]] = []
-
-    @contextmanager
-    def watch(model: DualEncoder, recipe: Recipe, device: torch.device) -> Iterator[None]:
-        seen.append((recipe, device, True))
-        yield
-        seen.append((recipe, device, False))
-
-    monkeypatch.setattr(run_module, "accelerated", watch)
-    asked = plan(data, tmp_path, num_steps=3)
-    run(asked)
-    assert seen == [(asked.recipe, CPU, True), (asked.recipe, CPU, False)]
 
 
 def test_freed_memory_is_kept_in_a_run_and_returned_after_it() -> None:

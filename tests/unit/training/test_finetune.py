@@ -89,17 +89,8 @@ def test_another_folder_with_the_same_model_is_the_same_run(project: Path, monke
 def test_a_start_that_pretrain_wrote_follows_the_root(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(project / "earlier", project / "trial/models/pretrained", dirs_exist_ok=True)
     shutil.copytree(project / "reports/quality_shards", project / "trial/reports/quality_shards", dirs_exist_ok=True)
-    assert (
-        finetune(
-            project,
-            monkeypatch,
-            "finetune.from=models/pretrained",
-            "paths.root=trial",
-            "model.resize_px=36",
-            "model.image_px=32",  # as the model has them
-        )
-        == 0
-    )
+    sizes = ("model.resize_px=36", "model.image_px=32")  # as the model has them
+    assert finetune(project, monkeypatch, "finetune.from=models/pretrained", "paths.root=trial", *sizes) == 0
     assert (project / "trial/models/finetuned/config.json").is_file()
     assert not (project / "models/pretrained").exists()
 
@@ -185,16 +176,16 @@ def test_a_picture_size_that_the_shards_or_no_steps_cannot_have(
     assert "or stochastic_depth would be ignored; set them to null, or train" in capsys.readouterr().err
 
 
-def test_how_new_weights_begin_is_not_its_to_say(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert finetune(project, monkeypatch, "finetune.text_init_std=0.02") == 1
-    assert "so this would be ignored; set pretrain.text_init_std" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("override", ["model.image_px=48", "model.stochastic_depth=0.3"])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.image_px=48", "--set model.image_px=48: `align finetune` keeps the shape and the recipe"),
+        ("model.stochastic_depth=0.3", "--set model.stochastic_depth=0.3: `align finetune` keeps the shape"),
+        ("finetune.text_init_std=0.02", "so this would be ignored; set pretrain.text_init_std"),
+    ],
+)
 def test_a_value_that_would_be_ignored_is_an_error(
-    project: Path, override: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, override: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert finetune(project, monkeypatch, override) == 1
-    assert f"--set {override}: `align finetune` keeps the shape and the recipe" in capsys.readouterr().err
+    assert says in capsys.readouterr().err

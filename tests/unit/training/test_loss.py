@@ -113,18 +113,6 @@ def test_both_paths_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(scores.logsumexp(1).max() - scores.logsumexp(1).min()) > module._SHARED_RANGE
 
 
-def test_is_the_sum_of_both_directions() -> None:
-    same = torch.ones(4, 3, dtype=torch.float64) / math.sqrt(3)
-    assert float(align_loss(same, same, 1.0)) == pytest.approx(2 * math.log(4))
-
-
-def test_numeric_gradients() -> None:
-    inputs = (embeds(5, 3), embeds(5, 4), torch.tensor(0.3, dtype=torch.float64))
-    for tensor in inputs:
-        tensor.requires_grad_()
-    assert torch.autograd.gradcheck(lambda *values: align_loss(*values, tile=(2, 3)), inputs)
-
-
 def test_no_matrix_of_the_batch_ever_exists() -> None:
     """The largest tensor is a tile or has the shape of the embeddings."""
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from align.evaluate.protocols.correlation import spearman
 from align.evaluate.protocols.folds import recall_in_folds
-from align.evaluate.protocols.retrieval import Captioned, both_ways, own_positives
+from align.evaluate.protocols.retrieval import Captioned, both_ways
 from align.formats.caption_positives import placed_positives, read_positives
 from tests.golden.embeddings import captioned
 from tests.support.suites import local_files
@@ -79,26 +78,3 @@ def test_eccv_captions_own_ground_truth() -> None:
         assert ours == pytest.approx({name: float(values[short]) for name, values in theirs.items()}, abs=1e-4)
     assert (len(found["eccv"]["image_to_text"].queries), len(found["eccv"]["text_to_image"].queries)) == (1261, 1332)
     assert len(found["cxc"]["text_to_image"].queries) == 24_972
-
-
-def test_clip_benchmarks_recall() -> None:
-    torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval", reason="clip-benchmark is not installed")
-    images, texts, image_of_text = captioned(1000, 5, width=32, noise=2.0, seed=6)
-    similarity = torch.from_numpy(texts) @ torch.from_numpy(images).T
-    right = torch.zeros_like(similarity, dtype=torch.bool)
-    right[torch.arange(len(texts)), torch.from_numpy(image_of_text)] = True
-    found = both_ways(images, texts, own_positives(image_of_text.tolist(), len(images)))
-    for way, scores, positive in (("text_to_image", similarity, right), ("image_to_text", similarity.T, right.T)):
-        for k in CUTS:
-            shares = theirs.batchify(theirs.recall_at_k, scores, positive, 64, "cpu", k=k)
-            assert found[way].recall(k).mean() == pytest.approx(float((shares > 0).double().mean()), abs=1e-4)
-
-
-def test_scipys_spearman_on_long_rows() -> None:
-    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
-    rng = np.random.default_rng(7)
-    ratings, similarity = np.round(rng.random((3, 20_000)) * 5, 2), rng.random((3, 20_000))
-    similarity += ratings / 5
-    expected = [stats.spearmanr(one, other).statistic for one, other in zip(ratings, similarity, strict=True)]
-    assert spearman(ratings, similarity) == pytest.approx(expected, abs=1e-12)

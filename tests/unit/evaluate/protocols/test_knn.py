@@ -85,14 +85,6 @@ def test_the_vote_is_weighted_by_similarity(k: int, monkeypatch: pytest.MonkeyPa
     )
 
 
-def test_one_voter_at_a_low_temperature_is_the_nearest() -> None:
-    queries, references = drawn(40, 0), drawn(60, 1)
-    found, voted = nearest(queries, references), weighted_vote(queries, references, k=60, temperature=0.01)
-    decided = (found != UNDECIDED) & (voted != UNDECIDED)
-    assert decided.any()
-    assert (found == voted)[decided].all()
-
-
 def test_references_may_be_a_mapped_file(tmp_path: Path) -> None:
     queries, references = drawn(20, 0), drawn(50, 1)
     np.save(tmp_path / "references.npy", references.features.astype(np.float16))

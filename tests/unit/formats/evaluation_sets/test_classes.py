@@ -182,17 +182,15 @@ def test_a_damaged_layout_is_one_clear_line(tmp_path: Path, name: str, content: 
         read(tmp_path, root, "webdataset", "zero_shot")
 
 
-def test_a_tar_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tar", "kept", "says"),
+    [(1, 700, r"1\.tar: not a readable tar"), (0, None, "4 ids occur more than once, the first is s0000000")],
+    ids=["cut off", "ids twice"],
+)
+def test_a_tar_that_cannot_be_used_is_an_error(tmp_path: Path, tar: int, kept: int | None, says: str) -> None:
     root = tars(tmp_path / "set")
-    (root / "test/1.tar").write_bytes((root / "test/1.tar").read_bytes()[:700])
-    with pytest.raises(DataError, match=r"1\.tar: not a readable tar"):
-        read(tmp_path, root, "webdataset", "zero_shot")
-
-
-def test_ids_that_occur_twice(tmp_path: Path) -> None:
-    root = tars(tmp_path / "set")
-    (root / "test/1.tar").write_bytes((root / "test/0.tar").read_bytes())
-    with pytest.raises(DataError, match=r"4 ids occur more than once, the first is s0000000"):
+    (root / "test/1.tar").write_bytes((root / f"test/{tar}.tar").read_bytes()[:kept])
+    with pytest.raises(DataError, match=says):
         read(tmp_path, root, "webdataset", "zero_shot")
 
 

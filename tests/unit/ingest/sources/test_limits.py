@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from fastwarc.stream_io import BrotliWriter, ZstdWriter
+from fastwarc.stream_io import ZstdWriter
 
 from align.ingest.limits import MAX_TAG_ATTRIBUTES, MAX_TAGS, TooLarge, read_at_most
 from align.ingest.sources.candidates import CANDIDATES, Candidate, bounded, num_cut
@@ -23,7 +23,7 @@ from align.ingest.sources.pages import PageImage, page_images
 from align.ingest.sources.reading import Batches
 from align.pairs.text import MAX_CHARACTERS
 from tests.support.reading import rows_of, source_at, without_outcomes
-from tests.support.warc_records import page, picture, record, response, wat, write_archive, zstd
+from tests.support.warc_records import brotli, page, picture, record, response, wat, write_archive, zstd
 
 TEXTS = ("alt", "figcaption", "title", "aria-label")
 SMALL = "max_record_bytes=100000"
@@ -94,13 +94,6 @@ def test_a_record_of_768_megabytes_is_skipped(tmp_path: Path) -> None:
     num_candidates, num_responses, counts, peak_mb = read_in_a_child(path)
     assert (num_candidates, num_responses, counts["pages_too_large"]) == (1, 2, 1)
     assert peak_mb < 600
-
-
-def brotli(data: bytes) -> bytes:
-    packed = io.BytesIO()
-    with BrotliWriter(packed) as writer:
-        writer.write(data)
-    return packed.getvalue()
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
@@ -304,27 +297,21 @@ def test_formatting_in_texts_and_addresses_stays_as_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "odd",
+    ("odd", "count"),
     [
-        b'{"HTML-Metadata":' + b"[" * 100_000,
-        b'{"HTML-Metadata":1,"Links":[{"path":"IMG@/src","x":' + b"[" * 100_000 + b"}]",
-        b'{"HTML-Metadata":1,"Links":[{' + b'"IMG@/src"' * 20_000 + b"}]}",
-        b'{"HTML-Metadata":1,"Links":[{' + b'"IMG@/src"}' * 20_000 + b"]}",
+        (b'{"HTML-Metadata":' + b"[" * 100_000, "pages_unreadable"),
+        (b'{"HTML-Metadata":1,"Links":[{"path":"IMG@/src","x":' + b"[" * 100_000 + b"}]", "pages_unreadable"),
+        (b'{"HTML-Metadata":1,"Links":[{' + b'"IMG@/src"' * 20_000 + b"}]}", "pages_unreadable"),
+        (b'{"HTML-Metadata":1,"Links":[{' + b'"IMG@/src"}' * 20_000 + b"]}", "pages_unreadable"),
+        (b'{"HTML-Metadata":[' + b"1," * 1_000_000 + b"1]}", "pages_too_large"),
     ],
+    ids=["open lists", "open lists in a link", "keys alone", "closed too early", "too many values"],
 )
-def test_wats_that_no_crawler_writes(tmp_path: Path, odd: bytes) -> None:
+def test_wats_that_no_crawler_writes(tmp_path: Path, odd: bytes, count: str) -> None:
     records = [record("metadata", "http://x/odd", odd, "application/json"), GOOD]
     counts: Counter[str] = Counter()
     assert len(rows_of(source_at(write_archive(tmp_path / "a.wat.gz", records)), counts)[0]) == 1
-    assert without_outcomes(counts) == {"pages": 2, "pages_unreadable": 1, "rows": 1}
-
-
-def test_a_wat_with_too_many_values(tmp_path: Path) -> None:
-    odd = b'{"HTML-Metadata":[' + b"1," * 1_000_000 + b"1]}"
-    counts: Counter[str] = Counter()
-    records = [record("metadata", "http://x/odd", odd, "application/json"), GOOD]
-    assert len(rows_of(source_at(write_archive(tmp_path / "a.wat.gz", records)), counts)[0]) == 1
-    assert without_outcomes(counts) == {"pages": 2, "pages_too_large": 1, "rows": 1}
+    assert without_outcomes(counts) == {"pages": 2, count: 1, "rows": 1}
 
 
 @pytest.mark.parametrize("value", [1, 1.5, True, ["a text"], {"a": "b"}, [[]]])

@@ -21,7 +21,7 @@ from align.release.promotion import gates
 from align.release.promotion.decision import Compared
 from align.release.promotion.promote import Approval, approval_of
 from align.services.git import git
-from align.services.tracking.registry import ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
+from align.services.tracking.registry import Version
 from align.services.tracking.tracker import Tracker
 from align.statistics.paired import Difference
 from tests.support import small_git
@@ -74,13 +74,6 @@ def test_a_verdict_passes_or_is_accepted_by_name() -> None:
     accepted = gates.verdict(version(quality_accepted="drift, by me: new source"))
     assert accepted.passed and "drift, by me: new source" in accepted.figure
     assert [gates.verdict(version(quality=value)).passed for value in (None, "failed")] == [False, False]
-
-
-def test_what_was_rolled_back_stays_so() -> None:
-    assert gates.not_rolled_back(version()).passed
-    tags = {ROLLED_BACK: "2026-11-01", ROLLED_BACK_BECAUSE: "slow"}
-    gate = gates.not_rolled_back(Version("align", 3, "run", TAGS | tags))
-    assert not gate.passed and gate.figure == "at 2026-11-01: slow"
 
 
 def test_alarms_at_the_end_of_training_are_those_of_the_run_that_trained() -> None:
@@ -201,6 +194,7 @@ def test_words_become_one_line_without_logins() -> None:
     assert said("--approved-by", " Ann \n", "--because", "see\thttps://me:secret@host/ \x1b[2J") == Approval(
         "Ann", "see https://host/ \\u001b[2J"
     )
+    assert said("--approved-by", "a" * 200, "--because", "x" * 1000) == Approval("a" * 200, "x" * 1000)  # the longest
     rejected = said("--rejected-by=Bob", "--because=-x", "--if-candidate=3", "--if-champion=0")
     assert rejected == Approval("Bob", "-x", is_rejection=True, candidate=3, champion=0)
 
@@ -217,10 +211,6 @@ def test_words_become_one_line_without_logins() -> None:
 def test_who_and_why_go_together(words: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"^{problem}"):
         said(*words)
-
-
-def test_the_longest_words_are_kept_whole() -> None:
-    assert said("--approved-by", "a" * 200, "--because", "x" * 1000) == Approval("a" * 200, "x" * 1000)
 
 
 @pytest.mark.parametrize(

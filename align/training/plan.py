@@ -1,7 +1,7 @@
 """A training run as plain data: what it reads, how it trains, and where it keeps its checkpoints.
 
-Every rank gets a pickled copy. The checkpoint folder is named after everything that determines the result: a finished
-run is only exported, an interrupted one resumes, and a changed one starts from the beginning.
+It is settled once, and every rank gets a pickled copy. The checkpoint folder is named after everything that determines
+the result: a finished run is only exported, an interrupted one resumes, and a changed one starts from the beginning.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from align.config.recipe import Recipe
 from align.durable.checkpoint import CheckpointFolder, run_key
 from align.durable.files import sha256_file
 from align.errors import ConfigError
-from align.formats.model_folder import TOKENIZER, weights_digest
+from align.formats.model_folder import TOKENIZER, read_config, weights_digest
 from align.interfaces.store import Mirror, Tars
+from align.model.tokenizer import TextTokenizer
 from align.project import provenance
 from align.training.batches.index import Outline, SplitIndex, read_outline
 from align.training.batches.phases import sizes
@@ -85,12 +86,16 @@ class TrainingPlan:
     """Everything a rank needs.
 
     Attributes:
+        name: of the run, after what determines its result.
+        vocab_size: rows of the word embedding.
         checkpoints: the folder that has one subfolder per run.
         accept_code_change: why a run that began under other code may be resumed.
     """
 
+    name: str
     recipe: Recipe
     model: ModelConfig
+    vocab_size: int
     inputs: TrainingInputs
     data: TrainingData
     checkpoints: Path
@@ -105,24 +110,8 @@ class TrainingPlan:
         return cluster is None or cluster.node_rank == 0
 
     def folder(self) -> CheckpointFolder:
-        """The folder of the run's checkpoints, named after what determines the result."""
-        initial = self.inputs.initial
-        values = {
-            "recipe": self.recipe.deciding_values(),
-            "model": self.model.model_dump(mode="json"),
-            "initial": weights_digest(initial) if initial else None,
-            "tokenizer": sha256_file(self.inputs.tokenizer / TOKENIZER),
-            "data": self.data.digest,
-        }
-        name = f"{self.recipe.section}-{run_key(values, _code())}"
-        return CheckpointFolder(self.checkpoints / name, self.recipe.keep_checkpoints, self.infrastructure.mirror)
-
-
-def _code() -> str:
-    """A digest of what computes: our code, torch's version, and the kind of device, whose kernels round differently."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    version = torch.__version__.partition("+")[0]  # what follows the sign names a build, which the kind covers
-    return hashlib.sha256("\n".join([provenance.digest(_TRAINING), version, kind]).encode()).hexdigest()
+        """The folder of the run's checkpoints."""
+        return CheckpointFolder(self.checkpoints / self.name, self.recipe.keep_checkpoints, self.infrastructure.mirror)
 
 
 def make_plan(
@@ -138,9 +127,9 @@ def make_plan(
     """A plan over the shards of `inputs` and over the recipe's `extra_shards`.
 
     Raises:
-        DataError: shards or tokenizer are missing.
-        ConfigError: the shards' images are smaller than the model requires, or extra shards have another digest than
-            the recipe says.
+        DataError: shards, tokenizer or the model to start from are missing.
+        ConfigError: the shards' images are smaller than the model requires, extra shards have another digest than the
+            recipe says, or the model to start from has another vocabulary.
     """
     main, extra = read_outline(inputs.shards), [read_outline(more.path) for more in recipe.extra_shards]
     needed_px = max(size.resize_px for size in sizes(recipe, model))
@@ -162,7 +151,32 @@ def make_plan(
         num_training_pairs=main.manifest.splits["train"].num_pairs,
         digest=main.manifest.digest,
     )
-    return TrainingPlan(recipe, model, inputs, data, checkpoints, infrastructure, monitoring, accept_code_change)
+    vocab_size = TextTokenizer.load(inputs.tokenizer, model.max_tokens).vocab_size
+    if inputs.initial is not None and (known := read_config(inputs.initial).vocab_size) != vocab_size:
+        raise ConfigError(f"{inputs.initial} was trained with {known} tokens, {inputs.tokenizer} has {vocab_size}")
+    return TrainingPlan(
+        _name(recipe, model, inputs, data.digest), recipe, model, vocab_size, inputs, data, checkpoints,
+        infrastructure, monitoring, accept_code_change,
+    )  # fmt: skip
+
+
+def _name(recipe: Recipe, model: ModelConfig, inputs: TrainingInputs, data: str) -> str:
+    """Of a run, after everything that determines its result."""
+    values = {
+        "recipe": recipe.deciding_values(),
+        "model": model.model_dump(mode="json"),
+        "initial": weights_digest(inputs.initial) if inputs.initial else None,
+        "tokenizer": sha256_file(inputs.tokenizer / TOKENIZER),
+        "data": data,
+    }
+    return f"{recipe.section}-{run_key(values, _code())}"
+
+
+def _code() -> str:
+    """A digest of what computes: our code, torch's version, and the kind of device, whose kernels round differently."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    version = torch.__version__.partition("+")[0]  # what follows the sign names a build, which the kind covers
+    return hashlib.sha256("\n".join([provenance.digest(_TRAINING), version, kind]).encode()).hexdigest()
 
 
 def _too_small(recipe: Recipe, outline: Outline, need_px: int, initial: Path | None, *, of_phases: bool) -> ConfigError:

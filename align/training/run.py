@@ -1,6 +1,6 @@
 """A plan in, trained weights out: any number of processes, resumable.
 
-A finished run only returns its result, and an interrupted one resumes (see `TrainingPlan.folder`).
+A finished run only returns its result, and an interrupted one resumes (see `TrainingPlan.name`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ from align.training.acceleration import accelerated, require_compiler
 from align.training.batches.index import SplitIndex
 from align.training.batches.phases import Size, Stretch, sizes
 from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples
-from align.training.given_towers import given_weights
+from align.training.given_towers import given_weights, names_of
 from align.training.loop import train
 from align.training.plan import TrainingPlan
 from align.training.ranks.process_group import Ranks, default_processes, launch
@@ -86,7 +86,7 @@ def run(plan: TrainingPlan) -> Trained | None:
         if saved is None or saved["step"] != recipe.num_steps:
             raise TrainingError(f"{folder.directory}: training ended without its last checkpoint; run the stage again")
         speed = folder.directory / "speed.json"
-        model = _build(plan)
+        model = _model(plan, first=False)
         load_weights(model, saved)
         pairs_per_s = json.loads(speed.read_text()) if speed.exists() else 0.0
         return Trained(model.eval(), saved["rows"], pairs_per_s, folder.accepted())
@@ -103,37 +103,30 @@ def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
         )
     if plan.recipe.compile:
         require_compiler()
-    if plan.inputs.initial is None:  # what is wrong with given weights is said once, and not by each rank
-        tokenizer = _tokenizer(plan, plan.model.max_tokens)
+    if plan.leads and plan.inputs.initial is None and names_of(plan.recipe) and not plan.folder().steps():
         with torch.device("meta"):
-            model = DualEncoder(plan.model, tokenizer.vocab_size)
-        given_weights(model, plan.recipe, tokenizer)
+            model = DualEncoder(plan.model, plan.vocab_size)
+        given_weights(
+            model, plan.recipe, _tokenizer(plan, plan.model.max_tokens)
+        )  # what is wrong is said before ranks start
 
 
-def _build(plan: TrainingPlan) -> DualEncoder:
-    model = _new(plan) if plan.inputs.initial is None else _start(plan, plan.inputs.initial)
-    model.lock(plan.recipe.locked)
-    return model
-
-
-def _new(plan: TrainingPlan) -> DualEncoder:
-    tokenizer, recipe = _tokenizer(plan, plan.model.max_tokens), plan.recipe
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = DualEncoder(
-            plan.model, tokenizer.vocab_size,
-            text_init_std=recipe.text_init_std, position_init_scale=recipe.position_init_scale,
-        )  # fmt: skip
-    model.load_state_dict(given_weights(model, recipe, tokenizer), strict=False)
-    return model
-
-
-def _start(plan: TrainingPlan, initial: Path) -> DualEncoder:
-    tokenizer, model = _tokenizer(plan, plan.model.max_tokens), load_model(initial, plan.model)
-    if model.vocab_size != tokenizer.vocab_size:
-        raise ConfigError(
-            f"{initial} was trained with {model.vocab_size} tokens, {plan.inputs.tokenizer} has {tokenizer.vocab_size}"
-        )
+def _model(plan: TrainingPlan, *, first: bool) -> DualEncoder:
+    """The model with its first weights; or with any, where others are about to replace them."""
+    recipe, initial = plan.recipe, plan.inputs.initial
+    if first and initial is not None:
+        model = load_model(initial, plan.model)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = DualEncoder(
+                plan.model, plan.vocab_size,
+                text_init_std=recipe.text_init_std, position_init_scale=recipe.position_init_scale,
+            )  # fmt: skip
+        if first and names_of(recipe):
+            given = given_weights(model, recipe, _tokenizer(plan, plan.model.max_tokens))
+            model.load_state_dict(given, strict=False)
+    model.lock(recipe.locked)
     return model
 
 
@@ -148,7 +141,9 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
             f"{plan.recipe.section}.batch_size {plan.recipe.batch_size:,} must be a multiple of {ranks.world_size} "
             f"ranks on all machines x model.batch_norm_group {group}; set num_processes alike on every machine"
         )
-    model = _build(plan)
+    # from the leading machine's disk, which the others may not have
+    saved = plan.folder().load_latest(torch.device("cpu")) if ranks.leads else None
+    model = _model(plan, first=ranks.leads and saved is None)
     start_alike(model, ranks)
     model.gradient_checkpointing = plan.recipe.gradient_checkpointing
     with freed_memory_kept(), accelerated(model, plan.recipe, ranks.device):
@@ -156,7 +151,7 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
             shard(model, ranks)
         else:
             model.to(ranks.device)
-        _train_model(plan, model, ranks)
+        _train_model(plan, model, ranks, saved)
 
 
 def start_alike(model: DualEncoder, ranks: Ranks) -> None:
@@ -165,11 +160,10 @@ def start_alike(model: DualEncoder, ranks: Ranks) -> None:
     ranks.share(own if ranks.leads else None, lambda path, tensor: own[path[0]].copy_(tensor))
 
 
-def _train_model(plan: TrainingPlan, model: DualEncoder, ranks: Ranks) -> None:
+def _train_model(plan: TrainingPlan, model: DualEncoder, ranks: Ranks, saved: dict[str, Any] | None) -> None:
     recipe, folder = plan.recipe, plan.folder()
     state = new_state(model, recipe)
-    # from the leading machine's disk, which the others may not have
-    saved = ranks.share(folder.load_latest(torch.device("cpu")) if ranks.leads else None, state.keeper())
+    saved = ranks.share(saved, state.keeper())
     if saved is not None:
         state.load(saved)
         if ranks.leads:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from align.config.health import HealthConfig
 from align.errors import ConfigError, NonFiniteLossError
 from align.model.dual_encoder import load_model
 from align.model.embedder import Embedder
+from align.project import provenance
+from align.training import plan as training_plan
+from align.training import run as training_run
 from align.training.run import Trained, run
 from align.training.stage import train_stage
 from align.training.validation import recall_at
@@ -88,6 +92,28 @@ def test_fine_tuning_starts_from_the_given_model(data: tuple[Path, Path], tmp_pa
     assert json.loads((tmp_path / "finetuned" / "config.json").read_text())["stage"] == "finetune"
     embedder = Embedder.load(tmp_path / "finetuned")
     assert embedder.embed_texts(["a red bar", "left side in green and blue"]).shape == (2, MODEL.embed_width)
+
+
+def test_a_run_digests_and_reads_the_model_it_starts_from_once(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_stage(plan(data, tmp_path / "ck"), out=tmp_path / "pretrained", reports=tmp_path / "r")
+    done: list[str] = []
+
+    def counting(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *some: done.append(name) or function(*some))
+
+    counting(training_plan, "weights_digest")
+    counting(training_run, "load_model")
+    counting(provenance, "digest")
+    tiny = finetune_config(num_steps=1)
+    tuned = plan(data, tmp_path / "ck", tiny, initial=tmp_path / "pretrained")
+    train_stage(tuned, out=tmp_path / "finetuned", reports=tmp_path / "r2")
+    assert sorted(done) == ["digest", "load_model", "weights_digest"]
+    done.clear()
+    run(tuned)  # finished: its result is in its last checkpoint
+    assert done == []
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from align.config.model import ModelConfig
 from align.config.pretrain import PretrainConfig
 from align.display.console import say
 from align.training.loop import Monitoring
-from align.training.plan import TrainingInputs, make_plan
 from align.training.ranks.process_group import default_processes
 from align.training.run import run as train
+from align.training.run_plan import TrainingInputs, make_plan
 from benchmarks.measure import Comparison, compare
 from benchmarks.train_loader import CROP_PX, RESIZE_PX, paper_shards
 from benchmarks.world import World

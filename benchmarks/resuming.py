@@ -24,9 +24,9 @@ from align.config.model import ModelConfig
 from align.display.console import say
 from align.durable.checkpoint import CheckpointFolder
 from align.training.loop import Monitoring, train
-from align.training.plan import TrainingInputs, TrainingPlan, make_plan
 from align.training.ranks.process_group import Ranks
 from align.training.run import run as run_plan
+from align.training.run_plan import TrainingInputs, TrainingPlan, make_plan
 from align.training.state import new_state
 from benchmarks.measure import Comparison, compare
 from benchmarks.presets import PRESETS, preset, recipe

@@ -19,7 +19,7 @@ from align.formats.policy import REFUSED, OptedOut
 from align.formats.raw import ADDRESS_REFUSED, HOPELESS, Samples
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.ingest.limits import TooLarge
-from align.ingest.plan import PlannedRow, PlannedShard
+from align.ingest.partition import PlannedRow, PlannedShard
 from align.ingest.writer import RawShardWriter
 from align.pairs.picture import PictureError, read_header, shrink
 from align.pairs.text_cuts import TextCuts

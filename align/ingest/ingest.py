@@ -1,6 +1,6 @@
 """ingest: a source of image/text pairs -> data/raw, one row per pair, in img2dataset's layout.
 
-Two steps, and after a kill the next run resumes both: the plan (`align.ingest.plan`: every pair, sorted into shards),
+Two steps, and after a kill the next run resumes both: the plan (`align.ingest.partition`: the shard of every pair),
 then the shards (`align.ingest.fetching`), made by worker processes here or by ranges (`--shards 0-499`) on other
 machines that share the folder. A pair without a picture is a row with a status; nothing is left out. A picture from the
 web is not fetched if no text of it can pass the filter (`ingest.skip_hopeless`). `--retry-failed` tries pictures again
@@ -72,7 +72,7 @@ from align.ingest.ending import (
     values_of_retry,
 )
 from align.ingest.fetching import PictureOutcome, Pictures
-from align.ingest.plan import PlannedRow, PlannedShard, make_plan, planned_shard
+from align.ingest.partition import PlannedRow, PlannedShard, make_plan, planned_shard
 from align.ingest.report import IngestReport, summarise, write_page
 from align.ingest.sources import open_source, require_seen_by_dvc
 from align.ingest.workers import Resources, write_shards
@@ -160,7 +160,7 @@ def _read(tar: BinaryIO, spans: dict[str, tuple[int, int]], key: str, offset: in
 
 #: Modules that decide the bytes of data/raw. The downloader is not among them: after a repair of it, finished shards
 #: need not be fetched again.
-_DECIDING = ("align.ingest.plan", "align.ingest.fetching")
+_DECIDING = ("align.ingest.partition", "align.ingest.fetching")
 
 
 class Ingested(NamedTuple):

@@ -18,7 +18,7 @@ from align.durable.processes import in_processes_with
 from align.durable.work import ALL, CLAIMS, Portion
 from align.ingest.download import Downloader, SlowHosts
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
-from align.ingest.plan import PlannedShard
+from align.ingest.partition import PlannedShard
 from align.ingest.writer import files_beside_table, table_of
 from align.pieces import Outcome, Piece, Pieces, last_those_of_others
 from align.services.s3.store import keep_tar

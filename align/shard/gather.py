@@ -118,7 +118,7 @@ def gather(rows: pa.Table, tars: RawTars, image_px: int, jpeg_quality: int) -> I
     """The samples of an output shard.
 
     Args:
-        rows: from the plan (`align.shard.plan.ShardPlan.rows`).
+        rows: from the plan (`align.shard.assignment.ShardPlan.rows`).
         tars: the raw tars.
         image_px: side of the samples' images.
         jpeg_quality: of the images that are resized.

@@ -1,6 +1,6 @@
 """shard: kept pairs -> data/shards/{train,val,test}, one tar sample per image, split by cluster and shuffled by seed.
 
-Which image goes to which shard is planned once over all kept pairs (`align.shard.plan`). Then each output shard is a
+Which image goes to which shard is decided once for all pairs (`align.shard.assignment`). Then each output shard is a
 task of its own (`align.shard.gather`), for worker processes here, or range by range (`--shards A-B`, then `--finish`)
 for machines that share the folder. A killed run resumes at the shard (`align.shard.work_folder`).
 
@@ -39,7 +39,7 @@ from align.formats.verdict import TABLES, gate_report, require_passed
 from align.pieces import Pieces
 from align.project import provenance
 from align.services.store_work import open_work
-from align.shard.plan import ShardPlan
+from align.shard.assignment import ShardPlan
 from align.shard.work_folder import ShardWork, finish, plan_once, write_shards
 
 

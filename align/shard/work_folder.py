@@ -1,7 +1,7 @@
 """The work folder of `align shard`, in which a killed run resumes: index of the raw tars, plan, finished shards.
 
     .index/NNNNN.npy   where the images of a raw tar are
-    .plan/             which image goes to which output shard (`align.shard.plan`)
+    .plan/             which image goes to which output shard (`align.shard.assignment`)
     train/NNNNN.tar    output shards, also in val/ and test/
     .done/NNNNN.json   the manifest's row of an output shard, written when its tar is complete and stored
 
@@ -30,9 +30,9 @@ from align.formats.shards import SPLITS, Manifest, SplitName
 from align.pieces import Outcome, Piece, Pieces, last_those_of_others
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
+from align.shard.assignment import ShardPlan, make_plan, read_plan
 from align.shard.gather import RawTars, gather
 from align.shard.image_spans import span_rows
-from align.shard.plan import ShardPlan, make_plan, read_plan
 from align.shard.writer import join_manifest, write_entry, write_shard
 
 #: Removed at the end.

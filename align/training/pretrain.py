@@ -8,7 +8,7 @@ from align.config import Params
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.pretrain import PretrainConfig
-from align.training.plan import TrainingInputs
+from align.training.run_plan import TrainingInputs
 from align.training.stage import train_from_params
 
 

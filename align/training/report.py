@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from align.display.figure import GOOD, INK, WARN, png
 from align.display.report import Report, write_report
 from align.durable.files import replace_directory, write_bytes, write_text
-from align.training.plan import TrainingPlan
 from align.training.run import Trained
+from align.training.run_plan import TrainingPlan
 from align.training.state import MetricRow
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from align.training.batches.phases import Size, Stretch, sizes
 from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples
 from align.training.given_towers import given_weights, names_of
 from align.training.loop import train
-from align.training.plan import TrainingPlan
 from align.training.ranks.process_group import Ranks, default_processes, launch
 from align.training.ranks.sharding import shard, shards
+from align.training.run_plan import TrainingPlan
 from align.training.state import MetricRow, load_weights, new_state
 
 

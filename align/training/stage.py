@@ -31,9 +31,9 @@ from align.services.tracking.address import current_run_id
 from align.services.tracking.live_log import LiveLog
 from align.training.given_towers import names_of
 from align.training.loop import Monitoring
-from align.training.plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
 from align.training.report import TrainingReport, training_report, write_training_report
 from align.training.run import Trained, run
+from align.training.run_plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
 
 
 def train_from_params(

@@ -16,8 +16,8 @@ from align.config.store import StoreConfig
 from align.durable.work import Portion
 from align.formats.filtered import decisions_digest
 from align.ingest.writer import RawShardWriter, write_raw_manifest
+from align.shard.assignment import read_plan
 from align.shard.gather import resize
-from align.shard.plan import read_plan
 from align.shard.shard import ShardFolders, shard
 from benchmarks.measure import Comparison, compare, in_process
 from benchmarks.world import World

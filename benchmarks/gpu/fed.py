@@ -18,8 +18,8 @@ from align.errors import DataError
 from align.formats.shards import Sample
 from align.model.preprocess import decode
 from align.training.loop import Monitoring
-from align.training.plan import TrainingInputs, make_plan
 from align.training.run import run as train
+from align.training.run_plan import TrainingInputs, make_plan
 from benchmarks.gpu import texts
 from benchmarks.gpu.journal import Journal, number
 from benchmarks.gpu.scale import Scale

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from align.training.plan import TrainingPlan
 from align.training.run import Trained, run
+from align.training.run_plan import TrainingPlan
 from benchmarks.gpu.checks import Check, Found, relative
 from benchmarks.gpu.scale import Scale
 from tests.support import training_data

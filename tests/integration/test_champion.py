@@ -9,7 +9,7 @@ import pytest
 
 from align.errors import DataError, LockedError
 from align.formats.champion_moves import ChampionState, Move
-from align.release.aliases import moves as alias_moves
+from align.release.aliases import moves
 from align.release.aliases.champion import make_champion, settled, take_back
 from align.services.tracking.registry import PROMOTED, ROLLED_BACK, Registry, Version
 from align.services.tracking.tracker import Tracker
@@ -229,7 +229,7 @@ def test_a_decision_on_another_champion_moves_nothing(tracker: Tracker) -> None:
     with pytest.raises(LockedError, match="version 3 was compared with champion 1; since then it is champion 2"):
         make_champion(tracker, model.version(3), replaces=1, why="x", figures={})
     with pytest.raises(LockedError, match="somebody else moved the champion of model"):
-        alias_moves.move(tracker.registry, stale, "promoted", 3, "x", {})
+        moves.move(tracker.registry, stale, "promoted", 3, "x", {})
     assert model.champions() == (2, 1) and len(model.history()) == 2
 
 
@@ -250,14 +250,14 @@ def test_of_two_who_write_the_same_entry_the_last_one_counts(tracker: Tracker) -
         if writes < 3:  # else it has looked for the last time, and both are told that they moved it
             model.meanwhile(writes, other)
             with pytest.raises(LockedError, match="nothing was moved here"):
-                alias_moves.move(model.tracker.registry, state, "promoted", 2, "x", {})
+                moves.move(model.tracker.registry, state, "promoted", 2, "x", {})
             assert PROMOTED not in model.version(2).tags
             assert tracker.registry.champion_state(model.name).champion == (1 if writes == 1 else 3)
             assert settled(tracker, model.name).champion == 3
             assert model.history() == [("promoted", None, 1), ("promoted", 1, 3)]
         else:
             model.meanwhile(writes, other)
-            alias_moves.move(model.tracker.registry, state, "promoted", 2, "x", {})
+            moves.move(model.tracker.registry, state, "promoted", 2, "x", {})
             assert settled(tracker, model.name).champion == 2
             assert model.history() == [("promoted", None, 1), ("promoted", 1, 2)]
 
@@ -268,7 +268,7 @@ def test_a_move_leaves_the_entry_of_another_call_alone(tracker: Tracker) -> None
     state = settled(tracker, model.name)
     model.killed(1, partial(model.promote, 2))
     with pytest.raises(LockedError, match="nothing was moved here"):
-        alias_moves.move(tracker.registry, state, "promoted", 3, "x", {})
+        moves.move(tracker.registry, state, "promoted", 3, "x", {})
     assert settled(tracker, model.name).champion == 2
     assert model.history() == [("promoted", None, 1), ("promoted", 1, 2)]
 

@@ -9,8 +9,8 @@ import pytest
 
 from align.config.cluster import ClusterConfig
 from align.errors import TrainingError
-from align.training.plan import Infrastructure
 from align.training.run import run
+from align.training.run_plan import Infrastructure
 from tests.support import killing, training_data
 from tests.support.killing import KillOnce
 from tests.support.params import load_params

@@ -25,9 +25,9 @@ from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
 from align.training.batches.index import read_outline
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
-from align.training.plan import Infrastructure
 from align.training.ranks.process_group import RestartError
 from align.training.run import run
+from align.training.run_plan import Infrastructure
 from tests.support import ROOT, training_data, warm
 from tests.support.params import load_params
 from tests.support.training_data import MODEL, RECIPE, TermAt, plan, pretrain_config

@@ -21,8 +21,8 @@ from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
 from align.training.batches.index import SplitIndex, read_outline
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
-from align.training.plan import Infrastructure
 from align.training.run import run
+from align.training.run_plan import Infrastructure
 from tests.support import training_data
 from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import KEY, SECRET, S3Server, serve

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from align.model.dual_encoder import load_model
-from align.training.plan import TrainingPlan
 from align.training.ranks.process_group import Ranks, launch
 from align.training.run import run
+from align.training.run_plan import TrainingPlan
 from align.training.stage import train_stage
 from tests.integration.test_sharding import WHOLE, assert_close, assert_same
 from tests.support import cpu_budget, training_data

@@ -26,8 +26,8 @@ from align.config.health import HealthConfig
 from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker, metric_name
-from align.training.plan import Infrastructure, TrainingPlan
 from align.training.run import Trained, run
+from align.training.run_plan import Infrastructure, TrainingPlan
 from tests.support import mlflow_server as mlflow
 from tests.support import training_data, warm
 from tests.support.params import load_params

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from align.config.cluster import ClusterConfig
 from align.errors import TrainingError
-from align.training.plan import Infrastructure, TrainingPlan
 from align.training.ranks import messages
 from align.training.ranks.process_group import Ranks, launch
 from align.training.run import _train_rank, run
+from align.training.run_plan import Infrastructure, TrainingPlan
 from tests.support import killing, training_data
 from tests.support.params import load_params
 from tests.support.training_data import RECIPE, plan, pretrain_config

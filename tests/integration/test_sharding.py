@@ -24,11 +24,11 @@ from align.training import step as step_module
 from align.training.acceleration import accelerated
 from align.training.batches.batch import Batch
 from align.training.lamb import Lamb
-from align.training.plan import TrainingPlan
 from align.training.ranks.gathering import gathered
 from align.training.ranks.process_group import Ranks, launch
 from align.training.ranks.sharding import distributed_like, is_sharded, shard, shards
 from align.training.run import run
+from align.training.run_plan import TrainingPlan
 from align.training.state import LossScale
 from align.training.step import compute_gradients
 from tests.support import lamb_reference, training_data

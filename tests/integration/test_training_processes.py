@@ -20,9 +20,9 @@ from align.errors import NonFiniteLossError, ServiceError, TrainingError
 from align.model.dual_encoder import load_model
 from align.services.s3.store import CheckpointMirror, checkpoint_mirror
 from align.training.loop import Log
-from align.training.plan import Infrastructure, TrainingPlan
 from align.training.ranks.process_group import default_processes
 from align.training.run import run
+from align.training.run_plan import Infrastructure, TrainingPlan
 from tests.support import ROOT, killing, training_data, warm
 from tests.support.killing import KillOnce
 from tests.support.namespaces import namespaces

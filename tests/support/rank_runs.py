@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from align.durable.checkpoint import CheckpointFolder
 from align.errors import AlignError
 from align.training import loop as loop_module
-from align.training.plan import TrainingPlan
 from align.training.ranks.process_group import Ranks
 from align.training.run import _train_rank
+from align.training.run_plan import TrainingPlan
 
 
 def ended_with(plan: TrainingPlan, ranks: Ranks) -> str:

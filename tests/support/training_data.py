@@ -19,7 +19,7 @@ from align.config.recipe import Recipe
 from align.formats.shards import Sample, SplitName
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.training.loop import Log, Monitoring
-from align.training.plan import THIS_MACHINE, Infrastructure, TrainingInputs, TrainingPlan, make_plan
+from align.training.run_plan import THIS_MACHINE, Infrastructure, TrainingInputs, TrainingPlan, make_plan
 from tests.support.shard_folder import write_shards
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}

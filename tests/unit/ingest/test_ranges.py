@@ -15,7 +15,7 @@ from align.config.engine import EngineConfig
 from align.config.ingest import IngestConfig
 from align.config.store import StoreConfig
 from align.durable.work import Portion
-from align.ingest import plan
+from align.ingest import partition
 from align.ingest.ingest import ingest
 from align.ingest.workers import Resources
 from tests.support.dvc_projects import file_bytes
@@ -35,14 +35,14 @@ def make(archive: Path, raw: Path, portion: Portion) -> None:
 
 
 def one_range(archive: Path, raw: Path, shards: range, barrier: Barrier) -> None:
-    scan = plan._scan_all
+    scan = partition._scan_all
 
     def counted(*arguments: Any) -> dict[str, Any]:
         with (raw.parent / "plans").open("a") as file:
             file.write("planned\n")
         return scan(*arguments)
 
-    with patch.object(plan, "_scan_all", counted):
+    with patch.object(partition, "_scan_all", counted):
         barrier.wait(60)
         make(archive, raw, Portion(shards))
 

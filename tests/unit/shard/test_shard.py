@@ -18,7 +18,7 @@ from align.errors import CorruptError, DataError, FormatError, GateError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
 from align.pairs.picture import PictureError
-from align.shard import plan as kept_pairs
+from align.shard import assignment
 from align.shard.gather import resize
 from align.shard.shard import shard
 from align.shard.writer import write_shard
@@ -315,7 +315,7 @@ def test_a_raw_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
 def test_many_pairs_of_one_image_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [*many_pairs(), *(Pair(f"text {index} of one", 0) for index in range(40))]
     first = make_shards(tmp_path / "a", pairs)
-    monkeypatch.setattr(kept_pairs, "_ROWS", 9)
+    monkeypatch.setattr(assignment, "_ROWS", 9)
     second = make_shards(tmp_path / "b", pairs)
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
 

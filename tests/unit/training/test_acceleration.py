@@ -23,8 +23,8 @@ from align.model.dual_encoder import DualEncoder
 from align.training import run as run_module
 from align.training.acceleration import accelerated, as_written
 from align.training.loss import align_loss, sigmoid_loss
-from align.training.plan import TrainingPlan
 from align.training.run import run
+from align.training.run_plan import TrainingPlan
 from tests.support import missing, training_data
 from tests.support.training_data import MODEL, pretrain_config
 

@@ -8,8 +8,8 @@ import torch
 from align.config.model import Locked
 from align.errors import TrainingError
 from align.model.dual_encoder import DualEncoder, load_model
-from align.training.plan import TrainingPlan
 from align.training.run import Trained, run
+from align.training.run_plan import TrainingPlan
 from align.training.stage import train_stage
 from tests.support import training_data
 from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config

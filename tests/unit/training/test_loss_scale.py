@@ -10,8 +10,8 @@ from align.errors import NonFiniteLossError, TrainingError
 from align.training import state as module
 from align.training import state as state_module
 from align.training.loop import Log
-from align.training.plan import TrainingPlan
 from align.training.run import Trained, run
+from align.training.run_plan import TrainingPlan
 from align.training.state import LossScale
 from tests.support import training_data
 from tests.support.training_data import TermAt, pretrain_config

@@ -14,8 +14,8 @@ from align.errors import ConfigError, NonFiniteLossError
 from align.model.dual_encoder import load_model
 from align.model.embedder import Embedder
 from align.project import provenance
-from align.training import plan as training_plan
 from align.training import run as training_run
+from align.training import run_plan
 from align.training.run import Trained, run
 from align.training.stage import train_stage
 from align.training.validation import recall_at
@@ -104,7 +104,7 @@ def test_a_run_digests_and_reads_the_model_it_starts_from_once(
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *some: done.append(name) or function(*some))
 
-    counting(training_plan, "weights_digest")
+    counting(run_plan, "weights_digest")
     counting(training_run, "load_model")
     counting(provenance, "digest")
     tiny = finetune_config(num_steps=1)

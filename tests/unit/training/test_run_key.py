@@ -10,7 +10,7 @@ from align.config.finetune import FinetuneConfig
 from align.config.health import HealthConfig
 from align.config.recipe import Recipe
 from align.project import provenance
-from align.training.plan import Infrastructure, TrainingPlan
+from align.training.run_plan import Infrastructure, TrainingPlan
 from tests.support import ROOT, training_data
 from tests.support.params import load_params
 from tests.support.training_data import MODEL, finetune_config, plan, pretrain_config

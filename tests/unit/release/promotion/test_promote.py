@@ -15,8 +15,7 @@ import pytest
 from align.config.promote import PromoteConfig
 from align.errors import DataError, GateError
 from align.formats.query_ranks import QueryRanks
-from align.release.aliases import moves as alias_moves
-from align.release.aliases import rollback
+from align.release.aliases import moves, rollback
 from align.release.aliases.champion import make_champion
 from align.release.aliases.rollback import rollback as roll_back
 from align.release.promotion import gates, promote
@@ -207,16 +206,16 @@ def test_each_gate_alone_refuses(
 
 def test_the_aliases_move_under_the_lock(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     model.candidate(0.5)
-    moves, free = promote.make_champion, []
+    make, free = promote.make_champion, []
 
     def move(*values: object, **named: object) -> None:
-        with alias_moves.LOCK.open() as file:
+        with moves.LOCK.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 free.append("while they move")
             except BlockingIOError:
                 free.append("not")
-        moves(*values, **named)  # type: ignore[arg-type] # as it is called
+        make(*values, **named)  # type: ignore[arg-type] # as it is called
 
     monkeypatch.setattr(promote, "make_champion", move)
     assert model.promote().outcome == "promoted" and free == ["not"]

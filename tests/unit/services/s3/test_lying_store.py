@@ -13,7 +13,7 @@ import pytest
 from align.config.store import StoreConfig
 from align.durable.checkpoint import CheckpointFolder
 from align.errors import AlignError, DataError, ServiceError
-from align.services.s3 import client as store_client
+from align.services.s3 import client
 from align.services.s3.locations import Stat
 from align.services.s3.store import CheckpointMirror
 from tests.support.lying_s3 import DATE, ENDLESS, Answer, listing, lying
@@ -34,7 +34,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setattr(store_client, "_BACKOFF_S", 0.01)
+    monkeypatch.setattr(client, "_BACKOFF_S", 0.01)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
@@ -58,7 +58,7 @@ def test_a_download_is_what_was_announced_or_an_error(
     with lying(answer) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(AlignError) as refused:
-            store_client.download(config, URI, io.BytesIO(), Stat(size, '"one"'))
+            client.download(config, URI, io.BytesIO(), Stat(size, '"one"'))
     assert str(refused.value).startswith(URI) and "\n" not in str(refused.value)
 
 
@@ -75,7 +75,7 @@ def test_what_it_says_of_an_object_is_whole_or_an_error(
     with lying(lambda _: (200, headers, b"abc")) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(ServiceError) as refused:
-            store_client.stat(config, URI)
+            client.stat(config, URI)
     assert str(refused.value).startswith(URI) and "\n" not in str(refused.value)
 
 
@@ -97,13 +97,13 @@ def test_a_small_object_is_small_and_dated_or_an_error(
     with lying(answer) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(AlignError) as refused:
-            store_client.read_small(config, URI, 1 << 20)
+            client.read_small(config, URI, 1 << 20)
     assert str(refused.value).startswith(URI) and "\n" not in str(refused.value)
 
 
 def test_a_listing_that_does_not_end_is_an_error(config: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = count()
-    monkeypatch.setattr(store_client, "_MAX_KEYS", 50)
+    monkeypatch.setattr(client, "_MAX_KEYS", 50)
     for page in (
         lambda: listing("run/x", more="same"),
         lambda: listing(f"run/{next(numbers)}", more=str(next(numbers))),
@@ -111,7 +111,7 @@ def test_a_listing_that_does_not_end_is_an_error(config: StoreConfig, monkeypatc
         with lying(lambda _, page=page: (200, {}, page())) as url:  # type: ignore[misc]
             monkeypatch.setenv("AWS_ENDPOINT_URL", url)
             with pytest.raises(AlignError, match=r"^s3://bucket/run/: "):
-                list(store_client.list_objects(config, "bucket", "run/"))
+                list(client.list_objects(config, "bucket", "run/"))
 
 
 @pytest.mark.parametrize("page", [b"<a><b>", b"not xml", listing("elsewhere/x"), b'<?xml version="1.0"?><x/>'])
@@ -121,7 +121,7 @@ def test_a_listing_that_is_none_gives_nothing(
     with lying(lambda _: (200, {}, page)) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         try:
-            assert list(store_client.list_objects(config, "bucket", "run/")) == []
+            assert list(client.list_objects(config, "bucket", "run/")) == []
         except AlignError as refused:
             assert "\n" not in str(refused)
 
@@ -181,7 +181,7 @@ def test_a_server_that_restarts_in_mid_download(
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         if other:
             with pytest.raises(DataError, match="replaced while it was read"):
-                store_client.download(config, URI, target, Stat(len(whole), '"one"'))
+                client.download(config, URI, target, Stat(len(whole), '"one"'))
         else:
-            digest = store_client.download(config, URI, target, Stat(len(whole), '"one"'))
+            digest = client.download(config, URI, target, Stat(len(whole), '"one"'))
             assert (digest, target.getvalue()) == (hashlib.sha256(whole).hexdigest(), whole)

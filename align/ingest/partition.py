@@ -1,4 +1,4 @@
-"""The plan of an ingest: every pair that a source names, sorted into shards before any picture is fetched.
+"""The partition of a source: each pair that it names gets its shard before any picture is fetched. An ingest's plan.
 
 A hash of the address numbers the shard, so all pairs of an address are in one shard: each address is requested once,
 and shards can be made in any order, on any machine. Within a shard, pairs keep the order of the source. The number of

@@ -1,4 +1,4 @@
-"""The plan: which kept image goes to which output shard, with which rank and texts. Made once, read shard by shard.
+"""The assignment: which kept image goes to which output shard, with which rank and texts. Made once, read by shard.
 
 A plan is a folder. Each of its `runs` (Arrow files, mapped into memory) holds some rows of decisions.parquet, sorted by
 output shard and rank, so that a shard's rows are one slice of each run. Output shards are numbered through all splits:

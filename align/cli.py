@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _arguments(argv)
         silence_telemetry()
-        from align.config.profile import profile_overrides
+        from align.config.params import profile_overrides
 
         profile = profile_overrides(args.profile)
         if profile:

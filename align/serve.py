@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from align.arguments.commands import PORT
 from align.config import Params
 from align.config.filter import FilterConfig
+from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
-from align.config.register import RegisterConfig
+from align.config.release import RegisterConfig
 from align.config.search import SearchConfig
 from align.config.serve import ServeConfig
-from align.config.store import StoreConfig
 from align.display.console import show
 from align.errors import AlignError, ConfigError, DataError
 from align.formats.image_index import IndexedImage, IndexHeader

@@ -19,7 +19,7 @@ import torch
 from align.cli import silence_telemetry
 from align.config import load_params
 from align.config.model import ModelConfig
-from align.config.profile import profile_overrides
+from align.config.params import profile_overrides
 from align.display.console import say
 from benchmarks.image_tower import counted
 from benchmarks.measure import Comparison

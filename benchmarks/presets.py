@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from align.config.model import ModelConfig
-from align.config.pretrain import PretrainConfig
+from align.config.recipe import PretrainConfig
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training.batches.batch import Augmentation, Sampling, Workers

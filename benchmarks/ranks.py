@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 
 from align.config.model import ModelConfig
-from align.config.pretrain import PretrainConfig
+from align.config.recipe import PretrainConfig
 from align.display.console import say
 from align.training.loop import Monitoring
 from align.training.ranks.process_group import default_processes

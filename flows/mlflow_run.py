@@ -12,10 +12,10 @@ from typing import Any
 from prefect import get_run_logger, runtime
 
 from align.config import Params
-from align.config.finetune import FinetuneConfig
 from align.config.model import ModelConfig
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
-from align.config.register import RegisterConfig
+from align.config.recipe import FinetuneConfig
+from align.config.release import RegisterConfig
 from align.config.sections import changing_bytes, flattened
 from align.errors import ServiceError
 from align.pipeline.run import running_services

@@ -11,7 +11,7 @@ from prefect import flow
 
 from align.config import load_params
 from align.config.params import PARAMS_FILE
-from align.config.promote import PromoteConfig
+from align.config.release import PromoteConfig
 from flows.approve import ask, decision_page
 from flows.pages.progress import put_markdown
 from flows.tasks.child_process import last_line

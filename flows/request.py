@@ -16,11 +16,9 @@ from ruamel.yaml.error import YAMLError
 
 from align.config import load_params
 from align.config.checks import require_valid, wrong_parameters
-from align.config.params import PARAMS_FILE, Params, chosen_values
+from align.config.params import DEMO, PARAMS_FILE, PROFILES, Params, chosen_values, profile_names, profile_overrides
 from align.config.paths import require_inside
-from align.config.profile import DEMO, PROFILES, profile_names, profile_overrides
-from align.config.schema import parameter_schemas
-from align.config.sections import SECTIONS
+from align.config.sections import SECTIONS, parameter_schemas
 from align.errors import LOGIN, ConfigError
 from align.filter.rules import RULES
 from align.project.declared import DVC_FILE

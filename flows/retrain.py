@@ -18,8 +18,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from align.config import Params, load_params
-from align.config.register import RegisterConfig
-from align.config.retrain import RetrainConfig
+from align.config.release import RegisterConfig, RetrainConfig
 from align.display.visible import plain_markdown
 from align.errors import DataError
 from align.services.git import git, identity

@@ -30,9 +30,9 @@ from urllib.parse import quote
 import psutil
 
 from align.config import load_params
+from align.config.infrastructure import StoreConfig
 from align.config.params import PARAMS_FILE
-from align.config.register import RegisterConfig
-from align.config.store import StoreConfig
+from align.config.release import RegisterConfig
 from align.display.visible import visible
 from align.errors import AlignError, ServiceError
 from align.pipeline.run import (

@@ -11,15 +11,13 @@ from collections.abc import Collection, Iterator, Mapping
 
 from pydantic import ValidationError
 
-from align.config.cluster import ClusterConfig
 from align.config.evaluate import EvaluateConfig
-from align.config.finetune import FinetuneConfig
+from align.config.infrastructure import ClusterConfig
 from align.config.model import ModelConfig
 from align.config.params import Params, S, Section, did_you_mean, wrong_values
 from align.config.paths import PathsConfig
-from align.config.pretrain import PretrainConfig
-from align.config.promote import PromoteConfig
-from align.config.recipe import Recipe
+from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
+from align.config.release import PromoteConfig
 from align.config.sections import SECTIONS
 from align.config.shard import ShardConfig
 from align.config.validate import ValidateConfig

@@ -1,10 +1,14 @@
-"""Reads params.yaml (as YAML 1.2), applies `--set` overrides, fills in what is inherited, and validates by section.
+"""Reads params.yaml (as YAML 1.2), applies `--set` overrides and profiles, fills in what is inherited, validates by
+section, and writes values into such a file.
+
+A profile (`infra/profiles/NAME.yaml`) has values that suit one kind of data or run, as differences from params.yaml.
 
 YAML 1.2 through ruamel, since PyYAML reads `1e-3` as a string where DVC reads a float.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -16,7 +20,9 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from align.errors import LOGIN, ConfigError
 from align.project.installed import installed
@@ -262,3 +268,113 @@ def _apply(values: dict[str, Any], override: str, source: Path) -> None:
         node[parts[-1]] = parse_yaml(text) if text else None
     except YAMLError:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+
+
+#: Read from the working directory; outside a checkout, those that came with the package are used. `--profile` also
+#: takes the path of a file that is elsewhere.
+PROFILES = Path("infra/profiles")
+#: The name for params.yaml as it is: no file has this name.
+DEMO = "demo"
+_HERE = Path()
+
+
+def profile_names(root: Path = _HERE) -> list[str]:
+    """The profiles of a checkout, or those of the package."""
+    return sorted(path.stem for path in _folder(root).glob("*.yaml"))
+
+
+def profile_overrides(name: str | None, root: Path = _HERE) -> list[str]:
+    """A profile's values as overrides (`section.key=value`), which `load_params` applies and checks.
+
+    Args:
+        name: of a file in PROFILES, or a path that ends in .yaml; None, or the demo: no profile.
+        root: the checkout whose profiles are meant.
+
+    Raises:
+        ConfigError: there is no such profile, or it is not a YAML mapping of sections.
+    """
+    if name is None or name == DEMO:
+        return []
+    folder = _folder(root)
+    file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    try:
+        values = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not UTF-8, or not a name of a file
+        known = ", ".join(profile_names(root)) or "none"
+        raise ConfigError(f"--profile {name}: no readable file {file}; profiles in {folder}: {known}") from None
+    except YAMLError as error:
+        raise ConfigError(f"{file}: {not_yaml(error)}") from None
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise ConfigError(f"{file}: expected sections at the top level, as in params.yaml")
+    return list(_overrides(values))
+
+
+def _folder(root: Path) -> Path:
+    return root / PROFILES if (root / PROFILES).is_dir() else installed(str(PROFILES))
+
+
+def _overrides(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _overrides(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}={json.dumps(value)}"  # YAML reads JSON
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null for a null value: an empty value looks like one that somebody forgot."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
+def editor() -> YAML:
+    """A reader and writer that leaves comments and quotes as they are, and long lines in one piece."""
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def write_params(file: Path, overrides: Mapping[str, Any]) -> None:
+    """Changes values in a params file and keeps its comments.
+
+    Args:
+        file: is overwritten in place.
+        overrides: `section.key` -> value. A key that the section only inherits is added to it.
+
+    Raises:
+        ConfigError: an override names an unknown parameter.
+    """
+    if not overrides:
+        return
+    if odd := [key for key in overrides if "=" in key]:  # which the next line would read as a value
+        raise ConfigError(f"'{odd[0]}' is no name of a parameter; expected section.key")
+    load_params(file, [f"{key}=null" for key in overrides])  # raises if a key is unknown
+    yaml = editor()
+    values = yaml.load(file.read_text("utf-8"))
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            node = node[parent]
+        if last in node:
+            node[last] = _in_the_style_of(node[last], value)
+        else:
+            node.insert(0, last, value)  # not at the end, where a comment on the next section may be
+    with file.open("w", encoding="utf-8") as stream:
+        yaml.dump(values, stream)
+
+
+def _in_the_style_of(old: Any, new: Any) -> Any:
+    """A list or mapping on one line, unless the old value was written over several."""
+    if not isinstance(new, (list, dict)):
+        return new
+    styled = CommentedSeq(new) if isinstance(new, list) else CommentedMap(new)
+    if not isinstance(old, (CommentedSeq, CommentedMap)) or old.fa.flow_style():
+        styled.fa.set_flow_style()
+    return styled

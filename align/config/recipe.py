@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -210,3 +211,43 @@ class Recipe(Section):
         if self.num_processes and self.batch_size % self.num_processes:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_processes {self.num_processes}")
         return self
+
+
+class PretrainConfig(Recipe):
+    """Pre-training from scratch, or from towers that were trained elsewhere."""
+
+    section: ClassVar[str] = "pretrain"
+
+    def against(self, model: ModelConfig, num_nodes: int, num_processes: int | None) -> str | None:
+        """As `Recipe.against`; given weights also have to be those of the model's tower."""
+        given = self.image_weights
+        if given is not None and given.preset != model.image_tower:
+            return (
+                f"{self.section}.image_weights are of {given.architecture}, so model.image_tower must be "
+                f"{given.preset}, not {model.image_tower}"
+            )
+        return super().against(model, num_nodes, num_processes)
+
+    @model_validator(mode="after")
+    def _locks_what_was_trained(self) -> Self:
+        given = {"image": self.image_weights, "text": self.text_weights, "none": True}
+        if not given[self.locked]:
+            raise ValueError(
+                f"locked: {self.locked} needs {self.locked}_weights: a tower of random weights would learn nothing; "
+                "name its weights, or set locked to none"
+            )
+        return self
+
+
+class FinetuneConfig(Recipe):
+    """Retrieval fine-tuning of the pre-trained model, or of another one."""
+
+    section: ClassVar[str] = "finetune"
+    #: The model in the folder decides the result, by the digest of its weights, and not the folder's path. Towers that
+    #: were given to pre-training are part of it.
+    neutral_fields: ClassVar[frozenset[str]] = Recipe.neutral_fields | {"start", "image_weights", "text_weights"}
+
+    #: `from` is a keyword of Python.
+    start: Annotated[Path, Field(alias="from", strict=False)]
+    #: 0: the model is taken as it is.
+    num_steps: int = Field(ge=0)

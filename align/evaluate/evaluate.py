@@ -20,8 +20,8 @@ from typing import Any
 
 from align.config import Params
 from align.config.evaluate import EvaluateConfig
+from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.config.suite import is_suite
 from align.display.console import say, show
 from align.display.figure import png

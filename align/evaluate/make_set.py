@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from align.config import Params
-from align.config.download import DownloadConfig
-from align.config.ingest import IngestConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.paths import PathsConfig
 from align.config.suite import TEMPLATES
 from align.display.console import say, track

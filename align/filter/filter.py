@@ -28,11 +28,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.display.console import say
 from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory, to_json, write_text

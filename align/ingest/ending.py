@@ -14,8 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.config.download import DownloadConfig
-from align.config.ingest import IngestConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.params import PARAMS_FILE, Params
 from align.config.paths import PathsConfig
 from align.display.console import say

@@ -28,13 +28,11 @@ from typing import BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from align.config.download import DownloadConfig
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
-from align.config.ingest import IngestConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.display.console import say
 from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory

@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from align.config.download import DownloadConfig
-from align.config.ingest import IngestConfig
+from align.config.infrastructure import StoreConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.params import Params
-from align.config.store import StoreConfig
 from align.display.console import say
 from align.errors import DataError
 from align.ingest.sources import source_at

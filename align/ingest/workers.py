@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from align.config.download import DownloadConfig
-from align.config.engine import EngineConfig
-from align.config.store import StoreConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
+from align.config.ingest import DownloadConfig
 from align.display.console import say, track
 from align.durable.processes import in_processes_with
 from align.durable.work import ALL, CLAIMS, Portion

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from align.config import Params
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig
 from align.config.paths import PathsConfig
 from align.display import html
 from align.display.console import say, show, show_json

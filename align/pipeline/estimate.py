@@ -25,12 +25,10 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align.config import Params, load_params
-from align.config.cluster import ClusterConfig
-from align.config.finetune import FinetuneConfig
 from align.config.fit_tokenizer import FitTokenizerConfig
+from align.config.infrastructure import ClusterConfig
 from align.config.model import Checkpointing, Locked, ModelConfig
-from align.config.pretrain import PretrainConfig
-from align.config.recipe import Recipe, even_ranks
+from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe, even_ranks
 from align.display.console import show_json
 from align.durable.files import write_text
 

@@ -15,10 +15,8 @@ from typing import Any
 
 from align.cli import read_params
 from align.config import Params, load_params
-from align.config.params import PARAMS_FILE
-from align.config.params_file import write_params
+from align.config.params import PARAMS_FILE, profile_overrides, write_params
 from align.config.paths import INPUTS, READ, ROOT, require_declared
-from align.config.profile import profile_overrides
 from align.display.console import show
 from align.durable.files import (
     clear_leftovers,

@@ -36,7 +36,6 @@ NEUTRAL = frozenset({
     "align.durable.locks",  # when, not what
     "align.project.provenance",  # names code, decides nothing
     "align.config.params",  # reads params.yaml, whose values are tracked themselves
-    "align.config.params_file",
     "align.interfaces.sql",  # signatures
     "align.interfaces.store",
     "align.interfaces.vectors",

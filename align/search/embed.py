@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.config import Params
-from align.config.embed import EmbedConfig
+from align.config.infrastructure import EmbedConfig
 from align.config.paths import PathsConfig
 from align.display.console import say, track
 from align.durable.files import write_bytes

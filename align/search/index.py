@@ -24,10 +24,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.config import Params
-from align.config.index import IndexConfig
+from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
-from align.config.search import SearchConfig
-from align.config.store import StoreConfig
+from align.config.search import IndexConfig, SearchConfig
 from align.display.console import say, track
 from align.display.figure import png
 from align.display.report import record_runtime, write_report

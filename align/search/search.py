@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.config import Params
+from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
 from align.config.search import SearchConfig
-from align.config.store import StoreConfig
 from align.display.console import say, show, show_json
 from align.durable.files import write_text
 from align.errors import ConfigError, DataError

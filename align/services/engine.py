@@ -20,7 +20,7 @@ from typing import Any
 
 import duckdb
 
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig
 from align.durable.files import temporary_name
 from align.errors import DataError
 from align.interfaces.sql import ROW_GROUP_SIZE, Engine

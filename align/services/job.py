@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from align.config.cluster import ClusterConfig
+from align.config.infrastructure import ClusterConfig
 from align.display.console import say
 from align.errors import ConfigError
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig
 from align.durable.files import temporary_name
 from align.errors import ServiceError
 from align.interfaces.sql import ROW_GROUP_SIZE

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.durable.files import fsync, is_temporary, sha256_file, temporary_name
 from align.durable.work import CLAIMS
 from align.errors import CorruptError, DataError, ServiceError

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config import Params
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.config.shard import ShardConfig
-from align.config.store import StoreConfig
 from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
 from align.durable.files import replace_directory, sha256_file

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
-from align.config.store import StoreConfig
 from align.display.console import track
 from align.durable.files import is_temporary, write_bytes
 from align.durable.processes import in_processes

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from align.config import Params
-from align.config.finetune import FinetuneConfig
 from align.config.model import ModelConfig
 from align.config.params import chosen_values
 from align.config.paths import PathsConfig
+from align.config.recipe import FinetuneConfig
 from align.display.console import say
 from align.durable.files import require_apart
 from align.errors import AlignError, ConfigError, DataError

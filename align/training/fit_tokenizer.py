@@ -14,9 +14,9 @@ from typing import Any
 
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
+from align.config.infrastructure import StoreConfig
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
 from align.durable.files import replace_directory

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from align.config.health import HealthConfig
+from align.config.infrastructure import HealthConfig
 from align.display.console import say
 
 #: The median is over the gradient norms of this many steps ...

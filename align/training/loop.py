@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from align.config.health import HealthConfig
+from align.config.infrastructure import HealthConfig
 from align.config.recipe import Recipe
 from align.durable.checkpoint import CheckpointFolder
 from align.errors import NonFiniteLossError

@@ -7,7 +7,7 @@ import argparse
 from align.config import Params
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
-from align.config.pretrain import PretrainConfig
+from align.config.recipe import PretrainConfig
 from align.training.run_plan import TrainingInputs
 from align.training.stage import train_from_params
 

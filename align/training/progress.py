@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from align.config.health import HealthConfig
+from align.config.infrastructure import HealthConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.display.console import PROGRESS_INTERVAL_S, say

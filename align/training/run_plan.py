@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from align.config.cluster import ClusterConfig
+from align.config.infrastructure import ClusterConfig
 from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.durable.checkpoint import CheckpointFolder, run_key

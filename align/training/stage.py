@@ -11,12 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from align.config import Params
-from align.config.cluster import ClusterConfig
-from align.config.health import HealthConfig
+from align.config.infrastructure import ClusterConfig, HealthConfig, StoreConfig
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.recipe import Recipe
-from align.config.store import StoreConfig
 from align.display.console import say
 from align.display.report import record_runtime
 from align.durable.checkpoint import JOURNAL

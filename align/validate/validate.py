@@ -26,9 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.config import Params, load_params
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.config.validate import ValidateConfig
 from align.display.console import say
 from align.display.figure import png

@@ -17,9 +17,8 @@ from pathlib import Path
 import pandas as pd
 
 from align.config import Params
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.display.console import say
 from align.display.report import record_runtime
 from align.errors import DataError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from align.config.download import DownloadConfig
+from align.config.ingest import DownloadConfig
 from align.config.params import load_params
 from align.ingest.download import Downloader
 from benchmarks.measure import Comparison, compare, in_process

@@ -169,7 +169,7 @@ def _alone(table: Path) -> Cost:
     """Our downloader, its results thrown away."""
     code = (
         "import sys; import pyarrow.parquet as pq\n"
-        "from align.config.download import DownloadConfig; from align.config.params import load_params\n"
+        "from align.config.ingest import DownloadConfig; from align.config.params import load_params\n"
         "from align.ingest.download import Downloader\n"
         "config = load_params(None, ['download.allow_networks=[127.0.0.0/8]']).section(DownloadConfig)\n"
         "urls = pq.read_table(sys.argv[1])['url'].to_pylist()\n"

@@ -22,8 +22,8 @@ import duckdb
 import psutil
 import pyarrow.parquet as pq
 
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
+from align.config.infrastructure import EngineConfig
 from align.display.console import say
 from align.filter.filter import FilterFolders, filter_pairs, work_key
 from align.filter.rules import active

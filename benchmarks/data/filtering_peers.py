@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import regex
 
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
+from align.config.infrastructure import EngineConfig
 from align.filter.ngrams import vocabulary_cut
 from align.filter.rules import active
 from align.filter.words import text_facts

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
-from align.config.store import StoreConfig
 from align.durable.work import Portion
 from align.formats.filtered import decisions_digest
 from align.ingest.writer import RawShardWriter, write_raw_manifest

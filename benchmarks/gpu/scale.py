@@ -8,8 +8,8 @@ import torch
 
 from align.config import load_params
 from align.config.model import ModelConfig
-from align.config.pretrain import PretrainConfig
-from align.config.profile import profile_overrides
+from align.config.params import profile_overrides
+from align.config.recipe import PretrainConfig
 from tests.support import ROOT
 from tests.support.training_data import MODEL
 

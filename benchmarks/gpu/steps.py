@@ -15,7 +15,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from align.config.pretrain import PretrainConfig
+from align.config.recipe import PretrainConfig
 from align.model import normalisation
 from align.model.dual_encoder import DualEncoder
 from align.training.acceleration import accelerated

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from align.config import load_params
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.config.paths import READ, below_root, require_inside
 from align.durable.locks import locked
 from align.errors import DataError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from align.config import Params
-from align.config.cluster import DEFAULT, ClusterConfig
+from align.config.infrastructure import DEFAULT_POOL, ClusterConfig
 from align.config.params import did_you_mean
 from align.errors import ConfigError
 from flows.dag import Stage
@@ -63,7 +63,7 @@ def pools(params: Params, dag: Sequence[Stage]) -> dict[str, str]:
     """
     chosen: dict[str, str | None] = params.values.get(ClusterConfig.section, {}).get("pools") or {}
     names = [stage.name for stage in dag]
-    if unknown := [key for key in chosen if key not in (DEFAULT, *names)]:
+    if unknown := [key for key in chosen if key not in (DEFAULT_POOL, *names)]:
         raise ConfigError(f"cluster.pools: there is no stage '{unknown[0]}'{did_you_mean(unknown[0], names)}")
-    found = {name: chosen.get(name, chosen.get(DEFAULT)) for name in names}
+    found = {name: chosen.get(name, chosen.get(DEFAULT_POOL)) for name in names}
     return {name: pool for name, pool in found.items() if pool is not None}

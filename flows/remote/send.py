@@ -20,7 +20,7 @@ from prefect.exceptions import Abort, ObjectNotFound, Pause, PrefectException
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling, Crashed
 
-from align.config.cluster import ClusterConfig
+from align.config.infrastructure import ClusterConfig
 from align.durable.files import write_text
 from align.errors import AlignError, one_line
 from align.services.git import git, network_git

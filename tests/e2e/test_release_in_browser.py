@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import pytest
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.services.git import git
 from tests.support.browser import Page, open_page
 from tests.support.fresh_clone import MORE, Clone

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.services.git import git
 from tests.support import small_checkout
 

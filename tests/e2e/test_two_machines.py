@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.services.git import git
 from tests.support import small_checkout
 from tests.support.dvc_projects import aws_variables

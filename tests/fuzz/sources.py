@@ -34,7 +34,7 @@ def ingest_config(source: str) -> Any:
 
 def _scan(source: str) -> Callable[[Path], list[bytes | None]]:
     """Reads a whole source, as ingest does: every row, and the bytes of the first few pictures."""
-    from align.config.store import StoreConfig
+    from align.config.infrastructure import StoreConfig
     from align.errors import DataError
     from align.ingest.limits import TooLarge
     from align.ingest.sources import open_source

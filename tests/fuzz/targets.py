@@ -146,8 +146,7 @@ def _form(folder: Path) -> Run:
 
     from pydantic import ValidationError
 
-    from align.config.params import chosen_values
-    from align.config.params_file import write_params
+    from align.config.params import chosen_values, write_params
     from align.config.sections import SECTIONS
     from align.errors import ConfigError
     from flows.request import Request, settled

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from align.config.params_file import write_params
-from align.config.register import RegisterConfig
+from align.config.params import write_params
+from align.config.release import RegisterConfig
 from align.services.tracking.registry import LINEAGE_PAGE, Version
 from align.services.tracking.tracker import Tracker
 from tests.support import registered

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.services.tracking.tracker import Tracker
 from tests.support import tiny_model
 from tests.support.colours import COLOURS, square

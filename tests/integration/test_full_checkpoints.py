@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from align.config.cluster import ClusterConfig
+from align.config.infrastructure import ClusterConfig
 from align.errors import TrainingError
 from align.training.run import run
 from align.training.run_plan import Infrastructure

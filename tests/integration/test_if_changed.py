@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.services.git import changes, git
 from align.services.tracking.registry import CHAMPION
 from align.services.tracking.tracker import Tracker

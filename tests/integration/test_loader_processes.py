@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from align.config.cluster import ClusterConfig
+from align.config.infrastructure import ClusterConfig
 from align.errors import TrainingError
 from align.model.tokenizer import TextTokenizer
 from align.training.batches.batch import Augmentation, Batch, Sampling, Workers

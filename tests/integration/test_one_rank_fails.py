@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from align.config.cluster import ClusterConfig
+from align.config.infrastructure import ClusterConfig
 from align.errors import AlignError, ConfigError, CorruptError
 from align.training.ranks.process_group import Ranks, launch
 from align.training.run import _train_rank, run

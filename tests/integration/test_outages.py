@@ -21,8 +21,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from align.config.cluster import ClusterConfig
-from align.config.health import HealthConfig
+from align.config.infrastructure import ClusterConfig, HealthConfig
 from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker, metric_name

@@ -47,7 +47,7 @@ from functools import partial
 from pathlib import Path
 
 from align.config import load_params
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.formats.filtered import decisions_digest
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 from align.services.s3.store import keep_tar
@@ -80,7 +80,7 @@ from pathlib import Path
 
 from align.config import load_params
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.formats.shards import SPLITS, iter_samples
 from align.services.s3.store import materialised
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from align.config.cluster import ClusterConfig
+from align.config.infrastructure import ClusterConfig
 from align.errors import TrainingError
 from align.training.ranks import messages
 from align.training.ranks.process_group import Ranks, launch

@@ -15,9 +15,9 @@ from typing import Any
 import mlflow
 import pytest
 
-from align.config.index import IndexConfig
+from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
+from align.config.search import IndexConfig
 from align.formats.model_folder import model_digest
 from align.model.embedder import Embedder
 from align.release.registration.register import Registration, register

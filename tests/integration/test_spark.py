@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
+from align.config.infrastructure import EngineConfig
 from align.filter.filter import FilterFolders, filter_pairs, work_key
 from align.filter.pair_tables import image_hash, image_hashes
 from align.filter.rules import codes_of
@@ -244,7 +244,7 @@ LOCAL = """
 import sys
 from pathlib import Path
 from tests.support.params import load_params
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig
 from align.services.engine import open_engine
 
 limit, folder = sys.argv[1:]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.errors import CorruptError, DataError, ServiceError
 from align.services.files.files import StoreFiles
 from align.services.s3.client import client, upload

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.errors import AlignError, CorruptError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import read_manifest

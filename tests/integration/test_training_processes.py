@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.config.cluster import ClusterConfig
-from align.config.store import StoreConfig
+from align.config.infrastructure import ClusterConfig, StoreConfig
 from align.errors import NonFiniteLossError, ServiceError, TrainingError
 from align.model.dual_encoder import load_model
 from align.services.s3.store import CheckpointMirror, checkpoint_mirror

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from align.cli import main
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.errors import DataError, ServiceError
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.services.files import web_files

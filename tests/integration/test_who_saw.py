@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from align.config.register import RegisterConfig
+from align.config.release import RegisterConfig
 from align.formats.shards import read_manifest
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.who_saw import SeenBy, WhoSaw, who_saw

@@ -64,7 +64,7 @@ import json
 from collections import Counter
 from tests.support.params import load_params
 from align.config.ingest import IngestConfig
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.ingest.sources.url_table import UrlTable
 from align.services.files.files import StoreFiles
 params = load_params()

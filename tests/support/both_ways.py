@@ -6,11 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from align.config.download import DownloadConfig
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
-from align.config.ingest import IngestConfig
-from align.config.store import StoreConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.filter.filter import FilterFolders, filter_pairs
 from align.formats.raw import raw_shards, read_table
 from align.ingest.ingest import ingest

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.config.index import IndexConfig
+from align.config.search import IndexConfig
 from align.formats.raw import SCHEMA
 from align.formats.shards import SPLITS, iter_samples
 from align.model.embedder import Encoder

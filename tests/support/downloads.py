@@ -7,7 +7,7 @@ from typing import Any
 
 import pycurl
 
-from align.config.download import DownloadConfig
+from align.config.ingest import DownloadConfig
 from align.ingest.download import Downloader, Fetched
 from tests.support.params import load_params
 from tests.support.web_server import WebServer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig
 from align.formats.acceptances import read_acceptances
 from align.interfaces.expectations import Outcome
 from align.validate.page import gate_page

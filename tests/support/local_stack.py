@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.pipeline.run import running_services
 from align.services.git import git
 from tests.support import ROOT

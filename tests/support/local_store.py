@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 
 
 def config(root: Path, objects: str | None = "objects") -> StoreConfig:

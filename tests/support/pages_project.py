@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.services.git import git
 from tests.support import ROOT
 from tests.support.dvc_projects import commit_all

@@ -3,9 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from align.config.download import DownloadConfig
-from align.config.ingest import IngestConfig
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.ingest.sources import Source, open_source
 from align.ingest.sources.outcomes import OTHER_RECORDS, OUTCOMES, count_of
 from align.services.files.files import StoreFiles

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from align.config import Params
-from align.config.register import RegisterConfig
+from align.config.release import RegisterConfig
 from align.formats.filtered import decisions_digest
 from align.formats.query_ranks import RANKS, QueryRanks, Ranked, write_ranks
 from align.formats.shards import read_manifest

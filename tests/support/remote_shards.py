@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.formats.shards import read_manifest
 from align.services.s3.store import keep_tar
 from tests.support.s3_server import S3Server

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from align.config.infrastructure import StoreConfig
 from align.config.serve import ServeConfig
-from align.config.store import StoreConfig
 from align.errors import AlignError
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.search.search import open_index

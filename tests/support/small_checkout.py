@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.services.git import git
 from tests.support import ROOT, thinned
 from tests.support.params import PARAMS_FILE

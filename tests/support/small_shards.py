@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
-from align.config.store import StoreConfig
 from align.formats.filtered import decisions_digest
 from align.shard.shard import ShardFolders, shard
 from tests.support import small_data

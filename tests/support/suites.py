@@ -7,7 +7,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.services.files.files import StoreFiles

@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from align.config.finetune import FinetuneConfig
-from align.config.health import HealthConfig
+from align.config.infrastructure import HealthConfig
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
-from align.config.pretrain import PretrainConfig
-from align.config.recipe import Recipe
+from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
 from align.formats.shards import Sample, SplitName
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.training.loop import Log, Monitoring

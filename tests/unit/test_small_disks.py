@@ -76,7 +76,7 @@ def test_commands_that_write_elsewhere_say_it_in_one_line(
 SPILL = """
 import sys
 from pathlib import Path
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig
 from align.services.engine import open_engine
 config = EngineConfig(
     runner="duckdb", spark_master="local[*]", num_workers=None, memory_limit="70MB", num_threads=1,

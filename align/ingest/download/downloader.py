@@ -22,7 +22,7 @@ from urllib.parse import urljoin
 
 import pycurl
 
-from align.config.download import DownloadConfig
+from align.config.ingest import DownloadConfig
 from align.ingest.download import robots
 from align.ingest.download.exchange import Budget, Exchange
 from align.ingest.download.hosts import Host, Job

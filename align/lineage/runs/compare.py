@@ -12,10 +12,9 @@ import tempfile
 from pathlib import Path
 
 from align.config import Params
-from align.config.engine import EngineConfig
-from align.config.health import HealthConfig
+from align.config.infrastructure import EngineConfig, HealthConfig
 from align.config.paths import PathsConfig
-from align.config.register import RegisterConfig
+from align.config.release import RegisterConfig
 from align.display.console import say, show, show_json
 from align.durable.files import to_json, write_text
 from align.errors import ConfigError

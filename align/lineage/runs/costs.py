@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from align.config.health import HealthConfig
+from align.config.infrastructure import HealthConfig
 from align.errors import ServiceError
 from align.services.tracking.address import has_store
 from align.services.tracking.reader import StoredRuns, reader

@@ -23,10 +23,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from align.config import Params
+from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
-from align.config.register import RegisterConfig
+from align.config.release import RegisterConfig
 from align.config.serve import ServeConfig
-from align.config.store import StoreConfig
 from align.config.suite import is_suite
 from align.display.console import say, show
 from align.durable.files import sha256_file

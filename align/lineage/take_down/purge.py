@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.durable.files import leftovers, write_text
 from align.durable.locks import tried
 from align.errors import AlignError

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
 from align.config.paths import PathsConfig
-from align.config.register import RegisterConfig
+from align.config.release import RegisterConfig
 from align.errors import AlignError, DataError
 from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.interfaces.store import FetchTar

@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from align.config import Params
-from align.config.download import DownloadConfig
-from align.config.ingest import IngestConfig
+from align.config.infrastructure import StoreConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.errors import AlignError
 from align.ingest.sources import Source, source_at
 from align.lineage.versions.raw_pairs import RawRow

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.config import Params
-from align.config.engine import EngineConfig
-from align.config.register import RegisterConfig
+from align.config.infrastructure import EngineConfig
+from align.config.release import RegisterConfig
 from align.display.console import say
 from align.durable.locks import locked
 from align.errors import AlignError, DataError

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from align.config.register import RegisterConfig
+from align.config.release import RegisterConfig
 from align.errors import DataError, ServiceError
 from align.formats.shards import MANIFEST
 from align.lineage.versions.data_versions import DataVersions

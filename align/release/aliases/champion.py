@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from align.config import Params
-from align.config.register import RegisterConfig
+from align.config.release import RegisterConfig
 from align.display.console import say, show, show_json
 from align.durable.files import to_json
 from align.durable.locks import locked

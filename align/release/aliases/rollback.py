@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from align.config import Params
-from align.config.register import RegisterConfig
+from align.config.release import RegisterConfig
 from align.display.console import say, show
 from align.durable.locks import locked
 from align.release.aliases.champion import take_back

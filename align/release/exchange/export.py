@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from align.config import Params
+from align.config.infrastructure import StoreConfig
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.display.console import say
 from align.durable.files import replace_directory, require_apart, require_replaceable
 from align.errors import DataError

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from align.config import Params
 from align.config.evaluate import EvaluateConfig
+from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.display.console import say
 from align.durable.files import sha256_folder
 from align.errors import DataError

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from align.config.evaluate import EvaluateConfig
-from align.config.promote import PromoteConfig
+from align.config.release import PromoteConfig
 from align.durable.files import sha256_folder
 from align.errors import DataError, RefusedError
 from align.formats.query_ranks import QueryRanks

@@ -16,7 +16,7 @@ from typing import Any
 
 from align.config import Params
 from align.config.evaluate import EvaluateConfig
-from align.config.promote import PromoteConfig
+from align.config.release import PromoteConfig
 from align.errors import DataError
 from align.formats.measured_sets import evaluation_digest
 from align.formats.query_ranks import QueryRanks

@@ -19,8 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from align.config import Params
-from align.config.promote import PromoteConfig
-from align.config.register import RegisterConfig
+from align.config.release import PromoteConfig, RegisterConfig
 from align.display.console import say, show, show_json
 from align.display.visible import visible
 from align.durable.files import clear_leftovers, is_temporary, to_json, without_temporary_names, write_text

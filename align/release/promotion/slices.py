@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from align.config.promote import PromoteConfig
+from align.config.release import PromoteConfig
 from align.formats.query_ranks import KNN, PROTOCOLS, ZERO_SHOT, QueryRanks, Ranked
 from align.statistics.intervals import Scored
 from align.statistics.paired import Difference, Part, difference

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from align.config import Params
-from align.config.finetune import FinetuneConfig
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
-from align.config.register import RegisterConfig
+from align.config.recipe import FinetuneConfig
+from align.config.release import RegisterConfig
 from align.display.console import say, show
 from align.durable.files import sha256_file, sha256_folder
 from align.errors import CorruptError, DataError, FormatError

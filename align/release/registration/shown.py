@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.config.promote import PromoteConfig
+from align.config.release import PromoteConfig
 from align.services.tracking.tracker import Tracker
 
 #: Key in MLflow -> file below reports/. Of the retrieval examples, both show the same queries in every run.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.errors import AlignError, CorruptError, DataError
 from align.formats.image_index import ImageIndex, IndexedImage
 from align.formats.model_folder import model_digest

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from align.config.download import DownloadConfig
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
+from align.config.ingest import DownloadConfig
 from align.display.console import say, track
 from align.durable.processes import in_threads
 from align.errors import DataError

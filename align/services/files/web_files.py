@@ -19,8 +19,8 @@ from urllib.parse import urljoin
 
 import pycurl
 
-from align.config.download import DownloadConfig
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
+from align.config.ingest import DownloadConfig
 from align.errors import DataError, ServiceError
 from align.services.s3.locations import Stat
 from align.web.addresses import address_policy, target_of

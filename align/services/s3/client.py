@@ -30,7 +30,7 @@ from botocore.exceptions import (
 )
 from urllib3.exceptions import HTTPError
 
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.errors import DataError, ServiceError, without_logins
 from align.interfaces.store import StoredObject
 from align.services.s3.locations import Stat, split_uri

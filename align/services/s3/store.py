@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.durable.files import fsync, temporary_name
 from align.errors import ConfigError, CorruptError, DataError
 from align.formats.shards import MANIFEST

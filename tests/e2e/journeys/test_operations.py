@@ -19,7 +19,7 @@ from unittest import mock
 import psutil
 import pytest
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.release.registration.register import keep_in_git
 from align.services.git import git
 from align.services.tracking.registry import CHAMPION

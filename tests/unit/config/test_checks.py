@@ -6,7 +6,7 @@ import pytest
 
 from align.cli import main
 from align.config.checks import require_valid
-from align.config.profile import PROFILES, profile_overrides
+from align.config.params import PROFILES, profile_overrides
 from align.errors import ConfigError
 from align.filter.rules import RULES
 from align.verbs import VERBS

@@ -4,8 +4,8 @@ from typing import ClassVar
 import pytest
 
 from align.config import Section, load_params
-from align.config.finetune import FinetuneConfig
 from align.config.paths import PathsConfig, require_inside
+from align.config.recipe import FinetuneConfig
 from align.errors import ConfigError
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE

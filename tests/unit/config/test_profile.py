@@ -6,10 +6,9 @@ import pytest
 
 from align.config.checks import wrong_parameters
 from align.config.filter import FilterConfig
-from align.config.finetune import FinetuneConfig
 from align.config.model import ModelConfig
-from align.config.pretrain import PretrainConfig
-from align.config.profile import DEMO, PROFILES, profile_names, profile_overrides
+from align.config.params import DEMO, PROFILES, profile_names, profile_overrides
+from align.config.recipe import FinetuneConfig, PretrainConfig
 from align.config.validate import ValidateConfig
 from align.errors import ConfigError
 from align.filter.rules import RULES

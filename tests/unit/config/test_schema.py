@@ -7,8 +7,7 @@ import jsonschema
 import pytest
 
 from align.config import load_params
-from align.config.schema import parameter_schemas
-from align.config.sections import SECTIONS
+from align.config.sections import SECTIONS, parameter_schemas
 from tests.support import ROOT
 
 SCHEMAS = parameter_schemas(ROOT / "params.yaml")

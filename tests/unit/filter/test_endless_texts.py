@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
+from align.config.infrastructure import EngineConfig
 from align.filter.filter import FilterFolders, filter_pairs
 from tests.support.bombs import parquet_bomb, with_little_memory
 from tests.support.params import load_params

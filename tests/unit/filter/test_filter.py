@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
+from align.config.infrastructure import EngineConfig
 from align.durable.files import sha256_folder
 from align.durable.work import Portion
 from align.errors import ConfigError, DataError

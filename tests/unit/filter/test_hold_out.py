@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
+from align.config.infrastructure import EngineConfig
 from align.durable.work import Portion
 from align.errors import DataError
 from align.filter import hold_out

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig, ModelFile
+from align.config.infrastructure import EngineConfig
 from align.filter import ngrams, rules, tables
 from align.filter.pair_tables import image_hash, pair_tables, word_table
 from align.filter.words import ngram_hashes

@@ -169,7 +169,7 @@ def test_a_run_fails_as_it_did_where_the_webhook_is_down(monkeypatch: pytest.Mon
 
 
 def test_the_lines_of_health_are_recognised() -> None:
-    from align.config.health import HealthConfig
+    from align.config.infrastructure import HealthConfig
     from align.training.health import Health
 
     printed: list[str] = []

@@ -11,8 +11,7 @@ from prefect.utilities.schema_tools import is_valid_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from align.arguments.commands import PARTS
-from align.config.params_file import write_params
-from align.config.profile import DEMO, profile_names
+from align.config.params import DEMO, profile_names, write_params
 from align.errors import ConfigError, DataError
 from align.project.declared import declared_outs
 from align.services.git import git
@@ -214,7 +213,7 @@ def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(check
     with pytest.raises(ConfigError, match="lowest_margin"):
         settled(checkout, Request(ref="old"))  # the same align/config (none), so all values are checked
     (checkout / "align/config").mkdir(parents=True)
-    (checkout / "align/config/promote.py").write_text("margin = 0\n")
+    (checkout / "align/config/release.py").write_text("margin = 0\n")
     commit_all(checkout)
     settled(checkout, Request(ref="old"))
     with pytest.raises(ConfigError, match=r"old:params\.yaml: parameter 'filter\.min_words' = 0"):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
+from align.config.infrastructure import EngineConfig
 from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.errors import DataError, FormatError, GateError
 from align.formats.acceptances import read_acceptances, write_acceptances
 from align.formats.drift_reference import DriftReference, read_reference, write_reference

@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from align.cli import VERBS
-from align.config.cluster import ClusterConfig
+from align.config.infrastructure import ClusterConfig
 from tests.support import ROOT
 from tests.support.compose import read as read_compose
 from tests.support.params import load_params

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.errors import ConfigError
 from align.pipeline.run import flow_environment, prefect_login
 from infra import local, worker

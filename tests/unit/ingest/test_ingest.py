@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.config.download import DownloadConfig
-from align.config.engine import EngineConfig
-from align.config.ingest import IngestConfig
-from align.config.store import StoreConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.durable.files import MARK, mark
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, write_opted_out

@@ -10,10 +10,8 @@ from unittest.mock import patch
 import pytest
 
 from align.cli import main
-from align.config.download import DownloadConfig
-from align.config.engine import EngineConfig
-from align.config.ingest import IngestConfig
-from align.config.store import StoreConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.durable.work import Portion
 from align.ingest import partition
 from align.ingest.ingest import ingest

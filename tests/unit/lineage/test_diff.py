@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig
 from align.errors import DataError
 from align.lineage.diff import DiffReport, VersionTables, as_page, compare, text_lines
 from align.services.engine import open_engine

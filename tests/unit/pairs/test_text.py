@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.config.engine import EngineConfig
 from align.config.filter import FilterConfig
+from align.config.infrastructure import EngineConfig
 from align.filter import rules
 from align.filter.pair_tables import pair_tables
 from align.filter.tables import IMAGES

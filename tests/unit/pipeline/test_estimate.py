@@ -7,8 +7,8 @@ import pytest
 
 import align.pipeline.estimate
 from align.config.model import ModelConfig
-from align.config.pretrain import PretrainConfig
-from align.config.profile import profile_overrides
+from align.config.params import profile_overrides
+from align.config.recipe import PretrainConfig
 from align.model.dual_encoder import DualEncoder
 from align.pipeline.estimate import Device, Estimate, Shapes, count, estimate, needs
 from tests.support import ROOT

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from align.cli import main
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.pipeline import runs
 from align.pipeline.run_records import RunRecord, hold
 from align.services.git import git

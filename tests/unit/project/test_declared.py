@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from align.config.params_file import write_params
+from align.config.params import write_params
 from align.config.paths import WRITTEN_BY, PathsConfig, require_declared
 from align.errors import ConfigError
 from align.project.declared import declared_outs

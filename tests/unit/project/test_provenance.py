@@ -145,7 +145,7 @@ def test_the_filter_depends_on_its_rules_and_not_on_the_console_or_on_models() -
     deciding = provenance.deciding("align.filter.filter")
     assert {"align.filter.rules", "align.filter.page", "align.formats.filtered", "align.config.filter"} <= set(deciding)
     assert not provenance.NEUTRAL & set(deciding)
-    assert not any(name.startswith(("align.model", "align.config.store", "align.config.engine")) for name in deciding)
+    assert not any(name.startswith(("align.model", "align.config.infrastructure")) for name in deciding)
     assert set(deciding) < set(provenance.closure("align.filter.filter"))
 
 

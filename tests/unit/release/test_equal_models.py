@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from align.config.promote import PromoteConfig
+from align.config.release import PromoteConfig
 from align.release.promotion.slices import compared_slices
 from align.statistics import intervals
 from align.statistics.paired import POWER, Difference, difference, of_metrics

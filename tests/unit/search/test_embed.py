@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.config.embed import EmbedConfig
+from align.config.infrastructure import EmbedConfig
 from align.errors import ConfigError, DataError
 from align.model.embedder import Embedder
 from align.search.embed import EmbedParts, embed

@@ -12,7 +12,7 @@ from PIL import Image
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.image_index import ImageIndex
 from align.formats.pair_addresses import PairAddress
-from align.search import index as addresses
+from align.search import index
 from align.search.index import IndexReport, read_addresses, read_rules, thumbnail
 from align.services.vector_index import VectorIndex
 from tests.support import colour_index
@@ -169,7 +169,7 @@ def found(raw: Path, *keys: str) -> list[tuple[str, str]]:
 def test_they_follow_the_order_of_the_pairs_over_all_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
 ) -> None:
-    monkeypatch.setattr(addresses, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(index, "_ROWS_AT_ONCE", rows_at_once)
     write_raw(tmp_path, [row("a"), row("b"), row("dropped", sha256=None, status="failed_to_download")], "00000")
     write_raw(tmp_path, [row("c", page_url=None), row("d", url="HTTP://b.example/d.png")], "00001")
     assert found(tmp_path, "d", "a", "c") == [

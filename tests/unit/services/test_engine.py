@@ -7,7 +7,7 @@ import duckdb
 import pytest
 from pydantic import ValidationError
 
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig
 from align.errors import DataError, ServiceError
 from align.services.engine import open_engine
 

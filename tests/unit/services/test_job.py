@@ -2,7 +2,7 @@
 
 import pytest
 
-from align.config.cluster import ClusterConfig
+from align.config.infrastructure import ClusterConfig
 from align.errors import ConfigError
 from align.services.job import cluster_of_job, first_host
 from tests.support.params import load_params

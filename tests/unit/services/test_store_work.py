@@ -11,7 +11,7 @@ import pytest
 
 import align.services.s3.store
 import align.services.store_work
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.durable.files import is_temporary
 from align.errors import CorruptError, DataError, FormatError, ServiceError
 from align.interfaces.store import StoredObject

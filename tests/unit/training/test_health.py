@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from align.config.health import HealthConfig
+from align.config.infrastructure import HealthConfig
 from align.training.health import Health, effective_rank
 from tests.support.params import load_params
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from align.config.pretrain import PretrainConfig
+from align.config.recipe import PretrainConfig
 from align.training import lamb as module
 from align.training.lamb import Lamb, parameter_groups
 from tests.support import lamb_reference

@@ -7,8 +7,8 @@ import torch
 
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import ModelConfig
-from align.config.pretrain import PretrainConfig
-from align.config.profile import profile_overrides
+from align.config.params import profile_overrides
+from align.config.recipe import PretrainConfig
 from align.model.dual_encoder import DualEncoder
 from align.training.lamb import Lamb, parameter_groups
 from align.training.run import run

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.config.health import HealthConfig
+from align.config.infrastructure import HealthConfig
 from align.errors import ConfigError, NonFiniteLossError
 from align.model.dual_encoder import load_model
 from align.model.embedder import Embedder

@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.config.cluster import ClusterConfig
-from align.config.finetune import FinetuneConfig
-from align.config.health import HealthConfig
-from align.config.recipe import Recipe
+from align.config.infrastructure import ClusterConfig, HealthConfig
+from align.config.recipe import FinetuneConfig, Recipe
 from align.project import provenance
 from align.training.run_plan import Infrastructure, TrainingPlan
 from tests.support import ROOT, training_data

@@ -2,7 +2,7 @@
 
 import pytest
 
-from align.config.pretrain import PretrainConfig
+from align.config.recipe import PretrainConfig
 from align.training.loop import learning_rate_at
 from tests.support.params import load_params
 

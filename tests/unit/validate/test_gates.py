@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from align.config.engine import EngineConfig
+from align.config.infrastructure import EngineConfig
 from align.config.validate import ValidateConfig
 from align.errors import ConfigError, DataError, GateError
 from align.formats.acceptances import read_acceptances

@@ -8,7 +8,7 @@ import pycurl
 import pytest
 from pydantic import ValidationError
 
-from align.config.download import DownloadConfig
+from align.config.ingest import DownloadConfig
 from align.ingest.download import robots
 from align.ingest.download.hosts import Host, Job
 from align.ingest.download.schedule import Schedule

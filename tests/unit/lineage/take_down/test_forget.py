@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, read_opted_out, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table

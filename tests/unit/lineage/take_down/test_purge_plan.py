@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
+from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
-from align.config.store import StoreConfig
 from align.formats.policy import Entry, OptedOut
 from align.lineage.take_down.purge import purge
 from align.lineage.take_down.purge_plan import PurgePlan, plan_purge, telling_reports

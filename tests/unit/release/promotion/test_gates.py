@@ -12,7 +12,7 @@ import pytest
 
 from align.arguments import commands
 from align.config.evaluate import EvaluateConfig
-from align.config.promote import PromoteConfig
+from align.config.release import PromoteConfig
 from align.durable.files import sha256_folder
 from align.errors import ConfigError, GateError, RefusedError
 from align.formats.query_ranks import QueryRanks

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from align.config.promote import PromoteConfig
+from align.config.release import PromoteConfig
 from align.errors import DataError, GateError
 from align.formats.query_ranks import QueryRanks
 from align.release.aliases import moves, rollback

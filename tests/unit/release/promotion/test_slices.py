@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from align.config.promote import PromoteConfig
+from align.config.release import PromoteConfig
 from align.formats.query_ranks import IMAGE_TO_TEXT, TEXT_TO_IMAGE, QueryRanks, Ranked
 from align.release.promotion import gates
 from align.release.promotion.decision import Compared

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from align.config.store import StoreConfig
+from align.config.infrastructure import StoreConfig
 from align.durable.checkpoint import CheckpointFolder
 from align.errors import AlignError, DataError, ServiceError
 from align.services.s3 import client

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from fastwarc.stream_io import ZstdWriter, zstd_train_dictionary_from_samples
 
+from align.config.infrastructure import StoreConfig
 from align.config.ingest import IngestConfig
-from align.config.store import StoreConfig
 from align.errors import DataError
 from align.ingest.sources.archives import arc, damage, warc_records
 from align.ingest.sources.archives.damage import Repaired

@@ -1,0 +1,142 @@
+"""Sections that say where and how fast, never what: `engine`, `store`, `cluster`, `health`, `embed`. None is DVC's."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from align.config.params import Section, in_order
+from align.config.paths import PathField
+
+
+class EngineConfig(Section):
+    """Limits of the SQL engine that evaluates rules over whole tables."""
+
+    section: ClassVar[str] = "engine"
+    changes_bytes: ClassVar[bool] = False
+
+    #: DuckDB on this machine, or Spark (`pip install align-mlops[spark]`, and Java) for tables that need more.
+    runner: Literal["duckdb", "spark"]
+    #: In Spark's notation: local[*], spark://HOST:PORT, sc://HOST:PORT (Connect), yarn, k8s://...
+    spark_master: Annotated[str, Field(min_length=1)]
+    #: Processes that work on shards in parallel; None means one per core.
+    num_workers: PositiveInt | None
+    #: In DuckDB's notation, such as 1GB. Beyond it the engine spills to `temp_directory`.
+    memory_limit: str = Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(MB|GB|MiB|GiB)$")
+    #: Threads for SQL, for picture decoding and for the NSFW classifier; None means one per core.
+    num_threads: PositiveInt | None
+    #: Folder for scratch files; None means the system's.
+    temp_directory: PathField | None
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory_limit` in bytes."""
+        number, unit = self.memory_limit.rstrip("MGiB"), self.memory_limit.lstrip("0123456789.")
+        return round(float(number) * {"MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}[unit])
+
+
+class StoreConfig(Section):
+    """An object store for tars, and how to reach it. Endpoint and credentials are AWS_* variables."""
+
+    section: ClassVar[str] = "store"
+    changes_bytes: ClassVar[bool] = False
+
+    #: s3://bucket/prefix, or a folder: tars of data/raw and data/shards are stored there under their sha256, and the
+    #: folders keep tables and manifests only. None keeps everything in the folders, and so in DVC's cache.
+    objects: Annotated[str, Field(min_length=1)] | None
+    #: s3://bucket/prefix for copies of training checkpoints; None keeps them on this machine only.
+    checkpoints: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None
+    #: s3://bucket/prefix: ranges (`--shards`) on machines that share no disk share their work there; None: they share a
+    #: folder.
+    work: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None
+    #: Folder for checked copies of what was read from the store.
+    cache: PathField
+    #: Folder for measurements of evaluation images by filter and evaluate, for later runs; None: measured in each run.
+    features: PathField | None
+    #: Size of a part in multipart uploads.
+    part_size_mb: Annotated[int, Field(ge=5)]
+    #: Parts at the same time, per process.
+    num_connections: PositiveInt
+    #: Attempts after the first.
+    num_retries: NonNegativeInt
+    #: An attempt without an answer for this long has failed.
+    timeout_s: PositiveFloat
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.work is not None and self.objects is not None and not self.objects.startswith("s3://"):
+            raise ValueError(
+                f"store.objects: {self.objects} is a folder, which other machines of store.work do not have"
+            )
+        return self
+
+
+#: The key of `pools` for every stage that it does not name.
+DEFAULT_POOL = "default"
+#: Prefect's names of work pools, without characters that have a meaning in a shell or an address.
+_Pool = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)]
+
+
+class ClusterConfig(Section):
+    """The machines of a training job, which all run the same command, each with its own `node_rank`; and work pools."""
+
+    section: ClassVar[str] = "cluster"
+    changes_bytes: ClassVar[bool] = False
+
+    num_nodes: int = Field(ge=1)
+    #: The number of this machine. Machine 0 leads: it writes checkpoints, reports and the model.
+    node_rank: int = Field(ge=0)
+    #: HOST:PORT at which the others reach node 0.
+    rendezvous: Annotated[str, Field(pattern=r"^[^:\s]+:\d+$")] | None
+    #: The most restarts from the last checkpoint after a rank died.
+    max_restarts: int = Field(ge=0)
+    #: Seconds that machines wait for each other.
+    patience_s: int = Field(ge=1)
+    #: Stage of dvc.yaml, or `default` -> the work pool whose workers run it on their machines; None: this machine does.
+    pools: dict[str, _Pool | None]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.node_rank >= self.num_nodes:
+            raise ValueError(f"node_rank {self.node_rank} must be less than num_nodes {self.num_nodes}")
+        if self.num_nodes > 1 and self.rendezvous is None:
+            raise ValueError("several nodes need rendezvous: HOST:PORT of node 0")
+        return self
+
+
+Band = Annotated[tuple[float, float], Field(strict=False), AfterValidator(in_order)]
+
+
+class HealthConfig(Section):
+    """Bounds for the signs of a training run's health, whose warnings stop no run; a bound of None is not checked."""
+
+    section: ClassVar[str] = "health"
+    changes_bytes: ClassVar[bool] = False
+
+    #: Lowest and highest temperature.
+    temperature: Band | None
+    #: Relative change of the temperature over `stuck_steps` below which it counts as stuck.
+    temperature_moves: float | None = Field(ge=0)
+    stuck_steps: int = Field(ge=1)
+    #: Norm of the gradients, as a multiple of its median over the last hundred steps.
+    gradient_norm_jump: float | None = Field(gt=1)
+    #: Effective rank of the validation images' embeddings, as a share of their width.
+    min_effective_rank_share: float | None = Field(ge=0, le=1)
+    #: Mean of 1 - cosine between an image's embeddings by batch statistics and by running ones.
+    max_batch_norm_gap: float | None = Field(ge=0)
+    #: Share of the time that steps wait for the loader.
+    max_loader_wait_share: float | None = Field(ge=0, le=1)
+    #: Peak of one device in the precision used; training reports its share of it (MFU). None: not reported.
+    device_tflops: float | None = Field(gt=0)
+    #: Price of one device, for the cost of a run; None: not reported.
+    price_per_hour: float | None = Field(ge=0)
+
+
+class EmbedConfig(Section):
+    """Rows per part file. One part is in memory at a time, and a killed run loses at most one. No stage reads this."""
+
+    section: ClassVar[str] = "embed"
+    changes_bytes: ClassVar[bool] = False
+
+    rows_per_part: Annotated[int, Field(ge=1)]

@@ -1,0 +1,55 @@
+"""What happens to a model that is trained: `register` (names in MLflow), `promote` (when a candidate becomes the
+champion), `retrain` (when the pipeline runs again by itself, and when a champion is old).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from align.config.params import Section
+
+
+class PromoteConfig(Section):
+    """The metrics that are compared, and how sure the decision must be. No stage reads this."""
+
+    section: ClassVar[str] = "promote"
+    changes_bytes: ClassVar[bool] = False
+
+    metrics: Annotated[list[str], Field(min_length=1)]
+    margin: Annotated[float, Field(ge=0, lt=1)]
+    confidence: Annotated[float, Field(ge=0.5, le=0.999)]
+    min_times_chance: Annotated[float, Field(ge=0)]
+    slice_margin: Annotated[float, Field(ge=0, le=1)]
+    min_slice_units: Annotated[int, Field(ge=2)]
+    #: A person must approve each promotion whose gates passed.
+    approval: bool
+    #: Hours that the flow `approve` waits for an answer; a year at most.
+    approval_timeout_h: Annotated[float, Field(gt=0, le=8760)]
+
+
+#: MLflow's searches put names in quotes, so a name contains no quote.
+Name = Annotated[str, Field(pattern=r"^[\w.\- ]+$")]
+
+
+class RegisterConfig(Section):
+    """Names in MLflow. No stage reads them."""
+
+    section: ClassVar[str] = "register"
+    changes_bytes: ClassVar[bool] = False
+
+    experiment: Name
+    model_name: Name
+
+
+class RetrainConfig(Section):
+    """The limits of a scheduled look at the source. No stage reads this."""
+
+    section: ClassVar[str] = "retrain"
+    changes_bytes: ClassVar[bool] = False
+
+    #: Share of the source that must have changed since the champion's data.
+    min_change: Annotated[float, Field(ge=0, le=1)]
+    #: Days after its promotion at which a champion counts as old; None: never.
+    champion_days: Annotated[float, Field(gt=0)] | None

@@ -13,7 +13,7 @@ from typing import Any
 from align.config import Params, load_params
 from align.config.params import PARAMS_FILE, parse_yaml
 from align.config.paths import below_root, require_declared
-from align.errors import ConfigError, DataError
+from align.errors import ConfigError
 from align.project.declared import CODE_FILE, DVC_FILE
 
 #: The stage that is a part by itself; the others of its sub-flow make the model.
@@ -64,10 +64,17 @@ def read_dag(root: Path, params: Params | None = None) -> tuple[Stage, ...]:
     outs = {name: tuple(entry.get("outs", ())) for name, entry in entries.items()}  # literal: see require_declared
     require_declared(params.values["paths"], outs)
     upstream = {name: tuple(other for other in entries if _overlap(deps[name], outs[other])) for name in entries}
-    return tuple(
-        _stage(name, entries[name], deps[name], outs[name], upstream[name], params)
-        for name in TopologicalSorter(upstream).static_order()
-    )
+    reports, stages = below_root(params.values["paths"])["reports"], []
+    for name in TopologicalSorter(upstream).static_order():
+        flow = entries[name].get("meta", {}).get("flow")
+        if flow is None:
+            raise ConfigError(f"{DVC_FILE}: stage '{name}' has no meta.flow: name the sub-flow that runs it")
+        report = next((out for out in outs[name] if out.startswith(f"{reports}/")), None)
+        if report is None:
+            raise ConfigError(f"{DVC_FILE}: stage '{name}' has no out in {reports}/: every stage writes a report")
+        words = entries[name].get("desc", name)
+        stages.append(Stage(name, words, flow, deps[name], outs[name], upstream[name], report))
+    return tuple(stages)
 
 
 def downstream(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str]:
@@ -77,16 +84,6 @@ def downstream(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str
         if names.intersection(stage.upstream):
             names.add(stage.name)
     return frozenset(names)
-
-
-def needed(stages: Sequence[Stage], flow: str) -> frozenset[str]:
-    """The stages of sub-flow `flow` and what they read, directly or not; all stages if none is of that sub-flow.
-
-    So a model that was imported needs no pre-training.
-    """
-    return reads_from(stages, {stage.name for stage in stages if stage.flow == flow}) or frozenset(
-        stage.name for stage in stages
-    )
 
 
 def reads_from(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str]:
@@ -101,24 +98,6 @@ def reads_from(stages: Sequence[Stage], names: Collection[str]) -> frozenset[str
 def stale(stages: Sequence[Stage], changed: Collection[str]) -> frozenset[str]:
     """Stages that may have to run: those that `read_status` names, and those that read from them."""
     return downstream(stages, {stage.name for stage in stages if stage.name in changed})
-
-
-def _stage(
-    name: str,
-    entry: dict[str, Any],
-    deps: tuple[str, ...],
-    outs: tuple[str, ...],
-    upstream: tuple[str, ...],
-    params: Params,
-) -> Stage:
-    flow = entry.get("meta", {}).get("flow")
-    if flow is None:
-        raise ConfigError(f"{DVC_FILE}: stage '{name}' has no meta.flow: name the sub-flow that runs it")
-    reports = below_root(params.values["paths"])["reports"]
-    report = next((out for out in outs if out.startswith(f"{reports}/")), None)
-    if report is None:
-        raise ConfigError(f"{DVC_FILE}: stage '{name}' has no out in {reports}/: every stage writes a report")
-    return Stage(name, entry.get("desc", name), flow, deps, outs, upstream, report)
 
 
 def _writes_code(entry: dict[str, Any]) -> bool:
@@ -189,7 +168,8 @@ def select(stages: Sequence[Stage], only: str = "all", first: str | None = None,
     for name in (first, last):
         if name and name not in known:
             raise ConfigError(f"stage '{name}': dvc.yaml has no such stage; it has {', '.join(known)}")
-    release = needed(stages, "release")
+    # a model that was imported needs no pre-training
+    release = reads_from(stages, {stage.name for stage in stages if stage.flow == "release"}) or known
     names = {stage.name for stage in stages if stage.name in release and _is_part(stage, only)}
     if first:
         names &= downstream(stages, {first})
@@ -204,20 +184,6 @@ def select(stages: Sequence[Stage], only: str = "all", first: str | None = None,
         asked=tuple(stage for stage in stages if stage.name in names),
         before=tuple(stage for stage in stages if stage.name in before),
     )
-
-
-def require_made(selection: Selection, would_run: Collection[str]) -> None:
-    """Refuses a run of a part whose inputs would have to be made first.
-
-    Raises:
-        DataError: a stage before it would run.
-    """
-    if missing := [stage.name for stage in selection.before if stage.name in would_run]:
-        first = selection.asked[0].name
-        raise DataError(
-            f"{', '.join(missing)} must run before {first}: what they write is neither unchanged nor in DVC's cache; "
-            f"run all, or from {missing[0]}"
-        )
 
 
 def _is_part(stage: Stage, only: str) -> bool:

@@ -15,10 +15,9 @@ from typing import Annotated
 from prefect import flow, get_run_logger, runtime
 from pydantic import Field
 
-from align.config import Params, load_params
+from align.config import Params
 from align.config.evaluate import EvaluateConfig
 from align.config.infrastructure import StoreConfig
-from align.config.params import PARAMS_FILE
 from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
 from align.config.sections import flattened
@@ -68,13 +67,14 @@ def evaluate(
     """
     root = Path.cwd()
     with in_progress(name) as record, tempfile.TemporaryDirectory(prefix="align-") as folder:
-        scratch, params = Path(folder), load_params(root / PARAMS_FILE)
+        scratch, run = Path(folder), RunContext(root=root, checkout=root, attempt=record.attempt_id)
+        params = run.params
         file = suite_file(suite, root, params, scratch)
-        run = RunContext(root=root, checkout=root, attempt=record.attempt_id)
+        (scratch / "model").mkdir()
         found = asked_model(
             model, root, Tracker(run.mlflow_tracking_uri),
             registered=params.section(RegisterConfig).model_name,
-            packaged=root / params.section(PathsConfig).packaged, scratch=_made(scratch / "model"),
+            packaged=root / params.section(PathsConfig).packaged, scratch=scratch / "model",
         )  # fmt: skip
         shown = f"{found.name} on {without_logins(suite.strip())}"
         called = visible(without_logins(name.strip()) or shown)[:_MAX_NAME]
@@ -89,13 +89,7 @@ def evaluate(
 
 
 def suite_file(asked: str, root: Path, params: Params, scratch: Path) -> Path:
-    """The file of a suite that a form names, checked; for one in S3 a copy.
-
-    Args:
-        asked: a name of infra/suites, a path in the checkout, or s3://.
-        root: the checkout.
-        params: section `store` is read.
-        scratch: a folder for the copy.
+    """The file of a suite that a form names (of infra/suites, in the checkout, or in S3: then a copy), checked.
 
     Raises:
         ConfigError: it is not a suite; the message names the key that is wrong.
@@ -126,14 +120,7 @@ def suite_file(asked: str, root: Path, params: Params, scratch: Path) -> Path:
 
 
 def summary(name: str, measured_what: str, metrics: Mapping[str, float], page: str | None) -> str:
-    """The main figures as markdown.
-
-    Args:
-        name: of the run.
-        measured_what: model and suite, in words.
-        metrics: of the report.
-        page: the address of the run's page in MLflow; None if no server shows it.
-    """
+    """The main figures as markdown; `page` is the address of the run's page in MLflow, if a server shows it."""
     parts = [f"**{_plain(name)}**: {_plain(measured_what)}"]
     parts += [f"[figures, tables, pictures and the report in MLflow]({page})"] if page else []
     rows = ["| metric | value | 95 % interval | by chance |", "|---|---:|---|---:|"]
@@ -179,11 +166,6 @@ def _known(params: Params, found: AskedModel, suite: str, file: Path) -> dict[st
         "suite": visible(without_logins(suite.strip())), "suite_digest": sha256_file(file),
     }  # fmt: skip
     return {**named, **flattened({EvaluateConfig.section: params.values[EvaluateConfig.section]})}
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def _plain(text: str) -> str:

@@ -31,7 +31,7 @@ from flows.checkout import run_branch
 from flows.checkout.run_branch import Recorded
 from flows.checkout.stage_states import check_out, read_states, require_known
 from flows.checkout.workspace import in_checkout, in_worktree
-from flows.dag import Stage, require_made, stale
+from flows.dag import Stage, stale
 from flows.mlflow_run import mlflow_run
 from flows.pages.progress import RunPage, put_markdown, run_page
 from flows.pages.summary import summarise
@@ -60,12 +60,12 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
         name = this_run.name_of(root, request)
         # before anything is made: a wrong value of the last stage costs nothing
         asked = settled(root, request.model_copy(update={"name": name}))
-        this_run.is_called(name)
+        this_run.note(name=name)
         reconcile(root, log, record)
         here = runtime.deployment.id is None and asked.in_place
         with in_checkout(root, name, log) if here else in_worktree(root, asked, log) as workspace:
             if workspace.root != root:
-                this_run.works_in(workspace.root, workspace.kept)
+                this_run.note(worktree=str(workspace.root), kept=str(workspace.kept))
             run = RunContext(
                 root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, attempt=record.attempt_id,
                 kept=workspace.kept,
@@ -132,7 +132,6 @@ def _run(run: RunContext, ref: str) -> str:
     run = run.model_copy(update={"stale": stale(stages, changed)})
     plan = make_plan(run, states)
     put_markdown("plan", f"what run {run.name} will do", plan.markdown())
-    require_made(run.chosen, states.would_run)
     plan.require_possible()
     if run.root == run.checkout:
         require_known(run, changed)

@@ -28,7 +28,6 @@ from align.errors import AlignError, DataError
 from align.pipeline import estimate
 from flows.checkout.stage_states import SHOWN, StageState, States, read_states
 from flows.checkout.workspace import commit_of, worktree
-from flows.dag import require_made
 from flows.request import Request, settled
 from flows.tasks.accelerator import has_accelerator
 from flows.tasks.child_process import CommandError, run_supervised
@@ -63,6 +62,11 @@ class Plan(BaseModel):
 
     def require_possible(self) -> None:
         """Raises DataError if the run cannot work; the message has the first reason, and the number of others."""
+        if missing := [one.stage for one in self.before if one.state == "runs"]:
+            raise DataError(
+                f"{', '.join(missing)} must run before {self.stages[0].stage}: what they write is neither unchanged "
+                f"nor in DVC's cache; run all, or from {missing[0]}"
+            )
         if self.refused:
             first, *others = self.refused
             raise DataError(first + (f" ({len(others)} more: see the plan)" if others else ""))
@@ -77,7 +81,8 @@ class Plan(BaseModel):
         lines += ["", *(f"  {words:<{wide}}  {value}" for words, value in self.figures.items())]
         lines += ["", *(f"  careful: {line}" for line in self.warnings)] if self.warnings else []
         lines += ["", *(f"  cannot work: {line}" for line in self.refused)] if self.refused else []
-        return "\n".join([f"Plan of run '{self.name}': {self.num_running} of {len(self.stages)} stages run", *lines])
+        num_running = sum(one.state == "runs" for one in self.stages)
+        return "\n".join([f"Plan of run '{self.name}': {num_running} of {len(self.stages)} stages run", *lines])
 
     def markdown(self) -> str:
         """For the run's page."""
@@ -93,11 +98,6 @@ class Plan(BaseModel):
             *(f"| {words} | {plain_markdown(value)} |" for words, value in self.figures.items()),
         ]
         return "\n\n".join("\n".join(block) for block in (parts, stages, figures) if block)
-
-    @property
-    def num_running(self) -> int:
-        """Stages whose command runs."""
-        return sum(one.state == "runs" for one in self.stages)
 
 
 def make_plan(run: RunContext, states: States) -> Plan:
@@ -311,13 +311,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         request = settled(root, args.request)
         with _checkout(root, request) as path:
             run = request.with_stages(RunContext(root=path, checkout=root, name=request.name or ""))
-            states = read_states(run)
-            plan = make_plan(run, states)
+            plan = make_plan(run, read_states(run))
         if args.json:
             show_json(plan.model_dump_json(indent=2))
         else:
             show(*plan.text().split("\n"))
-        require_made(run.chosen, states.would_run)
         plan.require_possible()
     except AlignError as error:
         say(f"align: error: {error}")

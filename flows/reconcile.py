@@ -86,8 +86,18 @@ def end_in_prefect(record: RunRecord, *, is_mine: bool) -> str | None:
     Raises:
         ServiceError: Prefect's server does not answer.
     """
+    run_id = UUID(record.flow_run)
     with answering_client() as client:
-        return _end(client, record, is_mine)
+        # In this order: an attempt that began since counts one more, and what was found before does not belong to it.
+        flows, tasks = _unfinished_below(client, run_id)
+        try:
+            run = client.read_flow_run(run_id)
+        except ObjectNotFound:
+            return "Prefect does not know it (any more)"
+        if run.run_count > record.attempt and not is_mine and run.state_type in _UNFINISHED:
+            return None
+        ends = run.state_type in (StateType.RUNNING, StateType.CANCELLING) and not is_mine
+        return _set_end(client, run, flows, tasks, ends=ends)
 
 
 @contextmanager
@@ -103,28 +113,6 @@ def answering_client() -> Iterator[SyncPrefectClient]:
     except (httpx.HTTPError, PrefectHTTPStatusError, PrefectException, RuntimeError) as error:
         where = without_logins(PREFECT_API_URL.value() or "its temporary server")
         raise ServiceError(f"Prefect at {where} does not answer: {' '.join(str(error).split())[:200]}") from None
-
-
-def end_all(client: SyncPrefectClient, run: FlowRun) -> str:
-    """Gives a dead run, its sub-flows and its tasks their end; returns what was done, in words."""
-    flows = _unfinished_flows(client, run.id)
-    tasks = _unfinished_tasks(client, [run.id, *(flow.id for flow in flows)])
-    return _set_end(client, run, flows, tasks)
-
-
-def _end(client: SyncPrefectClient, record: RunRecord, is_mine: bool) -> str | None:
-    run_id = UUID(record.flow_run)
-    # In this order: an attempt that began since counts one more, and what was found before does not belong to it.
-    flows = _unfinished_flows(client, run_id)
-    tasks = _unfinished_tasks(client, [run_id, *(flow.id for flow in flows)])
-    try:
-        run = client.read_flow_run(run_id)
-    except ObjectNotFound:
-        return "Prefect does not know it (any more)"
-    if run.run_count > record.attempt and not is_mine and run.state_type in _UNFINISHED:
-        return None
-    ends = run.state_type in (StateType.RUNNING, StateType.CANCELLING) and not is_mine
-    return _set_end(client, run, flows, tasks, ends=ends)
 
 
 def _set_end(
@@ -151,23 +139,24 @@ def _end_of(run: FlowRun) -> State[None]:
     return Cancelled(message=_MESSAGE) if is_cancelled else Crashed(message=_MESSAGE)
 
 
-def _unfinished_flows(client: SyncPrefectClient, parent: UUID) -> list[FlowRun]:
-    """The unfinished sub-flows of a run, and theirs, the innermost first."""
+def _unfinished_below(client: SyncPrefectClient, run: UUID) -> tuple[list[FlowRun], list[UUID]]:
+    """The unfinished sub-flows of a run, and theirs, the innermost first; and the unfinished tasks of all."""
     below = FlowRunFilter(
-        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent]),
+        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED)),
     )
-    found = client.read_flow_runs(flow_run_filter=below, limit=PAGE)
-    return [each for flow in found for each in (*_unfinished_flows(client, flow.id), flow)]
-
-
-def _unfinished_tasks(client: SyncPrefectClient, flows: list[UUID]) -> list[UUID]:
-    found = client.read_task_runs(
-        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=flows)),
+    flows: list[FlowRun] = []
+    tasks = client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])),
         task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_UNFINISHED))),
         limit=PAGE,
     )
-    return [task.id for task in found]
+    ids = [task.id for task in tasks]
+    for flow in client.read_flow_runs(flow_run_filter=below, limit=PAGE):
+        inner, theirs = _unfinished_below(client, flow.id)
+        flows += [*inner, flow]
+        ids += theirs
+    return flows, ids
 
 
 @dataclass(frozen=True)
@@ -184,11 +173,7 @@ class Processes:
 
 
 def end_unrecorded(root: Path, log: Callable[[str], None]) -> int:
-    """Ends runs that were killed before they had a record. Returns how many.
-
-    Args:
-        root: the checkout.
-        log: for a line about each.
+    """Ends runs of a checkout that were killed before they had a record. Returns how many.
 
     Raises:
         ServiceError: Prefect's server does not answer.
@@ -206,7 +191,8 @@ def end_unrecorded(root: Path, log: Callable[[str], None]) -> int:
         dead = [run for run in runs if f"{run.id}-{run.run_count}" not in recorded and is_dead(run, processes)]
         dead = [run for run in dead if client.read_flow_run(run.id).state_id == run.state_id]
         for run in dead:
-            log(f"flow run {run.name} was killed before it began: {end_all(client, run)}")
+            done = _set_end(client, run, *_unfinished_below(client, run.id))
+            log(f"flow run {run.name} was killed before it began: {done}")
     return len(dead)
 
 
@@ -268,12 +254,9 @@ def mlflow_address(root: Path) -> str:
 
 
 def reconcile(root: Path, log: Callable[[str], None], mine: RunRecord | None = None) -> tuple[int, int]:
-    """Ends dead runs. Returns how many, and how many must wait for a server that does not answer.
+    """Ends dead runs of a checkout. Returns how many, and how many must wait for a server that does not answer.
 
-    Args:
-        root: the checkout.
-        log: for a line about each.
-        mine: the record of the run that this process is.
+    `mine` is the record of the run that this process is.
     """
     try:
         sweep(root, log)

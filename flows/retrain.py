@@ -18,6 +18,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from align.config import Params, load_params
+from align.config.params import PARAMS_FILE
 from align.config.release import RegisterConfig, RetrainConfig
 from align.display.visible import plain_markdown
 from align.errors import DataError
@@ -72,7 +73,7 @@ def look_at_source(root: Path) -> tuple[SourceChange, bool]:
         What changed, and whether that is enough to train again.
     """
     log = get_run_logger().info
-    params = load_params(root / "params.yaml")
+    params = load_params(root / PARAMS_FILE)
     config, champion = params.section(RetrainConfig), _champion(root, params)
     if old := age_warning(champion, config.champion_days, datetime.now(UTC)):
         log(old)
@@ -107,7 +108,7 @@ def _with_pins(root: Path, change: SourceChange) -> str | None:
     """A commit on top of HEAD with the list of files as they are now; None if the checkout already has that list."""
     if change.pins is None:
         return None
-    archive = str(load_params(root / "params.yaml").values["paths"]["archive"])
+    archive = str(load_params(root / PARAMS_FILE).values["paths"]["archive"])
     folder = Path(git(root, "rev-parse", "--path-format=absolute", "--git-dir"))
     fresh, index = folder / f"align-pins-{os.getpid()}", {"GIT_INDEX_FILE": str(folder / f"align-index-{os.getpid()}")}
     try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefect import flow
+from prefect.artifacts import create_markdown_artifact
 from pydantic import Field
 
-from align.display.visible import visible
+from align.display.visible import fenced_markdown, visible
 from flows.request import NO_LOGIN
-from flows.tasks.command_task import run_command
-from flows.tasks.this_run import end_record
+from flows.tasks.child_process import last_line
+from flows.tasks.command_task import command
+from flows.tasks.this_run import end_record, in_progress
 
 
 @flow(flow_run_name="rollback", on_completion=[end_record], on_failure=[end_record])
@@ -23,4 +25,7 @@ def rollback(reason: Annotated[str, Field(json_schema_extra=NO_LOGIN)]) -> str:
     Raises:
         CommandError: there is no champion, or no previous one.
     """
-    return run_command("rollback", f"--reason={visible(reason)}")  # it may begin with a dash
+    with in_progress():
+        lines = command("rollback", (f"--reason={visible(reason)}",))  # it may begin with a dash
+        create_markdown_artifact(fenced_markdown(lines), key="rollback", description="align rollback")
+        return last_line(lines)

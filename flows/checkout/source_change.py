@@ -18,13 +18,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from align.config import load_params
+from align.config.params import PARAMS_FILE
 from align.errors import ConfigError, DataError
 from align.services.files import pinned_lists
 from align.services.git import LOCK_FILE, git
 from flows.tasks.child_process import run_supervised
 from flows.tasks.run_context import RunContext, child_environment
-
-_PARAMS = "params.yaml"
 
 
 @dataclass(frozen=True)
@@ -44,20 +43,15 @@ class SourceChange:
 
 
 def look(root: Path, revision: str, log: Callable[[str], None]) -> SourceChange:
-    """Compares the source of the checkout with that of a commit.
-
-    Args:
-        root: the checkout.
-        revision: the commit of a run (its branch), which has dvc.lock.
-        log: for what `align pin` prints.
+    """Compares the source of the checkout with that of the commit of a run (its branch), which has dvc.lock.
 
     Raises:
         ConfigError: the source is an address, and DVC records nothing about it.
         DataError: the commit, its dvc.lock or the source is missing.
         CommandError: the files of the list cannot be looked up.
     """
-    now = _archive(load_params(root / _PARAMS).values)
-    then = _archive(_read(root, revision, _PARAMS))
+    now = _archive(load_params(root / PARAMS_FILE).values)
+    then = _archive(_read(root, revision, PARAMS_FILE))
     if now != then:
         return SourceChange(1.0, f"the source is another one: {now}, not {then}")
     if "://" in now:

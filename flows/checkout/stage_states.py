@@ -46,12 +46,7 @@ _PACKAGE = Path(deciding("align")["align"]).parent
 
 
 def changed_code(root: Path, stage: str, digest: str) -> list[str]:
-    """The files that decide the bytes of a stage and do something else now than at the commit of an earlier run.
-
-    Args:
-        root: of the checkout, which may be a worktree.
-        stage: its name.
-        digest: of the stage's code, in the dvc.lock of that run.
+    """The files that decide the bytes of a stage and do something else now than in the run whose dvc.lock has `digest`.
 
     Returns:
         Paths from the root; none if git has no such run, or the code is not part of the checkout.
@@ -78,15 +73,7 @@ def check_out(run: RunContext, locks: dict[str, dict[str, Any]], log: Callable[[
     """Writes what DVC's run cache says of stages into dvc.lock, and checks out their outs.
 
     No result depends on it: DVC's status, which is returned, compares this dvc.lock with everything, as after any run,
-    and a stage that it does not find unchanged runs as before.
-
-    Args:
-        run: it works in a worktree of its own.
-        locks: of `States`.
-        log: for a line if it fails.
-
-    Returns:
-        As `read_status`.
+    and a stage that it does not find unchanged runs as before. The run works in a worktree of its own.
     """
     file = run.root / LOCK_FILE
     before = file.read_bytes() if file.is_file() else None
@@ -149,11 +136,6 @@ class States(BaseModel):
     status: dict[str, Any]
     stages: tuple[StageState, ...]
     locks: dict[str, dict[str, Any]] = {}
-
-    @property
-    def would_run(self) -> frozenset[str]:
-        """Stages that have to run, and those that read from them."""
-        return frozenset(one.stage for one in self.stages if one.state == "runs")
 
 
 def read_states(run: RunContext) -> States:
@@ -251,7 +233,7 @@ class _Follower:
         if dep.def_path is None or dep.def_path in (PARAMS_FILE, CODE_FILE) or dep.protocol != "local":
             return True
         return bool(dep.exists) or any(
-            _within(dep.def_path, out) for name in stage.upstream for out in map(_path, self._stages[name].outs)
+            _within(dep.def_path, str(out.def_path)) for name in stage.upstream for out in self._stages[name].outs
         )
 
     def _lock_entry(self, theirs: Any) -> dict[str, Any] | None:
@@ -291,10 +273,6 @@ class _Follower:
         """The run cache's entry of a stage with these deps and parameters whose outs are in the cache."""
         found = run_cache.result(self._repo, theirs, run_cache.name_of(entry))
         return found[0] if found and found[1].outs_cached() else None
-
-
-def _path(out: Any) -> str:
-    return str(out.def_path)
 
 
 def _within(path: str, out: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from align.config import load_params
-from align.config.params import write_params
+from align.config.params import PARAMS_FILE, write_params
 from align.config.paths import READ, below_root, require_inside
 from align.durable.locks import locked
 from align.errors import DataError
@@ -48,14 +48,15 @@ def worktree(
     """
     git(root, "worktree", "add", "--detach", str(path), commit)
     try:
-        write_params(path / "params.yaml", overrides)
-        require_inside(load_params(path / "params.yaml").values.get("paths", {}))
+        write_params(path / PARAMS_FILE, overrides)
+        values = load_params(path / PARAMS_FILE).values
+        require_inside(values.get("paths", {}))
         _share(root, path)
         if kept := list(filter(None, git(path, "ls-files", "-z", "--", "*.dvc").split("\0"))):
             with dvc_repository(path, "checkout") as repo:  # such as an imported model
                 repo.checkout([str(path / name) for name in kept], allow_missing=True)
         if inputs:
-            _link_inputs(root, path)
+            _link_inputs(root, path, values)
         yield path
     finally:
         remove(root, path)
@@ -67,7 +68,7 @@ def _share(root: Path, path: Path) -> None:
     if settings.exists():
         shutil.copy(settings, path / ".dvc" / "config.local")
     share_cache(root, path)
-    values = load_params(root / "params.yaml").values
+    values = load_params(root / PARAMS_FILE).values
     # a cancelled run resumes from its checkpoints, and a later one does not measure the evaluation images again
     for folder in (below_root(values["paths"])["checkpoints"], values.get("store", {}).get("features")):
         if folder is not None and not Path(folder).is_absolute():
@@ -76,12 +77,11 @@ def _share(root: Path, path: Path) -> None:
             (path / folder).symlink_to((root / folder).resolve())
 
 
-def _link_inputs(root: Path, path: Path) -> None:
+def _link_inputs(root: Path, path: Path, values: Mapping[str, Any]) -> None:
     """Links inputs that are only in the checkout, such as pairs in mydata/; DVC reads and records their content.
 
     It links neither files that git tracks, which the worktree has from its commit, nor outs of stages.
     """
-    values = load_params(path / "params.yaml").values
     outs = {PurePath(out) for written in declared_outs(path).values() for out in written}
     for key in READ:
         section, _, name = key.partition(".")
@@ -125,13 +125,8 @@ def in_worktree(
     """A worktree at the requested revision with the requested parameters.
 
     A second run with equal files and parameters waits for the first, and then takes every stage from DVC's cache. The
-    worktree is removed at the end; reports and log of a failed run are kept (`flows.checkout.failed_runs`).
-
-    Args:
-        root: the checkout.
-        request: names the revision and the parameters.
-        log: for what happens.
-        inputs: see `flows.checkout.workspace`.
+    worktree is removed at the end; reports and log of a failed run are kept (`flows.checkout.failed_runs`). For
+    `inputs` see `worktree`.
 
     Raises:
         DataError: the revision does not exist, or it is HEAD and the checkout has uncommitted changes.

@@ -225,13 +225,7 @@ def run_page(name: str) -> Iterator[RunPage]:
 
 
 def at_stage(work: Work, running: str, stages: Sequence[Stage]) -> Work:
-    """The progress of the running stage; what an earlier stage has left says nothing about it.
-
-    Args:
-        work: as it was written last.
-        running: the stage that runs.
-        stages: of the run, in their order.
-    """
+    """The progress of the running stage of a run; what an earlier stage has left says nothing about it."""
     names = [stage.name for stage in stages]
     if not work.line or (work.stage in names and work.stage != running):
         work = Work(line=running)

@@ -80,14 +80,7 @@ def fetched(root: Path, order: Order) -> Iterator[None]:
 def exchange(
     what: str, run: RunContext, log: Callable[[str], None], *words: str, watch: Watch | None = None
 ) -> dict[str, Any]:
-    """Does one thing with DVC's remote, in the checkout of a run. Returns what the program answers.
-
-    Args:
-        what: see `align.services.dvc.transfer`.
-        run: where.
-        log: for what DVC says.
-        words: the names of stages, and so on.
-        watch: may end it.
+    """Does one thing of `align.services.dvc.transfer` in the checkout of a run. Returns what the program answers.
 
     Raises:
         CommandError: DVC, or the remote, refuses; the message is one line.

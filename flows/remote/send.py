@@ -41,23 +41,15 @@ ENDS_WITHIN_S = 60.0
 
 
 def problems(run: RunContext, stages: Sequence[Stage]) -> tuple[list[str], list[str]]:
-    """Why the stages cannot run elsewhere, and what may go wrong. No data is sent.
-
-    Args:
-        run: its `pools` say which stages run elsewhere.
-        stages: those that have to run.
-    """
-    sent = [stage for stage in stages if stage.name in run.pools]
-    if not sent:
-        return [], []
-    refused: list[str] = [*_git(run), *_data(run, sent)]
+    """Why these stages of `run.pools` cannot run elsewhere, and what may go wrong. No data is sent."""
+    refused: list[str] = [*_git(run), *_data(run, stages)]
     warnings: list[str] = []
     if not PREFECT_API_URL.value():
         refused.append("cluster.pools: another machine is told by Prefect's server: `make up`, or set PREFECT_API_URL")
     else:
         try:
             with get_client(sync_client=True) as client:
-                for pool in dict.fromkeys(run.pools[stage.name] for stage in sent):
+                for pool in dict.fromkeys(run.pools[stage.name] for stage in stages):
                     refused += _missing(client, pool)
                     warnings += _idle(client, pool)
         except Exception as error:  # noqa: BLE001 (of any library below; the server is asked again when it is needed)
@@ -114,11 +106,7 @@ def _data(run: RunContext, sent: Sequence[Stage]) -> Iterator[str]:
 def run_elsewhere(stage: Stage, run: RunContext, log: Callable[[str], None], watch: Watch) -> bool | None:
     """Has the stage run by a worker of its pool, and brings the result into DVC's cache.
 
-    Args:
-        stage: the stage; `run.pools` has it.
-        run: the run.
-        log: for what happens.
-        watch: may end it: the worker's run is then ended, too, with its checkpoint.
+    If `watch` ends it, the worker's run is ended, too, with its checkpoint.
 
     Returns:
         Whether its command ran there; None: the result was in DVC's cache or remote.

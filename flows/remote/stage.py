@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
@@ -56,9 +55,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """A failing server never costs the stage's result."""
         self._done.set()
         self._thread.join(EVERY_S)  # of two writers of labels, one would lose its labels
@@ -106,7 +103,7 @@ def stage(order: Order) -> State[Any]:
             _require_wanted(run_id)
             reconcile(root, log, record)
             with in_worktree(root, Request(name=order.run, ref=order.commit), log, inputs=False) as workspace:
-                this_run.works_in(workspace.root, workspace.kept)
+                this_run.note(worktree=str(workspace.root), kept=str(workspace.kept))
                 run = RunContext(
                     root=workspace.root, checkout=root, name=order.run, attempt=record.attempt_id, kept=workspace.kept,
                     stale=frozenset({order.stage}),

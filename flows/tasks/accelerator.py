@@ -35,10 +35,7 @@ def uses_accelerator(stage: Stage) -> bool:
 def accelerator(who: str, log: Callable[[str], None], check: Callable[[], None] | None = None) -> Iterator[None]:
     """Holds the machine's accelerator for one stage, if there is one; two trainers would share its memory.
 
-    Args:
-        who: the holder, for the line that another run logs while it waits.
-        log: for that line.
-        check: as for `align.durable.locks.locked`.
+    The arguments are those of `align.durable.locks.locked`.
     """
     if not has_accelerator():
         yield

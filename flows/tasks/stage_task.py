@@ -88,15 +88,7 @@ class RunState:
         return time.monotonic() - self._cancelling_since > WORKER_ACTS_WITHIN_S
 
     def show_end(self, ended: BaseException, stage: str) -> BaseException:
-        """Makes the states of task, sub-flow and run say what happened after a stage was ended.
-
-        Args:
-            ended: what `asked_to_end` returned.
-            stage: the one that was ended.
-
-        Returns:
-            What the task is to raise.
-        """
+        """Makes the states of task, sub-flow and run say that a stage was ended. Returns what the task is to raise."""
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(self._run)
             cancelled = run.state is not None and run.state.type in _CANCELLED  # a paused run may have ended meanwhile
@@ -242,13 +234,7 @@ def _publish(stage: Stage, root: Path, failure: str | None = None, *, has_report
 
 
 def report_markdown(report: Path | None, stage: Stage, failure: str | None = None) -> str:
-    """A stage's report for the UI: why it failed, metrics as a table, pictures embedded.
-
-    Args:
-        report: its folder; None, or a folder that does not exist: the stage wrote none.
-        stage: the stage.
-        failure: one line; None if it did not fail.
-    """
+    """A stage's report for the UI: why it failed, metrics as a table, pictures embedded. None: it wrote no report."""
     parts = [f"# {stage.name}", stage.description]
     if failure is not None:
         parts.append(f"Failed:\n\n{fenced_markdown([failure])}")

@@ -103,16 +103,10 @@ def in_progress(name: str | None = None) -> Iterator[RunRecord]:
         raise
 
 
-def is_called(name: str) -> None:
-    """Puts the run's name into its record, once it is known to be right."""
+def note(**values: Any) -> None:
+    """Puts into the run's record what is known now: its `name`, its `worktree`, and where its reports are `kept`."""
     if (held := _HELD.get(UUID(runtime.flow_run.id))) and held.record:
-        held.write(replace(held.record, name=name))
-
-
-def works_in(worktree: Path, kept: Path | None) -> None:
-    """Adds to the record where the run works, and where its reports are kept if it fails."""
-    if (held := _HELD.get(UUID(runtime.flow_run.id))) and held.record:
-        held.write(replace(held.record, worktree=str(worktree), kept=str(kept or "")))
+        held.write(replace(held.record, **values))
 
 
 def leaves_something() -> None:

@@ -21,7 +21,7 @@ from align.errors import ConfigError, DataError
 from align.services.git import changes, git
 from flows.checkout.run_branch import Recorded
 from flows.checkout.workspace import in_worktree
-from flows.dag import Selection, Stage, needed
+from flows.dag import Selection, Stage, select
 from flows.pages import summary
 from flows.pages.summary import summarise
 from flows.request import Request
@@ -217,8 +217,8 @@ def test_what_the_release_does_not_read_is_not_run() -> None:
     upstream = {"shard": (), "fit_tokenizer": ("shard",), "pretrain": ("fit_tokenizer",), "finetune": ("shard",)}
     stages = [Stage(name, name, "training", (), (), reads, name) for name, reads in upstream.items()]
     release = Stage("package", "package", "release", (), (), ("finetune",), "package")
-    assert needed([*stages, release], "release") == {"shard", "finetune", "package"}  # of an imported model
-    assert needed(stages, "release") == set(upstream)
+    assert {one.name for one in select([*stages, release]).stages} == {"shard", "finetune", "package"}  # of an import
+    assert {one.name for one in select(stages).stages} == set(upstream)
 
 
 def test_did_run_by_dvc_s_words() -> None:

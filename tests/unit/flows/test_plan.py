@@ -123,8 +123,8 @@ def test_while_dvc_works_there_one_line_says_so(made: Path) -> None:
         read_status(made)
 
 
-def plan_of(root: Path, *found: StageState, last: str | None = None) -> Plan:
-    run = RunContext(root=root, checkout=root, name="x", chosen=select(read_dag(root), last=last))
+def plan_of(root: Path, *found: StageState, first: str | None = None) -> Plan:
+    run = RunContext(root=root, checkout=root, name="x", chosen=select(read_dag(root), first=first))
     return make_plan(run, States(status={}, stages=found))
 
 
@@ -138,6 +138,13 @@ def test_a_missing_input_is_refused_before_it_costs(made: Path) -> None:
         plan.require_possible()
     assert "cannot work: ingest: source.txt" in plan.text() and "**Cannot work**" in plan.markdown()
     plan_of(made, *UNCHANGED).require_possible()
+
+
+def test_what_comes_before_must_be_made(made: Path) -> None:
+    runs = [StageState(stage=name, state="runs") for name in ("ingest", "filter", "index")]
+    with pytest.raises(DataError, match=r"^ingest, filter must run before index: .* or from ingest$"):
+        plan_of(made, *runs, first="index").require_possible()
+    plan_of(made, *UNCHANGED[:2], runs[2], first="index").require_possible()
 
 
 def test_a_disk_that_is_too_small_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

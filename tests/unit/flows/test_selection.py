@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from align.errors import ConfigError, DataError
-from flows.dag import read_dag, require_made, select
+from align.errors import ConfigError
+from flows.dag import read_dag, select
 from tests.support import ROOT
 
 STAGES = read_dag(ROOT)
@@ -56,10 +56,3 @@ def test_nothing_and_unknown() -> None:
         select(STAGES, "data", "pretrain")
     with pytest.raises(ConfigError, match=r"stage 'train': dvc\.yaml has no such stage; it has ingest, "):
         select(STAGES, last="train")
-
-
-def test_what_comes_before_must_be_made() -> None:
-    chosen = select(STAGES, first="pretrain")
-    require_made(chosen, {"pretrain", "index"})
-    with pytest.raises(DataError, match=r"^filter, shard must run before pretrain: .* from filter$"):
-        require_made(chosen, {"shard", "filter", "pretrain"})

@@ -54,22 +54,14 @@ def test_published_recipes(
     assert (model.image_tower, model.text_tower, model.embed_width, model.image_px) == (*towers, width, 289)
     assert (recipe.batch_size, recipe.num_steps, recipe.learning_rate) == (batch_size, num_steps, learning_rate)
     assert (recipe.optimiser, recipe.schedule, recipe.warmup_steps, recipe.weight_decay) == (
-        "lamb",
-        "linear",
-        10_000,
-        1e-5,
-    )
+        "lamb", "linear", 10_000, 1e-5,
+    )  # fmt: skip
     assert (recipe.label_smoothing, recipe.loss, model.temperature_init, model.batch_norm_group) == (
-        0.1,
-        "align",
-        1.0,
-        16,
-    )
+        0.1, "align", 1.0, 16,
+    )  # fmt: skip
     assert (recipe.text_learning_rate_scale, recipe.vector_learning_rate_scale, recipe.phrase_dropout) == (
-        1.0,
-        1.0,
-        0.0,
-    )
+        1.0, 1.0, 0.0,
+    )  # fmt: skip
     assert (recipe.text_init_std, recipe.position_init_scale) == (0.02, 1.0)
     assert (later.batch_size, later.learning_rate, later.warmup_steps, later.image_px) == (2048, 1e-5, 0, None)
 

@@ -8,14 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import webdataset
 
+from align.config.evaluate import EvaluateConfig
 from align.config.suite import SuiteSet
 from align.errors import DataError, FormatError
-from align.evaluate.captioned import read_published, restricted
+from align.evaluate.announce import announce
+from align.evaluate.captioned import LabelledPictures, query_scores, read_published, restricted
+from align.evaluate.evaluate import SuiteNeeds, evaluate
+from align.evaluate.many_labels import measure_many_labels
 from align.evaluate.measure import Retrieval, measure_retrieval
+from align.evaluate.tuned import Tuner
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
+from align.formats.labelled_queries import QueryFile, parse_queries
+from align.formats.query_ranks import RANKS, read_ranks
 from tests.support.colours import COLOURS, ColourEncoder, square
-from tests.support.suites import local_files
+from tests.support.suites import local_files, read
 
 
 def captioned(**asked: Any) -> EvaluationSet:
@@ -185,3 +193,110 @@ def test_files_of_ratings_that_do_not_fit_are_told(tmp_path: Path) -> None:
     (tmp_path / "sts_test.csv").unlink()
     with pytest.raises(DataError, match=r"c: cxc: .*sts_test\.csv: the ratings cannot be read: .*No such file"):
         read_published(captioned(**entry), local_files())
+
+
+QUERIES: dict[str, Any] = {
+    "schema_version": 1,
+    "queries": [{"query": "a red thing", "expected": ["red"]}, {"query": "a unicorn", "expected": ["unicorn"]}],
+    "composed": [
+        {"image_text": "yellow", "minus": "green", "expected": ["red"]},
+        {"image_text": "unicorn", "minus": "red", "expected": ["red"]},
+    ],
+}
+
+
+def asked(folder: Path, queries: object = QUERIES) -> dict[str, object]:
+    (folder / "queries.json").write_text(json.dumps(queries))
+    return {"tasks": ["retrieval", "labelled_queries"], "queries": str(folder / "queries.json")}
+
+
+def test_the_task_asks_what_the_set_can_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = measured(captioned(**asked(tmp_path))).scores
+    # Eight pictures, two of each colour: the first ten are all of them, or all but the query's own.
+    found = {name: score.value for name, score in scores.items() if name.startswith("labelled_queries/")}
+    assert found == pytest.approx({
+        "labelled_queries/text/precision@10": 2 / 8,
+        "labelled_queries/image/expected/precision@10": 2 / 7,
+        "labelled_queries/image/minus/precision@10": 2 / 7,
+        "labelled_queries/image_minus_text/expected/precision@10": 2 / 7,
+        "labelled_queries/image_minus_text/minus/precision@10": 2 / 7,
+    })  # fmt: skip
+    assert "c: 2 of 4 labelled queries have no picture in it" in capsys.readouterr().err
+
+
+def test_taking_a_text_away_takes_its_pictures_away() -> None:
+    """Enough pictures of each colour that ten are not all: yellow minus green is nearer to red."""
+    images = [image for _ in range(6) for image in captioned().images]
+    pictures = [data for _ in range(6) for _, data in captioned().read()]
+    encoder = ColourEncoder()
+    gallery = LabelledPictures("c", images, encoder.embed_images(pictures), encoder.embed_texts)
+    scores = query_scores(gallery, QueryFile.model_validate(QUERIES), num_resamples=50, seed=0)
+    value = {name: score.value for name, score in scores.items()}
+    assert value["text/precision@10"] == 1
+    assert value["image_minus_text/expected/precision@10"] == 1 and value["image_minus_text/minus/precision@10"] == 0
+    assert value["image/expected/precision@10"] == 0
+    assert scores["image_minus_text/expected/precision@10"].chance == pytest.approx(12 / 47)
+
+
+def test_a_file_that_does_not_fit(tmp_path: Path) -> None:
+    none = {**QUERIES, "queries": QUERIES["queries"][1:], "composed": []}
+    with pytest.raises(DataError, match="c: none of the 1 labelled queries has a right picture"):
+        measured(captioned(**asked(tmp_path, none)))
+    with pytest.raises(FormatError, match=r"queries\.json: queries\.0\.expected: "):
+        read_published(captioned(**asked(tmp_path, {**QUERIES, "queries": [{"query": "a"}]})), local_files())
+    entry = captioned(**asked(tmp_path))
+    (tmp_path / "queries.json").unlink()
+    with pytest.raises(DataError, match=r"queries\.json: the labelled queries cannot be read"):
+        read_published(entry, local_files())
+    with pytest.raises(FormatError, match=r"s3://b/q\.json: : Invalid JSON"):
+        parse_queries(b"{", "s3://b/q.json")
+
+
+CONFIG = EvaluateConfig(num_resamples=100, seed=0, image_px=None, num_examples=1, max_test_images=0)
+
+
+def many_labels(root: Path) -> EvaluationSet:
+    """The red picture has two classes, and is nearer to one of them."""
+    (root / "test").mkdir(parents=True)
+    (root / "test/nshards.txt").write_text("1")
+    (root / "classnames.txt").write_text("\n".join(COLOURS))
+    with webdataset.TarWriter(str(root / "test/0.tar")) as writer:
+        for number, name in enumerate(COLOURS):
+            has = np.eye(4, dtype=np.uint8)[number] | np.array([0, int(name == "red"), 0, 0], np.uint8)
+            writer.write({"__key__": name, "jpg": square(name), "npy": has})
+    return read(root, root, "webdataset", "zero_shot", templates=["a {} thing"])
+
+
+def test_mean_average_precision(tmp_path: Path) -> None:
+    found = measure_many_labels(many_labels(tmp_path), ColourEncoder(), num_resamples=100, seed=0)
+    # To green are near, in this order, green, yellow, and then red or blue: red is right at rank 3 or 4.
+    green = found.groups["green"]
+    assert green["num_rows"] == 2 and green["average_precision"] in (round((1 + 2 / 3) / 2, 6), (1 + 2 / 4) / 2)
+    assert {name: found.groups[name]["average_precision"] for name in ("red", "blue", "yellow")} == {
+        "red": 1.0, "blue": 1.0, "yellow": 1.0
+    }  # fmt: skip
+    score = found.scores["zero_shot/mean_average_precision"]
+    assert score.value == pytest.approx((3 + green["average_precision"]) / 4, abs=1e-6) and 0 < score.chance < 1
+
+
+def test_one_report_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [captioned(tasks=["retrieval", "multi30k"]), many_labels(tmp_path / "many")]
+    announce(sets, ColourEncoder(), Tuner(tmp_path / "no_model", tmp_path / "checkpoints"))
+    assert "one: 4 pictures with any of 4" in capsys.readouterr().err
+    report = evaluate(
+        CONFIG, encoder=ColourEncoder(), sets=sets, reports=tmp_path / "r", suite=SuiteNeeds(local_files())
+    )
+    metrics = json.loads((tmp_path / "r/metrics.json").read_text())
+    assert {"c/multi30k/mean_recall", "one/zero_shot/mean_average_precision/low"} <= metrics.keys()
+    assert report.groups["one"]["red"] == {"num_rows": 1, "average_precision": 1.0}
+    page = (tmp_path / "r/report.html").read_text()
+    for words in ("Multi30K", "Groups of one"):
+        assert words in page, words
+    assert set(read_ranks(tmp_path / "r" / RANKS).sets) == {one.name for one in sets}
+
+
+def test_a_set_of_many_labels_alone(tmp_path: Path) -> None:
+    one = many_labels(tmp_path / "many")
+    report = evaluate(CONFIG, encoder=ColourEncoder(), sets=[one], reports=tmp_path / "r")
+    assert report.metrics["one/zero_shot/mean_average_precision"] > 0.9
+    assert "one: mean average precision 95.8%" in (tmp_path / "r/report.html").read_text()

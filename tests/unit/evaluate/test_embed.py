@@ -1,6 +1,5 @@
-"""Embeddings are kept between runs: killed, damaged, at once, on a full disk, and of a model that diverged."""
+"""Embeddings are kept between runs; what becomes of damaged files and full disks: formats/test_features.py."""
 
-import errno
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -60,44 +59,6 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     whole = embed_pictures(colour_set(), ColourEncoder())
     assert embed_pictures(colour_set(), resumed, tmp_path)[1].tobytes() == whole[1].tobytes()
     assert resumed.num_embedded == 4
-
-
-def test_a_damaged_file_is_embedded_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = embed_pictures(colour_set(), ColourEncoder(), tmp_path)
-    damaged = next(tmp_path.iterdir())
-    damaged.write_bytes(damaged.read_bytes()[:-5])
-    again = Counting()
-    assert embed_pictures(colour_set(), again, tmp_path)[1].tobytes() == whole[1].tobytes()
-    assert again.num_embedded == 4 and "damaged, so its images are measured again" in capsys.readouterr().err
-
-
-def test_two_at_once_share_a_folder(tmp_path: Path) -> None:
-    """One run looks for what is kept before the other has kept anything."""
-    whole = embed_pictures(colour_set(), ColourEncoder())
-
-    class Slow(ColourEncoder):
-        def embed_crops(self, crops: Iterable[np.ndarray]) -> Embeddings:
-            rows = list(crops)
-            other = embed_pictures(colour_set(), ColourEncoder(), tmp_path)
-            assert other[1].tobytes() == whole[1].tobytes()
-            return super().embed_crops(rows)
-
-    assert embed_pictures(colour_set(), Slow(), tmp_path)[1].tobytes() == whole[1].tobytes()
-    third = Counting()
-    embed_pictures(colour_set(), third, tmp_path)
-    assert third.num_embedded == 0
-
-
-def test_a_full_disk_costs_time_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(features, "write_bytes", full)
-    embeds = embed_pictures(colour_set(), ColourEncoder(), tmp_path)[1]
-    assert len(embeds) == 12
-    assert capsys.readouterr().err.count("is not kept (No space left on device)") == 1
 
 
 def test_embeddings_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) -> None:

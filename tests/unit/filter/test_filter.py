@@ -22,11 +22,15 @@ from align.filter.filter import ALL, FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
 from align.filter.report import FilterReport
 from align.formats import filtered
+from align.formats.evaluation_sets.named import named_sets
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import raw_shards, read_table
-from tests.support import tiny_model
+from align.services.files.files import StoreFiles
+from align.validate.validate import checked_counts
+from tests.support import local_store, tiny_model
 from tests.support.params import load_params
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
+from tests.support.suites import suite
 from tests.support.warc_records import picture
 
 ENGINE = (
@@ -73,18 +77,10 @@ def test_every_row_gets_a_decision(tmp_path: Path, capsys: pytest.CaptureFixture
     decided = decisions(tmp_path)
     reasons = [decided[f"{index:09d}"]["reason"] for index in range(len(pairs))]
     assert reasons == [
-        None,
-        "text_too_short",
-        "image_missing",
-        "image_undecodable",
-        "image_too_small",
-        "text_is_filename",
-        *["image_too_many_texts"] * 3,
-        "image_near_duplicate_of_test",
-        "text_too_long",
-        *["text_shared_by_many_images"] * 11,
-        None,
-    ]
+        None, "text_too_short", "image_missing", "image_undecodable", "image_too_small", "text_is_filename",
+        *["image_too_many_texts"] * 3, "image_near_duplicate_of_test", "text_too_long",
+        *["text_shared_by_many_images"] * 11, None,
+    ]  # fmt: skip
     first = decided["000000000"]
     assert (first["text"], first["keep"], first["reasons"], first["image_key"]) == (
         "a good long text",
@@ -348,3 +344,28 @@ def test_command_works_with_no_repository_around(
     assert "1 of 2 pairs kept" in capsys.readouterr().err
     assert main(["filter", "--set", "paths.raw=nothing"]) == 1
     assert "align ingest" in capsys.readouterr().err
+
+
+def test_pictures_of_a_suite_are_kept_out_and_what_cannot_be_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.jpg").write_bytes(noise(99))
+    (tmp_path / "captions.txt").write_text("1.jpg,a test picture\ngone.jpg,of nothing\n")
+    entry = {"name": "mine", "path": str(tmp_path / "captions.txt"), "format": "retrieval_txt", "tasks": ["retrieval"]}
+    file = suite(tmp_path, entry)
+    pairs = [("a good long text", noise(0)), ("copy of a test image", noise(99, 480, 460))]
+    raw = stock_folder(tmp_path / "raw", list(pairs))
+    store = local_store.config(tmp_path, None)
+    folders = FilterFolders(raw, file, tmp_path / "p", tmp_path / "filtered", tmp_path / "reports")
+    report = filter_pairs(CONFIG, ENGINE, folders, store=store)
+    assert report is not None
+    decided = decisions(tmp_path)
+    assert [row["reason"] for row in decided.values()] == [None, "image_near_duplicate_of_test"]
+    assert "1 pictures of evaluation sets cannot be read, so rule I5 does not" in capsys.readouterr().err
+
+    sets = named_sets(file, StoreFiles(store))
+    assert checked_counts(sets, report.evaluation_sets) == {"checked_sets": 1, "unchecked_sets": 0}
+    (tmp_path / "images/1.jpg").write_bytes(noise(98))
+    changed = named_sets(file, StoreFiles(store))
+    assert checked_counts(changed, report.evaluation_sets)["unchecked_sets"] == 1

@@ -240,11 +240,9 @@ def fingerprints(images: list[bytes]) -> Fingerprints:
 def matches(left: list[bytes], right: list[bytes]) -> list[tuple[int, int]]:
     config = load_params().section(FilterConfig)
     return near_duplicates(
-        fingerprints(left),
-        fingerprints(right),
-        max_phash_distance=config.max_phash_distance,
+        fingerprints(left), fingerprints(right), max_phash_distance=config.max_phash_distance,
         correlation_above=config.thumbnail_correlation_above,
-    )
+    )  # fmt: skip
 
 
 def changed(data: bytes, scale: float, kind: str, quality: int) -> bytes:

@@ -53,12 +53,9 @@ def nullable(schema: pa.Schema) -> pa.Schema:
 
 def image(name: str, width: int, height: int, nsfw_score: float | None = None) -> dict[str, Any]:
     return {
-        "image_id": name,
-        "image_key": f"key of {name}",
-        "width_px": width,
-        "height_px": height,
+        "image_id": name, "image_key": f"key of {name}", "width_px": width, "height_px": height,
         "nsfw_score": nsfw_score,
-    }
+    }  # fmt: skip
 
 
 def pair(text: str, image: int, **more: Any) -> dict[str, Any]:
@@ -119,11 +116,8 @@ def test_what_repeats_comes_first() -> None:
     assert [(one.text, one.num_images, one.num_pairs) for one in overview.shared_texts] == [("a shared text", 3, 3)]
     (multiplied,) = overview.multiplied_images
     assert (multiplied.row_number, multiplied.image_key, multiplied.num_pairs, multiplied.num_texts) == (
-        0,
-        "key of i0",
-        2,
-        2,
-    )
+        0, "key of i0", 2, 2,
+    )  # fmt: skip
     first, *others = PAIRS
     assert seen([{**first, "opted_out": "url:x"}, *others]).multiplied_images == ()  # nobody is to see it again
     nothing = seen([pair("a text alone", 0)], IMAGES)

@@ -125,27 +125,11 @@ def test_boundary(engine: Engine, fact: dict[str, Any], reasons: list[str]) -> N
 
 def test_rule_order_is_the_papers() -> None:
     order = [
-        "opted_out",
-        "image_missing",
-        "image_undecodable",
-        "image_nsfw",
-        "image_too_small",
-        "image_aspect_ratio",
-        "image_too_many_texts",
-        "image_near_duplicate_of_test",
-        "text_shared_by_many_images",
-        "text_rare_ngram",
-        "text_too_short",
-        "text_too_long",
-        "text_is_filename",
-        "image_not_fetched",
-        "pair_low_similarity",
-        "text_other_language",
-        "text_personal_data",
-        "image_repeat",
-        "pair_repeat",
-        "held_out",
-    ]
+        "opted_out", "image_missing", "image_undecodable", "image_nsfw", "image_too_small", "image_aspect_ratio",
+        "image_too_many_texts", "image_near_duplicate_of_test", "text_shared_by_many_images", "text_rare_ngram",
+        "text_too_short", "text_too_long", "text_is_filename", "image_not_fetched", "pair_low_similarity",
+        "text_other_language", "text_personal_data", "image_repeat", "pair_repeat", "held_out",
+    ]  # fmt: skip
     assert [code for code in rules.RULES if code in order] == order  # a rule of one's own may stand anywhere
 
 
@@ -154,13 +138,8 @@ def test_params_hold_the_papers_boundaries_and_nothing_beyond_them() -> None:
     assert (config.short_side_above_px, config.aspect_ratio_below, config.max_images_per_text) == (200, 3.0, 10)
     assert (config.min_words, config.max_words, config.num_frequent_ngrams) == (3, 20, 10**8)
     off = [
-        "pair_low_similarity",
-        "text_other_language",
-        "text_personal_data",
-        "image_repeat",
-        "pair_repeat",
-        "held_out",
-    ]
+        "pair_low_similarity", "text_other_language", "text_personal_data", "image_repeat", "pair_repeat", "held_out",
+    ]  # fmt: skip
     assert [code for code in rules.RULES if code not in rules.active(config)] == off
     assert rules.mask(config, rules.MODEL + rules.REPEATS) == "CAST(0 AS BIGINT)"  # what is off costs nothing
 

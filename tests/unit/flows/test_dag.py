@@ -88,11 +88,8 @@ def test_a_model_of_ones_own_needs_neither_pretraining_nor_its_tokenizer(tmp_pat
     (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
     ours = {"fit_tokenizer", "pretrain"}
     starts = {
-        "models/pretrained": ours,
-        "./models/pretrained": ours,
-        "models//x/../pretrained/": ours,
-        "imported": set(),
-    }
+        "models/pretrained": ours, "./models/pretrained": ours, "models//x/../pretrained/": ours, "imported": set(),
+    }  # fmt: skip
     for start, more in [*starts.items(), (str(tmp_path / "models/pretrained"), ours), ("/imported", set())]:
         values["finetune"]["from"] = start
         yaml.dump(values, tmp_path / "params.yaml")

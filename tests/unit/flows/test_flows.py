@@ -38,12 +38,9 @@ PARAMS = f"paths:\n  checkpoints: checkpoints # where\n{STORE}filter:\n  min_wor
 def repo(tmp_path: Path) -> Path:
     """A git and DVC repository with one source file and params.yaml, everything committed."""
     files = {
-        "align/project/code.py": "x = 1\n",
-        "params.yaml": PARAMS,
-        ".gitignore": ".align/\n",
-        ".dvc/config": "[core]\n    analytics = false\n",
-        ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
-    }
+        "align/project/code.py": "x = 1\n", "params.yaml": PARAMS, ".gitignore": ".align/\n",
+        ".dvc/config": "[core]\n    analytics = false\n", ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    }  # fmt: skip
     return small_git.write(tmp_path / "repo", files)
 
 

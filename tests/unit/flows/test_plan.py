@@ -61,11 +61,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose stages have all run once."""
     root = tmp_path_factory.mktemp("plan") / "project"
     files = {
-        "dvc.yaml": DVC_YAML,
-        "params.yaml": PARAMS_FILE.read_text("utf-8"),
-        "source.txt": "pairs\n",
-        "stage.sh": STAGE,
-    }
+        "dvc.yaml": DVC_YAML, "params.yaml": PARAMS_FILE.read_text("utf-8"), "source.txt": "pairs\n", "stage.sh": STAGE,
+    }  # fmt: skip
     make_repository(root, files, "")
     subprocess.run([str(commands() / "dvc"), "repro", "--quiet"], cwd=root, check=True)
     commit_all(root)

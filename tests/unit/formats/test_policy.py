@@ -107,14 +107,9 @@ def test_hosts() -> None:
 
 
 ACCEPTANCE = Acceptance(
-    expectation="keep-rate",
-    data="a" * 64,
-    observed="0.7",
-    threshold="0.71 to 0.9",
-    reason="few icons",
-    by="Ada",
+    expectation="keep-rate", data="a" * 64, observed="0.7", threshold="0.71 to 0.9", reason="few icons", by="Ada",
     on="2026-01-31",
-)
+)  # fmt: skip
 
 
 def test_acceptances_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -87,10 +87,8 @@ def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
     ]
     assert written[0]["sha256"] == hashlib.sha256(RED).hexdigest()
     assert (written[0]["width"], written[0]["height"], written[0]["page_url"]) == (
-        300,
-        250,
-        "http://x.example/page.html",
-    )
+        300, 250, "http://x.example/page.html",
+    )  # fmt: skip
     assert (written[7]["width"], written[7]["original_width"]) == (None, 20_000)
     assert [key for key, _ in iter_images(raw_shards(tmp_path / "raw")[0])] == ["000000000", "000000009"]
     assert dict(report.metrics) == {

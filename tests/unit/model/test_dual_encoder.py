@@ -1,20 +1,29 @@
 """The towers: the paper's sizes, and each known trap of the libraries below them."""
 
+import shutil
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AlignModel
 
-from align.config.model import ModelConfig
-from align.errors import DataError, FormatError
+from align.config.model import ImageTowerName, ModelConfig, TextTowerName
+from align.config.params import Params
+from align.errors import ConfigError, DataError, FormatError
+from align.formats.model_folder import model_digest, tokenizer_of
 from align.model.depthwise import DepthwiseConv2d
 from align.model.dual_encoder import DualEncoder, load_model, save_model
+from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
 from align.model.mbconv import StochasticDepth
+from align.model.presets import IMAGE_TOWERS, TEXT_TOWERS, named_image_tower, named_text_tower
+from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.release.exchange.interchange import align_config
+from tests.support import small_model, training_data
 from tests.support.training_data import MODEL
 
 
@@ -130,10 +139,8 @@ def test_weights_load_into_transformers_align_model() -> None:
     missing = theirs.load_state_dict(weights, strict=False)
     assert missing.unexpected_keys == []
     assert sorted(missing.missing_keys) == [
-        "temperature",
-        "text_model.pooler.dense.bias",
-        "text_model.pooler.dense.weight",
-    ]
+        "temperature", "text_model.pooler.dense.bias", "text_model.pooler.dense.weight",
+    ]  # fmt: skip
     ids, mask = words(3)
     with torch.inference_mode():
         out = theirs(input_ids=ids, attention_mask=mask, pixel_values=pictures(3))
@@ -163,3 +170,116 @@ def test_a_broken_model_folder_is_a_clear_error(model: DualEncoder, tmp_path: Pa
     (tmp_path / "config.json").write_text(text.replace('"width": 16', '"width": 32'))
     with pytest.raises(DataError, match="does not load"):
         load_model(tmp_path)
+
+
+def millions(module: nn.Module) -> float:
+    return sum(param.numel() for param in module.parameters()) / 1e6
+
+
+#: Pooled width and, where the paper's towers are meant, parameters in millions.
+IMAGE = {
+    "B0": (320, None), "B1": (320, 6.10), "B2": (352, None), "B3": (384, 10.10), "B4": (448, None), "B5": (512, 27.29),
+    "B6": (576, None), "B7": (640, 62.14), "L2": (1376, 467.22),
+}  # fmt: skip
+
+#: Parameters in millions, without pooler, at 100k words and BERT's 512 positions.
+TEXT = {"Mini": 28.89, "Small": 64.07, "Medium": 76.68, "Base": 162.25, "Large": 405.24}
+
+
+@pytest.mark.parametrize("name", get_args(ImageTowerName))
+def test_image_towers_have_the_published_size(name: str) -> None:
+    with torch.device("meta"):
+        tower = ImageTower(config(image_tower=name))
+    width, size = IMAGE[name]
+    assert tower.width == width
+    assert size is None or millions(tower) == pytest.approx(size, abs=0.005)
+
+
+@pytest.mark.parametrize("name", get_args(TextTowerName))
+def test_text_towers_have_the_published_size(name: str) -> None:
+    with torch.device("meta"):
+        model = DualEncoder(config(text_tower=name, max_tokens=512), vocab_size=100_000)
+    assert millions(model.text_model) == pytest.approx(TEXT[name], abs=0.005)
+
+
+@pytest.mark.parametrize(("image", "text", "width"), [("L2", "Large", 1376), ("B7", "Base", 640), ("B0", "Mini", 320)])
+def test_native_widths_need_no_image_projection_and_others_get_one(image: str, text: str, width: int) -> None:
+    for wanted in (width, 640, 100):
+        with torch.device("meta"):
+            model = DualEncoder(config(image_tower=image, text_tower=text, embed_width=wanted), 50)
+        assert isinstance(model.vision_projection, nn.Identity) == (wanted == width)
+        if isinstance(model.vision_projection, nn.Linear):
+            assert tuple(model.vision_projection.weight.shape) == (wanted, width)
+        assert model.text_projection.weight.shape[0] == wanted
+
+
+def test_a_shape_finds_its_name() -> None:
+    assert [named_image_tower(shape) for shape in IMAGE_TOWERS.values()] == list(get_args(ImageTowerName))
+    assert [named_text_tower(shape) for shape in TEXT_TOWERS.values()] == list(get_args(TextTowerName))
+    own = IMAGE_TOWERS["B0"].model_copy(update={"width_coefficient": 0.3})
+    assert named_image_tower(own) == own
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_tower": "B9"}, r"model\.image_tower\.name' = 'B9': Input should be 'B0'"),
+        ({"image_tower": {"width_coefficient": 1.0}}, r"model\.image_tower\.shape\.depth_coefficient' is missing"),
+        ({"image_tower": None}, r"model\.image_tower\.shape'"),
+        ({"text_tower": {"width": 16, "layers": 1, "heads": 3}}, "width 16 is not a multiple of heads 3"),
+        ({"text_tower": {"width": 16, "layers": 1, "heads": 2, "depth": 2}}, r"unknown parameter.*text_tower.*depth"),
+        ({"batch_norm": "rank"}, r"model\.batch_norm' = 'rank'"),
+    ],
+)
+def test_a_wrong_tower_is_one_clear_line(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Params({"model": MODEL.model_dump() | changes}, Path("params.yaml")).section(ModelConfig)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model.write(tmp_path_factory.mktemp("model"))
+
+
+def test_rows_follow_the_inputs_whatever_the_batch(folder: Path) -> None:
+    embedder = Embedder.load(folder)
+    texts = ["a fox " * (1 + n % 7) + "owl" * (n % 3) for n in range(70)]
+    together = embedder.embed_texts(texts)
+    assert together.shape == (70, embedder.width) and together.dtype == np.float32
+    np.testing.assert_allclose(together[41:42], embedder.embed_texts(texts[41:42]), atol=1e-5)
+    images = [sample.image for sample in training_data.samples(66)]
+    embeds = embedder.embed_images(images)
+    np.testing.assert_allclose(embeds[65:], embedder.embed_images(images[65:]), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(embeds, axis=1), 1.0, atol=1e-5)
+
+
+def test_nothing_in_nothing_out(folder: Path) -> None:
+    embedder = Embedder.load(folder)
+    assert embedder.embed_images([]).shape == (0, embedder.width)
+    assert embedder.embed_texts([]).shape == (0, embedder.width)
+
+
+def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    other = fit_wordpiece(["one two"], vocab_size=20, min_count=1)
+    save_tokenizer(other, tokenizer_of(tmp_path / "model"), max_tokens=8)
+    with pytest.raises(DataError, match="not the tokenizer it was trained with"):
+        Embedder.load(tmp_path / "model")
+
+
+def test_the_tokenizer_decides_the_digest(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    assert model_digest(tmp_path / "model") == model_digest(folder)
+    (tmp_path / "model" / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert model_digest(tmp_path / "model") != model_digest(folder)
+
+
+def test_a_folder_of_an_earlier_version_has_no_tokenizer(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "tokenizer")
+    line = (
+        r"model: the model has no tokenizer \(tokenizer/tokenizer.json is missing\); run the stage .*, or copy .* to "
+    )
+    for read in (Embedder.load, model_digest):
+        with pytest.raises(DataError, match=line):
+            read(tmp_path / "model")

@@ -90,13 +90,8 @@ def test_a_confined_process_reaches_nothing(tmp_path: Path) -> None:
 def test_without_a_filter_nothing_is_opened_all_the_same(tmp_path: Path, platform: str) -> None:
     without = f"import platform; platform.machine = lambda: {platform!r}\n"
     opening = (
-        "read a file",
-        "read the environment",
-        "write a file",
-        "connect",
-        "send a datagram",
-        "another descriptor",
-    )
+        "read a file", "read the environment", "write a file", "connect", "send a datagram", "another descriptor",
+    )  # fmt: skip
     text = ATTACKS.replace(
         "confine()\nseen", f"attacks = {{name: attacks[name] for name in {opening}}}\nconfine()\nseen"
     )

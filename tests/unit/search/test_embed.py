@@ -89,15 +89,13 @@ def test_columns_of_texts_bytes_and_image_structs(embedder: Embedder, tmp_path: 
     pq.write_table(
         pa.table(
             {
-                "caption": ["a red heart", "the yellow sun", None, ""],
-                "image": images,
-                "nested": [{"bytes": data, "path": "x"} for data in images],
-                "number": [1, 2, 3, 4],
+                "caption": ["a red heart", "the yellow sun", None, ""], "image": images,
+                "nested": [{"bytes": data, "path": "x"} for data in images], "number": [1, 2, 3, 4],
             }
         ),
         path,
         row_group_size=2,
-    )
+    )  # fmt: skip
     texts = run(embedder, path, tmp_path / "texts.parquet", "caption")
     assert [row["error"] for row in texts] == [None, None, "null", "empty text"]
     plain = run(embedder, path, tmp_path / "image.parquet", "image")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from align.durable.files import sha256_file
 from align.durable.work import ALL, Portion
-from align.errors import CorruptError, DataError, FormatError, GateError
+from align.errors import CorruptError, DataError, FormatError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
 from align.pairs.picture import PictureError
@@ -138,15 +138,6 @@ def test_nothing_to_train_on_is_one_clear_error(tmp_path: Path, pairs: list[Pair
     with pytest.raises(DataError, match=message):
         make_shards(tmp_path, pairs)
     assert not (tmp_path / "shards").exists()
-
-
-def test_without_a_passed_verdict_it_refuses(tmp_path: Path) -> None:
-    small_data.write(tmp_path, many_pairs())
-    with pytest.raises(DataError, match="run `align validate` first"):
-        shard(CONFIG, STORE, folders(tmp_path))
-    small_data.write_verdict(tmp_path / "quality", passed=False, data=decisions_digest(tmp_path / "filtered"))
-    with pytest.raises(GateError, match="expect_this: observed 1, expected 2"):
-        shard(CONFIG, STORE, folders(tmp_path))
 
 
 @pytest.mark.parametrize("portion", [ALL, Portion(range(1)), Portion(finish=True)], ids=["all", "range", "finish"])

@@ -154,11 +154,8 @@ def test_no_steps_are_for_finetune_only(
 
 def test_it_trains_at_a_picture_size_and_depth_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = (
-        "finetune.image_px=36",
-        "finetune.resize_px=36",
-        "finetune.stochastic_depth=0.3",
-        "paths.finetuned=own_size",
-    )
+        "finetune.image_px=36", "finetune.resize_px=36", "finetune.stochastic_depth=0.3", "paths.finetuned=own_size",
+    )  # fmt: skip
     assert finetune(project, monkeypatch, *changes) == 0
     shape = json.loads((project / "own_size/config.json").read_text())["model"]
     assert (shape["image_px"], shape["resize_px"], shape["stochastic_depth"]) == (36, 36, 0.3)

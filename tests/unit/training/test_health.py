@@ -6,10 +6,18 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from align.config.infrastructure import HealthConfig
+from align.config.recipe import PretrainConfig
+from align.model.dual_encoder import DualEncoder
+from align.training import progress as progress_module
+from align.training.batches.phases import Stretch
 from align.training.health import Health, effective_rank
+from align.training.loop import learning_rate_at
+from align.training.progress import Progress, count_operations
 from tests.support.params import load_params
+from tests.support.training_data import MODEL, pretrain_config
 
 CONFIG = load_params().section(HealthConfig).model_copy(update={"stuck_steps": 5})
 
@@ -54,10 +62,8 @@ def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert "embeddings collapse" in said and "running statistics do not fit" in said and "loader wait share" in said
     assert said.count("warning: ") == 3
     assert set(health.alarms) == {
-        "effective rank",
-        "batch-norm gap",
-        "loader wait share",
-    }
+        "effective rank", "batch-norm gap", "loader wait share",
+    }  # fmt: skip
     assert health.of_the_model() == 2  # a slow loader says nothing about the model
     health.row(3, {"train/loss": 1.0}, 64)
     assert capsys.readouterr().err == ""
@@ -79,3 +85,69 @@ def test_effective_rank_of_collapsed_and_of_random_embeddings() -> None:
     cone = F.normalize(torch.ones(16) + 0.01 * torch.randn(50, 16), dim=-1)  # fewer rows than a rank needs
     assert 1 < effective_rank(cone[:5]) <= 4 + 1e-6
     assert math.isfinite(effective_rank(cone))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 16])
+def test_operations_are_those_of_the_towers_at_the_text_s_length(num_tokens: int) -> None:
+    """Written out for a text; counted on real tensors for an image."""
+    operations = count_operations(MODEL, 100)
+    width, layers = MODEL.text_tower.width, MODEL.text_tower.layers
+    dense = 4 * width * width + 2 * width * 4 * width  # query, key, value, output, and the two of the feed-forward part
+    attention = 2 * num_tokens * width  # scores, and their sum over values
+    a_text = 2 * (layers * num_tokens * (dense + attention) + width * MODEL.embed_width)
+    assert operations.text(num_tokens) == a_text
+    model = DualEncoder(MODEL, 100).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.encode_image(torch.zeros(1, 3, MODEL.image_px, MODEL.image_px))
+    assert operations.image == counter.get_total_flops() > 0
+
+
+def test_speed_is_that_of_the_present_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps at small pictures are faster; what is left, and the share of the peak, are of those at the present size."""
+    now = 0.0
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
+    small, large = (Stretch(end, px, None, None) for end, px in ((4, 32), (8, 64)))  # type: ignore[arg-type]
+    progress = Progress(pretrain_config(num_steps=8, batch_size=10), 0)
+    for step in range(1, 9):
+        progress.at(small if step <= 4 else large, step - 1)
+        now += 1.0 if step <= 4 else 5.0
+        progress.show(step, 1.0, 0.1, 0.01)
+        assert progress.present_pairs_per_s() == pytest.approx(10.0 if step <= 4 else 2.0)
+    assert progress.pairs_per_s() == pytest.approx(80 / 24)
+    late = Progress(pretrain_config(num_steps=8, batch_size=10), 0)  # values of a step come with the next one
+    late.at(small, 0)
+    now += 2.0
+    late.at(large, 1)
+    late.show(1, 1.0, 0.1, 0.01)
+    assert late.present_pairs_per_s() == pytest.approx(5.0)
+    now += 5.0
+    late.show(2, 1.0, 0.1, 0.01)
+    assert late.present_pairs_per_s() == pytest.approx(2.0)
+
+
+BASE = (
+    load_params().section(PretrainConfig).model_copy(update={"learning_rate": 1.0, "warmup_steps": 4, "num_steps": 12})
+)
+
+
+def _rates(**changes: object) -> list[float]:
+    recipe = BASE.model_copy(update=changes)
+    return [learning_rate_at(step, recipe) for step in range(recipe.num_steps)]
+
+
+def test_linear() -> None:
+    assert _rates() == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
+    assert _rates(warmup_steps=0)[0] == 1.0
+
+
+def test_cosine() -> None:
+    rates = _rates(schedule="cosine")
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[8] == pytest.approx(0.5)  # in the middle of the decay
+    assert rates[5] + rates[11] == pytest.approx(1.0)  # half a cosine is odd about its middle
+    assert rates == sorted(rates[:4]) + sorted(rates[4:], reverse=True)
+
+
+def test_constant_with_and_without_a_cooldown() -> None:
+    assert _rates(schedule="constant") == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 9)
+    assert _rates(schedule="constant", cooldown_steps=4)[6:] == pytest.approx([1.0, 1.0, 1.0, 0.75, 0.5, 0.25])

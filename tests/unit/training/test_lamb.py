@@ -136,8 +136,6 @@ def test_groups_spare_vectors_and_scale_the_text_tower() -> None:
         for group in parameter_groups(model, recipe)
     }
     assert groups == {
-        (True, 0.25): [(3, 2)],
-        (False, 0.125): [(3,), (7,), (7,)],
-        (True, 1.0): [(4, 2), (7, 2)],
+        (True, 0.25): [(3, 2)], (False, 0.125): [(3,), (7,), (7,)], (True, 1.0): [(4, 2), (7, 2)],
         (False, 0.5): [(), (4,)],
-    }
+    }  # fmt: skip

@@ -1,5 +1,6 @@
 """Whole runs of a tiny model: learning, resuming bit for bit, stopping, failing, exporting."""
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,19 +10,28 @@ import numpy as np
 import pytest
 import torch
 
-from align.config.infrastructure import HealthConfig
-from align.errors import ConfigError, NonFiniteLossError
-from align.model.dual_encoder import load_model
+from align.config.fit_tokenizer import FitTokenizerConfig
+from align.config.infrastructure import ClusterConfig, HealthConfig
+from align.config.model import ModelConfig
+from align.config.params import profile_overrides
+from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
+from align.errors import AlignError, ConfigError, DataError, GateError, NonFiniteLossError
+from align.formats.shards import read_manifest
+from align.model.dual_encoder import DualEncoder, load_model
 from align.model.embedder import Embedder
 from align.project import provenance
+from align.training import fit_tokenizer, pretrain, run_plan
 from align.training import run as training_run
-from align.training import run_plan
+from align.training.lamb import Lamb, parameter_groups
 from align.training.run import Trained, run
+from align.training.run_plan import Infrastructure, TrainingPlan
 from align.training.stage import train_stage
 from align.training.validation import recall_at
-from tests.support import training_data
+from tests.support import ROOT, training_data
 from tests.support.params import load_params
+from tests.support.small_data import write_verdict
 from tests.support.training_data import MODEL, finetune_config, plan, pretrain_config
+from tests.support.training_project import write_project
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +183,178 @@ def test_recall_against_a_hand_written_matrix() -> None:
     assert recall_at(similarity, relevant, 3) == 1.0
     relevant[1] = [True, True, False]
     assert recall_at(similarity, relevant, 1) == pytest.approx(2 / 3)
+
+
+#: Another value for each neutral field.
+NEUTRAL: dict[str, object] = {
+    "best_metric": "val/effective_rank", "checkpoint_every_steps": 1, "compile": True, "cudnn_benchmark": True,
+    "gradient_checkpointing": "cheap", "keep_checkpoints": 1, "micro_batch": 4, "num_loader_processes": 2,
+    "num_loader_threads": 3,
+    "num_processes": 2, "num_threads": 2, "on_corrupt_shard": "quarantine", "shard_weights": True,
+    "store_patience_s": 60.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> TrainingPlan:
+    return plan(data, tmp_path_factory.mktemp("checkpoints"))
+
+
+def key(plan: TrainingPlan) -> str:
+    return plan.folder().directory.name
+
+
+def test_neutral_fields_keep_the_key(data: tuple[Path, Path], base: TrainingPlan) -> None:
+    assert NEUTRAL.keys() == Recipe.neutral_fields
+    assert base.recipe.deciding_values().keys() == Recipe.model_fields.keys() - Recipe.neutral_fields
+    for name, value in NEUTRAL.items():
+        assert getattr(base.recipe, name) != value
+        assert key(plan(data, base.checkpoints, pretrain_config(**{name: value}))) == key(base), name
+
+
+def test_what_pre_training_began_with_keeps_the_key_of_fine_tuning() -> None:
+    """It is in the model of `finetune.from`, which counts by its weights."""
+    given = {"path": "bert", "sha256": "a" * 64}
+    plain, changed = finetune_config(), finetune_config(text_weights=given)
+    assert plain != changed and plain.deciding_values() == changed.deciding_values()
+    assert plain.deciding_values().keys() == FinetuneConfig.model_fields.keys() - FinetuneConfig.neutral_fields
+    assert pretrain_config(text_weights=given).deciding_values()["text_weights"] == {"sha256": "a" * 64}
+
+
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 0.01}, {"seed": 1}, {"tf32": True}, {"precision": "float16"}, {"log_every_steps": 1}]
+)
+def test_other_fields_change_the_key(data: tuple[Path, Path], base: TrainingPlan, change: dict[str, object]) -> None:
+    assert key(plan(data, base.checkpoints, pretrain_config(**change))) != key(base)
+
+
+def test_the_model_changes_the_key(data: tuple[Path, Path], base: TrainingPlan) -> None:
+    wider = MODEL.model_copy(update={"embed_width": 24})
+    assert key(plan(data, base.checkpoints, model=wider)) != key(base)
+
+
+def test_prices_and_machines_keep_the_key(data: tuple[Path, Path], base: TrainingPlan) -> None:
+    params = load_params()
+    priced = params.section(HealthConfig).model_copy(update={"price_per_hour": 3.0})
+    cluster = params.section(ClusterConfig).model_copy(update={"num_nodes": 2, "rendezvous": "10.0.0.1:29500"})
+    elsewhere = plan(data, base.checkpoints, health=priced, infrastructure=Infrastructure(cluster=cluster))
+    assert key(elsewhere) == key(base)
+
+
+def test_what_computes_changes_the_half_of_the_key_that_may_be_accepted(
+    data: tuple[Path, Path], base: TrainingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's version and the kind of device; not the build of the same version, nor how many devices there are."""
+    values, _, code = key(base).rpartition("-")
+    version = torch.__version__.partition("+")[0]
+    for other, same in ((f"{version}+cu999", True), ("9.9.9+cpu", False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "__version__", other)
+            now, _, of_code = key(plan(data, base.checkpoints)).rpartition("-")
+            assert now == values and (of_code == code) is same, other
+    available = torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not available)
+    now, _, of_code = key(plan(data, base.checkpoints)).rpartition("-")
+    assert now == values and of_code != code
+
+
+def test_words_keep_the_key_and_code_changes_it(
+    data: tuple[Path, Path], base: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, file_of = key(base), provenance._file
+
+    def with_edit(module: str, old: str, new: str) -> str:
+        text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        assert old in text
+        edited = tmp_path / f"{module}.py"
+        edited.write_text(text.replace(old, new))
+        monkeypatch.setattr(provenance, "_file", lambda name: edited if name == module else file_of(name))
+        return key(plan(data, base.checkpoints))
+
+    assert with_edit("align.training.run", "resuming from step", "continuing at step") == expected
+    assert with_edit("align.training.lamb", '"""LAMB (', '# a comment\n"""Our LAMB (') == expected
+    assert with_edit("align.training.loop", "/ 2.0", "/ 3.0") != expected
+    assert with_edit("align.model.batch_norm", "momentum=0.0", "momentum=0.1") != expected
+    # weights do not use it
+    assert with_edit("align.training.report", "figsize=(9, 3.2)", "figsize=(8, 3.2)") == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "out"),
+    [(fit_tokenizer, "paths.tokenizer"), (pretrain, "paths.pretrained")],
+    ids=["fit_tokenizer", "pretrain"],
+)
+@pytest.mark.parametrize(
+    ("judged", "passed", "error", "said"),
+    [
+        ("these", False, GateError, "the quality gate failed"),
+        ("others", True, DataError, "this verdict is about other data"),
+        (None, True, DataError, "no quality verdict on this data"),
+    ],
+)
+def test_a_stage_refuses_shards_without_a_passed_verdict(
+    stage: ModuleType, out: str, judged: str | None, passed: bool, error: type[AlignError], said: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    data = training_data.write(tmp_path, num_train=8)
+    write_project(tmp_path, data, training_data.RECIPE | {"num_steps": 1, "warmup_steps": 0})
+    digest, gate = read_manifest(data[0]).digest, tmp_path / "reports" / "quality_shards"
+    write_verdict(tmp_path / "reports" / "quality", passed=True, data=digest)  # of another gate
+    (gate / "verdict.json").unlink()
+    if judged:
+        write_verdict(gate, passed=passed, data=digest if judged == "these" else "0" * 64)
+    params = load_params(tmp_path / "params.yaml", [f"{out}=made", "fit_tokenizer.vocab_size=90"])
+    with pytest.raises(error, match=said):
+        stage.main(params, argparse.Namespace(accept_code_change=None))
+    assert not (tmp_path / "made").exists()
+
+
+#: Parameters in millions.
+PUBLISHED = {"cc3m": 39.3, "ablation": 224.5, "coyo": 224.5, "paper": 873.4}
+
+
+@pytest.mark.costs(3, "the towers of the paper, operation by operation")
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_a_step_of_a_published_recipe(profile: str) -> None:
+    """On the meta device: forward, backward and the update of a group of pairs."""
+    params = load_params(overrides=profile_overrides(profile))
+    config, recipe = params.section(ModelConfig), params.section(PretrainConfig)
+    assert recipe.against(config, 1, 8) is None
+    pairs = config.batch_norm_group
+    with torch.device("meta"):
+        model = DualEncoder(
+            recipe.trained(config), params.section(FitTokenizerConfig).vocab_size,
+            text_init_std=recipe.text_init_std, position_init_scale=recipe.position_init_scale,
+        ).train()  # fmt: skip
+        model.gradient_checkpointing = recipe.gradient_checkpointing
+        pixels = torch.zeros(pairs, 3, config.image_px, config.image_px)
+        images = model.vision_projection(model.vision_model(pixels, torch.zeros(pairs, model.vision_model.num_blocks)))
+        ids = torch.zeros(pairs, config.max_tokens, dtype=torch.int64)
+        texts = model.text_projection(model.text_model(ids)[:, 0])
+        assert images.shape == texts.shape == (pairs, config.embed_width)
+        ((images * texts).sum() / model.temperature).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+    missing = [name for name, param in model.named_parameters() if param.grad is None]
+    assert not missing
+    betas = (recipe.beta1, recipe.beta2)
+    optimiser = Lamb(parameter_groups(model, recipe), weight_decay=recipe.weight_decay, betas=betas, eps=recipe.eps)
+    optimiser.set_learning_rate(recipe.learning_rate)
+    optimiser.step()
+    assert len(optimiser.state) == len(list(model.parameters()))
+    millions = sum(param.numel() for param in model.parameters()) / 1e6
+    assert millions == pytest.approx(PUBLISHED[profile], abs=0.1)
+
+
+@pytest.mark.full
+def test_real_steps_of_cc3m(tmp_path: Path) -> None:
+    """B3 + Mini at 289 px on a batch of 16: half a minute."""
+    shards, tokenizer = training_data.write(tmp_path, num_train=32, num_val=0, px=346)
+    params = load_params(overrides=profile_overrides("cc3m"))
+    changes = {
+        "num_steps": 2, "warmup_steps": 1, "batch_size": 16, "micro_batch": None, "log_every_steps": 1,
+        "validate_every_steps": 2, "checkpoint_every_steps": 2, "best_metric": None, "num_processes": 1,
+    }  # fmt: skip
+    recipe = params.section(PretrainConfig).model_copy(update=changes)
+    trained = run(plan((shards, tokenizer), tmp_path / "ck", recipe, model=params.section(ModelConfig)))
+    assert trained is not None
+    assert [row["step"] for row in trained.rows] == [1, 2] and all(0 < row["train/loss"] < 20 for row in trained.rows)

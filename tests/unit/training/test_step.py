@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from align.config.model import Checkpointing, ModelConfig
 from align.config.recipe import Recipe
 from align.errors import ConfigError, NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
@@ -23,12 +24,16 @@ from align.training import loop, readings
 from align.training import loss as loss_module
 from align.training import step as module
 from align.training.batches.batch import Batch, Tokens
+from align.training.loss import align_loss
 from align.training.ranks import buckets as buckets_module
 from align.training.ranks.process_group import Ranks, launch
 from align.training.run import run, start_alike
 from align.training.step import Gradients, compute_gradients
+from benchmarks.step_counts import SHARE, count
+from benchmarks.world import World
 from tests.support import training_data
 from tests.support.double_precision import double_precision
+from tests.support.params import load_params
 from tests.support.training_data import MODEL, pretrain_config
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -304,3 +309,102 @@ def test_a_micro_batch_that_does_not_fit_batch_norm_is_refused(tokenizer: Path, 
         plan = training_data.plan(data, tmp_path, recipe, model=MODEL.model_copy(update=changes))
         with pytest.raises(ConfigError, match=message):
             run(plan)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    training_data.write(root)
+    params = load_params()
+    return World(root, replace(params, values=params.values | {"model": MODEL.model_dump(mode="json")}))
+
+
+def test_a_step_asks_nothing_and_sends_what_it_must(world: World) -> None:
+    whole, parts = (count(world, micro_batch=micro_batch) for micro_batch in (None, SHARE // 4))
+    assert not whole.asked and not parts.asked
+    assert parts.messages == whole.messages > 0  # gradients once, embeddings once
+
+
+def test_each_part_of_a_step_fetches_sharded_weights(world: World) -> None:
+    whole, parts = (count(world, shard_weights=True, micro_batch=each) for each in (None, SHARE // 4))
+    assert parts.messages > 3 * whole.messages and not parts.asked
+
+
+FEW = 8
+
+
+def images(model: DualEncoder, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.rand(FEW, 3, 32, 32, generator=generator) * 2 - 1
+    return model.encode_image(pixels, torch.rand(FEW, model.vision_model.num_blocks, generator=generator))
+
+
+def texts(model: DualEncoder, seed: int) -> Tensor:
+    ids = torch.randint(5, 50, (FEW, 16), generator=torch.Generator().manual_seed(seed))
+    return model.encode_text(ids, torch.ones_like(ids))
+
+
+def kept_bytes(work: Callable[[], Tensor]) -> int:
+    """Bytes of all distinct storages that autograd keeps for a backward pass."""
+    storages: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = work()
+    del result  # it had to keep its graph until here
+    return sum(size for size, _ in storages.values())
+
+
+@pytest.fixture
+def model() -> DualEncoder:
+    torch.manual_seed(0)
+    tower = {"width_coefficient": 0.25, "depth_coefficient": 0.5}
+    text = {"width": 16, "layers": 3, "heads": 2}
+    changes = {"image_tower": tower, "text_tower": text, "stochastic_depth": 0.5}
+    return DualEncoder(ModelConfig.model_validate(MODEL.model_dump() | changes), vocab_size=50).train()
+
+
+def loss_and_gradients(model: DualEncoder) -> tuple[float, dict[str, Tensor]]:
+    """Of a batch in two parts: the second one's draws must not be those that the first is computed again with."""
+    model.zero_grad()
+    image_embeds = torch.cat([images(model, 1), images(model, 2)])
+    loss = align_loss(image_embeds, torch.cat([texts(model, 3), texts(model, 4)]), model.temperature, 0.1)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return float(loss.detach()), {name: param.grad.clone() for name, param in model.named_parameters()}
+
+
+@pytest.mark.parametrize("what", ["cheap", "blocks"])
+@pytest.mark.parametrize("kind", ["group", "batch"])
+def test_loss_and_gradients_stay_the_same(model: DualEncoder, kind: str, what: Checkpointing) -> None:
+    model = DualEncoder(model.config.model_copy(update={"batch_norm": kind}), 50).train()
+    assert model.gradient_checkpointing == "none"
+    plain = loss_and_gradients(model)
+    model.gradient_checkpointing = what
+    again = loss_and_gradients(model)
+    assert again[0] == plain[0]
+    for name, grad in plain[1].items():
+        torch.testing.assert_close(again[1][name], grad, atol=1e-7, rtol=1e-5, msg=name)
+    model.gradient_checkpointing = "none"
+    assert loss_and_gradients(model)[0] == plain[0]
+
+
+@pytest.mark.parametrize(
+    ("tower", "what", "at_most"), [(images, "cheap", 0.75), (images, "blocks", 0.4), (texts, "blocks", 0.4)]
+)
+def test_fewer_bytes_are_kept(
+    model: DualEncoder, tower: Callable[[DualEncoder, int], Tensor], what: Checkpointing, at_most: float
+) -> None:
+    plain = kept_bytes(lambda: tower(model, 1))
+    model.gradient_checkpointing = what
+    again = kept_bytes(lambda: tower(model, 1))
+    assert 0 < again < at_most * plain, (again, plain)
+
+
+def test_evaluation_is_not_computed_twice(model: DualEncoder) -> None:
+    model.gradient_checkpointing = "blocks"
+    with torch.inference_mode():
+        assert images(model.eval(), 1).shape == (FEW, model.config.embed_width)
+    assert model.gradient_checkpointing == "blocks"

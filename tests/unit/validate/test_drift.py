@@ -62,10 +62,8 @@ def test_only_kept_pairs_count_and_buckets_begin_at_their_lower_end() -> None:
         "10-14": 0.666667,
     }
     assert {name: share for name, share in histograms["image_size"].items() if share} == {
-        "100-199": 0.333333,
-        "200-224": 0.333333,
-        "4000+": 0.333333,
-    }
+        "100-199": 0.333333, "200-224": 0.333333, "4000+": 0.333333,
+    }  # fmt: skip
     assert histograms["language"] == {"en": 0.666667, "unknown": 0.333333}
     assert "language" not in distributions(rows_of(pairs), languages=False)
 

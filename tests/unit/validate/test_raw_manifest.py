@@ -14,17 +14,12 @@ from tests.support.gates import pairs
 
 
 def write_raw_manifest(root: Path, **changes: object) -> None:
-    shards = []
-    for table in sorted((root / "raw").glob("*.parquet")):
-        shards.append(
-            {
-                "name": table.stem,
-                "num_pairs": pq.read_metadata(table).num_rows,
-                "tar_sha256": "",
-                "tar_bytes": table.with_suffix(".tar").stat().st_size,
-                "table_sha256": hashlib.sha256(table.read_bytes()).hexdigest(),
-            }
-        )
+    shards: list[dict[str, object]] = [
+        {"name": table.stem, "num_pairs": pq.read_metadata(table).num_rows, "tar_sha256": "",
+         "tar_bytes": table.with_suffix(".tar").stat().st_size,
+         "table_sha256": hashlib.sha256(table.read_bytes()).hexdigest()}
+        for table in sorted((root / "raw").glob("*.parquet"))
+    ]  # fmt: skip
     shards[0] |= changes
     (root / "raw" / "manifest.json").write_text(json.dumps({"schema_version": 1, "digest": "", "shards": shards}))
 

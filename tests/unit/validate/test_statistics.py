@@ -81,14 +81,8 @@ def test_good_data_has_no_fault(tmp_path: Path) -> None:
         (edit(RAW, url=None), {"raw_null_urls": 1}),
         (edit(RAW, width=0), {"raw_success_without_size": 1}),
         (edit(RAW, key=None), {"raw_null_keys": 1, "rows_without_decision": 1, "decisions_without_row": 1}),
-        (
-            edit(RAW, key="000000001"),
-            {"raw_duplicate_keys": 1, "decisions_without_row": 1},
-        ),
-        (
-            edit(DECISIONS, key="000000001"),
-            {"decisions_duplicate_keys": 1, "rows_without_decision": 1},
-        ),
+        (edit(RAW, key="000000001"), {"raw_duplicate_keys": 1, "decisions_without_row": 1}),
+        (edit(DECISIONS, key="000000001"), {"decisions_duplicate_keys": 1, "rows_without_decision": 1}),
         (edit(DECISIONS, keep=None), {"decisions_null_keep": 1, "keep_rate": 0.65}),
         (edit(DECISIONS, keep=False), {"decisions_against_reason": 1, "keep_rate": 0.65}),
         (

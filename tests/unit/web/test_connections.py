@@ -5,9 +5,11 @@ import errno
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from websockets.sync.client import connect
 
 from align.web import connections
 from align.web.connections import Bounds, listening, server, shorten
+from align.web.guard import Guard
 from tests.support.mlflow_server import free_port
 
 LARGE = b"x" * 20_000_000
@@ -193,3 +196,85 @@ def test_a_log_stays_short_while_it_is_written(tmp_path: Path) -> None:
         file.write(b"last\n")
     kept = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
     assert len(kept) == 2 and kept[0].endswith(b"last\n") and all(len(one) <= 1000 for one in kept)
+
+
+NAMES = ("prefect:4200", "prefect.example.com")
+GET = MappingProxyType({"method": "GET"})
+
+
+def status(host: str, names: tuple[str, ...] = NAMES, **headers: str) -> int:
+    """What a request gets."""
+    return guard_answer(host, names, **headers)[0]
+
+
+def guard_answer(
+    host: str, names: tuple[str, ...] = NAMES, login: str | None = None, how: Mapping[str, str] = GET, **headers: str
+) -> tuple[int, bytes]:
+    """Status and body of what a request gets."""
+    sent: list[MutableMapping[str, Any]] = []
+    reached: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        reached.append(scope["path"])
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {}
+
+    pairs = [
+        (b"host", host.encode()),
+        *((key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()),
+    ]
+    scope = {"type": "http", "path": "/", "headers": pairs, **how}
+    guard = Guard(app, 4200, login, names, policy=b"default-src 'none'", login_of="of HERE", reader="bob:looks")
+    asyncio.run(guard(scope, receive, send))
+    assert bool(reached) == (sent[0].get("status") == 200)
+    return int(sent[0].get("status", sent[0].get("code", 0))), b"".join(each.get("body", b"") for each in sent)
+
+
+def test_it_answers_under_its_names_only() -> None:
+    assert [status(host) for host in ("127.0.0.1:4200", *NAMES)] == [200, 200, 200]
+    assert [status(host) for host in ("evil.example", "prefect", "prefect:4201", "")] == [403] * 4
+    assert status("prefect:4200", names=()) == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "expected"),
+    [
+        ("prefect.example.com", "https://prefect.example.com", 200),  # behind a proxy with TLS
+        ("prefect:4200", "http://prefect:4200", 200),
+        ("prefect:4200", "http://prefect.example.com", 403),  # a page of one name does not reach another
+        ("127.0.0.1:4200", "http://127.0.0.1:4200", 200),
+        ("127.0.0.1:4200", "https://127.0.0.1:4200", 403),
+        ("127.0.0.1:4200", "http://prefect:4200", 403),
+        ("prefect:4200", "http://evil.example", 403),
+    ],
+)
+def test_it_answers_to_pages_of_the_same_name(host: str, origin: str, expected: int) -> None:
+    assert status(host, origin=origin) == expected
+    assert status(host, origin=origin, sec_fetch_site="cross-site") == 403
+
+
+def test_who_does_not_know_the_login_is_told_where_it_is_and_nothing_of_it() -> None:
+    told = (401, b"log in with the user and the password of HERE\n")
+    assert guard_answer("prefect:4200", login="ann:secret") == told
+    assert guard_answer("prefect:4200", login="ann:secret", authorization="Basic YW5uOndyb25n") == told
+    assert guard_answer("prefect:4200", login="ann:secret", authorization="Basic YW5uOnNlY3JldA==") == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        *(({"method": method}, 200) for method in ("GET", "HEAD")),
+        *(({"method": method}, 403) for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "get", "QUERY")),
+        ({"type": "websocket"}, 1008),
+    ],
+)
+def test_the_second_login_reads_and_changes_nothing(how: dict[str, str], expected: int) -> None:
+    looks = f"Basic {b64encode(b'bob:looks').decode()}"
+    assert guard_answer("prefect:4200", login="ann:secret", how=how, authorization=looks)[0] == expected
+    assert guard_answer("prefect:4200", login="ann:secret", how=how, authorization=f"{looks}x")[0] in (401, 1008)
+    assert guard_answer("evil.example", login="ann:secret", how=how, authorization=looks)[0] in (403, 1008)

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from align.errors import DataError
-from align.evaluate.protocols.zero_shot import classification_scores, per_class, zero_shot
+from align.evaluate.protocols.calibration import calibration, confidences
+from align.evaluate.protocols.recall import recall
+from align.evaluate.protocols.zero_shot import (
+    class_embeddings,
+    classification_scores,
+    confusion,
+    majority_rate,
+    per_class,
+    predictions,
+    prompts,
+    zero_shot,
+)
 from tests.golden import clip_benchmark_figures
 
 DRAWS = {"num_resamples": 300, "seed": 0}
@@ -50,3 +61,73 @@ def test_labels_and_ranks_differ_in_number() -> None:
     eye = np.eye(3, dtype=np.float32)
     with pytest.raises(DataError, match="2 labels for 3 images"):
         classification_scores(zero_shot(eye, eye, [0, 1, 2], ["a", "b", "c"]), [0, 1], **DRAWS)
+
+
+def test_prompts_go_class_by_class() -> None:
+    assert prompts(["cat", "dog"], ["a {}", "{} art"]) == ["a cat", "cat art", "a dog", "dog art"]
+
+
+def test_templates_are_averaged_then_normalised() -> None:
+    texts = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], dtype=np.float32)
+    expected = [[2**-0.5, 2**-0.5], [0, 1]]
+    assert class_embeddings(texts, 2) == pytest.approx(np.array(expected), abs=1e-7)
+
+
+def test_prompts_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 prompts"):
+        class_embeddings(np.ones((3, 2), dtype=np.float32), 2)
+
+
+def test_accuracy_predictions_and_confusion_by_hand() -> None:
+    classes = np.eye(3, dtype=np.float32)
+    images = np.array([[0.9, 0.1, 0.0], [0.1, 0.8, 0.2], [0.7, 0.0, 0.6], [0.1, 0.2, 0.9]], dtype=np.float32)
+    labels = [0, 1, 2, 2]
+    score = recall(zero_shot(images, classes, labels, ["a", "b", "c", "d"]), 1, num_resamples=200, seed=0)
+    assert (score.value, score.chance) == (0.75, pytest.approx(1 / 3))
+    assert predictions(images, classes).tolist() == [0, 1, 0, 2]
+    assert confusion(labels, predictions(images, classes), 3).tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
+
+
+def test_a_constant_model_is_not_accurate() -> None:
+    """argmax would answer class 0 and be right about every image of it."""
+    constant = np.full((5, 4), 0.5, dtype=np.float32)
+    direction = zero_shot(constant, np.full((3, 4), 0.5, dtype=np.float32), [0, 0, 0, 1, 2], list("abcde"))
+    assert recall(direction, 1, num_resamples=200, seed=0).value == 0.0
+
+
+def test_majority_rate() -> None:
+    assert majority_rate([2, 2, 1, 0]) == 0.5
+    with pytest.raises(ValueError, match="undefined"):
+        majority_rate([])
+
+
+def test_the_error_is_the_mean_distance_weighted_by_answers() -> None:
+    # 2 answers at 0.95, one of them right; 2 at 0.5, both right: 2/4 * |0.5 - 0.95| + 2/4 * |1 - 0.5|
+    one = calibration(np.array([0.95, 0.95, 0.5, 0.5]), [True, False, True, True])
+    assert one.error == pytest.approx(0.475)
+    assert (one.confidence, one.accuracy) == (pytest.approx(0.725), 0.75)
+    assert one.bins == {7 / 15: (2, 0.5, 1.0), 14 / 15: (2, pytest.approx(0.95), 0.5)}
+
+
+def test_a_model_that_knows_what_it_knows_has_no_error() -> None:
+    rng = np.random.default_rng(0)
+    said = rng.uniform(0.1, 1.0, 200_000)
+    assert calibration(said, rng.uniform(size=len(said)) < said).error < 0.01
+    assert calibration(said, rng.uniform(size=len(said)) < said**2).error > 0.1
+
+
+def test_certainty_is_in_the_last_bin() -> None:
+    assert calibration(np.array([1.0]), [True]).bins == {14 / 15: (1, 1.0, 1.0)}
+    with pytest.raises(ValueError, match="0 probabilities"):
+        calibration(np.zeros(0), [])
+
+
+def test_the_probability_is_that_of_a_softmax_by_the_temperature() -> None:
+    classes = np.eye(3, dtype=np.float32)
+    images = np.array([[1, 0, 0], [0.6, 0.8, 0]] * 1000, dtype=np.float32)  # more than one block
+    said = confidences(images, classes, 0.5)
+    assert said[:2] == pytest.approx(
+        [np.exp(2) / (np.exp(2) + 2), np.exp(1.6) / (np.exp(1.6) + np.exp(1.2) + 1)], rel=1e-6
+    )
+    assert np.array_equal(said, np.tile(said[:2], 1000))
+    assert confidences(images, classes, 1e-3) == pytest.approx(1.0)  # no overflow

@@ -207,11 +207,8 @@ def test_odd_members_are_skipped_and_named(tmp_path: Path, capsys: pytest.Captur
     assert f"{path}: 2.jpg: skipped: a symbolic link" in printed
     assert f"{path}: 2.png: skipped: its size is no number from 0" in printed
     table = {
-        "url": ["http://x/1", "http://x/2"],
-        "caption": ["one", "two"],
-        "key": ["1", "2"],
-        "status": ["success"] * 2,
-    }
+        "url": ["http://x/1", "http://x/2"], "caption": ["one", "two"], "key": ["1", "2"], "status": ["success"] * 2,
+    }  # fmt: skip
     pq.write_table(pa.table(table), tmp_path / "0.parquet")
     assert short(read_all(path, "shards"), "text", "bytes") == [("one", BLUE), ("two", None)]
 

@@ -29,11 +29,9 @@ from tests.support.params import load_params
 from tests.support.registered import RECALL, ranks
 
 TAGS = {
-    "align.git_revision": "0123abc",
-    "align.data_digest": "d" * 64,
-    "align.model_digest": "e" * 64,
+    "align.git_revision": "0123abc", "align.data_digest": "d" * 64, "align.model_digest": "e" * 64,
     "align.quality": "passed",
-}
+}  # fmt: skip
 
 
 def version(**changed: str | None) -> Version:

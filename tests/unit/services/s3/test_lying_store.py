@@ -129,12 +129,8 @@ def test_a_listing_that_is_none_gives_nothing(
 def test_names_in_a_listing_lead_nowhere(config: StoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint's name becomes a file's."""
     names = (
-        "step-99999999.pt/../../../../gone",
-        "../step-00000009.pt",
-        "step-x.pt",
-        "step-00000002.pt\n",
-        "/etc/passwd",
-    )
+        "step-99999999.pt/../../../../gone", "../step-00000009.pt", "step-x.pt", "step-00000002.pt\n", "/etc/passwd",
+    )  # fmt: skip
 
     def answer(request: object) -> tuple[int, dict[str, str | None], bytes]:
         return 200, {}, listing(*(f"run/{name}" for name in names)) if "list-type" in request.path else b"x"  # type: ignore[attr-defined]

@@ -64,11 +64,8 @@ def test_it_says_what_mlflow_says(
 
 
 VERSION = {
-    "name": "<script>",
-    "version": "3",
-    "run_id": "../../x",
-    "tags": [{"key": "align.model_digest", "value": "../"}],
-}
+    "name": "<script>", "version": "3", "run_id": "../../x", "tags": [{"key": "align.model_digest", "value": "../"}],
+}  # fmt: skip
 RUN = {"info": {"run_id": "x", "artifact_uri": "file:///etc", "status": "?", "start_time": "never"}, "data": {}}
 ODD = {"model_version": VERSION | {"version": "../x"}, "model_versions": [VERSION | {"version": "NaN"}], "runs": [RUN],
        "registered_model": {"name": "a", "aliases": [{"alias": "champion", "version": "-5"}]},

@@ -62,11 +62,9 @@ def stored(data: bytes) -> bytes:
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
-    "a.warc": bytes,
-    "a.warc.gz": lambda data: gzip.compress(data, mtime=0),
-    "stored.warc.gz": stored,
+    "a.warc": bytes, "a.warc.gz": lambda data: gzip.compress(data, mtime=0), "stored.warc.gz": stored,
     "a.warc.zst": zstd,
-}
+}  # fmt: skip
 
 
 def opened(path: Path, *, allow_damaged: bool = True, images_from: str = "archive") -> Warc:

@@ -10,13 +10,9 @@ from hypothesis import strategies as st
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES, parse_head, read_head
 
 _LINES = (
-    b"HTTP/1.1 200 OK",
-    b"Content-Type: Text/HTML; Charset=UTF-8",
-    b"Location: /a",
-    b"location: /b",
-    b"X-Folded: one",
+    b"HTTP/1.1 200 OK", b"Content-Type: Text/HTML; Charset=UTF-8", b"Location: /a", b"location: /b", b"X-Folded: one",
     b"\t two",
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("line_end", [b"\r\n", b"\n", b"\r\r\n"])

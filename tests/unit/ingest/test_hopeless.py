@@ -131,19 +131,6 @@ def test_a_retry_leaves_out_what_can_pass_no_more(tmp_path: Path) -> None:
     assert outcomes(tmp_path)["a text of more words"] == ("failed_to_download", "HTTP 503")
 
 
-def test_ranges_make_the_bytes_of_the_whole(tmp_path: Path) -> None:
-    parts = tmp_path / "parts"
-    parts.mkdir()
-    with WebServer() as server:
-        arguments = table_of(server, tmp_path, PAIRS)
-        assert main(arguments) == 0
-        ranges = [*arguments, "--set", f"paths.raw={parts / 'raw'}"]
-        for shards in ("2", "0-1"):
-            assert main([*ranges, "--shards", shards]) == 0
-        assert main([*ranges, "--finish"]) == 0
-    assert files(parts / "raw") == files(tmp_path / "raw")
-
-
 def test_another_cut_fetches_no_finished_shard_again(tmp_path: Path) -> None:
     """Nor does it discard unfinished work: what the first cut left out the filter counts, and a retry fetches it."""
     with WebServer() as server:

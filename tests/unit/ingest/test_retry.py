@@ -96,17 +96,6 @@ def test_a_retry_uses_the_values_of_the_ingest_that_failed(tmp_path: Path, capsy
     assert "download.allow_networks" in said and "download.user_agent" in said and "download.num_retries" not in said
 
 
-def test_the_manifest_says_with_which_values_it_was_made(tmp_path: Path) -> None:
-    with WebServer() as server:
-        make_table(server, tmp_path, answer(b"", 503))
-        main(command(tmp_path, LOCAL, *QUICK))
-    manifest = read_raw_manifest(tmp_path / "raw")
-    assert manifest is not None and manifest.made_with is not None
-    assert manifest.made_with.archive == str(tmp_path / "table.jsonl")
-    assert manifest.made_with.ingest["source"] == "url_table"
-    assert manifest.made_with.download["allow_networks"] == ["127.0.0.0/8"]
-
-
 def test_a_refused_address_never_replaces_a_failure_that_may_pass(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,37 +129,27 @@ def test_patience_may_be_changed_by_name_and_nothing_else(tmp_path: Path, capsys
             assert main([*command(tmp_path, setting), "--retry-failed"]) == 1
             name = setting.partition("=")[0]
             [line] = capsys.readouterr().err.splitlines()
-            assert f"was made with another {name}, which a retry keeps; leave out `--set {name}`, or the" in line
+            assert f"was made with another {name}, which a retry keeps; leave out `--set {name}`, or the `--pr" in line
         assert (tmp_path / "raw/manifest.json").read_bytes() == first
         recover(server)
         assert main([*command(tmp_path, "download.timeout_s=77.0"), "--retry-failed"]) == 0
     manifest = read_raw_manifest(tmp_path / "raw")
     assert manifest is not None and manifest.made_with is not None
+    assert manifest.made_with.archive == str(tmp_path / "table.jsonl")
+    assert (manifest.made_with.ingest["source"], manifest.made_with.download["allow_networks"]) == (
+        "url_table", ["127.0.0.0/8"],
+    )  # fmt: skip
     assert manifest.made_with.download["timeout_s"] == 77.0  # all that had failed by time was asked again with it
     assert manifest.made_with.download["num_retries"] == 2  # that of params.yaml, which says how patient we are now
 
 
-def test_a_profile_with_other_values_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with WebServer() as server:
-        make_table(server, tmp_path, answer(b"", 503))
-        main(command(tmp_path, LOCAL, *QUICK))
-        capsys.readouterr()
-        (tmp_path / "own.yaml").write_text("ingest:\n  shard_size: 7\n")
-        assert main([*command(tmp_path), "--profile", str(tmp_path / "own.yaml"), "--retry-failed"]) == 1
-    [line] = capsys.readouterr().err.splitlines()
-    assert "leave out `--set ingest.shard_size`, or the `--profile` that has it" in line
-
-
 def test_a_killed_retry_is_resumed_with_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     with WebServer() as server:
         make_table(server, tmp_path, answer(b"", 503))
         main(command(tmp_path, LOCAL, AGENT, *QUICK))
         recover(server)
         with monkeypatch.context() as killed:
-            killed.setattr("align.ingest.ingest.write_raw_manifest", interrupt)
+            killed.setattr("align.ingest.ingest.write_raw_manifest", _interrupt)
             assert main([*command(tmp_path), "--retry-failed"]) == 130
         asked = [server.count(f"/{number}.png") for number in range(NUM)]
         assert main([*command(tmp_path), "--retry-failed"]) == 0

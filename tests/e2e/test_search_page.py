@@ -121,7 +121,7 @@ def test_by_keyboard_alone_from_a_text_to_a_picture_and_back(tab: Page, url: str
         assert words in said or words in tab.text("#detail")
     press(tab, "Escape")
     tab.wait("!document.getElementById('detail').open")
-    assert tab.run(FOCUSED) == first
+    tab.wait(f"{FOCUSED} === {json.dumps(first)}")
 
 
 @pytest.mark.parametrize("key", ADDRESSES)

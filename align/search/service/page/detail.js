@@ -126,10 +126,12 @@ function shown(item, like) {
 }
 
 let latest = 0;
+let left = "";
 
 /** Opens the dialog for a picture. `like(key)` searches for pictures like it. */
 export async function open(key, like) {
   const number = ++latest;
+  left = key;
   title.textContent = `Picture ${key}`;
   body.replaceChildren(element("p", {}, "…"));
   if (!dialog.open) dialog.showModal();
@@ -145,3 +147,5 @@ export async function open(key, like) {
 
 document.getElementById("close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // beside it
+// Browsers differ in where the focus goes, and an answer that came meanwhile has made the buttons anew.
+dialog.addEventListener("close", () => document.querySelector(`#results [data-key="${CSS.escape(left)}"]`)?.focus());

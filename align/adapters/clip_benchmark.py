@@ -7,7 +7,7 @@ are its own. Its defaults differ in these points; an option that you give wins:
 * the model's name in its results ends in the model's digest: CLIP_benchmark keeps the features of its linear probe by
   name, and would take those of the model that lay in the folder before;
 * `--num_workers 0`: with more, CLIP_benchmark ends where a set has fewer tars than workers;
-* pictures of webdatasets (`--dataset wds/...`) reach our decoder as the files' bytes (`align.adapters.pictures`).
+* pictures of webdatasets (`--dataset wds/...`) reach our decoder as the files' bytes (`align.adapters.models`).
 
 Written for clip-benchmark 1.6.2.
 """
@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from align.adapters.models import NamedModel, open_model
-from align.adapters.pictures import crop
+from align.adapters.models import NamedModel, crop, open_model
 from align.display.console import say
 from align.errors import AlignError, ConfigError
 from align.model.dual_encoder import DualEncoder

@@ -5,7 +5,7 @@
 
     mteb.evaluate(load("models/finetuned"), mteb.get_tasks(["Food101ZeroShot"]))
 
-Pictures reach our decoder as the files' bytes wherever a task's data set still holds them (`align.adapters.pictures`).
+Pictures reach our decoder as the files' bytes wherever a task's data set still holds them (`align.adapters.models`).
 An input of a picture and a text is embedded as the normalised sum of both, as a query of image + text (paper section
 7). mteb keeps results by name and revision; the revision is the model's digest, so that another model in the same
 folder is measured again.
@@ -24,8 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from align.adapters.models import NamedModel, open_model
-from align.adapters.pictures import crop
+from align.adapters.models import NamedModel, crop, open_model
 from align.errors import ConfigError, DataError
 from align.model.embedder import Embedder, Embeddings
 

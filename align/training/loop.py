@@ -37,14 +37,13 @@ from align.training.acceleration import as_written
 from align.training.batches.batch import Augmentation, Batch, Sampling, Workers, one_ahead
 from align.training.batches.loader import TrainLoader
 from align.training.batches.phases import Stretch
-from align.training.health import Health
+from align.training.health import Health, batch_norm_gap, validate
 from align.training.progress import Progress, Usage
 from align.training.ranks.endings import StoppedError
 from align.training.ranks.process_group import Ranks
 from align.training.readings import Pending, Reading, Vote, diverged
 from align.training.state import MetricRow, State
 from align.training.step import autocast, compute_gradients
-from align.training.validation import batch_norm_gap, validate
 
 #: Batch-norm statistics are estimated from at most this many training images, STATISTICS_PART at a time.
 STATISTICS_IMAGES, STATISTICS_PART = 1024, 64

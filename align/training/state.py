@@ -15,7 +15,7 @@ from align.config.recipe import Recipe
 from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.training.lamb import Lamb, parameter_groups
-from align.training.ranks.gathering import gathered
+from align.training.ranks.buckets import gathered
 from align.training.ranks.messages import Keep, Path
 from align.training.ranks.sharding import distributed_like, is_sharded, local
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from align.model import normalisation
 from align.model.batch_norm import BatchNorm2d, normalised
-from align.model.depthwise import DepthwiseConv2d
+from align.model.mbconv import DepthwiseConv2d
 from align.training import loss as losses
 from align.training.lamb import Lamb
 from align.training.loss import align_loss, sigmoid_loss

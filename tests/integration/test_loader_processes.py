@@ -25,7 +25,7 @@ from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
 from align.training.batches.index import read_outline
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
-from align.training.ranks.process_group import RestartError
+from align.training.ranks.endings import RestartError
 from align.training.run import run
 from align.training.run_plan import Infrastructure
 from tests.support import ROOT, training_data, warm
@@ -119,7 +119,7 @@ def test_a_loader_process_that_dies_is_named_and_takes_the_others_with_it(data: 
 
 @pytest.mark.costs(3, "a Python that imports torch alone")
 def test_a_loader_process_imports_no_model() -> None:
-    code = "import align.training.batches.loader_worker, sys; print(*sys.modules)"
+    code = "import align.training.batches.loader, sys; print(*sys.modules)"
     names = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     imported = {name.partition(".")[0] for name in names.split()}
     assert "torch" in imported and not imported & {

@@ -24,7 +24,7 @@ from align.training import step as step_module
 from align.training.acceleration import accelerated
 from align.training.batches.batch import Batch
 from align.training.lamb import Lamb
-from align.training.ranks.gathering import gathered
+from align.training.ranks.buckets import gathered
 from align.training.ranks.process_group import Ranks, launch
 from align.training.ranks.sharding import distributed_like, is_sharded, shard, shards
 from align.training.run import run
@@ -323,7 +323,7 @@ def test_stopped_and_resumed_equals_a_whole_run(outcomes: Outcomes) -> None:
 
 
 def test_no_message_of_a_long_name_is_sent(outcomes: Outcomes) -> None:
-    """They break the heap, see `align.training.ranks.gathering`; torch's functional collectives are such messages."""
+    """They break the heap, see `align.training.ranks.buckets`; torch's functional collectives are such messages."""
     for outcome in outcomes.ranks:
         assert {"c10d.gather_.default", "c10d._allgather_base_.default"} <= outcome["messages"]
         assert not [kind for kind in outcome["messages"] if "functional" in kind or "coalesced" in kind]

@@ -25,8 +25,8 @@ from torch.export import Dim, ExportedProgram
 from align.durable.files import to_json, write_text
 from align.errors import ConfigError
 from align.formats.model_folder import TOKENIZER, TOKENIZER_CONFIG
-from align.model.depthwise import DepthwiseConv2d
 from align.model.dual_encoder import DualEncoder
+from align.model.mbconv import DepthwiseConv2d
 
 ProgramFormat = Literal["onnx", "torch"]
 

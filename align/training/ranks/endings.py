@@ -34,6 +34,10 @@ class StoppedError(TrainingError):
     """The ranks agreed to end, so each has this error; one of them may still be writing a checkpoint."""
 
 
+class RestartError(TrainingError):
+    """A rank cannot continue, and may after a restart: it ends as if it had died."""
+
+
 class Endings:
     """Of the ranks of one attempt.
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align.adapters.models import open_model
-from align.adapters.pictures import crop
+from align.adapters.models import crop, open_model
 from align.errors import AlignError, DataError, FormatError
 from align.formats.model_folder import model_digest
 from align.model.preprocess import centre_crop, decode

@@ -13,9 +13,8 @@ import webdataset
 from align.config.evaluate import EvaluateConfig
 from align.config.suite import SuiteSet
 from align.errors import DataError, FormatError
-from align.evaluate.announce import announce
 from align.evaluate.captioned import LabelledPictures, query_scores, read_published, restricted
-from align.evaluate.evaluate import SuiteNeeds, evaluate
+from align.evaluate.evaluate import SuiteNeeds, announce, evaluate
 from align.evaluate.many_labels import measure_many_labels
 from align.evaluate.measure import Retrieval, measure_retrieval
 from align.evaluate.tuned import Tuner

@@ -15,11 +15,10 @@ from align.config.model import ImageTowerName, ModelConfig, TextTowerName
 from align.config.params import Params
 from align.errors import ConfigError, DataError, FormatError
 from align.formats.model_folder import model_digest, tokenizer_of
-from align.model.depthwise import DepthwiseConv2d
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
-from align.model.mbconv import StochasticDepth
+from align.model.mbconv import DepthwiseConv2d, StochasticDepth
 from align.model.presets import IMAGE_TOWERS, TEXT_TOWERS, named_image_tower, named_text_tower
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.release.exchange.interchange import align_config

@@ -22,11 +22,11 @@ from align.model.embedder import Embedder
 from align.project import provenance
 from align.training import fit_tokenizer, pretrain, run_plan
 from align.training import run as training_run
+from align.training.health import recall_at
 from align.training.lamb import Lamb, parameter_groups
 from align.training.run import Trained, run
 from align.training.run_plan import Infrastructure, TrainingPlan
 from align.training.stage import train_stage
-from align.training.validation import recall_at
 from tests.support import ROOT, training_data
 from tests.support.params import load_params
 from tests.support.small_data import write_verdict
@@ -276,7 +276,7 @@ def test_words_keep_the_key_and_code_changes_it(
     assert with_edit("align.training.loop", "/ 2.0", "/ 3.0") != expected
     assert with_edit("align.model.batch_norm", "momentum=0.0", "momentum=0.1") != expected
     # weights do not use it
-    assert with_edit("align.training.report", "figsize=(9, 3.2)", "figsize=(8, 3.2)") == expected
+    assert with_edit("align.training.stage", "figsize=(9, 3.2)", "figsize=(8, 3.2)") == expected
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,9 @@
-"""Other people's evaluation tools over our models; no verb and no stage imports this folder, and it needs no such tool
-to be imported.
+"""Other people's evaluation tools over our models: mteb and CLIP_benchmark.
+
+models            a model by its name, and pictures as those tools hold them
+mteb              our models as mteb's
+clip_benchmark    our models and our sets as CLIP_benchmark's
+
+A tool that measures a model by its own protocols comes in. Our own protocols are in `evaluate/`. No verb and no stage
+imports this folder, and importing it needs none of the tools.
 """

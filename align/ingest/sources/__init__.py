@@ -1,4 +1,8 @@
-"""The sources of pairs. Each kind of source reads its files into the two tables of `candidates.py`."""
+"""The sources of pairs. Each kind of source reads its files into the two tables of `candidates.py`.
+
+Another kind comes in as a module with a class like `Source`, which reads files that are there (`services/files`). No
+source fetches the pictures that it names, and none leaves out a pair without a count.
+"""
 
 from __future__ import annotations
 

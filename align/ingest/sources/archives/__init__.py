@@ -1,1 +1,5 @@
-"""Web archives: WARC, WAT and ARC, whole or damaged, with the codings that servers used. Pages are read by `pages`."""
+"""Web archives: WARC, WAT and ARC, whole or damaged, with the codings that servers used.
+
+What is known of the container and of HTTP comes in. What a page says about its pictures is read by `pages`, for saved
+pages too.
+"""

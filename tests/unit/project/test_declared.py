@@ -111,7 +111,7 @@ def main(items):
         yield rules.cut(item)
 ''',
     "stage.rules": """
-from align.config.infrastructure import StoreConfig
+from align.config.store import StoreConfig
 from align.config.cuts import CutsConfig
 def cut(item):
     from align.later import value  # inside a function
@@ -151,7 +151,7 @@ def test_closure_is_all_that_an_import_loads_then_or_later(root: Path) -> None:
     assert set(provenance.closure("align.stage.verb")) == {
         "align", "align.display", "align.display.console", "align.display.html", "align.page_style", "align.stage",
         "align.stage.verb", "align.stage.rules", "align.later", "align.config", "align.config.params",
-        "align.config.cuts", "align.config.infrastructure",
+        "align.config.cuts", "align.config.store",
     }  # fmt: skip
     assert provenance.closure("align.later") == {"align": root / "__init__.py", "align.later": root / "later.py"}
 

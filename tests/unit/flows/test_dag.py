@@ -1,10 +1,13 @@
-"""dvc.yaml against the source: every stage depends on the code and the parameters that can change its bytes."""
+"""dvc.yaml against the source: what every stage depends on; and which stages a request names."""
+
+from __future__ import annotations
 
 import ast
 import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,64 @@ from ruamel.yaml import YAML
 
 from align.config.params import INHERITS
 from align.config.sections import SECTIONS
+from align.errors import ConfigError
 from align.project import provenance
 from align.services.dvc.commands import write_code
 from align.verbs import STAGES
-from flows.dag import downstream, read_dag, stale
+from flows.dag import downstream, read_dag, select, stale
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE
 from tests.support.warm import commands
+
+DAG = read_dag(ROOT)
+DATA = {"ingest", "filter", "validate", "shard", "validate_shards", "fit_tokenizer"}
+
+
+def names(only: str = "all", first: str | None = None, last: str | None = None) -> tuple[set[str], set[str]]:
+    found = select(DAG, only, first, last)
+    return {stage.name for stage in found.asked}, {stage.name for stage in found.before}
+
+
+def test_all_and_parts() -> None:
+    assert names() == ({stage.name for stage in DAG}, set())
+    assert names("data") == (DATA, set())
+    assert names("training") == ({"pretrain", "finetune"}, DATA)
+    assert names("evaluation") == ({"evaluate"}, DATA | {"pretrain", "finetune"})
+
+
+def test_up_to_and_from() -> None:
+    assert names(last="validate") == ({"ingest", "filter", "validate"}, set())
+    asked, before = names(first="finetune")
+    assert asked == {"finetune", "evaluate", "package", "index"} and before == DATA | {"pretrain"}
+    assert names(first="shard", last="shard") == ({"shard"}, {"ingest", "filter", "validate"})
+    assert names("training", first="finetune")[0] == {"finetune"}
+    found = select(DAG, last="shard")
+    assert [stage.name for stage in found.stages] == ["ingest", "filter", "validate", "shard"]
+    assert set(found.left_out) == {stage.name for stage in DAG} - {"ingest", "filter", "validate", "shard"}
+
+
+def test_what_the_release_does_not_read_is_left_out() -> None:
+    """Such as pre-training where fine-tuning starts from an imported model; also where it is asked for."""
+    imported = [
+        replace(stage, upstream=tuple(name for name in stage.upstream if name not in ("pretrain", "fit_tokenizer")))
+        for stage in DAG
+    ]
+    for only, first in (("all", None), ("training", None), ("all", "validate_shards")):
+        found = select(imported, only, first)
+        assert {"pretrain", "fit_tokenizer"} <= set(found.left_out), (only, first)
+        assert "finetune" in [stage.name for stage in found.asked]
+    with pytest.raises(
+        ConfigError, match="nothing to run: no stage is in 'all' and from pretrain and up to pretrain, and read"
+    ):
+        select(imported, last="pretrain", first="pretrain")
+
+
+def test_nothing_and_unknown() -> None:
+    with pytest.raises(ConfigError, match="nothing to run: no stage is in 'data' and from pretrain"):
+        select(DAG, "data", "pretrain")
+    with pytest.raises(ConfigError, match=r"stage 'train': dvc\.yaml has no such stage; it has ingest, "):
+        select(DAG, last="train")
+
 
 ENTRIES: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 CODE: dict[str, Any] = ENTRIES.pop("code")
@@ -69,7 +123,7 @@ def test_no_other_out_escapes_the_cache() -> None:
 
 
 def test_order_and_upstream() -> None:
-    stages = read_dag(ROOT)
+    stages = DAG
     position = {stage.name: index for index, stage in enumerate(stages)}
     assert set(position) == set(STAGES)
     assert all(position[name] < position[stage.name] for stage in stages for name in stage.upstream)
@@ -101,14 +155,14 @@ def test_a_model_of_ones_own_needs_neither_pretraining_nor_its_tokenizer(tmp_pat
 
 def test_sub_flows_come_one_after_the_other() -> None:
     order = ["data", "training", "release"]
-    stages = {stage.name: stage for stage in read_dag(ROOT)}
+    stages = {stage.name: stage for stage in DAG}
     for stage in stages.values():
         for name in stage.upstream:
             assert order.index(stages[name].flow) <= order.index(stage.flow), f"{stage.name} reads from {name}"
 
 
 def test_stale_means_changed_or_below() -> None:
-    stages = read_dag(ROOT)
+    stages = DAG
     assert stale(stages, {}) == frozenset()
     below = stale(stages, {"finetune": [{"changed deps": {}}], "models/base.dvc": ["always changed"]})
     assert "finetune" in below and "evaluate" in below and "package" in below
@@ -119,7 +173,7 @@ def test_stale_means_changed_or_below() -> None:
 def stale_after_edits(*files: str) -> frozenset[str]:
     """The stages that edits of these files make stale, and their downstream stages."""
     assert all((ROOT / file).is_file() for file in files)
-    return downstream(read_dag(ROOT), [name for name in STAGES if deciding(name).intersection(files)])
+    return downstream(DAG, [name for name in STAGES if deciding(name).intersection(files)])
 
 
 def test_an_edit_of_zero_shot_makes_the_evaluation_stale_and_not_the_index() -> None:
@@ -185,4 +239,4 @@ def dvc(root: Path, *words: str) -> str:
 def test_every_report_shows_its_metrics() -> None:
     document = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))
     shown = {path.replace("${paths.reports}", "reports") for path in document["metrics"]}
-    assert shown == {f"{stage.report}/metrics.json" for stage in read_dag(ROOT)}
+    assert shown == {f"{stage.report}/metrics.json" for stage in DAG}

@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from align.config import load_params
-from align.config.params import PARAMS_FILE
+from align.config.params import PARAMS_FILE, parse_yaml
 from align.errors import ConfigError, DataError
 from align.services.files import pinned_lists
 from align.services.git import LOCK_FILE, git
@@ -64,7 +62,7 @@ def look(root: Path, revision: str, log: Callable[[str], None]) -> SourceChange:
         with path.open("rb") as stream:
             source = pinned_lists.source_of(stream)
         if source is not None:
-            return _of_pins(root, now, source, git(root, "show", f"{revision}:{_in_repository(now)}"), log)
+            return _of_pins(root, now, source, git(root, "show", f"{revision}:./{Path(now).as_posix()}"), log)
     return _of_totals(path, _recorded(root, revision, now))
 
 
@@ -125,9 +123,8 @@ def _recorded(root: Path, revision: str, location: str) -> tuple[int, int]:
 
 
 def _read(root: Path, revision: str, file: str) -> dict[str, Any]:
-    text = git(root, "show", f"{revision}:./{file}")
     try:
-        values = YAML(typ="safe", pure=True).load(BytesIO(text.encode()))
+        values = parse_yaml(git(root, "show", f"{revision}:./{file}"))
     except YAMLError:
         values = None
     if not isinstance(values, dict):
@@ -137,7 +134,3 @@ def _read(root: Path, revision: str, file: str) -> dict[str, Any]:
 
 def _archive(values: dict[str, Any]) -> str:
     return str(values.get("paths", {}).get("archive"))
-
-
-def _in_repository(location: str) -> str:
-    return f"./{Path(location).as_posix()}"

@@ -5,13 +5,18 @@ CPU seconds; of this one, a hundredth of that.
 """
 
 import multiprocessing
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from multiprocessing import spawn
+from typing import Any
 
 import pytest
 
+import align.durable.files
 from tests.support import warm
 
 
@@ -24,3 +29,41 @@ def small_process() -> Iterator[Executor]:
         executor.submit(int).result()
     with executor:
         yield executor
+
+
+def in_child(block: Callable[[], None]) -> int:
+    """Runs the block in a fork; returns its exit code, negative after a signal."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        with suppress(BaseException):
+            block()
+            code = 0
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_at(step: float, block: Callable[[], None]) -> int:
+    """Runs the block in a fork that is killed before step 0, 1, ... of those on the disk, or after it: 0.5, 1.5, ..."""
+    steps = count()
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            mine = next(steps)
+            if step == mine:
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if step == mine + 0.5:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return call
+
+    def run() -> None:
+        modules = ((os, "replace"), (os, "rmdir"), (os, "unlink"), (os, "fsync"), (align.durable.files, "_exchange"))
+        for module, name in modules:
+            setattr(module, name, counted(getattr(module, name)))
+        block()
+
+    return in_child(run)

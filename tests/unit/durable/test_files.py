@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -32,7 +32,7 @@ from align.durable.files import (
 from align.durable.work import work_directory
 from align.errors import DataError
 from tests.support import ROOT
-from tests.support.small_process import small_process
+from tests.support.small_process import in_child, killed_at, small_process
 
 
 def make(path: Path, name: str) -> None:
@@ -171,40 +171,6 @@ def test_the_mark_is_no_content(tmp_path: Path) -> None:
     assert sha256_folder(tmp_path) == before and marked(tmp_path) == "stage"
 
 
-def in_child(block: Callable[[], None]) -> int:
-    """Runs the block in a fork; returns its exit code, negative after a signal."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        with suppress(BaseException):
-            block()
-            code = 0
-        os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def killed_at(step: int, block: Callable[[], None]) -> None:
-    """Runs the block and kills this process before (even) or after (odd) its `step // 2`th step on the disk."""
-    steps = count()
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            mine = next(steps)
-            if step == 2 * mine:
-                os.kill(os.getpid(), signal.SIGKILL)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                if step == 2 * mine + 1:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        return call
-
-    for module, name in ((os, "replace"), (os, "rmdir"), (os, "unlink"), (align.durable.files, "_exchange")):
-        setattr(module, name, counted(getattr(module, name)))
-    block()
-
-
 def remake(path: Path, how: str) -> None:
     context = replace_directory(path, "stage") if how == "replace" else work_directory(path, "stage", "key")
     with context as part:
@@ -227,7 +193,7 @@ def _kill_at_each_step(root: Path, how: str, can_exchange: bool) -> None:
         with replace_directory(target, "stage") as part:
             for name in "abc":
                 (part / name).write_text("old")
-        code = in_child(partial(killed_at, step, partial(remake, target, how)))
+        code = killed_at(step / 2, partial(remake, target, how))
         if code == 0:
             break
         assert code == -signal.SIGKILL

@@ -81,10 +81,12 @@ def test_readers_share_it_until_one_of_them_wants_it_alone(tmp_path: Path) -> No
 
 
 def test_who_waits_says_for_whom_and_may_be_told_to_stop(tmp_path: Path) -> None:
-    lock, said = tmp_path / "lock", list[str]()
+    lock, said, asked = tmp_path / "lock", list[str](), list[int]()
 
     def stop() -> None:
-        raise InterruptedError
+        asked.append(1)
+        if len(asked) == 3:
+            raise InterruptedError
 
     with locked(lock, "run 'a'", said.append):
         with pytest.raises(InterruptedError), locked(lock, "run 'b'", said.append, stop):

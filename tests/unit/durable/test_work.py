@@ -1,12 +1,12 @@
 """Work folders that several processes share: ranges that start at the same moment, waiters, other parameters."""
 
 import multiprocessing
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
+from functools import partial
 from itertools import count
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -19,7 +19,7 @@ import align.durable.work
 from align.durable.files import MARK, replace_directory
 from align.durable.work import ALL, Portion, asked, one_at_a_time, work_directory
 from align.errors import AlignError, DataError, LockedError
-from tests.support.small_process import small_process
+from tests.support.small_process import killed_at, small_process
 
 NUM_PROCESSES, NUM_ROUNDS = 8, 50
 SPAWN = multiprocessing.get_context("spawn")
@@ -146,33 +146,6 @@ def test_work_that_is_discarded_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == ""
 
 
-def killed_at(step: int, block: Callable[[], None]) -> bool:
-    """Runs the block in a fork that is killed before its `step`th step on the disk; whether it was."""
-    pid = os.fork()
-    if pid:
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert code in (0, -signal.SIGKILL)
-        return code != 0
-    try:
-        steps = count()
-
-        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                if next(steps) == step:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*args, **kwargs)
-
-            return call
-
-        modules = ((os, "replace"), (os, "rmdir"), (os, "unlink"), (os, "fsync"), (align.durable.files, "_exchange"))
-        for module, name in modules:
-            setattr(module, name, counted(getattr(module, name)))
-        block()
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
 def kill_at_each_step(folder: Path, before: str | None, can_exchange: bool, then: Portion) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if not can_exchange:
@@ -198,8 +171,9 @@ def _kill_at_each_step(folder: Path, before: str | None, then: Portion) -> None:
             (out / "old").touch()
         with work_directory(out, made_by, "key", Portion(range(1))) as work:
             (work / "0").write_text("days of work")
-        if not killed_at(step, lambda out=out: finish(out)):  # type: ignore[misc]
+        if (code := killed_at(step, partial(finish, out))) == 0:
             break
+        assert code == -signal.SIGKILL
         if not (out / "0").exists() or (out / ".work.json").exists():  # otherwise it had come to its end
             with work_directory(out, made_by, "key", then) as work:
                 assert (work / "0").exists(), f"step {step}"

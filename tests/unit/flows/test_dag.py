@@ -170,25 +170,19 @@ def test_stale_means_changed_or_below() -> None:
     assert downstream(stages, ["ingest"]) == frozenset(STAGES)
 
 
-def stale_after_edits(*files: str) -> frozenset[str]:
-    """The stages that edits of these files make stale, and their downstream stages."""
-    assert all((ROOT / file).is_file() for file in files)
-    return downstream(DAG, [name for name in STAGES if deciding(name).intersection(files)])
-
-
-def test_an_edit_of_zero_shot_makes_the_evaluation_stale_and_not_the_index() -> None:
-    assert stale_after_edits("align/evaluate/protocols/zero_shot.py") == {"evaluate", "package"}
-
-
-def test_an_edit_of_css_progress_lines_or_the_palette_makes_nothing_stale() -> None:
-    assert (
-        stale_after_edits("align/display/html.py", "align/display/console.py", "align/display/figure.py") == frozenset()
-    )
-
-
-def test_an_edit_of_a_rule_makes_all_but_ingest_stale() -> None:
-    assert stale_after_edits("align/filter/rules.py") == frozenset(STAGES) - {"ingest"}
-    assert stale_after_edits("align/config/filter.py") == frozenset(STAGES) - {"ingest"}  # the web is not fetched again
+@pytest.mark.parametrize(
+    ("files", "made_stale"),
+    [
+        (["evaluate/protocols/zero_shot.py"], {"evaluate", "package"}),  # not the index
+        (["display/html.py", "display/console.py", "display/figure.py"], set()),
+        (["filter/rules.py"], {*STAGES} - {"ingest"}),
+        (["config/filter.py"], {*STAGES} - {"ingest"}),  # the web is not fetched again
+    ],
+)
+def test_an_edit_makes_what_reads_it_stale(files: list[str], made_stale: set[str]) -> None:
+    edited = [f"align/{file}" for file in files]
+    assert all((ROOT / file).is_file() for file in edited)
+    assert downstream(DAG, [name for name in STAGES if deciding(name).intersection(edited)]) == made_stale
 
 
 @pytest.mark.costs(5, "DVC and a process that reads all code, three times")

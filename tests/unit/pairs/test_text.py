@@ -73,14 +73,6 @@ def test_is_no_file_name(text: str) -> None:
     assert not is_filename(text)
 
 
-def test_a_huge_text_takes_no_time() -> None:
-    start = time.process_time()
-    assert len(words("word " * 10_000)) == 10_000
-    for hostile in ("a/" * 20_000 + " b", "IMG 1 " * 20_000 + "x", "a." * 20_000):
-        is_filename(hostile)
-    assert time.process_time() - start < 20
-
-
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -137,13 +129,6 @@ def test_personal_data(text: str, counts: tuple[int, int]) -> None:
     assert personal_data(text) == counts
 
 
-def test_hostile_texts_take_no_time() -> None:
-    start = time.process_time()
-    for hostile in ("a." * 20_000 + "@", "@" * 40_000, "+1 " * 20_000, "0" * 40_000, "a@" + "b." * 20_000):
-        personal_data(hostile)
-    assert time.process_time() - start < 20
-
-
 def test_many_marks_take_no_time() -> None:
     start = time.process_time()
     text = normalise("a" + "\u0315\u0300\u0316\u0345" * 20_000 + " picture")  # NFC alone takes 11 s
@@ -157,18 +142,19 @@ def test_a_text_is_cut() -> None:
 
 
 HOSTILE = [
-    "\U0001f1e9", "\U0001f468\u200d", "_", "_.", "a.", "1", "1-", "1 ", "(0", "+1", "@", "a@", "a@a.", "a/", "\\a",
-    "img 1 at ", "猫", "א'", "ア\uff9e", "\u0300 ", "\u0130", "\ufb2c", "กำ", "\0", "a\u00ad", "\u00ad", "1\u0308",
-    "http://",
+    "\U0001f1e9", "\U0001f468\u200d", "_", "_.", "a.", "1", "1-", "1 ", "(0", "+1", "+1 ", "@", "a@", "a@a.", "a/",
+    "\\a", "a@" + "b." * 10, "img 1 at ", "img 1 ", "猫", "א'", "ア\uff9e", "\u0300 ", "\u0130", "\ufb2c", "กำ", "\0",
+    "a\u00ad", "\u00ad", "1\u0308", "http://",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_no_text_takes_long(piece: str) -> None:
-    text = normalise((piece * MAX_CHARACTERS)[:MAX_CHARACTERS])
-    start = time.process_time()
-    words(text), is_filename(text), personal_data(text), languages([text]), mask_personal_data(text)
-    assert time.process_time() - start < 0.5  # the slowest takes 0.02
+    for end in ("", "@", " b", "x"):  # what the text as a whole turns out not to be
+        text = normalise((piece * MAX_CHARACTERS)[: MAX_CHARACTERS - len(end)] + end)
+        start = time.process_time()
+        words(text), is_filename(text), personal_data(text), languages([text]), mask_personal_data(text)
+        assert time.process_time() - start < 0.5  # the slowest takes 0.02
 
 
 CONFIG = load_params().section(FilterConfig)

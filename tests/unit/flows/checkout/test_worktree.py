@@ -1,13 +1,15 @@
-"""What a run's worktree has of what git does not hold: data that `dvc add` keeps, and inputs that git ignores."""
+"""A run's worktree: its revision and parameters, and what git does not hold (of `dvc add`, or ignored)."""
 
 from pathlib import Path
 
 import pytest
 
-from align.services.git import git
+from align.errors import ConfigError, DataError
+from align.services.git import changes, git
 from flows.checkout import run_branch
 from flows.checkout.workspace import in_worktree
 from flows.request import Request
+from tests.support import small_git
 from tests.support.dvc_projects import commit_all, environment, make_repository, shell
 
 PARAMS = """\
@@ -117,3 +119,64 @@ def test_a_run_s_branch_lacks_inputs_that_are_elsewhere_or_ignored(project: Path
         (project / "params.yaml").write_text(PARAMS.replace("data/evaluation", folder))
         commit = run_branch.record(project, "mine", "run mine").commit
         assert git(project, "diff", "--name-only", "HEAD", commit) == "params.yaml"
+
+
+STORE = "store:\n  features: .align/features\n"
+SMALL_PARAMS = f"paths:\n  checkpoints: checkpoints # where\n{STORE}filter:\n  min_words: 3 # paper 3\n"
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A git and DVC repository with one source file and params.yaml, everything committed."""
+    files = {
+        "align/project/code.py": "x = 1\n", "params.yaml": SMALL_PARAMS, ".gitignore": ".align/\n",
+        ".dvc/config": "[core]\n    analytics = false\n", ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    }  # fmt: skip
+    return small_git.write(tmp_path / "repo", files)
+
+
+def test_a_worktree_of_its_own(repo: Path) -> None:
+    request = Request(name="x", overrides={"filter.min_words": 4})
+    with in_worktree(repo, request, log=lambda line: None) as workspace:
+        assert workspace.root != repo and not workspace.dirty
+        assert (workspace.root / "params.yaml").read_text() == SMALL_PARAMS.replace("3 #", "4 #")  # comments stay
+        (workspace.root / "checkpoints" / "step").write_text("7")
+        (workspace.root / ".align/features/seen").touch()
+        config = (workspace.root / ".dvc/config.local").read_text()
+        assert str(repo / ".dvc" / "cache") in config
+    assert not workspace.root.exists()
+    assert (repo / "checkpoints" / "step").read_text() == "7"  # survives, so that a cancelled run resumes
+    assert (repo / ".align/features/seen").exists()
+    assert (repo / "params.yaml").read_text() == SMALL_PARAMS
+
+
+def test_a_dirty_checkout_is_refused_or_snapshotted(repo: Path) -> None:
+    (repo / "dvc.lock").write_text("schema: '2.0'\n")  # a result, not a change
+    assert changes(repo) == []
+    (repo / "align/project/code.py").write_text("x = 3\n")
+    with pytest.raises(DataError, match=r"align/project/code\.py"), in_worktree(repo, Request(), log=print):
+        pass
+    with in_worktree(repo, Request(snapshot_dirty=True), log=lambda line: None) as workspace:
+        assert workspace.dirty
+        assert (workspace.root / "align/project/code.py").read_text() == "x = 3\n"
+    with in_worktree(repo, Request(ref="HEAD~0"), log=lambda line: None) as workspace:
+        assert (workspace.root / "align/project/code.py").read_text() == "x = 1\n"
+    with (
+        pytest.raises(DataError, match="'nowhere' names no commit"),
+        in_worktree(repo, Request(ref="nowhere"), log=print),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "refused"),
+    [
+        ("filter.words", 5, r"filter\.words"),
+        ("paths.checkpoints", "data/../../person", r"paths\.checkpoints = .*writes there only"),
+    ],
+)
+def test_an_unknown_override_or_another_tree_to_write_in_makes_no_worktree(
+    repo: Path, key: str, value: object, refused: str
+) -> None:
+    with pytest.raises(ConfigError, match=refused), in_worktree(repo, Request(overrides={key: value}), log=print):
+        pass

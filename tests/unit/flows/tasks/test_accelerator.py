@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from align.durable.locks import locked
 from align.errors import ServiceError
 from flows.dag import read_dag
 from flows.tasks import accelerator
@@ -84,24 +83,6 @@ def test_of_two_checkouts_one_trains_and_the_other_says_who(tmp_path: Path) -> N
             first.kill()  # its lock ends with it
             assert second.stdout.readline() == "trains\n"
             assert second.wait(60) == 0
-
-
-def test_waiting_ends_when_the_run_is_to_end(tmp_path: Path) -> None:
-    checks: list[int] = []
-
-    def check() -> None:
-        checks.append(1)
-        if len(checks) == 3:
-            raise KeyboardInterrupt("suspended")
-
-    heard: list[str] = []
-    with (
-        locked(tmp_path / "lock", "a", print),
-        pytest.raises(KeyboardInterrupt, match="suspended"),
-        locked(tmp_path / "lock", "b", heard.append, check),
-    ):
-        pass
-    assert len(heard) == 1
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

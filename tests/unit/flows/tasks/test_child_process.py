@@ -1,11 +1,13 @@
-"""A supervised child while what reads its output fails, and while somebody wants it to end."""
+"""A supervised child: its output, and its end, also while what reads it fails; a watch outlives failing questions."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,91 @@ def test_a_note_is_not_the_sentence_that_a_command_ends_with() -> None:
         last_line(["gates", "version 2 is the champion", "note: a page was not drawn"]) == "version 2 is the champion"
     )
     assert last_line([]) == ""
+
+
+def test_a_child_s_output_comes_line_by_line(tmp_path: Path) -> None:
+    heard: list[str] = []
+    lines = run_supervised(["sh", "-c", "echo out; echo err >&2"], cwd=tmp_path, env=os.environ, log=heard.append)
+    assert sorted(lines) == ["err", "out"]
+    assert heard == lines
+
+
+def test_a_child_s_output_shows_no_login(tmp_path: Path) -> None:
+    heard: list[str] = []
+    script = "echo pushing to https://me:secret@host/repo; exit 1"
+    with pytest.raises(CommandError, match=r"pushing to https://host/repo$"):
+        run_supervised(["sh", "-c", script], cwd=tmp_path, env=os.environ, log=heard.append)
+    assert heard == ["pushing to https://host/repo"]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'align: error: nothing kept'; echo 'ERROR: failed to reproduce'; exit 1", "failed: nothing kept"),
+        ("exit 3", "exit code 3"),
+        ("kill -9 $$", "ended by SIGKILL"),
+    ],
+)
+def test_a_failed_child_says_why(tmp_path: Path, script: str, reason: str) -> None:
+    with pytest.raises(CommandError, match=reason):
+        run_supervised(["sh", "-c", script], cwd=tmp_path, env=os.environ, log=lambda line: None)
+
+
+#: As under DVC: a parent that dies of SIGTERM at once, above a trainer in a session of its own that saves first.
+PARENT = """
+import pathlib, signal, subprocess, sys, time
+if len(sys.argv) == 1:
+    subprocess.run([sys.executable, __file__, "train"], start_new_session=False)
+def save(*_):
+    time.sleep(0.3)
+    pathlib.Path("checkpoint").write_text("step 7")
+    sys.exit(1)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("pid").write_text(str(__import__("os").getpid()))
+print("training", flush=True)
+time.sleep(60)
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended (a zombie that nobody reaps has)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_interrupted_the_trainer_saves_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "trainer.py").write_text(PARENT)
+
+    def interrupt(line: str) -> None:
+        if line == "training":
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_supervised([sys.executable, "trainer.py"], cwd=tmp_path, env=os.environ, log=interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "checkpoint").read_text() == "step 7"
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_killed_the_flow_leaves_no_trainer(tmp_path: Path) -> None:
+    (tmp_path / "trainer.py").write_text(PARENT)
+    flow = (
+        "import os, sys; from pathlib import Path; from flows.tasks.child_process import run_supervised\n"
+        "run_supervised([sys.executable, 'trainer.py'], cwd=Path.cwd(), env=os.environ, log=lambda line: None)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", flow], cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    pid = int((tmp_path / "pid").read_text())
+    while not gone(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gone(pid)
+    assert (tmp_path / "checkpoint").read_text() == "step 7"

@@ -1,0 +1,127 @@
+"""What people read of a run: its summary and the reports of its stages."""
+
+import base64
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from align.services.git import git
+from flows.checkout.run_branch import Recorded
+from flows.dag import Selection, Stage
+from flows.pages import summary
+from flows.pages.summary import summarise
+from flows.tasks.run_context import RunContext
+from flows.tasks.stage_task import StageOutcome, did_run, report_markdown
+from tests.support import ROOT
+
+
+def test_did_run_by_dvc_s_words() -> None:
+    assert did_run("filter", ["Running stage 'filter':", "> align filter"])
+    assert not did_run("filter", ["Stage 'filter' is cached - skipping run, checking out outputs"])
+    assert not did_run("filter", ["Stage 'filter' didn't change, skipping", "Running stage 'filters':"])
+
+
+RECORDED = Recorded("demo", "0" * 40, is_new=True)
+
+
+def stage(name: str) -> Stage:
+    return Stage(name, f"what {name} does", "data", (), (), (), f"reports/{name}")
+
+
+def report(root: Path, name: str, metrics: dict[str, float], **content: object) -> None:
+    folder = root / "reports" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "report.json").write_text(json.dumps(content))
+
+
+def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
+    report(tmp_path, "ingest", {"ingest/num_pairs": 1000})
+    report(tmp_path, "filter", {"filter/num_kept": 600, "filter/dropped/text_too_short": 300, "filter/dropped/x": 0})
+    recalls = {f"concepts/image_to_text/recall@{k}": k / 20 for k in (1, 5, 10)}
+    chances = {f"{name}/chance": 0.02 for name in recalls}
+    zero_shot = {
+        "classes/zero_shot/accuracy": 0.2,
+        "classes/zero_shot/accuracy/chance": 0.04,
+        "classes/zero_shot/accuracy/majority": 0.1,
+    }
+    report(tmp_path, "evaluate", recalls | chances | zero_shot)
+    found = [{"score": 0.5, "right": True, "texts": ["a red heart"]}]
+    report(tmp_path, "index", {}, queries=[{"query": f"query {i}", "found": found} for i in range(5)])
+    stages = [stage(name) for name in ("ingest", "filter", "evaluate", "index")]
+    outcomes = [StageOutcome(stage=s.name, ran=s.name == "filter") for s in stages]
+    run = RunContext(root=tmp_path, checkout=tmp_path, name="demo", chosen=Selection(asked=tuple(stages)))
+    text = summarise(run, outcomes, RECORDED, "align version 3")
+    assert "1 stages ran (filter), 3 came from the cache" in text
+    assert "1,000 in, 600 kept (60.0%)" in text and "300  text_too_short" in text
+    assert "  x" not in text.split("Retrieval")[0]  # rules that dropped nothing are left out
+    row = next(line for line in text.splitlines() if "concepts/image_to_text" in line)
+    assert row.split()[1:] == ["5.0%", "(2.0%)", "25.0%", "(2.0%)", "50.0%", "(2.0%)"]
+    assert "Zero-shot accuracy (classes): 20.0%; chance 4.0%, majority rate 10.0%" in text
+    assert "align version 3" in text and "align compare demo ." in text and "dvc metrics diff" not in text
+    assert text.count("red heart") == 3  # three examples
+    assert 'align search "query 0" --html hits.html' in text
+
+    report(tmp_path, "index", {}, queries=[])  # of a project that has no labelled queries yet
+    text = summarise(run, outcomes, RECORDED, "align version 3")
+    assert 'align search "your words" --html hits.html' in text and "Searches:" not in text
+
+
+def test_the_summary_says_how_to_activate_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report(tmp_path, "evaluate", {})
+
+    run = RunContext(root=tmp_path, checkout=tmp_path, name="a b", chosen=Selection(asked=(stage("evaluate"),)))
+
+    def look_around() -> list[str]:
+        text = summarise(run, [], Recorded("a b", "0", is_new=True), "")
+        return text.split("Look around:\n")[1].splitlines()
+
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert look_around()[0].startswith("  . .venv/bin/activate  ")
+    assert "  align compare 'a b' .  " in "\n".join(look_around())
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "other"))
+    assert look_around()[0].startswith("  . .venv/bin/activate  ")
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    assert look_around()[0].startswith("  make up  ")
+    monkeypatch.delenv("VIRTUAL_ENV")
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)  # installed without an environment
+    assert look_around()[0].startswith("  make up  ")
+
+
+def test_git_ignores_what_the_summary_tells_people_to_create() -> None:
+    made = [*re.findall(r"--html (\S+)", summary.HERE + summary.ELSEWHERE), "dvc_plots/"]
+    assert made == ["hits.html", "dvc_plots/"] and "dvc plots show" in summary.HERE
+    for name in made:
+        assert git(ROOT, "check-ignore", name) == name
+
+
+def test_a_report_shows_metrics_and_pictures(tmp_path: Path) -> None:
+    report(tmp_path, "filter", {"filter/num_kept": 1234, "filter/keep_rate": 0.5, "[x](http://x) | y": 2})
+    (tmp_path / "reports/filter/funnel.png").write_bytes(b"\x89PNG")
+    text = report_markdown(tmp_path / "reports/filter", stage("filter"), "~~~~\n<b>")
+    assert text.count("~~~~") == 2 and r"| \[x\](http://x) \| y | 2 |" in text
+    assert "| filter/num_kept | 1,234 |" in text and "| filter/keep_rate | 0.5 |" in text
+    assert "![funnel](data:image/png;base64,iVBORw==)" in text
+
+
+def test_pictures_of_a_report_fit_into_an_event_of_prefect(tmp_path: Path) -> None:
+    """The largest are named instead; what is shown has fewer colours."""
+    report(tmp_path, "filter", {"filter/num_kept": 1})
+    noise = np.random.default_rng(0)
+    for name, side in (("examples", 400), ("large", 1000), ("more", 800)):
+        picture = Image.fromarray(noise.integers(0, 255, (side, side, 3), dtype=np.uint8))
+        picture.save(tmp_path / f"reports/filter/{name}.png")
+    text = report_markdown(tmp_path / "reports/filter", stage("filter"))
+    assert len(text) < 1_500_000 and "\n\nlarge.png: " in text and "see filter/ in the checkout" in text
+    shown = re.findall(r"!\[(\w+)\]\(data:image/png;base64,([^)]+)\)", text)
+    assert [name for name, _ in shown] == ["examples", "more"]
+    for (_, data), side in zip(shown, (400, 800), strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            assert picture.size == (side, side) and picture.mode == "P"

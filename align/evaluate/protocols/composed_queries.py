@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Score
-from align.evaluate.protocols.scoring import Figure, scores
+from align.evaluate.protocols.recall import Figure, Score, scores
 from align.statistics.intervals import Scored
 
 #: Items that are judged: the page's first row, and the paper's figures show no more.

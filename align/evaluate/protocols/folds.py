@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Score
+from align.evaluate.protocols.recall import Figure, Score, scores
 from align.evaluate.protocols.retrieval import Captioned, Indices, Ties
-from align.evaluate.protocols.scoring import Figure, scores
 from align.formats.query_ranks import CUTS
 
 NUM_FOLDS = 5

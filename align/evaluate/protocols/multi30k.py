@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from align.evaluate.protocols.recall import Score
+from align.evaluate.protocols.recall import Figure, Score, scores
 from align.evaluate.protocols.retrieval import Captioned, Ties
-from align.evaluate.protocols.scoring import Figure, scores
 from align.formats.query_ranks import CUTS
 from align.statistics.intervals import Scored
 

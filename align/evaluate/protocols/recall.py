@@ -10,16 +10,17 @@ Zero-shot classification and nearest neighbours are the same computation with K 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
+from align.errors import DataError
 from align.formats.query_ranks import CUTS
 from align.statistics.chance import chance
-from align.statistics.intervals import Scored, interval
+from align.statistics.intervals import Scored, interval, intervals
 
 #: Queries whose similarities are in memory at once: 1,024 x 25,000 texts (COCO's test split) take 100 MB.
 BLOCK = 1024
@@ -191,3 +192,32 @@ def mean_recall(directions: Sequence[Direction], *, num_resamples: int, seed: in
     value = float(np.mean([group.values.mean() for group in groups]))
     guess = float(np.mean([direction.chance(k) for direction in directions for k in CUTS]))
     return Score(value, low, high, guess)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as the unweighted mean of the means of groups, each a share per query in [0, 1].
+
+    Attributes:
+        groups: one for a plain mean; several (directions, folds, relations) for their mean.
+        chance: the figure of a random order.
+    """
+
+    groups: Sequence[Scored]
+    chance: float
+
+
+def scores(figures: Mapping[str, Figure], *, num_resamples: int, seed: int) -> dict[str, Score]:
+    """Each figure with its 95 % interval. A cluster is drawn in all groups of all figures together.
+
+    Raises:
+        DataError: a figure has no query.
+    """
+    for name, figure in figures.items():
+        if not figure.groups or any(len(group.values) == 0 for group in figure.groups):
+            raise DataError(f"{name}: nothing was asked, so it has no value")
+    bounds = intervals([figure.groups for figure in figures.values()], num_resamples=num_resamples, seed=seed)
+    return {
+        name: Score(float(np.mean([group.values.mean() for group in figure.groups])), low, high, figure.chance)
+        for (name, figure), (low, high) in zip(figures.items(), bounds, strict=True)
+    }

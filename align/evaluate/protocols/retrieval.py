@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Direction, Score, similarities_to
-from align.evaluate.protocols.scoring import Figure, scores
+from align.evaluate.protocols.recall import Direction, Figure, Score, scores, similarities_to
 from align.formats.query_ranks import CUTS
 from align.statistics.intervals import Scored
 

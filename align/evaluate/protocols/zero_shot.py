@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Direction, Score, ranks_by_embedding
-from align.evaluate.protocols.scoring import Figure, scores
+from align.evaluate.protocols.recall import Direction, Figure, Score, ranks_by_embedding, scores
 from align.statistics.intervals import bounds, draws
 
 #: The K of published tables.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -175,18 +175,6 @@ def whole(arrays: Arrays, rows: Rows, tokenizer: TextTokenizer | None, *, pin: b
 What = TypeVar("What")
 
 
-class Copies(Protocol):
-    """Where copies run. `SideStream` is the one; a test has another."""
-
-    def beside(self) -> AbstractContextManager[object]:
-        """Within the block copies are started beside the step."""
-        ...
-
-    def hand_over(self, batch: Batch) -> None:
-        """Makes what the step does from now on wait for the copies of a batch; the host does not wait."""
-        ...
-
-
 class SideStream:
     """A second stream of a GPU."""
 
@@ -195,11 +183,14 @@ class SideStream:
         self._device, self._stream = device, stream(device)
 
     def beside(self) -> AbstractContextManager[object]:
-        """See `Copies`."""
+        """Within the block copies are started beside the step."""
         return torch.cuda.stream(self._stream)
 
     def hand_over(self, batch: Batch) -> None:
-        """See `Copies`. The memory is the side stream's: without a record it could be reused while the step reads."""
+        """Makes what the step does from now on wait for the copies of a batch; the host does not wait.
+
+        The memory is the side stream's: without a record it could be reused while the step reads.
+        """
         step = torch.cuda.current_stream(self._device)
         step.wait_stream(self._stream)
         for tensor in batch.tensors():
@@ -207,7 +198,7 @@ class SideStream:
 
 
 def one_ahead(
-    batches: Iterator[tuple[Batch, What]], device: torch.device, copies: Copies | None = None
+    batches: Iterator[tuple[Batch, What]], device: torch.device, copies: SideStream | None = None
 ) -> Generator[tuple[Batch, What]]:
     """The batches on their device; when one is handed out, the next one's copies have been started, and no more.
 

@@ -25,8 +25,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,16 +72,6 @@ class Part(NamedTuple):
     unreadable: list[str]
 
 
-class Told(Protocol):
-    """An event that processes share."""
-
-    def set(self) -> None:
-        """Tells all of them."""
-
-    def is_set(self) -> bool:
-        """Whether they were told."""
-
-
 @dataclass(frozen=True)
 class Parts(IterableDataset[Part | AlignError]):
     """The rows of a rank's part of each batch, divided evenly among the workers of a DataLoader; picklable.
@@ -101,7 +92,7 @@ class Parts(IterableDataset[Part | AlignError]):
     num_threads: int
     steps: tuple[int, int]
     slots: list[list[Tensor]]
-    told: Told
+    told: Event
 
     def slot(self, step: int) -> list[Tensor]:
         """The memory of a step's batch."""

@@ -29,7 +29,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own names
 from torch.distributed.elastic.rendezvous import (
-    RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
     rendezvous_handler_registry,
@@ -91,15 +90,6 @@ class _Rendezvous(StaticTCPRendezvous):
             )  # fmt: skip
             self._listener = None
         return super().next_rendezvous()
-
-
-def _rendezvous(params: RendezvousParameters) -> RendezvousHandler:
-    return _Rendezvous(params)
-
-
-def register_backend() -> None:
-    """Makes the rendezvous known to torch under the name BACKEND."""
-    rendezvous_handler_registry.register(BACKEND, _rendezvous)
 
 
 def use_interface_to(endpoint: str) -> None:
@@ -315,7 +305,7 @@ def launch(
     if node == 0:
         listener = listen(endpoint)
         endpoint = f"{endpoint.rpartition(':')[0]}:{listener.getsockname()[1]}"
-    register_backend()
+    rendezvous_handler_registry.register(BACKEND, _Rendezvous)
     scratch = tempfile.TemporaryDirectory(prefix="align-ranks-")  # the launcher would not remove its own
     config = LaunchConfig(
         min_nodes=nodes, max_nodes=nodes, nproc_per_node=num_processes, run_id="align", rdzv_backend=BACKEND,

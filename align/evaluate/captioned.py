@@ -180,7 +180,7 @@ def captioned_scores(shown: Shown, published: Published, *, num_resamples: int, 
 
 
 def _crisscrossed(shown: Shown, rated: Crisscrossed, how: Mapping[str, int]) -> dict[str, Score]:
-    """Four retrievals, and three correlations with their deviation; chance of a correlation is 0."""
+    """Four retrievals, and three correlations; chance of a correlation is 0."""
     images, texts = shown.images, shown.texts
     rated = Crisscrossed(
         sts=_among(rated.sts, texts, texts), sis=_among(rated.sis, images, images),

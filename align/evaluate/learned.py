@@ -73,11 +73,8 @@ def learned_scores(
             elif task == "linear_probe":
                 score("linear_probe", [_linear_probe(asked.linear_probe, train, test, num_classes)])
             elif task == "frozen":
-                recipe, view = _FROZEN[asked.frozen.preset], _scaled(train)
-                answers = linear.frozen_features(
-                    [view], _scaled(test), num_classes, seed=asked.frozen.seed, recipe=recipe
-                )
-                score("frozen", [answers])
+                how_fitted: Any = {"seed": asked.frozen.seed, "recipe": _FROZEN[asked.frozen.preset]}
+                score("frozen", [linear.frozen_features(_scaled(train), _scaled(test), num_classes, **how_fitted)])
             elif task == "vtab":
                 found["vtab/accuracy"] = _vtab(asked.vtab, train, test, num_classes, how)
         except DataError as error:
@@ -131,7 +128,7 @@ def _vtab(settings: VtabSettings, train: Labelled, test: Labelled, num_classes: 
         recipe = linear.Recipe(
             "sgd", trial["learning_rate"], None, int(trial["epochs"]), settings.batch_size, unit_rows=False
         )
-        (classifier,) = linear.fit([known], num_classes, recipe, decays=[trial["weight_decay"]], seed=seed)
+        (classifier,) = linear.fit(known, num_classes, recipe, decays=[trial["weight_decay"]], seed=seed)
         if classifier.diverged:
             raise DataError("the fit diverges")
         return classifier.answers(asked)

@@ -7,8 +7,7 @@ Two protocols and their settings:
   validation split: first seven, then the neighbours of the best at distances of 8, 4, 2 and 1. The classifier is fitted
   again on both splits.
 * `frozen_features`, the paper's (section 4.3, ImageNet): SGD with momentum 0.9, batches of 1,024, 100 epochs, rate 0.1
-  times 0.2 every 30 epochs, no decay. The paper draws a new crop in each epoch: give as many `views` of the training
-  pictures as there is room for.
+  times 0.2 every 30 epochs, no decay. The paper draws a new crop in each epoch; here there is one.
 
 Several decays are fitted together, as one wide matrix over the same batches. Deviations: weight decay is decoupled from
 the gradient in SGD, too, as in AdamW; a decay with which a fit diverges is never chosen (CLIP_benchmark compares its
@@ -113,29 +112,21 @@ class Linear:
 
 
 def fit(
-    views: Sequence[Labelled], num_classes: int, recipe: Recipe, *, decays: Sequence[float] = (0.0,), seed: int
+    train: Labelled, num_classes: int, recipe: Recipe, *, decays: Sequence[float] = (0.0,), seed: int
 ) -> list[Linear]:
     """Fits one classifier for each weight decay, all from the same first weights and on the same batches.
 
     Args:
-        views: the training pictures, once or in several augmentations, equal in labels; an epoch uses one after the
-            other. Read in batches, so they may be mapped files.
+        train: the training pictures. Read in batches, so they may be mapped files.
         num_classes: labels are below it.
         recipe: how.
         decays: weight decays; in each step weights shrink by the share rate x decay.
         seed: of first weights and order.
 
     Raises:
-        DataError: no view, a label is not below num_classes, views differ, or a feature is NaN or infinite.
+        DataError: a label is not below num_classes, or a feature is NaN or infinite.
     """
-    if not views:
-        raise DataError("linear classifier: no view of the training pictures")
-    train = views[0]
-    _require_classes(num_classes, *views)
-    for other in views[1:]:
-        if not np.array_equal(other.labels, train.labels):
-            raise DataError(f"{other.name}: its labels are not those of {train.name}; views show the same pictures")
-    require_one_width(*views)
+    _require_classes(num_classes, train)
     generator = torch.Generator().manual_seed(seed)
     bound = train.width**-0.5
     first = torch.empty(num_classes, train.width + 1).uniform_(-bound, bound, generator=generator)
@@ -147,7 +138,7 @@ def fit(
     else:
         optimizer = torch.optim.SGD([weights], lr=recipe.learning_rate, momentum=0.9, fused=True)
     per_epoch = -(-len(train) // recipe.batch_size)
-    for step, (rows, labels) in enumerate(_batches(views, recipe, generator)):
+    for step, (rows, labels) in enumerate(_batches(train, recipe, generator)):
         rate = recipe.rate(step, per_epoch)
         slope = (rows @ weights.T).view(len(rows), len(decays), num_classes).softmax(dim=2)
         slope[torch.arange(len(rows)), :, labels] -= 1
@@ -161,16 +152,15 @@ def fit(
 
 
 def _batches(
-    views: Sequence[Labelled], recipe: Recipe, generator: torch.Generator
+    train: Labelled, recipe: Recipe, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(rows, width + 1) float32 and (rows,) int64 of every step."""
-    for epoch in range(recipe.epochs):
-        view = views[epoch % len(views)]
-        order = torch.randperm(len(view), generator=generator).numpy()
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(train), generator=generator).numpy()
         for start in range(0, len(order), recipe.batch_size):
             which = order[start : start + recipe.batch_size]
-            rows = _ready(view.rows(which), recipe.unit_rows)
-            yield torch.from_numpy(rows), torch.from_numpy(view.labels[which])
+            rows = _ready(train.rows(which), recipe.unit_rows)
+            yield torch.from_numpy(rows), torch.from_numpy(train.labels[which])
 
 
 def _ready(rows: NDArray[np.float32], unit_rows: bool) -> NDArray[np.float32]:
@@ -180,10 +170,9 @@ def _ready(rows: NDArray[np.float32], unit_rows: bool) -> NDArray[np.float32]:
     return ready
 
 
-def _require_classes(num_classes: int, *splits: Labelled) -> None:
-    for split in splits:
-        if split.labels.max() >= num_classes:
-            raise DataError(f"{split.name}: label {split.labels.max()}, but there are {num_classes} classes")
+def _require_classes(num_classes: int, split: Labelled) -> None:
+    if split.labels.max() >= num_classes:
+        raise DataError(f"{split.name}: label {split.labels.max()}, but there are {num_classes} classes")
 
 
 @dataclass(frozen=True)
@@ -227,7 +216,7 @@ def linear_probe(
         require_one_width(train, validation)
         decay = _search(train, validation, num_classes, recipe, seed, tried)
         train = train.joined(validation, f"{train.name} and {validation.name}")
-    return Probe(_answers([train], test, num_classes, recipe, seed, decay), decay, tried)
+    return Probe(_answers(train, test, num_classes, recipe, seed, decay), decay, tried)
 
 
 def _search(
@@ -238,7 +227,7 @@ def _search(
     for span in (None, *_SPANS):
         around = _COARSE if span is None else sorted({max(at - span, 0), at, min(at + span, len(DECAYS) - 1)})
         new = [one for one in around if one not in known]
-        fitted = fit([train], num_classes, recipe, decays=[DECAYS[one] for one in new], seed=seed) if new else []
+        fitted = fit(train, num_classes, recipe, decays=[DECAYS[one] for one in new], seed=seed) if new else []
         for one, classifier in zip(new, fitted, strict=True):
             known.add(one)
             if not classifier.diverged:
@@ -250,12 +239,12 @@ def _search(
 
 
 def frozen_features(
-    views: Sequence[Labelled], test: Labelled, num_classes: int, *, seed: int, recipe: Recipe = PAPER
+    train: Labelled, test: Labelled, num_classes: int, *, seed: int, recipe: Recipe = PAPER
 ) -> NDArray[np.int64]:
     """The paper's classifier on frozen features.
 
     Args:
-        views: training pictures, see `fit`.
+        train: training pictures.
         test: is answered; its labels are not looked at. The paper's test pictures are larger: 360 px, not 289.
         num_classes: labels are below it.
         seed: of the fit.
@@ -267,16 +256,14 @@ def frozen_features(
     Raises:
         DataError: as `fit`, or the fit diverges.
     """
-    return _answers(views, test, num_classes, recipe, seed, 0.0)
+    return _answers(train, test, num_classes, recipe, seed, 0.0)
 
 
 def _answers(
-    views: Sequence[Labelled], test: Labelled, num_classes: int, recipe: Recipe, seed: int, decay: float
+    train: Labelled, test: Labelled, num_classes: int, recipe: Recipe, seed: int, decay: float
 ) -> NDArray[np.int64]:
-    require_one_width(*views, test)
-    (classifier,) = fit(views, num_classes, recipe, decays=[decay], seed=seed)
+    require_one_width(train, test)
+    (classifier,) = fit(train, num_classes, recipe, decays=[decay], seed=seed)
     if classifier.diverged:
-        raise DataError(
-            f"{views[0].name}: the linear classifier diverges; features are too large for its learning rate"
-        )
+        raise DataError(f"{train.name}: the linear classifier diverges; features are too large for its learning rate")
     return classifier.answers(test)

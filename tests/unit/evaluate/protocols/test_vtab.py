@@ -95,7 +95,7 @@ def test_bad_input_is_one_line() -> None:
 
 def linear(trial: Trial, train: Labelled, held: Labelled, seed: int) -> np.ndarray:
     recipe = replace(SMALL, learning_rate=trial["rate"], epochs=int(trial["epochs"]))
-    return fit([train], 4, recipe, decays=[trial["decay"]], seed=seed)[0].answers(held)
+    return fit(train, 4, recipe, decays=[trial["decay"]], seed=seed)[0].answers(held)
 
 
 def test_a_linear_classifier_over_features_is_one_way_to_fit() -> None:

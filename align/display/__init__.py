@@ -6,5 +6,6 @@ html       pages without anything from elsewhere
 figure     plots
 report     the files of a stage's report
 
-No stage depends on how its page looks: see `align.project.provenance`.
+How anything looks comes in; what it says is its stage's. No stage depends on how its page looks, see
+`align.project.provenance`.
 """

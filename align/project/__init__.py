@@ -6,4 +6,6 @@ provenance    which modules decide the bytes of a stage
 declared      what dvc.yaml and code.yaml say of a stage, checked before it runs
 installed     files that come with the code
 template      what `align init` copies
+
+What is true of a project as a whole comes in. What a stage does is in its folder, and where runs work is in `flows/`.
 """

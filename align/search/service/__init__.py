@@ -12,4 +12,7 @@ limits       bodies, clients, time; counts of requests
 answers      the types of requests and answers
 app          the endpoints
 page/        the page and its script
+
+What answers a request, or bounds what one may cost, comes in. What a query finds is in `align.search`. The verb, which
+starts the server and also reads what lineage knows, is `align/serve.py`: this room knows nothing of lineage.
 """

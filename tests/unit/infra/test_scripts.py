@@ -1,4 +1,4 @@
-"""`make clean` removes what is made again, and nothing of a person's."""
+"""`make clean`, the packages of a checkout, and the scripts of a container: what they do and what they refuse."""
 
 import fcntl
 import json

@@ -1,7 +1,6 @@
 """Approval on a real Prefect server, by a real worker and the real `align promote`: what people answer, and when."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,21 +135,3 @@ def test_without_an_answer_in_time_nothing_moves(made: tuple[Stack, Project]) ->
     assert said.endswith("was not approved within 0.02 h; nothing was moved"), said
     assert champions(mlflow) == before
     assert answer(stack, late, **ANN) == "ABORT"  # too late for Prefect, too
-
-
-def test_the_command_asks_likewise(made: tuple[Stack, Project]) -> None:
-    stack, outputs = made
-    mlflow = outputs.tracker
-
-    def promote(*words: str) -> "subprocess.CompletedProcess[str]":
-        return stack.run("-m", "align.cli", "promote", *words)
-
-    best = candidate(outputs, 0.95)
-    asked = promote()
-    assert asked.returncode == 1
-    how = f"align promote --version {best.number} --approved-by WHO --because WHY"
-    assert f"waits for a person's approval (promote.approval): {how}" in asked.stderr
-    assert "say why, too" in promote("--approved-by", "Ann").stderr
-    done = promote("--version", str(best.number), "--approved-by", "Ann", "--because", "better")
-    assert done.returncode == 0, done.stderr
-    assert champions(mlflow)[0] == best.number

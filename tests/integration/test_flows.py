@@ -75,44 +75,6 @@ def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack:
     assert (change["old"], change["new"]) == (1, 5)
 
 
-@pytest.mark.full
-def test_another_result_of_a_name_takes_the_next_branch(stack: Stack, first_run: str) -> None:
-    first = git(stack.root, "rev-parse", "run/demo")
-    done = stack.align_run("--name", "demo", "--set", "pretrain.seed=7")
-    assert done.returncode == 0, done.stderr
-    name = done.stdout.split("recorded as branch run/")[1].split()[0]
-    second = git(stack.root, "rev-parse", f"run/{name}")
-    assert f"Run 'demo', recorded as branch run/{name} ({second[:10]})" in done.stdout
-    assert f"register --revision {second}" in done.stdout and git(stack.root, "rev-parse", "run/demo") == first
-    again = stack.align_run("--name", "demo", "--set", "pretrain.seed=7")
-    assert f"Run 'demo', the same result as branch run/{name} ({second[:10]})" in again.stdout, again.stderr
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("typed", "asked", "shown", "branch"),
-    [
-        ("My first / try", None, "My first / try", "My-first-try"),
-        ("mauve-cuckoo", "form too", "mauve-cuckoo", None),
-        ("mauve-cuckoo", "form-3", "form-3", "form-3"),
-    ],
-)
-def test_the_name_that_a_person_typed_in_prefect(
-    stack: Stack, first_run: str, typed: str, asked: str | None, shown: str, branch: str | None
-) -> None:
-    deployment = stack.ask("/deployments/name/pipeline/local")["id"]
-    body = {"name": typed, "parameters": {"request": {"name": asked} if asked else {}}}
-    run = stack.ask(f"/deployments/{deployment}/create_flow_run", body)["id"]
-    ended = stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED")
-    found = stack.ask(f"/flow_runs/{run}")
-    assert (ended, found["name"]) == ("COMPLETED" if branch else "FAILED", shown)
-    if branch:
-        assert git(stack.root, "rev-parse", "--verify", f"refs/heads/run/{branch}")
-        assert f"run/{branch}" in found["tags"]
-    else:
-        assert "run/form too is not a valid branch name" in found["state"]["message"]
-
-
 def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
     run = stack.start({"name": "cancelled", "overrides": {"pretrain.store_patience_s": 600.0}})
     stack.wait_for_line(run, WORKS)

@@ -23,21 +23,6 @@ def artifacts(stack: Stack, run: str) -> dict[str, Any]:
     return {one["key"]: one for one in found}
 
 
-@pytest.mark.parametrize(
-    ("request_", "named"),
-    [
-        ({"overrides": {"promote.margin": "much"}}, "promote.margin"),
-        ({"num_steps": 0}, "num_steps"),
-        ({"to_stage": "pretain"}, "to_stage"),
-    ],
-)
-def test_the_server_refuses_what_is_out_of_bounds(stack: Stack, request_: dict[str, Any], named: str) -> None:
-    with pytest.raises(urllib.error.HTTPError) as error:
-        stack.start(request_)
-    with error.value:
-        assert error.value.code == 409 and named in error.value.read().decode()
-
-
 def test_a_wrong_value_of_the_last_stage_starts_nothing(stack: Stack) -> None:
     """What the bounds of single values cannot tell: a metric that no stage measures."""
     run = stack.start({"name": "wrong", "overrides": {"promote.metrics": ["recall@10"]}})

@@ -33,28 +33,6 @@ def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert left == [".raw.lock", "raw"]
 
 
-def test_ranges_commute_and_a_missing_one_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole, parts = fresh(tmp_path / "whole"), fresh(tmp_path / "parts")
-    monkeypatch.chdir(whole)
-    one_worker = (*ARGUMENTS, "--set", "engine.num_workers=1")
-    assert main(list(one_worker)) == 0
-    expected = digests(whole / "data/raw")
-    last = max(int(name.split(".")[0]) for name in expected if name.endswith(".tar"))
-    monkeypatch.chdir(parts)
-    for shards in (f"2-{last - 1}", "0"):
-        assert main([*one_worker, "--shards", shards]) == 0
-        assert not (parts / "data/raw").exists()
-    capsys.readouterr()
-    assert main([*one_worker, "--finish"]) == 1
-    assert f"2 of {last + 1} shards are missing: 1, {last};" in capsys.readouterr().err
-    for shards in (str(last), "1"):
-        assert main([*one_worker, "--shards", shards]) == 0
-    assert main([*one_worker, "--finish"]) == 0
-    assert digests(parts / "data/raw") == expected
-
-
 def test_two_runs_at_once_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

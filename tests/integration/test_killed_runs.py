@@ -218,32 +218,6 @@ def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
         force(stack, each, "CANCELLED")
 
 
-@pytest.mark.full
-def test_without_a_server_it_waits_for_one(stack: Stack) -> None:
-    with started(stack, "waiting") as run:
-        said(run, "working on pretrain")
-        kill_all(run)
-        run.wait()
-    [file] = (stack.root / ".align/runs").glob("*.json")
-    record = json.loads(file.read_bytes())
-    inode = record["inode"]
-    file.write_text(json.dumps(record | {"prefect": "http://127.0.0.1:9/api"}))
-    done = stack.run("-m", "align.cli", "runs", "--repair")
-    assert done.returncode == 1
-    assert "it is a run of another Prefect server, http://127.0.0.1:9/api (PREFECT_API_URL): left for" in done.stderr
-    stack.env["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
-    try:
-        [line] = repair(stack)
-    finally:
-        del stack.env["PREFECT_API_URL"]
-    assert "Prefect at http://127.0.0.1:9/api does not answer" in line and "left for the next time" in line
-    nothing = [path.name for path in (stack.root / ".align/worktrees").iterdir()]
-    assert nothing == [] and kinds(stack, "waiting")[0][0] == "RUNNING"
-    file.write_text(json.dumps(record | {"inode": inode}))
-    assert any("flow run waiting is Crashed" in line for line in repair(stack))
-    nothing_is_left(stack)
-
-
 def stopped_by_make_down(stack: Stack) -> None:
     """A click, and `make down` in the middle of it; `make up` says what became of it."""
     run = stack.start({"name": "clicked", "overrides": {"pretrain.store_patience_s": 900.0}})

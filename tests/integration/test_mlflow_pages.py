@@ -1,6 +1,5 @@
 """What people see of runs and versions in MLflow: curves, tags, pictures, tables, the card, the list of runs."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -145,19 +144,3 @@ def test_the_list_of_runs_opens_with_the_columns_that_matter(project: Project) -
     address = f"{project.tracker.uri}/#/experiments/{project.experiment()}/runs"
     assert page == f"{address}?workflowType=machine_learning&viewStateShareKey={KEY}"
     assert project.tracker.runs_page("no such experiment", None) is None
-
-
-def test_the_pictures_of_two_runs_have_one_key(project: Project) -> None:
-    runs = []
-    for colour, recall in (("navy", 0.5), ("maroon", 0.6)):
-        project.evaluate(recall)
-        write_pictures(project, colour)
-        runs.append(project.register().run_id)
-    assert runs[0] != runs[1]
-    seen = []
-    for run in runs:
-        files = client(project).list_artifacts(run, "images")
-        [path] = [file.path for file in files if "text_to_image+step+0+" in file.path and file.path.endswith(".png")]
-        with Image.open(io.BytesIO(Path(client(project).download_artifacts(run, path)).read_bytes())) as image:
-            seen.append(image.getpixel((5, 5)))
-    assert seen == [(0, 0, 128), (128, 0, 0)]

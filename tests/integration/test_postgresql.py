@@ -13,7 +13,6 @@ from align.services.git import git
 from tests.support import ROOT, missing
 from tests.support.local_stack import Stack, stub_repository
 from tests.support.postgresql import PASSWORD, URL_PASSWORD, create, postgresql_server, programs, sql
-from tests.support.warm import commands
 
 pytestmark = pytest.mark.full
 __all__ = ["postgresql_server"]
@@ -88,14 +87,3 @@ def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(
     found = stack.ask(f"{api}/experiments/get-by-name?experiment_name=stub")["experiment"]
     assert found["artifact_location"].startswith((stack.root / "mlartifacts").as_uri())
     assert git(stack.root, "rev-parse", "--verify", "run/clicked")
-
-
-def test_a_bad_address_is_one_line_that_does_not_show_it(tmp_path: Path) -> None:
-    stub_repository(tmp_path / "repo")
-    for url in ("mysql://me:planted@host/db", "postgresql://me:planted@host", "postgresql://me:planted@host:x/db"):
-        done = subprocess.run(
-            [commands() / "align", "champion"], cwd=tmp_path / "repo", env=os.environ | {VARIABLES[1]: url},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 1 and "planted" not in done.stderr
-        assert "ALIGN_MLFLOW_DATABASE_URL: expected postgresql://<user>:<password>@host:port/database" in done.stderr

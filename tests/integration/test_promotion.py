@@ -47,21 +47,3 @@ def test_a_decision_is_kept_with_its_page_and_counted(project: Project, monkeypa
     last = project.tracker.registry.champion_state(project.config.model_name).last
     assert last is not None and last.figures[RECALL] == 0.5
     assert champion.tags["align.evaluation_digest"] == "d" * 64
-
-
-@pytest.mark.full
-def test_bytes_that_were_changed_in_the_store_are_refused(project: Project) -> None:
-    project.candidate(0.5)
-    (version,) = project.tracker.registry.versions(project.config.model_name)
-    project.tracker.log_folder(version.run_id, _other_requirements(project.root), "model")
-    decision = project.promote()
-    failed = {gate.name for gate in decision.gates if gate.passed is False}
-    assert decision.outcome == "refused" and failed == {"registered bytes"}
-    assert ", registered as " in decision.reason and project.aliases() == {"candidate": 1}
-
-
-def _other_requirements(root: Path) -> Path:
-    folder = root / "changed"
-    folder.mkdir()
-    (folder / "requirements.txt").write_text("mlflow\n")
-    return folder

@@ -1,7 +1,6 @@
 """Runs, versions and aliases in a real MLflow: a server on loopback, and the file that needs no server."""
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,8 @@ from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
 from align.services.signing import SIGN_WITH, TRUST, require_signed_version
 from align.services.tracking.live_log import LiveLog
-from align.services.tracking.tracker import Tracker, metric_name
-from tests.support import registered, small_data, warm
+from align.services.tracking.tracker import Tracker
+from tests.support import registered, small_data
 from tests.support.registered import VALUES, Project
 from tests.support.signing_keys import write_keys
 
@@ -160,20 +159,6 @@ def test_what_people_accepted_goes_into_the_lineage(project: Project) -> None:
     assert done.version.tags["align.quality_accepted"] == "keep-rate, by Ada: few icons this week"
 
 
-def test_the_registered_model_loads_by_its_alias(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    project.register()
-    script = (
-        "import warnings; warnings.simplefilter('ignore'); import sys, mlflow.pyfunc, pandas; "
-        "model = mlflow.pyfunc.load_model(sys.argv[1]); "
-        "print(len(model.predict(pandas.DataFrame({'text': ['a red fox']}))['text_embedding'][0]))"
-    )
-    environment = os.environ | {"MLFLOW_TRACKING_URI": project.tracker.uri}
-    command = [str(warm.commands() / "python"), "-c", script, f"models:/{project.config.model_name}@candidate"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "24"
-
-
 def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(project: Project) -> None:
     first, again = project.register(), project.register()
     assert (first.created, again.created) == (True, False)
@@ -302,7 +287,3 @@ def test_mlflow_gets_no_secret_of_the_environment(
     files = [path for path in project.root.rglob("*") if path.is_file() and ".git" not in path.parts]
     assert {"mlflow.db", "MLmodel"} <= {path.name for path in files}
     assert [path for path in files if b"planted-" in path.read_bytes()] == []
-
-
-def test_metric_names_are_mapped_in_one_way() -> None:
-    assert metric_name("concepts/image_to_text/recall@10/low") == "concepts/image_to_text/recall_at_10/low"

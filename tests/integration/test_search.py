@@ -65,25 +65,6 @@ def test_plus_and_minus_change_what_an_image_finds(world: Path, capsys: pytest.C
     assert alone != plus != minus
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "give one of a text"),
-        (["a heart", "--minus", "red"], "--plus and --minus change an image"),
-        (["--image", "nowhere.png"], "--image nowhere.png: No such file"),
-        (["--image", __file__], "not an image"),
-        (["--key", "x"], "no image with key 'x'"),
-        (["a heart", "-k", "0"], "-k 0"),
-    ],
-)
-def test_a_mistake_is_one_line(world: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
-    assert align(world, "search", *words) == 1
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("align: error: ")
-    assert message in error
-    assert "\n" not in error
-
-
 def test_no_index_another_model_and_other_shards(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,6 @@
 """`align serve` over a real MLflow: it follows the champion, under load and when a version is broken."""
 
 import json
-import shutil
 import threading
 import time
 import urllib.error
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 
 from align.config.infrastructure import StoreConfig
@@ -25,9 +23,9 @@ from align.release.registration.results import PipelineOutputs
 from align.search.index import IndexedData, index
 from align.search.service.champion import Champion
 from align.search.service.fetched import RegisteredChampion
-from align.search.service.served import Pictures, load
+from align.search.service.served import Pictures
 from align.search.service.service import SearchService
-from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, Version
+from align.services.tracking.registry import CHAMPION, Version
 from tests.support import colour_index, registered
 from tests.support.params import load_params
 from tests.support.registered import ORIGIN, VALUES, Project
@@ -115,20 +113,6 @@ def wait(condition: Any, timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_the_index_is_registered_with_its_model_and_no_other(world: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    first = world.register(0.5)
-    version = world.project.tracker.registry.versions(world.project.config.model_name)[0]
-    digest = version.tags[INDEX_DIGEST]
-    assert world.register(0.5).version.number == first.version.number  # again: the same version, nothing new
-    shutil.rmtree(world.paths.index)
-    (world.paths.index).mkdir()
-    (world.paths.index / "index.json").write_text(json.dumps({"model_digest": "other"}))
-    assert INDEX_DIGEST not in world.register(0.6).version.tags
-    assert "is of another model, so version" in capsys.readouterr().err
-    fetched = world.project.tracker.registry.download(version, f"index/{digest[:16]}", world.root)
-    assert (fetched / "items.parquet").is_file()
-
-
 @pytest.mark.costs(7, "queries without a pause, while three models are loaded")
 def test_it_follows_promotion_and_rollback_under_load_without_an_error(world: Served) -> None:
     one, two = world.register(0.5).version, world.register(0.6).version
@@ -163,63 +147,3 @@ def test_it_follows_promotion_and_rollback_under_load_without_an_error(world: Se
         assert seen == {one.number, two.number} and world.champion.num_swaps == 3
         health = get(f"{url}/health")[1]
         assert health["warnings"] == [] and health["served"]["version"] == two.number
-
-
-def test_what_the_registry_has_is_checked_and_a_broken_version_is_not_served(world: Served) -> None:
-    one, two = world.register(0.5).version, world.register(0.6).version
-    world.crown(one)
-    world.champion.look()
-    world.project.tracker.registry.set_version_tags(two, {INDEX_DIGEST: "0" * 64})
-    world.crown(two)
-    world.champion.look()
-    assert world.number == one.number
-    assert f"version {two.number} cannot be served" in (world.champion.problem or "")
-    assert "is still served" in (world.champion.problem or "")
-    assert not [path for path in (world.root / "served").iterdir() if ".part" in path.name]
-
-
-@pytest.mark.costs(5, "four models are registered, fetched and loaded")
-def test_a_damaged_copy_is_fetched_again_and_old_copies_go(world: Served) -> None:
-    versions = [world.register(recall).version for recall in (0.5, 0.6, 0.7)]
-    for version in versions:
-        world.crown(version)
-        world.champion.look()
-        assert world.number == version.number
-    copies = [path for path in (world.root / "served").iterdir() if path.is_dir()]
-    assert len(copies) == 2
-    release = world.source.wanted()
-    assert release is not None
-    folders = world.source.folders(release)
-    weights = folders.model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
-    again = world.source.folders(release)
-    assert load(release, again).embedder.width == 24
-
-
-def test_a_version_without_an_index_is_served_with_this_checkouts_if_it_is_of_that_model(world: Served) -> None:
-    kept = world.root / "kept"
-    world.paths.index.rename(kept)
-    version = world.register(0.5).version
-    world.crown(version)
-    world.champion.look()
-    assert world.number is None and "has no index" in (world.champion.problem or "")
-    kept.rename(world.paths.index)
-    world.champion.look()
-    assert world.number == version.number
-    assert "has no index of its own" in world.champion.warnings()[0]
-    header = json.loads((world.paths.index / "index.json").read_text())
-    (world.paths.index / "index.json").write_text(json.dumps(header | {"model_digest": "other"}))
-    world.champion.look()
-    assert world.number == version.number and "made with another model" in (world.champion.problem or "")
-
-
-def test_an_alias_moved_by_hand_is_served_and_said(world: Served) -> None:
-    version = world.register(0.5).version
-    world.project.tracker.registry.set_alias(version, CHAMPION)
-    world.champion.look()
-    assert world.number == version.number
-    assert "made the champion by hand" in world.champion.warnings()[0]
-    client = mlflow.MlflowClient(world.project.tracker.uri)
-    client.delete_registered_model_alias(world.project.config.model_name, CHAMPION)
-    world.champion.look()
-    assert world.number == version.number and "no version is the champion any more" in world.champion.warnings()[0]

@@ -231,23 +231,6 @@ def test_two_equal_runs_and_a_different_one_at_once(whole: Stack) -> None:
     assert whole.wait_for(one, *ENDS) == "COMPLETED"
 
 
-def test_what_cannot_run_fails_with_one_line(whole: Stack) -> None:
-    def reason(request: dict[str, object]) -> str:
-        run = whole.start(request)
-        assert whole.wait_for(run, *ENDS) == "FAILED"
-        assert not [line for line in whole.logs(run) if "Traceback" in line]
-        return str(whole.ask(f"/flow_runs/{run}")["state"]["message"])
-
-    assert "'nowhere' names no commit" in reason({"name": "unknown-ref", "ref": "nowhere"})
-    edited = whole.root / "dvc.yaml"
-    text = edited.read_text()
-    edited.write_text(f"{text}# edited\n")
-    try:
-        assert "uncommitted changes (dvc.yaml)" in reason({"name": "dirty"})
-    finally:
-        edited.write_text(text)
-
-
 def test_mlflow_is_killed_in_mid_run(whole: Stack) -> None:
     """Runs of the local stack write to MLflow's database themselves; its server is what people look at."""
     run = training(whole, "no-mlflow", 113)
@@ -277,22 +260,3 @@ def test_an_mlflow_server_elsewhere_is_killed_in_mid_run(whole: Stack, tmp_path:
             assert done.returncode == 0 and "in MLflow its run is KILLED" in done.stderr, done.stderr
         finally:
             whole.kill("worker")  # which has its address
-
-
-def test_a_worker_that_dies_at_its_start_is_said(whole: Stack) -> None:
-    program = whole.root / "flows/worker.py"
-    text = program.read_text()
-    whole.kill("worker")
-    program.write_text("import nothing_of_this_name\n")
-    try:
-        done = whole.run("-m", "infra.local", "up")
-    finally:
-        program.write_text(text)
-    assert done.returncode == 1
-    assert done.stderr == (
-        "align: error: worker did not start at work pool local; see .align/logs/worker.log, which ends: "
-        "ModuleNotFoundError: No module named 'nothing_of_this_name'\n"
-    )
-    assert set(running_services(whole.root)) == {"prefect", "mlflow", "search"}
-    whole.up()
-    works(whole, "mended", 215)

@@ -26,7 +26,6 @@ from tests.support.downloads import config as download
 from tests.support.http2_server import Http2Server
 from tests.support.params import PARAMS_FILE
 from tests.support.ranges import cut_off, in_turn, ranges
-from tests.support.reading import rows_of, source_at
 from tests.support.warc_records import page, write_archive
 from tests.support.warc_records import response as archived
 from tests.support.web_server import Request, WebServer, delayed, endless_headers, redirect, response, slow_loris
@@ -295,18 +294,6 @@ def test_common_crawls_list_is_used_as_published(server: WebServer, tmp_path: Pa
     assert ingested(tmp_path, "copy", tmp_path / "warc.paths.gz", root) == here
     theirs = server.url("/crawl-data/CC-MAIN-2024-10/warc.paths.gz")
     assert ingested(tmp_path, "theirs", theirs, root, "engine.num_workers=2") == here
-
-
-def test_the_sample_on_a_server_gives_the_rows_and_pictures_of_the_file(server: WebServer, tmp_path: Path) -> None:
-    server.routes["/a.warc.gz"] = ranges(SAMPLE.read_bytes())
-    allowed = "download.allow_networks=[127.0.0.0/8]"
-    here, there = source_at(SAMPLE), source_at(server.url("/a.warc.gz"), allowed)
-    for ours, theirs in zip(rows_of(here), rows_of(there), strict=True):
-        assert len(ours) == len(theirs) > 100
-        for our, their in zip(ours, theirs, strict=True):
-            assert {**our, "file": None} == {**their, "file": None}
-    for row in rows_of(here)[1][::40]:
-        assert there.read(there.files[0], row["offset"]) == here.read(here.files[0], row["offset"])
 
 
 def test_missing_files_of_a_list_are_named_before_any_is_read(

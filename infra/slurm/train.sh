@@ -7,8 +7,8 @@
 # align starts a rank for each GPU itself, so SLURM starts one task on each machine.
 #
 # What was run: this script with stand-ins for srun and scontrol (tests/unit/infra/test_clusters.py), and two machines
-# that train together with these options, on CPUs (tests/integration/test_training_network.py). What was only validated:
-# the script, by shellcheck. SLURM was not at hand: the #SBATCH lines and its variables are untried.
+# that train together with these options, on CPUs (tests/integration/test_training_processes.py). What was only
+# validated: the script, by shellcheck. SLURM was not at hand: the #SBATCH lines and its variables are untried.
 #SBATCH --job-name=align
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -10,13 +10,12 @@ With ALIGN_PICTURES=FOLDER the pictures of docs/operations.md are taken into it:
 
 import json
 import re
-import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from align.services.git import git
+from tests.support import wait_until
 from tests.support.browser import open_page
 from tests.support.fresh_clone import MORE, Clone
 from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take
@@ -88,7 +87,7 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     prefect.picture("prefect_form", 1700)
     run = prefect.submit()
     prefect.wait_for_state("Running")
-    wait(lambda: "trial" in page.text("main").split("\n")[:4], 30)  # not the name that the form was filled with
+    wait_until(lambda: "trial" in page.text("main").split("\n")[:4], 30)  # not the name that the form was filled with
 
     plan = prefect.read(run, "plan")
     assert f"{STEPS:,} steps of {BATCH}: {STEPS * BATCH:,} pairs" in plan and "it has not run here yet" in plan
@@ -120,7 +119,7 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     prefect.picture("prefect_cancelled", rows=506)
     prefect.menu("Retry", "Retry")
     prefect.wait_for_state("Running", 120)
-    wait(lambda: "resuming from step" in prefect.read(run, "run"), 240)
+    wait_until(lambda: "resuming from step" in prefect.read(run, "run"), pause_s=2)
     text = page.text("main")
     assert all(f"{stage}\tcached\treport" in text for stage in STAGES[:6]) and "pretrain\truns" in text
     resumed = re.search(r"pretrain: resuming from step ([\d,]+) in", text)
@@ -168,7 +167,7 @@ def watch_steps(prefect: Prefect, run: str) -> int:
             seen.extend([step] if step not in seen else [])
         return len(seen) == 2
 
-    wait(moved, 600)
+    wait_until(moved, 600, pause_s=2)
     assert seen[0] < seen[1] < STEPS and re.search(r"Progress: [\d.]+%", prefect.page.text("main"))
     return seen[-1]
 
@@ -219,11 +218,3 @@ def the_older_ui_shows_the_same(clone: Clone, prefect: Prefect, run: str) -> Non
     deployment = clone.ask("/deployments/name/pipeline/local")["id"]
     page.open(f"{prefect.url}/deployments/deployment/{deployment}/run")
     page.wait("['Name', 'Steps', 'More parameters'].every((words) => document.body.innerText.includes(words))")
-
-
-def wait(condition: Any, timeout_s: float) -> None:
-    """Waits until a condition holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never held"
-        time.sleep(2)

@@ -3,12 +3,10 @@
 import base64
 import hashlib
 import html
-import http.server
 import io
 import json
 import re
 import subprocess
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from align.display.html import picture
 from align.formats.shards import iter_samples
 from tests.support import ROOT, tiny_model
 from tests.support.browser import find_chromium
-from tests.support.params import PARAMS_FILE
+from tests.support.params import PARAMS_FILE, at, sets
+from tests.support.web_server import WebServer
 
 pytestmark = [pytest.mark.full, pytest.mark.patience(900, "the stages run within the first test")]
 
@@ -112,8 +111,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
         "index.queries": root / "queries.json", "paths.finetuned": root / "model",
     }  # fmt: skip
     folders = ("raw", "filtered", "shards", "tokenizer", "index", "reports", "runtime", "policy")
-    values |= {f"paths.{name}": root / name for name in folders}
-    settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    settings = sets(*at(root, *folders), *(f"{key}={value}" for key, value in values.items()))
 
     def align(*words: str) -> None:
         assert main([words[0], "--params", str(PARAMS_FILE), *settings, *words[1:]]) == 0
@@ -200,40 +198,22 @@ def test_what_the_browser_reports_is_what_happened(chromium: str, tmp_path: Path
 
 
 def test_a_strangers_html_in_a_page_neither_runs_nor_loads_anything(chromium: str, tmp_path: Path) -> None:
-    asked: list[str] = []
-
-    class Listener(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    there = f"http://127.0.0.1:{server.server_port}"
-    planted = f"""<script>document.title = "it ran"; document.body.append("it ran")</script>
-        <script src="{there}/script"></script><img src="{there}/image" onerror="document.body.append('it ran')">
-        <link rel="stylesheet" href="{there}/sheet"><style>h1 {{ background: url({there}/style) }}</style>
-        <p style="background: url({there}/attribute)">a</p><iframe src="{there}/frame"></iframe>
-        <object data="{there}/object"></object><video src="{there}/video" autoplay></video>
-        <svg width="10"><image href="{there}/svg" width="10" height="10"/></svg><base href="{there}/">"""
+    planted = """<script>document.title = "it ran"; document.body.append("it ran")</script>
+        <script src="THERE/script"></script><img src="THERE/image" onerror="document.body.append('it ran')">
+        <link rel="stylesheet" href="THERE/sheet"><style>h1 { background: url(THERE/style) }</style>
+        <p style="background: url(THERE/attribute)">a</p><iframe src="THERE/frame"></iframe>
+        <object data="THERE/object"></object><video src="THERE/video" autoplay></video>
+        <svg width="10"><image href="THERE/svg" width="10" height="10"/></svg><base href="THERE/">"""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
     page = tmp_path / "page.html"
-    try:
-        page.write_text(page_of("A page", "lead", [picture(buffer.getvalue(), alt="ours"), planted]))
+    with WebServer() as server:
+        pictures = [picture(buffer.getvalue(), alt="ours"), planted.replace("THERE", server.url(""))]
+        page.write_text(page_of("A page", "lead", pictures))
         opened = browse(chromium, page, tmp_path / "with")
-        asked_with_policy = list(asked)
+        assert server.requests == [] and "it ran" not in opened.text
+        assert opened.images[0]  # the page's own picture is there
         page.write_text(re.sub("<meta http-equiv[^>]*>", "", page.read_text()))
-        without = browse(chromium, page, tmp_path / "without")
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert asked_with_policy == []
-    assert "it ran" not in opened.text
-    assert opened.images[0]  # the page's own picture is there
-    paths = {"script", "image", "sheet", "style", "attribute", "frame", "object", "video", "svg"}
-    assert {f"/{name}" for name in paths} <= set(asked)  # without the policy, all of it happens
-    assert "it ran" in without.text
+        assert "it ran" in browse(chromium, page, tmp_path / "without").text  # without the policy, all of it happens
+        names = ("script", "image", "sheet", "style", "attribute", "frame", "object", "video", "svg")
+        assert [name for name in names if not server.count(f"/{name}")] == []

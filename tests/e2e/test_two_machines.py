@@ -13,14 +13,13 @@ from ruamel.yaml import YAML
 
 from align.config.params import write_params
 from align.services.git import git
-from tests.support import small_checkout
+from tests.support import small_checkout, wait_until
 from tests.support.dvc_projects import aws_variables
-from tests.support.local_stack import Stack
-from tests.support.remote_worker import Machine, share, use_remote, wait_until
+from tests.support.local_stack import ENDS, Stack
+from tests.support.remote_worker import Machine, share, use_remote
 from tests.support.s3_server import SECRET, S3Server, serve
 
 pytestmark = [pytest.mark.full, pytest.mark.patience(1800, "a second machine begins the training again")]
-ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 @pytest.fixture(scope="module")

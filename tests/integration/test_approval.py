@@ -11,12 +11,11 @@ from align.config.release import RegisterConfig
 from align.services.tracking.registry import LINEAGE_PAGE, Version
 from align.services.tracking.tracker import Tracker
 from tests.support import registered
-from tests.support.local_stack import Stack, stub_repository
+from tests.support.local_stack import ENDS, Stack, stub_repository
 from tests.support.registered import RECALL, Project
 
 pytestmark = pytest.mark.full
 
-ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 ANN = {"decision": "approve", "who": "--version=7 <b>Ann", "why": "it reads | signs"}
 
 
@@ -48,8 +47,7 @@ def candidate(outputs: Project, recall: float) -> Version:
 
 def ask(stack: Stack) -> str:
     """A click on `promote`; returns the id of the run that waits for an answer."""
-    deployment = stack.ask("/deployments/name/promote/local")["id"]
-    run = stack.ask(f"/deployments/{deployment}/create_flow_run", {})["id"]
+    run = stack.click("promote")
     assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
     approvals = [each for each in runs(stack) if not each["parameters"].get("ends")]
     waiting = max(approvals, key=lambda each: str(each["created"]))["id"]
@@ -88,9 +86,7 @@ def test_what_people_answer_decides(made: tuple[Stack, Project]) -> None:
         ANN | {"why": "see https://me:secret@host/"}, ANN | {"more": "x"},
     )  # fmt: skip
     assert [answer(stack, first, **each) for each in wrong] == ["REJECT"] * len(wrong)
-    deployment = stack.ask("/deployments/name/promote/local")["id"]
-    again = stack.ask(f"/deployments/{deployment}/create_flow_run", {})["id"]
-    assert stack.wait_for(again, *ENDS) == "COMPLETED"
+    assert stack.wait_for(stack.click("promote"), *ENDS) == "COMPLETED"
     assert len([each for each in runs(stack) if not each["parameters"].get("ends")]) == 1
 
     # neither server nor worker need to live while a person thinks, and what repairs dead runs leaves it alone

@@ -10,17 +10,16 @@ import resource
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from itertools import count, repeat
 from pathlib import Path
 
-import psutil
 import pytest
 
 from align.arguments.commands import READY
-from tests.support import ROOT, attacks, hostile_pictures
+from tests.support import ROOT, answers, attacks, hostile_pictures, wait_until
 from tests.support.colours import square
+from tests.support.killing import kill_family
 from tests.support.mlflow_server import free_port
 
 USERS, SECONDS, PAUSE_S = 50, 10.0, 1.0
@@ -51,25 +50,14 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + 180
-        while not _is_ready(port):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
+        url = f"http://127.0.0.1:{port}/health?ready=true"
+        wait_until(lambda: answers(url), 180, alive=lambda: process.poll() is None, says=log.read_text)
         yield port
         assert process.poll() is None and log.stat().st_size < 10_000, log.read_text()[-2000:]
     finally:
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-            one.kill()
+        kill_family(process.pid)
         process.wait()
         claim.close()
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health?ready=true", timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 async def _asks(port: int, address: str, requests: Iterator[bytes], pause_s: float) -> list[float]:

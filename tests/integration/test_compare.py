@@ -13,7 +13,7 @@ from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
 from flows.checkout.workspace import write_params
-from tests.support.dvc_projects import commit_all, environment, make_repository, shell
+from tests.support.dvc_projects import commit_all, enter, make_repository, shell
 from tests.support.params import PARAMS_FILE
 
 #: One stage that writes what compare reads of all stages; the metric moves with the parameter.
@@ -68,10 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "project"
     shutil.copytree(made, root, symlinks=True)
-    for name, value in environment(root, {}).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(root)
-    return root
+    return enter(root, monkeypatch)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import psutil
 import pytest
 
 from align.services.git import git
-from tests.support import small_checkout
+from tests.support import small_checkout, wait_until
 from tests.support.compose import Compose
 
 pytestmark = [pytest.mark.full, pytest.mark.patience(1200, "all services start, and the pipeline runs on them")]
@@ -48,13 +47,9 @@ class Team:
         deployment = self.ask(4200, "/api/deployments/name/pipeline/local")["id"]
         parameters = {"request": {"name": name}}
         run = self.ask(4200, f"/api/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
-        deadline = time.monotonic() + 900
-        while time.monotonic() < deadline:
-            state: str = self.ask(4200, f"/api/flow_runs/{run}")["state_type"]
-            if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-                break
-            time.sleep(2)
-        return state
+        ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        wait_until(lambda: self.ask(4200, f"/api/flow_runs/{run}")["state_type"] in ends, 900, pause_s=2)
+        return str(self.ask(4200, f"/api/flow_runs/{run}")["state_type"])
 
     def keys(self, prefix: str) -> list[str]:
         """What is in the bucket."""
@@ -153,10 +148,7 @@ def test_the_pipeline_runs_and_its_results_are_kept_by_the_services(team: Team) 
     body = {"name": "align", "alias": "champion", "version": version["version"]}
     team.ask(5000, "/api/2.0/mlflow/registered-models/alias", body)  # whether it deserves it is another test's
     compose.up("search")
-    deadline = time.monotonic() + 120
-    while not (health := team.ask(7000, "/health"))["ready"]:
-        assert time.monotonic() < deadline, health
-        time.sleep(1)
+    wait_until(lambda: team.ask(7000, "/health")["ready"], says=lambda: team.ask(7000, "/health"), pause_s=1)
     rows = team.ask(7000, "/embed", {"texts": ["a red heart", "a blue fish"]})["texts"]
     environment = compose.family("search")[0].environ().values()
     has = {

@@ -13,16 +13,7 @@ import pytest
 from align.ingest.download import Downloader, Fetched
 from tests.support.downloads import PICTURE, TimelessDownloader, any_host, config
 from tests.support.http2_server import Http2Server
-from tests.support.web_server import (
-    Request,
-    WebServer,
-    after_failures,
-    breaks_off,
-    delayed,
-    redirect,
-    response,
-    silent,
-)
+from tests.support.web_server import Request, WebServer, after_failures, breaks_off, delayed, redirect, response, silent
 
 
 @pytest.fixture

@@ -13,14 +13,13 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import psutil
 import pytest
 
 from align.services.git import git
 from tests.support.cpu_budget import costs
-from tests.support.local_stack import PATIENCE_S, WORKS, Stack, stub_repository
+from tests.support.local_stack import ENDS, PATIENCE_S, WORKS, Stack, stub_repository
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +53,9 @@ def test_runs_are_visible_cached_and_recorded(stack: Stack, first_run: str) -> N
 def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack: Stack, first_run: str) -> None:
     before = (stack.root / "params.yaml").read_bytes()
     first = git(stack.root, "rev-parse", "run/demo")
-    deployment = stack.ask("/deployments/name/pipeline/local")["id"]
     request = {"name": "demo", "overrides": {"pretrain.seed": 5}}
-    body = {"name": "Typed / by hand", "parameters": {"request": request}}
-    run = stack.ask(f"/deployments/{deployment}/create_flow_run", body)["id"]
-    assert stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED") == "COMPLETED"
+    run = stack.click("pipeline", name="Typed / by hand", parameters={"request": request})
+    assert stack.wait_for(run, *ENDS) == "COMPLETED"
     assert stack.states("Typed / by hand")["pretrain"] == "Completed"  # what a person typed in Prefect stays
     assert (stack.root / "params.yaml").read_bytes() == before
     assert list((stack.root / ".align/worktrees").iterdir()) == []
@@ -66,10 +63,7 @@ def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack:
     second = git(stack.root, "rev-parse", "run/demo-2")
     assert "run/demo-2" in stack.ask(f"/flow_runs/{run}")["tags"]
     stack.wait_for_line(run, f"register --revision {second}")
-    url = f"{stack.mlflow}/api/2.0/mlflow"
-    experiment = stack.ask(f"{url}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
-    runs = stack.ask(f"{url}/runs/search", {"experiment_ids": [experiment]})["runs"]
-    assert {"demo", "demo-2"} <= {run["info"]["run_name"] for run in runs}
+    assert {"demo", "demo-2"} <= {each["info"]["run_name"] for each in stack.mlflow_runs()}
     diff = stack.run("-m", "dvc", "metrics", "diff", "run/demo", "run/demo-2", "--json")
     change = json.loads(diff.stdout)["reports/pretrain/metrics.json"]["pretrain/value"]
     assert (change["old"], change["new"]) == (1, 5)
@@ -79,13 +73,10 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
     run = stack.start({"name": "cancelled", "overrides": {"pretrain.store_patience_s": 600.0}})
     stack.wait_for_line(run, WORKS)
     assert not (stack.root / "checkpoints/step").exists()
-    stack.ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True})
+    stack.force(run, "CANCELLING")
     assert stack.wait_for(run, "CANCELLED", "CRASHED") == "CANCELLED"
     assert (stack.root / "checkpoints/step").read_text() == "7"
-    with pytest.raises(subprocess.CalledProcessError):
-        subprocess.run(
-            ["git", "rev-parse", "--verify", "run/cancelled"], cwd=stack.root, check=True, capture_output=True
-        )
+    assert git(stack.root, "branch", "--list", "run/cancelled") == ""
 
 
 @pytest.mark.parametrize("name", ["Paused", pytest.param("Suspended", marks=pytest.mark.full)])
@@ -113,7 +104,8 @@ def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) ->
     }  # fmt: skip
     assert any(line.startswith("suspended: pretrain was ended, with its checkpoint") for line in stack.logs(run))
     assert not list((stack.root / ".align/worktrees").iterdir())
-    [first] = mlflow_runs(stack, run)  # it has all that is known before a model is made
+    of_this_run = f"tags.`align.flow_run` = '{run}'"
+    [first] = stack.mlflow_runs(of_this_run)  # it has all that is known before a model is made
     assert first["info"]["status"] == "KILLED"
     params = {one["key"]: one["value"] for one in first["data"]["params"]}
     assert params["pretrain.seed"] == str(len(name)) and not any(key.startswith("paths.") for key in params)
@@ -124,22 +116,11 @@ def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) ->
 
     (stack.root / f"checkpoints/enough-{len(name)}").touch()  # the trainer ends after a step
     assert stack.ask(f"/flow_runs/{run}/resume", {})["status"] == "ACCEPT"
-    assert stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED") == "COMPLETED", stack.logs(run)
+    assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
     states = stack.states(name)
     assert (states["ingest"], states["pretrain"], states["index"]) == ("Cached", "Completed", "Completed")
-    [second] = mlflow_runs(stack, run)
+    [second] = stack.mlflow_runs(of_this_run)
     assert second["info"]["run_id"] == first["info"]["run_id"] and second["info"]["status"] == "FINISHED"
-
-
-def mlflow_runs(stack: Stack, flow_run: str) -> list[dict[str, Any]]:
-    """The MLflow runs of a flow run."""
-    url = f"{stack.mlflow}/api/2.0/mlflow"
-    experiment = stack.ask(f"{url}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
-    found: list[dict[str, Any]] = stack.ask(
-        f"{url}/runs/search",
-        {"experiment_ids": [experiment], "filter": f"tags.`align.flow_run` = '{flow_run}'"},
-    )["runs"]
-    return found
 
 
 def test_a_failed_stage_fails_the_run_in_one_line_which_keeps_and_shows_its_reports(

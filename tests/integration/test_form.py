@@ -11,7 +11,7 @@ from align.config.params import write_params
 from align.services.tracking.tracker import Tracker
 from tests.support import tiny_model
 from tests.support.colours import COLOURS, square
-from tests.support.local_stack import PATIENCE_S, Stack
+from tests.support.local_stack import ENDS, PATIENCE_S, Stack
 from tests.support.suites import suite
 
 
@@ -26,7 +26,7 @@ def artifacts(stack: Stack, run: str) -> dict[str, Any]:
 def test_a_wrong_value_of_the_last_stage_starts_nothing(stack: Stack) -> None:
     """What the bounds of single values cannot tell: a metric that no stage measures."""
     run = stack.start({"name": "wrong", "overrides": {"promote.metrics": ["recall@10"]}})
-    assert stack.wait_for(run, "FAILED", "COMPLETED", "CRASHED") == "FAILED"
+    assert stack.wait_for(run, *ENDS) == "FAILED"
     ended = stack.ask(f"/flow_runs/{run}")
     assert "promote.metrics: 'recall@10' is measured for no set" in ended["state"]["message"]
     assert stack.states("wrong") == {}
@@ -49,7 +49,7 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack: Stack) ->
     assert "working on pretrain" in shown["run"]["data"]
     assert f"* [MLflow]({stack.mlflow}/#/experiments/" in shown["run"]["data"]
     assert "| pretrain | **runs** |" in shown["plan"]["data"]
-    assert stack.wait_for(run, "FAILED", "COMPLETED", "CRASHED") == "COMPLETED"
+    assert stack.wait_for(run, *ENDS) == "COMPLETED"
     shown = artifacts(stack, run)
     page = shown["run"]["data"]
     assert shown["progress"]["data"] == 100.0 and shown.keys() == {"plan", "progress", "run", "summary"}
@@ -105,11 +105,7 @@ def measurable(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Tracke
 
 def measure(stack: Stack, **form: str) -> str:
     """A click on `evaluate`; the run's id."""
-    deployment = stack.ask("/deployments/name/evaluate/local")["id"]
-    return str(stack.ask(f"/deployments/{deployment}/create_flow_run", {"parameters": form})["id"])
-
-
-ENDS = ("COMPLETED", "FAILED", "CRASHED")
+    return stack.click("evaluate", parameters=form)
 
 
 def test_a_model_is_measured_below_the_run_that_made_it(stack: Stack, measurable: Tracker) -> None:

@@ -1,4 +1,4 @@
-"""The disk of the checkpoints is full while training runs, also when a rank is killed then."""
+"""The disk of the checkpoints is full while training runs, also when a rank is killed then; or that of DVC's cache."""
 
 import json
 import subprocess
@@ -11,21 +11,16 @@ from align.config.infrastructure import ClusterConfig
 from align.errors import TrainingError
 from align.training.run import run
 from align.training.run_plan import Infrastructure
-from tests.support import killing, training_data
+from tests.support import killing
+from tests.support.dvc_projects import enter, make_repository
 from tests.support.killing import KillOnce
 from tests.support.params import load_params
 from tests.support.small_disks import with_disk
 from tests.support.training_data import RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
 
-pytestmark = pytest.mark.full  # most of a minute each
 STEPS: dict[str, object] = {"checkpoint_every_steps": 2, "log_every_steps": 1, "validate_every_steps": 8}
 FULL = "a checkpoint cannot be written: No space left on device; older ones are kept"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return training_data.write(tmp_path_factory.mktemp("data"))
 
 
 def on_a_full_disk(scenario: str, folder: Path, *arguments: object, checkpoint: Path) -> list[str]:
@@ -54,6 +49,7 @@ def fill_and_resume(folder: str, root: str) -> None:
         more_room(folder)
 
 
+@pytest.mark.full  # most of a minute
 def test_training_ends_with_one_line_and_resumes_once_there_is_room(data: tuple[Path, Path], tmp_path: Path) -> None:
     calm, full = tmp_path / "calm", tmp_path / "full"
     for root in (calm, full):
@@ -89,6 +85,7 @@ def two_ranks(folder: str, shards: str, tokenizer: str, marker: str, killed_at: 
     print(json.dumps(trained.rows))
 
 
+@pytest.mark.full  # most of a minute
 @pytest.mark.parametrize("killed_at", [0, 5])
 def test_all_ranks_end_for_the_same_reason(data: tuple[Path, Path], tmp_path: Path, killed_at: int) -> None:
     """Step 4 does not fit: the leading rank cannot save, of which the other one must not die. Nor if it is killed."""
@@ -101,3 +98,37 @@ def test_all_ranks_end_for_the_same_reason(data: tuple[Path, Path], tmp_path: Pa
     assert said[0].endswith(FULL), said
     assert said[1] == "['step-00000002.pt']"
     assert json.loads(said[2]) == calm.rows
+
+
+DVC_YAML = """\
+stages:
+  make:
+    cmd: head -c 3000000 /dev/urandom > out && echo made >> ../times
+    outs: [out]
+"""
+#: As a run's task starts a stage.
+RUN = """
+import os, sys
+from pathlib import Path
+from flows.tasks.child_process import CommandError, run_supervised
+try:
+    run_supervised(["dvc", "repro", "-s", "make"], cwd=Path(sys.argv[1]), env=os.environ, log=lambda line: None)
+except CommandError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_the_stage_fails_with_the_reason_and_works_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_repository(tmp_path / "project", {"dvc.yaml": DVC_YAML}, "/out\n")
+    enter(root, monkeypatch)
+    cache = root / ".dvc/cache"
+    cache.mkdir()
+    full = with_disk(cache, ["-c", RUN, root], size="1m")
+    assert full.returncode == 1
+    assert "No space left on device" in full.stderr, full.stderr
+    assert not (root / "dvc.lock").exists()
+    room = with_disk(cache, ["-c", RUN, root], size="20m")
+    assert room.returncode == 0, room.stderr
+    assert (root / "dvc.lock").exists() and (tmp_path / "times").read_text() == "made\n" * 2

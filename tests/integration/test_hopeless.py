@@ -1,6 +1,9 @@
-"""Pictures that ingest did not fetch: the kept pairs are the same, and wider rules on texts say what is missing."""
+"""From ingest to filter: with pictures that ingest did not fetch the kept pairs are the same, and wider rules on texts
+say what is missing; and part of the committed web archive, with the real evaluation sets.
+"""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
+from align.config.filter import FilterConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
+from align.config.ingest import DownloadConfig, IngestConfig
+from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
-from align.formats.raw import iter_images, raw_shards, read_table
+from align.filter.report import FilterReport
+from align.filter.rules import RULES
+from align.formats.raw import iter_images, raw_shards
+from align.ingest.ingest import ingest
+from align.ingest.workers import Resources
+from tests.support import thinned
+from tests.support.cpu_budget import costs
+from tests.support.params import at, load_params, sets
+from tests.support.reading import ingested, raw_rows
 from tests.support.small_filter import noise
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
@@ -28,12 +43,7 @@ TEXTS = ["a good long text", "three words only", "two words", "another good long
 def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [f"paths.{name}={tmp_path / name}" for name in ("raw", "filtered", "reports", "runtime", "policy")]
-    (tmp_path / "none").mkdir()
-    settings += [f"paths.evaluation={tmp_path / 'none'}", f"paths.archive={tmp_path / 'table.jsonl'}"]
-    settings += ["ingest.source=url_table", "download.allow_networks=[127.0.0.0/8]", "engine.num_workers=1"]
-    common = [word for setting in settings for word in ("--set", setting)]
-    narrow = ["--set", "filter.min_words=4"]
+    common, narrow = table_of(tmp_path) + place(tmp_path), sets("filter.min_words=4")
     with WebServer() as server:
         for number in range(len(TEXTS)):
             server.routes[f"/{number}.png"] = answer(noise(number))
@@ -55,12 +65,12 @@ def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(
         said = capsys.readouterr().err
         assert "warning: 1 pair(s) pass every rule on texts, but" in said and "align ingest --retry-failed" in said
         assert "1 more pass every rule on texts, but" in page(tmp_path)
-        assert metrics(tmp_path)["filter/dropped/image_not_fetched"] == 1
+        metrics = json.loads((tmp_path / "reports/filter/metrics.json").read_text())
+        assert metrics["filter/dropped/image_not_fetched"] == 1
 
-        gate = ["validate", *common]
-        for setting in ("min_pairs=1", "min_evaluation_sets=0", "keep_rate=[0.0, 1.0]"):
-            gate += ["--set", f"validate.{setting}"]
-        gate += ["--set", "validate.dropped_share.text_too_short=[0.0, 1.0]"]
+        bands = ("keep_rate=[0.0, 1.0]", "dropped_share.text_too_short=[0.0, 1.0]")
+        values = ("min_pairs=1", "min_evaluation_sets=0", *bands)
+        gate = ["validate", *common, *sets(*(f"validate.{value}" for value in values))]
         assert main(gate) == 1
         assert "dropped-image-not-fetched: share dropped as image_not_fetched: observed 0.25" in capsys.readouterr().err
 
@@ -85,29 +95,20 @@ def test_the_kept_pairs_of_the_sample_are_the_same_with_fewer_requests(
     monkeypatch.setattr(
         ImageNetwork, "_classify", lambda self, image: (0.0, np.asarray(image.resize((8, 8))).ravel() / np.float32(255))
     )
-    (tmp_path / "none").mkdir()
-    run = ["--set", f"paths.evaluation={tmp_path / 'none'}", "--set", "engine.num_workers=1"]
-    pages = [f"paths.archive={sample / 'archive.warc.gz'}", f"ingest.max_pages={NUM_PAGES}"]
-    assert main(["ingest", *run, *at(tmp_path / "pages"), *(w for one in pages for w in ("--set", one))]) == 0
-    [shard] = raw_shards(tmp_path / "pages/raw")
-    pictures, rows = dict(iter_images(shard)), read_table(shard).to_pylist()
+    run = [*table_of(tmp_path), *sets("download.num_retries=0")]
+    rows = ingested(tmp_path / "pages", sample / "archive.warc.gz", f"ingest.max_pages={NUM_PAGES}")
+    pictures = dict(iter_images(*raw_shards(tmp_path / "pages/raw")))
     num_requests, kept, dropped = {}, {}, {}
     with WebServer() as server:
         number = {url: index for index, url in enumerate(dict.fromkeys(row["url"] for row in rows))}
         for row in rows:
             if row["image_key"] is not None:
                 server.routes[f"/{number[row['url']]}"] = answer(pictures[row["image_key"]])
-        (tmp_path / "table.jsonl").write_text(
-            "".join(
-                json.dumps({"url": server.url(f"/{number[row['url']]}"), "caption": row["caption"]}) + "\n"
-                for row in rows
-            )
-        )
-        run += ["--set", "ingest.source=url_table", "--set", f"paths.archive={tmp_path / 'table.jsonl'}"]
-        run += ["--set", "download.allow_networks=[127.0.0.0/8]", "--set", "download.num_retries=0"]
+        lines = [{"url": server.url(f"/{number[row['url']]}"), "caption": row["caption"]} for row in rows]
+        (tmp_path / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         for skip in ("false", "true"):
             before = num_asked(server)
-            out = at(tmp_path / skip)
+            out = place(tmp_path / skip)
             assert main(["ingest", *run, *out, "--set", f"ingest.skip_hopeless={skip}"]) == 0
             num_requests[skip] = num_asked(server) - before
             assert main(["filter", *run, *out]) == 0
@@ -130,18 +131,14 @@ def test_the_one_difference_is_a_text_of_an_equal_picture_that_was_not_fetched(
 ) -> None:
     """Rule I4 counts the texts of a content; that of an address which nobody asked for is not known."""
     monkeypatch.setattr(ImageNetwork, "_classify", lambda self, image: (0.0, np.ones(8, np.float32)))
-    (tmp_path / "none").mkdir()
-    run = ["ingest.source=url_table", f"paths.archive={tmp_path / 'table.jsonl'}", "engine.num_workers=1"]
-    run += ["download.allow_networks=[127.0.0.0/8]", f"paths.evaluation={tmp_path / 'none'}"]
-    run += ["filter.max_texts_per_image=1"]
-    decided = {}
+    run, decided = [*table_of(tmp_path), *sets("filter.max_texts_per_image=1")], {}
     with WebServer() as server:
         server.routes |= {path: answer(noise(0)) for path in ("/a.png", "/b.png", "/c.png")}
         pairs = [("/a.png", "a good long text"), ("/b.png", "logo"), ("/c.png", "a good long text")]
         lines = [json.dumps({"url": server.url(path), "caption": text}) for path, text in pairs]
         (tmp_path / "table.jsonl").write_text("\n".join(lines))
         for skip in ("false", "true"):
-            words = [*(w for one in run for w in ("--set", one)), *at(tmp_path / skip)]
+            words = [*run, *place(tmp_path / skip)]
             assert main(["ingest", *words, "--set", f"ingest.skip_hopeless={skip}"]) == 0
             assert main(["filter", *words]) == 0
             decided[skip] = reasons(tmp_path / skip)
@@ -155,10 +152,18 @@ def num_asked(server: WebServer) -> int:
     return sum(not path.endswith("/robots.txt") for path in server.requests)
 
 
-def at(folder: Path) -> list[str]:
-    folder.mkdir()
-    names = ("raw", "filtered", "reports", "runtime", "policy")
-    return [word for name in names for word in ("--set", f"paths.{name}={folder / name}")]
+def table_of(root: Path) -> list[str]:
+    """The values for a table of addresses on this machine, without evaluation sets."""
+    (root / "none").mkdir()
+    return sets(
+        "ingest.source=url_table", "download.allow_networks=[127.0.0.0/8]", "engine.num_workers=1",
+        f"paths.archive={root / 'table.jsonl'}", f"paths.evaluation={root / 'none'}",
+    )  # fmt: skip
+
+
+def place(folder: Path) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    return sets(*at(folder, "raw", "filtered", "reports", "runtime", "policy"))
 
 
 def reasons(folder: Path) -> dict[str, list[str]]:
@@ -167,10 +172,101 @@ def reasons(folder: Path) -> dict[str, list[str]]:
     return {row["text"]: row["reasons"] for row in rows}
 
 
-def metrics(folder: Path) -> dict[str, float]:
-    values: dict[str, float] = json.loads((folder / "reports/filter/metrics.json").read_text())
-    return values
-
-
 def page(folder: Path) -> str:
     return (folder / "reports/filter/report.html").read_text()
+
+
+MOST_PAGES = 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    folder = tmp_path_factory.mktemp("ingest_filter")
+    params = load_params(overrides=[f"ingest.max_pages={MOST_PAGES}", "ingest.shard_size=400"])
+    resources = Resources(params.section(DownloadConfig), params.section(EngineConfig), params.section(StoreConfig))
+    archive = str(sample / "archive.warc.gz")
+    ingest(params.section(IngestConfig), resources, archive=archive, raw=folder / "raw", policy=folder / "policy")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder: Path, sample: Path) -> Path:
+    """The committed sets, of each the planted images and some others: the network looks at all, ten times a second."""
+    planted = {one["key"] for one in json.loads((sample / "planted.json").read_text())["planted"]}
+    out = folder / "evaluation"
+    out.mkdir()
+    for header in sorted((sample / "evaluation").glob("*.json")):
+        thinned.write(header, out, lambda number, key: key in planted or number % 80 == 0)
+    return out
+
+
+@pytest.fixture(scope="module")
+@costs(12, "the network looks at each picture")
+def report(folder: Path, evaluation: Path) -> FilterReport:
+    params = load_params()
+    report = filter_pairs(
+        params.section(FilterConfig),
+        params.section(EngineConfig),
+        FilterFolders(folder / "raw", evaluation, folder / "policy", folder / "filtered", folder / "report"),
+    )
+    assert report is not None
+    return report
+
+
+def test_raw_is_consistent(folder: Path) -> None:
+    shards, rows = raw_shards(folder / "raw"), raw_rows(folder / "raw")
+    stored = {key for shard in shards for key, _ in iter_images(shard)}
+    assert len(shards) > 1
+    assert len({row["page_url"] for row in rows}) <= MOST_PAGES
+    assert len({row["key"] for row in rows}) == len(rows)
+    assert {row["image_key"] for row in rows if row["status"] == "success"} == stored
+    copies = {(row["sha256"], row["key"][:5]) for row in rows if row["sha256"]}
+    assert len(copies) == len(stored)  # each picture stored once in each shard that shows it
+    hosts = Counter(row["page_url"].split("/")[2] for row in rows)
+    assert len(hosts) >= 3  # a reduced run keeps the sources
+
+
+def test_every_pair_has_its_decision(folder: Path, report: FilterReport) -> None:
+    rows = {row["key"]: row for row in raw_rows(folder / "raw")}
+    decisions = pq.read_table(folder / "filtered/decisions.parquet").to_pylist()
+    assert [one["key"] for one in decisions] == sorted(rows)
+    images = {one["image_id"]: one for one in pq.read_table(folder / "filtered/images.parquet").to_pylist()}
+    for one in decisions:
+        assert one["keep"] == (not one["reasons"]) == (one["reason"] is None)
+        assert one["reasons"] == [code for code in RULES if code in one["reasons"]]  # in rule order
+        row = rows[one["key"]]
+        if "image_too_small" in one["reasons"]:
+            assert min(row["width"], row["height"]) <= 200
+        if one["keep"]:
+            image = images[one["image_id"]]
+            assert min(row["width"], row["height"]) > 200
+            assert max(row["width"], row["height"]) < 3 * min(row["width"], row["height"])
+            assert image["nsfw_score"] is not None
+            assert image["evaluation_sets"] == []
+    kept = sum(one["keep"] for one in decisions)
+    assert (report.num_pairs, report.num_kept) == (len(rows), kept)
+    assert 0.2 < kept / len(rows) < 0.9
+    assert sum(row.num_first for row in report.funnel) + kept == len(rows)
+
+
+def test_planted_test_images_and_no_others_are_found(folder: Path, report: FilterReport, sample: Path) -> None:
+    planted = {one["url"]: one["set"] for one in json.loads((sample / "planted.json").read_text())["planted"]}
+    images = pq.read_table(folder / "filtered/images.parquet").to_pylist()
+    sets = {one["image_id"]: one["evaluation_sets"] for one in images}
+    here = [row for row in raw_rows(folder / "raw") if row["url"] in planted and row["sha256"]]
+    assert all(planted[row["url"]] in sets[row["sha256"]] for row in here)
+    planted_ids = {row["sha256"] for row in here}
+    others = [image_id for image_id, names in sets.items() if names and image_id not in planted_ids]
+    assert len(others) <= 2
+    assert set(report.evaluation_matches) == {"classes", "concepts", "vendor"}
+
+
+def test_report_reads_offline(folder: Path, report: FilterReport) -> None:
+    html = (folder / "report/report.html").read_text(encoding="utf-8")
+    assert len(html) < 3_000_000
+    assert 'src="http' not in html
+    assert '<link rel="stylesheet' not in html
+    for row in report.funnel:
+        if row.num_first:
+            assert f"Dropped: {row.reason}" in html
+    assert json.loads((folder / "report/metrics.json").read_text()) == report.metrics

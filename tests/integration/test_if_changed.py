@@ -6,11 +6,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import psutil
 import pytest
 
 from align.config.params import write_params
@@ -19,6 +17,7 @@ from align.services.tracking.registry import CHAMPION
 from align.services.tracking.tracker import Tracker
 from flows.alerts import VARIABLE
 from flows.retrain import PROMOTED, REVISION
+from tests.support.killing import kill_family
 from tests.support.local_stack import Stack, stub_repository
 
 pytestmark = pytest.mark.full  # each run starts a server of its own
@@ -85,9 +84,7 @@ def test_killed_while_it_runs_the_pipeline(project: Stack) -> None:
     command = [sys.executable, "-m", "align.cli", "run", "--name", "again", "--if-changed"]
     with subprocess.Popen(command, cwd=root, env=project.env, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr and any("working on pretrain" in line for line in run.stderr)
-        for process in (*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill_family(run.pid)
     done = project.run("-m", "align.cli", "runs", "--repair")
     assert done.returncode == 0, done.stderr
     assert "flow retrain was killed: in Prefect flow run retrain is Crashed, 2 sub-flows and" in done.stderr

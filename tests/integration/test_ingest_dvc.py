@@ -83,9 +83,7 @@ def ingested(made: Path, tmp_path_factory: pytest.TempPathFactory, running: WebS
     root = tmp_path_factory.mktemp("ingested") / "project"
     shutil.copytree(made, root, symlinks=True)
     first_alone(running)
-    done = typed(root, PLAIN)
-    assert done.returncode == 0, done.stderr
-    return root, done.stderr
+    return root, works(root, PLAIN)
 
 
 @pytest.fixture
@@ -108,6 +106,13 @@ def typed(root: Path, command: str) -> subprocess.CompletedProcess[str]:
     return attempt(root, command, {})
 
 
+def works(root: Path, command: str) -> str:
+    """What a command that has to work says."""
+    done = typed(root, command)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
 def num_pictures(root: Path) -> int:
     return int(json.loads((root / "reports/ingest/metrics.json").read_text())["ingest/status/success"])
 
@@ -124,9 +129,8 @@ def test_what_is_fetched_by_hand_is_kept(project: Path, ingested: tuple[Path, st
     assert "ingest: telling DVC of this data/raw: `dvc commit --force ingest`" in ingested[1]
     assert status(project) == {}
     recover(server)
-    done = typed(project, RETRY)
-    assert done.returncode == 0, done.stderr
-    assert "telling DVC" in done.stderr
+    said = works(project, RETRY)
+    assert "telling DVC" in said
     assert (status(project), num_pictures(project)) == ({}, NUM)
     num_requests = len(server.requests)
     shell(project, "dvc repro", {})
@@ -158,12 +162,10 @@ def test_an_out_is_not_made_with_other_values(project: Path, server: WebServer) 
 
 def test_a_trial_beside_the_out_is_free(project: Path) -> None:
     trial = "--set paths.raw=trial/raw --set paths.reports=trial/reports"
-    done = typed(project, f"{PLAIN} {trial} --set download.user_agent=another/1.0")
-    assert done.returncode == 0, done.stderr
-    assert "DVC" not in done.stderr
+    said = works(project, f"{PLAIN} {trial} --set download.user_agent=another/1.0")
+    assert "DVC" not in said
     assert status(project) == {}
-    same = typed(project, f"{RETRY} --set download.timeout_s=30.0")  # as params.yaml has it
-    assert same.returncode == 0, same.stderr
+    works(project, f"{RETRY} --set download.timeout_s=30.0")  # as params.yaml has it
 
 
 def test_a_retry_with_other_values_than_params_yaml_has_is_not_what_dvc_is_told(
@@ -171,11 +173,10 @@ def test_a_retry_with_other_values_than_params_yaml_has_is_not_what_dvc_is_told(
 ) -> None:
     change(project / "params.yaml", 'user_agent: "align-ingest/0.1', 'user_agent: "of-our-own/2.0')
     recover(server)
-    done = typed(project, RETRY)
-    assert done.returncode == 0, done.stderr
-    assert "DVC is not told of this data/raw: its manifest.json has other values than params.yaml" in done.stderr
-    assert "download.user_agent; put them there" in done.stderr
-    assert "`dvc commit --force ingest`" not in done.stderr
+    said = works(project, RETRY)
+    assert "DVC is not told of this data/raw: its manifest.json has other values than params.yaml" in said
+    assert "download.user_agent; put them there" in said
+    assert "`dvc commit --force ingest`" not in said
     assert "changed outs" in str(status(project))
     assert not any("of-our-own" in agent for agent in server.agents)
 
@@ -185,9 +186,8 @@ def test_patience_is_changed_in_params_yaml(project: Path, server: WebServer) ->
     recover(server)
     assert typed(project, f"{RETRY} --set download.timeout_s=77.0").returncode == 1
     change(project / "params.yaml", " timeout_s: 30.0\n", " timeout_s: 77.0\n")
-    done = typed(project, RETRY)
-    assert done.returncode == 0, done.stderr
-    assert "does not use" not in done.stderr
+    said = works(project, RETRY)
+    assert "does not use" not in said
     assert (status(project), num_pictures(project)) == ({}, NUM)
     assert "timeout_s: 77.0" in (project / "dvc.lock").read_text()
 
@@ -196,10 +196,9 @@ def test_a_retry_after_another_archive_is_not_what_dvc_is_told(project: Path, se
     with (project / "table.jsonl").open("a") as table:
         table.write(json.dumps({"url": server.url("/1.png"), "caption": "a new text of the table"}) + "\n")
     recover(server)
-    done = typed(project, RETRY)
-    assert done.returncode == 0, done.stderr
-    assert "DVC is not told of this data/raw: before the retry it did not know table.jsonl" in done.stderr
-    assert "`dvc commit --force ingest` keeps it if table.jsonl still has the same pairs" in done.stderr
+    said = works(project, RETRY)
+    assert "DVC is not told of this data/raw: before the retry it did not know table.jsonl" in said
+    assert "`dvc commit --force ingest` keeps it if table.jsonl still has the same pairs" in said
     assert "changed outs" in str(status(project))
 
 
@@ -229,10 +228,9 @@ def test_without_any_picture_dvc_keeps_nothing(new: Path, server: WebServer) -> 
         assert not (new / "dvc.lock").exists()
         assert (new / "data/raw/manifest.json").exists() and (new / "reports/ingest/report.html").exists()
     recover(server)
-    done = typed(new, RETRY)
-    assert done.returncode == 0, done.stderr
+    said = works(new, RETRY)
     assert num_pictures(new) == NUM
-    assert "before the retry it did not know" in done.stderr
+    assert "before the retry it did not know" in said
 
 
 @pytest.mark.costs(4, "the real ingest three times")
@@ -247,9 +245,7 @@ def test_an_archive_that_changes_meanwhile_is_not_what_dvc_is_told(project: Path
             return answer(picture(305, 250))
 
         server.routes["/5.png"] = change_it
-        done = typed(project, words)
-        assert done.returncode == 0, done.stderr
-        assert "DVC is not told of this data/raw: table.jsonl changed while it was made" in done.stderr
+        assert "DVC is not told of this data/raw: table.jsonl changed while it was made" in works(project, words)
         assert "changed outs" in str(status(project)) or "changed deps" in str(status(project))
         (project / "table.jsonl").write_bytes(before)
         server.routes["/5.png"] = answer(b"", 503)
@@ -269,5 +265,4 @@ def test_a_table_alone_with_pictures_beside_it_is_refused(new: Path) -> None:
         assert "photos/captions.csv: DVC would see this alone" in done.stderr
         assert "so that DVC sees its pictures: paths.archive: photos" in done.stderr
     change(new / "params.yaml", "archive: photos/captions.csv\n", "archive: photos\n")
-    done = typed(new, PLAIN)
-    assert done.returncode == 0, done.stderr
+    works(new, PLAIN)

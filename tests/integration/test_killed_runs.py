@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from align.services.git import git
+from tests.support import wait_until
+from tests.support.killing import kill_family
 from tests.support.local_stack import Stack, stub_repository
 
 UNFINISHED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
@@ -28,15 +30,7 @@ def started(stack: Stack, name: str, *words: str) -> Iterator[subprocess.Popen[s
         try:
             yield run
         finally:
-            kill_all(run)
-
-
-def kill_all(run: subprocess.Popen[str]) -> None:
-    """SIGKILL to the run and all that it started, as when the power fails."""
-    with suppress(psutil.NoSuchProcess):
-        for process in (*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+            kill_family(run.pid)
 
 
 def said(run: subprocess.Popen[str], words: str) -> None:
@@ -70,10 +64,7 @@ def kinds(stack: Stack, name: str) -> tuple[list[str], list[str]]:
 
 
 def mlflow_status(stack: Stack, name: str) -> str:
-    url = f"{stack.mlflow}/api/2.0/mlflow"
-    experiment = stack.ask(f"{url}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
-    query = {"experiment_ids": [experiment], "filter": f"attributes.run_name = '{name}'"}
-    [run] = stack.ask(f"{url}/runs/search", query)["runs"]
+    [run] = stack.mlflow_runs(f"attributes.run_name = '{name}'")
     return str(run["info"]["status"])
 
 
@@ -102,18 +93,13 @@ def test_a_killed_run_is_given_its_end(stack: Stack) -> None:
         assert len(list((stack.root / ".align/worktrees").iterdir())) == 1  # of the live one
         [kept] = (stack.root / ".align/failed").glob("killed-*")
         about = json.loads((kept / "run.json").read_bytes())
-        assert (about["name"], about["state"], about["flow_run"]) == (
-            "killed",
-            "killed",
-            runs_of(stack, "killed")[0]["id"],
-        )
+        flow_run = runs_of(stack, "killed")[0]["id"]
+        assert (about["name"], about["state"], about["flow_run"]) == ("killed", "killed", flow_run)
         assert (kept / "reports/ingest/report.json").is_file() and (kept / "params.yaml").is_file()
         os.kill(other.pid, signal.SIGSTOP)  # and a cancel that nobody is left to obey
-        flow_run = runs_of(stack, "other")[0]["id"]
-        state = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
-        stack.ask(f"/flow_runs/{flow_run}/set_state", state)
+        stack.force(runs_of(stack, "other")[0]["id"], "CANCELLING")
         assert repair(stack) == ["no killed run is left to repair"]  # stopped is not dead
-        kill_all(other)
+        kill_family(other.pid)
         other.wait()
     assert any("run 'other' was killed: in Prefect flow run other is Cancelled" in line for line in repair(stack))
     states, tasks = kinds(stack, "other")
@@ -135,8 +121,7 @@ def slow_promotion(stack: Stack) -> Iterator[None]:
 
 
 def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None) -> None:
-    deployment = stack.ask("/deployments/name/promote/local")["id"]
-    run = stack.ask(f"/deployments/{deployment}/create_flow_run", {"name": "by hand"})["id"]
+    run = stack.click("promote", name="by hand")
     stack.wait_for_line(run, "works")
     assert repair(stack) == ["no killed run is left to repair"]
     listed = stack.run("-m", "align.cli", "runs", "--json")
@@ -146,10 +131,7 @@ def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None)
     worker.suspend()  # it would say so itself
     try:
         process.kill()
-        deadline = time.monotonic() + 120
-        while process.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
         assert kinds(stack, "promote") == (["RUNNING"], ["RUNNING"])
         [line] = repair(stack)
     finally:
@@ -163,9 +145,8 @@ def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None)
 def killed_before_it_began(stack: Stack) -> str:
     """A click, whose process is killed with its worker while it imports."""
     run = stack.start({"name": "early"})
-    deadline = time.monotonic() + 60
-    while not (process := found_process(stack, run)):
-        assert time.monotonic() < deadline
+    wait_until(lambda: found_process(stack, run))
+    process = stack.flow_process(run)
     os.kill(process.pid, signal.SIGSTOP)
     assert stack.ask(f"/flow_runs/{run}")["state_type"] == "PENDING"
     assert repair(stack) == ["no killed run is left to repair"]  # it lives, and so does its worker
@@ -182,10 +163,6 @@ def found_process(stack: Stack, run: str) -> psutil.Process | None:
     return None
 
 
-def force(stack: Stack, run: str, kind: str) -> None:
-    stack.ask(f"/flow_runs/{run}/set_state", {"state": {"type": kind, "name": kind.title()}, "force": True})
-
-
 @pytest.mark.costs(14, "a worker is killed and started again, and runs are repaired six times")
 def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
     """It has no record. The next worker repairs nothing, and neither may anybody touch what might be at work."""
@@ -200,7 +177,7 @@ def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
             stack.ask("/work_pools/", {"name": pool, "type": "process"})
         made = stack.ask("/deployments/", about | deployment)["id"]
         others.append(stack.ask(f"/deployments/{made}/create_flow_run", {"name": deployment["name"]})["id"])
-        force(stack, others[-1], "RUNNING")
+        stack.force(others[-1], "RUNNING")
     typed = stack.ask("/flow_runs/", {"flow_id": here["flow_id"], "name": "typed", "state": {"type": "RUNNING"}})["id"]
     [line] = repair(stack)
     assert "was killed before it began: in Prefect flow run" in line and line.endswith("is Crashed")
@@ -208,25 +185,20 @@ def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
     assert [stack.ask(f"/flow_runs/{each}")["state_type"] for each in (*others, typed)] == ["RUNNING"] * 3
     assert repair(stack) == ["no killed run is left to repair"]
 
-    force(stack, run, "RUNNING")  # killed a moment later, say
+    stack.force(run, "RUNNING")  # killed a moment later, say
     stack.ask("/work_pools/local/workers/heartbeat", {"name": "another-machine"})
     assert repair(stack) == ["no killed run is left to repair"]  # it may be at work there
     stack.ask("/work_pools/local/workers/another-machine", method="DELETE")
     stack.up()
     assert stack.ask(f"/flow_runs/{run}")["state_type"] == "CRASHED"
     for each in (*others, typed):
-        force(stack, each, "CANCELLED")
+        stack.force(each, "CANCELLED")
 
 
 def stopped_by_make_down(stack: Stack) -> None:
     """A click, and `make down` in the middle of it; `make up` says what became of it."""
     run = stack.start({"name": "clicked", "overrides": {"pretrain.store_patience_s": 900.0}})
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        with suppress(IndexError):  # it has no name yet
-            if stack.states("clicked").get("pretrain") == "Running":
-                break
-        time.sleep(1)
+    wait_until(lambda: stack.states("clicked").get("pretrain") == "Running", pause_s=1)
     assert stack.run("-m", "infra.local", "down").returncode == 0
     done = stack.run("-m", "infra.local", "up")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -246,7 +218,7 @@ def test_after_everything_was_killed_make_up_repairs(tmp_path: Path) -> None:
     try:
         with started(alone, "alone") as run:
             said(run, "working on pretrain")
-            kill_all(run)
+            kill_family(run.pid)
             run.wait()
         time.sleep(1)
         done = alone.run("-m", "infra.local", "up")

@@ -16,7 +16,7 @@ from align.errors import RefusedError, ServiceError, TrainingError
 from align.services.tracking import live_log
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker, metric_name
-from tests.support import killing, training_data
+from tests.support import killing, training_data, wait_until
 from tests.support.relay import Relay
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
@@ -41,10 +41,7 @@ def history(server: str, run_id: str, name: str = LOSS) -> list[tuple[int, float
 
 
 def wait_for(server: str, run_id: str, step: int) -> None:
-    deadline = time.monotonic() + 60
-    while step not in dict(history(server, run_id)):
-        assert time.monotonic() < deadline, f"step {step} did not arrive"
-        time.sleep(0.1)
+    wait_until(lambda: step in dict(history(server, run_id)), says=lambda: f"step {step} did not arrive", pause_s=0.1)
 
 
 class Said:
@@ -58,10 +55,7 @@ class Said:
         return self.text.count(words)
 
     def wait_for(self, words: str) -> None:
-        deadline = time.monotonic() + 60
-        while not self.count(words):
-            assert time.monotonic() < deadline, f"{words!r} was not printed, but {self.text!r}"
-            time.sleep(0.1)
+        wait_until(lambda: self.count(words), says=lambda: f"{words!r} was not printed, but {self.text!r}")
 
 
 @pytest.mark.parametrize("outage", ["cut", "loses answers"])

@@ -1,44 +1,56 @@
-"""Training on tars that only a real object store has: by range, through outages, and in separate processes."""
+"""Training on tars that only a real object store has, by range and through outages; and loader processes: the batches
+of threads, ends of every kind, and none that is left.
+"""
 
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Self
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from align.errors import DataError, ServiceError
+from align.config.infrastructure import ClusterConfig
+from align.errors import DataError, ServiceError, TrainingError
 from align.formats.shards import read_manifest
 from align.interfaces.store import Tars
+from align.model.tokenizer import TextTokenizer
 from align.services.s3.store import Objects, TarReader, tar_reader
 from align.training.batches import loader as loader_module
 from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
 from align.training.batches.index import SplitIndex, read_outline
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
+from align.training.ranks.endings import RestartError
 from align.training.run import run
 from align.training.run_plan import Infrastructure
-from tests.support import training_data
+from tests.support import ROOT, training_data, wait_until, warm
+from tests.support.params import load_params
 from tests.support.remote_shards import move_tars, store_config
-from tests.support.s3_server import KEY, SECRET, S3Server, serve
-from tests.support.training_data import plan, pretrain_config
+from tests.support.s3_server import S3Server, serve
+from tests.support.training_data import MODEL, RECIPE, TermAt, plan, pretrain_config
+from tests.support.training_project import write_project
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     with serve(tmp_path / "server") as running:
-        for name, value in {
-            "AWS_ENDPOINT_URL": running.url,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
+        running.use(monkeypatch)
         yield running
 
 
@@ -51,6 +63,32 @@ def loader(
         augmentation=Augmentation(image_px=32, num_draws=3, flip=True), rank=rank, world_size=of,
         workers=Workers(num_threads=2),
     )  # fmt: skip
+
+
+@dataclass
+class Far:
+    """Shards that only the server has, and the batches that they made here."""
+
+    shards: Path
+    reader: TarReader
+    local: list[Batch]
+
+    def index(self) -> SplitIndex:
+        return read_outline(self.shards).split("train", self.reader)
+
+    def samples(self) -> SplitSamples:
+        return SplitSamples(self.index(), 36, self.reader, patience_s=600, cache_bytes=0)
+
+
+@pytest.fixture
+def far(server: S3Server, tmp_path: Path) -> Far:
+    shards, _ = training_data.write(tmp_path, num_train=40)
+    local = list(loader(read_outline(shards).split("train")).batches(0, 20))
+    config = store_config(server, tmp_path)
+    move_tars(shards, config)
+    reader = tar_reader(config)
+    assert reader is not None
+    return Far(shards, reader, local)
 
 
 def same(ours: Batch, theirs: Batch) -> bool:
@@ -86,21 +124,15 @@ class Watched:
                 self.now -= 1
 
 
-def test_ranges_show_what_files_show(server: S3Server, tmp_path: Path) -> None:
-    shards, _ = training_data.write(tmp_path, num_train=40)
-    local = list(loader(read_outline(shards).split("train")).batches(0, 10))
-    config = store_config(server, tmp_path)
-    move_tars(shards, config)
+def test_ranges_show_what_files_show(far: Far) -> None:
+    shards, local, config, watched = far.shards, far.local, far.reader.objects.config, Watched(far.reader)
     with pytest.raises(DataError, match=r"missing.*store\.objects"):
         read_outline(shards).split("train")
-    reader = tar_reader(config)
-    assert reader is not None
-    watched = Watched(reader)
     index = read_outline(shards).split("train", watched)
     assert all(uri.startswith("s3://shards/objects/") for uri in index.shards)
-    assert all(map(same, loader(index, watched).batches(0, 10), local))
+    assert all(map(same, loader(index, watched).batches(0, 20), local))
     # Samples this small are neighbours: one read per shard and batch, and at most one read per connection at a time.
-    assert len(watched.sizes) <= 10 * 2
+    assert len(watched.sizes) <= 20 * 2
     assert 1 < watched.most <= config.num_connections
     parts = [loader(index, watched, rank=rank, of=2).batches(3, 10) for rank in range(2)]
     for step, (first, second) in enumerate(zip(*parts, strict=True), 3):
@@ -108,7 +140,7 @@ def test_ranges_show_what_files_show(server: S3Server, tmp_path: Path) -> None:
     # A checked copy on this machine is read instead of the object.
     row = read_manifest(shards).splits["train"].shards[0]
     copy = Objects(config).get(row.sha256, row.num_bytes)
-    assert read_outline(shards).split("train", reader).shards[0] == str(copy)
+    assert far.index().shards[0] == str(copy)
     # A missing object is reported at once, without retries.
     Objects(config).delete(read_manifest(shards).splits["train"].shards[1].sha256)
     with pytest.raises(DataError, match=r"s3://shards/objects/.*: no such object"):
@@ -137,15 +169,10 @@ def test_neighbours_are_read_together_and_others_are_not(tmp_path: Path) -> None
 
 
 def test_training_waits_for_an_unavailable_store_with_the_same_result(
-    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store is back some time after the loader has said that it waits."""
-    shards, _ = training_data.write(tmp_path, num_train=40)
-    local = list(loader(read_outline(shards).split("train")).batches(0, 20))
-    config = store_config(server, tmp_path)
-    move_tars(shards, config)
-    reader = tar_reader(config)
-    train = loader(read_outline(shards).split("train", reader), reader, patience_s=200)
+    train = loader(far.index(), far.reader, patience_s=200)
     said: list[str] = []
     monkeypatch.setattr(train._sources[0][0].tars, "tell", said.append)
     is_back = threading.Event()
@@ -165,41 +192,29 @@ def test_training_waits_for_an_unavailable_store_with_the_same_result(
         done = pool.submit(bring_back)
         shown += batches
         done.result()
-    assert len(shown) == 20 and all(map(same, shown, local))
+    assert len(shown) == 20 and all(map(same, shown, far.local))
     assert train.wait_s == 1000
     assert f"no answer from {server.url}" in said[0] and "retrying for" in said[0]
 
 
-def test_a_store_that_stays_unavailable_ends_training_in_time_with_its_name(server: S3Server, tmp_path: Path) -> None:
-    shards, _ = training_data.write(tmp_path, num_train=40)
-    config = store_config(server, tmp_path)
-    move_tars(shards, config)
-    reader = tar_reader(config)
-    batches = loader(read_outline(shards).split("train", reader), reader, patience_s=8).batches(0, 20)
+def test_a_store_that_stays_unavailable_ends_training_in_time_with_its_name(server: S3Server, far: Far) -> None:
+    batches = loader(far.index(), far.reader, patience_s=8).batches(0, 20)
     next(batches)
     server.kill()
     with pytest.raises(ServiceError, match=rf"no answer from {server.url} .*tried for ([3-9]|\d\d+) s"):
         list(batches)
 
 
-def test_a_loader_that_is_closed_does_not_wait_for_the_store(server: S3Server, tmp_path: Path) -> None:
-    shards, _ = training_data.write(tmp_path, num_train=40)
-    config = store_config(server, tmp_path)
-    move_tars(shards, config)
-    reader = tar_reader(config)
-    batches = loader(read_outline(shards).split("train", reader), reader, patience_s=600).batches(0, 20)
+def test_a_loader_that_is_closed_does_not_wait_for_the_store(server: S3Server, far: Far) -> None:
+    batches = loader(far.index(), far.reader, patience_s=600).batches(0, 20)
     next(batches)
     server.kill()
     time.sleep(1)
     batches.close()  # waiting for the store takes longer than a test may
 
 
-def test_a_process_told_to_stop_does_not_wait_for_the_store(server: S3Server, tmp_path: Path) -> None:
-    shards, _ = training_data.write(tmp_path, num_train=40)
-    config = store_config(server, tmp_path)
-    move_tars(shards, config)
-    reader, told = tar_reader(config), threading.Event()
-    samples = SplitSamples(read_outline(shards).split("train", reader), 36, reader, patience_s=600, cache_bytes=0)
+def test_a_process_told_to_stop_does_not_wait_for_the_store(server: S3Server, far: Far) -> None:
+    samples, told = far.samples(), threading.Event()
     server.kill()
     samples.tars.stopped = told.is_set
     threading.Timer(2, told.set).start()
@@ -216,29 +231,19 @@ def test_ranks_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
     config = store_config(server, tmp_path)
     move_tars(shards, config)
     reader = Infrastructure(tars=tar_reader(config))
-    far = run(plan((shards, tokenizer), tmp_path / "far", recipe, infrastructure=reader))
-    assert far.rows == local.rows
-    for name, weight in local.model.state_dict().items():
-        assert torch.equal(far.model.state_dict()[name], weight), name
+    training_data.assert_same(run(plan((shards, tokenizer), tmp_path / "far", recipe, infrastructure=reader)), local)
 
 
 def test_loader_processes_wait_for_the_store_as_threads_do(
-    server: S3Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    server: S3Server, far: Far, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shards, _ = training_data.write(tmp_path, num_train=40)
-    local = list(loader(read_outline(shards).split("train")).batches(0, 8))
-    config = store_config(server, tmp_path)
-    move_tars(shards, config)
-    reader, told = tar_reader(config), threading.Event()
-    samples = SplitSamples(
-        read_outline(shards).split("train", reader), 36, reader, patience_s=600, cache_bytes=0
-    )  # fmt: skip
+    samples, told = far.samples(), threading.Event()
     samples.tars.stopped = told.is_set
     batches = TrainLoader(
         samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=20),
         augmentation=Augmentation(image_px=32, num_draws=3, flip=True), workers=Workers(num_processes=2),
     ).batches(0, 1000)  # fmt: skip
-    assert all(map(same, (next(batches) for _ in range(8)), local))
+    assert all(map(same, (next(batches) for _ in range(8)), far.local))
     server.kill()
     threading.Timer(3, told.set).start()
     with pytest.raises(ServiceError, match=rf"^s3://\S+: no answer from {server.url}"):
@@ -246,3 +251,191 @@ def test_loader_processes_wait_for_the_store_as_threads_do(
     assert told.is_set()
     said = [line for line in capfd.readouterr().err.splitlines() if "retrying for" in line]
     assert len(said) == 1  # of two processes
+
+
+Data = tuple[Path, Path]
+
+
+def half_of(data: Data, workers: Workers, extra: Data | None = None) -> TrainLoader:
+    """The second of two ranks, from two sources."""
+    index, more = (read_outline(source[0]).split("train") for source in (data, extra or data))
+    return TrainLoader(
+        SplitSamples(index, 36, on_corrupt="quarantine"), sampling=Sampling(seed=7, batch_size=16, shuffle_block=7),
+        augmentation=Augmentation(32, 3, flip=True, phrase_dropout=0.5, tokenizer=TextTokenizer.load(data[1], 16)),
+        extra=[(SplitSamples(more, 40), 0.5)], rank=1, world_size=2, workers=workers,
+    )  # fmt: skip
+
+
+def of_this_process() -> list[psutil.Process]:
+    """The loader processes."""
+    return [psutil.Process(child.pid) for child in multiprocessing.active_children()]
+
+
+def num_leaders() -> int:
+    """How many forks lead a session."""
+    found = 0
+    for process in warm.processes():
+        with suppress(OSError):
+            found += os.getsid(process.pid) == process.pid
+    return found
+
+
+def same_tokens(ours: Batch, theirs: Batch) -> bool:
+    assert ours.tokens is not None and theirs.tokens is not None
+    pairs = zip(ours.tensors(), theirs.tensors(), strict=True)
+    return (
+        all(torch.equal(one, other) for one, other in pairs)
+        and ours.texts == theirs.texts
+        and ours.tokens.lengths.tolist() == theirs.tokens.lengths.tolist()
+        and ours.num_quarantined == theirs.num_quarantined
+    )
+
+
+def test_processes_make_what_threads_make_and_end_when_nobody_takes_it(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = training_data.write(tmp_path)
+    tar = damaged[0] / "train/00000.tar"
+    with tar.open("r+b") as file:
+        for offset, size, *_ in read_outline(damaged[0]).split("train").read_offsets(0)[:4].tolist():  # not the texts
+            file.seek(offset)
+            file.write(b"\0" * size)
+    threads = half_of(damaged, Workers(num_threads=1), extra=data)
+    expected = list(threads.batches(3, 10))
+    lines = capsys.readouterr().err.splitlines()
+    processes = half_of(damaged, Workers(num_processes=3), extra=data)
+    made = processes.batches(3, 1000)
+    resource_tracker.ensure_running()
+    while not (leaders := num_leaders()):  # it leads one, too
+        time.sleep(0.01)
+    shown = [next(made)]
+    assert len(of_this_process()) == 3
+    shown += islice(made, 6)
+    assert num_leaders() == leaders + 3  # no Ctrl-C reaches them
+    assert all(map(same_tokens, shown, expected)) and len(shown) == len(expected) == 7
+    made.close()
+    assert of_this_process() == []
+    assert processes.num_quarantined == threads.num_quarantined > 0 and processes.wait_s > 0
+    said = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(said) == 1  # once for the tar, from however many
+    assert all("quarantined" in line and "00000.tar: sample" in line for line in (*lines, *said))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_loader_process_that_dies_is_named_and_takes_the_others_with_it(data: Data, number: signal.Signals) -> None:
+    with closing(half_of(data, Workers(num_processes=2)).batches(0, 1000)) as batches:
+        next(batches)
+        first, second = sorted(of_this_process(), key=lambda process: process.pid)
+        second.send_signal(number)
+        with pytest.raises(RestartError, match=rf"^a loader process has died, .*\b{second.pid}\b.*; run the stage"):
+            list(batches)
+        assert not first.is_running() and not second.is_running()
+
+
+@pytest.mark.costs(3, "a Python that imports torch alone")
+def test_a_loader_process_imports_no_model() -> None:
+    code = "import align.training.batches.loader, sys; print(*sys.modules)"
+    names = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    imported = {name.partition(".")[0] for name in names.split()}
+    assert "torch" in imported
+    assert not imported & {"transformers", "torchvision", "mlflow", "boto3", "prefect", "duckdb"}
+
+
+@pytest.mark.costs(4, "three runs of two picture sizes")
+def test_an_interrupted_run_with_phases_equals_an_uninterrupted_one_with_threads(data: Data, tmp_path: Path) -> None:
+    large = MODEL.model_copy(update={"image_px": 36, "resize_px": 36})
+    recipe = pretrain_config(phases=[{"share": 0.5, "image_px": 32, "max_tokens": 4}])
+    processes = recipe.model_copy(update={"num_loader_processes": 1})
+    whole = run(plan(data, tmp_path / "whole", recipe, model=large))
+    with pytest.raises(TrainingError, match="stopped by SIGTERM after step 6 of 8"):
+        run(plan(data, tmp_path / "parts", processes, model=large, log=TermAt(6)))
+    assert of_this_process() == []
+    resumed = run(plan(data, tmp_path / "parts", processes, model=large))
+    training_data.assert_same(whole, resumed)
+    assert of_this_process() == []
+
+
+class KillTwice:
+    """A log function: kills a loader process of the leading rank at one step, and that rank at another; each once.
+
+    It is told what ends the rank, whose stderr is that of the process which it was forked from.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            (self.folder / "why").write_text(f"{type(error).__name__}: {error}")
+
+    def __call__(self, metrics: dict[str, float], step: int) -> None:
+        loaders = [child.pid for child in multiprocessing.active_children()]
+        with (self.folder / "seen").open("a") as file:
+            print(*loaders, file=file)
+        for due, pids in ((2, loaders), (6, [os.getpid()])):  # the last step is told when no loader process is left
+            if step == due and not (self.folder / str(due)).exists():
+                (self.folder / str(due)).touch()
+                os.kill(pids[0], signal.SIGKILL)
+
+
+@pytest.mark.costs(6, "two ranks and their loader processes start three times")
+def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data: Data, tmp_path: Path) -> None:
+    recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
+    cluster = load_params().section(ClusterConfig)
+    whole = run(plan(data, tmp_path / "whole", recipe))
+    killed = run(plan(
+        data, tmp_path / "killed", recipe.model_copy(update={"num_loader_processes": 1}), log=KillTwice(tmp_path),
+        infrastructure=Infrastructure(cluster=cluster),
+    ))  # fmt: skip
+    assert (tmp_path / "2").exists() and (tmp_path / "6").exists()
+    assert (tmp_path / "why").read_text().startswith("RestartError: a loader process has died, perhaps for memory: ")
+    training_data.assert_same(whole, killed)
+    require_gone({int(pid) for pid in (tmp_path / "seen").read_text().split()})
+
+
+def require_gone(pids: set[int]) -> None:
+    """Waits a moment for processes that end because another one did."""
+    assert pids
+    wait_until(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids))
+
+
+def loaders_below(launcher: int) -> Iterator[int]:
+    for process in psutil.Process(launcher).children(recursive=True):
+        if os.getsid(process.pid) == process.pid:
+            yield process.pid
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_launcher(data: Data, tmp_path: Path, number: signal.Signals) -> None:
+    recipe = RECIPE | {"num_steps": 100_000, "checkpoint_every_steps": 5, "num_processes": 2, "num_loader_processes": 2}
+    command = write_project(tmp_path, data, recipe)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as first:
+        wait_until(lambda: [*tmp_path.glob("checkpoints/*/step-*.pt")], 240, alive=lambda: first.poll() is None)
+        below = {process.pid for process in psutil.Process(first.pid).children(recursive=True)}
+        assert len(list(loaders_below(first.pid))) == 4
+        if number is signal.SIGTERM:
+            os.killpg(first.pid, number)  # as a flow that is cancelled, or a terminal, sends it
+        else:
+            first.send_signal(number)
+        _, errors = first.communicate(timeout=120)
+    require_gone(below)
+    if number is signal.SIGTERM:
+        assert "SIGTERM" in errors.splitlines()[-1] and "Traceback" not in errors
+        assert "a loader process has died" not in errors  # none died first
+    again = write_project(tmp_path, data, recipe | {"num_steps": 100_000, "num_loader_processes": 0})
+    with subprocess.Popen(again, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment) as second:
+        assert second.stderr is not None
+        for line in second.stderr:
+            if re.search("resuming from step", line):
+                break
+        else:
+            pytest.fail("it did not resume")
+        second.terminate()
+        second.communicate(timeout=120)

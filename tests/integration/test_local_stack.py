@@ -5,12 +5,10 @@ import http.client
 import json
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from websockets.sync.client import connect
 
 from tests.support.browser import Page, open_page
 from tests.support.local_stack import Stack
+from tests.support.web_server import WebServer, response
 
 #: What a hostile page tries on one server: name of the attempt -> what it could see. It knows all names and ids.
 ATTACK = """(async (server, reads, writes, sockets, picture) => {
@@ -137,26 +136,12 @@ def changed(stack: Stack) -> dict[str, int]:
     }
 
 
-class _Empty(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(b"<body>a page of somebody else</body>")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(name="elsewhere")
 def _elsewhere() -> Iterator[int]:
     """The port of another web server on this machine."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Empty) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield int(server.server_address[1])
-        server.shutdown()
-        thread.join()
+    with WebServer() as server:
+        server.fallback = response(b"<body>a page of somebody else</body>", Content_Type="text/html")
+        yield server.port
 
 
 def status(url: str, path: str, body: str | None = None, **headers: str) -> int:

@@ -1,7 +1,10 @@
-"""Which login opens what, who holds it, and who reads the files of the local stack."""
+"""Which login opens what and who holds it; secrets of users are in nothing that a run records or shows."""
 
 import base64
 import json
+import subprocess
+import urllib.error
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -82,3 +85,60 @@ def test_other_users_of_the_machine_read_no_database(stack: Stack) -> None:
     assert {path.name: oct(path.stat().st_mode & 0o777) for path in databases} == {
         path.name: "0o600" for path in databases
     }
+
+
+def contents(root: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every file of the checkout, and all that git has: commits, trees, files, messages."""
+    for path in root.rglob("*"):
+        if path.is_file() and path.relative_to(root).as_posix() not in (".git/config", ".align/login"):
+            yield str(path.relative_to(root)), path.read_bytes()
+    git = ["git", "cat-file", "--batch-all-objects", "--batch"]
+    yield "git", subprocess.run(git, cwd=root, capture_output=True, check=True).stdout
+
+
+def assert_no_secrets(root: Path, secrets: Iterable[str], *shown: str) -> None:
+    found = [
+        (name, secret)
+        for name, data in [*contents(root), *(("shown", text.encode()) for text in shown)]
+        for secret in secrets
+        if secret.encode() in data
+    ]
+    assert found == []
+
+
+@pytest.mark.costs(7, "two whole runs, whose every file is searched")
+def test_a_run_records_and_shows_no_secret(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = [*SECRETS.values(), stack.login.partition(":")[2]]
+    address = stack.mlflow.replace("http://", f"http://{stack.login}@")
+    monkeypatch.setitem(stack.env, "MLFLOW_TRACKING_URI", address)
+    done = stack.align_run("--name", "secrets", "--set", "pretrain.seed=8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "secrets" in {run["info"]["run_name"] for run in stack.mlflow_runs()}  # the address with the login was used
+
+    unavailable = f"http://me:{SECRETS['uri']}@127.0.0.1:9"
+    monkeypatch.setitem(stack.env, "MLFLOW_TRACKING_URI", unavailable)
+    failed = stack.align_run("--name", "refused", "--set", "pretrain.seed=9")
+    assert failed.returncode == 1
+    assert "MLflow at http://127.0.0.1:9" in failed.stderr
+
+    assert_no_secrets(stack.root, secrets, done.stdout, done.stderr, failed.stdout, failed.stderr)
+    logs = stack.ask("/logs/filter", {"logs": {}, "sort": "TIMESTAMP_DESC"})
+    assert any(log["message"] == "pushing to http://127.0.0.1:9" for log in logs)
+
+
+def test_a_login_in_a_parameter_is_refused_before_it_is_recorded(stack: Stack) -> None:
+    address = f"https://me:{SECRETS['form']}@example.com"
+    signed = f"https://bucket.example.com/a.warc.gz?X-Amz-Expires=9&X-Amz-Signature={SECRETS['form']}"
+    archives = (address, [address], signed)
+    requests = [{"ref": address}, *({"overrides": {"paths.archive": archive}} for archive in archives)]
+    given = [("pipeline", {"request": one}) for one in requests] + [("rollback", {"reason": f"see {address}"})]
+    for flow, parameters in given:
+        with pytest.raises(urllib.error.HTTPError, match="409"):
+            stack.click(flow, parameters=parameters)
+    done = stack.align_run("--set", f"paths.archive={address}")
+    assert done.returncode == 1
+    assert "parameter 'paths.archive' holds a login in its address" in done.stderr
+    assert "infra/env.example" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert_no_secrets(
+        stack.root, [SECRETS["form"]], done.stdout, done.stderr, json.dumps(stack.ask("/flow_runs/filter", {}))
+    )

@@ -5,8 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from align.pipeline import run
 from align.services.tracking.database import settle
 from align.services.tracking.registry import CHAMPION
 from align.services.tracking.tracker import Tracker
-from tests.support import ROOT, warm
+from tests.support import ROOT, answers, wait_until, warm
 from tests.support.dvc_projects import file_bytes
 from tests.support.mlflow_server import free_port, serve
 
@@ -130,15 +128,10 @@ def local_server(root: Path) -> Iterator[str]:
             cwd=root, env=env | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log,
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                    break
-            except OSError:
-                assert server.poll() is None, (root / "server.log").read_text()[-2000:]
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port}"
+        log_file = root / "server.log"
+        wait_until(lambda: answers(f"{url}/health"), 180, alive=lambda: server.poll() is None, says=log_file.read_text)
+        yield url
     finally:
         server.terminate()
         server.wait(60)

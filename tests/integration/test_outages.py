@@ -25,9 +25,9 @@ from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker, metric_name
 from align.training.run import Trained, run
-from align.training.run_plan import Infrastructure, TrainingPlan
+from align.training.run_plan import Infrastructure
 from tests.support import mlflow_server as mlflow
-from tests.support import training_data, warm
+from tests.support import training_data, wait_until, warm
 from tests.support.params import load_params
 from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import S3Server, serve
@@ -119,10 +119,7 @@ class Outages:
         return 0
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not condition():
-            assert time.monotonic() < deadline, f"nothing more happened after step {self.step()}"
-            time.sleep(0.02)
+        wait_until(condition, says=lambda: f"nothing more happened after step {self.step()}", pause_s=0.02)
 
     def kill(self, *, leader: bool) -> psutil.Process:
         """SIGKILL to the rank that writes the journal, or to the other one; returns the one that is left."""

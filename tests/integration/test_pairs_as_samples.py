@@ -4,11 +4,9 @@ import json
 import tarfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from align.cli import main
 from align.formats.filtered import decisions_digest
 from align.formats.policy import Entry, OptedOut
 from align.formats.raw import iter_images, raw_shards, read_raw_manifest, read_table
@@ -18,13 +16,14 @@ from align.shard.shard import shard
 from tests.support import small_data
 from tests.support.both_ways import by_the_filter
 from tests.support.pictures import blurred_png
-from tests.support.reading import rows_of, source_at
+from tests.support.reading import ingested, rows_of, source_at
 from tests.support.small_shards import CONFIG, STORE, folders
 from tests.support.warc_records import page, response, write_archive
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
 
-SETS = ("ingest.shard_size=40", "engine.num_workers=1", "download.resize_px=210")
+VALUES = ("ingest.shard_size=40", "download.resize_px=210")
+PAIRS = (*VALUES, "ingest.pairs_as_samples=true")
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +44,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_archive(tmp_path_factory.mktemp("archive") / "a.warc.gz", [*pages, *records])
 
 
-def ingest(root: Path, archive: Path, *more: str) -> list[dict[str, Any]]:
-    sets = [*SETS, *more, f"paths.archive={archive}"]
-    sets += [f"paths.{name}={root / name}" for name in ("raw", "reports", "runtime", "policy")]
-    assert main(["ingest", *(word for item in sets for word in ("--set", item))]) == 0
-    return [row for one in raw_shards(root / "raw") for row in read_table(one).to_pylist()]
-
-
 @pytest.mark.costs(4, "ingest, filter and shard of both, of which the pictures are looked at")
 def test_decisions_and_shards_are_equal(tmp_path: Path, archive: Path) -> None:
     images, pairs = tmp_path / "images", tmp_path / "pairs"
-    of_images, of_pairs = ingest(images, archive), ingest(pairs, archive, "ingest.pairs_as_samples=true")
+    of_images, of_pairs = ingested(images, archive, *VALUES), ingested(pairs, archive, *PAIRS)
     assert [row | {"image_key": None} for row in of_images] == [row | {"image_key": None} for row in of_pairs]
     with_picture = [row for row in of_pairs if row["status"] == "success"]
     assert all(row["image_key"] == row["key"] for row in with_picture)
@@ -97,7 +89,7 @@ def _texts(raw: Path) -> dict[str, str]:
 
 
 def test_the_tars_alone_have_all_pairs(tmp_path: Path, archive: Path) -> None:
-    rows = ingest(tmp_path, archive, "ingest.pairs_as_samples=true")
+    rows = ingested(tmp_path, archive, *PAIRS)
     for table in (tmp_path / "raw").glob("*.parquet"):
         table.unlink()
     found, _ = rows_of(source_at(tmp_path / "raw", "source=shards"))
@@ -112,16 +104,10 @@ def test_a_retry_and_a_purge_keep_the_layout(tmp_path: Path) -> None:
         table = tmp_path / "table.csv"
         lines = [("good.png", "good"), ("late.png", "late"), ("good.png", "good again"), ("late.png", "late again")]
         table.write_text("url,caption\n" + "".join(f"{server.url('/' + name)},{text}\n" for name, text in lines))
-        more = (
-            "ingest.source=url_table",
-            "ingest.skip_hopeless=false",
-            "download.allow_networks=[127.0.0.0/8]",
-            "download.num_retries=0",
-        )
-        ingest(tmp_path, table, *more, "ingest.pairs_as_samples=true")
+        values = (*VALUES, "ingest.source=url_table", "ingest.skip_hopeless=false", "download.num_retries=0")
+        ingested(tmp_path, table, *values, "ingest.pairs_as_samples=true")
         server.routes["/late.png"] = server.routes["/good.png"]
-        sets = [*SETS, *more, *(f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime", "policy"))]
-        assert main(["ingest", "--retry-failed", *(word for item in sets for word in ("--set", item))]) == 0
+        ingested(tmp_path, table, *values, words=("--retry-failed",))
     [one] = raw_shards(tmp_path / "raw")
     assert [row["image_key"] for row in read_table(one).to_pylist()] == [f"00000000{n}" for n in range(4)]
     assert [key for key, _ in iter_images(one)] == [f"00000000{n}" for n in range(4)]
@@ -133,7 +119,7 @@ def test_a_retry_and_a_purge_keep_the_layout(tmp_path: Path) -> None:
 
 
 def test_a_manifest_of_before_says_images(tmp_path: Path, archive: Path) -> None:
-    ingest(tmp_path, archive)
+    ingested(tmp_path, archive, *VALUES)
     path = tmp_path / "raw/manifest.json"
     values = json.loads(path.read_bytes())
     del values["samples"]

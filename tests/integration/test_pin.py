@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from tests.support.dvc_projects import (
     shell,
 )
 from tests.support.params import PARAMS_FILE
-from tests.support.s3_server import S3Server, serve
+from tests.support.s3_server import S3Server
 from tests.support.warc_records import page, picture, response, write_archive
 
 #: Ingest alone, as this repository's dvc.yaml has it: its archive is a dep, its sections are params.
@@ -33,12 +32,6 @@ stages:
     params: [ingest, download]
     outs: [data/raw, reports/ingest]
 """
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with serve(tmp_path_factory.mktemp("s3") / "server") as running:
-        yield running
 
 
 def put(server: S3Server, root: Path, bucket: str, name: str, text: str) -> None:

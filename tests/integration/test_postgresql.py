@@ -56,8 +56,7 @@ def typed(program: str, env: Mapping[str, str]) -> None:
 def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(
     stack: Stack, postgresql: str, tmp_path: Path
 ) -> None:
-    done = stack.run("-m", "infra.local", "up")
-    assert done.returncode == 0, done.stdout + done.stderr
+    stack.up()
     run = stack.start({"name": "clicked"})
     assert stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED", timeout_s=300) == "COMPLETED"
     assert not (stack.root / "mlflow.db").exists() and not (stack.root / ".align/prefect/prefect.db").exists()
@@ -72,7 +71,7 @@ def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(
     place = {"BACKUP": str(tmp_path), "newest": str(tmp_path / "new"), "PGHOST": "127.0.0.1", "PGPORT": str(port)}
     (tmp_path / "new").mkdir()
     typed("pg_dump", stack.env | place | {"PGUSER": "align", "PGPASSWORD": PASSWORD})
-    assert stack.run("-m", "infra.local", "down").returncode == 0
+    stack.down()
     lost = stack.root.rename(tmp_path / "lost")
     git(tmp_path, "clone", "--quiet", f"file://{lost}", str(stack.root))
     git(stack.root, "fetch", "--quiet", "origin", "refs/heads/run/*:refs/heads/run/*")
@@ -81,8 +80,7 @@ def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(
     create(postgresql, "prefect", "mlflow")
     typed("pg_restore", stack.env | place | {"PGUSER": "align", "PGPASSWORD": PASSWORD})
     (stack.root / "bin/align").chmod(0o755)
-    done = stack.run("-m", "infra.local", "up")
-    assert done.returncode == 0, done.stdout + done.stderr
+    stack.up()
     assert stack.ask(f"/flow_runs/{run}")["state_type"] == "COMPLETED"
     found = stack.ask(f"{api}/experiments/get-by-name?experiment_name=stub")["experiment"]
     assert found["artifact_location"].startswith((stack.root / "mlartifacts").as_uri())

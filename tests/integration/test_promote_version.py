@@ -1,54 +1,75 @@
-"""`align promote --version N` as a person types it, over a registry in a file."""
+"""`align promote` and `align champion` as a person types them, over a registry in a file; after each command that moves
+an alias the lineage page of a version shows those that it has.
+"""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from align.cli import main
+from align.lineage.trace import page as trace_page
+from align.lineage.trace.graph import Graph
+from align.lineage.trace.trace import ARTIFACT
 from align.release.promotion import gates
 from align.release.promotion.decision import Gate
-from align.services.tracking.registry import ROLLED_BACK
+from align.services.tracking.registry import LINEAGE_PAGE, ROLLED_BACK, Version
 from align.services.tracking.tracker import Tracker
 from tests.support.empty_versions import version
-from tests.support.params import PARAMS_FILE
+from tests.support.params import PARAMS_FILE, sets
 from tests.support.registered import RECALL
 
 
-@pytest.fixture(autouse=True)
-def no_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+class Typed:
+    """Commands typed in a folder: exit code and what they print."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.settings, self._capsys = ["--params", str(PARAMS_FILE), *sets(f"promote.metrics=[{RECALL}]")], capsys
+
+    def __call__(self, verb: str, *words: str) -> str:
+        code = main([verb, *self.settings, *words])
+        done = self._capsys.readouterr()
+        return f"{code} {done.out}{done.err}".strip()
+
+    def promote(self, *words: str) -> str:
+        """The last line: after a table of gates, the decision."""
+        code, _, said = self("promote", *words).partition(" ")
+        assert code != "0" or "already" in said or "  lineage  " in said or " rejected" in said
+        return f"{code} {said.splitlines()[-1]}"
+
+
+@pytest.fixture
+def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
     """The models here are empty files; tests/integration/test_promotion.py has one that predicts."""
     monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", packaged.is_dir()))
+    monkeypatch.setenv("ALIGN_FLOW_RUN_ID", "f1")
+    monkeypatch.chdir(tmp_path)
+    return Typed(capsys)
+
+
+@pytest.fixture
+def tracker(typed: Typed, tmp_path: Path, empty_mlflow: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
+    return Tracker()
+
+
+def test_without_a_registry_the_line_says_what_to_do(typed: Typed, tmp_path: Path) -> None:
+    nothing = "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db; run `align register` first"
+    for words in (("promote", "--version", "1"), ("promote",), ("rollback",)):
+        assert typed(*words) == f"1 align: error: {nothing}"
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.costs(5, "three versions are registered, and promoted nine times")
-def test_any_version_may_be_promoted_and_is_named(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    empty_mlflow: Callable[[Path], str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
-
-    def promote(*words: str) -> str:
-        """Exit code and the last line that was printed: after a table of gates, the decision."""
-        code = main(["promote", *settings, *words])
-        done = capsys.readouterr()
-        assert code or "already" in done.out or "  lineage  " in done.out
-        return f"{code} {(done.out + done.err).strip().splitlines()[-1]}"
-
-    nothing = "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db; run `align register` first"
-    assert promote("--version", "1") == promote() == f"1 align: error: {nothing}"
-    assert main(["rollback", *settings]) == 1 and nothing in capsys.readouterr().err
-    assert not (tmp_path / "mlflow.db").exists()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
-    tracker = Tracker()
-    assert promote("--version", "1").startswith(
-        "1 align: error: model 'align' has no version 1; it has none: run `align"
-    )
+def test_any_version_may_be_promoted_and_is_named(typed: Typed, tracker: Tracker, tmp_path: Path) -> None:
+    promote, error = typed.promote, "1 align: error: align version"
+    none = "1 align: error: model 'align' has no version 1; it has none: run `align"
+    assert promote("--version", "1").startswith(none)
     first, second, third = (version(tracker, tmp_path, recall) for recall in (0.4, 0.6, 0.5))
     what = f"data dddddddddddd, model {first.tags['align.model_digest'][:12]}, git 0123abc"
     assert promote("--version", "7") == "1 align: error: model 'align' has no version 7; it has 1, 2, 3"
@@ -56,38 +77,17 @@ def test_any_version_may_be_promoted_and_is_named(
     assert promote("--version", "1") == f"0 align: version 1 already is the champion (run {first.run_id}, {what})"
     assert promote("--version", "2").startswith("0 align version 2 (run ")
     refused = promote()
-    assert refused.startswith(
-        f"1 align: error: align version 3 (the candidate: run {third.run_id}, {what}) is not promoted"
-    )
+    assert refused.startswith(f"{error} 3 (the candidate: run {third.run_id}, {what}) is not promoted")
     assert tracker.registry.aliases("align") == {"candidate": 3, "champion": 2}
-    assert main(["rollback", *settings, "--reason", "slow on phones"]) == 0
-    capsys.readouterr()
+    assert typed("rollback", "--reason", "slow on phones").startswith("0 ")
     refused = promote("--version", "2")
-    assert refused.startswith(
-        f"1 align: error: align version 2 (run {second.run_id}, {what}) is not promoted: rolled back: at 20"
-    )
+    assert refused.startswith(f"{error} 2 (run {second.run_id}, {what}) is not promoted: rolled back: at 20")
     assert f"slow on phones; needed: never; remove its tag {ROLLED_BACK} to allow its promotion" in refused
     assert promote("--version", "2", "--json").startswith(refused.partition("; needed:")[0])
 
 
-def test_the_history_of_the_champion_as_a_person_asks_for_it(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    empty_mlflow: Callable[[Path], str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
-    monkeypatch.setenv("ALIGN_FLOW_RUN_ID", "f1")
-    tracker = Tracker()
-    settings = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
-
-    def said(*words: str) -> str:
-        """Exit code and what was printed."""
-        code = main([words[0], *settings, *words[1:]])
-        done = capsys.readouterr()
-        return f"{code} {done.out}{done.err}".strip()
-
+def test_the_history_of_the_champion_as_a_person_asks_for_it(typed: Typed, tracker: Tracker, tmp_path: Path) -> None:
+    said = typed
     assert said("champion") == "1 align: error: MLflow has no version of a model 'align'; run `align register` first"
     for recall in (0.4, 0.6):
         version(tracker, tmp_path, recall)
@@ -100,10 +100,11 @@ def test_the_history_of_the_champion_as_a_person_asks_for_it(
     assert lines[2].split()[1:5] == ["promoted", "none", "1", "flow"] and "well above chance" in lines[2]
     assert said("promote", "--check") == "0 align version 1, the champion passes the gates"
     assert said("champion", "--at", day).startswith(f"0 align: the champion at {day} was version 1; version 1 was prom")
-    assert said("champion", "--at", "2020-01-01").startswith(
-        "1 align: error: no champion of 'align' is known at 2020-01-01: its history begins "
-    )
-    assert said("champion", "--at", "noon").startswith("1 align: error: --at noon: expected a date such as 2026-11-01")
+    for at, error in (
+        ("2020-01-01", "no champion of 'align' is known at 2020-01-01: its history begins "),
+        ("noon", "--at noon: expected a date such as 2026-11-01"),
+    ):
+        assert said("champion", "--at", at).startswith(f"1 align: error: {error}")
 
     tracker.registry.set_alias(version(tracker, tmp_path, 0.1), "champion")  # as good as chance
     noticed, refused = said("promote", "--check").splitlines()
@@ -118,3 +119,167 @@ def test_the_history_of_the_champion_as_a_person_asks_for_it(
     assert known["history"][0]["figures"][RECALL] == 0.4
     then = json.loads(said("champion", "--at", day, "--json").removeprefix("0 "))
     assert (then["champion"], then["since"]["kind"]) == (3, "by hand")
+
+
+def test_a_promotion_waits_for_a_person_s_word_and_it_counts_for_what_was_judged(
+    typed: Typed, tracker: Tracker, tmp_path: Path
+) -> None:
+    for recall in (0.4, 0.6, 0.3):
+        version(tracker, tmp_path, recall)
+    typed.settings += sets("promote.approval=true")
+    promote = typed.promote
+
+    def decided() -> tuple[str, int, int | None]:
+        found = json.loads((tmp_path / "decision.json").read_bytes())
+        return found["outcome"], found["candidate"], found["champion"]
+
+    ann, file = ["--approved-by", "Ann", "--because", "reads signs"], f"--decision={tmp_path / 'decision.json'}"
+    asked = promote("--version", "1")
+    assert asked.startswith("1 align: error: align version 1 (run ")
+    assert asked.endswith("(promote.approval): align promote --version 1 --approved-by WHO --because WHY")
+    assert promote("--version", "1", file).startswith("0 align version 1 ") and decided() == ("unapproved", 1, None)
+    assert tracker.registry.aliases("align") == {"candidate": 3}
+
+    refused = promote("--version", "1", "--if-champion", "2", *ann)
+    assert "the champion was version 2 when the promotion was judged, and now is none" in refused
+    assert promote("--version", "1", "--if-champion", "0", *ann).startswith("0 align version 1 ")
+    rejected = promote("--version", "2", "--rejected-by", "Bob", "--because", "slow")
+    assert rejected == "0 align: version 2 was rejected: slow (Bob); nothing was moved"
+    assert tracker.registry.aliases("align") == {"candidate": 3, "champion": 1}
+    stale = promote("--if-candidate", "2", *ann)
+    assert "it was the candidate when the promotion was judged, and now version 3 is" in stale
+    worse = promote("--if-candidate", "3", "--if-champion", "1", file, *ann)  # nobody's word replaces a gate
+    assert worse.startswith("1 align: error: align version 3 ") and "is not promoted: " in worse
+    assert decided() == ("refused", 3, 1)
+    moves = tracker.registry.champion_state("align").moves
+    assert [(move.kind, move.before, move.to, move.who) for move in moves] == [
+        ("promoted", None, 1, "Ann, by flow run f1"), ("rejected", 1, 1, "Bob, by flow run f1"),
+    ]  # fmt: skip
+    assert moves[0].why.endswith("; approved: reads signs") and moves[1].why == "version 2 was rejected: slow"
+
+
+SETTINGS = ["--params", str(PARAMS_FILE), "--set", f"promote.metrics=[{RECALL}]"]
+NOTE = "note: a lineage page in MLflow does not show the aliases as they are: "
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model in MLflow."""
+
+    tracker: Tracker
+    model: str
+
+    @property
+    def versions(self) -> list[Version]:
+        return self.tracker.registry.versions(self.model)
+
+    def align(self, *words: str) -> int:
+        """Runs a command about it."""
+        return main([words[0], *SETTINGS, "--set", f"register.model_name={self.model}", *words[1:]])
+
+    def notes(self, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+        """The notes of a command that succeeds, on lineage pages."""
+        capsys.readouterr()
+        assert self.align(*words) == 0, capsys.readouterr().err
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith(NOTE)]
+
+    def pages(self, folder: Path) -> Mapping[int, list[str]]:
+        """Version -> the aliases that its page in MLflow shows; without those that have no page."""
+        found = {}
+        for one in self.versions:
+            if (file := self.tracker.artifact(one.run_id, ARTIFACT.as_posix(), folder)) is not None:
+                found[one.number] = re.findall('<h3 class="good">(candidate|champion)</h3>', file.read_text())
+        return found
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Callable[[Path], str]) -> Path:
+    """A folder for one MLflow, in which each test has a model of its own."""
+    folder = tmp_path_factory.mktemp("pages")
+    empty_mlflow(folder)
+    return folder
+
+
+@pytest.fixture
+def made(store: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Three versions, the last one is the candidate; `align` works here, in this process."""
+    monkeypatch.chdir(store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
+    monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", packaged.is_dir()))
+    found = Made(Tracker(), request.node.name[:60])
+    for recall in (0.4, 0.6, 0.5):
+        version(found.tracker, store, recall, found.model)
+    return found
+
+
+def test_after_promotion_and_rollback_pages_show_the_aliases_as_they_are(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert made.pages(tmp_path) == {}
+    assert made.notes(capsys, "promote", "--version", "1") == []
+    assert made.pages(tmp_path) == {1: ["champion"], 3: ["candidate"]}
+    assert made.notes(capsys, "promote", "--version", "2") == []
+    assert made.pages(tmp_path) == {1: [], 2: ["champion"], 3: ["candidate"]}
+    before = [dict(one.tags) for one in made.versions[:2]]
+    assert made.align("promote") == 1  # version 3 is refused
+    assert [dict(one.tags) for one in made.versions[:2]] == before
+    assert made.pages(tmp_path) == {1: [], 2: ["champion"], 3: ["candidate"]}
+    assert made.notes(capsys, "rollback", "--reason", "slow") == []
+    assert made.pages(tmp_path) == {1: ["champion"], 2: [], 3: ["candidate"]}
+
+
+def test_what_did_not_change_is_not_drawn_again(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[str] = []
+    draw = trace_page.as_page
+
+    def counted(graph: Graph) -> str:
+        drawn.append(graph.subject)
+        return draw(graph)
+
+    monkeypatch.setattr(trace_page, "as_page", counted)
+    made.notes(capsys, "promote", "--version", "1")
+    assert sorted(drawn) == [f"{made.model} version {number}" for number in (1, 3)]
+    made.notes(capsys, "promote", "--version", "1")  # it is the champion already
+    made.notes(capsys, "champion")
+    assert len(drawn) == 2
+    made.tracker.registry.set_alias(made.versions[1], "champion")  # by hand
+    made.notes(capsys, "champion")
+    assert sorted(drawn[2:]) == [f"{made.model} version {number}" for number in (1, 2)]
+
+
+def test_a_page_that_cannot_be_drawn_is_one_line_and_the_next_command_draws_it(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(graph: object) -> str:
+        raise KeyError("a defect")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trace_page, "as_page", fails)
+        (note,) = made.notes(capsys, "promote", "--version", "1")
+    assert note == f"{NOTE}version 1: KeyError: 'a defect'; version 3: KeyError: 'a defect'"
+    assert made.tracker.registry.aliases(made.model) == {"champion": 1, "candidate": 3}
+    assert made.pages(tmp_path) == {}
+    assert made.notes(capsys, "champion") == []
+    assert made.pages(tmp_path) == {1: ["champion"], 3: ["candidate"]}
+
+
+def test_a_page_is_not_replaced_by_one_with_fewer_links(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as from a laptop that has neither the data nor DVC's cache."""
+    made.notes(capsys, "promote", "--version", "1")
+    first = made.versions[0]
+    shown = json.loads(first.tags[LINEAGE_PAGE])
+    assert shown["aliases"] == ["champion"] and shown["missing"] > 0  # there is no data here
+    made.tracker.registry.set_version_tags(first, {LINEAGE_PAGE: json.dumps(shown | {"missing": 0})})
+    (note,) = made.notes(capsys, "promote", "--version", "2")
+    assert note == (
+        f"{NOTE}version 1: links that its page has are not on this machine; where they are, "
+        f"`align trace {made.model}/1 --log` draws it"
+    )
+    assert made.pages(tmp_path) == {1: ["champion"], 2: ["champion"], 3: ["candidate"]}
+    assert made.align("trace", f"{made.model}/1", "--log") == 0
+    assert made.pages(tmp_path)[1] == []
+    assert made.notes(capsys, "champion") == []

@@ -1,4 +1,4 @@
-"""Runs, versions and aliases in a real MLflow: a server on loopback, and the file that needs no server."""
+"""Runs, versions and aliases in a real MLflow, a server or a file: what people see of them, and who opens them."""
 
 import json
 import subprocess
@@ -9,13 +9,21 @@ from typing import Any
 import mlflow
 import pytest
 import urllib3
+from PIL import Image
 
+from align.adapters.models import open_model
 from align.errors import CorruptError, DataError, GateError, ServiceError
-from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
+from align.formats.model_folder import Imported, model_digest, read_config, read_weights, write_model_folder
+from align.release.packaging.packaged_model import save
+from align.release.registration.model_card import CARD, MAX_DESCRIPTION
+from align.release.registration.register import Origin, register
+from align.release.registration.results import PipelineOutputs
+from align.release.registration.shown import PICTURES
 from align.services.signing import SIGN_WITH, TRUST, require_signed_version
 from align.services.tracking.live_log import LiveLog
+from align.services.tracking.runs_view import KEY
 from align.services.tracking.tracker import Tracker
-from tests.support import registered, small_data
+from tests.support import ROOT, registered, small_data, tiny_model
 from tests.support.registered import VALUES, Project
 from tests.support.signing_keys import write_keys
 
@@ -175,26 +183,14 @@ def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(pr
     assert project.aliases() == {"candidate": 1}
 
 
-@pytest.mark.parametrize(
-    "other", [{"health": {"price_per_hour": 2.5}}, {"cluster": {"num_nodes": 4}}, {"promote": {"margin": 0.5}}]
-)
-def test_a_value_that_changes_no_bytes_makes_no_other_run(project: Project, other: dict[str, Any]) -> None:
-    first, again = project.register(), project.register(values=other)
-    assert again.run_id == first.run_id
-    assert len(client(project).search_runs([run_experiment(project)])) == 1
-
-
-def test_a_value_that_changes_bytes_makes_another_run(project: Project) -> None:
+def test_only_a_value_that_changes_bytes_makes_another_run(project: Project) -> None:
     first = project.register()
+    for same in ({"health": {"price_per_hour": 2.5}}, {"cluster": {"num_nodes": 4}}, {"promote": {"margin": 0.5}}):
+        assert project.register(values=same).run_id == first.run_id
+    assert len(client(project).search_runs([project.experiment()])) == 1
     other = project.register(values={"pretrain": VALUES["pretrain"] | {"seed": 1}})
     assert other.run_id != first.run_id
     assert other.version.number == first.version.number  # the model is the same
-
-
-def run_experiment(project: Project) -> str:
-    experiment = client(project).get_experiment_by_name(project.config.experiment)
-    assert experiment is not None
-    return str(experiment.experiment_id)
 
 
 def test_an_empty_mlflow_is_filled_again_without_a_server(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,3 +283,146 @@ def test_mlflow_gets_no_secret_of_the_environment(
     files = [path for path in project.root.rglob("*") if path.is_file() and ".git" not in path.parts]
     assert {"mlflow.db", "MLmodel"} <= {path.name for path in files}
     assert [path for path in files if b"planted-" in path.read_bytes()] == []
+
+
+LOSS = "pretrain/train/loss"
+
+
+def write_pictures(project: Project, colour: str) -> None:
+    for name in ("same_text_to_image", "same_image_to_text", "recall"):
+        Image.new("RGB", (60, 40), colour).save(project.root / f"reports/evaluation/{name}.png")
+
+
+def test_a_curve_has_no_point_of_its_end_at_step_0(project: Project) -> None:
+    (project.root / "reports/pretrain/metrics.json").write_text(json.dumps({LOSS: 2.0, "pretrain/num_steps": 30}))
+    done = project.register()
+    history = client(project).get_metric_history(done.run_id, LOSS)
+    assert [(point.step, point.value) for point in history] == [(10, 4.0), (20, 3.0), (30, 2.0)]
+    assert [point.step for point in client(project).get_metric_history(done.run_id, "pretrain/num_steps")] == [0]
+
+
+def test_a_cached_rerun_leaves_the_tags_of_the_run_that_trained(project: Project) -> None:
+    first = project.register()
+    before = client(project).get_run(first.run_id).data.tags
+    outputs = PipelineOutputs(project.root / "packaged", project.root / "shards", project.root / "reports", ())
+    cached = Origin("4567def", "another-lock", "flow-2", cached_stages=("ingest", "pretrain", "package"))
+    again = register(project.config, outputs, VALUES, origin=cached, tracker=project.tracker, run_id=None)
+    assert again.run_id == first.run_id
+    assert client(project).get_run(first.run_id).data.tags == before
+
+
+def test_pictures_and_tables_are_shown_once_under_fixed_names(project: Project) -> None:
+    write_pictures(project, "navy")
+    (project.root / "reports/evaluation/report.json").write_text(
+        json.dumps({"classes": {"drawings": {"fox": {"num_images": 4, "accuracy": 0.25}}}})
+    )
+    run = project.tracker.start_run(project.config.experiment, "the flow's")
+    for _ in range(2):  # a retry of `align register` shows nothing twice
+        project.register(run)
+    files = [file.path for file in client(project).list_artifacts(run, "images")]
+    keys = sorted(path.removeprefix("images/").split("+")[0] for path in files if path.endswith(".png"))
+    assert keys == ["retrieval~image_to_text", "retrieval~recall", "retrieval~text_to_image"]
+    assert table(project, run, "recall") == [
+        {
+            "measure": "concepts/image_to_text/recall@10",
+            "with interval": "50.0% (40.0% to 60.0%), by chance 10.0%",
+            "value": 0.5,
+            "low": 0.4,
+            "high": 0.6,
+            "chance": 0.1,
+        }
+    ]
+    assert table(project, run, "classes") == [{"class": "drawings/fox", "accuracy": 0.25, "images": 4}]
+    shown = json.loads(client(project).get_run(run).data.tags["mlflow.loggedArtifacts"])
+    assert {"path": "tables/recall.json", "type": "table"} in shown
+
+
+def table(project: Project, run: str, name: str) -> list[dict[str, Any]]:
+    """The rows of a table that MLflow shows."""
+    stored = json.loads(Path(client(project).download_artifacts(run, f"tables/{name}.json")).read_text())
+    return [dict(zip(stored["columns"], row, strict=True)) for row in stored["data"]]
+
+
+def description(project: Project, version: int) -> str:
+    """What the registry's page of a version says."""
+    return client(project).get_model_version(project.config.model_name, str(version)).description or ""
+
+
+def test_a_version_has_a_card_that_compares_it_with_the_champion(project: Project) -> None:
+    reports = project.root / "reports"
+    (reports / "filter").mkdir()
+    dropped = {"reason": "text_too_short", "num_first": 7, "num_alone": 7, "num_remaining": 30}
+    funnel = [{"reason": "opted_out", "num_first": 0, "num_alone": 0, "num_remaining": 37}, dropped]
+    (reports / "filter/report.json").write_text(json.dumps({"funnel": funnel, "num_pairs": 37, "num_kept": 30}))
+    trained = {"num_training_pairs": 30, "num_training_images": 29}
+    (reports / "pretrain/report.json").write_text(json.dumps(trained))
+    accepted = {"expectation": "keep-rate", "by": "Ada", "reason": "few | [icons](http://x.example) <b>"}
+    (reports / "quality/report.json").write_text(json.dumps({"expectations": [{"accepted": accepted}]}))
+    first = project.register()
+    project.tracker.registry.set_alias(first.version, "champion")
+    project.evaluate(0.7)
+    second = project.register(values={"pretrain": VALUES["pretrain"] | {"num_steps": 800}})
+
+    store = client(project)
+    card = Path(store.download_artifacts(second.run_id, CARD)).read_text()
+    name = project.config.model_name
+    described = description(project, second.version.number)
+    assert described.startswith(f"# {name}\n") and len(described) <= MAX_DESCRIPTION
+    for text in (card, described):
+        assert "| concepts | image_to_text/recall@10 | 70.0% | 60.0% to 80.0% | 10.0% | 50.0% |" in text
+        assert "champion (version 1)" in text and f"models:/{name}@champion" in text
+        assert "30 of 37 pairs passed the filter" in text and "| text_too_short | 7 |" in text
+        assert "opted_out" not in text  # it dropped nothing
+        assert "policy `policy-diges`" in text
+        assert "Trained on 30 pairs of 29 images" in text
+        assert r"keep-rate, by Ada: few \| \[icons\](http://x.example) \<b\>" in text
+    assert "| `pretrain.num_steps` | 800 | 1,200,000 |" in card
+    before = Path(store.download_artifacts(first.run_id, CARD)).read_text()
+    assert "champion (version" not in before and "50.0%" in before
+
+
+def test_a_description_that_is_too_long_ends_with_a_whole_section(project: Project) -> None:
+    accepted = [{"accepted": {"expectation": f"rule-{n}", "by": "Ada", "reason": "x" * 60}} for n in range(80)]
+    (project.root / "reports/quality/report.json").write_text(json.dumps({"expectations": accepted}))
+    done = project.register()
+    described = description(project, done.version.number)
+    assert "## Use" in described and "## Data" not in described and CARD in described
+    assert "rule-79" in Path(client(project).download_artifacts(done.run_id, CARD)).read_text()
+
+
+def test_the_list_of_runs_opens_with_the_columns_that_matter(project: Project) -> None:
+    project.register()
+    experiment = client(project).get_experiment(project.experiment())
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{KEY}"])
+    assert view["name"] == "ALIGN"
+    state = json.loads(view["state"])
+    columns = state["selectedColumns"]
+    assert [chart["imageKeys"] for chart in state["compareRunCharts"]] == [[key] for key in PICTURES]
+    assert len(experiment.tags[f"mlflow.sharedViewState.{KEY}"]) < 5000  # MLflow's limit of a tag
+    assert "metrics.`concepts/image_to_text/recall_at_10`" in columns and "params.`pretrain.seed`" in columns
+    page = project.tracker.runs_page(project.config.experiment, None)
+    address = f"{project.tracker.uri}/#/experiments/{project.experiment()}/runs"
+    assert page == f"{address}?workflowType=machine_learning&viewStateShareKey={KEY}"
+    assert project.tracker.runs_page("no such experiment", None) is None
+
+
+def test_a_version_by_alias_and_by_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
+    tracker = Tracker()
+    models = [tiny_model.write(tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    for model in models:
+        packaged = model.parent / "packaged"
+        save(packaged, model=model, code=ROOT / "align" / "model", metadata={})
+        run = tracker.start_run("align", model.parent.name)
+        tracker.log_folder(run, packaged, "model")
+        version = tracker.registry.create_version("align", run, "model", {})
+    tracker.registry.set_alias(version, "champion")
+    champion = open_model("models:/align@champion")
+    assert (champion.name, champion.digest) == ("align-champion", model_digest(models[1]))
+    assert open_model("models:/align/1").digest == model_digest(models[0])
+    for source in ("models:/align@previous", "models:/align/3", "models:/other@champion"):
+        with pytest.raises(DataError, match=f"{source}: no such version in MLflow"):
+            open_model(source)

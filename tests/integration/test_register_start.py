@@ -13,7 +13,7 @@ from align.release.packaging.package import package
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from tests.support import small_data, small_git, small_model
-from tests.support.params import PARAMS_FILE
+from tests.support.params import PARAMS_FILE, sets
 from tests.support.small_data import Pair
 
 
@@ -40,9 +40,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def registered(*overrides: str) -> Any:
     """The one run of MLflow's file here, and the names of its reports."""
-    values = ("paths.shards=shards", "paths.packaged=packaged", *overrides)
-    settings = [word for value in values for word in ("--set", value)]
-    assert main(["register", "--params", str(PARAMS_FILE), *settings]) == 0
+    values = sets("paths.shards=shards", "paths.packaged=packaged", *overrides)
+    assert main(["register", "--params", str(PARAMS_FILE), *values]) == 0
     tracker = Tracker()
     version = tracker.registry.version_at("align", "candidate")
     assert version is not None

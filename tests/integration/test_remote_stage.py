@@ -10,10 +10,10 @@ from urllib.error import HTTPError
 import pytest
 
 from align.services.git import git
-from tests.support.local_stack import PATIENCE_S, WORKS, Stack
-from tests.support.remote_worker import Machine, share, use_remote, wait_until
+from tests.support import wait_until
+from tests.support.local_stack import ENDS, PATIENCE_S, WORKS, Stack
+from tests.support.remote_worker import Machine, share, use_remote
 
-ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 #: The pool's machine trains; a machine that is silent for so long is lost. A busy one takes half of it to start a flow.
 ELSEWHERE = {"cluster.pools": {"pretrain": "gpu"}, "cluster.patience_s": 45}
 
@@ -116,7 +116,7 @@ def test_cancelling_the_run_ends_the_stage_there_with_its_checkpoint(stack: Stac
     (other.root / "checkpoints/step").unlink(missing_ok=True)
     run = click(stack, "unwanted", seed=14, seconds=200)
     wait_until(lambda: WORKS in lines(stack, *sent(stack, "unwanted")))
-    stack.ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True})
+    stack.force(run, "CANCELLING")
     assert stack.wait_for(run, *ENDS) == "CANCELLED"
     wait_until(lambda: (other.root / "checkpoints/step").exists())
     [there] = sent(stack, "unwanted")

@@ -9,7 +9,7 @@ import pytest
 from align.cli import main
 from align.formats.shards import iter_samples
 from tests.support import colour_index, colour_shards, tiny_model
-from tests.support.params import PARAMS_FILE
+from tests.support.params import PARAMS_FILE, at, sets
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def align(root: Path, verb: str, *words: str) -> int:
-    where = {"finetuned": "model", "raw": "raw", "shards": "shards", "index": "index", "reports": "reports"}
-    overrides = [f"paths.{key}={root / name}" for key, name in where.items()] + [f"paths.runtime={root / 'runtime'}"]
-    arguments = [verb, "--params", str(PARAMS_FILE), "--set", "index.queries=null"]
-    return main([*arguments, *(word for override in overrides for word in ("--set", override)), *words])
+    values = (*at(root, "raw", "shards", "index", "reports", "runtime"), f"paths.finetuned={root / 'model'}")
+    return main([verb, "--params", str(PARAMS_FILE), *sets(*values, "index.queries=null"), *words])
 
 
 def found(root: Path, capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, object]]:

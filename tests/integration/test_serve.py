@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from align.search.service.fetched import RegisteredChampion
 from align.search.service.served import Pictures
 from align.search.service.service import SearchService
 from align.services.tracking.registry import CHAMPION, Version
-from tests.support import colour_index, registered
+from tests.support import colour_index, registered, wait_until
 from tests.support.params import load_params
 from tests.support.registered import ORIGIN, VALUES, Project
 from tests.support.served import limits, listening, pair_of, take_downs
@@ -106,13 +105,6 @@ def get(url: str) -> tuple[int, dict[str, Any]]:
         return error.code, json.load(error)
 
 
-def wait(condition: Any, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.costs(7, "queries without a pause, while three models are loaded")
 def test_it_follows_promotion_and_rollback_under_load_without_an_error(world: Served) -> None:
     one, two = world.register(0.5).version, world.register(0.6).version
@@ -122,7 +114,7 @@ def test_it_follows_promotion_and_rollback_under_load_without_an_error(world: Se
         assert get(f"{url}/health")[1]["ready"] is False
         assert get(f"{url}/search?text=fox")[0] == 503
         world.champion.start()
-        wait(lambda: world.number == one.number)
+        wait_until(lambda: world.number == one.number)
         stop, answered = threading.Event(), list[int]()
 
         def ask(user: int) -> list[int]:
@@ -138,9 +130,9 @@ def test_it_follows_promotion_and_rollback_under_load_without_an_error(world: Se
         asked = [users.submit(ask, user) for user in range(8)]
         for version in (two, one, two):
             world.crown(version)
-            wait(lambda number=version.number: world.number == number)
+            wait_until(lambda number=version.number: world.number == number)
             before = len(answered)
-            wait(lambda before=before: len(answered) >= before + 20)  # those under way may still be of the other one
+            wait_until(lambda before=before: len(answered) >= before + 20)  # those under way may be of the other one
         stop.set()
         statuses = [status for user in asked for status in user.result()]
         assert set(statuses) == {200} and len(statuses) > 50

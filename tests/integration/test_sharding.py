@@ -1,6 +1,7 @@
-"""Weights sharded over two ranks: results, checkpoints and resuming equal those of one process.
+"""Weights sharded over two ranks, and a tower that is locked: results, checkpoints and resuming equal those of one
+process.
 
-One launch of two ranks does all their work (`_work`); the tests check what it saved.
+One launch of two ranks does all their work (`_work`, `_locked_work`); the tests check what it saved.
 """
 
 import functools
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from align.model.dual_encoder import DualEncoder
+from align.model.dual_encoder import DualEncoder, load_model
 from align.model.tokenizer import TextTokenizer
 from align.training import state as state_module
 from align.training import step as step_module
@@ -29,12 +30,13 @@ from align.training.ranks.process_group import Ranks, launch
 from align.training.ranks.sharding import distributed_like, is_sharded, shard, shards
 from align.training.run import run
 from align.training.run_plan import TrainingPlan
+from align.training.stage import train_stage
 from align.training.state import LossScale
 from align.training.step import compute_gradients
-from tests.support import lamb_reference, training_data
+from tests.support import cpu_budget, lamb_reference, training_data
 from tests.support.cpu_budget import costs
 from tests.support.rank_runs import Messages, ended_with, last
-from tests.support.training_data import MODEL, TermAt, pretrain_config
+from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
 
 BATCH = 32
 SYNC = MODEL.model_copy(update={"batch_norm": "sync"})
@@ -161,19 +163,14 @@ def _work(plans: list[tuple[str, TrainingPlan]], tokenizer: Path, root: Path, ra
     results |= {f"gradients, {case}": gradients(tokenizer, case, ranks) for case in CASES}
     results["lamb"], results["layouts"] = lamb(ranks), layouts(ranks)
     plain_scale = state_module.LossScale
-    for name, plan in plans:
+    for name, each in plans:
         state_module.LossScale = _huge if name == "scaled" else plain_scale  # type: ignore[assignment,misc]  # a stand-in
         # looking on changes the order of sums, and this run's result is compared up to rounding
         with Messages() if name == "resumed by shards" else nullcontext() as messages:
-            results[name] = ended_with(plan, ranks)
+            results[name] = ended_with(each, ranks)
         if messages is not None:
             results["messages"] = messages.kinds
     torch.save(results, root / f"{ranks.rank}.pt")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return training_data.write(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -375,3 +372,72 @@ def test_ranks_that_share_statistics_are_validated_by_one_of_them(
 def test_one_rank_does_not_shard(data: tuple[Path, Path], tmp_path: Path) -> None:
     plain, sharded = (run(_plan(data, tmp_path / str(on), shard_weights=on)) for on in (False, True))
     assert plain is not None and sharded is not None and sharded.rows == plain.rows
+
+
+TOWERS = {"image": "vision_model.", "text": "text_model."}
+LOCKED = {
+    "whole": {}, "sharded": {"shard_weights": True}, "parts": {"micro_batch": 4},
+    "sharded, parts": {"shard_weights": True, "micro_batch": 4},
+    "sharded, blocks": {"shard_weights": True, "gradient_checkpointing": "blocks"},
+}  # fmt: skip
+QUICK = ("whole", "sharded")
+EACH = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.full) for case in LOCKED]
+)
+
+
+def _locked_work(plans: list[tuple[str, TrainingPlan]], root: Path, ranks: Ranks) -> None:
+    results: dict[str, list[str]] = {}
+    for name, some in plans:
+        results.setdefault(name, []).append(ended_with(some, ranks))
+    torch.save(results, root / f"{ranks.rank}.pt")
+
+
+@pytest.fixture(scope="module")
+@costs(11, "seven runs of two ranks, and three of one")
+def root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Each case of two ranks, and `one`, of each locked tower; and a sharded run that is stopped and resumed."""
+    root = tmp_path_factory.mktemp("outcomes")
+    data = training_data.write(root)
+    begun = plan(data, root / "begun", pretrain_config(num_steps=3))
+    train_stage(begun, out=root / "model", reports=root / "reports")
+
+    def of(name: str, which: str, log: Any = None, **changes: Any) -> tuple[str, TrainingPlan]:
+        recipe = finetune_config(**(WHOLE | {"locked": which} | changes))
+        made = plan(data, root / f"{which} {name}", recipe, initial=root / "model", log=log)
+        return f"{which} {name}", made
+
+    both = {"num_processes": 2}
+    cases = LOCKED if cpu_budget.with_full(request) else QUICK
+    plans = [of(name, which, **both, **LOCKED[name]) for which in TOWERS for name in cases]
+    for which in TOWERS:
+        run(of("one", which)[1])
+        plans += [of("stopped", which, log, **both, **LOCKED["sharded"]) for log in (TermAt(2), None)]
+    launch(functools.partial(_locked_work, plans, root), 2, 1)
+    return root
+
+
+@pytest.mark.parametrize("which", TOWERS)
+@EACH
+def test_two_ranks_with_a_locked_tower_equal_one_process(root: Path, which: str, case: str) -> None:
+    one, two = (last(root, f"{which} {name}", "finetune") for name in ("one", case))
+    assert_close(two, one)
+    assert len(two["optimiser"]["state"]) == len(two["average"]) == len(one["average"])
+
+
+@pytest.mark.parametrize("which", TOWERS)
+@EACH
+def test_the_locked_tower_stays_as_it_is(root: Path, which: str, case: str) -> None:
+    before, after = load_model(root / "model").state_dict(), last(root, f"{which} {case}", "finetune")["model"]
+    assert before.keys() == after.keys()
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    locked = {name for name in before if name.startswith(TOWERS[which])}
+    assert locked <= same and "text_projection.weight" not in same
+
+
+@pytest.mark.parametrize("which", TOWERS)
+def test_stopped_and_resumed_with_a_locked_tower_equals_a_whole_run(root: Path, which: str) -> None:
+    for rank in range(2):
+        first, second = torch.load(root / f"{rank}.pt")[f"{which} stopped"]
+        assert first.startswith("StoppedError: stopped by SIGTERM after step 2 of 4") and second == "done"
+    assert_same(last(root, f"{which} stopped", "finetune"), last(root, f"{which} sharded", "finetune"))

@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.cli import main
-from align.formats.raw import raw_shards, read_table
-from tests.support.params import PARAMS_FILE
+from align.formats.raw import raw_shards
+from tests.support.odd_archives import ODDITIES, Stored, clean_archive, odd_archive, stored_responses
 from tests.support.ranges import ranges
-from tests.support.reading import rows_of, source_at
+from tests.support.reading import ingested, rows_of, source_at
 from tests.support.s3_server import serve
 from tests.support.tars import tar
 from tests.support.warc_records import page, record, response, wat, write_archive
@@ -273,14 +272,8 @@ def test_source(
 
 def _ingested(case: Case, root: Path) -> set[tuple[Any, ...]]:
     """The result of `align ingest`: each text, its source, and the picture's digest or the error."""
-    words = [f"ingest.{override}" for override in case.overrides] + [
-        f"paths.archive={case.location}", f"paths.raw={root / 'raw'}", f"paths.reports={root / 'reports'}",
-        f"paths.runtime={root / 'runtime'}", f"paths.policy={root / 'policy'}", "engine.num_workers=1",
-        "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0", "ingest.skip_hopeless=false",
-    ]  # fmt: skip
-    arguments = [word for override in words for word in ("--set", override)]
-    assert main(["ingest", "--params", str(PARAMS_FILE), *arguments]) == 0
-    rows = [row for shard in raw_shards(root / "raw") for row in read_table(shard).to_pylist()]
+    values = ("download.num_retries=0", "ingest.skip_hopeless=false", *(f"ingest.{value}" for value in case.overrides))
+    rows = ingested(root, case.location, *values)
     assert len(rows) == len(case.pairs)
     return {(row["caption"], row["text_source"], row["sha256"] or row["error_message"]) for row in rows}
 
@@ -302,13 +295,10 @@ def test_sources_in_s3_are_those_of_a_folder(
                     if file.is_file():
                         s3.put_object(Bucket=bucket, Key=str(file.relative_to(folder)), Body=file.read_bytes())
             location = f"s3://{bucket}/{case.location.relative_to(folder)}".removesuffix("/.")
-            local, remote = source_at(case.location, *case.overrides), source_at(location, *case.overrides)
-            for ours, theirs in zip(rows_of(local), rows_of(remote), strict=True):
-                assert [_read(local, row) for row in ours] == [_read(remote, row) for row in theirs]
-                assert len(ours) == len(theirs)
+            assert _rows(source_at(location, *case.overrides)) == _rows(source_at(case.location, *case.overrides))
             if build in (warc, coco_captions):  # the whole stage, too: worker processes, stamps, pictures by range
-                remote_case = replace(case, location=location, overrides=[*case.overrides])
-                assert _ingested(remote_case, tmp_path / f"{bucket}-s3") == _ingested(case, tmp_path / f"{bucket}-here")
+                there = _ingested(replace(case, location=location), tmp_path / f"{bucket}-s3")
+                assert there == _ingested(case, tmp_path / f"{bucket}-here")
 
 
 def test_sources_on_a_web_server_are_those_of_a_folder(tmp_path: Path, pictures: list[bytes], web: WebServer) -> None:
@@ -325,10 +315,7 @@ def test_sources_on_a_web_server_are_those_of_a_folder(tmp_path: Path, pictures:
             names = [str(Path(file).relative_to(folder)) for file in local.files]
             (tmp_path / f"{number}.paths").write_text("\n".join(names))
             root = (f"paths_root={server.url(f'/{number}/')}", "download.allow_networks=[127.0.0.0/8]")
-            remote = source_at(tmp_path / f"{number}.paths", *case.overrides, *root)
-            for ours, theirs in zip(rows_of(local), rows_of(remote), strict=True):
-                assert [_read(local, row) for row in ours] == [_read(remote, row) for row in theirs]
-                assert len(ours) == len(theirs)
+            assert _rows(source_at(tmp_path / f"{number}.paths", *case.overrides, *root)) == _rows(local)
 
 
 def test_a_worker_asks_a_host_once_for_robots_txt_over_all_shards(tmp_path: Path, pictures: list[bytes]) -> None:
@@ -345,6 +332,64 @@ def test_a_worker_asks_a_host_once_for_robots_txt_over_all_shards(tmp_path: Path
         assert server.count("/robots.txt") == 1
 
 
-def _read(source: Any, row: dict[str, Any]) -> tuple[Any, ...]:
-    data = row["file"] and source.read(row["file"], row["offset"])
-    return row["url"].rpartition("/")[2], row.get("text"), row.get("text_source"), row.get("problem"), data
+def _rows(source: Any) -> list[list[tuple[Any, ...]]]:
+    """What candidates and responses say, with their bytes, wherever the source lies."""
+
+    def read(row: dict[str, Any]) -> tuple[Any, ...]:
+        data = row["file"] and source.read(row["file"], row["offset"])
+        return row["url"].rpartition("/")[2], row.get("text"), row.get("text_source"), row.get("problem"), data
+
+    return [list(map(read, rows)) for rows in rows_of(source)]
+
+
+#: Every so many pages of the sample. All with a charset other than UTF-8 are taken.
+_EVERY = 20
+VALUES = ("ingest.images_from=archive",)
+
+
+@pytest.fixture(scope="module")
+def responses(sample: Path) -> list[Stored]:
+    """Some pages of the sample and their pictures."""
+    stored = stored_responses(sample / "archive.warc.gz")
+    pages = [one for one in stored.values() if one.is_page]
+    pages = [one for at, one in enumerate(pages) if at % _EVERY == 0 or "utf-8" not in one.content_type]
+    chosen = {one.url for one in pages}
+    candidates, _ = rows_of(source_at(sample / "archive.warc.gz"))
+    pictures = dict.fromkeys(row["url"] for row in candidates if row["page_url"] in chosen and row["url"] in stored)
+    assert len(pages) > 2 * len(ODDITIES)
+    assert len(pictures) > 2 * len(ODDITIES)
+    return [*pages, *(stored[url] for url in pictures if url not in chosen)]
+
+
+def test_each_oddity_beside_a_clean_archive(
+    tmp_path: Path, responses: list[Stored], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = clean_archive(tmp_path / "archives/clean", responses)
+    odd = odd_archive(tmp_path / "archives/odd", responses)
+    ingested(tmp_path / "odd", odd.folder, *VALUES, "ingest.allow_damaged=false", code=1)
+    assert "cut off or damaged at byte" in capsys.readouterr().err
+    pairs, report = {}, {}
+    for archive in (clean, odd):
+        name = archive.folder.name
+        pairs[name] = _pairs(ingested(tmp_path / name, archive.folder, *VALUES, "ingest.allow_damaged=true"))
+        report[name] = json.loads((tmp_path / name / "reports/ingest/report.json").read_bytes())
+    assert pairs["odd"] == pairs["clean"]
+    assert sum(picture != "" for *_, picture in pairs["clean"]) > 0.9 * len(pairs["clean"]) > 100
+
+    for archive in (clean, odd):
+        of_archive = report[archive.folder.name]
+        assert sum(of_archive["outcomes"].values()) + of_archive["num_other_records"] == archive.num_records
+        assert of_archive["num_pages_coding_absent"] == archive.num_absent
+        assert of_archive["num_pages_coding_unknown"] == archive.num_unknown
+        assert of_archive["num_bytes_lost"] == archive.num_bytes_lost
+    assert report["odd"]["outcomes"] == report["clean"]["outcomes"]
+    assert report["odd"]["num_damaged_files"] == 2
+    num_pages = sum(one.is_page for one in responses)
+    assert report["odd"]["outcomes"] == {
+        "page": num_pages, "image": len(responses) - num_pages, "redirect": 1, "error_status": 1, "other_type": 1,
+    }  # fmt: skip
+
+
+def _pairs(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Address, caption, page and the picture's digest of every pair."""
+    return sorted(tuple(row[name] or "" for name in ("url", "caption", "page_url", "sha256")) for row in rows)

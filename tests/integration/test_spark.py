@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.cli import main
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig
 from align.filter.filter import FilterFolders, filter_pairs, work_key
@@ -27,8 +25,10 @@ from align.filter.work_folder import commit
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
 from align.services.engine import open_engine
-from tests.support import missing
+from tests.support import missing, wait_until
+from tests.support.mlflow_server import free_port
 from tests.support.params import load_params
+from tests.support.reading import ingested
 
 pytestmark = pytest.mark.full
 
@@ -56,12 +56,6 @@ TRAPS = [
 ]  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -73,7 +67,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     if shutil.which("java") is None:
         missing("Spark needs Java 17")
     pyspark = pytest.importorskip("pyspark") if os.environ.get("CI", "").lower() != "true" else __import__("pyspark")
-    home, folder, port = Path(pyspark.__file__).parent, tmp_path_factory.mktemp("cluster"), free_port()
+    home, folder, (claim, port) = Path(pyspark.__file__).parent, tmp_path_factory.mktemp("cluster"), free_port()
     (folder / "spark-defaults.conf").write_text("spark.executor.memory 512m\nspark.sql.shuffle.partitions 4\n")
     environment = os.environ | {
         "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "256m",
@@ -83,18 +77,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     daemon = "org.apache.spark.deploy"
     commands = [[f"{daemon}.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]]
     for number in range(2):
-        options = [
-            "--host",
-            "127.0.0.1",
-            "--webui-port",
-            "0",
-            "-c",
-            "1",
-            "-m",
-            "600m",
-            "-d",
-            str(folder / f"worker{number}"),
-        ]
+        options = f"--host 127.0.0.1 --webui-port 0 -c 1 -m 600m -d {folder / f'worker{number}'}".split()
         commands.append([f"{daemon}.worker.Worker", *options, url])
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -102,10 +85,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
             with (folder / f"{number}.log").open("wb") as log:
                 arguments = [str(home / "bin/spark-class"), *command]
                 processes.append(subprocess.Popen(arguments, env=environment, stdout=log, stderr=log))
-            deadline = time.monotonic() + 60
-            while number == 0 and not listening(port):
-                assert time.monotonic() < deadline, (folder / "0.log").read_text()[-2000:]
-                time.sleep(0.2)
+            wait_until(lambda: listening(port), says=lambda: (folder / "0.log").read_text()[-2000:])
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SPARK_CONF_DIR", str(folder))
             yield url, folder
@@ -114,19 +94,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
             process.terminate()
         for process in processes:
             process.wait(100)
+        claim.close()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     """data/raw of some pages of the sample, and a shard of traps; scores are made up, as the network plays no part."""
     folder = tmp_path_factory.mktemp("pairs")
-    settings = [
-        f"ingest.max_pages={NUM_PAGES}",
-        "ingest.shard_size=1500",
-        f"paths.archive={sample / 'archive.warc.gz'}",
-    ]
-    settings += [f"paths.{name}={folder / name}" for name in ("raw", "reports", "runtime")]
-    assert main(["ingest", *(word for setting in settings for word in ("--set", setting))]) == 0
+    ingested(folder, sample / "archive.warc.gz", f"ingest.max_pages={NUM_PAGES}", "ingest.shard_size=1500")
     (folder / "raw/manifest.json").unlink(missing_ok=True)
     (folder / "images").mkdir()
     traps(folder)

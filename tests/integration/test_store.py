@@ -3,7 +3,6 @@
 import hashlib
 import pickle
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -16,16 +15,10 @@ from align.errors import CorruptError, DataError, ServiceError
 from align.services.files.files import StoreFiles
 from align.services.s3.client import client, upload
 from align.services.s3.store import Objects
-from tests.support.s3_server import S3Server, serve
+from tests.support import local_store
+from tests.support.s3_server import S3Server
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Tests that kill it start it again."""
-    with serve(tmp_path_factory.mktemp("s3") / "server") as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +27,8 @@ def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(cache: Path, bucket: str = "none", **changes: Any) -> StoreConfig:
-    values = {
-        "objects": f"s3://{bucket}/some/prefix", "checkpoints": None, "work": None, "cache": cache, "part_size_mb": 5,
-        "num_connections": 4, "num_retries": 0, "timeout_s": 30.0, "features": None,  # a busy machine may need a while
-    }  # fmt: skip
-    return StoreConfig.model_validate(values | changes)
+    own = {"objects": f"s3://{bucket}/some/prefix", "cache": cache, "num_connections": 4}
+    return local_store.config(cache, **(own | changes))
 
 
 def noise(num_bytes: int, seed: int = 0) -> bytes:

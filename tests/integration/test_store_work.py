@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.config.infrastructure import StoreConfig
 from align.errors import AlignError, CorruptError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import read_manifest
 from align.services.store_work import SmallObjects, StoreWork, open_work
-from tests.support import ROOT, small_data, small_filter, warm
+from tests.support import ROOT, local_store, small_data, small_filter, wait_until, warm
 from tests.support.killing import digests, fresh
-from tests.support.params import PARAMS_FILE
+from tests.support.params import PARAMS_FILE, at, sets
 from tests.support.s3_server import S3Server, serve
 from tests.support.small_data import Pair
 
@@ -68,9 +67,9 @@ class Machines:
     def __init__(self, root: Path, work: str) -> None:
         self._root = root
         self._arguments = (
-            "ingest", "--params", str(PARAMS_FILE), "--set", "paths.archive=s3://crawl/archive.warc.gz",
-            "--set", "ingest.shard_size=30", "--set", "ingest.max_pages=75", "--set", "engine.num_workers=1",
-            "--set", "store.num_retries=2", "--set", f"store.work=s3://{work}",
+            "ingest", "--params", str(PARAMS_FILE),
+            *sets("paths.archive=s3://crawl/archive.warc.gz", "ingest.shard_size=30", "ingest.max_pages=75",
+                  "engine.num_workers=1", "store.num_retries=2", f"store.work=s3://{work}"),
         )  # fmt: skip
 
     def folder(self, name: str) -> Path:
@@ -109,12 +108,12 @@ def test_a_lost_machines_range_is_taken_over(server: S3Server, tmp_path: Path) -
 
     hanging = tmp_path / "hanging"
     lost = machines.start("lost", "--shards", f"0-{last}", HANG=str(hanging))
-    wait_until(hanging.exists, lost)
+    works_until(hanging.exists, lost)
     named = machines.run("end", "--finish", code=1)
     assert f"{last - 1} of {last + 1} shards are missing: 2-{last};" in named
     other = machines.start("other", "--shards", f"1-{last}")
     done = f"done/{last:05d}.json"
-    wait_until(lambda: any(key.endswith(done) for key in server.keys("taken-over")), other)
+    works_until(lambda: any(key.endswith(done) for key in server.keys("taken-over")), other)
     time.sleep(9)  # longer than a lease lasts, but this one is renewed
     assert other.poll() is None
     warm.kill(lost.pid)
@@ -143,7 +142,7 @@ def test_ranges_at_once_make_one_plan_and_survive_an_outage(server: S3Server, tm
 
     hanging = tmp_path / "hanging"
     range_of_a = machines.start("a", "--shards", "2-3", HANG=str(hanging))
-    wait_until(hanging.exists, range_of_a)
+    works_until(hanging.exists, range_of_a)
     server.kill()
     try:
         hanging.unlink()
@@ -211,13 +210,11 @@ def test_filter_by_machines_without_a_shared_disk(
     small_filter.evaluation_set(tmp_path / "evaluation", small_filter.noise(2))
 
     def align(name: str, *portion: str, code: int = 0) -> dict[str, str]:
-        paths = {one: tmp_path / name / one for one in ("filtered", "reports", "runtime")}
-        paths |= {one: tmp_path / one for one in ("raw", "evaluation", "policy")}
-        settings = ["filter.num_frequent_ngrams=60", "engine.num_workers=1", "engine.memory_limit=200MB"]
-        settings += [f"store.work=s3://{bucket}/work", *(f"paths.{one}={path}" for one, path in paths.items())]
-        words = [word for setting in settings for word in ("--set", setting)]
-        assert main(["filter", *words, *portion]) == code
-        return digests(paths["filtered"]) | digests(paths["reports"]) if paths["filtered"].exists() else {}
+        folders = at(tmp_path / name, "filtered", "reports", "runtime") + at(tmp_path, "raw", "evaluation", "policy")
+        values = ("filter.num_frequent_ngrams=60", "engine.num_workers=1", "engine.memory_limit=200MB")
+        assert main(["filter", *sets(*folders, *values, f"store.work=s3://{bucket}/work"), *portion]) == code
+        filtered = tmp_path / name / "filtered"
+        return digests(filtered) | digests(filtered.with_name("reports")) if filtered.exists() else {}
 
     expected = align("whole")
     align("a", "--shards", "0-2")
@@ -232,21 +229,14 @@ def test_filter_by_machines_without_a_shared_disk(
     assert align("end", "--finish") == expected
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def works_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    wait_until(condition, alive=lambda: process.poll() is None)
 
 
 @pytest.fixture
 def work(server: S3Server, tmp_path: Path, request: pytest.FixtureRequest) -> StoreWork:
     bucket = server.make_bucket(f"work-{abs(hash(request.node.name)) % 10**8}")
-    config = StoreConfig(
-        objects=None, checkpoints=None, work=f"s3://{bucket}/work", cache=tmp_path / "cache", part_size_mb=5,
-        num_connections=2, num_retries=5, timeout_s=30.0, features=None,
-    )  # fmt: skip
+    config = local_store.config(tmp_path, None, work=f"s3://{bucket}/work", num_retries=5)
     opened = open_work(config, "stage", "key")
     assert opened is not None
     return opened

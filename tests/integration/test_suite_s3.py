@@ -1,7 +1,6 @@
 """Evaluation sets in an S3 bucket are read in place, and are the same as in a folder."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,12 @@ from align.formats.evaluation_sets.named import named_sets
 from align.services.files.files import StoreFiles
 from tests.support import local_store
 from tests.support.colours import square
-from tests.support.s3_server import S3Server, serve
+from tests.support.s3_server import S3Server
 from tests.support.suites import suite
 from tests.unit.evaluate.test_captioned import captioned, of_colour, ratings
 from tests.unit.evaluate.test_captioned import files as published_files
 from tests.unit.formats.evaluation_sets.test_captions import karpathy, pictures
 from tests.unit.formats.evaluation_sets.test_classes import folder, parquet, tars
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with serve(tmp_path_factory.mktemp("s3") / "server") as running:
-        yield running
 
 
 def concepts() -> EvaluationSet:

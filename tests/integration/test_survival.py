@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -11,11 +11,11 @@ import pytest
 
 from align.pipeline.run import running_services
 from align.services.git import git
-from tests.support.local_stack import BUSY_S, PATIENCE_S, SERVICES, WORKS, Stack, started
+from tests.support import wait_until
+from tests.support.local_stack import BUSY_S, ENDS, PATIENCE_S, SERVICES, WORKS, Stack, started
 from tests.support.mlflow_server import serve as serve_mlflow
 
 pytestmark = pytest.mark.full
-ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 @pytest.fixture(scope="module", name="stack")
@@ -57,13 +57,6 @@ def has_every_step(stack: Stack, run: str, seed: int) -> bool:
     return [line for line in stack.logs(run) if line.startswith("step ")] == [
         f"step {number}" for number in range(done)
     ]
-
-
-def wait_until(true: Callable[[], bool], timeout_s: float = BUSY_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def wait_until_it_waits(stack: Stack, since: int) -> None:
@@ -148,7 +141,7 @@ def test_without_its_worker_a_run_can_be_cancelled(whole: Stack) -> None:
     run = training(whole, "orphan", 105)
     process = whole.flow_process(run)
     whole.kill("worker")
-    whole.ask(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True})
+    whole.force(run, "CANCELLING")
     assert whole.wait_for(run, *ENDS) == "CANCELLED"
     assert saved(whole)
     wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)

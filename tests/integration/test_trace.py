@@ -1,4 +1,6 @@
-"""A trace from the champion to a web page, and from a key to the champion: git, DVC and MLflow are real."""
+"""A trace from the champion to a web page, and from a key to the champion; which registered versions saw a pair, by the
+data that trained them, first to last. Git, DVC and MLflow are real.
+"""
 
 import json
 import shutil
@@ -10,13 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
+from align.config.release import RegisterConfig
+from align.formats.shards import read_manifest
 from align.lineage.trace.trace import ARTIFACT
+from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.who_saw import SeenBy, WhoSaw, who_saw
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
-from tests.support import pages_project
+from tests.support import pages_project, training_data
 from tests.support.cpu_budget import costs
-from tests.support.dvc_projects import environment, shell
+from tests.support.dvc_projects import enter, shell
 from tests.support.pages_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
 from tests.support.warm import commands
 
@@ -113,11 +119,8 @@ def project(made: Path, tmp_path: Path, mlflow_server: str, monkeypatch: pytest.
     """A copy of its own; `align` works there, in this process."""
     root = tmp_path / "project"
     shutil.copytree(made, root, symlinks=True)
-    for name, value in environment(root, CODE | {"MLFLOW_TRACKING_URI": mlflow_server}).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "executable", str(commands() / "python"))  # of the programs that it starts
-    return root
+    return enter(root, monkeypatch, CODE | {"MLFLOW_TRACKING_URI": mlflow_server})
 
 
 def run_and_register(root: Path, server: str, name: str, aliases: list[str]) -> None:
@@ -258,6 +261,12 @@ def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(
     assert reached(earlier, "source") >= CHAIN - {"index"}
     assert f"the index in data/index was made by {MODEL} version 2, the champion" in earlier["answers"]
 
+    assert main(["trace", key]) == 0
+    text = capsys.readouterr().out
+    assert f"pair {key}: dropped: opted_out" in text
+    assert f"{MODEL} version 1 (candidate): TRAINED on it; as of run/first" in text
+    assert f"{MODEL} version 2 (champion): did not see it; the checkout's data" in text
+
     # Without the cache the rest is shown, with what brings the data.
     shutil.rmtree(project / ".dvc/cache")
     assert main(["trace", f"{MODEL}/1"]) == 0
@@ -313,3 +322,84 @@ def test_what_is_ambiguous_or_unknown_is_one_line(project: Path, capsys: pytest.
     assert "did you mean train/00000.tar?" in refused(capsys, "train/0000.tar")
     assert "names nothing here" in refused(capsys, "x' or 'a'='a@champion")
     assert "no address of a picture or page in data/raw" in refused(capsys, "https://example.org/\x1b[31m")
+
+
+GONE = "f" * 64
+IMPORT = {"align.imported_from": "align-base", "align.imported_weights": "0123456789abcdef"}
+IMPORTED = "imported from align-base, weights 0123456789ab: which data trained that is unknown"
+
+
+def seen(
+    tmp_path: Path, server: str, name: str, versions: list[dict[str, str]], counts: dict[str, int]
+) -> list[SeenBy]:
+    """What versions with these tags saw of pairs that the checkout's data has in these splits."""
+    tracker = Tracker(server)
+    run = tracker.start_run(name, "training")
+    tracker.end_run(run)
+    for tags in versions:
+        tracker.registry.create_version(name, run, "model", tags)
+    answer = ask(tmp_path, name, counts)
+    assert answer.problem is None
+    assert not answer.runs
+    return list(answer.models)
+
+
+def ask(tmp_path: Path, name: str, counts: dict[str, int]) -> WhoSaw:
+    versions = DataVersions(tmp_path, tmp_path / "scratch")
+    register = RegisterConfig(experiment=name, model_name=name)
+    return who_saw(register, tmp_path / "shards", versions, lambda _: counts)
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "in training"), ("test", "held out")])
+def test_an_import_is_unknown_and_never_not_trained(
+    tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, split: str, name: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    shards, _ = training_data.write(tmp_path)
+    digest = read_manifest(shards).digest
+    data = {"align.data_digest": digest}
+    tuned, as_it_is, ours, of_both, of_unknown, of_more, earlier = seen(
+        tmp_path, mlflow_server, f"history {name}",
+        [
+            data | {"align.trained_on": digest} | IMPORT,
+            data | {"align.trained_on": "nothing"} | IMPORT,
+            data | {"align.trained_on": digest},
+            data | {"align.trained_on": f"{GONE}, {digest}"},
+            data | {"align.trained_on": "unknown"},
+            data | {"align.trained_on": f"{digest}, unknown"},
+            data,
+        ],
+        {split: 2},
+    )  # fmt: skip
+    sure = {split: 2}
+    assert (ours.seen, ours.why) == (earlier.seen, earlier.why) == (sure, "the checkout's data")
+    assert tuned.why == as_it_is.why == f"the checkout's data; {IMPORTED}"
+    assert as_it_is.seen is None and of_unknown.seen is None
+    assert tuned.seen == of_both.seen == (sure if split == "train" else None)
+    assert of_both.why.startswith("data ffffffffffff is neither checked out nor") and "saw" not in of_both.why
+    assert "the model that it began with does not say which data trained it" in of_unknown.why
+    assert of_more.seen == (sure if split == "train" else None)
+    assert of_more.why == "the checkout's data; more data trained it than its tag has room for"
+
+
+def test_a_run_that_registered_no_version_is_asked_too(
+    tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    shards, _ = training_data.write(tmp_path)
+    data = {"align.data_digest": read_manifest(shards).digest}
+    tracker = Tracker(mlflow_server)
+    for experiment, name, tags in (
+        ("unregistered", "ours", data | {"align.model_digest": "1"}),
+        ("unregistered", "nothing recorded", {}),
+        ("unregistered", "registered", data | {"align.model_digest": "2"}),
+        ("unregistered", "again", data | {"align.model_digest": "2"}),
+        ("another experiment", "not ours", data),
+    ):
+        run = tracker.start_run(experiment, name, tags=tags)
+        tracker.end_run(run)
+        if name == "registered":
+            tracker.registry.create_version("unregistered", run, "model", tags)
+    answer = ask(tmp_path, "unregistered", {"train": 1})
+    assert [(one.title, one.trained) for one in answer.models] == [("unregistered version 1", True)]
+    assert [(one.title, one.trained) for one in answer.runs] == [("run ours, which registered no version", True)]

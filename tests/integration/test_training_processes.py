@@ -1,16 +1,17 @@
-"""Training in separate processes: two equal one, signals, locks, and errors that cross the process border."""
+"""Training in processes: two equal one, signals, locks, errors that cross the border, and where they listen."""
 
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -20,20 +21,15 @@ from align.model.dual_encoder import load_model
 from align.services.s3.store import CheckpointMirror, checkpoint_mirror
 from align.training.loop import Log
 from align.training.ranks.process_group import default_processes
-from align.training.run import run
+from align.training.run import Trained, run
 from align.training.run_plan import Infrastructure, TrainingPlan
-from tests.support import ROOT, killing, training_data, warm
+from tests.support import ROOT, killing, training_data, wait_until, warm
 from tests.support.killing import KillOnce
 from tests.support.namespaces import namespaces
-from tests.support.params import load_params
-from tests.support.s3_server import KEY, SECRET, serve
+from tests.support.params import load_params, sets
+from tests.support.s3_server import serve
 from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config, with_log
 from tests.support.training_project import write_project
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return training_data.write(tmp_path_factory.mktemp("data"))
 
 
 @contextmanager
@@ -48,23 +44,21 @@ def started(command: list[str], directory: Path) -> Iterator[subprocess.Popen[st
             process.kill()
 
 
-def wait_for_checkpoint(root: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not list(root.glob("checkpoints/*/step-*.pt")):
-        assert time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.05)
+def require_close(ours: Trained, theirs: Trained) -> None:
+    """The losses and the weights, but those without an influence on the loss, which follow rounding."""
+    losses = [[row["train/loss"] for row in trained.rows] for trained in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, weight in theirs.model.state_dict().items():
+        if weight.ndim > 1:  # a shift that batch-norm takes out has none
+            torch.testing.assert_close(ours.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
 def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path) -> None:
     short = {"num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005}  # small: rounding grows with the rate
     one = run(plan(data, tmp_path / "one", pretrain_config(**short)))
     two = run(plan(data, tmp_path / "two", pretrain_config(**short, num_processes=2)))
-    # Weights without an influence on the loss (a shift that batch-norm takes out) follow rounding: compare the rest.
-    for name, weight in one.model.state_dict().items():
-        if weight.ndim > 1:
-            torch.testing.assert_close(two.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
+    require_close(two, one)
     for mine, theirs in zip(one.rows, two.rows, strict=True):
-        assert mine["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
         assert mine["train/temperature"] == pytest.approx(theirs["train/temperature"], rel=1e-4)
         assert mine.keys() == theirs.keys()
         if "val/effective_rank" in mine:  # each of two ranks embeds its share of the validation split
@@ -106,7 +100,7 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
     if num_processes == 2:
         command = [str(warm.commands() / "align"), "pretrain"]
     with started(command, tmp_path) as first:
-        wait_for_checkpoint(tmp_path)
+        wait_until(lambda: [*tmp_path.glob("checkpoints/*/step-*.pt")])
         second = killing.Command(["pretrain"], tmp_path)
         assert second.ended(240) and second.exit_code == 1
         assert "another process trains this run" in second.errors
@@ -140,12 +134,7 @@ def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path
     (mixed.folder().directory / "step-00000004.pt").unlink()  # as if it had been killed after step 2
     again = plan(data, tmp_path / "mixed", pretrain_config(**short, micro_batch=4))
     assert again.folder().directory == mixed.folder().directory
-    resumed = run(again)
-    for mine, theirs in zip(one.rows, resumed.rows, strict=True):
-        assert mine["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
-    for name, weight in one.model.state_dict().items():
-        if weight.ndim > 1:  # as above
-            torch.testing.assert_close(resumed.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
+    require_close(run(again), one)
 
 
 @pytest.mark.costs(9, "a whole run of two ranks, two that are killed and their rest")
@@ -183,16 +172,9 @@ def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path
 def test_a_machine_without_checkpoints_resumes_from_the_object_store(
     data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serve(tmp_path / "server") as server, monkeypatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": server.url,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        with closing(server._client()) as s3:
-            s3.create_bucket(Bucket="runs")
+    with serve(tmp_path / "server") as server:
+        server.use(monkeypatch)
+        server.make_bucket("runs")
         store = load_params().section(StoreConfig)
         store = store.model_copy(update={"checkpoints": "s3://runs/of/us", "num_retries": 0, "timeout_s": 5.0})
         recipe = pretrain_config(checkpoint_every_steps=2)
@@ -206,10 +188,7 @@ def test_a_machine_without_checkpoints_resumes_from_the_object_store(
             run(at("here", TermAt(4)))
         run_name = at("here").folder().directory.name
         assert CheckpointMirror(store, "s3://runs/of/us").names(run_name) == ["step-00000002.pt", "step-00000004.pt"]
-        there = run(at("there"))
-        assert there.rows == whole.rows
-        for name, weight in whole.model.state_dict().items():
-            assert torch.equal(there.model.state_dict()[name], weight), name
+        training_data.assert_same(run(at("there")), whole)
         assert CheckpointMirror(store, "s3://runs/of/us").names(run_name) == ["step-00000006.pt", "step-00000008.pt"]
         other = recipe.model_copy(update={"seed": 1})
 
@@ -241,11 +220,8 @@ def test_a_rank_that_dies_is_restarted_with_the_others(data: tuple[Path, Path], 
         data, tmp_path / "killed", recipe, log=KillOnce(tmp_path / "marker", 6),
         infrastructure=Infrastructure(cluster=cluster),
     )  # fmt: skip
-    again = run(killed)
-    assert (tmp_path / "marker").exists() and whole is not None and again is not None
-    assert again.rows == whole.rows  # none twice, none missing
-    for name, weight in whole.model.state_dict().items():
-        assert torch.equal(again.model.state_dict()[name], weight), name
+    training_data.assert_same(run(killed), whole)  # no row twice, none missing
+    assert (tmp_path / "marker").exists()
     without_restarts = Infrastructure(cluster=cluster.model_copy(update={"max_restarts": 0}))
     once = with_log(killed, KillOnce(tmp_path / "another", 4))
     with pytest.raises(TrainingError, match=r"training process 0 died \(exit code -9\)"):
@@ -263,11 +239,10 @@ def test_two_network_namespaces_are_two_nodes(data: tuple[Path, Path], tmp_path:
             root = tmp_path / f"node{number}"
             root.mkdir()
             command = write_project(root, data, RECIPE | {"num_processes": 1})
-            overrides = ["cluster.num_nodes=2", f"cluster.node_rank={number}", "cluster.rendezvous=10.77.0.1:29555",
-                         "cluster.patience_s=60"]  # fmt: skip
-            sets = [word for override in overrides for word in ("--set", override)]
+            cluster = ("num_nodes=2", f"node_rank={number}", "rendezvous=10.77.0.1:29555", "patience_s=60")
+            command += sets(*(f"cluster.{value}" for value in cluster))
             nodes.append(subprocess.Popen(
-                ["ip", "netns", "exec", space, *command, *sets], cwd=root, stderr=subprocess.PIPE, text=True,
+                ["ip", "netns", "exec", space, *command], cwd=root, stderr=subprocess.PIPE, text=True,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
             ))  # fmt: skip
         said = [node.communicate(timeout=240)[1] for node in nodes]
@@ -277,3 +252,93 @@ def test_two_network_namespaces_are_two_nodes(data: tuple[Path, Path], tmp_path:
     weights = load_model(tmp_path / "node0/models/pretrained").state_dict()
     for name, weight in one_machine.model.state_dict().items():
         assert torch.equal(weights[name], weight), name
+
+
+_LONG = RECIPE | {"num_steps": 100_000, "checkpoint_every_steps": 5}
+
+
+@contextmanager
+def training(command: list[str], directory: Path) -> Iterator[psutil.Process]:
+    log = directory.with_name(f"{directory.name}.stderr")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with log.open("wb") as errors, subprocess.Popen(command, cwd=directory, stderr=errors, env=env) as process:
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            finally:
+                process.kill()
+
+
+def wait_for_training(root: Path, process: psutil.Process) -> None:
+    wait_until(
+        lambda: [*root.glob("checkpoints/*/step-*.pt")], 240, says=root.with_name(f"{root.name}.stderr").read_text,
+        alive=lambda: process.is_running() and process.status() != psutil.STATUS_ZOMBIE,
+    )  # fmt: skip
+
+
+def listening(processes: list[psutil.Process]) -> set[str]:
+    """The addresses at which they listen."""
+    found = set()
+    for one in processes:
+        found |= {each.laddr.ip for each in one.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+    return found
+
+
+def listening_in_namespace(process: psutil.Process) -> set[str]:
+    """The addresses at which anything listens in the network namespace of a process; psutil sees its own only."""
+    net = Path(f"/proc/{process.pid}/net")
+    rows = [line.split() for name in ("tcp", "tcp6") for line in (net / name).read_text().splitlines()[1:]]
+    addresses = [bytes.fromhex(row[1].partition(":")[0]) for row in rows if row[3] == "0A"]
+    return {socket.inet_ntoa(one[::-1]) if len(one) == 4 else one.hex() for one in addresses}
+
+
+def test_one_machine_listens_on_loopback_only(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # for several machines; on one there is nothing to reach
+    root = tmp_path / "project"
+    root.mkdir()
+    write_project(root, data, _LONG | {"num_processes": 2})
+    with training([str(warm.commands() / "align"), "pretrain"], root) as process:
+        wait_for_training(root, process)
+        own = [each for each in warm.processes() if each.is_running() and each.cwd() == str(root)]
+        assert len(own) >= 1 + 2 * 2  # the launcher, and of each rank the process that was started and its fork
+        assert listening(own) == {"127.0.0.1"}
+
+
+@pytest.mark.full
+def test_several_machines_listen_on_the_interface_of_the_rendezvous_only(
+    data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with namespaces() as spaces:
+        for space, address in zip(spaces, ("192.0.2.1", "192.0.2.2"), strict=True):  # a second interface, unused
+            subprocess.run(
+                ["ip", "-n", space, "link", "add", "other", "type", "veth", "peer", "name", "end"], check=True
+            )
+            subprocess.run(["ip", "-n", space, "address", "add", f"{address}/24", "dev", "other"], check=True)
+            subprocess.run(["ip", "-n", space, "link", "set", "other", "up"], check=True)
+        commands = []
+        for number, space in enumerate(spaces):
+            root = tmp_path / f"node{number}"
+            root.mkdir()
+            command = write_project(root, data, _LONG | {"num_processes": 1})
+            cluster = ("num_nodes=2", f"node_rank={number}", "rendezvous=10.77.0.1:29555", "patience_s=60")
+            command += sets(*(f"cluster.{value}" for value in cluster))
+            commands.append(["ip", "netns", "exec", space, *command])
+        with training(commands[1], tmp_path / "node1") as second, training(commands[0], tmp_path / "node0") as first:
+            wait_for_training(tmp_path / "node0", first)
+            assert listening_in_namespace(first) == {"10.77.0.1"}
+            assert listening_in_namespace(second) == {"10.77.0.2"}
+
+
+def test_a_rendezvous_that_is_not_an_address_of_node_0_is_refused(data: tuple[Path, Path], tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    root.mkdir()
+    write_project(root, data, _LONG | {"num_processes": 1})
+    command = ["pretrain", "--set", "cluster.num_nodes=2", "--set", "cluster.rendezvous=192.0.2.77:29555"]
+    started = killing.Command(command, root)
+    assert started.ended(240) and started.exit_code == 1
+    assert "cluster.rendezvous must be an address of node 0" in started.errors.splitlines()[-1]

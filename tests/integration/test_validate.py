@@ -1,4 +1,4 @@
-"""The gate over tables on a real Great Expectations; what it measures is tested in unit/validate/test_statistics.py."""
+"""The gates over tables and over shards on a real Great Expectations; unit/validate tests what they measure."""
 
 import json
 import re
@@ -13,17 +13,20 @@ from align.cli import main
 from align.config.validate import MaxDrift, ValidateConfig
 from align.errors import ConfigError, DataError, GateError
 from align.filter.rules import RULES
+from align.formats.shards import read_manifest
+from align.formats.verdict import require_passed
 from align.pairs.perceptual_hash import image_signals
 from align.validate.report import QualityReport
 from align.validate.tables import JudgedData
-from align.validate.validate import read_checked_sets, set_reference, validate
-from tests.support import small_data
+from align.validate.validate import accept, read_checked_sets, set_reference, validate
+from align.validate.validate_shards import validate_shards
+from tests.support import small_data, small_shards
 from tests.support.evaluation_sets import write_set
 from tests.support.gates import ENGINE, pairs, rewrite
-from tests.support.params import PARAMS_FILE, load_params
+from tests.support.params import PARAMS_FILE, load_params, sets
 from tests.support.small_data import Pair
+from tests.support.small_shards import make_shards, many_pairs
 
-PARAMS = PARAMS_FILE
 WIDE = dict.fromkeys(MaxDrift.model_fields, 1.0)
 CONFIG = ValidateConfig(
     min_pairs=10, min_success_share=0.9, keep_rate=(0.5, 0.8),
@@ -70,7 +73,7 @@ def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> 
 
 
 def test_params_of_the_project_are_a_valid_gate() -> None:
-    config = load_params(PARAMS).section(ValidateConfig)
+    config = load_params().section(ValidateConfig)
     assert config.keep_rate[0] < config.keep_rate[1]
     assert set(config.dropped_share) == set(RULES)  # a rule without a band fails the gate where it drops something
 
@@ -215,8 +218,8 @@ def test_the_command_accepts_and_sets_the_reference(
         "min_pairs": 10, "keep_rate": "[0.71, 0.9]", "min_evaluation_sets": 1,
         "dropped_share": json.dumps({key: [0.0, 1.0] for key in load_params().values["validate"]["dropped_share"]}),
     }  # fmt: skip
-    settings = ["--params", str(PARAMS), "--set", "paths.evaluation=none"]
-    settings += [word for key, value in values.items() for word in ("--set", f"validate.{key}={value}")]
+    own = (f"validate.{key}={value}" for key, value in values.items())
+    settings = ["--params", str(PARAMS_FILE), *sets("paths.evaluation=none", *own)]
 
     def run(*words: str) -> str:
         """Exit code and last line."""
@@ -246,3 +249,66 @@ def test_a_reference_names_who_set_it(tmp_path: Path) -> None:
     small_data.write_verdict(tmp_path / "quality", passed=True)
     with pytest.raises(ConfigError, match="--by"):
         set_reference(tmp_path / "quality", tmp_path / "policy", "", "2026-01-31")
+
+
+def judge_shards(root: Path, num_workers: int = 1) -> QualityReport:
+    return validate_shards(
+        ENGINE.model_copy(update={"num_workers": num_workers}),
+        shards=root / "shards",
+        filtered=root / "filtered",
+        policy=root / "policy",
+        reports=root / "quality_shards",
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    make_shards(
+        tmp_path, [*many_pairs(), *pairs()[14:]], small_shards.CONFIG.model_copy(update={"images_per_shard": 100})
+    )
+    return tmp_path
+
+
+def test_good_shards_pass_with_any_number_of_workers(data: Path) -> None:
+    report = judge_shards(data)
+    assert report.passed and report.metrics["quality_shards/num_images"] == 60
+    digest = json.loads((data / "shards" / "manifest.json").read_text())["digest"]
+    require_passed(data / "quality_shards", digest, data / "shards")
+    first = {path.name: path.read_bytes() for path in (data / "quality_shards").iterdir()}
+    judge_shards(data, num_workers=2)
+    assert {path.name: path.read_bytes() for path in (data / "quality_shards").iterdir()} == first
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", first["report.html"].decode())
+
+
+def test_a_flipped_byte_blocks_until_a_person_accepts_it(data: Path) -> None:
+    path = data / "shards" / "train" / "00000.tar"
+    tar = bytearray(path.read_bytes())
+    tar[-1] ^= 1
+    path.write_bytes(tar)
+    message = "shards-changed: shards whose size or sha256 differs from the manifest: observed 1, expected 0"
+    with pytest.raises(GateError, match=message):
+        judge_shards(data)
+    with pytest.raises(GateError, match=message):
+        require_passed(data / "quality_shards", read_manifest(data / "shards").digest, data / "shards")
+    assert "train/00000.tar" in (data / "quality_shards" / "report.html").read_text()
+    reports = [data / "quality", data / "quality_shards"]
+    accept(["shards-changed"], "padding only", "Ada", "2026-01-31", reports=reports, policy=data / "policy")
+    assert judge_shards(data).passed
+    require_passed(data / "quality_shards", read_manifest(data / "shards").digest, data / "shards")
+
+
+def test_shards_of_other_decisions_are_refused(data: Path) -> None:
+    small_data.write(data / "later", pairs()[1:])
+    with pytest.raises(GateError, match=r"shard-pairs-not-kept: .*: observed "):
+        validate_shards(
+            ENGINE,
+            shards=data / "shards",
+            filtered=data / "later" / "filtered",
+            policy=data / "policy",
+            reports=data / "quality_shards",
+        )
+
+
+def test_what_is_missing_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="run `align shard` first"):
+        judge_shards(tmp_path)

@@ -15,17 +15,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from align.cli import main
-from align.config.infrastructure import StoreConfig
 from align.errors import DataError, ServiceError
-from align.formats.raw import iter_images, raw_shards, read_table
+from align.formats.raw import iter_images, raw_shards
 from align.services.files import web_files
 from align.services.files.files import StoreFiles
-from tests.support import ROOT
+from tests.support import ROOT, local_store
 from tests.support.downloads import config as download
 from tests.support.http2_server import Http2Server
-from tests.support.params import PARAMS_FILE
 from tests.support.ranges import cut_off, in_turn, ranges
+from tests.support.reading import ingested
 from tests.support.warc_records import page, write_archive
 from tests.support.warc_records import response as archived
 from tests.support.web_server import Request, WebServer, delayed, endless_headers, redirect, response, slow_loris
@@ -47,10 +45,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files(tmp_path: Path, timeout_s: float = 20.0, **changes: Any) -> StoreFiles:
-    store = StoreConfig(
-        objects=None, checkpoints=None, work=None, cache=tmp_path / "cache", part_size_mb=5, num_connections=4,
-        num_retries=2, timeout_s=timeout_s, features=None,
-    )  # fmt: skip
+    store = local_store.config(tmp_path, None, num_connections=4, num_retries=2, timeout_s=timeout_s)
     return pickle.loads(pickle.dumps(StoreFiles(store, download(user_agent="of-the-tests/1", **changes))))
 
 
@@ -93,10 +88,7 @@ def test_a_connection_that_ends_early_is_tried_again(server: WebServer, tmp_path
     with files(tmp_path).open(server.url("/x")) as stream:
         assert stream.read() == data
     server.routes["/y"] = cut_off(ranges(data), *range(2, 99))
-    with (
-        files(tmp_path).open(server.url("/y")) as stream,
-        pytest.raises(ServiceError, match="/y: failed 3 times"),
-    ):
+    with files(tmp_path).open(server.url("/y")) as stream, pytest.raises(ServiceError, match="/y: failed 3 times"):
         stream.read()
 
 
@@ -257,21 +249,6 @@ def test_a_certificate_that_nobody_signed_is_refused(tmp_path: Path) -> None:
         assert tls.num_streams == 0
 
 
-def ingested(tmp_path: Path, name: str, archive: object, *overrides: str) -> dict[str, Any]:
-    """The rows of `align ingest`, by text and address, with the bytes of their pictures."""
-    root = tmp_path / name
-    words = [
-        f"paths.archive={archive}", f"paths.raw={root / 'raw'}", f"paths.reports={root / 'reports'}",
-        f"paths.runtime={root / 'runtime'}", f"paths.policy={root / 'policy'}", "engine.num_workers=1",
-        "download.allow_networks=[127.0.0.0/8]", "store.num_retries=1", *overrides,
-    ]  # fmt: skip
-    arguments = [word for override in words for word in ("--set", override)]
-    assert main(["ingest", "--params", str(PARAMS_FILE), *arguments]) == 0
-    rows = [row for shard in raw_shards(root / "raw") for row in read_table(shard).to_pylist()]
-    images = [(key, data) for shard in raw_shards(root / "raw") for key, data in iter_images(shard)]
-    return {"rows": rows, "images": images}
-
-
 def test_common_crawls_list_is_used_as_published(server: WebServer, tmp_path: Path) -> None:
     """By the list on the server itself, and by a copy of the list here: the rows are those of a folder."""
     crawl = "crawl-data/CC-MAIN-2024-10/segments/1707947473347.0/warc/CC-MAIN-20240220211055-20240221001055-0000"
@@ -288,12 +265,13 @@ def test_common_crawls_list_is_used_as_published(server: WebServer, tmp_path: Pa
         server.routes[f"/{crawl}{number}.warc.gz"] = cut_off(ranges(file.read_bytes()), 3, 5)
     server.routes["/crawl-data/CC-MAIN-2024-10/warc.paths.gz"] = ranges(published)
     (tmp_path / "warc.paths.gz").write_bytes(published)
-    here = ingested(tmp_path, "here", tmp_path / "warc.paths.gz")
-    assert (len(here["rows"]), len(here["images"])) == (60, 6)
-    root = f"ingest.paths_root={server.url('/')}"
-    assert ingested(tmp_path, "copy", tmp_path / "warc.paths.gz", root) == here
-    theirs = server.url("/crawl-data/CC-MAIN-2024-10/warc.paths.gz")
-    assert ingested(tmp_path, "theirs", theirs, root, "engine.num_workers=2") == here
+    root, theirs = f"ingest.paths_root={server.url('/')}", server.url("/crawl-data/CC-MAIN-2024-10/warc.paths.gz")
+    here = ingested(tmp_path / "here", tmp_path / "warc.paths.gz")
+    images = [list(iter_images(shard)) for shard in raw_shards(tmp_path / "here/raw")]
+    assert (len(here), sum(map(len, images))) == (60, 6)
+    for name, where, values in (("copy", tmp_path / "warc.paths.gz", ()), ("there", theirs, ("engine.num_workers=2",))):
+        assert ingested(tmp_path / name, where, root, *values) == here
+        assert [list(iter_images(shard)) for shard in raw_shards(tmp_path / name / "raw")] == images
 
 
 def test_missing_files_of_a_list_are_named_before_any_is_read(
@@ -301,8 +279,7 @@ def test_missing_files_of_a_list_are_named_before_any_is_read(
 ) -> None:
     server.routes["/0.warc.gz"] = ranges(SAMPLE.read_bytes())
     (tmp_path / "x.paths").write_text("".join(f"{number}.warc.gz\n" for number in range(3)))
-    with pytest.raises(AssertionError):
-        ingested(tmp_path, "raw", tmp_path / "x.paths", f"ingest.paths_root={server.url('/')}")
+    ingested(tmp_path, tmp_path / "x.paths", f"ingest.paths_root={server.url('/')}", "store.num_retries=1", code=1)
     said = capsys.readouterr().err
     for number in (1, 2):
         assert "2 of 3 files: " in said and f"/{number}.warc.gz: the server has no such file" in said
@@ -321,6 +298,5 @@ def test_files_are_looked_up_at_the_same_time_and_not_for_ever(server: WebServer
 
 
 def test_pages_on_a_server_are_not_crawled(server: WebServer, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError):
-        ingested(tmp_path, "raw", server.url("/index.html"), "ingest.source=html")
+    ingested(tmp_path, server.url("/index.html"), "ingest.source=html", code=1)
     assert server.requests == []

@@ -1,10 +1,33 @@
 """What several test files share: servers, small data, small models."""
 
 import os
+import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).parents[2]
+
+
+def wait_until(
+    true: Callable[[], object], timeout_s: float = 240, *, alive: Callable[[], object] = lambda: True,
+    says: Callable[[], object] = str, pause_s: float = 0.1,
+) -> None:  # fmt: skip
+    """Asks again and again; fails, with what `says` returns, once time is up or what should live does not."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert alive() and time.monotonic() < deadline, says()
+        time.sleep(pause_s)
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers, with 200, at this address."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def missing(reason: str) -> NoReturn:

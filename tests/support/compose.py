@@ -13,17 +13,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 from ruamel.yaml import YAML
 
-from tests.support import ROOT
+from tests.support import ROOT, wait_until
 from tests.support.mlflow_server import free_port
 from tests.support.postgresql import Cluster, programs
 
@@ -198,19 +196,12 @@ class Compose:
 
     def _wait_for(self, name: str) -> None:
         """Until its health check passes; a service without one, until it ends well."""
-        process, deadline = self.processes[name], time.monotonic() + 240
-        while time.monotonic() < deadline:
-            if "healthcheck" not in self.services[name]:
-                if process.poll() is not None:
-                    break
-            elif process.poll() is not None:
-                break
-            elif self._is_healthy(name):
-                return
-            time.sleep(0.5)
-        if "healthcheck" not in self.services[name] and process.poll() == 0:
-            return
-        pytest.fail(f"{name} is not healthy (exit code {process.poll()}): {self.log(name)[-3000:]}")
+        process, checked = self.processes[name], "healthcheck" in self.services[name]
+        wait_until(
+            lambda: self._is_healthy(name) if checked else process.poll() == 0, pause_s=0.5,
+            alive=lambda: process.poll() is None,
+            says=lambda: f"{name} is not healthy (exit code {process.poll()}): {self.log(name)[-3000:]}",
+        )  # fmt: skip
 
     def _is_healthy(self, name: str) -> bool:
         kind, *command = (self.here(name, word) for word in self.services[name]["healthcheck"]["test"])

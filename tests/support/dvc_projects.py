@@ -6,6 +6,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+
+import pytest
 
 from align.services.git import git
 from tests.support import ROOT
@@ -43,6 +46,14 @@ def environment(root: Path, aws: Mapping[str, str]) -> dict[str, str]:
         "TEST_RUNS": str(root.with_name("runs")),
     }
     return env | dict(aws)
+
+
+def enter(root: Path, patch: pytest.MonkeyPatch, variables: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Lets this process work in a project: its folder, which is returned, and its environment."""
+    for name, value in environment(root, variables).items():
+        patch.setenv(name, value)
+    patch.chdir(root)
+    return root
 
 
 def attempt(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
+
+from align.durable.files import sha256_file
+from tests.support.tars import tar
 
 
 def write_set(directory: Path, name: str = "concepts", **changes: Any) -> Path:
@@ -22,17 +22,11 @@ def write_set(directory: Path, name: str = "concepts", **changes: Any) -> Path:
     if members is None:
         members = {f"{row['key']}.json": json.dumps(row).encode() for row in rows}
         members |= {f"{row['key']}.jpg": f"bytes of {row['key']}".encode() for row in rows}
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path, data in sorted(members.items()):
-            entry = tarfile.TarInfo(path)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"{name}.tar").write_bytes(buffer.getvalue())
+    tar(directory / f"{name}.tar", dict(sorted(members.items())))
     header = {
         "schema_version": 1, "name": name, "kind": "retrieval", "num_images": 2, "num_texts": 3, "num_concepts": 2,
-        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "description": "two things",
+        "sha256": sha256_file(directory / f"{name}.tar"), "description": "two things",
     }  # fmt: skip
     (directory / f"{name}.json").write_text(json.dumps(header | changes))
     return directory

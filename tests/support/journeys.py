@@ -51,10 +51,7 @@ def travel(folder: Path, page: str, name: str, more: Mapping[str, str] | None = 
         more: further variables of the environment.
     """
     env = {key: value for key, value in environment(folder, {}).items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
-    env |= {
-        "PYTHONPATH": str(ROOT),
-        "PWD": str(folder),
-    } | dict(more or {})
+    env |= {"PYTHONPATH": str(ROOT), "PWD": str(folder)} | dict(more or {})
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", script(DOCS / f"{page}.md", name)],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1700, check=False,

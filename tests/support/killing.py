@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+import psutil
+
 from tests.support import warm
 
 #: Starts `align` in a folder.
@@ -78,6 +80,14 @@ class Started(Command):
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+def kill_family(pid: int) -> None:
+    """SIGKILL to a process and all that it started, as when the power fails."""
+    with suppress(psutil.NoSuchProcess):
+        for process in (*psutil.Process(pid).children(recursive=True), psutil.Process(pid)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def run(arguments: Sequence[str], cwd: Path, start: Start = Command) -> float:

@@ -24,7 +24,7 @@ import pytest
 from align.config.params import write_params
 from align.pipeline.run import running_services
 from align.services.git import git
-from tests.support import ROOT
+from tests.support import ROOT, wait_until
 from tests.support.cpu_budget import costs
 from tests.support.mlflow_server import free_port
 from tests.support.params import PARAMS_FILE
@@ -119,6 +119,8 @@ if seconds < 0:
 
 #: A run of stubs takes 15 seconds, and over two minutes on two cores that four others use.
 BUSY_S = 240.0
+#: States in which a flow run has ended.
+ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 #: Planted where users have secrets: the environment of the stack and of runs, and the repository's git remote.
 SECRETS = {name: f"planted-{name}-secret" for name in ("git", "aws", "endpoint", "mlflow", "uri", "form")}
@@ -197,13 +199,17 @@ class Stack:
 
     def states(self, name: str) -> dict[str, str]:
         """Task run -> its newest state, in the newest run of that name and its sub-flows."""
-        runs = self.ask(
-            "/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"name": {"any_": [name]}}}
-        )
-        ids = [runs[0]["id"], *(part["id"] for part in self.parts(runs[0]["id"]))]
+        newest = {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"name": {"any_": [name]}}, "limit": 1}
+        runs = self.ask("/flow_runs/filter", newest)
+        ids = [each["id"] for run in runs for each in (run, *self.parts(run["id"]))]
         question = {"flow_runs": {"id": {"any_": ids}}, "sort": "EXPECTED_START_TIME_ASC"}
-        tasks = self.ask("/task_runs/filter", question)
-        return {task["name"]: task["state_name"] for task in tasks}
+        return {task["name"]: task["state_name"] for task in (self.ask("/task_runs/filter", question) if ids else ())}
+
+    def mlflow_runs(self, condition: str = "") -> list[dict[str, Any]]:
+        """The runs of the stubs in MLflow that meet a condition."""
+        url = f"{self.mlflow}/api/2.0/mlflow"
+        experiment = self.ask(f"{url}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
+        return list(self.ask(f"{url}/runs/search", {"experiment_ids": [experiment], "filter": condition})["runs"])
 
     def up(self) -> str:
         """`make up`; what it printed."""
@@ -243,10 +249,10 @@ class Stack:
 
     def wait_for_line(self, run: str, line: str, timeout_s: float = BUSY_S) -> None:
         """Returns once the run has logged a line that begins like this."""
-        deadline = time.monotonic() + timeout_s
-        while not any(logged.startswith(line) for logged in self.logs(run)):
-            assert time.monotonic() < deadline, (line, self.logs(run))
-            time.sleep(0.5)
+        wait_until(
+            lambda: any(logged.startswith(line) for logged in self.logs(run)), timeout_s, pause_s=0.5,
+            says=lambda: (line, self.logs(run)),
+        )  # fmt: skip
 
     def renew(self) -> None:
         """The checkout as it was at its start, with all services: only what the servers know of earlier runs stays."""
@@ -268,9 +274,16 @@ class Stack:
 
     def start(self, request: dict[str, Any]) -> str:
         """A click on the deployment; returns the flow run's id."""
-        deployment = self.ask("/deployments/name/pipeline/local")["id"]
-        run = self.ask(f"/deployments/{deployment}/create_flow_run", {"parameters": {"request": request}})
-        return str(run["id"])
+        return self.click("pipeline", parameters={"request": request})
+
+    def click(self, flow: str, **values: object) -> str:
+        """Starts a flow with these values of Prefect's; returns the flow run's id."""
+        deployment = self.ask(f"/deployments/name/{flow}/local")["id"]
+        return str(self.ask(f"/deployments/{deployment}/create_flow_run", values)["id"])
+
+    def force(self, run: str, state: str) -> None:
+        """Sets a run's state, such as CANCELLING."""
+        self.ask(f"/flow_runs/{run}/set_state", {"state": {"type": state, "name": state.title()}, "force": True})
 
     def wait_for(self, run: str, *states: str, timeout_s: float = BUSY_S) -> str:
         deadline = time.monotonic() + timeout_s

@@ -1,16 +1,18 @@
 """A store in a folder, and files in it, for tests."""
 
 from pathlib import Path
+from typing import Any
 
 from align.config.infrastructure import StoreConfig
 
 
-def config(root: Path, objects: str | None = "objects") -> StoreConfig:
-    """Section `store`, with everything below a folder."""
-    return StoreConfig(
-        objects=str(root / objects) if objects else None, checkpoints=None, work=None, cache=root / "cache",
-        part_size_mb=5, num_connections=2, num_retries=0, timeout_s=60.0, features=None,
-    )  # fmt: skip
+def config(root: Path, folder: str | None = "objects", **changes: Any) -> StoreConfig:
+    """Section `store`, with everything below a folder but what is changed."""
+    values = {
+        "objects": str(root / folder) if folder else None, "checkpoints": None, "work": None, "cache": root / "cache",
+        "part_size_mb": 5, "num_connections": 2, "num_retries": 0, "timeout_s": 60.0, "features": None,
+    }  # fmt: skip
+    return StoreConfig.model_validate(values | changes)
 
 
 def touch(root: Path, *names: str) -> None:

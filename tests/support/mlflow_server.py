@@ -9,21 +9,15 @@ import random
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, warm
+from tests.support import ROOT, answers, wait_until, warm
 
-_QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "PYTHONWARNINGS": "ignore",
-}
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
 
 
 class MlflowServer:
@@ -43,14 +37,8 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 self._command, cwd=ROOT, env=os.environ | _QUIET, stdout=output, stderr=subprocess.STDOUT
             )
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.3)
-        pytest.fail(f"MLflow did not start: {(self.root / 'server.log').read_text()[-2000:]}")
+        process, log = self._process, self.root / "server.log"
+        wait_until(lambda: answers(f"{self.uri}/health"), alive=lambda: process.poll() is None, says=log.read_text)
 
     def kill(self) -> None:
         """Kills it at once, as a crash does."""

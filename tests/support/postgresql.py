@@ -8,7 +8,6 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import missing
+from tests.support import missing, wait_until
 from tests.support.mlflow_server import free_port
 
 PASSWORD = "planted/postgres@secret"
@@ -88,10 +87,8 @@ def serve() -> Iterator[str]:
     try:
         with (cluster.folder / "log").open("wb") as log:
             server = subprocess.Popen(cluster.command(port, "postgres"), stdout=log, stderr=log, **cluster.how)
-        deadline = time.monotonic() + 120
-        while sql(port, "SELECT 1").returncode:
-            assert server.poll() is None and time.monotonic() < deadline, (cluster.folder / "log").read_text()
-            time.sleep(0.2)
+        says = (cluster.folder / "log").read_text
+        wait_until(lambda: sql(port, "SELECT 1").returncode == 0, alive=lambda: server.poll() is None, says=says)
         yield f"postgresql://align:{URL_PASSWORD}@127.0.0.1:{port}/"
     finally:
         if server is not None:

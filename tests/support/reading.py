@@ -1,14 +1,17 @@
 """Reads whole sources, for tests."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+from align.cli import main
 from align.config.infrastructure import StoreConfig
 from align.config.ingest import DownloadConfig, IngestConfig
+from align.formats.raw import raw_shards, read_table
 from align.ingest.sources import Source, open_source
 from align.ingest.sources.outcomes import OTHER_RECORDS, OUTCOMES, count_of
 from align.services.files.files import StoreFiles
-from tests.support.params import load_params
+from tests.support.params import PARAMS_FILE, at, load_params, sets
 
 
 def source_at(location: object, *overrides: str) -> Source:
@@ -28,6 +31,19 @@ def rows_of(source: Source, counts: Counter[str] | None = None) -> tuple[list[di
             assert 0 < len(batch) < 10_000
             (candidates if "text" in batch.schema.names else responses).extend(batch.to_pylist())
     return candidates, responses
+
+
+def raw_rows(raw: Path) -> list[dict[str, Any]]:
+    """All rows of a data/raw."""
+    return [row for shard in raw_shards(raw) for row in read_table(shard).to_pylist()]
+
+
+def ingested(root: Path, archive: object, *values: object, words: tuple[str, ...] = (), code: int = 0) -> list[Any]:
+    """Runs `align ingest` with one worker, which may ask this machine's servers; its rows, if it works."""
+    own = (f"paths.archive={archive}", "engine.num_workers=1", "download.allow_networks=[127.0.0.0/8]")
+    folders = at(root, "raw", "reports", "runtime", "policy")
+    assert main(["ingest", "--params", str(PARAMS_FILE), *sets(*own, *folders, *values), *words]) == code
+    return raw_rows(root / "raw") if code == 0 else []
 
 
 def read_all(path: object, source: str, counts: Counter[str] | None = None) -> list[Any]:

@@ -7,16 +7,15 @@ from pathlib import Path
 from align.config.infrastructure import StoreConfig
 from align.formats.shards import read_manifest
 from align.services.s3.store import keep_tar
+from tests.support import local_store
 from tests.support.s3_server import S3Server
 
 
 def store_config(server: S3Server, root: Path) -> StoreConfig:
     """Section `store` for a new bucket `shards` of the server."""
     bucket = server.make_bucket("shards")
-    return StoreConfig(
-        objects=f"s3://{bucket}/objects", checkpoints=None, work=None, cache=root / "cache", part_size_mb=5,
-        num_connections=4, num_retries=5, timeout_s=10.0, features=None,
-    )  # fmt: skip
+    changes = {"num_connections": 4, "num_retries": 5, "timeout_s": 10.0}
+    return local_store.config(root, objects=f"s3://{bucket}/objects", **changes)
 
 
 def move_tars(shards: Path, config: StoreConfig) -> None:

@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import psutil
 
 from align.errors import DataError
 from align.services.git import git
-from tests.support import ROOT
+from tests.support import ROOT, wait_until
 from tests.support.local_stack import BUSY_S
 
 
@@ -47,10 +46,8 @@ class Machine:
     def wait_until_it_works(self) -> None:
         """Returns once the worker polls."""
         assert self._worker
-        deadline = time.monotonic() + BUSY_S
-        while "started!" not in self.log():
-            assert self._worker.poll() is None and time.monotonic() < deadline, self.log()
-            time.sleep(0.3)
+        worker = self._worker
+        wait_until(lambda: "started!" in self.log(), BUSY_S, alive=lambda: worker.poll() is None, says=self.log)
 
     def log(self) -> str:
         """What the worker, and the stages below it, printed."""
@@ -100,10 +97,3 @@ def share(root: Path, origin: Path, remote: Path | str) -> None:
 def use_remote(root: Path, remote: Path | str) -> None:
     """Makes a remote of DVC the default, in the settings that git ignores."""
     (root / ".dvc/config.local").write_text(f"[core]\n    remote = shared\n['remote \"shared\"']\n    url = {remote}\n")
-
-
-def wait_until(true: Callable[[], bool], timeout_s: float = BUSY_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)

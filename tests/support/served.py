@@ -107,11 +107,7 @@ def service(
     champion.look()
     store = StoreConfig.model_validate(load_params().values["store"])
     made = SearchService(
-        limits(**values),
-        text_weight=2.0,
-        champion=champion,
-        pictures=Pictures(root / "shards", store),
-        pair_of=pair_of,
+        limits(**values), text_weight=2.0, champion=champion, pictures=Pictures(root / "shards", store), pair_of=pair_of
     )
     try:
         yield made

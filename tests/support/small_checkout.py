@@ -8,34 +8,18 @@ from align.services.git import git
 from tests.support import ROOT, thinned
 from tests.support.params import PARAMS_FILE
 
-#: Small enough for a minute or two, long enough for the model to know its hundred images by heart.
+#: Small enough for a minute or two, long enough for the model to know its hundred images by heart. Of so little work a
+#: further process has but its imports; one flag of a hundred pairs is one in a hundred.
 REDUCED = {
-    "engine.num_workers": 1,  # of so little work each further process has but its imports
-    "ingest.max_pages": 10,
-    "validate.min_evaluation_sets": 1,
-    "validate.max_evaluation_hash_share": 0.05,  # one flag of a hundred pairs is one in a hundred
-    "shard.image_px": 36,
-    "model.resize_px": 36,
-    "model.image_px": 32,
-    "model.image_tower.width_coefficient": 0.25,
-    "model.image_tower.depth_coefficient": 0.25,
-    "model.text_tower.width": 64,
-    "model.text_tower.layers": 1,
-    "model.text_tower.heads": 2,
-    "pretrain.num_steps": 150,
-    "pretrain.num_processes": 1,
-    "pretrain.num_threads": 1,
-    "finetune.num_processes": 1,
-    "finetune.num_threads": 1,
-    "pretrain.batch_size": 32,
-    "pretrain.warmup_steps": 10,
-    "pretrain.flip": False,
-    "pretrain.validate_every_steps": 150,
-    "finetune.num_steps": 10,
-    "finetune.batch_size": 32,
-    "finetune.flip": False,
+    "engine.num_workers": 1, "ingest.max_pages": 10, "validate.min_evaluation_sets": 1,
+    "validate.max_evaluation_hash_share": 0.05, "shard.image_px": 36, "model.resize_px": 36, "model.image_px": 32,
+    "model.image_tower.width_coefficient": 0.25, "model.image_tower.depth_coefficient": 0.25,
+    "model.text_tower.width": 64, "model.text_tower.layers": 1, "model.text_tower.heads": 2,
+    "pretrain.num_steps": 150, "pretrain.num_processes": 1, "pretrain.num_threads": 1, "finetune.num_processes": 1,
+    "finetune.num_threads": 1, "pretrain.batch_size": 32, "pretrain.warmup_steps": 10, "pretrain.flip": False,
+    "pretrain.validate_every_steps": 150, "finetune.num_steps": 10, "finetune.batch_size": 32, "finetune.flip": False,
     "evaluate.num_resamples": 100,
-}
+}  # fmt: skip
 
 
 def write(root: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from align.formats import verdict as verdict_format
 from align.formats.raw import iter_images, raw_shards
 from align.formats.shards import Sample, SplitName
 from tests.support import shard_folder
+from tests.support.tars import tar
 
 
 @dataclass
@@ -55,33 +55,29 @@ def write(
     decisions, images = [], {}
     for start in range(0, len(pairs), pairs_per_shard):
         name = f"{start // pairs_per_shard:05d}"
-        rows = []
-        with tarfile.open(raw / f"{name}.tar", "w") as tar:
-            for index, pair in enumerate(pairs[start : start + pairs_per_shard]):
-                key = f"{name}{index:04d}"
-                row = _row(key, pair)
-                if pair.image is not None:
-                    data = jpeg(pair.image)
-                    row["sha256"] = hashlib.sha256(data).hexdigest()
-                    if pair.image not in owners:
-                        owners[pair.image] = key
-                        for extension, content in (("jpg", data), ("txt", pair.text.encode()), ("json", b"{}")):
-                            member = tarfile.TarInfo(f"{key}.{extension}")
-                            member.size = len(content)
-                            tar.addfile(member, io.BytesIO(content))
-                    row["image_key"] = owners[pair.image]
-                    phash = far_apart(pair.image) if pair.phash is None else pair.phash
-                    images.setdefault(row["sha256"], {
-                        "image_id": row["sha256"], "image_key": row["image_key"], "width_px": 260, "height_px": 220,
-                        "nsfw_score": 0.01, "phash": phash, "num_texts": 1,
-                        "evaluation_sets": list(pair.evaluation_sets),
-                    })  # fmt: skip
-                rows.append(row)
-                reasons = [pair.reason] if pair.reason else []
-                decisions.append({
-                    "key": key, "keep": not reasons, "reason": pair.reason, "reasons": reasons,
-                    "image_id": row["sha256"], "image_key": row["image_key"], "text": pair.text,
+        rows, members = [], dict[str, bytes]()
+        for index, pair in enumerate(pairs[start : start + pairs_per_shard]):
+            key = f"{name}{index:04d}"
+            row = _row(key, pair)
+            if pair.image is not None:
+                data = jpeg(pair.image)
+                row["sha256"] = hashlib.sha256(data).hexdigest()
+                if pair.image not in owners:
+                    owners[pair.image] = key
+                    members |= {f"{key}.jpg": data, f"{key}.txt": pair.text.encode(), f"{key}.json": b"{}"}
+                row["image_key"] = owners[pair.image]
+                phash = far_apart(pair.image) if pair.phash is None else pair.phash
+                images.setdefault(row["sha256"], {
+                    "image_id": row["sha256"], "image_key": row["image_key"], "width_px": 260, "height_px": 220,
+                    "nsfw_score": 0.01, "phash": phash, "num_texts": 1, "evaluation_sets": list(pair.evaluation_sets),
                 })  # fmt: skip
+            rows.append(row)
+            reasons = [pair.reason] if pair.reason else []
+            decisions.append({
+                "key": key, "keep": not reasons, "reason": pair.reason, "reasons": reasons,
+                "image_id": row["sha256"], "image_key": row["image_key"], "text": pair.text,
+            })  # fmt: skip
+        tar(raw / f"{name}.tar", members)
         pq.write_table(pa.Table.from_pylist(rows, schema=RAW_SCHEMA), raw / f"{name}.parquet")
         (raw / f"{name}_stats.json").write_text(json.dumps({"count": len(rows)}))
     write_decisions(filtered, decisions)

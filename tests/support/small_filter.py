@@ -1,10 +1,8 @@
 """Small folders in img2dataset's layout and an evaluation set, for tests of the filter."""
 
-import hashlib
 import io
 import json
 import shutil
-import tarfile
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from align.durable.files import sha256_file
 from align.filter.network import ImageNetwork
+from tests.support.tars import samples, tar
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:
@@ -39,19 +39,12 @@ def stock_folder(directory: Path, pairs: list[tuple[str | None, bytes | None]]) 
     directory.mkdir()
     keys = [f"{index:09d}" for index in range(len(pairs))]
     table = {
-        "url": [f"http://x/{key}.png" for key in keys],
-        "caption": [caption for caption, _ in pairs],
-        "key": keys,
+        "url": [f"http://x/{key}.png" for key in keys], "caption": [caption for caption, _ in pairs], "key": keys,
         "status": ["success" if data else "failed_to_download" for _, data in pairs],
         "error_message": [None if data else "HTTP Error 404" for _, data in pairs],
-    }
+    }  # fmt: skip
     pq.write_table(pa.table(table), directory / "00000.parquet")
-    with tarfile.open(directory / "00000.tar", "w") as tar:
-        for key, (_, data) in zip(keys, pairs, strict=True):
-            if data:
-                member = tarfile.TarInfo(f"{key}.jpg")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+    tar(directory / "00000.tar", {f"{key}.jpg": data for key, (_, data) in zip(keys, pairs, strict=True) if data})
     return directory
 
 
@@ -59,12 +52,7 @@ def evaluation_set(directory: Path, image: bytes) -> Path:
     directory.mkdir()
     meta = {"key": "one", "concept": "c", "texts": ["a test text"], "class": None, "vendor": None}
     meta |= {"source_url": "http://t", "split": "query"}
-    with tarfile.open(directory / "tiny.tar", "w") as tar:
-        for name, data in (("one.jpg", image), ("one.json", json.dumps(meta).encode())):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    digest = hashlib.sha256((directory / "tiny.tar").read_bytes()).hexdigest()
+    digest = sha256_file(tar(directory / "tiny.tar", {"one.jpg": image, "one.json": json.dumps(meta).encode()}))
     header = {"schema_version": 1, "name": "tiny", "kind": "retrieval", "num_images": 1, "num_texts": 1}
     header |= {"num_concepts": 1, "sha256": digest, "description": "one picture"}
     (directory / "tiny.json").write_text(json.dumps(header))
@@ -75,17 +63,13 @@ def shards(directory: Path, count: int) -> Path:
     """A folder of `count` shards with two pairs each; the second picture is the same in all of them."""
     directory.mkdir()
     for index in range(count):
-        one = stock_folder(
-            directory / "one", [(f"a good text {index}", noise(index)), ("the same text in all", noise(50))]
-        )
+        pairs = [(f"a good text {index}", noise(index)), ("the same text in all", noise(50))]
+        one = stock_folder(directory / "one", [*pairs])
         table = pq.read_table(one / "00000.parquet")
         keys = pa.array([f"{index:05d}{key[5:]}" for key in table["key"].to_pylist()])
         table = table.set_column(table.column_names.index("key"), "key", keys)
         pq.write_table(table.append_column("image_key", table["key"]), directory / f"{index:05d}.parquet")
-        with tarfile.open(one / "00000.tar") as old, tarfile.open(directory / f"{index:05d}.tar", "w") as new:
-            for member in old:
-                data = old.extractfile(member)
-                member.name = f"{index:05d}{member.name[5:]}"
-                new.addfile(member, data)
+        stored = {f"{index:05d}{key[5:]}.jpg": row["jpg"] for key, row in samples(one / "00000.tar").items()}
+        tar(directory / f"{index:05d}.tar", stored)
         shutil.rmtree(one)
     return directory

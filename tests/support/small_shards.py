@@ -4,28 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
 from align.formats.filtered import decisions_digest
 from align.shard.shard import ShardFolders, shard
-from tests.support import small_data
+from tests.support import local_store, small_data
 from tests.support.small_data import Pair
 
 CONFIG = ShardConfig(
     image_px=24, jpeg_quality=90, images_per_shard=20, seed=0, val_fraction=0.2, test_fraction=0.1,
     near_duplicate_bits=4, max_cluster_share=0.2,
 )  # fmt: skip
-STORE = StoreConfig(
-    objects=None,
-    checkpoints=None,
-    work=None,
-    cache=Path("none"),
-    features=None,
-    part_size_mb=5,
-    num_connections=2,
-    num_retries=0,
-    timeout_s=60.0,
-)
+STORE = local_store.config(Path(), None)
 
 
 def many_pairs(count: int = 60) -> list[Pair]:

@@ -10,7 +10,7 @@ from tests.support import ROOT, colour_index, small_data, small_filter, small_mo
 from tests.support.colours import square
 from tests.support.kill_points import Case
 from tests.support.killing import digests
-from tests.support.params import PARAMS_FILE
+from tests.support.params import PARAMS_FILE, sets
 from tests.support.small_data import Pair
 from tests.support.suites import suite
 
@@ -27,7 +27,7 @@ def of(*folders: str) -> Callable[[Path], dict[str, dict[str, str]]]:
 
 def words(verb: str, *settings: str) -> list[str]:
     values = ("engine.num_workers=1", *settings)
-    return [ALIGN, verb, "--params", str(PARAMS_FILE), *(word for value in values for word in ("--set", value))]
+    return [ALIGN, verb, "--params", str(PARAMS_FILE), *sets(*values)]
 
 
 def ingest(root: Path) -> Case:

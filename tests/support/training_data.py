@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
+import torch
 
 from align.config.infrastructure import HealthConfig
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
@@ -17,6 +18,7 @@ from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
 from align.formats.shards import Sample, SplitName
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.training.loop import Log, Monitoring
+from align.training.run import Trained
 from align.training.run_plan import THIS_MACHINE, Infrastructure, TrainingInputs, TrainingPlan, make_plan
 from tests.support.shard_folder import write_shards
 
@@ -87,6 +89,14 @@ def plan(
         recipe or pretrain_config(), model, TrainingInputs(*data, initial), checkpoints,
         infrastructure=infrastructure, monitoring=Monitoring(log, health),
     )  # fmt: skip
+
+
+def assert_same(ours: Trained | None, theirs: Trained | None) -> None:
+    """Two runs have the same curves and the same weights, to the last bit."""
+    assert ours is not None and theirs is not None and ours.rows == theirs.rows
+    weights = theirs.model.state_dict()
+    for name, weight in ours.model.state_dict().items():
+        assert torch.equal(weights[name], weight), name
 
 
 def with_log(plan: TrainingPlan, log: Log) -> TrainingPlan:

@@ -1,19 +1,24 @@
-"""A small fine-tuning: pictures of four colours, a tiny tower with random weights."""
+"""A small fine-tuning: pictures of four colours, a tiny tower with random weights; also as a suite."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from align.cli import main
 from align.durable.checkpoint import CheckpointFolder
 from align.evaluate.fine_tuning.pictures import Pictures
 from align.evaluate.fine_tuning.recipe import IMAGENET, Recipe, small
 from align.evaluate.fine_tuning.tune import Classifier, Machine, tune
 from align.model.image_tower import ImageTower
+from tests.support import tiny_model
 from tests.support.colours import COLOURS, square
+from tests.support.params import sets
+from tests.support.suites import suite
 from tests.support.tiny_model import TINY
 
 MACHINE = Machine(part=4, num_threads=1)
@@ -48,3 +53,23 @@ def tuned(folder: Path, recipe: Recipe = RECIPE, *, seed: int = 0, machine: Mach
 def content(model: Classifier) -> dict[str, bytes]:
     """Name -> bytes of every weight and statistic."""
     return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+def write_suite(root: Path, **settings: Any) -> None:
+    """Writes model, pictures and suite into a folder."""
+    tiny_model.write(root)
+    for split, first, number in (("train", 0, 6), ("test", 6, 5)):
+        for colour in COLOURS:
+            folder = root / "set" / split / colour
+            folder.mkdir(parents=True)
+            for shade in range(first, first + number):
+                (folder / f"{shade}.jpg").write_bytes(square(colour, shade=3 * shade))
+    tasks = {"tasks": ["zero_shot", "knn", "fine_tuning"], "fine_tuning": {"preset": "small", **settings}}
+    suite(root, {"name": "colours", "path": str(root / "set"), "format": "folder", **tasks})
+
+
+def evaluate(root: Path, out: str, checkpoints: str = "checkpoints") -> int:
+    """`align evaluate` of it; the exit code."""
+    places = (f"paths.evaluation={root / 'suite.yaml'}", f"paths.checkpoints={root / checkpoints}")
+    values = sets(*places, "store.features=null", "evaluate.num_resamples=200")
+    return main(["evaluate", *values, "--model", str(root / "model"), "--reports", str(root / out)])

@@ -10,13 +10,12 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import psutil
 import pytest
 
 from align.config.params import write_params
@@ -25,9 +24,10 @@ from align.services.git import git
 from align.services.tracking.registry import CHAMPION
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
-from tests.support import ROOT
+from tests.support import ROOT, answers, wait_until
 from tests.support.dvc_projects import environment, make_repository, shell
 from tests.support.journeys import travel
+from tests.support.killing import kill_family
 from tests.support.mlflow_server import free_port
 from tests.support.params import PARAMS_FILE
 
@@ -131,16 +131,13 @@ def served(root: Path) -> dict[str, Any]:
             command, cwd=root, env=environment(root, {"PYTHONPATH": str(ROOT)}), stdout=log, stderr=log
         )
         try:
-            for _ in range(300):
-                time.sleep(0.5)
-                assert process.poll() is None, (root / "log").read_text()
-                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health?ready=true") as answer:
-                    found: dict[str, Any] = json.load(answer)
-                    return found
-            raise AssertionError((root / "log").read_text())
+            url = f"http://127.0.0.1:{port}/health?ready=true"
+            wait_until(lambda: answers(url), alive=lambda: process.poll() is None, says=(root / "log").read_text)
+            with urllib.request.urlopen(url) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
         finally:
-            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-                one.kill()
+            kill_family(process.pid)
             process.wait()
 
 

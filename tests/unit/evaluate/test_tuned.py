@@ -21,14 +21,14 @@ from align.formats.query_ranks import RANKS, read_ranks
 from align.model.dual_encoder import load_model
 from align.model.preprocess import to_pixels
 from tests.support.tiny_model import TINY
-from tests.support.tuned_suite import evaluate, write
+from tests.support.tuning import evaluate, write_suite
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Measured once, into `out`."""
     made = tmp_path_factory.mktemp("tuned")
-    write(made, epochs=8)
+    write_suite(made, epochs=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made)
         assert evaluate(made, "out") == 0
@@ -121,7 +121,7 @@ def test_runs_are_a_setting() -> None:
 def test_a_part_that_does_not_fit_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path, preset="imagenet", train_px=32, epochs=1, part=6)
+    write_suite(tmp_path, preset="imagenet", train_px=32, epochs=1, part=6)
     monkeypatch.chdir(tmp_path)
     assert evaluate(tmp_path, "out") == 1
     last = capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,310 @@
+"""Ingest, filter and shard, killed at a random moment with worker processes, and in ranges: always the same bytes.
+
+tests/integration/test_killed_at_writes.py kills them at each of their writes.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from align.cli import main
+from align.formats.filtered import decisions_digest
+from tests.support import ROOT, killing, small_data, warm
+from tests.support.cpu_budget import costs
+from tests.support.killing import Command, digests, fresh, kill_and_resume, run
+from tests.support.params import PARAMS_FILE, at, sets
+from tests.support.small_data import Pair
+from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
+from tests.support.warc_records import picture
+from tests.support.web_server import WebServer
+from tests.support.web_server import response as answer
+
+NUM_IMAGES = 450
+SHARD = (
+    "shard", "--params", str(PARAMS_FILE), "--set", "shard.images_per_shard=30",
+    "--set", "shard.val_fraction=0.1", "--set", "shard.test_fraction=0.1", "--set", "engine.num_workers=2",
+)  # fmt: skip
+IN_STORE = ("--set", "store.objects=objects")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/raw of several tars, data/filtered and a passed verdict."""
+    root = tmp_path_factory.mktemp("inputs")
+    pairs = [Pair(f"picture number {index}", index % NUM_IMAGES) for index in range(NUM_IMAGES + 50)]
+    small_data.write(root / "data", pairs, pairs_per_shard=100)
+    small_data.write_verdict(root / "reports/quality", passed=True, data=decisions_digest(root / "data/filtered"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str], float]:
+    """Of a whole run: the shards, the report, and its seconds."""
+    whole = make_directory(tmp_path_factory.mktemp("whole") / "run", inputs)
+    seconds = run(SHARD, whole)
+    return digests(whole / "data/shards"), digests(whole / "reports/shard"), seconds
+
+
+def make_directory(folder: Path, inputs: Path) -> Path:
+    """Makes a working directory with links to the inputs."""
+    fresh(folder)
+    for name in ("data/raw", "data/filtered", "reports/quality"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(inputs / name)
+    return folder
+
+
+@pytest.mark.costs(3.5, "a run is killed, and resumed in two processes")
+def test_killed_shard_resumes_to_the_same_bytes(
+    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path
+) -> None:
+    shards, report, seconds = expected
+    assert sum(name.endswith(".tar") for name in shards) > 10
+    killed = make_directory(tmp_path / "killed", inputs)
+    kill_and_resume(SHARD, killed, seed=1, num_moments=1, whole_s=seconds, reset=lambda: make_directory(killed, inputs))
+    assert digests(killed / "data/shards") == shards
+    assert digests(killed / "reports/shard") == report
+    assert sorted(path.name for path in (killed / "data").iterdir()) == [".shards.lock", "filtered", "raw", "shards"]
+
+
+@pytest.mark.parametrize("options", [(), IN_STORE], ids=["here", "store"])
+def test_ranges_commute_and_a_missing_one_is_named(
+    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...],
+) -> None:  # fmt: skip
+    shards, report, _ = expected
+    last = sum(name.endswith(".tar") for name in shards) - 1
+    monkeypatch.chdir(make_directory(tmp_path / "parts", inputs))
+    one_worker = (*SHARD, *options, "--set", "engine.num_workers=1")
+    assert main([*one_worker, "--finish"]) == 1
+    assert "no work under these parameters, data and code to finish" in capsys.readouterr().err
+    for part in (f"2-{last - 1}", "0"):
+        assert main([*one_worker, "--shards", part]) == 0
+        assert not Path("data/shards").exists()
+    capsys.readouterr()
+    assert main([*one_worker, "--finish"]) == 1
+    assert f"2 of {last + 1} shards are missing: 1, {last};" in capsys.readouterr().err
+    for part in (f"{last}-{last + 50}", "1"):
+        assert main([*one_worker, "--shards", part]) == 0
+    assert main([*one_worker, "--finish"]) == 0
+    assert digests(Path("reports/shard")) == report
+    if options:
+        assert digests(Path("data/shards")) == {name: shards[name] for name in (".align.json", "manifest.json")}
+        kept = {Path(name).stem for name in digests(Path("objects"))}
+        assert kept == {sha256 for name, sha256 in shards.items() if name.endswith(".tar")}
+    else:
+        assert digests(Path("data/shards")) == shards
+
+
+def test_another_parameter_starts_again(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(make_directory(tmp_path / "again", inputs))
+    assert main([*SHARD, "--set", "engine.num_workers=1", "--shards", "0"]) == 0
+    assert main([*SHARD, "--set", "shard.seed=1", "--finish"]) == 1
+    assert "no work under these parameters" in capsys.readouterr().err
+    assert main([*SHARD, "--set", "shard.seed=1", "--set", "engine.num_workers=1", "--shards", "1"]) == 0
+    assert [path.name for path in Path("data/.shards.part/.done").iterdir()] == ["00001.json"]
+    assert json.loads(Path("data/.shards.part/.plan/plan.json").read_text())["images_per_shard"] == 30
+
+
+@pytest.mark.costs(3.5, "three ranges at once")
+def test_ranges_at_once_give_the_bytes_of_one_run(
+    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path
+) -> None:
+    shards, report, _ = expected
+    last = sum(name.endswith(".tar") for name in shards) - 1
+    together = make_directory(tmp_path / "together", inputs)
+    parts = (f"0-{last}", f"3-{last}", f"1-{last - 2}")  # they overlap, as when a task that still runs is started again
+    commands = [Command([*SHARD, "--shards", part], together) for part in parts]
+    for command in commands:
+        assert command.ended(120)
+        command.require_success()
+    run((*SHARD, "--finish"), together)
+    assert digests(together / "data/shards") == shards
+    assert digests(together / "reports/shard") == report
+
+
+INGEST = (
+    "ingest", "--params", str(PARAMS_FILE), "--set", f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}",
+    "--set", "ingest.shard_size=75", "--set", "ingest.max_pages=38",
+)  # fmt: skip
+
+
+@pytest.mark.costs(4.5, "a whole run, one that is killed and its rest")
+def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    whole, killed = fresh(tmp_path / "whole"), fresh(tmp_path / "killed")
+    seconds = run(INGEST, whole)
+    expected = digests(whole / "data/raw")
+    assert sum(name.endswith(".tar") for name in expected) > 3
+    kill_and_resume(INGEST, killed, seed=1, num_moments=1, whole_s=seconds, reset=lambda: fresh(killed))
+    assert digests(killed / "data/raw") == expected
+    assert digests(killed / "reports/ingest") == digests(whole / "reports/ingest")
+    left = sorted(path.name for path in (killed / "data").iterdir())
+    assert left == [".raw.lock", "raw"]
+
+
+def test_two_runs_at_once_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fcntl
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with (tmp_path / "data/.raw.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(list(INGEST)) == 1
+    assert "another process is making it" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".raw.lock"]
+
+
+def test_a_killed_download_asks_for_no_hopeless_picture_and_makes_the_same_bytes(tmp_path: Path) -> None:
+    """From a server, where only pictures of which a text can pass are fetched."""
+    with WebServer() as server:
+        server.fallback = answer(picture(300, 250, "red"))
+        texts = ["a text that can pass", "logo", "", "one more text to keep"]
+        lines = [{"url": server.url(f"/{row // 2}"), "caption": texts[row * 7 % 4]} for row in range(1000)]
+        (tmp_path / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        arguments = (
+            "ingest", "--params", str(PARAMS_FILE), "--set", "ingest.source=url_table",
+            "--set", f"paths.archive={tmp_path / 'table.jsonl'}", "--set", "download.allow_networks=[127.0.0.0/8]",
+            "--set", "ingest.shard_size=100", "--set", "engine.num_workers=1", "--set", "download.obey_robots=false",
+        )  # fmt: skip
+        whole, killed = fresh(tmp_path / "whole"), fresh(tmp_path / "killed")
+        seconds = run(arguments, whole)
+        kill_and_resume(
+            arguments, killed, seed=0, num_moments=1, whole_s=seconds, reset=lambda: fresh(killed)
+        )  # fmt: skip
+        asked = {path.rpartition("/")[2] for path in server.requests}
+    assert digests(killed / "data/raw") == digests(whole / "data/raw")
+    can_pass = {line["url"].rpartition("/")[2] for line in lines if len(line["caption"].split()) >= 3}
+    assert asked == can_pass and 0 < len(can_pass) < 500
+
+
+SETTINGS = ("filter.num_frequent_ngrams=60", "engine.num_workers=2", "engine.memory_limit=200MB")
+
+
+@pytest.fixture(scope="module")
+@costs(4, "a run of the filter, to compare with")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A folder with the inputs and a whole run's results in `whole`; and its seconds."""
+    root = tmp_path_factory.mktemp("filter")
+    shards(root / "raw", 6)
+    evaluation_set(root / "evaluation", noise(2))
+    return root, killing.run(command(root, root / "whole"), root)
+
+
+def command(inputs: Path, out: Path, *more: str) -> list[str]:
+    """The words of `align` that filter these inputs."""
+    folders = at(out, "filtered", "reports", "runtime") + at(inputs, "raw", "evaluation", "policy")
+    return ["filter", *sets(*SETTINGS, *folders), *more]
+
+
+def require_equal(root: Path, whole: Path) -> None:
+    for folder in ("filtered", "reports"):
+        expected = killing.digests(whole / "whole" / folder)
+        assert expected
+        assert killing.digests(root / folder) == expected
+
+
+@pytest.mark.costs(7, "a run is killed, and resumed in two processes")
+def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path: Path, whole: tuple[Path, float]) -> None:
+    inputs, whole_s = whole
+    killing.kill_and_resume(
+        command(inputs, tmp_path / "killed"), tmp_path, seed=3, num_moments=1, whole_s=whole_s,
+        reset=lambda: shutil.rmtree(tmp_path / "killed"),
+    )  # fmt: skip
+    require_equal(tmp_path / "killed", inputs)
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
+        ".filtered.lock", "filtered", "reports", "runtime",
+    }  # fmt: skip
+
+
+@pytest.mark.costs(4, "two ranges are measured at once")
+def test_ranges_of_the_filter_at_once_give_the_bytes_of_one_run(tmp_path: Path, whole: tuple[Path, float]) -> None:
+    one_worker = command(whole[0], tmp_path / "parts", "--set", "engine.num_workers=1")
+    started = [killing.Command([*one_worker, "--shards", part], tmp_path) for part in ("0-3", "2-5")]
+    for each in started:
+        assert each.ended(120)
+        each.require_success()
+    assert main([*one_worker, "--finish"]) == 0
+    require_equal(tmp_path / "parts", whole[0])
+
+
+#: Runs the command with the code as it is now, which a fork has not imported.
+EDITED = """
+import sys
+
+for name in [name for name in sys.modules if name.partition(".")[0] == "align"]:
+    del sys.modules[name]
+from align.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+#: And ends it like kill -9 when all images are scored and nothing is decided.
+KILLED = """
+import os, signal
+from align.filter import filter as stage
+
+stage.compare_with_evaluation_images = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+KILLED = EDITED.replace("from align.cli", f"{KILLED}from align.cli")
+RULE, OTHER_RULE = 'return f"num_words < {config.min_words}"', 'return f"num_words < {config.min_words + 1}"'
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text("utf-8")
+    assert text.count(old) == 1, f"{path.name}: {text.count(old)} times {old!r}"
+    path.write_text(text.replace(old, new), "utf-8")
+
+
+@pytest.mark.costs(4, "three runs, each with edited code")
+def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an_edited_rule(tmp_path: Path) -> None:
+    """With a copy of the package, whose code is edited between the runs."""
+    code = tmp_path / "code/align"
+    shutil.copytree(ROOT / "align", code, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PARAMS_FILE, tmp_path)
+    pairs = [("three words here", noise(0)), ("and four words here", noise(1)), ("two words", noise(2))]
+    stock_folder(tmp_path / "raw", [*pairs])
+    (tmp_path / "evaluation").mkdir()
+    folders = at(tmp_path, "raw", "evaluation", "policy", "filtered", "reports", "runtime")
+    words = ["filter", *sets(*folders, "engine.num_workers=1", "engine.memory_limit=200MB")]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "code"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        arguments = [warm.commands() / "python", "-c", code, *words]
+        return subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    def files() -> dict[str, int]:
+        work = tmp_path / ".filtered.part"
+        names = ("pairs/00000.parquet", "scored/00000.parquet", "verdicts.parquet")
+        return {name: (work / name).stat().st_ino for name in names}
+
+    killed = run(KILLED)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert "filter: SQL, rules" in killed.stderr
+    first = files()
+
+    edit(code / "filter/filter.py", 'say("filter: SQL, rules")', 'say("filter: the cheap rules")  # reworded')
+    edit(
+        code / "filter/rules.py", '"""T3: fewer than 3 unigrams; 2 are dropped, 3 kept."""', '"""T3: too few words."""'
+    )
+    resumed = run(KILLED)
+    assert resumed.returncode == -signal.SIGKILL, resumed.stderr
+    assert "SQL" not in resumed.stderr and "cheap rules" not in resumed.stderr
+    assert files() == first  # nothing was measured, judged or scored again
+
+    edit(code / "filter/rules.py", RULE, OTHER_RULE)
+    done = run(EDITED)
+    assert done.returncode == 0, done.stderr
+    assert "filter: the cheap rules" in done.stderr
+    table = pq.read_table(tmp_path / "filtered/decisions.parquet", columns=["text", "keep"])
+    assert dict(zip(*table.to_pydict().values(), strict=True)) == {
+        "three words here": False, "and four words here": True, "two words": False,
+    }  # fmt: skip

@@ -1,0 +1,281 @@
+"""Checkouts and worktrees of runs, with real git and DVC: what a gate refuses there, what the cache has, what a run
+would replace, and a project that `align init` made.
+"""
+
+import csv
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from align.cli import main
+from align.errors import DataError
+from align.formats.acceptances import read_acceptances
+from align.services.git import git
+from align.validate.report import read_report
+from flows.checkout.failed_runs import NUM_KEPT, in_kept_folder
+from flows.checkout.stage_states import check_out, read_states, read_status, require_known
+from flows.checkout.workspace import in_worktree, write_params
+from flows.dag import Selection, read_dag, stale
+from flows.request import Request
+from flows.tasks.child_process import CommandError, run_supervised
+from flows.tasks.run_context import RunContext, child_environment, log_file
+from tests.support import ROOT, small_data
+from tests.support.cpu_budget import costs
+from tests.support.dvc_projects import attempt, commit_all, enter, make_repository, shell
+from tests.support.evaluation_sets import write_set
+from tests.support.gates import pairs
+from tests.support.local_stack import stub_repository
+from tests.support.params import PARAMS_FILE, load_params
+from tests.support.warm import commands
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository whose stages have run."""
+    root = tmp_path_factory.mktemp("made") / "repo"
+    stub_repository(root)
+    path = f"{root}/bin{os.pathsep}{commands()}{os.pathsep}{os.environ['PATH']}"
+    shell(
+        root, "dvc repro --quiet index", {"PATH": path, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    )  # the stub prints it
+    return root
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_worktree_after_one_call_of_dvc(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damaged: bool
+) -> None:
+    caplog.set_level(logging.ERROR, "dvc_data")  # it warns on the stderr that it met first, which may be a test's
+    root, tree = tmp_path / "repo", tmp_path / "tree"
+    shutil.copytree(made, root, symlinks=True)
+    monkeypatch.setenv("PATH", f"{root}/bin{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    git(root, "worktree", "add", "--quiet", "--detach", str(tree))
+    (tree / ".dvc/config.local").write_text(f"[cache]\n    dir = {root}/.dvc/cache\n")
+    run = RunContext(root=tree, checkout=root, chosen=Selection(read_dag(tree)))
+    states = read_states(run)
+    assert set(states.locks) == {"ingest", "pretrain", "index"}
+    assert {one.stage for one in states.stages if one.state == "runs"} <= {"unused"}
+    if damaged:  # since then: the table of pretrain's out
+        for file in (root / ".dvc/cache/files/md5").glob("*/*"):
+            if file.read_bytes() == (root / "models/pretrained/table").read_bytes():
+                file.chmod(0o644)
+                file.unlink()
+    said: list[str] = []
+    status = check_out(run, states.locks, said.append)
+    assert status == read_status(tree)  # DVC's, read anew
+    changed = stale(run.chosen.dag, status) - {"unused"}
+    if damaged:
+        assert "pretrain" in changed  # it is run, as before
+    else:
+        assert changed == set() and said == []
+        assert (tree / "dvc.lock").read_bytes() == (root / "dvc.lock").read_bytes()
+        assert (tree / "models/pretrained/table").read_text() == (root / "models/pretrained/table").read_text()
+
+
+DVC_YAML = """\
+stages:
+  filter:
+    cmd: mkdir -p data reports && cp -r $TABLES/raw $TABLES/filtered data && cp -r $TABLES/filter reports
+    outs: [data/raw, data/filtered, reports/filter]
+  validate:
+    cmd: align validate
+    deps: [data/raw, data/filtered, data/evaluation, reports/filter/report.json, data/policy/accepted.json]
+    params: [validate]
+    outs: [reports/quality]
+"""
+REFUSED = Request(name="strict; rm -rf", overrides={"validate.keep_rate": [0.71, 0.9]})
+
+
+@pytest.fixture(name="project")
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of two stages with 20 pairs, of which 14 are kept; the working directory."""
+    tables = tmp_path / "tables"
+    small_data.write(tables, pairs())
+    root = make_repository(tmp_path / "project", {"dvc.yaml": DVC_YAML}, "")
+    write_set(root / "data/evaluation")
+    sets = {"concepts": json.loads((root / "data/evaluation/concepts.json").read_text())["sha256"]}
+    (tables / "filter").mkdir()
+    (tables / "filter/report.json").write_text(json.dumps({"evaluation_sets": sets}))
+    (root / "params.yaml").write_bytes(PARAMS_FILE.read_bytes())
+    bands = {key: [0.0, 1.0] for key in load_params().values["validate"]["dropped_share"]}
+    values = {"min_pairs": 10, "keep_rate": [0.5, 0.9], "min_evaluation_sets": 1, "dropped_share": bands}
+    write_params(
+        root / "params.yaml",
+        {f"validate.{key}": value for key, value in values.items()} | {"paths.evaluation": "data/evaluation"},
+    )
+    (root / "data/policy").mkdir()
+    (root / "data/policy/accepted.json").write_text('{"schema_version": 1, "accepted": []}')
+    commit_all(root)
+    return enter(root, monkeypatch, {"TABLES": str(tables)})
+
+
+def run_project(root: Path, request: Request, log: Callable[[str], None] = lambda line: None) -> list[str]:
+    """What `dvc repro` prints in a worktree; a failure with the words of a stage's task."""
+    with in_worktree(root, request, log) as workspace:
+        run = RunContext(root=workspace.root, checkout=root, kept=workspace.kept)
+        log_file(run.root).parent.mkdir(parents=True)
+        log_file(run.root).write_text("what was printed")
+        try:
+            return run_supervised(["dvc", "repro"], cwd=run.root, env=child_environment(run), log=lambda line: None)
+        except CommandError as error:
+            raise CommandError(in_kept_folder(str(error), run, "reports")) from None
+
+
+@pytest.mark.costs(6, "two runs of the pipeline by DVC")
+def test_the_verdict_of_a_failed_run_can_be_accepted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CommandError) as caught:
+        run_project(project, REFUSED)
+    message = str(caught.value)
+    [kept] = (project / ".align/failed").iterdir()
+    folder = f"{kept.relative_to(project)}/reports"
+    assert kept.name.startswith("strict--rm--rf-")
+    assert f"see {folder}/quality/report.html" in message
+    assert (kept / "reports/quality/report.html").is_file() and (kept / "log.txt").read_text() == "what was printed"
+    assert f'align validate --accept keep-rate --from {folder} --reason "why"' in message
+    assert not (project / "reports").exists()
+
+    def accept(*words: str) -> str:
+        """Exit code and the last line."""
+        code = main(["validate", "--accept", "keep-rate", "--reason", "few icons", "--by", "Ada", *words])
+        return f"{code} {capsys.readouterr().err.strip().splitlines()[-1]}"
+
+    assert accept().startswith("1 align: error: reports/quality/report.json: no such file")
+    assert accept("--from", "elsewhere").startswith(
+        "1 align: error: --from elsewhere: no folder with reports of a gate"
+    )
+    assert accept("--from", folder).startswith("0 validate: keep-rate accepted for this data; commit data/policy")
+    report = read_report(kept / "reports/quality")
+    assert report and [one.data for one in read_acceptances(project / "data/policy")] == [report.data]
+    assert main(["validate", "--from", folder]) == 1
+    assert "--from FOLDER: say what to accept there" in capsys.readouterr().err
+    commit_all(project, "accepted")
+    assert any("1 accepted by people" in line for line in run_project(project, REFUSED))
+
+
+def test_the_newest_failed_runs_are_kept(project: Path) -> None:
+    (project / "dvc.yaml").write_text("stages:\n  validate:\n    cmd: mkdir -p reports && exit 1\n")
+    commit_all(project)
+    for number in range(NUM_KEPT):
+        earlier = project / f".align/failed/run-{number}-{number:010}"
+        earlier.mkdir(parents=True)
+        os.utime(earlier, (number, number))
+    said: list[str] = []
+    with pytest.raises(CommandError):
+        run_project(project, Request(name=f"run-{NUM_KEPT}"), said.append)
+    with pytest.raises(CommandError):
+        run_project(project, Request(name=f"run-{NUM_KEPT}"))  # the same again replaces the first
+    kept = sorted(path.name[:5] for path in (project / ".align/failed").iterdir())
+    assert kept == [f"run-{number}" for number in range(1, NUM_KEPT + 1)]
+    assert "run-0-" in said[-1] and f"removed, since the {NUM_KEPT} newest failed runs are kept" in said[-1]
+    assert load_params(project / "params.yaml").values["paths"]["reports"] == "reports"
+
+
+ONE_STAGE = """\
+stages:
+  ingest:
+    cmd: mkdir -p data/raw reports/ingest && cp value.txt data/raw/ && cp value.txt reports/ingest/
+    deps: [value.txt]
+    outs: [data/raw, reports/ingest]
+    meta: {flow: data}
+"""
+FILES = {"dvc.yaml": ONE_STAGE, "params.yaml": "paths: {raw: data/raw, reports: reports}\n", "value.txt": "one"}
+
+
+def test_only_what_would_be_lost_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = enter(make_repository(tmp_path / "project", FILES, ""), monkeypatch)
+    run = RunContext(root=root, checkout=root, chosen=Selection(asked=read_dag(root)))
+    raw = root / "data/raw"
+
+    def check() -> None:
+        require_known(run, read_status(root))
+
+    def put(text: str) -> None:
+        shutil.rmtree(raw, ignore_errors=True)
+        raw.mkdir(parents=True)
+        (raw / "value.txt").write_text(text)
+
+    put("mine")
+    with pytest.raises(DataError, match=r"data/raw holds what DVC does not know, .* `dvc commit ingest`; else move it"):
+        check()  # before any run
+    shutil.rmtree(raw)
+    check()
+    shell(root, "dvc repro --quiet", {})
+    (root / "value.txt").write_text("two")
+    check()  # what would be replaced is what dvc.lock records
+    shell(root, "dvc repro --quiet", {})
+    put("one")
+    check()  # not what dvc.lock records, but the cache has it
+    put("mine")
+    with pytest.raises(DataError, match="data/raw holds what DVC does not know"):
+        check()
+    (raw / "value.txt").unlink()
+    with pytest.raises(DataError, match="data/raw holds what DVC does not know"):
+        check()  # an emptied folder is not what DVC knows, either
+    put("mine")
+    shell(root, "dvc commit --quiet --force ingest", {})
+    check()
+    shutil.rmtree(root / "reports/ingest")
+    (root / "reports/ingest").mkdir()
+    (root / "reports/ingest/page").write_text("of a failed run")
+    check()  # a report is made again
+
+
+#: The installed package is this checkout.
+ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+@costs(4, "the real init and ingest")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project over eight pictures, whose first stage has run."""
+    home = tmp_path_factory.mktemp("own")
+    (home / "photos").mkdir()
+    with (home / "photos/captions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "caption"])
+        for number in range(8):
+            Image.new("RGB", (240, 220), (30 * number, 90, 120)).save(home / f"photos/{number}.jpg")
+            table.writerow([f"{number}.jpg", f"a plain picture of colour number {number}"])
+    shell(home, "align init mine --profile photographs --set paths.archive=photos", ENVIRONMENT)
+    shell(home / "mine", "dvc repro ingest", ENVIRONMENT)
+    return home / "mine"
+
+
+def test_a_stage_runs_with_the_installed_code(own: Path) -> None:
+    metrics = json.loads((own / "reports/ingest/metrics.json").read_text())
+    assert metrics["ingest/num_pairs"] == 8
+    assert git(own, "status", "--porcelain") == "?? dvc.lock"
+    assert json.loads(shell(own, "dvc status --json ingest", ENVIRONMENT)) == {}
+
+
+@pytest.mark.costs(4, "commands of align and DVC read all code")
+def test_other_code_makes_its_stage_stale(own: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(own, copy, symlinks=True)
+    shell(copy, "align code", ENVIRONMENT)
+    assert json.loads(shell(copy, "dvc status --json ingest", ENVIRONMENT)) == {}
+    lines = (copy / "code.yaml").read_text().splitlines(keepends=True)
+    older = [f"ingest: {'0' * 64}\n" if line.startswith("ingest:") else line for line in lines]
+    (copy / "code.yaml").write_text("".join(older))
+    status = json.loads(shell(copy, "dvc status --json ingest", ENVIRONMENT))
+    assert status == {"ingest": [{"changed deps": {"code.yaml": {"ingest": "modified"}}}]}
+    refused = attempt(copy, "dvc repro --single-item ingest", ENVIRONMENT)
+    assert refused.returncode != 0
+    assert "align: error: code.yaml: this is other code of stage ingest than what it names" in refused.stderr
+    said = shell(copy, "dvc repro ingest", ENVIRONMENT)
+    assert "Running stage 'code'" in said and "Running stage 'ingest'" not in said
+
+
+def test_a_run_s_worktree_takes_the_stage_from_the_cache(own: Path) -> None:
+    with in_worktree(own, Request(overrides={"filter.min_words": 2}), log=lambda line: None) as work:
+        assert not (work.root / "align").exists()
+        said = shell(work.root, "dvc repro ingest", ENVIRONMENT)
+        assert "'ingest' is cached" in said and "Running stage 'ingest'" not in said
+        assert (work.root / "data/raw/00000.parquet").exists()

@@ -46,19 +46,22 @@ print(json.dumps(got | {"dear": dear}))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("package")
-    small_model.write(root)
-    (root / "evaluation").mkdir()
-    (root / "evaluation" / "metrics.json").write_text('{"concepts/image_to_text/recall@10": 0.5}\n')
+    root = measured(tmp_path_factory.mktemp("package"), '{"concepts/image_to_text/recall@10": 0.5}\n')
     pack(root, "packaged")
     return root
 
 
-def pack(root: Path, name: str) -> str:
-    report = package(
-        model=root / "models" / "finetuned", evaluation=root / "evaluation", out=root / name, reports=root / "reports"
-    )
-    return report.digest
+def measured(root: Path, figures: str = "{}\n") -> Path:
+    """A model with fresh random weights, and what was measured of it."""
+    small_model.write(root)
+    (root / "evaluation").mkdir()
+    (root / "evaluation/metrics.json").write_text(figures)
+    return root
+
+
+def pack(root: Path, name: str, evaluation: str = "evaluation") -> str:
+    model, reports = root / "models/finetuned", root / "reports"
+    return package(model=model, evaluation=root / evaluation, out=root / name, reports=reports).digest
 
 
 @pytest.mark.costs(6, "a Python that imports torch and MLflow alone")
@@ -119,17 +122,12 @@ def test_its_report_is_replaced_whole(folder: Path) -> None:
 
 
 def test_the_digest_is_another_for_another_model(folder: Path, tmp_path: Path) -> None:
-    small_model.write(tmp_path)  # fresh random weights
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "metrics.json").write_text("{}\n")
-    assert pack(tmp_path, "packaged") != sha256_folder(folder / "packaged")
+    assert pack(measured(tmp_path), "packaged") != sha256_folder(folder / "packaged")
 
 
 def test_the_name_of_an_imported_folder_is_no_part_of_the_model(tmp_path: Path) -> None:
     digests = set()
-    model = small_model.write(tmp_path)
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "metrics.json").write_text("{}\n")
+    model = measured(tmp_path) / "models/finetuned"
     for name in ("align-base", "downloaded"):
         imported = Imported(folder=name, weights="b" * 64)
         changed = read_config(model).model_copy(update={"imported": imported})
@@ -163,14 +161,9 @@ def test_requirements_are_the_ranges_of_pyproject() -> None:
     assert {names.get(name, name) for name in imported - standard} - {"align"} - optional <= listed
 
 
-def test_missing_measures_are_one_clear_error(folder: Path, tmp_path: Path) -> None:
+def test_missing_measures_are_one_clear_error(folder: Path) -> None:
     with pytest.raises(DataError, match="run `align evaluate` first"):
-        package(
-            model=folder / "models" / "finetuned",
-            evaluation=tmp_path,
-            out=tmp_path / "out",
-            reports=tmp_path / "reports",
-        )
+        pack(folder, "out", evaluation="models")
 
 
 Ask = Callable[[Any], tuple[int, dict[str, Any]]]

@@ -16,6 +16,7 @@ import pytest
 from align.services.git import git
 from tests.support import ROOT
 from tests.support.dvc_projects import commit_all, make_repository, shell
+from tests.support.remote_worker import use_remote
 from tests.support.warm import commands
 
 DVC_YAML = """\
@@ -47,8 +48,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (head / "added").write_text("2")
     for command in (["init", "-q"], ["add", "-q", "added"], ["repro", "-q", "-s", "make"]):
         dvc(head, *command)
-    git(head, "add", "--all")
-    git(head, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "head")
+    commit_all(head)
     git(base, "clone", "--quiet", str(head), str(worker))
     return base
 
@@ -81,9 +81,7 @@ def copy(base: Path, to: Path) -> tuple[Path, Path]:
     """Copies head and worker, with a remote that both reach."""
     shutil.copytree(base, to, symlinks=True, dirs_exist_ok=True)
     for root in machines(to):
-        (root / ".dvc/config.local").write_text(
-            f"[core]\n    remote = shared\n['remote \"shared\"']\n    url = {to}/remote\n"
-        )
+        use_remote(root, to / "remote")
     return machines(to)
 
 

@@ -54,9 +54,14 @@ def finish(stack: Stack, seed: int) -> None:
 def has_every_step(stack: Stack, run: str, seed: int) -> bool:
     """Whether the log has each step of the trainer once, in order."""
     done = int((stack.root / f"checkpoints/steps-{seed}").read_text())
-    return [line for line in stack.logs(run) if line.startswith("step ")] == [
-        f"step {number}" for number in range(done)
-    ]
+    return [line for line in stack.logs(run) if line.startswith("step ")] == [f"step {each}" for each in range(done)]
+
+
+def goes_through(stack: Stack, run: str, seed: int) -> None:
+    """Lets the trainer end; the run is complete, and so is its log."""
+    finish(stack, seed)
+    assert stack.wait_for(run, *ENDS) == "COMPLETED"
+    assert has_every_step(stack, run, seed)
 
 
 def wait_until_it_waits(stack: Stack, since: int) -> None:
@@ -97,9 +102,7 @@ def test_the_server_restarts_in_mid_run(whole: Stack, ends_meanwhile: bool) -> N
         wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
         time.sleep(5)  # what the run reports of its end fails, more than once
     whole.up()
-    finish(whole, seed)
-    assert whole.wait_for(run, *ENDS) == "COMPLETED"
-    assert has_every_step(whole, run, seed)
+    goes_through(whole, run, seed)
     states = whole.states(f"restart-{seed}")
     assert {states[stage] for stage in ("pretrain", "index", "record", "register")} == {"Completed"}
     assert all(part["state_type"] == "COMPLETED" for part in whole.parts(run))
@@ -117,9 +120,7 @@ def test_the_worker_survives_a_long_outage(whole: Stack, monkeypatch: pytest.Mon
     whole.kill("prefect")
     time.sleep(10)
     whole.up()
-    finish(whole, 103)
-    assert whole.wait_for(run, *ENDS) == "COMPLETED"
-    assert has_every_step(whole, run, 103)
+    goes_through(whole, run, 103)
     assert "error threshold" not in (whole.root / ".align/logs/worker.log").read_text()
     works(whole, "long-outage-after", 203)
 
@@ -130,9 +131,7 @@ def test_a_run_outlives_its_worker(whole: Stack) -> None:
     log = whole.root / ".align/logs/worker.log"
     since = log.stat().st_size
     wait_until(lambda: log.read_bytes()[since:].count(b"step ") >= 3)  # where people look for what it prints
-    finish(whole, 104)
-    assert whole.wait_for(run, *ENDS) == "COMPLETED"
-    assert has_every_step(whole, run, 104)
+    goes_through(whole, run, 104)
     whole.up()
     works(whole, "next-worker", 204)
 

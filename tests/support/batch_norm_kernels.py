@@ -41,10 +41,8 @@ NEAR = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.05, 0.02), torch.float16
 
 
 def compare_operations(device: str) -> None:
-    """Raises AssertionError where a kernel computes something else.
-
-    Args:
-        device: `cpu` or `cuda`, or one of several GPUs such as `cuda:1`.
+    """Raises AssertionError where a kernel computes something else, on `cpu`, `cuda` or one of several GPUs such as
+    `cuda:1`.
     """
     torch.manual_seed(0)
     for case in CASES:

@@ -101,14 +101,8 @@ class Page:
         return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
     def click(self, words: str, within: str = CLICKABLE, timeout_s: float = 60) -> None:
-        """Clicks with the mouse on what has exactly these words (or is called so for people who cannot see it).
-
-        It is clicked once it stands still and nothing, such as a notice, lies over it.
-
-        Args:
-            words: of a button, a link, a tab or an entry of a menu.
-            within: selector of what may be clicked.
-            timeout_s: until then it must be there.
+        """Clicks with the mouse on what has exactly these words (or is called so for people who cannot see it) and fits
+        the selector, once it stands still and nothing, such as a notice, lies over it.
         """
         arguments = json.dumps([words, within])
         self._click(f"({_NAMED})(...{arguments})", words, timeout_s)

@@ -24,12 +24,8 @@ RULES = {"text_too_short": "num_words < 3", "text_no_language": None}
 
 
 def write_data(root: Path, reports: Path, pages: Mapping[str, str | None] | None = None) -> IndexedData:
-    """Writes shards and their data/raw below a folder, and the filter's report.
-
-    Args:
-        root: the folder.
-        reports: the folder of all reports.
-        pages: key -> address of its page; others are on PAGE.
+    """Writes shards and their data/raw below a folder, and the filter's report; pairs are on PAGE unless `pages` names
+    another by their key.
     """
     shards, raw = colour_shards.write(root / "shards"), root / "raw"
     samples = [sample for split in SPLITS for sample in iter_samples(shards, split)]

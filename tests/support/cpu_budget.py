@@ -57,13 +57,9 @@ def with_full(request: pytest.FixtureRequest) -> bool:
 def over_budget(
     spent_s: float, allowed_s: float, work_s: Callable[[], float] | None = None, load: float | None = None
 ) -> str | None:
-    """What is wrong with a cost, or None.
-
-    Args:
-        spent_s: CPU seconds.
-        allowed_s: CPU seconds, on the machine that the budgets were set on.
-        work_s: times the fixed piece of work; called only where the budget seems to be exceeded.
-        load: processes that work or wait for a core; None: those of the last minute.
+    """What is wrong with a cost, or None. The allowed seconds are those of the machine that the budgets were set on;
+    `work_s` times the fixed piece of work, where the budget seems to be exceeded; `load`: processes that work or wait
+    for a core, by default those of the last minute.
     """
     if spent_s <= allowed_s:
         return None

@@ -87,12 +87,8 @@ def commit_all(root: Path, message: str = "project") -> None:
 
 
 def make_repository(root: Path, files: Mapping[str, str], ignored: str) -> Path:
-    """A repository with this one's settings of git and DVC and some files, committed.
-
-    Args:
-        root: the new folder.
-        files: path -> text.
-        ignored: lines for .gitignore, after this repository's.
+    """A repository with this one's settings of git and DVC and these files (path -> text), committed; `ignored` are
+    lines for .gitignore, after this repository's.
     """
     git(root.parent, "init", "--quiet", "--initial-branch", "main", str(root))
     (root / ".dvc").mkdir()

@@ -42,13 +42,8 @@ def outside(page: Path) -> list[str]:
 
 
 def travel(folder: Path, page: str, name: str, more: Mapping[str, str] | None = None) -> str:
-    """Types a journey in a folder and returns all that it printed.
-
-    Args:
-        folder: where the person is; what the page presumes lies there.
-        page: of docs/, such as `own-data`.
-        name: of the journey.
-        more: further variables of the environment.
+    """Types a journey of a page of docs/ in a folder, where what the page presumes lies, and returns all that it
+    printed.
     """
     env = {key: value for key, value in environment(folder, {}).items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
     env |= {"PYTHONPATH": str(ROOT), "PWD": str(folder)} | dict(more or {})

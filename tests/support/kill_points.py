@@ -102,10 +102,8 @@ class Case:
 
 
 def survives(case: Case, work: Path) -> tuple[int, int]:
-    """Kills a command at its changes and runs it again each time.
-
-    Returns:
-        Kills, and changes of a whole run.
+    """Kills a command at its changes and runs it again each time; how many kills, and how many changes a whole run
+    makes.
     """
     root = work / "here/project"
 

@@ -103,19 +103,10 @@ def kill_and_resume(
     arguments: Sequence[str], cwd: Path, *, seed: int, num_moments: int, whole_s: float, reset: Callable[[], object],
     start: Start = Command,
 ) -> None:  # fmt: skip
-    """Kills the command `num_moments` times, each time while it resumes what the last one left, then lets it finish.
-
-    A run that ends before its moment is no kill: a resumed run takes less time, and a machine may be faster than
-    before. Its results are removed, and another moment is drawn within the time that it took.
-
-    Args:
-        arguments: of `align`.
-        cwd: where it works.
-        seed: of the moments, drawn between a tenth of a whole run and nearly its end.
-        num_moments: kills.
-        whole_s: of a run to the end.
-        reset: removes everything that the command made.
-        start: starts the command.
+    """Kills the command `num_moments` times, at seeded moments between a tenth of a whole run and nearly its end, each
+    while it resumes what the last one left; then lets it finish. A run that ends before its moment is no kill (a
+    machine may be faster than before): `reset` removes everything that it made, and another moment is drawn within its
+    time.
     """
     moments = random.Random(seed)
     killed = 0

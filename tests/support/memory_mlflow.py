@@ -40,10 +40,8 @@ def _name_in(condition: str) -> str:
 
 
 class MemoryClient:
-    """The methods of MLflow's client that `Registry` calls. Numbers are texts, as there.
-
-    Args:
-        root: of the runs' artifacts, a folder for each run.
+    """The methods of MLflow's client that `Registry` calls; numbers are texts, as there. Each run has a folder of
+    artifacts in `root`.
     """
 
     def __init__(self, root: Path) -> None:

@@ -54,13 +54,8 @@ def write_pairs(root: Path) -> None:
 
 
 def write_addresses(root: Path, server: WebServer, busy: range, attempts: int) -> None:
-    """Writes `root/train.tsv` in the form of Conceptual Captions, and puts its pictures on a server.
-
-    Args:
-        root: folder of the table.
-        server: running; gets a route for each picture.
-        busy: numbers of the pictures for which it answers HTTP 503 ...
-        attempts: ... so many times.
+    """Writes `root/train.tsv` in the form of Conceptual Captions, and puts its pictures on a server, which answers HTTP
+    503 so many times for the busy ones.
     """
     lines = []
     for number in range(NUM):

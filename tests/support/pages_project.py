@@ -35,13 +35,8 @@ stages:
 
 
 def write(root: Path, model: str, files: dict[str, str], saved_from: str = "") -> Path:
-    """Makes the checkout, committed.
-
-    Args:
-        root: the new folder, which is returned.
-        model: `register.model_name`.
-        files: path -> text: dvc.yaml, and the programs of its stages.
-        saved_from: the address of the folder that the pages state; empty: they state none.
+    """Makes the checkout, committed; `files` are dvc.yaml and the programs of its stages, and the pages state that they
+    were saved from addresses in `saved_from`, if any.
     """
     (root / "pages").mkdir(parents=True)
     for number in range(NUM_PICTURES):

@@ -34,13 +34,8 @@ def programs() -> Path:
 
 
 class Cluster:
-    """The databases of one server, in a folder that its user can enter, as pytest's are not.
-
-    Args:
-        owner: the user of the databases.
-        password: of that user.
-        arguments: of initdb.
-        statements: what to do before the first start.
+    """The databases of one server, all of one user, in a folder that its user can enter, as pytest's are not: made by
+    initdb with these arguments, then by these statements.
     """
 
     def __init__(self, owner: str, password: str, arguments: Sequence[str], statements: Sequence[str] = ()) -> None:

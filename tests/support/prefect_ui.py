@@ -139,14 +139,9 @@ class Prefect:
 
 
 def take(page: Page, name: str, height_px: int | None = None, left_px: int = 0, rows: int | None = None) -> None:
-    """Takes a picture for docs/, if asked to; in a palette of colours, as it is text on a plain ground.
-
-    Args:
-        page: the tab.
-        name: of the file, without its suffix.
-        height_px: of the window meanwhile; None: as it is, with what is open in it.
-        left_px: columns that are left out.
-        rows: of pixels that are kept, from the top; None: all.
+    """Takes a picture for docs/, if asked to, in a palette of colours, as it is text on a plain ground: of the window
+    at that height (None: as it is, with what is open in it), without its first columns, and of these rows of pixels
+    from the top.
     """
     if not PICTURES:
         return

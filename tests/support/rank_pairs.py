@@ -35,12 +35,8 @@ FEW = (SimulatedSet("few", range(12), 4, 40),)
 def pair(
     rng: np.random.Generator, sets: Sequence[SimulatedSet] = SETS, better: float = 0.0
 ) -> tuple[QueryRanks, QueryRanks]:
-    """A candidate and a champion that were asked the same queries.
-
-    Args:
-        rng: draws concepts, queries and models.
-        sets: what both are asked.
-        better: how much better the candidate answers each query; 0 for two models that differ by chance only.
+    """A candidate and a champion that were asked the same queries of these sets; the candidate answers each query so
+    much better. 0: they differ by chance only.
     """
     num_concepts = 1 + max(max(one.concepts) for one in sets)
     concepts = rng.normal(0, CONCEPT, num_concepts)

@@ -17,12 +17,8 @@ from tests.support.local_stack import BUSY_S
 
 
 class Machine:
-    """A clone.
-
-    Args:
-        root: the new folder.
-        origin: the git repository that the machines share.
-        env: of everything that runs on it.
+    """A clone of the git repository that the machines share, in a new folder, and the environment of all that runs
+    there.
     """
 
     def __init__(self, root: Path, origin: Path, env: Mapping[str, str]) -> None:
@@ -78,13 +74,7 @@ class Machine:
 
 
 def share(root: Path, origin: Path, remote: Path | str) -> None:
-    """Makes a repository's git and DVC remotes ones that other machines see.
-
-    Args:
-        root: the repository.
-        origin: the new bare repository.
-        remote: the address of DVC's remote.
-    """
+    """Makes a repository's git remote new and bare, and DVC's this address: other machines see both."""
     git(root, "init", "--quiet", "--bare", str(origin))
     with suppress(DataError):  # there may be none
         git(root, "remote", "remove", "origin")

@@ -137,11 +137,9 @@ def serve(root: Path) -> Iterator[S3Server]:
 
 
 def _free_ports() -> tuple[socket.socket, dict[str, int]]:
-    """A block of free ports, and the socket that claims it until closed.
-
-    A TCP port cannot be reserved for another process, especially while the server is down. So the UDP port of the first
-    number claims the block, which only one test run gets; and the block is below the range that systems assign
-    automatically.
+    """A block of free ports, and the socket that claims it until closed. A TCP port cannot be reserved for another
+    process, especially while the server is down: the UDP port of the first number claims the block, which only one test
+    run gets, below the range that systems assign automatically.
     """
     for first in random.sample(range(20000, 32000, len(PORTS)), 100):
         claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

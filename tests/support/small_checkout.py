@@ -23,11 +23,7 @@ REDUCED = {
 
 
 def write(root: Path) -> Path:
-    """The files of this checkout as they stand, in a repository of their own, with an eighth of one evaluation set.
-
-    Args:
-        root: the new folder, which is returned.
-    """
+    """This checkout's files as they stand, in a repository of their own, with an eighth of one evaluation set."""
     for name in git(ROOT, "ls-files", "-co", "--exclude-standard").splitlines():
         if (ROOT / name).is_file() and name != "dvc.lock":
             (root / name).parent.mkdir(parents=True, exist_ok=True)

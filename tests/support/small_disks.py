@@ -27,14 +27,9 @@ os.execve(sys.executable, [sys.executable, *arguments], dict(os.environ))
 def with_disk(
     folder: Path, arguments: Sequence[object], *, size: str = "2m", before: str = "true", read_only: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Runs Python with these arguments while `folder` is a disk of that size.
-
-    Args:
-        folder: exists; the disk hides what is in it.
-        arguments: of Python.
-        size: as `mount` writes it.
-        before: a shell command that prepares the disk, with its path as `$1`.
-        read_only: whether nothing can be written to it afterwards.
+    """Runs Python with these arguments while `folder`, which exists, is a disk of that size (as `mount` writes it) that
+    hides what is in it; `before` is a shell command that prepares the disk, with its path as `$1`; read-only after
+    that, if asked to.
     """
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode != 0:
         missing("a disk of the test's own needs util-linux and user namespaces")

@@ -102,9 +102,7 @@ def test_all_ranks_end_for_the_same_reason(data: tuple[Path, Path], tmp_path: Pa
 
 DVC_YAML = """\
 stages:
-  make:
-    cmd: head -c 3000000 /dev/urandom > out && echo made >> ../times
-    outs: [out]
+  make: {cmd: head -c 3000000 /dev/urandom > out && echo made >> ../times, outs: [out]}
 """
 #: As a run's task starts a stage.
 RUN = """

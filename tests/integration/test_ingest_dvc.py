@@ -18,11 +18,7 @@ from tests.support.web_server import response as answer
 NUM = 10
 STAGE = """
 stages:
-  ingest:
-    cmd: align ingest
-    deps: [table.jsonl]
-    params: [ingest, download]
-    outs: [data/raw, reports/ingest]
+  ingest: {cmd: align ingest, deps: [table.jsonl], params: [ingest, download], outs: [data/raw, reports/ingest]}
 """
 VALUES = [
     ("source: warc\n", "source: url_table\n"), ("allow_networks: []\n", "allow_networks: [127.0.0.0/8]\n"),

@@ -21,18 +21,9 @@ from tests.support.warm import commands
 
 DVC_YAML = """\
 stages:
-  make:
-    cmd: cp code made
-    deps: [code]
-    outs: [made]
-  train:
-    cmd: mkdir model && cat made added > model/weights && echo ran >> ../ran
-    deps: [made, added]
-    outs: [model]
-  far:
-    cmd: cp made far
-    deps: [made, "s3://bucket/key"]
-    outs: [far]
+  make: {cmd: cp code made, deps: [code], outs: [made]}
+  train: {cmd: mkdir model && cat made added > model/weights && echo ran >> ../ran, deps: [made, added], outs: [model]}
+  far: {cmd: cp made far, deps: [made, "s3://bucket/key"], outs: [far]}
 """
 
 

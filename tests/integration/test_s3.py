@@ -31,10 +31,7 @@ from tests.support.s3_server import KEY, SECRET, S3Server, serve
 
 DVC_YAML = """\
 stages:
-  make:
-    cmd: python make.py
-    deps: [make.py]
-    outs: [data]
+  make: {cmd: python make.py, deps: [make.py], outs: [data]}
 """
 
 #: The stage writes a line outside of every checkout each time it runs.
@@ -201,19 +198,13 @@ def test_a_push_outlives_the_server(tmp_path: Path) -> None:
 
 DATASET_YAML = """\
 stages:
-  raw:
-    cmd: python -m make
-    deps: [make.py]
-    outs: [data/raw, data/filtered, reports/quality]
+  raw: {cmd: python -m make, deps: [make.py], outs: [data/raw, data/filtered, reports/quality]}
   shard:
     cmd: 'align shard && echo ran >> $TEST_RUNS'
     deps: [data/raw, data/filtered]
     params: [shard]
     outs: [data/shards, reports/shard]
-  read:
-    cmd: 'python -m read && echo ran >> $TEST_RUNS'
-    deps: [data/shards]
-    outs: [texts]
+  read: {cmd: 'python -m read && echo ran >> $TEST_RUNS', deps: [data/shards], outs: [texts]}
 """
 
 #: Does the work of ingest, filter and validate.

@@ -30,30 +30,15 @@ from tests.support.warm import commands
 DVC_YAML = (
     INGEST_AND_FILTER
     + """\
-  validate:
-    cmd: python -m stages validate
-    deps: [data/filtered]
-    outs: [reports/quality]
+  validate: {cmd: python -m stages validate, deps: [data/filtered], outs: [reports/quality]}
   shard:
     cmd: python -m stages shard
     deps: [data/raw, data/filtered, reports/quality/verdict.json]
     outs: [data/shards, reports/shard]
-  validate_shards:
-    cmd: python -m stages validate_shards
-    deps: [data/shards]
-    outs: [reports/quality_shards]
-  finetune:
-    cmd: python -m stages finetune
-    deps: [data/shards]
-    outs: [models/finetuned, reports/finetune]
-  package:
-    cmd: python -m stages package
-    deps: [models/finetuned]
-    outs: [models/packaged, reports/package]
-  index:
-    cmd: python -m stages index
-    deps: [data/shards, models/finetuned]
-    outs: [data/index, reports/index]
+  validate_shards: {cmd: python -m stages validate_shards, deps: [data/shards], outs: [reports/quality_shards]}
+  finetune: {cmd: python -m stages finetune, deps: [data/shards], outs: [models/finetuned, reports/finetune]}
+  package: {cmd: python -m stages package, deps: [models/finetuned], outs: [models/packaged, reports/package]}
+  index: {cmd: python -m stages index, deps: [data/shards, models/finetuned], outs: [data/index, reports/index]}
 """
 )
 STAGES = """\

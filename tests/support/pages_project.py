@@ -21,11 +21,7 @@ PARAMS: dict[str, Any] = {
 #: The head of its dvc.yaml: the real ingest and filter. The test adds the later stages.
 INGEST_AND_FILTER = """\
 stages:
-  ingest:
-    cmd: align ingest
-    deps: [pages]
-    params: [ingest]
-    outs: [data/raw, reports/ingest]
+  ingest: {cmd: align ingest, deps: [pages], params: [ingest], outs: [data/raw, reports/ingest]}
   filter:
     cmd: align filter
     deps: [data/raw, data/policy/opted_out.csv]

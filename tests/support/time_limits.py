@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import psutil
@@ -105,23 +105,8 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Within the limit."""
-    with _phase(item):
+    with item.stash[_limit].phase() if _limit in item.stash else nullcontext():  # --timeout=0
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Within the limit."""
-    with _phase(item):
-        return (yield)
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """Within the limit."""
-    with _phase(item):
-        return (yield)
-
-
-def _phase(item: pytest.Item) -> AbstractContextManager[None]:
-    return item.stash[_limit].phase() if _limit in item.stash else nullcontext()  # --timeout=0
+pytest_runtest_call = pytest_runtest_teardown = pytest_runtest_setup

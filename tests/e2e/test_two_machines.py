@@ -34,12 +34,9 @@ def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
     """The machine that people click at: Prefect's server, and a worker for whole runs."""
     root = small_checkout.write(tmp_path_factory.mktemp("head machine") / "checkout")
     values = {
-        "store.checkpoints": "s3://team/checkpoints",
-        "cluster.patience_s": 20,
-        "pretrain.num_steps": 400,
-        "pretrain.checkpoint_every_steps": 40,
-        "pretrain.validate_every_steps": 400,
-    }
+        "store.checkpoints": "s3://team/checkpoints", "cluster.patience_s": 20, "pretrain.num_steps": 400,
+        "pretrain.checkpoint_every_steps": 40, "pretrain.validate_every_steps": 400,
+    }  # fmt: skip
     write_params(root / "params.yaml", values)
     git(
         root,

@@ -247,15 +247,8 @@ _service = st.lists(
 ).map(b"".join)  # fmt: skip
 
 STRATEGIES: dict[str, st.SearchStrategy[bytes]] = {
-    "page": _page,
-    "wat": _wat,
-    "arc": _arc,
-    "tar": _tar,
-    "table": _table,
-    "coco": _coco,
+    "page": _page, "wat": _wat, "arc": _arc, "tar": _tar, "table": _table, "coco": _coco,
     "text": _words.map(_encoded),
     "url": st.tuples(_address.filter(lambda text: "\n" not in text), _address).map("\n".join).map(_encoded),
-    "robots": _robots,
-    "form": _form,
-    "service": _service,
-}
+    "robots": _robots, "form": _form, "service": _service,
+}  # fmt: skip

@@ -207,11 +207,8 @@ def test_every_address_is_asked_about_before_it_is_connected_to(server: WebServe
         return (address, port) == ("127.0.0.1", server.port)
 
     inside = [
-        "http://127.0.0.1:1/",
-        "http://169.254.169.254/latest/meta-data",
-        "http://[::1]/",
-        "http://10.0.0.1:8080/",
-    ]
+        "http://127.0.0.1:1/", "http://169.254.169.254/latest/meta-data", "http://[::1]/", "http://10.0.0.1:8080/",
+    ]  # fmt: skip
     for i, url in enumerate(inside):
         server.routes[f"/{i}"] = redirect(url)
     names = ["rebound.test:80:127.0.0.3", f"good.test:{server.port}:127.0.0.1"]

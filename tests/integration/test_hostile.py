@@ -101,21 +101,13 @@ EPS = (
 def pictures() -> dict[str, bytes]:
     """Name -> bytes of each hostile or odd picture."""
     return {
-        "scans.jpg": progressive(4000, 2000),
-        "within-the-limit.png": png(9_900),
-        "beyond-the-limit.png": png_header(50_000, 50_000),
-        "large.ico": icon(png(4_000)),
-        "huge.ico": icon(png_header(50_000, 50_000)),
-        "claims.webp": webp_header(16_383),
-        "grey-16.png": grey_png_16_bit((260, 240)),
-        "portrait.jpg": jpeg((320, 240), orientation=6),
-        "damaged.avif": damaged_avif(),
-        "postscript.jpg": EPS,
-        "cut.jpg": jpeg((400, 300))[:3000],
-        "empty.gif": b"GIF89a\0\0\0\0\0\0\0;",
-        "zip.png": b"PK\x03\x04" + bytes(200),
-        "nothing.jpg": b"",
-    }
+        "scans.jpg": progressive(4000, 2000), "within-the-limit.png": png(9_900),
+        "beyond-the-limit.png": png_header(50_000, 50_000), "large.ico": icon(png(4_000)),
+        "huge.ico": icon(png_header(50_000, 50_000)), "claims.webp": webp_header(16_383),
+        "grey-16.png": grey_png_16_bit((260, 240)), "portrait.jpg": jpeg((320, 240), orientation=6),
+        "damaged.avif": damaged_avif(), "postscript.jpg": EPS, "cut.jpg": jpeg((400, 300))[:3000],
+        "empty.gif": b"GIF89a\0\0\0\0\0\0\0;", "zip.png": b"PK\x03\x04" + bytes(200), "nothing.jpg": b"",
+    }  # fmt: skip
 
 
 #: Name -> alternative text. Each is the text of an ordinary picture.

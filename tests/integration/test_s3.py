@@ -70,12 +70,9 @@ def project(made: Path, tmp_path: Path) -> Path:
 def remote(bucket: str, server: S3Server) -> str:
     """The settings that the recipe's lines make."""
     lines = (
-        "[core]",
-        "    remote = s3",
-        "['remote \"s3\"']",
-        f"    url = s3://{bucket}/dvc",
+        "[core]", "    remote = s3", "['remote \"s3\"']", f"    url = s3://{bucket}/dvc",
         f"    endpointurl = {server.url}",
-    )
+    )  # fmt: skip
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -122,12 +122,9 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
 @pytest.mark.costs(3, "three runs, one of two ranks")
 def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path) -> None:
     short = {
-        "num_steps": 4,
-        "warmup_steps": 1,
-        "learning_rate": 0.005,
-        "checkpoint_every_steps": 2,
+        "num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005, "checkpoint_every_steps": 2,
         "log_every_steps": 1,
-    }
+    }  # fmt: skip
     one = run(plan(data, tmp_path / "one", pretrain_config(**short)))
     mixed = plan(data, tmp_path / "mixed", pretrain_config(**short, num_processes=2))
     run(mixed)

@@ -22,12 +22,9 @@ ENV_EXAMPLE = ROOT / "infra" / "env.example"
 def aws_variables(server: S3Server) -> dict[str, str]:
     """The variables that infra/env.example names for S3, filled in."""
     values = {
-        "AWS_ACCESS_KEY_ID": KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "2",
-    }
+        "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": server.url,
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "2",
+    }  # fmt: skip
     return {name: values[name] for name in re.findall(r"^#?(AWS_\w+)=", ENV_EXAMPLE.read_text(), re.M)}
 
 
@@ -37,14 +34,11 @@ def environment(root: Path, aws: Mapping[str, str]) -> dict[str, str]:
     machine = root.with_name(f"{root.name}.machine")
     env |= {
         "PATH": os.pathsep.join([str(commands()), str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "DVC_NO_ANALYTICS": "1",
-        "DVC_GLOBAL_CONFIG_DIR": str(machine / "global"),
-        "DVC_SYSTEM_CONFIG_DIR": str(machine / "system"),
-        "DVC_SITE_CACHE_DIR": str(machine / "site"),
-        "AWS_CONFIG_FILE": str(machine / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(machine / "none"),
+        "DVC_NO_ANALYTICS": "1", "DVC_GLOBAL_CONFIG_DIR": str(machine / "global"),
+        "DVC_SYSTEM_CONFIG_DIR": str(machine / "system"), "DVC_SITE_CACHE_DIR": str(machine / "site"),
+        "AWS_CONFIG_FILE": str(machine / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(machine / "none"),
         "TEST_RUNS": str(root.with_name("runs")),
-    }
+    }  # fmt: skip
     return env | dict(aws)
 
 

@@ -90,13 +90,8 @@ class Case:
 
     def run(self, root: Path, at: int) -> subprocess.CompletedProcess[str]:
         """Runs the command, which dies before change `at`."""
-        program = [
-            commands() / "python",
-            "-m",
-            "tests.support.kill_points",
-            str(at),
-            str(root.parent.with_suffix(".number")),
-        ]
+        count = root.parent.with_suffix(".number")
+        program = [commands() / "python", "-m", "tests.support.kill_points", str(at), str(count)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), **self.env(root)}
         return subprocess.run([*program, *self.words], cwd=root, env=env, capture_output=True, text=True, check=False)
 

@@ -29,12 +29,9 @@ ORIGIN = Origin("0123abc", "lock-digest", "flow-1", cached_stages=("ingest", "fi
 NAMES = (f"model-{number}" for number in itertools.count())
 RECALL = "concepts/image_to_text/recall@10"
 VALUES: dict[str, Any] = {
-    "pretrain": {"lr": 1e-3, "crop": [1, 2]},
-    "paths": {"raw": "data/raw"},
-    "health": {"price_per_hour": None},
-    "cluster": {"num_nodes": 1},
-    "promote": {"metrics": [RECALL]},
-}
+    "pretrain": {"lr": 1e-3, "crop": [1, 2]}, "paths": {"raw": "data/raw"}, "health": {"price_per_hour": None},
+    "cluster": {"num_nodes": 1}, "promote": {"metrics": [RECALL]},
+}  # fmt: skip
 #: Queries of the measured set, one for each of as many concepts; an order by chance has a recall@10 of 0.1.
 NUM_QUERIES, NUM_ITEMS = 200, 100
 SETS = {"concepts": "c" * 64}

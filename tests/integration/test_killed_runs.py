@@ -145,8 +145,7 @@ def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None)
 def killed_before_it_began(stack: Stack) -> str:
     """A click, whose process is killed with its worker while it imports."""
     run = stack.start({"name": "early"})
-    wait_until(lambda: found_process(stack, run))
-    process = stack.flow_process(run)
+    process = wait_until(lambda: found_process(stack, run), pause_s=0)
     os.kill(process.pid, signal.SIGSTOP)
     assert stack.ask(f"/flow_runs/{run}")["state_type"] == "PENDING"
     assert repair(stack) == ["no killed run is left to repair"]  # it lives, and so does its worker

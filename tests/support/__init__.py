@@ -5,7 +5,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,12 +13,15 @@ ROOT = Path(__file__).parents[2]
 def wait_until(
     true: Callable[[], object], timeout_s: float = 240, *, alive: Callable[[], object] = lambda: True,
     says: Callable[[], object] = str, pause_s: float = 0.1,
-) -> None:  # fmt: skip
-    """Asks again and again; fails, with what `says` returns, once time is up or what should live does not."""
+) -> Any:  # fmt: skip
+    """Asks again and again for what came true; fails, with what `says` returns, once time is up or what should live
+    does not.
+    """
     deadline = time.monotonic() + timeout_s
-    while not true():
+    while not (found := true()):
         assert alive() and time.monotonic() < deadline, says()
         time.sleep(pause_s)
+    return found
 
 
 def answers(url: str) -> bool:

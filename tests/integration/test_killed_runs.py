@@ -129,6 +129,7 @@ def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None)
     process = stack.flow_process(run)
     worker = psutil.Process(json.loads((stack.root / ".align/services.json").read_text())["worker"]["pid"])
     worker.suspend()  # it would say so itself
+    wait_until(lambda: worker.status() == psutil.STATUS_STOPPED)  # until then it takes the dead process's exit code
     try:
         process.kill()
         wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)

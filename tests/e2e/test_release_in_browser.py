@@ -52,8 +52,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 def prefect(clone: Clone, page: Page) -> Prefect:
     prefect = Prefect(page, clone.prefect)
     prefect.log_in(clone.login)
-    for server in (clone.mlflow, clone.search):  # as a person does once
-        page.open(server.replace("http://", f"http://{clone.login}@"))
+    for server, login in ((clone.mlflow, clone.login), (clone.search, clone.login_of("login_search"))):
+        page.open(server.replace("http://", f"http://{login}@"))  # as a person does once
     return prefect
 
 

@@ -69,8 +69,8 @@ def mlflow_status(stack: Stack, name: str) -> str:
 
 
 def nothing_is_left(stack: Stack) -> None:
-    assert list((stack.root / ".align/runs").iterdir()) == []
-    assert list((stack.root / ".align/worktrees").iterdir()) == []
+    assert list((stack.root / ".align/runs").glob("*")) == []
+    assert list((stack.root / ".align/worktrees").glob("*")) == []
     assert len(git(stack.root, "worktree", "list").splitlines()) == 1
 
 

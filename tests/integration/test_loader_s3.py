@@ -39,7 +39,7 @@ from align.training.batches.samples import SplitSamples
 from align.training.ranks.endings import RestartError
 from align.training.run import run
 from align.training.run_plan import Infrastructure
-from tests.support import ROOT, training_data, wait_until, warm
+from tests.support import ROOT, killing, training_data, wait_until, warm
 from tests.support.params import load_params
 from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import S3Server, serve
@@ -399,7 +399,7 @@ def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data: Data, t
 def require_gone(pids: set[int]) -> None:
     """Waits a moment for processes that end because another one did."""
     assert pids
-    wait_until(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids))
+    wait_until(lambda: not any(map(killing.lives, pids)))
 
 
 def loaders_below(launcher: int) -> Iterator[int]:

@@ -12,6 +12,7 @@ import pytest
 from align.pipeline.run import running_services
 from align.services.git import git
 from tests.support import wait_until
+from tests.support.killing import lives
 from tests.support.local_stack import BUSY_S, ENDS, PATIENCE_S, SERVICES, WORKS, Stack, started
 from tests.support.mlflow_server import serve as serve_mlflow
 
@@ -99,7 +100,7 @@ def test_the_server_restarts_in_mid_run(whole: Stack, ends_meanwhile: bool) -> N
     wait_until_it_waits(whole, since)
     if ends_meanwhile:
         finish(whole, seed)
-        wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: not lives(process))
         time.sleep(5)  # what the run reports of its end fails, more than once
     whole.up()
     goes_through(whole, run, seed)
@@ -143,7 +144,7 @@ def test_without_its_worker_a_run_can_be_cancelled(whole: Stack) -> None:
     whole.force(run, "CANCELLING")
     assert whole.wait_for(run, *ENDS) == "CANCELLED"
     assert saved(whole)
-    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not lives(process))
     assert {part["name"]: part["state_type"] for part in whole.parts(run)} == {
         "data": "COMPLETED", "training": "CANCELLED",
     }  # fmt: skip
@@ -199,7 +200,7 @@ def test_a_killed_process_leaves_nothing_behind(whole: Stack, victim: str) -> No
         trainer(whole, run).kill()
     assert whole.wait_for(run, *ENDS) == ("CRASHED" if victim == "flow" else "FAILED")
     psutil.wait_procs(family, BUSY_S)
-    assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert not [*filter(lives, family)]
     assert saved(whole) is (victim != "trainer")
     if victim != "flow":
         message = whole.ask(f"/flow_runs/{run}")["state"]["message"]

@@ -272,7 +272,7 @@ def training(command: list[str], directory: Path) -> Iterator[psutil.Process]:
 def wait_for_training(root: Path, process: psutil.Process) -> None:
     wait_until(
         lambda: [*root.glob("checkpoints/*/step-*.pt")], 240, says=root.with_name(f"{root.name}.stderr").read_text,
-        alive=lambda: process.is_running() and process.status() != psutil.STATUS_ZOMBIE,
+        alive=lambda: killing.lives(process),
     )  # fmt: skip
 
 

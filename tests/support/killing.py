@@ -82,6 +82,16 @@ class Started(Command):
         self._process.wait()
 
 
+def lives(process: psutil.Process | int) -> bool:
+    """Whether a process, or that of a number, has not ended (a zombie that nobody reaps has). One may end while it is
+    asked about.
+    """
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(process) if isinstance(process, int) else process
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def kill_family(pid: int) -> None:
     """SIGKILL to a process and all that it started, as when the power fails."""
     with suppress(psutil.NoSuchProcess):

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from flows.tasks.child_process import CommandError, Watch, last_line, run_supervised
+from tests.support import wait_until
+from tests.support.killing import lives
 
 
 def test_questions_that_fail_do_not_end_the_watch() -> None:
@@ -162,14 +163,6 @@ time.sleep(60)
 """
 
 
-def gone(pid: int) -> bool:
-    """Whether a process has ended (a zombie that nobody reaps has)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 def test_interrupted_the_trainer_saves_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "trainer.py").write_text(PARENT)
 
@@ -184,23 +177,19 @@ def test_interrupted_the_trainer_saves_and_nothing_is_left(tmp_path: Path) -> No
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "checkpoint").read_text() == "step 7"
-    assert gone(int((tmp_path / "pid").read_text()))
+    assert not lives(int((tmp_path / "pid").read_text()))
 
 
 def test_killed_the_flow_leaves_no_trainer(tmp_path: Path) -> None:
     (tmp_path / "trainer.py").write_text(PARENT)
     flow = (
         "import os, sys; from pathlib import Path; from flows.tasks.child_process import run_supervised\n"
-        "run_supervised([sys.executable, 'trainer.py'], cwd=Path.cwd(), env=os.environ, log=lambda line: None)\n"
+        "heard = lambda line: Path(line).touch()\n"
+        "run_supervised([sys.executable, 'trainer.py'], cwd=Path.cwd(), env=os.environ, log=heard)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", flow], cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", flow], cwd=tmp_path) as process:
+        wait_until((tmp_path / "training").exists)  # a line that nobody reads would end the trainer
+        process.kill()
     pid = int((tmp_path / "pid").read_text())
-    while not gone(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert gone(pid)
+    wait_until(lambda: not lives(pid))
     assert (tmp_path / "checkpoint").read_text() == "step 7"

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support import ROOT
+from tests.support.killing import lives
 from tests.support.mlflow_server import free_port
 
 
@@ -134,7 +135,7 @@ def test_a_run_outlives_its_worker(tmp_path: Path, kept: bool) -> None:
         until(lambda: (tmp_path / "ready").exists())
         worker.kill()
     (tmp_path / "dead").touch()
-    until(lambda: not run.is_running() or run.status() == psutil.STATUS_ZOMBIE)  # nobody may be there to ask for it
+    until(lambda: not lives(run))  # nobody may be there to ask for it
     assert (tmp_path / "result").exists() == kept  # the reason for keep_output: without it the run ends there
     if kept:
         text = (tmp_path / ".align/logs/worker.log").read_text()

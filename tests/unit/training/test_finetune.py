@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from tokenizers import Tokenizer
 
 from align.cli import main
 from align.formats.shards import read_manifest
@@ -80,9 +81,16 @@ def test_another_folder_with_the_same_model_is_the_same_run(project: Path, monke
     shutil.copytree(project / "earlier", project / "moved", dirs_exist_ok=True)
     assert finetune(project, monkeypatch, "finetune.from=moved") == 0
     assert runs() == before
+    content = json.loads((project / "moved/tokenizer/tokenizer.json").read_text())
+    words = content["model"]["vocab"]
+    words["red"], words["green"] = words["green"], words["red"]
+    swapped = Tokenizer.from_str(json.dumps(content))
+    save_tokenizer(swapped, project / "moved/tokenizer", max_tokens=MODEL.max_tokens)
+    assert finetune(project, monkeypatch, "finetune.from=moved") == 0
+    assert len(runs()) == len(before) + 1  # another vocabulary: another run
     other = fit_wordpiece([*training_data.COLOURS, *training_data.SIDES, "bar"], vocab_size=100, min_count=1)
     save_tokenizer(other, project / "moved/tokenizer", max_tokens=MODEL.max_tokens)
-    assert finetune(project, monkeypatch, "finetune.from=moved") == 1  # another vocabulary: another run, and refused
+    assert finetune(project, monkeypatch, "finetune.from=moved") == 1  # of another size: refused, before it is a run
     assert len(runs()) == len(before) + 1
 
 

@@ -53,7 +53,6 @@ STAGES = {
         "apply every rule of the paper; writes data/filtered/decisions.parquet",
         ("filter",),
         ("align filter", f"align filter --set filter.min_words=4 --set paths.filtered=trial/filtered {_REPORTS}"),
-        stages.portion,
     ),
     "validate": Verb(
         "align.validate.validate",
@@ -67,7 +66,6 @@ STAGES = {
         "write the kept pairs as tars: data/shards/{train,val,test}",
         ("shard",),
         ("align shard", f"align shard --set shard.image_px=96 --set paths.shards=trial/shards {_REPORTS}"),
-        stages.portion,
     ),
     "validate_shards": Verb(
         "align.validate.validate_shards",

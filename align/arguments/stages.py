@@ -6,22 +6,8 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 
-def portion(parser: ArgumentParser) -> None:
-    """Arguments of a stage that works in ranges of shards (`align.durable.work.portion_of`): `filter` and `shard`."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--shards",
-        metavar="A-B",
-        help="do only these shards, both ends included; ranges may run in any order, on any machine",
-    )
-    group.add_argument(
-        "--finish", action="store_true", help="make the output from the finished ranges; names the missing shards"
-    )
-
-
 def ingest(parser: ArgumentParser) -> None:
     """Arguments of `align ingest`."""
-    portion(parser)
     parser.add_argument(
         "--retry-failed",
         action="store_true",

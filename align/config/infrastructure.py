@@ -11,16 +11,19 @@ from align.config.paths import PathField
 
 
 class EngineConfig(Section):
-    """Limits of the SQL engine that evaluates rules over whole tables."""
+    """Who does tasks and SQL, and the limits of both."""
 
     section: ClassVar[str] = "engine"
     changes_bytes: ClassVar[bool] = False
 
-    #: DuckDB on this machine, or Spark (`pip install align-mlops[spark]`, and Java) for tables that need more.
-    runner: Literal["duckdb", "spark"]
+    #: Tasks over shards: processes of this machine; a Spark cluster (`pip install align-mlops[spark]`, and Java), which
+    #: also does the SQL over whole tables; or arrays of SLURM jobs. Elsewhere DuckDB does the SQL, on this machine.
+    runner: Literal["local", "spark", "slurm"]
     #: In Spark's notation: local[*], spark://HOST:PORT, sc://HOST:PORT (Connect), yarn, k8s://...
     spark_master: Annotated[str, Field(min_length=1)]
-    #: Processes that work on shards in parallel; None means one per core.
+    #: Options of sbatch, such as --partition=cpu, --mem=8G or --time=2:00:00; they are those of a task.
+    sbatch: Annotated[tuple[str, ...], Field(strict=False)]
+    #: Tasks at the same time; None means one per core, of this machine or of the cluster.
     num_workers: PositiveInt | None
     #: In DuckDB's notation, such as 1GB. Beyond it the engine spills to `temp_directory`.
     memory_limit: str = Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(MB|GB|MiB|GiB)$")
@@ -47,8 +50,8 @@ class StoreConfig(Section):
     objects: Annotated[str, Field(min_length=1)] | None
     #: s3://bucket/prefix for copies of training checkpoints; None keeps them on this machine only.
     checkpoints: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None
-    #: s3://bucket/prefix: ranges (`--shards`) on machines that share no disk share their work there; None: they share a
-    #: folder.
+    #: s3://bucket/prefix: the machines of a cluster (engine.runner) give each other finished work there; None: they see
+    #: this folder under the same path.
     work: Annotated[str, Field(pattern=r"^s3://[^/]+")] | None
     #: Folder for checked copies of what was read from the store.
     cache: PathField
@@ -65,9 +68,9 @@ class StoreConfig(Section):
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
-        if self.work is not None and self.objects is not None and not self.objects.startswith("s3://"):
+        if self.work is not None and not (self.objects or "").startswith("s3://"):
             raise ValueError(
-                f"store.objects: {self.objects} is a folder, which other machines of store.work do not have"
+                f"store.objects: {self.objects} is nothing that machines have which share only store.work; name s3://..."
             )
         return self
 

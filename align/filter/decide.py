@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from align.config.filter import ModelFile
 from align.display.console import say, track
 from align.durable.files import sha256_folder, temporary_name
+from align.durable.pieces import Piece
 from align.errors import CorruptError, DataError
 from align.filter import tables
 from align.filter.hold_out import hold_out
@@ -38,7 +39,8 @@ from align.filter.tables import IMAGES, KNOWN_IMAGES, MAX_ROWS, PAIRS, SIMILARIT
 from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit, memory_kept, row_numbers_of
 from align.formats import filtered
 from align.formats.raw import iter_images
-from align.interfaces.sql import Engine
+from align.interfaces.executor import Executor
+from align.interfaces.sql import ROW_GROUP_SIZE, Engine
 from align.pairs.text import languages
 
 EmbedImages = Callable[[Sequence[bytes]], NDArray[np.float32]]
@@ -271,11 +273,11 @@ def _writer(path: Path, schema: pa.Schema, compression: str = "zstd") -> Iterato
     os.replace(beside, path)
 
 
-def decide(engine: Engine, work: WorkFolder, shards: Shards, kmeans: Kmeans) -> None:
+def decide(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards, kmeans: Kmeans) -> None:
     """Writes decisions.parquet, facts.parquet and last images.parquet to the work folder; and the held-out set."""
     if (work.path / filtered.IMAGES).exists():
         return
-    _write_decided(engine, work, shards, kmeans)
+    _write_decided(engine, work, executor, shards, kmeans)
     files = [(shard.name, work.file("pairs", shard.name), work.file("images", shard.name)) for _, shard in shards]
     with memory_kept():
         write_decisions(
@@ -287,10 +289,26 @@ def decide(engine: Engine, work: WorkFolder, shards: Shards, kmeans: Kmeans) -> 
     say("filter: SQL, images")
     engine.view("known_images", work.path / "known_images.parquet")
     engine.table("later_copies", tables.LATER_COPIES)
-    engine.write(tables.IMAGES_IN_ORDER, work.path / filtered.IMAGES)
+    engine.write(tables.IMAGES_IN_ORDER, work.path / "images_in_order.parquet", "none")
+    _write_images(work.path / "images_in_order.parquet", work.path / filtered.IMAGES)
 
 
-def _write_decided(engine: Engine, work: WorkFolder, shards: Shards, kmeans: Kmeans) -> None:
+def _write_images(table: Path, path: Path) -> None:
+    """Writes the table again, so that its bytes are the same whichever engine has made it."""
+    waiting: list[pa.Table] = []
+    with pq.ParquetFile(table, pre_buffer=False) as file, _writer(path, file.schema_arrow.remove_metadata()) as writer:
+        for batch in file.iter_batches(ROW_GROUP_SIZE):
+            waiting.append(pa.Table.from_batches([batch]).replace_schema_metadata())
+            rows = pa.concat_tables(waiting)
+            if len(rows) >= ROW_GROUP_SIZE:
+                writer.write_table(rows.slice(0, ROW_GROUP_SIZE))
+                rows = rows.slice(ROW_GROUP_SIZE)
+            waiting = [rows]
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+
+
+def _write_decided(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards, kmeans: Kmeans) -> None:
     """Writes decided.parquet: the final verdicts on the pairs of candidates."""
     say("filter: SQL, decisions")
     for name in ("verdicts", "candidates", "twins"):
@@ -300,7 +318,7 @@ def _write_decided(engine: Engine, work: WorkFolder, shards: Shards, kmeans: Kme
     if work.config.similarity_model is not None:
         engine.table("network_verdicts", f"SELECT * FROM {source} AS source")
         engine.write(tables.REMAINING, work.path / "remaining.parquet")
-        work.fill("similarities", shards, compare_texts)
+        work.fill(executor, "similarities", shards, compare_texts, reads=[Piece("remaining", "remaining.parquet")])
         engine.view("similarities", work.path / "similarities" / "*.parquet")
         source = "network_verdicts"
     source = f"({tables.similarity_verdicts(work.config, source)})"

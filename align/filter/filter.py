@@ -3,15 +3,14 @@
 Writes data/filtered (`align.formats.filtered`); `align.filter.rules` has the rules and the deviations from the paper.
 The order of work:
 
-  1. measure   each shard separately: its images and texts                        --shards A-B
+  1. measure   each shard is a task: its images and texts
   2. judge     SQL over all shards: counts, rare n-grams, every rule but those of the network
-  3. score     each shard separately: the network on images that some pair would keep   --shards A-B, after step 2
+  3. score     each shard is a task: the network on images that some pair would keep
   4. compare   embeddings with those of the evaluation images
   5. decide    SQL again, with the network's scores; optional rules; the files; then the report
 
-Everything stays in a work folder until the end, so a killed run resumes at the shard where it stopped. Ranges of shards
-run in any order: all of them once to measure, all of them again to score, then `--finish`, which also does what is left
-of step 3.
+Everything stays in a work folder until the end, so a killed run resumes at the shard where it stopped. `engine.runner`
+says who does the tasks: processes here, or a cluster.
 
 Any folder in img2dataset's layout is accepted. If no pair is kept, the stage still succeeds, with every row and its
 reason; the quality gate and `align shard` refuse such data.
@@ -23,7 +22,7 @@ import argparse
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,10 +31,12 @@ from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
-from align.display.console import say
+from align.display.console import say, track
 from align.display.report import record_runtime, write_report
-from align.durable.files import replace_directory, to_json, write_text
-from align.durable.work import ALL, Portion, asked, key_of, portion_of, require_done, work_directory
+from align.durable.files import replace_directory, sha256_file, to_json, write_text
+from align.durable.pieces import Piece
+from align.durable.processes import in_threads
+from align.durable.work import CLAIMS, key_of, work_directory
 from align.errors import DataError
 from align.filter import ngrams, tables
 from align.filter.compare import compare_with_evaluation_images, score_shard
@@ -45,7 +46,7 @@ from align.filter.measure import measure_shard, require_ascending_keys, write_fi
 from align.filter.page import write_page
 from align.filter.pair_tables import word_table
 from align.filter.report import FilterReport, Vocabulary, read_report, report_on
-from align.filter.work_folder import Shards, WorkFolder, commit
+from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit
 from align.formats import filtered
 from align.formats.evaluation_set import HELD_OUT, EvaluationSet
 from align.formats.evaluation_sets.align_tar import held_out_sets
@@ -53,16 +54,16 @@ from align.formats.evaluation_sets.named import named_sets
 from align.formats.policy import OptedOut, read_opted_out
 from align.formats.raw import raw_shards, state_of
 from align.interfaces.sql import Engine
-from align.pieces import Piece
 from align.project import provenance
 from align.services.engine import open_engine
+from align.services.executors.executors import open_executor
 from align.services.files.files import StoreFiles
-from align.services.s3.store import fetcher
+from align.services.s3.store import Objects, fetcher
 from align.services.store_work import open_work
 from align.services.vector_index import kmeans
 
-#: The files that `judge` leaves for later steps, in this order; a machine that has the last one has all.
-JUDGED = ("vocabulary.json", "rare.parquet", "verdicts.parquet", "candidates.parquet")
+#: What tasks read of the whole folder.
+_REFERENCES, _CANDIDATES = Piece("references", "references.npz"), Piece("candidates", "candidates.parquet")
 
 
 def judge(engine: Engine, work: WorkFolder, shards: Shards, raw: Path) -> None:
@@ -162,67 +163,56 @@ def filter_pairs(
     config: FilterConfig,
     engine_config: EngineConfig,
     folders: FilterFolders,
-    portion: Portion = ALL,
     store: StoreConfig | None = None,
-) -> FilterReport | None:
+) -> FilterReport:
     """Decides on every pair.
 
     Args:
         config: the cuts.
-        engine_config: which SQL engine, its bounds, and how many processes work on shards.
+        engine_config: who does the SQL and the tasks, and their bounds.
         folders: what to read and write.
-        portion: a range of shards to measure or score, or `--finish`.
-        store: where tars are that are not in `folders.raw`, and where machines share ranges.
-
-    Returns:
-        The report; None for a range.
+        store: where tars are that are not in `folders.raw`, and where the machines of a cluster share their work.
 
     Raises:
-        DataError: raw holds no shards, a shard is unreadable, a key occurs twice, a range is missing, or an evaluation
-            set has the name of the held-out one.
+        DataError: raw holds no shards, a shard is unreadable, a key occurs twice, or an evaluation set has the name of
+            the held-out one.
         CorruptError: an evaluation set does not match its checksum.
         LockedError: another run works on `folders.filtered`.
         ServiceError: a server is unavailable.
     """
-    shards = list(enumerate(raw_shards(folders.raw, fetcher(store) if store else None)))
+    shards: Shards = list(enumerate(raw_shards(folders.raw, fetcher(store) if store else None)))
     opted_out = read_opted_out(folders.policy)
     sets = named_sets(folders.evaluation, StoreFiles(store) if store else None)
     if not sets and not config.hold_out:
         say(f"filter: warning: no evaluation sets in {folders.evaluation}; rule I5 removes nothing")
     key = work_key(config, folders.raw, opted_out, sets)
-    shared = None if portion == ALL or store is None else open_work(store, "filter", key)
+    shared = open_work(store, engine_config.runner, "filter", key) if store else None
     if config.hold_out and any(one.name == HELD_OUT for one in sets):
         raise DataError(
             f"{folders.evaluation / HELD_OUT}.json: filter.hold_out makes a set of this name; rename this one, or set "
             "filter.hold_out to 0"
         )
-    with work_directory(folders.filtered, "filter", key, portion, elsewhere=shared is not None) as path:
+    num_workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(shards)))
+    of_tasks = engine_config.model_copy(update={"num_workers": num_workers})
+    with work_directory(folders.filtered, "filter", key) as path, open_executor(of_tasks, path / CLAIMS) as executor:
         if _is_finished(path):
             _remove_pieces(path)
             return read_report(folders.reports)
-        numbers = frozenset(asked("filter", portion, [shard.number for _, shard in shards]))
-        mine = [item for item in shards if item[1].number in numbers]
         num_threads = engine_config.num_threads or os.cpu_count() or 1
-        num_workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(mine)))
         work = WorkFolder(path, config, opted_out, num_workers, num_threads, shared, store.features if store else None)
-        names = [shard.name for _, shard in shards]
-
-        if portion.finish:
-            unmeasured = work.unmeasured(names)
-            require_done("filter", names, lambda name: name not in unmeasured)
+        if shared is not None and store is not None:
+            shards = _in_the_store(shards, store)
+        # Spark reads the tables of this folder where all its machines see it
+        sql = engine_config if shared is None else engine_config.model_copy(update={"runner": "local"})
         write_fingerprints(work, sets)
-        work.fill("pairs", mine, measure_shard)
-        if work.are_measured(names):
-            _judge_once(work, engine_config, shards, folders.raw)
-            work.fill("scored", mine, score_shard)
-        elif portion.shards is not None:
-            say("filter: after the last range is measured, run all ranges again to score their images, then --finish")
-        if portion.shards is not None:
-            return None
-
+        work.fill(executor, "pairs", shards, measure_shard, reads=[_REFERENCES])
+        if not (path / _CANDIDATES.last).exists():
+            with open_engine(sql, _scratch(path)) as engine:
+                judge(engine, work, shards, folders.raw)
+        work.fill(executor, "scored", shards, score_shard, reads=[_CANDIDATES])
         compare_with_evaluation_images(work, shards, sets, kmeans)
-        with open_engine(engine_config, _scratch(path)) as engine:
-            decide(engine, work, shards, kmeans)
+        with open_engine(sql, _scratch(path)) as engine:
+            decide(engine, work, executor, shards, kmeans)
             sets = [*sets, *held_out_sets(path)]
             digests = {one.name: one.identity for one in sets}
             report = report_on(engine, path, config, digests, shown_pairs(shards, path))
@@ -234,15 +224,18 @@ def filter_pairs(
     return report
 
 
-def _judge_once(work: WorkFolder, engine_config: EngineConfig, shards: Shards, raw: Path) -> None:
-    """Step 2, on one machine; the others wait for it, and take its files."""
+def _in_the_store(shards: Shards, store: StoreConfig) -> Shards:
+    """The same shards, whose tables any machine finds in `store.objects`, beside their tars."""
+    objects = Objects(store)
 
-    def make() -> None:
-        work.fill("pairs", shards, measure_shard)  # brings those of other machines
-        with open_engine(engine_config, _scratch(work.path)) as engine:
-            judge(engine, work, shards, raw)
+    def put(item: NumberedShard) -> NumberedShard:
+        index, shard = item
+        sha256 = shard.table_sha256 or sha256_file(shard.table)
+        if not objects.exists(sha256):
+            objects.put(shard.table, sha256)
+        return index, replace(shard, table_sha256=sha256, table_bytes=shard.table.stat().st_size)
 
-    work.pieces.make(Piece("judged", JUDGED[-1], lambda: JUDGED[:-1], "the SQL over all shards"), make)
+    return list(track(in_threads(put, shards, store.num_connections), what="filter: tables stored", total=len(shards)))
 
 
 def work_key(config: FilterConfig, raw: Path, opted_out: OptedOut, sets: Sequence[EvaluationSet]) -> str:
@@ -276,14 +269,12 @@ def _remove_pieces(path: Path) -> None:
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align filter`."""
+    del args
     paths = params.section(PathsConfig)
     folders = FilterFolders(paths.raw, paths.evaluation, paths.policy, paths.filtered, paths.reports / "filter")
     config, engine_config = params.section(FilterConfig), params.section(EngineConfig)
-    store, portion = params.section(StoreConfig), portion_of(args)
     with record_runtime("filter", paths.runtime) as runtime:
-        report = filter_pairs(config, engine_config, folders, portion, store)
-        if report is None:
-            return
+        report = filter_pairs(config, engine_config, folders, params.section(StoreConfig))
         runtime["num_pairs"] = report.num_pairs
     say(f"filter: {report.num_kept:,} of {report.num_pairs:,} pairs kept")
     for row in report.funnel:

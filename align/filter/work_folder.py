@@ -7,8 +7,8 @@ so a killed run resumes at the shard where it stopped.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,13 +22,12 @@ from align.config.filter import FilterConfig
 from align.display.console import track
 from align.durable.files import temporary_name
 from align.durable.memory import freed_memory_kept
-from align.durable.processes import in_processes
-from align.durable.work import missing
+from align.durable.pieces import Piece, Pieces
 from align.filter.tables import BIGRAMS, MAX_ROWS
 from align.formats.policy import OptedOut
 from align.formats.raw import RawShard
+from align.interfaces.executor import Executor
 from align.interfaces.store import SharedPieces
-from align.pieces import Outcome, Piece, Pieces, last_those_of_others
 
 T = TypeVar("T")
 #: A shard and its position in the listing of data/raw.
@@ -49,7 +48,7 @@ class WorkFolder:
         path: the folder.
         config: the cuts.
         opted_out: entries whose pairs are flagged.
-        num_workers: processes that work on shards.
+        num_workers: processes of this machine that work on shards.
         num_threads: threads of all these processes together.
         shared: where machines share finished tables; None: nothing is shared.
         features: where measurements of evaluation images are kept between runs; None: nowhere.
@@ -65,12 +64,19 @@ class WorkFolder:
 
     @property
     def pieces(self) -> Pieces:
-        """How the processes that share the work make its pieces."""
+        """The pieces of the folder."""
         return Pieces(self.path, self.shared)
 
-    def finished(self) -> frozenset[str]:
-        """The complete pieces of all machines; empty if nothing is shared."""
-        return self.shared.finished() if self.shared else frozenset()
+    def piece(self, table: str, shard: str) -> Piece:
+        """`pairs`, `scored` or `similarities` of a shard, with the tables that are written before it."""
+
+        def path(of: str) -> str:
+            return self.file(of, shard).relative_to(self.path).as_posix()
+
+        def others() -> list[str]:
+            return [path(other) for other in _BEFORE[table] if self.has(other, shard)]
+
+        return Piece(f"{table}-{shard}", path(table), others)
 
     @property
     def threads_per_worker(self) -> int:
@@ -85,42 +91,40 @@ class WorkFolder:
         """Whether a table of a shard is complete."""
         return self.file(table, shard).exists()
 
-    def are_measured(self, shards: Sequence[str]) -> bool:
-        """Whether step 1 is done for these shards, here or on other machines."""
-        return not self.unmeasured(shards)
+    def fill(
+        self,
+        executor: Executor,
+        table: str,
+        shards: Shards,
+        function: Callable[[WorkFolder, NumberedShard], None],
+        *,
+        reads: Sequence[Piece] = (),
+    ) -> None:
+        """Makes `pairs`, `scored` or `similarities` of each shard that lacks it.
 
-    def unmeasured(self, shards: Sequence[str]) -> list[str]:
-        """The shards for which step 1 is not done anywhere."""
-        finished = self.finished()
-        return missing(shards, lambda name: self.has("pairs", name) or f"pairs-{name}" in finished)
-
-    def fill(self, table: str, shards: Shards, function: Callable[[WorkFolder, NumberedShard], None]) -> None:
-        """Calls a function for each shard that lacks `pairs`, `scored` or `similarities`, in worker processes.
-
-        What another machine has made is brought here.
+        Args:
+            executor: does it.
+            table: of the shards.
+            shards: all of them.
+            function: makes the table of one shard.
+            reads: pieces of the whole folder that the function reads, besides `pairs` of its shard.
         """
-        finished = self.finished()
-        there = [f"{table}-{shard.name}" in finished for _, shard in shards]
-        lacking = [
-            item
-            for item, is_there in zip(shards, there, strict=True)
-            if not self.has(table, item[1].name) or (self.shared is not None and not is_there)
-        ]
-        if not lacking:
-            return  # otherwise processes would start without work
-
-        def do(some: list[NumberedShard], wait: bool) -> Iterable[Outcome[None]]:
-            work = partial(_fill_one, self, table, function, wait)
-            done = in_processes(work, some, self.num_workers, memory_kept, name_of=lambda item: str(item[1].table))
+        pieces = [self.piece(table, shard.name) for _, shard in shards]
+        undone = {piece.name for piece in self.pieces.missing(pieces)}
+        lacking = [item for item, piece in zip(shards, pieces, strict=True) if piece.name in undone]
+        if lacking:  # otherwise processes would start without work
+            for piece in reads:
+                self.pieces.share(piece)
+            one = partial(_fill_one, self, table, function, tuple(reads))
+            done = executor.map(memory_kept, one, lacking, name_of=lambda item: str(item[1].table))
             what = {
                 "pairs": "filter: shards, images and texts",
                 "scored": "filter: shards, the network",
                 "similarities": "filter: shards, image-text similarity",
             }[table]
-            return track(done, what=what, total=len(some))
-
-        for _ in last_those_of_others(lacking, do):
-            pass
+            for _ in track(done, what=what, total=len(lacking)):
+                pass
+        self.pieces.bring(pieces)
 
     def tracked(self, pictures: Iterator[T], total: int) -> Iterator[T]:
         """Shows progress per picture if one process does all the work; several processes show it per shard."""
@@ -128,18 +132,17 @@ class WorkFolder:
 
 
 def _fill_one(
-    work: WorkFolder, table: str, function: Callable[[WorkFolder, NumberedShard], None], wait: bool, item: NumberedShard
-) -> Outcome[None]:
-    name = item[1].name
-
-    def path(of: str) -> str:
-        return work.file(of, name).relative_to(work.path).as_posix()
-
-    def others() -> list[str]:
-        return [path(other) for other in _BEFORE[table] if work.has(other, name)]
-
-    piece = Piece(f"{table}-{name}", path(table), others, f"the table {table} of shard {name}")
-    return work.pieces.make(piece, partial(function, work, item), wait=wait)
+    work: WorkFolder,
+    table: str,
+    function: Callable[[WorkFolder, NumberedShard], None],
+    reads: Sequence[Piece],
+    _: None,
+    item: NumberedShard,
+) -> None:
+    pieces, name = work.pieces.here(), item[1].name
+    work = replace(work, path=pieces.folder)
+    pieces.bring([*reads, *([] if table == "pairs" else [work.piece("pairs", name)])])
+    pieces.make(work.piece(table, name), partial(function, work, item))
 
 
 def commit(table: pa.Table, path: Path) -> None:

@@ -130,7 +130,8 @@ class RawShard:
         sha256: of the tar, from manifest.json; None in a folder without a manifest.
         num_bytes: of the tar; None in a folder without a manifest.
         table_sha256: of the table; None in a folder without a manifest.
-        fetch: gets a tar from the object store.
+        table_bytes: of the table, if it is in the object store, too; else None.
+        fetch: gets a tar or a table from the object store.
     """
 
     name: str
@@ -139,14 +140,14 @@ class RawShard:
     sha256: str | None = None
     num_bytes: int | None = None
     table_sha256: str | None = None
+    table_bytes: int | None = None
     fetch: FetchTar | None = None
 
-    @property
-    def number(self) -> int:
-        """The number that `--shards` takes. Raises DataError if the name is not a number."""
-        if not self.name.isdecimal():
-            raise DataError(f"{self.table}: --shards needs shards named by numbers, such as 00000")
-        return int(self.name)
+    def local_table(self) -> Path:
+        """The table on this machine, fetched if necessary. Raises as `local_tar`."""
+        if self.fetch is None or self.table_sha256 is None or self.table_bytes is None or self.table.is_file():
+            return self.table
+        return self.fetch(self.table_sha256, self.table_bytes)
 
     def local_tar(self) -> Path:
         """The tar on this machine, fetched if necessary.
@@ -208,7 +209,7 @@ def raw_shards(raw: Path, fetch: FetchTar | None = None) -> list[RawShard]:
         require_utf8(str(tables[name]))
         row = listed.get(name)
         tar, num_bytes, table = (row.tar_sha256, row.tar_bytes, row.table_sha256) if row else (None, None, None)
-        shards.append(RawShard(name, tables[name], raw / f"{name}.tar", tar, num_bytes, table, fetch))
+        shards.append(RawShard(name, tables[name], raw / f"{name}.tar", tar, num_bytes, table, fetch=fetch))
     return shards
 
 
@@ -247,7 +248,7 @@ def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Ta
             needed |= sources
     fields = [field for field in SCHEMA if field.name in needed]
     try:
-        file = ForeignTable(shard.table, str(shard.table))
+        file = ForeignTable(shard.local_table(), str(shard.table))
         names = file.schema.names
         present = [field.name for field in fields if field.name in names]
         batches = list(file.batches(present))

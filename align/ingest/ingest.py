@@ -1,11 +1,11 @@
 """ingest: a source of image/text pairs -> data/raw, one row per pair, in img2dataset's layout.
 
 Two steps, and after a kill the next run resumes both: the plan (`align.ingest.partition`: the shard of every pair),
-then the shards (`align.ingest.fetching`), made by worker processes here or by ranges (`--shards 0-499`) on other
-machines that share the folder. A pair without a picture is a row with a status; nothing is left out. A picture from the
-web is not fetched if no text of it can pass the filter (`ingest.skip_hopeless`). `--retry-failed` tries pictures again
-whose failure may be temporary, and fetches those skipped pictures whose text can pass today's rules. It uses the values
-with which data/raw was made (`align.ingest.ending`).
+then the shards (`align.ingest.fetching`). Both are tasks of `engine.runner`: of processes here, or of a cluster. A pair
+without a picture is a row with a status; nothing is left out. A picture from the web is not fetched if no text of it
+can pass the filter (`ingest.skip_hopeless`). `--retry-failed` tries pictures again whose failure may be temporary, and
+fetches those skipped pictures whose text can pass today's rules. It uses the values with which data/raw was made
+(`align.ingest.ending`).
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
 (see `align.ingest.sources.pages`).
@@ -36,14 +36,10 @@ from align.config.paths import PathsConfig
 from align.display.console import say
 from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory
+from align.durable.pieces import Pieces
 from align.durable.work import (
-    ALL,
-    Portion,
-    asked,
+    CLAIMS,
     key_of,
-    missing,
-    portion_of,
-    require_done,
     work_directory,
 )
 from align.errors import DataError
@@ -70,18 +66,18 @@ from align.ingest.ending import (
     values_of_retry,
 )
 from align.ingest.fetching import PictureOutcome, Pictures
-from align.ingest.partition import PlannedRow, PlannedShard, make_plan, planned_shard
+from align.ingest.partition import FOLDER, PlannedRow, PlannedShard, make_plan, planned_shard
 from align.ingest.report import IngestReport, summarise, write_page
 from align.ingest.sources import open_source, require_seen_by_dvc
-from align.ingest.workers import Resources, write_shards
+from align.ingest.workers import Resources, piece_of, write_shards
 from align.ingest.writer import is_written, write_raw_manifest
 from align.interfaces.sql import Engine
 from align.interfaces.store import Files
 from align.pairs.text_cuts import TextCuts
-from align.pieces import Pieces
 from align.project import provenance
 from align.services.dvc.outs import is_run_by_dvc, require_stated_values, stage_of
 from align.services.engine import open_engine
+from align.services.executors.executors import LocalExecutor, open_executor
 from align.services.files.files import StoreFiles
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
@@ -120,11 +116,12 @@ def _link(path: str | Path, target: str | Path) -> None:
 
 
 @contextmanager
-def shard_to_retry(shard: RawShard) -> Iterator[PlannedShard]:
+def shard_to_retry(pieces: Pieces, shard: RawShard) -> Iterator[PlannedShard]:
     """An existing shard as a planned one, in which all pairs but the retryable and not fetched ones have their outcome.
 
     Its `read` takes the key of a stored picture. Raises DataError if the shard cannot be read.
     """
+    del pieces
     table = read_table(shard)
     with shard.local_tar().open("rb") as tar:
         spans = {key: (offset, size) for key, offset, size in image_spans(tar, str(shard.tar))}
@@ -165,11 +162,11 @@ class Ingested(NamedTuple):
     """What an ingest made.
 
     Attributes:
-        report: None if only a range of shards was made.
+        report: its numbers.
         changed: what of the source changed while it was read, as DVC names it.
     """
 
-    report: IngestReport | None
+    report: IngestReport
     changed: list[str]
 
 
@@ -180,7 +177,6 @@ def ingest(
     archive: str,
     raw: Path,
     policy: Path,
-    portion: Portion = ALL,
     text_cuts: TextCuts | None = None,
 ) -> Ingested:
     """Writes data/raw, or resumes where an earlier run was killed.
@@ -191,7 +187,6 @@ def ingest(
         archive: the location that `config.source` reads: files, folders, patterns, s3:// or https:// addresses.
         raw: the folder to write; it is replaced as a whole.
         policy: data/policy, for what must no longer be fetched.
-        portion: only some shards of the work; by default all, and the output.
         text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: always.
 
     Raises:
@@ -214,39 +209,25 @@ def ingest(
     images_from = "web" if config.source == "url_table" else config.images_from
     # The cuts are not in the key: another cut must not fetch finished shards again. The filter counts what it lacks.
     key = key_of(provenance.digest(*_DECIDING), config, download, stamps, entries)
-    shared = None if portion == ALL else open_work(resources.store, "ingest", key)
-    with work_directory(raw, "ingest", key, portion, elsewhere=shared is not None) as work:
+    shared = open_work(resources.store, engine.runner, "ingest", key)
+    with work_directory(raw, "ingest", key) as work, open_executor(engine, work / CLAIMS) as executor:
         pieces = Pieces(work, shared)
-        plan = make_plan(
-            source,
-            pieces,
-            partial(_open_duckdb, engine),
-            opted_out,
-            config=config,
-            num_workers=engine.num_workers,
-            may_make=not portion.finish,
-        )
-        finished = shared.finished() if shared else frozenset()
-        if portion.finish:
-            require_done("ingest", plan.names, lambda name: name in finished or is_written(work, name))
+        plan = make_plan(source, pieces, executor, partial(_open_duckdb, engine), opted_out, config)
         max_pixels = config.max_image_pixels
         samples: Samples = "pairs" if config.pairs_as_samples else "images"
         pictures = Pictures(
             images_from, max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
         )
-        numbers = frozenset(asked("ingest", portion, [int(name) for name in plan.names]))
-        mine = [name for name in plan.names if int(name) in numbers]
-        done = partial(is_written, work) if shared is None else finished.__contains__
-        remaining = mine if shared and portion.finish else missing(mine, done)
-        if len(remaining) < len(mine):
-            say(f"ingest: resuming: {len(mine) - len(remaining):,} of {len(mine):,} shards exist")
-        write_shards(pieces, remaining, partial(planned_shard, plan, source), pictures, resources, portion=portion)
-        if portion.shards is not None:
-            return Ingested(None, [])
+        shards = [piece_of(work, name) for name in plan.names]
+        remaining = [shard.name for shard in pieces.missing(shards)]
+        if len(remaining) < len(shards):
+            say(f"ingest: resuming: {len(shards) - len(remaining):,} of {len(shards):,} shards exist")
+        write_shards(pieces, executor, remaining, partial(planned_shard, plan, source), pictures, resources)
+        pieces.bring(shards)
         write_raw_manifest(work, plan.names, samples, made_with(config, download, archive))
         with _open_duckdb(engine) as sql:
             report = summarise(sql, work, plan.counts, len(source.files), plan.quarantined)
-        shutil.rmtree(plan.table.parent)
+        shutil.rmtree(work / FOLDER)
     return Ingested(report, [] if _stamps_now(files, watched) == list(found) else [archive])
 
 
@@ -298,14 +279,15 @@ def retry_failed(
                 text_cuts,
             )
             remaining = [shard for shard in failed if not is_written(work, shard.name)]
-            write_shards(Pieces(work), remaining, shard_to_retry, pictures, resources)
+            executor = LocalExecutor(resources.engine.num_workers)
+            write_shards(Pieces(work), executor, remaining, shard_to_retry, pictures, resources)
             write_raw_manifest(work, [shard.name for shard in shards], samples, result)
     with _open_duckdb(resources.engine) as sql:
         return summarise(sql, raw, {}, 0)
 
 
 def _open_duckdb(engine: EngineConfig) -> AbstractContextManager[Engine]:
-    return open_engine(engine.model_copy(update={"runner": "duckdb"}))
+    return open_engine(engine.model_copy(update={"runner": "local"}))
 
 
 def _text_cuts(params: Params) -> TextCuts:
@@ -324,7 +306,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
     outs = {"raw": paths.raw, "reports": paths.reports / "ingest"}
     require_stated_values(params, DECIDING_VALUES, outs)
     engine, store = params.section(EngineConfig), params.section(StoreConfig)
-    report: IngestReport | None
     with record_runtime("ingest", paths.runtime) as runtime:
         unknown = unknown_to_dvc(paths.raw, with_outs=True) if args.retry_failed else []
         if args.retry_failed:
@@ -346,12 +327,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 archive=paths.archive,
                 raw=paths.raw,
                 policy=paths.policy,
-                portion=portion_of(args),
                 text_cuts=_text_cuts(params) if config.skip_hopeless else None,
             )
-        if report is None:
-            say(f"ingest: shards {args.shards} are done; when all are, `align ingest --finish` makes {paths.raw}")
-            return
         with replace_directory(paths.reports / "ingest", "ingest") as folder:
             write_report(report, folder)
             write_page(report, folder)

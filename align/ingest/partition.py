@@ -14,7 +14,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,13 @@ import pyarrow.parquet as pq
 from align.config.ingest import IngestConfig
 from align.display.console import say, track
 from align.durable.files import temporary_name, write_text
-from align.durable.processes import in_processes
+from align.durable.pieces import Piece, Pieces
 from align.errors import DataError
 from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
+from align.interfaces.executor import Executor
 from align.interfaces.sql import Engine
-from align.pieces import Piece, Pieces
 
 #: A row of the plan, by the columns of `IngestPlan.table`.
 PlannedRow = dict[str, Any]
@@ -70,26 +70,31 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """All pairs, and the shards that they are written to.
+    """All pairs, and the shards that they are written to; they lie in the work folder as PLAN.
 
     Attributes:
-        table: the pairs; columns of CANDIDATES, `shard`, `http_status` (of the archive's response; null: none).
         names: of the shards, in order.
         position_digits: of a key, after the shard's name.
         counts: from scanning the source: those of `align.ingest.sources.Source`, `texts_cut`, ...
         quarantined: files of the source that were left out, since reading them killed a worker process.
     """
 
-    table: Path
     names: list[str]
     position_digits: int
     counts: dict[str, int]
     quarantined: list[str]
 
-    def rows(self, name: str) -> Iterator[PlannedRow]:
-        """The pairs of one shard in order, with a few thousand of them in memory at a time."""
+    def rows(self, folder: Path, name: str) -> Iterator[PlannedRow]:
+        """The pairs of one shard in order, with a few thousand of them in memory at a time.
+
+        They have the columns of CANDIDATES, `shard` and `http_status` (of the archive's response; null: none).
+
+        Args:
+            folder: a work folder that has PLAN.
+            name: of the shard.
+        """
         shard = int(name)
-        file = pq.ParquetFile(self.table)
+        file = pq.ParquetFile(folder / _PAIRS)
         column = file.schema_arrow.get_field_index("shard")
         for group in range(file.num_row_groups):
             bounds = file.metadata.row_group(group).column(column).statistics
@@ -99,84 +104,95 @@ class IngestPlan:
                 yield from batch.filter(pa.compute.equal(batch["shard"], shard)).to_pylist()
 
 
-@contextmanager
-def planned_shard(plan: IngestPlan, source: Source, name: str) -> Iterator[PlannedShard]:
-    """One shard of the plan, with the bytes of the source's files."""
-    yield PlannedShard(name, plan.position_digits, partial(plan.rows, name), source.read)
-
-
 #: The plan's files in the work folder, the last one last.
-_PLAN_FILES = ("plan/pairs.parquet", "plan/plan.json")
+FOLDER, _PAIRS, _LAST = "plan", "plan/pairs.parquet", "plan/plan.json"
+PLAN = Piece("plan", _LAST, lambda: [_PAIRS])
+
+
+@contextmanager
+def planned_shard(plan: IngestPlan, source: Source, pieces: Pieces, name: str) -> Iterator[PlannedShard]:
+    """One shard of the plan, with the bytes of the source's files."""
+    pieces.bring([PLAN])
+    yield PlannedShard(name, plan.position_digits, partial(plan.rows, pieces.folder, name), source.read)
 
 
 def make_plan(
     source: Source,
     pieces: Pieces,
+    executor: Executor,
     open_sql: Callable[[], Any],
     opted_out: OptedOut,
-    *,
     config: IngestConfig,
-    num_workers: int | None,
-    may_make: bool = True,
 ) -> IngestPlan:
     """Scans the source and sorts its pairs, or takes the plan that is finished.
 
-    If several processes need the plan, one makes it while the others wait.
-
     Args:
         source: where pairs come from.
-        pieces: the work folder, where the plan is made; each scanned file is committed on its own.
+        pieces: the work folder, where the plan is made; each scanned file is a piece.
+        executor: scans the files.
         open_sql: returns a context manager of a SQL `Engine`.
         opted_out: asked at each hop of redirects within an archive.
         config: `max_pages`: number of pages, or of pictures where the source names no pages: those with the smallest
             hash of their address. So they are spread over the archive, and are always the same ones. None: all.
             `shard_size`: approximate pairs per shard.
-        num_workers: processes; None: one per core.
-        may_make: whether the plan is made if other machines have not made it.
 
     Raises:
         DataError: the source names no pair, or every file that was read killed its worker process.
     """
-    folder = pieces.folder / "plan"
+    folder = pieces.folder / FOLDER
 
     def make() -> None:
         folder.mkdir(exist_ok=True)
-        scanned = _scan_all(source, folder, opted_out, num_workers)
+        scanned = _scan_all(source, pieces, executor, opted_out)
         with open_sql() as sql:
             values = _sort(sql, folder, config.max_pages, config.shard_size)
         write_text(folder / "plan.json", json.dumps({**values, **scanned}) + "\n")
 
-    pieces.make(Piece("plan", _PLAN_FILES[-1], lambda: _PLAN_FILES[:-1], "plan"), make, may_make=may_make)
+    pieces.make(PLAN, make)
+    pieces.bring([PLAN])
     values = json.loads((folder / "plan.json").read_bytes())
     if not values["num_pairs"]:
         raise DataError(f"{source.files[0]}: the {len(source.files):,} file(s) of this source name no picture")
     num_shards, digits = values["num_shards"], max(5, len(str(values["num_shards"] - 1)))
     names = [f"{number:0{digits}d}" for number in range(num_shards)]
     position_digits = max(4, len(str(values["longest"] - 1)))
-    return IngestPlan(folder / "pairs.parquet", names, position_digits, values["counts"], values["quarantined"])
+    return IngestPlan(names, position_digits, values["counts"], values["quarantined"])
 
 
-def _scan_all(source: Source, folder: Path, opted_out: OptedOut, num_workers: int | None) -> dict[str, Any]:
+def _scan_all(source: Source, pieces: Pieces, executor: Executor, opted_out: OptedOut) -> dict[str, Any]:
     """Reads all files of the source into tables; returns the counts, and the files that were left out."""
-    for kind in _TABLES:
-        (folder / kind).mkdir(exist_ok=True)
-    scan = partial(_scan, source, folder, opted_out)
     files = list(enumerate(source.files))
+    parts = [_scanned(number) for number, _ in files]
+    undone = {part.name for part in pieces.missing(parts)}
+    left = [file for file, part in zip(files, parts, strict=True) if part.name in undone]
+    scan = partial(_scan, source, pieces, opted_out)
+    instead = partial(_quarantine, pieces.folder / FOLDER)
+    done = executor.map(nullcontext, scan, left, name_of=_file_of, instead=instead)
+    for _ in track(done, what="ingest: files read", total=len(left)):
+        pass
+    pieces.bring(parts)
     counts: Counter[str] = Counter()
     quarantined: list[str] = []
-    scanned = in_processes(scan, files, num_workers, name_of=_file_of, instead=partial(_quarantine, folder))
-    for (_, file), of_file in zip(files, track(scanned, what="ingest: files read", total=len(files)), strict=True):
+    for (_, file), part in zip(files, parts, strict=True):
+        of_file: dict[str, int] = json.loads((pieces.folder / part.last).read_bytes())
         counts.update(of_file)
         if of_file.get(_QUARANTINED):
             quarantined.append(file)
     return {"counts": dict(sorted(counts.items())), "quarantined": quarantined}
 
 
-def _scan(source: Source, folder: Path, opted_out: OptedOut, numbered: tuple[int, str]) -> dict[str, int]:
-    """Reads one file into two parquet files and returns its counts. A file that was read before is not read again."""
-    file_number, file = numbered
-    done = _counts_file(folder, file_number)
-    if not done.exists():
+def _scanned(file_number: int) -> Piece:
+    """The tables of one file of the source, and last its counts."""
+    tables = [f"{FOLDER}/{kind}/{file_number:06d}.parquet" for kind in _TABLES]
+    return Piece(f"scan-{file_number:06d}", f"{FOLDER}/{file_number:06d}.json", lambda: tables)
+
+
+def _scan(source: Source, pieces: Pieces, opted_out: OptedOut, _: None, numbered: tuple[int, str]) -> None:
+    """Reads one file into two parquet files and its counts. A file that was read before is not read again."""
+    pieces = pieces.here()
+    folder, (file_number, file) = pieces.folder / FOLDER, numbered
+
+    def make() -> None:
         counts: Counter[str] = Counter()
         rows: Counter[str] = Counter()
         with _tables(folder, file_number) as writers:
@@ -193,16 +209,16 @@ def _scan(source: Source, folder: Path, opted_out: OptedOut, numbered: tuple[int
                     columns.append(pa.array(ends, pa.bool_()))
                 rows[kind] += size
                 writers[kind].write_batch(pa.record_batch(columns, schema=_TABLES[kind]))
-        write_text(done, json.dumps(dict(counts)) + "\n")
-    of_file: dict[str, int] = json.loads(done.read_bytes())
-    return of_file
+        write_text(pieces.folder / _scanned(file_number).last, json.dumps(dict(counts)) + "\n")
+
+    pieces.make(_scanned(file_number), make)
 
 
 def _file_of(numbered: tuple[int, str]) -> str:
     return numbered[1]
 
 
-def _quarantine(folder: Path, numbered: tuple[int, str]) -> dict[str, int]:
+def _quarantine(folder: Path, numbered: tuple[int, str]) -> None:
     """Leaves a file out: writes empty tables, over anything that a killed worker left, and a count."""
     file_number, file = numbered
     say(
@@ -211,14 +227,7 @@ def _quarantine(folder: Path, numbered: tuple[int, str]) -> dict[str, int]:
     )
     with _tables(folder, file_number):
         pass
-    counts = {_QUARANTINED: 1}
-    write_text(_counts_file(folder, file_number), json.dumps(counts) + "\n")
-    return counts
-
-
-def _counts_file(folder: Path, file_number: int) -> Path:
-    """The file that is written last: a file of the source that has it was read, or left out."""
-    return folder / f"{file_number:06d}.json"
+    write_text(folder.parent / _scanned(file_number).last, json.dumps({_QUARANTINED: 1}) + "\n")
 
 
 @contextmanager
@@ -226,6 +235,8 @@ def _tables(folder: Path, file_number: int) -> Iterator[dict[str, pq.ParquetWrit
     """The tables of one file. They appear when the block succeeds: a worker of a killed run may still be writing."""
     paths = {kind: folder / kind / f"{file_number:06d}.parquet" for kind in _TABLES}
     beside = {kind: temporary_name(path) for kind, path in paths.items()}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with ExitStack() as writers:
             yield {

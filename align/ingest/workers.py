@@ -1,4 +1,4 @@
-"""The worker processes of `align ingest`. Each writes whole shards, within its share of the bounds of requests."""
+"""The tasks of `align ingest` that make shards. Each writes one, within its share of the bounds of requests."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.ingest import DownloadConfig
 from align.display.console import say, track
-from align.durable.processes import in_processes_with
-from align.durable.work import ALL, CLAIMS, Portion
+from align.durable.pieces import Piece, Pieces
+from align.durable.work import CLAIMS
+from align.formats.policy import OptedOut
 from align.ingest.download import Downloader, SlowHosts
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
 from align.ingest.partition import PlannedShard
 from align.ingest.writer import files_beside_table, table_of
-from align.pieces import Outcome, Piece, Pieces, last_those_of_others
+from align.interfaces.executor import Executor
 from align.services.s3.store import keep_tar
 
 #: What names a shard to the function that opens it.
@@ -45,12 +47,11 @@ class Resources:
 
 def write_shards(
     pieces: Pieces,
+    executor: Executor,
     shards: Sequence[Shard],
-    open_shard: Callable[[Shard], AbstractContextManager[PlannedShard]],
+    open_shard: Callable[[Pieces, Shard], AbstractContextManager[PlannedShard]],
     pictures: Pictures,
     resources: Resources,
-    *,
-    portion: Portion = ALL,
 ) -> None:
     """Writes shards in parallel and reports progress.
 
@@ -58,23 +59,20 @@ def write_shards(
 
     Args:
         pieces: the work folder, and who shares it.
+        executor: makes the shards.
         shards: what `open_shard` takes.
-        open_shard: opens one shard in the worker process. Can be pickled.
+        open_shard: opens one shard in the process that makes it. Can be pickled.
         pictures: how pictures are processed.
-        resources: what the workers may use.
-        portion: after a range, shards of other machines stay where they are; `--finish` brings them and makes no shard.
+        resources: what the tasks may use.
     """
-
-    def do(some: list[Shard], wait: bool) -> Iterable[Outcome[ShardCounts]]:
-        share = share_of(resources.download, resources.engine.num_workers, len(some))
-        write = partial(_write, pieces, open_shard, pictures, resources.store, (portion, wait))
-        slow_hosts = SlowHosts(pieces.folder / CLAIMS, str(os.getpid()))
-        open_downloader = partial(Downloader, share, refuse=pictures.opted_out.refusal, on_busy=slow_hosts)
-        written = in_processes_with(open_downloader, write, some, resources.engine.num_workers, name_of=_name_of)
-        return track(written, what="ingest: shards", total=len(some))
-
+    share = share_of(resources.download, min(executor.num_at_once, len(shards)))
+    write = partial(_write, pieces, open_shard, pictures, resources.store)
+    open_downloader = partial(_open_downloader, share, pictures.opted_out, pieces, str(os.getpid()))
+    written = track(
+        executor.map(open_downloader, write, shards, name_of=_name_of), what="ingest: shards", total=len(shards)
+    )
     start, num_pairs, num_pictures, num_not_fetched, num_refused = time.monotonic(), 0, 0, 0, 0
-    for number, counts in enumerate(last_those_of_others(shards, do), start=1):
+    for number, counts in enumerate((one for one in written if one is not None), start=1):
         num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
         num_not_fetched, num_refused = num_not_fetched + counts.num_not_fetched, num_refused + counts.num_refused
         skipped = f", {num_not_fetched:,} not fetched" if num_not_fetched else ""
@@ -98,9 +96,20 @@ def _name_of(shard: object) -> str:
     return f"shard {getattr(shard, 'name', shard)} of data/raw"
 
 
-def share_of(download: DownloadConfig, num_workers: int | None, num_shards: int) -> DownloadConfig:
-    """The bounds of one worker process, chosen so that all workers together obey `download`."""
-    count = max(1, min(num_workers or os.cpu_count() or 1, num_shards))
+def piece_of(folder: Path, name: str) -> Piece:
+    """The files of a shard of data/raw, as a piece of the work folder."""
+    return Piece(name, table_of(name), partial(files_beside_table, folder, name))
+
+
+def _open_downloader(share: DownloadConfig, opted_out: OptedOut, pieces: Pieces, run: str) -> Downloader:
+    """The downloader of a process; processes of one machine tell each other which hosts are slow."""
+    slow_hosts = SlowHosts(pieces.here().folder / CLAIMS, run)
+    return Downloader(share, refuse=opted_out.refusal, on_busy=slow_hosts)
+
+
+def share_of(download: DownloadConfig, num_tasks: int) -> DownloadConfig:
+    """The bounds of one task, chosen so that all that work at the same time obey `download`."""
+    count = max(1, num_tasks)
     rate = download.max_requests_per_host_per_s
     return download.model_copy(
         update={
@@ -113,24 +122,22 @@ def share_of(download: DownloadConfig, num_workers: int | None, num_shards: int)
 
 def _write(
     pieces: Pieces,
-    open_shard: Callable[[Shard], AbstractContextManager[PlannedShard]],
+    open_shard: Callable[[Pieces, Shard], AbstractContextManager[PlannedShard]],
     pictures: Pictures,
     store: StoreConfig,
-    how: tuple[Portion, bool],
     downloader: Downloader,
     shard: Shard,
-) -> Outcome[ShardCounts]:
-    """Writes one shard; `how`: the portion, and whether to wait for a shard that another process is making."""
-    portion, wait = how
+) -> ShardCounts | None:
+    """Writes one shard, unless it is complete."""
+    pieces = pieces.here()
     name = str(getattr(shard, "name", shard))
 
     def make() -> ShardCounts:
-        with open_shard(shard) as planned:
+        with open_shard(pieces, shard) as planned:
             fetch = partial(_fetch, downloader, name)
             return write_shard(pieces.folder, planned, pictures, fetch=fetch, keep_tar=partial(keep_tar, config=store))
 
-    piece = Piece(name, table_of(name), partial(files_beside_table, pieces.folder, name), f"shard {name}")
-    return pieces.make(piece, make, wait=wait, bring=portion.shards is None, may_make=not portion.finish)
+    return pieces.make(piece_of(pieces.folder, name), make)
 
 
 def _fetch(downloader: Downloader, name: str, urls: Iterable[str]) -> Iterator[Answer]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -136,9 +135,6 @@ class SharedPieces(Protocol):
 
     def has(self, piece: str) -> bool:
         """Whether a piece is complete."""
-
-    def claim(self, piece: str) -> AbstractContextManager[bool]:
-        """Whether this process is the one that makes the piece, while the block runs."""
 
     def publish(self, piece: str, folder: Path, files: Sequence[str]) -> None:
         """Stores a piece, unless it is complete; where another machine made it with other bytes, those come here.

@@ -36,7 +36,8 @@ NEUTRAL = frozenset({
     "align.durable.locks",  # when, not what
     "align.project.provenance",  # names code, decides nothing
     "align.config.params",  # reads params.yaml, whose values are tracked themselves
-    "align.interfaces.sql",  # signatures
+    "align.interfaces.executor",  # signatures
+    "align.interfaces.sql",
     "align.interfaces.store",
     "align.interfaces.vectors",
     "align.services.spark_engine",  # where SQL runs; its decisions equal DuckDB's, row for row (a test)
@@ -44,6 +45,7 @@ NEUTRAL = frozenset({
     "align.services.s3.client",
     "align.services.files.files",
     "align.services.store_work",
+    "align.services.executors.executors",  # who does tasks, not what they are
     "align.services.dvc.outs",  # whether a command may write
     "align.services.dvc.commands",  # what DVC is told
     "align.services.tracking.address",  # what MLflow is told

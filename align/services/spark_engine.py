@@ -42,14 +42,14 @@ class SparkEngine:
     def view(self, name: str, files: Path) -> None:
         """See `Engine`."""
         paths = sorted(files.parent.glob(files.name)) if "*" in files.name else [files]
-        with _clear_errors():
+        with clear_errors():
             frame = self._session.read.parquet(*(path.resolve().as_uri() for path in paths))
             frame.createOrReplaceTempView(name)
 
     def table(self, name: str, query: str) -> None:
         """See `Engine`."""
         folder = self.scratch / "tables" / name
-        with _clear_errors():
+        with clear_errors():
             self._session.sql(query).write.mode("overwrite").parquet(folder.as_uri())
             self._session.read.parquet(folder.as_uri()).createOrReplaceTempView(name)
 
@@ -64,13 +64,13 @@ class SparkEngine:
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """See `Engine`."""
-        with _clear_errors():
+        with clear_errors():
             return [tuple(row) for row in self._session.sql(query).collect()]
 
     def write(self, query: str, path: Path, compression: str = "zstd") -> None:
         """See `Engine`."""
         folder = self.scratch / "result"
-        with _clear_errors():
+        with clear_errors():
             self._session.sql(query).write.mode("overwrite").parquet(folder.as_uri())
         parts = sorted(folder.glob("part-*.parquet"))
         beside = temporary_name(path)
@@ -100,41 +100,59 @@ def _join(parts: list[Path], path: Path, compression: str) -> None:
                     writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=ROW_GROUP_SIZE)
 
 
+#: The session of this process, and how many blocks use it.
+_open: list[Any] = []
+
+
 @contextmanager
 def open_spark(config: EngineConfig, scratch: Path) -> Iterator[SparkEngine]:
-    """Opens a session, which ends with the block.
+    """SQL in a session of Spark. Raises as `open_session`."""
+    with open_session(config, scratch) as session:
+        yield SparkEngine(session, scratch, config.num_threads or os.cpu_count() or 1)
+
+
+@contextmanager
+def open_session(config: EngineConfig, scratch: Path) -> Iterator[Any]:
+    """Opens a session, or gives the one that is open, so that tasks and SQL are one application.
+
+    The session ends with the first block.
 
     Raises:
         ServiceError: pyspark or Java is missing, or the master does not respond.
     """
+    if _open:
+        yield _open[0]
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # pandas is newer than pyspark knows; it is not used here
             from pyspark.sql import SparkSession
     except ImportError:
         raise ServiceError(
-            "engine.runner is spark, but pyspark is not installed; pip install 'align-mlops[spark]', or set duckdb"
+            "engine.runner is spark, but pyspark is not installed; pip install 'align-mlops[spark]', or set local"
         ) from None
     master = config.spark_master
     connect = master.startswith("sc://")
     if not connect and not (
         shutil.which("java") or (Path(os.environ.get("JAVA_HOME", "/nowhere")) / "bin/java").exists()
     ):
-        raise ServiceError("engine.runner is spark, but there is no Java; install Java 17 or newer, or set duckdb")
+        raise ServiceError("engine.runner is spark, but there is no Java; install Java 17 or newer, or set local")
     builder = SparkSession.builder.appName("align")
     builder = builder.remote(master) if connect else builder.master(master)
     for name, value in ({} if connect else _settings(config, scratch)).items():
         builder = builder.config(name, value)
-    with _clear_errors(f"engine.spark_master {master}: "), warnings.catch_warnings():
+    with clear_errors(f"engine.spark_master {master}: "), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         session = builder.create() if connect else builder.getOrCreate()
     try:
-        with _clear_errors():
+        with clear_errors():
             # settings that must match DuckDB, for any kind of session
             session.conf.set("spark.sql.ansi.enabled", "true")
             session.conf.set("spark.sql.session.timeZone", "UTC")
-        yield SparkEngine(session, scratch, config.num_threads or os.cpu_count() or 1)
+        _open.append(session)
+        yield session
     finally:
+        _open.clear()
         session.stop()
 
 
@@ -166,8 +184,8 @@ def _heap(config: EngineConfig) -> str:
 
 
 @contextmanager
-def _clear_errors(where: str = "") -> Iterator[None]:
-    """Turns Spark's errors into one line."""
+def clear_errors(where: str = "") -> Iterator[None]:
+    """Turns Spark's errors into one line, which begins with `where`."""
     try:
         yield
     except Exception as error:
@@ -177,4 +195,4 @@ def _clear_errors(where: str = "") -> Iterator[None]:
         reason = next(
             (line for line in lines if "Exception" in line or "[" in line), lines[0] if lines else repr(error)
         )
-        raise ServiceError(f"{where}Spark: {reason[:300]}; see its log, or set engine.runner=duckdb") from error
+        raise ServiceError(f"{where}Spark: {reason[:300]}; see its log, or set engine.runner=local") from error

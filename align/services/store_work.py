@@ -1,10 +1,9 @@
-"""`store.work`: finished pieces of a stage's work in S3, for ranges on machines that share no disk.
+"""`store.work`: finished pieces of a stage's work in S3, for machines of a cluster that share no disk.
 
     PREFIX/STAGE/KEY/objects/SHA256    a file of a piece, under the sha256 of its bytes
     PREFIX/STAGE/KEY/done/PIECE.json   the piece's files, written last: with it the piece is complete
-    PREFIX/STAGE/KEY/leases/PIECE      who makes the piece (`align.lease`)
 
-KEY is that of the work folder, so runs with other parameters, data or code do not meet. Only leases ever change. If two
+KEY is that of the work folder, so runs with other parameters, data or code do not meet. No object ever changes. If two
 machines make the same piece, the first that writes its `done` file counts, and the other one takes over its files. The
 files of a piece come to a work folder together, the last one last, so a folder never has a mixture that counts as
 complete.
@@ -15,9 +14,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -28,17 +26,12 @@ from align.durable.work import CLAIMS
 from align.errors import CorruptError, DataError, ServiceError
 from align.formats.json_file import StoredModel, parse
 from align.interfaces.store import ConditionalObjects, StoredObject
-from align.lease import leased
 from align.services.s3 import client as store_client
 from align.services.s3.locations import split_uri
 from align.services.s3.store import read_checked
 
-#: A machine that was not heard of for this long is lost, and another does its work.
-LEASE_S = 60.0
 #: The `done` file of the largest piece has some hundred bytes for each of its files.
 _MAX_DONE_BYTES = 16 << 20
-#: The times that a server tells for its objects, and its Date, may differ by this many seconds.
-_MAX_SKEW_S = 5.0
 
 
 class _File(StoredModel):
@@ -81,12 +74,10 @@ class StoreWork:
     Attributes:
         config: how to reach the server.
         location: s3://bucket/prefix, of one stage under one key.
-        lease_s: a machine that was not heard of for this long is lost.
     """
 
     config: StoreConfig
     location: str
-    lease_s: float
 
     def finished(self) -> frozenset[str]:
         """See `SharedPieces`."""
@@ -97,13 +88,6 @@ class StoreWork:
     def has(self, piece: str) -> bool:
         """See `SharedPieces`."""
         return self._done(piece) is not None
-
-    def claim(self, piece: str) -> AbstractContextManager[bool]:
-        """See `SharedPieces`."""
-        # a lost connection, and another in its place, must be over before the lease is
-        longest_s = min(self.config.timeout_s, self.lease_s / 6)
-        config = self.config.model_copy(update={"timeout_s": longest_s, "num_retries": min(1, self.config.num_retries)})
-        return leased(self._small, f"leases/{piece}", self.lease_s, SmallObjects(config, self.location))
 
     def publish(self, piece: str, folder: Path, files: Sequence[str]) -> None:
         """See `SharedPieces`."""
@@ -212,51 +196,29 @@ def _name_of(piece: str) -> str:
     return f"done/{piece}.json"
 
 
-def open_work(config: StoreConfig, stage: str, key: str) -> StoreWork | None:
-    """Where the machines share this stage's work; None without `store.work`.
+def open_work(config: StoreConfig, runner: str, stage: str, key: str) -> StoreWork | None:
+    """Where the machines of a cluster share this stage's work; None where they share a disk, or there is one machine.
 
     Raises:
         ServiceError: the server is unavailable, or ignores the conditions of writes.
     """
-    if config.work is None:
+    if config.work is None or runner == "local":
         return None
     prefix = config.work.rstrip("/")
-    probe = SmallObjects(config, prefix)
-    require_conditions(probe, f"probe-{secrets.token_hex(16)}", prefix)
-    return StoreWork(config, f"{prefix}/{stage}/{key}", LEASE_S)
+    require_conditions(SmallObjects(config, prefix), f"probe-{secrets.token_hex(16)}", prefix)
+    return StoreWork(config, f"{prefix}/{stage}/{key}")
 
 
 def require_conditions(objects: ConditionalObjects, name: str, location: str) -> None:
-    """Checks with an object of its own that a server obeys the conditions of writes, and tells one time.
-
-    Raises:
-        ServiceError: it does not.
-    """
+    """Checks with an object of its own that a server writes a new object once. Raises ServiceError if it does not."""
     try:
-        first = _written(objects, name, b"1", None)
+        first = objects.write(name, b"1", None)
         second = objects.write(name, b"2", None)
-        start_s = time.monotonic()
-        third = _written(objects, name, b"3", first)
-        fourth = objects.write(name, b"4", first)
         found = objects.read(name)
-        longest_s = time.monotonic() - start_s
     finally:
         objects.delete(name)
-    if first is None or third is None or second is not None or fourth is not None or found is None:
+    if (first is None and (found is None or found.data != b"1")) or second is not None:
         raise ServiceError(
-            f"{location}: this server ignores the conditions of writes (If-None-Match, If-Match), so machines could "
-            "not tell who does what; set store.work to another server, or share a disk instead"
+            f"{location}: this server ignores the condition of a write (If-None-Match), so two machines could mix "
+            "their files; set store.work to another server, or share a disk instead"
         )
-    if not -_MAX_SKEW_S <= found.age_s <= longest_s + _MAX_SKEW_S:
-        raise ServiceError(
-            f"{location}: an object that was just written is {found.age_s:,.0f} s old by this server's answers (Date, "
-            "Last-Modified), so machines could not tell who is lost; set the clocks of the server right"
-        )
-
-
-def _written(objects: ConditionalObjects, name: str, data: bytes, etag: str | None) -> str | None:
-    """The ETag of a conditional write; None if the server refuses it, but not if its answer was lost."""
-    written = objects.write(name, data, etag)
-    if written is None and (found := objects.read(name)) is not None and found.data == data:
-        return found.etag
-    return written

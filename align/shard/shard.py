@@ -1,8 +1,8 @@
 """shard: kept pairs -> data/shards/{train,val,test}, one tar sample per image, split by cluster and shuffled by seed.
 
 Which image goes to which shard is decided once for all pairs (`align.shard.assignment`). Then each output shard is a
-task of its own (`align.shard.gather`), for worker processes here, or range by range (`--shards A-B`, then `--finish`)
-for machines that share the folder. A killed run resumes at the shard (`align.shard.work_folder`).
+task of its own (`align.shard.gather`), for `engine.runner`. A killed run resumes at the shard
+(`align.shard.work_folder`).
 
 The paper says nothing about this. Decisions of ours: JPEG as the stored form, and the split by cluster. A cluster
 larger than `max_cluster_share` goes to train as a whole, since it would fill a held-out split.
@@ -21,25 +21,18 @@ from align.config.shard import ShardConfig
 from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
 from align.durable.files import replace_directory, sha256_file
-from align.durable.work import (
-    ALL,
-    Portion,
-    asked,
-    key_of,
-    portion_of,
-    require_done,
-    work_directory,
-)
+from align.durable.pieces import Pieces
+from align.durable.work import CLAIMS, key_of, work_directory
 from align.errors import DataError
 from align.formats.filtered import IMAGES, decisions_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import SPLITS, Manifest
 from align.formats.verdict import TABLES, gate_report, require_passed
-from align.pieces import Pieces
 from align.project import provenance
+from align.services.executors.executors import open_executor
 from align.services.store_work import open_work
 from align.shard.assignment import ShardPlan
-from align.shard.work_folder import ShardWork, finish, plan_once, write_shards
+from align.shard.work_folder import ShardWork, finish, plan_once, tar_locations, write_shards
 
 
 class ShardReport(Report):
@@ -93,23 +86,20 @@ def shard(
     config: ShardConfig,
     store: StoreConfig,
     folders: ShardFolders,
-    *,
-    num_workers: int | None = None,
-    portion: Portion = ALL,
-) -> ShardReport | None:
-    """Writes the shards of all splits, then the manifest, then the report; or only a portion of the shards.
+    engine: EngineConfig,
+) -> ShardReport:
+    """Writes the shards of all splits, then the manifest, then the report.
 
     Args:
         config: section `shard`.
         store: where tars go, and where raw ones are that are not in `folders.raw`.
         folders: what is read and written.
-        num_workers: processes; None means one per core.
-        portion: which shards. After a range of shards the result is None.
+        engine: who makes them.
 
     Raises:
         GateError: the quality gate failed.
         DataError: there is no verdict on these decisions, no pair is kept, a split would be empty, an image of a kept
-            pair is missing or does not decode, or shards are missing where the run should finish.
+            pair is missing or does not decode.
         CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
         ServiceError: the object store is unavailable.
         LockedError: another run is writing the shards.
@@ -117,20 +107,12 @@ def shard(
     decisions = decisions_digest(folders.filtered)
     require_passed(folders.quality, decisions, folders.filtered)
     key = _key(config, folders, decisions)
-    shared = None if portion == ALL else open_work(store, "shard", key)
-    with work_directory(folders.shards, "shard", key, portion, elsewhere=shared is not None) as folder:
-        work = ShardWork(Pieces(folder, shared), folders.raw, store, config, portion)
-        plan = plan_once(work, folders.filtered, num_workers)
-        names = [f"{number:05d}" for number in range(len(plan.paths))]
-        finished = shared.finished() if shared else frozenset()
-        if portion.finish:
-            require_done("shard", names, lambda name: name in finished or work.is_done(int(name)))
-        mine = asked("shard", portion, range(len(names)))
-        if portion.shards is not None:
-            mine = [number for number in mine if names[number] not in finished]
-        write_shards(work, mine, num_workers)
-        if portion.shards is not None:
-            return None
+    shared = open_work(store, engine.runner, "shard", key)
+    with work_directory(folders.shards, "shard", key) as folder, open_executor(engine, folder / CLAIMS) as executor:
+        tars = tar_locations(raw_shards(folders.raw), store)
+        work = ShardWork(Pieces(folder, shared), folders.raw, tars, store, config)
+        plan = plan_once(work, executor, folders.filtered)
+        write_shards(work, executor, plan)
         manifest = finish(work, plan)
     report = make_report(plan, manifest, decisions)
     with replace_directory(folders.report, "shard") as folder:
@@ -152,7 +134,8 @@ def _key(config: ShardConfig, folders: ShardFolders, decisions: str) -> str:
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align shard`."""
-    paths, portion = params.section(PathsConfig), portion_of(args)
+    del args
+    paths = params.section(PathsConfig)
     folders = ShardFolders(
         raw=paths.raw,
         filtered=paths.filtered,
@@ -161,16 +144,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         report=paths.reports / "shard",
     )
     with record_runtime("shard", paths.runtime) as record:
-        report = shard(
-            params.section(ShardConfig),
-            params.section(StoreConfig),
-            folders,
-            num_workers=params.section(EngineConfig).num_workers,
-            portion=portion,
-        )
-        if report is None:
-            say(f"shard: shards {args.shards} are done; `align shard --finish` when all are")
-            return
+        report = shard(params.section(ShardConfig), params.section(StoreConfig), folders, params.section(EngineConfig))
         record["num_images"] = report.metrics["shard/num_images"]
     counts = ", ".join(f"{name} {report.metrics[f'shard/{name}/num_pairs']:,}" for name in SPLITS)
     num_pairs, num_images = report.metrics["shard/num_pairs"], report.metrics["shard/num_images"]

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,11 +24,10 @@ from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
 from align.display.console import track
 from align.durable.files import is_temporary, write_bytes
-from align.durable.processes import in_processes
-from align.durable.work import Portion
-from align.formats.raw import image_spans, raw_shards
+from align.durable.pieces import Piece, Pieces
+from align.formats.raw import RawShard, image_spans
 from align.formats.shards import SPLITS, Manifest, SplitName
-from align.pieces import Outcome, Piece, Pieces, last_those_of_others
+from align.interfaces.executor import Executor
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
 from align.shard.assignment import ShardPlan, make_plan, read_plan
@@ -40,23 +40,34 @@ _PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
 
 
 @dataclass(frozen=True)
+class TarLocation:
+    """Path or URI of a raw tar, and whether it is a file on this machine."""
+
+    uri: str
+    is_local: bool
+
+
+@dataclass(frozen=True)
 class ShardWork:
     """The work folder, and what every task needs. Can be pickled.
 
     Attributes:
         pieces: the work folder, and who shares it.
         raw: data/raw.
+        tars: where the raw tars are, by their number.
         store: where tars go, and where raw ones are that are not in `raw`.
         config: section `shard`.
-        portion: of the work; after a range, output shards of other machines stay where they are; `--finish` brings them
-            and makes no shard.
     """
 
     pieces: Pieces
     raw: Path
+    tars: Sequence[TarLocation]
     store: StoreConfig
     config: ShardConfig
-    portion: Portion
+
+    def here(self) -> ShardWork:
+        """The same in the folder of this machine. A task begins with this."""
+        return replace(self, pieces=self.pieces.here())
 
     @property
     def folder(self) -> Path:
@@ -76,21 +87,30 @@ class ShardWork:
         """The manifest's row of an output shard; missing until the shard is done."""
         return self.folder / _DONE / f"{number:05d}.json"
 
-    def is_done(self, number: int) -> bool:
-        """Whether an output shard is complete and stored."""
-        return self.entry(number).is_file()
+    def index_of(self, tar: int) -> Piece:
+        """The index of a raw tar, as a piece."""
+        return Piece(f"index-{tar:05d}", self.index(tar).relative_to(self.folder).as_posix())
+
+    def shard(self, number: int, plan: ShardPlan) -> Piece:
+        """An output shard: its tar, unless that is in the store, and last its entry."""
+        tar = plan.paths[number]
+        last = self.entry(number).relative_to(self.folder).as_posix()
+        return Piece(f"{number:05d}", last, lambda: [tar] if (self.folder / tar).exists() else [])
+
+    @property
+    def plan(self) -> Piece:
+        """The plan, as a piece."""
+        last = f"{_PLAN}/plan.json"
+
+        def others() -> list[str]:
+            names = sorted(f"{_PLAN}/{path.name}" for path in self.plan_folder.iterdir() if not is_temporary(path))
+            return [name for name in names if name != last]
+
+        return Piece("plan", last, others)
 
 
-@dataclass(frozen=True)
-class _TarLocation:
-    """Path or URI of a raw tar, and whether it is a file on this machine."""
-
-    uri: str
-    is_local: bool
-
-
-def plan_once(work: ShardWork, filtered: Path, num_workers: int | None) -> ShardPlan:
-    """The plan of the work folder. The first process makes it, while others wait.
+def plan_once(work: ShardWork, executor: Executor, filtered: Path) -> ShardPlan:
+    """The plan of the work folder, made if it is missing.
 
     Raises:
         DataError: nothing is kept, a split would be empty, or an image of a kept pair is missing.
@@ -99,48 +119,46 @@ def plan_once(work: ShardWork, filtered: Path, num_workers: int | None) -> Shard
 
     def make() -> None:
         shutil.rmtree(work.plan_folder, ignore_errors=True)  # `finish` was killed while it removed it
-        tars = range(len(raw_shards(work.raw)))
-        done = in_processes(
-            partial(_index_tar, work),
-            tars,
-            _num_processes(num_workers, len(tars)),
-            name_of=lambda tar: _tar_locations(work)[tar].uri,
-        )
-        paths = list(track(done, what="shard: raw tars indexed", total=len(tars)))
-        make_plan(work.plan_folder, filtered, map(np.load, paths), work.raw, work.config)
+        tars = range(len(work.tars))
+        _fill(work, executor, _index_tar, {work.index_of(tar): tar for tar in tars}, "shard: raw tars indexed")
+        make_plan(work.plan_folder, filtered, (np.load(work.index(tar)) for tar in tars), work.raw, work.config)
 
-    last = f"{_PLAN}/plan.json"
-
-    def others() -> list[str]:
-        names = sorted(f"{_PLAN}/{path.name}" for path in work.plan_folder.iterdir() if not is_temporary(path))
-        return [name for name in names if name != last]
-
-    work.pieces.make(Piece("plan", last, others, "plan"), make, may_make=not work.portion.finish)
+    work.pieces.make(work.plan, make)
+    work.pieces.bring([work.plan])
     plan = read_plan(work.plan_folder)
     assert plan is not None
     return plan
 
 
-def write_shards(work: ShardWork, numbers: Sequence[int], num_workers: int | None) -> None:
-    """Writes the output shards of these numbers, if they are not complete.
+def _fill(
+    work: ShardWork,
+    executor: Executor,
+    make: Callable[[ShardWork, None, int], None],
+    pieces: dict[Piece, int],
+    what: str,
+) -> None:
+    """Makes the pieces that are complete nowhere, from their numbers, and brings all of them here."""
+    numbers = [pieces[piece] for piece in work.pieces.missing(list(pieces))]
+    if len(numbers) == 1 and not executor.is_cluster:
+        done: Iterator[None] = map(partial(make, work, None), numbers)  # no process has to start for it
+    else:
+        done = executor.map(nullcontext, partial(make, work), numbers, name_of=lambda number: f"{what}: {number:05d}")
+    for _ in track(done, what=what, total=len(numbers)):
+        pass
+    work.pieces.bring(pieces)
+
+
+def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
+    """Writes the output shards that are not complete.
 
     Raises:
         DataError: an image of a kept pair does not decode.
         CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
         ServiceError: the object store is unavailable.
     """
-
-    def do(some: list[int], wait: bool) -> Iterable[Outcome[None]]:
-        done = in_processes(
-            partial(_write_shard, work, wait),
-            some,
-            _num_processes(num_workers, len(some)),
-            name_of=lambda number: f"shard {number:05d} of {work.folder}",
-        )
-        return track(done, what="shard: shards", total=len(some))
-
-    for _ in last_those_of_others(numbers, do):
-        pass
+    work.pieces.share(work.plan)
+    numbers = range(len(plan.paths))
+    _fill(work, executor, _write_shard, {work.shard(number, plan): number for number in numbers}, "shard: shards")
 
 
 def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
@@ -167,51 +185,45 @@ def _split_of(path: str) -> SplitName:
     return next(name for name in SPLITS if path.startswith(f"{name}/"))
 
 
-def _num_processes(num_workers: int | None, num_tasks: int) -> int | None:
-    return 1 if num_tasks <= 1 else num_workers
-
-
-def _tar_locations(work: ShardWork) -> list[_TarLocation]:
+def tar_locations(shards: Iterable[RawShard], store: StoreConfig) -> list[TarLocation]:
     """Of every raw tar, by its number. Local tars are opened as files; of the others, images are read by range."""
     locations = []
-    for shard in raw_shards(work.raw):
-        if shard.sha256 is None or shard.tar.is_file() or work.store.objects is None:
-            locations.append(_TarLocation(str(shard.local_tar()), is_local=True))
+    for shard in shards:
+        if shard.sha256 is None or shard.tar.is_file() or store.objects is None:
+            locations.append(TarLocation(str(shard.local_tar()), is_local=True))
         else:
-            locations.append(_TarLocation(Objects(work.store).uri(shard.sha256), is_local=False))
+            locations.append(TarLocation(Objects(store).uri(shard.sha256), is_local=False))
     return locations
 
 
-def _index_tar(work: ShardWork, tar: int) -> Path:
-    """Indexes a raw tar from its headers, which are read once; returns the file."""
-    path = work.index(tar)
-    if not path.is_file():
-        uri = _tar_locations(work)[tar].uri
+def _index_tar(work: ShardWork, _: None, tar: int) -> None:
+    """Indexes a raw tar from its headers, which are read once."""
+    work = work.here()
+
+    def make() -> None:
+        uri = work.tars[tar].uri
         with StoreFiles(work.store).open(uri) as file:
             rows = span_rows(image_spans(file, uri), tar)
         buffer = io.BytesIO()
         np.save(buffer, rows)
+        path = work.index(tar)
+        path.parent.mkdir(exist_ok=True)
         write_bytes(path, buffer.getvalue())
-    return path
+
+    work.pieces.make(work.index_of(tar), make)
 
 
-def _write_shard(work: ShardWork, wait: bool, number: int) -> Outcome[None]:
-    """Makes an output shard; `wait`: for another process that is making it."""
+def _write_shard(work: ShardWork, _: None, number: int) -> None:
+    work = work.here()
+    work.pieces.bring([work.plan])
     plan = read_plan(work.plan_folder)
     assert plan is not None
-    tar, last = plan.paths[number], work.entry(number).relative_to(work.folder).as_posix()
-    return work.pieces.make(
-        Piece(f"{number:05d}", last, lambda: [tar] if (work.folder / tar).exists() else [], f"shard {number}"),
-        partial(_make_shard, work, plan, number),
-        wait=wait,
-        bring=work.portion.shards is None,
-        may_make=not work.portion.finish,
-    )
+    work.pieces.make(work.shard(number, plan), partial(_make_shard, work, plan, number))
 
 
 def _make_shard(work: ShardWork, plan: ShardPlan, number: int) -> None:
     """Writes the tar of an output shard, uploads it if there is a store, and then writes its entry."""
-    tars, files = _tar_locations(work), StoreFiles(work.store)
+    tars, files = work.tars, StoreFiles(work.store)
     local_tars = [tar.uri if tar.is_local else None for tar in tars]
     with RawTars(
         local_tars, lambda tar, offset, size: files.read(tars[tar].uri, offset, size), work.store.num_connections

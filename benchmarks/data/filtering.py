@@ -185,14 +185,14 @@ def against_spark(folder: Path, num_pairs: int, config: FilterConfig, engine: En
     synthesise(folder, num_pairs)
     measured(folder, config, engine)
     ours, theirs = [], []
-    for runner, seconds in (("duckdb", ours), ("spark", theirs)):
+    for runner, seconds in (("local", ours), ("spark", theirs)):
         update = {"runner": runner, "spark_master": "local[1]"}
         start = time.monotonic()
         in_process(filter_measured, folder, config, engine.model_copy(update=update))
         seconds.append(time.monotonic() - start)
         os.replace(folder / "filtered", folder / f"filtered_{runner}")
     for name in ("decisions", "facts"):
-        files = [folder / f"filtered_{runner}" / f"{name}.parquet" for runner in ("duckdb", "spark")]
+        files = [folder / f"filtered_{runner}" / f"{name}.parquet" for runner in ("local", "spark")]
         if files[0].read_bytes() != files[1].read_bytes():
             raise AssertionError(f"{name}.parquet: DuckDB and Spark differ")
     shutil.rmtree(folder)

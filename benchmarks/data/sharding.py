@@ -11,17 +11,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
-from align.durable.work import Portion
-from align.formats.filtered import decisions_digest
+from align.durable.pieces import Pieces
+from align.formats.raw import raw_shards
 from align.ingest.writer import RawShardWriter, write_raw_manifest
-from align.shard.assignment import read_plan
+from align.services.executors.executors import LocalExecutor
+from align.shard.assignment import ShardPlan, read_plan
 from align.shard.gather import resize
-from align.shard.shard import ShardFolders, shard
+from align.shard.work_folder import ShardWork, plan_once, tar_locations, write_shards
 from benchmarks.measure import Comparison, compare, in_process
 from benchmarks.world import World
-from tests.support import small_data
+from tests.support import local_store, small_data
 
 NUM_PICTURES = 8000
 #: As img2dataset and `download.jpeg_quality` leave pictures that they shrink.
@@ -37,13 +37,13 @@ CONFIG = ShardConfig(
 def run(world: World) -> list[Comparison]:
     root = world.root / "sharding"
     num_bytes = make_inputs(world, root)
-    ours(root, Portion(range(1)))  # makes the plan, which is not what is measured
+    work = work_in(root)
+    plan = plan_once(work, LocalExecutor(1), root / "filtered")  # which is not what is measured
     copies = places(root)
-    writing = Portion(range(len(copies)))
     spent: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     for repetition in range(REPETITIONS + 1):
         sides: list[tuple[str, Callable[[], object]]] = [
-            ("ours", partial(ours, root, writing)), ("theirs", partial(copy, root / "copy", copies)),
+            ("ours", partial(ours, work, plan)), ("theirs", partial(copy, root / "copy", copies)),
         ]  # fmt: skip
         for name, write in sides[:: 1 if repetition % 2 else -1]:
             clean(root)
@@ -52,7 +52,7 @@ def run(world: World) -> list[Comparison]:
             if repetition:
                 spent[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     clean(root)
-    _, peak = in_process(ours, root, writing)
+    _, peak = in_process(ours, work, plan)
     cpu_ratio = statistics.median(our / their for (_, our), (_, their) in zip(*spent.values(), strict=True))
     note = (
         f"wall-clock, flushed to disk, one process each; {num_bytes / NUM_PICTURES / 1000:.0f} KB a picture; CPU "
@@ -66,24 +66,17 @@ def run(world: World) -> list[Comparison]:
     ]  # fmt: skip
 
 
-def ours(root: Path, part: Portion) -> None:
-    """`align shard` on one core."""
-    store = StoreConfig(
-        objects=None,
-        checkpoints=None,
-        work=None,
-        cache=root / "cache",
-        features=None,
-        part_size_mb=16,
-        num_connections=1,
-        num_retries=0,
-        timeout_s=1.0,
-    )
-    folders = ShardFolders(
-        raw=root / "raw", filtered=root / "filtered", quality=root / "quality", shards=root / "shards",
-        report=root / "report",
-    )  # fmt: skip
-    shard(CONFIG, store, folders, num_workers=1, portion=part)
+def work_in(root: Path) -> ShardWork:
+    """The work folder, as `align shard` has it."""
+    store = local_store.config(root, None)
+    (root / ".shards.part").mkdir()
+    tars = tar_locations(raw_shards(root / "raw"), store)
+    return ShardWork(Pieces(root / ".shards.part"), root / "raw", tars, store, CONFIG)
+
+
+def ours(work: ShardWork, plan: ShardPlan) -> None:
+    """The shards of `align shard`, on one core."""
+    write_shards(work, LocalExecutor(1), plan)
 
 
 def clean(root: Path) -> None:
@@ -145,7 +138,6 @@ def make_inputs(world: World, root: Path) -> int:
     write_raw_manifest(raw, ["00000", "00001"])
     small_data.write_decisions(filtered, decisions)
     small_data.write_images(filtered, images)
-    small_data.write_verdict(root / "quality", passed=True, data=decisions_digest(filtered))
     return num_bytes
 
 

@@ -144,8 +144,7 @@ def test_an_out_is_not_made_with_other_values(project: Path, server: WebServer) 
     for words, setting in (
         (PLAIN, "download.user_agent=another/1.0"),
         (RETRY, "download.timeout_s=5.0"),
-        (f"{PLAIN} --shards 0", "paths.archive=other.jsonl"),
-        (f"{PLAIN} --finish", "ingest.shard_size=5"),
+        (PLAIN, "paths.archive=other.jsonl"),
     ):
         done = typed(project, f"{words} --set {setting}")
         assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Ingest, filter and shard, killed at a random moment with worker processes, and in ranges: always the same bytes.
+"""Ingest, filter and shard, killed at a random moment with worker processes: always the same bytes.
 
 tests/integration/test_killed_at_writes.py kills them at each of their writes.
 """
@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
+from align.errors import DataError
 from align.formats.filtered import decisions_digest
 from tests.support import ROOT, killing, small_data, warm
 from tests.support.cpu_budget import costs
-from tests.support.killing import Command, digests, fresh, kill_and_resume, run
+from tests.support.killing import digests, fresh, kill_and_resume, run
 from tests.support.params import PARAMS_FILE, at, sets
 from tests.support.small_data import Pair
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
@@ -30,7 +31,6 @@ SHARD = (
     "shard", "--params", str(PARAMS_FILE), "--set", "shard.images_per_shard=30",
     "--set", "shard.val_fraction=0.1", "--set", "shard.test_fraction=0.1", "--set", "engine.num_workers=2",
 )  # fmt: skip
-IN_STORE = ("--set", "store.objects=objects")
 
 
 @pytest.fixture(scope="module")
@@ -73,62 +73,30 @@ def test_killed_shard_resumes_to_the_same_bytes(
     assert sorted(path.name for path in (killed / "data").iterdir()) == [".shards.lock", "filtered", "raw", "shards"]
 
 
-@pytest.mark.parametrize("options", [(), IN_STORE], ids=["here", "store"])
-def test_ranges_commute_and_a_missing_one_is_named(
+def test_tars_in_an_object_store_have_the_same_bytes(
     inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     shards, report, _ = expected
-    last = sum(name.endswith(".tar") for name in shards) - 1
-    monkeypatch.chdir(make_directory(tmp_path / "parts", inputs))
-    one_worker = (*SHARD, *options, "--set", "engine.num_workers=1")
-    assert main([*one_worker, "--finish"]) == 1
-    assert "no work under these parameters, data and code to finish" in capsys.readouterr().err
-    for part in (f"2-{last - 1}", "0"):
-        assert main([*one_worker, "--shards", part]) == 0
-        assert not Path("data/shards").exists()
-    capsys.readouterr()
-    assert main([*one_worker, "--finish"]) == 1
-    assert f"2 of {last + 1} shards are missing: 1, {last};" in capsys.readouterr().err
-    for part in (f"{last}-{last + 50}", "1"):
-        assert main([*one_worker, "--shards", part]) == 0
-    assert main([*one_worker, "--finish"]) == 0
+    monkeypatch.chdir(make_directory(tmp_path / "stored", inputs))
+    assert main([*SHARD, *sets("store.objects=objects", "engine.num_workers=1")]) == 0
     assert digests(Path("reports/shard")) == report
-    if options:
-        assert digests(Path("data/shards")) == {name: shards[name] for name in (".align.json", "manifest.json")}
-        kept = {Path(name).stem for name in digests(Path("objects"))}
-        assert kept == {sha256 for name, sha256 in shards.items() if name.endswith(".tar")}
-    else:
-        assert digests(Path("data/shards")) == shards
+    assert digests(Path("data/shards")) == {name: shards[name] for name in (".align.json", "manifest.json")}
+    kept = {Path(name).stem for name in digests(Path("objects"))}
+    assert kept == {sha256 for name, sha256 in shards.items() if name.endswith(".tar")}
 
 
 def test_another_parameter_starts_again(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def cut_off(*_: object) -> None:
+        raise DataError("cut off")
+
     monkeypatch.chdir(make_directory(tmp_path / "again", inputs))
-    assert main([*SHARD, "--set", "engine.num_workers=1", "--shards", "0"]) == 0
-    assert main([*SHARD, "--set", "shard.seed=1", "--finish"]) == 1
-    assert "no work under these parameters" in capsys.readouterr().err
-    assert main([*SHARD, "--set", "shard.seed=1", "--set", "engine.num_workers=1", "--shards", "1"]) == 0
-    assert [path.name for path in Path("data/.shards.part/.done").iterdir()] == ["00001.json"]
-    assert json.loads(Path("data/.shards.part/.plan/plan.json").read_text())["images_per_shard"] == 30
-
-
-@pytest.mark.costs(3.5, "three ranges at once")
-def test_ranges_at_once_give_the_bytes_of_one_run(
-    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path
-) -> None:
-    shards, report, _ = expected
-    last = sum(name.endswith(".tar") for name in shards) - 1
-    together = make_directory(tmp_path / "together", inputs)
-    parts = (f"0-{last}", f"3-{last}", f"1-{last - 2}")  # they overlap, as when a task that still runs is started again
-    commands = [Command([*SHARD, "--shards", part], together) for part in parts]
-    for command in commands:
-        assert command.ended(120)
-        command.require_success()
-    run((*SHARD, "--finish"), together)
-    assert digests(together / "data/shards") == shards
-    assert digests(together / "reports/shard") == report
+    monkeypatch.setattr("align.shard.shard.finish", cut_off)
+    for seed, num_discarded in (("0", 0), ("0", 0), ("1", 1)):
+        assert main([*SHARD, *sets("engine.num_workers=1", f"shard.seed={seed}")]) == 1
+        assert capsys.readouterr().err.count("discarding the work of an earlier run") == num_discarded
 
 
 INGEST = (
@@ -226,17 +194,6 @@ def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path: Path, whole
     }  # fmt: skip
 
 
-@pytest.mark.costs(4, "two ranges are measured at once")
-def test_ranges_of_the_filter_at_once_give_the_bytes_of_one_run(tmp_path: Path, whole: tuple[Path, float]) -> None:
-    one_worker = command(whole[0], tmp_path / "parts", "--set", "engine.num_workers=1")
-    started = [killing.Command([*one_worker, "--shards", part], tmp_path) for part in ("0-3", "2-5")]
-    for each in started:
-        assert each.ended(120)
-        each.require_success()
-    assert main([*one_worker, "--finish"]) == 0
-    require_equal(tmp_path / "parts", whole[0])
-
-
 #: Runs the command with the code as it is now, which a fork has not imported.
 EDITED = """
 import sys
@@ -244,6 +201,7 @@ import sys
 for name in [name for name in sys.modules if name.partition(".")[0] == "align"]:
     del sys.modules[name]
 from align.cli import main
+from align.errors import DataError
 
 sys.exit(main(sys.argv[1:]))
 """

@@ -17,7 +17,7 @@ from tests.support import small_data
 from tests.support.both_ways import by_the_filter
 from tests.support.pictures import blurred_png
 from tests.support.reading import ingested, rows_of, source_at
-from tests.support.small_shards import CONFIG, STORE, folders
+from tests.support.small_shards import CONFIG, ENGINE, STORE, folders
 from tests.support.warc_records import page, response, write_archive
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
@@ -69,7 +69,7 @@ def test_decisions_and_shards_are_equal(tmp_path: Path, archive: Path) -> None:
         assert (images / "filtered" / name).read_bytes() == (pairs / "filtered" / name).read_bytes()
     for root in (images, pairs):
         small_data.write_verdict(root / "quality", passed=True, data=decisions_digest(root / "filtered"))
-        shard(CONFIG, STORE, folders(root), num_workers=1)
+        shard(CONFIG, STORE, folders(root), ENGINE)
     written = [
         {path.name: path.read_bytes() for path in sorted((root / "shards").rglob("*.tar"))} for root in (images, pairs)
     ]

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -25,10 +23,10 @@ from align.filter.work_folder import commit
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
 from align.services.engine import open_engine
-from tests.support import missing, wait_until
-from tests.support.mlflow_server import free_port
+from tests.support import missing
 from tests.support.params import load_params
 from tests.support.reading import ingested
+from tests.support.spark import running_cluster
 
 pytestmark = pytest.mark.full
 
@@ -56,45 +54,11 @@ TRAPS = [
 ]  # fmt: skip
 
 
-def listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """(URL of the master, folder in which each worker has a folder)."""
-    if shutil.which("java") is None:
-        missing("Spark needs Java 17")
-    pyspark = pytest.importorskip("pyspark") if os.environ.get("CI", "").lower() != "true" else __import__("pyspark")
-    home, folder, (claim, port) = Path(pyspark.__file__).parent, tmp_path_factory.mktemp("cluster"), free_port()
-    (folder / "spark-defaults.conf").write_text("spark.executor.memory 512m\nspark.sql.shuffle.partitions 4\n")
-    environment = os.environ | {
-        "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "256m",
-        "SPARK_CONF_DIR": str(folder),
-    }  # fmt: skip
-    url = f"spark://127.0.0.1:{port}"
-    daemon = "org.apache.spark.deploy"
-    commands = [[f"{daemon}.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]]
-    for number in range(2):
-        options = f"--host 127.0.0.1 --webui-port 0 -c 1 -m 600m -d {folder / f'worker{number}'}".split()
-        commands.append([f"{daemon}.worker.Worker", *options, url])
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for number, command in enumerate(commands):
-            with (folder / f"{number}.log").open("wb") as log:
-                arguments = [str(home / "bin/spark-class"), *command]
-                processes.append(subprocess.Popen(arguments, env=environment, stdout=log, stderr=log))
-            wait_until(lambda: listening(port), says=lambda: (folder / "0.log").read_text()[-2000:])
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SPARK_CONF_DIR", str(folder))
-            yield url, folder
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(100)
-        claim.close()
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as spark:
+        yield spark.url, spark.folder
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +183,7 @@ LOCAL = """
 import sys
 from pathlib import Path
 from tests.support.params import load_params
+from tests.support.spark import running_cluster
 from align.config.infrastructure import EngineConfig
 from align.services.engine import open_engine
 

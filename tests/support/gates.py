@@ -14,10 +14,11 @@ from align.interfaces.expectations import Outcome
 from align.validate.page import gate_page
 from align.validate.report import QualityReport, judge, publish
 from align.validate.validate import accept
+from tests.support.params import load_params
 from tests.support.small_data import Pair
 
-ENGINE = EngineConfig(
-    runner="duckdb", spark_master="local[*]", num_workers=1, memory_limit="300MB", num_threads=1, temp_directory=None
+ENGINE = (
+    load_params().section(EngineConfig).model_copy(update={"memory_limit": "300MB", "num_threads": 1, "num_workers": 1})
 )
 #: Digests of two versions of data.
 DATA, OTHER_DATA = "a" * 64, "b" * 64

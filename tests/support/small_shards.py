@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from align.config.infrastructure import EngineConfig
 from align.config.shard import ShardConfig
 from align.formats.filtered import decisions_digest
 from align.shard.shard import ShardFolders, shard
 from tests.support import local_store, small_data
+from tests.support.params import load_params
 from tests.support.small_data import Pair
 
 CONFIG = ShardConfig(
@@ -15,6 +17,7 @@ CONFIG = ShardConfig(
     near_duplicate_bits=4, max_cluster_share=0.2,
 )  # fmt: skip
 STORE = local_store.config(Path(), None)
+ENGINE = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})
 
 
 def many_pairs(count: int = 60) -> list[Pair]:
@@ -37,5 +40,5 @@ def make_shards(
     if not (root / "raw").exists():
         small_data.write(root, pairs, **layout)
     small_data.write_verdict(root / "quality", passed=True, data=decisions_digest(root / "filtered"))
-    shard(config, STORE, folders(root, name), num_workers=1)
+    shard(config, STORE, folders(root, name), ENGINE)
     return root / name

@@ -79,7 +79,7 @@ from pathlib import Path
 from align.config.infrastructure import EngineConfig
 from align.services.engine import open_engine
 config = EngineConfig(
-    runner="duckdb", spark_master="local[*]", num_workers=None, memory_limit="70MB", num_threads=1,
+    runner="local", spark_master="local[*]", sbatch=(), num_workers=None, memory_limit="70MB", num_threads=1,
     temp_directory=Path(sys.argv[1]),
 )
 with open_engine(config) as engine:

@@ -82,7 +82,11 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
             ["filter.near_duplicate_embedder={path: a.bin, sha256: " + "a" * 64 + "}"],
             "near_duplicate_embedder.path: a.bin: expected .onnx or .pt",
         ),
-        (["store.work=s3://bucket/work", "store.objects=objects"], "objects is a folder, which other machines of"),
+        (
+            ["store.work=s3://bucket/work", "store.objects=objects"],
+            "store.objects: objects is nothing that machines have",
+        ),
+        (["store.work=s3://bucket/work"], "store.objects: None is nothing that machines have"),
     ],
 )
 def test_values_that_contradict_each_other_are_named(overrides: list[str], message: str) -> None:

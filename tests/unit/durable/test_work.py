@@ -1,4 +1,4 @@
-"""Work folders that several processes share: ranges that start at the same moment, waiters, other parameters."""
+"""Work folders: one run at a time, other parameters, a kill at the end; and pieces that processes make together."""
 
 import multiprocessing
 import signal
@@ -8,131 +8,77 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from functools import partial
 from itertools import count
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import align.durable.files
-import align.durable.work
 from align.durable.files import MARK, replace_directory
-from align.durable.work import ALL, Portion, asked, one_at_a_time, work_directory
-from align.errors import AlignError, DataError, LockedError
+from align.durable.pieces import Piece, Pieces
+from align.durable.work import work_directory
+from align.errors import DataError, LockedError
 from tests.support.small_process import killed_at, small_process
 
-NUM_PROCESSES, NUM_ROUNDS = 8, 50
 SPAWN = multiprocessing.get_context("spawn")
+PLAN = Piece("plan", "plan")
 
 
-def ranges(root: Path, number: int, barrier: Barrier, errors: Any) -> None:
-    """One of the processes: in every round it makes the shard of its number, at the same moment as all others.
+def hold(folder: Path, ready: Any) -> None:
+    """A process that makes a piece until it is killed."""
 
-    The disk is slow, as a shared one is: some milliseconds pass before a process discards what it found.
-    """
-    discard = align.durable.work._discard
-
-    def slowly(folder: Path, path: Path) -> None:
-        time.sleep(0.002 * (number % 4))
-        discard(folder, path)
-
-    align.durable.work._discard = slowly
-    for attempt in range(NUM_ROUNDS):
-        barrier.wait(60)
-        try:
-            with work_directory(root / f"{attempt}", "stage", "key", Portion(range(number, number + 1))) as work:
-                (work / f"{number}").write_text("done")
-        except (AlignError, OSError) as error:
-            errors.put(f"round {attempt}: {type(error).__name__}: {error}")
-
-
-def test_ranges_may_start_at_the_same_moment(tmp_path: Path) -> None:
-    for attempt in range(1, NUM_ROUNDS, 2):  # an earlier run under other parameters left its work folder
-        with pytest.raises(RuntimeError), work_directory(tmp_path / f"{attempt}", "stage", "another key") as work:
-            (work / "stale").mkdir()
-            raise RuntimeError
-    barrier, errors = SPAWN.Barrier(NUM_PROCESSES), SPAWN.Queue()
-    processes = [
-        SPAWN.Process(target=ranges, args=(tmp_path, number, barrier, errors)) for number in range(NUM_PROCESSES)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * NUM_PROCESSES
-    assert [errors.get() for _ in range(errors.qsize())] == []
-    expected = sorted(str(number) for number in range(NUM_PROCESSES))
-    for attempt in range(NUM_ROUNDS):
-        with work_directory(tmp_path / f"{attempt}", "stage", "key", Portion(finish=True)) as work:
-            assert sorted(path.name for path in work.iterdir() if not path.name.startswith(".")) == expected
-    assert [path.name for path in tmp_path.iterdir() if path.name.endswith((".part", ".old"))] == []
-
-
-def hold(lock: Path, ready: Any) -> None:
-    """A process that holds a lock until it is killed."""
-    with one_at_a_time(lock, "nothing"):
+    def make() -> None:
         ready.set()
         time.sleep(60)
 
+    Pieces(folder).make(PLAN, make)
 
-def test_work_under_other_parameters_is_safe_while_its_range_runs(tmp_path: Path) -> None:
+
+def test_a_second_run_is_refused_and_loses_nothing_of_the_first(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with work_directory(out, "stage", "one", Portion(range(1))) as work:
+    with pytest.raises(KeyboardInterrupt), work_directory(out, "stage", "one") as work:
         (work / "0").write_text("hours of work")
-        for other in (Portion(range(1, 2)), Portion(), Portion(finish=True)):
-            with pytest.raises(LockedError), work_directory(out, "stage", "two", other):
+        for key in ("one", "two"):
+            with pytest.raises(LockedError), work_directory(out, "stage", key):
                 pass
-        with pytest.raises(LockedError), work_directory(out, "stage", "one", Portion(finish=True)):
-            pass
-        with work_directory(out, "stage", "one", Portion(range(1, 2))) as same:
-            assert same == work
+        raise KeyboardInterrupt
     assert (work / "0").read_text() == "hours of work"
-    with work_directory(out, "stage", "two", Portion(range(1))) as work:
+    with work_directory(out, "stage", "two") as work:
         assert not (work / "0").exists()
-    with (
-        pytest.raises(DataError, match="no work under these"),
-        work_directory(out, "stage", "one", Portion(finish=True)),
-    ):
-        pass
 
 
-def test_a_waiter_says_so_and_follows_one_that_was_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_piece_is_made_once_and_a_waiter_follows_one_that_was_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ready = SPAWN.Event()
-    holder = SPAWN.Process(target=hold, args=(tmp_path / "lock", ready), daemon=True)
+    holder = SPAWN.Process(target=hold, args=(tmp_path, ready), daemon=True)
     holder.start()
     assert ready.wait(60)
     killer = threading.Timer(0.3, holder.kill)
     killer.start()
-    with one_at_a_time(tmp_path / "lock", "the plan"):
-        assert capsys.readouterr().err == "waiting for the plan\n"
-        assert not killer.is_alive()
+    assert Pieces(tmp_path).missing([PLAN]) == [PLAN]
+    with pytest.raises(DataError, match="plan: missing; run the stage again"):
+        Pieces(tmp_path).bring([PLAN])
+    assert Pieces(tmp_path).make(PLAN, lambda: (tmp_path / "plan").write_text("whole")) == 5
+    assert capsys.readouterr().err == "waiting for plan, which another process makes\n"
     holder.join()
-    with one_at_a_time(tmp_path / "lock", "the plan"):
-        assert capsys.readouterr().err == ""
+    assert Pieces(tmp_path).make(PLAN, lambda: (tmp_path / "plan").write_text("again")) is None
+    assert (tmp_path / "plan").read_text() == "whole" and capsys.readouterr().err == ""
+    assert Pieces(tmp_path).missing([PLAN]) == []
+    Pieces(tmp_path).bring([PLAN])
 
 
-def test_finish_does_not_discard_work_under_another_key(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with work_directory(out, "stage", "one", Portion(range(1)), elsewhere=True) as work:
-        (work / "0").write_text("days of work that are not stored yet")
-    with (
-        pytest.raises(DataError, match=r"\.out\.part: work under other parameters, data or code, which --finish"),
-        work_directory(out, "stage", "two", Portion(finish=True), elsewhere=True),
-    ):
-        pass
-    assert (work / "0").exists()
-    with work_directory(out, "stage", "one", Portion(finish=True), elsewhere=True):
-        pass
-    assert (out / "0").exists()
-    with work_directory(out, "stage", "two", Portion(finish=True), elsewhere=True) as work:  # all ranges were elsewhere
-        assert list(work.glob("[0-9]*")) == []
+def unfinished(out: Path, key: str) -> None:
+    """A run that fails after it has made file 0."""
+    with pytest.raises(KeyboardInterrupt), work_directory(out, "stage", key) as work:
+        (work / "0").write_text("days of work")
+        raise KeyboardInterrupt
 
 
 def test_work_that_is_discarded_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    for key, portion in (("one", Portion(range(1))), ("two", Portion(range(1))), ("three", ALL)):
-        with work_directory(out, "stage", key, portion):
-            pass
+    for key in ("one", "two", "three"):
+        unfinished(out, key)
         told = capsys.readouterr().err
         if key == "one":
             assert told == ""
@@ -141,24 +87,25 @@ def test_work_that_is_discarded_is_told(tmp_path: Path, capsys: pytest.CaptureFi
                 f"{tmp_path}/.out.part: discarding the work of an earlier run, which had other param"
             )
             assert told.count("\n") == 1
-    with work_directory(out, "stage", "four"):  # the output of an earlier run is replaced, as ever
-        pass
+    for key in ("three", "four"):  # the output of an earlier run is replaced, as ever
+        with work_directory(out, "stage", key):
+            pass
     assert capsys.readouterr().err == ""
 
 
-def kill_at_each_step(folder: Path, before: str | None, can_exchange: bool, then: Portion) -> None:
+def kill_at_each_step(folder: Path, before: str | None, can_exchange: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if not can_exchange:
             patch.setattr(align.durable.files, "_exchange", lambda one, other: False)
-        _kill_at_each_step(folder, before, then)
+        _kill_at_each_step(folder, before)
 
 
-def _kill_at_each_step(folder: Path, before: str | None, then: Portion) -> None:
+def _kill_at_each_step(folder: Path, before: str | None) -> None:
     made_by = None if before == "a person" else "stage"
 
     def finish(out: Path) -> None:
-        with work_directory(out, made_by, "key", Portion(finish=True)) as work:
-            assert (work / "0").exists()
+        with work_directory(out, made_by, "key") as work:
+            assert (work / "0").exists(), f"step {step}"
 
     for step in count():
         out = folder / f"{step}" / "out"
@@ -169,16 +116,14 @@ def _kill_at_each_step(folder: Path, before: str | None, then: Portion) -> None:
         elif before == "a person":
             out.mkdir()
             (out / "old").touch()
-        with work_directory(out, made_by, "key", Portion(range(1))) as work:
+        with pytest.raises(KeyboardInterrupt), work_directory(out, made_by, "key") as work:
             (work / "0").write_text("days of work")
+            raise KeyboardInterrupt
         if (code := killed_at(step, partial(finish, out))) == 0:
             break
         assert code == -signal.SIGKILL
         if not (out / "0").exists() or (out / ".work.json").exists():  # otherwise it had come to its end
-            with work_directory(out, made_by, "key", then) as work:
-                assert (work / "0").exists(), f"step {step}"
-            if then.shards is not None:
-                finish(out)
+            finish(out)
         assert (out / "0").read_text() == "days of work"
         left = [path.name for path in out.parent.iterdir() if not path.name.endswith(".lock")]
         assert left == ["out"], f"step {step}: {left}"
@@ -194,11 +139,10 @@ def small() -> Iterator[Executor]:
 
 @pytest.mark.parametrize("before", [None, "stage", "a person"])
 @pytest.mark.parametrize("can_exchange", [True, False])
-@pytest.mark.parametrize("then", [Portion(range(1)), Portion(finish=True), ALL], ids=["range", "finish", "all"])
 def test_a_kill_at_the_end_loses_nothing(
-    tmp_path: Path, small: Executor, before: str | None, can_exchange: bool, then: Portion
+    tmp_path: Path, small: Executor, before: str | None, can_exchange: bool
 ) -> None:
-    small.submit(kill_at_each_step, tmp_path, before, can_exchange, then).result()
+    small.submit(kill_at_each_step, tmp_path, before, can_exchange).result()
 
 
 def test_another_run_takes_an_output_that_a_kill_left_with_a_key_for_what_it_is(
@@ -208,21 +152,11 @@ def test_another_run_takes_an_output_that_a_kill_left_with_a_key_for_what_it_is(
     with work_directory(out, "stage", "one") as work:
         (work / "0").touch()
     (out / ".work.json").write_text('{"key": "one"}\n')
-    with work_directory(out, "stage", "two", Portion(range(1))):
+    with pytest.raises(KeyboardInterrupt), work_directory(out, "stage", "two"):
         assert sorted(path.name for path in out.iterdir()) == [MARK, "0"]
-    with work_directory(out, "stage", "one", Portion(range(1))) as work:
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), work_directory(out, "stage", "one") as work:
         assert not (work / "0").exists()
+        raise KeyboardInterrupt
     assert (out / "0").exists()
     assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_a_range_beyond_the_last_shard_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert asked("shard", ALL, range(3)) == [0, 1, 2]
-    assert asked("filter", Portion(range(1, 4)), [0, 1, 3, 7]) == [1, 3]
-    assert capsys.readouterr().err == ""
-    assert asked("shard", Portion(range(2, 10**12)), range(3)) == [2]
-    assert capsys.readouterr().err == "shard: --shards 2-999999999999: the last shard is 2\n"
-    with pytest.raises(DataError, match="filter: --shards 4-6: none of them exists; its shards are 0-1, 3, 7"):
-        asked("filter", Portion(range(4, 7)), [0, 1, 3, 7])
-    with pytest.raises(DataError, match="ingest: --shards 0-0: none of them exists; it has no shards"):
-        asked("ingest", Portion(range(1)), [])

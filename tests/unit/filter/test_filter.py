@@ -16,11 +16,12 @@ from align.cli import main
 from align.config.filter import FilterConfig, ModelFile
 from align.config.infrastructure import EngineConfig
 from align.durable.files import sha256_folder
-from align.durable.work import Portion
 from align.errors import ConfigError, DataError
-from align.filter.filter import ALL, FilterFolders, filter_pairs
+from align.filter.filter import FilterFolders, filter_pairs
+from align.filter.measure import measure_shard
 from align.filter.network import ImageNetwork
 from align.filter.report import FilterReport
+from align.filter.work_folder import NumberedShard, WorkFolder
 from align.formats import filtered
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.policy import Entry, OptedOut, write_opted_out
@@ -40,15 +41,12 @@ CONFIG = load_params().section(FilterConfig).model_copy(update={"num_frequent_ng
 
 
 def run(
-    raw: Path, out: Path, evaluation: Path | None = None, config: FilterConfig = CONFIG, policy: Path | None = None,
-    part: Portion = ALL,
+    raw: Path, out: Path, evaluation: Path | None = None, config: FilterConfig = CONFIG, policy: Path | None = None
 ) -> FilterReport:  # fmt: skip
     none = out / "none"
     none.mkdir(parents=True, exist_ok=True)
     folders = FilterFolders(raw, evaluation or none, policy or none, out / "filtered", out / "reports")
-    report = filter_pairs(config, ENGINE, folders, part)
-    assert report is not None or part.shards is not None
-    return report  # type: ignore[return-value]  # a range has none
+    return filter_pairs(config, ENGINE, folders)
 
 
 def decisions(out: Path) -> dict[str, dict[str, object]]:
@@ -195,27 +193,31 @@ def bytes_of(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("quick")
-def test_ranges_commute_and_a_missing_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_failure_nothing_is_measured_twice_under_the_same_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw, evaluation = shards(tmp_path / "raw", 4), evaluation_set(tmp_path / "evaluation", noise(2))
-    for name in ("whole", "ranges"):
-        (tmp_path / name).mkdir()
-    run(raw, tmp_path / "whole", evaluation)
-    ranges = [range(3, 4), range(2), range(2, 3)]
-    for part in ranges[:2]:
-        run(raw, tmp_path / "ranges", evaluation, part=Portion(part))
-    work = tmp_path / "ranges/.filtered.part"
-    made = {path: path.stat().st_ino for path in (work / "pairs").iterdir()}
-    assert len(made) == 3
-    with pytest.raises(DataError, match=r"1 of 4 shards are missing: 2; run `align filter --shards`"):
-        run(raw, tmp_path / "ranges", evaluation, part=Portion(finish=True))
-    for part in (ranges[2], *ranges[:2]):
-        run(raw, tmp_path / "ranges", evaluation, part=Portion(part))
-    assert {path: path.stat().st_ino for path in made} == made  # nothing is measured twice
-    assert len(list((work / "scored").glob("*.parquet"))) == 4
-    report = run(raw, tmp_path / "ranges", evaluation, part=Portion(finish=True))
-    assert report.num_pairs == 8
-    assert bytes_of(tmp_path / "ranges") == bytes_of(tmp_path / "whole")
-    assert not work.exists()
+
+    measured: list[int] = []
+    bad = {2}
+
+    def measure(work: WorkFolder, item: NumberedShard) -> None:
+        measured.append(item[0])
+        if item[0] in bad:
+            raise DataError("cut off")
+        measure_shard(work, item)
+
+    monkeypatch.setattr("align.filter.filter.measure_shard", measure)
+    other = CONFIG.model_copy(update={"min_words": 5})
+    for config, expected, num_discarded in ((CONFIG, [0, 1, 2], 0), (CONFIG, [2], 0), (other, [0, 1, 2], 1)):
+        with pytest.raises(DataError, match="cut off"):
+            run(raw, tmp_path / "resumed", evaluation, config)
+        assert (measured, capsys.readouterr().err.count("discarding the work")) == (expected, num_discarded)
+        measured.clear()
+    bad.clear()
+    assert (run(raw, tmp_path / "resumed", evaluation, other).num_pairs, measured) == (8, [2, 3])
+    run(raw, tmp_path / "whole", evaluation, other)
+    assert bytes_of(tmp_path / "resumed") == bytes_of(tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("quick")
@@ -263,22 +265,14 @@ def test_evaluation_images_get_all_threads_where_shards_share_them(
             given.append(num_threads)
             super().__init__(embedder, num_threads)
 
-    def in_this_process(function: Any, items: Iterable[Any], *_: object, **__: object) -> Iterator[Any]:
-        return map(function, items)
+    def in_this_process(_: object, resource: Any, function: Any, items: Iterable[Any], **__: object) -> Iterator[Any]:
+        return (function(None, item) for item in items)
 
     monkeypatch.setattr("align.filter.compare.ImageNetwork", Seen)
-    monkeypatch.setattr("align.filter.work_folder.in_processes", in_this_process)
+    monkeypatch.setattr("align.services.executors.executors.LocalExecutor.map", in_this_process)
     monkeypatch.setitem(globals(), "ENGINE", ENGINE.model_copy(update={"num_workers": 2, "num_threads": 4}))
     run(shards(tmp_path / "raw", 2), tmp_path, evaluation_set(tmp_path / "evaluation", noise(2)))
     assert given == [2, 2, 4]  # two shards, then the images
-
-
-def test_other_parameters_do_not_resume_old_work(tmp_path: Path) -> None:
-    raw = shards(tmp_path / "raw", 2)
-    run(raw, tmp_path, part=Portion(range(2)))
-    other = CONFIG.model_copy(update={"min_words": 5})
-    with pytest.raises(DataError, match="no work under these parameters"):
-        run(raw, tmp_path, config=other, part=Portion(finish=True))
 
 
 def test_opted_out_pairs_are_dropped_first(tmp_path: Path) -> None:

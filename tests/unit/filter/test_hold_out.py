@@ -11,15 +11,13 @@ from PIL import Image
 
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig
-from align.durable.work import Portion
 from align.errors import DataError
 from align.filter import hold_out
-from align.filter.filter import ALL, FilterFolders, filter_pairs
+from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.report import FilterReport
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.align_tar import held_out_sets
 from tests.support.evaluation_sets import write_set
-from tests.support.killing import digests
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_filter import noise, quicken, shards, stock_folder
 
@@ -56,13 +54,11 @@ def pairs() -> list[tuple[str | None, bytes | None]]:
     return [*rows, *(("one text for three", noise(100 + index)) for index in range(3))]
 
 
-def run(
-    raw: Path, out: Path, config: FilterConfig = CONFIG, part: Portion = ALL, evaluation: Path | None = None
-) -> FilterReport | None:
+def run(raw: Path, out: Path, config: FilterConfig = CONFIG, evaluation: Path | None = None) -> FilterReport:
     (out / "none").mkdir(parents=True, exist_ok=True)
     none = out / "none"
     folders = FilterFolders(raw, evaluation or none, none, out / "filtered", out / "reports")
-    return filter_pairs(config, ENGINE, folders, part)
+    return filter_pairs(config, ENGINE, folders)
 
 
 def decided(out: Path) -> list[dict[str, object]]:
@@ -76,7 +72,6 @@ def filtered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FilterRepo
     with pytest.MonkeyPatch.context() as patch:
         quicken(patch)
         report = run(stock_folder(out / "raw", pairs()), out)
-    assert report is not None
     [one] = held_out_sets(out / "filtered")
     return out, report, one
 
@@ -138,15 +133,9 @@ def test_what_stays_and_shows_the_same_is_dropped_by_i5(tmp_path: Path, monkeypa
     assert kept and not kept & chosen
 
 
-def test_ranges_and_more_data_choose_the_same(tmp_path: Path) -> None:
-    raw = shards(tmp_path / "raw", 5)
+def test_more_data_chooses_the_same(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"hold_out": 0.5})
-    run(raw, tmp_path / "whole", config)
-    for part in (range(3, 5), range(3), range(3, 5), range(3)):
-        assert run(raw, tmp_path / "parts", config, Portion(part)) is None
-    run(raw, tmp_path / "parts", config, Portion(finish=True))
-    for name in ("filtered", "reports"):
-        assert digests(tmp_path / "parts" / name) == digests(tmp_path / "whole" / name)
+    run(shards(tmp_path / "raw", 5), tmp_path / "whole", config)
     run(shards(tmp_path / "more", 9), tmp_path / "larger", config)
     [few], [many] = (held_out_sets(tmp_path / name / "filtered") for name in ("whole", "larger"))
     before, after = ({image.key for image in one.images} for one in (few, many))
@@ -157,7 +146,7 @@ def test_ranges_and_more_data_choose_the_same(tmp_path: Path) -> None:
 def test_nothing_is_held_out_by_default(tmp_path: Path) -> None:
     raw = shards(tmp_path / "raw", 2)
     report = run(raw, tmp_path, CONFIG.model_copy(update={"hold_out": 0.0}))
-    assert report is not None and report.num_held_out == 0 and report.evaluation_sets == {}
+    assert report.num_held_out == 0 and report.evaluation_sets == {}
     assert not (tmp_path / "filtered/held_out").exists()
     assert all(row["keep"] for row in decided(tmp_path))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
+from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
 from tests.support.warc_records import page, picture, write_archive
@@ -131,13 +132,21 @@ def test_a_retry_leaves_out_what_can_pass_no_more(tmp_path: Path) -> None:
     assert outcomes(tmp_path)["a text of more words"] == ("failed_to_download", "HTTP 503")
 
 
-def test_another_cut_fetches_no_finished_shard_again(tmp_path: Path) -> None:
+def cut_off(*_: object) -> None:
+    raise DataError("cut off")
+
+
+def test_another_cut_fetches_no_finished_shard_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it discard unfinished work: what the first cut left out the filter counts, and a retry fetches it."""
     with WebServer() as server:
         arguments = table_of(server, tmp_path, PAIRS)
-        assert main([*arguments, "--shards", "0-1"]) == 0
-        made = {path: path.stat() for path in (tmp_path / ".raw.part").glob("0000*")}
-        assert main([*arguments, "--set", "filter.min_words=2", "--shards", "0-1"]) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr("align.ingest.ingest.write_raw_manifest", cut_off)
+            assert main(arguments) == 1
+            for path in (tmp_path / ".raw.part").glob("00002*"):
+                path.unlink()
+            made = {path: path.stat() for path in (tmp_path / ".raw.part").glob("0000*")}
+            assert main([*arguments, "--set", "filter.min_words=2"]) == 1
         assert len(made) == 6
         assert {path: path.stat() for path in made} == made
         assert main([*arguments, "--set", "filter.min_words=2"]) == 0
@@ -148,7 +157,7 @@ def test_another_cut_fetches_no_finished_shard_again(tmp_path: Path) -> None:
     assert resumed == outcomes(tmp_path / "at once")
 
 
-def test_what_comes_from_the_source_itself_is_never_left_out(tmp_path: Path) -> None:
+def test_what_comes_from_the_source_itself_is_never_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An archive's own pictures and those within a page cost nothing; and the filter's cuts are not in the key."""
     inline = f"data:image/png;base64,{base64.b64encode(picture(20, 20, 'red')).decode()}"
     html = f'<img src="/own.png" alt="own"><img src="{inline}" alt="inline"><img src="/far.png" alt="far">'
@@ -159,12 +168,15 @@ def test_what_comes_from_the_source_itself_is_never_left_out(tmp_path: Path) -> 
         settings = [f"paths.archive={archive}", f"ingest.images_from={images_from}", "engine.num_workers=1"]
         settings += [f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime", "policy")]
         arguments = ["ingest", *(word for setting in settings for word in ("--set", setting))]
-        assert main([*arguments, "--shards", "0"]) == 0
         if images_from == "archive":
-            key = (tmp_path / ".raw.part/.work.json").read_text()
-            assert main([*arguments, "--set", "filter.min_words=2", "--shards", "0"]) == 0
-            assert (tmp_path / ".raw.part/.work.json").read_text() == key
-        assert main([*arguments, "--finish"]) == 0
+            keys = set()
+            with monkeypatch.context() as patch:
+                patch.setattr("align.ingest.ingest.write_raw_manifest", cut_off)
+                for cut in ("filter.min_words=2", "filter.min_words=3"):
+                    assert main([*arguments, "--set", cut]) == 1
+                    keys.add((tmp_path / ".raw.part/.work.json").read_text())
+            assert len(keys) == 1
+        assert main(arguments) == 0
         found[images_from] = {text: status for text, (status, _) in outcomes(tmp_path).items()}
     assert found == {
         "archive": {"own": "success", "inline": "success", "far": "failed_to_download"},

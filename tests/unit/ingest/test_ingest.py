@@ -250,13 +250,13 @@ def test_the_report_folder_is_replaced_whole_or_stays(
     assert [path.name for path in reports.parent.iterdir()] == ["ingest"]
 
 
-def test_worker_processes_share_the_bounds_of_requests() -> None:
+def test_tasks_at_once_share_the_bounds_of_requests() -> None:
     download = PARAMS.section(DownloadConfig).model_copy(
         update={"max_connections": 10, "max_connections_per_host": 1, "max_requests_per_host_per_s": 6.0}
     )
-    share = share_of(download, num_workers=4, num_shards=3)
+    share = share_of(download, 3)
     assert (share.max_connections, share.max_connections_per_host, share.max_requests_per_host_per_s) == (3, 1, 2.0)
-    assert share_of(download, num_workers=1, num_shards=3) == download
+    assert share_of(download, 1) == download
 
 
 def test_retry_failed_asks_for_what_may_come_and_for_nothing_else(

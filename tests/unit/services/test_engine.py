@@ -14,8 +14,8 @@ from align.services.engine import open_engine
 
 def config(folder: Path, memory_limit: str = "100MB", num_threads: int | None = 2) -> EngineConfig:
     return EngineConfig(
-        runner="duckdb", spark_master="local[*]", num_workers=None, memory_limit=memory_limit, num_threads=num_threads,
-        temp_directory=folder,
+        runner="local", spark_master="local[*]", sbatch=(), num_workers=None, memory_limit=memory_limit,
+        num_threads=num_threads, temp_directory=folder,
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,20 +12,18 @@ import align.services.s3.store
 import align.services.store_work
 from align.config.infrastructure import StoreConfig
 from align.durable.files import is_temporary
+from align.durable.pieces import Piece, Pieces
 from align.errors import CorruptError, DataError, FormatError, ServiceError
 from align.interfaces.store import StoredObject
-from align.pieces import Outcome, Piece, Pieces
 from align.services.s3 import client as store_client
 from align.services.s3.locations import Stat
-from align.services.store_work import StoreWork
+from align.services.store_work import SmallObjects, StoreWork, require_conditions
+from tests.support import local_store
 
 LOCATION = "s3://bucket/work/ingest/key"
-CONFIG = StoreConfig(
-    objects=None, checkpoints=None, work="s3://bucket/work", cache=Path("cache"), part_size_mb=5, num_connections=1,
-    num_retries=5, timeout_s=60.0, features=None,
-)  # fmt: skip
+CONFIG = local_store.config(Path(), objects="s3://bucket/tars", work="s3://bucket/work", num_retries=5)
 FILES = ["0.tar", "0_stats.json", "0.parquet"]
-PIECE = Piece("0", FILES[-1], lambda: FILES[:-1], "shard 0")
+PIECE = Piece("0", FILES[-1], lambda: FILES[:-1])
 
 
 class Client:
@@ -35,16 +32,13 @@ class Client:
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.num_downloads = 0
-        self.configs: list[tuple[str, StoreConfig]] = []
         self.before_download: Callable[[int], None] = lambda number: None
 
     def read_small(self, config: StoreConfig, uri: str, max_bytes: int) -> StoredObject | None:
-        self.configs.append((uri, config))
         data = self.objects.get(uri)
         return None if data is None else StoredObject(data, etag(data), 0.0)
 
     def write_if(self, config: StoreConfig, uri: str, data: bytes, condition: str | None) -> str | None:
-        self.configs.append((uri, config))
         if condition != (etag(self.objects[uri]) if uri in self.objects else None):
             return None
         self.objects[uri] = data
@@ -62,6 +56,9 @@ class Client:
         file.write(self.objects[uri])
         return hashlib.sha256(self.objects[uri]).hexdigest()
 
+    def list_objects(self, config: StoreConfig, bucket: str, prefix: str) -> list[str]:
+        return [uri.removeprefix("s3://bucket/") for uri in self.objects if uri.startswith(f"s3://{bucket}/{prefix}")]
+
     def put(self, name: str, sha256: str, text: bytes) -> dict[str, Any]:
         self.objects[f"{LOCATION}/objects/{sha256}"] = text
         return {"name": name, "sha256": sha256, "num_bytes": len(text)}
@@ -74,7 +71,7 @@ def etag(data: bytes) -> str:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     made = Client()
-    for name in ("read_small", "write_if", "stat", "upload", "download"):
+    for name in ("read_small", "write_if", "stat", "upload", "download", "list_objects"):
         monkeypatch.setattr(store_client, name, getattr(made, name))
         if hasattr(align.services.s3.store, name):
             monkeypatch.setattr(align.services.s3.store, name, getattr(made, name))
@@ -82,7 +79,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
 
 
 def work() -> StoreWork:
-    return StoreWork(CONFIG, LOCATION, 60.0)
+    return StoreWork(CONFIG, LOCATION)
 
 
 def make(folder: Path, whose: str) -> list[str]:
@@ -113,10 +110,10 @@ def test_a_take_over_that_is_cut_off_leaves_ones_own_piece_whole(client: Client,
     client.before_download = cut_off
     (tmp_path / "one").mkdir()
     with pytest.raises(ServiceError, match="cut off"):
-        Pieces(tmp_path / "one", work()).make(PIECE, overtaken, bring=False)
+        Pieces(tmp_path / "one", work()).make(PIECE, overtaken)
     assert found(tmp_path / "one") == {name: f"one {name}" for name in FILES}
     assert not [path for path in (tmp_path / "one").iterdir() if is_temporary(path)]
-    assert Pieces(tmp_path / "one", work()).make(PIECE, overtaken) == Outcome(True)
+    assert Pieces(tmp_path / "one", work()).make(PIECE, overtaken) is None  # it is complete, but not yet published
     assert found(tmp_path / "one") == {name: f"other {name}" for name in FILES}
 
 
@@ -163,7 +160,7 @@ def test_files_that_no_piece_has_are_refused(client: Client, tmp_path: Path, nam
     done = {"schema_version": 1, "files": [stored, last]}
     client.objects[f"{LOCATION}/done/0.json"] = json.dumps(done).encode()
     with pytest.raises(CorruptError, match=r"^s3://bucket/work/ingest/key/done/0.json: names the file"):
-        Pieces(tmp_path, work()).make(PIECE, lambda: None)
+        Pieces(tmp_path, work()).bring([PIECE])
     assert found(tmp_path) == {".work.json": "ours"}
 
 
@@ -174,7 +171,7 @@ def test_a_piece_ends_with_its_last_file(client: Client, tmp_path: Path, names: 
     done = json.dumps({"schema_version": 1, "files": files})
     client.objects[f"{LOCATION}/done/0.json"] = done.encode()
     with pytest.raises(CorruptError, match=r"done/0.json: (does not end with|names) the file '0.parquet'"):
-        Pieces(tmp_path, work()).make(PIECE, lambda: None)
+        Pieces(tmp_path, work()).bring([PIECE])
     assert found(tmp_path) == {}
 
 
@@ -221,12 +218,34 @@ def test_what_is_missing_or_cannot_be_read_is_told_with_its_uri(client: Client, 
         work().has("0")
 
 
-def test_renewals_give_up_before_the_lease_ends(client: Client) -> None:
-    short = StoreWork(CONFIG, LOCATION, 0.06)
-    with short.claim("0") as mine:
-        assert mine
-        while len(client.configs) < 4:
-            time.sleep(0.01)
-    (_, taken), *_, (_, renewed) = client.configs
-    assert (taken.timeout_s, taken.num_retries) == (60.0, 5)
-    assert renewed.timeout_s == pytest.approx(0.01) and renewed.num_retries == 1
+@pytest.mark.parametrize("ignores", [True, False])
+def test_a_server_that_ignores_conditions_is_refused(
+    client: Client, monkeypatch: pytest.MonkeyPatch, ignores: bool
+) -> None:
+    monkeypatch.setattr(store_client, "remove", lambda config, uri: client.objects.pop(uri, None))
+    objects = SmallObjects(CONFIG, LOCATION)
+    if ignores:
+        monkeypatch.setattr(
+            store_client, "write_if", lambda config, uri, data, condition: client.objects.update({uri: data}) or "etag"
+        )
+        with pytest.raises(ServiceError, match=r"ignores the condition of a write \(If-None-Match\)"):
+            require_conditions(objects, "probe", LOCATION)
+    else:
+        require_conditions(objects, "probe", LOCATION)
+    assert client.objects == {}
+
+
+def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("align.durable.pieces._scratch", [tmp_path / "machine"])
+    pieces = Pieces(tmp_path / "nowhere", work()).here()
+    assert pieces.folder.parent == tmp_path / "machine" and pieces.here() == pieces
+    assert pieces.make(PIECE, lambda: make(pieces.folder, "one")) == FILES
+    assert found(pieces.folder) == {}
+    assert pieces.make(PIECE, lambda: make(pieces.folder, "another")) is None
+    assert pieces.missing([PIECE, Piece("1", "1.parquet")]) == [Piece("1", "1.parquet")]
+    pieces.bring([PIECE])
+    assert found(pieces.folder) == {name: f"one {name}" for name in FILES}
+    with pytest.raises(DataError, match=r"1\.parquet: missing; run the stage again"):
+        pieces.bring([Piece("1", "1.parquet")])

@@ -13,7 +13,6 @@ import webdataset
 from PIL import Image
 
 from align.durable.files import sha256_file
-from align.durable.work import ALL, Portion
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
@@ -24,7 +23,7 @@ from align.shard.shard import shard
 from align.shard.writer import write_shard
 from tests.support import small_data
 from tests.support.small_data import Pair
-from tests.support.small_shards import CONFIG, STORE, folders, make_shards, many_pairs
+from tests.support.small_shards import CONFIG, ENGINE, STORE, folders, make_shards, many_pairs
 
 
 def jpeg(image: Image.Image) -> bytes:
@@ -140,8 +139,7 @@ def test_nothing_to_train_on_is_one_clear_error(tmp_path: Path, pairs: list[Pair
     assert not (tmp_path / "shards").exists()
 
 
-@pytest.mark.parametrize("portion", [ALL, Portion(range(1)), Portion(finish=True)], ids=["all", "range", "finish"])
-def test_a_verdict_on_other_decisions_does_not_count(tmp_path: Path, portion: Portion) -> None:
+def test_a_verdict_on_other_decisions_does_not_count(tmp_path: Path) -> None:
     """`align filter` and `align shard` on another folder do not go through on this one's verdict."""
     small_data.write(tmp_path, many_pairs())
     small_data.write(tmp_path / "other", many_pairs(61))
@@ -150,21 +148,27 @@ def test_a_verdict_on_other_decisions_does_not_count(tmp_path: Path, portion: Po
     bypass = replace(folders(tmp_path), raw=other / "raw", filtered=other / "filtered")
     line = rf"verdict\.json: this verdict is about other data than {other / 'filtered'}; run `align validate` with the "
     with pytest.raises(DataError, match=line + "same paths, then `align shard`"):
-        shard(CONFIG, STORE, bypass, num_workers=1, portion=portion)
+        shard(CONFIG, STORE, bypass, ENGINE)
     assert not (tmp_path / "shards").exists()
 
 
-def test_decisions_that_the_filter_replaced_after_the_gate_are_refused(tmp_path: Path) -> None:
+def test_decisions_that_the_filter_replaced_after_the_gate_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_data.write(tmp_path, many_pairs())
     path = tmp_path / "filtered/decisions.parquet"
     small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(tmp_path / "filtered"))
-    for number in range(5):
-        shard(CONFIG, STORE, folders(tmp_path), num_workers=1, portion=Portion(range(number, number + 1)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("align.shard.shard.finish", interrupt)  # all shards are made
+        shard(CONFIG, STORE, folders(tmp_path), ENGINE)
     pq.write_table(pq.read_table(path).slice(1), path)  # as a filter with a stricter rule would
-    for portion in (Portion(finish=True), ALL):
-        with pytest.raises(DataError, match="about other data"):
-            shard(CONFIG, STORE, folders(tmp_path), num_workers=1, portion=portion)
+    with pytest.raises(DataError, match="about other data"):
+        shard(CONFIG, STORE, folders(tmp_path), ENGINE)
     assert not (tmp_path / "shards").exists()
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_kept_image_without_bytes_is_an_error(tmp_path: Path) -> None:

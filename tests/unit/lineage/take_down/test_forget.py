@@ -224,7 +224,7 @@ def test_the_command_records_once_and_purges_only_when_told_to(
     for left in ("data/.shards.part", "data/.index.old"):
         Path(left).mkdir()
     with Path("data/.shards.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # as while a range of shards is made
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as while shards are made
         assert main(["forget", "--purge", "--yes"]) == 1
     said = capsys.readouterr()
     assert "data/raw: 1 pictures and the texts of 1 pairs, out of 1 rewritten shards" in said.out

@@ -1,0 +1,118 @@
+"""The pieces of a work folder: files that one task makes together, on this machine or on another.
+
+A piece is complete when its last file is there, so a task that is done twice changes nothing. Tasks of one machine, and
+of machines that share a disk, work in one folder; a lock of the system lets one at a time make a piece. Machines that
+share no disk each have a folder of their own, and give finished pieces to a store (`store.work`): there the first one
+that is whole counts, and nobody waits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from align.display.console import say
+from align.durable.locks import take
+from align.durable.processes import in_threads
+from align.durable.work import CLAIMS
+from align.errors import DataError
+from align.interfaces.store import SharedPieces
+
+T = TypeVar("T")
+
+#: Pieces that are brought at the same time.
+_NUM_THREADS = 8
+#: A folder of this machine, if a cluster has sent this process a task.
+_scratch: list[Path] = []
+
+
+def work_in(scratch: Path) -> None:
+    """Says that this process does tasks of a cluster, in a folder of this machine."""
+    _scratch[:] = [scratch]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Files of a work folder that are made together.
+
+    Attributes:
+        name: such as `plan`, `00000`.
+        last: the file that gets its name last: the piece is complete if it exists.
+        others: returns the other files of a complete piece, by their path in the folder.
+    """
+
+    name: str
+    last: str
+    others: Callable[[], Sequence[str]] = tuple
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of a stage. Can be pickled if `shared` can.
+
+    Attributes:
+        folder: the work folder.
+        shared: where machines without a common disk share finished pieces; None: all see the folder.
+    """
+
+    folder: Path
+    shared: SharedPieces | None = None
+
+    def here(self) -> Pieces:
+        """The same pieces in the folder of this machine. A task of a cluster begins with this."""
+        if self.shared is None or not _scratch:
+            return self
+        folder = _scratch[0] / hashlib.sha256(self.shared.location.encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        return replace(self, folder=folder)
+
+    def make(self, piece: Piece, make: Callable[[], T]) -> T | None:
+        """Makes a piece, unless it is complete; then the result is None.
+
+        Raises:
+            DataError, CorruptError, ServiceError: as `SharedPieces.publish`.
+        """
+        (self.folder / CLAIMS).mkdir(exist_ok=True)
+        with (self.folder / CLAIMS / f"{piece.name}.lock").open("a+") as lock:  # the system ends it with its process
+            if not take(lock):
+                say(f"waiting for {piece.name}, which another process makes")
+                take(lock, patience_s=None)
+            made = None
+            if not (self.folder / piece.last).exists():
+                if self.shared is not None and self.shared.has(piece.name):
+                    return None
+                made = make()
+            self.share(piece)
+        if self.shared is not None and _scratch:  # the disk of a cluster's machine holds what its tasks read
+            for file in (piece.last, *piece.others()):
+                (self.folder / file).unlink(missing_ok=True)
+        return made
+
+    def share(self, piece: Piece) -> None:
+        """Gives a complete piece of this folder to the other machines."""
+        if self.shared is not None:
+            self.shared.publish(piece.name, self.folder, [*piece.others(), piece.last])
+
+    def bring(self, pieces: Iterable[Piece]) -> None:
+        """Brings complete pieces here, unless they are here.
+
+        Raises:
+            DataError: a piece is not complete anywhere, or as `SharedPieces.fetch`.
+            CorruptError, ServiceError: as `SharedPieces.fetch`.
+        """
+        for _ in in_threads(
+            self._bring, [one for one in pieces if not (self.folder / one.last).exists()], _NUM_THREADS
+        ):
+            pass
+
+    def _bring(self, piece: Piece) -> None:
+        if self.shared is None or not self.shared.fetch(piece.name, self.folder, piece.last):
+            raise DataError(f"{self.folder / piece.last}: missing; run the stage again")
+
+    def missing(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """Those that are complete nowhere, with one question to the store."""
+        finished = self.shared.finished() if self.shared else frozenset()
+        return [one for one in pieces if one.name not in finished and not (self.folder / one.last).exists()]

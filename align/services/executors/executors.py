@@ -1,0 +1,72 @@
+"""Opens the executor that `engine.runner` names, and the one that is this machine's own processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.config.infrastructure import EngineConfig
+from align.durable.processes import in_processes_with
+from align.interfaces.executor import Executor, In, Kept, Out
+
+#: Of a Spark Connect server, which does SQL and no tasks of Python.
+CONNECT = "sc://"
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """See `Executor`: worker processes of this machine, which end with this process.
+
+    Attributes:
+        num_workers: processes; None: one per core.
+    """
+
+    num_workers: int | None = None
+    is_cluster = False
+
+    @property
+    def num_at_once(self) -> int:
+        """See `Executor`."""
+        return self.num_workers or os.cpu_count() or 1
+
+    def map(
+        self,
+        resource: Callable[[], AbstractContextManager[Kept]],
+        function: Callable[[Kept, In], Out],
+        items: Sequence[In],
+        *,
+        name_of: Callable[[In], str] = str,
+        instead: Callable[[In], Out] | None = None,
+    ) -> Iterator[Out]:
+        """See `Executor`."""
+        count = min(self.num_at_once, len(items)) or 1
+        return in_processes_with(resource, function, items, count, name_of=name_of, instead=instead)
+
+
+@contextmanager
+def open_executor(config: EngineConfig, folder: Path) -> Iterator[Executor]:
+    """Opens the executor.
+
+    Args:
+        config: section `engine`.
+        folder: for its scratch files, unless `engine.temp_directory` is set.
+
+    Raises:
+        ServiceError: the cluster is unavailable.
+    """
+    scratch = (config.temp_directory or folder).resolve()
+    if config.runner == "spark" and not config.spark_master.startswith(CONNECT):
+        from align.services.executors.spark_tasks import SparkExecutor
+        from align.services.spark_engine import open_session
+
+        with open_session(config, scratch) as session:
+            yield SparkExecutor(session, config.num_workers)
+    elif config.runner == "slurm":
+        from align.services.executors.slurm import SlurmExecutor
+
+        yield SlurmExecutor(scratch, config.sbatch, config.num_workers)
+    else:
+        yield LocalExecutor(config.num_workers)

@@ -1,0 +1,82 @@
+"""Tasks on a Spark cluster: Spark retries them, repeats slow ones if it is told to, and counts them.
+
+Each machine needs this environment: `spark.archives` brings it, or it is installed there.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from align.durable.processes import in_threads
+from align.interfaces.executor import In, Kept, Out
+from align.services.executors import task
+from align.services.spark_engine import clear_errors
+
+#: Items of one job of Spark, for each task at once. Two jobs run at a time, so that none waits for another's last task.
+_TASKS_PER_JOB = 4
+_JOBS = 2
+
+
+class SparkExecutor:
+    """See `Executor`.
+
+    Args:
+        session: a classic one.
+        num_at_once: None: as many as the cluster has cores for this application.
+    """
+
+    is_cluster = True
+
+    def __init__(self, session: Any, num_at_once: int | None) -> None:
+        self._context = session.sparkContext
+        self._num_at_once = num_at_once
+
+    @property
+    def num_at_once(self) -> int:
+        """See `Executor`."""
+        return self._num_at_once or int(self._context.defaultParallelism)
+
+    def map(
+        self,
+        resource: Callable[[], AbstractContextManager[Kept]],
+        function: Callable[[Kept, In], Out],
+        items: Sequence[In],
+        *,
+        name_of: Callable[[In], str] = str,
+        instead: Callable[[In], Out] | None = None,
+    ) -> Iterator[Out]:
+        """See `Executor`."""
+        del instead  # Spark names no culprit
+        step = partial(_partition, resource, function, str(Path.cwd()), secrets.token_bytes(8))
+        size = max(1, self.num_at_once * _TASKS_PER_JOB // _JOBS)
+        jobs = [items[start : start + size] for start in range(0, len(items), size)]
+
+        def run(some: Sequence[In]) -> list[task.Result[Out]]:
+            names = ", ".join(name_of(item) for item in some[:3]) + (", ..." if len(some) > 3 else "")
+            with clear_errors(f"{names}: "):
+                done: list[task.Result[Out]] = self._context.parallelize(some, len(some)).mapPartitions(step).collect()
+                return done
+
+        for results in in_threads(run, jobs, _JOBS):
+            for result in results:
+                yield result.get()
+
+
+def _partition(
+    resource: Callable[[], AbstractContextManager[Kept]],
+    function: Callable[[Kept, In], Out],
+    folder: str,
+    opened_as: bytes,
+    items: Iterable[In],
+) -> Iterator[task.Result[Out]]:
+    """The items of a task, on a worker of Spark. Its folder there ends with the application."""
+    from pyspark import SparkFiles
+
+    scratch = Path(SparkFiles.getRootDirectory())
+    for item in items:
+        yield task.do(resource, function, item, folder=folder, scratch=scratch, opened_as=opened_as)

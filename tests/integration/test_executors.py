@@ -1,0 +1,164 @@
+"""The stages of the data, done by each executor: the same bytes, and a task that is lost is done again."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from align.formats.filtered import decisions_digest
+from tests.support import ROOT, slurm, small_data, wait_until
+from tests.support.killing import digests, fresh
+from tests.support.params import PARAMS_FILE
+from tests.support.s3_server import S3Server, serve
+from tests.support.spark import running_cluster
+
+SETTINGS = (
+    "paths.archive=s3://crawl/archive.warc.gz", "paths.evaluation=none", "store.objects=s3://crawl/tars",
+    "ingest.max_pages=25", "ingest.shard_size=250", "ingest.skip_hopeless=false", "filter.num_frequent_ngrams=5000",
+    "shard.images_per_shard=25", "shard.val_fraction=0.1", "shard.test_fraction=0.1", "engine.memory_limit=200MB",
+)  # fmt: skip
+OUTS = ("data/raw", "data/filtered", "data/shards")
+S3_ONLY = "store.work=s3://crawl/work"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with serve(tmp_path_factory.mktemp("s3") / "server") as running:
+        running.make_bucket("crawl")
+        with closing(running._client()) as s3:
+            s3.upload_file(str(ROOT / "data/sample/archive.warc.gz"), "crawl", "archive.warc.gz")
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.use(monkeypatch)
+
+
+def run(stage: str, *settings: str) -> int:
+    words = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    return main([stage, "--params", str(PARAMS_FILE), *words])
+
+
+def pipeline(folder: Path, *settings: str) -> dict[str, str]:
+    """ingest, filter and shard in a folder of their own; what they made."""
+    fresh(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "none").mkdir()
+        assert run("ingest", *settings) == 0
+        assert run("filter", *settings) == 0
+        filtered = folder / "data/filtered"
+        small_data.write_verdict(folder / "reports/quality", passed=True, data=decisions_digest(filtered))
+        assert run("shard", *settings) == 0
+    return made(folder)
+
+
+def made(folder: Path) -> dict[str, str]:
+    return {f"{out}/{name}": digest for out in OUTS for name, digest in digests(folder / out).items()}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> dict[str, str]:
+    """What this machine's own processes make."""
+    with pytest.MonkeyPatch.context() as patch:
+        server.use(patch)
+        expected = pipeline(tmp_path_factory.mktemp("local") / "project", "engine.num_workers=2")
+    assert len([name for name in expected if name.startswith("data/raw/") and name.endswith(".parquet")]) >= 2
+    assert len([name for name in expected if name.startswith("data/shards/train/")]) == 0  # the tars are in the store
+    return expected
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for SLURM; its folder."""
+    folder = slurm.install(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+@pytest.mark.costs(60, "the stages of the data, in tasks that are processes of their own")
+@pytest.mark.parametrize("shares", [(), (S3_ONLY,)], ids=["a folder", "s3"])
+def test_arrays_of_slurm_make_the_same_bytes(
+    tmp_path: Path, cluster: Path, server: S3Server, local: dict[str, str], shares: tuple[str, ...]
+) -> None:
+    options = ("engine.runner=slurm", "engine.sbatch=[--partition=cpu, --mem=4G]", "engine.num_workers=2")
+    (cluster / "lose").write_text("2")  # the first two tasks end before they have begun
+    assert pipeline(tmp_path / "project", *options, *shares) == local
+    calls = (cluster / "calls").read_text().splitlines()
+    assert len(calls) >= 6 and all("'--partition=cpu', '--mem=4G'" in call and "%2'" in call for call in calls)
+    assert not (cluster / "lose").exists()
+    left = [path for path in (tmp_path / "project").rglob("*") if "align-array" in path.name or ".part" in path.name]
+    assert left == []
+    pieces = [key for key in server.keys("crawl") if key.startswith("work/") and "/done/" in key]
+    assert bool(pieces) == bool(shares)
+
+
+@pytest.mark.full
+@pytest.mark.patience(1200, "Spark's machines start anew, and lose a worker")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
+@pytest.mark.parametrize("shares", [(), (S3_ONLY,)], ids=["a folder", "s3"])
+def test_spark_makes_the_same_bytes(
+    tmp_path: Path, server: S3Server, local: dict[str, str], shares: tuple[str, ...]
+) -> None:
+    driver = fresh(tmp_path / "driver")
+    project = driver / "project"
+    passed = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    (tmp_path / "cluster").mkdir()
+    with running_cluster(tmp_path / "cluster", blind_to=driver if shares else None, environment=passed) as spark:
+        options = (
+            "engine.runner=spark",
+            f"engine.spark_master={spark.url}",
+            f"engine.temp_directory={project / 'tmp'}",
+        )
+        assert pipeline(project, *options, *shares) == local
+        for number in range(2):
+            assert list((spark.folder / f"worker{number}").glob("app-*/*")), "a worker had nothing to do"
+
+
+@pytest.mark.full
+@pytest.mark.patience(1200, "Spark's machines start anew, and lose two workers and the driver")
+def test_lost_workers_and_a_lost_driver_cost_only_the_tasks_at_work(tmp_path: Path, server: S3Server) -> None:
+    """A worker is killed in the scan, the driver and then another worker while pictures are stored."""
+    with closing(server._client()) as s3:
+        for number in range(6):
+            s3.copy_object(Bucket="crawl", Key=f"many/{number}.warc.gz", CopySource="crawl/archive.warc.gz")
+    more = ("paths.archive=s3://crawl/many/*.warc.gz", "store.work=s3://crawl/lost", "ingest.shard_size=200")
+    expected, folder = fresh(tmp_path / "local"), fresh(tmp_path / "driver/project")
+    assert subprocess.run(ingest(*more), cwd=expected, check=False).returncode == 0
+    passed = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    (tmp_path / "cluster").mkdir()
+
+    def done(prefix: str = "") -> dict[str, str]:
+        with closing(server._client()) as s3:
+            found = s3.list_objects_v2(Bucket="crawl", Prefix="lost/").get("Contents", [])
+        return {one["Key"]: str(one["LastModified"]) for one in found if f"/done/{prefix}" in one["Key"]}
+
+    with running_cluster(
+        tmp_path / "cluster", num_workers=3, blind_to=tmp_path / "driver", environment=passed
+    ) as spark:
+        command = ingest(*more, "engine.runner=spark", f"engine.spark_master={spark.url}")
+        driver = subprocess.Popen(command, cwd=folder)
+        wait_until(lambda: len(done("scan-")) >= 1, alive=lambda: driver.poll() is None)
+        spark.kill_worker(0)
+        wait_until(lambda: len(done("0")) >= 2, alive=lambda: driver.poll() is None)
+        driver.kill()
+        driver.wait(60)
+        before = done()
+        assert len(done("scan-")) == 6 and len(done("0")) < 10, before
+        driver = subprocess.Popen(command, cwd=folder)
+        wait_until(lambda: len(done("0")) > len(before) - 7 + 1, alive=lambda: driver.poll() is None)
+        spark.kill_worker(1)
+        assert driver.wait(300) == 0
+    assert digests(folder / "data/raw") == digests(expected / "data/raw")
+    assert before.items() <= done().items()  # nothing finished was done again
+
+
+def ingest(*settings: str) -> list[str]:
+    words = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    return [sys.executable, "-m", "align.cli", "ingest", "--params", str(PARAMS_FILE), *words]

@@ -137,7 +137,7 @@ COMMANDS = {
         ("paths",),
         (
             "align init mine --profile photographs --set paths.archive=photos",
-            "align init mine --set paths.archive=s3://bucket/pairs --set ingest.source=shards",
+            "align init shop --set paths.archive=s3://bucket/pairs --set ingest.source=shards",
         ),
         commands.init,
     ),

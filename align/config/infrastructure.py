@@ -70,7 +70,7 @@ class StoreConfig(Section):
     def _reachable(self) -> Self:
         if self.work is not None and not (self.objects or "").startswith("s3://"):
             raise ValueError(
-                f"store.objects: {self.objects} is nothing that machines have which share only store.work; name s3://..."
+                f"store.objects: {self.objects}: machines that share only store.work need the tars in s3://..., too"
             )
         return self
 

@@ -90,12 +90,10 @@ class StoredObject:
     Attributes:
         data: its bytes.
         etag: names its content, and is the condition of a write that replaces it.
-        age_s: since it was written, by the server's clock.
     """
 
     data: bytes
     etag: str
-    age_s: float
 
 
 class ConditionalObjects(Protocol):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,6 +133,8 @@ def open_session(config: EngineConfig, scratch: Path) -> Iterator[Any]:
             "engine.runner is spark, but pyspark is not installed; pip install 'align-mlops[spark]', or set local"
         ) from None
     master = config.spark_master
+    if master.startswith("local"):
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else it is any python3 of the path
     connect = master.startswith("sc://")
     if not connect and not (
         shutil.which("java") or (Path(os.environ.get("JAVA_HOME", "/nowhere")) / "bin/java").exists()

@@ -17,9 +17,8 @@ from align.interfaces.executor import In, Kept, Out
 from align.services.executors import task
 from align.services.spark_engine import clear_errors
 
-#: Items of one job of Spark, for each task at once. Two jobs run at a time, so that none waits for another's last task.
-_TASKS_PER_JOB = 4
-_JOBS = 2
+#: Items of one job of Spark, for each task at once.
+_ITEMS_PER_TASK = 4
 
 
 class SparkExecutor:
@@ -27,7 +26,8 @@ class SparkExecutor:
 
     Args:
         session: a classic one.
-        num_at_once: None: as many as the cluster has cores for this application.
+        num_at_once: a bound. None: as many as the cluster has cores for this application; then two jobs run at a time,
+            so that none waits for another's last task.
     """
 
     is_cluster = True
@@ -53,16 +53,18 @@ class SparkExecutor:
         """See `Executor`."""
         del instead  # Spark names no culprit
         step = partial(_partition, resource, function, str(Path.cwd()), secrets.token_bytes(8))
-        size = max(1, self.num_at_once * _TASKS_PER_JOB // _JOBS)
+        size = self.num_at_once * _ITEMS_PER_TASK
         jobs = [items[start : start + size] for start in range(0, len(items), size)]
+        num_tasks = self._num_at_once or size
 
         def run(some: Sequence[In]) -> list[task.Result[Out]]:
             names = ", ".join(name_of(item) for item in some[:3]) + (", ..." if len(some) > 3 else "")
             with clear_errors(f"{names}: "):
-                done: list[task.Result[Out]] = self._context.parallelize(some, len(some)).mapPartitions(step).collect()
+                tasks = self._context.parallelize(some, min(num_tasks, len(some)))
+                done: list[task.Result[Out]] = tasks.mapPartitions(step).collect()
                 return done
 
-        for results in in_threads(run, jobs, _JOBS):
+        for results in in_threads(run, jobs, 1 if self._num_at_once else 2):
             for result in results:
                 yield result.get()
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -188,7 +187,7 @@ def read_small(config: StoreConfig, uri: str, max_bytes: int) -> StoredObject | 
     """A whole object that has few bytes; None if it does not exist.
 
     Raises:
-        As `explained`; also DataError if it has more bytes, ServiceError if the server does not tell the time.
+        As `explained`; also DataError if it has more bytes.
     """
     bucket, key = split_uri(uri)
 
@@ -202,12 +201,7 @@ def read_small(config: StoreConfig, uri: str, max_bytes: int) -> StoredObject | 
         if answer.get("ContentLength", 0) > max_bytes:
             answer["Body"].close()
             raise DataError(f"{uri}: {answer['ContentLength']:,} bytes; at most {max_bytes:,} are expected")
-        data = _body(uri, answer, max_bytes)
-        now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-        if now is None:
-            raise ServiceError(f"{uri}: the server's answers have no Date, so the age of an object is not known")
-        age = parsedate_to_datetime(now) - answer["LastModified"]
-        return StoredObject(data, answer["ETag"], age.total_seconds())
+        return StoredObject(_body(uri, answer, max_bytes), answer["ETag"])
 
     with explained(uri):
         return retried(config, uri, attempt)

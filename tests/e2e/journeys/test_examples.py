@@ -51,7 +51,7 @@ def test_the_examples_work_in_the_order_of_the_pipeline(
     refused = {}
     for verb, entry in VERBS.items():
         for example in () if verb in ELSEWHERE else entry.examples:
-            monkeypatch.chdir(project.parent / "new" if example.startswith("align init mine") else project)
+            monkeypatch.chdir(project.parent / "new" if example.startswith("align init ") else project)
             capsys.readouterr()
             if main(shlex.split(example)[1:]) != 0:
                 refused[example] = capsys.readouterr().err.strip().splitlines()[-1]

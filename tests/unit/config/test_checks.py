@@ -84,9 +84,9 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
         ),
         (
             ["store.work=s3://bucket/work", "store.objects=objects"],
-            "store.objects: objects is nothing that machines have",
+            "store.objects: objects: machines that share only store.work",
         ),
-        (["store.work=s3://bucket/work"], "store.objects: None is nothing that machines have"),
+        (["store.work=s3://bucket/work"], "store.objects: None: machines that share only store.work"),
     ],
 )
 def test_values_that_contradict_each_other_are_named(overrides: list[str], message: str) -> None:

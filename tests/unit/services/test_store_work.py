@@ -36,7 +36,7 @@ class Client:
 
     def read_small(self, config: StoreConfig, uri: str, max_bytes: int) -> StoredObject | None:
         data = self.objects.get(uri)
-        return None if data is None else StoredObject(data, etag(data), 0.0)
+        return None if data is None else StoredObject(data, etag(data))
 
     def write_if(self, config: StoreConfig, uri: str, data: bytes, condition: str | None) -> str | None:
         if condition != (etag(self.objects[uri]) if uri in self.objects else None):

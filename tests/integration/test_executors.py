@@ -17,6 +17,8 @@ from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import S3Server, serve
 from tests.support.spark import running_cluster
 
+pytestmark = pytest.mark.full
+
 SETTINGS = (
     "paths.archive=s3://crawl/archive.warc.gz", "paths.evaluation=none", "store.objects=s3://crawl/tars",
     "ingest.max_pages=25", "ingest.shard_size=250", "ingest.skip_hopeless=false", "filter.num_frequent_ngrams=5000",
@@ -82,7 +84,6 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.costs(60, "the stages of the data, in tasks that are processes of their own")
 @pytest.mark.parametrize("shares", [(), (S3_ONLY,)], ids=["a folder", "s3"])
 def test_arrays_of_slurm_make_the_same_bytes(
     tmp_path: Path, cluster: Path, server: S3Server, local: dict[str, str], shares: tuple[str, ...]
@@ -99,7 +100,6 @@ def test_arrays_of_slurm_make_the_same_bytes(
     assert bool(pieces) == bool(shares)
 
 
-@pytest.mark.full
 @pytest.mark.patience(1200, "Spark's machines start anew, and lose a worker")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
 @pytest.mark.parametrize("shares", [(), (S3_ONLY,)], ids=["a folder", "s3"])
@@ -121,7 +121,6 @@ def test_spark_makes_the_same_bytes(
             assert list((spark.folder / f"worker{number}").glob("app-*/*")), "a worker had nothing to do"
 
 
-@pytest.mark.full
 @pytest.mark.patience(1200, "Spark's machines start anew, and lose two workers and the driver")
 def test_lost_workers_and_a_lost_driver_cost_only_the_tasks_at_work(tmp_path: Path, server: S3Server) -> None:
     """A worker is killed in the scan, the driver and then another worker while pictures are stored."""

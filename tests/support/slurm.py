@@ -1,18 +1,19 @@
 """A stand-in for SLURM: `sbatch --wait --array` and `scancel`, which run an array's tasks on this machine."""
 
+import shlex
 import stat
 import sys
 from pathlib import Path
 
-PROGRAM = r'''#!{python}
-import os, pathlib, re, signal, subprocess, sys, time
+PROGRAM = r'''import os, pathlib, re, signal, subprocess, sys, time
 state = pathlib.Path({state!r})
-if os.path.basename(sys.argv[0]) == "scancel":
-    os.kill(int(sys.argv[1]), signal.SIGTERM)
+name, *words = sys.argv[1:]
+if name == "scancel":
+    os.kill(int(words[0]), signal.SIGTERM)
     sys.exit()
-options = dict(word[2:].partition("=")[::2] for word in sys.argv[1:])
+options = dict(word[2:].partition("=")[::2] for word in words)
 with (state / "calls").open("a") as file:
-    file.write(repr(sys.argv[1:]) + "\n")
+    file.write(repr(words) + "\n")
 if (state / "refuse").exists():
     sys.exit("sbatch: error: invalid partition specified: " + (state / "refuse").read_text())
 low, high, _, at_once = re.fullmatch(r"(\d+)-(\d+)(%(\d+))?", options["array"]).groups()
@@ -57,8 +58,10 @@ def install(folder: Path) -> Path:
     tasks that end without having done anything.
     """
     folder.mkdir(parents=True)
+    code = folder / "program.py"
+    code.write_text(PROGRAM.format(state=str(folder)))
     for name in ("sbatch", "scancel"):
         program = folder / name
-        program.write_text(PROGRAM.format(python=sys.executable, state=str(folder)))
+        program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(code), name])} "$@"\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return folder

@@ -16,8 +16,11 @@ from align.errors import AlignError, DataError, ServiceError
 from align.services.s3 import client
 from align.services.s3.locations import Stat
 from align.services.s3.store import CheckpointMirror
-from tests.support.lying_s3 import DATE, ENDLESS, Answer, listing, lying
+from tests.support.lying_s3 import ENDLESS, Answer, listing, lying
 from tests.support.params import load_params
+
+# botocore leaves a connection that the server broke off to the collector of garbage
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 URI = "s3://bucket/run/step-00000001.pt"
 
@@ -83,15 +86,11 @@ SMALL: dict[str, Answer] = {
     "endless": lambda _: (200, {}, ENDLESS),
     "endless, of a stated length": lambda _: (200, {"Content-Length": "1000000000000"}, ENDLESS),
     "no ETag": lambda _: (200, {"ETag": None}, b"{}"),
-    "no time": lambda _: (200, {"Last-Modified": None}, b"{}"),
-    "no Date": lambda _: (200, {"Date": None}, b"{}"),
-    "a Date that is none": lambda _: (200, {"Date": "yesterday"}, b"{}"),
-    "a Date without a zone": lambda _: (200, {"Date": DATE.replace("GMT", "-0000")}, b"{}"),
 }
 
 
 @pytest.mark.parametrize("answer", SMALL.values(), ids=SMALL)
-def test_a_small_object_is_small_and_dated_or_an_error(
+def test_a_small_object_is_small_or_an_error(
     config: StoreConfig, monkeypatch: pytest.MonkeyPatch, answer: Answer
 ) -> None:
     with lying(answer) as url:

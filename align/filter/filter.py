@@ -193,7 +193,9 @@ def filter_pairs(
             "filter.hold_out to 0"
         )
     num_workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(shards)))
-    of_tasks = engine_config.model_copy(update={"num_workers": num_workers})
+    # the cores of this machine bound its own processes; a cluster has cores of its own
+    here = {"num_workers": num_workers} if engine_config.runner == "local" else {}
+    of_tasks = engine_config.model_copy(update=here)
     with work_directory(folders.filtered, "filter", key) as path, open_executor(of_tasks, path / CLAIMS) as executor:
         if _is_finished(path):
             _remove_pieces(path)

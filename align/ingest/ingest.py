@@ -9,8 +9,6 @@ fetches those skipped pictures whose text can pass today's rules. It uses the va
 
 Deviation from the paper: it starts from 1.8 billion pairs collected by others; how pages become pairs is our choice
 (see `align.ingest.sources.pages`).
-
-Makes a plan of data/raw: outcomes stay, except temporary failures and pictures that were not fetched so far.
 """
 
 from __future__ import annotations

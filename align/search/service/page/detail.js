@@ -147,5 +147,5 @@ export async function open(key, like) {
 
 document.getElementById("close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // beside it
-// Browsers differ in where the focus goes, and an answer that came meanwhile has made the buttons anew.
+// Not every browser gives the focus back. And a new answer may have replaced the button in the meantime.
 dialog.addEventListener("close", () => document.querySelector(`#results [data-key="${CSS.escape(left)}"]`)?.focus());

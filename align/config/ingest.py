@@ -67,8 +67,8 @@ class IngestConfig(Section):
     max_image_pixels: PositiveInt
     #: Bytes of one record, page or member, as stored and after each decoding; larger ones are not read.
     max_record_bytes: PositiveInt
-    #: Take the readable parts of a file that is cut off or damaged and count the rest, instead of stopping.
-    allow_damaged: bool
+    #: The share of the files that may be cut off or damaged: their readable parts are taken, the rest is counted.
+    max_damaged_share: float = Field(ge=0, le=1)
 
     @field_validator("folder_text")
     @classmethod

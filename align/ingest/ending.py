@@ -43,6 +43,8 @@ PATIENCE = frozenset({
     "download.max_failures_per_host",
     "download.backoff_s",
 })  # fmt: skip
+#: Values that decide no row: a run with others resumes the work of one that was killed or failed.
+DECIDING_NOTHING = PATIENCE | {"ingest.max_damaged_share"}
 #: A value that a retry takes if it is named: which skipped pictures to ask for.
 SKIP_HOPELESS = "ingest.skip_hopeless"
 
@@ -108,7 +110,7 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in keys if (key in one, one.get(key)) != (key in other, other.get(key)))
 
 
-#: Reasons that the last lines name.
+#: Reasons, and damaged files, that the last lines name.
 _MOST = 3
 _RETRY = "may pass: `align ingest --retry-failed`"
 _MORE_TIME = f"{_RETRY}, with a larger download.timeout_s if the servers are slow"
@@ -182,6 +184,8 @@ def say_result(report: IngestReport, folder: Path) -> None:
         )
     for what, number in not_read(report):
         say(f"ingest: warning: {what}: {number:,}")
+    for damaged in report.files_damaged[:_MOST]:
+        say(f"ingest: warning: {damaged}")
     for what, number in read_as_stored(report):
         say(f"ingest: {what}, read as they are stored: {number:,}")
     if report.num_texts_cut:

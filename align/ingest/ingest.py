@@ -54,6 +54,7 @@ from align.formats.raw import (
 )
 from align.formats.statuses import NOT_FETCHED
 from align.ingest.ending import (
+    DECIDING_NOTHING,
     DECIDING_VALUES,
     made_with,
     named_values,
@@ -206,7 +207,15 @@ def ingest(
     entries = [[entry.kind, entry.value] for entry in opted_out.entries]
     images_from = "web" if config.source == "url_table" else config.images_from
     # The cuts are not in the key: another cut must not fetch finished shards again. The filter counts what it lacks.
-    key = key_of(provenance.digest(*_DECIDING), config, download, stamps, entries)
+    values = [
+        {
+            key: value
+            for key, value in section.model_dump(mode="json").items()
+            if f"{name}.{key}" not in DECIDING_NOTHING
+        }
+        for name, section in (("ingest", config), ("download", download))
+    ]
+    key = key_of(provenance.digest(*_DECIDING), values, stamps, entries)
     shared = open_work(resources.store, engine.runner, "ingest", key)
     with work_directory(raw, "ingest", key) as work, open_executor(engine, work / CLAIMS) as executor:
         pieces = Pieces(work, shared)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ from align.errors import DataError
 from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
+from align.ingest.sources.reading import damage_in
 from align.interfaces.executor import Executor
 from align.interfaces.sql import Engine
 
@@ -45,6 +47,8 @@ _TABLES = {
 }
 #: A count: the file was left out.
 _QUARANTINED = "files_quarantined"
+#: Damaged files that an error names.
+_NAMED = 3
 _HTTP_OK = 200
 _MAX_REDIRECTS = 5
 
@@ -134,16 +138,17 @@ def make_plan(
         opted_out: asked at each hop of redirects within an archive.
         config: `max_pages`: number of pages, or of pictures where the source names no pages: those with the smallest
             hash of their address. So they are spread over the archive, and are always the same ones. None: all.
-            `shard_size`: approximate pairs per shard.
+            `shard_size`: approximate pairs per shard. `max_damaged_share`: judges what the scans say, and changes none.
 
     Raises:
-        DataError: the source names no pair, or every file that was read killed its worker process.
+        DataError: the source names no pair, or too many of its files are damaged, or every file that was read killed
+            its worker process.
     """
     folder = pieces.folder / FOLDER
 
     def make() -> None:
         folder.mkdir(exist_ok=True)
-        scanned = _scan_all(source, pieces, executor, opted_out)
+        scanned = _scan_all(source, pieces, executor, opted_out, config.max_damaged_share)
         with open_sql() as sql:
             values = _sort(sql, folder, config.max_pages, config.shard_size)
         write_text(folder / "plan.json", json.dumps({**values, **scanned}) + "\n")
@@ -151,6 +156,7 @@ def make_plan(
     pieces.make(PLAN, make)
     pieces.bring([PLAN])
     values = json.loads((folder / "plan.json").read_bytes())
+    _require_few(damage_in(values["counts"]), len(source.files), config.max_damaged_share)
     if not values["num_pairs"]:
         raise DataError(f"{source.files[0]}: the {len(source.files):,} file(s) of this source name no picture")
     num_shards, digits = values["num_shards"], max(5, len(str(values["num_shards"] - 1)))
@@ -159,26 +165,50 @@ def make_plan(
     return IngestPlan(names, position_digits, values["counts"], values["quarantined"])
 
 
-def _scan_all(source: Source, pieces: Pieces, executor: Executor, opted_out: OptedOut) -> dict[str, Any]:
+def _scan_all(
+    source: Source, pieces: Pieces, executor: Executor, opted_out: OptedOut, max_damaged_share: float
+) -> dict[str, Any]:
     """Reads all files of the source into tables; returns the counts, and the files that were left out."""
     files = list(enumerate(source.files))
     parts = [_scanned(number) for number, _ in files]
     undone = {part.name for part in pieces.missing(parts)}
+    finished = [part for part in parts if part.name not in undone]
+    pieces.bring(finished)
+    damage = [each for part in finished for each in damage_in(_counts_of(pieces, part))]
+    _require_few(damage, len(files), max_damaged_share)
     left = [file for file, part in zip(files, parts, strict=True) if part.name in undone]
     scan = partial(_scan, source, pieces, opted_out)
     instead = partial(_quarantine, pieces.folder / FOLDER)
     done = executor.map(nullcontext, scan, left, name_of=_file_of, instead=instead)
-    for _ in track(done, what="ingest: files read", total=len(left)):
-        pass
+    for of_file in track(done, what="ingest: files read", total=len(left)):
+        damage += damage_in(of_file or ())
+        _require_few(damage, len(files), max_damaged_share)
     pieces.bring(parts)
     counts: Counter[str] = Counter()
     quarantined: list[str] = []
     for (_, file), part in zip(files, parts, strict=True):
-        of_file: dict[str, int] = json.loads((pieces.folder / part.last).read_bytes())
-        counts.update(of_file)
-        if of_file.get(_QUARANTINED):
+        counts_of = _counts_of(pieces, part)
+        counts.update(counts_of)
+        if counts_of.get(_QUARANTINED):
             quarantined.append(file)
     return {"counts": dict(sorted(counts.items())), "quarantined": quarantined}
+
+
+def _require_few(damage: Sequence[str], num_files: int, share: float) -> None:
+    """Raises DataError if more of the files are damaged than `ingest.max_damaged_share` allows."""
+    if len(damage) <= share * num_files:
+        return
+    first = "; ".join(damage[:_NAMED]) + (f"; and {len(damage) - _NAMED:,} more" if len(damage) > _NAMED else "")
+    enough = math.ceil(1e6 * len(damage) / num_files) / 1e6
+    raise DataError(
+        f"{first}; fetch it again, or set ingest.max_damaged_share (now {share:g}; {enough:g} allows {len(damage):,} "
+        f"of {num_files:,} files) to take what can be read; no file is read again"
+    )
+
+
+def _counts_of(pieces: Pieces, scanned: Piece) -> dict[str, int]:
+    counts: dict[str, int] = json.loads((pieces.folder / scanned.last).read_bytes())
+    return counts
 
 
 def _scanned(file_number: int) -> Piece:
@@ -187,12 +217,14 @@ def _scanned(file_number: int) -> Piece:
     return Piece(f"scan-{file_number:06d}", f"{FOLDER}/{file_number:06d}.json", lambda: tables)
 
 
-def _scan(source: Source, pieces: Pieces, opted_out: OptedOut, _: None, numbered: tuple[int, str]) -> None:
-    """Reads one file into two parquet files and its counts. A file that was read before is not read again."""
+def _scan(
+    source: Source, pieces: Pieces, opted_out: OptedOut, _: None, numbered: tuple[int, str]
+) -> dict[str, int] | None:
+    """Reads one file into two parquet files and its counts. A file that was read before is not read again: None."""
     pieces = pieces.here()
     folder, (file_number, file) = pieces.folder / FOLDER, numbered
 
-    def make() -> None:
+    def make() -> dict[str, int]:
         counts: Counter[str] = Counter()
         rows: Counter[str] = Counter()
         with _tables(folder, file_number) as writers:
@@ -209,9 +241,10 @@ def _scan(source: Source, pieces: Pieces, opted_out: OptedOut, _: None, numbered
                     columns.append(pa.array(ends, pa.bool_()))
                 rows[kind] += size
                 writers[kind].write_batch(pa.record_batch(columns, schema=_TABLES[kind]))
-        write_text(pieces.folder / _scanned(file_number).last, json.dumps(dict(counts)) + "\n")
+        write_text(pieces.folder / _scanned(file_number).last, json.dumps(counts) + "\n")
+        return counts
 
-    pieces.make(_scanned(file_number), make)
+    return pieces.make(_scanned(file_number), make)
 
 
 def _file_of(numbered: tuple[int, str]) -> str:

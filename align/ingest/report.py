@@ -18,6 +18,7 @@ from align.ingest.sources.outcomes import (
     OUTCOMES,
     outcomes_in,
 )
+from align.ingest.sources.reading import damage_in
 from align.interfaces.sql import Engine
 
 
@@ -64,11 +65,14 @@ def _errors(report: IngestReport) -> str:
 
 
 def _left_out(report: IngestReport) -> list[str]:
-    """The files that were left out, and how many texts and page URLs were cut; nothing if there are none."""
+    """The files that were left out or are damaged, and how many texts and page URLs were cut; empty if none."""
     blocks = []
     if report.files_quarantined:
         blocks.append(html.heading("Files that were left out: reading them killed a worker process"))
         blocks.append(html.table(("file",), [(file,) for file in report.files_quarantined]))
+    if report.files_damaged:
+        blocks.append(html.heading("Damaged files: only the readable parts were taken"))
+        blocks.append(html.table(("file",), [(file,) for file in report.files_damaged]))
     if report.num_texts_cut or report.num_page_urls_cut:
         texts, pages = f"{report.num_texts_cut:,} texts", f"{report.num_page_urls_cut:,} page URLs"
         blocks.append(html.paragraph(f"{texts} and {pages} are longer than what is stored, and were cut."))
@@ -128,7 +132,7 @@ class IngestReport(Report):
         num_pairs: rows written.
         num_images: distinct images stored.
         num_retryable: pairs whose failure may be temporary.
-        num_damaged_files: files that are cut off or damaged; only their readable parts were taken.
+        files_damaged: files that are cut off or damaged, each with what is wrong; only their readable parts were taken.
         num_bytes_lost: bytes between the readable records of damaged web archives, as stored.
         num_reading_bounds_reached: damaged web archives with so much damage that the search for records was given up.
         num_rows_unreadable: lines or rows of a table that could not be read.
@@ -158,7 +162,7 @@ class IngestReport(Report):
     num_pairs: int
     num_images: int
     num_retryable: int
-    num_damaged_files: int
+    files_damaged: list[str]
     num_bytes_lost: int
     num_reading_bounds_reached: int
     num_rows_unreadable: int
@@ -196,7 +200,7 @@ def not_read(report: IngestReport) -> list[tuple[str, int]]:
         ("rows that cannot be read", report.num_rows_unreadable),
         ("captions of other splits (ingest.splits)", report.num_rows_of_other_splits),
         ("pictures without a text", report.num_pictures_without_text),
-        ("files cut off or damaged: only the readable parts were taken", report.num_damaged_files),
+        ("files cut off or damaged: only the readable parts were taken", len(report.files_damaged)),
         ("bytes of web archives in their damaged parts", report.num_bytes_lost),
         ("files too damaged to search to their end for records", report.num_reading_bounds_reached),
     ]
@@ -269,7 +273,7 @@ def summarise(
         num_pairs=int(num_pairs),
         num_images=num_images,
         num_retryable=int(num_retryable),
-        num_damaged_files=counts.get("damaged_files", 0),
+        files_damaged=damage_in(counts),
         num_bytes_lost=counts.get("bytes_lost", 0),
         num_reading_bounds_reached=counts.get("reading_bounds_reached", 0),
         num_rows_unreadable=counts.get("rows_unreadable", 0),

@@ -28,8 +28,7 @@ def ingest_config(source: str) -> Any:
     from align.config.ingest import IngestConfig
     from tests.support.params import load_params
 
-    overrides = [f"ingest.source={source}", "ingest.allow_damaged=true"]
-    return load_params(overrides=overrides).section(IngestConfig)
+    return load_params(overrides=[f"ingest.source={source}"]).section(IngestConfig)
 
 
 def _scan(source: str) -> Callable[[Path], list[bytes | None]]:

@@ -366,12 +366,12 @@ def test_each_oddity_beside_a_clean_archive(
 ) -> None:
     clean = clean_archive(tmp_path / "archives/clean", responses)
     odd = odd_archive(tmp_path / "archives/odd", responses)
-    ingested(tmp_path / "odd", odd.folder, *VALUES, "ingest.allow_damaged=false", code=1)
+    ingested(tmp_path / "odd", odd.folder, *VALUES, code=1)
     assert "cut off or damaged at byte" in capsys.readouterr().err
     pairs, report = {}, {}
     for archive in (clean, odd):
         name = archive.folder.name
-        pairs[name] = _pairs(ingested(tmp_path / name, archive.folder, *VALUES, "ingest.allow_damaged=true"))
+        pairs[name] = _pairs(ingested(tmp_path / name, archive.folder, *VALUES, "ingest.max_damaged_share=1"))
         report[name] = json.loads((tmp_path / name / "reports/ingest/report.json").read_bytes())
     assert pairs["odd"] == pairs["clean"]
     assert sum(picture != "" for *_, picture in pairs["clean"]) > 0.9 * len(pairs["clean"]) > 100
@@ -383,7 +383,7 @@ def test_each_oddity_beside_a_clean_archive(
         assert of_archive["num_pages_coding_unknown"] == archive.num_unknown
         assert of_archive["num_bytes_lost"] == archive.num_bytes_lost
     assert report["odd"]["outcomes"] == report["clean"]["outcomes"]
-    assert report["odd"]["num_damaged_files"] == 2
+    assert len(report["odd"]["files_damaged"]) == 2
     num_pages = sum(one.is_page for one in responses)
     assert report["odd"]["outcomes"] == {
         "page": num_pages, "image": len(responses) - num_pages, "redirect": 1, "error_status": 1, "other_type": 1,

@@ -7,9 +7,11 @@ from typing import Any
 from align.cli import main
 from align.config.infrastructure import StoreConfig
 from align.config.ingest import DownloadConfig, IngestConfig
+from align.errors import DataError
 from align.formats.raw import raw_shards, read_table
 from align.ingest.sources import Source, open_source
 from align.ingest.sources.outcomes import OTHER_RECORDS, OUTCOMES, count_of
+from align.ingest.sources.reading import damage_in
 from align.services.files.files import StoreFiles
 from tests.support.params import PARAMS_FILE, at, load_params, sets
 
@@ -22,14 +24,16 @@ def source_at(location: object, *overrides: str) -> Source:
 
 
 def rows_of(source: Source, counts: Counter[str] | None = None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """All candidates and all responses, file after file."""
+    """All candidates and all responses, file after file. Without `counts`, a damaged file is an error."""
     candidates: list[dict[str, Any]] = []
     responses: list[dict[str, Any]] = []
-    counts = Counter() if counts is None else counts
+    found = Counter() if counts is None else counts
     for file in source.files:
-        for batch in source.scan(file, counts):
+        for batch in source.scan(file, found):
             assert 0 < len(batch) < 10_000
             (candidates if "text" in batch.schema.names else responses).extend(batch.to_pylist())
+    if counts is None and (damage := damage_in(found)):
+        raise DataError("; ".join(damage))
     return candidates, responses
 
 
@@ -59,12 +63,10 @@ def short(rows: list[Any], *columns: str) -> list[tuple[Any, ...]]:
     return [tuple(row[column] for column in columns) for row in rows]
 
 
-def table_rows(
-    path: object, *columns: str, counts: Counter[str] | None = None, more: tuple[str, ...] = ()
-) -> list[Any]:
+def table_rows(path: object, *columns: str, counts: Counter[str] | None = None) -> list[Any]:
     """The rows of a table of addresses; `columns` are such as `url=link`."""
     names = [f"columns.{column}" for column in columns]
-    candidates, responses = rows_of(source_at(path, "source=url_table", *names, *more), counts)
+    candidates, responses = rows_of(source_at(path, "source=url_table", *names), counts)
     assert responses == []
     return candidates
 

@@ -39,11 +39,12 @@ class Source(Protocol):
         Args:
             file: one of `files`.
             counts: the scan adds to it: pages, pages_unreadable, pages_too_large, records_unreadable, rows,
-                rows_unreadable, damaged_files; for web archives also bytes_lost, reading_bounds_reached,
-                pages_coding_absent, pages_coding_unknown, and those of `outcomes`.
+                rows_unreadable; for a damaged file of which a part was read those of `reading.count_damage`; for web
+                archives also bytes_lost, reading_bounds_reached, pages_coding_absent, pages_coding_unknown, and those
+                of `outcomes`.
 
         Raises:
-            DataError: the file is damaged or of another kind; the message names it.
+            DataError: nothing of the file can be read, or it is of another kind; the message names it.
             ServiceError: as `Files`.
         """
         ...

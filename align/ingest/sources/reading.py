@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,8 @@ _BATCH_INLINE_BYTES = 16 << 20
 _OPEN_FILES = 8
 #: So many skipped parts of a file are named; more are only counted.
 _NAMED = 10
+#: A count of a scan with this beginning says which file is damaged, and how.
+_DAMAGE = "damage: "
 
 
 class Batches:
@@ -114,6 +116,17 @@ def skip(counts: Counter[str], count: str, name: str, reason: object) -> None:
     counts[count] += 1
     if counts[count] <= _NAMED:
         say(f"ingest: {name}: skipped: {reason}" + (" (more are only counted)" if counts[count] == _NAMED else ""))
+
+
+def count_damage(counts: Counter[str], file: str, what: str) -> None:
+    """Counts a file that is cut off or damaged. All that can be read of it counts as read."""
+    counts["damaged_files"] += 1
+    counts[f"{_DAMAGE}{file}: {what}"] += 1
+
+
+def damage_in(counts: Iterable[str]) -> list[str]:
+    """The damaged files of a scan, each with what is wrong with it."""
+    return [count.removeprefix(_DAMAGE) for count in counts if count.startswith(_DAMAGE)]
 
 
 def is_file(files: Files, uri: str) -> bool:

@@ -30,7 +30,7 @@ from align.formats.statuses import FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.tar_members import DamagedTar, Member, member_at, read_members
 from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
-from align.ingest.sources.reading import Batches, OpenFiles, is_file, is_within, parent, skip
+from align.ingest.sources.reading import Batches, OpenFiles, count_damage, is_file, is_within, parent, skip
 from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, texts_of
 from align.interfaces.store import Files
 from align.pairs.urls import canonical_or_as_is
@@ -77,7 +77,6 @@ class Shards:
         pictures = [_folder_of(table) for table in alone if not table.startswith(("https:", "http:"))]
         self.inputs = sorted([*self.files, *beside, *pictures])
         self._tables = beside
-        self._allow_damaged = config.allow_damaged
         self._max_bytes = config.max_record_bytes
         self._open = OpenFiles(files)
 
@@ -98,8 +97,7 @@ class Shards:
         """See `Source`.
 
         Raises:
-            DataError: the tar or its table is damaged; or the tar is cut off, unless `allow_damaged`; or a table has
-                no pictures beside it.
+            DataError: it is no tar, or its table is damaged; or a table has no pictures beside it.
         """
         if file.endswith(_TABLE):
             yield from self._with_table(file, self._in_folder(file), counts)
@@ -208,12 +206,9 @@ class Shards:
                     else:
                         skip(counts, "records_unreadable", f"{file}: {member.name}", member.problem)
             except DamagedTar as error:
-                if not num_members or not self._allow_damaged:
-                    raise DataError(
-                        f"{file}: not a complete tar ({error}); fetch it again, or set ingest.allow_damaged to take "
-                        "the part before"
-                    ) from None
-                counts["damaged_files"] += 1
+                if not num_members:
+                    raise DataError(f"{file}: not a complete tar ({error}); fetch it again") from None
+                count_damage(counts, file, f"not a complete tar ({error})")
 
     def read(self, file: str, offset: int | None) -> bytes | None:
         """See `Source`: the tar member whose headers begin at the offset; without one, the whole file."""

@@ -23,6 +23,7 @@ from align.formats import json_tables, table_lines
 from align.formats.parquet import ForeignTable
 from align.formats.picture_table import TEXT_COLUMNS, is_text, picked, values_of
 from align.ingest.sources.picture_files import is_picture_name
+from align.ingest.sources.reading import count_damage
 from align.interfaces.store import Files
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
@@ -92,7 +93,6 @@ class Tables:
         self._names = {_PICTURE: config.columns.url, _TEXT: config.columns.text}
         self._page_url = config.columns.page_url
         self._usual = {_PICTURE: usual, _TEXT: TEXT_COLUMNS}
-        self._allow_damaged = config.allow_damaged
         self._store = files
 
     def has_columns(self, names: Sequence[str]) -> bool:
@@ -125,12 +125,12 @@ class Tables:
 
         Args:
             file: the table.
-            counts: `damaged_files` is added to it.
+            counts: a file that is cut off counts as damaged.
             tell: called once, with the columns that were found by their usual names, if there are such.
 
         Raises:
             NoColumnError: a column is missing.
-            DataError: the file is damaged.
+            DataError: the file is damaged, and not just cut off.
         """
         name = file.lower()
         try:
@@ -143,11 +143,7 @@ class Tables:
                 with self.unpacked(file) as lines:
                     yield from self._lines(file, lines, tell)
         except EOFError:
-            if not self._allow_damaged:
-                raise DataError(
-                    f"{file}: cut off; fetch it again, or set ingest.allow_damaged to take the part before"
-                ) from None
-            counts["damaged_files"] += 1
+            count_damage(counts, file, "cut off")
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{file}: unreadable ({' '.join(str(error).split())}); fetch it again") from None
 

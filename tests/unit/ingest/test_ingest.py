@@ -198,8 +198,8 @@ def test_truncated_archive_is_an_error_unless_allowed(archive: Path, tmp_path: P
     with pytest.raises(DataError, match=r"a\.warc\.gz: cut off or damaged at byte"):
         ingest(CONFIG, archive, tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
-    report = ingest(CONFIG.model_copy(update={"allow_damaged": True}), archive, tmp_path / "raw")
-    assert (report.num_damaged_files, report.num_pages, report.num_pairs) == (1, 2, 13)
+    report = ingest(CONFIG.model_copy(update={"max_damaged_share": 1.0}), archive, tmp_path / "raw")
+    assert (len(report.files_damaged), report.num_pages, report.num_pairs) == (1, 2, 13)
     assert 30 < report.num_bytes_lost < 1000
     assert [what for what, _ in not_read(report)] == [
         "files cut off or damaged: only the readable parts were taken",

@@ -26,6 +26,7 @@ from align.errors import DataError
 from align.ingest.sources.archives import warc_bytes
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES
 from align.ingest.sources.archives.warc_bytes import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC, Spans
+from align.ingest.sources.reading import count_damage
 
 #: Bytes that are read at once. zlib makes at most 16 MiB of them.
 _CHUNK_BYTES = 1 << 14
@@ -35,8 +36,6 @@ _TRIED_BYTES, _TRIED_ZSTD_BYTES = 1 << 10, (1 << 17) + 64
 _FILLER = b"\0 \t\n\r\x0b\f"
 #: Bytes that may be read again: this many times the size of the file, and this many more.
 _READ_AGAIN, _READ_AGAIN_BYTES = 16, 32 << 20
-#: How far an error message looks for the next record.
-_NEAR_BYTES = 64 << 20
 _SEARCHED_BYTES = 1 << 16
 _MARKS = {
     "gzip": re.compile(re.escape(GZIP_MAGIC) + rb"\x08[\x00-\x1f]"),  # the method, and flags without the reserved ones
@@ -100,16 +99,15 @@ class _Stop(NamedTuple):
 class Repaired:
     """The whole records of one file, with anything between them."""
 
-    def __init__(self, file: str, stream: BinaryIO, layout: Layout, *, allow_damaged: bool) -> None:
+    def __init__(self, file: str, stream: BinaryIO, layout: Layout) -> None:
         """Moves the stream.
 
         Args:
             file: its name.
             stream: of the file. Nobody else may move it.
             layout: of its records.
-            allow_damaged: whether damage is counted; else it is an error.
         """
-        self._file, self._stream, self._layout, self._allow_damaged = file, stream, layout, allow_damaged
+        self._file, self._stream, self._layout = file, stream, layout
         self._size = stream.seek(0, io.SEEK_END)
         self._left, self._is_bounded = _READ_AGAIN * self._size + _READ_AGAIN_BYTES, False
         self._packing = self._told_packing()
@@ -128,13 +126,13 @@ class Repaired:
 
         Args:
             walk: of this kind of archive.
-            counts: gets `damaged_files` and `bytes_lost`; `reading_bounds_reached` where a bound ended the search for
+            counts: gets the damage and `bytes_lost`; `reading_bounds_reached` where a bound ended the search for
                 further records.
 
         Raises:
-            DataError: no record can be read; or the file is damaged, and that is not allowed.
+            DataError: no record can be read.
         """
-        start, has_records, is_damaged = 0, False, False
+        start, has_records, num_lost, first_gap = 0, False, 0, ""
         while True:
             last: _Record | None = None
             error: OSError | None = None
@@ -162,32 +160,24 @@ class Repaired:
                 continue
             if found is None and not has_records:
                 break
-            if not self._allow_damaged:
-                raise self._error(stop.position, found, problem)
-            is_damaged = True
-            counts["bytes_lost"] += (self._size if found is None else found) - stop.position
+            first_gap = (
+                first_gap or f"byte {stop.position:,} of {self._size:,} ({problem or 'no whole record is there'}"
+            )
+            num_lost += (self._size if found is None else found) - stop.position
             if found is None:
                 break
             start = found
         if not has_records:
             reasons = [problem or "no record in it", *([_BOUND] if self._is_bounded else [])]
             raise DataError(f"{self._file}: not a web archive ({'; '.join(reasons)})")
-        if is_damaged:
-            counts["damaged_files"] += 1
         if self._is_bounded:
             counts["reading_bounds_reached"] += 1
-
-    def _error(self, position: int, found: int | None, problem: str) -> DataError:
-        lost = (self._size if found is None else found) - position
-        what = problem or "no whole record is there"
-        if found is not None or lost <= _NEAR_BYTES:
-            what += f"; {lost:,} bytes cannot be read"
-        if self._is_bounded:
-            what += f"; {_BOUND}"
-        return DataError(
-            f"{self._file}: cut off or damaged at byte {position:,} of {self._size:,} ({what}); fetch it again, or set "
-            "ingest.allow_damaged to read the rest"
-        )
+        if first_gap:
+            bound = f"; {_BOUND}" if self._is_bounded else ""
+            counts["bytes_lost"] += num_lost
+            count_damage(
+                counts, self._file, f"cut off or damaged at {first_gap}; {num_lost:,} bytes cannot be read{bound})"
+            )
 
     def _told_packing(self) -> str:
         self._stream.seek(0)
@@ -303,9 +293,8 @@ class Repaired:
     def _next_record(self, start: int) -> int | None:
         """The first at or after this byte; None if there is none, or enough was read."""
         mark = _MARKS.get(self._packing, self._layout.mark)
-        most = self._size if self._allow_damaged else min(self._size, start + _NEAR_BYTES)
         self._is_bounded = False
-        while start < most:
+        while start < self._size:
             if self._left <= 0:
                 self._is_bounded = True
                 break

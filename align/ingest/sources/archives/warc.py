@@ -49,8 +49,8 @@ class Warc:
         """See `Source`. Every page of status 200 is read; every response gives a row, and every record an outcome.
 
         Raises:
-            DataError: the file is not a web archive; is cut off or damaged (unless `allow_damaged`); or is compressed
-                as a whole although pictures must be read from it. The message names the file and the byte.
+            DataError: the file is not a web archive, or is compressed as a whole although pictures must be read from
+                it. The message names it.
         """
         batches = Batches()
         for record in self._records(file, counts):
@@ -70,7 +70,7 @@ class Warc:
             is_arc = arc.is_arc(file)
             layout = arc.LAYOUT if is_arc else warc_records.LAYOUT
             try:
-                repaired = damage.Repaired(file, stream, layout, allow_damaged=self._config.allow_damaged)
+                repaired = damage.Repaired(file, stream, layout)
             except (OSError, TooLarge) as error:  # of the dictionary
                 raise DataError(f"{file}: not a web archive ({error})") from None
             walk: damage.Walk[Record] = (

@@ -180,7 +180,7 @@ def test_damaged_tars(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="not a complete tar"):
             read_all(path, "shards")
         counts: Counter[str] = Counter()
-        source = source_at(path, "source=shards", "allow_damaged=true")
+        source = source_at(path, "source=shards")
         rows, _ = rows_of(source, counts)
         assert [source.read(row["file"], row["offset"]) for row in rows][:3] == [bytes(5000)] * 3
         assert counts["damaged_files"] == 1

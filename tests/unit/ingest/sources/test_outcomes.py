@@ -200,7 +200,7 @@ def test_the_outcomes_sum_to_the_records_outside_the_gap(tmp_path: Path, name: s
             data[start : start + 6] = b"broken"
             path.write_bytes(data)
         counts: Counter[str] = Counter()
-        rows_of(source_at(path, "allow_damaged=true", "max_record_bytes=2000000"), counts)
+        rows_of(source_at(path, "max_record_bytes=2000000"), counts)
         left = [outcome for number, (outcome, _) in enumerate(expected) if number != damaged]
         assert outcomes.outcomes_in(counts) == Counter(outcome for outcome in left if outcome)
         assert counts[outcomes.OTHER_RECORDS] == left.count("")
@@ -232,9 +232,9 @@ def test_the_report_shows_the_outcomes(tmp_path: Path) -> None:
     report = IngestReport(
         metrics={}, num_files=1, num_pages=2, num_pages_in_archive=5, num_pages_unreadable=1, num_pages_too_large=0,
         num_pages_coding_absent=3, num_pages_coding_unknown=4, num_records_unreadable=0, num_pictures_without_text=6,
-        num_files_left_out=8, num_pairs=10, num_images=1, num_retryable=0, num_damaged_files=1, num_bytes_lost=12_345,
+        num_files_left_out=8, num_pairs=10, num_images=1, num_retryable=0, num_bytes_lost=12_345,
         num_reading_bounds_reached=1, num_rows_unreadable=0, num_rows_of_other_splits=0, num_texts_cut=0,
-        num_page_urls_cut=0, files_quarantined=[],
+        num_page_urls_cut=0, files_quarantined=[], files_damaged=["a.warc.gz: cut off"],
         outcomes=dict.fromkeys(outcomes.OUTCOMES, 7),
         num_other_records=1_001, statuses={"success": 10}, errors={}, text_sources={"alt": 10}, hosts={},
     )  # fmt: skip
@@ -244,6 +244,7 @@ def test_the_report_shows_the_outcomes(tmp_path: Path) -> None:
         *outcomes.OUTCOMES.values(),
         "Records of responses: 84. Other records, such as requests: 1,001.",
         "12,345",
+        "a.warc.gz: cut off",
     ):
         assert words in html, words
     for what, _ in not_read(report) + read_as_stored(report):

@@ -19,6 +19,7 @@ from align.ingest.limits import TooLarge
 from align.ingest.sources.archives import arc
 from align.ingest.sources.archives.damage import Repaired
 from align.ingest.sources.archives.warc_records import RESPONSE
+from align.ingest.sources.reading import damage_in
 from tests.support.arc_records import arc_record, arc_response, arc_start, write_arc
 from tests.support.reading import rows_of, source_at
 from tests.support.warc_records import picture
@@ -139,10 +140,9 @@ def test_heads_bodies_and_what_is_no_response(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def whole_urls(data: bytes, *, allow_damaged: bool, counts: Counter[str] | None = None) -> list[str]:
+def whole_urls(data: bytes, counts: Counter[str]) -> list[str]:
     """As `urls`, of a file in memory."""
-    repaired = Repaired("a.arc", io.BytesIO(data), arc.LAYOUT, allow_damaged=allow_damaged)
-    records = repaired.records(arc.Walker(1000), Counter() if counts is None else counts)
+    records = Repaired("a.arc", io.BytesIO(data), arc.LAYOUT).records(arc.Walker(1000), counts)
     return [record.url for record in records if record.kind == RESPONSE]
 
 
@@ -154,10 +154,8 @@ def test_every_cut_is_found_and_named(tmp_path: Path, name: str) -> None:
     whole = (tmp_path / name).read_bytes()
     for cut in range(min(ends), len(whole), 3):
         counts: Counter[str] = Counter()
-        if cut not in ends:
-            with pytest.raises(DataError, match=r"a\.arc: cut off or damaged at byte"):
-                whole_urls(whole[:cut], allow_damaged=False)
-        found = whole_urls(whole[:cut], allow_damaged=True, counts=counts)
+        found, damage = whole_urls(whole[:cut], counts), "a.arc: cut off or damaged at"
+        assert [one.partition(" byte ")[0] for one in damage_in(counts)] == [damage] * (cut not in ends)
         assert (counts["damaged_files"], counts["bytes_lost"] > 0) == ((0, False) if cut in ends else (1, True))
         assert found == ["http://x/", "http://x/a.png", "http://x/gone.png", "http://x/old.png"][: len(found)]
 
@@ -171,7 +169,7 @@ def test_reading_resumes_after_damage(tmp_path: Path, name: str) -> None:
     num_lost: Counter[int] = Counter()
     for position in range(num_first, len(whole), 5):
         damaged = whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :]
-        num_lost[len(expected - set(whole_urls(damaged, allow_damaged=True)))] += 1
+        num_lost[len(expected - set(whole_urls(damaged, Counter())))] += 1
     if name == "a.arc.gz":
         assert max(num_lost) == 1
         assert num_lost[1] > num_lost[0]  # nothing is lost where the damage is in the record that is no response
@@ -188,7 +186,7 @@ def test_a_whole_gap_is_counted_in_bytes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"damaged at byte {len(b''.join(members[:3])):,} of"):
         urls(path)
     counts: Counter[str] = Counter()
-    assert urls(path, "allow_damaged=true", counts=counts) == ["http://x/", "http://x/gone.png", "http://x/old.png"]
+    assert urls(path, counts=counts) == ["http://x/", "http://x/gone.png", "http://x/old.png"]
     assert (counts["damaged_files"], counts["bytes_lost"]) == (1, len(damaged))
 
 
@@ -230,7 +228,7 @@ def test_what_is_no_archive(tmp_path: Path, data: bytes) -> None:
     for name in ("a.arc", "a.arc.gz"):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(DataError, match="not a web archive"):
-            urls(tmp_path / name, "allow_damaged=true")
+            urls(tmp_path / name, counts=Counter())
 
 
 @pytest.mark.parametrize("name", ["a.arc", "a.arc.gz"])
@@ -259,7 +257,7 @@ def test_a_length_beyond_the_end(tmp_path: Path) -> None:
         path = write_arc(tmp_path / name, [*RECORDS, b"http://x/ 1.2.3.4 20080521031200 text/html %d\n" % 10**17])
         with pytest.raises(DataError, match="cut off"):
             urls(path)
-        assert len(urls(path, "allow_damaged=true")) == 4
+        assert len(urls(path, counts=Counter())) == 4
 
 
 @pytest.mark.parametrize("too_long", range(1, 13))
@@ -274,7 +272,7 @@ def test_a_length_that_is_too_long_never_costs_a_record_in_silence(tmp_path: Pat
     parts = parts if name == "members.arc.gz" else [b"".join(parts)]
     path.write_bytes(b"".join(parts if name == "plain.arc" else map(gzip.compress, parts)))
     counts: Counter[str] = Counter()
-    found = urls(path, "allow_damaged=true", "images_from=web", counts=counts)
+    found = urls(path, "images_from=web", counts=counts)
     expected = [f"http://x/{number}" for number in range(4)]
     assert counts["other_records"] == 1
     if too_long == 1 or name == "members.arc.gz":
@@ -312,7 +310,7 @@ def test_time_is_linear(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(arc_start() + data if not data.startswith(b"\x1f\x8b") else data)
     started = time.process_time()
     with suppress(DataError):
-        urls(path, "allow_damaged=true", "images_from=web")
+        urls(path, "images_from=web", counts=Counter())
     assert time.process_time() - started < 10
 
 

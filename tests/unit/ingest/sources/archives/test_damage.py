@@ -67,15 +67,14 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 
 
-def opened(path: Path, *, allow_damaged: bool = True, images_from: str = "archive") -> Warc:
-    changes = {"allow_damaged": allow_damaged, "images_from": images_from}
-    return Warc(CONFIG.model_copy(update=changes), str(path), FILES)
+def opened(path: Path, images_from: str = "archive") -> Warc:
+    return Warc(CONFIG.model_copy(update={"images_from": images_from}), str(path), FILES)
 
 
 def read(path: Path, images_from: str = "archive") -> tuple[list[str], Counter[str]]:
     """The texts of the pages, and the counts."""
     counts: Counter[str] = Counter()
-    candidates, _ = rows_of(opened(path, images_from=images_from), counts)
+    candidates, _ = rows_of(opened(path, images_from), counts)
     return [row["text"] for row in candidates], counts
 
 
@@ -106,7 +105,7 @@ def test_any_flipped_byte_costs_one_record_at_most(tmp_path: Path, name: str, da
             with pytest.raises(
                 DataError, match=rf"{name}: (cut off or damaged at byte {start:,} of|not a web)"
             ) as error:
-                rows_of(opened(path, allow_damaged=False))
+                rows_of(opened(path))
             assert "not a web archive" in str(error.value) or f"{len(parts[damaged]):,} bytes cannot be" in str(
                 error.value
             )
@@ -129,7 +128,7 @@ def test_a_dictionary_is_still_used_after_the_damage(tmp_path: Path) -> None:
             else:
                 assert texts == pages()
     source = opened(path)
-    for row in rows_of(source)[1]:
+    for row in rows_of(source, Counter())[1]:
         body = source.read(row["file"], row["offset"])
         assert body is not None
         assert body.startswith(b"<img src=")
@@ -164,7 +163,7 @@ def test_pictures_after_the_damage_are_found_again(tmp_path: Path, name: str) ->
     data[1] ^= 0xFF
     path.write_bytes(data)
     source = opened(path)
-    responses = rows_of(source)[1]
+    responses = rows_of(source, Counter())[1]
     assert [source.read(row["file"], row["offset"]) for row in responses[-2:]] == [red, red * 2]
 
 
@@ -175,7 +174,7 @@ def test_an_archive_that_is_compressed_as_a_whole_is_used_up_to_the_damage(tmp_p
     path = tmp_path / "a.warc.gz"
     path.write_bytes(bytes(flipped) + whole)
     counts: Counter[str] = Counter()
-    candidates, _ = rows_of(opened(path, images_from="web"), counts)
+    candidates, _ = rows_of(opened(path, "web"), counts)
     assert 40 < len(candidates) <= 80
     assert counts["damaged_files"] == 1
 
@@ -224,7 +223,7 @@ def test_the_bound_is_named_where_it_ends_reading(tmp_path: Path, monkeypatch: p
     texts, counts = read(path)
     assert (texts, counts["damaged_files"], counts["reading_bounds_reached"]) == (["page 0"], 1, 1)
     with pytest.raises(DataError, match="the bound on reading parts of a file again ended the search"):
-        rows_of(opened(path, allow_damaged=False))
+        rows_of(opened(path))
     path.write_bytes(b"\xff" * 1_000_000)
     with pytest.raises(DataError, match=r"not a web archive .*the bound on reading parts"):
         read(path)
@@ -237,7 +236,7 @@ def test_many_members_are_read_once(num_members: int) -> None:
     data = record + gzip.compress(b"", mtime=0) * num_members
     for filler in (b"", b"\0\0\0"):
         stream = CountingReader(data + filler)
-        repaired = Repaired("a.warc.gz", stream, warc_records.LAYOUT, allow_damaged=False)
+        repaired = Repaired("a.warc.gz", stream, warc_records.LAYOUT)
         walk = warc_records.Walker(lambda offset: data[offset : offset + 2] == b"\x1f\x8b", 1000, is_packed=True)
         counts: Counter[str] = Counter()
         assert len(list(repaired.records(walk, counts))) == 3
@@ -248,7 +247,7 @@ def test_many_members_are_read_once(num_members: int) -> None:
 def test_bodies_that_are_read_again_count() -> None:
     data = b"http://x/ - 20080521031200 text/html 4000001\nHTTP/1.1 200 OK\n\nx\n" * 150_000
     stream = CountingReader(arc_start() + data)
-    repaired = Repaired("a.arc", stream, arc.LAYOUT, allow_damaged=True)
+    repaired = Repaired("a.arc", stream, arc.LAYOUT)
     counts: Counter[str] = Counter()
     assert sum(1 for _ in repaired.records(arc.Walker(1 << 30), counts)) == 1
     assert counts["reading_bounds_reached"] == 1

@@ -17,14 +17,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn
 
 from align.display.console import say
 from align.errors import DataError
-
-In = TypeVar("In")
-Out = TypeVar("Out")
-Kept = TypeVar("Kept")
+from align.interfaces.executor import In, Kept, Out, Step
 
 #: Tasks that wait for a worker, beyond those under way; a bound on memory.
 _AHEAD = 2
@@ -60,33 +57,25 @@ def in_processes(
         What the function raises; DataError if a culprit ends the run (it is named), or if there are so many
         that the machine is to blame.
     """
-    return in_processes_with(around, partial(_without, function), items, num_workers, name_of=name_of, instead=instead)
+    return in_processes_with(Step(around, partial(_without, function), name_of, instead), items, num_workers)
 
 
 def _without(function: Callable[[In], Out], _: None, item: In) -> Out:
     return function(item)
 
 
-def in_processes_with(
-    resource: Callable[[], AbstractContextManager[Kept]],
-    function: Callable[[Kept, In], Out],
-    items: Iterable[In],
-    num_workers: int | None,
-    *,
-    name_of: Callable[[In], str] = str,
-    instead: Callable[[In], Out] | None = None,
-) -> Iterator[Out]:
+def in_processes_with(step: Step[Kept, In, Out], items: Iterable[In], num_workers: int | None) -> Iterator[Out]:
     """`in_processes`, where each worker keeps a resource, such as connections, for all of its items.
 
     A worker process opens the resource before its first item and never closes it: the end of the process does.
     """
     count = num_workers or os.cpu_count() or 1
     if count == 1:
-        with resource() as kept:
-            yield from map(partial(function, kept), items)
+        with step.resource() as kept:
+            yield from map(partial(step.function, kept), items)
         return
-    work = partial(_work, resource, function)
-    second_try = _SecondTry(work, name_of, instead)
+    work = partial(_work, step.resource, step.function)
+    second_try = _SecondTry(work, step.name_of, step.instead)
     waiting = iter(items)
     pending: deque[tuple[In, Future[Out] | None]] = deque()
     while True:

@@ -26,7 +26,7 @@ from align.durable.pieces import Piece, Pieces
 from align.filter.tables import BIGRAMS, MAX_ROWS
 from align.formats.policy import OptedOut
 from align.formats.raw import RawShard
-from align.interfaces.executor import Executor
+from align.interfaces.executor import Executor, Step
 from align.interfaces.store import SharedPieces
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class WorkFolder:
             for piece in reads:
                 self.pieces.share(piece)
             one = partial(_fill_one, self, table, function, tuple(reads))
-            done = executor.map(memory_kept, one, lacking, name_of=lambda item: str(item[1].table))
+            done = executor.map(Step(memory_kept, one, _table_of), lacking)
             what = {
                 "pairs": "filter: shards, images and texts",
                 "scored": "filter: shards, the network",
@@ -129,6 +129,10 @@ class WorkFolder:
     def tracked(self, pictures: Iterator[T], total: int) -> Iterator[T]:
         """Shows progress per picture if one process does all the work; several processes show it per shard."""
         return track(pictures, what="filter: images", total=total) if self.num_workers == 1 else pictures
+
+
+def _table_of(item: NumberedShard) -> str:
+    return str(item[1].table)
 
 
 def _fill_one(

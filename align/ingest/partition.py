@@ -34,7 +34,7 @@ from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
 from align.ingest.sources.reading import damage_in
-from align.interfaces.executor import Executor
+from align.interfaces.executor import Executor, Step
 from align.interfaces.sql import Engine
 
 #: A row of the plan, by the columns of `IngestPlan.table`.
@@ -179,7 +179,7 @@ def _scan_all(
     left = [file for file, part in zip(files, parts, strict=True) if part.name in undone]
     scan = partial(_scan, source, pieces, opted_out)
     instead = partial(_quarantine, pieces.folder / FOLDER)
-    done = executor.map(nullcontext, scan, left, name_of=_file_of, instead=instead)
+    done = executor.map(Step(nullcontext, scan, _file_of, instead), left)
     for of_file in track(done, what="ingest: files read", total=len(left)):
         damage += damage_in(of_file or ())
         _require_few(damage, len(files), max_damaged_share)

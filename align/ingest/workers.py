@@ -21,7 +21,7 @@ from align.ingest.download import Downloader, SlowHosts
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
 from align.ingest.partition import PlannedShard
 from align.ingest.writer import files_beside_table, table_of
-from align.interfaces.executor import Executor
+from align.interfaces.executor import Executor, Step
 from align.services.s3.store import keep_tar
 
 #: What names a shard to the function that opens it.
@@ -69,7 +69,7 @@ def write_shards(
     write = partial(_write, pieces, open_shard, pictures, resources.store)
     open_downloader = partial(_open_downloader, share, pictures.opted_out, pieces, str(os.getpid()))
     written = track(
-        executor.map(open_downloader, write, shards, name_of=_name_of), what="ingest: shards", total=len(shards)
+        executor.map(Step(open_downloader, write, _name_of), shards), what="ingest: shards", total=len(shards)
     )
     start, num_pairs, num_pictures, num_not_fetched, num_refused = time.monotonic(), 0, 0, 0, 0
     for number, counts in enumerate((one for one in written if one is not None), start=1):

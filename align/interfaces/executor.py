@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 Kept = TypeVar("Kept")
+
+
+@dataclass(frozen=True)
+class Step(Generic[Kept, In, Out]):
+    """What is done with each item. For a cluster all of it can be pickled, like the items and the results.
+
+    Only small things pass through it, such as names and counts: what tasks make goes from machine to machine as files.
+
+    Attributes:
+        resource: a process opens it before its first item and keeps it for later ones, such as connections.
+        function: does one item.
+        name_of: what messages call an item.
+        instead: gives the result of an item that kills its process again and again, so that the others are done; None:
+            such an item ends the run.
+    """
+
+    resource: Callable[[], AbstractContextManager[Kept]]
+    function: Callable[[Kept, In], Out]
+    name_of: Callable[[In], str] = str
+    instead: Callable[[In], Out] | None = None
 
 
 class Executor(Protocol):
@@ -22,29 +43,11 @@ class Executor(Protocol):
     def is_cluster(self) -> bool:
         """Whether tasks may run on other machines."""
 
-    def map(
-        self,
-        resource: Callable[[], AbstractContextManager[Kept]],
-        function: Callable[[Kept, In], Out],
-        items: Sequence[In],
-        *,
-        name_of: Callable[[In], str] = str,
-        instead: Callable[[In], Out] | None = None,
-    ) -> Iterator[Out]:
-        """The results, in the order of the items. Everything that it is given can be pickled, and so can results.
-
-        Only small things pass here, such as names and counts: what tasks make goes from machine to machine as files.
-
-        Args:
-            resource: a process opens it before its first item and keeps it for later ones, such as connections.
-            function: does one item.
-            items: what to do.
-            name_of: what messages call an item.
-            instead: gives the result of an item that kills its process again and again, so that the others are done;
-                None: such an item ends the run.
+    def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
+        """The results, in the order of the items.
 
         Raises:
-            What the function raises. DataError, if an item kills its process again and again; the message names it.
-            ServiceError, if the cluster is unavailable.
+            What the step's function raises. DataError, if an item kills its process again and again; the message names
+            it. ServiceError, if the cluster is unavailable.
         """
         ...

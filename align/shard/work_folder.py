@@ -27,7 +27,7 @@ from align.durable.files import is_temporary, write_bytes
 from align.durable.pieces import Piece, Pieces
 from align.formats.raw import RawShard, image_spans
 from align.formats.shards import SPLITS, Manifest, SplitName
-from align.interfaces.executor import Executor
+from align.interfaces.executor import Executor, Step
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
 from align.shard.assignment import ShardPlan, make_plan, read_plan
@@ -142,7 +142,7 @@ def _fill(
     if len(numbers) == 1 and not executor.is_cluster:
         done: Iterator[None] = map(partial(make, work, None), numbers)  # no process has to start for it
     else:
-        done = executor.map(nullcontext, partial(make, work), numbers, name_of=lambda number: f"{what}: {number:05d}")
+        done = executor.map(Step(nullcontext, partial(make, work), f"{what}: {{:05d}}".format), numbers)
     for _ in track(done, what=what, total=len(numbers)):
         pass
     work.pieces.bring(pieces)

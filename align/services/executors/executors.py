@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.infrastructure import EngineConfig
 from align.durable.processes import in_processes_with
-from align.interfaces.executor import Executor, In, Kept, Out
+from align.interfaces.executor import Executor, In, Kept, Out, Step
 
 #: Of a Spark Connect server, which does SQL and no tasks of Python.
 CONNECT = "sc://"
@@ -32,18 +32,10 @@ class LocalExecutor:
         """See `Executor`."""
         return self.num_workers or os.cpu_count() or 1
 
-    def map(
-        self,
-        resource: Callable[[], AbstractContextManager[Kept]],
-        function: Callable[[Kept, In], Out],
-        items: Sequence[In],
-        *,
-        name_of: Callable[[In], str] = str,
-        instead: Callable[[In], Out] | None = None,
-    ) -> Iterator[Out]:
+    def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""
         count = min(self.num_at_once, len(items)) or 1
-        return in_processes_with(resource, function, items, count, name_of=name_of, instead=instead)
+        return in_processes_with(step, items, count)
 
 
 @contextmanager

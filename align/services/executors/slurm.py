@@ -20,15 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.display.console import say
 from align.durable.files import temporary_name
 from align.errors import DataError, ServiceError, one_line
-from align.interfaces.executor import In, Kept, Out
+from align.interfaces.executor import In, Kept, Out, Step
 from align.services.executors import task
 
 #: Tasks of an array; more items share tasks. SLURM's own limit (MaxArraySize) is 1,001 unless the site has changed it.
@@ -58,22 +57,14 @@ class SlurmExecutor:
         """See `Executor`."""
         return self._num_at_once or _MAX_TASKS
 
-    def map(
-        self,
-        resource: Callable[[], AbstractContextManager[Kept]],
-        function: Callable[[Kept, In], Out],
-        items: Sequence[In],
-        *,
-        name_of: Callable[[In], str] = str,
-        instead: Callable[[In], Out] | None = None,
-    ) -> Iterator[Out]:
+    def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""
         if not items:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         array = Path(tempfile.mkdtemp(prefix="align-array-", dir=self._folder))
         try:
-            (array / _STEP).write_bytes(pickle.dumps((resource, function, list(items), str(Path.cwd()))))
+            (array / _STEP).write_bytes(pickle.dumps((step, list(items), str(Path.cwd()))))
             number, log = 0, array / "none"
             for attempt in range(_TRIES):
                 left = [one for one in range(number, len(items)) if not _result(array, one).exists()]
@@ -88,10 +79,12 @@ class SlurmExecutor:
             for lost in range(number, len(items)):
                 if _result(array, lost).exists():
                     yield _value(_result(array, lost))
-                elif instead is not None:
-                    yield instead(items[lost])
+                elif step.instead is not None:
+                    yield step.instead(items[lost])
                 else:
-                    raise DataError(f"{name_of(items[lost])}: {_TRIES} tasks ended over it without a result{_end(log)}")
+                    raise DataError(
+                        f"{step.name_of(items[lost])}: {_TRIES} tasks ended over it without a result{_end(log)}"
+                    )
         finally:
             shutil.rmtree(array, ignore_errors=True)
 
@@ -155,13 +148,13 @@ def _end(log: Path) -> str:
 def _run_task(array: Path, attempt: int, number: int) -> None:
     """Task `number` of an array: its share of the items."""
     left = json.loads((array / f"left-{attempt}.json").read_bytes())
-    resource, function, items, folder = pickle.loads((array / _STEP).read_bytes())
+    step, items, folder = pickle.loads((array / _STEP).read_bytes())
     with tempfile.TemporaryDirectory(prefix="align-task-") as scratch:
         for item in left[number :: _num_tasks(left)]:
             path = _result(array, item)
             if path.exists():
                 continue
-            result = task.do(resource, function, items[item], folder=folder, scratch=Path(scratch), opened_as=b"")
+            result = task.do(step, items[item], folder=folder, scratch=Path(scratch), opened_as=b"")
             beside = temporary_name(path)
             beside.write_bytes(pickle.dumps(result))
             os.replace(beside, path)

@@ -6,14 +6,13 @@ Each machine needs this environment: `spark.archives` brings it, or it is instal
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from align.durable.processes import in_threads
-from align.interfaces.executor import In, Kept, Out
+from align.interfaces.executor import In, Kept, Out, Step
 from align.services.executors import task
 from align.services.spark_engine import clear_errors
 
@@ -41,27 +40,18 @@ class SparkExecutor:
         """See `Executor`."""
         return self._num_at_once or int(self._context.defaultParallelism)
 
-    def map(
-        self,
-        resource: Callable[[], AbstractContextManager[Kept]],
-        function: Callable[[Kept, In], Out],
-        items: Sequence[In],
-        *,
-        name_of: Callable[[In], str] = str,
-        instead: Callable[[In], Out] | None = None,
-    ) -> Iterator[Out]:
+    def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""
-        del instead  # Spark names no culprit
-        step = partial(_partition, resource, function, str(Path.cwd()), secrets.token_bytes(8))
+        partition = partial(_partition, step, str(Path.cwd()), secrets.token_bytes(8))
         size = self.num_at_once * _ITEMS_PER_TASK
         jobs = [items[start : start + size] for start in range(0, len(items), size)]
         num_tasks = self._num_at_once or size
 
         def run(some: Sequence[In]) -> list[task.Result[Out]]:
-            names = ", ".join(name_of(item) for item in some[:3]) + (", ..." if len(some) > 3 else "")
+            names = ", ".join(step.name_of(item) for item in some[:3]) + (", ..." if len(some) > 3 else "")
             with clear_errors(f"{names}: "):
                 tasks = self._context.parallelize(some, min(num_tasks, len(some)))
-                done: list[task.Result[Out]] = tasks.mapPartitions(step).collect()
+                done: list[task.Result[Out]] = tasks.mapPartitions(partition).collect()
                 return done
 
         for results in in_threads(run, jobs, 1 if self._num_at_once else 2):
@@ -70,15 +60,11 @@ class SparkExecutor:
 
 
 def _partition(
-    resource: Callable[[], AbstractContextManager[Kept]],
-    function: Callable[[Kept, In], Out],
-    folder: str,
-    opened_as: bytes,
-    items: Iterable[In],
+    step: Step[Kept, In, Out], folder: str, opened_as: bytes, items: Iterable[In]
 ) -> Iterator[task.Result[Out]]:
     """The items of a task, on a worker of Spark. Its folder there ends with the application."""
     from pyspark import SparkFiles
 
     scratch = Path(SparkFiles.getRootDirectory())
     for item in items:
-        yield task.do(resource, function, item, folder=folder, scratch=scratch, opened_as=opened_as)
+        yield task.do(step, item, folder=folder, scratch=scratch, opened_as=opened_as)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
 from align.durable import pieces
 from align.errors import AlignError, ServiceError
-from align.interfaces.executor import In, Kept, Out
+from align.interfaces.executor import In, Kept, Out, Step
 
 #: The resource of this process, by what opens it.
 _kept: dict[bytes, Any] = {}
@@ -36,21 +34,13 @@ class Result(Generic[Out]):
         return self.value  # type: ignore[return-value]  # a function may return None
 
 
-def do(
-    resource: Callable[[], AbstractContextManager[Kept]],
-    function: Callable[[Kept, In], Out],
-    item: In,
-    *,
-    folder: str,
-    scratch: Path,
-    opened_as: bytes,
-) -> Result[Out]:
+def do(step: Step[Kept, In, Out], item: In, *, folder: str, scratch: Path, opened_as: bytes) -> Result[Out]:
     """Does one item on a machine of a cluster.
 
     An error that this machine or a server may be the cause of is raised, so that the cluster tries again elsewhere.
 
     Args:
-        resource, function, item: see `Executor.map`.
+        step, item: see `Executor.map`.
         folder: in which the run works; relative paths start there, if this machine has it.
         scratch: a folder of this machine.
         opened_as: names the resource: a process that does several maps opens one for each.
@@ -60,8 +50,8 @@ def do(
     try:
         if opened_as not in _kept:
             _kept.clear()
-            _kept[opened_as] = resource().__enter__()
-        return Result(function(_kept[opened_as], item))
+            _kept[opened_as] = step.resource().__enter__()
+        return Result(step.function(_kept[opened_as], item))
     except ServiceError:
         raise
     except AlignError as error:

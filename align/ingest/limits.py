@@ -72,15 +72,15 @@ class Readable(Protocol):
         ...
 
 
-def read_at_most(stream: Readable, max_bytes: int) -> bytes:
-    """The rest of a stream. Holds no more than `max_bytes` and one block.
+def read_at_most(stream: Readable, max_bytes: int, begin: bytes = b"") -> bytes:
+    """What was read of a stream (`begin`) and its rest. Holds no more than `max_bytes` and one block.
 
     Raises:
         TooLarge: there is more than `max_bytes`.
         What the stream raises.
     """
-    pieces: list[bytes] = []
-    left = max_bytes + 1
+    pieces = [begin] if begin else []
+    left = max_bytes + 1 - len(begin)
     while left > 0 and (piece := stream.read(left)):
         pieces.append(piece)
         left -= len(piece)

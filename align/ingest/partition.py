@@ -33,6 +33,7 @@ from align.errors import DataError
 from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
+from align.ingest.sources.outcomes import in_words
 from align.ingest.sources.reading import damage_in
 from align.interfaces.executor import Executor, Step
 from align.interfaces.sql import Engine
@@ -158,7 +159,8 @@ def make_plan(
     values = json.loads((folder / "plan.json").read_bytes())
     _require_few(damage_in(values["counts"]), len(source.files), config.max_damaged_share)
     if not values["num_pairs"]:
-        raise DataError(f"{source.files[0]}: the {len(source.files):,} file(s) of this source name no picture")
+        found = "; ".join(in_words(values["counts"])) or "they hold nothing"
+        raise DataError(f"{source.files[0]}: the {len(source.files):,} file(s) of this source name no picture: {found}")
     num_shards, digits = values["num_shards"], max(5, len(str(values["num_shards"] - 1)))
     names = [f"{number:0{digits}d}" for number in range(num_shards)]
     position_digits = max(4, len(str(values["longest"] - 1)))

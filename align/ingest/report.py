@@ -193,7 +193,7 @@ def not_read(report: IngestReport) -> list[tuple[str, int]]:
     numbers = [
         ("pages that cannot be decoded", report.num_pages_unreadable),
         ("pages that are too large", report.num_pages_too_large),
-        ("records without an HTTP status", report.outcomes.get(NO_HTTP_HEAD, 0)),
+        ("records without an HTTP status and a type", report.outcomes.get(NO_HTTP_HEAD, 0)),
         ("records with HTTP headers that are too large", report.outcomes.get(HTTP_HEAD_TOO_LARGE, 0)),
         ("records without an address", report.outcomes.get(NO_ADDRESS, 0)),
         ("members of a tar that cannot be read", report.num_records_unreadable),

@@ -7,6 +7,7 @@ counted in bytes: nobody can tell how many records it held.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 PAGE = "page"
@@ -33,7 +34,7 @@ OUTCOMES = {
     REVISIT: "revisit: another record has the bytes",
     PAGE_TOO_LARGE: "not read: page that is too large",
     PAGE_UNREADABLE: "not read: page whose content coding is damaged, or record of a WAT that is",
-    NO_HTTP_HEAD: "not read: no HTTP status",
+    NO_HTTP_HEAD: "not read: no HTTP status, and no type",
     HTTP_HEAD_TOO_LARGE: "not read: HTTP headers that are too large",
     NO_ADDRESS: "not read: no address",
 }
@@ -45,6 +46,13 @@ _PREFIX = "outcome/"
 def count_of(outcome: str) -> str:
     """The name of an outcome's count in a scan."""
     return _PREFIX + outcome
+
+
+def in_words(counts: Mapping[str, int]) -> list[str]:
+    """The counts of a scan that say why there are few pairs: outcomes first, each in words."""
+    of_records = [f"{OUTCOMES[name]}: {number:,}" for name, number in outcomes_in(counts).items()]
+    others = {name: number for name, number in counts.items() if number and not re.search("/|: |^pages$", name)}
+    return [*of_records, *(f"{name.replace('_', ' ')}: {number:,}" for name, number in others.items())]
 
 
 def outcomes_in(counts: Mapping[str, int]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from align.ingest.workers import Resources, share_of
 from align.pairs.text import MAX_CHARACTERS
 from tests.support.deadly import DeadlySource
 from tests.support.params import load_params
-from tests.support.warc_records import page, picture, png_header, response, write_archive
+from tests.support.warc_records import page, picture, png_header, record, response, write_archive
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
 
@@ -222,9 +222,15 @@ def test_max_pages_takes_the_same_pages_spread_over_the_archive(tmp_path: Path) 
 
 
 def test_no_img_at_all_is_an_error(tmp_path: Path) -> None:
-    archive = write_archive(tmp_path / "a.warc.gz", [page("http://x/", "<p>text")])
-    with pytest.raises(DataError, match=r"the 1 file\(s\) of this source name no picture"):
+    nothing = record("response", "http://x/n", b"\0nobody can tell", "application/http; msgtype=response")
+    other = record("response", "http://x/json", b"[]", "application/json")
+    archive = write_archive(tmp_path / "a.warc.gz", [page("http://x/", "<p>text"), nothing, nothing, other])
+    with pytest.raises(DataError) as error:
         ingest(CONFIG, archive, tmp_path / "raw")
+    assert str(error.value) == (
+        f"{archive}: the 1 file(s) of this source name no picture: page without images: 1; of another type: 1; not "
+        "read: no HTTP status, and no type: 2"
+    )
 
 
 def test_the_report_folder_is_replaced_whole_or_stays(

@@ -18,11 +18,9 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from align.ingest.limits import too_large
-from align.ingest.sources import outcomes
 from align.ingest.sources.archives.damage import Layout, NoRecord
-from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES, read_head
 from align.ingest.sources.archives.warc_bytes import GZIP_MAGIC
-from align.ingest.sources.archives.warc_records import OTHER, RESPONSE, Record
+from align.ingest.sources.archives.warc_records import OTHER, Record, response_of
 
 SUFFIXES = (".arc", ".arc.gz")
 
@@ -152,9 +150,9 @@ def _record(reader: _Plain | _Members, max_bytes: int, *, is_scan: bool = True) 
         raise NoRecord(_CUT_OFF)
     content = _Content(reader, line.num_bytes)
     if line.url[:8].lower().startswith(("http:", "https:")):
-        record, body = _response(line, offset, content)
+        record, begin = response_of(line.url, offset, content, line.content_type)
         if record.problem is None and (record.is_page or not is_scan):
-            record = record._replace(body=content.all_after(body, max_bytes + 1))
+            record = record._replace(body=content.all_after(begin, max_bytes + 1))
         if len(record.body) > max_bytes and not is_scan:
             raise too_large(max_bytes)
     else:
@@ -162,18 +160,6 @@ def _record(reader: _Plain | _Members, max_bytes: int, *, is_scan: bool = True) 
     if content.skip():
         raise NoRecord(_CUT_OFF)
     return record
-
-
-def _response(line: Line, offset: int | None, content: _Content) -> tuple[Record, bytes]:
-    """What a record is, and the first bytes of its body."""
-    head, rest = read_head(content)
-    record = Record(RESPONSE, line.url, offset)
-    if head is None:
-        is_long = len(rest) > MAX_HEAD_BYTES
-        return record._replace(problem=outcomes.HTTP_HEAD_TOO_LARGE if is_long else outcomes.NO_HTTP_HEAD), b""
-    content_type = head.content_type or line.content_type
-    record = record._replace(status=head.status, content_type=content_type, headers=head)
-    return record._replace(charset=head.charset) if record.is_page else record, rest
 
 
 class _Content:

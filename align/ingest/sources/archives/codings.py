@@ -38,7 +38,7 @@ _BINARY = bytes({*range(0x20)} - {*b"\t\n\x0c\r\x1b"})
 _LOOKED_AT_BYTES = 512
 _TEXT_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 #: How pictures begin, for the kinds that ingest can read and that contain such bytes.
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"\0\0\1\0", b"II*\0", b"MM\0*")
+PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"\0\0\1\0", b"II*\0", b"MM\0*")
 
 
 class Headers(Protocol):
@@ -120,7 +120,7 @@ def _has_mark(body: bytes, coding: str) -> bool | None:
 def _looks_plain(body: bytes) -> bool:
     head = body[:_LOOKED_AT_BYTES]
     is_text = len(head.translate(None, _BINARY)) == len(head) or head.startswith(_TEXT_BOMS)
-    return is_text or head.startswith(_PICTURES) or head[4:8] == b"ftyp"
+    return is_text or head.startswith(PICTURES) or head[4:8] == b"ftyp"
 
 
 def _ungzipped(body: bytes, max_bytes: int) -> bytes:

@@ -168,10 +168,11 @@ class Warc:
             raw = next(iter(warc_records.iterator(stream, quirks=True)), None)
             if raw is None:
                 return None
-            record = warc_records.described(raw, offset)
+            record, begin = warc_records.described(raw, offset)
             if record.problem is not None:
                 return None
-            return codings.decoded(read_at_most(raw.reader, self._max_bytes), record.headers, self._max_bytes).data
+            body = read_at_most(raw.reader, self._max_bytes, begin)
+            return codings.decoded(body, record.headers, self._max_bytes).data
         except OSError:
             return None
 

@@ -9,10 +9,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
+from align.ingest.limits import Readable
 from align.ingest.sources import outcomes
-from align.ingest.sources.archives.codings import Headers
+from align.ingest.sources.archives.codings import PICTURES
 from align.ingest.sources.archives.damage import Layout, NoRecord
-from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES
+from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES, HttpHead, read_head
 from align.ingest.sources.archives.warc_bytes import Spans, num_dictionary_bytes
 
 RESPONSE, RESOURCE, REVISIT, METADATA, OTHER = "response", "resource", "revisit", "metadata", "other"
@@ -22,7 +23,17 @@ _KINDS = {
     int(WarcRecordType.revisit): REVISIT,
     int(WarcRecordType.metadata): METADATA,
 }
-_HTML_TYPES = ("text/html", "application/xhtml+xml")
+_HTML = "text/html"
+_HTML_TYPES = (_HTML, "application/xhtml+xml", "text/fragment+html")
+#: Types that say nothing of a body: its first bytes are looked at.
+_VAGUE = ("", "application/http", "application/octet-stream", "no-type", "unk", "unknown")
+#: How HTML begins, by the WHATWG's standard for telling types; also after an XML declaration.
+_BEGINS_HTML = re.compile(
+    rb"(?:\xef\xbb\xbf)?+\s*+(?:<\?xml[^>]*+>\s*+)?+<(?:!--|(?:!doctype\s++html|html|head|script|iframe|h[1-6]|div|font|table|a|"
+    rb"style|title|b|body|br|p|img|meta|link|ul|center)[\s/>])",
+    re.IGNORECASE,
+)
+_LOOKED_AT_BYTES = 1 << 13
 #: Headers that a record has once. If the end of a record is lost, they are followed by those of the next one.
 _ONCE = ("WARC-Type", "Content-Length")
 _OK = 200
@@ -44,7 +55,7 @@ class Record(NamedTuple):
         status: of the HTTP response; 0 if it has none.
         content_type: in lower case, without parameters.
         charset: of the content type.
-        headers: of the HTTP response; else None.
+        headers: of the HTTP response; None if it has none.
         same_as: of a revisit: the address whose bytes it repeats.
         body: of pages and METADATA; if it is larger than the bound, its beginning; else empty.
         problem: an outcome, where the record cannot be read.
@@ -56,7 +67,7 @@ class Record(NamedTuple):
     status: int = 0
     content_type: str = ""
     charset: str | None = None
-    headers: Headers | None = None
+    headers: HttpHead | None = None
     same_as: str = ""
     body: bytes = b""
     problem: str | None = None
@@ -121,13 +132,13 @@ class Walker:
             last = max(last, position)
             if size is not None and position + raw.content_length > size:
                 raise NoRecord(_CUT_OFF)  # now, since fastwarc would read the rest of the file
-            record = described(raw, position if self._has_offsets else None)
-            expected = raw.content_length  # of the body: the HTTP headers were read before
+            record, begin = described(raw, position if self._has_offsets else None)
+            num_read = len(begin) + (len(record.headers.data) if record.headers else 0)
             is_read = record.is_page or record.kind == METADATA
-            body = raw.reader.read(self._max_bytes + 1) if is_read else b""
-            if len(body) + raw.consume() < expected and record.problem != outcomes.HTTP_HEAD_TOO_LARGE:
+            rest = raw.reader.read(max(0, self._max_bytes + 1 - len(begin))) if is_read else b""
+            if num_read + len(rest) + raw.consume() < raw.content_length:
                 raise NoRecord(_CUT_OFF)
-            yield record._replace(body=body) if is_read else record
+            yield record._replace(body=begin + rest) if is_read else record
 
 
 def _from(stream: BinaryIO, start: int) -> tuple[Any, int]:
@@ -141,7 +152,7 @@ def _from(stream: BinaryIO, start: int) -> tuple[Any, int]:
 
 
 def iterator(stream: Any, *, quirks: bool) -> Any:
-    """fastwarc's records from here on. Their HTTP headers are not read yet.
+    """fastwarc's records from here on, with their HTTP headers unread.
 
     With `quirks` it reads WARC headers whose lines end in LF alone, and silently skips what is not a record.
     """
@@ -155,41 +166,61 @@ def iterator(stream: Any, *, quirks: bool) -> Any:
     )
 
 
-def described(raw: Any, offset: int | None) -> Record:  # Any: fastwarc's classes are compiled
-    """What a record is. Reads its HTTP headers, so that the body comes next.
+def described(raw: Any, offset: int | None) -> tuple[Record, bytes]:  # Any: fastwarc's classes are compiled
+    """What a record is, and the first bytes of its body, which are read already.
 
     Raises:
         OSError: the file is damaged or cut off.
     """
     kind, headers = _KINDS.get(int(raw.record_type), OTHER), raw.headers
-    url = (headers.get("WARC-Target-URI") or "").strip("<> ")
+    url, stated = (headers.get("WARC-Target-URI") or "").strip("<> "), headers.get("Content-Type") or ""
     match kind:
-        case "response":
-            return _response(raw, url, offset)
+        case "response" if url[:6].lower().startswith(("http:", "https:")):
+            return response_of(url, offset, raw.reader, headers.get("WARC-Identified-Payload-Type") or stated)
+        case "response":  # such as of a DNS server
+            return Record(kind, url, offset, content_type=stated.lower()), b""
         case "resource":
-            content_type, _, parameters = (headers.get("Content-Type") or "").lower().partition(";")
-            charset = parameters.partition("charset=")[2].strip(" \"'") or None
-            return Record(kind, url, offset, _OK, content_type.strip(), charset)
+            begin = raw.reader.read(_LOOKED_AT_BYTES)
+            content_type, charset = _type_of(stated, begin)
+            return Record(kind, url, offset, _OK, content_type, charset), begin
         case "revisit":
             same_as = (headers.get("WARC-Refers-To-Target-URI") or "").strip("<> ")
-            return Record(kind, url, offset, same_as=same_as)
+            return Record(kind, url, offset, same_as=same_as), b""
         case _:
-            return Record(kind, url, offset)
+            return Record(kind, url, offset), b""
 
 
-def _response(raw: Any, url: str, offset: int | None) -> Record:
-    try:
-        raw.parse_http(max_header_len=MAX_HEAD_BYTES, strict_mode=False, quirks_mode=True)
-    except OSError as error:
-        if "header length" not in str(error):
-            raise
-        return Record(RESPONSE, url, offset, problem=outcomes.HTTP_HEAD_TOO_LARGE)
-    http = raw.http_headers
-    if http is None and not url.lower().startswith(("http:", "https:")):  # such as of a DNS server
-        return Record(RESPONSE, url, offset, content_type=(raw.headers.get("Content-Type") or "").lower())
-    status = (http.status_code if http is not None else None) or 0
-    if not status:
-        return Record(RESPONSE, url, offset, problem=outcomes.NO_HTTP_HEAD)
-    content_type = (raw.http_content_type or raw.headers.get("WARC-Identified-Payload-Type") or "").lower()
-    charset = raw.http_charset if content_type in _HTML_TYPES else None
-    return Record(RESPONSE, url, offset, status, content_type, charset, http)
+def response_of(url: str, offset: int | None, content: Readable, stated: str) -> tuple[Record, bytes]:
+    """What a record with a server's answer is, and the first bytes of its body, which are read already.
+
+    Some crawlers store a body without its HTTP head. It counts as an answer of status 200, if its type is stated or its
+    first bytes tell it.
+
+    Args:
+        url: as recorded.
+        offset: of the record.
+        content: HTTP head and body. What it raises is passed on.
+        stated: the type that the record states.
+    """
+    record = Record(RESPONSE, url, offset)
+    head, begin = read_head(content)
+    if head is not None:
+        content_type = head.content_type or stated.partition(";")[0].strip().lower()
+        charset = head.charset if content_type in _HTML_TYPES else None
+        return record._replace(status=head.status, content_type=content_type, charset=charset, headers=head), begin
+    if len(begin) > MAX_HEAD_BYTES:
+        return record._replace(problem=outcomes.HTTP_HEAD_TOO_LARGE), begin
+    content_type, charset = _type_of(stated, begin)
+    if not begin or begin.startswith(b"HTTP/") or content_type in _VAGUE:
+        return record._replace(problem=outcomes.NO_HTTP_HEAD), begin
+    return record._replace(status=_OK, content_type=content_type, charset=charset), begin
+
+
+def _type_of(stated: str, begin: bytes) -> tuple[str, str | None]:
+    """The type of a body, in lower case and without parameters, and its charset; by its first bytes if not stated."""
+    content_type, _, parameters = stated.lower().partition(";")
+    content_type = content_type.strip()
+    if content_type in _VAGUE:
+        found = _HTML if _BEGINS_HTML.match(begin) else "image/unknown" if begin.startswith(PICTURES) else content_type
+        return found, None
+    return content_type, parameters.partition("charset=")[2].strip(" \"'") or None

@@ -181,7 +181,7 @@ def every_outcome() -> list[tuple[str, bytes]]:
         (outcomes.REVISIT, revisit),
         (outcomes.PAGE_TOO_LARGE, page("http://x/large", HTML.ljust(3_000_000))),
         (outcomes.PAGE_UNREADABLE, page("http://x/cut", CUT["gzip"], headers="Content-Encoding: gzip\r\n")),
-        (outcomes.NO_HTTP_HEAD, http("http://x/headless", b"", HTML)),
+        (outcomes.PAGE, http("http://x/headless", b"", HTML)),
         (outcomes.NO_HTTP_HEAD, http("http://x/nothing", b"", b"")),
         (outcomes.HTTP_HEAD_TOO_LARGE, page("http://x/head", HTML, headers=long)),
         (outcomes.NO_ADDRESS, page("http://x/", HTML).replace(b"WARC-Target-URI", b"WARC-Target-XXX")),

@@ -124,19 +124,19 @@ def test_heads_bodies_and_what_is_no_response(tmp_path: Path) -> None:
         http("http://x/4", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\n\r\n"
              + gzip.compress(HTML)),
         http("http://x/a b", b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 3\r\n\r\n" + HTML),
-        http("http://x/5", HTML),
+        http("http://x/5", HTML),  # without a head: the type of the first line
         http("http://x/6", b""),
         http("http://x/7", b"HTTP/1.1 200 OK\r\nX: " + b"y" * (1 << 20) + b"\r\n\r\n" + HTML),
         http("ftp://x/8", HTML),
     ])  # fmt: skip
     counts: Counter[str] = Counter()
     candidates, responses = rows_of(source_at(path), counts)
-    assert [row["page_url"] for row in candidates] == [f"http://x/{page}" for page in (1, 2, 3, 4, "a b")]
+    assert [row["page_url"] for row in candidates] == [f"http://x/{page}" for page in (1, 2, 3, 4, "a b", 5)]
     assert {row["url"] for row in candidates} == {"http://x/a.png"}
-    assert [row["status"] for row in responses][:7] == [200] * 5 + [0] * 2
+    assert [row["status"] for row in responses][:7] == [200] * 6 + [0]
     assert counts == {
-        "pages": 5, "rows": 5, "other_records": 2, "pages_coding_absent": 1,
-        "outcome/page": 5, "outcome/no_http_head": 2, "outcome/http_head_too_large": 1,
+        "pages": 6, "rows": 6, "other_records": 2, "pages_coding_absent": 1,
+        "outcome/page": 6, "outcome/no_http_head": 1, "outcome/http_head_too_large": 1,
     }  # fmt: skip
 
 

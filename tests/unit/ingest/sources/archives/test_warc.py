@@ -66,6 +66,71 @@ def test_more_files_than_stay_open(tmp_path: Path) -> None:
         assert [source.read(row["file"], row["offset"]) for row in responses] == [b"%d" % one for one in range(20)]
 
 
+PAGE = b"<html><body>\n\nx: y\n<img src=a.png alt='caf\xe9'></body></html>"
+HTTP = "application/http; msgtype=response"
+
+
+@pytest.mark.parametrize(
+    ("kind", "stated", "body"),
+    [
+        ("response", HTTP, PAGE),
+        ("response", HTTP, b"\xef\xbb\xbf \n<!DOCTYPE  HTML>" + PAGE.decode("latin-1").encode()),
+        ("response", HTTP, b"<?xml version='1.0' encoding='latin-1'?>\n" + PAGE),
+        ("response", HTTP, PAGE.ljust(50_000)),
+        ("response", "text/html; charset=latin-1", PAGE),
+        ("response", "text/html", b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=latin-1\r\n\r\n" + PAGE),
+        ("response", "text/fragment+html", b"words, then <img src=a.png alt='caf\xe9'>"),
+        ("response", HTTP, b"HTTP/1.1 200 OK\r\nContent-Type: text/fragment+html\r\n\r\n" + PAGE),
+        ("resource", "text/fragment+html", PAGE),
+        ("resource", "application/octet-stream", PAGE),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
+def test_a_body_without_an_http_head_is_a_page(tmp_path: Path, name: str, kind: str, stated: str, body: bytes) -> None:
+    path = write_archive(tmp_path / name, [record(kind, "http://x/", body, stated), *RECORDS[1:]])
+    counts: Counter[str] = Counter()
+    source = source_at(path)
+    candidates, responses = rows_of(source, counts)
+    assert [(row["url"], row["text"]) for row in candidates] == [("http://x/a.png", "café")]
+    assert counts["outcome/page"] == 1
+    assert (
+        source.read(str(path), responses[0]["offset"]) == body[body.find(b"\r\n\r\n") + 4 if b"200 OK" in body else 0 :]
+    )
+    assert source.read(str(path), responses[1]["offset"]) == picture(2, 2) * 50
+
+
+def test_a_picture_without_an_http_head_is_read(tmp_path: Path) -> None:
+    red = picture(3, 3)
+    parts = [record("response", f"http://x/{n}", red, stated) for n, stated in enumerate((HTTP, "image/png"))]
+    source = source_at(write_archive(tmp_path / "a.warc.gz", parts))
+    counts: Counter[str] = Counter()
+    responses = rows_of(source, counts)[1]
+    assert [(row["status"], source.read(row["file"], row["offset"])) for row in responses] == [(200, red)] * 2
+    assert counts["outcome/image"] == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"\0" * 20_000, b"<" * 20_000, b"<?xml " * 5000, b"{}", b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\nno" * 900,
+        b"\xef\xbb\xbf" * 9000, b"<imgx", b"<!-", b" " * 30_000 + b"<html>", bytes(range(256)) * 99,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["response", "resource"])
+def test_a_body_that_nobody_can_tell_is_counted(tmp_path: Path, kind: str, body: bytes) -> None:
+    parts = [record(kind, "http://x/y", body, HTTP), *RECORDS]
+    counts: Counter[str] = Counter()
+    source = source_at(write_archive(tmp_path / "a.warc.gz", parts))
+    responses = rows_of(source, counts)[1]
+    outcome = "no_http_head" if kind == "response" else "other_type"
+    assert counts == {
+        "pages": 1,
+        "rows": 1,
+        **{f"outcome/{one}": 1 for one in (outcome, "page", "image", "error_status")},
+    }
+    assert source.read(responses[0]["file"], responses[0]["offset"]) == (None if kind == "response" else body)
+
+
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
 @pytest.mark.parametrize("cut", [1, 4, 12, 60, "body", "header"])
 def test_every_cut_is_found_and_named(tmp_path: Path, cut: int | str, name: str) -> None:

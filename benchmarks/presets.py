@@ -9,10 +9,11 @@ from torch import Tensor
 
 from align.config.model import ModelConfig
 from align.config.recipe import PretrainConfig
+from align.formats.shards import read_manifest
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training.batches.batch import Augmentation, Sampling, Workers
-from align.training.batches.index import read_outline
+from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.phases import Stretch
 from align.training.batches.samples import SampleSources, SplitSamples
@@ -54,7 +55,7 @@ class Preset:
 def preset(world: World, name: str) -> Preset:
     """On the shards of the sample, whose pictures and texts are read into memory."""
     config = world.params.section(ModelConfig).model_copy(update=PRESETS[name])
-    samples = SplitSamples(read_outline(world.shards).split("train"), config.resize_px)
+    samples = SplitSamples(SplitIndex.of(world.shards, read_manifest(world.shards), "train"), config.resize_px)
     for sample in range(samples.num_images):
         samples.image(sample), samples.texts(sample)
     return Preset(name, config, TextTokenizer.load(world.tokenizer, config.max_tokens), samples)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import webdataset as wds
 
 from align.config.model import ModelConfig
+from align.formats.shards import read_manifest
 from align.model.preprocess import decode
 from align.statistics.randomness import permutation
-from align.training.batches.index import SplitIndex, read_outline
+from align.training.batches.index import SplitIndex
 from align.training.batches.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, interleaved
 from benchmarks.world import World
@@ -34,7 +35,7 @@ def webdataset(index: SplitIndex, resize_px: int) -> int:
 
 
 def run(world: World) -> list[Comparison]:
-    index = read_outline(world.shards).split("train")
+    index = SplitIndex.of(world.shards, read_manifest(world.shards), "train")
     resize_px = world.params.section(ModelConfig).resize_px
     assert ours(index, resize_px) == webdataset(index, resize_px)  # the same pixels and texts
     seconds = interleaved(lambda: ours(index, resize_px), lambda: webdataset(index, resize_px), REPETITIONS)

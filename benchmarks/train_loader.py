@@ -23,11 +23,11 @@ from PIL import Image
 
 from align.config.shard import ShardConfig
 from align.errors import DataError
-from align.formats.shards import MANIFEST, Sample
+from align.formats.shards import MANIFEST, Sample, read_manifest
 from align.model.preprocess import decode, random_crop
 from align.statistics.randomness import Purpose, uniforms
 from align.training.batches.batch import Augmentation, Sampling, Workers
-from align.training.batches.index import SplitIndex, read_outline
+from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
 from benchmarks.measure import Comparison, compare, interleaved
@@ -62,7 +62,7 @@ def paper_shards(world: World, num_images: int = NUM_IMAGES) -> SplitIndex:
             samples.append(Sample(key, key, file, (key, f"{key}b"), texts))
         parts = [samples[start : start + IMAGES_PER_SHARD] for start in range(0, len(samples), IMAGES_PER_SHARD)]
         write_shards(folder, {"train": parts}, image_px=RESIZE_PX)
-    return read_outline(folder).split("train")
+    return SplitIndex.of(folder, read_manifest(folder), "train")
 
 
 def _decoded(world: World) -> Iterator[NDArray[np.uint8]]:

@@ -11,7 +11,7 @@ from align.formats.shards import MANIFEST
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True)  # other fields are ignored: most of a shard manifest is offsets
+    model_config = ConfigDict(frozen=True)  # other fields are ignored
 
 
 class _RawShard(_Frozen):

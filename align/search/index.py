@@ -37,7 +37,7 @@ from align.formats.indexed_images import ImagesWriter
 from align.formats.labelled_queries import ComposedQuery, LabelledQuery, names, read_queries
 from align.formats.model_folder import model_digest
 from align.formats.raw import RawShard, raw_shards, read_table
-from align.formats.shards import SPLITS, iter_samples, read_manifest
+from align.formats.shards import SPLITS, iter_samples, read_manifest, read_offsets
 from align.model.embedder import IMAGE_BATCH, Embedder, Encoder
 from align.pairs.picture import small
 from align.search.answers import AnsweredQuery, ImageAnswer
@@ -258,7 +258,7 @@ def read_images(shards: Path) -> Iterator[tuple[IndexedImage, bytes]]:
         ranges = [
             (shard.path, jpg_offset, jpg_size)
             for shard in read_manifest(shards).splits[split].shards
-            for jpg_offset, jpg_size, _, _ in shard.offsets
+            for jpg_offset, jpg_size, _, _ in read_offsets(shards / shard.offsets_path, shard.offsets_sha256).tolist()
         ]
         for sample, (path, offset, size) in zip(iter_samples(shards, split), ranges, strict=True):
             item = IndexedImage(sample.key, sample.image_id, sample.texts, split, path, offset, size, sample.keys)

@@ -2,7 +2,7 @@
 
     .index/NNNNN.npy   where the images of a raw tar are
     .plan/             which image goes to which output shard (`align.shard.assignment`)
-    train/NNNNN.tar    output shards, also in val/ and test/
+    train/NNNNN.tar    output shards, each with its index NNNNN.npy, also in val/ and test/
     .done/NNNNN.json   the manifest's row of an output shard, written when its tar is complete and stored
 
 Each index file and each output shard is a separate task, which depends on no other task of its kind.
@@ -92,10 +92,11 @@ class ShardWork:
         return Piece(f"index-{tar:05d}", self.index(tar).relative_to(self.folder).as_posix())
 
     def shard(self, number: int, plan: ShardPlan) -> Piece:
-        """An output shard: its tar, unless that is in the store, and last its entry."""
+        """An output shard: its tar, unless that is in the store, its index, and last its entry."""
         tar = plan.paths[number]
         last = self.entry(number).relative_to(self.folder).as_posix()
-        return Piece(f"{number:05d}", last, lambda: [tar] if (self.folder / tar).exists() else [])
+        files = (tar, f"{tar.removesuffix('.tar')}.npy")
+        return Piece(f"{number:05d}", last, lambda: [file for file in files if (self.folder / file).exists()])
 
     @property
     def plan(self) -> Piece:
@@ -162,11 +163,7 @@ def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
 
 
 def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
-    """Writes the manifest and removes everything else but the tars.
-
-    Returns:
-        The manifest without its offsets.
-    """
+    """Writes the manifest and removes everything else but the tars and their indexes."""
     entries: dict[SplitName, list[Path]] = {name: [] for name in SPLITS}
     for number, path in enumerate(plan.paths):
         entries[_split_of(path)].append(work.entry(number))

@@ -1,10 +1,9 @@
-"""Writes data/shards: tars as `align.formats.shards` describes them, and the manifest over all of them."""
+"""Writes data/shards: tars and indexes as `align.formats.shards` describes them, and the manifest over all of them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from json.encoder import encode_basestring as _quoted
 from pathlib import Path
 
-from align.durable.files import temporary_name, write_bytes
+import numpy as np
+
+from align.durable.files import temporary_name, write_bytes, write_text
 from align.formats.shards import MANIFEST, Manifest, Sample, Shard, Split, SplitName, digest_of
 from align.formats.tar import TarWriter
 
@@ -25,7 +26,7 @@ _SYNC_BYTES = 1 << 22
 
 
 def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
-    """Writes one tar, which appears complete or not at all. Equal samples give equal bytes: it has no time or owner.
+    """Writes one tar and then its index, each whole or not at all. Equal samples give equal bytes: no time, no owner.
 
     Args:
         directory: the folder that will hold the manifest.
@@ -52,14 +53,18 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
-    return Shard(
+    index = io.BytesIO()
+    np.save(index, np.array(offsets, dtype="<i8").reshape(-1, 4))
+    shard = Shard(
         path=path,
         sha256=sha256,
         num_bytes=target.stat().st_size,
         num_images=len(offsets),
         num_pairs=num_pairs,
-        offsets=tuple(offsets),
+        offsets_sha256=hashlib.sha256(index.getbuffer()).hexdigest(),
     )
+    write_bytes(directory / shard.offsets_path, index.getvalue())
+    return shard
 
 
 def _json(sample: Sample) -> bytes:
@@ -130,47 +135,29 @@ class _Hashed:
 
 
 def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Sequence[Path]]) -> Manifest:
-    """Writes `manifest.json` from files that hold one `Shard` each, with one shard's offsets in memory at a time.
-
-    The text is compact JSON, which `align.training.batches.index` relies on.
+    """Writes `manifest.json` from files that hold one `Shard` each.
 
     Args:
         folder: of the manifest.
         image_px: side of the images.
         entries: split -> files that `write_entry` wrote.
-
-    Returns:
-        The manifest without its offsets.
     """
-    splits = {name: _without_offsets(paths) for name, paths in entries.items()}
+    splits = {name: _split(paths) for name, paths in entries.items()}
     digest = digest_of(shard for split in splits.values() for shard in split.shards)
     manifest = Manifest(image_px=image_px, digest=digest, splits=splits)
-    unfinished = folder / f".{MANIFEST}.part"
-    with unfinished.open("wb") as file:
-        head = json.dumps(manifest.model_dump(exclude={"splits"}), separators=(",", ":"))
-        file.write(head[:-1].encode() + b',"splits":{')
-        for number, (name, split) in enumerate(splits.items()):
-            counts = json.dumps(split.model_dump(exclude={"shards"}), separators=(",", ":"))
-            file.write(b"," * (number > 0) + f'"{name}":{counts[:-1]},"shards":['.encode())
-            for row, path in enumerate(entries[name]):
-                file.write(b"," * (row > 0) + path.read_bytes())
-            file.write(b"]}")
-        file.write(b"}}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, folder / MANIFEST)
+    write_text(folder / MANIFEST, manifest.model_dump_json() + "\n")
     return manifest
 
 
 def write_entry(shard: Shard, path: Path) -> None:
     """Writes one shard's row of the manifest, for `join_manifest`, atomically."""
-    write_bytes(path, json.dumps(shard.model_dump(), separators=(",", ":")).encode())
+    write_text(path, shard.model_dump_json())
 
 
-def _without_offsets(paths: Sequence[Path]) -> Split:
-    shards = [Shard.model_validate_json(path.read_bytes()).model_copy(update={"offsets": ()}) for path in paths]
+def _split(paths: Sequence[Path]) -> Split:
+    shards = tuple(Shard.model_validate_json(path.read_bytes()) for path in paths)
     return Split(
         num_images=sum(shard.num_images for shard in shards),
         num_pairs=sum(shard.num_pairs for shard in shards),
-        shards=tuple(shards),
+        shards=shards,
     )

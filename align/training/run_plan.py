@@ -19,10 +19,11 @@ from align.durable.checkpoint import CheckpointFolder, run_key
 from align.durable.files import sha256_file
 from align.errors import ConfigError
 from align.formats.model_folder import TOKENIZER, read_config, weights_digest
+from align.formats.shards import MANIFEST, read_manifest
 from align.interfaces.store import Mirror, Tars
 from align.model.tokenizer import TextTokenizer
 from align.project import provenance
-from align.training.batches.index import Outline, SplitIndex, read_outline
+from align.training.batches.index import SplitIndex
 from align.training.batches.phases import sizes
 from align.training.loop import UNWATCHED, Monitoring
 
@@ -131,25 +132,26 @@ def make_plan(
         ConfigError: the shards' images are smaller than the model requires, extra shards have another digest than the
             recipe says, or the model to start from has another vocabulary.
     """
-    main, extra = read_outline(inputs.shards), [read_outline(more.path) for more in recipe.extra_shards]
+    main, extra = read_manifest(inputs.shards), [(more.path, read_manifest(more.path)) for more in recipe.extra_shards]
     needed_px = max(size.resize_px for size in sizes(recipe, model))
-    for outline in (main, *extra):
-        if outline.manifest.image_px < needed_px:
+    for shards, manifest in ((inputs.shards, main), *extra):
+        if manifest.image_px < needed_px:
             own = needed_px == model.resize_px
-            raise _too_small(recipe, outline, needed_px, inputs.initial, of_phases=not own)
-    for outline, expected in zip(extra, recipe.extra_shards, strict=True):
-        if outline.manifest.digest != expected.digest:
+            have = f"{shards} holds images of {manifest.image_px} px"
+            raise _too_small(recipe, have, needed_px, inputs.initial, of_phases=not own)
+    for (shards, manifest), expected in zip(extra, recipe.extra_shards, strict=True):
+        if manifest.digest != expected.digest:
             raise ConfigError(
-                f"{outline.path} has the digest {outline.manifest.digest}, {recipe.section}.extra_shards says "
+                f"{shards / MANIFEST} has the digest {manifest.digest}, {recipe.section}.extra_shards says "
                 f"{expected.digest}; write the one that you mean"
             )
     tars = infrastructure.tars
     data = TrainingData(
-        train=main.split("train", tars),
-        val=main.split("val", tars),
-        extra=tuple(outline.split("train", tars) for outline in extra),
-        num_training_pairs=main.manifest.splits["train"].num_pairs,
-        digest=main.manifest.digest,
+        train=SplitIndex.of(inputs.shards, main, "train", tars),
+        val=SplitIndex.of(inputs.shards, main, "val", tars),
+        extra=tuple(SplitIndex.of(shards, manifest, "train", tars) for shards, manifest in extra),
+        num_training_pairs=main.splits["train"].num_pairs,
+        digest=main.digest,
     )
     vocab_size = TextTokenizer.load(inputs.tokenizer, model.max_tokens).vocab_size
     if inputs.initial is not None and (known := read_config(inputs.initial).vocab_size) != vocab_size:
@@ -179,9 +181,8 @@ def _code() -> str:
     return hashlib.sha256("\n".join([provenance.digest(_TRAINING), version, kind]).encode()).hexdigest()
 
 
-def _too_small(recipe: Recipe, outline: Outline, need_px: int, initial: Path | None, *, of_phases: bool) -> ConfigError:
+def _too_small(recipe: Recipe, have: str, need_px: int, initial: Path | None, *, of_phases: bool) -> ConfigError:
     """Says which value is the user's: a model that training starts from keeps its picture size by default."""
-    shards, have_px = outline.path.parent, outline.manifest.image_px
     raise_it = f"set shard.image_px to {need_px} or more in params.yaml and make the shards again"
     own = "resize_px" if recipe.resize_px else "image_px" if recipe.image_px else None
     if of_phases:
@@ -193,4 +194,4 @@ def _too_small(recipe: Recipe, outline: Outline, need_px: int, initial: Path | N
     else:
         why = f"the model in {initial} needs {need_px}: {raise_it}"
     remake = "`align shard`" if initial is None else "`dvc repro`, or `align shard` and `align validate_shards`"
-    return ConfigError(f"{shards} holds images of {have_px} px, {why} ({remake})")
+    return ConfigError(f"{have}, {why} ({remake})")

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from align.display.console import track
 from align.durable.processes import in_processes
 from align.errors import CorruptError, DataError
-from align.formats.shards import MANIFEST, Manifest, Shard, digest_of
+from align.formats.shards import MANIFEST, Manifest, Shard, digest_of, read_offsets
 from align.interfaces.sql import Engine
 from align.interfaces.store import FetchTar
 from align.pairs.picture import PictureError, decode
@@ -33,7 +33,7 @@ FAULTS = {
     "shards_unlisted": "tars that the manifest does not name",
     "shards_changed": "shards whose size or sha256 differs from the manifest",
     "shards_of_another_count": "shards with another number of images or pairs than the manifest says",
-    "shards_of_another_index": "shards whose samples are not at the offsets in the manifest",
+    "shards_of_another_index": "shards whose samples are not where their index says",
     "manifest_of_another_digest": "digests of the manifest that do not match its own shards",
     "samples_incomplete": "samples without their jpg, txt or json, or whose json and txt disagree",
     "samples_undecodable": "samples whose picture does not decode",
@@ -220,7 +220,7 @@ def _checked_pairs(path: Path, task: ShardTask, faults: Faults) -> list[dict[str
     """The pairs of the tar. Adds its faults to `faults`."""
     shard = task.shard
     pairs: list[dict[str, str]] = []
-    offsets: list[tuple[int, int, int, int]] = []
+    offsets: list[list[int]] = []
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != shard.sha256 or file.tell() != shard.num_bytes:
@@ -234,7 +234,7 @@ def _checked_pairs(path: Path, task: ShardTask, faults: Faults) -> list[dict[str
                 if row is None:
                     faults.add("samples_incomplete", where)
                 else:
-                    offsets.append((*members["jpg"][:2], *members["json"][:2]))
+                    offsets.append([*members["jpg"][:2], *members["json"][:2]])
                     pairs += [
                         {"key": pair_key, "image_id": row["image_id"], "split": task.split, "text": text}
                         for pair_key, text in zip(row["keys"], row["texts"], strict=True)
@@ -245,7 +245,11 @@ def _checked_pairs(path: Path, task: ShardTask, faults: Faults) -> list[dict[str
             faults.add("samples_incomplete", f"{shard.path}: {error}")
     if (faults.num_images, len(pairs)) != (shard.num_images, shard.num_pairs):
         faults.add("shards_of_another_count", shard.path)
-    if tuple(offsets) != shard.offsets:
+    try:
+        index = read_offsets(task.directory / shard.offsets_path, shard.offsets_sha256).tolist()
+    except CorruptError:
+        index = None
+    if index != offsets:
         faults.add("shards_of_another_index", shard.path)
     return pairs
 

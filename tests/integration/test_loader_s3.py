@@ -33,7 +33,7 @@ from align.model.tokenizer import TextTokenizer
 from align.services.s3.store import Objects, TarReader, tar_reader
 from align.training.batches import loader as loader_module
 from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
-from align.training.batches.index import SplitIndex, read_outline
+from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
 from align.training.ranks.endings import RestartError
@@ -74,7 +74,7 @@ class Far:
     local: list[Batch]
 
     def index(self) -> SplitIndex:
-        return read_outline(self.shards).split("train", self.reader)
+        return SplitIndex.of(self.shards, read_manifest(self.shards), "train", self.reader)
 
     def samples(self) -> SplitSamples:
         return SplitSamples(self.index(), 36, self.reader, patience_s=600, cache_bytes=0)
@@ -83,7 +83,7 @@ class Far:
 @pytest.fixture
 def far(server: S3Server, tmp_path: Path) -> Far:
     shards, _ = training_data.write(tmp_path, num_train=40)
-    local = list(loader(read_outline(shards).split("train")).batches(0, 20))
+    local = list(loader(SplitIndex.of(shards, read_manifest(shards), "train")).batches(0, 20))
     config = store_config(server, tmp_path)
     move_tars(shards, config)
     reader = tar_reader(config)
@@ -127,8 +127,8 @@ class Watched:
 def test_ranges_show_what_files_show(far: Far) -> None:
     shards, local, config, watched = far.shards, far.local, far.reader.objects.config, Watched(far.reader)
     with pytest.raises(DataError, match=r"missing.*store\.objects"):
-        read_outline(shards).split("train")
-    index = read_outline(shards).split("train", watched)
+        SplitIndex.of(shards, read_manifest(shards), "train")
+    index = SplitIndex.of(shards, read_manifest(shards), "train", watched)
     assert all(uri.startswith("s3://shards/objects/") for uri in index.shards)
     assert all(map(same, loader(index, watched).batches(0, 20), local))
     # Samples this small are neighbours: one read per shard and batch, and at most one read per connection at a time.
@@ -161,7 +161,7 @@ def test_neighbours_are_read_together_and_others_are_not(tmp_path: Path) -> None
 
     for tar in shards.rglob("*.tar"):
         tar.unlink()
-    samples = SplitSamples(read_outline(shards).split("train", Far()), 36, Far())
+    samples = SplitSamples(SplitIndex.of(shards, read_manifest(shards), "train", Far()), 36, Far())
     (first, second) = samples.spans(samples.locations(np.array([13, 2, 3, 12])))
     assert (first.shard, first.samples, second.shard, second.samples) == (0, [2, 3], 1, [12, 13])
     offsets = samples.index.read_offsets(0)
@@ -258,7 +258,7 @@ Data = tuple[Path, Path]
 
 def half_of(data: Data, workers: Workers, extra: Data | None = None) -> TrainLoader:
     """The second of two ranks, from two sources."""
-    index, more = (read_outline(source[0]).split("train") for source in (data, extra or data))
+    index, more = (SplitIndex.of(source[0], read_manifest(source[0]), "train") for source in (data, extra or data))
     return TrainLoader(
         SplitSamples(index, 36, on_corrupt="quarantine"), sampling=Sampling(seed=7, batch_size=16, shuffle_block=7),
         augmentation=Augmentation(32, 3, flip=True, phrase_dropout=0.5, tokenizer=TextTokenizer.load(data[1], 16)),
@@ -297,7 +297,8 @@ def test_processes_make_what_threads_make_and_end_when_nobody_takes_it(
     damaged = training_data.write(tmp_path)
     tar = damaged[0] / "train/00000.tar"
     with tar.open("r+b") as file:
-        for offset, size, *_ in read_outline(damaged[0]).split("train").read_offsets(0)[:4].tolist():  # not the texts
+        index = SplitIndex.of(damaged[0], read_manifest(damaged[0]), "train")
+        for offset, size, *_ in index.read_offsets(0)[:4].tolist():  # not the texts
             file.seek(offset)
             file.write(b"\0" * size)
     threads = half_of(damaged, Workers(num_threads=1), extra=data)

@@ -11,9 +11,7 @@ from align.shard.writer import join_manifest, write_entry, write_shard
 
 
 def write_shards(folder: Path, tars: Mapping[SplitName, Sequence[Iterable[Sample]]], *, image_px: int) -> Manifest:
-    """Writes the tars of each split (one that is not given is empty) and the manifest, which is returned without its
-    offsets.
-    """
+    """Writes the tars of each split (one that is not given is empty) and the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         entries: dict[SplitName, list[Path]] = {split: [] for split in SPLITS}

@@ -22,7 +22,7 @@ from align.formats.policy import OptedOut
 from align.interfaces.store import FetchTar
 from align.lineage.take_down.opted_out_pairs import OptedOutPairs, opted_out_pairs
 from align.lineage.versions.data_versions import DataVersions
-from align.lineage.versions.shard_samples import filtered_shows, index_shows, shards_show
+from align.lineage.versions.shard_samples import SHARD_FILES, filtered_shows, index_shows, shards_show
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun
 from align.pairs.text import mask_personal_data
 
@@ -108,7 +108,7 @@ def plan_purge(
         paths.raw.as_posix(): OutCheck(("*.parquet",), raw_shows),
         paths.filtered.as_posix(): OutCheck((DECISIONS, FACTS), lambda folder: filtered_shows(folder, texts)),
         paths.shards.as_posix(): OutCheck(
-            ("manifest.json", "*.tar"), lambda folder: shards_show(folder, image_ids, fetch), ask_remotes=False
+            SHARD_FILES, lambda folder: shards_show(folder, image_ids, fetch), ask_remotes=False
         ),
         paths.index.as_posix(): OutCheck((ITEMS, ADDRESSES), lambda folder: index_shows(folder, image_ids, opted_out)),
     }

@@ -11,12 +11,12 @@ from align.durable.files import sha256_file
 from align.errors import DataError
 from align.formats.filtered import DECISIONS
 from align.formats.raw import MANIFEST as RAW_MANIFEST
-from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName
+from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
 from align.formats.verdict import VERDICT
 from align.lineage.trace.graph import Graph, Node, Picture, State, Table, known
 from align.lineage.versions.data_chain import DataChain, read_json
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
-from align.lineage.versions.shard_samples import StoredSample, manifest_at, samples_of
+from align.lineage.versions.shard_samples import SHARD_FILES, StoredSample, samples_of
 
 _REPORT = "report.json"
 #: The number of sample pages that are shown of a version of the data.
@@ -201,7 +201,7 @@ def manifest_of(chain: DataChain) -> Manifest | None:
     """The manifest of the shards; None if it is not available or has another layout."""
     folder = chain.shards.with_file(MANIFEST)
     try:
-        return manifest_at(folder) if folder else None
+        return read_manifest(folder) if folder else None
     except DataError:
         return None
 
@@ -231,7 +231,7 @@ def _tar_part(shard: Shard) -> Part:
 
 def _missing_tars(chain: DataChain, manifest: Manifest) -> tuple[str, ...]:
     """One line where tars are not on this machine."""
-    folder = chain.shards.here(MANIFEST, "*.tar")
+    folder = chain.shards.here(*SHARD_FILES)
     paths = [shard.path for split in manifest.splits.values() for shard in split.shards]
     absent = len(paths) if folder is None else sum(not (folder / path).is_file() for path in paths)
     if not absent:
@@ -242,7 +242,7 @@ def _missing_tars(chain: DataChain, manifest: Manifest) -> tuple[str, ...]:
 
 def _samples(chain: DataChain, tar: tuple[SplitName, Shard] | None) -> list[StoredSample]:
     """A few samples of a tar, or of the first one of the training split; none if it is not on this machine."""
-    manifest, folder = manifest_of(chain), chain.shards.here(MANIFEST, "*.tar")
+    manifest, folder = manifest_of(chain), chain.shards.here(*SHARD_FILES)
     if folder is None or manifest is None:
         return []
     return _spread(folder, tar[0], (tar[1],)) if tar else _spread(folder, "train", manifest.splits["train"].shards)
@@ -253,7 +253,7 @@ def _spread(folder: Path, split: SplitName, shards: tuple[Shard, ...]) -> list[S
     for shard in shards:
         if shard.num_images and (folder / shard.path).is_file():
             chosen = sorted({number * shard.num_images // NUM_SAMPLES for number in range(NUM_SAMPLES)})
-            return list(samples_of(folder / shard.path, split, shard, chosen))
+            return list(samples_of(folder, split, shard, chosen))
     return []
 
 
@@ -261,7 +261,7 @@ def _with_rows(chain: DataChain, samples: list[StoredSample]) -> list[tuple[RawR
     folder = chain.raw.here("*.parquet") if samples else None
     if folder is None:
         return []
-    shards = chain.shards.here(MANIFEST, "*.tar")
+    shards = chain.shards.here(*SHARD_FILES)
     found: list[tuple[dict[str, Any], tuple[Picture, ...]]] = []
     rows = {row["key"]: row for row in find_pairs(folder, "key", {sample.keys[0] for sample in samples})}
     for sample in samples:

@@ -15,6 +15,7 @@ from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
 from align.errors import AlignError, DataError
 from align.formats.raw import MANIFEST as RAW_MANIFEST
+from align.formats.shards import read_manifest
 from align.interfaces.store import FetchTar
 from align.lineage.trace.data import (
     Part,
@@ -35,7 +36,7 @@ from align.lineage.trace.text import rule_values
 from align.lineage.versions.data_chain import DataChain, chain_of, checkout_chain, read_json
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.raw_pairs import RawRow
-from align.lineage.versions.shard_samples import StoredSample, counted, iter_stored_samples, manifest_at
+from align.lineage.versions.shard_samples import StoredSample, counted, iter_stored_samples
 from align.lineage.versions.who_saw import SeenBy, WhoSaw, recorded_data, who_saw
 
 #: How many pairs of a page or an address are traced.
@@ -321,6 +322,6 @@ def _indexed(items: Path, image_ids: frozenset[str]) -> int:
 
 def _digest(shards: Path) -> str:
     try:
-        return manifest_at(shards).digest
+        return read_manifest(shards).digest
     except DataError:
         return ""

@@ -15,11 +15,10 @@ from typing import Literal
 
 from align.durable.files import sha256_file
 from align.errors import DataError
-from align.formats.shards import SPLITS, Manifest, Shard, SplitName
+from align.formats.shards import SPLITS, Manifest, Shard, SplitName, read_manifest
 from align.lineage.runs.run_list import Place
 from align.lineage.trace.models import Models
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
-from align.lineage.versions.shard_samples import manifest_at
 from align.services.tracking.registry import Version
 
 What = Literal["model", "run", "shard", "key", "url", "image"]
@@ -121,7 +120,7 @@ class Names:
 
     def _tars(self, value: str) -> Iterator[Subject]:
         try:
-            manifest = manifest_at(self._shards)
+            manifest = read_manifest(self._shards)
         except DataError:
             return
         for split, shard in _all(manifest):
@@ -157,7 +156,7 @@ class Names:
         if "run" in kinds:
             known += [place.name for place in self._places()]
         if "shard" in kinds and (self._shards / "manifest.json").is_file():
-            known += [shard.path for _, shard in _all(manifest_at(self._shards))]
+            known += [shard.path for _, shard in _all(read_manifest(self._shards))]
         words = {"model": "model version", "run": "run", "shard": f"shard of {self._shards}", "key": "key",
                  "url": "address of a picture or page", "image": "picture"}  # fmt: skip
         nothing = ", ".join(words[kind] for kind in kinds)

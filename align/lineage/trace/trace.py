@@ -24,7 +24,7 @@ from align.config.release import RegisterConfig
 from align.display.console import say, show, show_json
 from align.durable.files import to_json, write_text
 from align.errors import ConfigError, DataError
-from align.formats.shards import Shard, SplitName
+from align.formats.shards import Shard, SplitName, read_manifest
 from align.lineage.runs.costs import Costs
 from align.lineage.runs.run import ComparedRun
 from align.lineage.runs.run_list import Place, RunList
@@ -38,7 +38,6 @@ from align.lineage.trace.subject import Names, Subject
 from align.lineage.trace.text import text_lines
 from align.lineage.versions.data_chain import chain_of, checkout_chain
 from align.lineage.versions.data_versions import DataVersions
-from align.lineage.versions.shard_samples import manifest_at
 from align.lineage.versions.who_saw import DATA, recorded_data, training_data
 from align.services.s3.store import fetcher
 from align.services.tracking.registry import Version
@@ -89,7 +88,7 @@ def trace_run(graph: Graph, place: Place, around: Surroundings) -> None:
 def trace_shard(graph: Graph, split: SplitName, shard: Shard, around: Surroundings) -> None:
     """From a tar of the checkout's data back to its pages, and on to the versions that its data trained."""
     paths = around.paths
-    digest = manifest_at(paths.shards).digest
+    digest = read_manifest(paths.shards).digest
     end = add_data(graph, checkout_chain(digest, paths), (split, shard))
     graph.subjects.append(end)
     num_trained = 0

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from align.formats.filtered import DECISIONS, FACTS
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import iter_addresses
 from align.formats.policy import OptedOut
-from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
+from align.formats.shards import MANIFEST, SPLITS, Shard, SplitName, read_manifest, read_offsets
 from align.interfaces.store import FetchTar
 
 #: The number of pictures that are looked for in a sample's bytes, before these are parsed.
@@ -51,23 +50,8 @@ class StoredSample:
     size_bytes: int
 
 
-def manifest_at(shards: Path) -> Manifest:
-    """As `read_manifest`, but one command parses a file once: a million pictures take seconds and 300 MB.
-
-    Raises:
-        DataError: there is no manifest.
-        FormatError: it has another schema_version or layout.
-    """
-    try:
-        stat = (shards / MANIFEST).stat()
-    except OSError:
-        return read_manifest(shards)  # which says so
-    return _manifest(shards, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=2)
-def _manifest(shards: Path, *_state: int) -> Manifest:
-    return read_manifest(shards)
+#: The files that these functions read of data/shards.
+SHARD_FILES = (MANIFEST, "*.npy", "*.tar")
 
 
 def iter_stored_samples(
@@ -76,16 +60,16 @@ def iter_stored_samples(
     """Yields the samples of data/shards, in the order of the manifest.
 
     Args:
-        shards: data/shards or an older version of it, with its manifest.
+        shards: data/shards or an older version of it, with its manifest and indexes.
         fetch: (sha256, bytes) -> path of a tar that is not in the folder.
         image_ids: of the pictures that are wanted; None: all. If few are wanted, others are not even parsed.
 
     Raises:
         DataError: there is no manifest, or a tar is missing.
         FormatError: the manifest has another schema_version or layout.
-        CorruptError: a tar is cut off or damaged.
+        CorruptError: a tar or its index is cut off or damaged.
     """
-    manifest = manifest_at(shards)
+    manifest = read_manifest(shards)
     few = image_ids is not None and len(image_ids) <= _FEW
     needles = [one.encode("utf-8") for one in image_ids or ()] if few else []
     for split in SPLITS:
@@ -95,7 +79,7 @@ def iter_stored_samples(
                 path = fetch(shard.sha256, shard.num_bytes)
             try:
                 with path.open("rb") as file:
-                    for jpg_offset, jpg_size, offset, size in shard.offsets:
+                    for jpg_offset, jpg_size, offset, size in _offsets(shards, shard):
                         data = os.pread(file.fileno(), size, offset)
                         if few and len(data) == size and not any(one in data for one in needles):
                             continue
@@ -106,10 +90,11 @@ def iter_stored_samples(
                 raise DataError(f"{path}: named in the manifest but missing; run `align shard` again") from None
 
 
-def samples_of(tar: Path, split: SplitName, shard: Shard, numbers: Iterable[int]) -> Iterator[StoredSample]:
-    """Some samples of one tar, by their numbers in it. Raises CorruptError if it is cut off or damaged."""
+def samples_of(shards: Path, split: SplitName, shard: Shard, numbers: Iterable[int]) -> Iterator[StoredSample]:
+    """Some samples of one tar, by their numbers in it. Raises CorruptError if it or its index is damaged."""
+    offsets, tar = _offsets(shards, shard), shards / shard.path
     with tar.open("rb") as file:
-        for jpg_offset, jpg_size, offset, size in (shard.offsets[number] for number in numbers):
+        for jpg_offset, jpg_size, offset, size in (offsets[number] for number in numbers):
             row = _parsed(os.pread(file.fileno(), size, offset), size, tar)
             yield _sample(split, shard.path, row, (jpg_offset, jpg_size))
 
@@ -170,6 +155,11 @@ def filtered_shows(filtered: Path, texts: frozenset[tuple[str | None, str]]) -> 
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DataError(f"{filtered}: unreadable ({error}); run `align filter` again") from None
     return False
+
+
+def _offsets(shards: Path, shard: Shard) -> list[list[int]]:
+    rows: list[list[int]] = read_offsets(shards / shard.offsets_path, shard.offsets_sha256).tolist()
+    return rows
 
 
 def _parsed(data: bytes, size: int, tar: Path) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from align.config.release import RegisterConfig
 from align.errors import DataError, ServiceError
-from align.formats.shards import MANIFEST
+from align.formats.shards import MANIFEST, read_manifest
 from align.lineage.versions.data_versions import DataVersions
-from align.lineage.versions.shard_samples import manifest_at
+from align.lineage.versions.shard_samples import SHARD_FILES
 from align.lineage.versions.stage_runs import StageRun
 from align.services.tracking.address import has_store
 from align.services.tracking.registry import Version, aliases_of
@@ -193,7 +193,7 @@ def recorded_data(shards: Path, versions: DataVersions, digests: set[str]) -> di
         manifest = versions.lay_out(md5, MANIFEST) if md5 else None
         digest = _digest(manifest) if manifest is not None else None
         if md5 and digest and digest not in found:
-            folder = partial(versions.lay_out, md5, MANIFEST, "*.tar")
+            folder = partial(versions.lay_out, md5, *SHARD_FILES)
             found[digest] = RecordedData(f"as of {run.where}", run, folder)
             if digests <= found.keys():
                 break
@@ -240,6 +240,6 @@ def _counted(
 def _digest(shards: Path) -> str | None:
     """`digest` of its manifest; None if there is none, or another layout."""
     try:
-        return manifest_at(shards).digest
+        return read_manifest(shards).digest
     except DataError:
         return None

@@ -104,6 +104,12 @@ def flip(position: int) -> Callable[[Path], None]:
     return spoil
 
 
+def index_of_another_shard(root: Path) -> None:
+    other = (root / "val/00000.npy").read_bytes()
+    (root / "train/00000.npy").write_bytes(other)
+    edit_manifest(offsets_sha256=hashlib.sha256(other).hexdigest())(root)
+
+
 FIRST = "000000000"
 
 
@@ -117,7 +123,9 @@ FIRST = "000000000"
         (edit_manifest(num_images=4), {"shards_of_another_count": 2}),  # of the shard, and of the split's sum
         (edit_manifest(num_pairs=5), {"shards_of_another_count": 2}),
         (edit_manifest(num_bytes=1), {"shards_changed": 1}),
-        (edit_manifest(offsets=[]), {"shards_of_another_index": 1}),
+        (edit_manifest(offsets_sha256="0" * 64), {"shards_of_another_index": 1}),
+        (lambda root: (root / "train/00000.npy").unlink(), {"shards_of_another_index": 1}),
+        (index_of_another_shard, {"shards_of_another_index": 1}),
         (edit_manifest(sha256="0" * 64), {"shards_changed": 1, "manifest_of_another_digest": 1}),
         (
             rewrite(lambda files: files | {f"{FIRST}.jpg": files[f"{FIRST}.jpg"][:400]}),

@@ -1,6 +1,5 @@
-"""The manifest as the index: the same offsets as in the whole manifest, without reading all of them."""
+"""The manifest has no row for an image: a split's index reads that of a tar when it is needed."""
 
-import json
 import pickle
 from pathlib import Path
 
@@ -8,9 +7,10 @@ import numpy as np
 import pytest
 
 from align.errors import CorruptError, DataError, FormatError
-from align.formats.shards import MANIFEST, read_manifest
-from align.training.batches.index import Offsets, read_outline
+from align.formats.shards import MANIFEST, Sample, read_manifest
+from align.training.batches.index import Offsets, SplitIndex
 from tests.support import training_data
+from tests.support.shard_folder import write_shards
 
 
 @pytest.fixture
@@ -18,54 +18,59 @@ def shards(tmp_path: Path) -> Path:
     return training_data.write(tmp_path)[0]
 
 
-def test_an_outline_is_the_manifest_without_its_offsets(shards: Path) -> None:
-    outline, whole = read_outline(shards), read_manifest(shards)
-    for name, split in whole.splits.items():
-        index = pickle.loads(pickle.dumps(outline.split(name)))
+def train(shards: Path) -> SplitIndex:
+    return SplitIndex.of(shards, read_manifest(shards), "train")
+
+
+def test_the_index_of_a_split_says_where_each_sample_is(shards: Path) -> None:
+    manifest = read_manifest(shards)
+    for name, split in manifest.splits.items():
+        index = pickle.loads(pickle.dumps(SplitIndex.of(shards, manifest, name)))
         assert index.shards == tuple(str((shards / row.path).resolve()) for row in split.shards)
         assert index.num_images == split.num_images
         for number, row in enumerate(split.shards):
-            assert index.read_offsets(number).tolist() == [list(offsets) for offsets in row.offsets]
-            bare = outline.manifest.splits[name].shards[number]
-            assert bare == row.model_copy(update={"offsets": ()})
-    assert outline.manifest.digest == whole.digest
+            offsets = index.read_offsets(number)
+            assert offsets.tolist() == np.load(shards / row.path.replace(".tar", ".npy")).tolist()
+            data = (shards / row.path).read_bytes()
+            for jpg, jpg_size, json, json_size in offsets.tolist():
+                assert data[jpg : jpg + 2] == b"\xff\xd8" and data[jpg + jpg_size - 2 : jpg + jpg_size] == b"\xff\xd9"
+                assert data[json : json + 1] == b"{" and data[json + json_size - 1 : json + json_size] == b"}"
 
 
-def test_an_index_holds_nothing_for_each_sample(tmp_path: Path) -> None:
+def test_neither_the_manifest_nor_an_index_holds_anything_for_each_sample(tmp_path: Path) -> None:
     sizes = []
-    for number, count in enumerate((8, 80)):
-        shards, _ = training_data.write(tmp_path / str(number), num_train=count)
-        sizes.append(len(pickle.dumps(read_outline(shards).split("train"))))
-    assert sizes[1] - sizes[0] < 16
+    for count in (10, 99):
+        shards, image = tmp_path / str(count), b"\xff\xd8\xff\xd9"
+        samples = [Sample(f"{number}", "i", image, (f"{number}",), ("t",)) for number in range(count)]
+        write_shards(shards, {"train": [samples]}, image_px=8)
+        sizes.append((len(pickle.dumps(train(shards))), (shards / MANIFEST).stat().st_size))
+    assert sizes[1][0] - sizes[0][0] < 16 and sizes[1][1] - sizes[0][1] < 16
 
 
 def test_offsets_of_the_last_shards_are_kept(shards: Path) -> None:
-    index = read_outline(shards).split("train")
-    offsets = Offsets(index, num_kept=12)
+    offsets = Offsets(train(shards), num_kept=12)
     first = offsets.of(0)
     assert offsets.of(0) is first
     offsets.of(1)
     assert offsets.of(0) is not first and np.array_equal(offsets.of(0), first)
 
 
-def test_other_manifests_are_refused(shards: Path) -> None:
-    path = shards / MANIFEST
-    index = read_outline(shards).split("train")
-    text = path.read_bytes()
-    path.write_bytes(text.replace(b'"offsets":[[', b'"offsets": [['))
-    with pytest.raises(FormatError, match="not as `align shard` writes it"):
-        read_outline(shards)
-    path.write_text(json.dumps(json.loads(text), indent=1))
-    with pytest.raises(FormatError, match="not as `align shard` writes it"):
-        read_outline(shards)
+def test_other_manifests_and_indexes_are_refused(shards: Path) -> None:
+    path, text = shards / MANIFEST, (shards / MANIFEST).read_bytes()
+    index = train(shards)
     path.write_bytes(text[: len(text) // 3])
-    with pytest.raises(FormatError, match="not valid JSON"):
-        read_outline(shards)
-    with pytest.raises(CorruptError, match="was replaced while it was in use"):
-        index.read_offsets(1)
-    path.write_bytes(b"")
-    with pytest.raises(FormatError, match="is empty"):
-        read_outline(shards)
+    with pytest.raises(FormatError, match=r"not valid JSON.*run `align shard` again"):
+        read_manifest(shards)
+    path.write_bytes(text.replace(b'"schema_version":2', b'"schema_version":1'))
+    with pytest.raises(FormatError, match="schema_version 1, but this code reads 2; run `align shard` again"):
+        read_manifest(shards)
     path.unlink()
     with pytest.raises(DataError, match="run `align shard` first"):
-        read_outline(shards)
+        read_manifest(shards)
+    of_second = Path(index.indexes[1][0])
+    of_second.write_bytes(Path(index.indexes[0][0]).read_bytes())
+    with pytest.raises(CorruptError, match=r"train/00001\.npy: damaged; run `dvc checkout`"):
+        index.read_offsets(1)
+    of_second.unlink()
+    with pytest.raises(CorruptError, match=r"train/00001\.npy: missing; run `dvc checkout`"):
+        index.read_offsets(1)

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from align.errors import ConfigError, CorruptError, DataError, TrainingError
-from align.formats.shards import iter_samples
+from align.formats.shards import iter_samples, read_manifest
 from align.model.preprocess import decode, to_pixels
 from align.training.batches import loader as module
 from align.training.batches.batch import Augmentation, Sampling, Workers
-from align.training.batches.index import SplitIndex, read_outline
+from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
 from align.training.loop import loader_processes
@@ -30,7 +30,7 @@ from tests.support.training_data import pretrain_config
 @pytest.fixture
 def index(tmp_path: Path) -> SplitIndex:
     shards, _ = training_data.write(tmp_path)
-    return read_outline(shards).split("train")
+    return SplitIndex.of(shards, read_manifest(shards), "train")
 
 
 def loader(
@@ -105,7 +105,7 @@ def test_damaged_and_missing_shards(index: SplitIndex, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"00000\.tar: cannot be read"):
         SplitSamples(index, 36).image(5)
     with pytest.raises(DataError, match="missing; run `align shard` again"):
-        read_outline(tmp_path / "shards").split("train")
+        SplitIndex.of(tmp_path / "shards", read_manifest(tmp_path / "shards"), "train")
 
 
 def damage(index: SplitIndex, sample: int, *, json: bool = False) -> None:
@@ -187,7 +187,7 @@ def test_sources_are_mixed_by_weight_each_with_its_own_epochs(
     monkeypatch.setattr("align.training.batches.rows.random_crop", lambda *_, **__: None)
     monkeypatch.setattr("align.training.batches.rows.uniforms", lambda *words: np.zeros((len(words[3]), words[4])))
     shards, _ = training_data.write(tmp_path / "more", num_train=6)
-    more = read_outline(shards).split("train")
+    more = SplitIndex.of(shards, read_manifest(shards), "train")
     main, extra = SplitSamples(index, 36), SplitSamples(more, 36)
     for sample in range(24):
         main.image(sample)
@@ -266,7 +266,7 @@ def test_processes_share_memory_and_connections_evenly(tmp_path: Path) -> None:
         def read(self, uri: str, offset: int, size: int) -> bytes:
             raise AssertionError
 
-    index = read_outline(shards).split("train")
+    index = SplitIndex.of(shards, read_manifest(shards), "train")
     image_bytes = index.num_images * 36 * 36 * 3
     samples = SplitSamples(index, 36, Far(), patience_s=3.0, on_corrupt="quarantine", cache_bytes=2 * image_bytes)
     two, three = samples.elsewhere(2)(), samples.elsewhere(3)()
@@ -280,7 +280,7 @@ def test_too_little_shared_memory_is_said_before_anything_starts(
 ) -> None:
     shards, _ = training_data.write(tmp_path)
     loader = TrainLoader(
-        SplitSamples(read_outline(shards).split("train"), 36),
+        SplitSamples(SplitIndex.of(shards, read_manifest(shards), "train"), 36),
         sampling=Sampling(seed=7, batch_size=8, shuffle_block=20),
         augmentation=Augmentation(image_px=512, num_draws=3, flip=False), workers=Workers(num_processes=2),
     )  # fmt: skip

@@ -9,16 +9,18 @@ that is whole counts, and nobody waits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from align.display.console import say
+from align.display.console import say, track
 from align.durable.locks import take
 from align.durable.processes import in_threads
 from align.durable.work import CLAIMS
 from align.errors import DataError
+from align.interfaces.executor import Executor, In, Step
 from align.interfaces.store import SharedPieces
 
 T = TypeVar("T")
@@ -111,6 +113,21 @@ class Pieces:
     def _bring(self, piece: Piece) -> None:
         if self.shared is None or not self.shared.fetch(piece.name, self.folder, piece.last):
             raise DataError(f"{self.folder / piece.last}: missing; run the stage again")
+
+    def fill(self, executor: Executor, make: Callable[[None, In], None], items: Mapping[Piece, In], what: str) -> None:
+        """Makes the pieces that are complete nowhere, each from its item, and brings all of them here.
+
+        Args:
+            executor: does it.
+            make: of one item: makes its piece.
+            items: of each piece.
+            what: words for the progress, such as "shard: shards".
+        """
+        lacking = [items[piece] for piece in self.missing(list(items))]
+        done = executor.map(Step(nullcontext, make, f"{what}: {{}}".format), lacking)
+        for _ in track(done, what=what, total=len(lacking)):
+            pass
+        self.bring(items)
 
     def missing(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Those that are complete nowhere, with one question to the store."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -125,6 +125,13 @@ def read_offsets(path: Path, sha256: str) -> NDArray[np.int64]:
         raise CorruptError(f"{path}: {'damaged' if data else 'missing'}; run `dvc checkout`, or `align shard` again")
     offsets: NDArray[np.int64] = np.load(io.BytesIO(data), allow_pickle=False)
     return offsets
+
+
+def index_bytes(offsets: Sequence[tuple[int, int, int, int]]) -> bytes:
+    """What the index of a tar is."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(offsets, dtype="<i8").reshape(-1, 4))
+    return buffer.getvalue()
 
 
 def digest_of(shards: Iterable[Shard]) -> str:

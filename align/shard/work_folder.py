@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,11 @@ import numpy as np
 
 from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
-from align.display.console import track
 from align.durable.files import is_temporary, write_bytes
 from align.durable.pieces import Piece, Pieces
 from align.formats.raw import RawShard, image_spans
 from align.formats.shards import SPLITS, Manifest, SplitName
-from align.interfaces.executor import Executor, Step
+from align.interfaces.executor import Executor
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
 from align.shard.assignment import ShardPlan, make_plan, read_plan
@@ -121,7 +119,8 @@ def plan_once(work: ShardWork, executor: Executor, filtered: Path) -> ShardPlan:
     def make() -> None:
         shutil.rmtree(work.plan_folder, ignore_errors=True)  # `finish` was killed while it removed it
         tars = range(len(work.tars))
-        _fill(work, executor, _index_tar, {work.index_of(tar): tar for tar in tars}, "shard: raw tars indexed")
+        indexes = {work.index_of(tar): tar for tar in tars}
+        work.pieces.fill(executor, partial(_index_tar, work), indexes, "shard: raw tars indexed")
         make_plan(work.plan_folder, filtered, (np.load(work.index(tar)) for tar in tars), work.raw, work.config)
 
     work.pieces.make(work.plan, make)
@@ -129,24 +128,6 @@ def plan_once(work: ShardWork, executor: Executor, filtered: Path) -> ShardPlan:
     plan = read_plan(work.plan_folder)
     assert plan is not None
     return plan
-
-
-def _fill(
-    work: ShardWork,
-    executor: Executor,
-    make: Callable[[ShardWork, None, int], None],
-    pieces: dict[Piece, int],
-    what: str,
-) -> None:
-    """Makes the pieces that are complete nowhere, from their numbers, and brings all of them here."""
-    numbers = [pieces[piece] for piece in work.pieces.missing(list(pieces))]
-    if len(numbers) == 1 and not executor.is_cluster:
-        done: Iterator[None] = map(partial(make, work, None), numbers)  # no process has to start for it
-    else:
-        done = executor.map(Step(nullcontext, partial(make, work), f"{what}: {{:05d}}".format), numbers)
-    for _ in track(done, what=what, total=len(numbers)):
-        pass
-    work.pieces.bring(pieces)
 
 
 def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
@@ -158,8 +139,8 @@ def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
         ServiceError: the object store is unavailable.
     """
     work.pieces.share(work.plan)
-    numbers = range(len(plan.paths))
-    _fill(work, executor, _write_shard, {work.shard(number, plan): number for number in numbers}, "shard: shards")
+    shards = {work.shard(number, plan): number for number in range(len(plan.paths))}
+    work.pieces.fill(executor, partial(_write_shard, work), shards, "shard: shards")
 
 
 def finish(work: ShardWork, plan: ShardPlan) -> Manifest:

@@ -11,10 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from json.encoder import encode_basestring as _quoted
 from pathlib import Path
 
-import numpy as np
-
 from align.durable.files import temporary_name, write_bytes, write_text
-from align.formats.shards import MANIFEST, Manifest, Sample, Shard, Split, SplitName, digest_of
+from align.formats.shards import MANIFEST, Manifest, Sample, Shard, Split, SplitName, digest_of, index_bytes
 from align.formats.tar import TarWriter
 
 #: Bytes that are hashed and written together.
@@ -53,17 +51,16 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
-    index = io.BytesIO()
-    np.save(index, np.array(offsets, dtype="<i8").reshape(-1, 4))
+    index = index_bytes(offsets)
     shard = Shard(
         path=path,
         sha256=sha256,
         num_bytes=target.stat().st_size,
         num_images=len(offsets),
         num_pairs=num_pairs,
-        offsets_sha256=hashlib.sha256(index.getbuffer()).hexdigest(),
+        offsets_sha256=hashlib.sha256(index).hexdigest(),
     )
-    write_bytes(directory / shard.offsets_path, index.getvalue())
+    write_bytes(directory / shard.offsets_path, index)
     return shard
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from align.display.report import Report, write_report
-from align.durable.files import replace_directory, write_bytes, write_text
+from align.durable.files import write_bytes, write_text
 from align.errors import FormatError, GateError
 from align.formats.verdict import Verdict, write_verdict
 from align.interfaces.expectations import Acceptance, Outcome
@@ -115,27 +115,28 @@ def summary(report: QualityReport) -> str:
     return f"passed: all {num:,} expectations hold"
 
 
-def publish(
-    report: QualityReport, page: str, folder: Path, stage: str, figures: Mapping[str, bytes] | None = None
-) -> None:
-    """Replaces the gate's folder, even when the gate failed.
+def write_gate(report: QualityReport, page: str, part: Path, figures: Mapping[str, bytes] | None = None) -> None:
+    """Writes the gate's files into a new folder: that the gate failed is published, too.
 
     Args:
         report: the numbers.
         page: report.html.
-        folder: of the gate.
-        stage: whose gate it is.
+        part: the folder.
         figures: file name -> PNG bytes.
+    """
+    write_report(report, part)
+    write_verdict(Verdict(passed=report.passed, failure=report.failure, data=report.data), part)
+    write_text(part / PAGE, page)
+    for name, data in (figures or {}).items():
+        write_bytes(part / name, data)
+
+
+def require_holds(report: QualityReport, folder: Path) -> None:
+    """Says that the gate failed, whose folder is published.
 
     Raises:
-        GateError: the gate failed; the message has the expectation's name, the observed value and the threshold.
+        GateError: it did; the message has the expectation's name, the observed value and the threshold.
     """
-    with replace_directory(folder, stage) as part:
-        write_report(report, part)
-        write_verdict(Verdict(passed=report.passed, failure=report.failure, data=report.data), part)
-        write_text(part / PAGE, page)
-        for name, data in (figures or {}).items():
-            write_bytes(part / name, data)
     if report.failure is not None:
         names = [outcome.name for outcome in report.failed]
         more = f" ({len(names) - 1} more failed: {', '.join(names[1:])})" if names[1:] else ""

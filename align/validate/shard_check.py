@@ -1,28 +1,41 @@
 """Checks data/shards sample by sample against the manifest: what the quality gate over shards counts.
 
-Each tar is a separate task: it is read as webdataset reads it, its bytes are hashed, and every picture in it is
-decoded. Then the engine joins its pairs with the filter's decisions. Faults are counted and the first few named; bad
-bytes raise no error.
+Each tar is a task: it is read as webdataset reads it, its bytes are hashed, and every picture in it is decoded. Faults
+are counted and the first few named; bad bytes raise no error.
+
+Whether the shards hold exactly the kept pairs is decided by a sum: of the sha256 of each pair, over all shards and over
+all decisions. Equal sums mean equal pairs, since keys are unique. Tars of `val` and `test` come first; those of `train`
+compare their images with these. Only where the sums differ, or an image is in two splits, the tars are read again and
+the engine joins their pairs with the decisions, to count what is wrong.
+
+    checked/NAME.json      what is wrong with a tar, and the sum of its pairs
+    checked/NAME.npy       its images, as numbers; not of train
+    checked/.held-out.npy  the images of val and test
+    pairs/NAME.parquet     the pairs of a tar, for the join
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from align.display.console import track
+from align.durable.files import temporary_name, write_bytes, write_text
+from align.durable.pieces import Piece, Pieces
 from align.durable.processes import in_processes
 from align.errors import CorruptError, DataError
-from align.formats.shards import MANIFEST, Manifest, Shard, digest_of, read_offsets
+from align.formats.shards import MANIFEST, Manifest, Shard, digest_of, index_bytes
+from align.interfaces.executor import Executor
 from align.interfaces.sql import Engine
 from align.interfaces.store import FetchTar
 from align.pairs.picture import PictureError, decode
@@ -68,25 +81,35 @@ PAIRS = pa.schema([(name, pa.string()) for name in ("key", "image_id", "split", 
 _NAMED = 5
 
 
+#: The folders of the pieces.
+PIECES = ("checked", "pairs")
+#: The images of val and test.
+_HELD_OUT = Piece("held-out", "checked/.held-out.npy")
+#: Digests of pairs are added modulo this.
+_SUM = 1 << 256
+#: The parts of a table of decisions that are read at the same time, at most.
+_DECISION_TASKS = 256
+
+
 @dataclass(frozen=True)
 class ShardTask:
-    """One tar to check. Can be pickled.
+    """One tar to check.
 
     Attributes:
-        directory: data/shards.
         split: the split it belongs to.
         shard: its row of the manifest.
-        image_px: side of its pictures.
-        pairs: the parquet file to write, with the columns of PAIRS.
-        fetch: for tars that are not in the folder but in an object store; None without one.
     """
 
-    directory: Path
     split: str
     shard: Shard
-    image_px: int
-    pairs: Path
-    fetch: FetchTar | None = None
+
+    def __str__(self) -> str:
+        return self.shard.path
+
+    @property
+    def name(self) -> str:
+        """Of its files in the work folder."""
+        return self.shard.path.removesuffix(".tar").replace("/", "-")
 
 
 @dataclass
@@ -97,11 +120,15 @@ class Faults:
         counts: fault -> number, for each of FAULTS.
         examples: fault -> where the first few are.
         num_images: images that were checked.
+        num_leaked: images that seem to be in another split, too.
+        pairs: the sum of its pairs, see `pair_number`.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAULTS, 0))
     examples: dict[str, list[str]] = field(default_factory=dict)
     num_images: int = 0
+    num_leaked: int = 0
+    pairs: int = 0
 
     def add(self, kind: str, where: str) -> None:
         """Counts a fault."""
@@ -112,63 +139,141 @@ class Faults:
     def merge(self, other: Faults) -> None:
         """Adds the faults of another task."""
         self.num_images += other.num_images
+        self.num_leaked += other.num_leaked
+        self.pairs = (self.pairs + other.pairs) % _SUM
         for kind, num in other.counts.items():
             self.counts[kind] += num
         for kind, examples in other.examples.items():
             self.examples[kind] = [*self.examples.get(kind, []), *examples][:_NAMED]
 
 
-def check_shards(
-    directory: Path, manifest: Manifest, pairs: Path, fetch: FetchTar | None, num_workers: int | None
-) -> Faults:
-    """Checks the folder and all its tars, in worker processes.
+@dataclass(frozen=True)
+class ShardsWork:
+    """The work folder, and what every task needs. Can be pickled.
 
-    Args:
+    Attributes:
+        pieces: the work folder, and who shares it.
         directory: data/shards.
-        manifest: of it.
-        pairs: the folder to make; it gets one parquet file per tar, with the columns of PAIRS.
+        image_px: side of the pictures.
         fetch: for tars that are not in the folder but in an object store; None without one.
-        num_workers: processes; None means one per core.
+    """
+
+    pieces: Pieces
+    directory: Path
+    image_px: int
+    fetch: FetchTar | None = None
+
+    def here(self) -> ShardsWork:
+        """The same in the folder of this machine. A task begins with this."""
+        return replace(self, pieces=self.pieces.here())
+
+    def file(self, name: str) -> Path:
+        """A file of the work folder."""
+        return self.pieces.folder / name
+
+    def checked(self, task: ShardTask) -> Piece:
+        """What is wrong with a tar."""
+        images = f"checked/{task.name}.npy"
+        others = [] if task.split == "train" else [images]
+        return Piece(f"checked-{task.name}", f"checked/{task.name}.json", lambda: others)
+
+    def pairs(self, task: ShardTask) -> Piece:
+        """The pairs of a tar."""
+        return Piece(f"pairs-{task.name}", f"pairs/{task.name}.parquet")
+
+
+def check_shards(work: ShardsWork, executor: Executor, manifest: Manifest) -> Faults:
+    """Checks the folder and all its tars.
 
     Raises:
         ServiceError: the object store is unavailable.
     """
-    faults = check_folder(directory, manifest)
-    pairs.mkdir()
-    tasks = shard_tasks(directory, manifest, pairs, fetch)
-    num_processes = max(1, min(num_workers or os.cpu_count() or 1, len(tasks)))
-    results = in_processes(
-        check_shard, tasks, num_processes, name_of=lambda task: str(task.directory / task.shard.path)
-    )
-    for result in track(results, what="validate_shards: shards", total=len(tasks)):
-        faults.merge(result)
+    faults = check_folder(work.directory, manifest)
+    tasks = shard_tasks(manifest)
+    check, what = partial(_check, work), "validate_shards: shards"
+    held_out = [task for task in tasks if task.split != "train"]
+    work.pieces.fill(executor, check, {work.checked(task): task for task in held_out}, what)
+    faults.num_leaked = _join_held_out(work, held_out)
+    work.pieces.share(_HELD_OUT)
+    work.pieces.fill(executor, check, {work.checked(task): task for task in tasks}, what)
+    for task in tasks:
+        found = json.loads(work.file(work.checked(task).last).read_bytes())
+        faults.merge(Faults(**found["faults"]))
+        if found["offsets_sha256"] is not None:
+            index = work.directory / task.shard.offsets_path
+            here = hashlib.sha256(index.read_bytes()).hexdigest() if index.is_file() else None
+            if not here == found["offsets_sha256"] == task.shard.offsets_sha256:
+                faults.add("shards_of_another_index", task.shard.path)
     return faults
 
 
-def join_decisions(engine: Engine, pairs: Path, decisions: Path) -> dict[str, int]:
-    """The counts of JOINS; none if there are no shards.
+def _join_held_out(work: ShardsWork, held_out: list[ShardTask]) -> int:
+    """Writes the images of val and test, in order. Returns the number of those that are in both."""
+    splits = [
+        np.unique(np.concatenate([np.zeros(0, np.uint64), *(np.load(file) for file in files)]))
+        for split in ("val", "test")
+        for files in [[work.file(f"checked/{task.name}.npy") for task in held_out if task.split == split]]
+    ]
+    every = np.sort(np.concatenate(splits))
+    work.file("checked").mkdir(exist_ok=True)
+    _save(every, work.file(_HELD_OUT.last))
+    return int(np.count_nonzero(every[1:] == every[:-1]))
+
+
+def _save(numbers: NDArray[Any], path: Path) -> None:
+    beside = temporary_name(path)
+    with beside.open("wb") as file:
+        np.save(file, numbers)
+    beside.replace(path)
+
+
+def find_wrong_pairs(
+    work: ShardsWork, executor: Executor, manifest: Manifest, engine: Engine, decisions: Path
+) -> dict[str, int]:
+    """The counts of JOINS.
 
     Args:
+        work: the work folder.
+        executor: does it.
+        manifest: of the shards.
         engine: gets the views `pairs` and `decisions`.
-        pairs: the folder that `check_shards` made.
-        decisions: the filter's decisions.parquet.
+        decisions: the filter's decisions.
     """
-    if not any(pairs.iterdir()):
-        return {}
-    engine.view("pairs", pairs / "*.parquet")
-    engine.view("decisions", decisions)
+    pieces = {work.pairs(task): task for task in shard_tasks(manifest)}
+    work.pieces.fill(executor, partial(_write_pairs, work), pieces, "validate_shards: shards, their pairs")
+    engine.view("pairs", work.file("pairs") / "*.parquet")
+    engine.view("decisions", decisions / "*.parquet" if decisions.is_dir() else decisions)
     return {name: engine.rows(query)[0][0] for name, (_, query) in JOINS.items()}
 
 
-def shard_tasks(directory: Path, manifest: Manifest, scratch: Path, fetch: FetchTar | None) -> list[ShardTask]:
-    """One task per shard; their tables of pairs go to `scratch`."""
-    return [
-        ShardTask(
-            directory, split, shard, manifest.image_px, scratch / f"{shard.path.replace('/', '-')}.parquet", fetch
-        )
-        for split, part in manifest.splits.items()
-        for shard in part.shards
-    ]
+def pair_number(key: str, image_id: str, text: str) -> int:
+    """The sha256 of a pair; sums of these, modulo 2 to the power of 256, are equal for equal sets of pairs."""
+    data = f"{len(key)} {len(image_id)} {key}{image_id}{text}".encode()
+    return int.from_bytes(hashlib.sha256(data).digest(), "little")
+
+
+def kept_pairs(decisions: Path, num_workers: int | None) -> int:
+    """The sum of the kept pairs. Memory holds some row groups of a table for each worker process."""
+    tasks: list[tuple[Path, range]] = []
+    for file in sorted(decisions.glob("*.parquet")) if decisions.is_dir() else [decisions]:
+        num_groups = pq.read_metadata(file).num_row_groups
+        step = -(-num_groups // _DECISION_TASKS) or 1
+        tasks += [(file, range(first, min(first + step, num_groups))) for first in range(0, num_groups, step)]
+    return sum(in_processes(_kept_pairs, tasks, num_workers if len(tasks) > 1 else 1)) % _SUM
+
+
+def _kept_pairs(task: tuple[Path, range]) -> int:
+    total, columns = 0, ["key", "image_id", "text"]
+    with pq.ParquetFile(task[0]) as file:
+        for batch in file.iter_batches(row_groups=list(task[1]), columns=["keep", *columns]):
+            kept = batch.filter(batch["keep"]).select(columns).to_pydict()
+            total += sum(map(pair_number, *kept.values()))
+    return total % _SUM
+
+
+def shard_tasks(manifest: Manifest) -> list[ShardTask]:
+    """One task per shard."""
+    return [ShardTask(split, shard) for split, part in manifest.splits.items() for shard in part.shards]
 
 
 def check_folder(directory: Path, manifest: Manifest) -> Faults:
@@ -187,27 +292,66 @@ def check_folder(directory: Path, manifest: Manifest) -> Faults:
     return faults
 
 
-def check_shard(task: ShardTask) -> Faults:
-    """Reads one tar, decodes every picture, and writes its pairs; memory holds the tar's pairs and one picture.
+def _check(work: ShardsWork, _: None, task: ShardTask) -> None:
+    work = work.here()
+    if task.split == "train":
+        work.pieces.bring([_HELD_OUT])
+    work.pieces.make(work.checked(task), partial(check_shard, work, task))
+
+
+def check_shard(work: ShardsWork, task: ShardTask) -> None:
+    """Reads one tar and decodes every picture; memory holds one sample, and a number for each image.
 
     Raises:
         ServiceError: the object store is unavailable, which is not a fault of the data.
     """
-    faults = Faults()
-    path = _tar(task, faults)
-    pairs = _checked_pairs(path, task, faults) if path is not None else []
-    pq.write_table(pa.Table.from_pylist(pairs, PAIRS), task.pairs)
-    return faults
+    faults, images, offsets_sha256 = Faults(), list[int](), None
+    path = _tar(work, task, faults)
+    if path is not None:
+        offsets_sha256 = _check_tar(path, work, task, faults, images)
+    work.file("checked").mkdir(exist_ok=True)
+    numbers = np.array(images, np.uint64)
+    if task.split == "train":
+        held_out = np.load(work.file(_HELD_OUT.last), mmap_mode="r")
+        if len(held_out):
+            nearest = held_out[np.minimum(np.searchsorted(held_out, numbers), len(held_out) - 1)]
+            faults.num_leaked = int(np.count_nonzero(nearest == numbers))
+    else:
+        _save(numbers, work.file(f"checked/{task.name}.npy"))
+    found = {"faults": asdict(faults), "offsets_sha256": offsets_sha256}
+    write_text(work.file(work.checked(task).last), json.dumps(found))
 
 
-def _tar(task: ShardTask, faults: Faults) -> Path | None:
+def _write_pairs(work: ShardsWork, _: None, task: ShardTask) -> None:
+    work = work.here()
+    work.pieces.make(work.pairs(task), partial(write_pairs, work, task))
+
+
+def write_pairs(work: ShardsWork, task: ShardTask) -> None:
+    """Reads one tar and writes its pairs, with the columns of PAIRS."""
+    path = _tar(work, task, Faults())
+    pairs: list[dict[str, str]] = []
+    if path is not None:
+        with path.open("rb") as file:
+            for _, _, row in _rows(file, lambda error: None):
+                if row is not None:
+                    rest = {"image_id": row["image_id"], "split": task.split}
+                    keyed = zip(row["keys"], row["texts"], strict=True)
+                    pairs += [{"key": key, "text": text, **rest} for key, text in keyed]
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(pairs, PAIRS), table)
+    work.file("pairs").mkdir(exist_ok=True)
+    write_bytes(work.file(work.pairs(task).last), table.getvalue().to_pybytes())
+
+
+def _tar(work: ShardsWork, task: ShardTask, faults: Faults) -> Path | None:
     """The tar on this machine, fetched if necessary; None if it is not available, which is a fault."""
-    path, shard = task.directory / task.shard.path, task.shard
+    path, shard = work.directory / task.shard.path, task.shard
     if path.is_file():
         return path
     try:
-        if task.fetch is not None:
-            return task.fetch(shard.sha256, shard.num_bytes)
+        if work.fetch is not None:
+            return work.fetch(shard.sha256, shard.num_bytes)
         faults.add("shards_missing", shard.path)
     except CorruptError:
         faults.add("shards_changed", shard.path)
@@ -216,42 +360,41 @@ def _tar(task: ShardTask, faults: Faults) -> Path | None:
     return None
 
 
-def _checked_pairs(path: Path, task: ShardTask, faults: Faults) -> list[dict[str, str]]:
-    """The pairs of the tar. Adds its faults to `faults`."""
-    shard = task.shard
-    pairs: list[dict[str, str]] = []
-    offsets: list[list[int]] = []
+def _check_tar(path: Path, work: ShardsWork, task: ShardTask, faults: Faults, images: list[int]) -> str:
+    """Adds the faults of a tar, and its images as numbers. Returns the sha256 that its index should have."""
+    shard, num_pairs, offsets = task.shard, 0, list[tuple[int, int, int, int]]()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != shard.sha256 or file.tell() != shard.num_bytes:
             faults.add("shards_changed", shard.path)
         file.seek(0)
-        try:
-            for key, members in _samples(file):
-                faults.num_images += 1
-                where = f"{shard.path}: {key}"
-                row = _row(key, members)
-                if row is None:
-                    faults.add("samples_incomplete", where)
-                else:
-                    offsets.append([*members["jpg"][:2], *members["json"][:2]])
-                    pairs += [
-                        {"key": pair_key, "image_id": row["image_id"], "split": task.split, "text": text}
-                        for pair_key, text in zip(row["keys"], row["texts"], strict=True)
-                    ]
-                if "jpg" in members:
-                    _check_picture(members["jpg"][2], task.image_px, where, faults)
-        except tarfile.TarError as error:
-            faults.add("samples_incomplete", f"{shard.path}: {error}")
-    if (faults.num_images, len(pairs)) != (shard.num_images, shard.num_pairs):
+        for key, members, row in _rows(file, lambda error: faults.add("samples_incomplete", f"{shard.path}: {error}")):
+            faults.num_images += 1
+            where = f"{shard.path}: {key}"
+            if row is None:
+                faults.add("samples_incomplete", where)
+            else:
+                offsets.append((*members["jpg"][:2], *members["json"][:2]))
+                images.append(int.from_bytes(hashlib.sha256(row["image_id"].encode()).digest()[:8], "little"))
+                for pair in zip(row["keys"], row["texts"], strict=True):
+                    faults.pairs = (faults.pairs + pair_number(pair[0], row["image_id"], pair[1])) % _SUM
+                num_pairs += len(row["keys"])
+            if "jpg" in members:
+                _check_picture(members["jpg"][2], work.image_px, where, faults)
+    if (faults.num_images, num_pairs) != (shard.num_images, shard.num_pairs):
         faults.add("shards_of_another_count", shard.path)
+    return hashlib.sha256(index_bytes(offsets)).hexdigest()
+
+
+def _rows(
+    file: Any, damaged: Callable[[tarfile.TarError], None]
+) -> Iterator[tuple[str, dict[str, tuple[int, int, bytes]], dict[str, Any] | None]]:
+    """Key, members and json of each sample up to damage; the json is None if it cannot be used."""
     try:
-        index = read_offsets(task.directory / shard.offsets_path, shard.offsets_sha256).tolist()
-    except CorruptError:
-        index = None
-    if index != offsets:
-        faults.add("shards_of_another_index", shard.path)
-    return pairs
+        for key, members in _samples(file):
+            yield key, members, _row(key, members)
+    except tarfile.TarError as error:
+        damaged(error)
 
 
 def _samples(file: Any) -> Iterator[tuple[str, dict[str, tuple[int, int, bytes]]]]:
@@ -279,7 +422,8 @@ def _row(key: str, members: dict[str, tuple[int, int, bytes]]) -> dict[str, Any]
     try:
         row = json.loads(members["json"][2])
         keys, texts = row["keys"], row["texts"]
-        whole = row["key"] == key and 0 < len(keys) == len(texts) and all(texts) and isinstance(row["image_id"], str)
+        "".join((row["image_id"], *keys, *texts)).encode()  # all are texts that UTF-8 can write
+        whole = row["key"] == key and 0 < len(keys) == len(texts) and all(texts)
         return row if whole and members["txt"][2].decode("utf-8") == texts[0] else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -32,6 +32,7 @@ from align.config.validate import ValidateConfig
 from align.display.console import say
 from align.display.figure import png
 from align.display.report import record_runtime
+from align.durable.files import replace_directory
 from align.durable.processes import in_threads
 from align.errors import ConfigError, DataError, GateError
 from align.formats.acceptances import read_acceptances, write_acceptances
@@ -54,7 +55,7 @@ from align.validate.drift import distributions, drift
 from align.validate.expectations import gate, manifest_faults
 from align.validate.figures import drift_figure
 from align.validate.page import tables_page
-from align.validate.report import REPORT, QualityReport, judge, publish, read_report, summary
+from align.validate.report import REPORT, QualityReport, judge, read_report, require_holds, summary, write_gate
 from align.validate.statistics import measure, suggested_bands, tighter_bands
 from align.validate.tables import JudgedData, sample_rows
 
@@ -258,7 +259,9 @@ def validate(
         report = report.model_copy(update={"tighter": tighter_bands(config, numbers)})
     figure = png(drift_figure(now, reference.distributions if reference else {})) if now else None
     page = tables_page(report, figure, moved, reference, data.checked_sets, has_manifest=raw_faults is not None)
-    publish(report, page, reports, "validate", {"distributions.png": figure} if figure else {})
+    with replace_directory(reports, "validate") as part:
+        write_gate(report, page, part, {"distributions.png": figure} if figure else {})
+    require_holds(report, reports)
     return report
 
 

@@ -1,9 +1,9 @@
 """validate_shards: the quality gate over data/shards, between `align shard` and everything that trains on it.
 
-Worker processes read every tar: its bytes are hashed, every picture in it is decoded, and its samples are compared with
-the manifest. Then the engine joins its pairs with the filter's decisions. Memory holds the pairs of one shard per
-worker. Great Expectations judges the counts: each must be 0, so there are no thresholds. Most of the time is decoding,
-about 0.2 ms per picture at 72 px and 2 ms at 346 px; `runtime/validate_shards.json` has the rate.
+Each tar is a task for `engine.runner`: its bytes are hashed, every picture in it is decoded, and its samples are
+compared with the manifest and the filter's decisions (`align.validate.shard_check`). A killed run resumes at the tar.
+Great Expectations judges the counts: each must be 0, so there are no thresholds. Most of the time is decoding, about
+0.2 ms per picture at 72 px and 2 ms at 346 px; `runtime/validate_shards.json` has the rate.
 
 A failure can be accepted with `align validate --accept`, which looks at both gates.
 """
@@ -11,6 +11,7 @@ A failure can be accepted with `align validate --accept`, which looks at both ga
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 
@@ -21,19 +22,22 @@ from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.display.console import say
 from align.display.report import record_runtime
-from align.errors import DataError
+from align.durable.pieces import Pieces
+from align.durable.work import CLAIMS, key_of, work_directory
 from align.formats.acceptances import read_acceptances
-from align.formats.filtered import DECISIONS
-from align.formats.shards import read_manifest
+from align.formats.filtered import DECISIONS, decisions_digest
+from align.formats.shards import Manifest, read_manifest
 from align.formats.verdict import SHARDS
 from align.interfaces.expectations import STATISTICS, Check, statistic
-from align.interfaces.store import FetchTar
+from align.project import provenance
 from align.services import expectations
 from align.services.engine import open_engine
+from align.services.executors.executors import open_executor
 from align.services.s3.store import fetcher
+from align.services.store_work import open_work
 from align.validate.page import shards_page
-from align.validate.report import QualityReport, judge, publish, summary
-from align.validate.shard_check import FAULTS, JOINS, check_shards, join_decisions
+from align.validate.report import QualityReport, judge, require_holds, summary, write_gate
+from align.validate.shard_check import FAULTS, JOINS, PIECES, ShardsWork, check_shards, find_wrong_pairs, kept_pairs
 
 #: What must be 0: statistic -> what it counts, in the order of the gate.
 _ZERO = FAULTS | {name: what for name, (what, _) in JOINS.items()}
@@ -46,18 +50,18 @@ def validate_shards(
     filtered: Path,
     policy: Path,
     reports: Path,
-    fetch: FetchTar | None = None,
+    store: StoreConfig | None = None,
     check: Check = expectations.check,
 ) -> QualityReport:
     """Judges the shards and replaces the folder of its report, even when the gate fails.
 
     Args:
-        engine_config: bounds of the SQL engine, and the number of worker processes.
+        engine_config: who does the tasks and the SQL, and their bounds.
         shards: data/shards.
         filtered: data/filtered, for the decisions.
         policy: data/policy, with what people accepted.
         reports: reports/quality_shards.
-        fetch: for tars that are in an object store, see `align.services.s3.store.fetcher`.
+        store: where tars are that are not in `shards`, and where the machines of a cluster share their work.
         check: checks the expectations.
 
     Raises:
@@ -67,26 +71,44 @@ def validate_shards(
         ServiceError: the object store is unavailable.
     """
     manifest, decisions = read_manifest(shards), filtered / DECISIONS
-    if not decisions.exists():
-        raise DataError(f"{decisions}: no such file; run `align filter` first")
-    with open_engine(engine_config, reports) as engine:
-        pairs = engine.scratch / "pairs"
-        faults = check_shards(shards, manifest, pairs, fetch, engine_config.num_workers)
-        numbers = dict.fromkeys(_ZERO) | faults.counts | join_decisions(engine, pairs, decisions)
-    outcomes = check(
-        {STATISTICS: pd.DataFrame([numbers], dtype=object)},
-        [statistic(what, name, 0, 0) for name, what in _ZERO.items()],
-    )
-    num_shards = sum(len(split.shards) for split in manifest.splits.values())
-    report = judge(
-        outcomes,
-        data=manifest.digest,
-        accepted=read_acceptances(policy),
-        prefix="quality_shards",
-        metrics={"quality_shards/num_images": faults.num_images, "quality_shards/num_shards": num_shards},
-    )
-    publish(report, shards_page(report, manifest, faults), reports, "validate_shards")
+    key = _key(shards, manifest, decisions_digest(filtered))
+    shared = open_work(store, engine_config.runner, "validate_shards", key) if store else None
+    with (
+        work_directory(reports, "validate_shards", key) as folder,
+        open_executor(engine_config, folder / CLAIMS) as executor,
+    ):
+        work = ShardsWork(Pieces(folder, shared), shards, manifest.image_px, fetcher(store) if store else None)
+        faults = check_shards(work, executor, manifest)
+        num_shards = sum(len(split.shards) for split in manifest.splits.values())
+        numbers: dict[str, int | None] = {**faults.counts, **dict.fromkeys(JOINS, 0 if num_shards else None)}
+        if num_shards and (faults.num_leaked or faults.pairs != kept_pairs(decisions, engine_config.num_workers)):
+            # Spark reads the tables of this folder where all its machines see it
+            sql = engine_config if shared is None else engine_config.model_copy(update={"runner": "local"})
+            with open_engine(sql, folder / CLAIMS) as engine:
+                numbers |= find_wrong_pairs(work, executor, manifest, engine, decisions)
+        outcomes = check(
+            {STATISTICS: pd.DataFrame([numbers], dtype=object)},
+            [statistic(what, name, 0, 0) for name, what in _ZERO.items()],
+        )
+        report = judge(
+            outcomes,
+            data=manifest.digest,
+            accepted=read_acceptances(policy),
+            prefix="quality_shards",
+            metrics={"quality_shards/num_images": faults.num_images, "quality_shards/num_shards": num_shards},
+        )
+        for name in PIECES:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        write_gate(report, shards_page(report, manifest, faults), folder)
+    require_holds(report, reports)
     return report
+
+
+def _key(shards: Path, manifest: Manifest, decisions: str) -> str:
+    """A digest of what was checked: a tar that was replaced since a killed run is checked again."""
+    tars = [shards / shard.path for split in manifest.splits.values() for shard in split.shards]
+    states = [(file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None for file in tars]
+    return key_of(manifest, decisions, states, provenance.digest(__name__))
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -101,7 +123,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             filtered=paths.filtered,
             policy=paths.policy,
             reports=paths.reports / SHARDS,
-            fetch=fetcher(params.section(StoreConfig)),
+            store=params.section(StoreConfig),
         )
         num_images = report.metrics["quality_shards/num_images"]
         runtime["images_per_s"] = round(num_images / (time.monotonic() - start), 1)

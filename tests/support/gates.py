@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.config.infrastructure import EngineConfig
+from align.durable.files import replace_directory
 from align.formats.acceptances import read_acceptances
 from align.interfaces.expectations import Outcome
 from align.validate.page import gate_page
-from align.validate.report import QualityReport, judge, publish
+from align.validate.report import QualityReport, judge, require_holds, write_gate
 from align.validate.validate import accept
 from tests.support.params import load_params
 from tests.support.small_data import Pair
@@ -54,7 +55,9 @@ def run_gate(root: Path, *failed: str, data: str = DATA) -> QualityReport:
     outcomes = [outcome(name, passed=name not in failed) for name in ("a", "b", "c")]
     accepted = read_acceptances(root)
     report = judge(outcomes, data=data, accepted=accepted, prefix="quality", metrics={"quality/x": 7})
-    publish(report, gate_page(report, "Data quality", []), root / "quality", "validate")
+    with replace_directory(root / "quality", "validate") as part:
+        write_gate(report, gate_page(report, "Data quality", []), part)
+    require_holds(report, root / "quality")
     return report
 
 

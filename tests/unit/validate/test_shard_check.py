@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from align.durable.pieces import Pieces
 from align.errors import CorruptError, DataError, ServiceError
 from align.formats.shards import Sample, digest_of, read_manifest
-from align.validate.shard_check import JOINS, PAIRS, Faults, check_folder, check_shard, shard_tasks
+from align.services.executors.executors import LocalExecutor
+from align.validate import shard_check
+from align.validate.shard_check import (
+    JOINS,
+    PAIRS,
+    Faults,
+    ShardsWork,
+    check_shards,
+    kept_pairs,
+    pair_number,
+    shard_tasks,
+    write_pairs,
+)
 from tests.support.shard_folder import write_shards
 from tests.support.small_data import jpeg
 
@@ -46,13 +60,18 @@ def write(root: Path, num_images: int = 3) -> Path:
     return root
 
 
-def check(root: Path, scratch: Path, fetch: Any = None) -> Faults:
-    manifest = read_manifest(root)
+def work_on(root: Path, scratch: Path, fetch: Any = None) -> ShardsWork:
     scratch.mkdir(exist_ok=True)
-    faults = check_folder(root, manifest)
-    for task in shard_tasks(root, manifest, scratch, fetch):
-        faults.merge(check_shard(task))
-    return faults
+    return ShardsWork(Pieces(scratch), root, PX, fetch)
+
+
+def check(root: Path, scratch: Path, fetch: Any = None) -> Faults:
+    shutil.rmtree(scratch, ignore_errors=True)
+    return check_shards(work_on(root, scratch, fetch), LocalExecutor(1), read_manifest(root))
+
+
+def pairs_of(one: Sample) -> list[tuple[str, str, str]]:
+    return [(key, one.image_id, text) for key, text in zip(one.keys, one.texts, strict=True)]
 
 
 def counted(faults: Faults) -> dict[str, int]:
@@ -62,8 +81,9 @@ def counted(faults: Faults) -> dict[str, int]:
 def test_good_shards_have_no_fault_and_every_picture_is_checked(tmp_path: Path) -> None:
     faults = check(write(tmp_path / "shards"), tmp_path / "scratch")
     assert counted(faults) == {}
-    assert faults.num_images == 6
-    assert pq.read_table(tmp_path / "scratch").num_rows == 12
+    assert faults.num_images == 6 and faults.num_leaked == 0
+    numbers = [pair_number(*pair) for index in range(6) for pair in pairs_of(sample(index))]
+    assert len(set(numbers)) == 12 and faults.pairs == sum(numbers) % 2**256
 
 
 def rewrite(change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Callable[[Path], None]:
@@ -104,6 +124,12 @@ def flip(position: int) -> Callable[[Path], None]:
     return spoil
 
 
+def no_texts(key: str) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    """The first sample's json names a pair by this JSON, which is no text that can be written."""
+    info = f'{{"image_id": "i", "key": "000000000", "keys": [{key}], "texts": ["picture number 0"]}}'
+    return lambda files: files | {"000000000.json": info.encode()}
+
+
 def index_of_another_shard(root: Path) -> None:
     other = (root / "val/00000.npy").read_bytes()
     (root / "train/00000.npy").write_bytes(other)
@@ -142,6 +168,13 @@ FIRST = "000000000"
         (
             rewrite(lambda files: {name: data for name, data in files.items() if not name.startswith(FIRST)}),
             {"shards_of_another_count": 1, "shards_of_another_index": 1},
+        ),
+        *(
+            (
+                rewrite(no_texts(key)),
+                {"samples_incomplete": 1, "shards_of_another_count": 1, "shards_of_another_index": 1},
+            )
+            for key in ("7", '"\\ud800"', "null")
         ),
         (
             rewrite(lambda files: files | {f"{FIRST}.txt": b"picture numbel 0"}),  # as long as the right one
@@ -200,6 +233,66 @@ def test_only_the_first_few_faults_are_named() -> None:
     faults.merge(others)
     assert faults.counts["shards_missing"] == 8
     assert faults.examples["shards_missing"] == ["a0", "a1", "a2", "a3", "b0"]
+
+
+def test_an_image_that_is_in_two_splits_is_noticed(tmp_path: Path) -> None:
+    one, other, third = map(sample, range(3))
+    again = Sample("7", one.image_id, one.image, ("7",), ("a text",))
+    for name, tars in {
+        "train and val": {"train": [[one, other]], "val": [[third, again]]},
+        "val and test": {"train": [[other]], "val": [[third, one]], "test": [[again]]},
+    }.items():
+        write_shards(tmp_path / name, tars, image_px=PX)  # type: ignore[arg-type]
+        assert check(tmp_path / name, tmp_path / "scratch").num_leaked == 1, name
+    write_shards(tmp_path / "same", {"train": [[one], [again]], "val": [[other]]}, image_px=PX)
+    assert check(tmp_path / "same", tmp_path / "scratch").num_leaked == 0
+
+
+def test_a_killed_run_checks_no_tar_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "shards")
+    expected = check(root, tmp_path / "whole")
+    work, checked = work_on(root, tmp_path / "scratch"), []
+    check_one = shard_check.check_shard
+
+    def killed(work: ShardsWork, task: shard_check.ShardTask) -> None:
+        if len(checked) == 1:
+            raise KeyboardInterrupt
+        checked.append(task.name)
+        check_one(work, task)
+
+    monkeypatch.setattr(shard_check, "check_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        check_shards(work, LocalExecutor(1), read_manifest(root))
+    assert checked == ["val-00000"]
+    monkeypatch.setattr(shard_check, "check_shard", lambda *one: (checked.append(one[1].name), check_one(*one)))
+    assert check_shards(work, LocalExecutor(1), read_manifest(root)) == expected
+    assert checked == ["val-00000", "train-00000"]
+
+
+def test_the_sum_of_the_kept_pairs_is_that_of_the_shards(tmp_path: Path) -> None:
+    kept = [pair for index in range(6) for pair in pairs_of(sample(index))]
+    rows = [{"key": key, "image_id": image, "text": text, "keep": True} for key, image, text in kept]
+    table = pa.Table.from_pylist([*rows[::-1], {"key": "9", "image_id": None, "text": None, "keep": False}])
+    pq.write_table(table, tmp_path / "decisions.parquet", row_group_size=5)
+    (tmp_path / "parts").mkdir()
+    for number in range(3):
+        pq.write_table(table.slice(5 * number, 5), tmp_path / f"parts/{number}.parquet")
+    expected = check(write(tmp_path / "shards"), tmp_path / "scratch").pairs
+    assert kept_pairs(tmp_path / "decisions.parquet", 1) == kept_pairs(tmp_path / "parts", 1) == expected
+    rows[3]["text"] = "another one"
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "decisions.parquet")
+    assert kept_pairs(tmp_path / "decisions.parquet", 1) != expected
+
+
+def test_the_pairs_of_a_tar_are_written_for_the_join(tmp_path: Path) -> None:
+    root = write(tmp_path / "shards")
+    work, (task, _) = work_on(root, tmp_path / "scratch"), shard_tasks(read_manifest(root))
+    write_pairs(work, task)
+    rows = pq.read_table(tmp_path / "scratch/pairs/train-00000.parquet").to_pylist()
+    assert [(row["key"], row["image_id"], row["text"]) for row in rows] == [
+        pair for index in range(3) for pair in pairs_of(sample(index))
+    ]
+    assert {row["split"] for row in rows} == {"train"}
 
 
 def joined(pairs: list[tuple[str, str, str, str]], decisions: list[tuple[str, bool, str, str]]) -> dict[str, int]:

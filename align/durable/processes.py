@@ -75,22 +75,22 @@ def in_processes_with(step: Step[Kept, In, Out], items: Iterable[In], num_worker
             yield from map(partial(step.function, kept), items)
         return
     work = partial(_work, step.resource, step.function)
-    second_try = _SecondTry(work, step.name_of, step.instead)
+    culprits = Culprits(step)
     waiting = iter(items)
     pending: deque[tuple[In, Future[Out] | None]] = deque()
     while True:
         with _workers(count) as pool:
             try:
                 for result in _while_workers_live(pool, work, waiting, pending, count + _AHEAD):
-                    second_try.num_good += 1
+                    culprits.num_good += 1
                     yield result
                 break
             except BrokenProcessPool:
                 pass
         say(f"a worker process was killed, perhaps for its memory; {len(pending)} item(s) are done again, one by one")
         while pending:
-            yield second_try.result(*pending.popleft())
-    second_try.require_good_items()
+            yield _second_try(work, culprits, *pending.popleft())
+    culprits.require_good_items()
 
 
 def _while_workers_live(
@@ -114,62 +114,66 @@ def _while_workers_live(
         yield result
 
 
-class _SecondTry(Generic[In, Out]):
-    """Does items again, each alone, after a worker died; counts the culprits, and judges whether they are the cause.
+class Culprits(Generic[In, Out]):
+    """Items that kill each process that does them. It judges whether they are the cause, or the machines.
 
     Attributes:
         num_good: items that have a result of their own, at the first try or the second.
     """
 
-    def __init__(
-        self, work: Callable[[In], Out], name_of: Callable[[In], str], instead: Callable[[In], Out] | None
-    ) -> None:
-        self._work, self._name_of, self._instead = work, name_of, instead
-        self._culprits: list[str] = []
+    def __init__(self, step: Step[Any, In, Out]) -> None:
+        self._step = step
+        self._names: list[str] = []
         self.num_good = 0
 
-    def result(self, item: In, future: Future[Out] | None) -> Out:
-        """The result of an item, which may have been ready before the worker died.
+    def result(self, item: In, how: str) -> Out:
+        """What the step gives instead.
+
+        Args:
+            item: the culprit.
+            how: what is known of it, for the message.
 
         Raises:
-            What the function raises; DataError, which names the item, if it is a culprit and `instead` gives no
-                result, or if there are too many.
+            DataError: the step gives nothing instead, or there are too many culprits.
         """
-        if future is None or future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
-            try:
-                with _workers(1) as pool:
-                    result = pool.submit(self._work, item).result()
-            except BrokenProcessPool:
-                return self._of_culprit(item)
-        else:
-            result = future.result()
-        self.num_good += 1
-        return result
-
-    def _of_culprit(self, item: In) -> Out:
-        name = self._name_of(item)
-        if self._instead is None:
-            raise DataError(
-                f"{name}: the worker process was killed twice over it, the second time with nothing beside it; most "
-                "likely it needs more memory than this machine has: use a larger machine, or take it out of the data"
-            )
-        self._culprits.append(name)
-        too_early = self.num_good == 0 and len(self._culprits) >= _FIRST_CULPRITS
-        if too_early or len(self._culprits) > _MAX_CULPRITS:
+        name = self._step.name_of(item)
+        if self._step.instead is None:
+            raise DataError(f"{name}: {how}")
+        self._names.append(name)
+        too_early = self.num_good == 0 and len(self._names) >= _FIRST_CULPRITS
+        if too_early or len(self._names) > _MAX_CULPRITS:
             self._blame_the_machine()
-        return self._instead(item)
+        return self._step.instead(item)
 
     def require_good_items(self) -> None:
         """Raises DataError if every item was a culprit."""
-        if self._culprits and not self.num_good:
+        if self._names and not self.num_good:
             self._blame_the_machine()
 
     def _blame_the_machine(self) -> NoReturn:
         raise DataError(
-            f"worker processes were killed over {len(self._culprits)} item(s), even when each had a worker alone: "
-            f"{', '.join(self._culprits)}; this machine has too little memory for them, or something else kills "
-            "processes here: use a larger machine, or lower engine.memory_limit, and run again"
+            f"worker processes were killed over {len(self._names)} item(s), even when each had a worker alone: "
+            f"{', '.join(self._names)}; the machine has too little memory for them, or something else kills "
+            "processes there: use a larger machine, or lower engine.memory_limit, and run again"
         )
+
+
+def _second_try(work: Callable[[In], Out], culprits: Culprits[In, Out], item: In, future: Future[Out] | None) -> Out:
+    """The result of an item, which may have been ready before the worker died; else it is done again, alone."""
+    if future is None or future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
+        try:
+            with _workers(1) as pool:
+                result = pool.submit(work, item).result()
+        except BrokenProcessPool:
+            return culprits.result(
+                item,
+                "the worker process was killed twice over it, the second time with nothing beside it; most likely it "
+                "needs more memory than this machine has: use a larger machine, or take it out of the data",
+            )
+    else:
+        result = future.result()
+    culprits.num_good += 1
+    return result
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +18,7 @@ import pytest
 
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig
+from align.errors import DataError
 from align.filter.filter import FilterFolders, filter_pairs, work_key
 from align.filter.pair_tables import image_hash, image_hashes
 from align.filter.rules import codes_of
@@ -22,7 +26,9 @@ from align.filter.tables import HELD_OUT_IMAGES, IMAGES, MAX_ROWS, SCORED, TWINS
 from align.filter.work_folder import commit
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
+from align.interfaces.executor import Step
 from align.services.engine import open_engine
+from align.services.executors.executors import open_executor
 from tests.support import missing
 from tests.support.params import load_params
 from tests.support.reading import ingested
@@ -59,6 +65,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     """(URL of the master, folder in which each worker has a folder)."""
     with running_cluster(tmp_path_factory.mktemp("cluster")) as spark:
         yield spark.url, spark.folder
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
+def test_an_item_that_kills_its_process_is_put_aside(cluster: tuple[str, Path], tmp_path: Path) -> None:
+    config = load_params().section(EngineConfig).model_copy(update={"runner": "spark", "spark_master": cluster[0]})
+
+    def squared(_: None, number: int) -> int:  # nested: the workers cannot import the tests
+        return os._exit(9) if number == 13 else number * number
+
+    step = Step(nullcontext, squared, "number {}".format)
+    with open_executor(config, tmp_path) as executor:
+        assert list(executor.map(replace(step, instead=abs), [3, 13, 5, 1])) == [9, 13, 25, 1]
+        with pytest.raises(DataError, match="number 13: its process was lost on each try, the last ones with nothing"):
+            list(executor.map(step, [3, 13]))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from typing import Any
 
 from align.display.console import say
 from align.durable.files import temporary_name
-from align.errors import DataError, ServiceError, one_line
+from align.durable.processes import Culprits
+from align.errors import ServiceError, one_line
 from align.interfaces.executor import In, Kept, Out, Step
 from align.services.executors import task
 
@@ -65,7 +66,7 @@ class SlurmExecutor:
         array = Path(tempfile.mkdtemp(prefix="align-array-", dir=self._folder))
         try:
             (array / _STEP).write_bytes(pickle.dumps((step, list(items), str(Path.cwd()))))
-            number, log = 0, array / "none"
+            number, log, culprits = 0, array / "none", Culprits(step)
             for attempt in range(_TRIES):
                 left = [one for one in range(number, len(items)) if not _result(array, one).exists()]
                 if attempt and left:
@@ -73,18 +74,16 @@ class SlurmExecutor:
                 for is_over in self._array(array, attempt, left) if left else (True,):
                     while number < len(items) and _result(array, number).exists():
                         yield _value(_result(array, number))
-                        number += 1
+                        number, culprits.num_good = number + 1, culprits.num_good + 1
                     if is_over and left:
                         log = array / f"{attempt}-{left.index(number) % _num_tasks(left) if number in left else 0}.log"
             for lost in range(number, len(items)):
                 if _result(array, lost).exists():
+                    culprits.num_good += 1
                     yield _value(_result(array, lost))
-                elif step.instead is not None:
-                    yield step.instead(items[lost])
                 else:
-                    raise DataError(
-                        f"{step.name_of(items[lost])}: {_TRIES} tasks ended over it without a result{_end(log)}"
-                    )
+                    yield culprits.result(items[lost], f"{_TRIES} tasks ended over it without a result{_end(log)}")
+            culprits.require_good_items()
         finally:
             shutil.rmtree(array, ignore_errors=True)
 

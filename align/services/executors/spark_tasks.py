@@ -11,13 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.durable.processes import in_threads
+from align.display.console import say
+from align.durable.processes import Culprits, in_threads
+from align.errors import ServiceError
 from align.interfaces.executor import In, Kept, Out, Step
 from align.services.executors import task
 from align.services.spark_engine import clear_errors
 
 #: Items of one job of Spark, for each task at once.
 _ITEMS_PER_TASK = 4
+#: What Spark says of a task whose process has ended, and of one whose machine has.
+_LOST = ("Python worker exited unexpectedly", "ExecutorLostFailure")
+_KILLED = (
+    "its process was lost on each try, the last ones with nothing beside it; most likely it needs more memory than "
+    "spark.executor.memoryOverhead leaves it: raise that, or take it out of the data"
+)
 
 
 class SparkExecutor:
@@ -46,17 +54,32 @@ class SparkExecutor:
         size = self.num_at_once * _ITEMS_PER_TASK
         jobs = [items[start : start + size] for start in range(0, len(items), size)]
         num_tasks = self._num_at_once or size
+        culprits = Culprits(step)
 
-        def run(some: Sequence[In]) -> list[task.Result[Out]]:
+        def run(some: Sequence[In]) -> list[task.Result[Out] | None]:
+            """The results; None for an item whose process was lost, alone and again and again."""
             names = ", ".join(step.name_of(item) for item in some[:3]) + (", ..." if len(some) > 3 else "")
-            with clear_errors(f"{names}: "):
-                tasks = self._context.parallelize(some, min(num_tasks, len(some)))
-                done: list[task.Result[Out]] = tasks.mapPartitions(partition).collect()
-                return done
+            try:
+                with clear_errors(f"{names}: "):
+                    tasks = self._context.parallelize(some, min(num_tasks, len(some)))
+                    done: list[task.Result[Out] | None] = tasks.mapPartitions(partition).collect()
+                    return done
+            except ServiceError as error:
+                if not any(lost in str(error.__cause__) for lost in _LOST):
+                    raise
+            if len(some) == 1:
+                return [None]
+            say(f"spark: a task lost its process again and again; its {len(some)} item(s) are done one by one")
+            return [result for item in some for result in run([item])]
 
-        for results in in_threads(run, jobs, 1 if self._num_at_once else 2):
-            for result in results:
-                yield result.get()
+        for some, results in zip(jobs, in_threads(run, jobs, 1 if self._num_at_once else 2), strict=True):
+            for item, result in zip(some, results, strict=True):
+                if result is None:
+                    yield culprits.result(item, _KILLED)
+                else:
+                    culprits.num_good += 1
+                    yield result.get()
+        culprits.require_good_items()
 
 
 def _partition(

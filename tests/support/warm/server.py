@@ -129,7 +129,11 @@ def _serve(listener: socket.socket) -> _Request:
                 _answer(clients, selector)
             elif key.fd == listener.fileno():
                 connection, _ = listener.accept()
-                request = _read(connection)
+                try:
+                    request = _read(connection)
+                except (OSError, struct.error, ValueError):  # the client was killed before it had said what it wants
+                    connection.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)
@@ -180,7 +184,10 @@ def _read(connection: socket.socket) -> _Request:
     (size,) = struct.unpack("!I", head)
     body = bytearray()
     while len(body) < size:
-        body += connection.recv(size - len(body))
+        part = connection.recv(size - len(body))
+        if not part:
+            raise ValueError("the request is cut off")
+        body += part
     numbers, count, *fields = bytes(body).split(b"\0")
     words, (folder, *environment) = fields[: int(count)], fields[int(count) :]
     pairs = (entry.partition(b"=") for entry in environment)

@@ -59,7 +59,7 @@ def test_an_error_of_a_task_is_the_error_of_the_run(executor: SlurmExecutor, clu
 def test_an_item_that_kills_its_tasks_is_named_or_left_out(executor: SlurmExecutor) -> None:
     with pytest.raises(DataError, match="number 13: 3 tasks ended over it without a result; it has said nothing"):
         list(executor.map(replace(SQUARED, name_of="number {}".format), [13]))
-    assert list(executor.map(replace(SQUARED, instead=abs), [13])) == [13]
+    assert list(executor.map(replace(SQUARED, instead=abs), [13, 3])) == [13, 9]
 
 
 def test_a_refusal_of_sbatch_and_a_machine_without_it_are_said(

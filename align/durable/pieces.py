@@ -9,6 +9,7 @@ that is whole counts, and nobody waits.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -128,6 +129,21 @@ class Pieces:
         for _ in track(done, what=what, total=len(lacking)):
             pass
         self.bring(items)
+
+    def read(self, piece: str, file: str, offset: int, size: int) -> bytes:
+        """A range of a file of a complete piece, from this folder or from the store; fewer bytes at its end.
+
+        Raises:
+            DataError: the piece is not complete anywhere.
+            ServiceError: the server is unavailable.
+        """
+        try:
+            with (self.folder / file).open("rb") as opened:
+                return os.pread(opened.fileno(), size, offset)
+        except FileNotFoundError:
+            if self.shared is None:
+                raise DataError(f"{self.folder / file}: missing; run the stage again") from None
+            return self.shared.read(piece, file, offset, size)
 
     def missing(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Those that are complete nowhere, with one question to the store."""

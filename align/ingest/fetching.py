@@ -135,7 +135,7 @@ def write_shard(
     refused: set[str] = set()
     with ExitStack() as stack:
         spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=directory)))
-        for answer in fetch(_addresses(shard.rows(), pictures, asked)):
+        for answer in fetch(addresses(shard.rows(), pictures, asked)):
             if answer.data is None:
                 failures[answer.url] = PictureOutcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
             else:
@@ -194,7 +194,7 @@ def _is_for_the_web(row: PlannedRow, pictures: Pictures) -> bool:
     return pictures.images_from == "web" or (pictures.images_from == "archive_then_web" and row["file"] is None)
 
 
-def _addresses(rows: Iterable[PlannedRow], pictures: Pictures, asked: set[bytes]) -> Iterator[str]:
+def addresses(rows: Iterable[PlannedRow], pictures: Pictures, asked: set[bytes]) -> Iterator[str]:
     """The addresses to fetch, each once, at its first pair whose text can pass. Adds their digests to `asked`."""
     cuts = pictures.text_cuts
     for row in rows:

@@ -69,7 +69,7 @@ from align.ingest.partition import FOLDER, PlannedRow, PlannedShard, make_plan, 
 from align.ingest.report import IngestReport, summarise, write_page
 from align.ingest.sources import open_source, require_seen_by_dvc
 from align.ingest.workers import Resources, piece_of, write_shards
-from align.ingest.writer import is_written, write_raw_manifest
+from align.ingest.writer import write_raw_manifest
 from align.interfaces.sql import Engine
 from align.interfaces.store import Files
 from align.pairs.text_cuts import TextCuts
@@ -226,10 +226,7 @@ def ingest(
             images_from, max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
         )
         shards = [piece_of(work, name) for name in plan.names]
-        remaining = [shard.name for shard in pieces.missing(shards)]
-        if len(remaining) < len(shards):
-            say(f"ingest: resuming: {len(shards) - len(remaining):,} of {len(shards):,} shards exist")
-        write_shards(pieces, executor, remaining, partial(planned_shard, plan, source), pictures, resources)
+        write_shards(pieces, executor, plan.names, partial(planned_shard, plan, source), pictures, resources)
         pieces.bring(shards)
         write_raw_manifest(work, plan.names, samples, made_with(config, download, archive))
         with _open_duckdb(engine) as sql:
@@ -285,9 +282,8 @@ def retry_failed(
                 opted_out,
                 text_cuts,
             )
-            remaining = [shard for shard in failed if not is_written(work, shard.name)]
             executor = LocalExecutor(resources.engine.num_workers)
-            write_shards(Pieces(work), executor, remaining, shard_to_retry, pictures, resources)
+            write_shards(Pieces(work), executor, failed, shard_to_retry, pictures, resources)
             write_raw_manifest(work, [shard.name for shard in shards], samples, result)
     with _open_duckdb(resources.engine) as sql:
         return summarise(sql, raw, {}, 0)

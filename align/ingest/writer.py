@@ -144,11 +144,6 @@ class RawShardWriter:
         fsync(self._directory)
 
 
-def is_written(directory: Path, name: str) -> bool:
-    """Whether a shard is complete."""
-    return (directory / table_of(name)).exists()
-
-
 def table_of(name: str) -> str:
     """The file of a shard that gets its name last."""
     return f"{name}.parquet"

@@ -162,3 +162,9 @@ class SharedPieces(Protocol):
             CorruptError: what is stored is damaged, or has other files than a piece may have.
             DataError: an object of the piece is missing.
         """
+
+    def read(self, piece: str, file: str, offset: int, size: int) -> bytes:
+        """A range of a file of a complete piece; fewer bytes at its end. Raises DataError if there is no such file."""
+
+    def remove(self, piece: str) -> None:
+        """Removes a piece that nobody needs any more, if it is there."""

@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -115,6 +116,20 @@ class StoreWork:
             self._download(piece, done, folder, [last])
         return done is not None
 
+    def read(self, piece: str, file: str, offset: int, size: int) -> bytes:
+        """See `SharedPieces`."""
+        uri = _places(self, piece).get(file)
+        if uri is None:
+            raise DataError(f"{self.location}/{_name_of(piece)}: has no file {file!r}; run the stage again")
+        return store_client.read_range(self.config, uri, offset, size)
+
+    def remove(self, piece: str) -> None:
+        """See `SharedPieces`."""
+        done = self._done(piece)
+        self._small.delete(_name_of(piece))
+        for file in done.files if done else ():
+            store_client.remove(self.config, self._uri(file))
+
     @property
     def _small(self) -> SmallObjects:
         return SmallObjects(self.config, self.location)
@@ -190,6 +205,15 @@ def _is_of_a_piece(name: str) -> bool:
     if path.parts[0] == CLAIMS or is_temporary(Path(name)):
         return False
     return len(path.parts) > 1 or not name.startswith(".")  # the folder's key and mark are hidden
+
+
+@lru_cache(maxsize=20_000)
+def _places(work: StoreWork, piece: str) -> dict[str, str]:
+    """Where the files of a complete piece are. It never changes."""
+    done = work._done(piece)
+    if done is None:
+        raise DataError(f"{work.location}/{_name_of(piece)}: missing; run the stage again")
+    return {file.name: work._uri(file) for file in done.files}
 
 
 def _name_of(piece: str) -> str:

@@ -25,9 +25,9 @@ import pycurl
 from align.config.ingest import DownloadConfig
 from align.ingest.download import robots
 from align.ingest.download.exchange import Budget, Exchange
-from align.ingest.download.hosts import Host, Job
+from align.ingest.download.hosts import Ask, Host, Job
 from align.ingest.download.schedule import Schedule
-from align.web.addresses import address_policy, target_of
+from align.web.addresses import Target, address_policy, target_of
 from align.web.failure import Failure
 
 
@@ -38,12 +38,13 @@ class Fetched:
     Attributes:
         url: as given.
         data: the picture's bytes, content encoding undone; None if there is an error.
-        error: a short, stable code, and details after a colon; None if there is a picture.
+        error: a short, stable code, and details after a colon; None if there is a picture, or `moved`.
         retryable: the failure may be temporary.
         num_attempts: requests, redirects not counted; 0 if the URL was refused before the first one.
         http_status: of the last answer, if there was one.
         host: with the port, unless it is the default of the scheme; empty if the URL has no host.
         wall_s: since the start of the first attempt, waits included.
+        moved: it was redirected to a host that somebody else asks.
     """
 
     url: str
@@ -54,6 +55,7 @@ class Fetched:
     http_status: int | None
     host: str
     wall_s: float
+    moved: Ask | None = None
 
 
 _EVENTS = {
@@ -171,6 +173,7 @@ class Downloader:
         address_allowed: whether a socket may be opened to an address and port; replaces `allow_networks`.
         curl_options: more options of every libcurl handle, such as another list of certificate authorities.
         on_busy: called at each answer of a host that gets too many requests, see `SlowHosts`.
+        is_ours: whether redirects to a target are followed here; None: all are. Those of robots.txt always are.
     """
 
     def __init__(
@@ -181,8 +184,10 @@ class Downloader:
         address_allowed: Callable[[str, int], bool] | None = None,
         curl_options: Mapping[int, Any] | None = None,
         on_busy: Callable[[str, Failure, Failure | None], None] | None = None,
+        is_ours: Callable[[Target], bool] | None = None,
     ) -> None:
         self._config = config
+        self._is_ours = is_ours or (lambda _: True)
         self._on_busy = on_busy
         self._refuse = refuse or (lambda _: None)
         self._token = robots.token_of(config.user_agent)
@@ -222,11 +227,11 @@ class Downloader:
         self._exchanges.clear()
         self._idle.clear()
 
-    def fetch(self, urls: Iterable[str]) -> Iterator[Fetched]:
+    def fetch(self, urls: Iterable[str | Ask]) -> Iterator[Fetched]:
         """Fetches pictures, many at the same time.
 
         Args:
-            urls: each only once; at most `_LOOK_AHEAD` of them are read ahead.
+            urls: each only once; at most `_LOOK_AHEAD` of them are read ahead. An `Ask` continues after a redirect.
 
         Yields:
             One result per URL, in the order in which they finish. A failure is a result, too.
@@ -263,22 +268,23 @@ class Downloader:
 
     # Starting requests.
 
-    def _take(self, source: Iterator[str]) -> bool:
+    def _take(self, source: Iterator[str | Ask]) -> bool:
         """Queues more URLs. Returns True when there are no more."""
         for _ in range(min(_TAKEN_AT_ONCE, _LOOK_AHEAD - self._num_open)):
-            url = next(source, None)
-            if url is None:
+            given = next(source, None)
+            if given is None:
                 return True
+            ask = Ask(given, given) if isinstance(given, str) else given
             self._num_open += 1
             try:
-                target = target_of(url)
+                target = target_of(ask.target)
             except ValueError as error:
-                self._settle(url, None, Failure(f"invalid URL: {error}"))
+                self._settle(ask.url, None, Failure(f"invalid URL: {error}"))
                 continue
             if refusal := self._refuse(target.url):
-                self._settle(url, None, Failure(refusal))
+                self._settle(ask.url, None, Failure(refusal))
             else:
-                self._schedule.add(Job(url, target, target))
+                self._schedule.add(Job(ask, target, target, num_redirects=ask.num_redirects))
         return False
 
     def _start_ready(self) -> None:
@@ -385,6 +391,8 @@ class Downloader:
             return
         if refusal := self._refuse(job.target.url):
             self._finish(job, Failure(refusal, status=job.status))
+        elif job.robots_of is None and not self._is_ours(job.target):
+            self._settle(job.ask.url, job, Ask(job.ask.url, job.target.url, job.num_redirects))
         else:
             self._schedule.add(job, first=True)
 
@@ -406,13 +414,14 @@ class Downloader:
         if job.num_attempts > config.num_retries or now + wait_s >= job.deadline_s or host.is_closed(now):
             self._finish(job, failure)
             return
-        job.target, job.num_redirects, job.left_s, job.failure = job.first, 0, 0.0, failure
+        job.target, job.num_redirects, job.left_s = job.first, job.ask.num_redirects, 0.0
+        job.failure = failure
         self._schedule.add_later(job, now + wait_s)
 
     def _finish(self, job: Job, outcome: bytes | Failure) -> None:
         """Handles the last outcome of a job."""
         if job.robots_of is None:
-            self._settle(job.url, job, outcome)
+            self._settle(job.ask.url, job, outcome)
             return
         host, now = job.robots_of, self._now()
         host.asks_robots = False
@@ -431,9 +440,9 @@ class Downloader:
                 host.close(Failure("robots.txt: too large to keep now", retryable=True), now + self._config.deadline_s)
         self._schedule.offer(host)
 
-    def _settle(self, url: str, job: Job | None, outcome: bytes | Failure) -> None:
+    def _settle(self, url: str, job: Job | None, outcome: bytes | Failure | Ask) -> None:
         failure = outcome if isinstance(outcome, Failure) else None
-        data = None if isinstance(outcome, Failure) else outcome
+        data = outcome if isinstance(outcome, bytes) else None
         wall_s = self._now() - job.started_s if job and job.started_s is not None else 0.0
         self._budget.used += len(data or b"")
         self._num_open -= 1
@@ -447,6 +456,7 @@ class Downloader:
                 job.status if job else None,
                 job.first.host if job else "",
                 wall_s,
+                outcome if isinstance(outcome, Ask) else None,
             )
         )
 

@@ -10,7 +10,7 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from align.ingest.download.robots import Rules
 from align.web.addresses import Target
@@ -28,12 +28,26 @@ _MAX_BARRED: Final = 100_000
 _LOOKS: Final = 4
 
 
+class Ask(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        url: names it.
+        target: the address to request: `url`, or what that was redirected to.
+        num_redirects: so far.
+    """
+
+    url: str
+    target: str
+    num_redirects: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """A picture to fetch, or a robots.txt.
 
     Attributes:
-        url: as given.
+        ask: as given.
         target: the URL to request next: the first one, or the target of a redirect.
         first: the first one.
         robots_of: the host whose robots.txt this is; None for a picture.
@@ -42,12 +56,12 @@ class Job:
         expires_s: when the current request times out.
         left_s: the attempt's remaining time after redirects.
         num_attempts: so far.
-        num_redirects: of the current attempt.
+        num_redirects: of the current attempt, with those before it.
         status: of the last answer.
         failure: of the last attempt.
     """
 
-    url: str
+    ask: Ask
     target: Target
     first: Target
     robots_of: Host | None = None

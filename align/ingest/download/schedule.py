@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 
-from align.ingest.download.hosts import Host, Hosts, Job
+from align.ingest.download.hosts import Ask, Host, Hosts, Job
 from align.ingest.download.robots import Rules
 from align.web.addresses import Target
 
@@ -89,7 +89,7 @@ class Schedule:
                 return None
             host.asks_robots = True
             target = Target(f"{host.target.origin}/robots.txt", host.target.origin, host.target.host)
-            return Job(target.url, target, target, robots_of=host)
+            return Job(Ask(target.url, target.url), target, target, robots_of=host)
         return host.queue.popleft()
 
     def keep_rules(self, host: Host, rules: Rules, until_s: float) -> bool:

@@ -13,10 +13,11 @@ from align.durable.files import MARK, mark
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
+from align.ingest.groups import share_of
 from align.ingest.ingest import ingest as stage
 from align.ingest.report import IngestReport, not_read, write_page
 from align.ingest.sources import open_source
-from align.ingest.workers import Resources, share_of
+from align.ingest.workers import Resources
 from align.pairs.text import MAX_CHARACTERS
 from tests.support.deadly import DeadlySource
 from tests.support.params import load_params
@@ -256,12 +257,16 @@ def test_the_report_folder_is_replaced_whole_or_stays(
     assert [path.name for path in reports.parent.iterdir()] == ["ingest"]
 
 
-def test_tasks_at_once_share_the_bounds_of_requests() -> None:
+def test_tasks_share_the_bounds_of_requests_and_parts_of_a_host_those_of_the_host() -> None:
     download = PARAMS.section(DownloadConfig).model_copy(
-        update={"max_connections": 10, "max_connections_per_host": 1, "max_requests_per_host_per_s": 6.0}
+        update={"max_connections": 10, "max_connections_per_host": 4, "max_requests_per_host_per_s": 6.0}
     )
-    share = share_of(download, 3)
-    assert (share.max_connections, share.max_connections_per_host, share.max_requests_per_host_per_s) == (3, 1, 2.0)
+
+    def bounds(share: DownloadConfig) -> tuple[int, int, float | None]:
+        return share.max_connections, share.max_connections_per_host, share.max_requests_per_host_per_s
+
+    assert bounds(share_of(download, 3)) == (3, 4, 6.0)
+    assert bounds(share_of(download, 20, 3)) == (1, 1, 2.0)
     assert share_of(download, 1) == download
 
 

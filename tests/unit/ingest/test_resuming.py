@@ -1,5 +1,6 @@
 """What a run with other values resumes: patience and tolerance decide no row, so nothing finished is done again."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from align.errors import DataError
-from align.ingest import workers
+from align.ingest import groups, workers
 from align.ingest.sources.archives.warc import Warc
 from tests.support.reading import ingested, raw_rows
 from tests.support.warc_records import page, picture, response, write_archive
@@ -84,23 +85,21 @@ def _fails(*_: object, **__: object) -> None:
     raise DataError("the disk is full")
 
 
-def test_other_patience_fetches_no_finished_shard_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_patience_fetches_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with WebServer() as server:
         addresses = [f"/{number}.png" for number in range(8)]
         server.routes |= dict.fromkeys(addresses, answer(picture(9, 9)))
         table = tmp_path / "table.tsv"
         table.write_text("url\tcaption\n" + "".join(f"{server.url(one)}\ta text of it\n" for one in addresses))
         values = ["ingest.source=url_table", "ingest.shard_size=2", "download.obey_robots=false"]
-        write, written = workers.write_shard, list[Any]()
+        monkeypatch.setattr(groups, "_GROUP_BYTES", 150)
+        get, calls = groups._get, itertools.count()
 
-        def fails_after_two(*arguments: Any, **named: Any) -> Any:
-            if len(written) == 2:
-                _fails()
-            written.append(write(*arguments, **named))
-            return written[-1]
+        def fails_after_two(*arguments: Any) -> None:
+            get(*arguments) if next(calls) < 2 else _fails()
 
         with monkeypatch.context() as patch:
-            patch.setattr(workers, "write_shard", fails_after_two)
+            patch.setattr(groups, "_get", fails_after_two)
             ingested(tmp_path, table, *values, code=1)
         num_fetched = sum(map(server.count, addresses))
         assert 0 < num_fetched < len(addresses)

@@ -59,6 +59,12 @@ class Client:
     def list_objects(self, config: StoreConfig, bucket: str, prefix: str) -> list[str]:
         return [uri.removeprefix("s3://bucket/") for uri in self.objects if uri.startswith(f"s3://{bucket}/{prefix}")]
 
+    def read_range(self, config: StoreConfig, uri: str, offset: int, size: int) -> bytes:
+        return self.objects[uri][offset : offset + size]
+
+    def remove(self, config: StoreConfig, uri: str) -> None:
+        self.objects.pop(uri, None)
+
     def put(self, name: str, sha256: str, text: bytes) -> dict[str, Any]:
         self.objects[f"{LOCATION}/objects/{sha256}"] = text
         return {"name": name, "sha256": sha256, "num_bytes": len(text)}
@@ -71,7 +77,7 @@ def etag(data: bytes) -> str:
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     made = Client()
-    for name in ("read_small", "write_if", "stat", "upload", "download", "list_objects"):
+    for name in ("read_small", "write_if", "stat", "upload", "download", "list_objects", "read_range", "remove"):
         monkeypatch.setattr(store_client, name, getattr(made, name))
         if hasattr(align.services.s3.store, name):
             monkeypatch.setattr(align.services.s3.store, name, getattr(made, name))
@@ -249,3 +255,18 @@ def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(
     assert found(pieces.folder) == {name: f"one {name}" for name in FILES}
     with pytest.raises(DataError, match=r"1\.parquet: missing; run the stage again"):
         pieces.bring([Piece("1", "1.parquet")])
+
+
+def test_a_machine_reads_a_range_of_another_ones_piece_and_nothing_of_it_stays(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("align.durable.pieces._scratch", [tmp_path / "machine"])
+    pieces = Pieces(tmp_path / "nowhere", work()).here()
+    pieces.make(PIECE, lambda: make(pieces.folder, "one"))
+    assert pieces.read("0", "0.tar", 2, 3) == b"e 0"
+    for piece, name in (("0", "1.tar"), ("1", "0.tar")):
+        with pytest.raises(DataError, match="run the stage again"):
+            pieces.read(piece, name, 0, 1)
+    work().remove("0")
+    work().remove("0")
+    assert client.objects == {} and found(pieces.folder) == {}

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from align.config.ingest import DownloadConfig
 from align.ingest.download import robots
-from align.ingest.download.hosts import Host, Job
+from align.ingest.download.hosts import Ask, Host, Job
 from align.ingest.download.robots import MAX_BYTES, rules_for
 from align.ingest.download.schedule import Schedule
 from align.web.addresses import address_policy, target_of
@@ -135,7 +135,7 @@ def test_which_of_libcurls_errors_may_pass() -> None:
 
 def job(url: str) -> Job:
     target = target_of(url)
-    return Job(url, target, target)
+    return Job(Ask(url, url), target, target)
 
 
 def schedule(**changes: object) -> Schedule:
@@ -146,7 +146,7 @@ def taken(of: Schedule, now: float) -> list[str]:
     urls = []
     while (following := of.next(now)) is not None:
         of.started(following[1], now)
-        urls.append(following[0].url)
+        urls.append(following[0].ask.url)
     return urls
 
 
@@ -177,7 +177,7 @@ def test_robots_txt_comes_first_and_once() -> None:
     assert waiting.keep_rules(first[1], robots.rules_for("bot", b""), until_s=10.0)
     waiting.offer(first[1])
     following = waiting.next(1.0)
-    assert following is not None and following[0].url == "http://a/x"
+    assert following is not None and following[0].ask.url == "http://a/x"
     late = waiting.next(10.0)
     assert late is not None and late[0].robots_of is first[1]
 

@@ -20,7 +20,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # How many workers: tests/conftest.py. Which tests each one runs, and in which order: tests/support/schedule.py.
 WORKERS := -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean
+.PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-scale bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
@@ -75,6 +75,9 @@ bench-train: $(STAMP) ## the training half against its peers, which get an envir
 
 bench-data: $(STAMP) ## the data half against its peers, which get an environment of their own; half an hour
 	@$(RUN) python -m benchmarks.data
+
+bench-scale: $(STAMP) ## how the stages of the data grow from 10^5 to 10^7 pairs, reckoned on to the paper's; half an hour, 12 GB of disk
+	@$(RUN) python -m benchmarks.scale $(ARGS)
 
 bench-search: $(STAMP) ## text queries by 50 people at once, `align serve` beside MLflow, over the model of make demo; two minutes
 	@$(RUN) python -m benchmarks.search

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tarfile
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -26,6 +26,7 @@ from align.filter.tables import IMAGES, MAX_ROWS, SCORED
 from align.filter.work_folder import commit
 from align.formats.raw import SCHEMA
 from align.formats.statuses import FAILED_TO_DOWNLOAD, SUCCESS
+from align.formats.tar import TarWriter
 
 SHARD_SIZE = 10_000
 _NUM_WORDS = 1_000_000
@@ -36,12 +37,21 @@ _IMAGES_PER_SHARD = SHARD_SIZE * 3 // 4
 Ints = npt.NDArray[np.int64]
 
 
-def synthesise(folder: Path, num_pairs: int, num_workers: int | None = None) -> None:
-    """Writes `folder/raw`, and `folder/images` and `folder/scored` as `align filter` would leave them."""
+def synthesise(
+    folder: Path, num_pairs: int, num_workers: int | None = None, picture: Callable[[int], bytes] | None = None
+) -> None:
+    """Writes `folder/raw`, and `folder/images` and `folder/scored` as `align filter` would leave them.
+
+    Args:
+        folder: to write to.
+        num_pairs: in shards of SHARD_SIZE.
+        num_workers: processes; None: one per core.
+        picture: the picture of a number; None: the tars are empty.
+    """
     for name in ("raw", "images", "scored"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"word": _vocabulary()}), folder / "vocabulary.parquet")
-    for _ in in_processes(partial(_shard, folder), range(-(-num_pairs // SHARD_SIZE)), num_workers):
+    for _ in in_processes(partial(_shard, folder, picture), range(-(-num_pairs // SHARD_SIZE)), num_workers):
         pass
     (folder / "vocabulary.parquet").unlink()
 
@@ -70,7 +80,7 @@ def _vocabulary() -> pa.Array:
     return pa.array(words)
 
 
-def _shard(folder: Path, index: int) -> None:
+def _shard(folder: Path, picture: Callable[[int], bytes] | None, index: int) -> None:
     random = np.random.default_rng([1, index])
     name = f"{index:05d}"
     vocabulary = pq.read_table(folder / "vocabulary.parquet")["word"].combine_chunks()
@@ -81,7 +91,8 @@ def _shard(folder: Path, index: int) -> None:
     numbers[popular] = np.minimum(random.zipf(1.3, popular.sum()), _NUM_POPULAR) - 1
     failed = random.random(SHARD_SIZE) < 0.02
     distinct, first, which = np.unique(numbers, return_index=True, return_inverse=True)
-    ids = pa.array([hashlib.sha256(b"%d" % number).hexdigest() for number in distinct])
+    pictures = [picture(number) if picture else b"%d" % number for number in distinct.tolist()]
+    ids = pa.array([hashlib.sha256(data).hexdigest() for data in pictures])
     keys = pa.array([f"{index:05d}{row:04d}" for row in range(SHARD_SIZE)])
     there = pa.array(~failed)
     sha256 = pc.if_else(there, ids.take(pa.array(which)), None)
@@ -99,9 +110,14 @@ def _shard(folder: Path, index: int) -> None:
     columns |= {field.name: pa.nulls(SHARD_SIZE, field.type) for field in SCHEMA if field.name not in columns}
     table = pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
     pq.write_table(table, folder / "raw" / f"{name}.parquet", compression="zstd")
-    with tarfile.open(folder / "raw" / f"{name}.tar", "w"):
-        pass
-    _pictures(folder, index, distinct, table)
+    places = dict(zip(ids.to_pylist(), range(len(pictures)), strict=True))
+    with (folder / "raw" / f"{name}.tar").open("wb") as file:
+        tar = TarWriter(file)
+        for key, image_id in sorted({*zip(image_keys.to_pylist(), sha256.to_pylist(), strict=True)} - {(None, None)}):
+            if picture:
+                tar.add((f"{key}.jpg", pictures[places[image_id]]))
+        tar.close()
+    _pictures(folder, index, {image_id: int(distinct[place]) for image_id, place in places.items()}, table)
 
 
 def _texts(random: np.random.Generator, vocabulary: pa.Array) -> pa.Array:
@@ -120,13 +136,12 @@ def _texts(random: np.random.Generator, vocabulary: pa.Array) -> pa.Array:
     )
 
 
-def _pictures(folder: Path, index: int, numbers: Ints, table: pa.Table) -> None:
+def _pictures(folder: Path, index: int, known: dict[str, int], table: pa.Table) -> None:
     """What measuring and scoring the shard's pictures would leave; the same of a picture in every shard."""
     rows: dict[str, int] = {}
     for row, image_id in enumerate(table["sha256"].to_pylist()):
         if image_id is not None:
             rows.setdefault(image_id, row)
-    known = {hashlib.sha256(b"%d" % number).hexdigest(): int(number) for number in numbers}
     ids = list(rows)
     own = np.array([known[image_id] for image_id in ids])
     mixed = own.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)

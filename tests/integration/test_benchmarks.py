@@ -24,6 +24,7 @@ import torch
 import benchmarks.__main__ as training_half
 import benchmarks.data.__main__ as data_half
 import benchmarks.near_duplicates.__main__ as near_duplicates
+import benchmarks.scale.__main__ as scale
 from align.config import Params
 from align.config.filter import FilterConfig
 from align.release.packaging.package import package
@@ -33,6 +34,8 @@ from benchmarks.data import download, extraction, filtering
 from benchmarks.near_duplicates.labelled import labelled_pairs
 from benchmarks.near_duplicates.pictures import archive_pictures, evaluation_pictures
 from benchmarks.peers import FOLDER, build_beside_us
+from benchmarks.scale import page as growth
+from benchmarks.scale.steps import STAGES, WITH_PICTURES
 from benchmarks.world import World
 from tests.support import ROOT, missing
 from tests.support.local_stack import Stack
@@ -262,3 +265,19 @@ def test_a_cpu_stands_in_for_a_card(tmp_path: Path) -> None:
         assert row in text, row
     assert "open_clip is not installed here" in text
     assert "| towers | kernel | calls |" in text
+
+
+def test_the_growth_of_each_stage_is_measured_and_reckoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "scale.md"
+    page.write_text(f"# Scale\n\n{growth.BEGIN}\nold\n{growth.END}\n\nEnd.\n")
+    monkeypatch.setattr(growth, "PAGE", page)
+    monkeypatch.setattr(growth, "PLOT", tmp_path / "scale.png")
+    assert scale.main(["10000", "20000", "--write"]) == 0
+    text = page.read_text()
+    assert text.startswith("# Scale\n\n") and text.endswith("\n\nEnd.\n") and "old" not in text
+    for stage in (*STAGES, *WITH_PICTURES):
+        small, large, reckoned = (line for line in text.split("\n") if line.startswith(f"| {stage} |"))
+        assert "[" not in small and "[" in large and reckoned.count("|") == 7
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.config.infrastructure import EngineConfig
 from align.durable.files import replace_directory
 from align.formats.acceptances import read_acceptances
-from align.interfaces.expectations import Outcome
+from align.interfaces.expectations import Check, Expectation, Outcome
 from align.validate.page import gate_page
 from align.validate.report import QualityReport, judge, require_holds, write_gate
 from align.validate.validate import accept
@@ -64,3 +65,19 @@ def run_gate(root: Path, *failed: str, data: str = DATA) -> QualityReport:
 def accept_failure(root: Path, name: str, reason: str = "known and harmless", by: str = "Ada") -> None:
     """Accepts failures of `run_gate`: one, or several with commas between them."""
     accept(name.split(","), reason, by, "2026-01-31", reports=[root / "none", root / "quality"], policy=root)
+
+
+def check_that_fails(*failed: str) -> Check:
+    """Every expectation passes but those of these names; `observed` is the column of the table, where it has one."""
+
+    def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation]) -> list[Outcome]:
+        return [
+            Outcome(
+                name=item.name, what=item.what, expectation=item.kind, threshold=item.threshold,
+                observed=str(tables[item.table][item.arguments["column"]][0]) if "column" in item.arguments else "",
+                passed=item.name not in failed,
+            )
+            for item in expectations
+        ]  # fmt: skip
+
+    return check

@@ -2,10 +2,8 @@
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from align.config.infrastructure import EngineConfig
@@ -16,31 +14,14 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import require_passed
-from align.interfaces.expectations import Check, Expectation, Outcome
 from align.services.engine import open_engine
 from align.validate.tables import JudgedData, make_views, sample_rows
 from align.validate.validate import git_user, validate
 from align.validate.validate_shards import validate_shards
 from tests.support import small_data
 from tests.support.bombs import parquet_bomb
-from tests.support.gates import ENGINE, accept_failure, pairs, run_gate
+from tests.support.gates import ENGINE, accept_failure, check_that_fails, pairs, run_gate
 from tests.support.params import load_params
-
-
-def check_that_fails(*failed: str) -> Check:
-    """Every expectation passes but those of these names; `observed` is the column of the table, where it has one."""
-
-    def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation]) -> list[Outcome]:
-        return [
-            Outcome(
-                name=item.name, what=item.what, expectation=item.kind, threshold=item.threshold,
-                observed=str(tables[item.table][item.arguments["column"]][0]) if "column" in item.arguments else "",
-                passed=item.name not in failed,
-            )
-            for item in expectations
-        ]  # fmt: skip
-
-    return check
 
 
 def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> None:

@@ -74,14 +74,13 @@ def in_processes_with(step: Step[Kept, In, Out], items: Iterable[In], num_worker
         with step.resource() as kept:
             yield from map(partial(step.function, kept), items)
         return
-    work = partial(_work, step.resource, step.function)
     culprits = Culprits(step)
     waiting = iter(items)
     pending: deque[tuple[In, Future[Out] | None]] = deque()
     while True:
-        with _workers(count) as pool:
+        with _workers(count, step) as pool:
             try:
-                for result in _while_workers_live(pool, work, waiting, pending, count + _AHEAD):
+                for result in _while_workers_live(pool, waiting, pending, count + _AHEAD):
                     culprits.num_good += 1
                     yield result
                 break
@@ -89,13 +88,12 @@ def in_processes_with(step: Step[Kept, In, Out], items: Iterable[In], num_worker
                 pass
         say(f"a worker process was killed, perhaps for its memory; {len(pending)} item(s) are done again, one by one")
         while pending:
-            yield _second_try(work, culprits, *pending.popleft())
+            yield _second_try(step, culprits, *pending.popleft())
     culprits.require_good_items()
 
 
 def _while_workers_live(
     pool: ProcessPoolExecutor,
-    work: Callable[[In], Out],
     waiting: Iterator[In],
     pending: deque[tuple[In, Future[Out] | None]],
     num_pending: int,
@@ -104,7 +102,7 @@ def _while_workers_live(
     while True:
         for item in islice(waiting, num_pending - len(pending)):
             pending.append((item, None))  # first, or it would be lost if the pool is broken
-            pending[-1] = item, pool.submit(work, item)
+            pending[-1] = item, pool.submit(_work, item)
         if not pending:
             return
         _, future = pending[0]
@@ -158,12 +156,12 @@ class Culprits(Generic[In, Out]):
         )
 
 
-def _second_try(work: Callable[[In], Out], culprits: Culprits[In, Out], item: In, future: Future[Out] | None) -> Out:
+def _second_try(step: Step[Any, In, Out], culprits: Culprits[In, Out], item: In, future: Future[Out] | None) -> Out:
     """The result of an item, which may have been ready before the worker died; else it is done again, alone."""
     if future is None or future.cancelled() or isinstance(future.exception(), BrokenProcessPool):
         try:
-            with _workers(1) as pool:
-                result = pool.submit(work, item).result()
+            with _workers(1, step) as pool:
+                result: Out = pool.submit(_work, item).result()
         except BrokenProcessPool:
             return culprits.result(
                 item,
@@ -177,21 +175,31 @@ def _second_try(work: Callable[[In], Out], culprits: Culprits[In, Out], item: In
 
 
 @contextmanager
-def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """New worker processes. At the end it waits for them; items that they have not begun are not done."""
-    context, ends = multiprocessing.get_context("spawn"), (partial(os._exit, 1),)
-    pool = ProcessPoolExecutor(count, context, initializer=when_parent_ends, initargs=ends)
+def _workers(count: int, step: Step[Any, Any, Any]) -> Iterator[ProcessPoolExecutor]:
+    """New worker processes. At the end it waits for them; items that they have not begun are not done.
+
+    Each gets the step once: it may hold the names of a hundred thousand files.
+    """
+    work = step.resource, step.function
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin, initargs=work)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-#: The resource of this worker process, once it is open.
+#: The resource of this worker process, once it is open; and its step.
 _kept: list[Any] = []
+_step: list[Callable[..., Any]] = []
 
 
-def _work(resource: Callable[[], AbstractContextManager[Kept]], function: Callable[[Kept, In], Out], item: In) -> Out:
+def _begin(*step: Callable[..., Any]) -> None:
+    when_parent_ends(partial(os._exit, 1))
+    _step.extend(step)
+
+
+def _work(item: Any) -> Any:
+    resource, function = _step
     if not _kept:
         _kept.append(resource().__enter__())
     return function(_kept[0], item)

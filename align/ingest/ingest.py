@@ -226,7 +226,8 @@ def ingest(
             images_from, max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
         )
         shards = [piece_of(work, name) for name in plan.names]
-        write_shards(pieces, executor, plan.names, partial(planned_shard, plan, source), pictures, resources)
+        open_shard = partial(planned_shard, plan.position_digits, source)
+        write_shards(pieces, executor, plan.names, open_shard, pictures, resources)
         pieces.bring(shards)
         write_raw_manifest(work, plan.names, samples, made_with(config, download, archive))
         with _open_duckdb(engine) as sql:

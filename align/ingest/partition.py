@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from align.config.ingest import IngestConfig
 from align.display.console import say, track
 from align.durable.files import temporary_name, write_text
 from align.durable.pieces import Piece, Pieces
+from align.durable.processes import in_threads
 from align.errors import DataError
 from align.formats.policy import REFUSED, OptedOut
 from align.ingest.sources import Source
@@ -38,7 +40,7 @@ from align.ingest.sources.reading import damage_in
 from align.interfaces.executor import Executor, Step
 from align.interfaces.sql import Engine
 
-#: A row of the plan, by the columns of `IngestPlan.table`.
+#: A row of the plan, see `PlannedShard.rows`.
 PlannedRow = dict[str, Any]
 
 _ORDER = [("file_number", pa.int32()), ("row_number", pa.int64())]
@@ -51,6 +53,8 @@ _QUARANTINED = "files_quarantined"
 #: Damaged files that an error names.
 _NAMED = 3
 _HTTP_OK = 200
+#: All pairs in the order of the shards, until they are divided; rows that are divided at once; files shared at once.
+_SORTED, _ROWS_AT_ONCE, _NUM_SHARED = "sorted.parquet", 8192, 8
 _MAX_REDIRECTS = 5
 
 
@@ -61,7 +65,8 @@ class PlannedShard:
     Attributes:
         name: such as `00000`.
         position_digits: of a key, after the name.
-        rows: returns the pairs in order: columns of `IngestPlan.table`, and for pairs that an earlier run finished
+        rows: returns the pairs in order: columns of CANDIDATES, `shard` and
+            `http_status` (of the archive's response; null: none), and for pairs that an earlier run finished
             `outcome`, a `fetching.PictureOutcome`; for those whose failure may pass that failure, `failure`. Called
             twice.
         read: the source's bytes by (file, offset); None if they cannot be read.
@@ -75,7 +80,7 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class IngestPlan:
-    """All pairs, and the shards that they are written to; they lie in the work folder as PLAN.
+    """The shards that all pairs are written to.
 
     Attributes:
         names: of the shards, in order.
@@ -89,36 +94,32 @@ class IngestPlan:
     counts: dict[str, int]
     quarantined: list[str]
 
-    def rows(self, folder: Path, name: str) -> Iterator[PlannedRow]:
-        """The pairs of one shard in order, with a few thousand of them in memory at a time.
 
-        They have the columns of CANDIDATES, `shard` and `http_status` (of the archive's response; null: none).
-
-        Args:
-            folder: a work folder that has PLAN.
-            name: of the shard.
-        """
-        shard = int(name)
-        file = pq.ParquetFile(folder / _PAIRS)
-        column = file.schema_arrow.get_field_index("shard")
-        for group in range(file.num_row_groups):
-            bounds = file.metadata.row_group(group).column(column).statistics
-            if bounds is not None and not bounds.min <= shard <= bounds.max:
-                continue
-            for batch in file.iter_batches(batch_size=4096, row_groups=[group]):
-                yield from batch.filter(pa.compute.equal(batch["shard"], shard)).to_pylist()
+#: The plan's folder in the work folder: what was scanned, and then the pairs, as files of so many shards each.
+FOLDER = "plan"
+_SHARDS_OF_A_FILE = 10
+PLAN = Piece("plan", f"{FOLDER}/plan.json")
 
 
-#: The plan's files in the work folder, the last one last.
-FOLDER, _PAIRS, _LAST = "plan", "plan/pairs.parquet", "plan/plan.json"
-PLAN = Piece("plan", _LAST, lambda: [_PAIRS])
+def _pairs_of(shard: int) -> Piece:
+    number = shard // _SHARDS_OF_A_FILE
+    return Piece(f"pairs-{number:06d}", f"{FOLDER}/pairs/{number:06d}.parquet")
 
 
 @contextmanager
-def planned_shard(plan: IngestPlan, source: Source, pieces: Pieces, name: str) -> Iterator[PlannedShard]:
+def planned_shard(position_digits: int, source: Source, pieces: Pieces, name: str) -> Iterator[PlannedShard]:
     """One shard of the plan, with the bytes of the source's files."""
-    pieces.bring([PLAN])
-    yield PlannedShard(name, plan.position_digits, partial(plan.rows, pieces.folder, name), source.read)
+    pairs = _pairs_of(int(name))
+    pieces.bring([pairs])
+    yield PlannedShard(name, position_digits, partial(_rows, pieces.folder / pairs.last, int(name)), source.read)
+
+
+def _rows(path: Path, shard: int) -> Iterator[PlannedRow]:
+    with pq.ParquetFile(path) as file:
+        column = file.schema_arrow.get_field_index("shard")
+        groups = [file.metadata.row_group(group).column(column).statistics.min for group in range(file.num_row_groups)]
+        for group in (group for group, of_shard in enumerate(groups) if of_shard == shard):
+            yield from file.read_row_group(group).to_pylist()
 
 
 def make_plan(
@@ -151,7 +152,11 @@ def make_plan(
         folder.mkdir(exist_ok=True)
         scanned = _scan_all(source, pieces, executor, opted_out, config.max_damaged_share)
         with open_sql() as sql:
-            values = _sort(sql, folder, config.max_pages, config.shard_size)
+            num_shards = _sort(sql, folder, config.max_pages, config.shard_size)
+        sizes = _divide(folder, num_shards)
+        for _ in in_threads(pieces.share, map(_pairs_of, range(0, num_shards, _SHARDS_OF_A_FILE)), _NUM_SHARED):
+            pass
+        values = {"num_pairs": sum(sizes.values()), "num_shards": num_shards, "longest": max(sizes.values(), default=1)}
         write_text(folder / "plan.json", json.dumps({**values, **scanned}) + "\n")
 
     pieces.make(PLAN, make)
@@ -290,7 +295,8 @@ def _hashes(urls: list[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     return np.frombuffer(digests, dtype="<u8")
 
 
-def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> dict[str, int]:
+def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> int:
+    """Writes all pairs in the order of the shards; returns how many shards there are."""
     for kind in _TABLES:
         sql.view(kind, folder / kind / "*.parquet")
     chosen = "candidates"
@@ -302,7 +308,7 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
             )
         )"""
     num_pairs = sql.rows(f"SELECT count(*) FROM {chosen} AS chosen")[0][0]
-    num_shards = max(1, -(-num_pairs // shard_size))
+    num_shards: int = max(1, -(-num_pairs // shard_size))
     # The first good response of each address, else the first one; redirects are followed within the archive.
     sql.table("answers", f"""
         SELECT url, status, location, file, "offset", opted_out FROM (
@@ -332,9 +338,34 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
                chosen.status, original_width, original_height, stated_sha256
         FROM {chosen} AS chosen LEFT JOIN {answers} AS answer ON answer.url = chosen.url
         ORDER BY shard, file_number, row_number
-    """, folder / "pairs.parquet")  # fmt: skip
-    longest = sql.rows(
-        f"SELECT max(n) FROM (SELECT count(*) AS n FROM {chosen} AS chosen GROUP BY url_hash % {num_shards})"
-    )[0][0]
-    num_pages = sql.rows(f"SELECT count(DISTINCT page_url) FROM {chosen} AS chosen")[0][0]
-    return {"num_pairs": num_pairs, "num_shards": num_shards, "longest": longest or 1, "num_pages": num_pages}
+    """, folder / _SORTED)  # fmt: skip
+    return num_shards
+
+
+def _divide(folder: Path, num_shards: int) -> Counter[int]:
+    """Writes the sorted pairs as files of few shards, a row group of one shard each; returns the pairs of each shard.
+
+    So a task opens one small file and reads its own rows only, however many pairs there are.
+    """
+    sizes: Counter[int] = Counter()
+    (folder / "pairs").mkdir(exist_ok=True)
+    with pq.ParquetFile(folder / _SORTED) as pairs:
+        runs = _by_shard(pairs)
+        run = next(runs, None)
+        for start in range(0, num_shards, _SHARDS_OF_A_FILE):
+            path = folder.parent / _pairs_of(start).last
+            with pq.ParquetWriter(path, pairs.schema_arrow, compression="zstd") as writer:
+                while run is not None and run[0] < start + _SHARDS_OF_A_FILE:
+                    sizes[run[0]] += len(run[1])
+                    writer.write_batch(run[1])
+                    run = next(runs, None)
+    (folder / _SORTED).unlink()
+    return sizes
+
+
+def _by_shard(pairs: pq.ParquetFile) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Rows in order, a few thousand of one shard at a time."""
+    for batch in pairs.iter_batches(_ROWS_AT_ONCE):
+        shards = batch["shard"].to_numpy()
+        for start, end in pairwise([0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(batch)]):
+            yield int(shards[start]), batch.slice(start, end - start)

@@ -18,6 +18,24 @@ def test_results_are_in_order(num_workers: int) -> None:
     assert list(in_processes(twice, range(20), num_workers)) == list(range(0, 40, 2))
 
 
+class Counted:
+    """Counts how often it is sent to another process."""
+
+    num_sent = 0
+
+    def __call__(self, item: int) -> int:
+        return twice(item)
+
+    def __getstate__(self) -> dict[str, int]:
+        Counted.num_sent += 1
+        return {}
+
+
+def test_each_worker_gets_the_function_once() -> None:
+    assert list(in_processes(Counted(), range(20), 2)) == list(range(0, 40, 2))
+    assert 0 < Counted.num_sent <= 2
+
+
 def test_a_culprit_is_left_out_and_the_others_go_on() -> None:
     left_out: list[int] = []
 

@@ -38,6 +38,10 @@ class EngineConfig(Section):
         number, unit = self.memory_limit.rstrip("MGiB"), self.memory_limit.lstrip("0123456789.")
         return round(float(number) * {"MB": 10**6, "MiB": 1 << 20, "GB": 10**9, "GiB": 1 << 30}[unit])
 
+    def for_sql(self, store: StoreConfig) -> EngineConfig:
+        """Who does the SQL: Spark reads tables where all its machines see them, so never with `store.work`."""
+        return self.model_copy(update={"runner": "local"}) if store.work else self
+
 
 class StoreConfig(Section):
     """An object store for tars, and how to reach it. Endpoint and credentials are AWS_* variables."""

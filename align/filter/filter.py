@@ -204,8 +204,7 @@ def filter_pairs(
         work = WorkFolder(path, config, opted_out, num_workers, num_threads, shared, store.features if store else None)
         if shared is not None and store is not None:
             shards = _in_the_store(shards, store)
-        # Spark reads the tables of this folder where all its machines see it
-        sql = engine_config if shared is None else engine_config.model_copy(update={"runner": "local"})
+        sql = engine_config.for_sql(store) if store else engine_config
         write_fingerprints(work, sets)
         work.fill(executor, "pairs", shards, measure_shard, reads=[_REFERENCES])
         if not (path / _CANDIDATES.last).exists():

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from align.config import Params
-from align.config.infrastructure import EngineConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.display import html
 from align.display.console import say, show, show_json
@@ -346,7 +346,7 @@ class DiffReport(_Frozen):
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align diff`: find the tables of both versions, compare them, print the report."""
-    paths, config = params.section(PathsConfig), params.section(EngineConfig)
+    paths, config = params.section(PathsConfig), params.section(EngineConfig).for_sql(params.section(StoreConfig))
     with tempfile.TemporaryDirectory(prefix="align-", dir=config.temp_directory) as scratch:
         versions = DataVersions(Path.cwd(), Path(scratch))
         before, after = (find_tables(name, paths, versions) for name in (args.before, args.after))

@@ -285,14 +285,15 @@ def main(params: Params, args: argparse.Namespace) -> None:
         say(f"validate: this data is the reference for drift; commit {paths.policy}")
     else:
         with record_runtime("validate", paths.runtime):
+            store = params.section(StoreConfig)
             checked_sets = read_checked_sets(_filter_report(params))
             report = validate(
                 params.section(ValidateConfig),
-                params.section(EngineConfig),
+                params.section(EngineConfig).for_sql(store),
                 JudgedData(paths.raw, paths.filtered, paths.evaluation, checked_sets),
                 policy=paths.policy,
                 reports=quality,
-                files=StoreFiles(params.section(StoreConfig)),
+                files=StoreFiles(store),
             )
         say(f"validate: {summary(report)}")
 

@@ -82,8 +82,7 @@ def validate_shards(
         num_shards = sum(len(split.shards) for split in manifest.splits.values())
         numbers: dict[str, int | None] = {**faults.counts, **dict.fromkeys(JOINS, 0 if num_shards else None)}
         if num_shards and (faults.num_leaked or faults.pairs != kept_pairs(decisions, engine_config.num_workers)):
-            # Spark reads the tables of this folder where all its machines see it
-            sql = engine_config if shared is None else engine_config.model_copy(update={"runner": "local"})
+            sql = engine_config.for_sql(store) if store else engine_config
             with open_engine(sql, folder / CLAIMS) as engine:
                 numbers |= find_wrong_pairs(work, executor, manifest, engine, decisions)
         outcomes = check(

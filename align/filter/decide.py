@@ -36,7 +36,15 @@ from align.filter.hold_out import hold_out
 from align.filter.near_duplicates import Kmeans
 from align.filter.rules import codes_of
 from align.filter.tables import IMAGES, KNOWN_IMAGES, MAX_ROWS, PAIRS, SIMILARITIES
-from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit, memory_kept, row_numbers_of
+from align.filter.work_folder import (
+    NumberedShard,
+    RowsInOrder,
+    Shards,
+    WorkFolder,
+    commit,
+    memory_kept,
+    row_numbers_of,
+)
 from align.formats import filtered
 from align.formats.raw import iter_images
 from align.interfaces.executor import Executor
@@ -239,28 +247,6 @@ def _facts(shard: str, pairs: pa.Table, known: pa.Table) -> pa.Table:
         columns[name] = pc.coalesce(known[name], pairs[name])
     schema = filtered.FACTS_SCHEMA
     return pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema)
-
-
-class RowsInOrder:
-    """The rows of a parquet file that is sorted by `row_number`, read piece by piece with bounded memory."""
-
-    def __init__(self, path: Path, columns: list[str] | None = None) -> None:
-        file = pq.ParquetFile(path, pre_buffer=False)  # otherwise pyarrow keeps all that it has read
-        self._batches = file.iter_batches(columns=columns)
-        self._waiting = file.schema_arrow.empty_table().select(columns or file.schema_arrow.names)
-
-    def below(self, row_number: int) -> pa.Table:
-        """The next rows, up to those with this row number."""
-        tables = [self._waiting]
-        while not len(tables[-1]) or tables[-1]["row_number"][-1].as_py() < row_number:
-            batch = next(self._batches, None)
-            if batch is None:
-                break
-            tables.append(pa.Table.from_batches([batch]))
-        table = pa.concat_tables(tables)
-        count = int(np.searchsorted(table["row_number"].to_numpy(), row_number))
-        self._waiting = table.slice(count)
-        return table.slice(0, count)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ every other set. A cluster's fate depends on its own images alone, so more data 
 that new images join or that become small enough.
 
 Clusters span all shards, so they are found on one machine, in numpy arrays and not in SQL; the engines decide the rest,
-from the same files. Memory: 30 bytes per kept pair and 120 per kept image, as `align shard` needs after it. Disk: while
-the set is written, its bytes are stored twice.
+from the same files. Memory: that of the set, and half a gigabyte for each four million kept pairs, at most two. Disk:
+while the set is written, its bytes are stored twice.
 
 The paper does not split its data; all of this is our decision.
 """
@@ -15,9 +15,10 @@ The paper does not split its data; all of this is our decision.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,19 +26,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from align.config.filter import FilterConfig
 from align.display.console import say, track
+from align.durable.buckets import Buckets, in_order, num_buckets
 from align.errors import DataError
 from align.filter.compare import close_images, twin_table
 from align.filter.measure import measured_signals
 from align.filter.near_duplicates import Fingerprints, Kmeans, by_content, near_duplicates
-from align.filter.pair_tables import image_hash
+from align.filter.pair_tables import image_hash, image_hashes
 from align.filter.tables import HELD_OUT_IMAGES, MAX_ROWS
-from align.filter.work_folder import Shards, WorkFolder, commit
+from align.filter.work_folder import RowsInOrder, Shards, WorkFolder, commit
 from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Spool, Unreadable, distinct_pictures
 from align.formats.evaluation_sets.align_tar import held_out_sets, write_set
 from align.formats.raw import image_spans
-from align.pairs.clusters import cluster
+from align.pairs.clusters import Clusters
 from align.pairs.perceptual_hash import ImageSignals
 
 #: Images whose perceptual hashes differ in at most this many bits are one cluster, as `shard.near_duplicate_bits`. It
@@ -47,94 +48,92 @@ _NEAR_BITS = 4
 Hashes = NDArray[np.uint64]
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """The pairs and images that every rule keeps.
-
-    Attributes:
-        rows: (P,) row numbers of the pairs, ascending.
-        images: (N,) image hashes as unsigned numbers, ascending, which is the order of image ids.
-        of_pair: (P,) index of each pair's image in `images`.
-        texts: (P,) hashes of the texts.
-    """
-
-    rows: NDArray[np.int64]
-    images: Hashes
-    of_pair: NDArray[np.int64]
-    texts: Hashes
-
-
 def hold_out(work: WorkFolder, shards: Shards, kmeans: Kmeans) -> None:
     """Writes the set, held_out_images.parquet (HELD_OUT_IMAGES) and held_out_twins.parquet (TWINS) to the work folder.
 
     Reads undivided.parquet, the verdicts of every other rule.
     """
-    kept = _read_kept(work)
-    labels, chosen = _choose(kept, _perceptual_hashes(work, shards, kept.images), work.config)
-    commit(
-        pa.table([pa.array(kept.images[chosen].view(np.int64))], schema=HELD_OUT_IMAGES),
-        work.path / "held_out_images.parquet",
-    )
+    folder = work.path / "held_out_buckets"
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed run
+    folder.mkdir()
+    chosen, leaders, num_clusters = _choose(work, shards, folder)
+    shutil.rmtree(folder)
+    commit(pa.table([pa.array(chosen.view(np.int64))], schema=HELD_OUT_IMAGES), work.path / "held_out_images.parquet")
     twins = twin_table([])
-    if chosen.any():
+    if len(chosen):
         with Spool(work.path) as spool:
-            write_set(work.path / HELD_OUT, _set(work, shards, kept, labels, chosen, spool))
-        twins = _twins(work, shards, kept.images[~chosen], held_out_sets(work.path), kmeans)
+            write_set(work.path / HELD_OUT, _set(work, shards, chosen, leaders, spool))
+        twins = _twins(work, shards, chosen, held_out_sets(work.path), kmeans)
     else:
-        num = len(np.unique(labels))
-        say(f"filter: warning: none of {num:,} clusters is held out; raise filter.hold_out ({work.config.hold_out})")
+        share = work.config.hold_out
+        say(f"filter: warning: none of {num_clusters:,} clusters is held out; raise filter.hold_out ({share})")
     commit(twins, work.path / "held_out_twins.parquet")
 
 
-def _read_kept(work: WorkFolder) -> _Kept:
-    table = pq.read_table(
-        work.path / "undivided.parquet", columns=["row_number", "image_hash", "text_hash"], filters=[("mask", "==", 0)]
-    )
-    images, of_pair = np.unique(table["image_hash"].to_numpy().view(np.uint64), return_inverse=True)
-    return _Kept(table["row_number"].to_numpy(), images, of_pair, table["text_hash"].to_numpy().view(np.uint64))
+def _kept(batch: pa.RecordBatch | pa.Table) -> pa.RecordBatch | pa.Table:
+    return batch.filter(pc.equal(batch["mask"], 0))
 
 
-def _perceptual_hashes(work: WorkFolder, shards: Shards, images: Hashes) -> Hashes:
-    """(N,) of the images; every kept one decodes, so it has one."""
-    phashes = np.zeros(len(images), np.uint64)
+def _unsigned(column: pa.Array | pa.ChunkedArray) -> Hashes:
+    """Hashes as unsigned numbers, whose order is that of image ids."""
+    return np.asarray(column.to_numpy()).view(np.uint64)
+
+
+def _choose(work: WorkFolder, shards: Shards, folder: Path) -> tuple[Hashes, Hashes, int]:
+    """The held-out images, ascending; the smallest image of each one's cluster; and the number of all clusters.
+
+    A cluster larger than the share of all images that is asked for stays in training: it would fill the set.
+    """
+    with pq.ParquetFile(work.path / "undivided.parquet", pre_buffer=False) as undivided:
+        count = num_buckets(undivided.metadata.num_rows)
+        pairs = Buckets(folder, "pairs", {"image": "u8", "text": "u8"}, count)
+        for batch in map(_kept, undivided.iter_batches(columns=["image_hash", "text_hash", "mask"])):
+            images = _unsigned(batch["image_hash"])
+            pairs.add(in_order(images, count), image=images, text=_unsigned(batch["text_hash"]))
+    looks = Buckets(folder, "looks", {"image": "u8", "phash": "u8"}, count)
     for _, shard in shards:
         table = pq.read_table(work.file("images", shard.name), columns=["image_hash", "phash"])
         table = table.filter(pc.is_valid(table["phash"]))
-        rows, index = _rows_of(table["image_hash"], images)
-        phashes[index] = table["phash"].to_numpy()[rows]
-    return phashes
+        images = _unsigned(table["image_hash"])
+        looks.add(in_order(images, count), image=images, phash=table["phash"].to_numpy())
+    clusters = Clusters(folder, count, {"hash": "u8"})
+    for bucket in range(count):
+        mine, look = pairs.take(bucket), looks.take(bucket)
+        images, of_pair = np.unique(mine["image"], return_inverse=True)
+        rows, index = _rows_of(look["image"], images)
+        phashes = np.zeros(len(images), np.uint64)  # every kept one decodes, so it has one
+        phashes[index] = look["phash"][rows]
+        clusters.add(of_pair, mine["text"], phashes, {"hash": images})
+    largest = max(work.config.hold_out * clusters.start(count), 1)
+    held_out: list[tuple[Hashes, Hashes]] = []
+    num_clusters = 0
+    for members in clusters.members(_NEAR_BITS):
+        leaders, of_image = np.unique(members.facts_of_label["hash"], return_inverse=True)
+        num_clusters += len(leaders)
+        # "held_out" only keeps this hash different from others of the same image
+        drawn = b"".join(hashlib.sha256(f"held_out {image:016x}".encode()).digest()[:8] for image in leaders.tolist())
+        draws = np.frombuffer(drawn, ">u8").astype(np.float64) / 2.0**64
+        chosen = (draws[of_image] < work.config.hold_out) & (members.sizes <= largest)
+        held_out.append((members.facts["hash"][chosen], leaders[of_image[chosen]]))
+    images, leaders = (np.concatenate(side) for side in zip(*held_out, strict=True))
+    order = np.argsort(images)
+    return images[order], leaders[order], num_clusters
 
 
-def _rows_of(column: pa.ChunkedArray, images: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of a column of image hashes that are among some images, and the index there of each."""
+def _rows_of(listed: Hashes, images: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of hashes that are among some images, which ascend, and the index there of each."""
     if not len(images):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    listed = column.to_numpy().view(np.uint64)
     index = np.minimum(np.searchsorted(images, listed), len(images) - 1)
     rows = np.flatnonzero(images[index] == listed)
     return rows, index[rows]
 
 
-def _choose(kept: _Kept, phashes: Hashes, config: FilterConfig) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """(N,) the smallest image of each image's cluster, and whether the cluster is held out.
-
-    A cluster larger than the share of all images that is asked for stays in training: it would fill the set.
-    """
-    labels = cluster(len(kept.images), kept.of_pair, kept.texts, phashes, _NEAR_BITS)
-    sizes = np.bincount(labels, minlength=len(labels))
-    # "held_out" only keeps this hash different from others of the same image
-    drawn = b"".join(hashlib.sha256(f"held_out {image:016x}".encode()).digest()[:8] for image in kept.images.tolist())
-    draws = np.frombuffer(drawn, ">u8").astype(np.float64) / 2.0**64
-    chosen = (draws < config.hold_out) & (sizes <= max(config.hold_out * len(labels), 1))
-    return labels, chosen[labels]
-
-
 def _set(
     work: WorkFolder,
     shards: Shards,
-    kept: _Kept,
-    labels: NDArray[np.int64],
-    chosen: NDArray[np.bool_],
+    chosen: Hashes,
+    leaders: Hashes,
     spool: Spool,
 ) -> EvaluationSet:
     """The set: its images under their ids, with their kept texts, and the cluster as the concept; pictures in `spool`.
@@ -142,22 +141,23 @@ def _set(
     Raises:
         DataError: a tar lost an image since it was measured.
     """
-    texts: dict[int, dict[str, None]] = {index: {} for index in np.flatnonzero(chosen).tolist()}
+    texts: dict[int, dict[str, None]] = {index: {} for index in range(len(chosen))}
     found: dict[int, tuple[str, int]] = {}  # image id, and where its picture is in the spool
+    verdicts = RowsInOrder(work.path / "undivided.parquet", ["row_number", "image_hash", "mask"])
     for number, shard in track(shards, what="filter: shards, the held-out set", total=len(shards)):
-        first, end = np.searchsorted(kept.rows, [number * MAX_ROWS, (number + 1) * MAX_ROWS])
-        of_pair, rows = kept.of_pair[first:end], kept.rows[first:end] - number * MAX_ROWS
-        mine = chosen[of_pair]
-        if mine.any():
-            column = pq.read_table(work.file("pairs", shard.name), columns=["text"])["text"].take(pa.array(rows[mine]))
-            for index, text in zip(of_pair[mine].tolist(), column.to_pylist(), strict=True):
+        kept = _kept(verdicts.below((number + 1) * MAX_ROWS))
+        mine, of_pair = _rows_of(_unsigned(kept["image_hash"]), chosen)
+        if len(mine):
+            rows = kept["row_number"].to_numpy()[mine] % MAX_ROWS
+            column = pq.read_table(work.file("pairs", shard.name), columns=["text"])["text"].take(pa.array(rows))
+            for index, text in zip(of_pair.tolist(), column.to_pylist(), strict=True):
                 texts[index].setdefault(text)
         images = pq.read_table(work.file("images", shard.name), columns=["image_hash", "image_id", "image_key"])
-        rows_here, indices = _rows_of(images["image_hash"], kept.images)
+        rows_here, indices = _rows_of(_unsigned(images["image_hash"]), chosen)
         wanted = {
             images["image_key"][row].as_py(): (index, images["image_id"][row].as_py())
             for row, index in zip(rows_here.tolist(), indices.tolist(), strict=True)
-            if chosen[index] and index not in found
+            if index not in found
         }
         if not wanted:
             continue
@@ -173,12 +173,13 @@ def _set(
             f"{shards[0][1].tar.parent}: {len(lost):,} images of kept pairs are missing; run `align ingest` and then "
             "`align filter` again"
         )
-    in_order = sorted(found.items())
+    sorted_images = sorted(found.items())
+    concepts = np.searchsorted(chosen, leaders).tolist()
     images_of_set = [
-        EvaluationImage(image_id, found[int(labels[index])][0], tuple(texts[index]), None, None, "query")
-        for index, (image_id, _) in in_order
+        EvaluationImage(image_id, found[concepts[index]][0], tuple(texts[index]), None, None, "query")
+        for index, (image_id, _) in sorted_images
     ]
-    places = [place for _, (_, place) in in_order]
+    places = [place for _, (_, place) in sorted_images]
 
     def pictures(positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
         return spool.pictures([places[position] for position in positions])
@@ -187,7 +188,7 @@ def _set(
     return EvaluationSet(HELD_OUT, "retrieval", about, images_of_set, (), (), pictures)
 
 
-def _twins(work: WorkFolder, shards: Shards, stay: Hashes, sets: list[EvaluationSet], kmeans: Kmeans) -> pa.Table:
+def _twins(work: WorkFolder, shards: Shards, chosen: Hashes, sets: list[EvaluationSet], kmeans: Kmeans) -> pa.Table:
     """TWINS of the images that stay and show what a held-out one shows, by rule I5.
 
     It compares the images that no rule has dropped yet, by hash and thumbnail as in step 1 and by embedding as in step
@@ -195,25 +196,30 @@ def _twins(work: WorkFolder, shards: Shards, stay: Hashes, sets: list[Evaluation
     """
     say("filter: near-duplicates of the held-out set")
     files = [work.file("embeddings", shard.name) for _, shard in shards if work.has("embeddings", shard.name)]
-    close = [
-        match
-        for match in close_images(work, files, sets, work.path / "held_out.arrow", kmeans)
-        if len(_rows_of(pa.chunked_array([[image_hash(match.image_id)]]), stay)[0])
-    ]
-    return twin_table(close, dict(_twins_by_hash(work, shards, stay, sets)))
+    matches = close_images(work, files, sets, work.path / "held_out.arrow", kmeans)
+    close = np.unique(image_hashes([match.image_id for match in matches]).view(np.uint64))
+    by_hash: dict[str, str] = {}
+    stay: set[int] = set()  # those of the close ones that no rule drops
+    verdicts = RowsInOrder(work.path / "undivided.parquet", ["row_number", "image_hash", "mask"])
+    twins_of = _twins_by_hash(work, sets)
+    for number, shard in shards:
+        kept = _unsigned(_kept(verdicts.below((number + 1) * MAX_ROWS))["image_hash"])
+        kept = np.setdiff1d(kept, chosen)
+        stay.update(close[_rows_of(kept, close)[1]].tolist())
+        by_hash |= twins_of(work.file("images", shard.name), kept)
+    return twin_table([match for match in matches if image_hash(match.image_id) % (1 << 64) in stay], by_hash)
 
 
-def _twins_by_hash(
-    work: WorkFolder, shards: Shards, stay: Hashes, sets: list[EvaluationSet]
-) -> Iterator[tuple[str, str]]:
-    """(image id, SET/KEY of the first image that it resembles)."""
+def _twins_by_hash(work: WorkFolder, sets: list[EvaluationSet]) -> Callable[[Path, Hashes], dict[str, str]]:
+    """A function: the images of a shard, and those that count -> image id: SET/KEY of the first that it resembles."""
     config = work.config
     look = partial(measured_signals, max_pixels=config.max_image_pixels, num_threads=work.num_threads)
     references = Fingerprints.of(by_content(look, distinct_pictures(sets)))
-    for _, shard in shards:
+
+    def twins_of(images: Path, stay: Hashes) -> dict[str, str]:
         columns = ["image_hash", "image_id", "phash", "thumbnail"]
-        table = pq.read_table(work.file("images", shard.name), columns=columns)
-        table = table.take(pa.array(_rows_of(table["image_hash"], stay)[0]))
+        table = pq.read_table(images, columns=columns)
+        table = table.take(pa.array(_rows_of(_unsigned(table["image_hash"]), stay)[0]))
         rows = zip(*(table[name].to_pylist() for name in columns[1:]), strict=True)
         ours = Fingerprints.of(
             (image_id, ImageSignals(None, None, phash, thumbnail)) for image_id, phash, thumbnail in rows
@@ -227,4 +233,6 @@ def _twins_by_hash(
         ):
             name = references.owners[right]
             twins[ours.owners[left]] = min(twins.get(ours.owners[left], name), name)
-        yield from twins.items()
+        return twins
+
+    return twins_of

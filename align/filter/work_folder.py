@@ -173,3 +173,25 @@ def row_numbers_of(index: int, file: Path) -> NDArray[np.int64]:
     low = index * MAX_ROWS
     filters = [("row_number", ">=", low), ("row_number", "<", low + MAX_ROWS)]
     return np.asarray(pq.read_table(file, columns=["row_number"], filters=filters)["row_number"].to_numpy())
+
+
+class RowsInOrder:
+    """The rows of a parquet file that is sorted by `row_number`, read piece by piece with bounded memory."""
+
+    def __init__(self, path: Path, columns: list[str] | None = None) -> None:
+        file = pq.ParquetFile(path, pre_buffer=False)  # otherwise pyarrow keeps all that it has read
+        self._batches = file.iter_batches(columns=columns)
+        self._waiting = file.schema_arrow.empty_table().select(columns or file.schema_arrow.names)
+
+    def below(self, row_number: int) -> pa.Table:
+        """The next rows, up to those with this row number."""
+        tables = [self._waiting]
+        while not len(tables[-1]) or tables[-1]["row_number"][-1].as_py() < row_number:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            tables.append(pa.Table.from_batches([batch]))
+        table = pa.concat_tables(tables)
+        count = int(np.searchsorted(table["row_number"].to_numpy(), row_number))
+        self._waiting = table.slice(count)
+        return table.slice(0, count)

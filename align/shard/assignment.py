@@ -1,19 +1,19 @@
 """The assignment: which kept image goes to which output shard, with which rank and texts. Made once, read by shard.
 
-A plan is a folder. Each of its `runs` (Arrow files, mapped into memory) holds some rows of decisions.parquet, sorted by
-output shard and rank, so that a shard's rows are one slice of each run. Output shards are numbered through all splits:
-first those of train, then val, then test.
+A plan is a folder. For each output shard an Arrow file (mapped into memory) holds its rows of decisions.parquet, so a
+machine that makes a shard needs this file and no other. Output shards are numbered through all splits: first those of
+train, then val, then test.
 
-Peak memory while planning is the larger of 140 bytes per kept pair, and 120 bytes per kept image plus 60 per raw image
-(numpy arrays; texts are read in batches). For 50 million pairs, half of them kept, that is 4 GB.
+Planning needs about two gigabytes at most, however many pairs there are: rows that meet (of one image, one cluster, one
+output shard) are brought together in buckets (`align.durable.buckets`), which few pairs do not even fill.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.config.shard import ShardConfig
+from align.durable.buckets import Buckets, in_order, num_buckets
 from align.durable.files import replace_directory, to_json, write_text
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, IMAGES
 from align.formats.shards import SPLITS, SplitName
-from align.pairs.clusters import cluster, text_digests
-from align.shard.image_spans import ImageSpans
+from align.pairs.clusters import Clusters, Members, text_digests
+from align.shard.image_spans import SPAN, look_up, sample_digests
 
 #: Most rows of a batch; bounds the memory that texts take.
 _ROWS = 1 << 17
+#: Kept pairs that are read together, and those of output shards that are written together, more or less.
+_BLOCK_ROWS = 1 << 20
+#: The columns of a plan that say where an image is.
+_PLACE = {name: SPAN[name] for name in ("tar", "offset", "size")}
 #: An image is identified by the first 128 bits of its sha256.
 _ID = np.dtype("S16")
 #: Hex digit -> its value.
@@ -43,69 +48,26 @@ _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 Ids = NDArray[np.bytes_]
 
 
-def read_kept(filtered: Path) -> tuple[Ids, NDArray[np.int32], NDArray[np.uint64]]:
-    """Sorted ids of the distinct images; then index of the image, and text digest, of each kept pair in file order."""
-    ids, texts = [np.empty(0, _ID)], [np.empty(0, np.uint64)]
-    for batch in kept_batches(filtered, ["image_id", "text"]):
-        ids.append(_ids(batch["image_id"]))
-        texts.append(text_digests(batch["text"].to_pylist()))
-    distinct, pair_images = np.unique(np.concatenate(ids), return_inverse=True)
-    if len(distinct) == 0:
-        path = filtered / DECISIONS
-        raise DataError(f"{path}: no pair is kept; see the filter's report for the reasons, and relax its rules")
-    return distinct, pair_images.astype(np.int32), np.concatenate(texts)
-
-
-def read_images(
-    filtered: Path, ids: Ids, seed: int
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]:
-    """Per image: perceptual hash, 128 bits that order the shuffle, and a number in [0, 1) that chooses the split.
-
-    All but the hash depend only on the seed and the image, so that later images do not move earlier ones.
-    """
-    path = filtered / IMAGES
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; run `align filter` first")
-    phashes, known = np.zeros(len(ids), np.uint64), np.zeros(len(ids), bool)
-    order_keys, draws = np.zeros((len(ids), 2), np.uint64), np.zeros(len(ids))
-    with _open(path) as file:
-        for batch in file.iter_batches(_ROWS, columns=["image_id", "phash"]):
-            kept = batch.filter(batch["phash"].is_valid())
-            listed = _ids(kept["image_id"])
-            index = np.minimum(np.searchsorted(ids, listed), len(ids) - 1)
-            ours = np.flatnonzero(ids[index] == listed)
-            index = index[ours]
-            hexes = kept["image_id"].take(pa.array(ours)).to_pylist()
-            phashes[index], known[index] = kept["phash"].to_numpy()[ours], True
-            # "place" and "split" only make the two hashes differ; another word would shuffle all data again
-            hashed = b"".join(hashlib.sha256(f"{seed} place {text}".encode()).digest()[:16] for text in hexes)
-            order_keys[index] = np.frombuffer(hashed, ">u8").reshape(-1, 2)
-            hashed = b"".join(hashlib.sha256(f"{seed} split {text}".encode()).digest()[:8] for text in hexes)
-            draws[index] = np.frombuffer(hashed, ">u8").astype(np.float64) / 2.0**64
-    if not known.all():
-        first = bytes(ids[int(np.argmin(known))]).ljust(16, b"\0").hex()
-        raise DataError(f"{path}: no hash of image {first}..., which is kept; run `align filter` again")
-    return phashes, order_keys, draws
-
-
 def kept_batches(filtered: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The kept rows of decisions.parquet, batch by batch."""
-    path = filtered / DECISIONS
+    for batch in _batches(_file(filtered, DECISIONS), [*columns, "keep"]):
+        kept = batch.filter(batch["keep"]).select(columns)
+        if len(kept):
+            yield kept
+
+
+def _file(filtered: Path, name: str) -> Path:
+    path = filtered / name
     if not path.is_file():
         raise DataError(f"{path}: no such file; run `align filter` first")
-    with _open(path) as file:
-        for batch in file.iter_batches(_ROWS, columns=[*columns, "keep"]):
-            kept = batch.filter(batch["keep"]).select(columns)
-            if len(kept):
-                yield kept
+    return path
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[pq.ParquetFile]:
-    """Opens without read-ahead, which would keep all column chunks and so the whole file in memory."""
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Reads without read-ahead, which would keep all column chunks and so the whole file in memory."""
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            yield file
+            yield from file.iter_batches(_ROWS, columns=columns)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CorruptError(
@@ -113,12 +75,17 @@ def _open(path: Path) -> Iterator[pq.ParquetFile]:
         ) from None
 
 
-def _ids(column: pa.Array) -> Ids:
-    """Hex sha256s -> their first 16 bytes."""
-    digits = pc.binary_slice(column.cast(pa.binary()), 0, 32).cast(pa.binary(32))
-    chars = np.frombuffer(digits.buffers()[1], np.uint8)[32 * digits.offset :][: 32 * len(digits)]
+def _ids(column: pa.Array, size: int = 16) -> Ids:
+    """Hex sha256s -> their first bytes."""
+    digits = pc.binary_slice(column.cast(pa.binary()), 0, 2 * size).cast(pa.binary(2 * size))
+    chars = np.frombuffer(digits.buffers()[1], np.uint8)[2 * size * digits.offset :][: 2 * size * len(digits)]
     nibbles = _NIBBLES[chars].reshape(-1, 2)
-    return (nibbles[:, 0] << 4 | nibbles[:, 1]).view(_ID)
+    return (nibbles[:, 0] << 4 | nibbles[:, 1]).view(f"S{size}")
+
+
+def _bucket(digests: NDArray[np.bytes_], count: int) -> NDArray[np.integer[Any]]:
+    """A bucket of each digest, in their order."""
+    return in_order(np.ascontiguousarray(digests).view(">u8").reshape(len(digests), -1)[:, 0].astype(np.uint64), count)
 
 
 _COLUMNS = ["key", "image_id", "image_key", "text"]
@@ -143,26 +110,34 @@ class ShardPlan:
     images_per_shard: int
 
     @property
-    def paths(self) -> list[str]:
-        """Paths of the output shards in order of their numbers, such as `train/00000.tar`."""
-        return [
-            f"{name}/{index:05d}.tar"
-            for name, count in zip(SPLITS, _num_shards(self.num_images, self.images_per_shard), strict=True)
-            for index in range(count)
-        ]
+    def num_shards(self) -> int:
+        """How many output shards there are."""
+        return sum(self._num_shards)
+
+    def path(self, number: int) -> str:
+        """The path of an output shard, such as `train/00000.tar`."""
+        for name, count in zip(SPLITS, self._num_shards, strict=True):
+            if number < count:
+                return f"{name}/{number:05d}.tar"
+            number -= count
+        raise IndexError(number)
 
     def rows(self, number: int) -> pa.Table:
         """The kept pairs of an output shard, ordered by the rank of their image, then by key.
 
         Columns: key, image_id, image_key, text, rank (of the image in the shard), and tar, offset, size of the image.
         """
-        starts = np.load(self.folder / "starts.npy", mmap_mode="r")
-        slices = []
-        for run, (begin, end) in enumerate(starts[:, number : number + 2].tolist()):
-            if begin < end:
-                with pa.memory_map(str(self.folder / f"{run:05d}.arrow")) as source:
-                    slices.append(pa.ipc.open_file(source).get_batch(0).slice(begin, end - begin))
-        return pa.Table.from_batches(slices).sort_by([("rank", "ascending"), ("key", "ascending")])
+        with pa.memory_map(str(self.folder / rows_file(number))) as source:
+            return pa.ipc.open_file(source).read_all()
+
+    @property
+    def _num_shards(self) -> list[int]:
+        return [-(-count // self.images_per_shard) for count in self.num_images]
+
+
+def rows_file(number: int) -> str:
+    """The name of the file in a plan that has the rows of an output shard."""
+    return f"{number:05d}.arrow"
 
 
 def read_plan(folder: Path) -> ShardPlan | None:
@@ -187,112 +162,205 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
     Raises:
         DataError: nothing is kept, a split would be empty, or an image of a kept pair has no hash or no bytes.
     """
-    ids, pair_images, pair_texts = read_kept(filtered)
-    phashes, order_keys, draws = read_images(filtered, ids, config.seed)
-    labels = cluster(len(ids), pair_images, pair_texts, phashes, config.near_duplicate_bits)
-    del pair_texts, phashes
-    splits, num_clusters, largest = _split(labels, draws, config)
-    num_images = tuple(np.bincount(splits, minlength=len(SPLITS)).tolist())
-    order = np.lexsort((order_keys[:, 1], order_keys[:, 0], splits))
-    del labels, draws, order_keys
-    plan = ShardPlan(folder, num_images, num_clusters, largest, config.images_per_shard)
-    assignment = _assign(order, plan)
-    del order, splits, ids
     with replace_directory(folder, "shard") as part:
-        _write_runs(part, filtered, raw, pair_images, assignment, ImageSpans(spans))
+        work = part / "buckets"
+        work.mkdir()
+        count = num_buckets(pq.read_metadata(_file(filtered, DECISIONS)).num_rows)
+        samples = Buckets(work, "samples", {"sample": SPAN["sample"], "row": "i8"}, count)
+        rows = Buckets(work, "rows", {"row": "i8", "image": "i8"}, count)
+        clusters, num_pairs = _read_clusters(filtered, config.seed, work, samples, rows)
+        assigned = Buckets(work, "assigned", {"image": "i8", "shard": "i4", "rank": "i4"}, count)
+        plan = _assign(folder, clusters, config, work, assigned)
+        num_blocks = -(-num_pairs // _BLOCK_ROWS)
+        shard_of = Buckets(work, "shard_of", {"row": "i8", "shard": "i4", "rank": "i4"}, num_blocks)
+        for bucket in range(count):
+            pairs, images = rows.take(bucket), assigned.take(bucket)
+            one = images[np.argsort(images["image"])][pairs["image"]]
+            shard_of.add(pairs["row"] // _BLOCK_ROWS, row=pairs["row"], shard=one["shard"], rank=one["rank"])
+        span_of = Buckets(work, "span_of", {"row": "i8", **_PLACE}, num_blocks)
+        _find_spans(spans, work, samples, span_of)
+        _group_rows(part, filtered, raw, shard_of, span_of, plan.num_shards)
+        _write_rows(part, num_blocks)
+        shutil.rmtree(work)
         write_text(part / "plan.json", to_json({k: v for k, v in asdict(plan).items() if k != "folder"}))
     return plan
 
 
-def _split(
-    labels: NDArray[np.int64], draws: NDArray[np.float64], config: ShardConfig
-) -> tuple[NDArray[np.int8], int, int]:
-    """Per image its split as an index of SPLITS; the number of clusters, and the number of images in the largest.
+def _read_clusters(filtered: Path, seed: int, work: Path, samples: Buckets, rows: Buckets) -> tuple[Clusters, int]:
+    """The kept images in order of their ids, and the number of kept pairs.
+
+    Fills for each kept pair, which its position in the file numbers, its tar sample and the index of its image in the
+    bucket of the latter. Draw and place of an image depend only on the seed and the image, so that later images do not
+    move earlier ones.
+    """
+    count = rows.count
+    pairs = Buckets(work, "pairs", {"id": "S16", "row": "i8", "text": "u8"}, count)
+    num_pairs = 0
+    for batch in kept_batches(filtered, ["image_id", "image_key", "text"]):
+        ids, numbers = _ids(batch["image_id"]), num_pairs + np.arange(len(batch))
+        pairs.add(_bucket(ids, count), id=ids, row=numbers, text=text_digests(batch["text"].to_pylist()))
+        digests = sample_digests(key or "" for key in batch["image_key"].to_pylist())
+        samples.add(_bucket(digests, count), sample=digests, row=numbers)
+        num_pairs += len(batch)
+    if num_pairs == 0:
+        path = filtered / DECISIONS
+        raise DataError(f"{path}: no pair is kept; see the filter's report for the reasons, and relax its rules")
+    images = Buckets(work, "images", {"id": "S32", "phash": "u8"}, count)
+    for batch in _batches(_file(filtered, IMAGES), ["image_id", "phash"]):
+        known = batch.filter(batch["phash"].is_valid())
+        ids = _ids(known["image_id"], 32)
+        images.add(_bucket(ids, count), id=ids, phash=known["phash"].to_numpy())
+    clusters = Clusters(work, count, {"place": "u8", "place_2": "u8", "draw": "f8"})
+    for bucket in range(count):
+        mine, known = pairs.take(bucket), images.take(bucket)
+        ids, index = np.unique(mine["id"], return_inverse=True)
+        listed = known["id"].astype(_ID)
+        row = np.searchsorted(listed, ids, sorter=(order := np.argsort(listed, kind="stable")))
+        row = order[np.minimum(row, len(order) - 1)] if len(order) else np.zeros(0, np.int64)
+        is_known = listed[row] == ids if len(order) else np.zeros(len(ids), bool)
+        if not is_known.all():
+            first = bytes(ids[int(np.argmin(is_known))]).ljust(16, b"\0").hex()
+            path = filtered / IMAGES
+            raise DataError(f"{path}: no hash of image {first}..., which is kept; run `align filter` again")
+        hexes = known["id"][row].tobytes().hex()
+        texts = [hexes[start : start + 64] for start in range(0, len(hexes), 64)]
+        # "place" and "split" only make the two hashes differ; another word would shuffle all data again
+        places = b"".join(hashlib.sha256(f"{seed} place {text}".encode()).digest()[:16] for text in texts)
+        draws = b"".join(hashlib.sha256(f"{seed} split {text}".encode()).digest()[:8] for text in texts)
+        place = np.frombuffer(places, ">u8").reshape(-1, 2)
+        draw = np.frombuffer(draws, ">u8").astype(np.float64) / 2.0**64
+        facts = {"place": place[:, 0], "place_2": place[:, 1], "draw": draw}
+        clusters.add(index, mine["text"], known["phash"][row], facts)
+        rows.add(bucket, row=mine["row"], image=index)
+    return clusters, num_pairs
+
+
+def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, assigned: Buckets) -> ShardPlan:
+    """Gives each image its split, its output shard and its rank there, split after split in order of their places."""
+    count = assigned.count
+    placed = Buckets(work, "placed", {"place": "u8", "place_2": "u8", "image": "i8"}, count * len(SPLITS))
+    num_all, num_images = clusters.start(count), np.zeros(len(SPLITS), np.int64)
+    num_clusters = largest = 0
+    for members in clusters.members(config.near_duplicate_bits):
+        splits = _splits(members, num_all, config)
+        num_images += np.bincount(splits, minlength=len(SPLITS))
+        num_clusters += int(np.count_nonzero(members.images == members.labels))
+        largest = max(largest, int(members.sizes.max(initial=0)))
+        place, place_2 = members.facts["place"], members.facts["place_2"]
+        placed.add(splits * count + in_order(place, count), place=place, place_2=place_2, image=members.images)
+    fractions: dict[SplitName, float] = {"train": 1.0, "val": config.val_fraction, "test": config.test_fraction}
+    for (name, fraction), found in zip(fractions.items(), num_images.tolist(), strict=True):
+        if fraction > 0 and not found:
+            raise DataError(
+                f"split '{name}' would be empty: {num_all} images in {num_clusters} clusters are too few for a "
+                f"fraction of {fraction:g}; keep more pairs, or raise shard.{name}_fraction (0 leaves val or test out)"
+            )
+    first, second, third = num_images.tolist()
+    per_shard = config.images_per_shard
+    shard = 0
+    for split in range(len(SPLITS)):
+        position = 0
+        for bucket in range(count):
+            images = placed.take(split * count + bucket)
+            images = images[np.lexsort((images["place_2"], images["place"]))]["image"]
+            at = position + np.arange(len(images))
+            where = clusters.bucket_of(images)
+            assigned.add(where, image=images, shard=shard + at // per_shard, rank=at % per_shard)
+            position += len(images)
+        shard += -(-position // per_shard)
+    return ShardPlan(folder, (first, second, third), num_clusters, largest, per_shard)
+
+
+def _splits(members: Members, num_images: int, config: ShardConfig) -> NDArray[np.int64]:
+    """Of each image its split as an index of SPLITS.
 
     A cluster's split depends only on the draw of its smallest image (unless it is too large to be held out).
     """
-    sizes = np.bincount(labels, minlength=len(labels))
-    held_out = sizes[labels] <= max(config.max_cluster_share * len(labels), 1)
-    drawn = draws[labels]
-    splits = np.zeros(len(labels), np.int8)
+    held_out = members.sizes <= max(config.max_cluster_share * num_images, 1)
+    drawn = members.facts_of_label["draw"]
+    splits = np.zeros(len(drawn), np.int64)
     splits[held_out & (drawn < config.val_fraction + config.test_fraction)] = SPLITS.index("test")
     splits[held_out & (drawn < config.val_fraction)] = SPLITS.index("val")
-    num_clusters = int(np.count_nonzero(sizes))
-    fractions: dict[SplitName, float] = {"train": 1.0, "val": config.val_fraction, "test": config.test_fraction}
-    for name, fraction in fractions.items():
-        if fraction > 0 and not np.any(splits == SPLITS.index(name)):
-            raise DataError(
-                f"split '{name}' would be empty: {len(labels)} images in {num_clusters} clusters are too few for a "
-                f"fraction of {fraction:g}; keep more pairs, or raise shard.{name}_fraction (0 leaves val or test out)"
-            )
-    return splits, num_clusters, int(sizes.max())
+    return splits
 
 
-def _num_shards(num_images: Iterable[int], images_per_shard: int) -> list[int]:
-    return [-(-count // images_per_shard) for count in num_images]
+def _find_spans(spans: Iterable[NDArray[Any]], work: Path, samples: Buckets, span_of: Buckets) -> None:
+    """Fills where the image of each kept pair is, for those that have one."""
+    listed = Buckets(work, "spans", SPAN, samples.count)
+    for some in spans:
+        listed.add(_bucket(some["sample"], samples.count), **{name: some[name] for name in SPAN})
+    for bucket in range(samples.count):
+        wanted = samples.take(bucket)
+        found, exists = look_up(listed.take(bucket), wanted["sample"])
+        row, found = wanted["row"][exists], found[exists]
+        span_of.add(row // _BLOCK_ROWS, row=row, **{name: found[name] for name in _PLACE})
 
 
-@dataclass(frozen=True)
-class _Assignment:
-    """Output shard and rank of each image.
-
-    Attributes:
-        shard: (N,) number of the image's output shard.
-        rank: (N,) its rank in that shard.
-        num_shards: over all splits.
-    """
-
-    shard: NDArray[np.int32]
-    rank: NDArray[np.int32]
-    num_shards: int
-
-
-def _assign(order: NDArray[np.int64], plan: ShardPlan) -> _Assignment:
-    """Assigns images in the given order, split after split."""
-    shard, rank = np.empty(len(order), np.int32), np.empty(len(order), np.int32)
-    start = first_shard = 0
-    for count, num_shards in zip(plan.num_images, _num_shards(plan.num_images, plan.images_per_shard), strict=True):
-        position = np.arange(count)
-        shard[order[start : start + count]] = first_shard + position // plan.images_per_shard
-        rank[order[start : start + count]] = position % plan.images_per_shard
-        start, first_shard = start + count, first_shard + num_shards
-    return _Assignment(shard, rank, first_shard)
-
-
-def _write_runs(
-    folder: Path,
-    filtered: Path,
-    raw: Path,
-    pair_images: NDArray[np.int32],
-    assignment: _Assignment,
-    spans: ImageSpans,
-) -> None:
-    """Writes the runs, and where each output shard begins in each run.
+def _group_rows(folder: Path, filtered: Path, raw: Path, shard_of: Buckets, span_of: Buckets, num_shards: int) -> None:
+    """Writes the rows of neighbouring output shards to one file each.
 
     Raises:
         DataError: an image of a kept pair is in no raw tar.
     """
-    missing = np.zeros(len(assignment.shard), bool)
-    first_missing: str | None = None
-    starts, row = [], 0
-    for run, batch in enumerate(kept_batches(filtered, _COLUMNS)):
-        images = pair_images[row : row + len(batch)]
-        row += len(batch)
-        keys = batch["image_key"].to_pylist()
-        image_spans, exists = spans.look_up(["" if key is None else key for key in keys])
-        if not exists.all():
-            missing[images[~exists]] = True
-            lost = min(str(keys[index]) for index in np.flatnonzero(~exists))
-            first_missing = lost if first_missing is None else min(first_missing, lost)
-        shard, rank = assignment.shard[images], assignment.rank[images]
-        order = np.lexsort((rank, shard))
-        columns = {name: batch[name] for name in _COLUMNS} | {"rank": pa.array(rank)}
-        columns |= {name: pa.array(np.ascontiguousarray(image_spans[name])) for name in ("tar", "offset", "size")}
-        table = pa.RecordBatch.from_pydict(columns).take(pa.array(order))
-        with pa.OSFile(str(folder / f"{run:05d}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_batch(table)
-        starts.append(np.searchsorted(shard[order], np.arange(assignment.num_shards + 1)))
-    if first_missing is not None:
-        what = f"{np.count_nonzero(missing)} images of kept pairs are missing, the first is {first_missing}"
-        raise DataError(f"{raw}: {what}; run `align ingest` and `align filter` again")
-    np.save(folder / "starts.npy", np.array(starts, np.int64))
+    num_groups = shard_of.count
+    for block, table in enumerate(_blocks(filtered)):
+        shards, spans = shard_of.take(block), span_of.take(block)
+        if len(spans) < len(table):
+            has = np.zeros(len(table), bool)
+            has[spans["row"] % _BLOCK_ROWS] = True
+            lost = table.filter(pa.array(~has))
+            what = f"{len(lost['image_id'].unique())} images of kept pairs are missing"
+            raise DataError(
+                f"{raw}: {what}, the first is {pc.min(lost['image_key'])}; run `align ingest` and `align filter` again"
+            )
+        for rows, names in ((shards, ("rank", "shard")), (spans, _PLACE)):
+            in_file = rows[np.argsort(rows["row"])]
+            for name in names:
+                table = table.append_column(name, pa.array(np.ascontiguousarray(in_file[name])))
+        table = table.take(pa.array(np.argsort(table["shard"].to_numpy(), kind="stable")))
+        for group, rows in _slices(table, table["shard"].to_numpy().astype(np.int64) * num_groups // num_shards):
+            with (folder / f"group-{group}").open("ab") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+                writer.write_table(rows)
+
+
+def _write_rows(folder: Path, num_groups: int) -> None:
+    """Divides these files: writes the rows of each output shard."""
+    for group in range(num_groups):
+        path = folder / f"group-{group}"
+        if path.exists():  # there may be fewer shards than groups
+            table = _read_streams(path).sort_by([(name, "ascending") for name in ("shard", "rank", "key")])
+            for shard, rows in _slices(table, table["shard"].to_numpy()):
+                rows = rows.drop_columns(["shard"])
+                with pa.OSFile(str(folder / rows_file(shard)), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as out:
+                    out.write_table(rows)
+            path.unlink()
+
+
+def _blocks(filtered: Path) -> Iterator[pa.Table]:
+    """The kept rows, as many at a time as `Buckets` by row numbers have."""
+    waiting: list[pa.RecordBatch] = []
+    num_waiting = 0
+    for batch in kept_batches(filtered, _COLUMNS):
+        while num_waiting + len(batch) >= _BLOCK_ROWS:
+            cut = _BLOCK_ROWS - num_waiting
+            yield pa.Table.from_batches([*waiting, batch.slice(0, cut)])
+            batch, waiting, num_waiting = batch.slice(cut), [], 0
+        waiting.append(batch)
+        num_waiting += len(batch)
+    if num_waiting:
+        yield pa.Table.from_batches(waiting)
+
+
+def _slices(table: pa.Table, numbers: NDArray[np.integer[Any]]) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each number; numbers ascend."""
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)], strict=True):
+        yield int(numbers[start]), table.slice(start, end - start)
+
+
+def _read_streams(path: Path) -> pa.Table:
+    tables = []
+    with pa.memory_map(str(path)) as source:
+        while source.tell() < source.size():
+            tables.append(pa.ipc.open_stream(source).read_all())
+    return pa.concat_tables(tables)

@@ -9,34 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: A tar sample is identified by 128 bits of a digest of its key.
-_DIGEST = np.dtype("S16")
-#: Where the image of a tar sample is: digest of its key, number of the tar, offset and size in bytes.
-SPAN = np.dtype([("sample", _DIGEST), ("tar", np.int32), ("offset", np.int64), ("size", np.int64)])
+#: Where the image of a tar sample is: 128 bits of a digest of its key, number of the tar, offset and size in bytes.
+SPAN = {"sample": "S16", "tar": "i4", "offset": "i8", "size": "i8"}
 
 
 def span_rows(samples: Iterable[tuple[str, int, int]], tar: int) -> NDArray[Any]:
     """(sample key, offset, bytes) of the images of one raw tar -> SPAN."""
     rows = [(_digest(key), tar, offset, size) for key, offset, size in samples]
-    return np.array(rows, SPAN)
+    return np.array(rows, list(SPAN.items()))
 
 
-class ImageSpans:
-    """Where the images of all raw tars are."""
+def sample_digests(keys: Iterable[str]) -> NDArray[np.bytes_]:
+    """What stands for sample keys in SPAN."""
+    return np.frombuffer(b"".join(map(_digest, keys)), SPAN["sample"])
 
-    def __init__(self, spans: Iterable[NDArray[Any]]) -> None:
-        rows = np.concatenate([np.empty(0, SPAN), *spans])
-        order = np.argsort(rows["sample"], kind="stable")
-        self._samples = rows["sample"][order]
-        self._rows, self._order = rows, order
 
-    def look_up(self, keys: list[str]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The SPAN of each sample key, and whether there is such a sample."""
-        digests = np.frombuffer(b"".join(map(_digest, keys)), _DIGEST)
-        if len(self._samples) == 0:
-            return np.zeros(len(keys), SPAN), np.zeros(len(keys), bool)
-        index = np.minimum(np.searchsorted(self._samples, digests), len(self._samples) - 1)
-        return self._rows[self._order[index]], self._samples[index] == digests
+def look_up(spans: NDArray[Any], samples: NDArray[np.bytes_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The SPAN of each sample, and whether there is such a sample. Of equal samples the first one counts."""
+    if len(spans) == 0:
+        return np.zeros(len(samples), spans.dtype), np.zeros(len(samples), bool)
+    spans = spans[np.argsort(spans["sample"], kind="stable")]
+    found = spans[np.minimum(np.searchsorted(spans["sample"], samples), len(spans) - 1)]
+    return found, found["sample"] == samples
 
 
 def _digest(key: str) -> bytes:

@@ -21,20 +21,24 @@ import numpy as np
 
 from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
-from align.durable.files import is_temporary, write_bytes
+from align.display.console import track
+from align.durable.files import write_bytes
 from align.durable.pieces import Piece, Pieces
+from align.durable.processes import in_threads
 from align.formats.raw import RawShard, image_spans
 from align.formats.shards import SPLITS, Manifest, SplitName
 from align.interfaces.executor import Executor
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
-from align.shard.assignment import ShardPlan, make_plan, read_plan
+from align.shard.assignment import ShardPlan, make_plan, read_plan, rows_file
 from align.shard.gather import RawTars, gather
 from align.shard.image_spans import span_rows
 from align.shard.writer import join_manifest, write_entry, write_shard
 
 #: Removed at the end.
 _PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
+#: In the plan, once the rows of all shards are where other machines find them.
+_SHARED = "shared"
 
 
 @dataclass(frozen=True)
@@ -91,21 +95,19 @@ class ShardWork:
 
     def shard(self, number: int, plan: ShardPlan) -> Piece:
         """An output shard: its tar, unless that is in the store, its index, and last its entry."""
-        tar = plan.paths[number]
+        tar = plan.path(number)
         last = self.entry(number).relative_to(self.folder).as_posix()
         files = (tar, f"{tar.removesuffix('.tar')}.npy")
         return Piece(f"{number:05d}", last, lambda: [file for file in files if (self.folder / file).exists()])
 
     @property
     def plan(self) -> Piece:
-        """The plan, as a piece."""
-        last = f"{_PLAN}/plan.json"
+        """The plan without its rows, as a piece; its last file says that the rows of all shards are shared."""
+        return Piece("plan", f"{_PLAN}/{_SHARED}", lambda: [f"{_PLAN}/plan.json"])
 
-        def others() -> list[str]:
-            names = sorted(f"{_PLAN}/{path.name}" for path in self.plan_folder.iterdir() if not is_temporary(path))
-            return [name for name in names if name != last]
-
-        return Piece("plan", last, others)
+    def rows_of(self, number: int) -> Piece:
+        """The rows of an output shard in the plan, as a piece."""
+        return Piece(f"rows-{number:05d}", f"{_PLAN}/{rows_file(number)}")
 
 
 def plan_once(work: ShardWork, executor: Executor, filtered: Path) -> ShardPlan:
@@ -117,11 +119,24 @@ def plan_once(work: ShardWork, executor: Executor, filtered: Path) -> ShardPlan:
     """
 
     def make() -> None:
-        shutil.rmtree(work.plan_folder, ignore_errors=True)  # `finish` was killed while it removed it
-        tars = range(len(work.tars))
-        indexes = {work.index_of(tar): tar for tar in tars}
-        work.pieces.fill(executor, partial(_index_tar, work), indexes, "shard: raw tars indexed")
-        make_plan(work.plan_folder, filtered, (np.load(work.index(tar)) for tar in tars), work.raw, work.config)
+        plan = read_plan(work.plan_folder)
+        if plan is None:
+            shutil.rmtree(work.plan_folder, ignore_errors=True)  # `finish` was killed while it removed it
+            tars = range(len(work.tars))
+            indexes = {work.index_of(tar): tar for tar in tars}
+            work.pieces.fill(executor, partial(_index_tar, work), indexes, "shard: raw tars indexed")
+            spans = (np.load(work.index(tar)) for tar in tars)
+            plan = make_plan(work.plan_folder, filtered, spans, work.raw, work.config)
+        if work.pieces.shared is not None:
+            rows = map(work.rows_of, range(plan.num_shards))
+            here = [one for one in rows if (work.folder / one.last).exists()]
+            for _ in track(
+                in_threads(work.pieces.share, here, work.store.num_connections),
+                what="shard: rows of shards stored",
+                total=len(here),
+            ):
+                pass
+        write_bytes(work.folder / work.plan.last, b"")
 
     work.pieces.make(work.plan, make)
     work.pieces.bring([work.plan])
@@ -138,17 +153,17 @@ def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
         CorruptError: a raw tar is cut off, or bytes in the object store are damaged.
         ServiceError: the object store is unavailable.
     """
-    work.pieces.share(work.plan)
-    shards = {work.shard(number, plan): number for number in range(len(plan.paths))}
+    shards = {work.shard(number, plan): number for number in range(plan.num_shards)}
     work.pieces.fill(executor, partial(_write_shard, work), shards, "shard: shards")
 
 
 def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
     """Writes the manifest and removes everything else but the tars and their indexes."""
     entries: dict[SplitName, list[Path]] = {name: [] for name in SPLITS}
-    for number, path in enumerate(plan.paths):
-        entries[_split_of(path)].append(work.entry(number))
+    for number in range(plan.num_shards):
+        entries[_split_of(plan.path(number))].append(work.entry(number))
     manifest = join_manifest(work.folder, work.config.image_px, entries)
+    (work.folder / work.plan.last).unlink(missing_ok=True)  # first: without it, no part of a plan counts
     for leftover in work.folder.glob("*/.*.part"):
         leftover.unlink(missing_ok=True)
     for name in (_INDEX, _PLAN, _DONE):
@@ -193,7 +208,7 @@ def _index_tar(work: ShardWork, _: None, tar: int) -> None:
 
 def _write_shard(work: ShardWork, _: None, number: int) -> None:
     work = work.here()
-    work.pieces.bring([work.plan])
+    work.pieces.bring([work.plan, work.rows_of(number)])
     plan = read_plan(work.plan_folder)
     assert plan is not None
     work.pieces.make(work.shard(number, plan), partial(_make_shard, work, plan, number))
@@ -207,6 +222,6 @@ def _make_shard(work: ShardWork, plan: ShardPlan, number: int) -> None:
         local_tars, lambda tar, offset, size: files.read(tars[tar].uri, offset, size), work.store.num_connections
     ) as images:
         samples = gather(plan.rows(number), images, work.config.image_px, work.config.jpeg_quality)
-        shard = write_shard(work.folder, plan.paths[number], samples)
+        shard = write_shard(work.folder, plan.path(number), samples)
     keep_tar(work.folder / shard.path, shard.sha256, work.store)
     write_entry(shard, work.entry(number))

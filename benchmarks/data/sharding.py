@@ -104,7 +104,7 @@ def places(root: Path) -> list[list[tuple[Path, int, int]]]:
     """Where the pictures of each output shard lie, in their order there."""
     plan = read_plan(root / ".shards.part/.plan")
     assert plan is not None
-    tables = (plan.rows(number).to_pydict() for number in range(len(plan.paths)))
+    tables = (plan.rows(number).to_pydict() for number in range(plan.num_shards))
     return [
         [(root / f"raw/{tar:05d}.tar", offset, size) for tar, offset, size in zip(*map(rows.get, WHERE), strict=True)]
         for rows in tables

@@ -4,13 +4,13 @@ import io
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig
+from align.durable import buckets
 from align.errors import DataError
 from align.filter import hold_out
 from align.filter.filter import FilterFolders, filter_pairs
@@ -107,9 +107,20 @@ def test_a_cluster_is_held_out_whole_and_is_one_concept(filtered: tuple[Path, Fi
     assert {row["reason"] for row in short} == {"text_too_short"}  # another rule drops them
 
 
+def test_few_pairs_in_memory_give_the_same_set(
+    filtered: tuple[Path, FilterReport, EvaluationSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, report, one = filtered
+    monkeypatch.setattr(buckets, "BUCKET_ROWS", 20)
+    monkeypatch.setattr(buckets, "_BUFFER_BYTES", 100)
+    assert run(out / "raw", tmp_path) == report
+    assert [found.sha256 for found in held_out_sets(tmp_path / "filtered")] == [one.sha256]
+    assert decided(tmp_path) == decided(out)
+
+
 def test_what_stays_and_shows_the_same_is_dropped_by_i5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies that the clusters do not know are not torn apart silently: rule I5 drops them."""
-    monkeypatch.setattr(hold_out, "cluster", lambda num_images, *_: np.arange(num_images))
+    monkeypatch.setattr(hold_out.Clusters, "_join", lambda *_: None)
     assert run(stock_folder(tmp_path / "raw", pairs()), tmp_path) is not None
     [one] = held_out_sets(tmp_path / "filtered")
     by_text = {row["text"]: row for row in decided(tmp_path)}

@@ -1,36 +1,65 @@
 import tracemalloc
+from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from align.pairs.clusters import bands, cluster, masks, near_duplicates, text_digests
+from align.durable import buckets
+from align.pairs.clusters import Clusters, bands, masks, near_duplicates, text_digests
 
+Cluster = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 FAR = np.array([0x0, 0xFFFF, 0xFFFF0000, 0xFFFF00000000], np.uint64)  # 16 bits or more apart from each other
 
 
-def labels(pairs: list[tuple[int, str]], phashes: np.ndarray, max_bits: int) -> list[int]:
+@pytest.fixture(params=[1, 3])
+def cluster(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Labels of images by their texts and hashes, which come in so many buckets."""
+    monkeypatch.setattr(buckets, "_BUFFER_BYTES", 1 << 22 if request.param == 1 else 0)
+
+    def labels(images: np.ndarray, texts: np.ndarray, phashes: np.ndarray, max_bits: int) -> np.ndarray:
+        clusters, start = Clusters(tmp_path, request.param, {"name": "i8"}), 0
+        for some in np.array_split(phashes, request.param):
+            mine = (images >= start) & (images < start + len(some))
+            names = {"name": 7 * np.arange(start, start + len(some))}
+            clusters.add(images[mine] - start, texts[mine], some, names)
+            start += len(some)
+        found = np.full(len(phashes), -1)
+        sizes = np.zeros(len(phashes), np.int64)
+        for members in clusters.members(max_bits):
+            found[members.images], sizes[members.images] = members.labels, members.sizes
+            assert (members.facts["name"] == 7 * members.images).all()
+            assert (members.facts_of_label["name"] == 7 * members.labels).all()
+        assert np.array_equal(sizes, np.bincount(found, minlength=len(found))[found])
+        assert not any(path.stat().st_size for path in tmp_path.glob("[!d]*"))  # only `distinct` is kept to the end
+        return found
+
+    return labels
+
+
+def labels(cluster: Cluster, pairs: list[tuple[int, str]], phashes: np.ndarray, max_bits: int) -> list[int]:
     images = np.array([image for image, _ in pairs], np.int64)
-    return cluster(len(phashes), images, text_digests(text for _, text in pairs), phashes, max_bits).tolist()
+    return cluster(images, text_digests(text for _, text in pairs), phashes, max_bits).tolist()
 
 
-def test_equal_texts_join_through_chains_and_ignore_case() -> None:
+def test_equal_texts_join_through_chains_and_ignore_case(cluster: Cluster) -> None:
     pairs = [(0, "a red fox"), (1, "b"), (2, "A Red Fox"), (2, "c"), (3, "c")]
-    assert labels(pairs, FAR, 4) == [0, 1, 0, 0]
+    assert labels(cluster, pairs, FAR, 4) == [0, 1, 0, 0]
 
 
-def test_texts_that_differ_do_not_join() -> None:
-    assert labels([(0, "a"), (1, "b"), (2, "c"), (3, "d")], FAR, 4) == [0, 1, 2, 3]
+def test_texts_that_differ_do_not_join(cluster: Cluster) -> None:
+    assert labels(cluster, [(0, "a"), (1, "b"), (2, "c"), (3, "d")], FAR, 4) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("bits", "joined"), [(4, True), (5, False)])
-def test_hash_distance_at_the_boundary(bits: int, joined: bool) -> None:
+def test_hash_distance_at_the_boundary(cluster: Cluster, bits: int, joined: bool) -> None:
     phashes = np.array([0, (1 << bits) - 1], np.uint64)
-    assert labels([(0, "a"), (1, "b")], phashes, 4) == [0, 0 if joined else 1]
+    assert labels(cluster, [(0, "a"), (1, "b")], phashes, 4) == [0, 0 if joined else 1]
 
 
-def test_equal_hashes_join_at_distance_0() -> None:
-    assert labels([(0, "a"), (1, "b"), (2, "c")], np.array([7, 6, 7], np.uint64), 0) == [0, 1, 0]
+def test_equal_hashes_join_at_distance_0(cluster: Cluster) -> None:
+    assert labels(cluster, [(0, "a"), (1, "b"), (2, "c")], np.array([7, 6, 7], np.uint64), 0) == [0, 1, 0]
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 17])
@@ -41,7 +70,7 @@ def test_bands_divide_the_64_bits(count: int) -> None:
 
 
 @pytest.mark.parametrize("max_bits", [0, 1, 4, 8])
-def test_components_equal_those_of_comparing_all_with_all(max_bits: int) -> None:
+def test_components_equal_those_of_comparing_all_with_all(cluster: Cluster, max_bits: int) -> None:
     random = np.random.default_rng(max_bits)
     centres = random.integers(0, 2**64, 60, np.uint64)
     flips = np.array(
@@ -55,11 +84,12 @@ def test_components_equal_those_of_comparing_all_with_all(max_bits: int) -> None
     }
     joined = {
         (min(pair), max(pair))
-        for edges in near_duplicates(phashes, max_bits)
+        for mask in masks(max_bits, 600)
+        for edges in near_duplicates(phashes, mask, max_bits)
         for pair in zip(*(side.tolist() for side in edges), strict=True)
     }
     assert joined <= expected
-    got = cluster(600, np.arange(600), np.arange(600, dtype=np.uint64), phashes, max_bits)
+    got = cluster(np.arange(600), np.arange(600, dtype=np.uint64), phashes, max_bits)
     assert all(got[left] == got[right] for left, right in expected)
     assert len(set(got.tolist())) == components(600, expected)
 
@@ -84,9 +114,9 @@ def components(count: int, edges: set[tuple[int, int]]) -> int:
     return number
 
 
-def test_many_images_in_one_band() -> None:
+def test_many_images_in_one_band(cluster: Cluster) -> None:
     phashes = np.arange(3000, dtype=np.uint64) << np.uint64(4)  # most bands are equal for all of them
-    got = cluster(3000, np.arange(3000), np.arange(3000, dtype=np.uint64), phashes, 1)
+    got = cluster(np.arange(3000), np.arange(3000, dtype=np.uint64), phashes, 1)
     assert set(got.tolist()) == {0}  # single bits connect all numbers below 3000
 
 
@@ -103,14 +133,25 @@ def test_hashes_within_the_distance_agree_under_some_mask(max_bits: int, num_val
         assert min(int(mask).bit_count() for mask in chosen) >= min(np.log2(num_values) - 4, 30)
 
 
-def test_memory_and_time_grow_with_the_number_of_images_only() -> None:
+def test_memory_and_time_grow_with_the_number_of_images_only(cluster: Cluster) -> None:
     random = np.random.default_rng(0)
     phashes = random.integers(0, 2**64, 100_000, np.uint64)
     phashes[1::20] = phashes[::20] ^ np.uint64(0b1011)  # a tenth of them are near-duplicates
     tracemalloc.start()
-    got = cluster(100_000, np.arange(100_000), np.arange(100_000, dtype=np.uint64), phashes, 4)
+    got = cluster(np.arange(100_000), np.arange(100_000, dtype=np.uint64), phashes, 4)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     alone = np.arange(100_000)
     assert np.array_equal(got, np.where(alone % 20 == 1, alone - 1, alone))
     assert peak < 100_000 * 180
+
+
+def test_hashes_that_agree_in_most_bits_are_not_all_compared(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    random, count, compared = np.random.default_rng(0), np.bitwise_count, []
+    monkeypatch.setattr(np, "bitwise_count", lambda values: compared.append(len(values)) or count(values))
+    phashes = (random.integers(0, 2**32, 10_000, np.uint64) << np.uint64(28)) | np.uint64(0xABCDEF)
+    phashes[1::20] = phashes[::20] ^ np.uint64(0b1011 << 40)
+    alone = np.arange(10_000)
+    got = cluster(alone, alone.astype(np.uint64), phashes, 4)
+    assert (got[1::20] == got[::20]).all()
+    assert sum(compared) < 10_000 * 3_000  # two by two, they would be three times as many

@@ -12,6 +12,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from align.durable import buckets
 from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.filtered import decisions_digest
@@ -95,12 +96,24 @@ def test_equal_input_gives_equal_bytes_and_another_seed_another_order(tmp_path: 
     assert sorted(keys[0]) != keys[0] != keys[1]
 
 
-def test_no_cluster_is_in_two_splits(tmp_path: Path) -> None:
-    pairs = [Pair(f"text of three {index // 3}", index) for index in range(60)]
-    pairs += [
-        Pair(f"twin {index}", 100 + index, phash=small_data.far_apart(index // 2) ^ (index % 2)) for index in range(60)
+def pairs_in_clusters() -> list[Pair]:
+    twins = [(100 + index, small_data.far_apart(index // 2) ^ (index % 2)) for index in range(60)]
+    return [
+        *(Pair(f"text of three {index // 3}", index) for index in range(60)),
+        *(Pair(f"twin {index - 100}", index, phash=phash) for index, phash in twins),
     ]
-    shards = make_shards(tmp_path, pairs)
+
+
+def test_few_pairs_in_memory_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_shards(tmp_path, pairs_in_clusters())
+    monkeypatch.setattr(buckets, "BUCKET_ROWS", 25)
+    monkeypatch.setattr(buckets, "_BUFFER_BYTES", 200)
+    monkeypatch.setattr(assignment, "_BLOCK_ROWS", 33)
+    assert read_manifest(make_shards(tmp_path, [], name="again")) == read_manifest(made)
+
+
+def test_no_cluster_is_in_two_splits(tmp_path: Path) -> None:
+    shards = make_shards(tmp_path, pairs_in_clusters())
     where = {text: split for split in SPLITS for sample in iter_samples(shards, split) for text in sample.texts}
     by_text: dict[str, set[str]] = {}
     for split in SPLITS:

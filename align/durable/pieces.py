@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from align.display.console import say, track
 from align.durable.locks import take
@@ -115,7 +115,14 @@ class Pieces:
         if self.shared is None or not self.shared.fetch(piece.name, self.folder, piece.last):
             raise DataError(f"{self.folder / piece.last}: missing; run the stage again")
 
-    def fill(self, executor: Executor, make: Callable[[None, In], None], items: Mapping[Piece, In], what: str) -> None:
+    def fill(
+        self,
+        executor: Executor,
+        make: Callable[[Any, In], None],
+        items: Mapping[Piece, In],
+        what: str,
+        resource: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         """Makes the pieces that are complete nowhere, each from its item, and brings all of them here.
 
         Args:
@@ -123,9 +130,10 @@ class Pieces:
             make: of one item: makes its piece.
             items: of each piece.
             what: words for the progress, such as "shard: shards".
+            resource: what each process opens first, see `Step`.
         """
         lacking = [items[piece] for piece in self.missing(list(items))]
-        done = executor.map(Step(nullcontext, make, f"{what}: {{}}".format), lacking)
+        done = executor.map(Step(resource, make, f"{what}: {{}}".format), lacking)
         for _ in track(done, what=what, total=len(lacking)):
             pass
         self.bring(items)

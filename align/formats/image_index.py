@@ -12,7 +12,7 @@ With thumbnails the folder needs nothing else to show what it finds, and where t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from align.durable.files import replace_directory, sha256_file, to_json, write_text
+from align.durable.files import sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError
-from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages, no_image
+from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages, no_image, pairs, write_found
 from align.formats.indexed_words import IndexedWords
 from align.formats.json_file import StoredModel, parse
 from align.formats.pair_addresses import PairAddress, PairAddresses
@@ -74,20 +75,26 @@ class Hit:
     score: float
 
 
+#: `key` and `image_id` of pairs, some at a time, and their number -> `page_urls` and `urls`, in the same order.
+FindAddresses = Callable[[Iterable[pa.Table], int], Iterable[pa.Table]]
+
+
 def write_index(
     directory: Path,
     build: Callable[[Path, ImagesWriter], Vectors],
+    find_addresses: FindAddresses,
     *,
     model_digest: str,
     shards_digest: str,
     thumbnail_px: int,
     rules: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Writes the folder, whole or not at all; equal contents are equal bytes.
+    """Writes the files; equal contents are equal bytes.
 
     Args:
-        directory: replaced whole.
+        directory: exists; hidden files in it are not of the index.
         build: gets the file to which it writes the vectors, and a writer to which it adds the images in the same order.
+        find_addresses: finds the addresses of their pairs.
         model_digest: of the model.
         shards_digest: of the shards.
         thumbnail_px: longest side of the thumbnails; 0: there are none.
@@ -96,22 +103,23 @@ def write_index(
     Raises:
         CorruptError: not as many vectors as images were written.
     """
-    with replace_directory(directory, "index") as part:
-        with ImagesWriter(part, thumbnails=thumbnail_px > 0) as images:
-            vectors = build(part / VECTORS, images)
-        if len(vectors) != images.num_images:
-            raise CorruptError(f"{directory}: {len(vectors)} vectors for {images.num_images} images")
-        header = IndexHeader(
-            model_digest=model_digest,
-            shards_digest=shards_digest,
-            num_items=images.num_images,
-            width=vectors.width,
-            thumbnail_px=thumbnail_px,
-            rules=dict(rules or {}),
-            files={path.name: path.stat().st_size for path in sorted(part.iterdir())},
-            vectors_sha256={path.name: sha256_file(path) for path in sorted(part.glob("vectors.*"))},
-        )
-        write_text(part / _HEADER, to_json(header.model_dump()))
+    with ImagesWriter(directory, thumbnails=thumbnail_px > 0) as images:
+        vectors = build(directory / VECTORS, images)
+    if len(vectors) != images.num_images:
+        raise CorruptError(f"{directory}: {len(vectors)} vectors for {images.num_images} images")
+    write_found(directory, find_addresses(pairs(directory), images.num_pairs))
+    files = [path for path in sorted(directory.iterdir()) if not path.name.startswith(".") and path.name != _HEADER]
+    header = IndexHeader(
+        model_digest=model_digest,
+        shards_digest=shards_digest,
+        num_items=images.num_images,
+        width=vectors.width,
+        thumbnail_px=thumbnail_px,
+        rules=dict(rules or {}),
+        files={path.name: path.stat().st_size for path in files},
+        vectors_sha256={path.name: sha256_file(path) for path in files if path.match("vectors.*")},
+    )
+    write_text(directory / _HEADER, to_json(header.model_dump()))
 
 
 def copy_index(directory: Path, out: Path, *, model_digest: str) -> None:

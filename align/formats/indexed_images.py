@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import weakref
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
 from align.formats.indexed_words import write_words
-from align.formats.pair_addresses import write_addresses
+from align.formats.pair_addresses import ROWS_PER_GROUP, write_addresses
 
 ITEMS, THUMBNAILS = "items.parquet", "thumbnails.jpegs"
 
@@ -181,14 +181,14 @@ def no_image(key: str) -> DataError:
 
 
 class ImagesWriter:
-    """Writes the table and the thumbnails, one image after the other, then the words and the addresses of all pairs.
+    """Writes the table and the thumbnails, one image after the other, then the words; `write_found` writes the rest.
 
     Args:
         directory: exists.
         thumbnails: whether the images have any.
 
     Attributes:
-        num_images: that were added.
+        num_images, num_pairs: that were added.
     """
 
     def __init__(self, directory: Path, *, thumbnails: bool) -> None:
@@ -196,11 +196,8 @@ class ImagesWriter:
         self._thumbnails = (directory / THUMBNAILS).open("wb") if thumbnails else None
         self._directory = directory
         self._rows: list[dict[str, Any]] = []
-        self._pairs: list[pa.Table] = []
-        self._nums_pairs: list[int] = []
-        self._addresses: tuple[pa.Array, pa.Array] | None = None
         self._num_bytes = 0
-        self.num_images = 0
+        self.num_images = self.num_pairs = 0
 
     def __enter__(self) -> ImagesWriter:
         return self
@@ -212,43 +209,41 @@ class ImagesWriter:
         if self._thumbnails is not None:
             self._thumbnails.close()
         if failure == (None, None, None):
-            nothing = pa.array([""] * sum(self._nums_pairs), pa.string())
             write_words(self._directory, self._directory / ITEMS)
-            write_addresses(
-                self._directory, np.array(self._nums_pairs, np.int64), *(self._addresses or (nothing, nothing))
-            )
 
     def add(self, item: IndexedImage, thumbnail: bytes) -> None:
         """Adds an image. `thumbnail` is a JPEG, or empty if the index has none."""
         row = {name: getattr(item, name) for name in _FIELDS}
         self._rows.append(row | {"thumbnail_offset_bytes": self._num_bytes, "thumbnail_size_bytes": len(thumbnail)})
         self._num_bytes += len(thumbnail)
-        self._nums_pairs.append(len(item.keys))
+        self.num_pairs += len(item.keys)
         self.num_images += 1
         if self._thumbnails is not None:
             self._thumbnails.write(thumbnail)
         if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()
 
-    def pairs(self) -> pa.Table:
-        """`key` and `image_id` of the pairs of all images that were added, in order."""
-        if self._rows:
-            self._flush()
-        return pa.concat_tables([_PAIRS.empty_table(), *self._pairs])
-
-    def set_addresses(self, page_urls: pa.Array, urls: pa.Array) -> None:
-        """Says where the pairs were found, parallel to `pairs`. Without this call that is not recorded."""
-        self._addresses = page_urls, urls
-
     def _flush(self) -> None:
-        table = pa.Table.from_pylist(self._rows, schema=_SCHEMA)
-        self._table.write_table(table)
-        keys = table["keys"].combine_chunks()
-        owners = pc.list_parent_indices(keys)
-        self._pairs.append(
-            pa.table([pc.list_flatten(keys), table["image_id"].combine_chunks().take(owners)], schema=_PAIRS)
-        )
+        self._table.write_table(pa.Table.from_pylist(self._rows, schema=_SCHEMA))
         self._rows.clear()
+
+
+def write_found(directory: Path, addresses: Iterable[pa.Table]) -> None:
+    """Writes the addresses of the images that an `ImagesWriter` wrote: `page_urls` and `urls`, parallel to `pairs`."""
+    items = pq.ParquetFile(directory / ITEMS, pre_buffer=False)
+    nums_pairs = (
+        pc.list_value_length(batch["keys"]).to_numpy().astype(np.int64)
+        for batch in items.iter_batches(ROWS_PER_GROUP, columns=["keys"])
+    )
+    write_addresses(directory, nums_pairs, addresses)
+
+
+def pairs(directory: Path) -> Iterator[pa.Table]:
+    """`key` and `image_id` of the pairs of all images that an `ImagesWriter` wrote, in order, some at a time."""
+    items = pq.ParquetFile(directory / ITEMS, pre_buffer=False)
+    for batch in items.iter_batches(_ROWS_PER_GROUP, columns=["keys", "image_id"]):
+        owners = pc.list_parent_indices(batch["keys"])
+        yield pa.table([pc.list_flatten(batch["keys"]), batch["image_id"].take(owners)], schema=_PAIRS)
 
 
 def _numpy(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:

@@ -7,7 +7,7 @@ groups, and one group is read for a picture.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from align.errors import CorruptError
 
 ADDRESSES = "addresses.parquet"
 
-_ROWS_PER_GROUP = 1 << 12
+ROWS_PER_GROUP = 1 << 12
 _PAGES, _PICTURES = "page_urls", "urls"
 _SCHEMA = pa.schema([(_PAGES, pa.list_(pa.string())), (_PICTURES, pa.list_(pa.string()))])
 
@@ -39,30 +39,36 @@ class PairAddress:
     url: str
 
 
-def write_addresses(directory: Path, nums_pairs: NDArray[np.int64], page_urls: pa.Array, urls: pa.Array) -> None:
-    """Writes the file.
+def write_addresses(directory: Path, nums_pairs: Iterable[NDArray[np.int64]], addresses: Iterable[pa.Table]) -> None:
+    """Writes the file, some rows in memory at a time.
 
     Args:
         directory: exists.
-        nums_pairs: (N,) pairs of each image.
-        page_urls: of all pairs, those of the first image first; no nulls.
-        urls: parallel to them.
+        nums_pairs: pairs of each image, in arrays of ROWS_PER_GROUP; only the last may be shorter.
+        addresses: `page_urls` and `urls` of all pairs, those of the first image first, some at a time; no nulls.
 
     Raises:
         ValueError: there are not as many addresses as pairs.
     """
-    ends = np.concatenate([[0], np.cumsum(nums_pairs)])
-    if not len(page_urls) == len(urls) == ends[-1]:
-        raise ValueError(f"{len(page_urls)} pages and {len(urls)} pictures for {ends[-1]} pairs")
+    tables = iter(addresses)
+    waiting = pa.table({name: pa.array([], pa.string()) for name in _SCHEMA.names})
+    num_pairs = 0
     with pq.ParquetWriter(directory / ADDRESSES, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-        for start in range(0, len(nums_pairs), _ROWS_PER_GROUP):
-            some = ends[start : start + _ROWS_PER_GROUP + 1]
-            offsets = pa.array(some - some[0], pa.int32())
+        for nums in nums_pairs:
+            ends = np.concatenate([[0], np.cumsum(nums)])
+            num_pairs += int(ends[-1])
+            while len(waiting) < ends[-1] and (more := next(tables, None)) is not None:
+                waiting = pa.concat_tables([waiting, more])
+            if len(waiting) < ends[-1]:
+                raise ValueError(f"{num_pairs - int(ends[-1]) + len(waiting)} addresses for {num_pairs} pairs or more")
+            some, waiting = waiting.slice(0, ends[-1]).combine_chunks(), waiting.slice(ends[-1])
             lists = [
-                pa.ListArray.from_arrays(offsets, column.slice(some[0], some[-1] - some[0]))
-                for column in (page_urls, urls)
+                pa.ListArray.from_arrays(pa.array(ends, pa.int32()), some[name].combine_chunks())
+                for name in _SCHEMA.names
             ]
             writer.write_table(pa.table(lists, schema=_SCHEMA))
+    if num_left := len(waiting) + sum(map(len, tables)):
+        raise ValueError(f"{num_pairs + num_left} addresses for {num_pairs} pairs")
 
 
 class PairAddresses:
@@ -95,8 +101,8 @@ class PairAddresses:
         """
         try:
             with self._lock:
-                group = self._file.read_row_group(position // _ROWS_PER_GROUP)
-            row = group.slice(position % _ROWS_PER_GROUP, 1).to_pylist()[0]
+                group = self._file.read_row_group(position // ROWS_PER_GROUP)
+            row = group.slice(position % ROWS_PER_GROUP, 1).to_pylist()[0]
             pages, pictures = row[_PAGES], row[_PICTURES]
             if not len(pages) == len(pictures) == num_pairs or None in (*pages, *pictures):
                 raise ValueError("addresses are missing")  # noqa: TRY301 - all damage is the same error
@@ -115,7 +121,7 @@ class PairAddresses:
                 found = {owner for owner, *one in zip(owners, *columns, strict=True) if covers(*one)}
             except (pa.ArrowException, OSError, ValueError, TypeError) as error:
                 raise _damaged(Path(ADDRESSES), error) from None
-            yield from (group * _ROWS_PER_GROUP + position for position in found)
+            yield from (group * ROWS_PER_GROUP + position for position in found)
 
 
 def iter_addresses(directory: Path) -> Iterator[PairAddress]:
@@ -129,7 +135,7 @@ def iter_addresses(directory: Path) -> Iterator[PairAddress]:
         return
     try:
         file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
-        for batch in file.iter_batches(_ROWS_PER_GROUP):
+        for batch in file.iter_batches(ROWS_PER_GROUP):
             pages, pictures = (pc.list_flatten(batch[name]).to_pylist() for name in (_PAGES, _PICTURES))
             for page, picture in dict.fromkeys(zip(pages, pictures, strict=True)):
                 yield PairAddress(page or "", picture or "")

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from align.config.infrastructure import StoreConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.config.search import IndexConfig
 from align.formats.model_folder import model_digest
 from align.model.embedder import Embedder
 from align.release.registration.register import Registration, register
 from align.release.registration.results import PipelineOutputs
-from align.search.index import IndexedData, index
+from align.search.index import IndexedData, IndexModel, index
 from align.search.service.champion import Champion
 from align.search.service.fetched import RegisteredChampion
 from align.search.service.served import Pictures
@@ -52,8 +52,8 @@ class Served:
         model = self.paths.finetuned
         index(
             IndexConfig.model_validate(load_params().values["index"] | {"queries": None}), text_weight=2.0,
-            encoder=Embedder.load(model), model_digest=model_digest(model), data=self.data,
-            out=self.paths.index, reports=self.root / "reports/index",
+            model=IndexModel(model, Embedder.load(model), model_digest(model)), data=self.data,
+            engine=load_params().section(EngineConfig), out=self.paths.index, reports=self.root / "reports/index",
         )  # fmt: skip
 
     def register(self, recall: float) -> Registration:

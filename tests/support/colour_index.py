@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.config.infrastructure import EngineConfig
 from align.config.search import IndexConfig
 from align.formats.raw import SCHEMA
 from align.formats.shards import SPLITS, iter_samples
 from align.model.embedder import Encoder
-from align.search.index import IndexedData, IndexReport, index
+from align.search.index import IndexedData, IndexModel, IndexReport, index
 from tests.support import colour_shards
 from tests.support.colours import ColourEncoder
 from tests.support.params import load_params
@@ -68,9 +69,9 @@ def build(
     return index(
         IndexConfig.model_validate(load_params().values["index"] | {"queries": None} | values),
         text_weight=2.0,
-        encoder=encoder or ColourEncoder(),
-        model_digest=model_digest,
+        model=IndexModel(root / "no model", encoder or ColourEncoder(), model_digest),
         data=write_data(root, root / "reports", pages),
+        engine=load_params().section(EngineConfig),
         out=root / "index",
         reports=root / "reports/index",
     )

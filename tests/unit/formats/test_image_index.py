@@ -1,7 +1,7 @@
 """data/index: rows on demand, thumbnails, filters, and what becomes of files that are damaged or old."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from align.durable.files import replace_directory
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.image_index import ImageIndex, write_index
 from align.formats.indexed_images import ImagesWriter, IndexedImage
@@ -33,13 +34,18 @@ def write(folder: Path, *, thumbnail_px: int = 160, exact_below: int = 100) -> P
     def build(path: Path, images: ImagesWriter) -> VectorIndex:
         for item in ITEMS:
             images.add(item, f"jpeg of {item.key}".encode() if thumbnail_px else b"")
-        pairs = images.pairs().to_pylist()
-        pages = [f"https://{pair['key']}.example/{pair['image_id']}" for pair in pairs]
-        images.set_addresses(pa.array(pages), pa.array(["https://p.example/"] * len(pairs)))
         return VectorIndex.build([VECTORS], path, num_vectors=8, exact_below=exact_below)
 
+    def find(pairs: Iterable[pa.Table], num_pairs: int) -> Iterator[pa.Table]:
+        rows = [pair for table in pairs for pair in table.to_pylist()]
+        assert len(rows) == num_pairs
+        for pair in rows:
+            page = f"https://{pair['key']}.example/{pair['image_id']}"
+            yield pa.table({"page_urls": [page], "urls": ["https://p.example/"]})
+
     rules = {"a_rule": "x < 3", "another": None}
-    write_index(folder, build, model_digest="m", shards_digest="s", thumbnail_px=thumbnail_px, rules=rules)
+    with replace_directory(folder, "index") as part:
+        write_index(part, build, find, model_digest="m", shards_digest="s", thumbnail_px=thumbnail_px, rules=rules)
     return folder
 
 
@@ -117,19 +123,6 @@ def test_an_open_index_stays_what_it_was_when_the_folder_is_replaced(tmp_path: P
     assert [hit.item for hit in index.search(VECTORS[5], 1)] == [ITEMS[5]]
 
 
-def test_a_build_that_fails_leaves_the_old_index(tmp_path: Path) -> None:
-    write(tmp_path / "index")
-
-    def stop(path: Path, images: ImagesWriter) -> VectorIndex:
-        images.add(ITEMS[0], b"jpeg")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_index(tmp_path / "index", stop, model_digest="m", shards_digest="s", thumbnail_px=160)
-    assert len(load(tmp_path / "index").items) == 8
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
-
-
 def test_an_index_of_an_earlier_version(tmp_path: Path) -> None:
     folder = write(tmp_path / "index")
     (folder / "words.parquet").unlink()
@@ -146,9 +139,10 @@ def test_an_index_whose_addresses_nobody_gave(tmp_path: Path) -> None:
         images.add(ITEMS[0], b"jpeg")
         return VectorIndex.build([VECTORS[:1]], path, num_vectors=1, exact_below=100)
 
-    write_index(tmp_path / "index", build, model_digest="m", shards_digest="s", thumbnail_px=160)
-    assert load(tmp_path / "index").addresses(ITEMS[0].key) == (PairAddress("", ""),) * 2
-    assert load(tmp_path / "index").header.rules == {}
+    nothing = pa.table({name: pa.array([""] * 2) for name in ("page_urls", "urls")})
+    write_index(tmp_path, build, lambda *_: [nothing], model_digest="m", shards_digest="s", thumbnail_px=160)
+    assert load(tmp_path).addresses(ITEMS[0].key) == (PairAddress("", ""),) * 2
+    assert load(tmp_path).header.rules == {}
 
 
 @pytest.mark.parametrize(

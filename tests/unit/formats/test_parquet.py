@@ -119,30 +119,38 @@ NUMS = np.array([1, 3, 2, 2])
 
 
 def write(folder: Path) -> Path:
-    write_addresses(folder, NUMS, pa.array(HOSTILE), pa.array([f"https://p.example/{n}" for n in range(8)]))
+    step = pair_addresses.ROWS_PER_GROUP
+    nums = [NUMS[first : first + step] for first in range(0, len(NUMS), step)]
+    write_addresses(folder, nums, [addresses(HOSTILE[:5]), addresses(HOSTILE[5:], 5)])
     return folder
+
+
+def addresses(pages: list[str], first: int = 0) -> pa.Table:
+    pictures = [f"https://p.example/{number}" for number in range(first, first + len(pages))]
+    return pa.table({"page_urls": pages, "urls": pictures})
 
 
 @pytest.mark.parametrize("rows_per_group", [1, 3, 4096])
 def test_every_image_gets_the_addresses_of_its_own_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_group: int
 ) -> None:
-    monkeypatch.setattr(pair_addresses, "_ROWS_PER_GROUP", rows_per_group)
+    monkeypatch.setattr(pair_addresses, "ROWS_PER_GROUP", rows_per_group)
     found = PairAddresses.load(write(tmp_path), 4)
     start = 0
     for position, number in enumerate(NUMS):
-        addresses = found.of(position, int(number))
-        assert [one.page_url for one in addresses] == HOSTILE[start : start + number]
-        assert [one.url for one in addresses] == [f"https://p.example/{n}" for n in range(start, start + number)]
+        read = found.of(position, int(number))
+        assert [one.page_url for one in read] == HOSTILE[start : start + number]
+        assert [one.url for one in read] == [f"https://p.example/{n}" for n in range(start, start + number)]
         start += int(number)
     assert [one.page_url for one in iter_addresses(tmp_path)] == HOSTILE
 
 
 def test_as_many_addresses_as_pairs_and_none_of_an_older_index(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="7 pages and 8 pictures for 8 pairs"):
-        write_addresses(tmp_path, NUMS, pa.array(HOSTILE[1:]), pa.array(HOSTILE))
     assert list(iter_addresses(tmp_path)) == []
-    write_addresses(tmp_path, np.array([], np.int64), pa.array([], pa.string()), pa.array([], pa.string()))
+    for pages in (HOSTILE[1:], [*HOSTILE, ""]):
+        with pytest.raises(ValueError, match=f"{len(pages)} addresses for 8 pairs"):
+            write_addresses(tmp_path, [NUMS], [addresses(pages)])
+    write_addresses(tmp_path, [], [])
     PairAddresses.load(tmp_path, 0)
 
 

@@ -1,9 +1,12 @@
 import io
 import json
 import shutil
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,8 +15,10 @@ from PIL import Image
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.image_index import ImageIndex
 from align.formats.pair_addresses import PairAddress
-from align.search import index
-from align.search.index import IndexReport, read_addresses, read_rules, thumbnail
+from align.search import addresses
+from align.search.addresses import find_addresses
+from align.search.embed_shards import thumbnail
+from align.search.index import IndexReport, read_rules
 from align.services.vector_index import VectorIndex
 from tests.support import colour_index
 from tests.support.colour_index import PAGE, RULES, write_raw, write_report
@@ -144,6 +149,36 @@ def test_a_broken_index_says_so(tmp_path: Path) -> None:
         ImageIndex.load(tmp_path / "index", VectorIndex.load)
 
 
+def test_a_killed_run_embeds_no_tar_twice_and_leaves_the_old_index(tmp_path: Path) -> None:
+    class Stops(ColourEncoder):
+        left = 0
+
+        def embed_images(self, images: Iterable[bytes]) -> np.ndarray:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().embed_images(images)
+
+    build(tmp_path / "whole")
+    build(tmp_path / "other")
+    whole, other = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "index").iterdir()} for name in ("whole", "other")
+    )
+    assert whole == other
+    queries, encoder = str(tmp_path / "other/queries.json"), Stops()
+    encoder.left = 1
+    again = partial(colour_index.build, tmp_path / "other", queries=queries, model_digest="new", thumbnail_px=32)
+    with pytest.raises(KeyboardInterrupt):
+        again(encoder=encoder)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "other/index").iterdir()} == other
+    made = [path.name for path in (tmp_path / "other/.index.part/.embedded").iterdir()]
+    assert made == ["train-00000.arrow"]
+    encoder.left = len(list((tmp_path / "other/shards").rglob("*.tar"))) - 1
+    again(encoder=encoder)
+    new = {path.name: path.read_bytes() for path in (tmp_path / "other/index").iterdir()}
+    assert {name for name in new if new[name] != other[name]} == {"index.json"}
+
+
 def row(key: str, **values: Any) -> dict[str, Any]:
     return {"key": key, "url": f"https://a.example/{key}.jpg", "caption": key, "sha256": f"id-{key}",
             "page_url": f"https://a.example/{key}"} | values  # fmt: skip
@@ -154,21 +189,29 @@ def pairs(*keys: str) -> pa.Table:
 
 
 def found(raw: Path, *keys: str) -> list[tuple[str, str]]:
-    pages, pictures = read_addresses(raw, pairs(*keys))
-    return list(zip(pages.to_pylist(), pictures.to_pylist(), strict=True))
+    tables = find_addresses(raw, (pairs(key) for key in keys), len(keys), raw / "scratch")
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert [path for path in (raw / "scratch").rglob("*") if path.is_file()] == []
+    return [(row["page_urls"], row["urls"]) for row in rows]
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 1 << 18])
+@pytest.mark.parametrize("pairs_of_part", [1, 2, 1 << 18])
 def test_they_follow_the_order_of_the_pairs_over_all_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int, pairs_of_part: int
 ) -> None:
-    monkeypatch.setattr(index, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(addresses, "_ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(addresses, "_PAIRS_OF_PART", pairs_of_part)
     write_raw(tmp_path, [row("a"), row("b"), row("dropped", sha256=None, status="failed_to_download")], "00000")
-    write_raw(tmp_path, [row("c", page_url=None), row("d", url="HTTP://b.example/d.png")], "00001")
-    assert found(tmp_path, "d", "a", "c") == [
-        ("https://a.example/d", "HTTP://b.example/d.png"), ("https://a.example/a", "https://a.example/a.jpg"),
-        ("", "https://a.example/c.jpg"),
+    write_raw(tmp_path, [], "00001")
+    write_raw(tmp_path, [row("f", page_url=None), row("g", url="HTTP://b.example/d.png"), row("h")], "00002")
+    write_raw(tmp_path, [row("x"), row("z")], "00003")
+    assert found(tmp_path, "g", "a", "z", "f") == [
+        ("https://a.example/g", "HTTP://b.example/d.png"), ("https://a.example/a", "https://a.example/a.jpg"),
+        ("https://a.example/z", "https://a.example/z.jpg"), ("", "https://a.example/f.jpg"),
     ]  # fmt: skip
+    with pytest.raises(DataError, match="has not 2 of the 4 pairs of the shards, such as y:"):
+        found(tmp_path, "z", "y", "a", "e")
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def test_an_index_is_looked_into(tmp_path: Path) -> None:
     assert index_shows(tmp_path, frozenset({SHA_B, SHA_C}), OptedOut())
     nobody = OptedOut([Entry("host", "other.example", "", "")])
     assert not index_shows(tmp_path, frozenset({SHA_C}), nobody)  # an older index has no addresses
-    pages, pictures = pa.array(["https://a.example/page", "", ""]), pa.array(["", "https://b.example/1.jpg", ""])
-    write_addresses(tmp_path, np.array([1, 2]), pages, pictures)
+    found = {"page_urls": ["https://a.example/page", "", ""], "urls": ["", "https://b.example/1.jpg", ""]}
+    write_addresses(tmp_path, [np.array([1, 2])], [pa.table(found)])
     assert not index_shows(tmp_path, frozenset({SHA_C}), nobody)
     for kind, value in (("host", "b.example"), ("url", "https://a.example/page")):
         assert index_shows(tmp_path, frozenset(), OptedOut([Entry(kind, value, "", "")]))

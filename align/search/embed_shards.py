@@ -1,0 +1,216 @@
+"""Embeds the images of data/shards, a tar at a time: a task writes the vectors, descriptions and thumbnails of its tar.
+
+Batches end with their tar, so its vectors are the same whoever computes them, and in whatever order.
+
+    .embedded/NAME.arrow   a row for each image of a tar
+    .model/                the model, where machines of a cluster share no disk
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from align.durable.files import temporary_name
+from align.durable.pieces import Piece, Pieces
+from align.errors import CorruptError, DataError
+from align.formats.image_index import IndexedImage
+from align.formats.indexed_images import ImagesWriter
+from align.formats.shards import SPLITS, Manifest, Shard, SplitName
+from align.formats.tar_members import DamagedTar, read_members
+from align.interfaces.executor import Executor
+from align.interfaces.store import FetchTar
+from align.model.embedder import IMAGE_BATCH, Embedder, Encoder
+from align.pairs.picture import small
+
+#: Images that are in memory at a time: whole batches.
+_IMAGES_AT_ONCE = 64 * IMAGE_BATCH
+#: Of thumbnails: one of 160 px takes about 3 kB.
+_QUALITY = 65
+_EMBEDDED, _MODEL = PIECES = (".embedded", ".model")
+
+
+@dataclass(frozen=True)
+class TarTask:
+    """One tar to embed."""
+
+    split: SplitName
+    shard: Shard
+
+    def __str__(self) -> str:
+        return self.shard.path
+
+
+@dataclass(frozen=True)
+class EmbedWork:
+    """The work folder, and what every task needs. Can be pickled.
+
+    Attributes:
+        pieces: the work folder, and who shares it.
+        shards: data/shards.
+        fetch: for tars that are not in the folder but in an object store; None without one.
+        thumbnail_px: longest side of a thumbnail; 0: there are none.
+    """
+
+    pieces: Pieces
+    shards: Path
+    fetch: FetchTar | None
+    thumbnail_px: int
+
+    def piece(self, task: TarTask) -> Piece:
+        """What is made of a tar."""
+        name = task.shard.path.removesuffix(".tar").replace("/", "-")
+        return Piece(f"embedded-{name}", f"{_EMBEDDED}/{name}.arrow")
+
+    def tar(self, shard: Shard) -> Path:
+        """A tar on this machine, fetched if necessary. Raises DataError if it is missing, else as `fetch`."""
+        path = self.shards / shard.path
+        if path.is_file():
+            return path
+        if self.fetch is None:
+            raise DataError(f"{path}: missing, though the manifest names it; run `align shard` again, or `dvc pull`")
+        return self.fetch(shard.sha256, shard.num_bytes)
+
+
+def embed_shards(work: EmbedWork, executor: Executor, manifest: Manifest, model: Path, encoder: Encoder) -> None:
+    """Embeds the tars that are not embedded yet.
+
+    Args:
+        work: the work folder.
+        executor: does it.
+        manifest: of the shards.
+        model: the model's folder, for other machines.
+        encoder: the same model.
+
+    Raises:
+        DataError: a tar is missing, or an image does not decode.
+        CorruptError: a tar's bytes do not match the manifest.
+        ServiceError: a server is unavailable.
+    """
+    resource: Callable[[], AbstractContextManager[Encoder]] = partial(_given, encoder)
+    if executor.is_cluster:
+        shutil.copytree(model, work.pieces.folder / _MODEL, dirs_exist_ok=True)
+        files = sorted(path.relative_to(work.pieces.folder).as_posix() for path in _files(work.pieces.folder / _MODEL))
+        piece = Piece("model", files[-1], lambda: files[:-1])
+        work.pieces.share(piece)
+        resource = partial(_opened, work.pieces, piece.last)
+    items = {work.piece(task): task for task in tar_tasks(manifest)}
+    work.pieces.fill(executor, partial(_embed_tar, work), items, "index: shards", resource)
+
+
+def tar_tasks(manifest: Manifest) -> list[TarTask]:
+    """All tars, in the order of the index."""
+    splits = [name for name in SPLITS if name in manifest.splits]
+    return [TarTask(name, shard) for name in splits for shard in manifest.splits[name].shards]
+
+
+def add_images(work: EmbedWork, manifest: Manifest, images: ImagesWriter) -> Iterator[NDArray[np.float32]]:
+    """Yields the vectors of one tar after the other, once its images were added. Memory holds one tar's."""
+    for task in tar_tasks(manifest):
+        with (work.pieces.folder / work.piece(task).last).open("rb") as file:
+            table = pa.ipc.open_file(file).read_all()
+        if not len(table):
+            continue
+        for row in table.drop_columns(["vector"]).to_pylist():
+            place = (task.split, task.shard.path, row["offset_bytes"], row["size_bytes"])
+            item = IndexedImage(row["key"], row["image_id"], tuple(row["texts"]), *place, tuple(row["keys"]))
+            images.add(item, row["thumbnail"])
+        yield np.frombuffer(b"".join(table["vector"].to_pylist()), "<f4").reshape(len(table), -1)
+
+
+def thumbnail(image: bytes, side_px: int) -> bytes:
+    """A JPEG of at most `side_px` per side. Equal images give equal bytes with the same version of Pillow.
+
+    Args:
+        image: an encoded image.
+        side_px: 0 makes none: the result is empty.
+
+    Raises:
+        PictureError: it does not decode.
+    """
+    if not side_px:
+        return b""
+    buffer = io.BytesIO()
+    small(image, side_px).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return buffer.getvalue()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def _given(encoder: Encoder) -> Iterator[Encoder]:
+    yield encoder
+
+
+@contextmanager
+def _opened(pieces: Pieces, last: str) -> Iterator[Encoder]:
+    """The model on a machine of a cluster."""
+    pieces = pieces.here()
+    pieces.bring([Piece("model", last)])
+    yield Embedder.load(pieces.folder / _MODEL)
+
+
+def _embed_tar(work: EmbedWork, encoder: Encoder, task: TarTask) -> None:
+    work = replace(work, pieces=work.pieces.here())
+    piece = work.piece(task)
+    work.pieces.make(piece, lambda: _write(_embedded(work, encoder, task), work.pieces.folder / piece.last))
+
+
+def _embedded(work: EmbedWork, encoder: Encoder, task: TarTask) -> pa.Table:
+    samples, tables = _samples(work.tar(task.shard), task.shard), [_SCHEMA.empty_table()]
+    while some := list(islice(samples, _IMAGES_AT_ONCE)):
+        vectors = encoder.embed_images(image for _, image in some)
+        rows = [
+            row | {"vector": np.asarray(vector, "<f4").tobytes(), "thumbnail": thumbnail(image, work.thumbnail_px)}
+            for (row, image), vector in zip(some, vectors, strict=True)
+        ]
+        tables.append(pa.Table.from_pylist(rows, _SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def _samples(tar: Path, shard: Shard) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """The json of each sample, with the place of its image, and the image. The tar's index may be elsewhere."""
+    with tar.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise CorruptError(f"{tar}: sha256 does not match the manifest; run `align shard` again")
+        place: dict[str, int] = {}
+        image = b""
+        try:
+            for member in read_members(file):
+                file.seek(member.offset)
+                if member.name.endswith(".jpg"):
+                    image = file.read(member.size)
+                    place = {"offset_bytes": member.offset, "size_bytes": member.size}
+                elif member.name.endswith(".json"):
+                    yield json.loads(file.read(member.size)) | place, image
+        except DamagedTar as error:
+            raise CorruptError(f"{tar}: {error}; run `align shard` again") from None
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    beside = temporary_name(path)
+    with pa.ipc.new_file(str(beside), table.schema) as writer:
+        writer.write_table(table)
+    beside.replace(path)
+
+
+_SCHEMA = pa.schema([
+    ("key", pa.string()), ("image_id", pa.string()), ("texts", pa.list_(pa.string())), ("keys", pa.list_(pa.string())),
+    ("offset_bytes", pa.int64()), ("size_bytes", pa.int64()), ("thumbnail", pa.binary()), ("vector", pa.binary()),
+])  # fmt: skip

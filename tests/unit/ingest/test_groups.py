@@ -105,7 +105,6 @@ def use(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups, "_GROUP_BYTES", 900)
 
 
-@pytest.mark.costs(5, "eight tasks at once, and as many pictures as show their bounds")
 @pytest.mark.parametrize("rate", [None, 50.0])
 @pytest.mark.parametrize("executor", [Threads(), pytest.param(LocalExecutor(8), marks=pytest.mark.full)])
 def test_eight_workers_keep_the_bounds_of_one_host(

@@ -1,0 +1,57 @@
+"""Machines of a cluster that share no disk ask the web by host, and write shards from each other's answers."""
+
+import json
+import os
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from align.ingest import groups
+from tests.support import slurm
+from tests.support.killing import digests
+from tests.support.params import PARAMS_FILE
+from tests.support.s3_server import S3Server, serve
+from tests.support.warc_records import picture
+from tests.support.web_server import WebServer
+from tests.support.web_server import response as answer
+
+pytestmark = pytest.mark.full
+HOSTS = [f"127.0.0.{number}" for number in range(1, 6)]
+
+
+def work_of(server: S3Server) -> list[str]:
+    return [key for key in server.keys("crawl") if key.startswith("work/") and "/done/" in key]
+
+
+def test_slurm_without_a_shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = slurm.install(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(groups, "_GROUP_BYTES", 600)
+    with serve(tmp_path / "s3") as s3, WebServer(HOSTS) as server:
+        s3.use(monkeypatch)
+        s3.make_bucket("crawl")
+        server.fallback = lambda request: answer(b"" if request.path == "/robots.txt" else picture(300, 250))
+        urls = [server.url(f"/{number}.png", host) for number in range(12) for host in HOSTS]
+        table = "".join(json.dumps({"url": url, "caption": "a good text"}) + "\n" for url in urls)
+        with closing(s3._client()) as client:
+            client.put_object(Bucket="crawl", Key="table.jsonl", Body=table.encode())
+        settings = [
+            "paths.archive=s3://crawl/table.jsonl", "ingest.source=url_table", "ingest.shard_size=20",
+            "download.allow_networks=[127.0.0.0/8]", "store.objects=s3://crawl/tars", "engine.num_workers=2",
+        ]  # fmt: skip
+        cluster = ["engine.runner=slurm", "store.work=s3://crawl/work"]
+        for name, more in (("here", []), ("cluster", cluster)):
+            (tmp_path / name).mkdir()
+            monkeypatch.chdir(tmp_path / name)
+            words = [word for setting in (*settings, *more) for word in ("--set", setting)]
+            assert main(["ingest", "--params", str(PARAMS_FILE), *words]) == 0
+        assert Counter(server.requests) == Counter(url.removeprefix("http://") for url in urls * 2) + Counter(
+            {f"{host}:{server.port}/robots.txt": 2 for host in HOSTS}
+        )
+        assert {key.rpartition("/")[2].partition("-")[0] for key in work_of(s3)} == {
+            "plan.json", "scan", "00000.json", "00001.json", "00002.json",
+        }  # fmt: skip
+    assert digests(tmp_path / "cluster/data/raw") == digests(tmp_path / "here/data/raw")

@@ -57,6 +57,8 @@ class IngestConfig(Section):
     splits: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)] | None
     #: The text for a picture in a folder that has no text; `{}` is the name of its folder. None: it is left out.
     folder_text: str | None
+    #: Take from the data/raw before what the web has answered: pictures, and failures that stay.
+    reuse: bool
     #: Pages to take from the archive, spread evenly over it; None takes all.
     max_pages: PositiveInt | None
     #: Approximate pairs per shard: all pairs of one picture stay in one shard.

@@ -94,11 +94,14 @@ class MadeWith(StoredModel):
         archive: `paths.archive`, as it was given.
         ingest: that section.
         download: that section; values that say how patiently to ask are those of the last run.
+        code: names what examined the pictures (`align.project.provenance`); None: it is not known, or not the same for
+            all.
     """
 
     archive: str
     ingest: dict[str, Any]
     download: dict[str, Any]
+    code: str | None = None
 
 
 class RawManifest(StoredModel):

@@ -24,6 +24,7 @@ from align.formats.raw import ADDRESS_REFUSED, HOPELESS, MANIFEST, MadeWith, rea
 from align.formats.statuses import SUCCESS
 from align.ingest.report import IngestReport, not_read, read_as_stored
 from align.pairs.text import MAX_CHARACTERS
+from align.project import provenance
 from align.services.dvc.commands import changes_of, record_outs
 from align.services.dvc.outs import is_run_by_dvc, is_tracked, stage_of
 
@@ -44,14 +45,15 @@ PATIENCE = frozenset({
     "download.backoff_s",
 })  # fmt: skip
 #: Values that decide no row: a run with others resumes the work of one that was killed or failed.
-DECIDING_NOTHING = PATIENCE | {"ingest.max_damaged_share"}
+DECIDING_NOTHING = PATIENCE | {"ingest.max_damaged_share", "ingest.reuse"}
 #: A value that a retry takes if it is named: which skipped pictures to ask for.
 SKIP_HOPELESS = "ingest.skip_hopeless"
 
 
 def made_with(config: IngestConfig, download: DownloadConfig, archive: str) -> MadeWith:
     """The values of an ingest, for the manifest."""
-    return MadeWith(archive=archive, ingest=config.model_dump(mode="json"), download=download.model_dump(mode="json"))
+    values = {"ingest": config.model_dump(mode="json"), "download": download.model_dump(mode="json")}
+    return MadeWith(archive=archive, code=provenance.digest("align.ingest.examination"), **values)
 
 
 def named_values(overrides: Iterable[str]) -> set[str]:
@@ -85,7 +87,7 @@ def values_of_retry(
         sections[section] = {key: old.get(key, value) for key, value in new.items()}  # a new key has its value of now
         for key in differing(sections[section], new):
             name = f"{section}.{key}"
-            if name in PATIENCE or (name == SKIP_HOPELESS and name in named):
+            if name in DECIDING_NOTHING or (name == SKIP_HOPELESS and name in named):
                 sections[section][key] = new[key]
             elif name not in named:
                 not_used.append(name)
@@ -101,7 +103,8 @@ def values_of_retry(
     # pictures that were fetched stay, even if no text of theirs can pass; only the opposite change holds for all of
     # data/raw
     skips = config.model_copy(update={"skip_hopeless": config.skip_hopeless and stored.ingest["skip_hopeless"]})
-    return config, download, made_with(skips, download, stored.archive)
+    result = made_with(skips, download, stored.archive)
+    return config, download, result.model_copy(update={"code": stored.code if stored.code == result.code else None})
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

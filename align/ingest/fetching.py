@@ -13,43 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 from align.formats.policy import REFUSED, OptedOut
 from align.formats.raw import ADDRESS_REFUSED, HOPELESS, Samples
-from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
+from align.formats.statuses import FAILED_TO_DOWNLOAD, NOT_FETCHED
+from align.ingest.examination import PictureOutcome, examine
 from align.ingest.limits import TooLarge
 from align.ingest.partition import PlannedRow, PlannedShard
 from align.ingest.writer import RawShardWriter
-from align.pairs.picture import PictureError, read_header, shrink
 from align.pairs.text_cuts import TextCuts
-
-
-class Answer(Protocol):
-    """The web's answer for one address. `align.ingest.download.Fetched` is one.
-
-    This module does not import it, so that the downloader's code is not among that which decides the bytes.
-    """
-
-    @property
-    def url(self) -> str:
-        """The address as it was requested."""
-
-    @property
-    def data(self) -> bytes | None:
-        """The body; None after a failure."""
-
-    @property
-    def error(self) -> str | None:
-        """Why the request failed: a short code, and details after a colon."""
-
-    @property
-    def retryable(self) -> bool:
-        """Whether the failure may be temporary."""
-
-
-#: Addresses -> answers, in the order of their arrival.
-FetchUrls = Callable[[Iterable[str]], Iterator[Answer]]
 
 
 @dataclass(frozen=True)
@@ -74,20 +47,32 @@ class Pictures:
     opted_out: OptedOut
     text_cuts: TextCuts | None = None
 
+    @property
+    def bounds(self) -> tuple[int, int | None, int]:
+        """By which pictures are examined."""
+        return self.max_pixels, self.resize_px, self.jpeg_quality
 
-@dataclass(frozen=True)
-class PictureOutcome:
-    """What became of an address: the columns of data/raw that all its pairs share."""
 
-    status: str
-    error_message: str | None = None
+class Answer(NamedTuple):
+    """What is known of an address.
+
+    Attributes:
+        url: as it was requested.
+        data: the body, or with `outcome` the picture as it was stored; None after a failure.
+        error: why the request failed: a short code, and details after a colon.
+        retryable: whether the failure may be temporary.
+        outcome: what an earlier ingest found, which nobody has to find again; None: the web has answered.
+    """
+
+    url: str
+    data: bytes | None
+    error: str | None = None
     retryable: bool = False
-    width: int | None = None
-    height: int | None = None
-    original_width: int | None = None
-    original_height: int | None = None
-    sha256: str | None = None
-    image_key: str | None = None
+    outcome: PictureOutcome | None = None
+
+
+#: Addresses -> answers, in the order of their arrival.
+FetchUrls = Callable[[Iterable[str]], Iterator[Answer]]
 
 
 class ShardCounts(NamedTuple):
@@ -128,6 +113,7 @@ def write_shard(
         keep_tar: takes the finished tar, see `RawShardWriter`.
     """
     failures: dict[str, PictureOutcome] = {}
+    known: dict[str, PictureOutcome] = {}
     outcomes: dict[tuple[str, str | None, int | None], PictureOutcome] = {}
     keys: dict[str, str] = {}
     asked: set[bytes] = set()
@@ -136,9 +122,11 @@ def write_shard(
     with ExitStack() as stack:
         spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=directory)))
         for answer in fetch(addresses(shard.rows(), pictures, asked)):
-            if answer.data is None:
+            if answer.outcome is not None:
+                known[answer.url] = answer.outcome
+            elif answer.data is None:
                 failures[answer.url] = PictureOutcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
-            else:
+            if answer.data is not None:
                 spool.put(answer.url, answer.data)
         writer = stack.enter_context(RawShardWriter(directory, shard.name, shard.position_digits, keep_tar))
         for row in shard.rows():
@@ -162,7 +150,10 @@ def write_shard(
             elif pictures.text_cuts is not None and _is_for_the_web(row, pictures) and _digest(url) not in asked:
                 outcome = outcomes[picture] = _HOPELESS
             else:
-                outcome, data = _examine(_bytes(row, spool, shard, pictures), pictures)
+                if url in known and _is_for_the_web(row, pictures):
+                    outcome, data = known[url], spool.get(url)
+                else:
+                    outcome, data = examine(_bytes(row, spool, shard, pictures), *pictures.bounds)
                 if pictures.opted_out.matches(None, None, outcome.sha256):
                     outcome, data = replace(_OPTED_OUT, sha256=outcome.sha256), None
                 elif outcome.sha256 is not None:
@@ -222,27 +213,6 @@ def _bytes(row: PlannedRow, spool: _Spool, shard: PlannedShard, pictures: Pictur
             return str(error)
     status = row["http_status"]
     return "not in archive" if status is None else f"HTTP {status}"
-
-
-def _examine(data: bytes | str, pictures: Pictures) -> tuple[PictureOutcome, bytes | None]:
-    """The outcome, and the bytes to store; `data` may be the reason why there are no bytes."""
-    if isinstance(data, str):
-        return PictureOutcome(FAILED_TO_DOWNLOAD, data), None
-    try:
-        header = read_header(data)
-    except PictureError as error:
-        return PictureOutcome(FAILED_TO_RESIZE, str(error)), None
-    width, height = header.width_px, header.height_px
-    original = PictureOutcome(FAILED_TO_RESIZE, original_width=width, original_height=height)
-    if width * height > pictures.max_pixels:
-        return replace(original, error_message=f"too many pixels: {width} x {height}"), None
-    if pictures.resize_px is not None and min(width, height) > pictures.resize_px:
-        try:
-            data, width, height = shrink(data, pictures.resize_px, pictures.jpeg_quality, pictures.max_pixels)
-        except PictureError as error:
-            return replace(original, error_message=str(error)), None
-    digest = hashlib.sha256(data).hexdigest()
-    return replace(original, status=SUCCESS, width=width, height=height, sha256=digest), data
 
 
 def _raw_row(key: str, row: PlannedRow, outcome: PictureOutcome) -> dict[str, Any]:

@@ -4,22 +4,19 @@ One task has all addresses of a host, so the bounds of a host hold for any numbe
 asked for once. A host with very many addresses is divided in parts, each with its share of these bounds. Where a
 redirect leads to a host of another task, nobody follows it at once: the tasks of the next round ask there.
 
-    web/STRETCH.json                   the shards that are fetched together
-    web/STRETCH-SHARD.asks             their addresses, by the slot of the host: a hash of its name
+    web/STRETCH-SHARD.asks             addresses of a shard, by the slot of the host: a hash of its name
     web/STRETCH-ROUND-GROUP.answers    what a task got, by shard
     web/STRETCH-ROUND-GROUP.asks       and what it was redirected to, by slot
 
-They go when the shards are written. Memory holds one picture, and the addresses of a group.
+Memory holds one picture, and the addresses of a group.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +36,16 @@ from align.durable.processes import in_threads
 from align.durable.sections import Sizes, open_sections, sizes_of, write_sections
 from align.durable.work import CLAIMS, key_of
 from align.errors import DataError
+from align.ingest.answers import (
+    FOLDER,
+    Stretch,
+    answers_piece,
+    asks_file,
+    read_answers,
+    write_answers,
+)
 from align.ingest.download import Ask, Downloader, Fetched, SlowHosts
+from align.ingest.earlier import Earlier
 from align.ingest.fetching import Answer, Pictures, addresses
 from align.ingest.partition import PlannedShard
 from align.interfaces.executor import Executor, Step
@@ -48,7 +54,6 @@ from align.web.addresses import target_of
 #: What names a shard to the function that opens it.
 Shard = TypeVar("Shard")
 
-_FOLDER = "web"
 #: Of the addresses of a group: some ten thousand. A killed task has lost no more.
 _GROUP_BYTES = 1 << 20
 #: Slots for each shard, so that a slot has a part of a group's addresses.
@@ -78,37 +83,6 @@ class Group(NamedTuple):
     num_slices: int
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Shards whose pictures are fetched together.
-
-    Attributes:
-        name: of its pieces.
-        shards: their names.
-    """
-
-    name: str
-    shards: tuple[str, ...]
-
-    @property
-    def num_slots(self) -> int:
-        """By which hosts are divided."""
-        return _SLOTS_PER_SHARD * max(_MIN_SHARDS, len(self.shards))
-
-    def slot(self, host: str) -> int:
-        """Of a host: both schemes and all ports of a name have the same."""
-        return _hash(_PORT.sub("", host)) % self.num_slots
-
-    def asks_of(self, shard: str) -> str:
-        """The piece with the addresses of a shard."""
-        return f"{self.name}-{shard}"
-
-    def answers_of(self, group: Group) -> list[str]:
-        """The pieces with the answers of a group."""
-        name = f"{self.name}-{group.number}-{group.first}-{group.part}.{group.num_parts}"
-        return [f"{name}-{each}.{group.num_slices}" for each in range(group.num_slices)]
-
-
 def size_of_stretch(num_at_once: int) -> int:
     """How many shards are fetched together: enough work for all tasks."""
     return max(_MIN_SHARDS, 1 << (num_at_once - 1).bit_length())
@@ -124,6 +98,7 @@ class Web(Generic[Shard]):
         pictures: how pictures are processed.
         download: bounds of all requests together.
         run: names the run, see `SlowHosts`.
+        earlier: has answers that need not be asked for; None: all are.
     """
 
     pieces: Pieces
@@ -131,26 +106,27 @@ class Web(Generic[Shard]):
     pictures: Pictures
     download: DownloadConfig
     run: str
+    earlier: Earlier | None = None
 
-    def stretch(self, start: int, size: int, missing: Sequence[str]) -> Stretch:
-        """The shards from number `start` on, of which these are missing.
+    def stretch(self, number: int, size: int, missing: Sequence[str]) -> Stretch:
+        """Stretch `number` of this size, of which these shards are missing.
 
         Which ones they are is kept until the stretch is complete, so that the next run after a kill finds its pieces.
         """
-        name = f"{key_of(size, repr(self.pictures.text_cuts))[:12]}-{start:06d}"
-        piece = Piece(name, f"{_FOLDER}/{name}.json")
+        name = f"{key_of(size, repr(self.pictures.text_cuts))[:12]}-{number:06d}"
+        piece = Piece(name, f"{FOLDER}/{name}.json")
         path = self.pieces.folder / piece.last
         path.parent.mkdir(exist_ok=True)
         self.pieces.make(piece, lambda: write_text(path, json.dumps(missing)))
         self.pieces.bring([piece])
-        return Stretch(name, tuple(json.loads(path.read_bytes())))
+        return Stretch(name, number, tuple(json.loads(path.read_bytes())))
 
     def fetch(self, stretch: Stretch, executor: Executor, shards: Sequence[Shard]) -> list[str]:
         """Fetches what the shards of a stretch need. Returns the names of the pieces with the answers."""
-        none: Sizes = np.zeros(stretch.num_slots, np.int64)
-        sizes = sum(executor.map(Step(nullcontext, partial(self._list, stretch), name_of), shards), none)
-        sources = [stretch.asks_of(name) for name in stretch.shards]
-        answers: list[str] = []
+        answers = [] if self.earlier is None else self.earlier.answer(stretch, executor)
+        none: Sizes = np.zeros(num_slots(stretch), np.int64)
+        sizes = sum(executor.map(Step(nullcontext, partial(self._list, stretch, list(answers)), name_of), shards), none)
+        sources = [f"{stretch.name}-{name}" for name in stretch.shards]
         number = 0
         while sizes.any():
             most_parts = min(self.download.max_connections_per_host, executor.num_at_once)
@@ -159,7 +135,7 @@ class Web(Generic[Shard]):
             task = partial(self._fetch, stretch, sources, at_once)
             done = executor.map(Step(nullcontext, task, _name_of), groups)
             sizes = sum(track(done, what="ingest: groups of hosts", total=len(groups)), none)
-            sources = [name for group in groups for name in stretch.answers_of(group)]
+            sources = [name for group in groups for name in pieces_of(stretch, group)]
             answers += sources
             number += 1
         return answers
@@ -170,68 +146,76 @@ class Web(Generic[Shard]):
         Raises:
             DataError: an answer is missing.
         """
-        left = sum(1 for _ in urls)
-        position = stretch.shards.index(shard)
-        files = [(name, _answers(name)) for name in groups] if left else []
-        for stream in open_sections(self.pieces.here(), files, len(stretch.shards), position, position + 1):
-            while line := stream.readline():
-                url, error, retryable, size = json.loads(line)
-                left -= 1
-                yield Got(url, None if size is None else stream.read(size), error, retryable)
+        left = set(urls)
+        for answer in read_answers(self.pieces.here(), stretch, shard, groups if left else ()):
+            if answer.url in left:  # the data/raw before may know more
+                left.remove(answer.url)
+                yield answer
         if left:
-            raise DataError(f"shard {shard} of data/raw: {left:,} answers of the web are missing; run again")
+            raise DataError(f"shard {shard} of data/raw: {len(left):,} answers of the web are missing; run again")
 
     def remove(self, stretch: Stretch, groups: Sequence[str]) -> None:
         """Removes the pieces of a stretch whose shards are complete."""
         if self.pieces.shared is not None:
-            names = [*map(stretch.asks_of, stretch.shards), *groups, stretch.name]
+            names = [*(f"{stretch.name}-{name}" for name in stretch.shards), *groups, stretch.name]
             for _ in in_threads(self.pieces.shared.remove, names, _NUM_THREADS):
                 pass
-        shutil.rmtree(self.pieces.folder / _FOLDER, ignore_errors=True)
+        shutil.rmtree(self.pieces.folder / FOLDER, ignore_errors=True)
 
-    def _list(self, stretch: Stretch, _: None, shard: Shard) -> Sizes:
-        """Lists the addresses of a shard by slot; returns their bytes."""
-        pieces, name = self.pieces.here(), stretch.asks_of(name_of(shard))
+    def _list(self, stretch: Stretch, answers: Sequence[str], _: None, shard: Shard) -> Sizes:
+        """Lists the addresses of a shard by slot, without those that have an answer; returns their bytes."""
+        pieces, name = self.pieces.here(), f"{stretch.name}-{name_of(shard)}"
 
         def make() -> None:
-            asks = _Asks(stretch)
+            asks, position = _Asks(stretch), stretch.shards.index(name_of(shard))
+            files = [(each, asks_file(each)) for each in answers]
+            streams = open_sections(pieces, files, len(stretch.shards), position, position + 1)
+            known = {json.loads(line) for stream in streams for line in stream}
             with self.open_shard(pieces, shard) as planned:
                 for url in addresses(planned.rows(), self.pictures, set()):
-                    asks.add(stretch.shards.index(name_of(shard)), Ask(url, url, 0))
-            asks.write(pieces.folder / _asks(name))
+                    if url not in known:
+                        asks.add(position, Ask(url, url))
+            asks.write(pieces.folder / asks_file(name))
 
-        pieces.make(Piece(name, _asks(name)), make)
-        return sizes_of(pieces, name, _asks(name), stretch.num_slots)
+        pieces.make(Piece(name, asks_file(name)), make)
+        return sizes_of(pieces, name, asks_file(name), num_slots(stretch))
 
     def _fetch(self, stretch: Stretch, sources: Sequence[str], at_once: int, _: None, group: Group) -> Sizes:
         """Fetches a group; returns the bytes of the addresses that it was redirected to, by slot."""
-        pieces, sizes = self.pieces.here(), np.zeros(stretch.num_slots, np.int64)
+        pieces, sizes = self.pieces.here(), np.zeros(num_slots(stretch), np.int64)
         with Downloader(
             share_of(self.download, at_once, group.num_parts),
             refuse=self.pictures.opted_out.refusal,
             on_busy=SlowHosts(pieces.folder / CLAIMS, self.run),
-            is_ours=lambda target: group.first <= stretch.slot(target.host) < group.end,
+            is_ours=lambda target: group.first <= slot_of(stretch, target.host) < group.end,
         ) as downloader:
-            for number, name in enumerate(stretch.answers_of(group)):
+            for number, name in enumerate(pieces_of(stretch, group)):
                 asks = _asks_in(pieces, stretch, sources, group, number)
-                piece = Piece(name, _asks(name), partial(list, [_answers(name)]))
+                piece = answers_piece(name)
                 pieces.make(piece, partial(_get, pieces, stretch, name, asks, downloader))
-                sizes += sizes_of(pieces, name, _asks(name), stretch.num_slots)
+                sizes += sizes_of(pieces, name, asks_file(name), num_slots(stretch))
         return sizes
-
-
-class Got(NamedTuple):
-    """See `Answer`."""
-
-    url: str
-    data: bytes | None
-    error: str | None
-    retryable: bool
 
 
 def name_of(shard: object) -> str:
     """The name of a shard, given by name or as data/raw has it."""
     return str(getattr(shard, "name", shard))
+
+
+def num_slots(stretch: Stretch) -> int:
+    """By which hosts are divided."""
+    return _SLOTS_PER_SHARD * max(_MIN_SHARDS, len(stretch.shards))
+
+
+def slot_of(stretch: Stretch, host: str) -> int:
+    """Of a host: both schemes and all ports of a name have the same."""
+    return _hash(_PORT.sub("", host)) % num_slots(stretch)
+
+
+def pieces_of(stretch: Stretch, group: Group) -> list[str]:
+    """The names of the pieces that a group makes."""
+    name = f"{stretch.name}-{group.number}-{group.first}-{group.part}.{group.num_parts}"
+    return [f"{name}-{each}.{group.num_slices}" for each in range(group.num_slices)]
 
 
 def share_of(download: DownloadConfig, num_tasks: int, num_parts: int = 1) -> DownloadConfig:
@@ -292,11 +276,11 @@ class _Asks:
             host = target_of(ask.target).host
         except ValueError:
             host = ""
-        self._lines[self._stretch.slot(host)].append(json.dumps([position, *ask]).encode() + b"\n")
+        self._lines[slot_of(self._stretch, host)].append(json.dumps([position, *ask]).encode() + b"\n")
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
-        count = self._stretch.num_slots
+        count = num_slots(self._stretch)
         write_sections(path, count, (self._lines.get(slot, ()) for slot in range(count)))
 
 
@@ -304,8 +288,8 @@ def _asks_in(
     pieces: Pieces, stretch: Stretch, sources: Sequence[str], group: Group, number: int
 ) -> Iterator[tuple[int, Ask]]:
     """The addresses of a slice of a group."""
-    files = [(name, _asks(name)) for name in sources]
-    for stream in open_sections(pieces, files, stretch.num_slots, group.first, group.end):
+    files = [(name, asks_file(name)) for name in sources]
+    for stream in open_sections(pieces, files, num_slots(stretch), group.first, group.end):
         for line in stream:
             position, *ask = json.loads(line)
             part, rest = _hash(ask[0]) % group.num_parts, _hash(ask[0]) // group.num_parts
@@ -315,33 +299,24 @@ def _asks_in(
 
 def _get(pieces: Pieces, stretch: Stretch, name: str, asks: Iterable[tuple[int, Ask]], downloader: Downloader) -> None:
     """Fetches addresses: what came, by shard, and what leads to hosts of other tasks, by slot."""
-    path = pieces.folder / _answers(name)
-    path.parent.mkdir(exist_ok=True)
     positions: dict[str, int] = {}
     moved = _Asks(stretch)
-    spans: list[list[tuple[int, int]]] = [[] for _ in stretch.shards]
 
     def urls() -> Iterator[Ask]:
         for position, ask in asks:
             positions[ask.url] = position
             yield ask
 
-    with tempfile.TemporaryFile(dir=path.parent) as spool:
-        end = 0
+    def answers() -> Iterator[tuple[int, Answer]]:
         for fetched in _with_progress(downloader.fetch(urls())):
             position = positions.pop(fetched.url)
-            if fetched.moved is not None:
+            if fetched.moved is None:
+                yield position, Answer(fetched.url, fetched.data, fetched.error, fetched.retryable)
+            else:
                 moved.add(position, fetched.moved)
-                continue
-            size = None if fetched.data is None else len(fetched.data)
-            head = json.dumps([fetched.url, fetched.error, fetched.retryable, size]).encode() + b"\n"
-            spool.writelines((head, fetched.data or b""))
-            spans[position].append((end, len(head) + (size or 0)))
-            end += spans[position][-1][1]
-        spool.flush()
-        parts = ((os.pread(spool.fileno(), size, start) for start, size in of_shard) for of_shard in spans)
-        write_sections(path, len(spans), parts)
-    moved.write(pieces.folder / _asks(name))
+
+    write_answers(pieces, name, len(stretch.shards), answers())
+    moved.write(pieces.folder / asks_file(name))
 
 
 def _with_progress(answers: Iterator[Fetched]) -> Iterator[Fetched]:
@@ -363,11 +338,3 @@ def _hash(text: str) -> int:
 
 def _name_of(group: Group) -> str:
     return f"hosts {group.first} to {group.end - 1}" + (f", part {group.part}" if group.num_parts > 1 else "")
-
-
-def _asks(name: str) -> str:
-    return f"{_FOLDER}/{name}.asks"
-
-
-def _answers(name: str) -> str:
-    return f"{_FOLDER}/{name}.answers"

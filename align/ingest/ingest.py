@@ -53,6 +53,7 @@ from align.formats.raw import (
     read_table,
 )
 from align.formats.statuses import NOT_FETCHED
+from align.ingest.earlier import earlier_shards
 from align.ingest.ending import (
     DECIDING_NOTHING,
     DECIDING_VALUES,
@@ -64,7 +65,8 @@ from align.ingest.ending import (
     unknown_to_dvc,
     values_of_retry,
 )
-from align.ingest.fetching import PictureOutcome, Pictures
+from align.ingest.examination import PictureOutcome
+from align.ingest.fetching import Pictures
 from align.ingest.partition import FOLDER, PlannedRow, PlannedShard, make_plan, planned_shard
 from align.ingest.report import IngestReport, summarise, write_page
 from align.ingest.sources import open_source, require_seen_by_dvc
@@ -74,7 +76,7 @@ from align.interfaces.sql import Engine
 from align.interfaces.store import Files
 from align.pairs.text_cuts import TextCuts
 from align.project import provenance
-from align.services.dvc.outs import is_run_by_dvc, require_stated_values, stage_of
+from align.services.dvc.outs import is_run_by_dvc, linked, require_stated_values, stage_of
 from align.services.engine import open_engine
 from align.services.executors.executors import LocalExecutor, open_executor
 from align.services.files.files import StoreFiles
@@ -226,10 +228,15 @@ def ingest(
             images_from, max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
         )
         shards = [piece_of(work, name) for name in plan.names]
+        made = made_with(config, download, archive)
+        before: Sequence[RawShard] = ()
+        if config.reuse and images_from != "archive":
+            folder = linked(raw, work / CLAIMS / "before") if is_run_by_dvc() else raw
+            before = earlier_shards(folder, made, fetcher(resources.store))
         open_shard = partial(planned_shard, plan.position_digits, source)
-        write_shards(pieces, executor, plan.names, open_shard, pictures, resources)
+        write_shards(pieces, executor, plan.names, open_shard, pictures, resources, before)
         pieces.bring(shards)
-        write_raw_manifest(work, plan.names, samples, made_with(config, download, archive))
+        write_raw_manifest(work, plan.names, samples, made)
         with _open_duckdb(engine) as sql:
             report = summarise(sql, work, plan.counts, len(source.files), plan.quarantined)
         shutil.rmtree(work / FOLDER)

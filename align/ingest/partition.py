@@ -241,7 +241,7 @@ def _scan(
                 columns = [*batch.columns, pa.array([file_number] * size, pa.int32())]
                 columns.append(pa.array(np.arange(rows[kind], rows[kind] + size)))
                 if kind == "candidates":
-                    columns.append(pa.array(_hashes(batch["url"].to_pylist())))
+                    columns.append(pa.array(hashes_of(batch["url"].to_pylist())))
                     counts.update(num_cut(batch))
                 else:
                     ends = [opted_out.matches(location, None, None) for location in batch["location"].to_pylist()]
@@ -290,7 +290,8 @@ def _tables(folder: Path, file_number: int) -> Iterator[dict[str, pq.ParquetWrit
             path.unlink(missing_ok=True)
 
 
-def _hashes(urls: list[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+def hashes_of(urls: list[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """A hash of each address; modulo the number of shards it is that of the shard."""
     digests = b"".join(hashlib.md5(url.encode("utf-8", "surrogatepass")).digest()[:8] for url in urls)
     return np.frombuffer(digests, dtype="<u8")
 

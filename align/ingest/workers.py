@@ -15,8 +15,11 @@ from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.ingest import DownloadConfig
 from align.display.console import say, track
 from align.durable.pieces import Piece, Pieces
+from align.formats.raw import RawShard
+from align.ingest.answers import Stretch
+from align.ingest.earlier import Earlier
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
-from align.ingest.groups import Shard, Stretch, Web, name_of, size_of_stretch
+from align.ingest.groups import Shard, Web, name_of, size_of_stretch
 from align.ingest.partition import PlannedShard
 from align.ingest.writer import files_beside_table, table_of
 from align.interfaces.executor import Executor, Step
@@ -45,6 +48,7 @@ def write_shards(
     open_shard: Callable[[Pieces, Shard], AbstractContextManager[PlannedShard]],
     pictures: Pictures,
     resources: Resources,
+    earlier: Sequence[RawShard] = (),
 ) -> None:
     """Writes those shards that are not complete in parallel, and reports progress.
 
@@ -55,13 +59,16 @@ def write_shards(
         open_shard: opens one shard in the process that makes it. Can be pickled.
         pictures: how pictures are processed.
         resources: what the tasks may use.
+        earlier: shards of a data/raw whose answers need not be asked for.
     """
     missing = {piece.name for piece in pieces.missing([piece_of(pieces.folder, name_of(shard)) for shard in shards])}
     if len(missing) < len(shards):
         say(f"ingest: resuming: {len(shards) - len(missing):,} of {len(shards):,} shards exist")
-    web = Web(pieces, open_shard, pictures, resources.download, str(os.getpid()))
+    size = size_of_stretch(executor.num_at_once)
+    before = Earlier(pieces, earlier, len(shards), size) if earlier else None
+    web = Web(pieces, open_shard, pictures, resources.download, str(os.getpid()), before)
     write = _Write(web, resources.store)
-    written = track(_written(write, executor, shards, missing), what="ingest: shards", total=len(missing))
+    written = track(_written(write, executor, shards, missing, size), what="ingest: shards", total=len(missing))
     start, num_pairs, num_pictures, num_not_fetched, num_refused = time.monotonic(), 0, 0, 0, 0
     for number, counts in enumerate((one for one in written if one is not None), start=1):
         num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
@@ -117,7 +124,7 @@ class _Write(Generic[Shard]):
 
 
 def _written(
-    write: _Write[Shard], executor: Executor, shards: Sequence[Shard], missing: set[str]
+    write: _Write[Shard], executor: Executor, shards: Sequence[Shard], missing: set[str], size: int
 ) -> Iterator[ShardCounts | None]:
     """Writes shards; what they need from the web is fetched before, for a stretch of them at a time."""
     web = write.web
@@ -125,12 +132,13 @@ def _written(
         left = [shard for shard in shards if name_of(shard) in missing]
         yield from executor.map(Step(nullcontext, write, _name_of), left)
         return
-    size = size_of_stretch(executor.num_at_once)
+    if missing and web.earlier is not None:
+        web.earlier.read(executor)
     for start in range(0, len(shards), size):
         some = shards[start : start + size]
         left = [shard for shard in some if name_of(shard) in missing]
         if left:
-            stretch = web.stretch(start, size, [name_of(shard) for shard in left])
+            stretch = web.stretch(start // size, size, [name_of(shard) for shard in left])
             groups = web.fetch(stretch, executor, [shard for shard in some if name_of(shard) in stretch.shards])
             task = replace(write, stretch=stretch, groups=groups)
             yield from executor.map(Step(nullcontext, task, _name_of), left)

@@ -138,6 +138,20 @@ def test_what_is_fetched_by_hand_is_kept(project: Path, ingested: tuple[Path, st
     assert (num_pictures(project), len(server.requests)) == (NUM, num_requests)
 
 
+@pytest.mark.costs(5, "the real ingest, beside DVC and below it")
+def test_a_row_more_is_a_request_more_below_dvc(project: Path, server: WebServer) -> None:
+    """DVC removes data/raw before it runs the stage; its cache still has what the web has answered."""
+    recover(server, range(NUM + 1))
+    works(project, RETRY)
+    with (project / "table.jsonl").open("a") as table:
+        table.write(json.dumps({"url": server.url(f"/{NUM}.png"), "caption": "a good text of the last"}) + "\n")
+    before = len(server.requests)
+    shell(project, "dvc repro", {})
+    asked = [request.partition("/")[2] for request in server.requests[before:]]
+    assert (asked, num_pictures(project)) == (["robots.txt", f"{NUM}.png"], NUM + 1)
+    assert not any(path.is_symlink() for path in (project / "data/raw").iterdir())
+
+
 def test_an_out_is_not_made_with_other_values(project: Path, server: WebServer) -> None:
     files = {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and ".dvc" not in path.parts}
     num_requests = len(server.requests)
@@ -231,7 +245,7 @@ def test_without_any_picture_dvc_keeps_nothing(new: Path, server: WebServer) -> 
 @pytest.mark.costs(4, "the real ingest three times")
 def test_an_archive_that_changes_meanwhile_is_not_what_dvc_is_told(project: Path, server: WebServer) -> None:
     """Neither after an ingest nor after a retry: dvc.lock would say that the changed table gave this data/raw."""
-    for words in (PLAIN, RETRY):
+    for words, path in ((PLAIN, "/5.png"), (RETRY, "/6.png")):  # a picture that came is not asked for again
         before = (project / "table.jsonl").read_bytes()
 
         def change_it(_: Request) -> bytes:
@@ -239,11 +253,11 @@ def test_an_archive_that_changes_meanwhile_is_not_what_dvc_is_told(project: Path
                 table.write(json.dumps({"url": server.url("/1.png"), "caption": "a new text of the table"}) + "\n")
             return answer(picture(305, 250))
 
-        server.routes["/5.png"] = change_it
+        server.routes[path] = change_it
         assert "DVC is not told of this data/raw: table.jsonl changed while it was made" in works(project, words)
         assert "changed outs" in str(status(project)) or "changed deps" in str(status(project))
         (project / "table.jsonl").write_bytes(before)
-        server.routes["/5.png"] = answer(b"", 503)
+        server.routes[path] = answer(b"", 503)
         if words == PLAIN:
             shell(project, PLAIN, {})
 

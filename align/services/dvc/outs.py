@@ -8,6 +8,7 @@ not know, without asking and without keeping it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from ruamel.yaml.error import YAMLError
 from align.config.params import PARAMS_FILE, Params, load_params, parse_yaml
 from align.errors import ConfigError
 from align.project.declared import DVC_FILE
+from align.services.dvc.objects import place
+from align.services.dvc.repository import settings
 
 _PIPELINE = Path(DVC_FILE)
 _REFERENCE = re.compile(r"\$\{\s*([\w.]+)\s*\}")
@@ -128,3 +131,25 @@ def _value(values: Any, key: str) -> Any:
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
+
+
+def linked(out: Path, folder: Path) -> Path:
+    """The folder that an out was when DVC last recorded it: links into DVC's cache, as DVC removes it before its stage.
+
+    Args:
+        out: of a stage of dvc.yaml here.
+        folder: new; it stays absent where dvc.lock or the cache has the out no more.
+    """
+    lock = Path("dvc.lock")
+    stages = (parse_yaml(lock.read_text(encoding="utf-8")) or {}).get("stages", {}) if lock.is_file() else {}
+    outs = [one for stage in stages.values() for one in stage.get("outs", ()) if Path(one["path"]) == out]
+    if outs and outs[0].get("md5"):
+        cache = Path(settings(Path())["cache"])
+        listing = place(cache, outs[0]["md5"])
+        files = json.loads(listing.read_bytes()) if listing.is_file() else []
+        if files and all(place(cache, file["md5"]).is_file() for file in files):
+            for file in files:
+                path = folder / file["relpath"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.symlink_to(place(cache, file["md5"]))
+    return folder

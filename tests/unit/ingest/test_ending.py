@@ -78,7 +78,7 @@ def test_no_picture_at_all_is_an_error_after_all_is_written(tmp_path: Path, caps
         server.routes["/0.png"] = answer(picture(300, 250))
         assert main([*arguments, "--retry-failed"]) == 0
         server.routes["/0.png"] = answer(b"", 404)
-        assert main(arguments) == 1
+        assert main([*arguments, "--set", "ingest.reuse=false"]) == 1
         assert "none of its 2 pairs has a picture; see above for the reasons" in capsys.readouterr().err
 
 

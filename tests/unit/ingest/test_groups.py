@@ -171,10 +171,12 @@ def test_groups_have_about_equal_sizes_and_large_hosts_have_parts() -> None:
 
 
 def test_a_host_has_one_slot_whatever_its_scheme_and_port() -> None:
-    stretch = Stretch("a", ("00000",))
-    assert len({stretch.slot(host) for host in ("a.example", "a.example:8080", "a.example:1")}) == 1
-    assert len({stretch.slot(f"{number}.example") for number in range(500)}) == stretch.num_slots == 64
-    assert stretch.slot("[::1]:80") == stretch.slot("[::1]")
+    stretch = Stretch("a", 0, ("00000",))
+    assert len({groups.slot_of(stretch, host) for host in ("a.example", "a.example:8080", "a.example:1")}) == 1
+    assert (
+        len({groups.slot_of(stretch, f"{number}.example") for number in range(500)}) == groups.num_slots(stretch) == 64
+    )
+    assert groups.slot_of(stretch, "[::1]:80") == groups.slot_of(stretch, "[::1]")
 
 
 def test_sections_are_read_by_range(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""A table that gained rows, and the data/raw before it: only what that does not know is asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.cli import main
+from align.formats.policy import Entry, OptedOut, write_opted_out
+from align.formats.raw import raw_shards, read_table
+from tests.support.killing import digests
+from tests.support.warc_records import picture
+from tests.support.web_server import WebServer
+from tests.support.web_server import response as answer
+
+#: What the server has beside pictures.
+GONE, LATE, BROKEN, LOGO = 2, 3, 4, 5
+
+
+def command(server: WebServer, folder: Path, rows: range, *settings: str, raw: str = "raw") -> list[str]:
+    """The words of `align ingest` for a table of these rows; row LOGO has a text that cannot pass."""
+    lines = [{"url": server.url(f"/{n}.png"), "caption": "logo" if n == LOGO else f"a good text {n}"} for n in rows]
+    (folder / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fixed = [
+        f"paths.archive={folder / 'table.jsonl'}", "ingest.source=url_table", "ingest.shard_size=3",
+        "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0", "engine.num_workers=1",
+        "download.obey_robots=false", "download.resize_px=200", f"paths.raw={folder / raw}",
+        *(f"paths.{name}={folder / name}" for name in ("reports", "runtime", "policy")),
+    ]  # fmt: skip
+    return ["ingest", *(word for setting in (*fixed, *settings) for word in ("--set", setting))]
+
+
+@pytest.fixture
+def server() -> Any:
+    with WebServer() as running:
+        running.routes |= {f"/{number}.png": answer(picture(300 + number, 250)) for number in range(20)}
+        running.routes |= {f"/{GONE}.png": answer(b"", 404), f"/{LATE}.png": answer(b"", 503)}
+        running.routes[f"/{BROKEN}.png"] = answer(b"no picture")
+        yield running
+
+
+def asked(server: WebServer) -> list[str]:
+    """What was asked for since the last call."""
+    paths = sorted(request.partition("/")[2].removesuffix(".png") for request in server.requests)
+    server.requests.clear()
+    return paths
+
+
+def numbers(*of: int) -> list[str]:
+    return sorted(map(str, of))
+
+
+def fresh(server: WebServer, folder: Path, rows: range, *settings: str) -> dict[str, str]:
+    """What an ingest makes that reuses nothing."""
+    assert main(command(server, folder, rows, *settings, raw="fresh")) == 0
+    assert len(asked(server)) >= len(rows) - 1
+    made = digests(folder / "fresh")
+    for path in (folder / "fresh").iterdir():
+        path.unlink()
+    (folder / "fresh").rmdir()
+    return made
+
+
+def test_requests_are_the_new_rows_and_failures_that_may_pass(tmp_path: Path, server: WebServer) -> None:
+    """12 rows, then 13, in as many shards as before; then twenty, in more."""
+    assert main(command(server, tmp_path, range(12))) == 0
+    assert asked(server) == numbers(*(n for n in range(12) if n != LOGO))
+    for rows, new in ((range(13), [12]), (range(20), range(13, 20)), (range(1, 20), [])):
+        assert main(command(server, tmp_path, rows)) == 0
+        assert asked(server) == numbers(LATE, *new)
+        made = digests(tmp_path / "raw")
+        assert made == fresh(server, tmp_path, rows)
+    server.routes[f"/{LATE}.png"] = answer(picture(400, 300))
+    assert main(command(server, tmp_path, range(20), "filter.min_words=1")) == 0
+    assert asked(server) == numbers(0, LATE, LOGO)
+    assert digests(tmp_path / "raw") == fresh(server, tmp_path, range(20), "filter.min_words=1")
+
+
+def test_a_retry_is_reused_too(tmp_path: Path, server: WebServer) -> None:
+    assert main(command(server, tmp_path, range(6))) == 0
+    server.routes[f"/{LATE}.png"] = answer(picture(400, 300))
+    assert main([*command(server, tmp_path, range(6)), "--retry-failed"]) == 0
+    asked(server)
+    assert main(command(server, tmp_path, range(7))) == 0
+    assert asked(server) == ["6"]
+
+
+@pytest.mark.parametrize("setting", [
+    "ingest.reuse=false", "download.user_agent=another/1.0", "download.resize_px=100", "ingest.max_image_pixels=99999",
+])  # fmt: skip
+def test_other_values_ask_for_all_again(tmp_path: Path, server: WebServer, setting: str) -> None:
+    assert main(command(server, tmp_path, range(6))) == 0
+    first = asked(server)
+    assert main(command(server, tmp_path, range(6), setting)) == 0
+    assert asked(server) == first
+
+
+def test_other_patience_and_other_code(
+    tmp_path: Path, server: WebServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(server, tmp_path, range(6))) == 0
+    first = asked(server)
+    assert main(command(server, tmp_path, range(6), "download.timeout_s=9.0", "ingest.shard_size=2")) == 0
+    assert asked(server) == numbers(LATE)
+    assert "ingest: 4 addresses are known from the data/raw before, and not asked for" in capsys.readouterr().err
+    monkeypatch.setattr("align.ingest.ending.provenance.digest", lambda *_: "another")
+    assert main(command(server, tmp_path, range(6))) == 0
+    assert asked(server) == first
+    assert "which was made with another code" in capsys.readouterr().err
+
+
+def test_what_is_taken_down_or_damaged_is_not_reused(
+    tmp_path: Path, server: WebServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(server, tmp_path, range(12))) == 0
+    rows = {row["url"]: row for shard in raw_shards(tmp_path / "raw") for row in read_table(shard).to_pylist()}
+    content = rows[server.url("/8.png")]["sha256"]
+    entries = [("url", server.url("/7.png")), ("image_id", content)]
+    write_opted_out(tmp_path / "policy", OptedOut(Entry(*entry, "asked", "2026-01-01") for entry in entries))
+    damaged = raw_shards(tmp_path / "raw")[0].tar
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:700])
+    lost = [row["url"] for row in rows.values() if row["key"].startswith(damaged.stem)]
+    asked(server)
+    assert main(command(server, tmp_path, range(12))) == 0
+    assert "a shard before is not reused" in capsys.readouterr().err
+    expected = {*(url.rpartition("/")[2].removesuffix(".png") for url in lost), str(LATE)} - {"7", str(LOGO)}
+    assert set(asked(server)) == expected
+    after = {row["url"]: row for shard in raw_shards(tmp_path / "raw") for row in read_table(shard).to_pylist()}
+    for number in (7, 8):
+        row = after[server.url(f"/{number}.png")]
+        assert (row["status"], row["caption"]) == ("failed_to_download", "")

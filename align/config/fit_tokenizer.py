@@ -17,5 +17,6 @@ class FitTokenizerConfig(Section):
 
     vocab_size: int = Field(ge=8)
     min_count: int = Field(ge=1)
+    max_texts: int = Field(ge=1)
     #: Taken as it is, instead of a learned one. `from` is a keyword of Python.
     given: GivenTokenizer | None = Field(alias="from")

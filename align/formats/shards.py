@@ -15,10 +15,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError
 from align.formats.json_file import StoredModel, parse
+from align.interfaces.store import FetchTar
 
 MANIFEST = "manifest.json"
 
@@ -140,6 +142,41 @@ def digest_of(shards: Iterable[Shard]) -> str:
     for shard in shards:
         digest.update(shard.sha256.encode("ascii"))
     return digest.hexdigest()
+
+
+def parse_row(data: bytes, size: int, tar: Path) -> dict[str, Any]:
+    """A sample's json, which the index says has this size. Raises CorruptError if it is not the json of a sample."""
+    try:
+        row = json.loads(data) if len(data) == size else None
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or not {"key", "image_id", "keys", "texts"} <= row.keys():
+        raise CorruptError(f"{tar}: cut off or damaged, it is not what {MANIFEST} says; run `align shard` again")
+    return row
+
+
+def iter_texts(shards: Path, split: SplitName, fetch: FetchTar | None) -> Iterator[list[str]]:
+    """Yields the texts of each image of a split; neither pictures nor tars that are not needed yet are read.
+
+    Args:
+        shards: the folder of the manifest.
+        split: whose texts.
+        fetch: (sha256, bytes) -> path of a tar that is not in the folder; None: there is none.
+
+    Raises:
+        DataError: there is no manifest, or a shard of it is missing.
+        FormatError: the manifest has another schema_version or layout.
+        CorruptError: a shard or its index is damaged.
+    """
+    for shard in read_manifest(shards).splits[split].shards:
+        path = shards / shard.path
+        if not path.is_file():
+            if fetch is None:
+                raise DataError(f"{path}: missing, though {MANIFEST} names it; run `dvc pull`, or `align shard` again")
+            path = fetch(shard.sha256, shard.num_bytes)
+        with path.open("rb") as file:
+            for _, _, offset, size in read_offsets(shards / shard.offsets_path, shard.offsets_sha256).tolist():
+                yield parse_row(os.pread(file.fileno(), size, offset), size, path)["texts"]
 
 
 def iter_samples(shards: Path, split: SplitName) -> Iterator[Sample]:

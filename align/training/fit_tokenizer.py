@@ -3,12 +3,15 @@
 With `fit_tokenizer.from` it takes a tokenizer that was made elsewhere, such as that of a given BERT, and only measures
 how it fits the texts.
 
-Only the training split is read, so words of the validation and test splits stay unseen.
+Only the training split is read, so words of the validation and test splits stay unseen. Of many texts the first
+`fit_tokenizer.max_texts` are read: `align shard` has shuffled the images by its seed, so they are a sample.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,15 @@ from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
 from align.durable.files import replace_directory
 from align.formats.given_tokenizer import given_tokenizer
-from align.formats.shards import iter_samples, read_manifest
+from align.formats.shards import iter_texts, read_manifest
 from align.formats.verdict import SHARDS, gate_report, require_passed
+from align.interfaces.store import FetchTar
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
-from align.services.s3.store import materialised
+from align.services.s3.store import fetcher
 
 #: More tokens than any text has: lengths are measured without truncation.
 NEVER_TRUNCATED = 1_000_000
+_TEXTS_AT_ONCE = 10_000
 
 
 class FitTokenizerReport(Report):
@@ -37,7 +42,13 @@ class FitTokenizerReport(Report):
 
 
 def fit_tokenizer(
-    config: FitTokenizerConfig, *, max_tokens: int, shards: Path, out: Path, reports: Path
+    config: FitTokenizerConfig,
+    *,
+    max_tokens: int,
+    shards: Path,
+    out: Path,
+    reports: Path,
+    fetch: FetchTar | None = None,
 ) -> FitTokenizerReport:
     """Learns the vocabulary and writes the tokenizer folder.
 
@@ -47,30 +58,42 @@ def fit_tokenizer(
         shards: data/shards; only the training split is read.
         out: data/tokenizer; replaced whole.
         reports: folder of the report.
+        fetch: for tars that are not in `shards` but in an object store; None without one.
 
     Raises:
         DataError: the training split has no text with a word in it, or the given tokenizer is not one of a BERT.
-        CorruptError: the given tokenizer has another digest.
+        CorruptError: the given tokenizer has another digest, or a shard is damaged.
     """
-    texts = [text for sample in iter_samples(shards, "train") for text in sample.texts]
+
+    def texts() -> Iterator[str]:
+        return islice(chain.from_iterable(iter_texts(shards, "train", fetch)), config.max_texts)
+
     if config.given is not None:
         tokenizer = given_tokenizer(config.given)
     else:
-        tokenizer = fit_wordpiece(texts, vocab_size=config.vocab_size, min_count=config.min_count)
+        tokenizer = fit_wordpiece(texts(), vocab_size=config.vocab_size, min_count=config.min_count)
     with replace_directory(out, "fit_tokenizer") as part:
         save_tokenizer(tokenizer, part, max_tokens=max_tokens)
-    tokenised = TextTokenizer.load(out, max_tokens=NEVER_TRUNCATED).ids(texts)
-    lengths = [len(ids) for ids in tokenised]
+    tokenised = TextTokenizer.load(out, max_tokens=NEVER_TRUNCATED)
     unknown: Any = tokenizer.token_to_id("[UNK]")
+    counts = dict.fromkeys(("texts", "tokens", "truncated", "unknown_tokens"), 0)
+    longest, rest = (0, ""), texts()
+    while some := list(islice(rest, _TEXTS_AT_ONCE)):
+        ids_of = tokenised.ids(some)
+        longest = max(longest, *((len(ids), text) for ids, text in zip(ids_of, some, strict=True)))
+        counts["texts"] += len(some)
+        counts["tokens"] += sum(map(len, ids_of))
+        counts["truncated"] += sum(len(ids) > max_tokens for ids in ids_of)
+        counts["unknown_tokens"] += sum(ids.count(unknown) for ids in ids_of)
     report = FitTokenizerReport(
-        longest_text=texts[max(range(len(texts)), key=lambda row: (lengths[row], texts[row]))],
+        longest_text=longest[1],
         metrics={
-            "fit_tokenizer/num_texts": len(texts),
+            "fit_tokenizer/num_texts": counts["texts"],
             "fit_tokenizer/vocab_size": tokenizer.get_vocab_size(),
-            "fit_tokenizer/tokens_per_text": round(sum(lengths) / len(lengths), 4),
-            "fit_tokenizer/longest_text_tokens": max(lengths),
-            "fit_tokenizer/num_truncated": sum(length > max_tokens for length in lengths),
-            "fit_tokenizer/num_unknown_tokens": sum(ids.count(unknown) for ids in tokenised),
+            "fit_tokenizer/tokens_per_text": round(counts["tokens"] / counts["texts"], 4),
+            "fit_tokenizer/longest_text_tokens": longest[0],
+            "fit_tokenizer/num_truncated": counts["truncated"],
+            "fit_tokenizer/num_unknown_tokens": counts["unknown_tokens"],
         },
     )
     with replace_directory(reports, "fit_tokenizer") as part:
@@ -88,9 +111,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
         report = fit_tokenizer(
             params.section(FitTokenizerConfig),
             max_tokens=params.section(ModelConfig).max_tokens,
-            shards=materialised(paths.shards, params.section(StoreConfig)),
+            shards=paths.shards,
             out=paths.tokenizer,
             reports=paths.reports / "fit_tokenizer",
+            fetch=fetcher(params.section(StoreConfig)),
         )
     metrics = report.metrics
     say(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -13,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.errors import CorruptError, DataError
+from align.errors import DataError
 from align.formats.filtered import DECISIONS, FACTS
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import iter_addresses
 from align.formats.policy import OptedOut
-from align.formats.shards import MANIFEST, SPLITS, Shard, SplitName, read_manifest, read_offsets
+from align.formats.shards import MANIFEST, SPLITS, Shard, SplitName, parse_row, read_manifest, read_offsets
 from align.interfaces.store import FetchTar
 
 #: The number of pictures that are looked for in a sample's bytes, before these are parsed.
@@ -83,7 +82,7 @@ def iter_stored_samples(
                         data = os.pread(file.fileno(), size, offset)
                         if few and len(data) == size and not any(one in data for one in needles):
                             continue
-                        row = _parsed(data, size, path)
+                        row = parse_row(data, size, path)
                         if image_ids is None or row["image_id"] in image_ids:
                             yield _sample(split, shard.path, row, (jpg_offset, jpg_size))
             except FileNotFoundError:
@@ -95,7 +94,7 @@ def samples_of(shards: Path, split: SplitName, shard: Shard, numbers: Iterable[i
     offsets, tar = _offsets(shards, shard), shards / shard.path
     with tar.open("rb") as file:
         for jpg_offset, jpg_size, offset, size in (offsets[number] for number in numbers):
-            row = _parsed(os.pread(file.fileno(), size, offset), size, tar)
+            row = parse_row(os.pread(file.fileno(), size, offset), size, tar)
             yield _sample(split, shard.path, row, (jpg_offset, jpg_size))
 
 
@@ -160,16 +159,6 @@ def filtered_shows(filtered: Path, texts: frozenset[tuple[str | None, str]]) -> 
 def _offsets(shards: Path, shard: Shard) -> list[list[int]]:
     rows: list[list[int]] = read_offsets(shards / shard.offsets_path, shard.offsets_sha256).tolist()
     return rows
-
-
-def _parsed(data: bytes, size: int, tar: Path) -> dict[str, Any]:
-    try:
-        row = json.loads(data) if len(data) == size else None
-    except ValueError:
-        row = None
-    if not isinstance(row, dict) or not {"key", "image_id", "keys", "texts"} <= row.keys():
-        raise CorruptError(f"{tar}: cut off or damaged, it is not what {MANIFEST} says; run `align shard` again")
-    return row
 
 
 def _sample(split: SplitName, tar: str, row: dict[str, Any], picture: tuple[int, int]) -> StoredSample:

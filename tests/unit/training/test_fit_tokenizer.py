@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from align.config.fit_tokenizer import FitTokenizerConfig
+from align.durable.files import sha256_file
 from align.errors import DataError
+from align.formats.shards import iter_texts
 from align.model.tokenizer import TextTokenizer
-from align.training.fit_tokenizer import fit_tokenizer
+from align.training import fit_tokenizer as fit_tokenizer_module
+from align.training.fit_tokenizer import FitTokenizerReport, fit_tokenizer
 from tests.support import training_data
 
-CONFIG = FitTokenizerConfig.model_validate({"vocab_size": 90, "min_count": 1, "from": None})
+CONFIG = FitTokenizerConfig.model_validate({"vocab_size": 90, "min_count": 1, "max_texts": 1000, "from": None})
 
 
 def test_learns_from_the_training_split(tmp_path: Path) -> None:
@@ -31,6 +34,30 @@ def test_learns_from_the_training_split(tmp_path: Path) -> None:
     for path in ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "report/report.json"):
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
     assert json.loads((tmp_path / "a/report/metrics.json").read_text()) == report.metrics
+
+
+def test_of_many_texts_the_first_are_read_and_no_later_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_tokenizer_module, "_TEXTS_AT_ONCE", 3)
+    shards, _ = training_data.write(tmp_path)
+    away, fetched = tmp_path / "away", list[int]()
+    away.mkdir()
+    for tar in (shards / "train").glob("*.tar"):
+        tar.rename(away / sha256_file(tar))
+
+    def fetch(sha256: str, num_bytes: int) -> Path:
+        fetched.append(num_bytes)
+        return away / sha256
+
+    def learn(max_texts: int, name: str) -> FitTokenizerReport:
+        config = CONFIG.model_copy(update={"max_texts": max_texts})
+        return fit_tokenizer(
+            config, max_tokens=6, shards=shards, out=tmp_path / name, reports=tmp_path / f"{name} report", fetch=fetch
+        )
+
+    report, first = learn(5, "some"), next(iter_texts(shards, "train", fetch))
+    assert report.metrics["fit_tokenizer/num_texts"] == 5 and len(fetched) == 3  # each pass reads one tar
+    assert report.metrics["fit_tokenizer/vocab_size"] < learn(1000, "all").metrics["fit_tokenizer/vocab_size"]
+    assert learn(len(first), "one image").longest_text == max(first, key=lambda text: (len(text.split()), text))
 
 
 def test_no_shards(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from align.cli import main
 from align.formats.filtered import decisions_digest
-from tests.support import ROOT, slurm, small_data, wait_until
+from tests.support import ROOT, slurm, small_data, tiny_model, wait_until
 from tests.support.killing import digests, fresh
 from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import S3Server, serve
@@ -23,8 +23,12 @@ SETTINGS = (
     "paths.archive=s3://crawl/archive.warc.gz", "paths.evaluation=none", "store.objects=s3://crawl/tars",
     "ingest.max_pages=25", "ingest.shard_size=250", "ingest.skip_hopeless=false", "filter.num_frequent_ngrams=5000",
     "shard.images_per_shard=25", "shard.val_fraction=0.1", "shard.test_fraction=0.1", "engine.memory_limit=200MB",
+    f"index.queries={ROOT / 'data/sample/queries.json'}", "paths.finetuned=model",
 )  # fmt: skip
-OUTS = ("data/raw", "data/filtered", "data/shards")
+OUTS = (
+    "data/raw", "data/filtered", "data/shards", "data/index", "reports/ingest", "reports/filter", "reports/gate",
+    "reports/shard", "reports/quality_shards", "reports/index",
+)  # fmt: skip
 S3_ONLY = "store.work=s3://crawl/work"
 
 
@@ -48,16 +52,21 @@ def run(stage: str, *settings: str) -> int:
 
 
 def pipeline(folder: Path, *settings: str) -> dict[str, str]:
-    """ingest, filter and shard in a folder of their own; what they made."""
+    """From ingest to index in a folder of their own; what they made."""
     fresh(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         (folder / "none").mkdir()
         assert run("ingest", *settings) == 0
         assert run("filter", *settings) == 0
+        assert run("validate", *settings) == 1  # no evaluation set was looked for, which the gate refuses
+        (folder / "reports/quality").rename(folder / "reports/gate")
         filtered = folder / "data/filtered"
         small_data.write_verdict(folder / "reports/quality", passed=True, data=decisions_digest(filtered))
         assert run("shard", *settings) == 0
+        assert run("validate_shards", *settings) == 0
+        tiny_model.write(folder)
+        assert run("index", *settings) == 0
     return made(folder)
 
 
@@ -72,7 +81,8 @@ def local(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> dict[st
         server.use(patch)
         expected = pipeline(tmp_path_factory.mktemp("local") / "project", "engine.num_workers=2")
     assert len([name for name in expected if name.startswith("data/raw/") and name.endswith(".parquet")]) >= 2
-    assert len([name for name in expected if name.startswith("data/shards/train/")]) == 0  # the tars are in the store
+    assert [name for name in expected if name.endswith(".tar")] == []  # they are in the store
+    assert len([name for name in expected if name.startswith("data/shards/train/")]) >= 10
     return expected
 
 

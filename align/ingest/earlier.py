@@ -68,34 +68,31 @@ def _deciding(made: MadeWith) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Earlier:
-    """The shards before. Can be pickled.
+    """Reads shards before. Can be pickled.
 
     Attributes:
         pieces: the work folder, and who shares it.
-        shards: of the data/raw before.
         num_shards: of today.
         size: shards of a stretch.
     """
 
     pieces: Pieces
-    shards: Sequence[RawShard]
     num_shards: int
     size: int
 
-    def read(self, executor: Executor) -> None:
+    def read(self, shards: Sequence[RawShard], executor: Executor) -> None:
         """Lists what the shards have, by stretch."""
-        items = {self._piece(shard): shard for shard in self.shards}
+        items = {self._piece(shard): shard for shard in shards}
         self.pieces.fill(self._near(executor), self._list, items, "ingest: shards before")
 
-    def answer(self, stretch: Stretch, executor: Executor) -> list[str]:
+    def answer(self, stretch: Stretch, shards: Sequence[RawShard], executor: Executor) -> list[str]:
         """Writes what there is for a stretch. Returns the names of the pieces with the answers."""
-        count = min(self.size, len(self.shards))
-        names = [f"{stretch.name}-before-{part}.{count}" for part in range(count)]
-        task = partial(self._answer, stretch, names)
-        num = sum(self._near(executor).map(Step(nullcontext, task), range(count)))
+        count = min(self.size, len(shards))
+        items = [(f"{stretch.name}-before-{part}.{count}", shards[part::count]) for part in range(count)]
+        num = sum(self._near(executor).map(Step(nullcontext, partial(self._answer, stretch), _name_of), items))
         if num:
             say(f"ingest: {num:,} addresses are known from the data/raw before, and not asked for (ingest.reuse)")
-        return names
+        return [name for name, _ in items]
 
     def _near(self, executor: Executor) -> Executor:
         """Who sees the tables: of machines that share no disk, this one alone does."""
@@ -134,22 +131,22 @@ class Earlier:
                 seen.add(url)
                 yield number, json.dumps([number, url, row, span]).encode() + b"\n"
 
-    def _answer(self, stretch: Stretch, names: Sequence[str], _: None, part: int) -> int:
-        """Writes what every so many-th shard has for a stretch; returns how many answers there are."""
-        pieces = self.pieces.here()
+    def _answer(self, stretch: Stretch, _: None, named: tuple[str, Sequence[RawShard]]) -> int:
+        """Writes what some shards have for a stretch; returns how many answers there are."""
+        pieces, (name, shards) = self.pieces.here(), named
         urls: list[list[bytes]] = [[] for _ in stretch.shards]
 
         def found() -> Iterator[tuple[int, Answer]]:
-            for shard in self.shards[part :: len(names)]:
+            for shard in shards:
                 for position, answer in self._of_stretch(pieces, shard, stretch):
                     urls[position].append(json.dumps(answer.url).encode() + b"\n")
                     yield position, answer
 
         def make() -> None:
-            write_answers(pieces, names[part], len(stretch.shards), found())
-            write_sections(pieces.folder / asks_file(names[part]), len(urls), urls)
+            write_answers(pieces, name, len(urls), found())
+            write_sections(pieces.folder / asks_file(name), len(urls), urls)
 
-        pieces.make(answers_piece(names[part]), make)
+        pieces.make(answers_piece(name), make)
         return sum(map(len, urls))
 
     def _of_stretch(self, pieces: Pieces, shard: RawShard, stretch: Stretch) -> Iterator[tuple[int, Answer]]:
@@ -169,3 +166,7 @@ class Earlier:
                         continue  # damaged: the web is asked
                 if number in positions:
                     yield positions[number], Answer(url, data, outcome=PictureOutcome(**row))
+
+
+def _name_of(named: tuple[str, Sequence[RawShard]]) -> str:
+    return f"shards {', '.join(shard.name for shard in named[1][:3])}, ... of the data/raw before"

@@ -36,16 +36,8 @@ from align.durable.processes import in_threads
 from align.durable.sections import Sizes, open_sections, sizes_of, write_sections
 from align.durable.work import CLAIMS, key_of
 from align.errors import DataError
-from align.ingest.answers import (
-    FOLDER,
-    Stretch,
-    answers_piece,
-    asks_file,
-    read_answers,
-    write_answers,
-)
+from align.ingest.answers import FOLDER, Stretch, answers_piece, asks_file, read_answers, write_answers
 from align.ingest.download import Ask, Downloader, Fetched, SlowHosts
-from align.ingest.earlier import Earlier
 from align.ingest.fetching import Answer, Pictures, addresses
 from align.ingest.partition import PlannedShard
 from align.interfaces.executor import Executor, Step
@@ -98,7 +90,6 @@ class Web(Generic[Shard]):
         pictures: how pictures are processed.
         download: bounds of all requests together.
         run: names the run, see `SlowHosts`.
-        earlier: has answers that need not be asked for; None: all are.
     """
 
     pieces: Pieces
@@ -106,7 +97,6 @@ class Web(Generic[Shard]):
     pictures: Pictures
     download: DownloadConfig
     run: str
-    earlier: Earlier | None = None
 
     def stretch(self, number: int, size: int, missing: Sequence[str]) -> Stretch:
         """Stretch `number` of this size, of which these shards are missing.
@@ -121,11 +111,11 @@ class Web(Generic[Shard]):
         self.pieces.bring([piece])
         return Stretch(name, number, tuple(json.loads(path.read_bytes())))
 
-    def fetch(self, stretch: Stretch, executor: Executor, shards: Sequence[Shard]) -> list[str]:
-        """Fetches what the shards of a stretch need. Returns the names of the pieces with the answers."""
-        answers = [] if self.earlier is None else self.earlier.answer(stretch, executor)
+    def fetch(self, stretch: Stretch, executor: Executor, shards: Sequence[Shard], known: Sequence[str]) -> list[str]:
+        """Fetches what the shards of a stretch need and pieces `known` have not. Returns all pieces with answers."""
+        answers = [*known]
         none: Sizes = np.zeros(num_slots(stretch), np.int64)
-        sizes = sum(executor.map(Step(nullcontext, partial(self._list, stretch, list(answers)), name_of), shards), none)
+        sizes = sum(executor.map(Step(nullcontext, partial(self._list, stretch, known), name_of), shards), none)
         sources = [f"{stretch.name}-{name}" for name in stretch.shards]
         number = 0
         while sizes.any():
@@ -162,18 +152,18 @@ class Web(Generic[Shard]):
                 pass
         shutil.rmtree(self.pieces.folder / FOLDER, ignore_errors=True)
 
-    def _list(self, stretch: Stretch, answers: Sequence[str], _: None, shard: Shard) -> Sizes:
-        """Lists the addresses of a shard by slot, without those that have an answer; returns their bytes."""
+    def _list(self, stretch: Stretch, known: Sequence[str], _: None, shard: Shard) -> Sizes:
+        """Lists the addresses of a shard by slot, without those that are known; returns their bytes."""
         pieces, name = self.pieces.here(), f"{stretch.name}-{name_of(shard)}"
 
         def make() -> None:
             asks, position = _Asks(stretch), stretch.shards.index(name_of(shard))
-            files = [(each, asks_file(each)) for each in answers]
+            files = [(each, asks_file(each)) for each in known]
             streams = open_sections(pieces, files, len(stretch.shards), position, position + 1)
-            known = {json.loads(line) for stream in streams for line in stream}
+            answered = {json.loads(line) for stream in streams for line in stream}
             with self.open_shard(pieces, shard) as planned:
                 for url in addresses(planned.rows(), self.pictures, set()):
-                    if url not in known:
+                    if url not in answered:
                         asks.add(position, Ask(url, url))
             asks.write(pieces.folder / asks_file(name))
 

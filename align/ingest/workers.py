@@ -6,10 +6,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic
 
 from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.ingest import DownloadConfig
@@ -64,11 +63,9 @@ def write_shards(
     missing = {piece.name for piece in pieces.missing([piece_of(pieces.folder, name_of(shard)) for shard in shards])}
     if len(missing) < len(shards):
         say(f"ingest: resuming: {len(shards) - len(missing):,} of {len(shards):,} shards exist")
-    size = size_of_stretch(executor.num_at_once)
-    before = Earlier(pieces, earlier, len(shards), size) if earlier else None
-    web = Web(pieces, open_shard, pictures, resources.download, str(os.getpid()), before)
-    write = _Write(web, resources.store)
-    written = track(_written(write, executor, shards, missing, size), what="ingest: shards", total=len(missing))
+    web = Web(pieces, open_shard, pictures, resources.download, str(os.getpid()))
+    written = _written(partial(_write, web, resources.store), web, earlier, executor, shards, missing)
+    written = track(written, what="ingest: shards", total=len(missing))
     start, num_pairs, num_pictures, num_not_fetched, num_refused = time.monotonic(), 0, 0, 0, 0
     for number, counts in enumerate((one for one in written if one is not None), start=1):
         num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
@@ -94,55 +91,48 @@ def piece_of(folder: Path, name: str) -> Piece:
     return Piece(name, table_of(name), partial(files_beside_table, folder, name))
 
 
-@dataclass(frozen=True)
-class _Write(Generic[Shard]):
-    """Writes a shard, unless it is complete. Can be pickled.
-
-    Attributes:
-        web: the answers of the web, if pictures come from there.
-        store: where tars are kept.
-        stretch, groups: which answers.
-    """
-
-    web: Web[Shard]
-    store: StoreConfig
-    stretch: Stretch | None = None
-    groups: Sequence[str] = ()
-
-    def __call__(self, _: None, shard: Shard) -> ShardCounts | None:
-        pieces, name = self.web.pieces.here(), name_of(shard)
-
-        def fetch(urls: Iterable[str]) -> Iterator[Answer]:
-            return iter(()) if self.stretch is None else self.web.answers(self.stretch, self.groups, name, urls)
-
-        def make() -> ShardCounts:
-            with self.web.open_shard(pieces, shard) as planned:
-                keep = partial(keep_tar, config=self.store)
-                return write_shard(pieces.folder, planned, self.web.pictures, fetch=fetch, keep_tar=keep)
-
-        return pieces.make(piece_of(pieces.folder, name), make)
-
-
 def _written(
-    write: _Write[Shard], executor: Executor, shards: Sequence[Shard], missing: set[str], size: int
+    write: partial[ShardCounts | None],
+    web: Web[Shard],
+    earlier: Sequence[RawShard],
+    executor: Executor,
+    shards: Sequence[Shard],
+    missing: set[str],
 ) -> Iterator[ShardCounts | None]:
     """Writes shards; what they need from the web is fetched before, for a stretch of them at a time."""
-    web = write.web
-    if web.pictures.images_from == "archive":
-        left = [shard for shard in shards if name_of(shard) in missing]
-        yield from executor.map(Step(nullcontext, write, _name_of), left)
-        return
-    if missing and web.earlier is not None:
-        web.earlier.read(executor)
+    size = len(shards) if web.pictures.images_from == "archive" else size_of_stretch(executor.num_at_once)
+    before = Earlier(web.pieces, len(shards), size)
+    if earlier and missing:
+        before.read(earlier, executor)
     for start in range(0, len(shards), size):
         some = shards[start : start + size]
         left = [shard for shard in some if name_of(shard) in missing]
-        if left:
+        if web.pictures.images_from == "archive":
+            yield from executor.map(Step(nullcontext, partial(write, None, ()), _name_of), left)
+        elif left:
             stretch = web.stretch(start // size, size, [name_of(shard) for shard in left])
-            groups = web.fetch(stretch, executor, [shard for shard in some if name_of(shard) in stretch.shards])
-            task = replace(write, stretch=stretch, groups=groups)
-            yield from executor.map(Step(nullcontext, task, _name_of), left)
-            web.remove(stretch, groups)
+            known = before.answer(stretch, earlier, executor)
+            needed = [shard for shard in some if name_of(shard) in stretch.shards]
+            answers = web.fetch(stretch, executor, needed, known)
+            yield from executor.map(Step(nullcontext, partial(write, stretch, answers), _name_of), left)
+            web.remove(stretch, answers)
+
+
+def _write(
+    web: Web[Shard], store: StoreConfig, stretch: Stretch | None, answers: Sequence[str], _: None, shard: Shard
+) -> ShardCounts | None:
+    """Writes a shard, unless it is complete, with these answers of the web."""
+    pieces, name = web.pieces.here(), name_of(shard)
+
+    def fetch(urls: Iterable[str]) -> Iterator[Answer]:
+        return iter(()) if stretch is None else web.answers(stretch, answers, name, urls)
+
+    def make() -> ShardCounts:
+        with web.open_shard(pieces, shard) as planned:
+            keep = partial(keep_tar, config=store)
+            return write_shard(pieces.folder, planned, web.pictures, fetch=fetch, keep_tar=keep)
+
+    return pieces.make(piece_of(pieces.folder, name), make)
 
 
 def _name_of(shard: object) -> str:

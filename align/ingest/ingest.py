@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from functools import partial
@@ -70,6 +70,7 @@ from align.ingest.fetching import Pictures
 from align.ingest.partition import FOLDER, PlannedRow, PlannedShard, make_plan, planned_shard
 from align.ingest.report import IngestReport, summarise, write_page
 from align.ingest.sources import open_source, require_seen_by_dvc
+from align.ingest.sources.reading import is_local
 from align.ingest.workers import Resources, piece_of, write_shards
 from align.ingest.writer import write_raw_manifest
 from align.interfaces.sql import Engine
@@ -79,7 +80,9 @@ from align.project import provenance
 from align.services.dvc.outs import is_run_by_dvc, linked, require_stated_values, stage_of
 from align.services.engine import open_engine
 from align.services.executors.executors import LocalExecutor, open_executor
+from align.services.files.file_lists import is_list
 from align.services.files.files import StoreFiles
+from align.services.s3.locations import is_s3
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
 
@@ -240,15 +243,20 @@ def ingest(
         with _open_duckdb(engine) as sql:
             report = summarise(sql, work, plan.counts, len(source.files), plan.quarantined)
         shutil.rmtree(work / FOLDER)
-    return Ingested(report, [] if _stamps_now(files, watched) == list(found) else [archive])
+    again = StoreFiles(resources.store, download)
+    return Ingested(report, [] if _is_as_before(again, archive, dict(zip(watched, found, strict=True))) else [archive])
 
 
-def _stamps_now(files: Files, watched: Sequence[str]) -> list[str] | None:
-    """None if a file is gone."""
+def _is_as_before(files: Files, archive: str, stamps: Mapping[str, str]) -> bool:
+    """Whether what DVC looks at is still what was read; of a list, DVC does not look at the files on servers."""
+    is_listing = is_s3(archive) and archive not in stamps and not is_list(archive, ())
+    asked = [file for file in stamps if is_listing or archive in stamps or is_local(file)]
     try:
-        return list(files.stamps(watched))
+        if is_listing:
+            files.list(archive, ("",))  # tells what a thousand files are in one answer
+        return all(stamps[file] == now for file, now in zip(asked, files.stamps(asked), strict=True))
     except DataError:
-        return None
+        return False
 
 
 def retry_failed(

@@ -330,16 +330,17 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
             FROM {answers} AS source LEFT JOIN answers AS target ON target.url = source.location
         """)  # fmt: skip
         answers = f"hop{hop}"
-    sql.write(f"""
+    # not sorted at once: reading the files meanwhile needs half as much memory again
+    sql.table("joined", f"""
         SELECT CAST(url_hash % {num_shards} AS INTEGER) AS shard, chosen.url, text, text_source, page_url,
                CASE WHEN answer.opted_out THEN '{REFUSED}' ELSE problem END AS problem,
                coalesce(chosen.file, CASE WHEN answer.status = {_HTTP_OK} THEN answer.file END) AS file,
                coalesce(chosen."offset", CASE WHEN answer.status = {_HTTP_OK} THEN answer."offset" END) AS "offset",
                inline, answer.status AS http_status,
-               chosen.status, original_width, original_height, stated_sha256
+               chosen.status, original_width, original_height, stated_sha256, file_number, row_number
         FROM {chosen} AS chosen LEFT JOIN {answers} AS answer ON answer.url = chosen.url
-        ORDER BY shard, file_number, row_number
-    """, folder / _SORTED)  # fmt: skip
+    """)  # fmt: skip
+    sql.write("SELECT * FROM joined ORDER BY shard, file_number, row_number", folder / _SORTED)
     return num_shards
 
 

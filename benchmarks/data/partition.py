@@ -1,6 +1,6 @@
 """Ingest's plan, and every shard read from it, on made-up pairs: CPU seconds and memory by their number.
 
-python -m benchmarks.data.partition 1000000 [--archive]
+python -m benchmarks.data.partition 1000000 [--archive] [--memory-limit 100MB]
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ def _batches(columns: dict[str, pa.Array], schema: pa.Schema) -> list[pa.RecordB
     return pa.table([columns[name] for name in schema.names], schema).to_batches(4096)
 
 
-def run(folder: Path, num_pairs: int, *, is_archive: bool) -> dict[str, Step]:
+def run(folder: Path, num_pairs: int, memory_limit: str, *, is_archive: bool) -> dict[str, Step]:
     """The steps of a plan in an empty folder, on one core."""
     params = load_params()
     source, pieces = MadeUp(num_pairs, is_archive=is_archive), Pieces(folder)
-    engine = params.section(EngineConfig).model_copy(update={"num_threads": 1})
+    engine = params.section(EngineConfig).model_copy(update={"num_threads": 1, "memory_limit": memory_limit})
     steps: dict[str, Step] = {}
 
     def took(name: str, start: float) -> None:
@@ -107,9 +107,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("num_pairs", type=int)
     parser.add_argument("--archive", action="store_true")
+    parser.add_argument("--memory-limit", default="800MB", help="engine.memory_limit")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="align-bench-") as folder:
-        for name, step in run(Path(folder), args.num_pairs, is_archive=args.archive).items():
+        for name, step in run(Path(folder), args.num_pairs, args.memory_limit, is_archive=args.archive).items():
             print(f"{args.num_pairs:>12,} {name:<20} {step.cpu_s:8.1f} CPU s {step.peak_bytes >> 20:8,} MB")
 
 

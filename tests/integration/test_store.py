@@ -46,7 +46,7 @@ def put_object(server: S3Server, bucket: str, key: str, data: bytes) -> None:
         s3.put_object(Bucket=bucket, Key=key, Body=data)
 
 
-def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path) -> None:
+def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = server.make_bucket("listed")
     for key in ("crawl/a.warc", "crawl/deep/b.warc.gz", "crawl/deep/notes.md", "crawl2/c.warc", "top.warc"):
         put_object(server, bucket, key, key.encode())
@@ -58,6 +58,11 @@ def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path) -> No
 
     assert listed("") == ["crawl/a.warc", "crawl/deep/b.warc.gz", "crawl2/c.warc", "top.warc"]
     assert listed("/crawl") == listed("/crawl/") == ["crawl/a.warc", "crawl/deep/b.warc.gz"]
+    with monkeypatch.context() as patch:  # the listing has told what they are
+        patch.setattr("align.services.files.files.stat", None)
+        found = files.list("s3://listed/crawl/", [".warc", ".warc.gz"])
+        stamps = files.stamps(found)
+    assert stamps == StoreFiles(config(tmp_path)).stamps(found)
     assert listed("/top.warc") == ["top.warc"]
     assert listed("/crawl*/*.warc") == ["crawl/a.warc", "crawl2/c.warc"]
     assert listed("/**/*.warc*") == ["crawl/a.warc", "crawl/deep/b.warc.gz", "crawl2/c.warc", "top.warc"]
@@ -109,7 +114,10 @@ def test_a_stream_reads_and_seeks_as_a_file_does(server: S3Server, tmp_path: Pat
     assert files.read("s3://stream/x", len(data) - 2, 10) == data[-2:]
     before = files.stamp("s3://stream/x")
     put_object(server, bucket, "x", b"another")
-    assert files.stamp("s3://stream/x") != before
+    assert files.stamp("s3://stream/x") == before  # asked once: a read of the other object is an error
+    with pytest.raises(DataError, match="replaced while it was read"):
+        files.open("s3://stream/x").read()
+    assert StoreFiles(config(tmp_path)).stamp("s3://stream/x") != before
 
 
 def test_an_object_that_changes_under_a_reader_is_detected(server: S3Server, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import stat as stat_module
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -23,7 +23,7 @@ from align.services.files import file_lists, pinned_lists
 from align.services.files.file_lists import MISSING, Unusable, UnusableLocationError, is_web
 from align.services.files.pinned_lists import Pin
 from align.services.files.web_files import WebFiles
-from align.services.s3.client import list_objects, list_stats, read_range, stat
+from align.services.s3.client import list_stats, read_range, stat
 from align.services.s3.locations import Stat, is_s3, split_uri
 
 #: The number of unreadable files that are named; then the search ends.
@@ -34,6 +34,9 @@ _NAMED = 10
 class StoreFiles:
     """`align.interfaces.store.Files`, for local paths, s3:// and https:// alike. Read only; can be pickled.
 
+    A server says once what a file is: in a listing, or when it is asked first. A pickled copy knows what was asked for:
+    what another process reads is that file, or an error if it was replaced.
+
     Attributes:
         config: how often and how patiently servers are asked.
         download: the rules for web servers; None: they are not read.
@@ -41,6 +44,11 @@ class StoreFiles:
 
     config: StoreConfig
     download: DownloadConfig | None = None
+    _known: dict[str, Stat] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _found: dict[str, Stat] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_found": {}}
 
     def list(self, location: str, suffixes: Sequence[str], root: str | None = None) -> list[str]:
         """All files of a location, sorted by name, each once.
@@ -64,7 +72,7 @@ class StoreFiles:
             file_lists.require_usable(location)
             if file_lists.is_list(location, ending):
                 return sorted(self._listed(location, ending, root))
-            files = set(_expand(self.config, location, ending))
+            files = set(_expand(self, location, ending))
         except UnusableLocationError as error:
             raise DataError(f"{file_lists.shown(location)}: {error}") from None
         if not files:
@@ -84,7 +92,7 @@ class StoreFiles:
             try:
                 entry = file_lists.absolute(line, location, root)
                 file_lists.require_usable(entry)
-                found = _entry(self.config, entry, ending)
+                found = _entry(self, entry, ending)
             except UnusableLocationError as error:
                 unusable.add(str(error), line)
                 continue
@@ -207,13 +215,29 @@ class StoreFiles:
         except DataError as error:
             return error
 
+    def exists(self, uri: str) -> bool:
+        """Whether there is an object in S3."""
+        if uri not in self._known and (status := self._found.get(uri) or stat(self.config, uri)) is not None:
+            self._known[uri] = status
+        return uri in self._known
+
+    def objects(self, bucket: str, prefix: str, counts: Callable[[str], object], *, are_read: bool) -> Iterable[str]:
+        """The objects in S3 whose keys begin with this and count. If they will be read, what they are is known now."""
+        every = list_stats(self.config, bucket, prefix)
+        found = ((f"s3://{bucket}/{key}", status) for key, status in every if counts(key) and not key.endswith("/"))
+        if not are_read:
+            return [uri for uri, _ in found]
+        stats = dict(found)
+        self._found.update(stats)
+        return stats
+
     def _stat(self, uri: str) -> Stat:
         if is_web(uri):
-            return self._web(uri).stat(uri)
-        status = stat(self.config, uri)
-        if status is None:
+            if uri not in self._known:
+                self._known[uri] = self._web(uri).stat(uri)
+        elif not self.exists(uri):
             raise DataError(f"{uri}: no such object")
-        return status
+        return self._known[uri]
 
     def _fetch(self, uri: str, known: Stat | None, offset: int, size: int) -> bytes:
         if is_web(uri):
@@ -235,36 +259,34 @@ def _is_remote(uri: str) -> bool:
     return is_s3(uri) or is_web(uri)
 
 
-def _entry(config: StoreConfig, location: str, ending: tuple[str, ...]) -> set[str]:
+def _entry(files: StoreFiles, location: str, ending: tuple[str, ...]) -> set[str]:
     if file_lists.is_list(location, ending):
         raise UnusableLocationError("a list in a list is not read")
     if is_s3(location) and "*" not in location and not location.endswith("/"):
         return {location}  # not checked one by one: a list may have ten thousand, and `stamps` reports a missing one
-    return set(_expand(config, location, ending))
+    return set(_expand(files, location, ending))
 
 
-def _expand(config: StoreConfig, location: str, ending: tuple[str, ...]) -> Iterable[str]:
+def _expand(files: StoreFiles, location: str, ending: tuple[str, ...]) -> Iterable[str]:
     if is_web(location):
         return (location,)
     if is_s3(location):
-        return _expand_s3(config, location, ending)
+        return _expand_s3(files, location, ending)
     try:
         return list(_expand_local(location, ending))
     except (OSError, ValueError, NotImplementedError) as error:  # no name that a file can have, no pattern, no right
         raise UnusableLocationError(f"cannot be looked up ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _expand_s3(config: StoreConfig, location: str, ending: tuple[str, ...]) -> Iterable[str]:
+def _expand_s3(files: StoreFiles, location: str, ending: tuple[str, ...]) -> Iterable[str]:
     bucket, key = split_uri(location)
     if "*" in key:
-        pattern = re.compile(_pattern(key))
-        keys = [each for each in list_objects(config, bucket, key[: key.index("*")]) if pattern.fullmatch(each)]
-    elif key and not key.endswith("/") and stat(config, location) is not None:
-        keys = [key]
-    else:
-        folder = f"{key.rstrip('/')}/" if key else ""
-        keys = [each for each in list_objects(config, bucket, folder) if _counts(each, ending)]
-    return (f"s3://{bucket}/{each}" for each in keys if not each.endswith("/"))
+        is_named = re.compile(_pattern(key)).fullmatch
+        return files.objects(bucket, key[: key.index("*")], is_named, are_read=bool(ending))
+    if key and not key.endswith("/") and files.exists(location):
+        return [location]
+    folder = f"{key.rstrip('/')}/" if key else ""
+    return files.objects(bucket, folder, partial(_counts, ending=ending), are_read=bool(ending))
 
 
 def _expand_local(location: str, ending: tuple[str, ...]) -> Iterable[str]:

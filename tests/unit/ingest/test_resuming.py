@@ -1,6 +1,7 @@
-"""What a run with other values resumes: patience and tolerance decide no row, so nothing finished is done again."""
+"""What a run with other values resumes: patience and tolerance decide no row, so nothing is done or asked twice."""
 
 import itertools
+import pickle
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +10,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from align.config.infrastructure import StoreConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.errors import DataError
 from align.ingest import groups, workers
+from align.ingest.pin import pin
 from align.ingest.sources.archives.warc import Warc
+from align.services.files.files import StoreFiles
+from tests.support.params import load_params
+from tests.support.ranges import ranges
 from tests.support.reading import ingested, raw_rows
 from tests.support.warc_records import page, picture, response, write_archive
-from tests.support.web_server import WebServer
+from tests.support.web_server import Request, WebServer
 from tests.support.web_server import response as answer
 
+PARAMS = load_params(overrides=["download.allow_networks=[127.0.0.0/8]"])
 DAMAGED = "cut off or damaged at byte"
 
 
@@ -110,3 +118,39 @@ def test_other_patience_fetches_nothing_again(tmp_path: Path, monkeypatch: pytes
         ingested(tmp_path, table, *values, "download.user_agent=another/1.0")  # this one decides what is served
         assert sum(map(server.count, addresses)) == 2 * len(addresses)
     assert raw_rows(tmp_path / "raw") == rows
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_each_file_on_a_server_is_asked_once_what_it_is(tmp_path: Path, is_pinned: bool) -> None:
+    folder, asked = archives(tmp_path / "archives", "abc", damaged=""), Counter[str]()
+    with WebServer() as server:
+        for path in folder.iterdir():
+            server.routes[f"/{path.name}"] = _counting(ranges(path.read_bytes()), path.name[:1], asked)
+        names = [server.url(f"/{name}.warc.gz") for name in "abc"]
+        listed = tmp_path / "list.paths"
+        listed.write_text("\n".join(names))
+        files = StoreFiles(PARAMS.section(StoreConfig), PARAMS.section(DownloadConfig))
+        if is_pinned:
+            pinned = tmp_path / "pinned.paths"
+            pin(PARAMS.section(IngestConfig), files, str(listed), pinned)
+            assert asked == Counter("abc")
+            asked.clear()
+        rows = ingested(tmp_path, tmp_path / ("pinned.paths" if is_pinned else "list.paths"))
+        assert [row["status"] for row in rows] == ["success"] * 6
+        assert asked == Counter("abc")
+        files.stamps(names)
+        asked.clear()
+        copy = pickle.loads(pickle.dumps(files))  # as another process gets it
+        assert copy.open(names[0]).read() == (folder / "a.warc.gz").read_bytes()
+        assert not +asked
+        server.routes["/a.warc.gz"] = ranges((folder / "a.warc.gz").read_bytes(), ETag='"two"')
+        with pytest.raises(DataError, match="it was replaced while it was read"):
+            copy.open(names[0]).read()
+
+
+def _counting(route: Any, name: str, asked: Counter[str]) -> Any:
+    def answer(request: Request) -> Any:
+        asked[name] += request.headers.get("range") == "bytes=0-0"
+        return route(request)
+
+    return answer

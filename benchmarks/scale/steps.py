@@ -6,12 +6,13 @@ inside `map` is a task's, the rest is the driver's.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
 from align.config.filter import FilterConfig
@@ -133,7 +135,7 @@ def filter_pairs(folder: Path, num_pairs: int, watch: Watch) -> None:
     from align.filter import filter as stage
     from benchmarks.data.filtering import _filter
 
-    config = params().section(FilterConfig).model_copy(update={"num_frequent_ngrams": num_pairs})
+    config = params().section(FilterConfig).model_copy(update={"num_frequent_ngrams": 30 * num_pairs})
     _watched(stage, watch)
     _filter(folder, config, params().section(EngineConfig), ("images", "scored"))
 
@@ -198,6 +200,39 @@ def learn_tokenizer(folder: Path, num_pairs: int, watch: Watch) -> None:
     )
 
 
+class _Stub:
+    """An encoder whose vectors say nothing: what a model takes is known per picture."""
+
+    def embed_images(self, images: Iterable[bytes]) -> NDArray[np.float32]:
+        """(N, 64) L2-normalised, from the first bytes of each picture's digest."""
+        seeds = [int.from_bytes(hashlib.sha256(image).digest()[:8]) for image in images]
+        rows = np.stack([np.random.default_rng(seed).normal(size=64) for seed in seeds]).astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    embed_texts = embed_images  # type: ignore[assignment]  # nothing is asked
+
+
+def index_pictures(folder: Path, num_pairs: int, watch: Watch) -> None:
+    """Descriptions, thumbnails, vectors, addresses and words; no model."""
+    from align.config.search import IndexConfig
+    from align.search import index as stage
+
+    del num_pairs
+    _watched(stage, watch)
+    values = params()
+    (folder / "reports/filter").mkdir(parents=True, exist_ok=True)
+    (folder / "reports/filter/report.json").write_text('{"funnel": []}')
+    stage.index(
+        values.section(IndexConfig).model_copy(update={"queries": None}),
+        text_weight=1.0,
+        model=stage.IndexModel(folder, _Stub(), "0" * 64),
+        data=stage.IndexedData(folder / "shards", folder / "raw", folder / "reports/filter", None),
+        engine=values.section(EngineConfig),
+        out=folder / "index",
+        reports=folder / "reports/index",
+    )
+
+
 def _watched(stage: ModuleType, watch: Watch) -> None:
     setattr(stage, "open_executor", lambda *_: _given(WatchedExecutor(watch)))  # noqa: B010  # its choice is its own
 
@@ -254,6 +289,7 @@ WITH_PICTURES: dict[str, tuple[Callable[[Path, int, Watch], None], str]] = {
     "shard": (write_shards, "shards"),
     "validate_shards": (check_shards, "checked"),
     "fit_tokenizer": (learn_tokenizer, "tokenizer"),
+    "index": (index_pictures, "index"),
 }
 
 

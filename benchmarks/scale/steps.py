@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +28,7 @@ from PIL import Image
 
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig
-from align.config.ingest import IngestConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.params import Params, load_params
 from align.config.shard import ShardConfig
 from align.durable.pieces import Pieces
@@ -109,25 +110,58 @@ def params() -> Params:
 
 def plan_ingest(folder: Path, num_pairs: int, watch: Watch) -> None:
     """A table of addresses for each 10,000 pairs: scanned, sorted into shards, and each shard's rows read."""
+    del num_pairs
+    executor = WatchedExecutor(watch)
+    names, pieces, open_shard = _planned(folder, executor)
+
+    def read(_: None, name: str) -> int:
+        with open_shard(pieces, name) as shard:
+            return sum(1 for _ in shard.rows())
+
+    assert sum(executor.map(Step(nullcontext, read), names)) > 0
+
+
+def fetch_pictures(folder: Path, num_pairs: int, watch: Watch) -> None:
+    """After the plan: addresses divided by host, answered at once with one picture, and written as shards."""
+    from align.ingest import groups
+    from align.ingest.download import Ask, Fetched
+    from align.ingest.fetching import Pictures
+    from align.ingest.workers import Resources, write_shards
+
+    del num_pairs
+    names, pieces, open_shard = _planned(folder, WatchedExecutor(Watch()))
+    values, picture = params(), tiny_picture(0)
+
+    class Answering(nullcontext[Any]):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__(self)
+
+        def fetch(self, asks: Iterator[Ask]) -> Iterator[Fetched]:
+            return (Fetched(ask.url, picture, None, False, 1, 200, "", 0.0) for ask in asks)
+
+    vars(groups)["Downloader"] = Answering  # in a process of its own
+    store = local_store.config(folder, None)
+    resources = Resources(values.section(DownloadConfig), values.section(EngineConfig), store)
+    watch.start()
+    pictures = Pictures("web", 10**8, None, 95, "images", OptedOut())
+    write_shards(pieces, WatchedExecutor(watch), names, open_shard, pictures, resources)
+
+
+def _planned(folder: Path, executor: WatchedExecutor) -> tuple[list[str], Pieces, Any]:
+    """The shards of an ingest of the tables of addresses, and what opens them."""
     from align.ingest.partition import make_plan, planned_shard
     from align.ingest.sources import source_at
     from align.services.engine import open_engine
     from align.services.files.files import StoreFiles
 
-    del num_pairs
     values = params()
     config, engine = values.section(IngestConfig), values.section(EngineConfig)
     source = source_at(config, str(folder / "tables"), StoreFiles(local_store.config(folder, None)))
     pieces = Pieces(folder / "ingest")
     pieces.folder.mkdir()
-    executor = WatchedExecutor(watch)
     plan = make_plan(source, pieces, executor, lambda: open_engine(engine, folder), OptedOut(), config)
 
-    def read(_: None, name: str) -> int:
-        with planned_shard(plan, source, pieces, name) as shard:
-            return sum(1 for _ in shard.rows())
-
-    assert sum(executor.map(Step(nullcontext, read), plan.names)) > 0
+    return plan.names, pieces, partial(planned_shard, plan.position_digits, source)
 
 
 def filter_pairs(folder: Path, num_pairs: int, watch: Watch) -> None:
@@ -281,6 +315,7 @@ class Measured:
 #: Stage -> what does it, and the folder that it writes.
 STAGES: dict[str, tuple[Callable[[Path, int, Watch], None], str]] = {
     "ingest: scan and plan": (plan_ingest, "ingest"),
+    "ingest: pictures, without the web": (fetch_pictures, "ingest"),
     "filter": (filter_pairs, "filtered"),
     "shard: plan": (plan_shards, "planned"),
 }

@@ -27,31 +27,43 @@ def work_of(server: S3Server) -> list[str]:
 
 
 def test_slurm_without_a_shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then a table with a row more, of which that row alone is asked for."""
     folder = slurm.install(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(groups, "_GROUP_BYTES", 600)
+    settings = [
+        "paths.archive=s3://crawl/table.jsonl", "ingest.source=url_table", "ingest.shard_size=20",
+        "download.allow_networks=[127.0.0.0/8]", "store.objects=s3://crawl/tars", "engine.num_workers=2",
+    ]  # fmt: skip
+    cluster = ["engine.runner=slurm", "store.work=s3://crawl/work"]
+
     with serve(tmp_path / "s3") as s3, WebServer(HOSTS) as server:
         s3.use(monkeypatch)
         s3.make_bucket("crawl")
         server.fallback = lambda request: answer(b"" if request.path == "/robots.txt" else picture(300, 250))
         urls = [server.url(f"/{number}.png", host) for number in range(12) for host in HOSTS]
-        table = "".join(json.dumps({"url": url, "caption": "a good text"}) + "\n" for url in urls)
-        with closing(s3._client()) as client:
-            client.put_object(Bucket="crawl", Key="table.jsonl", Body=table.encode())
-        settings = [
-            "paths.archive=s3://crawl/table.jsonl", "ingest.source=url_table", "ingest.shard_size=20",
-            "download.allow_networks=[127.0.0.0/8]", "store.objects=s3://crawl/tars", "engine.num_workers=2",
-        ]  # fmt: skip
-        cluster = ["engine.runner=slurm", "store.work=s3://crawl/work"]
-        for name, more in (("here", []), ("cluster", cluster)):
-            (tmp_path / name).mkdir()
+
+        def ingest(name: str, urls: list[str], *more: str) -> Counter[str]:
+            """What is asked for."""
+            table = "".join(json.dumps({"url": url, "caption": "a good text"}) + "\n" for url in urls)
+            with closing(s3._client()) as client:
+                client.put_object(Bucket="crawl", Key="table.jsonl", Body=table.encode())
+            (tmp_path / name).mkdir(exist_ok=True)
             monkeypatch.chdir(tmp_path / name)
             words = [word for setting in (*settings, *more) for word in ("--set", setting)]
+            server.requests.clear()
             assert main(["ingest", "--params", str(PARAMS_FILE), *words]) == 0
-        assert Counter(server.requests) == Counter(url.removeprefix("http://") for url in urls * 2) + Counter(
-            {f"{host}:{server.port}/robots.txt": 2 for host in HOSTS}
-        )
+            return Counter(server.requests)
+
+        everything = Counter(url.removeprefix("http://") for url in urls)
+        everything += Counter(f"{host}:{server.port}/robots.txt" for host in HOSTS)
+        assert ingest("here", urls) == ingest("cluster", urls, *cluster) == everything
         assert {key.rpartition("/")[2].partition("-")[0] for key in work_of(s3)} == {
-            "plan.json", "scan", "00000.json", "00001.json", "00002.json",
+            "plan.json", "pairs", "scan", "00000.json", "00001.json", "00002.json",
         }  # fmt: skip
-    assert digests(tmp_path / "cluster/data/raw") == digests(tmp_path / "here/data/raw")
+        assert digests(tmp_path / "cluster/data/raw") == digests(tmp_path / "here/data/raw")
+        new = f"{HOSTS[0]}:{server.port}"
+        asked = ingest("cluster", [*urls, f"http://{new}/new.png"], *cluster)
+        assert asked == Counter([f"{new}/robots.txt", f"{new}/new.png"])
+        ingest("fresh", [*urls, f"http://{new}/new.png"])
+    assert digests(tmp_path / "cluster/data/raw") == digests(tmp_path / "fresh/data/raw")

@@ -51,7 +51,7 @@ from align.formats.query_ranks import IMAGE_TO_TEXT, RANKS, TEXT_TO_IMAGE, Query
 from align.interfaces.store import Files
 from align.pairs.text import languages, normalise
 from align.services.files.files import StoreFiles
-from align.services.s3.store import materialised
+from align.services.s3.store import fetcher
 
 #: Bytes of a text in UTF-8. Of shorter ones, which are names and tags, a guess would make a slice of a language that
 #: nobody wrote: 26 concepts of the demo's emoji, such as "keycap: 6", would be Danish; from here on four are.
@@ -191,7 +191,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError(f"--model: {own} is about the fine-tuned model; name another folder by --reports")
     store = params.section(StoreConfig)
     alone = args.model is not None and is_suite(paths.evaluation)  # no pipeline has to be around it
-    shards = paths.shards if alone else materialised(paths.shards, store)
     folder = args.model or paths.finetuned
     towers, tuner = ModelTowers(folder, config.image_px), Tuner(folder, paths.checkpoints)
     files = StoreFiles(store)
@@ -199,7 +198,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         sets = named_sets(paths.evaluation, files)
         announce(sets, towers, tuner)
     else:
-        sets = measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images, files)
+        number, fetch = config.max_test_images, fetcher(store)
+        sets = measured_sets(paths.evaluation, paths.filtered, paths.shards, number, files, fetch)
     with nullcontext() if args.reports else record_runtime("evaluate", paths.runtime):
         report = evaluate(
             config,
@@ -228,8 +228,8 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
     files = StoreFiles(store)
     sets = named_sets(paths.evaluation, files)
     if not sets:  # those who have none compare on what the filter and the sharding held out
-        shards = materialised(paths.shards, store)
-        sets = measured_sets(paths.evaluation, paths.filtered, shards, config.max_test_images, files)
+        number, fetch = config.max_test_images, fetcher(store)
+        sets = measured_sets(paths.evaluation, paths.filtered, paths.shards, number, files, fetch)
     measured: list[Measured] = []
     with replace_directory(args.reports, "evaluate") as part:
         for folder, name in zip(args.compare, ("a", "b"), strict=True):

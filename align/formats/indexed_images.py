@@ -64,14 +64,11 @@ class IndexedImage:
     size_bytes: int
     keys: tuple[str, ...]
 
-    def image(self, shards: Path) -> bytes:
-        """Reads its JPEG. Raises DataError if the shard is missing."""
-        try:
-            with (shards / self.shard).open("rb") as file:
-                file.seek(self.offset_bytes)
-                return file.read(self.size_bytes)
-        except FileNotFoundError:
-            raise DataError(f"{shards / self.shard}: missing, although the index names it; run `align shard`") from None
+    def image(self, tar: Path) -> bytes:
+        """Reads its JPEG from the tar that `shard` names."""
+        with tar.open("rb") as file:
+            file.seek(self.offset_bytes)
+            return file.read(self.size_bytes)
 
 
 _FIELDS = tuple(field.name for field in fields(IndexedImage))

@@ -17,7 +17,7 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, U
 from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.shards import iter_samples
-from align.interfaces.store import Files
+from align.interfaces.store import FetchTar, Files
 from align.project.provenance import digest
 
 #: Kind -> what turns embeddings into figures, with all that it imports: the towers and the preprocessing, too.
@@ -31,34 +31,35 @@ TEST = "test"
 
 
 def measured_sets(
-    evaluation: Path, filtered: Path, shards: Path, max_test_images: int, files: Files
+    evaluation: Path, filtered: Path, shards: Path, max_test_images: int, files: Files, fetch: FetchTar | None
 ) -> list[EvaluationSet]:
     """Every set of a checkout: those of `paths.evaluation`, the filter's held-out pairs, and the test split.
 
     Args:
         evaluation: the folder of sets, or a suite.
         filtered: data/filtered.
-        shards: data/shards, with its tars.
+        shards: data/shards.
         max_test_images: of the test split; 0 leaves it out.
         files: reads what a suite names.
+        fetch: for tars that are not in `shards` but in an object store; None without one.
 
     Raises:
         DataError, CorruptError, FormatError, ConfigError: a set or the shards are missing or damaged.
     """
-    return [*named_sets(evaluation, files), *held_out_sets(filtered), *shards_test_set(shards, max_test_images)]
+    return [*named_sets(evaluation, files), *held_out_sets(filtered), *shards_test_set(shards, max_test_images, fetch)]
 
 
-def shards_test_set(shards: Path, max_images: int) -> list[EvaluationSet]:
+def shards_test_set(shards: Path, max_images: int, fetch: FetchTar | None) -> list[EvaluationSet]:
     """The first `max_images` images of the test split, as a retrieval set named `test`; no set if there is no image."""
     images = [
         EvaluationImage(sample.key, sample.key, sample.texts, None, None, "query")
-        for sample in islice(iter_samples(shards, "test"), max_images)
+        for sample in islice(iter_samples(shards, "test", fetch), max_images)
     ]
 
     def pictures(positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
         wanted = iter(positions)
         following = next(wanted, None)
-        for position, sample in enumerate(islice(iter_samples(shards, "test"), max_images)):
+        for position, sample in enumerate(islice(iter_samples(shards, "test", fetch), max_images)):
             if position == following:
                 yield sample.image
                 following = next(wanted, None)

@@ -74,6 +74,11 @@ class Manifest(StoredModel):
     digest: str
     splits: dict[SplitName, Split]
 
+    @property
+    def tars(self) -> dict[str, Shard]:
+        """Path -> row, of all splits."""
+        return {shard.path: shard for split in self.splits.values() for shard in split.shards}
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -155,42 +160,51 @@ def parse_row(data: bytes, size: int, tar: Path) -> dict[str, Any]:
     return row
 
 
-def iter_texts(shards: Path, split: SplitName, fetch: FetchTar | None) -> Iterator[list[str]]:
-    """Yields the texts of each image of a split; neither pictures nor tars that are not needed yet are read.
+def local_tar(shards: Path, shard: Shard, fetch: FetchTar | None) -> Path:
+    """A tar on this machine.
 
     Args:
         shards: the folder of the manifest.
-        split: whose texts.
+        shard: its row.
         fetch: (sha256, bytes) -> path of a tar that is not in the folder; None: there is none.
 
     Raises:
-        DataError: there is no manifest, or a shard of it is missing.
-        FormatError: the manifest has another schema_version or layout.
+        DataError: it is missing. Else as `fetch`.
+    """
+    path = shards / shard.path
+    if path.is_file():
+        return path
+    if fetch is None:
+        raise DataError(
+            f"{path}: named in {MANIFEST} but missing; run `align shard` again, or `dvc pull`, or set store.objects to "
+            "the store that has it"
+        )
+    return fetch(shard.sha256, shard.num_bytes)
+
+
+def iter_texts(shards: Path, split: SplitName, fetch: FetchTar | None) -> Iterator[list[str]]:
+    """Yields the texts of each image of a split; neither pictures nor tars that are not needed yet are read.
+
+    Raises:
+        DataError, FormatError: as `read_manifest` and `local_tar`.
         CorruptError: a shard or its index is damaged.
     """
     for shard in read_manifest(shards).splits[split].shards:
-        path = shards / shard.path
-        if not path.is_file():
-            if fetch is None:
-                raise DataError(f"{path}: missing, though {MANIFEST} names it; run `dvc pull`, or `align shard` again")
-            path = fetch(shard.sha256, shard.num_bytes)
+        path = local_tar(shards, shard, fetch)
         with path.open("rb") as file:
             for _, _, offset, size in read_offsets(shards / shard.offsets_path, shard.offsets_sha256).tolist():
                 yield parse_row(os.pread(file.fileno(), size, offset), size, path)["texts"]
 
 
-def iter_samples(shards: Path, split: SplitName) -> Iterator[Sample]:
+def iter_samples(shards: Path, split: SplitName, fetch: FetchTar | None = None) -> Iterator[Sample]:
     """Yields the samples of a split in the order of the manifest, one image in memory at a time.
 
     Raises:
-        DataError: there is no manifest, or a shard of it is missing.
-        FormatError: the manifest has another schema_version or layout.
+        DataError, FormatError: as `read_manifest` and `local_tar`.
         CorruptError: a shard's bytes or its index do not match the manifest.
     """
     for shard in read_manifest(shards).splits[split].shards:
-        path = shards / shard.path
-        if not path.is_file():
-            raise DataError(f"{path}: missing, though {MANIFEST} names it; run `align shard` again")
+        path = local_tar(shards, shard, fetch)
         if sha256_file(path) != shard.sha256:
             raise CorruptError(f"{path}: sha256 does not match {MANIFEST}; run `align shard` again")
         offsets = read_offsets(shards / shard.offsets_path, shard.offsets_sha256)

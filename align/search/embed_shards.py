@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from align.durable.files import temporary_name
 from align.durable.pieces import Piece, Pieces
-from align.errors import CorruptError, DataError
+from align.errors import CorruptError
 from align.formats.image_index import IndexedImage
 from align.formats.indexed_images import ImagesWriter
-from align.formats.shards import SPLITS, Manifest, Shard, SplitName
+from align.formats.shards import SPLITS, Manifest, Shard, SplitName, local_tar
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.executor import Executor
 from align.interfaces.store import FetchTar
@@ -74,15 +74,6 @@ class EmbedWork:
         """What is made of a tar."""
         name = task.shard.path.removesuffix(".tar").replace("/", "-")
         return Piece(f"embedded-{name}", f"{_EMBEDDED}/{name}.arrow")
-
-    def tar(self, shard: Shard) -> Path:
-        """A tar on this machine, fetched if necessary. Raises DataError if it is missing, else as `fetch`."""
-        path = self.shards / shard.path
-        if path.is_file():
-            return path
-        if self.fetch is None:
-            raise DataError(f"{path}: missing, though the manifest names it; run `align shard` again, or `dvc pull`")
-        return self.fetch(shard.sha256, shard.num_bytes)
 
 
 def embed_shards(work: EmbedWork, executor: Executor, manifest: Manifest, model: Path, encoder: Encoder) -> None:
@@ -172,7 +163,7 @@ def _embed_tar(work: EmbedWork, encoder: Encoder, task: TarTask) -> None:
 
 
 def _embedded(work: EmbedWork, encoder: Encoder, task: TarTask) -> pa.Table:
-    samples, tables = _samples(work.tar(task.shard), task.shard), [_SCHEMA.empty_table()]
+    samples, tables = _samples(local_tar(work.shards, task.shard, work.fetch), task.shard), [_SCHEMA.empty_table()]
     while some := list(islice(samples, _IMAGES_AT_ONCE)):
         vectors = encoder.embed_images(image for _, image in some)
         rows = [

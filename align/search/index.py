@@ -36,7 +36,7 @@ from align.formats.indexed_images import ImagesWriter
 from align.formats.labelled_queries import ComposedQuery, LabelledQuery, QueryFile, names, read_queries
 from align.formats.model_folder import model_digest
 from align.formats.raw import raw_shards
-from align.formats.shards import read_manifest
+from align.formats.shards import local_tar, read_manifest
 from align.model.embedder import Embedder, Encoder
 from align.project import provenance
 from align.search.addresses import find_addresses
@@ -253,12 +253,10 @@ def index(
             thumbnail_px=config.thumbnail_px, rules=rules,
         )  # fmt: skip
         images = ImageIndex.load(folder, VectorIndex.load)
-        rows = {shard.path: shard for split in manifest.splits.values() for shard in split.shards}
+        tars = manifest.tars
 
         def picture(item: IndexedImage) -> bytes:
-            with work.tar(rows[item.shard]).open("rb") as file:
-                file.seek(item.offset_bytes)
-                return file.read(item.size_bytes)
+            return item.image(local_tar(data.shards, tars[item.shard], fetch))
 
         report = _ask(labelled, LabelledSearch(images, model.encoder, picture, text_weight), reports)
         for name in (*PIECES, _SCRATCH):

@@ -24,13 +24,13 @@ from align.durable.files import write_text
 from align.errors import ConfigError, DataError
 from align.formats.image_index import Hit, ImageIndex, IndexedImage
 from align.formats.model_folder import model_digest
-from align.formats.shards import read_manifest
+from align.formats.shards import local_tar, read_manifest
 from align.model.embedder import Embedder, Encoder
 from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.output_file import require_output_file
 from align.search.queries import compose
 from align.search.report import search_page
-from align.services.s3.store import materialised
+from align.services.s3.store import fetcher
 from align.services.vector_index import VectorIndex
 
 
@@ -142,10 +142,12 @@ def _pictures(index: ImageIndex, params: Params) -> Callable[[IndexedImage], byt
     """
     if index.has_thumbnails:
         return lambda item: index.thumbnail(item.key)
-    shards = materialised(params.section(PathsConfig).shards, params.section(StoreConfig))
-    if read_manifest(shards).digest != index.header.shards_digest:
+    shards, fetch = params.section(PathsConfig).shards, fetcher(params.section(StoreConfig))
+    manifest = read_manifest(shards)
+    if manifest.digest != index.header.shards_digest:
         raise DataError(f"{shards}: changed since the index was made; run `align index` again")
-    return lambda item: item.image(shards)
+    tars = manifest.tars
+    return lambda item: item.image(local_tar(shards, tars[item.shard], fetch))
 
 
 def _read_image(path: Path) -> bytes:

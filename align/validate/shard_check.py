@@ -34,7 +34,7 @@ from align.durable.files import temporary_name, write_bytes, write_text
 from align.durable.pieces import Piece, Pieces
 from align.durable.processes import in_processes
 from align.errors import CorruptError, DataError
-from align.formats.shards import MANIFEST, Manifest, Shard, digest_of, index_bytes
+from align.formats.shards import MANIFEST, Manifest, Shard, digest_of, index_bytes, local_tar
 from align.interfaces.executor import Executor
 from align.interfaces.sql import Engine
 from align.interfaces.store import FetchTar
@@ -345,18 +345,13 @@ def write_pairs(work: ShardsWork, task: ShardTask) -> None:
 
 
 def _tar(work: ShardsWork, task: ShardTask, faults: Faults) -> Path | None:
-    """The tar on this machine, fetched if necessary; None if it is not available, which is a fault."""
-    path, shard = work.directory / task.shard.path, task.shard
-    if path.is_file():
-        return path
+    """The tar on this machine; None if it is not available, which is a fault."""
     try:
-        if work.fetch is not None:
-            return work.fetch(shard.sha256, shard.num_bytes)
-        faults.add("shards_missing", shard.path)
+        return local_tar(work.directory, task.shard, work.fetch)
     except CorruptError:
-        faults.add("shards_changed", shard.path)
+        faults.add("shards_changed", task.shard.path)
     except DataError:
-        faults.add("shards_missing", shard.path)
+        faults.add("shards_missing", task.shard.path)
     return None
 
 

@@ -246,11 +246,11 @@ from align.config import load_params
 from align.config.paths import PathsConfig
 from align.config.infrastructure import StoreConfig
 from align.formats.shards import SPLITS, iter_samples
-from align.services.s3.store import materialised
+from align.services.s3.store import fetcher
 
 params = load_params()
-shards = materialised(params.section(PathsConfig).shards, params.section(StoreConfig))
-texts = [text for split in SPLITS for sample in iter_samples(shards, split) for text in sample.texts]
+shards, fetch = params.section(PathsConfig).shards, fetcher(params.section(StoreConfig))
+texts = [text for split in SPLITS for sample in iter_samples(shards, split, fetch) for text in sample.texts]
 Path("texts").write_text("\\n".join(texts))
 """
 

@@ -18,6 +18,7 @@ from align.formats.filtered import DECISIONS
 from align.formats.indexed_images import ITEMS
 from align.formats.policy import OPTED_OUT
 from align.formats.stored_tars import stored_tars
+from align.formats.verdict import SHARDS
 from align.lineage.take_down.opted_out_pairs import opted_out_pairs
 from align.lineage.take_down.purge_plan import PurgePlan, stage_of, telling_reports
 from align.lineage.take_down.purge_raw import purge_raw
@@ -94,7 +95,7 @@ def _purge_checkout(plan: PurgePlan, paths: PathsConfig, store: StoreConfig, *, 
         for file in files:
             file.unlink()
         yield PurgeResult(f"{paths.reports}", f"{len(files):,} pages and pictures; `dvc repro` makes them again")
-    for folder in (paths.raw, paths.filtered, paths.shards, paths.index):
+    for folder in (paths.raw, paths.filtered, paths.shards, paths.index, paths.reports / SHARDS):
         work = folder.with_name(f".{folder.name}.part")
         for leftover in (work, folder.with_name(f".{folder.name}.old"), *leftovers(folder)):
             if leftover.is_dir():

@@ -17,7 +17,7 @@ from align.formats.filtered import DECISIONS, FACTS
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import iter_addresses
 from align.formats.policy import OptedOut
-from align.formats.shards import MANIFEST, SPLITS, Shard, SplitName, parse_row, read_manifest, read_offsets
+from align.formats.shards import MANIFEST, SPLITS, Shard, SplitName, local_tar, parse_row, read_manifest, read_offsets
 from align.interfaces.store import FetchTar
 
 #: The number of pictures that are looked for in a sample's bytes, before these are parsed.
@@ -73,20 +73,15 @@ def iter_stored_samples(
     needles = [one.encode("utf-8") for one in image_ids or ()] if few else []
     for split in SPLITS:
         for shard in manifest.splits[split].shards:
-            path = shards / shard.path
-            if not path.is_file() and fetch is not None:
-                path = fetch(shard.sha256, shard.num_bytes)
-            try:
-                with path.open("rb") as file:
-                    for jpg_offset, jpg_size, offset, size in _offsets(shards, shard):
-                        data = os.pread(file.fileno(), size, offset)
-                        if few and len(data) == size and not any(one in data for one in needles):
-                            continue
-                        row = parse_row(data, size, path)
-                        if image_ids is None or row["image_id"] in image_ids:
-                            yield _sample(split, shard.path, row, (jpg_offset, jpg_size))
-            except FileNotFoundError:
-                raise DataError(f"{path}: named in the manifest but missing; run `align shard` again") from None
+            path = local_tar(shards, shard, fetch)
+            with path.open("rb") as file:
+                for jpg_offset, jpg_size, offset, size in _offsets(shards, shard):
+                    data = os.pread(file.fileno(), size, offset)
+                    if few and len(data) == size and not any(one in data for one in needles):
+                        continue
+                    row = parse_row(data, size, path)
+                    if image_ids is None or row["image_id"] in image_ids:
+                        yield _sample(split, shard.path, row, (jpg_offset, jpg_size))
 
 
 def samples_of(shards: Path, split: SplitName, shard: Shard, numbers: Iterable[int]) -> Iterator[StoredSample]:

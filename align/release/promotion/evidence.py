@@ -29,7 +29,7 @@ from align.formats.model_folder import CONFIG
 from align.formats.query_ranks import RANKS, QueryRanks, read_ranks
 from align.formats.shards import MANIFEST
 from align.services.files.files import StoreFiles
-from align.services.s3.store import materialised
+from align.services.s3.store import fetcher
 from align.services.tracking.registry import MODEL_DIGEST, Version
 from align.services.tracking.tracker import Tracker
 
@@ -61,7 +61,7 @@ def todays_sets(params: Params) -> dict[str, str]:
     ]
     number = params.section(EvaluateConfig).max_test_images
     if number and (paths.shards / MANIFEST).is_file():
-        sets += shards_test_set(materialised(paths.shards, store), number)
+        sets += shards_test_set(paths.shards, number, fetcher(store))
     return set_digests(sets)
 
 

@@ -14,7 +14,7 @@ from align.config.infrastructure import StoreConfig
 from align.errors import AlignError, CorruptError, DataError
 from align.formats.image_index import ImageIndex, IndexedImage
 from align.formats.model_folder import model_digest
-from align.formats.shards import MANIFEST, Shard, read_manifest
+from align.formats.shards import MANIFEST, Shard, local_tar, read_manifest
 from align.services.s3.store import fetcher
 from align.services.vector_index import VectorIndex
 
@@ -143,12 +143,7 @@ class Pictures:
             return served.index.thumbnail(item.key)
         if reason is not None:
             raise DataError(reason)
-        if self._fetch is None or (self._shards / item.shard).is_file():
-            return item.image(self._shards)
-        shard = shards[item.shard]
-        with self._fetch(shard.sha256, shard.num_bytes).open("rb") as tar:
-            tar.seek(item.offset_bytes)
-            return tar.read(item.size_bytes)
+        return item.image(local_tar(self._shards, shards[item.shard], self._fetch))
 
     def _compared(self, wanted: str) -> tuple[str | None, dict[str, Shard]]:
         stamp = f"{wanted} {_changed(self._shards / MANIFEST)}"
@@ -164,7 +159,7 @@ class Pictures:
             return f"the pictures are not here: {error}", {}
         if manifest.digest != wanted:
             return f"the pictures are not here: {self._shards} has another version of the data than the index", {}
-        return None, {shard.path: shard for split in manifest.splits.values() for shard in split.shards}
+        return None, manifest.tars
 
 
 def _changed(file: Path) -> int | None:

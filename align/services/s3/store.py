@@ -3,8 +3,8 @@
 `store.objects` (s3://bucket/prefix, or a folder) chooses how a dataset is kept. Without it, the tars are in data/raw
 and data/shards; DVC's cache and remote hold them. With it, a stage uploads its tars under their sha256 (`keep_tar`)
 and its folder keeps tables and manifest.json, which name the tars: DVC then versions only these. The bytes of the
-manifest are the same both ways. A reader calls `materialised(folder, config)` and reads the folder that it returns,
-or uses `fetcher(config)` to fetch tar by tar, or `tar_reader(config)` to read single samples by range.
+manifest are the same both ways. A reader uses `fetcher(config)` to fetch tar by tar, or `tar_reader(config)` to
+read single samples by range.
 
 An object is written once, by a conditional write, so that two writers never mix, and never changed. It is checked
 against its name, the sha256, when it is first read on a machine; later reads use the checked copy in `store.cache`.
@@ -24,8 +24,6 @@ from typing import Any
 from align.config.infrastructure import StoreConfig
 from align.durable.files import fsync, temporary_name
 from align.errors import ConfigError, CorruptError, DataError
-from align.formats.shards import MANIFEST
-from align.formats.stored_tars import parse_stored_tars
 from align.interfaces.store import FetchTar
 from align.services.s3.client import download, list_objects, list_stats, read_range, remove, stat, upload
 from align.services.s3.locations import Stat, is_s3, split_uri
@@ -242,50 +240,6 @@ def keep_tar(path: Path, sha256: str, config: StoreConfig) -> None:
         path.unlink()
     elif not objects.exists(sha256):
         raise DataError(f"{path}: neither here nor at {objects.uri(sha256)}; make it again")
-
-
-def materialised(folder: Path, config: StoreConfig) -> Path:
-    """A folder in which every tar that `manifest.json` names can be opened: data/raw or data/shards as stages read it.
-
-    In the `main` of a stage: `shards = materialised(paths.shards, params.section(StoreConfig))`. Returns the folder
-    itself if its tars are in it, or if it has no manifest (img2dataset made it). Otherwise returns a folder of links in
-    `store.cache`, to checked copies of the tars (fetched if they do not exist yet) and to the other files.
-
-    Raises:
-        DataError: tars are missing and `store.objects` is not set, or an object is missing.
-        CorruptError: an object does not match its name.
-        ServiceError: the server is unavailable or refuses.
-    """
-    try:
-        manifest = (folder / MANIFEST).read_bytes()
-    except FileNotFoundError:
-        return folder
-    tars = parse_stored_tars(manifest, folder / MANIFEST)
-    missing = [name for name in tars if not (folder / name).is_file()]
-    if not missing:
-        return folder
-    if config.objects is None:
-        raise DataError(
-            f"{folder / missing[0]}: missing, one of {len(missing):,} missing tars of its {MANIFEST}; run `dvc pull`, "
-            "or set store.objects to where they were put"
-        )
-    objects = Objects(config)
-    name = hashlib.sha256(str(folder.resolve()).encode() + manifest).hexdigest()
-    links = config.cache.resolve() / "folders" / name
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _link(links / file.relative_to(folder), file.resolve())
-    for tar in missing:
-        _link(links / tar, objects.get(*tars[tar]).resolve())
-    return links
-
-
-def _link(link: Path, target: Path) -> None:
-    if link.is_symlink() and link.readlink() == target:
-        return
-    link.parent.mkdir(parents=True, exist_ok=True)
-    beside = temporary_name(link)
-    beside.symlink_to(target)
-    os.replace(beside, link)
 
 
 def _copy_new(path: Path, target: Path) -> bool:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from align.errors import CorruptError, DataError
-from align.formats.shards import MANIFEST, Manifest, SplitName, read_offsets
+from align.errors import CorruptError
+from align.formats.shards import MANIFEST, Manifest, SplitName, local_tar, read_offsets
 from align.interfaces.store import Tars
 
 
@@ -51,16 +51,10 @@ class SplitIndex:
         rows = manifest.splits[name].shards if name in manifest.splits else ()
         uris = []
         for row in rows:
-            file = folder / row.path
-            if file.is_file():
-                uris.append(str(file.resolve()))
-            elif tars is not None:
+            if tars is not None and not (folder / row.path).is_file():
                 uris.append(tars.uri(row.sha256, row.num_bytes))
             else:
-                raise DataError(
-                    f"{file}: named in the manifest but missing; run `align shard` again, or `dvc pull`, or set "
-                    "store.objects to the store that has it"
-                )
+                uris.append(str(local_tar(folder, row, None).resolve()))
         counts = np.array([row.num_images for row in rows], dtype=np.int64)
         indexes = tuple((str((folder / row.offsets_path).resolve()), row.offsets_sha256) for row in rows)
         return cls(str((folder / MANIFEST).resolve()), tuple(uris), counts, indexes)

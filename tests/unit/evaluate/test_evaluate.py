@@ -179,13 +179,13 @@ def test_the_test_split_becomes_a_retrieval_set(tmp_path: Path) -> None:
     samples = [Sample(f"00000000{i}", str(i), square("red"), (f"00000000{i}",), (f"text {i}",)) for i in range(3)]
     write_shards(tmp_path, {"test": [samples]}, image_px=48)
 
-    (split,) = shards_test_set(tmp_path, 2)
+    (split,) = shards_test_set(tmp_path, 2, None)
     assert (split.name, split.kind) == ("test", "retrieval")
     assert [(image.concept, image.texts) for image in split.images] == [
         ("000000000", ("text 0",)),
         ("000000001", ("text 1",)),
     ]
-    assert shards_test_set(tmp_path, 0) == []
+    assert shards_test_set(tmp_path, 0, None) == []
 
 
 def test_the_filters_held_out_pairs_are_a_set(tmp_path: Path, undrawn: None) -> None:

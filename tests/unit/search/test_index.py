@@ -49,7 +49,7 @@ def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path: 
     found = ImageIndex.load(tmp_path / "index", VectorIndex.load)
     assert [item.split for item in found.items].count("test") == 4
     for item in found.items:
-        vector = ColourEncoder().embed_images([item.image(tmp_path / "shards")])[0]
+        vector = ColourEncoder().embed_images([item.image(tmp_path / "shards" / item.shard)])[0]
         assert found.vector(item.key) == pytest.approx(vector)
         assert found.search(vector, 1)[0].score == pytest.approx(1.0, abs=1e-5)
         assert found.addresses(item.key) == (PairAddress(PAGE, f"https://example.com/{item.key}.jpg"),) * 2

@@ -25,7 +25,7 @@ from align.lineage.take_down.requests import read_requests
 from align.lineage.versions.shard_samples import shards_show
 from align.lineage.versions.who_saw import SeenBy, WhoSaw
 from align.services.git import git
-from align.services.s3.store import keep_tar, materialised
+from align.services.s3.store import fetcher, keep_tar
 from align.services.tracking.registry import Version
 from tests.support import small_data
 from tests.support.params import load_params
@@ -274,7 +274,7 @@ def test_tars_in_a_store_are_replaced_and_the_old_ones_deleted(
     assert (len(after), len(after & before)) == (3, 2)
     assert not any(B in path.read_bytes() for path in Path().rglob("*") if path.is_file())
     assert not list(raw.glob("*.tar"))
-    assert {key for shard in raw_shards(materialised(raw, store)) for key, _ in iter_images(shard)} == {
+    assert {key for shard in raw_shards(raw, fetcher(store)) for key, _ in iter_images(shard)} == {
         "000000000", "000020000",
     }  # fmt: skip
 

@@ -10,8 +10,10 @@ import pytest
 
 from align.durable.files import sha256_file
 from align.errors import ConfigError, CorruptError, DataError
+from align.formats.shards import Shard, local_tar
+from align.formats.stored_tars import stored_tars
 from align.services.files.files import StoreFiles
-from align.services.s3.store import Objects, fetcher, keep_tar, materialised
+from align.services.s3.store import Objects, fetcher, keep_tar
 from tests.support.local_store import config, touch
 
 
@@ -139,25 +141,26 @@ def dataset(root: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["raw", "shards"])
-def test_a_folder_without_its_tars_is_materialised(tmp_path: Path, kind: str) -> None:
+def test_a_manifest_names_the_tars_of_its_folder(tmp_path: Path, kind: str) -> None:
     folder = dataset(tmp_path, kind)
-    assert materialised(folder, config(tmp_path)) == folder  # nothing is missing
     (path,) = folder.rglob("*.tar")
-    name = path.relative_to(folder)
-    keep_tar(path, sha256_file(path), config(tmp_path))
-    with pytest.raises(DataError, match=r"00000\.tar: missing.*run `dvc pull`, or set store\.objects"):
-        materialised(folder, config(tmp_path, None))
-    view = materialised(folder, config(tmp_path))
-    assert (view / name).read_bytes() == b"a tar"
-    assert (view / "00000.parquet").read_bytes() == b"rows"
-    assert (view / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
-    assert materialised(folder, config(tmp_path)) == view
-    assert sorted(file.name for file in folder.rglob("*") if file.is_file()) == ["00000.parquet", "manifest.json"]
+    assert stored_tars(folder) == {path.relative_to(folder).as_posix(): (sha256_file(path), 5)}
+    assert stored_tars(tmp_path) == {}
 
 
-def test_a_folder_of_img2dataset_stays_as_it_is(tmp_path: Path) -> None:
-    touch(tmp_path, "raw/00000.tar")
-    assert materialised(tmp_path / "raw", config(tmp_path)) == tmp_path / "raw"
+def test_a_tar_that_is_not_in_its_folder_is_read_from_the_store(tmp_path: Path) -> None:
+    folder = dataset(tmp_path, "shards")
+    (path,) = folder.rglob("*.tar")
+    row = Shard(
+        path=path.relative_to(folder).as_posix(), sha256=sha256_file(path), num_bytes=5, num_images=1, num_pairs=1,
+        offsets_sha256="",
+    )  # fmt: skip
+    assert local_tar(folder, row, None) == local_tar(folder, row, fetcher(config(tmp_path))) == path
+    keep_tar(path, row.sha256, config(tmp_path))
+    with pytest.raises(DataError, match=r"00000\.tar: named in .* but missing.*or `dvc pull`, or set store\.objects"):
+        local_tar(folder, row, fetcher(config(tmp_path, None)))
+    assert local_tar(folder, row, fetcher(config(tmp_path))).read_bytes() == b"a tar"
+    assert list(folder.rglob("*.tar")) == []
 
 
 @pytest.mark.parametrize("text", ["[]", '{"shards": [{}]}', "{}"])
@@ -165,4 +168,4 @@ def test_a_strange_manifest_is_one_clear_error(tmp_path: Path, text: str) -> Non
     touch(tmp_path, "raw/manifest.json")
     (tmp_path / "raw" / "manifest.json").write_text(text)
     with pytest.raises(DataError, match="no manifest that this code reads"):
-        materialised(tmp_path / "raw", config(tmp_path))
+        stored_tars(tmp_path / "raw")

@@ -50,7 +50,7 @@ STAGES = {
     ),
     "filter": Verb(
         "align.filter.filter",
-        "apply every rule of the paper; writes data/filtered/decisions.parquet",
+        "apply every rule of the paper; writes data/filtered",
         ("filter",),
         ("align filter", f"align filter --set filter.min_words=4 --set paths.filtered=trial/filtered {_REPORTS}"),
     ),
@@ -230,7 +230,7 @@ COMMANDS = {
         ("embed",),
         (
             "align embed README.md --out lines.parquet",
-            "align embed data/filtered/decisions.parquet --column text --out texts.parquet",
+            "align embed data/filtered/decisions/00000.parquet --column text --out texts.parquet",
         ),
         commands.embed,
     ),

@@ -28,22 +28,22 @@ from align.filter.near_duplicates import (
 from align.filter.network import ImageNetwork
 from align.filter.pair_tables import image_hash
 from align.filter.tables import MAX_ROWS, SCORED, TWINS
-from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit, row_numbers_of
+from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit
 from align.formats.evaluation_set import EvaluationSet, distinct_pictures
 from align.formats.features import Features, folder_of
 from align.formats.raw import iter_images
 
 
 def score_shard(work: WorkFolder, item: NumberedShard) -> None:
-    """Writes `embeddings` and last `scored` of those images of a shard that candidates.parquet names.
+    """Writes `embeddings` and last `scored` of those images of a shard that its `candidates` name.
 
     Raises:
         DataError: the tar is unreadable.
     """
-    index, shard = item
+    _, shard = item
     if work.has("scored", shard.name):
         return
-    row_numbers = row_numbers_of(index, work.path / "candidates.parquet")
+    row_numbers = pq.read_table(work.file("candidates", shard.name), columns=["row_number"])["row_number"].to_numpy()
     image_ids = _images_of(row_numbers, work.file("pairs", shard.name))
     scores: list[tuple[int, float]] = []
     if image_ids:

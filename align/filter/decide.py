@@ -1,10 +1,10 @@
 """Step 5, decide: SQL again, now with the network's scores; then the rules that are off by default, and the files.
 
-Writes decisions.parquet and facts.parquet: what was measured of each pair and what was decided, shard by shard.
+Writes decisions and facts: what was measured of each pair and what was decided. Each shard is a task.
 
 The engine decides over numbers (`align.filter.tables`). The strings are added here, even those of images, since a join
-of strings would spill. The files are written as streams in order of row numbers, so memory is that of one shard, and
-the bytes are the same whichever engine decided.
+of strings would spill. What was decided is a stream in order of row numbers, so memory is that of one shard, and the
+bytes are the same whichever engine decided.
 
 Rule `pair_low_similarity`, beyond ALIGN and off by default: a given model compares image and text. It is a folder of
 `align package`, named with its digest by `filter.similarity_model`. It sees only the pairs that all other rules keep.
@@ -15,8 +15,8 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -27,24 +27,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.config.filter import ModelFile
-from align.display.console import say, track
+from align.display.console import say
 from align.durable.files import sha256_folder, temporary_name
-from align.durable.pieces import Piece
 from align.errors import CorruptError, DataError
 from align.filter import tables
 from align.filter.hold_out import hold_out
 from align.filter.near_duplicates import Kmeans
 from align.filter.rules import codes_of
 from align.filter.tables import IMAGES, KNOWN_IMAGES, MAX_ROWS, PAIRS, SIMILARITIES
-from align.filter.work_folder import (
-    NumberedShard,
-    RowsInOrder,
-    Shards,
-    WorkFolder,
-    commit,
-    memory_kept,
-    row_numbers_of,
-)
+from align.filter.work_folder import NumberedShard, Shards, WorkFolder, by_shard, commit
 from align.formats import filtered
 from align.formats.raw import iter_images
 from align.interfaces.executor import Executor
@@ -59,16 +50,16 @@ _BATCH = 256
 
 
 def compare_texts(work: WorkFolder, item: NumberedShard) -> None:
-    """Writes `similarities` of those pairs of a shard that remaining.parquet names.
+    """Writes `similarities` of those pairs of a shard that its `remaining` names.
 
     Raises:
         DataError: the tar is unreadable, or the folder holds no packaged model.
         CorruptError: the model has another sha256 than the one given.
     """
-    index, shard = item
+    _, shard = item
     if work.has("similarities", shard.name) or work.config.similarity_model is None:
         return
-    row_numbers = row_numbers_of(index, work.path / "remaining.parquet")
+    row_numbers = pq.read_table(work.file("remaining", shard.name))["row_number"].to_numpy()
     cosines: list[tuple[int, float | None]] = []
     if len(row_numbers):
         pairs = pq.read_table(work.file("pairs", shard.name), columns=["image_key", "text"])
@@ -154,40 +145,20 @@ _OF_IMAGES = [name for name in IMAGES.names if name in KNOWN_IMAGES.names]
 _SHOWN = [name for name in PAIRS.names if name != "row_number" and not name.endswith("_hash")]
 
 
-def write_decisions(shards: Iterable[tuple[str, Path, Path]], verdicts: Path, decided: Path, folder: Path) -> None:
-    """Writes both files, and known_images.parquet (KNOWN_IMAGES), all in order of row numbers.
-
-    Args:
-        shards: (name, file of its PAIRS, file of its IMAGES), in order of row numbers.
-        verdicts: result of `tables.verdicts`.
-        decided: result of `tables.decided`.
-        folder: the folder to write to.
-    """
-    with ExitStack() as stack:
-        known_images = stack.enter_context(_writer(folder / "known_images.parquet", KNOWN_IMAGES, "none"))
-        facts = stack.enter_context(_writer(folder / filtered.FACTS, filtered.FACTS_SCHEMA))
-        decisions = stack.enter_context(_writer(folder / filtered.DECISIONS, filtered.DECISIONS_SCHEMA))
-        # compression takes most of the time: the three files are compressed at once, while the next shard is read
-        compressors = stack.enter_context(ThreadPoolExecutor(3, thread_name_prefix="compress"))
-        pending: list[Future[None]] = []
-        verdict_rows = RowsInOrder(verdicts, ["row_number", "num_texts", "num_images", "rare_ngram", "mask"])
-        decided_rows = RowsInOrder(decided)
-        for index, (name, pairs_file, images_file) in enumerate(shards):
-            end = (index + 1) * MAX_ROWS
-            known = _known(verdict_rows.below(end), decided_rows.below(end))
-            pairs = pq.ParquetFile(pairs_file, pre_buffer=False).read(_SHOWN, use_threads=False)
-            images = pq.ParquetFile(images_file, pre_buffer=False).read(_OF_IMAGES, use_threads=False)
-            pairs = _with_languages(pairs, pc.equal(known["mask"].combine_chunks(), 0))
-            tables = {
-                facts: _facts(name, pairs, known),
-                decisions: _decisions(pairs, known["mask"].combine_chunks()),
-                known_images: _images(images, known),
-            }
-            _wait(pending)
-            pending = [
-                compressors.submit(file.write_table, table, filtered.ROW_GROUP_SIZE) for file, table in tables.items()
-            ]
-        _wait(pending)
+def write_decisions(work: WorkFolder, item: NumberedShard) -> None:
+    """Writes `facts`, `known_images` (KNOWN_IMAGES) and last `decisions` of a shard, from what is `known` of it."""
+    name = item[1].name
+    known = pq.ParquetFile(work.file("known", name), pre_buffer=False).read(use_threads=False)
+    pairs = pq.ParquetFile(work.file("pairs", name), pre_buffer=False).read(_SHOWN, use_threads=False)
+    images = pq.ParquetFile(work.file("images", name), pre_buffer=False).read(_OF_IMAGES, use_threads=False)
+    masks = known["mask"].combine_chunks()
+    pairs = _with_languages(pairs, pc.equal(masks, 0))
+    commit(_images(images, known), work.file("known_images", name))
+    for table, rows in ((filtered.FACTS, _facts(name, pairs, known)), (filtered.DECISIONS, _decisions(pairs, masks))):
+        path = work.file(table, name)
+        path.parent.mkdir(exist_ok=True)
+        with _writer(path, rows.schema) as writer:
+            writer.write_table(rows, filtered.ROW_GROUP_SIZE)
 
 
 def _with_languages(pairs: pa.Table, keep: pa.BooleanArray) -> pa.Table:
@@ -200,12 +171,6 @@ def _with_languages(pairs: pa.Table, keep: pa.BooleanArray) -> pa.Table:
     guessed = languages(pairs["text"].filter(missing).to_pylist())
     column = pc.replace_with_mask(column, missing, pa.array(guessed, pa.string()))
     return pairs.set_column(pairs.schema.get_field_index("language"), PAIRS.field("language"), column)
-
-
-def _wait(pending: Iterable[Future[None]]) -> None:
-    """Waits, and raises what a thread raised; the pool itself would ignore it."""
-    for one in pending:
-        one.result()
 
 
 def _known(verdicts: pa.Table, decided: pa.Table) -> pa.Table:
@@ -260,20 +225,23 @@ def _writer(path: Path, schema: pa.Schema, compression: str = "zstd") -> Iterato
 
 
 def decide(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards, kmeans: Kmeans) -> None:
-    """Writes decisions.parquet, facts.parquet and last images.parquet to the work folder; and the held-out set."""
+    """Writes decisions, facts and last images.parquet to the work folder; and the held-out set."""
     if (work.path / filtered.IMAGES).exists():
         return
     _write_decided(engine, work, executor, shards, kmeans)
-    files = [(shard.name, work.file("pairs", shard.name), work.file("images", shard.name)) for _, shard in shards]
-    with memory_kept():
-        write_decisions(
-            track(files, what="filter: shards, decisions", total=len(files)),
-            work.path / "verdicts.parquet",
-            work.path / "decided.parquet",
-            work.path,
-        )
+
+    def known() -> Iterator[pa.Table]:
+        verdicts = ["row_number", "num_texts", "num_images", "rare_ngram", "mask"]
+        for one, later in zip(
+            by_shard(work.path / "verdicts.parquet", len(shards), verdicts),
+            by_shard(work.path / "decided.parquet", len(shards)),
+            strict=True,
+        ):
+            yield _known(one, later)
+
+    work.fill(executor, filtered.DECISIONS, shards, write_decisions, of_shard=("known", known))
     say("filter: SQL, images")
-    engine.view("known_images", work.path / "known_images.parquet")
+    engine.view("known_images", work.path / "known_images" / "*.parquet")
     engine.table("later_copies", tables.LATER_COPIES)
     engine.write(tables.IMAGES_IN_ORDER, work.path / "images_in_order.parquet", "none")
     _write_images(work.path / "images_in_order.parquet", work.path / filtered.IMAGES)
@@ -304,7 +272,8 @@ def _write_decided(engine: Engine, work: WorkFolder, executor: Executor, shards:
     if work.config.similarity_model is not None:
         engine.table("network_verdicts", f"SELECT * FROM {source} AS source")
         engine.write(tables.REMAINING, work.path / "remaining.parquet")
-        work.fill(executor, "similarities", shards, compare_texts, reads=[Piece("remaining", "remaining.parquet")])
+        of_shard = "remaining", partial(by_shard, work.path / "remaining.parquet", len(shards))
+        work.fill(executor, "similarities", shards, compare_texts, of_shard=of_shard)
         engine.view("similarities", work.path / "similarities" / "*.parquet")
         source = "network_verdicts"
     source = f"({tables.similarity_verdicts(work.config, source)})"

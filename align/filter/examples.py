@@ -31,7 +31,7 @@ _NUM_PER_REASON = 12
 
 @dataclass(frozen=True)
 class ExamplePair:
-    """A pair to show. Fields are columns of decisions.parquet, facts.parquet and data/raw, except where stated.
+    """A pair to show. Fields are columns of decisions, facts and data/raw, except where stated.
 
     Attributes:
         rare_ngram: an n-gram of the text that is not on the list of T2; None if all are.
@@ -83,15 +83,14 @@ def shown_pairs(shards: Shards, folder: Path) -> Iterator[tuple[str, str, bool]]
 
     Args:
         shards: all.
-        folder: that holds decisions.parquet and facts.parquet.
+        folder: that holds the decisions and facts.
     """
     for _, shard in shown_shards(shards):
         rows = _rows(folder, shard.name)
         columns = (rows[name].to_pylist() for name in ("key", "text", "keep"))
         decided = {key: (text, keep) for key, text, keep in zip(*columns, strict=True)}
         for row in read_table(shard, ["key", "url"]).to_pylist():
-            if row["key"] in decided:  # a few rows of the next or previous shard may share a row group with this one
-                yield row["url"] or "", *decided[row["key"]]
+            yield row["url"] or "", *decided[row["key"]]
 
 
 def examples_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationSet], folder: Path) -> PairExamples:
@@ -101,7 +100,7 @@ def examples_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationS
         report: the numbers, which name the images that most pairs show.
         shards: all.
         sets: the evaluation sets.
-        folder: the work folder, that holds decisions.parquet, facts.parquet and rare.parquet.
+        folder: the work folder, that holds decisions, facts and rare.parquet.
     """
     shown = shown_shards(shards)
     pairs = _example_pairs(shown, folder, _NUM_PER_REASON)
@@ -149,18 +148,8 @@ def _example_pairs(shards: Shards, folder: Path, num_per_reason: int) -> list[Ex
 
 
 def _rows(folder: Path, shard: str) -> pa.Table:
-    """The rows of one shard in both files, joined. Their row groups are alike, and few of these are read."""
-    with (
-        pq.ParquetFile(folder / filtered.FACTS) as facts,
-        pq.ParquetFile(folder / filtered.DECISIONS) as decisions,
-    ):
-        column = facts.schema_arrow.get_field_index("shard")
-        groups = [
-            group
-            for group in range(facts.num_row_groups)
-            if (statistics := facts.metadata.row_group(group).column(column).statistics) and statistics.min == shard
-        ]
-        table, more = decisions.read_row_groups(groups), facts.read_row_groups(groups)
+    """The rows of one shard in both tables, joined."""
+    table, more = (pq.read_table(folder / name / f"{shard}.parquet") for name in (filtered.DECISIONS, filtered.FACTS))
     for name in more.column_names:
         if name not in table.column_names:
             table = table.append_column(name, more[name])

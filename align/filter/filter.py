@@ -23,6 +23,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,7 +47,7 @@ from align.filter.measure import measure_shard, require_ascending_keys, write_fi
 from align.filter.page import write_page
 from align.filter.pair_tables import word_table
 from align.filter.report import FilterReport, Vocabulary, read_report, report_on
-from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit
+from align.filter.work_folder import NumberedShard, Shards, WorkFolder, by_shard, commit
 from align.formats import filtered
 from align.formats.evaluation_set import HELD_OUT, EvaluationSet
 from align.formats.evaluation_sets.align_tar import held_out_sets
@@ -63,7 +64,7 @@ from align.services.store_work import open_work
 from align.services.vector_index import kmeans
 
 #: What tasks read of the whole folder.
-_REFERENCES, _CANDIDATES = Piece("references", "references.npz"), Piece("candidates", "candidates.parquet")
+_REFERENCES = Piece("references", "references.npz")
 
 
 def judge(engine: Engine, work: WorkFolder, shards: Shards, raw: Path) -> None:
@@ -207,10 +208,12 @@ def filter_pairs(
         sql = engine_config.for_sql(store) if store else engine_config
         write_fingerprints(work, sets)
         work.fill(executor, "pairs", shards, measure_shard, reads=[_REFERENCES])
-        if not (path / _CANDIDATES.last).exists():
+        candidates = path / "candidates.parquet"
+        if not candidates.exists():
             with open_engine(sql, _scratch(path)) as engine:
                 judge(engine, work, shards, folders.raw)
-        work.fill(executor, "scored", shards, score_shard, reads=[_CANDIDATES])
+        of_shard = "candidates", partial(by_shard, candidates, len(shards))
+        work.fill(executor, "scored", shards, score_shard, of_shard=of_shard)
         compare_with_evaluation_images(work, shards, sets, kmeans)
         with open_engine(sql, _scratch(path)) as engine:
             decide(engine, work, executor, shards, kmeans)
@@ -254,17 +257,17 @@ def _scratch(path: Path) -> Path:
 
 def _is_finished(path: Path) -> bool:
     """Whether a run was killed while it removed its pieces."""
-    return (path / filtered.DECISIONS).exists() and not (path / "pairs").exists()
+    return (path / filtered.IMAGES).exists() and not (path / "pairs").exists()
 
 
 def _remove_pieces(path: Path) -> None:
     """Leaves the outs alone."""
     for entry in path.iterdir():
-        if entry.name == HELD_OUT:
+        if entry.name in (HELD_OUT, filtered.DECISIONS, filtered.FACTS, filtered.IMAGES, ".work.json"):
             continue
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name not in filtered.FILES and entry.name != ".work.json":
+        else:
             entry.unlink()
 
 

@@ -108,7 +108,7 @@ def report_on(
         sets: name -> sha256 of the evaluation sets.
         shown: (image URL, text, whether the pair is kept) of the pairs of a few shards.
     """
-    for file in (*filtered.FILES, *_WORK_TABLES):
+    for file in (f"{filtered.DECISIONS}/*.parquet", f"{filtered.FACTS}/*.parquet", filtered.IMAGES, *_WORK_TABLES):
         engine.view(file.partition("/")[0].partition(".")[0], work / file)
     alone: Counter[str] = Counter()
     first: Counter[str] = Counter()

@@ -16,14 +16,15 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from align.config.filter import FilterConfig
 from align.display.console import track
 from align.durable.files import temporary_name
 from align.durable.memory import freed_memory_kept
 from align.durable.pieces import Piece, Pieces
+from align.durable.processes import in_threads
 from align.filter.tables import BIGRAMS, MAX_ROWS
+from align.formats import filtered
 from align.formats.policy import OptedOut
 from align.formats.raw import RawShard
 from align.interfaces.executor import Executor, Step
@@ -33,9 +34,24 @@ T = TypeVar("T")
 #: A shard and its position in the listing of data/raw.
 NumberedShard = tuple[int, RawShard]
 Shards = Sequence[NumberedShard]
-#: The tables that the functions of steps 1, 3 and 5 write before their last one.
-_BEFORE = {"pairs": ("images", "unigrams", "bigrams"), "scored": ("embeddings",), "similarities": ()}
+#: The tables that tasks write before their last one.
+_BEFORE = {
+    "pairs": ("images", "unigrams", "bigrams"),
+    "scored": ("embeddings",),
+    filtered.DECISIONS: (filtered.FACTS, "known_images"),
+}
+#: What tasks do, in words.
+_WHAT = {
+    "pairs": "filter: shards, images and texts",
+    "scored": "filter: shards, the network",
+    "similarities": "filter: shards, image-text similarity",
+    filtered.DECISIONS: "filter: shards, decisions",
+}
+#: Makes tables of all shards, one after another, in their order.
+OfShards = Callable[[], Iterator[pa.Table]]
 
+#: Tables that are shared at the same time.
+_NUM_THREADS = 8
 #: Freed memory is reused between shards; blocks of 32 MiB or more, such as large pictures, return to the system.
 memory_kept = partial(freed_memory_kept, 64 << 20)
 
@@ -68,13 +84,13 @@ class WorkFolder:
         return Pieces(self.path, self.shared)
 
     def piece(self, table: str, shard: str) -> Piece:
-        """`pairs`, `scored` or `similarities` of a shard, with the tables that are written before it."""
+        """A table of a shard, with those that are written before it."""
 
         def path(of: str) -> str:
             return self.file(of, shard).relative_to(self.path).as_posix()
 
         def others() -> list[str]:
-            return [path(other) for other in _BEFORE[table] if self.has(other, shard)]
+            return [path(other) for other in _BEFORE.get(table, ()) if self.has(other, shard)]
 
         return Piece(f"{table}-{shard}", path(table), others)
 
@@ -84,7 +100,7 @@ class WorkFolder:
         return max(1, self.num_threads // self.num_workers)
 
     def file(self, table: str, shard: str) -> Path:
-        """The file of a shard's `pairs`, `images`, `unigrams`, `bigrams`, `scored`, `embeddings` or `similarities`."""
+        """The file of a shard's table, such as `pairs`."""
         return self.path / table / f"{shard}.{'arrow' if table == 'embeddings' else 'parquet'}"
 
     def has(self, table: str, shard: str) -> bool:
@@ -99,8 +115,9 @@ class WorkFolder:
         function: Callable[[WorkFolder, NumberedShard], None],
         *,
         reads: Sequence[Piece] = (),
+        of_shard: tuple[str, OfShards] | None = None,
     ) -> None:
-        """Makes `pairs`, `scored` or `similarities` of each shard that lacks it.
+        """Makes `pairs`, `scored`, `similarities` or the decisions of each shard that lacks it.
 
         Args:
             executor: does it.
@@ -108,6 +125,7 @@ class WorkFolder:
             shards: all of them.
             function: makes the table of one shard.
             reads: pieces of the whole folder that the function reads, besides `pairs` of its shard.
+            of_shard: the name of another table of its shard that it reads, and what makes these tables here.
         """
         pieces = [self.piece(table, shard.name) for _, shard in shards]
         undone = {piece.name for piece in self.pieces.missing(pieces)}
@@ -115,14 +133,15 @@ class WorkFolder:
         if lacking:  # otherwise processes would start without work
             for piece in reads:
                 self.pieces.share(piece)
-            one = partial(_fill_one, self, table, function, tuple(reads))
+            if of_shard is not None:
+                for (_, shard), part in zip(shards, of_shard[1](), strict=True):
+                    commit(part, self.file(of_shard[0], shard.name))
+                given = [self.piece(of_shard[0], shard.name) for _, shard in lacking]
+                for _ in in_threads(self.pieces.share, given, _NUM_THREADS):
+                    pass
+            one = partial(_fill_one, self, table, function, tuple(reads), of_shard and of_shard[0])
             done = executor.map(Step(memory_kept, one, _table_of), lacking)
-            what = {
-                "pairs": "filter: shards, images and texts",
-                "scored": "filter: shards, the network",
-                "similarities": "filter: shards, image-text similarity",
-            }[table]
-            for _ in track(done, what=what, total=len(lacking)):
+            for _ in track(done, what=_WHAT[table], total=len(lacking)):
                 pass
         self.pieces.bring(pieces)
 
@@ -140,12 +159,14 @@ def _fill_one(
     table: str,
     function: Callable[[WorkFolder, NumberedShard], None],
     reads: Sequence[Piece],
+    of_shard: str | None,
     _: None,
     item: NumberedShard,
 ) -> None:
     pieces, name = work.pieces.here(), item[1].name
     work = replace(work, path=pieces.folder)
-    pieces.bring([*reads, *([] if table == "pairs" else [work.piece("pairs", name)])])
+    tables = [one for one in ("pairs", of_shard) if one and one != table]
+    pieces.bring([*reads, *(work.piece(one, name) for one in tables)])
     pieces.make(work.piece(table, name), partial(function, work, item))
 
 
@@ -168,13 +189,6 @@ def commit(table: pa.Table, path: Path) -> None:
     os.replace(beside, path)
 
 
-def row_numbers_of(index: int, file: Path) -> NDArray[np.int64]:
-    """The row numbers of a shard in a file (column `row_number`, in order); only the shard's part of it is read."""
-    low = index * MAX_ROWS
-    filters = [("row_number", ">=", low), ("row_number", "<", low + MAX_ROWS)]
-    return np.asarray(pq.read_table(file, columns=["row_number"], filters=filters)["row_number"].to_numpy())
-
-
 class RowsInOrder:
     """The rows of a parquet file that is sorted by `row_number`, read piece by piece with bounded memory."""
 
@@ -195,3 +209,9 @@ class RowsInOrder:
         count = int(np.searchsorted(table["row_number"].to_numpy(), row_number))
         self._waiting = table.slice(count)
         return table.slice(0, count)
+
+
+def by_shard(path: Path, num_shards: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of each shard in a parquet file that is sorted by `row_number`."""
+    rows = RowsInOrder(path, columns)
+    return (rows.below((index + 1) * MAX_ROWS) for index in range(num_shards))

@@ -1,29 +1,34 @@
 """data/filtered: what `align filter` decided, for all stages after it.
 
-    decisions.parquet   one row per pair: keep it or not, why, and its normalised text
-    facts.parquet       one row per pair: every value that a rule used
-    images.parquet      one row per distinct image with bytes, in order of `image_id`
-    held_out/           an evaluation set of pairs that are kept out of training, if `filter.hold_out` is above 0
+    decisions/NNNNN.parquet   one row per pair: keep it or not, why, and its normalised text
+    facts/NNNNN.parquet       one row per pair: every value that a rule used
+    images.parquet            one row per distinct image with bytes, in order of `image_id`
+    held_out/                 an evaluation set of pairs that are kept out of training, if `filter.hold_out` is above 0
 
-Rows of pairs are in order of `key`, in row groups of ROW_GROUP_SIZE, so that finding one pair reads little. The files
-carry no version: a reader checks the columns that it needs.
+The first two have a part for each raw shard. Rows of pairs are in order of `key` through all parts, in row groups of
+ROW_GROUP_SIZE, so that finding one pair reads little. Older data has one file, decisions.parquet, instead of the parts.
+The files carry no version: a reader checks the columns that it needs.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from align.durable.files import sha256_file, sha256_folder
 from align.errors import DataError
 
-DECISIONS = "decisions.parquet"
-FACTS = "facts.parquet"
+#: Tables of pairs.
+DECISIONS, FACTS = "decisions", "facts"
 IMAGES = "images.parquet"
-FILES = (DECISIONS, FACTS, IMAGES)
+#: Patterns of the files with decisions, and with decisions or facts; older data has single files.
+DECISION_FILES = (f"{DECISIONS}/*.parquet", f"{DECISIONS}.parquet")
+PAIR_FILES = (*DECISION_FILES, f"{FACTS}/*.parquet", f"{FACTS}.parquet")
 
-#: Rows per row group of decisions.parquet and facts.parquet.
+#: Rows per row group of decisions and facts.
 ROW_GROUP_SIZE = 10_000
 
 #: `keep` is true, `reason` null and `reasons` empty together.
@@ -64,7 +69,7 @@ FACTS_SCHEMA = pa.schema(
         ("num_words", pa.int32()),  # of what was not cut
         ("is_filename", pa.bool_()),
         ("similarity", pa.float64()),  # of image and text, by a given model; null: not computed
-        ("language", pa.string()),  # as in decisions.parquet
+        ("language", pa.string()),  # as in the decisions
         ("num_emails", pa.int32()),
         ("num_phones", pa.int32()),
         ("repeats", pa.bool_()),  # a kept pair with a smaller key shows the same image (and text); null: not checked
@@ -86,13 +91,55 @@ IMAGES_SCHEMA = pa.schema(
 )
 
 
+def pattern_of(filtered: Path, table: str) -> Path:
+    """The files of `decisions` or `facts`, as a path whose last part is a pattern or a name."""
+    single = filtered / f"{table}.parquet"
+    return single if single.is_file() else filtered / table / "*.parquet"
+
+
+def parts_of(filtered: Path, table: str) -> list[Path]:
+    """The files of `decisions` or `facts`, in order of their keys; empty if there is no such table."""
+    pattern = pattern_of(filtered, table)
+    return sorted(pattern.parent.glob(pattern.name))
+
+
+def decision_parts(filtered: Path) -> list[Path]:
+    """The files of the decisions, in order of their keys.
+
+    Raises:
+        DataError: there are none.
+    """
+    parts = parts_of(filtered, DECISIONS)
+    if not parts:
+        raise DataError(f"{filtered / DECISIONS}: no such file; run `align filter` first")
+    return parts
+
+
+def find_pair(filtered: Path, table: str, key: str) -> dict[str, Any] | None:
+    """The row of a pair in `decisions` or `facts`; None if there is none. Few of the parts are opened."""
+    parts = parts_of(filtered, table)
+    low, high = 0, len(parts)
+    while high - low > 1:
+        middle = (low + high) // 2
+        metadata = pq.read_metadata(parts[middle])
+        if metadata.num_rows == 0:
+            parts.pop(middle)
+            high -= 1
+            continue
+        column = metadata.schema.to_arrow_schema().get_field_index("key")
+        if metadata.row_group(0).column(column).statistics.min <= key:
+            low = middle
+        else:
+            high = middle
+    rows: list[dict[str, Any]] = pq.read_table(parts[low], filters=[("key", "==", key)]).to_pylist() if parts else []
+    return rows[0] if rows else None
+
+
 def decisions_digest(filtered: Path) -> str:
     """Hex sha256 of the decisions, which hold every key, image and text: the name of filtered data, in verdicts too.
 
     Raises:
         DataError: there are no decisions.
     """
-    path = filtered / DECISIONS
-    if not path.exists():
-        raise DataError(f"{path}: no such file; run `align filter` first")
-    return sha256_folder(path) if path.is_dir() else sha256_file(path)
+    first = decision_parts(filtered)[0]
+    return sha256_file(first) if first.parent == filtered else sha256_folder(filtered / DECISIONS)

@@ -27,7 +27,7 @@ from align.display.console import say, show, show_json
 from align.display.figure import png
 from align.durable.files import to_json, write_text
 from align.errors import DataError
-from align.formats.filtered import DECISIONS, FACTS, IMAGES
+from align.formats.filtered import DECISIONS, FACTS, IMAGES, parts_of, pattern_of
 from align.interfaces.sql import Engine
 from align.lineage.versions.data_versions import DataVersions
 from align.services.engine import open_engine
@@ -182,18 +182,19 @@ def compare(sql: Engine, before: VersionTables, after: VersionTables) -> DiffRep
 
 def _summary(sql: Engine, tables: VersionTables, which: str) -> VersionSummary:
     """Makes the table `pairs_before` or `pairs_after`, and sums it up."""
-    for path in (tables.filtered / DECISIONS, tables.filtered / IMAGES):
-        if not path.is_file():
-            raise DataError(f"{tables.name}: no {path.name}; run `align filter` there first")
+    has = {DECISIONS: parts_of(tables.filtered, DECISIONS), IMAGES: (tables.filtered / IMAGES).is_file()}
+    for name, found in has.items():
+        if not found:
+            raise DataError(f"{tables.name}: no {name}; run `align filter` there first")
     if not any(tables.raw.glob("*.parquet")):
         raise DataError(f"{tables.name}: no tables of data/raw")
     sql.view(f"raw_{which}", tables.raw / "*.parquet")
-    sql.view(f"decisions_{which}", tables.filtered / DECISIONS)
+    sql.view(f"decisions_{which}", pattern_of(tables.filtered, DECISIONS))
     sql.view("images", tables.filtered / IMAGES)
-    facts = tables.filtered / FACTS
-    languages = facts.is_file() and "language" in pq.read_schema(facts).names
+    facts = parts_of(tables.filtered, FACTS)
+    languages = bool(facts) and "language" in pq.read_schema(facts[0]).names
     if languages:
-        sql.view("facts", facts)
+        sql.view("facts", pattern_of(tables.filtered, FACTS))
         languages = sql.rows("SELECT count(language) FROM facts")[0][0] > 0
     joined = f"decisions_{which} LEFT JOIN facts ON facts.key = decisions_{which}.key"
     sql.table(

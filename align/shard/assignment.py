@@ -1,6 +1,6 @@
 """The assignment: which kept image goes to which output shard, with which rank and texts. Made once, read by shard.
 
-A plan is a folder. For each output shard an Arrow file (mapped into memory) holds its rows of decisions.parquet, so a
+A plan is a folder. For each output shard an Arrow file (mapped into memory) holds its rows of the decisions, so a
 machine that makes a shard needs this file and no other. Output shards are numbered through all splits: first those of
 train, then val, then test.
 
@@ -28,7 +28,7 @@ from align.config.shard import ShardConfig
 from align.durable.buckets import Buckets, in_order, num_buckets
 from align.durable.files import replace_directory, to_json, write_text
 from align.errors import CorruptError, DataError
-from align.formats.filtered import DECISIONS, IMAGES
+from align.formats.filtered import DECISIONS, IMAGES, decision_parts
 from align.formats.shards import SPLITS, SplitName
 from align.pairs.clusters import Clusters, Members, text_digests
 from align.shard.image_spans import SPAN, look_up, sample_digests
@@ -49,18 +49,12 @@ Ids = NDArray[np.bytes_]
 
 
 def kept_batches(filtered: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The kept rows of decisions.parquet, batch by batch."""
-    for batch in _batches(_file(filtered, DECISIONS), [*columns, "keep"]):
-        kept = batch.filter(batch["keep"]).select(columns)
-        if len(kept):
-            yield kept
-
-
-def _file(filtered: Path, name: str) -> Path:
-    path = filtered / name
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; run `align filter` first")
-    return path
+    """The kept rows of the decisions, batch by batch."""
+    for part in decision_parts(filtered):
+        for batch in _batches(part, [*columns, "keep"]):
+            kept = batch.filter(batch["keep"]).select(columns)
+            if len(kept):
+                yield kept
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -165,7 +159,7 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
     with replace_directory(folder, "shard") as part:
         work = part / "buckets"
         work.mkdir()
-        count = num_buckets(pq.read_metadata(_file(filtered, DECISIONS)).num_rows)
+        count = num_buckets(sum(pq.read_metadata(part).num_rows for part in decision_parts(filtered)))
         samples = Buckets(work, "samples", {"sample": SPAN["sample"], "row": "i8"}, count)
         rows = Buckets(work, "rows", {"row": "i8", "image": "i8"}, count)
         clusters, num_pairs = _read_clusters(filtered, config.seed, work, samples, rows)
@@ -206,7 +200,7 @@ def _read_clusters(filtered: Path, seed: int, work: Path, samples: Buckets, rows
         path = filtered / DECISIONS
         raise DataError(f"{path}: no pair is kept; see the filter's report for the reasons, and relax its rules")
     images = Buckets(work, "images", {"id": "S32", "phash": "u8"}, count)
-    for batch in _batches(_file(filtered, IMAGES), ["image_id", "phash"]):
+    for batch in _batches(filtered / IMAGES, ["image_id", "phash"]):
         known = batch.filter(batch["phash"].is_valid())
         ids = _ids(known["image_id"], 32)
         images.add(_bucket(ids, count), id=ids, phash=known["phash"].to_numpy())

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from align.errors import DataError
-from align.formats.filtered import DECISIONS, IMAGES
+from align.formats.filtered import DECISIONS, IMAGES, decision_parts, pattern_of
 from align.formats.raw import raw_shards
 from align.interfaces.sql import Engine
 from align.pairs.text import MAX_CHARACTERS
@@ -40,7 +40,7 @@ class JudgedData:
 
     Attributes:
         raw: data/raw.
-        filtered: data/filtered, with decisions.parquet and images.parquet.
+        filtered: data/filtered, with decisions and images.parquet.
         evaluation: the evaluation sets; data/filtered may have one more, the held-out one.
         checked_sets: the evaluation sets whose images the filter searched for, name -> sha256 of the tar.
     """
@@ -50,14 +50,9 @@ class JudgedData:
     evaluation: Path
     checked_sets: Mapping[str, str]
 
-    @property
-    def decisions(self) -> Path:
-        """The table with one row per pair."""
-        return self.filtered / DECISIONS
-
     def has_languages(self) -> bool:
         """Whether the filter detected languages."""
-        return "language" in _columns(self.decisions)
+        return "language" in _columns(decision_parts(self.filtered)[0])
 
 
 def make_views(engine: Engine, data: JudgedData) -> list[str]:
@@ -69,8 +64,9 @@ def make_views(engine: Engine, data: JudgedData) -> list[str]:
     Raises:
         DataError: a table is missing.
     """
-    files = {"raw": data.raw / "*.parquet", "decisions": data.decisions, "images": data.filtered / IMAGES}
-    first_files = files | {"raw": raw_shards(data.raw)[0].table}
+    decisions = pattern_of(data.filtered, DECISIONS)
+    files = {"raw": data.raw / "*.parquet", "decisions": decisions, "images": data.filtered / IMAGES}
+    first_files = files | {"raw": raw_shards(data.raw)[0].table, "decisions": decision_parts(data.filtered)[0]}
     for name, path in files.items():
         if not first_files[name].exists():
             raise DataError(f"{path}: no such file; run `align filter` first")

@@ -43,7 +43,7 @@ small_data.write_shards(Path("data"))
 Path("data/index").mkdir()
 Path("reports/shard").mkdir()
 Path("reports/shard/report.json").write_text("{}")
-kept = pq.read_table("data/filtered/decisions.parquet", filters=[("keep", "==", True)])
+kept = pq.read_table("data/filtered/decisions", filters=[("keep", "==", True)])
 pq.write_table(kept.select(["key", "image_id"]), "data/index/items.parquet")
 """
 FORGOTTEN, WORDS = jpeg(4), "picture number 4 of a red fox"
@@ -100,7 +100,7 @@ def key_of(root: Path, picture: bytes) -> str:
 
 
 def decisions(root: Path) -> list[dict[str, object]]:
-    return pq.read_table(root / "data/filtered/decisions.parquet").to_pylist()
+    return pq.read_table(root / "data/filtered/decisions").to_pylist()
 
 
 def holders(folder: Path, picture: bytes) -> list[str]:

@@ -112,7 +112,7 @@ def test_the_kept_pairs_of_the_sample_are_the_same_with_fewer_requests(
             assert main(["ingest", *run, *out, "--set", f"ingest.skip_hopeless={skip}"]) == 0
             num_requests[skip] = num_asked(server) - before
             assert main(["filter", *run, *out]) == 0
-            decided = pq.read_table(tmp_path / skip / "filtered/decisions.parquet").to_pylist()
+            decided = pq.read_table(tmp_path / skip / "filtered/decisions").to_pylist()
             kept[skip] = [(row["key"], row["image_id"], row["text"]) for row in decided if row["keep"]]
             dropped[skip] = {row["key"]: row["reasons"] for row in decided if not row["keep"]}
     print("requests", num_requests, "kept", len(kept["true"]), "pairs", len(rows))
@@ -167,7 +167,7 @@ def place(folder: Path) -> list[str]:
 
 
 def reasons(folder: Path) -> dict[str, list[str]]:
-    rows = pq.read_table(folder / "filtered/decisions.parquet").to_pylist()
+    rows = pq.read_table(folder / "filtered/decisions").to_pylist()
     assert all(row["reason"] == next(iter(row["reasons"]), None) for row in rows)
     return {row["text"]: row["reasons"] for row in rows}
 
@@ -228,7 +228,7 @@ def test_raw_is_consistent(folder: Path) -> None:
 
 def test_every_pair_has_its_decision(folder: Path, report: FilterReport) -> None:
     rows = {row["key"]: row for row in raw_rows(folder / "raw")}
-    decisions = pq.read_table(folder / "filtered/decisions.parquet").to_pylist()
+    decisions = pq.read_table(folder / "filtered/decisions").to_pylist()
     assert [one["key"] for one in decisions] == sorted(rows)
     images = {one["image_id"]: one for one in pq.read_table(folder / "filtered/images.parquet").to_pylist()}
     for one in decisions:

@@ -275,7 +275,7 @@ def rows(project: Path) -> list[dict[str, Any]]:
 
 
 def decisions(project: Path) -> dict[str, dict[str, Any]]:
-    return {row["key"]: row for row in pq.read_table(project / "data/filtered/decisions.parquet").to_pylist()}
+    return {row["key"]: row for row in pq.read_table(project / "data/filtered/decisions").to_pylist()}
 
 
 def test_every_odd_picture_is_a_row_with_a_reason(project: Path) -> None:

@@ -114,7 +114,7 @@ def test_forget(tmp_path: Path) -> None:
     (root / ".dvc/config.local").write_text("['remote \"there\"']\n    url = ../../remote\n")
     shell(root, "dvc push --quiet --run-cache -r there", CODE)
     forgotten = jpeg(4)
-    rows = pq.read_table(root / "data/filtered/decisions.parquet").to_pylist()
+    rows = pq.read_table(root / "data/filtered/decisions").to_pylist()
     (key,) = (row["key"] for row in rows if "number 4 " in row["text"])
     (root / "keys.txt").write_text(f"{key}\n")
     shell(root, "align forget --keys keys.txt --reason letter && dvc repro --quiet", CODE)

@@ -262,7 +262,7 @@ def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an
     done = run(EDITED)
     assert done.returncode == 0, done.stderr
     assert "filter: the cheap rules" in done.stderr
-    table = pq.read_table(tmp_path / "filtered/decisions.parquet", columns=["text", "keep"])
+    table = pq.read_table(tmp_path / "filtered/decisions", columns=["text", "keep"])
     assert dict(zip(*table.to_pydict().values(), strict=True)) == {
         "three words here": False, "and four words here": True, "two words": False,
     }  # fmt: skip

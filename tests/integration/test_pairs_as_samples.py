@@ -65,7 +65,7 @@ def test_decisions_and_shards_are_equal(tmp_path: Path, archive: Path) -> None:
     decided = [by_the_filter(root / "raw", root) for root in (images, pairs)]
     assert decided[0] == decided[1]
     assert 20 < sum(count for decision, count in decided[0].items() if decision[2]) < len(with_picture)
-    for name in ("decisions.parquet", "facts.parquet", "images.parquet"):
+    for name in ("decisions/00000.parquet", "facts/00001.parquet", "images.parquet"):
         assert (images / "filtered" / name).read_bytes() == (pairs / "filtered" / name).read_bytes()
     for root in (images, pairs):
         small_data.write_verdict(root / "quality", passed=True, data=decisions_digest(root / "filtered"))

@@ -144,7 +144,7 @@ def test_duckdb_and_spark_decide_alike(folder: Path, cluster: tuple[str, Path]) 
     spark = run(folder, engine.model_copy(update={"runner": "spark", "spark_master": url}))
     for number in range(2):
         assert list((workers / f"worker{number}").glob("app-*/*")), "a worker had nothing to do"
-    rows = [pq.read_table(out / "filtered/decisions.parquet").to_pylist() for out in (duckdb, spark)]
+    rows = [pq.read_table(out / "filtered/decisions").to_pylist() for out in (duckdb, spark)]
     assert len(rows[0]) > 2_000 + 6 * len(TRAPS)
     assert rows[0] == rows[1]
     reasons = {reason for row in rows[0] for reason in row["reasons"]}

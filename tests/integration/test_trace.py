@@ -78,7 +78,7 @@ elif stage == "package":
     write(Path("models/packaged/MLmodel"), hashlib.sha256(weights).hexdigest())
     write(reports / "package/report.json", {"digest": hashlib.sha256(weights).hexdigest()})
 else:
-    kept = pq.read_table("data/filtered/decisions.parquet", filters=[("keep", "==", True)])
+    kept = pq.read_table("data/filtered/decisions", filters=[("keep", "==", True)])
     write(reports / "index/report.json", {})
     Path("data/index").mkdir()
     pq.write_table(kept.select(["key", "image_id"]), "data/index/items.parquet")
@@ -157,7 +157,7 @@ def facts(graph: dict[str, Any], kind: str) -> dict[str, str]:
 
 
 def key_of(root: Path, number: int) -> str:
-    rows = pq.read_table(root / "data/filtered/decisions.parquet").to_pylist()
+    rows = pq.read_table(root / "data/filtered/decisions").to_pylist()
     (row,) = [row for row in rows if f"number {number} " in row["text"]]
     return str(row["key"])
 

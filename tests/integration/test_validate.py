@@ -34,7 +34,7 @@ CONFIG = ValidateConfig(
     min_evaluation_sets=1, max_evaluation_hash_share=0.0, sample_rows=15, max_drift=MaxDrift(**WIDE),
 )  # fmt: skip
 SETS = {"concepts": "f" * 64}
-DECISIONS, IMAGES = "filtered/decisions.parquet", "filtered/images.parquet"
+DECISIONS, IMAGES = "filtered/decisions/00000.parquet", "filtered/images.parquet"
 
 
 def judge(

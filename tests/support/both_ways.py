@@ -37,7 +37,7 @@ def by_the_filter(folder: Path, work: Path, policy: Path | None = None, **filter
         for shard in raw_shards(folder)
         for row in read_table(shard, ["key", "url"]).to_pylist()
     }
-    rows = pq.read_table(work / "filtered/decisions.parquet").to_pylist()
+    rows = pq.read_table(work / "filtered/decisions").to_pylist()
     return Counter((urls[row["key"]], row["text"], row["keep"], tuple(row["reasons"])) for row in rows)
 
 

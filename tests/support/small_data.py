@@ -86,7 +86,8 @@ def write(
 
 
 def write_decisions(filtered: Path, rows: list[dict[str, object]]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows, schema=DECISIONS_SCHEMA), filtered / "decisions.parquet")
+    (filtered / "decisions").mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=DECISIONS_SCHEMA), filtered / "decisions/00000.parquet")
 
 
 def write_images(filtered: Path, rows: list[dict[str, object]]) -> None:
@@ -95,7 +96,7 @@ def write_images(filtered: Path, rows: list[dict[str, object]]) -> None:
 
 def write_shards(root: Path, *, num_val: int = 0) -> Path:
     """Writes `root/shards` of the kept pairs in `root/raw` and `root/filtered`; the last images are the split val."""
-    kept = pq.read_table(root / "filtered/decisions.parquet", filters=[("keep", "==", True)]).to_pylist()
+    kept = pq.read_table(root / "filtered/decisions", filters=[("keep", "==", True)]).to_pylist()
     stored = {key: data for shard in raw_shards(root / "raw") for key, data in iter_images(shard)}
     samples: dict[str, Sample] = {}
     for row in kept:

@@ -14,7 +14,7 @@ from align.durable.files import leftovers, write_text
 from align.durable.locks import tried
 from align.errors import AlignError
 from align.formats.features import files_of
-from align.formats.filtered import DECISIONS
+from align.formats.filtered import DECISIONS, parts_of
 from align.formats.indexed_images import ITEMS
 from align.formats.policy import OPTED_OUT
 from align.formats.stored_tars import stored_tars
@@ -80,7 +80,7 @@ def purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: St
 
 def _purge_checkout(plan: PurgePlan, paths: PathsConfig, store: StoreConfig, *, pending: bool) -> Iterator[PurgeResult]:
     shown = pending
-    if (paths.filtered / DECISIONS).is_file() and (shown or filtered_shows(paths.filtered, plan.texts)):
+    if parts_of(paths.filtered, DECISIONS) and (shown or filtered_shows(paths.filtered, plan.texts)):
         yield _remove_folder(paths.filtered)
         shown = True
     if pending:

@@ -15,7 +15,7 @@ from typing import Any
 
 from align.config.paths import PathsConfig
 from align.errors import DataError
-from align.formats.filtered import DECISIONS, FACTS
+from align.formats.filtered import PAIR_FILES
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import ADDRESSES
 from align.formats.policy import OptedOut
@@ -106,7 +106,7 @@ def plan_purge(
 
     checks = {  # in pipeline order: later checks need the picture hashes that the first collects
         paths.raw.as_posix(): OutCheck(("*.parquet",), raw_shows),
-        paths.filtered.as_posix(): OutCheck((DECISIONS, FACTS), lambda folder: filtered_shows(folder, texts)),
+        paths.filtered.as_posix(): OutCheck(PAIR_FILES, lambda folder: filtered_shows(folder, texts)),
         paths.shards.as_posix(): OutCheck(
             SHARD_FILES, lambda folder: shards_show(folder, image_ids, fetch), ask_remotes=False
         ),

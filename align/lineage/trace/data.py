@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from align.durable.files import sha256_file
 from align.errors import DataError
-from align.formats.filtered import DECISIONS
+from align.formats.filtered import DECISION_FILES, DECISIONS, decisions_digest, parts_of
 from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
 from align.formats.verdict import VERDICT
@@ -208,8 +207,10 @@ def manifest_of(chain: DataChain) -> Manifest | None:
 
 def are_decisions_of(chain: DataChain) -> bool:
     """Whether the present data/filtered is what the shards were made of; true if that is unknown."""
-    made, path = read_json(chain.shard, _REPORT) or {}, chain.filtered.file(DECISIONS)
-    return path is None or "decisions" not in made or made["decisions"] == sha256_file(path)
+    made, folder = read_json(chain.shard, _REPORT) or {}, chain.filtered.here(*DECISION_FILES)
+    if folder is None or not parts_of(folder, DECISIONS) or "decisions" not in made:
+        return True
+    return bool(made["decisions"] == decisions_digest(folder))
 
 
 def picture_of(sample: StoredSample, shards: Path) -> Picture | None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from align.config.filter import FilterConfig
 from align.filter.report import cuts_of
 from align.filter.rules import RULES, conditions
-from align.formats.filtered import DECISIONS, FACTS, IMAGES
+from align.formats.filtered import DECISIONS, FACTS, IMAGES, find_pair
 from align.formats.policy import read_opted_out
 from align.lineage.versions.raw_pairs import RawRow
 from align.lineage.versions.who_saw import WhoSaw
@@ -114,11 +114,10 @@ def look_up(row: RawRow, config: FilterConfig, *, filtered: Path, report: Path, 
         report: reports/filter, which has the cuts that made data/filtered; may be absent.
         policy: data/policy.
     """
-    decision = _row(filtered / DECISIONS, "key", row["key"])
+    decision = find_pair(filtered, DECISIONS, row["key"])
     image_id = (decision or row).get("image_id") or row["sha256"]
-    # An older filter wrote no facts.parquet: then only the values of the image are known.
-    image = _row(filtered / IMAGES, "image_id", image_id) or {}
-    facts = row | image | (_row(filtered / FACTS, "key", row["key"]) or {})
+    # An older filter wrote no facts: then only the values of the image are known.
+    facts = row | _image(filtered / IMAGES, image_id) | (find_pair(filtered, FACTS, row["key"]) or {})
     reasons = decision["reasons"] if decision else None
     today, used = conditions(config), cuts_of(report) if decision else None
     entry = read_opted_out(policy).entry(row["url"], row["page_url"], image_id)
@@ -151,12 +150,12 @@ def of_models(saw: WhoSaw) -> list[ModelUse]:
     ]
 
 
-def _row(path: Path, column: str, value: str | None) -> dict[str, Any] | None:
-    """The first row with this value; None if there is none, or no such file."""
-    if value is None or not path.is_file():
-        return None
-    rows: list[dict[str, Any]] = pq.read_table(path, filters=[(column, "==", value)]).to_pylist()
-    return rows[0] if rows else None
+def _image(path: Path, image_id: str | None) -> dict[str, Any]:
+    """The row of an image; empty if there is none, or no such file."""
+    if image_id is None or not path.is_file():
+        return {}
+    rows: list[dict[str, Any]] = pq.read_table(path, filters=[("image_id", "==", image_id)]).to_pylist()
+    return rows[0] if rows else {}
 
 
 def _decision(row: dict[str, Any]) -> PairDecision:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.errors import DataError
-from align.formats.filtered import DECISIONS, FACTS
+from align.formats.filtered import FACTS, decision_parts, parts_of
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import iter_addresses
 from align.formats.policy import OptedOut
@@ -132,20 +132,21 @@ def filtered_shows(filtered: Path, texts: frozenset[tuple[str | None, str]]) -> 
     """Whether data/filtered has the text of an opted-out pair.
 
     Args:
-        filtered: data/filtered or an older version of it, with decisions.parquet and facts.parquet.
+        filtered: data/filtered or an older version of it, with decisions and facts.
         texts: as `OptedOutPairs.texts`, of pairs that were opted out after the filter ran.
 
     Raises:
         DataError: a table is unreadable.
     """
     try:
-        decisions, facts = pq.ParquetFile(filtered / DECISIONS), pq.ParquetFile(filtered / FACTS)
-        for group in range(decisions.num_row_groups):  # both tables have the same rows in each group
-            rows = decisions.read_row_group(group, ["image_id", "text"]).to_pylist()
-            opted_out = facts.read_row_group(group, ["opted_out"])["opted_out"].to_pylist()
-            for row, entry in zip(rows, opted_out, strict=True):
-                if row["text"] and (entry is not None or (row["image_id"], row["text"]) in texts):
-                    return True
+        for decisions, facts in zip(decision_parts(filtered), parts_of(filtered, FACTS), strict=True):
+            with pq.ParquetFile(decisions) as decided, pq.ParquetFile(facts) as known:
+                for group in range(decided.num_row_groups):  # both tables have the same rows in each group
+                    rows = decided.read_row_group(group, ["image_id", "text"]).to_pylist()
+                    opted_out = known.read_row_group(group, ["opted_out"])["opted_out"].to_pylist()
+                    for row, entry in zip(rows, opted_out, strict=True):
+                        if row["text"] and (entry is not None or (row["image_id"], row["text"]) in texts):
+                            return True
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DataError(f"{filtered}: unreadable ({error}); run `align filter` again") from None
     return False

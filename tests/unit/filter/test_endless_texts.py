@@ -31,11 +31,11 @@ def test_texts_of_other_folders_have_a_length_limit(tmp_path: Path) -> None:
     none, out = tmp_path / "none", tmp_path / "filtered"
     none.mkdir()
     filter_pairs(config, engine, FilterFolders(raw, none, none, out, tmp_path / "reports"))
-    decided = pq.read_table(out / "decisions.parquet").to_pylist()
+    decided = pq.read_table(out / "decisions").to_pylist()
     long = "text_too_long"
     assert [row["reasons"] for row in decided] == [[long], [long], [], [], [long], ["text_too_short", long]]
     assert max(len(str(row["text"])) for row in decided) == 1000
-    facts = pq.read_table(tmp_path / "filtered/facts.parquet", columns=["num_characters"]).to_pydict()
+    facts = pq.read_table(tmp_path / "filtered/facts", columns=["num_characters"]).to_pydict()
     assert facts["num_characters"] == [8192, 8192, 18, 1000, 1001, 8192]
 
 

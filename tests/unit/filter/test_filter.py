@@ -50,7 +50,7 @@ def run(
 
 
 def decisions(out: Path) -> dict[str, dict[str, object]]:
-    return {row["key"]: row for row in pq.read_table(out / "filtered/decisions.parquet").to_pylist()}
+    return {row["key"]: row for row in pq.read_table(out / "filtered/decisions").to_pylist()}
 
 
 @pytest.mark.usefixtures("quick")
@@ -107,14 +107,14 @@ def test_equal_bytes_twice_and_no_evaluation_sets(tmp_path: Path, capsys: pytest
         assert run(raw, tmp_path / name).num_evaluation_sets == 0
         assert capsys.readouterr().err.count("rule I5 removes nothing") == 1
     one, two = bytes_of(tmp_path / "one"), bytes_of(tmp_path / "two")
-    tables = {f"filtered/{name}.parquet" for name in ("decisions", "facts", "images")}
+    tables = ["filtered/decisions/00000.parquet", "filtered/facts/00000.parquet", "filtered/images.parquet"]
     report = {f"reports/{name}" for name in ("report.html", "report.json", "metrics.json")}
     figures = {f"reports/{name}.png" for name in ("funnel", "text_lengths", "image_sizes", "languages")}
     marks = {"filtered/.align.json", "reports/.align.json"}
-    assert one.keys() == tables | report | figures | marks
+    assert one.keys() == {*tables} | report | figures | marks
     schemas = filtered.DECISIONS_SCHEMA, filtered.FACTS_SCHEMA, filtered.IMAGES_SCHEMA
-    for name, schema in zip(filtered.FILES, schemas, strict=True):
-        assert pq.read_schema(tmp_path / "one/filtered" / name).equals(schema)
+    for name, schema in zip(tables, schemas, strict=True):
+        assert pq.read_schema(tmp_path / "one" / name).equals(schema)
     assert one == two
     assert not any(str(tmp_path).encode() in data for data in one.values())
 
@@ -156,7 +156,7 @@ def test_languages_are_guessed_of_what_is_kept_or_where_a_rule_asks(tmp_path: Pa
         out = tmp_path / name
         report = run(raw, out, config=CONFIG.model_copy(update={"languages": asked}))
         for file in ("decisions", "facts"):
-            assert pq.read_table(out / f"filtered/{file}.parquet")["language"].to_pylist() == languages
+            assert pq.read_table(out / f"filtered/{file}")["language"].to_pylist() == languages
         counts = {one.name: (one.num_pairs, one.num_kept) for one in report.overview.languages}
         assert counts == {"en": (2, 1), "de": (1, asked is None)}
 
@@ -245,7 +245,7 @@ def test_a_full_disk_while_files_are_packed_is_no_end_and_no_loss(
 @pytest.mark.usefixtures("quick")
 def test_an_image_in_many_shards_is_one_image(tmp_path: Path) -> None:
     run(shards(tmp_path / "raw", 3), tmp_path)
-    facts = pq.read_table(tmp_path / "filtered/facts.parquet").to_pylist()
+    facts = pq.read_table(tmp_path / "filtered/facts").to_pylist()
     assert [row["key"] for row in facts] == sorted(row["key"] for row in facts)
     assert [(row["shard"], row["num_texts"], row["num_images"]) for row in facts] == [
         (f"{shard:05d}", 1, 1) for shard in range(3) for _ in range(2)
@@ -265,8 +265,8 @@ def test_evaluation_images_get_all_threads_where_shards_share_them(
             given.append(num_threads)
             super().__init__(embedder, num_threads)
 
-    def in_this_process(_: object, resource: Any, function: Any, items: Iterable[Any], **__: object) -> Iterator[Any]:
-        return (function(None, item) for item in items)
+    def in_this_process(_: object, step: Any, items: Iterable[Any]) -> Iterator[Any]:
+        return (step.function(None, item) for item in items)
 
     monkeypatch.setattr("align.filter.compare.ImageNetwork", Seen)
     monkeypatch.setattr("align.services.executors.executors.LocalExecutor.map", in_this_process)
@@ -285,7 +285,7 @@ def test_opted_out_pairs_are_dropped_first(tmp_path: Path) -> None:
     assert [row["reasons"] for row in decisions(tmp_path).values()] == [
         [], ["opted_out"], [], ["opted_out", "text_too_short"],
     ]  # fmt: skip
-    facts = pq.read_table(tmp_path / "filtered/facts.parquet")
+    facts = pq.read_table(tmp_path / "filtered/facts")
     assert facts["opted_out"].to_pylist() == [None, f"image_id:{gone}", None, "url:http://x/000000003.png"]
     assert report.metrics["filter/dropped/opted_out"] == 2
 
@@ -307,7 +307,7 @@ def test_rules_beyond_the_papers(tmp_path: Path) -> None:
     assert [row["reasons"] for row in decisions(tmp_path).values()] == [
         [], ["text_other_language"], ["text_personal_data"], ["image_repeat"],
     ]  # fmt: skip
-    facts = pq.read_table(tmp_path / "filtered/facts.parquet").to_pylist()
+    facts = pq.read_table(tmp_path / "filtered/facts").to_pylist()
     assert [row["similarity"] is None for row in facts] == [False, True, True, False]
     assert [row["language"] for row in facts] == ["en", "de", "en", "en"]
     run(raw, tmp_path, config=CONFIG.model_copy(update=beyond | {"min_similarity": 1.0, "languages": None}))
@@ -333,7 +333,7 @@ def test_command_works_with_no_repository_around(
     assert capsys.readouterr().err.startswith("align: error: sets: no such folder of evaluation sets; make it")
     Path("sets").mkdir()
     assert main(command) == 0
-    assert pq.read_table(tmp_path / "out/decisions.parquet").num_rows == 2
+    assert pq.read_table(tmp_path / "out/decisions").num_rows == 2
     assert json.loads((tmp_path / "reports/filter/metrics.json").read_text())["filter/num_pairs"] == 2
     assert "1 of 2 pairs kept" in capsys.readouterr().err
     assert main(["filter", "--set", "paths.raw=nothing"]) == 1

@@ -62,7 +62,7 @@ def run(raw: Path, out: Path, config: FilterConfig = CONFIG, evaluation: Path | 
 
 
 def decided(out: Path) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = pq.read_table(out / "filtered/decisions.parquet").to_pylist()
+    rows: list[dict[str, object]] = pq.read_table(out / "filtered/decisions").to_pylist()
     return rows
 
 
@@ -126,7 +126,7 @@ def test_what_stays_and_shows_the_same_is_dropped_by_i5(tmp_path: Path, monkeypa
     by_text = {row["text"]: row for row in decided(tmp_path)}
     chosen = {image.key for image in one.images}
     images = {row["image_id"]: row for row in pq.read_table(tmp_path / "filtered/images.parquet").to_pylist()}
-    facts = {row["key"]: row for row in pq.read_table(tmp_path / "filtered/facts.parquet").to_pylist()}
+    facts = {row["key"]: row for row in pq.read_table(tmp_path / "filtered/facts").to_pylist()}
     num_dropped = 0
     for index in range(NUM_IMAGES):
         original, copy = by_text[f"a picture of thing {index}"], by_text[f"a copy of thing {index}"]

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import regex
 
-from align.filter.decide import RowsInOrder
 from align.filter.words import _PLAIN, hashes, ngram_hashes, normal_forms, text_facts
+from align.filter.work_folder import RowsInOrder
 from align.pairs.text import is_filename, normalise, personal_data, words
 from tests.support.bombs import with_little_memory
 

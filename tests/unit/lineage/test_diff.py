@@ -83,9 +83,10 @@ def test_how_the_kept_pairs_moved(tmp_path: Path) -> None:
     small_data.write(tmp_path / "one", [Pair(short, number) for number in range(4)])
     small_data.write(tmp_path / "two", [Pair(short, 0), *(Pair(long, number) for number in (1, 2, 3))])
     for name, language in (("one", "en"), ("two", "de")):
-        decisions = pq.read_table(tmp_path / name / "filtered/decisions.parquet")
+        decisions = pq.read_table(tmp_path / name / "filtered/decisions")
         facts = pa.table({"key": decisions["key"], "language": pa.array([language] * len(decisions))})
-        pq.write_table(facts, tmp_path / name / "filtered/facts.parquet")
+        (tmp_path / name / "filtered/facts").mkdir()
+        pq.write_table(facts, tmp_path / name / "filtered/facts/00000.parquet")
     report = compared(tmp_path / "one", tmp_path / "two")
     assert report.distances == {"image_size": 0.0, "language": 1.0, "text_length": 0.75}
 
@@ -115,7 +116,7 @@ def test_the_command(
     ("words", "says"),
     [
         (["one", "nowhere"], "'nowhere' names no commit"),
-        (["one", "empty"], "no decisions.parquet"),
+        (["one", "empty"], "no decisions;"),
     ],
 )
 def test_what_is_no_data_is_a_clear_error(

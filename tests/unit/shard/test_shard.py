@@ -171,7 +171,7 @@ def test_decisions_that_the_filter_replaced_after_the_gate_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_data.write(tmp_path, many_pairs())
-    path = tmp_path / "filtered/decisions.parquet"
+    path = tmp_path / "filtered/decisions/00000.parquet"
     small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(tmp_path / "filtered"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("align.shard.shard.finish", interrupt)  # all shards are made
@@ -271,17 +271,17 @@ def test_the_order_of_decisions_and_tars_does_not_matter(tmp_path: Path) -> None
     pairs = [*many_pairs(), Pair("a second text", 0), Pair("a third text", 0)]
     first = make_shards(tmp_path / "a", pairs)
     small_data.write(tmp_path / "b", pairs)
-    path = tmp_path / "b/filtered/decisions.parquet"
+    path = tmp_path / "b/filtered/decisions/00000.parquet"
     rows = pq.read_table(path)
     pq.write_table(rows.take(np.random.default_rng(0).permutation(len(rows))), path, row_group_size=7)
     second = make_shards(tmp_path / "b", [])
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["decisions.parquet", "images.parquet"])
+@pytest.mark.parametrize("name", ["decisions", "images.parquet"])
 def test_without_the_filters_tables_it_says_so(tmp_path: Path, name: str) -> None:
     small_data.write(tmp_path, many_pairs())
-    (tmp_path / "filtered" / name).unlink()
+    (tmp_path / "filtered" / name).rename(tmp_path / "gone")
     with pytest.raises(DataError, match=f"{name}: no such file; run `align filter` first"):
         make_shards(tmp_path, [])
 

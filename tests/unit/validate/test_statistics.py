@@ -25,7 +25,7 @@ def measured(
     with open_engine(ENGINE) as engine:
         engine.view("raw", root / "raw" / "*.parquet")
         for name in ("decisions", "images"):
-            engine.view(name, root / "filtered" / f"{name}.parquet")
+            engine.view(name, root / {"decisions": DECISIONS, "images": IMAGES}[name])
         view_values(engine, "evaluation_ids", "image_id", pa.array(ids, pa.string()))
         view_values(engine, "evaluation_hashes", "phash", pa.array(hashes, pa.uint64()))
         return measure(engine.rows, REASONS, incomplete)
@@ -62,7 +62,7 @@ def leak(root: Path) -> None:
     rewrite(root / IMAGES, lambda rows: [row | {"evaluation_sets": sets[row["image_id"] == kept]} for row in rows])
 
 
-RAW, DECISIONS, IMAGES = "raw/00000.parquet", "filtered/decisions.parquet", "filtered/images.parquet"
+RAW, DECISIONS, IMAGES = "raw/00000.parquet", "filtered/decisions/00000.parquet", "filtered/images.parquet"
 
 
 def test_good_data_has_no_fault(tmp_path: Path) -> None:

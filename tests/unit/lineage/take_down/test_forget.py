@@ -303,8 +303,8 @@ def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(
     root = raw.parents[1]
     monkeypatch.chdir(root)
     made = {
-        "decisions.parquet": {"key": ["000010000"], "image_id": [SHA_B], "text": ["text of 000010000"]},
-        "facts.parquet": {"key": ["000010000"], "opted_out": pa.array([None], pa.string())},
+        "decisions/00000.parquet": {"key": ["000010000"], "image_id": [SHA_B], "text": ["text of 000010000"]},
+        "facts/00000.parquet": {"key": ["000010000"], "opted_out": pa.array([None], pa.string())},
     }
     for name in ("filter", "index", "package"):
         (root / "reports" / name).mkdir(parents=True)
@@ -314,6 +314,7 @@ def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(
     filtered = root / "data/filtered"
     filtered.mkdir()
     for name, columns in made.items():
+        (filtered / name).parent.mkdir()
         pq.write_table(pa.table(columns), filtered / name)
     write_opted_out(Path("data/policy"), policy(("url", "https://sub.host.org/b.jpg"), ("url", "https://x.org/")))
     assert main(["forget", "--purge", "--yes"]) == 0

@@ -111,7 +111,7 @@ def test_what_another_version_needs_stays(history: History) -> None:
         ("data/shards", {"manifest.json": b"{", "train/00000.tar": b""}, "unreadable: "),
         ("data/raw", {"00000.parquet": None}, "incomplete, so it cannot be checked"),
         ("data/raw", {"00000.parquet": b"PAR1 and no more"}, "unreadable: "),
-        ("data/filtered", {"decisions.parquet": b"PAR1", "facts.parquet": b""}, "unreadable: "),
+        ("data/filtered", {"decisions/00000.parquet": b"PAR1", "facts/00000.parquet": b""}, "unreadable: "),
     ],
 )
 def test_what_cannot_be_checked_goes(history: History, path: str, files: dict[str, bytes | None], why: str) -> None:
@@ -121,12 +121,15 @@ def test_what_cannot_be_checked_goes(history: History, path: str, files: dict[st
     assert of == (path, md5) and reason.startswith(f"run cache; {why}")
 
 
-def test_pictures_and_texts_of_older_versions_are_looked_for_in_what_was_made_of_them(history: History) -> None:
+@pytest.mark.parametrize("part", ["/00000.parquet", ".parquet"], ids=["parts", "older"])
+def test_pictures_and_texts_of_older_versions_are_looked_for_in_what_was_made_of_them(
+    history: History, part: str
+) -> None:
     (history.root / "data/raw/00000.parquet").write_bytes(raw("https://img.org/b.jpg", B))
     older = history.out({"00000.parquet": raw("https://gone.org/a.jpg", A, TEXT)})
     filtered = history.out({
-        "decisions.parquet": table({"key": ["0"], "image_id": [A], "text": [TEXT]}),
-        "facts.parquet": table({"key": ["0"], "opted_out": pa.array([None], pa.string())}),
+        f"decisions{part}": table({"key": ["0"], "image_id": [A], "text": [TEXT]}),
+        f"facts{part}": table({"key": ["0"], "opted_out": pa.array([None], pa.string())}),
     })  # fmt: skip
     index = history.out({"items.parquet": table({"image_id": [A]})})
     others = history.out({"items.parquet": table({"image_id": [B]})})

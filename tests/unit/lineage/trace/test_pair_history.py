@@ -43,7 +43,8 @@ def data(tmp_path: Path) -> Path:
             enumerate(PAIRS), [("vendor/7", 0.9812), (None, None), ("vendor/8", None), (None, None)], strict=True
         )
     ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(facts), root / "filtered/facts.parquet")
+    (root / "filtered/facts").mkdir()
+    pq.write_table(pa.Table.from_pylist(facts), root / "filtered/facts/00000.parquet")
     small_data.write_shards(root)
     return root
 

@@ -39,15 +39,19 @@ def test_an_index_is_looked_into(tmp_path: Path) -> None:
 
 def test_a_filter_that_knew_of_the_request_may_have_kept_the_text(tmp_path: Path) -> None:
     def shows(text: str, entry: str | None, *texts: tuple[str | None, str]) -> bool:
-        pq.write_table(pa.table({"image_id": [SHA_A], "text": [text]}), tmp_path / "decisions.parquet")
-        pq.write_table(pa.table({"opted_out": pa.array([entry], pa.string())}), tmp_path / "facts.parquet")
+        pq.write_table(pa.table({"image_id": [SHA_A], "text": [text]}), tmp_path / "decisions/00001.parquet")
+        pq.write_table(pa.table({"opted_out": pa.array([entry], pa.string())}), tmp_path / "facts/00001.parquet")
         return filtered_shows(tmp_path, frozenset(texts))
 
+    for name in ("decisions", "facts"):
+        (tmp_path / name).mkdir()
+        columns = {"image_id": [SHA_C], "text": ["a hen"], "opted_out": pa.array([None], pa.string())}
+        pq.write_table(pa.table(columns), tmp_path / name / "00000.parquet")
     assert shows("a fox", "host:host.org")
     assert not shows("", "host:host.org")
     assert shows("a fox", None, (SHA_A, "a fox"))
     assert not shows("a fox", None, (SHA_B, "a fox"), (SHA_A, "an owl"))
-    (tmp_path / "facts.parquet").unlink()
+    (tmp_path / "facts/00001.parquet").unlink()
     with pytest.raises(DataError, match="unreadable"):
         filtered_shows(tmp_path, frozenset())
 

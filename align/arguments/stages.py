@@ -8,7 +8,13 @@ from pathlib import Path
 
 def ingest(parser: ArgumentParser) -> None:
     """Arguments of `align ingest`."""
-    parser.add_argument(
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--plan",
+        action="store_true",
+        help="print files, bytes, tasks, and the memory and disk that machines need; reads no record, writes nothing",
+    )
+    group.add_argument(
         "--retry-failed",
         action="store_true",
         help="only retry pictures whose failure may be temporary, and fetch those that the filter can keep today, with "

@@ -31,7 +31,7 @@ from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
-from align.display.console import say
+from align.display.console import say, show
 from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory
 from align.durable.pieces import Pieces
@@ -67,6 +67,7 @@ from align.ingest.ending import (
 )
 from align.ingest.examination import PictureOutcome
 from align.ingest.fetching import Pictures
+from align.ingest.forecast import forecast
 from align.ingest.partition import FOLDER, PlannedRow, PlannedShard, make_plan, planned_shard
 from align.ingest.report import IngestReport, summarise, write_page
 from align.ingest.sources import open_source, require_seen_by_dvc
@@ -323,8 +324,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """`align ingest`."""
     paths = params.section(PathsConfig)
     outs = {"raw": paths.raw, "reports": paths.reports / "ingest"}
-    require_stated_values(params, DECIDING_VALUES, outs)
     engine, store = params.section(EngineConfig), params.section(StoreConfig)
+    if args.plan:
+        resources = Resources(params.section(DownloadConfig), engine, store)
+        show(*forecast(params.section(IngestConfig), resources, paths.archive))
+        return
+    require_stated_values(params, DECIDING_VALUES, outs)
     with record_runtime("ingest", paths.runtime) as runtime:
         unknown = unknown_to_dvc(paths.raw, with_outs=True) if args.retry_failed else []
         if args.retry_failed:

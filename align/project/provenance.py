@@ -36,6 +36,7 @@ NEUTRAL = frozenset({
     "align.durable.locks",  # when, not what
     "align.project.provenance",  # names code, decides nothing
     "align.config.params",  # reads params.yaml, whose values are tracked themselves
+    "align.ingest.forecast",  # what it prints
     "align.interfaces.executor",  # signatures
     "align.interfaces.sql",
     "align.interfaces.store",

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, NoReturn
@@ -31,43 +31,20 @@ _WINDOW = 16
 _MAX_CULPRITS, _FIRST_CULPRITS = 16, 3
 
 
-def in_processes(
-    function: Callable[[In], Out],
-    items: Iterable[In],
-    num_workers: int | None,
-    around: Callable[[], AbstractContextManager[None]] = nullcontext,
-    *,
-    name_of: Callable[[In], str] = str,
-    instead: Callable[[In], Out] | None = None,
-) -> Iterator[Out]:
-    """`map` in worker processes.
+def in_processes(step: Step[Kept, In, Out], items: Iterable[In], num_workers: int | None) -> Iterator[Out]:
+    """Does a step with each item in worker processes, which end with this process, even when it is killed.
 
-    Workers end with this process, even when it is killed. One worker means that this process does the work: then an
-    item that takes too much memory gets the whole run killed.
+    A worker process opens the step's resource before its first item and never closes it: the end of the process does.
+    One worker means that this process does the work: then an item that takes too much memory gets the whole run killed.
 
     Args:
-        function: what to do with an item; an item is done again where a worker died.
-        items: can be pickled, like the function and its results.
+        step: what to do; an item is done again where a worker died.
+        items: what to do it with.
         num_workers: processes; None: one per core.
-        around: each worker enters it before its first item.
-        name_of: what messages call an item.
-        instead: gives the result of a culprit, so that the run continues; None: a culprit ends it.
 
     Raises:
         What the function raises; DataError if a culprit ends the run (it is named), or if there are so many
         that the machine is to blame.
-    """
-    return in_processes_with(Step(around, partial(_without, function), name_of, instead), items, num_workers)
-
-
-def _without(function: Callable[[In], Out], _: None, item: In) -> Out:
-    return function(item)
-
-
-def in_processes_with(step: Step[Kept, In, Out], items: Iterable[In], num_workers: int | None) -> Iterator[Out]:
-    """`in_processes`, where each worker keeps a resource, such as connections, for all of its items.
-
-    A worker process opens the resource before its first item and never closes it: the end of the process does.
     """
     count = num_workers or os.cpu_count() or 1
     if count == 1:

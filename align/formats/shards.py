@@ -66,6 +66,22 @@ class Split(StoredModel):
     shards: tuple[Shard, ...]
 
 
+@dataclass(frozen=True)
+class ShardTask:
+    """A tar as a task of a stage: its row of the manifest, and its split."""
+
+    split: SplitName
+    shard: Shard
+
+    def __str__(self) -> str:
+        return self.shard.path
+
+    @property
+    def name(self) -> str:
+        """Of the files that the task makes."""
+        return self.shard.path.removesuffix(".tar").replace("/", "-")
+
+
 class Manifest(StoredModel):
     """The file. `digest` is the sha256 of the shards' sha256s in order and names the training data."""
 
@@ -77,7 +93,13 @@ class Manifest(StoredModel):
     @property
     def tars(self) -> dict[str, Shard]:
         """Path -> row, of all splits."""
-        return {shard.path: shard for split in self.splits.values() for shard in split.shards}
+        return {task.shard.path: task.shard for task in self.tasks}
+
+    @property
+    def tasks(self) -> list[ShardTask]:
+        """One for each tar, in the order of SPLITS."""
+        splits = [name for name in SPLITS if name in self.splits]
+        return [ShardTask(name, shard) for name in splits for shard in self.splits[name].shards]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from align.durable.pieces import Piece, Pieces
 from align.errors import CorruptError
 from align.formats.image_index import IndexedImage
 from align.formats.indexed_images import ImagesWriter
-from align.formats.shards import SPLITS, Manifest, Shard, SplitName, local_tar
+from align.formats.shards import Manifest, Shard, ShardTask, local_tar
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.executor import Executor
 from align.interfaces.store import FetchTar
@@ -41,17 +41,6 @@ _IMAGES_AT_ONCE = 64 * IMAGE_BATCH
 #: Of thumbnails: one of 160 px takes about 3 kB.
 _QUALITY = 65
 _EMBEDDED, _MODEL = PIECES = (".embedded", ".model")
-
-
-@dataclass(frozen=True)
-class TarTask:
-    """One tar to embed."""
-
-    split: SplitName
-    shard: Shard
-
-    def __str__(self) -> str:
-        return self.shard.path
 
 
 @dataclass(frozen=True)
@@ -70,10 +59,9 @@ class EmbedWork:
     fetch: FetchTar | None
     thumbnail_px: int
 
-    def piece(self, task: TarTask) -> Piece:
+    def piece(self, task: ShardTask) -> Piece:
         """What is made of a tar."""
-        name = task.shard.path.removesuffix(".tar").replace("/", "-")
-        return Piece(f"embedded-{name}", f"{_EMBEDDED}/{name}.arrow")
+        return Piece(f"embedded-{task.name}", f"{_EMBEDDED}/{task.name}.arrow")
 
 
 def embed_shards(work: EmbedWork, executor: Executor, manifest: Manifest, model: Path, encoder: Encoder) -> None:
@@ -98,19 +86,13 @@ def embed_shards(work: EmbedWork, executor: Executor, manifest: Manifest, model:
         piece = Piece("model", files[-1], lambda: files[:-1])
         work.pieces.share(piece)
         resource = partial(_opened, work.pieces, piece.last)
-    items = {work.piece(task): task for task in tar_tasks(manifest)}
+    items = {work.piece(task): task for task in manifest.tasks}
     work.pieces.fill(executor, partial(_embed_tar, work), items, "index: shards", resource)
-
-
-def tar_tasks(manifest: Manifest) -> list[TarTask]:
-    """All tars, in the order of the index."""
-    splits = [name for name in SPLITS if name in manifest.splits]
-    return [TarTask(name, shard) for name in splits for shard in manifest.splits[name].shards]
 
 
 def add_images(work: EmbedWork, manifest: Manifest, images: ImagesWriter) -> Iterator[NDArray[np.float32]]:
     """Yields the vectors of one tar after the other, once its images were added. Memory holds one tar's."""
-    for task in tar_tasks(manifest):
+    for task in manifest.tasks:
         with (work.pieces.folder / work.piece(task).last).open("rb") as file:
             table = pa.ipc.open_file(file).read_all()
         if not len(table):
@@ -156,13 +138,13 @@ def _opened(pieces: Pieces, last: str) -> Iterator[Encoder]:
     yield Embedder.load(pieces.folder / _MODEL)
 
 
-def _embed_tar(work: EmbedWork, encoder: Encoder, task: TarTask) -> None:
+def _embed_tar(work: EmbedWork, encoder: Encoder, task: ShardTask) -> None:
     work = replace(work, pieces=work.pieces.here())
     piece = work.piece(task)
     work.pieces.make(piece, lambda: _write(_embedded(work, encoder, task), work.pieces.folder / piece.last))
 
 
-def _embedded(work: EmbedWork, encoder: Encoder, task: TarTask) -> pa.Table:
+def _embedded(work: EmbedWork, encoder: Encoder, task: ShardTask) -> pa.Table:
     samples, tables = _samples(local_tar(work.shards, task.shard, work.fetch), task.shard), [_SCHEMA.empty_table()]
     while some := list(islice(samples, _IMAGES_AT_ONCE)):
         vectors = encoder.embed_images(image for _, image in some)

@@ -41,7 +41,7 @@ from align.model.embedder import Embedder, Encoder
 from align.project import provenance
 from align.search.addresses import find_addresses
 from align.search.answers import AnsweredQuery, ImageAnswer
-from align.search.embed_shards import PIECES, EmbedWork, add_images, embed_shards, tar_tasks
+from align.search.embed_shards import PIECES, EmbedWork, add_images, embed_shards
 from align.search.queries import compose, share_named
 from align.search.report import ANSWER_CUT, SHARE_CUT, IndexReport, index_metrics, search_figure, search_page
 from align.services.executors.executors import open_executor
@@ -242,7 +242,7 @@ def index(
         embed_shards(work, executor, manifest, model.folder, model.encoder)
 
         def build(path: Path, images: ImagesWriter) -> VectorIndex:
-            vectors = track(add_images(work, manifest, images), what="index: joined", total=len(tar_tasks(manifest)))
+            vectors = track(add_images(work, manifest, images), what="index: joined", total=len(manifest.tasks))
             return VectorIndex.build(vectors, path, num_vectors=num_images, exact_below=config.exact_below)
 
         def find(pairs: Iterable[pa.Table], num_pairs: int) -> Iterator[pa.Table]:

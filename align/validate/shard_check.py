@@ -20,6 +20,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,10 +33,9 @@ from numpy.typing import NDArray
 
 from align.durable.files import temporary_name, write_bytes, write_text
 from align.durable.pieces import Piece, Pieces
-from align.durable.processes import in_processes
 from align.errors import CorruptError, DataError
-from align.formats.shards import MANIFEST, Manifest, Shard, digest_of, index_bytes, local_tar
-from align.interfaces.executor import Executor
+from align.formats.shards import MANIFEST, Manifest, ShardTask, digest_of, index_bytes, local_tar
+from align.interfaces.executor import Executor, Step
 from align.interfaces.sql import Engine
 from align.interfaces.store import FetchTar
 from align.pairs.picture import PictureError, decode
@@ -89,27 +89,6 @@ _HELD_OUT = Piece("held-out", "checked/.held-out.npy")
 _SUM = 1 << 256
 #: The parts of a table of decisions that are read at the same time, at most.
 _DECISION_TASKS = 256
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """One tar to check.
-
-    Attributes:
-        split: the split it belongs to.
-        shard: its row of the manifest.
-    """
-
-    split: str
-    shard: Shard
-
-    def __str__(self) -> str:
-        return self.shard.path
-
-    @property
-    def name(self) -> str:
-        """Of its files in the work folder."""
-        return self.shard.path.removesuffix(".tar").replace("/", "-")
 
 
 @dataclass
@@ -189,7 +168,7 @@ def check_shards(work: ShardsWork, executor: Executor, manifest: Manifest) -> Fa
         ServiceError: the object store is unavailable.
     """
     faults = check_folder(work.directory, manifest)
-    tasks = shard_tasks(manifest)
+    tasks = manifest.tasks
     check, what = partial(_check, work), "validate_shards: shards"
     held_out = [task for task in tasks if task.split != "train"]
     work.pieces.fill(executor, check, {work.checked(task): task for task in held_out}, what)
@@ -239,7 +218,7 @@ def find_wrong_pairs(
         engine: gets the views `pairs` and `decisions`.
         decisions: the filter's decisions.
     """
-    pieces = {work.pairs(task): task for task in shard_tasks(manifest)}
+    pieces = {work.pairs(task): task for task in manifest.tasks}
     work.pieces.fill(executor, partial(_write_pairs, work), pieces, "validate_shards: shards, their pairs")
     engine.view("pairs", work.file("pairs") / "*.parquet")
     engine.view("decisions", decisions / "*.parquet" if decisions.is_dir() else decisions)
@@ -252,28 +231,23 @@ def pair_number(key: str, image_id: str, text: str) -> int:
     return int.from_bytes(hashlib.sha256(data).digest(), "little")
 
 
-def kept_pairs(decisions: Path, num_workers: int | None) -> int:
-    """The sum of the kept pairs. Memory holds some row groups of a table for each worker process."""
+def kept_pairs(decisions: Path, executor: Executor) -> int:
+    """The sum of the kept pairs. Memory holds some rows of a table for each task."""
     tasks: list[tuple[Path, range]] = []
     for file in sorted(decisions.glob("*.parquet")) if decisions.is_dir() else [decisions]:
         num_groups = pq.read_metadata(file).num_row_groups
         step = -(-num_groups // _DECISION_TASKS) or 1
         tasks += [(file, range(first, min(first + step, num_groups))) for first in range(0, num_groups, step)]
-    return sum(in_processes(_kept_pairs, tasks, num_workers if len(tasks) > 1 else 1)) % _SUM
+    return sum(executor.map(Step(nullcontext, _kept_pairs), tasks)) % _SUM
 
 
-def _kept_pairs(task: tuple[Path, range]) -> int:
+def _kept_pairs(_: None, task: tuple[Path, range]) -> int:
     total, columns = 0, ["key", "image_id", "text"]
     with pq.ParquetFile(task[0]) as file:
         for batch in file.iter_batches(row_groups=list(task[1]), columns=["keep", *columns]):
             kept = batch.filter(batch["keep"]).select(columns).to_pydict()
             total += sum(map(pair_number, *kept.values()))
     return total % _SUM
-
-
-def shard_tasks(manifest: Manifest) -> list[ShardTask]:
-    """One task per shard."""
-    return [ShardTask(split, shard) for split, part in manifest.splits.items() for shard in part.shards]
 
 
 def check_folder(directory: Path, manifest: Manifest) -> Faults:

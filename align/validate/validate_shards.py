@@ -32,7 +32,7 @@ from align.interfaces.expectations import STATISTICS, Check, statistic
 from align.project import provenance
 from align.services import expectations
 from align.services.engine import open_engine
-from align.services.executors.executors import open_executor
+from align.services.executors.executors import LocalExecutor, open_executor
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
 from align.validate.page import shards_page
@@ -81,7 +81,8 @@ def validate_shards(
         faults = check_shards(work, executor, manifest)
         num_shards = sum(len(split.shards) for split in manifest.splits.values())
         numbers: dict[str, int | None] = {**faults.counts, **dict.fromkeys(JOINS, 0 if num_shards else None)}
-        if num_shards and (faults.num_leaked or faults.pairs != kept_pairs(decisions, engine_config.num_workers)):
+        of_decisions = executor if shared is None else LocalExecutor(engine_config.num_workers)
+        if num_shards and (faults.num_leaked or faults.pairs != kept_pairs(decisions, of_decisions)):
             sql = engine_config.for_sql(store) if store else engine_config
             with open_engine(sql, folder / CLAIMS) as engine:
                 numbers |= find_wrong_pairs(work, executor, manifest, engine, decisions)

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -20,13 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from align.durable.processes import in_processes
 from align.filter.pair_tables import image_hashes
 from align.filter.tables import IMAGES, MAX_ROWS, SCORED
 from align.filter.work_folder import commit
 from align.formats.raw import SCHEMA
 from align.formats.statuses import FAILED_TO_DOWNLOAD, SUCCESS
 from align.formats.tar import TarWriter
+from align.interfaces.executor import Step
+from align.services.executors.executors import LocalExecutor
 
 SHARD_SIZE = 10_000
 _NUM_WORDS = 1_000_000
@@ -51,7 +53,9 @@ def synthesise(
     for name in ("raw", "images", "scored"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"word": _vocabulary()}), folder / "vocabulary.parquet")
-    for _ in in_processes(partial(_shard, folder, picture), range(-(-num_pairs // SHARD_SIZE)), num_workers):
+    for _ in LocalExecutor(num_workers).map(
+        Step(nullcontext, partial(_shard, folder, picture)), range(-(-num_pairs // SHARD_SIZE))
+    ):
         pass
     (folder / "vocabulary.parquet").unlink()
 
@@ -80,7 +84,7 @@ def _vocabulary() -> pa.Array:
     return pa.array(words)
 
 
-def _shard(folder: Path, picture: Callable[[int], bytes] | None, index: int) -> None:
+def _shard(folder: Path, picture: Callable[[int], bytes] | None, _: None, index: int) -> None:
     random = np.random.default_rng([1, index])
     name = f"{index:05d}"
     vocabulary = pq.read_table(folder / "vocabulary.parquet")["word"].combine_chunks()

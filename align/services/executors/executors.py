@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.infrastructure import EngineConfig
-from align.durable.processes import in_processes_with
+from align.durable.processes import in_processes
 from align.interfaces.executor import Executor, In, Kept, Out, Step
 
 #: Of a Spark Connect server, which does SQL and no tasks of Python.
@@ -35,7 +35,7 @@ class LocalExecutor:
     def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""
         count = min(self.num_at_once, len(items)) or 1
-        return in_processes_with(step, items, count)
+        return in_processes(step, items, count)
 
 
 @contextmanager

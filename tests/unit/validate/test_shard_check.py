@@ -27,7 +27,6 @@ from align.validate.shard_check import (
     check_shards,
     kept_pairs,
     pair_number,
-    shard_tasks,
     write_pairs,
 )
 from tests.support.shard_folder import write_shards
@@ -278,15 +277,19 @@ def test_the_sum_of_the_kept_pairs_is_that_of_the_shards(tmp_path: Path) -> None
     for number in range(3):
         pq.write_table(table.slice(5 * number, 5), tmp_path / f"parts/{number}.parquet")
     expected = check(write(tmp_path / "shards"), tmp_path / "scratch").pairs
-    assert kept_pairs(tmp_path / "decisions.parquet", 1) == kept_pairs(tmp_path / "parts", 1) == expected
+    assert (
+        kept_pairs(tmp_path / "decisions.parquet", LocalExecutor(1))
+        == kept_pairs(tmp_path / "parts", LocalExecutor(2))
+        == expected
+    )
     rows[3]["text"] = "another one"
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "decisions.parquet")
-    assert kept_pairs(tmp_path / "decisions.parquet", 1) != expected
+    assert kept_pairs(tmp_path / "decisions.parquet", LocalExecutor(1)) != expected
 
 
 def test_the_pairs_of_a_tar_are_written_for_the_join(tmp_path: Path) -> None:
     root = write(tmp_path / "shards")
-    work, (task, _) = work_on(root, tmp_path / "scratch"), shard_tasks(read_manifest(root))
+    work, (task, _) = work_on(root, tmp_path / "scratch"), read_manifest(root).tasks
     write_pairs(work, task)
     rows = pq.read_table(tmp_path / "scratch/pairs/train-00000.parquet").to_pylist()
     assert [(row["key"], row["image_id"], row["text"]) for row in rows] == [

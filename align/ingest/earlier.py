@@ -19,7 +19,7 @@ from typing import Any
 from align.display.console import say
 from align.durable.pieces import Piece, Pieces
 from align.durable.sections import open_sections, write_sections
-from align.errors import DataError, FormatError
+from align.errors import DataError
 from align.formats.policy import REFUSED
 from align.formats.raw import MadeWith, RawShard, image_spans, raw_shards, read_raw_manifest, read_table
 from align.formats.statuses import NOT_FETCHED, SUCCESS
@@ -43,15 +43,15 @@ def earlier_shards(raw: Path, made: MadeWith, fetch: FetchTar | None) -> Sequenc
     """
     try:
         manifest = read_raw_manifest(raw)
-    except FormatError:
-        return ()
-    if manifest is None or manifest.made_with is None:
-        return ()
-    before, now = _deciding(manifest.made_with), _deciding(made)
-    if before != now:
+        if manifest is None or manifest.made_with is None:
+            return ()
+        before, now = _deciding(manifest.made_with), _deciding(made)
+        if before == now:
+            return raw_shards(raw, fetch)
         say(f"ingest: nothing is reused of {raw}, which was made with another {', '.join(differing(before, now))}")
-        return ()
-    return raw_shards(raw, fetch)
+    except DataError as error:  # a folder that is incomplete is made again
+        say(f"ingest: nothing is reused of {raw}: {error}")
+    return ()
 
 
 def _deciding(made: MadeWith) -> dict[str, Any]:

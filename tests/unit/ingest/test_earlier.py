@@ -131,3 +131,7 @@ def test_what_is_taken_down_or_damaged_is_not_reused(
     for number in (7, 8):
         row = after[server.url(f"/{number}.png")]
         assert (row["status"], row["caption"]) == ("failed_to_download", "")
+    damaged.with_suffix(".parquet").unlink()
+    assert main(command(server, tmp_path, range(12))) == 0
+    assert len(asked(server)) == 12 - 2
+    assert "nothing is reused of" in capsys.readouterr().err

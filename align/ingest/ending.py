@@ -32,18 +32,13 @@ from align.services.dvc.outs import is_run_by_dvc, is_tracked, stage_of
 DECIDING_VALUES = ("ingest", "download", "paths.archive")
 #: Values that a retry takes as they are now. A failure that depends on them may pass, so each such picture is asked for
 #: again: afterwards no pair of data/raw has an outcome that depends on the old value.
-PATIENCE = frozenset({
-    "download.max_connections",
-    "download.max_connections_per_host",
-    "download.max_requests_per_host_per_s",
-    "download.connect_timeout_s",
-    "download.timeout_s",
-    "download.deadline_s",
-    "download.max_bytes_in_flight",
-    "download.num_retries",
-    "download.max_failures_per_host",
-    "download.backoff_s",
-})  # fmt: skip
+PATIENCE = frozenset(
+    f"download.{key}"
+    for key in (
+        "max_connections", "max_connections_per_host", "max_requests_per_host_per_s", "connect_timeout_s", "timeout_s",
+        "deadline_s", "max_bytes_in_flight", "num_retries", "max_failures_per_host", "backoff_s",
+    )
+)  # fmt: skip
 #: Values that decide no row: a run with others resumes the work of one that was killed or failed.
 DECIDING_NOTHING = PATIENCE | {"ingest.max_damaged_share", "ingest.reuse"}
 #: A value that a retry takes if it is named: which skipped pictures to ask for.
@@ -191,8 +186,8 @@ def say_result(report: IngestReport, folder: Path) -> None:
         say(f"ingest: warning: {damaged}")
     for what, number in read_as_stored(report):
         say(f"ingest: {what}, read as they are stored: {number:,}")
-    if report.num_texts_cut:
-        say(f"ingest: {report.num_texts_cut:,} texts cut at {MAX_CHARACTERS:,} characters; `align filter` drops them")
+    if texts_cut := report.counts.get("texts_cut"):
+        say(f"ingest: {texts_cut:,} texts cut at {MAX_CHARACTERS:,} characters; `align filter` drops them")
     if report.files_quarantined:
         files = ", ".join(report.files_quarantined)
         say(f"ingest: warning: {len(report.files_quarantined)} file(s) left out, as reading killed a worker: {files}")

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def _scan_all(
     left = [file for file, part in zip(files, parts, strict=True) if part.name in undone]
     scan = partial(_scan, source, pieces, opted_out)
     instead = partial(_quarantine, pieces.folder / FOLDER)
-    done = executor.map(Step(nullcontext, scan, _file_of, instead), left)
+    done = executor.map(Step(nullcontext, scan, itemgetter(1), instead), left)
     for of_file in track(done, what="ingest: files read", total=len(left)):
         damage += damage_in(of_file or ())
         _require_few(damage, len(files), max_damaged_share)
@@ -252,10 +253,6 @@ def _scan(
         return counts
 
     return pieces.make(_scanned(file_number), make)
-
-
-def _file_of(numbered: tuple[int, str]) -> str:
-    return numbered[1]
 
 
 def _quarantine(folder: Path, numbered: tuple[int, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from align.display import html
@@ -16,6 +16,7 @@ from align.ingest.sources.outcomes import (
     NO_HTTP_HEAD,
     OTHER_RECORDS,
     OUTCOMES,
+    count_of,
     outcomes_in,
 )
 from align.ingest.sources.reading import damage_in
@@ -73,9 +74,10 @@ def _left_out(report: IngestReport) -> list[str]:
     if report.files_damaged:
         blocks.append(html.heading("Damaged files: only the readable parts were taken"))
         blocks.append(html.table(("file",), [(file,) for file in report.files_damaged]))
-    if report.num_texts_cut or report.num_page_urls_cut:
-        texts, pages = f"{report.num_texts_cut:,} texts", f"{report.num_page_urls_cut:,} page URLs"
-        blocks.append(html.paragraph(f"{texts} and {pages} are longer than what is stored, and were cut."))
+    texts, pages = report.counts.get("texts_cut", 0), report.counts.get("page_urls_cut", 0)
+    if texts or pages:
+        cut = f"{texts:,} texts and {pages:,} page URLs"
+        blocks.append(html.paragraph(f"{cut} are longer than what is stored, and were cut."))
     return blocks
 
 
@@ -122,23 +124,12 @@ class IngestReport(Report):
         num_files: of the source; 0 after `--retry-failed`, which does not read the source.
         num_pages: pages with pairs.
         num_pages_in_archive: all pages.
-        num_pages_unreadable: pages that cannot be decoded; they have no pairs.
-        num_pages_too_large: pages beyond a bound (`align.ingest.limits`); they have no pairs.
-        num_pages_coding_absent: pages that are stored plain although their HTTP headers state a coding; they were read.
-        num_pages_coding_unknown: pages whose HTTP headers state an unknown coding; they were read as they are.
-        num_records_unreadable: members of a tar that were skipped.
-        num_pictures_without_text: of a folder; they have no pairs.
-        num_files_left_out: of a folder: neither pictures nor their texts.
+        counts: of the scan: what was not read (`_NOT_READ`), `files_left_out` of a folder, and texts and page URLs that
+            were cut at what data/raw stores (`align.pairs.text.MAX_CHARACTERS`).
         num_pairs: rows written.
         num_images: distinct images stored.
         num_retryable: pairs whose failure may be temporary.
         files_damaged: files that are cut off or damaged, each with what is wrong; only their readable parts were taken.
-        num_bytes_lost: bytes between the readable records of damaged web archives, as stored.
-        num_reading_bounds_reached: damaged web archives with so much damage that the search for records was given up.
-        num_rows_unreadable: lines or rows of a table that could not be read.
-        num_rows_of_other_splits: captions that `ingest.splits` leaves out.
-        num_texts_cut: texts as long as data/raw stores (`align.pairs.text.MAX_CHARACTERS`); nearly all were longer.
-        num_page_urls_cut: page URLs as long as that.
         files_quarantined: files of the source that were left out, since reading them killed a worker process.
         outcomes: number per outcome of the records of web archives that hold a response, see
             `align.ingest.sources.outcomes`.
@@ -152,23 +143,11 @@ class IngestReport(Report):
     num_files: int
     num_pages: int
     num_pages_in_archive: int
-    num_pages_unreadable: int
-    num_pages_too_large: int
-    num_pages_coding_absent: int
-    num_pages_coding_unknown: int
-    num_records_unreadable: int
-    num_pictures_without_text: int
-    num_files_left_out: int
+    counts: dict[str, int]
     num_pairs: int
     num_images: int
     num_retryable: int
     files_damaged: list[str]
-    num_bytes_lost: int
-    num_reading_bounds_reached: int
-    num_rows_unreadable: int
-    num_rows_of_other_splits: int
-    num_texts_cut: int
-    num_page_urls_cut: int
     files_quarantined: list[str]
     outcomes: dict[str, int]
     num_other_records: int
@@ -188,32 +167,35 @@ class IngestReport(Report):
         return self.num_pairs - self.num_not_fetched
 
 
-def not_read(report: IngestReport) -> list[tuple[str, int]]:
+#: Counts of a scan that say what of the source gave no pairs.
+_NOT_READ = {
+    "pages_unreadable": "pages that cannot be decoded",
+    "pages_too_large": "pages that are too large",
+    count_of(NO_HTTP_HEAD): "records without an HTTP status and a type",
+    count_of(HTTP_HEAD_TOO_LARGE): "records with HTTP headers that are too large",
+    count_of(NO_ADDRESS): "records without an address",
+    "records_unreadable": "members of a tar that cannot be read",
+    "rows_unreadable": "rows that cannot be read",
+    "rows_of_other_splits": "captions of other splits (ingest.splits)",
+    "pictures_without_text": "pictures without a text",
+    "damaged_files": "files cut off or damaged: only the readable parts were taken",
+    "bytes_lost": "bytes of web archives in their damaged parts",
+    "reading_bounds_reached": "files too damaged to search to their end for records",
+}
+_AS_STORED = {
+    "pages_coding_absent": "pages stored plain although their HTTP headers state a coding",
+    "pages_coding_unknown": "pages whose HTTP headers state an unknown coding",
+}
+
+
+def not_read(report: IngestReport, words: Mapping[str, str] = _NOT_READ) -> list[tuple[str, int]]:
     """What of the source gave no pairs, each with its number; empty if everything was read."""
-    numbers = [
-        ("pages that cannot be decoded", report.num_pages_unreadable),
-        ("pages that are too large", report.num_pages_too_large),
-        ("records without an HTTP status and a type", report.outcomes.get(NO_HTTP_HEAD, 0)),
-        ("records with HTTP headers that are too large", report.outcomes.get(HTTP_HEAD_TOO_LARGE, 0)),
-        ("records without an address", report.outcomes.get(NO_ADDRESS, 0)),
-        ("members of a tar that cannot be read", report.num_records_unreadable),
-        ("rows that cannot be read", report.num_rows_unreadable),
-        ("captions of other splits (ingest.splits)", report.num_rows_of_other_splits),
-        ("pictures without a text", report.num_pictures_without_text),
-        ("files cut off or damaged: only the readable parts were taken", len(report.files_damaged)),
-        ("bytes of web archives in their damaged parts", report.num_bytes_lost),
-        ("files too damaged to search to their end for records", report.num_reading_bounds_reached),
-    ]
-    return [(what, number) for what, number in numbers if number]
+    return [(what, report.counts[name]) for name, what in words.items() if report.counts.get(name)]
 
 
 def read_as_stored(report: IngestReport) -> list[tuple[str, int]]:
     """Pages whose HTTP headers state a coding that was not undone, by the reason; empty if there are none."""
-    numbers = [
-        ("pages stored plain although their HTTP headers state a coding", report.num_pages_coding_absent),
-        ("pages whose HTTP headers state an unknown coding", report.num_pages_coding_unknown),
-    ]
-    return [(what, number) for what, number in numbers if number]
+    return not_read(report, _AS_STORED)
 
 
 def summarise(
@@ -263,23 +245,11 @@ def summarise(
         num_files=num_files,
         num_pages=num_pages,
         num_pages_in_archive=counts.get("pages", num_pages),
-        num_pages_unreadable=counts.get("pages_unreadable", 0),
-        num_pages_too_large=counts.get("pages_too_large", 0),
-        num_pages_coding_absent=counts.get("pages_coding_absent", 0),
-        num_pages_coding_unknown=counts.get("pages_coding_unknown", 0),
-        num_records_unreadable=counts.get("records_unreadable", 0),
-        num_pictures_without_text=counts.get("pictures_without_text", 0),
-        num_files_left_out=counts.get("files_left_out", 0),
+        counts={name: number for name, number in counts.items() if number and ": " not in name},
         num_pairs=int(num_pairs),
         num_images=num_images,
         num_retryable=int(num_retryable),
         files_damaged=damage_in(counts),
-        num_bytes_lost=counts.get("bytes_lost", 0),
-        num_reading_bounds_reached=counts.get("reading_bounds_reached", 0),
-        num_rows_unreadable=counts.get("rows_unreadable", 0),
-        num_rows_of_other_splits=counts.get("rows_of_other_splits", 0),
-        num_texts_cut=counts.get("texts_cut", 0),
-        num_page_urls_cut=counts.get("page_urls_cut", 0),
         files_quarantined=list(quarantined),
         outcomes=outcomes_in(counts),
         num_other_records=counts.get(OTHER_RECORDS, 0),

@@ -301,8 +301,8 @@ def test_every_odd_picture_is_a_row_with_a_reason(project: Path) -> None:
 def test_every_odd_page_is_read_or_counted(project: Path) -> None:
     report = json.loads((project / "reports/ingest/report.json").read_text())
     # 100,000 attributes, 200,000 tags, gzip, gzip in gzip; a coding that nobody knows is no hindrance
-    assert (report["num_pages_too_large"], report["num_pages_unreadable"]) == (4, 0)
-    assert report["num_pages_coding_unknown"] == 1
+    assert (report["counts"]["pages_too_large"], report["counts"].get("pages_unreadable")) == (4, None)
+    assert report["counts"]["pages_coding_unknown"] == 1
     pages = Counter(row["page_url"].rpartition("/")[2] for row in rows(project) if "/page/" in row["page_url"])
     assert pages == {"figure.html": 4000, "picture.html": 2000, "binary.html": 100, "figures.html": 1, "srcset.html": 1}
 

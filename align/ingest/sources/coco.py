@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -19,7 +18,7 @@ from align.errors import DataError
 from align.formats.captions_json import USUAL_FOLDERS, CaptionedPicture, of_splits, read_captions, require_splits
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import OUTSIDE, read_picture
-from align.ingest.sources.reading import Batches, is_file, is_local, is_within, joined, parent
+from align.ingest.sources.reading import Batches, Within, is_file, joined, parent
 from align.ingest.sources.texts import texts_of
 from align.interfaces.store import Files
 from align.pairs.urls import canonical_or_as_is
@@ -50,7 +49,7 @@ class Coco:
         self._splits = config.splits
         folders = {folder for file in listed for folder in (parent(file), parent(parent(file)))}
         self._folders = sorted(folders, key=len, reverse=True)
-        self._within: dict[str, bool] = {}
+        self._within = {folder: Within(folder) for folder in self._folders}
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         """See `Source`; also counts rows_of_other_splits.
@@ -70,7 +69,7 @@ class Coco:
                 counts["rows_unreadable"] += len(picture.captions)
             elif path is None and not picture.url:
                 problem = "no such file"
-            elif path is not None and not self._holds(path):
+            elif path is not None and not self._within[self._root(path)].holds(path):
                 path, problem = None, OUTSIDE
             url = canonical_or_as_is(picture.url) if picture.url else name
             for caption in picture.captions or [""]:
@@ -115,15 +114,6 @@ class Coco:
     def _root(self, path: str) -> str:
         """The folder that must contain the picture: that of the JSON file, or the one above, by its path."""
         return next(folder for folder in self._folders if path.startswith(f"{folder.rstrip('/')}/"))
-
-    def _holds(self, path: str) -> bool:
-        """Whether a picture is in its `_root`, symbolic links resolved; each folder is resolved once."""
-        if not is_local(path) or Path(path).is_symlink():
-            return is_within(self._root(path), path)
-        folder = parent(path)
-        if folder not in self._within:
-            self._within[folder] = is_within(self._root(path), folder)
-        return self._within[folder]
 
 
 def _folder(picture: CaptionedPicture, above: str, usual: str) -> str:

@@ -229,14 +229,16 @@ def test_the_outcomes_of_a_wat(tmp_path: Path) -> None:
 
 
 def test_the_report_shows_the_outcomes(tmp_path: Path) -> None:
+    counts = {
+        "pages_unreadable": 1, "pages_coding_absent": 3, "pages_coding_unknown": 4, "pictures_without_text": 6,
+        "files_left_out": 8, "damaged_files": 1, "bytes_lost": 12_345, "reading_bounds_reached": 1,
+        **{outcomes.count_of(name): 7 for name in outcomes.OUTCOMES},
+    }  # fmt: skip
     report = IngestReport(
-        metrics={}, num_files=1, num_pages=2, num_pages_in_archive=5, num_pages_unreadable=1, num_pages_too_large=0,
-        num_pages_coding_absent=3, num_pages_coding_unknown=4, num_records_unreadable=0, num_pictures_without_text=6,
-        num_files_left_out=8, num_pairs=10, num_images=1, num_retryable=0, num_bytes_lost=12_345,
-        num_reading_bounds_reached=1, num_rows_unreadable=0, num_rows_of_other_splits=0, num_texts_cut=0,
-        num_page_urls_cut=0, files_quarantined=[], files_damaged=["a.warc.gz: cut off"],
-        outcomes=dict.fromkeys(outcomes.OUTCOMES, 7),
-        num_other_records=1_001, statuses={"success": 10}, errors={}, text_sources={"alt": 10}, hosts={},
+        metrics={}, num_files=1, num_pages=2, num_pages_in_archive=5, counts=counts, num_pairs=10, num_images=1,
+        num_retryable=0, files_quarantined=[], files_damaged=["a.warc.gz: cut off"],
+        outcomes=dict.fromkeys(outcomes.OUTCOMES, 7), num_other_records=1_001, statuses={"success": 10}, errors={},
+        text_sources={"alt": 10}, hosts={},
     )  # fmt: skip
     write_page(report, tmp_path)
     html = (tmp_path / "report.html").read_text()

@@ -41,6 +41,7 @@ from align.ingest.download import Ask, Downloader, Fetched, SlowHosts
 from align.ingest.fetching import Answer, Pictures, addresses
 from align.ingest.partition import PlannedShard
 from align.interfaces.executor import Executor, Step
+from align.services.executors.executors import LocalExecutor
 from align.web.addresses import target_of
 
 #: What names a shard to the function that opens it.
@@ -115,7 +116,8 @@ class Web(Generic[Shard]):
         """Fetches what the shards of a stretch need and pieces `known` have not. Returns all pieces with answers."""
         answers = [*known]
         none: Sizes = np.zeros(num_slots(stretch), np.int64)
-        sizes = sum(executor.map(Step(nullcontext, partial(self._list, stretch, known), name_of), shards), none)
+        lists = executor if executor.is_cluster else LocalExecutor(1)  # a process takes longer to start than to list
+        sizes = sum(lists.map(Step(nullcontext, partial(self._list, stretch, known), name_of), shards), none)
         sources = [f"{stretch.name}-{name}" for name in stretch.shards]
         number = 0
         while sizes.any():

@@ -213,14 +213,9 @@ def ingest(
     entries = [[entry.kind, entry.value] for entry in opted_out.entries]
     images_from = "web" if config.source == "url_table" else config.images_from
     # The cuts are not in the key: another cut must not fetch finished shards again. The filter counts what it lacks.
-    values = [
-        {
-            key: value
-            for key, value in section.model_dump(mode="json").items()
-            if f"{name}.{key}" not in DECIDING_NOTHING
-        }
-        for name, section in (("ingest", config), ("download", download))
-    ]
+    made = made_with(config, download, archive)
+    values = [(f"{name}.{key}", value) for name in ("ingest", "download") for key, value in getattr(made, name).items()]
+    values = [stated for stated in values if stated[0] not in DECIDING_NOTHING]
     key = key_of(provenance.digest(*_DECIDING), values, stamps, entries)
     shared = open_work(resources.store, engine.runner, "ingest", key)
     with work_directory(raw, "ingest", key) as work, open_executor(engine, work / CLAIMS) as executor:
@@ -232,7 +227,6 @@ def ingest(
             images_from, max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
         )
         shards = [piece_of(work, name) for name in plan.names]
-        made = made_with(config, download, archive)
         before: Sequence[RawShard] = ()
         if config.reuse and images_from != "archive":
             folder = linked(raw, work / CLAIMS / "before") if is_run_by_dvc() else raw

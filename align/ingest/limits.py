@@ -110,7 +110,7 @@ def check_page(text: str) -> None:
         return
     if text.count("\0") > MAX_ZEROS:
         raise TooLarge(f"too large: a page with more than {MAX_ZEROS:,} zero bytes")
-    num_characters = _look_at(text, _ODD_TAG_START)
+    num_characters = _look_at(text)
     if len(text) + num_characters > _FEW_TAG_CHARACTERS:
         spans = [tag.span() for start in _TAG_START.finditer(text) if (tag := _TAG.match(text, start.start()))]
         num_attributes = sum(sum(1 for _ in _ONE_ATTRIBUTE.finditer(text, *span)) for span in spans)
@@ -118,14 +118,14 @@ def check_page(text: str) -> None:
             raise TooLarge(f"too large: a page with {num_attributes:,} attributes, above {MAX_PAGE_ATTRIBUTES:,}")
 
 
-def _look_at(text: str, starts: re.Pattern[str]) -> int:
-    """The characters of the tags that begin there. Characters that lie in several tags count in each.
+def _look_at(text: str) -> int:
+    """The characters of the tags that are not usual ones. Characters that lie in several tags count in each.
 
     Raises:
         TooLarge: a tag has too many attributes, or the tags have too many characters.
     """
     num_characters = num_root_characters = 0
-    for start in starts.finditer(text):
+    for start in _ODD_TAG_START.finditer(text):
         tag = _TAG.match(text, start.start())
         if tag is None:  # never: it matches wherever a tag may begin
             continue

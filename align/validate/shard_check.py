@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from align.durable.files import temporary_name, write_bytes, write_text
 from align.durable.pieces import Piece, Pieces
 from align.errors import CorruptError, DataError
+from align.formats.filtered import DECISIONS, decision_parts, pattern_of
 from align.formats.shards import MANIFEST, Manifest, ShardTask, digest_of, index_bytes, local_tar
 from align.interfaces.executor import Executor, Step
 from align.interfaces.sql import Engine
@@ -87,8 +88,6 @@ PIECES = ("checked", "pairs")
 _HELD_OUT = Piece("held-out", "checked/.held-out.npy")
 #: Digests of pairs are added modulo this.
 _SUM = 1 << 256
-#: The parts of a table of decisions that are read at the same time, at most.
-_DECISION_TASKS = 256
 
 
 @dataclass
@@ -207,7 +206,7 @@ def _save(numbers: NDArray[Any], path: Path) -> None:
 
 
 def find_wrong_pairs(
-    work: ShardsWork, executor: Executor, manifest: Manifest, engine: Engine, decisions: Path
+    work: ShardsWork, executor: Executor, manifest: Manifest, engine: Engine, filtered: Path
 ) -> dict[str, int]:
     """The counts of JOINS.
 
@@ -216,12 +215,12 @@ def find_wrong_pairs(
         executor: does it.
         manifest: of the shards.
         engine: gets the views `pairs` and `decisions`.
-        decisions: the filter's decisions.
+        filtered: data/filtered, with the decisions.
     """
     pieces = {work.pairs(task): task for task in manifest.tasks}
     work.pieces.fill(executor, partial(_write_pairs, work), pieces, "validate_shards: shards, their pairs")
     engine.view("pairs", work.file("pairs") / "*.parquet")
-    engine.view("decisions", decisions / "*.parquet" if decisions.is_dir() else decisions)
+    engine.view("decisions", pattern_of(filtered, DECISIONS))
     return {name: engine.rows(query)[0][0] for name, (_, query) in JOINS.items()}
 
 
@@ -231,20 +230,15 @@ def pair_number(key: str, image_id: str, text: str) -> int:
     return int.from_bytes(hashlib.sha256(data).digest(), "little")
 
 
-def kept_pairs(decisions: Path, executor: Executor) -> int:
-    """The sum of the kept pairs. Memory holds some rows of a table for each task."""
-    tasks: list[tuple[Path, range]] = []
-    for file in sorted(decisions.glob("*.parquet")) if decisions.is_dir() else [decisions]:
-        num_groups = pq.read_metadata(file).num_row_groups
-        step = -(-num_groups // _DECISION_TASKS) or 1
-        tasks += [(file, range(first, min(first + step, num_groups))) for first in range(0, num_groups, step)]
-    return sum(executor.map(Step(nullcontext, _kept_pairs), tasks)) % _SUM
+def kept_pairs(filtered: Path, executor: Executor) -> int:
+    """The sum of the kept pairs; each file of decisions is a task."""
+    return sum(executor.map(Step(nullcontext, _kept_pairs), decision_parts(filtered))) % _SUM
 
 
-def _kept_pairs(_: None, task: tuple[Path, range]) -> int:
+def _kept_pairs(_: None, part: Path) -> int:
     total, columns = 0, ["key", "image_id", "text"]
-    with pq.ParquetFile(task[0]) as file:
-        for batch in file.iter_batches(row_groups=list(task[1]), columns=["keep", *columns]):
+    with pq.ParquetFile(part) as file:
+        for batch in file.iter_batches(columns=["keep", *columns]):
             kept = batch.filter(batch["keep"]).select(columns).to_pydict()
             total += sum(map(pair_number, *kept.values()))
     return total % _SUM

@@ -25,7 +25,7 @@ from align.display.report import record_runtime
 from align.durable.pieces import Pieces
 from align.durable.work import CLAIMS, key_of, work_directory
 from align.formats.acceptances import read_acceptances
-from align.formats.filtered import DECISIONS, decisions_digest
+from align.formats.filtered import decisions_digest
 from align.formats.shards import Manifest, read_manifest
 from align.formats.verdict import SHARDS
 from align.interfaces.expectations import STATISTICS, Check, statistic
@@ -70,7 +70,7 @@ def validate_shards(
         FormatError: the manifest or the policy has another layout.
         ServiceError: the object store is unavailable.
     """
-    manifest, decisions = read_manifest(shards), filtered / DECISIONS
+    manifest = read_manifest(shards)
     key = _key(shards, manifest, decisions_digest(filtered))
     shared = open_work(store, engine_config.runner, "validate_shards", key) if store else None
     with (
@@ -82,10 +82,10 @@ def validate_shards(
         num_shards = sum(len(split.shards) for split in manifest.splits.values())
         numbers: dict[str, int | None] = {**faults.counts, **dict.fromkeys(JOINS, 0 if num_shards else None)}
         of_decisions = executor if shared is None else LocalExecutor(engine_config.num_workers)
-        if num_shards and (faults.num_leaked or faults.pairs != kept_pairs(decisions, of_decisions)):
+        if num_shards and (faults.num_leaked or faults.pairs != kept_pairs(filtered, of_decisions)):
             sql = engine_config.for_sql(store) if store else engine_config
             with open_engine(sql, folder / CLAIMS) as engine:
-                numbers |= find_wrong_pairs(work, executor, manifest, engine, decisions)
+                numbers |= find_wrong_pairs(work, executor, manifest, engine, filtered)
         outcomes = check(
             {STATISTICS: pd.DataFrame([numbers], dtype=object)},
             [statistic(what, name, 0, 0) for name, what in _ZERO.items()],

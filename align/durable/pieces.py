@@ -88,11 +88,15 @@ class Pieces:
                 if self.shared is not None and self.shared.has(piece.name):
                     return None
                 made = make()
-            self.share(piece)
-        if self.shared is not None and _scratch:  # the disk of a cluster's machine holds what its tasks read
+            self.give(piece)
+        return made
+
+    def give(self, piece: Piece) -> None:
+        """`share`, by a task: a cluster's machine keeps only what its tasks read."""
+        self.share(piece)
+        if self.shared is not None and _scratch:
             for file in (piece.last, *piece.others()):
                 (self.folder / file).unlink(missing_ok=True)
-        return made
 
     def share(self, piece: Piece) -> None:
         """Gives a complete piece of this folder to the other machines."""

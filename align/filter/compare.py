@@ -7,6 +7,7 @@ scored images of all shards against the evaluation images.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,36 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.display.console import track
+from align.durable.pieces import Piece
 from align.filter.near_duplicates import (
     Kmeans,
     NearDuplicate,
     by_content,
-    find_near_duplicates,
+    group,
+    is_sampled,
+    near_duplicates_in,
     read_embeddings,
     write_embeddings,
 )
 from align.filter.network import ImageNetwork
 from align.filter.pair_tables import image_hash
-from align.filter.tables import MAX_ROWS, SCORED, TWINS
-from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit
+from align.filter.tables import CLOSE, MAX_ROWS, SCORED, TWINS
+from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit, write_arrays
 from align.formats.evaluation_set import EvaluationSet, distinct_pictures
 from align.formats.features import Features, folder_of
 from align.formats.raw import iter_images
+from align.interfaces.executor import Executor
 
 
-def score_shard(work: WorkFolder, item: NumberedShard) -> None:
-    """Writes `embeddings` and last `scored` of those images of a shard that its `candidates` name.
+def score_shard(work: WorkFolder, item: NumberedShard, *, share: float) -> None:
+    """Writes `embeddings`, `sampled` and last `scored` of those images of a shard that its `candidates` name.
+
+    Embeddings are large: where machines share no disk, only tasks read them.
+
+    Args:
+        work: the work folder.
+        item: the shard.
+        share: of all images, those in `sampled`: see `near_duplicates.sampled_share`.
 
     Raises:
         DataError: the tar is unreadable.
@@ -54,11 +66,16 @@ def score_shard(work: WorkFolder, item: NumberedShard) -> None:
         def rows() -> Iterator[tuple[str, NDArray[np.float16]]]:
             for one in work.tracked(measured, len(image_ids)):
                 scores.append((image_hash(one.name), one.nsfw_score))
+                if is_sampled(one.name, share):
+                    sampled.append((one.name, one.embedding))
                 yield one.name, one.embedding
 
-        embeddings = work.file("embeddings", shard.name)
-        embeddings.parent.mkdir(exist_ok=True)
-        write_embeddings(embeddings, rows(), network.width)
+        sampled: list[tuple[str, NDArray[np.float16]]] = []
+        for table, written in (("embeddings", rows()), ("sampled", sampled)):
+            path = work.file(table, shard.name)
+            path.parent.mkdir(exist_ok=True)
+            write_embeddings(path, written, network.width)
+        work.pieces.give(work.piece("embeddings", shard.name))
     columns = [pa.array([row[field] for row in scores], SCORED.types[field]) for field in range(2)]
     commit(pa.table(columns, schema=SCORED), work.file("scored", shard.name))
 
@@ -72,30 +89,34 @@ def _images_of(row_numbers: NDArray[np.int64], pairs: Path) -> dict[str, str]:
 
 
 def compare_with_evaluation_images(
-    work: WorkFolder, shards: Shards, sets: Sequence[EvaluationSet], kmeans: Kmeans
+    work: WorkFolder, executor: Executor, shards: Shards, sets: Sequence[EvaluationSet], kmeans: Kmeans
 ) -> None:
     """Writes twins.parquet (TWINS). Evaluation images get all threads, since no other process works meanwhile."""
     path = work.path / "twins.parquet"
-    if path.exists():
-        return
-    files = [work.file("embeddings", shard.name) for _, shard in shards if work.has("embeddings", shard.name)]
-    commit(twin_table(close_images(work, files, sets, work.path / "references.arrow", kmeans)), path)
+    if not path.exists():
+        commit(twin_table(close_images(work, executor, shards, ("evaluation", sets), kmeans)), path)
 
 
 def close_images(
-    work: WorkFolder, files: Sequence[Path], sets: Sequence[EvaluationSet], views: Path, kmeans: Kmeans
+    work: WorkFolder,
+    executor: Executor,
+    shards: Shards,
+    named_sets: tuple[str, Sequence[EvaluationSet]],
+    kmeans: Kmeans,
 ) -> list[NearDuplicate]:
-    """The scored images whose embedding is close to that of an image of these sets.
+    """The scored images whose embedding is close to that of an image of these sets. Each shard is a task.
 
     Args:
         work: the work folder.
-        files: the shards' `embeddings`.
-        sets: the evaluation sets.
-        views: the file for the sets' embeddings; made if it does not exist.
+        executor: does the tasks.
+        shards: all of them.
+        named_sets: the evaluation sets, and a name for the files that are made of them.
         kmeans: see `Kmeans`.
     """
-    config = work.config
-    if not sets or not files:
+    name, sets = named_sets
+    config, views, groups = work.config, work.path / f"{name}.arrow", work.path / f"{name}.npz"
+    sampled = [work.file("sampled", shard.name) for _, shard in shards if work.has("sampled", shard.name)]
+    if not sets or not sampled:
         return []
     if not views.exists():
         network = ImageNetwork(config.near_duplicate_embedder, work.num_threads)
@@ -105,7 +126,29 @@ def close_images(
         look = partial(Features(folder, _to_bytes, partial(_from_bytes, width=network.width)).look, measure)
         rows = track(by_content(look, distinct_pictures(sets)), what="filter: evaluation images")
         write_embeddings(views, rows, network.width)
-    return list(find_near_duplicates(files, read_embeddings(views), config, kmeans))
+    found = group(sampled, read_embeddings(views), config, kmeans)
+    if found is None:
+        return []
+    write_arrays(groups, centroids=found[0], clusters=found[1])
+    table = f"close_{name}"
+    reads = [Piece(name, groups.name, partial(list, [views.name]))]  # which can be pickled
+    work.fill(executor, table, shards, partial(compare_shard, name=name), reads=reads)
+    close = (pq.read_table(work.file(table, shard.name)).to_pylist() for _, shard in shards)
+    return [NearDuplicate(**row) for rows in close for row in rows]
+
+
+def compare_shard(work: WorkFolder, item: NumberedShard, *, name: str) -> None:
+    """Writes `close_NAME` (CLOSE) of a shard: see `close_images`."""
+    shard = item[1].name
+    work.pieces.bring([work.piece("scored", shard)])
+    rows: list[dict[str, Any]] = []
+    if pq.read_metadata(work.file("scored", shard)).num_rows:
+        work.pieces.bring([work.piece("embeddings", shard)])
+        views = read_embeddings(work.path / f"{name}.arrow")
+        with np.load(work.path / f"{name}.npz") as stored:
+            groups = stored["centroids"], stored["clusters"]
+        rows = [asdict(one) for one in near_duplicates_in(work.file("embeddings", shard), views, groups, work.config)]
+    commit(pa.Table.from_pylist(rows, CLOSE), work.file(f"close_{name}", shard))
 
 
 def _to_bytes(views: NDArray[np.float16]) -> bytes:

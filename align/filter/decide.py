@@ -284,7 +284,7 @@ def _write_decided(engine: Engine, work: WorkFolder, executor: Executor, shards:
         engine.write(tables.decided(work.config, source), work.path / "decided.parquet", "none")
         return
     engine.write(tables.decided(work.config, source), work.path / "undivided.parquet", "none")
-    hold_out(work, shards, kmeans)
+    hold_out(work, executor, shards, kmeans)
     for name in ("undivided", "held_out_images", "held_out_twins"):
         engine.view(name, work.path / f"{name}.parquet")
     engine.write(tables.held_out(work.config), work.path / "decided.parquet", "none")

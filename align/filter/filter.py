@@ -6,7 +6,7 @@ The order of work:
   1. measure   each shard is a task: its images and texts
   2. judge     SQL over all shards: counts, rare n-grams, every rule but those of the network
   3. score     each shard is a task: the network on images that some pair would keep
-  4. compare   embeddings with those of the evaluation images
+  4. compare   each shard is a task: embeddings with those of the evaluation images
   5. decide    SQL again, with the network's scores; optional rules; the files; then the report
 
 Everything stays in a work folder until the end, so a killed run resumes at the shard where it stopped. `engine.runner`
@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig, StoreConfig
@@ -44,6 +45,7 @@ from align.filter.compare import compare_with_evaluation_images, score_shard
 from align.filter.decide import decide
 from align.filter.examples import examples_of, shown_pairs, shown_shards
 from align.filter.measure import measure_shard, require_ascending_keys, write_fingerprints
+from align.filter.near_duplicates import sampled_share
 from align.filter.page import write_page
 from align.filter.pair_tables import word_table
 from align.filter.report import FilterReport, Vocabulary, read_report, report_on
@@ -212,9 +214,10 @@ def filter_pairs(
         if not candidates.exists():
             with open_engine(sql, _scratch(path)) as engine:
                 judge(engine, work, shards, folders.raw)
+        score = partial(score_shard, share=sampled_share(pq.read_metadata(candidates).num_rows, config))
         of_shard = "candidates", partial(by_shard, candidates, len(shards))
-        work.fill(executor, "scored", shards, score_shard, of_shard=of_shard)
-        compare_with_evaluation_images(work, shards, sets, kmeans)
+        work.fill(executor, "scored", shards, score, of_shard=of_shard)
+        compare_with_evaluation_images(work, executor, shards, sets, kmeans)
         with open_engine(sql, _scratch(path)) as engine:
             decide(engine, work, executor, shards, kmeans)
             sets = [*sets, *held_out_sets(path)]

@@ -38,6 +38,7 @@ from align.filter.work_folder import RowsInOrder, Shards, WorkFolder, commit
 from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Spool, Unreadable, distinct_pictures
 from align.formats.evaluation_sets.align_tar import held_out_sets, write_set
 from align.formats.raw import image_spans
+from align.interfaces.executor import Executor
 from align.pairs.clusters import Clusters
 from align.pairs.perceptual_hash import ImageSignals
 
@@ -48,7 +49,7 @@ _NEAR_BITS = 4
 Hashes = NDArray[np.uint64]
 
 
-def hold_out(work: WorkFolder, shards: Shards, kmeans: Kmeans) -> None:
+def hold_out(work: WorkFolder, executor: Executor, shards: Shards, kmeans: Kmeans) -> None:
     """Writes the set, held_out_images.parquet (HELD_OUT_IMAGES) and held_out_twins.parquet (TWINS) to the work folder.
 
     Reads undivided.parquet, the verdicts of every other rule.
@@ -63,7 +64,7 @@ def hold_out(work: WorkFolder, shards: Shards, kmeans: Kmeans) -> None:
     if len(chosen):
         with Spool(work.path) as spool:
             write_set(work.path / HELD_OUT, _set(work, shards, chosen, leaders, spool))
-        twins = _twins(work, shards, chosen, held_out_sets(work.path), kmeans)
+        twins = _twins(work, executor, shards, chosen, kmeans)
     else:
         share = work.config.hold_out
         say(f"filter: warning: none of {num_clusters:,} clusters is held out; raise filter.hold_out ({share})")
@@ -188,15 +189,15 @@ def _set(
     return EvaluationSet(HELD_OUT, "retrieval", about, images_of_set, (), (), pictures)
 
 
-def _twins(work: WorkFolder, shards: Shards, chosen: Hashes, sets: list[EvaluationSet], kmeans: Kmeans) -> pa.Table:
+def _twins(work: WorkFolder, executor: Executor, shards: Shards, chosen: Hashes, kmeans: Kmeans) -> pa.Table:
     """TWINS of the images that stay and show what a held-out one shows, by rule I5.
 
     It compares the images that no rule has dropped yet, by hash and thumbnail as in step 1 and by embedding as in step
     4.
     """
     say("filter: near-duplicates of the held-out set")
-    files = [work.file("embeddings", shard.name) for _, shard in shards if work.has("embeddings", shard.name)]
-    matches = close_images(work, files, sets, work.path / "held_out.arrow", kmeans)
+    sets = held_out_sets(work.path)
+    matches = close_images(work, executor, shards, (HELD_OUT, sets), kmeans)
     close = np.unique(image_hashes([match.image_id for match in matches]).view(np.uint64))
     by_hash: dict[str, str] = {}
     stay: set[int] = set()  # those of the close ones that no rule drops

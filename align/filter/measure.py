@@ -5,7 +5,6 @@ Shards can be measured in any order and in any process. `align.filter.tables` ha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.display.console import say
-from align.durable.files import temporary_name
 from align.durable.processes import in_threads
 from align.errors import DataError
 from align.filter.near_duplicates import Fingerprints, by_content, near_duplicates
 from align.filter.pair_tables import image_hash, pair_tables
 from align.filter.tables import IMAGES, MAX_ROWS, PAIRS
-from align.filter.work_folder import NumberedShard, WorkFolder, commit
+from align.filter.work_folder import NumberedShard, WorkFolder, commit, write_arrays
 from align.formats.evaluation_set import EvaluationSet, distinct_pictures
 from align.formats.features import Features, folder_of
 from align.formats.raw import STATED_SHA256, RawShard, iter_images, read_table
@@ -186,16 +184,13 @@ def write_fingerprints(work: WorkFolder, sets: Sequence[EvaluationSet]) -> None:
             f"does not keep them out of training, such as {min(distinct.faults)}"
         )
     fingerprints = Fingerprints.of(by_content(look, distinct))
-    beside = temporary_name(path)
-    with beside.open("wb") as file:
-        np.savez(
-            file,
-            owners=np.array(fingerprints.owners, np.str_),
-            phashes=fingerprints.phashes,
-            thumbnails=fingerprints.thumbnails,
-            colours=fingerprints.colours,
-        )
-    os.replace(beside, path)
+    write_arrays(
+        path,
+        owners=np.array(fingerprints.owners, np.str_),
+        phashes=fingerprints.phashes,
+        thumbnails=fingerprints.thumbnails,
+        colours=fingerprints.colours,
+    )
 
 
 def _read_fingerprints(folder: Path) -> Fingerprints:

@@ -182,30 +182,64 @@ def _read(path: Path, columns: list[int] | None) -> pa.Table:
         ) from None
 
 
-def find_near_duplicates(
-    shards: Sequence[Path], references: Embeddings, config: FilterConfig, kmeans: Kmeans
-) -> Iterator[NearDuplicate]:
-    """Yields every (training image, evaluation image) whose cosine is above the cut: shard by shard, each pair once.
+def sampled_share(num_images: int, config: FilterConfig) -> float:
+    """Which share of the images, by `is_sampled`, has all that k-means needs, even if most of them do not decode."""
+    return min(1.0, 4 * _sample_size(config) / max(num_images, 1))
+
+
+def is_sampled(name: str, share: float) -> bool:
+    """Whether an image is in a share of all: those whose hashed names are the lowest."""
+    return int.from_bytes(_place(name)[:8]) < share * 2.0**64
+
+
+def group(
+    sampled: Sequence[Path], references: Embeddings, config: FilterConfig, kmeans: Kmeans
+) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+    """(K, D) clusters of the training images, and (N,) that of each row of the references; None without images.
 
     Args:
-        shards: files of `write_embeddings`; names are image_ids, each once. Their order does not matter.
+        sampled: files of `write_embeddings` that have the sampled images; names are image_ids, each once. Their order
+            does not matter.
         references: of the evaluation images: one row per view, under the image's name.
-        config: `near_duplicate_clusters`, `near_duplicate_probes`, `near_duplicate_cosine_above`.
+        config: `near_duplicate_clusters`.
         kmeans: see `Kmeans`.
 
     Raises:
-        DataError: a shard is unreadable, or its embeddings and the references differ in width.
+        DataError: a file is unreadable, or its embeddings and the references differ in width.
     """
-    if not references.names:
-        return
-    width = references.vectors.shape[1]
-    sample = _sample(shards, width, min(_SAMPLE_PER_CLUSTER * config.near_duplicate_clusters, _MAX_SAMPLE))
-    if not len(sample):
-        return
+    sample = _sample(sampled, references.vectors.shape[1], _sample_size(config))
+    if not len(sample) or not references.names:
+        return None
     centroids = kmeans(sample, max(1, min(config.near_duplicate_clusters, len(sample) // _MIN_PER_CLUSTER)))
-    lists = _clusters(references, centroids)
-    for path in shards:
-        yield from _compare(_shard(path, width), references, centroids, lists, config)
+    rows = range(0, len(references.names), _BLOCK_ROWS)
+    blocks = (references.vectors[start : start + _BLOCK_ROWS].astype(np.float32) for start in rows)
+    return centroids, np.concatenate([_nearest(block, centroids, 1)[:, 0] for block in blocks])
+
+
+def near_duplicates_in(
+    path: Path, references: Embeddings, groups: tuple[NDArray[np.float32], NDArray[np.int64]], config: FilterConfig
+) -> Iterator[NearDuplicate]:
+    """Yields every (training image, evaluation image) of a shard whose cosine is above the cut, each once.
+
+    Args:
+        path: a file of `write_embeddings`.
+        references, groups: as `group`.
+        config: `near_duplicate_probes`, `near_duplicate_cosine_above`.
+
+    Raises:
+        DataError: as `group`.
+    """
+    centroids, clusters = groups
+    lists = [np.flatnonzero(clusters == cluster) for cluster in range(len(centroids))]
+    return _compare(_shard(path, references.vectors.shape[1]), references, centroids, lists, config)
+
+
+def _sample_size(config: FilterConfig) -> int:
+    return min(_SAMPLE_PER_CLUSTER * config.near_duplicate_clusters, _MAX_SAMPLE)
+
+
+def _place(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _shard(path: Path, width: int) -> Embeddings:
@@ -221,7 +255,7 @@ def _shard(path: Path, width: int) -> Embeddings:
 def _sample(shards: Sequence[Path], width: int, size: int) -> NDArray[np.float32]:
     """(at most `size`, width): the images with the lowest hashed ids, in that order, however shards divide them."""
     candidates = (
-        (hashlib.sha256(name.encode()).digest(), number, row)
+        (_place(name), number, row)
         for number, path in enumerate(shards)
         for row, name in enumerate(_read(path, [0])["name"].to_pylist())
     )
@@ -264,17 +298,6 @@ def _compare(
     for (row, name), closest in sorted(best.items()):
         if closest > cut:
             yield NearDuplicate(shard.names[row], name, closest)
-
-
-def _clusters(references: Embeddings, centroids: NDArray[np.float32]) -> list[NDArray[np.int64]]:
-    """For each cluster the rows of its references."""
-    nearest = np.concatenate(
-        [
-            _nearest(references.vectors[start : start + _BLOCK_ROWS].astype(np.float32), centroids, 1)[:, 0]
-            for start in range(0, len(references.names), _BLOCK_ROWS)
-        ]
-    )
-    return [np.flatnonzero(nearest == cluster) for cluster in range(len(centroids))]
 
 
 def _nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32], count: int) -> NDArray[np.int64]:

@@ -83,6 +83,8 @@ IMAGES = pa.schema(
 KNOWN_IMAGES = pa.schema([IMAGES.field("row_number"), IMAGES.field("image_hash"), *filtered.IMAGES_SCHEMA])
 #: The images that the network scored.
 SCORED = pa.schema([("image_hash", pa.int64()), ("nsfw_score", pa.float64())])
+#: The scored images of a shard that show what an evaluation image shows, by its embedding.
+CLOSE = pa.schema([("image_id", pa.string()), ("reference", pa.string()), ("cosine", pa.float64())])
 #: The scored images whose embedding is close to an evaluation image's.
 TWINS = pa.schema(
     [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ Shards = Sequence[NumberedShard]
 #: The tables that tasks write before their last one.
 _BEFORE = {
     "pairs": ("images", "unigrams", "bigrams"),
-    "scored": ("embeddings",),
+    "scored": ("sampled",),
     filtered.DECISIONS: (filtered.FACTS, "known_images"),
 }
 #: What tasks do, in words.
@@ -47,6 +47,8 @@ _WHAT = {
     "similarities": "filter: shards, image-text similarity",
     filtered.DECISIONS: "filter: shards, decisions",
 }
+#: The tasks that read `pairs` of their shard.
+_READ_PAIRS = ("scored", "similarities", filtered.DECISIONS)
 #: Makes tables of all shards, one after another, in their order.
 OfShards = Callable[[], Iterator[pa.Table]]
 
@@ -101,7 +103,7 @@ class WorkFolder:
 
     def file(self, table: str, shard: str) -> Path:
         """The file of a shard's table, such as `pairs`."""
-        return self.path / table / f"{shard}.{'arrow' if table == 'embeddings' else 'parquet'}"
+        return self.path / table / f"{shard}.{'arrow' if table in ('embeddings', 'sampled') else 'parquet'}"
 
     def has(self, table: str, shard: str) -> bool:
         """Whether a table of a shard is complete."""
@@ -117,15 +119,15 @@ class WorkFolder:
         reads: Sequence[Piece] = (),
         of_shard: tuple[str, OfShards] | None = None,
     ) -> None:
-        """Makes `pairs`, `scored`, `similarities` or the decisions of each shard that lacks it.
+        """Makes a table of each shard that lacks it.
 
         Args:
             executor: does it.
             table: of the shards.
             shards: all of them.
             function: makes the table of one shard.
-            reads: pieces of the whole folder that the function reads, besides `pairs` of its shard.
-            of_shard: the name of another table of its shard that it reads, and what makes these tables here.
+            reads: pieces of the whole folder that the function reads.
+            of_shard: the name of a table of its shard that it reads, too, and what makes these tables here.
         """
         pieces = [self.piece(table, shard.name) for _, shard in shards]
         undone = {piece.name for piece in self.pieces.missing(pieces)}
@@ -141,7 +143,7 @@ class WorkFolder:
                     pass
             one = partial(_fill_one, self, table, function, tuple(reads), of_shard and of_shard[0])
             done = executor.map(Step(memory_kept, one, _table_of), lacking)
-            for _ in track(done, what=_WHAT[table], total=len(lacking)):
+            for _ in track(done, what=_WHAT.get(table, "filter: shards, near-duplicates"), total=len(lacking)):
                 pass
         self.pieces.bring(pieces)
 
@@ -165,7 +167,7 @@ def _fill_one(
 ) -> None:
     pieces, name = work.pieces.here(), item[1].name
     work = replace(work, path=pieces.folder)
-    tables = [one for one in ("pairs", of_shard) if one and one != table]
+    tables = [*(["pairs"] if table in _READ_PAIRS else []), *([of_shard] if of_shard else [])]
     pieces.bring([*reads, *(work.piece(one, name) for one in tables)])
     pieces.make(work.piece(table, name), partial(function, work, item))
 
@@ -186,6 +188,14 @@ def commit(table: pa.Table, path: Path) -> None:
         write_statistics=with_statistics,
         column_encoding=encoding,
     )
+    os.replace(beside, path)
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Writes named arrays, as numpy does; the file appears complete or not at all."""
+    beside = temporary_name(path)
+    with beside.open("wb") as file:
+        np.savez(file, **arrays)
     os.replace(beside, path)
 
 

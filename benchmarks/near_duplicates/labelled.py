@@ -10,8 +10,9 @@ from align.config import load_params
 from align.config.filter import FilterConfig
 from align.filter.near_duplicates import (
     Fingerprints,
-    find_near_duplicates,
+    group,
     near_duplicates,
+    near_duplicates_in,
     read_embeddings,
     write_embeddings,
 )
@@ -55,7 +56,9 @@ def found_by_embedding(
     rows = ((row.name, row.embedding) for row in network.measure(pictures.items(), max_pixels=MAX_PIXELS))
     write_embeddings(images, rows, network.width)
     write_embeddings(views, network.views(references.items(), max_pixels=MAX_PIXELS), network.width)
-    matches = find_near_duplicates([images], read_embeddings(views), config, kmeans)
+    groups = group([images], read_embeddings(views), config, kmeans)
+    assert groups is not None
+    matches = near_duplicates_in(images, read_embeddings(views), groups, config)
     return {(match.image_id, match.reference): match.cosine for match in matches}
 
 

@@ -23,9 +23,12 @@ from align.filter.near_duplicates import (
     Embeddings,
     Fingerprints,
     by_content,
-    find_near_duplicates,
+    group,
+    is_sampled,
     near_duplicates,
+    near_duplicates_in,
     read_embeddings,
+    sampled_share,
     write_embeddings,
 )
 from align.filter.network import ImageNetwork
@@ -80,9 +83,9 @@ def matched(
     for path, shard in zip(paths, shards, strict=True):
         write_embeddings(path, shard.items(), WIDTH)
     write_embeddings(folder / "tests.arrow", tests.items(), WIDTH)
-    matches = find_near_duplicates(
-        paths, read_embeddings(folder / "tests.arrow"), CONFIG.model_copy(update=changes), kmeans
-    )
+    references, config = read_embeddings(folder / "tests.arrow"), CONFIG.model_copy(update=changes)
+    groups = group(paths, references, config, kmeans)
+    matches = [one for path in paths if groups for one in near_duplicates_in(path, references, groups, config)]
     listed = [((match.image_id, match.reference), match.cosine) for match in matches]
     assert len(dict(listed)) == len(listed)  # each pair once
     return dict(listed)
@@ -121,6 +124,22 @@ def test_order_and_shards_do_not_change_what_is_found(
     }
 
 
+def test_the_sampled_images_give_the_clusters_of_all(
+    tmp_path: Path, rows: tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]]
+) -> None:
+    config = CONFIG.model_copy(update={"near_duplicate_clusters": 8})
+    share = sampled_share(len(rows[0]), config)
+    sampled = {name: vector for name, vector in rows[0].items() if is_sampled(name, share)}
+    assert 8 * 64 < len(sampled) < len(rows[0]) / 2
+    write_embeddings(tmp_path / "tests.arrow", rows[1].items(), WIDTH)
+    groups = []
+    for name, some in (("all", rows[0]), ("sampled", sampled)):
+        write_embeddings(tmp_path / name, some.items(), WIDTH)
+        groups.append(group([tmp_path / name], read_embeddings(tmp_path / "tests.arrow"), config, kmeans))
+    (of_all, mine), (of_sampled, theirs) = (one for one in groups if one)
+    assert np.array_equal(of_all, of_sampled) and np.array_equal(mine, theirs)
+
+
 def test_the_cut_itself_is_not_above_it(tmp_path: Path) -> None:
     train = {"above": np.eye(WIDTH)[0], "at": np.eye(WIDTH)[0] * 0.975, "below": np.eye(WIDTH)[0] * 0.97}
     halves = {name: row.astype(np.float16) for name, row in train.items()}
@@ -151,7 +170,7 @@ def test_files_are_the_same_bytes_and_broken_ones_are_named(tmp_path: Path) -> N
         with pytest.raises(DataError, match=f"{name}: no embeddings here"):
             read_embeddings(tmp_path / name)
     with pytest.raises(DataError, match="width 32, those of the evaluation images have 3"):
-        list(find_near_duplicates([tmp_path / "a"], Embeddings(["t"], np.eye(3, dtype=np.float16)[:1]), CONFIG, kmeans))
+        group([tmp_path / "a"], Embeddings(["t"], np.eye(3, dtype=np.float16)[:1]), CONFIG, kmeans)
 
 
 def test_clusters_do_not_depend_on_threads() -> None:

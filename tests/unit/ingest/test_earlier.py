@@ -1,5 +1,6 @@
 """A table that gained rows, and the data/raw before it: only what that does not know is asked for."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 
 from align.cli import main
 from align.formats.policy import Entry, OptedOut, write_opted_out
-from align.formats.raw import raw_shards, read_table
+from align.formats.raw import image_spans, raw_shards, read_table
+from align.ingest import workers
 from tests.support.killing import digests
 from tests.support.warc_records import picture
 from tests.support.web_server import WebServer
@@ -86,6 +88,27 @@ def test_a_retry_is_reused_too(tmp_path: Path, server: WebServer) -> None:
     assert asked(server) == ["6"]
 
 
+def test_a_killed_run_reuses_for_the_shards_that_it_lacks(
+    tmp_path: Path, server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = command(server, tmp_path, range(12))
+    assert main(words) == 0
+    write, calls = workers.write_shard, itertools.count()
+
+    def killed_after_two(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return write(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "write_shard", killed_after_two)
+        assert main([*words, "--set", "filter.max_words=9"]) == 130
+    asked(server)
+    assert main([*words, "--set", "filter.max_words=8"]) == 0  # lists anew what it lacks
+    assert asked(server) in ([], numbers(LATE))
+    assert digests(tmp_path / "raw") == fresh(server, tmp_path, range(12))
+
+
 @pytest.mark.parametrize("setting", [
     "ingest.reuse=false", "download.user_agent=another/1.0", "download.resize_px=100", "ingest.max_image_pixels=99999",
 ])  # fmt: skip
@@ -122,6 +145,13 @@ def test_what_is_taken_down_or_damaged_is_not_reused(
     damaged.chmod(0o644)
     damaged.write_bytes(damaged.read_bytes()[:700])
     lost = [row["url"] for row in rows.values() if row["key"].startswith(damaged.stem)]
+    changed = raw_shards(tmp_path / "raw")[1].tar
+    changed.chmod(0o644)
+    with changed.open("r+b") as tar:
+        key, offset, size = next(image_spans(tar, ""))
+        tar.seek(offset + size - 1)
+        tar.write(b"x")
+    lost += [row["url"] for row in rows.values() if row["image_key"] == key]
     asked(server)
     assert main(command(server, tmp_path, range(12))) == 0
     assert "a shard before is not reused" in capsys.readouterr().err
@@ -131,7 +161,10 @@ def test_what_is_taken_down_or_damaged_is_not_reused(
     for number in (7, 8):
         row = after[server.url(f"/{number}.png")]
         assert (row["status"], row["caption"]) == ("failed_to_download", "")
+    write_opted_out(tmp_path / "policy", OptedOut([]))
+    assert main(command(server, tmp_path, range(12))) == 0
+    assert asked(server) == numbers(LATE, 7, 8)
     damaged.with_suffix(".parquet").unlink()
     assert main(command(server, tmp_path, range(12))) == 0
-    assert len(asked(server)) == 12 - 2
+    assert len(asked(server)) == 12 - 1
     assert "nothing is reused of" in capsys.readouterr().err

@@ -81,7 +81,8 @@ def embed_shards(work: EmbedWork, executor: Executor, manifest: Manifest, model:
     """
     resource: Callable[[], AbstractContextManager[Encoder]] = partial(_given, encoder)
     if executor.is_cluster:
-        shutil.copytree(model, work.pieces.folder / _MODEL, dirs_exist_ok=True)
+        shutil.rmtree(work.pieces.folder / _MODEL, ignore_errors=True)  # of a killed run; DVC's files are read-only
+        shutil.copytree(model, work.pieces.folder / _MODEL)
         files = sorted(path.relative_to(work.pieces.folder).as_posix() for path in _files(work.pieces.folder / _MODEL))
         piece = Piece("model", files[-1], lambda: files[:-1])
         work.pieces.share(piece)

@@ -4,6 +4,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from align.config.infrastructure import EngineConfig
@@ -13,6 +15,7 @@ from align.formats.acceptances import read_acceptances
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.filtered import decisions_digest
+from align.formats.shards import Sample
 from align.formats.verdict import require_passed
 from align.services.engine import open_engine
 from align.validate.tables import JudgedData, make_views, sample_rows
@@ -22,6 +25,7 @@ from tests.support import small_data
 from tests.support.bombs import parquet_bomb
 from tests.support.gates import ENGINE, accept_failure, check_that_fails, pairs, run_gate
 from tests.support.params import load_params
+from tests.support.shard_folder import write_shards
 
 
 def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> None:
@@ -90,6 +94,28 @@ def test_the_page_shows_who_accepted_what_and_why(tmp_path: Path) -> None:
     assert "What failed" not in page
     assert "icons are &lt;small&gt;" in page and "<td>Ada</td>" in page and "2026-01-31" in page
     assert "<td class=warn>accepted</td>" in page
+
+
+def test_pairs_are_joined_where_their_sum_or_an_image_is_wrong(tmp_path: Path) -> None:
+    """The shards hold the kept pairs, but one image is in two splits; then one pair is kept with another text."""
+    image = small_data.jpeg(0, 24, 24)
+    samples = [Sample(key, image_id, image, (key,), (f"text {key}",)) for key, image_id in (("1", "i"), ("2", "i"))]
+    write_shards(tmp_path / "shards", {"train": [samples[:1]], "val": [samples[1:]]}, image_px=24)
+    rows = [{"key": one.key, "keep": True, "image_id": "i", "text": one.texts[0]} for one in samples]
+    (tmp_path / "filtered/decisions").mkdir(parents=True)
+
+    def observed() -> dict[str, str]:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "filtered/decisions/00000.parquet")
+        report = validate_shards(
+            ENGINE, shards=tmp_path / "shards", filtered=tmp_path / "filtered", policy=tmp_path / "policy",
+            reports=tmp_path / "quality_shards", check=check_that_fails(),
+        )  # fmt: skip
+        assert {path.suffix for path in (tmp_path / "quality_shards").iterdir()} == {".json", ".html"}
+        return {one.name: one.observed for one in report.expectations if one.observed != "0"}
+
+    assert observed() == {"images-in-two-splits": "1"}
+    rows[1]["text"] = "another"
+    assert observed() == {"images-in-two-splits": "1", "shard-pairs-not-kept": "1"}
 
 
 def test_captions_without_end_are_cut_in_a_sample(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from align.interfaces.sql import ROW_GROUP_SIZE, Engine
 #: Memory per row of a join's hash table of numbers, and for the rows joined to it. Measured with 50 million pairs, 25
 #: million numbers and 700 MB: two parts took 28 s, three 31 s, and one, which spilled, 46 s.
 _JOIN_ROW_BYTES = 50
-#: With more parts, reading the rows again costs as much as spilling.
+#: With more parts, reading the rows again costs more than spilling: 30 million n-grams took 11.8 CPU seconds in six
+#: parts, and 14.9 in the 20 that 75 MB ask for; 9.6, and 11.0 in the 13 that 120 MB ask for.
 _MAX_PARTS = 6
 #: DuckDB's message names this setting if nothing more fits on the disk. Its default is 90 % of what is free.
 _SPILL_LIMIT = "max_temp_directory_size"

@@ -5,9 +5,10 @@ As Python tuples the offsets would take 307 bytes per image. This also keeps the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,30 @@ class SplitIndex:
             raise CorruptError(f"{path}: of another number of images than {MANIFEST} says; run `align shard` again")
         return offsets
 
-    def kept_offsets(self, num_samples: int) -> Callable[[int], NDArray[np.int64]]:
-        """`read_offsets` that keeps the last ones of about so many samples, 32 bytes each; at least one shard's."""
-        mean = max(1, self.num_images // max(1, len(self.shards)))
-        return lru_cache(max(1, num_samples // mean))(self.read_offsets)
+
+class Offsets:
+    """A cache of the offsets of the shards used last; thread-safe.
+
+    Attributes:
+        num_kept: samples whose offsets are kept, at 32 bytes each; at least one shard's are.
+    """
+
+    def __init__(self, index: SplitIndex, num_kept: int) -> None:
+        self._index = index
+        self.num_kept = num_kept
+        self._of_shard: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._num_held = 0
+        self._lock = threading.Lock()
+
+    def of(self, shard: int) -> NDArray[np.int64]:
+        """The offsets of one shard, see `SplitIndex.read_offsets`."""
+        with self._lock:
+            if shard in self._of_shard:
+                self._of_shard.move_to_end(shard)
+                return self._of_shard[shard]
+            rows = self._index.read_offsets(shard)
+            self._of_shard[shard] = rows
+            self._num_held += len(rows)
+            while self._num_held > self.num_kept and len(self._of_shard) > 1:
+                self._num_held -= len(self._of_shard.popitem(last=False)[1])
+            return rows

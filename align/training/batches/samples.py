@@ -21,7 +21,7 @@ from align.durable.processes import in_threads
 from align.errors import CorruptError, DataError
 from align.interfaces.store import Tars
 from align.model.preprocess import centre_crop, decode
-from align.training.batches.index import SplitIndex
+from align.training.batches.index import Offsets, SplitIndex
 from align.training.batches.reading import SampleLocation, Span, TarBytes, is_remote, joined
 
 #: The decoded images of a split are kept in memory if they all fit into this many bytes.
@@ -64,7 +64,7 @@ class SplitSamples:
         self.any_remote = any(is_remote(uri) for uri in index.shards)
         self.tars = TarBytes(store, patience_s)
         self.resize_px = resize_px
-        self._offsets = index.kept_offsets(_OFFSETS_KEPT)
+        self._offsets = Offsets(index, _OFFSETS_KEPT)
         fits = self.num_images * resize_px * resize_px * 3 <= cache_bytes
         shape = (self.num_images if fits else 0, resize_px, resize_px, 3)
         self._images: NDArray[np.uint8] = np.empty(shape, dtype=np.uint8)
@@ -80,7 +80,7 @@ class SplitSamples:
 
     def expect_block(self, block: int) -> None:
         """Announces that reads jump about within blocks of this many samples: two blocks' offsets are kept."""
-        self._offsets = self.index.kept_offsets(max(_OFFSETS_KEPT, 2 * block))
+        self._offsets.num_kept = max(_OFFSETS_KEPT, 2 * block)
 
     def locations(self, samples: NDArray[np.int64]) -> list[SampleLocation]:
         """(B,) numbers of samples -> where each is stored, in the same order."""
@@ -89,7 +89,7 @@ class SplitSamples:
         rows[:, 0], rows[:, 1] = samples, shards
         for shard in np.unique(shards):
             in_shard = shards == shard
-            rows[in_shard, 2:] = self._offsets(int(shard))[samples[in_shard] - self.index.starts[shard]]
+            rows[in_shard, 2:] = self._offsets.of(int(shard))[samples[in_shard] - self.index.starts[shard]]
         return [SampleLocation(*row) for row in rows.tolist()]
 
     def location(self, sample: int) -> SampleLocation:

@@ -8,7 +8,7 @@ import pytest
 
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.shards import MANIFEST, Sample, read_manifest
-from align.training.batches.index import SplitIndex
+from align.training.batches.index import Offsets, SplitIndex
 from tests.support import training_data
 from tests.support.shard_folder import write_shards
 
@@ -48,16 +48,11 @@ def test_neither_the_manifest_nor_an_index_holds_anything_for_each_sample(tmp_pa
 
 
 def test_offsets_of_the_last_shards_are_kept(shards: Path) -> None:
-    index = train(shards)
-    offsets = index.kept_offsets(12)
-    first = offsets(0)
-    assert offsets(0) is first
-    offsets(1)
-    assert offsets(0) is not first and np.array_equal(offsets(0), first)
-    both = index.kept_offsets(index.num_images)
-    first = both(0)
-    both(1)
-    assert both(0) is first
+    offsets = Offsets(train(shards), num_kept=12)
+    first = offsets.of(0)
+    assert offsets.of(0) is first
+    offsets.of(1)
+    assert offsets.of(0) is not first and np.array_equal(offsets.of(0), first)
 
 
 def test_other_manifests_and_indexes_are_refused(shards: Path) -> None:

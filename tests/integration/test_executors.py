@@ -1,5 +1,6 @@
 """The stages of the data, done by each executor: the same bytes, and a task that is lost is done again."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,10 +9,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from align.cli import main
 from align.formats.filtered import decisions_digest
-from tests.support import ROOT, slurm, small_data, tiny_model, wait_until
+from tests.support import ROOT, evaluation_sets, slurm, small_data, tiny_model, wait_until
 from tests.support.killing import digests, fresh
 from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import S3Server, serve
@@ -20,15 +22,17 @@ from tests.support.spark import running_cluster
 pytestmark = pytest.mark.full
 
 SETTINGS = (
-    "paths.archive=s3://crawl/archive.warc.gz", "paths.evaluation=none", "store.objects=s3://crawl/tars",
+    "paths.archive=s3://crawl/archive.warc.gz", "paths.evaluation=sets", "store.objects=s3://crawl/tars",
     "ingest.max_pages=25", "ingest.shard_size=250", "ingest.skip_hopeless=false", "filter.num_frequent_ngrams=5000",
-    "shard.images_per_shard=25", "shard.val_fraction=0.1", "shard.test_fraction=0.1", "engine.memory_limit=200MB",
-    f"index.queries={ROOT / 'data/sample/queries.json'}", "paths.finetuned=model",
+    "filter.hold_out=0.1", "shard.images_per_shard=25", "shard.val_fraction=0.1", "shard.test_fraction=0.1",
+    "engine.memory_limit=200MB", f"index.queries={ROOT / 'data/sample/queries.json'}", "paths.finetuned=model",
 )  # fmt: skip
 OUTS = (
     "data/raw", "data/filtered", "data/shards", "data/index", "reports/ingest", "reports/filter", "reports/gate",
     "reports/shard", "reports/quality_shards", "reports/index",
 )  # fmt: skip
+#: Pictures of the 25 pages that an evaluation set has, too: rule I5 drops them.
+SHOWN = ("https://emoji-gallery.example/assets/1f475.webp", "https://openmoji.example/assets/2651.png")
 S3_ONLY = "store.work=s3://crawl/work"
 
 
@@ -56,7 +60,7 @@ def pipeline(folder: Path, *settings: str) -> dict[str, str]:
     fresh(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        (folder / "none").mkdir()
+        write_set_of(folder / "sets", *SHOWN)
         assert run("ingest", *settings) == 0
         assert run("filter", *settings) == 0
         assert run("validate", *settings) == 1  # no evaluation set was looked for, which the gate refuses
@@ -70,6 +74,26 @@ def pipeline(folder: Path, *settings: str) -> dict[str, str]:
     return made(folder)
 
 
+def write_set_of(folder: Path, *addresses: str) -> None:
+    """An evaluation set of pictures that the archive has."""
+    pictures = {}
+    with (ROOT / "data/sample/archive.warc.gz").open("rb") as file:
+        for record in ArchiveIterator(file, record_types=WarcRecordType.response):
+            if record.headers["WARC-Target-URI"] in addresses:
+                pictures[record.headers["WARC-Target-URI"]] = record.reader.read()
+    members = {}
+    for number, address in enumerate(addresses):
+        row = {"key": f"a{number}", "concept": address, "texts": [address], "class": None, "vendor": None}
+        members |= {
+            f"a{number}.json": json.dumps(row | {"split": "query"}).encode(),
+            f"a{number}.jpg": pictures[address],
+        }
+    evaluation_sets.write_set(
+        folder, "shown", members=members, num_images=len(addresses), num_texts=len(addresses),
+        num_concepts=len(addresses),
+    )  # fmt: skip
+
+
 def made(folder: Path) -> dict[str, str]:
     return {f"{out}/{name}": digest for out in OUTS for name, digest in digests(folder / out).items()}
 
@@ -79,10 +103,13 @@ def local(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> dict[st
     """What this machine's own processes make."""
     with pytest.MonkeyPatch.context() as patch:
         server.use(patch)
-        expected = pipeline(tmp_path_factory.mktemp("local") / "project", "engine.num_workers=2")
+        folder = tmp_path_factory.mktemp("local") / "project"
+        expected = pipeline(folder, "engine.num_workers=2")
+    reasons = json.loads((folder / "reports/filter/report.json").read_bytes())["funnel"]
+    assert sum(row["num_first"] for row in reasons if row["reason"] == "image_near_duplicate_of_test") >= len(SHOWN)
     assert len([name for name in expected if name.startswith("data/raw/") and name.endswith(".parquet")]) >= 2
-    assert [name for name in expected if name.endswith(".tar")] == []  # they are in the store
-    assert len([name for name in expected if name.startswith("data/shards/train/")]) >= 10
+    assert [name for name in expected if name.endswith(".tar")] == ["data/filtered/held_out/held_out.tar"]
+    assert len([name for name in expected if name.startswith("data/shards/train/")]) >= 9
     return expected
 
 

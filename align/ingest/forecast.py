@@ -44,7 +44,7 @@ def forecast(config: IngestConfig, resources: Resources, archive: str) -> list[s
     where = "this machine" if engine.runner == "local" else f"the cluster ({engine.runner})"
     at_once = "one task a core" if engine.num_workers is None else f"{engine.num_workers:,} tasks at a time"
     return [
-        f"{archive}: {len(named):,} files, {_size(num_bytes)} (ingest.source: {config.source})",
+        f"{archive}: {len(named):,} file(s), {_size(num_bytes)} (ingest.source: {config.source})",
         f"tasks: {len(source.files):,} to scan; {shards}",
         f"memory: {at_once} on {where} (engine.num_workers), {_TASK_MB} MB each; to plan, here: {engine.memory_limit} "
         f"(engine.memory_limit) and {_PLANNER_MB} MB",

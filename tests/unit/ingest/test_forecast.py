@@ -42,7 +42,7 @@ def test_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     planned(tmp_path, f"{tmp_path}/*.warc.gz", "engine.num_workers=3", "engine.memory_limit=2GB")
     assert capsys.readouterr().out.splitlines() == [
-        f"{tmp_path}/*.warc.gz: 3 files, {sum(sizes):,} bytes (ingest.source: warc)",
+        f"{tmp_path}/*.warc.gz: 3 file(s), {sum(sizes):,} bytes (ingest.source: warc)",
         "tasks: 3 to scan; then a shard for each 10,000 pairs, which the scan counts",
         "memory: 3 tasks at a time on this machine (engine.num_workers), 300 MB each; to plan, here: 2GB "
         "(engine.memory_limit) and 400 MB",
@@ -64,7 +64,7 @@ def test_tables_whose_footers_tell_the_rows(tmp_path: Path, capsys: pytest.Captu
     values = ["ingest.source=url_table", "ingest.shard_size=1000", "engine.runner=slurm"]
     planned(tmp_path, tables, *values)
     first, tasks, memory, disk = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{tables}: 2 files, ")
+    assert first.startswith(f"{tables}: 2 file(s), ")
     assert tasks == "tasks: 2 to scan; then 3 shards, as the tables have 2,501 rows"
     assert memory.startswith("memory: one task a core on the cluster (slurm)")
     assert disk.startswith("disk: to plan, here: 750.3 kB, 300 bytes a pair")
@@ -97,14 +97,14 @@ def test_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for name, text in (("a.png", "x" * 500), ("a.txt", "a text"), ("b.png", "y" * 400)):
         (folder / name).write_text(text)
     planned(tmp_path, folder, "ingest.source=folder")
-    assert f"{folder}: 3 files, 906 bytes" in capsys.readouterr().out
+    assert f"{folder}: 3 file(s), 906 bytes" in capsys.readouterr().out
 
 
 def test_files_on_a_web_server_are_asked_for_one_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with WebServer() as server:
         server.routes["/a.warc.gz"] = ranges(bytes(1_234_567))
         planned(tmp_path, server.url("/a.warc.gz"), "download.allow_networks=[127.0.0.0/8]")
-        assert "1 files, 1.2 MB" in capsys.readouterr().out
+        assert "1 file(s), 1.2 MB" in capsys.readouterr().out
         assert server.count("/a.warc.gz") == 1
 
 

@@ -27,7 +27,7 @@ from align.config.search import IndexConfig, SearchConfig
 from align.display.console import say, track
 from align.display.figure import png
 from align.display.report import record_runtime, write_report
-from align.durable.files import replace_directory, write_bytes, write_text
+from align.durable.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.durable.pieces import Pieces
 from align.durable.work import CLAIMS, key_of, work_directory
 from align.errors import DataError, FormatError
@@ -224,6 +224,7 @@ def index(
         ServiceError: a server is unavailable.
         LockedError: another run is making the index.
     """
+    require_replaceable(out, "index")
     labelled = read_queries(config.queries) if config.queries else None
     manifest, rules = read_manifest(data.shards), read_rules(data.filter_report)
     raw_shards(data.raw)  # a missing folder is reported before the embedding, which may take hours

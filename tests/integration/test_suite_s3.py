@@ -72,21 +72,21 @@ def test_a_set_of_our_own_in_s3_that_is_damaged(
     server.use(monkeypatch)
     write_set(tmp_path / "sets", concepts())
     client = put(server, "damaged", tmp_path / "sets")
-    files = StoreFiles(local_store.config(tmp_path, None))
+    store = local_store.config(tmp_path, None)
     entry = {"name": "mine", "path": "s3://damaged/a", "format": "align", "tasks": ["retrieval"]}
-    (one,) = named_sets(suite(tmp_path, entry), files)
+    (one,) = named_sets(suite(tmp_path, entry), StoreFiles(store))
     tar = (tmp_path / "sets/mine.tar").read_bytes()
     client.put_object(Bucket="damaged", Key="a/mine.tar", Body=tar + b"\0")
-    with pytest.raises(DataError, match=r"s3://damaged/a/mine\.tar: replaced while it was read"):
+    with pytest.raises(DataError, match=r"s3://damaged/a/mine\.tar: it was replaced while it was read"):
         list(one.read())
     with pytest.raises(CorruptError, match=r"s3://damaged/a/mine\.tar: sha256 differs"):
-        named_sets(suite(tmp_path, entry), files)
+        named_sets(suite(tmp_path, entry), StoreFiles(store))
     client.delete_object(Bucket="damaged", Key="a/mine.tar")
     with pytest.raises(DataError, match=r"s3://damaged/a/mine\.tar: missing, although mine\.json describes it"):
-        named_sets(suite(tmp_path, entry), files)
+        named_sets(suite(tmp_path, entry), StoreFiles(store))
     client.delete_object(Bucket="damaged", Key="a/mine.json")
     with pytest.raises(DataError, match=r"s3://damaged/a/mine\.json: no such object"):
-        named_sets(suite(tmp_path, entry), files)
+        named_sets(suite(tmp_path, entry), StoreFiles(store))
 
 
 def test_what_others_published_is_read_from_s3(

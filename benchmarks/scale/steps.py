@@ -315,12 +315,12 @@ class Measured:
 #: Stage -> what does it, and the folder that it writes.
 STAGES: dict[str, tuple[Callable[[Path, int, Watch], None], str]] = {
     "ingest: scan and plan": (plan_ingest, "ingest"),
-    "ingest: pictures, without the web": (fetch_pictures, "ingest"),
     "filter": (filter_pairs, "filtered"),
     "shard: plan": (plan_shards, "planned"),
 }
-#: The same, over pictures of 24 px, a tenth as many: shards of all would not fit on the disk.
+#: The same, over pictures of 24 px, a tenth as many: shards of all would fill the disk, and take an hour.
 WITH_PICTURES: dict[str, tuple[Callable[[Path, int, Watch], None], str]] = {
+    "ingest: pictures, without the web": (fetch_pictures, "ingest"),
     "shard": (write_shards, "shards"),
     "validate_shards": (check_shards, "checked"),
     "fit_tokenizer": (learn_tokenizer, "tokenizer"),

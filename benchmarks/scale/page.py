@@ -77,16 +77,15 @@ def table(rows: list[Measured]) -> str:
         f"Reckoned on to {TARGET:,} pairs, from what each pair beyond the last size but one took; hours with "
         f"{MACHINES} machines of {CORES} cores, at {PRICE} dollars for a core and hour:",
         "",
-        "| stage | driver, hours on one core | driver, GiB | tasks, core hours | hours | dollars |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| stage | driver, hours on one core | tasks, core hours | hours | dollars |",
+        "|---|--:|--:|--:|--:|",
     ]
     for stage, of_stage in by_stage(rows).items():
         driver_h = at_target(of_stage, lambda one: one.driver_s) / 3600
         tasks_h = at_target(of_stage, lambda one: one.tasks_s) / 3600 if of_stage[-1].tasks_s else 0.0
-        gib = at_target(of_stage, lambda one: one.driver_bytes) / 2**30
         hours = driver_h + tasks_h / (MACHINES * CORES)
         dollars = (driver_h * CORES + tasks_h) * PRICE
-        lines.append(f"| {stage} | {driver_h:,.1f} | {gib:,.1f} | {tasks_h:,.0f} | {hours:,.1f} | {dollars:,.0f} |")
+        lines.append(f"| {stage} | {driver_h:,.1f} | {tasks_h:,.0f} | {hours:,.1f} | {dollars:,.0f} |")
     return "\n".join(lines)
 
 
@@ -98,10 +97,11 @@ def write(rows: list[Measured]) -> None:
 
 
 def plot(rows: list[Measured]) -> None:
-    """Seconds and memory over pairs, both axes logarithmic, with a line of slope 1."""
+    """Seconds and memory over pairs, both axes logarithmic, with a line of exponent 1."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     time_axis, memory_axis = figure.subplots(1, 2)
     for stage, of_stage in by_stage(rows).items():
         sizes = [row.num_pairs for row in of_stage]
@@ -110,8 +110,12 @@ def plot(rows: list[Measured]) -> None:
     sizes = sorted({row.num_pairs for row in rows})
     lowest = min(row.driver_s + row.tasks_s for row in rows)
     time_axis.plot(sizes, [lowest * size / sizes[0] for size in sizes], ":", color="grey", label="linear")
-    for axis, title in ((time_axis, "CPU seconds"), (memory_axis, "memory of the driver, MiB")):
-        axis.set(xscale="log", yscale="log", xlabel="pairs", title=title)
+    for axis, title in ((time_axis, "CPU seconds, driver and tasks"), (memory_axis, "memory of the driver, MiB")):
+        axis.set(xscale="log", yscale="log", title=title, xlabel="pairs, in millions")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
-    time_axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     write_bytes(PLOT, png(figure))

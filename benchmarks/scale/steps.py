@@ -268,7 +268,7 @@ def index_pictures(folder: Path, num_pairs: int, watch: Watch) -> None:
 
 
 def _watched(stage: ModuleType, watch: Watch) -> None:
-    setattr(stage, "open_executor", lambda *_: _given(WatchedExecutor(watch)))  # noqa: B010  # its choice is its own
+    setattr(stage, "open_executor", lambda *_: _given(WatchedExecutor(watch)))  # noqa: B010 - mypy lets nobody assign a name that a module imports
 
 
 @contextmanager

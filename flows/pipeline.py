@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -38,7 +37,7 @@ from flows.pages.summary import summarise
 from flows.plan import keep_speeds, make_plan
 from flows.reconcile import reconcile
 from flows.request import Request, settled
-from flows.tasks import this_run
+from flows.tasks import stop, this_run
 from flows.tasks.child_process import last_line, run_supervised
 from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
 from flows.tasks.stage_task import StageOutcome, run_stages
@@ -138,7 +137,7 @@ def _run(run: RunContext, ref: str) -> str:
     if run.chosen.left_out:
         get_run_logger().info("not run: %s", ", ".join(run.chosen.left_out))
     try:
-        with run_page(run.name) as page:
+        with run_page(run.name) as page, stop.whatever_it_became():
             page.links["code"] = f"{ref}{' (dirty)' if run.dirty else ''}"
             page.watch(progress_file(run.root), stages)
             return _run_stages(run, page)
@@ -175,46 +174,41 @@ def _stages(run: RunContext, flow: str) -> list[Stage]:
 
 
 def exit_code(run: Callable[[], str]) -> int:
-    """Shows the flow's summary, or its error in one line. Returns 0, 1 after an AlignError, 130 after Ctrl-C
-    or if it was suspended or cancelled in Prefect's UI."""
-    # Prefect passes SIGTERM on when the flow has ended. An exception ends its temporary server, too; a plain exit does
-    # not.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    """Shows the flow's summary, or its error in one line. Returns 0, 1 after an AlignError, else `stop.exit_code`."""
     try:
-        if not PREFECT_API_URL.value():
-            require_whole(Path(get_current_settings().home, "prefect.db"))
-            _guard_temporary_server()
-        summary = run()
+        with stop.in_order(), stop.whatever_it_became():
+            if not PREFECT_API_URL.value():
+                require_whole(Path(get_current_settings().home, "prefect.db"))
+                _guard_temporary_server()
+            summary = run()
     except AlignError as error:
         say(f"align: error: {error}")
         return 1
-    except Abort as ended:  # in Prefect's UI
-        say(f"align: {ended}")
-        return 130
-    except KeyboardInterrupt:
-        say("align: interrupted; finished stages are cached, and training resumes from its checkpoint")
-        return 130
+    except Abort as ended:
+        kept = ". Finished stages are cached: the same command goes on from there, training from its checkpoint"
+        say(f"align: {ended}{kept if stop.is_stopping() else ''}")
+        return stop.exit_code()
     show("", *summary.split("\n"))
     return 0
 
 
 def _guard_temporary_server() -> None:
-    """Starts Prefect's temporary server behind the guard of `make up`; without it, it answers to any host name."""
+    """Starts Prefect's temporary server behind the guard of `make up`; without it, it answers to any host name. In a
+    session of its own: Ctrl-C does not end it before the run, which tells it the run's end."""
     from prefect.server.api.server import SubprocessASGIServer
 
     def start(server: SubprocessASGIServer) -> subprocess.Popen[Any]:
         ours = {name: value for name, value in os.environ.items() if not name.startswith("ALIGN_SERVER_")}
         ours |= get_current_settings().to_environment_variables(exclude_unset=True)
         ours |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
-        return subprocess.Popen(
-            [sys.executable, str(installed("infra/server.py")), "prefect", str(server.port)], env=ours
-        )
+        command = [sys.executable, str(installed("infra/server.py")), "prefect", str(server.port), "until-stdin-ends"]
+        return subprocess.Popen(command, env=ours, stdin=subprocess.PIPE, start_new_session=True)
 
     SubprocessASGIServer._run_uvicorn_command = start  # type: ignore[method-assign, assignment]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program that `align run` becomes. Returns 0, 1 after an AlignError, 130 after Ctrl-C."""
+    """The program that `align run` becomes. Returns its `exit_code`."""
     parser = argparse.ArgumentParser(prog="align run")
     parser.add_argument("request", type=Request.model_validate_json, help="as JSON")
     request: Request = parser.parse_args(argv).request
@@ -225,7 +219,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return pipeline.with_options(flow_run_name=str(asked.name))(asked)
 
     return exit_code(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -135,8 +135,9 @@ def _set_end(
 
 def _end_of(run: FlowRun) -> State[None]:
     """Crashed, or Cancelled if that was asked for, even if nobody was left to obey."""
-    is_cancelled = run.state_type in (StateType.CANCELLING, StateType.CANCELLED)
-    return Cancelled(message=_MESSAGE) if is_cancelled else Crashed(message=_MESSAGE)
+    if run.state and run.state.type == StateType.CANCELLED:
+        return Cancelled(message=run.state.message)
+    return Cancelled(message=_MESSAGE) if run.state_type == StateType.CANCELLING else Crashed(message=_MESSAGE)
 
 
 def _unfinished_below(client: SyncPrefectClient, run: UUID) -> tuple[list[FlowRun], list[UUID]]:

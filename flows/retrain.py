@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -127,12 +126,8 @@ def _with_pins(root: Path, change: SourceChange) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program that `align run --if-changed` becomes. Returns 0, 1 after an AlignError, 130 after Ctrl-C."""
+    """The program that `align run --if-changed` becomes. Returns its `exit_code`."""
     parser = argparse.ArgumentParser(prog="align run --if-changed")
     parser.add_argument("--name", required=True)
     args = parser.parse_args(argv)
     return exit_code(lambda: retrain(args.name))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

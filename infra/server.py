@@ -1,6 +1,6 @@
 """Serves Prefect or MLflow on 127.0.0.1, to its own pages and to programs that know the login of `make up`.
 
-    python infra/server.py prefect|mlflow PORT
+    python infra/server.py prefect|mlflow PORT [until-stdin-ends]
 
 Both servers' own commands answer pages of other origins: Prefect's any, MLflow's every page on this machine, and MLflow
 takes a name such as `10.example.com` for a private address. So each server's application is run here, behind a guard.
@@ -14,7 +14,9 @@ MLFLOW_TRACKING_PASSWORD; with MLFLOW_READER_PASSWORD, user `reader` may read.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -88,11 +90,20 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
     return app
 
 
+def _end_with_stdin() -> None:
+    """A run holds the other end of the pipe, and may be killed."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main(argv: list[str]) -> None:
     """Serves until it is told to stop."""
     from align.web.connections import Bounds, keep_for_good, listening, server
 
     name, port = argv[0], int(argv[1])
+    if is_temporary := bool(argv[2:]):
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     root = Path.cwd()
     names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
     if name == "prefect":
@@ -116,7 +127,8 @@ def main(argv: list[str]) -> None:
     log = os.environ.get("ALIGN_SERVER_LOG")
     made = server(guard, bounds, log=Path(log) if log else None)
     with suppress(KeyboardInterrupt):
-        made.run(sockets=[listening(os.environ.get("ALIGN_SERVER_BIND", HOST), port)])
+        # Prefect gives up a temporary server that takes a connection and does not answer for 5 s
+        made.run(sockets=[listening(os.environ.get("ALIGN_SERVER_BIND", HOST), port, at_once=not is_temporary)])
     if not made.started:
         sys.exit(1)
 

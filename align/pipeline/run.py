@@ -46,7 +46,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     others = (args.ref, args.snapshot_dirty, args.overrides, args.from_stage, args.to_stage, args.only != PARTS[0])
     if args.if_changed and any(others):
         raise ConfigError("--if-changed runs all of HEAD as it is: of the other arguments it takes --name alone")
-    become(*(("flows.retrain", "--name", args.name) if args.if_changed else ("flows.pipeline", asked)))
+    become("flows", *(("retrain", "--name", args.name) if args.if_changed else ("pipeline", asked)))
 
 
 def request(params: Params, args: argparse.Namespace) -> str:

@@ -31,6 +31,7 @@ from flows.remote.order import FLOW, GIVEN_UP, HEARD, MAX_LABEL_BYTES, ORIGIN, R
 from flows.tasks.child_process import CommandError, Watch
 from flows.tasks.outages import end_without_waiting
 from flows.tasks.run_context import RunContext, progress_file
+from flows.tasks.stop import Stopped
 
 #: Seconds between two looks at the worker's flow run; after a longer pause the head was asleep, not the worker.
 LOOK_EVERY_S, WAS_AWAY_S = 2.0, 20.0
@@ -213,6 +214,9 @@ class _Sent:
         """If the run here has to end, ends those of workers, too."""
         try:
             yield
+        except Stopped:  # by a signal: it waits for nothing
+            self._end()
+            raise
         except (Exception, Pause, Abort):  # the last two are what people ask for in Prefect's UI
             self._end()
             deadline = time.monotonic() + ENDS_WITHIN_S
@@ -220,7 +224,7 @@ class _Sent:
                 time.sleep(LOOK_EVERY_S)
             self._end(Cancelled(message="its worker did not answer"))
             raise
-        except BaseException:  # a signal: it waits for nothing
+        except BaseException:  # a signal to a deployed run
             end_without_waiting()
             self._end()
             raise

@@ -20,7 +20,7 @@ import anyio
 import httpx
 import psutil
 from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from align.display.console import say
 from flows.tasks.run_context import STATE
@@ -78,8 +78,9 @@ def wait_out_outages() -> None:
 
 
 def end_without_waiting() -> None:
-    """For a run that has to end: it no longer waits for a server."""
+    """For a run that has to end: it no longer waits for a server, nor asks one again."""
     _outage.ending.set()
+    get_current_settings().client.max_retries = 0
 
 
 def keep_output(root: Path) -> None:

@@ -41,6 +41,7 @@ from flows.checkout.failed_runs import in_kept_folder
 from flows.dag import Stage
 from flows.remote.order import GIVEN_UP
 from flows.remote.send import run_elsewhere
+from flows.tasks import stop
 from flows.tasks.accelerator import accelerator, uses_accelerator
 from flows.tasks.child_process import CommandError, Watch, run_supervised
 from flows.tasks.outages import end_without_waiting
@@ -166,7 +167,11 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
 
         elsewhere: bool | None = None
         try:
+            stop.require_running()
             elsewhere = _run(stage, run, log)
+        except stop.Stopped as ended:
+            said = [line.removeprefix("align: error: ") for line in lines if line.startswith("align: error: ")]
+            raise stop.Stopped(f"{ended} in {stage.name}{f' ({said[-1]})' if said else ''}") from None
         except CommandError as error:
             failure = in_kept_folder(str(error), run, str(Path(stage.report).parent))
             _publish(stage, run.root, failure, has_report=did_run(stage.name, lines))
@@ -200,10 +205,10 @@ def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> bool | No
             computes = uses_accelerator(stage) and stage.name not in run.pools
             with accelerator(who, log, watch.check) if computes else nullcontext():
                 run_supervised(command, cwd=run.root, env=child_environment(run), log=log, watch=watch)
+    except (stop.Stopped, Exception):
+        raise
     except (Pause, Abort) as ended:
         raise state.show_end(ended, stage.name) from None
-    except Exception:
-        raise
     except BaseException:  # ended by a signal, which must not wait for a server
         end_without_waiting()
         raise

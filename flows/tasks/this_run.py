@@ -20,21 +20,25 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort, Pause
 from prefect.flows import Flow
+from prefect.states import Cancelled
 
-from align.errors import AlignError
+from align.errors import AlignError, ServiceError
 from align.pipeline import run_records
 from align.pipeline.run_records import Held, RunRecord
 from flows.checkout import run_branch
-from flows.reconcile import mlflow_address, prefect_address
+from flows.reconcile import answering_client, end_in_prefect, mlflow_address, prefect_address
 from flows.request import Request
+from flows.tasks import stop
 from flows.tasks.outages import keep_output, wait_out_outages
 
 
 class _OneLine(logging.Filter):
-    """Drops the traceback of an AlignError: its message says what, where, and what to do next."""
+    """Drops the traceback of an AlignError, whose message says all, and what Prefect says of what was stopped."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], AlignError):
+        if stop.is_stopping() and record.getMessage().startswith(("Task run was aborted", "Finished in state")):
+            return False
+        if record.exc_info and (isinstance(record.exc_info[1], AlignError) or stop.is_stopping()):
             record.exc_info = None
         return True
 
@@ -97,8 +101,16 @@ def in_progress(name: str | None = None) -> Iterator[RunRecord]:
     )  # fmt: skip
     _HELD[run_id] = run_records.hold(record)
     try:
-        yield record
-    except (Pause, Abort):  # its states in Prefect already say so
+        with stop.whatever_it_became():
+            yield record
+    except (Pause, Abort) as ended:  # its states in Prefect already say so
+        if isinstance(ended, stop.Stopped):
+            try:
+                with answering_client() as client:
+                    client.set_flow_run_state(run_id, Cancelled(message=str(ended)), force=True)
+                end_in_prefect(record, is_mine=False)
+            except ServiceError:  # the record stays, and the next run repairs
+                raise ended from None
         _end(run_id)
         raise
 

@@ -162,7 +162,7 @@ def test_a_run_gets_the_values_of_a_profile_before_those_of_set(
     monkeypatch.setattr("align.pipeline.run.os.execve", lambda _file, command, _env: commands.append(command))
     assert main(["run", "--profile", "mine.yaml", "--set", "filter.min_words=5"]) == 0
     asked = json.loads(commands[0][-1])
-    assert commands[0][1:-1] == ["-m", "flows.pipeline"]
+    assert commands[0][1:-1] == ["-m", "flows", "pipeline"]
     assert asked["overrides"] == {"filter.min_words": 5, "filter.drop_filenames": False}
     assert main(["plan", "--only", "data", "--from", "filter", "--json"]) == 0
     assert commands[1][1:3] == ["-m", "flows.plan"] and commands[1][-1] == "--json"

@@ -45,7 +45,7 @@ _PRELOADED = (
     "configobj", "dulwich.ignore", "platformdirs",
 )  # fmt: skip
 #: Programs that read Prefect's settings.
-_WITH_PREFECT = ("flows.pipeline", "flows.reconcile", "flows.retrain", "flows.worker")
+_WITH_PREFECT = ("flows", "flows.reconcile", "flows.worker")
 #: Of Arrow's allocator, which starts it again in a fork.
 _SAFE_THREAD = "jemalloc_bg_thd"
 _PR_SET_PDEATHSIG = 1

@@ -1,5 +1,6 @@
 """A flow at a terminal."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from flows.pipeline import exit_code
 def test_prefects_damaged_database_is_said_before_its_server_is_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.pipeline.signal.signal", lambda *given: None)
+    monkeypatch.setattr("flows.pipeline.stop.in_order", nullcontext)
     (tmp_path / "prefect.db").write_bytes(b"SQLite format 3\0" + bytes(50))
     asked: list[str] = []
     with temporary_settings({PREFECT_HOME: tmp_path}, restore_defaults={PREFECT_API_URL}):

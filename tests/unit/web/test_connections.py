@@ -61,6 +61,15 @@ def serving(bounds: Bounds) -> Iterator[int]:
         claim.close()
 
 
+def test_a_socket_may_refuse_until_the_server_has_started() -> None:
+    claim, port = free_port()
+    with listening("127.0.0.1", port, at_once=False), pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), 20)
+    with listening("127.0.0.1", port), socket.create_connection(("127.0.0.1", port), 20):
+        pass
+    claim.close()
+
+
 def connected(port: int, says: bytes, source: str = "127.0.0.1") -> socket.socket:
     made = socket.create_connection(("127.0.0.1", port), 20, (source, 0))
     made.sendall(says)

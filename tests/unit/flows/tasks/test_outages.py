@@ -12,7 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.tasks import outages
 from tests.support import ROOT
 from tests.support.killing import lives
 from tests.support.mlflow_server import free_port
@@ -95,6 +99,19 @@ def test_clients_wait_for_a_server_and_lose_no_line(port: int, tmp_path: Path) -
     assert client.returncode == 0, rest
     assert rest[0] == "answered\n" and rest[1].count("answers again") >= 1
     assert _Server.logged == ["line 0", "line 1", "line 2"]
+
+
+def test_a_run_that_has_to_end_asks_once(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "_outage", outages._Outage())
+    monkeypatch.setattr(_Server, "refusals", [503] * 3)
+    with ThreadingHTTPServer(("127.0.0.1", port), _Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+            outages.end_without_waiting()
+            with get_client(sync_client=True) as client, pytest.raises(PrefectHTTPStatusError, match="503"):
+                client.request("GET", "/health")
+        server.shutdown()
+    assert _Server.refusals == [503] * 2
 
 
 #: What a worker starts. Its output goes to a pipe of the worker's.

@@ -50,6 +50,7 @@ def judge(
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what the gate says; they look at no figure, which is a third of its work."""
     monkeypatch.setattr("align.validate.validate.png", lambda figure: b"a figure")
+    monkeypatch.setattr("align.display.html.svg", lambda figure: "<svg ></svg>")
 
 
 def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> None:

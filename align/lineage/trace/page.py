@@ -155,10 +155,6 @@ def _drawn(box: _Box, anchor: str, *, is_subject: bool) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fff }
-@media (prefers-color-scheme: dark) { :root { --paper: #12161d; --ink: #e6e9ef; --soft: #a3adbb; --line: #3a4351;
-  --wash: #1c222c; --good: #4cc38a; --bad: #ff8a80; --warn: #e2b455 } }
-body { background: var(--paper) }
 a { color: inherit }
 svg.chain { display: block; width: 100%; height: auto; margin: 1rem 0 }
 svg.narrow { display: none }
@@ -185,8 +181,7 @@ dt { color: var(--soft) }
 dd { margin: 0; overflow-wrap: anywhere }
 p.links { font-size: .85rem; color: var(--soft); margin: .3rem 0; overflow-wrap: anywhere }
 p.links a { margin-right: .8rem }
-details { margin: .4rem 0; overflow-x: auto; font-size: .92rem }
-summary { cursor: pointer; color: var(--soft) }
+details { font-size: .92rem }
 """
 
 
@@ -227,10 +222,7 @@ def _section(graph: Graph, node: Node, anchors: dict[str, str]) -> str:
 
 
 def _table(table: Table) -> str:
-    return (
-        f"<details><summary>{escape(table.title)} ({len(table.rows):,})</summary>"
-        f"{html.table(table.columns, table.rows, bar=table.bar)}</details>"
-    )
+    return html.fold(f"{table.title} ({len(table.rows):,})", html.table(table.columns, table.rows, bar=table.bar))
 
 
 def _links(word: str, nodes: Iterable[Node], anchors: dict[str, str]) -> str:

@@ -223,9 +223,9 @@ def sentence(report: CompareReport) -> str:
     shown = {name: row for name, row in report.rows.items() if row["verdict"] == f"{better[0]} is better"}
     name, most = max(shown.items(), key=lambda item: abs(item[1]["difference"]))
     return (
-        f"{better[0]} is better by {worse[0]} of {len(verdicts)} metrics, {better[1]} by {worse[1]}; most of all by "
-        f"{name}, B − A {_points(most['difference'])} points (95 % interval {_points(most['low'])} to "
-        f"{_points(most['high'])})."
+        f"{better[0]} is better by {worse[0]} of {len(verdicts)} metrics, {better[1]} by {worse[1]}; of two equally "
+        f"good models about {len(verdicts) / 20:.1f} look different. Most of all by {name}: B − A "
+        f"{_points(most['difference'])} points (95 % interval {_points(most['low'])} to {_points(most['high'])})."
     )
 
 
@@ -260,10 +260,6 @@ def _page(report: CompareReport) -> str:
             "many concepts."
         ),
         *_tables(report),
-        note(
-            f"{len(report.rows)} metrics are compared, each by itself: of two equally good models about one in twenty "
-            "looks different."
-        ),
         heading("Sets"),
         table(["set", "digest"], sorted(report.sets.items())),
     ]  # fmt: skip

@@ -63,8 +63,8 @@ def test_the_page_says_which_is_better_in_a_sentence_and_draws_it(tmp_path: Path
     for a, b, better, sign in ((bad, good, "B", "+"), (good, bad, "A", "−")):
         report = compare(a, b, seed=0)
         said = sentence(report)
-        assert said.startswith(f"{better} is better by 1 of 1 metrics, {'A' if better == 'B' else 'B'} by 0; most of ")
-        assert f"s/{WAY}/recall@1, B − A {sign}50.0 points (95 % interval {sign}" in said
+        assert said.startswith(f"{better} is better by 1 of 1 metrics, {'A' if better == 'B' else 'B'} by 0; of two ")
+        assert f"s/{WAY}/recall@1: B − A {sign}50.0 points (95 % interval {sign}" in said
         assert list(lines(report))[-1] == said
         write_comparison(report, tmp_path)
         page = (tmp_path / "report.html").read_text()

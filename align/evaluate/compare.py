@@ -211,26 +211,27 @@ def _tables(report: CompareReport) -> Iterator[str]:
         yield scroll(f"<table class='paper compared'><tr>{heads}</tr>{''.join(rows)}</table>", f"table: {title}")
 
 
-def sentence(report: CompareReport) -> str:
-    """Which model is better, and by what."""
+def sentence(report: CompareReport, b: str = "B") -> str:
+    """Which model is better, and by what. `b`: what the second one is called."""
     verdicts = [row["verdict"] for row in report.rows.values() if row["verdict"] != UNKNOWN]
     num_b, num_a = verdicts.count(B_BETTER), verdicts.count(A_BETTER)
     if not verdicts:
         return "No metric was compared query by query."
     if not num_a and not num_b:
         return f"No difference is shown. Metrics that were compared query by query: {len(verdicts)}."
-    better, worse = (("B", "A"), (num_b, num_a)) if num_b >= num_a else (("A", "B"), (num_a, num_b))
-    shown = {name: row for name, row in report.rows.items() if row["verdict"] == f"{better[0]} is better"}
+    better, numbers = ((b, "A"), (num_b, num_a)) if num_b >= num_a else (("A", b), (num_a, num_b))
+    verdict = B_BETTER if num_b >= num_a else A_BETTER
+    shown = {name: row for name, row in report.rows.items() if row["verdict"] == verdict}
     name, most = max(shown.items(), key=lambda item: abs(item[1]["difference"]))
     return (
-        f"{better[0]} is better by {worse[0]} of {len(verdicts)} metrics, {better[1]} by {worse[1]}; of two equally "
-        f"good models about {len(verdicts) / 20:.1f} look different. Most of all by {name}: B − A "
+        f"{better[0]} is better by {numbers[0]} of {len(verdicts)} metrics, {better[1]} by {numbers[1]}; of two "
+        f"equally good models about {len(verdicts) / 20:.1f} look different. Most of all by {name}: {b} − A "
         f"{_points(most['difference'])} points (95 % interval {_points(most['low'])} to {_points(most['high'])})."
     )
 
 
-def _forest(report: CompareReport) -> str:
-    """Every difference that has an interval, by set."""
+def drawing(report: CompareReport, b: str = "B") -> str:
+    """Every difference that has an interval, by set, and what the colours say."""
     colours = {B_BETTER: GOOD, A_BETTER: BAD, EQUAL: SOFT}
     by_set: dict[str, list[Interval]] = {}
     for of_heading in grouped(report.rows, report.sets).values():
@@ -240,7 +241,10 @@ def _forest(report: CompareReport) -> str:
                 if row.low is not None and row.high is not None:
                     line = Interval(label(metric), row.difference, row.low, row.high, colours[row.verdict])
                     by_set.setdefault(name, []).append(line)
-    return plot(forest(list(by_set.items()), about="B − A"), alt="differences, with intervals") if by_set else ""
+    if not by_set:
+        return ""
+    said = f"Green: {b} is better. Red: A is better. Grey: the interval includes zero, so no difference is shown."
+    return plot(forest(list(by_set.items()), about=f"{b} − A"), alt="differences, with intervals") + note(said)
 
 
 def _page(report: CompareReport) -> str:
@@ -250,8 +254,7 @@ def _page(report: CompareReport) -> str:
             for key, one in report.models.items()
         ),
         heading("Which is better"),
-        _forest(report),
-        note("Green: B is better. Red: A is better. Grey: the interval includes zero, so no difference is shown."),
+        drawing(report),
         heading("Difference by metric"),
         paragraph(
             "Both models were asked the same queries. Concepts are drawn, with all their queries (paired bootstrap, "

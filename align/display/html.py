@@ -207,7 +207,7 @@ def table(
                 line.append(f"<td>{escape(value)}</td>")
         cells.append(f"<tr>{''.join(line)}</tr>")
     head = "".join(
-        f"<th class=number>{escape(name)}</th>" if number else f"<th>{escape(name)}</th>"
+        f"<th{' class=number' * number}>{escape(name)}</th>" if name else "<td></td>"
         for name, number in zip(columns, numeric, strict=True)
     )
     return scroll(f"<table><tr>{head}</tr>{''.join(cells)}</table>", f"table: {', '.join(columns)}")

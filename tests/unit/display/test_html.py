@@ -34,7 +34,8 @@ def test_a_page_refers_to_nothing_outside_itself() -> None:
 
 def test_numbers_are_right_aligned_and_verdicts_coloured() -> None:
     table = html.table(["what", "n", "ok"], [["a", 12345, True], ["b", 0.123456, False]], verdict=2)
-    assert "<td class=number>12,345</td>" in table
+    assert "<td class=number>12,345</td>" in table and "<th class=number>n</th><th>ok</th></tr>" in table
+    assert "<th></th>" not in html.table(["", "b"], [])  # a head without words says nothing
     assert "<td class=number>0.1235</td>" in table
     assert "<td class=good>passed</td>" in table
     assert "<td class=bad>failed</td>" in table

@@ -66,10 +66,7 @@ class Interval(NamedTuple):
 def forest(groups: Sequence[tuple[str, Sequence[Interval]]], *, about: str, margin: float = 0.0) -> Figure:
     """Differences with their intervals in percentage points, a line each, beside zero; under the name of each group.
 
-    Args:
-        groups: name -> its lines.
-        about: what is subtracted from what.
-        margin: a second line of reference, dashed; 0: none.
+    `about` says what is subtracted from what; `margin` is a second line of reference, dashed; 0: none.
     """
     from matplotlib.figure import Figure
 

@@ -42,6 +42,7 @@ table.paper th:first-child, table.paper td:first-child { text-align: left; min-w
   left: 0; background: var(--paper); white-space: normal; max-width: min(15rem, 40vw); overflow-wrap: anywhere }
 table.paper tr.ours td { background: var(--wash); font-weight: 600 }
 table.paper small { display: block; color: var(--soft); font-weight: 400 }
+table.paper td + td small { white-space: normal; max-width: 7.5rem; margin-left: auto }
 p.source { color: var(--soft); font-size: .82rem; margin: .1rem 0 }
 p.source:target { color: var(--ink) }
 sup { line-height: 0 }

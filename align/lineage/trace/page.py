@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from align.display import html
 from align.display.figure import legible
 from align.display.html import data_uri, escape
-from align.lineage.trace.graph import KINDS, Graph, Kind, Node, Table, missing
+from align.lineage.trace.graph import KINDS, Graph, Kind, Node, missing
 
 #: Boxes of one kind that are drawn; the rest is one more box.
 MAX_BOXES = 8
@@ -216,13 +216,10 @@ def _section(graph: Graph, node: Node, anchors: dict[str, str]) -> str:
         parts.append(f"<dl>{rows}</dl>")
     if node.pictures:
         parts.append(html.gallery((picture.data, picture.caption, "") for picture in node.pictures))
-    parts += [_table(table) for table in node.tables]
+    for one in node.tables:
+        parts.append(html.fold(f"{one.title} ({len(one.rows):,})", html.table(one.columns, one.rows, bar=one.bar)))
     parts.append(_links("from", graph.before(node), anchors) + _links("to", graph.after(node), anchors))
     return "".join(parts) + "</section>"
-
-
-def _table(table: Table) -> str:
-    return html.fold(f"{table.title} ({len(table.rows):,})", html.table(table.columns, table.rows, bar=table.bar))
 
 
 def _links(word: str, nodes: Iterable[Node], anchors: dict[str, str]) -> str:

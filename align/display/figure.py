@@ -1,4 +1,4 @@
-"""The palette of all figures and pages, foreign text in figures, and figures as PNG bytes."""
+"""The palette of all figures and pages, foreign text in figures, and figures as PNG bytes or as inline SVG."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import io
 import re
 import textwrap
 import warnings
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from align.display.visible import visible
 
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: The palette, of figures and of pages. Text, secondary text, lines, backgrounds; then the colours of verdicts.
-INK, SOFT, LINE, WASH = "#1c2330", "#5c6675", "#dfe3ea", "#f6f7f9"
+INK, SOFT, LINE, WASH, PAPER = "#1c2330", "#5c6675", "#dfe3ea", "#f6f7f9", "#ffffff"
 GOOD, BAD, WARN = "#11734b", "#b3261e", "#8a5a00"
+#: By the names of pages; and the colours of dark pages.
+LIGHT = {"ink": INK, "soft": SOFT, "line": LINE, "wash": WASH, "paper": PAPER, "good": GOOD, "bad": BAD, "warn": WARN}
+DARK = {"ink": "#e8ebf1", "soft": "#aab3c2", "line": "#3a4351", "wash": "#1d222c", "paper": "#12151b",
+        "good": "#6fd3a3", "bad": "#ff9c94", "warn": "#ffd479"}  # fmt: skip
 
 #: Fonts in the order in which a letter is looked for; those that are not installed are passed over. matplotlib brings
 #: DejaVu: Latin, Greek, Cyrillic, Armenian, Georgian, Hebrew, Arabic. The others are free, and common where Chinese,
@@ -48,6 +53,47 @@ def legible(text: str, *, width: int, lines: int = 1) -> str:
     return "\n".join(wrapped)
 
 
+class Interval(NamedTuple):
+    """A line of a forest plot: a difference in [-1, 1] with both bounds, and its colour."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    colour: str
+
+
+def forest(groups: Sequence[tuple[str, Sequence[Interval]]], *, about: str, margin: float = 0.0) -> Figure:
+    """Differences with their intervals in percentage points, a line each, beside zero; under the name of each group.
+
+    `about` says what is subtracted from what; `margin` is a second line of reference, dashed; 0: none.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [row for name, of in groups for row in ([(name, None)] if name else []) + [(one.label, one) for one in of]]
+    figure = Figure(figsize=(5.4, 0.8 + 0.22 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for y, (_, one) in enumerate(rows):
+        if one is not None:
+            axes.plot([100 * one.low, 100 * one.high], [y, y], color=one.colour, lw=1.6, solid_capstyle="butt")
+            axes.plot([100 * one.value], [y], "o", color=one.colour, ms=4.5)
+    axes.axvline(0, color=SOFT, lw=1, zorder=0)
+    if margin:
+        axes.axvline(100 * margin, color=GOOD, lw=1, ls="--", zorder=0)
+    axes.set_yticks(range(len(rows)), [legible(name, width=44) for name, _ in rows], fontsize=8)
+    for label, (_, one) in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_fontweight("normal" if one else "bold")
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(f"{about}, percentage points{'; dashed: the margin' if margin else ''}", fontsize=9)
+    ends = sorted(100 * max(abs(one.low), abs(one.high)) for _, one in rows if one)
+    most = 1.15 * max([ends[len(ends) * 3 // 4], 100 * abs(margin), *(100 * abs(one.value) for _, one in rows if one)])
+    if most < ends[-1]:  # a few intervals that say nothing make no dots of all others
+        axes.set_xlim(-most, most)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """A matplotlib figure as PNG. No text in it is read as mathematics: `$` is always a dollar.
 
@@ -55,6 +101,42 @@ def png(figure: Figure) -> bytes:
     letters are drawn if a font of `_FAMILIES` is installed, else as a box. (Pages show the same texts in the reader's
     fonts.)
     """
+    return _saved(figure, "png", dpi=110, metadata={"Software": None})
+
+
+#: Where the window is narrow, an SVG that is wider than this many pixels keeps its size, and scrolls.
+_NARROW_PX = 600
+_NAMES = {colour: f"var(--{name})" for name, colour in LIGHT.items()} | {"#000000": "var(--ink)"}
+
+
+def svg(figure: Figure) -> str:
+    """A matplotlib figure as SVG to stand in a page: its texts are texts, its colours those of the page.
+
+    It has no `style` attributes, which the policy of pages forbids. Equal figures are equal text.
+    """
+    drawn = _saved(figure, "svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}).decode()
+    _, _, body = drawn.partition("</defs>")  # the first has a style sheet alone
+    body = re.sub("<[^>]*>", _without_style, re.sub("\n *", "", body))
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)[0]
+    pixels = round(float(width) * 4 / 3)
+    return (
+        f'<svg class="plot{" wide" if pixels > _NARROW_PX else ""}" width="{pixels}" viewBox="0 0 {width} {height}" '
+        f'fill="var(--ink)" stroke-linejoin="round">{body}'
+    )
+
+
+def _without_style(tag: re.Match[str]) -> str:
+    """A tag with attributes for its style, without the ids of matplotlib's parts, which pages may have twice."""
+    return re.sub(' style="([^"]*)"', _attributes, re.sub(r' id="[\w.]+_\d+"', "", tag[0]))
+
+
+def _attributes(style: re.Match[str]) -> str:
+    pairs = (rule.split(": ", 1) for rule in style[1].split("; "))
+    kept = ((name, _NAMES.get(value, value)) for name, value in pairs if name != "font-family")
+    return "".join(f' {name}="{value}"' for name, value in kept)
+
+
+def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     from matplotlib import rc_context
     from matplotlib.text import Text
 
@@ -62,10 +144,12 @@ def png(figure: Figure) -> bytes:
         text.set_parse_math(False)
         text.set_fontfamily(_families())
     buffer = io.BytesIO()
-    ticks = rc_context({"text.parse_math": False, "font.family": _families()})  # drawing makes some texts
+    ticks = rc_context(  # drawing makes some texts
+        {"text.parse_math": False, "font.family": _families(), "svg.fonttype": "none", "svg.hashsalt": "align"}
+    )
     with ticks, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # texts come in any script; a box is enough
-        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(buffer, format=kind, bbox_inches="tight", **options)
     return buffer.getvalue()
 
 

@@ -11,25 +11,32 @@ import base64
 import hashlib
 import html
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from align.display.figure import BAD, GOOD, INK, LINE, SOFT, WARN, WASH
+from align.display.figure import DARK, LIGHT, svg
 from align.display.visible import visible
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LIGHT, _DARK = ("; ".join(f"--{name}: {colour}" for name, colour in of.items()) for of in (LIGHT, DARK))
 _COLOURS = f"""
-:root {{ --ink: {INK}; --soft: {SOFT}; --line: {LINE}; --good: {GOOD}; --bad: {BAD}; --warn: {WARN};
-  --wash: {WASH}; }}
+:root {{ color-scheme: light dark; {_LIGHT} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
 """
 _STYLE = (
     _COLOURS
     + """* { box-sizing: border-box }
-body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); max-width: 1080px;
-  margin: 2rem auto; padding: 0 1.25rem }
+body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 1080px; margin: 2rem auto; padding: 0 1.25rem }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem }
 h3 { font-size: .95rem; margin: 1.1rem 0 .3rem }
 p.lead { color: var(--soft); margin: 0 0 1rem }
-table { border-collapse: collapse; font-size: .92rem; margin: .5rem 0 }
+h1, h2, h3, p, li { overflow-wrap: anywhere }
+.scroll { overflow-x: auto; margin: .5rem 0 }
+table { border-collapse: collapse; font-size: .92rem }
+.scroll > table { width: max-content; max-width: max(100%, 720px) }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft); font-weight: 600 }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
@@ -44,12 +51,19 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 .side { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start }
 .side > div { flex: 1 1 300px; min-width: 0 }
 nav { font-size: .85rem; margin: 0 0 .4rem }
-nav a { color: var(--soft); margin-right: 1rem; display: inline-block }
+nav a { color: var(--soft); margin-right: 1rem; display: inline-block; line-height: 1.8 }
 td.bar { min-width: 96px; padding-top: .62rem }
 td.bar hr { margin: 0; border: 0; height: .72rem; border-radius: 2px; background: var(--bad); opacity: .75 }
 table.example td { border: 0; padding-right: 1.2rem }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 4px; padding: .55rem .8rem;
   font-size: .85rem; overflow-x: auto }
+details { margin: .5rem 0 }
+summary { cursor: pointer; color: var(--soft) }
+svg.plot { display: block; height: auto; max-width: 100%; font-size: 10px }
+@media (max-width: 900px) { svg.plot.wide { max-width: none } }
+svg.band { display: block; width: 120px; height: 14px; margin-top: .25rem }
+svg.band .within { fill: var(--good); opacity: .3 }
+svg.band .line { fill: var(--line) }
 p.note { color: var(--soft); font-size: .85rem; max-width: 820px }
 img { max-width: 100% }
 .gallery { display: flex; flex-wrap: wrap; gap: .7rem; margin: .6rem 0 }
@@ -87,8 +101,8 @@ def page(title: str, lead: str, blocks: Iterable[str], *, style: str = "") -> st
         f'<meta name="referrer" content="no-referrer">'
         f"<title>{escape(title)}</title>"
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{_STYLE}{style}</style></head>\n<body><h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p>"
-        f"\n{body}\n</body></html>\n"
+        f"<style>{_STYLE}{style}</style></head>\n<body><main><h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p>"
+        f"\n{body}\n</main></body></html>\n"
     )
 
 
@@ -137,11 +151,31 @@ def paragraph(text: str) -> str:
 
 def code(text: str) -> str:
     """Lines to copy, as they are."""
-    return f"<pre>{escape(text)}</pre>"
+    return f"<pre tabindex=0>{escape(text)}</pre>"
+
+
+def scroll(block: str, about: str) -> str:
+    """A block that may be wider than the window: it scrolls in itself, with keys, too. `about`: what it is."""
+    return f'<div class=scroll tabindex=0 role=group aria-label="{escape(about)}">{block}</div>'
+
+
+def plot(figure: Figure, *, alt: str) -> str:
+    """A figure, drawn in the colours and the letters of the page."""
+    return scroll(svg(figure).replace("<svg ", f'<svg role=img aria-label="{escape(alt)}" ', 1), alt)
+
+
+def fold(title: str, block: str) -> str:
+    """A block that is closed until somebody opens it."""
+    return f"<details><summary>{escape(title)}</summary>{block}</details>"
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, verdict: int | None = None, bar: int | None = None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    verdict: int | None = None,
+    bar: int | None = None,
+    drawn: int | None = None,
 ) -> str:
     """A table; numbers are aligned to the right.
 
@@ -150,6 +184,7 @@ def table(
         rows: one cell per column.
         verdict: index of a column shown in colour: True passed, False failed, a text (such as `accepted`) neither.
         bar: index of a column of shares, 0 to 1, which are drawn as bars.
+        drawn: index of a column of blocks.
     """
     cells = []
     numeric = [False] * len(columns)
@@ -162,6 +197,8 @@ def table(
                 line.append(f"<td class={css}>{escape(text)}</td>")
             elif index == bar:
                 line.append(f"<td class=bar><hr width={100 * min(max(value, 0.0), 1.0):.1f}%></td>")
+            elif index == drawn:
+                line.append(f"<td>{value}</td>")
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 numeric[index] = True
                 shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
@@ -170,10 +207,10 @@ def table(
                 line.append(f"<td>{escape(value)}</td>")
         cells.append(f"<tr>{''.join(line)}</tr>")
     head = "".join(
-        f"<th class=number>{escape(name)}</th>" if number else f"<th>{escape(name)}</th>"
+        f"<th{' class=number' * number}>{escape(name)}</th>" if name else "<td></td>"
         for name, number in zip(columns, numeric, strict=True)
     )
-    return f"<table><tr>{head}</tr>{''.join(cells)}</table>"
+    return scroll(f"<table><tr>{head}</tr>{''.join(cells)}</table>", f"table: {', '.join(columns)}")
 
 
 def picture(data: bytes, *, mime: str = "image/png", alt: str = "") -> str:

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from align.display.html import escape, heading, note, page, paragraph, subheading, table
+from align.display.figure import BAD, GOOD, SOFT, Interval, forest
+from align.display.html import escape, heading, note, page, paragraph, plot, scroll, subheading, table
 from align.display.report import Report, write_report
 from align.durable.files import write_text
 from align.errors import ConfigError, DataError
@@ -127,13 +128,14 @@ def compare(a: Measured, b: Measured, *, seed: int) -> CompareReport:
 
 
 def lines(report: CompareReport) -> Iterator[str]:
-    """The comparison for a terminal: A, B, and a row for each metric."""
+    """The comparison for a terminal: A, B, a row for each metric, and which is better."""
     for key, one in report.models.items():
         yield f"{key.upper()}: {one['folder']}"
     cells = [list(HEADS), *([name, *shown] for name, shown in _shown(report))]
     widths = [max(len(row[column]) for row in cells) for column in range(len(HEADS))]
     for row in cells:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield sentence(report)
     if report.models["a"]["digest"] == report.models["b"]["digest"]:
         yield "A and B are the same model, byte for byte"
 
@@ -206,17 +208,53 @@ def _tables(report: CompareReport) -> Iterator[str]:
                 first = f'<td title="{escape(key)}">{escape(label(metric))}</td>'
                 rows.append(f"<tr>{first}{columns}<td class={css}>{verdict}</td></tr>")
         yield subheading(title)
-        yield f"<table class='paper compared'><tr>{heads}</tr>{''.join(rows)}</table>"
+        yield scroll(f"<table class='paper compared'><tr>{heads}</tr>{''.join(rows)}</table>", f"table: {title}")
+
+
+def sentence(report: CompareReport, b: str = "B") -> str:
+    """Which model is better, and by what. `b`: what the second one is called."""
+    verdicts = [row["verdict"] for row in report.rows.values() if row["verdict"] != UNKNOWN]
+    num_b, num_a = verdicts.count(B_BETTER), verdicts.count(A_BETTER)
+    if not verdicts:
+        return "No metric was compared query by query."
+    if not num_a and not num_b:
+        return f"No difference is shown. Metrics that were compared query by query: {len(verdicts)}."
+    better, numbers = ((b, "A"), (num_b, num_a)) if num_b >= num_a else (("A", b), (num_a, num_b))
+    verdict = B_BETTER if num_b >= num_a else A_BETTER
+    shown = {name: row for name, row in report.rows.items() if row["verdict"] == verdict}
+    name, most = max(shown.items(), key=lambda item: abs(item[1]["difference"]))
+    return (
+        f"{better[0]} is better by {numbers[0]} of {len(verdicts)} metrics, {better[1]} by {numbers[1]}; of two "
+        f"equally good models about {len(verdicts) / 20:.1f} look different. Most of all by {name}: {b} − A "
+        f"{_points(most['difference'])} points (95 % interval {_points(most['low'])} to {_points(most['high'])})."
+    )
+
+
+def drawing(report: CompareReport, b: str = "B") -> str:
+    """Every difference that has an interval, by set, and what the colours say."""
+    colours = {B_BETTER: GOOD, A_BETTER: BAD, EQUAL: SOFT}
+    by_set: dict[str, list[Interval]] = {}
+    for of_heading in grouped(report.rows, report.sets).values():
+        for name, metrics in of_heading.items():
+            for metric in metrics:
+                row = Row(**report.rows[f"{name}/{metric}" if name else metric])
+                if row.low is not None and row.high is not None:
+                    line = Interval(label(metric), row.difference, row.low, row.high, colours[row.verdict])
+                    by_set.setdefault(name, []).append(line)
+    if not by_set:
+        return ""
+    said = f"Green: {b} is better. Red: A is better. Grey: the interval includes zero, so no difference is shown."
+    return plot(forest(list(by_set.items()), about=f"{b} − A"), alt="differences, with intervals") + note(said)
 
 
 def _page(report: CompareReport) -> str:
-    verdicts = [row["verdict"] for row in report.rows.values()]
-    counts = [f"{verdict}: {verdicts.count(verdict)}" for verdict in (B_BETTER, A_BETTER, EQUAL, UNKNOWN)]
     blocks = [
         *(
             f"<p><b>{key.upper()}</b>: {escape(one['folder'])} <small>(its own report: {key}/report.html)</small></p>"
             for key, one in report.models.items()
         ),
+        heading("Which is better"),
+        drawing(report),
         heading("Difference by metric"),
         paragraph(
             "Both models were asked the same queries. Concepts are drawn, with all their queries (paired bootstrap, "
@@ -225,11 +263,7 @@ def _page(report: CompareReport) -> str:
             "many concepts."
         ),
         *_tables(report),
-        note(
-            f"{len(report.rows)} metrics are compared, each by itself: of two equally good models about one in twenty "
-            "looks different."
-        ),
         heading("Sets"),
         table(["set", "digest"], sorted(report.sets.items())),
     ]  # fmt: skip
-    return page("Two models on the same items", "; ".join(counts) + ".", blocks, style=STYLE + _STYLE)
+    return page("Two models on the same items", sentence(report), blocks, style=STYLE + _STYLE)

@@ -22,6 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from align.config import Params
 from align.config.evaluate import EvaluateConfig
 from align.config.infrastructure import StoreConfig
@@ -116,18 +118,17 @@ def evaluate(
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
     number = _PER_EXAMPLE * config.num_examples
     walls = {result.source.name: draw_classified(result, number=number, seed=config.seed) for result in classifications}
-    pictures = _draw(retrievals, classifications, examples)
-    pictures |= _same_queries(config, retrievals[:1])
+    figures = _draw(config, retrievals, classifications, examples)
     digests = set_digests(sets)
     report = make_report([*retrievals, *classifications, *others], digests, evaluation_digest(digests))
     measured = [(result.source, with_languages(result.ranked(), result.items)) for result in retrievals]
     measured += [(result.source, result.ranked()) for result in classifications]
     ranks = {(source.name, protocol): part for source, parts in measured for protocol, part in parts.items()}
     with replace_directory(reports, "evaluate") as part:
-        for name, data in pictures.items():
-            write_bytes(part / name, data)
+        for name, figure in figures.items():
+            write_bytes(part / name, png(figure))
         shown = Shown(report, retrievals, classifications, examples, walls, others)
-        write_text(part / "report.html", evaluation_page(shown, pictures, model))
+        write_text(part / "report.html", evaluation_page(shown, figures, model))
         write_ranks(QueryRanks(digests, ranks), part / RANKS)
         write_report(report, part)
     return report
@@ -152,32 +153,26 @@ def _measure(
 
 
 def _draw(
+    config: EvaluateConfig,
     retrievals: Sequence[Retrieval],
     classifications: Sequence[Classification],
     examples: Mapping[str, RetrievalExamples],
-) -> dict[str, bytes]:
-    """File name -> PNG."""
-    pictures: dict[str, bytes] = {}
+) -> dict[str, Figure]:
+    """File name -> figure."""
+    figures: dict[str, Figure] = {}
     if retrievals:
-        pictures["recall.png"] = png(recall_figure({result.source.name: result.scores for result in retrievals}))
-        pictures["retrieval.png"] = png(examples_figure(examples))
+        figures["recall.png"] = recall_figure({result.source.name: result.scores for result in retrievals})
+        figures["retrieval.png"] = examples_figure(examples)
+    for direction in DIRECTIONS if retrievals and config.num_examples else ():
+        # answers to the same queries whatever the model, which MLflow shows side by side
+        same = same_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
+        figures[f"same_{direction}.png"] = examples_figure({direction: RetrievalExamples(right=same, wrong=[])})
     for result in classifications:
-        pictures[f"{result.source.name}_confusion.png"] = png(confusion_figure(result))
-        pictures[f"{result.source.name}_calibration.png"] = png(reliability_figure(result.calibration))
+        figures[f"{result.source.name}_confusion.png"] = confusion_figure(result)
+        figures[f"{result.source.name}_calibration.png"] = reliability_figure(result.calibration)
         if result.tuned is not None:
-            pictures[f"{result.source.name}_fine_tuning.png"] = png(curve_figure(result.tuned))
-    return pictures
-
-
-def _same_queries(config: EvaluateConfig, retrievals: Sequence[Retrieval]) -> dict[str, bytes]:
-    """File name -> PNG: answers to the same queries whatever the model, which MLflow shows side by side."""
-    pictures: dict[str, bytes] = {}
-    for result in retrievals:
-        for direction in DIRECTIONS if config.num_examples else ():
-            same = same_examples(result, direction, number=config.num_examples, seed=config.seed)
-            figure = examples_figure({direction: RetrievalExamples(right=same, wrong=[])})
-            pictures[f"same_{direction}.png"] = png(figure)
-    return pictures
+            figures[f"{result.source.name}_fine_tuning.png"] = curve_figure(result.tuned)
+    return figures
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

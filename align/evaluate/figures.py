@@ -121,7 +121,7 @@ def curve_figure(tuned: FineTuned) -> Figure:
     axes = figure.subplots()
     for run in range(len(tuned.runs)):
         steps, losses = zip(*tuned.curve(run), strict=True)
-        axes.plot(steps, losses, color=INK, lw=1.2)
+        axes.plot(steps, losses, "o" if len(steps) == 1 else "-", color=INK, lw=1.2)
     axes.set_xlabel("steps, first the head and then all layers")
     axes.set_ylabel("training loss")
     axes.set_ylim(bottom=0)

@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from align.display.html import (
-    contents,
-    escape,
-    gallery,
-    heading,
-    note,
-    page,
-    paragraph,
-    picture,
-    side_by_side,
-    subheading,
-    table,
-)
+from matplotlib.figure import Figure
+
+from align.display import html
 from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
 from align.evaluate.many_labels import Answered
 from align.evaluate.measure import Classification, Retrieval
@@ -51,12 +41,12 @@ class Shown:
     others: Sequence[Answered] = ()
 
 
-def evaluation_page(shown: Shown, pictures: Mapping[str, bytes], model: str) -> str:
+def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> str:
     """Returns the HTML of the page.
 
     Args:
         shown: what was measured.
-        pictures: file name -> PNG: recall.png, SET_calibration.png, SET_confusion.png, SET_fine_tuning.png are shown.
+        figures: by their files: recall.png, SET_calibration.png, SET_confusion.png, SET_fine_tuning.png are shown.
         model: what was measured, such as `the fine-tuned model`.
     """
     report, retrievals = shown.report, shown.retrievals
@@ -64,24 +54,24 @@ def evaluation_page(shown: Shown, pictures: Mapping[str, bytes], model: str) -> 
     classes = {f"Classification of {model}: {result.source.name}": result for result in shown.classifications}
     groups = {f"Groups of {one.source.name}": _groups(one) for one in shown.others if one.groups}
     blocks = [
-        contents([*tables, *groups, *classes, *(_where(one, shown) for one in shown.examples), SETS]),
+        html.contents([*tables, *groups, *classes, *(_where(one, shown) for one in shown.examples), SETS]),
         *_reading(shown, model),
     ]
     for title, blocks_of in tables.items():
         blocks += blocks_of
         if title == RETRIEVAL:
-            blocks += [picture(pictures["recall.png"], alt="recall against chance")]
+            blocks += [html.plot(figures["recall.png"], alt="recall against chance")]
     for title, block in groups.items():
-        blocks += [heading(title), block]
+        blocks += [html.heading(title), block]
     for title, result in classes.items():
-        blocks += _classification(title, result, shown, pictures)
+        blocks += _classification(title, result, shown, figures)
     for direction, of in shown.examples.items():
-        blocks += [heading(_where(direction, shown))]
+        blocks += [html.heading(_where(direction, shown))]
         for verdict, group in (("right", of.right), ("wrong", of.wrong)):
-            blocks += [subheading(f"answered {verdict}")]
-            blocks += [_example(example) for example in group] or [paragraph("None.")]
-    blocks += [heading(SETS), _sets([*retrievals, *shown.classifications, *shown.others])]
-    return page("Evaluation", _lead(shown), blocks, style=STYLE)
+            blocks += [html.subheading(f"answered {verdict}")]
+            blocks += [_example(example) for example in group] or [html.paragraph("None.")]
+    blocks += [html.heading(SETS), _sets([*retrievals, *shown.classifications, *shown.others])]
+    return html.page("Evaluation", _lead(shown), blocks, style=STYLE)
 
 
 def _where(direction: str, shown: Shown) -> str:
@@ -89,60 +79,60 @@ def _where(direction: str, shown: Shown) -> str:
 
 
 def _reading(shown: Shown, model: str) -> Iterator[str]:
-    yield heading(TABLES)
-    yield paragraph(
-        f"The first row of each table is {model}: per cent, with 95 % bootstrap intervals over concepts. 'By chance' "
-        "is the exact value for a random order. Rows with a number are published ones: their source and protocol stand "
-        "below the table, and in the title of each cell. They are shown for sets of a published name; they have other "
-        "data and sizes of model, and mostly no interval."
+    yield html.heading(TABLES)
+    yield html.paragraph(
+        f"The first row of each direction is {model}: per cent, with 95 % bootstrap intervals over concepts. 'By "
+        "chance' is the exact value for a random order. Rows with a number are published ones: their source and "
+        "protocol stand below the table, and in the title of each cell. They are shown for sets of a published name; "
+        "they have other data and sizes of model, and mostly no interval."
     )
     if shown.retrievals:
-        yield paragraph(
+        yield html.paragraph(
             "recall@K is the published protocol: the share of queries with at least one correct item in the top K, "
             "where a text is correct for the images that it was written for, those of its concept. "
             "recall_any_owner@K is ours, and kinder: equal texts are one item, correct for the images of all of its "
             "concepts; no published figure is comparable. Ties count as wrong."
         )
     if any(result.source.name == TEST for result in shown.retrievals):
-        yield paragraph("The set test is of the training distribution: held-out clusters of the same sources.")
+        yield html.paragraph("The set test is of the training distribution: held-out clusters of the same sources.")
 
 
-def _classification(title: str, result: Classification, shown: Shown, pictures: Mapping[str, bytes]) -> Iterator[str]:
+def _classification(title: str, result: Classification, shown: Shown, figures: Mapping[str, Figure]) -> Iterator[str]:
     name, one = result.source.name, result.calibration
-    yield heading(title)
-    yield paragraph(
+    yield html.heading(title)
+    yield html.paragraph(
         f"Zero-shot answers with the class whose mean text embedding over {len(result.source.templates)} templates is "
         "nearest, kNN with the class of the nearest reference image. Always answering with the most frequent class "
         f"would be right in {result.majority:.1%} of cases."
     )
     surer = "surer than it should be" if one.confidence > one.accuracy else "less sure than it could be"
     told = (
-        subheading("Calibration of the temperature"),
-        paragraph(
+        html.subheading("Calibration of the temperature"),
+        html.paragraph(
             "The softmax of the similarities, divided by the model's temperature, gives each answer a probability. "
             f"It is {one.confidence:.1%} in the mean, and {one.accuracy:.1%} of the answers are right: the model is "
             f"{surer}. The calibration error, {one.error:.1%}, is the mean distance of both over bins of probability."
         ),
     )
-    yield side_by_side(
-        ["".join(told), picture(pictures[f"{name}_calibration.png"], alt="share of right answers by probability")]
+    yield html.side_by_side(
+        ["".join(told), html.plot(figures[f"{name}_calibration.png"], alt="share of right answers by probability")]
     )
     right, wrong = shown.walls.get(name, ([], []))
     for verdict, css, wall in (("right", "good", right), ("wrong", "bad", wrong)):
-        yield subheading(f"Pictures answered {verdict}")
+        yield html.subheading(f"Pictures answered {verdict}")
         yield (
-            gallery((thumbnail(one.picture, THUMBNAIL_PX), _caption(one), css) for one in wall)
+            html.gallery((thumbnail(one.picture, THUMBNAIL_PX), _caption(one), css) for one in wall)
             if wall
-            else (paragraph("None."))
+            else (html.paragraph("None."))
         )
-    yield subheading("Confusion")
-    yield picture(pictures[f"{name}_confusion.png"], alt="confusion of classes")
-    yield subheading("Classes")
+    yield html.subheading("Confusion")
+    yield html.plot(figures[f"{name}_confusion.png"], alt="confusion of classes")
+    yield html.subheading("Classes")
     yield _classes(result)
     if result.tuned is not None:
-        yield subheading("Fine-tuning")
-        yield picture(pictures[f"{name}_fine_tuning.png"], alt="training loss of fine-tuning")
-    yield note("Classes with many pictures come first.")
+        yield html.subheading("Fine-tuning")
+        yield html.plot(figures[f"{name}_fine_tuning.png"], alt="training loss of fine-tuning")
+    yield html.note("Classes with many pictures come first.")
 
 
 def _caption(example: ClassifiedExample) -> str:
@@ -151,13 +141,14 @@ def _caption(example: ClassifiedExample) -> str:
 
 
 def _lead(shown: Shown) -> str:
-    parts = [
-        f"{result.source.name}: recall@10 {result.scores['image_to_text/recall@10'].value:.1%} image to text, "
-        f"{result.scores['text_to_image/recall@10'].value:.1%} text to image"
-        for result in shown.retrievals
-    ]
+    parts = []
+    for result in shown.retrievals:
+        ways = {word: result.scores[f"{way}/recall@10"] for way, word in DIRECTIONS.items()}
+        said = (f"{one.value:.1%} {word} (by chance {one.chance:.1%})" for word, one in ways.items())
+        parts.append(f"{result.source.name}: recall@10 {', '.join(said)}")
     parts += [
-        f"{result.source.name}: zero-shot accuracy {result.scores['zero_shot/accuracy'].value:.1%}"
+        f"{result.source.name}: zero-shot accuracy {result.scores['zero_shot/accuracy'].value:.1%} "
+        f"(by chance {result.scores['zero_shot/accuracy'].chance:.1%})"
         for result in shown.classifications
     ]
     for other in shown.others:
@@ -172,7 +163,7 @@ def _groups(result: Answered) -> str:
     order = sorted(result.groups.items(), key=lambda item: (-item[1]["num_rows"], item[0]))
     (figure,) = order[0][1].keys() - {"num_rows"}
     rows = [[name, f"{of['num_rows']:,}", f"{of[figure]:.1%}"] for name, of in order]
-    return table(["group", "rows", figure.replace("_", " ")], rows)
+    return html.table(["group", "rows", figure.replace("_", " ")], rows)
 
 
 def _sets(results: Sequence[Retrieval | Classification | Answered]) -> str:
@@ -186,14 +177,14 @@ def _sets(results: Sequence[Retrieval | Classification | Answered]) -> str:
             texts = len(result.items.texts) if isinstance(result, Retrieval) else len(source.classes)
         rows.append([source.name, source.kind, source.description, len(source.images), texts, len(concepts)])
     left_out = [[result.source.name, key, why] for result in results for key, why in list(result.faults.items())[:20]]
-    sets = table(["set", "kind", "description", "images", "texts or classes", "concepts"], rows)
+    sets = html.table(["set", "kind", "description", "images", "texts or classes", "concepts"], rows)
     if not left_out:
         return sets
     number = sum(len(result.faults) for result in results)
     return (
         sets
-        + paragraph(f"{number:,} pictures or rows were left out, as they could not be used; some of them:")
-        + table(["set", "left out", "why"], left_out)
+        + html.paragraph(f"{number:,} pictures or rows were left out, as they could not be used; some of them:")
+        + html.table(["set", "left out", "why"], left_out)
     )
 
 
@@ -210,7 +201,7 @@ def _classes(result: Classification) -> str:
             after = [f"{tuned[names[index]]:.0%}"] if tuned else []
             rows.append([names[index], total, f"{counts[index] / total:.0%}", mistaken, *after])
     heads = ["class", "images", "zero-shot accuracy", "most often misclassified as"]
-    return table([*heads, "accuracy after fine-tuning"] if tuned else heads, rows)
+    return html.table([*heads, "accuracy after fine-tuning"] if tuned else heads, rows)
 
 
 def _example(example: RetrievalExample) -> str:
@@ -218,10 +209,10 @@ def _example(example: RetrievalExample) -> str:
     missed = "" if example.rank == 1 else f" The best correct answer has rank {example.rank}."
     if isinstance(example.query, bytes):
         texts = "".join(
-            f"<li class={'good' if correct else 'bad'}>{escape(text)}</li>" for text, correct in example.answers
+            f"<li class={'good' if correct else 'bad'}>{html.escape(text)}</li>" for text, correct in example.answers
         )
-        missing = f"<p>{escape(missed)} A correct text: {escape(example.correct)}</p>" if missed else ""
-        query = picture(thumbnail(example.query, THUMBNAIL_PX), mime="image/jpeg", alt="query")
+        missing = f"<p>{html.escape(missed)} A correct text: {html.escape(example.correct)}</p>" if missed else ""
+        query = html.picture(thumbnail(example.query, THUMBNAIL_PX), mime="image/jpeg", alt="query")
         return f"<table class=example><tr><td>{query}</td><td><ol>{texts}</ol>{missing}</td></tr></table>"
     shown = [
         (thumbnail(image, THUMBNAIL_PX), str(position), "good" if correct else "bad")
@@ -230,4 +221,4 @@ def _example(example: RetrievalExample) -> str:
     ]
     if missed and isinstance(example.correct, bytes):
         shown.append((thumbnail(example.correct, THUMBNAIL_PX), f"{example.rank} (correct)", ""))
-    return f"<p><span class={css}>“{escape(example.query)}”</span>{escape(missed)}</p>{gallery(shown)}"
+    return f"<p><span class={css}>“{html.escape(example.query)}”</span>{html.escape(missed)}</p>{html.gallery(shown)}"

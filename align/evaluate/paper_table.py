@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 
-from align.display.html import escape, heading, note, paragraph, subheading, table
+from align.display.html import escape, heading, note, paragraph, scroll, subheading, table
 
 RETRIEVAL = "Image-text retrieval"
 #: Heading -> the metrics of a set that belong to it.
@@ -35,14 +35,14 @@ HEADINGS = {
 }
 REST = "Other measures"
 
-#: For pages with these tables: a table that is wider than a telephone scrolls by itself.
-STYLE = """table { display: block; overflow-x: auto; max-width: 100% }
-table.paper th, table.paper td { white-space: nowrap; text-align: right; padding-left: .4rem }
+#: For pages with these tables.
+STYLE = """table.paper th, table.paper td { white-space: nowrap; text-align: right; padding-left: .4rem }
 table.paper th { white-space: normal; min-width: 4.6rem; vertical-align: bottom }
 table.paper th:first-child, table.paper td:first-child { text-align: left; min-width: 8.5rem; position: sticky;
-  left: 0; background: #fff; white-space: normal; max-width: min(15rem, 40vw); overflow-wrap: anywhere }
+  left: 0; background: var(--paper); white-space: normal; max-width: min(15rem, 40vw); overflow-wrap: anywhere }
 table.paper tr.ours td { background: var(--wash); font-weight: 600 }
 table.paper small { display: block; color: var(--soft); font-weight: 400 }
+table.paper td + td small { white-space: normal; max-width: 7.5rem; margin-left: auto }
 p.source { color: var(--soft); font-size: .82rem; margin: .1rem 0 }
 p.source:target { color: var(--ink) }
 sup { line-height: 0 }
@@ -158,32 +158,34 @@ def _set_table(
     numbers: dict[tuple[str, str], int],
 ) -> Iterator[str]:
     """A table of one set, and the sources of its published rows, whose numbers on the page are in `numbers`."""
-    ours = [_cell(metrics, f"{name}/{metric}") for metric in of]
-    rows = [f"<tr class=ours><td>{escape(model)}<small>95 % interval</small></td>{''.join(ours)}</tr>"]
-    for word, ending in (("by chance", "chance"), ("always the most frequent class", "majority")):
-        values = [metrics.get(f"{name}/{metric}/{ending}") for metric in of]
-        if any(value is not None for value in values):
-            cells = "".join(f"<td>{'' if value is None else _percent(value)}</td>" for value in values)
-            rows.append(f"<tr><td>{word}</td>{cells}</tr>")
-    cited = []
+    ways: dict[str, dict[str, str]] = {}  # direction -> column -> metric
+    for metric in of:
+        way = next((part for part in metric.split("/") if part in _WORDS), "")
+        ways.setdefault(way, {})[label(metric.replace(way, "").replace("//", "/").strip("/"))] = metric
+    columns = list(dict.fromkeys(column for by_column in ways.values() for column in by_column))
+    rows, cited = [], []
     published_set, num_images = known
-    for row in published_set.rows if published_set else ():
-        if not set(of) & set(row.figures):
-            continue
-        said = f"{row.model}: {published().sources[row.source]}; {row.protocol}"
-        place = (said, row.source)
-        new = place not in numbers
-        number = numbers.setdefault(place, len(numbers) + 1)
-        if new:
-            cited.append(f"<p class=source id=source-{number}>{number} {escape(said)}.</p>")
-        cells = "".join(
-            f'<td title="{escape(said)}">{row.figures[metric]:.1f}</td>' if metric in row.figures else "<td>–</td>"
-            for metric in of
-        )
-        link = f'<sup><a href=#source-{number} title="{escape(said)}">{number}</a></sup>'
-        rows.append(f"<tr><td>{escape(row.model)}{link}</td>{cells}</tr>")
-    heads = "".join(f"<th>{escape(label(metric))}</th>" for metric in of)
-    yield f"<table class=paper><tr><th>per cent</th>{heads}</tr>{''.join(rows)}</table>"
+    for way, by_column in ways.items():
+        cells = "".join(_cell(metrics, f"{name}/{by_column.get(column, '')}") for column in columns)
+        first = _WORDS.get(way, "both directions" if len(ways) > 1 else model)
+        second = "95 % interval" if first == model else f"{model}, 95 % interval"
+        rows.append(f"<tr class=ours><td>{escape(first)}<small>{escape(second)}</small></td>{cells}</tr>")
+        for row in published_set.rows if published_set else ():
+            known_of = {column: row.figures[one] for column, one in by_column.items() if one in row.figures}
+            if not known_of:
+                continue
+            said = f"{row.model}: {published().sources[row.source]}; {row.protocol}"
+            if (place := (said, row.source)) not in numbers:
+                numbers[place] = len(numbers) + 1
+                cited.append(f"<p class=source id=source-{numbers[place]}>{numbers[place]} {escape(said)}.</p>")
+            title = f'title="{escape(said)}"'
+            cells = "".join(
+                f"<td {title}>{known_of[one]:.1f}</td>" if one in known_of else "<td>–</td>" for one in columns
+            )
+            link = f"<sup><a href=#source-{numbers[place]} {title}>{numbers[place]}</a></sup>"
+            rows.append(f"<tr><td>{escape(row.model)}{link}</td>{cells}</tr>")
+    heads = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    yield scroll(f"<table class=paper><tr><th>per cent</th>{heads}</tr>{''.join(rows)}</table>", f"table: {name}")
     size = published_set.num_images if published_set else None
     if cited and size is not None and num_images is not None and num_images != size:
         yield paragraph(
@@ -207,9 +209,14 @@ def _rest(metrics: Mapping[str, float | int], by_set: Mapping[str, list[str]]) -
 
 
 def _cell(metrics: Mapping[str, float | int], key: str) -> str:
+    if key not in metrics:
+        return "<td></td>"
     low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
-    interval = "" if low is None or high is None else f"<small>{_percent(low)} – {_percent(high)}</small>"
-    return f"<td>{_percent(metrics[key])}{interval}</td>"
+    below = [] if low is None or high is None else [f"{_percent(low)} – {_percent(high)}"]
+    for word, ending in (("by chance", "chance"), ("always the most frequent class", "majority")):
+        value = metrics.get(f"{key}/{ending}")
+        below += [] if value is None else [f"{word} {_percent(value)}"]
+    return f"<td>{_percent(metrics[key])}{''.join(f'<small>{line}</small>' for line in below)}</td>"
 
 
 def _percent(value: float) -> str:

@@ -40,7 +40,7 @@ def funnel_figure(num_pairs: int, steps: Sequence[tuple[str, int, int]]) -> Figu
     """
     labels = ["raw pairs", *(name for name, _, _ in steps)]
     left, dropped = [num_pairs, *(left for _, _, left in steps)], [0, *(gone for _, gone, _ in steps)]
-    figure = Figure(figsize=(9.8, 0.4 * len(labels) + 0.8))
+    figure = Figure(figsize=(3.3, 0.3 * len(labels) + 0.8))
     axes = figure.subplots()
     bars = range(len(labels))
     axes.barh(bars, left, color=GOOD, height=0.74)
@@ -51,9 +51,9 @@ def funnel_figure(num_pairs: int, steps: Sequence[tuple[str, int, int]]) -> Figu
         axes.text(remaining + gone + 0.01 * num_pairs, bar, text, va="center", fontsize=8.5, color=INK)
     axes.set_yticks(bars, labels, fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(1.0, 1.22 * num_pairs))
+    axes.set_xlim(0, max(1.0, num_pairs))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("pairs left after each rule, in rule order (red: dropped by it)", fontsize=9, color=SOFT)
+    axes.set_xlabel("pairs left after each rule (red: dropped by it)", fontsize=9, color=SOFT)
     _tidy(axes)
     return figure
 
@@ -63,30 +63,18 @@ def words_figure(num_words: Mapping[int, int], config: FilterConfig) -> Figure:
     counts = [0] * (_MAX_BAR_WORDS + 1)
     for words, pairs in num_words.items():
         counts[min(words, _MAX_BAR_WORDS)] += pairs
-    figure = Figure(figsize=_PANEL, layout="constrained")
-    axes = figure.subplots()
-    inside = [config.min_words <= words <= config.max_words for words in range(len(counts))]
-    axes.bar(range(len(counts)), counts, color=[GOOD if kept else BAD for kept in inside], width=0.8)
-    ticks = range(0, _MAX_BAR_WORDS + 1, 5)
-    axes.set_xticks(ticks, [f"{tick}+" if tick == _MAX_BAR_WORDS else str(tick) for tick in ticks])
-    axes.set_xlabel(f"words per text (kept: {config.min_words} to {config.max_words})", fontsize=9, color=SOFT)
-    _tidy(axes, "pairs")
-    return figure
+    kept = [pairs * (config.min_words <= words <= config.max_words) for words, pairs in enumerate(counts)]
+    labels = ["" if words % 5 else f"{words}{'+' * (words == _MAX_BAR_WORDS)}" for words in range(len(counts))]
+    return _panel(labels, counts, kept, f"words per text (kept: {config.min_words} to {config.max_words})", "pairs")
 
 
 def sizes_figure(short_sides: Mapping[int, int], config: FilterConfig) -> Figure:
     """Shorter side in pixels -> distinct images; buckets that rule I2 drops as a whole are red."""
-    lows = sorted(short_sides)
-    figure = Figure(figsize=_PANEL, layout="constrained")
-    axes = figure.subplots()
-    ends = [*lows[1:], float("inf")]
-    colours = [BAD if end - 1 <= config.short_side_above_px else GOOD for end in ends]
-    axes.bar(range(len(lows)), [short_sides[low] for low in lows], color=colours, width=0.8)
-    labels = [f"{low:,}+" if low == lows[-1] else f"{low:,}" for low in lows]
-    axes.set_xticks(range(len(lows)), labels, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_xlabel(f"shorter side from ... px (kept: above {config.short_side_above_px:,})", fontsize=9, color=SOFT)
-    _tidy(axes, "distinct images")
-    return figure
+    lows, least = sorted(short_sides), config.short_side_above_px
+    counts, ends = [short_sides[low] for low in lows], [*lows[1:], float("inf")]
+    kept = [number * (end - 1 > least) for number, end in zip(counts, ends, strict=True)]
+    labels = [f"{low:,}{'+' * (low == lows[-1])}" for low in lows]
+    return _panel(labels, counts, kept, f"shorter side from ... px (kept: above {least:,})", "distinct images")
 
 
 def languages_figure(languages: Sequence[Counted], num_looked_at: int) -> Figure:
@@ -95,15 +83,20 @@ def languages_figure(languages: Sequence[Counted], num_looked_at: int) -> Figure
     if rest := languages[_MAX_LANGUAGES:]:
         others = (sum(one.num_pairs for one in rest), sum(one.num_kept for one in rest))
         shown.append(Counted(name=f"{len(rest)} others", num_pairs=others[0], num_kept=others[1]))
+    names, counts, kept = ([getattr(one, name) for one in shown] for name in ("name", "num_pairs", "num_kept"))
+    return _panel(names, counts, kept, f"language, guessed, {num_looked_at:,} texts (green: kept)", "pairs")
+
+
+def _panel(labels: Sequence[str], counts: Sequence[int], kept: Sequence[int], about: str, counted: str) -> Figure:
+    """A bar for each label: what is kept of it is green, the rest red."""
     figure = Figure(figsize=_PANEL, layout="constrained")
-    axes = figure.subplots()
-    bars = range(len(shown))
-    kept = [one.num_kept for one in shown]
+    axes, bars = figure.subplots(), range(len(labels))
     axes.bar(bars, kept, color=GOOD, width=0.8)
-    axes.bar(bars, [one.num_pairs - one.num_kept for one in shown], bottom=kept, color=BAD, alpha=0.75, width=0.8)
-    axes.set_xticks(bars, [one.name for one in shown], rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_xlabel(f"language, guessed, {num_looked_at:,} texts (green: kept)", fontsize=9, color=SOFT)
-    _tidy(axes, "pairs")
+    dropped = [number - of_it for number, of_it in zip(counts, kept, strict=True)]
+    axes.bar(bars, dropped, bottom=kept, color=BAD, alpha=0.75, width=0.8)
+    axes.set_xticks(bars, labels, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_xlabel(about, fontsize=9, color=SOFT)
+    _tidy(axes, counted)
     return figure
 
 
@@ -131,23 +124,21 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
     """
     overview = report.overview
     steps = [(row.reason, row.num_first, row.num_remaining) for row in report.funnel if row.num_first]
-    drawn = {
-        "funnel": funnel_figure(report.num_pairs, steps),
-        "text_lengths": words_figure(overview.words_per_text, config),
-        "image_sizes": sizes_figure(overview.short_sides, config),
-        "languages": languages_figure(overview.languages, overview.num_looked_at),
+    funnel, words, sides = funnel_figure(report.num_pairs, steps), overview.words_per_text, overview.short_sides
+    panels = {
+        "text_lengths": (words_figure(words, config), sum(words.values())),
+        "image_sizes": (sizes_figure(sides, config), sum(sides.values())),
+        "languages": (languages_figure(overview.languages, overview.num_looked_at), len(overview.languages)),
     }
-    pictures = {name: png(figure) for name, figure in drawn.items()}
-    for name, data in pictures.items():
-        write_bytes(directory / f"{name}.png", data)
+    for name, (figure, _) in {"funnel": (funnel, 1), **panels}.items():
+        write_bytes(directory / f"{name}.png", png(figure))
     share = report.num_kept / report.num_pairs if report.num_pairs else 0.0
     sections = {
-        "The funnel": [html.picture(pictures["funnel"], alt="pairs left after each rule")],
+        "The funnel": [html.plot(funnel, alt="pairs left after each rule")],
         "Every rule": _rules(report, config),
         "Texts and images": [
             html.side_by_side(
-                html.picture(pictures[name], alt=name.replace("_", " "))
-                for name in ("text_lengths", "image_sizes", "languages")
+                html.plot(figure, alt=name.replace("_", " ")) for name, (figure, number) in panels.items() if number
             )
         ],
         "What repeats": _repeats(overview, config, examples),
@@ -195,7 +186,7 @@ def _rules(report: FilterReport, config: FilterConfig) -> list[str]:
         alone = row.num_alone / report.num_pairs if report.num_pairs else 0.0
         what, cut = (RULES[row.reason].__doc__ or "").strip().splitlines()[0], cuts.get(row.reason, "")
         rows.append((row.reason, row.num_alone, alone, row.num_first, row.num_remaining, cut, what))
-    columns = ("rule", "drops alone", "", "drops first", "pairs left", "cut here", "the rule, with the paper's cut")
+    columns = ("rule", "drops alone", "share", "drops first", "pairs left", "cut here", "rule, with the paper's cut")
     return [
         html.table(columns, rows, bar=2),
         html.note(
@@ -229,13 +220,14 @@ def _cuts(config: FilterConfig) -> dict[str, str]:
 def _repeats(overview: Overview, config: FilterConfig, examples: PairExamples) -> list[str]:
     texts = [(_short(one.text), one.num_images, one.num_pairs) for one in overview.shared_texts]
     hosts = [(one.name, one.num_pairs, f"{one.num_kept / one.num_pairs:.0%}") for one in overview.hosts]
-    tables = []
-    if texts:
-        tables.append(html.subheading("Texts that most images share"))
-        tables[-1] += html.table(("text", "images", "pairs"), texts)
-    if hosts:
-        tables.append(html.subheading(f"Hosts of most images, in {overview.num_looked_at:,} pairs"))
-        tables[-1] += html.table(("host", "pairs", "kept"), hosts)
+    tables = [
+        html.subheading(title) + html.table(columns, rows)
+        for title, columns, rows in (
+            ("Texts that most images share", ("text", "images", "pairs"), texts),
+            (f"Hosts of most images, in {overview.num_looked_at:,} pairs", ("host", "pairs", "kept"), hosts),
+        )
+        if rows
+    ]
     blocks = [html.side_by_side(tables)] if tables else []
     items = []
     for one in overview.multiplied_images:

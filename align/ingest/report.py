@@ -68,12 +68,11 @@ def _errors(report: IngestReport) -> str:
 def _left_out(report: IngestReport) -> list[str]:
     """The files that were left out or are damaged, and how many texts and page URLs were cut; empty if none."""
     blocks = []
-    if report.files_quarantined:
-        blocks.append(html.heading("Files that were left out: reading them killed a worker process"))
-        blocks.append(html.table(("file",), [(file,) for file in report.files_quarantined]))
-    if report.files_damaged:
-        blocks.append(html.heading("Damaged files: only the readable parts were taken"))
-        blocks.append(html.table(("file",), [(file,) for file in report.files_damaged]))
+    for title, files in (
+        ("Files that were left out: reading them killed a worker process", report.files_quarantined),
+        ("Damaged files: only the readable parts were taken", report.files_damaged),
+    ):
+        blocks += [html.heading(title), html.table(("file",), [(file,) for file in files])] if files else []
     texts, pages = report.counts.get("texts_cut", 0), report.counts.get("page_urls_cut", 0)
     if texts or pages:
         cut = f"{texts:,} texts and {pages:,} page URLs"
@@ -94,8 +93,7 @@ def _records(report: IngestReport) -> list[str]:
         html.table(("what became of it", "records", "share"), rows, bar=2),
     ]
     if taken := read_as_stored(report):
-        blocks.append(html.paragraph("Read as they are stored:"))
-        blocks.append(html.table(("what", "number"), taken))
+        blocks += [html.paragraph("Read as they are stored:"), html.table(("what", "number"), taken)]
     return blocks
 
 

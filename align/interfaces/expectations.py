@@ -84,6 +84,7 @@ class Outcome(_GateRow):
         observed: a value, or how many of how many rows fail.
         passed: whether the data is as expected.
         accepted: who accepted the failure of this data; None if it passed or nobody did.
+        value, low, high: of an expectation on one figure: the figure and its bounds; None: there is none.
     """
 
     name: str
@@ -93,6 +94,9 @@ class Outcome(_GateRow):
     threshold: str
     passed: bool
     accepted: Acceptance | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def holds(self) -> bool:

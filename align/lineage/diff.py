@@ -24,7 +24,6 @@ from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.display import html
 from align.display.console import say, show, show_json
-from align.display.figure import png
 from align.durable.files import to_json, write_text
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, FACTS, IMAGES, parts_of, pattern_of
@@ -32,7 +31,7 @@ from align.interfaces.sql import Engine
 from align.lineage.versions.data_versions import DataVersions
 from align.services.engine import open_engine
 from align.validate.drift import distance, distributions
-from align.validate.figures import drift_figure
+from align.validate.figures import TITLES, drift_figure
 
 
 def as_page(report: DiffReport) -> str:
@@ -46,7 +45,7 @@ def as_page(report: DiffReport) -> str:
         ("left", f"{num_left:,}", "bad"),
         ("keep rate", f"{before.keep_rate:.1%} → {after.keep_rate:.1%}", ""),
     ]
-    distances = [(DISTRIBUTION_NAMES.get(name, name), f"{share:.1%}") for name, share in report.distances.items()]
+    distances = [(TITLES.get(name, name), f"{share:.1%}") for name, share in report.distances.items()]
     blocks = [
         html.cards(cards),
         html.heading("Entered"),
@@ -59,7 +58,7 @@ def as_page(report: DiffReport) -> str:
         _table(("rule, first to drop", before.name, after.name), report.by_rule()),
         html.heading("Kept pairs"),
         html.paragraph(f"Bars (now): {after.name}. Outlines (reference): {before.name}."),
-        html.picture(png(drift_figure(after.distributions, before.distributions)), alt="distributions"),
+        html.plot(drift_figure(after.distributions, before.distributions), alt="distributions"),
         html.table(("distribution", "share that moved to another bucket"), distances),
         html.heading("Hosts"),
         _table(("host of the picture", before.name, after.name), report.hosts),
@@ -78,12 +77,6 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
     return html.table(columns, listed) if listed else html.paragraph("No change.")
 
 
-#: Names of the distributions, for people.
-DISTRIBUTION_NAMES = {
-    "text_length": "characters per text",
-    "image_size": "shorter side of the image",
-    "language": "language",
-}
 #: At most this many characters of a text or address, and lines of a table.
 _SHOWN_CHARACTERS, _SHOWN_LINES = 70, 12
 
@@ -118,7 +111,7 @@ def text_lines(report: DiffReport) -> Iterator[str]:
         yield ""
         yield "kept pairs: share that moved to another bucket"
         for name, share in report.distances.items():
-            yield f"  {DISTRIBUTION_NAMES.get(name, name):<32}  {share:>7.1%}"
+            yield f"  {TITLES.get(name, name):<32}  {share:>7.1%}"
     if report.hosts:
         yield ""
         yield "kept pairs by host, where most changed"

@@ -12,11 +12,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import pandas as pd
 
-from align.interfaces.expectations import Expectation, Outcome
+from align.interfaces.expectations import STATISTICS, Expectation, Outcome
 
 
 def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation]) -> list[Outcome]:
@@ -51,7 +52,7 @@ def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation
             for row in run.results:
                 values: dict[str, Any] = row.to_json_dict()
                 index = values["expectation_config"]["meta"]["index"]
-                outcomes[index] = _outcome(expectations[index], bool(row.success), _observed(values))
+                outcomes[index] = _outcome(expectations[index], bool(row.success), values)
     return [outcomes[index] for index in range(len(expectations))]
 
 
@@ -60,15 +61,20 @@ def _class(item: Expectation) -> str:
     return "".join(word.capitalize() for word in item.kind.split("_"))
 
 
-def _outcome(item: Expectation, passed: bool, observed: str) -> Outcome:
+def _outcome(item: Expectation, passed: bool, row: dict[str, Any]) -> Outcome:
+    value = row["result"].get("observed_value")
+    is_figure = item.table == STATISTICS and isinstance(value, int | float) and isfinite(value)
     expectation = f"{item.kind}({item.arguments.get('column', '')})"
     return Outcome(
         name=item.name,
         what=item.what,
         expectation=expectation,
-        observed=observed,
+        observed=_observed(row),
         threshold=item.threshold,
         passed=passed,
+        value=value if is_figure else None,
+        low=item.arguments["min_value"] if is_figure else None,
+        high=item.arguments["max_value"] if is_figure else None,
     )
 
 

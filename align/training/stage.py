@@ -175,11 +175,9 @@ def write_training_report(report: TrainingReport, rows: Sequence[MetricRow], dir
 
 def loss_and_recall(rows: Sequence[MetricRow]) -> bytes:
     """The PNG of two curves side by side: training loss, and validation recall@10 in both directions."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2))
-    FigureCanvasAgg(figure)
     loss, recall = figure.subplots(1, 2)
     _line(loss, rows, "train/loss", label="loss", colour=INK)
     loss.set_title("training loss (sum of both directions)")
@@ -188,7 +186,9 @@ def loss_and_recall(rows: Sequence[MetricRow]) -> bytes:
     recall.set_title("validation recall@10")
     recall.set_ylim(bottom=0)
     recall.legend(loc="lower right", frameon=False)
-    for axes in (loss, recall):
+    if not any(line.get_xdata().size for line in recall.lines):  # nothing was validated
+        recall.remove()
+    for axes in figure.axes:
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
     return png(figure)
@@ -196,4 +196,5 @@ def loss_and_recall(rows: Sequence[MetricRow]) -> bytes:
 
 def _line(axes: Axes, rows: Sequence[MetricRow], name: str, *, label: str, colour: str) -> None:
     points = [(row["step"], row[name]) for row in rows if name in row]
-    axes.plot([step for step, _ in points], [value for _, value in points], label=label, color=colour)
+    mark = "o" if len(points) == 1 else "-"  # a line of one point is not seen
+    axes.plot([step for step, _ in points], [value for _, value in points], mark, label=label, color=colour)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from align.display import html
 from align.formats.acceptances import ACCEPTED
 from align.formats.drift_reference import REFERENCE, DriftReference
@@ -29,7 +31,7 @@ def shards_page(report: QualityReport, manifest: Manifest, faults: Faults) -> st
 
 def tables_page(
     report: QualityReport,
-    figure: bytes | None,
+    figure: Figure | None,
     moved: Mapping[str, float],
     reference: DriftReference | None,
     checked_sets: Iterable[str],
@@ -40,7 +42,7 @@ def tables_page(
 
     Args:
         report: the numbers.
-        figure: the distributions of the kept pairs as PNG; None if they were not measured.
+        figure: the distributions of the kept pairs; None if they were not measured.
         moved: the figure whose drift was measured -> how far it moved, 0 to 1.
         reference: the reference for drift, or None.
         checked_sets: names of the evaluation sets that the filter searched for.
@@ -48,7 +50,7 @@ def tables_page(
     """
     blocks = [html.heading("The kept pairs, and how far they moved")]
     if figure is not None:
-        blocks.append(html.picture(figure, alt="text lengths, image sizes and languages of the kept pairs"))
+        blocks.append(html.plot(figure, alt="text lengths, image sizes and languages of the kept pairs"))
     blocks += _drift(moved, reference)
     names = ", ".join(sorted(checked_sets)) or "none"
     blocks.append(html.paragraph(f"Evaluation sets that the filter searched for in the training images: {names}."))
@@ -73,7 +75,7 @@ def _drift(moved: Mapping[str, float], reference: DriftReference | None) -> list
     return [html.paragraph(words), html.table(("figure", "moved by"), rows)]
 
 
-_COLUMNS = ("expectation", "name", "observed", "threshold", "verdict")
+_COLUMNS = ("expectation", "observed", "in its band", "threshold", "verdict", "name")
 
 
 def gate_page(report: QualityReport, title: str, blocks: Sequence[str]) -> str:
@@ -88,14 +90,14 @@ def gate_page(report: QualityReport, title: str, blocks: Sequence[str]) -> str:
     lead = f"Failed. {report.failure}" if failed else f"{summary(report).capitalize()}."
     parts = [html.cards(cards), *_failures(report), *_acceptances(report.expectations), *blocks]
     if report.tighter:
-        parts.append(html.heading("Bands that can be tighter"))
-        parts.append(
-            html.paragraph(
-                "If this data is good, these values of params.yaml stop later data that differs by more than 10 points."
-            )
-        )
-        parts.append(html.code(as_yaml(report.tighter)))
-    parts += [html.heading("All expectations"), html.table(_COLUMNS, map(_line, report.expectations), verdict=4)]
+        why = "If this data is good, these values of params.yaml stop later data that differs by more than 10 points."
+        parts += [html.heading("Bands that can be tighter"), html.paragraph(why), html.code(as_yaml(report.tighter))]
+    held = [outcome for outcome in report.expectations if outcome.holds]
+    shown = [outcome for outcome in held if outcome.accepted or (_band(outcome) and outcome.value != outcome.low)]
+    others = [outcome for outcome in held if outcome not in shown]
+    parts.append(html.heading("All expectations"))
+    parts += [_table(shown)] if shown else []
+    parts += [html.fold(f"{len(others):,} {'more ' * bool(shown)}passed", _table(others))] if others else []
     parts.append(html.paragraph(f"Data: {report.data}"))
     return html.page(title, lead, parts)
 
@@ -103,15 +105,13 @@ def gate_page(report: QualityReport, title: str, blocks: Sequence[str]) -> str:
 def _failures(report: QualityReport) -> list[str]:
     if not report.failed:
         return []
-    parts = [html.heading("What failed"), html.table(_COLUMNS, map(_line, report.failed), verdict=4)]
+    parts = [html.heading("What failed"), _table(report.failed)]
     if report.bands:
-        parts.append(
-            html.paragraph(
-                "Correct the data or a rule. Or, if data of this kind is like that, set these bands in params.yaml: "
-                "what was measured, and 10 points of room."
-            )
+        advice = (
+            "Correct the data or a rule. Or, if data of this kind is like that, set these bands in params.yaml: what "
+            "was measured, and 10 points of room."
         )
-        parts.append(html.code(as_yaml(report.bands)))
+        parts += [html.paragraph(advice), html.code(as_yaml(report.bands))]
     else:
         parts.append(html.paragraph("Correct the data, or the thresholds (params.yaml, section validate)."))
     parts.append(html.paragraph(f"Or accept the failures for this data only, and commit data/policy/{ACCEPTED}:"))
@@ -140,6 +140,23 @@ def _acceptances(outcomes: Iterable[Outcome]) -> list[str]:
     return [html.heading("Failures that people accepted"), html.table(columns, rows)] if rows else []
 
 
-def _line(outcome: Outcome) -> tuple[str, str, str, str, bool | str]:
-    verdict = "accepted" if outcome.accepted else outcome.passed
-    return outcome.what, outcome.name, outcome.observed, outcome.threshold, verdict
+def _table(outcomes: Iterable[Outcome]) -> str:
+    rows = [
+        (one.what, one.observed, _band(one), one.threshold, "accepted" if one.accepted else one.passed, one.name)
+        for one in outcomes
+    ]
+    return html.table(_COLUMNS, rows, verdict=4, drawn=2)
+
+
+def _band(outcome: Outcome) -> str:
+    """The band, and the value as a dot in it or beside it; nothing where there is no band."""
+    value, low, high = outcome.value, outcome.low, outcome.high
+    if value is None or low is None or high is None or low == high:
+        return ""
+    left, right = min(low, value), max(high, value)
+    at, start, end = (6 + 108 * (place - left) / (right - left) for place in (value, low, high))
+    return (
+        '<svg class=band viewBox="0 0 120 14" aria-hidden=true><rect class=line y="6" width="120" height="2"/>'
+        f'<rect class=within x="{start:.1f}" y="2" width="{end - start:.1f}" height="10" rx="2"/>'
+        f'<circle cx="{at:.1f}" cy="7" r="4" fill="var(--{"good" if outcome.passed else "bad"})"/></svg>'
+    )

@@ -257,10 +257,10 @@ def validate(
     )
     if report.passed:
         report = report.model_copy(update={"tighter": tighter_bands(config, numbers)})
-    figure = png(drift_figure(now, reference.distributions if reference else {})) if now else None
+    figure = drift_figure(now, reference.distributions if reference else {}) if now else None
     page = tables_page(report, figure, moved, reference, data.checked_sets, has_manifest=raw_faults is not None)
     with replace_directory(reports, "validate") as part:
-        write_gate(report, page, part, {"distributions.png": figure} if figure else {})
+        write_gate(report, page, part, {"distributions.png": png(figure)} if figure else {})
     require_holds(report, reports)
     return report
 

@@ -6,9 +6,11 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from align.cli import main
+from align.formats.query_ranks import QueryRanks, Ranked, write_ranks
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
@@ -27,6 +29,7 @@ stages:
 """
 STAGES = """\
 import json
+import shutil
 from pathlib import Path
 from ruamel.yaml import YAML
 pretrain = YAML(typ="safe").load(Path("params.yaml").read_text())["pretrain"]
@@ -39,6 +42,7 @@ write("data/shards/manifest.json", {"digest": "d" * 64})
 write("reports/ingest/metrics.json", {"ingest/num_pairs": 1200, "filter/num_kept": 600})
 parts = {"": rate * 100, "/low": rate * 100 - 0.1, "/high": rate * 100 + 0.1, "/chance": 0.02}
 write("reports/evaluation/metrics.json", {score + part: value for part, value in parts.items()})
+shutil.copy(f"ranks/{rate}.parquet", "reports/evaluation/ranks.parquet")
 write("reports/package/metrics.json", {"package/num_files": 3})
 write("reports/package/report.json", {"digest": str(rate).ljust(64, "0")})
 """
@@ -55,6 +59,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(PARAMS_FILE, root)
     for name, rate, changes in (("first", 0.002, {}), ("second", 0.0025, {}), (LONG, 0.006, {"batch_size": 64})):
         values = {"learning_rate": rate, **changes}
+        right, queries = round(rate * 100 * 40), tuple(map(str, range(40)))
+        ranks = Ranked(queries, queries, None, np.repeat([1, 30], [right, 40 - right]), np.ones(40, np.int64), 40)
+        (root / "ranks").mkdir(exist_ok=True)
+        write_ranks(
+            QueryRanks({"concepts": "e" * 64}, {("concepts", "text_to_image"): ranks}), root / f"ranks/{rate}.parquet"
+        )
         write_params(root / "params.yaml", {f"pretrain.{key}": value for key, value in values.items()})
         if changes:
             (root / "align/stages.py").write_text(f"# changed\n{STAGES}")
@@ -97,7 +107,14 @@ def test_three_runs_side_by_side(project: Path, capsys: pytest.CaptureFixture[st
     assert "None is recorded." in out and "no cost: MLflow was not used here" in err
     assert not (project / "mlflow.db").exists()
     page = Path("out/runs.html").read_text()
-    assert "<hr width=60.0%>" in page and f"run/{LONG}" in page
+    assert f"run/{LONG}" in page and '"ranks"' not in printed(capsys, "first", ".", "--json")[0]
+    asked = [page.partition(f"<h2 id=which-is-better--a-or-{letter}>")[2].partition("<h2")[0] for letter in "bcd"]
+    assert "No difference is shown. " in asked[0] and all("C is better" not in one for one in (asked[0], asked[2]))
+    assert "C is better by 1 of 1 metrics, A by 0;" in asked[1] and "C − A +40.0 points" in asked[1]
+    assert [one.count("<svg ") for one in asked] == [1, 1, 1] and "D − A, percentage points" in asked[2]
+    (project / "reports/evaluation/ranks.parquet").unlink()
+    printed(capsys, "first", ".", "--html", "out/runs.html")
+    assert "It cannot be said query by query: . has no rank of each query here." in Path("out/runs.html").read_text()
     listed = json.loads(printed(capsys, "first", LONG, "--json")[0])["runs"]
     assert listed[1]["code_differs_from_first"] == ["align/stages.py"]
     assert listed[1]["params"]["pretrain.batch_size"] == 64

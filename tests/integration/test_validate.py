@@ -50,6 +50,7 @@ def judge(
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what the gate says; they look at no figure, which is a third of its work."""
     monkeypatch.setattr("align.validate.validate.png", lambda figure: b"a figure")
+    monkeypatch.setattr("align.display.html.svg", lambda figure: "<svg ></svg>")
 
 
 def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> None:
@@ -60,6 +61,9 @@ def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> 
     assert len({item.name for item in report.expectations}) == len(report.expectations)  # `--accept` needs one meaning
     assert all(re.fullmatch("[a-z]+(-[a-z]+)*", item.name) for item in report.expectations)
     assert report.metrics["quality/keep_rate"] == 0.7
+    of = {item.name: (item.value, item.low, item.high) for item in report.expectations}
+    assert of["keep-rate"] == (0.7, 0.5, 0.8) and of["raw-null-keys"] == (0, 0, 0) and of["raw-pairs"][2] is None
+    assert of["raw-columns"] == of["raw-status"] == (None, None, None)  # they are about no single figure
     assert not [item for item in report.expectations if item.name.startswith("drift")]
     first = {path.name: path.read_bytes() for path in (tmp_path / "quality").iterdir()}
     judge(tmp_path)

@@ -18,7 +18,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
-from tests.support import missing
+from tests.support import ROOT, missing
 
 #: What a person clicks on.
 CLICKABLE = "a, button, [role=menuitem], [role=tab], [role=option]"
@@ -137,6 +137,21 @@ class Page:
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width_px, height=height_px, deviceScaleFactor=1, mobile=False
         )
+
+    def look(self, scheme: str = "") -> None:
+        """Prefers `light` or `dark` pages; '': neither."""
+        self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def violations(self) -> list[Any]:
+        """What axe finds in the page: rules and the elements; without axe, the test is skipped."""
+        file = Path(os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core")) / "axe.min.js"
+        if not file.is_file():
+            missing("no axe-core here (npm install axe-core, or its folder in AXE_CORE): nobody asks it")
+        self.ask("Runtime.evaluate", expression=file.read_text("utf-8"))
+        found: list[Any] = self.run(
+            "axe.run().then((said) => said.violations.map((one) => [one.id, one.nodes.map((node) => node.html)]))"
+        )
+        return found
 
     def picture(self, file: Path, left_px: int = 0) -> None:
         """Writes what the tab shows as PNG, without the first `left_px` columns."""

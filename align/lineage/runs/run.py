@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from align.config.params import INHERITS, PARAMS_FILE, parse_yaml
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.errors import DataError, FormatError, without_logins
+from align.formats.query_ranks import RANKS
 from align.lineage.versions.data_versions import DataVersions
 from align.services.git import git_if_any
 
@@ -55,6 +56,7 @@ class ComparedRun:
         digests: of the data (sha256 of the shards' manifest) and of the packaged model, as far as they are known.
         costs: see `align.lineage.runs.costs`.
         notes: what could not be read, and how to get it.
+        ranks: the file with the rank of each query, if the run has it.
         others: stages that made another model than the one that fine-tuning began with; nothing of them is here.
     """
 
@@ -67,6 +69,7 @@ class ComparedRun:
     digests: dict[str, str] = field(default_factory=dict)
     costs: dict[str, float | str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    ranks: Path | None = None
     others: tuple[str, ...] = ()
 
     def measured(self) -> dict[str, Measured]:
@@ -103,7 +106,7 @@ def read_run(name: str, root: Path, paths: PathsConfig, versions: DataVersions) 
     values = _values(text, shown)
     others = MAKE_PRETRAINED if _begins_elsewhere(values) else ()
     if others:
-        shape = (files.read(paths.finetuned.as_posix(), _CONFIG) or {}).get("model")
+        shape = (_read(files, paths.finetuned.as_posix(), _CONFIG) or {}).get("model")
         values = _of_another_start(values, shape if isinstance(shape, dict) else {})
     made_from = None if name == HERE else parents.split(" ")[0]
     run = ComparedRun(shown, commit, day, made_from, dict(_flat(values, "")), others=others)
@@ -134,7 +137,7 @@ def _read_reports(run: ComparedRun, files: _Files, paths: PathsConfig) -> None:
     for path in files.reports(paths.reports.as_posix()):
         if PurePath(path).name in run.others:
             continue
-        metrics = files.read(path, _METRICS)
+        metrics = _read(files, path, _METRICS)
         if metrics is None:
             run.notes.append(f"{run.name}: {files.why_missing(path)}")
         run.metrics |= metrics or {}
@@ -142,8 +145,15 @@ def _read_reports(run: ComparedRun, files: _Files, paths: PathsConfig) -> None:
         ("data", paths.shards.as_posix(), _MANIFEST, "digest"),
         ("model", (paths.reports / "package").as_posix(), _REPORT, "digest"),
     ):
-        if (content := files.read(path, file)) and key in content:
+        if (content := _read(files, path, file)) and key in content:
             run.digests[what] = str(content[key])
+    run.ranks = files.file((paths.reports / "evaluation").as_posix(), RANKS)
+
+
+def _read(files: _Files, path: str, name: str) -> dict[str, Any] | None:
+    """A JSON file of an out; None if it cannot be read."""
+    file = files.file(path, name)
+    return _json(file.read_bytes(), f"{path}/{name}") if file else None
 
 
 def code_changes(root: Path, one: ComparedRun, other: ComparedRun) -> list[str]:
@@ -161,8 +171,8 @@ class _Files(Protocol):
     def reports(self, folder: str) -> list[str]:
         """The reports' folders of the run."""
 
-    def read(self, path: str, file: str) -> dict[str, Any] | None:
-        """A JSON file of an out; None if it cannot be read."""
+    def file(self, path: str, name: str) -> Path | None:
+        """A file of an out; None if it is not here."""
 
     def why_missing(self, path: str) -> str:
         """Why an out's file cannot be read, and what to do."""
@@ -175,9 +185,9 @@ class _CheckoutFiles:
     def reports(self, folder: str) -> list[str]:
         return sorted(f"{folder}/{path.parent.name}" for path in (self._root / folder).glob(f"*/{_METRICS}"))
 
-    def read(self, path: str, file: str) -> dict[str, Any] | None:
-        target = self._root / path / file
-        return _json(target.read_bytes(), str(target)) if target.is_file() else None
+    def file(self, path: str, name: str) -> Path | None:
+        target = self._root / path / name
+        return target if target.is_file() else None
 
     def why_missing(self, path: str) -> str:
         return f"{path} has no {_METRICS}"
@@ -192,11 +202,10 @@ class _RecordedFiles:
             path for path, md5 in self._outs.items() if path.startswith(f"{folder}/") and md5.endswith(".dir")
         )
 
-    def read(self, path: str, file: str) -> dict[str, Any] | None:
+    def file(self, path: str, name: str) -> Path | None:
         md5 = self._outs.get(path)
         files = self._versions.files(md5) if md5 else None
-        found = self._versions.object(files[file]) if files and file in files else None
-        return _json(found.read_bytes(), f"{path}/{file}") if found else None
+        return self._versions.object(files[name]) if files and name in files else None
 
     def why_missing(self, path: str) -> str:
         return self._versions.how_to_get(path)

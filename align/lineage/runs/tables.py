@@ -235,26 +235,15 @@ def _cut_left(text: str, width: int) -> str:
     return text if len(text) <= width else f"…{text[len(text) - width + 1 :]}"
 
 
-def as_page(runs: Sequence[ComparedRun], parts: Sequence[Table], notes: Sequence[str]) -> str:
-    """One page: the tables whole, and the main metrics as bars."""
+def as_page(runs: Sequence[ComparedRun], parts: Sequence[Table], notes: Sequence[str], drawn: Sequence[str]) -> str:
+    """One page: `drawn`, which says what is better, and the tables whole."""
     blocks = [html.table(("", "run"), list(zip(letters(runs), map(describe, runs), strict=True)))]
-    blocks += [html.note(note) for note in notes]
+    blocks += [*(html.note(note) for note in notes), *drawn]
     for table in parts:
         blocks.append(html.heading(table.title))
         if table.rows:
             blocks.append(html.table(("", *table.columns), [(name, *cells) for name, cells in table.rows]))
         if table.note:
             blocks.append(html.note(table.note))
-    bars = [
-        (name, letter, f"{measured[name].value:.1%}", measured[name].value)
-        for name in sorted({name for run in runs for name in run.measured()})
-        for letter, run in zip(letters(runs), runs, strict=True)
-        if name in (measured := run.measured())
-    ]
-    if bars:
-        blocks += [
-            html.heading("Main metrics as bars"),
-            html.table(("metric", "run", "value", "0 to 100 %"), bars, bar=3),
-        ]
     title = "Runs: " + ", ".join(run.name for run in runs)
     return html.page(title, "Numbers are those of the runs' own reports.", blocks)

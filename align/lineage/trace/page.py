@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from align.display import html
 from align.display.figure import legible
 from align.display.html import data_uri, escape
-from align.lineage.trace.graph import KINDS, Graph, Kind, Node, Table, missing
+from align.lineage.trace.graph import KINDS, Graph, Kind, Node, missing
 
 #: Boxes of one kind that are drawn; the rest is one more box.
 MAX_BOXES = 8
@@ -155,10 +155,6 @@ def _drawn(box: _Box, anchor: str, *, is_subject: bool) -> str:
 
 
 _STYLE = """
-:root { color-scheme: light dark; --paper: #fff }
-@media (prefers-color-scheme: dark) { :root { --paper: #12161d; --ink: #e6e9ef; --soft: #a3adbb; --line: #3a4351;
-  --wash: #1c222c; --good: #4cc38a; --bad: #ff8a80; --warn: #e2b455 } }
-body { background: var(--paper) }
 a { color: inherit }
 svg.chain { display: block; width: 100%; height: auto; margin: 1rem 0 }
 svg.narrow { display: none }
@@ -185,8 +181,7 @@ dt { color: var(--soft) }
 dd { margin: 0; overflow-wrap: anywhere }
 p.links { font-size: .85rem; color: var(--soft); margin: .3rem 0; overflow-wrap: anywhere }
 p.links a { margin-right: .8rem }
-details { margin: .4rem 0; overflow-x: auto; font-size: .92rem }
-summary { cursor: pointer; color: var(--soft) }
+details { font-size: .92rem }
 """
 
 
@@ -221,16 +216,10 @@ def _section(graph: Graph, node: Node, anchors: dict[str, str]) -> str:
         parts.append(f"<dl>{rows}</dl>")
     if node.pictures:
         parts.append(html.gallery((picture.data, picture.caption, "") for picture in node.pictures))
-    parts += [_table(table) for table in node.tables]
+    for one in node.tables:
+        parts.append(html.fold(f"{one.title} ({len(one.rows):,})", html.table(one.columns, one.rows, bar=one.bar)))
     parts.append(_links("from", graph.before(node), anchors) + _links("to", graph.after(node), anchors))
     return "".join(parts) + "</section>"
-
-
-def _table(table: Table) -> str:
-    return (
-        f"<details><summary>{escape(table.title)} ({len(table.rows):,})</summary>"
-        f"{html.table(table.columns, table.rows, bar=table.bar)}</details>"
-    )
 
 
 def _links(word: str, nodes: Iterable[Node], anchors: dict[str, str]) -> str:

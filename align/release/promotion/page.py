@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from align.display.figure import BAD, GOOD, INK, LINE, SOFT, legible, png
-from align.display.html import cards, heading, page, paragraph, picture, table
+from align.display.figure import BAD, GOOD, INK, SOFT, Interval, forest
+from align.display.html import cards, heading, page, paragraph, plot, table
 from align.display.visible import plain_markdown
 from align.durable.files import write_text
 from align.release.promotion.decision import HEADS, Compared, PromotionDecision, explanation, points
@@ -38,14 +38,17 @@ def _html(decision: PromotionDecision) -> str:
     if (compared := decision.compared) is not None:
         blocks += [
             heading("Candidate minus champion"),
-            picture(png(_figure(decision, compared)), alt="differences with their bounds, in percentage points"),
+            plot(_figure(decision, compared), alt="differences with their bounds, in percentage points"),
             table(["metric", "candidate", "champion", "difference", "lower bound", "upper bound"], _metrics(decision)),
             heading("Slices"),
             paragraph(
                 "Bounds of slices are wider: with so many slices, one of an equally good model would look worse by "
                 "chance. A slice refuses only if its upper bound is below minus its margin."
             ),
-            table(["slice", "concepts", "queries", "difference", "lower bound", "upper bound", ""], _slices(compared)),
+            table(
+                ["slice", "concepts", "queries", "difference", "lower bound", "upper bound", "verdict"],
+                _slices(compared),
+            ),
         ]
     blocks += [heading("How it was measured"), *map(paragraph, _origin(decision))]
     return page(title(decision), decision.reason, blocks)
@@ -98,22 +101,16 @@ def _origin(decision: PromotionDecision) -> Iterator[str]:
 
 def _figure(decision: PromotionDecision, compared: Compared) -> Figure:
     """Each metric, their mean, and each slice: the difference with both bounds, and the margin."""
-    rows = [(name, one, INK) for name, one in compared.by_metric.items()]
-    rows += [("mean of the metrics", compared.difference, GOOD if decision.outcome == "promoted" else BAD)]
+    metrics = [_interval(name, one, INK) for name, one in compared.by_metric.items()]
+    mean = _interval("mean of the metrics", compared.difference, GOOD if decision.outcome == "promoted" else BAD)
     told = [one for one in compared.slices if one.difference is not None][:_MAX_DRAWN]
-    rows += [(one.name, one.difference, BAD if one.worse else SOFT) for one in told if one.difference]
-    figure = Figure(figsize=(8.0, 0.9 + 0.26 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    for y, (_, one, color) in enumerate(rows):
-        axes.plot([100 * one.low, 100 * one.high], [y, y], color=color, lw=1.6, solid_capstyle="butt")
-        axes.plot([100 * one.value], [y], "o", color=color, ms=4.5)
-    axes.axvline(0, color=LINE, lw=1, zorder=0)
-    axes.axvline(100 * decision.margin, color=GOOD, lw=1, ls="--", zorder=0)
-    axes.set_yticks(range(len(rows)), [legible(name, width=44) for name, _, _ in rows], fontsize=8)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("candidate minus champion, percentage points; dashed: the margin", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    slices = [_interval(one.name, one.difference, BAD if one.worse else SOFT) for one in told if one.difference]
+    groups = [("", [*metrics, mean]), *([("Slices", slices)] if slices else [])]
+    return forest(groups, about="candidate minus champion", margin=decision.margin)
+
+
+def _interval(name: str, one: Difference, colour: str) -> Interval:
+    return Interval(name, one.value, one.low, one.high, colour)
 
 
 def _markdown(decision: PromotionDecision) -> Iterator[str]:
@@ -124,7 +121,7 @@ def _markdown(decision: PromotionDecision) -> Iterator[str]:
     if decision.compared is not None:
         heads = ["metric", "candidate", "champion", "difference", "lower bound", "upper bound"]
         yield from ("", "## Candidate minus champion, percentage points", "", *_rows(heads, _metrics(decision)))
-        heads = ["slice", "concepts", "queries", "difference", "lower bound", "upper bound", ""]
+        heads = ["slice", "concepts", "queries", "difference", "lower bound", "upper bound", "verdict"]
         yield from ("", "## Slices", "", *_rows(heads, _slices(decision.compared)))
     yield from ("", "## How it was measured")
     for line in _origin(decision):

@@ -4,13 +4,14 @@ import io
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from align.display import figure, html
-from align.display.figure import legible, png
+from align.display.figure import legible, png, svg
 from align.display.report import Report, record_runtime, write_report
 
 
@@ -33,7 +34,8 @@ def test_a_page_refers_to_nothing_outside_itself() -> None:
 
 def test_numbers_are_right_aligned_and_verdicts_coloured() -> None:
     table = html.table(["what", "n", "ok"], [["a", 12345, True], ["b", 0.123456, False]], verdict=2)
-    assert "<td class=number>12,345</td>" in table
+    assert "<td class=number>12,345</td>" in table and "<th class=number>n</th><th>ok</th></tr>" in table
+    assert "<th></th>" not in html.table(["", "b"], [])  # a head without words says nothing
     assert "<td class=number>0.1235</td>" in table
     assert "<td class=good>passed</td>" in table
     assert "<td class=bad>failed</td>" in table
@@ -59,7 +61,8 @@ def test_contents_lead_to_headings() -> None:
 
 def test_the_colours_of_a_page_are_those_of_the_figures() -> None:
     page = html.page("t", "l", [])
-    palette = {figure.INK, figure.SOFT, figure.LINE, figure.WASH, figure.GOOD, figure.BAD, figure.WARN}
+    palette = {*figure.LIGHT.values(), *figure.DARK.values()}
+    assert figure.LIGHT.keys() == figure.DARK.keys()
     assert set(re.findall(r"#[0-9a-f]{6}", page)) == palette
     assert not re.findall(r"#[0-9a-f]{6}", Path(html.__file__).read_text())  # each is stated once, by figure
 
@@ -119,6 +122,43 @@ def drawn(text: str) -> Figure:
 def test_any_text_can_be_drawn(text: str) -> None:
     with Image.open(io.BytesIO(png(drawn(legible(text, width=20, lines=2))))) as image:
         assert max(image.size) < 2_000
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, '<b style="x" id="a_1">'])
+def test_any_text_can_stand_in_a_page_as_svg(text: str) -> None:
+    shown = legible(text, width=22, lines=2)
+    drawing = svg(drawn(shown))
+    tree = ElementTree.fromstring(drawing.replace("<svg ", '<svg xmlns:xlink="x" ', 1))
+    assert not [one for one in tree.iter() if one.tag not in TAGS or "style" in one.attrib]
+    assert drawing == svg(drawn(shown))
+    assert not shown or shown.splitlines()[0] in [one.text for one in tree.iter() if one.text]
+
+
+#: Nothing of them runs or loads anything.
+TAGS = {"svg", "g", "path", "text", "tspan", "use", "defs", "clipPath", "rect"}
+
+
+def test_a_drawing_has_the_colours_of_its_page() -> None:
+    made = Figure(figsize=(3, 2))
+    axes = made.subplots()
+    axes.bar([0], [1], color=figure.GOOD)
+    axes.plot([0], [1], "o", color=figure.BAD)
+    drawing = svg(made)
+    assert not re.findall("#[0-9a-f]{6}", drawing)
+    used = set(re.findall(r"var\(--(\w+)\)", drawing))
+    assert {"ink", "paper", "good", "bad"} == used <= figure.LIGHT.keys()
+    assert 'class="plot wide"' in svg(Figure(figsize=(9, 2))) and 'class="plot"' in drawing
+    page = html.plot(made, alt='<i>"x"')
+    assert "<i>" not in page and 'aria-label="&lt;i&gt;' in page and " style=" not in page
+
+
+def test_a_forest_shows_every_difference_by_group_and_its_side_of_zero() -> None:
+    lines = [figure.Interval("a", 0.02, 0.01, 0.03, figure.GOOD), figure.Interval("b", -0.01, -1, 1, figure.SOFT)]
+    (axes,) = figure.forest([("one", lines[:1]), ("two", lines[1:]), ("three", lines[:1] * 3)], about="x").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "a", "two", "b", "three", "a", "a", "a"]
+    assert [round(value) for value in axes.get_xlim()] == [-3, 3]  # the interval of b goes on at both edges
+    bounds, dot, *_ = axes.lines
+    assert list(bounds.get_xdata()) == [1, 3] and list(dot.get_xdata()) == [2] and list(dot.get_ydata()) == [1]
 
 
 def test_money_is_no_mathematics_whoever_places_it() -> None:

@@ -9,7 +9,17 @@ import pytest
 
 from align.cli import main
 from align.errors import DataError
-from align.evaluate.compare import A_BETTER, B_BETTER, EQUAL, UNKNOWN, Measured, compare, lines, write_comparison
+from align.evaluate.compare import (
+    A_BETTER,
+    B_BETTER,
+    EQUAL,
+    UNKNOWN,
+    Measured,
+    compare,
+    lines,
+    sentence,
+    write_comparison,
+)
 from align.formats.query_ranks import QueryRanks, Ranked
 from align.formats.shards import Sample
 from tests.support import tiny_model
@@ -46,6 +56,23 @@ def test_the_better_model_is_named_and_noise_is_not() -> None:
     # b - a turns around with the models
     turned = compare(good, bad, seed=0).rows[f"s/{WAY}/recall@1"]
     assert (turned["low"], turned["high"]) == pytest.approx((-row["high"], -row["low"]))
+
+
+def test_the_page_says_which_is_better_in_a_sentence_and_draws_it(tmp_path: Path) -> None:
+    good, bad = model("good", *[1] * 30, *[9] * 10), model("bad", *[1] * 10, *[9] * 30)
+    for a, b, better, sign in ((bad, good, "B", "+"), (good, bad, "A", "−")):
+        report = compare(a, b, seed=0)
+        said = sentence(report)
+        assert said.startswith(f"{better} is better by 1 of 1 metrics, {'A' if better == 'B' else 'B'} by 0; of two ")
+        assert f"s/{WAY}/recall@1: B − A {sign}50.0 points (95 % interval {sign}" in said
+        assert list(lines(report))[-1] == said
+        write_comparison(report, tmp_path)
+        page = (tmp_path / "report.html").read_text()
+        assert f"<p class=lead>{said}</p>" in page
+        drawing = page.partition("<svg ")[2].partition("</svg>")[0]
+        assert ">image\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}text recall@1</text>" in drawing
+        assert (f"var(--{'good' if better == 'B' else 'bad'})" in drawing) and "percentage points" in drawing
+    assert sentence(compare(good, replace(good, folder="copy"), seed=0)).startswith("No difference is shown. ")
 
 
 def test_a_pair_of_equal_models_is_said_to_be_one() -> None:
@@ -108,7 +135,7 @@ def test_two_folders_are_measured_and_compared(place: Path, capsys: pytest.Captu
     args = ("--compare", str(place / "a/model"), str(place / "b/model"), "--reports", str(place / "out"))
     assert run(place, *args) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == f"A: {place / 'a/model'}" and shown[2].startswith("metric ") and len(shown) == 5
+    assert shown[0] == f"A: {place / 'a/model'}" and shown[2].startswith("metric ") and len(shown) == 6
     report = json.loads((place / "out/report.json").read_text())
     assert list(report["rows"]) == ["photos/zero_shot/accuracy", "photos/zero_shot/mean_per_class"]
     assert report["models"]["a"] != report["models"]["b"]

@@ -35,6 +35,7 @@ CONFIG = EvaluateConfig(seed=0, image_px=None, num_resamples=200, max_test_image
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figure becomes a picture, which is most of what a report costs."""
     monkeypatch.setattr("align.evaluate.evaluate.png", lambda figure: b"")
+    monkeypatch.setattr("align.display.html.svg", lambda figure: "<svg ></svg>")
 
 
 def pictures(mislabelled: str | None = None) -> list[bytes]:
@@ -110,7 +111,7 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
     }  # fmt: skip
     page = contents[0]["report.html"].decode()
     assert "answered wrong" in page
-    assert 'src="data:image/png;base64,' in page
+    assert page.count('<svg role=img aria-label="') == 3 and "by chance 25.0%" in page
     assert "http" not in page.replace("http-equiv", "")
     assert "Image-text retrieval" in page and "Other measures" not in page
     assert page.count("<figure") >= 4  # the wall of pictures that were classified

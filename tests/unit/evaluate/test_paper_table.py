@@ -1,15 +1,18 @@
 """The paper's tables: every metric is shown once, beside published rows where there are any."""
 
 import re
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from align.evaluate.figures import confusion_figure, reliability_figure
+from align.evaluate.figures import confusion_figure, curve_figure, reliability_figure
 from align.evaluate.measure import Classification
 from align.evaluate.paper_table import HEADINGS, REST, Published, figures, grouped, paper_tables, published
 from align.evaluate.protocols.calibration import calibration
+from align.evaluate.tuned import FineTuned
 from align.formats.evaluation_set import EvaluationSet, held
 
 
@@ -26,7 +29,7 @@ def rows(block: str) -> list[list[str]]:
     """Cells of the table of the paper, as text."""
     found = re.findall(r"<tr.*?</tr>", block.partition("<table class=paper>")[2].partition("</table>")[0])
     return [
-        [re.sub("<[^>]+>", " ", cell).replace("\xa0", " ").strip() for cell in re.findall(r"<t[dh].*?</t[dh]>", row)]
+        [" ".join(re.sub("<[^>]+>", " ", cell).split()) for cell in re.findall(r"<t[dh].*?</t[dh]>", row)]
         for row in found
     ]
 
@@ -36,12 +39,18 @@ def test_our_row_stands_beside_published_ones() -> None:
     metrics |= score("Flickr30K/image_to_text/recall@1", 0.6)
     table = html(metrics, Flickr30K=1000)["Image-text retrieval"]
     cells = rows(table)
-    assert cells[0] == ["per cent", "image → text recall@1", "image → text recall@10", "text → image recall@1"]
-    assert cells[1] == ["our model 95 % interval", "60.0 59.0 – 61.0", "75.0 74.0 – 76.0", "50.0 49.0 – 51.0"]
-    assert cells[2] == ["by chance", "0.1", "0.1", "0.1"]
-    by_name = {re.sub(r"\W+\d+$", "", row[0]): row[1:] for row in cells[3:]}
-    assert by_name["ALIGN"] == ["88.6", "99.7", "75.7"] and by_name["CLIP"] == ["88.0", "99.4", "68.7"]
-    assert by_name["coyo-align"] == ["88.1", "–", "73.2"] and by_name["kakaobrain/align-base"] == ["87.3", "–", "73.6"]
+    assert cells[0] == ["per cent", "recall@1", "recall@10"]
+    assert cells[1] == [
+        "image → text our model, 95 % interval", "60.0 59.0 – 61.0 by chance 0.1", "75.0 74.0 – 76.0 by chance 0.1",
+    ]  # fmt: skip
+    turn = next(place for place, row in enumerate(cells) if row[0].startswith("text → image"))
+    assert cells[turn] == ["text → image our model, 95 % interval", "50.0 49.0 – 51.0 by chance 0.1", ""]
+    to_text, to_image = (
+        {re.sub(r"\W+\d+$", "", row[0]): row[1:] for row in part} for part in (cells[2:turn], cells[turn + 1 :])
+    )
+    assert to_text["ALIGN"] == ["88.6", "99.7"] and to_text["CLIP"] == ["88.0", "99.4"]
+    assert to_text["coyo-align"] == ["88.1", "–"] and to_text["kakaobrain/align-base"] == ["87.3", "–"]
+    assert to_image["ALIGN"] == ["75.7", "–"] and to_image["kakaobrain/align-base"] == ["73.6", "–"]
 
 
 def test_source_and_protocol_need_no_mouse() -> None:
@@ -63,7 +72,7 @@ def test_a_set_of_another_size_is_not_comparable() -> None:
 def test_a_set_that_nobody_published_has_our_row_alone() -> None:
     metrics = score("concepts/image_to_text/recall@1", 0.5)
     table = html(metrics, concepts=10)["Image-text retrieval"]
-    assert [row[0] for row in rows(table)] == ["per cent", "our model 95 % interval", "by chance"]
+    assert [row[0] for row in rows(table)] == ["per cent", "image → text our model, 95 % interval"]
     assert "source-" not in table
 
 
@@ -158,6 +167,13 @@ def test_of_many_classes_those_with_the_most_confusions_are_shown() -> None:
 def test_a_few_classes_are_all_shown() -> None:
     axes = confusion_figure(classification(np.eye(60, dtype=np.int64))).axes[0]
     assert (len(axes.get_yticklabels()), axes.get_title()) == (60, "")
+
+
+def test_a_curve_of_one_step_is_seen() -> None:
+    for losses in ([0.7], [0.7, 0.6]):
+        tuned = SimpleNamespace(runs=[losses], curve=lambda run, losses=losses: list(enumerate(losses, 1)))
+        (line,) = curve_figure(cast(FineTuned, tuned)).axes[0].lines
+        assert (line.get_marker(), line.get_linestyle()) == (("o", "None") if len(losses) == 1 else ("None", "-"))
 
 
 def test_reliability_shows_the_bins_that_have_answers() -> None:

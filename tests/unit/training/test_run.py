@@ -1,6 +1,7 @@
 """Whole runs of a tiny model: learning, resuming bit for bit, stopping, failing, exporting."""
 
 import argparse
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.infrastructure import ClusterConfig, HealthConfig
@@ -26,7 +28,7 @@ from align.training.health import recall_at
 from align.training.lamb import Lamb, parameter_groups
 from align.training.run import Trained, run
 from align.training.run_plan import Infrastructure, TrainingPlan
-from align.training.stage import train_stage
+from align.training.stage import loss_and_recall, train_stage
 from tests.support import ROOT, training_data
 from tests.support.params import load_params
 from tests.support.small_data import write_verdict
@@ -88,6 +90,17 @@ def test_a_stage_writes_the_same_bytes_every_time(data: tuple[Path, Path], tmp_p
     for path in files:
         assert (tmp_path / "b" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path
         assert (tmp_path / "c" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path
+
+
+def test_a_curve_of_one_step_is_seen_and_no_panel_is_empty() -> None:
+    def drawn(*rows: dict[str, float]) -> tuple[int, int]:
+        with Image.open(io.BytesIO(loss_and_recall(rows))) as image:
+            return image.width, int((np.asarray(image.convert("RGB")) == (0x1C, 0x23, 0x30)).all(axis=2).sum())
+
+    recall = {"val/image_to_text/recall@10": 0.5, "val/text_to_image/recall@10": 0.4}
+    one, inked = drawn({"step": 10, "train/loss": 3.0})
+    both, _ = drawn({"step": 10, "train/loss": 3.0} | recall)
+    assert inked > 20 and one < 0.6 * both
 
 
 def test_fine_tuning_starts_from_the_given_model(data: tuple[Path, Path], tmp_path: Path) -> None:

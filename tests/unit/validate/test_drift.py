@@ -92,6 +92,8 @@ def test_the_picture_has_a_panel_each_and_an_outline_of_the_reference() -> None:
     alone, compared = drift_figure(now, {}), drift_figure(now, {"language": {"de": 0.5, "en": 0.5}})
     assert [len(axes.patches) for axes in alone.axes] == [2, 1]
     assert [len(axes.patches) for axes in compared.axes] == [2, 4]  # now and before, of en and de
+    empty = drift_figure(now | {"image_size": {"0-99": 0.0}}, {})
+    assert len(empty.axes) == 2  # a distribution without pairs has no panel
 
 
 CONFIG = load_params().section(ValidateConfig)

@@ -1,6 +1,7 @@
 """What stops at a gate, what people may accept, and what is written. Great Expectations has no part in it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from align.errors import FormatError, GateError
 from align.formats.verdict import require_passed
 from align.validate import report as module
-from align.validate.report import read_report, summary
-from tests.support.gates import DATA, OTHER_DATA, accept_failure, run_gate
+from align.validate.page import gate_page
+from align.validate.report import judge, read_report, summary
+from tests.support.gates import DATA, OTHER_DATA, accept_failure, outcome, run_gate
 
 
 def test_a_failure_blocks_and_is_written_first(tmp_path: Path) -> None:
@@ -37,6 +39,29 @@ def test_an_acceptance_holds_by_name_and_for_its_data_alone(tmp_path: Path) -> N
         run_gate(tmp_path, "b", "c")
     with pytest.raises(GateError, match="b: what b says"):  # the same failure of other data
         run_gate(tmp_path, "b", data=OTHER_DATA)
+
+
+def test_the_page_draws_values_in_their_bands_and_folds_what_passed() -> None:
+    outcomes = [outcome("a", passed=True), outcome("zero", passed=True).model_copy(
+        update={"value": 0.0, "low": 0.0, "high": 0.4}
+    )]  # fmt: skip
+    for name, value, passed in (("inside", 0.3, True), ("above", 0.8, False), ("below", -0.2, False)):
+        measured = {"value": value, "low": 0.0, "high": 0.4}
+        outcomes.append(outcome(name, passed=passed).model_copy(update=measured))
+    report = judge(outcomes, data=DATA, accepted=[], prefix="quality", metrics={})
+    page = gate_page(report, "Data quality", [])
+    failed, _, rest = page.partition("All expectations")
+    shown, _, folded = rest.partition("<details><summary>2 more passed</summary>")
+    assert [name in part for part in (failed, shown, folded) for name in ("above", "below", "inside")] == [
+        True, True, False, False, False, True, False, False, False,
+    ]  # fmt: skip
+    assert "what a says" in folded and "what zero says" in folded and "what a says" not in shown
+    bands = [
+        tuple(float(number) for number in re.findall(r' (?:x|width|cx)="([\d.]+)"', band.partition("</rect>")[0]))
+        for band in re.findall("<rect class=within.*?</svg>", failed + shown)
+    ]
+    assert bands == [(6, 54, 114), (42, 72, 6), (6, 108, 87)]  # left end and width of the band, place of the dot
+    assert (failed + shown).count("var(--bad)") - page.partition("</style>")[0].count("var(--bad)") == 2
 
 
 def test_an_acceptance_of_what_passes_now_is_not_shown(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from align.errors import ServiceError
 from align.pipeline.run import running_services
 from align.release.registration.shown import view
 from align.services.git import resolve
-from align.services.tracking.tracker import FLOW_RUN, Status, Tracker, param_text
+from align.services.tracking.tracker import ENDED, FLOW_RUN, Status, Tracker, param_text
 from flows.checkout import run_branch
 from flows.tasks import this_run
 from flows.tasks.run_context import RunContext
@@ -108,6 +108,8 @@ def opened_run(
         raise
     finally:
         try:
+            if status == "KILLED":  # by a signal or in Prefect's UI; a process that is killed comes to no end
+                tracker.set_tags(run_id, {ENDED: "cancelled"})
             tracker.end_run(run_id, status=status)
         except ServiceError as error:
             this_run.leaves_something()

@@ -25,11 +25,13 @@ from align.errors import RefusedError, ServiceError, without_logins
 from align.services.tracking.address import DEFAULT_URI, named_address
 from align.services.tracking.database import DATABASE, artifacts_beside, database_file, make_private
 from align.services.tracking.registry import Registry, Version
-from align.services.tracking.runs_view import TRAINING, TrackedRun, runs_address, tracked_run, view_tag
+from align.services.tracking.runs_view import TrackedRun, run_address, runs_address, tracked_run, view_tag
 
 #: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
 #: killed is found.
 FLOW_RUN, ATTEMPT = "align.flow_run", "align.attempt"
+#: A run that MLflow calls KILLED ended by itself: somebody cancelled or suspended it.
+ENDED = "align.ended"
 #: MLflow's own tag of a run that is listed below another.
 PARENT = "mlflow.parentRunId"
 
@@ -149,7 +151,7 @@ class Tracker:
             return None
         with self._asking():
             experiment = self._client.get_run(run_id).info.experiment_id
-        return f"{address}/#/experiments/{experiment}/runs/{run_id}?{TRAINING}"
+        return run_address(address, experiment, run_id)
 
     def runs_page(self, experiment: str, server: str | None) -> str | None:
         """The address of the list of runs in the view of `save_view`; None if no server or no experiment is."""
@@ -172,7 +174,7 @@ class Tracker:
         """Makes a run that failed or was killed a running one again, of another attempt of its flow run."""
         with self._asking():
             self._client.update_run(run_id, status="RUNNING")
-        self.set_tags(run_id, {ATTEMPT: attempt})
+        self.set_tags(run_id, {ATTEMPT: attempt, ENDED: ""})
 
     def rename_run(self, run_id: str, name: str) -> None:
         """Gives a run another name."""

@@ -17,6 +17,7 @@ from align.lineage.trace.graph import Graph, Node, State, Table, known
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun, parse_runs
 from align.lineage.versions.who_saw import training_data
+from align.release.registration.shown import all_metrics
 from align.services.git import LOCK_FILE, git_if_any
 from align.services.tracking.address import has_store
 from align.services.tracking.registry import CHAMPION, LINEAGE_PAGE, Version, aliases_of
@@ -76,7 +77,7 @@ class Models:
     def metrics(self, run_id: str) -> dict[str, float]:
         """A run's latest metrics, under MLflow's names."""
         try:
-            return self._tracker.metrics(run_id) if self._tracker and run_id else {}
+            return all_metrics(self._tracker, run_id) if self._tracker and run_id else {}
         except ServiceError:
             return {}
 

@@ -413,7 +413,8 @@ def test_the_list_of_runs_opens_with_the_columns_that_matter(project: Project) -
     assert "metrics.`concepts/image_to_text/recall_at_10`" in columns and "params.`pretrain.seed`" in columns
     shown = [column for column in columns if column.startswith("metrics.")]
     assert shown == [f"metrics.`{metric_name(name)}`" for name in headline(VALUES)] and len(shown) <= 8
-    assert columns.index(shown[0]) == 2  # before all params
+    assert columns.index(shown[0]) == 2 and state["columnOrder"] == columns  # before all params
+    assert all(state["columnWidths"][name] > 6 * len(name.partition(".")[2]) for name in shown)  # whole headers
     page = project.tracker.runs_page(project.config.experiment, None)
     address = f"{project.tracker.uri}/#/experiments/{project.experiment()}/runs"
     assert page == f"{address}?workflowType=machine_learning&viewStateShareKey={KEY}"

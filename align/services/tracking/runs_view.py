@@ -69,8 +69,8 @@ def view_tag(metrics: Sequence[str], params: Sequence[str], pictures: Sequence[s
     columns += [f"params.`{name}`" for name in params] + ["tags.`align.git_revision`"]
     state: dict[str, Any] = {
         "selectedColumns": columns,
-        "columnOrder": [],
-        "columnWidths": {},
+        "columnOrder": columns,
+        "columnWidths": {name: 24 + 7 * len(name.partition(".")[2]) for name in columns[2:]},  # headers are whole
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],

@@ -20,8 +20,6 @@ from align.release.registration.shown import log_report, tables
 from align.services.tracking.registry import MODEL_DIGEST, Version
 from align.services.tracking.tracker import Tracker
 
-#: The folder of artifacts of the evaluation's run, as a run of the pipeline has it.
-REPORT = "reports/evaluation"
 #: Written out, so that a long text of a form does not fill the log.
 _SHOWN = 100
 

@@ -58,7 +58,7 @@ _MADE = 0
 
 
 def view_tag(metrics: Sequence[str], params: Sequence[str], pictures: Sequence[str]) -> tuple[str, str]:
-    """Key and value of the tag that is the view.
+    """Key and value of the tag that is the view. What is not in it is as MLflow has it by default.
 
     Args:
         metrics: their columns, under MLflow's names, first to last.
@@ -71,22 +71,9 @@ def view_tag(metrics: Sequence[str], params: Sequence[str], pictures: Sequence[s
         "selectedColumns": columns,
         "columnOrder": columns,
         "columnWidths": {name: 24 + 7 * len(name.partition(".")[2]) for name in columns[2:]},  # headers are whole
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsVisibilityMap": {},
-        "runsHiddenMode": "FIRST_10_RUNS",
         "compareRunCharts": [_picture(key) for key in pictures],
         "compareRunSections": [_section(name) for name in dict.fromkeys(key.partition("/")[0] for key in pictures)],
-        "viewMaximized": False,
-        "runListHidden": False,
         "isAccordionReordered": True,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "groupBy": None,
-        "groupsExpanded": {},
-        "autoRefreshEnabled": True,
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
     view = {"name": "ALIGN", "createdAt": _MADE, "updatedAt": _MADE, "state": json.dumps(state)}
     return _TAG, json.dumps(view)

@@ -51,7 +51,7 @@ def tracked_run(entity: Any) -> TrackedRun:
 #: The view's key in an address.
 KEY = "align"
 #: The part of an address that opens MLflow's pages for training, not those for language models.
-_TRAINING = "workflowType=machine_learning"
+TRAINING = "workflowType=machine_learning"
 _TAG = f"mlflow.sharedViewState.{KEY}"
 #: The same at each save: MLflow shows it, and an equal view must stay equal.
 _MADE = 0
@@ -111,9 +111,9 @@ def _section(name: str) -> dict[str, Any]:
 
 def run_address(server: str, experiment_id: str, run_id: str) -> str:
     """The address of a run's page."""
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?{_TRAINING}"
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?{TRAINING}"
 
 
 def runs_address(server: str, experiment_id: str) -> str:
     """The address of the list of an experiment's runs, in the saved view."""
-    return f"{server}/#/experiments/{experiment_id}/runs?{_TRAINING}&viewStateShareKey={KEY}"
+    return f"{server}/#/experiments/{experiment_id}/runs?{TRAINING}&viewStateShareKey={KEY}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +28,7 @@ from align.errors import AlignError, ConfigError, DataError, without_logins
 from align.formats.evaluation_sets.files import text_of
 from align.formats.model_folder import model_digest
 from align.release.promotion.measured import AskedModel, asked_model, inside, log_evaluation
-from align.release.registration.shown import measured
+from align.release.registration.shown import headline, measured
 from align.services.files.files import StoreFiles
 from align.services.tracking.tracker import PARENT, Tracker
 from flows.checkout.failed_runs import MADE_BY, folder_for
@@ -82,7 +82,7 @@ def evaluate(
         tags = {PARENT: found.parent} if found.parent else {}
         with opened_run(run, params.section(RegisterConfig).experiment, called, known, tags) as opened:
             _measure(found, file, scratch, called, opened)
-            metrics = _logged(root, opened, scratch / "reports", known, called)
+            metrics = _logged(root, opened, scratch / "reports", known, called, headline(params.values))
         text = summary(called, shown, metrics, opened.page)
         put_markdown("summary", visible(shown), text)
         return f"{visible(shown)}: {len(metrics):,} figures, in MLflow's run {opened.run_id}"
@@ -146,10 +146,12 @@ def _measure(found: AskedModel, file: Path, scratch: Path, called: str, opened: 
         command("evaluate", arguments, progress)
 
 
-def _logged(root: Path, opened: MlflowRun, reports: Path, known: Mapping[str, object], called: str) -> dict[str, float]:
+def _logged(
+    root: Path, opened: MlflowRun, reports: Path, known: Mapping[str, object], called: str, shown: Sequence[str]
+) -> dict[str, float]:
     """Logs the report; if MLflow does not take it, keeps it in .align/failed, and the error says so."""
     try:
-        return log_evaluation(opened.tracker, opened.run_id, reports, known)
+        return log_evaluation(opened.tracker, opened.run_id, reports, known, shown)
     except AlignError as error:
         kept = folder_for(root, called, runtime.flow_run.id)
         with replace_directory(kept, MADE_BY) as part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,10 +19,11 @@ from align.config.release import RegisterConfig
 from align.config.sections import changing_bytes, flattened
 from align.errors import ServiceError
 from align.pipeline.run import running_services
-from align.release.registration.shown import view
+from align.release.registration.shown import headline, log_report, tables, view
 from align.services.git import resolve
-from align.services.tracking.tracker import FLOW_RUN, Status, Tracker, param_text
+from align.services.tracking.tracker import ENDED, FLOW_RUN, Status, Tracker, param_text
 from flows.checkout import run_branch
+from flows.dag import Stage
 from flows.tasks import this_run
 from flows.tasks.run_context import RunContext
 
@@ -63,7 +64,7 @@ class MlflowRun:
 
 @contextmanager
 def mlflow_run(run: RunContext) -> Iterator[MlflowRun | None]:
-    """Opens the MLflow run that training logs into while it runs; None if no training stage has to run.
+    """Opens the MLflow run that stages log into while it works; None if no training stage has to run.
 
     The flow starts it, so the flow ends it: finished, failed or killed. A retry of a flow run continues its run.
     """
@@ -74,7 +75,24 @@ def mlflow_run(run: RunContext) -> Iterator[MlflowRun | None]:
     experiment = run.params.section(RegisterConfig).experiment
     with opened_run(run, experiment, name, starting_params(run.params)) as opened:
         opened.tracker.save_view(experiment, *view(run.params.values))
-        yield opened
+        watches = run.params.section(RegisterConfig).system_metrics
+        with opened.tracker.watched(opened.run_id) if watches else nullcontext():
+            yield opened
+
+
+def log_stage(stage: Stage, run: RunContext) -> None:
+    """Logs the report of a stage into the open run. What MLflow does not take, `align register` logs at the end."""
+    if run.mlflow_run_id is None or not (run.root / stage.report / "metrics.json").is_file():
+        return
+    names = [one.name for one in run.chosen.stages]
+    so_far = [run.root / one.report for one in run.chosen.stages[: names.index(stage.name) + 1]]
+    try:
+        tracker = Tracker(run.mlflow_tracking_uri)
+        shards = run.params.section(PathsConfig).shards
+        log_report(tracker, run.mlflow_run_id, so_far[-1], headline(run.params.values), shards)
+        tracker.log_tables(run.mlflow_run_id, tables(so_far))
+    except ServiceError as error:
+        get_run_logger().warning("MLflow does not have the report of %s yet: %s", stage.name, error)
 
 
 @contextmanager
@@ -108,6 +126,8 @@ def opened_run(
         raise
     finally:
         try:
+            if status == "KILLED":  # by a signal or in Prefect's UI; a process that is killed comes to no end
+                tracker.set_tags(run_id, {ENDED: "cancelled"})
             tracker.end_run(run_id, status=status)
         except ServiceError as error:
             this_run.leaves_something()

@@ -146,13 +146,15 @@ def _run(run: RunContext, ref: str) -> str:
 
 
 def _run_stages(run: RunContext, page: RunPage) -> str:
-    outcomes = data(run) if _stages(run, "data") else []
+    outcomes: list[StageOutcome] = []
     with mlflow_run(run) as opened:
         if opened:
             page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
             if opened.comparison:
                 page.links["beside other runs"] = opened.comparison
             run = run.model_copy(update={"mlflow_run_id": opened.run_id})
+        if _stages(run, "data"):
+            outcomes = data(run)
         if _stages(run, "training"):
             outcomes = training(run, outcomes)
         if _stages(run, "release"):

@@ -34,13 +34,15 @@ Name = Annotated[str, Field(pattern=r"^[\w.\- ]+$")]
 
 
 class RegisterConfig(Section):
-    """Names in MLflow. No stage reads them."""
+    """Names in MLflow, and what it gets of the machine. No stage reads them."""
 
     section: ClassVar[str] = "register"
     changes_bytes: ClassVar[bool] = False
 
     experiment: Name
     model_name: Name
+    #: The processor, memory, disk, network and GPU of the machine that runs the flow, twice a minute.
+    system_metrics: bool
 
 
 class RetrainConfig(Section):

@@ -28,6 +28,8 @@ from align.errors import FormatError
 FOLDER = Path(".align/runs")
 #: The flow whose runs make models.
 PIPELINE = "pipeline"
+#: Where a stage says how far it is, in the folder that its run works in.
+PROGRESS = Path(".align/progress.json")
 _VERSION = 2
 #: A process that only looks at a lock holds it for less time.
 _PATIENCE_S = 0.5

@@ -24,7 +24,7 @@ from align.display.console import say, show, show_json
 from align.durable.files import to_json
 from align.errors import ConfigError, DataError
 from align.lineage.runs.costs import Costs
-from align.lineage.runs.run_list import RunList, as_json, list_lines, one_lines
+from align.lineage.runs.run_list import RunList, a_row_each, as_json, list_lines, one_lines
 from align.lineage.versions.data_versions import DataVersions
 from align.pipeline.run import flow_environment, running_services
 
@@ -61,6 +61,7 @@ def _list(params: Params, args: argparse.Namespace) -> None:
                 known = ", ".join(place.name for place in places[:NUM_SHOWN]) or "none"
                 raise DataError(f"'{name}' is not a run; the newest are: {known}")
         else:
+            places = a_row_each(places)
             chosen = places[: args.last]
         listed = runs.read(chosen, _pages(root))
     notes = [*runs.problems, *(note for run in listed for note in run.numbers.notes)]

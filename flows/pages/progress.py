@@ -29,9 +29,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilterParentFlowRunId,
 )
 from prefect.client.schemas.sorting import ArtifactSort, TaskRunSort
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from align.display.console import duration
+from align.display.progress import Said, Work, describe, read_said
 from align.display.visible import fenced_markdown, plain_markdown
 from flows.dag import Stage
 
@@ -44,49 +43,6 @@ _ADDRESS = re.compile(r"https?://[^\s()<>\[\]]+")
 #: Characters of the bar on a run's page: the newer UI shows an artifact of type progress as a number alone.
 BAR = 20
 _LOGGED_STATES = {"Completed": "ran", "Cached": "cached", "Pending": "waits", "Running": "**runs**"}
-
-
-class Work(BaseModel):
-    """The progress of a stage; `done` and `total` are in units of its own, such as steps."""
-
-    model_config = ConfigDict(frozen=True)
-    line: str = ""
-    done: int | None = None
-    total: int | None = None
-    per_s: float | None = None
-
-    @property
-    def percent(self) -> float | None:
-        """From 0 to 100; None if the end is not known."""
-        return None if self.done is None or not self.total else min(100.0, 100.0 * self.done / self.total)
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds to the end, at the rate so far."""
-        if self.done is None or not self.total or not self.per_s:
-            return None
-        return max(0.0, (self.total - self.done) / self.per_s)
-
-    @property
-    def stage(self) -> str:
-        """The stage that it is about, by the first word of its line."""
-        return self.line.partition(":")[0]
-
-
-class Said(BaseModel):
-    """What a stage wrote into its progress file."""
-
-    model_config = ConfigDict(frozen=True)
-    lines: tuple[str, ...] = ()
-    work: Work = Work()
-
-
-def read_said(file: Path) -> Said:
-    """The content of a progress file; empty if there is none yet, or if it is damaged."""
-    try:
-        return Said.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        return Said()
 
 
 def put_artifact(
@@ -230,12 +186,6 @@ def at_stage(work: Work, running: str, stages: Sequence[Stage]) -> Work:
     if not work.line or (work.stage in names and work.stage != running):
         work = Work(line=running)
     return work.model_copy(update={"line": f"stage {names.index(running) + 1} of {len(names)}, {work.line}"})
-
-
-def describe(work: Work) -> str:
-    """The words under the bar."""
-    left = work.left_s
-    return work.line + (f" ({duration(left)} left)" if left and not work.line.endswith(" left") else "")
 
 
 def bar(work: Work) -> str:

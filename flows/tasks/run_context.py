@@ -15,6 +15,7 @@ from align.config import Params, load_params
 from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
 from align.display.console import PROGRESS_VARIABLE
+from align.pipeline.run_records import PROGRESS
 from align.services import postgresql
 from flows.dag import Selection
 
@@ -77,7 +78,7 @@ def log_file(root: Path) -> Path:
 
 def progress_file(root: Path) -> Path:
     """Where a stage that runs in `root` writes its progress."""
-    return root / STATE / "progress.json"
+    return root / PROGRESS
 
 
 def child_environment(run: RunContext) -> dict[str, str]:

@@ -39,6 +39,7 @@ from align.display.visible import fenced_markdown, plain_markdown
 from flows.alerts import alert_soon, is_health_warning
 from flows.checkout.failed_runs import in_kept_folder
 from flows.dag import Stage
+from flows.mlflow_run import log_stage
 from flows.remote.order import GIVEN_UP
 from flows.remote.send import run_elsewhere
 from flows.tasks import stop
@@ -174,12 +175,15 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
             raise stop.Stopped(f"{ended} in {stage.name}{f' ({said[-1]})' if said else ''}") from None
         except CommandError as error:
             failure = in_kept_folder(str(error), run, str(Path(stage.report).parent))
-            _publish(stage, run.root, failure, has_report=did_run(stage.name, lines))
+            if has_report := did_run(stage.name, lines):
+                log_stage(stage, run)
+            _publish(stage, run.root, failure, has_report=has_report)
             failed = StageError(failure)
             failed.stage = stage.name
             raise failed from None
         ran = did_run(stage.name, lines) if elsewhere is None else elsewhere
     _publish(stage, run.root)
+    log_stage(stage, run)
     outcome = StageOutcome(stage=stage.name, ran=ran)
     if ran:
         return Completed(message=stage.description, data=outcome)

@@ -84,7 +84,7 @@ def test_two_runs_stand_side_by_side_where_the_printed_link_leads(prefect: Prefe
     take(page, "mlflow_pictures", 760, MLFLOW_MENU_PX)
     page.size(WIDTH_PX, 900)
     choose(page, "ARTIFACT")
-    shows(page, "tables/recall.json", "classes/zero_shot/accuracy", "by chance 3.7%")
+    shows(page, "tables/metrics.json", "classes/zero_shot/accuracy", "by chance 3.7%")
     cells = (
         "[...document.querySelectorAll('*')].filter((e) => !e.children.length && / to .*by chance/.test(e.innerText))"
     )

@@ -77,6 +77,13 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
     assert stack.wait_for(run, "CANCELLED", "CRASHED") == "CANCELLED"
     assert (stack.root / "checkpoints/step").read_text() == "7"
     assert git(stack.root, "branch", "--list", "run/cancelled") == ""
+    [tracked] = stack.mlflow_runs(f"tags.`align.flow_run` = '{run}'")  # with what the stages before have reported
+    files = stack.root / "mlartifacts/stub" / tracked["info"]["run_id"] / "artifacts"
+    assert {"tables/metrics.json", "reports/ingest/report.json"} <= {
+        file.relative_to(files).as_posix() for file in files.rglob("*")
+    }
+    listed = json.loads(stack.align("runs", "--json").stdout)["runs"]
+    assert [one["state"] for one in listed if one["flow_run"] == run] == ["cancelled"]
 
 
 @pytest.mark.parametrize("name", ["Paused", pytest.param("Suspended", marks=pytest.mark.full)])

@@ -18,12 +18,12 @@ from align.release.packaging.packaged_model import save
 from align.release.registration.model_card import CARD, MAX_DESCRIPTION
 from align.release.registration.register import Origin, register
 from align.release.registration.results import PipelineOutputs
-from align.release.registration.shown import PICTURES
+from align.release.registration.shown import PICTURES, all_metrics, headline, log_report
 from align.services.signing import SIGN_WITH, TRUST, require_signed_version
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.runs_view import KEY
-from align.services.tracking.tracker import Tracker
-from tests.support import ROOT, registered, small_data, tiny_model
+from align.services.tracking.tracker import Tracker, metric_name
+from tests.support import ROOT, registered, small_data, tiny_model, wait_until
 from tests.support.registered import VALUES, Project
 from tests.support.signing_keys import write_keys
 
@@ -43,7 +43,15 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
     assert run.info.status == "FINISHED"
     assert run.data.params == {"pretrain.lr": "0.001", "pretrain.crop": "[1, 2]"}
     assert run.data.metrics["concepts/image_to_text/recall_at_10"] == 0.5
-    assert run.data.metrics["shard/num_images"] == 30
+    assert "shard/num_images" not in run.data.metrics
+    assert all_metrics(project.tracker, done.run_id)["shard/num_images"] == 30
+    assert len(run.data.metrics) <= 40
+    written = {
+        metric_name(name): value
+        for file in project.root.glob("reports/*/metrics.json")
+        for name, value in json.loads(file.read_text()).items()
+    }
+    assert written.items() <= all_metrics(project.tracker, done.run_id).items()  # with intervals and chance
     history = client(project).get_metric_history(done.run_id, "pretrain/train/loss")
     assert [(point.step, point.value) for point in history] == [(10, 4.0), (20, 3.0), (30, 2.0)]
     assert run.data.metrics["pretrain/val/image_to_text/recall_at_1"] == 0.3
@@ -298,7 +306,8 @@ def test_a_curve_has_no_point_of_its_end_at_step_0(project: Project) -> None:
     done = project.register()
     history = client(project).get_metric_history(done.run_id, LOSS)
     assert [(point.step, point.value) for point in history] == [(10, 4.0), (20, 3.0), (30, 2.0)]
-    assert [point.step for point in client(project).get_metric_history(done.run_id, "pretrain/num_steps")] == [0]
+    assert "pretrain/num_steps" not in client(project).get_run(done.run_id).data.metrics  # a row of the table
+    assert all_metrics(project.tracker, done.run_id)["pretrain/num_steps"] == 30
 
 
 def test_a_cached_rerun_leaves_the_tags_of_the_run_that_trained(project: Project) -> None:
@@ -322,7 +331,9 @@ def test_pictures_and_tables_are_shown_once_under_fixed_names(project: Project) 
     files = [file.path for file in client(project).list_artifacts(run, "images")]
     keys = sorted(path.removeprefix("images/").split("+")[0] for path in files if path.endswith(".png"))
     assert keys == ["retrieval~image_to_text", "retrieval~recall", "retrieval~text_to_image"]
-    assert table(project, run, "recall") == [
+    measured, *others = table(project, run, "metrics")
+    assert {row["measure"]: row["value"] for row in others}["shard/num_images"] == 30
+    assert [measured] == [
         {
             "measure": "concepts/image_to_text/recall@10",
             "with interval": "50.0% (40.0% to 60.0%), by chance 10.0%",
@@ -334,7 +345,7 @@ def test_pictures_and_tables_are_shown_once_under_fixed_names(project: Project) 
     ]
     assert table(project, run, "classes") == [{"class": "drawings/fox", "accuracy": 0.25, "images": 4}]
     shown = json.loads(client(project).get_run(run).data.tags["mlflow.loggedArtifacts"])
-    assert {"path": "tables/recall.json", "type": "table"} in shown
+    assert {"path": "tables/metrics.json", "type": "table"} in shown
 
 
 def table(project: Project, run: str, name: str) -> list[dict[str, Any]]:
@@ -400,10 +411,47 @@ def test_the_list_of_runs_opens_with_the_columns_that_matter(project: Project) -
     assert [chart["imageKeys"] for chart in state["compareRunCharts"]] == [[key] for key in PICTURES]
     assert len(experiment.tags[f"mlflow.sharedViewState.{KEY}"]) < 5000  # MLflow's limit of a tag
     assert "metrics.`concepts/image_to_text/recall_at_10`" in columns and "params.`pretrain.seed`" in columns
+    shown = [column for column in columns if column.startswith("metrics.")]
+    assert shown == [f"metrics.`{metric_name(name)}`" for name in headline(VALUES)] and len(shown) <= 8
+    assert columns.index(shown[0]) == 2 and state["columnOrder"] == columns  # before all params
+    assert all(state["columnWidths"][name] > 6 * len(name.partition(".")[2]) for name in shown)  # whole headers
     page = project.tracker.runs_page(project.config.experiment, None)
     address = f"{project.tracker.uri}/#/experiments/{project.experiment()}/runs"
     assert page == f"{address}?workflowType=machine_learning&viewStateShareKey={KEY}"
     assert project.tracker.runs_page("no such experiment", None) is None
+
+
+def test_models_appear_with_their_figures_as_soon_as_their_stage_has_ended(project: Project) -> None:
+    store, run = client(project), project.tracker.start_run(project.config.experiment, "the flow's")
+    for _ in range(2):  # the flow, and `align register` after it
+        for stage in ("shard", "pretrain", "evaluation", "package"):
+            log_report(
+                project.tracker, run, project.root / "reports" / stage, headline(VALUES), project.root / "shards"
+            )
+    models = {model.name: model for model in store.search_logged_models([project.experiment()])}
+    assert models.keys() == {"pre-trained", "packaged"} and {str(model.status) for model in models.values()} == {
+        "READY"
+    }
+    figures = {name: {one.key: (one.step, one.value) for one in model.metrics} for name, model in models.items()}
+    assert figures == {
+        "pre-trained": {"pretrain/train/loss": (30, 2.0), "pretrain/val/image_to_text/recall_at_1": (30, 0.3)},
+        "packaged": {"concepts/image_to_text/recall_at_10": (0, 0.5)},
+    }
+    assert len(store.get_metric_history(run, "pretrain/train/loss")) == 3
+    logged = store.get_run(run)
+    assert [one.dataset.name for one in logged.inputs.dataset_inputs] == ["shards"]
+    assert {one.model_id for one in logged.outputs.model_outputs} == {model.model_id for model in models.values()}
+
+
+def test_what_the_machine_does_is_logged_while_a_run_works(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
+    run, key = project.tracker.start_run(project.config.experiment, "the flow's"), "system/cpu_utilization_percentage"
+    for attempt in (1, 2):  # a retry continues the curve
+        with project.tracker.watched(run):
+            wait_until(lambda: project.tracker.last_steps(run).get(key, -1) >= attempt)  # noqa: B023
+    steps = [point.step for point in client(project).get_metric_history(run, key)]
+    assert steps == list(range(len(steps))) and len(steps) >= 3
 
 
 def test_a_version_by_alias_and_by_number(

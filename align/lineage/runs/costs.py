@@ -6,7 +6,7 @@ Keys are `STAGE/WHAT`: device_hours, pairs_per_s, cost. A value is a number, or 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,28 +44,24 @@ class Costs:
 
     def of_model(self, digest: str) -> dict[str, float | str]:
         """What the runs that made this model recorded; each number comes from the newest run that has it."""
+        return self._of(lambda tracker: tracker.find_runs(self._experiment, _MODEL_DIGEST, digest))
+
+    def of_run(self, run_id: str) -> dict[str, float | str]:
+        """What a run of MLflow recorded, even one that failed."""
+        return self._of(lambda tracker: [run_id])
+
+    def _of(self, runs: Callable[[Tracker | StoredRuns], list[str]]) -> dict[str, float | str]:
         if self.problem:
             return {}
         try:
             self._tracker = self._tracker or reader()
             costs: dict[str, float | str] = {}
-            for run_id in self._tracker.find_runs(self._experiment, _MODEL_DIGEST, digest):
+            for run_id in runs(self._tracker):
                 costs = self._of_run(self._tracker, run_id) | costs
         except ServiceError as error:
             self.problem = f"no cost: {error}"
             return {}
         return self._priced(costs)
-
-    def of_run(self, run_id: str) -> dict[str, float | str]:
-        """What a run of MLflow recorded, even one that failed."""
-        if self.problem:
-            return {}
-        try:
-            self._tracker = self._tracker or reader()
-            return self._priced(self._of_run(self._tracker, run_id))
-        except ServiceError as error:
-            self.problem = f"no cost: {error}"
-            return {}
 
     def _priced(self, costs: dict[str, float | str]) -> dict[str, float | str]:
         for stage in STAGES:

@@ -4,6 +4,7 @@ What a run is called, and where it is kept:
 
     finished    a branch; or a run in MLflow that no branch holds, such as one of `align register`
     running     a record in .align/runs whose lock is held (`align.pipeline.run_records`)
+    cancelled   a run in MLflow that somebody ended, by Ctrl-C or in Prefect's UI; the same run resumes it
     killed      a record whose lock is free, or a folder in .align/failed
     failed      a folder in .align/failed
     unknown     MLflow says that it runs, and this checkout does not know it: another's, or of an earlier version
@@ -20,19 +21,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.config.paths import PathsConfig
+from align.display.console import duration
+from align.display.progress import read_said
 from align.errors import AlignError, FormatError, ServiceError
 from align.lineage.runs.costs import Costs
 from align.lineage.runs.run import ComparedRun, read_folder, read_run
-from align.lineage.runs.tables import costs_table, cut, letters, metrics_table, params_table, table_lines
+from align.lineage.runs.tables import WIDTH, costs_table, cut, letters, metrics_table, params_table, table_lines
 from align.lineage.versions.data_versions import DataVersions
 from align.pipeline import run_records
 from align.services.git import git_if_any
 from align.services.tracking.address import has_store
 from align.services.tracking.reader import reader
-from align.services.tracking.runs_view import TrackedRun
-from align.services.tracking.tracker import ATTEMPT, FLOW_RUN
+from align.services.tracking.runs_view import TrackedRun, run_address
+from align.services.tracking.tracker import ATTEMPT, ENDED, FLOW_RUN
 
-State = Literal["finished", "running", "killed", "failed", "unknown"]
+State = Literal["finished", "running", "cancelled", "killed", "failed", "unknown"]
 #: What `align run` keeps of a failed run, see flows/checkout/failed_runs.py.
 FAILED = Path(".align/failed")
 _IN_PROGRESS: Mapping[str, State] = {"live": "running", "dead": "killed", "elsewhere": "unknown"}
@@ -52,6 +55,7 @@ class Place:
         commit: of the branch, or the one from which a failed run was made.
         path: the folder where it works, or where its reports are kept.
         why: it failed.
+        doing: how far it is, if it is running and says so.
         flow_run: its id in Prefect.
         tracked: the run in MLflow, if it is known.
     """
@@ -64,6 +68,7 @@ class Place:
     commit: str = ""
     path: str = ""
     why: str = ""
+    doing: str = ""
     flow_run: str = ""
     tracked: TrackedRun | None = None
 
@@ -181,7 +186,8 @@ class RunList:
             yield Place(
                 record.name, _IN_PROGRESS[liveness], record.started_at, read, path=_shown(worktree, self._root),
                 why={"dead": "`align runs --repair` ends it", "elsewhere": f"it is {record.host}'s"}.get(liveness, ""),
-                flow_run=record.flow_run, tracked=by_attempt.get(record.attempt_id),
+                doing=_doing(worktree) if liveness == "live" else "", flow_run=record.flow_run,
+                tracked=by_attempt.get(record.attempt_id),
             )  # fmt: skip
 
     def _failed(self, tracked: Sequence[TrackedRun]) -> Iterator[Place]:
@@ -201,6 +207,20 @@ class RunList:
             )  # fmt: skip
 
 
+def a_row_each(places: Sequence[Place]) -> list[Place]:
+    """The newest place of each flow run: one that failed and was retried is one run."""
+    newest: dict[str, Place] = {}
+    for place in places:
+        newest.setdefault(place.flow_run or f"{place.name} {len(newest)}", place)
+    return list(newest.values())
+
+
+def _doing(folder: Path) -> str:
+    said = read_said(folder / run_records.PROGRESS)
+    left = "" if said.work.left_s is None else f"{duration(said.work.left_s)} left; "
+    return left + (said.work.line or "".join(said.lines[-1:]))
+
+
 def _shown(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
@@ -218,8 +238,11 @@ def _only_tracked(run: TrackedRun) -> Place:
     def read() -> ComparedRun:
         return ComparedRun(run.name, "", "", None, {})
 
+    state = _IN_MLFLOW.get(run.status, "unknown")
+    if state == "killed" and run.tags.get(ENDED) == "cancelled":
+        state = "cancelled"
     return Place(
-        run.name, _IN_MLFLOW.get(run.status, "unknown"), run.ended_at or run.started_at, read,
+        run.name, state, run.ended_at or run.started_at, read,
         why="" if run.status in _IN_MLFLOW else "MLflow has it as running", flow_run=run.tags.get(FLOW_RUN, ""),
         tracked=run,
     )  # fmt: skip
@@ -231,7 +254,7 @@ def _links(place: Place, pages: Mapping[str, str]) -> dict[str, str]:
         links["prefect"] = f"{pages['prefect']}/runs/flow-run/{place.flow_run}"
     if place.tracked and "mlflow" in pages:
         run = place.tracked
-        links["mlflow"] = f"{pages['mlflow']}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+        links["mlflow"] = run_address(pages["mlflow"], run.experiment_id, run.run_id)
     return links
 
 
@@ -244,8 +267,11 @@ def list_lines(runs: Sequence[ListedRun]) -> Iterator[str]:
     width = min(_MAX_NAME, max(len(run.place.name) for run in runs))
     for letter, run in zip(letters(shown), runs, strict=True):
         name = f"{cut(run.place.name, width):<{width}}"
-        yield f"{letter:<2} {name}  {run.place.state:<8}  {_time(run)}  {_where(run)}"
-    yield from table_lines([params_table(shown), metrics_table(shown), costs_table(shown)])
+        yield f"{letter:<2} {name}  {run.place.state:<9}  {_time(run)}  {_where(run)}"
+        if run.place.doing:
+            yield f"   {cut(run.place.doing, WIDTH - 3)}"
+    tables = [params_table(shown), metrics_table(shown), costs_table(shown)]
+    yield from table_lines([table for table in tables if table.rows])
     for title, texts in (
         ("Why they did not finish", [run.place.why for run in runs]),
         ("Links", ["  ".join(run.links.values()) for run in runs]),
@@ -260,6 +286,7 @@ def one_lines(run: ListedRun) -> Iterator[str]:
     rows = {
         "run": place.name,
         "state": place.state,
+        "now": place.doing,
         "why": place.why,
         "time": _time(run),
         "branch": place.branch and f"run/{place.branch}",
@@ -298,6 +325,7 @@ def _as_json(run: ListedRun) -> dict[str, Any]:
         "commit": place.commit or None,
         "made_from": numbers.made_from,
         "folder": place.path or None,
+        "doing": place.doing or None,
         "why": place.why or None,
         "flow_run": place.flow_run or None,
         "mlflow_run": place.tracked.run_id if place.tracked else None,

@@ -179,7 +179,7 @@ def _clock(hours: float) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
-_WIDTH, _MAX_LABEL, _MAX_CELL, _GAP = 100, 46, 26, 2
+WIDTH, _MAX_LABEL, _MAX_CELL, _GAP = 100, 46, 26, 2
 
 
 def text_lines(runs: Sequence[ComparedRun], parts: Sequence[Table]) -> Iterator[str]:
@@ -204,7 +204,7 @@ def _table(table: Table) -> Iterator[str]:
     label = min(_MAX_LABEL, max(len(name) for name, _ in table.rows))
     cells = [table.columns, *(row for _, row in table.rows)]
     widths = [min(_MAX_CELL, max(len(row[column]) for row in cells)) for column in range(len(table.columns))]
-    for number, block in enumerate(_blocks(widths, _WIDTH - label - 2)):
+    for number, block in enumerate(_blocks(widths, WIDTH - label - 2)):
         if number:
             yield ""
         yield from (

@@ -17,6 +17,7 @@ from align.lineage.trace.graph import Graph, Node, State, Table, known
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun, parse_runs
 from align.lineage.versions.who_saw import training_data
+from align.release.registration.shown import all_metrics, measured
 from align.services.git import LOCK_FILE, git_if_any
 from align.services.tracking.address import has_store
 from align.services.tracking.registry import CHAMPION, LINEAGE_PAGE, Version, aliases_of
@@ -76,7 +77,7 @@ class Models:
     def metrics(self, run_id: str) -> dict[str, float]:
         """A run's latest metrics, under MLflow's names."""
         try:
-            return self._tracker.metrics(run_id) if self._tracker and run_id else {}
+            return all_metrics(self._tracker, run_id) if self._tracker and run_id else {}
         except ServiceError:
             return {}
 
@@ -142,6 +143,7 @@ def add_run(
         gone.append(f"commit {commit[:10]} is not in this repository; `git fetch --all` brings it if a remote has it")
     branch = branch or (_branch(root, commit) if shown else "")
     params, metrics = dict(run.params) if run else {}, models.metrics(run_id)
+    figures = [(f"{of}/{metric}", value, low, high) for of, metric, value, low, high, _ in measured(metrics, "")]
     recipe = tuple(sorted((key, value) for key, value in params.items() if key.startswith(_RECIPE)))
     brief = ", ".join(f"{key.partition('.')[2]} {params[key]}" for key in _BRIEF[:2] if key in params)
     facts = known((
@@ -151,9 +153,9 @@ def add_run(
         ("started", _time(run.started_at) if run else ""), ("Prefect flow run", tags.get(FLOW_RUN)),
         ("from the cache", tags.get("cached_stages")),
         ("recipe", ", ".join(f"{key}={params[key]}" for key in _BRIEF if key in params)),
-        *((name, f"{value:.4f} ({low:.4f} to {high:.4f})") for name, value, low, high in _measured(metrics)[:4]),
+        *((name, f"{value:.4f} ({low:.4f} to {high:.4f})") for name, value, low, high in figures[:4]),
     ))  # fmt: skip
-    rows = tuple((name, value, low, high) for name, value, low, high in _measured(metrics)[:_MAX_METRICS])
+    rows = tuple(figures[:_MAX_METRICS])
     tables = tuple(table for table in (
         Table("Measured, with 95 % intervals", ("metric", "value", "low", "high"), rows),
         Table("Recipe", ("parameter", "value"), recipe),
@@ -258,15 +260,6 @@ def _lock(root: Path, commit: str, digest: str) -> str:
         return f"{digest[:12]}, which no commit here has"
     same = hashlib.sha256(text.encode("utf-8")).hexdigest() == digest
     return f"{digest[:12]}, {'as the commit has it' if same else 'which differs from that of the commit'}"
-
-
-def _measured(metrics: Mapping[str, float]) -> list[tuple[str, float, float, float]]:
-    """The metrics with an interval: (name, value, low, high)."""
-    return sorted(
-        (name, value, metrics[f"{name}/low"], metrics[f"{name}/high"])
-        for name, value in metrics.items()
-        if f"{name}/low" in metrics and f"{name}/high" in metrics
-    )
 
 
 def _time(seconds: float) -> str:

@@ -6,7 +6,7 @@ The run of such an evaluation is a child of the run that made the model, where t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,10 @@ from align.errors import DataError, RefusedError
 from align.formats.model_folder import CONFIG, WEIGHTS, read_config
 from align.release.promotion.evidence import model_folder
 from align.release.promotion.judge import version_asked
-from align.release.registration.shown import log_shown
+from align.release.registration.shown import log_report, tables
 from align.services.tracking.registry import MODEL_DIGEST, Version
 from align.services.tracking.tracker import Tracker
 
-#: The folder of artifacts of the evaluation's run, as a run of the pipeline has it.
-REPORT = "reports/evaluation"
 #: Written out, so that a long text of a form does not fill the log.
 _SHOWN = 100
 
@@ -99,7 +97,9 @@ def inside(root: Path, path: str) -> Path:
     raise DataError(f"{path[:_SHOWN]}: not in the checkout; give a path relative to it, without `..`")
 
 
-def log_evaluation(tracker: Tracker, run_id: str, reports: Path, params: Mapping[str, Any]) -> dict[str, float]:
+def log_evaluation(
+    tracker: Tracker, run_id: str, reports: Path, params: Mapping[str, Any], shown: Sequence[str]
+) -> dict[str, float]:
     """Logs an evaluation as `align register` logs that of a pipeline: metrics, tables, pictures, the report's files.
 
     Args:
@@ -107,6 +107,7 @@ def log_evaluation(tracker: Tracker, run_id: str, reports: Path, params: Mapping
         run_id: of the evaluation's run.
         reports: the folder with the folder `evaluation`.
         params: what was measured; the digests of the sets are added.
+        shown: see `log_report`.
 
     Returns:
         The metrics.
@@ -116,9 +117,8 @@ def log_evaluation(tracker: Tracker, run_id: str, reports: Path, params: Mapping
     report = json.loads((folder / "report.json").read_bytes())
     digests = {f"set.{name}": of["digest"] for name, of in report["sets"].items()}
     tracker.log_params(run_id, {**params, **digests, "sets": report["evaluation_digest"]})
-    tracker.log_metrics(run_id, metrics)
-    log_shown(tracker, run_id, metrics, reports)
-    tracker.log_folder(run_id, folder, REPORT)
+    log_report(tracker, run_id, folder, shown)
+    tracker.log_tables(run_id, tables([folder]))
     return metrics
 
 

@@ -35,8 +35,8 @@ from align.errors import CorruptError, DataError, FormatError
 from align.formats.model_folder import WEIGHTS, model_digest
 from align.formats.policy import OPTED_OUT
 from align.release.registration.model_card import CARD, Champion, ModelCard
-from align.release.registration.results import PipelineOutputs, Results, read_results, read_series
-from align.release.registration.shown import log_shown, view
+from align.release.registration.results import PipelineOutputs, Results, read_results
+from align.release.registration.shown import all_metrics, headline, log_report, tables, view
 from align.services.git import LOCK_FILE, commit_files, git, git_if_any
 from align.services.signing import SIGNATURE, is_kept, log_signature, require_signed
 from align.services.tracking.address import current_flow_run_id, current_run_id, has_store
@@ -254,7 +254,10 @@ def register(
     try:
         if reused is None:  # the tags of an earlier run still say what made it
             tracker.set_tags(run, _tags(results, origin, earlier))
-        _log(tracker, run, outputs, results, with_files=reused is None)
+            tracker.log_params(run, results.params)
+            for folder in outputs.report_folders():
+                log_report(tracker, run, folder, headline(values), outputs.shards)
+            tracker.log_tables(run, tables(outputs.report_folders()))
         version, created = _version(tracker, run, config.model_name, outputs, results, origin)
         if outputs.index is not None and outputs.finetuned is not None:
             log_index(tracker, version, outputs.index, outputs.finetuned, outputs.packaged)
@@ -316,22 +319,6 @@ def _tags(results: Results, origin: Origin, earlier: str | None) -> dict[str, st
     return tags
 
 
-def _log(tracker: Tracker, run: str, outputs: PipelineOutputs, results: Results, *, with_files: bool) -> None:
-    """Logs what the run shows. The last value of a curve is that of its last step, not one more at step 0."""
-    tracker.log_params(run, results.params)
-    others = dict(results.metrics)
-    for stage, rows in read_series(outputs):
-        tracker.log_series(run, rows, prefix=f"{stage}/")
-        for name in {name for row in rows for name in row}:
-            others.pop(f"{stage}/{name}", None)
-    tracker.log_metrics(run, others)
-    if with_files:
-        for folder in outputs.report_folders():
-            tracker.log_folder(run, folder, f"reports/{folder.name}")
-        log_shown(tracker, run, results.metrics, outputs.reports)
-        tracker.log_dataset(run, "shards", results.data_digest, outputs.shards.as_posix())
-
-
 def _unfinished(tracker: Tracker, config: RegisterConfig, results: Results) -> str | None:
     runs = tracker.runs(
         f"tags.`{_REGISTERS}` = '{results.digest}' and attributes.status != 'FINISHED'", config.experiment
@@ -352,7 +339,7 @@ def _version(
         return version, False
     tracker.log_folder(run, outputs.packaged, MODEL_ARTIFACT)
     champion = tracker.registry.version_at(model, CHAMPION)
-    compared = Champion(champion.number, tracker.metrics(champion.run_id)) if champion else None
+    compared = Champion(champion.number, all_metrics(tracker, champion.run_id)) if champion else None
     card = ModelCard(model, results, outputs, origin.tags(), tracker.page(run, None) or run, compared)
     tracker.log_text(run, card.markdown(), CARD)
     return tracker.registry.create_version(model, run, MODEL_ARTIFACT, tags, card.description()), True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from align.formats.model_folder import CONFIG, read_config
 from align.formats.shards import read_manifest
 from align.formats.verdict import SHARDS, TABLES, require_passed
 
-_STEPS = "metrics.jsonl"
 #: MLflow refuses longer tags.
 _MAX_TAG = 5000
 
@@ -146,14 +145,6 @@ def _decisions(report: Path, data_digest: str, shards: Path) -> str:
         return str(made["decisions"])
     except KeyError:
         raise DataError(f"{report}: does not name the filter's decisions; run `align shard` again") from None
-
-
-def read_series(outputs: PipelineOutputs) -> Iterator[tuple[str, list[Mapping[str, float]]]]:
-    """The stages that wrote a metrics.jsonl: name, and its rows."""
-    for folder in outputs.report_folders():
-        if (path := folder / _STEPS).is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            yield folder.name, [json.loads(line) for line in lines if line]
 
 
 def _values(outputs: PipelineOutputs, values: Mapping[str, Any]) -> dict[str, Any]:

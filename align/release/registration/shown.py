@@ -1,4 +1,7 @@
-"""Pictures under fixed keys, and tables, which MLflow shows side by side for several runs."""
+"""What MLflow shows of a run's stages: few figures, curves, models; files, pictures and tables, side by side.
+
+MLflow has a column and a chart for each metric, so a run has few: curves, and `headline`. The table `metrics` has all.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.release import PromoteConfig
-from align.services.tracking.tracker import Tracker
+from align.services.tracking.tracker import Tracker, metric_name
 
 #: Key in MLflow -> file below reports/. Of the retrieval examples, both show the same queries in every run.
 PICTURES = {
@@ -32,50 +35,102 @@ _KEY = re.compile(r"[A-Za-z0-9_. -]+")
 #: Parameters that the list of runs has columns for.
 _COLUMNS = ("pretrain.seed", "pretrain.num_steps", "pretrain.batch_size", "pretrain.learning_rate")
 
+#: The metrics of a run that are no curves; a name in MLflow of the model that a stage made, by its report.
+MAX_HEADLINE = 8
+_MODELS = {"pretrain": "pre-trained", "finetune": "fine-tuned", "package": "packaged"}
+_STEPS = "metrics.jsonl"
+_WAYS = ("image_to_text", "text_to_image")
+
+#: The table of all metrics; the parts of one, in the order of its columns.
+METRICS = "metrics"
+_PARTS = ("", "/low", "/high", "/chance")
+
 #: Columns of a table: name -> cells.
 Table = dict[str, list[Any]]
+
+
+def headline(values: Mapping[str, Any]) -> list[str]:
+    """The eight figures that runs are compared by: what promotion looks at, recall on its first set, what was kept.
+
+    Args:
+        values: params.yaml, section -> key -> value; a champion is chosen by `promote.metrics`.
+    """
+    promoted = values.get(PromoteConfig.section, {}).get("metrics", [])
+    named = [f"{name.partition('/')[0]}/{way}/recall@{k}" for name in promoted[:1] for k in (1, 10) for way in _WAYS]
+    return list(dict.fromkeys([*promoted[: MAX_HEADLINE - 1 - len(named)], *named, "filter/keep_rate"]))
 
 
 def view(values: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
     """The metrics and the parameters that the list of runs has columns for, and the keys of the pictures in it.
 
     Args:
-        values: params.yaml, section -> key -> value; a champion is chosen by `promote.metrics`.
+        values: as `headline` takes them.
     """
-    return values.get(PromoteConfig.section, {}).get("metrics", []), _COLUMNS, tuple(PICTURES)
+    return headline(values), _COLUMNS, tuple(PICTURES)
 
 
-def pictures(reports: Path) -> dict[str, Path]:
-    """Key -> file, of those that the stages wrote."""
+def pictures(reports: Sequence[Path]) -> dict[str, Path]:
+    """Key -> file, of those that the stages with these reports wrote."""
     named = dict(PICTURES)
-    for one in _report(reports / "evaluation").get("classes", {}):
+    for one in _report(reports, "evaluation").get("classes", {}):
         if _KEY.fullmatch(one):  # the others are only among the report's files
             named |= {key.format(one): name.format(one) for key, name in _PICTURES_OF_SET.items()}
-    return {key: reports / name for key, name in named.items() if (reports / name).is_file()}
+    files = {
+        key: folder.parent / name
+        for key, name in named.items()
+        for folder in reports
+        if name.startswith(f"{folder.name}/")
+    }
+    return {key: file for key, file in files.items() if file.is_file()}
 
 
-def log_shown(tracker: Tracker, run_id: str, metrics: Mapping[str, float], reports: Path) -> None:
-    """Logs pictures and tables, each once: of a run of the pipeline, and of an evaluation apart from it."""
-    tracker.log_pictures(run_id, pictures(reports))
-    tracker.log_tables(run_id, tables(metrics, reports))
+def log_report(tracker: Tracker, run_id: str, folder: Path, shown: Sequence[str], shards: Path | None = None) -> None:
+    """Logs what a stage reported, each part once.
+
+    Args:
+        tracker: MLflow.
+        run_id: of the run.
+        folder: the stage's report.
+        shown: the metrics that become MLflow's, see `headline`; where a set of one's own has none, its main ones do.
+        shards: data/shards, which the run used; None: it made none.
+    """
+    metrics = _json(folder / "metrics.json")
+    if (curves := folder / _STEPS).is_file():
+        rows = [json.loads(line) for line in curves.read_text("utf-8").splitlines() if line]
+        tracker.log_series(run_id, rows, prefix=f"{folder.name}/")
+    chosen = {name: metrics[name] for name in shown if name in metrics}
+    if not chosen and folder.name == "evaluation":
+        main = [f"{row[0]}/{row[1]}" for row in _measured(metrics) if row[1].endswith(("recall@1", "accuracy"))]
+        chosen = {name: metrics[name] for name in main[:MAX_HEADLINE]}
+    tracker.log_metrics(run_id, chosen)
+    tracker.log_folder(run_id, folder, f"reports/{folder.name}")
+    if shards is not None and (data := _report([folder], "shard")):
+        tracker.log_dataset(run_id, "shards", data["digest"], shards.as_posix())
+    if folder.name in _MODELS:
+        figures = [*shown] if folder.name == "package" else [f"{folder.name}/val/", f"{folder.name}/train/loss"]
+        tracker.log_model(run_id, _MODELS[folder.name], figures)
+    if made := pictures([folder]):
+        tracker.log_pictures(run_id, made)
 
 
-def tables(metrics: Mapping[str, float], reports: Path) -> dict[str, Table]:
-    """Name -> table, of those that have rows: `recall`, `classes` and `funnel`.
+def tables(reports: Sequence[Path]) -> dict[str, Table]:
+    """Name -> table, of those that have rows: `metrics`, `classes` and `funnel`.
 
     Side by side, MLflow makes a row of each value of the first column and shows the second one of each run.
 
     Args:
-        metrics: of all stages; those with an interval are rows of `recall`.
-        reports: the folder of the stages' reports.
+        reports: the folders with the stages' reports.
     """
-    classes = _report(reports / "evaluation").get("classes", {})
-    funnel = _report(reports / "filter").get("funnel", [])
+    metrics: dict[str, float] = {}
+    for folder in reports:
+        metrics |= _json(folder / "metrics.json")
+    classes = _report(reports, "evaluation").get("classes", {})
+    funnel = _report(reports, "filter").get("funnel", [])
+    measured = [(f"{name}/{metric}", _said(*numbers), *numbers) for name, metric, *numbers in _measured(metrics)]
+    parts = {name + part for name, *_ in measured for part in _PARTS}
+    others = [(name, value, value, None, None, None) for name, value in metrics.items() if name not in parts]
     found = {
-        "recall": _columns(
-            ("measure", "with interval", "value", "low", "high", "chance"),
-            [(f"{name}/{metric}", _said(*numbers), *numbers) for name, metric, *numbers in _measured(metrics)],
-        ),
+        METRICS: _columns(("measure", "with interval", "value", "low", "high", "chance"), [*measured, *others]),
         "classes": _columns(
             ("class", "accuracy", "images"),
             [
@@ -90,6 +145,18 @@ def tables(metrics: Mapping[str, float], reports: Path) -> dict[str, Table]:
         ),
     }
     return {name: table for name, table in found.items() if any(table.values())}
+
+
+def all_metrics(tracker: Tracker, run_id: str) -> dict[str, float]:
+    """All metrics of a run under MLflow's names: those that MLflow has, and those of its table."""
+    found = tracker.metrics(run_id)
+    for name, *numbers in tracker.table(run_id, METRICS):
+        found |= {
+            metric_name(name + part): value
+            for part, value in zip(_PARTS, numbers[1:], strict=True)
+            if value is not None
+        }
+    return found
 
 
 def _measured(metrics: Mapping[str, float]) -> list[tuple[Any, ...]]:
@@ -118,7 +185,11 @@ def _columns(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Table:
     return {name: [row[index] for row in rows] for index, name in enumerate(names)}
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    path = folder / "report.json"
+def _report(reports: Sequence[Path], name: str) -> dict[str, Any]:
+    """What a stage reported; empty if it is not among these."""
+    return next((_json(folder / "report.json") for folder in reports if folder.name == name), {})
+
+
+def _json(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     return found

@@ -58,7 +58,7 @@ _MADE = 0
 
 
 def view_tag(metrics: Sequence[str], params: Sequence[str], pictures: Sequence[str]) -> tuple[str, str]:
-    """Key and value of the tag that is the view.
+    """Key and value of the tag that is the view. What is not in it is as MLflow has it by default.
 
     Args:
         metrics: their columns, under MLflow's names, first to last.
@@ -69,24 +69,11 @@ def view_tag(metrics: Sequence[str], params: Sequence[str], pictures: Sequence[s
     columns += [f"params.`{name}`" for name in params] + ["tags.`align.git_revision`"]
     state: dict[str, Any] = {
         "selectedColumns": columns,
-        "columnOrder": [],
-        "columnWidths": {},
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsVisibilityMap": {},
-        "runsHiddenMode": "FIRST_10_RUNS",
+        "columnOrder": columns,
+        "columnWidths": {name: 24 + 7 * len(name.partition(".")[2]) for name in columns[2:]},  # headers are whole
         "compareRunCharts": [_picture(key) for key in pictures],
         "compareRunSections": [_section(name) for name in dict.fromkeys(key.partition("/")[0] for key in pictures)],
-        "viewMaximized": False,
-        "runListHidden": False,
         "isAccordionReordered": True,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "groupBy": None,
-        "groupsExpanded": {},
-        "autoRefreshEnabled": True,
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
     view = {"name": "ALIGN", "createdAt": _MADE, "updatedAt": _MADE, "state": json.dumps(state)}
     return _TAG, json.dumps(view)
@@ -120,6 +107,11 @@ def _section(name: str) -> dict[str, Any]:
         "columns": 1,
         "cardHeight": 480,
     }
+
+
+def run_address(server: str, experiment_id: str, run_id: str) -> str:
+    """The address of a run's page."""
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?{TRAINING}"
 
 
 def runs_address(server: str, experiment_id: str) -> str:

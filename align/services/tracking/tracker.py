@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,13 @@ from align.errors import RefusedError, ServiceError, without_logins
 from align.services.tracking.address import DEFAULT_URI, named_address
 from align.services.tracking.database import DATABASE, artifacts_beside, database_file, make_private
 from align.services.tracking.registry import Registry, Version
-from align.services.tracking.runs_view import TRAINING, TrackedRun, runs_address, tracked_run, view_tag
+from align.services.tracking.runs_view import TrackedRun, run_address, runs_address, tracked_run, view_tag
 
 #: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
 #: killed is found.
 FLOW_RUN, ATTEMPT = "align.flow_run", "align.attempt"
+#: A run that MLflow calls KILLED ended by itself: somebody cancelled or suspended it.
+ENDED = "align.ended"
 #: MLflow's own tag of a run that is listed below another.
 PARENT = "mlflow.parentRunId"
 
@@ -149,7 +152,7 @@ class Tracker:
             return None
         with self._asking():
             experiment = self._client.get_run(run_id).info.experiment_id
-        return f"{address}/#/experiments/{experiment}/runs/{run_id}?{TRAINING}"
+        return run_address(address, experiment, run_id)
 
     def runs_page(self, experiment: str, server: str | None) -> str | None:
         """The address of the list of runs in the view of `save_view`; None if no server or no experiment is."""
@@ -172,7 +175,7 @@ class Tracker:
         """Makes a run that failed or was killed a running one again, of another attempt of its flow run."""
         with self._asking():
             self._client.update_run(run_id, status="RUNNING")
-        self.set_tags(run_id, {ATTEMPT: attempt})
+        self.set_tags(run_id, {ATTEMPT: attempt, ENDED: ""})
 
     def rename_run(self, run_id: str, name: str) -> None:
         """Gives a run another name."""
@@ -268,6 +271,52 @@ class Tracker:
             if files:  # the pages of MLflow read this tag
                 shown = [{"path": file, "type": "table"} for file in files]
                 self._client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(shown))
+
+    def table(self, run_id: str, name: str) -> list[list[Any]]:
+        """The rows of a table; none if the run has no such table."""
+        with tempfile.TemporaryDirectory(prefix="align-") as folder:
+            file = self.artifact(run_id, f"tables/{name}.json", Path(folder))
+            return list(json.loads(file.read_bytes())["data"]) if file else []
+
+    def log_model(self, run_id: str, name: str, figures: Sequence[str]) -> None:
+        """Shows a model that the run made on MLflow's pages of models, with figures of the run; once.
+
+        Args:
+            run_id: the run.
+            name: of the model.
+            figures: the names of metrics that are about it, or how they begin.
+        """
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        begins = tuple(metric_name(figure) for figure in figures)
+        with self._asking():
+            run = self._client.get_run(run_id)
+            place, condition = run.info.experiment_id, f"source_run_id = '{run_id}' AND name = '{name}'"
+            if found := self._client.search_logged_models([place], condition, max_results=1):
+                model = found[0].model_id
+            else:
+                model = self._client.create_logged_model(place, name, run_id).model_id
+                self._client.log_outputs(run_id, [LoggedModelOutput(model, 0)])
+                self._client.finalize_logged_model(model, "READY")
+            points = [point for point in run.data.to_proto().metrics if point.key.startswith(begins)]
+            again = [Metric(point.key, point.value, point.timestamp, point.step, model) for point in points]
+            self._client.log_batch(
+                run_id, metrics=again
+            )  # MLflow has no other way; the run keeps one of two equal points
+
+    @contextmanager
+    def watched(self, run_id: str) -> Iterator[None]:
+        """Logs what this machine does meanwhile (processor, memory, disk, network, GPU), by MLflow's own monitor."""
+        from mlflow.system_metrics import system_metrics_monitor
+
+        made: Any = system_metrics_monitor.SystemMetricsMonitor
+        with self._asking():
+            monitor = made(run_id, 10, 3, resume_logging=True, tracking_uri=self._address)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Writes a text as artifact `name`."""

@@ -16,7 +16,7 @@ from align.config.params import write_params
 from align.pipeline import runs
 from align.pipeline.run_records import RunRecord, hold
 from align.services.git import git
-from align.services.tracking.tracker import Tracker
+from align.services.tracking.tracker import ENDED, Tracker
 from flows.checkout.run_branch import record
 from tests.support.dvc_projects import commit_all, environment, make_repository
 from tests.support.params import PARAMS_FILE
@@ -65,6 +65,12 @@ def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     about = {"schema_version": 1, "name": "wide", "state": "failed", "why": "the loss\x1b[31m is inf", "flow_run": "f1"}
     (failed / "run.json").write_text(json.dumps(about))
     (root / ".align/failed/old-12345678").mkdir()  # as an earlier version left it
+    first_try = root / ".align/failed/demo-2-f0"  # the retry of its flow run became branch run/demo-2
+    first_try.mkdir()
+    (first_try / "run.json").write_text(json.dumps(about | {"name": "demo-2", "flow_run": "f0"}))
+    os.utime(first_try, (1e9, 1e9))
+    work = {"line": "pretrain: step 20 of 80, loss 5.310", "done": 20, "total": 80, "per_s": 0.5}
+    (root / ".align/progress.json").write_text(json.dumps({"lines": [], "work": work}))
     held = [hold(RunRecord(name, name, 1, "", "", str(root), str(root), "")) for name in ("now", "gone")]
     held[1].close()
     held.append(hold(RunRecord("promote", "p", 1, "", "", str(root), flow="promote")))  # no run of the pipeline
@@ -82,6 +88,7 @@ def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ("wide", "f1-1", {}, "FAILED"),
             ("now", "now-1", {}, None),
             ("theirs", "x-1", {}, None),
+            ("stopped", "s-1", {ENDED: "cancelled"}, "KILLED"),
         ):
             run = tracker.start_run("align", name, attempt)
             tracker.set_tags(run, tags)
@@ -113,8 +120,9 @@ def test_every_run_with_its_state(capsys: pytest.CaptureFixture[str]) -> None:
     by_name = {run["name"]: run for run in answer["runs"]}
     assert {name: run["state"] for name, run in by_name.items()} == {
         "demo": "finished", "demo-2": "finished", "wide-0a1b2c3d": "failed", "old-12345678": "failed", "now": "running",
-        "gone": "killed", "theirs": "unknown",
+        "gone": "killed", "theirs": "unknown", "stopped": "cancelled",
     }  # fmt: skip
+    assert [run["doing"] for run in answer["runs"] if run["doing"]] == [by_name["now"]["doing"]]
     assert answer["params_that_differ"] == [RATE]
     assert len({frozenset(run) for run in answer["runs"]}) == 1  # the same keys for all
     second = by_name["demo-2"]
@@ -132,16 +140,21 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     )
     assert main(["runs"]) == 0
     out = capsys.readouterr().out
-    heads = [line.split()[:3] for line in out.splitlines()[:7]]
-    assert sorted(head[0] for head in heads) == list("ABCDEFG")
+    heads = [line.split()[:3] for line in out.split("\n\n")[0].splitlines()]
+    now = heads.pop(1 + next(row for row, head in enumerate(heads) if head[1] == "now"))
+    assert now == ["2", "min", "left;"] and "left; pretrain: step 20 of 80, loss 5.310\n" in out
+    assert sorted(head[0] for head in heads) == list("ABCDEFGH")
     assert ["demo-2", "finished"] in [head[1:] for head in heads] and ["now", "running"] in [head[1:] for head in heads]
     assert RATE in out and "pretrain.num_steps" not in out and "60.0 [50.0-70.0]" in out and "1:30:00" in out
     assert "the loss\\u001b[31m is inf" in out
     assert "http://p/runs/flow-run/f0  http://m/#/experiments/" in out
+    assert out.count("http://m/") == out.count("?workflowType=machine_learning") == 5  # the pages for training
     assert max(map(len, out.split("Links")[0].splitlines())) <= 100
     assert main(["runs", "--last", "2"]) == 0
     out = capsys.readouterr().out
-    assert "5 older ones are not shown; --last 7 shows all" in out
+    assert "6 older ones are not shown; --last 8 shows all" in out
+    assert main(["runs", "--last", "1"]) == 0  # nothing differs, and no empty table says so
+    assert "Parameters" not in capsys.readouterr().out
 
 
 def test_one_run(capsys: pytest.CaptureFixture[str]) -> None:

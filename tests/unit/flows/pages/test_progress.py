@@ -17,17 +17,15 @@ import pytest
 
 from align.display import console
 from align.display.console import PROGRESS_VARIABLE, say, track
+from align.display.progress import Work, describe, read_said
 from flows.dag import Stage
 from flows.pages import progress
 from flows.pages.progress import (
     RunPage,
-    Work,
     at_stage,
     bar,
-    describe,
     page_markdown,
     put_markdown,
-    read_said,
     run_page,
 )
 from flows.tasks.run_context import RunContext, child_environment, progress_file

@@ -278,7 +278,7 @@ class Stack:
 
     def click(self, flow: str, **values: object) -> str:
         """Starts a flow with these values of Prefect's; returns the flow run's id."""
-        deployment = self.ask(f"/deployments/name/{flow}/local")["id"]
+        deployment = self.ask("/deployments/filter", {"flows": {"name": {"any_": [flow]}}})[0]["id"]
         return str(self.ask(f"/deployments/{deployment}/create_flow_run", values)["id"])
 
     def force(self, run: str, state: str) -> None:

@@ -12,6 +12,7 @@ cancelling; a run whose worker has died obeys by itself.
 from __future__ import annotations
 
 import base64
+import fnmatch
 import io
 import itertools
 import json
@@ -169,12 +170,12 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
             elsewhere = _run(stage, run, log)
         except CommandError as error:
             failure = in_kept_folder(str(error), run, str(Path(stage.report).parent))
-            _publish(stage, run.root, failure, has_report=did_run(stage.name, lines))
+            _publish(stage, run, failure, has_report=did_run(stage.name, lines))
             failed = StageError(failure)
             failed.stage = stage.name
             raise failed from None
         ran = did_run(stage.name, lines) if elsewhere is None else elsewhere
-    _publish(stage, run.root)
+    _publish(stage, run)
     outcome = StageOutcome(stage=stage.name, ran=ran)
     if ran:
         return Completed(message=stage.description, data=outcome)
@@ -224,36 +225,74 @@ def did_run(name: str, lines: Sequence[str]) -> bool:
     return any(line.startswith(f"Running stage '{name}'") for line in lines)
 
 
-def _publish(stage: Stage, root: Path, failure: str | None = None, *, has_report: bool = True) -> None:
+def _publish(stage: Stage, run: RunContext, failure: str | None = None, *, has_report: bool = True) -> None:
     """Shows a stage's report as an artifact. DVC removes the last run's report first, if it starts the command."""
+    report = run.root / stage.report
+    page, _, view = (run.mlflow_page or "").partition("?")
+    address = f"{page}/artifacts/reports/{report.name}/report.html?{view}" if page else None
     create_markdown_artifact(
-        report_markdown(root / stage.report if has_report else None, stage, failure),
+        report_markdown(report if has_report else None, stage, failure, address),
         key=f"{stage.name.replace('_', '-')}-report",
         description=stage.description,
     )
 
 
-def report_markdown(report: Path | None, stage: Stage, failure: str | None = None) -> str:
-    """A stage's report for the UI: why it failed, metrics as a table, pictures embedded. None: it wrote no report."""
+def report_markdown(report: Path | None, stage: Stage, failure: str | None = None, address: str | None = None) -> str:
+    """A stage's report for the UI: the verdict, the main figures, where the whole is, pictures, then all metrics.
+
+    Args:
+        report: its folder; None: it wrote none.
+        stage: that wrote it.
+        failure: why the stage failed.
+        address: of its report.html.
+    """
     parts = [f"# {stage.name}", stage.description]
     if failure is not None:
         parts.append(f"Failed:\n\n{fenced_markdown([failure])}")
     if report is None:
         return "\n\n".join(parts)
-    if (report / "metrics.json").exists():
-        metrics: dict[str, Any] = json.loads((report / "metrics.json").read_text("utf-8"))
-        rows = [f"| {plain_markdown(name)} | {_number(value)} |" for name, value in metrics.items()]
-        parts.append("\n".join(["| metric | value |", "|---|---:|", *rows]))
+    file = report / "metrics.json"
+    metrics: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    parts += [_verdict(report, metrics)] if failure is None else []
+    parts += [_main_figures(stage.figures, metrics)] if metrics and stage.figures else []
+    if (report / "report.html").exists():
+        where = f"[Open report.html]({address})" if address else f"`{stage.report}/report.html` in the run's files"
+        parts.append(f"{where}: all tables and pictures")
     pictures = {picture: _for_a_page(picture) for picture in sorted(report.glob("*.png"))}
-    smallest_first = sorted(pictures, key=lambda picture: len(pictures[picture]))
+    smallest_first = sorted(pictures, key=lambda picture: (picture.name != stage.plot, len(pictures[picture])))
     sizes = itertools.accumulate(len(pictures[picture]) for picture in smallest_first)
     shown = {picture for picture, size in zip(smallest_first, sizes, strict=True) if size <= MAX_PICTURES_BYTES}
-    for picture, data in pictures.items():
+    for picture, data in sorted(pictures.items(), key=lambda item: item[0].name != stage.plot):
         if picture in shown:
             parts.append(f"![{picture.stem}](data:image/png;base64,{base64.b64encode(data).decode()})")
         else:
             parts.append(f"{picture.name}: {len(data) / 1e6:.1f} MB, see {report.name}/ in the checkout")
+    rows = [f"| {plain_markdown(name)} | {_number(value)} |" for name, value in metrics.items()]
+    parts += ["## All metrics", "\n".join(["| metric | value |", "|---|---:|", *rows])] if rows else []
     return "\n\n".join(parts)
+
+
+def _verdict(report: Path, metrics: dict[str, Any]) -> str:
+    """What a stage that ended well says in a line: a gate by its verdict, a measurement by what chance would give."""
+    if (report / "verdict.json").exists():
+        return "**Passed**" if json.loads((report / "verdict.json").read_bytes())["passed"] else "**Refused**"
+    measured = [name for name in metrics if {f"{name}/low", f"{name}/chance"} <= metrics.keys()]
+    above = sum(metrics[f"{name}/low"] > metrics[f"{name}/chance"] for name in measured)
+    said = f"{above} of {len(measured)} measures are above chance, by the lower end of their 95 % interval"
+    return f"**{said if measured else 'Complete'}**"
+
+
+def _main_figures(patterns: Sequence[str], metrics: dict[str, Any]) -> str:
+    """A row for each pattern: of the metrics that it matches, the least nested, and then the first by name."""
+    rows = ["| main figures | | by chance |", "|---|---:|---:|"]
+    for found in filter(None, (fnmatch.filter(metrics, pattern) for pattern in patterns)):
+        name = min(found, key=lambda one: (one.count("/"), one))
+        chance = metrics.get(f"{name}/chance")
+        number = "{:.1%}".format if f"{name}/low" in metrics else _number
+        rows.append(
+            f"| {plain_markdown(name)} | {number(metrics[name])} | {'' if chance is None else number(chance)} |"
+        )
+    return "\n".join(rows)
 
 
 def _for_a_page(picture: Path) -> bytes:

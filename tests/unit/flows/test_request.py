@@ -186,7 +186,18 @@ def test_the_parts_of_a_run_take_what_was_read_at_its_start(checkout: Path) -> N
     taken: RunContext = data.validate_parameters({"run": run})["run"]
     assert [stage.name for stage in taken.chosen.stages] == ["ingest", "filter", "validate", "shard"]
     assert taken.params is run.params is run.model_copy(update={"mlflow_run_id": "0"}).params
-    recorded = {"root", "checkout", "name", "stale", "pools", "dirty", "mlflow_run_id", "attempt", "kept"}
+    recorded = {
+        "root",
+        "checkout",
+        "name",
+        "stale",
+        "pools",
+        "dirty",
+        "mlflow_run_id",
+        "mlflow_page",
+        "attempt",
+        "kept",
+    }
     assert data.serialize_parameters({"run": run})["run"].keys() == recorded  # by Prefect: not all of dvc.yaml
 
 

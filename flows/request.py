@@ -71,7 +71,8 @@ def _values() -> dict[str, dict[str, Any]]:
 def _empty(key: str) -> str:
     """What counts if the field of a parameter is empty: the value of params.yaml, and of each profile that differs."""
     section, name = key.split(".")
-    found = {profile: str(values.get(section, {}).get(name)) for profile, values in _values().items()}
+    found = {profile: values.get(section, {}).get(name) for profile, values in _values().items()}
+    found = {profile: f"{value:,}" if isinstance(value, int) else str(value) for profile, value in found.items()}
     others = ", ".join(f"{profile} {value}" for profile, value in found.items() if value != found[DEMO])
     more = f"; in profile {others}" if others else ""
     return f"{found[DEMO]} ({key}{more})" if found else f"as in the profile or params.yaml ({key})"

@@ -284,15 +284,15 @@ def _verdict(report: Path, metrics: dict[str, Any]) -> str:
 
 def _main_figures(patterns: Sequence[str], metrics: dict[str, Any]) -> str:
     """A row for each pattern: of the metrics that it matches, the least nested, and then the first by name."""
-    rows = ["| main figures | | by chance |", "|---|---:|---:|"]
+    rows = []
     for found in filter(None, (fnmatch.filter(metrics, pattern) for pattern in patterns)):
         name = min(found, key=lambda one: (one.count("/"), one))
-        chance = metrics.get(f"{name}/chance")
         number = "{:.1%}".format if f"{name}/low" in metrics else _number
-        rows.append(
-            f"| {plain_markdown(name)} | {number(metrics[name])} | {'' if chance is None else number(chance)} |"
-        )
-    return "\n".join(rows)
+        values = [number(metrics[key]) if key in metrics else "" for key in (name, f"{name}/chance")]
+        rows.append([plain_markdown(name), *values])
+    width = 3 if any(row[-1] for row in rows) else 2
+    head = [["main figures", "", "by chance"], ["---", "---:", "---:"]]
+    return "\n".join(f"| {' | '.join(row[:width])} |" for row in [*head, *rows])
 
 
 def _for_a_page(picture: Path) -> bytes:

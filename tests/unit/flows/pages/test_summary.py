@@ -131,6 +131,9 @@ def test_a_report_begins_with_its_verdict_and_main_figures(tmp_path: Path) -> No
     (folder / "verdict.json").write_text('{"passed": true}')
     assert "**Passed**" in report_markdown(folder, shown)
     assert "`reports/evaluate/report.html` in the run's files" in report_markdown(folder, shown)
+    assert "| main figures |  |\n| --- | ---: |\n| num_sets | 1,234 |\n\n" in report_markdown(
+        folder, replace(shown, figures=("num_*",))
+    )
     failed = report_markdown(folder, shown, "no sets")
     assert "**Passed**" not in failed and failed.index("no sets") < failed.index("main figures")
 

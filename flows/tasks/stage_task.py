@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import fnmatch
 import io
-import itertools
 import json
 import os
 import re
@@ -117,9 +116,9 @@ class RunState:
             return Pause(state=state)
 
 
-#: Bytes of all pictures of a report; the largest are left out. Prefect keeps an artifact as a row of its database, and
-#: publishes no event of more than 1.5 MB, in base64.
-MAX_PICTURES_BYTES = 1_000_000
+#: Of the main plot; a larger one is only named. Prefect keeps an artifact as a row of its database, and publishes no
+#: event of more than 1.5 MB, in base64.
+MAX_PICTURE_BYTES = 1_000_000
 #: Larger pictures get 256 colours, which makes them a third to a quarter as large.
 _MANY_COLOURS_BYTES = 100_000
 #: Hints that DVC prints for people at a prompt; the log leaves them out.
@@ -238,7 +237,7 @@ def _publish(stage: Stage, run: RunContext, failure: str | None = None, *, has_r
 
 
 def report_markdown(report: Path | None, stage: Stage, failure: str | None = None, address: str | None = None) -> str:
-    """A stage's report for the UI: the verdict, the main figures, where the whole is, pictures, then all metrics.
+    """A stage's report for the UI: the verdict, the main figures, where the whole is, the main plot, then all metrics.
 
     Args:
         report: its folder; None: it wrote none.
@@ -258,15 +257,11 @@ def report_markdown(report: Path | None, stage: Stage, failure: str | None = Non
     if (report / "report.html").exists():
         where = f"[Open report.html]({address})" if address else f"`{stage.report}/report.html` in the run's files"
         parts.append(f"{where}: all tables and pictures")
-    pictures = {picture: _for_a_page(picture) for picture in sorted(report.glob("*.png"))}
-    smallest_first = sorted(pictures, key=lambda picture: (picture.name != stage.plot, len(pictures[picture])))
-    sizes = itertools.accumulate(len(pictures[picture]) for picture in smallest_first)
-    shown = {picture for picture, size in zip(smallest_first, sizes, strict=True) if size <= MAX_PICTURES_BYTES}
-    for picture, data in sorted(pictures.items(), key=lambda item: item[0].name != stage.plot):
-        if picture in shown:
-            parts.append(f"![{picture.stem}](data:image/png;base64,{base64.b64encode(data).decode()})")
-        else:
-            parts.append(f"{picture.name}: {len(data) / 1e6:.1f} MB, see {report.name}/ in the checkout")
+    for picture in sorted(report.glob("*.png"), key=lambda one: (one.name != stage.plot, one.name))[:1]:
+        data = _for_a_page(picture)
+        large = f"{picture.name}: {len(data) / 1e6:.1f} MB, see {report.name}/ in the checkout"
+        shown = f"![{picture.stem}](data:image/png;base64,{base64.b64encode(data).decode()})"
+        parts.append(large if len(data) > MAX_PICTURE_BYTES else shown)
     rows = [f"| {plain_markdown(name)} | {_number(value)} |" for name, value in metrics.items()]
     parts += ["## All metrics", "\n".join(["| metric | value |", "|---|---:|", *rows])] if rows else []
     return "\n\n".join(parts)

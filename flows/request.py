@@ -118,7 +118,7 @@ def _patterns(schema: dict[str, Any]) -> None:
 def _whole(schema: dict[str, Any]) -> None:
     """What no field shows: `name`, since Prefect's form asks for one itself, and which keys overrides may have."""
     del schema["properties"]["name"]
-    schema["patternProperties"] = {"^name$": {"type": ["string", "null"], "pattern": f"^$|{NAME}"}}
+    schema["patternProperties"] = {"^name$": {"type": ["string", "null"], "pattern": f"^$|{NAME}"} | NO_LOGIN}
     known = "|".join(map(re.escape, _parameters()))
     unknown = {f"^(?!({known})(\\.|$))": {"not": {"title": "a key that params.yaml does not have"}}}
     # a revision may have other keys, which its run knows

@@ -131,6 +131,7 @@ def test_the_server_takes_what_is_right(request_: dict[str, Any]) -> None:
         ({"ref": "x", "overrides": {"any.key": ["http://me:secret@host/"]}}, "any.key"),
         ({"overrides": {"filter.min_word": 4}}, "filter.min_word"),
         ({"ref": None, "overrides": {"any.key": 1}}, "any.key"),
+        ({"name": "a&sig=secret"}, "request.name"),
         ({"finetune_steps": -1}, "request.finetune_steps"),
         ({"steps": 3}, "request"),
     ],

@@ -42,7 +42,7 @@ from flows.tasks.command_task import command
 from flows.tasks.this_run import end_record, in_progress
 
 #: Of prefect.yaml.
-DEPLOYMENT = "approve/local"
+DEPLOYMENT = "approve/wait-for-approval"
 _WAITING: list[StateType] = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
 #: The state that a click on "Resume" sets; a worker may begin later.
 _RESUMED = "Resuming"

@@ -32,6 +32,8 @@ class Stage:
         outs: paths it writes.
         upstream: names of the stages whose outs it reads.
         report: the folder with its report, one of `outs`.
+        figures: patterns of metrics that its page in Prefect shows first.
+        plot: the picture that comes first there.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Stage:
     outs: tuple[str, ...]
     upstream: tuple[str, ...]
     report: str
+    figures: tuple[str, ...] = ()
+    plot: str = ""
 
 
 def read_dag(root: Path, params: Params | None = None) -> tuple[Stage, ...]:
@@ -66,14 +70,15 @@ def read_dag(root: Path, params: Params | None = None) -> tuple[Stage, ...]:
     upstream = {name: tuple(other for other in entries if _overlap(deps[name], outs[other])) for name in entries}
     reports, stages = below_root(params.values["paths"])["reports"], []
     for name in TopologicalSorter(upstream).static_order():
-        flow = entries[name].get("meta", {}).get("flow")
-        if flow is None:
+        meta = entries[name].get("meta", {})
+        if (flow := meta.get("flow")) is None:
             raise ConfigError(f"{DVC_FILE}: stage '{name}' has no meta.flow: name the sub-flow that runs it")
         report = next((out for out in outs[name] if out.startswith(f"{reports}/")), None)
         if report is None:
             raise ConfigError(f"{DVC_FILE}: stage '{name}' has no out in {reports}/: every stage writes a report")
         words = entries[name].get("desc", name)
-        stages.append(Stage(name, words, flow, deps[name], outs[name], upstream[name], report))
+        shown = tuple(meta.get("figures", ())), meta.get("plot", "")
+        stages.append(Stage(name, words, flow, deps[name], outs[name], upstream[name], report, *shown))
     return tuple(stages)
 
 

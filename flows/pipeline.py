@@ -152,7 +152,7 @@ def _run_stages(run: RunContext, page: RunPage) -> str:
             page.links["MLflow"] = opened.page or f"run {opened.run_id} in mlflow.db; `make up` shows it"
             if opened.comparison:
                 page.links["beside other runs"] = opened.comparison
-            run = run.model_copy(update={"mlflow_run_id": opened.run_id})
+            run = run.model_copy(update={"mlflow_run_id": opened.run_id, "mlflow_page": opened.page})
         if _stages(run, "data"):
             outcomes = data(run)
         if _stages(run, "training"):

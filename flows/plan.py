@@ -62,11 +62,6 @@ class Plan(BaseModel):
 
     def require_possible(self) -> None:
         """Raises DataError if the run cannot work; the message has the first reason, and the number of others."""
-        if missing := [one.stage for one in self.before if one.state == "runs"]:
-            raise DataError(
-                f"{', '.join(missing)} must run before {self.stages[0].stage}: what they write is neither unchanged "
-                f"nor in DVC's cache; run all, or from {missing[0]}"
-            )
         if self.refused:
             first, *others = self.refused
             raise DataError(first + (f" ({len(others)} more: see the plan)" if others else ""))
@@ -118,7 +113,13 @@ def make_plan(run: RunContext, states: States) -> Plan:
     needed, unknown = _disk(asked, needs)
     free = shutil.disk_usage(run.checkout).free
     figures["disk"] = f"{_bytes(needed)} needed{f' and {unknown}' if unknown else ''}, {_bytes(free)} free"
-    refused = [
+    refused = []
+    if unmade := [one.stage for one in before if one.state == "runs"]:
+        refused.append(
+            f"{', '.join(unmade)} must run before {asked[0].stage}: what they write is neither unchanged "
+            f"nor in DVC's cache; run all, or from {unmade[0]}"
+        )
+    refused += [
         f"{one.stage}: {path} does not exist, and no stage makes it: put it there, or name another in params.yaml"
         for one in asked
         if one.state == "runs"
@@ -195,8 +196,10 @@ def _training(stage: str, params: Params, metrics: dict[str, float], need: dict[
     figures = {stage: f"{recipe['num_steps']:,} steps of {recipe['batch_size']:,}: {seen:,} pairs{epochs}"}
     if need is None:
         return figures | {f"{stage}, memory": UNKNOWN}
+    limit = params.values["fit_tokenizer"]["vocab_size"]  # which the model is counted with
+    most = "" if metrics.get("fit_tokenizer/vocab_size") == limit else "at most "
     return figures | {
-        f"{stage}, model": f"{need['num_parameters'] / 1e6:.2f} M parameters",
+        f"{stage}, model": f"{most}{need['num_parameters'] / 1e6:.2f} M parameters",
         f"{stage}, memory": f"about {_bytes(need['rank_bytes'])} for each of {need['num_ranks']} ranks (weights and "
         f"moments {_bytes(need['state_bytes'])}, {need['pairs_at_a_time']:,} pairs at a time of "
         f"{_bytes(need['activation_bytes_per_pair'])}); {need['device']} has {_bytes(need['available_bytes'])} for it",
@@ -301,7 +304,7 @@ def _checkout(root: Path, request: Request) -> Iterator[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program that `align plan` becomes. Returns 0, or 1 where the run cannot work."""
+    """The program that `align plan` becomes. Returns 0, or 1 if there is no plan. A plan may say "cannot work"."""
     parser = argparse.ArgumentParser(prog="align plan")
     parser.add_argument("request", type=Request.model_validate_json, help="as JSON")
     parser.add_argument("--json", action="store_true")
@@ -316,7 +319,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_json(plan.model_dump_json(indent=2))
         else:
             show(*plan.text().split("\n"))
-        plan.require_possible()
     except AlignError as error:
         say(f"align: error: {error}")
         return 1

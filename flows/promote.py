@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
 from align.config import load_params
 from align.config.params import PARAMS_FILE
@@ -20,13 +21,13 @@ from flows.tasks.this_run import end_record, in_progress
 
 
 @flow(flow_run_name="promote", on_completion=[end_record], on_failure=[end_record])
-def promote(version: int | None = None) -> str:
+def promote(version: Annotated[int, Field(ge=0)] = 0) -> str:
     """Makes a version the champion if its metrics suffice; returns the decision in a sentence.
 
     With `promote.approval`, the flow `approve` asks a person first.
 
     Args:
-        version: its number in the registry; empty: the candidate, which was registered last.
+        version: its number in the registry; 0: the candidate, which was registered last.
 
     Raises:
         CommandError: there is no such version, or its metrics do not suffice; the message names the metric and the
@@ -35,7 +36,7 @@ def promote(version: int | None = None) -> str:
     root = Path.cwd()
     with in_progress(), tempfile.TemporaryDirectory(prefix="align-") as folder:
         file = Path(folder) / "decision.json"
-        chosen = () if version is None else (f"--version={version}",)
+        chosen = (f"--version={version}",) if version else ()
         try:
             lines = command("promote", (*chosen, f"--decision={file}"))
         finally:  # a refusal has a page, too
@@ -45,4 +46,4 @@ def promote(version: int | None = None) -> str:
         if decision.get("outcome") != "unapproved":
             return last_line(lines)
         config = load_params(root / PARAMS_FILE).section(PromoteConfig)
-        return ask(decision, is_candidate=version is None, hours=config.approval_timeout_h)
+        return ask(decision, is_candidate=not version, hours=config.approval_timeout_h)

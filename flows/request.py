@@ -25,6 +25,7 @@ from align.project.declared import DVC_FILE
 from align.project.installed import installed
 from align.services.git import git, resolve
 from align.verbs import STAGES
+from flows.checkout.run_branch import NAME
 from flows.dag import Selection, Stage, read_dag, select
 from flows.remote.order import pools
 from flows.tasks.run_context import RunContext
@@ -39,6 +40,8 @@ SHORTCUTS = {
     "num_steps": "pretrain.num_steps",
     "batch_size": "pretrain.batch_size",
     "learning_rate": "pretrain.learning_rate",
+    "finetune_steps": "finetune.num_steps",
+    "finetune_rate": "finetune.learning_rate",
     "source": "paths.archive",
 }
 #: The files of a revision that the check of a request reads.
@@ -54,6 +57,25 @@ def _parameters() -> dict[str, dict[str, Any]]:
         return parameter_schemas(installed(PARAMS_FILE))
     except (OSError, UnicodeDecodeError, YAMLError):
         return {}
+
+
+@cache
+def _values() -> dict[str, dict[str, Any]]:
+    """Profile -> the values of all parameters; none if they cannot be read, as in `_parameters`."""
+    try:
+        return {name: load_params(overrides=profile_overrides(name)).values for name in (DEMO, *profile_names())}
+    except (OSError, UnicodeDecodeError, ConfigError):
+        return {}
+
+
+def _empty(key: str) -> str:
+    """What counts if the field of a parameter is empty: the value of params.yaml, and of each profile that differs."""
+    section, name = key.split(".")
+    found = {profile: values.get(section, {}).get(name) for profile, values in _values().items()}
+    found = {profile: f"{value:,}" if isinstance(value, int) else str(value) for profile, value in found.items()}
+    others = ", ".join(f"{profile} {value}" for profile, value in found.items() if value != found[DEMO])
+    more = f"; in profile {others}" if others else ""
+    return f"{found[DEMO]} ({key}{more})" if found else f"as in the profile or params.yaml ({key})"
 
 
 class _Shown:
@@ -76,9 +98,14 @@ class _Shown:
             schema.pop("default", None)
         if self._parameter:
             found = _parameters().get(self._parameter, {})
-            words = f"Empty: as in the profile or params.yaml ({self._parameter}). {found.get('description', '')}"
+            words = f"Empty: {_empty(self._parameter)}. {found.get('description', '')}"
             schema |= {"type": "string"} | found | {"description": words.strip()}
         schema |= NO_LOGIN | self._more | {"position": self._position}
+
+
+def _shortcut(name: str, title: str, position: int) -> Any:
+    """The field of one parameter."""
+    return Field(default=None, title=title, json_schema_extra=_Shown(position, parameter=SHORTCUTS[name]))
 
 
 def _patterns(schema: dict[str, Any]) -> None:
@@ -88,60 +115,60 @@ def _patterns(schema: dict[str, Any]) -> None:
     schema.pop("additionalProperties", None)
 
 
-class Request(BaseModel):
-    """What to run; an empty field changes nothing."""
+def _whole(schema: dict[str, Any]) -> None:
+    """What no field shows: `name`, since Prefect's form asks for one itself, and which keys overrides may have."""
+    del schema["properties"]["name"]
+    schema["patternProperties"] = {"^name$": {"type": ["string", "null"], "pattern": f"^$|{NAME}"} | NO_LOGIN}
+    known = "|".join(map(re.escape, _parameters()))
+    unknown = {f"^(?!({known})(\\.|$))": {"not": {"title": "a key that params.yaml does not have"}}}
+    # a revision may have other keys, which its run knows
+    schema["if"] = {"not": {"required": ["ref"], "properties": {"ref": {"type": "string"}}}}
+    schema["then"] = {"properties": {"overrides": {"patternProperties": unknown if known else {}}}}
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str | None = Field(
-        default=None,
-        title="Name",
-        description="The result becomes branch run/NAME; empty: the flow run's own name in Prefect.",
-        json_schema_extra=_Shown(1, optional=True, type="string"),
-    )
+
+class Request(BaseModel):
+    """What to run; an empty field changes nothing. The result becomes branch run/NAME, by the run's name above."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_whole)
+    name: str | None = None
     profile: str = Field(
         default=DEMO,
         title="Profile",
         description="Values for a kind of data or run (infra/profiles); demo: params.yaml as it is.",
-        json_schema_extra=_Shown(2, enum=[DEMO, *profile_names()]),
+        json_schema_extra=_Shown(1, enum=[DEMO, *profile_names()]),
     )
     ref: str | None = Field(
         default=None,
         title="Git revision",
         description="A branch, tag or commit to run; empty: HEAD of the checkout.",
-        json_schema_extra=_Shown(3, optional=True, type="string"),
+        json_schema_extra=_Shown(2, optional=True, type="string"),
     )
     only: Part = Field(
         default="all",
         title="What to run",
         description="data: up to the vocabulary; training: pre-training and fine-tuning; evaluation: the metrics. What "
         "a part reads must be unchanged or in DVC's cache. Only a run of all registers a model.",
-        json_schema_extra=_Shown(4),
+        json_schema_extra=_Shown(3),
     )
     from_stage: str | None = Field(
         default=None,
         title="From stage",
-        description="Empty: from the first. The stages before it must be unchanged or in DVC's cache.",
-        json_schema_extra=_Shown(5, optional=True, type="string", enum=list(STAGES)),
+        description=f"Empty: {next(iter(STAGES))}. The stages before it must be unchanged or in DVC's cache.",
+        json_schema_extra=_Shown(4, optional=True, type="string", enum=list(STAGES)),
     )
     to_stage: str | None = Field(
         default=None,
         title="Up to stage",
-        description="Empty: to the last.",
-        json_schema_extra=_Shown(6, optional=True, type="string", enum=list(STAGES)),
+        description=f"Empty: {list(STAGES)[-1]}.",
+        json_schema_extra=_Shown(5, optional=True, type="string", enum=list(STAGES)),
     )
-    seed: int | None = Field(default=None, title="Seed", json_schema_extra=_Shown(7, parameter=SHORTCUTS["seed"]))
-    num_steps: int | None = Field(
-        default=None, title="Steps", json_schema_extra=_Shown(8, parameter=SHORTCUTS["num_steps"])
-    )
-    batch_size: int | None = Field(
-        default=None, title="Batch size", json_schema_extra=_Shown(9, parameter=SHORTCUTS["batch_size"])
-    )
-    learning_rate: float | None = Field(
-        default=None, title="Learning rate", json_schema_extra=_Shown(10, parameter=SHORTCUTS["learning_rate"])
-    )
-    source: str | None = Field(
-        default=None, title="Source", json_schema_extra=_Shown(11, parameter=SHORTCUTS["source"])
-    )
+    seed: int | None = _shortcut("seed", "Seed", 6)
+    num_steps: int | None = _shortcut("num_steps", "Steps", 7)
+    batch_size: int | None = _shortcut("batch_size", "Batch size", 8)
+    learning_rate: float | None = _shortcut("learning_rate", "Learning rate", 9)
+    finetune_steps: int | None = _shortcut("finetune_steps", "Fine-tuning steps", 10)
+    finetune_rate: float | None = _shortcut("finetune_rate", "Fine-tuning learning rate", 11)
+    source: str | None = _shortcut("source", "Source", 12)
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         title="More parameters",

@@ -114,7 +114,7 @@ def up(root: Path) -> None:
     # while the worker starts: a run that it starts repairs, too, and the two do not disturb each other
     subprocess.run([sys.executable, "-m", "flows.reconcile", "--quiet"], cwd=root, env=env, check=False)
     _wait_for(root, "worker", services["worker"], f"work pool {POOL}", lambda: _has_asked(root, services))
-    print(f"Prefect  {services['prefect']['url']}   run `pipeline` from Deployments")
+    print(f"Prefect  {services['prefect']['url']}   run `train-and-release` from Deployments")
     print(f"MLflow   {_mlflow_page(root, services['mlflow']['url'])}")
     print(f"search   {services['search']['url']}   follows the champion")
     print(f"log in   as align, with the password in {LOGIN_FILE}; Prefect asks for both as one: the file's line")

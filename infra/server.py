@@ -13,23 +13,28 @@ MLFLOW_TRACKING_PASSWORD; with MLFLOW_READER_PASSWORD, user `reader` may read.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from align.pipeline.run import LOGIN_FILE, READER_LOGIN_FILE, login
 from align.services import postgresql
+from align.services.tracking.address import WHO
 from align.services.tracking.database import artifacts_beside, make_private, require_whole, settle
-from align.web.guard import HOST, App, Guard
+from align.web.guard import HOST, App, Guard, Receive, Scope, Send
 
 #: The pages talk to their own server only, as they hold the login: Prefect's sends to a company that counts visits.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 
+#: The header in which a proxy names the person.
+PERSON = "x-forwarded-user"
 #: At a time, and how long one waits for the head of a request.
 _CONNECTIONS, _WAIT_S = 1000, 10.0
 
@@ -44,6 +49,42 @@ def prefect_app() -> App:
     from prefect.server.api.server import create_app
 
     return create_app(final=True)
+
+
+def signed(app: App) -> App:
+    """Prefect's server, which records who starts a run and who answers one, where a proxy has a login for each person.
+
+    The proxy (infra/compose/Caddyfile) names the person in a header, in place of any that was sent. The name becomes a
+    label of the run that is started, and `who` of an answer. A label that a client sends itself is left out.
+    """
+    from starlette.requests import Request
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        action = scope["path"].rpartition("/")[2] if scope["type"] == "http" and scope["method"] == "POST" else ""
+        if action in ("create_flow_run", "resume"):
+            request = Request(scope, receive)
+            body = await request.body()
+            with suppress(ValueError, AttributeError, TypeError):  # not what Prefect takes: it says so
+                body = json.dumps(_signed(json.loads(body), action, request.headers.get(PERSON))).encode()
+            headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+            scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+            parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+            async def whole() -> MutableMapping[str, Any]:
+                return next(parts, None) or await receive()
+
+            await app(scope, whole, send)
+        else:
+            await app(scope, receive, send)
+
+    return answer
+
+
+def _signed(values: dict[str, Any], action: str, who: str | None) -> dict[str, Any]:
+    if action == "create_flow_run":
+        labels = {key: value for key, value in (values.get("labels") or {}).items() if key != WHO}
+        return values | {"labels": labels | ({WHO: who} if who else {})}
+    return values | {"run_input": values["run_input"] | {"who": who}} if who and values.get("run_input") else values
 
 
 def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
@@ -108,7 +149,7 @@ def main(argv: list[str]) -> None:
     names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
     if name == "prefect":
         # Prefect checks the login itself: its pages ask for it, and its WebSockets carry it in their first message.
-        guard = Guard(prefect_app(), port, names=names, policy=POLICY)
+        guard = Guard(signed(prefect_app()), port, names=names, policy=POLICY)
     elif names:
         # MLflow's own check knows this machine and private addresses only; it reads these when it is imported.
         os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join([f"{HOST}:{port}", *names])

@@ -21,6 +21,11 @@ from align.services.git import LOCK_FILE, commit_files, git
 NEW = ("align", "flows", "data/policy", LOCK_FILE, "*.dvc")
 #: A file's name has at most 255 bytes; git adds `.lock`, and a repeated run its number.
 MAX_NAME_BYTES = 200
+#: What `check_name` asks of a name, as far as a pattern of JSON Schema can say it.
+NAME = (
+    r"^(?![-/.])(?!.*(\.\.|//|/\.|@\{|\.lock(/|$)|[/.]$))"
+    rf"[^\x00-\x20\x7f~^:?*\[\\]{{1,{MAX_NAME_BYTES}}}(?![\s\S])"
+)
 #: How often another run may take the name before us.
 _TRIES = 100
 #: The number that `record` appends. A longer number comes from a person: it is a date.

@@ -212,6 +212,7 @@ class _Follower:
         if now and not theirs.is_callback and not theirs.always_changed and (entry := self._cached(theirs, now)):
             outs = self._know({out["path"]: out for out in entry["outs"]})
             self.locks[stage.name] = dict(entry)
+            why = why if last else []  # else a run of another checkout or branch has made it
             return StageState(
                 stage=stage.name, state="cached", why=tuple(why), num_bytes=_size(outs), metrics=self._metrics(stage)
             )

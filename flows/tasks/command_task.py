@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 from prefect import get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 
 from align.display.console import PROGRESS_VARIABLE
+from align.display.visible import visible
+from align.services.tracking.address import WHO
 from flows.tasks.child_process import run_supervised
 from flows.tasks.run_context import RunContext, child_environment
 
@@ -17,6 +21,9 @@ def command(verb: str, arguments: tuple[str, ...], progress: Path | None = None)
     """Runs the command in a supervised child, which writes to `progress`; returns its lines of output."""
     root = Path.cwd()
     env = child_environment(RunContext(root=root, checkout=root))
-    env |= {"ALIGN_FLOW_RUN_ID": str(runtime.flow_run.root_flow_run_id)}
+    run = UUID(runtime.flow_run.root_flow_run_id)
+    with get_client(sync_client=True) as client:
+        who = visible(str(client.read_flow_run(run).labels.get(WHO, "")))
+    env |= {"ALIGN_FLOW_RUN_ID": str(run), "ALIGN_WHO": who}
     env |= {PROGRESS_VARIABLE: str(progress)} if progress else {}
     return run_supervised(["align", verb, *arguments], cwd=root, env=env, log=get_run_logger().info)

@@ -35,6 +35,7 @@ class RunContext(BaseModel):
         pools: stage -> the work pool whose workers run it, for stages that do not run here (`flows.remote`).
         dirty: the checkout is a snapshot with uncommitted changes.
         mlflow_run_id: the run that training logs into while it runs, if one is open.
+        mlflow_page: its address, if a server shows it.
         attempt: of the flow run, see `align.pipeline.run_records`.
         kept: where the reports and the log of this run will be if it fails and `root` is removed; None: `root` stays.
     """
@@ -48,6 +49,7 @@ class RunContext(BaseModel):
     pools: dict[str, str] = {}
     dirty: bool = False
     mlflow_run_id: str | None = None
+    mlflow_page: str | None = None
     attempt: str = ""
     kept: Path | None = None
 

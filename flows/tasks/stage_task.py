@@ -12,8 +12,8 @@ cancelling; a run whose worker has died obeys by itself.
 from __future__ import annotations
 
 import base64
+import fnmatch
 import io
-import itertools
 import json
 import os
 import re
@@ -118,9 +118,9 @@ class RunState:
             return Pause(state=state)
 
 
-#: Bytes of all pictures of a report; the largest are left out. Prefect keeps an artifact as a row of its database, and
-#: publishes no event of more than 1.5 MB, in base64.
-MAX_PICTURES_BYTES = 1_000_000
+#: Of the main plot; a larger one is only named. Prefect keeps an artifact as a row of its database, and publishes no
+#: event of more than 1.5 MB, in base64.
+MAX_PICTURE_BYTES = 1_000_000
 #: Larger pictures get 256 colours, which makes them a third to a quarter as large.
 _MANY_COLOURS_BYTES = 100_000
 #: Hints that DVC prints for people at a prompt; the log leaves them out.
@@ -177,13 +177,13 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
             failure = in_kept_folder(str(error), run, str(Path(stage.report).parent))
             if has_report := did_run(stage.name, lines):
                 log_stage(stage, run)
-            _publish(stage, run.root, failure, has_report=has_report)
+            _publish(stage, run, failure, has_report=has_report)
             failed = StageError(failure)
             failed.stage = stage.name
             raise failed from None
         ran = did_run(stage.name, lines) if elsewhere is None else elsewhere
-    _publish(stage, run.root)
     log_stage(stage, run)
+    _publish(stage, run)
     outcome = StageOutcome(stage=stage.name, ran=ran)
     if ran:
         return Completed(message=stage.description, data=outcome)
@@ -233,36 +233,70 @@ def did_run(name: str, lines: Sequence[str]) -> bool:
     return any(line.startswith(f"Running stage '{name}'") for line in lines)
 
 
-def _publish(stage: Stage, root: Path, failure: str | None = None, *, has_report: bool = True) -> None:
+def _publish(stage: Stage, run: RunContext, failure: str | None = None, *, has_report: bool = True) -> None:
     """Shows a stage's report as an artifact. DVC removes the last run's report first, if it starts the command."""
+    report = run.root / stage.report
+    page, _, view = (run.mlflow_page or "").partition("?")
+    address = f"{page}/artifacts/reports/{report.name}/report.html?{view}" if page else None
     create_markdown_artifact(
-        report_markdown(root / stage.report if has_report else None, stage, failure),
+        report_markdown(report if has_report else None, stage, failure, address),
         key=f"{stage.name.replace('_', '-')}-report",
         description=stage.description,
     )
 
 
-def report_markdown(report: Path | None, stage: Stage, failure: str | None = None) -> str:
-    """A stage's report for the UI: why it failed, metrics as a table, pictures embedded. None: it wrote no report."""
+def report_markdown(report: Path | None, stage: Stage, failure: str | None = None, address: str | None = None) -> str:
+    """A stage's report for the UI: the verdict, the main figures, where the whole is, the main plot, then all metrics.
+
+    Args:
+        report: its folder; None: it wrote none.
+        stage: that wrote it.
+        failure: why the stage failed.
+        address: of its report.html.
+    """
     parts = [f"# {stage.name}", stage.description]
     if failure is not None:
         parts.append(f"Failed:\n\n{fenced_markdown([failure])}")
     if report is None:
         return "\n\n".join(parts)
-    if (report / "metrics.json").exists():
-        metrics: dict[str, Any] = json.loads((report / "metrics.json").read_text("utf-8"))
-        rows = [f"| {plain_markdown(name)} | {_number(value)} |" for name, value in metrics.items()]
-        parts.append("\n".join(["| metric | value |", "|---|---:|", *rows]))
-    pictures = {picture: _for_a_page(picture) for picture in sorted(report.glob("*.png"))}
-    smallest_first = sorted(pictures, key=lambda picture: len(pictures[picture]))
-    sizes = itertools.accumulate(len(pictures[picture]) for picture in smallest_first)
-    shown = {picture for picture, size in zip(smallest_first, sizes, strict=True) if size <= MAX_PICTURES_BYTES}
-    for picture, data in pictures.items():
-        if picture in shown:
-            parts.append(f"![{picture.stem}](data:image/png;base64,{base64.b64encode(data).decode()})")
-        else:
-            parts.append(f"{picture.name}: {len(data) / 1e6:.1f} MB, see {report.name}/ in the checkout")
+    file = report / "metrics.json"
+    metrics: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    parts += [_verdict(report, metrics)] if failure is None else []
+    parts += [_main_figures(stage.figures, metrics)] if metrics and stage.figures else []
+    if (report / "report.html").exists():
+        where = f"[Open report.html]({address})" if address else f"`{stage.report}/report.html` in the run's files"
+        parts.append(f"{where}: all tables and pictures")
+    for picture in sorted(report.glob("*.png"), key=lambda one: (one.name != stage.plot, one.name))[:1]:
+        data = _for_a_page(picture)
+        large = f"{picture.name}: {len(data) / 1e6:.1f} MB, see {report.name}/ in the checkout"
+        shown = f"![{picture.stem}](data:image/png;base64,{base64.b64encode(data).decode()})"
+        parts.append(large if len(data) > MAX_PICTURE_BYTES else shown)
+    rows = [f"| {plain_markdown(name)} | {_number(value)} |" for name, value in metrics.items()]
+    parts += ["## All metrics", "\n".join(["| metric | value |", "|---|---:|", *rows])] if rows else []
     return "\n\n".join(parts)
+
+
+def _verdict(report: Path, metrics: dict[str, Any]) -> str:
+    """What a stage that ended well says in a line: a gate by its verdict, a measurement by what chance would give."""
+    if (report / "verdict.json").exists():
+        return "**Passed**" if json.loads((report / "verdict.json").read_bytes())["passed"] else "**Refused**"
+    measured = [name for name in metrics if {f"{name}/low", f"{name}/chance"} <= metrics.keys()]
+    above = sum(metrics[f"{name}/low"] > metrics[f"{name}/chance"] for name in measured)
+    said = f"{above} of {len(measured)} measures are above chance, by the lower end of their 95 % interval"
+    return f"**{said if measured else 'Complete'}**"
+
+
+def _main_figures(patterns: Sequence[str], metrics: dict[str, Any]) -> str:
+    """A row for each pattern: of the metrics that it matches, the least nested, and then the first by name."""
+    rows = []
+    for found in filter(None, (fnmatch.filter(metrics, pattern) for pattern in patterns)):
+        name = min(found, key=lambda one: (one.count("/"), one))
+        number = "{:.1%}".format if f"{name}/low" in metrics else _number
+        values = [number(metrics[key]) if key in metrics else "" for key in (name, f"{name}/chance")]
+        rows.append([plain_markdown(name), *values])
+    width = 3 if any(row[-1] for row in rows) else 2
+    head = [["main figures", "", "by chance"], ["---", "---:", "---:"]]
+    return "\n".join(f"| {' | '.join(row[:width])} |" for row in [*head, *rows])
 
 
 def _for_a_page(picture: Path) -> bytes:

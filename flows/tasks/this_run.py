@@ -7,7 +7,6 @@ Every flow that somebody starts has a record: `@flow(on_completion=[end_record],
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,13 +50,6 @@ def one_line_errors() -> None:
             logger.addFilter(_OneLine())
 
 
-#: Names such as mauve-cuckoo, which Prefect makes up if nobody gives one. Its UIs fill their forms with such names,
-#: too: the older one with a letter and a star (beta2-enif), the newer one with a word of this list and an animal
-#: (Gorgeous-Mudi).
-_MADE_UP = re.compile(
-    r"[a-z]+[0-9]*-[a-z]+|(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic"
-    r"|Practical|Ergonomic|Handcrafted|Tasty|Handmade|Incredible)-[A-Z].*"
-)
 #: The records that are removed when their flow run has ended in Prefect, too.
 _HELD: dict[UUID, Held] = {}
 
@@ -65,14 +57,14 @@ _HELD: dict[UUID, Held] = {}
 def name_of(root: Path, request: Request) -> str:
     """The run's name: the request's, else the one that Prefect shows, made valid for a branch.
 
-    A name that a person typed for a deployed run in Prefect stays; only a name that Prefect made up is replaced.
+    A deployed run that a program asked for by name has that name in Prefect, too.
 
     Raises:
         ConfigError: no branch can have this name.
     """
     name = (request.name or "").strip() or run_branch.valid_name(str(runtime.flow_run.name or ""))
     run_branch.check_name(root, name)
-    if request.name and runtime.deployment.id and _MADE_UP.fullmatch(str(runtime.flow_run.name)):
+    if request.name and runtime.deployment.id and name != runtime.flow_run.name:
         with get_client(sync_client=True) as client:
             client.update_flow_run(UUID(runtime.flow_run.id), name=name)
     return name

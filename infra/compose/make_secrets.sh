@@ -32,6 +32,9 @@ random | write POSTGRES_PASSWORD
 random | write MLFLOW_TRACKING_PASSWORD
 # One login for people: the same password in both.
 printf 'align:%s' "$(cat "$folder/MLFLOW_TRACKING_PASSWORD")" | write PREFECT_API_AUTH_STRING
+# The same as a header, for the proxy of accounts.yaml; people's logins are a file of their own, empty at first.
+printf 'Basic %s' "$(base64 < "$folder/PREFECT_API_AUTH_STRING" | tr -d '\n')" | write proxy_authorization
+echo '# NAME HASH of each person; the hash by: caddy hash-password' | write accounts
 # Who searches can do nothing else; the search service reads MLflow and changes nothing there.
 random | sed 's/^/align:/' | write ALIGN_SEARCH_LOGIN
 random | write MLFLOW_READER_PASSWORD

@@ -60,9 +60,9 @@ def runs(stack: Stack) -> list[dict[str, Any]]:
     return list(stack.ask("/flow_runs/filter", {"flows": {"name": {"any_": ["approve"]}}}))
 
 
-def answer(stack: Stack, run: str, **values: str) -> str:
+def answer(stack: Stack, run: str, person: str | None = None, **values: str) -> str:
     """What Prefect's server says to an answer in the form."""
-    return str(stack.ask(f"/flow_runs/{run}/resume", {"run_input": values})["status"])
+    return str(stack.ask(f"/flow_runs/{run}/resume", {"run_input": values}, person=person)["status"])
 
 
 def champions(tracker: Tracker) -> tuple[int | None, list[tuple[str, int | None, int | None]]]:
@@ -104,10 +104,12 @@ def test_what_people_answer_decides(made: tuple[Stack, Project]) -> None:
 
     candidate(outputs, 0.6)
     second = ask(stack)
-    assert answer(stack, second, decision="reject", who="Bob", why="slow on phones") == "ACCEPT"
+    assert answer(stack, second, "bob@team", decision="reject", who="Ann", why="slow on phones") == "ACCEPT"
     assert stack.wait_for(second, *ENDS) == "COMPLETED", stack.logs(second)
     assert champions(mlflow) == (1, [("promoted", None, 1), ("rejected", 1, 1)])
-    assert mlflow.registry.champion_state("stub").moves[1].why == "version 2 was rejected: slow on phones"
+    move = mlflow.registry.champion_state("stub").moves[1]
+    assert move.why == "version 2 was rejected: slow on phones"
+    assert move.who == f"bob@team, by flow run {second}"  # as the proxy knows him, whatever he typed
     assert pages(mlflow) == {1: ["champion"], 2: ["candidate"]}
 
     third = ask(stack)
@@ -117,6 +119,11 @@ def test_what_people_answer_decides(made: tuple[Stack, Project]) -> None:
     was = "version 2 is not promoted: the champion was version 1 when the promotion was judged, and now is version 3"
     assert any(was in line for line in stack.logs(third)), stack.logs(third)
     assert champions(mlflow) == (3, [("promoted", None, 1), ("rejected", 1, 1), ("by hand", 1, 3)])
+
+    back = stack.click("rollback", person="carol", parameters={"reason": "slow"}, labels={"align.who": "Ann"})
+    assert stack.wait_for(back, *ENDS) == "COMPLETED", stack.logs(back)
+    move = mlflow.registry.champion_state("stub").moves[-1]
+    assert (move.kind, move.to, move.who) == ("rolled back", 1, f"carol, by flow run {back}")
 
 
 def test_without_an_answer_in_time_nothing_moves(made: tuple[Stack, Project]) -> None:

@@ -44,7 +44,7 @@ class Team:
 
     def run_pipeline(self, name: str) -> str:
         """Runs the deployed pipeline; returns the state in which it ended."""
-        deployment = self.ask(4200, "/api/deployments/name/pipeline/local")["id"]
+        deployment = self.ask(4200, "/api/deployments/name/pipeline/train-and-release")["id"]
         parameters = {"request": {"name": name}}
         run = self.ask(4200, f"/api/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
         ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")

@@ -56,7 +56,8 @@ def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack:
     request = {"name": "demo", "overrides": {"pretrain.seed": 5}}
     run = stack.click("pipeline", name="Typed / by hand", parameters={"request": request})
     assert stack.wait_for(run, *ENDS) == "COMPLETED"
-    assert stack.states("Typed / by hand")["pretrain"] == "Completed"  # what a person typed in Prefect stays
+    assert stack.ask(f"/flow_runs/{run}")["name"] == "demo"  # a run has one name
+    assert stack.states("demo")["pretrain"] == "Completed"
     assert (stack.root / "params.yaml").read_bytes() == before
     assert list((stack.root / ".align/worktrees").iterdir()) == []
     assert git(stack.root, "rev-parse", "run/demo") == first
@@ -118,7 +119,7 @@ def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) ->
     assert params["pretrain.seed"] == str(len(name)) and not any(key.startswith("paths.") for key in params)
     tags = {one["key"]: one["value"] for one in first["data"]["tags"]}
     assert tags["mlflow.source.git.commit"] == git(stack.root, "rev-parse", "HEAD")
-    assert tags["mlflow.source.name"] == "deployment local"
+    assert tags["mlflow.source.name"] == "deployment train-and-release"
     assert tags["mlflow.user"]
 
     (stack.root / f"checkpoints/enough-{len(name)}").touch()  # the trainer ends after a step

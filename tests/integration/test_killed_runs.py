@@ -168,7 +168,7 @@ def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
     """It has no record. The next worker repairs nothing, and neither may anybody touch what might be at work."""
     run = killed_before_it_began(stack)
     assert not list((stack.root / ".align/runs").glob("*"))
-    here = stack.ask("/deployments/name/pipeline/local")
+    here = stack.ask("/deployments/name/pipeline/train-and-release")
     about = {"flow_id": here["flow_id"], "work_pool_name": "local"}
     there = {"name": "there", "pull_steps": [{"set_working_directory": {"directory": "/another/checkout"}}]}
     others = []

@@ -212,7 +212,7 @@ def test_websockets_need_the_login(stack: Stack, path: str) -> None:
 
 @pytest.mark.parametrize("variable", ["command", "env", "env.PATH", "working_dir", "stream_output"])
 def test_a_run_sets_nothing_of_its_process(stack: Stack, variable: str) -> None:
-    deployment = stack.ask("/deployments/name/pipeline/local")["id"]
+    deployment = stack.ask("/deployments/name/pipeline/train-and-release")["id"]
     before = stack.ask("/flow_runs/count", {})
     body = json.dumps({"job_variables": {variable: "touch pwned"}})
     path = f"/api/deployments/{deployment}/create_flow_run"
@@ -260,7 +260,7 @@ def test_each_server_cuts_off_a_head_that_never_ends_and_opens_what_files_it_may
 
 @pytest.mark.full
 def test_the_uis_ask_for_the_login_and_other_pages_get_nothing(stack: Stack, elsewhere: int, tmp_path: Path) -> None:
-    deployment = stack.ask("/deployments/name/pipeline/local")["id"]
+    deployment = stack.ask("/deployments/name/pipeline/train-and-release")["id"]
     prefect = prefect_target(int(stack.prefect.rpartition(":")[2]), deployment)
     mlflow = mlflow_target(int(stack.mlflow.rpartition(":")[2]))
     rules = "MAP attacker.example 127.0.0.1,MAP 10.attacker.example 127.0.0.1,EXCLUDE 127.0.0.1"

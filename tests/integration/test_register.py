@@ -381,7 +381,8 @@ def test_a_version_has_a_card_that_compares_it_with_the_champion(project: Projec
     assert described.startswith(f"# {name}\n") and len(described) <= MAX_DESCRIPTION
     for text in (card, described):
         assert "| concepts | image_to_text/recall@10 | 70.0% | 60.0% to 80.0% | 10.0% | 50.0% |" in text
-        assert "champion (version 1)" in text and f"models:/{name}@champion" in text
+        assert "champion (version 1)" in text and f'load_model("models:/{name}/2")' in text
+        assert text.split("\n\n")[1].startswith("Promote it with `align promote --version 2`")
         assert "30 of 37 pairs passed the filter" in text and "| text_too_short | 7 |" in text
         assert "opted_out" not in text  # it dropped nothing
         assert "policy `policy-diges`" in text

@@ -179,7 +179,7 @@ def test_remotes_that_no_other_machine_sees_are_refused_first(stack: Stack, othe
     finally:
         git(stack.root, "remote", "set-url", "origin", origin)
         use_remote(stack.root, remote)
-    assert done.returncode == 1
+    assert done.returncode == 0, done.stderr  # the plan says it
     said = done.stdout
     assert "cannot work: DVC's remote 'shared' is a folder of this checkout, which no other machine sees" in said
     assert "cannot work: cluster.pools: other machines get the code from git's remote 'origin'" in said

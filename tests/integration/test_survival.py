@@ -172,7 +172,7 @@ def test_a_run_of_the_command_line_is_ended_by_a_pause(whole: Stack) -> None:
 
 def test_make_down_twice_in_mid_run_blocks_nothing(whole: Stack) -> None:
     """Also where an earlier version has left the deployment a limit, whose slots a dead run keeps."""
-    deployment = whole.ask("/deployments/name/pipeline/local")["id"]
+    deployment = whole.ask("/deployments/name/pipeline/train-and-release")["id"]
     whole.ask(f"/deployments/{deployment}", {"concurrency_limit": 2}, "PATCH")
     for number in range(2):
         (whole.root / "checkpoints/step").unlink(missing_ok=True)
@@ -183,7 +183,7 @@ def test_make_down_twice_in_mid_run_blocks_nothing(whole: Stack) -> None:
         assert saved(whole)
         assert ("stopped a run that had outlived its worker" in said) is bool(number)
         whole.up()
-        assert whole.ask("/deployments/name/pipeline/local")["global_concurrency_limit"] is None
+        assert whole.ask("/deployments/name/pipeline/train-and-release")["global_concurrency_limit"] is None
     works(whole, "after-down", 206)
 
 

@@ -180,11 +180,14 @@ class Stack:
         """A login of the checkout."""
         return (self.root / ".align" / name).read_text().strip()
 
-    def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
-        """Asks Prefect, or MLflow if the path is a whole URL, with the login."""
+    def ask(
+        self, path: str, body: dict[str, Any] | None = None, method: str | None = None, person: str | None = None
+    ) -> Any:
+        """Asks Prefect, or MLflow if the path is a whole URL, with the login; as a proxy does that knows the person."""
         data = None if body is None else json.dumps(body).encode()
         login = base64.b64encode(self.login.encode()).decode()
         headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
+        headers |= {"X-Forwarded-User": person} if person else {}
         url = path if path.startswith("http:") else f"{self.api}{path}"
         request = urllib.request.Request(url, data, headers, method=method)
         deadline = time.monotonic() + 60
@@ -276,10 +279,10 @@ class Stack:
         """A click on the deployment; returns the flow run's id."""
         return self.click("pipeline", parameters={"request": request})
 
-    def click(self, flow: str, **values: object) -> str:
+    def click(self, flow: str, *, person: str | None = None, **values: object) -> str:
         """Starts a flow with these values of Prefect's; returns the flow run's id."""
-        deployment = self.ask(f"/deployments/name/{flow}/local")["id"]
-        return str(self.ask(f"/deployments/{deployment}/create_flow_run", values)["id"])
+        deployment = self.ask("/deployments/filter", {"flows": {"name": {"any_": [flow]}}})[0]["id"]
+        return str(self.ask(f"/deployments/{deployment}/create_flow_run", values, person=person)["id"])
 
     def force(self, run: str, state: str) -> None:
         """Sets a run's state, such as CANCELLING."""

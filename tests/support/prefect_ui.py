@@ -50,7 +50,8 @@ class Prefect:
         link = f"""{row}?.querySelector('a[href*="/deployments/deployment/"]')?.getAttribute('href')"""
         self.page.wait(link)  # the name of the flow comes after that of the deployment
         link = self.page.run(link)
-        self.page.click("local", f"main a[href='{link}']")
+        name = str(self.page.run(f"document.querySelector(\"main a[href='{link}']\").innerText.trim()"))
+        self.page.click(name, f"main a[href='{link}']")
         self.page.click("Run", "main button")
         self.page.click(entry)
 

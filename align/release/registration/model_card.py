@@ -67,6 +67,7 @@ class ModelCard:
         origin: tags that say where it comes from.
         run: the run's page, or its id.
         champion: the champion when it was registered, if any.
+        number: of the version, once it has one.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ModelCard:
     origin: Mapping[str, str]
     run: str
     champion: Champion | None
+    number: int | str = "VERSION"
 
     def markdown(self) -> str:
         """The whole card."""
@@ -104,6 +106,8 @@ class ModelCard:
     def _what(self) -> str:
         tags = self.results.tags() | dict(self.origin)
         lines = [
+            f"Promote it with `align promote --version {self.number}`, or by `promote-a-version` in Prefect: they ask "
+            'every gate. MLflow\'s own button "Promote model" asks none.',
             f"An ALIGN dual encoder (Jia et al., ICML 2021): one tower for pictures, one for texts, width "
             f"{self._param('model.embed_width')}. The dot product of two embeddings is their cosine.",
         ]
@@ -162,7 +166,7 @@ class ModelCard:
         return (
             "```python\n"
             "import mlflow, pandas\n"
-            f'model = mlflow.pyfunc.load_model("models:/{self.name}@champion")\n'
+            f'model = mlflow.pyfunc.load_model("models:/{self.name}/{self.number}")\n'
             'texts = model.predict(pandas.DataFrame({"text": ["a red fox", "two owls"]}))\n'
             'images = model.predict(pandas.DataFrame({"image": [open("fox.jpg", "rb").read()]}))\n'
             'print(images["image_embedding"].map(lambda image: [sum(a * b for a, b in zip(image, text)) '

@@ -21,7 +21,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +331,7 @@ def _version(
 ) -> tuple[Version, bool]:
     """The version with this model digest, and whether it is new.
 
-    A new one has everything that it needs from the start.
+    A new one has everything that it needs from the start, but for its number in the card.
     """
     tags = results.tags() | origin.tags()
     version = tracker.registry.find_version(model, MODEL_DIGEST, tags[MODEL_DIGEST])
@@ -342,7 +342,11 @@ def _version(
     compared = Champion(champion.number, all_metrics(tracker, champion.run_id)) if champion else None
     card = ModelCard(model, results, outputs, origin.tags(), tracker.page(run, None) or run, compared)
     tracker.log_text(run, card.markdown(), CARD)
-    return tracker.registry.create_version(model, run, MODEL_ARTIFACT, tags, card.description()), True
+    version = tracker.registry.create_version(model, run, MODEL_ARTIFACT, tags, card.description())
+    card = replace(card, number=version.number)  # which MLflow chooses
+    tracker.registry.describe(version, card.description())
+    tracker.log_text(run, card.markdown(), CARD)
+    return version, True
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ from align.services.tracking.database import DATABASE
 #: The store in the working directory, if no other store is named.
 DEFAULT_URI = f"sqlite:///{DATABASE}"
 _FILE = Path(DATABASE)
+#: The label of a flow run with the person who started it, as the proxy of accounts knows them.
+WHO = "align.who"
 
 
 def current_run_id() -> str | None:
@@ -26,9 +28,10 @@ def current_flow_run_id() -> str | None:
 
 
 def who_acts() -> str:
-    """Who changes MLflow now: the flow run that this process works for, or the user."""
+    """Who changes MLflow now: the flow run that this process works for, with who started it, or the user."""
     if flow_run := current_flow_run_id():
-        return f"flow run {flow_run}"
+        person = os.environ.get("ALIGN_WHO")
+        return f"{person}, by flow run {flow_run}" if person else f"flow run {flow_run}"
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container whose user has no name

@@ -63,6 +63,11 @@ class Registry:
             made = self._client.create_model_version(model, source, run_id, dict(tags), description=description)
             return _version(made)
 
+    def describe(self, version: Version, description: str) -> None:
+        """Replaces the description of a version."""
+        with self._asking():
+            self._client.update_model_version(version.name, str(version.number), description)
+
     def version_at(self, model: str, alias: str) -> Version | None:
         """The version that an alias names, or None."""
         with self._asking():

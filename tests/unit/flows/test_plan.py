@@ -87,6 +87,8 @@ def test_followed_through_the_cache_without_a_checkout(made: Path, tmp_path: Pat
         found = states(path, made)
         assert {one.state for one in found.values()} == {"cached"} and not any(one.why for one in found.values())
         assert found["index"].metrics == {"index/num_pairs": 7} and not (path / "data").exists()
+        found = states(path)  # a checkout that has run nothing: its plan need not say so of what the cache has
+        assert {one.state for one in found.values()} == {"cached"} and not any(one.why for one in found.values())
     with worktree(made, "HEAD", tmp_path / "other", {"filter.min_words": 4}) as path:
         found = states(path, made)
         assert [one.state for one in found.values()] == ["cached", "runs", "runs"]
@@ -193,7 +195,24 @@ def test_as_a_command(made: Path) -> None:
     done = ask(Request(overrides={"promote.margin": "much"}).model_dump_json())
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "'promote.margin' = 'much'" in done.stderr
+    (made / "source.txt").rename(made / "elsewhere.txt")
+    done = ask(Request(to_stage="filter").model_dump_json())
+    (made / "elsewhere.txt").rename(made / "source.txt")
+    assert (done.returncode, done.stderr) == (0, "")  # a missing input is part of the plan
+    assert "cannot work: ingest: source.txt does not exist" in done.stdout
     assert not list(made.glob(".align/worktrees/*"))
+
+
+@pytest.mark.parametrize(("vocab_size", "most"), [(None, "at most "), (500, "at most "), (1000, "")])
+def test_parameters_are_an_upper_bound_until_the_vocabulary_has_its_size(vocab_size: int | None, most: str) -> None:
+    need = dict.fromkeys(("rank_bytes", "num_ranks", "state_bytes", "pairs_at_a_time", "available_bytes"), 1)
+    need |= {"activation_bytes_per_pair": 1, "num_parameters": 2_500_000}
+    params = Params(
+        {"pretrain": {"num_steps": 2, "batch_size": 3}, "fit_tokenizer": {"vocab_size": 1000}}, Path("params.yaml")
+    )
+    metrics = {} if vocab_size is None else {"fit_tokenizer/vocab_size": float(vocab_size)}
+    figures = plan_module._training("pretrain", params, metrics, {**need, "device": "CPU"})
+    assert figures["pretrain, model"] == f"{most}2.50 M parameters"
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ from prefect.utilities.schema_tools import is_valid_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from align.arguments.commands import PARTS
-from align.config.params import DEMO, profile_names, write_params
+from align.config.params import DEMO, load_params, parse_yaml, profile_names, write_params
 from align.errors import ConfigError, DataError
 from align.project.declared import declared_outs
 from align.services.git import git
 from align.verbs import STAGES
+from flows import approve
+from flows.checkout.run_branch import check_name
 from flows.pipeline import data, pipeline
+from flows.promote import promote
 from flows.request import SHORTCUTS, Part, Request, settled
 from flows.tasks.run_context import RunContext
 from tests.support import ROOT
@@ -36,7 +39,8 @@ def test_a_drop_down_has_the_stages_of_dvc_yaml() -> None:
 
 
 def test_the_form_is_short_and_in_the_order_of_the_fields() -> None:
-    assert list(FORM) == list(Request.model_fields) == sorted(FORM, key=lambda name: FORM[name]["position"])
+    fields = [name for name in Request.model_fields if name != "name"]  # Prefect's form asks for one itself
+    assert list(FORM) == fields == sorted(FORM, key=lambda name: FORM[name]["position"])
     for name, field in FORM.items():
         assert field["title"] and field["description"], name
         assert "anyOf" not in field and "$ref" not in field, f"{name}: the form would show tabs"
@@ -44,8 +48,56 @@ def test_the_form_is_short_and_in_the_order_of_the_fields() -> None:
     assert None not in SCHEMA["properties"]["request"]["default"].values()
     validate({"request": Request().model_dump()}, SCHEMA, raise_on_error=True)
     assert "properties" not in FORM["overrides"]  # two hundred fields
-    assert FORM["num_steps"]["minimum"] == 1 and "pretrain.num_steps" in FORM["num_steps"]["description"]
+    assert FORM["num_steps"]["minimum"] == 1
     is_valid_schema(SCHEMA)
+
+
+def test_a_field_says_what_counts_if_it_is_empty() -> None:
+    """Also the value that fine-tuning inherits, and what a profile changes; nothing is filled in, which would count."""
+    for name, key in SHORTCUTS.items():
+        section, inner = key.split(".")
+        value = load_params(ROOT / "params.yaml").values[section][inner]
+        assert FORM[name]["description"].startswith(f"Empty: {value} ({key}") and "default" not in FORM[name]
+    assert ", paper 1,200,000" in FORM["num_steps"]["description"]
+    assert FORM["from_stage"]["description"].startswith("Empty: ingest")
+    assert FORM["to_stage"]["description"].startswith("Empty: index")
+
+
+def test_promote_asks_for_a_number_without_tabs() -> None:
+    schema = promote.parameters.model_dump()
+    version = schema["properties"]["version"]
+    assert (
+        version["type"] == "integer" and "anyOf" not in version and (version["default"], version["minimum"]) == (0, 0)
+    )
+    assert "0: the candidate" in version["description"]
+    assert validate({"version": -1}, schema) and not validate({}, schema) and not validate({"version": 3}, schema)
+
+
+def test_deployments_say_what_they_do() -> None:
+    found = parse_yaml((ROOT / "prefect.yaml").read_text("utf-8"))["deployments"]
+    names = [one["name"] for one in found]
+    assert len(set(names)) == len(names) and "local" not in names
+    assert all(one["tags"] and len(one["description"]) > 100 for one in found)
+    internal = next(one for one in found if one["tags"] == ["internal"])
+    assert f"approve/{internal['name']}" == approve.DEPLOYMENT and internal["entrypoint"] == "flows.approve.approve"
+    assert internal["name"] == max(names)  # the last in the list
+
+
+NAMES = (
+    "demo", "a/b", "Größe-2", "@", "a@b", "a.b", "a..b", "a b", "a\nb", "a\n", "-x", "x.lock", "x.lock/y", ".x", "x/.y",
+    "x/", "/x", "a//b", "a@{b", "a~b", "a^b", "a:b", "a?b", "a*b", "a[b", "a\\b", "x.", "x" * 201, "\x7f",
+)  # fmt: skip
+
+
+def test_the_server_refuses_the_names_that_the_run_would_refuse(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    for name in NAMES:
+        try:
+            check_name(tmp_path, name)
+        except ConfigError:
+            assert validate({"request": {"name": name}}, SCHEMA), name
+        else:
+            assert not validate({"request": {"name": name}}, SCHEMA), name
 
 
 @pytest.mark.parametrize(
@@ -55,7 +107,8 @@ def test_the_form_is_short_and_in_the_order_of_the_fields() -> None:
         {"name": "x", "profile": "paper", "only": "training", "to_stage": "pretrain", "seed": 3, "learning_rate": 0.1},
         {"overrides": {"filter.min_words": 4, "model.image_tower": "B0", "index.queries": None}},
         {"ref": None, "seed": None, "learning_rate": None, "source": None, "overrides": {}},  # as a program may send it
-        {"overrides": {"a.key.of.another.revision": 1}},  # the run knows that revision
+        {"ref": "old", "overrides": {"a.key.of.another.revision": 1}},  # the run knows that revision
+        {"finetune_steps": 3, "finetune_rate": 0.1, "overrides": {"model.image_tower.width_coefficient": 0.5}},
     ],
 )
 def test_the_server_takes_what_is_right(request_: dict[str, Any]) -> None:
@@ -75,7 +128,11 @@ def test_the_server_takes_what_is_right(request_: dict[str, Any]) -> None:
         ({"overrides": {"filter.min_words": 0}}, "filter.min_words"),
         ({"overrides": {"promote.margin": "much"}}, "promote.margin"),
         ({"overrides": {"paths.archive": "s3://key:secret@bucket/x"}}, "paths.archive"),
-        ({"overrides": {"any.key": ["http://me:secret@host/"]}}, "any.key"),
+        ({"ref": "x", "overrides": {"any.key": ["http://me:secret@host/"]}}, "any.key"),
+        ({"overrides": {"filter.min_word": 4}}, "filter.min_word"),
+        ({"ref": None, "overrides": {"any.key": 1}}, "any.key"),
+        ({"name": "a&sig=secret"}, "request.name"),
+        ({"finetune_steps": -1}, "request.finetune_steps"),
         ({"steps": 3}, "request"),
     ],
 )
@@ -130,7 +187,18 @@ def test_the_parts_of_a_run_take_what_was_read_at_its_start(checkout: Path) -> N
     taken: RunContext = data.validate_parameters({"run": run})["run"]
     assert [stage.name for stage in taken.chosen.stages] == ["ingest", "filter", "validate", "shard"]
     assert taken.params is run.params is run.model_copy(update={"mlflow_run_id": "0"}).params
-    recorded = {"root", "checkout", "name", "stale", "pools", "dirty", "mlflow_run_id", "attempt", "kept"}
+    recorded = {
+        "root",
+        "checkout",
+        "name",
+        "stale",
+        "pools",
+        "dirty",
+        "mlflow_run_id",
+        "mlflow_page",
+        "attempt",
+        "kept",
+    }
     assert data.serialize_parameters({"run": run})["run"].keys() == recorded  # by Prefect: not all of dvc.yaml
 
 

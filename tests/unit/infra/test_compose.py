@@ -1,5 +1,6 @@
 """infra/compose.yaml: who can reach it, who can read which secret, and that its versions are pinned."""
 
+import base64
 import json
 import os
 import re
@@ -9,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
+from infra.server import signed
 from tests.support import ROOT
 from tests.support.compose import image_environment, read
 
@@ -26,6 +34,66 @@ def test_the_services_of_a_team_are_there() -> None:
         "worker-gpu": ["gpu"],
         "search": ["search"],
     }
+
+
+def accounts() -> dict[str, Any]:
+    """infra/compose/accounts.yaml; its `!reset` is a list without the tag."""
+    text = (ROOT / "infra/compose/accounts.yaml").read_text("utf-8")
+    found: dict[str, Any] = YAML(typ="safe", pure=True).load(text.replace("!reset ", ""))
+    return found
+
+
+def test_with_accounts_nobody_passes_beside_the_proxy() -> None:
+    """It publishes what the servers no longer do, and names the person in place of what a browser sends."""
+    services = accounts()["services"]
+    proxy = services.pop("accounts")
+    servers = {name: SERVICES[name]["ports"] for name in ("prefect", "mlflow")}
+    assert services == {name: {"ports": []} for name in servers}
+    assert proxy["ports"] == [port for ports in servers.values() for port in ports]
+    assert proxy["secrets"] == list(accounts()["secrets"]) and re.fullmatch(r"caddy:\d+\.\d+\.\d+", proxy["image"])
+    said = (ROOT / "infra/compose/Caddyfile").read_text("utf-8")
+    assert "header_up X-Forwarded-User {http.auth.user.id}" in said
+    assert all(f"import person {name}:{port.rpartition(':')[2]}" in said for name, [port] in servers.items())
+
+
+def answered(path: str, body: object, person: str | None) -> Any:
+    """What Prefect's server gets of a request, behind `signed`."""
+
+    async def echo(request: Request) -> Response:
+        body = await request.body()
+        assert int(request.headers["content-length"]) == len(body)
+        return Response(body)
+
+    app = Starlette(routes=[Route("/{path:path}", echo, methods=["POST"])])
+    client = TestClient(signed(app))
+    headers = {"X-Forwarded-User": person} if person else {}
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    return client.post(path, content=content, headers=headers).content
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "person", "got"),
+    [
+        ("create_flow_run", {"name": "x"}, "ann", {"name": "x", "labels": {"align.who": "ann"}}),
+        ("create_flow_run", {"labels": {"a": 1, "align.who": "bob"}}, "ann", {"labels": {"a": 1, "align.who": "ann"}}),
+        ("create_flow_run", {"labels": {"a": 1, "align.who": "bob"}}, None, {"labels": {"a": 1}}),
+        ("resume", {"run_input": {"who": "bob", "why": "y"}}, "ann", {"run_input": {"who": "ann", "why": "y"}}),
+        ("resume", {"run_input": {"who": "bob"}}, None, {"run_input": {"who": "bob"}}),
+        ("resume", {"run_input": None}, "ann", {"run_input": None}),
+        ("set_state", {"labels": {"align.who": "bob"}}, "ann", {"labels": {"align.who": "bob"}}),
+    ],
+)
+def test_the_person_whom_the_proxy_names_is_recorded(path: str, body: Any, person: str | None, got: Any) -> None:
+    assert json.loads(answered(f"/api/flow_runs/1/{path}", body, person)) == got
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("create_flow_run", body) for body in (b"", b"{", b"[]", b"3", b'{"labels": 3}')]
+    + [("resume", body) for body in (b"", b"{", b"[]", b"3", b'{"run_input": 3}')],
+)
+def test_what_prefect_refuses_reaches_it_as_it_is(path: str, body: bytes) -> None:
+    assert answered(f"/{path}", body, "ann") == body
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -95,8 +163,12 @@ def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -
     folder = tmp_path / "a folder"
     made = subprocess.run([MAKE_SECRETS, folder], capture_output=True, text=True, check=True)
     texts = {path.name: path.read_text() for path in folder.iterdir()}
-    assert set(texts) == set(COMPOSE["secrets"])
-    assert {entry["file"] for entry in COMPOSE["secrets"].values()} == {f"secrets/{name}" for name in texts}
+    known = COMPOSE["secrets"] | accounts()["secrets"]
+    assert {entry["file"] for entry in known.values()} == {f"secrets/{name}" for name in texts} and set(texts) == set(
+        known
+    )
+    sent = base64.b64decode(texts["proxy_authorization"].removeprefix("Basic ")).decode()
+    assert sent == texts["PREFECT_API_AUTH_STRING"] and "\n" not in texts["proxy_authorization"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     keys = [texts[name].rpartition("= ")[2].strip() for name in ("aws_credentials", "aws_credentials_mlflow")]

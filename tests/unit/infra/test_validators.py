@@ -49,6 +49,7 @@ def test_compose_is_valid(tmp_path: Path) -> None:
     """`docker compose config` checks its own schema, and that networks, volumes, secrets and services exist."""
     words = ("--profile", "*", "config", "--quiet")
     assert_valid(run("docker-compose", "--file", "infra/compose.yaml", *words))
+    assert_valid(run("docker-compose", "--file", "infra/compose.yaml", "--file", "infra/compose/accounts.yaml", *words))
     for old, new, reason in (
         ("start_period: 60s", "start_periods: 60s", "start_periods"),
         ("networks: [database]", "networks: [databases]", "databases"),

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from align.services.git import git
 from flows.checkout.run_branch import Recorded
-from flows.dag import Selection, Stage
+from flows.dag import Selection, Stage, read_dag
 from flows.pages import summary
 from flows.pages.summary import summarise
 from flows.tasks.run_context import RunContext
@@ -111,17 +112,57 @@ def test_a_report_shows_metrics_and_pictures(tmp_path: Path) -> None:
     assert "![funnel](data:image/png;base64,iVBORw==)" in text
 
 
-def test_pictures_of_a_report_fit_into_an_event_of_prefect(tmp_path: Path) -> None:
-    """The largest are named instead; what is shown has fewer colours."""
+def test_a_report_begins_with_its_verdict_and_main_figures(tmp_path: Path) -> None:
+    """The main plot, not the first by name; where the whole is; and all metrics at the end."""
+    recall = {"b/recall@1": 0.25, "b/recall@1/low": 0.2, "b/recall@1/chance": 0.1}
+    low = {"a/b/recall@1": 0.3, "a/b/recall@1/low": 0.05, "a/b/recall@1/chance": 0.1}
+    report(tmp_path, "evaluate", {**low, **recall, "num_sets": 1234})
+    folder = tmp_path / "reports/evaluate"
+    for name in ("calibration.png", "recall.png", "report.html"):
+        (folder / name).write_bytes(b"\x89PNG")
+    shown = replace(stage("evaluate"), figures=("*/recall@1", "num_*", "missing/*"), plot="recall.png")
+    text = report_markdown(folder, shown, address="http://127.0.0.1:5000/#/runs/1/artifacts/report.html?x")
+    order = [
+        "**1 of 2 measures are above chance", "| b/recall@1 | 25.0% | 10.0% |\n| num_sets | 1,234 |  |\n\n",
+        "[Open report.html](http://127.0.0.1:5000/#/runs/1/artifacts/report.html?x)", "![recall]",
+        "## All metrics", "| a/b/recall@1 | 0.3 |",
+    ]  # fmt: skip
+    assert sorted(order, key=text.index) == order
+    assert "![calibration]" not in text
+    (folder / "verdict.json").write_text('{"passed": true}')
+    assert "**Passed**" in report_markdown(folder, shown)
+    assert "`reports/evaluate/report.html` in the run's files" in report_markdown(folder, shown)
+    assert "| main figures |  |\n| --- | ---: |\n| num_sets | 1,234 |\n\n" in report_markdown(
+        folder, replace(shown, figures=("num_*",))
+    )
+    failed = report_markdown(folder, shown, "no sets")
+    assert "**Passed**" not in failed and failed.index("no sets") < failed.index("main figures")
+
+
+def test_the_figures_of_dvc_yaml_are_those_of_its_reports() -> None:
+    """Five at most a stage, each of the stage's own report; those of the evaluation are of any set."""
+    for one in read_dag(ROOT):
+        assert 2 <= len(one.figures) <= 5
+        own = "*/" if one.name == "evaluate" else f"{Path(one.report).name}/"
+        assert all(figure.startswith(own) for figure in one.figures), one.name
+
+
+def test_the_picture_of_a_report_fits_into_an_event_of_prefect(tmp_path: Path) -> None:
+    """One that is too large is named instead; what is shown has fewer colours. Others are in report.html only."""
     report(tmp_path, "filter", {"filter/num_kept": 1})
     noise = np.random.default_rng(0)
-    for name, side in (("examples", 400), ("large", 1000), ("more", 800)):
+    for name, side in (("examples", 400), ("large", 1100), ("more", 800)):
         picture = Image.fromarray(noise.integers(0, 255, (side, side, 3), dtype=np.uint8))
         picture.save(tmp_path / f"reports/filter/{name}.png")
-    text = report_markdown(tmp_path / "reports/filter", stage("filter"))
-    assert len(text) < 1_500_000 and "\n\nlarge.png: " in text and "see filter/ in the checkout" in text
-    shown = re.findall(r"!\[(\w+)\]\(data:image/png;base64,([^)]+)\)", text)
-    assert [name for name, _ in shown] == ["examples", "more"]
-    for (_, data), side in zip(shown, (400, 800), strict=True):
+
+    def shown(plot: str) -> str:
+        text = report_markdown(tmp_path / "reports/filter", replace(stage("filter"), plot=plot))
+        assert len(text) < 1_500_000
+        return text
+
+    assert re.search(r"\n\nlarge\.png: .* MB, see filter/ in the checkout\n", shown("large.png"))
+    for plot, name, side in (("", "examples", 400), ("more.png", "more", 800)):
+        [(found, data)] = re.findall(r"!\[(\w+)\]\(data:image/png;base64,([^)]+)\)", shown(plot))
+        assert found == name
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
             assert picture.size == (side, side) and picture.mode == "P"

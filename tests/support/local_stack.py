@@ -280,8 +280,9 @@ class Stack:
         return self.click("pipeline", parameters={"request": request})
 
     def click(self, flow: str, *, person: str | None = None, **values: object) -> str:
-        """Starts a flow with these values of Prefect's; returns the flow run's id."""
-        deployment = self.ask("/deployments/filter", {"flows": {"name": {"any_": [flow]}}})[0]["id"]
+        """Starts the flow's first deployment with these values of Prefect's; returns the flow run's id."""
+        newest = {"sort": "CREATED_DESC", "flows": {"name": {"any_": [flow]}}}  # tests add others
+        deployment = self.ask("/deployments/filter", newest)[-1]["id"]
         return str(self.ask(f"/deployments/{deployment}/create_flow_run", values, person=person)["id"])
 
     def force(self, run: str, state: str) -> None:

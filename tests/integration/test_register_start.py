@@ -10,6 +10,7 @@ from align.cli import main
 from align.formats.filtered import decisions_digest
 from align.formats.shards import read_manifest
 from align.release.packaging.package import package
+from align.release.registration.shown import all_metrics
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from tests.support import small_data, small_git, small_model
@@ -39,7 +40,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def registered(*overrides: str) -> Any:
-    """The one run of MLflow's file here, and the names of its reports."""
+    """The one run of MLflow's file here, all its metrics, and the names of its reports."""
     values = sets("paths.shards=shards", "paths.packaged=packaged", *overrides)
     assert main(["register", "--params", str(PARAMS_FILE), *values]) == 0
     tracker = Tracker()
@@ -47,14 +48,14 @@ def registered(*overrides: str) -> Any:
     assert version is not None
     client = tracker._client
     names = {Path(item.path).name for item in client.list_artifacts(version.run_id, "reports")}
-    return client.get_run(version.run_id).data, names
+    return client.get_run(version.run_id).data, all_metrics(tracker, version.run_id), names
 
 
 def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project: Path) -> None:
-    run, names = registered("finetune.from=imported", "model.embed_width=320", "pretrain.batch_size=48")
+    run, metrics, names = registered("finetune.from=imported", "model.embed_width=320", "pretrain.batch_size=48")
     assert names == {"quality", "quality_shards", "shard", "finetune", "evaluation", "package"}
-    assert run.metrics["finetune/number"] == 1
-    for key in (*run.metrics, *run.params):
+    assert metrics["finetune/number"] == 1
+    for key in (*metrics, *run.params):
         assert not key.startswith(("pretrain", "fit_tokenizer")), key
     assert run.params["model.embed_width"] == "24"  # of the packaged model
     assert run.params["finetune.batch_size"] == "48"  # inherited, and used

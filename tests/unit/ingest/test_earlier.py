@@ -1,5 +1,6 @@
 """A table that gained rows, and the data/raw before it: only what that does not know is asked for."""
 
+import io
 import itertools
 import json
 from pathlib import Path
@@ -141,11 +142,12 @@ def test_what_is_taken_down_or_damaged_is_not_reused(
     content = rows[server.url("/8.png")]["sha256"]
     entries = [("url", server.url("/7.png")), ("image_id", content)]
     write_opted_out(tmp_path / "policy", OptedOut(Entry(*entry, "asked", "2026-01-01") for entry in entries))
-    damaged = raw_shards(tmp_path / "raw")[0].tar
+    damaged, changed, *_ = [  # the port decides which shards have pictures
+        shard.tar for shard in raw_shards(tmp_path / "raw") if any(image_spans(io.BytesIO(shard.tar.read_bytes()), ""))
+    ]
     damaged.chmod(0o644)
     damaged.write_bytes(damaged.read_bytes()[:700])
     lost = [row["url"] for row in rows.values() if row["key"].startswith(damaged.stem)]
-    changed = raw_shards(tmp_path / "raw")[1].tar
     changed.chmod(0o644)
     with changed.open("r+b") as tar:
         key, offset, size = next(image_spans(tar, ""))

@@ -20,14 +20,15 @@ from tests.support.warm import commands
 RUN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN if "ignored" in sys.argv else signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it
 from prefect.utilities.engine import capture_sigterm
 from flows.tasks import stop
 stop.IN_ORDER_S = 1.0 if "short" in sys.argv else 600.0
 try:
     with stop.in_order(), stop.whatever_it_became(), capture_sigterm():
         child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-        print("works", child.pid, flush=True)
         try:
+            print("works", child.pid, flush=True)
             time.sleep(1 if "ignored" in sys.argv else 600)
         except stop.Stopped as ended:
             print(ended, stop.is_stopping(), flush=True)
@@ -49,10 +50,12 @@ print("ends with", stop.exit_code(), flush=True)
 
 @pytest.fixture(autouse=True)
 def _obeys_ctrl_c() -> Iterator[None]:
-    """What is started from a test run in the background would ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """What is started from a test run in the background would ignore it, and under nohup SIGHUP."""
+    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 
-import psutil
+import psutilfrom urllib.parse import unquote, urlsplit
+
 import pytest
 
 from align.services.git import git
@@ -79,7 +80,7 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
     assert (stack.root / "checkpoints/step").read_text() == "7"
     assert git(stack.root, "branch", "--list", "run/cancelled") == ""
     [tracked] = stack.mlflow_runs(f"tags.`align.flow_run` = '{run}'")  # with what the stages before have reported
-    files = stack.root / "mlartifacts/stub" / tracked["info"]["run_id"] / "artifacts"
+    files = Path(unquote(urlsplit(tracked["info"]["artifact_uri"]).path))
     assert {"tables/metrics.json", "reports/ingest/report.json"} <= {
         file.relative_to(files).as_posix() for file in files.rglob("*")
     }

@@ -51,11 +51,11 @@ print("ends with", stop.exit_code(), flush=True)
 @pytest.fixture(autouse=True)
 def _obeys_ctrl_c() -> Iterator[None]:
     """What is started from a test run in the background would ignore it, and under nohup SIGHUP."""
-    wanted = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 @contextmanager

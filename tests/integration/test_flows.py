@@ -13,9 +13,9 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import unquote, urlsplit
 
-import psutilfrom urllib.parse import unquote, urlsplit
-
+import psutil
 import pytest
 
 from align.services.git import git

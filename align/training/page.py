@@ -109,7 +109,7 @@ def _gallery(samples: SplitSamples, found: Found) -> Iterator[str]:
     steps = sorted(found)
     chosen = sorted({steps[0], steps[(len(steps) - 1) // 2], steps[-1]})
     yield html.heading("What the model found while it learned")
-    yield html.paragraph("The nearest validation images to ten of their texts. Green: the image of the text.")
+    yield html.paragraph("The validation images nearest to a text. Green: the image that it was written for.")
     for answers in zip(*(found[step] for step in chosen), strict=True):
         asked = answers[0][0]
         walls = [

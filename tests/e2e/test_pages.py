@@ -161,7 +161,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
             ],
         ),
         ("quality", 0, ["Data quality", "All expectations", "keep rate", "passed", "concepts", "No reference"]),
-        ("shard", 30, ["Shards", "Splits", "images of a cluster", "Samples of train", "Samples of val"]),
+        ("shard", 25, ["Shards", "Splits", "images of a cluster", "Samples of train", "Samples of val"]),
         ("fit_tokenizer", 0, ["The vocabulary", "texts are cut at 64", "Least frequent of those that occur", "[CLS]"]),
         (
             "pretrain",

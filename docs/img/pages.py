@@ -36,7 +36,6 @@ class Shot(NamedTuple):
 
 
 SHOTS = {
-    "ingest_report": Shot("reports/ingest/report.html", 1100, 1400),
     "filter_report": Shot("reports/filter/report.html", 1100, 1400, dark=True),
     "quality_report": Shot("reports/quality/report.html", 1100, 1400, dark=True),
     "training_report": Shot("reports/pretrain/report.html", 1100, 1400, dark=True),

@@ -90,7 +90,7 @@ _MAX_CAPTION = 90
 
 
 def write_page(report: FilterReport, config: FilterConfig, examples: PairExamples, directory: Path) -> None:
-    """Writes report.html, and its figures as PNG.
+    """Writes report.html, and the funnel as PNG.
 
     Args:
         report: the numbers.
@@ -102,20 +102,17 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
     steps = [(row.reason, row.num_first, row.num_remaining) for row in report.funnel if row.num_first]
     funnel, words, sides = funnel_figure(report.num_pairs, steps), overview.words_per_text, overview.short_sides
     panels = {
-        "text_lengths": (words_figure(words, config), sum(words.values())),
-        "image_sizes": (sizes_figure(sides, config), sum(sides.values())),
+        "text lengths": (words_figure(words, config), sum(words.values())),
+        "image sizes": (sizes_figure(sides, config), sum(sides.values())),
         "languages": (languages_figure(overview.languages, overview.num_looked_at), len(overview.languages)),
     }
-    for name, (figure, _) in {"funnel": (funnel, 1), **panels}.items():
-        write_bytes(directory / f"{name}.png", png(figure))
+    write_bytes(directory / "funnel.png", png(funnel))
     share = report.num_kept / report.num_pairs if report.num_pairs else 0.0
     sections = {
         "The funnel": [html.plot(funnel, alt="pairs left after each rule")],
         "Every rule": _rules(report, config),
         "Texts and images": [
-            html.side_by_side(
-                html.plot(figure, alt=name.replace("_", " ")) for name, (figure, number) in panels.items() if number
-            )
+            html.side_by_side(html.plot(figure, alt=name) for name, (figure, number) in panels.items() if number)
         ],
         "What repeats": _repeats(overview, config, examples),
         "Personal data in texts": _personal_data(overview, config),

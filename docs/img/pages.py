@@ -18,8 +18,8 @@ from PIL import Image
 from tests.support.browser import open_page
 
 HERE = Path(__file__).parent
-#: Figures that stages drew -> the share of their height that is shown.
-FIGURES = {"evaluation/recall": 1.0, "evaluation/retrieval": 1.0, "index/minus": 0.3, "index/queries": 1.0}
+#: Figures that are shown as stages drew them.
+FIGURES = ("evaluation/recall", "evaluation/retrieval", "index/queries")
 #: What is longer than wide by this is shown as two columns.
 LONG = 2.0
 #: Until a page is drawn.
@@ -27,12 +27,16 @@ DRAWN_S = 1.5
 
 
 class Shot(NamedTuple):
-    """A picture of a page: which page, and the size of its window. With `dark` there is a second one, NAME_dark.png."""
+    """A picture of a page: which page, the size of its window, and the element (CSS) at its top.
+
+    With `dark` there is a second one, NAME_dark.png.
+    """
 
     page: str
     width_px: int
     height_px: int
     dark: bool = False
+    top: str = "body"
 
 
 SHOTS = {
@@ -41,15 +45,16 @@ SHOTS = {
     "training_report": Shot("reports/pretrain/report.html", 1100, 1400, dark=True),
     "evaluation_report": Shot("reports/evaluation/report.html", 1110, 1210),
     "evaluation_compare": Shot("compared/report.html", 1000, 1000),
+    "minus": Shot("reports/index/report.html", 1100, 1060, top="h2[id^=image]"),
     "lineage": Shot("lineage.html", 1200, 990),
 }
 
 
 def main(demo: Path) -> None:
     """Renews the pictures from the demo in a folder, whose `align` and services are used."""
-    for figure, share in FIGURES.items():
+    for figure in FIGURES:
         with Image.open(demo / "reports" / f"{figure}.png") as drawn:
-            keep(in_columns(drawn.crop((0, 0, drawn.width, round(share * drawn.height)))), Path(figure).name)
+            keep(in_columns(drawn), Path(figure).name)
     with tempfile.TemporaryDirectory() as made, open_page(Path(made) / "browser") as tab:
         compare = ["evaluate", "--compare", "models/pretrained", "models/finetuned", "--reports", f"{made}/compared"]
         for words in (compare, ["trace", "align@candidate", "--html", f"{made}/lineage.html"]):
@@ -61,6 +66,7 @@ def main(demo: Path) -> None:
             for looks in ("light", "dark") if shot.dark else ("light",):
                 tab.look(looks)
                 tab.open(page.resolve().as_uri())
+                tab.run(f"document.querySelector('{shot.top}').scrollIntoView()")
                 time.sleep(DRAWN_S)
                 tab.picture(Path(made) / "taken.png")
                 with Image.open(Path(made) / "taken.png") as taken:

@@ -35,10 +35,7 @@ def shard_page(
     ]  # fmt: skip
     sizes = [(f"{2**bit:,}" + f" to {2 * 2**bit - 1:,}" * (bit > 0), number) for bit, number in enumerate(clusters)]
     cards = [(name, f"{metrics[f'shard/num_{name}']:,}", "") for name in ("images", "pairs", "clusters")]
-    cards += [
-        ("all tars", f"{metrics['shard/num_bytes'] / 1e6:,.1f} MB", ""),
-        ("largest cluster", f"{largest:.2%}", ""),
-    ]
+    cards += [("of tars", f"{metrics['shard/num_bytes'] / 1e6:,.1f} MB", "")]
     blocks = [
         html.cards(cards),
         html.heading("Splits"),

@@ -98,7 +98,7 @@ def fit_tokenizer(
     )
     pieces = {piece: tokens[number] for piece, number in tokenised.vocabulary.items()}
     with replace_directory(reports, "fit_tokenizer") as part:
-        write_page(report.metrics, pieces, lengths, max_tokens, part)
+        write_page(report.metrics, pieces, lengths, max_tokens, to=part)
         write_report(report, part)
     return report
 

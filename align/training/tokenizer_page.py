@@ -13,11 +13,7 @@ _MOST_BARS, _MOST_PIECES = 40, 25
 
 
 def write_page(
-    metrics: Mapping[str, float],
-    pieces: Mapping[str, int],
-    lengths: Mapping[int, int],
-    max_tokens: int,
-    directory: Path,
+    metrics: Mapping[str, float], pieces: Mapping[str, int], lengths: Mapping[int, int], max_tokens: int, *, to: Path
 ) -> None:
     """Writes report.html, and its figure as lengths.png.
 
@@ -26,7 +22,7 @@ def write_page(
         pieces: of the vocabulary -> how often each occurs in the texts.
         lengths: tokens of a text -> texts.
         max_tokens: longer texts are cut.
-        directory: the folder to write to.
+        to: the folder.
     """
     width = -(-max(lengths) // _MOST_BARS)
     counts, kept = ([0] * (max(lengths) // width + 1) for _ in range(2))
@@ -57,5 +53,5 @@ def write_page(
         ),
     ]  # fmt: skip
     lead = f"{value['vocab_size']:,} tokens for {value['num_texts']:,} training texts."
-    write_bytes(directory / "lengths.png", png(figure))
-    write_text(directory / "report.html", html.page("The vocabulary", lead, blocks))
+    write_bytes(to / "lengths.png", png(figure))
+    write_text(to / "report.html", html.page("The vocabulary", lead, blocks))

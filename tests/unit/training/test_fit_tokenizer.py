@@ -48,7 +48,7 @@ def test_the_page_has_lengths_against_the_cut_and_tokens_by_how_often_they_occur
     metrics = {"vocab_size": 4, "num_texts": 10, "tokens_per_text": 30.0, "num_truncated": 3, "num_unknown_tokens": 0}
     metrics = {f"fit_tokenizer/{name}": value for name, value in metrics.items()}
     pieces = {"often": 70, "##rare": 1, "seldom": 2, "never": 0}
-    write_page(metrics, pieces, {5: 7, 64: 2, 200: 1}, 63, tmp_path)
+    write_page(metrics, pieces, {5: 7, 64: 2, 200: 1}, 63, to=tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     most, least = (part.partition("</table>")[0] for part in page.split("<th>token</th>")[1:])
     order = [re.findall(r"<td>(\S+)</td><td class=number>(\d+)</td>", part) for part in (most, least)]

@@ -20,7 +20,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # How many workers: tests/conftest.py. Which tests each one runs, and in which order: tests/support/schedule.py.
 WORKERS := -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-scale bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences sample try ready clean
+.PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-scale bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences pictures sample try ready clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
@@ -139,6 +139,11 @@ lock: ## resolve requirements.lock and infra/locks again from pyproject.toml
 
 licences: $(STAMP) ## docs/licences.md again, or why it cannot be: a licence is unknown or not permissive
 	@$(RUN) python infra/licences.py
+
+pictures: $(STAMP) ## those of docs/, from the finished demo here and the browser's tests; an hour
+	@$(RUN) PYTHONPATH=. python docs/img/pages.py
+	@$(RUN) python docs/img/diagrams.py
+	@$(RUN) ALIGN_PICTURES=docs/img pytest -q tests/e2e/test_browser.py tests/e2e/test_release_in_browser.py
 
 sample: $(STAMP) ## rebuild data/sample from its source packages
 	@$(RUN) python data/sample/build

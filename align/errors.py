@@ -86,3 +86,8 @@ class LockedError(AlignError):
 def one_line(error: BaseException) -> str:
     """The message of any library's error, in one line of at most 300 characters, without logins."""
     return without_logins(" ".join(str(error).split()))[:300] or type(error).__name__
+
+
+def first_line(error: Exception) -> str:
+    """The first line of any library's error, at most 300 characters of it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

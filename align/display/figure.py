@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from align.display.visible import visible
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: The palette, of figures and of pages. Text, secondary text, lines, backgrounds; then the colours of verdicts.
@@ -92,6 +93,30 @@ def forest(groups: Sequence[tuple[str, Sequence[Interval]]], *, about: str, marg
         axes.set_xlim(-most, most)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def histogram(labels: Sequence[str], counts: Sequence[int], kept: Sequence[int], about: str, counted: str) -> Figure:
+    """A bar for each label, small enough for three side by side: what is kept of it is green, the rest red."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.0, 2.8), layout="constrained")
+    axes, bars = figure.subplots(), range(len(labels))
+    axes.bar(bars, kept, color=GOOD, width=0.8)
+    dropped = [number - of_it for number, of_it in zip(counts, kept, strict=True)]
+    axes.bar(bars, dropped, bottom=kept, color=BAD, alpha=0.75, width=0.8)
+    axes.set_xticks(bars, labels, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_xlabel(about, fontsize=9, color=SOFT)
+    tidy(axes, counted)
+    return figure
+
+
+def tidy(axes: Axes, counted: str | None = None) -> None:
+    """Small letters, and lines on two sides only. `counted`: what the bars upright count."""
+    if counted:
+        axes.set_ylabel(counted, fontsize=9, color=SOFT)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def png(figure: Figure) -> bytes:

@@ -48,8 +48,9 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
   min-width: 120px }
 .cards b { display: block; font-size: 1.35rem; line-height: 1.25; font-variant-numeric: tabular-nums }
 .cards span { color: var(--soft); font-size: .8rem; font-weight: 400 }
-.side { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start }
-.side > div { flex: 1 1 300px; min-width: 0 }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 0 2rem;
+  align-items: start }
+.side > div { min-width: 0 }
 nav { font-size: .85rem; margin: 0 0 .4rem }
 nav a { color: var(--soft); margin-right: 1rem; display: inline-block; line-height: 1.8 }
 td.bar { min-width: 96px; padding-top: .62rem }

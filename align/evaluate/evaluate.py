@@ -29,7 +29,7 @@ from align.config.evaluate import EvaluateConfig
 from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
 from align.config.suite import is_suite
-from align.display.console import say, show
+from align.display.console import duration, say, show
 from align.display.figure import png
 from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory, require_replaceable, write_bytes, write_text
@@ -309,7 +309,7 @@ def announce(sets: Sequence[EvaluationSet], towers: Towers, tuner: Tuner) -> Non
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + more
     say(
-        f"evaluate: {pictures:,} pictures take about {_duration(seconds * pictures)}, and {peak / 1e9:.1f} GB of "
+        f"evaluate: {pictures:,} pictures take about {duration(seconds * pictures)}, and {peak / 1e9:.1f} GB of "
         "memory; resampling for the intervals is not in it"
     )
     for one in sets:
@@ -318,7 +318,7 @@ def announce(sets: Sequence[EvaluationSet], towers: Towers, tuner: Tuner) -> Non
             known = sum(image.split == "reference" for image in one.images)
             passes = recipe.num_runs * _forward_passes(recipe, known, len(one.images) - known, image_px)
             say(
-                f"evaluate: {one.name}: fine-tuning takes about {_duration(seconds * passes)} more; "
+                f"evaluate: {one.name}: fine-tuning takes about {duration(seconds * passes)} more; "
                 f"if it is killed, the same command resumes it (paths.checkpoints)"
             )
 
@@ -351,14 +351,4 @@ def _tried(sets: Sequence[EvaluationSet], towers: Towers) -> tuple[float, int, i
         (time.monotonic() - started) / max(len(embeds), 1),
         embeds.shape[1],
         max((len(one) for one in first), default=1),
-    )
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
     )

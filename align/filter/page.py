@@ -10,13 +10,12 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import ImageFilter
 
 from align.config.filter import FilterConfig
 from align.display import html
-from align.display.figure import BAD, GOOD, INK, SOFT, png
+from align.display.figure import BAD, GOOD, INK, SOFT, histogram, png, tidy
 from align.durable.files import write_bytes, write_text
 from align.filter.examples import ExamplePair, PairExamples
 from align.filter.overview import Counted, Overview
@@ -27,8 +26,6 @@ from align.pairs.text import mask_personal_data
 
 _MAX_BAR_WORDS = 30
 _MAX_LANGUAGES = 12
-#: Inches; three panels are shown side by side.
-_PANEL = (4.0, 2.8)
 
 
 def funnel_figure(num_pairs: int, steps: Sequence[tuple[str, int, int]]) -> Figure:
@@ -54,7 +51,7 @@ def funnel_figure(num_pairs: int, steps: Sequence[tuple[str, int, int]]) -> Figu
     axes.set_xlim(0, max(1.0, num_pairs))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("pairs left after each rule (red: dropped by it)", fontsize=9, color=SOFT)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -65,7 +62,7 @@ def words_figure(num_words: Mapping[int, int], config: FilterConfig) -> Figure:
         counts[min(words, _MAX_BAR_WORDS)] += pairs
     kept = [pairs * (config.min_words <= words <= config.max_words) for words, pairs in enumerate(counts)]
     labels = ["" if words % 5 else f"{words}{'+' * (words == _MAX_BAR_WORDS)}" for words in range(len(counts))]
-    return _panel(labels, counts, kept, f"words per text (kept: {config.min_words} to {config.max_words})", "pairs")
+    return histogram(labels, counts, kept, f"words per text (kept: {config.min_words} to {config.max_words})", "pairs")
 
 
 def sizes_figure(short_sides: Mapping[int, int], config: FilterConfig) -> Figure:
@@ -74,7 +71,7 @@ def sizes_figure(short_sides: Mapping[int, int], config: FilterConfig) -> Figure
     counts, ends = [short_sides[low] for low in lows], [*lows[1:], float("inf")]
     kept = [number * (end - 1 > least) for number, end in zip(counts, ends, strict=True)]
     labels = [f"{low:,}{'+' * (low == lows[-1])}" for low in lows]
-    return _panel(labels, counts, kept, f"shorter side from ... px (kept: above {least:,})", "distinct images")
+    return histogram(labels, counts, kept, f"shorter side from ... px (kept: above {least:,})", "distinct images")
 
 
 def languages_figure(languages: Sequence[Counted], num_looked_at: int) -> Figure:
@@ -84,28 +81,7 @@ def languages_figure(languages: Sequence[Counted], num_looked_at: int) -> Figure
         others = (sum(one.num_pairs for one in rest), sum(one.num_kept for one in rest))
         shown.append(Counted(name=f"{len(rest)} others", num_pairs=others[0], num_kept=others[1]))
     names, counts, kept = ([getattr(one, name) for one in shown] for name in ("name", "num_pairs", "num_kept"))
-    return _panel(names, counts, kept, f"language, guessed, {num_looked_at:,} texts (green: kept)", "pairs")
-
-
-def _panel(labels: Sequence[str], counts: Sequence[int], kept: Sequence[int], about: str, counted: str) -> Figure:
-    """A bar for each label: what is kept of it is green, the rest red."""
-    figure = Figure(figsize=_PANEL, layout="constrained")
-    axes, bars = figure.subplots(), range(len(labels))
-    axes.bar(bars, kept, color=GOOD, width=0.8)
-    dropped = [number - of_it for number, of_it in zip(counts, kept, strict=True)]
-    axes.bar(bars, dropped, bottom=kept, color=BAD, alpha=0.75, width=0.8)
-    axes.set_xticks(bars, labels, rotation=60, ha="right", rotation_mode="anchor")
-    axes.set_xlabel(about, fontsize=9, color=SOFT)
-    _tidy(axes, counted)
-    return figure
-
-
-def _tidy(axes: Axes, counted: str | None = None) -> None:
-    if counted:
-        axes.set_ylabel(counted, fontsize=9, color=SOFT)
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    return histogram(names, counts, kept, f"language, guessed, {num_looked_at:,} texts (green: kept)", "pairs")
 
 
 _THUMBNAIL_PX = 144
@@ -114,7 +90,7 @@ _MAX_CAPTION = 90
 
 
 def write_page(report: FilterReport, config: FilterConfig, examples: PairExamples, directory: Path) -> None:
-    """Writes report.html, and its figures as PNG.
+    """Writes report.html, and the funnel as PNG.
 
     Args:
         report: the numbers.
@@ -126,20 +102,17 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
     steps = [(row.reason, row.num_first, row.num_remaining) for row in report.funnel if row.num_first]
     funnel, words, sides = funnel_figure(report.num_pairs, steps), overview.words_per_text, overview.short_sides
     panels = {
-        "text_lengths": (words_figure(words, config), sum(words.values())),
-        "image_sizes": (sizes_figure(sides, config), sum(sides.values())),
+        "text lengths": (words_figure(words, config), sum(words.values())),
+        "image sizes": (sizes_figure(sides, config), sum(sides.values())),
         "languages": (languages_figure(overview.languages, overview.num_looked_at), len(overview.languages)),
     }
-    for name, (figure, _) in {"funnel": (funnel, 1), **panels}.items():
-        write_bytes(directory / f"{name}.png", png(figure))
+    write_bytes(directory / "funnel.png", png(funnel))
     share = report.num_kept / report.num_pairs if report.num_pairs else 0.0
     sections = {
         "The funnel": [html.plot(funnel, alt="pairs left after each rule")],
         "Every rule": _rules(report, config),
         "Texts and images": [
-            html.side_by_side(
-                html.plot(figure, alt=name.replace("_", " ")) for name, (figure, number) in panels.items() if number
-            )
+            html.side_by_side(html.plot(figure, alt=name) for name, (figure, number) in panels.items() if number)
         ],
         "What repeats": _repeats(overview, config, examples),
         "Personal data in texts": _personal_data(overview, config),

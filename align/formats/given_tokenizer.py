@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from align.config.given import GivenTokenizer
 from align.durable.files import sha256_file
-from align.errors import CorruptError, DataError
+from align.errors import CorruptError, DataError, first_line
 from align.formats.model_folder import TOKENIZER
 
 #: The vocabulary of a folder without TOKENIZER, one piece per line.
@@ -62,11 +62,6 @@ def require_digest(key: str, file: Path, expected: str) -> None:
     """Raises CorruptError if a file, which a parameter names, has another sha256 than the parameter says."""
     if (digest := sha256_file(file)) != expected:
         raise CorruptError(f"{key}: {file} has the sha256 {digest}, not {expected}; correct the path or the digest")
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _file(folder: Path) -> Path:

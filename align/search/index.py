@@ -297,9 +297,8 @@ def _write(
     reports: Path,
 ) -> None:
     with replace_directory(reports, "index") as part:
-        for name, shown in (("queries.png", queries), ("minus.png", minus)):
-            if shown:
-                write_bytes(part / name, png(search_figure(shown)))
+        if queries:
+            write_bytes(part / "queries.png", png(search_figure(queries)))
         if with_page:
             sections = {
                 "Labelled queries: the nearest images": queries,

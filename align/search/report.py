@@ -12,7 +12,7 @@ from align.display.figure import BAD, GOOD, INK, SOFT, legible
 from align.display.html import escape, gallery, heading, page, paragraph, picture
 from align.display.report import Report
 from align.pairs.picture import small, thumbnail
-from align.search.answers import AnsweredQuery, ImageAnswer
+from align.search.answers import AnsweredQuery
 from align.search.queries import MinusOutcome, minus_share_ratio
 
 _CSS = {None: "", True: "good", False: "bad"}
@@ -45,9 +45,8 @@ _THUMBNAIL_PX = 160
 
 
 def search_figure(queries: Sequence[AnsweredQuery]) -> Figure:
-    """One line per query: its words (and image), then its answers. A green frame: right; a red one: wrong."""
-    with_image = any(query.image for query in queries)
-    columns = max((len(query.answers) for query in queries), default=0) + 1 + with_image
+    """One line per query: its words, then its answers. A green frame: right; a red one: wrong."""
+    columns = max((len(query.answers) for query in queries), default=0) + 1
     figure = Figure(figsize=(1.25 * (columns + 0.6), 1.5 * len(queries)))
     shape = {"width_ratios": [1.6] + [1] * (columns - 1), "wspace": 0.08, "hspace": 0.28}
     grid = figure.subplots(len(queries), columns, squeeze=False, gridspec_kw=shape)
@@ -57,8 +56,7 @@ def search_figure(queries: Sequence[AnsweredQuery]) -> Figure:
         color = {None: INK, True: GOOD, False: BAD}[query.right]
         words = legible(query.query, width=18, lines=4)
         line[0].text(0, 0.5, words, fontsize=9, va="center", color=color, fontweight="bold")
-        cells = [ImageAnswer(query.image, "", 0.0, None)] if query.image else []
-        for axes, answer in zip(line[1:], [*cells, *query.answers], strict=False):
+        for axes, answer in zip(line[1:], query.answers, strict=False):
             axes.axis("on")
             axes.set_xticks([])
             axes.set_yticks([])

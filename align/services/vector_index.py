@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from align.display.console import say, track
 from align.durable.files import write_bytes
-from align.errors import CorruptError, DataError
+from align.errors import CorruptError, DataError, first_line
 
 _KMEANS_ITERATIONS = 20
 _KMEANS_SEED = 0
@@ -293,7 +293,7 @@ def _read(path: Path, data: NDArray[np.uint8] | None) -> Any:
                 return faiss.deserialize_index(data)
             return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         except (RuntimeError, MemoryError) as error:
-            raise CorruptError(f"{path}: not a faiss index ({one_line(error)}); run `align index` again") from None
+            raise CorruptError(f"{path}: not a faiss index ({first_line(error)}); run `align index` again") from None
 
 
 def _require_exact(index: Any, num_bytes: int, path: Path) -> None:
@@ -347,7 +347,7 @@ def open_rows(path: Path) -> NDArray[np.float16]:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, OverflowError, SyntaxError) as error:
-        raise CorruptError(f"{path}: not the rows of an index ({one_line(error)}); run `align index` again") from None
+        raise CorruptError(f"{path}: not the rows of an index ({first_line(error)}); run `align index` again") from None
     if not isinstance(rows, np.memmap) or rows.dtype != np.float16 or rows.ndim != 2:
         raise CorruptError(f"{path}: not the rows of an index; run `align index` again")
     if hasattr(mmap, "MADV_RANDOM"):
@@ -366,8 +366,3 @@ def require_number(found: int, wanted: int) -> None:
     """Raises DataError unless as many vectors were found as were announced."""
     if found != wanted:
         raise DataError(f"{found:,} vectors to index, not {wanted:,} as the manifest says; run `align shard` again")
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error of a library."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

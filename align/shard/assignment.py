@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,14 @@ class ShardPlan:
     Attributes:
         folder: its files.
         num_images: per split, in the order of SPLITS.
-        num_clusters: over all splits.
+        cluster_sizes: how many clusters have 1 image, 2 or 3, 4 to 7, and so on.
         largest_cluster: its number of images.
         images_per_shard: of each shard but the last of a split.
     """
 
     folder: Path
     num_images: tuple[int, int, int]
-    num_clusters: int
+    cluster_sizes: Sequence[int]
     largest_cluster: int
     images_per_shard: int
 
@@ -234,11 +234,12 @@ def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, a
     count = assigned.count
     placed = Buckets(work, "placed", {"place": "u8", "place_2": "u8", "image": "i8"}, count * len(SPLITS))
     num_all, num_images = clusters.start(count), np.zeros(len(SPLITS), np.int64)
-    num_clusters = largest = 0
+    cluster_sizes, largest = np.zeros(64, np.int64), 0
     for members in clusters.members(config.near_duplicate_bits):
         splits = _splits(members, num_all, config)
         num_images += np.bincount(splits, minlength=len(SPLITS))
-        num_clusters += int(np.count_nonzero(members.images == members.labels))
+        first = members.images == members.labels
+        cluster_sizes += np.bincount(np.log2(members.sizes[first]).astype(np.int64), minlength=64)
         largest = max(largest, int(members.sizes.max(initial=0)))
         place, place_2 = members.facts["place"], members.facts["place_2"]
         placed.add(splits * count + in_order(place, count), place=place, place_2=place_2, image=members.images)
@@ -246,7 +247,7 @@ def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, a
     for (name, fraction), found in zip(fractions.items(), num_images.tolist(), strict=True):
         if fraction > 0 and not found:
             raise DataError(
-                f"split '{name}' would be empty: {num_all} images in {num_clusters} clusters are too few for a "
+                f"split '{name}' would be empty: {num_all} images in {cluster_sizes.sum()} clusters are too few for a "
                 f"fraction of {fraction:g}; keep more pairs, or raise shard.{name}_fraction (0 leaves val or test out)"
             )
     first, second, third = num_images.tolist()
@@ -262,7 +263,7 @@ def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, a
             assigned.add(where, image=images, shard=shard + at // per_shard, rank=at % per_shard)
             position += len(images)
         shard += -(-position // per_shard)
-    return ShardPlan(folder, (first, second, third), num_clusters, largest, per_shard)
+    return ShardPlan(folder, (first, second, third), np.trim_zeros(cluster_sizes, "b").tolist(), largest, per_shard)
 
 
 def _splits(members: Members, num_images: int, config: ShardConfig) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from align.config.paths import PathsConfig
 from align.config.shard import ShardConfig
 from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
-from align.durable.files import replace_directory, sha256_file
+from align.durable.files import replace_directory, sha256_file, write_text
 from align.durable.pieces import Pieces
 from align.durable.work import CLAIMS, key_of, work_directory
 from align.errors import DataError
@@ -32,7 +32,8 @@ from align.project import provenance
 from align.services.executors.executors import open_executor
 from align.services.store_work import open_work
 from align.shard.assignment import ShardPlan
-from align.shard.work_folder import ShardWork, finish, plan_once, tar_locations, write_shards
+from align.shard.page import shard_page
+from align.shard.work_folder import ShardWork, examples, finish, plan_once, tar_locations, write_shards
 
 
 class ShardReport(Report):
@@ -54,7 +55,7 @@ def make_report(plan: ShardPlan, manifest: Manifest, decisions: str) -> ShardRep
     metrics: dict[str, float | int] = {
         "shard/num_images": num_images,
         "shard/num_pairs": sum(split.num_pairs for split in manifest.splits.values()),
-        "shard/num_clusters": plan.num_clusters,
+        "shard/num_clusters": sum(plan.cluster_sizes),
         "shard/largest_cluster_share": round(plan.largest_cluster / num_images, 6),
         "shard/num_bytes": sum(tar.num_bytes for split in manifest.splits.values() for tar in split.shards),
     }
@@ -113,9 +114,12 @@ def shard(
         work = ShardWork(Pieces(folder, shared), folders.raw, tars, store, config)
         plan = plan_once(work, executor, folders.filtered)
         write_shards(work, executor, plan)
+        samples = examples(work, plan)
         manifest = finish(work, plan)
     report = make_report(plan, manifest, decisions)
     with replace_directory(folders.report, "shard") as folder:
+        page = shard_page(report.metrics, manifest, plan.cluster_sizes, samples, config)
+        write_text(folder / "report.html", page)
         write_report(report, folder)
     return report
 

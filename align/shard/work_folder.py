@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
@@ -26,7 +28,7 @@ from align.durable.files import write_bytes
 from align.durable.pieces import Piece, Pieces
 from align.durable.processes import in_threads
 from align.formats.raw import RawShard, image_spans
-from align.formats.shards import SPLITS, Manifest, SplitName
+from align.formats.shards import SPLITS, Manifest, Sample, SplitName
 from align.interfaces.executor import Executor
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
@@ -39,6 +41,8 @@ from align.shard.writer import join_manifest, write_entry, write_shard
 _PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
 #: In the plan, once the rows of all shards are where other machines find them.
 _SHARED = "shared"
+#: Samples of each split that the page shows.
+_SHOWN = 16
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,16 @@ def write_shards(work: ShardWork, executor: Executor, plan: ShardPlan) -> None:
     work.pieces.fill(executor, partial(_write_shard, work), shards, "shard: shards")
 
 
+def examples(work: ShardWork, plan: ShardPlan) -> dict[SplitName, list[Sample]]:
+    """The first samples of each split that has some; the seed has shuffled them. Raises as `write_shards`."""
+    first: dict[SplitName, int] = {}
+    for number in range(plan.num_shards):
+        first.setdefault(_split_of(plan.path(number)), number)
+    work.pieces.bring([work.rows_of(number) for number in first.values()])
+    tables = {split: plan.rows(number) for split, number in first.items()}
+    return {split: [*_samples(work, rows.filter(pc.less(rows["rank"], _SHOWN)))] for split, rows in tables.items()}
+
+
 def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
     """Writes the manifest and removes everything else but the tars and their indexes."""
     entries: dict[SplitName, list[Path]] = {name: [] for name in SPLITS}
@@ -216,12 +230,16 @@ def _write_shard(work: ShardWork, _: None, number: int) -> None:
 
 def _make_shard(work: ShardWork, plan: ShardPlan, number: int) -> None:
     """Writes the tar of an output shard, uploads it if there is a store, and then writes its entry."""
+    shard = write_shard(work.folder, plan.path(number), _samples(work, plan.rows(number)))
+    keep_tar(work.folder / shard.path, shard.sha256, work.store)
+    write_entry(shard, work.entry(number))
+
+
+def _samples(work: ShardWork, rows: pa.Table) -> Iterator[Sample]:
+    """The samples of these rows of a plan."""
     tars, files = work.tars, StoreFiles(work.store)
     local_tars = [tar.uri if tar.is_local else None for tar in tars]
     with RawTars(
         local_tars, lambda tar, offset, size: files.read(tars[tar].uri, offset, size), work.store.num_connections
     ) as images:
-        samples = gather(plan.rows(number), images, work.config.image_px, work.config.jpeg_quality)
-        shard = write_shard(work.folder, plan.path(number), samples)
-    keep_tar(work.folder / shard.path, shard.sha256, work.store)
-    write_entry(shard, work.entry(number))
+        yield from gather(rows, images, work.config.image_px, work.config.jpeg_quality)

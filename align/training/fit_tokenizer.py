@@ -10,6 +10,7 @@ Only the training split is read, so words of the validation and test splits stay
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.interfaces.store import FetchTar
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
 from align.services.s3.store import fetcher
+from align.training.tokenizer_page import write_page
 
 #: More tokens than any text has: lengths are measured without truncation.
 NEVER_TRUNCATED = 1_000_000
@@ -76,27 +78,27 @@ def fit_tokenizer(
         save_tokenizer(tokenizer, part, max_tokens=max_tokens)
     tokenised = TextTokenizer.load(out, max_tokens=NEVER_TRUNCATED)
     unknown: Any = tokenizer.token_to_id("[UNK]")
-    counts = dict.fromkeys(("texts", "tokens", "truncated", "unknown_tokens"), 0)
+    tokens, lengths = Counter[int](), Counter[int]()
     longest, rest = (0, ""), texts()
     while some := list(islice(rest, _TEXTS_AT_ONCE)):
         ids_of = tokenised.ids(some)
         longest = max(longest, *((len(ids), text) for ids, text in zip(ids_of, some, strict=True)))
-        counts["texts"] += len(some)
-        counts["tokens"] += sum(map(len, ids_of))
-        counts["truncated"] += sum(len(ids) > max_tokens for ids in ids_of)
-        counts["unknown_tokens"] += sum(ids.count(unknown) for ids in ids_of)
+        lengths.update(map(len, ids_of))
+        tokens.update(chain.from_iterable(ids_of))
     report = FitTokenizerReport(
         longest_text=longest[1],
         metrics={
-            "fit_tokenizer/num_texts": counts["texts"],
+            "fit_tokenizer/num_texts": lengths.total(),
             "fit_tokenizer/vocab_size": tokenizer.get_vocab_size(),
-            "fit_tokenizer/tokens_per_text": round(counts["tokens"] / counts["texts"], 4),
+            "fit_tokenizer/tokens_per_text": round(tokens.total() / lengths.total(), 4),
             "fit_tokenizer/longest_text_tokens": longest[0],
-            "fit_tokenizer/num_truncated": counts["truncated"],
-            "fit_tokenizer/num_unknown_tokens": counts["unknown_tokens"],
+            "fit_tokenizer/num_truncated": sum(number for length, number in lengths.items() if length > max_tokens),
+            "fit_tokenizer/num_unknown_tokens": tokens[unknown],
         },
     )
+    pieces = {piece: tokens[number] for piece, number in tokenised.vocabulary.items()}
     with replace_directory(reports, "fit_tokenizer") as part:
+        write_page(report.metrics, pieces, lengths, max_tokens, to=part)
         write_report(report, part)
     return report
 

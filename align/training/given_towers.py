@@ -30,8 +30,8 @@ from torch import Tensor
 from align.config.given import GivenImageTower, GivenTextTower
 from align.config.model import TextTowerShape
 from align.config.recipe import Recipe
-from align.errors import AlignError, DataError
-from align.formats.given_tokenizer import first_line, read_tokenizer, require_digest
+from align.errors import AlignError, DataError, first_line
+from align.formats.given_tokenizer import read_tokenizer, require_digest
 from align.formats.model_folder import CONFIG, WEIGHTS
 from align.model.batch_norm import EPS
 from align.model.dual_encoder import DualEncoder

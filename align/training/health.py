@@ -119,10 +119,13 @@ _GAP_IMAGES = 64
 
 RECALL_AT = (1, 5, 10)
 
+#: Texts whose answers are kept, and images of an answer.
+NUM_ASKED, NUM_FOUND = 10, 5
+
 
 def validate(
     model: DualEncoder, samples: SplitSamples, stretch: Stretch, ranks: Ranks, *, spread: bool
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[list[int]]]:
     """Recall@1, @5 and @10 in both directions over the first images of the split and all their texts.
 
     Args:
@@ -134,7 +137,8 @@ def validate(
             every forward pass is one of all ranks.
 
     Returns:
-        The same on every rank.
+        The metrics; and for the first text of some images, always the same: the image, then the nearest ones. The same
+        on every rank.
     """
     chosen = np.arange(min(samples.num_images, MAX_IMAGES), dtype=np.int64)
     mine = np.array_split(chosen, ranks.world_size)[ranks.rank] if spread else chosen
@@ -162,7 +166,10 @@ def validate(
     ):
         for k in RECALL_AT:
             metrics[f"val/{name}/recall@{k}"] = recall_at(scores, right, k)
-    return metrics
+    asked = np.unique(np.linspace(0, len(chosen) - 1, NUM_ASKED).astype(np.int64))
+    scores = similarity[:, relevant[asked].argmax(axis=1)]
+    nearest = np.argsort(-scores, axis=0, kind="stable")[:NUM_FOUND]
+    return metrics, np.vstack([asked, nearest]).T.tolist()
 
 
 @torch.no_grad()

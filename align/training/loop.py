@@ -130,7 +130,10 @@ def train(
                     if takes_part:
                         measured |= batch_norm_gap(model, stretch, ranks.device)
                     if stretch.samples.val:
-                        measured |= validate(model, stretch.samples.val, stretch, ranks, spread=not state.sharded)
+                        recalls, state.found[state.step] = validate(
+                            model, stretch.samples.val, stretch, ranks, spread=not state.sharded
+                        )
+                        measured |= recalls
             if ranks.leads:
                 row: MetricRow = {}
                 live: dict[str, float] = {}  # values that differ from run to run: for MLflow only

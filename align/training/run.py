@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from align.training.loop import train
 from align.training.ranks.process_group import Ranks, default_processes, launch
 from align.training.ranks.sharding import shard, shards
 from align.training.run_plan import TrainingPlan
-from align.training.state import MetricRow, load_weights, new_state
+from align.training.state import Found, MetricRow, load_weights, new_state
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Trained:
     Attributes:
         model: in evaluation mode, on the CPU.
         rows: all rows of metrics.
+        found: what some texts found at each validation.
         pairs_per_s: over the steps of the last process that trained.
         accepted_code_changes: reasons given by people, see `CheckpointFolder.adopt`.
     """
@@ -45,6 +46,7 @@ class Trained:
     rows: list[MetricRow]
     pairs_per_s: float
     accepted_code_changes: list[str]
+    found: Found = field(default_factory=dict)
 
 
 def run(plan: TrainingPlan) -> Trained | None:
@@ -89,7 +91,7 @@ def run(plan: TrainingPlan) -> Trained | None:
         model = _model(plan, first=False)
         load_weights(model, saved)
         pairs_per_s = json.loads(speed.read_text()) if speed.exists() else 0.0
-        return Trained(model.eval(), saved["rows"], pairs_per_s, folder.accepted())
+        return Trained(model.eval(), saved["rows"], pairs_per_s, folder.accepted(), saved.get("found", {}))
 
 
 def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
@@ -185,10 +187,11 @@ def _train_model(plan: TrainingPlan, model: DualEncoder, ranks: Ranks, saved: di
 
 
 def _stretch(plan: TrainingPlan, size: Size) -> Stretch:
-    return Stretch(size.end, size.image_px, _sources(plan, size.resize_px), _tokenizer(plan, size.max_tokens))
+    return Stretch(size.end, size.image_px, sources(plan, size.resize_px), _tokenizer(plan, size.max_tokens))
 
 
-def _sources(plan: TrainingPlan, resize_px: int) -> SampleSources:
+def sources(plan: TrainingPlan, resize_px: int) -> SampleSources:
+    """What a run reads, at a size."""
     recipe, data = plan.recipe, plan.data
 
     def samples(index: SplitIndex, on_corrupt: OnCorrupt = recipe.on_corrupt_shard) -> SplitSamples:

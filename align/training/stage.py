@@ -10,10 +10,8 @@ import argparse
 import io
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from align.config import Params
 from align.config.infrastructure import ClusterConfig, HealthConfig, StoreConfig
@@ -21,10 +19,9 @@ from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.recipe import Recipe
 from align.display.console import say
-from align.display.figure import GOOD, INK, WARN, png
 from align.display.report import Report, record_runtime, write_report
 from align.durable.checkpoint import JOURNAL
-from align.durable.files import replace_directory, write_bytes, write_text
+from align.durable.files import replace_directory, write_text
 from align.errors import ConfigError
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
 from align.formats.verdict import SHARDS, gate_report, require_passed
@@ -35,12 +32,9 @@ from align.services.tracking.address import current_run_id
 from align.services.tracking.live_log import LiveLog
 from align.training.given_towers import names_of
 from align.training.loop import Monitoring
-from align.training.run import Trained, run
+from align.training.page import write_page
+from align.training.run import Trained, run, sources
 from align.training.run_plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
-from align.training.state import MetricRow
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def train_from_params(
@@ -96,7 +90,7 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
     if trained is None:
         return None
     report = training_report(plan, trained)
-    write_training_report(report, trained.rows, reports, plan.recipe.section)
+    write_training_report(report, trained, plan, reports)
     with replace_directory(out, plan.recipe.section) as part:
         imported, trained_on = _history(plan)
         save_model(trained.model, part, stage=plan.recipe.section, imported=imported, trained_on=trained_on)
@@ -123,8 +117,9 @@ def _keep(plan: TrainingPlan, *, out: Path, reports: Path) -> TrainingReport:
             f"{plan.recipe.section}.num_steps is 0: the model in {initial} is taken as it is, so another image_px, "
             "resize_px or stochastic_depth would be ignored; set them to null, or train"
         )
-    report = training_report(plan, Trained(load_model(initial), [], 0.0, []))
-    write_training_report(report, [], reports, plan.recipe.section)
+    untrained = Trained(load_model(initial), [], 0.0, [])
+    report = training_report(plan, untrained)
+    write_training_report(report, untrained, plan, reports)
     with replace_directory(out, plan.recipe.section) as part:
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(initial / name, part / name)
@@ -155,46 +150,24 @@ def training_report(plan: TrainingPlan, trained: Trained) -> TrainingReport:
     )
 
 
-def write_training_report(report: TrainingReport, rows: Sequence[MetricRow], directory: Path, stage: str) -> None:
+def write_training_report(report: TrainingReport, trained: Trained, plan: TrainingPlan, directory: Path) -> None:
     """Writes the report folder; replaced whole.
 
     It holds report.json and metrics.json, metrics.jsonl for MLflow, curve.csv for DVC's plots (a cell is empty if
-    the metric was not measured) and loss.png for people.
+    the metric was not measured), and report.html and loss.png for people.
     """
+    rows, stage = trained.rows, plan.recipe.section
     names = ["step", *sorted({name for row in rows for name in row} - {"step"})]
     lines = io.StringIO()
     lines.write(",".join(names) + "\n")
     for row in rows:
         lines.write(",".join(str(row.get(name, "")) for name in names) + "\n")
+    lead = (
+        f"{report.num_parameters:,} parameters, trained on {report.num_training_pairs:,} pairs of "
+        f"{report.num_training_images:,} images."
+    )
     with replace_directory(directory, stage) as part:
         write_text(part / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
         write_text(part / "curve.csv", lines.getvalue())
-        write_bytes(part / "loss.png", loss_and_recall(rows))
+        write_page(stage, lead, report.metrics, trained, sources(plan, plan.model.resize_px).val, part)
         write_report(report, part)
-
-
-def loss_and_recall(rows: Sequence[MetricRow]) -> bytes:
-    """The PNG of two curves side by side: training loss, and validation recall@10 in both directions."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2))
-    loss, recall = figure.subplots(1, 2)
-    _line(loss, rows, "train/loss", label="loss", colour=INK)
-    loss.set_title("training loss (sum of both directions)")
-    for name, colour in (("image_to_text", GOOD), ("text_to_image", WARN)):
-        _line(recall, rows, f"val/{name}/recall@10", label=name.replace("_", " "), colour=colour)
-    recall.set_title("validation recall@10")
-    recall.set_ylim(bottom=0)
-    recall.legend(loc="lower right", frameon=False)
-    if not any(line.get_xdata().size for line in recall.lines):  # nothing was validated
-        recall.remove()
-    for axes in figure.axes:
-        axes.set_xlabel("step")
-        axes.spines[["top", "right"]].set_visible(False)
-    return png(figure)
-
-
-def _line(axes: Axes, rows: Sequence[MetricRow], name: str, *, label: str, colour: str) -> None:
-    points = [(row["step"], row[name]) for row in rows if name in row]
-    mark = "o" if len(points) == 1 else "-"  # a line of one point is not seen
-    axes.plot([step for step, _ in points], [value for _, value in points], mark, label=label, color=colour)

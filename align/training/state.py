@@ -67,6 +67,8 @@ class LossScale:
 
 #: One row of metrics: `step`, and the metrics measured at it.
 MetricRow = dict[str, float | int]
+#: Step -> what `align.training.health.validate` found for some texts.
+Found = dict[int, list[list[int]]]
 
 
 @dataclass
@@ -76,6 +78,7 @@ class State:
     Attributes:
         step: whole steps done.
         rows: metric rows so far.
+        found: at each validation so far, for people.
         losses, gradient_norms: of each step since the last row; a skipped step has no norm.
         average: exponential moving average of the parameters that are trained, in the same order; None if the recipe
             keeps none.
@@ -86,6 +89,7 @@ class State:
     optimiser: Lamb
     step: int = 0
     rows: list[MetricRow] = field(default_factory=list)
+    found: Found = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     average: list[Tensor] | None = None
@@ -106,6 +110,7 @@ class State:
                 "model": self.model.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "rows": self.rows,
+                "found": self.found,
                 "losses": self.losses,
                 "gradient_norms": self.gradient_norms,
                 "average": self.average,
@@ -137,7 +142,7 @@ class State:
         """Restores a checkpoint of which each rank has its part, see `keeper`."""
         self.model.load_state_dict(kept["model"])
         self.optimiser.load_state_dict(kept["optimiser"])
-        self.step, self.rows = kept["step"], kept["rows"]
+        self.step, self.rows, self.found = kept["step"], kept["rows"], kept.get("found", {})
         self.losses, self.gradient_norms = kept["losses"], kept["gradient_norms"]
         if self.average is not None:
             self.average = kept["average"]

@@ -20,7 +20,7 @@ from align.cli import main
 from align.display.html import page as page_of
 from align.display.html import picture
 from align.formats.shards import iter_samples
-from tests.support import ROOT, tiny_model
+from tests.support import ROOT
 from tests.support.browser import Page, find_chromium, open_page
 from tests.support.params import PARAMS_FILE, at, sets
 from tests.support.web_server import WebServer
@@ -51,7 +51,10 @@ FETCHES = re.compile(
 )
 
 
-PAGES = ("ingest", "filter", "quality", "quality_shards", "evaluation", "index", "search")
+PAGES = (
+    "ingest", "filter", "quality", "shard", "quality_shards", "fit_tokenizer", "pretrain", "finetune", "evaluation",
+    "index", "search",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,22 +108,31 @@ def share_inked(picture: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
-    """All stages that make pages, run as a user runs them, on some pages of the sample and an untrained model."""
+    """All stages that make pages, run as a user runs them, on some pages of the sample and a model of few steps."""
     root = tmp_path_factory.mktemp("pages")
-    tiny_model.write(root)
     values = {
         "ingest.max_pages": 16, "evaluate.num_resamples": 100, "validate.keep_rate": "[0.0, 1.0]",
         "validate.dropped_share.text_rare_ngram": "[0.0, 1.0]", "validate.max_evaluation_hash_share": 1.0,
         "paths.archive": ROOT / "data/sample/archive.warc.gz", "paths.evaluation": ROOT / "data/sample/evaluation",
-        "index.queries": root / "queries.json", "paths.finetuned": root / "model",
+        "index.queries": root / "queries.json", "finetune.from": root / "pretrained",
+        "model.image_tower.width_coefficient": 0.25, "model.image_tower.depth_coefficient": 0.25,
+        "model.text_tower.width": 16, "model.text_tower.heads": 2, "model.text_tower.layers": 1,
+        "model.embed_width": 16,
+        "pretrain.batch_size": 16, "pretrain.num_steps": 8, "pretrain.warmup_steps": 2, "pretrain.num_processes": 1,
+        "pretrain.log_every_steps": 1, "pretrain.validate_every_steps": 2, "finetune.num_steps": 2,
     }  # fmt: skip
-    folders = ("raw", "filtered", "shards", "tokenizer", "index", "reports", "runtime", "policy")
+    folders = (
+        "raw", "filtered", "shards", "tokenizer", "pretrained", "finetuned", "checkpoints", "index", "reports",
+        "runtime", "policy",
+    )  # fmt: skip
     settings = sets(*at(root, *folders), *(f"{key}={value}" for key, value in values.items()))
 
     def align(*words: str) -> None:
         assert main([words[0], "--params", str(PARAMS_FILE), *settings, *words[1:]]) == 0
 
-    for stage in ("ingest", "filter", "validate", "shard", "validate_shards", "evaluate"):
+    for stage in (
+        "ingest", "filter", "validate", "shard", "validate_shards", "fit_tokenizer", "pretrain", "finetune", "evaluate",
+    ):  # fmt: skip
         align(stage)
     queries = json.loads((ROOT / "data/sample/queries.json").read_text(encoding="utf-8"))
     text = next(iter_samples(root / "shards", "train")).texts[0]  # of an image that is there, however small the run
@@ -149,6 +161,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
             ],
         ),
         ("quality", 0, ["Data quality", "All expectations", "keep rate", "passed", "concepts", "No reference"]),
+        ("shard", 25, ["Shards", "Splits", "images of a cluster", "Samples of train", "Samples of val"]),
+        ("fit_tokenizer", 0, ["The vocabulary", "texts are cut at 64", "Least frequent of those that occur", "[CLS]"]),
+        (
+            "pretrain",
+            40,
+            ["Training: pretrain", "validation recall@10", "by chance", "batch-norm gap", "found while it learned"],
+        ),
+        ("finetune", 10, ["Training: finetune", "temperature", "nearest first"]),
         ("quality_shards", 0, ["Quality of the shards", "What the manifest says", "shards-changed", "passed"]),
         (
             "evaluation",

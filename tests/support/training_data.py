@@ -92,8 +92,9 @@ def plan(
 
 
 def assert_same(ours: Trained | None, theirs: Trained | None) -> None:
-    """Two runs have the same curves and the same weights, to the last bit."""
+    """Two runs have the same curves, answers and weights, to the last bit."""
     assert ours is not None and theirs is not None and ours.rows == theirs.rows
+    assert ours.found == theirs.found
     weights = theirs.model.state_dict()
     for name, weight in ours.model.state_dict().items():
         assert torch.equal(weights[name], weight), name

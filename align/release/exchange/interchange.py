@@ -39,7 +39,7 @@ from transformers.utils import logging
 
 from align.config.model import BatchNormKind, ImageTowerShape, ModelConfig, TextTowerShape
 from align.durable.files import sha256_file
-from align.errors import DataError
+from align.errors import DataError, first_line
 from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, is_hugging_face
 from align.model.dual_encoder import DualEncoder
 from align.model.presets import image_shape, named_image_tower, named_text_tower, text_shape
@@ -173,7 +173,7 @@ def read_hugging_face(
         images = EfficientNetImageProcessor.from_pretrained(directory, local_files_only=True)
         words = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{directory}: not an ALIGN model in Hugging Face's format: {_first_line(error)}") from None
+        raise DataError(f"{directory}: not an ALIGN model in Hugging Face's format: {first_line(error)}") from None
     config = model_config(
         theirs, images, longest=words.model_max_length, batch_norm=batch_norm, batch_norm_group=batch_norm_group
     )
@@ -187,7 +187,7 @@ def read_hugging_face(
     try:
         loaded, problems = load(directory, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{directory}: the weights do not load: {_first_line(error)}") from None
+        raise DataError(f"{directory}: the weights do not load: {first_line(error)}") from None
     missing = [name for name in problems["missing_keys"] if ".pooler." not in name]
     if missing:
         raise DataError(f"{directory}: the weights are not complete: {', '.join(map(str, missing[:3]))} missing")
@@ -284,7 +284,3 @@ def save_imported_tokenizer(tokenizer: Tokenizer, directory: Path, *, max_tokens
     tokenizer.no_truncation()
     tokenizer.no_padding()
     save_tokenizer(tokenizer, directory, max_tokens=max_tokens)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

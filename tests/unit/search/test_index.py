@@ -99,7 +99,7 @@ def test_the_same_bytes_again(tmp_path: Path) -> None:
         first = {path.name: path.read_bytes() for path in (tmp_path / "first" / folder).iterdir()}
         assert first == {path.name: path.read_bytes() for path in (tmp_path / "second" / folder).iterdir()}
     names = {path.name for path in (tmp_path / "first" / "reports/index").iterdir()}
-    assert names == {".align.json", "report.json", "metrics.json", "report.html", "queries.png", "minus.png"}
+    assert names == {".align.json", "report.json", "metrics.json", "report.html", "queries.png"}
 
 
 def test_a_query_about_an_image_that_is_not_indexed_is_counted_and_not_asked(tmp_path: Path) -> None:

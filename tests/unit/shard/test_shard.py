@@ -104,6 +104,21 @@ def pairs_in_clusters() -> list[Pair]:
     ]
 
 
+def test_the_page_has_splits_clusters_and_samples_and_nobodys_address(tmp_path: Path) -> None:
+    alone = [Pair(f"picture {index} of jane.doe@example.org", index) for index in range(50)]
+    twins = [Pair(f"twin {bit}", 60 + bit, phash=small_data.far_apart(60) ^ bit) for bit in (0, 1)]
+    manifest = read_manifest(
+        make_shards(tmp_path, [*alone, *(Pair("of three", index) for index in (70, 71, 72)), *twins])
+    )
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    for name, split in manifest.splits.items():
+        assert f"<tr><td>{name}</td><td class=number>{split.num_images}</td>" in page
+        shown = page.partition(f"<h2 id=samples-of-{name}>")[2].partition("<h2")[0]
+        assert shown.count("<figure") == min(split.num_images, 16)
+    assert "<td>1</td><td class=number>50</td></tr><tr><td>2 to 3</td><td class=number>2</td></tr></table>" in page
+    assert "of j•" in page and "jane" not in page
+
+
 def test_few_pairs_in_memory_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_shards(tmp_path, pairs_in_clusters())
     monkeypatch.setattr(buckets, "BUCKET_ROWS", 25)

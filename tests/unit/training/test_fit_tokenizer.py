@@ -1,9 +1,11 @@
 """The stage: training texts in, tokenizer folder and report out, the same bytes each time."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.durable.files import sha256_file
@@ -12,6 +14,7 @@ from align.formats.shards import iter_texts
 from align.model.tokenizer import TextTokenizer
 from align.training import fit_tokenizer as fit_tokenizer_module
 from align.training.fit_tokenizer import FitTokenizerReport, fit_tokenizer
+from align.training.tokenizer_page import write_page
 from tests.support import training_data
 
 CONFIG = FitTokenizerConfig.model_validate({"vocab_size": 90, "min_count": 1, "max_texts": 1000, "from": None})
@@ -31,9 +34,28 @@ def test_learns_from_the_training_split(tmp_path: Path) -> None:
     assert report.longest_text.startswith("a ")
     tokenizer = TextTokenizer.load(tmp_path / "a" / "tokenizer", max_tokens=6)
     assert tokenizer.vocab_size == report.metrics["fit_tokenizer/vocab_size"]
-    for path in ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "report/report.json"):
+    for path in (
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "report/report.json",
+        "report/report.html",
+    ):
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
     assert json.loads((tmp_path / "a/report/metrics.json").read_text()) == report.metrics
+
+
+def test_the_page_has_lengths_against_the_cut_and_tokens_by_how_often_they_occur(tmp_path: Path) -> None:
+    metrics = {"vocab_size": 4, "num_texts": 10, "tokens_per_text": 30.0, "num_truncated": 3, "num_unknown_tokens": 0}
+    metrics = {f"fit_tokenizer/{name}": value for name, value in metrics.items()}
+    pieces = {"often": 70, "##rare": 1, "seldom": 2, "never": 0}
+    write_page(metrics, pieces, {5: 7, 64: 2, 200: 1}, 63, to=tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    most, least = (part.partition("</table>")[0] for part in page.split("<th>token</th>")[1:])
+    order = [re.findall(r"<td>(\S+)</td><td class=number>(\d+)</td>", part) for part in (most, least)]
+    assert order[0] == [("often", "70"), ("seldom", "2"), ("##rare", "1")] and order[1] == order[0][::-1]
+    assert "30.00%</b><span>texts are cut at 63" in page and '<b class="">3</b><span>of them occur' in page
+    with Image.open(tmp_path / "lengths.png") as image:
+        assert image.width > 300
 
 
 def test_of_many_texts_the_first_are_read_and_no_later_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from align.config.infrastructure import ClusterConfig, HealthConfig
 from align.config.model import ModelConfig
 from align.config.params import profile_overrides
 from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
+from align.display.figure import png
 from align.errors import AlignError, ConfigError, DataError, GateError, NonFiniteLossError
 from align.formats.shards import read_manifest
 from align.model.dual_encoder import DualEncoder, load_model
@@ -26,9 +27,10 @@ from align.training import fit_tokenizer, pretrain, run_plan
 from align.training import run as training_run
 from align.training.health import recall_at
 from align.training.lamb import Lamb, parameter_groups
-from align.training.run import Trained, run
+from align.training.page import MAIN, curves
+from align.training.run import Trained, run, sources
 from align.training.run_plan import Infrastructure, TrainingPlan
-from align.training.stage import loss_and_recall, train_stage
+from align.training.stage import train_stage
 from tests.support import ROOT, training_data
 from tests.support.params import load_params
 from tests.support.small_data import write_verdict
@@ -85,7 +87,7 @@ def test_a_stage_writes_the_same_bytes_every_time(data: tuple[Path, Path], tmp_p
     files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
     assert {path.name for path in files} == {
         ".align.json", "config.json", "model.safetensors", "metrics.jsonl", "curve.csv", "loss.png", "metrics.json",
-        "report.json", "tokenizer.json", "tokenizer_config.json",
+        "report.html", "report.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     for path in files:
         assert (tmp_path / "b" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path
@@ -94,13 +96,34 @@ def test_a_stage_writes_the_same_bytes_every_time(data: tuple[Path, Path], tmp_p
 
 def test_a_curve_of_one_step_is_seen_and_no_panel_is_empty() -> None:
     def drawn(*rows: dict[str, float]) -> tuple[int, int]:
-        with Image.open(io.BytesIO(loss_and_recall(rows))) as image:
+        with Image.open(io.BytesIO(png(curves(rows, MAIN, {})))) as image:
             return image.width, int((np.asarray(image.convert("RGB")) == (0x1C, 0x23, 0x30)).all(axis=2).sum())
 
     recall = {"val/image_to_text/recall@10": 0.5, "val/text_to_image/recall@10": 0.4}
     one, inked = drawn({"step": 10, "train/loss": 3.0})
     both, _ = drawn({"step": 10, "train/loss": 3.0} | recall)
     assert inked > 20 and one < 0.6 * both
+
+
+def test_the_page_shows_what_the_model_found_as_it_learned(data: tuple[Path, Path], tmp_path: Path) -> None:
+    """The answers kept at the last validation are those of the model that was saved."""
+    watched = plan(data, tmp_path / "ck", pretrain_config(validate_every_steps=2))
+    train_stage(watched, out=tmp_path / "model", reports=tmp_path / "reports")
+    found = run(watched).found
+    assert sorted(found) == [2, 4, 6, 8]
+    val, embedder = sources(watched, MODEL.resize_px).val, Embedder.load(tmp_path / "model")
+    everything = np.arange(val.num_images)
+    images = embedder.embed_pixels(val.centre_crops(everything, MODEL.image_px))
+    for asked, *nearest in found[8]:
+        (text,) = embedder.embed_texts(val.texts(asked)[:1])
+        assert nearest == np.argsort(-(images @ text), kind="stable")[:5].tolist()
+    assert [asked for asked, *_ in found[8]] == everything.tolist()  # it has no more than ten
+    page = (tmp_path / "reports" / "report.html").read_text(encoding="utf-8")
+    assert [page.count(f"<td class=number>{step}</td>") for step in (2, 4, 6, 8)] == [8, 8, 0, 8]
+    assert page.count('<figure class="') == 8 * 3 * 5
+    shown = (row for step in (2, 4, 8) for asked, *nearest in found[step] for row in nearest if row == asked)
+    assert page.count('<figure class="good"') == len([*shown])
+    assert "recall@10 (chance 100.0%)" in page  # of eight images
 
 
 def test_fine_tuning_starts_from_the_given_model(data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -289,7 +312,7 @@ def test_words_keep_the_key_and_code_changes_it(
     assert with_edit("align.training.loop", "/ 2.0", "/ 3.0") != expected
     assert with_edit("align.model.batch_norm", "momentum=0.0", "momentum=0.1") != expected
     # weights do not use it
-    assert with_edit("align.training.stage", "figsize=(9, 3.2)", "figsize=(8, 3.2)") == expected
+    assert with_edit("align.training.page", "size=9", "size=8") == expected
 
 
 @pytest.mark.parametrize(

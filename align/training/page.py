@@ -1,0 +1,131 @@
+"""The page of a training run: its curves, and what the model found for the same texts while it learned.
+
+Speed is not on it: it varies from run to run, and equal runs have equal pages.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from align.display import html
+from align.display.figure import BAD, INK, WARN, legible, png, tidy
+from align.durable.files import write_bytes, write_text
+from align.pairs.text import mask_personal_data
+from align.statistics.chance import chance
+from align.training.batches.samples import SplitSamples
+from align.training.health import MAX_IMAGES, RECALL_AT
+from align.training.run import Trained
+from align.training.state import Found, MetricRow
+
+_WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+#: Title of a panel -> metric -> name of its line.
+PANELS = {
+    "training loss (sum of both directions)": {"train/loss": "loss"},
+    "validation recall@10": {f"val/{way}/recall@10": words for way, words in _WAYS.items()},
+    "validation recall@1": {f"val/{way}/recall@1": words for way, words in _WAYS.items()},
+    "temperature": {"train/temperature": "temperature"},
+    "learning rate": {"train/learning_rate": "learning rate"},
+    "norm of the gradients": {"train/gradient_norm": "norm"},
+    "batch-norm gap": {"val/batch_norm_gap": "gap"},
+    "directions that the embeddings spread over": {"val/effective_rank": "effective rank"},
+    "loss scale": {"train/loss_scale": "scale"},
+}
+#: The panels of the run's picture.
+MAIN = tuple(PANELS)[:2]
+_THUMBNAIL_PX, _MAX_CAPTION = 112, 60
+
+
+def curves(rows: Sequence[MetricRow], titles: Sequence[str], chances: Mapping[str, float]) -> Figure | None:
+    """Panels side by side, those of which something was measured, with chance in red; None if nothing was."""
+    measured = {name for row in rows for name in row}
+    shown = [title for title in titles if measured & PANELS[title].keys()]
+    if not shown:
+        return None
+    figure = Figure(figsize=(4.4 * len(shown), 3.0), layout="constrained")
+    for axes, title in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for (name, label), colour in zip(PANELS[title].items(), (INK, WARN), strict=False):
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            mark = "o" if len(points) == 1 else "-"  # a line of one point is not seen
+            axes.plot([step for step, _ in points], [value for _, value in points], mark, label=label, color=colour)
+            if name in chances:
+                axes.axhline(chances[name], color=BAD, lw=1, ls="--", label="by chance" if colour == WARN else None)
+        if len(PANELS[title]) > 1:
+            axes.set_ylim(bottom=0)
+            axes.legend(frameon=False, fontsize=8)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step", fontsize=9)
+        tidy(axes)
+    return figure
+
+
+def write_page(
+    stage: str, lead: str, metrics: Mapping[str, float], trained: Trained, samples: SplitSamples | None, directory: Path
+) -> None:
+    """Writes report.html, and the first curves as loss.png if something was trained.
+
+    Args:
+        stage: its section of params.yaml.
+        lead: what was trained on what, in a sentence.
+        metrics: of the report.
+        trained: the run.
+        samples: those of validation; None if there are none.
+        directory: the folder to write to.
+    """
+    rows, chances = trained.rows, _chances(samples) if samples and trained.found else {}
+    value = {name.removeprefix(f"{stage}/"): number for name, number in metrics.items()}
+    cards = [("steps", f"{value['num_steps']:,}", "")]
+    last = {name: value[f"train/{name}"] for name in ("loss", "temperature") if f"train/{name}" in value}
+    cards += [(name, f"{number:.3g}", "") for name, number in last.items()]
+    for way, words in _WAYS.items():
+        if (name := f"val/{way}/recall@10") in chances:
+            cards.append((f"{words}, recall@10 (chance {chances[name]:.1%})", f"{value[name]:.1%}", ""))
+    blocks = [html.cards(cards)]
+    if (figure := curves(rows, MAIN, chances)) is not None:
+        write_bytes(directory / "loss.png", png(figure))
+        drawn = [(title, curves(rows, [title], chances)) for title in PANELS]
+        plots = [html.plot(figure, alt=title) for title, figure in drawn if figure]
+        blocks += [html.heading("Curves"), html.side_by_side(plots)]
+        blocks.append(html.note(f"Pairs per second are in MLflow (train/pairs_per_s) and in runtime/{stage}.json."))
+    if samples and trained.found:
+        blocks += _gallery(samples, trained.found)
+    write_text(directory / "report.html", html.page(f"Training: {stage}", lead, blocks))
+
+
+def _chances(samples: SplitSamples) -> dict[str, float]:
+    """Metric -> recall of a random order."""
+    counts = [len(texts) for texts in samples.texts_of(np.arange(min(samples.num_images, MAX_IMAGES)))]
+    of = {"image_to_text": (counts, sum(counts)), "text_to_image": ([1], len(counts))}
+    return {f"val/{way}/recall@{k}": chance(*of[way], k) for way in _WAYS for k in RECALL_AT}
+
+
+def _gallery(samples: SplitSamples, found: Found) -> Iterator[str]:
+    """The answers of the first, the middle and the last validation."""
+    steps = sorted(found)
+    chosen = sorted({steps[0], steps[(len(steps) - 1) // 2], steps[-1]})
+    yield html.heading("What the model found while it learned")
+    yield html.paragraph("The validation images nearest to a text. Green: the image that it was written for.")
+    for answers in zip(*(found[step] for step in chosen), strict=True):
+        asked = answers[0][0]
+        walls = [
+            html.gallery((_picture(samples, row), _words(samples, row), "good" * (row == asked)) for row in rows)
+            for _, *rows in answers
+        ]
+        yield html.subheading(_words(samples, asked))
+        yield html.table(("step", "nearest first"), list(zip(chosen, walls, strict=True)), drawn=1)
+
+
+def _words(samples: SplitSamples, row: int) -> str:
+    return legible(mask_personal_data(samples.texts(row)[0]), width=_MAX_CAPTION)
+
+
+def _picture(samples: SplitSamples, row: int) -> bytes:
+    image, buffer = Image.fromarray(samples.image(row)), io.BytesIO()
+    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

@@ -17,12 +17,18 @@ import pytest
 from PIL import Image
 
 from align.cli import main
+from align.config.release import PromoteConfig
 from align.display.html import page as page_of
 from align.display.html import picture
+from align.formats.query_ranks import QueryRanks, read_ranks
 from align.formats.shards import iter_samples
+from align.release.promotion.decision import Compared, Gate, PromotionDecision
+from align.release.promotion.page import write_page
+from align.release.promotion.slices import compared_slices
+from align.statistics.paired import difference, of_metrics
 from tests.support import ROOT
 from tests.support.browser import Page, find_chromium, open_page
-from tests.support.params import PARAMS_FILE, at, sets
+from tests.support.params import PARAMS_FILE, at, load_params, sets
 from tests.support.web_server import WebServer
 
 pytestmark = [pytest.mark.full, pytest.mark.patience(900, "the stages run within the first test")]
@@ -53,7 +59,7 @@ FETCHES = re.compile(
 
 PAGES = (
     "ingest", "filter", "quality", "shard", "quality_shards", "fit_tokenizer", "pretrain", "finetune", "evaluation",
-    "index", "search",
+    "index", "search", "compared", "promotion",
 )  # fmt: skip
 
 
@@ -141,7 +147,25 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
     (root / "queries.json").write_text(json.dumps(queries), encoding="utf-8")
     align("index")
     align("search", "a red heart", "-k", "6", "--html", str(root / "reports/search/report.html"))
+    compared = root / "reports/compared"
+    align("evaluate", "--compare", str(root / "pretrained"), str(root / "finetuned"), "--reports", str(compared))
+    decide(*(read_ranks(compared / name / "ranks.parquet") for name in ("b", "a")), root / "reports/promotion")
     return root / "reports"
+
+
+def decide(mine: QueryRanks, theirs: QueryRanks, folder: Path) -> None:
+    """The page of a promotion, which needs MLflow, of one that these two could have."""
+    metric, config = "concepts/mean_recall", load_params().section(PromoteConfig)
+    one = difference(of_metrics([metric], mine, theirs), confidence=0.95)
+    gates = (Gate("lineage", "all", "all", True), Gate("health alarms", "-", "none", None), Gate("b", "2", "1", False))
+    made = PromotionDecision(
+        outcome="refused", reason="it is not better", model="align", candidate=2, what="run 1", champion=1,
+        scores={metric: (0.5, 0.4)}, gates=gates, confidence=0.95, margin=0.005, measured=("version 2: here",),
+        compared=Compared(one, {metric: one}, tuple(compared_slices(config, mine, theirs))), sets_digest="d" * 64,
+        num_decided=12, at="2026-11-27T12:00:00Z",
+    )  # fmt: skip
+    folder.mkdir()
+    write_page(made, folder).rename(folder / "report.html")
 
 
 @pytest.mark.parametrize(
@@ -223,8 +247,8 @@ def test_a_page_fits_its_window_and_axe_finds_nothing(
 
 
 def test_no_page_is_forgotten(pages: Path) -> None:
-    made = {path.parent.name for path in pages.rglob("*.html")}
-    assert made == set(PAGES)
+    made = {path.parent.relative_to(pages).as_posix() for path in pages.rglob("*.html")}
+    assert made == {*PAGES, "compared/a", "compared/b"}  # these two are of the kind `evaluation`
 
 
 def test_what_the_browser_reports_is_what_happened(chromium: str, tmp_path: Path) -> None:

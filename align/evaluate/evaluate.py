@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -118,7 +118,7 @@ def evaluate(
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
     number = _PER_EXAMPLE * config.num_examples
     walls = {result.source.name: draw_classified(result, number=number, seed=config.seed) for result in classifications}
-    figures = _draw(config, retrievals, classifications, examples)
+    figures = _draw(config, retrievals, classifications)
     digests = set_digests(sets)
     report = make_report([*retrievals, *classifications, *others], digests, evaluation_digest(digests))
     measured = [(result.source, with_languages(result.ranked(), result.items)) for result in retrievals]
@@ -153,20 +153,16 @@ def _measure(
 
 
 def _draw(
-    config: EvaluateConfig,
-    retrievals: Sequence[Retrieval],
-    classifications: Sequence[Classification],
-    examples: Mapping[str, RetrievalExamples],
+    config: EvaluateConfig, retrievals: Sequence[Retrieval], classifications: Sequence[Classification]
 ) -> dict[str, Figure]:
     """File name -> figure."""
     figures: dict[str, Figure] = {}
     if retrievals:
         figures["recall.png"] = recall_figure({result.source.name: result.scores for result in retrievals})
-        figures["retrieval.png"] = examples_figure(examples)
     for direction in DIRECTIONS if retrievals and config.num_examples else ():
         # answers to the same queries whatever the model, which MLflow shows side by side
         same = same_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
-        figures[f"same_{direction}.png"] = examples_figure({direction: RetrievalExamples(right=same, wrong=[])})
+        figures[f"same_{direction}.png"] = examples_figure(direction, same)
     for result in classifications:
         figures[f"{result.source.name}_confusion.png"] = confusion_figure(result)
         figures[f"{result.source.name}_calibration.png"] = reliability_figure(result.calibration)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from align.display.figure import BAD, GOOD, INK, LINE, SOFT, legible
-from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample, RetrievalExamples
+from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample
 from align.evaluate.measure import Classification
 from align.evaluate.protocols.calibration import NUM_BINS, Calibration
 from align.evaluate.protocols.recall import Score
@@ -49,22 +49,18 @@ def recall_figure(scores: Mapping[str, Mapping[str, Score]]) -> Figure:
     return figure
 
 
-def examples_figure(examples: Mapping[str, RetrievalExamples]) -> Figure:
-    """Retrieval examples, right answers above wrong ones, one column per direction (the keys of `examples`)."""
-    columns = [(direction, [*of.right, *of.wrong]) for direction, of in examples.items()]
-    depth = max((len(rows) for _, rows in columns), default=1) or 1
-    height = 1.15 * depth + 0.7
-    figure = Figure(figsize=(7.4 * max(len(columns), 1), height))
-    panels = figure.subfigures(1, max(len(columns), 1), squeeze=False)[0]
-    for panel, (direction, rows) in zip(panels, columns, strict=False):
-        panel.suptitle(DIRECTIONS[direction], fontsize=11, fontweight="bold", x=0.02, ha="left")
-        shape = {"wspace": 0.08, "hspace": 0.16, "width_ratios": [1.25] + [1] * NUM_ANSWERS}
-        margins = {"left": 0.03, "right": 0.98, "top": 1 - 0.55 / height, "bottom": 0.05 / height}
-        grid = panel.subplots(depth, NUM_ANSWERS + 1, squeeze=False, gridspec_kw=shape | margins)
-        for axes in grid.flat:
-            axes.axis("off")
-        for line, example in zip(grid, rows, strict=False):
-            _draw_example(line, example)
+def examples_figure(direction: str, examples: Sequence[RetrievalExample]) -> Figure:
+    """Queries with their nearest items, a line each."""
+    height = 1.15 * max(len(examples), 1) + 0.7
+    figure = Figure(figsize=(7.4, height))
+    figure.suptitle(DIRECTIONS[direction], fontsize=11, fontweight="bold", x=0.02, ha="left")
+    shape = {"wspace": 0.08, "hspace": 0.16, "width_ratios": [1.25] + [1] * NUM_ANSWERS}
+    margins = {"left": 0.03, "right": 0.98, "top": 1 - 0.55 / height, "bottom": 0.05 / height}
+    grid = figure.subplots(max(len(examples), 1), NUM_ANSWERS + 1, squeeze=False, gridspec_kw=shape | margins)
+    for axes in grid.flat:
+        axes.axis("off")
+    for line, example in zip(grid, examples, strict=False):
+        _draw_example(line, example)
     return figure
 
 

@@ -19,7 +19,7 @@ from tests.support.browser import open_page
 
 HERE = Path(__file__).parent
 #: Figures that are shown as stages drew them.
-FIGURES = ("evaluation/recall", "evaluation/retrieval", "index/queries")
+FIGURES = ("evaluation/recall", "index/queries")
 #: What is longer than wide by this is shown as two columns.
 LONG = 2.0
 #: Until a page is drawn.
@@ -45,6 +45,7 @@ SHOTS = {
     "training_report": Shot("reports/pretrain/report.html", 1100, 1400, dark=True),
     "evaluation_report": Shot("reports/evaluation/report.html", 1110, 1210),
     "evaluation_compare": Shot("compared/report.html", 1000, 1000),
+    "retrieval": Shot("reports/evaluation/report.html", 1100, 1500, top="h2[id^=examples--image]"),
     "minus": Shot("reports/index/report.html", 1100, 1060, top="h2[id^=image]"),
     "lineage": Shot("lineage.html", 1200, 990),
 }

@@ -105,8 +105,8 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
         contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert contents[0] == contents[1]
     assert contents[0].keys() == {
-        "report.json", "metrics.json", "report.html", "recall.png", "retrieval.png",
-        "classes_confusion.png", "classes_calibration.png", "same_image_to_text.png", "same_text_to_image.png",
+        "report.json", "metrics.json", "report.html", "recall.png", "classes_confusion.png", "classes_calibration.png",
+        "same_image_to_text.png", "same_text_to_image.png",
         "ranks.parquet", ".align.json",
     }  # fmt: skip
     page = contents[0]["report.html"].decode()

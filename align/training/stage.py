@@ -162,10 +162,8 @@ def write_training_report(report: TrainingReport, trained: Trained, plan: Traini
     lines.write(",".join(names) + "\n")
     for row in rows:
         lines.write(",".join(str(row.get(name, "")) for name in names) + "\n")
-    lead = (
-        f"{report.num_parameters:,} parameters, trained on {report.num_training_pairs:,} pairs of "
-        f"{report.num_training_images:,} images."
-    )
+    data = f"{report.num_training_pairs:,} pairs of {report.num_training_images:,} images" if rows else "as they were"
+    lead = f"{report.num_parameters:,} parameters, {data}."
     with replace_directory(directory, stage) as part:
         write_text(part / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
         write_text(part / "curve.csv", lines.getvalue())

@@ -113,6 +113,8 @@ def test_no_steps_take_the_model_as_it_is(
     assert json.loads((reports / "report.json").read_text())["num_training_pairs"] == 0
     assert json.loads((reports / "metrics.json").read_text()) == {"finetune/num_steps": 0}
     assert (reports / "metrics.jsonl").read_text() == ""
+    page = (reports / "report.html").read_text(encoding="utf-8")
+    assert "parameters, as they were." in page and "Curves" not in page and not (reports / "loss.png").exists()
 
 
 @pytest.mark.parametrize(

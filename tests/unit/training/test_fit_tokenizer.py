@@ -30,7 +30,10 @@ def test_learns_from_the_training_split(tmp_path: Path) -> None:
     assert report.metrics["fit_tokenizer/vocab_size"] <= 90
     assert report.metrics["fit_tokenizer/num_unknown_tokens"] == 0
     assert report.metrics["fit_tokenizer/longest_text_tokens"] >= 8  # a red bar at the top, and two markers
-    assert report.metrics["fit_tokenizer/num_truncated"] >= 24
+    whole = TextTokenizer.load(tmp_path / "a" / "tokenizer", max_tokens=1000)
+    lengths = [len(ids) for texts in iter_texts(shards, "train", None) for ids in whole.ids(texts)]
+    assert 48 > report.metrics["fit_tokenizer/num_truncated"] == sum(length > 6 for length in lengths) >= 24
+    assert report.metrics["fit_tokenizer/tokens_per_text"] == round(sum(lengths) / 48, 4)
     assert report.longest_text.startswith("a ")
     tokenizer = TextTokenizer.load(tmp_path / "a" / "tokenizer", max_tokens=6)
     assert tokenizer.vocab_size == report.metrics["fit_tokenizer/vocab_size"]

@@ -126,6 +126,10 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
     from mlflow.server.handlers import initialize_backend_stores
 
     initialize_backend_stores(database, database, artifacts)
+    from mlflow.server.assistant.api import assistant_router
+
+    # MLflow's assistant has programs of this machine run commands: who may compare runs may not do that.
+    assistant_router.routes.clear()
     from mlflow.server.fastapi_app import app
 
     return app

@@ -10,8 +10,10 @@ import argparse
 import io
 import json
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from align.config import Params
 from align.config.infrastructure import ClusterConfig, HealthConfig, StoreConfig
@@ -51,17 +53,18 @@ def train_from_params(
         out: folder of the trained model.
     """
     stage, paths, store = recipe.section, params.section(PathsConfig), params.section(StoreConfig)
-    cluster = cluster_of_job(params.section(ClusterConfig))
+    cluster, seat = cluster_of_job(params.section(ClusterConfig))
     plan = make_plan(
         recipe, recipe.trained(model), inputs, paths.checkpoints,
-        infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), cluster),
+        infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), cluster, seat),
         monitoring=Monitoring(health=params.section(HealthConfig)), accept_code_change=args.accept_code_change,
     )  # fmt: skip
     if (run_id := current_run_id()) is not None:
         log = LiveLog(run_id, stage, plan.folder().directory / JOURNAL)
         plan = replace(plan, monitoring=replace(plan.monitoring, log=log))
     require_passed(gate_report(params, SHARDS, lambda: plan.data.digest), plan.data.digest, paths.shards)
-    with record_runtime(stage, paths.runtime) as runtime:
+    recorded: AbstractContextManager[dict[str, Any]] = nullcontext({})
+    with record_runtime(stage, paths.runtime) if plan.leads else recorded as runtime:
         finished = train_stage(plan, out=out, reports=paths.reports / stage)
         if finished is None:
             say(f"{stage}: this machine is done; node 0 has the model and its report")

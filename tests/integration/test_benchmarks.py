@@ -28,6 +28,7 @@ import benchmarks.scale.__main__ as scale
 from align.config import Params
 from align.config.filter import FilterConfig
 from align.release.packaging.package import package
+from align.services.executors import executors
 from benchmarks import classify, evaluate, runs, search, vectors
 from benchmarks import world as worlds
 from benchmarks.data import download, extraction, filtering
@@ -116,6 +117,7 @@ class Small:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Small:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # worker processes have but their imports to do
+    monkeypatch.setattr(executors, "cores", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})  # ranks
     for module in (training_half, download, extraction, filtering, evaluate, classify):
         monkeypatch.setattr(module, "version_of", lambda *_: "0")
@@ -130,6 +132,7 @@ def _world(tmp_path_factory: pytest.TempPathFactory) -> World:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worlds, "NUM_PAGES", 12)
         patch.setattr(os, "cpu_count", lambda: 1)
+        patch.setattr(executors, "cores", lambda: 1)
         world = worlds.build(tmp_path_factory.mktemp("world"))
         assert world.describe().startswith("12 pages of data/sample: 1")
     tiny = {"model": MODEL.model_dump(mode="json"), "pretrain": RECIPE}

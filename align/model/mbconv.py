@@ -16,8 +16,9 @@ Shapes, as suffixes: B samples, C channels.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +45,7 @@ class DepthwiseConv2d(nn.Conv2d):
     at small image sizes. Here the weight gradient is one sum of products per kernel tap, over the overlap only.
 
     The weight keeps its usual shape (C, 1, k, k). TensorFlow's SAME padding at stride 2 adds one more row and column at
-    the bottom and right. A kernel with an added zero row at the top and column at the left, under symmetric padding, is
-    the same function without copying the input.
+    the bottom and right; `depthwise` says how.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int) -> None:
@@ -55,9 +55,9 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H // stride, W // stride)."""
-        if input.device.type == "cpu" and input.dtype == torch.float32:
+        if (input.device.type == "cpu" and input.dtype == torch.float32) or _way(input) == "triton":
             apply: Any = _Convolution.apply
-            return cast(Tensor, apply(input, self.weight, self.stride[0]))
+            return cast(Tensor, apply(input, self.weight.to(input.dtype), self.stride[0]))
         return convolve(input, self.weight, self.stride[0])
 
     @torch.no_grad()
@@ -72,30 +72,80 @@ class DepthwiseConv2d(nn.Conv2d):
         return layer
 
 
+class _Choice:
+    """See `depthwise`. Of this process: autograd's threads have to see it, too."""
+
+    way: Literal["kernel", "map", "triton"] | None = None
+
+
+@contextmanager
+def depthwise(way: Literal["kernel", "map", "triton"] | None) -> Iterator[None]:
+    """Says how depthwise convolutions are computed in this context.
+
+    Args:
+        way: `kernel`: at stride 2 the kernel gets a zero row at the top and a zero column at the left, so symmetric
+            padding is enough, and no map is copied. `map`: the map is padded, so kernels stay 3x3 and 5x5, at which
+            cuDNN is fast. `triton`: kernels of `align.model.depthwise_triton`; on a CPU they need Triton's interpreter.
+            None: `map` on CUDA, else `kernel`.
+    """
+    before, _Choice.way = _Choice.way, way
+    try:
+        yield
+    finally:
+        _Choice.way = before
+
+
+def _way(x: Tensor) -> str:
+    return _Choice.way or ("map" if x.is_cuda else "kernel")
+
+
 def _shifted(weight: Tensor, stride: int) -> Tensor:
     return F.pad(weight, (1, 0, 1, 0)) if stride == 2 else weight
 
 
+def _padded(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor, int]:
+    """Map, kernel and symmetric padding that compute the layer."""
+    half = weight.shape[-1] // 2
+    if stride == 2 and _way(x) == "map":
+        return F.pad(x, (half - 1, half, half - 1, half)), weight, 0
+    return x, _shifted(weight, stride), half
+
+
 def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """The layer as a function: (B, C, H, W) by (C, 1, k, k) -> (B, C, H // stride, W // stride)."""
-    return F.conv2d(x, _shifted(weight, stride), stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
+    if _way(x) == "triton":
+        from align.model import depthwise_triton
+
+        return cast(Tensor, depthwise_triton.convolve(x, weight, stride))
+    source, kernel, padding = _padded(x, weight, stride)
+    return F.conv2d(source, kernel, stride=stride, padding=padding, groups=x.shape[1])
 
 
 def convolve_backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, *, needs_x: bool = True
 ) -> tuple[Tensor | None, Tensor]:
     """Gradients of `convolve` for x and weight; None for x if it is not needed."""
+    if _way(x) == "triton":
+        from align.model import depthwise_triton
+
+        both = depthwise_triton.convolve_backward(grad, x, weight, stride, needs_x)
+        return cast(tuple[Tensor, Tensor], both)
     size = weight.shape[-1]
+    source, kernel, padding = _padded(x, weight, stride)
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
     # oneDNN's own kernel is fast here
     built_in = not on_cpu or (size == 3 and stride == 1 and min(x.shape[2:]) > 2)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, _shifted(weight, stride), None, (stride, stride), (size // 2, size // 2), (1, 1), False, (0, 0),
-        x.shape[1], (needs_x, built_in, False),
+        grad, source, kernel, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0), x.shape[1],
+        (needs_x, built_in, False),
     )  # fmt: skip
+    if needs_x and source is not x:
+        above, (rows, columns) = size // 2 - 1, x.shape[2:]
+        grad_x = grad_x[:, :, above : above + rows, above : above + columns]
     if not built_in:
         return grad_x, _weight_gradient(x, grad, size, stride)
-    return grad_x, grad_weight[:, :, stride - 1 :, stride - 1 :]  # without the zeros
+    zeros = kernel.shape[-1] - size
+    return grad_x, grad_weight[:, :, zeros:, zeros:]
 
 
 class _Convolution(torch.autograd.Function):

@@ -235,3 +235,67 @@ def gradient_values(
             value *= _silu_slope(normal * scale[None, :] + offset[None, :])
         value = (value - plain[None, :] - normal * weighted[None, :]) * slope[None, :]
         tl.store(out + where, value.to(out.dtype.element_ty), mask=inside)
+
+
+@_sized
+def depthwise(
+    x, kernel, out, height, width, rows, columns, parts, units, SIZE: tl.constexpr, STRIDE: tl.constexpr,
+    BEFORE: tl.constexpr, BACK: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):
+    """A depthwise convolution from a map of height x width to one of rows x columns, or the gradient of its input.
+
+    `kernel` has a row for each tap. Position p of the output reads p * STRIDE + tap - BEFORE of the input; its gradient
+    comes BACK, from (p + BEFORE - tap) / STRIDE of the output's where that is whole.
+    """
+    program, channels = tl.program_id(0), units * UNIT
+    sample, first = (program // parts).to(tl.int64), (program % parts) * ROWS
+    place = first + tl.arange(0, ROWS)
+    channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    valid, there = channel < channels, place < rows * columns
+    down, across = place // columns, place % columns
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for i in range(SIZE):
+        for j in tl.static_range(SIZE):
+            if BACK:
+                row, column = down + BEFORE - i, across + BEFORE - j
+                inside = there & (row % STRIDE == 0) & (column % STRIDE == 0) & (row >= 0) & (column >= 0)
+                row, column = row // STRIDE, column // STRIDE
+            else:
+                row, column = down * STRIDE + i - BEFORE, across * STRIDE + j - BEFORE
+                inside = there & (row >= 0) & (column >= 0)
+            inside = inside & (row < height) & (column < width)
+            where = (row * width + column)[:, None] * channels + channel[None, :]
+            own = sample * height * width * channels
+            value = tl.load(x + own + where, mask=inside[:, None] & valid[None, :], other=0.0).to(tl.float32)
+            total += value * _vector(kernel + (i * SIZE + j) * channels, channel, valid)[None, :]
+    where = place[:, None] * channels + channel[None, :]
+    at = sample * rows * columns * channels + where
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=there[:, None] & valid[None, :])
+
+
+@_sized
+def depthwise_sums(
+    grad, x, out, height, width, rows, columns, span, parts, units, SIZE: tl.constexpr, STRIDE: tl.constexpr,
+    BEFORE: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):
+    """The gradient of each tap from `span` places of a sample's output. The taps read the same, which L1 holds."""
+    program, channels = tl.program_id(0), units * UNIT
+    sample, first = (program // parts).to(tl.int64), (program % parts) * span
+    last = tl.minimum(first + span, rows * columns)
+    lane, channel = tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    valid = channel < channels
+    for tap in range(SIZE * SIZE):
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for start in range(first, last, ROWS):
+            place = start + lane
+            row = place // columns * STRIDE + tap // SIZE - BEFORE
+            column = place % columns * STRIDE + tap % SIZE - BEFORE
+            inside = (place < last) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            both = inside[:, None] & valid[None, :]
+            at = sample * rows * columns * channels + (place[:, None] * channels + channel[None, :])
+            value = tl.load(grad + at, mask=both, other=0.0).to(tl.float32)
+            where = (row * width + column)[:, None] * channels + channel[None, :]
+            own = tl.load(x + sample * height * width * channels + where, mask=both, other=0.0).to(tl.float32)
+            total += value * own
+        at = (program.to(tl.int64) * (SIZE * SIZE) + tap) * channels + channel
+        tl.store(out + at, tl.sum(total, 0), mask=valid)

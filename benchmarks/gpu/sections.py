@@ -43,6 +43,7 @@ class Section:
 #: In order of importance; a card that is slow gets fewer of them.
 SECTIONS = (
     Section("checks", "Correctness", 30, 200),
+    Section("depthwise", "Depthwise convolutions", 10, 30),
     Section("steps-cc3m", "B3 + Mini", 25, 85, keep_s=100),
     Section("steps-coyo", "B7 + Base", 25, 95, keep_s=60),
     Section("open_clip", "Beside open_clip", 25, 80, keep_s=40),

@@ -254,7 +254,10 @@ def test_a_cpu_stands_in_for_a_card(tmp_path: Path) -> None:
     text = out.read_text("utf-8")
     assert text in done.stdout and "No card" in text and "nothing failed" in done.stderr + done.stdout
     titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["Correctness", "B3 + Mini", "B7 + Base", "Beside open_clip", "Fed by the loader", "torch.compile"]
+    assert titles == [
+        "Correctness", "Depthwise convolutions", "B3 + Mini", "B7 + Base", "Beside open_clip", "Fed by the loader",
+        "torch.compile",
+    ]  # fmt: skip
     assert "**failed**" not in text and "no time was left" not in text
     for check in ("LAMB against NumPy", "micro_batch: 16", "gradient_checkpointing: cheap", "killed (SIGKILL)"):
         line = next(line for line in text.splitlines() if line.startswith("|") and check in line)
@@ -265,6 +268,8 @@ def test_a_cpu_stands_in_for_a_card(tmp_path: Path) -> None:
         assert row in text, row
     assert "open_clip is not installed here" in text
     assert "| towers | kernel | calls |" in text
+    of_stride_2 = [line for line in text.splitlines() if line.startswith("|") and ", stride 2 |" in line]
+    assert len(of_stride_2) == 8 and all(line.count("|") == 9 for line in of_stride_2)  # all have both ways
 
 
 def test_the_growth_of_each_stage_is_measured_and_reckoned(

@@ -59,7 +59,7 @@ class Recipe(Section):
         "checkpoint_every_steps", "keep_checkpoints", "best_metric", "trace_steps",
         # how the work on a batch is divided, and with which kernels: sums round differently
         "num_processes", "num_threads", "micro_batch", "gradient_checkpointing", "shard_weights", "compile",
-        "cudnn_benchmark", "depthwise",
+        "cudnn_benchmark",
         # how fast samples arrive
         "num_loader_processes", "num_loader_threads", "store_patience_s",
         # both settings train on the same samples, so a stopped run may resume in quarantine mode
@@ -108,7 +108,6 @@ class Recipe(Section):
     compile: bool
     tf32: bool
     cudnn_benchmark: bool
-    depthwise: Literal["torch", "triton"]
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)
     checkpoint_every_steps: int = Field(ge=1)

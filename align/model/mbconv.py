@@ -55,9 +55,9 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H // stride, W // stride)."""
-        if (input.device.type == "cpu" and input.dtype == torch.float32) or _way(input) == "triton":
+        if input.device.type == "cpu" and input.dtype == torch.float32:
             apply: Any = _Convolution.apply
-            return cast(Tensor, apply(input, self.weight.to(input.dtype), self.stride[0]))
+            return cast(Tensor, apply(input, self.weight, self.stride[0]))
         return convolve(input, self.weight, self.stride[0])
 
     @torch.no_grad()
@@ -75,18 +75,16 @@ class DepthwiseConv2d(nn.Conv2d):
 class _Choice:
     """See `depthwise`. Of this process: autograd's threads have to see it, too."""
 
-    way: Literal["kernel", "map", "triton"] | None = None
+    way: Literal["kernel", "map"] | None = None
 
 
 @contextmanager
-def depthwise(way: Literal["kernel", "map", "triton"] | None) -> Iterator[None]:
-    """Says how depthwise convolutions are computed in this context.
+def depthwise(way: Literal["kernel", "map"]) -> Iterator[None]:
+    """Says how depthwise convolutions of stride 2 are padded in this context; else maps on CUDA, and kernels.
 
     Args:
-        way: `kernel`: at stride 2 the kernel gets a zero row at the top and a zero column at the left, so symmetric
-            padding is enough, and no map is copied. `map`: the map is padded, so kernels stay 3x3 and 5x5, at which
-            cuDNN is fast. `triton`: kernels of `align.model.depthwise_triton`; on a CPU they need Triton's interpreter.
-            None: `map` on CUDA, else `kernel`.
+        way: `kernel`: the kernel gets a zero row at the top and a zero column at the left, so symmetric padding is
+            enough, and no map is copied. `map`: kernels stay 3x3 and 5x5, at which cuDNN is fast.
     """
     before, _Choice.way = _Choice.way, way
     try:
@@ -113,10 +111,6 @@ def _padded(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor, int
 
 def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """The layer as a function: (B, C, H, W) by (C, 1, k, k) -> (B, C, H // stride, W // stride)."""
-    if _way(x) == "triton":
-        from align.model import depthwise_triton
-
-        return cast(Tensor, depthwise_triton.convolve(x, weight, stride))
     source, kernel, padding = _padded(x, weight, stride)
     return F.conv2d(source, kernel, stride=stride, padding=padding, groups=x.shape[1])
 
@@ -125,11 +119,6 @@ def convolve_backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, *, needs_x: bool = True
 ) -> tuple[Tensor | None, Tensor]:
     """Gradients of `convolve` for x and weight; None for x if it is not needed."""
-    if _way(x) == "triton":
-        from align.model import depthwise_triton
-
-        both = depthwise_triton.convolve_backward(grad, x, weight, stride, needs_x)
-        return cast(tuple[Tensor, Tensor], both)
     size = weight.shape[-1]
     source, kernel, padding = _padded(x, weight, stride)
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32

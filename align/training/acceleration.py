@@ -16,7 +16,6 @@ import torch
 from align.config.recipe import Recipe
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
-from align.model.mbconv import depthwise
 
 #: Graphs per block or layer: with and without gradients, two sizes of a part, with and without a mask.
 _GRAPHS = 8
@@ -37,20 +36,18 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
     if device.type == "cuda":
         matmul.allow_tf32 = cudnn.allow_tf32 = recipe.tf32
         cudnn.benchmark = recipe.cudnn_benchmark
-    ours = device.type == "cuda" and recipe.depthwise == "triton"
     try:
-        with depthwise("triton" if ours else None):
-            if not recipe.compile:
-                yield
-                return
-            blocks, layers = list(model.vision_model.encoder.blocks), list(model.text_model.encoder.layer)
-            for module, dynamic in [(block, False) for block in blocks] + [(layer, True) for layer in layers]:
-                part = cast(Any, module)
-                part.forward = torch.compile(part.forward, dynamic=dynamic)
-            # dynamo counts recompilations per piece of code, and all blocks are one: the limit is for all together
-            most = _GRAPHS * (len(blocks) + len(layers))
-            with torch._dynamo.config.patch(recompile_limit=most, accumulated_recompile_limit=most):
-                yield
+        if not recipe.compile:
+            yield
+            return
+        blocks, layers = list(model.vision_model.encoder.blocks), list(model.text_model.encoder.layer)
+        for module, dynamic in [(block, False) for block in blocks] + [(layer, True) for layer in layers]:
+            part = cast(Any, module)
+            part.forward = torch.compile(part.forward, dynamic=dynamic)
+        # dynamo counts recompilations per piece of code, and all blocks are one: the limit is for all of them together
+        most = _GRAPHS * (len(blocks) + len(layers))
+        with torch._dynamo.config.patch(recompile_limit=most, accumulated_recompile_limit=most):
+            yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 

@@ -18,7 +18,7 @@ from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.tokenizer import TextTokenizer
-from align.training.acceleration import accelerated, require_compiler, triton_lacks
+from align.training.acceleration import accelerated, require_compiler
 from align.training.batches.index import SplitIndex
 from align.training.batches.phases import Size, Stretch, sizes
 from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples
@@ -105,8 +105,6 @@ def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
         )
     if plan.recipe.compile:
         require_compiler()
-    if plan.recipe.depthwise == "triton" and torch.cuda.is_available() and (lacking := triton_lacks()):
-        raise ConfigError(f"depthwise: triton needs {' and '.join(lacking)}; or set depthwise to torch")
     if plan.leads and plan.inputs.initial is None and names_of(plan.recipe) and not plan.folder().steps():
         with torch.device("meta"):
             model = DualEncoder(plan.model, plan.vocab_size)

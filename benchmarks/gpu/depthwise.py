@@ -1,6 +1,6 @@
 """Depthwise convolutions of the image tower: the four sizes of stride 2, three ways; then the others.
 
-cuDNN has fast kernels of 3x3 and 5x5. `pretrain.depthwise` chooses between the last two ways.
+cuDNN has fast kernels of 3x3 and 5x5. The ways: a larger kernel, as on a CPU; a padded map, as on CUDA; Triton.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from align.model.image_tower import ImageTower
 from align.model.mbconv import DepthwiseConv2d, convolve, convolve_backward, depthwise
@@ -66,11 +67,8 @@ def _measure(scale: Scale, journal: Journal, layer: Layer, size: int, ways: list
     x = torch.randn(size, channels, px, px, device=scale.device).to(kind).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(channels, 1, side, side, device=scale.device, dtype=kind)
     grad = torch.randn_like(convolve(x, weight, stride))
-    both = {
-        "forward": partial(convolve, x, weight, stride), "backward": partial(convolve_backward, grad, x, weight, stride)
-    }  # fmt: skip
-    for what, work in both.items():
-        taken = {way: _ms(scale, way, work) for way in ways if stride == 2 or way != "kernel"}
+    for what in ("forward", "backward"):
+        taken = {way: _ms(scale, _call(way, what, (grad, x, weight), stride)) for way in ways if way in _of(stride)}
         journal.row(
             "depthwise", layer=f"{side}x{side}, stride {stride}", channels=f"{channels:,}", px=px, batch=f"{size:,}",
             what=what, **{f"{way}_ms": number(taken[way]) if way in taken else "" for way in _WAYS},
@@ -78,12 +76,32 @@ def _measure(scale: Scale, journal: Journal, layer: Layer, size: int, ways: list
     return True
 
 
-def _ms(scale: Scale, way: str, work: Callable[[], Any]) -> float:
-    with depthwise(way):  # type: ignore[arg-type]  # one of its three
-        work(), work()
-        synchronise(scale.device)
-        start = time.perf_counter()
-        for _ in range(1 if scale.stand_in else _TIMES):
-            work()
-        synchronise(scale.device)
+def _of(stride: int) -> tuple[str, ...]:
+    return _WAYS if stride == 2 else _WAYS[1:]
+
+
+def _call(way: str, what: str, tensors: tuple[Tensor, Tensor, Tensor], stride: int) -> Callable[[], Any]:
+    if way == "triton":
+        from benchmarks.gpu import depthwise_triton as ours
+
+        return partial(ours.convolve if what == "forward" else ours.convolve_backward, *_needed(what, tensors), stride)
+
+    def by_torch() -> Any:
+        with depthwise(way):  # type: ignore[arg-type]  # one of its two
+            return (convolve if what == "forward" else convolve_backward)(*_needed(what, tensors), stride)
+
+    return by_torch
+
+
+def _needed(what: str, tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return tensors[1:] if what == "forward" else tensors
+
+
+def _ms(scale: Scale, work: Callable[[], Any]) -> float:
+    work(), work()
+    synchronise(scale.device)
+    start = time.perf_counter()
+    for _ in range(1 if scale.stand_in else _TIMES):
+        work()
+    synchronise(scale.device)
     return 1e3 * (time.perf_counter() - start) / (1 if scale.stand_in else _TIMES)

@@ -16,11 +16,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from align.model import batch_norm_triton, depthwise_triton
+from align.model import batch_norm_triton
 from align.model.batch_norm import BatchNorm2d, normalised
 from align.model.image_tower import ImageTower
-from align.model.mbconv import DepthwiseConv2d, convolve, convolve_backward, depthwise
+from align.model.mbconv import convolve, convolve_backward
 from align.model.normalisation import _PLAIN, kernels
+from benchmarks.gpu import depthwise_triton
 from tests.support.training_data import MODEL
 
 EPS = 1e-3
@@ -89,9 +90,9 @@ def compare_depthwise(device: str) -> None:
         expected = [convolve(*exact[1:], stride), *convolve_backward(*exact, stride)]
         with _fences():
             found = [depthwise_triton.convolve(x, weight, stride)]
-            found += depthwise_triton.convolve_backward(grad, x, weight, stride, True)
-        _, alone = depthwise_triton.convolve_backward(grad, x, weight, stride, False)
-        assert torch.equal(alone, found[-1]), "a sum differs from run to run"
+            found += depthwise_triton.convolve_backward(grad, x, weight, stride)
+        _, again = depthwise_triton.convolve_backward(grad, x, weight, stride)
+        assert torch.equal(again, found[-1]), "a sum differs from run to run"
         for index, (mine, other) in enumerate(zip(found, expected, strict=True)):
             what, (atol, rtol) = f"result {index}, {shape}, {size}, {stride}", NEAR[kind]
             torch.testing.assert_close(
@@ -99,18 +100,6 @@ def compare_depthwise(device: str) -> None:
                 msg=lambda text, what=what: f"{what}: {text}",
             )  # fmt: skip
         print(f"equal: {shape}, {size}, {stride}, {kind}, {time.process_time():.0f} s", flush=True)
-    _depthwise_layer(device)
-
-
-def _depthwise_layer(device: str) -> None:
-    """The layer as a block calls it, and as torch does."""
-    layer, found = DepthwiseConv2d(6, 3, 2).to(device), []
-    for way in ("triton", "map"):
-        x = torch.linspace(-1, 1, 2 * 6 * 6 * 6, device=device).view(2, 6, 6, 6).requires_grad_()
-        with depthwise(way):  # type: ignore[arg-type]  # two of the three
-            out = layer(x)
-            found.append([out, *torch.autograd.grad(out.square().sum(), [x, layer.weight])])
-    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
 
 
 @contextmanager

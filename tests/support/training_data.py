@@ -41,7 +41,7 @@ RECIPE: dict[str, object] = {
     "text_init_std": None, "position_init_scale": 0.1, "image_weights": None, "text_weights": None, "locked": "none",
     "loss": "align", "label_smoothing": 0.1, "clip_norm": None,
     "ema_decay": None, "flip": False, "precision": "bfloat16", "gradient_checkpointing": "none", "shard_weights": False,
-    "compile": False, "tf32": False, "cudnn_benchmark": False, "depthwise": "torch",
+    "compile": False, "tf32": False, "cudnn_benchmark": False,
     "phrase_dropout": 0.0,
     "sentence_share": 0.0,
     "log_every_steps": 2, "validate_every_steps": 4, "checkpoint_every_steps": 3, "keep_checkpoints": 2,

@@ -18,7 +18,7 @@ from torch.utils import cpp_extension
 from align.config.model import ModelConfig
 from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError
-from align.model import image_tower, mbconv
+from align.model import image_tower
 from align.model.dual_encoder import DualEncoder
 from align.training import run as run_module
 from align.training.acceleration import accelerated, as_written
@@ -155,18 +155,14 @@ def test_a_gpu_without_what_triton_needs_says_so_at_once(
 
 def _switches() -> dict[str, bool]:
     cudnn = torch.backends.cudnn
-    matmul, ours = torch.backends.cuda.matmul.allow_tf32, mbconv._way(torch.empty(0)) == "triton"
-    return {"matmul": matmul, "cudnn": cudnn.allow_tf32, "benchmark": cudnn.benchmark, "triton": ours}
+    return {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": cudnn.allow_tf32, "benchmark": cudnn.benchmark}
 
 
 @pytest.mark.parametrize(("tf32", "benchmark"), [(True, False), (False, True)])
 def test_cuda_settings_are_set_and_reset(tf32: bool, benchmark: bool) -> None:
-    ours = "triton" if benchmark else "torch"
-    recipe = pretrain_config(tf32=tf32, cudnn_benchmark=benchmark, depthwise=ours)
-    model, before = DualEncoder(MODEL, 50), _switches()
+    model, recipe, before = DualEncoder(MODEL, 50), pretrain_config(tf32=tf32, cudnn_benchmark=benchmark), _switches()
     with pytest.raises(KeyboardInterrupt), accelerated(model, recipe, CUDA):
-        chosen = {"matmul": tf32, "cudnn": tf32, "benchmark": benchmark, "triton": benchmark}
-        assert _switches() == chosen
+        assert _switches() == {"matmul": tf32, "cudnn": tf32, "benchmark": benchmark}
         raise KeyboardInterrupt
     assert _switches() == before
     with accelerated(model, recipe, CPU):

@@ -16,9 +16,8 @@ Shapes, as suffixes: B samples, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple, cast
+from contextlib import nullcontext
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,8 @@ class DepthwiseConv2d(nn.Conv2d):
     at small image sizes. Here the weight gradient is one sum of products per kernel tap, over the overlap only.
 
     The weight keeps its usual shape (C, 1, k, k). TensorFlow's SAME padding at stride 2 adds one more row and column at
-    the bottom and right; `depthwise` says how.
+    the bottom and right. On a CPU a kernel with an added zero row at the top and column at the left, under symmetric
+    padding, is the same function without copying the input.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int) -> None:
@@ -72,39 +72,19 @@ class DepthwiseConv2d(nn.Conv2d):
         return layer
 
 
-class _Choice:
-    """See `depthwise`. Of this process: autograd's threads have to see it, too."""
-
-    way: Literal["kernel", "map"] | None = None
-
-
-@contextmanager
-def depthwise(way: Literal["kernel", "map"]) -> Iterator[None]:
-    """Says how depthwise convolutions of stride 2 are padded in this context; else maps on CUDA, and kernels.
-
-    Args:
-        way: `kernel`: the kernel gets a zero row at the top and a zero column at the left, so symmetric padding is
-            enough, and no map is copied. `map`: kernels stay 3x3 and 5x5, at which cuDNN is fast.
-    """
-    before, _Choice.way = _Choice.way, way
-    try:
-        yield
-    finally:
-        _Choice.way = before
-
-
-def _way(x: Tensor) -> str:
-    return _Choice.way or ("map" if x.is_cuda else "kernel")
-
-
 def _shifted(weight: Tensor, stride: int) -> Tensor:
     return F.pad(weight, (1, 0, 1, 0)) if stride == 2 else weight
+
+
+def pads_maps(x: Tensor) -> bool:
+    """Whether SAME padding is put around the map: cuDNN is fast at 3x3 and 5x5, and a CPU is slow to copy maps."""
+    return x.device.type in ("cuda", "meta")  # what is counted on `meta` is what a GPU computes
 
 
 def _padded(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor, int]:
     """Map, kernel and symmetric padding that compute the layer."""
     half = weight.shape[-1] // 2
-    if stride == 2 and _way(x) == "map":
+    if stride == 2 and pads_maps(x):
         return F.pad(x, (half - 1, half, half - 1, half)), weight, 0
     return x, _shifted(weight, stride), half
 

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from align.model import mbconv
 from align.model.image_tower import ImageTower
-from align.model.mbconv import DepthwiseConv2d, convolve, convolve_backward, depthwise
+from align.model.mbconv import DepthwiseConv2d, convolve, convolve_backward
 from align.training.acceleration import triton_lacks
 from benchmarks.gpu.journal import Journal, number
 from benchmarks.gpu.machine import attempt, release, synchronise
@@ -87,7 +89,7 @@ def _call(way: str, what: str, tensors: tuple[Tensor, Tensor, Tensor], stride: i
         return partial(ours.convolve if what == "forward" else ours.convolve_backward, *_needed(what, tensors), stride)
 
     def by_torch() -> Any:
-        with depthwise(way):  # type: ignore[arg-type]  # one of its two
+        with mock.patch.object(mbconv, "pads_maps", lambda _: way == "map"):
             return (convolve if what == "forward" else convolve_backward)(*_needed(what, tensors), stride)
 
     return by_torch

@@ -15,10 +15,11 @@ from align.config.model import ImageTowerName, ModelConfig, TextTowerName
 from align.config.params import Params
 from align.errors import ConfigError, DataError, FormatError
 from align.formats.model_folder import model_digest, tokenizer_of
+from align.model import mbconv
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
-from align.model.mbconv import DepthwiseConv2d, StochasticDepth, _Convolution, depthwise
+from align.model.mbconv import DepthwiseConv2d, StochasticDepth, _Convolution
 from align.model.presets import IMAGE_TOWERS, TEXT_TOWERS, named_image_tower, named_text_tower
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.release.exchange.interchange import align_config
@@ -121,11 +122,11 @@ def test_as_cuda_computes_it_a_depthwise_kernel_keeps_its_size(
         return conv2d(x, weight, **options)
 
     monkeypatch.setattr(F, "conv2d", noted)
-    for way in ("kernel", "map"):
+    for on_cuda in (False, True):
+        monkeypatch.setattr(mbconv, "pads_maps", lambda _, answer=on_cuda: answer)
         inputs = [each.clone().requires_grad_() for each in values]
-        with depthwise(way):  # type: ignore[arg-type]  # its two words
-            out = apply(*inputs, stride)
-            found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+        out = apply(*inputs, stride)
+        found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     torch.testing.assert_close(*found)
     assert sides == [kernel + stride - 1, kernel]
 

@@ -104,7 +104,7 @@ def _measure(scale: Scale, out: Path, ranks: Ranks) -> None:
             _threads(trainer, note)
         del trainer
     alone_s, now_s, late_s = (seconds[way] for way in ("alone", "overlapped", "after"))
-    if late_s > alone_s:
+    if late_s > alone_s and not scale.stand_in:
         hidden = f"{100 * (late_s - now_s) / (late_s - alone_s):.0f} %"
         note("note", text=f"{ranks.world_size} ranks: {hidden} of what messages add to a step is hidden.")
     _alike(scale, ranks, note)

@@ -17,7 +17,7 @@ from align.errors import ConfigError
 from align.pipeline import cards
 from align.pipeline.cards import OF_BANDWIDTH, OF_PEAK, Card, Work, card_named, reckon
 from tests.support import ROOT
-from tests.support.params import load_params
+from tests.support.params import PARAMS_FILE, load_params
 
 H100 = Card(80, 989, 3.35)
 
@@ -158,7 +158,7 @@ def test_what_a_card_did_stands_beside_what_is_reckoned(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     page(tmp_path, "NVIDIA H100 80GB HBM3")
-    params = ["--params", str(ROOT / "params.yaml"), "--profile", str(ROOT / "infra/profiles/cc3m.yaml")]
+    params = ["--params", str(PARAMS_FILE), "--profile", str(ROOT / "infra/profiles/cc3m.yaml")]
     command = ["plan", *params, "--set", "finetune.num_steps=0", "--for"]
     assert main([*command, "8xH100", "--price", "2.50", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["pretrain"]

@@ -55,8 +55,8 @@ class Recipe(Section):
     """
 
     neutral_fields: ClassVar[frozenset[str]] = frozenset({
-        # when the state is saved, and which checkpoints are kept
-        "checkpoint_every_steps", "keep_checkpoints", "best_metric",
+        # when the state is saved, which checkpoints are kept, what is recorded of steps
+        "checkpoint_every_steps", "keep_checkpoints", "best_metric", "trace_steps",
         # how the work on a batch is divided, and with which kernels: sums round differently
         "num_processes", "num_threads", "micro_batch", "gradient_checkpointing", "shard_weights", "compile",
         "cudnn_benchmark",
@@ -113,6 +113,8 @@ class Recipe(Section):
     checkpoint_every_steps: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
     best_metric: str | None
+    #: First and last; None: none is traced.
+    trace_steps: Annotated[tuple[Annotated[int, Field(ge=1)], int] | None, Field(strict=False)]
     num_processes: int | None = Field(ge=1)
     num_threads: int | None = Field(ge=1)
     shuffle_block: int = Field(ge=1)
@@ -197,6 +199,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.trace_steps and self.trace_steps[0] > self.trace_steps[1]:
+            raise ValueError(f"trace_steps {[*self.trace_steps]} end before they begin")
         if self.num_steps and self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
         if sum(phase.share for phase in self.phases) >= 1:

@@ -24,19 +24,21 @@ from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
 from align.durable.checkpoint import JOURNAL
 from align.durable.files import replace_directory, write_text
-from align.errors import ConfigError
+from align.errors import ConfigError, ServiceError
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
 from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.dual_encoder import load_model, save_model
 from align.services.job import cluster_of_job
 from align.services.s3.store import checkpoint_mirror, tar_reader
-from align.services.tracking.address import current_run_id
+from align.services.tracking.address import address, current_run_id
 from align.services.tracking.live_log import LiveLog
+from align.services.tracking.tracker import Tracker
 from align.training.given_towers import names_of
 from align.training.loop import Monitoring
 from align.training.page import write_page
 from align.training.run import Trained, run, sources
 from align.training.run_plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
+from align.training.trace import TRACE
 
 
 def train_from_params(
@@ -70,6 +72,11 @@ def train_from_params(
             say(f"{stage}: this machine is done; node 0 has the model and its report")
             return
         report, runtime["pairs_per_s"] = finished
+    if run_id is not None and recipe.trace_steps and (traces := plan.folder().directory / TRACE).is_dir():
+        try:
+            Tracker(address()).log_folder(run_id, traces, f"{TRACE}/{stage}")
+        except ServiceError as error:
+            say(f"{stage}: MLflow does not have what is in {traces}: {error}")
     if recipe.num_steps:
         say(f"{stage}: loss {report.metrics[f'{stage}/train/loss']:.3f} after {recipe.num_steps:,} steps")
     else:

@@ -245,7 +245,7 @@ COMMANDS = {
         "align.release.exchange.export",
         "export a model for transformers, onnxruntime or torch, and check it against ours",
         (),
-        ("align export --format hf --out exported", "align export --format torch --out exported-torch"),
+        ("align export --format hf --out exported", "align export --format align --checkpoint best --out models/best"),
         commands.export,
     ),
     "import_model": Verb(

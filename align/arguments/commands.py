@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from pathlib import Path
 
+from align.arguments.stages import checkpoint
 from align.project.installed import installed
 
 #: Parts of the pipeline that can be run alone.
@@ -176,10 +177,13 @@ def ready(parser: ArgumentParser) -> None:
 
 def export(parser: ArgumentParser) -> None:
     """Arguments of `align export`."""
-    formats = ("hf", "onnx", "torch")
-    parser.add_argument("--format", choices=formats, required=True, help="hf is for transformers.AlignModel")
+    formats = ("align", "hf", "onnx", "torch")
+    what = "align: a model folder, such as finetune.from; hf is for transformers.AlignModel"
+    parser.add_argument("--format", choices=formats, required=True, help=what)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder; replaced whole")
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: paths.finetuned")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--model", type=Path, metavar="FOLDER", help="default: paths.finetuned")
+    checkpoint(one)
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="to check with; default: the evaluation sets")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="to check with, one text per line")
 

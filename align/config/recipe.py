@@ -55,8 +55,8 @@ class Recipe(Section):
     """
 
     neutral_fields: ClassVar[frozenset[str]] = frozenset({
-        # when the state is saved, and which checkpoints are kept
-        "checkpoint_every_steps", "keep_checkpoints", "best_metric",
+        # when the state is saved, which checkpoints are kept, and which of them is the result
+        "checkpoint_every_steps", "keep_checkpoints", "best_metric", "export",
         # how the work on a batch is divided, and with which kernels: sums round differently
         "num_processes", "num_threads", "micro_batch", "gradient_checkpointing", "shard_weights", "compile",
         "cudnn_benchmark",
@@ -113,6 +113,8 @@ class Recipe(Section):
     checkpoint_every_steps: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
     best_metric: str | None
+    #: Which checkpoint is the trained model; `average`: the last one's average.
+    export: Literal["last", "best", "average"]
     num_processes: int | None = Field(ge=1)
     num_threads: int | None = Field(ge=1)
     shuffle_block: int = Field(ge=1)
@@ -185,6 +187,14 @@ class Recipe(Section):
             return (
                 f"{name}.loss {self.loss} and model.logit_bias_init {bias} do not go together: the "
                 "sigmoid loss needs a bias, such as -10, and ALIGN's has none (null)"
+            )
+        if self.export == "best" and self.best_metric is None:
+            return f"{name}.export: best needs {name}.best_metric, which says what is better"
+        if self.export != "best" and (self.export == "average") != (self.ema_decay is not None):
+            decay = "null" if self.ema_decay is None else self.ema_decay
+            return (
+                f"{name}.export {self.export} and {name}.ema_decay {decay} do not go together: what is validated is "
+                "exported, and that is the average if there is one; set export to average, or ema_decay to null"
             )
         return None
 

@@ -232,10 +232,13 @@ def _stopped(state: State, recipe: Recipe, end: int) -> StoppedError:
 
 def _is_best(state: State, recipe: Recipe) -> bool:
     """Whether this step's row has the best value of `best_metric` so far; of equal values the first is best."""
-    if recipe.best_metric is None or not state.rows or state.rows[-1]["step"] != state.step:
-        return False
-    *earlier, last = (row.get(recipe.best_metric) for row in state.rows)
-    return last is not None and last > max((value for value in earlier if value is not None), default=-math.inf)
+    return bool(state.rows) and state.rows[-1]["step"] == state.step == best_step(state.rows, recipe.best_metric)
+
+
+def best_step(rows: Sequence[MetricRow], metric: str | None) -> int | None:
+    """The step with the highest value of a metric, the first of equal ones; None if no row has it."""
+    best = max((row for row in rows if metric in row), key=lambda row: row[str(metric)], default=None)
+    return None if best is None else int(best["step"])
 
 
 def _means(state: State) -> MetricRow:

@@ -129,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.model = Path(stack.enter_context(TemporaryDirectory(prefix="align-")))
                 checkpointed = importlib.import_module("align.training.checkpointed")
                 checkpointed.model_of_checkpoint(params, args.checkpoint, args.model)
+            if args.verb in ("pretrain", "finetune") and (names := params.values[args.verb]["validate_on"]):
+                args.validation = importlib.import_module("align.pipeline.validation").set_validation(params, names)
             importlib.import_module(VERBS[args.verb].module).main(params, args)
         if VERBS[args.verb].moves_aliases:
             importlib.import_module("align.lineage.trace.version_pages").follow_aliases(params)

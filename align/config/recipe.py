@@ -16,6 +16,10 @@ from align.errors import ConfigError
 
 #: Measures of training on the val split, for which more is better (`align.training.health`).
 _VALIDATED = re.compile(r"val/((image_to_text|text_to_image)/recall@(1|5|10)|effective_rank)")
+#: The same on an evaluation set (`align.pipeline.validation`): its name, and the measure.
+VALIDATED_ON = re.compile(
+    r"val/([\w.-]+)/((zero_shot|knn)/accuracy|(image_to_text|text_to_image)/recall@(1|5|10)|mean_recall)"
+)
 
 
 def even_ranks(batch_size: int, group: int, most: int) -> int:
@@ -57,6 +61,8 @@ class Recipe(Section):
     neutral_fields: ClassVar[frozenset[str]] = frozenset({
         # when the state is saved, which checkpoints are kept, and which of them is the result
         "checkpoint_every_steps", "keep_checkpoints", "best_metric", "export",
+        # what else is measured meanwhile
+        "validate_on",
         # how the work on a batch is divided, and with which kernels: sums round differently
         "num_processes", "num_threads", "micro_batch", "gradient_checkpointing", "shard_weights", "compile",
         "cudnn_benchmark",
@@ -110,6 +116,8 @@ class Recipe(Section):
     cudnn_benchmark: bool
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)
+    #: Names of evaluation sets, of `paths.evaluation`.
+    validate_on: Annotated[tuple[str, ...], Field(strict=False)]
     checkpoint_every_steps: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
     best_metric: str | None
@@ -201,7 +209,7 @@ class Recipe(Section):
     @field_validator("best_metric")
     @classmethod
     def _is_measured(cls, metric: str | None) -> str | None:
-        if metric is not None and not _VALIDATED.fullmatch(metric):
+        if metric is not None and not (_VALIDATED.fullmatch(metric) or VALIDATED_ON.fullmatch(metric)):
             raise ValueError("training measures no such value; expected such as val/text_to_image/recall@10, or null")
         return metric
 
@@ -209,6 +217,9 @@ class Recipe(Section):
     def _consistent(self) -> Self:
         if self.num_steps and self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
+        of_set = None if self.best_metric is None else VALIDATED_ON.fullmatch(self.best_metric)
+        if of_set and of_set[1] not in self.validate_on:
+            raise ValueError(f"best_metric {self.best_metric}: {of_set[1]} is not one of validate_on")
         if sum(phase.share for phase in self.phases) >= 1:
             raise ValueError("phases take all steps; their shares must leave some to the model's own size")
         if self.cooldown_steps and self.schedule != "constant":

@@ -61,6 +61,8 @@ _STOPPED, _NOT_SAVED = 1, 2
 #: Takes the metrics of a row, and its step.
 Log = Callable[[dict[str, float], int], None]
 Stop = Callable[[], bool]
+#: Measures a model on evaluation sets; all ranks call it, and get the same. The flag is `spread` of `validate`.
+Validation = Callable[[DualEncoder, TextTokenizer, Ranks, bool], MetricRow]
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,12 @@ class Monitoring:
     Attributes:
         log: live logging, called on the leading rank; picklable if there are several processes.
         health: thresholds for warnings; None: there are no warnings.
+        validation: measures more than recall on the val split; picklable, as `log`.
     """
 
     log: Log | None = None
     health: HealthConfig | None = None
+    validation: Validation | None = None
 
 
 UNWATCHED = Monitoring()
@@ -92,7 +96,7 @@ def train(
         NonFiniteLossError: the loss is inf or NaN; the checkpoints before it are kept.
         TrainingError: SIGTERM came, and the last whole step was saved; or a checkpoint could not be written.
     """
-    model, log, health = state.model, monitoring.log, monitoring.health
+    model, log, health, validation = state.model, monitoring.log, monitoring.health, monitoring.validation
     feed = _Feed(state, recipe, ranks, stretches)
     progress = Progress(recipe, state.step)
     watch = Health(health, recipe.section) if health and ranks.leads else None
@@ -112,7 +116,8 @@ def train(
             rate = learning_rate_at(state.step, recipe)
             pending = _update(state, recipe, ranks, stretch.tokenizer, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0
-            validates = done or (stretch.samples.val is not None and state.step % recipe.validate_every_steps == 0)
+            anything = stretch.samples.val is not None or validation is not None
+            validates = done or (anything and state.step % recipe.validate_every_steps == 0)
             saves = done or state.step % recipe.checkpoint_every_steps == 0
             end = 0
             if earlier is not None:
@@ -134,6 +139,8 @@ def train(
                             model, stretch.samples.val, stretch, ranks, spread=not state.sharded
                         )
                         measured |= recalls
+                    if validation is not None:
+                        measured |= validation(model, stretches[-1].tokenizer, ranks, not state.sharded)
             if ranks.leads:
                 row: MetricRow = {}
                 live: dict[str, float] = {}  # values that differ from run to run: for MLflow only

@@ -54,6 +54,7 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
     stage, paths = recipe.section, params.section(PathsConfig)
     cluster = cluster_of_job(params.section(ClusterConfig))
     plan = plan_of(params, trains, cluster, accept_code_change=args.accept_code_change)
+    plan = replace(plan, monitoring=replace(plan.monitoring, validation=getattr(args, "validation", None)))
     if (run_id := current_run_id()) is not None:
         log = LiveLog(run_id, stage, plan.folder().directory / JOURNAL)
         plan = replace(plan, monitoring=replace(plan.monitoring, log=log))

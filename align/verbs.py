@@ -258,6 +258,16 @@ COMMANDS = {
         ),
         commands.import_model,
     ),
+    "blend": Verb(
+        "align.pipeline.blend",
+        "models between two of one shape: weights interpolated; what they keep and what they learned in one plot",
+        ("evaluate",),
+        (
+            "align blend models/pretrained models/finetuned --alpha 0,0.25,...,1 --out blended",
+            "align blend models/pretrained models/finetuned --alpha 0.5 --out models/blended",
+        ),
+        commands.blend,
+    ),
     "trace": Verb(
         "align.lineage.trace.trace",
         "all that is known of a pair; what a model, run, shard, pair or address came from, and where it went",

@@ -150,14 +150,9 @@ def make_plan(run: RunContext, states: States) -> Plan:
 
 def _export(params: Params) -> list[str]:
     """What cannot be done with the model afterwards."""
-    model = params.section(ModelConfig)
-    width = image_width(model)
-    if model.embed_width == width:
-        return []
-    return [
-        f"model.embed_width {model.embed_width} is not {width}, the image tower's own: transformers' AlignModel cannot "
-        "hold this model (export --format hf); open_clip, onnxruntime and torch can"
-    ]
+    width = image_width(model := params.section(ModelConfig))
+    line = f"model.embed_width {model.embed_width} is not {width}, the image tower's own: transformers' AlignModel"
+    return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip, onnx or torch"]
 
 
 def _needs(run: RunContext) -> dict[str, dict[str, Any]]:

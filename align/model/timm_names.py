@@ -42,12 +42,7 @@ def _our_name(name: str, number: Mapping[tuple[int, int], int]) -> str:
 
 
 def their_names(ours: Mapping[str, T], places: Sequence[tuple[int, int]]) -> dict[str, T]:
-    """The state dict of our tower under timm's names.
-
-    Args:
-        ours: by our names.
-        places: of each of its blocks, the stage, and the number in it.
-    """
+    """The state dict of our tower under timm's names; `places` has the stage of each block, and its number in it."""
     return {_their_name(name, places): value for name, value in ours.items()}
 
 

@@ -4,6 +4,7 @@ run            `align run`
 plan           `align plan`
 runs           `align runs`
 estimate       what a model's training needs, counted without training it
+blend          `align blend`
 validation     what a training run is measured on, as `align evaluate` measures
 run_records    which runs are alive on this machine
 

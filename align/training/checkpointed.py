@@ -9,9 +9,13 @@ import torch
 from align.config import Params
 from align.display.console import say
 from align.errors import ConfigError, DataError
+from align.formats.shards import read_manifest
+from align.interfaces.store import Tars
 from align.model.dual_encoder import DualEncoder
 from align.training import finetune, pretrain
+from align.training.batches.index import SplitIndex
 from align.training.batches.phases import sizes
+from align.training.batches.samples import SplitSamples
 from align.training.loop import refresh_statistics
 from align.training.ranks.process_group import Ranks
 from align.training.run import new_model, require_best, stretch_of
@@ -64,5 +68,22 @@ def model_of_checkpoint(params: Params, checkpoint: str, folder: Path) -> None:
 def _estimate(plan: TrainingPlan, model: DualEncoder, step: int) -> None:
     """Sets batch-norm's statistics as a validation after this step would."""
     stretch = stretch_of(plan, next(size for size in sizes(plan.recipe, plan.model) if step <= size.end))
+    _refresh(model, stretch.samples.train, stretch.image_px)
+
+
+def estimate_from_shards(model: DualEncoder, shards: Path, tars: Tars | None) -> None:
+    """Sets batch-norm's statistics to those of training pictures in a folder of shards, or else in an object store.
+
+    Raises:
+        DataError: there are no shards, or they have smaller pictures than the model.
+    """
+    manifest, config = read_manifest(shards), model.config
+    if manifest.image_px < config.resize_px:
+        raise DataError(f"{shards} holds images of {manifest.image_px} px, and the model needs {config.resize_px}")
+    index = SplitIndex.of(shards, manifest, "train", tars)
+    _refresh(model, SplitSamples(index, config.resize_px, tars), config.image_px)
+
+
+def _refresh(model: DualEncoder, samples: SplitSamples, image_px: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    refresh_statistics(model.to(device).train(), stretch, Ranks(0, 1, device), spread=False)
+    refresh_statistics(model.to(device).train(), samples, image_px, Ranks(0, 1, device), spread=False)

@@ -37,6 +37,7 @@ from align.training.acceleration import as_written
 from align.training.batches.batch import Augmentation, Batch, Sampling, Workers, one_ahead
 from align.training.batches.loader import TrainLoader
 from align.training.batches.phases import Stretch
+from align.training.batches.samples import SplitSamples
 from align.training.health import Health, batch_norm_gap, validate
 from align.training.progress import Progress, Usage
 from align.training.ranks.endings import StoppedError
@@ -131,7 +132,8 @@ def train(
             measured: MetricRow = {}
             if validates:
                 with progress.paused(), state.averaged(), as_written(), autocast(recipe, ranks.device):
-                    refresh_statistics(model, stretch, ranks, spread=not state.sharded)
+                    shown = stretch.samples.train, stretch.image_px
+                    refresh_statistics(model, *shown, ranks, spread=not state.sharded)
                     if takes_part:
                         measured |= batch_norm_gap(model, stretch, ranks.device)
                     if stretch.samples.val:
@@ -313,25 +315,26 @@ def _vote(folder: CheckpointFolder, ranks: Ranks, stopped: Stop) -> Vote:
     return Vote(_NOT_SAVED if folder.has_failed() else int(stopped()), ranks)
 
 
-def refresh_statistics(model: DualEncoder, stretch: Stretch, ranks: Ranks, *, spread: bool) -> None:
+def refresh_statistics(model: DualEncoder, samples: SplitSamples, image_px: int, ranks: Ranks, *, spread: bool) -> None:
     """Estimates batch-norm's running statistics from centre crops of training images, evenly spread over the split.
 
     Args:
         model: its statistics are set, on every rank.
-        stretch: the samples, and their size.
+        samples: of the training split.
+        image_px: side of the crops.
         ranks: all of them call this.
         spread: whether each rank reads and computes its share, see `validate`.
     """
     if model.locked == "image":  # its statistics came with its weights
         return
-    group, samples, size = model.config.batch_norm_group, stretch.samples.train, stretch.image_px
+    group = model.config.batch_norm_group
     count = max(min(samples.num_images, STATISTICS_IMAGES) // group * group, min(samples.num_images, group))
     chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)
     part = max(group, STATISTICS_PART // group * group)
     parts = [chosen[start : start + part] for start in range(0, len(chosen), part)]
     several = spread and ranks.world_size > 1
     mine = parts[ranks.rank :: ranks.world_size] if several else parts
-    batches = (to_pixels(np.stack([*samples.centre_crops(rows, size)])).to(ranks.device) for rows in mine)
+    batches = (to_pixels(np.stack([*samples.centre_crops(rows, image_px)])).to(ranks.device) for rows in mine)
     estimate_statistics(model.vision_model, batches, ranks.sum if several else None)
 
 

@@ -50,13 +50,7 @@ def open_clip_px(config: ModelConfig) -> int:
 
 
 def write_open_clip(model: DualEncoder, tokenizer_dir: Path, directory: Path, out: Path) -> None:
-    """Writes weights, configuration and tokenizer into an existing folder.
-
-    Args:
-        model: in evaluation mode.
-        tokenizer_dir: of its tokenizer.
-        directory: the folder, for now.
-        out: the folder's place afterwards: open_clip takes the BERT's configuration from a path.
+    """Writes weights, configuration and tokenizer into `directory`, which will be at `out`: open_clip needs the path.
 
     Raises:
         DataError: timm has no tower that is as wide and as deep.

@@ -6,7 +6,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Lock
-from typing import Any
 
 import pytest
 import torch
@@ -24,9 +23,9 @@ from align.pipeline import validation
 from align.pipeline.validation import SetValidation
 from align.training.ranks.process_group import Ranks, launch
 from tests.support import training_data
-from tests.support.evaluation_sets import write_set
+from tests.support.evaluation_sets import write_coloured_set
 from tests.support.params import load_params, sets
-from tests.support.training_data import COLOURS, MODEL, RECIPE
+from tests.support.training_data import MODEL, RECIPE
 from tests.support.training_project import write_project
 
 CPU, SEEDED = torch.device("cpu"), Lock()
@@ -43,16 +42,8 @@ def _data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def _evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sets of captions and of classes; a picture of each is no picture."""
     folder = tmp_path_factory.mktemp("sets")
-    for name, kind in zip(NAMES, ("retrieval", "classification"), strict=True):
-        members = {}
-        for number, sample in enumerate(training_data.samples(24, first=2000)):
-            row = {"key": sample.key, "concept": f"c{number % 16}", "texts": list(sample.texts), "vendor": None,
-                   "class": list(COLOURS)[number % 4], "split": "reference" if number % 3 else "query"}  # fmt: skip
-            row["split"] = "query" if kind == "retrieval" else row["split"]
-            members[f"{sample.key}.json"] = json.dumps(row).encode()
-            members[f"{sample.key}.jpg"] = b"no picture" if number == 9 else sample.image
-        more: dict[str, Any] = {} if kind == "retrieval" else {"classes": list(COLOURS), "templates": ["a {} bar"]}
-        write_set(folder, name, members=members, kind=kind, num_images=24, num_texts=32, num_concepts=16, **more)
+    for name in NAMES:
+        write_coloured_set(folder, name)
     return folder
 
 

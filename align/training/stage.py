@@ -36,7 +36,6 @@ from align.training.page import write_page
 from align.training.run import Trained, run, sources
 from align.training.run_plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
 
-
 #: What a stage trains: its recipe, the model before the recipe's own picture size, and what it reads.
 Trains = tuple[Recipe, ModelConfig, TrainingInputs]
 

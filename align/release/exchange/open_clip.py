@@ -37,6 +37,7 @@ from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import ImageTower, places
 from align.model.presets import IMAGE_TOWERS, image_shape, scaled, text_shape
 from align.model.timm_names import HEAD, our_names, their_names
+from align.model.tokenizer import TextTokenizer
 
 _CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _IMAGE, _TEXT = "visual.trunk.", "text.transformer."
@@ -57,10 +58,12 @@ def write_open_clip(model: DualEncoder, tokenizer_dir: Path, directory: Path, ou
     """
     config, native = model.config, isinstance(model.vision_projection, nn.Identity)
     wide = _timm_tower(config)
-    text: Any = BertConfig(**_bert(config, model.vocab_size))
+    pad_id = TextTokenizer.load(tokenizer_dir, config.max_tokens).pad_id  # open_clip masks it
+    text: Any = BertConfig(**_bert(config, model.vocab_size), pad_token_id=pad_id)
     text.save_pretrained(directory)
     for name in (TOKENIZER, TOKENIZER_CONFIG):
-        shutil.copyfile(tokenizer_dir / name, directory / name)
+        if (tokenizer_dir / name).is_file():
+            shutil.copyfile(tokenizer_dir / name, directory / name)
     vision_cfg = {
         "timm_model_name": f"tf_efficientnet_{str(wide.image_tower).lower()}", "timm_pool": "avg",
         "timm_proj": "linear", "timm_proj_bias": not native, "image_size": open_clip_px(config),

@@ -12,7 +12,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 
 from align.verbs import JOURNEYS, STAGES, VERBS, epilog, named
@@ -122,7 +124,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from align.project.declared import require_stage
 
             require_stage(args.verb, VERBS[args.verb].module, params, under_dvc="DVC_STAGE" in os.environ)
-        importlib.import_module(VERBS[args.verb].module).main(params, args)
+        with ExitStack() as stack:
+            if getattr(args, "checkpoint", None) is not None:
+                args.model = Path(stack.enter_context(TemporaryDirectory(prefix="align-")))
+                checkpointed = importlib.import_module("align.training.checkpointed")
+                checkpointed.model_of_checkpoint(params, args.checkpoint, args.model)
+            if args.verb in ("pretrain", "finetune") and (names := params.values[args.verb]["validate_on"]):
+                args.validation = importlib.import_module("align.pipeline.validation").set_validation(params, names)
+            importlib.import_module(VERBS[args.verb].module).main(params, args)
         if VERBS[args.verb].moves_aliases:
             importlib.import_module("align.lineage.trace.version_pages").follow_aliases(params)
     except AlignError as error:

@@ -245,7 +245,7 @@ COMMANDS = {
         "align.release.exchange.export",
         "export a model for transformers, onnxruntime or torch, and check it against ours",
         (),
-        ("align export --format hf --out exported", "align export --format torch --out exported-torch"),
+        ("align export --format hf --out exported", "align export --format align --checkpoint best --out models/best"),
         commands.export,
     ),
     "import_model": Verb(
@@ -257,6 +257,16 @@ COMMANDS = {
             "align import_model --from align-base --out models/align-base",
         ),
         commands.import_model,
+    ),
+    "blend": Verb(
+        "align.pipeline.blend",
+        "models between two of one shape: weights interpolated; what they keep and what they learned in one plot",
+        ("evaluate",),
+        (
+            "align blend models/pretrained models/finetuned --alpha 0,0.25,...,1 --out blended",
+            "align blend models/pretrained models/finetuned --alpha 0.5 --out models/blended",
+        ),
+        commands.blend,
     ),
     "trace": Verb(
         "align.lineage.trace.trace",

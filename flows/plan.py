@@ -20,11 +20,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from align.config import Params
+from align.config.model import ModelConfig
 from align.display.console import duration, say, show, show_json
 from align.display.visible import plain_markdown
 from align.durable.files import write_text
 from align.durable.locks import locked
 from align.errors import AlignError, DataError
+from align.model.presets import image_width
 from align.pipeline import estimate
 from flows.checkout.stage_states import SHOWN, StageState, States, read_states
 from flows.checkout.workspace import commit_of, worktree
@@ -133,6 +135,7 @@ def make_plan(run: RunContext, states: States) -> Plan:
         for stage, need in needs.items()
         if stage in here and need["rank_bytes"] > need["available_bytes"]
     ]
+    warnings += _export(params) if "pretrain" in runs else []
     if elsewhere := sorted(runs - here):
         from flows.remote.send import problems  # asks Prefect's server, which takes a second to import
 
@@ -143,6 +146,13 @@ def make_plan(run: RunContext, states: States) -> Plan:
         name=run.name, stages=tuple(asked), before=tuple(before), figures=figures, warnings=tuple(warnings),
         refused=tuple(refused),
     )  # fmt: skip
+
+
+def _export(params: Params) -> list[str]:
+    """What cannot be done with the model afterwards."""
+    width = image_width(model := params.section(ModelConfig))
+    line = f"model.embed_width {model.embed_width} is not {width}, the image tower's own: transformers' AlignModel"
+    return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip, onnx or torch"]
 
 
 def _needs(run: RunContext) -> dict[str, dict[str, Any]]:

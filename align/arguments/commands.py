@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser
 from pathlib import Path
 
+from align.arguments.stages import checkpoint
 from align.project.installed import installed
 
 #: Parts of the pipeline that can be run alone.
@@ -178,12 +180,39 @@ def ready(parser: ArgumentParser) -> None:
 
 def export(parser: ArgumentParser) -> None:
     """Arguments of `align export`."""
-    formats = ("hf", "onnx", "torch")
-    parser.add_argument("--format", choices=formats, required=True, help="hf is for transformers.AlignModel")
+    formats = ("align", "hf", "open_clip", "onnx", "torch")
+    what = "align: a model folder, such as finetune.from; hf is for transformers.AlignModel"
+    parser.add_argument("--format", choices=formats, required=True, help=what)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder; replaced whole")
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: paths.finetuned")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--model", type=Path, metavar="FOLDER", help="default: paths.finetuned")
+    checkpoint(one)
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="to check with; default: the evaluation sets")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="to check with, one text per line")
+
+
+def blend(parser: ArgumentParser) -> None:
+    """Arguments of `align blend`."""
+    parser.add_argument("a", type=Path, metavar="A", help="a model folder")
+    parser.add_argument("b", type=Path, metavar="B", help="another one of the same shape, such as A fine-tuned")
+    what = "of B: one, which writes the model; or 0,0.1,...,1, which measures each"
+    parser.add_argument("--alpha", type=_shares, required=True, metavar="SHARES", help=what)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder; replaced whole")
+    what = "suites or folders of sets; default: paths.evaluation, and the test split of paths.shards"
+    parser.add_argument("--suites", type=Path, nargs=2, metavar=("KNEW", "LEARNED"), help=what)
+
+
+def _shares(text: str) -> list[float]:
+    """`0,0.1,...,1` or numbers, each in [0, 1]."""
+    if match := re.fullmatch(r"([\d.]+),([\d.]+),\.\.\.,([\d.]+)", text):
+        first, second, last = map(float, match.groups())
+        number = round((last - first) / (second - first)) + 1 if second > first else 0
+        found = [round(first + (second - first) * step, 6) for step in range(number)]
+    else:
+        found = [float(share) for share in text.split(",")]
+    if not found or not all(0 <= share <= 1 for share in found):
+        raise ValueError(text)
+    return found
 
 
 def import_model(parser: ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, _ActionsContainer
 from pathlib import Path
 
 
@@ -40,6 +40,16 @@ def validate(parser: ArgumentParser) -> None:
     parser.add_argument("--by", default=None, help="who decides; default: git's user")
 
 
+def checkpoint(parser: _ActionsContainer) -> None:
+    """The argument that names a checkpoint in place of a model folder."""
+    parser.add_argument(
+        "--checkpoint",
+        metavar="[STAGE:]STEP",
+        help="take the checkpoint of a training run as the model, also while it trains: 400, best or last of finetune, "
+        "pretrain:best",
+    )
+
+
 def train(parser: ArgumentParser) -> None:
     """Arguments of `align pretrain` and `align finetune`."""
     parser.add_argument(
@@ -52,12 +62,14 @@ def train(parser: ArgumentParser) -> None:
 
 def evaluate(parser: ArgumentParser) -> None:
     """Arguments of `align evaluate`."""
-    parser.add_argument(
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument(
         "--model",
         type=Path,
         metavar="DIR",
         help="measure this model folder instead of the fine-tuned model; --reports says where to",
     )
+    checkpoint(one)
     parser.add_argument(
         "--reports",
         type=Path,

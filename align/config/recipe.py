@@ -16,6 +16,10 @@ from align.errors import ConfigError
 
 #: Measures of training on the val split, for which more is better (`align.training.health`).
 _VALIDATED = re.compile(r"val/((image_to_text|text_to_image)/recall@(1|5|10)|effective_rank)")
+#: The same on an evaluation set (`align.pipeline.validation`): its name, and the measure.
+VALIDATED_ON = re.compile(
+    r"val/([\w.-]+)/((zero_shot|knn)/accuracy|(image_to_text|text_to_image)/recall@(1|5|10)|mean_recall)"
+)
 
 
 def even_ranks(batch_size: int, group: int, most: int) -> int:
@@ -55,8 +59,10 @@ class Recipe(Section):
     """
 
     neutral_fields: ClassVar[frozenset[str]] = frozenset({
-        # when the state is saved, which checkpoints are kept, what is recorded of steps
-        "checkpoint_every_steps", "keep_checkpoints", "best_metric", "trace_steps",
+        # when the state is saved, which checkpoints are kept, and which of them is the result
+        "checkpoint_every_steps", "keep_checkpoints", "best_metric", "export",
+        # what else is measured or recorded meanwhile
+        "validate_on", "trace_steps",
         # how the work on a batch is divided, and with which kernels: sums round differently
         "num_processes", "num_threads", "micro_batch", "gradient_checkpointing", "shard_weights", "compile",
         "cudnn_benchmark",
@@ -110,9 +116,13 @@ class Recipe(Section):
     cudnn_benchmark: bool
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)
+    #: Names of evaluation sets, of `paths.evaluation`.
+    validate_on: Annotated[tuple[str, ...], Field(strict=False)]
     checkpoint_every_steps: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
     best_metric: str | None
+    #: Which checkpoint is the trained model; `average`: the last one's average.
+    export: Literal["last", "best", "average"]
     #: First and last; None: none is traced.
     trace_steps: Annotated[tuple[Annotated[int, Field(ge=1)], int] | None, Field(strict=False)]
     num_processes: int | None = Field(ge=1)
@@ -188,12 +198,20 @@ class Recipe(Section):
                 f"{name}.loss {self.loss} and model.logit_bias_init {bias} do not go together: the "
                 "sigmoid loss needs a bias, such as -10, and ALIGN's has none (null)"
             )
+        if self.export == "best" and self.best_metric is None:
+            return f"{name}.export: best needs {name}.best_metric, which says what is better"
+        if self.export != "best" and (self.export == "average") != (self.ema_decay is not None):
+            decay = "null" if self.ema_decay is None else self.ema_decay
+            return (
+                f"{name}.export {self.export} and {name}.ema_decay {decay} do not go together: what is validated is "
+                "exported, and that is the average if there is one; set export to average, or ema_decay to null"
+            )
         return None
 
     @field_validator("best_metric")
     @classmethod
     def _is_measured(cls, metric: str | None) -> str | None:
-        if metric is not None and not _VALIDATED.fullmatch(metric):
+        if metric is not None and not (_VALIDATED.fullmatch(metric) or VALIDATED_ON.fullmatch(metric)):
             raise ValueError("training measures no such value; expected such as val/text_to_image/recall@10, or null")
         return metric
 
@@ -203,6 +221,9 @@ class Recipe(Section):
             raise ValueError(f"trace_steps {[*self.trace_steps]} end before they begin")
         if self.num_steps and self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
+        of_set = None if self.best_metric is None else VALIDATED_ON.fullmatch(self.best_metric)
+        if of_set and of_set[1] not in self.validate_on:
+            raise ValueError(f"best_metric {self.best_metric}: {of_set[1]} is not one of validate_on")
         if sum(phase.share for phase in self.phases) >= 1:
             raise ValueError("phases take all steps; their shares must leave some to the model's own size")
         if self.cooldown_steps and self.schedule != "constant":

@@ -195,7 +195,7 @@ class CheckpointFolder:
             raise ConfigError("--accept-code-change: say why the change does not alter the result")
         if self.steps():
             return  # a run of this code
-        best = self._of_other_code()
+        best = self.of_other_code()
         if best is None:
             raise ConfigError(f"{self.directory.parent}: no run of these parameters and data under other code")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -210,10 +210,10 @@ class CheckpointFolder:
 
     def other_code_step(self) -> int | None:
         """The latest step of a run of the same values under other code, if this run has no checkpoint: see `adopt`."""
-        other = None if self.steps() else self._of_other_code()
+        other = None if self.steps() else self.of_other_code()
         return other.steps()[-1] if other else None
 
-    def _of_other_code(self) -> CheckpointFolder | None:
+    def of_other_code(self) -> CheckpointFolder | None:
         """The run of the same values that came furthest under other code."""
         values, _, _ = self.directory.name.rpartition("-")
         paths = (path for path in sorted(self.directory.parent.glob(f"{values}-*")) if path != self.directory)
@@ -232,24 +232,43 @@ class CheckpointFolder:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                _require_whole(self._path(step))
-                state = torch.load(self._path(step), map_location=device, weights_only=True, mmap=True)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # noqa: BLE001 - a foreign archive may raise anything in zipfile's and torch's readers
-                say(f"{self._path(step)}: is damaged, trying the previous one")
-                continue
-            if isinstance(state, dict) and state.get("schema_version") == SCHEMA_VERSION:
-                return state
-            say(f"{self._path(step)}: written by another version, trying the previous one")
+                return _read(self._path(step), device)
+            except CorruptError as error:
+                say(f"{error}, trying the previous one")
         if steps:
             raise CorruptError(
                 f"{self.directory}: no checkpoint can be read; remove the folder to train from the start"
             )
         return None
 
+    def load(self, step: int) -> dict[str, Any]:
+        """The checkpoint of a step, on the CPU: one of the latest, or the best one.
+
+        Raises:
+            DataError: it is not kept.
+            CorruptError: it is damaged.
+        """
+        for path in (self._path(step), self.directory / BEST):
+            if path.exists() and (state := _read(path, torch.device("cpu")))["step"] == step:
+                return state
+        raise DataError(f"{self.directory}: no checkpoint of step {step} is kept; the latest are {self.steps()}")
+
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}.pt"
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint. Raises CorruptError if it is damaged, or of another version."""
+    try:
+        _require_whole(path)
+        state = torch.load(path, map_location=device, weights_only=True, mmap=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - a foreign archive may raise anything in zipfile's and torch's readers
+        raise CorruptError(f"{path}: is damaged") from None
+    if isinstance(state, dict) and state.get("schema_version") == SCHEMA_VERSION:
+        return state
+    raise CorruptError(f"{path}: written by another version")
 
 
 def _require_whole(path: Path) -> None:

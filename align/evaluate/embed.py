@@ -28,8 +28,10 @@ from align.errors import DataError
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.features import Features, folder_of
 from align.formats.model_folder import model_digest
+from align.model.dual_encoder import DualEncoder
 from align.model.embedder import Embedder, Embeddings, load_with_tokenizer
 from align.model.preprocess import centre_crop, decode
+from align.model.tokenizer import TextTokenizer
 
 #: Pictures whose embeddings are in memory as float32.
 _CHUNK = 1024
@@ -61,31 +63,22 @@ class Towers(Protocol):
         """(num_texts, width) float32, L2-normalised rows."""
 
 
-class ModelTowers:
-    """The towers of a model folder; on a GPU if there is one.
+class LoadedTowers:
+    """The towers of a model in memory.
 
     Args:
-        directory: the folder.
+        model: where it is to compute.
+        tokenizer: of the model.
         image_px: another picture size than the model's, for which no weight changes; None: the model's.
-
-    Raises as `align.model.embedder.load_with_tokenizer`.
     """
 
-    def __init__(self, directory: Path, image_px: int | None = None) -> None:
-        model, tokenizer = load_with_tokenizer(directory)
+    def __init__(self, model: DualEncoder, tokenizer: TextTokenizer, image_px: int | None = None) -> None:
+        self._config = model.config
         if image_px is not None:
             resize_px = round(model.config.resize_px * image_px / model.config.image_px)
-            model.config = model.config.model_copy(update={"image_px": image_px, "resize_px": resize_px})
+            self._config = model.config.model_copy(update={"image_px": image_px, "resize_px": resize_px})
         self.temperature = float(model.temperature.detach())
-        self._embedder = Embedder(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
-        self._config = self._embedder.config
-        #: What decides an embedding, beside code and libraries.
-        self.decides = [
-            model_digest(directory),
-            self._config.image_px,
-            self._config.resize_px,
-            "cuda" if torch.cuda.is_available() else "cpu",
-        ]
+        self._embedder = Embedder(model, tokenizer)
 
     def crop(self, picture: bytes) -> Crop:
         """See `Towers`."""
@@ -93,16 +86,35 @@ class ModelTowers:
 
     def embed_crops(self, crops: Iterable[Crop]) -> Embeddings:
         """See `Towers`."""
-        with _precision():
+        with precision():
             return self._embedder.embed_pixels(crops)
 
     def embed_texts(self, texts: Iterable[str]) -> Embeddings:
         """See `Towers`."""
-        with _precision():
+        with precision():
             return self._embedder.embed_texts(texts)
 
 
-def _precision() -> AbstractContextManager[object]:
+class ModelTowers(LoadedTowers):
+    """The towers of a model folder; on a GPU if there is one.
+
+    Args:
+        directory: the folder.
+        image_px: see `LoadedTowers`.
+
+    Raises as `align.model.embedder.load_with_tokenizer`.
+    """
+
+    def __init__(self, directory: Path, image_px: int | None = None) -> None:
+        model, tokenizer = load_with_tokenizer(directory)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        super().__init__(model.to(device), tokenizer, image_px)
+        #: What decides an embedding, beside code and libraries.
+        self.decides = [model_digest(directory), self._config.image_px, self._config.resize_px, device]
+
+
+def precision() -> AbstractContextManager[object]:
+    """In which an evaluation computes."""
     return torch.autocast("cuda", torch.bfloat16) if torch.cuda.is_available() else nullcontext()
 
 

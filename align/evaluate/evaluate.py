@@ -179,7 +179,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
         _compare(params, args)
         return
     if args.model is not None and (args.reports is None or args.reports.resolve() == own.resolve()):
-        raise ConfigError(f"--model: {own} is about the fine-tuned model; name another folder by --reports")
+        raise ConfigError(
+            f"--model, --checkpoint: {own} is about the fine-tuned model; name another folder by --reports"
+        )
     store = params.section(StoreConfig)
     alone = args.model is not None and is_suite(paths.evaluation)  # no pipeline has to be around it
     folder = args.model or paths.finetuned
@@ -199,7 +201,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             kept=kept_in(store.features, towers),
             suite=SuiteNeeds(files, tuner),
             reports=args.reports or own,
-            model=FINE_TUNED if args.model is None else "another model (--model)",
+            model=FINE_TUNED if args.model is None else f"another model ({args.checkpoint or '--model'})",
         )
     for line in report.summary():
         say(f"evaluate: {line}")

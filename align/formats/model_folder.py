@@ -56,6 +56,7 @@ class ModelFolderConfig(BaseModel):
         imported: where the weights come from with which training here began; None if it began from scratch.
         trained_on: digests of the shards that changed the weights here, in order; None in folders of versions that did
             not record it.
+        chosen: which weights of a run these are, or of which models a blend; None: those after the last step.
         weights_sha256: hex sha256 of model.safetensors; None in folders of versions that did not record it.
     """
 
@@ -67,11 +68,13 @@ class ModelFolderConfig(BaseModel):
     stage: str
     imported: Imported | None = None
     trained_on: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    chosen: dict[str, str | int | float] | None = None
     weights_sha256: str | None = None
 
     def to_text(self) -> str:
         """The text of the file."""
-        return to_json(self.model_dump(mode="json", exclude=None if self.weights_sha256 else {"weights_sha256"}))
+        left_out = {name for name in ("chosen", "weights_sha256") if getattr(self, name) is None}
+        return to_json(self.model_dump(mode="json", exclude=left_out))
 
 
 def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], directory: Path) -> None:

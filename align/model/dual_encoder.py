@@ -171,6 +171,7 @@ def save_model(
     stage: str,
     imported: Imported | None = None,
     trained_on: tuple[str, ...] | None = None,
+    chosen: dict[str, str | int | float] | None = None,
 ) -> None:
     """Writes a model folder (see `align.formats.model_folder`). Equal weights are equal bytes.
 
@@ -180,10 +181,12 @@ def save_model(
         stage: the stage that made the model; config.json names it.
         imported: see `ModelFolderConfig`.
         trained_on: see `ModelFolderConfig`.
+        chosen: see `ModelFolderConfig`.
     """
     config = ModelFolderConfig(
-        model=model.config, vocab_size=model.vocab_size, stage=stage, imported=imported, trained_on=trained_on
-    )
+        model=model.config, vocab_size=model.vocab_size, stage=stage, imported=imported, trained_on=trained_on,
+        chosen=chosen,
+    )  # fmt: skip
     write_model_folder(config, model.state_dict(), directory)
 
 

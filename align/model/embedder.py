@@ -6,6 +6,7 @@ Batch sizes here change speed only: in evaluation every sample's embedding depen
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -82,12 +83,17 @@ class Embedder:
         return np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float32)
 
     @torch.inference_mode()
-    def embed_texts(self, texts: Iterable[str]) -> NDArray[np.float32]:
-        """Texts -> (N, width) float32, L2-normalised. Texts of similar length are embedded together."""
+    def embed_texts(self, texts: Iterable[str], part: tuple[int, int] = (0, 1)) -> NDArray[np.float32]:
+        """Texts -> (N, width) float32, L2-normalised. Texts of similar length are embedded together.
+
+        Args:
+            texts: any number.
+            part: (rank, number of ranks): only this rank's batches are embedded; the rows of others are 0.
+        """
         ids = self._tokenizer.ids(list(texts))
         embeds = np.zeros((len(ids), self.width), dtype=np.float32)
         by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        for rows in _batched(by_length, TEXT_BATCH):
+        for rows in islice(_batched(by_length, TEXT_BATCH), part[0], None, part[1]):
             input_ids, mask = pad([ids[row] for row in rows], self._tokenizer.pad_id)
             embeds[rows] = self._model.encode_text(input_ids.to(self._device), mask.to(self._device)).cpu().numpy()
         return embeds

@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from align.config.model import Checkpointing, ImageTowerShape, ModelConfig
 from align.model.batch_norm import BatchNorm2d, batch_norm, normalised
 from align.model.mbconv import BlockShape, MBConv
-from align.model.presets import image_shape
+from align.model.presets import image_shape, scaled
 
 #: EfficientNet-B0's stages (Tan & Le, ICML 2019, table 1), each with equal blocks except for the first one's stride:
 #: number of blocks, channels, kernel size of the depthwise convolutions, stride, expansion.
@@ -113,7 +113,7 @@ class _Stem(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = _scaled(_STEM_CHANNELS, image_shape(config))
+        width = scaled(_STEM_CHANNELS, image_shape(config))
         self.convolution = nn.Conv2d(3, width, 3, stride=2, bias=False)
         self.batchnorm = batch_norm(config, width)
 
@@ -136,20 +136,22 @@ def _block_shapes(config: ModelConfig) -> list[BlockShape]:
     """Compound scaling: all channels times the width coefficient, all numbers of blocks times the depth coefficient."""
     scale, found = image_shape(config), list[BlockShape]()
     total = sum(math.ceil(scale.depth_coefficient * stage[0]) for stage in _STAGES)
-    channels = _scaled(_STEM_CHANNELS, scale)
+    channels = scaled(_STEM_CHANNELS, scale)
     for num_blocks, wanted, kernel_size, first_stride, expansion in _STAGES:
         for number in range(math.ceil(scale.depth_coefficient * num_blocks)):
-            before, channels = channels, _scaled(wanted, scale)
+            before, channels = channels, scaled(wanted, scale)
             stride, drop_rate = 1 if number else first_stride, config.stochastic_depth * len(found) / total
             found.append(BlockShape(before, channels, kernel_size, stride, expansion, drop_rate, adds=number > 0))
     return found
 
 
-def _scaled(channels: int, scale: ImageTowerShape) -> int:
-    """The nearest multiple of 8, or the next one if that is less than nine tenths of the given number."""
-    wanted = channels * scale.width_coefficient
-    nearest = max(8, int(wanted + 4) // 8 * 8)
-    return nearest + 8 if nearest < 0.9 * wanted else nearest
+def places(scale: ImageTowerShape) -> list[tuple[int, int]]:
+    """Of each block, its stage and its number in it."""
+    return [
+        (stage, number)
+        for stage, (num_blocks, *_) in enumerate(_STAGES)
+        for number in range(math.ceil(scale.depth_coefficient * num_blocks))
+    ]
 
 
 def initialise(module: nn.Module) -> None:

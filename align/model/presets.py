@@ -51,6 +51,18 @@ def image_shape(config: ModelConfig) -> ImageTowerShape:
     return IMAGE_TOWERS[tower] if isinstance(tower, str) else tower
 
 
+def scaled(channels: int, scale: ImageTowerShape) -> int:
+    """A layer's channels: the nearest multiple of 8, or the next one if that is less than nine tenths of the number."""
+    wanted = channels * scale.width_coefficient
+    nearest = max(8, int(wanted + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * wanted else nearest
+
+
+def image_width(config: ModelConfig) -> int:
+    """Channels of the image tower's features, without building it."""
+    return scaled(320, image_shape(config))
+
+
 def text_shape(config: ModelConfig) -> TextTowerShape:
     """The sizes of the text tower, which the config names or gives."""
     tower = config.text_tower

@@ -1,9 +1,11 @@
-"""The verbs that start a run of the pipeline, plan one and list those that there are.
+"""The verbs that start a run of the pipeline, plan one and list those that there are; and what joins stages.
 
 run            `align run`
 plan           `align plan`
 runs           `align runs`
 estimate       what a model's training needs, counted without training it
+blend          `align blend`
+validation     what a training run is measured on, as `align evaluate` measures
 run_records    which runs are alive on this machine
 
 The runs themselves are flows of Prefect (`flows`). They are programs that replace these verbs' process: nothing here

@@ -25,7 +25,7 @@ from align.durable.files import require_apart
 from align.errors import AlignError, ConfigError, DataError
 from align.formats.model_folder import read_config, tokenizer_of
 from align.training.run_plan import TrainingInputs
-from align.training.stage import train_from_params
+from align.training.stage import Trains, train_from_params
 
 _OF_NEW_WEIGHTS = ("text_init_std", "position_init_scale", "image_weights", "text_weights")
 
@@ -33,16 +33,18 @@ _OF_NEW_WEIGHTS = ("text_init_std", "position_init_scale", "image_weights", "tex
 def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align finetune`."""
     paths = params.section(PathsConfig)
-    config = params.section(FinetuneConfig)
-    start = paths.moved(config.start)
+    start = paths.moved(params.section(FinetuneConfig).start)
     require_apart(paths.finetuned, start)
-    model = read_start(start)
-    _refuse_ignored(chosen_values(params, args.typed), model, start)
+    _refuse_ignored(chosen_values(params, args.typed), read_start(start), start)
     say(f"finetune: from {start}")
-    train_from_params(
-        params, args, config, model,
-        inputs=TrainingInputs(paths.shards, tokenizer_of(start), start), out=paths.finetuned,
-    )  # fmt: skip
+    train_from_params(params, args, trains(params), out=paths.finetuned)
+
+
+def trains(params: Params) -> Trains:
+    """What the stage trains. Raises AlignError as `read_start`."""
+    config, paths = params.section(FinetuneConfig), params.section(PathsConfig)
+    start = paths.moved(config.start)
+    return config, read_start(start), TrainingInputs(paths.shards, tokenizer_of(start), start)
 
 
 def _refuse_ignored(chosen: Mapping[str, Any], model: ModelConfig, start: Path) -> None:

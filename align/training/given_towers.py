@@ -17,7 +17,6 @@ A converted tower computes what the given one does, with these exceptions, which
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from align.formats.model_folder import CONFIG, WEIGHTS
 from align.model.batch_norm import EPS
 from align.model.dual_encoder import DualEncoder
 from align.model.presets import text_shape
+from align.model.timm_names import HEAD, our_names
 from align.model.tokenizer import TextTokenizer
 
 #: Mean and deviation of colours in [0, 1]: red, green, blue.
@@ -44,22 +44,6 @@ _PIXELS = {
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 _EPS_OF_TORCH = 1e-5
-
-#: timm's name of a layer -> ours. A block of the first stage has no expansion, so its layers have other numbers.
-_STEM = {"conv_stem": "convolution", "bn1": "batchnorm"}
-_FIRST = {
-    "conv_dw": "depthwise_conv.depthwise_conv", "bn1": "depthwise_conv.depthwise_norm",
-    "conv_pw": "projection.project_conv", "bn2": "projection.project_bn",
-}  # fmt: skip
-_LATER = {
-    "conv_pw": "expansion.expand_conv", "bn1": "expansion.expand_bn",
-    "conv_dw": "depthwise_conv.depthwise_conv", "bn2": "depthwise_conv.depthwise_norm",
-    "conv_pwl": "projection.project_conv", "bn3": "projection.project_bn",
-}  # fmt: skip
-_GATE = {"se.conv_reduce": "squeeze_excite.reduce", "se.conv_expand": "squeeze_excite.expand"}
-#: What follows the last block.
-_HEAD = ("conv_head.", "bn2.", "classifier.")
-_BLOCK = re.compile(r"blocks\.(\d{1,3})\.(\d{1,3})\.(\w+(?:\.\w+)?)\.(\w+)")
 
 _BERT_FILES = (WEIGHTS, "pytorch_model.bin")
 
@@ -127,24 +111,12 @@ def _image(given: GivenImageTower) -> dict[str, Tensor]:
     if not given.path.is_file():
         raise DataError(f"{where}: no such file")
     require_digest("pretrain.image_weights", given.path, given.sha256)
-    theirs = {name: value for name, value in _state_dict(where, given.path).items() if not name.startswith(_HEAD)}
-    blocks = sorted({(int(match[1]), int(match[2])) for name in theirs if (match := _BLOCK.fullmatch(name))})
-    number = {block: index for index, block in enumerate(blocks)}
-    ours = {_our_name(name, number): value.float() for name, value in theirs.items()}
+    theirs = {name: value for name, value in _state_dict(where, given.path).items() if not name.startswith(HEAD)}
+    ours = {name: value.float() for name, value in our_names(theirs).items()}
     if not given.of_tensorflow:
         _change_eps(ours)
     _scale_pixels(ours, *_PIXELS[given.pixels])
     return ours
-
-
-def _our_name(name: str, number: Mapping[tuple[int, int], int]) -> str:
-    """A name that timm does not have is returned as it is."""
-    if match := _BLOCK.fullmatch(name):
-        stage, layer = int(match[1]), match[3]
-        ours = (_LATER if stage else _FIRST).get(layer) or _GATE.get(layer)
-        return f"encoder.blocks.{number[stage, int(match[2])]}.{ours}.{match[4]}" if ours else name
-    layer, _, kind = name.partition(".")
-    return f"embeddings.{_STEM[layer]}.{kind}" if layer in _STEM else name
 
 
 def _change_eps(weights: dict[str, Tensor]) -> None:

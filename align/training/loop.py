@@ -34,6 +34,7 @@ from align.training.acceleration import as_written
 from align.training.batches.batch import Augmentation, Batch, Sampling, Workers, one_ahead
 from align.training.batches.loader import TrainLoader
 from align.training.batches.phases import Stretch
+from align.training.batches.samples import SplitSamples
 from align.training.health import Health, batch_norm_gap, validate
 from align.training.progress import Progress, Usage
 from align.training.ranks.endings import StoppedError
@@ -56,6 +57,8 @@ _STOPPED, _NOT_SAVED = 1, 2
 #: Takes the metrics of a row, and its step.
 Log = Callable[[dict[str, float], int], None]
 Stop = Callable[[], bool]
+#: Measures a model on evaluation sets; all ranks call it, and get the same. The flag is `spread` of `validate`.
+Validation = Callable[[DualEncoder, TextTokenizer, Ranks, bool], MetricRow]
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,12 @@ class Monitoring:
     Attributes:
         log: live logging, called on the leading rank; picklable if there are several processes.
         health: thresholds for warnings; None: there are no warnings.
+        validation: measures more than recall on the val split; picklable, as `log`.
     """
 
     log: Log | None = None
     health: HealthConfig | None = None
+    validation: Validation | None = None
 
 
 UNWATCHED = Monitoring()
@@ -87,7 +92,7 @@ def train(
         NonFiniteLossError: the loss is inf or NaN; the checkpoints before it are kept.
         TrainingError: SIGTERM came, and the last whole step was saved; or a checkpoint could not be written.
     """
-    model, log, health = state.model, monitoring.log, monitoring.health
+    model, log, health, validation = state.model, monitoring.log, monitoring.health, monitoring.validation
     feed = _Feed(state, recipe, ranks, stretches)
     progress = Progress(recipe, state.step)
     watch = Health(health, recipe.section) if health and ranks.leads else None
@@ -114,7 +119,8 @@ def train(
             rate = learning_rate_at(state.step, recipe)
             pending = _update(state, recipe, ranks, stretch.tokenizer, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0
-            validates = done or (stretch.samples.val is not None and state.step % recipe.validate_every_steps == 0)
+            anything = stretch.samples.val is not None or validation is not None
+            validates = done or (anything and state.step % recipe.validate_every_steps == 0)
             saves = done or state.step % recipe.checkpoint_every_steps == 0
             end = 0
             if earlier is not None:
@@ -128,7 +134,8 @@ def train(
             measured: MetricRow = {}
             if validates:
                 with progress.paused(), state.averaged(), as_written(), autocast(recipe, ranks.device):
-                    refresh_statistics(model, stretch, ranks, spread=not state.sharded)
+                    shown = stretch.samples.train, stretch.image_px
+                    refresh_statistics(model, *shown, ranks, spread=not state.sharded)
                     if takes_part:
                         measured |= batch_norm_gap(model, stretch, ranks.device)
                     if stretch.samples.val:
@@ -136,6 +143,8 @@ def train(
                             model, stretch.samples.val, stretch, ranks, spread=not state.sharded
                         )
                         measured |= recalls
+                    if validation is not None:
+                        measured |= validation(model, stretches[-1].tokenizer, ranks, not state.sharded)
             if ranks.leads:
                 row: MetricRow = {}
                 live: dict[str, float] = {}  # values that differ from run to run: for MLflow only
@@ -234,10 +243,13 @@ def _stopped(state: State, recipe: Recipe, end: int) -> StoppedError:
 
 def _is_best(state: State, recipe: Recipe) -> bool:
     """Whether this step's row has the best value of `best_metric` so far; of equal values the first is best."""
-    if recipe.best_metric is None or not state.rows or state.rows[-1]["step"] != state.step:
-        return False
-    *earlier, last = (row.get(recipe.best_metric) for row in state.rows)
-    return last is not None and last > max((value for value in earlier if value is not None), default=-math.inf)
+    return bool(state.rows) and state.rows[-1]["step"] == state.step == best_step(state.rows, recipe.best_metric)
+
+
+def best_step(rows: Sequence[MetricRow], metric: str | None) -> int | None:
+    """The step with the highest value of a metric, the first of equal ones; None if no row has it."""
+    best = max((row for row in rows if metric in row), key=lambda row: row[str(metric)], default=None)
+    return None if best is None else int(best["step"])
 
 
 def _means(state: State) -> MetricRow:
@@ -305,25 +317,26 @@ def _vote(folder: CheckpointFolder, ranks: Ranks, stopped: Stop) -> Vote:
     return Vote(_NOT_SAVED if folder.has_failed() else int(stopped()), ranks)
 
 
-def refresh_statistics(model: DualEncoder, stretch: Stretch, ranks: Ranks, *, spread: bool) -> None:
+def refresh_statistics(model: DualEncoder, samples: SplitSamples, image_px: int, ranks: Ranks, *, spread: bool) -> None:
     """Estimates batch-norm's running statistics from centre crops of training images, evenly spread over the split.
 
     Args:
         model: its statistics are set, on every rank.
-        stretch: the samples, and their size.
+        samples: of the training split.
+        image_px: side of the crops.
         ranks: all of them call this.
         spread: whether each rank reads and computes its share, see `validate`.
     """
     if model.locked == "image":  # its statistics came with its weights
         return
-    group, samples, size = model.config.batch_norm_group, stretch.samples.train, stretch.image_px
+    group = model.config.batch_norm_group
     count = max(min(samples.num_images, STATISTICS_IMAGES) // group * group, min(samples.num_images, group))
     chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)
     part = max(group, STATISTICS_PART // group * group)
     parts = [chosen[start : start + part] for start in range(0, len(chosen), part)]
     several = spread and ranks.world_size > 1
     mine = parts[ranks.rank :: ranks.world_size] if several else parts
-    batches = (to_pixels(np.stack([*samples.centre_crops(rows, size)])).to(ranks.device) for rows in mine)
+    batches = (to_pixels(np.stack([*samples.centre_crops(rows, image_px)])).to(ranks.device) for rows in mine)
     estimate_statistics(model.vision_model, batches, ranks.sum if several else None)
 
 

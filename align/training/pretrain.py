@@ -9,13 +9,16 @@ from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.recipe import PretrainConfig
 from align.training.run_plan import TrainingInputs
-from align.training.stage import train_from_params
+from align.training.stage import Trains, train_from_params
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align pretrain`."""
+    train_from_params(params, args, trains(params), out=params.section(PathsConfig).pretrained)
+
+
+def trains(params: Params) -> Trains:
+    """What the stage trains."""
     paths = params.section(PathsConfig)
-    train_from_params(
-        params, args, params.section(PretrainConfig), params.section(ModelConfig),
-        inputs=TrainingInputs(paths.shards, paths.tokenizer), out=paths.pretrained,
-    )  # fmt: skip
+    inputs = TrainingInputs(paths.shards, paths.tokenizer)
+    return params.section(PretrainConfig), params.section(ModelConfig), inputs

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from align.config.recipe import Recipe
 from align.display.console import say
 from align.durable.checkpoint import CheckpointFolder
 from align.durable.cores import cores
@@ -25,7 +27,7 @@ from align.training.batches.index import SplitIndex
 from align.training.batches.phases import Size, Stretch, sizes
 from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples
 from align.training.given_towers import given_weights, names_of
-from align.training.loop import train
+from align.training.loop import best_step, train
 from align.training.ranks.process_group import Ranks, default_processes, launch
 from align.training.ranks.sharding import shard, shards
 from align.training.run_plan import TrainingPlan
@@ -40,12 +42,14 @@ class Trained:
         model: in evaluation mode, on the CPU.
         rows: all rows of metrics.
         found: what some texts found at each validation.
+        step: the one that the model is of.
         pairs_per_s: over the steps of the last process that trained.
         accepted_code_changes: reasons given by people, see `CheckpointFolder.adopt`.
     """
 
     model: DualEncoder
     rows: list[MetricRow]
+    step: int
     pairs_per_s: float
     accepted_code_changes: list[str]
     found: Found = field(default_factory=dict)
@@ -90,11 +94,21 @@ def run(plan: TrainingPlan) -> Trained | None:
         saved = folder.load_latest(torch.device("cpu"))
         if saved is None or saved["step"] != recipe.num_steps:
             raise TrainingError(f"{folder.directory}: training ended without its last checkpoint; run the stage again")
-        speed = folder.directory / "speed.json"
-        model = _model(plan, first=False)
+        speed, rows, found = folder.directory / "speed.json", saved["rows"], saved.get("found", {})
+        if recipe.export == "best":
+            saved = folder.load(require_best(rows, recipe))
+        model = new_model(plan, first=False)
         load_weights(model, saved)
         pairs_per_s = json.loads(speed.read_text()) if speed.exists() else 0.0
-        return Trained(model.eval(), saved["rows"], pairs_per_s, folder.accepted(), saved.get("found", {}))
+        return Trained(model.eval(), rows, saved["step"], pairs_per_s, folder.accepted(), found)
+
+
+def require_best(rows: Sequence[MetricRow], recipe: Recipe) -> int:
+    """As `best_step`. Raises ConfigError if nothing was measured."""
+    step = best_step(rows, recipe.best_metric)
+    if step is None:
+        raise ConfigError(f"{recipe.section}: no step is the best one: none has a {recipe.best_metric} (best_metric)")
+    return step
 
 
 def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
@@ -125,7 +139,7 @@ def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
         )  # what is wrong is said before ranks start
 
 
-def _model(plan: TrainingPlan, *, first: bool) -> DualEncoder:
+def new_model(plan: TrainingPlan, *, first: bool) -> DualEncoder:
     """The model with its first weights; or with any, where others are about to replace them."""
     recipe, initial = plan.recipe, plan.inputs.initial
     if first and initial is not None:
@@ -159,7 +173,7 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
         ranks = replace(ranks, patience_s=ranks.patience_s + plan.recipe.store_patience_s)
     # from the leading machine's disk, which the others may not have
     saved = plan.folder().load_latest(torch.device("cpu")) if ranks.leads else None
-    model = _model(plan, first=ranks.leads and saved is None)
+    model = new_model(plan, first=ranks.leads and saved is None)
     start_alike(model, ranks)
     model.gradient_checkpointing = plan.recipe.gradient_checkpointing
     with freed_memory_kept(), accelerated(model, plan.recipe, ranks.device):
@@ -193,14 +207,15 @@ def _train_model(plan: TrainingPlan, model: DualEncoder, ranks: Ranks, saved: di
     ranks.barrier()
     pairs_per_s = train(
         state, recipe, ranks,
-        stretches=[_stretch(plan, size) for size in sizes(recipe, plan.model)], folder=folder,
+        stretches=[stretch_of(plan, size) for size in sizes(recipe, plan.model)], folder=folder,
         monitoring=plan.monitoring,
     )  # fmt: skip
     if ranks.leads:
         write_text(folder.directory / "speed.json", json.dumps(round(pairs_per_s, 1)))
 
 
-def _stretch(plan: TrainingPlan, size: Size) -> Stretch:
+def stretch_of(plan: TrainingPlan, size: Size) -> Stretch:
+    """The steps of a size, with what they are trained on."""
     return Stretch(size.end, size.image_px, sources(plan, size.resize_px), _tokenizer(plan, size.max_tokens))
 
 

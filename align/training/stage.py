@@ -27,8 +27,8 @@ from align.durable.files import replace_directory, write_text
 from align.errors import ConfigError, ServiceError
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
 from align.formats.verdict import SHARDS, gate_report, require_passed
-from align.model.dual_encoder import load_model, save_model
-from align.services.job import cluster_of_job
+from align.model.dual_encoder import DualEncoder, load_model, save_model
+from align.services.job import ALONE, Seat, cluster_of_job
 from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.address import address, current_run_id
 from align.services.tracking.live_log import LiveLog
@@ -40,27 +40,24 @@ from align.training.run import Trained, run, sources
 from align.training.run_plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
 from align.training.trace import TRACE
 
+#: What a stage trains: its recipe, the model before the recipe's own picture size, and what it reads.
+Trains = tuple[Recipe, ModelConfig, TrainingInputs]
 
-def train_from_params(
-    params: Params, args: argparse.Namespace, recipe: Recipe, model: ModelConfig, *, inputs: TrainingInputs, out: Path
-) -> None:
+
+def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, *, out: Path) -> None:
     """Trains as `recipe` says and writes the model, its curves and its report.
 
     Args:
         params: the shared sections are read from it.
         args: of `align.arguments.stages.train`.
-        recipe: section of the stage.
-        model: shape of the model, before the recipe's own picture size and stochastic depth.
-        inputs: what the run reads.
+        trains: what.
         out: folder of the trained model.
     """
-    stage, paths, store = recipe.section, params.section(PathsConfig), params.section(StoreConfig)
+    recipe, _, inputs = trains
+    stage, paths = recipe.section, params.section(PathsConfig)
     cluster, seat = cluster_of_job(params.section(ClusterConfig))
-    plan = make_plan(
-        recipe, recipe.trained(model), inputs, paths.checkpoints,
-        infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), cluster, seat),
-        monitoring=Monitoring(health=params.section(HealthConfig)), accept_code_change=args.accept_code_change,
-    )  # fmt: skip
+    plan = plan_of(params, trains, cluster, seat, accept_code_change=args.accept_code_change)
+    plan = replace(plan, monitoring=replace(plan.monitoring, validation=getattr(args, "validation", None)))
     if (run_id := current_run_id()) is not None:
         log = LiveLog(run_id, stage, plan.folder().directory / JOURNAL)
         plan = replace(plan, monitoring=replace(plan.monitoring, log=log))
@@ -78,9 +75,26 @@ def train_from_params(
         except ServiceError as error:
             say(f"{stage}: MLflow does not have what is in {traces}: {error}")
     if recipe.num_steps:
+        if recipe.export == "best":
+            say(
+                f"{stage}: {out} is of step {report.metrics[f'{stage}/exported_step']:,}, the best {recipe.best_metric}"
+            )
         say(f"{stage}: loss {report.metrics[f'{stage}/train/loss']:.3f} after {recipe.num_steps:,} steps")
     else:
         say(f"{stage}: num_steps is 0: {out} is the model in {inputs.initial}, as it is")
+
+
+def plan_of(
+    params: Params, trains: Trains, cluster: ClusterConfig | None = None, seat: Seat = ALONE,
+    *, accept_code_change: str | None = None,
+) -> TrainingPlan:  # fmt: skip
+    """The plan of a stage, from the shared sections."""
+    (recipe, model, inputs), store = trains, params.section(StoreConfig)
+    return make_plan(
+        recipe, recipe.trained(model), inputs, params.section(PathsConfig).checkpoints,
+        infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), cluster, seat),
+        monitoring=Monitoring(health=params.section(HealthConfig)), accept_code_change=accept_code_change,
+    )  # fmt: skip
 
 
 def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[TrainingReport, float] | None:
@@ -102,10 +116,21 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
     report = training_report(plan, trained)
     write_training_report(report, trained, plan, reports)
     with replace_directory(out, plan.recipe.section) as part:
-        imported, trained_on = _history(plan)
-        save_model(trained.model, part, stage=plan.recipe.section, imported=imported, trained_on=trained_on)
-        copy_tokenizer(plan.inputs.tokenizer, part)
+        save_trained(plan, trained.model, trained.step, plan.recipe.export, part)
     return report, trained.pairs_per_s
+
+
+def save_trained(plan: TrainingPlan, model: DualEncoder, step: int, choice: str, folder: Path) -> None:
+    """Writes a run's weights after a step as a model folder, which says of which step they are, and why of that one."""
+    imported, trained_on = _history(plan)
+    chosen: dict[str, str | int | float] = {"checkpoint": choice, "step": step}
+    if choice == "best":
+        chosen["metric"] = str(plan.recipe.best_metric)
+    save_model(
+        model, folder, stage=plan.recipe.section, imported=imported, trained_on=trained_on,
+        chosen=None if choice == "last" else chosen,
+    )  # fmt: skip
+    copy_tokenizer(plan.inputs.tokenizer, folder)
 
 
 def _history(plan: TrainingPlan) -> tuple[Imported | None, tuple[str, ...] | None]:
@@ -127,7 +152,7 @@ def _keep(plan: TrainingPlan, *, out: Path, reports: Path) -> TrainingReport:
             f"{plan.recipe.section}.num_steps is 0: the model in {initial} is taken as it is, so another image_px, "
             "resize_px or stochastic_depth would be ignored; set them to null, or train"
         )
-    untrained = Trained(load_model(initial), [], 0.0, [])
+    untrained = Trained(load_model(initial), [], 0, 0.0, [])
     report = training_report(plan, untrained)
     write_training_report(report, untrained, plan, reports)
     with replace_directory(out, plan.recipe.section) as part:
@@ -147,16 +172,19 @@ class TrainingReport(Report):
 
 
 def training_report(plan: TrainingPlan, trained: Trained) -> TrainingReport:
-    """The numbers of a finished run; each metric is the last value that was measured. No steps saw no pairs."""
+    """The numbers of a finished run; each metric is the last value that was measured until the model's step."""
     stage, trains = plan.recipe.section, plan.recipe.num_steps > 0
-    last = {name: value for row in trained.rows for name, value in row.items() if name != "step"}
+    rows = [row for row in trained.rows if row["step"] <= trained.step]
+    last = {name: value for row in rows for name, value in row.items() if name != "step"}
+    chosen = {f"{stage}/exported_step": trained.step} if plan.recipe.export == "best" else {}
     return TrainingReport(
         num_parameters=sum(param.numel() for param in trained.model.parameters()),
         num_training_images=plan.data.train.num_images if trains else 0,
         num_training_pairs=plan.data.num_training_pairs if trains else 0,
         accepted_code_changes=trained.accepted_code_changes,
         metrics={f"{stage}/{name}": value for name, value in last.items()}
-        | {f"{stage}/num_steps": plan.recipe.num_steps},
+        | {f"{stage}/num_steps": plan.recipe.num_steps}
+        | chosen,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from align.durable.files import sha256_file
 from tests.support.tars import tar
+from tests.support.training_data import COLOURS, samples
 
 
 def write_set(directory: Path, name: str = "concepts", **changes: Any) -> Path:
@@ -30,3 +31,18 @@ def write_set(directory: Path, name: str = "concepts", **changes: Any) -> Path:
     }  # fmt: skip
     (directory / f"{name}.json").write_text(json.dumps(header | changes))
     return directory
+
+
+def write_coloured_set(directory: Path, name: str) -> None:
+    """Set `pairs` of captions or `classes` of colours, of `training_data`'s pictures; one of them is no picture."""
+    classes = name == "classes"
+    members = {}
+    for number, sample in enumerate(samples(24, first=2000)):
+        split = "reference" if classes and number % 3 else "query"
+        row = {"key": sample.key, "concept": f"c{number % 16}", "texts": list(sample.texts), "vendor": None,
+               "class": list(COLOURS)[number % 4], "split": split}  # fmt: skip
+        members[f"{sample.key}.json"] = json.dumps(row).encode()
+        members[f"{sample.key}.jpg"] = b"no picture" if number == 9 else sample.image
+    more: dict[str, Any] = {"kind": "classification", "classes": list(COLOURS), "templates": ["a {} bar"]}
+    counts = {"num_images": 24, "num_texts": 32, "num_concepts": 16}
+    write_set(directory, name, members=members, **counts, **(more if classes else {}))

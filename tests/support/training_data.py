@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,9 +45,9 @@ RECIPE: dict[str, object] = {
     "compile": False, "tf32": False, "cudnn_benchmark": False,
     "phrase_dropout": 0.0,
     "sentence_share": 0.0,
-    "log_every_steps": 2, "validate_every_steps": 4, "checkpoint_every_steps": 3, "keep_checkpoints": 2,
-    "best_metric": None, "trace_steps": None, "num_processes": 1, "num_threads": 1, "shuffle_block": 1000,
-    "extra_shards": [],
+    "log_every_steps": 2, "validate_every_steps": 4, "validate_on": [], "checkpoint_every_steps": 3,
+    "keep_checkpoints": 2, "best_metric": None, "export": "last", "trace_steps": None, "num_processes": 1,
+    "num_threads": 1, "shuffle_block": 1000, "extra_shards": [],
     "on_corrupt_shard": "stop", "num_loader_processes": None, "num_loader_threads": None, "store_patience_s": 0.0,
 }  # fmt: skip
 
@@ -71,13 +72,17 @@ def noted_slowly(path: Path, metrics: dict[str, float], step: int) -> None:
 
 
 def pretrain_config(**changes: object) -> PretrainConfig:
-    return PretrainConfig.model_validate(RECIPE | changes)
+    return PretrainConfig.model_validate(RECIPE | _average(changes) | changes)
 
 
 def finetune_config(**changes: object) -> FinetuneConfig:
-    return FinetuneConfig.model_validate(
-        RECIPE | {"from": "models/pretrained", "warmup_steps": 0, "num_steps": 3} | changes
-    )
+    of_stage: dict[str, object] = {"from": "models/pretrained", "warmup_steps": 0, "num_steps": 3}
+    return FinetuneConfig.model_validate(RECIPE | _average(changes) | of_stage | changes)
+
+
+def _average(changes: Mapping[str, object]) -> dict[str, object]:
+    """An average that is kept is exported."""
+    return {"export": "average"} if changes.get("ema_decay") else {}
 
 
 def plan(

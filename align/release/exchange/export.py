@@ -7,6 +7,7 @@ or on given ones. A folder that differs is not written.
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +24,7 @@ from align.config.infrastructure import StoreConfig
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.display.console import say
-from align.durable.files import replace_directory, require_apart, require_replaceable
+from align.durable.files import MARK, replace_directory, require_apart, require_replaceable
 from align.errors import DataError
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.model_folder import tokenizer_of
@@ -37,7 +38,7 @@ from align.services.dvc.outs import require_no_out
 from align.services.files.files import StoreFiles
 
 T = TypeVar("T")
-Format = Literal["hf", "onnx", "torch"]
+Format = Literal["align", "hf", "open_clip", "onnx", "torch"]
 Encoders = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
 
 #: Largest allowed difference between coordinates of unit vectors.
@@ -74,7 +75,8 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
     """Writes the folder if the check passes.
 
     Args:
-        kind: `hf`: for transformers.AlignModel; `onnx`; `torch`: for torch.export.load.
+        kind: `align`: a model folder of ours; `hf`: for transformers.AlignModel; `open_clip`; `onnx`;
+            `torch`: for torch.export.load.
         model_dir: a model folder.
         samples: inputs of the check.
         out: replaced whole.
@@ -89,11 +91,22 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
     require_no_out("--out", out)
     model, tokenizer = load_with_tokenizer(model_dir)
     tokenizer_dir, config = tokenizer_of(model_dir), model.config
+    if kind == "open_clip":  # it imports transformers
+        from align.release.exchange.open_clip import open_clip_px, read_open_clip, write_open_clip
+
+        config = config.model_copy(update={"image_px": open_clip_px(config)})
     crops = [_crop(name, data, config) for name, data in samples.images.items()]
     pixels = to_pixels(np.stack(crops))
     ids, mask = tokenizer(samples.texts)
     with replace_directory(out, "export") as part:
-        if kind == "hf":
+        if kind == "align":
+            shutil.copytree(model_dir, part, ignore=shutil.ignore_patterns(MARK), dirs_exist_ok=True)
+            copied = load_with_tokenizer(part)[0]
+            encode: Encoders = (copied.encode_image, copied.encode_text)
+        elif kind == "open_clip":
+            write_open_clip(model, tokenizer_dir, part, out)
+            encode = read_open_clip(part, config, model.vocab_size)
+        elif kind == "hf":
             from align.release.exchange.interchange import write_hugging_face  # it imports transformers
 
             write_hugging_face(model, tokenizer_dir, part)

@@ -14,6 +14,7 @@ import pytest
 from dvc.lock import Lock  # type: ignore[import-untyped]  # DVC ships no types
 
 from align.config import Params
+from align.config.params import profile_overrides
 from align.errors import DataError
 from align.services.dvc.repository import DvcError
 from flows import plan as plan_module
@@ -24,7 +25,7 @@ from flows.plan import Plan, Speed, keep_speeds, make_plan, read_speeds
 from flows.request import Request
 from flows.tasks.run_context import RunContext
 from tests.support.dvc_projects import commit_all, make_repository
-from tests.support.params import PARAMS_FILE
+from tests.support.params import PARAMS_FILE, load_params
 from tests.support.warm import commands
 
 #: A stage copies its input, and writes a report: sh stage.sh NAME OUT INPUT.
@@ -120,6 +121,12 @@ def test_while_dvc_works_there_one_line_says_so(made: Path) -> None:
         pytest.raises(DvcError, match=f"^dvc status in {made}: Unable to acquire lock"),
     ):
         read_status(made)
+
+
+def test_a_shape_that_one_format_cannot_hold_is_said_before() -> None:
+    (said,) = plan_module._export(load_params(overrides=profile_overrides("cc3m")))
+    assert said.startswith("model.embed_width 640 is not 384") and "open_clip" in said
+    assert plan_module._export(load_params()) == []
 
 
 def plan_of(root: Path, *found: StageState, first: str | None = None) -> Plan:

@@ -1,6 +1,7 @@
 """`align export` and `align import_model`: exported and imported models give the same embeddings."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,35 @@ def export(kind: str, trained: Path, out: Path) -> int:
         "export", "--params", str(PARAMS_FILE), "--format", kind, "--out", str(out), "--model",
         str(trained), "--images", str(images), "--texts", str(texts),
     ])  # fmt: skip
+
+
+@pytest.mark.costs(3, "transformers' BERT")
+@pytest.mark.parametrize("changes", [{}, {"embed_width": 48}, {"logit_bias_init": -10.0, "image_px": 35}])
+def test_open_clip_gets_any_shape(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object]
+) -> None:
+    """tests/integration/test_adapters.py has open_clip itself; this has what it is given."""
+    config = ModelConfig.model_validate(read_config(trained).model.model_dump(mode="json") | changes)
+    torch.manual_seed(1)
+    model = DualEncoder(config, read_config(trained).vocab_size)
+    torch.nn.init.normal_(model.text_projection.bias)
+    estimate_statistics(model.vision_model, [torch.rand(8, 3, 32, 32) * 2 - 1])
+    save_model(model, trained, stage="finetune")
+    assert export("open_clip", trained, tmp_path / "out") == 0
+    found = re.search(r"differ by at most (\S+), of 4 texts by (\S+)", capsys.readouterr().err)
+    assert found and max(map(float, found.groups())) < 1e-5
+    written = json.loads((tmp_path / "out/open_clip_config.json").read_text())["model_cfg"]
+    assert written["vision_cfg"]["timm_model_name"] == "tf_efficientnet_b0"
+    assert written["vision_cfg"]["image_size"] == 32 and written["embed_dim"] == config.embed_width
+    assert ("init_logit_bias" in written) == (config.logit_bias_init is not None)
+
+
+def test_a_tower_beyond_timms_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tower = {"width_coefficient": 0.25, "depth_coefficient": 6.0}
+    config = ModelConfig.model_validate(read_config(trained).model.model_dump(mode="json") | {"image_tower": tower})
+    save_model(DualEncoder(config, read_config(trained).vocab_size), trained, stage="finetune")
+    assert export("open_clip", trained, tmp_path / "out") == 1
+    assert "timm has no EfficientNet as wide and as deep" in capsys.readouterr().err
 
 
 @pytest.mark.costs(7, "torch's exporter and ONNX's registry of operators")

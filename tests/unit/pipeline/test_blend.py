@@ -1,0 +1,111 @@
+"""`align blend`: the ends are the models themselves; between them weights are means, and statistics are measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.cli import build_parser, main
+from align.formats.model_folder import read_config, read_weights
+from align.model.dual_encoder import load_model, save_model
+from align.training.checkpointed import estimate_from_shards
+from align.training.stage import train_stage
+from tests.support import training_data
+from tests.support.evaluation_sets import write_coloured_set
+from tests.support.params import PARAMS_FILE, sets
+from tests.support.training_data import MODEL, plan, pretrain_config
+
+
+@pytest.fixture(scope="module", name="models")
+def _models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model `a`, and `b`, which trained longer; with the shards."""
+    root = tmp_path_factory.mktemp("models")
+    data = training_data.write(root)
+    for name, steps in (("a", 3), ("b", 6)):
+        train_stage(plan(data, root / "ck", pretrain_config(num_steps=steps)), out=root / name, reports=root / "r")
+    return root
+
+
+def blend(models: Path, out: Path, alpha: str, *more: str, b: str = "b") -> int:
+    where = sets(f"paths.shards={models / 'shards'}", "evaluate.num_resamples=100", "evaluate.num_examples=0")
+    words = ["blend", str(models / "a"), str(models / b), "--alpha", alpha, "--out", str(out)]
+    return main([*words, "--params", str(PARAMS_FILE), *where, *more])
+
+
+def test_one_share_is_a_model_folder(models: Path, tmp_path: Path) -> None:
+    assert blend(models, tmp_path / "out", "0.25") == 0
+    a, b, found = (read_weights(folder) for folder in (models / "a", models / "b", tmp_path / "out"))
+    again = load_model(tmp_path / "out")
+    estimate_from_shards(again, models / "shards", None)
+    for name, weight in found.items():
+        if "running" in name or "num_batches" in name:
+            assert torch.equal(weight, again.state_dict()[name]), name
+        else:
+            torch.testing.assert_close(weight, 0.75 * a[name] + 0.25 * b[name])
+    name = "vision_model.embeddings.batchnorm.running_var"
+    assert not torch.allclose(found[name], 0.75 * a[name] + 0.25 * b[name], atol=1e-6)
+    config = read_config(tmp_path / "out")
+    assert config.chosen is not None and config.chosen["alpha"] == 0.25 and config.stage == "blend"
+    assert config.trained_on == read_config(models / "a").trained_on and config.model == MODEL
+
+
+@pytest.mark.parametrize(("alpha", "end"), [("0", "a"), ("1", "b")])
+def test_the_ends_are_the_models_themselves(models: Path, tmp_path: Path, alpha: str, end: str) -> None:
+    assert blend(models, tmp_path / "out", alpha) == 0
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (models / end / "model.safetensors").read_bytes()
+
+
+@pytest.mark.costs(9, "measures three models")
+def test_several_shares_are_measured_on_both_suites(models: Path, tmp_path: Path) -> None:
+    evaluation = models / "evaluation"
+    for name in ("pairs", "classes"):
+        write_coloured_set(evaluation / name, name)
+    suites = ("--suites", str(evaluation / "pairs"), str(evaluation / "classes"))
+    assert blend(models, tmp_path / "out", "0,0.5,...,1", *suites) == 0
+    found = json.loads((tmp_path / "out/blend.json").read_text())
+    rows = found["rows"]
+    assert found["columns"] == ["alpha", *suites[1:]] and (tmp_path / "out/blend.png").stat().st_size > 5000
+    for row, name in zip(rows, ("0", "0.5", "1"), strict=True):
+        metrics = json.loads((tmp_path / "out" / name / "metrics.json").read_text())
+        assert row == [float(name), metrics["pairs/mean_recall"], metrics["classes/zero_shot/accuracy"]]
+    one = ["--model", str(models / "b"), "--reports", str(tmp_path / "b"), "--params", str(PARAMS_FILE)]
+    where = sets(*(f"paths.{key}={path}" for key, path in {
+        "evaluation": evaluation / "pairs", "shards": models / "shards", "filtered": tmp_path,
+    }.items()))  # fmt: skip
+    assert main(["evaluate", *one, *where]) == 0
+    theirs = json.loads((tmp_path / "b/metrics.json").read_text())
+    assert rows[-1][1] == theirs["pairs/mean_recall"]
+
+
+def test_models_of_other_shapes_or_words_are_refused(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = load_model(models / "b")
+    shutil.copytree(models / "b", models / "wider", dirs_exist_ok=True)
+    other.config = MODEL.model_copy(update={"max_tokens": 12})
+    save_model(other, models / "wider", stage="finetune")
+    assert blend(models, tmp_path / "out", "0.5", b="wider") == 1
+    assert "their max_tokens differ; only equal shapes are blended" in capsys.readouterr().err
+    shutil.copytree(models / "b", models / "words", dirs_exist_ok=True)
+    (models / "words/tokenizer/tokenizer.json").write_text("{}")
+    assert blend(models, tmp_path / "out", "0.5", b="words") == 1
+    assert "its tokenizer is not that of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("alpha", ["1.5", "0,0,...,1", "a", "0.5,0.2,...,0"])
+def test_what_is_no_share_is_refused(alpha: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = build_parser("blend")
+    assert parser.parse_args(["blend", "a", "b", "--alpha", "0,0.1,...,1", "--out", "c"]).alpha[:4] == [
+        0,
+        0.1,
+        0.2,
+        0.3,
+    ]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["blend", "a", "b", "--alpha", alpha, "--out", "c"])
+    assert "invalid" in capsys.readouterr().err

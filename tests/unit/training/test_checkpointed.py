@@ -1,0 +1,137 @@
+"""Which checkpoint becomes the model: `pretrain.export`, and `--checkpoint` of a run that trains or has ended."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.config import Params
+from align.errors import AlignError, ConfigError
+from align.formats.model_folder import read_config
+from align.model.dual_encoder import load_model
+from align.training.checkpointed import model_of_checkpoint
+from align.training.loop import best_step
+from align.training.run import run
+from align.training.stage import train_stage
+from tests.support import training_data
+from tests.support.params import load_params
+from tests.support.training_data import MODEL, RECIPE, plan, pretrain_config
+from tests.support.training_project import write_project
+
+Data = tuple[Path, Path]
+KEPT: dict[str, object] = {"checkpoint_every_steps": 1, "keep_checkpoints": 8, "best_metric": "val/effective_rank"}
+
+
+@pytest.fixture(scope="module", name="data")
+def _data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return training_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module", name="ended")
+def _ended(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of a run, all of them."""
+    run(plan(data, folder := tmp_path_factory.mktemp("ended"), pretrain_config(**KEPT)))
+    return folder
+
+
+@pytest.fixture(name="params")
+def _params(data: Data, ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Of the project in which the run has ended."""
+    monkeypatch.chdir(tmp_path)
+    write_project(tmp_path, data, RECIPE | KEPT)
+    shutil.copytree(ended, tmp_path / "checkpoints")
+    return load_params(Path("params.yaml"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_model(folder).state_dict())
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_the_best_checkpoint_is_exported_and_a_finished_run_is_not_trained_again(data: Data, tmp_path: Path) -> None:
+    steps = KEPT | {"validate_every_steps": 1, "keep_checkpoints": 1}
+    last = plan(data, tmp_path / "ck", pretrain_config(**steps))
+    train_stage(last, out=tmp_path / "last", reports=tmp_path / "r")
+    best = plan(data, tmp_path / "ck", pretrain_config(**steps, export="best"))
+    assert best.name == last.name
+    finished = train_stage(best, out=tmp_path / "best", reports=tmp_path / "r2")
+    saved = torch.load(best.folder().directory / "best.pt", weights_only=True)
+    assert finished is not None and saved["step"] < 8
+    assert_equal(weights(tmp_path / "best"), saved["model"])
+    assert read_config(tmp_path / "last").chosen is None
+    chosen = {"checkpoint": "best", "step": saved["step"], "metric": "val/effective_rank"}
+    assert read_config(tmp_path / "best").chosen == chosen
+    metrics = finished[0].metrics
+    assert metrics["pretrain/exported_step"] == saved["step"] and metrics["pretrain/num_steps"] == 8
+    assert metrics["pretrain/val/effective_rank"] == saved["rows"][-1]["val/effective_rank"]
+
+
+def test_a_best_checkpoint_that_is_not_kept_is_named(data: Data, tmp_path: Path) -> None:
+    """By another metric another step is the best, which training did not keep."""
+    steps = KEPT | {"validate_every_steps": 1, "keep_checkpoints": 1}
+    trained = run(plan(data, tmp_path, pretrain_config(**steps)))
+    assert trained is not None
+    other = {best_step(trained.rows, name) for name in ("val/text_to_image/recall@1", "val/effective_rank")}
+    assert len(other) == 2
+    changed = pretrain_config(**steps | {"best_metric": "val/text_to_image/recall@1"}, export="best")
+    with pytest.raises(AlignError, match=r"no checkpoint of step \d is kept; the latest are \[8\]"):
+        run(plan(data, tmp_path, changed))
+
+
+@pytest.mark.parametrize("changes", [
+    {"export": "best", "best_metric": None}, {"export": "average"}, {"export": "last", "ema_decay": 0.5},
+])  # fmt: skip
+def test_what_cannot_be_exported_is_said_before_training(changes: dict[str, object]) -> None:
+    assert "export" in str(pretrain_config(**changes).against(MODEL, 1, 1))
+    assert pretrain_config(ema_decay=0.5, export="average").against(MODEL, 1, 1) is None
+    assert pretrain_config(ema_decay=0.5, export="best", best_metric="val/effective_rank").against(
+        MODEL, 1, 1
+    ) is None  # fmt: skip
+
+
+def test_a_checkpoint_is_a_model_folder(data: Data, params: Params, tmp_path: Path) -> None:
+    train_stage(
+        plan(data, tmp_path / "checkpoints", pretrain_config(**KEPT)), out=tmp_path / "a", reports=tmp_path / "r"
+    )
+    (tmp_path / "b").mkdir()
+    model_of_checkpoint(params, "pretrain:last", tmp_path / "b")
+    assert_equal(weights(tmp_path / "b"), weights(tmp_path / "a"))
+    for file in ("config.json", "tokenizer/tokenizer.json"):
+        assert (tmp_path / "b" / file).read_bytes() == (tmp_path / "a" / file).read_bytes()
+
+
+def test_statistics_are_those_that_a_validation_at_this_step_would_have(
+    data: Data, params: Params, tmp_path: Path
+) -> None:
+    """The run validated at steps 4 and 8; another one, of the same weights, at each step."""
+    each = plan(data, tmp_path / "each", pretrain_config(**KEPT, validate_every_steps=1))
+    run(each)
+    for step in (4, 6):
+        (folder := tmp_path / str(step)).mkdir()
+        model_of_checkpoint(params, f"pretrain:{step}", folder)
+        assert_equal(weights(folder), each.folder().load(step)["model"])
+        assert read_config(folder).chosen == {"checkpoint": "by hand", "step": step}
+
+
+def test_a_run_of_other_code_will_do_and_one_of_other_values_will_not(
+    data: Data, params: Params, tmp_path: Path
+) -> None:
+    folder = plan(data, tmp_path / "checkpoints", pretrain_config(**KEPT)).folder().directory
+    folder.rename(folder.with_name(folder.name[:-8] + "0" * 8))
+    model_of_checkpoint(params, "pretrain:best", tmp_path)
+    assert read_config(tmp_path).chosen is not None
+    with pytest.raises(AlignError, match="no run of these parameters and data has begun"):
+        model_of_checkpoint(load_params(Path("params.yaml"), ["pretrain.seed=7"]), "pretrain:best", tmp_path)
+
+
+@pytest.mark.parametrize("word", ["first", "shard:4", "pretrain:", "-1", ""])
+def test_other_words_are_refused(tmp_path: Path, word: str) -> None:
+    with pytest.raises(ConfigError, match="write STEP, best or last"):
+        model_of_checkpoint(load_params(), word, tmp_path)

@@ -4,74 +4,43 @@
 tower as torch's modules compute it, each group apart: what the project did before the operations were joined.
 
 Operations are those that torch dispatches; views cost nothing and are left out. A dispatched operation reads its inputs
-once and writes its results once, with the exceptions of `PASSES`. An operation of `align.model.normalisation` counts as
-one. In Triton it moves what is counted, and a few per cent for the sums of parts; it launches one to four kernels
-forward and five or more backward. Torch's kernels launch and move more.
+once and writes its results once, with the exceptions that `align.pipeline.cards` names. An operation of
+`align.model.normalisation` counts as one. In Triton it moves what is counted, and a few per cent for the sums of parts;
+it launches one to four kernels forward and five or more backward. Torch's kernels launch and move more.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from align.config.model import Checkpointing, ModelConfig
 from align.model.batch_norm import BatchNorm2d
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import ImageTower
+from align.pipeline.cards import Work
 
 PAIRS = 256
 VOCAB_SIZE = 100_000
 
-_VIEWS = frozenset({
-    "view", "t", "transpose", "permute", "expand", "slice", "split", "split_with_sizes", "select", "unbind",
-    "unsqueeze", "squeeze", "detach", "alias", "unflatten", "flatten", "_unsafe_view",
-})  # fmt: skip
-#: Operation -> how often it reads its maps: statistics and then the values, or two gradients by two kernels.
-PASSES = {
-    "native_batch_norm": 2, "native_batch_norm_backward": 2, "normalise": 2, "normalise_pooled": 2,
-    "normalise_backward": 2,
-}  # fmt: skip
 _HEAVY = frozenset({"convolution", "convolution_backward", "addmm", "mm", "empty", "new_empty", "empty_like"})
 
 
-class Counts(TorchDispatchMode):
-    """Counts what is dispatched within it.
+class Counts(Work):
+    """Counts what is dispatched within it."""
 
-    Attributes:
-        calls: of each operation that is no view.
-        moved_bytes: read and written.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-        self.moved_bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name not in _VIEWS:
-            self.calls[name] += 1
-            if not name.startswith(("empty", "new_empty")):
-                self.moved_bytes += _bytes((args, kwargs)) * PASSES.get(name, 1) + _bytes(result)
-                if name == "convolution_backward":  # both of its kernels read the gradient
-                    self.moved_bytes += _bytes(args[0])
-        return result
+    @property
+    def moved_bytes(self) -> int:
+        """Read and written."""
+        return sum(moved for _, _, moved in self.done)
 
     @property
     def light_calls(self) -> int:
         """Batch-norm and element-wise operations: all but convolutions, products and allocations."""
-        return sum(count for name, count in self.calls.items() if name not in _HEAVY)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+        return sum(name not in _HEAVY for name, _, _ in self.done)
 
 
 class Cost(NamedTuple):
@@ -104,7 +73,7 @@ def cost(config: ModelConfig, what: Checkpointing, *, apart: bool = False, pairs
         with Counts() as backward:
             features.backward(grad)
     return Cost(
-        forward.calls.total(), forward.light_calls + backward.light_calls,
+        len(forward.done), forward.light_calls + backward.light_calls,
         (forward.moved_bytes + backward.moved_bytes) // pairs,
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ FROM_SHARDS = ((72, 64, 256, 3072), (RESIZE_PX, CROP_PX, 64, 640))
 def run(world: World) -> list[Comparison]:
     recipe = world.params.section(PretrainConfig)
     cores = len(os.sched_getaffinity(0))
-    ranks = default_processes(recipe.batch_size, world.params.section(ModelConfig).batch_norm_group)
+    ranks = default_processes(recipe.batch_size, world.params.section(ModelConfig).batch_norm_group, cores)
     if ranks == 1:
         return []
     share = recipe.batch_size // ranks

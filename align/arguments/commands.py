@@ -86,9 +86,11 @@ def run(parser: ArgumentParser) -> None:
 
 
 def plan(parser: ArgumentParser) -> None:
-    """Arguments of `align plan`: those of `align run`, and `--json`."""
+    """Arguments of `align plan`: those of `align run`, and its own."""
     _request(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--for", dest="cards", metavar="8xH100", help="only what training takes on such cards")
+    parser.add_argument("--price", type=float, help="of a card and hour, with --for")
 
 
 def register(parser: ArgumentParser) -> None:

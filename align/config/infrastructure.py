@@ -96,10 +96,12 @@ class ClusterConfig(Section):
     node_rank: int = Field(ge=0)
     #: HOST:PORT at which the others reach node 0.
     rendezvous: Annotated[str, Field(pattern=r"^[^:\s]+:\d+$")] | None
-    #: The most restarts from the last checkpoint after a rank died.
+    #: The most restarts in a row after a rank or a machine was lost; a new checkpoint begins the count again.
     max_restarts: int = Field(ge=0)
-    #: Seconds that machines wait for each other.
+    #: Seconds that machines wait for each other, and ranks in a step; more for reads of an object store.
     patience_s: int = Field(ge=1)
+    #: Seconds that ranks have to write a checkpoint and end after SIGTERM.
+    stop_s: int = Field(ge=1)
     #: Stage of dvc.yaml, or `default` -> the work pool whose workers run it on their machines; None: this machine does.
     pools: dict[str, _Pool | None]
 

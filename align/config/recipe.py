@@ -59,8 +59,8 @@ class Recipe(Section):
     """
 
     neutral_fields: ClassVar[frozenset[str]] = frozenset({
-        # when the state is saved, which checkpoints are kept, and which of them is the result
-        "checkpoint_every_steps", "keep_checkpoints", "best_metric", "export",
+        # when the state is saved, which checkpoints are kept, which of them is the result, what is recorded of steps
+        "checkpoint_every_steps", "keep_checkpoints", "best_metric", "export", "trace_steps",
         # what else is measured meanwhile
         "validate_on",
         # how the work on a batch is divided, and with which kernels: sums round differently
@@ -123,6 +123,8 @@ class Recipe(Section):
     best_metric: str | None
     #: Which checkpoint is the trained model; `average`: the last one's average.
     export: Literal["last", "best", "average"]
+    #: First and last; None: none is traced.
+    trace_steps: Annotated[tuple[Annotated[int, Field(ge=1)], int] | None, Field(strict=False)]
     num_processes: int | None = Field(ge=1)
     num_threads: int | None = Field(ge=1)
     shuffle_block: int = Field(ge=1)
@@ -215,6 +217,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.trace_steps and self.trace_steps[0] > self.trace_steps[1]:
+            raise ValueError(f"trace_steps {[*self.trace_steps]} end before they begin")
         if self.num_steps and self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
         of_set = None if self.best_metric is None else VALIDATED_ON.fullmatch(self.best_metric)

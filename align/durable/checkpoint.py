@@ -15,7 +15,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from align.display.console import say
 from align.durable.files import fsync, to_json, write_text
-from align.durable.locks import tried
+from align.durable.locks import take, tried
 from align.errors import ConfigError, CorruptError, DataError, LockedError, ServiceError, TrainingError
 from align.interfaces.store import Mirror
 
@@ -104,6 +104,14 @@ class CheckpointFolder:
             return False
         return self._writing.exception() is not None
 
+    def is_writing(self) -> bool:
+        """Whether a process writes a checkpoint of this run."""
+        for part in self.directory.glob(".step-*.part"):
+            with suppress(FileNotFoundError), part.open("rb+") as file:  # a killed process leaves one without a lock
+                if not take(file):
+                    return True
+        return False
+
     def wait(self) -> None:
         """Waits until the last checkpoint is on disk.
 
@@ -125,14 +133,16 @@ class CheckpointFolder:
         part = path.with_name(f".{path.name}.part")
         try:
             with part.open("wb") as file:
+                take(file)  # see `is_writing`
                 try:
                     torch.save(values, file)
                 except RuntimeError as error:  # of torch's archive, raised while handling the file's error
                     if isinstance(error.__context__, OSError):
                         raise error.__context__ from None
                     raise
-            fsync(part)
-            os.replace(part, path)
+                file.flush()
+                fsync(part)
+                os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
         fsync(path.parent)

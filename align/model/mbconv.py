@@ -44,8 +44,8 @@ class DepthwiseConv2d(nn.Conv2d):
     at small image sizes. Here the weight gradient is one sum of products per kernel tap, over the overlap only.
 
     The weight keeps its usual shape (C, 1, k, k). TensorFlow's SAME padding at stride 2 adds one more row and column at
-    the bottom and right. A kernel with an added zero row at the top and column at the left, under symmetric padding, is
-    the same function without copying the input.
+    the bottom and right. On a CPU a kernel with an added zero row at the top and column at the left, under symmetric
+    padding, is the same function without copying the input.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int) -> None:
@@ -76,9 +76,23 @@ def _shifted(weight: Tensor, stride: int) -> Tensor:
     return F.pad(weight, (1, 0, 1, 0)) if stride == 2 else weight
 
 
+def pads_maps(x: Tensor) -> bool:
+    """Whether SAME padding is put around the map: cuDNN is fast at 3x3 and 5x5, and a CPU is slow to copy maps."""
+    return x.device.type in ("cuda", "meta")  # what is counted on `meta` is what a GPU computes
+
+
+def _padded(x: Tensor, weight: Tensor, stride: int) -> tuple[Tensor, Tensor, int]:
+    """Map, kernel and symmetric padding that compute the layer."""
+    half = weight.shape[-1] // 2
+    if stride == 2 and pads_maps(x):
+        return F.pad(x, (half - 1, half, half - 1, half)), weight, 0
+    return x, _shifted(weight, stride), half
+
+
 def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """The layer as a function: (B, C, H, W) by (C, 1, k, k) -> (B, C, H // stride, W // stride)."""
-    return F.conv2d(x, _shifted(weight, stride), stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
+    source, kernel, padding = _padded(x, weight, stride)
+    return F.conv2d(source, kernel, stride=stride, padding=padding, groups=x.shape[1])
 
 
 def convolve_backward(
@@ -86,16 +100,21 @@ def convolve_backward(
 ) -> tuple[Tensor | None, Tensor]:
     """Gradients of `convolve` for x and weight; None for x if it is not needed."""
     size = weight.shape[-1]
+    source, kernel, padding = _padded(x, weight, stride)
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
     # oneDNN's own kernel is fast here
     built_in = not on_cpu or (size == 3 and stride == 1 and min(x.shape[2:]) > 2)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, _shifted(weight, stride), None, (stride, stride), (size // 2, size // 2), (1, 1), False, (0, 0),
-        x.shape[1], (needs_x, built_in, False),
+        grad, source, kernel, None, (stride, stride), (padding, padding), (1, 1), False, (0, 0), x.shape[1],
+        (needs_x, built_in, False),
     )  # fmt: skip
+    if needs_x and source is not x:
+        above, (rows, columns) = size // 2 - 1, x.shape[2:]
+        grad_x = grad_x[:, :, above : above + rows, above : above + columns]
     if not built_in:
         return grad_x, _weight_gradient(x, grad, size, stride)
-    return grad_x, grad_weight[:, :, stride - 1 :, stride - 1 :]  # without the zeros
+    zeros = kernel.shape[-1] - size
+    return grad_x, grad_weight[:, :, zeros:, zeros:]
 
 
 class _Convolution(torch.autograd.Function):

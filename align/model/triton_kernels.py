@@ -35,7 +35,7 @@ def _silu(value):
 
 @triton.jit
 def _vector(numbers, at, valid):
-    """A tile's channels in float32."""
+    """Numbers of a tile, or of its channels, in float32."""
     return tl.load(numbers + at, mask=valid, other=0.0).to(tl.float32)
 
 
@@ -51,17 +51,22 @@ def _factors(factor, sample, column, columns, valid, FACTOR: tl.constexpr, COLUM
     return found
 
 
+@triton.jit
+def _tile(rows, units, span, parts, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A program's sample, its first row and the end of its rows; lanes, channels and places of its tiles."""
+    program, columns = tl.program_id(0), units * UNIT
+    sample, first = (program // parts).to(tl.int64), (program % parts) * span
+    last = tl.minimum(first + span, rows)
+    lane, column = tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    return sample, first, last, lane, column, columns, column < columns, lane[:, None] * columns + column[None, :]
+
+
 @_sized
 def part_moments(
     x, means, squares, rows, units, span, parts, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """Mean and sum of squared deviations over the rows of a program."""
-    program, columns = tl.program_id(0), units * UNIT
-    sample, first = (program // parts).to(tl.int64), (program % parts) * span
-    last = tl.minimum(first + span, rows)
-    lane, column = tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    valid = column < columns
-    within = lane[:, None] * columns + column[None, :]
+    sample, first, last, lane, column, columns, valid, within = _tile(rows, units, span, parts, UNIT, ROWS, COLUMNS)
     mean, square = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
     count = 0.0
     for start in range(first, last, ROWS):
@@ -74,7 +79,7 @@ def part_moments(
     counts = ((last - first + ROWS - 1 - lane) // ROWS).to(tl.float32)[:, None]  # rows of each lane
     middle = tl.sum(mean * counts, 0) / (last - first).to(tl.float32)
     apart = mean - middle[None, :]
-    at = program.to(tl.int64) * columns + column
+    at = tl.program_id(0).to(tl.int64) * columns + column
     tl.store(means + at, middle, mask=valid)
     tl.store(squares + at, tl.sum(square + counts * apart * apart, 0), mask=valid)
 
@@ -115,12 +120,7 @@ def values(
     FACTOR: tl.constexpr, RESIDUAL: tl.constexpr, UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     """residual + factor * act(weight * normal + bias)."""
-    program, columns = tl.program_id(0), units * UNIT
-    sample, first = (program // parts).to(tl.int64), (program % parts) * span
-    last = tl.minimum(first + span, rows)
-    lane, column = tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    valid = column < columns
-    within = lane[:, None] * columns + column[None, :]
+    sample, first, last, lane, column, columns, valid, within = _tile(rows, units, span, parts, UNIT, ROWS, COLUMNS)
     of_group = sample // group * columns + column
     middle, scale = _vector(mean, of_group, valid), _vector(inverse, of_group, valid) * _vector(weight, column, valid)
     shift = _vector(bias, column, valid)
@@ -128,13 +128,12 @@ def values(
     for start in range(first, last, ROWS):
         inside = (lane < last - start)[:, None] & valid[None, :]
         where = (sample * rows + start) * columns + within
-        value = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
-        value = (value - middle[None, :]) * scale[None, :] + shift[None, :]
+        value = (_vector(x, where, inside) - middle[None, :]) * scale[None, :] + shift[None, :]
         if SILU:
             value = _silu(value)
         value *= factors[None, :]
         if RESIDUAL:
-            value += tl.load(residual + where, mask=inside, other=0.0).to(tl.float32)
+            value += _vector(residual, where, inside)
         tl.store(out + where, value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -144,12 +143,7 @@ def part_sums(
     UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     """The sum of SiLU over the rows of a program, each times its gradient if there is one; all times `share`."""
-    program, columns = tl.program_id(0), units * UNIT
-    sample, first = (program // parts).to(tl.int64), (program % parts) * span
-    last = tl.minimum(first + span, rows)
-    lane, column = tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    valid = column < columns
-    within = lane[:, None] * columns + column[None, :]
+    sample, first, last, lane, column, columns, valid, within = _tile(rows, units, span, parts, UNIT, ROWS, COLUMNS)
     of_group = sample // group * columns + column
     middle, scale = _vector(mean, of_group, valid), _vector(inverse, of_group, valid) * _vector(weight, column, valid)
     shift = _vector(bias, column, valid)
@@ -157,12 +151,11 @@ def part_sums(
     for start in range(first, last, ROWS):
         inside = (lane < last - start)[:, None] & valid[None, :]
         where = (sample * rows + start) * columns + within
-        value = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
-        value = _silu((value - middle[None, :]) * scale[None, :] + shift[None, :])
+        value = _silu((_vector(x, where, inside) - middle[None, :]) * scale[None, :] + shift[None, :])
         if GRAD:
-            value *= tl.load(grad + where, mask=inside, other=0.0).to(tl.float32)
+            value *= _vector(grad, where, inside)
         total += tl.where(inside, value, 0.0)
-    tl.store(out + program.to(tl.int64) * columns + column, tl.sum(total, 0) * share, mask=valid)
+    tl.store(out + tl.program_id(0).to(tl.int64) * columns + column, tl.sum(total, 0) * share, mask=valid)
 
 
 @_sized
@@ -172,12 +165,7 @@ def gradient_sums(
     COLUMNS: tl.constexpr,
 ):
     """The sums, over the rows of a program, of the gradient of weight * normal + bias, and of it times normal."""
-    program, columns = tl.program_id(0), units * UNIT
-    sample, first = (program // parts).to(tl.int64), (program % parts) * span
-    last = tl.minimum(first + span, rows)
-    lane, column = tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    valid = column < columns
-    within = lane[:, None] * columns + column[None, :]
+    sample, first, last, lane, column, columns, valid, within = _tile(rows, units, span, parts, UNIT, ROWS, COLUMNS)
     of_group = sample // group * columns + column
     middle, inverted = _vector(mean, of_group, valid), _vector(inverse, of_group, valid)
     scale, offset = _vector(weight, column, valid), _vector(bias, column, valid)
@@ -187,9 +175,8 @@ def gradient_sums(
     for start in range(first, last, ROWS):
         inside = (lane < last - start)[:, None] & valid[None, :]
         where = (sample * rows + start) * columns + within
-        normal = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
-        normal = (normal - middle[None, :]) * inverted[None, :]
-        value = tl.load(grad + where, mask=inside, other=0.0).to(tl.float32) * factors[None, :]
+        normal = (_vector(x, where, inside) - middle[None, :]) * inverted[None, :]
+        value = _vector(grad, where, inside) * factors[None, :]
         if SHIFT:
             value += shifts[None, :]
         if SILU:
@@ -197,7 +184,7 @@ def gradient_sums(
         value = tl.where(inside, value, 0.0)
         plain += value
         weighted += value * normal
-    at = program.to(tl.int64) * columns + column
+    at = tl.program_id(0).to(tl.int64) * columns + column
     tl.store(plain_out + at, tl.sum(plain, 0), mask=valid)
     tl.store(normal_out + at, tl.sum(weighted, 0), mask=valid)
 
@@ -209,12 +196,7 @@ def gradient_values(
     COLUMNS: tl.constexpr,
 ):
     """The gradient of x from the sums over its group; `share` is 1 / the group's rows."""
-    program, columns = tl.program_id(0), units * UNIT
-    sample, first = (program // parts).to(tl.int64), (program % parts) * span
-    last = tl.minimum(first + span, rows)
-    lane, column = tl.arange(0, ROWS), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    valid = column < columns
-    within = lane[:, None] * columns + column[None, :]
+    sample, first, last, lane, column, columns, valid, within = _tile(rows, units, span, parts, UNIT, ROWS, COLUMNS)
     of_group = sample // group * columns + column
     middle, inverted = _vector(mean, of_group, valid), _vector(inverse, of_group, valid)
     scale, offset = _vector(weight, column, valid), _vector(bias, column, valid)
@@ -226,9 +208,8 @@ def gradient_values(
     for start in range(first, last, ROWS):
         inside = (lane < last - start)[:, None] & valid[None, :]
         where = (sample * rows + start) * columns + within
-        normal = tl.load(x + where, mask=inside, other=0.0).to(tl.float32)
-        normal = (normal - middle[None, :]) * inverted[None, :]
-        value = tl.load(grad + where, mask=inside, other=0.0).to(tl.float32) * factors[None, :]
+        normal = (_vector(x, where, inside) - middle[None, :]) * inverted[None, :]
+        value = _vector(grad, where, inside) * factors[None, :]
         if SHIFT:
             value += shifts[None, :]
         if SILU:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import sys
 from contextlib import suppress
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from align.config.infrastructure import ClusterConfig
 from align.config.model import Checkpointing, Locked, ModelConfig
 from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe, even_ranks
 from align.display.console import show_json
+from align.durable.cores import cores
 from align.durable.files import write_text
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def needs(params: Params, shapes: Shapes, device: Device) -> dict[str, dict[str,
 
 def cpu() -> Device:
     """The cores of this machine."""
-    return Device("CPU", psutil.virtual_memory().total, len(os.sched_getaffinity(0)), on_gpu=False)
+    return Device("CPU", psutil.virtual_memory().total, cores(), on_gpu=False)
 
 
 def main(folder: str) -> None:

@@ -30,6 +30,7 @@ NEUTRAL = frozenset({
     "align.display.html",  # looks of pages: no stage reads a page
     "align.display.figure",  # looks of figures
     "align.durable.memory",  # how fast, not what
+    "align.durable.cores",
     "align.project.declared",  # refuses a stage, changes none
     "align.pairs.picture_confined",  # what a decoder may ask of the system
     "align.services.git",

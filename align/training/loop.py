@@ -13,10 +13,7 @@ stops after the step that it computes, or after the next one.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,12 +42,10 @@ from align.training.ranks.process_group import Ranks
 from align.training.readings import Pending, Reading, Vote, diverged
 from align.training.state import MetricRow, State
 from align.training.step import autocast, compute_gradients
+from align.training.trace import Trace
 
 #: Batch-norm statistics are estimated from at most this many training images, STATISTICS_PART at a time.
 STATISTICS_IMAGES, STATISTICS_PART = 1024, 64
-
-#: Seconds within which torch's launcher collects what a rank returned, if it still polls.
-_LAUNCHER_TAKES_S = 3.0
 
 #: By default. Each decodes some 2,000 images of 346 px a second, more than four for a GPU's step.
 MOST_LOADER_PROCESSES = 8
@@ -103,17 +98,24 @@ def train(
     watch = Health(health, recipe.section) if health and ranks.leads else None
     ledger = _Ledger(state, progress if ranks.leads else None, watch)
     usage = Usage(health, model, ranks.world_size, ranks.device) if health and ranks.leads else None
+    trace = Trace(recipe.trace_steps, folder.directory, ranks.rank, ranks.device)
     with stop_requested() as stopped, ExitStack() as stack:
         if ranks.leads and isinstance(log, AbstractContextManager):
             stack.enter_context(log)  # left when the last checkpoint is on disk
         for split in (split for stretch in stretches for split in stretch.samples.all()):
             split.tars.stopped = stopped  # a process told to stop does not wait for an unavailable store
         stack.callback(folder.wait)  # however this ends, what was saved is on disk then
+        stack.callback(trace.end)
         model.train()
         takes_part = ranks.leads or state.sharded  # in work that one rank does alone, if it has whole weights
         earlier: _Started | None = None  # the step before, whose values nobody has waited for
+        first = state.step
         for batch, stretch in one_ahead(feed.batches(), ranks.device):
             progress.at(stretch, state.step)
+            if state.step == first + 2:  # the first has been read, on all ranks
+                ranks.in_step()
+            with progress.paused():  # writing takes seconds
+                trace.at(state.step)
             rate = learning_rate_at(state.step, recipe)
             pending = _update(state, recipe, ranks, stretch.tokenizer, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0
@@ -351,12 +353,6 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)
-        if received and multiprocessing.parent_process() is not None:
-            # A rank. If all ranks stopped by their vote, the launcher collects their results at once. If it is ending
-            # the others because one rank died, it would wait 30 s for a rank that has returned, and then kill it.
-            end = threading.Timer(_LAUNCHER_TAKES_S, os.kill, (os.getpid(), signal.SIGTERM))
-            end.daemon = True
-            end.start()
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:

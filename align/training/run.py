@@ -8,13 +8,15 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from align.config.recipe import Recipe
 from align.display.console import say
+from align.durable.checkpoint import CheckpointFolder
+from align.durable.cores import cores
 from align.durable.files import write_text
 from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError, TrainingError
@@ -62,15 +64,16 @@ def run(plan: TrainingPlan) -> Trained | None:
         LockedError: another process trains the same run.
         TrainingError: a rank died, a signal came, or the loss became non-finite.
     """
-    recipe, cluster = plan.recipe, plan.infrastructure.cluster
+    recipe, cluster, seat = plan.recipe, plan.infrastructure.cluster, plan.infrastructure.seat
     num_nodes = cluster.num_nodes if cluster else 1
-    num_processes = recipe.num_processes or default_processes(
-        recipe.batch_size // num_nodes, plan.model.batch_norm_group
-    )
+    num_processes = seat.ranks or recipe.num_processes or default_processes(
+        recipe.batch_size // num_nodes, plan.model.batch_norm_group, seat.ranks_on_cpus or cores()
+    )  # fmt: skip
     _check(plan, num_nodes, num_processes)
 
-    def start() -> None:
-        launch(functools.partial(_train_rank, plan), num_processes, recipe.num_threads, cluster)
+    def start(saves: CheckpointFolder | None = None) -> None:
+        work = functools.partial(_train_rank, plan)
+        launch(work, num_processes, recipe.num_threads, cluster, seat=seat, saves=saves)
 
     if not plan.leads:
         start()
@@ -87,7 +90,7 @@ def run(plan: TrainingPlan) -> Trained | None:
                 "--accept-code-change WHY resumes that one instead"
             )
         if num_nodes > 1 or folder.steps()[-1:] != [recipe.num_steps]:  # the other machines wait for this one
-            start()
+            start(folder)
         saved = folder.load_latest(torch.device("cpu"))
         if saved is None or saved["step"] != recipe.num_steps:
             raise TrainingError(f"{folder.directory}: training ended without its last checkpoint; run the stage again")
@@ -109,13 +112,22 @@ def require_best(rows: Sequence[MetricRow], recipe: Recipe) -> int:
 
 
 def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
-    """Raises ConfigError if values of the recipe contradict each other, the model or this machine."""
+    """Raises ConfigError if values of the recipe contradict each other, the model, the launcher or this machine."""
+    seat = plan.infrastructure.seat
+    started = max(seat.of, seat.ranks or 1)
+    if started > 1 and plan.recipe.num_processes not in (None, 1, started):
+        raise ConfigError(
+            f"{plan.recipe.section}.num_processes {plan.recipe.num_processes}: the launcher has started or named "
+            f"{started} ranks on this machine; null takes them"
+        )
     if wrong := plan.recipe.against(plan.model, num_nodes, num_processes):
         raise ConfigError(wrong)
-    if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    shown_its_own = seat.of > 1 and gpus == 1  # as `srun --gpus-per-task=1` does
+    if gpus and not shown_its_own and max(num_processes, seat.of) > gpus:
         raise ConfigError(
-            f"{plan.recipe.section}.num_processes {num_processes}: each trains on a GPU of its own, and this machine "
-            f"has {torch.cuda.device_count()}; null takes as many as the batch divides into"
+            f"{plan.recipe.section}.num_processes {max(num_processes, seat.of)}: each trains on a GPU of its own, and "
+            f"this machine has {gpus}; null takes as many as the batch divides into"
         )
     if plan.recipe.compile:
         require_compiler()
@@ -157,6 +169,8 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
             f"{plan.recipe.section}.batch_size {plan.recipe.batch_size:,} must be a multiple of {ranks.world_size} "
             f"ranks on all machines x model.batch_norm_group {group}; set num_processes alike on every machine"
         )
+    if ranks.patience_s is not None and plan.infrastructure.tars is not None:  # others wait for a rank that reads
+        ranks = replace(ranks, patience_s=ranks.patience_s + plan.recipe.store_patience_s)
     # from the leading machine's disk, which the others may not have
     saved = plan.folder().load_latest(torch.device("cpu")) if ranks.leads else None
     model = new_model(plan, first=ranks.leads and saved is None)

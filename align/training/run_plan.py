@@ -23,6 +23,7 @@ from align.formats.shards import MANIFEST, read_manifest
 from align.interfaces.store import Mirror, Tars
 from align.model.tokenizer import TextTokenizer
 from align.project import provenance
+from align.services.job import ALONE, Seat
 from align.training.batches.index import SplitIndex
 from align.training.batches.phases import sizes
 from align.training.loop import UNWATCHED, Monitoring
@@ -54,11 +55,13 @@ class Infrastructure:
         tars: the object store that holds tars missing from the shard folders.
         mirror: an object store that also keeps the checkpoints.
         cluster: the machines that train together; None: this one.
+        seat: this process among those of its machine.
     """
 
     tars: Tars | None = None
     mirror: Mirror | None = None
     cluster: ClusterConfig | None = None
+    seat: Seat = ALONE
 
 
 THIS_MACHINE = Infrastructure()

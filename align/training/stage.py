@@ -10,8 +10,10 @@ import argparse
 import io
 import json
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from align.config import Params
 from align.config.infrastructure import ClusterConfig, HealthConfig, StoreConfig
@@ -22,19 +24,21 @@ from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
 from align.durable.checkpoint import JOURNAL
 from align.durable.files import replace_directory, write_text
-from align.errors import ConfigError
+from align.errors import ConfigError, ServiceError
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
 from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.model.dual_encoder import DualEncoder, load_model, save_model
-from align.services.job import cluster_of_job
+from align.services.job import ALONE, Seat, cluster_of_job
 from align.services.s3.store import checkpoint_mirror, tar_reader
-from align.services.tracking.address import current_run_id
+from align.services.tracking.address import address, current_run_id
 from align.services.tracking.live_log import LiveLog
+from align.services.tracking.tracker import Tracker
 from align.training.given_towers import names_of
 from align.training.loop import Monitoring
 from align.training.page import write_page
 from align.training.run import Trained, run, sources
 from align.training.run_plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
+from align.training.trace import TRACE
 
 #: What a stage trains: its recipe, the model before the recipe's own picture size, and what it reads.
 Trains = tuple[Recipe, ModelConfig, TrainingInputs]
@@ -51,19 +55,25 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
     """
     recipe, _, inputs = trains
     stage, paths = recipe.section, params.section(PathsConfig)
-    cluster = cluster_of_job(params.section(ClusterConfig))
-    plan = plan_of(params, trains, cluster, accept_code_change=args.accept_code_change)
+    place = cluster_of_job(params.section(ClusterConfig))
+    plan = plan_of(params, trains, *place, accept_code_change=args.accept_code_change)
     plan = replace(plan, monitoring=replace(plan.monitoring, validation=getattr(args, "validation", None)))
     if (run_id := current_run_id()) is not None:
         log = LiveLog(run_id, stage, plan.folder().directory / JOURNAL)
         plan = replace(plan, monitoring=replace(plan.monitoring, log=log))
     require_passed(gate_report(params, SHARDS, lambda: plan.data.digest), plan.data.digest, paths.shards)
-    with record_runtime(stage, paths.runtime) as runtime:
+    recorded: AbstractContextManager[dict[str, Any]] = nullcontext({})
+    with record_runtime(stage, paths.runtime) if plan.leads else recorded as runtime:
         finished = train_stage(plan, out=out, reports=paths.reports / stage)
         if finished is None:
             say(f"{stage}: this machine is done; node 0 has the model and its report")
             return
         report, runtime["pairs_per_s"] = finished
+    if run_id is not None and recipe.trace_steps and (traces := plan.folder().directory / TRACE).is_dir():
+        try:
+            Tracker(address()).log_folder(run_id, traces, f"{TRACE}/{stage}")
+        except ServiceError as error:
+            say(f"{stage}: MLflow does not have what is in {traces}: {error}")
     if recipe.num_steps:
         if recipe.export == "best":
             say(
@@ -75,13 +85,14 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
 
 
 def plan_of(
-    params: Params, trains: Trains, cluster: ClusterConfig | None = None, *, accept_code_change: str | None = None
-) -> TrainingPlan:
+    params: Params, trains: Trains, cluster: ClusterConfig | None = None, seat: Seat = ALONE, *,
+    accept_code_change: str | None = None,
+) -> TrainingPlan:  # fmt: skip
     """The plan of a stage, from the shared sections."""
     (recipe, model, inputs), store = trains, params.section(StoreConfig)
     return make_plan(
         recipe, recipe.trained(model), inputs, params.section(PathsConfig).checkpoints,
-        infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), cluster),
+        infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), cluster, seat),
         monitoring=Monitoring(health=params.section(HealthConfig)), accept_code_change=accept_code_change,
     )  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import re
 import shutil
 import subprocess
 import time
@@ -16,15 +15,10 @@ from typing import TypeVar
 
 import torch
 
+from align.pipeline.cards import card_named
+
 _T = TypeVar("_T")
 
-#: Words of a card's name -> its dense bfloat16 peak in TFLOP/s, from NVIDIA's data sheets; None: not known here. The
-#: first whose words are all in the name counts.
-_PEAKS = {
-    "MIG": None, "Laptop": None, "RTX 4090 D": None, "H200 NVL": None, "H100 PCIe": 756, "H100 NVL": 835, "H200": 989,
-    "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70, "A10": 125,
-    "RTX 4090": 165,
-}  # fmt: skip
 _QUERIES = ("name", "driver_version", "power.limit", "memory.total", "clocks.max.sm", "temperature.gpu")
 
 
@@ -68,8 +62,8 @@ def why_no_cuda(card: dict[str, str]) -> str | None:
 
 def published_tflops(name: str) -> float | None:
     """The dense bfloat16 peak of a card by its name; None if it is not known here, as that of a part of a card."""
-    words = set(re.findall(r"\w+", name))
-    return next((peak for part, peak in _PEAKS.items() if words.issuperset(part.split())), None)
+    card = card_named(name)
+    return None if card is None else card.tflops
 
 
 def describe(card: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from align.model import normalisation
 from align.model.batch_norm import BatchNorm2d, normalised
-from align.model.mbconv import DepthwiseConv2d
+from align.model.mbconv import DepthwiseConv2d, convolve, convolve_backward
 from align.training import loss as losses
 from align.training.lamb import Lamb
 from align.training.loss import align_loss, sigmoid_loss
@@ -296,6 +296,24 @@ def _triton(dtype: torch.dtype, bound: float) -> Callable[[Scale], Found]:
     return check
 
 
+def _depthwise_triton(scale: Scale) -> Found:
+    if scale.stand_in and os.environ.get("TRITON_INTERPRET") != "1":
+        raise NotPossibleError("Triton's kernels need CUDA, or TRITON_INTERPRET=1")
+    if not scale.stand_in:
+        with_compiler()
+    kernels, worst = importlib.import_module("benchmarks.gpu.depthwise_triton"), 0.0
+    for size, stride, side in ((3, 1, 19), (3, 2, 18), (5, 1, 9), (5, 2, 37)):
+        x, weight = torch.randn(4, 24, side, side), torch.randn(24, 1, size, size)
+        grad = torch.randn(4, 24, side // stride, side // stride)
+        exact = [each.bfloat16().double() for each in (grad, x, weight)]
+        there = [_laid_out(each, scale, torch.bfloat16) for each in exact]
+        found = [kernels.convolve(*there[1:], stride), *kernels.convolve_backward(*there, stride)]
+        expected = [convolve(*exact[1:], stride), *convolve_backward(*exact, stride)]
+        assert all(each is not None for each in expected)
+        worst = max(worst, furthest(zip(found, cast(list[Tensor], expected), strict=True)))
+    return Found(worst, 2e-2)
+
+
 def _depthwise(dtype: torch.dtype, bound: float) -> Callable[[Scale], Found]:
     def check(scale: Scale) -> Found:
         worst = 0.0
@@ -341,4 +359,5 @@ CHECKS = [
     Check("Triton's kernels against the eager ones in float64, bfloat16", _triton(torch.bfloat16, 2e-2)),
     Check("depthwise convolution and gradients against float64, float32", _depthwise(torch.float32, 2e-5)),
     Check("depthwise convolution and gradients against float64, bfloat16", _depthwise(torch.bfloat16, 2e-2)),
+    Check("depthwise convolution and gradients in Triton against float64, bfloat16", _depthwise_triton),
 ]  # fmt: skip

@@ -20,10 +20,14 @@ _HEADS = {
     "open_clip_peak": "open_clip, peak", "ours_pairs_per_s": "ours, pairs / s",
     "open_clip_pairs_per_s": "open_clip, pairs / s", "ratio": "ratio, above 1 we are faster", "compile": "compile",
     "first_step_s": "first step, s", "steps": "steps", "waits": "waits for the loader, first batch included",
-    "gap": "batch-norm gap at the end",
+    "gap": "batch-norm gap at the end", "layer": "layer", "channels": "channels", "px": "map, px", "what": "",
+    "ranks": "ranks", "way": "step", "size": "sum of", "bus": "bus bandwidth",
+    "kernel_ms": "larger kernel, ms", "map_ms": "torch, ms", "triton_ms": "triton, ms",
 }  # fmt: skip
 _TABLES = {
+    "depthwise": "",
     "steps": "", "profile": "What one step's time goes to:", "losses": "Forward and backward of the loss, float32:",
+    "messages": "Sums over ranks:", "ranks": "Steps of all ranks:",
     "open_clip": "Whole steps around the same towers:", "compile": "", "fed": "",
 }  # fmt: skip
 

@@ -43,8 +43,10 @@ class Section:
 #: In order of importance; a card that is slow gets fewer of them.
 SECTIONS = (
     Section("checks", "Correctness", 30, 200),
+    Section("depthwise", "Depthwise convolutions", 10, 30),
     Section("steps-cc3m", "B3 + Mini", 25, 85, keep_s=100),
     Section("steps-coyo", "B7 + Base", 25, 95, keep_s=60),
+    Section("ranks", "Several cards", 25, 70, keep_s=65),
     Section("open_clip", "Beside open_clip", 25, 80, keep_s=40),
     Section("fed", "Fed by the loader", 25, 60),
     Section("compile", "torch.compile", 25, 240),

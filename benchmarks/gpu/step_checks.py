@@ -20,6 +20,7 @@ from align.training import step as training_step
 from align.training.acceleration import accelerated
 from align.training.batches.batch import Batch
 from align.training.ranks.process_group import Ranks
+from align.training.ranks.sharding import shard, shards
 from align.training.readings import Pending
 from align.training.state import State, new_state
 from align.training.step import compute_gradients
@@ -67,19 +68,28 @@ def _batch(config: ModelConfig, known: Words, model: DualEncoder, size: int = _B
     return Batch(images, known.texts(size), torch.rand(size, model.vision_model.num_blocks))
 
 
+def _share(batch: Batch, ranks: Ranks) -> Batch:
+    """A rank's rows of the global batch."""
+    size = len(batch.texts) // ranks.world_size
+    own = slice(ranks.rank * size, (ranks.rank + 1) * size)
+    return Batch(batch.images[own], batch.texts[own], batch.draws[own])
+
+
 class Step:
     """Loss and gradients of one step of a new model, on a device."""
 
-    def __init__(self, scale: Scale, device: torch.device, what: str = "none", **recipe: Any) -> None:
-        known, config = words(scale), _config(scale)
+    def __init__(
+        self, scale: Scale, device: torch.device, what: str = "none", ranks: Ranks | None = None, **recipe: Any
+    ) -> None:
+        known, config, ranks = words(scale), _config(scale), ranks or Ranks(0, 1, device)
         model = _model(config, known)
-        batch = _batch(config, known, model)
+        batch = _share(_batch(config, known, model), ranks)
         how = pretrain_config(batch_size=_BATCH, **{"precision": "float32", "tf32": False} | recipe)
         model.gradient_checkpointing = what  # type: ignore[assignment]  # one of its three words
         with accelerated(model, how, device):
-            model.to(device)
+            shard(model, ranks) if shards(how, ranks) else model.to(device)
             loss_scale = _LOSS_SCALE if how.precision == "float16" else 1.0
-            loss, norm = compute_gradients(model, how, Ranks(0, 1, device), known.tokenizer, batch, loss_scale)
+            loss, norm = compute_gradients(model, how, ranks, known.tokenizer, batch, loss_scale)
         self.loss, self.norm = float(loss), float(norm)
         self.grads = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
 

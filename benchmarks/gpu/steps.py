@@ -22,6 +22,7 @@ from align.training.acceleration import accelerated
 from align.training.batches.batch import Batch
 from align.training.progress import count_operations
 from align.training.ranks.process_group import Ranks
+from align.training.ranks.sharding import shard
 from align.training.readings import Pending
 from align.training.state import State, new_state
 from align.training.step import compute_gradients
@@ -44,21 +45,24 @@ class Trainer:
         batch: on the host.
     """
 
-    def __init__(self, scale: Scale, profile_name: str) -> None:
-        self.scale, self.config = scale, scale.model(profile_name)
+    def __init__(self, scale: Scale, profile_name: str, ranks: Ranks | None = None, *, sharded: bool = False) -> None:
+        self.scale, self.config, self.ranks = scale, scale.model(profile_name), ranks or Ranks(0, 1, scale.device)
         self.words: Words = words(scale, self.config.max_tokens)
         self._profile = profile_name
         torch.manual_seed(0)
         model = DualEncoder(self.config, self.words.tokenizer.vocab_size if scale.stand_in else VOCAB_SIZE).train()
-        self.recipe: PretrainConfig = scale.recipe(profile_name)
-        self.state: State = new_state(model.to(scale.device), self.recipe)
+        self.recipe: PretrainConfig = scale.recipe(profile_name, shard_weights=sharded)
+        if sharded:
+            shard(model, self.ranks)
+        self.state: State = new_state(model if sharded else model.to(scale.device), self.recipe)
         self._earlier: Pending | None = None
         self.batch: Batch
 
     def prepare(self, batch_size: int, **recipe: Any) -> Trainer:
         """Another batch, and other values of the recipe."""
         model = self.state.model
-        self.recipe = self.scale.recipe(self._profile, batch_size=batch_size, **recipe)
+        sharded = self.recipe.shard_weights
+        self.recipe = self.scale.recipe(self._profile, batch_size=batch_size, shard_weights=sharded, **recipe)
         model.gradient_checkpointing = self.recipe.gradient_checkpointing
         self.batch, self._earlier = host_batch(self.scale, self.words, model, batch_size), None
         return self
@@ -67,8 +71,7 @@ class Trainer:
         """One step, whose values are read in the next."""
         model, optimiser = self.state.model, self.state.optimiser
         optimiser.set_learning_rate(1e-4)
-        ranks = Ranks(0, 1, self.scale.device)
-        gradients = compute_gradients(model, self.recipe, ranks, self.words.tokenizer, self.batch)
+        gradients = compute_gradients(model, self.recipe, self.ranks, self.words.tokenizer, self.batch)
         optimiser.step()
         self.state.step += 1
         temperature = model.temperature

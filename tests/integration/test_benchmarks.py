@@ -28,6 +28,7 @@ import benchmarks.scale.__main__ as scale
 from align.config import Params
 from align.config.filter import FilterConfig
 from align.release.packaging.package import package
+from align.services.executors import executors
 from benchmarks import classify, evaluate, runs, search, vectors
 from benchmarks import world as worlds
 from benchmarks.data import download, extraction, filtering
@@ -116,6 +117,7 @@ class Small:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Small:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # worker processes have but their imports to do
+    monkeypatch.setattr(executors, "cores", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})  # ranks
     for module in (training_half, download, extraction, filtering, evaluate, classify):
         monkeypatch.setattr(module, "version_of", lambda *_: "0")
@@ -130,6 +132,7 @@ def _world(tmp_path_factory: pytest.TempPathFactory) -> World:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worlds, "NUM_PAGES", 12)
         patch.setattr(os, "cpu_count", lambda: 1)
+        patch.setattr(executors, "cores", lambda: 1)
         world = worlds.build(tmp_path_factory.mktemp("world"))
         assert world.describe().startswith("12 pages of data/sample: 1")
     tiny = {"model": MODEL.model_dump(mode="json"), "pretrain": RECIPE}
@@ -254,7 +257,10 @@ def test_a_cpu_stands_in_for_a_card(tmp_path: Path) -> None:
     text = out.read_text("utf-8")
     assert text in done.stdout and "No card" in text and "nothing failed" in done.stderr + done.stdout
     titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["Correctness", "B3 + Mini", "B7 + Base", "Beside open_clip", "Fed by the loader", "torch.compile"]
+    assert titles == [
+        "Correctness", "Depthwise convolutions", "B3 + Mini", "B7 + Base", "Several cards",
+        "Beside open_clip", "Fed by the loader", "torch.compile",
+    ]  # fmt: skip
     assert "**failed**" not in text and "no time was left" not in text
     for check in ("LAMB against NumPy", "micro_batch: 16", "gradient_checkpointing: cheap", "killed (SIGKILL)"):
         line = next(line for line in text.splitlines() if line.startswith("|") and check in line)
@@ -265,6 +271,13 @@ def test_a_cpu_stands_in_for_a_card(tmp_path: Path) -> None:
         assert row in text, row
     assert "open_clip is not installed here" in text
     assert "| towers | kernel | calls |" in text
+    for check in ("gradients of 2 ranks beside one ", "gradients of 2 ranks beside one, FSDP2", "a vote of one of 2",
+                  "a rank of 2 killed"):  # fmt: skip
+        assert any(line.startswith(f"| {check}") and "| passed |" in line for line in text.splitlines()), check
+    for way in ("alone", "overlapped", "after", "FSDP2"):
+        assert f"| 2 | tiny ones for B3 + Mini | {way} | 8 |" in text
+    of_stride_2 = [line for line in text.splitlines() if line.startswith("|") and ", stride 2 |" in line]
+    assert len(of_stride_2) == 8 and all(line.count("|") == 8 for line in of_stride_2)  # all have both ways
 
 
 def test_the_growth_of_each_stage_is_measured_and_reckoned(

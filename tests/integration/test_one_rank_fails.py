@@ -18,6 +18,7 @@ from torch import Tensor
 
 from align.config.infrastructure import ClusterConfig
 from align.errors import AlignError, ConfigError, CorruptError, TrainingError
+from align.services.job import Seat
 from align.training.ranks import messages
 from align.training.ranks.process_group import Ranks, launch
 from align.training.run import _train_rank, run
@@ -30,7 +31,9 @@ from tests.support.training_project import write_project
 
 
 def cluster(max_restarts: int) -> ClusterConfig:
-    return ClusterConfig(num_nodes=1, node_rank=0, rendezvous=None, max_restarts=max_restarts, patience_s=60, pools={})
+    return ClusterConfig(
+        num_nodes=1, node_rank=0, rendezvous=None, max_restarts=max_restarts, patience_s=60, stop_s=30, pools={}
+    )
 
 
 def _one_fails(root: Path, ranks: Ranks) -> None:
@@ -117,6 +120,17 @@ def test_more_ranks_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"num_processes 2: each trains on a GPU of its own, and this machine has 1"):
         run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=2)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    four = Infrastructure(cluster=cluster(0), seat=Seat(1, 4, ranks=1))  # of a launcher
+    with pytest.raises(ConfigError, match=r"num_processes 4: each trains on a GPU of its own, and this machine has 2"):
+        run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=None), infrastructure=four))
+
+
+def test_another_number_of_ranks_than_the_launcher_s_is_refused(tmp_path: Path) -> None:
+    data = training_data.write(tmp_path / "data")
+    two = Infrastructure(cluster=cluster(0), seat=Seat(1, 2, ranks=1))
+    with pytest.raises(ConfigError, match=r"num_processes 8: the launcher has started or named 2 ranks on this machin"):
+        run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=8), infrastructure=two))
 
 
 STEPS = {"num_steps": 6, "checkpoint_every_steps": 2, "keep_checkpoints": 3, "num_processes": 2}

@@ -80,13 +80,12 @@ def test_ranks_by_default_are_as_many_as_the_batch_divides_into(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-    assert [default_processes(batch, 16) for batch in (16, 32, 128, 160, 256, 16 * 13)] == [1, 2, 8, 10, 8, 1]
+    assert [default_processes(batch, 16, 12) for batch in (16, 32, 128, 160, 256, 16 * 13)] == [1, 2, 8, 10, 8, 1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert default_processes(128, 16) == 2
+    assert default_processes(128, 16, 12) == 2
     assert capsys.readouterr().err == ""
-    assert default_processes(16 * 3, 16) == 1
+    assert default_processes(16 * 3, 16, 12) == 1
     assert "warning: 1 of 2 GPUs train, the others are idle" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Compiles batch-norm's Triton kernels for a GPU that is not here: `python -m tests.support.absent_gpu 90`.
+"""Compiles the Triton kernels for a GPU that is not here: `python -m tests.support.absent_gpu 90`.
 
 The kernels' own callers are run on a CPU's memory, with a driver of Triton that names the GPU and launches nothing. So
 arguments, types and sizes are those that a GPU would get. TRITON_INTERPRET must not be set.
@@ -17,10 +17,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from align.model import batch_norm_triton as module
+from benchmarks.gpu import depthwise_triton
 
 EPS = 1e-3
 #: What reads and writes maps does it 16 bytes at a time, where rows of channels allow that.
-WIDE = ("part_moments", "values", "part_sums", "gradient_sums", "gradient_values")
+WIDE = ("part_moments", "values", "part_sums", "gradient_sums", "gradient_values", "_convolve", "_sums")
 
 
 class _Absent:
@@ -78,6 +79,9 @@ def _launch(shape: tuple[int, int, int, int], kind: torch.dtype) -> None:
     module.gate_gradient(x, x, *moments, vector, vector)
     module.normalise_backward(x, x, *moments, vector, vector, gate, torch.zeros(shape[:2]), True)
     module.normalise_backward(x, x, *moments, vector, vector, keep[:, None], None, False)
+    for size, stride in ((3, 1), (5, 2)) if min(shape) > 1 else ((3, 1),):
+        weight = torch.zeros(shape[1], 1, size, size, dtype=kind)
+        depthwise_triton.convolve_backward(depthwise_triton.convolve(x, weight, stride), x, weight, stride)
 
 
 def _usage(cubin: bytes) -> str:

@@ -8,7 +8,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.durable.checkpoint import CheckpointFolder
 from align.errors import AlignError
-from align.training import loop as loop_module
 from align.training.ranks.process_group import Ranks
 from align.training.run import _train_rank
 from align.training.run_plan import TrainingPlan
@@ -16,7 +15,6 @@ from align.training.run_plan import TrainingPlan
 
 def ended_with(plan: TrainingPlan, ranks: Ranks) -> str:
     """Trains to the end: "done", or what ended it."""
-    loop_module._LAUNCHER_TAKES_S = 1e6  # the process continues after a stopped run
     try:
         _train_rank(plan, ranks)
     except AlignError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +16,7 @@ from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 
 from align.config.serve import ServeConfig
+from align.durable.cores import cores
 from align.errors import DataError
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.search.service.answers import Asked, FoundPair, Health, ItemAnswer, PairShown
@@ -205,7 +205,7 @@ class SearchService(Collector):
 
 def model_threads(config: ServeConfig) -> int:
     """torch's threads of a forward pass."""
-    return config.num_threads or max((os.cpu_count() or 1) - 1, 1)
+    return config.num_threads or max(cores() - 1, 1)
 
 
 def _trained_on(item: IndexedImage, data_digest: str | None, shards_digest: str) -> str:

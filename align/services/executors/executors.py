@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.config.infrastructure import EngineConfig
+from align.durable.cores import cores
 from align.durable.processes import in_processes
 from align.interfaces.executor import Executor, In, Kept, Out, Step
 
@@ -30,7 +30,7 @@ class LocalExecutor:
     @property
     def num_at_once(self) -> int:
         """See `Executor`."""
-        return self.num_workers or os.cpu_count() or 1
+        return self.num_workers or cores()
 
     def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""

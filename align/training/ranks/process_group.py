@@ -12,6 +12,7 @@ tensors, never unpickled.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import signal
@@ -28,25 +29,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own names
-from torch.distributed.elastic.rendezvous import (
-    RendezvousInfo,
-    RendezvousParameters,
-    rendezvous_handler_registry,
-)
-from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
-from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
 
 from align.config.infrastructure import ClusterConfig
 from align.config.recipe import even_ranks
 from align.display.console import say
+from align.durable.checkpoint import CheckpointFolder
+from align.durable.cores import cores
 from align.durable.processes import when_parent_ends
 from align.errors import AlignError, TrainingError
+from align.services.job import ALONE, Seat
 from align.training.ranks.endings import Endings, RankOutcome, RestartError, left
 from align.training.ranks.messages import Keep, flat, pack, pieces, unpack
 
-#: Name of our rendezvous among torch's.
-BACKEND = "align"
 LOOPBACK = "127.0.0.1"
+#: How many times `patience_s` ranks wait for each other before their first step: they load, and may compile.
+BEFORE_FIRST_STEP = 6
+#: One machine, without restarts.
+_ALONE = {"num_nodes": 1, "node_rank": 0, "rendezvous": None, "max_restarts": 0, "patience_s": 300, "stop_s": 30}
 
 
 def listen(endpoint: str) -> socket.socket:
@@ -56,40 +56,13 @@ def listen(endpoint: str) -> socket.socket:
         TrainingError: this machine has no such address, or the port is taken.
     """
     host, _, port = endpoint.rpartition(":")
-    listener = socket.socket()
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, int(port)))
-        listener.listen()
+        return socket.create_server((host, int(port)))
     except OSError as error:
-        listener.close()
         raise TrainingError(
             f"node 0 cannot listen at {endpoint}: {error.strerror or error}; cluster.rendezvous must be an address of "
             "node 0, and a free port"
         ) from None
-    return listener
-
-
-class _Rendezvous(StaticTCPRendezvous):
-    """torch's static rendezvous, with a store that listens where it is told."""
-
-    def __init__(self, params: RendezvousParameters) -> None:
-        host, port = parse_rendezvous_endpoint(params.endpoint, -1)
-        values = params.config
-        super().__init__(host, port, values["rank"], params.max_nodes, params.run_id, values["timeout"])
-        self._listener: socket.socket | None = values["listener"]
-
-    def get_backend(self) -> str:
-        return BACKEND
-
-    def next_rendezvous(self) -> RendezvousInfo:
-        if self._listener is not None:
-            self._store = TCPStore(
-                self.master_addr, self.master_port, self.world_size, True, self.timeout,
-                multi_tenant=True, master_listen_fd=self._listener.detach(),
-            )  # fmt: skip
-            self._listener = None
-        return super().next_rendezvous()
 
 
 def use_interface_to(endpoint: str) -> None:
@@ -116,17 +89,22 @@ def _interface_to(endpoint: str) -> str | None:
             return None
         address = probe.getsockname()[0]
     interfaces = psutil.net_if_addrs().items()
-    own = [name for name, addresses in interfaces if any(one.address == address for one in addresses)]
-    return own[0] if own else None
+    return next((name for name, of in interfaces if any(one.address == address for one in of)), None)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers."""
+    """This process among its peers; `patience_s`: how long they wait for each other, None: as long as torch does."""
 
     rank: int
     world_size: int
     device: torch.device
+    patience_s: float | None = None
+
+    def in_step(self) -> None:
+        """From now on no message of this rank waits longer than `patience_s` for the others; until now, longer."""
+        if self.world_size > 1 and self.patience_s is not None:
+            set_timeout(datetime.timedelta(seconds=self.patience_s))
 
     @property
     def leads(self) -> bool:
@@ -135,11 +113,7 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; all ranks get the same answer."""
-        if self.world_size == 1:
-            return flag
-        vote = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(vote)
-        return bool(vote.item() > 0)
+        return flag if self.world_size == 1 else bool(self.max(torch.tensor(float(flag), device=self.device)) > 0)
 
     def barrier(self) -> None:
         """Waits for the other ranks."""
@@ -244,7 +218,7 @@ class Ranks:
         return dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True)
 
 
-def default_processes(batch_size: int, group: int) -> int:
+def default_processes(batch_size: int, group: int, num_cores: int) -> int:
     """The number of ranks if `num_processes` is null: one per GPU or core, reduced until the batch divides evenly.
 
     One rank per core, because small towers give OpenMP's threads too little work to share (see
@@ -253,9 +227,10 @@ def default_processes(batch_size: int, group: int) -> int:
     Args:
         batch_size: of the global batch.
         group: batch-norm group; each rank's part must be a multiple of it.
+        num_cores: that may have ranks if there is no GPU.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    most = gpus or len(os.sched_getaffinity(0))
+    most = gpus or num_cores
     chosen = even_ranks(batch_size, group, most)
     if chosen < gpus:
         say(
@@ -267,25 +242,28 @@ def default_processes(batch_size: int, group: int) -> int:
 
 
 def launch(
-    work: Callable[[Ranks], None], num_processes: int, num_threads: int | None, cluster: ClusterConfig | None = None
-) -> None:
+    work: Callable[[Ranks], None], num_processes: int, num_threads: int | None, cluster: ClusterConfig | None = None,
+    *, seat: Seat = ALONE, saves: CheckpointFolder | None = None,
+) -> None:  # fmt: skip
     """Runs `work` on every rank and returns when all have ended.
 
-    When a rank dies, torch's elastic agent ends the others and restarts all, at most `cluster.max_restarts` times;
-    `work` resumes from its last checkpoint. An AlignError counts as a result, not as a death: it ends all ranks and
-    restarts nothing, even if only one rank has it, unless it is a RestartError.
+    When a rank dies, torch's elastic agent ends the others and restarts all, at most `cluster.max_restarts` times in a
+    row; `work` resumes from its last checkpoint. An AlignError counts as a result, not as a death: it ends all ranks
+    and restarts nothing, even if only one rank has it, unless it is a RestartError.
 
     Args:
         work: picklable if there are several processes.
-        num_processes: ranks on this machine.
+        num_processes: ranks that this process starts.
         num_threads: CPU threads per rank; None shares the machine's cores evenly.
         cluster: the machines; None: this one, without restarts.
+        seat: this process among those of its machine.
+        saves: the run's checkpoints, on the leading machine: see `align.training.ranks.rounds`.
 
     Raises:
         AlignError: the error that ended a rank.
         TrainingError: a rank died, or the machines could not connect.
     """
-    threads = num_threads or max(1, len(os.sched_getaffinity(0)) // num_processes)
+    threads = num_threads or max(1, cores(seat.of) // num_processes)
     if num_processes == 1 and (cluster is None or cluster.num_nodes == 1):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -294,70 +272,70 @@ def launch(
         finally:
             torch.set_num_threads(before)
         return
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.elastic.multiprocessing import SignalException
 
-    nodes, node, restarts = (cluster.num_nodes, cluster.node_rank, cluster.max_restarts) if cluster else (1, 0, 0)
-    patience_s = cluster.patience_s if cluster else 60
-    endpoint = (cluster.rendezvous if cluster and nodes > 1 else None) or f"{LOOPBACK}:0"
+    from align.training.ranks.rounds import Agent, Rounds
+
+    cluster = cluster or ClusterConfig.model_validate(_ALONE | {"pools": {}})
+    nodes, node = cluster.num_nodes, cluster.node_rank
+    endpoint = (cluster.rendezvous if nodes > 1 else None) or f"{LOOPBACK}:0"
     listener = None
     if node == 0:
         listener = listen(endpoint)
         endpoint = f"{endpoint.rpartition(':')[0]}:{listener.getsockname()[1]}"
-    rendezvous_handler_registry.register(BACKEND, _Rendezvous)
-    scratch = tempfile.TemporaryDirectory(prefix="align-ranks-")  # the launcher would not remove its own
-    config = LaunchConfig(
-        min_nodes=nodes, max_nodes=nodes, nproc_per_node=num_processes, run_id="align", rdzv_backend=BACKEND,
-        rdzv_endpoint=endpoint, rdzv_configs={"rank": node, "timeout": patience_s, "listener": listener},
-        max_restarts=restarts,
-        start_method="spawn", monitor_interval=0.2, logs_specs=DefaultLogsSpecs(log_dir=scratch.name),
-    )  # fmt: skip
+    scratch = tempfile.TemporaryDirectory(prefix="align-ranks-")  # torch would not remove its own
     ending = Path(scratch.name) / "ending.json"
+    first_gpu = seat.number if torch.cuda.device_count() > 1 else 0  # a launcher may show each process its own only
+    agent = Agent(
+        _worker, (work, threads, first_gpu, cluster.patience_s, endpoint, ending), num_processes,
+        Rounds(endpoint, cluster, listener, saves), scratch.name,
+    )  # fmt: skip
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in signals}
     try:
-        outcomes: dict[int, RankOutcome] = elastic_launch(config, _worker)(work, threads, endpoint, ending)
-    except ChildFailedError as error:
-        if (outcome := left(ending, endpoint)) is not None:
-            raise _error(outcome) from None
-        rank, failure = error.get_first_failure()
-        raise TrainingError(
-            f"training process {rank} died (exit code {failure.exitcode}); see its output above"
-        ) from None
+        result = agent.run()
+    except TrainingError as error:
+        outcome = left(ending, endpoint)
+        raise (_error(outcome) if outcome is not None else error) from None
     except SignalException as error:
         raise TrainingError(f"training was stopped by {error.sigval.name}; run the stage again to resume") from None
     except (DistStoreError, TimeoutError) as error:
         first = str(error).strip().splitlines()[0]
         raise TrainingError(f"node {node} of {nodes} could not reach the others at {endpoint}: {first}") from None
-    finally:  # the launcher does not remove its own handlers
+    finally:  # the agent does not remove its own handlers
         scratch.cleanup()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    for _, outcome in sorted(outcomes.items()):  # they come in the order of their arrival
+    for _, outcome in sorted(result.return_values.items()):  # they come in the order of their arrival
         if outcome is not None:
             raise _error(outcome)
 
 
-def _worker(work: Callable[[Ranks], None], threads: int, endpoint: str, ending: Path) -> RankOutcome:
+def _worker(
+    work: Callable[[Ranks], None], threads: int, first_gpu: int, patience_s: float, endpoint: str, ending: Path,
+    number: int,
+) -> RankOutcome:  # fmt: skip
     when_parent_ends(partial(os.kill, os.getpid(), signal.SIGTERM))
     torch.set_num_threads(threads)
-    device = _device(int(os.environ["LOCAL_RANK"]))
+    device = _device(first_gpu + int(os.environ["LOCAL_RANK"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL and FSDP read it there
     use_interface_to(endpoint)
-    # the agent's store survives a restart, so each attempt has its own prefix: dead ranks' addresses are useless
+    # the agents' store survives a restart, so each round has its own prefix: dead ranks' addresses are useless
     host, _, port = endpoint.rpartition(":")
-    agents, attempt = TCPStore(host, int(port), is_master=False), os.environ["TORCHELASTIC_RESTART_COUNT"]
+    agents, attempt = TCPStore(host, int(port), is_master=False), str(number)
     store = PrefixStore(attempt, agents)
     rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     endings = Endings(agents, attempt, world_size, ending)
     if (outcome := endings.known()) is not None:  # this attempt would meet the same error
         return outcome
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size,
+        timeout=datetime.timedelta(seconds=BEFORE_FIRST_STEP * patience_s),
+        device_id=device if device.type == "cuda" else None,
+    )  # fmt: skip
     try:
-        work(Ranks(dist.get_rank(), dist.get_world_size(), device))
+        work(Ranks(dist.get_rank(), dist.get_world_size(), device, patience_s))
     except RestartError as error:
         say(f"training process {rank}: {error}")
         os._exit(1)  # at once: the other ranks may wait for this one, and it for them

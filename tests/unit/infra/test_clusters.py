@@ -14,13 +14,22 @@ from ruamel.yaml import YAML
 
 from align.cli import VERBS
 from align.config.infrastructure import ClusterConfig
+from align.services.job import Seat, cluster_of_job
 from tests.support import ROOT
 from tests.support.compose import read as read_compose
 from tests.support.params import load_params
 
 SCRIPT, KUBERNETES, IMAGE = ROOT / "infra/slurm/train.sh", ROOT / "infra/kubernetes", ROOT / "infra/Dockerfile"
-#: Starts a job's two tasks as srun does, one after the other.
-SRUN = 'for node in 0 1; do SLURM_NODEID=$node "$@" || exit; done\n'
+#: Starts the tasks of a step of two machines as srun does, one after the other, with what SLURM tells them.
+SRUN = """
+[ "$1" = --kill-on-bad-exit=1 ] || exit 9
+shift
+export SLURM_STEP_NUM_NODES=$NODES SLURM_STEP_NUM_TASKS=$TASKS SLURM_STEP_NODELIST=gpu[7-8] SLURM_JOB_ID=4000123
+for task in $(seq 0 $((TASKS - 1))); do
+  each=$((TASKS / NODES))
+  SLURM_PROCID=$task SLURM_NODEID=$((task / each)) SLURM_LOCALID=$((task % each)) "$@" || exit
+done
+"""
 
 
 def program(folder: Path, name: str, text: str) -> None:
@@ -28,32 +37,37 @@ def program(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-@pytest.mark.parametrize(("num_nodes", "rendezvous"), [(2, "gpu7:29500"), (1, "null")])
-def test_each_machine_of_a_slurm_job_is_told_its_place(tmp_path: Path, num_nodes: int, rendezvous: str) -> None:
+@pytest.mark.parametrize(("nodes", "tasks"), [(2, 2), (1, 1), (2, 4)])
+def test_each_task_of_a_slurm_job_is_told_its_place(tmp_path: Path, nodes: int, tasks: int) -> None:
     assert subprocess.run(["bash", "-n", SCRIPT], check=False).returncode == 0
     assert os.access(SCRIPT, os.X_OK)
-    program(tmp_path, "srun", SRUN if num_nodes == 2 else 'SLURM_NODEID=0 "$@"\n')
-    program(tmp_path, "scontrol", 'test "$*" = "show hostnames gpu[7-8]" && printf "gpu7\\ngpu8\\n"\n')
-    program(tmp_path, "align", 'printf "%s\\n" "$*"\n')
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "gpu[7-8]"}
-    env["SLURM_JOB_NUM_NODES"] = str(num_nodes)
+    program(tmp_path, "srun", SRUN)
+    program(tmp_path, "align", 'printf "%s\\n" "$*"; env | grep ^SLURM_; echo\n')
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODES": str(nodes), "TASKS": str(tasks)}
     command = ["bash", str(SCRIPT), "pretrain", "--set", "pretrain.num_steps=2 # x"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert len(lines) == num_nodes
-    for node, line in enumerate(lines):
-        assert line.startswith("pretrain --set pretrain.num_steps=2 # x ")
-        overrides = re.findall(r"--set (cluster\.\S+)", line)
-        values = load_params(None, overrides).section(ClusterConfig)
-        assert (values.num_nodes, values.node_rank) == (num_nodes, node)
-        assert str(values.rendezvous or "null") == rendezvous
+    said = [each.splitlines() for each in done.stdout.strip().split("\n\n")]
+    assert [words for words, *_ in said] == ["pretrain --set pretrain.num_steps=2 # x"] * tasks
+    for task, (_, *variables) in enumerate(said):
+        place, seat = cluster_of_job(load_params().section(ClusterConfig), dict(one.split("=", 1) for one in variables))
+        assert (place.num_nodes, place.node_rank) == (tasks, task)
+        assert place.rendezvous == (None if tasks == 1 else "gpu7:29623")
+        assert seat == (Seat(task % 2, 2, ranks=1) if tasks > nodes else Seat())
 
 
 def test_a_failed_task_fails_the_slurm_job(tmp_path: Path) -> None:
     program(tmp_path, "srun", "exit 3\n")
-    program(tmp_path, "scontrol", "echo gpu7\n")
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "gpu7", "SLURM_JOB_NUM_NODES": "1"}
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     assert subprocess.run(["bash", str(SCRIPT), "pretrain"], env=env, check=False).returncode == 3
+
+
+def test_training_has_less_time_to_end_than_it_is_granted() -> None:
+    """And a job that lost a machine starts again, with all of each machine's memory."""
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", SCRIPT.read_text("utf-8"), re.M))
+    assert options.keys() >= {"requeue", "exclusive"} and (options["mem"], options["open-mode"]) == ("0", "append")
+    stop_s = load_params().section(ClusterConfig).stop_s
+    assert stop_s < int(options["signal"].removeprefix("TERM@"))
+    assert stop_s < PODS["align-train"]["terminationGracePeriodSeconds"]
 
 
 def documents(folder: str) -> list[dict[str, Any]]:
@@ -85,6 +99,11 @@ def test_the_kubernetes_job_names_its_machines() -> None:
     service, policy, job = (OBJECTS[kind, name] for kind in ("Service", "NetworkPolicy", "Job"))
     spec = job["spec"]
     assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"] == 2
+    assert spec["backoffLimitPerIndex"] > 0 == spec["maxFailedIndexes"] and "backoffLimit" not in spec
+    drained, mistaken = spec["podFailurePolicy"]["rules"]
+    assert drained == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    assert mistaken["action"] == "FailJob" and mistaken["onExitCodes"]["values"] == [2]  # argparse's
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # as such a policy requires
     assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == {"job-name": name}
     assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
     [container] = spec["template"]["spec"]["containers"]

@@ -1,4 +1,4 @@
-"""Batch-norm's Triton kernels: equal to the plain ones on a CPU and on a GPU, and compiled for GPUs that are not here.
+"""Triton kernels: equal to the plain ones on a CPU and on a GPU, and compiled for GPUs that are not here.
 
 CUDA builds of torch bring Triton. Beside others, `make test-full` installs it into .align/triton.
 """
@@ -37,7 +37,7 @@ def run(module: str, *arguments: str, **variables: str) -> str:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("what", ["operations", "layers"])
+@pytest.mark.parametrize("what", ["operations", "layers", "depthwise"])
 def test_the_kernels_compute_what_the_plain_ones_do(what: str, device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no GPU")

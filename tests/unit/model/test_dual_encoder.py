@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,10 +15,11 @@ from align.config.model import ImageTowerName, ModelConfig, TextTowerName
 from align.config.params import Params
 from align.errors import ConfigError, DataError, FormatError
 from align.formats.model_folder import model_digest, tokenizer_of
+from align.model import mbconv
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
-from align.model.mbconv import DepthwiseConv2d, StochasticDepth
+from align.model.mbconv import DepthwiseConv2d, StochasticDepth, _Convolution
 from align.model.presets import IMAGE_TOWERS, TEXT_TOWERS, named_image_tower, named_text_tower
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.release.exchange.interchange import align_config
@@ -104,6 +105,30 @@ def test_depthwise_convolution_equals_upstreams(kernel: int, stride: int, size: 
         results.append((out.detach(), inputs.grad, weight.grad))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, 6), (5, 2, 7), (5, 2, 2), (3, 1, 5)])
+def test_as_cuda_computes_it_a_depthwise_kernel_keeps_its_size(
+    kernel: int, stride: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN is slow at 4x4 and 6x6. In float64, whose gradients are torch's own, as on CUDA."""
+    torch.manual_seed(0)
+    values = torch.randn(2, 3, size, size, dtype=torch.float64), torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
+    apply: Any = _Convolution.apply
+    sides, found, conv2d = list[int](), [], F.conv2d
+
+    def noted(x: torch.Tensor, weight: torch.Tensor, **options: Any) -> torch.Tensor:
+        sides.append(weight.shape[-1])
+        return conv2d(x, weight, **options)
+
+    monkeypatch.setattr(F, "conv2d", noted)
+    for on_cuda in (False, True):
+        monkeypatch.setattr(mbconv, "pads_maps", lambda _, answer=on_cuda: answer)
+        inputs = [each.clone().requires_grad_() for each in values]
+        out = apply(*inputs, stride)
+        found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    torch.testing.assert_close(*found)
+    assert sides == [kernel + stride - 1, kernel]
 
 
 def test_evaluation_is_independent_of_the_batch(model: DualEncoder) -> None:

@@ -1,0 +1,214 @@
+"""What training takes on cards that are not here: `align plan --for 8xH100 --price 2.50`.
+
+Counted, on towers without memory: what a rank holds; the floating-point operations of each of torch's operations in a
+forward and backward pass, and the bytes that it reads and writes. An operation takes as long as its products or its
+bytes do, whichever is longer. The rest of this module's numbers are assumed.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from align.config import Params
+from align.config.fit_tokenizer import FitTokenizerConfig
+from align.config.model import Checkpointing, Locked, ModelConfig
+from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
+from align.display.console import duration, show, show_json
+from align.errors import ConfigError
+from align.model.dual_encoder import DualEncoder
+from align.pipeline.estimate import count, estimate
+from align.training.batches.phases import sizes
+
+
+class Card(NamedTuple):
+    """By NVIDIA's data sheets: memory, dense bfloat16 peak, bandwidth of the memory."""
+
+    num_gb: float
+    tflops: float
+    tb_per_s: float
+
+
+#: Words of a card's name; the first whose words are all in a name counts. None: not known here.
+CARDS: dict[str, Card | None] = {
+    "MIG": None, "Laptop": None, "RTX 4090 D": None, "H200 NVL": None, "H100 PCIe": Card(80, 756, 2.0),
+    "H100 NVL": Card(94, 835, 3.9), "H200": Card(141, 989, 4.8), "H100": Card(80, 989, 3.35),
+    "GH200": Card(96, 989, 4.0), "B200": Card(180, 2250, 7.7), "A100 40GB": Card(40, 312, 1.56),
+    "A100": Card(80, 312, 2.04), "L40S": Card(48, 362, 0.86), "L4": Card(24, 121, 0.3), "A10G": Card(24, 70, 0.6),
+    "A10": Card(24, 125, 0.6), "RTX 4090": Card(24, 165, 1.01),
+}  # fmt: skip
+#: Shares of a card's peak and bandwidth that training reaches; docs/scale.md has the rates that they come from.
+OF_PEAK, OF_BANDWIDTH = 0.6, 0.4
+#: Pictures that a core decodes and crops in a second, and their side (docs/scale.md).
+_DECODED_PER_S, _DECODED_PX = 2145, 346
+#: What `make bench-gpu` wrote last.
+_MEASURED = Path("benchmarks/gpu.md")
+
+_VIEWS = frozenset({
+    "view", "t", "transpose", "permute", "expand", "slice", "split", "split_with_sizes", "select", "unbind",
+    "unsqueeze", "squeeze", "detach", "alias", "unflatten", "flatten", "_unsafe_view",
+})  # fmt: skip
+#: Operation -> how often it reads its maps: statistics and then the values, or two gradients by two kernels.
+_PASSES = {
+    "native_batch_norm": 2, "native_batch_norm_backward": 2, "normalise": 2, "normalise_pooled": 2,
+    "normalise_backward": 2,
+}  # fmt: skip
+
+
+class Work(TorchDispatchMode):
+    """Counts what is dispatched within it; views cost nothing and are left out.
+
+    Attributes:
+        done: name, floating-point operations, and bytes read and written, of each operation.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[str, int, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, packet = func(*args, **(kwargs or {})), func.overloadpacket
+        name, operations, moved = packet.__name__, 0, 0
+        if name in _VIEWS:
+            return result
+        if not name.startswith(("empty", "new_empty")):
+            moved = _bytes((args, kwargs)) * _PASSES.get(name, 1) + _bytes(result)
+        if name == "convolution_backward":  # both of its kernels read the gradient; torch's own count forgets groups
+            moved += _bytes(args[0])
+            operations = 2 * args[0].numel() * args[2][0].numel() * sum(args[-1][:2])
+        elif packet in flop_registry:
+            operations = flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+        self.done.append((name, operations, moved))
+        return result
+
+    def seconds(self, card: Card, share_of_peak: float = 1.0) -> float:
+        """How long a card takes for it."""
+        peak, bandwidth = card.tflops * 1e12 * share_of_peak * OF_PEAK, card.tb_per_s * 1e12 * OF_BANDWIDTH
+        return sum(max(operations / peak, moved / bandwidth) for _, operations, moved in self.done)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def card_named(text: str) -> Card | None:
+    """The card that a name means; None if it is not known here, as a part of a card."""
+    words = set(re.findall(r"\w+", text))
+    return next((card for name, card in CARDS.items() if words.issuperset(name.split())), None)
+
+
+@functools.cache
+def _step(
+    config: ModelConfig, vocab_size: int, how: tuple[Checkpointing, Locked, torch.dtype], pairs: int, again: bool
+) -> Work:
+    """Of so many pairs whose texts have the most tokens; `again`: with the first forward pass of `micro_batch`."""
+    (checkpointing, locked, kind), work = how, Work()
+    with torch.device("meta"):
+        model = DualEncoder(config, vocab_size).train().to(kind)
+        model.lock(locked)
+        model.gradient_checkpointing = checkpointing
+        pixels = torch.zeros(pairs, 3, config.image_px, config.image_px, dtype=kind)
+        ids = torch.zeros(pairs, config.max_tokens, dtype=torch.int64)
+        with work:
+            for last in (False, True) if again else (True,):
+                with torch.set_grad_enabled(last):
+                    images = model.encode_image(pixels.to(memory_format=torch.channels_last))
+                    texts = model.text_projection(model.text_model(ids)[:, 0])
+            learn = [each for each in (images, texts) if each.requires_grad]
+            torch.autograd.backward(learn, [torch.ones_like(each) for each in learn])
+    return work
+
+
+def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, Any]]:
+    """`stage -> {num_pairs, pairs_per_s, measured_pairs_per_s, loader_cores, ..., rank_bytes}` of what is trained.
+
+    Raises:
+        ConfigError: the batch does not divide into so many ranks.
+    """
+    vocab_size = params.section(FitTokenizerConfig).vocab_size
+    found = {}
+    for recipe in (params.section(PretrainConfig), params.section(FinetuneConfig)):
+        if not recipe.num_steps:
+            continue
+        config, taken_s, decoding_s, before = recipe.trained(params.section(ModelConfig)), 0.0, 0.0, 0
+        if wrong := recipe.against(config, 1, num_cards):
+            raise ConfigError(wrong)
+        need = estimate(count(config, vocab_size, recipe, on_gpu=True), recipe, num_ranks=num_cards)
+        pairs, half, work = need.pairs_at_a_time, recipe.precision != "float32", Work()
+        how = recipe.gradient_checkpointing, recipe.locked, torch.bfloat16 if half else torch.float32
+        for size in sizes(recipe, config):
+            own = config.model_copy(update={"image_px": size.image_px, "max_tokens": size.max_tokens})
+            work = _step(own, vocab_size, how, pairs, recipe.micro_batch is not None)
+            seen, before = (size.end - before) * recipe.batch_size, size.end
+            taken_s += seen / num_cards / pairs * work.seconds(card, 1.0 if half else 0.5)  # TF32's peak is half
+            decoding_s += seen / _DECODED_PER_S * (size.resize_px / _DECODED_PX) ** 2
+        num_pairs = recipe.num_steps * recipe.batch_size
+        measured = max(_measured(params, recipe, card), default=None)
+        found[recipe.section] = {
+            "num_pairs": num_pairs, "pairs_per_s": num_pairs / taken_s,
+            "measured_pairs_per_s": None if measured is None else measured * num_cards,
+            "loader_cores": decoding_s / taken_s, "rank_bytes": need.rank_bytes,
+            "operations_per_pair": sum(each[1] for each in work.done) / pairs,
+            "bytes_per_pair": sum(each[2] for each in work.done) / pairs,
+        }  # fmt: skip
+    return found
+
+
+def _measured(params: Params, recipe: Recipe, card: Card) -> Iterator[float]:
+    """Pairs per second of a card, by the page of `make bench-gpu`, if it is of such a card and of these towers."""
+    text, shape = _MEASURED.read_text("utf-8") if _MEASURED.is_file() else "", params.values["model"]
+    here = re.search(r"^\d{4}-\d\d-\d\d .*?: ([^,\n]*)", text, re.MULTILINE)
+    if here is not None and card_named(here[1]) == card:
+        first = f"| {shape['image_tower']} + {shape['text_tower']} | {recipe.gradient_checkpointing} |"
+        for line in (line for line in text.splitlines() if line.startswith(first)):
+            # of one forward and one backward pass, twice as long; `micro_batch` has one more
+            yield float(line.split("|")[4].replace(",", "")) * (0.75 if recipe.micro_batch else 1.0)
+
+
+def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> None:
+    """Prints what training takes on the cards `asked`, such as 8xH100.
+
+    Raises:
+        ConfigError: no such cards are known here, or the batch does not divide among them.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x(.+)", asked)
+    if match is None or (card := card_named(match[2])) is None:
+        known = ", ".join(name.replace(" ", "-") for name, each in CARDS.items() if each)
+        raise ConfigError(f"--for {asked}: expected such as 8xH100; known are {known}")
+    found = reckon(params, card, int(match[1]))
+    lines = [f"{asked}: {card.num_gb:g} GB, {card.tflops:g} TFLOP/s and {card.tb_per_s:g} TB/s each"]
+    for stage, one in found.items():
+        short = "" if one["rank_bytes"] < card.num_gb * 1e9 else f", too much: lower {stage}.micro_batch"
+        lines += [
+            f"{stage}, {one['num_pairs']:,} pairs",
+            f"  a rank  {one['rank_bytes'] / 1e9:,.1f} GB{short}",
+            f"  a pair  {one['operations_per_pair'] / 1e9:,.1f} GFLOP, {one['bytes_per_pair'] / 1e6:,.0f} MB moved",
+            f"  loader  {one['loader_cores']:,.1f} cores in all",
+        ]
+        for source, name in (("reckoned", "pairs_per_s"), ("by make bench-gpu", "measured_pairs_per_s")):
+            if one[name] is not None:
+                hours = one["num_pairs"] / one[name] / 3600
+                cost = "" if price is None else f", {hours * int(match[1]) * price:,.0f} at {price:g} a card and hour"
+                lines.append(f"  {source}: {one[name]:,.0f} pairs/s, {duration(hours * 3600)}{cost}")
+    lines += [
+        "Counted: weights, moments, activations; operations and bytes of both towers, with what is computed again.",
+        f"Assumed: each operation reaches {OF_PEAK:.0%} of the peak or {OF_BANDWIDTH:.0%} of the bandwidth; texts have",
+        f"  the most tokens; a core decodes {_DECODED_PER_S:,} pictures of {_DECODED_PX} px a second.",
+        "Left out: messages between ranks, loss, optimiser, validation, 1 to 2 GB of the libraries' own in each rank.",
+    ]
+    if as_json:
+        show_json(json.dumps(found))
+    else:
+        show(*lines)

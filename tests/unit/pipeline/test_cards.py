@@ -1,0 +1,186 @@
+"""What training takes on cards that are not here: against published rates, and by hand where it is simple."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from align.cli import main
+from align.config.params import profile_overrides
+from align.errors import ConfigError
+from align.pipeline import cards
+from align.pipeline.cards import OF_BANDWIDTH, OF_PEAK, Card, Work, card_named, reckon
+from tests.support import ROOT
+from tests.support.params import PARAMS_FILE, load_params
+
+H100 = Card(80, 989, 3.35)
+
+
+def efficientnet(width: float, depth: float, px: int, pairs: int) -> Work:
+    from transformers import EfficientNetConfig, EfficientNetModel
+
+    config = EfficientNetConfig(width_coefficient=width, depth_coefficient=depth, hidden_dim=int(1280 * width))
+    return _counted(lambda: EfficientNetModel(config), pixel_values=_pixels(pairs, px))
+
+
+def clip(layers: int, width: int, patch: int, text: tuple[int, int], pairs: int, again: bool = False) -> Work:
+    """A CLIP of 224 px and 77 tokens, each attention as two products; `again`: gradient checkpointing."""
+    from transformers import CLIPConfig, CLIPModel
+
+    towers = [
+        {"hidden_size": each, "intermediate_size": size, "num_hidden_layers": number, "num_attention_heads": heads,
+         "hidden_act": "gelu"}
+        for each, size, number, heads in (
+            (width, 6144 if width == 1408 else 4 * width, layers, 16 if width > 768 else 12),
+            (text[1], 4 * text[1], text[0], text[1] // 64),
+        )
+    ]  # fmt: skip
+    towers[0] |= {"patch_size": patch, "image_size": 224}
+    config = CLIPConfig(projection_dim=text[1], vision_config=towers[0], text_config=towers[1])
+
+    def make() -> Any:
+        model = CLIPModel._from_config(config, attn_implementation="eager")
+        if again:
+            model.activation_checkpointing_enable()
+        return model
+
+    ids = torch.ones(pairs, 77, dtype=torch.int64, device="meta")
+    return _counted(make, pixel_values=_pixels(pairs, 224), input_ids=ids)
+
+
+def _pixels(pairs: int, px: int) -> torch.Tensor:
+    return torch.zeros(pairs, 3, px, px, dtype=torch.bfloat16, device="meta")
+
+
+def _counted(make: Callable[[], Any], **inputs: torch.Tensor) -> Work:
+    with torch.device("meta"):
+        model = make().train().to(torch.bfloat16)
+        with Work() as work:
+            found = [each for each in tree_leaves(dict(model(**inputs))) if isinstance(each, torch.Tensor)]
+            learn = [each for each in found if each.requires_grad]
+            torch.autograd.backward(learn, [torch.ones_like(each) for each in learn])
+    return work
+
+
+#: Pairs, or images, a second of one card. EfficientNet: NVIDIA DeepLearningExamples, PyTorch, one A100 80GB, AMP.
+#: B/16 and L/14: open_clip on A100 40GB, samples_per_sec / gpus of trained_models_info.csv, of "Reproducible scaling
+#: laws for contrastive language-image learning" (Cherti et al., 2023). g/14: NVIDIA NeMo's page on CLIP, 8 cards.
+PUBLISHED: dict[str, tuple[Callable[[], Work], int, str, float]] = {
+    "B0, 224 px, A100": (lambda: efficientnet(1.0, 1.0, 224, 256), 256, "A100", 2489),
+    "B4, 380 px, A100": (lambda: efficientnet(1.4, 1.8, 380, 128), 128, "A100", 331),
+    "ViT-B/16, A100 40GB": (lambda: clip(12, 768, 16, (12, 512), 256), 256, "A100 40GB", 134_240 / 344),
+    "ViT-L/14, A100 40GB": (lambda: clip(24, 1024, 14, (12, 768), 112, True), 112, "A100 40GB", 60_328 / 768),
+    "ViT-g/14, A100": (lambda: clip(40, 1408, 14, (24, 1024), 64), 64, "A100", 559 / 8),
+    "ViT-g/14, H100": (lambda: clip(40, 1408, 14, (24, 1024), 64), 64, "H100", 935 / 8),
+}
+
+
+@pytest.mark.costs(5, "transformers, and models that others have timed, operation by operation")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rates_are_met_within_30_per_cent(name: str) -> None:
+    count, pairs, called, published = PUBLISHED[name]
+    card = card_named(called)
+    assert card is not None
+    assert published / (pairs / count().seconds(card)) == pytest.approx(1.0, abs=0.3)
+
+
+def test_an_operation_takes_as_long_as_its_products_or_its_bytes() -> None:
+    card = Card(80, 100.0, 1.0)
+    with torch.device("meta"), Work() as work:
+        large, thin = torch.empty(4096, 4096), torch.empty(4096, 1)
+        large @ large
+        large @ thin
+        large.t()
+    assert [name for name, *_ in work.done] == ["empty", "empty", "mm", "mm"]
+    products, moved = 2 * 4096**3 / (100e12 * OF_PEAK), 4 * (4096**2 + 2 * 4096) / (1e12 * OF_BANDWIDTH)
+    assert work.seconds(card) == pytest.approx(products + moved)
+    assert work.seconds(card, 0.5) == pytest.approx(2 * products + moved)
+
+
+def test_gradients_of_depthwise_convolutions_count_as_much_as_the_forward_pass() -> None:
+    with torch.device("meta"):
+        layer = nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False)
+        x = torch.empty(2, 32, 8, 8, requires_grad=True)
+        with Work() as work:
+            F.conv2d(x, layer.weight, padding=1, groups=32).backward(torch.empty(2, 32, 8, 8))
+    counted = {name: operations for name, operations, _ in work.done}
+    assert counted["convolution"] == 2 * 2 * 32 * 64 * 9
+    assert counted["convolution_backward"] == 2 * counted["convolution"]
+
+
+@pytest.mark.costs(4, "the towers of the paper, operation by operation")
+@pytest.mark.parametrize(("profile", "gflop", "gb"), [("cc3m", 14, 23), ("coyo", 111, 41), ("paper", 806, 3)])
+def test_a_profile_on_eight_cards(profile: str, gflop: float, gb: float) -> None:
+    params = load_params(overrides=profile_overrides(profile))
+    found = reckon(params, H100, 8)["pretrain"]
+    assert found["operations_per_pair"] / 1e9 == pytest.approx(gflop, abs=0.5)
+    assert found["rank_bytes"] / 1e9 == pytest.approx(gb, abs=0.5)
+    products = found["operations_per_pair"] / (H100.tflops * 1e12 * OF_PEAK)
+    moved = found["bytes_per_pair"] / (H100.tb_per_s * 1e12 * OF_BANDWIDTH)
+    assert max(products, moved) < 8 / found["pairs_per_s"] < products + moved
+    assert found["num_pairs"] == params.values["pretrain"]["num_steps"] * params.values["pretrain"]["batch_size"]
+
+
+def small(*overrides: str) -> dict[str, Any]:
+    return reckon(load_params(overrides=["pretrain.num_processes=null", *overrides]), H100, 2)["pretrain"]
+
+
+def test_what_takes_longer_is_reckoned_longer() -> None:
+    plain = small()
+    assert small("pretrain.micro_batch=32")["operations_per_pair"] == pytest.approx(
+        4 / 3 * plain["operations_per_pair"], rel=0.05
+    )
+    assert small("pretrain.gradient_checkpointing=blocks")["pairs_per_s"] < plain["pairs_per_s"]
+    assert small("pretrain.precision=float32")["pairs_per_s"] < 0.7 * plain["pairs_per_s"]
+    assert small("pretrain.phases=[{share: 0.5, image_px: 32}]")["pairs_per_s"] > 1.1 * plain["pairs_per_s"]
+    assert "finetune" not in reckon(load_params(overrides=["finetune.num_steps=0"]), H100, 1)
+
+
+def page(folder: Path, card: str) -> None:
+    (folder / "benchmarks").mkdir(exist_ok=True)
+    (folder / "benchmarks/gpu.md").write_text(
+        f"# What a card does\n\n2026-01-02 10:00 UTC: {card}, driver 580. 500 s in all.\n\n"
+        "| towers | computed again | pairs | pairs / s | step, ms |\n|---|---|---|---|---|\n"
+        "| B3 + Mini | none | 64 | 1,100 | 58 |\n| B3 + Mini | none | 128 | 1,200 | 107 |\n"
+        "| B3 + Mini | cheap | 128 | 1,300 | 98 |\n| B7 + Base | none | 64 | 300 | 213 |\n"
+    )
+
+
+@pytest.mark.costs(4, "the towers of cc3m, operation by operation")
+def test_what_a_card_did_stands_beside_what_is_reckoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page(tmp_path, "NVIDIA H100 80GB HBM3")
+    params = ["--params", str(PARAMS_FILE), "--profile", str(ROOT / "infra/profiles/cc3m.yaml")]
+    command = ["plan", *params, "--set", "finetune.num_steps=0", "--for"]
+    assert main([*command, "8xH100", "--price", "2.50", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["pretrain"]
+    assert found["measured_pairs_per_s"] == 8 * 0.75 * 1200  # it has one more forward pass: micro_batch
+    assert main([*command, "8xH100", "--price", "2.50"]) == 0
+    text = capsys.readouterr().out
+    hours = found["num_pairs"] / 7200 / 3600
+    assert f"by make bench-gpu: 7,200 pairs/s, 63 h 13 min, {hours * 20:,.0f} at 2.5 a card and hour" in text
+    assert "reckoned: " in text and "too much" not in text and "Assumed: " in text
+    page(tmp_path, "NVIDIA A100-SXM4-80GB")
+    assert main([*command, "8xH100"]) == 0
+    text = capsys.readouterr().out
+    assert "bench-gpu:" not in text and "a card and hour" not in text
+    assert main([*command, "1xL4", "--set", "pretrain.micro_batch=512"]) == 0
+    assert "too much: lower pretrain.micro_batch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [("8xT4", "known are H100-PCIe"), ("H100", "expected such as 8xH100"), ("0xH100", "expected"),
+     ("3xH100", "multiple of")],
+)  # fmt: skip
+def test_what_cannot_be_is_refused(asked: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        cards.main(load_params(overrides=["pretrain.num_processes=null"]), asked, None, as_json=False)

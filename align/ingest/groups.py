@@ -152,6 +152,10 @@ class Web(Generic[Shard]):
             names = [*(f"{stretch.name}-{name}" for name in stretch.shards), *groups, stretch.name]
             for _ in in_threads(self.pieces.shared.remove, names, _NUM_THREADS):
                 pass
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes what is here of finished stretches, also of one that a killed run finished."""
         shutil.rmtree(self.pieces.folder / FOLDER, ignore_errors=True)
 
     def _list(self, stretch: Stretch, known: Sequence[str], _: None, shard: Shard) -> Sizes:

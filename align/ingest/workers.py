@@ -116,6 +116,7 @@ def _written(
             answers = web.fetch(stretch, executor, needed, known)
             yield from executor.map(Step(nullcontext, partial(write, stretch, answers), _name_of), left)
             web.remove(stretch, answers)
+    web.clear()
 
 
 def _write(

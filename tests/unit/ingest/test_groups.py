@@ -133,7 +133,7 @@ def test_eight_workers_keep_the_bounds_of_one_host(
 def test_what_was_fetched_is_not_asked_for_again_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: WebServer
 ) -> None:
-    """Killed in the second group, and then while a shard is written."""
+    """Killed in the second group, then while a shard is written, and when all shards are complete."""
     words = command(server, tmp_path / "made", dict.fromkeys(HOSTS, 10))
     use(LocalExecutor(1), monkeypatch)
     watch = Watch(server)
@@ -146,10 +146,14 @@ def test_what_was_fetched_is_not_asked_for_again_after_a_kill(
     with monkeypatch.context() as killed:
         killed.setattr("align.ingest.fetching._raw_row", lambda *args: interrupt())
         assert main(words) == 130
+    with monkeypatch.context() as killed:
+        killed.setattr(groups.Web, "remove", lambda *_: interrupt())
+        assert main(words) == 130
     asked = watch.paths.total()
     assert all(count == 1 for (_, path), count in watch.paths.items() if path != "/robots.txt")
     assert main(words) == 0
     assert before < asked == watch.paths.total()
+    assert not [path for path in (tmp_path / "made/raw").rglob("*") if path.is_dir()]
     assert [row["status"] for shard in raw_shards(tmp_path / "made/raw") for row in read_table(shard).to_pylist()] == [
         "success"
     ] * 70

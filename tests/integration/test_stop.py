@@ -37,7 +37,7 @@ if verb == "register":
     wait()
 """
 SERVER, INGEST = "Starting temporary server", "at work on ingest"
-MAKEFILE = "demo:\n\t@$(PYTHON) -m align.cli run --name demo\n"
+MAKEFILE = 'demo:\n\t@"$(PYTHON)" -m align.cli run --name demo\n'
 
 
 @dataclass

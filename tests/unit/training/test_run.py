@@ -79,6 +79,7 @@ def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path)
             run(plan_of)
 
 
+@pytest.mark.costs(4, "a stage runs twice, and draws its page")
 def test_a_stage_writes_the_same_bytes_every_time(data: tuple[Path, Path], tmp_path: Path) -> None:
     for name, checkpoints in (("a", "first"), ("b", "second"), ("c", "first")):  # c: from a finished run, exports only
         train_stage(

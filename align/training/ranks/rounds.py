@@ -158,7 +158,7 @@ class Agent(LocalElasticAgent):
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         worker_group.spec.args = (*self._arguments, self._rounds.number)
-        return super()._start_workers(worker_group)  # type: ignore[no-any-return]
+        return super()._start_workers(worker_group)  # type: ignore[no-any-return]  # a decorator of torch hides its type
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         context: Any = self._pcontext

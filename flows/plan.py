@@ -150,7 +150,11 @@ def make_plan(run: RunContext, states: States) -> Plan:
 
 def _export(params: Params) -> list[str]:
     """What cannot be done with the model afterwards."""
-    width = image_width(model := params.section(ModelConfig))
+    model = params.section(ModelConfig)
+    if model.libraries:
+        towers = " and ".join(model.libraries)
+        return [f"transformers' AlignModel and open_clip cannot hold towers of {towers}; export it for onnx or torch"]
+    width = image_width(model)
     line = f"model.embed_width {model.embed_width} is not {width}, the image tower's own: transformers' AlignModel"
     return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip, onnx or torch"]
 

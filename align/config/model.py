@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -11,6 +11,10 @@ from align.config.params import Section
 #: Names of published shapes; their numbers are in `align.model.presets`.
 ImageTowerName = Literal["B0", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "L2"]
 TextTowerName = Literal["Mini", "Small", "Medium", "Base", "Large"]
+
+#: A model of timm by its name there, with or without a tag: timm:vit_small_patch16_224.augreg_in1k
+TIMM: Final = "timm:"
+TimmName = Annotated[str, Field(pattern=rf"^{TIMM}\w+(\.\w+)?$")]
 
 #: The samples that share batch statistics in training: groups of `batch_norm_group`, a rank's batch, the global batch.
 BatchNormKind = Literal["group", "batch", "sync"]
@@ -47,9 +51,29 @@ class TextTowerShape(_Shape):
         return self
 
 
+class TransformersTower(_Shape):
+    """A text encoder of transformers: what its config.json has. Keys that it lacks have transformers' defaults."""
+
+    config: dict[str, Any]
+    #: The text is the first token's output, as BERT's; the last one's, as SigLIP's and CLIP's; or the mean of all.
+    pooling: Literal["first", "last", "mean"] = "first"
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.config.get("model_type"):
+            raise ValueError("config needs a model_type of transformers, such as bert or siglip_text_model")
+        return self
+
+
 def _kind(value: object) -> str:
     """Selects the type as which a value is validated, so that an error is only about that type."""
-    return "name" if isinstance(value, str) else "shape"
+    if isinstance(value, str):
+        return "timm" if value.startswith(TIMM) else "name"
+    has_config = isinstance(value, TransformersTower) or (isinstance(value, dict) and "config" in value)
+    return "transformers" if has_config else "shape"
 
 
 class ModelConfig(Section):
@@ -60,19 +84,31 @@ class ModelConfig(Section):
     resize_px: int = Field(ge=32)
     image_px: int = Field(ge=32)  # five halvings
     image_tower: Annotated[
-        Annotated[ImageTowerName, Tag("name")] | Annotated[ImageTowerShape, Tag("shape")], Discriminator(_kind)
+        Annotated[ImageTowerName, Tag("name")]
+        | Annotated[TimmName, Tag("timm")]
+        | Annotated[ImageTowerShape, Tag("shape")],
+        Discriminator(_kind),
     ]
     stochastic_depth: float = Field(ge=0, lt=1)
     batch_norm: BatchNormKind
     batch_norm_group: int = Field(ge=1)
     text_tower: Annotated[
-        Annotated[TextTowerName, Tag("name")] | Annotated[TextTowerShape, Tag("shape")], Discriminator(_kind)
+        Annotated[TextTowerName, Tag("name")]
+        | Annotated[TransformersTower, Tag("transformers")]
+        | Annotated[TextTowerShape, Tag("shape")],
+        Discriminator(_kind),
     ]
     max_tokens: int = Field(ge=4, le=512)
     embed_width: int = Field(ge=8)
     temperature_init: float = Field(gt=0)
     #: For the sigmoid loss; None: the model has no bias.
     logit_bias_init: float | None
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The packages that build its towers, besides torch."""
+        timm = ("timm",) if isinstance(self.image_tower, str) and self.image_tower.startswith(TIMM) else ()
+        return (*timm, "transformers") if isinstance(self.text_tower, TransformersTower) else timm
 
     @property
     def whole_batch(self) -> bool:

@@ -86,6 +86,8 @@ class Recipe(Section):
     learning_rate: float = Field(gt=0)
     text_learning_rate_scale: float = Field(gt=0)
     vector_learning_rate_scale: float = Field(gt=0)
+    #: A factor for each layer below the projections (`align.training.lamb.depth_scales`); 1: all learn alike.
+    layer_decay: float = Field(gt=0, le=1)
     schedule: Literal["linear", "cosine", "constant"]
     warmup_steps: int = Field(ge=0)
     cooldown_steps: int = Field(ge=0)
@@ -245,11 +247,11 @@ class PretrainConfig(Recipe):
 
     def against(self, model: ModelConfig, num_nodes: int, num_processes: int | None) -> str | None:
         """As `Recipe.against`; given weights also have to be those of the model's tower."""
-        given = self.image_weights
-        if given is not None and given.preset != model.image_tower:
+        given, tower = self.image_weights, str(model.image_tower).partition(".")[0]
+        if given is not None and tower not in given.towers:
             return (
                 f"{self.section}.image_weights are of {given.architecture}, so model.image_tower must be "
-                f"{given.preset}, not {model.image_tower}"
+                f"{given.towers[0]}, not {model.image_tower}"
             )
         return super().against(model, num_nodes, num_processes)
 

@@ -29,8 +29,7 @@ from align.evaluate.protocols.labelled import accuracy
 from align.evaluate.protocols.recall import Direction, Score
 from align.formats.evaluation_set import EvaluationSet, Spool
 from align.formats.model_folder import model_digest, read_config
-from align.model.dual_encoder import load_model
-from align.model.image_tower import ImageTower
+from align.model.dual_encoder import AnyImageTower, load_model
 from align.statistics.intervals import Scored
 from align.statistics.paired import Difference, Part, difference
 
@@ -190,5 +189,5 @@ class _Kept(Sequence[bytes]):
         return picture
 
 
-def _tower(model: Path) -> ImageTower:
+def _tower(model: Path) -> AnyImageTower:
     return load_model(model).vision_model.to("cuda" if torch.cuda.is_available() else "cpu")

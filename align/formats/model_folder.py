@@ -88,6 +88,8 @@ def write_model_folder(config: ModelFolderConfig, weights: dict[str, Tensor], di
     from safetensors.torch import save_file  # imports torch, which no other format needs
 
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    names = {tensor.data_ptr(): name for name, tensor in on_cpu.items()}  # a table may have two names, as T5's words
+    on_cpu = {name: one if names[one.data_ptr()] == name else one.clone() for name, one in on_cpu.items()}
     save_file(on_cpu, directory / WEIGHTS)
     config = config.model_copy(update={"weights_sha256": sha256_file(directory / WEIGHTS)})
     write_text(directory / CONFIG, config.to_text())

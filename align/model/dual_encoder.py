@@ -29,8 +29,11 @@ from align.formats.model_folder import (
     write_model_folder,
 )
 from align.model.image_tower import ImageTower
-from align.model.presets import text_shape
+from align.model.library_towers import TimmTower, TransformersTextTower
 from align.model.text_tower import TextTower
+
+#: Pixels to pooled features, of any maker.
+AnyImageTower = ImageTower | TimmTower
 
 #: Texts of similar length that a CPU encodes together: with fewer, small products cost more than padding.
 CPU_TEXTS = 16
@@ -58,15 +61,19 @@ class DualEncoder(nn.Module):
         Args:
             config: the model section.
             vocab_size: rows of the word embedding.
-            text_init_std, position_init_scale: see `TextTower`.
+            text_init_std, position_init_scale: see `TextTower`. Other towers start as their library has it.
         """
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
         self.locked: Locked = "none"
-        self.vision_model = ImageTower(config)
-        self.text_model = TextTower(config, vocab_size, init_std=text_init_std, position_init_scale=position_init_scale)
-        self.text_projection = nn.Linear(text_shape(config).width, config.embed_width)
+        self.vision_model: AnyImageTower = TimmTower(config) if "timm" in config.libraries else ImageTower(config)
+        self.text_model: TextTower | TransformersTextTower = (
+            TransformersTextTower(config, vocab_size)
+            if "transformers" in config.libraries
+            else TextTower(config, vocab_size, init_std=text_init_std, position_init_scale=position_init_scale)
+        )
+        self.text_projection = nn.Linear(self.text_model.width, config.embed_width)
         nn.init.xavier_uniform_(self.text_projection.weight)
         nn.init.zeros_(self.text_projection.bias)
         native = self.vision_model.width == config.embed_width
@@ -146,22 +153,21 @@ class DualEncoder(nn.Module):
             (B, embed_width) float32, L2-normalised.
         """
         if torch.compiler.is_exporting() or input_ids.device.type != "cpu":
-            cls_BF = self._cls(input_ids, attention_mask)
+            features_BF = self.text_features(input_ids, attention_mask)
         else:
             ends_BT = (attention_mask != 0).long() * torch.arange(1, input_ids.shape[1] + 1)
             lengths_B, order_B = ends_BT.amax(dim=1).clamp(min=1).sort(stable=True)
             parts = [
-                self._cls(input_ids[rows, : int(most[-1])], attention_mask[rows, : int(most[-1])])
+                self.text_features(input_ids[rows, : int(most[-1])], attention_mask[rows, : int(most[-1])])
                 for rows, most in zip(torch.split(order_B, CPU_TEXTS), torch.split(lengths_B, CPU_TEXTS), strict=True)
             ]
-            cls_BF = torch.cat(parts)[order_B.argsort()]
-        return F.normalize(self.text_projection(cls_BF).float(), dim=-1)
+            features_BF = torch.cat(parts)[order_B.argsort()]
+        return F.normalize(self.text_projection(features_BF).float(), dim=-1)
 
-    def _cls(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """(B, T) -> (B, F): the last layer's output for [CLS]."""
+    def text_features(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """(B, T) -> (B, F): what the text tower says of each text, before the projection; mask None: no padding."""
         with self._learning("text"):
-            hidden_BTF: Tensor = self.text_model(ids_BT, mask_BT)
-        return hidden_BTF[:, 0]
+            return self.text_model.pooled(ids_BT, mask_BT)
 
 
 def save_model(

@@ -168,7 +168,7 @@ def initialise(module: nn.Module) -> None:
 
 @torch.no_grad()
 def estimate_statistics(
-    tower: ImageTower, batches: Iterable[Tensor], sum_over_ranks: Callable[[Tensor], Tensor] | None = None
+    tower: nn.Module, batches: Iterable[Tensor], sum_over_ranks: Callable[[Tensor], Tensor] | None = None
 ) -> None:
     """Sets the running statistics to the mean of the batch statistics over groups (variance unbiased).
 
@@ -181,6 +181,8 @@ def estimate_statistics(
             all, and no messages are sent.
     """
     norms = [module for module in tower.modules() if isinstance(module, BatchNorm2d)]
+    if not norms:
+        return
     was_training = tower.training
     tower.train()
     for norm in norms:

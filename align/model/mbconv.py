@@ -185,10 +185,10 @@ class StochasticDepth(nn.Module):
         self.keep: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """(B, ...) -> (B, ...)."""
         if not self.training or self.keep is None:
             return x
-        return x * self.keep.to(x.dtype)[:, None, None, None]
+        return x * self.keep.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
 
 class MBConv(nn.Module):

@@ -12,7 +12,8 @@ The paper's main model is L2 with Large (section 4.1), its ablations are B1, B3,
 
 from __future__ import annotations
 
-from align.config.model import ImageTowerName, ImageTowerShape, ModelConfig, TextTowerName, TextTowerShape
+from align.config.model import TIMM, ImageTowerName, ImageTowerShape, ModelConfig, TextTowerName, TextTowerShape
+from align.errors import DataError
 
 #: (width coefficient, depth coefficient)
 _EFFICIENTNET: dict[ImageTowerName, tuple[float, float]] = {
@@ -46,9 +47,11 @@ TEXT_TOWERS = {
 
 
 def image_shape(config: ModelConfig) -> ImageTowerShape:
-    """The coefficients of the image tower, which the config names or gives."""
+    """The coefficients of the image tower, which the config names or gives. Raises DataError: it is of timm."""
     tower = config.image_tower
-    return IMAGE_TOWERS[tower] if isinstance(tower, str) else tower
+    if isinstance(tower, str) and tower.startswith(TIMM):
+        raise DataError(f"image tower {tower} is not ALIGN's: this format cannot hold it; use onnx or torch")
+    return IMAGE_TOWERS[tower] if isinstance(tower, str) else tower  # type: ignore[index]  # a name of ours
 
 
 def scaled(channels: int, scale: ImageTowerShape) -> int:
@@ -64,8 +67,11 @@ def image_width(config: ModelConfig) -> int:
 
 
 def text_shape(config: ModelConfig) -> TextTowerShape:
-    """The sizes of the text tower, which the config names or gives."""
+    """The sizes of the text tower, which the config names or gives. Raises DataError: it is of transformers."""
     tower = config.text_tower
+    if not isinstance(tower, str | TextTowerShape):
+        kind = tower.config["model_type"]
+        raise DataError(f"text tower {kind} is not ALIGN's BERT: this format cannot hold it; use onnx or torch")
     return TEXT_TOWERS[tower] if isinstance(tower, str) else tower
 
 

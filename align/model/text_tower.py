@@ -34,6 +34,7 @@ class TextTower(nn.Module):
     """Token ids -> hidden states of the last layer.
 
     Attributes:
+        width: of the hidden states.
         gradient_checkpointing: with `blocks` the backward pass of training computes layers again; only their input is
             kept. `cheap` has a meaning only for the image tower.
     """
@@ -54,6 +55,7 @@ class TextTower(nn.Module):
         self.embeddings = _Embeddings(shape.width, vocab_size, config.max_tokens)
         self.encoder = _Encoder(shape)
         self.gradient_checkpointing: Checkpointing = "none"
+        self.width = shape.width
         self._initialise(shape.width**-0.5 if init_std is None else init_std, position_init_scale)
 
     @torch.no_grad()
@@ -84,6 +86,11 @@ class TextTower(nn.Module):
             layer.again = self.gradient_checkpointing == "blocks"
             hidden_BTF = layer(hidden_BTF, mask)
         return hidden_BTF
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, T) -> (B, F): the last layer's output for [CLS]."""
+        hidden_BTF: Tensor = self(input_ids, attention_mask)
+        return hidden_BTF[:, 0]
 
 
 def _attended(mask_BT: Tensor) -> Tensor | None:

@@ -125,7 +125,7 @@ def _step(
             for last in (False, True) if again else (True,):
                 with torch.set_grad_enabled(last):
                     images = model.encode_image(pixels.to(memory_format=torch.channels_last))
-                    texts = model.text_projection(model.text_model(ids)[:, 0])
+                    texts = model.text_projection(model.text_features(ids, None))
             learn = [each for each in (images, texts) if each.requires_grad]
             torch.autograd.backward(learn, [torch.ones_like(each) for each in learn])
     return work

@@ -205,7 +205,7 @@ def _towers(config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, 
         ids = torch.zeros(samples, config.max_tokens, dtype=torch.int64)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             images = model.encode_image(pixels)
-            texts = model.text_projection(model.text_model(ids)[:, 0])
+            texts = model.text_projection(model.text_features(ids, None))
     assert images.requires_grad or locked == "image"  # whose projection may be none
     assert texts.requires_grad
     return Counted(

@@ -16,6 +16,7 @@ import torch
 from align.config.recipe import Recipe
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
+from align.model.library_towers import layers
 
 #: Graphs per block or layer: with and without gradients, two sizes of a part, with and without a mask.
 _GRAPHS = 8
@@ -40,12 +41,12 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
         if not recipe.compile:
             yield
             return
-        blocks, layers = list(model.vision_model.encoder.blocks), list(model.text_model.encoder.layer)
-        for module, dynamic in [(block, False) for block in blocks] + [(layer, True) for layer in layers]:
+        of_images, of_texts = layers(model.vision_model), layers(model.text_model)
+        for module, dynamic in [(layer, False) for layer in of_images] + [(layer, True) for layer in of_texts]:
             part = cast(Any, module)
             part.forward = torch.compile(part.forward, dynamic=dynamic)
         # dynamo counts recompilations per piece of code, and all blocks are one: the limit is for all of them together
-        most = _GRAPHS * (len(blocks) + len(layers))
+        most = _GRAPHS * (len(of_images) + len(of_texts))
         with torch._dynamo.config.patch(recompile_limit=most, accumulated_recompile_limit=most):
             yield
     finally:

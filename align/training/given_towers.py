@@ -1,6 +1,7 @@
-"""Towers that were trained elsewhere, as pre-training begins with them: timm's EfficientNet, and a BERT.
+"""Towers that were trained elsewhere, as pre-training begins with them: of timm, and text encoders of transformers.
 
-A converted tower computes what the given one does, with these exceptions, which further training removes:
+`align.model.library_towers` takes them as they are. A tower that is converted to ours, EfficientNet or BERT, computes
+what the given one does, with these exceptions, which further training removes:
 
 * The image tower ends with its last block: timm's 1x1 convolution before the pooling, and its classifier, are dropped.
 * Pictures here are scaled to [-1, 1]. A tower trained on pixels of ImageNet's mean and deviation gets the difference
@@ -17,6 +18,7 @@ A converted tower computes what the given one does, with these exceptions, which
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +36,7 @@ from align.formats.given_tokenizer import read_tokenizer, require_digest
 from align.formats.model_folder import CONFIG, WEIGHTS
 from align.model.batch_norm import EPS
 from align.model.dual_encoder import DualEncoder
+from align.model.library_towers import TimmTower, TransformersTextTower, pixel_buffers
 from align.model.presets import text_shape
 from align.model.timm_names import HEAD, our_names
 from align.model.tokenizer import TextTokenizer
@@ -44,6 +47,9 @@ _PIXELS = {
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 _EPS_OF_TORCH = 1e-5
+
+#: In a configuration of transformers: what decides no feature, or what a text tower sets itself.
+_BESIDES = re.compile("drop|_token_id|vocab_size|init|architectures|dtype|version|use_cache|^tie_|^_|label")
 
 _BERT_FILES = (WEIGHTS, "pytorch_model.bin")
 
@@ -62,7 +68,7 @@ def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer) 
     """
     found: dict[str, Tensor] = {}
     if (image := recipe.image_weights) is not None:
-        found |= _checked(model, "image", image.path, _image(image))
+        found |= _checked(model, "image", image.path, _image(model, image))
     if (text := recipe.text_weights) is not None:
         found |= _checked(model, "text", text.path, _text(model, text, tokenizer))
     return found
@@ -105,13 +111,18 @@ def _shape(shape: torch.Size) -> str:
     return "x".join(map(str, shape)) or "a number"
 
 
-def _image(given: GivenImageTower) -> dict[str, Tensor]:
-    """timm's state dict -> that of `ImageTower`."""
+def _image(model: DualEncoder, given: GivenImageTower) -> dict[str, Tensor]:
+    """timm's state dict -> that of the image tower."""
     where = f"pretrain.image_weights: {given.path}"
     if not given.path.is_file():
         raise DataError(f"{where}: no such file")
     require_digest("pretrain.image_weights", given.path, given.sha256)
-    theirs = {name: value for name, value in _state_dict(where, given.path).items() if not name.startswith(HEAD)}
+    tower = model.vision_model
+    head = tower.classifier if isinstance(tower, TimmTower) else HEAD
+    theirs = {name: value for name, value in _state_dict(where, given.path).items() if not name.startswith(head)}
+    if isinstance(tower, TimmTower):
+        own = {f"model.{name}": value.float() if value.is_floating_point() else value for name, value in theirs.items()}
+        return own | pixel_buffers(*_PIXELS[given.pixels])
     ours = {name: value.float() for name, value in our_names(theirs).items()}
     if not given.of_tensorflow:
         _change_eps(ours)
@@ -153,31 +164,34 @@ def _state_dict(where: str, file: Path) -> dict[str, Tensor]:
 
 
 def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer) -> dict[str, Tensor]:
-    """A BERT's weights -> those of the text tower."""
+    """The weights of a text encoder, or of a BERT, -> those of the text tower."""
     where = f"pretrain.text_weights: {given.path}"
     file = next((given.path / name for name in _BERT_FILES if (given.path / name).is_file()), None)
     if file is None or not (given.path / CONFIG).is_file():
-        raise DataError(f"{where}: no BERT here: expected {CONFIG}, and {' or '.join(_BERT_FILES)}")
+        raise DataError(f"{where}: no text encoder here: expected {CONFIG}, and {' or '.join(_BERT_FILES)}")
     require_digest("pretrain.text_weights", file, given.sha256)
     from transformers import BertConfig, BertModel
     from transformers.utils import logging
 
-    load: Any = BertModel.from_pretrained
+    tower = model.text_model if isinstance(model.text_model, TransformersTextTower) else None
+    load: Any = (type(tower.model) if tower else BertModel).from_pretrained
     silent: Any = logging.disable_progress_bar
     silent()
     try:
-        theirs: Any = BertConfig.from_pretrained(given.path, local_files_only=True)
-        _require_shape(where, theirs, text_shape(model.config))
+        kind: Any = type(tower.model.config) if tower else BertConfig
+        theirs: Any = kind.from_pretrained(given.path, local_files_only=True)
+        _require_values(where, theirs, _computes(tower, theirs) if tower else _bert(text_shape(model.config)))
         with torch.random.fork_rng(devices=[]):
             loaded, problems = load(
-                given.path, config=theirs, add_pooling_layer=False, local_files_only=True, dtype=torch.float32,
-                output_loading_info=True, use_safetensors=file.name == WEIGHTS,
+                given.path, config=theirs, local_files_only=True, dtype=torch.float32, output_loading_info=True,
+                use_safetensors=file.name == WEIGHTS, **({} if tower else {"add_pooling_layer": False}),
             )  # fmt: skip
     except AlignError:
         raise
     except Exception as error:  # noqa: BLE001  # see `_state_dict`
         raise DataError(f"{where}: does not load: {first_line(error)}") from None
-    if missing := sorted(map(str, problems["missing_keys"])):
+    needed = tower.model.state_dict() if tower else loaded.state_dict()  # not a pooler, which we leave out
+    if missing := sorted(map(str, needed.keys() & problems["missing_keys"])):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(f"{where}: the weights are not complete: {', '.join(missing[:3])}{more} missing")
     vocabulary = read_tokenizer(given.path).get_vocab(with_added_tokens=True)
@@ -186,20 +200,34 @@ def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer) -
             f"{where}: its tokenizer has another vocabulary ({len(vocabulary):,} words) than the one to train with "
             f"({tokenizer.vocab_size:,}); set fit_tokenizer.from to this folder, and run `align fit_tokenizer`"
         )
-    weights: dict[str, Tensor] = dict(loaded.state_dict())
-    for table, rows in (("position", model.config.max_tokens), ("word", model.vocab_size)):
-        name = f"embeddings.{table}_embeddings.weight"
-        weights[name] = weights[name][:rows].clone()
-    return weights
+    weights: dict[str, Tensor] = {name: value for name, value in loaded.state_dict().items() if name in needed}
+    words = loaded.get_input_embeddings().weight.data_ptr()
+    weights = {
+        name: one[: model.vocab_size].clone() if one.data_ptr() == words else one for name, one in weights.items()
+    }
+    if tower:
+        return {f"model.{name}": one for name, one in weights.items()}
+    positions = "embeddings.position_embeddings.weight"
+    return weights | {positions: weights[positions][: model.config.max_tokens].clone()}
 
 
-def _require_shape(where: str, theirs: Any, ours: TextTowerShape) -> None:
-    """Compares a BERT's configuration with what the text tower is; another value is another architecture."""
-    wanted = {
+def _bert(ours: TextTowerShape) -> dict[str, Any]:
+    """What a BERT's configuration has to be for the text tower; another value is another architecture."""
+    return {
         "model_type": "bert", "hidden_size": ours.width, "num_hidden_layers": ours.layers,
         "num_attention_heads": ours.heads, "intermediate_size": 4 * ours.width, "hidden_act": "gelu",
         "type_vocab_size": 2, "layer_norm_eps": 1e-12, "is_decoder": False,
     }  # fmt: skip
+
+
+def _computes(tower: TransformersTextTower, theirs: Any) -> dict[str, Any]:
+    """What decides the features in the tower's configuration, of all that either one names."""
+    ours = tower.model.config
+    names = {*ours.to_diff_dict(), *theirs.to_diff_dict()}
+    return {name: getattr(ours, name, None) for name in sorted(names) if not _BESIDES.search(name)}
+
+
+def _require_values(where: str, theirs: Any, wanted: dict[str, Any]) -> None:
     for field, value in wanted.items():
-        if getattr(theirs, field) != value:
-            raise DataError(f"{where}: {field} is {getattr(theirs, field)!r}, model.text_tower needs {value!r}")
+        if getattr(theirs, field, None) != value:
+            raise DataError(f"{where}: {field} is {getattr(theirs, field, None)!r}, model.text_tower needs {value!r}")

@@ -21,7 +21,7 @@ from align.errors import DataError
 from align.formats.model_folder import Imported, read_config, read_weights, write_model_folder
 from align.model.embedder import Embedder
 from align.release.packaging.package import package
-from align.release.packaging.packaged_model import REQUIREMENTS
+from align.release.packaging.packaged_model import REQUIREMENTS, TOWERS
 from align.services.signing import require_signed
 from tests.support import ROOT, answers, small_data, small_model, wait_until
 from tests.support.mlflow_server import free_port
@@ -149,8 +149,10 @@ def test_it_carries_only_the_code_that_loading_needs(folder: Path) -> None:
 
 
 def test_requirements_are_the_ranges_of_pyproject() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert set(REQUIREMENTS) <= set(project)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project, extras = declared["dependencies"], declared["optional-dependencies"]
+    assert {*REQUIREMENTS, TOWERS["transformers"]} <= set(project)
+    assert extras["timm"] == [TOWERS["timm"]]
     imported = set()
     for path in (*(ROOT / "align" / "model").glob("*.py"), *(ROOT / "align" / "pairs").glob("picture*.py")):
         imported |= set(re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE))

@@ -27,7 +27,8 @@ from align.evaluate.fine_tuning.pictures import Crops, Pictures, TrainingBatches
 from align.evaluate.fine_tuning.recipe import Phase, Recipe, View
 from align.evaluate.protocols.labelled import largest
 from align.model.batch_norm import BatchNorm2d
-from align.model.image_tower import ImageTower, estimate_statistics
+from align.model.dual_encoder import AnyImageTower
+from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
 from align.project.provenance import digest
 from align.statistics.randomness import permutation
@@ -68,7 +69,7 @@ class Run:
 class Classifier(nn.Module):
     """The image tower's pooled features and a linear head on them, on the tower's device."""
 
-    def __init__(self, tower: ImageTower, num_classes: int, seed: int) -> None:
+    def __init__(self, tower: AnyImageTower, num_classes: int, seed: int) -> None:
         super().__init__()
         self.tower = tower
         self.head = nn.Linear(tower.width, num_classes)
@@ -103,7 +104,7 @@ class Classifier(nn.Module):
 
 
 def tune(
-    tower: ImageTower, pictures: Pictures, num_classes: int, recipe: Recipe, *, seed: int, folder: CheckpointFolder,
+    tower: AnyImageTower, pictures: Pictures, num_classes: int, recipe: Recipe, *, seed: int, folder: CheckpointFolder,
     machine: Machine,
 ) -> tuple[Classifier, list[float]]:  # fmt: skip
     """Trains a classifier from where its checkpoints end.
@@ -168,7 +169,7 @@ def tune(
     return model.eval(), losses
 
 
-def _require_fit(tower: ImageTower, pictures: Pictures, num_classes: int, recipe: Recipe, machine: Machine) -> None:
+def _require_fit(tower: AnyImageTower, pictures: Pictures, num_classes: int, recipe: Recipe, machine: Machine) -> None:
     if pictures.labels.max() >= num_classes:
         raise DataError(f"{pictures.name}: label {pictures.labels.max()}, but there are {num_classes} classes")
     groups = {norm.group for norm in tower.modules() if isinstance(norm, BatchNorm2d)}
@@ -219,7 +220,7 @@ def _update(
     return total
 
 
-def _estimate(tower: ImageTower, pictures: Pictures, view: View, machine: Machine, pool: ThreadPoolExecutor) -> None:
+def _estimate(tower: AnyImageTower, pictures: Pictures, view: View, machine: Machine, pool: ThreadPoolExecutor) -> None:
     """Sets batch-norm's statistics from centre crops of training pictures.
 
     They are drawn, since the pictures of a class lie together: a group of one class varies less than those of training.
@@ -235,7 +236,7 @@ def _estimate(tower: ImageTower, pictures: Pictures, view: View, machine: Machin
 
 
 def fine_tune(
-    load: Callable[[], ImageTower], splits: tuple[Pictures, Pictures], num_classes: int, recipe: Recipe, *,
+    load: Callable[[], AnyImageTower], splits: tuple[Pictures, Pictures], num_classes: int, recipe: Recipe, *,
     checkpoints: Path, inputs: Mapping[str, str], machine: Machine,
 ) -> list[Run]:  # fmt: skip
     """The runs of a recipe: each trains from the pre-trained tower with a seed of its own, and answers the test.

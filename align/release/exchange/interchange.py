@@ -100,16 +100,17 @@ def write_hugging_face(model: DualEncoder, tokenizer_dir: Path, directory: Path)
     """Writes weights, configuration, tokenizer and processor into an existing folder.
 
     Raises:
-        DataError: the model has an image projection, which upstream does not; or there is no tokenizer.
+        DataError: upstream has no such tower, or the model has an image projection, which upstream does not; or there
+            is no tokenizer.
     """
     width = model.vision_model.width
+    config = align_config(model.config, model.vocab_size, width)
     if not isinstance(model.vision_projection, nn.Identity):
         raise DataError(
             f"embed_width {model.config.embed_width} is not the image tower's own width {width}: "
             f"transformers.AlignModel has no image projection, so it cannot hold this model. Train with "
             f"model.embed_width={width}, or export to open_clip, onnx or torch"
         )
-    config = align_config(model.config, model.vocab_size, width)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights.pop("logit_bias", None)  # moves no embedding
     weights["temperature"] = weights.pop("log_temperature").exp()

@@ -54,6 +54,8 @@ REQUIREMENTS = (
     "torch>=2.9",
     "tqdm>=4.67",
 )
+#: And those that build the towers of some models.
+TOWERS = {"timm": "timm>=1.0.20", "transformers": "transformers>=5.0"}
 
 _ANY = AnyType()  # type: ignore[no-untyped-call]  # MLflow's
 SIGNATURE = ModelSignature(
@@ -170,15 +172,16 @@ def save(directory: Path, *, model: Path, code: Path, metadata: dict[str, Any]) 
         metadata: written into MLmodel.
     """
     from align.durable.files import MARK
-    from align.formats.model_folder import leave_out_import_name
+    from align.formats.model_folder import leave_out_import_name, read_config
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     python = platform.python_version()
+    towers = [TOWERS[name] for name in read_config(model).model.libraries]
     conda_env = {
         "name": "align",
         "channels": ["conda-forge"],
-        "dependencies": [f"python={python}", "pip", {"pip": list(REQUIREMENTS)}],
+        "dependencies": [f"python={python}", "pip", {"pip": [*REQUIREMENTS, *towers]}],
     }
     with warnings.catch_warnings():  # MLflow uses deprecated parts of pandas
         warnings.simplefilter("ignore")

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
+from align.model.library_towers import layers
+from align.model.text_tower import TextTower
 from align.training.ranks.process_group import Ranks
 
 if TYPE_CHECKING:  # FSDP is a large part of torch: only a run that shards imports it
@@ -57,8 +59,9 @@ def shard(model: DualEncoder, ranks: Ranks) -> None:
             _keep_channels_last(module)
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     image, text = model.vision_model, model.text_model
-    units = [*image.encoder.blocks, *text.encoder.layer, text.embeddings, image, text]
-    for unit in cast(list[nn.Module], units):  # inner units first: a tower takes the remaining parameters
+    tables = [text.embeddings] if isinstance(text, TextTower) else []
+    units = [*layers(image), *layers(text), *tables, image, text]
+    for unit in units:  # inner units first: a tower takes the remaining parameters
         part = fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)  # gloo supports no other reduction

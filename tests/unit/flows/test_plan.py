@@ -127,6 +127,8 @@ def test_a_shape_that_one_format_cannot_hold_is_said_before() -> None:
     (said,) = plan_module._export(load_params(overrides=profile_overrides("cc3m")))
     assert said.startswith("model.embed_width 640 is not 384") and "open_clip" in said
     assert plan_module._export(load_params()) == []
+    (said,) = plan_module._export(load_params(overrides=["model.image_tower=timm:test_vit"]))
+    assert "cannot hold towers of timm" in said
 
 
 def plan_of(root: Path, *found: StageState, first: str | None = None) -> Plan:

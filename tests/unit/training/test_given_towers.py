@@ -180,7 +180,7 @@ def test_a_bert_computes_what_transformers_does(bert: tuple[Path, BertModel, Pat
     model = started(of_text(folder), tokenizer)
     ids, mask = tokenizer(["a red bar at the top", "left side in blue and more words than that"])
     expected = theirs(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]
-    torch.testing.assert_close(model._cls(ids, mask), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.text_features(ids, mask), expected, atol=1e-5, rtol=1e-5)
     assert model.text_model.embeddings.position_embeddings.weight.shape[0] == MODEL.max_tokens
     assert model.text_model.embeddings.word_embeddings.weight.shape[0] == tokenizer.vocab_size
     weights = {
@@ -218,6 +218,6 @@ def test_what_is_no_bert_is_one_line(bert: tuple[Path, BertModel, Path], tmp_pat
     (copy / "config.json").write_text("{}")
     assert f"pretrain.text_weights: {copy}: " in refusal(of_text(copy), tokenizer)
     (copy / "pytorch_model.bin").unlink()
-    assert "no BERT here: expected config.json, and model.safetensors or pytorch_model.bin" in refusal(
+    assert "no text encoder here: expected config.json, and model.safetensors or pytorch_model.bin" in refusal(
         pretrain_config(text_weights={"path": str(copy), "sha256": "a" * 64}), tokenizer
     )

@@ -120,8 +120,11 @@ def _until_killed(plan: TrainingPlan, notes: Path) -> dict[int, float]:
             time.sleep(0.05)
     finally:
         whole = psutil.Process(process.pid) if process.is_alive() else None
-        for one in [*whole.children(recursive=True), whole] if whole else ():
+        # the launcher first: it would start a rank again that it sees end
+        processes = [whole, *whole.children(recursive=True)] if whole else []
+        for one in processes:
             one.kill()
+        psutil.wait_procs(processes[1:])  # until then they hold the lock
         process.join()
     return {int(step): at - start for step, at in times.items()}
 

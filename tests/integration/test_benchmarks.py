@@ -292,5 +292,5 @@ def test_the_growth_of_each_stage_is_measured_and_reckoned(
     assert text.startswith("# Scale\n\n") and text.endswith("\n\nEnd.\n") and "old" not in text
     for stage in (*STAGES, *WITH_PICTURES):
         small, large, reckoned = (line for line in text.split("\n") if line.startswith(f"| {stage} |"))
-        assert "[" not in small and "[" in large and reckoned.count("|") == 7
+        assert "[" not in small and "[" in large and reckoned.count("|") == 6
     assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")

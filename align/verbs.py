@@ -227,7 +227,7 @@ COMMANDS = {
     "embed": Verb(
         "align.search.embed",
         "write embeddings of images, texts or a parquet column",
-        ("embed",),
+        (),
         (
             "align embed README.md --out lines.parquet",
             "align embed data/filtered/decisions/00000.parquet --column text --out texts.parquet",

@@ -1,4 +1,4 @@
-"""Sections that say where and how fast, never what: `engine`, `store`, `cluster`, `health`, `embed`. None is DVC's."""
+"""Sections that say where and how fast, never what: `engine`, `store`, `cluster`, `health`. None is DVC's."""
 
 from __future__ import annotations
 
@@ -140,12 +140,3 @@ class HealthConfig(Section):
     device_tflops: float | None = Field(gt=0)
     #: Price of one device, for the cost of a run; None: not reported.
     price_per_hour: float | None = Field(ge=0)
-
-
-class EmbedConfig(Section):
-    """Rows per part file. One part is in memory at a time, and a killed run loses at most one. No stage reads this."""
-
-    section: ClassVar[str] = "embed"
-    changes_bytes: ClassVar[bool] = False
-
-    rows_per_part: Annotated[int, Field(ge=1)]

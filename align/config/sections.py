@@ -19,7 +19,7 @@ from ruamel.yaml.comments import CommentedMap
 from align.config.evaluate import EvaluateConfig
 from align.config.filter import FilterConfig
 from align.config.fit_tokenizer import FitTokenizerConfig
-from align.config.infrastructure import ClusterConfig, EmbedConfig, EngineConfig, HealthConfig, StoreConfig
+from align.config.infrastructure import ClusterConfig, EngineConfig, HealthConfig, StoreConfig
 from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.model import ModelConfig
 from align.config.params import INHERITS, Section
@@ -37,7 +37,7 @@ SECTIONS: dict[str, type[Section]] = {
     for cls in (
         PathsConfig, EngineConfig, StoreConfig, HealthConfig, ClusterConfig, IngestConfig, DownloadConfig, FilterConfig,
         ValidateConfig, ShardConfig, FitTokenizerConfig, ModelConfig, PretrainConfig, FinetuneConfig, EvaluateConfig,
-        IndexConfig, SearchConfig, ServeConfig, EmbedConfig, RegisterConfig, PromoteConfig, RetrainConfig,
+        IndexConfig, SearchConfig, ServeConfig, RegisterConfig, PromoteConfig, RetrainConfig,
     )
 }  # fmt: skip
 

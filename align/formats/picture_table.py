@@ -110,10 +110,6 @@ class PictureTable:
                 if is_text(field.type, lists=True)
             )
         elif self._name.endswith(_JSON):
-            table = json_tables.find_table(str(self._path), self._open)
-            if table is not None:
-                yield from table.names
-                return
             with self._open() as stream:
                 head = islice(json_tables.rows_of(str(self._path), stream), _HEAD_ROWS)
                 yield from dict.fromkeys(name for row in head if row is not None for name in row)
@@ -130,10 +126,6 @@ class PictureTable:
         if self._name.endswith(".parquet"):
             yield from self._parquet_rows(wanted)
         elif self._name.endswith(_JSON):
-            table = json_tables.find_table(str(self._path), self._open)
-            if table is not None:
-                yield from table.rows(wanted)
-                return
             with self._open() as stream:
                 for row in json_tables.rows_of(str(self._path), stream):
                     yield None if row is None else tuple(map(partial(_member, row), wanted))

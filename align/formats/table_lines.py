@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO
 
 _ADDRESS = re.compile(r"\s*\"?(?:(?:https?:)?//|data:)\S", re.IGNORECASE)
@@ -73,15 +73,11 @@ def lines_of(text: io.TextIOBase) -> Iterator[str | None]:
 
 
 @contextmanager
-def as_text(
-    source: IO[bytes] | Callable[[], AbstractContextManager[IO[bytes]]], newline: str | None = None
-) -> Iterator[io.TextIOWrapper]:
-    """A stream as text. The caller closes a stream that it gives; a stream that a function opens is closed here."""
-    with ExitStack() as stack:
-        stream = stack.enter_context(source()) if callable(source) else source
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=newline)
-        try:
-            yield text
-        finally:
-            with suppress(ValueError):  # the caller closed the stream before this generator ended
-                text.detach()
+def as_text(stream: IO[bytes], newline: str | None = None) -> Iterator[io.TextIOWrapper]:
+    """A stream as text. The caller closes the stream."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline=newline)
+    try:
+        yield text
+    finally:
+        with suppress(ValueError):  # the caller closed the stream before this generator ended
+            text.detach()

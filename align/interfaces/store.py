@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -81,40 +80,6 @@ class Mirror(Protocol):
 
     def delete(self, name: str) -> None:
         """Removes a file."""
-
-
-@dataclass(frozen=True)
-class StoredObject:
-    """A small object.
-
-    Attributes:
-        data: its bytes.
-        etag: names its content, and is the condition of a write that replaces it.
-    """
-
-    data: bytes
-    etag: str
-
-
-class ConditionalObjects(Protocol):
-    """Small objects that are written under a condition: of several writers one succeeds. Threads may share it.
-
-    All raise ServiceError if the server is unavailable, and DataError if there is no such bucket, the credentials
-    are refused, or an object is too large to be one of these.
-    """
-
-    def read(self, name: str) -> StoredObject | None:
-        """An object; None if there is none."""
-
-    def write(self, name: str, data: bytes, etag: str | None) -> str | None:
-        """Writes an object if it still has this ETag, or with None: if there is none.
-
-        Returns:
-            Its new ETag; None if the condition does not hold, and nothing was written.
-        """
-
-    def delete(self, name: str) -> None:
-        """Deletes an object, if it exists."""
 
 
 class SharedPieces(Protocol):

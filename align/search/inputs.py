@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,25 +41,15 @@ class EmbedSource:
 
     Attributes:
         location: folder or file.
-        kind: `folder`, `lines` or `column`.
-        column: of a parquet file.
+        shown: what an input has besides its row; None: nothing, as the bytes of an image in a table.
         num_rows: number of inputs; None if only reading tells.
-        fingerprint: changes when the inputs change (names, sizes, modification times).
+        rows: reads the inputs in order, one at a time.
     """
 
     location: Path
-    kind: Literal["folder", "lines", "column"]
-    column: str | None
+    shown: Literal["path", "text"] | None
     num_rows: int | None
-    fingerprint: str
-
-    def rows(self) -> Iterator[EmbedInput]:
-        """Reads the inputs in order, one at a time."""
-        if self.kind == "folder":
-            return _folder_rows(self.location)
-        if self.kind == "column":
-            return _column_rows(self.location, str(self.column))
-        return _line_rows(self.location)
+    rows: Callable[[], Iterator[EmbedInput]]
 
 
 def open_source(location: Path, column: str | None) -> EmbedSource:
@@ -78,12 +67,11 @@ def open_source(location: Path, column: str | None) -> EmbedSource:
         raise DataError(f"{location}: no such file or folder")
     if location.is_dir():
         return _open_folder(location, column)
-    fingerprint = _fingerprint([(location.name, location.stat())])
     if location.suffix.lower() in (".parquet", ".pq"):
-        return _open_parquet(location, column, fingerprint)
+        return _open_parquet(location, column)
     if column:
         raise ConfigError(f"--column {column}: {location} is not a parquet file")
-    return EmbedSource(location, "lines", None, None, fingerprint)
+    return EmbedSource(location, "text", None, partial(_line_rows, location))
 
 
 def _open_folder(folder: Path, column: str | None) -> EmbedSource:
@@ -94,22 +82,21 @@ def _open_folder(folder: Path, column: str | None) -> EmbedSource:
         raise DataError(f"{folder}: no image in it ({num_others:,} other files)")
     if num_others:
         say(f"embed: {num_others:,} files in {folder} have no suffix of an image and are ignored")
-    stamps = ((path.relative_to(folder).as_posix(), path.stat()) for path in images)
-    return EmbedSource(folder, "folder", None, len(images), _fingerprint(stamps))
+    return EmbedSource(folder, "path", len(images), partial(_folder_rows, folder))
 
 
-def _open_parquet(path: Path, column: str | None, fingerprint: str) -> EmbedSource:
+def _open_parquet(path: Path, column: str | None) -> EmbedSource:
     try:
         schema, num_rows = pq.read_schema(path), pq.read_metadata(path).num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a parquet file that can be read: {str(error).splitlines()[0]}") from None
-    if column not in schema.names:
+    if column is None or column not in schema.names:
         problem = f"no column {column!r}" if column else "which column? Give --column NAME"
         raise ConfigError(f"{path}: {problem}; its columns: {', '.join(schema.names)}")
     kind = schema.field(column).type
     if not (_is_text(kind) or _is_bytes(kind) or _is_image_struct(kind)):
         raise ConfigError(f"{path}: column {column!r} is {kind}; expected texts or the bytes of images")
-    return EmbedSource(path, "column", column, num_rows, fingerprint)
+    return EmbedSource(path, "text" if _is_text(kind) else None, num_rows, partial(_column_rows, path, column))
 
 
 def _folder_rows(folder: Path) -> Iterator[EmbedInput]:
@@ -158,13 +145,6 @@ def _image_files(folder: Path) -> tuple[list[Path], int]:
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     images = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     return images, len(files) - len(images)
-
-
-def _fingerprint(stamps: Iterable[tuple[str, os.stat_result]]) -> str:
-    digest = hashlib.sha256()
-    for name, stat in stamps:
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,18 +45,3 @@ def compose(
     if not norm > 0:
         raise ValueError("image and text cancel each other out")
     return np.asarray(total / norm, dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class MinusOutcome:
-    """Share of the top results that name the text taken away, before (image alone) and after (image - text)."""
-
-    before: float
-    after: float
-
-
-def minus_share_ratio(outcomes: Sequence[MinusOutcome]) -> float:
-    """Mean share after, divided by mean share before: 0.5 if it halves. 1 if there was nothing to take away."""
-    before = sum(outcome.before for outcome in outcomes)
-    after = sum(outcome.after for outcome in outcomes)
-    return after / before if before > 0 else 1.0

@@ -13,7 +13,6 @@ from align.display.html import escape, gallery, heading, page, paragraph, pictur
 from align.display.report import Report
 from align.pairs.picture import small, thumbnail
 from align.search.answers import AnsweredQuery
-from align.search.queries import MinusOutcome, minus_share_ratio
 
 _CSS = {None: "", True: "good", False: "bad"}
 
@@ -122,10 +121,12 @@ def index_metrics(
     if asked := [outcome for outcome in composed if outcome["image_key"] is not None]:
         metrics["index/minus/num_asked"] = len(asked)
         metrics["index/minus/num_without_image"] = len(composed) - len(asked)
-        shares = [MinusOutcome(outcome["share_before"], outcome["share_after"]) for outcome in asked]
-        metrics["index/minus/share_before"] = round(sum(share.before for share in shares) / len(shares), 6)
-        metrics["index/minus/share_after"] = round(sum(share.after for share in shares) / len(shares), 6)
-        metrics["index/minus/share_ratio"] = round(minus_share_ratio(shares), 6)
+        before, after = (
+            sum(outcome[f"share_{when}"] for outcome in asked) / len(asked) for when in ("before", "after")
+        )
+        metrics["index/minus/share_before"], metrics["index/minus/share_after"] = round(before, 6), round(after, 6)
+        # 0.5 if the share halves; 1 if there was nothing to take away
+        metrics["index/minus/share_ratio"] = round(after / before if before > 0 else 1.0, 6)
         for when in ("before", "after"):
             expected = [float(outcome[f"expected_{when}"]) for outcome in asked]
             metrics[f"index/minus/expected_{when}"] = round(sum(expected) / len(expected), 6)

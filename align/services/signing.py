@@ -76,14 +76,9 @@ def require_signed(model: Path, signature: Path, what: str | None = None) -> Non
 
 def log_signature(tracker: Tracker, version: Version, signature: Path) -> None:
     """Keeps a signature with a version, if there is one that it does not have."""
-    if not is_kept(version, signature):
+    if signature.is_file() and version.tags.get(SIGNATURE_DIGEST) != sha256_file(signature):
         tracker.log_text(version.run_id, signature.read_text("utf-8"), f"{_ARTIFACT}/{SIGNATURE}")
         tracker.registry.set_version_tags(version, {SIGNATURE_DIGEST: sha256_file(signature)})
-
-
-def is_kept(version: Version, signature: Path) -> bool:
-    """Whether the version has this signature, or there is none."""
-    return not signature.is_file() or version.tags.get(SIGNATURE_DIGEST) == sha256_file(signature)
 
 
 def require_signed_version(registry: Registry, version: Version, model: Path | None = None) -> None:

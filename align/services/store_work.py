@@ -26,7 +26,6 @@ from align.durable.files import fsync, is_temporary, sha256_file, temporary_name
 from align.durable.work import CLAIMS
 from align.errors import CorruptError, DataError, ServiceError
 from align.formats.json_file import StoredModel, parse
-from align.interfaces.store import ConditionalObjects, StoredObject
 from align.services.s3 import client as store_client
 from align.services.s3.locations import split_uri
 from align.services.s3.store import read_checked
@@ -46,26 +45,6 @@ class _Done(StoredModel):
 
     schema_version: Literal[1]
     files: tuple[_File, ...]
-
-
-@dataclass(frozen=True)
-class SmallObjects:
-    """`ConditionalObjects` below a location in S3."""
-
-    config: StoreConfig
-    location: str
-
-    def read(self, name: str) -> StoredObject | None:
-        """See `ConditionalObjects`."""
-        return store_client.read_small(self.config, f"{self.location}/{name}", _MAX_DONE_BYTES)
-
-    def write(self, name: str, data: bytes, etag: str | None) -> str | None:
-        """See `ConditionalObjects`."""
-        return store_client.write_if(self.config, f"{self.location}/{name}", data, etag)
-
-    def delete(self, name: str) -> None:
-        """Deletes an object, if it exists."""
-        store_client.remove(self.config, f"{self.location}/{name}")
 
 
 @dataclass(frozen=True)
@@ -101,11 +80,11 @@ class StoreWork:
         if stored is None:
             for file in listed:
                 self._upload(folder / file.name, file)
-            if self._small.write(_name_of(piece), done.model_dump_json().encode(), None) is not None:
+            if store_client.write_new(self.config, self._list_of(piece), done.model_dump_json().encode()):
                 return
             stored = self._done(piece)  # another was first, or the answer to our request was lost
             if stored is None:
-                raise ServiceError(f"{self.location}/{_name_of(piece)}: the server refuses it; run again")
+                raise ServiceError(f"{self._list_of(piece)}: the server refuses it; run again")
         if stored != done:
             self._download(piece, stored, folder, files)
 
@@ -120,26 +99,25 @@ class StoreWork:
         """See `SharedPieces`."""
         uri = _places(self, piece).get(file)
         if uri is None:
-            raise DataError(f"{self.location}/{_name_of(piece)}: has no file {file!r}; run the stage again")
+            raise DataError(f"{self._list_of(piece)}: has no file {file!r}; run the stage again")
         return store_client.read_range(self.config, uri, offset, size)
 
     def remove(self, piece: str) -> None:
         """See `SharedPieces`."""
         done = self._done(piece)
-        self._small.delete(_name_of(piece))
+        store_client.remove(self.config, self._list_of(piece))
         for file in done.files if done else ():
             store_client.remove(self.config, self._uri(file))
 
-    @property
-    def _small(self) -> SmallObjects:
-        return SmallObjects(self.config, self.location)
+    def _list_of(self, piece: str) -> str:
+        return f"{self.location}/done/{piece}.json"
 
     def _done(self, piece: str) -> _Done | None:
-        found = self._small.read(_name_of(piece))
+        where = self._list_of(piece)
+        found = store_client.read_small(self.config, where, _MAX_DONE_BYTES)
         if found is None:
             return None
-        where = f"{self.location}/{_name_of(piece)}"
-        done = parse(_Done, found.data, where, "delete the object and run again")
+        done = parse(_Done, found, where, "delete the object and run again")
         seen: set[str] = set()
         for file in done.files:
             if not _is_of_a_piece(file.name) or file.name in seen or not re.fullmatch("[0-9a-f]{64}", file.sha256):
@@ -163,7 +141,7 @@ class StoreWork:
 
     def _download(self, piece: str, done: _Done, folder: Path, here: Sequence[str]) -> None:
         """Puts the files of a piece in the place of those that may be `here`; the last one completes it."""
-        where = f"{self.location}/{_name_of(piece)}"
+        where = self._list_of(piece)
         names = [file.name for file in done.files]
         if names[-1:] != [here[-1]]:
             raise CorruptError(f"{where}: does not end with the file {here[-1]!r}; delete the object and run again")
@@ -212,12 +190,8 @@ def _places(work: StoreWork, piece: str) -> dict[str, str]:
     """Where the files of a complete piece are. It never changes."""
     done = work._done(piece)
     if done is None:
-        raise DataError(f"{work.location}/{_name_of(piece)}: missing; run the stage again")
+        raise DataError(f"{work._list_of(piece)}: missing; run the stage again")
     return {file.name: work._uri(file) for file in done.files}
-
-
-def _name_of(piece: str) -> str:
-    return f"done/{piece}.json"
 
 
 def open_work(config: StoreConfig, runner: str, stage: str, key: str) -> StoreWork | None:
@@ -229,19 +203,20 @@ def open_work(config: StoreConfig, runner: str, stage: str, key: str) -> StoreWo
     if config.work is None or runner == "local":
         return None
     prefix = config.work.rstrip("/")
-    require_conditions(SmallObjects(config, prefix), f"probe-{secrets.token_hex(16)}", prefix)
+    require_conditions(config, prefix)
     return StoreWork(config, f"{prefix}/{stage}/{key}")
 
 
-def require_conditions(objects: ConditionalObjects, name: str, location: str) -> None:
+def require_conditions(config: StoreConfig, location: str) -> None:
     """Checks with an object of its own that a server writes a new object once. Raises ServiceError if it does not."""
+    uri = f"{location}/probe-{secrets.token_hex(16)}"
     try:
-        first = objects.write(name, b"1", None)
-        second = objects.write(name, b"2", None)
-        found = objects.read(name)
+        first = store_client.write_new(config, uri, b"1")
+        second = store_client.write_new(config, uri, b"2")
+        found = store_client.read_small(config, uri, _MAX_DONE_BYTES)
     finally:
-        objects.delete(name)
-    if (first is None and (found is None or found.data != b"1")) or second is not None:
+        store_client.remove(config, uri)
+    if (not first and found != b"1") or second:
         raise ServiceError(
             f"{location}: this server ignores the condition of a write (If-None-Match), so two machines could mix "
             "their files; set store.work to another server, or share a disk instead"

@@ -11,7 +11,8 @@ import pytest
 
 from align.durable.pieces import Piece, Pieces
 from align.errors import AlignError, CorruptError, ServiceError
-from align.services.store_work import SmallObjects, StoreWork, open_work
+from align.services.s3 import client
+from align.services.store_work import StoreWork, open_work
 from tests.support import local_store
 from tests.support.s3_server import S3Server, serve
 
@@ -61,7 +62,8 @@ def test_a_piece_whose_files_are_stored_and_not_its_end_is_made_again(
 ) -> None:
     files = piece(tmp_path / "one", tar="of one", table="one")
     with monkeypatch.context() as patched:
-        patched.setattr(SmallObjects, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed here
+        patched.setattr(client, "write_new", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed here
+
         with pytest.raises(KeyboardInterrupt):
             work.publish("0", tmp_path / "one", files)
     assert not work.has("0")

@@ -12,7 +12,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
@@ -171,17 +170,10 @@ class Tables:
             yield from zip(*columns, [source] * len(batch), strict=True)
 
     def _json(self, file: str, tell: Callable[[Choice], None]) -> Iterator[TableRow]:
-        opening = partial(self.unpacked, file)
-        table = json_tables.find_table(file, opening)
-        if table is not None:
-            of_table, text = self._positions(file, table.names, tell)
-            chosen = [None if at is None else table.names[at] for at in of_table]
-            yield from ((*row, text) for row in cast(Iterator[tuple[Any, Any, Any]], table.rows(chosen)))
-            return
         names: list[str] = []
         positions: Positions = ()
         source = _UNNAMED
-        with opening() as stream:
+        with self.unpacked(file) as stream:
             for row in json_tables.rows_of(file, stream):
                 if row is None:
                     yield UNREADABLE, None, None, source

@@ -13,7 +13,6 @@ from pathlib import Path
 from align.config.infrastructure import HealthConfig
 from align.errors import ServiceError
 from align.services.tracking.address import has_store
-from align.services.tracking.reader import StoredRuns, reader
 from align.services.tracking.tracker import Tracker
 
 #: The stages that train.
@@ -36,7 +35,7 @@ class Costs:
     def __init__(self, experiment: str, health: HealthConfig) -> None:
         self._experiment, self._health = experiment, health
         self.problem: str | None = None
-        self._tracker: Tracker | StoredRuns | None = None
+        self._tracker: Tracker | None = None
         if not has_store():
             self.problem = (
                 "no cost: MLflow was not used here (MLFLOW_TRACKING_URI is not set, and there is no mlflow.db)"
@@ -50,11 +49,11 @@ class Costs:
         """What a run of MLflow recorded, even one that failed."""
         return self._of(lambda tracker: [run_id])
 
-    def _of(self, runs: Callable[[Tracker | StoredRuns], list[str]]) -> dict[str, float | str]:
+    def _of(self, runs: Callable[[Tracker], list[str]]) -> dict[str, float | str]:
         if self.problem:
             return {}
         try:
-            self._tracker = self._tracker or reader()
+            self._tracker = self._tracker or Tracker()
             costs: dict[str, float | str] = {}
             for run_id in runs(self._tracker):
                 costs = self._of_run(self._tracker, run_id) | costs
@@ -70,7 +69,7 @@ class Costs:
                 costs.setdefault(f"{stage}/{COST}", hours * price)
         return costs
 
-    def _of_run(self, tracker: Tracker | StoredRuns, run_id: str) -> dict[str, float | str]:
+    def _of_run(self, tracker: Tracker, run_id: str) -> dict[str, float | str]:
         logged = tracker.metrics(run_id)
         known: dict[str, float | str] = {
             f"{stage}/{what}": logged[f"{stage}/train/{what}"]

@@ -7,10 +7,10 @@ cache or its remotes; for the checkout, both from its files. For the cost, see `
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
@@ -18,6 +18,7 @@ from align.config.params import INHERITS, PARAMS_FILE, parse_yaml
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.errors import DataError, FormatError, without_logins
 from align.formats.query_ranks import RANKS
+from align.lineage.versions.data_chain import CheckoutOut, Out, RecordedOut
 from align.lineage.versions.data_versions import DataVersions
 from align.services.git import git_if_any
 
@@ -99,18 +100,20 @@ def read_run(name: str, root: Path, paths: PathsConfig, versions: DataVersions) 
     day, _, parents = (git_if_any(root, "show", "-s", "--format=%cs %P", commit) or "").strip().partition(" ")
     if name == HERE:
         text = (root / PARAMS_FILE).read_text("utf-8") if (root / PARAMS_FILE).is_file() else None
-        files: _Files = _CheckoutFiles(root)
+        out, reports = _outs_in(root), _reports_in(root, paths)
     else:
         text = git_if_any(root, "show", f"{commit}:{PARAMS_FILE}")
-        files = _RecordedFiles(versions.lock(shown), versions)
+        md5s, folder = versions.lock(shown), f"{paths.reports.as_posix()}/"
+        out = _recorded_outs(md5s, versions)
+        reports = sorted(path for path, md5 in md5s.items() if path.startswith(folder) and md5.endswith(".dir"))
     values = _values(text, shown)
     others = MAKE_PRETRAINED if _begins_elsewhere(values) else ()
     if others:
-        shape = (_read(files, paths.finetuned.as_posix(), _CONFIG) or {}).get("model")
+        shape = (_read(out, paths.finetuned.as_posix(), _CONFIG) or {}).get("model")
         values = _of_another_start(values, shape if isinstance(shape, dict) else {})
     made_from = None if name == HERE else parents.split(" ")[0]
     run = ComparedRun(shown, commit, day, made_from, dict(_flat(values, "")), others=others)
-    _read_reports(run, files, paths)
+    _read_reports(run, out, reports, paths)
     return run
 
 
@@ -129,30 +132,43 @@ def read_folder(name: str, folder: Path, paths: PathsConfig | None) -> ComparedR
     values = _values(file.read_text("utf-8") if file.is_file() else None, name)
     run = ComparedRun(name, "", "", None, dict(_flat(values, "")))
     if paths is not None:
-        _read_reports(run, _CheckoutFiles(folder), paths)
+        _read_reports(run, _outs_in(folder), _reports_in(folder, paths), paths)
     return run
 
 
-def _read_reports(run: ComparedRun, files: _Files, paths: PathsConfig) -> None:
-    for path in files.reports(paths.reports.as_posix()):
+def _outs_in(folder: Path) -> Callable[[str], Out]:
+    return lambda path: CheckoutOut(folder / path)
+
+
+def _recorded_outs(md5s: Mapping[str, str], versions: DataVersions) -> Callable[[str], Out]:
+    return lambda path: RecordedOut(path, md5s.get(path), versions)
+
+
+def _reports_in(folder: Path, paths: PathsConfig) -> list[str]:
+    names = sorted(path.parent.name for path in (folder / paths.reports).glob(f"*/{_METRICS}"))
+    return [(paths.reports / name).as_posix() for name in names]
+
+
+def _read_reports(run: ComparedRun, out: Callable[[str], Out], reports: Sequence[str], paths: PathsConfig) -> None:
+    for path in reports:
         if PurePath(path).name in run.others:
             continue
-        metrics = _read(files, path, _METRICS)
+        metrics = _read(out, path, _METRICS)
         if metrics is None:
-            run.notes.append(f"{run.name}: {files.why_missing(path)}")
+            run.notes.append(f"{run.name}: {out(path).why_missing}")
         run.metrics |= metrics or {}
     for what, path, file, key in (
         ("data", paths.shards.as_posix(), _MANIFEST, "digest"),
         ("model", (paths.reports / "package").as_posix(), _REPORT, "digest"),
     ):
-        if (content := _read(files, path, file)) and key in content:
+        if (content := _read(out, path, file)) and key in content:
             run.digests[what] = str(content[key])
-    run.ranks = files.file((paths.reports / "evaluation").as_posix(), RANKS)
+    run.ranks = out((paths.reports / "evaluation").as_posix()).file(RANKS)
 
 
-def _read(files: _Files, path: str, name: str) -> dict[str, Any] | None:
+def _read(out: Callable[[str], Out], path: str, name: str) -> dict[str, Any] | None:
     """A JSON file of an out; None if it cannot be read."""
-    file = files.file(path, name)
+    file = out(path).file(name)
     return _json(file.read_bytes(), f"{path}/{name}") if file else None
 
 
@@ -163,52 +179,6 @@ def code_changes(root: Path, one: ComparedRun, other: ComparedRun) -> list[str]:
     else:
         commits = [one.commit, other.commit]
     return (git_if_any(root, "diff", "--name-only", "--no-renames", *commits, "--", *CODE) or "").splitlines()
-
-
-class _Files(Protocol):
-    """What the stages of one run wrote."""
-
-    def reports(self, folder: str) -> list[str]:
-        """The reports' folders of the run."""
-
-    def file(self, path: str, name: str) -> Path | None:
-        """A file of an out; None if it is not here."""
-
-    def why_missing(self, path: str) -> str:
-        """Why an out's file cannot be read, and what to do."""
-
-
-class _CheckoutFiles:
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def reports(self, folder: str) -> list[str]:
-        return sorted(f"{folder}/{path.parent.name}" for path in (self._root / folder).glob(f"*/{_METRICS}"))
-
-    def file(self, path: str, name: str) -> Path | None:
-        target = self._root / path / name
-        return target if target.is_file() else None
-
-    def why_missing(self, path: str) -> str:
-        return f"{path} has no {_METRICS}"
-
-
-class _RecordedFiles:
-    def __init__(self, outs: Mapping[str, str], versions: DataVersions) -> None:
-        self._outs, self._versions = outs, versions
-
-    def reports(self, folder: str) -> list[str]:
-        return sorted(
-            path for path, md5 in self._outs.items() if path.startswith(f"{folder}/") and md5.endswith(".dir")
-        )
-
-    def file(self, path: str, name: str) -> Path | None:
-        md5 = self._outs.get(path)
-        files = self._versions.files(md5) if md5 else None
-        return self._versions.object(files[name]) if files and name in files else None
-
-    def why_missing(self, path: str) -> str:
-        return self._versions.how_to_get(path)
 
 
 def _resolve(root: Path, name: str) -> tuple[str, str]:

@@ -31,9 +31,8 @@ from align.lineage.versions.data_versions import DataVersions
 from align.pipeline import run_records
 from align.services.git import git_if_any
 from align.services.tracking.address import has_store
-from align.services.tracking.reader import reader
 from align.services.tracking.runs_view import TrackedRun, run_address
-from align.services.tracking.tracker import ATTEMPT, ENDED, FLOW_RUN
+from align.services.tracking.tracker import ATTEMPT, ENDED, FLOW_RUN, Tracker
 
 State = Literal["finished", "running", "cancelled", "killed", "failed", "unknown"]
 #: What `align run` keeps of a failed run, see flows/checkout/failed_runs.py.
@@ -145,7 +144,7 @@ class RunList:
         if not has_store():
             return []
         try:
-            return reader().runs()
+            return Tracker().runs()
         except ServiceError as error:
             self.problems.append(str(error))
             return []

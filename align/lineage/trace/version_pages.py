@@ -22,8 +22,8 @@ from align.config.release import RegisterConfig
 from align.display.console import say
 from align.durable.locks import locked
 from align.errors import AlignError, DataError
-from align.services.tracking.reader import reader
 from align.services.tracking.registry import LINEAGE_PAGE, Version, aliases_of
+from align.services.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from align.lineage.trace.pairs import Surroundings
@@ -37,7 +37,7 @@ def follow_aliases(params: Params) -> None:
     name = params.section(RegisterConfig).model_name
     try:
         with locked(LOCK, "the lineage pages", lambda _line: None):
-            registry = reader().registry
+            registry = Tracker().registry
             aliases = registry.aliases(name)
             stale = [one for one in registry.versions(name) if one.run_id and _shown(one) != aliases_of(aliases, one)]
             left = _draw_all(params, stale) if stale else []

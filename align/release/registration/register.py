@@ -38,9 +38,8 @@ from align.release.registration.model_card import CARD, Champion, ModelCard
 from align.release.registration.results import PipelineOutputs, Results, read_results
 from align.release.registration.shown import all_metrics, headline, log_report, tables, view
 from align.services.git import LOCK_FILE, commit_files, git, git_if_any
-from align.services.signing import SIGNATURE, is_kept, log_signature, require_signed
-from align.services.tracking.address import current_flow_run_id, current_run_id, has_store
-from align.services.tracking.reader import StoredRuns, reader
+from align.services.signing import SIGNATURE, log_signature, require_signed
+from align.services.tracking.address import current_flow_run_id, current_run_id
 from align.services.tracking.registry import (
     CANDIDATE,
     CHAMPION,
@@ -179,11 +178,6 @@ def log_index(tracker: Tracker, version: Version, index: Path, model: Path, pack
     return tags
 
 
-def is_logged(version: Version, index: Path) -> bool:
-    """Whether the version has this index, or there is none."""
-    return not (index / _HEADER).is_file() or version.tags.get(INDEX_DIGEST) == sha256_folder(index)
-
-
 def _belongs(index: Path, model: Path, packaged: Path) -> bool:
     """Whether the index was made with the model in `model`, and that is the one that was packaged."""
     copies = [path for path in packaged.glob(f"artifacts/*/{WEIGHTS}") if path.is_file()]
@@ -239,8 +233,6 @@ def register(
     """
     results = read_results(outputs, values)
     require_signed(outputs.packaged, _signature(outputs))
-    if tracker is None and run_id is None and (done := _as_before(config, outputs, values, results)):
-        return done
     tracker = tracker or Tracker()
     earlier = tracker.find_run(config.experiment, _RUN_DIGEST, results.digest)
     reused = earlier if run_id is None else None
@@ -272,30 +264,6 @@ def register(
     if ends_here:
         tracker.end_run(run)
     return Registration(version=version, created=created, run_id=run, mlflow=tracker.uri)
-
-
-def _as_before(
-    config: RegisterConfig, outputs: PipelineOutputs, values: Mapping[str, Any], results: Results
-) -> Registration | None:
-    """What was registered before, if nothing of it is missing; None if there is something to write.
-
-    A run gets its digest last, so one that has it has all the rest.
-    """
-    stored = reader() if has_store() else None
-    if not isinstance(stored, StoredRuns):
-        return None
-    runs = stored.find_runs(config.experiment, _RUN_DIGEST, results.digest)
-    versions = stored.registry.versions(config.model_name)
-    named = [one for one in versions if one.tags.get(MODEL_DIGEST) == results.model_digest]
-    if not runs or not named or not stored.has_view(config.experiment, *view(values)):
-        return None
-    version = named[-1]
-    if not is_kept(version, _signature(outputs)):
-        return None
-    has_index = outputs.index is None or outputs.finetuned is None or is_logged(version, outputs.index)
-    if not has_index or stored.registry.aliases(config.model_name).get(CANDIDATE) != version.number:
-        return None
-    return Registration(version=version, created=False, run_id=runs[0], mlflow=stored.uri)
 
 
 def _signature(outputs: PipelineOutputs) -> Path:

@@ -31,7 +31,6 @@ from urllib3.exceptions import HTTPError
 
 from align.config.infrastructure import StoreConfig
 from align.errors import DataError, ServiceError, without_logins
-from align.interfaces.store import StoredObject
 from align.services.s3.locations import Stat, split_uri
 
 T = TypeVar("T")
@@ -183,7 +182,7 @@ def read_range(config: StoreConfig, uri: str, offset: int, size: int, etag: str 
             raise
 
 
-def read_small(config: StoreConfig, uri: str, max_bytes: int) -> StoredObject | None:
+def read_small(config: StoreConfig, uri: str, max_bytes: int) -> bytes | None:
     """A whole object that has few bytes; None if it does not exist.
 
     Raises:
@@ -191,7 +190,7 @@ def read_small(config: StoreConfig, uri: str, max_bytes: int) -> StoredObject | 
     """
     bucket, key = split_uri(uri)
 
-    def attempt() -> StoredObject | None:
+    def attempt() -> bytes | None:
         try:
             answer = client(config).get_object(Bucket=bucket, Key=key)
         except ClientError as error:
@@ -201,34 +200,27 @@ def read_small(config: StoreConfig, uri: str, max_bytes: int) -> StoredObject | 
         if answer.get("ContentLength", 0) > max_bytes:
             answer["Body"].close()
             raise DataError(f"{uri}: {answer['ContentLength']:,} bytes; at most {max_bytes:,} are expected")
-        return StoredObject(_body(uri, answer, max_bytes), answer["ETag"])
+        return _body(uri, answer, max_bytes)
 
     with explained(uri):
         return retried(config, uri, attempt)
 
 
-def write_if(config: StoreConfig, uri: str, data: bytes, etag: str | None) -> str | None:
-    """Writes a small object if it still has this ETag, or with None: if it does not exist.
+def write_new(config: StoreConfig, uri: str, data: bytes) -> bool:
+    """Writes a small object if there is none; returns whether it did.
 
-    Returns:
-        Its new ETag; None if the condition does not hold. None is also the answer if the server obeyed, its answer was
-        lost and the request was repeated: read the object to tell.
-
-    Raises:
-        As `explained`.
+    False is also the answer if the server obeyed, its answer was lost and the request was repeated: read the object to
+    tell. Raises as `explained`.
     """
     bucket, key = split_uri(uri)
-    condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
     with explained(uri):
         try:
-            answer = client(config).put_object(Bucket=bucket, Key=key, Body=data, **condition)
+            client(config).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except ClientError as error:
-            code = error.response["Error"].get("Code")
-            if code in _PRECONDITION or (etag is not None and code == "NoSuchKey"):
-                return None
+            if error.response["Error"].get("Code") in _PRECONDITION:
+                return False
             raise
-    written: str = answer["ETag"]
-    return written
+    return True
 
 
 def list_objects(config: StoreConfig, bucket: str, prefix: str) -> Iterator[str]:

@@ -3,7 +3,6 @@
 tracker      runs, metrics, artifacts; the one module that imports MLflow
 registry     versions of a model, their tags and aliases
 address      which MLflow, and which run, as the environment says
-reader       MLflow's database file, read without MLflow
 database     where that file is, and where it says that artifacts are
 live_log     metrics of a training run while it trains
 runs_view    a run as MLflow has recorded it; how MLflow's list of runs opens

@@ -65,9 +65,9 @@ def test_a_comma_in_a_text_without_quotes_is_a_row_that_cannot_be_read(tmp_path:
     assert list(table.rows(["caption", None, "file"])) == [("one, two", None, "a.jpg"), None, None]
 
 
-def test_gzipped_tables_and_those_of_pandas(tmp_path: Path) -> None:
+def test_gzipped_tables_and_arrays(tmp_path: Path) -> None:
     (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbffile\tcaption\na.jpg\tone\n"))
-    (tmp_path / "a.json").write_text(json.dumps({"file": {"0": "a.jpg"}, "caption": {"0": "one"}}))
+    (tmp_path / "a.json").write_text(json.dumps([{"file": "a.jpg", "caption": "one"}]))
     for name in ("a.tsv.gz", "a.json"):
         table = PictureTable(tmp_path / name)
         assert table.names == ["file", "caption"]

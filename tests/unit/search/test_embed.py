@@ -7,15 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.config.infrastructure import EmbedConfig
 from align.errors import ConfigError, DataError
 from align.model.embedder import Embedder
-from align.search.embed import EmbedParts, embed
+from align.search.embed import embed
 from align.search.inputs import open_source
 from tests.support import tiny_model
 from tests.support.colours import square
-
-CONFIG = EmbedConfig(rows_per_part=3)
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +22,10 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 
 def run(embedder: Embedder, location: Path, out: Path, column: str | None = None) -> list[dict[str, Any]]:
     source = open_source(location, column)
-    outcome = embed(CONFIG, source, embedder=embedder, model_digest="mine", out=out)
+    num_rows, num_failed = embed(source, embedder=embedder, out=out)
     rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
-    assert outcome.num_rows == len(rows)
-    assert outcome.num_failed == sum(row["error"] is not None for row in rows)
+    assert num_rows == len(rows)
+    assert num_failed == sum(row["error"] is not None for row in rows)
     return rows
 
 
@@ -107,59 +104,29 @@ def test_columns_of_texts_bytes_and_image_structs(embedder: Embedder, tmp_path: 
             open_source(path, column)
 
 
-def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
+def test_many_inputs_are_embedded_some_at_a_time_and_a_killed_run_leaves_nothing(
     embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, out = tmp_path / "texts.txt", tmp_path / "out.parquet"
     path.write_text("".join(f"a red heart {number}\n" for number in range(10)))
-    run(embedder, path, tmp_path / "whole.parquet")
-
-    class Killed(BaseException):
-        pass
-
-    write = EmbedParts.write
-
-    def write_two(parts: EmbedParts, number: int, table: pa.Table) -> None:
-        if number == 2:
-            raise Killed
-        write(parts, number, table)
-
-    monkeypatch.setattr(EmbedParts, "write", write_two)
-    with pytest.raises(Killed):
-        run(embedder, path, out)
-    monkeypatch.undo()
-    assert not out.exists()
-    (tmp_path / "out.parquet.parts" / ".000002.parquet.1.part").write_bytes(b"half a part")
-
-    outcome = embed(CONFIG, open_source(path, None), embedder=embedder, model_digest="mine", out=out)
-    assert (outcome.num_rows, outcome.num_resumed) == (10, 6)
-    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-    assert not (tmp_path / "out.parquet.parts").exists()
-    again = embed(CONFIG, open_source(path, None), embedder=embedder, model_digest="mine", out=out)
-    assert (again.num_rows, again.num_resumed) == (10, 10)
-
-
-def test_parts_and_outputs_of_another_input_or_model_are_not_mixed_in(embedder: Embedder, tmp_path: Path) -> None:
-    path, out = tmp_path / "texts.txt", tmp_path / "out.parquet"
-    path.write_text("a red heart\n")
-    run(embedder, path, out)
-    with pytest.raises(DataError, match="remove it or choose another"):
-        embed(CONFIG, open_source(path, None), embedder=embedder, model_digest="theirs", out=out)
-    path.write_text("the yellow sun and more\n")
-    with pytest.raises(DataError, match="remove it or choose another"):
-        run(embedder, path, out)
+    whole = run(embedder, path, tmp_path / "whole.parquet")
+    monkeypatch.setattr("align.search.embed._ROWS_AT_ONCE", 3)
+    assert [row | {"embedding": None} for row in run(embedder, path, out)] == [
+        row | {"embedding": None} for row in whole
+    ]
+    assert pq.read_metadata(out).num_row_groups == 4
+    np.testing.assert_allclose(
+        pq.read_table(out)["embedding"].to_pylist(), [row["embedding"] for row in whole], atol=1e-6
+    )
     out.unlink()
-    parts = tmp_path / "out.parquet.parts"
-    parts.mkdir()
-    (parts / "plan.json").write_text("another plan")
-    (parts / "000000.parquet").write_bytes(b"of another run")
-    assert [row["text"] for row in run(embedder, path, out)] == ["the yellow sun and more"]
-    out.unlink()
-    parts.mkdir()
-    (parts / "of_somebody.txt").write_text("no parts")
-    with pytest.raises(DataError, match="is not a folder of parts; move it away"):
+
+    def killed(rows: Any, embedder: Embedder) -> pa.Table:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("align.search.embed.embed_rows", killed)
+    with pytest.raises(KeyboardInterrupt):
         run(embedder, path, out)
-    assert (parts / "of_somebody.txt").read_text() == "no parts"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["texts.txt", "whole.parquet"]
 
 
 def test_an_input_that_cannot_be_used_is_explained(embedder: Embedder, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from align.errors import ConfigError, DataError, FormatError
 from align.formats.image_index import Hit, ImageIndex
 from align.formats.labelled_queries import names, read_queries
 from align.search.answers import AnsweredQuery, ImageAnswer
-from align.search.queries import MinusOutcome, compose, minus_share_ratio, share_named
-from align.search.report import search_figure
+from align.search.queries import compose, share_named
+from align.search.report import index_metrics, search_figure
 from align.search.search import Query, open_index, search
 from tests.support import colour_index, tiny_model
 from tests.support.colours import ColourEncoder, square
@@ -114,9 +114,16 @@ def test_the_text_weighs_twice_as_much_as_the_image() -> None:
 
 
 def test_minus_share_ratio() -> None:
-    assert minus_share_ratio([MinusOutcome(0.8, 0.2), MinusOutcome(0.2, 0.2)]) == pytest.approx(0.4)
-    assert minus_share_ratio([MinusOutcome(0.0, 0.0)]) == 1.0  # nothing to take away is no success
-    assert minus_share_ratio([]) == 1.0
+    def ratio(*shares: tuple[float, float]) -> float | None:
+        composed = [
+            {"image_key": 1, "share_before": before, "share_after": after, "expected_before": 0, "expected_after": 0}
+            for before, after in shares
+        ]
+        return index_metrics(9, [], composed).get("index/minus/share_ratio")
+
+    assert ratio((0.8, 0.2), (0.2, 0.2)) == 0.4
+    assert ratio((0.0, 0.0)) == 1.0  # nothing to take away is no success
+    assert ratio() is None
 
 
 def test_a_query_file_is_read_or_explained(tmp_path: Path) -> None:

@@ -54,13 +54,13 @@ _BESIDES = re.compile("drop|_token_id|vocab_size|init|architectures|dtype|versio
 _BERT_FILES = (WEIGHTS, "pytorch_model.bin")
 
 
-def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Tensor]:
+def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer | None) -> dict[str, Tensor]:
     """The weights that a recipe gives, under the model's names; empty if it gives none.
 
     Args:
         model: its shapes are compared; its weights may be without memory (torch's meta device).
         recipe: names the files.
-        tokenizer: that the model is trained with.
+        tokenizer: that the model is trained with; None: it is not known yet.
 
     Raises:
         DataError: a file is missing, damaged or of another shape, or the BERT has another vocabulary.
@@ -163,7 +163,7 @@ def _state_dict(where: str, file: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
-def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer) -> dict[str, Tensor]:
+def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer | None) -> dict[str, Tensor]:
     """The weights of a text encoder, or of a BERT, -> those of the text tower."""
     where = f"pretrain.text_weights: {given.path}"
     file = next((given.path / name for name in _BERT_FILES if (given.path / name).is_file()), None)
@@ -195,7 +195,7 @@ def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer) -
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(f"{where}: the weights are not complete: {', '.join(missing[:3])}{more} missing")
     vocabulary = read_tokenizer(given.path).get_vocab(with_added_tokens=True)
-    if vocabulary != tokenizer.vocabulary:
+    if tokenizer is not None and vocabulary != tokenizer.vocabulary:
         raise DataError(
             f"{where}: its tokenizer has another vocabulary ({len(vocabulary):,} words) than the one to train with "
             f"({tokenizer.vocab_size:,}); set fit_tokenizer.from to this folder, and run `align fit_tokenizer`"

@@ -155,7 +155,8 @@ def _export(params: Params) -> list[str]:
     model = params.section(ModelConfig)
     if model.libraries:
         towers = " and ".join(model.libraries)
-        return [f"transformers' AlignModel and open_clip cannot hold towers of {towers}; export it for onnx or torch"]
+        line = f"transformers' AlignModel cannot hold towers of {towers}"
+        return [f"{line}; export it for onnx or torch, or for open_clip, which builds some of them"]
     width = image_width(model)
     line = f"model.embed_width {model.embed_width} is not {width}, the image tower's own: transformers' AlignModel"
     return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip, onnx or torch"]
@@ -166,8 +167,8 @@ def _needs(run: RunContext) -> tuple[dict[str, dict[str, Any]], str | None]:
 
     Another process asks torch for a GPU, counts the shape of a model that is new here, and reads given weights.
     """
-    shapes = run.checkout / STATE / "shapes"
-    if not has_accelerator() and not any(run.params.values["pretrain"][f"{kind}_weights"] for kind in ("image", "text")):
+    shapes, recipe = run.checkout / STATE / "shapes", run.params.values["pretrain"]
+    if not has_accelerator() and not any(recipe[key] for key in ("image_weights", "text_weights", "phases")):
         with suppress(LookupError, AlignError):
             return estimate.needs(run.params, estimate.Shapes(shapes, may_count=False), estimate.cpu()), None
     try:

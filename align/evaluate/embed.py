@@ -30,6 +30,7 @@ from align.formats.features import Features, folder_of
 from align.formats.model_folder import model_digest
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import Embedder, Embeddings, load_with_tokenizer
+from align.model.library_towers import require_sizes
 from align.model.preprocess import centre_crop, decode
 from align.model.tokenizer import TextTokenizer
 
@@ -77,6 +78,7 @@ class LoadedTowers:
         if image_px is not None:
             resize_px = round(model.config.resize_px * image_px / model.config.image_px)
             self._config = model.config.model_copy(update={"image_px": image_px, "resize_px": resize_px})
+            require_sizes(model.config, [image_px])
         self.temperature = float(model.temperature.detach())
         self._embedder = Embedder(model, tokenizer)
 

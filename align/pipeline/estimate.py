@@ -6,8 +6,8 @@ shape needs neither torch nor a model: these take seconds, and the rest is arith
 
 This is not in align/training, so that no edit here makes a training stale.
 
-    python -m align.pipeline.estimate FOLDER    the needs of both training stages, by ./params.yaml, as one line of JSON;
-                                                or what pre-training would refuse, under the name `refused`
+    python -m align.pipeline.estimate FOLDER    the needs of both training stages by ./params.yaml, as one line of JSON;
+                                                or what pre-training would refuse
 """
 
 from __future__ import annotations
@@ -253,22 +253,18 @@ def _vocab_size(params: Params) -> int:
     return given_tokenizer(config.given).get_vocab_size() if config.given else config.vocab_size
 
 
-def _require_given(params: Params) -> None:
-    """Raises what pre-training would of the weights that it is to begin with."""
-    import torch
-
-    from align.model.dual_encoder import DualEncoder
+def _require_towers(params: Params) -> None:
+    """Raises what pre-training would of its phases, and of the weights that it is to begin with."""
+    from align.model.library_towers import require_sizes
     from align.model.tokenizer import TextTokenizer
-    from align.training.given_towers import given_weights, names_of
+    from align.training.batches.phases import sizes
+    from align.training.given_towers import require_given
 
     recipe, given = params.section(PretrainConfig), params.section(FitTokenizerConfig).given
-    if names_of(recipe) is None:
-        return
     config = recipe.trained(params.section(ModelConfig))
+    require_sizes(config, {size.image_px for size in sizes(recipe, config)})
     tokenizer = TextTokenizer(given_tokenizer(given), config.max_tokens) if given else None
-    with torch.device("meta"):
-        model = DualEncoder(config, tokenizer.vocab_size if tokenizer else _FEWEST_WORDS)
-    given_weights(model, recipe, tokenizer)
+    require_given(config, recipe, tokenizer.vocab_size if tokenizer else _FEWEST_WORDS, tokenizer)
 
 
 def cpu() -> Device:
@@ -287,7 +283,7 @@ def main(folder: str) -> None:
     params = load_params()
     try:
         found: dict[str, Any] = needs(params, Shapes(Path(folder), may_count=True), device)
-        _require_given(params)
+        _require_towers(params)
     except AlignError as error:
         found = {REFUSED: str(error)}
     show_json(json.dumps(found))

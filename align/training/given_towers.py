@@ -29,16 +29,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from align.config.given import GivenImageTower, GivenTextTower
-from align.config.model import TextTowerShape
+from align.config.model import ModelConfig, TextTowerShape
 from align.config.recipe import Recipe
 from align.errors import AlignError, DataError, first_line
 from align.formats.given_tokenizer import read_tokenizer, require_digest
 from align.formats.model_folder import CONFIG, WEIGHTS
 from align.model.batch_norm import EPS
 from align.model.dual_encoder import DualEncoder
+from align.model.image_tower import places
 from align.model.library_towers import TimmTower, TransformersTextTower, pixel_buffers
-from align.model.presets import text_shape
-from align.model.timm_names import HEAD, our_names
+from align.model.presets import image_shape, text_shape
+from align.model.timm_names import HEAD, their_names
 from align.model.tokenizer import TextTokenizer
 
 #: Mean and deviation of colours in [0, 1]: red, green, blue.
@@ -72,6 +73,14 @@ def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer |
     if (text := recipe.text_weights) is not None:
         found |= _checked(model, "text", text.path, _text(model, text, tokenizer))
     return found
+
+
+def require_given(model: ModelConfig, recipe: Recipe, vocab_size: int, tokenizer: TextTokenizer | None) -> None:
+    """Raises as `given_weights`, without memory for the model."""
+    if names_of(recipe) is not None:
+        with torch.device("meta"):
+            towers = DualEncoder(model, vocab_size)
+        given_weights(towers, recipe, tokenizer)
 
 
 def _checked(
@@ -123,7 +132,9 @@ def _image(model: DualEncoder, given: GivenImageTower) -> dict[str, Tensor]:
     if isinstance(tower, TimmTower):
         own = {f"model.{name}": value.float() if value.is_floating_point() else value for name, value in theirs.items()}
         return own | pixel_buffers(*_PIXELS[given.pixels])
-    ours = {name: value.float() for name, value in our_names(theirs).items()}
+    named = their_names(tower.state_dict(), places(image_shape(model.config)))
+    our_name = {name: ours for ours, name in named.items()}
+    ours = {our_name.get(name, name): value.float() for name, value in theirs.items()}
     if not given.of_tensorflow:
         _change_eps(ours)
     _scale_pixels(ours, *_PIXELS[given.pixels])

@@ -112,7 +112,8 @@ class ModelTowers(LoadedTowers):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         super().__init__(model.to(device), tokenizer, image_px)
         #: What decides an embedding, beside code and libraries.
-        self.decides = [model_digest(directory), self._config.image_px, self._config.resize_px, device]
+        size = self._config.image_px, self._config.resize_px
+        self.decides = [model_digest(directory), *size, device, *model.config.versions]
 
 
 def precision() -> AbstractContextManager[object]:
@@ -161,7 +162,7 @@ def embed_pictures(
 
 
 def kept_in(root: Path | None, towers: ModelTowers) -> Path | None:
-    """The folder of a model's embeddings: one for each model, picture size, code, device and version of torch.
+    """The folder of a model's embeddings: one for each model, picture size, code, device and version of libraries.
 
     Args:
         root: `store.features`; None: nothing is kept.

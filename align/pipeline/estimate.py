@@ -18,7 +18,6 @@ import json
 import sys
 from contextlib import suppress
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -119,7 +118,7 @@ class Shapes:
     def of(self, model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool) -> Counted:
         """A model as `count` takes it."""
         shape = _shape(model, vocab_size, recipe, on_gpu=on_gpu)
-        versions = [version(name) for name in ("torch", *model.libraries) if find_spec(name)]
+        versions = version("torch"), *model.versions
         text = json.dumps([shape[0].model_dump(mode="json"), *shape[1:], versions, _code()], sort_keys=True)
         file = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         with suppress(OSError, ValidationError):

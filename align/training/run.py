@@ -87,8 +87,8 @@ def run(plan: TrainingPlan) -> Trained | None:
         if (step := folder.other_code_step()) is not None:
             say(
                 f"{recipe.section}: a run of these parameters and data is at step {step:,} under other code, another "
-                "version of torch or another kind of device; this one starts from the beginning. "
-                "--accept-code-change WHY resumes that one instead"
+                "version of torch or of a tower's library, or another kind of device; this one starts from the "
+                "beginning. --accept-code-change WHY resumes that one instead"
             )
         if num_nodes > 1 or folder.steps()[-1:] != [recipe.num_steps]:  # the other machines wait for this one
             start(folder)

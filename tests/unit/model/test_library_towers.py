@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from align.config.model import ModelConfig
 from align.durable.files import sha256_file
 from align.errors import ConfigError, DataError, TrainingError
-from align.evaluate.embed import LoadedTowers
+from align.evaluate.embed import LoadedTowers, ModelTowers
 from align.model.batch_norm import BatchNorm2d
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
@@ -190,6 +190,22 @@ def test_a_stopped_run_resumes_to_the_byte_and_parts_change_nothing(trained: Tra
                 assert torch.equal(value, expected[key]), key
             else:
                 torch.testing.assert_close(value, expected[key], atol=1e-4, rtol=1e-3)
+
+
+def test_another_version_of_a_library_computes_other_things(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So no run goes on under it, and no embedding is kept."""
+    data, root = trained
+
+    def keys() -> tuple[str, str, list[Any]]:
+        return plan(data, tmp_path).name, plan(data, tmp_path, model=MIXED).name, ModelTowers(root / "model").decides
+
+    before = keys()
+    monkeypatch.setattr("align.config.model.version", lambda name: f"{name} 0")
+    after = keys()
+    assert after[0] == before[0] and after[1] != before[1] and after[2][-2:] == ["timm 0", "transformers 0"]
+    assert before[2][:-2] == after[2][:-2] and before[2] != after[2]
 
 
 def _work(plans: list[Any], ranks: Ranks) -> list[str]:

@@ -105,7 +105,7 @@ def make_plan(run: RunContext, states: States) -> Plan:
     params = run.params
     runs = {one.stage for one in asked if one.state == "runs"}
     here = {stage for stage in runs if stage not in run.pools}
-    needs = _needs(run) if here.intersection(TRAINING) else {}
+    needs, wrong = _needs(run) if here.intersection(TRAINING) else ({}, None)
     metrics = {key: value for one in states.stages for key, value in one.metrics.items()}
     figures = {"source": _source(run.root, params)} | _rows(metrics, runs)
     for stage in TRAINING:
@@ -127,6 +127,8 @@ def make_plan(run: RunContext, states: States) -> Plan:
         if one.state == "runs"
         for path in one.missing
     ]
+    if wrong and "pretrain" in here:  # fine-tuning has the towers of its folder
+        refused.append(wrong)
     if needed > free:
         refused.append(f"{run.checkout}: {_bytes(free)} are free, and the run needs {_bytes(needed)}: free some space")
     warnings = [
@@ -153,28 +155,30 @@ def _export(params: Params) -> list[str]:
     model = params.section(ModelConfig)
     if model.libraries:
         towers = " and ".join(model.libraries)
-        return [f"transformers' AlignModel and open_clip cannot hold towers of {towers}; export it for onnx or torch"]
+        line = f"transformers' AlignModel cannot hold towers of {towers}"
+        return [f"{line}; export it for onnx or torch, or for open_clip, which builds some of them"]
     width = image_width(model)
     line = f"model.embed_width {model.embed_width} is not {width}, the image tower's own: transformers' AlignModel"
     return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip, onnx or torch"]
 
 
-def _needs(run: RunContext) -> dict[str, dict[str, Any]]:
-    """What the training stages need; empty if that cannot be told.
+def _needs(run: RunContext) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """What the training stages need, empty if that cannot be told; and what pre-training would refuse of its towers.
 
-    Another process asks torch for a GPU, and counts the shape of a model that is new here.
+    Another process asks torch for a GPU, counts the shape of a model that is new here, and reads given weights.
     """
-    shapes = run.checkout / STATE / "shapes"
-    if not has_accelerator():
+    shapes, recipe = run.checkout / STATE / "shapes", run.params.values["pretrain"]
+    if not has_accelerator() and not any(recipe[key] for key in ("image_weights", "text_weights", "phases")):
         with suppress(LookupError, AlignError):
-            return estimate.needs(run.params, estimate.Shapes(shapes, may_count=False), estimate.cpu())
+            return estimate.needs(run.params, estimate.Shapes(shapes, may_count=False), estimate.cpu()), None
     try:
         command, env = our_program("align.pipeline.estimate", run)
         answer = run_supervised([*command, str(shapes)], cwd=run.root, env=env, log=lambda line: None)[-1]
         found: dict[str, dict[str, Any]] = json.loads(answer)
     except (CommandError, ValueError):
-        return {}
-    return found
+        return {}, None
+    wrong: Any = found.pop(estimate.REFUSED, None)
+    return found, wrong
 
 
 def _source(root: Path, params: Params) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -109,6 +111,11 @@ class ModelConfig(Section):
         """The packages that build its towers, besides torch."""
         timm = ("timm",) if isinstance(self.image_tower, str) and self.image_tower.startswith(TIMM) else ()
         return (*timm, "transformers") if isinstance(self.text_tower, TransformersTower) else timm
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Of these packages: what their towers compute is up to them. One that is not installed is left out."""
+        return tuple(version(name) for name in self.libraries if find_spec(name))
 
     @property
     def whole_batch(self) -> bool:

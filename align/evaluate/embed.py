@@ -30,6 +30,7 @@ from align.formats.features import Features, folder_of
 from align.formats.model_folder import model_digest
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import Embedder, Embeddings, load_with_tokenizer
+from align.model.library_towers import require_sizes
 from align.model.preprocess import centre_crop, decode
 from align.model.tokenizer import TextTokenizer
 
@@ -77,6 +78,7 @@ class LoadedTowers:
         if image_px is not None:
             resize_px = round(model.config.resize_px * image_px / model.config.image_px)
             self._config = model.config.model_copy(update={"image_px": image_px, "resize_px": resize_px})
+            require_sizes(model.config, [image_px])
         self.temperature = float(model.temperature.detach())
         self._embedder = Embedder(model, tokenizer)
 
@@ -110,7 +112,8 @@ class ModelTowers(LoadedTowers):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         super().__init__(model.to(device), tokenizer, image_px)
         #: What decides an embedding, beside code and libraries.
-        self.decides = [model_digest(directory), self._config.image_px, self._config.resize_px, device]
+        size = self._config.image_px, self._config.resize_px
+        self.decides = [model_digest(directory), *size, device, *model.config.versions]
 
 
 def precision() -> AbstractContextManager[object]:
@@ -159,7 +162,7 @@ def embed_pictures(
 
 
 def kept_in(root: Path | None, towers: ModelTowers) -> Path | None:
-    """The folder of a model's embeddings: one for each model, picture size, code, device and version of torch.
+    """The folder of a model's embeddings: one for each model, picture size, code, device and version of libraries.
 
     Args:
         root: `store.features`; None: nothing is kept.

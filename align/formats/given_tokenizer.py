@@ -53,7 +53,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     if around != [_START, _END] or None in (tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")):
         raise DataError(
             f"{file}: not the tokenizer of a BERT: an empty text becomes {' '.join(around) or 'nothing'}; expected "
-            f"{_START} {_END}, with [PAD] and [UNK] among its words"
+            f"{_START} {_END}, with [PAD] and [UNK] among its words; an encoder without these, such as T5 or RoBERTa, "
+            "cannot be given, only begin with random weights"
         )
     return tokenizer
 

@@ -11,7 +11,7 @@ positions keeps timm's size and is interpolated to the picture, so that weights 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -199,6 +199,13 @@ class TimmTower(_LibraryTower):
         return features
 
 
+def require_sizes(config: ModelConfig, sizes: Iterable[int]) -> None:
+    """Raises ConfigError: its image tower takes no pictures of one of these sizes."""
+    for image_px in sorted(sizes) if "timm" in config.libraries else ():
+        with torch.device("meta"):
+            TimmTower(config.model_copy(update={"image_px": image_px}))
+
+
 def _activated(norm: nn.Module, _: Any, out: Tensor) -> Tensor:
     return norm.act(out)  # type: ignore[no-any-return, operator]  # of timm's BatchNormAct2d
 
@@ -232,16 +239,21 @@ class TransformersTextTower(_LibraryTower):
         made.use_cache = False
         name = type(made).__name__.removesuffix("Config")
         kind: Any = getattr(transformers, f"{name}EncoderModel", None) or getattr(transformers, f"{name}Model", None)
-        most = getattr(made, "max_position_embeddings", config.max_tokens)
-        if kind is None or most < config.max_tokens:
-            wrong = f"has {most} positions, model.max_tokens is {config.max_tokens}" if kind else "is no encoder"
-            raise ConfigError(f"{where}: {values['model_type']} {wrong}")
+        named = values["model_type"]
+        if kind is None:
+            raise ConfigError(f"{where}: {named} is no encoder")
 
         def hidden(model: Any) -> Tensor:
+            most = getattr(made, "max_position_embeddings", config.max_tokens)
+            for part, table in model.named_modules():  # RoBERTa and its kin count from the row after that of padding
+                if part.endswith("position_embeddings") and (pad := getattr(table, "padding_idx", None)) is not None:
+                    most -= pad + 1
+            if most < config.max_tokens:
+                raise ConfigError(f"{where}: {named} has {most} positions, model.max_tokens is {config.max_tokens}")
             found: Tensor = model(input_ids=torch.zeros(2, 4, dtype=torch.int64)).last_hidden_state
             return found
 
-        super().__init__(f"{where} {values['model_type']}", lambda: kind(made), hidden)
+        super().__init__(f"{where} {named}", lambda: kind(made), hidden)
         self._pooling = pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -12,6 +12,8 @@ The paper's main model is L2 with Large (section 4.1), its ablations are B1, B3,
 
 from __future__ import annotations
 
+from typing import Any
+
 from align.config.model import TIMM, ImageTowerName, ImageTowerShape, ModelConfig, TextTowerName, TextTowerShape
 from align.errors import DataError
 
@@ -75,11 +77,6 @@ def text_shape(config: ModelConfig) -> TextTowerShape:
     return TEXT_TOWERS[tower] if isinstance(tower, str) else tower
 
 
-def named_image_tower(shape: ImageTowerShape) -> ImageTowerName | ImageTowerShape:
+def named(shape: ImageTowerShape | TextTowerShape) -> Any:
     """The name of a shape, or the shape itself if it has none."""
-    return next((name for name, known in IMAGE_TOWERS.items() if known == shape), shape)
-
-
-def named_text_tower(shape: TextTowerShape) -> TextTowerName | TextTowerShape:
-    """The name of a shape, or the shape itself if it has none."""
-    return next((name for name, known in TEXT_TOWERS.items() if known == shape), shape)
+    return next((name for name, known in (*IMAGE_TOWERS.items(), *TEXT_TOWERS.items()) if known == shape), shape)

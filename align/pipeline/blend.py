@@ -60,9 +60,11 @@ def blend(models: Sequence[Path], alpha: float, out: Path, *, shards: Path, stor
     if len({files.sha256_file(tokenizer_of(folder) / TOKENIZER) for folder in models}) > 1:
         raise DataError(f"{models[1]}: its tokenizer is not that of {models[0]}")
     model, other = load_model(models[0], b.model), load_model(models[1]).state_dict()
+    images = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("vision_model.")}
+    moved = any(not torch.equal(tensor, other[name]) for name, tensor in images.items())  # not if it was locked
     for name, tensor in model.state_dict().items():
         tensor.copy_(torch.lerp(tensor, other[name], alpha) if tensor.is_floating_point() else other[name])
-    if 0 < alpha < 1:
+    if 0 < alpha < 1 and moved and any(name.endswith("running_var") for name in images):
         estimate_from_shards(model, shards, tar_reader(store))
     known = a.trained_on is not None and b.trained_on is not None
     trained_on = tuple(dict.fromkeys((*(a.trained_on or ()), *(b.trained_on or ())))) if known else None

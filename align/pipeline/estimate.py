@@ -6,7 +6,8 @@ shape needs neither torch nor a model: these take seconds, and the rest is arith
 
 This is not in align/training, so that no edit here makes a training stale.
 
-    python -m align.pipeline.estimate FOLDER    the needs of both training stages, by ./params.yaml, as one line of JSON
+    python -m align.pipeline.estimate FOLDER    the needs of both training stages by ./params.yaml, as one line of JSON;
+                                                or what pre-training would refuse
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe, even_ran
 from align.display.console import show_json
 from align.durable.cores import cores
 from align.durable.files import write_text
+from align.errors import AlignError
+from align.formats.given_tokenizer import given_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +41,10 @@ if TYPE_CHECKING:
 #: Floats kept for each trained weight: its gradient, and LAMB's two moments.
 _GRADIENTS, _MOMENTS = 1, 2
 _FLOAT32 = 4
+#: Of a vocabulary that is not learned yet: as many rows of given weights are compared.
+_FEWEST_WORDS = 8
+#: Stands for the stages in an answer that nothing can be trained.
+REFUSED = "refused"
 
 
 class Counted(BaseModel):
@@ -111,7 +118,8 @@ class Shapes:
     def of(self, model: ModelConfig, vocab_size: int, recipe: Recipe, *, on_gpu: bool) -> Counted:
         """A model as `count` takes it."""
         shape = _shape(model, vocab_size, recipe, on_gpu=on_gpu)
-        text = json.dumps([shape[0].model_dump(mode="json"), *shape[1:], version("torch"), _code()], sort_keys=True)
+        versions = version("torch"), *model.versions
+        text = json.dumps([shape[0].model_dump(mode="json"), *shape[1:], versions, _code()], sort_keys=True)
         file = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         with suppress(OSError, ValidationError):
             return Counted.model_validate_json(file.read_bytes())
@@ -220,9 +228,10 @@ def needs(params: Params, shapes: Shapes, device: Device) -> dict[str, dict[str,
 
     Raises:
         LookupError: nobody has counted a shape, and `shapes` may not.
+        AlignError: what training would say of a tower, or of a given tokenizer.
     """
     model, num_nodes = params.section(ModelConfig), params.section(ClusterConfig).num_nodes
-    vocab_size = params.section(FitTokenizerConfig).vocab_size
+    vocab_size = _vocab_size(params)
     found = {}
     for recipe in (params.section(PretrainConfig), params.section(FinetuneConfig)):
         local = recipe.num_processes or even_ranks(recipe.batch_size // num_nodes, model.batch_norm_group, device.most)
@@ -237,20 +246,46 @@ def needs(params: Params, shapes: Shapes, device: Device) -> dict[str, dict[str,
     return found
 
 
+def _vocab_size(params: Params) -> int:
+    """Of the given tokenizer, or the most that is learned."""
+    config = params.section(FitTokenizerConfig)
+    return given_tokenizer(config.given).get_vocab_size() if config.given else config.vocab_size
+
+
+def _require_towers(params: Params) -> None:
+    """Raises what pre-training would of its phases, and of the weights that it is to begin with."""
+    from align.model.library_towers import require_sizes
+    from align.model.tokenizer import TextTokenizer
+    from align.training.batches.phases import sizes
+    from align.training.given_towers import require_given
+
+    recipe, given = params.section(PretrainConfig), params.section(FitTokenizerConfig).given
+    config = recipe.trained(params.section(ModelConfig))
+    require_sizes(config, {size.image_px for size in sizes(recipe, config)})
+    tokenizer = TextTokenizer(given_tokenizer(given), config.max_tokens) if given else None
+    require_given(config, recipe, tokenizer.vocab_size if tokenizer else _FEWEST_WORDS, tokenizer)
+
+
 def cpu() -> Device:
     """The cores of this machine."""
     return Device("CPU", psutil.virtual_memory().total, cores(), on_gpu=False)
 
 
 def main(folder: str) -> None:
-    """Prints `needs`, on GPUs if there are any; what it counts is kept in the folder."""
+    """Prints `needs`, on GPUs if there are any, or what is refused; what it counts is kept in the folder."""
     import torch
 
     device = cpu()
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         device = Device(torch.cuda.get_device_name(0), memory, torch.cuda.device_count(), on_gpu=True)
-    show_json(json.dumps(needs(load_params(), Shapes(Path(folder), may_count=True), device)))
+    params = load_params()
+    try:
+        found: dict[str, Any] = needs(params, Shapes(Path(folder), may_count=True), device)
+        _require_towers(params)
+    except AlignError as error:
+        found = {REFUSED: str(error)}
+    show_json(json.dumps(found))
 
 
 if __name__ == "__main__":

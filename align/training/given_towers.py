@@ -29,16 +29,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from align.config.given import GivenImageTower, GivenTextTower
-from align.config.model import TextTowerShape
+from align.config.model import ModelConfig, TextTowerShape
 from align.config.recipe import Recipe
 from align.errors import AlignError, DataError, first_line
 from align.formats.given_tokenizer import read_tokenizer, require_digest
 from align.formats.model_folder import CONFIG, WEIGHTS
 from align.model.batch_norm import EPS
 from align.model.dual_encoder import DualEncoder
+from align.model.image_tower import places
 from align.model.library_towers import TimmTower, TransformersTextTower, pixel_buffers
-from align.model.presets import text_shape
-from align.model.timm_names import HEAD, our_names
+from align.model.presets import image_shape, text_shape
+from align.model.timm_names import HEAD, their_names
 from align.model.tokenizer import TextTokenizer
 
 #: Mean and deviation of colours in [0, 1]: red, green, blue.
@@ -54,13 +55,13 @@ _BESIDES = re.compile("drop|_token_id|vocab_size|init|architectures|dtype|versio
 _BERT_FILES = (WEIGHTS, "pytorch_model.bin")
 
 
-def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Tensor]:
+def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer | None) -> dict[str, Tensor]:
     """The weights that a recipe gives, under the model's names; empty if it gives none.
 
     Args:
         model: its shapes are compared; its weights may be without memory (torch's meta device).
         recipe: names the files.
-        tokenizer: that the model is trained with.
+        tokenizer: that the model is trained with; None: it is not known yet.
 
     Raises:
         DataError: a file is missing, damaged or of another shape, or the BERT has another vocabulary.
@@ -72,6 +73,14 @@ def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer) 
     if (text := recipe.text_weights) is not None:
         found |= _checked(model, "text", text.path, _text(model, text, tokenizer))
     return found
+
+
+def require_given(model: ModelConfig, recipe: Recipe, vocab_size: int, tokenizer: TextTokenizer | None) -> None:
+    """Raises as `given_weights`, without memory for the model."""
+    if names_of(recipe) is not None:
+        with torch.device("meta"):
+            towers = DualEncoder(model, vocab_size)
+        given_weights(towers, recipe, tokenizer)
 
 
 def _checked(
@@ -123,7 +132,9 @@ def _image(model: DualEncoder, given: GivenImageTower) -> dict[str, Tensor]:
     if isinstance(tower, TimmTower):
         own = {f"model.{name}": value.float() if value.is_floating_point() else value for name, value in theirs.items()}
         return own | pixel_buffers(*_PIXELS[given.pixels])
-    ours = {name: value.float() for name, value in our_names(theirs).items()}
+    named = their_names(tower.state_dict(), places(image_shape(model.config)))
+    our_name = {name: ours for ours, name in named.items()}
+    ours = {our_name.get(name, name): value.float() for name, value in theirs.items()}
     if not given.of_tensorflow:
         _change_eps(ours)
     _scale_pixels(ours, *_PIXELS[given.pixels])
@@ -163,7 +174,7 @@ def _state_dict(where: str, file: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
-def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer) -> dict[str, Tensor]:
+def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer | None) -> dict[str, Tensor]:
     """The weights of a text encoder, or of a BERT, -> those of the text tower."""
     where = f"pretrain.text_weights: {given.path}"
     file = next((given.path / name for name in _BERT_FILES if (given.path / name).is_file()), None)
@@ -195,7 +206,7 @@ def _text(model: DualEncoder, given: GivenTextTower, tokenizer: TextTokenizer) -
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(f"{where}: the weights are not complete: {', '.join(missing[:3])}{more} missing")
     vocabulary = read_tokenizer(given.path).get_vocab(with_added_tokens=True)
-    if vocabulary != tokenizer.vocabulary:
+    if tokenizer is not None and vocabulary != tokenizer.vocabulary:
         raise DataError(
             f"{where}: its tokenizer has another vocabulary ({len(vocabulary):,} words) than the one to train with "
             f"({tokenizer.vocab_size:,}); set fit_tokenizer.from to this folder, and run `align fit_tokenizer`"

@@ -21,12 +21,13 @@ from align.durable.files import write_text
 from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder, load_model
+from align.model.library_towers import require_sizes
 from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import accelerated, require_compiler
 from align.training.batches.index import SplitIndex
 from align.training.batches.phases import Size, Stretch, sizes
 from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples
-from align.training.given_towers import given_weights, names_of
+from align.training.given_towers import given_weights, names_of, require_given
 from align.training.loop import best_step, train
 from align.training.ranks.process_group import Ranks, default_processes, launch
 from align.training.ranks.sharding import shard, shards
@@ -86,8 +87,8 @@ def run(plan: TrainingPlan) -> Trained | None:
         if (step := folder.other_code_step()) is not None:
             say(
                 f"{recipe.section}: a run of these parameters and data is at step {step:,} under other code, another "
-                "version of torch or another kind of device; this one starts from the beginning. "
-                "--accept-code-change WHY resumes that one instead"
+                "version of torch or of a tower's library, or another kind of device; this one starts from the "
+                "beginning. --accept-code-change WHY resumes that one instead"
             )
         if num_nodes > 1 or folder.steps()[-1:] != [recipe.num_steps]:  # the other machines wait for this one
             start(folder)
@@ -131,12 +132,9 @@ def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
         )
     if plan.recipe.compile:
         require_compiler()
-    if plan.leads and plan.inputs.initial is None and names_of(plan.recipe) and not plan.folder().steps():
-        with torch.device("meta"):
-            model = DualEncoder(plan.model, plan.vocab_size)
-        given_weights(
-            model, plan.recipe, _tokenizer(plan, plan.model.max_tokens)
-        )  # what is wrong is said before ranks start
+    require_sizes(plan.model, {size.image_px for size in sizes(plan.recipe, plan.model)})
+    if plan.leads and plan.inputs.initial is None and not plan.folder().steps():
+        require_given(plan.model, plan.recipe, plan.vocab_size, _tokenizer(plan, plan.model.max_tokens))
 
 
 def new_model(plan: TrainingPlan, *, first: bool) -> DualEncoder:

@@ -174,14 +174,17 @@ def _name(recipe: Recipe, model: ModelConfig, inputs: TrainingInputs, data: str)
         "tokenizer": sha256_file(inputs.tokenizer / TOKENIZER),
         "data": data,
     }
-    return f"{recipe.section}-{run_key(values, _code())}"
+    return f"{recipe.section}-{run_key(values, _code(model))}"
 
 
-def _code() -> str:
-    """A digest of what computes: our code, torch's version, and the kind of device, whose kernels round differently."""
+def _code(model: ModelConfig) -> str:
+    """A digest of what computes: our code, versions of torch and of libraries of towers, and the kind of device, whose
+    kernels round differently.
+    """
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     version = torch.__version__.partition("+")[0]  # what follows the sign names a build, which the kind covers
-    return hashlib.sha256("\n".join([provenance.digest(_TRAINING), version, kind]).encode()).hexdigest()
+    parts = [provenance.digest(_TRAINING), version, kind, *model.versions]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _too_small(recipe: Recipe, have: str, need_px: int, initial: Path | None, *, of_phases: bool) -> ConfigError:

@@ -144,10 +144,11 @@ def _export(model: Path, out: Path) -> None:
     assert main(["export", "--params", str(PARAMS_FILE), "--format", "open_clip", *given]) == 0
 
 
-#: Two towers that timm does not have, with and without a projection; cc3m's, at the size below its own.
+#: Two towers that timm lacks, with and without a projection; one that it has; cc3m's, at the size below its own.
 SHAPES: dict[str, tuple[dict[str, Any], int]] = {
     "small": ({}, 64),
     "native": ({"embed_width": 80, "logit_bias_init": -10.0}, 64),
+    "timm": ({"image_tower": "timm:test_convnext", "embed_width": 48}, 64),
     "cc3m": ({"image_tower": "B3", "text_tower": "Mini", "embed_width": 640, "resize_px": 346, "image_px": 289}, 288),
 }  # fmt: skip
 

@@ -105,7 +105,7 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
             encode: Encoders = (copied.encode_image, copied.encode_text)
         elif kind == "open_clip":
             write_open_clip(model, tokenizer_dir, part, out)
-            encode = read_open_clip(part, config, model.vocab_size)
+            encode = read_open_clip(part, model)
         elif kind == "hf":
             from align.release.exchange.interchange import write_hugging_face  # it imports transformers
 

@@ -42,7 +42,7 @@ from align.durable.files import sha256_file
 from align.errors import DataError, first_line
 from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, is_hugging_face
 from align.model.dual_encoder import DualEncoder
-from align.model.presets import image_shape, named_image_tower, named_text_tower, text_shape
+from align.model.presets import image_shape, named, text_shape
 from align.model.tokenizer import TextTokenizer, save_tokenizer
 
 #: Fields of upstream's configurations beyond the shape; another value is another architecture.
@@ -229,11 +229,11 @@ def model_config(
     ours = ModelConfig(
         resize_px=square,
         image_px=crop,
-        image_tower=named_image_tower(image_tower),
+        image_tower=named(image_tower),
         stochastic_depth=vision.drop_connect_rate,
         batch_norm=batch_norm,
         batch_norm_group=batch_norm_group,
-        text_tower=named_text_tower(text_tower),
+        text_tower=named(text_tower),
         max_tokens=min(longest, text.max_position_embeddings, _LONGEST),
         embed_width=theirs.projection_dim,
         temperature_init=theirs.temperature_init_value,

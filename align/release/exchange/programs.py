@@ -26,6 +26,7 @@ from align.durable.files import to_json, write_text
 from align.errors import ConfigError
 from align.formats.model_folder import TOKENIZER, TOKENIZER_CONFIG
 from align.model.dual_encoder import DualEncoder
+from align.model.library_towers import TransformersTextTower
 from align.model.mbconv import DepthwiseConv2d
 
 ProgramFormat = Literal["onnx", "torch"]
@@ -91,6 +92,8 @@ def _plain(model: DualEncoder) -> DualEncoder:
     With a weight padded in the program, torch's exporter wrote a graph of B7 that lacks a node.
     """
     copied = copy.deepcopy(model).cpu().eval()
+    if isinstance(copied.text_model, TransformersTextTower):  # torch's ONNX exporter fails at T5's fused attention
+        copied.text_model.model.set_attn_implementation("eager")
     for module in list(copied.modules()):
         for name, child in module.named_children():
             if isinstance(child, DepthwiseConv2d):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from dvc.lock import Lock  # type: ignore[import-untyped]  # DVC ships no types
+from ruamel.yaml import YAML
 
 from align.config import Params
 from align.config.params import profile_overrides
@@ -162,6 +163,39 @@ def test_a_disk_that_is_too_small_is_refused(made: Path, monkeypatch: pytest.Mon
     with pytest.raises(DataError, match=r"1\.0 GB are free, and the run needs 2\.0 GB"):
         plan_of(made, UNCHANGED[0], large, UNCHANGED[2]).require_possible()
     plan_of(made, *UNCHANGED).require_possible()  # what is there already needs no space
+
+
+GIVEN = {"path": "nowhere", "sha256": "0" * 64}
+
+
+@pytest.mark.costs(12, "a process for each, which builds towers")
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("model", {"image_tower": "timm:test_vi"}, "model.image_tower timm:test_vi: timm .* has no such model"),
+        ("model", {"text_tower": {"config": {"model_type": "brt"}}}, "model.text_tower: .* has no model_type brt"),
+        ("fit_tokenizer", {"from": GIVEN}, "nowhere: no tokenizer here"),
+        ("pretrain", {"text_weights": GIVEN}, "pretrain.text_weights: nowhere: no text encoder here"),
+        ("model", {"image_tower": "timm:test_vit"}, None),
+    ],
+)
+def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(
+    tmp_path: Path, section: str, values: dict[str, object], said: str | None
+) -> None:
+    yaml = YAML()
+    params = yaml.load(PARAMS_FILE)
+    params[section] |= values
+    yaml.dump(params, tmp_path / "params.yaml")
+    stages = DVC_YAML.replace("data/index", "models/pretrained").replace("index", "pretrain")
+    (tmp_path / "dvc.yaml").write_text(stages.replace("release", "training"))
+    plan = plan_of(tmp_path, *UNCHANGED[:2], StageState(stage="pretrain", state="runs"))
+    if said is None:
+        assert plan.refused == () and "for each of" in plan.figures["pretrain, memory"]
+        return
+    with pytest.raises(DataError, match=f"^{said}") as error:
+        plan.require_possible()
+    assert "\n" not in str(error.value) and len(plan.refused) == 1
+    assert plan_of(tmp_path, *UNCHANGED[:2], StageState(stage="pretrain", state="unchanged")).refused == ()
 
 
 def test_time_is_that_of_the_last_run_or_unknown(made: Path, tmp_path: Path) -> None:

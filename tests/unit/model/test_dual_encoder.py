@@ -20,7 +20,7 @@ from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import ImageTower, estimate_statistics
 from align.model.mbconv import DepthwiseConv2d, StochasticDepth, _Convolution
-from align.model.presets import IMAGE_TOWERS, TEXT_TOWERS, named_image_tower, named_text_tower
+from align.model.presets import IMAGE_TOWERS, TEXT_TOWERS, named
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.release.exchange.interchange import align_config
 from tests.support import small_model, training_data
@@ -238,10 +238,10 @@ def test_native_widths_need_no_image_projection_and_others_get_one(image: str, t
 
 
 def test_a_shape_finds_its_name() -> None:
-    assert [named_image_tower(shape) for shape in IMAGE_TOWERS.values()] == list(get_args(ImageTowerName))
-    assert [named_text_tower(shape) for shape in TEXT_TOWERS.values()] == list(get_args(TextTowerName))
+    assert [named(shape) for shape in IMAGE_TOWERS.values()] == list(get_args(ImageTowerName))
+    assert [named(shape) for shape in TEXT_TOWERS.values()] == list(get_args(TextTowerName))
     own = IMAGE_TOWERS["B0"].model_copy(update={"width_coefficient": 0.3})
-    assert named_image_tower(own) == own
+    assert named(own) == own
 
 
 @pytest.mark.parametrize(

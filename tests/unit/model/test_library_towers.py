@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -15,12 +16,14 @@ from safetensors.torch import save_file
 from align.config.model import ModelConfig
 from align.durable.files import sha256_file
 from align.errors import ConfigError, DataError, TrainingError
+from align.evaluate.embed import LoadedTowers, ModelTowers
 from align.model.batch_norm import BatchNorm2d
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.model.embedder import Embedder
 from align.model.image_tower import estimate_statistics
 from align.model.tokenizer import TextTokenizer
 from align.pipeline import estimate
+from align.release.exchange import programs
 from align.release.exchange.export import ParitySamples, export
 from align.release.packaging.package import package
 from align.training.given_towers import given_weights
@@ -38,6 +41,7 @@ SIGLIP = {
     "num_attention_heads": 2,
 }  # fmt: skip
 BERT = SIGLIP | {"model_type": "bert", "hidden_dropout_prob": 0.5}
+ROBERTA = SIGLIP | {"model_type": "roberta", "max_position_embeddings": 17}
 T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
 NUM_WORDS = 50
 
@@ -72,16 +76,19 @@ def test_an_image_tower_computes_what_timm_does(name: str) -> None:
     assert bool(norms) == (name != "test_vit") and all(type(norm) is BatchNorm2d and norm.group == 4 for norm in norms)
 
 
-@pytest.mark.parametrize(("text", "kind"), [(SIGLIP, "SiglipTextModel"), (BERT, "BertModel"), (T5, "T5EncoderModel")])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [(SIGLIP, "SiglipTextModel"), (BERT, "BertModel"), (T5, "T5EncoderModel"), (ROBERTA, "RobertaModel")],
+)
 @pytest.mark.parametrize("pooling", ["first", "last", "mean"])
 @torch.no_grad()
 def test_a_text_tower_computes_what_transformers_does(text: dict[str, Any], kind: str, pooling: str) -> None:
     model = built(shaped(text=text, pooling=pooling)).train()  # dropout is off in training, too
-    ids = torch.randint(1, NUM_WORDS, (3, 6))
-    lengths = [6, 2, 4]
+    ids = torch.randint(1, NUM_WORDS, (3, MODEL.max_tokens))
+    lengths = [MODEL.max_tokens, 2, 4]
     theirs = getattr(transformers, kind)(model.text_model.model.config).eval()
     assert theirs.load_state_dict(model.text_model.model.state_dict(), strict=False).unexpected_keys == []
-    found = model.text_features(ids, torch.arange(6) < torch.tensor(lengths)[:, None])
+    found = model.text_features(ids, torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None])
     for row, length in enumerate(lengths):
         alone = theirs(input_ids=ids[row : row + 1, :length]).last_hidden_state[0]
         expected = {"first": alone[0], "last": alone[-1], "mean": alone.mean(0)}[pooling]
@@ -122,6 +129,11 @@ def test_every_weight_learns_and_recomputed_layers_drop_the_same_branches(name: 
         ({"text": {"model_type": "brt"}}, "model.text_tower: transformers .* has no model_type brt"),
         ({"text": BERT | {"hidden_size": 15}}, "model.text_tower bert: The hidden size .15. is not a multiple"),
         ({"text": BERT | {"max_position_embeddings": 8}}, "bert has 8 positions, model.max_tokens is 16"),
+        ({"text": ROBERTA | {"max_position_embeddings": 16}}, "roberta has 15 positions, model.max_tokens is 16"),
+        (
+            {"text": ROBERTA | {"max_position_embeddings": 17, "pad_token_id": 1}},
+            "roberta has 15 positions, model.max_tokens is 16",
+        ),
     ],
 )
 def test_what_is_no_tower_is_one_line(changes: dict[str, Any], said: str) -> None:
@@ -180,6 +192,22 @@ def test_a_stopped_run_resumes_to_the_byte_and_parts_change_nothing(trained: Tra
                 torch.testing.assert_close(value, expected[key], atol=1e-4, rtol=1e-3)
 
 
+def test_another_version_of_a_library_computes_other_things(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So no run goes on under it, and no embedding is kept."""
+    data, root = trained
+
+    def keys() -> tuple[str, str, list[Any]]:
+        return plan(data, tmp_path).name, plan(data, tmp_path, model=MIXED).name, ModelTowers(root / "model").decides
+
+    before = keys()
+    monkeypatch.setattr("align.config.model.version", lambda name: f"{name} 0")
+    after = keys()
+    assert after[0] == before[0] and after[1] != before[1] and after[2][-2:] == ["timm 0", "transformers 0"]
+    assert before[2][:-2] == after[2][:-2] and before[2] != after[2]
+
+
 def _work(plans: list[Any], ranks: Ranks) -> list[str]:
     return [ended_with(each, ranks) for each in plans]
 
@@ -225,6 +253,35 @@ def test_the_model_is_tuned_at_another_size_and_travels(trained: Trained, tmp_pa
         for folder in (tmp_path / "model", tmp_path / "packed/artifacts/model")
     ]
     assert (texts[0] == texts[1]).all()
+
+
+@pytest.mark.costs(8, "torch's exporter and ONNX's registry of operators")
+@torch.no_grad()
+def test_t5_becomes_an_onnx_program(tmp_path: Path) -> None:
+    model = built(shaped(text=T5, pooling="mean")).eval()
+    with programs._quiet():
+        program = programs._traced(programs._plain(model))["text_encoder"]
+        programs._save_onnx(program, tmp_path / "text_encoder.onnx")
+    ids = torch.randint(1, NUM_WORDS, (3, 7))
+    mask = (torch.arange(7) < torch.tensor([7, 2, 4])[:, None]).long()
+    (found,) = onnxruntime.InferenceSession(tmp_path / "text_encoder.onnx").run(
+        None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+    )
+    torch.testing.assert_close(torch.from_numpy(found), model.encode_text(ids, mask), atol=1e-5, rtol=1e-5)
+
+
+def test_a_picture_size_that_the_tower_refuses_is_said_before_work(tmp_path: Path) -> None:
+    config = shaped("timm:mixer_s32_224", image_px=224, resize_px=224)
+    said = "timm:mixer_s32_224 at image_px 32: Input height .32. doesn't match model .224."
+    smaller = pretrain_config(phases=[{"share": 0.5, "image_px": 32, "max_tokens": None}])
+    made = plan(training_data.write(tmp_path, px=224), tmp_path, smaller, model=config)
+    with pytest.raises(ConfigError, match=said):
+        run(made)
+    with torch.device("meta"):
+        model = DualEncoder(config, NUM_WORDS)
+    tokenizer = TextTokenizer.load(tmp_path / "tokenizer", config.max_tokens)
+    with pytest.raises(ConfigError, match=said):
+        LoadedTowers(model, tokenizer, 32)
 
 
 def test_a_table_with_two_names_is_saved(tmp_path: Path) -> None:

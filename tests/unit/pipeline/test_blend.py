@@ -53,6 +53,18 @@ def test_one_share_is_a_model_folder(models: Path, tmp_path: Path) -> None:
     assert config.trained_on == read_config(models / "a").trained_on and config.model == MODEL
 
 
+def test_a_tower_that_is_the_same_in_both_stays_as_it_is(models: Path, tmp_path: Path) -> None:
+    """As a locked one; so the shards, which are none here, are not read."""
+    other, a = load_model(models / "a"), read_weights(models / "a")
+    torch.nn.init.ones_(other.text_projection.bias)
+    shutil.copytree(models / "a", models / "texts", dirs_exist_ok=True)
+    save_model(other, models / "texts", stage="finetune")
+    assert blend(models, tmp_path / "out", "0.5", *sets(f"paths.shards={tmp_path}"), b="texts") == 0
+    found = read_weights(tmp_path / "out")
+    for name in (name for name in a if name.startswith("vision_model.")):
+        assert torch.equal(found[name], a[name]), name
+
+
 @pytest.mark.parametrize(("alpha", "end"), [("0", "a"), ("1", "b")])
 def test_the_ends_are_the_models_themselves(models: Path, tmp_path: Path, alpha: str, end: str) -> None:
     assert blend(models, tmp_path / "out", alpha) == 0

@@ -87,6 +87,45 @@ def test_open_clip_gets_any_shape(
     assert ("init_logit_bias" in written) == (config.logit_bias_init is not None)
 
 
+ROBERTA = {
+    "model_type": "roberta", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "max_position_embeddings": 17,
+}  # fmt: skip
+
+
+@pytest.mark.costs(4, "towers of timm and of transformers")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_tower": "timm:test_convnext", "image_px": 35}, None),
+        ({"image_tower": "timm:test_vit"}, None),
+        ({"text_tower": {"config": ROBERTA}}, "text tower roberta is not ALIGN's BERT: this format cannot hold it"),
+        ({"image_tower": "timm:vit_tiny_patch16_224"}, "of 32 px there: Input height .32. doesn't match model .224."),
+        ({"image_tower": "timm:mobilenetv3_small_050"}, "it expects 288 features, not 1024"),
+    ],
+)
+def test_open_clip_gets_the_towers_that_it_builds(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], said: str | None
+) -> None:
+    config = ModelConfig.model_validate(read_config(trained).model.model_dump(mode="json") | changes)
+    torch.manual_seed(1)
+    model = DualEncoder(config, read_config(trained).vocab_size)
+    torch.nn.init.normal_(model.text_projection.bias)
+    estimate_statistics(model.vision_model, [torch.rand(8, 3, 32, 32) * 2 - 1])
+    save_model(model, trained, stage="finetune")
+    assert export("open_clip", trained, tmp_path / "out") == (said is not None)
+    printed = capsys.readouterr().err
+    if said is not None:
+        assert re.search(f"^align: error: .*{said}", printed) and printed.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+        return
+    found = re.search(r"differ by at most (\S+), of 4 texts by (\S+)", printed)
+    assert found and max(map(float, found.groups())) < 1e-5
+    written = json.loads((tmp_path / "out/open_clip_config.json").read_text())["model_cfg"]
+    assert f"timm:{written['vision_cfg']['timm_model_name']}" == config.image_tower
+    assert written["vision_cfg"]["image_size"] == config.image_px
+
+
 def test_a_tower_beyond_timms_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tower = {"width_coefficient": 0.25, "depth_coefficient": 6.0}
     config = ModelConfig.model_validate(read_config(trained).model.model_dump(mode="json") | {"image_tower": tower})

@@ -40,7 +40,7 @@ class IngestConfig(Section):
 
     section: ClassVar[str] = "ingest"
 
-    #: The kind of `paths.archive`: pictures with a table or texts beside them, WARC or WAT files, saved pages, a
+    #: The kind of `paths.archive`: pictures with a table or texts beside them, WARC, ARC or WAT files, saved pages, a
     #: table of URLs, a folder of img2dataset or webdataset, or the JSON of COCO (or Karpathy).
     source: Literal["folder", "warc", "html", "url_table", "shards", "coco"]
     #: The prefix of relative lines in a list of files: a folder, s3://..., https://...; None: the folder of the list.

@@ -1,4 +1,4 @@
-"""Archives with the oddities of real ones: headers that lie, other line ends, a flipped byte, lazy pages."""
+"""Archives with the oddities of real ones: headers that lie, other line ends, ARC files, a flipped byte, lazy pages."""
 
 import gzip
 import re
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
+from tests.support.arc_records import arc_record, arc_response, arc_start
 from tests.support.warc_records import record, response
 
 _LAZY = (b"data-lsrc", b"data-img-url", b"data-cfsrc", b"data-gt-lazy-src")
@@ -84,6 +85,10 @@ def _lf_everywhere(one: Stored) -> bytes:
     return (head + separator).replace(b"\r\n", b"\n") + rest.removesuffix(b"\r\n\r\n") + b"\n\n"
 
 
+def _arc(version: int) -> Callable[[Stored], bytes]:
+    return lambda one: arc_response(one.url, one.body, one.content_type, one.status, one.headers, version)
+
+
 def _lazy(one: Stored) -> bytes:
     """Each <img> has a placeholder, and its address in one of the attributes for lazy loading."""
     names = cycle(_LAZY)
@@ -95,9 +100,9 @@ _ABSENT = tuple(map(_states, ("Transfer-Encoding: chunked", "Content-Encoding: g
 _UNKNOWN = tuple(map(_states, ("Content-Encoding: none", "Content-Encoding: UTF-8")))
 #: By the file that has them.
 _FILES = {
-    "codings.warc.gz": (_plain, *_ABSENT, *_UNKNOWN),
-    "odd.warc.gz": (_lf_in_http, _lazy),
+    "odd.warc.gz": (_plain, *_ABSENT, *_UNKNOWN, _lf_in_http, _lazy),
     "lf.warc.gz": (_lf_everywhere,),
+    "odd.arc.gz": (_arc(1), _arc(2)),
 }
 ODDITIES = [oddity for oddities in _FILES.values() for oddity in oddities]
 
@@ -111,22 +116,19 @@ def clean_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
 
 def odd_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
     """The same responses in three files: each oddity in turn, and a flipped byte in two of the files."""
-    members: dict[str, list[bytes]] = {"codings.warc.gz": [_packed(_REQUEST)], "odd.warc.gz": [], "lf.warc.gz": []}
+    members = {"odd.warc.gz": [_packed(_REQUEST)], "lf.warc.gz": [], "odd.arc.gz": [_packed(arc_start())]}
     file_of = {oddity: file for file, oddities in _FILES.items() for oddity in oddities}
     numbers = {True: count(), False: count()}  # of pages and of others, so that both have each oddity
     num_absent = num_unknown = 0
     for one in (*responses, *_OTHERS):
         oddity = ODDITIES[next(numbers[one.is_page]) % len(ODDITIES)]
         members[file_of[oddity]].append(_packed(oddity(one)))
-        is_read = one.is_page and one.status == "200 OK"
-        num_absent += oddity in _ABSENT and is_read
-        num_unknown += oddity in _UNKNOWN and is_read
+        num_absent += oddity in _ABSENT and one.is_page
+        num_unknown += oddity in _UNKNOWN and one.is_page
     num_records = sum(map(len, members.values()))
     style = _flipped(_packed(_plain(Stored("http://others.example/lost.css", "text/css", b"p {} " * 99))))
-    name = _flipped(
-        _packed(record("response", "dns:others.example", b"others.example. 300 IN A 192.0.2.7\n", "text/dns"))
-    )
-    for file, lost in (("codings.warc.gz", style), ("odd.warc.gz", name)):
+    name = _flipped(_packed(arc_record("dns:others.example", b"others.example. 300 IN A 192.0.2.7\n", "text/dns")))
+    for file, lost in (("odd.warc.gz", style), ("odd.arc.gz", name)):
         members[file].insert(len(members[file]) // 2, lost)
     for file, packed in members.items():
         _write(folder / file, packed)

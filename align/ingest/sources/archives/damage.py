@@ -20,13 +20,12 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from align.errors import DataError
 from align.ingest.sources.archives import warc_bytes
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES
-from align.ingest.sources.archives.warc_bytes import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC, NoRecord, Spans
-from align.ingest.sources.archives.warc_records import Record
+from align.ingest.sources.archives.warc_bytes import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC, Spans
 from align.ingest.sources.reading import count_damage
 
 #: Bytes that are read at once. zlib makes at most 16 MiB of them.
@@ -38,26 +37,49 @@ _FILLER = b"\0 \t\n\r\x0b\f"
 #: Bytes that may be read again: this many times the size of the file, and this many more.
 _READ_AGAIN, _READ_AGAIN_BYTES = 16, 32 << 20
 _SEARCHED_BYTES = 1 << 16
-#: How a record begins, uncompressed: its version, and the name of its first header. The line before it may be lost.
-_BEGINS = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[A-Za-z-]{1,40}:")
-_ENDS = re.compile(rb"\r?\n\r?\n")
-#: Python refuses to parse very long numbers.
-_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
-#: What is searched for where a record may begin.
 _MARKS = {
-    "plain": _BEGINS,
     "gzip": re.compile(re.escape(GZIP_MAGIC) + rb"\x08[\x00-\x1f]"),  # the method, and flags without the reserved ones
     "zstd": re.compile(re.escape(ZSTD_MAGIC)),
 }
 #: A walk takes as long as reading its bytes so many times, and a look at one place as long as reading so many bytes.
 _WALK_COSTS = {"plain": 1, "gzip": 8, "zstd": 8}
 _TRIAL_COSTS = {"plain": 1 << 8, "gzip": 1 << 10, "zstd": 1 << 14}
+_BEHIND_BYTES = 4
 _BOUND = "the bound on reading parts of a file again ended the search"
 
 
+class NoRecord(OSError):
+    """What could be read is not a record, or not a whole one."""
+
+
+class Layout(NamedTuple):
+    """How the records of a kind of archive look, uncompressed.
+
+    Attributes:
+        begins: matches the first bytes of a record.
+        mark: finds where one may begin in an uncompressed file. It looks behind 4 bytes at most.
+        ends: matches what follows a record.
+        num_bytes: of a record, headers included, by its first bytes; None if they have no whole header.
+    """
+
+    begins: re.Pattern[bytes]
+    mark: re.Pattern[bytes]
+    ends: re.Pattern[bytes]
+    num_bytes: Callable[[bytes], int | None]
+
+
+class Placed(Protocol):
+    """What a walk yields."""
+
+    @property
+    def offset(self) -> int | None:
+        """The offset at which it begins in the file; None if the file is compressed as a whole."""
+
+
+_Record = TypeVar("_Record", bound=Placed)
 #: Reads records from a byte to the end, or to what it cannot read: there it raises OSError with the reason, and the
 #: stream is where reading ended.
-Walk = Callable[[BinaryIO, int], Iterator[Record]]
+Walk = Callable[[BinaryIO, int], Iterator[_Record]]
 
 
 class _Stop(NamedTuple):
@@ -77,14 +99,15 @@ class _Stop(NamedTuple):
 class Repaired:
     """The whole records of one file, with anything between them."""
 
-    def __init__(self, file: str, stream: BinaryIO) -> None:
+    def __init__(self, file: str, stream: BinaryIO, layout: Layout) -> None:
         """Moves the stream.
 
         Args:
             file: its name.
             stream: of the file. Nobody else may move it.
+            layout: of its records.
         """
-        self._file, self._stream = file, stream
+        self._file, self._stream, self._layout = file, stream, layout
         self._size = stream.seek(0, io.SEEK_END)
         self._left, self._is_bounded = _READ_AGAIN * self._size + _READ_AGAIN_BYTES, False
         self._packing = self._told_packing()
@@ -98,11 +121,11 @@ class Repaired:
         """Whether the file is compressed."""
         return self._packing != "plain"
 
-    def records(self, walk: Walk, counts: Counter[str]) -> Iterator[Record]:
+    def records(self, walk: Walk[_Record], counts: Counter[str]) -> Iterator[_Record]:
         """What walks yield, without what is damaged. Holds two records.
 
         Args:
-            walk: reads them.
+            walk: of this kind of archive.
             counts: gets the damage and `bytes_lost`; `reading_bounds_reached` where a bound ended the search for
                 further records.
 
@@ -111,7 +134,7 @@ class Repaired:
         """
         start, has_records, num_lost, first_gap = 0, False, 0, ""
         while True:
-            last: Record | None = None
+            last: _Record | None = None
             error: OSError | None = None
             try:
                 for record in walk(self._stream, start):
@@ -159,7 +182,7 @@ class Repaired:
     def _told_packing(self) -> str:
         self._stream.seek(0)
         head = self._stream.read(_TRIED_BYTES)
-        is_plain = _BEGINS.match(head) is not None
+        is_plain = self._layout.begins.match(head) is not None
         for packing, magics, suffix in (
             ("gzip", (GZIP_MAGIC,), ".gz"),
             ("zstd", (ZSTD_MAGIC, ZSTD_DICTIONARY_MAGIC), ".zst"),
@@ -170,7 +193,7 @@ class Repaired:
 
     # where a walk stopped
 
-    def _stop(self, last: Record | None, start: int, reached: int, error: OSError | None) -> _Stop:
+    def _stop(self, last: Placed | None, start: int, reached: int, error: OSError | None) -> _Stop:
         if last is None:
             return _Stop(max(start, self._num_dictionary_bytes), False)
         if self._packing == "plain":
@@ -187,17 +210,21 @@ class Repaired:
 
     def _end_of_plain(self, offset: int) -> _Stop:
         head = self._read(offset, _CHUNK_BYTES)
-        num_bytes = _num_bytes(head)
+        num_bytes = self._layout.num_bytes(head)
         if num_bytes is None and len(head) == _CHUNK_BYTES:
-            num_bytes = _num_bytes(self._read(offset, MAX_HEAD_BYTES))
+            num_bytes = self._layout.num_bytes(self._read(offset, MAX_HEAD_BYTES))
         if num_bytes is None or offset + num_bytes > self._size:
             return _Stop(offset, False)
         end = offset + num_bytes
-        tail = self._read(end, _TRIED_BYTES)
-        if ends := _ENDS.match(tail):
-            return _Stop(end + ends.end(), True)
-        rest = tail.lstrip(_FILLER)
-        return _Stop(offset, False) if rest and not _BEGINS.match(rest) else _Stop(end, True)
+        tail = self._read(end - _BEHIND_BYTES, _BEHIND_BYTES + _TRIED_BYTES)
+        if ends := self._layout.ends.match(tail, _BEHIND_BYTES):
+            return _Stop(end - _BEHIND_BYTES + ends.end(), True)
+        rest = len(tail) - len(tail[_BEHIND_BYTES:].lstrip(_FILLER))
+        # the mark, too: the rest of an address looks like one
+        is_whole = rest == len(tail) or bool(
+            self._layout.begins.match(tail, rest) and self._layout.mark.match(tail, rest)
+        )
+        return _Stop(end, True) if is_whole else _Stop(offset, False)
 
     def _end_of_member(self, offset: int) -> _Stop:
         position, member = offset, zlib.decompressobj(wbits=31)
@@ -265,22 +292,23 @@ class Repaired:
 
     def _next_record(self, start: int) -> int | None:
         """The first at or after this byte; None if there is none, or enough was read."""
-        mark = _MARKS[self._packing]
+        mark = _MARKS.get(self._packing, self._layout.mark)
         self._is_bounded = False
         while start < self._size:
             if self._left <= 0:
                 self._is_bounded = True
                 break
-            chunk = self._read(start, _SEARCHED_BYTES)
-            is_last = start + len(chunk) >= self._size
+            behind = max(0, start - _BEHIND_BYTES)
+            chunk = self._read(behind, _SEARCHED_BYTES)
+            is_last = behind + len(chunk) >= self._size
             # what begins near the end of a chunk is left to the next one, which has more of it
             end = len(chunk) if is_last else len(chunk) - _TRIED_BYTES
-            for match in mark.finditer(chunk):
+            for match in mark.finditer(chunk, start - behind):
                 if match.start() >= end:
                     break
-                if self._begins(start + match.start(), chunk[match.start() : match.start() + _TRIED_BYTES]):
-                    return start + match.start()
-            start += end
+                if self._begins(behind + match.start(), chunk[match.start() : match.start() + _TRIED_BYTES]):
+                    return behind + match.start()
+            start = behind + end
         return None
 
     def _begins(self, position: int, stored: bytes) -> bool:
@@ -297,19 +325,10 @@ class Repaired:
                 self._left -= span.tell()
         except (OSError, zlib.error):
             return False
-        return _BEGINS.match(stored) is not None
+        return self._layout.begins.match(stored) is not None
 
     def _read(self, position: int, num_bytes: int) -> bytes:
         self._stream.seek(position)
         chunk = self._stream.read(num_bytes)
         self._left -= len(chunk)
         return chunk
-
-
-def _num_bytes(head: bytes) -> int | None:
-    """Of a record, headers included, by its first bytes; None if they have no whole header."""
-    end = _ENDS.search(head)
-    if end is None:
-        return None
-    length = _LENGTH.search(head, 0, end.end())
-    return end.end() + (int(length[1]) if length else 0)

@@ -21,10 +21,6 @@ _DICTIONARY_NUMBER_BYTES, _CONTENT_SIZE_BYTES = (0, 1, 2, 4), (0, 2, 4, 8)
 _REPEATED, _COMPRESSED = 1, 2
 
 
-class NoRecord(OSError):
-    """What could be read is not a record, or not a whole one."""
-
-
 def begins_a_record(stream: BinaryIO) -> bool:
     """Whether the next bytes are the beginning of a record, plain or compressed."""
     head = stream.read(5)

@@ -12,8 +12,9 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 from align.ingest.limits import Readable
 from align.ingest.sources import outcomes
 from align.ingest.sources.archives.codings import PICTURES
+from align.ingest.sources.archives.damage import Layout, NoRecord
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES, HttpHead, read_head
-from align.ingest.sources.archives.warc_bytes import NoRecord, Spans, num_dictionary_bytes
+from align.ingest.sources.archives.warc_bytes import Spans, num_dictionary_bytes
 
 RESPONSE, RESOURCE, REVISIT, METADATA, OTHER = "response", "resource", "revisit", "metadata", "other"
 _KINDS = {
@@ -37,6 +38,11 @@ _LOOKED_AT_BYTES = 1 << 13
 _ONCE = ("WARC-Type", "Content-Length")
 _OK = 200
 _CUT_OFF = "the record that starts there is cut off"
+#: A record's version, and the name of its first header. The line before it may be lost.
+_BEGINS = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[A-Za-z-]{1,40}:")
+_HEADER_END = re.compile(rb"\r?\n\r?\n")
+#: Python refuses to parse very long numbers.
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
 
 
 class Record(NamedTuple):
@@ -70,6 +76,23 @@ class Record(NamedTuple):
     def is_page(self) -> bool:
         """HTML with status 200."""
         return self.status == _OK and self.content_type in _HTML_TYPES and self.problem is None
+
+
+def _num_bytes(head: bytes) -> int | None:
+    """Of a record, by its first bytes; see `Layout`."""
+    end = _HEADER_END.search(head)
+    if end is None:
+        return None
+    length = _LENGTH.search(head, 0, end.end())
+    return end.end() + (int(length[1]) if length else 0)
+
+
+LAYOUT = Layout(
+    begins=_BEGINS,
+    mark=_BEGINS,
+    ends=re.compile(rb"\r?\n\r?\n"),
+    num_bytes=_num_bytes,
+)
 
 
 class Walker:
@@ -153,7 +176,7 @@ def described(raw: Any, offset: int | None) -> tuple[Record, bytes]:  # Any: fas
     url, stated = (headers.get("WARC-Target-URI") or "").strip("<> "), headers.get("Content-Type") or ""
     match kind:
         case "response" if url[:6].lower().startswith(("http:", "https:")):
-            return _response_of(url, offset, raw.reader, headers.get("WARC-Identified-Payload-Type") or stated)
+            return response_of(url, offset, raw.reader, headers.get("WARC-Identified-Payload-Type") or stated)
         case "response":  # such as of a DNS server
             return Record(kind, url, offset, content_type=stated.lower()), b""
         case "resource":
@@ -167,7 +190,7 @@ def described(raw: Any, offset: int | None) -> tuple[Record, bytes]:  # Any: fas
             return Record(kind, url, offset), b""
 
 
-def _response_of(url: str, offset: int | None, content: Readable, stated: str) -> tuple[Record, bytes]:
+def response_of(url: str, offset: int | None, content: Readable, stated: str) -> tuple[Record, bytes]:
     """What a record with a server's answer is, and the first bytes of its body, which are read already.
 
     Some crawlers store a body without its HTTP head. It counts as an answer of status 200, if its type is stated or its

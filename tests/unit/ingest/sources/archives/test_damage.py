@@ -17,10 +17,11 @@ from fastwarc.stream_io import ZstdWriter, zstd_train_dictionary_from_samples
 from align.config.infrastructure import StoreConfig
 from align.config.ingest import IngestConfig
 from align.errors import DataError
-from align.ingest.sources.archives import damage, warc_records
+from align.ingest.sources.archives import arc, damage, warc_records
 from align.ingest.sources.archives.damage import Repaired
 from align.ingest.sources.archives.warc import Warc
 from align.services.files.files import StoreFiles
+from tests.support.arc_records import arc_response, arc_start
 from tests.support.params import load_params
 from tests.support.reading import rows_of
 from tests.support.warc_records import page, picture, response, write_archive, zstd
@@ -187,19 +188,24 @@ def test_what_other_readers_of_zstandard_skip_is_no_damage(tmp_path: Path) -> No
 
 def with_length(record: bytes, length: int) -> bytes:
     """A record that states another length."""
-    return re.sub(rb"(Content-Length: )\d+(?=\r?\n)", rb"\g<1>%d" % length, record, count=1)
+    return re.sub(rb"(Content-Length: |text/html )\d+(?=\r?\n)", rb"\g<1>%d" % length, record, count=1)
 
 
+@pytest.mark.parametrize("suffix", ["warc", "arc"])
 @pytest.mark.parametrize(
     ("length", "num_wrong"), [(99_999_999, 40), (500_200, 40), (2_000_000, 12)]
 )  # beyond the end, and before it: the latter end within records
-def test_wrong_lengths_cost_only_their_records(tmp_path: Path, length: int, num_wrong: int) -> None:
+def test_wrong_lengths_cost_only_their_records(tmp_path: Path, suffix: str, length: int, num_wrong: int) -> None:
     num_pages = 10_000
     html = "<p>" + "x" * 300
-    parts = [page(f"http://x/{n}", html) for n in range(num_pages)]
+    parts = (
+        [page(f"http://x/{n}", html) for n in range(num_pages)]
+        if suffix == "warc"
+        else [arc_start(), *(arc_response(f"http://x/{n}", html.encode()) for n in range(num_pages))]
+    )
     for number in range(num_wrong):
         parts[20 * number + 10] = with_length(parts[20 * number + 10], length)
-    path = tmp_path / "a.warc"
+    path = tmp_path / f"a.{suffix}"
     path.write_bytes(b"".join(parts))
     counts = read(path)[1]
     assert counts["pages"] == num_pages - num_wrong
@@ -230,7 +236,7 @@ def test_many_members_are_read_once(num_members: int) -> None:
     data = record + gzip.compress(b"", mtime=0) * num_members
     for filler in (b"", b"\0\0\0"):
         stream = CountingReader(data + filler)
-        repaired = Repaired("a.warc.gz", stream)
+        repaired = Repaired("a.warc.gz", stream, warc_records.LAYOUT)
         walk = warc_records.Walker(lambda offset: data[offset : offset + 2] == b"\x1f\x8b", 1000, is_packed=True)
         counts: Counter[str] = Counter()
         assert len(list(repaired.records(walk, counts))) == 3
@@ -239,13 +245,11 @@ def test_many_members_are_read_once(num_members: int) -> None:
 
 
 def test_bodies_that_are_read_again_count() -> None:
-    record = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 4000001\r\n\r\nx\n"
-    data = record * 150_000
-    stream = CountingReader(records()[0] + data)
-    repaired = Repaired("a.warc", stream)
+    data = b"http://x/ - 20080521031200 text/html 4000001\nHTTP/1.1 200 OK\n\nx\n" * 150_000
+    stream = CountingReader(arc_start() + data)
+    repaired = Repaired("a.arc", stream, arc.LAYOUT)
     counts: Counter[str] = Counter()
-    walk = warc_records.Walker(lambda _: True, 1 << 30, is_packed=False)
-    assert sum(1 for _ in repaired.records(walk, counts)) == 1
+    assert sum(1 for _ in repaired.records(arc.Walker(1 << 30), counts)) == 1
     assert counts["reading_bounds_reached"] == 1
     assert stream.num_bytes < 20 * len(data) + (64 << 20)
 

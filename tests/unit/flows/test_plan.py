@@ -129,7 +129,10 @@ def test_a_shape_that_one_format_cannot_hold_is_said_before() -> None:
     assert said.startswith("model.embed_width 640 is not 384") and "open_clip" in said
     assert plan_module._export(load_params()) == []
     (said,) = plan_module._export(load_params(overrides=["model.image_tower=timm:test_vit"]))
-    assert "cannot hold towers of timm" in said
+    assert "cannot hold towers of timm" in said and said.endswith("or for open_clip if it builds this one")
+    bert = "model.text_tower={config: {model_type: bert}}"
+    (said,) = plan_module._export(load_params(overrides=["model.image_tower=timm:test_vit", bert]))
+    assert "cannot hold towers of timm and transformers" in said and said.endswith("nor can open_clip")
 
 
 def plan_of(root: Path, *found: StageState, first: str | None = None) -> Plan:

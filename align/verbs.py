@@ -296,6 +296,13 @@ COMMANDS = {
         ("align runs", "align runs show demo"),
         commands.runs,
     ),
+    "study": Verb(
+        "align.pipeline.study",
+        "arms x seeds as recorded runs, each compared with the first arm; a stopped study goes on",
+        (),
+        ("align study infra/studies/paper.yaml", "align study infra/studies/paper.yaml --set pretrain.num_steps=100"),
+        commands.study,
+    ),
     "diff": Verb(
         "align.lineage.diff",
         "two versions of the data: which pairs entered and left, and why (for runs and their metrics: compare)",

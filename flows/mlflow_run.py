@@ -19,6 +19,7 @@ from align.config.release import RegisterConfig
 from align.config.sections import changing_bytes, flattened
 from align.errors import ServiceError
 from align.pipeline.run import running_services
+from align.release.promotion.gates import REVISION
 from align.release.registration.shown import headline, log_report, tables, view
 from align.services.git import resolve
 from align.services.tracking.tracker import ENDED, FLOW_RUN, Status, Tracker, param_text
@@ -56,8 +57,9 @@ class MlflowRun:
         """The address where it is listed with the others; None if no server shows it."""
         return self.tracker.runs_page(self.experiment, self.server)
 
-    def rename(self, name: str) -> None:
-        """Gives it the name of the branch, if that has become another one."""
+    def recorded(self, name: str, commit: str) -> None:
+        """Names the branch of the run, which may have become another one than expected."""
+        self.tracker.set_tags(self.run_id, {REVISION: commit})
         if name != self.name:  # another run took the branch's name meanwhile, or the result is an earlier run's
             self.tracker.rename_run(self.run_id, name)
 
@@ -73,7 +75,7 @@ def mlflow_run(run: RunContext) -> Iterator[MlflowRun | None]:
         return
     name = run_branch.next_name(run.root, run.name)
     experiment = run.params.section(RegisterConfig).experiment
-    with opened_run(run, experiment, name, starting_params(run.params)) as opened:
+    with opened_run(run, experiment, name, starting_params(run.params), run.tags) as opened:
         opened.tracker.save_view(experiment, *view(run.params.values))
         watches = run.params.section(RegisterConfig).system_metrics
         with opened.tracker.watched(opened.run_id) if watches else nullcontext():

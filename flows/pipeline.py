@@ -67,7 +67,7 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
                 this_run.note(worktree=str(workspace.root), kept=str(workspace.kept))
             run = RunContext(
                 root=workspace.root, checkout=root, name=name, dirty=workspace.dirty, attempt=record.attempt_id,
-                kept=workspace.kept,
+                kept=workspace.kept, tags=asked.tags or {},
             )  # fmt: skip
             return _run(asked.with_stages(run), asked.ref or "HEAD")
 
@@ -162,7 +162,7 @@ def _run_stages(run: RunContext, page: RunPage) -> str:
         else:
             recorded, version = record(run), NOT_REGISTERED
         if opened:
-            opened.rename(recorded.name)
+            opened.recorded(recorded.name, recorded.commit)
     page.links["branch"] = f"run/{recorded.name} ({recorded.commit[:10]})"
     page.links["registered"] = version
     text = summarise(run, outcomes, recorded, version)

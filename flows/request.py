@@ -116,9 +116,10 @@ def _patterns(schema: dict[str, Any]) -> None:
 
 
 def _whole(schema: dict[str, Any]) -> None:
-    """What no field shows: `name`, since Prefect's form asks for one itself, and which keys overrides may have."""
-    del schema["properties"]["name"]
+    """What no field shows: `name`, since Prefect's form asks for one itself, `tags`, and the keys of `overrides`."""
+    del schema["properties"]["name"], schema["properties"]["tags"]
     schema["patternProperties"] = {"^name$": {"type": ["string", "null"], "pattern": f"^$|{NAME}"} | NO_LOGIN}
+    schema["patternProperties"] |= {"^tags$": {"type": "object"}}
     known = "|".join(map(re.escape, _parameters()))
     unknown = {f"^(?!({known})(\\.|$))": {"not": {"title": "a key that params.yaml does not have"}}}
     # a revision may have other keys, which its run knows
@@ -181,6 +182,7 @@ class Request(BaseModel):
         description="If the checkout has uncommitted changes: run HEAD with them, tagged dirty, instead of refusing.",
         json_schema_extra=_Shown(21),
     )
+    tags: dict[str, str] | None = None  #: of its run in MLflow
 
     @model_serializer(mode="wrap")
     def _given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -266,6 +266,11 @@ def runs(parser: ArgumentParser) -> None:
     parser.add_argument("--repair", action="store_true", help="give killed runs a true end, and remove what they left")
 
 
+def study(parser: ArgumentParser) -> None:
+    """Arguments of `align study`."""
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="arms, seeds and the figure that decides")
+
+
 def diff(parser: ArgumentParser) -> None:
     """Arguments of `align diff`."""
     what = "git revision of a run, such as run/demo; or a folder with raw and filtered in it, such as data"

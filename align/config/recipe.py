@@ -105,6 +105,10 @@ class Recipe(Section):
     locked: Locked
     loss: Literal["align", "sigmoid"]
     label_smoothing: float = Field(ge=0, lt=1)
+    #: Of the global batch's other pairs: those that a pair sees (`align.training.loss.Negatives`).
+    negatives_share: float = Field(gt=0, le=1)
+    #: False: it stays what it is at the start (`model.temperature_init`, or that of the model to start from).
+    learn_temperature: bool
     clip_norm: float | None = Field(gt=0)
     ema_decay: float | None = Field(gt=0, lt=1)
     flip: bool
@@ -200,6 +204,8 @@ class Recipe(Section):
                 f"{name}.loss {self.loss} and model.logit_bias_init {bias} do not go together: the "
                 "sigmoid loss needs a bias, such as -10, and ALIGN's has none (null)"
             )
+        if self.negatives_share < 1 and self.loss == "sigmoid":
+            return f"{name}.negatives_share {self.negatives_share} is of loss align; the sigmoid loss needs 1"
         if self.export == "best" and self.best_metric is None:
             return f"{name}.export: best needs {name}.best_metric, which says what is better"
         if self.export != "best" and (self.export == "average") != (self.ema_decay is not None):

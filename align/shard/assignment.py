@@ -104,6 +104,11 @@ class ShardPlan:
     images_per_shard: int
 
     @property
+    def num_train_shards(self) -> int:
+        """How many of them are of train."""
+        return self._num_shards[0]
+
+    @property
     def num_shards(self) -> int:
         """How many output shards there are."""
         return sum(self._num_shards)
@@ -161,15 +166,21 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
         work.mkdir()
         count = num_buckets(sum(pq.read_metadata(part).num_rows for part in decision_parts(filtered)))
         samples = Buckets(work, "samples", {"sample": SPAN["sample"], "row": "i8"}, count)
-        rows = Buckets(work, "rows", {"row": "i8", "image": "i8"}, count)
-        clusters, num_pairs = _read_clusters(filtered, config.seed, work, samples, rows)
+        rows = Buckets(work, "rows", {"row": "i8", "image": "i8", "taken": "?"}, count)
+        clusters, num_pairs = _read_clusters(filtered, config, work, samples, rows)
         assigned = Buckets(work, "assigned", {"image": "i8", "shard": "i4", "rank": "i4"}, count)
         plan = _assign(folder, clusters, config, work, assigned)
         num_blocks = -(-num_pairs // _BLOCK_ROWS)
         shard_of = Buckets(work, "shard_of", {"row": "i8", "shard": "i4", "rank": "i4"}, num_blocks)
         for bucket in range(count):
             pairs, images = rows.take(bucket), assigned.take(bucket)
-            one = images[np.argsort(images["image"])][pairs["image"]]
+            if not len(images):
+                continue
+            images = images[np.argsort(images["image"])]
+            numbers = clusters.start(bucket) + pairs["image"]
+            found = images[np.searchsorted(images["image"], numbers).clip(max=len(images) - 1)]
+            has_shard = (found["image"] == numbers) & (pairs["taken"] | (found["shard"] >= plan.num_train_shards))
+            pairs, one = pairs[has_shard], found[has_shard]
             shard_of.add(pairs["row"] // _BLOCK_ROWS, row=pairs["row"], shard=one["shard"], rank=one["rank"])
         span_of = Buckets(work, "span_of", {"row": "i8", **_PLACE}, num_blocks)
         _find_spans(spans, work, samples, span_of)
@@ -180,19 +191,22 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
     return plan
 
 
-def _read_clusters(filtered: Path, seed: int, work: Path, samples: Buckets, rows: Buckets) -> tuple[Clusters, int]:
+def _read_clusters(
+    filtered: Path, config: ShardConfig, work: Path, samples: Buckets, rows: Buckets
+) -> tuple[Clusters, int]:
     """The kept images in order of their ids, and the number of kept pairs.
 
     Fills for each kept pair, which its position in the file numbers, its tar sample and the index of its image in the
     bucket of the latter. Draw and place of an image depend only on the seed and the image, so that later images do not
     move earlier ones.
     """
-    count = rows.count
-    pairs = Buckets(work, "pairs", {"id": "S16", "row": "i8", "text": "u8"}, count)
+    seed, count = config.seed, rows.count
+    pairs = Buckets(work, "pairs", {"id": "S16", "row": "i8", "text": "u8", "taken": "?"}, count)
     num_pairs = 0
-    for batch in kept_batches(filtered, ["image_id", "image_key", "text"]):
+    for batch in kept_batches(filtered, ["image_id", "image_key", "text", "key"]):
         ids, numbers = _ids(batch["image_id"]), num_pairs + np.arange(len(batch))
-        pairs.add(_bucket(ids, count), id=ids, row=numbers, text=text_digests(batch["text"].to_pylist()))
+        text, taken = text_digests(batch["text"].to_pylist()), _taken(batch["key"], config)
+        pairs.add(_bucket(ids, count), id=ids, row=numbers, text=text, taken=taken)
         digests = sample_digests(key or "" for key in batch["image_key"].to_pylist())
         samples.add(_bucket(digests, count), sample=digests, row=numbers)
         num_pairs += len(batch)
@@ -204,7 +218,7 @@ def _read_clusters(filtered: Path, seed: int, work: Path, samples: Buckets, rows
         known = batch.filter(batch["phash"].is_valid())
         ids = _ids(known["image_id"], 32)
         images.add(_bucket(ids, count), id=ids, phash=known["phash"].to_numpy())
-    clusters = Clusters(work, count, {"place": "u8", "place_2": "u8", "draw": "f8"})
+    clusters = Clusters(work, count, {"place": "u8", "place_2": "u8", "draw": "f8", "taken": "?"})
     for bucket in range(count):
         mine, known = pairs.take(bucket), images.take(bucket)
         ids, index = np.unique(mine["id"], return_inverse=True)
@@ -223,10 +237,19 @@ def _read_clusters(filtered: Path, seed: int, work: Path, samples: Buckets, rows
         draws = b"".join(hashlib.sha256(f"{seed} split {text}".encode()).digest()[:8] for text in texts)
         place = np.frombuffer(places, ">u8").reshape(-1, 2)
         draw = np.frombuffer(draws, ">u8").astype(np.float64) / 2.0**64
-        facts = {"place": place[:, 0], "place_2": place[:, 1], "draw": draw}
+        taken = np.bincount(index, weights=mine["taken"], minlength=len(ids)) > 0
+        facts = {"place": place[:, 0], "place_2": place[:, 1], "draw": draw, "taken": taken}
         clusters.add(index, mine["text"], known["phash"][row], facts)
-        rows.add(bucket, row=mine["row"], image=index)
+        rows.add(bucket, row=mine["row"], image=index, taken=mine["taken"])
     return clusters, num_pairs
+
+
+def _taken(keys: pa.Array, config: ShardConfig) -> NDArray[np.bool_]:
+    """Of each pair whether it is in `train_fraction`. Draws depend on seed and key: larger fractions hold smaller."""
+    if config.train_fraction == 1:
+        return np.ones(len(keys), np.bool_)
+    drawn = b"".join(hashlib.sha256(f"{config.seed} train {key}".encode()).digest()[:8] for key in keys.to_pylist())
+    return np.frombuffer(drawn, ">u8").astype(np.float64) / 2.0**64 < config.train_fraction
 
 
 def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, assigned: Buckets) -> ShardPlan:
@@ -237,12 +260,14 @@ def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, a
     cluster_sizes, largest = np.zeros(64, np.int64), 0
     for members in clusters.members(config.near_duplicate_bits):
         splits = _splits(members, num_all, config)
-        num_images += np.bincount(splits, minlength=len(SPLITS))
         first = members.images == members.labels
         cluster_sizes += np.bincount(np.log2(members.sizes[first]).astype(np.int64), minlength=64)
         largest = max(largest, int(members.sizes.max(initial=0)))
-        place, place_2 = members.facts["place"], members.facts["place_2"]
-        placed.add(splits * count + in_order(place, count), place=place, place_2=place_2, image=members.images)
+        stays = members.facts["taken"] | (splits != SPLITS.index("train"))
+        splits, facts = splits[stays], members.facts[stays]
+        num_images += np.bincount(splits, minlength=len(SPLITS))
+        place, place_2 = facts["place"], facts["place_2"]
+        placed.add(splits * count + in_order(place, count), place=place, place_2=place_2, image=members.images[stays])
     fractions: dict[SplitName, float] = {"train": 1.0, "val": config.val_fraction, "test": config.test_fraction}
     for (name, fraction), found in zip(fractions.items(), num_images.tolist(), strict=True):
         if fraction > 0 and not found:
@@ -308,11 +333,15 @@ def _group_rows(folder: Path, filtered: Path, raw: Path, shard_of: Buckets, span
             raise DataError(
                 f"{raw}: {what}, the first is {pc.min(lost['image_key'])}; run `align ingest` and `align filter` again"
             )
+        table = table.take(pa.array(np.sort(shards["row"]) % _BLOCK_ROWS))  # without those that no shard has
+        spans = spans[np.isin(spans["row"], shards["row"])]
         for rows, names in ((shards, ("rank", "shard")), (spans, _PLACE)):
             in_file = rows[np.argsort(rows["row"])]
             for name in names:
                 table = table.append_column(name, pa.array(np.ascontiguousarray(in_file[name])))
         table = table.take(pa.array(np.argsort(table["shard"].to_numpy(), kind="stable")))
+        if not len(table):
+            continue
         for group, rows in _slices(table, table["shard"].to_numpy().astype(np.int64) * num_groups // num_shards):
             with (folder / f"group-{group}").open("ab") as file, pa.ipc.new_stream(file, rows.schema) as writer:
                 writer.write_table(rows)

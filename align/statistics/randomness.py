@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     MIXTURE = 7
     REPLACEMENT = 8
     SENTENCE = 9
+    NEGATIVES = 10
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -95,6 +95,8 @@ def train(
     model, log, health, validation = state.model, monitoring.log, monitoring.health, monitoring.validation
     feed = _Feed(state, recipe, ranks, stretches)
     progress = Progress(recipe, state.step)
+    if health and not recipe.learn_temperature:
+        health = health.model_copy(update={"temperature_moves": None})
     watch = Health(health, recipe.section) if health and ranks.leads else None
     ledger = _Ledger(state, progress if ranks.leads else None, watch)
     usage = Usage(health, model, ranks.world_size, ranks.device) if health and ranks.leads else None
@@ -270,7 +272,8 @@ def _update(state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer
     model, optimiser, scale = state.model, state.optimiser, state.loss_scale
     optimiser.set_learning_rate(rate)
     before = model.temperature.detach()
-    gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, scale.value if scale else 1.0)
+    factor = scale.value if scale else 1.0
+    gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, factor, state.step)
     state.step += 1
     sound = True
     if scale is not None:

@@ -12,6 +12,9 @@ needs no pass: s is linear in x, so dL/dT = -sum_i x_i . dL/dx_i / T.
 
 With several processes, each has its own rows of x and y, gathers all rows of y, and computes its own rows of s.
 
+With fewer negatives (`Negatives`) the pairs stand in a circle, and a pair sees the k pairs that follow it: k + 1
+columns of each row, and k + 1 rows of each column. Other scores are -inf; label smoothing is over those that are seen.
+
 Everything is computed in the embeddings' precision, at least float32 (half-precision embeddings are cast) and never
 TF32. The eager tiles are the reference. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel;
 where it cannot, the same functions run eagerly. There they share no exponential: whether it would overflow is a
@@ -26,7 +29,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +46,24 @@ CUDA_TILE = (4096, 4096)
 _SMALL_SUM = 1e-20
 #: One exponential serves shifts of rows and columns that differ by at most this: e^60 and e^-60 fit into float32.
 _SHARED_RANGE = 60.0
+
+
+class Negatives(NamedTuple):
+    """Which pairs of the global batch are each other's negatives.
+
+    Attributes:
+        first: the number of this process's first pair in the global batch.
+        places_N: each pair's place in the circle: a permutation of 0 to N - 1.
+        count: how many each pair sees, 0 to N - 1.
+    """
+
+    first: int
+    places_N: Tensor
+    count: int
+
+
+#: Rows and columns of a tile, and the negatives; see `align_loss`.
+Tiling = tuple[tuple[int, int] | None, Negatives | None]
 
 
 class Peers(Protocol):
@@ -79,6 +100,7 @@ def align_loss(
     *,
     peers: Peers | None = None,
     tile: tuple[int, int] | None = None,
+    negatives: Negatives | None = None,
 ) -> Tensor:
     """Image-to-text plus text-to-image cross-entropy, each averaged over the pairs of the global batch.
 
@@ -87,9 +109,10 @@ def align_loss(
             nothing here relies on.
         text_embeds: (B, D); row i belongs to image i.
         temperature: > 0, divides the cosine.
-        label_smoothing: share of the target spread evenly over all N candidates (paper 0.1).
+        label_smoothing: share of the target spread evenly over all candidates (paper 0.1).
         peers: the processes that have the other rows; None: there are no others.
         tile: rows and columns of a tile; None: the default for the device. It changes the result by rounding only.
+        negatives: those that each pair sees; None: all others of the global batch.
 
     Returns:
         Scalar, the same on every process: the loss of the global batch. The backward pass gives the exact gradients of
@@ -97,7 +120,7 @@ def align_loss(
     """
     image_embeds, text_embeds = _precise(image_embeds), _precise(text_embeds)
     temperature = torch.as_tensor(temperature, dtype=image_embeds.dtype, device=image_embeds.device)
-    arguments = (image_embeds, text_embeds, temperature, label_smoothing, peers or Alone(), tile)
+    arguments = (image_embeds, text_embeds, temperature, label_smoothing, peers or Alone(), (tile, negatives))
     return cast(Tensor, _AlignLoss.apply(*arguments))  # type: ignore[no-untyped-call]  # untyped in torch
 
 
@@ -131,21 +154,25 @@ class _AlignLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, smoothing: float, peers: Peers,
-        tile: tuple[int, int] | None,
+        tiling: Tiling,
     ) -> Tensor:  # fmt: skip
         y_ND = peers.gather(y_BD)
         count = len(y_ND)
-        row_lse_B, column_lse_N = log_sum_exps(x_BD, y_ND, temperature, peers, tile)
-        sums = torch.cat([_sum(x_BD), row_lse_B.double().sum()[None], dot(x_BD, y_BD)[None]])
-        sums = peers.sum(sums)
-        x_sum_D, rows_sum, own_sum = sums[:-2], sums[-2], sums[-1] / temperature.double()
+        row_lse_B, column_lse_N, seen_sum = log_sum_exps(x_BD, y_ND, temperature, peers, tiling)
+        sums = torch.cat([_sum(x_BD), row_lse_B.double().sum()[None], dot(x_BD, y_BD)[None], *seen_sum])
+        sums, width = peers.sum(sums), x_BD.shape[1]
+        x_sum_D, rows_sum, own_sum = sums[:width], sums[width], sums[width + 1] / temperature.double()
         y_sum_D = _sum(y_ND)
-        smooth = x_sum_D @ y_sum_D / temperature.double() / count
+        negatives = tiling[1]
+        if negatives is None:
+            smooth = x_sum_D @ y_sum_D / temperature.double() / count
+        else:
+            smooth = sums[-1] / (negatives.count + 1)
         own, smooth = 2 * (1 - smoothing) * own_sum, 2 * smoothing * smooth
         loss = (rows_sum + column_lse_N.double().sum() - own - smooth) / count
         sums_of_embeds = x_sum_D.to(x_BD.dtype), y_sum_D.to(x_BD.dtype)
         ctx.save_for_backward(x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, *sums_of_embeds)
-        ctx.smoothing, ctx.peers, ctx.tile = smoothing, peers, tile
+        ctx.smoothing, ctx.peers, ctx.tiling = smoothing, peers, tiling
         return loss.to(x_BD.dtype)
 
     @staticmethod
@@ -154,12 +181,14 @@ class _AlignLoss(torch.autograd.Function):
         x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, x_sum_D, y_sum_D = ctx.saved_tensors
         count = len(y_ND)
         dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
-        for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, (row_lse_B, column_lse_N), ctx.tile):
+        _, negatives = ctx.tiling
+        seen = 0.0 if negatives is None else 2 * ctx.smoothing / (negatives.count + 1)
+        for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, (row_lse_B, column_lse_N), ctx.tiling, seen):
             dx_BD[row].addmm_(both_RC, y_ND[column])
             dy_ND[column].addmm_(both_RC.T, x_BD[row])
         dy_BD = ctx.peers.scatter_sum(dy_ND)
         scale = grad / (count * temperature)
-        own, smooth = 2 * (1 - ctx.smoothing), 2 * ctx.smoothing / count
+        own, smooth = 2 * (1 - ctx.smoothing), 2 * ctx.smoothing / count if negatives is None else 0.0
         dx_BD = dx_BD.sub_(y_BD, alpha=own).sub_(smooth * y_sum_D).mul_(scale)
         dy_BD = dy_BD.sub_(x_BD, alpha=own).sub_(smooth * x_sum_D).mul_(scale)
         return dx_BD, dy_BD, _temperature_gradient(x_BD, dx_BD, temperature), None, None, None
@@ -178,7 +207,7 @@ class _SigmoidLoss(torch.autograd.Function):
         dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
         sums = x_BD.new_zeros(2, dtype=torch.float64)
         sigmoids = _tile_function(_sigmoids, x_BD)
-        for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
+        for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, (tile, None)):
             softplus_sum, probability_RC = sigmoids(scores_RC, bias)
             sums += torch.stack([softplus_sum, probability_RC.sum()]).double()
             dx_BD[row].addmm_(probability_RC, y_ND[column])
@@ -214,32 +243,42 @@ def dot(x_BD: Tensor, y_BD: Tensor) -> Tensor:
 
 
 def log_sum_exps(
-    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, peers: Peers, tile: tuple[int, int] | None
-) -> tuple[Tensor, Tensor]:
-    """The log-sum-exps of the scores x_i . y_j / T: (B,) over the columns, and (N,) over the rows of all processes."""
+    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, peers: Peers, tiling: Tiling
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The log-sum-exps of the scores x_i . y_j / T: (B,) over the columns, and (N,) over the rows of all processes.
+
+    With `Negatives` also the sum of the scores that this process's pairs see, as a list of one (1,).
+    """
     row_lse_B = x_BD.new_full((len(x_BD),), -math.inf)
     column_lse_N = x_BD.new_full((len(y_ND),), -math.inf)
-    log_sums = _tile_function(_log_sums, x_BD)
-    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
+    seen_sum = [] if tiling[1] is None else [x_BD.new_zeros(1, dtype=torch.float64)]
+    log_sums = _tile_function(_log_sums_apart if seen_sum else _log_sums, x_BD)
+    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tiling):
+        for total in seen_sum:
+            total += scores_RC.masked_fill(scores_RC == -math.inf, 0).sum(dtype=torch.float64)
         row_lse_B[row], column_lse_N[column] = log_sums(scores_RC, row_lse_B[row], column_lse_N[column])
     top_N = peers.max(column_lse_N)
-    return row_lse_B, peers.sum((column_lse_N - top_N).exp()).log() + top_N
+    return row_lse_B, peers.sum((column_lse_N - top_N).exp()).log() + top_N, seen_sum
 
 
 def softmax_tiles(
-    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, log_sums: tuple[Tensor, Tensor], tile: tuple[int, int] | None
+    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, log_sums: tuple[Tensor, Tensor], tiling: Tiling, seen: float
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yields (rows, columns, softmax over columns + softmax over rows) of the scores, given their `log_sum_exps`."""
+    """Yields (rows, columns, softmax over columns + softmax over rows) of the scores, given their `log_sum_exps`.
+
+    With `Negatives`, `seen` is subtracted from those of the scores that are seen.
+    """
     row_lse_B, column_lse_N = log_sums
-    softmaxes = _tile_function(_softmaxes, x_BD)
-    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
-        yield row, column, softmaxes(scores_RC, row_lse_B[row], column_lse_N[column])
+    softmaxes = _tile_function(_softmaxes if tiling[1] is None else _softmaxes_apart, x_BD)
+    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tiling):
+        less_RC = None if tiling[1] is None else (scores_RC > -math.inf).to(scores_RC.dtype) * seen
+        both_RC = softmaxes(scores_RC, row_lse_B[row], column_lse_N[column])
+        yield row, column, both_RC if less_RC is None else both_RC.sub_(less_RC)
 
 
-def _tiles(
-    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, size: tuple[int, int] | None
-) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(x_BD: Tensor, y_ND: Tensor, temperature: Tensor, tiling: Tiling) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yields (rows, columns, their scores x_i . y_j / T); the caller may overwrite the scores, until the next tile."""
+    size, negatives = tiling
     height, width = size or (CUDA_TILE if x_BD.is_cuda else TILE)
     buffer = x_BD.new_empty(min(height, len(x_BD)) * min(width, len(y_ND)))
     matmul = torch.backends.cuda.matmul
@@ -253,7 +292,12 @@ def _tiles(
                 columns = slice(left, min(left + width, len(y_ND)))
                 shape = (rows.stop - rows.start, columns.stop - columns.start)
                 scores_RC = buffer[: shape[0] * shape[1]].view(shape)
-                yield rows, columns, torch.mm(scaled_RD, y_ND[columns].T, out=scores_RC)
+                torch.mm(scaled_RD, y_ND[columns].T, out=scores_RC)
+                if negatives is not None:
+                    places_R = negatives.places_N[negatives.first + rows.start : negatives.first + rows.stop]
+                    ahead_RC = (negatives.places_N[columns] - places_R[:, None]) % len(y_ND)
+                    scores_RC.masked_fill_(ahead_RC > negatives.count, -math.inf)
+                yield rows, columns, scores_RC
     finally:
         matmul.allow_tf32 = before
 

@@ -153,6 +153,7 @@ def new_model(plan: TrainingPlan, *, first: bool) -> DualEncoder:
             given = given_weights(model, recipe, _tokenizer(plan, plan.model.max_tokens))
             model.load_state_dict(given, strict=False)
     model.lock(recipe.locked)
+    model.log_temperature.requires_grad_(recipe.learn_temperature)
     return model
 
 

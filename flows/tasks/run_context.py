@@ -37,6 +37,7 @@ class RunContext(BaseModel):
         mlflow_run_id: the run that training logs into while it runs, if one is open.
         mlflow_page: its address, if a server shows it.
         attempt: of the flow run, see `align.pipeline.run_records`.
+        tags: of its run in MLflow.
         kept: where the reports and the log of this run will be if it fails and `root` is removed; None: `root` stays.
     """
 
@@ -51,6 +52,7 @@ class RunContext(BaseModel):
     mlflow_run_id: str | None = None
     mlflow_page: str | None = None
     attempt: str = ""
+    tags: dict[str, str] = {}
     kept: Path | None = None
 
     @cached_property

@@ -54,7 +54,8 @@ class ComparedRun:
         made_from: the commit that the run's own commit is based on; None for the checkout.
         params: `section.key` -> value, as params.yaml has it.
         metrics: of every stage, by their flat names.
-        digests: of the data (sha256 of the shards' manifest) and of the packaged model, as far as they are known.
+        digests: of the data (sha256 of the shards' manifest), of the packaged model, and, as `set/NAME`, of what each
+            set was measured on, as far as they are known.
         costs: see `align.lineage.runs.costs`.
         notes: what could not be read, and how to get it.
         ranks: the file with the rank of each query, if the run has it.
@@ -163,6 +164,8 @@ def _read_reports(run: ComparedRun, out: Callable[[str], Out], reports: Sequence
     ):
         if (content := _read(out, path, file)) and key in content:
             run.digests[what] = str(content[key])
+    evaluated = _read(out, (paths.reports / "evaluation").as_posix(), _REPORT) or {}
+    run.digests |= {f"set/{name}": one["digest"] for name, one in evaluated.get("sets", {}).items()}
     run.ranks = out((paths.reports / "evaluation").as_posix()).file(RANKS)
 
 

@@ -61,6 +61,25 @@ def test_learns_what_the_pictures_are_called(data: tuple[Path, Path], tmp_path: 
     assert trained.pairs_per_s > 0
 
 
+def test_a_temperature_that_is_not_learned_stays_what_it_was(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = MODEL.model_copy(update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.5})
+    health = load_params().section(HealthConfig).model_copy(update={"stuck_steps": 2})
+    found = {}
+    for learns in (True, False):
+        recipe = pretrain_config(
+            num_steps=4, batch_size=16, warmup_steps=1, validate_every_steps=4, log_every_steps=1,
+            learn_temperature=learns,
+        )  # fmt: skip
+        trained = run(plan(data, tmp_path, recipe, model=model, health=health))
+        assert trained is not None
+        found[learns] = [row["train/temperature"] for row in trained.rows]
+    assert found[False] == pytest.approx([0.5] * 4, rel=1e-6) and len({*found[False]}) == 1
+    assert len({*found[True]}) == 4
+    assert "stuck" not in capsys.readouterr().err
+
+
 def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path) -> None:
     model = MODEL.model_copy(
         update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.1, "logit_bias_init": -3.0}
@@ -77,6 +96,8 @@ def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path)
     for plan_of in (replace(sigmoid, model=MODEL), replace(sigmoid, recipe=pretrain_config(batch_size=16))):
         with pytest.raises(ConfigError, match="do not go together"):
             run(plan_of)
+    with pytest.raises(ConfigError, match=r"negatives_share 0\.5 is of loss align"):
+        run(replace(sigmoid, recipe=recipe.model_copy(update={"negatives_share": 0.5})))
 
 
 @pytest.mark.costs(4, "a stage runs twice, and draws its page")

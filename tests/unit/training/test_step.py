@@ -99,6 +99,22 @@ def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int) ->
     assert_equal(gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch)), whole)
 
 
+def test_which_negatives_a_pair_sees_depends_on_seed_and_step_and_not_on_the_ranks(tokenizer: Path) -> None:
+    recipe = pretrain_config(batch_size=BATCH, negatives_share=0.25)
+    whole = module.negatives_of(recipe, 3, ALONE, BATCH)
+    assert whole is not None and whole.count == round(0.25 * 31) and sorted(whole.places_N.tolist()) == [*range(BATCH)]
+    for rank in (0, 1):
+        part = module.negatives_of(recipe, 3, Ranks(rank, 2, ALONE.device), BATCH // 2)
+        assert part is not None and part.first == 16 * rank and torch.equal(part.places_N, whole.places_N)
+    for other, step in ((recipe, 4), (recipe.model_copy(update={"seed": 1}), 3)):
+        found = module.negatives_of(other, step, ALONE, BATCH)
+        assert found is not None and not torch.equal(found.places_N, whole.places_N)
+    assert module.negatives_of(pretrain_config(batch_size=BATCH), 3, ALONE, BATCH) is None
+    some = gradients(tokenizer, recipe)
+    assert some.loss < 0.9 * gradients(tokenizer, pretrain_config(batch_size=BATCH)).loss
+    assert_equal(gradients(tokenizer, recipe.model_copy(update={"micro_batch": 8})), some)
+
+
 @pytest.mark.parametrize("micro_batch", [4, None])
 def test_float32_differs_by_its_rounding(tokenizer: Path, micro_batch: int | None) -> None:
     """A cosine, a sum of 16 products of rounded numbers whose sizes add up to 1, is wrong by 19 / 2^24 at most. Four of

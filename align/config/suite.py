@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -49,6 +49,7 @@ PRESENT = "present"
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a {}.", "{}")
 
 
+M = TypeVar("M", bound=BaseModel)
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -253,26 +254,33 @@ def is_suite(path: Path) -> bool:
     return path.suffix.lower() in (".yaml", ".yml")
 
 
+def read_checked(path: Path, cls: type[M], what: str) -> M:
+    """A YAML 1.2 file that people write, as its class; `what` they should give.
+
+    Raises:
+        ConfigError: the file is missing or wrong; the message names the key.
+    """
+    try:
+        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give {what}") from None
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: unreadable: {' '.join(str(error).split())[:300]}") from None
+    try:
+        return cls.model_validate(document)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
 def read_suite(path: Path) -> tuple[SuiteSet, ...]:
     """The sets of a suite, read as YAML 1.2.
 
     Raises:
         ConfigError: the file is missing or not a suite, or two sets have one name; the message names the key.
     """
-    try:
-        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file; give a suite of evaluation sets, such as those in infra/suites"
-        ) from None
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: unreadable: {' '.join(str(error).split())[:300]}") from None
-    try:
-        sets = _Suite.model_validate(document).sets
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+    sets = read_checked(path, _Suite, "a suite of evaluation sets, such as those in infra/suites").sets
     for name, number in Counter(one.name for one in sets).items():
         if number > 1:
             raise ConfigError(f"{path}: {number} sets have the name {name}; their metrics would have one name, too")

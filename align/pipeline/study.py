@@ -9,7 +9,7 @@ import argparse
 import json
 
 from align.config import Params
-from align.config.params import chosen_values
+from align.config.params import DEMO, chosen_values
 from align.config.study import read_study
 from align.errors import ConfigError
 from align.pipeline.run import become
@@ -24,5 +24,5 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if args.params is not None:
         raise ConfigError("align study reads ./params.yaml; change single values with --set SECTION.KEY=VALUE")
     read_study(args.study)
-    asked = {"study": str(args.study), "profile": args.profile or "", "overrides": chosen_values(params, args.typed)}
+    asked = {"study": str(args.study), "profile": args.profile or DEMO, "overrides": chosen_values(params, args.typed)}
     become("flows", "study", json.dumps(asked, default=str))

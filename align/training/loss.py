@@ -54,12 +54,12 @@ class Negatives(NamedTuple):
     Attributes:
         first: the number of this process's first pair in the global batch.
         places_N: each pair's place in the circle: a permutation of 0 to N - 1.
-        count: how many each pair sees, 0 to N - 1.
+        number: how many each pair sees, 0 to N - 1.
     """
 
     first: int
     places_N: Tensor
-    count: int
+    number: int
 
 
 #: Rows and columns of a tile, and the negatives; see `align_loss`.
@@ -167,7 +167,7 @@ class _AlignLoss(torch.autograd.Function):
         if negatives is None:
             smooth = x_sum_D @ y_sum_D / temperature.double() / count
         else:
-            smooth = sums[-1] / (negatives.count + 1)
+            smooth = sums[-1] / (negatives.number + 1)
         own, smooth = 2 * (1 - smoothing) * own_sum, 2 * smoothing * smooth
         loss = (rows_sum + column_lse_N.double().sum() - own - smooth) / count
         sums_of_embeds = x_sum_D.to(x_BD.dtype), y_sum_D.to(x_BD.dtype)
@@ -182,7 +182,7 @@ class _AlignLoss(torch.autograd.Function):
         count = len(y_ND)
         dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
         _, negatives = ctx.tiling
-        seen = 0.0 if negatives is None else 2 * ctx.smoothing / (negatives.count + 1)
+        seen = 0.0 if negatives is None else 2 * ctx.smoothing / (negatives.number + 1)
         for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, (row_lse_B, column_lse_N), ctx.tiling, seen):
             dx_BD[row].addmm_(both_RC, y_ND[column])
             dy_ND[column].addmm_(both_RC.T, x_BD[row])
@@ -296,7 +296,7 @@ def _tiles(x_BD: Tensor, y_ND: Tensor, temperature: Tensor, tiling: Tiling) -> I
                 if negatives is not None:
                     places_R = negatives.places_N[negatives.first + rows.start : negatives.first + rows.stop]
                     ahead_RC = (negatives.places_N[columns] - places_R[:, None]) % len(y_ND)
-                    scores_RC.masked_fill_(ahead_RC > negatives.count, -math.inf)
+                    scores_RC.masked_fill_(ahead_RC > negatives.number, -math.inf)
                 yield rows, columns, scores_RC
     finally:
         matmul.allow_tf32 = before

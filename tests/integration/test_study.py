@@ -144,12 +144,11 @@ def test_killed_in_the_middle_and_typed_again(alone: Stack) -> None:
     found = {(run["arm"], run["seed"]): run["figure"] for run in report["runs"]}
     assert found == pytest.approx({
         ("base", 0): 0.2, ("base", 1): 0.211, ("faster", 0): 0.4, ("faster", 1): 0.41,
-        ("too-fast", 0): None, ("too-fast", 1): None,
     })  # fmt: skip
     faster = report["differences"]["faster"]
     assert faster["value"] == pytest.approx(0.1995) and faster["verdict"] == "better" and report["freedom"] == 1
     page = (root / "reports/study/rates/report.html").read_text()
-    assert "faster is better: as in the paper" in page
+    assert "as in the paper" in page and "faster is better" in page
     assert re.search("Without too-fast, seed 1: .*the loss is not finite", page)
     with sqlite3.connect(root / "mlflow.db") as runs:
         tags = runs.execute("select run_uuid, key, value from tags where key like 'align.%'").fetchall()

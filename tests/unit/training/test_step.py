@@ -102,7 +102,7 @@ def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int) ->
 def test_which_negatives_a_pair_sees_depends_on_seed_and_step_and_not_on_the_ranks(tokenizer: Path) -> None:
     recipe = pretrain_config(batch_size=BATCH, negatives_share=0.25)
     whole = module.negatives_of(recipe, 3, ALONE, BATCH)
-    assert whole is not None and whole.count == round(0.25 * 31) and sorted(whole.places_N.tolist()) == [*range(BATCH)]
+    assert whole is not None and whole.number == round(0.25 * 31) and sorted(whole.places_N.tolist()) == [*range(BATCH)]
     for rank in (0, 1):
         part = module.negatives_of(recipe, 3, Ranks(rank, 2, ALONE.device), BATCH // 2)
         assert part is not None and part.first == 16 * rank and torch.equal(part.places_N, whole.places_N)

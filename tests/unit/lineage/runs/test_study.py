@@ -11,12 +11,13 @@ from align.config.study import Study
 from align.display.figure import BAD, GOOD, LIGHT
 from align.lineage.runs import study as module
 from align.lineage.runs.run import ComparedRun
-from align.lineage.runs.study import Found, columns, notes, page, read_runs, rows, write
+from align.lineage.runs.study import COLUMNS, Found, notes, page, read_runs, rows, write
+from align.lineage.versions.data_versions import DataVersions
 from tests.support.params import load_params
 
 ARMS = ("base", "more", "less", "same")
 STUDY = Study.model_validate({
-    "name": "small", "question": "Does <more> help?", "primary": ["concepts/mean_recall"], "also": ["test/mean_recall"],
+    "name": "small", "question": "Does <more> help?", "primary": ["concepts/mean_recall"],
     "seeds": [0, 1, 2],
     "arms": [
         {"name": "base"}, {"name": "more", "paper": "more helps", "expected": "worse"},
@@ -35,29 +36,28 @@ def found(
         arm, seed = name.removeprefix("run/").split("-")
         uneven = 0.004 * (-1) ** (ARMS.index(arm) * int(seed))
         figure = EFFECTS[arm] + 0.01 * int(seed) + uneven
-        metrics = {} if arm == other == "none" else {"concepts/mean_recall": figure, "test/mean_recall": 0.25}
-        digests = {"set/concepts": "other" if arm == other else "c", "set/test": arm if arm == "less" else "t"}
+        metrics = {"concepts/mean_recall": figure, "test/mean_recall": 0.25}
+        digests = {"set/concepts": "other" if arm == other else "c", "set/test": arm}
         return ComparedRun(name, "", "", None, {}, metrics, digests)
 
     monkeypatch.setattr(module, "read_run", read)
     names = {(arm, seed): f"{arm}-{seed}" for arm in ARMS for seed in range(seeds) if f"{arm}-{seed}" not in without}
     missing = {(arm, int(seed)): "it failed" for arm, seed in (name.split("-") for name in without)}
-    return read_runs(STUDY, names, missing, tmp_path, load_params().section(PathsConfig), tmp_path)
+    return read_runs(STUDY, names, missing, load_params().section(PathsConfig), DataVersions(tmp_path, tmp_path))
 
 
 def test_a_row_for_each_arm_with_its_verdict_beside_the_papers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     all_of_it = found(monkeypatch, tmp_path)
     table = [*rows(STUDY, all_of_it)]
-    assert [row[0] for row in table] == [*ARMS] and all(len(row) == len(columns(STUDY)) for row in table)
-    base, more, less, same = (dict(zip(columns(STUDY), row, strict=True)) for row in table)
-    assert base["minus base, points"] == base["verdict"] == base["the paper"] == ""
-    assert (more["verdict"], more["the paper"]) == ("better", "more helps: against the paper")
-    assert (less["verdict"], less["the paper"]) == ("worse", "less harms: as in the paper")
-    assert (same["verdict"], same["the paper"]) == ("not told apart", "not told apart")
+    assert [row[0] for row in table] == [*ARMS] and all(len(row) == len(COLUMNS) for row in table)
+    base, more, less, same = (dict(zip(COLUMNS, row, strict=True)) for row in table)
+    assert base["minus base, points"] == base["verdict"] == base["beside the paper"] == ""
+    assert (more["verdict"], more["beside the paper"], more["paper"]) == ("better", "against the paper", "more helps")
+    assert (less["verdict"], less["beside the paper"]) == ("worse", "as in the paper")
+    assert (same["verdict"], same["beside the paper"]) == ("not told apart", "not told apart")
     assert re.fullmatch(r"\+1[12]\.\d", more["minus base, points"]) and more["runs"] == "3 of 3"
-    assert (more["test/mean_recall, %"], less["test/mean_recall, %"]) == ("25.0", "25.0*")
     text = page(STUDY, all_of_it)
-    assert "Does &lt;more&gt; help?" in text and "on other items than the base" in text
+    assert "Does &lt;more&gt; help?" in text
     assert text.count("<table>") == text.count("<svg ") == 1
     plot = text[text.index("<svg ") : text.index("</svg>")]
     assert [plot.index(f">{arm}</text>") for arm in ARMS] == sorted(plot.index(f">{arm}</text>") for arm in ARMS)
@@ -78,9 +78,9 @@ def test_runs_that_are_missing_or_measured_on_others_are_said(monkeypatch: pytes
 
 def test_one_seed_has_points_and_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     one = found(monkeypatch, tmp_path, seeds=1)
-    assert {row[4] + row[5] + row[6] for row in rows(STUDY, one)} == {"", "more helps", "less harms"}
+    assert {row[4] + row[5] + row[6] for row in rows(STUDY, one)} == {""}
     assert any("There is no verdict" in note for note in notes(STUDY, one))
     write(STUDY, one, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
-    assert [run["figure"] is None for run in report["runs"]] == [False] * 4 + [True] * 8
-    assert report["differences"]["more"]["verdict"] is None and report["study"]["primary"] == ["concepts/mean_recall"]
+    assert [(run["arm"], run["seed"]) for run in report["runs"]] == [(arm, 0) for arm in ARMS]
+    assert report["differences"]["more"]["verdict"] == "" and report["study"]["primary"] == ["concepts/mean_recall"]

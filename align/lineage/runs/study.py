@@ -83,7 +83,7 @@ def rows(study: Study, found: Found) -> Iterator[tuple[str, ...]]:
             opposed = "as in the paper" if verdict == arm.expected else "against the paper"
             beside = verdict if verdict == "not told apart" else opposed
         shown = "-" if value is None else f"{100 * value:.1f}"
-        yield arm.name, f"{number} of {len(study.seeds)}", shown, minus, interval, verdict, beside, arm.paper
+        yield arm.name, f"{number}/{len(study.seeds)}", shown, minus, interval, verdict, beside, arm.paper
 
 
 def notes(study: Study, found: Found) -> Iterator[str]:

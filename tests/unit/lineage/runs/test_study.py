@@ -55,7 +55,7 @@ def test_a_row_for_each_arm_with_its_verdict_beside_the_papers(monkeypatch: pyte
     assert (more["verdict"], more["beside the paper"], more["paper"]) == ("better", "against the paper", "more helps")
     assert (less["verdict"], less["beside the paper"]) == ("worse", "as in the paper")
     assert (same["verdict"], same["beside the paper"]) == ("not told apart", "not told apart")
-    assert re.fullmatch(r"\+1[12]\.\d", more["minus base, points"]) and more["runs"] == "3 of 3"
+    assert re.fullmatch(r"\+1[12]\.\d", more["minus base, points"]) and more["runs"] == "3/3"
     text = page(STUDY, all_of_it)
     assert "Does &lt;more&gt; help?" in text
     assert text.count("<table>") == text.count("<svg ") == 1
@@ -69,7 +69,7 @@ def test_a_row_for_each_arm_with_its_verdict_beside_the_papers(monkeypatch: pyte
 def test_runs_that_are_missing_or_measured_on_others_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     some = found(monkeypatch, tmp_path, without=("more-1",), other="less")
     assert some.figures.keys() == {(arm, seed) for arm in ("base", "more", "same") for seed in range(3)} - {("more", 1)}
-    assert [row[1] for row in rows(STUDY, some)] == ["3 of 3", "2 of 3", "0 of 3", "3 of 3"]
+    assert [row[1] for row in rows(STUDY, some)] == ["3/3", "2/3", "0/3", "3/3"]
     said = [*notes(STUDY, some)]
     assert "Without more, seed 1: it failed" in said
     assert "Without less, seed 2: its set concepts has other items than that of base" in said

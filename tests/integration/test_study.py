@@ -107,7 +107,7 @@ def called(stack: Stack) -> list[str]:
 
 
 @pytest.mark.full
-@pytest.mark.costs(120, "six runs of Prefect and DVC, and more after a kill")
+@pytest.mark.costs(90, "six runs of Prefect and DVC, and more after a kill")
 def test_killed_in_the_middle_and_typed_again(alone: Stack) -> None:
     root = alone.root
     command = [sys.executable, "-m", "align.cli", "study", "study.yaml"]
@@ -166,7 +166,7 @@ def test_killed_in_the_middle_and_typed_again(alone: Stack) -> None:
     assert "There is no verdict: it takes two seeds or more" in one.stdout
 
 
-@pytest.mark.costs(8, "a flow of Prefect with its server begins")
+@pytest.mark.costs(20, "a flow of Prefect with its server begins")
 def test_an_arm_of_wrong_values_is_refused_before_any_run(alone: Stack) -> None:
     text = STUDY.replace("pretrain.learning_rate: 2.0", "pretrain.learning_rat: 2.0")
     (alone.root / "study.yaml").write_text(text)

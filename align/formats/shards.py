@@ -82,6 +82,18 @@ class ShardTask:
         return self.shard.path.removesuffix(".tar").replace("/", "-")
 
 
+class Fraction(StoredModel):
+    """The share of the kept pairs of train that the shards hold, by a hash of their keys: larger ones hold smaller."""
+
+    seed: int
+    share: float
+
+    def holds(self, keys: Iterable[str]) -> NDArray[np.bool_]:
+        """Of each key whether it is in it."""
+        drawn = b"".join(hashlib.sha256(f"{self.seed} train {key}".encode()).digest()[:8] for key in keys)
+        return np.frombuffer(drawn, ">u8").astype(np.float64) / 2.0**64 < self.share
+
+
 class Manifest(StoredModel):
     """The file. `digest` is the sha256 of the shards' sha256s in order and names the training data."""
 
@@ -89,6 +101,8 @@ class Manifest(StoredModel):
     image_px: int
     digest: str
     splits: dict[SplitName, Split]
+    #: None, and not written: all of train.
+    fraction: Fraction | None = None
 
     @property
     def tars(self) -> dict[str, Shard]:

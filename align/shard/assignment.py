@@ -29,7 +29,7 @@ from align.durable.buckets import Buckets, in_order, num_buckets
 from align.durable.files import replace_directory, to_json, write_text
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, IMAGES, decision_parts
-from align.formats.shards import SPLITS, SplitName
+from align.formats.shards import SPLITS, Fraction, SplitName
 from align.pairs.clusters import Clusters, Members, text_digests
 from align.shard.image_spans import SPAN, look_up, sample_digests
 
@@ -200,12 +200,15 @@ def _read_clusters(
     bucket of the latter. Draw and place of an image depend only on the seed and the image, so that later images do not
     move earlier ones.
     """
-    seed, count = config.seed, rows.count
+    seed, count, fraction = config.seed, rows.count, fraction_of(config)
     pairs = Buckets(work, "pairs", {"id": "S16", "row": "i8", "text": "u8", "taken": "?"}, count)
     num_pairs = 0
     for batch in kept_batches(filtered, ["image_id", "image_key", "text", "key"]):
         ids, numbers = _ids(batch["image_id"]), num_pairs + np.arange(len(batch))
-        text, taken = text_digests(batch["text"].to_pylist()), _taken(batch["key"], config)
+        text, taken = (
+            text_digests(batch["text"].to_pylist()),
+            fraction.holds(batch["key"].to_pylist()) if fraction else True,
+        )
         pairs.add(_bucket(ids, count), id=ids, row=numbers, text=text, taken=taken)
         digests = sample_digests(key or "" for key in batch["image_key"].to_pylist())
         samples.add(_bucket(digests, count), sample=digests, row=numbers)
@@ -244,12 +247,9 @@ def _read_clusters(
     return clusters, num_pairs
 
 
-def _taken(keys: pa.Array, config: ShardConfig) -> NDArray[np.bool_]:
-    """Of each pair whether it is in `train_fraction`. Draws depend on seed and key: larger fractions hold smaller."""
-    if config.train_fraction == 1:
-        return np.ones(len(keys), np.bool_)
-    drawn = b"".join(hashlib.sha256(f"{config.seed} train {key}".encode()).digest()[:8] for key in keys.to_pylist())
-    return np.frombuffer(drawn, ">u8").astype(np.float64) / 2.0**64 < config.train_fraction
+def fraction_of(config: ShardConfig) -> Fraction | None:
+    """The part of train that shards hold; None: all of it."""
+    return None if config.train_fraction == 1 else Fraction(seed=config.seed, share=config.train_fraction)
 
 
 def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, assigned: Buckets) -> ShardPlan:

@@ -12,7 +12,7 @@ from json.encoder import encode_basestring as _quoted
 from pathlib import Path
 
 from align.durable.files import temporary_name, write_bytes, write_text
-from align.formats.shards import MANIFEST, Manifest, Sample, Shard, Split, SplitName, digest_of, index_bytes
+from align.formats.shards import MANIFEST, Fraction, Manifest, Sample, Shard, Split, SplitName, digest_of, index_bytes
 from align.formats.tar import TarWriter
 
 #: Bytes that are hashed and written together.
@@ -131,18 +131,21 @@ class _Hashed:
                     written += self._file.write(left)
 
 
-def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Sequence[Path]]) -> Manifest:
+def join_manifest(
+    folder: Path, image_px: int, entries: Mapping[SplitName, Sequence[Path]], fraction: Fraction | None = None
+) -> Manifest:
     """Writes `manifest.json` from files that hold one `Shard` each.
 
     Args:
         folder: of the manifest.
         image_px: side of the images.
         entries: split -> files that `write_entry` wrote.
+        fraction: of train.
     """
     splits = {name: _split(paths) for name, paths in entries.items()}
     digest = digest_of(shard for split in splits.values() for shard in split.shards)
-    manifest = Manifest(image_px=image_px, digest=digest, splits=splits)
-    write_text(folder / MANIFEST, manifest.model_dump_json() + "\n")
+    manifest = Manifest(image_px=image_px, digest=digest, splits=splits, fraction=fraction)
+    write_text(folder / MANIFEST, manifest.model_dump_json(exclude=None if fraction else {"fraction"}) + "\n")
     return manifest
 
 

@@ -205,10 +205,8 @@ def _read_clusters(
     num_pairs = 0
     for batch in kept_batches(filtered, ["image_id", "image_key", "text", "key"]):
         ids, numbers = _ids(batch["image_id"]), num_pairs + np.arange(len(batch))
-        text, taken = (
-            text_digests(batch["text"].to_pylist()),
-            fraction.holds(batch["key"].to_pylist()) if fraction else True,
-        )
+        text = text_digests(batch["text"].to_pylist())
+        taken = fraction.holds(batch["key"].to_pylist()) if fraction else np.ones(len(batch), np.bool_)
         pairs.add(_bucket(ids, count), id=ids, row=numbers, text=text, taken=taken)
         digests = sample_digests(key or "" for key in batch["image_key"].to_pylist())
         samples.add(_bucket(digests, count), sample=digests, row=numbers)

@@ -42,7 +42,8 @@ from align.evaluate.fine_tuning.recipe import Recipe
 from align.evaluate.many_labels import Answered, measure_many_labels
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import Shown, evaluation_page
-from align.evaluate.protocols.recall import BLOCK, Gallery
+from align.evaluate.protocols.recall import Gallery
+from align.evaluate.protocols.retrieval import BLOCK_BYTES
 from align.evaluate.report import EvaluateReport, make_report
 from align.evaluate.tuned import Tuner
 from align.formats.evaluation_set import EvaluationSet
@@ -300,10 +301,7 @@ def announce(sets: Sequence[EvaluationSet], towers: Towers, tuner: Tuner) -> Non
         say(f"evaluate: {one.name}: {what}{left_out}")
     pictures = sum(len(one.images) for one in sets)
     seconds, width, image_px = _tried(sets, towers)
-    largest = max((max(texts.get(one.name, 0), len(one.images)) for one in sets), default=0)
-    more = 4 * (
-        2 * width * max((len(one.images) + texts.get(one.name, 0) for one in sets), default=0) + BLOCK * largest
-    )
+    more = 8 * width * max((len(one.images) + texts.get(one.name, 0) for one in sets), default=0) + BLOCK_BYTES
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + more
     say(

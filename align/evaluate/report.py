@@ -144,12 +144,10 @@ def _classes(result: Classification) -> dict[str, dict[str, float]]:
 
 
 def _flat(name: str, score: Score) -> dict[str, float | int]:
-    return {
-        name: _rounded(score.value),
-        f"{name}/low": _rounded(score.low),
-        f"{name}/high": _rounded(score.high),
-        f"{name}/chance": _rounded(score.chance),
-    }
+    values = {"": score.value, "/low": score.low, "/high": score.high, "/chance": score.chance}
+    if score.ends is not None and score.ends[0] < score.ends[1]:
+        values |= dict(zip(("/ties_against", "/ties_for"), score.ends, strict=True))
+    return {f"{name}{part}": _rounded(value) for part, value in values.items()}
 
 
 def _rounded(value: float) -> float:

@@ -1,4 +1,4 @@
-"""The recall of a random order, which is shown with every measured recall."""
+"""The recall that is expected: of a random order, which is shown with every measured recall, and of ties."""
 
 from __future__ import annotations
 
@@ -23,3 +23,22 @@ def chance(num_correct: NDArray[np.int64] | Sequence[int], num_items: int, k: in
     k = min(k, num_items)
     draws = comb(num_items, k)
     return float(np.mean([1 - comb(num_items - int(right), k) / draws for right in num_correct]))
+
+
+def expected_hits(ranks: NDArray[np.int64], ties: NDArray[np.int64] | None, k: int) -> NDArray[np.float64]:
+    """The probability that a right item is among the first k, if items of equal similarity come in random order.
+
+    Args:
+        ranks: (num_queries,) of the best right item, from 1, behind all wrong items of its similarity.
+        ties: (num_queries, 2) of how many wrong and how many right items that similarity is; None: wrong ones never
+            tie, so that the answer is 0 or 1.
+        k: the cut.
+    """
+    if ties is None:
+        return (ranks <= k).astype(np.float64)
+    wrong, right = ties.T
+    places = np.minimum(k - (ranks - 1 - wrong), wrong + right)  # among the first k, for items of this similarity
+    missed = np.ones(len(ranks))
+    for taken in range(int(places.max(initial=0))):  # each place by a wrong item
+        missed *= np.where(taken < places, np.maximum(wrong - taken, 0) / np.maximum(wrong + right - taken, 1), 1.0)
+    return 1.0 - missed

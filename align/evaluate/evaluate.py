@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -49,7 +49,7 @@ from align.evaluate.tuned import Tuner
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
-from align.formats.model_folder import model_digest
+from align.formats.model_folder import model_digest, read_config
 from align.formats.query_ranks import IMAGE_TO_TEXT, RANKS, TEXT_TO_IMAGE, QueryRanks, Ranked, read_ranks, write_ranks
 from align.interfaces.store import Files
 from align.pairs.text import languages, normalise
@@ -87,7 +87,7 @@ def evaluate(
     encoder: Towers,
     sets: Sequence[EvaluationSet],
     reports: Path,
-    model: str = FINE_TUNED,
+    model: Mapping[str, str] | None = None,
     kept: Path | None = None,
     suite: SuiteNeeds = NO_SUITE,
 ) -> EvaluateReport:
@@ -98,7 +98,7 @@ def evaluate(
         encoder: the model.
         sets: the sets to measure, in any order. Examples are drawn from the first retrieval set.
         reports: the folder of this stage's report; replaced whole.
-        model: which model that is, for people.
+        model: which one that is, see `EvaluateReport`; None: the fine-tuned model.
         kept: the folder for embeddings of other runs; None: nothing is kept.
         suite: what its tasks need; of sets that no suite names, nothing.
 
@@ -121,7 +121,7 @@ def evaluate(
     walls = {result.source.name: draw_classified(result, number=number, seed=config.seed) for result in classifications}
     figures = _draw(config, retrievals, classifications)
     digests = set_digests(sets)
-    report = make_report([*retrievals, *classifications, *others], digests, evaluation_digest(digests))
+    report = make_report([*retrievals, *classifications, *others], digests, evaluation_digest(digests), model or {})
     measured = [(result.source, with_languages(result.ranked(), result.items)) for result in retrievals]
     measured += [(result.source, result.ranked()) for result in classifications]
     ranks = {(source.name, protocol): part for source, parts in measured for protocol, part in parts.items()}
@@ -129,10 +129,27 @@ def evaluate(
         for name, figure in figures.items():
             write_bytes(part / name, png(figure))
         shown = Shown(report, retrievals, classifications, examples, walls, others)
-        write_text(part / "report.html", evaluation_page(shown, figures, model))
+        write_text(part / "report.html", evaluation_page(shown, figures, _called(report.model)))
         write_ranks(QueryRanks(digests, ranks), part / RANKS)
         write_report(report, part)
     return report
+
+
+def described(folder: Path, checkpoint: str | None = None) -> dict[str, str]:
+    """A model for its report, see `EvaluateReport`. Raises as `read_config`."""
+    config = read_config(folder)
+    step = {} if config.chosen is None or "step" not in config.chosen else {"step": str(config.chosen["step"])}
+    name = str(folder) if checkpoint is None else f"checkpoint {checkpoint}"
+    return {"folder": name, "digest": model_digest(folder), "stage": config.stage} | step
+
+
+def _called(model: Mapping[str, str]) -> str:
+    """A model for people, such as `models/pretrained (0123456789ab, step 400)`."""
+    if not model:
+        return FINE_TUNED
+    said = [model["digest"][:12]] if "digest" in model else []
+    said += [f"step {model['step']}"] if "step" in model else []
+    return f"{model['folder']} ({', '.join(said)})" if said else model["folder"]
 
 
 def _measure(
@@ -202,7 +219,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             kept=kept_in(store.features, towers),
             suite=SuiteNeeds(files, tuner),
             reports=args.reports or own,
-            model=FINE_TUNED if args.model is None else f"another model ({args.checkpoint or '--model'})",
+            model=None if args.model is None else described(args.model, args.checkpoint),
         )
     for line in report.summary():
         say(f"evaluate: {line}")
@@ -236,7 +253,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
                 encoder=towers,
                 sets=sets,
                 reports=part / name,
-                model=str(folder),
+                model=described(folder),
                 kept=kept_in(store.features, towers),
                 suite=SuiteNeeds(files, tuner),
             )

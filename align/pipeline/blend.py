@@ -97,7 +97,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 towers = ModelTowers(Path(scratch), config.image_px)
                 metrics = evaluate(
                     config, encoder=towers, sets=[one for sets in suites.values() for one in sets],
-                    reports=part / f"{alpha:g}", model=f"{alpha:g} of {args.b}",
+                    reports=part / f"{alpha:g}", model={"folder": f"{alpha:g} of {args.b}"},
                     kept=kept_in(store.features, towers),
                     suite=SuiteNeeds(reads, Tuner(Path(scratch), paths.checkpoints)),
                 ).metrics  # fmt: skip

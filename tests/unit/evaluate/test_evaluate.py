@@ -330,6 +330,29 @@ def test_vtab_takes_a_thousand_pictures_in_their_order() -> None:
     assert found["vtab/accuracy"].low > 0.5
 
 
+def test_classifiers_that_learn_do_not_depend_on_the_order_of_files() -> None:
+    """The same labelled pictures in two orders, as in folders of other names; labels are drawn, so that it shows."""
+    rng = np.random.default_rng(0)
+    shown = [square(str(name), shade=shade) for name, shade in zip(rng.choice([*COLOURS], 60), range(60), strict=True)]
+    labels = rng.choice([*COLOURS][:3], 60).tolist()
+    probes = {"linear_probe": {"epochs": 1}, "frozen": {"preset": "small"}}
+    entry = asked("linear_probe", "frozen", **probes)
+
+    def answers(order: list[int]) -> list[list[int]]:
+        items = [
+            EvaluationImage(f"{place}", f"{place}", (), labels[row], None, "query" if place < 20 else "reference")
+            for place, row in enumerate(order)
+        ]
+        named = EvaluationSet(
+            "c", "classification", "", items, tuple(COLOURS), ("{}",), held([shown[row] for row in order]), asked=entry
+        )
+        found = measure_classification(named, ColourEncoder(), num_resamples=50, seed=0).directions
+        return [found[name].ranks.tolist() for name in ("linear_probe", "frozen")]
+
+    first = list(range(60))
+    assert answers(first) == answers(first[:20] + first[:19:-1])
+
+
 def test_a_set_learns_from_its_split_of_references_and_scores_stand_beside_zero_shot() -> None:
     probe = {"linear_probe": {"epochs": 200, "validation_share": None}}
     one = replace(colour_set("classification"), asked=asked("linear_probe", **probe))

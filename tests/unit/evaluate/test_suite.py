@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
+from align.formats.model_folder import model_digest
 from tests.support import tiny_model
 from tests.support.suites import suite
 from tests.unit.formats.evaluation_sets.test_captions import karpathy, pictures
@@ -51,6 +52,9 @@ def test_a_model_and_a_suite_are_enough(elsewhere: Path, capsys: pytest.CaptureF
     assert {"folder/linear_probe/accuracy/low", "folder/linear_probe/accuracy/chance"} <= metrics.keys()
     assert "tars/linear_probe/accuracy" not in metrics
     report = json.loads((elsewhere / "out/report.json").read_text())
+    model = {"folder": str(elsewhere / "model"), "digest": model_digest(elsewhere / "model"), "stage": "finetune"}
+    assert report["model"] == model
+    assert f"{model['folder']} ({model['digest'][:12]})" in (elsewhere / "out/report.html").read_text()
     assert report["sets"]["mine"]["num_left_out"] == 1 and report["sets"]["mine"]["num_texts"] == 3
     assert report["sets"]["folder"]["tasks"] == ["zero_shot", "knn", "linear_probe"]
     assert report["sets"]["folder"]["settings"]["linear_probe"]["epochs"] == 2

@@ -35,7 +35,7 @@ from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.errors import ConfigError, DataError
 from align.evaluate.captioned import read_published
-from align.evaluate.embed import Crop, ModelTowers, Towers, kept_in
+from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure, reliability_figure
 from align.evaluate.fine_tuning.recipe import Recipe
@@ -49,9 +49,10 @@ from align.evaluate.tuned import Tuner
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
-from align.formats.model_folder import model_digest, read_config
+from align.formats.model_folder import library_model, model_digest, read_config
 from align.formats.query_ranks import IMAGE_TO_TEXT, RANKS, TEXT_TO_IMAGE, QueryRanks, Ranked, read_ranks, write_ranks
 from align.interfaces.store import Files
+from align.model.embedder import Crop
 from align.pairs.text import languages, normalise
 from align.services.files.files import StoreFiles
 from align.services.s3.store import fetcher
@@ -60,7 +61,6 @@ from align.services.s3.store import fetcher
 #: nobody wrote: 26 concepts of the demo's emoji, such as "keycap: 6", would be Danish; from here on four are.
 MIN_BYTES = 20
 
-FINE_TUNED = "the fine-tuned model"
 #: Classified pictures on the page for each `evaluate.num_examples`: they are smaller than a query with its answers.
 _PER_EXAMPLE = 3
 
@@ -135,21 +135,22 @@ def evaluate(
     return report
 
 
-def described(folder: Path, checkpoint: str | None = None) -> dict[str, str]:
-    """A model for its report, see `EvaluateReport`. Raises as `read_config`."""
+def described(folder: Path, name: str | None = None) -> dict[str, str]:
+    """A model for its report, see `EvaluateReport`; `name`: of one in a folder for a while. Raises as `read_config`."""
+    known = {"folder": name or str(folder), "digest": model_digest(folder)}
+    if (library := library_model(folder)) is not None:
+        return known | {"library": library}
     config = read_config(folder)
     step = {} if config.chosen is None or "step" not in config.chosen else {"step": str(config.chosen["step"])}
-    name = str(folder) if checkpoint is None else f"checkpoint {checkpoint}"
-    return {"folder": name, "digest": model_digest(folder), "stage": config.stage} | step
+    return known | {"stage": config.stage} | step
 
 
 def _called(model: Mapping[str, str]) -> str:
     """A model for people, such as `models/pretrained (0123456789ab, step 400)`."""
     if not model:
-        return FINE_TUNED
-    said = [model["digest"][:12]] if "digest" in model else []
-    said += [f"step {model['step']}"] if "step" in model else []
-    return f"{model['folder']} ({', '.join(said)})" if said else model["folder"]
+        return "the fine-tuned model"
+    step = f", step {model['step']}" if "step" in model else ""
+    return f"{model['folder']} ({model['digest'][:12]}{step})"
 
 
 def _measure(
@@ -219,7 +220,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
             kept=kept_in(store.features, towers),
             suite=SuiteNeeds(files, tuner),
             reports=args.reports or own,
-            model=None if args.model is None else described(args.model, args.checkpoint),
+            model=None
+            if args.model is None
+            else described(args.model, args.checkpoint and f"checkpoint {args.checkpoint}"),
         )
     for line in report.summary():
         say(f"evaluate: {line}")

@@ -248,9 +248,7 @@ def measure_classification(
     if whole.asked is not None and whole.asked.learns:
         if not known:
             raise DataError(f"evaluation set {source.name}: no picture of split {whole.asked.reference} can be shown")
-        drawn = not {"linear_probe", "frozen", "vtab"}.isdisjoint(whole.asked.tasks)
-        content = [whole.digests[positions[row]] for row in known] if drawn else None
-        name = f"{source.name}, {whole.asked.reference}"
+        content, name = [whole.digests[positions[row]] for row in known], f"{source.name}, {whole.asked.reference}"
         train = Labelled(name, _rows(embeds, known), np.asarray(of_known), content)
         test = Labelled(f"{source.name}, {whole.asked.split}", image_embeds, np.asarray(labels), clusters)
         num_classes = len(source.classes)

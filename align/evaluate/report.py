@@ -33,8 +33,8 @@ class EvaluateReport(Report):
 
     Attributes:
         evaluation_digest: names the sets and the code that measured; see `align.formats.measured_sets`.
-        model: of one that was given: `folder`, `digest`, and, where its config.json says them, `stage` and `step`;
-            empty: the fine-tuned model.
+        model: of one that was given: `folder`, `digest`, `library` of one of other people's, and, where its config.json
+            says them, `stage` and `step`; empty: the fine-tuned model.
         sets: name -> kind, description, counts and digest; of a suite's set, its tasks and their settings; with
             pictures that could not be shown to the model, also `num_left_out` and some, `left_out`: key -> why.
         classes: set -> class -> number of query images and zero-shot accuracy.

@@ -24,7 +24,7 @@ from align.config.paths import PathsConfig
 from align.display.console import say, track
 from align.durable.files import fsync, temporary_name
 from align.errors import DataError
-from align.formats.model_folder import CONFIG
+from align.formats.model_folder import unpacked
 from align.model.embedder import Embedder
 from align.model.preprocess import centre_crop, decode
 from align.search.inputs import EmbedInput, EmbedSource, open_source
@@ -103,16 +103,10 @@ def embed(source: EmbedSource, *, embedder: Embedder, out: Path) -> tuple[int, i
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align embed`."""
-    model = _model_folder(args.model or params.section(PathsConfig).finetuned)
+    model = unpacked(args.model or params.section(PathsConfig).finetuned)
     require_output_file("--out", args.out, ".parquet")
     if args.out.exists():
         raise DataError(f"{args.out}: exists; remove it, or choose another --out")
     source = open_source(args.input, args.column)
     num_rows, num_failed = embed(source, embedder=Embedder.load(model), out=args.out)
     say(f"embed: {num_rows:,} rows, {num_failed:,} without an embedding -> {args.out}")
-
-
-def _model_folder(folder: Path) -> Path:
-    """The model folder itself, or the one in a packaged model."""
-    inner = sorted(folder.glob(f"artifacts/*/{CONFIG}"))
-    return inner[0].parent if len(inner) == 1 and not (folder / CONFIG).is_file() else folder

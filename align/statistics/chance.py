@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +12,16 @@ def chance(num_correct: NDArray[np.int64] | Sequence[int], num_items: int, k: in
     """Expected recall@k of a random order, averaged over queries; in [0, 1].
 
     A query with r correct items among n has none in the first k with probability C(n - r, k) / C(n, k) (exact,
-    hypergeometric).
+    hypergeometric): as if all items tied.
 
     Args:
         num_correct: (num_queries,) the r of each query.
         num_items: n.
         k: at most n is used.
     """
-    k = min(k, num_items)
-    draws = comb(num_items, k)
-    return float(np.mean([1 - comb(num_items - int(right), k) / draws for right in num_correct]))
+    right = np.asarray(num_correct, dtype=np.int64)
+    wrong = num_items - right
+    return float(expected_hits(wrong + 1, np.stack([wrong, right], axis=1), k).mean())
 
 
 def expected_hits(ranks: NDArray[np.int64], ties: NDArray[np.int64] | None, k: int) -> NDArray[np.float64]:

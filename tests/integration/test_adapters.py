@@ -183,6 +183,11 @@ def test_open_clip_computes_the_same_embeddings(python: Path, root: Path, tmp_pa
     assert theirs["scale"] == pytest.approx(1 / model.temperature.item())
 
 
+def test_a_model_of_open_clip_is_measured_as_it_is(python: Path, tmp_path: Path) -> None:
+    said = _run(python, tmp_path, "-m", "tests.support.open_clip_models", str(tmp_path / "model"))
+    assert float(said) < 1e-6
+
+
 def _clip_benchmark(python: Path, root: Path, *options: str) -> dict[str, Any]:
     chosen = ("--model", "local-dir:exported", "--pretrained", "ours", "--no_amp", "--num_workers", "0")
     _run(python.with_name("clip_benchmark"), root, "eval", *chosen, *options, "--output", "out.json")

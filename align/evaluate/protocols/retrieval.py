@@ -109,17 +109,10 @@ class PositiveRanks:
         return Direction(self.first, self.num_positives.tolist(), self.num_items, asked, ties)
 
     def chances(self) -> tuple[float, float]:
-        """R-precision and mAP@R of a random order.
-
-        At rank r stands a right item with probability R / N; before it, (r - 1)(R - 1) / (N - 1) others are expected.
-        """
-        of_r: dict[int, float] = {}
-        for right in np.unique(self.num_positives).tolist():
-            rank = np.arange(1, right + 1)
-            others = (rank - 1) * (right - 1) / max(self.num_items - 1, 1)
-            of_r[right] = float(np.mean((1 + others) / rank)) * right / self.num_items
-        expected = float(np.mean([of_r[right] for right in self.num_positives.tolist()]))
-        return float(np.mean(self.num_positives)) / self.num_items, expected
+        """R-precision and mAP@R of a random order."""
+        wrong = self.num_items - self._each(self.num_positives)
+        level = replace(self, ranks=wrong + self._order(), wrong_ties=wrong)  # all items tie
+        return float(level.r_precision().mean()), float(level.map_at_r().mean())
 
     def _order(self) -> Indices:
         """(num_positives,) 1 for a query's best right item, 2 for the next, and so on."""
@@ -146,12 +139,9 @@ class PositiveRanks:
 
 @dataclass(frozen=True)
 class _Tied:
-    """Of each right item, (num_positives,): the items of its similarity, and those of a higher one.
+    """Of each right item, (num_positives,): wrong and right items of its similarity, and all and right ones above.
 
-    Attributes:
-        wrong, right: wrong and right items of its similarity, itself included; right ones only count where wrong is
-            not 0.
-        above, right_above: all items, and right items, of a higher similarity.
+    Where nothing wrong ties, several similarities may be taken for one.
     """
 
     wrong: Indices

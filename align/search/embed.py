@@ -25,8 +25,7 @@ from align.display.console import say, track
 from align.durable.files import fsync, temporary_name
 from align.errors import DataError
 from align.formats.model_folder import unpacked
-from align.model.embedder import Embedder
-from align.model.preprocess import centre_crop, decode
+from align.model.embedder import Crop, Embedder
 from align.search.inputs import EmbedInput, EmbedSource, open_source
 from align.search.output_file import require_output_file
 
@@ -44,19 +43,19 @@ def embed_rows(rows: Iterable[EmbedInput], embedder: Embedder) -> pa.Table:
     texts: list[tuple[int, str]] = []
     images: list[int] = []
 
-    def crops() -> Iterator[NDArray[np.uint8]]:
+    def crops() -> Iterator[Crop]:
         for position, item in enumerate(rows):
             error = item.error
             if isinstance(item.content, str):
                 texts.append((position, item.content))
             elif item.content is not None:
                 try:
-                    pixels = decode(item.content, embedder.config.resize_px)
+                    crop = embedder.crop(item.content)
                 except DataError as failure:
                     error = str(failure)
                 else:
                     images.append(position)
-                    yield centre_crop(pixels, embedder.config.image_px)
+                    yield crop
             columns["row"].append(item.row)
             columns["path"].append(item.path)
             columns["text"].append(item.content if isinstance(item.content, str) else None)

@@ -82,12 +82,14 @@ def test_a_model_of_another_library_is_measured_and_compared_with_ours(
     assert main([*given[:-1], str(elsewhere / "alone"), "--model", str(theirs)]) == 0
     alone, beside = ((elsewhere / name / "metrics.json").read_bytes() for name in ("alone", "out/b"))
     assert alone == beside
-    tuned = suite(elsewhere, {key: one[key] for key in ("name", "path", "format")} | {"tasks": ["fine_tuning"]})
+    tuned = suite(
+        elsewhere, {key: one[key] for key in ("name", "path", "format")} | {"tasks": ["zero_shot", "fine_tuning"]}
+    )
     capsys.readouterr()
     assert main(
         [*given[:2], f"paths.evaluation={tuned}", *given[3:-1], str(elsewhere / "tuned"), "--model", str(theirs)]
     )
-    assert "clip: not a model of this project" in capsys.readouterr().err.splitlines()[-1]
+    assert "clip: a model of clip; task fine_tuning trains our own" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_missing_set_is_one_line(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,8 @@ def test_embeddings_are_those_of_the_library(root: Path, kind: str) -> None:
     assert np.abs(cosine + bias - theirs.logits_per_image.numpy()).max() < 1e-4
     assert ours.width == theirs.text_embeds.shape[1]
     assert ours.embed_texts([]).shape == (0, ours.width)
+    alone = ours.embed_texts(TEXTS[2:3])  # a short text, which SigLIP sees with all of its padding
+    assert np.abs(alone - ours.embed_texts(TEXTS)[2]).max() < 1e-6
 
 
 def test_a_wrong_folder_is_one_line(root: Path, tmp_path: Path) -> None:

@@ -345,22 +345,24 @@ class DrawnEncoder(ColourEncoder):
 
 
 def test_classifiers_that_learn_do_not_depend_on_the_order_of_files() -> None:
-    """The same labelled pictures in two orders, as in folders of other names."""
-    labels = np.random.default_rng(0).choice([*COLOURS], 90).tolist()
-    entry = asked("linear_probe", "frozen", linear_probe={"epochs": 3}, frozen={"preset": "small"})
+    """The same labelled pictures in two orders, as in folders of other names; more than a batch of them."""
+    pictures = [f"picture {row}".encode() for row in range(240)]
+    names = [*COLOURS]
+    labels = [names[int(DrawnEncoder().crop(picture)[:4].argmax())] for picture in pictures]
+    entry = asked("linear_probe", "frozen", linear_probe={"epochs": 2}, frozen={"preset": "small"})
 
     def answers(order: list[int]) -> list[list[int]]:
         items = [
-            EvaluationImage(f"{place}", f"{place}", (), labels[row], None, "query" if place < 40 else "reference")
+            EvaluationImage(f"{place}", f"{place}", (), labels[row], None, "query" if place < 80 else "reference")
             for place, row in enumerate(order)
         ]
-        shown = held([f"picture {row}".encode() for row in order])
+        shown = held([pictures[row] for row in order])
         named = EvaluationSet("c", "classification", "", items, tuple(COLOURS), ("{}",), shown, asked=entry)
         found = measure_classification(named, DrawnEncoder(), num_resamples=50, seed=0).directions
         return [found[name].ranks.tolist() for name in ("linear_probe", "frozen")]
 
-    first = list(range(90))
-    assert answers(first) == answers(first[:40] + first[:39:-1])
+    first = list(range(240))
+    assert answers(first) == answers(first[:80] + first[:79:-1])
 
 
 def test_a_set_learns_from_its_split_of_references_and_scores_stand_beside_zero_shot() -> None:

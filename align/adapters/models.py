@@ -16,16 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from align.config.model import ModelConfig
 from align.errors import DataError
 from align.formats.model_folder import CONFIG, model_digest
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
-from align.model.preprocess import centre_crop, decode
 from align.model.tokenizer import TextTokenizer
 
 _VERSION = re.compile(r"models:/(?P<model>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
@@ -121,23 +117,8 @@ def _slug(source: str) -> str:
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 
 
-def crop(picture: Any, config: ModelConfig) -> NDArray[np.uint8]:
-    """Evaluation's crop of a picture.
-
-    Args:
-        picture: a file's bytes, a Pillow image, or `datasets`' undecoded image (a dict with `bytes` or `path`).
-        config: of the model.
-
-    Returns:
-        (image_px, image_px, 3) uint8 RGB.
-
-    Raises:
-        DataError: it does not decode, or it is none of these.
-    """
-    return centre_crop(decode(_file(picture), config.resize_px), config.image_px)
-
-
-def _file(picture: Any) -> bytes:
+def file_of(picture: Any) -> bytes:
+    """A picture's file: its bytes, a Pillow image, or `datasets`' undecoded image. Raises DataError for all else."""
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, Image.Image):

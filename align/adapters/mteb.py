@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from align.adapters.models import NamedModel, crop, open_model
+from align.adapters.models import NamedModel, file_of, open_model
 from align.errors import ConfigError, DataError
-from align.model.embedder import Embedder, Embeddings
+from align.model.embedder import Crop, Embedder, Embeddings
 
 INSTALL = "pip install mteb==2.26.24"
 
@@ -73,7 +73,7 @@ class Encoder:
         if (precision := kwargs.get("precision") or "float32") != "float32":
             raise ConfigError(f"precision={precision}: this model's embeddings are float32; leave it out")
         rows = _Rows(inputs, getattr(task_metadata, "name", "task"))
-        images = self._embedder.embed_pixels(rows.crops(self._embedder.config)) if rows.have("image") else None
+        images = self._embedder.embed_pixels(rows.crops(self._embedder)) if rows.have("image") else None
         texts = self._embedder.embed_texts(rows.texts()) if rows.have("text") else None
         if images is None and texts is None:
             raise DataError(f"{rows.task}: inputs of {', '.join(rows.columns) or 'no columns'}: neither image nor text")
@@ -105,10 +105,10 @@ class _Rows:
     def texts(self) -> list[str]:
         return list(self._column("text"))
 
-    def crops(self, config: Any) -> Iterator[NDArray[np.uint8]]:
+    def crops(self, embedder: Embedder) -> Iterator[Crop]:
         for row, picture in enumerate(self._column("image")):
             try:
-                yield crop(picture, config)
+                yield embedder.crop(file_of(picture))
             except DataError as error:
                 raise DataError(f"{self.task}: image {row}: {error}") from None
 

@@ -67,7 +67,8 @@ def evaluate(parser: ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="DIR",
-        help="measure this model folder instead of the fine-tuned model; --reports says where to",
+        help="measure this model folder, ours or one of transformers (CLIP, SigLIP, ALIGN) or open_clip, instead of "
+        "the fine-tuned model; --reports says where to",
     )
     checkpoint(one)
     parser.add_argument(

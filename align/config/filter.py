@@ -16,7 +16,8 @@ class ModelFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    #: .onnx or TorchScript (.pt): (N, 3, px, px) float32 in, (N, D) embeddings out; or a folder of `align package`.
+    #: .onnx or TorchScript (.pt): (N, 3, px, px) float32 in, (N, D) embeddings out; or a folder of `align package` or
+    #: of another library (`align.model.library_embedder`).
     path: str
     #: Hex sha256 of the file (of a folder: as `align.durable.files.sha256_folder`).
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -21,7 +21,7 @@ from align.display.report import Report, write_report
 from align.durable.files import write_text
 from align.errors import ConfigError, DataError
 from align.evaluate.paper_table import STYLE, grouped, label
-from align.formats.model_folder import read_config
+from align.formats.model_folder import require_model
 from align.formats.query_ranks import QueryRanks
 from align.statistics.paired import difference, of_metrics
 
@@ -98,7 +98,7 @@ def require_two_models(a: Path, b: Path) -> None:
         DataError, FormatError: a folder is no model.
     """
     for folder in (a, b):
-        read_config(folder)
+        require_model(folder)
     if a.resolve() == b.resolve():
         raise ConfigError(f"--compare: {a} and {b} are the same folder; name two models")
 

@@ -28,16 +28,11 @@ from align.errors import DataError
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.features import Features, folder_of
 from align.formats.model_folder import model_digest
-from align.model.dual_encoder import DualEncoder
-from align.model.embedder import Embedder, Embeddings, load_with_tokenizer
-from align.model.library_towers import require_sizes
-from align.model.preprocess import centre_crop, decode
-from align.model.tokenizer import TextTokenizer
+from align.model.embedder import Crop, Embedder, Embeddings
 
 #: Pictures whose embeddings are in memory as float32.
 _CHUNK = 1024
 
-Crop = NDArray[np.uint8]
 Half = NDArray[np.float16]
 
 
@@ -51,7 +46,7 @@ class Towers(Protocol):
     temperature: float
 
     def crop(self, picture: bytes) -> Crop:
-        """An image file's bytes -> (H, W, 3) what the model is shown of it; threads share this.
+        """An image file's bytes -> what the model is shown of it; threads share this.
 
         Raises:
             DataError: the picture does not decode.
@@ -65,26 +60,15 @@ class Towers(Protocol):
 
 
 class LoadedTowers:
-    """The towers of a model in memory.
+    """The towers of a model in memory."""
 
-    Args:
-        model: where it is to compute.
-        tokenizer: of the model.
-        image_px: another picture size than the model's, for which no weight changes; None: the model's.
-    """
-
-    def __init__(self, model: DualEncoder, tokenizer: TextTokenizer, image_px: int | None = None) -> None:
-        self._config = model.config
-        if image_px is not None:
-            resize_px = round(model.config.resize_px * image_px / model.config.image_px)
-            self._config = model.config.model_copy(update={"image_px": image_px, "resize_px": resize_px})
-            require_sizes(model.config, [image_px])
-        self.temperature = float(model.temperature.detach())
-        self._embedder = Embedder(model, tokenizer)
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self.temperature = embedder.temperature
 
     def crop(self, picture: bytes) -> Crop:
         """See `Towers`."""
-        return centre_crop(decode(picture, self._config.resize_px), self._config.image_px)
+        return self._embedder.crop(picture)
 
     def embed_crops(self, crops: Iterable[Crop]) -> Embeddings:
         """See `Towers`."""
@@ -98,22 +82,12 @@ class LoadedTowers:
 
 
 class ModelTowers(LoadedTowers):
-    """The towers of a model folder; on a GPU if there is one.
-
-    Args:
-        directory: the folder.
-        image_px: see `LoadedTowers`.
-
-    Raises as `align.model.embedder.load_with_tokenizer`.
-    """
+    """The towers of a model folder, as `Embedder.load` reads it."""
 
     def __init__(self, directory: Path, image_px: int | None = None) -> None:
-        model, tokenizer = load_with_tokenizer(directory)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__(model.to(device), tokenizer, image_px)
+        super().__init__(Embedder.load(directory, image_px))
         #: What decides an embedding, beside code and libraries.
-        size = self._config.image_px, self._config.resize_px
-        self.decides = [model_digest(directory), *size, device, *model.config.versions]
+        self.decides = [model_digest(directory), *self._embedder.sees, "cuda" if torch.cuda.is_available() else "cpu"]
 
 
 def precision() -> AbstractContextManager[object]:

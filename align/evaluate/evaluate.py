@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -35,22 +35,24 @@ from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.errors import ConfigError, DataError
 from align.evaluate.captioned import read_published
-from align.evaluate.embed import Crop, ModelTowers, Towers, kept_in
+from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure, reliability_figure
 from align.evaluate.fine_tuning.recipe import Recipe
 from align.evaluate.many_labels import Answered, measure_many_labels
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import Shown, evaluation_page
-from align.evaluate.protocols.recall import BLOCK, Gallery
+from align.evaluate.protocols.recall import Gallery
+from align.evaluate.protocols.retrieval import BLOCK_BYTES
 from align.evaluate.report import EvaluateReport, make_report
 from align.evaluate.tuned import Tuner
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
-from align.formats.model_folder import model_digest
+from align.formats.model_folder import library_model, model_digest, read_config
 from align.formats.query_ranks import IMAGE_TO_TEXT, RANKS, TEXT_TO_IMAGE, QueryRanks, Ranked, read_ranks, write_ranks
 from align.interfaces.store import Files
+from align.model.embedder import Crop
 from align.pairs.text import languages, normalise
 from align.services.files.files import StoreFiles
 from align.services.s3.store import fetcher
@@ -59,7 +61,6 @@ from align.services.s3.store import fetcher
 #: nobody wrote: 26 concepts of the demo's emoji, such as "keycap: 6", would be Danish; from here on four are.
 MIN_BYTES = 20
 
-FINE_TUNED = "the fine-tuned model"
 #: Classified pictures on the page for each `evaluate.num_examples`: they are smaller than a query with its answers.
 _PER_EXAMPLE = 3
 
@@ -86,7 +87,7 @@ def evaluate(
     encoder: Towers,
     sets: Sequence[EvaluationSet],
     reports: Path,
-    model: str = FINE_TUNED,
+    model: Mapping[str, str] | None = None,
     kept: Path | None = None,
     suite: SuiteNeeds = NO_SUITE,
 ) -> EvaluateReport:
@@ -97,7 +98,7 @@ def evaluate(
         encoder: the model.
         sets: the sets to measure, in any order. Examples are drawn from the first retrieval set.
         reports: the folder of this stage's report; replaced whole.
-        model: which model that is, for people.
+        model: which one that is, see `EvaluateReport`; None: the fine-tuned model.
         kept: the folder for embeddings of other runs; None: nothing is kept.
         suite: what its tasks need; of sets that no suite names, nothing.
 
@@ -120,7 +121,7 @@ def evaluate(
     walls = {result.source.name: draw_classified(result, number=number, seed=config.seed) for result in classifications}
     figures = _draw(config, retrievals, classifications)
     digests = set_digests(sets)
-    report = make_report([*retrievals, *classifications, *others], digests, evaluation_digest(digests))
+    report = make_report([*retrievals, *classifications, *others], digests, evaluation_digest(digests), model or {})
     measured = [(result.source, with_languages(result.ranked(), result.items)) for result in retrievals]
     measured += [(result.source, result.ranked()) for result in classifications]
     ranks = {(source.name, protocol): part for source, parts in measured for protocol, part in parts.items()}
@@ -128,10 +129,28 @@ def evaluate(
         for name, figure in figures.items():
             write_bytes(part / name, png(figure))
         shown = Shown(report, retrievals, classifications, examples, walls, others)
-        write_text(part / "report.html", evaluation_page(shown, figures, model))
+        write_text(part / "report.html", evaluation_page(shown, figures, _called(report.model)))
         write_ranks(QueryRanks(digests, ranks), part / RANKS)
         write_report(report, part)
     return report
+
+
+def described(folder: Path, name: str | None = None) -> dict[str, str]:
+    """A model for its report, see `EvaluateReport`; `name`: of one in a folder for a while. Raises as `read_config`."""
+    known = {"folder": name or str(folder), "digest": model_digest(folder)}
+    if (library := library_model(folder)) is not None:
+        return known | {"library": library}
+    config = read_config(folder)
+    step = {} if config.chosen is None or "step" not in config.chosen else {"step": str(config.chosen["step"])}
+    return known | {"stage": config.stage} | step
+
+
+def _called(model: Mapping[str, str]) -> str:
+    """A model for people, such as `models/pretrained (0123456789ab, step 400)`."""
+    if not model:
+        return "the fine-tuned model"
+    step = f", step {model['step']}" if "step" in model else ""
+    return f"{model['folder']} ({model['digest'][:12]}{step})"
 
 
 def _measure(
@@ -201,7 +220,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
             kept=kept_in(store.features, towers),
             suite=SuiteNeeds(files, tuner),
             reports=args.reports or own,
-            model=FINE_TUNED if args.model is None else f"another model ({args.checkpoint or '--model'})",
+            model=None
+            if args.model is None
+            else described(args.model, args.checkpoint and f"checkpoint {args.checkpoint}"),
         )
     for line in report.summary():
         say(f"evaluate: {line}")
@@ -235,7 +256,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
                 encoder=towers,
                 sets=sets,
                 reports=part / name,
-                model=str(folder),
+                model=described(folder),
                 kept=kept_in(store.features, towers),
                 suite=SuiteNeeds(files, tuner),
             )
@@ -300,10 +321,7 @@ def announce(sets: Sequence[EvaluationSet], towers: Towers, tuner: Tuner) -> Non
         say(f"evaluate: {one.name}: {what}{left_out}")
     pictures = sum(len(one.images) for one in sets)
     seconds, width, image_px = _tried(sets, towers)
-    largest = max((max(texts.get(one.name, 0), len(one.images)) for one in sets), default=0)
-    more = 4 * (
-        2 * width * max((len(one.images) + texts.get(one.name, 0) for one in sets), default=0) + BLOCK * largest
-    )
+    more = 8 * width * max((len(one.images) + texts.get(one.name, 0) for one in sets), default=0) + BLOCK_BYTES
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + more
     say(

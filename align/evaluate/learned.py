@@ -46,7 +46,8 @@ def learned_scores(
 
     Args:
         asked: the set's entry in the suite.
-        train: pictures to learn from.
+        train: pictures to learn from; their clusters say what each shows, so that no draw depends on the order of
+            files.
         test: pictures to answer, with what is independent of them.
         num_classes: labels are below it.
         num_resamples, seed: of the intervals, which cover the choice of test pictures only.
@@ -74,7 +75,14 @@ def learned_scores(
                 score("linear_probe", [_linear_probe(asked.linear_probe, train, test, num_classes)])
             elif task == "frozen":
                 how_fitted: Any = {"seed": asked.frozen.seed, "recipe": _FROZEN[asked.frozen.preset]}
-                score("frozen", [linear.frozen_features(_scaled(train), _scaled(test), num_classes, **how_fitted)])
+                score(
+                    "frozen",
+                    [
+                        linear.frozen_features(
+                            _scaled(train.subset(_by_content(train))), _scaled(test), num_classes, **how_fitted
+                        )
+                    ],
+                )
             elif task == "vtab":
                 found["vtab/accuracy"] = _vtab(asked.vtab, train, test, num_classes, how)
         except DataError as error:
@@ -104,14 +112,15 @@ def _linear_probe(settings: LinearProbeSettings, train: Labelled, test: Labelled
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
     )
-    validation = None
+    validation, rows = None, _by_content(train)
     if settings.validation_share is not None:
         order = np.random.default_rng(settings.seed).permutation(len(train))
         number = round(settings.validation_share * len(train))
         if not 0 < number < len(train):
             raise DataError(f"{len(train)} pictures leave none to choose the weight decay on")
-        validation = train.subset(np.sort(order[:number]), "validation")
-        train = train.subset(np.sort(order[number:]))
+        validation = train.subset(rows[np.sort(order[:number])], "validation")
+        rows = rows[np.sort(order[number:])]
+    train = train.subset(rows)
     probe = linear.linear_probe(train, validation, test, num_classes, seed=settings.seed, recipe=recipe)
     say(f"evaluate: {train.name}: linear probe with a weight decay of {probe.decay:.3g}, of {len(probe.tried)} tried")
     return probe.answers
@@ -134,7 +143,7 @@ def _vtab(settings: VtabSettings, train: Labelled, test: Labelled, num_classes: 
         return classifier.answers(asked)
 
     if settings.shuffle:
-        train = train.subset(np.random.default_rng(settings.seed).permutation(len(train)))
+        train = train.subset(_by_content(train)[np.random.default_rng(settings.seed).permutation(len(train))])
     elif (np.diff(train.labels) >= 0).all():
         raise DataError(f"{train.name}: the pictures are in order, class after class: set `vtab: {{shuffle: true}}`")
     known, validation = (_scaled(part) for part in slices(train))
@@ -142,6 +151,12 @@ def _vtab(settings: VtabSettings, train: Labelled, test: Labelled, num_classes: 
     result = vtab((known, validation, _scaled(test)), num_classes, fit, trials, runs=settings.runs, **how)
     say(f"evaluate: {train.name}: VTAB takes {dict(result.trial)}")
     return result.score
+
+
+def _by_content(train: Labelled) -> NDArray[np.int64]:
+    """The rows in an order that does not depend on the names of files."""
+    content: Any = train.clusters or range(len(train))
+    return np.array(sorted(range(len(train)), key=lambda row: (content[row], train.labels[row])))
 
 
 def _scaled(split: Labelled) -> Labelled:

@@ -8,8 +8,8 @@ nearest-neighbour accuracy if it has reference images.
 Which texts are right for which images, in two ways:
 
 As published: each text is an item of its own, and right for the images of its owner only, so that of two equal captions
-of different pictures one is wrong. Metrics `recall@K`. Their ties count against the model, so an image whose caption is
-repeated elsewhere is right at rank 1 by another of its captions only; tools that sort leave such ties to chance.
+of different pictures one is wrong. Metrics `recall@K`. Tools that sort leave such ties to chance; here a query counts
+by the share of the orders of equal items that answer it.
 
 Any owner: equal texts are one item, right for all images of all its owners. Nobody could tell which of two equal texts
 is meant. This is kinder: metrics `recall_any_owner@K`, which no published figure can be compared with.
@@ -248,7 +248,8 @@ def measure_classification(
     if whole.asked is not None and whole.asked.learns:
         if not known:
             raise DataError(f"evaluation set {source.name}: no picture of split {whole.asked.reference} can be shown")
-        train = Labelled(f"{source.name}, {whole.asked.reference}", _rows(embeds, known), np.asarray(of_known))
+        content, name = [whole.digests[positions[row]] for row in known], f"{source.name}, {whole.asked.reference}"
+        train = Labelled(name, _rows(embeds, known), np.asarray(of_known), content)
         test = Labelled(f"{source.name}, {whole.asked.split}", image_embeds, np.asarray(labels), clusters)
         num_classes = len(source.classes)
         how = {"num_resamples": num_resamples, "seed": seed}
@@ -316,6 +317,7 @@ def _ranked(direction: Direction, queries: Sequence[str], labels: tuple[str, ...
         ranks=direction.ranks,
         num_correct=np.asarray(direction.num_correct, dtype=np.int64),
         num_items=direction.num_items,
+        ties=direction.ties,
     )
 
 

@@ -89,9 +89,12 @@ def _reading(shown: Shown, model: str) -> Iterator[str]:
     if shown.retrievals:
         yield html.paragraph(
             "recall@K is the published protocol: the share of queries with at least one correct item in the top K, "
-            "where a text is correct for the images that it was written for, those of its concept. "
+            "where a text is correct for the images that it was written for, those of its concept. Texts of a concept "
+            "that differ in case or white space only are one item, except in published files of captions. "
             "recall_any_owner@K is ours, and kinder: equal texts are one item, correct for the images of all of its "
-            "concepts; no published figure is comparable. Ties count as wrong."
+            "concepts; no published figure is comparable. Where items are equally near, a query counts by the share of "
+            "their orders that answer it; 'ties' has both ends, all against the model and all for it. A rank in "
+            "the examples is behind wrong items that are as near."
         )
     if any(result.source.name == TEST for result in shown.retrievals):
         yield html.paragraph("The set test is of the training distribution: held-out clusters of the same sources.")

@@ -213,6 +213,8 @@ def _cell(metrics: Mapping[str, float | int], key: str) -> str:
         return "<td></td>"
     low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
     below = [] if low is None or high is None else [f"{_percent(low)} – {_percent(high)}"]
+    if (against := metrics.get(f"{key}/ties_against")) is not None:
+        below += [f"ties {_percent(against)} – {_percent(metrics[f'{key}/ties_for'])}"]
     for word, ending in (("by chance", "chance"), ("always the most frequent class", "majority")):
         value = metrics.get(f"{key}/{ending}")
         below += [] if value is None else [f"{word} {_percent(value)}"]

@@ -33,6 +33,8 @@ class EvaluateReport(Report):
 
     Attributes:
         evaluation_digest: names the sets and the code that measured; see `align.formats.measured_sets`.
+        model: of one that was given: `folder`, `digest`, `library` of one of other people's, and, where its config.json
+            says them, `stage` and `step`; empty: the fine-tuned model.
         sets: name -> kind, description, counts and digest; of a suite's set, its tasks and their settings; with
             pictures that could not be shown to the model, also `num_left_out` and some, `left_out`: key -> why.
         classes: set -> class -> number of query images and zero-shot accuracy.
@@ -44,6 +46,7 @@ class EvaluateReport(Report):
     """
 
     evaluation_digest: str
+    model: dict[str, str] = Field(default_factory=dict)
     sets: dict[str, dict[str, Any]]
     classes: dict[str, dict[str, dict[str, float]]]
     calibration: dict[str, dict[str, float]] = Field(default_factory=dict)
@@ -69,8 +72,12 @@ def make_report(
     results: Sequence[Retrieval | Classification | Answered],
     set_digests: Mapping[str, str],
     evaluation_digest: str,
+    model: Mapping[str, str],
 ) -> EvaluateReport:
-    """Metrics `SET/METRIC` in the results' order, each with `/low`, `/high` and `/chance`, rounded to six digits."""
+    """Metrics `SET/METRIC` in the results' order, each with `/low`, `/high` and `/chance`, rounded to six digits.
+
+    Those that ties change also have `/ties_against`, the model, and `/ties_for` it.
+    """
     metrics: dict[str, float | int] = {}
     sets: dict[str, dict[str, Any]] = {}
     classes: dict[str, dict[str, dict[str, float]]] = {}
@@ -116,6 +123,7 @@ def make_report(
     return EvaluateReport(
         metrics=metrics,
         evaluation_digest=evaluation_digest,
+        model=dict(model),
         sets=sets,
         classes=classes,
         calibration=calibrated,
@@ -144,12 +152,10 @@ def _classes(result: Classification) -> dict[str, dict[str, float]]:
 
 
 def _flat(name: str, score: Score) -> dict[str, float | int]:
-    return {
-        name: _rounded(score.value),
-        f"{name}/low": _rounded(score.low),
-        f"{name}/high": _rounded(score.high),
-        f"{name}/chance": _rounded(score.chance),
-    }
+    values = {"": score.value, "/low": score.low, "/high": score.high, "/chance": score.chance}
+    if score.ends is not None and score.ends[0] < score.ends[1]:
+        values |= dict(zip(("/ties_against", "/ties_for"), score.ends, strict=True))
+    return {f"{name}{part}": _rounded(value) for part, value in values.items()}
 
 
 def _rounded(value: float) -> float:

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from align.config.model import ModelConfig
 from align.config.suite import FineTuningSettings
-from align.errors import AlignError
+from align.errors import AlignError, ConfigError
 from align.evaluate.fine_tuning.pictures import Pictures
 from align.evaluate.fine_tuning.recipe import FINE_GRAINED, IMAGENET, SMALL, Recipe, resized, shortened
 from align.evaluate.fine_tuning.tune import Machine, Run, fine_tune
 from align.evaluate.protocols.labelled import accuracy
 from align.evaluate.protocols.recall import Direction, Score
 from align.formats.evaluation_set import EvaluationSet, Spool
-from align.formats.model_folder import model_digest, read_config
+from align.formats.model_folder import library_model, model_digest, read_config
 from align.model.dual_encoder import AnyImageTower, load_model
 from align.statistics.intervals import Scored
 from align.statistics.paired import Difference, Part, difference
@@ -51,7 +51,9 @@ class Tuner:
     checkpoints: Path
 
     def recipe(self, settings: FineTuningSettings) -> Recipe:
-        """The preset with the changes that a suite asks. Raises as `read_config`."""
+        """The preset with the changes that a suite asks. Raises ConfigError if it is not ours, or as `read_config`."""
+        if (library := library_model(self.model)) is not None:
+            raise ConfigError(f"{self.model}: a model of {library}; task fine_tuning trains our own: leave it out")
         return recipe_of(settings, read_config(self.model).model)
 
 

@@ -7,7 +7,8 @@ of strings would spill. What was decided is a stream in order of row numbers, so
 bytes are the same whichever engine decided.
 
 Rule `pair_low_similarity`, beyond ALIGN and off by default: a given model compares image and text. It is a folder of
-`align package`, named with its digest by `filter.similarity_model`. It sees only the pairs that all other rules keep.
+`align package`, of transformers or of open_clip, named with its digest by `filter.similarity_model`. It sees only the
+pairs that all other rules keep.
 """
 
 from __future__ import annotations
@@ -86,21 +87,24 @@ def _towers(file: ModelFile) -> tuple[EmbedImages, EmbedTexts]:
 
 
 def packaged_towers(file: ModelFile) -> Path:
-    """The model folder inside a folder of `align package`, after a check of its digest.
+    """The model folder inside a folder of `align package`, or another library's folder, after a check of its digest.
 
     Raises:
-        DataError: the folder does not exist, or `align package` did not write it.
+        DataError: the folder does not exist, or is neither.
         CorruptError: its files have another sha256.
     """
     folder = Path(file.path)
     where = f"filter.similarity_model: {folder}"
-    models = sorted(folder.glob("artifacts/*/model.safetensors"))
-    if len(models) != 1:
-        raise DataError(f"{where}: no packaged model here; name a folder that `align package` wrote, or null")
+    models = [one.parent for one in folder.glob("artifacts/*/model.safetensors")] or [folder]
+    if len(models) != 1 or not any(models[0].glob("*.safetensors")):
+        raise DataError(
+            f"{where}: no packaged model here; name a folder that `align package` wrote, one of transformers or "
+            "open_clip, or null"
+        )
     digest = sha256_folder(folder)
     if digest != file.sha256:
         raise CorruptError(f"{where}: its sha256 is {digest}, not {file.sha256}; correct the path or the digest")
-    return models[0].parent
+    return models[0]
 
 
 def similarities(

@@ -1,7 +1,8 @@
 """A model folder: `config.json`, `model.safetensors` and `tokenizer/`: all that an embedding needs.
 
-`align.model.dual_encoder` builds the model from what is read here. A folder of `transformers.AlignModel` has files of
-the same names, but another config.json; `align.release.exchange.interchange` converts between the two.
+`align.model.dual_encoder` builds the model from what is read here. A folder of transformers has files of the same
+names, but another config.json: `align.release.exchange.interchange` converts those of AlignModel, and
+`align.model.library_embedder` measures them, others of transformers, and those of open_clip as they are.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ SCHEMA_VERSION: Final = 2
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 #: In a tokenizer's folder.
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+#: What is measured as it is: models of transformers by their model_type, and open_clip's by its configuration.
+TRANSFORMERS, OPEN_CLIP = ("align", "clip", "siglip", "siglip2"), "open_clip"
+#: Ends of the files that decide what such a model computes.
+_DECIDING = (".json", ".safetensors", ".txt", ".model")
 #: In a model folder: the folder of the tokenizer that the model was trained with.
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -109,7 +114,7 @@ def read_config(directory: Path) -> ModelFolderConfig:
         raise DataError(f"{directory}: no model here (config.json is missing); run the stage that writes it") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
-    if _is_align_model(document):
+    if isinstance(document, dict) and document.get("model_type") == "align":
         raise FormatError(
             f"{directory}: a model in Hugging Face's format; convert it with "
             f"`align import_model --from {directory} --out FOLDER`"
@@ -117,7 +122,8 @@ def read_config(directory: Path) -> ModelFolderConfig:
     if not isinstance(document, dict) or "schema_version" not in document:
         raise FormatError(
             f"{directory}: not a model of this project: its config.json has no schema_version; name a folder that "
-            "pretrain, finetune or import_model wrote"
+            "pretrain, finetune or import_model wrote; align evaluate also takes CLIP, SigLIP and ALIGN of "
+            "transformers, and open_clip's"
         )
     version = document["schema_version"]
     if version != SCHEMA_VERSION:
@@ -236,16 +242,32 @@ def require_file(path: Path) -> Path:
     return path
 
 
-def is_hugging_face(directory: Path) -> bool:
-    """Whether a folder's config.json is that of transformers' AlignModel."""
+def library_model(directory: Path) -> str | None:
+    """The model_type of a folder of transformers, or `open_clip`, of those that are measured as they are; else None.
+
+    Folders with both have the same model twice; transformers needs no other package.
+    """
     try:
-        return _is_align_model(json.loads((directory / CONFIG).read_text(encoding="utf-8")))
+        document = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
+        document = None
+    kind = document.get("model_type") if isinstance(document, dict) else None
+    known: str | None = kind if kind in TRANSFORMERS else None
+    if (directory / f"{OPEN_CLIP}_config.json").is_file() and not (known and (directory / WEIGHTS).is_file()):
+        return OPEN_CLIP
+    return known
 
 
-def _is_align_model(document: object) -> bool:
-    return isinstance(document, dict) and document.get("model_type") == "align"
+def require_model(directory: Path) -> None:
+    """Checks that a folder is a model of this project, or one that is measured as it is. Raises as `read_config`."""
+    if library_model(directory) is None:
+        read_config(directory)
+
+
+def unpacked(folder: Path) -> Path:
+    """The model folder itself, or the one in a packaged model."""
+    inner = sorted(folder.glob(f"artifacts/*/{CONFIG}"))
+    return inner[0].parent if len(inner) == 1 and not (folder / CONFIG).is_file() else folder
 
 
 def model_digest(directory: Path) -> str:
@@ -255,6 +277,10 @@ def model_digest(directory: Path) -> str:
         DataError: one of them is missing.
     """
     digest = hashlib.sha256()
-    for path in (directory / WEIGHTS, directory / CONFIG, tokenizer_of(directory) / TOKENIZER):
+    if library_model(directory) is not None:
+        paths = sorted(path for path in directory.iterdir() if path.suffix in _DECIDING)
+    else:
+        paths = [directory / WEIGHTS, directory / CONFIG, tokenizer_of(directory) / TOKENIZER]
+    for path in paths:
         digest.update(f"{path.name} {sha256_file(require_file(path))}\n".encode())
     return digest.hexdigest()

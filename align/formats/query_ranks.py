@@ -1,7 +1,7 @@
 """`ranks.parquet`: the rank that a model gave the right answer of each query, one row per query.
 
 With it, two models that were asked the same queries can be compared query by query, long after they were measured.
-Every metric of the evaluation follows from the ranks: recall@k is the share of ranks up to k.
+Every metric of the evaluation follows from the ranks: recall@k is the share of ranks up to k, where nothing ties.
 
     set, protocol       such as `concepts`, `image_to_text`; see PROTOCOLS. Those with ANY_OWNER ask of the same images
                         and texts where equal texts are one item
@@ -11,12 +11,15 @@ Every metric of the evaluation follows from the ranks: recall@k is the share of 
     label               the class of an image that is classified; null elsewhere
     language            of a query of text_to_image: its ISO 639-1 code; of one of image_to_text: that of its right
                         texts, if those whose language can be told agree; null elsewhere, and where none can be told
-    rank                of the best right item, from 1; num_items + 1 where there is none. In protocols that answer
-                        without an order, such as `knn`, 2 stands for any later rank
+    rank                of the best right item, from 1, behind all wrong items of equal similarity; num_items + 1 where
+                        there is none. In protocols that answer without an order, such as `knn`, 2 stands for any later
+                        rank
+    wrong_ties          wrong items of the same similarity: recall counts a query by its share of their orders
+    right_ties          right items of this similarity, the best one included
     num_correct, num_items
 
 The file's metadata has schema_version and the digest of each set (`align.formats.measured_sets`). Files of
-schema_version 1 have no languages; they are read as if none could be told.
+schema_version 1 have no languages; they are read as if none could be told. Those before 3 are read as if nothing tied.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.errors import DataError, FormatError
-from align.statistics.chance import chance
+from align.statistics.chance import chance, expected_hits
 from align.statistics.intervals import Scored
 
 RANKS = "ranks.parquet"
@@ -46,7 +49,7 @@ RUN = "#"
 ANY_OWNER = "_any_owner"
 
 _VERSION, _SETS = b"align.schema_version", b"align.sets"
-_WRITTEN, _WITHOUT_LANGUAGES = "2", "1"
+_WRITTEN = "3"
 _SCHEMA = pa.schema(
     [
         pa.field("set", pa.string(), nullable=False),
@@ -56,13 +59,14 @@ _SCHEMA = pa.schema(
         pa.field("label", pa.string()),
         pa.field("language", pa.string()),
         pa.field("rank", pa.int32(), nullable=False),
+        pa.field("wrong_ties", pa.int32(), nullable=False),
+        pa.field("right_ties", pa.int32(), nullable=False),
         pa.field("num_correct", pa.int32(), nullable=False),
         pa.field("num_items", pa.int32(), nullable=False),
     ]
 )
-
-
-_SCHEMA_1 = _SCHEMA.remove(_SCHEMA.get_field_index("language"))
+#: schema_version -> what files of it lack.
+_LACKS = {_WRITTEN: (), "2": ("wrong_ties", "right_ties"), "1": ("wrong_ties", "right_ties", "language")}
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Ranked:
         num_correct: (num_queries,) right items of each query.
         num_items: in the gallery.
         languages: (num_queries,) see the module; empty: none is known.
+        ties: (num_queries, 2) wrong and right ones, see `expected_hits`; None: nothing ties.
     """
 
     queries: tuple[str, ...]
@@ -85,10 +90,11 @@ class Ranked:
     num_correct: NDArray[np.int64]
     num_items: int
     languages: tuple[str | None, ...] = ()
+    ties: NDArray[np.int64] | None = None
 
     def recall(self, k: int) -> NDArray[np.float64]:
-        """(num_queries,) 1.0 if a right item is among the first k."""
-        return (self.ranks <= k).astype(np.float64)
+        """(num_queries,) 1.0 if a right item is among the first k; in ties the share of the orders where one is."""
+        return expected_hits(self.ranks, self.ties, k)
 
     def mean_recall(self) -> NDArray[np.float64]:
         """(num_queries,) the mean of recall@1, @5 and @10."""
@@ -163,6 +169,7 @@ def write_ranks(ranks: QueryRanks, path: Path) -> None:
     tables = [_SCHEMA.empty_table()]
     for (name, protocol), part in ranks.ranked.items():
         number = len(part.queries)
+        ties = np.tile([0, 1], (number, 1)) if part.ties is None else part.ties
         columns = [
             pa.array([name] * number, pa.string()),
             pa.array([protocol] * number, pa.string()),
@@ -171,6 +178,7 @@ def write_ranks(ranks: QueryRanks, path: Path) -> None:
             pa.array(part.labels or [None] * number, pa.string()),
             pa.array(part.languages or [None] * number, pa.string()),
             pa.array(part.ranks, pa.int32()),
+            *(pa.array(column, pa.int32()) for column in ties.T),
             pa.array(part.num_correct, pa.int32()),
             pa.array([part.num_items] * number, pa.int32()),
         ]
@@ -195,10 +203,10 @@ def read_ranks(path: Path) -> QueryRanks:
         raise DataError(f"{path}: not readable as Parquet: {' '.join(str(error).split())[:200]}") from None
     metadata = table.schema.metadata or {}
     version = metadata.get(_VERSION, b"none").decode(errors="replace")
-    if not table.schema.equals({_WRITTEN: _SCHEMA, _WITHOUT_LANGUAGES: _SCHEMA_1}.get(version, pa.schema([]))):
+    known = pa.schema([field for field in _SCHEMA if field.name not in _LACKS.get(version, _SCHEMA.names)])
+    if not table.schema.equals(known):
         raise FormatError(
-            f"{path}: schema_version {version}, or other columns than it has; this code reads {_WITHOUT_LANGUAGES} "
-            f"and {_WRITTEN}"
+            f"{path}: schema_version {version}, or other columns than it has; this code reads 1 to {_WRITTEN}"
         )
     try:
         sets = {str(name): str(digest) for name, digest in json.loads(metadata[_SETS]).items()}
@@ -210,7 +218,8 @@ def read_ranks(path: Path) -> QueryRanks:
 def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
     columns = {name: table[name].to_pylist() for name in ("set", "protocol", "query", "cluster", "label")}
     languages = table["language"].to_pylist() if "language" in table.schema.names else None
-    numbers = {name: table[name].to_numpy().astype(np.int64) for name in ("rank", "num_correct", "num_items")}
+    names = [field.name for field in table.schema if pa.types.is_integer(field.type)]
+    numbers = {name: table[name].to_numpy().astype(np.int64) for name in names}
     rows: dict[tuple[str, str], list[int]] = {}
     for row, key in enumerate(zip(columns["set"], columns["protocol"], strict=True)):
         rows.setdefault(key, []).append(row)
@@ -225,6 +234,7 @@ def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
             num_correct=numbers["num_correct"][of],
             num_items=int(numbers["num_items"][of[0]]),
             languages=_told([languages[row] for row in of]) if languages else (),
+            ties=np.stack([numbers[name][of] for name in _LACKS["2"]], axis=1) if "wrong_ties" in numbers else None,
         )
     return found
 

@@ -1,5 +1,7 @@
 """A trained model with its tokenizer: image bytes and texts -> embeddings, with evaluation's preprocessing.
 
+`Embedder.load` reads a folder of ours; of transformers or of open_clip it gives `align.model.library_embedder`.
+
 Batch sizes here change speed only: in evaluation every sample's embedding depends on that sample alone.
 """
 
@@ -8,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from align.errors import DataError
-from align.formats.model_folder import tokenizer_of
+from align.formats.model_folder import library_model, tokenizer_of
 from align.model.dual_encoder import DualEncoder, load_model
+from align.model.library_towers import require_sizes
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.model.tokenizer import TextTokenizer, pad
 
@@ -27,6 +31,8 @@ TEXT_BATCH = 64
 
 #: (number, width) float32, L2-normalised rows.
 Embeddings = NDArray[np.float32]
+#: What a model is shown of a picture: (image_px, image_px, 3) uint8 RGB of ours; of a library's model its own inputs.
+Crop = Any
 
 
 class Encoder(Protocol):
@@ -42,27 +48,53 @@ class Encoder(Protocol):
 class Embedder:
     """Embeds images and texts.
 
+    Args:
+        model: where it is to compute.
+        tokenizer: of the model.
+        image_px: another picture size than the model's, for which no weight changes; None: the model's.
+
     Attributes:
         width: length of an embedding.
+        sees: what decides an embedding, beside code and the model's files.
     """
 
-    def __init__(self, model: DualEncoder, tokenizer: TextTokenizer) -> None:
+    def __init__(self, model: DualEncoder, tokenizer: TextTokenizer, image_px: int | None = None) -> None:
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._device = next(model.parameters()).device
         self.config = model.config
+        if image_px is not None:
+            resize_px = round(model.config.resize_px * image_px / model.config.image_px)
+            self.config = model.config.model_copy(update={"image_px": image_px, "resize_px": resize_px})
+            require_sizes(model.config, [image_px])
         self.width = model.config.embed_width
+        self.sees: list[Any] = [self.config.image_px, self.config.resize_px, *model.config.versions]
 
     @property
     def temperature(self) -> float:
         """The number by which the model divides its cosine."""
         return float(self._model.temperature.detach())
 
-    @classmethod
-    def load(cls, directory: Path) -> Embedder:
-        """Reads a model folder; uses a GPU if there is one. Raises as `load_with_tokenizer`."""
+    @staticmethod
+    def load(directory: Path, image_px: int | None = None) -> Embedder:
+        """Reads a model folder, also of transformers or open_clip; uses a GPU if there is one.
+
+        Raises as `load_with_tokenizer`, or as `LibraryEmbedder`.
+        """
+        if (kind := library_model(directory)) is not None:
+            from align.model.library_embedder import LibraryEmbedder  # its libraries take a second to import
+
+            return LibraryEmbedder(directory, kind, image_px)
         model, tokenizer = load_with_tokenizer(directory)
-        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+        return Embedder(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, image_px)
+
+    def crop(self, picture: bytes) -> Crop:
+        """An image file's bytes -> what the model is shown of it; threads share this.
+
+        Raises:
+            DataError: the picture does not decode.
+        """
+        return centre_crop(decode(picture, self.config.resize_px), self.config.image_px)
 
     def embed_images(self, images: Iterable[bytes]) -> NDArray[np.float32]:
         """Image files' bytes -> (N, width) float32, L2-normalised.
@@ -70,17 +102,16 @@ class Embedder:
         Raises:
             DataError: an image cannot be decoded.
         """
-        decoded = (centre_crop(decode(data, self.config.resize_px), self.config.image_px) for data in images)
-        return self.embed_pixels(decoded)
+        return self.embed_pixels(map(self.crop, images))
 
     @torch.inference_mode()
-    def embed_pixels(self, crops: Iterable[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Crops (image_px, image_px, 3) RGB -> (N, width) float32, L2-normalised."""
-        parts = []
-        for batch in _batched(crops, IMAGE_BATCH):
-            pixels = to_pixels(np.stack(batch)).to(self._device)
-            parts.append(self._model.encode_image(pixels).cpu().numpy())
+    def embed_pixels(self, crops: Iterable[Crop]) -> NDArray[np.float32]:
+        """Crops -> (N, width) float32, L2-normalised."""
+        parts = [self._image_rows(batch).cpu().numpy() for batch in batched(crops, IMAGE_BATCH)]
         return np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float32)
+
+    def _image_rows(self, crops: list[Crop]) -> Tensor:
+        return self._model.encode_image(to_pixels(np.stack(crops)).to(self._device))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Iterable[str], part: tuple[int, int] = (0, 1)) -> NDArray[np.float32]:
@@ -93,7 +124,7 @@ class Embedder:
         ids = self._tokenizer.ids(list(texts))
         embeds = np.zeros((len(ids), self.width), dtype=np.float32)
         by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        for rows in islice(_batched(by_length, TEXT_BATCH), part[0], None, part[1]):
+        for rows in islice(batched(by_length, TEXT_BATCH), part[0], None, part[1]):
             input_ids, mask = pad([ids[row] for row in rows], self._tokenizer.pad_id)
             embeds[rows] = self._model.encode_text(input_ids.to(self._device), mask.to(self._device)).cpu().numpy()
         return embeds
@@ -117,7 +148,8 @@ def load_with_tokenizer(directory: Path) -> tuple[DualEncoder, TextTokenizer]:
     return model, tokenizer
 
 
-def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of so many items; the last one may be shorter."""
     batch: list[T] = []
     for item in items:
         batch.append(item)

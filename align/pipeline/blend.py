@@ -23,7 +23,7 @@ from align.display.figure import INK, png
 from align.durable import files
 from align.errors import DataError
 from align.evaluate.embed import ModelTowers, kept_in
-from align.evaluate.evaluate import SuiteNeeds, evaluate
+from align.evaluate.evaluate import SuiteNeeds, described, evaluate
 from align.evaluate.tuned import Tuner
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import shards_test_set
@@ -97,7 +97,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 towers = ModelTowers(Path(scratch), config.image_px)
                 metrics = evaluate(
                     config, encoder=towers, sets=[one for sets in suites.values() for one in sets],
-                    reports=part / f"{alpha:g}", model=f"{alpha:g} of {args.b}",
+                    reports=part / f"{alpha:g}", model=described(Path(scratch), f"{alpha:g} of {args.b}"),
                     kept=kept_in(store.features, towers),
                     suite=SuiteNeeds(reads, Tuner(Path(scratch), paths.checkpoints)),
                 ).metrics  # fmt: skip

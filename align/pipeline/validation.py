@@ -22,12 +22,12 @@ from align.config.paths import PathsConfig
 from align.config.recipe import VALIDATED_ON
 from align.durable.processes import in_threads
 from align.errors import ConfigError, DataError
-from align.evaluate.embed import Crop, LoadedTowers, precision
+from align.evaluate.embed import LoadedTowers, precision
 from align.evaluate.measure import measure_classification, measure_retrieval
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.model.dual_encoder import DualEncoder
-from align.model.embedder import Embeddings
+from align.model.embedder import Crop, Embedder, Embeddings
 from align.model.tokenizer import TextTokenizer
 from align.services.files.files import StoreFiles
 from align.training.ranks.process_group import Ranks
@@ -69,7 +69,7 @@ class SetValidation:
         was_training, metrics = model.training, MetricRow()
         how: dict[str, Any] = {"num_resamples": self.config.num_resamples, "seed": self.config.seed}
         for one in self.sets:
-            towers = _SharedTowers(model, tokenizer, self.config.image_px)
+            towers = _SharedTowers(Embedder(model, tokenizer, self.config.image_px))
             towers.share(one, ranks if spread else Ranks(0, 1, ranks.device))
             positions = replace(one, pictures=lambda wanted: (str(position).encode() for position in wanted))
             for name, score in _MEASURES[one.kind](positions, towers, **how).scores.items():

@@ -24,9 +24,8 @@ from align.config.paths import PathsConfig
 from align.display.console import say, track
 from align.durable.files import fsync, temporary_name
 from align.errors import DataError
-from align.formats.model_folder import CONFIG
-from align.model.embedder import Embedder
-from align.model.preprocess import centre_crop, decode
+from align.formats.model_folder import unpacked
+from align.model.embedder import Crop, Embedder
 from align.search.inputs import EmbedInput, EmbedSource, open_source
 from align.search.output_file import require_output_file
 
@@ -44,19 +43,19 @@ def embed_rows(rows: Iterable[EmbedInput], embedder: Embedder) -> pa.Table:
     texts: list[tuple[int, str]] = []
     images: list[int] = []
 
-    def crops() -> Iterator[NDArray[np.uint8]]:
+    def crops() -> Iterator[Crop]:
         for position, item in enumerate(rows):
             error = item.error
             if isinstance(item.content, str):
                 texts.append((position, item.content))
             elif item.content is not None:
                 try:
-                    pixels = decode(item.content, embedder.config.resize_px)
+                    crop = embedder.crop(item.content)
                 except DataError as failure:
                     error = str(failure)
                 else:
                     images.append(position)
-                    yield centre_crop(pixels, embedder.config.image_px)
+                    yield crop
             columns["row"].append(item.row)
             columns["path"].append(item.path)
             columns["text"].append(item.content if isinstance(item.content, str) else None)
@@ -103,16 +102,10 @@ def embed(source: EmbedSource, *, embedder: Embedder, out: Path) -> tuple[int, i
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align embed`."""
-    model = _model_folder(args.model or params.section(PathsConfig).finetuned)
+    model = unpacked(args.model or params.section(PathsConfig).finetuned)
     require_output_file("--out", args.out, ".parquet")
     if args.out.exists():
         raise DataError(f"{args.out}: exists; remove it, or choose another --out")
     source = open_source(args.input, args.column)
     num_rows, num_failed = embed(source, embedder=Embedder.load(model), out=args.out)
     say(f"embed: {num_rows:,} rows, {num_failed:,} without an embedding -> {args.out}")
-
-
-def _model_folder(folder: Path) -> Path:
-    """The model folder itself, or the one in a packaged model."""
-    inner = sorted(folder.glob(f"artifacts/*/{CONFIG}"))
-    return inner[0].parent if len(inner) == 1 and not (folder / CONFIG).is_file() else folder

@@ -177,7 +177,8 @@ def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
     for number in range(plan.num_shards):
         entries[_split_of(plan.path(number))].append(work.entry(number))
     manifest = join_manifest(work.folder, work.config.image_px, entries, fraction_of(work.config))
-    (work.folder / work.plan.last).unlink(missing_ok=True)  # first: without it, no part of a plan counts
+    for file in (work.plan.last, *work.plan.others()):  # first: without them, no part of a plan counts
+        (work.folder / file).unlink(missing_ok=True)
     for leftover in work.folder.glob("*/.*.part"):
         leftover.unlink(missing_ok=True)
     for name in (_INDEX, _PLAN, _DONE):

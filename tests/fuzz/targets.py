@@ -207,11 +207,11 @@ def _json_file(folder: Path) -> Run:
 
 def _model_config(folder: Path) -> Run:
     from align.errors import DataError
-    from align.formats.model_folder import CONFIG, is_hugging_face, read_config
+    from align.formats.model_folder import CONFIG, library_model, read_config
 
     def run(data: bytes) -> None:
         (folder / CONFIG).write_bytes(data)
-        is_hugging_face(folder)
+        library_model(folder)
         with suppress(DataError):
             read_config(folder)
 

@@ -57,8 +57,8 @@ def precision_scores(
 ) -> dict[str, Score]:
     """`LABEL/precision@K` for each kind of label: the share of the first K items that have it.
 
-    For image - text one label is the text that was taken away: the lower, the better. Items of equal similarity without
-    the label rank first.
+    For image - text one label is the text that was taken away: the lower, the better. Of items that tie for the last
+    places, the share that has it counts.
 
     Args:
         query_embeds: (num_queries, width), L2-normalised.
@@ -87,8 +87,9 @@ def precision_scores(
             near, judged = (item_embeds @ embed)[kept], labelled[kept]
             if not np.isfinite(near).all() or not len(near):
                 raise DataError(f"query {query}: no item, or its similarities are not finite")
-            first = np.lexsort((judged, -near))[:k]
-            shares.append(float(judged[first].mean()))
+            last = np.partition(-near, number := min(k, len(near)) - 1)[number] * -1
+            sure, level = judged[near > last], judged[near == last]
+            shares.append(float(sure.sum() + (number + 1 - len(sure)) * level.mean()) / (number + 1))
             chances.append(float(judged.mean()))
         figures[f"{name}/precision@{k}"] = Figure(
             [Scored(np.array(shares), range(shape[0]))], float(np.mean(chances)) if chances else 0.0

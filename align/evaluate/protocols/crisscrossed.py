@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from align.errors import DataError
 from align.evaluate.protocols.correlation import NUM_REPLICATES, Correlation, sampled_spearman
 from align.evaluate.protocols.recall import Score
-from align.evaluate.protocols.retrieval import Indices, PositiveRanks, Ties, both_ways, positive_ranks, retrieval_scores
+from align.evaluate.protocols.retrieval import Indices, PositiveRanks, both_ways, positive_ranks, retrieval_scores
 
 #: Ratings from which a pair is right.
 STS_RIGHT, SIS_RIGHT, SITS_RIGHT = 3.0, 2.5, 3.0
@@ -69,11 +69,7 @@ class Crisscrossed:
 
 
 def crisscrossed_ranks(
-    image_embeds: NDArray[np.floating],
-    text_embeds: NDArray[np.floating],
-    rated: Crisscrossed,
-    *,
-    ties: Ties = "against",
+    image_embeds: NDArray[np.floating], text_embeds: NDArray[np.floating], rated: Crisscrossed
 ) -> dict[str, PositiveRanks]:
     """`image_to_text`, `text_to_image`, `text_to_text` and `image_to_image`.
 
@@ -89,9 +85,9 @@ def crisscrossed_ranks(
     texts = rated.sts.right_of_each(STS_RIGHT, num_texts)
     images = rated.sis.right_of_each(SIS_RIGHT, num_images)
     return {
-        **both_ways(image_embeds, text_embeds, (of_image, of_text), ties=ties),
-        "text_to_text": positive_ranks(text_embeds, text_embeds, texts, without_own=True, ties=ties),
-        "image_to_image": positive_ranks(image_embeds, image_embeds, images, without_own=True, ties=ties),
+        **both_ways(image_embeds, text_embeds, (of_image, of_text)),
+        "text_to_text": positive_ranks(text_embeds, text_embeds, texts, without_own=True),
+        "image_to_image": positive_ranks(image_embeds, image_embeds, images, without_own=True),
     }
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Figure, Score, scores
-from align.evaluate.protocols.retrieval import Captioned, Indices, Ties
+from align.evaluate.protocols.recall import Score, recall_figure, scores
+from align.evaluate.protocols.retrieval import Captioned, Indices
 from align.formats.query_ranks import CUTS
 
 NUM_FOLDS = 5
@@ -52,9 +52,7 @@ def text_folds(image_of_text: Sequence[int], num_folds: int = NUM_FOLDS) -> list
     return folds
 
 
-def recall_in_folds(
-    of: Captioned, *, num_folds: int = NUM_FOLDS, num_resamples: int, seed: int, ties: Ties = "against"
-) -> dict[str, Score]:
+def recall_in_folds(of: Captioned, *, num_folds: int = NUM_FOLDS, num_resamples: int, seed: int) -> dict[str, Score]:
     """`image_to_text/recall@1` and so on: the unweighted mean over the folds. The interval resamples images.
 
     Raises:
@@ -66,13 +64,12 @@ def recall_in_folds(
             of.texts[fold.texts],
             fold.image_of_text.tolist(),
             [of.clusters[image] for image in fold.images],
-        ).directions(ties)
+        ).directions()
         for fold in text_folds(of.image_of_text, num_folds)
     ]
-    figures: dict[str, Figure] = {}
-    for name in ("image_to_text", "text_to_image"):
-        directions = [part[name] for part in parts]
-        for k in CUTS:
-            chance = float(np.mean([direction.chance(k) for direction in directions]))
-            figures[f"{name}/recall@{k}"] = Figure([direction.hits(k) for direction in directions], chance)
+    figures = {
+        f"{name}/recall@{k}": recall_figure([part[name] for part in parts], [k])
+        for name in ("image_to_text", "text_to_image")
+        for k in CUTS
+    }
     return scores(figures, num_resamples=num_resamples, seed=seed)

@@ -1,8 +1,8 @@
 """Recall@K: the share of queries with *at least one* correct item among the first K, the usual definition.
 
-Several texts may name one image and several images may show one concept, so a query has a set of correct items. Ties
-count against the model: a wrong item with the same similarity ranks before the right one. A model that maps everything
-to one point thus scores 0; with an argsort, its score would depend on the order of the items.
+Several texts may name one image and several images may show one concept, so a query has a set of correct items. A sort
+leaves the order of equal similarities to chance, so a query counts by the share of these orders that answer it: a model
+that maps everything to one point scores chance. Beside it stand both ends, ties against the model and for it.
 
 Zero-shot classification and nearest neighbours are the same computation with K = 1 (see `zero_shot`, `knn`).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -19,23 +19,25 @@ from numpy.typing import NDArray
 
 from align.errors import DataError
 from align.formats.query_ranks import CUTS
-from align.statistics.chance import chance
-from align.statistics.intervals import Scored, interval, intervals
-
-#: Queries whose similarities are in memory at once: 1,024 x 25,000 texts (COCO's test split) take 100 MB.
-BLOCK = 1024
+from align.statistics.chance import chance, expected_hits
+from align.statistics.intervals import Scored, intervals
 
 Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A measured share in [0, 1], its 95 % interval, and the value of a random order."""
+    """A measured share in [0, 1], its 95 % interval, and the value of a random order.
+
+    Attributes:
+        ends: its value if ties always count against the model, and if for it; None: nothing ties.
+    """
 
     value: float
     low: float
     high: float
     chance: float
+    ends: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,34 +95,6 @@ def gallery(images: Iterable[tuple[str, Sequence[str]]]) -> Gallery:
     )
 
 
-def ranks(similarity: NDArray[np.floating], correct: Sequence[Indices]) -> NDArray[np.int64]:
-    """The rank, from 1, of each query's best correct item; wrong items of equal similarity rank before it.
-
-    Args:
-        similarity: (num_queries, num_items), larger is nearer.
-        correct: for each query the indices of its correct items, without repeats. A query without correct items gets
-            rank num_items + 1, so it always counts as wrong.
-
-    Returns:
-        (num_queries,) int64.
-
-    Raises:
-        ValueError: a similarity is NaN or infinite; every comparison with NaN is false, which would read as rank 1.
-    """
-    if not np.isfinite(similarity).all():
-        raise ValueError("similarities must be finite")
-    result = np.empty(len(correct), dtype=np.int64)
-    for query, items in enumerate(correct):
-        row = similarity[query]
-        if len(items) == 0:
-            result[query] = len(row) + 1
-            continue
-        right = row[items]
-        best = right.max()
-        result[query] = 1 + np.count_nonzero(row >= best) - np.count_nonzero(right >= best)
-    return result
-
-
 def similarities_to(items: NDArray[np.floating]) -> Callable[[NDArray[np.floating]], NDArray[np.floating]]:
     """(num_queries, width) queries -> (num_queries, num_items) similarities; those of equal items are equal.
 
@@ -138,60 +112,36 @@ def similarities_to(items: NDArray[np.floating]) -> Callable[[NDArray[np.floatin
     return similarities
 
 
-def ranks_by_embedding(
-    queries: NDArray[np.float32], items: NDArray[np.float32], correct: Sequence[Indices], *, block: int = BLOCK
-) -> NDArray[np.int64]:
-    """`ranks` of the cosine similarities of L2-normalised rows, with (block, num_items) of them in memory at a time."""
-    similarities = similarities_to(items)
-    parts = [
-        ranks(similarities(queries[start : start + block]), correct[start : start + block])
-        for start in range(0, len(queries), block)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
 @dataclass(frozen=True)
 class Direction:
     """Ranks of one direction, and what a score needs in addition.
 
     Attributes:
-        ranks: (num_queries,) from 1.
+        ranks: (num_queries,) from 1, behind wrong items of equal similarity.
         num_correct: (num_queries,) number of correct items of each query.
         num_items: number of items in the gallery.
         clusters: (num_queries,) the concept of each query, for the bootstrap.
+        ties: (num_queries, 2) wrong and right ones, see `expected_hits`; None: nothing ties.
     """
 
     ranks: NDArray[np.int64]
     num_correct: list[int]
     num_items: int
     clusters: Sequence[Hashable]
+    ties: NDArray[np.int64] | None = None
 
     def hits(self, k: int) -> Scored:
-        """For each query 1.0 if a correct item is among the first k, else 0.0."""
-        return Scored((self.ranks <= k).astype(np.float64), self.clusters)
+        """For each query 1.0 if a correct item is among the first k, else 0.0; in ties the share of their orders."""
+        return Scored(expected_hits(self.ranks, self.ties, k), self.clusters)
+
+    def ends(self) -> tuple[Direction, Direction]:
+        """The same with every tie against the model, and with every tie for it."""
+        wrong = 0 if self.ties is None else self.ties[:, 0]
+        return replace(self, ties=None), replace(self, ranks=self.ranks - wrong, ties=None)
 
     def chance(self, k: int) -> float:
         """Expected recall@k of a random order."""
         return chance(self.num_correct, self.num_items, k)
-
-
-def recall(direction: Direction, k: int, *, num_resamples: int, seed: int) -> Score:
-    """Recall@k of one direction. Raises ValueError if there is no query."""
-    hits = direction.hits(k)
-    low, high = interval([hits], num_resamples=num_resamples, seed=seed)
-    return Score(float(hits.values.mean()), low, high, direction.chance(k))
-
-
-def mean_recall(directions: Sequence[Direction], *, num_resamples: int, seed: int) -> Score:
-    """The mean of recall@1, @5 and @10 over the given directions (with both, the paper's Multi30K metric)."""
-    groups = []
-    for direction in directions:
-        per_query = np.mean([direction.hits(k).values for k in CUTS], axis=0)
-        groups.append(Scored(per_query, direction.clusters))
-    low, high = interval(groups, num_resamples=num_resamples, seed=seed)
-    value = float(np.mean([group.values.mean() for group in groups]))
-    guess = float(np.mean([direction.chance(k) for direction in directions for k in CUTS]))
-    return Score(value, low, high, guess)
 
 
 @dataclass(frozen=True)
@@ -201,10 +151,41 @@ class Figure:
     Attributes:
         groups: one for a plain mean; several (directions, folds, relations) for their mean.
         chance: the figure of a random order.
+        ends: see `Score`.
     """
 
     groups: Sequence[Scored]
     chance: float
+    ends: tuple[float, float] | None = None
+
+    @property
+    def value(self) -> float:
+        """The mean of the groups' means."""
+        return float(np.mean([group.values.mean() for group in self.groups]))
+
+
+def recall_figure(directions: Sequence[Direction], cuts: Sequence[int] = CUTS) -> Figure:
+    """The mean of recall@K over the K and the directions; with both directions and all `CUTS` Multi30K's metric."""
+
+    def of(each: Sequence[Direction]) -> Figure:
+        found = ([one.hits(k).values for k in cuts] for one in each)
+        groups = [Scored(np.mean(hits, axis=0), one.clusters) for one, hits in zip(each, found, strict=True)]
+        return Figure(groups, float(np.mean([one.chance(k) for one in each for k in cuts])))
+
+    if all(one.ties is None for one in directions):
+        return of(directions)
+    against, best = zip(*(one.ends() for one in directions), strict=True)
+    return replace(of(directions), ends=(of(against).value, of(best).value))
+
+
+def recall(direction: Direction, k: int, *, num_resamples: int, seed: int) -> Score:
+    """Recall@k of one direction. Raises DataError if there is no query."""
+    return scores({"recall": recall_figure([direction], [k])}, num_resamples=num_resamples, seed=seed)["recall"]
+
+
+def mean_recall(directions: Sequence[Direction], *, num_resamples: int, seed: int) -> Score:
+    """The mean of recall@1, @5 and @10 over the given directions. Raises DataError if there is no query."""
+    return scores({"recall": recall_figure(directions)}, num_resamples=num_resamples, seed=seed)["recall"]
 
 
 def scores(figures: Mapping[str, Figure], *, num_resamples: int, seed: int) -> dict[str, Score]:
@@ -218,6 +199,6 @@ def scores(figures: Mapping[str, Figure], *, num_resamples: int, seed: int) -> d
             raise DataError(f"{name}: nothing was asked, so it has no value")
     bounds = intervals([figure.groups for figure in figures.values()], num_resamples=num_resamples, seed=seed)
     return {
-        name: Score(float(np.mean([group.values.mean() for group in figure.groups])), low, high, figure.chance)
+        name: Score(figure.value, low, high, figure.chance, figure.ends)
         for (name, figure), (low, high) in zip(figures.items(), bounds, strict=True)
     }

@@ -7,11 +7,10 @@ of its right items.
 Everything follows from the rank of each right item, which is counted, not sorted: 1 + the number of items before it.
 The similarities of a block of queries are in memory at a time, `BLOCK_BYTES` of them, never the whole matrix.
 
-Ties count against the model, as in `recall`: a wrong item with the same similarity ranks before a right one. Published
-code sorts (argsort, topk), so its order of equal similarities is that of the items or none at all. Both agree where no
-wrong item ties with a right one, so on embeddings of distinct items. They differ where captions of two images are
-equal, and where a model maps many items to one point. `ties="for"` ranks right items first: the two runs bound what any
-sort gives.
+Published code sorts (argsort, topk), so its order of equal similarities is that of the items or none at all. Here a
+figure is its mean over all these orders, in closed form, and both ends stand beside it, which bound what any sort
+gives. All agree where no wrong item ties with a right one, so on embeddings of distinct items. They differ where
+captions of two images are equal, and where a model maps many items to one point.
 
 Sources: Musgrave et al., A Metric Learning Reality Check (2020; R-precision, mAP@R); Chun et al., ECCV Caption (2022).
 """
@@ -19,14 +18,13 @@ Sources: Musgrave et al., A Metric Learning Reality Check (2020; R-precision, mA
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Direction, Figure, Score, scores, similarities_to
+from align.evaluate.protocols.recall import Direction, Figure, Score, recall_figure, scores, similarities_to
 from align.formats.query_ranks import CUTS
 from align.statistics.intervals import Scored
 
@@ -34,7 +32,6 @@ from align.statistics.intervals import Scored
 BLOCK_BYTES = 16 << 20
 
 Indices = NDArray[np.int64]
-Ties = Literal["against", "for"]
 
 
 @dataclass(frozen=True)
@@ -44,14 +41,16 @@ class PositiveRanks:
     Attributes:
         queries: (num_asked,) index of each query that was asked, ascending.
         starts: (num_asked + 1,) where the ranks of each of them start.
-        ranks: (num_positives,) from 1, ascending within a query.
+        ranks: (num_positives,) from 1, ascending within a query; wrong items of equal similarity rank before.
         num_items: items that each query was asked against.
+        wrong_ties: (num_positives,) the number of these wrong items; None: nothing ties.
     """
 
     queries: Indices
     starts: Indices
     ranks: Indices
     num_items: int
+    wrong_ties: Indices | None = None
 
     @property
     def num_positives(self) -> Indices:
@@ -64,18 +63,37 @@ class PositiveRanks:
         return self.ranks[self.starts[:-1]]
 
     def recall(self, k: int) -> NDArray[np.float64]:
-        """(num_asked,) 1.0 if a right item is among the first k."""
-        return (self.first <= k).astype(np.float64)
+        """(num_asked,) 1.0 if a right item is among the first k; in ties the share of their orders."""
+        return self.direction(range(self.queries[-1] + 1)).hits(k).values
 
     def r_precision(self) -> NDArray[np.float64]:
         """(num_asked,) the share of right items among the first R, in [0, 1]."""
-        return self._sum((self.ranks <= self._each(self.num_positives)).astype(np.float64)) / self.num_positives
+        r = self._each(self.num_positives)
+        within = (self.ranks <= r).astype(np.float64)
+        if (tied := self._tied()) is not None:
+            within = np.where(tied.wrong, tied.places(r) / tied.number, within)
+        return self._sum(within) / self.num_positives
 
     def map_at_r(self) -> NDArray[np.float64]:
         """(num_asked,) in [0, 1]: precision at each right item among the first R, summed and divided by R."""
-        order = np.arange(len(self.ranks)) - self._each(self.starts[:-1]) + 1
-        precision = np.where(self.ranks <= self._each(self.num_positives), order / self.ranks, 0.0)
+        r, order = self._each(self.num_positives), self._order()
+        precision = np.where(self.ranks <= r, order / self.ranks, 0.0)
+        if (tied := self._tied()) is not None:
+            # At the j-th place of a tie stands a right item with probability right / number. It has all right items
+            # before the tie in front of it, and (j - 1)(right - 1) / (number - 1) of those in it. This is the sum over
+            # j, a share for each right item: of 1 / rank it is a difference of harmonic numbers.
+            harmonic = np.append(0.0, np.cumsum(1 / np.arange(1, self.num_items + 1)))
+            places = tied.places(r)
+            inverse = harmonic[tied.above + places] - harmonic[tied.above]
+            others = (tied.right - 1) / np.maximum(tied.number - 1, 1)
+            total = (tied.right_above + 1) * inverse + others * (places - (tied.above + 1) * inverse)
+            precision = np.where(tied.wrong, total / tied.number, precision)
         return self._sum(precision) / self.num_positives
+
+    def ends(self) -> tuple[PositiveRanks, PositiveRanks]:
+        """The same with every tie against the model, and with every tie for it."""
+        wrong = 0 if self.wrong_ties is None else self.wrong_ties
+        return replace(self, wrong_ties=None), replace(self, ranks=self.ranks - wrong, wrong_ties=None)
 
     def direction(self, clusters: Sequence[Hashable]) -> Direction:
         """The same for `recall` and `mean_recall`; `clusters`: (num_queries,) of all queries, asked or not.
@@ -85,21 +103,31 @@ class PositiveRanks:
         """
         if len(clusters) <= self.queries[-1]:
             raise DataError(f"{len(clusters)} clusters, but query {self.queries[-1]} was asked")
-        asked = [clusters[query] for query in self.queries]
-        return Direction(self.first, self.num_positives.tolist(), self.num_items, asked)
+        asked, ties = [clusters[query] for query in self.queries], None
+        if (tied := self._tied()) is not None:
+            ties = np.stack([tied.wrong, tied.right], axis=1)[self.starts[:-1]]
+        return Direction(self.first, self.num_positives.tolist(), self.num_items, asked, ties)
 
     def chances(self) -> tuple[float, float]:
-        """R-precision and mAP@R of a random order.
+        """R-precision and mAP@R of a random order."""
+        wrong = self.num_items - self._each(self.num_positives)
+        level = replace(self, ranks=wrong + self._order(), wrong_ties=wrong)  # all items tie
+        return float(level.r_precision().mean()), float(level.map_at_r().mean())
 
-        At rank r stands a right item with probability R / N; before it, (r - 1)(R - 1) / (N - 1) others are expected.
-        """
-        of_r: dict[int, float] = {}
-        for right in np.unique(self.num_positives).tolist():
-            rank = np.arange(1, right + 1)
-            others = (rank - 1) * (right - 1) / max(self.num_items - 1, 1)
-            of_r[right] = float(np.mean((1 + others) / rank)) * right / self.num_items
-        expected = float(np.mean([of_r[right] for right in self.num_positives.tolist()]))
-        return float(np.mean(self.num_positives)) / self.num_items, expected
+    def _order(self) -> Indices:
+        """(num_positives,) 1 for a query's best right item, 2 for the next, and so on."""
+        return np.arange(len(self.ranks)) - self._each(self.starts[:-1]) + 1
+
+    def _tied(self) -> _Tied | None:
+        """What ties with each right item; None: no wrong item ties with one."""
+        if self.wrong_ties is None or not self.wrong_ties.any():
+            return None
+        order = self._order()
+        behind = self.ranks - order  # of wrong items, the same within a tie and larger in the next
+        new = (order == 1) | (np.diff(behind, prepend=-1) != 0) | (np.diff(self.wrong_ties, prepend=-1) != 0)
+        sizes = np.diff(np.append(np.flatnonzero(new), len(order)))
+        right_above = np.repeat(order[new] - 1, sizes)
+        return _Tied(self.wrong_ties, np.repeat(sizes, sizes), behind - self.wrong_ties + right_above, right_above)
 
     def _each(self, values: Indices) -> Indices:
         return np.repeat(values, self.num_positives)
@@ -107,6 +135,28 @@ class PositiveRanks:
     def _sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         total: NDArray[np.float64] = np.add.reduceat(values, self.starts[:-1])
         return total
+
+
+@dataclass(frozen=True)
+class _Tied:
+    """Of each right item, (num_positives,): wrong and right items of its similarity, and all and right ones above.
+
+    Where nothing wrong ties, several similarities may be taken for one.
+    """
+
+    wrong: Indices
+    right: Indices
+    above: Indices
+    right_above: Indices
+
+    @property
+    def number(self) -> Indices:
+        return self.wrong + self.right
+
+    def places(self, k: Indices) -> Indices:
+        """How many of its similarity are among the first k."""
+        places: Indices = np.clip(k - self.above, 0, self.number)
+        return places
 
 
 @dataclass(frozen=True)
@@ -125,9 +175,9 @@ class Captioned:
     image_of_text: Sequence[int]
     clusters: Sequence[Hashable]
 
-    def directions(self, ties: Ties = "against") -> dict[str, Direction]:
+    def directions(self) -> dict[str, Direction]:
         """Both directions, each caption right for its own image only. Raises DataError as `positive_ranks`."""
-        found = both_ways(self.images, self.texts, own_positives(self.image_of_text, len(self.images)), ties=ties)
+        found = both_ways(self.images, self.texts, own_positives(self.image_of_text, len(self.images)))
         return {
             "image_to_text": found["image_to_text"].direction(self.clusters),
             "text_to_image": found["text_to_image"].direction([self.clusters[image] for image in self.image_of_text]),
@@ -160,7 +210,6 @@ def positive_ranks(
     positives: Sequence[Indices],
     *,
     without_own: bool = False,
-    ties: Ties = "against",
 ) -> PositiveRanks:
     """The rank of each right item by cosine similarity.
 
@@ -170,7 +219,6 @@ def positive_ranks(
         positives: for each query the indices of its right items; an index that is repeated counts once. A query
             without a right item is not asked.
         without_own: queries and items are the same, and no query is asked against itself.
-        ties: which of equal similarities rank first: wrong items ("against" the model) or right ones.
 
     Raises:
         DataError: widths differ, an embedding is not finite, the positives are not one list for each query or name no
@@ -180,7 +228,7 @@ def positive_ranks(
         raise DataError(f"queries {queries.shape} and items {items.shape} are no embeddings of one width")
     wide, similarities = np.asarray(queries, dtype=np.float32), similarities_to(np.asarray(items, dtype=np.float32))
     shape = (len(queries), len(items))
-    return _ranked(lambda rows: similarities(wide[rows]), shape, positives, without_own=without_own, ties=ties)
+    return _ranked(lambda rows: similarities(wide[rows]), shape, positives, without_own=without_own)
 
 
 def retrieval_scores(
@@ -194,10 +242,11 @@ def retrieval_scores(
         clusters: (num_queries,) the image of each query, whether it was asked or not.
     """
     direction = ranks.direction(clusters)
-    by_r, by_map = ranks.chances()
-    figures = {f"recall@{k}": Figure([direction.hits(k)], direction.chance(k)) for k in CUTS}
-    figures["r_precision"] = Figure([Scored(ranks.r_precision(), direction.clusters)], by_r)
-    figures["map_at_r"] = Figure([Scored(ranks.map_at_r(), direction.clusters)], by_map)
+    figures = {f"recall@{k}": recall_figure([direction], [k]) for k in CUTS}
+    for name, chance in zip(("r_precision", "map_at_r"), ranks.chances(), strict=True):
+        own, against, best = (getattr(one, name)() for one in (ranks, *ranks.ends()))
+        ends = None if direction.ties is None else (float(against.mean()), float(best.mean()))
+        figures[name] = Figure([Scored(own, direction.clusters)], chance, ends)
     return scores(figures, num_resamples=num_resamples, seed=seed)
 
 
@@ -205,14 +254,12 @@ def both_ways(
     image_embeds: NDArray[np.floating],
     text_embeds: NDArray[np.floating],
     positives: tuple[Sequence[Indices], Sequence[Indices]],
-    *,
-    ties: Ties = "against",
 ) -> Mapping[str, PositiveRanks]:
     """`image_to_text` and `text_to_image`, from the right texts of each image and the right images of each text."""
     of_image, of_text = positives
     return {
-        "image_to_text": positive_ranks(image_embeds, text_embeds, of_image, ties=ties),
-        "text_to_image": positive_ranks(text_embeds, image_embeds, of_text, ties=ties),
+        "image_to_text": positive_ranks(image_embeds, text_embeds, of_image),
+        "text_to_image": positive_ranks(text_embeds, image_embeds, of_text),
     }
 
 
@@ -222,13 +269,12 @@ def _ranked(
     positives: Sequence[Indices],
     *,
     without_own: bool,
-    ties: Ties,
 ) -> PositiveRanks:
     num_items = shape[1]
     query_of, item_of = _flat(positives, shape, without_own=without_own)
     queries, starts = np.unique(query_of, return_index=True)
     starts = np.append(starts, len(query_of))
-    ranks = np.empty(len(query_of), dtype=np.int64)
+    ranks, wrong_ties = np.empty((2, len(query_of)), dtype=np.int64)
     size = max(1, BLOCK_BYTES // (4 * num_items))
     for first in range(0, len(queries), size):
         asked = queries[first : first + size]
@@ -238,8 +284,8 @@ def _ranked(
         if without_own:
             block[np.arange(len(asked)), asked] = -np.inf
         some = slice(starts[first], starts[first + len(asked)])
-        ranks[some] = _ranks_in_block(block, np.searchsorted(asked, query_of[some]), item_of[some], ties)
-    return PositiveRanks(queries, starts, ranks, num_items - without_own)
+        ranks[some], wrong_ties[some] = _ranks_in_block(block, np.searchsorted(asked, query_of[some]), item_of[some])
+    return PositiveRanks(queries, starts, ranks, num_items - without_own, wrong_ties)
 
 
 def _flat(positives: Sequence[Indices], shape: tuple[int, int], *, without_own: bool) -> tuple[Indices, Indices]:
@@ -258,21 +304,23 @@ def _flat(positives: Sequence[Indices], shape: tuple[int, int], *, without_own: 
     return np.divmod(np.unique(query_of * num_items + item_of), num_items)
 
 
-def _ranks_in_block(block: NDArray[np.floating], rows: Indices, items: Indices, ties: Ties) -> Indices:
-    """Ranks of right items, ascending in each row; `rows` is ascending."""
+def _ranks_in_block(block: NDArray[np.floating], rows: Indices, items: Indices) -> tuple[Indices, Indices]:
+    """Ranks of right items behind wrong ones of equal similarity, ascending in each row, and the number of these.
+
+    Args:
+        block: similarities of some queries.
+        rows, items: of each right item; `rows` is ascending.
+    """
     found = block[rows, items]
     order = np.lexsort((-found, rows))  # the best item of each row first; rows stay where they are
     found = found[order]
-    at_least = np.greater_equal if ties == "against" else np.greater
-    before = [np.count_nonzero(at_least(block[row], value)) for row, value in zip(rows, found, strict=True)]
-    # Of these the right ones: up to the last of equal values, or to the first of them.
-    position = np.arange(len(rows))
-    changes = (np.diff(rows) != 0) | (np.diff(found) != 0)
-    if ties == "against":
-        ends = np.append(np.where(changes, position[1:], len(rows)), len(rows))
-        right = np.minimum.accumulate(ends[::-1])[::-1]
-    else:
-        right = np.maximum.accumulate(np.append(0, np.where(changes, position[1:], 0)))
-    starts = np.searchsorted(rows, rows)
-    wrong_before = np.asarray(before, dtype=np.int64) - (right - starts)
-    return np.asarray(wrong_before + position - starts + 1, dtype=np.int64)
+    counts = [
+        (np.count_nonzero(block[row] > value), np.count_nonzero(block[row] == value))
+        for row, value in zip(rows, found, strict=True)
+    ]
+    above, level = np.array(counts, dtype=np.int64).T
+    new = (np.diff(rows, prepend=-1) != 0) | (np.diff(found, prepend=np.inf) != 0)
+    sizes = np.diff(np.append(np.flatnonzero(new), len(rows)))  # of right items of one row and similarity
+    wrong = level - np.repeat(sizes, sizes)
+    place = np.arange(len(rows)) - np.repeat(np.flatnonzero(new), sizes)
+    return above + wrong + place + 1, wrong

@@ -1,9 +1,9 @@
 """Zero-shot classification: the class whose text is nearest to the image (paper section 4.3).
 
-Beside the accuracy there are top-1, top-5 and the mean over the classes. The right class's rank counts; a tie for its
-place counts against the model, where published code takes the class of the lowest index. The interval of top-1 and
-top-5 resamples images (or the concepts that they show). So does that of the mean over the classes: a replicate's mean
-is over the classes that it drew.
+Beside the accuracy there are top-1, top-5 and the mean over the classes. The right class's rank counts; of a tie for
+its place the share of orders that are right, where published code takes the class of the lowest index. The interval of
+top-1 and top-5 resamples images (or the concepts that they show). So does that of the mean over the classes: a
+replicate's mean is over the classes that it drew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.protocols.recall import Direction, Figure, Score, ranks_by_embedding, scores
+from align.evaluate.protocols.recall import Direction, Score, recall_figure, scores
+from align.evaluate.protocols.retrieval import positive_ranks
 from align.statistics.intervals import bounds, draws
 
 #: The K of published tables.
@@ -54,7 +55,7 @@ def zero_shot(
     labels: Sequence[int],
     clusters: Sequence[str],
 ) -> Direction:
-    """Ranks of the right class of each image; accuracy is recall@1, and a tie for rank 1 counts as wrong.
+    """Ranks of the right class of each image; accuracy is recall@1.
 
     Args:
         image_embeds: (num_images, width), L2-normalised.
@@ -63,8 +64,7 @@ def zero_shot(
         clusters: (num_images,) the concept of each image.
     """
     correct = [np.array([label], dtype=np.int64) for label in labels]
-    ranks = ranks_by_embedding(image_embeds, class_embeds, correct)
-    return Direction(ranks, [1] * len(correct), len(class_embeds), clusters)
+    return positive_ranks(image_embeds, class_embeds, correct).direction(clusters)
 
 
 def predictions(image_embeds: NDArray[np.float32], class_embeds: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -102,7 +102,7 @@ def classification_scores(
     if len(labels) != len(ranked.ranks):
         raise DataError(f"{len(labels)} labels for {len(ranked.ranks)} images")
     tops = [k for k in TOP if k <= max(ranked.num_items, 1)]
-    figures = {f"top{k}": Figure([ranked.hits(k)], ranked.chance(k)) for k in tops}
+    figures = {f"top{k}": recall_figure([ranked], [k]) for k in tops}
     found = scores(figures, num_resamples=num_resamples, seed=seed)
     found["mean_per_class"] = _mean_per_class(ranked, labels, num_resamples=num_resamples, seed=seed)
     return found

@@ -40,7 +40,7 @@ from transformers.utils import logging
 from align.config.model import BatchNormKind, ImageTowerShape, ModelConfig, TextTowerShape
 from align.durable.files import sha256_file
 from align.errors import DataError, first_line
-from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, is_hugging_face
+from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, library_model
 from align.model.dual_encoder import DualEncoder
 from align.model.presets import image_shape, named, text_shape
 from align.model.tokenizer import TextTokenizer, save_tokenizer
@@ -164,7 +164,7 @@ def read_hugging_face(
     Raises:
         DataError: the folder is incomplete, or holds another architecture or other preprocessing.
     """
-    if not is_hugging_face(directory):
+    if library_model(directory) != "align":
         what = (
             "its config.json has no model_type 'align'" if (directory / CONFIG).is_file() else "it has no config.json"
         )

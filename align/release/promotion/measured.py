@@ -13,7 +13,7 @@ from typing import Any
 
 from align.durable.files import sha256_file, sha256_folder
 from align.errors import DataError, RefusedError
-from align.formats.model_folder import CONFIG, WEIGHTS, read_config
+from align.formats.model_folder import WEIGHTS, require_model, unpacked
 from align.release.promotion.evidence import model_folder
 from align.release.promotion.judge import version_asked
 from align.release.registration.shown import log_report, tables
@@ -62,8 +62,8 @@ def asked_model(
         folder = inside(root, asked)
         if not folder.is_dir():
             raise DataError(f"model {shown}: no such folder in the checkout; give one, or a version's number or alias")
-        folder = _folder_of(folder)
-        read_config(folder)
+        folder = unpacked(folder)
+        require_model(folder)
         made = _version_of(folder, packaged, tracker, registered)
         return AskedModel(folder, asked, None if made is None else _run_of(made, tracker))
     if asked.isascii() and asked.isdecimal():
@@ -77,7 +77,7 @@ def asked_model(
             "slash in it, such as models/finetuned"
         )
     folder = model_folder(tracker.model_files(version, scratch), version)
-    read_config(folder)
+    require_model(folder)
     return AskedModel(folder, f"{version.name} version {version.number}", _run_of(version, tracker))
 
 
@@ -120,12 +120,6 @@ def log_evaluation(
     log_report(tracker, run_id, folder, shown)
     tracker.log_tables(run_id, tables([folder]))
     return metrics
-
-
-def _folder_of(folder: Path) -> Path:
-    """The model folder itself; of a packaged model, the one among its artifacts."""
-    held = [path.parent for path in sorted(folder.glob(f"artifacts/*/{CONFIG}"))]
-    return held[0] if len(held) == 1 and not (folder / CONFIG).exists() else folder
 
 
 def _version_of(folder: Path, packaged: Path, tracker: Tracker, registered: str) -> Version | None:

@@ -1,12 +1,14 @@
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from align.adapters.models import crop, open_model
+from align.adapters.models import file_of, open_model
+from align.config.model import ModelConfig
 from align.errors import AlignError, DataError, FormatError
 from align.formats.model_folder import model_digest
 from align.model.preprocess import centre_crop, decode
@@ -78,6 +80,10 @@ def _file(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
+
+
+def crop(picture: Any, config: ModelConfig) -> np.ndarray:
+    return centre_crop(decode(file_of(picture), config.resize_px), config.image_px)
 
 
 def _ours(data: bytes) -> np.ndarray:

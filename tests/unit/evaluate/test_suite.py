@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from tests.support import tiny_model
+from align.formats.model_folder import model_digest
+from tests.support import library_models, tiny_model
 from tests.support.suites import suite
 from tests.unit.formats.evaluation_sets.test_captions import karpathy, pictures
 from tests.unit.formats.evaluation_sets.test_classes import folder, parquet, tars
@@ -51,10 +52,44 @@ def test_a_model_and_a_suite_are_enough(elsewhere: Path, capsys: pytest.CaptureF
     assert {"folder/linear_probe/accuracy/low", "folder/linear_probe/accuracy/chance"} <= metrics.keys()
     assert "tars/linear_probe/accuracy" not in metrics
     report = json.loads((elsewhere / "out/report.json").read_text())
+    model = {"folder": str(elsewhere / "model"), "digest": model_digest(elsewhere / "model"), "stage": "finetune"}
+    assert report["model"] == model
+    assert f"{model['folder']} ({model['digest'][:12]})" in (elsewhere / "out/report.html").read_text()
     assert report["sets"]["mine"]["num_left_out"] == 1 and report["sets"]["mine"]["num_texts"] == 3
     assert report["sets"]["folder"]["tasks"] == ["zero_shot", "knn", "linear_probe"]
     assert report["sets"]["folder"]["settings"]["linear_probe"]["epochs"] == 2
     assert "1.jpg" in report["sets"]["mine"]["left_out"]
+
+
+@pytest.mark.costs(10, "two models on a suite, each with its report")
+def test_a_model_of_another_library_is_measured_and_compared_with_ours(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = {"tasks": ["zero_shot", "linear_probe"], "templates": ["a {}."], "linear_probe": {"epochs": 1}}
+    one = {"name": "one", "path": str(folder(elsewhere / "folder")), "format": "folder", **both}
+    pictures(elsewhere / "images")
+    mine = {"name": "mine", "path": str(karpathy(elsewhere / "d.json")), "format": "karpathy", "tasks": ["retrieval"]}
+    file, theirs = suite(elsewhere, one, mine), library_models.write(elsewhere, "clip")
+    models = [str(tiny_model.write(elsewhere)), str(theirs)]
+    given = ["evaluate", "--set", f"paths.evaluation={file}", "--reports", str(elsewhere / "out")]
+    assert main([*given, "--compare", *models]) == 0
+    assert f"B: {theirs}" in capsys.readouterr().out
+    report = json.loads((elsewhere / "out/b/report.json").read_text())
+    assert report["model"] == {"folder": str(theirs), "digest": model_digest(theirs), "library": "clip"}
+    compared = json.loads((elsewhere / "out/report.json").read_text())
+    assert compared["models"]["b"]["digest"] == model_digest(theirs)
+    assert {"mine/image_to_text/recall@1", "one/linear_probe/accuracy"} <= compared["rows"].keys()
+    assert main([*given[:-1], str(elsewhere / "alone"), "--model", str(theirs)]) == 0
+    alone, beside = ((elsewhere / name / "metrics.json").read_bytes() for name in ("alone", "out/b"))
+    assert alone == beside
+    tuned = suite(
+        elsewhere, {key: one[key] for key in ("name", "path", "format")} | {"tasks": ["zero_shot", "fine_tuning"]}
+    )
+    capsys.readouterr()
+    assert main(
+        [*given[:2], f"paths.evaluation={tuned}", *given[3:-1], str(elsewhere / "tuned"), "--model", str(theirs)]
+    )
+    assert "clip: a model of clip; task fine_tuning trains our own" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_missing_set_is_one_line(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:

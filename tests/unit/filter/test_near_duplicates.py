@@ -41,7 +41,7 @@ from benchmarks.near_duplicates.edits import EDITS
 from benchmarks.near_duplicates.labelled import found_by_embedding, found_by_hash, labelled_pairs
 from benchmarks.near_duplicates.pictures import archive_pictures, drawn, evaluation_pictures
 from benchmarks.near_duplicates.recall import recall
-from tests.support import tiny_model
+from tests.support import library_models, tiny_model
 from tests.support.params import load_params
 from tests.support.warc_records import picture, png_header
 
@@ -354,8 +354,10 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "packaged"
 
 
-def test_a_packaged_model_measures_pairs(packaged: Path) -> None:
-    embedder = Embedder.load(packaged_towers(ModelFile(path=str(packaged), sha256=sha256_folder(packaged))))
+@pytest.mark.parametrize("library", [None, "clip"])
+def test_a_given_model_measures_pairs(packaged: Path, library: str | None) -> None:
+    given = packaged if library is None else library_models.write(packaged.parent, library)
+    embedder = Embedder.load(packaged_towers(ModelFile(path=str(given), sha256=sha256_folder(given))))
     pairs = [("0", picture(90, 60), "a red heart"), ("1", b"no picture", "the yellow sun"), ("2", picture(9, 9), "sun")]
     cosines = list(similarities(pairs, embedder.embed_images, embedder.embed_texts))
     expected = [

@@ -11,7 +11,7 @@ from align.formats.model_folder import (
     CONFIG,
     WEIGHTS,
     ModelFolderConfig,
-    is_hugging_face,
+    library_model,
     read_config,
     read_weights,
     weights_digest,
@@ -31,7 +31,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert again.keys() == weights.keys()
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
     write_model_folder(CONFIGURATION, weights, tmp_path)
-    assert weights_digest(tmp_path) == digest and not is_hugging_face(tmp_path)
+    assert weights_digest(tmp_path) == digest and library_model(tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ def ranks() -> QueryRanks:
             ("s", "image_to_text"): part(None, 1, 6, 12),
             ("s", "text_to_image"): part(None, 1, 1, 1, languages=("en", None, "de")),
             ("t", "zero_shot"): part(("cat", "owl"), 1, 2),
+            ("t", "tied"): replace(part(None, 2, 6), ties=np.array([[1, 1], [5, 2]])),
         },
     )
 
@@ -39,24 +41,34 @@ def test_what_is_written_is_read_and_equal_ranks_are_equal_bytes(tmp_path: Path)
             part.queries, part.clusters, part.labels, part.num_items, part.languages
         )  # fmt: skip
         assert (one.ranks == part.ranks).all() and (one.num_correct == part.num_correct).all()
+        assert (one.recall(1) == part.recall(1)).all()
+    assert found.ranked["t", "tied"].recall(1) == pytest.approx([1 / 2, 2 / 7])  # of two items, and two of seven
 
 
-def test_a_file_of_version_1_has_no_languages(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "lacks"), [(1, ("language", "wrong_ties", "right_ties")), (2, ("wrong_ties", "right_ties"))]
+)
+def test_a_file_of_an_earlier_version_has_no_languages_or_ties(
+    tmp_path: Path, version: int, lacks: tuple[str, ...]
+) -> None:
     path = tmp_path / "ranks.parquet"
     write_ranks(ranks(), path)
     table = pq.read_table(path)
-    older = table.drop_columns("language").replace_schema_metadata(
-        {**table.schema.metadata, b"align.schema_version": b"1"}
+    older = table.drop_columns(list(lacks)).replace_schema_metadata(
+        {**table.schema.metadata, b"align.schema_version": str(version).encode()}
     )
     pq.write_table(older, path)
     found = read_ranks(path)
     assert found.sets == ranks().sets and list(found.ranked) == list(ranks().ranked)
     for key, part in ranks().ranked.items():
         one = found.ranked[key]
-        assert (one.queries, one.labels, one.languages) == (part.queries, part.labels, ())
-        assert (one.ranks == part.ranks).all()
+        told = part.languages if version > 1 else ()
+        assert (one.queries, one.labels, one.languages) == (part.queries, part.labels, told)
+        assert (one.recall(2) == (part.ranks <= 2)).all()
     pq.write_table(table.replace_schema_metadata(older.schema.metadata), path)
-    with pytest.raises(FormatError, match="schema_version 1, or other columns than it has; this code reads 1 and 2"):
+    with pytest.raises(
+        FormatError, match=f"schema_version {version}, or other columns than it has; this code reads 1 to 3"
+    ):
         read_ranks(path)
 
 
@@ -92,7 +104,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_ranks(path)
     write_ranks(ranks(), path)
     table = pq.read_table(path)
-    metadata = {**table.schema.metadata, b"align.schema_version": b"3"}
+    metadata = {**table.schema.metadata, b"align.schema_version": b"4"}
     pq.write_table(table.replace_schema_metadata(metadata), path)
-    with pytest.raises(FormatError, match="schema_version 3"):
+    with pytest.raises(FormatError, match="schema_version 4"):
         read_ranks(path)

@@ -88,11 +88,13 @@ def test_accuracy_predictions_and_confusion_by_hand() -> None:
     assert confusion(labels, predictions(images, classes), 3).tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
 
 
-def test_a_constant_model_is_not_accurate() -> None:
+def test_a_constant_model_is_as_good_as_chance() -> None:
     """argmax would answer class 0 and be right about every image of it."""
     constant = np.full((5, 4), 0.5, dtype=np.float32)
     direction = zero_shot(constant, np.full((3, 4), 0.5, dtype=np.float32), [0, 0, 0, 1, 2], list("abcde"))
-    assert recall(direction, 1, num_resamples=200, seed=0).value == 0.0
+    score = recall(direction, 1, num_resamples=200, seed=0)
+    assert (score.value, score.ends) == (pytest.approx(score.chance), (0.0, 1.0))
+    assert score.chance == 1 / 3
 
 
 def test_majority_rate() -> None:

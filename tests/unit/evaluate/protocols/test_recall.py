@@ -9,11 +9,10 @@ from align.evaluate.protocols.recall import (
     Direction,
     gallery,
     mean_recall,
-    ranks,
-    ranks_by_embedding,
     recall,
     similarities_to,
 )
+from align.evaluate.protocols.retrieval import positive_ranks
 from align.formats.query_ranks import CUTS
 from align.statistics.chance import chance
 
@@ -31,18 +30,31 @@ SIMILARITY = np.array([
 CORRECT = indices([1], [2, 3], [0, 3], [3])
 
 
+def asked(similarity: np.ndarray, correct: list[np.ndarray]) -> Direction:
+    return positive_ranks(similarity, np.eye(similarity.shape[1]), correct).direction(range(len(similarity)))
+
+
 def test_ranks_by_hand() -> None:
-    assert ranks(SIMILARITY, CORRECT).tolist() == [2, 2, 1, 4]
+    assert asked(SIMILARITY, CORRECT).ranks.tolist() == [2, 2, 1, 4]
 
 
-def test_a_tie_counts_against_the_model() -> None:
-    assert ranks(np.array([[0.5, 0.5, 0.1]]), indices([0])).tolist() == [2]
-    assert ranks(np.array([[0.5, 0.5, 0.5]]), indices([0, 1])).tolist() == [2]  # equals that are correct do not count
-    assert ranks(np.array([[0.5, 0.4, 0.4]]), indices([0])).tolist() == [1]
+def test_a_tie_counts_by_the_share_of_its_orders() -> None:
+    one = asked(np.array([[0.5, 0.5, 0.1]]), indices([0]))
+    assert (one.ranks.tolist(), one.hits(1).values.tolist(), one.hits(2).values.tolist()) == ([2], [0.5], [1.0])
+    assert [end.ranks.tolist() for end in one.ends()] == [[2], [1]]
+    two = asked(np.array([[0.5, 0.5, 0.5]]), indices([0, 1]))  # two of three answers are right
+    assert two.hits(1).values == pytest.approx(2 / 3, abs=1e-15)
+    apart = asked(np.array([[0.5, 0.4, 0.4]]), indices([0]))
+    assert apart.ties is None
+    assert apart.hits(1).values.tolist() == [1.0]
 
 
-def test_a_query_without_a_correct_item_can_never_be_answered() -> None:
-    assert ranks(np.array([[0.3, 0.2]]), indices([])).tolist() == [3]
+def test_a_model_that_maps_everything_to_one_point_scores_chance() -> None:
+    level = asked(np.ones((4, 30)), indices([0], [1, 2], [3, 4, 5], [29]))
+    for k in CUTS:
+        score = recall(level, k, num_resamples=50, seed=0)
+        assert score.value == pytest.approx(score.chance, abs=1e-12)
+        assert score.ends == (0.0, 1.0)
 
 
 class Uneven(np.ndarray):
@@ -57,21 +69,6 @@ def test_equal_items_tie_however_a_product_rounds() -> None:
     found = similarities_to(items.view(Uneven))(queries)
     assert (found[:, [2, 5]] == found[:, :1]).all() and (found[:, 4] == found[:, 1]).all()
     assert np.allclose(found, queries @ items.T, atol=1e-6)
-
-
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_non_finite_similarities_are_refused(broken: float) -> None:
-    with pytest.raises(ValueError, match="finite"):
-        ranks(np.array([[broken, 0.1]]), indices([1]))
-
-
-def test_blocks_change_nothing() -> None:
-    rng = np.random.default_rng(0)
-    queries, items = rng.normal(size=(2, 37, 8)).astype(np.float32)
-    correct = [np.array([index, (index + 5) % 37]) for index in range(37)]
-    whole = ranks(queries @ items.T, correct)
-    assert (ranks_by_embedding(queries, items, correct, block=10) == whole).all()
-    assert len(ranks_by_embedding(queries[:0], items, [])) == 0
 
 
 def test_chance_equals_counting_every_draw() -> None:
@@ -91,15 +88,14 @@ def test_chance_at_its_edges() -> None:
 def test_a_random_model_scores_chance() -> None:
     rng = np.random.default_rng(1)
     correct = [rng.choice(40, size=1 + index % 4, replace=False) for index in range(4000)]
-    found = ranks(rng.normal(size=(4000, 40)), correct)
-    direction = Direction(found, [len(items) for items in correct], 40, list(range(4000)))
+    direction = asked(rng.normal(size=(4000, 40)), correct)
     for k in CUTS:
         score = recall(direction, k, num_resamples=500, seed=0)
         assert score.low < score.chance < score.high
 
 
 def test_recall_and_mean_recall_by_hand() -> None:
-    direction = Direction(ranks(SIMILARITY, CORRECT), [1, 2, 2, 1], 4, ["a", "b", "c", "d"])
+    direction = asked(SIMILARITY, CORRECT)
     assert recall(direction, 1, num_resamples=200, seed=0).value == 0.25
     assert recall(direction, 2, num_resamples=200, seed=0).value == 0.75
     other = Direction(np.array([1, 7]), [1, 1], 20, ["a", "b"])  # recall 0.5, 0.5, 1.0

@@ -1,6 +1,8 @@
 """Ranks of several right items against sorting by hand, and the figures against eccv_caption."""
 
 import json
+from fractions import Fraction
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -8,11 +10,10 @@ import pytest
 from align.errors import DataError
 from align.evaluate.protocols import retrieval
 from align.evaluate.protocols.folds import recall_in_folds, text_folds
-from align.evaluate.protocols.recall import ranks, ranks_by_embedding
+from align.evaluate.protocols.recall import recall
 from align.evaluate.protocols.retrieval import (
     Captioned,
     PositiveRanks,
-    Ties,
     both_ways,
     own_positives,
     positive_ranks,
@@ -32,7 +33,7 @@ def of_each_query(found: PositiveRanks) -> list[list[int]]:
     return [part.tolist() for part in np.split(found.ranks, found.starts[1:-1])]
 
 
-def sorted_by_hand(similarity: np.ndarray, positives: list[set[int]], own: bool, ties: Ties) -> list[list[int]]:
+def sorted_by_hand(similarity: np.ndarray, positives: list[set[int]], own: bool, ties: str) -> list[list[int]]:
     """The same by a full sort of each query's items."""
     found = []
     for query, right in enumerate(positives):
@@ -43,9 +44,45 @@ def sorted_by_hand(similarity: np.ndarray, positives: list[set[int]], own: bool,
     return found
 
 
+def every_order(row: np.ndarray, right: set[int]) -> list[dict[str, Fraction]]:
+    """The figures of a query in each order that sorts its items by similarity."""
+    found = []
+    for order in permutations(range(len(row))):
+        if any(row[one] < row[other] for one, other in pairwise(order)):
+            continue
+        ranks, r = [rank for rank, item in enumerate(order, start=1) if item in right], len(right)
+        precision = [Fraction(number, rank) for number, rank in enumerate(ranks, start=1) if rank <= r]
+        found.append({
+            **{f"recall@{k}": Fraction(ranks[0] <= k) for k in (1, 2, 3, 5)},
+            "r_precision": Fraction(sum(rank <= r for rank in ranks), r),
+            "map_at_r": Fraction(sum(precision), r),
+        })  # fmt: skip
+    return found
+
+
+@pytest.mark.costs(8, "sorts six items in all of their orders, for 60 queries")
+def test_figures_are_the_mean_over_all_orders_of_equal_items_and_ends_its_bounds() -> None:
+    rng, num_tied = np.random.default_rng(3), 0
+    for _ in range(60):
+        row = rng.integers(0, 3, 6).astype(np.float64)  # three values: ties everywhere
+        right = set(rng.choice(6, rng.integers(1, 5), replace=False).tolist())
+        every = every_order(row, right)
+        found = positive_ranks(row[None], np.eye(6), indices(sorted(right)))
+        for name in every[0]:
+            orders = [float(order[name]) for order in every]
+            ours, *ends = (
+                float(of.recall(int(name[7:]))[0] if name.startswith("recall") else getattr(of, name)()[0])
+                for of in (found, *found.ends())
+            )
+            assert ours == pytest.approx(float(np.mean(orders)), abs=1e-12), name
+            assert ends == pytest.approx([min(orders), max(orders)], abs=1e-12), name
+            num_tied += min(orders) < max(orders)
+    assert num_tied > 100
+
+
 @pytest.mark.parametrize("ties", ["against", "for"])
 @pytest.mark.parametrize("own", [False, True])
-def test_ranks_equal_a_full_sort_with_many_ties(ties: Ties, own: bool) -> None:
+def test_ranks_equal_a_full_sort_with_many_ties(ties: str, own: bool) -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
         num_queries = num_items = int(rng.integers(2, 9))
@@ -56,7 +93,8 @@ def test_ranks_equal_a_full_sort_with_many_ties(ties: Ties, own: bool) -> None:
         chosen = [items[items != query] if own else items for query, items in enumerate(chosen)]
         if not any(map(len, chosen)):
             continue
-        found = positive_ranks(similarity, np.eye(num_items), chosen, without_own=own, ties=ties)
+        asked = positive_ranks(similarity, np.eye(num_items), chosen, without_own=own)
+        found = asked.ends()[ties == "for"]
         assert of_each_query(found) == sorted_by_hand(similarity, [set(items.tolist()) for items in chosen], own, ties)
         assert found.queries.tolist() == [query for query, items in enumerate(chosen) if len(items)]
         assert found.num_items == num_items - own
@@ -73,12 +111,10 @@ def test_chance_is_what_random_similarities_reach() -> None:
     assert found.recall(5).mean() == pytest.approx(direction.chance(5), abs=0.01)
 
 
-def test_the_first_rank_is_that_of_recall_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     images, texts, image_of_text = clip_benchmark_figures.retrieval_inputs()
     positives = own_positives(image_of_text.tolist(), len(images))
     whole = both_ways(images, texts, positives)
-    assert (whole["image_to_text"].first == ranks(images @ texts.T, positives[0])).all()
-    assert (whole["text_to_image"].first == ranks(texts @ images.T, positives[1])).all()
     monkeypatch.setattr(retrieval, "BLOCK_BYTES", 4 * len(texts) * 7)  # seven images at a time
     parts = both_ways(images, texts, positives)
     for way, found in whole.items():
@@ -129,9 +165,12 @@ def test_equal_captions_tie_wherever_they_stand() -> None:
     images, texts = (rng.standard_normal((number, 640), dtype=np.float32) for number in (37, 1003))
     texts[[5, 500, 1002]] = texts[1001]
     positives = indices(*([[5]] * 37))
-    against, tied_for = (positive_ranks(images, texts, positives, ties=ties).first for ties in ("against", "for"))
-    assert (against - tied_for == 3).all()
-    assert (ranks_by_embedding(images, texts, positives) == against).all()
+    found = positive_ranks(images, texts, positives)
+    against, best = found.ends()
+    assert (against.first - best.first == 3).all()
+    score = recall(found.direction(range(37)), 10, num_resamples=50, seed=0)
+    assert score.ends is not None
+    assert score.ends[0] <= score.value <= score.ends[1]
 
 
 def test_own_positives_and_an_image_without_a_text() -> None:

@@ -226,6 +226,25 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_a_run_that_was_killed_while_it_removed_its_plan_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the plan's files does not count as a plan."""
+    small_data.write(tmp_path, many_pairs())
+    small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(tmp_path / "filtered"))
+
+    def killed(folder: Path, **_: object) -> None:
+        for path in sorted(folder.glob("*.arrow")):
+            path.unlink()
+            interrupt()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("align.shard.work_folder.shutil.rmtree", killed)
+        shard(CONFIG, STORE, folders(tmp_path), ENGINE)
+    shard(CONFIG, STORE, folders(tmp_path), ENGINE)
+    assert list(iter_samples(tmp_path / "shards", "train"))
+
+
 def test_a_kept_image_without_bytes_is_an_error(tmp_path: Path) -> None:
     raw, _ = small_data.write(tmp_path, many_pairs(30), pairs_per_shard=15)
     for path in raw.glob("00001*"):

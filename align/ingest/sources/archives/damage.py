@@ -121,6 +121,11 @@ class Repaired:
         """Whether the file is compressed."""
         return self._packing != "plain"
 
+    def head(self, start: int) -> bytes:
+        """The first bytes of the record at a byte, uncompressed; none if they are damaged. Moves the stream."""
+        start = max(start, self._num_dictionary_bytes)
+        return self._unpacked(start, self._read(start, _TRIED_BYTES))
+
     def records(self, walk: Walk[_Record], counts: Counter[str]) -> Iterator[_Record]:
         """What walks yield, without what is damaged. Holds two records.
 
@@ -306,26 +311,27 @@ class Repaired:
             for match in mark.finditer(chunk, start - behind):
                 if match.start() >= end:
                     break
-                if self._begins(behind + match.start(), chunk[match.start() : match.start() + _TRIED_BYTES]):
+                stored = chunk[match.start() : match.start() + _TRIED_BYTES]
+                if self._layout.begins.match(self._unpacked(behind + match.start(), stored)):
                     return behind + match.start()
             start = behind + end
         return None
 
-    def _begins(self, position: int, stored: bytes) -> bool:
-        """Whether what is stored there begins like a record."""
+    def _unpacked(self, position: int, stored: bytes) -> bytes:
+        """The first bytes of what is stored there; none if they are damaged."""
         self._left -= _TRIAL_COSTS[self._packing]
         try:
             if self._packing == "gzip":
-                stored = zlib.decompressobj(wbits=31).decompress(stored, _TRIED_BYTES)
-            elif self._packing == "zstd":
+                return zlib.decompressobj(wbits=31).decompress(stored, _TRIED_BYTES)
+            if self._packing == "zstd":
                 most = min(position + _TRIED_ZSTD_BYTES, self._size)
                 # without the frame after it, which may be damaged
                 span = Spans(self._stream, (position, warc_bytes.end_of_frame(self._stream, position, most) or most))
                 stored = warc_bytes.zstd_reader(span, self._dictionary).read(_TRIED_BYTES)
                 self._left -= span.tell()
         except (OSError, zlib.error):
-            return False
-        return self._layout.begins.match(stored) is not None
+            return b""
+        return stored
 
     def _read(self, position: int, num_bytes: int) -> bytes:
         self._stream.seek(position)

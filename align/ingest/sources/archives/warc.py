@@ -76,7 +76,7 @@ class Warc:
             walk: damage.Walk[Record] = (
                 arc.Walker(self._max_bytes)
                 if is_arc
-                else warc_records.Walker(partial(self._begins, file), self._max_bytes, is_packed=repaired.is_packed)
+                else warc_records.Walker(partial(self._begins, file), self._max_bytes, repaired)
             )
             yield from repaired.records(walk, counts)
 

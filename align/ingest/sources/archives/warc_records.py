@@ -12,7 +12,7 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 from align.ingest.limits import Readable
 from align.ingest.sources import outcomes
 from align.ingest.sources.archives.codings import PICTURES
-from align.ingest.sources.archives.damage import Layout, NoRecord
+from align.ingest.sources.archives.damage import Layout, NoRecord, Repaired
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES, HttpHead, read_head
 from align.ingest.sources.archives.warc_bytes import Spans, num_dictionary_bytes
 
@@ -98,17 +98,17 @@ LAYOUT = Layout(
 class Walker:
     """Walks one file, in pieces where it is damaged; see `align.ingest.sources.archives.damage.Walk`."""
 
-    def __init__(self, begins: Callable[[int], bool], max_bytes: int, *, is_packed: bool) -> None:
+    def __init__(self, begins: Callable[[int], bool], max_bytes: int, file: Repaired) -> None:
         """
         Args:
             begins: whether a record begins at this byte of the file; does not move the stream of the walk.
             max_bytes: of a body; one byte more is read of a larger one.
-            is_packed: compressed, so that checksums tell damage; else headers are looked at, too.
+            file: what is walked. If it is compressed, checksums tell damage; else headers are looked at, too.
         """
         self._begins, self._max_bytes = begins, max_bytes
         self._has_offsets = True  # in a file that is compressed as a whole, fastwarc's have no meaning
-        self._is_packed = is_packed
-        self._quirks: bool | None = None  # until the first record was read
+        self._file, self._is_packed = file, file.is_packed
+        self._quirks: bool | None = None  # until the beginning of a record was read
 
     def __call__(self, stream: BinaryIO, start: int) -> Iterator[Record]:
         """Yields every complete record from a byte on. Holds one record.
@@ -119,9 +119,9 @@ class Walker:
         last = -1
         size = None if self._is_packed else stream.seek(0, io.SEEK_END)
         if self._quirks is None:
-            source, _ = _from(stream, start)
-            first = next(iter(iterator(source, quirks=False)), None)
-            self._quirks = None if first is None else "\n" in (first.headers.get("WARC-Type") or "")
+            # not by fastwarc: without `quirks` it reads on until a line ends in CRLF, into records that may be damaged
+            first = _BEGINS.search(self._file.head(start))
+            self._quirks = None if first is None else b"\r" not in first[0]
         source, shift = _from(stream, start)
         for number, raw in enumerate(iterator(source, quirks=bool(self._quirks))):
             if not self._is_packed and any(len(raw.headers.get_multiple(name)) > 1 for name in _ONCE):

@@ -152,6 +152,35 @@ def test_several_gaps_in_one_file(tmp_path: Path, name: str, num_bytes: int) -> 
     assert (texts, counts["bytes_lost"]) == (pages(0, 1), 6000)
 
 
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
+@pytest.mark.parametrize("name", ["a.warc.gz", "a.warc.zst"])
+def test_line_ends_of_headers_do_not_spread_damage(tmp_path: Path, name: str, line_end: bytes) -> None:
+    """Where every line ends in LF alone, too: no record has a CRLF at which reading its headers could end."""
+    parts = [PACKERS[name](with_line_ends(one, line_end)) for one in records()]
+    path = tmp_path / name
+    for damaged, part in enumerate(parts):
+        for position in (0, len(part) // 2, len(part) - 6):  # the magic, the content, and the checksum or before it
+            flipped = bytearray(part)
+            flipped[position] ^= 0x15
+            path.write_bytes(b"".join([*parts[:damaged], flipped, *parts[damaged + 1 :]]))
+            texts, counts = read(path)
+            assert (texts, counts["bytes_lost"]) == (pages(damaged), len(part)), f"byte {position} of record {damaged}"
+
+
+def test_an_archive_without_any_crlf_is_read(tmp_path: Path) -> None:
+    parts = [with_line_ends(one, b"\n") for one in records(400_000)]
+    assert read(write_archive(tmp_path / "a.warc.gz", parts)) == (
+        pages(), Counter({"pages": 5, "rows": 5, "outcome/page": 5}),
+    )  # fmt: skip
+
+
+def with_line_ends(record: bytes, line_end: bytes) -> bytes:
+    """A response whose lines end otherwise, with the lengths that it then has."""
+    head, content = record.split(b"\r\n\r\n", 1)
+    content = content.removesuffix(b"\r\n\r\n").replace(b"\r\n", line_end)
+    return with_length(head + b"\r\n\r\n", len(content)).replace(b"\r\n", line_end) + content + 2 * line_end
+
+
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
 def test_pictures_after_the_damage_are_found_again(tmp_path: Path, name: str) -> None:
     red = picture(9, 9)
@@ -237,7 +266,7 @@ def test_many_members_are_read_once(num_members: int) -> None:
     for filler in (b"", b"\0\0\0"):
         stream = CountingReader(data + filler)
         repaired = Repaired("a.warc.gz", stream, warc_records.LAYOUT)
-        walk = warc_records.Walker(lambda offset: data[offset : offset + 2] == b"\x1f\x8b", 1000, is_packed=True)
+        walk = warc_records.Walker(lambda offset: data[offset : offset + 2] == b"\x1f\x8b", 1000, repaired)
         counts: Counter[str] = Counter()
         assert len(list(repaired.records(walk, counts))) == 3
         assert not counts

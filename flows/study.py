@@ -41,7 +41,7 @@ STUDIES = Path("infra/studies")
 def study(
     study: Annotated[str, Field(max_length=1000, json_schema_extra=NO_LOGIN)] = "paper",
     profile: Annotated[str, Field(json_schema_extra={"enum": [DEMO, *profile_names()]})] = DEMO,
-    overrides: dict[str, Any] = {},  # noqa: B006 - the form shows it
+    overrides: Annotated[dict[str, Any], Field(json_schema_extra={"patternProperties": {"": NO_LOGIN}})] = {},  # noqa: B006
 ) -> str:
     """Runs the arms of a study with each seed, and compares them with its first arm.
 

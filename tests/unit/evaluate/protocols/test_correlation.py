@@ -155,10 +155,16 @@ def test_precision_by_hand() -> None:
     assert own.chance == pytest.approx((1 / 4 + 1 / 5) / 2)
 
 
-def test_a_tie_counts_against() -> None:
+def test_items_that_tie_count_by_their_share() -> None:
+    """One item is nearest and has no label; of the three that tie for the other places one has it."""
+    items = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], dtype=np.float32)
+    labels = np.array([[False, False, False, True]])
+    for k in (2, 3):
+        expected = (k - 1) / 3 / k
+        found = precision_scores(items[:1], items, {"a": labels}, k=k, **DRAWS)[f"a/precision@{k}"].value
+        assert found == pytest.approx(expected)
     items = np.ones((4, 2), dtype=np.float32)
     labels = np.array([[True, False, False, True]])
-    assert precision_scores(items[:1], items, {"a": labels}, k=2, **DRAWS)["a/precision@2"].value == 0.0
     assert precision_scores(items[:1], items, {"a": labels}, k=9, **DRAWS)["a/precision@9"].value == 0.5
 
 

@@ -120,6 +120,7 @@ def slow_promotion(stack: Stack) -> Iterator[None]:
     program.write_text(text)
 
 
+@pytest.mark.costs(5, "a promotion, a list of runs and repairs: each of them imports MLflow")
 def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None) -> None:
     run = stack.click("promote", name="by hand")
     stack.wait_for_line(run, "works")

@@ -55,6 +55,7 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
+@pytest.mark.costs(4, "a run is trained with a validation after each step, and exported twice")
 def test_the_best_checkpoint_is_exported_and_a_finished_run_is_not_trained_again(data: Data, tmp_path: Path) -> None:
     steps = KEPT | {"validate_every_steps": 1, "keep_checkpoints": 1}
     last = plan(data, tmp_path / "ck", pretrain_config(**steps))

@@ -298,7 +298,7 @@ COMMANDS = {
     ),
     "study": Verb(
         "align.pipeline.study",
-        "arms x seeds as recorded runs, each compared with the first arm; a stopped study goes on",
+        "arms x seeds as recorded runs, each compared with the first arm; started again, a study makes what is missing",
         (),
         ("align study infra/studies/paper.yaml", "align study infra/studies/paper.yaml --set pretrain.num_steps=100"),
         commands.study,

@@ -1,7 +1,7 @@
 """A study as a flow: each arm with each seed is a run of the pipeline up to `evaluate`, a sub-flow of this one.
 
-What is finished is in git and in DVC's cache, so a study that is started again goes on where it was. Runs work one
-after another: training takes all cores.
+What is finished is in git and in DVC's cache, so a study that is started again makes only what is missing. Its runs
+work one after another: training takes all cores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STUDIES = Path("infra/studies")
 def study(
     study: Annotated[str, Field(max_length=1000, json_schema_extra=NO_LOGIN)] = "paper",
     profile: Annotated[str, Field(json_schema_extra={"enum": [DEMO, *profile_names()]})] = DEMO,
-    overrides: Annotated[dict[str, Any], Field(json_schema_extra={"patternProperties": {"": NO_LOGIN}})] = {},  # noqa: B006
+    overrides: Annotated[dict[str, Any], Field(json_schema_extra={"patternProperties": {"": NO_LOGIN}})] = {},  # noqa: B006  # nobody changes it, and the form shows it
 ) -> str:
     """Runs the arms of a study with each seed, and compares them with its first arm.
 

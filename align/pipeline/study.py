@@ -1,6 +1,6 @@
 """`align study`: runs the arms of a study with each seed, as runs like any other, and compares them on one page.
 
-The flow is another program, as for `align run`. A study that was stopped goes on when the command is typed again.
+The flow is another program, as for `align run`. Typed again, the command makes the runs that are missing.
 """
 
 from __future__ import annotations

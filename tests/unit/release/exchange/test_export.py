@@ -66,18 +66,24 @@ def export(kind: str, trained: Path, out: Path) -> int:
     ])  # fmt: skip
 
 
+def _reshape(folder: Path, changes: dict[str, object]) -> ModelConfig:
+    """Puts an untrained model of a changed shape into a model folder; returns the shape."""
+    config = ModelConfig.model_validate(read_config(folder).model.model_dump(mode="json") | changes)
+    torch.manual_seed(1)
+    model = DualEncoder(config, read_config(folder).vocab_size)
+    torch.nn.init.normal_(model.text_projection.bias)
+    estimate_statistics(model.vision_model, [torch.rand(8, 3, 32, 32) * 2 - 1])
+    save_model(model, folder, stage="finetune")
+    return config
+
+
 @pytest.mark.costs(3, "transformers' BERT")
 @pytest.mark.parametrize("changes", [{}, {"embed_width": 48}, {"logit_bias_init": -10.0, "image_px": 35}])
 def test_open_clip_gets_any_shape(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object]
 ) -> None:
     """tests/integration/test_adapters.py has open_clip itself; this has what it is given."""
-    config = ModelConfig.model_validate(read_config(trained).model.model_dump(mode="json") | changes)
-    torch.manual_seed(1)
-    model = DualEncoder(config, read_config(trained).vocab_size)
-    torch.nn.init.normal_(model.text_projection.bias)
-    estimate_statistics(model.vision_model, [torch.rand(8, 3, 32, 32) * 2 - 1])
-    save_model(model, trained, stage="finetune")
+    config = _reshape(trained, changes)
     assert export("open_clip", trained, tmp_path / "out") == 0
     found = re.search(r"differ by at most (\S+), of 4 texts by (\S+)", capsys.readouterr().err)
     assert found and max(map(float, found.groups())) < 1e-5
@@ -107,12 +113,7 @@ ROBERTA = {
 def test_open_clip_gets_the_towers_that_it_builds(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], said: str | None
 ) -> None:
-    config = ModelConfig.model_validate(read_config(trained).model.model_dump(mode="json") | changes)
-    torch.manual_seed(1)
-    model = DualEncoder(config, read_config(trained).vocab_size)
-    torch.nn.init.normal_(model.text_projection.bias)
-    estimate_statistics(model.vision_model, [torch.rand(8, 3, 32, 32) * 2 - 1])
-    save_model(model, trained, stage="finetune")
+    config = _reshape(trained, changes)
     assert export("open_clip", trained, tmp_path / "out") == (said is not None)
     printed = capsys.readouterr().err
     if said is not None:

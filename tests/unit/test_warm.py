@@ -4,8 +4,10 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -133,3 +135,18 @@ def test_a_kill_is_a_kill_and_returns_when_the_command_is_gone(python: Path, tmp
         command = int(process.stdout.readline())
         warm.kill(process.pid)
         assert process.wait(60) == -signal.SIGKILL and not psutil.pid_exists(command)
+
+
+def test_a_command_whose_caller_ends_at_the_same_moment_does_no_harm(python: Path, tmp_path: Path) -> None:
+    with subprocess.Popen([str(python), "-m", "sleeps"], cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        command = psutil.Process(int(process.stdout.readline()))
+        with socket.socket(socket.AF_UNIX) as busy:  # the server waits for a request, and then learns of both ends
+            busy.connect(str(python.with_name("socket")))
+            command.kill()
+            while command.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
+            process.kill()
+            process.wait(60)
+    done = subprocess.run([str(python), "-m", "told"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 7

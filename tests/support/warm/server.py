@@ -117,7 +117,8 @@ def _serve(listener: socket.socket) -> _Request:
         selector.register(source, selectors.EVENT_READ)
     clients: dict[int, tuple[socket.socket, int]] = {}  # file number -> connection, process id of the command
     while True:
-        for key, _ in selector.select():
+        # Ends are told last: they close connections, which may have had something to say at the same moment.
+        for key, _ in sorted(selector.select(), key=lambda ready: ready[0].fd == reading):
             if key.fd == 0:
                 for _, pid in clients.values():
                     for kill in (os.killpg, os.kill):  # not all lead a group
@@ -149,7 +150,10 @@ def _serve(listener: socket.socket) -> _Request:
                 selector.register(connection, selectors.EVENT_READ)
             else:
                 connection, pid = clients[key.fd]
-                numbers = connection.recv(16)
+                try:
+                    numbers = connection.recv(16)
+                except ConnectionError:
+                    numbers = b""
                 for number in numbers or (signal.SIGKILL,):  # a client that was killed takes its command along
                     _kill(pid, number)
                 if not numbers:

@@ -59,7 +59,7 @@ class Command:
         self._process.wait()
 
     def require_success(self) -> None:
-        assert self.exit_code == 0, self.errors[-2000:]
+        assert self.exit_code == 0, f"exit code {self.exit_code}: {self.errors[-2000:]}"
 
     @property
     def exit_code(self) -> int | None:

@@ -82,7 +82,7 @@ def test_dear_tests_and_fixtures_fail(tmp_path: Path) -> None:
     assert set(re.findall(r"^ERROR test_costs.py::(\w+)", done.stdout, re.MULTILINE)) == {
         "test_own_process", "test_child", "test_teardown", "test_dear_fixture",
     }  # fmt: skip
-    assert "8 passed, 4 errors" in done.stdout  # the tests' own assertions passed
+    assert "8 passed" in done.stdout and " failed" not in done.stdout  # the tests' own assertions passed
 
 
 def test_budget_grows_with_a_slower_machine_and_a_crowd() -> None:

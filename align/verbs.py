@@ -316,7 +316,7 @@ VERBS = STAGES | COMMANDS
 
 #: What most people come for; at the end of `align --help`.
 JOURNEYS = """\
-the demo, in a checkout (fourteen minutes on two cores):
+the demo, in a checkout (fourteen minutes on two slow cores):
   make demo
   align search "red heart" --html hits.html
 

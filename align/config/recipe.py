@@ -82,7 +82,7 @@ class Recipe(Section):
     phases: Annotated[tuple[Phase, ...], Field(strict=False)]
     batch_size: int = Field(ge=1)
     micro_batch: int | None = Field(ge=1)
-    optimiser: Literal["lamb", "adamw"]
+    optimiser: Literal["lamb", "muon", "adamw"]
     learning_rate: float = Field(gt=0)
     text_learning_rate_scale: float = Field(gt=0)
     vector_learning_rate_scale: float = Field(gt=0)
@@ -112,6 +112,8 @@ class Recipe(Section):
     clip_norm: float | None = Field(gt=0)
     ema_decay: float | None = Field(gt=0, lt=1)
     flip: bool
+    #: Smallest and largest side of a random crop, relative to `image_px` (`align.model.preprocess.random_crop`).
+    crop_scale: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(le=2)]], Field(strict=False)]
     phrase_dropout: float = Field(ge=0, le=1)
     sentence_share: float = Field(ge=0, le=1)
     precision: Literal["float32", "bfloat16", "float16"]
@@ -198,6 +200,8 @@ class Recipe(Section):
                 f"{name}.gradient_checkpointing: cheap needs model.batch_norm: group or batch; with sync, use blocks "
                 "or none"
             )
+        if self.optimiser == "muon" and self.shard_weights:
+            return f"{name}.optimiser: muon needs whole matrices, so {name}.shard_weights false; or use lamb"
         if (self.loss == "sigmoid") != (model.logit_bias_init is not None):
             bias = "null" if model.logit_bias_init is None else model.logit_bias_init
             return (
@@ -225,6 +229,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"crop_scale {[*self.crop_scale]}: the smallest comes first")
         if self.trace_steps and self.trace_steps[0] > self.trace_steps[1]:
             raise ValueError(f"trace_steps {[*self.trace_steps]} end before they begin")
         if self.num_steps and self.warmup_steps >= self.num_steps:

@@ -61,7 +61,9 @@ def centre_crop(image: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     return image[top : top + size_px, left : left + size_px]
 
 
-def random_crop(image: NDArray[np.uint8], out: NDArray[np.uint8], draws: Sequence[float], *, flip: bool) -> None:
+def random_crop(
+    image: NDArray[np.uint8], out: NDArray[np.uint8], draws: Sequence[float], *, flip: bool, side_px: int | None = None
+) -> None:
     """A random crop and, with probability one half, a horizontal flip.
 
     Args:
@@ -69,11 +71,20 @@ def random_crop(image: NDArray[np.uint8], out: NDArray[np.uint8], draws: Sequenc
         out: (size_px, size_px, 3); receives the crop.
         draws: three uniform numbers in [0, 1): top, left, flip.
         flip: whether to flip at all.
+        side_px: of the crop, which is resized to `size_px`; beyond the image its edges are repeated. None: size_px.
     """
     size_px = len(out)
-    top = int(draws[0] * (image.shape[0] - size_px + 1))
-    left = int(draws[1] * (image.shape[1] - size_px + 1))
-    crop = image[top : top + size_px, left : left + size_px]
+    side_px = side_px or size_px
+    if (missing := [max(0, side_px - side) for side in image.shape[:2]]) != [0, 0]:
+        # The image lies anywhere in the crop: the same draws say where.
+        before = [int(draw * (rest + 1)) for draw, rest in zip(draws, missing, strict=False)]
+        ends = [(first, rest - first) for first, rest in zip(before, missing, strict=True)]
+        image = np.pad(image, [*ends, (0, 0)], mode="edge")
+    top = int(draws[0] * (image.shape[0] - side_px + 1))
+    left = int(draws[1] * (image.shape[1] - side_px + 1))
+    crop = image[top : top + side_px, left : left + side_px]
+    if side_px != size_px:
+        crop = resized(crop, size_px)
     if flip and draws[2] < 0.5:
         # torch mirrors pixels of three bytes eight times as fast as NumPy does.
         mirrored = torch.from_numpy(crop).permute(2, 0, 1)[None].flip(3)[0].permute(1, 2, 0)

@@ -38,7 +38,7 @@ from align.formats.given_tokenizer import given_tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Floats kept for each trained weight: its gradient, and LAMB's two moments.
+#: Floats kept for each trained weight: its gradient, and LAMB's two moments. Muon has one for a layer's matrix.
 _GRADIENTS, _MOMENTS = 1, 2
 _FLOAT32 = 4
 #: Of a vocabulary that is not learned yet: as many rows of given weights are compared.
@@ -53,12 +53,14 @@ class Counted(BaseModel):
     Attributes:
         num_parameters: of both towers.
         num_trained: those that a run changes.
+        num_in_matrices: those of them that Muon steps.
         activation_bytes_per_pair: see `Estimate`.
     """
 
     model_config = ConfigDict(frozen=True)
     num_parameters: int
     num_trained: int
+    num_in_matrices: int
     activation_bytes_per_pair: int
 
 
@@ -156,6 +158,7 @@ def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int) -> Estimate:
     share = -(-recipe.batch_size // num_ranks)
     parts = [share, *([recipe.micro_batch] if recipe.micro_batch else [])]
     kept = num_parameters + num_trained * (_MOMENTS + (recipe.ema_decay is not None))
+    kept -= counted.num_in_matrices * (recipe.optimiser == "muon")
     state = (kept + num_trained * _GRADIENTS) * _FLOAT32
     if recipe.shard_weights:
         state //= num_ranks
@@ -181,7 +184,7 @@ def _shape(
 def _code() -> str:
     """Hex sha256 of the code that decides them."""
     here = Path(__file__)
-    files = [here, *sorted((here.parents[1] / "model").glob("*.py"))]
+    files = [here, here.parents[1] / "training" / "muon.py", *sorted((here.parents[1] / "model").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -190,6 +193,7 @@ def _towers(config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, 
     import torch
 
     from align.model.dual_encoder import DualEncoder
+    from align.training.muon import layer_matrices
 
     kept: dict[int, tuple[object, int]] = {}  # by storage, each once; the storage is kept, so that no id is used twice
 
@@ -203,6 +207,7 @@ def _towers(config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, 
         model.lock(locked)
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        num_in_matrices = sum(weight.numel() for weight in layer_matrices(model) if weight.requires_grad)
         model.gradient_checkpointing = checkpointing
         if half:
             model.to(torch.bfloat16)
@@ -219,6 +224,7 @@ def _towers(config: ModelConfig, vocab_size: int, checkpointing: Checkpointing, 
     return Counted(
         num_parameters=num_parameters,
         num_trained=num_trained,
+        num_in_matrices=num_in_matrices,
         activation_bytes_per_pair=sum(size for key, (_, size) in kept.items() if key not in own) // samples,
     )
 

@@ -1,5 +1,7 @@
 """LAMB (You et al., 2020), the paper's optimiser (section 5); without its trust ratio it is AdamW.
 
+With `align.training.muon` the matrices of layers take its updates, under the same trust ratio.
+
 Decisions, where the papers are silent or implementations differ: bias correction on, the trust ratio |w| / |update|
 unclipped and 1 if either norm is 0. Parameters of at most one dimension (biases, norm scales, the temperature) take
 plain Adam steps: no weight decay, no trust ratio, as in the reference implementations. Their step is absolute, while a
@@ -26,6 +28,7 @@ from torch.optim import Optimizer
 
 from align.config.recipe import Recipe
 from align.model.library_towers import layers
+from align.training.muon import layer_matrices, muon_updates
 from align.training.ranks.buckets import buckets, in_one_piece
 from align.training.ranks.sharding import local, norms
 
@@ -37,8 +40,8 @@ class Lamb(Optimizer):
     """LAMB over parameter groups. A group with `adapt` False takes steps of AdamW.
 
     Args:
-        groups: dicts with `params`, `adapt` (bool), and optionally `weight_decay` and `lr_scale`, a factor on the
-            learning rate.
+        groups: dicts with `params`, `adapt` (bool), and optionally `muon` (bool), whose updates are Muon's,
+            `weight_decay`, and `lr_scale`, a factor on the learning rate.
         weight_decay: decoupled, inside the trust ratio; paper 1e-5.
         betas: decay of the running mean and of the running square of the gradients.
         eps: added to the root of the running square.
@@ -52,7 +55,10 @@ class Lamb(Optimizer):
         betas: tuple[float, float],
         eps: float = 1e-6,
     ) -> None:
-        defaults = {"lr": 0.0, "lr_scale": 1.0, "adapt": True, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+        defaults = {
+            "lr": 0.0, "lr_scale": 1.0, "adapt": True, "muon": False, "weight_decay": weight_decay, "betas": betas,
+            "eps": eps,
+        }  # fmt: skip
         super().__init__(groups, defaults)
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -71,7 +77,8 @@ class Lamb(Optimizer):
                 if not state:
                     state["step"] = 0
                     state["exp_avg"] = torch.zeros_like(param)
-                    state["exp_avg_sq"] = torch.zeros_like(param)
+                    if not group["muon"]:
+                        state["exp_avg_sq"] = torch.zeros_like(param)
                 state["step"] += 1
             for some in buckets(params, PIECE_BYTES):
                 piece = self._updates(group, some)
@@ -97,11 +104,24 @@ class Lamb(Optimizer):
 
     def _updates(self, group: dict[str, Any], params: list[Tensor]) -> _Piece:
         """The update of each parameter (this rank's rows) before trust ratio and rate."""
-        first_beta, second_beta = group["betas"]
-        step = self.state[params[0]]["step"]
+        first_beta, _ = group["betas"]
         weights = [local(param) for param in params]
         grads = [local(param.grad) for param in params if param.grad is not None]
         means = [local(self.state[param]["exp_avg"]) for param in params]
+        memory, updates = in_one_piece(weights)
+        if group["muon"]:
+            torch._foreach_copy_(updates, muon_updates(grads, means, first_beta))
+        else:
+            self._adam_updates(group, params, grads, means, updates)
+        if group["weight_decay"]:
+            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+        return _Piece(params, weights, updates, memory, group["lr"])
+
+    def _adam_updates(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], means: list[Tensor],
+        updates: list[Tensor],
+    ) -> None:  # fmt: skip
+        (first_beta, second_beta), step = group["betas"], self.state[params[0]]["step"]
         squares = [local(self.state[param]["exp_avg_sq"]) for param in params]
         torch._foreach_lerp_(means, grads, 1.0 - first_beta)
         torch._foreach_mul_(squares, second_beta)
@@ -109,13 +129,9 @@ class Lamb(Optimizer):
         scale = torch._foreach_sqrt(squares)
         torch._foreach_div_(scale, (1.0 - second_beta**step) ** 0.5)
         torch._foreach_add_(scale, group["eps"])
-        memory, updates = in_one_piece(weights)
         torch._foreach_copy_(updates, means)
         torch._foreach_div_(updates, scale)
         torch._foreach_div_(updates, 1.0 - first_beta**step)
-        if group["weight_decay"]:
-            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
-        return _Piece(params, weights, updates, memory, group["lr"])
 
 
 class _Piece(NamedTuple):
@@ -160,7 +176,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     changes few of their rows.
     """
     scales = depth_scales(model, recipe.layer_decay) if recipe.layer_decay != 1 else {}
-    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    muon = layer_matrices(model) if recipe.optimiser == "muon" else set()
+    groups: dict[tuple[bool, bool, float], list[Tensor]] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:  # of a locked tower
             continue
@@ -169,11 +186,11 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         if name.startswith("text_") and not (matrix and ".embeddings." in name):
             scale *= recipe.text_learning_rate_scale
         scale *= scales.get(name, 1.0)
-        groups.setdefault((matrix, scale), []).append(param)
+        groups.setdefault((matrix, param in muon, scale), []).append(param)
     return [
         {
-            "params": params, "adapt": matrix and recipe.optimiser == "lamb", "lr_scale": scale,
+            "params": params, "adapt": matrix and recipe.optimiser != "adamw", "muon": by_muon, "lr_scale": scale,
             "weight_decay": recipe.weight_decay if matrix else 0.0,
         }
-        for (matrix, scale), params in sorted(groups.items(), key=lambda item: item[0])
+        for (matrix, by_muon, scale), params in sorted(groups.items(), key=lambda item: item[0])
     ]  # fmt: skip

@@ -209,6 +209,7 @@ def _loader(model: DualEncoder, recipe: Recipe, ranks: Ranks, stretch: Stretch) 
         sampling=Sampling(recipe.seed, recipe.batch_size, recipe.shuffle_block),
         augmentation=Augmentation(
             image_px=stretch.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
+            crop_scale=recipe.crop_scale,
             phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share, tokenizer=stretch.tokenizer,
         ),
         extra=stretch.samples.extra, rank=ranks.rank, world_size=ranks.world_size,

@@ -45,6 +45,7 @@ class Augmentation:
         image_px: side of the random crop.
         num_draws: numbers per sample for stochastic depth.
         flip: whether half of the images are mirrored.
+        crop_scale: smallest and largest side of the crop, relative to `image_px`, to which it is resized.
         phrase_dropout: share of the texts that lose some of their phrases.
         sentence_share: share of the texts that are shown in a sentence.
         tokenizer: of the texts; None leaves them to the step.
@@ -53,6 +54,7 @@ class Augmentation:
     image_px: int
     num_draws: int
     flip: bool
+    crop_scale: tuple[float, float] = (1.0, 1.0)
     phrase_dropout: float = 0.0
     sentence_share: float = 0.0
     tokenizer: TextTokenizer | None = None

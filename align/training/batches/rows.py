@@ -193,6 +193,7 @@ class RowMaker:
                 purpose: uniforms(seed, rows.epoch, purpose, rows.positions, count)
                 for purpose, count in (
                     (Purpose.CROP, 3),
+                    (Purpose.CROP_SCALE, 0 if self._augmentation.crop_scale == (1, 1) else 1),
                     (Purpose.TEXT, 1),
                     (Purpose.DEPTH, self._augmentation.num_draws),
                     (Purpose.PHRASES, 2 + MAX_PHRASES if self._augmentation.phrase_dropout else 0),
@@ -218,13 +219,17 @@ class RowMaker:
     ) -> int:  # fmt: skip
         """Fills some rows of a batch; returns in how many another sample replaces an unreadable one."""
         num_quarantined, scratch, tokenizer = 0, self._scratch(), self._augmentation.tokenizer
+        image_px, flip = self._augmentation.image_px, self._augmentation.flip
+        low, high = self._augmentation.crop_scale
+        sides_px = np.rint(image_px * (low + (high - low) * draws[Purpose.CROP_SCALE]))  # none, if all are image_px
         crops, choose, phrases = draws[Purpose.CROP], draws[Purpose.TEXT][:, 0], draws[Purpose.PHRASES]
         for index in some:
             row = int(rows.rows[index])
             source = sources.get(rows.locations[index].sample)
             image, texts, sample = self._load(rows, index, source, scratch)
             num_quarantined += sample != rows.locations[index].sample
-            random_crop(image, batch.arrays.images[row], crops[index].tolist(), flip=self._augmentation.flip)
+            side_px = int(sides_px[index, 0]) if sides_px.size else image_px
+            random_crop(image, batch.arrays.images[row], crops[index].tolist(), flip=flip, side_px=side_px)
             chosen = int(choose[index] * len(texts))
             text = some_phrases(texts[chosen], self._augmentation.phrase_dropout, phrases[index])
             batch.texts[row] = in_sentence(text, self._augmentation.sentence_share, draws[Purpose.SENTENCE][index])

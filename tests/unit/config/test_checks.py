@@ -48,11 +48,11 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
     [
         (["shard.image_px=64"], "shard.image_px 64 is below model.resize_px 72"),
         (["model.resize_px=48"], "image_px 64 is larger than resize_px 48"),
-        (["pretrain.warmup_steps=800"], "warmup_steps 800 must be less than num_steps 800"),
+        (["pretrain.warmup_steps=600"], "warmup_steps 600 must be less than num_steps 600"),
         (["pretrain.cooldown_steps=5"], "cooldown_steps 5 is of schedule constant; linear needs 0"),
         (
-            ["pretrain.schedule=constant", "pretrain.cooldown_steps=800"],
-            "cooldown_steps 800 are more than num_steps 800",
+            ["pretrain.schedule=constant", "pretrain.cooldown_steps=600"],
+            "cooldown_steps 600 are more than num_steps 600",
         ),
         (["pretrain.image_px=80"], "shard.image_px 72 is below the 90 px of pretrain.image_px"),
         (["pretrain.image_px=80", "pretrain.resize_px=72"], "pretrain.image_px 80 is larger than resize_px 72"),
@@ -125,7 +125,7 @@ def test_an_unknown_section_is_an_error_that_names_the_nearest(tmp_path: Path) -
 
 def test_no_verb_starts_with_a_wrong_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "params.yaml"
-    file.write_text(PARAMS_FILE.read_text().replace("num_steps: 800", "num_steps: many"))
+    file.write_text(PARAMS_FILE.read_text().replace("num_steps: 600", "num_steps: many"))
     needs = {
         "export": ["--format", "onnx", "--out", "x"], "import_model": ["--from", "x", "--out", "y"],
         "trace": ["x"], "diff": ["x"],

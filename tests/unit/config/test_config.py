@@ -165,7 +165,7 @@ def test_only_finetune_inherits(inheriting_file: Path) -> None:
 def test_the_file_of_the_project_makes_a_whole_recipe_for_fine_tuning() -> None:
     params = load_params(PARAMS_FILE, ["finetune.precision=float32"])
     finetune = params.section(FinetuneConfig)
-    assert (finetune.num_steps, finetune.precision) == (60, "float32")
+    assert (finetune.num_steps, finetune.precision) == (30, "float32")
     assert params.values["finetune"].keys() == params.values["pretrain"].keys() | {"from"}  # what `align register` logs
 
 

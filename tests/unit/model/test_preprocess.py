@@ -104,6 +104,23 @@ def test_a_flip_mirrors_every_pixel(side_px: int) -> None:
     assert np.array_equal(mirrored, straight[:, ::-1])
 
 
+def test_a_smaller_crop_is_enlarged_and_a_larger_one_shows_more() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    out = np.empty((32, 32, 3), dtype=np.uint8)
+    random_crop(image, out, [0.5, 0.99, 0.9], flip=False, side_px=24)
+    assert np.array_equal(out, resized(image[8:32, 16:40], 32))
+    random_crop(image, out, [0.5, 0.99, 0.1], flip=True, side_px=40)
+    assert np.array_equal(out, resized(image, 32)[:, ::-1])
+
+
+def test_a_crop_beyond_the_image_repeats_its_edges() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 36, 3), dtype=np.uint8)
+    out = np.empty((44, 44, 3), dtype=np.uint8)
+    random_crop(image, out, [0.0, 0.999, 0.9], flip=False, side_px=44)
+    assert np.array_equal(out[:40, 8:], image)
+    assert (out[40:, 8:] == image[-1]).all() and (out[:40, :8] == image[:, :1]).all()
+
+
 def test_memory_to_decode_into_changes_no_pixel() -> None:
     scratch = np.empty(3 * 50 * 40, dtype=np.uint8)
     for size in ((50, 40), (40, 30), (51, 40)):  # the last one does not fit

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import align.pipeline.estimate
 from align.config.model import ModelConfig
@@ -11,6 +12,7 @@ from align.config.params import profile_overrides
 from align.config.recipe import PretrainConfig
 from align.model.dual_encoder import DualEncoder
 from align.pipeline.estimate import Device, Estimate, Shapes, count, estimate, needs
+from align.training.state import new_state
 from tests.support import ROOT
 from tests.support.params import load_params
 
@@ -38,9 +40,20 @@ def test_the_paper_s_ablation_model_needs_what_was_measured() -> None:
 def test_parameters_are_those_of_the_model() -> None:
     params = load_params()
     model = DualEncoder(params.section(ModelConfig), 500)
-    needs = on_cpu(params.section(ModelConfig), params.section(PretrainConfig))
+    lamb, muon = (
+        load_params(overrides=[f"pretrain.optimiser={each}"]).section(PretrainConfig) for each in ("lamb", "muon")
+    )
+    needs = on_cpu(params.section(ModelConfig), lamb)
     assert needs.num_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert needs.state_bytes == 16 * needs.num_parameters and needs.checkpoint_bytes == 12 * needs.num_parameters
+    state = new_state(model, muon)
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    state.optimiser.step()
+    kept = [kept for of_param in state.optimiser.state.values() for kept in of_param.values() if torch.is_tensor(kept)]
+    assert on_cpu(params.section(ModelConfig), muon).checkpoint_bytes == 4 * (
+        needs.num_parameters + sum(moment.numel() for moment in kept)
+    )
 
 
 def test_what_saves_memory_saves_it_here() -> None:
@@ -60,7 +73,7 @@ def test_a_locked_tower_has_weights_only() -> None:
     model = DualEncoder(params.section(ModelConfig), 500)
     towers = {"image": model.vision_model, "text": model.text_model}
     of_model = [sum(parameter.numel() for parameter in part.parameters()) for part in (model, *towers.values())]
-    free = params.section(PretrainConfig)
+    free = params.section(PretrainConfig).model_copy(update={"optimiser": "lamb"})
     plain = on_cpu(params.section(ModelConfig), free)
     for which, size in zip(towers, of_model[1:], strict=True):
         recipe = free.model_copy(update={"locked": which})

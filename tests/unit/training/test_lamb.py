@@ -19,7 +19,7 @@ from tests.support import lamb_reference
 from tests.support.params import load_params
 from tests.support.training_data import MODEL
 
-RECIPE = load_params().section(PretrainConfig)
+RECIPE = load_params(overrides=["pretrain.optimiser=lamb"]).section(PretrainConfig)
 
 
 @pytest.mark.parametrize("adapt", [True, False])

@@ -35,11 +35,12 @@ def index(tmp_path: Path) -> SplitIndex:
 
 def loader(
     samples: SplitSamples, *, rank: int = 0, world_size: int = 1, flip: bool = True, phrase_dropout: float = 0.0,
-    block: int = 1000, num_threads: int = 1, extra: Sequence[tuple[SplitSamples, float]] = (),
+    crop_scale: tuple[float, float] = (1, 1), block: int = 1000, num_threads: int = 1,
+    extra: Sequence[tuple[SplitSamples, float]] = (),
 ) -> TrainLoader:  # fmt: skip
     return TrainLoader(
         samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=block),
-        augmentation=Augmentation(image_px=32, num_draws=3, flip=flip, phrase_dropout=phrase_dropout),
+        augmentation=Augmentation(32, 3, flip, crop_scale, phrase_dropout),
         rank=rank, world_size=world_size, workers=Workers(num_threads=num_threads), extra=extra,
     )  # fmt: skip
 
@@ -78,6 +79,18 @@ def test_phrase_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) ->
     sizes = np.bincount([len(text.split(", ")) for text in shown if ":" not in text], minlength=4)
     assert (sizes[1:] > 0.25 * sizes.sum()).all()  # one, two and three phrases are equally likely
     assert {text for step in range(3) for text in loader(samples).batch(step).texts} == {"dog face: animal, dog"}
+
+
+def test_crops_have_all_sizes_and_each_row_has_its_own_whoever_makes_it(index: SplitIndex) -> None:
+    samples = SplitSamples(index, 36)
+    samples._images[:] = np.arange(36, dtype=np.uint8)[:, None, None]  # a row says where it is from
+    samples._cached[:], samples._texts = True, [["a dog"] for _ in range(24)]
+    shown = np.concatenate([loader(samples, crop_scale=(0.5, 1.5)).batch(step).images for step in range(60)])
+    ranges = shown[:, -1, 0, 0].astype(int) - shown[:, 0, 0, 0] + 1
+    assert ranges.min() < 18 and ranges.max() == 36  # of 16 to 48, of which at most 36 are the picture's
+    whole = loader(samples, crop_scale=(0.5, 1.5)).batch(0).images.numpy()
+    parts = [loader(samples, crop_scale=(0.5, 1.5), rank=rank, world_size=2).batch(0).images for rank in range(2)]
+    assert np.array_equal(np.concatenate(parts), whole)
 
 
 def test_smaller_images_are_resized_on_reading(index: SplitIndex) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,9 +39,13 @@ def test_sizes_by_step() -> None:
     assert [*sizes(pretrain_config(), model)] == [Size(8, 289, 346, 64)]
 
 
-@pytest.mark.parametrize("stop", [2, 4])  # before the border, and at it
-def test_interrupted_and_resumed_equals_uninterrupted(data: tuple[Path, Path], tmp_path: Path, stop: int) -> None:
-    recipe = pretrain_config(**SHORT_FIRST)
+@pytest.mark.parametrize(
+    ("stop", "more"), [(2, {}), (4, {"optimiser": "muon", "crop_scale": [0.8, 1.2]})]
+)  # before the border, and at it
+def test_interrupted_and_resumed_equals_uninterrupted(
+    data: tuple[Path, Path], tmp_path: Path, stop: int, more: dict[str, Any]
+) -> None:
+    recipe = pretrain_config(**SHORT_FIRST | more)
     whole = run(plan(data, tmp_path / "whole", recipe, model=LARGE))
     with pytest.raises(TrainingError, match=f"stopped by SIGTERM after step {stop} of 8"):
         run(plan(data, tmp_path / "parts", recipe, model=LARGE, log=TermAt(stop)))

@@ -152,7 +152,7 @@ def _serve(listener: socket.socket) -> _Request:
                 connection, pid = clients[key.fd]
                 try:
                     numbers = connection.recv(16)
-                except ConnectionError:
+                except ConnectionError:  # it ended with an answer unread, which says no more than that it ended
                     numbers = b""
                 for number in numbers or (signal.SIGKILL,):  # a client that was killed takes its command along
                     _kill(pid, number)

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.multiprocessing.spawn import ProcessContext
 
 from align.config.infrastructure import ClusterConfig
@@ -198,6 +199,33 @@ def test_a_checkpoint_is_written_to_its_end_when_another_rank_dies(
     folder = CheckpointFolder(tmp_path, 2)
     launch(functools.partial(_dies_while_it_writes, tmp_path), 2, 1, cluster(max_restarts=1), saves=folder)
     assert folder.steps() == [1] and not folder.is_writing()
+
+
+class _ConnectsSlowly:
+    """Work in a process whose rank 0 takes two seconds longer to connect to the others."""
+
+    def __init__(self, root: Path) -> None:
+        self.connected = root / "connected"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        connect = distributed_c10d._new_process_group_helper  # type: ignore[attr-defined]
+
+        def slowly(*arguments: Any, **options: Any) -> Any:
+            group = connect(*arguments, **options)
+            if os.environ["RANK"] == "0":
+                time.sleep(2)
+                self.connected.touch()
+            return group
+
+        distributed_c10d._new_process_group_helper = slowly  # type: ignore[attr-defined]
+
+    def __call__(self, ranks: Ranks) -> None:
+        assert self.connected.exists()
+
+
+def test_no_rank_ends_before_another_has_connected(tmp_path: Path) -> None:
+    launch(_ConnectsSlowly(tmp_path), 2, 1)
 
 
 def _hangs(root: Path, ranks: Ranks) -> None:

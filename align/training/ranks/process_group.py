@@ -329,6 +329,7 @@ def _worker(
     endings = Endings(agents, attempt, world_size, ending)
     if (outcome := endings.known()) is not None:  # this attempt would meet the same error
         return outcome
+    os.environ["TORCH_DIST_INIT_BARRIER"] = "1"  # else a rank could end before another has connected to it
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world_size,
         timeout=datetime.timedelta(seconds=BEFORE_FIRST_STEP * patience_s),

@@ -39,6 +39,7 @@ ACCEPTED = {
 }
 #: Where the metadata states no licence, or not as an SPDX expression. From the licence file in each package.
 BY_HAND = {
+    "appnope": "BSD-2-Clause",
     "async-timeout": "Apache-2.0",
     "grandalf": "GPL-2.0-only OR EPL-1.0",
     "httpx2-jsfetch": "BSD-3-Clause",

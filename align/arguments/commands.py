@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 from align.arguments.stages import checkpoint
@@ -189,6 +189,14 @@ def export(parser: ArgumentParser) -> None:
     checkpoint(one)
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="to check with; default: the evaluation sets")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="to check with, one text per line")
+    what = "SPDX identifier of the weights' licence, for the folder's README"
+    parser.add_argument("--license", type=_spdx, metavar="ID", help=what)
+
+
+def _spdx(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", text):
+        raise ArgumentTypeError("expected an identifier of spdx.org/licenses, such as Apache-2.0")
+    return text
 
 
 def blend(parser: ArgumentParser) -> None:

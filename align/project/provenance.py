@@ -24,6 +24,7 @@ _ROOT = Path(__file__).parents[1]
 #: Modules that change no byte of any stage's result. Those of config sections say so themselves
 #: (`Section.changes_bytes`).
 NEUTRAL = frozenset({
+    "align",  # names of the Python API
     "align.cli",  # calls the verb
     "align.errors",  # words of failures
     "align.display.console",  # progress lines

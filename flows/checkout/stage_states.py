@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 from align.config.params import PARAMS_FILE, parse_yaml
 from align.errors import DataError
 from align.project.declared import CODE_FILE
-from align.project.provenance import deciding, says
+from align.project.provenance import closure, deciding, says
 from align.services.dvc import run_cache
 from align.services.dvc.commands import write_code
 from align.services.dvc.repository import DvcError, dvc_repository, locked_repository
@@ -42,7 +42,7 @@ PRECIOUS = ("raw", "tokenizer", "pretrained", "finetuned")
 SHOWN = 4
 
 
-_PACKAGE = Path(deciding("align")["align"]).parent
+_PACKAGE = closure("align")["align"].parent
 
 
 def changed_code(root: Path, stage: str, digest: str) -> list[str]:

@@ -11,9 +11,9 @@ import pytest
 import urllib3
 from PIL import Image
 
-from align.adapters.models import open_model
 from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.formats.model_folder import Imported, model_digest, read_config, read_weights, write_model_folder
+from align.python.models import load
 from align.release.packaging.packaged_model import save
 from align.release.registration.model_card import CARD, MAX_DESCRIPTION
 from align.release.registration.register import Origin, register
@@ -464,9 +464,9 @@ def test_a_version_by_alias_and_by_number(
         tracker.log_folder(run, packaged, "model")
         version = tracker.registry.create_version("align", run, "model", {})
     tracker.registry.set_alias(version, "champion")
-    champion = open_model("models:/align@champion")
+    champion = load("models:/align@champion")
     assert (champion.name, champion.digest) == ("align-champion", model_digest(models[1]))
-    assert open_model("models:/align/1").digest == model_digest(models[0])
+    assert load("models:/align/1").digest == model_digest(models[0])
     for source in ("models:/align@previous", "models:/align/3", "models:/other@champion"):
         with pytest.raises(DataError, match=f"{source}: no such version in MLflow"):
-            open_model(source)
+            load(source)

@@ -2,7 +2,7 @@
 
     python -m tests.support.mteb_tasks MODEL CLASSES CAPTIONS PAIRS
 
-MODEL as for `align.adapters.mteb.load`; CLASSES has the splits train and test, CAPTIONS is a set of captions,
+MODEL as for `align.python.mteb.load`; CLASSES has the splits train and test, CAPTIONS is a set of captions,
 and PAIRS one of PNG files with a caption each.
 """
 
@@ -22,7 +22,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.abstasks.zeroshot_classification import AbsTaskZeroShotClassification
 
-from align.adapters.mteb import load
+from align.python.mteb import load
 from tests.support.tars import samples
 
 PROMPT = "a picture of {}"

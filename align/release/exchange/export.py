@@ -34,6 +34,7 @@ from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.release.exchange.programs import Programs, write_programs
+from align.release.exchange.readme import write_readme
 from align.services.dvc.outs import require_no_out
 from align.services.files.files import StoreFiles
 
@@ -71,7 +72,9 @@ class Parity:
     text: float
 
 
-def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) -> Parity:
+def export(
+    kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path, license_id: str | None = None
+) -> Parity:
     """Writes the folder if the check passes.
 
     Args:
@@ -80,6 +83,7 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
         model_dir: a model folder.
         samples: inputs of the check.
         out: replaced whole.
+        license_id: see `write_readme`.
 
     Raises:
         DataError: the model is missing or damaged, the format cannot hold it, or the embeddings differ by more than
@@ -121,6 +125,7 @@ def export(kind: Format, *, model_dir: Path, samples: ParitySamples, out: Path) 
                 f"{out}: not written: as {kind} the embeddings of images differ by {parity.image:.1e}, of texts by "
                 f"{parity.text:.1e}; at most {TOLERANCE:.0e} is allowed"
             )
+        write_readme(part, kind, license_id)
     return parity
 
 
@@ -241,6 +246,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         model_dir=args.model or paths.finetuned,
         samples=find_samples(paths.evaluation, args.images, args.texts, StoreFiles(params.section(StoreConfig))),
         out=args.out,
+        license_id=args.license,
     )
     say(
         f"export: {args.out} ({args.format}); embeddings of {parity.num_images} images differ by at most "

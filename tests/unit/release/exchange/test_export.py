@@ -1,5 +1,7 @@
 """`align export` and `align import_model`: exported and imported models give the same embeddings."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -52,7 +54,7 @@ def trained(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.
     return model_dir
 
 
-def export(kind: str, trained: Path, out: Path) -> int:
+def export(kind: str, trained: Path, out: Path, *more: str) -> int:
     """The command itself, on given images and texts."""
     images = out.parent / "images"
     images.mkdir(exist_ok=True)
@@ -62,7 +64,7 @@ def export(kind: str, trained: Path, out: Path) -> int:
     texts.write_text("\n".join(tiny_model.TEXTS) + "\n", encoding="utf-8")
     return main([
         "export", "--params", str(PARAMS_FILE), "--format", kind, "--out", str(out), "--model",
-        str(trained), "--images", str(images), "--texts", str(texts),
+        str(trained), "--images", str(images), "--texts", str(texts), *more,
     ])  # fmt: skip
 
 
@@ -75,6 +77,36 @@ def _reshape(folder: Path, changes: dict[str, object]) -> ModelConfig:
     estimate_statistics(model.vision_model, [torch.rand(8, 3, 32, 32) * 2 - 1])
     save_model(model, folder, stage="finetune")
     return config
+
+
+def _as_the_readme_says(out: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The numbers that the lines of use print, in the folder, of a picture and two texts or one."""
+    readme = (out / "README.md").read_text()
+    assert readme.startswith("---\nlicense: ")
+    (out / "picture.jpg").write_bytes(IMAGES[0])
+    [code] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    printed = io.StringIO()
+    with monkeypatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(out)
+        exec(code, {})
+    return [float(number) for number in re.findall(r"-?\d+\.\d*(?:e-?\d+)?", printed.getvalue())]
+
+
+def _cosines(trained: Path) -> list[float]:
+    model = Embedder.load(trained)
+    rows = model.embed_images(IMAGES[:1]) @ model.embed_texts(["a red fox", "an owl"]).T
+    return [float(value) for value in rows[0]]
+
+
+@pytest.mark.parametrize(("given", "field"), [([], "other"), (["--license", "CC-BY-4.0"], "cc-by-4.0")])
+def test_a_folder_says_how_it_is_used_and_its_licence(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], field: str
+) -> None:
+    assert export("align", trained, tmp_path / "out", *given) == 0
+    assert f"license: {field}\n" in (tmp_path / "out/README.md").read_text()
+    assert _as_the_readme_says(tmp_path / "out", monkeypatch) == pytest.approx(_cosines(trained), abs=1e-4)
+    with pytest.raises(SystemExit):
+        export("align", trained, tmp_path / "other", "--license", "mine: \n- x")
 
 
 @pytest.mark.costs(3, "transformers' BERT")
@@ -138,13 +170,13 @@ def test_a_tower_beyond_timms_is_refused(trained: Path, tmp_path: Path, capsys: 
 @pytest.mark.costs(7, "torch's exporter and ONNX's registry of operators")
 @NUM_STAGES
 def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "onnx"
     assert export("onnx", trained, out) == 0
     assert "embeddings of 3 images differ by at most" in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == [
-        ".align.json", "image_encoder.onnx", "interface.json",
+        ".align.json", "README.md", "image_encoder.onnx", "interface.json",
         "text_encoder.onnx", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     embedder = Embedder.load(trained)
@@ -161,13 +193,17 @@ def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
         np.testing.assert_allclose(embeds, embedder.embed_pixels(crops), atol=1e-5)
     interface = json.loads((out / "interface.json").read_text())
     assert (interface["resize_px"], interface["image_px"], interface["max_tokens"]) == (36, 32, 16)
+    assert _as_the_readme_says(out, monkeypatch) == pytest.approx(_cosines(trained)[:1], abs=0.01)
 
 
 @pytest.mark.costs(8, "torch's exporter, and a Python that imports torch alone")
 @NUM_STAGES
-def test_torch_programs_run_where_there_is_no_align(trained: Path, tmp_path: Path) -> None:
+def test_torch_programs_run_where_there_is_no_align(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "torch"
     assert export("torch", trained, out) == 0
+    assert _as_the_readme_says(out, monkeypatch) == pytest.approx(_cosines(trained)[:1], abs=0.01)
     code = """
 import sys, torch
 image, text = (torch.export.load(f"{sys.argv[1]}/{name}_encoder.pt2").module() for name in ("image", "text"))
@@ -192,9 +228,13 @@ torch.save([each.detach() for each in embeds], sys.argv[2])
         torch.testing.assert_close(text, model.encode_text(ids, (ids > 0).long()), atol=1e-5, rtol=0)
 
 
-def test_hugging_face_and_back_is_the_same_model(trained: Path, tmp_path: Path) -> None:
+def test_hugging_face_and_back_is_the_same_model(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, out = tmp_path / "hf", tmp_path / "imported"
     assert export("hf", trained, folder) == 0
+    logits = torch.tensor(_cosines(trained)) / load_model(trained).temperature.detach()
+    assert _as_the_readme_says(folder, monkeypatch) == pytest.approx(logits.softmax(0).tolist(), abs=1e-3)
     assert main(["import_model", "--params", str(PARAMS_FILE), "--from", str(folder), "--out", str(out)]) == 0
     before, after = Embedder.load(trained), Embedder.load(out)
     np.testing.assert_allclose(after.embed_images(IMAGES), before.embed_images(IMAGES), atol=1e-5)

@@ -1,11 +1,11 @@
 """mteb over our models: its tasks of images, of texts, and of both.
 
     import mteb
-    from align.adapters.mteb import load
+    from align.python.mteb import load
 
     mteb.evaluate(load("models/finetuned"), mteb.get_tasks(["Food101ZeroShot"]))
 
-Pictures reach our decoder as the files' bytes wherever a task's data set still holds them (`align.adapters.models`).
+Pictures reach our decoder as the files' bytes wherever a task's data set still holds them (`align.python.models`).
 An input of a picture and a text is embedded as the normalised sum of both, as a query of image + text (paper section
 7). mteb keeps results by name and revision; the revision is the model's digest, so that another model in the same
 folder is measured again.
@@ -24,9 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from align.adapters.models import NamedModel, file_of, open_model
 from align.errors import ConfigError, DataError
 from align.model.embedder import Crop, Embedder, Embeddings
+from align.python import models
+from align.python.models import Model, file_of
 
 INSTALL = "pip install mteb==2.26.24"
 
@@ -38,9 +39,8 @@ class Encoder:
         mteb_model_meta: mteb's ModelMeta: name, revision, size.
     """
 
-    def __init__(self, named: NamedModel, meta: Any, device: str | None = None) -> None:
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._embedder = Embedder(named.model.to(chosen), named.tokenizer)
+    def __init__(self, model: Model, meta: Any) -> None:
+        self._embedder = model.embedder
         self.mteb_model_meta = meta
 
     def encode(
@@ -122,36 +122,31 @@ class _Rows:
         return (row[name] for row in alone)
 
 
-def load(source: str | Path, *, device: str | None = None) -> Encoder:
+def load(source: str | Path) -> Encoder:
     """The model for `mteb.evaluate`.
 
     Args:
-        source: a model folder, a packaged model's folder, or a version such as `models:/align@champion`.
-        device: None: the GPU if there is one.
+        source: as for `align.load`.
 
     Raises:
-        ConfigError: mteb is not installed here.
-        DataError, FormatError: there is no such model, or it is damaged or of another format.
-        ServiceError, RefusedError: MLflow cannot be reached, or refuses.
+        ConfigError: mteb is not installed here. Else as `align.load`.
     """
     try:
         from mteb.models import ModelMeta
         from mteb.models.model_meta import ScoringFunction
     except ImportError as error:
         raise ConfigError(f"mteb cannot be imported ({error}); install it here: {INSTALL}") from None
-    named = open_model(source)
-    config = named.model.config
-    num_params = sum(param.numel() for param in named.model.parameters())
+    model = models.load(source)
     meta = ModelMeta(
         loader=None,
-        name=f"align/{named.name}",
-        revision=named.digest,
+        name=f"align/{model.name}",
+        revision=model.digest,
         release_date=None,
         languages=None,
-        n_parameters=num_params,
-        memory_usage_mb=round(4 * num_params / 2**20),
-        max_tokens=config.max_tokens,
-        embed_dim=config.embed_width,
+        n_parameters=None,
+        memory_usage_mb=None,
+        max_tokens=None,
+        embed_dim=model.width,
         license=None,
         open_weights=None,
         public_training_code=None,
@@ -162,7 +157,7 @@ def load(source: str | Path, *, device: str | None = None) -> Encoder:
         training_datasets=None,  # unknown to mteb: none of its sets, unless somebody trained on one
         modalities=["image", "text"],
     )
-    return Encoder(named, meta, device)
+    return Encoder(model, meta)
 
 
 def _rows(embeddings: Any) -> Tensor:

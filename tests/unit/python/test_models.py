@@ -1,5 +1,7 @@
 import io
+import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align.adapters.models import file_of, open_model
+from align.cli import main
 from align.config.model import ModelConfig
-from align.errors import AlignError, DataError, FormatError
+from align.errors import AlignError, ConfigError, DataError
 from align.formats.model_folder import model_digest
 from align.model.preprocess import centre_crop, decode
-from tests.support import own_model, tiny_model
+from align.python.models import file_of, load
+from tests.support import evaluation_sets, own_model, tiny_model
+from tests.support.params import PARAMS_FILE
 from tests.support.tiny_model import TINY
 
 
@@ -21,13 +25,13 @@ def test_a_model_folder_and_the_same_model_packaged(tmp_path: Path) -> None:
     packaged = tmp_path / "packaged"
     shutil.copytree(model, packaged / "artifacts" / "finetuned")
     (packaged / "MLmodel").write_text("flavors: {}\n")
-    plain, held = open_model(model), open_model(str(packaged))
+    plain, held = load(model), load(str(packaged))
     assert plain.digest == held.digest == model_digest(model)
     assert plain.name.endswith("-model")
     assert held.name.endswith("-packaged")
     shutil.copytree(model, packaged / "artifacts" / "another")
-    with pytest.raises(DataError, match="2 model folders among the artifacts"):
-        open_model(packaged)
+    with pytest.raises(DataError, match="no model here"):
+        load(packaged)
 
 
 @pytest.mark.parametrize("hostile", ["../m o d e l", "-rf", "$(touch x)", "m" * 200])
@@ -36,28 +40,88 @@ def test_a_name_is_fit_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path / "here")
     Path(hostile).parent.mkdir(exist_ok=True)
     shutil.move(tiny_model.write(tmp_path), hostile)
-    name = open_model(hostile).name
+    name = load(hostile).name
     assert name
     assert not name.startswith(("-", "."))
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.-")
     assert len(name) <= 60
 
 
+def test_pictures_texts_and_their_similarity(tmp_path: Path) -> None:
+    """By path, bytes, Pillow and array; one or many; inputs or embeddings."""
+    model, file = load(tiny_model.write(tmp_path)), tmp_path / "a.png"
+    file.write_bytes(_file(_noise("RGB")))
+    rows = model.embed_images([file, str(file), file.read_bytes(), _noise("RGB"), np.asarray(_noise("RGB"))])
+    assert rows.shape == (5, model.width) and np.allclose(np.linalg.norm(rows, axis=1), 1)
+    assert (rows == rows[0]).all()
+    for one in (file, str(file), file.read_bytes(), _noise("RGB"), np.asarray(_noise("RGB"))):
+        assert np.allclose(model.embed_images(one), rows[:1], atol=1e-6)
+    texts = model.embed_texts(["a red heart", "a"])
+    assert np.allclose(model.embed_texts("a"), texts[1:], atol=1e-6)
+    cosines = model.similarity([file], ["a red heart", "a"])
+    assert np.allclose(cosines, rows[:1] @ texts.T, atol=1e-6)
+    assert np.allclose(model.similarity(rows[:1].astype(np.float64), texts), cosines, atol=1e-6)
+    cases: list[tuple[Any, str]] = [
+        ([file, "gone.png"], "image 1: gone.png: No such file"), ([1], "image 0: not a picture but int"),
+        (np.zeros((1, 2, 2), np.float32), "an array"),
+    ]  # fmt: skip
+    for given, words in cases:
+        with pytest.raises(DataError, match=words):
+            model.embed_images(given)
+    with pytest.raises(DataError, match="text 1: not a string but NoneType"):
+        model.embed_texts(["a", None])  # type: ignore[list-item]
+
+
+def test_a_model_of_transformers_is_one(tmp_path: Path) -> None:
+    own_model.write_align_base(tmp_path)
+    model = load(tmp_path / "align-base")
+    assert model.embed_texts("a red fox").shape == (1, model.width)
+
+
+def test_measured_as_the_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the settings of params.yaml; without a folder for reports nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tiny_model.write(tmp_path)
+    for name in ("pairs", "classes"):
+        evaluation_sets.write_coloured_set(tmp_path / "sets", name)
+    model = load(folder)
+    Path("suite.yaml").write_text(SUITE)
+    before = sorted(tmp_path.iterdir())
+    report = model.evaluate("suite.yaml")
+    assert sorted(tmp_path.iterdir()) == before
+    told = ["evaluate", "--params", str(PARAMS_FILE), "--model", str(folder), "--reports", "reports"]
+    assert main([*told, "--set", "paths.evaluation=suite.yaml"]) == 0
+    assert report.metrics == json.loads((tmp_path / "reports/metrics.json").read_text())
+    of_folder = model.evaluate("sets", reports="mine")
+    name = "pairs/image_to_text/recall@1"
+    assert of_folder.metrics[name] == report.metrics[name] and (tmp_path / "mine/report.html").is_file()
+    assert report.model["digest"] == model.digest
+    Path("tuned.yaml").write_text(SUITE.replace("zero_shot", "zero_shot, fine_tuning"))
+    with pytest.raises(ConfigError, match=r"tuned\.yaml: task fine_tuning is measured by `align evaluate --model`"):
+        model.evaluate("tuned.yaml")
+
+
+SUITE = """
+sets:
+  - {name: pairs, format: align, path: sets/pairs.json, tasks: [retrieval]}
+  - {name: classes, format: align, path: sets/classes.json, tasks: [zero_shot]}
+"""
+
+
 def test_a_model_that_took_the_place_of_another_has_another_digest(tmp_path: Path) -> None:
-    first = open_model(tiny_model.write(tmp_path / "a"))
+    first = load(tiny_model.write(tmp_path / "a"))
     shutil.rmtree(tmp_path / "a")
-    second = open_model(tiny_model.write(tmp_path / "a", seed=1))
+    second = load(tiny_model.write(tmp_path / "a", seed=1))
     assert first.name == second.name
     assert first.digest != second.digest
 
 
 def test_what_is_no_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    own_model.write_align_base(tmp_path)
     cases: list[tuple[str, type[AlignError], str]] = [
         ("gone", DataError, "gone: no such folder"),
         (".", DataError, "no model here"),
-        ("align-base", FormatError, "align import_model"),
         ("models:/align", DataError, "write models:/align@champion"),
         ("models:/align/0", DataError, "not a version"),
         ("models:/a/b/c@champion", DataError, "not a version"),
@@ -65,7 +129,7 @@ def test_what_is_no_model_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     for source, kind, words in cases:
         with pytest.raises(kind, match=words) as caught:
-            open_model(source)
+            load(source)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "mlflow.db").exists()
 

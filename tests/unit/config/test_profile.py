@@ -9,6 +9,7 @@ from align.config.filter import FilterConfig
 from align.config.model import ModelConfig
 from align.config.params import DEMO, PROFILES, profile_names, profile_overrides
 from align.config.recipe import FinetuneConfig, PretrainConfig
+from align.config.shard import ShardConfig
 from align.config.validate import ValidateConfig
 from align.errors import ConfigError
 from align.filter.rules import RULES
@@ -112,3 +113,8 @@ def test_a_missing_profile_names_those_that_exist() -> None:
         match=r"--profile laion: no readable file .*: ablation, cc3m, coyo, crawl, paper, photographs, url_table",
     ):
         profile_overrides("laion")
+
+
+def test_the_photographs_cut_is_what_their_shards_need() -> None:
+    params = load_params(overrides=profile_overrides("photographs"))
+    assert params.section(FilterConfig).short_side_above_px == params.section(ShardConfig).image_px - 1

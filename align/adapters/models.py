@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -23,8 +20,8 @@ from align.formats.model_folder import CONFIG, model_digest
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
 from align.model.tokenizer import TextTokenizer
+from align.services.tracking.model_files import model_files
 
-_VERSION = re.compile(r"models:/(?P<model>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
 #: A name is a part of file names; two models of one name have different digests.
 _LONGEST = 60
 #: The file that every MLflow model has.
@@ -62,40 +59,10 @@ def open_model(source: str | Path) -> NamedModel:
             version.
         ServiceError, RefusedError: MLflow cannot be reached, or refuses.
     """
-    with _files(str(source)) as folder:
+    with model_files(str(source)) as folder:
         directory = _model_folder(folder)
         model, tokenizer = load_with_tokenizer(directory)
         return NamedModel(model, tokenizer, _slug(str(source)), model_digest(directory))
-
-
-@contextmanager
-def _files(source: str) -> Iterator[Path]:
-    if not source.startswith("models:"):
-        folder = Path(source)
-        if not folder.is_dir():
-            raise DataError(
-                f"{source}: no such folder; give a model folder, or a version such as models:/align@champion"
-            )
-        yield folder
-        return
-    found = _VERSION.fullmatch(source)
-    if found is None:
-        raise DataError(f"{source}: not a version of the registry; write models:/align@champion or models:/align/3")
-    from align.services.tracking.address import require_store
-
-    require_store()
-    from align.services.tracking.tracker import Tracker  # imports MLflow, which a folder does not need
-
-    tracker = Tracker()
-    if found["alias"]:
-        version = tracker.registry.version_at(found["model"], found["alias"])
-    else:
-        versions = tracker.registry.versions(found["model"])
-        version = next((each for each in versions if each.number == int(found["number"])), None)
-    if version is None:
-        raise DataError(f"{source}: no such version in MLflow at {tracker.uri}; `align champion` lists them")
-    with TemporaryDirectory(prefix="align-") as scratch:
-        yield tracker.model_files(version, Path(scratch))
 
 
 def _model_folder(folder: Path) -> Path:

@@ -110,7 +110,7 @@ def test_outside_a_checkout_those_of_the_package_are_used(tmp_path: Path, monkey
 def test_a_missing_profile_names_those_that_exist() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"--profile laion: no readable file .*: ablation, cc3m, coyo, crawl, paper, photographs, url_table",
+        match=r"--profile laion: no readable file .*: ablation, catalogue, cc3m, coyo, crawl, paper, photographs, url_",
     ):
         profile_overrides("laion")
 

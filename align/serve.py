@@ -21,7 +21,7 @@ from align.config.search import SearchConfig
 from align.config.serve import ServeConfig
 from align.display.console import show
 from align.errors import AlignError, ConfigError, DataError
-from align.formats.image_index import IndexedImage, IndexHeader
+from align.formats.image_index import CATALOGUE, IndexedImage, IndexHeader
 from align.formats.shards import MANIFEST, read_manifest
 from align.pairs.picture_confined import why_unfiltered
 from align.pipeline.run import SEARCH_LOGIN_FILE
@@ -53,15 +53,16 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError(
             f"ALIGN_SERVER_BIND={bind}: others reach that address, so ALIGN_SEARCH_LOGIN=user:password is needed"
         )
-    if (args.local or args.ready) and is_required():
+    if (args.local or args.index or args.model or args.ready) and is_required():
         raise ConfigError(f"{TRUST} is set, and only registered models are signed: serve the champion, or unset it")
     if login and ":" not in login:
         raise ConfigError("ALIGN_SEARCH_LOGIN: expected user:password")
     socket = listening(bind, port)
     config = params.section(ServeConfig)
-    if args.local and args.ready:
-        raise ConfigError("serve: give one of --local and --ready")
-    service = _service(params, local=args.local, ready=args.ready)
+    own = args.local or args.index is not None or args.model is not None
+    if own and args.ready:
+        raise ConfigError("serve: give --ready alone, or --local, --index and --model")
+    service = _service(params, _own_paths(params, args) if own else None, args.ready)
     app = Limits(make_app(service), config, service.requests, service.buckets)
     names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
     guard = Guard(app, port, login, names, policy=POLICY, login_of=login_of(login))
@@ -88,7 +89,16 @@ def opening(port: int) -> list[str]:
     return lines
 
 
-def _service(params: Params, *, local: bool, ready: Path | None) -> SearchService:
+def _own_paths(params: Params, args: argparse.Namespace) -> PathsConfig:
+    """The paths with the model and the index that were named."""
+    from align.search.given_model import given_model
+
+    paths = params.section(PathsConfig)
+    changes = {"index": args.index or paths.index, "finetuned": given_model(args.model, params)}
+    return paths.model_copy(update=changes)
+
+
+def _service(params: Params, own: PathsConfig | None, ready: Path | None) -> SearchService:
     from align.search.service.champion import Champion
     from align.search.service.fetched import OwnModel, ReadySearch, RegisteredChampion
     from align.search.service.served import Pictures
@@ -100,8 +110,8 @@ def _service(params: Params, *, local: bool, ready: Path | None) -> SearchServic
     source: OwnModel | ReadySearch | RegisteredChampion
     if ready is not None:
         source = ReadySearch(ready)
-    elif local:
-        source = OwnModel(paths)
+    elif own is not None:
+        source = OwnModel(own)
     else:
         require_store()
         source = RegisteredChampion(params.section(RegisterConfig).model_name, Tracker(), paths)
@@ -132,6 +142,8 @@ class _PairOf:
         self._paths, self._filter = params.section(PathsConfig), params.section(FilterConfig)
 
     def __call__(self, item: IndexedImage, header: IndexHeader) -> PairShown:
+        if item.split == CATALOGUE:
+            return _of_index(item, header, "The index is of a catalogue: no filter has seen it.")
         if not any(self._paths.raw.glob("*.parquet")):
             return _of_index(item, header, "The data itself is not here. This is what the index knows.")
         try:

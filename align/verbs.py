@@ -123,9 +123,10 @@ STAGES = {
     ),
     "index": Verb(
         "align.search.index",
-        "embed all kept images, for search",
+        "embed all kept images, or any folder or table of pictures, for search",
         ("index",),
         ("align index", f"align index --set index.queries=null --set paths.index=trial/index {_REPORTS}"),
+        stages.index,
     ),
 }
 

@@ -6,7 +6,7 @@ import re
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
-from align.arguments.stages import checkpoint
+from align.arguments.stages import checkpoint, given_model
 from align.project.installed import installed
 
 #: Parts of the pipeline that can be run alone.
@@ -148,6 +148,14 @@ def search(parser: ArgumentParser) -> None:
     parser.add_argument("--plus", metavar="TEXT", help="with an image: add this text")
     parser.add_argument("--minus", metavar="TEXT", help="with an image: take this text away")
     parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="only images whose columns fulfil it: 'category=Lamps', 'price<=20'; may be repeated",
+    )
+    _index(parser)
+    parser.add_argument(
         "-k", type=int, default=None, metavar="N", help="number of results (default: search.num_results)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -160,7 +168,13 @@ def serve(parser: ArgumentParser) -> None:
         "--local", action="store_true", help="serve this checkout's own model and index, not the registry's champion"
     )
     parser.add_argument("--ready", type=Path, metavar="DIR", help="serve a folder that `align ready` wrote")
+    _index(parser)
     parser.add_argument("--port", type=int, metavar="N", help=f"default: ALIGN_SEARCH_PORT, or {PORT}")
+
+
+def _index(parser: ArgumentParser) -> None:
+    parser.add_argument("--index", type=Path, metavar="DIR", help="of `align index --source`; default: paths.index")
+    given_model(parser)
 
 
 def embed(parser: ArgumentParser) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, _ActionsContainer
 from pathlib import Path
 
+#: Where `align index --source` writes.
+CATALOGUE = Path("catalogue/index")
+
 
 def ingest(parser: ArgumentParser) -> None:
     """Arguments of `align ingest`."""
@@ -85,3 +88,24 @@ def evaluate(parser: ArgumentParser) -> None:
         help="measure two model folders on the sets of paths.evaluation (if there are none, on the pairs held out), "
         "and say by which metrics they differ",
     )
+
+
+def given_model(parser: ArgumentParser) -> None:
+    """The argument that names a model of another place than `paths.finetuned`."""
+    what = "a model folder, ours or one of transformers or open_clip; an alias, or models:/NAME@ALIAS, of MLflow"
+    parser.add_argument("--model", metavar="DIR|ALIAS", help=f"{what}; default: paths.finetuned")
+
+
+def index(parser: ArgumentParser) -> None:
+    """Arguments of `align index`: another source than the shards."""
+    parser.add_argument(
+        "--source",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="index a folder of pictures, or a table of them (.csv, .parquet, ...) with its columns, not the shards; "
+        "without PATH: paths.archive",
+    )
+    given_model(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"with --source: the index; default: {CATALOGUE}")
+    parser.add_argument("--update", action="store_true", help="with --source: embed only pictures new to the index")

@@ -137,6 +137,8 @@ def read_table(file: Path, columns: Columns, images: Path | None, faults: Faults
         DataError: the table is unreadable, has no row, or lacks a column.
     """
     table = PictureTable(file)
+    if table.layout:
+        say(f"make_set: {file}: {table.layout}")
     wanted = _chosen(file, table.names, columns)
     folder = file.parent if images is None else images
     listed: dict[str, Listed] = {}

@@ -2,7 +2,8 @@
 
 `vectors.faiss` (and `vectors.npy`, if it is approximate) hold one vector per image; row i of `items.parquet` describes
 vector i, and says which bytes of `thumbnails.jpegs` are its thumbnail; row i of `addresses.parquet` has the addresses
-of its pairs; `words.parquet` says which images have a word. `index.json` names the model and the shards that all belong
+of its pairs; `words.parquet` says which images have a word; `columns.parquet`, of a catalogue alone, has the columns
+of its table. `index.json` names the model and the shards that all belong
 to, the rules that kept the pairs, and the size of each file. A search with another model or over other shards is an
 error, never a wrong answer.
 
@@ -26,6 +27,7 @@ from pydantic import Field
 
 from align.durable.files import sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError
+from align.formats.indexed_columns import IndexedColumns, Value
 from align.formats.indexed_images import ImagesWriter, IndexedImage, IndexedImages, no_image, pairs, write_found
 from align.formats.indexed_words import IndexedWords
 from align.formats.json_file import StoredModel, parse
@@ -36,6 +38,8 @@ __all__ = ["Hit", "ImageIndex", "IndexHeader", "IndexedImage", "write_index"]
 
 VECTORS = "vectors.faiss"
 _HEADER = "index.json"
+#: What an image of a catalogue has in place of a split.
+CATALOGUE = "catalogue"
 #: Filters whose images are remembered: each takes one bool per image.
 _NUM_FILTERS = 16
 
@@ -161,17 +165,25 @@ class ImageIndex:
     Attributes:
         header: index.json.
         items: the images, in the order of the index.
+        columns: of a catalogue.
     """
 
     def __init__(
-        self, header: IndexHeader, items: IndexedImages, words: IndexedWords, vectors: Vectors, addresses: PairAddresses
+        self,
+        header: IndexHeader,
+        items: IndexedImages,
+        words: IndexedWords,
+        vectors: Vectors,
+        addresses: PairAddresses,
+        columns: IndexedColumns,
     ) -> None:
         self.header = header
         self.items = items
+        self.columns = columns
         self._words = words
         self._addresses = addresses
         self._vectors = vectors
-        self._allowed = lru_cache(_NUM_FILTERS)(partial(_matching, items, words))
+        self._allowed = lru_cache(_NUM_FILTERS)(partial(_matching, items, words, columns))
         self._shown: NDArray[np.bool_] | None = None  # all
 
     @classmethod
@@ -198,7 +210,8 @@ class ImageIndex:
         if not len(vectors) == len(items) == header.num_items or vectors.width != header.width:
             raise CorruptError(f"{directory}: vectors, items and index.json disagree; run `align index` again")
         words = IndexedWords.load(directory, len(items))
-        return cls(header, items, words, vectors, PairAddresses.load(directory, len(items)))
+        addresses, columns = PairAddresses.load(directory, len(items)), IndexedColumns.load(directory, len(items))
+        return cls(header, items, words, vectors, addresses, columns)
 
     def without(self, image_ids: Collection[str], covers: Callable[[str, str], bool] | None) -> ImageIndex:
         """The same index without some of its images: no key names them, and no search finds them.
@@ -264,14 +277,30 @@ class ImageIndex:
             raise no_image(key)
         return position
 
-    def allowed(self, splits: Sequence[str] = (), words: Sequence[str] = ()) -> NDArray[np.bool_] | None:
+    def spread(self, number: int) -> list[IndexedImage]:
+        """At most so many images, evenly over all, without those that are left out."""
+        positions = np.arange(len(self.items)) if self._shown is None else np.flatnonzero(self._shown)
+        return [self.items[int(some[0])] for some in np.array_split(positions, number) if len(some)]
+
+    def columns_of(self, key: str) -> dict[str, Value]:
+        """Column -> value of an image. Raises DataError if no image has this key."""
+        return self.columns.of(self._position(key))
+
+    def allowed(
+        self, splits: Sequence[str] = (), words: Sequence[str] = (), where: Sequence[str] = ()
+    ) -> NDArray[np.bool_] | None:
         """The images that pass a filter, as (number of images,) booleans; None: all.
 
         Args:
             splits: only images of these; none: of any.
             words: only images whose texts have each of these as a whole word, in upper or lower case.
+            where: only images that fulfil each of these conditions, see `IndexedColumns.matching`.
+
+        Raises:
+            DataError: a condition names no column, or a value that does not suit it.
         """
-        return self._allowed(tuple(splits), tuple(words)) if splits or words else None
+        given = tuple(splits), tuple(words), tuple(where)
+        return self._allowed(*given) if any(given) else None
 
     def search(
         self,
@@ -297,9 +326,15 @@ class ImageIndex:
 
 
 def _matching(
-    items: IndexedImages, words: IndexedWords, splits: tuple[str, ...], wanted: tuple[str, ...]
+    items: IndexedImages,
+    words: IndexedWords,
+    columns: IndexedColumns,
+    splits: tuple[str, ...],
+    wanted: tuple[str, ...],
+    where: tuple[str, ...],
 ) -> NDArray[np.bool_]:
     parts = [items.in_splits(splits)] if splits else []
     parts += [words.matching(word, items.texts_column) for word in wanted]
+    parts += [columns.matching(condition) for condition in where]
     found: NDArray[np.bool_] = np.logical_and.reduce(parts)
     return found

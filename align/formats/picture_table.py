@@ -21,7 +21,7 @@ from align.errors import DataError
 from align.formats import json_tables
 from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.formats.parquet import ForeignTable, is_list
-from align.formats.table_lines import separated_rows
+from align.formats.table_lines import Layout, layout_of, separated_rows
 
 _JSON = (".json", ".jsonl", ".ndjson")
 #: Endings of tables; all but parquet may be followed by .gz.
@@ -60,6 +60,7 @@ class PictureTable:
 
     Attributes:
         names: of its columns.
+        layout: what is not usual in the way it is written; else empty.
 
     Raises:
         DataError: the file is missing, or is not a table.
@@ -73,6 +74,7 @@ class PictureTable:
         if not self._name.endswith(TABLE_SUFFIXES) or path.name.lower().endswith(".parquet.gz"):
             raise DataError(f"{path}: no table; its name ends in one of {', '.join(TABLE_SUFFIXES)}")
         self._header: Sequence[str] | None = None
+        self.layout = ""
         self.names: list[str] = list(self._read(self._names()))
         twice = next((name for name, number in Counter(self.names).items() if number > 1), None)
         if twice is not None:
@@ -96,11 +98,11 @@ class PictureTable:
         gzipped = self._path.suffix.lower() == ".gz"
         return cast(IO[bytes], gzip.open(self._path)) if gzipped else self._path.open("rb")
 
-    def _separator(self) -> str:
-        if not self._name.endswith(".txt"):
-            return "\t" if self._name.endswith(".tsv") else ","
-        with self._open() as stream:
-            return "\t" if b"\t" in stream.readline(_HEAD_BYTES) else ","
+    def _layout(self, stream: IO[bytes]) -> Layout:
+        tabs = self._name.endswith(".tsv")
+        if self._name.endswith(".txt"):
+            tabs = b"\t" in stream.readline(_HEAD_BYTES)
+        return layout_of(stream, "\t" if tabs else None)
 
     def _names(self) -> Iterator[str]:
         if self._name.endswith(".parquet"):
@@ -115,7 +117,9 @@ class PictureTable:
                 yield from dict.fromkeys(name for row in head if row is not None for name in row)
         else:
             with self._open() as stream:
-                first = next(separated_rows(stream, self._separator()), None) or []
+                layout = self._layout(stream)
+                self.layout = str(layout)
+                first = next(separated_rows(stream, layout), None) or []
             if any(value.strip().lower().endswith(PICTURE_SUFFIXES) for value in first):
                 yield from ("picture", "text", *(f"column {number}" for number in range(3, len(first) + 1)))
             else:
@@ -132,7 +136,7 @@ class PictureTable:
         else:
             positions = [None if name is None else self.names.index(name) for name in wanted]
             with self._open() as stream:
-                rows = separated_rows(stream, self._separator())
+                rows = separated_rows(stream, self._layout(stream))
                 for values in islice(rows, 0 if self._header is None else 1, None):
                     yield picked(values, positions, len(self.names))
 

@@ -36,6 +36,8 @@ from align.project.declared import DVC_FILE, declared_outs
 from align.project.installed import installed
 from align.services.git import git, identity
 
+#: The profile of projects that train nothing.
+CATALOGUE = "catalogue"
 TEMPLATE = Path(__file__).with_name("template")
 #: Files that are copied from the checkout unchanged.
 COPIED = (
@@ -58,11 +60,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
     # a relative path is meant from where the person types it
     chosen |= {key: _from_here(key, chosen[key], args.directory) for key in READ if key in typed}
     init(args.directory, params.source, chosen)
-    archive = chosen["paths.archive"]
+    archive, made, then = chosen["paths.archive"], "dvc repro", 'align search "your words" --html hits.html'
+    if args.profile == CATALOGUE:
+        made, then = "align index --source --model FOLDER", "align serve --index catalogue/index --model FOLDER"
     show(
         f"{args.directory}: a project, committed to git; it reads {archive} (paths.archive in params.yaml)",
-        f"next: cd {args.directory} && dvc repro",
-        'then: align search "your words" --html hits.html',
+        f"next: cd {args.directory} && {made}",
+        f"then: {then}",
     )
 
 

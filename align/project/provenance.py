@@ -61,10 +61,11 @@ NEUTRAL = frozenset({
 
 #: Stage's module -> modules that it imports and must not depend on. Ingest reads the filter's cuts on texts, to skip
 #: pictures that cannot be kept: another cut, or a new rule, must not fetch the web again. The comparison of two models
-#: (`align evaluate --compare`) is not part of the stage.
+#: (`align evaluate --compare`) is not part of the stage, nor is the index of a catalogue (`align index --source`).
 UNTRACKED = {
     "align.ingest.ingest": frozenset({"align.config.filter"}),
     "align.evaluate.evaluate": frozenset({"align.evaluate.compare"}),
+    "align.search.index": frozenset({"align.search.catalogue"}),
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from PIL import Image
 from align.errors import ConfigError, DataError
 from align.formats.model_folder import model_digest, unpacked
 from align.model.embedder import Embedder, Embeddings
+from align.services.tracking.model_files import model_files
 
 if TYPE_CHECKING:
     from align.evaluate.report import EvaluateReport
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 #: A picture: the path of its file, the file's bytes, Pillow's, an array, or an undecoded one of the library `datasets`.
 Picture = str | Path | bytes | Image.Image | NDArray[np.uint8] | Mapping[str, Any]
 
-_VERSION = re.compile(r"models:/(?P<model>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
 #: A name is a part of file names; two models of one name have different digests.
 _LONGEST = 60
 
@@ -156,39 +156,9 @@ def load(source: str | Path) -> Model:
         ConfigError: a library that it needs is not installed.
         ServiceError, RefusedError: MLflow cannot be reached, or refuses.
     """
-    with _files(str(source)) as folder:
+    with model_files(str(source)) as folder:
         directory = unpacked(folder)
         return Model(Embedder.load(directory), _slug(str(source)), model_digest(directory))
-
-
-@contextmanager
-def _files(source: str) -> Iterator[Path]:
-    if not source.startswith("models:"):
-        folder = Path(source)
-        if not folder.is_dir():
-            raise DataError(
-                f"{source}: no such folder; give a model folder, or a version such as models:/align@champion"
-            )
-        yield folder
-        return
-    found = _VERSION.fullmatch(source)
-    if found is None:
-        raise DataError(f"{source}: not a version of the registry; write models:/align@champion or models:/align/3")
-    from align.services.tracking.address import require_store
-
-    require_store()
-    from align.services.tracking.tracker import Tracker  # imports MLflow, which a folder does not need
-
-    tracker = Tracker()
-    if found["alias"]:
-        version = tracker.registry.version_at(found["model"], found["alias"])
-    else:
-        versions = tracker.registry.versions(found["model"])
-        version = next((each for each in versions if each.number == int(found["number"])), None)
-    if version is None:
-        raise DataError(f"{source}: no such version in MLflow at {tracker.uri}; `align champion` lists them")
-    with TemporaryDirectory(prefix="align-") as scratch:
-        yield tracker.model_files(version, Path(scratch))
 
 
 def _slug(source: str) -> str:

@@ -142,7 +142,7 @@ def _opened(pieces: Pieces, last: str) -> Iterator[Encoder]:
 def _embed_tar(work: EmbedWork, encoder: Encoder, task: ShardTask) -> None:
     work = replace(work, pieces=work.pieces.here())
     piece = work.piece(task)
-    work.pieces.make(piece, lambda: _write(_embedded(work, encoder, task), work.pieces.folder / piece.last))
+    work.pieces.make(piece, lambda: write_table(_embedded(work, encoder, task), work.pieces.folder / piece.last))
 
 
 def _embedded(work: EmbedWork, encoder: Encoder, task: ShardTask) -> pa.Table:
@@ -176,7 +176,8 @@ def _samples(tar: Path, shard: Shard) -> Iterator[tuple[dict[str, Any], bytes]]:
             raise CorruptError(f"{tar}: {error}; run `align shard` again") from None
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path) -> None:
+    """Writes a piece, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
     beside = temporary_name(path)
     with pa.ipc.new_file(str(beside), table.schema) as writer:

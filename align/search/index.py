@@ -309,7 +309,12 @@ def _write(
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """`align index`."""
+    """`align index`: of the shards; with `--source`, of a catalogue."""
+    if args.source is not None or args.update or args.model or args.out:
+        from align.search.catalogue import main as main_of_catalogue
+
+        main_of_catalogue(params, args)
+        return
     config, search, paths = params.section(IndexConfig), params.section(SearchConfig), params.section(PathsConfig)
     with record_runtime("index", paths.runtime) as record:
         report = index(

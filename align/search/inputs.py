@@ -77,7 +77,7 @@ def open_source(location: Path, column: str | None) -> EmbedSource:
 def _open_folder(folder: Path, column: str | None) -> EmbedSource:
     if column:
         raise ConfigError(f"--column {column}: {folder} is a folder; only parquet files have columns")
-    images, num_others = _image_files(folder)
+    images, num_others = image_files(folder)
     if not images:
         raise DataError(f"{folder}: no image in it ({num_others:,} other files)")
     if num_others:
@@ -100,7 +100,7 @@ def _open_parquet(path: Path, column: str | None) -> EmbedSource:
 
 
 def _folder_rows(folder: Path) -> Iterator[EmbedInput]:
-    for row, path in enumerate(_image_files(folder)[0]):
+    for row, path in enumerate(image_files(folder)[0]):
         name = path.relative_to(folder).as_posix()
         try:
             yield EmbedInput(row, path.read_bytes(), path=name)
@@ -140,7 +140,7 @@ def _text_input(row: int, text: str) -> EmbedInput:
     return EmbedInput(row, text) if text.strip() else EmbedInput(row, None, error="empty text")
 
 
-def _image_files(folder: Path) -> tuple[list[Path], int]:
+def image_files(folder: Path) -> tuple[list[Path], int]:
     """The images below a folder in order of their paths, and the number of other files. Hidden files are ignored."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     images = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from align.formats.model_folder import model_digest
 from align.formats.shards import local_tar, read_manifest
 from align.model.embedder import Embedder, Encoder
 from align.search.answers import AnsweredQuery, ImageAnswer
+from align.search.given_model import given_model
 from align.search.output_file import require_output_file
 from align.search.queries import compose
 from align.search.report import search_page
@@ -52,7 +53,15 @@ class Query:
         return words + (f" + “{self.plus}”" if self.plus else "") + (f" - “{self.minus}”" if self.minus else "")
 
 
-def search(query: Query, *, index: ImageIndex, encoder: Encoder, text_weight: float, num_results: int) -> list[Hit]:
+def search(
+    query: Query,
+    *,
+    index: ImageIndex,
+    encoder: Encoder,
+    text_weight: float,
+    num_results: int,
+    where: Sequence[str] = (),
+) -> list[Hit]:
     """The nearest indexed images, nearest first. An indexed query image is excluded from its own answers.
 
     Args:
@@ -61,17 +70,19 @@ def search(query: Query, *, index: ImageIndex, encoder: Encoder, text_weight: fl
         encoder: the model that the index was made with.
         text_weight: weight of the texts added or taken away.
         num_results: the highest number of images returned.
+        where: conditions on columns, see `ImageIndex.allowed`.
 
     Raises:
         ConfigError: the query has none of these forms.
-        DataError: the image does not decode, or no image has this key.
+        DataError: the image does not decode, no image has this key, or a condition names no column.
     """
+    allowed = index.allowed(where=where)
     if sum(part is not None for part in (query.text, query.image, query.key)) != 1:
         raise ConfigError('search: give one of a text ("red heart"), --image FILE and --key KEY')
     if query.text is not None:
         if query.plus or query.minus:
             raise ConfigError("search: --plus and --minus change an image; give --image FILE or --key KEY with them")
-        return index.search(_text(encoder, query.text), num_results)
+        return index.search(_text(encoder, query.text), num_results, allowed=allowed)
     vector = index.vector(query.key) if query.key else encoder.embed_images([query.image or b""])[0]
     try:
         vector = compose(
@@ -82,7 +93,7 @@ def search(query: Query, *, index: ImageIndex, encoder: Encoder, text_weight: fl
         )
     except ValueError as error:
         raise DataError(f"search: {error}") from None
-    return index.search(vector, num_results, exclude=[query.key] if query.key else [])
+    return index.search(vector, num_results, exclude=[query.key] if query.key else [], allowed=allowed)
 
 
 def open_index(directory: Path, digest: str) -> ImageIndex:
@@ -103,16 +114,22 @@ def _text(encoder: Encoder, text: str) -> NDArray[np.float32]:
     return np.asarray(encoder.embed_texts([text])[0], dtype=np.float32)
 
 
-def _table(hits: list[Hit]) -> list[str]:
+def _words(hit: Hit, index: ImageIndex) -> str:
+    """The texts of an image, and its columns."""
+    columns = index.columns_of(hit.item.key).items()
+    return " | ".join([*hit.item.texts, *(f"{name}: {value}" for name, value in columns if value is not None)])
+
+
+def _table(hits: list[Hit], index: ImageIndex) -> list[str]:
     width = max(40, shutil.get_terminal_size((100, 24)).columns)
     lines = [f"{'rank':>4}  {'score':>6}  {'key':<9}  text"]
     for rank, hit in enumerate(hits, 1):
-        line = f"{rank:>4}  {hit.score:>6.3f}  {hit.item.key:<9}  {' | '.join(hit.item.texts)}"
+        line = f"{rank:>4}  {hit.score:>6.3f}  {hit.item.key:<9}  {_words(hit, index)}"
         lines.append(line if len(line) <= width else line[: width - 1] + "…")
     return lines
 
 
-def _json(hits: list[Hit]) -> str:
+def _json(hits: list[Hit], index: ImageIndex) -> str:
     rows = [
         {
             "rank": rank,
@@ -122,6 +139,7 @@ def _json(hits: list[Hit]) -> str:
             "split": hit.item.split,
             "texts": list(hit.item.texts),
         }
+        | ({"columns": columns} if (columns := index.columns_of(hit.item.key)) else {})
         for rank, hit in enumerate(hits, 1)
     ]
     return json.dumps(rows, ensure_ascii=False, indent=2)
@@ -129,7 +147,7 @@ def _json(hits: list[Hit]) -> str:
 
 def _page(query: Query, hits: list[Hit], index: ImageIndex, picture: Callable[[IndexedImage], bytes]) -> str:
     image = picture(index.item(query.key)) if query.key else query.image
-    answers = [ImageAnswer(picture(hit.item), " | ".join(hit.item.texts), hit.score, None) for hit in hits]
+    answers = [ImageAnswer(picture(hit.item), _words(hit, index), hit.score, None) for hit in hits]
     answered = AnsweredQuery(query.describe(), image, answers, None)
     return search_page("Search", f"{len(hits)} of {len(index.items):,} images.", {"Nearest images": [answered]})
 
@@ -166,8 +184,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
         require_output_file("--html", args.html, ".html")
     image = _read_image(args.image) if args.image else None
     query = Query(text=args.text, image=image, key=args.key, plus=args.plus, minus=args.minus)
-    index = open_index(paths.index, model_digest(paths.finetuned))
-    encoder = Embedder.load(paths.finetuned)
+    model = given_model(args.model, params)
+    index = open_index(args.index or paths.index, model_digest(model))
+    encoder = Embedder.load(model)
     try:
         hits = search(
             query,
@@ -175,14 +194,15 @@ def main(params: Params, args: argparse.Namespace) -> None:
             encoder=encoder,
             text_weight=config.text_weight,
             num_results=args.k or config.num_results,
+            where=args.where,
         )
     except DataError as error:
         raise DataError(f"--image {args.image}: {error}" if args.image else str(error)) from None
-    say(f"search: the model in {paths.finetuned}, promoted or not; `align serve` answers with the champion")
+    say(f"search: the model in {model}, promoted or not; `align serve` answers with the champion")
     if args.json:
-        show_json(_json(hits))
+        show_json(_json(hits, index))
     else:
-        show(*_table(hits))
+        show(*_table(hits, index))
     if args.html:
         write_text(args.html, _page(query, hits, index, _pictures(index, params)))
         say(f"search: wrote {args.html}")

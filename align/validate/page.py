@@ -36,6 +36,7 @@ def tables_page(
     reference: DriftReference | None,
     checked_sets: Iterable[str],
     *,
+    lost: Sequence[str],
     has_manifest: bool,
 ) -> str:
     """The page of `align validate`.
@@ -46,9 +47,11 @@ def tables_page(
         moved: the figure whose drift was measured -> how far it moved, 0 to 1.
         reference: the reference for drift, or None.
         checked_sets: names of the evaluation sets that the filter searched for.
+        lost: a sentence for each source of which nothing was kept.
         has_manifest: whether data/raw has a manifest with which its bytes were compared.
     """
-    blocks = [html.heading("The kept pairs, and how far they moved")]
+    blocks = [html.paragraph(f"{one[0].upper()}{one[1:]}.") for one in lost]
+    blocks.append(html.heading("The kept pairs, and how far they moved"))
     if figure is not None:
         blocks.append(html.plot(figure, alt="text lengths, image sizes and languages of the kept pairs"))
     blocks += _drift(moved, reference)

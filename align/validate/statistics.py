@@ -18,7 +18,7 @@ from typing import Any
 
 from align.config.validate import ValidateConfig
 from align.formats.statuses import NOT_FETCHED
-from align.interfaces.sql import Rows
+from align.interfaces.sql import Engine, Rows
 
 #: Room on each side of a measured share: ten points.
 _ROOM = 0.1
@@ -186,6 +186,32 @@ MEASURED = {
         "LEFT JOIN evaluation_hashes ON images.phash = evaluation_hashes.phash WHERE keep"
     ),
 }
+
+
+#: Where a picture is from: the host of its address; of a file, the first folder of its path. An address of a stranger
+#: may have megabytes. A source counts from a hundredth of the pairs on: in a crawl, many small hosts lose all.
+_BY_SOURCE = """SELECT source, reason, count(*) AS number FROM (
+    SELECT CASE WHEN address LIKE '%://%' THEN split_part(address, '/', 3)
+        WHEN address LIKE '%/%' THEN split_part(address, '/', 1) ELSE '.' END AS source, reason
+    FROM (SELECT key, substring(url, 1, 300) AS address FROM raw) AS named JOIN decisions ON named.key = decisions.key
+) AS decided GROUP BY source, reason"""
+_LOST = """SELECT source, reason, number FROM by_source WHERE source IN (
+    SELECT source FROM by_source GROUP BY source
+    HAVING count(*) = count(reason) AND 100 * sum(number) >= (SELECT sum(number) FROM by_source)
+) ORDER BY source, number DESC, reason"""
+
+
+def lost_sources(engine: Engine) -> list[str]:
+    """A sentence for each source of which the filter kept nothing, at most a hundred. Needs complete views."""
+    engine.table("by_source", _BY_SOURCE)
+    found: dict[str, list[tuple[str, int]]] = {}
+    for source, reason, number in engine.rows(_LOST):
+        found.setdefault(source, []).append((reason, number))
+    return [
+        f"the filter kept none of the {sum(number for _, number in reasons):,} pairs of {source}: "
+        f"{reasons[0][1]:,} were dropped as {reasons[0][0]}"
+        for source, reasons in found.items()
+    ]
 
 
 def measure(rows: Rows, reasons: Iterable[str], incomplete: Iterable[str]) -> dict[str, float | int | None]:

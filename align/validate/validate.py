@@ -56,7 +56,7 @@ from align.validate.expectations import gate, manifest_faults
 from align.validate.figures import drift_figure
 from align.validate.page import tables_page
 from align.validate.report import REPORT, QualityReport, judge, read_report, require_holds, summary, write_gate
-from align.validate.statistics import measure, suggested_bands, tighter_bands
+from align.validate.statistics import lost_sources, measure, suggested_bands, tighter_bands
 from align.validate.tables import JudgedData, sample_rows
 
 
@@ -233,6 +233,9 @@ def validate(
         numbers: dict[str, Any] = dict(measure(engine.rows, config.dropped_share, incomplete))
         now = {} if incomplete else distributions(engine.rows, languages=data.has_languages())
         samples = sample_rows(engine, data, config.sample_rows, incomplete)
+        lost = [] if incomplete else lost_sources(engine)
+    for one in lost:  # before the verdict: bands on all pairs may hold although a whole source went
+        say(f"validate: {one}; what each rule drops: reports/filter/report.html")
     keep_rate, raw_faults = numbers["keep_rate"] or 0.0, manifest_faults(data.raw)
     moved = drift(keep_rate, now, reference) if reference and now else {}
     numbers |= checked_counts(sets, data.checked_sets) | (raw_faults or {})
@@ -258,7 +261,9 @@ def validate(
     if report.passed:
         report = report.model_copy(update={"tighter": tighter_bands(config, numbers)})
     figure = drift_figure(now, reference.distributions if reference else {}) if now else None
-    page = tables_page(report, figure, moved, reference, data.checked_sets, has_manifest=raw_faults is not None)
+    page = tables_page(
+        report, figure, moved, reference, data.checked_sets, lost=lost, has_manifest=raw_faults is not None
+    )
     with replace_directory(reports, "validate") as part:
         write_gate(report, page, part, {"distributions.png": png(figure)} if figure else {})
     require_holds(report, reports)

@@ -123,6 +123,14 @@ def test_by_keyboard_alone_from_a_text_to_a_picture_and_back(tab: Page, url: str
     tab.wait(f"{FOCUSED} === {json.dumps(first)}")
 
 
+def test_it_begins_with_pictures_and_an_example(tab: Page, url: str) -> None:
+    tab.open(url)
+    tab.wait("document.querySelectorAll('#results .caption').length === 12 && !document.getElementById('start').hidden")
+    tab.run("document.getElementById('example').click()")
+    tab.wait("document.getElementById('status').innerText.startsWith('Pictures 1 to 12 of 12')")
+    assert tab.run("document.getElementById('start').hidden && Boolean(document.getElementById('text').value)")
+
+
 @pytest.mark.parametrize("key", ADDRESSES)
 def test_foreign_text_is_text_and_only_web_addresses_are_links(tab: Page, url: str, key: str) -> None:
     page, link = ADDRESSES[key]

@@ -100,7 +100,7 @@ class Folder:
         maybe = filter(self._may_be_table, contents.perhaps_tables[:_NAMED])
         for table in [*contents.tables, *maybe]:
             try:
-                choice = self._tables.require_columns(table)
+                choices = self._tables.require_columns(table)
             except DataError as error:
                 if not isinstance(error, NoColumnError) and not table.lower().endswith((".json", ".json.gz")):
                     raise  # damaged; a damaged .json cannot be told from another kind of file
@@ -108,7 +108,7 @@ class Folder:
                     errors.append(error)
                 continue
             chosen.append(table)
-            if choice is not None:
+            for choice in choices:
                 say(f"ingest: {table}: {choice}")
         if not chosen and not contents.num_texts and self._config.folder_text is None:
             raise self._without_text(contents, errors)

@@ -63,17 +63,21 @@ class NoColumnError(DataError):
 
 
 class Choice(NamedTuple):
-    """Columns that were found by their usual names.
+    """What was found in a table: columns by their usual names, or how it is written.
 
     Attributes:
         columns: `url` or `text`, as in `ingest.columns` -> the column.
         others: columns with other usual names, which are not read.
+        layout: what is not usual in the way it is written.
     """
 
     columns: Mapping[str, str]
-    others: Sequence[str]
+    others: Sequence[str] = ()
+    layout: str = ""
 
     def __str__(self) -> str:
+        if self.layout:
+            return self.layout
         found = ", ".join(f"{_WHAT[key]} from column '{name}'" for key, name in self.columns.items())
         also = f" (not from {', '.join(self.others)})" if self.others else ""
         keys = " and ".join(f"ingest.columns.{key}" for key in self.columns)
@@ -108,8 +112,8 @@ class Tables:
         names = [name.strip().strip('"') for name in line.decode("utf-8-sig", "replace").split(separator)]
         return all(_found(column, self._usual[key], names) is not None for key, column in self._names.items())
 
-    def require_columns(self, file: str) -> Choice | None:
-        """Reads the beginning of a table: the columns that were found by their usual names; None if it has no row.
+    def require_columns(self, file: str) -> Sequence[Choice]:
+        """Reads the beginning of a table: what was found in it.
 
         Raises:
             NoColumnError: a column is missing.
@@ -117,7 +121,7 @@ class Tables:
         """
         choices: list[Choice] = []
         next(self.rows(file, Counter(), choices.append), None)
-        return choices[0] if choices else None
+        return choices
 
     def rows(self, file: str, counts: Counter[str], tell: Callable[[Choice], None]) -> Iterator[TableRow]:
         """The rows of a table in order.
@@ -125,7 +129,7 @@ class Tables:
         Args:
             file: the table.
             counts: a file that is cut off counts as damaged.
-            tell: called once, with the columns that were found by their usual names, if there are such.
+            tell: called with what was found, if there is such.
 
         Raises:
             NoColumnError: a column is missing.
@@ -190,7 +194,10 @@ class Tables:
         if name.endswith(".txt"):
             tabs = not self._is_header(stream.readline(_HEADER_BYTES), ",")
             stream.seek(0)
-        rows = table_lines.separated_rows(stream, "\t" if tabs else ",")
+        layout = table_lines.layout_of(stream, "\t" if tabs else None)
+        if found := str(layout):
+            tell(Choice({}, layout=found))
+        rows = table_lines.separated_rows(stream, layout)
         first = next(rows, [])
         while first is None:
             yield UNREADABLE, None, None, _UNNAMED

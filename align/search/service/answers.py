@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 #: Absolute bounds; `serve.*` of params.yaml sets narrower ones, which a refusal names.
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 Key = Annotated[str, Field(min_length=1, max_length=500)]
+Conditions = Annotated[list[Annotated[str, Field(min_length=1, max_length=1200)]], FailFast(), Field(max_length=16)]
+#: Column of a catalogue -> value; empty for an index of shards.
+Columns = dict[str, str | int | float | None]
 
 
 class Asked(BaseModel):
@@ -20,6 +23,7 @@ class Asked(BaseModel):
         weight: of these words; the picture's is 1.
         split: only pictures of this part of the data.
         words: only pictures whose alt-texts have each of these words.
+        where: only pictures whose columns fulfil each of these conditions, such as `price<=20`.
         offset: number of results to leave out.
         limit: highest number of results.
     """
@@ -31,6 +35,7 @@ class Asked(BaseModel):
     weight: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
     split: Literal["train", "val", "test"] | None = None
     words: Text | None = None
+    where: Conditions = []
     offset: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     limit: Annotated[int, Field(ge=1, le=100)] | None = None
 
@@ -86,6 +91,7 @@ class SearchHit(BaseModel):
         split: the part of the data that has it.
         texts: its alt-texts.
         image: the address of its picture on this server.
+        columns: of its row in a catalogue.
     """
 
     rank: int
@@ -95,6 +101,7 @@ class SearchHit(BaseModel):
     split: str
     texts: list[str]
     image: str
+    columns: Columns
 
 
 class SearchAnswer(BaseModel):
@@ -114,6 +121,24 @@ class SearchAnswer(BaseModel):
     num_images: int
     offset: int
     more: bool
+    hits: list[SearchHit]
+
+
+class StartAnswer(BaseModel):
+    """What a page begins with.
+
+    Attributes:
+        served: what answers.
+        num_images: in the index, without those taken down.
+        example: words to search for: a text of one of the pictures; null where there is none.
+        columns: column of a catalogue -> its texts to choose from; empty: they are many; null: it has numbers.
+        hits: some pictures, evenly over the index; their scores are 0.
+    """
+
+    served: ServedVersion
+    num_images: int
+    example: str | None
+    columns: dict[str, list[str] | None]
     hits: list[SearchHit]
 
 
@@ -197,6 +222,7 @@ class ItemAnswer(BaseModel):
         trained_on: in words: whether this model was trained on the picture.
         picture_missing: why there is no picture; null if there is one.
         pair: the decision on its first pair.
+        columns: see `SearchHit`.
     """
 
     key: str
@@ -212,6 +238,7 @@ class ItemAnswer(BaseModel):
     trained_on: str
     picture_missing: str | None
     pair: PairShown
+    columns: Columns
 
 
 class Health(BaseModel):

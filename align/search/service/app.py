@@ -33,9 +33,10 @@ from align.search.service.answers import (
     SearchAnswer,
     SearchQuery,
     SearchRequest,
+    StartAnswer,
 )
 from align.search.service.batching import Work
-from align.search.service.queries import answer, checked, require_text, version
+from align.search.service.queries import answer, checked, require_text, start, version
 from align.search.service.served import Served
 from align.search.service.service import SearchService
 
@@ -164,6 +165,12 @@ def _searches(app: FastAPI, service: SearchService) -> None:
         """The same; the body is the picture's file."""
         return await _search(service, request, _asked(Asked, request), await request.body())
 
+    @app.get("/start", response_model=StartAnswer, responses=_REFUSALS, summary="Some pictures")
+    async def begin(request: Request) -> Response:
+        """What a page begins with: pictures evenly over the index, an example, the columns of a catalogue."""
+        served = service.served()
+        return _json(await service.apart(_client(request), lambda: start(served)))
+
     @app.post("/embed", response_model=EmbedAnswer, responses=_REFUSALS, summary="Embeddings")
     async def embed(request: Request, asked: EmbedRequest) -> Response:
         """Embeddings of texts and pictures, by the model that is served."""
@@ -183,10 +190,11 @@ def _searches(app: FastAPI, service: SearchService) -> None:
 
 def _asked(kind: type[A], request: Request) -> A:
     """The parameters of an address, as FastAPI reads them, but without the quarter of a query's time that it takes."""
-    if request.scope["query_string"].count(b"&") > len(kind.model_fields):
+    given = request.query_params
+    if request.scope["query_string"].count(b"&") > len(kind.model_fields) + len(conditions := given.getlist("where")):
         raise DataError("the address has more parameters than there are")
     try:
-        return kind.model_validate(dict(request.query_params))
+        return kind.model_validate({**given, "where": conditions})
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False)) from None
 

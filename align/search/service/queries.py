@@ -12,11 +12,13 @@ from align.config.serve import ServeConfig
 from align.errors import DataError
 from align.formats.image_index import Hit
 from align.search.queries import compose
-from align.search.service.answers import Asked, SearchAnswer, SearchHit, SearchQuery, ServedVersion
+from align.search.service.answers import Asked, SearchAnswer, SearchHit, SearchQuery, ServedVersion, StartAnswer
 from align.search.service.served import Served
 
 Rows = NDArray[np.float32]
 Allowed = NDArray[np.bool_] | None
+#: Pictures that a page begins with, and characters of its example.
+_NUM_FIRST, _LONGEST_EXAMPLE = 12, 60
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,19 @@ def answer(query: Query, served: Served, allowed: Allowed, texts: Rows, image: R
     )
 
 
+def start(served: Served) -> StartAnswer:
+    """What a page begins with."""
+    items = served.index.spread(_NUM_FIRST)
+    texts = [text for item in items for text in item.texts if 0 < len(text) <= _LONGEST_EXAMPLE]
+    return StartAnswer(
+        served=version(served),
+        num_images=served.index.num_images,
+        example=texts[len(texts) // 2] if texts else None,
+        columns=served.index.columns.choices(),
+        hits=[_shown(served, Hit(item, 0.0), rank) for rank, item in enumerate(items, 1)],
+    )
+
+
 def version(served: Served) -> ServedVersion:
     """What is served, for an answer."""
     release = served.release
@@ -163,4 +178,5 @@ def _shown(served: Served, hit: Hit, rank: int) -> SearchHit:
         split=item.split,
         texts=list(item.texts),
         image=picture_address(served, item.key),
+        columns=served.index.columns_of(item.key),
     )

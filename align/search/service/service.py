@@ -135,14 +135,14 @@ class SearchService(Collector):
         return await self._preparing.do(client, lambda: parse_json(body, most))
 
     async def allowed(self, client: str, served: Served, asked: Asked) -> NDArray[np.bool_] | None:
-        """The images that pass the request's filter, see `ImageIndex.allowed`. Raises DataError for too many words."""
+        """The images that pass the request's filter, see `ImageIndex.allowed`. Raises DataError as it does."""
         words = list(dict.fromkeys((asked.words or "").split()))
         if len(words) > self.config.max_words:
             raise DataError(f"words: {len(words):,} different ones; at most {self.config.max_words} are looked for")
         splits = [asked.split] if asked.split is not None else []
-        if not words and not splits:
+        if not words and not splits and not asked.where:
             return None
-        return await self._preparing.do(client, lambda: served.index.allowed(splits, words))
+        return await self._preparing.do(client, lambda: served.index.allowed(splits, words, asked.where))
 
     def about(self, served: Served, item: IndexedImage) -> ItemAnswer:
         """What is known of an indexed picture. Raises CorruptError if the index is damaged."""
@@ -166,6 +166,7 @@ class SearchService(Collector):
             trained_on=_trained_on(item, tags.get("align.data_digest"), header.shards_digest),
             picture_missing=self.pictures.missing_because(served),
             pair=self._pair_of(item, header),
+            columns=served.index.columns_of(item.key),
         )
 
     async def health(self) -> Health:

@@ -9,6 +9,7 @@ from align.config.filter import FilterConfig
 from align.config.model import ModelConfig
 from align.config.params import DEMO, PROFILES, profile_names, profile_overrides
 from align.config.recipe import FinetuneConfig, PretrainConfig
+from align.config.shard import ShardConfig
 from align.config.validate import ValidateConfig
 from align.errors import ConfigError
 from align.filter.rules import RULES
@@ -109,6 +110,11 @@ def test_outside_a_checkout_those_of_the_package_are_used(tmp_path: Path, monkey
 def test_a_missing_profile_names_those_that_exist() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"--profile laion: no readable file .*: ablation, cc3m, coyo, crawl, paper, photographs, url_table",
+        match=r"--profile laion: no readable file .*: ablation, catalogue, cc3m, coyo, crawl, paper, photographs, url_",
     ):
         profile_overrides("laion")
+
+
+def test_the_photographs_cut_is_what_their_shards_need() -> None:
+    params = load_params(overrides=profile_overrides("photographs"))
+    assert params.section(FilterConfig).short_side_above_px == params.section(ShardConfig).image_px - 1

@@ -23,7 +23,7 @@ from align.validate.validate import git_user, validate
 from align.validate.validate_shards import validate_shards
 from tests.support import small_data
 from tests.support.bombs import parquet_bomb
-from tests.support.gates import ENGINE, accept_failure, check_that_fails, pairs, run_gate
+from tests.support.gates import ENGINE, accept_failure, check_that_fails, pairs, rewrite, run_gate
 from tests.support.params import load_params
 from tests.support.shard_folder import write_shards
 from tests.support.small_data import Pair
@@ -51,6 +51,26 @@ def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> N
         "quality/num_expectations": len(report.expectations), "quality/num_failed": 0, "quality/num_accepted": 0,
         "quality/num_pairs": 20, "quality/keep_rate": 0.7,
     }  # fmt: skip
+
+
+def test_a_source_that_was_lost_whole_is_said_before_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_data.write(tmp_path, pairs())
+    (tmp_path / "evaluation").mkdir()
+    places = [f"photos/{row}.jpg" if row < 16 else f"<products>/{row}.jpg" for row in range(20)]
+
+    def move(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+        return [row | {"url": place} for row, place in zip(rows, places, strict=True)]
+
+    rewrite(tmp_path / "raw/00000.parquet", move)
+    data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "evaluation", {})
+    folders = {"policy": tmp_path / "policy", "reports": tmp_path / "quality"}
+    validate(load_params().section(ValidateConfig), ENGINE, data, **folders, check=check_that_fails())
+    lost = "he filter kept none of the 4 pairs of {}: 3 were dropped as text_too_short"
+    assert capsys.readouterr().err.startswith("validate: t" + lost.format("<products>"))
+    page = (tmp_path / "quality/report.html").read_text()
+    assert "T" + lost.format("&lt;products&gt;") in page and "pairs of photos" not in page
 
 
 def test_the_gate_looks_for_held_out_images_too(tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ function facts(rows) {
   return list;
 }
 
+/** The values of a catalogue's row that are there. */
+export const row = (columns) => Object.entries(columns).filter(([, value]) => value !== null).map(([name, value]) => [name, String(value)]);
+
 function rules(rows) {
   const withValues = rows.some((rule) => rule.values);
   const names = ["Rule", "Verdict", "It drops", "Where", ...(withValues ? ["Values"] : [])];
@@ -98,13 +101,15 @@ function pairs(item) {
 function chain(item) {
   const served = item.served;
   const version = served.version === null ? served.name : `${served.name} version ${served.version}`;
-  return element("ol", {class: "chain"},
-    step("Web page", pages(item.found)),
-    step(item.found.length === 1 ? "Pair" : `${item.found.length} pairs`, ...pairs(item)),
-    step("Shard", element("p", {}, item.shard, " ", element("span", {class: "key"}, `byte ${item.offset_bytes.toLocaleString("en")}`)),
-      element("p", {}, `Part of the data: ${item.split}`)),
+  const steps = item.split === "catalogue"
+    ? [step("Row of the catalogue", list(item.texts), facts(row(item.columns).map(([name, value]) => [name, address(value)])))]
+    : [step("Web page", pages(item.found)),
+      step(item.found.length === 1 ? "Pair" : `${item.found.length} pairs`, ...pairs(item)),
+      step("Shard", element("p", {}, item.shard, " ", element("span", {class: "key"}, `byte ${item.offset_bytes.toLocaleString("en")}`)),
+        element("p", {}, `Part of the data: ${item.split}`))];
+  return element("ol", {class: "chain"}, ...steps,
     step("Model", element("p", {}, version), facts([
-      ["Trained on this picture", item.trained_on],
+      ["Trained on this picture", item.split === "catalogue" ? null : item.trained_on],
       ["MLflow run", served.run_id],
       ["Digest", served.model_digest],
       ...Object.entries(item.version_tags).map(([name, value]) => [TAGS[name] ?? name, value]),
@@ -118,9 +123,10 @@ function shown(item, like) {
     element("div", {class: "top"},
       element("div", {}, picture(`${item.image}&large=true`, item.picture_missing ?? "the picture is not here"), more),
       chain(item)),
-    element("h3", {}, "Rules of the filter"),
+    ...(item.split === "catalogue" ? [] : [element("h3", {}, "Rules of the filter")]),
     ...item.pair.notes.map((note) => element("p", {class: "note"}, note)),
-    item.pair.rules.length ? rules(item.pair.rules) : element("p", {}, "The rules are not recorded here."),
+    item.pair.rules.length ? rules(item.pair.rules)
+      : item.split === "catalogue" ? null : element("p", {}, "The rules are not recorded here."),
     element("p", {class: "key"}, `sha256 of the picture: ${item.image_id}`),
   ];
 }
@@ -142,7 +148,7 @@ export async function open(key, like) {
   } catch (error) {
     parts = [element("p", {class: "warning"}, error.message)];
   }
-  if (number === latest) body.replaceChildren(...parts);
+  if (number === latest) body.replaceChildren(...parts.filter((part) => part !== null));
 }
 
 document.getElementById("close").addEventListener("click", () => dialog.close());

@@ -1,7 +1,7 @@
 // The page: fields, results as one types, pages of them, and the address of the query.
 
 import {ask, asks, answerOf, fromAddress, NONE, toAddress} from "./query.js";
-import {element, open, picture} from "./detail.js";
+import {element, open, picture, row} from "./detail.js";
 
 const PAUSE_MS = 200; // after the last key that was typed
 const LOOK_MS = 5000; // between two looks at what is served
@@ -47,12 +47,13 @@ function restore() {
 async function run() {
   running?.abort();
   document.title = query.text ? `${query.text} - image search` : "Image search";
+  by("start").hidden = true;
   if (!asks(query)) {
     by("results").replaceChildren();
     by("pages").hidden = true;
     say(query.lost ? "This address was made with a picture that is not in it: choose the picture again."
       : "Results come while you type.");
-    return;
+    return first();
   }
   const mine = running = new AbortController();
   const begins = performance.now();
@@ -87,11 +88,42 @@ function results(answer, ms) {
   named(answer.served);
 }
 
+/** Before anything is asked: some pictures and an example. Also the fields of a catalogue's columns. */
+async function first() {
+  const begin = await answerOf(await fetch("/start")).catch(() => null);
+  if (!begin) return;
+  const fields = Object.entries(begin.columns).flatMap(([name, choices]) => choices
+    ? [field(name, "=", name, choices)] : [field(name, ">=", `${name} from`, []), field(name, "<=", `${name} to`, [])]);
+  by("columns").replaceChildren(...fields);
+  show();
+  if (asks(query) || query.lost) return;
+  by("start-said").textContent = `Some of ${numbers.format(begin.num_images)} pictures.` + (begin.example ? " For example:" : "");
+  by("example").textContent = by("text").placeholder = begin.example ?? "";
+  by("example").hidden = !begin.example;
+  by("start").hidden = false;
+  by("results").replaceChildren(...begin.hits.map(result));
+  named(begin.served);
+}
+
+/** A field of a column: a choice where the values are few. */
+function field(name, operator, label, choices) {
+  const input = choices.length
+    ? element("select", {}, element("option", {value: ""}, "all"), ...choices.map((one) => element("option", {}, one)))
+    : element("input", {type: "text", maxlength: "1000"});
+  input.dataset.condition = name + operator;
+  input.addEventListener("input", () => change({where: [...by("columns").querySelectorAll("[data-condition]")]
+    .filter((one) => one.value.trim()).map((one) => one.dataset.condition + one.value)}, {typed: true}));
+  input.id = `where ${name + operator}`;
+  return element("div", {class: "field"}, element("label", {for: input.id}, label), input);
+}
+
 function result(hit) {
+  const values = row(hit.columns).map((pair) => pair.join(": ")).join(", ");
   const button = element("button", {type: "button", "data-key": hit.key},
     picture(hit.image, "the picture is not here"),
-    element("span", {class: "score"}, `${hit.rank}. score ${hit.score.toFixed(3)}`),
-    element("span", {class: "caption"}, hit.texts.join(" | ")));
+    hit.score ? element("span", {class: "score"}, `${hit.rank}. score ${hit.score.toFixed(3)}`) : null,
+    element("span", {class: "caption"}, hit.texts.join(" | ")),
+    values ? element("span", {class: "values"}, values) : null);
   button.addEventListener("click", () => open(hit.key, (key) => change({...NONE, weight: query.weight, key})));
   return element("li", {}, button);
 }
@@ -105,7 +137,11 @@ function show() {
   by("weight-shown").textContent = query.weight;
   by("by-text").hidden = pictured;
   by("by-picture").hidden = by("words-row").hidden = !pictured;
-  if (query.split || query.words) by("filters").open = true;
+  for (const one of by("columns").querySelectorAll("[data-condition]")) {
+    const known = query.where.find((condition) => condition.startsWith(one.dataset.condition));
+    if (one !== document.activeElement) one.value = known?.slice(one.dataset.condition.length) ?? "";
+  }
+  if (query.split || query.words || query.where.length) by("filters").open = true;
   if (previewed) URL.revokeObjectURL(previewed);
   previewed = query.image ? URL.createObjectURL(query.image) : null;
   if (!pictured) return by("preview").removeAttribute("src");
@@ -128,8 +164,7 @@ async function look() {
     const notes = [...health.warnings, ...(health.pictures ? [health.pictures] : [])];
     if (by("warning").textContent !== notes.join(" ")) by("warning").textContent = notes.join(" ");
     by("warning").hidden = !notes.length;
-    if (health.served && before !== null && before !== digest && asks(query)) run();
-    else if (health.served && before === null && asks(query) && !by("results").childElementCount) run();
+    if (health.served && before !== digest && (before !== null || !by("results").childElementCount)) run();
   } catch {
     by("served").textContent = "The server does not answer";
   }
@@ -146,6 +181,7 @@ by("query").addEventListener("submit", (event) => { event.preventDefault(); chan
 by("remove").addEventListener("click", () => { change({key: "", image: null, plus: "", minus: ""}); by("text").focus(); });
 by("previous").addEventListener("click", () => turn(-1));
 by("next").addEventListener("click", () => turn(1));
+by("example").addEventListener("click", (event) => change({text: event.target.textContent}));
 by("file").addEventListener("change", (event) => { take(event.target.files[0]); event.target.value = ""; });
 
 function turn(by_) {
@@ -156,7 +192,7 @@ function turn(by_) {
 function take(file) {
   if (!file) return;
   if (!file.type.startsWith("image/")) return say(`${file.name} is not a picture.`);
-  change({...NONE, weight: query.weight, split: query.split, words: query.words, image: file});
+  change({...NONE, weight: query.weight, split: query.split, words: query.words, where: query.where, image: file});
   by("plus").focus();
 }
 
@@ -171,5 +207,6 @@ document.addEventListener("drop", (event) => {
 addEventListener("popstate", restore);
 
 restore();
+if (asks(query)) first();
 look();
 setInterval(look, LOOK_MS);

@@ -1,7 +1,7 @@
 // A query: from the address and into it, and the question that it puts to the server. A person's own picture is in
 // neither: the address says only that there was one.
 
-export const NONE = {text: "", key: "", image: null, plus: "", minus: "", weight: 2, split: "", words: "", page: 1};
+export const NONE = {text: "", key: "", image: null, plus: "", minus: "", weight: 2, split: "", words: "", where: [], page: 1};
 const TEXTS = {text: "q", key: "key", plus: "plus", minus: "minus", split: "split", words: "words"};
 
 /** The query of an address. `own` is the picture that this tab remembers for it, or null. */
@@ -9,6 +9,7 @@ export function fromAddress(search, own, weight) {
   const given = new URLSearchParams(search);
   const query = {...NONE, weight, image: own};
   for (const [name, parameter] of Object.entries(TEXTS)) query[name] = (given.get(parameter) ?? "").slice(0, 1000);
+  query.where = given.getAll("where").slice(0, 16).map((condition) => condition.slice(0, 1200));
   const number = Number.parseFloat(given.get("weight"));
   if (number > 0 && number <= 100) query.weight = number;
   const page = Number.parseInt(given.get("page"), 10);
@@ -22,6 +23,7 @@ export function fromAddress(search, own, weight) {
 export function toAddress(query, weight) {
   const parts = new URLSearchParams();
   for (const [name, parameter] of Object.entries(TEXTS)) if (query[name]) parts.set(parameter, query[name]);
+  for (const condition of query.where) parts.append("where", condition);
   if (query.image) parts.set("picture", "own");
   if (query.weight !== weight && (query.plus || query.minus)) parts.set("weight", String(query.weight));
   if (query.page > 1) parts.set("page", String(query.page));
@@ -36,6 +38,7 @@ export const asks = (query) => Boolean(query.text.trim() || query.key || query.i
 export async function ask(query, limit, signal) {
   const parts = new URLSearchParams({offset: String((query.page - 1) * limit), limit: String(limit)});
   for (const name of ["split", "words"]) if (query[name].trim()) parts.set(name, query[name]);
+  for (const condition of query.where) parts.append("where", condition);
   const pictured = query.key || query.image;
   if (pictured) {
     for (const name of ["plus", "minus"]) if (query[name].trim()) parts.set(name, query[name]);

@@ -71,6 +71,43 @@ def test_every_kind_of_table_needs_no_setting(tmp_path: Path, name: str, text: s
     assert +counts == {"rows": 3}
 
 
+CATALOGUE = 'SKU;Title;Price;Picture\n1;Größe, "weiß";1,50;images/a.png\n2;Café;2,00;images/sub/b.jpg\n'
+
+
+@pytest.mark.parametrize(
+    ("encoding", "separator", "said"),
+    [
+        ("utf-8", ",", ""),
+        ("utf-8", ";", "separated by semicolons"),
+        ("utf-8-sig", ";", "separated by semicolons"),
+        ("windows-1252", ";", "separated by semicolons, encoded in windows-1252"),
+        ("utf-8", "\t", "separated by tabs"),
+        ("utf-16", "\t", "separated by tabs, encoded in utf-16"),
+        ("utf-8", "|", "separated by vertical bars"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_how_a_csv_is_written_is_found_and_said(
+    tmp_path: Path, encoding: str, separator: str, said: str, packed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CATALOGUE if separator == ";" else CATALOGUE.replace(",", ".").replace(";", separator)
+    file = photos(tmp_path) / ("shop.csv.gz" if packed else "shop.csv")
+    file.write_bytes(gzip.compress(text.encode(encoding)) if packed else text.encode(encoding))
+    rows = read_all(tmp_path, "folder")
+    title = 'Größe, "weiß"' if separator == ";" else 'Größe. "weiß"'
+    assert pairs(rows) == [("images/a.png", title), ("images/sub/b.jpg", "Café")]
+    assert [line for line in capsys.readouterr().err.splitlines() if "column" not in line] == (
+        [f"ingest: {file}: {said}"] if said else []
+    )
+
+
+def test_a_damaged_byte_and_a_comma_in_other_places_change_no_layout(tmp_path: Path) -> None:
+    text = "file,caption\n" + "images/a.png,a; b | c\n" * 3 + "images/a.png,größer\n" * 2
+    file = photos(tmp_path) / "t.csv"
+    file.write_bytes(text.encode() + b"images/a.png,\xff\n")
+    assert [text for _, text in pairs(read_all(tmp_path, "folder"))] == [*["a; b | c"] * 3, *["größer"] * 2, "\ufffd"]
+
+
 def test_parquet_with_lists_and_a_column_of_bytes(tmp_path: Path) -> None:
     root = photos(tmp_path)
     columns = {"image": [b"x", b"y"], "file": ["a.png", "b.jpg"], "captions": [["one", "two"], None]}

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from align.config.ingest import IngestConfig
+from align.config.search import IndexConfig
+from align.search.catalogue import index_catalogue
 from align.search.service.app import POLICY, make_app
 from align.search.service.limits import Limits
 from align.search.service.service import SearchService
@@ -20,7 +23,8 @@ from align.search.service.uploads import Decoders
 from align.web.guard import Guard
 from tests.support import colour_index, hostile_pictures
 from tests.support.colour_index import PAGE
-from tests.support.colours import square
+from tests.support.colours import ColourEncoder, square
+from tests.support.params import load_params
 from tests.support.served import served, service
 
 PORT = 7000
@@ -286,3 +290,38 @@ def test_a_fault_of_ours_is_no_stack_trace(made: SearchService, monkeypatch: pyt
     monkeypatch.setattr(made.pictures, "read", broken)
     answer = ask(made, "GET", "/image/000000001")
     assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log says why"})
+
+
+def test_a_page_begins_with_pictures_and_an_example(made: SearchService) -> None:
+    answer = ask(made, "GET", "/start").json()
+    assert answer["num_images"] == 12 and len(answer["hits"]) == 12 and answer["columns"] == {}
+    assert answer["example"] in [text for hit in answer["hits"] for text in hit["texts"]]
+    assert answer["hits"][0]["image"].startswith("/image/") and answer["hits"][0]["columns"] == {}
+
+
+def test_columns_of_a_catalogue_are_answered_and_are_filters(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    rows = ["SKU;Preis;Titel;Bild\n"]
+    for number, colour in enumerate(("red", "green", "blue")):
+        (tmp_path / f"shop/{colour}.jpg").write_bytes(square(colour))
+        rows.append(f"0{number};{number},5;<img src=x onerror=alert(1)> {colour};{colour}.jpg\n")
+    (tmp_path / "shop/t.csv").write_text("".join(rows))
+    params = load_params(overrides=["ingest.columns={url: Bild, text: Titel, page_url: null}"])
+    reading, config = params.section(IngestConfig), params.section(IndexConfig)
+    index_catalogue(config, tmp_path / "shop/t.csv", reading, ColourEncoder(), "mine", tmp_path / "index", update=False)
+    with service(tmp_path, served(tmp_path), max_requests_per_s=None) as made:
+        [hit] = ask(made, "GET", "/search?text=red&where=Preis>=1&where=SKU=01").json()["hits"]
+        assert (hit["key"], hit["columns"]) == ("green.jpg", {"SKU": "01", "Preis": 1.5})
+        hits = ask(made, "POST", "/search", json={"text": "blue", "where": ["preis < 2,5"]}).json()["hits"]
+        assert {hit["key"] for hit in hits} == {"red.jpg", "green.jpg"}
+        assert ask(made, "GET", "/item/green.jpg").json()["columns"] == {"SKU": "01", "Preis": 1.5}
+        assert ask(made, "GET", "/start").json()["columns"] == {"SKU": [], "Preis": None}
+        for where, said in (
+            ("colour=red", "expected COLUMN=VALUE"),
+            ("Preis=x", "has numbers"),
+            ("SKU<1", "has texts"),
+        ):
+            refused = ask(made, "GET", "/search", params={"text": "red", "where": where})
+            assert refused.status_code == 400 and said in refused.json()["error"]
+        many = ask(made, "GET", "/search?text=red" + "&where=SKU=01" * 17)
+        assert many.status_code == 400 and "where" in many.json()["error"]

@@ -1,0 +1,271 @@
+"""A catalogue: any folder of pictures, or a table that names their files, indexed with any model; no filter, no shards.
+
+A row of the table is an image of the index, with its other columns. New pictures are embedded some hundred at a time in
+the work folder, where a killed run resumes. An update takes what it can from the index before; its bytes are those of a
+new index. A row without a picture that can be read is left out, and counted by its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from align.arguments.stages import CATALOGUE as OUT
+from align.config import Params
+from align.config.ingest import IngestConfig
+from align.config.paths import PathsConfig
+from align.config.search import IndexConfig
+from align.display.console import say, track
+from align.durable.files import sha256_file
+from align.durable.work import key_of, work_directory
+from align.errors import ConfigError, DataError
+from align.formats.image_index import CATALOGUE, VECTORS, ImageIndex, IndexedImage, write_index
+from align.formats.indexed_columns import write_columns
+from align.formats.indexed_images import ImagesWriter
+from align.formats.model_folder import model_digest
+from align.formats.picture_table import PICTURE_COLUMNS, TEXT_COLUMNS, PictureTable, usual_column
+from align.model.embedder import IMAGE_BATCH, Embedder, Encoder
+from align.pairs.picture import PictureError
+from align.pairs.text import normalise
+from align.project import provenance
+from align.search.embed_shards import thumbnail, write_table
+from align.search.given_model import given_model
+from align.search.inputs import image_files
+from align.services.dvc.outs import require_no_out
+from align.services.vector_index import VectorIndex
+
+_MAX_ROWS, _MAX_COLUMNS = 1_000_000, 64
+#: Characters of a column's name, of a value, and of a picture's name: the image's key, which travels in addresses.
+_MAX_NAME, _MAX_VALUE, _MAX_KEY = 100, 1_000, 400
+_PICTURES_AT_ONCE = 10 * IMAGE_BATCH
+_PIECES = ".embedded"
+#: What no file's name can have.
+_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
+_SCHEMA = pa.schema([("image_id", pa.string()), ("thumbnail", pa.binary()), ("vector", pa.binary())])
+
+
+class _Entry(NamedTuple):
+    """A row. `key` is its picture's name; the second row of a picture has `#2` after it."""
+
+    key: str
+    image_id: str
+    path: Path
+    text: str
+    values: tuple[str, ...]
+
+
+class _Catalogue:
+    """The rows of a source that have a picture, in order, and how many have none, by their reasons."""
+
+    def __init__(self, source: Path, config: IngestConfig) -> None:
+        self.columns: list[str] = []
+        self.entries: list[_Entry] = []
+        self.left_out: Counter[str] = Counter()
+        self._max_bytes, self._numbers, self._ids = config.max_record_bytes, Counter[str](), dict[str, str]()
+        self._folder = source if source.is_dir() else source.parent
+        if source.is_dir():
+            for path in image_files(source)[0]:
+                self._add(path.relative_to(source).as_posix(), "", ())
+        else:
+            self._read(PictureTable(source), source, config)
+        if not self.entries:
+            why = ", ".join(f"{number:,} {reason}" for reason, number in self.left_out.items()) or "no row"
+            raise DataError(f"{source}: nothing to index: {why}; names of pictures are relative to {self._folder}")
+
+    def _read(self, table: PictureTable, file: Path, config: IngestConfig) -> None:
+        picture = config.columns.url or usual_column(PICTURE_COLUMNS, table.names)
+        text = config.columns.text or usual_column(TEXT_COLUMNS, table.names)
+        for key, name in (("url", picture), ("text", text)):
+            if name not in table.names and (name or key == "url"):
+                known = ", ".join(one[:_MAX_NAME] for one in table.names[:_MAX_COLUMNS])
+                what = f"'{name}'" if name else "with a usual name for the pictures' files"
+                raise DataError(f"{file}: no column {what}; set ingest.columns.{key} to one of these: {known}")
+        others = [name for name in table.names if name not in (picture, text, "")]
+        self.columns = [name for name in others if len(name) <= _MAX_NAME][:_MAX_COLUMNS]
+        said = f"pictures from column '{picture}', texts from " + (f"'{text}'" if text else "their names")
+        say(f"index: {file}: {'; '.join(filter(None, [table.layout, said]))}; columns: {', '.join(self.columns)}")
+        for number, row in enumerate(table.rows([picture, text, *self.columns]), 1):
+            if number > _MAX_ROWS:
+                raise DataError(f"{file}: more than {_MAX_ROWS:,} rows; divide it")
+            if row is None:
+                self.left_out["row(s) that cannot be read"] += 1
+            else:
+                self._add(_plain(row[0]), _plain(row[1]), tuple(_plain(value)[:_MAX_VALUE] for value in row[2:]))
+
+    def _add(self, written: str, text: str, values: tuple[str, ...]) -> None:
+        name = os.path.normpath(written.replace("\\", "/")) if written else ""
+        path = self._folder / name
+        if not name or len(name) > _MAX_KEY or _IMPOSSIBLE.search(name):
+            self.left_out["without a name that a picture's file can have"] += 1
+        elif not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._folder)):
+            self.left_out["with a picture outside of the folder"] += 1
+        elif image_id := self._ids.get(name) or self._ids.setdefault(name, self._image_id(path)):
+            self._numbers[name] += 1
+            key = name if self._numbers[name] == 1 else f"{name}#{self._numbers[name]}"
+            words = normalise(text) or normalise(re.sub("[-_]", " ", path.stem)) or name
+            self.entries.append(_Entry(key, image_id, path, words, values))
+        else:
+            self.left_out[f"whose picture is missing, or has more than {self._max_bytes:,} bytes"] += 1
+
+    def _image_id(self, path: Path) -> str:
+        try:
+            return sha256_file(path) if path.is_file() and path.stat().st_size <= self._max_bytes else ""
+        except OSError:
+            return ""
+
+
+def _plain(value: Any) -> str:
+    """A cell as text: of a list the first one, of an object nothing."""
+    if isinstance(value, (list, pa.Array)):
+        value = next(iter(value[:1]), None)
+    value = value.as_py() if isinstance(value, pa.Scalar) else value
+    return "" if value is None or isinstance(value, (dict, list, bytes)) else str(value).strip()
+
+
+def index_catalogue(
+    config: IndexConfig, source: Path, reading: IngestConfig, encoder: Encoder, digest: str, out: Path, *, update: bool
+) -> int:
+    """Makes the index of a catalogue.
+
+    Args:
+        config: section `index`.
+        source: a folder of pictures, or a table.
+        reading: names the table's columns (`columns`), and says how large a file may be.
+        encoder: the model.
+        digest: names it.
+        out: the index; replaced whole.
+        update: take vectors and thumbnails from the index in `out`.
+
+    Returns:
+        The number of pictures that were embedded.
+
+    Raises:
+        ConfigError: there would be no thumbnails, and a page has nothing else to show.
+        DataError: no row has a picture, the table is damaged or lacks a column, a file changes meanwhile, or the index
+            in `out` was made with another model.
+        LockedError: another run is making the index.
+    """
+    if not config.thumbnail_px:
+        raise ConfigError("index.thumbnail_px=0: an index without shards shows its thumbnails; set 160")
+    if not source.exists():
+        raise DataError(f"--source {source}: no such file or folder")
+    found = _Catalogue(source, reading)
+    content = key_of([[one.key, one.image_id, one.text, *one.values] for one in found.entries], found.columns)
+    old = _before(config, digest, out, len(found.entries)) if update else {}
+    lacking = list({one.image_id: one.path for one in found.entries if one.image_id not in old}.items())
+    with work_directory(out, "index", key_of(config, digest, content, provenance.digest(__name__))) as folder:
+        new = _embedded(folder / _PIECES, lacking, encoder, config.thumbnail_px)
+        entries = [one for one in found.entries if one.image_id in old or new[one.image_id][1]]
+        found.left_out["whose picture does not decode"] += len(found.entries) - len(entries)
+        for reason, number in (+found.left_out).items():
+            say(f"index: {source}: left out: {number:,} {reason}")
+        if not entries:
+            raise DataError(f"{source}: no picture decodes, so there is nothing to index")
+
+        def vectors(images: ImagesWriter) -> Iterator[NDArray[np.float32]]:
+            for one in track(entries, what="index: joined", total=len(entries)):
+                if one.image_id in old:
+                    index, key = old[one.image_id]
+                    small, vector = index.thumbnail(key), index.vector(key)
+                else:
+                    small, vector = new[one.image_id][0], np.frombuffer(new[one.image_id][1], "<f4")
+                images.add(
+                    IndexedImage(one.key, one.image_id, (one.text,), CATALOGUE, one.key, 0, 0, (one.key,)), small
+                )
+                yield vector[np.newaxis]
+
+        def build(path: Path, images: ImagesWriter) -> VectorIndex:
+            if found.columns:
+                values = zip(*(one.values for one in entries), strict=True)
+                write_columns(path.parent, dict(zip(found.columns, values, strict=True)))
+            return VectorIndex.build(vectors(images), path, num_vectors=len(entries), exact_below=config.exact_below)
+
+        small_px = config.thumbnail_px
+        write_index(folder, build, _no_addresses, model_digest=digest, shards_digest=content, thumbnail_px=small_px)
+        shutil.rmtree(folder / _PIECES)
+    say(f"index: {len(entries):,} images of {source}; {len(lacking):,} pictures were embedded -> {out}")
+    return len(lacking)
+
+
+def _no_addresses(pairs: Iterable[pa.Table], num_pairs: int) -> Iterator[pa.Table]:
+    """An index is given away, and a path says where somebody keeps their pictures."""
+    for some in pairs:
+        yield pa.table({name: pa.array([""] * len(some)) for name in ("page_urls", "urls")})
+
+
+def _before(config: IndexConfig, digest: str, out: Path, num_entries: int) -> dict[str, tuple[ImageIndex, str]]:
+    """image_id -> the index in `out` and a key in it, of all whose vector and thumbnail are those of a new index."""
+    if not out.exists():
+        say(f"index: {out}: no index yet, so all pictures are embedded")
+        return {}
+    index = ImageIndex.load(out, VectorIndex.load)
+    if index.header.model_digest != digest:
+        raise DataError(f"{out}: was made with another model; run it without --update, which embeds all pictures")
+    is_rounded = Path(VECTORS).with_suffix(".npy").name in index.header.files
+    if index.header.thumbnail_px != config.thumbnail_px or (is_rounded and num_entries < config.exact_below):
+        return {}
+    return {item.image_id: (index, item.key) for item in index.items}
+
+
+def _embedded(
+    folder: Path, pictures: Sequence[tuple[str, Path]], encoder: Encoder, thumbnail_px: int
+) -> dict[str, tuple[bytes, bytes]]:
+    """image_id -> thumbnail and vector; the vector is empty if the picture does not decode."""
+    folder.mkdir(exist_ok=True)
+    found: dict[str, tuple[bytes, bytes]] = {}
+    starts = range(0, len(pictures), _PICTURES_AT_ONCE)
+    for start in track(starts, what="index: embedded", total=len(starts)):
+        some = pictures[start : start + _PICTURES_AT_ONCE]
+        piece = folder / f"{key_of([image_id for image_id, _ in some])[:32]}.arrow"
+        if not piece.exists():
+            write_table(_embed(some, encoder, thumbnail_px), piece)
+        with piece.open("rb") as file:
+            rows = pa.ipc.open_file(file).read_all().to_pylist()
+        found |= {row["image_id"]: (row["thumbnail"], row["vector"]) for row in rows}
+    return found
+
+
+def _embed(pictures: Sequence[tuple[str, Path]], encoder: Encoder, thumbnail_px: int) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    decoded: list[bytes] = []
+    for image_id, path in pictures:
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != image_id:
+            raise DataError(f"{path}: changed while it was indexed; run it again")
+        try:
+            rows.append({"image_id": image_id, "thumbnail": thumbnail(data, thumbnail_px)})
+            decoded.append(data)
+        except PictureError:
+            rows.append({"image_id": image_id, "thumbnail": b"", "vector": b""})
+    # alone in a batch, a vector differs in its last bits
+    fill = decoded[-1:] if len(decoded) % IMAGE_BATCH == 1 else []
+    vectors = iter(encoder.embed_images([*decoded, *fill]))
+    return pa.Table.from_pylist(
+        [{"vector": np.asarray(next(vectors), "<f4").tobytes()} | row if row["thumbnail"] else row for row in rows],
+        _SCHEMA,
+    )
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`align index --source`."""
+    if args.source is None:
+        raise ConfigError("--model, --out and --update belong to --source: a folder of pictures, or a table of them")
+    require_no_out("--out", out := args.out or OUT)
+    model = given_model(args.model, params)
+    encoder, digest = Embedder.load(model), model_digest(model)
+    config, reading = params.section(IndexConfig), params.section(IngestConfig)
+    source = Path(args.source or params.section(PathsConfig).archive)
+    index_catalogue(config, source, reading, encoder, digest, out, update=args.update)
+    of = f" --model {args.model}" if args.model else ""
+    say(f'index: align search "your words" --index {out}{of}; a page: align serve --index {out}{of}')

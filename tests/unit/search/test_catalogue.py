@@ -1,0 +1,189 @@
+"""Catalogues: folders and tables of pictures, their columns as filters, and updates with the bytes of a new index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from align.config.ingest import IngestConfig
+from align.config.search import IndexConfig
+from align.errors import DataError
+from align.formats.image_index import ImageIndex
+from align.search.catalogue import index_catalogue
+from align.search.search import Query, search
+from align.services.vector_index import VectorIndex
+from tests.support.colours import ColourEncoder, square
+from tests.support.params import load_params
+
+TABLE = """SKU;Title;Price;Category;Picture
+007;a red lamp;19,90;Lamps;pictures/red.jpg
+008;a green chair, "large";120;Chairs;pictures/green.png
+009;;7,5;Lamps;pictures\\blue-vase.jpg
+010;no such picture;1;Lamps;pictures/none.jpg
+011;outside;1;Lamps;../secret.jpg
+012;broken;1;Lamps;pictures/broken.jpg
+013;a red lamp again;25;Lamps;pictures/red.jpg
+"""
+
+
+class Counting(ColourEncoder):
+    """Counts what it embeds."""
+
+    def __init__(self) -> None:
+        self.num_images = 0
+
+    def embed_images(self, images: Iterable[bytes]) -> np.ndarray:
+        some = list(images)
+        self.num_images += len(set(some))
+        return super().embed_images(some) if some else np.zeros((0, 4), np.float32)
+
+
+def shop(root: Path, text: str = TABLE, encoding: str = "windows-1252") -> Path:
+    (root / "shop/pictures").mkdir(parents=True, exist_ok=True)
+    (root / "secret.jpg").write_bytes(square("yellow"))
+    for name, colour in (("red.jpg", "red"), ("green.png", "green"), ("blue-vase.jpg", "blue")):
+        (root / "shop/pictures" / name).write_bytes(square(colour, format="PNG" if name.endswith("png") else "JPEG"))
+    (root / "shop/pictures/broken.jpg").write_bytes(square("red")[:200])
+    (root / "shop/shop.csv").write_bytes(text.encode(encoding))
+    return root / "shop/shop.csv"
+
+
+def build(source: Path, out: Path, *, update: bool = False, digest: str = "mine", **values: object) -> Counting:
+    """Makes the index; returns the encoder with its count."""
+    encoder, params = Counting(), load_params()
+    config = IndexConfig.model_validate(params.values["index"] | {"queries": None} | values)
+    number = index_catalogue(config, source, params.section(IngestConfig), encoder, digest, out, update=update)
+    assert number >= encoder.num_images
+    return encoder
+
+
+def opened(out: Path) -> ImageIndex:
+    return ImageIndex.load(out, VectorIndex.load)
+
+
+def found(index: ImageIndex, text: str, *where: str) -> list[str]:
+    hits = search(
+        Query(text=text), index=index, encoder=ColourEncoder(), text_weight=2.0, num_results=9, where=list(where)
+    )
+    return [hit.item.key for hit in hits]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_table_of_a_spreadsheet_with_its_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = build(shop(tmp_path), tmp_path / "index")
+    assert encoder.num_images == 3
+    said = capsys.readouterr().err
+    assert "separated by semicolons; pictures from column 'Picture', texts from 'Title'; columns: SKU, Price" in said
+    for reason in ("whose picture is missing", "with a picture outside of the folder", "whose picture does not decode"):
+        assert f"left out: 1 {reason}" in said
+    index = opened(tmp_path / "index")
+    assert [item.key for item in index.items] == [
+        "pictures/red.jpg", "pictures/green.png", "pictures/blue-vase.jpg", "pictures/red.jpg#2",
+    ]  # fmt: skip
+    assert index.columns_of("pictures/red.jpg") == {"SKU": "007", "Price": 19.9, "Category": "Lamps"}
+    assert [item.texts for item in index.items][1:3] == [('a green chair, "large"',), ("blue vase",)]
+    assert index.columns.choices() == {"SKU": [], "Price": None, "Category": ["Chairs", "Lamps"]}
+    assert found(index, "red") == [
+        "pictures/red.jpg", "pictures/red.jpg#2", "pictures/green.png", "pictures/blue-vase.jpg",
+    ]  # fmt: skip
+    assert index.thumbnail("pictures/green.png").startswith(b"\xff\xd8")
+    assert index.addresses("pictures/red.jpg")[0].url == ""
+
+
+def test_columns_are_filters_and_nothing_else(tmp_path: Path) -> None:
+    build(shop(tmp_path), tmp_path / "index")
+    index = opened(tmp_path / "index")
+    assert sorted(found(index, "green", "Price<=19,9", "Category = Lamps")) == [
+        "pictures/blue-vase.jpg", "pictures/red.jpg",
+    ]  # fmt: skip
+    assert found(index, "red", "price>19.9", "price < 100") == ["pictures/red.jpg#2"]
+    assert found(index, "red", "SKU=7") == [] and found(index, "red", "sku=007") == ["pictures/red.jpg"]
+    for condition, message in (
+        ("colour=red", r"'colour=red': expected COLUMN=VALUE.*: SKU, Price, Category"),
+        ("Price", "expected COLUMN=VALUE"),
+        ("Price<=cheap", "column Price has numbers"),
+        ("Price=1 OR 1=1", "column Price has numbers"),
+        ("Category<M", "column Category has texts, which only = compares"),
+        ("1=1; DROP TABLE items", "expected COLUMN=VALUE"),
+    ):
+        with pytest.raises(DataError, match=message):
+            found(index, "red", condition)
+
+
+def test_an_update_embeds_what_is_new_and_has_the_bytes_of_a_new_index(tmp_path: Path) -> None:
+    source, out = shop(tmp_path), tmp_path / "index"
+    build(source, out)
+    lines = TABLE.splitlines(keepends=True)
+    (source.parent / "pictures/yellow.jpg").write_bytes(square("yellow"))
+    source.write_text("".join([lines[0], *lines[2:], "014;a yellow sofa;900;Sofas;pictures/yellow.jpg\n"]))
+    assert build(source, out, update=True).num_images == 1
+    assert [item.key for item in opened(out).items] == [
+        "pictures/green.png", "pictures/blue-vase.jpg", "pictures/red.jpg", "pictures/yellow.jpg",
+    ]  # fmt: skip
+    assert build(source, tmp_path / "fresh").num_images == 4
+    assert files(out) == files(tmp_path / "fresh")
+    source.write_text("".join(lines[:3]))  # rows and their pictures are gone
+    assert build(source, out, update=True).num_images == 0
+    assert len(opened(out).items) == 2
+    assert build(source, out, update=True).num_images == 0  # twice in a row
+    build(source, tmp_path / "fresh")
+    assert files(out) == files(tmp_path / "fresh")
+
+
+def test_an_update_of_an_approximate_index_has_the_same_bytes(tmp_path: Path) -> None:
+    source, out = shop(tmp_path), tmp_path / "index"
+    build(source, out, exact_below=2)
+    (source.parent / "pictures/yellow.jpg").write_bytes(square("yellow"))
+    source.write_text(TABLE + "014;a yellow sofa;900;Sofas;pictures/yellow.jpg\n")
+    assert build(source, out, update=True, exact_below=2).num_images == 1
+    build(source, tmp_path / "fresh", exact_below=2)
+    assert files(out) == files(tmp_path / "fresh")
+    assert build(source, out, update=True).num_images == 4  # exact now: float16 would not give a new index's bytes
+    build(source, tmp_path / "fresh")
+    assert files(out) == files(tmp_path / "fresh")
+
+
+def test_an_index_of_another_model_is_not_updated_and_stays(tmp_path: Path) -> None:
+    source, out = shop(tmp_path), tmp_path / "index"
+    build(source, out)
+    before = files(out)
+    with pytest.raises(DataError, match=r"made with another model; run it without --update"):
+        build(source, out, update=True, digest="another")
+    source.write_text("Title;Picture\nnothing;none.jpg\n")
+    with pytest.raises(DataError, match=r"nothing to index: 1 whose picture is missing.*relative to"):
+        build(source, out, update=True)
+    source.write_text("Titel;Bild\nx;pictures/red.jpg\n")
+    with pytest.raises(
+        DataError, match=r"no column with a usual name.*ingest\.columns\.url to one of these: Titel, Bild"
+    ):
+        build(source, out)
+    assert files(out) == before
+
+
+def test_a_killed_index_resumes_with_what_it_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = shop(tmp_path), tmp_path / "index"
+    monkeypatch.setattr("align.search.catalogue.write_index", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(source, out)
+    monkeypatch.undo()
+    assert not out.exists()
+    assert build(source, out).num_images == 0 and len(opened(out).items) == 4
+
+
+def test_a_folder_of_pictures_has_their_names(tmp_path: Path) -> None:
+    folder = shop(tmp_path).parent
+    (folder / "linked.jpg").symlink_to(tmp_path / "secret.jpg")
+    build(folder, tmp_path / "index")
+    index = opened(tmp_path / "index")
+    assert sorted((item.key, *item.texts) for item in index.items) == [
+        ("pictures/blue-vase.jpg", "blue vase"), ("pictures/green.png", "green"), ("pictures/red.jpg", "red"),
+    ]  # fmt: skip
+    assert index.columns_of("pictures/red.jpg") == {}
+    assert "columns.parquet" not in json.loads((tmp_path / "index/index.json").read_text())["files"]

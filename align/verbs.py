@@ -81,6 +81,7 @@ STAGES = {
             "align fit_tokenizer",
             f"align fit_tokenizer --set fit_tokenizer.vocab_size=4000 --set paths.tokenizer=trial/tokenizer {_REPORTS}",
         ),
+        stages.data,
     ),
     "pretrain": Verb(
         "align.training.pretrain",

@@ -53,8 +53,18 @@ def checkpoint(parser: _ActionsContainer) -> None:
     )
 
 
+def data(parser: ArgumentParser) -> None:
+    """The argument for tars that others made; the only one of `align fit_tokenizer`."""
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="SPEC[=WEIGHT]",
+        help="read these tars of webdataset or img2dataset as they are, instead of data/shards, without a gate: a "
+        "path or s3://..., such as 'tars/{00000..00331}.tar', 'tars/*.tar', or a folder; may be repeated",
+    )  # fmt: skip
+
+
 def train(parser: ArgumentParser) -> None:
     """Arguments of `align pretrain` and `align finetune`."""
+    data(parser)
     parser.add_argument(
         "--accept-code-change",
         metavar="WHY",

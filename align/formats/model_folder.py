@@ -61,6 +61,7 @@ class ModelFolderConfig(BaseModel):
         imported: where the weights come from with which training here began; None if it began from scratch.
         trained_on: digests of the shards that changed the weights here, in order; None in folders of versions that did
             not record it.
+        not_gated: those of `trained_on` that no quality gate has judged: tars that others made. Not written if empty.
         chosen: which weights of a run these are, or of which models a blend; None: those after the last step.
         weights_sha256: hex sha256 of model.safetensors; None in folders of versions that did not record it.
     """
@@ -73,12 +74,18 @@ class ModelFolderConfig(BaseModel):
     stage: str
     imported: Imported | None = None
     trained_on: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    not_gated: Annotated[tuple[str, ...], Field(strict=False)] = ()
     chosen: dict[str, str | int | float] | None = None
     weights_sha256: str | None = None
 
+    @property
+    def saw_no_shards(self) -> bool:
+        """Whether all data that changed the weights here are tars that others made."""
+        return bool(self.not_gated) and set(self.not_gated) == set(self.trained_on or ())
+
     def to_text(self) -> str:
         """The text of the file."""
-        left_out = {name for name in ("chosen", "weights_sha256") if getattr(self, name) is None}
+        left_out = {name for name in ("not_gated", "chosen", "weights_sha256") if not getattr(self, name)}
         return to_json(self.model_dump(mode="json", exclude=left_out))
 
 

@@ -7,6 +7,8 @@ offset and size, then its json's, in bytes; an offset is where the member's data
 read fetches it. `manifest.json` is written last: a folder without it holds no shards. It has a row for each tar and
 none for each image: at the paper's 1.8 billion images (section 3) it has 50 MB, and all the indexes 58 GB.
 
+An index of given tars (`align.training.given_tars`) is such a folder without tars: its manifest says where they lie.
+
 The paper does not describe its storage; all of this is our decision.
 """
 
@@ -30,6 +32,8 @@ from align.formats.json_file import StoredModel, parse
 from align.interfaces.store import FetchTar
 
 MANIFEST = "manifest.json"
+#: In `store.cache`: a folder for each index of given tars.
+GIVEN = "given"
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -43,6 +47,8 @@ class Shard(StoredModel):
         sha256: hex digest of the whole tar.
         num_pairs: kept texts of all its images.
         offsets_sha256: hex digest of its index.
+        given: where a tar lies that others made: an absolute path or s3://... Its sha256 is of its samples. None, and
+            not written: `path`.
     """
 
     path: str
@@ -51,6 +57,7 @@ class Shard(StoredModel):
     num_images: int
     num_pairs: int
     offsets_sha256: str
+    given: str | None = None
 
     @property
     def offsets_path(self) -> str:
@@ -64,6 +71,13 @@ class Split(StoredModel):
     num_images: int
     num_pairs: int
     shards: tuple[Shard, ...]
+
+    @classmethod
+    def of(cls, shards: Iterable[Shard]) -> Split:
+        """The split of these shards."""
+        rows = tuple(shards)
+        num_images, num_pairs = sum(row.num_images for row in rows), sum(row.num_pairs for row in rows)
+        return cls(num_images=num_images, num_pairs=num_pairs, shards=rows)
 
 
 @dataclass(frozen=True)
@@ -95,14 +109,20 @@ class Fraction(StoredModel):
 
 
 class Manifest(StoredModel):
-    """The file. `digest` is the sha256 of the shards' sha256s in order and names the training data."""
+    """The file. `digest` is the sha256 of the shards' sha256s in order and names the training data.
+
+    Attributes:
+        image_px: side of the images; 0 in an index of given tars, where each may have its own size.
+        fraction: None, and not written: all of train.
+        left_out: of given tars: why samples are left out -> how many. None, and not written: `align shard` made these.
+    """
 
     schema_version: Literal[2] = 2
     image_px: int
     digest: str
     splits: dict[SplitName, Split]
-    #: None, and not written: all of train.
     fraction: Fraction | None = None
+    left_out: dict[str, int] | None = None
 
     @property
     def tars(self) -> dict[str, Shard]:
@@ -135,11 +155,11 @@ class Sample:
     texts: tuple[str, ...]
 
 
-def read_manifest(shards: Path) -> Manifest:
+def read_manifest(shards: Path, *, given: bool = False) -> Manifest:
     """Reads and checks `manifest.json`.
 
     Raises:
-        DataError: there is no manifest.
+        DataError: there is no manifest, or it is an index of given tars, and the caller takes none.
         FormatError: it has another schema_version or layout.
     """
     path = shards / MANIFEST
@@ -147,7 +167,10 @@ def read_manifest(shards: Path) -> Manifest:
         data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run `align shard` first") from None
-    return parse(Manifest, data, path, "run `align shard` again")
+    manifest = parse(Manifest, data, path, "run `align shard` again")
+    if manifest.left_out is not None and not given:
+        raise DataError(f"{path}: an index of given tars, for `--data` alone; name a folder that `align shard` wrote")
+    return manifest
 
 
 def read_offsets(path: Path, sha256: str) -> NDArray[np.int64]:

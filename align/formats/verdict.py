@@ -18,6 +18,8 @@ from align.formats.json_file import StoredModel, parse
 VERDICT = "verdict.json"
 #: Folders below `paths.reports`, one for each gate.
 TABLES, SHARDS = "quality", "quality_shards"
+#: The tag of runs and versions that says what a gate said of their data, and its value for tars that others made.
+QUALITY, NOT_GATED = "align.quality", "not gated"
 #: The command that judges, if it is not `validate`.
 _COMMANDS = {SHARDS: "validate_shards"}
 #: What to run after it, if a later stage has read other data.

@@ -177,6 +177,7 @@ def save_model(
     stage: str,
     imported: Imported | None = None,
     trained_on: tuple[str, ...] | None = None,
+    not_gated: tuple[str, ...] = (),
     chosen: dict[str, str | int | float] | None = None,
 ) -> None:
     """Writes a model folder (see `align.formats.model_folder`). Equal weights are equal bytes.
@@ -186,12 +187,12 @@ def save_model(
         directory: a folder that exists.
         stage: the stage that made the model; config.json names it.
         imported: see `ModelFolderConfig`.
-        trained_on: see `ModelFolderConfig`.
+        trained_on, not_gated: see `ModelFolderConfig`.
         chosen: see `ModelFolderConfig`.
     """
     config = ModelFolderConfig(
         model=model.config, vocab_size=model.vocab_size, stage=stage, imported=imported, trained_on=trained_on,
-        chosen=chosen,
+        not_gated=not_gated, chosen=chosen,
     )  # fmt: skip
     write_model_folder(config, model.state_dict(), directory)
 

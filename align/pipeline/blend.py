@@ -69,7 +69,11 @@ def blend(models: Sequence[Path], alpha: float, out: Path, *, shards: Path, stor
     known = a.trained_on is not None and b.trained_on is not None
     trained_on = tuple(dict.fromkeys((*(a.trained_on or ()), *(b.trained_on or ())))) if known else None
     chosen: dict[str, str | int | float] = {"alpha": alpha, "of": " ".join(map(weights_digest, models))}
-    save_model(model, out, stage="blend", imported=a.imported or b.imported, trained_on=trained_on, chosen=chosen)
+    not_gated = tuple(dict.fromkeys((*a.not_gated, *b.not_gated)))
+    save_model(
+        model, out, stage="blend", imported=a.imported or b.imported, trained_on=trained_on, not_gated=not_gated,
+        chosen=chosen,
+    )  # fmt: skip
     copy_tokenizer(tokenizer_of(models[0]), out)
 
 

@@ -142,22 +142,14 @@ def join_manifest(
         entries: split -> files that `write_entry` wrote.
         fraction: of train.
     """
-    splits = {name: _split(paths) for name, paths in entries.items()}
+    read = {name: (Shard.model_validate_json(path.read_bytes()) for path in paths) for name, paths in entries.items()}
+    splits = {name: Split.of(rows) for name, rows in read.items()}
     digest = digest_of(shard for split in splits.values() for shard in split.shards)
     manifest = Manifest(image_px=image_px, digest=digest, splits=splits, fraction=fraction)
-    write_text(folder / MANIFEST, manifest.model_dump_json(exclude=None if fraction else {"fraction"}) + "\n")
+    write_text(folder / MANIFEST, manifest.model_dump_json(exclude_none=True) + "\n")
     return manifest
 
 
 def write_entry(shard: Shard, path: Path) -> None:
     """Writes one shard's row of the manifest, for `join_manifest`, atomically."""
     write_text(path, shard.model_dump_json())
-
-
-def _split(paths: Sequence[Path]) -> Split:
-    shards = tuple(Shard.model_validate_json(path.read_bytes()) for path in paths)
-    return Split(
-        num_images=sum(shard.num_images for shard in shards),
-        num_pairs=sum(shard.num_pairs for shard in shards),
-        shards=shards,
-    )

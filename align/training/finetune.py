@@ -24,8 +24,8 @@ from align.display.console import say
 from align.durable.files import require_apart
 from align.errors import AlignError, ConfigError, DataError
 from align.formats.model_folder import read_config, tokenizer_of
-from align.training.run_plan import TrainingInputs
-from align.training.stage import Trains, train_from_params
+from align.training.run_plan import TrainingInputs, Trains
+from align.training.stage import train_from_params
 
 _OF_NEW_WEIGHTS = ("text_init_std", "position_init_scale", "image_weights", "text_weights")
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from align.formats.shards import iter_texts, read_manifest
 from align.formats.verdict import SHARDS, gate_report, require_passed
 from align.interfaces.store import FetchTar
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
+from align.services.files.files import StoreFiles
 from align.services.s3.store import fetcher
+from align.training.given_tars import given_data, given_texts
 from align.training.tokenizer_page import write_page
 
 #: More tokens than any text has: lengths are measured without truncation.
@@ -51,6 +54,7 @@ def fit_tokenizer(
     out: Path,
     reports: Path,
     fetch: FetchTar | None = None,
+    given: Sequence[Callable[[], Iterator[list[str]]]] = (),
 ) -> FitTokenizerReport:
     """Learns the vocabulary and writes the tokenizer folder.
 
@@ -61,6 +65,7 @@ def fit_tokenizer(
         out: data/tokenizer; replaced whole.
         reports: folder of the report.
         fetch: for tars that are not in `shards` but in an object store; None without one.
+        given: each returns the texts of tars that others made, which are read in equal numbers instead of the shards.
 
     Raises:
         DataError: the training split has no text with a word in it, or the given tokenizer is not one of a BERT.
@@ -68,7 +73,9 @@ def fit_tokenizer(
     """
 
     def texts() -> Iterator[str]:
-        return islice(chain.from_iterable(iter_texts(shards, "train", fetch)), config.max_texts)
+        sources = [texts_of() for texts_of in given] or [iter_texts(shards, "train", fetch)]
+        most = -(-config.max_texts // len(sources))
+        return chain.from_iterable(islice(chain.from_iterable(source), most) for source in sources)
 
     if config.given is not None:
         tokenizer = given_tokenizer(config.given)
@@ -105,10 +112,11 @@ def fit_tokenizer(
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Entry point of `align fit_tokenizer`."""
-    del args
-    paths = params.section(PathsConfig)
-    shards = read_manifest(paths.shards).digest
-    require_passed(gate_report(params, SHARDS, lambda: shards), shards, paths.shards)
+    paths, store = params.section(PathsConfig), params.section(StoreConfig)
+    indexes = [folder for folder, *_ in given_data(params, args.data, "fit_tokenizer")]
+    if not indexes:
+        shards = read_manifest(paths.shards).digest
+        require_passed(gate_report(params, SHARDS, lambda: shards), shards, paths.shards)
     with record_runtime("fit_tokenizer", paths.runtime):
         report = fit_tokenizer(
             params.section(FitTokenizerConfig),
@@ -116,7 +124,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
             shards=paths.shards,
             out=paths.tokenizer,
             reports=paths.reports / "fit_tokenizer",
-            fetch=fetcher(params.section(StoreConfig)),
+            fetch=fetcher(store),
+            given=[partial(given_texts, folder, StoreFiles(store)) for folder in indexes],
         )
     metrics = report.metrics
     say(

@@ -8,8 +8,8 @@ from align.config import Params
 from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
 from align.config.recipe import PretrainConfig
-from align.training.run_plan import TrainingInputs
-from align.training.stage import Trains, train_from_params
+from align.training.run_plan import TrainingInputs, Trains
+from align.training.stage import train_from_params
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

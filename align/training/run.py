@@ -223,6 +223,7 @@ def sources(plan: TrainingPlan, resize_px: int) -> SampleSources:
     recipe, data = plan.recipe, plan.data
 
     def samples(index: SplitIndex, on_corrupt: OnCorrupt = recipe.on_corrupt_shard) -> SplitSamples:
+        on_corrupt = "quarantine" if index.given else on_corrupt  # nothing has decoded their pictures before
         return SplitSamples(
             index, resize_px, plan.infrastructure.tars, patience_s=recipe.store_patience_s, on_corrupt=on_corrupt
         )

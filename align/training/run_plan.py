@@ -47,6 +47,10 @@ class TrainingInputs:
     initial: Path | None = None
 
 
+#: What a stage trains: its recipe, the model before the recipe's own picture size, and what it reads.
+Trains = tuple[Recipe, ModelConfig, TrainingInputs]
+
+
 @dataclass(frozen=True)
 class Infrastructure:
     """Where a run trains; none of it changes the result.
@@ -76,6 +80,7 @@ class TrainingData:
         extra: the training splits of `extra_shards`, in the same order.
         num_training_pairs: of the main shards.
         digest: of the main shards, from their manifest.
+        not_gated: digests of those of all these that are given tars, which no quality gate has judged.
     """
 
     train: SplitIndex
@@ -83,6 +88,7 @@ class TrainingData:
     extra: tuple[SplitIndex, ...]
     num_training_pairs: int
     digest: str
+    not_gated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,10 +141,11 @@ def make_plan(
         ConfigError: the shards' images are smaller than the model requires, extra shards have another digest than the
             recipe says, or the model to start from has another vocabulary.
     """
-    main, extra = read_manifest(inputs.shards), [(more.path, read_manifest(more.path)) for more in recipe.extra_shards]
+    main = read_manifest(inputs.shards, given=True)
+    extra = [(more.path, read_manifest(more.path, given=True)) for more in recipe.extra_shards]
     needed_px = max(size.resize_px for size in sizes(recipe, model))
     for shards, manifest in ((inputs.shards, main), *extra):
-        if manifest.image_px < needed_px:
+        if manifest.image_px < needed_px and manifest.left_out is None:
             own = needed_px == model.resize_px
             have = f"{shards} holds images of {manifest.image_px} px"
             raise _too_small(recipe, have, needed_px, inputs.initial, of_phases=not own)
@@ -155,6 +162,7 @@ def make_plan(
         extra=tuple(SplitIndex.of(shards, manifest, "train", tars) for shards, manifest in extra),
         num_training_pairs=main.splits["train"].num_pairs,
         digest=main.digest,
+        not_gated=tuple(one.digest for one in (main, *(one for _, one in extra)) if one.left_out is not None),
     )
     vocab_size = TextTokenizer.load(inputs.tokenizer, model.max_tokens).vocab_size
     if inputs.initial is not None and (known := read_config(inputs.initial).vocab_size) != vocab_size:

@@ -10,38 +10,34 @@ import argparse
 import io
 import json
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from align.config import Params
 from align.config.infrastructure import ClusterConfig, HealthConfig, StoreConfig
-from align.config.model import ModelConfig
 from align.config.paths import PathsConfig
-from align.config.recipe import Recipe
 from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
 from align.durable.checkpoint import JOURNAL
 from align.durable.files import replace_directory, write_text
 from align.errors import ConfigError, ServiceError
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
-from align.formats.verdict import SHARDS, gate_report, require_passed
+from align.formats.verdict import NOT_GATED, QUALITY, SHARDS, gate_report, require_passed
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.services.job import ALONE, Seat, cluster_of_job
 from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.address import address, current_run_id
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker
+from align.training.given_tars import on_given
 from align.training.given_towers import names_of
 from align.training.loop import Monitoring
 from align.training.page import write_page
 from align.training.run import Trained, run, sources
-from align.training.run_plan import Infrastructure, TrainingInputs, TrainingPlan, make_plan
+from align.training.run_plan import Infrastructure, TrainingPlan, Trains, make_plan
 from align.training.trace import TRACE
-
-#: What a stage trains: its recipe, the model before the recipe's own picture size, and what it reads.
-Trains = tuple[Recipe, ModelConfig, TrainingInputs]
 
 
 def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, *, out: Path) -> None:
@@ -53,15 +49,19 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
         trains: what.
         out: folder of the trained model.
     """
-    recipe, _, inputs = trains
+    recipe, _, inputs = trains = on_given(params, trains, args.data)
     stage, paths = recipe.section, params.section(PathsConfig)
     cluster, seat = cluster_of_job(params.section(ClusterConfig))
-    plan = plan_of(params, trains, cluster, seat, accept_code_change=args.accept_code_change)
+    plan = plan_of(params, trains, cluster, seat, accept_code_change=args.accept_code_change, given=bool(args.data))
     plan = replace(plan, monitoring=replace(plan.monitoring, validation=getattr(args, "validation", None)))
     if (run_id := current_run_id()) is not None:
         log = LiveLog(run_id, stage, plan.folder().directory / JOURNAL)
         plan = replace(plan, monitoring=replace(plan.monitoring, log=log))
-    require_passed(gate_report(params, SHARDS, lambda: plan.data.digest), plan.data.digest, paths.shards)
+        if plan.data.not_gated:
+            with suppress(ServiceError):  # `align register` sets it, too
+                Tracker(address()).set_tags(run_id, {QUALITY: NOT_GATED})
+    if not args.data:
+        require_passed(gate_report(params, SHARDS, lambda: plan.data.digest), plan.data.digest, paths.shards)
     recorded: AbstractContextManager[dict[str, Any]] = nullcontext({})
     with record_runtime(stage, paths.runtime) if plan.leads else recorded as runtime:
         finished = train_stage(plan, out=out, reports=paths.reports / stage)
@@ -86,13 +86,13 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
 
 def plan_of(
     params: Params, trains: Trains, cluster: ClusterConfig | None = None, seat: Seat = ALONE,
-    *, accept_code_change: str | None = None,
+    *, accept_code_change: str | None = None, given: bool = False,
 ) -> TrainingPlan:  # fmt: skip
-    """The plan of a stage, from the shared sections."""
+    """The plan of a stage, from the shared sections; `given`: over tars that others made."""
     (recipe, model, inputs), store = trains, params.section(StoreConfig)
     return make_plan(
         recipe, recipe.trained(model), inputs, params.section(PathsConfig).checkpoints,
-        infrastructure=Infrastructure(tar_reader(store), checkpoint_mirror(store), cluster, seat),
+        infrastructure=Infrastructure(tar_reader(store, given=given), checkpoint_mirror(store), cluster, seat),
         monitoring=Monitoring(health=params.section(HealthConfig)), accept_code_change=accept_code_change,
     )  # fmt: skip
 
@@ -122,25 +122,26 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
 
 def save_trained(plan: TrainingPlan, model: DualEncoder, step: int, choice: str, folder: Path) -> None:
     """Writes a run's weights after a step as a model folder, which says of which step they are, and why of that one."""
-    imported, trained_on = _history(plan)
     chosen: dict[str, str | int | float] = {"checkpoint": choice, "step": step}
     if choice == "best":
         chosen["metric"] = str(plan.recipe.best_metric)
     save_model(
-        model, folder, stage=plan.recipe.section, imported=imported, trained_on=trained_on,
-        chosen=None if choice == "last" else chosen,
+        model, folder, stage=plan.recipe.section, chosen=None if choice == "last" else chosen, **_history(plan)
     )  # fmt: skip
     copy_tokenizer(plan.inputs.tokenizer, folder)
 
 
-def _history(plan: TrainingPlan) -> tuple[Imported | None, tuple[str, ...] | None]:
+def _history(plan: TrainingPlan) -> dict[str, Any]:
     """Where the weights began, and the data that changed them; None if the model to start from does not say."""
-    data = (plan.data.digest, *(more.digest for more in plan.recipe.extra_shards))
+    data, not_gated = (plan.data.digest, *(more.digest for more in plan.recipe.extra_shards)), plan.data.not_gated
     if plan.inputs.initial is None:
         given = names_of(plan.recipe)
-        return None if given is None else Imported(folder=given[0], weights=given[1]), data
+        imported = None if given is None else Imported(folder=given[0], weights=given[1])
+        return {"imported": imported, "trained_on": data, "not_gated": not_gated}
     start = read_config(plan.inputs.initial)
-    return start.imported, None if start.trained_on is None else tuple(dict.fromkeys((*start.trained_on, *data)))
+    before = None if start.trained_on is None else tuple(dict.fromkeys((*start.trained_on, *data)))
+    not_gated = tuple(dict.fromkeys((*start.not_gated, *not_gated)))
+    return {"imported": start.imported, "trained_on": before, "not_gated": not_gated}
 
 
 def _keep(plan: TrainingPlan, *, out: Path, reports: Path) -> TrainingReport:
@@ -202,6 +203,8 @@ def write_training_report(report: TrainingReport, trained: Trained, plan: Traini
         lines.write(",".join(str(row.get(name, "")) for name in names) + "\n")
     data = f"{report.num_training_pairs:,} pairs of {report.num_training_images:,} images" if rows else "as they were"
     lead = f"{report.num_parameters:,} parameters, {data}."
+    if plan.data.not_gated:
+        lead += f" {NOT_GATED.capitalize()}: on tars that others made."
     with replace_directory(directory, stage) as part:
         write_text(part / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
         write_text(part / "curve.csv", lines.getvalue())

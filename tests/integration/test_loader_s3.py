@@ -25,21 +25,23 @@ import psutil
 import pytest
 import torch
 
-from align.config.infrastructure import ClusterConfig
+from align.config.infrastructure import ClusterConfig, StoreConfig
 from align.errors import DataError, ServiceError, TrainingError
 from align.formats.shards import read_manifest
 from align.interfaces.store import Tars
 from align.model.tokenizer import TextTokenizer
+from align.services.s3.client import upload
 from align.services.s3.store import Objects, TarReader, tar_reader
 from align.training.batches import loader as loader_module
 from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
 from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
+from align.training.given_tars import given_data
 from align.training.ranks.endings import RestartError
 from align.training.run import run
 from align.training.run_plan import Infrastructure
-from tests.support import ROOT, killing, training_data, wait_until, warm
+from tests.support import ROOT, given_tars, killing, training_data, wait_until, warm
 from tests.support.params import load_params
 from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import S3Server, serve
@@ -124,8 +126,28 @@ class Watched:
                 self.now -= 1
 
 
+def test_tars_of_others_on_a_server_are_the_same_data_and_batches(server: S3Server, tmp_path: Path) -> None:
+    folder, bucket, config = (
+        given_tars.write(tmp_path / "tars"),
+        server.make_bucket("given"),
+        store_config(server, tmp_path),
+    )
+    for tar in folder.iterdir():
+        upload(config, tar, f"s3://{bucket}/cc/{tar.name}")
+    values = load_params(overrides=[f"store.cache={tmp_path}/cache", "engine.num_workers=1"])
+    shown = []
+    for spec in (str(folder), f"s3://{bucket}/cc/{{00000..00001}}.tar", f"s3://{bucket}/cc/*.tar"):
+        ((index, manifest, _),) = given_data(values, [spec], "pretrain")
+        reader = tar_reader(values.section(StoreConfig), given=True)
+        train = loader(SplitIndex.of(index, manifest, "train", reader), reader)
+        shown.append((manifest.digest, list(train.batches(0, 6))))
+    (digest, batches), *others = shown
+    assert others[0][0] == others[1][0] == digest
+    assert all(map(same, batches, others[0][1]))
+
+
 def test_ranges_show_what_files_show(far: Far) -> None:
-    shards, local, config, watched = far.shards, far.local, far.reader.objects.config, Watched(far.reader)
+    shards, local, config, watched = far.shards, far.local, far.reader.config, Watched(far.reader)
     with pytest.raises(DataError, match=r"missing.*store\.objects"):
         SplitIndex.of(shards, read_manifest(shards), "train")
     index = SplitIndex.of(shards, read_manifest(shards), "train", watched)

@@ -15,6 +15,7 @@ from align.errors import CorruptError, DataError, GateError, ServiceError
 from align.formats.model_folder import Imported, model_digest, read_config, read_weights, write_model_folder
 from align.python.models import load
 from align.release.packaging.packaged_model import save
+from align.release.promotion.gates import verdict
 from align.release.registration.model_card import CARD, MAX_DESCRIPTION
 from align.release.registration.register import Origin, register
 from align.release.registration.results import PipelineOutputs
@@ -130,6 +131,30 @@ def test_a_version_says_what_trained_it_and_where_it_was_imported_from(project: 
         assert tags["align.trained_on"] == expected
         assert tags.get("align.imported_from") == (imported and "align-base")
         assert tags.get("align.imported_weights") == (imported and "b" * 64)
+
+
+@pytest.mark.costs(4, "two models are packaged and sent")
+def test_a_model_of_tars_that_others_made_is_registered_as_not_gated_and_claims_no_chain(project: Project) -> None:
+    folder = project.root / "models" / "finetuned"
+    config, weights = read_config(folder), read_weights(folder)
+    shards = json.loads((project.root / "shards" / "manifest.json").read_text())["digest"]
+    for trained_on, data in ((("a" * 64,), "a" * 64), (("a" * 64, shards), shards)):
+        changed = config.model_copy(update={"trained_on": trained_on, "not_gated": ("a" * 64,)})
+        write_model_folder(changed, weights, folder)
+        project.evaluate(0.5)
+        done = project.register()
+        tags, run = done.version.tags, client(project).get_run(done.run_id)
+        assert (tags["align.quality"], tags["align.not_gated"], tags["align.data_digest"]) == (
+            "not gated", "a" * 64, data,
+        )  # fmt: skip
+        assert run.data.tags["align.quality"] == "not gated"
+        card = client(project).get_model_version(project.config.model_name, str(done.version.number)).description
+        assert "Not gated: no rule, and no gate, has seen aaaaaaaaaaaa" in card
+        saw_shards = data == shards  # it was fine-tuned on them, and they have passed their gates
+        assert ("The quality gates passed" in card) == saw_shards
+        reports = {path.path for path in client(project).list_artifacts(done.run_id, "reports")}
+        assert ("reports/shard" in reports) == ("reports/quality" in reports) == saw_shards
+        assert not verdict(done.version).passed
 
 
 @pytest.mark.parametrize("gate", ["quality", "quality_shards"])

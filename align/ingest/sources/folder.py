@@ -24,6 +24,7 @@ from align.display.console import say
 from align.errors import DataError
 from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.formats.picture_table import PICTURE_COLUMNS
+from align.formats.sample_texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS
 from align.ingest.limits import MAX_TEXTS, TooLarge, read_at_most
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import (
@@ -40,7 +41,7 @@ from align.ingest.sources.picture_files import (
 from align.ingest.sources.reading import Batches, Within, is_file, is_local
 from align.ingest.sources.table_pairs import WrittenPairs, add_pairs, written_pairs
 from align.ingest.sources.tables import TABLES, NoColumnError, Tables, say_nothing
-from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, TOO_MANY
+from align.ingest.sources.texts import TOO_MANY
 from align.interfaces.store import Files
 
 #: Folders beside a table that is given alone, in which its pictures may be.

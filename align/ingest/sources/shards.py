@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -26,16 +27,16 @@ from align.errors import DataError
 from align.formats.img2dataset import IMAGE_EXTENSIONS, image_key, refused, stated_size, without_tar
 from align.formats.json_tables import object_of
 from align.formats.parquet import ForeignTable
+from align.formats.sample_texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, TEXT_KEYS, sample_name
 from align.formats.statuses import FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.tar_members import DamagedTar, Member, member_at, read_members
 from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches, OpenFiles, count_damage, is_file, is_within, parent, skip
-from align.ingest.sources.texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, texts_of
+from align.ingest.sources.texts import texts_of
 from align.interfaces.store import Files
 from align.pairs.urls import canonical_or_as_is
 
-TEXT_KEYS = ("caption", "captions", "text", "texts", "TEXT", "alt")
 _URL_KEYS = ("url", "URL", "image_url")
 _TAR, _TABLE, _STATISTICS = ".tar", ".parquet", "_stats.json"
 #: Optional columns of the table.
@@ -163,22 +164,18 @@ class Shards:
 
     def _alone(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
         batches = Batches()
-        sample = _Sample("")
-        for member in self._members(file, counts):
-            stem, extension = _split(member.name)
-            if stem != sample.stem:
-                self._add_sample(file, sample, batches, counts)
-                yield from batches.full()
-                sample = _Sample(stem)
-            if extension in IMAGE_EXTENSIONS:
-                sample.offset = member.start
-            elif extension not in (*TEXT_EXTENSIONS, "json"):
-                continue
-            elif member.size > MAX_TEXT_BYTES:
-                skip(counts, "records_unreadable", f"{file}: {member.name}", f"a text of {member.size:,} bytes")
-            else:
-                sample.texts[extension] = self._open.at(file, member.offset).read(member.size)
-        self._add_sample(file, sample, batches, counts)
+        for stem, members in groupby(self._members(file, counts), lambda member: sample_name(member.name)[0]):
+            sample = _Sample(stem)
+            for member in members:
+                extension = sample_name(member.name)[1]
+                if extension in IMAGE_EXTENSIONS:
+                    sample.offset = member.start
+                elif extension in (*TEXT_EXTENSIONS, "json") and member.size > MAX_TEXT_BYTES:
+                    skip(counts, "records_unreadable", f"{file}: {member.name}", f"a text of {member.size:,} bytes")
+                elif extension in (*TEXT_EXTENSIONS, "json"):
+                    sample.texts[extension] = self._open.at(file, member.offset).read(member.size)
+            self._add_sample(file, sample, batches, counts)
+            yield from batches.full()
         yield from batches.rest()
 
     def _add_sample(self, file: str, sample: _Sample, batches: Batches, counts: Counter[str]) -> None:
@@ -304,13 +301,6 @@ def _folder_of(table: str) -> str:
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Name and extension as webdataset defines them: the extension begins at the first dot of the last part."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return f"{folder}{slash}{stem}", extension.lower()
 
 
 def _name(shard: str, key: str) -> str:

@@ -8,10 +8,6 @@ import pyarrow as pa
 
 from align.ingest.limits import MAX_TEXTS
 
-#: Endings of files that hold the text of the picture of the same name.
-TEXT_EXTENSIONS = ("txt", "text", "caption", "cap")
-#: Bytes of such a file.
-MAX_TEXT_BYTES = 1 << 20
 #: Why a value cannot be read.
 NESTED = "an object or a list where a text is expected"
 TOO_MANY = f"too large: more than {MAX_TEXTS:,} texts of one picture"

@@ -11,7 +11,7 @@ from align.errors import DataError
 from align.formats.filtered import DECISION_FILES, DECISIONS, decisions_digest, parts_of
 from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.formats.shards import MANIFEST, SPLITS, Manifest, Shard, SplitName, read_manifest
-from align.formats.verdict import VERDICT
+from align.formats.verdict import NOT_GATED, VERDICT
 from align.lineage.trace.graph import Graph, Node, Picture, State, Table, known
 from align.lineage.versions.data_chain import DataChain, read_json
 from align.lineage.versions.raw_pairs import RawRow, find_pairs
@@ -194,6 +194,19 @@ def unknown_data(graph: Graph, digest: str) -> str:
     how = "`git fetch --all` brings the branches of other machines, then `dvc fetch --all-branches` their data"
     line = f"data {digest[:12]} is neither checked out nor in any dvc.lock that git has; {how}"
     return graph.add(Node(f"shards {digest} ", "shard", f"data {digest[:12]}", state="gone", missing=(line,)))
+
+
+def given_data(graph: Graph, digest: str, indexes: Path) -> str:
+    """Tars that others made: nothing is known of what came before. One of `indexes` may say where they lie."""
+    facts, title = [("data", digest), ("gate", f"{NOT_GATED}, and no rule has seen it")], f"data {digest[:12]}"
+    gone = [f"where the tars of {title} lie is not known here: their index is on another machine, or removed"]
+    for manifest in (read_manifest(path.parent, given=True) for path in indexes.glob(f"*/{MANIFEST}")):
+        if manifest.digest == digest:
+            tars, gone = [str(task.shard.given) for task in manifest.tasks], []
+            splits = manifest.splits.items()
+            facts += [(name, f"{one.num_images:,} pictures, {one.num_pairs:,} pairs") for name, one in splits]
+            facts += [("tars", f"{len({*tars}):,}, from {min(tars)} to {max(tars)}")]
+    return graph.add(Node(f"shards {digest} ", "shard", title, NOT_GATED, tuple(facts), "warn", tuple(gone)))
 
 
 def manifest_of(chain: DataChain) -> Manifest | None:

@@ -57,6 +57,7 @@ class Surroundings:
         models: what MLflow knows.
         fetch: gets tars from the object store.
         places: looks for pairs in the source.
+        given: the folder of indexes of tars that others made.
     """
 
     root: Path
@@ -67,6 +68,7 @@ class Surroundings:
     models: Models
     fetch: FetchTar | None
     places: SourcePlaces
+    given: Path
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from align.config import Params
@@ -24,11 +25,11 @@ from align.config.release import RegisterConfig
 from align.display.console import say, show, show_json
 from align.durable.files import to_json, write_text
 from align.errors import ConfigError, DataError
-from align.formats.shards import Shard, SplitName, read_manifest
+from align.formats.shards import GIVEN, Shard, SplitName, read_manifest
 from align.lineage.runs.costs import Costs
 from align.lineage.runs.run import ComparedRun
 from align.lineage.runs.run_list import Place, RunList
-from align.lineage.trace.data import add_data, unknown_data
+from align.lineage.trace.data import add_data, given_data, unknown_data
 from align.lineage.trace.graph import Graph, missing
 from align.lineage.trace.models import MODEL, Models, add_index, add_run, add_version
 from align.lineage.trace.page import as_page
@@ -46,7 +47,7 @@ from align.services.tracking.registry import Version
 def trace_version(graph: Graph, version: Version, around: Surroundings) -> None:
     """From a version back to the pages of all data that trained it."""
     data = training_data(version.tags)
-    ends = [_add_digest(graph, digest, around) for digest in data.digests if digest]
+    ends = [_add_digest(graph, digest, around, data.not_gated) for digest in data.digests if digest]
     graph.subjects.append(add_version(graph, around.models, version, around.root, *ends))
     trained = f"{len(data.trained_on)} version{'s' if len(data.trained_on) > 1 else ''} of the data"
     graph.answers.append(f"trained on {trained}" if data.trained_on else "no data that is known trained it")
@@ -61,7 +62,8 @@ def trace_run(graph: Graph, place: Place, around: Surroundings) -> None:
     digest = tags.get(DATA) or numbers.digests.get("data", "")
     model = tags.get(MODEL) or numbers.digests.get("model", "")
     run_id = place.tracked.run_id if place.tracked else ""
-    ends = [_add_digest(graph, one, around) for one in training_data({DATA: digest, **tags}).digests if one]
+    data = training_data({DATA: digest, **tags})
+    ends = [_add_digest(graph, one, around, data.not_gated) for one in data.digests if one]
     if not ends:
         graph.notes.append(f"{place.name}: no data of it is recorded; it is {place.state}")
     versions = [
@@ -102,8 +104,10 @@ def trace_shard(graph: Graph, split: SplitName, shard: Shard, around: Surroundin
     _index_of(graph, around)
 
 
-def _add_digest(graph: Graph, digest: str, around: Surroundings) -> str:
+def _add_digest(graph: Graph, digest: str, around: Surroundings, not_gated: Sequence[str]) -> str:
     """The data half of one digest; a node that says so where it is not here."""
+    if digest in not_gated:
+        return given_data(graph, digest, around.given)
     found = recorded_data(around.paths.shards, around.versions, {digest}).get(digest)
     if found is None:
         return unknown_data(graph, digest)
@@ -202,6 +206,7 @@ def surroundings(params: Params, versions: DataVersions, models: Models, *, in_s
         models=models,
         fetch=fetcher(params.section(StoreConfig)),
         places=SourcePlaces(params, asked=in_source),
+        given=params.section(StoreConfig).cache / GIVEN,
     )
 
 

@@ -41,12 +41,14 @@ class TrainingData:
     Attributes:
         trained_on: digests of the data that changed the weights, first to last, as far as they are known.
         measured_on: digest of the data of its run, usually the last of these; empty if there is no tag.
+        not_gated: those of `trained_on` that are tars of others, which no gate has judged.
         gaps: why more data than these may have trained it; empty: none did.
     """
 
     trained_on: tuple[str, ...]
     measured_on: str
     gaps: tuple[str, ...]
+    not_gated: tuple[str, ...] = ()
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -174,7 +176,8 @@ def training_data(tags: Mapping[str, str]) -> TrainingData:
         weights = tags.get("align.imported_weights", "")[:12]
         gaps.append(f"imported from {source}, weights {weights}: which data trained that is unknown")
     digests = tuple(digest for digest in value.split(", ") if digest not in ("nothing", _UNKNOWN))
-    return TrainingData(digests, measured_on, tuple(gaps))
+    not_gated = tuple(filter(digests.__contains__, tags.get("align.not_gated", "").split(", ")))
+    return TrainingData(digests, measured_on, tuple(gaps), not_gated)
 
 
 def recorded_data(shards: Path, versions: DataVersions, digests: set[str]) -> dict[str, RecordedData]:

@@ -143,8 +143,8 @@ class ModelCard:
 
     def _data(self) -> str:
         reports = self.outputs.reports
-        lines = []
-        if funnel := _read(reports / "filter").get("funnel"):
+        lines, not_gated, no_shards = [], self.results.not_gated, self.results.data_digest in self.results.not_gated
+        if not no_shards and (funnel := _read(reports / "filter").get("funnel")):
             report = _read(reports / "filter")
             dropped = [row for row in funnel if row["num_first"]]
             lines.append(f"{report['num_kept']:,} of {report['num_pairs']:,} pairs passed the filter. Dropped:")
@@ -155,6 +155,13 @@ class ModelCard:
                 f"Trained on {trained['num_training_pairs']:,} pairs of {trained['num_training_images']:,} images "
                 "(the paper: 1.8 billion pairs)."
             )
+        if not_gated:
+            named = ", ".join(one[:12] for one in not_gated)
+            lines.append(
+                f"Not gated: no rule, and no gate, has seen {named}, which may have pictures of evaluation sets."
+            )
+        if no_shards:
+            return "\n\n".join(lines)
         accepted = self.results.accepted
         gate = "The quality gates passed" + (", with what a person accepted:" if accepted else ".")
         lines.append("\n".join([gate, *(f"* {plain_markdown(one)}" for one in accepted)]))

@@ -35,7 +35,7 @@ from align.errors import CorruptError, DataError, FormatError
 from align.formats.model_folder import WEIGHTS, model_digest
 from align.formats.policy import OPTED_OUT
 from align.release.registration.model_card import CARD, Champion, ModelCard
-from align.release.registration.results import PipelineOutputs, Results, read_results
+from align.release.registration.results import PipelineOutputs, Results, own, read_results
 from align.release.registration.shown import all_metrics, headline, log_report, tables, view
 from align.services.git import LOCK_FILE, commit_files, git, git_if_any
 from align.services.signing import SIGNATURE, log_signature, require_signed
@@ -231,6 +231,7 @@ def register(
         CorruptError: the packaged model is not the one that its report names, or not signed as it has to be.
         ServiceError: MLflow is unavailable or refuses.
     """
+    outputs = own(outputs)
     results = read_results(outputs, values)
     require_signed(outputs.packaged, _signature(outputs))
     tracker = tracker or Tracker()

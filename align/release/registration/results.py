@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from align.config.model import ModelConfig
 from align.config.sections import changing_bytes, flattened
 from align.durable.files import sha256_folder, to_json
 from align.errors import CorruptError, DataError
-from align.formats.model_folder import CONFIG, read_config
+from align.formats.model_folder import CONFIG, ModelFolderConfig, read_config
 from align.formats.shards import read_manifest
-from align.formats.verdict import SHARDS, TABLES, require_passed
+from align.formats.verdict import NOT_GATED, QUALITY, SHARDS, TABLES, require_passed
 
+#: The reports, and sections of params.yaml, of the stages that make data/shards.
+_MAKE_SHARDS = ("ingest", "download", "filter", "validate", TABLES, "shard", SHARDS)
 #: MLflow refuses longer tags.
 _MAX_TAG = 5000
 
@@ -53,8 +55,9 @@ class Results:
 
     Attributes:
         model_digest: sha256 of the packaged model.
-        data_digest: sha256 of the shards' manifest.
+        data_digest: sha256 of the shards' manifest; of a model that saw none, the last of its data.
         history: tags that say what trained the model; see `_history`.
+        not_gated: those of its data that no gate has judged.
         accepted: expectations that failed and that a person accepted, as "NAME, by WHO: WHY".
         params: `section.key` -> value, of the sections that change bytes.
         metrics: the metrics of every stage.
@@ -64,6 +67,7 @@ class Results:
     model_digest: str
     data_digest: str
     history: Mapping[str, str]
+    not_gated: tuple[str, ...]
     accepted: tuple[str, ...]
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
@@ -80,14 +84,22 @@ class Results:
         tags = {
             "align.model_digest": self.model_digest,
             "align.data_digest": self.data_digest,
-            "align.quality": "passed",
+            QUALITY: NOT_GATED if self.not_gated else "passed",
         }
         return (
             tags
             | dict(self.history)
+            | ({"align.not_gated": _listed(self.not_gated)} if self.not_gated else {})
             | ({"align.quality_accepted": "; ".join(self.accepted)[:_MAX_TAG]} if self.accepted else {})
             | ({"align.evaluation_digest": self.evaluation_digest} if self.evaluation_digest else {})
         )
+
+
+def own(outputs: PipelineOutputs) -> PipelineOutputs:
+    """The same without the stages that make data/shards, if the packaged model saw none."""
+    configs = list(outputs.packaged.glob(f"artifacts/*/{CONFIG}"))  # `read_results` says what is wrong with others
+    saw_none = len(configs) == 1 and read_config(configs[0].parent).saw_no_shards
+    return replace(outputs, others=(*outputs.others, *_MAKE_SHARDS)) if saw_none else outputs
 
 
 def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results:
@@ -112,14 +124,19 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
         raise CorruptError(
             f"{outputs.packaged}: differs from the model that {reports / 'package'} reports; run `align package` again"
         )
-    data_digest = read_manifest(outputs.shards).digest
-    require_passed(reports / TABLES, _decisions(reports / "shard", data_digest, outputs.shards), outputs.shards)
-    require_passed(reports / SHARDS, data_digest, outputs.shards)
-    accepted = [row["accepted"] for gate in (TABLES, SHARDS) for row in _report(reports / gate)["expectations"]]
+    model, accepted = _model(outputs), list[dict[str, str] | None]()
+    if model.saw_no_shards:
+        data_digest = model.not_gated[-1]
+    else:
+        data_digest = read_manifest(outputs.shards).digest
+        require_passed(reports / TABLES, _decisions(reports / "shard", data_digest, outputs.shards), outputs.shards)
+        require_passed(reports / SHARDS, data_digest, outputs.shards)
+        accepted = [row["accepted"] for gate in (TABLES, SHARDS) for row in _report(reports / gate)["expectations"]]
     return Results(
         model_digest=model_digest,
         data_digest=data_digest,
         history=_history(packaged),
+        not_gated=model.not_gated,
         accepted=tuple(f"{one['expectation']}, by {one['by']}: {one['reason']}" for one in accepted if one),
         params=flattened(_values(outputs, values)),
         metrics=_read_metrics(outputs),
@@ -153,8 +170,12 @@ def _values(outputs: PipelineOutputs, values: Mapping[str, Any]) -> dict[str, An
     if not outputs.others:
         return changing
     found = {name: content for name, content in changing.items() if name not in outputs.others}
+    return found | {ModelConfig.section: _model(outputs).model.model_dump(mode="json")}
+
+
+def _model(outputs: PipelineOutputs) -> ModelFolderConfig:
     (folder,) = (path.parent for path in outputs.packaged.glob(f"artifacts/*/{CONFIG}"))
-    return found | {ModelConfig.section: read_config(folder).model.model_dump(mode="json")}
+    return read_config(folder)
 
 
 def _history(packaged: Mapping[str, Any]) -> dict[str, str]:

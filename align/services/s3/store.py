@@ -196,16 +196,17 @@ class TarReader:
     read it; if it was damaged since, a sample does not decode.
     """
 
-    objects: Objects
+    config: StoreConfig
 
     @property
     def num_connections(self) -> int:
         """Number of threads that may read at a time."""
-        return self.objects.config.num_connections
+        return self.config.num_connections
 
     def uri(self, sha256: str, num_bytes: int) -> str:
         """The copy's path, or the object's location (also a path if `store.objects` is a folder)."""
-        return str(self.objects.copy(sha256, num_bytes) or self.objects.uri(sha256))
+        objects = Objects(self.config)
+        return str(objects.copy(sha256, num_bytes) or objects.uri(sha256))
 
     def read(self, uri: str, offset: int, size: int) -> bytes:
         """Bytes of an s3:// URI, fewer at its end. Retries once; the caller retries for longer.
@@ -214,12 +215,14 @@ class TarReader:
             DataError: the object does not exist, or the credentials are refused.
             ServiceError: the server is unavailable or refuses.
         """
-        return read_range(self.objects.config.model_copy(update={"num_retries": 1}), uri, offset, size)
+        return read_range(self.config.model_copy(update={"num_retries": 1}), uri, offset, size)
 
 
-def tar_reader(config: StoreConfig) -> TarReader | None:
-    """For training, which reads samples, not tars; None without `store.objects`. Can be pickled."""
-    return TarReader(Objects(config)) if config.objects else None
+def tar_reader(config: StoreConfig, *, given: bool = False) -> TarReader | None:
+    """For training, which reads samples, not tars; None without `store.objects`, unless tars are `given` by their
+    addresses. Can be pickled.
+    """
+    return TarReader(config) if config.objects or given else None
 
 
 def keep_tar(path: Path, sha256: str, config: StoreConfig) -> None:

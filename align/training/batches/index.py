@@ -28,12 +28,14 @@ class SplitIndex:
         shards: absolute paths of the tars, or URIs.
         counts: (S,) number of samples in each shard.
         indexes: (path, sha256) of each tar's index.
+        given: whether others made the tars: pictures of any size, and texts as `align.formats.given_tars` reads them.
     """
 
     manifest: str
     shards: tuple[str, ...]
     counts: NDArray[np.int64]
     indexes: tuple[tuple[str, str], ...]
+    given: bool = False
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, name: SplitName, tars: Tars | None = None) -> SplitIndex:
@@ -51,13 +53,15 @@ class SplitIndex:
         rows = manifest.splits[name].shards if name in manifest.splits else ()
         uris = []
         for row in rows:
-            if tars is not None and not (folder / row.path).is_file():
+            if row.given is not None:
+                uris.append(row.given)
+            elif tars is not None and not (folder / row.path).is_file():
                 uris.append(tars.uri(row.sha256, row.num_bytes))
             else:
                 uris.append(str(local_tar(folder, row, None).resolve()))
         counts = np.array([row.num_images for row in rows], dtype=np.int64)
         indexes = tuple((str((folder / row.offsets_path).resolve()), row.offsets_sha256) for row in rows)
-        return cls(str((folder / MANIFEST).resolve()), tuple(uris), counts, indexes)
+        return cls(str((folder / MANIFEST).resolve()), tuple(uris), counts, indexes, manifest.left_out is not None)
 
     @cached_property
     def num_images(self) -> int:
@@ -70,7 +74,7 @@ class SplitIndex:
         return np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
 
     def read_offsets(self, shard: int) -> NDArray[np.int64]:
-        """(n, 4) for the n samples of one shard: jpg offset, jpg bytes, json offset, json bytes.
+        """(n, 4) for the n samples of one shard: picture's offset and bytes, then its texts' (a json; or as `given`).
 
         Raises:
             CorruptError: the tar's index is missing, damaged, or was replaced since.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from align.durable.processes import in_threads
 from align.errors import CorruptError, DataError
+from align.formats.sample_texts import texts_in
 from align.interfaces.store import Tars
 from align.model.preprocess import centre_crop, decode
 from align.training.batches.index import Offsets, SplitIndex
@@ -143,10 +144,12 @@ class SplitSamples:
             data, begin = self.fetch(span), span.begin
         try:
             image = decode(_file_in(data, location.jpg - begin, location.jpg_bytes), self.resize_px, scratch)
-            texts = _texts(_file_in(data, location.json - begin, location.json_bytes))
+            file = _file_in(data, location.json - begin, location.json_bytes)
+            texts = _texts(file, given=self.index.given)
         except DataError as error:
             tar, number = self.index.shards[location.shard], sample - int(self.index.starts[location.shard])
-            raise CorruptError(f"{tar}: sample {number}: {error}; run `align shard` again") from None
+            remedy = "" if self.index.given else "; run `align shard` again"
+            raise CorruptError(f"{tar}: sample {number}: {error}{remedy}") from None
         if len(self._cached):
             self._images[sample] = image
             self._texts[sample] = texts
@@ -219,11 +222,11 @@ def _file_in(data: bytes, begin: int, size: int) -> bytes:
     return content
 
 
-def _texts(data: bytes) -> list[str]:
+def _texts(data: bytes, *, given: bool) -> list[str]:
     try:
-        texts = [str(text) for text in json.loads(data)["texts"]]
+        texts = texts_in(data) if given else [str(text) for text in json.loads(data)["texts"]]
     except (ValueError, KeyError, TypeError):
         texts = []
     if not texts:
-        raise DataError("its json has no texts")
+        raise DataError("it has no texts")
     return texts

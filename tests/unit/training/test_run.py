@@ -365,7 +365,7 @@ def test_a_stage_refuses_shards_without_a_passed_verdict(
         write_verdict(gate, passed=passed, data=digest if judged == "these" else "0" * 64)
     params = load_params(tmp_path / "params.yaml", [f"{out}=made", "fit_tokenizer.vocab_size=90"])
     with pytest.raises(error, match=said):
-        stage.main(params, argparse.Namespace(accept_code_change=None))
+        stage.main(params, argparse.Namespace(accept_code_change=None, data=[]))
     assert not (tmp_path / "made").exists()
 
 

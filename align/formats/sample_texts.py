@@ -1,0 +1,32 @@
+"""The texts of a sample in a tar of webdataset: which of its members have them, and what is read from one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from align.formats.json_tables import object_of
+
+#: Endings of files and members that hold the text of the picture of the same name, and the most bytes of one.
+TEXT_EXTENSIONS, MAX_TEXT_BYTES = ("txt", "text", "caption", "cap"), 1 << 20
+#: Keys of a sample's JSON under which its text is, or a list of its texts.
+TEXT_KEYS = ("caption", "captions", "text", "texts", "TEXT", "alt")
+#: Texts of a picture that are trained on, and the characters of each: no model reads more.
+_MAX_TEXTS, _MAX_CHARACTERS = 1_000, 10_000
+
+
+def sample_name(member: str) -> tuple[str, str]:
+    """A member's sample and extension as webdataset defines them: the latter begins at the last part's first dot."""
+    folder, slash, base = member.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def texts_in(data: bytes) -> list[str]:
+    """The texts in a member: of a JSON object those under the first of TEXT_KEYS that has some, else all as one."""
+    values = object_of(data)
+    found: Any = data.decode("utf-8", "replace")
+    if values is not None:
+        found = next((values[key] for key in TEXT_KEYS if values.get(key)), None)
+    listed = found[:_MAX_TEXTS] if isinstance(found, list) else [found]
+    texts = (" ".join(text[:_MAX_CHARACTERS].split()) for text in listed if isinstance(text, str))
+    return [text for text in texts if text]

@@ -108,7 +108,8 @@ def test_what_is_reserved_is_a_row_without_text_or_picture(tmp_path: Path) -> No
     assert {row["caption"] for row in rows.values() if row["status"] != "success"} == {""}
     assert {name: row["licence"] for name, row in rows.items() if row["licence"]} == {"licence": BY}
     report = json.loads((tmp_path / "reports/ingest/report.json").read_bytes())
-    assert report["errors"] == {"reserved": 4}
+    assert (report["errors"], report["licences"]) == ({"reserved": 4}, {BY: 1})
+    assert BY in (tmp_path / "reports/ingest/report.html").read_text()
 
 
 def test_what_is_reserved_is_kept_beside_the_pair_where_it_is_not_obeyed(tmp_path: Path) -> None:
@@ -127,3 +128,4 @@ def test_where_no_page_says_anything_tables_have_no_such_columns(tmp_path: Path)
     (row,) = ingested(tmp_path, archive(tmp_path, says_nothing=True))
     assert (row["licence"], row["reservation"]) == (None, None)
     assert "licence" not in pq.read_schema(tmp_path / "raw/00000.parquet").names
+    assert "licences" not in json.loads((tmp_path / "reports/ingest/report.json").read_bytes())

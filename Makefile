@@ -20,7 +20,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # How many workers: tests/conftest.py. Which tests each one runs, and in which order: tests/support/schedule.py.
 WORKERS := -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full validators triton fuzz bench bench-train bench-data bench-scale bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences pictures sample try ready clean
+.PHONY: help demo test test-full test-torch validators triton fuzz bench bench-train bench-data bench-scale bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock licences pictures sample try ready clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
@@ -54,6 +54,11 @@ validators: .align/validators/.installed ## the programs that check infra/ (comp
 .align/validators/.installed: infra/locks/validators.txt $(STAMP)
 	@$(PIP) --upgrade --target .align/validators --require-hashes --no-deps --only-binary :all: -r $<
 	@touch .align/validators/.installed
+
+# Beside ours, so that no second environment is made. The default index has CUDA builds, of some GB.
+test-torch: $(STAMP) ## model and training with another torch, before pyproject.toml allows it: make test-torch TORCH=2.14.1 VISION=0.29.1
+	@$(PIP) --upgrade --target .align/torch-$(TORCH) -c $(VENV)/pins.txt torch==$(TORCH) torchvision==$(VISION)
+	@$(RUN) PYTHONPATH=.align/torch-$(TORCH) pytest $(WORKERS) tests/unit/model tests/unit/training
 
 # CUDA builds of torch bring Triton, of their own version. Nothing is installed where Triton has no wheel.
 triton: .align/triton/.installed ## Triton, whose interpreter runs batch-norm's kernels on a CPU; 1 GB

@@ -47,6 +47,7 @@ PEERS = {
     "peers_classify": (
         ("--no-deps", "clip-benchmark==1.6.2"), ("numpy<2.4", *_as_here("torch", "scikit-learn", "tqdm")),
     ),
+    "peers_croissant": (("mlcroissant==1.1.1", *_as_here("pillow")),),
     "peers_evaluation": (
         ("mteb==2.26.24", "clip-benchmark==1.6.2", "open_clip_torch==3.3.0", "timm==1.0.31", "numpy<2.4",
          *_as_here("torch", "torchvision", "transformers", "pillow", "tokenizers", "safetensors", "pydantic",

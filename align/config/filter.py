@@ -72,6 +72,8 @@ class FilterConfig(Section):
     min_similarity: float = Field(ge=-1, le=1)
     #: Beyond ALIGN: texts in other languages are dropped (ISO 639-1 codes); None: no such rule.
     languages: Annotated[tuple[LanguageCode, ...], Field(strict=False, min_length=1)] | None
+    #: Ours: only pairs whose page names a licence that begins with one of these addresses; none: no such rule.
+    licences: Annotated[tuple[Annotated[str, Field(pattern="^https?://[^/]+/")], ...], Field(strict=False)]
     #: Beyond ALIGN: only the first pair of an image content (`pair`: of an image content and a text) is kept.
     drop_repeats: Literal["image", "pair"] | None
     #: Beyond ALIGN: texts with an e-mail address or a phone number are dropped. They are always counted.

@@ -94,7 +94,8 @@ class DownloadConfig(Section):
 
     #: The name that we send; state there how to reach you.
     user_agent: Annotated[str, Field(min_length=1)]
-    #: Whether robots.txt and X-Robots-Tag (noai, noimageai, noindex, noimageindex) are obeyed.
+    #: Whether robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex) and reservations of pages and sites
+    #: (`align.ingest.sources.rights`) are obeyed.
     obey_robots: bool
     #: Requests in flight to all hosts together, and to one host.
     max_connections: PositiveInt

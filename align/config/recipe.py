@@ -107,6 +107,8 @@ class Recipe(Section):
     label_smoothing: float = Field(ge=0, lt=1)
     #: Of the global batch's other pairs: those that a pair sees (`align.training.loss.Negatives`).
     negatives_share: float = Field(gt=0, le=1)
+    #: Which pairs of the global batch are a pair's positives: itself, or all with an equal picture or text.
+    positives: Literal["pair", "equal"]
     #: False: it stays what it is at the start (`model.temperature_init`, or that of the model to start from).
     learn_temperature: bool
     clip_norm: float | None = Field(gt=0)
@@ -210,6 +212,8 @@ class Recipe(Section):
             )
         if self.negatives_share < 1 and self.loss == "sigmoid":
             return f"{name}.negatives_share {self.negatives_share} is of loss align; the sigmoid loss needs 1"
+        if self.positives == "equal" and (self.loss, self.negatives_share) != ("align", 1):
+            return f"{name}.positives: equal needs {name}.loss: align and {name}.negatives_share: 1, or set it to pair"
         if self.export == "best" and self.best_metric is None:
             return f"{name}.export: best needs {name}.best_metric, which says what is better"
         if self.export != "best" and (self.export == "average") != (self.ema_decay is not None):

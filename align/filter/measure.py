@@ -44,22 +44,14 @@ def measure_shard(work: WorkFolder, item: NumberedShard) -> None:
         return
     shard.require_whole()
     wanted = _ADDRESSED if work.opted_out else _MEASURED
-    table = _in_order_of_keys(read_table(shard, wanted), shard)
+    licences = ("licence",) if work.config.licences else ()
+    table = _in_order_of_keys(read_table(shard, (*wanted, *licences)), shard)
     images = work.file("images", shard.name)
     if not images.exists():
         commit(image_table(index, table, shard, work), images)
     columns = [name for name in IMAGES.names if name != "thumbnail"]
     known_images = pq.ParquetFile(images, pre_buffer=False).read(columns, use_threads=False)
-    by_language = work.config.languages is not None
-    tables = pair_tables(
-        index,
-        table,
-        known_images,
-        work.opted_out,
-        max_characters=work.config.max_characters,
-        by_language=by_language,
-    )
-    for name, one in tables.items():
+    for name, one in pair_tables(index, table, known_images, work.opted_out, work.config).items():
         commit(one, work.file(name, shard.name))
 
 

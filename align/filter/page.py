@@ -187,6 +187,7 @@ def _cuts(config: FilterConfig) -> dict[str, str]:
         "text_too_long": f"{config.max_words} words, {config.max_characters:,} characters",
         "pair_low_similarity": f"cosine {config.min_similarity:g}",
         "text_other_language": ", ".join(config.languages or ()),
+        "pair_licence": ", ".join(config.licences),
     }
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from align.config.filter import FilterConfig
 from align.filter.tables import BIGRAMS, MAX_ROWS, PAIRS, UNIGRAMS
 from align.filter.words import Int64s, TextFacts, hashes, normal_forms, text_facts
 from align.formats.policy import OptedOut
@@ -31,7 +32,7 @@ def image_hash(image_id: str) -> int:
 
 
 def pair_tables(
-    index: int, table: pa.Table, images: pa.Table, opted_out: OptedOut, *, max_characters: int, by_language: bool
+    index: int, table: pa.Table, images: pa.Table, opted_out: OptedOut, config: FilterConfig
 ) -> dict[str, pa.Table]:
     """UNIGRAMS, BIGRAMS and last PAIRS of a shard.
 
@@ -40,8 +41,7 @@ def pair_tables(
         table: its rows of data/raw, in order of their keys.
         images: its IMAGES.
         opted_out: entries whose pairs are flagged.
-        max_characters: of a text; those beyond are counted, and not looked at.
-        by_language: whether a rule needs languages; if not, they are null here.
+        config: what no rule needs is null here. Characters beyond `max_characters` are counted, and not looked at.
     """
     row_numbers = index * MAX_ROWS + np.arange(len(table))
     captions = table["caption"].combine_chunks()
@@ -49,14 +49,14 @@ def pair_tables(
     # White space in a caption that was cut may hide how long it was.
     raw_lengths, lengths = pc.utf8_length(captions), pc.utf8_length(texts)
     lengths = pc.if_else(pc.fill_null(pc.less(raw_lengths, MAX_CHARACTERS), True), lengths, MAX_CHARACTERS)
-    texts = pc.utf8_rtrim(pc.utf8_slice_codeunits(texts, 0, max_characters), " ")
+    texts = pc.utf8_rtrim(pc.utf8_slice_codeunits(texts, 0, config.max_characters), " ")
     facts = text_facts(texts)
     offsets, bigrams = facts.bigrams()
     return {
         "unigrams": pa.table([facts.vocabulary, facts.occurrences], schema=UNIGRAMS),
         "bigrams": pa.table([np.repeat(row_numbers, np.diff(offsets)), bigrams], schema=BIGRAMS),
         "pairs": _pairs(
-            row_numbers, table.append_column("num_characters", lengths), texts, facts, images, opted_out, by_language
+            row_numbers, table.append_column("num_characters", lengths), texts, facts, images, opted_out, config
         ),
     }
 
@@ -75,7 +75,7 @@ def _pairs(
     facts: TextFacts,
     images: pa.Table,
     opted_out: OptedOut,
-    by_language: bool,
+    config: FilterConfig,
 ) -> pa.Table:
     ids = table["sha256"].combine_chunks().dictionary_encode()
     distinct_hashes = pa.array(image_hashes(ids.dictionary.to_pylist()))
@@ -108,9 +108,10 @@ def _pairs(
         "num_words": pa.array(facts.num_words, pa.int32()),
         "only_word_hash": _only_words(facts),
         "is_filename": pa.array(facts.is_filename),
-        "language": _languages(texts) if by_language else pa.nulls(len(texts), pa.string()),
+        "language": _languages(texts) if config.languages is not None else pa.nulls(len(texts), pa.string()),
         "num_emails": pa.array(facts.num_emails, pa.int32()),
         "num_phones": pa.array(facts.num_phones, pa.int32()),
+        "licence_allowed": _allowed(table["licence"], config.licences) if config.licences else pa.nulls(len(texts)),
     }
     return pa.table([columns[name] for name in PAIRS.names], schema=PAIRS)
 
@@ -126,6 +127,10 @@ def _languages(texts: pa.StringArray) -> pa.Array:
     """The language of each text; guessing is slow and alt-texts repeat, so each distinct text is guessed once."""
     distinct = texts.dictionary_encode()
     return pa.array(languages(distinct.dictionary.to_pylist()), pa.string()).take(distinct.indices)
+
+
+def _allowed(licences: pa.ChunkedArray, beginnings: Sequence[str]) -> pa.Array:
+    return pa.array([licence is not None and licence.startswith(tuple(beginnings)) for licence in licences.to_pylist()])
 
 
 def _opted_out(table: pa.Table, opted_out: OptedOut) -> pa.Array:

@@ -124,6 +124,11 @@ def text_personal_data(config: FilterConfig) -> str | None:
     return "num_emails + num_phones > 0" if config.drop_personal_data else None
 
 
+def pair_licence(config: FilterConfig) -> str | None:
+    """Ours: the page names no licence, or none of those that are allowed (`filter.licences`)."""
+    return "NOT licence_allowed" if config.licences else None
+
+
 def image_repeat(config: FilterConfig) -> str | None:
     """Beyond ALIGN: another pair with the same image content has a smaller key, and all rules above keep both."""
     return "repeats" if config.drop_repeats == "image" else None
@@ -160,6 +165,7 @@ RULES: dict[str, Rule] = {
         pair_low_similarity,
         text_other_language,
         text_personal_data,
+        pair_licence,
         image_repeat,
         pair_repeat,
         held_out,

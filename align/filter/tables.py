@@ -53,6 +53,7 @@ PAIRS = pa.schema(
         ("language", pa.string()),
         ("num_emails", pa.int32()),
         ("num_phones", pa.int32()),
+        ("licence_allowed", pa.bool_()),  # null: no rule needs it
     ]
 )
 

@@ -7,9 +7,11 @@
 
 A row is a pair; its text is in img2dataset's column `caption`. Our tables also have `page_url`, `text_source` (alt,
 figcaption, ...), `retryable` (the failure may be temporary) and `image_key`, the key of the tar sample that holds the
-bytes. A tar has a sample per image, with the text of the first pair that shows it; the texts of its other pairs are in
-the table only. With `ingest.pairs_as_samples` it has a sample per pair, as img2dataset's tars do, the bytes repeated:
-stages decide the same then. `read_table` adds what a stock folder lacks.
+bytes. Where a page says so, they have `licence` (the address that it links to, a claim that nobody has checked) and
+`reservation` (a mark such as noai), see `align.ingest.sources.rights`. A tar has a sample per image, with the text of
+the first pair that shows it; the texts of its other pairs are in the table only. With `ingest.pairs_as_samples` it has
+a sample per pair, as img2dataset's tars do, the bytes repeated: stages decide the same then. `read_table` adds what a
+stock folder lacks.
 """
 
 from __future__ import annotations
@@ -49,11 +51,18 @@ SCHEMA = pa.schema(
         ("image_key", pa.string()),
         ("text_source", pa.string()),
         ("retryable", pa.bool_()),
+        ("licence", pa.string()),
+        ("reservation", pa.string()),
     ]
 )
+#: What pages say of rights; all tables of a folder have these columns if a page says anything, else none has them.
+RIGHTS = ("licence", "reservation")
+WITHOUT_RIGHTS = pa.schema([field for field in SCHEMA if field.name not in RIGHTS])
 
 #: The error_message of a row whose status is `not_fetched`.
 HOPELESS = "no text of it can pass the filter"
+#: The code of an error_message: its page or site reserves the picture, and download.obey_robots is on.
+RESERVED = "reserved"
 #: The code of an error_message: the address is of a private network that download.allow_networks does not name.
 ADDRESS_REFUSED = "address refused"
 

@@ -20,7 +20,7 @@ from align.config.paths import PathsConfig
 from align.display.console import say
 from align.errors import ConfigError, DataError
 from align.formats.policy import REFUSED
-from align.formats.raw import ADDRESS_REFUSED, HOPELESS, MANIFEST, MadeWith, read_raw_manifest
+from align.formats.raw import ADDRESS_REFUSED, HOPELESS, MANIFEST, RESERVED, MadeWith, read_raw_manifest
 from align.formats.statuses import SUCCESS
 from align.ingest.report import IngestReport, not_read, read_as_stored
 from align.pairs.text import MAX_CHARACTERS
@@ -118,6 +118,7 @@ _REMEDIES = {
     ADDRESS_REFUSED: "of a private network: name it in download.allow_networks if it is yours, then `align ingest`",
     "robots.txt": "the host forbids it; download.obey_robots and download.user_agent say how we ask",
     "X-Robots-Tag": "the host forbids it; download.obey_robots and download.user_agent say how we ask",
+    RESERVED: "its page or site forbids it; download.obey_robots",
     "robots.txt unreachable": _RETRY,
     "timed out": _MORE_TIME,
     "DNS failure": f"{_RETRY}; all of them: is this machine online?",

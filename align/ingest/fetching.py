@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from align.formats.policy import REFUSED, OptedOut
-from align.formats.raw import ADDRESS_REFUSED, HOPELESS, Samples
+from align.formats.raw import ADDRESS_REFUSED, HOPELESS, RESERVED, RIGHTS, SCHEMA, WITHOUT_RIGHTS, Samples
 from align.formats.statuses import FAILED_TO_DOWNLOAD, NOT_FETCHED
 from align.ingest.examination import PictureOutcome, examine
 from align.ingest.limits import TooLarge
@@ -37,6 +37,7 @@ class Pictures:
         samples: what a tar sample is, see `align.formats.raw`.
         opted_out: what must no longer be fetched or kept.
         text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: always.
+        obey_robots: whether reservations of pages and sites are obeyed.
     """
 
     images_from: str
@@ -46,6 +47,15 @@ class Pictures:
     samples: Samples
     opted_out: OptedOut
     text_cuts: TextCuts | None = None
+    obey_robots: bool = True
+
+    def refusal(self, row: PlannedRow) -> PictureOutcome | None:
+        """What a pair gets whose picture must be neither fetched nor kept; None if it may be."""
+        if self.opted_out.matches(row["url"], row["page_url"], row["stated_sha256"]):
+            return _OPTED_OUT
+        if self.obey_robots and row["reservation"] is not None:
+            return PictureOutcome(FAILED_TO_DOWNLOAD, f"{RESERVED}: {row['reservation']}")
+        return None
 
     @property
     def bounds(self) -> tuple[int, int | None, int]:
@@ -128,12 +138,13 @@ def write_shard(
                 failures[answer.url] = PictureOutcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
             if answer.data is not None:
                 spool.put(answer.url, answer.data)
-        writer = stack.enter_context(RawShardWriter(directory, shard.name, shard.position_digits, keep_tar))
+        schema = SCHEMA if shard.has_rights else WITHOUT_RIGHTS
+        writer = stack.enter_context(RawShardWriter(directory, shard.name, shard.position_digits, keep_tar, schema))
         for row in shard.rows():
             key, url, data = writer.next_key, row["url"], None
             picture = url, row["file"], row["offset"]  # an archive may have two pictures of one address
-            if pictures.opted_out.matches(url, row["page_url"], row["stated_sha256"]):
-                outcome = _OPTED_OUT
+            if (refusal := pictures.refusal(row)) is not None:
+                outcome = refusal
             elif (earlier := row.get("outcome")) is not None:  # an earlier run examined this picture
                 outcome = earlier
                 if earlier.image_key is not None and earlier.image_key not in stored:
@@ -167,7 +178,8 @@ def write_shard(
                 outcome = outcome if data is None else replace(outcome, image_key=key)
             if data is not None:
                 stored.add(key)
-            writer.add(_raw_row(writer.next_key, row, outcome), data, key)
+            about = {name: row[name] for name in RIGHTS} if shard.has_rights else {}
+            writer.add(_raw_row(writer.next_key, row, outcome) | about, data, key)
         return ShardCounts(writer.num_rows, writer.num_successes, writer.num_not_fetched, len(refused))
 
 
@@ -177,7 +189,7 @@ def _is_for_the_web(row: PlannedRow, pictures: Pictures) -> bool:
         row.get("outcome") is not None
         or row["problem"] is not None
         or row["inline"] is not None
-        or pictures.opted_out.matches(row["url"], row["page_url"], None)
+        or pictures.refusal(row) is not None
     ):
         return False
     if row["http_status"] is None and row["file"] is not None:
@@ -218,11 +230,12 @@ def _bytes(row: PlannedRow, spool: _Spool, shard: PlannedShard, pictures: Pictur
 def _raw_row(key: str, row: PlannedRow, outcome: PictureOutcome) -> dict[str, Any]:
     """A row of data/raw, in the order of its columns. There the text is called `caption`, as img2dataset has it.
 
-    An opted-out pair has none, as after `align forget --purge`.
+    An opted-out or reserved pair has none, as after `align forget --purge`.
     """
+    is_refused = (outcome.error_message or "").partition(":")[0] in (REFUSED, RESERVED)
     return {
         "url": row["url"],
-        "caption": "" if outcome.error_message == _OPTED_OUT.error_message else row["text"],
+        "caption": "" if is_refused else row["text"],
         "key": key,
         "status": outcome.status,
         "error_message": outcome.error_message,

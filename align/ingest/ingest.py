@@ -25,6 +25,7 @@ from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig, StoreConfig
@@ -44,6 +45,7 @@ from align.errors import DataError
 from align.formats.policy import read_opted_out
 from align.formats.raw import (
     MANIFEST,
+    RIGHTS,
     MadeWith,
     RawShard,
     Samples,
@@ -131,7 +133,9 @@ def shard_to_retry(pieces: Pieces, shard: RawShard) -> Iterator[PlannedShard]:
     with shard.local_tar().open("rb") as tar:
         spans = {key: (offset, size) for key, offset, size in image_spans(tar, str(shard.tar))}
         position_digits = len(table["key"][0].as_py()) - len(shard.name)
-        yield PlannedShard(shard.name, position_digits, partial(_rows, table), partial(_read, tar, spans))
+        has_rights = "licence" in pq.read_schema(shard.local_table()).names
+        rows, read = partial(_rows, table), partial(_read, tar, spans)
+        yield PlannedShard(shard.name, position_digits, rows, read, has_rights)
 
 
 def _rows(table: pa.Table) -> Iterator[PlannedRow]:
@@ -140,7 +144,7 @@ def _rows(table: pa.Table) -> Iterator[PlannedRow]:
         is_open = row["retryable"] or row["status"] == NOT_FETCHED
         outcome = PictureOutcome(**{name: row[name] for name in shared})
         yield {
-            **{name: row[name] for name in ("url", "text_source", "page_url")},
+            **{name: row[name] for name in ("url", "text_source", "page_url", *RIGHTS)},
             **dict.fromkeys(("problem", "file", "offset", "inline", "http_status")),
             **dict.fromkeys(("status", "original_width", "original_height", "stated_sha256")),
             "text": row["caption"],
@@ -224,14 +228,21 @@ def ingest(
         max_pixels = config.max_image_pixels
         samples: Samples = "pairs" if config.pairs_as_samples else "images"
         pictures = Pictures(
-            images_from, max_pixels, download.resize_px, download.jpeg_quality, samples, opted_out, text_cuts
+            images_from,
+            max_pixels,
+            download.resize_px,
+            download.jpeg_quality,
+            samples,
+            opted_out,
+            text_cuts,
+            download.obey_robots,
         )
         shards = [piece_of(work, name) for name in plan.names]
         before: Sequence[RawShard] = ()
         if config.reuse and images_from != "archive":
             folder = linked(raw, work / CLAIMS / "before") if is_run_by_dvc() else raw
             before = earlier_shards(folder, made, fetcher(resources.store))
-        open_shard = partial(planned_shard, plan.position_digits, source)
+        open_shard = partial(planned_shard, plan.position_digits, plan.has_rights, source)
         write_shards(pieces, executor, plan.names, open_shard, pictures, resources, before)
         pieces.bring(shards)
         write_raw_manifest(work, plan.names, samples, made)
@@ -292,6 +303,7 @@ def retry_failed(
                 samples,
                 opted_out,
                 text_cuts,
+                download.obey_robots,
             )
             executor = LocalExecutor(resources.engine.num_workers)
             write_shards(Pieces(work), executor, failed, shard_to_retry, pictures, resources)

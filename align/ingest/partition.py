@@ -34,10 +34,13 @@ from align.durable.pieces import Piece, Pieces
 from align.durable.processes import in_threads
 from align.errors import DataError
 from align.formats.policy import REFUSED, OptedOut
+from align.formats.raw import RIGHTS
+from align.ingest.limits import TooLarge
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
 from align.ingest.sources.outcomes import in_words
 from align.ingest.sources.reading import damage_in
+from align.ingest.sources.rights import SITE_FILE, SiteRules
 from align.interfaces.executor import Executor, Step
 from align.interfaces.sql import Engine
 
@@ -71,12 +74,14 @@ class PlannedShard:
             `outcome`, a `fetching.PictureOutcome`; for those whose failure may pass that failure, `failure`. Called
             twice.
         read: the source's bytes by (file, offset); None if they cannot be read.
+        has_rights: whether a page of the folder says anything of rights.
     """
 
     name: str
     position_digits: int
     rows: Callable[[], Iterator[PlannedRow]]
     read: Callable[[str, int | None], bytes | None]
+    has_rights: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,14 @@ class IngestPlan:
     Attributes:
         names: of the shards, in order.
         position_digits: of a key, after the shard's name.
+        has_rights: see `PlannedShard`.
         counts: from scanning the source: those of `align.ingest.sources.Source`, `texts_cut`, ...
         quarantined: files of the source that were left out, since reading them killed a worker process.
     """
 
     names: list[str]
     position_digits: int
+    has_rights: bool
     counts: dict[str, int]
     quarantined: list[str]
 
@@ -108,11 +115,14 @@ def _pairs_of(shard: int) -> Piece:
 
 
 @contextmanager
-def planned_shard(position_digits: int, source: Source, pieces: Pieces, name: str) -> Iterator[PlannedShard]:
+def planned_shard(
+    position_digits: int, has_rights: bool, source: Source, pieces: Pieces, name: str
+) -> Iterator[PlannedShard]:
     """One shard of the plan, with the bytes of the source's files."""
     pairs = _pairs_of(int(name))
     pieces.bring([pairs])
-    yield PlannedShard(name, position_digits, partial(_rows, pieces.folder / pairs.last, int(name)), source.read)
+    rows = partial(_rows, pieces.folder / pairs.last, int(name))
+    yield PlannedShard(name, position_digits, rows, source.read, has_rights)
 
 
 def _rows(path: Path, shard: int) -> Iterator[PlannedRow]:
@@ -153,11 +163,13 @@ def make_plan(
         folder.mkdir(exist_ok=True)
         scanned = _scan_all(source, pieces, executor, opted_out, config.max_damaged_share)
         with open_sql() as sql:
-            num_shards = _sort(sql, folder, config.max_pages, config.shard_size)
-        sizes = _divide(folder, num_shards)
+            num_shards, site_files = _sort(sql, folder, config.max_pages, config.shard_size)
+        sites = SiteRules((url, _read_site_file(source, file, offset)) for url, file, offset in site_files)
+        sizes, has_rights = _divide(folder, num_shards, sites)
         for _ in in_threads(pieces.share, map(_pairs_of, range(0, num_shards, _SHARDS_OF_A_FILE)), _NUM_SHARED):
             pass
         values = {"num_pairs": sum(sizes.values()), "num_shards": num_shards, "longest": max(sizes.values(), default=1)}
+        values["has_rights"] = has_rights
         write_text(folder / "plan.json", json.dumps({**values, **scanned}) + "\n")
 
     pieces.make(PLAN, make)
@@ -170,7 +182,14 @@ def make_plan(
     num_shards, digits = values["num_shards"], max(5, len(str(values["num_shards"] - 1)))
     names = [f"{number:0{digits}d}" for number in range(num_shards)]
     position_digits = max(4, len(str(values["longest"] - 1)))
-    return IngestPlan(names, position_digits, values["counts"], values["quarantined"])
+    return IngestPlan(names, position_digits, values["has_rights"], values["counts"], values["quarantined"])
+
+
+def _read_site_file(source: Source, file: str, offset: int | None) -> bytes:
+    try:
+        return source.read(file, offset) or b""
+    except TooLarge:
+        return b""
 
 
 def _scan_all(
@@ -293,8 +312,12 @@ def hashes_of(urls: list[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     return np.frombuffer(digests, dtype="<u8")
 
 
-def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> int:
-    """Writes all pairs in the order of the shards; returns how many shards there are."""
+def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> tuple[int, list[Any]]:
+    """Writes all pairs in the order of the shards.
+
+    Returns:
+        How many shards there are; (url, file, offset) of the sites' files about rights.
+    """
     for kind in _TABLES:
         sql.view(kind, folder / kind / "*.parquet")
     chosen = "candidates"
@@ -309,7 +332,7 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
     num_shards: int = max(1, -(-num_pairs // shard_size))
     # The first good response of each address, else the first one; redirects are followed within the archive.
     sql.table("answers", f"""
-        SELECT url, status, location, file, "offset", opted_out FROM (
+        SELECT url, status, location, file, "offset", opted_out, reservation FROM (
             SELECT *, row_number() OVER (
                 PARTITION BY url ORDER BY status <> {_HTTP_OK}, file_number, row_number
             ) AS rank
@@ -323,7 +346,8 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
         sql.table(f"hop{hop}", f"""
             SELECT source.url, coalesce(target.status, source.status) AS status, target.location,
                    coalesce(target.file, source.file) AS file, coalesce(target."offset", source."offset") AS "offset",
-                   source.opted_out OR coalesce(target.opted_out, FALSE) AS opted_out
+                   source.opted_out OR coalesce(target.opted_out, FALSE) AS opted_out,
+                   coalesce(target.reservation, source.reservation) AS reservation
             FROM {answers} AS source LEFT JOIN answers AS target ON target.url = source.location
         """)  # fmt: skip
         answers = f"hop{hop}"
@@ -334,32 +358,49 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
                coalesce(chosen.file, CASE WHEN answer.status = {_HTTP_OK} THEN answer.file END) AS file,
                coalesce(chosen."offset", CASE WHEN answer.status = {_HTTP_OK} THEN answer."offset" END) AS "offset",
                inline, answer.status AS http_status,
-               chosen.status, original_width, original_height, stated_sha256, file_number, row_number
+               chosen.status, original_width, original_height, stated_sha256, licence,
+               coalesce(chosen.reservation, answer.reservation) AS reservation, file_number, row_number
         FROM {chosen} AS chosen LEFT JOIN {answers} AS answer ON answer.url = chosen.url
     """)  # fmt: skip
     sql.write("SELECT * FROM joined ORDER BY shard, file_number, row_number", folder / _SORTED)
-    return num_shards
+    site_files = sql.rows(f"""
+        SELECT url, file, "offset" FROM {answers} WHERE status = {_HTTP_OK} AND url LIKE '%{SITE_FILE}' ORDER BY url
+    """)  # fmt: skip
+    return num_shards, site_files
 
 
-def _divide(folder: Path, num_shards: int) -> Counter[int]:
-    """Writes the sorted pairs as files of few shards, a row group of one shard each; returns the pairs of each shard.
+def _divide(folder: Path, num_shards: int, sites: SiteRules) -> tuple[Counter[int], bool]:
+    """Writes the sorted pairs as files of few shards, a row group of one shard each, with what their sites reserve.
 
     So a task opens one small file and reads its own rows only, however many pairs there are.
+
+    Returns:
+        The pairs of each shard; whether anything is said of the rights of any.
     """
     sizes: Counter[int] = Counter()
+    has_rights = False
     (folder / "pairs").mkdir(exist_ok=True)
     with pq.ParquetFile(folder / _SORTED) as pairs:
-        runs = _by_shard(pairs)
+        runs = ((shard, _with_sites(run, sites)) for shard, run in _by_shard(pairs))
         run = next(runs, None)
         for start in range(0, num_shards, _SHARDS_OF_A_FILE):
             path = folder.parent / _pairs_of(start).last
             with pq.ParquetWriter(path, pairs.schema_arrow, compression="zstd") as writer:
                 while run is not None and run[0] < start + _SHARDS_OF_A_FILE:
                     sizes[run[0]] += len(run[1])
+                    has_rights |= any(run[1][name].null_count < len(run[1]) for name in RIGHTS)
                     writer.write_batch(run[1])
                     run = next(runs, None)
     (folder / _SORTED).unlink()
-    return sizes
+    return sizes, has_rights
+
+
+def _with_sites(pairs: pa.RecordBatch, sites: SiteRules) -> pa.RecordBatch:
+    if not sites:
+        return pairs
+    columns = (pairs[name].to_pylist() for name in ("reservation", "url", "page_url"))
+    found = [mark or sites.reservation(*addresses) for mark, *addresses in zip(*columns, strict=True)]
+    return pairs.set_column(pairs.schema.get_field_index("reservation"), "reservation", pa.array(found, pa.string()))
 
 
 def _by_shard(pairs: pq.ParquetFile) -> Iterator[tuple[int, pa.RecordBatch]]:

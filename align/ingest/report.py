@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
+from pydantic import Field
+
 from align.display import html
 from align.display.report import Report
 from align.durable.files import write_text
-from align.formats.raw import HOPELESS
+from align.formats.raw import HOPELESS, RIGHTS
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.ingest.sources.outcomes import (
     HTTP_HEAD_TOO_LARGE,
@@ -54,6 +57,9 @@ def write_page(report: IngestReport, directory: Path) -> None:
         html.heading("Pairs by source of the text"),
         html.table(("source", "pairs"), sorted(report.text_sources.items())),
     ]
+    if report.licences:
+        title = "Pairs with a picture by licence, as pages state it"
+        blocks += [html.heading(title), html.table(("licence", "pairs"), list(report.licences.items()))]
     write_text(directory / "report.html", html.page("Ingest report", lead, blocks))
 
 
@@ -110,7 +116,7 @@ def _hosts(report: IngestReport) -> str:
     return html.table(("host", "pairs", "with a picture", "failed", "errors"), rows, bar=3)
 
 
-#: The report names this many hosts, those with most pairs.
+#: The report names this many hosts, and licences, those with most pairs.
 NUM_HOSTS = 50
 _HOST = r"coalesce(nullif(lower(regexp_extract(url, '^[a-z]+://([^/?#:]+)', 1)), ''), '(no host)')"
 
@@ -136,6 +142,7 @@ class IngestReport(Report):
         errors: pairs per error message, without the details after a colon.
         text_sources: pairs per source of the text, such as `alt`.
         hosts: for the hosts with most pairs, pairs per error (or `success`).
+        licences: for those that most pages state, pairs with a picture. It is not written if there are none.
     """
 
     num_files: int
@@ -153,6 +160,7 @@ class IngestReport(Report):
     errors: dict[str, int]
     text_sources: dict[str, int]
     hosts: dict[str, dict[str, int]]
+    licences: dict[str, int] = Field(default={}, exclude_if=lambda found: not found)
 
     @property
     def num_not_fetched(self) -> int:
@@ -226,6 +234,12 @@ def summarise(
         ) GROUP BY host, error ORDER BY sum(sum(num)) OVER (PARTITION BY host) DESC, host, num DESC, error
     """):  # fmt: skip
         hosts.setdefault(host, {})[error] = int(num)
+    licences = []
+    if RIGHTS[0] in pq.read_schema(next(raw.glob("*.parquet"))).names:
+        licences = sql.rows(f"""
+            SELECT licence, count(*) FROM raw WHERE status = '{SUCCESS}' AND licence IS NOT NULL
+            GROUP BY licence ORDER BY count(*) DESC, licence LIMIT {NUM_HOSTS}
+        """)  # fmt: skip
     num_to_fetch = int(num_pairs) - int(statuses.get(NOT_FETCHED, 0))
     metrics: dict[str, float | int] = {
         "ingest/num_pages": num_pages,
@@ -255,4 +269,5 @@ def summarise(
         statuses={key: int(num) for key, num in statuses.items()},
         errors={key: int(num) for key, num in errors},
         text_sources={key: int(num) for key, num in sources},
+        licences=dict(licences),
     )

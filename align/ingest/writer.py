@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from align.durable.files import fsync, sha256_file, temporary_name, write_text
 from align.errors import DataError
-from align.formats.raw import MANIFEST, SCHEMA, ListedShard, MadeWith, RawManifest, Samples
+from align.formats.raw import MANIFEST, WITHOUT_RIGHTS, ListedShard, MadeWith, RawManifest, Samples
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.tar import TarWriter
 
@@ -37,13 +37,21 @@ class RawShardWriter:
         position_digits: of a key, after the name.
         keep_tar: called with the finished tar and its sha256 before the shard is complete; it may move the tar
             elsewhere.
+        schema: of the table.
 
     Attributes:
         num_rows: added so far.
     """
 
-    def __init__(self, directory: Path, name: str, position_digits: int, keep_tar: Callable[[Path, str], None]) -> None:
-        self._directory, self._name, self._position_digits = directory, name, position_digits
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        position_digits: int,
+        keep_tar: Callable[[Path, str], None],
+        schema: pa.Schema = WITHOUT_RIGHTS,
+    ) -> None:
+        self._directory, self._name, self._position_digits, self._schema = directory, name, position_digits, schema
         self._keep_tar = keep_tar
         self._temporary = {suffix: temporary_name(directory / f"{name}{suffix}") for suffix in (".tar", ".parquet")}
         self._statuses: Counter[str] = Counter()
@@ -55,7 +63,7 @@ class RawShardWriter:
     def __enter__(self) -> RawShardWriter:
         self._file = self._temporary[".tar"].open("w+b")
         self._tar = TarWriter(self._file)
-        self._table = pq.ParquetWriter(self._temporary[".parquet"], SCHEMA, compression="zstd")
+        self._table = pq.ParquetWriter(self._temporary[".parquet"], self._schema, compression="zstd")
         return self
 
     @property
@@ -77,7 +85,7 @@ class RawShardWriter:
         """Adds one pair.
 
         Args:
-            row: a value for every column of SCHEMA; its key is `next_key`.
+            row: a value for every column of the schema; its key is `next_key`.
             image: the bytes to store; None for a row without bytes, or whose bytes are stored already.
             image_key: the key to store them under: the row's own, or the one that an earlier run chose.
         """
@@ -104,7 +112,7 @@ class RawShardWriter:
 
     def _write_rows(self) -> None:
         if self._rows:
-            self._table.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
+            self._table.write_table(pa.Table.from_pylist(self._rows, self._schema))
             self._rows = []
 
     def __exit__(

@@ -15,6 +15,12 @@ With several processes, each has its own rows of x and y, gathers all rows of y,
 With fewer negatives (`Negatives`) the pairs stand in a circle, and a pair sees the k pairs that follow it: k + 1
 columns of each row, and k + 1 rows of each column. Other scores are -inf; label smoothing is over those that are seen.
 
+Where equal texts or pictures repeat in a batch (`Equals`), other pairs are positives, too. P_i are those with the
+picture or the text of pair i, itself included, and lse over P_i of s_ip takes the place of s_ii, in both directions. So
+the loss is the logarithm of the positives' summed probability (MIL-NCE, Miech et al. 2020), from a second pass over the
+tiles. Rejected: the mean of their log-probabilities (Khosla et al. 2020). It is linear in y, so that it equals the loss
+of pairs wherever equal texts have equal embeddings, and takes nothing off what false negatives cost.
+
 Everything is computed in the embeddings' precision, at least float32 (half-precision embeddings are cast) and never
 TF32. The eager tiles are the reference. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel;
 where it cannot, the same functions run eagerly. There they share no exponential: whether it would overflow is a
@@ -62,8 +68,30 @@ class Negatives(NamedTuple):
     number: int
 
 
-#: Rows and columns of a tile, and the negatives; see `align_loss`.
-Tiling = tuple[tuple[int, int] | None, Negatives | None]
+class Equals(NamedTuple):
+    """Pairs with an equal picture or text are positives.
+
+    Attributes:
+        same_B2: numbers of each pair's picture and text (int64), equal where these are.
+    """
+
+    same_B2: Tensor
+
+
+class _Positives(NamedTuple):
+    """`Equals` of this process's rows and of all."""
+
+    same_B2: Tensor
+    same_N2: Tensor
+
+    def hidden(self, rows: slice, columns: slice) -> Tensor:
+        """(R, C): which combinations of a tile are no positives."""
+        rows_R2, columns_C2 = self.same_B2[rows], self.same_N2[columns]
+        return (rows_R2[:, None, 0] != columns_C2[:, 0]) & (rows_R2[:, None, 1] != columns_C2[:, 1])
+
+
+#: Rows and columns of a tile, and which scores count, if not all; see `align_loss`.
+Tiling = tuple[tuple[int, int] | None, Negatives | _Positives | None]
 
 
 class Peers(Protocol):
@@ -100,7 +128,7 @@ def align_loss(
     *,
     peers: Peers | None = None,
     tile: tuple[int, int] | None = None,
-    negatives: Negatives | None = None,
+    others: Negatives | Equals | None = None,
 ) -> Tensor:
     """Image-to-text plus text-to-image cross-entropy, each averaged over the pairs of the global batch.
 
@@ -112,7 +140,7 @@ def align_loss(
         label_smoothing: share of the target spread evenly over all candidates (paper 0.1).
         peers: the processes that have the other rows; None: there are no others.
         tile: rows and columns of a tile; None: the default for the device. It changes the result by rounding only.
-        negatives: those that each pair sees; None: all others of the global batch.
+        others: which others of the global batch are a pair's negatives, or its positives; None: all are negatives.
 
     Returns:
         Scalar, the same on every process: the loss of the global batch. The backward pass gives the exact gradients of
@@ -120,7 +148,11 @@ def align_loss(
     """
     image_embeds, text_embeds = _precise(image_embeds), _precise(text_embeds)
     temperature = torch.as_tensor(temperature, dtype=image_embeds.dtype, device=image_embeds.device)
-    arguments = (image_embeds, text_embeds, temperature, label_smoothing, peers or Alone(), (tile, negatives))
+    peers = peers or Alone()
+    positives = _Positives(others.same_B2, peers.gather(others.same_B2)) if isinstance(others, Equals) else None
+    target = (label_smoothing, positives)
+    tiling = (tile, others if isinstance(others, Negatives) else None)
+    arguments = (image_embeds, text_embeds, temperature, target, peers, tiling)
     return cast(Tensor, _AlignLoss.apply(*arguments))  # type: ignore[no-untyped-call]  # untyped in torch
 
 
@@ -153,42 +185,55 @@ def _precise(embeds_BD: Tensor) -> Tensor:
 class _AlignLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, smoothing: float, peers: Peers,
-        tiling: Tiling,
+        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor,
+        target: tuple[float, _Positives | None], peers: Peers, tiling: Tiling,
     ) -> Tensor:  # fmt: skip
+        smoothing, positives = target
         y_ND = peers.gather(y_BD)
         count = len(y_ND)
         row_lse_B, column_lse_N, seen_sum = log_sum_exps(x_BD, y_ND, temperature, peers, tiling)
-        sums = torch.cat([_sum(x_BD), row_lse_B.double().sum()[None], dot(x_BD, y_BD)[None], *seen_sum])
+        own_lses: tuple[Tensor, ...] = ()
+        own = dot(x_BD, y_BD)
+        if positives is not None:
+            own_lses = log_sum_exps(x_BD, y_ND, temperature, peers, (tiling[0], positives))[:2]
+            own = own_lses[0].double().sum()
+        sums = torch.cat([_sum(x_BD), row_lse_B.double().sum()[None], own[None], *seen_sum])
         sums, width = peers.sum(sums), x_BD.shape[1]
-        x_sum_D, rows_sum, own_sum = sums[:width], sums[width], sums[width + 1] / temperature.double()
+        x_sum_D, rows_sum, own_sum = sums[:width], sums[width], sums[width + 1]
         y_sum_D = _sum(y_ND)
         negatives = tiling[1]
-        if negatives is None:
-            smooth = x_sum_D @ y_sum_D / temperature.double() / count
-        else:
+        if isinstance(negatives, Negatives):
             smooth = sums[-1] / (negatives.number + 1)
-        own, smooth = 2 * (1 - smoothing) * own_sum, 2 * smoothing * smooth
-        loss = (rows_sum + column_lse_N.double().sum() - own - smooth) / count
+        else:
+            smooth = x_sum_D @ y_sum_D / temperature.double() / count
+        both = own_sum + own_lses[1].double().sum() if own_lses else 2 * own_sum / temperature.double()
+        loss = (rows_sum + column_lse_N.double().sum() - (1 - smoothing) * both - 2 * smoothing * smooth) / count
         sums_of_embeds = x_sum_D.to(x_BD.dtype), y_sum_D.to(x_BD.dtype)
-        ctx.save_for_backward(x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, *sums_of_embeds)
-        ctx.smoothing, ctx.peers, ctx.tiling = smoothing, peers, tiling
+        lses = row_lse_B, column_lse_N, *own_lses
+        ctx.save_for_backward(x_BD, y_BD, y_ND, temperature, *sums_of_embeds, *lses)
+        ctx.target, ctx.peers, ctx.tiling = target, peers, tiling
         return loss.to(x_BD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_BD, y_BD, y_ND, temperature, row_lse_B, column_lse_N, x_sum_D, y_sum_D = ctx.saved_tensors
+        x_BD, y_BD, y_ND, temperature, x_sum_D, y_sum_D, row_lse_B, column_lse_N, *own_lses = ctx.saved_tensors
         count = len(y_ND)
         dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
-        _, negatives = ctx.tiling
-        seen = 0.0 if negatives is None else 2 * ctx.smoothing / (negatives.number + 1)
+        (smoothing, positives), (tile, negatives) = ctx.target, ctx.tiling
+        seen = 0.0 if negatives is None else 2 * smoothing / (negatives.number + 1)
         for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, (row_lse_B, column_lse_N), ctx.tiling, seen):
             dx_BD[row].addmm_(both_RC, y_ND[column])
             dy_ND[column].addmm_(both_RC.T, x_BD[row])
+        if positives is not None:
+            of_own = (own_lses[0], own_lses[1])
+            for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, of_own, (tile, positives), 0.0):
+                dx_BD[row].addmm_(both_RC, y_ND[column], alpha=smoothing - 1)
+                dy_ND[column].addmm_(both_RC.T, x_BD[row], alpha=smoothing - 1)
         dy_BD = ctx.peers.scatter_sum(dy_ND)
         scale = grad / (count * temperature)
-        own, smooth = 2 * (1 - ctx.smoothing), 2 * ctx.smoothing / count if negatives is None else 0.0
+        own = 2 * (1 - smoothing) if positives is None else 0.0
+        smooth = 2 * smoothing / count if negatives is None else 0.0
         dx_BD = dx_BD.sub_(y_BD, alpha=own).sub_(smooth * y_sum_D).mul_(scale)
         dy_BD = dy_BD.sub_(x_BD, alpha=own).sub_(smooth * x_sum_D).mul_(scale)
         return dx_BD, dy_BD, _temperature_gradient(x_BD, dx_BD, temperature), None, None, None
@@ -247,7 +292,7 @@ def log_sum_exps(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The log-sum-exps of the scores x_i . y_j / T: (B,) over the columns, and (N,) over the rows of all processes.
 
-    With `Negatives` also the sum of the scores that this process's pairs see, as a list of one (1,).
+    Where not all scores count, also the sum of the scores that this process's pairs see, as a list of one (1,).
     """
     row_lse_B = x_BD.new_full((len(x_BD),), -math.inf)
     column_lse_N = x_BD.new_full((len(y_ND),), -math.inf)
@@ -266,7 +311,7 @@ def softmax_tiles(
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yields (rows, columns, softmax over columns + softmax over rows) of the scores, given their `log_sum_exps`.
 
-    With `Negatives`, `seen` is subtracted from those of the scores that are seen.
+    Where not all count, `seen` is subtracted from those of the scores that are seen.
     """
     row_lse_B, column_lse_N = log_sums
     softmaxes = _tile_function(_softmaxes if tiling[1] is None else _softmaxes_apart, x_BD)
@@ -278,7 +323,7 @@ def softmax_tiles(
 
 def _tiles(x_BD: Tensor, y_ND: Tensor, temperature: Tensor, tiling: Tiling) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yields (rows, columns, their scores x_i . y_j / T); the caller may overwrite the scores, until the next tile."""
-    size, negatives = tiling
+    size, only = tiling
     height, width = size or (CUDA_TILE if x_BD.is_cuda else TILE)
     buffer = x_BD.new_empty(min(height, len(x_BD)) * min(width, len(y_ND)))
     matmul = torch.backends.cuda.matmul
@@ -293,7 +338,10 @@ def _tiles(x_BD: Tensor, y_ND: Tensor, temperature: Tensor, tiling: Tiling) -> I
                 shape = (rows.stop - rows.start, columns.stop - columns.start)
                 scores_RC = buffer[: shape[0] * shape[1]].view(shape)
                 torch.mm(scaled_RD, y_ND[columns].T, out=scores_RC)
-                if negatives is not None:
+                if isinstance(only, _Positives):
+                    scores_RC.masked_fill_(only.hidden(rows, columns), -math.inf)
+                elif only is not None:
+                    negatives = only
                     places_R = negatives.places_N[negatives.first + rows.start : negatives.first + rows.stop]
                     ahead_RC = (negatives.places_N[columns] - places_R[:, None]) % len(y_ND)
                     scores_RC.masked_fill_(ahead_RC > negatives.number, -math.inf)

@@ -28,7 +28,7 @@ from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.statistics.randomness import Purpose, permutation
 from align.training.batches.batch import Batch, Tokens
-from align.training.loss import Negatives, align_loss, sigmoid_loss
+from align.training.loss import Equals, Negatives, align_loss, sigmoid_loss
 from align.training.ranks.buckets import GradientSums
 from align.training.ranks.process_group import Ranks
 from align.training.ranks.sharding import local, norms
@@ -97,7 +97,8 @@ def compute_gradients(
         image_embeds_BD, text_embeds_BD = (_encode(tower) for tower in parts)
     if cached:
         image_embeds_BD.requires_grad_(), text_embeds_BD.requires_grad_()
-    loss = _loss(model, recipe, image_embeds_BD, text_embeds_BD, ranks, step)
+    same_B2 = _there(torch.tensor(batch.same), ranks.device) if recipe.positives == "equal" else None
+    loss = _loss(model, recipe, (image_embeds_BD, text_embeds_BD), ranks, step, same_B2)
     image, text, scalars = _finished_in_order(model)
     sums = GradientSums([*image, *text, *scalars] if cached else [*scalars, *text, *image], ranks)
     with sums.last_backward(scalars if cached else [*scalars, *text, *image]):
@@ -136,13 +137,14 @@ def _finished_in_order(model: DualEncoder) -> tuple[list[nn.Parameter], list[nn.
 
 
 def _loss(
-    model: DualEncoder, recipe: Recipe, image_embeds_BD: Tensor, text_embeds_BD: Tensor, ranks: Ranks, step: int
+    model: DualEncoder, recipe: Recipe, embeds: tuple[Tensor, Tensor], ranks: Ranks, step: int, same: Tensor | None
 ) -> Tensor:
+    image_embeds_BD, text_embeds_BD = embeds
     if recipe.loss == "align":
-        negatives = negatives_of(recipe, step, ranks, len(image_embeds_BD))
+        others = Equals(same) if same is not None else negatives_of(recipe, step, ranks, len(image_embeds_BD))
         return align_loss(
             image_embeds_BD, text_embeds_BD, model.temperature, recipe.label_smoothing,
-            peers=ranks, negatives=negatives,
+            peers=ranks, others=others,
         )  # fmt: skip
     assert model.logit_bias is not None  # `run` requires it
     return sigmoid_loss(image_embeds_BD, text_embeds_BD, model.temperature, model.logit_bias, peers=ranks)

@@ -130,7 +130,7 @@ def _sample_pages() -> Iterator[_Page]:
             if record.http_headers.status_code != 200 or record.http_content_type != "text/html":
                 continue
             url, body = record.headers["WARC-Target-URI"], record.reader.read()
-            found = page_images(body, url, record.http_charset, text_from)
+            found, _ = page_images(body, url, record.http_charset, text_from)
             text = decode_html(body, record.http_charset)
             yield _Page(url, text.encode(), [(one.url, one.text) for one in found])
 

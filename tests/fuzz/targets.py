@@ -112,7 +112,7 @@ def _url(folder: Path) -> Run:
 
 def _robots(folder: Path) -> Run:
     """A robots.txt; its last line is an address to ask about and a header."""
-    from align.ingest.download.robots import opt_out, rules_for
+    from align.ingest.robots import opt_out, rules_for
 
     def run(data: bytes) -> None:
         path = data.rpartition(b"\n")[2].decode("utf-8", "replace")

@@ -25,7 +25,7 @@ from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
 from align.ingest.download import Downloader, exchange, hosts
 from align.ingest.download.hosts import Host
-from align.ingest.download.robots import MAX_BYTES
+from align.ingest.robots import MAX_BYTES
 from tests.support import ROOT, missing
 from tests.support.downloads import PICTURE, any_host, config, fetch_one
 from tests.support.reading import ingested

@@ -16,6 +16,7 @@ from align.formats.model_folder import Imported, model_digest, read_config, read
 from align.python.models import load
 from align.release.packaging.packaged_model import save
 from align.release.promotion.gates import verdict
+from align.release.registration.dataset_card import CROISSANT, SOURCES
 from align.release.registration.model_card import CARD, MAX_DESCRIPTION
 from align.release.registration.register import Origin, register
 from align.release.registration.results import PipelineOutputs
@@ -409,6 +410,8 @@ def test_a_version_has_a_card_that_compares_it_with_the_champion(project: Projec
         assert "Trained on 30 pairs of 29 images" in text
         assert r"keep-rate, by Ada: few \| \[icons\](http://x.example) \<b\>" in text
     assert "| `pretrain.num_steps` | 800 | 1,200,000 |" in card
+    assert "30 of 37" in Path(store.download_artifacts(second.run_id, SOURCES)).read_text()
+    assert json.loads(Path(store.download_artifacts(second.run_id, CROISSANT)).read_bytes())["name"] == name
     before = Path(store.download_artifacts(first.run_id, CARD)).read_text()
     assert "champion (version" not in before and "50.0%" in before
 

@@ -1,4 +1,4 @@
-"""mteb, open_clip and CLIP_benchmark, in an environment of their own."""
+"""Tools of others (mteb, open_clip, CLIP_benchmark; mlcroissant), in environments of their own."""
 
 import io
 import os
@@ -11,14 +11,15 @@ from PIL import Image
 from benchmarks.peers import FOLDER, build_peers
 from tests.support import missing
 
-_ENVIRONMENT = "peers_evaluation"
 
+def tools(environment: str = "peers_evaluation") -> Path:
+    """The interpreter of an environment of `benchmarks.peers`.
 
-def tools() -> Path:
-    """The interpreter that has them. Skips the test where they are not installed; with CI=true it installs them."""
-    if not (FOLDER / _ENVIRONMENT / "bin/python").exists() and os.environ.get("CI") != "true":
-        missing(f"needs mteb and CLIP_benchmark in .align/{_ENVIRONMENT}: with CI=true these tests install them")
-    return build_peers(_ENVIRONMENT)
+    Skips the test where the tools are not installed; with CI=true it installs them.
+    """
+    if not (FOLDER / environment / "bin/python").exists() and os.environ.get("CI") != "true":
+        missing(f"needs the tools of .align/{environment}: with CI=true these tests install them")
+    return build_peers(environment)
 
 
 def whole(picture: bytes, px: int) -> NDArray[np.uint8]:

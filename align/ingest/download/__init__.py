@@ -4,7 +4,6 @@ downloader   the loop: starts requests and handles their outcomes
 exchange     one request and its answer, on libcurl
 schedule     which request comes next
 hosts        the state of a host: its queue, its limits, when it may be asked again
-robots       robots.txt and X-Robots-Tag
 slow_hosts   what is said of hosts that get too many requests
 
 Which addresses may be asked at all, and what a failure means, is in `align.web`.

@@ -23,7 +23,7 @@ from urllib.parse import urljoin
 import pycurl
 
 from align.config.ingest import DownloadConfig
-from align.ingest.download import robots
+from align.ingest import robots
 from align.ingest.download.exchange import Budget, Exchange
 from align.ingest.download.hosts import Ask, Host, Job
 from align.ingest.download.schedule import Schedule

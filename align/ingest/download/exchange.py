@@ -12,7 +12,7 @@ from typing import Any, Final
 import pycurl
 
 from align.formats.raw import ADDRESS_REFUSED
-from align.ingest.download import robots
+from align.ingest import robots
 from align.web import failure
 from align.web.failure import Failure
 
@@ -25,7 +25,7 @@ _MAX_HEADER_BYTES: Final = 64 << 10
 #: The most bytes that `_body` gets in one call; libcurl has one such buffer.
 _BUFFER_BYTES: Final = 256 << 10
 _INTERESTING: Final = re.compile(
-    rb"^(content-length|content-encoding|location|retry-after|x-robots-tag):([^\r\n]*+)",
+    rb"^(content-length|content-encoding|location|retry-after|x-robots-tag|tdm-reservation):([^\r\n]*+)",
     re.IGNORECASE | re.MULTILINE,
 )
 #: zlib's window bits for gzip and zlib; data called deflate may lack zlib's header.
@@ -261,6 +261,8 @@ class Exchange:
         directive = robots.opt_out(tags, self._obeyed_token) if tags and self._obeyed_token else None
         if directive:
             self.failure = Failure(f"X-Robots-Tag: {directive}", status=200)
+        elif self._obeyed_token and "1" in headers.get("tdm-reservation", ()):
+            self.failure = Failure("reserved: tdm-reservation", status=200)
         elif size is not None and size > self._max_bytes:
             self.failure = Failure(f"too large: {size:,} bytes by the header", status=200)
         elif self._encoding not in ("", "gzip", "x-gzip", "deflate"):

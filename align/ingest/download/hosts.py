@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from align.ingest.download.robots import Rules
+from align.ingest.robots import Rules
 from align.web.addresses import Target
 from align.web.failure import Failure
 

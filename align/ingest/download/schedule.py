@@ -6,7 +6,7 @@ import heapq
 from collections import deque
 
 from align.ingest.download.hosts import Ask, Host, Hosts, Job
-from align.ingest.download.robots import Rules
+from align.ingest.robots import Rules
 from align.web.addresses import Target
 
 

@@ -31,6 +31,8 @@ class Candidate(NamedTuple):
         original_width: in pixels, where the source shrank the picture and says so; else None.
         original_height: the same.
         stated_sha256: of the bytes before the source changed them, where it says so; else None.
+        licence: what its page says, see `rights.Rights`.
+        reservation: the same.
     """
 
     url: str
@@ -45,6 +47,8 @@ class Candidate(NamedTuple):
     original_width: int | None = None
     original_height: int | None = None
     stated_sha256: str | None = None
+    licence: str | None = None
+    reservation: str | None = None
 
 
 #: Counts of strings that reach the limit: name -> column.
@@ -98,6 +102,8 @@ CANDIDATES = pa.schema(
         ("original_width", pa.int32()),
         ("original_height", pa.int32()),
         ("stated_sha256", pa.string()),
+        ("licence", pa.string()),
+        ("reservation", pa.string()),
     ]
 )
 
@@ -106,6 +112,7 @@ CANDIDATES = pa.schema(
 #:   status        HTTP status, 0 if the record has none
 #:   location      canonical target of a redirect; else null
 #:   file, offset  of the record, for `read`
+#:   reservation   of its headers, see `rights.Rights`
 RESPONSES = pa.schema(
     [
         ("url", pa.string()),
@@ -113,5 +120,6 @@ RESPONSES = pa.schema(
         ("location", pa.string()),
         ("file", pa.string()),
         ("offset", pa.int64()),
+        ("reservation", pa.string()),
     ]
 )

@@ -33,6 +33,7 @@ from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
 from align.ingest import limits
+from align.ingest.sources.rights import MARKS, Marks, Rights, of_metas
 from align.pairs.text import normalise
 from align.pairs.urls import Address, Resolver, canonical_url
 
@@ -147,8 +148,10 @@ class PageImage(NamedTuple):
 WrittenImage = tuple[str, str, str | None]
 
 
-def page_images(body: bytes, page_url: str, http_charset: str | None, text_from: Sequence[str]) -> list[PageImage]:
-    """Every <img> in document order, resolved against <base href> and the page's URL.
+def page_images(
+    body: bytes, page_url: str, http_charset: str | None, text_from: Sequence[str]
+) -> tuple[list[PageImage], Rights]:
+    """Every <img> in document order, resolved against <base href> and the page's URL; and what the page says of them.
 
     Args:
         body: the page as served, transfer and content encodings undone.
@@ -159,8 +162,8 @@ def page_images(body: bytes, page_url: str, http_charset: str | None, text_from:
     Raises:
         TooLarge: the page is beyond a bound.
     """
-    base, written = written_images(body, http_charset, text_from)
-    return resolved(written, page_url, base)
+    base, written, marks = written_images(body, http_charset, text_from)
+    return resolved(written, page_url, base), marks.rights(resolver_of(page_url, base)) if marks else Rights()
 
 
 def resolved(written: Sequence[WrittenImage], page_url: str, base: str | None) -> list[PageImage]:
@@ -208,24 +211,25 @@ def check_characters(written: Sequence[WrittenImage], page_url: str, base: str |
 
 def written_images(
     body: bytes, http_charset: str | None, text_from: Sequence[str]
-) -> tuple[str | None, list[WrittenImage]]:
-    """The href of the page's <base> and its images, not yet resolved.
+) -> tuple[str | None, list[WrittenImage], Marks | None]:
+    """The href of the page's <base>, its images, not yet resolved, and what it says of their rights, if anything.
 
     Raises:
         TooLarge: the page is beyond a bound.
     """
     if not _IMAGE_TAG.search(body) and not body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return None, []
+        return None, [], None
     text = decode_html(body, http_charset)
     limits.check_page(text)
     document = HTMLTree.parse(_renamed(text)).document
     if document is None:
-        return None, []
+        return None, [], None
     # `values` makes all nodes at once; iterating over the collection walks the tree again for each node
     nodes = document.get_elements_by_tag_name("img").values()
     if not nodes:
-        return None, []
+        return None, [], None
     base = document.query_selector("base[href]")  # the first one with an href counts, as in HTML
+    marks = _marks(document, text.lower())
     may_be_lazy = "data-" in text
     pictures = _Candidates(document, may_be_lazy)
     captions = _Captions(document) if "figcaption" in text_from else None
@@ -234,7 +238,18 @@ def written_images(
         get = partial(_text_of, node, captions) if captions else node.getattr
         text, text_source = first_text(get, text_from)
         images.append((_original(_source(node, pictures, may_be_lazy)), _original(text), text_source))
-    return (_original(base.getattr("href") or "").strip()) if base is not None else None, images
+    href = _original(base.getattr("href") or "").strip() if base is not None else None
+    return href, images, marks
+
+
+def _marks(document: Any, text: str) -> Marks | None:
+    if not any(mark in text for mark in MARKS):
+        return None
+    metas, *links = (document.get_elements_by_tag_name(name).values() for name in ("meta", f"a{_RENAMED}", "link"))
+    return Marks(
+        of_metas((node.getattr("name") or "", node.getattr("content") or "") for node in metas),
+        [(node.getattr("rel") or "", node.getattr("href") or "") for nodes in links for node in nodes],
+    )
 
 
 def _renamed(text: str) -> str:

@@ -14,6 +14,7 @@ from align.display.console import say
 from align.errors import DataError
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, Candidate, bounded
 from align.ingest.sources.pages import PageImage
+from align.ingest.sources.rights import Rights
 from align.interfaces.store import Files
 from align.pairs.text import MAX_CHARACTERS
 
@@ -44,17 +45,19 @@ class Batches:
         if candidate.inline is not None:
             self._inline_bytes += len(candidate.inline)
 
-    def add_page(self, page_url: str, images: Sequence[PageImage]) -> None:
+    def add_page(self, page_url: str, images: Sequence[PageImage], rights: Rights) -> None:
         """Adds the pairs of a page; their pictures are to be fetched by address."""
         self._candidates += [
-            bounded(Candidate(url, text, text_source, page_url, problem, inline=inline))
+            bounded(Candidate(url, text, text_source, page_url, problem, inline=inline, **rights._asdict()))
             for url, text, text_source, problem, inline in images
         ]
         self._inline_bytes += sum(len(image.inline) for image in images if image.inline is not None)
 
-    def add_response(self, url: str, status: int, location: str | None, file: str, offset: int | None) -> None:
+    def add_response(
+        self, url: str, status: int, location: str | None, file: str, offset: int | None, reservation: str | None
+    ) -> None:
         """Adds a row of RESPONSES. An address that is too long for any pair stays too long when it is cut."""
-        self._responses.append((url[: MAX_CHARACTERS + 1], status, location, file, offset))
+        self._responses.append((url[: MAX_CHARACTERS + 1], status, location, file, offset, reservation))
 
     def full(self) -> Iterator[pa.RecordBatch]:
         """Yields the batches that are large enough, if any."""

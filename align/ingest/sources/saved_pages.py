@@ -22,6 +22,7 @@ from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.pages import check_characters, no_address, resolver_of, written_images
 from align.ingest.sources.picture_files import folder_of, read_picture
 from align.ingest.sources.reading import Batches, is_file, is_within, joined, parent, skip
+from align.ingest.sources.rights import Marks
 from align.interfaces.store import Files
 
 _SUFFIXES = (".html", ".htm", ".xhtml")
@@ -69,24 +70,26 @@ class SavedPages:
             page_url = saved_from[1].decode("utf-8", "replace") if saved_from else None
             if not page_url or not page_url.startswith(("http://", "https://")):
                 page_url = None
-            base, images = written_images(body, None, self._config.text_from)
+            base, images, marks = written_images(body, None, self._config.text_from)
             check_characters(images, page_url or name, base)
         except TooLarge as error:
             skip(counts, "pages_too_large", page, error)
             return
         resolver = resolver_of(page_url or "", base)
+        rights = (marks or Marks()).rights(resolver)
         counts["rows"] += len(images)
         for number, (source, text, text_source) in enumerate(images):
             path = self._path(page, source)
             if path is not None:
                 url = path.removeprefix(self._folder + "/")
-                batches.add(Candidate(url, text, text_source, page_url or name, file=path))
+                batches.add(Candidate(url, text, text_source, page_url or name, file=path, **rights._asdict()))
                 continue
             address = resolver.resolve(source) if source else no_address(name, number)
             problem = address.problem
             if problem == "invalid URL" and "//" not in source:
                 problem = "no such file"  # relative, and the page names no server
-            batches.add(Candidate(address.url, text, text_source, page_url or name, problem, inline=address.inline))
+            of_page = {"inline": address.inline, **rights._asdict()}
+            batches.add(Candidate(address.url, text, text_source, page_url or name, problem, **of_page))
 
     def _path(self, page: str, source: str) -> str | None:
         """The file of an address, if it exists and is inside the folder."""

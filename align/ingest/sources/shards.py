@@ -33,6 +33,7 @@ from align.formats.tar_members import DamagedTar, Member, member_at, read_member
 from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches, OpenFiles, count_damage, is_file, is_within, parent, skip
+from align.ingest.sources.rights import MAX_CHARACTERS
 from align.ingest.sources.texts import texts_of
 from align.interfaces.store import Files
 from align.pairs.urls import canonical_or_as_is
@@ -42,7 +43,7 @@ _TAR, _TABLE, _STATISTICS = ".tar", ".parquet", "_stats.json"
 #: Optional columns of the table.
 _COLUMNS = (
     "url", "caption", "key", "status", "error_message", "page_url", "text_source", "image_key", "original_width",
-    "original_height", "sha256",
+    "original_height", "sha256", "licence", "reservation",
 )  # fmt: skip
 _SHA256_CHARACTERS = 64
 #: The name of a shard of img2dataset ends in its number.
@@ -274,6 +275,8 @@ def _candidate(row: dict[str, Any], table: str, pictures: Mapping[str, tuple[str
         original_width=width,
         original_height=height,
         stated_sha256=stated_sha256[:_SHA256_CHARACTERS] if isinstance(stated_sha256, str) else None,
+        licence=(_text(row.get("licence")) or "")[:MAX_CHARACTERS] or None,
+        reservation=(_text(row.get("reservation")) or "")[:MAX_CHARACTERS] or None,
     )
 
 

@@ -139,17 +139,17 @@ class ModelCard:
             if self.champion:
                 line.append(_share(self.champion.metrics.get(metric_name(f"{name}/{metric}"))))
             cells.append(line)
-        return _table(head, cells)
+        return table(head, cells)
 
     def _data(self) -> str:
         reports = self.outputs.reports
         lines, not_gated, no_shards = [], self.results.not_gated, self.results.data_digest in self.results.not_gated
-        if not no_shards and (funnel := _read(reports / "filter").get("funnel")):
-            report = _read(reports / "filter")
+        if not no_shards and (funnel := read(reports / "filter").get("funnel")):
+            report = read(reports / "filter")
             dropped = [row for row in funnel if row["num_first"]]
             lines.append(f"{report['num_kept']:,} of {report['num_pairs']:,} pairs passed the filter. Dropped:")
-            lines.append(_table(["rule", "pairs"], [[row["reason"], f"{row['num_first']:,}"] for row in dropped]))
-        trained = _read(reports / "pretrain") or _read(reports / "finetune")
+            lines.append(table(["rule", "pairs"], [[row["reason"], f"{row['num_first']:,}"] for row in dropped]))
+        trained = read(reports / "pretrain") or read(reports / "finetune")
         if trained:
             lines.append(
                 f"Trained on {trained['num_training_pairs']:,} pairs of {trained['num_training_images']:,} images "
@@ -169,7 +169,7 @@ class ModelCard:
 
     def _recipe(self) -> str:
         rows = [[f"`{key}`", self._param(key), paper] for key, paper in _PAPER.items() if key in self._flat()]
-        return _table(["parameter", "here", "paper"], rows).replace(r"\`", "`")  # ours, around the names
+        return table(["parameter", "here", "paper"], rows).replace(r"\`", "`")  # ours, around the names
 
     def _use(self) -> str:
         return (
@@ -207,12 +207,14 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, in which no cell's signs count."""
     lines = [head, ["---"] * len(head), *([plain_markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> dict[str, Any]:
+    """The report of a stage; empty if there is none."""
     path = folder / "report.json"
     found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     return found

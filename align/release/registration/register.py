@@ -34,6 +34,8 @@ from align.durable.files import sha256_file, sha256_folder
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.model_folder import WEIGHTS, model_digest
 from align.formats.policy import OPTED_OUT
+from align.formats.shards import read_manifest
+from align.release.registration.dataset_card import CROISSANT, SOURCES, croissant, sources
 from align.release.registration.model_card import CARD, Champion, ModelCard
 from align.release.registration.results import PipelineOutputs, Results, own, read_results
 from align.release.registration.shown import all_metrics, headline, log_report, tables, view
@@ -311,6 +313,9 @@ def _version(
     compared = Champion(champion.number, all_metrics(tracker, champion.run_id)) if champion else None
     card = ModelCard(model, results, outputs, origin.tags(), tracker.page(run, None) or run, compared)
     tracker.log_text(run, card.markdown(), CARD)
+    manifest = read_manifest(outputs.shards)
+    tracker.log_text(run, croissant(model, manifest, outputs), CROISSANT)
+    tracker.log_text(run, sources(model, manifest, outputs), SOURCES)
     version = tracker.registry.create_version(model, run, MODEL_ARTIFACT, tags, card.description())
     card = replace(card, number=version.number)  # which MLflow chooses
     tracker.registry.describe(version, card.description())

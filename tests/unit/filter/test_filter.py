@@ -315,6 +315,17 @@ def test_rules_beyond_the_papers(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("quick")
+def test_pairs_without_an_allowed_licence_are_dropped(tmp_path: Path) -> None:
+    raw = stock_folder(tmp_path / "raw", [(f"a good long text {number}", noise(number)) for number in range(3)])
+    path, by = raw / "00000.parquet", "https://creativecommons.org/licenses/by"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("licence", pa.array([f"{by}/4.0/", f"{by}-nc/4.0/", None])), path)
+    for licences, dropped in (((f"{by}/",), [[], ["pair_licence"], ["pair_licence"]]), ((), [[], [], []])):
+        run(raw, tmp_path, config=CONFIG.model_copy(update={"licences": licences}))
+        assert [row["reasons"] for row in decisions(tmp_path).values()] == dropped
+
+
 def test_bounds_name_the_parameter() -> None:
     with pytest.raises(ConfigError, match=r"filter\.min_words"):
         load_params(overrides=["filter.min_words=30"]).section(FilterConfig)

@@ -27,7 +27,7 @@ PAPER = (
     .model_copy(
         update={
             "max_texts_per_image": 1000, "similarity_model": MODEL, "min_similarity": 0.2, "languages": ("en", "de"),
-            "drop_personal_data": True, "drop_repeats": "image", "hold_out": 0.1,
+            "drop_personal_data": True, "drop_repeats": "image", "hold_out": 0.1, "licences": ("https://a/",),
         }
     )
 )  # fmt: skip
@@ -39,14 +39,14 @@ KNOWN = pa.schema([
     ("num_characters", pa.int32()),
     ("is_filename", pa.bool_()), ("nsfw_score", pa.float64()), ("similarity", pa.float64()),
     ("language", pa.string()), ("num_emails", pa.int32()), ("num_phones", pa.int32()), ("repeats", pa.bool_()),
-    ("held_out", pa.bool_()), ("text", pa.string()),
+    ("held_out", pa.bool_()), ("text", pa.string()), ("licence_allowed", pa.bool_()),
 ])  # fmt: skip
 GOOD: dict[str, Any] = {
     "opted_out": None, "status": "success", "has_bytes": True, "decodable": True, "width_px": 300, "height_px": 300,
     "num_texts": 1, "num_images": 1, "num_evaluation_sets": 0, "rare_ngram": False, "num_words": 3,
     "num_characters": 15,
     "is_filename": False, "nsfw_score": None, "similarity": 0.2, "language": "en", "num_emails": 0, "num_phones": 0,
-    "repeats": False, "held_out": False, "text": "a red fox",
+    "repeats": False, "held_out": False, "text": "a red fox", "licence_allowed": True,
 }  # fmt: skip
 GONE = {"has_bytes": False, "decodable": None, "width_px": None, "height_px": None}
 
@@ -108,6 +108,7 @@ def view(engine: Engine, name: str, table: pa.Table) -> None:
         ({"language": None}, []),
         ({"num_emails": 1}, ["text_personal_data"]),
         ({"num_phones": 2}, ["text_personal_data"]),
+        ({"licence_allowed": False}, ["pair_licence"]),
         ({"repeats": True}, ["image_repeat"]),
         ({"held_out": True}, ["held_out"]),
         ({"held_out": None}, []),
@@ -128,7 +129,7 @@ def test_rule_order_is_the_papers() -> None:
         "opted_out", "image_missing", "image_undecodable", "image_nsfw", "image_too_small", "image_aspect_ratio",
         "image_too_many_texts", "image_near_duplicate_of_test", "text_shared_by_many_images", "text_rare_ngram",
         "text_too_short", "text_too_long", "text_is_filename", "image_not_fetched", "pair_low_similarity",
-        "text_other_language", "text_personal_data", "image_repeat", "pair_repeat", "held_out",
+        "text_other_language", "text_personal_data", "pair_licence", "image_repeat", "pair_repeat", "held_out",
     ]  # fmt: skip
     assert [code for code in rules.RULES if code in order] == order  # a rule of one's own may stand anywhere
 
@@ -138,7 +139,8 @@ def test_params_hold_the_papers_boundaries_and_nothing_beyond_them() -> None:
     assert (config.short_side_above_px, config.aspect_ratio_below, config.max_images_per_text) == (200, 3.0, 10)
     assert (config.min_words, config.max_words, config.num_frequent_ngrams) == (3, 20, 10**8)
     off = [
-        "pair_low_similarity", "text_other_language", "text_personal_data", "image_repeat", "pair_repeat", "held_out",
+        "pair_low_similarity", "text_other_language", "text_personal_data", "pair_licence", "image_repeat",
+        "pair_repeat", "held_out",
     ]  # fmt: skip
     assert [code for code in rules.RULES if code not in rules.active(config)] == off
     assert rules.mask(config, rules.MODEL + rules.REPEATS) == "CAST(0 AS BIGINT)"  # what is off costs nothing
@@ -152,9 +154,7 @@ def pairs(engine: Engine, rows: list[tuple[str, str | None]]) -> None:
         for row, (caption, image) in enumerate(rows)
     ]  # fmt: skip
     images = tables.IMAGES.empty_table()
-    measured = pair_tables(
-        0, pa.Table.from_pylist(raw, SCHEMA), images, OptedOut(), max_characters=1000, by_language=True
-    )
+    measured = pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), images, OptedOut(), PAPER)
     for name, table in measured.items():
         view(engine, name, table)
 
@@ -286,12 +286,12 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, 
         for name in "ij"
     ]  # fmt: skip
     known = pa.Table.from_pylist(images, tables.IMAGES)
-    measured = pair_tables(
-        0, pa.Table.from_pylist(raw, SCHEMA), known, OptedOut(), max_characters=1000, by_language=True
-    )
+    measured = pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), known, OptedOut(), PAPER)
     for name, table in measured.items():
         view(engine, name, table)
-    config = PAPER.model_copy(update={"drop_repeats": same, "similarity_model": None, "languages": None})
+    config = PAPER.model_copy(
+        update={"drop_repeats": same, "similarity_model": None, "languages": None, "licences": ()}
+    )
     judge(engine, config)
     engine.table("candidates", tables.CANDIDATES)
     view(engine, "scored", tables.SCORED.empty_table())

@@ -191,7 +191,7 @@ def test_one_text_and_whole_tables_agree(cuts: TextCuts, tmp_path: Path) -> None
     raw = [{"caption": text, "key": f"{row:09d}", "url": f"http://x/{row}"} for row, text in enumerate(captions)]
     table = pair_tables(
         0, pa.Table.from_pylist(raw, SCHEMA), IMAGES.empty_table(), OptedOut(),
-        max_characters=cuts.max_characters, by_language=False,
+        CONFIG.model_copy(update={"max_characters": cuts.max_characters}),
     )["pairs"]  # fmt: skip
     pq.write_table(table, tmp_path / "pairs.parquet")
     config = CONFIG.model_copy(update={name: getattr(cuts, name) for name in TextCuts.__dataclass_fields__})

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,7 @@ class Step(NamedTuple):
 
 def gradients(
     tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE, watch: Callable[[Tensor], None] | None = None,
-    *, tokens: bool = False, dtype: torch.dtype = torch.float64,
+    *, tokens: bool = False, dtype: torch.dtype = torch.float64, same: Sequence[tuple[int, int]] = (),
 ) -> Step:  # fmt: skip
     """One step. `watch` is called when a backward pass has finished a parameter; with `tokens` the batch has them."""
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def gradients(
     model = DualEncoder(MODEL, words.vocab_size).train().to(dtype)
     batch, share = whole_batch(), BATCH // ranks.world_size
     rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    batch = Batch(batch.images[rows], batch.texts[rows], batch.draws[rows, : model.vision_model.num_blocks])
+    batch = Batch(batch.images[rows], batch.texts[rows], batch.draws[rows, : model.vision_model.num_blocks], same=same)
     if tokens:
         batch = replace(batch, tokens=Tokens.of(words.ids(batch.texts), words.pad_id))
     for param in model.parameters() if watch else ():
@@ -113,6 +113,15 @@ def test_which_negatives_a_pair_sees_depends_on_seed_and_step_and_not_on_the_ran
     some = gradients(tokenizer, recipe)
     assert some.loss < 0.9 * gradients(tokenizer, pretrain_config(batch_size=BATCH)).loss
     assert_equal(gradients(tokenizer, recipe.model_copy(update={"micro_batch": 8})), some)
+
+
+def test_equal_texts_are_positives(tokenizer: Path) -> None:
+    """Each of the five texts is that of six or seven pairs, whose similarities no longer count against them."""
+    recipe, words = pretrain_config(batch_size=BATCH, positives="equal"), [hash(text) for text in whole_batch().texts]
+    same = [(row, word) for row, word in enumerate(words)]
+    equal = gradients(tokenizer, recipe, same=same)
+    assert abs(equal.loss - gradients(tokenizer, pretrain_config(batch_size=BATCH)).loss) > 1e-3
+    assert_equal(gradients(tokenizer, recipe.model_copy(update={"micro_batch": 8}), same=same), equal)
 
 
 @pytest.mark.parametrize("micro_batch", [4, None])

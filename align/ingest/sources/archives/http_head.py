@@ -7,6 +7,7 @@ more than MAX_HEAD_BYTES.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from align.ingest.limits import Readable
@@ -38,15 +39,20 @@ class HttpHead(NamedTuple):
 
         A value that is not UTF-8 is read as Latin-1.
         """
+        return next(self._values(name), default)
+
+    def all(self, name: str) -> list[str]:
+        """All headers of this name, as `get`."""
+        return list(self._values(name))
+
+    def _values(self, name: str) -> Iterator[str]:
         pattern = rb"\n" + re.escape(name.encode()) + rb"[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)"
-        match = re.search(pattern, self.data, re.IGNORECASE)
-        if match is None:
-            return default
-        value = b" ".join(map(bytes.strip, match[1].split(b"\n")))
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return value.decode("latin-1")
+        for match in re.finditer(pattern, self.data, re.IGNORECASE):
+            value = b" ".join(map(bytes.strip, match[1].split(b"\n")))
+            try:
+                yield value.decode()
+            except UnicodeDecodeError:
+                yield value.decode("latin-1")
 
     @property
     def content_type(self) -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from align.config.ingest import IngestConfig
 from align.errors import DataError
 from align.ingest.limits import TooLarge, read_at_most, too_large
-from align.ingest.sources import outcomes
+from align.ingest.sources import outcomes, rights
 from align.ingest.sources.archives import arc, codings, damage, warc_bytes, warc_records
 from align.ingest.sources.archives.warc_records import Record
 from align.ingest.sources.archives.wat import add_wat_record
@@ -112,7 +112,7 @@ class Warc:
         elif 300 <= status < 400:
             outcome = outcomes.REDIRECT
             location = _location(record.url, record.headers.get("Location") if record.headers else None)
-        batches.add_response(url, status, location, file, record.offset)
+        batches.add_response(url, status, location, file, record.offset, _reservation(record))
         if outcome is not None:
             return outcome
         if record.is_page:
@@ -130,7 +130,7 @@ class Warc:
             if body.data is None:
                 skip(counts, "pages_unreadable", f"{file}: {page.url}", body.problem)
                 return outcomes.PAGE_UNREADABLE
-            images = page_images(body.data, page.url, page.charset, self._config.text_from)
+            images, said = page_images(body.data, page.url, page.charset, self._config.text_from)
         except TooLarge as error:
             skip(counts, "pages_too_large", f"{file}: {page.url}", error)
             return outcomes.PAGE_TOO_LARGE
@@ -138,7 +138,8 @@ class Warc:
             if is_so:
                 counts[count] += 1
         counts["rows"] += len(images)
-        batches.add_page(page.url, images)
+        reservation = said.reservation or _reservation(page)
+        batches.add_page(page.url, images, said._replace(reservation=reservation))
         return outcomes.PAGE if images else outcomes.PAGE_WITHOUT_IMAGES
 
     def _begins(self, file: str, offset: int) -> bool:
@@ -184,6 +185,13 @@ class Warc:
         if record is None:
             raise _changed(file, offset)
         return None if record.problem else codings.decoded(record.body, record.headers, self._max_bytes).data
+
+
+def _reservation(record: Record) -> str | None:
+    head = record.headers
+    if head is None:
+        return None
+    return rights.of_headers(head.all("X-Robots-Tag"), head.all("tdm-reservation"), is_page=record.is_page)
 
 
 def _changed(file: str, offset: int) -> DataError:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import html
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
 from align.ingest.limits import TooLarge
 from align.ingest.sources import outcomes
-from align.ingest.sources.pages import WrittenImage, first_text, resolved
+from align.ingest.sources.pages import WrittenImage, first_text, resolved, resolver_of
 from align.ingest.sources.reading import Batches
+from align.ingest.sources.rights import MARKS, Marks, of_headers, of_metas
 
 _OK = "200"
 _PATH = "IMG@/src"
@@ -51,7 +52,7 @@ def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, coun
     images = resolved(page.written, page.url, page.base)
     counts["pages"] += 1
     counts["rows"] += len(images)
-    batches.add_page(page.url, images)
+    batches.add_page(page.url, images, page.marks.rights(resolver_of(page.url, page.base), page.reservation))
     return outcomes.PAGE if images else outcomes.PAGE_WITHOUT_IMAGES
 
 
@@ -59,6 +60,8 @@ class _Page(NamedTuple):
     url: str
     base: str | None
     written: list[WrittenImage]
+    marks: Marks
+    reservation: str | None
 
 
 def _page(body: bytes, text_from: Sequence[str]) -> _Page | None:
@@ -67,17 +70,30 @@ def _page(body: bytes, text_from: Sequence[str]) -> _Page | None:
     Raises:
         ValueError, KeyError, TypeError, AttributeError, RecursionError: the record is of another kind.
     """
-    envelope, links = _parsed(body)
+    marked = any(mark.encode() in body.lower() for mark in MARKS)
+    envelope, links = _all_parsed(body) if marked else _parsed(body)
     response = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]
     if str(response.get("Response-Message", {}).get("Status", _OK)) != _OK:
         return None
-    url, base = (
-        envelope["WARC-Header-Metadata"]["WARC-Target-URI"],
-        response["HTML-Metadata"].get("Head", {}).get("Base"),
-    )
+    head = response["HTML-Metadata"].get("Head", {})
+    url, base = envelope["WARC-Header-Metadata"]["WARC-Target-URI"], head.get("Base")
     if not isinstance(url, str) or not isinstance(base, str | None):
         raise TypeError("an address that is no text")
-    return _Page(url, base, [_written(link, text_from) for link in links if link.get("path") == _PATH])
+    written = [_written(link, text_from) for link in links if link.get("path") == _PATH]
+    if not marked:
+        return _Page(url, base, written, Marks(), None)
+    links = [*head.get("Link", []), *links]
+    marks = Marks(of_metas(_texts(head.get("Metas", []), "name", "content")), list(_texts(links, "rel", "url")))
+    headers = {name.lower(): [value] for name, value in response.get("Headers", {}).items() if isinstance(value, str)}
+    of_response = of_headers(headers.get("x-robots-tag", []), headers.get("tdm-reservation", []), is_page=True)
+    return _Page(url, base, written, marks, of_response)
+
+
+def _texts(values: list[dict[str, Any]], *keys: str) -> Iterator[tuple[str, str]]:
+    """Two values of each, entities decoded; one that is no text is empty."""
+    for value in values:
+        first, second = (html.unescape(text) if isinstance(text := value.get(key), str) else "" for key in keys)
+        yield first, second
 
 
 def _written(link: dict[str, Any], text_from: Sequence[str]) -> WrittenImage:

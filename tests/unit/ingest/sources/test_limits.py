@@ -21,6 +21,7 @@ from align.ingest.sources.candidates import CANDIDATES, Candidate, bounded, num_
 from align.ingest.sources.outcomes import HTTP_HEAD_TOO_LARGE, count_of
 from align.ingest.sources.pages import PageImage, page_images
 from align.ingest.sources.reading import Batches
+from align.ingest.sources.rights import Rights
 from align.pairs.text import MAX_CHARACTERS
 from tests.support.reading import rows_of, source_at, without_outcomes
 from tests.support.warc_records import brotli, page, picture, record, response, wat, write_archive, zstd
@@ -45,7 +46,7 @@ print(json.dumps([len(candidates), len(responses), counts, int(peak.split()[1]) 
 
 
 def images(html: str | bytes) -> list[PageImage]:
-    return page_images(html.encode() if isinstance(html, str) else html, "http://x/", None, TEXTS)
+    return page_images(html.encode() if isinstance(html, str) else html, "http://x/", None, TEXTS)[0]
 
 
 def read_in_a_child(path: Path) -> tuple[int, int, dict[str, int], float]:
@@ -360,7 +361,7 @@ def test_batches_of_every_kind_hold_bounded_strings() -> None:
     batches = Batches()
     batches.add(Candidate("http://x/1", ENDLESS, "caption"))
     batches.add_page(
-        "http://x/" + ENDLESS, [PageImage("http://x/2", ENDLESS, "alt"), PageImage("http://x/3", "", None)]
+        "http://x/" + ENDLESS, [PageImage("http://x/2", ENDLESS, "alt"), PageImage("http://x/3", "", None)], Rights()
     )
     batches.add_response("http://x/" + ENDLESS, 200, None, "a.warc", 0)
     candidates, responses = batches.rest()

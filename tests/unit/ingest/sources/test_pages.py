@@ -16,7 +16,7 @@ PAGE = "https://x.example/dir/page.html"
 
 
 def images(html: str, text_from: tuple[str, ...] = TEXT_FROM) -> list[PageImage]:
-    return page_images(html.encode(), PAGE, None, text_from)
+    return page_images(html.encode(), PAGE, None, text_from)[0]
 
 
 def urls(html: str) -> list[str]:

@@ -178,7 +178,7 @@ def _normal(text: str) -> str:
     return text
 
 
-def opt_out(values: list[str], token: str) -> str | None:
+def opt_out(values: list[str], token: str, directives: frozenset[str] = _OPT_OUTS) -> str | None:
     """The directive in the values of X-Robots-Tag that forbids us to use the picture, or None.
 
     `noai, noimageai` is for all robots; directives after `somebot:` are for that robot, up to the next name.
@@ -190,6 +190,6 @@ def opt_out(values: list[str], token: str) -> str | None:
             directive = part.strip()
             if colon and name.strip() not in _WITH_VALUE:
                 robot, directive = name.strip(), rest.strip()
-            if directive in _OPT_OUTS and robot in (None, "*", token):
+            if directive in directives and robot in (None, "*", token):
                 return directive
     return None

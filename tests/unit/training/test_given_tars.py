@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from align.config import Params, load_params
+from align.config import Params
 from align.durable.files import sha256_file
 from align.errors import AlignError, ConfigError, DataError
 from align.formats.model_folder import read_config
@@ -25,6 +25,7 @@ from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
 from tests.support import given_tars, local_store, training_data
+from tests.support.params import load_params
 from tests.support.training_project import write_project
 
 RECIPE = training_data.RECIPE | {"num_steps": 2, "warmup_steps": 0, "validate_every_steps": 2, "log_every_steps": 1}

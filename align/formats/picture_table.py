@@ -102,6 +102,7 @@ class PictureTable:
         tabs = self._name.endswith(".tsv")
         if self._name.endswith(".txt"):
             tabs = b"\t" in stream.readline(_HEAD_BYTES)
+            stream.seek(0)
         return layout_of(stream, "\t" if tabs else None)
 
     def _names(self) -> Iterator[str]:

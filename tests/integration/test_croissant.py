@@ -34,7 +34,8 @@ def size_of(picture: bytes) -> tuple[int, int]:
     return Image.open(io.BytesIO(picture)).size
 
 
-@pytest.mark.costs(25, "mlcroissant and pandas, in a process of their own")
+@pytest.mark.full
+@pytest.mark.patience(1800, "installs mlcroissant")
 def test_mlcroissant_reads_the_card_and_the_samples(tmp_path: Path) -> None:
     python = tools("peers_croissant")
     small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(30)])

@@ -260,7 +260,8 @@ def test_ranks_are_in_a_hurry_after_their_first_step(
 def test_nccl_is_told_its_gpu_and_its_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second process of a machine, by the launcher's variables."""
     given: dict[str, Any] = {}
-    for name, value in {"LOCAL_RANK": "0", "RANK": "1", "WORLD_SIZE": "2"}.items():
+    set_there = {"TORCH_DIST_INIT_BARRIER": "0"}  # and so taken away again
+    for name, value in {"LOCAL_RANK": "0", "RANK": "1", "WORLD_SIZE": "2", **set_there}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)

@@ -20,8 +20,8 @@ _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
 
 
 def names(page: Path) -> list[str]:
-    """The journeys of a page."""
-    return re.findall(r"^<!-- journey: ([\w-]+) -->$", page.read_text("utf-8"), re.M)
+    """The journeys of a page; one may have several parts."""
+    return list(dict.fromkeys(re.findall(r"^<!-- journey: ([\w-]+) -->$", page.read_text("utf-8"), re.M)))
 
 
 def script(page: Path, name: str) -> str:

@@ -36,7 +36,7 @@ def test_each_shard_has_its_pairs_in_order_though_some_have_none_and_one_has_mos
     assert len(plan.names) == 40
     found = {}
     for name in plan.names:
-        with planned_shard(plan.position_digits, source, pieces, name) as shard:
+        with planned_shard(plan.position_digits, plan.has_rights, source, pieces, name) as shard:
             found[int(name)] = [(row["url"], row["text"]) for row in shard.rows()]
             assert list(shard.rows()) == list(shard.rows())
     assert found == {

@@ -363,7 +363,7 @@ def test_batches_of_every_kind_hold_bounded_strings() -> None:
     batches.add_page(
         "http://x/" + ENDLESS, [PageImage("http://x/2", ENDLESS, "alt"), PageImage("http://x/3", "", None)], Rights()
     )
-    batches.add_response("http://x/" + ENDLESS, 200, None, "a.warc", 0)
+    batches.add_response("http://x/" + ENDLESS, 200, None, "a.warc", 0, None)
     candidates, responses = batches.rest()
     assert [len(text) for text in candidates["text"].to_pylist()] == [MAX_CHARACTERS, MAX_CHARACTERS, 0]
     assert num_cut(candidates) == {"texts_cut": 2, "page_urls_cut": 2}

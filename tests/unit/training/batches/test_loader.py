@@ -63,9 +63,9 @@ def test_equal_pictures_and_texts_have_equal_numbers_whoever_makes_the_rows(inde
             augmentation=Augmentation(32, 3, flip=True, phrase_dropout=0.5, find_equal=True), extra=[(samples, 1.0)],
             workers=Workers(num_processes=processes, num_threads=1),
         )  # fmt: skip
-        found.append([one for batch in train.batches(0, 6) for one in batch.same])
+        found.append([one for batch in train.batches(0, 24) for one in batch.same])
     pictures, texts = zip(*found[0], strict=True)
-    assert found[0] == found[1] and len(pictures) == 48
+    assert found[0] == found[1] and len(pictures) == 192
     assert len(set(pictures)) == len({samples.image(one).tobytes() for one in range(24)})  # of either source
     assert 1 < len(set(texts)) <= len({text.lower() for one in range(24) for text in samples.texts(one)})
 

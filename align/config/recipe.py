@@ -115,7 +115,7 @@ class Recipe(Section):
     ema_decay: float | None = Field(gt=0, lt=1)
     flip: bool
     #: Smallest and largest side of a random crop, relative to `image_px` (`align.model.preprocess.random_crop`).
-    crop_scale: Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(le=2)]], Field(strict=False)]
+    crop_scale: Annotated[tuple[Annotated[float, Field(ge=0.1)], Annotated[float, Field(le=2)]], Field(strict=False)]
     phrase_dropout: float = Field(ge=0, le=1)
     sentence_share: float = Field(ge=0, le=1)
     precision: Literal["float32", "bfloat16", "float16"]

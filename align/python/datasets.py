@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,11 +148,13 @@ def _decided(parts: list[Path], raw: Path) -> Callable[[], Iterator[Pair]]:
 
 def _in_shards(folder: Path) -> Callable[[], Iterator[Pair]]:
     def pairs() -> Iterator[Pair]:
-        for split in [name for name in SPLITS if name in read_manifest(folder).splits]:
+        known = read_manifest(folder).splits
+        for split in [name for name in SPLITS if name in known]:
             for sample in iter_samples(folder, split):
+                read = partial(bytes, sample.image)
                 row = {"image_id": sample.image_id, "image_key": sample.key}
                 for key, text in zip(sample.keys, sample.texts, strict=True):
-                    yield Pair(key, text, True, (), split, row, lambda data=sample.image: data)  # type: ignore[misc]
+                    yield Pair(key, text, True, (), split, row, read)
 
     return pairs
 

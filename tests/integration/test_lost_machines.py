@@ -209,7 +209,7 @@ class _ConnectsSlowly:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        connect = distributed_c10d._new_process_group_helper  # type: ignore[attr-defined]
+        connect = distributed_c10d._new_process_group_helper  # type: ignore[attr-defined]  # private
 
         def slowly(*arguments: Any, **options: Any) -> Any:
             group = connect(*arguments, **options)
@@ -218,7 +218,7 @@ class _ConnectsSlowly:
                 self.connected.touch()
             return group
 
-        distributed_c10d._new_process_group_helper = slowly  # type: ignore[attr-defined]
+        distributed_c10d._new_process_group_helper = slowly  # type: ignore[attr-defined]  # private
 
     def __call__(self, ranks: Ranks) -> None:
         assert self.connected.exists()

@@ -50,7 +50,7 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
         (["model.resize_px=48"], "image_px 64 is larger than resize_px 48"),
         (["pretrain.warmup_steps=600"], "warmup_steps 600 must be less than num_steps 600"),
         (["pretrain.crop_scale=[1.2,0.8]"], "crop_scale [1.2, 0.8]: the smallest comes first"),
-        (["pretrain.crop_scale=[0.005,1]"], "pretrain.crop_scale.0' = 0.005: Input should be greater than or equal to 0.1"),
+        (["pretrain.crop_scale=[0.005,1]"], "crop_scale.0' = 0.005: Input should be greater than or equal to 0.1"),
         (["pretrain.cooldown_steps=5"], "cooldown_steps 5 is of schedule constant; linear needs 0"),
         (
             ["pretrain.schedule=constant", "pretrain.cooldown_steps=600"],

@@ -82,6 +82,6 @@ def test_importing_align_costs_nothing_and_names_are_listed() -> None:
     assert align.__all__ == ["Dataset", "Model", "Pair", "load", "open_dataset"]
     assert all(callable(getattr(align, name)) for name in align.__all__)
     with pytest.raises(AttributeError, match="module 'align' has no attribute 'lod'"):
-        _ = align.lod  # type: ignore[attr-defined]
+        _ = align.lod  # type: ignore[attr-defined]  # misspelt
     code = "import sys, align; assert not {'numpy', 'torch', 'pyarrow'} & set(sys.modules), sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

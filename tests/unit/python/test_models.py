@@ -69,7 +69,7 @@ def test_pictures_texts_and_their_similarity(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=words):
             model.embed_images(given)
     with pytest.raises(DataError, match="text 1: not a string but NoneType"):
-        model.embed_texts(["a", None])  # type: ignore[list-item]
+        model.embed_texts(["a", None])  # type: ignore[list-item]  # wrong on purpose
 
 
 def test_a_model_of_transformers_is_one(tmp_path: Path) -> None:

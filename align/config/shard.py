@@ -11,7 +11,7 @@ from align.config.params import Section
 
 class ShardConfig(Section):
     """Sizes, and the split by cluster. `val` and `test` are fractions of the clusters; all others are train, of whose
-    pairs a fraction is taken."""
+    pairs a fraction is taken. If `materialise` is false, train is lists over one store of pictures instead of tars."""
 
     section: ClassVar[str] = "shard"
 
@@ -24,3 +24,4 @@ class ShardConfig(Section):
     train_fraction: Annotated[float, Field(gt=0, le=1)]
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
     max_cluster_share: Annotated[float, Field(gt=0, le=1)]
+    materialise: bool

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -29,7 +30,7 @@ from align.durable.pieces import Piece, Pieces
 from align.errors import CorruptError
 from align.formats.image_index import IndexedImage
 from align.formats.indexed_images import ImagesWriter
-from align.formats.shards import Manifest, Shard, ShardTask, local_tar
+from align.formats.shards import Manifest, Shard, ShardTask, list_rows, local_tar
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.executor import Executor
 from align.interfaces.store import FetchTar
@@ -146,7 +147,7 @@ def _embed_tar(work: EmbedWork, encoder: Encoder, task: ShardTask) -> None:
 
 
 def _embedded(work: EmbedWork, encoder: Encoder, task: ShardTask) -> pa.Table:
-    samples, tables = _samples(local_tar(work.shards, task.shard, work.fetch), task.shard), [_SCHEMA.empty_table()]
+    samples, tables = _samples(work, task.shard), [_SCHEMA.empty_table()]
     while some := list(islice(samples, _IMAGES_AT_ONCE)):
         vectors = encoder.embed_images(image for _, image in some)
         rows = [
@@ -157,13 +158,18 @@ def _embedded(work: EmbedWork, encoder: Encoder, task: ShardTask) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _samples(tar: Path, shard: Shard) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _samples(work: EmbedWork, shard: Shard) -> Iterator[tuple[dict[str, Any], bytes]]:
     """The json of each sample, with the place of its image, and the image. The tar's index may be elsewhere."""
+    tar = local_tar(work.shards, shard.tar, work.fetch)
     with tar.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.tar.sha256:
             raise CorruptError(f"{tar}: sha256 does not match the manifest; run `align shard` again")
-        place: dict[str, int] = {}
-        image = b""
+        if shard.pictures is not None:
+            for row in list_rows(local_tar(work.shards, shard, work.fetch), shard):
+                place = {"offset_bytes": row["offset"], "size_bytes": row["size"]}
+                yield row | place, os.pread(file.fileno(), row["size"], row["offset"])
+            return
+        image, place = b"", dict[str, int]()
         try:
             for member in read_members(file):
                 file.seek(member.offset)

@@ -79,7 +79,8 @@ def _ids(column: pa.Array, size: int = 16) -> Ids:
 
 def _bucket(digests: NDArray[np.bytes_], count: int) -> NDArray[np.integer[Any]]:
     """A bucket of each digest, in their order."""
-    return in_order(np.ascontiguousarray(digests).view(">u8").reshape(len(digests), -1)[:, 0].astype(np.uint64), count)
+    numbers = np.ascontiguousarray(digests).view(">u8").reshape(-1, digests.dtype.itemsize // 8)
+    return in_order(numbers[:, 0].astype(np.uint64), count)
 
 
 _COLUMNS = ["key", "image_id", "image_key", "text"]
@@ -95,6 +96,7 @@ class ShardPlan:
         cluster_sizes: how many clusters have 1 image, 2 or 3, 4 to 7, and so on.
         largest_cluster: its number of images.
         images_per_shard: of each shard but the last of a split.
+        num_lists: if train is lists: of how many tars of pictures; a list for each. None: train is tars.
     """
 
     folder: Path
@@ -102,6 +104,7 @@ class ShardPlan:
     cluster_sizes: Sequence[int]
     largest_cluster: int
     images_per_shard: int
+    num_lists: int | None = None
 
     @property
     def num_train_shards(self) -> int:
@@ -117,7 +120,7 @@ class ShardPlan:
         """The path of an output shard, such as `train/00000.tar`."""
         for name, count in zip(SPLITS, self._num_shards, strict=True):
             if number < count:
-                return f"{name}/{number:05d}.tar"
+                return f"{name}/{number:05d}.{'jsonl' if name == 'train' and self.num_lists else 'tar'}"
             number -= count
         raise IndexError(number)
 
@@ -131,7 +134,8 @@ class ShardPlan:
 
     @property
     def _num_shards(self) -> list[int]:
-        return [-(-count // self.images_per_shard) for count in self.num_images]
+        counts = [-(-count // self.images_per_shard) for count in self.num_images]
+        return [self.num_lists or counts[0], *counts[1:]]
 
 
 def rows_file(number: int) -> str:
@@ -148,15 +152,19 @@ def read_plan(folder: Path) -> ShardPlan | None:
     return ShardPlan(folder, tuple(values.pop("num_images")), **values)
 
 
-def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: Path, config: ShardConfig) -> ShardPlan:
+def make_plan(
+    folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: Path, config: ShardConfig,
+    num_lists: int | None = None,
+) -> ShardPlan:  # fmt: skip
     """Plans, and writes the folder as a whole or not at all.
 
     Args:
         folder: of the plan.
         filtered: data/filtered.
-        spans: per raw tar, its images as `align.shard.image_spans.SPAN`.
+        spans: per raw tar, its images as `align.shard.image_spans.SPAN`; per tar of pictures, if there are lists.
         raw: data/raw, for error messages.
         config: section `shard`.
+        num_lists: see `ShardPlan`; then samples of `spans` are image_ids, else keys.
 
     Raises:
         DataError: nothing is kept, a split would be empty, or an image of a kept pair has no hash or no bytes.
@@ -167,9 +175,10 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
         count = num_buckets(sum(pq.read_metadata(part).num_rows for part in decision_parts(filtered)))
         samples = Buckets(work, "samples", {"sample": SPAN["sample"], "row": "i8"}, count)
         rows = Buckets(work, "rows", {"row": "i8", "image": "i8", "taken": "?"}, count)
-        clusters, num_pairs = _read_clusters(filtered, config, work, samples, rows)
+        where = "image_id" if num_lists else "image_key"
+        clusters, num_pairs = _read_clusters(filtered, config, work, (samples, where), rows)
         assigned = Buckets(work, "assigned", {"image": "i8", "shard": "i4", "rank": "i4"}, count)
-        plan = _assign(folder, clusters, config, work, assigned)
+        plan = _assign(folder, clusters, config, work, assigned, num_lists)
         num_blocks = -(-num_pairs // _BLOCK_ROWS)
         shard_of = Buckets(work, "shard_of", {"row": "i8", "shard": "i4", "rank": "i4"}, num_blocks)
         for bucket in range(count):
@@ -184,21 +193,21 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
             shard_of.add(pairs["row"] // _BLOCK_ROWS, row=pairs["row"], shard=one["shard"], rank=one["rank"])
         span_of = Buckets(work, "span_of", {"row": "i8", **_PLACE}, num_blocks)
         _find_spans(spans, work, samples, span_of)
-        _group_rows(part, filtered, raw, shard_of, span_of, plan.num_shards)
-        _write_rows(part, num_blocks)
+        _group_rows(part, filtered, raw, shard_of, span_of, plan)
+        _write_rows(part, num_blocks, plan.num_shards)
         shutil.rmtree(work)
         write_text(part / "plan.json", to_json({k: v for k, v in asdict(plan).items() if k != "folder"}))
     return plan
 
 
 def _read_clusters(
-    filtered: Path, config: ShardConfig, work: Path, samples: Buckets, rows: Buckets
+    filtered: Path, config: ShardConfig, work: Path, samples: tuple[Buckets, str], rows: Buckets
 ) -> tuple[Clusters, int]:
     """The kept images in order of their ids, and the number of kept pairs.
 
-    Fills for each kept pair, which its position in the file numbers, its tar sample and the index of its image in the
-    bucket of the latter. Draw and place of an image depend only on the seed and the image, so that later images do not
-    move earlier ones.
+    Fills for each kept pair, which its position in the file numbers, what its image is looked up by (a column, in
+    `samples`) and the index of its image in the bucket of the latter. Draw and place of an image depend only on the
+    seed and the image, so that later images do not move earlier ones.
     """
     seed, count, fraction = config.seed, rows.count, fraction_of(config)
     pairs = Buckets(work, "pairs", {"id": "S16", "row": "i8", "text": "u8", "taken": "?"}, count)
@@ -208,8 +217,8 @@ def _read_clusters(
         text = text_digests(batch["text"].to_pylist())
         taken = fraction.holds(batch["key"].to_pylist()) if fraction else np.ones(len(batch), np.bool_)
         pairs.add(_bucket(ids, count), id=ids, row=numbers, text=text, taken=taken)
-        digests = sample_digests(key or "" for key in batch["image_key"].to_pylist())
-        samples.add(_bucket(digests, count), sample=digests, row=numbers)
+        digests = sample_digests(key or "" for key in batch[samples[1]].to_pylist())
+        samples[0].add(_bucket(digests, count), sample=digests, row=numbers)
         num_pairs += len(batch)
     if num_pairs == 0:
         path = filtered / DECISIONS
@@ -250,8 +259,13 @@ def fraction_of(config: ShardConfig) -> Fraction | None:
     return None if config.train_fraction == 1 else Fraction(seed=config.seed, share=config.train_fraction)
 
 
-def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, assigned: Buckets) -> ShardPlan:
-    """Gives each image its split, its output shard and its rank there, split after split in order of their places."""
+def _assign(
+    folder: Path, clusters: Clusters, config: ShardConfig, work: Path, assigned: Buckets, num_lists: int | None
+) -> ShardPlan:
+    """Gives each image its split, its output shard and its rank there, split after split in order of their places.
+
+    Which list has it is decided by the tar of its picture, later.
+    """
     count = assigned.count
     placed = Buckets(work, "placed", {"place": "u8", "place_2": "u8", "image": "i8"}, count * len(SPLITS))
     num_all, num_images = clusters.start(count), np.zeros(len(SPLITS), np.int64)
@@ -274,10 +288,10 @@ def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, a
                 f"fraction of {fraction:g}; keep more pairs, or raise shard.{name}_fraction (0 leaves val or test out)"
             )
     first, second, third = num_images.tolist()
-    per_shard = config.images_per_shard
     shard = 0
     for split in range(len(SPLITS)):
-        position = 0
+        lists, position = num_lists if split == 0 else None, 0
+        per_shard = num_all if lists else config.images_per_shard
         for bucket in range(count):
             images = placed.take(split * count + bucket)
             images = images[np.lexsort((images["place_2"], images["place"]))]["image"]
@@ -285,8 +299,9 @@ def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, a
             where = clusters.bucket_of(images)
             assigned.add(where, image=images, shard=shard + at // per_shard, rank=at % per_shard)
             position += len(images)
-        shard += -(-position // per_shard)
-    return ShardPlan(folder, (first, second, third), np.trim_zeros(cluster_sizes, "b").tolist(), largest, per_shard)
+        shard += lists or -(-position // per_shard)
+    sizes = np.trim_zeros(cluster_sizes, "b").tolist()
+    return ShardPlan(folder, (first, second, third), sizes, largest, config.images_per_shard, num_lists)
 
 
 def _splits(members: Members, num_images: int, config: ShardConfig) -> NDArray[np.int64]:
@@ -314,7 +329,7 @@ def _find_spans(spans: Iterable[NDArray[Any]], work: Path, samples: Buckets, spa
         span_of.add(row // _BLOCK_ROWS, row=row, **{name: found[name] for name in _PLACE})
 
 
-def _group_rows(folder: Path, filtered: Path, raw: Path, shard_of: Buckets, span_of: Buckets, num_shards: int) -> None:
+def _group_rows(folder: Path, filtered: Path, raw: Path, shard_of: Buckets, span_of: Buckets, plan: ShardPlan) -> None:
     """Writes the rows of neighbouring output shards to one file each.
 
     Raises:
@@ -337,25 +352,38 @@ def _group_rows(folder: Path, filtered: Path, raw: Path, shard_of: Buckets, span
             in_file = rows[np.argsort(rows["row"])]
             for name in names:
                 table = table.append_column(name, pa.array(np.ascontiguousarray(in_file[name])))
-        table = table.take(pa.array(np.argsort(table["shard"].to_numpy(), kind="stable")))
+        shard = table["shard"].to_numpy()
+        if plan.num_lists:
+            shard = np.where(shard < plan.num_lists, table["tar"].to_numpy(), shard)
+            table = table.set_column(table.column_names.index("shard"), "shard", pa.array(shard))
+        table = table.take(pa.array(np.argsort(shard, kind="stable")))
         if not len(table):
             continue
-        for group, rows in _slices(table, table["shard"].to_numpy().astype(np.int64) * num_groups // num_shards):
+        for group, rows in _slices(table, table["shard"].to_numpy().astype(np.int64) * num_groups // plan.num_shards):
             with (folder / f"group-{group}").open("ab") as file, pa.ipc.new_stream(file, rows.schema) as writer:
                 writer.write_table(rows)
 
 
-def _write_rows(folder: Path, num_groups: int) -> None:
-    """Divides these files: writes the rows of each output shard."""
+def _write_rows(folder: Path, num_groups: int, num_shards: int) -> None:
+    """Divides these files: writes the rows of each output shard; a list may have none."""
+    schema = None
     for group in range(num_groups):
         path = folder / f"group-{group}"
         if path.exists():  # there may be fewer shards than groups
             table = _read_streams(path).sort_by([(name, "ascending") for name in ("shard", "rank", "key")])
             for shard, rows in _slices(table, table["shard"].to_numpy()):
                 rows = rows.drop_columns(["shard"])
-                with pa.OSFile(str(folder / rows_file(shard)), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as out:
-                    out.write_table(rows)
+                schema = rows.schema
+                _write(rows, folder / rows_file(shard))
             path.unlink()
+    for file in (folder / rows_file(number) for number in range(num_shards)):
+        if schema is not None and not file.exists():
+            _write(schema.empty_table(), file)
+
+
+def _write(rows: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as out:
+        out.write_table(rows)
 
 
 def _blocks(filtered: Path) -> Iterator[pa.Table]:

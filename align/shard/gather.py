@@ -30,8 +30,8 @@ _AT_ONCE = 64
 _OPEN = 128
 
 
-class _Request(NamedTuple):
-    """A sample without its image, and where the image is."""
+class Request(NamedTuple):
+    """A sample without its image, and where the image is: offset and size in bytes, in the tar of this number."""
 
     key: str
     image_id: str
@@ -49,12 +49,14 @@ class RawTars:
         local: path of each tar, by number; None for a tar in the object store.
         fetch: (tar number, offset, number of bytes) -> bytes, for tars in the object store; called by several threads.
         num_threads: threads that call `fetch`.
+        resized: whether these are the tars of `align.shard.pictures`, whose bytes are no longer those of the images.
     """
 
     def __init__(
-        self, local: Sequence[str | None], fetch: Callable[[int, int, int], bytes] | None, num_threads: int
-    ) -> None:
-        self._local, self._fetch, self._num_threads = local, fetch, num_threads
+        self, local: Sequence[str | None], fetch: Callable[[int, int, int], bytes] | None, num_threads: int,
+        *, resized: bool = False,
+    ) -> None:  # fmt: skip
+        self._local, self._fetch, self._num_threads, self._resized = local, fetch, num_threads, resized
         self._files: dict[int, int] = {}
         self._pool: ThreadPoolExecutor | None = None
 
@@ -68,7 +70,7 @@ class RawTars:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def read(self, requests: Sequence[_Request]) -> Iterator[bytes]:
+    def read(self, requests: Sequence[Request]) -> Iterator[bytes]:
         """The images' bytes, in the order of the requests. Reading ahead begins at once, in the order of the tars.
 
         Raises:
@@ -95,23 +97,24 @@ class RawTars:
             descriptor = self._files[tar] = os.open(str(self._local[tar]), os.O_RDONLY)
         return descriptor
 
-    def _read_local(self, request: _Request) -> bytes:
+    def _read_local(self, request: Request) -> bytes:
         data = os.pread(self._descriptor(request.tar), request.size, request.offset)
-        return _whole(data, request, str(self._local[request.tar]))
+        return self._whole(data, request, str(self._local[request.tar]))
 
-    def _read_remote(self, request: _Request) -> bytes:
+    def _read_remote(self, request: Request) -> bytes:
         assert self._fetch is not None
-        return _whole(self._fetch(request.tar, request.offset, request.size), request, "the object store")
+        return self._whole(self._fetch(request.tar, request.offset, request.size), request, "the object store")
 
-
-def _whole(data: bytes, request: _Request, place: str) -> bytes:
-    """The bytes of an image. Raises CorruptError if they are not those that the filter decided on."""
-    if hashlib.sha256(data).hexdigest() != request.image_id:
-        raise CorruptError(
-            f"{place}: the image {request.key} is damaged: its sha256 is not {request.image_id}; remove the tar there, "
-            "and get it back with `dvc checkout` or `align ingest`"
-        )
-    return data
+    def _whole(self, data: bytes, request: Request, place: str) -> bytes:
+        """The bytes of an image. Raises CorruptError if they are not those that the filter decided on."""
+        if self._resized and len(data) == request.size:
+            return data
+        if hashlib.sha256(data).hexdigest() != request.image_id:
+            raise CorruptError(
+                f"{place}: the image {request.key} is damaged: its sha256 is not {request.image_id}; remove the tar "
+                "there, and get it back with `dvc checkout` or `align ingest`"
+            )
+        return data
 
 
 def gather(rows: pa.Table, tars: RawTars, image_px: int, jpeg_quality: int) -> Iterator[Sample]:
@@ -127,9 +130,9 @@ def gather(rows: pa.Table, tars: RawTars, image_px: int, jpeg_quality: int) -> I
         DataError: an image does not decode.
         CorruptError, ServiceError: as `RawTars.read`.
     """
-    requests = _requests(rows)
+    requests = requests_of(rows)
     windows = iter(lambda: list(islice(requests, _AT_ONCE)), [])
-    current: list[_Request] = []
+    current: list[Request] = []
     images: Iterator[bytes] = iter(())
     for window in chain(windows, [[]]):
         next_images = tars.read(window)  # while the current ones are resized
@@ -137,38 +140,40 @@ def gather(rows: pa.Table, tars: RawTars, image_px: int, jpeg_quality: int) -> I
         current, images = window, next_images
 
 
-def _requests(rows: pa.Table) -> Iterator[_Request]:
-    """One per image; its position and key are those of its first pair."""
+def requests_of(rows: pa.Table) -> Iterator[Request]:
+    """The images of some rows of a plan; position and key are those of its first pair."""
     ranks = rows["rank"].to_numpy()
     starts = np.flatnonzero(np.diff(ranks, prepend=-1))
     keys, texts = rows["key"].to_pylist(), rows["text"].to_pylist()
     first = rows.select(["image_key", "image_id", "tar", "offset", "size"]).take(pa.array(starts)).to_pydict()
     for begin, end, image_key, image_id, tar, offset, size in zip(
-        starts.tolist(), [*starts[1:].tolist(), len(ranks)], *first.values(), strict=True
+        starts.tolist(), [*starts[1:].tolist(), len(ranks)][: len(starts)], *first.values(), strict=True
     ):
-        yield _Request(image_key, image_id, tuple(keys[begin:end]), tuple(texts[begin:end]), tar, offset, size)
+        yield Request(image_key, image_id, tuple(keys[begin:end]), tuple(texts[begin:end]), tar, offset, size)
 
 
 def _samples(
-    requests: Sequence[_Request], images: Iterator[bytes], image_px: int, jpeg_quality: int
+    requests: Sequence[Request], images: Iterator[bytes], image_px: int, jpeg_quality: int
 ) -> Iterator[Sample]:
     for request, data in zip(requests, images, strict=True):
         try:
-            image = data if is_finished_jpeg(data, image_px) else resize(data, image_px, jpeg_quality)
+            image = resize(data, image_px, jpeg_quality)
         except PictureError as error:
             what = f"image {request.key} of a kept pair does not decode ({error})"
             raise DataError(f"{what}; run `align ingest` and `align filter` again") from None
         yield Sample(request.key, request.image_id, image, request.keys, request.texts)
 
 
-def resize(data: bytes, image_px: int, quality: int) -> bytes:
+def resize(data: bytes, image_px: int, quality: int, max_pixels: int = sys.maxsize) -> bytes:
     """Image bytes of any format -> upright JPEG of `image_px` squared, aspect not kept, transparent pixels on white.
 
     Raises:
-        PictureError: the bytes do not decode.
+        PictureError: the bytes do not decode, or the picture has more pixels than `max_pixels`. The default is for
+            pictures that the filter has passed.
     """
-    # The filter has dropped pictures with too many pixels. A JPEG is decoded at no more than about twice the result.
-    image = decode(data, max_pixels=sys.maxsize, hint_px=2 * image_px)
+    if is_finished_jpeg(data, image_px):
+        return data
+    image = decode(data, max_pixels=max_pixels, hint_px=2 * image_px)  # a JPEG: at no more than twice the result
     resized = np.array(image.resize((image_px, image_px), Image.Resampling.BILINEAR))
     # 4:4:4, since halved colour resolution is visible at this size.
     return bytes(simplejpeg.encode_jpeg(resized, quality=quality, colorspace="RGB", colorsubsampling="444"))

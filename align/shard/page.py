@@ -35,11 +35,11 @@ def shard_page(
     ]  # fmt: skip
     sizes = [(f"{2**bit:,}" + f" to {2 * 2**bit - 1:,}" * (bit > 0), number) for bit, number in enumerate(clusters)]
     cards = [(name, f"{metrics[f'shard/num_{name}']:,}", "") for name in ("images", "pairs", "clusters")]
-    cards += [("of tars", f"{metrics['shard/num_bytes'] / 1e6:,.1f} MB", "")]
+    cards += [("of files", f"{metrics['shard/num_bytes'] / 1e6:,.1f} MB", "")]
     blocks = [
         html.cards(cards),
         html.heading("Splits"),
-        html.table(("split", "images", "share", "pairs", "tars", "size"), splits),
+        html.table(("split", "images", "share", "pairs", "files", "size"), splits),
         html.heading("Clusters"),
         html.paragraph(
             "Images that share a text or look alike are one cluster, and a cluster is in one split. One with more than "
@@ -50,7 +50,7 @@ def shard_page(
     for split, samples in examples.items():
         blocks += [html.heading(f"Samples of {split}"), html.gallery(_shown(sample) for sample in samples)]
     size = f"{manifest.image_px} x {manifest.image_px} px"
-    lead = f"{total:,} images of {size} in {len(manifest.tars):,} tars, shuffled by the seed {config.seed}."
+    lead = f"{total:,} images of {size} in {len(manifest.tars):,} files, shuffled by the seed {config.seed}."
     return html.page("Shards", lead, blocks)
 
 

@@ -1,4 +1,4 @@
-"""Writes data/shards: tars and indexes as `align.formats.shards` describes them, and the manifest over all of them."""
+"""Writes data/shards: tars, lists and indexes as `align.formats.shards` describes them, and their manifest."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ import hashlib
 import io
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from json.encoder import encode_basestring as _quoted
 from pathlib import Path
 
 from align.durable.files import temporary_name, write_bytes, write_text
-from align.formats.shards import MANIFEST, Fraction, Manifest, Sample, Shard, Split, SplitName, digest_of, index_bytes
+from align.formats.shards import (
+    MANIFEST,
+    Fraction,
+    Manifest,
+    Sample,
+    Shard,
+    Split,
+    SplitName,
+    StoredTar,
+    digest_of,
+    index_bytes,
+)
 from align.formats.tar import TarWriter
+from align.shard.gather import Request
 
 #: Bytes that are hashed and written together.
 _BLOCK_BYTES = 1 << 20
@@ -23,52 +35,102 @@ _AHEAD = 2
 _SYNC_BYTES = 1 << 22
 
 
+def write_tar(target: Path, samples: Iterable[Sequence[tuple[str, bytes]]]) -> tuple[str, list[list[int]]]:
+    """Writes a tar whole or not at all. Equal samples give equal bytes: no time, no owner.
+
+    Args:
+        target: the file; its folder is made.
+        samples: name and bytes of the members of each, written in this order.
+
+    Returns:
+        Hex sha256 of the file, and the offsets of each sample's members.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = temporary_name(target)
+    try:
+        with unfinished.open("wb", buffering=0) as file, _Hashed(file) as hashed:
+            writer = TarWriter(hashed, mode=0o444)
+            offsets = [writer.add(*members) for members in samples]
+            writer.close()
+            sha256 = hashed.finish()
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return sha256, offsets
+
+
 def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
-    """Writes one tar and then its index, each whole or not at all. Equal samples give equal bytes: no time, no owner.
+    """Writes one tar and then its index, each whole or not at all.
 
     Args:
         directory: the folder that will hold the manifest.
         path: relative to `directory`.
         samples: written in this order.
     """
-    target = directory / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = temporary_name(target)
-    offsets: list[tuple[int, int, int, int]] = []
-    num_pairs = 0
-    try:
-        with unfinished.open("wb", buffering=0) as file, _Hashed(file) as hashed:
-            writer = TarWriter(hashed, mode=0o444)
-            for sample in samples:
-                key, info = sample.key, _json(sample)
-                jpg_offset, json_offset, _ = writer.add(
-                    (f"{key}.jpg", sample.image), (f"{key}.json", info), (f"{key}.txt", sample.texts[0].encode())
-                )
-                offsets.append((jpg_offset, len(sample.image), json_offset, len(info)))
-                num_pairs += len(sample.texts)
-            writer.close()
-            sha256 = hashed.finish()
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    sizes: list[tuple[int, int, int]] = []
+
+    def members() -> Iterator[Sequence[tuple[str, bytes]]]:
+        for sample in samples:
+            key, info = sample.key, _json(sample.key, sample.image_id, sample.keys, sample.texts)
+            sizes.append((len(sample.image), len(info), len(sample.texts)))
+            yield (f"{key}.jpg", sample.image), (f"{key}.json", info), (f"{key}.txt", sample.texts[0].encode())
+
+    sha256, places = write_tar(directory / path, members())
+    offsets = [(at[0], jpg, at[1], info) for at, (jpg, info, _) in zip(places, sizes, strict=True)]
+    num_bytes = (directory / path).stat().st_size
+    return _with_index(
+        directory, StoredTar(path=path, sha256=sha256, num_bytes=num_bytes), offsets, sum(row[2] for row in sizes)
+    )
+
+
+def write_list(directory: Path, path: str, images: Iterable[Request], pictures: StoredTar) -> Shard:
+    """Writes a list and then its index, each whole or not at all; nothing if there is no image.
+
+    Args:
+        directory: the folder that will hold the manifest.
+        path: relative to `directory`.
+        images: written in this order, with the places of their pictures.
+        pictures: the tar that has them.
+    """
+    lines, offsets, begin, num_pairs = list[bytes](), list[tuple[int, int, int, int]](), 0, 0
+    for image in images:
+        line = _json(
+            image.key, image.image_id, image.keys, image.texts, f'"offset": {image.offset}, "size": {image.size}, '
+        )
+        offsets.append((image.offset, image.size, begin, len(line)))
+        lines += line, b"\n"
+        begin += len(line) + 1
+        num_pairs += len(image.texts)
+    data = b"".join(lines)
+    made = StoredTar(path=path, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
+    if data:
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(directory / path, data)
+    return _with_index(directory, made, offsets, num_pairs, pictures)
+
+
+def _with_index(
+    directory: Path, made: StoredTar, offsets: Sequence[tuple[int, int, int, int]], num_pairs: int,
+    pictures: StoredTar | None = None,
+) -> Shard:  # fmt: skip
+    """Writes the index of a shard, if it has images."""
     index = index_bytes(offsets)
     shard = Shard(
-        path=path,
-        sha256=sha256,
-        num_bytes=target.stat().st_size,
-        num_images=len(offsets),
-        num_pairs=num_pairs,
-        offsets_sha256=hashlib.sha256(index).hexdigest(),
-    )
-    write_bytes(directory / shard.offsets_path, index)
+        **made.model_dump(), num_images=len(offsets), num_pairs=num_pairs,
+        offsets_sha256=hashlib.sha256(index).hexdigest(), pictures=pictures,
+    )  # fmt: skip
+    if offsets:
+        write_bytes(directory / shard.offsets_path, index)
     return shard
 
 
-def _json(sample: Sample) -> bytes:
+def _json(key: str, image_id: str, keys: Sequence[str], texts: Sequence[str], place: str = "") -> bytes:
     """The result of `json.dumps(..., ensure_ascii=False, sort_keys=True)`, in a third of the time."""
-    keys, texts = ", ".join(map(_quoted, sample.keys)), ", ".join(map(_quoted, sample.texts))
-    ids = f'"image_id": {_quoted(sample.image_id)}, "key": {_quoted(sample.key)}'
-    return f'{{{ids}, "keys": [{keys}], "texts": [{texts}]}}'.encode()
+    ids, lists = (
+        f'"image_id": {_quoted(image_id)}, "key": {_quoted(key)}',
+        (", ".join(map(_quoted, keys)), ", ".join(map(_quoted, texts))),
+    )
+    return f'{{{ids}, "keys": [{lists[0]}], {place}"texts": [{lists[1]}]}}'.encode()
 
 
 class _Hashed:
@@ -143,7 +205,7 @@ def join_manifest(
         fraction: of train.
     """
     read = {name: (Shard.model_validate_json(path.read_bytes()) for path in paths) for name, paths in entries.items()}
-    splits = {name: Split.of(rows) for name, rows in read.items()}
+    splits = {name: Split.of(row for row in rows if row.num_images) for name, rows in read.items()}
     digest = digest_of(shard for split in splits.values() for shard in split.shards)
     manifest = Manifest(image_px=image_px, digest=digest, splits=splits, fraction=fraction)
     write_text(folder / MANIFEST, manifest.model_dump_json(exclude_none=True) + "\n")

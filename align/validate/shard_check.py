@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,17 @@ from align.durable.files import temporary_name, write_bytes, write_text
 from align.durable.pieces import Piece, Pieces
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, decision_parts, pattern_of
-from align.formats.shards import MANIFEST, Fraction, Manifest, ShardTask, digest_of, index_bytes, local_tar
+from align.formats.shards import (
+    MANIFEST,
+    Fraction,
+    Manifest,
+    Shard,
+    ShardTask,
+    StoredTar,
+    digest_of,
+    index_bytes,
+    local_tar,
+)
 from align.interfaces.executor import Executor, Step
 from align.interfaces.sql import Engine
 from align.interfaces.store import FetchTar
@@ -78,10 +89,17 @@ JOINS = {
 #: The pairs that a shard holds, for the join with the decisions.
 PAIRS = pa.schema([(name, pa.string()) for name in ("key", "image_id", "split", "text")])
 
+#: Extension -> (offset, size, bytes) of a sample's files; and the sample's key with them.
+_Members = dict[str, tuple[int, int, bytes]]
+_Found = tuple[str, _Members]
+#: A picture of a list is read up to here.
+_MAX_PICTURE_BYTES = 1 << 26
 #: So many faults of a kind are named; others are only counted.
 _NAMED = 5
 
 
+#: The endings of the files that a manifest names.
+_OF_SHARDS = (".tar", ".jsonl")
 #: The folders of the pieces.
 PIECES = ("checked", "pairs")
 #: The images of val and test.
@@ -264,7 +282,8 @@ def check_folder(directory: Path, manifest: Manifest) -> Faults:
     """Compares the folder's file names, and the manifest's sums, with the shards that the manifest lists."""
     faults = Faults()
     listed = {shard.path for part in manifest.splits.values() for shard in part.shards}
-    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*.tar")}
+    listed |= {tar.path for tar in manifest.tars.values()}
+    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.suffix in _OF_SHARDS}
     for path in sorted(present - listed):
         faults.add("shards_unlisted", path)
     if digest_of(shard for part in manifest.splits.values() for shard in part.shards) != manifest.digest:
@@ -290,9 +309,12 @@ def check_shard(work: ShardsWork, task: ShardTask) -> None:
         ServiceError: the object store is unavailable, which is not a fault of the data.
     """
     faults, images, offsets_sha256 = Faults(), list[int](), None
-    path = _tar(work, task, faults)
+    path, tar = _file(work, task.shard, faults), None
+    if path is not None and task.shard.pictures is not None:
+        tar = _file(work, task.shard.pictures, faults)
+        path = path if tar else None
     if path is not None:
-        offsets_sha256 = _check_tar(path, work, task, faults, images)
+        offsets_sha256 = _check_tar(path, tar, work, task, faults, images)
     work.file("checked").mkdir(exist_ok=True)
     numbers = np.array(images, np.uint64)
     if task.split == "train":
@@ -313,11 +335,11 @@ def _write_pairs(work: ShardsWork, _: None, task: ShardTask) -> None:
 
 def write_pairs(work: ShardsWork, task: ShardTask) -> None:
     """Reads one tar and writes its pairs, with the columns of PAIRS."""
-    path = _tar(work, task, Faults())
+    path = _file(work, task.shard, Faults())
     pairs: list[dict[str, str]] = []
     if path is not None:
         with path.open("rb") as file:
-            for _, _, row in _rows(file, lambda error: None):
+            for _, _, row in _rows(_listed(file, None) if task.shard.pictures else _samples(file), lambda error: None):
                 if row is not None:
                     rest = {"image_id": row["image_id"], "split": task.split}
                     keyed = zip(row["keys"], row["texts"], strict=True)
@@ -328,26 +350,35 @@ def write_pairs(work: ShardsWork, task: ShardTask) -> None:
     write_bytes(work.file(work.pairs(task).last), table.getvalue().to_pybytes())
 
 
-def _tar(work: ShardsWork, task: ShardTask, faults: Faults) -> Path | None:
-    """The tar on this machine; None if it is not available, which is a fault."""
+def _file(work: ShardsWork, row: Shard | StoredTar, faults: Faults) -> Path | None:
+    """A tar or list on this machine; None if it is not available, which is a fault."""
     try:
-        return local_tar(work.directory, task.shard, work.fetch)
+        return local_tar(work.directory, row, work.fetch)
     except CorruptError:
-        faults.add("shards_changed", task.shard.path)
+        faults.add("shards_changed", row.path)
     except DataError:
-        faults.add("shards_missing", task.shard.path)
+        faults.add("shards_missing", row.path)
     return None
 
 
-def _check_tar(path: Path, work: ShardsWork, task: ShardTask, faults: Faults, images: list[int]) -> str:
-    """Adds the faults of a tar, and its images as numbers. Returns the sha256 that its index should have."""
+def _check_tar(
+    path: Path, tar: Path | None, work: ShardsWork, task: ShardTask, faults: Faults, images: list[int]
+) -> str:
+    """Adds the faults of a tar, or of a list and the `tar` of its pictures, and its images as numbers.
+
+    Returns the sha256 that its index should have.
+    """
     shard, num_pairs, offsets = task.shard, 0, list[tuple[int, int, int, int]]()
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != shard.sha256 or file.tell() != shard.num_bytes:
-            faults.add("shards_changed", shard.path)
-        file.seek(0)
-        for key, members, row in _rows(file, lambda error: faults.add("samples_incomplete", f"{shard.path}: {error}")):
+    with path.open("rb") as file, (tar or path).open("rb") as pictures:
+        for opened, stored in ({file: shard} | ({pictures: shard.tar} if tar else {})).items():
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            if digest != stored.sha256 or opened.tell() != stored.num_bytes:
+                faults.add("shards_changed", stored.path)
+            opened.seek(0)
+        samples = _listed(file, pictures) if tar else _samples(file)
+        for key, members, row in _rows(
+            samples, lambda error: faults.add("samples_incomplete", f"{shard.path}: {error}")
+        ):
             faults.num_images += 1
             where = f"{shard.path}: {key}"
             if row is None:
@@ -366,19 +397,35 @@ def _check_tar(path: Path, work: ShardsWork, task: ShardTask, faults: Faults, im
 
 
 def _rows(
-    file: Any, damaged: Callable[[tarfile.TarError], None]
-) -> Iterator[tuple[str, dict[str, tuple[int, int, bytes]], dict[str, Any] | None]]:
+    samples: Iterator[_Found], damaged: Callable[[tarfile.TarError], None]
+) -> Iterator[tuple[str, _Members, dict[str, Any] | None]]:
     """Key, members and json of each sample up to damage; the json is None if it cannot be used."""
     try:
-        for key, members in _samples(file):
+        for key, members in samples:
             yield key, members, _row(key, members)
     except tarfile.TarError as error:
         damaged(error)
 
 
-def _samples(file: Any) -> Iterator[tuple[str, dict[str, tuple[int, int, bytes]]]]:
-    """(key, extension -> (offset, size, bytes)) of each sample: consecutive members with one key, as in webdataset."""
-    last, members = "", dict[str, tuple[int, int, bytes]]()
+def _listed(file: BinaryIO, pictures: BinaryIO | None) -> Iterator[_Found]:
+    """The samples of a list, as `_samples` has those of a tar; the pictures are empty if their tar is not given."""
+    begin = 0
+    for line in file:
+        try:
+            row, data = json.loads(line), b""
+            key, place, text = str(row["key"]), (int(row["offset"]), int(row["size"])), row["texts"][0].encode()
+            if pictures is not None:
+                data = os.pread(pictures.fileno(), min(place[1], _MAX_PICTURE_BYTES), place[0])
+            info = line.removesuffix(b"\n")
+            yield key, {"jpg": (*place, data), "json": (begin, len(info), info), "txt": (0, 0, text)}
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, OverflowError, RecursionError):
+            yield f"line at byte {begin}", {}
+        begin += len(line)
+
+
+def _samples(file: BinaryIO) -> Iterator[_Found]:
+    """Each sample of a tar: consecutive members with one key, as in webdataset."""
+    last, members = "", _Members()
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             key, _, extension = member.name.partition(".")
@@ -394,7 +441,7 @@ def _samples(file: Any) -> Iterator[tuple[str, dict[str, tuple[int, int, bytes]]
         yield last, members
 
 
-def _row(key: str, members: dict[str, tuple[int, int, bytes]]) -> dict[str, Any] | None:
+def _row(key: str, members: _Members) -> dict[str, Any] | None:
     """The sample's json; None if a member is missing, or json and txt disagree."""
     if not {"jpg", "txt", "json"} <= members.keys():
         return None

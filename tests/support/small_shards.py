@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.config.infrastructure import EngineConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.shard import ShardConfig
 from align.formats.filtered import decisions_digest
 from align.shard.shard import ShardFolders, shard
@@ -14,7 +14,7 @@ from tests.support.small_data import Pair
 
 CONFIG = ShardConfig(
     image_px=24, jpeg_quality=90, images_per_shard=20, seed=0, val_fraction=0.2, test_fraction=0.1,
-    train_fraction=1.0, near_duplicate_bits=4, max_cluster_share=0.2,
+    train_fraction=1.0, near_duplicate_bits=4, max_cluster_share=0.2, materialise=True,
 )  # fmt: skip
 STORE = local_store.config(Path(), None)
 ENGINE = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})
@@ -34,11 +34,12 @@ def folders(root: Path, name: str = "shards") -> ShardFolders:
 
 
 def make_shards(
-    root: Path, pairs: list[Pair], config: ShardConfig = CONFIG, name: str = "shards", **layout: int
-) -> Path:
+    root: Path, pairs: list[Pair], config: ShardConfig = CONFIG, name: str = "shards", store: StoreConfig = STORE,
+    **layout: int,
+) -> Path:  # fmt: skip
     """Runs `align shard` on these pairs, or on `root/raw` if it exists; returns the folder of the shards."""
     if not (root / "raw").exists():
         small_data.write(root, pairs, **layout)
     small_data.write_verdict(root / "quality", passed=True, data=decisions_digest(root / "filtered"))
-    shard(config, STORE, folders(root, name), ENGINE)
+    shard(config, store, folders(root, name), ENGINE)
     return root / name

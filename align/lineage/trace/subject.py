@@ -172,7 +172,7 @@ def _possible(words: str) -> tuple[tuple[What, ...], ...]:
         return (("url",),)
     if re.fullmatch(rf"[0-9a-f]{{{_HEX_DIGITS_OF_SHA256}}}", words):
         return (("image",),)
-    if words.endswith(".tar"):
+    if words.endswith((".tar", ".jsonl")):
         return (("shard",),)
     names: tuple[What, ...] = ("model", "run", "key") if _VERSION.fullmatch(words) else ("run", "key")
     # an address may be relative; to look for one reads a whole column

@@ -12,12 +12,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.errors import DataError
+from align.errors import CorruptError, DataError
 from align.formats.filtered import FACTS, decision_parts, parts_of
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import iter_addresses
 from align.formats.policy import OptedOut
-from align.formats.shards import MANIFEST, SPLITS, Shard, SplitName, local_tar, parse_row, read_manifest, read_offsets
+from align.formats.shards import (
+    MANIFEST,
+    PICTURES,
+    SPLITS,
+    Shard,
+    SplitName,
+    local_tar,
+    parse_row,
+    read_manifest,
+    read_offsets,
+)
+from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.store import FetchTar
 
 #: The number of pictures that are looked for in a sample's bytes, before these are parsed.
@@ -30,12 +41,13 @@ class StoredSample:
 
     Attributes:
         split: `train`, `val` or `test`.
-        tar: its path within data/shards.
+        tar: path of its tar, or list, within data/shards.
         key: of the sample within the tar.
         image_id: sha256 of the picture's original bytes.
         keys: of its pairs, parallel to `texts`.
         texts: of its pairs.
-        offset_bytes: where the picture's JPEG begins in the tar.
+        pictures: path of the tar that has the picture.
+        offset_bytes: where the picture's JPEG begins in that tar.
         size_bytes: its length.
     """
 
@@ -45,12 +57,13 @@ class StoredSample:
     image_id: str
     keys: tuple[str, ...]
     texts: tuple[str, ...]
+    pictures: str
     offset_bytes: int
     size_bytes: int
 
 
 #: The files that these functions read of data/shards.
-SHARD_FILES = (MANIFEST, "*.npy", "*.tar")
+SHARD_FILES = (MANIFEST, "*.npy", "*.tar", "*.jsonl")
 
 
 def iter_stored_samples(
@@ -81,7 +94,7 @@ def iter_stored_samples(
                         continue
                     row = parse_row(data, size, path)
                     if image_ids is None or row["image_id"] in image_ids:
-                        yield _sample(split, shard.path, row, (jpg_offset, jpg_size))
+                        yield _sample(split, shard, row, (jpg_offset, jpg_size))
 
 
 def samples_of(shards: Path, split: SplitName, shard: Shard, numbers: Iterable[int]) -> Iterator[StoredSample]:
@@ -90,7 +103,7 @@ def samples_of(shards: Path, split: SplitName, shard: Shard, numbers: Iterable[i
     with tar.open("rb") as file:
         for jpg_offset, jpg_size, offset, size in (offsets[number] for number in numbers):
             row = parse_row(os.pread(file.fileno(), size, offset), size, tar)
-            yield _sample(split, shard.path, row, (jpg_offset, jpg_size))
+            yield _sample(split, shard, row, (jpg_offset, jpg_size))
 
 
 def count_pairs(
@@ -112,8 +125,18 @@ def counted(samples: Iterable[StoredSample], text: str | None) -> dict[str, int]
 
 
 def shards_show(shards: Path, image_ids: frozenset[str], fetch: FetchTar | None = None) -> bool:
-    """Whether data/shards holds one of these pictures. Errors as `iter_stored_samples`."""
-    return any(True for _ in iter_stored_samples(shards, fetch, image_ids))
+    """Whether data/shards holds one of these pictures, used or not. Errors as `iter_stored_samples`."""
+    if any(True for _ in iter_stored_samples(shards, fetch, image_ids)):
+        return True
+    wanted, tars = {f"{one}.jpg" for one in image_ids}, read_manifest(shards).tars.values()
+    for path in (local_tar(shards, tar, fetch) for tar in tars if tar.path.startswith(f"{PICTURES}/")):
+        with path.open("rb") as file:
+            try:
+                if any(member.name in wanted for member in read_members(file)):
+                    return True
+            except DamagedTar as error:
+                raise CorruptError(f"{path}: {error}; run `align shard` again") from None
+    return False
 
 
 def index_shows(index: Path, image_ids: frozenset[str], opted_out: OptedOut) -> bool:
@@ -157,5 +180,6 @@ def _offsets(shards: Path, shard: Shard) -> list[list[int]]:
     return rows
 
 
-def _sample(split: SplitName, tar: str, row: dict[str, Any], picture: tuple[int, int]) -> StoredSample:
-    return StoredSample(split, tar, row["key"], row["image_id"], tuple(row["keys"]), tuple(row["texts"]), *picture)
+def _sample(split: SplitName, shard: Shard, row: dict[str, Any], picture: tuple[int, int]) -> StoredSample:
+    lists = tuple(row["keys"]), tuple(row["texts"])
+    return StoredSample(split, shard.path, row["key"], row["image_id"], *lists, shard.tar.path, *picture)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from align.display.visible import plain_markdown
@@ -45,6 +46,10 @@ _OBEYED = {
 }
 
 
+#: Of a file of the shards, by its ending.
+_ENCODINGS = {".tar": "application/x-tar", ".jsonl": "application/jsonlines"}
+
+
 def croissant(name: str, manifest: Manifest, outputs: PipelineOutputs) -> str:
     """The card of data/shards, Croissant 1.0 as JSON-LD. Addresses of files are relative to that folder.
 
@@ -56,18 +61,20 @@ def croissant(name: str, manifest: Manifest, outputs: PipelineOutputs) -> str:
     licences = sorted(read(outputs.reports / "ingest").get("licences", {}))
     images = sum(split.num_images for split in manifest.splits.values())
     pairs = sum(split.num_pairs for split in manifest.splits.values())
-    tars = [
+    files = {one.path: one for task in manifest.tasks for one in (task.shard, task.shard.tar)}
+    objects = [
         {
-            "@type": "cr:FileObject", "@id": task.shard.path, "name": task.shard.path, "contentUrl": task.shard.path,
-            "contentSize": f"{task.shard.num_bytes} B", "encodingFormat": "application/x-tar",
-            "sha256": task.shard.sha256,
+            "@type": "cr:FileObject", "@id": one.path, "name": one.path, "contentUrl": one.path,
+            "contentSize": f"{one.num_bytes} B", "encodingFormat": _ENCODINGS[Path(one.path).suffix],
+            "sha256": one.sha256,
         }
-        for task in manifest.tasks
+        for one in files.values()
     ]  # fmt: skip
+    has_lists = len(files) > len(manifest.tasks)
     members = [
         {
             "@type": "cr:FileSet", "@id": kind, "name": kind, "encodingFormat": encoding, "includes": f"*.{kind}",
-            "containedIn": [{"@id": one["@id"]} for one in tars],
+            "containedIn": [{"@id": task.shard.path} for task in manifest.tasks if task.shard.pictures is None],
         }
         for kind, (encoding, _) in _MEMBERS.items()
     ]  # fmt: skip
@@ -81,9 +88,10 @@ def croissant(name: str, manifest: Manifest, outputs: PipelineOutputs) -> str:
             f"{pairs:,} pairs of {images:,} pictures and their alt-texts, filtered as ALIGN's are (Jia et al. 2021), "
             f"pictures resized to {manifest.image_px} x {manifest.image_px} px. A sample is a picture, its first text, "
             f"and a JSON with all its texts. {SOURCES} says where they come from, {MANIFEST} which tars a split has."
+            + " Train is lists of lines of JSON that say where a picture is; they have no records here." * has_lists
         ),
         **({"license": licences} if licences else {}),
-        "distribution": [*tars, *members],
+        "distribution": [*objects, *members],
         "recordSet": [_records(kind, data_type) for kind, (_, data_type) in _MEMBERS.items()],
     }  # fmt: skip
     return json.dumps(card, indent=1, ensure_ascii=False) + "\n"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import CorruptError
-from align.formats.shards import MANIFEST, Manifest, SplitName, local_tar, read_offsets
+from align.formats.shards import MANIFEST, Manifest, Shard, SplitName, StoredTar, local_tar, read_offsets
 from align.interfaces.store import Tars
 
 
@@ -26,6 +26,7 @@ class SplitIndex:
     Attributes:
         manifest: path of the manifest.
         shards: absolute paths of the tars, or URIs.
+        lists: of the lists whose pictures these tars have; empty: the tars have the texts, too.
         counts: (S,) number of samples in each shard.
         indexes: (path, sha256) of each tar's index.
         given: whether others made the tars: pictures of any size, and texts as `align.formats.given_tars` reads them.
@@ -36,6 +37,7 @@ class SplitIndex:
     counts: NDArray[np.int64]
     indexes: tuple[tuple[str, str], ...]
     given: bool = False
+    lists: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, name: SplitName, tars: Tars | None = None) -> SplitIndex:
@@ -50,18 +52,18 @@ class SplitIndex:
         Raises:
             DataError: a shard of the manifest is missing from the folder, and `tars` is None.
         """
+
+        def uri(row: Shard | StoredTar) -> str:
+            if tars is not None and not (folder / row.path).is_file():
+                return tars.uri(row.sha256, row.num_bytes)
+            return str(local_tar(folder, row, None).resolve())
+
         rows = manifest.splits[name].shards if name in manifest.splits else ()
-        uris = []
-        for row in rows:
-            if row.given is not None:
-                uris.append(row.given)
-            elif tars is not None and not (folder / row.path).is_file():
-                uris.append(tars.uri(row.sha256, row.num_bytes))
-            else:
-                uris.append(str(local_tar(folder, row, None).resolve()))
+        uris = tuple(row.given or uri(row.tar) for row in rows)
+        lists = tuple(uri(row) for row in rows if row.pictures)
         counts = np.array([row.num_images for row in rows], dtype=np.int64)
         indexes = tuple((str((folder / row.offsets_path).resolve()), row.offsets_sha256) for row in rows)
-        return cls(str((folder / MANIFEST).resolve()), tuple(uris), counts, indexes, manifest.left_out is not None)
+        return cls(str((folder / MANIFEST).resolve()), uris, counts, indexes, manifest.left_out is not None, lists)
 
     @cached_property
     def num_images(self) -> int:

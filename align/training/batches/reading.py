@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ _SAY_EVERY_S = 30.0
 
 
 class SampleLocation(NamedTuple):
-    """Where one sample is stored: the number of its tar, and offsets and sizes of its two files in bytes."""
+    """Where one sample is stored: the number of its shard, and offsets and sizes of its two files in bytes."""
 
     sample: int
     shard: int
@@ -37,8 +37,10 @@ class SampleLocation(NamedTuple):
     json: int
     json_bytes: int
 
-    def span(self) -> Span:
-        """The one read that covers both files, which are neighbours."""
+    def span(self, *, listed: bool = False) -> Span:
+        """The one read that covers both files, which are neighbours; if the json is in a list, of the picture."""
+        if listed:
+            return Span(self.shard, self.jpg, self.jpg + self.jpg_bytes, [self.sample])
         end = max(self.jpg + self.jpg_bytes, self.json + self.json_bytes)
         return Span(self.shard, min(self.jpg, self.json), end, [self.sample])
 
@@ -50,7 +52,7 @@ class Span:
     Attributes:
         shard: number of the tar.
         begin, end: in bytes.
-        samples: numbers of the samples whose jpg and json it covers.
+        samples: numbers of the samples that it covers.
     """
 
     shard: int
@@ -64,10 +66,10 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
-def joined(locations: list[SampleLocation]) -> list[Span]:
-    """The reads that cover all these samples; neighbours, and near neighbours, share one."""
+def joined(parts: Iterable[Span]) -> list[Span]:
+    """The reads that cover all these; neighbours, and near neighbours, share one."""
     spans: list[Span] = []
-    for span in sorted((location.span() for location in locations), key=lambda span: (span.shard, span.begin)):
+    for span in sorted(parts, key=lambda span: (span.shard, span.begin)):
         last = spans[-1] if spans else None
         if (
             last is not None

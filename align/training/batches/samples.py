@@ -104,10 +104,10 @@ class SplitSamples:
         nothing.
         """
         cached = self._cached
-        return joined([
-            location for location in locations
+        return joined(
+            location.span(listed=bool(self.index.lists)) for location in locations
             if is_remote(self.index.shards[location.shard]) and not (len(cached) and cached[location.sample])
-        ])  # fmt: skip
+        )  # fmt: skip
 
     def fetch(self, span: Span) -> bytes:
         """Reads a span. Raises DataError if there is no such tar, ServiceError if the store stays unavailable."""
@@ -140,10 +140,13 @@ class SplitSamples:
             cached: NDArray[np.uint8] = self._images[sample]
             return cached, known
         if data is None:
-            span = location.span()
+            span = location.span(listed=bool(self.index.lists))
             data, begin = self.fetch(span), span.begin
         try:
             image = decode(_file_in(data, location.jpg - begin, location.jpg_bytes), self.resize_px, scratch)
+            if self.index.lists:
+                end = location.json + location.json_bytes
+                data, begin = self.tars.read(self.index.lists[location.shard], location.json, end), location.json
             file = _file_in(data, location.json - begin, location.json_bytes)
             texts = _texts(file, given=self.index.given)
         except DataError as error:

@@ -50,7 +50,7 @@ class PictureStore:
 
     Attributes:
         pieces: its folder, and who shares it.
-        raw: (name of the piece, tar) of each raw tar, in order.
+        names: of the pieces, one for each raw tar.
         uris: where the raw tars are.
         config, store: how pictures are resized, and where tars go.
     """

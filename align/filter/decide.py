@@ -32,6 +32,7 @@ from align.display.console import say
 from align.durable.files import sha256_folder, temporary_name
 from align.errors import CorruptError, DataError
 from align.filter import tables
+from align.filter.compare import alike_images
 from align.filter.hold_out import hold_out
 from align.filter.near_duplicates import Kmeans
 from align.filter.rules import codes_of
@@ -284,6 +285,10 @@ def _write_decided(engine: Engine, work: WorkFolder, executor: Executor, shards:
     if work.config.drop_repeats is not None:
         engine.table("similarity_verdicts", f"SELECT * FROM {source} AS source")
         source = "similarity_verdicts"
+    if work.config.drop_repeats == "semantic":
+        engine.write(tables.KEPT_IMAGES, work.path / "kept_images.parquet")
+        alike_images(work, executor, shards, kmeans)
+        engine.view("alike", work.path / "alike" / "*.parquet")
     if not work.config.hold_out:
         engine.write(tables.decided(work.config, source), work.path / "decided.parquet", "none")
         return

@@ -8,6 +8,9 @@ Memory is bounded however many images there are: embeddings are on disk, one fil
 one shard is read at a time; k-means gets a bounded sample. The evaluation images are in memory, 72 kB each by default.
 If they do not fit, they can be compared a part at a time, as the clusters do not depend on them.
 
+The same clusters serve `filter.drop_repeats: semantic`: training images that look alike, after SemDeDup (Abbas et al.
+2023, section 3), which compares only images of one cluster. See `alike_in`.
+
 Near-duplicates by hash complement the embedding, which needs a network and sees only images that the other rules keep.
 Fingerprints are computed once per distinct image. Two images are the same if (1) their 64-bit perceptual hashes (signs
 of the lowest 8 x 8 frequencies of a 32 x 32 grey thumbnail) differ in few bits and (2) the colours of their 16 x 16
@@ -138,7 +141,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A training image that shows what an evaluation image shows, and its cosine with the closest view (4 decimals)."""
+    """A training image that shows what another image shows, and its cosine with the closest view (4 decimals)."""
 
     image_id: str
     reference: str
@@ -163,9 +166,9 @@ def write_embeddings(path: Path, rows: Iterable[tuple[str, NDArray[np.float16]]]
     os.replace(part, path)
 
 
-def read_embeddings(path: Path) -> Embeddings:
-    """Reads what `write_embeddings` wrote. Raises DataError if the file is missing or is not such a file."""
-    table = _read(path, None)
+def read_embeddings(path: Path, start: int = 0, stop: int | None = None) -> Embeddings:
+    """Reads rows of what `write_embeddings` wrote. Raises DataError if the file is missing or is not such a file."""
+    table = _read(path, None)[start:stop]
     width = table.schema.field("vector").type.list_size
     vectors = table["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return Embeddings(table["name"].to_pylist(), vectors.reshape(-1, width))
@@ -207,13 +210,60 @@ def group(
     Raises:
         DataError: a file is unreadable, or its embeddings and the references differ in width.
     """
-    sample = _sample(sampled, references.vectors.shape[1], _sample_size(config))
-    if not len(sample) or not references.names:
+    centroids = centroids_of(sampled, references.vectors.shape[1], config, kmeans)
+    if not len(centroids) or not references.names:
         return None
-    centroids = kmeans(sample, max(1, min(config.near_duplicate_clusters, len(sample) // _MIN_PER_CLUSTER)))
     rows = range(0, len(references.names), _BLOCK_ROWS)
     blocks = (references.vectors[start : start + _BLOCK_ROWS].astype(np.float32) for start in rows)
     return centroids, np.concatenate([_nearest(block, centroids, 1)[:, 0] for block in blocks])
+
+
+def centroids_of(sampled: Sequence[Path], width: int, config: FilterConfig, kmeans: Kmeans) -> NDArray[np.float32]:
+    """(K, width) clusters of the training images; K is 0 if there are none. Arguments and errors: see `group`."""
+    sample = _sample(sampled, width, _sample_size(config))
+    num_clusters = max(1, min(config.near_duplicate_clusters, len(sample) // _MIN_PER_CLUSTER))
+    return kmeans(sample, num_clusters) if len(sample) else sample
+
+
+def homes_of(vectors: NDArray[np.float16], centroids: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N,) the nearest cluster of each image: in float64, as it must not depend on the other rows of the matrix."""
+    rows = range(0, len(vectors), _BLOCK_ROWS)
+    blocks = (vectors[start : start + _BLOCK_ROWS].astype(np.float64) for start in rows)
+    return np.concatenate([np.zeros(0, np.int64), *(np.argmax(block @ centroids.T, axis=1) for block in blocks)])
+
+
+def alike_in(slices: Iterable[tuple[Path, int, int]], room: NDArray[np.float16], cut: float) -> Iterator[NearDuplicate]:
+    """Yields the images of a cluster whose cosine with an earlier one that stays is above the cut, with the first such.
+
+    So each image that goes is like one that stays. (SemDeDup compares with those that go, too.) Raises DataError if a
+    file is unreadable.
+
+    Args:
+        slices: (file of `write_embeddings`, start, stop), in order: the cluster's images, each under its own name.
+        room: (N, D) float16, overwritten with the N images that stay at most; such as a file, so that memory is that
+            of two blocks of 1,024 images (15 MB), and of the names.
+        cut: cosine.
+    """
+    names: list[str] = []  # of those that stay
+    for path, begin, end in slices:
+        for first in range(begin, end, _BLOCK_ROWS):
+            block = read_embeddings(path, first, min(first + _BLOCK_ROWS, end))
+            alike: dict[int, tuple[str, float]] = {}  # row -> the first one that stays, cosine
+            for start in range(0, len(names), _BLOCK_ROWS):
+                others = room[start : min(start + _BLOCK_ROWS, len(names))]
+                for row, other, cosine in _above(block.vectors, others, cut):
+                    alike.setdefault(row, (names[start + other], cosine))
+            rows = np.array([row for row in range(len(block.names)) if row not in alike], np.int64)
+            for left, right, cosine in _above(block.vectors[rows], block.vectors[rows], cut):
+                row, other = int(rows[left]), int(rows[right])
+                if right < left and other not in alike:  # whether it stays is known: rows ascend
+                    alike.setdefault(row, (block.names[other], cosine))
+            for row, name in enumerate(block.names):
+                if row in alike:
+                    yield NearDuplicate(name, *alike[row])
+                else:
+                    room[len(names)] = block.vectors[row]
+                    names.append(name)
 
 
 def near_duplicates_in(
@@ -278,26 +328,28 @@ def _compare(
     config: FilterConfig,
 ) -> Iterator[NearDuplicate]:
     cut = config.near_duplicate_cosine_above
-    vectors = shard.vectors.astype(np.float32)
-    probed = _nearest(vectors, centroids, config.near_duplicate_probes)
+    probed = _nearest(shard.vectors.astype(np.float32), centroids, config.near_duplicate_probes)
     best: dict[tuple[int, str], float] = {}
     for cluster, members in enumerate(lists):
         rows = np.flatnonzero((probed == cluster).any(axis=1))
-        others = references.vectors[members].astype(np.float32)
         for start in range(0, len(rows), _BLOCK_ROWS):
             block = rows[start : start + _BLOCK_ROWS]
-            left, right = np.nonzero(vectors[block] @ others.T > cut - _MARGIN)
-            if not len(left):
-                continue
-            # each match once more in float64: a float32 sum may depend on the other rows of the matrix
-            close_rows, close_members = block[left], members[right]
-            cosines = (vectors[close_rows].astype(np.float64) * references.vectors[close_members]).sum(axis=1).round(4)
-            for row, member, cosine in zip(close_rows, close_members, cosines, strict=True):
-                match = (int(row), references.names[member])
-                best[match] = max(best.get(match, -1.0), float(cosine))
+            for left, right, cosine in _above(shard.vectors[block], references.vectors[members], cut):
+                match = (int(block[left]), references.names[members[right]])
+                best[match] = max(best.get(match, -1.0), cosine)
     for (row, name), closest in sorted(best.items()):
-        if closest > cut:
-            yield NearDuplicate(shard.names[row], name, closest)
+        yield NearDuplicate(shard.names[row], name, closest)
+
+
+def _above(vectors: NDArray[np.float16], others: NDArray[np.float16], cut: float) -> Iterator[tuple[int, int, float]]:
+    """(row, row of the others, their cosine to 4 decimals) of those above the cut; rows ascend."""
+    left, right = np.nonzero(vectors.astype(np.float32) @ others.astype(np.float32).T > cut - _MARGIN)
+    for start in range(0, len(left), _BLOCK_ROWS):
+        rows, close = left[start : start + _BLOCK_ROWS], right[start : start + _BLOCK_ROWS]
+        # each match once more in float64: a float32 sum may depend on the other rows of the matrix
+        cosines = (vectors[rows].astype(np.float64) * others[close]).sum(axis=1).round(4)
+        above = cosines > cut
+        yield from zip(rows[above].tolist(), close[above].tolist(), cosines[above].tolist(), strict=True)
 
 
 def _nearest(vectors: NDArray[np.float32], centroids: NDArray[np.float32], count: int) -> NDArray[np.int64]:

@@ -139,6 +139,12 @@ def pair_repeat(config: FilterConfig) -> str | None:
     return "repeats" if config.drop_repeats == "pair" else None
 
 
+def image_semantic_repeat(config: FilterConfig) -> str | None:
+    """Beyond ALIGN: the image looks like one that stays and whose first pair has a smaller key (SemDeDup)."""
+    above = f"repeats AND twin_cosine > {_double(config.semantic_cosine_above)}"
+    return above if config.drop_repeats == "semantic" else None
+
+
 def held_out(config: FilterConfig) -> str | None:
     """Ours: the pair is in the evaluation set `held_out`, a share of one's own data that all rules above keep."""
     return "held_out" if config.hold_out else None
@@ -168,6 +174,7 @@ RULES: dict[str, Rule] = {
         pair_licence,
         image_repeat,
         pair_repeat,
+        image_semantic_repeat,
         held_out,
     )
 }
@@ -176,7 +183,7 @@ NETWORK = ("image_nsfw", "image_near_duplicate_of_test")
 #: ... rules that are decided after a given model has compared the pairs that are still kept; ...
 MODEL = ("pair_low_similarity",)
 #: ... rules that are decided after that, ...
-REPEATS = ("image_repeat", "pair_repeat")
+REPEATS = ("image_repeat", "pair_repeat", "image_semantic_repeat")
 #: ... and last a share of the pairs is held out, and I5 compares the others with it.
 HOLD_OUT = ("held_out", "image_near_duplicate_of_test")
 #: All others. (Near-duplicates by hash are known from the start.)

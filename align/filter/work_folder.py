@@ -40,6 +40,8 @@ _BEFORE = {
     "scored": ("sampled",),
     filtered.DECISIONS: (filtered.FACTS, "known_images"),
 }
+#: Tables of embeddings.
+_VECTORS = ("embeddings", "sampled", "vectors")
 #: What tasks do, in words.
 _WHAT = {
     "pairs": "filter: shards, images and texts",
@@ -103,7 +105,7 @@ class WorkFolder:
 
     def file(self, table: str, shard: str) -> Path:
         """The file of a shard's table, such as `pairs`."""
-        return self.path / table / f"{shard}.{'arrow' if table in ('embeddings', 'sampled') else 'parquet'}"
+        return self.path / table / f"{shard}.{'arrow' if table in _VECTORS else 'parquet'}"
 
     def has(self, table: str, shard: str) -> bool:
         """Whether a table of a shard is complete."""

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def noise(seed: int, width: int = 240, height: int = 230) -> bytes:
     return buffer.getvalue()
 
 
+@cache
+def copy_of(data: bytes, quality: int = 60) -> bytes:
+    """The same picture at another size, as a JPEG."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.resize((300, 290)).convert("RGB").save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
 def stock_folder(directory: Path, pairs: list[tuple[str | None, bytes | None]]) -> Path:
     """(caption, image or None for a failed download), as stock img2dataset writes them: none of our own columns."""
     directory.mkdir()
@@ -59,11 +69,11 @@ def evaluation_set(directory: Path, image: bytes) -> Path:
     return directory
 
 
-def shards(directory: Path, count: int) -> Path:
-    """A folder of `count` shards with two pairs each; the second picture is the same in all of them."""
+def shards(directory: Path, count: int, second: Callable[[int], bytes] = lambda _: noise(50)) -> Path:
+    """A folder of `count` shards with two pairs each; the second picture is the same in all of them, or as given."""
     directory.mkdir()
     for index in range(count):
-        pairs = [(f"a good text {index}", noise(index)), ("the same text in all", noise(50))]
+        pairs = [(f"a good text {index}", noise(index)), ("the same text in all", second(index))]
         one = stock_folder(directory / "one", [*pairs])
         table = pq.read_table(one / "00000.parquet")
         keys = pa.array([f"{index:05d}{key[5:]}" for key in table["key"].to_pylist()])

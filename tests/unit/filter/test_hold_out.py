@@ -1,12 +1,9 @@
 """`filter.hold_out`: a share of one's own pairs becomes an evaluation set, and nothing that stays shows the same."""
 
-import io
-from functools import cache
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig
@@ -19,7 +16,7 @@ from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.align_tar import held_out_sets
 from tests.support.evaluation_sets import write_set
 from tests.support.params import PARAMS_FILE, load_params
-from tests.support.small_filter import noise, quicken, shards, stock_folder
+from tests.support.small_filter import copy_of, noise, quicken, shards, stock_folder
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -30,15 +27,6 @@ ENGINE = (
 )
 CONFIG = load_params(PARAMS_FILE).section(FilterConfig).model_copy(update={"hold_out": 0.3})
 NUM_IMAGES = 24
-
-
-@cache
-def copy_of(data: bytes, quality: int = 60) -> bytes:
-    """The same picture at another size, as a JPEG."""
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.resize((300, 290)).convert("RGB").save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
 
 
 def pairs() -> list[tuple[str | None, bytes | None]]:

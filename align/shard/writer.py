@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from json.encoder import encode_basestring as _quoted
@@ -35,7 +36,7 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = temporary_name(target)
     offsets: list[tuple[int, int, int, int]] = []
-    num_pairs = 0
+    num_pairs, sources = 0, Counter[str]()
     try:
         with unfinished.open("wb", buffering=0) as file, _Hashed(file) as hashed:
             writer = TarWriter(hashed, mode=0o444)
@@ -46,6 +47,7 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
                 )
                 offsets.append((jpg_offset, len(sample.image), json_offset, len(info)))
                 num_pairs += len(sample.texts)
+                sources.update(filter(None, sample.sources))
             writer.close()
             sha256 = hashed.finish()
         os.replace(unfinished, target)
@@ -59,6 +61,7 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
         num_images=len(offsets),
         num_pairs=num_pairs,
         offsets_sha256=hashlib.sha256(index).hexdigest(),
+        sources=dict(sorted(sources.items())) or None,
     )
     write_bytes(directory / shard.offsets_path, index)
     return shard
@@ -68,7 +71,8 @@ def _json(sample: Sample) -> bytes:
     """The result of `json.dumps(..., ensure_ascii=False, sort_keys=True)`, in a third of the time."""
     keys, texts = ", ".join(map(_quoted, sample.keys)), ", ".join(map(_quoted, sample.texts))
     ids = f'"image_id": {_quoted(sample.image_id)}, "key": {_quoted(sample.key)}'
-    return f'{{{ids}, "keys": [{keys}], "texts": [{texts}]}}'.encode()
+    sources = f'"sources": {json.dumps(sample.sources, ensure_ascii=False)}, ' if sample.sources else ""
+    return f'{{{ids}, "keys": [{keys}], {sources}"texts": [{texts}]}}'.encode()
 
 
 class _Hashed:

@@ -78,7 +78,7 @@ def paper_lists(world: World) -> SplitIndex:
             sha256, offsets = write_tar(folder / path, ([(f"{one.key}.jpg", one.image)] for one in samples))
             tar = StoredTar(path=path, sha256=sha256, num_bytes=(folder / path).stat().st_size)
             images = [
-                Request(one.key, one.image_id, one.keys, one.texts, number, at, len(one.image))
+                Request(one.key, one.image_id, one.keys, one.texts, (), number, at, len(one.image))
                 for one, (at,) in zip(samples, offsets, strict=True)
             ]
             entries.append(world.root / f"list-{number}.json")

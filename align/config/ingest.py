@@ -29,10 +29,15 @@ class Columns(BaseModel):
 
     #: The picture: its address, or its file's name. None: found where the table has a usual name for it.
     url: str | None
-    #: The text: the column with it, found in the same way.
-    text: str | None
+    #: The text: the column with it, found in the same way; or several, each of which gives a pair.
+    text: str | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)] | None
     #: The page that shows the picture; None if the table has no such column.
     page_url: str | None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns of the texts that are named; empty: none is."""
+        return (self.text,) if isinstance(self.text, str) else tuple(dict.fromkeys(self.text or ()))
 
 
 class IngestConfig(Section):
@@ -49,8 +54,9 @@ class IngestConfig(Section):
     images_from: Literal["archive", "web", "archive_then_web"]
     #: Do not fetch a picture from the web if none of its texts can pass the filter (`align.pairs.text_cuts`).
     skip_hopeless: bool
-    #: Where to look for a page's texts; the first non-empty one is the text.
+    #: Where to look for a page's texts; the first non-empty one is the text, or each gives a pair.
     text_from: Annotated[tuple[TextSource, ...], Field(strict=False, min_length=1)]
+    texts_per_picture: Literal["first", "all"]
     #: The columns of a table of pictures or addresses.
     columns: Columns
     #: The splits of COCO or Karpathy whose pictures are taken, with pictures that state no split; None: all.

@@ -32,6 +32,8 @@ class ValidateConfig(Section):
     min_pairs: Annotated[int, Field(ge=1)]
     min_success_share: Share
     keep_rate: Band
+    #: The same of the pairs whose text has one source (`text_source`).
+    keep_rate_by_source: dict[Annotated[str, Field(min_length=1)], Band]
     dropped_share: dict[Annotated[str, Field(pattern="^[a-z_]+$")], Band]
     min_evaluation_sets: Annotated[int, Field(ge=0)]
     #: The share of kept pairs whose image has the perceptual hash of an evaluation image, independent of the filter's

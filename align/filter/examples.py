@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align.filter.overview import ShownPair
 from align.filter.report import FilterReport
 from align.filter.tables import MAX_ROWS
 from align.filter.words import ngram_hashes
@@ -78,8 +79,8 @@ def shown_shards(shards: Shards) -> Sequence[NumberedShard]:
     return shards[:: max(1, len(shards) // _NUM_SHARDS)][:_NUM_SHARDS]
 
 
-def shown_pairs(shards: Shards, folder: Path) -> Iterator[tuple[str, str, bool]]:
-    """(image URL, text, whether it is kept) of every pair of the shown shards.
+def shown_pairs(shards: Shards, folder: Path) -> Iterator[ShownPair]:
+    """Every pair of the shown shards.
 
     Args:
         shards: all.
@@ -89,8 +90,8 @@ def shown_pairs(shards: Shards, folder: Path) -> Iterator[tuple[str, str, bool]]
         rows = _rows(folder, shard.name)
         columns = (rows[name].to_pylist() for name in ("key", "text", "keep"))
         decided = {key: (text, keep) for key, text, keep in zip(*columns, strict=True)}
-        for row in read_table(shard, ["key", "url"]).to_pylist():
-            yield row["url"] or "", *decided[row["key"]]
+        for row in read_table(shard, ["key", "url", "text_source"]).to_pylist():
+            yield row["url"] or "", row["text_source"], *decided[row["key"]]
 
 
 def examples_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationSet], folder: Path) -> PairExamples:

@@ -23,6 +23,8 @@ SHORT_SIDES_PX = (50, 100, 150, 200, 225, 250, 275, 300, 350, 400, 500, 600, 800
 _NUM_SHOWN = 12
 _NUM_PERSONAL = 8
 _UNKNOWN = "unknown"
+#: Image URL, source of the text, text, whether the pair is kept.
+ShownPair = tuple[str, str | None, str, bool]
 #: The part of a URL up to its host; many URLs share it.
 _BEGINNING = regex.compile(r"https?://[^/?#]*")
 
@@ -32,7 +34,7 @@ class _Frozen(BaseModel):
 
 
 class Counted(_Frozen):
-    """A language or host, with its pairs."""
+    """A language, host or source of texts, with its pairs."""
 
     name: str
     num_pairs: int
@@ -83,6 +85,7 @@ class Overview(_Frozen):
         short_sides: lower end of the bucket, px -> distinct images.
         languages: by pairs, descending, in a few shards; `unknown` where it cannot be told.
         hosts: of image URLs, by pairs, descending, in the same shards.
+        text_sources: of the texts, such as alt, in the same way.
         num_looked_at: pairs of these shards.
         shared_texts: by images, descending.
         multiplied_images: by pairs, descending.
@@ -93,28 +96,31 @@ class Overview(_Frozen):
     short_sides: dict[int, int]
     languages: tuple[Counted, ...]
     hosts: tuple[Counted, ...]
+    text_sources: tuple[Counted, ...] = ()  # reports of older versions have none
     num_looked_at: int
     shared_texts: tuple[SharedText, ...]
     multiplied_images: tuple[MultipliedImage, ...]
     personal_data: PersonalData
 
 
-def overview_of(rows: Rows, shown: Iterable[tuple[str, str, bool]]) -> Overview:
+def overview_of(rows: Rows, shown: Iterable[ShownPair]) -> Overview:
     """Counts everything.
 
     Args:
         rows: runs SQL over the views.
-        shown: (image URL, text, whether the pair is kept) of the pairs of a few shards.
+        shown: the pairs of a few shards.
     """
-    hosts, spoken = _Counts(), _Counts()
-    for url, text, keep in shown:
+    hosts, spoken, sources = _Counts(), _Counts(), _Counts()
+    for url, text_source, text, keep in shown:
         hosts.add(_host(url), keep)
+        sources.add(text_source or _UNKNOWN, keep)
         spoken.add(languages([text])[0] or _UNKNOWN, keep)
     return Overview(
         words_per_text=dict(sorted(rows("SELECT num_words, count(*) FROM facts GROUP BY num_words"))),
         short_sides=_short_sides(rows),
         languages=spoken.descending(),
         hosts=hosts.descending()[:_NUM_SHOWN],
+        text_sources=sources.descending()[:_NUM_SHOWN],
         num_looked_at=hosts.pairs.total(),
         shared_texts=_shared_texts(rows),
         multiplied_images=_multiplied_images(rows),

@@ -194,12 +194,16 @@ def _cuts(config: FilterConfig) -> dict[str, str]:
 
 def _repeats(overview: Overview, config: FilterConfig, examples: PairExamples) -> list[str]:
     texts = [(_short(one.text), one.num_images, one.num_pairs) for one in overview.shared_texts]
-    hosts = [(one.name, one.num_pairs, f"{one.num_kept / one.num_pairs:.0%}") for one in overview.hosts]
+    hosts, sources = (
+        [(one.name, one.num_pairs, f"{one.num_kept / one.num_pairs:.0%}") for one in counted]
+        for counted in (overview.hosts, overview.text_sources)
+    )
     tables = [
         html.subheading(title) + html.table(columns, rows)
         for title, columns, rows in (
             ("Texts that most images share", ("text", "images", "pairs"), texts),
             (f"Hosts of most images, in {overview.num_looked_at:,} pairs", ("host", "pairs", "kept"), hosts),
+            ("Sources of texts, in the same", ("source", "pairs", "kept"), sources if len(sources) > 1 else []),
         )
         if rows
     ]

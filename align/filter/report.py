@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from align.config.filter import FilterConfig
 from align.display.report import Report
-from align.filter.overview import Overview, overview_metrics, overview_of
+from align.filter.overview import Overview, ShownPair, overview_metrics, overview_of
 from align.filter.rules import codes_of, conditions
 from align.filter.tables import MASKS
 from align.formats import filtered
@@ -97,7 +97,7 @@ def report_on(
     work: Path,
     config: FilterConfig,
     sets: Mapping[str, str],
-    shown: Iterable[tuple[str, str, bool]],
+    shown: Iterable[ShownPair],
 ) -> FilterReport:
     """Counts.
 
@@ -106,7 +106,7 @@ def report_on(
         work: the work folder after all decisions.
         config: the cuts.
         sets: name -> sha256 of the evaluation sets.
-        shown: (image URL, text, whether the pair is kept) of the pairs of a few shards.
+        shown: the pairs of a few shards.
     """
     for file in (f"{filtered.DECISIONS}/*.parquet", f"{filtered.FACTS}/*.parquet", filtered.IMAGES, *_WORK_TABLES):
         engine.view(file.partition("/")[0].partition(".")[0], work / file)

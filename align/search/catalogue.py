@@ -85,7 +85,7 @@ class _Catalogue:
 
     def _read(self, table: PictureTable, file: Path, config: IngestConfig) -> None:
         picture = config.columns.url or usual_column(PICTURE_COLUMNS, table.names)
-        text = config.columns.text or usual_column(TEXT_COLUMNS, table.names)
+        text = next(iter(config.columns.texts), None) or usual_column(TEXT_COLUMNS, table.names)
         for key, name in (("url", picture), ("text", text)):
             if name not in table.names and (name or key == "url"):
                 known = ", ".join(one[:_MAX_NAME] for one in table.names[:_MAX_COLUMNS])

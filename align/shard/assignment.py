@@ -29,6 +29,7 @@ from align.durable.buckets import Buckets, in_order, num_buckets
 from align.durable.files import replace_directory, to_json, write_text
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, IMAGES, decision_parts
+from align.formats.raw import raw_shards, read_table
 from align.formats.shards import SPLITS, Fraction, SplitName
 from align.pairs.clusters import Clusters, Members, text_digests
 from align.shard.image_spans import SPAN, look_up, sample_digests
@@ -48,11 +49,21 @@ _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 Ids = NDArray[np.bytes_]
 
 
-def kept_batches(filtered: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The kept rows of the decisions, batch by batch."""
+def kept_batches(filtered: Path, columns: list[str], raw: Path | None = None) -> Iterator[pa.RecordBatch]:
+    """The kept rows of the decisions, batch by batch; with data/raw also `text_source`, which its tables have.
+
+    Raises:
+        DataError: a raw table is missing or cannot be read.
+    """
+    tables = {} if raw is None else {one.name: one for one in raw_shards(raw)}
     for part in decision_parts(filtered):
+        rows = read_table(tables[part.stem], ["key", "text_source"]) if part.stem in tables else None
         for batch in _batches(part, [*columns, "keep"]):
             kept = batch.filter(batch["keep"]).select(columns)
+            if raw is not None:
+                if rows is None or (found := pc.index_in(kept["key"], rows["key"])).null_count:
+                    raise DataError(f"{part}: not the pairs of {raw / part.name}; run `align filter` again")
+                kept = kept.append_column("text_source", rows["text_source"].combine_chunks().take(found))
             if len(kept):
                 yield kept
 
@@ -127,7 +138,8 @@ class ShardPlan:
     def rows(self, number: int) -> pa.Table:
         """The kept pairs of an output shard, ordered by the rank of their image, then by key.
 
-        Columns: key, image_id, image_key, text, rank (of the image in the shard), and tar, offset, size of the image.
+        Columns: key, image_id, image_key, text, rank (of the image in the shard), and tar, offset, size of the image;
+        with `shard.text_sources` also text_source.
         """
         with pa.memory_map(str(self.folder / rows_file(number))) as source:
             return pa.ipc.open_file(source).read_all()
@@ -167,7 +179,8 @@ def make_plan(
         num_lists: see `ShardPlan`; then samples of `spans` are image_ids, else keys.
 
     Raises:
-        DataError: nothing is kept, a split would be empty, or an image of a kept pair has no hash or no bytes.
+        DataError: nothing is kept, a split would be empty, or an image of a kept pair has no hash or no bytes. Else as
+            `kept_batches`.
     """
     with replace_directory(folder, "shard") as part:
         work = part / "buckets"
@@ -193,7 +206,8 @@ def make_plan(
             shard_of.add(pairs["row"] // _BLOCK_ROWS, row=pairs["row"], shard=one["shard"], rank=one["rank"])
         span_of = Buckets(work, "span_of", {"row": "i8", **_PLACE}, num_blocks)
         _find_spans(spans, work, samples, span_of)
-        _group_rows(part, filtered, raw, shard_of, span_of, plan)
+        blocks = _blocks(filtered, raw if config.text_sources else None)
+        _group_rows(part, blocks, raw, shard_of, span_of, plan)
         _write_rows(part, num_blocks, plan.num_shards)
         shutil.rmtree(work)
         write_text(part / "plan.json", to_json({k: v for k, v in asdict(plan).items() if k != "folder"}))
@@ -329,14 +343,16 @@ def _find_spans(spans: Iterable[NDArray[Any]], work: Path, samples: Buckets, spa
         span_of.add(row // _BLOCK_ROWS, row=row, **{name: found[name] for name in _PLACE})
 
 
-def _group_rows(folder: Path, filtered: Path, raw: Path, shard_of: Buckets, span_of: Buckets, plan: ShardPlan) -> None:
+def _group_rows(
+    folder: Path, blocks: Iterable[pa.Table], raw: Path, shard_of: Buckets, span_of: Buckets, plan: ShardPlan
+) -> None:
     """Writes the rows of neighbouring output shards to one file each.
 
     Raises:
         DataError: an image of a kept pair is in no raw tar.
     """
     num_groups = shard_of.count
-    for block, table in enumerate(_blocks(filtered)):
+    for block, table in enumerate(blocks):
         shards, spans = shard_of.take(block), span_of.take(block)
         if len(spans) < len(table):
             has = np.zeros(len(table), bool)
@@ -386,11 +402,11 @@ def _write(rows: pa.Table, path: Path) -> None:
         out.write_table(rows)
 
 
-def _blocks(filtered: Path) -> Iterator[pa.Table]:
+def _blocks(filtered: Path, raw: Path | None) -> Iterator[pa.Table]:
     """The kept rows, as many at a time as `Buckets` by row numbers have."""
     waiting: list[pa.RecordBatch] = []
     num_waiting = 0
-    for batch in kept_batches(filtered, _COLUMNS):
+    for batch in kept_batches(filtered, _COLUMNS, raw):
         while num_waiting + len(batch) >= _BLOCK_ROWS:
             cut = _BLOCK_ROWS - num_waiting
             yield pa.Table.from_batches([*waiting, batch.slice(0, cut)])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from json.encoder import encode_basestring as _quoted
@@ -67,20 +68,19 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
         path: relative to `directory`.
         samples: written in this order.
     """
-    sizes: list[tuple[int, int, int]] = []
+    sizes, texts = list[tuple[int, int]](), _Texts()
 
     def members() -> Iterator[Sequence[tuple[str, bytes]]]:
         for sample in samples:
-            key, info = sample.key, _json(sample.key, sample.image_id, sample.keys, sample.texts)
-            sizes.append((len(sample.image), len(info), len(sample.texts)))
+            key, info = sample.key, _json(sample)
+            sizes.append((len(sample.image), len(info)))
+            texts.count(sample)
             yield (f"{key}.jpg", sample.image), (f"{key}.json", info), (f"{key}.txt", sample.texts[0].encode())
 
     sha256, places = write_tar(directory / path, members())
-    offsets = [(at[0], jpg, at[1], info) for at, (jpg, info, _) in zip(places, sizes, strict=True)]
-    num_bytes = (directory / path).stat().st_size
-    return _with_index(
-        directory, StoredTar(path=path, sha256=sha256, num_bytes=num_bytes), offsets, sum(row[2] for row in sizes)
-    )
+    offsets = [(at[0], jpg, at[1], info) for at, (jpg, info) in zip(places, sizes, strict=True)]
+    made = StoredTar(path=path, sha256=sha256, num_bytes=(directory / path).stat().st_size)
+    return _with_index(directory, made, offsets, texts)
 
 
 def write_list(directory: Path, path: str, images: Iterable[Request], pictures: StoredTar) -> Shard:
@@ -92,31 +92,46 @@ def write_list(directory: Path, path: str, images: Iterable[Request], pictures: 
         images: written in this order, with the places of their pictures.
         pictures: the tar that has them.
     """
-    lines, offsets, begin, num_pairs = list[bytes](), list[tuple[int, int, int, int]](), 0, 0
+    lines, offsets, begin, texts = list[bytes](), list[tuple[int, int, int, int]](), 0, _Texts()
     for image in images:
-        line = _json(
-            image.key, image.image_id, image.keys, image.texts, f'"offset": {image.offset}, "size": {image.size}, '
-        )
+        line = _json(image, f'"offset": {image.offset}, "size": {image.size}, ')
         offsets.append((image.offset, image.size, begin, len(line)))
         lines += line, b"\n"
         begin += len(line) + 1
-        num_pairs += len(image.texts)
+        texts.count(image)
     data = b"".join(lines)
     made = StoredTar(path=path, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
     if data:
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(directory / path, data)
-    return _with_index(directory, made, offsets, num_pairs, pictures)
+    return _with_index(directory, made, offsets, texts, pictures)
+
+
+class _Texts:
+    """How many texts a shard has, and how many of each source."""
+
+    def __init__(self) -> None:
+        self.number, self._sources = 0, Counter[str]()
+
+    def count(self, row: Sample | Request) -> None:
+        """Adds those of an image."""
+        self.number += len(row.texts)
+        self._sources.update(filter(None, row.sources))
+
+    @property
+    def sources(self) -> dict[str, int] | None:
+        """Source -> its texts; None if no text says its source."""
+        return dict(sorted(self._sources.items())) or None
 
 
 def _with_index(
-    directory: Path, made: StoredTar, offsets: Sequence[tuple[int, int, int, int]], num_pairs: int,
+    directory: Path, made: StoredTar, offsets: Sequence[tuple[int, int, int, int]], texts: _Texts,
     pictures: StoredTar | None = None,
 ) -> Shard:  # fmt: skip
     """Writes the index of a shard, if it has images."""
     index = index_bytes(offsets)
     shard = Shard(
-        **made.model_dump(), num_images=len(offsets), num_pairs=num_pairs,
+        **made.model_dump(), num_images=len(offsets), num_pairs=texts.number, sources=texts.sources,
         offsets_sha256=hashlib.sha256(index).hexdigest(), pictures=pictures,
     )  # fmt: skip
     if offsets:
@@ -124,13 +139,12 @@ def _with_index(
     return shard
 
 
-def _json(key: str, image_id: str, keys: Sequence[str], texts: Sequence[str], place: str = "") -> bytes:
+def _json(row: Sample | Request, place: str = "") -> bytes:
     """The result of `json.dumps(..., ensure_ascii=False, sort_keys=True)`, in a third of the time."""
-    ids, lists = (
-        f'"image_id": {_quoted(image_id)}, "key": {_quoted(key)}',
-        (", ".join(map(_quoted, keys)), ", ".join(map(_quoted, texts))),
-    )
-    return f'{{{ids}, "keys": [{lists[0]}], {place}"texts": [{lists[1]}]}}'.encode()
+    keys, texts = ", ".join(map(_quoted, row.keys)), ", ".join(map(_quoted, row.texts))
+    ids = f'"image_id": {_quoted(row.image_id)}, "key": {_quoted(row.key)}'
+    sources = f'"sources": {json.dumps(row.sources, ensure_ascii=False)}, ' if row.sources else ""
+    return f'{{{ids}, "keys": [{keys}], {place}{sources}"texts": [{texts}]}}'.encode()
 
 
 class _Hashed:

@@ -211,7 +211,7 @@ def _loader(model: DualEncoder, recipe: Recipe, ranks: Ranks, stretch: Stretch) 
             image_px=stretch.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
             crop_scale=recipe.crop_scale,
             phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share, tokenizer=stretch.tokenizer,
-            find_equal=recipe.positives == "equal",
+            find_equal=recipe.positives == "equal", source_weights=recipe.text_source_weights,
         ),
         extra=stretch.samples.extra, rank=ranks.rank, world_size=ranks.world_size,
         workers=Workers(loader_processes(recipe, ranks), recipe.num_loader_threads, pin=ranks.device.type == "cuda"),

@@ -16,7 +16,7 @@ from align.durable.files import sha256_file
 from align.formats.raw import ListedShard, read_raw_manifest
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.interfaces.expectations import Expectation, statistic
-from align.validate.statistics import ZERO
+from align.validate.statistics import KEPT_FROM, ZERO
 from align.validate.tables import COLUMNS
 
 #: What must be 0: statistic -> what it counts.
@@ -95,6 +95,10 @@ def gate(config: ValidateConfig, measured: Mapping[str, Any]) -> list[Expectatio
             "share of pairs with an image, of those to be fetched", "raw_success_share", config.min_success_share, 1
         ),
         statistic("keep rate", "keep_rate", *config.keep_rate),
+        *(
+            statistic(f"keep rate of texts from {source}", f"{KEPT_FROM}{source}", *band)
+            for source, band in config.keep_rate_by_source.items()
+        ),
         *(
             statistic(f"share dropped as {reason}", f"dropped_{reason}", *band)
             for reason, band in config.dropped_share.items()

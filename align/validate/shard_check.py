@@ -449,7 +449,8 @@ def _row(key: str, members: _Members) -> dict[str, Any] | None:
         row = json.loads(members["json"][2])
         keys, texts = row["keys"], row["texts"]
         "".join((row["image_id"], *keys, *texts)).encode()  # all are texts that UTF-8 can write
-        whole = row["key"] == key and 0 < len(keys) == len(texts) and all(texts)
+        parallel = 0 < len(keys) == len(texts) == len(row.get("sources", texts))
+        whole = row["key"] == key and parallel and all(texts)
         return row if whole and members["txt"][2].decode("utf-8") == texts[0] else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

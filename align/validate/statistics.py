@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from align.config.validate import ValidateConfig
 from align.formats.statuses import NOT_FETCHED
 from align.interfaces.sql import Engine, Rows
 
+#: With the source of a text: the statistic of its keep rate.
+KEPT_FROM = "kept_from_"
 #: Room on each side of a measured share: ten points.
 _ROOM = 0.1
 #: Allows for rounding: 0.3 + 0.1 is a little more than 0.4.
@@ -46,12 +48,7 @@ def suggested_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict
         bands["min_success_share"] = _low(success)
     if (keep_rate := _widened(config.keep_rate, measured.get("keep_rate"))) is not None:
         bands["keep_rate"] = keep_rate
-    dropped = {
-        reason: wider
-        for reason, band in config.dropped_share.items()
-        if (wider := _widened(band, measured.get(f"dropped_{reason}"))) is not None
-    }
-    return bands | ({"dropped_share": dropped} if dropped else {})
+    return bands | _each(config, measured, _widened)
 
 
 def tighter_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,12 +67,21 @@ def tighter_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict[s
         bands["min_success_share"] = _low(success)
     if (keep_rate := _narrowed(config.keep_rate, measured.get("keep_rate"))) is not None:
         bands["keep_rate"] = keep_rate
-    dropped = {
-        reason: narrower
-        for reason, band in config.dropped_share.items()
-        if (narrower := _narrowed(band, measured.get(f"dropped_{reason}"))) is not None
-    }
-    return bands | ({"dropped_share": dropped} if dropped else {})
+    return bands | _each(config, measured, _narrowed)
+
+
+def _each(
+    config: ValidateConfig,
+    measured: Mapping[str, Any],
+    changed: Callable[[tuple[float, float], float | None], list[float] | None],
+) -> dict[str, dict[str, list[float]]]:
+    """The bands by source and by reason that change."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for key, prefix in (("keep_rate_by_source", KEPT_FROM), ("dropped_share", "dropped_")):
+        for name, band in getattr(config, key).items():
+            if (other := changed(band, measured.get(f"{prefix}{name}"))) is not None:
+                found.setdefault(key, {})[name] = other
+    return found
 
 
 def _narrowed(band: tuple[float, float], value: float | None) -> list[float] | None:
@@ -190,28 +196,41 @@ MEASURED = {
 
 #: Where a picture is from: the host of its address; of a file, the first folder of its path. An address of a stranger
 #: may have megabytes. A source counts from a hundredth of the pairs on: in a crawl, many small hosts lose all.
-_BY_SOURCE = """SELECT source, reason, count(*) AS number FROM (
+_BY_SOURCE = """SELECT source, text_source, reason, count(*) AS number FROM (
     SELECT CASE WHEN address LIKE '%://%' THEN split_part(address, '/', 3)
-        WHEN address LIKE '%/%' THEN split_part(address, '/', 1) ELSE '.' END AS source, reason
-    FROM (SELECT key, substring(url, 1, 300) AS address FROM raw) AS named JOIN decisions ON named.key = decisions.key
-) AS decided GROUP BY source, reason"""
-_LOST = """SELECT source, reason, number FROM by_source WHERE source IN (
-    SELECT source FROM by_source GROUP BY source
+        WHEN address LIKE '%/%' THEN split_part(address, '/', 1) ELSE '.' END AS source, text_source, reason
+    FROM (SELECT key, substring(url, 1, 300) AS address, {text_source} AS text_source FROM raw) AS named
+    JOIN decisions ON named.key = decisions.key
+) AS decided GROUP BY source, text_source, reason"""
+_LOST = """SELECT {column}, reason, sum(number) AS dropped FROM by_source WHERE {column} IN (
+    SELECT {column} FROM by_source GROUP BY {column}
     HAVING count(*) = count(reason) AND 100 * sum(number) >= (SELECT sum(number) FROM by_source)
-) ORDER BY source, number DESC, reason"""
+) GROUP BY {column}, reason ORDER BY {column}, dropped DESC, reason"""
+#: Column of `by_source` -> what its pairs are.
+_SOURCES = {"source": "pairs of {}", "text_source": "pairs with a text from {}"}
+_KEPT = """SELECT text_source, sum(CASE WHEN reason IS NULL THEN number ELSE 0 END) / sum(number) FROM by_source
+    WHERE text_source IS NOT NULL GROUP BY text_source"""
 
 
-def lost_sources(engine: Engine) -> list[str]:
-    """A sentence for each source of which the filter kept nothing, at most a hundred. Needs complete views."""
-    engine.table("by_source", _BY_SOURCE)
-    found: dict[str, list[tuple[str, int]]] = {}
-    for source, reason, number in engine.rows(_LOST):
-        found.setdefault(source, []).append((reason, number))
-    return [
-        f"the filter kept none of the {sum(number for _, number in reasons):,} pairs of {source}: "
-        f"{reasons[0][1]:,} were dropped as {reasons[0][0]}"
-        for source, reasons in found.items()
-    ]
+def by_source(engine: Engine, *, has_text_sources: bool) -> tuple[dict[str, float], list[str]]:
+    """The keep rate by source of the text, as a statistic; and a sentence for each source of pictures or of texts of
+    which the filter kept nothing, at most two hundred. Needs complete views.
+    """
+    text_source = "substring(text_source, 1, 300)" if has_text_sources else "CAST(NULL AS STRING)"
+    engine.table("by_source", _BY_SOURCE.format(text_source=text_source))
+    kept = {f"{KEPT_FROM}{source}": float(share) for source, share in engine.rows(_KEPT)}
+    sentences = []
+    for column, pairs in _SOURCES.items():
+        found: dict[str, list[tuple[str, int]]] = {}
+        for source, reason, number in engine.rows(_LOST.format(column=column)):
+            found.setdefault(source, []).append((reason, int(number)))
+        sentences += [
+            f"the filter kept none of the {sum(number for _, number in reasons):,} {pairs.format(source)}: "
+            f"{reasons[0][1]:,} were dropped as {reasons[0][0]}"
+            for source, reasons in found.items()
+            if column == "source" or len(kept) > 1
+        ]
+    return kept, sentences
 
 
 def measure(rows: Rows, reasons: Iterable[str], incomplete: Iterable[str]) -> dict[str, float | int | None]:

@@ -54,6 +54,10 @@ class JudgedData:
         """Whether the filter detected languages."""
         return "language" in _columns(decision_parts(self.filtered)[0])
 
+    def has_text_sources(self) -> bool:
+        """Whether data/raw says where texts are from."""
+        return "text_source" in _columns(raw_shards(self.raw)[0].table)
+
 
 def make_views(engine: Engine, data: JudgedData) -> list[str]:
     """Makes the views `raw`, `decisions` and `images`.

@@ -56,7 +56,7 @@ from align.validate.expectations import gate, manifest_faults
 from align.validate.figures import drift_figure
 from align.validate.page import tables_page
 from align.validate.report import REPORT, QualityReport, judge, read_report, require_holds, summary, write_gate
-from align.validate.statistics import lost_sources, measure, suggested_bands, tighter_bands
+from align.validate.statistics import KEPT_FROM, by_source, measure, suggested_bands, tighter_bands
 from align.validate.tables import JudgedData, sample_rows
 
 
@@ -233,12 +233,13 @@ def validate(
         numbers: dict[str, Any] = dict(measure(engine.rows, config.dropped_share, incomplete))
         now = {} if incomplete else distributions(engine.rows, languages=data.has_languages())
         samples = sample_rows(engine, data, config.sample_rows, incomplete)
-        lost = [] if incomplete else lost_sources(engine)
+        kept, lost = ({}, []) if incomplete else by_source(engine, has_text_sources=data.has_text_sources())
     for one in lost:  # before the verdict: bands on all pairs may hold although a whole source went
         say(f"validate: {one}; what each rule drops: reports/filter/report.html")
     keep_rate, raw_faults = numbers["keep_rate"] or 0.0, manifest_faults(data.raw)
     moved = drift(keep_rate, now, reference) if reference and now else {}
     numbers |= checked_counts(sets, data.checked_sets) | (raw_faults or {})
+    numbers |= {name: kept.get(name) for name in map(f"{KEPT_FROM}{{}}".format, config.keep_rate_by_source)}
     numbers |= {f"drift_{name}": value for name, value in moved.items()}
 
     outcomes = check(

@@ -41,7 +41,7 @@ from align.ingest.sources.picture_files import (
 from align.ingest.sources.reading import Batches, Within, is_file, is_local
 from align.ingest.sources.table_pairs import WrittenPairs, add_pairs, written_pairs
 from align.ingest.sources.tables import TABLES, NoColumnError, Tables, say_nothing
-from align.ingest.sources.texts import TOO_MANY
+from align.ingest.sources.texts import TOO_MANY, Sourced
 from align.interfaces.store import Files
 
 #: Folders beside a table that is given alone, in which its pictures may be.
@@ -207,17 +207,18 @@ class Folder:
                 with self._store.open(beside) as stream:
                     data = read_at_most(stream, MAX_TEXT_BYTES)
             except TooLarge:
-                return WrittenPairs(name, [""], None, f"too large: a text above {MAX_TEXT_BYTES:,} bytes", "txt")
+                return WrittenPairs(name, [("", None)], None, f"too large: a text above {MAX_TEXT_BYTES:,} bytes")
             lines = [line.strip() for line in data.decode("utf-8-sig", "replace").splitlines()]
-            texts, problem = [line for line in lines if line] or [""], None
+            source = beside.rpartition(".")[2].lower()
+            texts: list[Sourced] = [(line, source) for line in lines if line] or [("", None)]
             if len(texts) > MAX_TEXTS:
-                texts, problem = [""], TOO_MANY
-            return WrittenPairs(name, texts, None, problem, beside.rpartition(".")[2].lower())
+                return WrittenPairs(name, [("", None)], None, TOO_MANY)
+            return WrittenPairs(name, texts, None, None)
         folder = name.rpartition("/")[0].rpartition("/")[2]
         if not folder or self._config.folder_text is None:
             return None
         words = folder.replace("_", " ").replace("-", " ").strip()
-        return WrittenPairs(name, [self._config.folder_text.replace("{}", words)], None, None, "folder")
+        return WrittenPairs(name, [(self._config.folder_text.replace("{}", words), "folder")], None, None)
 
     def read(self, file: str, offset: int | None) -> bytes | None:
         """See `Source`: the whole file."""

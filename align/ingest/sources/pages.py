@@ -9,7 +9,8 @@ Decisions where HTML allows several readings:
   such an attribute looks like an address, it is used instead of `src` (`srcset`). A `data:` URI is used only where no
   other address is named. Images in <noscript> count, those in <template> do not.
 * The text is the first non-empty one of `alt`, the <figcaption> of the enclosing <figure>, `title`, `aria-label` (as
-  configured); white space and control characters count as empty. It is kept as the page has it, entities decoded.
+  configured); white space and control characters count as empty. It is kept as the page has it, entities decoded. Or
+  each of these texts gives a pair.
 * A page that states a wrong charset is decoded by what its bytes are (see `charset`).
 
 The work is linear in the page's size for any page; one beyond the bounds of `limits` is refused. Elements of formatting
@@ -34,6 +35,7 @@ from resiliparse.parse.html import HTMLTree
 
 from align.ingest import limits
 from align.ingest.sources.rights import MARKS, Marks, Rights, of_metas
+from align.ingest.sources.texts import Sourced, distinct
 from align.pairs.text import normalise
 from align.pairs.urls import Address, Resolver, canonical_url
 
@@ -149,7 +151,7 @@ WrittenImage = tuple[str, str, str | None]
 
 
 def page_images(
-    body: bytes, page_url: str, http_charset: str | None, text_from: Sequence[str]
+    body: bytes, page_url: str, http_charset: str | None, text_from: Sequence[str], *, every: bool = False
 ) -> tuple[list[PageImage], Rights]:
     """Every <img> in document order, resolved against <base href> and the page's URL; and what the page says of them.
 
@@ -158,11 +160,12 @@ def page_images(
         page_url: absolute.
         http_charset: of the Content-Type header, if it names one.
         text_from: where to look for the text, see above.
+        every: an image for each of its texts.
 
     Raises:
         TooLarge: the page is beyond a bound.
     """
-    base, written, marks = written_images(body, http_charset, text_from)
+    base, written, marks = written_images(body, http_charset, text_from, every=every)
     return resolved(written, page_url, base), marks.rights(resolver_of(page_url, base)) if marks else Rights()
 
 
@@ -174,13 +177,17 @@ def resolved(written: Sequence[WrittenImage], page_url: str, base: str | None) -
     """
     check_characters(written, page_url, base)
     resolver = resolver_of(page_url, base)
-    images = []
+    images: list[PageImage] = []
+    last: str | None = None
+    address: Address | None = None
     for number, (source, text, text_source) in enumerate(written):
         url = resolver.simply_joined(source)
         if url is not None:
             images.append(PageImage(url, text, text_source))
             continue
-        address = resolver.resolve(source) if source else no_address(page_url, number)
+        if address is None or not source or source is not last:  # another text of one picture: its bytes are shared
+            address = resolver.resolve(source) if source else no_address(page_url, number)
+        last = source
         images.append(PageImage(address.url, text, text_source, address.problem, address.inline))
     return images
 
@@ -210,7 +217,7 @@ def check_characters(written: Sequence[WrittenImage], page_url: str, base: str |
 
 
 def written_images(
-    body: bytes, http_charset: str | None, text_from: Sequence[str]
+    body: bytes, http_charset: str | None, text_from: Sequence[str], *, every: bool = False
 ) -> tuple[str | None, list[WrittenImage], Marks | None]:
     """The href of the page's <base>, its images, not yet resolved, and what it says of their rights, if anything.
 
@@ -236,8 +243,8 @@ def written_images(
     images = []
     for node in nodes:
         get = partial(_text_of, node, captions) if captions else node.getattr
-        text, text_source = first_text(get, text_from)
-        images.append((_original(_source(node, pictures, may_be_lazy)), _original(text), text_source))
+        address = _original(_source(node, pictures, may_be_lazy))
+        images += [(address, _original(text), name) for text, name in texts_of_image(get, text_from, every=every)]
     href = _original(base.getattr("href") or "").strip() if base is not None else None
     return href, images, marks
 
@@ -264,13 +271,11 @@ def _original(value: str) -> str:
     return _RENAMED_FORMATTING.sub(r"\1", value) if _RENAMED in value else value
 
 
-def first_text(get: Callable[[str], str | None], text_from: Sequence[str]) -> tuple[str, str | None]:
-    """The first non-empty text and its source; an empty text and None if there is none."""
-    for text_source in text_from:
-        text = get(text_source)
-        if text and (text[0].isalnum() or normalise(text)):
-            return text, text_source
-    return "", None
+def texts_of_image(get: Callable[[str], str | None], text_from: Sequence[str], *, every: bool) -> list[Sourced]:
+    """The first non-empty text and its source, or with `every` all; an empty text and None if there is none."""
+    texts = ((text, text_source) for text_source in text_from if (text := get(text_source)))
+    said = ((text, name) for text, name in texts if text[0].isalnum() or normalise(text))
+    return distinct(said) if every else [next(said, ("", None))]
 
 
 def _text_of(node: Any, captions: _Captions, text_source: str) -> str | None:

@@ -45,7 +45,7 @@ class SavedPages:
         self._units = {pages[start]: pages[start : start + _PAGES_PER_UNIT] for start in starts}
         self.files = list(self._units)
         self.inputs = pages
-        self._config = config
+        self._config, self._every = config, config.texts_per_picture == "all"
         self._store = files
         self._folder = folder_of(location, pages)
 
@@ -70,7 +70,7 @@ class SavedPages:
             page_url = saved_from[1].decode("utf-8", "replace") if saved_from else None
             if not page_url or not page_url.startswith(("http://", "https://")):
                 page_url = None
-            base, images, marks = written_images(body, None, self._config.text_from)
+            base, images, marks = written_images(body, None, self._config.text_from, every=self._every)
             check_characters(images, page_url or name, base)
         except TooLarge as error:
             skip(counts, "pages_too_large", page, error)

@@ -7,8 +7,9 @@ reads such a folder itself.
 
 If a tar has no table, all members are read: those of one name make a sample (`a/0001.jpg`, `a/0001.txt`,
 `a/0001.json`), whose text is in the first of TEXT_EXTENSIONS or under one of TEXT_KEYS of the JSON (a list gives one
-row per text). Pictures are read by their offset in the tar. A member that is not a plain file, or a text above 1 MiB,
-is skipped, counted and named; the rest of the tar is read.
+row per text). `ingest.columns.text` names other columns, or keys and extensions. Pictures are read by their offset in
+the tar. A member that is not a plain file, or a text above 1 MiB, is skipped, counted and named; the rest of the tar is
+read.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from align.ingest.limits import read_at_most, too_large
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches, OpenFiles, count_damage, is_file, is_within, parent, skip
 from align.ingest.sources.rights import MAX_CHARACTERS
-from align.ingest.sources.texts import texts_of
+from align.ingest.sources.texts import texts_of, texts_of_each
 from align.interfaces.store import Files
 from align.pairs.urls import canonical_or_as_is
 
@@ -78,7 +79,7 @@ class Shards:
         # for a table given alone, the folder of its pictures; web servers list no folder
         pictures = [_folder_of(table) for table in alone if not table.startswith(("https:", "http:"))]
         self.inputs = sorted([*self.files, *beside, *pictures])
-        self._tables = beside
+        self._tables, self._columns = beside, config.columns.texts
         self._max_bytes = config.max_record_bytes
         self._open = OpenFiles(files)
 
@@ -126,7 +127,8 @@ class Shards:
     ) -> Iterator[pa.RecordBatch]:
         batches = Batches()
         for row in self._rows(table):
-            texts, unreadable = texts_of(row.get("caption"))
+            columns = self._columns or ("caption",)
+            texts, unreadable = texts_of_each(map(row.get, columns), columns)
             pair = _candidate(row, table, pictures)
             if pair.file is None and pair.problem is None and not pictures and table in self.files:
                 raise self._without_pictures(table)
@@ -135,9 +137,9 @@ class Shards:
             counts["rows"] += len(texts)
             if unreadable or (pair.file is None and pair.problem is None):
                 counts["rows_unreadable"] += len(texts)
-            for text in texts:
-                text_source = pair.text_source or ("caption" if text.strip() else None)
-                batches.add(pair._replace(text=text, text_source=text_source))
+            for text, column in texts:
+                stated = pair.text_source if column in (None, "caption") else None  # of a folder of ours
+                batches.add(pair._replace(text=text, text_source=stated or column))
             yield from batches.full()
         yield from batches.rest()
 
@@ -151,13 +153,13 @@ class Shards:
             with self._store.open(table) as stream:
                 parquet = ForeignTable(stream, table)
                 names = parquet.schema.names
-                for name in ("url", "key", "status", "caption"):
+                for name in ("url", "key", "status", *(self._columns or ("caption",))):
                     if name not in names:
                         raise DataError(
                             f"{table}: no column '{name}'; expected img2dataset's columns (was it run with a caption "
-                            "column?)"
+                            f"column?), and those of ingest.columns.text; it has {', '.join(names)[:500]}"
                         )
-                for batch in parquet.batches([name for name in _COLUMNS if name in names]):
+                for batch in parquet.batches([name for name in names if name in (*_COLUMNS, *self._columns)]):
                     yield from batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
@@ -182,7 +184,7 @@ class Shards:
     def _add_sample(self, file: str, sample: _Sample, batches: Batches, counts: Counter[str]) -> None:
         if sample.offset is None and not sample.texts:
             return  # a member that is neither picture nor text, such as a list of classes
-        written, texts, unreadable = sample.url_and_texts()
+        written, texts, unreadable = sample.url_and_texts(self._columns)
         url = canonical_or_as_is(written) if written else _name(file.removesuffix(_TAR), sample.stem)
         problem = "no picture in its sample" if sample.offset is None else unreadable
         holder, offset = (None, None) if problem else (file, sample.offset)
@@ -235,12 +237,15 @@ class _Sample:
         self.offset: int | None = None
         self.texts: dict[str, bytes] = {}
 
-    def url_and_texts(self) -> tuple[str | None, Sequence[tuple[str, str | None]], str | None]:
+    def url_and_texts(self, columns: Sequence[str]) -> tuple[str | None, Sequence[tuple[str, str | None]], str | None]:
         """The address, if the JSON has one; the texts, each with the extension or key it is from; why the texts cannot
-        be read, or None.
+        be read, or None. `columns` are the keys and extensions that have texts; empty: the usual ones.
         """
         values = object_of(self.texts.get("json", b"")) or {}
         url = next((values[key] for key in _URL_KEYS if isinstance(values.get(key), str) and values[key]), None)
+        if columns:
+            members = {name: data.decode("utf-8", "replace") for name, data in self.texts.items()}
+            return url, *texts_of_each((values.get(name, members.get(name)) for name in columns), columns)
         listed = next((values[key] for key in TEXT_KEYS if isinstance(values.get(key), list) and values[key]), None)
         if listed is not None:  # all texts of a picture; its .txt repeats one of them
             texts, unreadable = texts_of(listed)

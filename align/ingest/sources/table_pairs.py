@@ -9,9 +9,10 @@ from align.ingest.limits import MAX_PAGE_CHARACTERS
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches
 from align.ingest.sources.tables import TableRow, Unreadable
-from align.ingest.sources.texts import NESTED, texts_of
+from align.ingest.sources.texts import NESTED, Sourced, texts_of_each
 
 _NESTED = (dict, list)
+_NO_TEXT: list[Sourced] = [("", None)]
 NO_PICTURE = "no address"
 
 
@@ -20,35 +21,33 @@ class WrittenPairs(NamedTuple):
 
     Attributes:
         picture: its address or file name; empty: none.
-        texts: at least one, which may be empty.
+        texts: at least one, which may be empty, each with its column.
         page_url: of the page that shows the picture; or None.
         problem: why the row cannot be read; or None.
-        column: of the texts.
     """
 
     picture: str
-    texts: list[str]
+    texts: list[Sourced]
     page_url: str | None
     problem: str | None
-    column: str
 
 
 def written_pairs(row: TableRow) -> WrittenPairs:
     """The pairs of a row."""
-    picture, value, page_url, column = row
-    texts, problem = ([value], None) if isinstance(value, str) else texts_of(value)
+    picture, values, page_url, columns = row
+    texts, problem = texts_of_each(values, columns)
     if isinstance(picture, _NESTED) or isinstance(page_url, _NESTED):
-        picture, texts, page_url, problem = None, [""], None, NESTED
+        picture, texts, page_url, problem = None, _NO_TEXT, None, NESTED
     if isinstance(picture, Unreadable):
-        problem, texts = picture.problem, [""]
+        problem, texts = picture.problem, _NO_TEXT
         picture = None
     page = None if page_url is None else str(page_url)
     written = "" if picture is None else str(picture).strip()
     if len(texts) > 1:
-        num_characters = sum(map(len, texts)) + len(texts) * (len(written) + len(page or ""))
+        num_characters = sum(len(text) + len(written) + len(page or "") for text, _ in texts)
         if num_characters > MAX_PAGE_CHARACTERS:
-            texts, problem = [""], f"too large: a row whose {len(texts):,} texts repeat a long address"
-    return WrittenPairs(written, texts, page, problem, column)
+            texts, problem = _NO_TEXT, f"too large: a row whose {len(texts):,} texts repeat a long address"
+    return WrittenPairs(written, texts, page, problem)
 
 
 def add_pairs(batches: Batches, counts: Counter[str], pairs: WrittenPairs, picture: Candidate) -> None:
@@ -59,5 +58,5 @@ def add_pairs(batches: Batches, counts: Counter[str], pairs: WrittenPairs, pictu
     if pairs.problem:
         counts["rows_unreadable"] += len(pairs.texts)
     counts["rows"] += len(pairs.texts)
-    for text in pairs.texts:
-        batches.add(picture._replace(text=text, text_source=pairs.column if text.strip() else None))
+    for text, source in pairs.texts:
+        batches.add(picture._replace(text=text, text_source=source))

@@ -12,6 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
@@ -42,8 +43,8 @@ _HEADER_BYTES = 1 << 16
 #: Characters of a column's name in a message, and how many names it has.
 _MAX_NAME, _MAX_NAMES = 100, 20
 
-#: Picture, text, page of one row, and the column of the text; None if the row has no such value.
-TableRow = tuple[Any, Any, Any, str]
+#: Picture, texts, page of one row, and the columns of the texts; None if the row has no such value.
+TableRow = tuple[Any, Sequence[Any], Any, Sequence[str]]
 
 
 class Unreadable(NamedTuple):
@@ -54,7 +55,7 @@ class Unreadable(NamedTuple):
 
 UNREADABLE = Unreadable("a line that cannot be read")
 MISCOUNTED = Unreadable("another number of values than columns")
-#: Positions of picture, text and page in a file; None for a column that it does not have.
+#: Positions of picture, page and each text in a file; None for a column that it does not have.
 Positions = Sequence[int | None]
 
 
@@ -93,14 +94,15 @@ class Tables:
 
     def __init__(self, config: IngestConfig, files: Files, usual: Sequence[str]) -> None:
         """`usual`: names of the column of pictures, those that come first in this kind of source first."""
-        self._names = {_PICTURE: config.columns.url, _TEXT: config.columns.text}
+        self._texts = config.columns.texts
+        self._names = [(_PICTURE, config.columns.url), *((_TEXT, name) for name in self._texts or (None,))]
         self._page_url = config.columns.page_url
         self._usual = {_PICTURE: usual, _TEXT: TEXT_COLUMNS}
         self._store = files
 
     def has_columns(self, names: Sequence[str]) -> bool:
         """Whether these are the names of a table's columns."""
-        return _found(self._names[_PICTURE], self._usual[_PICTURE], names) is not None
+        return _found(self._names[0][1], self._usual[_PICTURE], names) is not None
 
     def is_separated(self, file: str) -> bool:
         """Whether a .txt is a table: its first line has a usual name for the pictures and one for the texts."""
@@ -110,7 +112,7 @@ class Tables:
 
     def _is_header(self, line: bytes, separator: str) -> bool:
         names = [name.strip().strip('"') for name in line.decode("utf-8-sig", "replace").split(separator)]
-        return all(_found(column, self._usual[key], names) is not None for key, column in self._names.items())
+        return all(_found(column, self._usual[key], names) is not None for key, column in self._names)
 
     def require_columns(self, file: str) -> Sequence[Choice]:
         """Reads the beginning of a table: what was found in it.
@@ -160,33 +162,36 @@ class Tables:
         table = ForeignTable(stream, file)
         # a column of pictures' bytes is not one of their names
         plain = [field.name for field in table.schema if is_text(field.type, lists=True)]
-        positions, source = self._positions(file, table.schema.names, tell, plain)
+        positions, sources = self._positions(file, table.schema.names, tell, plain)
         names = [None if position is None else table.schema.names[position] for position in positions]
-        for key, name in zip((_PICTURE, _TEXT, _PAGE), names, strict=True):
+        for number, name in enumerate(names):
             kind = None if name is None else table.schema.field(name).type
-            if kind is not None and not is_text(kind, lists=key == _TEXT):
+            if kind is not None and not is_text(kind, lists=number > 1):
                 raise NoColumnError(
                     f"{file}: column '{name}' is {kind}, expected text; set another one in ingest.columns"
                 )
         for batch in table.batches([name for name in names if name is not None]):
             empty = [None] * len(batch)
             columns = [empty if name is None else values_of(batch.column(name)) for name in names]
-            yield from zip(*columns, [source] * len(batch), strict=True)
+            picture, page, *texts = columns
+            yield from zip(picture, zip(*texts, strict=True), page, [sources] * len(batch), strict=True)
 
     def _json(self, file: str, tell: Callable[[Choice], None]) -> Iterator[TableRow]:
         names: list[str] = []
         positions: Positions = ()
-        source = _UNNAMED
+        sources: Sequence[str] = ()
         with self.unpacked(file) as stream:
-            for row in json_tables.rows_of(file, stream):
+            rows = json_tables.rows_of(file, stream)
+            head = [*islice(rows, 100 if len(self._texts) > 1 else 1)]  # not each picture has each text
+            for row in chain(head, rows):
                 if row is None:
-                    yield UNREADABLE, None, None, source
+                    yield UNREADABLE, (), None, ()
                     continue
                 if not positions:
-                    names = list(row)
-                    positions, source = self._positions(file, names, tell)
-                values = [None if position is None else row.get(names[position]) for position in positions]
-                yield values[0], values[1], values[2], source
+                    names = [*dict.fromkeys(name for one in (row, *head) if one is not None for name in one)]
+                    positions, sources = self._positions(file, names, tell)
+                picture, page, *texts = (None if at is None else row.get(names[at]) for at in positions)
+                yield picture, texts, page, sources
 
     def _lines(self, file: str, stream: IO[bytes], tell: Callable[[Choice], None]) -> Iterator[TableRow]:
         name = file.lower().removesuffix(".gz")
@@ -200,7 +205,7 @@ class Tables:
         rows = table_lines.separated_rows(stream, layout)
         first = next(rows, [])
         while first is None:
-            yield UNREADABLE, None, None, _UNNAMED
+            yield UNREADABLE, (), None, ()
             first = next(rows, [])
         if not first:
             return
@@ -208,19 +213,21 @@ class Tables:
         names = [each.strip().strip('"') for each in first]
         num_columns = None  # a list may have texts in some lines only
         if picture is None and not (name.endswith(PLAIN_LISTS) and not self.has_columns(names)):
-            positions, source = self._positions(file, names, tell)
+            positions, sources = self._positions(file, names, tell)
             num_columns = len(names)
         else:
-            positions = (1, 0, None) if picture == 1 else (0, 1, 2)
-            source = self._names[_TEXT] or _UNNAMED
-            yield _row(first, positions, num_columns, source)
+            positions = (1, None, 0) if picture == 1 else (0, 2, 1)
+            sources = self._texts or (_UNNAMED,)
+            if len(sources) > 1:
+                raise NoColumnError(f"{file}: no header, so it has one text: name one column in ingest.columns.text")
+            yield _row(first, positions, num_columns, sources)
         for row in rows:
-            yield _row(row, positions, num_columns, source)
+            yield _row(row, positions, num_columns, sources)
 
     def _positions(
         self, file: str, names: Sequence[str], tell: Callable[[Choice], None], plain: Sequence[str] | None = None
-    ) -> tuple[tuple[int, int, int | None], str]:
-        """The positions of the columns in `names`, and what `text_source` says.
+    ) -> tuple[Positions, Sequence[str]]:
+        """The positions of the columns in `names`, and what `text_source` says of each text.
 
         Args:
             file: for messages.
@@ -251,11 +258,11 @@ class Tables:
                 others.extend(repr(name[:_MAX_NAME]) for name in names if name.lower() in usual and name != found)
             return names.index(found)
 
-        picture, text = (position(key, column) for key, column in self._names.items())
+        picture, *texts = (position(key, column) for key, column in self._names)
         page = None if self._page_url is None else position(_PAGE, self._page_url)
         if guessed:
             tell(Choice(guessed, others))
-        return (picture, text, page), self._names[_TEXT] or names[text]
+        return (picture, page, *texts), self._texts or [names[text] for text in texts]
 
 
 def _found(column: str | None, usual: Sequence[str], names: Sequence[str]) -> str | None:
@@ -278,12 +285,12 @@ def _is_picture(value: str) -> bool:
     return table_lines.is_address(value) or is_picture_name(value)
 
 
-def _row(values: list[str] | None, positions: Positions, num_columns: int | None, source: str) -> TableRow:
+def _row(values: list[str] | None, positions: Positions, num_columns: int | None, sources: Sequence[str]) -> TableRow:
     """Values are None if the line could not be split; without `num_columns`, also if it is too short."""
     if values is None:
-        return UNREADABLE, None, None, source
+        return UNREADABLE, (), None, ()
     if num_columns is None:
         num_columns = len(values)
         positions = [at if at is not None and at < num_columns else None for at in positions]
     row = picked(values, positions, num_columns)
-    return (MISCOUNTED, None, None, source) if row is None else (row[0], row[1], row[2], source)
+    return (MISCOUNTED, (), None, ()) if row is None else (row[0], row[2:], row[1], sources)

@@ -7,7 +7,7 @@ function of its step alone, so a run that ends between a copy and its step loses
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
@@ -50,6 +50,7 @@ class Augmentation:
         sentence_share: share of the texts that are shown in a sentence.
         tokenizer: of the texts; None leaves them to the step.
         find_equal: whether `Rows.same` is made.
+        source_weights: source of a text -> its weight; None: any text is drawn.
     """
 
     image_px: int
@@ -60,6 +61,7 @@ class Augmentation:
     sentence_share: float = 0.0
     tokenizer: TextTokenizer | None = None
     find_equal: bool = False
+    source_weights: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

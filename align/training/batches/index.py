@@ -30,6 +30,7 @@ class SplitIndex:
         counts: (S,) number of samples in each shard.
         indexes: (path, sha256) of each tar's index.
         given: whether others made the tars: pictures of any size, and texts as `align.formats.given_tars` reads them.
+        sources: of texts; of given tars those that their index was asked for.
     """
 
     manifest: str
@@ -38,6 +39,7 @@ class SplitIndex:
     indexes: tuple[tuple[str, str], ...]
     given: bool = False
     lists: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, name: SplitName, tars: Tars | None = None) -> SplitIndex:
@@ -63,7 +65,9 @@ class SplitIndex:
         lists = tuple(uri(row) for row in rows if row.pictures)
         counts = np.array([row.num_images for row in rows], dtype=np.int64)
         indexes = tuple((str((folder / row.offsets_path).resolve()), row.offsets_sha256) for row in rows)
-        return cls(str((folder / MANIFEST).resolve()), uris, counts, indexes, manifest.left_out is not None, lists)
+        sources = tuple(dict.fromkeys(name for row in rows for name in row.sources or ()))
+        given = manifest.left_out is not None
+        return cls(str((folder / MANIFEST).resolve()), uris, counts, indexes, given, lists, sources)
 
     @cached_property
     def num_images(self) -> int:

@@ -83,10 +83,10 @@ IMAGES = [
     image("i4", 225, 1000),
 ]
 SHOWN = [
-    ("https://Example.org/a.png", "a photograph of the old town hall and its square", True),
-    ("https://example.org:8000/b", "too short", False),
-    ("data:image/png;base64,x", "das alte Rathaus und die kleine Kirche", True),
-    ("http://[", "a photograph of the new town hall and its tower", False),
+    ("https://Example.org/a.png", "alt", "a photograph of the old town hall and its square", True),
+    ("https://example.org:8000/b", "title", "too short", False),
+    ("data:image/png;base64,x", "alt", "das alte Rathaus und die kleine Kirche", True),
+    ("http://[", None, "a photograph of the new town hall and its tower", False),
 ]
 
 
@@ -100,6 +100,9 @@ def test_distributions_are_of_pairs_and_of_distinct_images() -> None:
     assert {low: num for low, num in overview.short_sides.items() if num} == {150: 1, 200: 2, 225: 1, 4000: 1}
     assert [(one.name, one.num_pairs, one.num_kept) for one in overview.languages] == [
         ("en", 3, 1), ("de", 1, 1),
+    ]  # fmt: skip
+    assert [(one.name, one.num_pairs, one.num_kept) for one in overview.text_sources] == [
+        ("alt", 2, 2), ("title", 1, 0), ("unknown", 1, 0),
     ]  # fmt: skip
 
 

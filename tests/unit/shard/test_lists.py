@@ -107,6 +107,15 @@ def test_lists_hold_what_tars_hold_for_every_reader(tmp_path: Path, objects: str
             assert (picture := picture_of(found[key], lists)) and picture.data == one.image
 
 
+def test_lists_say_the_sources_of_texts_as_tars_do(tmp_path: Path) -> None:
+    sourced = {"text_sources": True}
+    tars = make(tmp_path, CONFIG.model_copy(update=sourced), "tars")
+    lists = make(tmp_path, LISTS.model_copy(update=sourced))
+    assert by_key(lists, "train") == by_key(tars, "train")
+    assert {len(one.sources) - len(one.texts) for one in by_key(lists, "train").values()} == {0}
+    assert counted(check(lists, tmp_path)) == {}
+
+
 class Server:
     """A `Tars` whose tars are in a folder, and which counts the reads."""
 

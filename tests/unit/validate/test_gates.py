@@ -18,6 +18,7 @@ from align.formats.filtered import decisions_digest
 from align.formats.shards import Sample
 from align.formats.verdict import require_passed
 from align.services.engine import open_engine
+from align.validate.report import read_report
 from align.validate.tables import JudgedData, make_views, sample_rows
 from align.validate.validate import git_user, validate
 from align.validate.validate_shards import validate_shards
@@ -71,6 +72,36 @@ def test_a_source_that_was_lost_whole_is_said_before_the_verdict(
     assert capsys.readouterr().err.startswith("validate: t" + lost.format("<products>"))
     page = (tmp_path / "quality/report.html").read_text()
     assert "T" + lost.format("&lt;products&gt;") in page and "pairs of photos" not in page
+
+
+@pytest.mark.costs(12, "imports Great Expectations")
+def test_the_keep_rate_of_each_source_of_texts_has_a_band(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_data.write(tmp_path, pairs())
+    (tmp_path / "evaluation").mkdir()
+    data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "evaluation", {})
+    folders = {"policy": tmp_path / "policy", "reports": tmp_path / "quality"}
+    bands = "{alt: [0.6, 1.0], synthetic: [0.5, 1.0], it's: [0.0, 1.0], title: [0.0, 1.0]}"
+    config = load_params(overrides=[f"validate.keep_rate_by_source={bands}"]).section(ValidateConfig)
+
+    report = validate(config, ENGINE, data, **folders, check=check_that_fails())  # a table of img2dataset
+    assert [one.observed for one in report.expectations if one.name.startswith("kept-from-")] == ["None"] * 4
+    table = tmp_path / "raw/00000.parquet"
+    raw = pq.read_table(table)
+    sources = ["alt"] * 14 + ["it's"] * 4 + ["synthetic"] * 2  # 14 of 14, 0 of 4 and 0 of 2 are kept
+    pq.write_table(raw.append_column("text_source", [sources]), table)
+    with pytest.raises(GateError):
+        validate(config, ENGINE, data, **folders)
+    found = read_report(folders["reports"])
+    assert found is not None and found.bands["keep_rate_by_source"] == {"synthetic": [0.0, 1.0]}
+    outcomes = {one.name.removeprefix("kept-from-"): one for one in found.expectations if "kept-from" in one.name}
+    assert {name: one.passed for name, one in outcomes.items()} == {
+        "alt": True, "synthetic": False, "it's": True, "title": False,
+    }  # fmt: skip
+    assert (outcomes["alt"].observed, outcomes["synthetic"].observed) == ("1", "0")
+    said = capsys.readouterr().err
+    lost = "he filter kept none of the 2 pairs with a text from synthetic: 2 were dropped as text_too_short"
+    assert f"validate: t{lost};" in said and "4 pairs with a text from it's" in said and "from alt" not in said
+    assert f"T{lost}." in (folders["reports"] / "report.html").read_text()
 
 
 def test_the_gate_looks_for_held_out_images_too(tmp_path: Path) -> None:

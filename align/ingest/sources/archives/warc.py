@@ -39,7 +39,7 @@ class Warc:
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
         """Raises DataError when the location has no archive."""
         self.files = self.inputs = files.list(location, _SUFFIXES, config.paths_root)
-        self._config = config
+        self._config, self._every = config, config.texts_per_picture == "all"
         self._max_bytes = config.max_record_bytes
         self._open = OpenFiles(files)
         self._store = files
@@ -85,7 +85,7 @@ class Warc:
         try:
             if len(record.body) > self._max_bytes:
                 raise too_large(self._max_bytes)
-            return add_wat_record(record.body, self._config.text_from, batches, counts)
+            return add_wat_record(record.body, self._config.text_from, batches, counts, every=self._every)
         except TooLarge as error:
             counts["pages"] += 1
             skip(counts, "pages_too_large", f"{file}: {record.url or 'a page'}", error)
@@ -130,7 +130,7 @@ class Warc:
             if body.data is None:
                 skip(counts, "pages_unreadable", f"{file}: {page.url}", body.problem)
                 return outcomes.PAGE_UNREADABLE
-            images, said = page_images(body.data, page.url, page.charset, self._config.text_from)
+            images, said = page_images(body.data, page.url, page.charset, self._config.text_from, every=self._every)
         except TooLarge as error:
             skip(counts, "pages_too_large", f"{file}: {page.url}", error)
             return outcomes.PAGE_TOO_LARGE

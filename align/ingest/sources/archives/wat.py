@@ -12,7 +12,7 @@ import orjson
 
 from align.ingest.limits import TooLarge
 from align.ingest.sources import outcomes
-from align.ingest.sources.pages import WrittenImage, first_text, resolved, resolver_of
+from align.ingest.sources.pages import WrittenImage, resolved, resolver_of, texts_of_image
 from align.ingest.sources.reading import Batches
 from align.ingest.sources.rights import MARKS, Marks, of_headers, of_metas
 
@@ -24,12 +24,14 @@ _LINKS = b'"Links":['
 _MAX_VALUES = 1_000_000
 
 
-def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, counts: Counter[str]) -> str | None:
+def add_wat_record(
+    body: bytes, text_from: Sequence[str], batches: Batches, counts: Counter[str], *, every: bool = False
+) -> str | None:
     """Adds the pairs of one page. Returns the outcome; None for a record that describes no page.
 
     Args:
         body: of a `metadata` record; in a WARC it may be anything.
-        text_from: as for `pages.page_images`; a WAT has alt and title only.
+        text_from, every: as for `pages.page_images`; a WAT has alt and title only.
         batches: where the rows are added.
         counts: of pages and rows.
 
@@ -42,7 +44,7 @@ def add_wat_record(body: bytes, text_from: Sequence[str], batches: Batches, coun
     if num_values > _MAX_VALUES:
         raise TooLarge(f"too large: a record with {num_values:,} values, above {_MAX_VALUES:,}")
     try:
-        page = _page(body, text_from)
+        page = _page(body, text_from, every)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         counts["pages"] += 1
         counts["pages_unreadable"] += 1
@@ -64,7 +66,7 @@ class _Page(NamedTuple):
     reservation: str | None
 
 
-def _page(body: bytes, text_from: Sequence[str]) -> _Page | None:
+def _page(body: bytes, text_from: Sequence[str], every: bool) -> _Page | None:
     """What a record says; None if the page's status is not 200.
 
     Raises:
@@ -79,7 +81,7 @@ def _page(body: bytes, text_from: Sequence[str]) -> _Page | None:
     url, base = envelope["WARC-Header-Metadata"]["WARC-Target-URI"], head.get("Base")
     if not isinstance(url, str) or not isinstance(base, str | None):
         raise TypeError("an address that is no text")
-    written = [_written(link, text_from) for link in links if link.get("path") == _PATH]
+    written = [image for link in links if link.get("path") == _PATH for image in _written(link, text_from, every)]
     if not marked:
         return _Page(url, base, written, Marks(), None)
     links = [*head.get("Link", []), *links]
@@ -96,7 +98,7 @@ def _texts(values: list[dict[str, Any]], *keys: str) -> Iterator[tuple[str, str]
         yield first, second
 
 
-def _written(link: dict[str, Any], text_from: Sequence[str]) -> WrittenImage:
+def _written(link: dict[str, Any], text_from: Sequence[str], every: bool) -> list[WrittenImage]:
     """The link's values with entities decoded: WATs have them as the page wrote them."""
 
     def as_written(key: str) -> str:
@@ -106,10 +108,11 @@ def _written(link: dict[str, Any], text_from: Sequence[str]) -> WrittenImage:
     def unescaped(key: str) -> str:
         return html.unescape(as_written(key))
 
-    text, text_source = first_text(as_written, text_from)
-    if "&" in text:
-        text, text_source = first_text(unescaped, text_from)
-    return (link.get("url") or "").strip().replace("&amp;", "&"), text, text_source
+    texts = texts_of_image(as_written, text_from, every=every)
+    if any("&" in text for text, _ in texts):
+        texts = texts_of_image(unescaped, text_from, every=every)
+    address = (link.get("url") or "").strip().replace("&amp;", "&")
+    return [(address, text, text_source) for text, text_source in texts]
 
 
 def _parsed(body: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:

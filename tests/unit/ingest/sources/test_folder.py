@@ -434,3 +434,60 @@ def test_flickr_s_own_table_may_be_given_alone(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("image,caption\na.png,red\na.png,also red\n")
     rows = read_all(tmp_path / "captions.txt", "folder")
     assert short(rows, "url", "text", "bytes") == [("Images/a.png", "red", RED), ("Images/a.png", "also red", RED)]
+
+
+TWO = [
+    {"file": "images/a.png", "alt": "a red square", "synthetic": "a  red square\n"},  # the same text: one pair
+    {"file": "images/a.png", "alt": "red", "synthetic": "a square in red"},
+    {"file": "images/sub/b.jpg", "alt": " ", "synthetic": ["blue", "a blue square", "blue"]},
+    {"file": "images/sub/b.jpg", "alt": "no other"},
+    {"file": "images/a.png"},
+]
+BOTH = [
+    ("images/a.png", "a red square", "alt"), ("images/a.png", "red", "alt"),
+    ("images/a.png", "a square in red", "synthetic"), ("images/sub/b.jpg", "blue", "synthetic"),
+    ("images/sub/b.jpg", "a blue square", "synthetic"), ("images/sub/b.jpg", "no other", "alt"),
+    ("images/a.png", "", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv"])
+def test_each_of_several_columns_of_texts_gives_a_pair(tmp_path: Path, name: str) -> None:
+    root, rows, expected = photos(tmp_path), list(TWO), list(BOTH)
+    if name == "a.csv":  # which has no lists
+        rows[2], expected[4:5] = TWO[2] | {"synthetic": "blue"}, []
+        lines = (f'{row["file"]},{row.get("alt", "")},"{row.get("synthetic", "")}"\n' for row in rows)
+        table(root, f"file,alt,synthetic\n{''.join(lines)}", name)
+    elif name == "a.jsonl":
+        table(root, "".join(f"{json.dumps(row)}\n" for row in (TWO[4], *rows[:4])), name)
+        expected = [*BOTH[6:], *BOTH[:6]]
+    else:
+        lists = [
+            {**row, "synthetic": [text] if isinstance(text := row.get("synthetic"), str) else text} for row in rows
+        ]
+        pq.write_table(pa.Table.from_pylist(lists), root / name)
+    counts: Counter[str] = Counter()
+    found, _ = rows_of(source_at(root, "source=folder", "columns.text=[alt, Synthetic]"), counts)
+    assert short(found, "url", "text", "text_source") == [
+        (url, text, "Synthetic" if source == "synthetic" else source) for url, text, source in expected
+    ]
+    assert +counts == {"rows": len(expected)}
+
+
+def test_columns_that_cannot_give_several_texts(tmp_path: Path) -> None:
+    root = photos(tmp_path)
+    table(root, "file,alt,synthetic\nimages/a.png,a,b\n")
+    with pytest.raises(
+        DataError, match=r"no column 'synthetc', it has file, alt, synthetic; set ingest\.columns\.text"
+    ):
+        source_at(root, "source=folder", "columns.text=[alt, synthetc]")
+    table(root, "images/a.png,a,b\n")
+    with pytest.raises(DataError, match=r"no header, so it has one text: name one column in ingest\.columns\.text"):
+        source_at(root, "source=folder", "columns.text=[alt, synthetic]")
+    for wrong in ("[]", "['']", "3", "[alt, 3]"):
+        with pytest.raises(ConfigError, match=r"'ingest\.columns\.text"):
+            source_at(root, "source=folder", f"columns.text={wrong}")
+    table(root, '{"file": "images/a.png", "alt": "a", "synthetic": {"b": 1}}\n', "captions.jsonl")
+    (root / "captions.csv").unlink()
+    (row,), _ = rows_of(source_at(root, "source=folder", "columns.text=[alt, synthetic]"))
+    assert row["problem"] == "an object or a list where a text is expected" and not row["text"]

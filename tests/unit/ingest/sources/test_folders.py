@@ -384,3 +384,37 @@ def test_a_change_of_a_picture_is_a_change_of_the_source(tmp_path: Path) -> None
         seen.append(stamps(tmp_path))
     assert seen[5] == seen[6] == seen[0]
     assert len({str(each) for each in seen}) == 5
+
+
+def test_several_columns_of_img2dataset_and_keys_of_webdataset(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    tar(tmp_path / "tables/00000.tar", {"0.jpg": BLUE, "1.jpg": RED, "2.jpg": RED})
+    columns = {
+        "url": ["http://x/0.jpg", "http://x/1.jpg", "http://x/2.jpg"], "key": ["0", "1", "2"],
+        "status": ["success"] * 3, "caption": ["blue", None, "red"], "synthetic": ["a blue square", "a red one", "red"],
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "tables/00000.parquet")
+    both, shown = "columns.text=[caption, synthetic]", ("url", "text", "text_source", "problem")
+    rows, _ = rows_of(source_at(tmp_path / "tables", "source=shards", both))
+    assert short(rows, *shown) == [
+        ("http://x/0.jpg", "blue", "caption", None), ("http://x/0.jpg", "a blue square", "synthetic", None),
+        ("http://x/1.jpg", "a red one", "synthetic", None), ("http://x/2.jpg", "red", "caption", None),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"no column 'alt'.*it has url, key, status, caption, synthetic"):
+        rows_of(source_at(tmp_path / "tables", "source=shards", "columns.text=[alt]"))
+    members = {
+        "0.jpg": BLUE, "0.txt": b"blue", "0.json": b'{"synthetic": ["a blue square", "it is blue"], "caption": "blue"}',
+        "1.jpg": RED, "1.json": b'{"synthetic": {"a": 1}}', "2.jpg": RED, "2.txt": b"red",
+    }  # fmt: skip
+    (tmp_path / "set").mkdir()
+    tar(tmp_path / "set/plain.tar", members)
+    rows, _ = rows_of(source_at(tmp_path / "set/plain.tar", "source=shards", "columns.text=[txt, synthetic]"))
+    assert short(rows, *shown) == [
+        ("set/plain/0", "blue", "txt", None), ("set/plain/0", "a blue square", "synthetic", None),
+        ("set/plain/0", "it is blue", "synthetic", None),
+        ("set/plain/1", "", None, "an object or a list where a text is expected"), ("set/plain/2", "red", "txt", None),
+    ]  # fmt: skip
+    page = "<img src=a.png alt=one title=two><img src=b.png alt=three title=three>"
+    (tmp_path / "page.html").write_text(page)
+    rows, _ = rows_of(source_at(tmp_path / "page.html", "source=html", "texts_per_picture=all"))
+    assert short(rows, "text", "text_source") == [("one", "alt"), ("two", "title"), ("three", "alt")]

@@ -241,3 +241,21 @@ def test_a_cut_or_stray_byte_does_not_change_the_charset() -> None:
     assert decode_html(japanese.encode("cp932") + b"\xff\xff" + japanese.encode("cp932"), "shift_jis").startswith(
         japanese
     )
+
+
+def test_every_text_of_a_picture_gives_a_pair_if_all_are_asked_for() -> None:
+    html = (
+        "<figure><img src=a alt='An owl' title='an owl at night' aria-label=' An  owl '>"
+        "<figcaption>An owl</figcaption></figure><img src=b alt=' '><img alt=x title=y>"
+        f"<img src='data:image/png;base64,{base64.b64encode(picture(2, 2)).decode()}' alt=one title=two>"
+    )
+    found, _ = page_images(html.encode(), PAGE, None, TEXT_FROM, every=True)
+    assert [(one.url.rpartition("/")[2][:10], one.text, one.text_source) for one in found] == [
+        ("a", "An owl", "alt"), ("a", "an owl at night", "title"), ("b", "", None),
+        ("page.html#", "x", "alt"), ("page.html#", "y", "title"), (found[5].url.rpartition("/")[2][:10], "one", "alt"),
+        (found[6].url.rpartition("/")[2][:10], "two", "title"),
+    ]  # fmt: skip
+    assert found[5].inline is found[6].inline and found[5].inline == picture(2, 2)
+    assert [one.text_source for one in images(html)] == ["alt", None, "alt", "alt"]
+    found, _ = page_images(html.encode(), PAGE, None, ("aria-label", "alt"), every=True)
+    assert [one.text_source for one in found[:2]] == ["aria-label", None]  # of equal texts the first source counts

@@ -153,7 +153,7 @@ def test_from_tars_to_a_model_that_says_it_is_not_gated(project: Path) -> None:
     assert [more.weight for more in recipe.extra_shards] == [0.25]
 
 
-@pytest.mark.costs(4, "two stages")
+@pytest.mark.costs(7, "three runs of stages")
 def test_sources_of_texts_are_drawn_by_weight_and_an_unknown_one_is_named(project: Path) -> None:
     members = {}
     for number in range(24):

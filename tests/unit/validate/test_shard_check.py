@@ -129,6 +129,13 @@ def no_texts(key: str) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
     return lambda files: files | {"000000000.json": info.encode()}
 
 
+def stated_sources(sources: bytes) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    """The first sample's json has these sources of its texts."""
+    return lambda files: (
+        files | {"000000000.json": files["000000000.json"].replace(b'"texts"', b'"sources": %s, "texts"' % sources)}
+    )
+
+
 def index_of_another_shard(root: Path) -> None:
     other = (root / "val/00000.npy").read_bytes()
     (root / "train/00000.npy").write_bytes(other)
@@ -175,6 +182,14 @@ FIRST = "000000000"
             )
             for key in ("7", '"\\ud800"', "null")
         ),
+        *(
+            (
+                rewrite(stated_sources(sources)),
+                {"samples_incomplete": 1, "shards_of_another_count": 1, "shards_of_another_index": 1},
+            )
+            for sources in (b'["alt"]', b"7", b"null")  # of two texts
+        ),
+        (rewrite(stated_sources(b'["alt", null]')), {"shards_of_another_index": 1}),
         (
             rewrite(lambda files: files | {f"{FIRST}.txt": b"picture numbel 0"}),  # as long as the right one
             {"samples_incomplete": 1, "shards_of_another_count": 1, "shards_of_another_index": 1},

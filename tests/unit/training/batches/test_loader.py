@@ -94,13 +94,13 @@ def test_a_source_is_drawn_by_its_weight_and_then_one_of_its_texts_whoever_makes
             world_size=of, augmentation=Augmentation(32, 0, flip=False, source_weights=weights),
             workers=Workers(num_processes=processes, num_threads=1),
         )  # fmt: skip
-        return [batch.texts for batch in train.batches(0, 400 if processes == 0 and of == 1 else 20)]
+        return [batch.texts for batch in train.batches(0, 240 if processes == 0 and of == 1 else 20)]
 
     weights = {"alt": 1.0, "synthetic": 3.0, "elsewhere": 5.0}
     drawn = texts(weights)
     counts = Counter(text.partition(" ")[2] for batch in drawn for text in batch)
     only = [counts.pop("unknown 0"), sum(1 for batch in drawn for text in batch if text == "21 title 0")]
-    assert min(only) > 100 and counts["title 0"] == only[1] and counts["title 3"] == 0  # the only one that 21 has
+    assert min(only) > 60 and counts["title 0"] == only[1] and counts["title 3"] == 0  # the only one that 21 has
     share = {name: number / (counts.total() - only[1]) for name, number in counts.items() if name != "title 0"}
     assert share == pytest.approx({"alt 0": 0.25, "synthetic 1": 0.375, "synthetic 2": 0.375}, abs=0.03)
     assert texts({name: 2 * weights[name] for name in reversed(weights)}) == drawn

@@ -289,6 +289,22 @@ def test_wat(tmp_path: Path) -> None:
     assert without_outcomes(counts) == {"pages": 3, "rows": 4}
 
 
+def test_every_text_of_pages_and_of_wat(tmp_path: Path) -> None:
+    links = [
+        {"path": "IMG@/src", "url": "a.png", "alt": "A &amp; B", "title": "a &lt; b"},
+        {"path": "IMG@/src", "url": "b.png", "alt": "same", "title": "&#115;ame "},
+        {"path": "IMG@/src", "url": "c.png", "alt": "&nbsp;", "title": ""},
+    ]
+    html = b"<img src=a.png alt='A &amp; B' title='a &lt; b'><img src=b.png alt=same title='same '><img src=c.png>"
+    archives = {"a.wat.gz": wat("http://x/p", links), "b.warc.gz": page("http://x/p", html)}
+    for name, one in archives.items():
+        candidates, _ = rows_of(source_at(write_archive(tmp_path / name, [one]), "texts_per_picture=all"))
+        assert [(row["url"], row["text"], row["text_source"]) for row in candidates] == [
+            ("http://x/a.png", "A & B", "alt"), ("http://x/a.png", "a < b", "title"),
+            ("http://x/b.png", "same", "alt"), ("http://x/c.png", "", None),
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "odd", ["{", "}", "}]", '"', "\\", '{"path": "IMG@/src"}', '}],"x":[{', "IMG@/src", "half \ud83d", "é 𝟛"]
 )

@@ -14,6 +14,8 @@ PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-vers
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 # More arguments for `align run` (make demo), such as ARGS="--set pretrain.seed=1", or for pytest (make test-full)
 ARGS ?=
+# For `make test-torch`
+TESTS ?= tests/unit/model tests/unit/training
 FUZZ_SECONDS ?= 600
 # For `make lock`: every file lists the hashes of all platforms' packages.
 COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet $(ARGS)
@@ -56,9 +58,9 @@ validators: .align/validators/.installed ## the programs that check infra/ (comp
 	@touch .align/validators/.installed
 
 # Beside ours, so that no second environment is made. The default index has CUDA builds, of some GB.
-test-torch: $(STAMP) ## model and training with another torch, before pyproject.toml allows it: make test-torch TORCH=2.14.1 VISION=0.29.1
+test-torch: $(STAMP) ## TESTS (model, training) with another torch, before pyproject.toml allows it: make test-torch TORCH=2.14.1 VISION=0.29.1
 	@$(PIP) --upgrade --target .align/torch-$(TORCH) -c $(VENV)/pins.txt torch==$(TORCH) torchvision==$(VISION)
-	@$(RUN) PYTHONPATH=.align/torch-$(TORCH) pytest $(WORKERS) tests/unit/model tests/unit/training
+	@$(RUN) PYTHONPATH="$(CURDIR)/.align/torch-$(TORCH)" pytest $(WORKERS) $(TESTS)
 
 # CUDA builds of torch bring Triton, of their own version. Nothing is installed where Triton has no wheel.
 triton: .align/triton/.installed ## Triton, whose interpreter runs batch-norm's kernels on a CPU; 1 GB

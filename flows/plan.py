@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from align.config import Params
 from align.config.model import ModelConfig
 from align.display.console import duration, say, show, show_json
-from align.display.visible import plain_markdown
+from align.display.visible import markdown_table, plain_markdown
 from align.durable.files import write_text
 from align.durable.locks import locked
 from align.errors import AlignError, DataError
@@ -89,11 +89,7 @@ class Plan(BaseModel):
         for one in (*self.before, *self.stages):
             state = f"**{one.state}**" if one.state == "runs" else one.state
             stages.append(f"| {one.stage} | {state} | {plain_markdown('; '.join(one.why))} |")
-        figures = [
-            "| | |",
-            "|---|---|",
-            *(f"| {words} | {plain_markdown(value)} |" for words, value in self.figures.items()),
-        ]
+        figures = [markdown_table(("", ""), self.figures.items())]
         return "\n\n".join("\n".join(block) for block in (parts, stages, figures) if block)
 
 

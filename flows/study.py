@@ -20,7 +20,7 @@ from align.config import load_params
 from align.config.params import DEMO, PARAMS_FILE, profile_names
 from align.config.paths import PathsConfig
 from align.config.study import Cell, read_study
-from align.display.visible import plain_markdown
+from align.display.visible import markdown_table, plain_markdown
 from align.errors import AlignError, DataError
 from align.lineage.runs.study import COLUMNS, notes, read_runs, rows, write
 from align.lineage.versions.data_versions import DataVersions
@@ -88,11 +88,10 @@ def study(
                 log("%s failed; the study goes on: %s", name, error)
             found = read_runs(asked, names, missing, paths, versions)
             write(asked, found, root / folder)
-        table, sentences = [COLUMNS, *rows(asked, found)], [*notes(asked, found), f"page: {folder / 'report.html'}"]
-        cells = [f"| {' | '.join(map(plain_markdown, row))} |" for row in table]
-        cells.insert(1, "|---" * len(COLUMNS) + "|")
-        put_markdown("study", f"study {asked.name}", "\n\n".join(["\n".join(cells), *map(plain_markdown, sentences)]))
-        text = "\n".join([*(" | ".join(row) for row in table), *sentences])
+        table, sentences = list(rows(asked, found)), [*notes(asked, found), f"page: {folder / 'report.html'}"]
+        shown = [markdown_table(COLUMNS, table), *map(plain_markdown, sentences)]
+        put_markdown("study", f"study {asked.name}", "\n\n".join(shown))
+        text = "\n".join([*(" | ".join(row) for row in [COLUMNS, *table]), *sentences])
         if missing:
             raise DataError(f"{text}\n{len(missing)} of {len(requests)} runs failed; the same command tries them again")
         return text

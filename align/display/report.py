@@ -7,6 +7,7 @@ Reports and outs are the same bytes however a stage was started. What varies bet
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -38,6 +39,13 @@ def write_report(report: Report, directory: Path) -> None:
     """
     write_text(directory / "metrics.json", to_json(report.metrics))
     write_text(directory / "report.json", to_json(report.model_dump(mode="json", exclude={"metrics"})))
+
+
+def reported(folder: Path, file: str = "report.json") -> dict[str, Any]:
+    """What a stage wrote into its folder of reports; empty if it is not there."""
+    path = folder / file
+    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 #: Control characters (C0, DEL, C1), line and paragraph separators, overrides and isolates of the writing direction,
 #: unpaired surrogates, tags. The plain marks U+200E, U+200F and U+061C stay: Arabic and Hebrew texts need them.
@@ -31,6 +31,12 @@ def visible(text: str, *, lines: bool = False) -> str:
 def plain_markdown(text: str) -> str:
     """The text within a line of Markdown: no link, picture, tag, cell or emphasis of its own."""
     return re.sub(r"[\\`*<>\[\]|]", r"\\\g<0>", visible(" ".join(text.split())))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, in which no cell's signs count; the head is as it is."""
+    lines = [head, ["---"] * len(head), *(map(plain_markdown, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def fenced_markdown(lines: Iterable[str]) -> str:

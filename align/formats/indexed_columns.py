@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,7 @@ class IndexedColumns:
         """Column -> value of one image."""
         return {name: _plain(column[position].as_py()) for name, column in self._columns.items()}
 
+    @cached_property
     def choices(self) -> dict[str, list[str] | None]:
         """Column -> its texts to choose from, in order; empty: they are many, or seldom repeat; None: numbers."""
         found: dict[str, list[str] | None] = {}

@@ -79,6 +79,8 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
             return
         if member.problem != _WITHOUT_DATA[_DIRECTORY]:
             yield member
+    if position > end:
+        raise DamagedTar(f"cut off at byte {end:,}")
 
 
 def member_at(file: BinaryIO, start: int) -> Member:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from align.config.ingest import DownloadConfig
 from align.formats.policy import REFUSED, OptedOut
 from align.formats.raw import ADDRESS_REFUSED, HOPELESS, RESERVED, RIGHTS, SCHEMA, WITHOUT_RIGHTS, Samples
 from align.formats.statuses import FAILED_TO_DOWNLOAD, NOT_FETCHED
@@ -32,35 +33,31 @@ class Pictures:
     Attributes:
         images_from: `archive`, `web` or `archive_then_web`, for pictures that pages name.
         max_pixels: larger pictures are refused; their header is enough to tell.
-        resize_px: larger pictures are shrunk to this shorter side; None: the bytes stay as they came.
-        jpeg_quality: of shrunk pictures.
+        download: whether larger pictures are shrunk, and whether reservations of pages and sites are obeyed.
         samples: what a tar sample is, see `align.formats.raw`.
         opted_out: what must no longer be fetched or kept.
         text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: always.
-        obey_robots: whether reservations of pages and sites are obeyed.
     """
 
     images_from: str
     max_pixels: int
-    resize_px: int | None
-    jpeg_quality: int
+    download: DownloadConfig
     samples: Samples
     opted_out: OptedOut
     text_cuts: TextCuts | None = None
-    obey_robots: bool = True
 
     def refusal(self, row: PlannedRow) -> PictureOutcome | None:
         """What a pair gets whose picture must be neither fetched nor kept; None if it may be."""
         if self.opted_out.matches(row["url"], row["page_url"], row["stated_sha256"]):
             return _OPTED_OUT
-        if self.obey_robots and row["reservation"] is not None:
+        if self.download.obey_robots and row["reservation"] is not None:
             return PictureOutcome(FAILED_TO_DOWNLOAD, f"{RESERVED}: {row['reservation']}")
         return None
 
     @property
     def bounds(self) -> tuple[int, int | None, int]:
         """By which pictures are examined."""
-        return self.max_pixels, self.resize_px, self.jpeg_quality
+        return self.max_pixels, self.download.resize_px, self.download.jpeg_quality
 
 
 class Answer(NamedTuple):

@@ -225,18 +225,8 @@ def ingest(
     with work_directory(raw, "ingest", key) as work, open_executor(engine, work / CLAIMS) as executor:
         pieces = Pieces(work, shared)
         plan = make_plan(source, pieces, executor, partial(_open_duckdb, engine), opted_out, config)
-        max_pixels = config.max_image_pixels
         samples: Samples = "pairs" if config.pairs_as_samples else "images"
-        pictures = Pictures(
-            images_from,
-            max_pixels,
-            download.resize_px,
-            download.jpeg_quality,
-            samples,
-            opted_out,
-            text_cuts,
-            download.obey_robots,
-        )
+        pictures = Pictures(images_from, config.max_image_pixels, download, samples, opted_out, text_cuts)
         shards = [piece_of(work, name) for name in plan.names]
         before: Sequence[RawShard] = ()
         if config.reuse and images_from != "archive":
@@ -295,16 +285,7 @@ def retry_failed(
         with work_directory(raw, None, key) as work:  # a folder of img2dataset stays one
             link_all(raw, work, except_shards=failed)
             say(f"ingest: retrying {sum(counts.values()):,} pairs of {len(failed):,} shards")
-            pictures = Pictures(
-                "archive_then_web",
-                config.max_image_pixels,
-                download.resize_px,
-                download.jpeg_quality,
-                samples,
-                opted_out,
-                text_cuts,
-                download.obey_robots,
-            )
+            pictures = Pictures("archive_then_web", config.max_image_pixels, download, samples, opted_out, text_cuts)
             executor = LocalExecutor(resources.engine.num_workers)
             write_shards(Pieces(work), executor, failed, shard_to_retry, pictures, resources)
             write_raw_manifest(work, [shard.name for shard in shards], samples, result)

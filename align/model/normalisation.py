@@ -323,7 +323,6 @@ def _register() -> torch.library.Library:
         library.define(name + schema)
         library.impl(name, _PLAIN[name], "CompositeExplicitAutograd")
         library.impl(name, functools.partial(_on_gpu, name), "CUDA")
-        library.impl(name, _SHAPES[name], "Meta")
         shape: Any = _SHAPES[name]
         torch.library.register_fake(f"align::{name}", shape, lib=library)
     return cast(torch.library.Library, library)

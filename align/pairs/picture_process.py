@@ -118,6 +118,10 @@ class Helper:
         """Whether it can take another picture."""
         return self._process.poll() is None
 
+    def kill(self) -> None:
+        """Ends the process at once, from any thread; a caller that waits for its answer gets a PictureError."""
+        self._process.kill()
+
     def end(self) -> int:
         """Ends the process even while it works, and returns its exit code."""
         self.close_pipes()
@@ -204,7 +208,8 @@ def helper() -> Iterator[Helper]:
                 _idle.append(lent)
 
 
-def _end_all() -> None:
+def end_idle() -> None:
+    """Ends the helpers that nobody uses."""
     with _lock:
         while _idle:
             _idle.pop().end()
@@ -223,7 +228,7 @@ def _leave_to_parent() -> None:
     _idle.clear()
 
 
-atexit.register(_end_all)
+atexit.register(end_idle)
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 

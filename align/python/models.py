@@ -22,7 +22,7 @@ from PIL import Image
 from align.errors import ConfigError, DataError
 from align.formats.model_folder import model_digest, unpacked
 from align.model.embedder import Embedder, Embeddings
-from align.services.tracking.model_files import model_files
+from align.search.given_model import model_files
 
 if TYPE_CHECKING:
     from align.evaluate.report import EvaluateReport

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from align.config import Params
 from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
 from align.durable.files import replace_directory
+from align.errors import DataError
 from align.formats.model_folder import model_digest, unpacked
-from align.services.tracking.model_files import model_files
 
 _FETCHED = Path(".align/models")
+_VERSION = re.compile(r"models:/(?P<model>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
 
 
 def given_model(named: str | None, params: Params) -> Path:
@@ -39,3 +44,42 @@ def given_model(named: str | None, params: Params) -> Path:
             with replace_directory(kept, "given_model") as part:
                 shutil.copytree(folder, part, dirs_exist_ok=True)
         return kept
+
+
+@contextmanager
+def model_files(source: str) -> Iterator[Path]:
+    """The folder of a model; that of a version is removed at the end.
+
+    Args:
+        source: a folder, or `models:/align@champion`, `models:/align/3` of MLFLOW_TRACKING_URI.
+
+    Raises:
+        DataError: there is no such folder or version.
+        ServiceError, RefusedError: MLflow cannot be reached, or refuses.
+    """
+    if not source.startswith("models:"):
+        folder = Path(source)
+        if not folder.is_dir():
+            raise DataError(
+                f"{source}: no such folder; give a model folder, or a version such as models:/align@champion"
+            )
+        yield folder
+        return
+    found = _VERSION.fullmatch(source)
+    if found is None:
+        raise DataError(f"{source}: not a version of the registry; write models:/align@champion or models:/align/3")
+    from align.services.tracking.address import require_store
+
+    require_store()
+    from align.services.tracking.tracker import Tracker  # imports MLflow, which a folder does not need
+
+    tracker = Tracker()
+    if found["alias"]:
+        version = tracker.registry.version_at(found["model"], found["alias"])
+    else:
+        versions = tracker.registry.versions(found["model"])
+        version = next((each for each in versions if each.number == int(found["number"])), None)
+    if version is None:
+        raise DataError(f"{source}: no such version in MLflow at {tracker.uri}; `align champion` lists them")
+    with TemporaryDirectory(prefix="align-") as scratch:
+        yield tracker.model_files(version, Path(scratch))

@@ -143,7 +143,7 @@ def fetch_pictures(folder: Path, num_pairs: int, watch: Watch) -> None:
     store = local_store.config(folder, None)
     resources = Resources(values.section(DownloadConfig), values.section(EngineConfig), store)
     watch.start()
-    pictures = Pictures("web", 10**8, None, 95, "images", OptedOut())
+    pictures = Pictures("web", 10**8, resources.download, "images", OptedOut())
     write_shards(pieces, WatchedExecutor(watch), names, open_shard, pictures, resources)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.display.report import reported
 from flows.checkout.run_branch import Recorded
 from flows.tasks.run_context import RunContext
 from flows.tasks.stage_task import StageOutcome
@@ -80,8 +80,7 @@ def _activate(root: Path) -> str:
 def _metrics(folders: Mapping[str, Path]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for folder in folders.values():
-        if (folder / "metrics.json").exists():
-            metrics |= json.loads((folder / "metrics.json").read_text("utf-8"))
+        metrics |= reported(folder, "metrics.json")
     return metrics
 
 
@@ -120,10 +119,7 @@ def _zero_shot(metrics: Mapping[str, float]) -> str:
 
 def _queries(folder: Path | None) -> list[dict[str, Any]]:
     """The labelled queries in the index's report; a project of one's own may have none."""
-    if folder is None or not (folder / "report.json").exists():
-        return []
-    queries: list[dict[str, Any]] = json.loads((folder / "report.json").read_text("utf-8")).get("queries", [])
-    return queries
+    return reported(folder).get("queries", []) if folder else []
 
 
 def _examples(folder: Path | None) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import fnmatch
 import io
-import json
 import os
 import re
 import time
@@ -35,6 +34,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Suspended
 from pydantic import BaseModel, ConfigDict
 
+from align.display.report import reported
 from align.display.visible import fenced_markdown, plain_markdown
 from flows.alerts import alert_soon, is_health_warning
 from flows.checkout.failed_runs import in_kept_folder
@@ -259,8 +259,7 @@ def report_markdown(report: Path | None, stage: Stage, failure: str | None = Non
         parts.append(f"Failed:\n\n{fenced_markdown([failure])}")
     if report is None:
         return "\n\n".join(parts)
-    file = report / "metrics.json"
-    metrics: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    metrics = reported(report, "metrics.json")
     parts += [_verdict(report, metrics)] if failure is None else []
     parts += [_main_figures(stage.figures, metrics)] if metrics and stage.figures else []
     if (report / "report.html").exists():
@@ -278,8 +277,8 @@ def report_markdown(report: Path | None, stage: Stage, failure: str | None = Non
 
 def _verdict(report: Path, metrics: dict[str, Any]) -> str:
     """What a stage that ended well says in a line: a gate by its verdict, a measurement by what chance would give."""
-    if (report / "verdict.json").exists():
-        return "**Passed**" if json.loads((report / "verdict.json").read_bytes())["passed"] else "**Refused**"
+    if verdict := reported(report, "verdict.json"):
+        return "**Passed**" if verdict["passed"] else "**Refused**"
     measured = [name for name in metrics if {f"{name}/low", f"{name}/chance"} <= metrics.keys()]
     above = sum(metrics[f"{name}/low"] > metrics[f"{name}/chance"] for name in measured)
     said = f"{above} of {len(measured)} measures are above chance, by the lower end of their 95 % interval"

@@ -51,7 +51,7 @@ REQUIREMENTS = (
     "safetensors>=0.5",
     "simplejpeg>=1.8",
     "tokenizers>=0.21",
-    "torch>=2.13,<2.14",
+    "torch>=2.12.1,<2.14",
     "tqdm>=4.67",
 )
 #: And those that build the towers of some models.

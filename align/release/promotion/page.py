@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from align.display.figure import BAD, GOOD, INK, SOFT, Interval, forest
 from align.display.html import cards, heading, page, paragraph, plot, table
-from align.display.visible import plain_markdown
+from align.display.visible import markdown_table, plain_markdown
 from align.durable.files import write_text
 from align.release.promotion.decision import HEADS, Compared, PromotionDecision, explanation, points
 from align.statistics.paired import Difference
@@ -17,6 +17,8 @@ from align.statistics.paired import Difference
 PAGE, MARKDOWN = "promotion.html", "promotion.md"
 #: More slices than this are not drawn; the table has all.
 _MAX_DRAWN = 40
+_METRICS = ("metric", "candidate", "champion", "difference", "lower bound", "upper bound")
+_SLICES = ("slice", "concepts", "queries", "difference", "lower bound", "upper bound", "verdict")
 
 
 def write_page(decision: PromotionDecision, folder: Path) -> Path:
@@ -39,16 +41,13 @@ def _html(decision: PromotionDecision) -> str:
         blocks += [
             heading("Candidate minus champion"),
             plot(_figure(decision, compared), alt="differences with their bounds, in percentage points"),
-            table(["metric", "candidate", "champion", "difference", "lower bound", "upper bound"], _metrics(decision)),
+            table(_METRICS, _metrics(decision)),
             heading("Slices"),
             paragraph(
                 "Bounds of slices are wider: with so many slices, one of an equally good model would look worse by "
                 "chance. A slice refuses only if its upper bound is below minus its margin."
             ),
-            table(
-                ["slice", "concepts", "queries", "difference", "lower bound", "upper bound", "verdict"],
-                _slices(compared),
-            ),
+            table(_SLICES, _slices(compared)),
         ]
     blocks += [heading("How it was measured"), *map(paragraph, _origin(decision))]
     return page(title(decision), decision.reason, blocks)
@@ -115,21 +114,14 @@ def _interval(name: str, one: Difference, colour: str) -> Interval:
 
 def _markdown(decision: PromotionDecision) -> Iterator[str]:
     yield from (f"# {plain_markdown(title(decision))}", "", plain_markdown(decision.reason), "")
-    yield from _rows(["verdict", *HEADS[:3]], [[one.verdict, one.name, one.figure, one.bar] for one in decision.gates])
+    gates = [[one.verdict, one.name, one.figure, one.bar] for one in decision.gates]
+    yield markdown_table(["verdict", *HEADS[:3]], gates)
     for line in explanation(decision):
         yield from ("", line)
     if decision.compared is not None:
-        heads = ["metric", "candidate", "champion", "difference", "lower bound", "upper bound"]
-        yield from ("", "## Candidate minus champion, percentage points", "", *_rows(heads, _metrics(decision)))
-        heads = ["slice", "concepts", "queries", "difference", "lower bound", "upper bound", "verdict"]
-        yield from ("", "## Slices", "", *_rows(heads, _slices(decision.compared)))
+        metrics, slices = _metrics(decision), _slices(decision.compared)
+        yield from ("", "## Candidate minus champion, percentage points", "", markdown_table(_METRICS, metrics))
+        yield from ("", "## Slices", "", markdown_table(_SLICES, slices))
     yield from ("", "## How it was measured")
     for line in _origin(decision):
         yield from ("", plain_markdown(line))
-
-
-def _rows(heads: list[str], rows: Iterator[list[str]] | list[list[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(heads)} |"
-    yield f"|{' --- |' * len(heads)}"
-    for row in rows:
-        yield f"| {' | '.join(map(plain_markdown, row))} |"

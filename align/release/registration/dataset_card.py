@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from align.display.visible import plain_markdown
+from align.display.report import reported
+from align.display.visible import markdown_table, plain_markdown
 from align.formats.shards import MANIFEST, Manifest
-from align.release.registration.model_card import read, table
 from align.release.registration.results import PipelineOutputs
 
 #: Their names among the artifacts.
@@ -58,7 +58,7 @@ def croissant(name: str, manifest: Manifest, outputs: PipelineOutputs) -> str:
         manifest: of its shards; the digest is its version.
         outputs: whose reports say what it was made of.
     """
-    licences = sorted(read(outputs.reports / "ingest").get("licences", {}))
+    licences = sorted(reported(outputs.reports / "ingest").get("licences", {}))
     images = sum(split.num_images for split in manifest.splits.values())
     pairs = sum(split.num_pairs for split in manifest.splits.values())
     files = {one.path: one for task in manifest.tasks for one in (task.shard, task.shard.tar)}
@@ -118,7 +118,7 @@ def sources(name: str, manifest: Manifest, outputs: PipelineOutputs) -> str:
 
 
 def _sections(name: str, manifest: Manifest, outputs: PipelineOutputs) -> Iterator[str]:
-    ingest, filtered = (read(outputs.reports / stage) for stage in ("ingest", "filter"))
+    ingest, filtered = (reported(outputs.reports / stage) for stage in ("ingest", "filter"))
     yield f"# Sources of {plain_markdown(name)}\n\nData `{manifest.digest[:12]}`."
     counts = [[f"pictures, pairs of split {one}", f"{split.num_images:,}, {split.num_pairs:,}"]
               for one, split in manifest.splits.items()]  # fmt: skip
@@ -126,20 +126,20 @@ def _sections(name: str, manifest: Manifest, outputs: PipelineOutputs) -> Iterat
         counts.insert(0, ["pairs that passed the filter", f"{filtered['num_kept']:,} of {filtered['num_pairs']:,}"])
     if ingest:
         counts.insert(0, ["pairs that the sources name", f"{ingest['num_pairs']:,}"])
-    yield "## Counts\n\n" + table(["what", "number"], counts)
+    yield "## Counts\n\n" + markdown_table(["what", "number"], counts)
     obeyed = ingest.get("errors", {}) | {row["reason"]: row["num_first"] for row in filtered.get("funnel", ())}
     rows = [[what, f"{obeyed[code]:,}"] for code, what in _OBEYED.items() if obeyed.get(code)]
-    yield "## Opt-outs that were obeyed\n\n" + (table(["what", "pairs"], rows) if rows else "None was found.")
+    yield "## Opt-outs that were obeyed\n\n" + (markdown_table(["what", "pairs"], rows) if rows else "None was found.")
     if hosts := ingest.get("hosts"):
         shown = {host: sum(of.values()) for host, of in hosts.items()}
         rows = [[host, f"{number:,}", f"{hosts[host].get('success', 0):,}"] for host, number in shown.items()]
         left = ingest["num_pairs"] - sum(shown.values())
-        yield "## Domains\n\n" + table(["domain of the picture", "pairs", "with a picture"], rows)
+        yield "## Domains\n\n" + markdown_table(["domain of the picture", "pairs", "with a picture"], rows)
         if left:
             yield f"All others: {left:,} pairs."
     licences = ingest.get("licences", {})
     yield "## Licences\n\nWhat pages state, which nobody has checked; a pair with a picture each.\n\n" + (
-        table(["licence", "pairs"], [[one, f"{number:,}"] for one, number in licences.items()])
+        markdown_table(["licence", "pairs"], [[one, f"{number:,}"] for one, number in licences.items()])
         if licences
         else "No page states one."
     )

@@ -6,13 +6,12 @@ reports; nothing is measured here.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from align.display.visible import plain_markdown
+from align.display.report import reported
+from align.display.visible import markdown_table, plain_markdown
 from align.release.registration.results import PipelineOutputs, Results
 from align.release.registration.shown import measured
 from align.services.tracking.tracker import metric_name
@@ -140,17 +139,17 @@ class ModelCard:
             if self.champion:
                 line.append(_share(self.champion.metrics.get(metric_name(f"{name}/{metric}"))))
             cells.append(line)
-        return table(head, cells)
+        return markdown_table(head, cells)
 
     def _data(self) -> str:
         reports = self.outputs.reports
         lines, not_gated, no_shards = [], self.results.not_gated, self.results.data_digest in self.results.not_gated
-        if not no_shards and (funnel := read(reports / "filter").get("funnel")):
-            report = read(reports / "filter")
-            dropped = [row for row in funnel if row["num_first"]]
+        if not no_shards and (funnel := reported(reports / "filter").get("funnel")):
+            report = reported(reports / "filter")
+            dropped = [[row["reason"], f"{row['num_first']:,}"] for row in funnel if row["num_first"]]
             lines.append(f"{report['num_kept']:,} of {report['num_pairs']:,} pairs passed the filter. Dropped:")
-            lines.append(table(["rule", "pairs"], [[row["reason"], f"{row['num_first']:,}"] for row in dropped]))
-        trained = read(reports / "pretrain") or read(reports / "finetune")
+            lines.append(markdown_table(["rule", "pairs"], dropped))
+        trained = reported(reports / "pretrain") or reported(reports / "finetune")
         if trained:
             lines.append(
                 f"Trained on {trained['num_training_pairs']:,} pairs of {trained['num_training_images']:,} images "
@@ -170,7 +169,7 @@ class ModelCard:
 
     def _recipe(self) -> str:
         rows = [[f"`{key}`", self._param(key), paper] for key, paper in _PAPER.items() if key in self._flat()]
-        return table(["parameter", "here", "paper"], rows).replace(r"\`", "`")  # ours, around the names
+        return markdown_table(["parameter", "here", "paper"], rows).replace(r"\`", "`")  # ours, around the names
 
     def _use(self) -> str:
         return (
@@ -206,16 +205,3 @@ def _joined(sections: Iterable[str]) -> str:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, in which no cell's signs count."""
-    lines = [head, ["---"] * len(head), *([plain_markdown(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The report of a stage; empty if there is none."""
-    path = folder / "report.json"
-    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    return found

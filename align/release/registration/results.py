@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from align.config.model import ModelConfig
 from align.config.sections import changing_bytes, flattened
+from align.display.report import reported
 from align.durable.files import sha256_folder, to_json
 from align.errors import CorruptError, DataError
 from align.formats.model_folder import CONFIG, ModelFolderConfig, read_config
@@ -198,15 +198,14 @@ def _listed(digests: Sequence[str]) -> str:
 
 def _read_metrics(outputs: PipelineOutputs) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for path in (folder / "metrics.json" for folder in outputs.report_folders()):
-        metrics |= json.loads(path.read_bytes()) if path.is_file() else {}
+    for folder in outputs.report_folders():
+        metrics |= reported(folder, "metrics.json")
     return metrics
 
 
 def _report(folder: Path) -> dict[str, Any]:
-    path = folder / "report.json"
-    try:
-        report: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; run the whole pipeline first (`dvc repro` or `align run`)") from None
+    if not (report := reported(folder)):
+        raise DataError(
+            f"{folder}/report.json: no such file; run the whole pipeline first (`dvc repro` or `align run`)"
+        )
     return report

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.release import PromoteConfig
+from align.display.report import reported
 from align.services.tracking.tracker import Tracker, metric_name
 
 #: Key in MLflow -> file below reports/. Of the retrieval examples, both show the same queries in every run.
@@ -94,7 +95,7 @@ def log_report(tracker: Tracker, run_id: str, folder: Path, shown: Sequence[str]
         shown: the metrics that become MLflow's, see `headline`; where a set of one's own has none, its main ones do.
         shards: data/shards, which the run used; None: it made none.
     """
-    metrics = _json(folder / "metrics.json")
+    metrics = reported(folder, "metrics.json")
     if (curves := folder / _STEPS).is_file():
         rows = [json.loads(line) for line in curves.read_text("utf-8").splitlines() if line]
         tracker.log_series(run_id, rows, prefix=f"{folder.name}/")
@@ -123,7 +124,7 @@ def tables(reports: Sequence[Path]) -> dict[str, Table]:
     """
     metrics: dict[str, float] = {}
     for folder in reports:
-        metrics |= _json(folder / "metrics.json")
+        metrics |= reported(folder, "metrics.json")
     classes = _report(reports, "evaluation").get("classes", {})
     funnel = _report(reports, "filter").get("funnel", [])
     measured = [(f"{name}/{metric}", _said(*numbers), *numbers) for name, metric, *numbers in _measured(metrics)]
@@ -187,9 +188,4 @@ def _columns(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Table:
 
 def _report(reports: Sequence[Path], name: str) -> dict[str, Any]:
     """What a stage reported; empty if it is not among these."""
-    return next((_json(folder / "report.json") for folder in reports if folder.name == name), {})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    return found
+    return next((reported(folder) for folder in reports if folder.name == name), {})

@@ -129,7 +129,7 @@ def start(served: Served) -> StartAnswer:
         served=version(served),
         num_images=served.index.num_images,
         example=texts[len(texts) // 2] if texts else None,
-        columns=served.index.columns.choices(),
+        columns=served.index.columns.choices,
         hits=[_shown(served, Hit(item, 0.0), rank) for rank, item in enumerate(items, 1)],
     )
 

@@ -19,6 +19,7 @@ from align.config.serve import ServeConfig
 from align.durable.cores import cores
 from align.errors import DataError
 from align.formats.image_index import IndexedImage, IndexHeader
+from align.pairs.picture_process import end_idle
 from align.search.service.answers import Asked, FoundPair, Health, ItemAnswer, PairShown
 from align.search.service.batching import Batcher
 from align.search.service.champion import Champion
@@ -70,7 +71,7 @@ class SearchService(Collector):
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.requests = RequestMetrics(self.registry)
-        self._decoders = Decoders(_NUM_DECODERS, max_pixels=config.max_image_pixels, timeout_s=config.decode_timeout_s)
+        self._decoders = Decoders(max_pixels=config.max_image_pixels, timeout_s=config.decode_timeout_s)
         self.buckets = Buckets(config.max_requests_per_s, config.max_burst)
         waiting = config.max_waiting
         self._decoding = Threads("decode", _NUM_DECODERS, max_waiting=waiting, max_of_client=_NUM_DECODERS - 1)
@@ -87,7 +88,7 @@ class SearchService(Collector):
         for threads in (self._decoding, self._reading, self._preparing):
             threads.end()
         self._looking.shutdown()
-        self._decoders.close()
+        end_idle()
 
     def served(self) -> Served:
         """The release of this moment. Raises HTTPException 503 before there is one."""

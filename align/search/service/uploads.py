@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import queue
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +13,7 @@ from PIL import Image
 from align.errors import DataError
 from align.pairs.picture import PictureError, read_header
 from align.pairs.picture_header import outline
-from align.pairs.picture_process import Helper
-
-
-class _Killable(Helper):
-    """A helper that another thread may kill."""
-
-    def kill(self) -> None:
-        """Ends the process at once; a caller that waits for its answer gets a PictureError."""
-        self._process.kill()
-
+from align.pairs.picture_process import helper
 
 #: The cost of decoding a megapixel, in fiftieths of a second: of one scan of a JPEG, and of any other picture as a
 #: whole.
@@ -33,20 +21,16 @@ _COST_OF_SCAN, _COST_OF_OTHERS, _LEAST_COST = 0.3, 2.5, 0.5
 
 
 class Decoders:
-    """A few helpers, each for one picture at a time; further pictures wait. Threads share it."""
+    """Decodes in helper processes, each for one picture at a time. Threads share it."""
 
-    def __init__(self, number: int, *, max_pixels: int, timeout_s: float) -> None:
+    def __init__(self, *, max_pixels: int, timeout_s: float) -> None:
         """Starts no process yet.
 
         Args:
-            number: of helpers.
             max_pixels: of a picture, by its header.
             timeout_s: for a picture, in its process.
         """
         self._max_pixels, self._timeout_s = max_pixels, timeout_s
-        self._free: queue.Queue[_Killable | None] = queue.Queue()
-        for _ in range(number):
-            self._free.put(None)
 
     def cost(self, data: bytes) -> float:
         """What decoding a file takes, by its header, as a multiple of an ordinary request's cost.
@@ -83,52 +67,25 @@ class Decoders:
             raise _undecodable(error) from None
         return _square(image, resize_px, image_px)
 
-    def close(self) -> None:
-        """Ends the helpers that are free."""
-        while not self._free.empty():
-            helper = self._free.get_nowait()
-            if helper is not None:
-                helper.end()
-
     def _decode(self, data: bytes, resize_px: int) -> Image.Image:
-        with self._lent() as helper:
+        with helper() as lent:
             late = threading.Event()
 
             def stop() -> None:
                 late.set()
-                helper.kill()
+                lent.kill()
 
             timer = threading.Timer(self._timeout_s, stop)
             timer.start()
             try:
-                memory = helper.size(data)[3]
-                return helper.pixels(data, memory, resize_px)
+                memory = lent.size(data)[3]
+                return lent.pixels(data, memory, resize_px)
             except PictureError:
                 if late.is_set():
                     raise PictureError(f"it did not decode within {self._timeout_s:g} s") from None
                 raise
             finally:
                 timer.cancel()
-
-    @contextmanager
-    def _lent(self) -> Iterator[_Killable]:
-        helper = self._free.get()
-        try:
-            if helper is None or not helper.alive:
-                if helper is not None:
-                    helper.end()
-                helper = None
-                helper = _Killable()
-            yield helper
-        except PictureError:
-            raise
-        except BaseException:  # in the middle of a message
-            if helper is not None:
-                helper.end()
-                helper = None
-            raise
-        finally:
-            self._free.put(helper)
 
 
 def _undecodable(error: PictureError) -> DataError:

@@ -43,7 +43,8 @@ def commands() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="align-warm-"))
     reading, writing = os.pipe()  # whose end tells the server of the end of this process, however it ends
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DVC_"))}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    given = filter(None, [os.environ.get("PYTHONPATH")])  # another torch (`make test-torch`)
+    env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *given]), "OMP_NUM_THREADS": "1"}
     place = "".join(str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("mnt", "net"))
     client = shlex.join([sys.executable, "-I", "-S", str(_CLIENT), str(folder / "socket"), place])
     for name, lines in {

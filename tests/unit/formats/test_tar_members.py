@@ -137,6 +137,7 @@ def test_the_same_as_tarfile(tmp_path: Path, form: int) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
+        lambda data: data[: 3 * 1536 - 100],  # after the data, in what fills the block
         lambda data: data[: 3 * 1536 + 100],
         lambda data: data[: 3 * 1536 + 1000],
         lambda data: data[: 3 * 1536] + b"x" * BLOCK + data[3 * 1536 + BLOCK :],

@@ -89,7 +89,7 @@ def test_a_table_of_a_spreadsheet_with_its_columns(tmp_path: Path, capsys: pytes
     ]  # fmt: skip
     assert index.columns_of("pictures/red.jpg") == {"SKU": "007", "Price": 19.9, "Category": "Lamps"}
     assert [item.texts for item in index.items][1:3] == [('a green chair, "large"',), ("blue vase",)]
-    assert index.columns.choices() == {"SKU": [], "Price": None, "Category": ["Chairs", "Lamps"]}
+    assert index.columns.choices == {"SKU": [], "Price": None, "Category": ["Chairs", "Lamps"]}
     assert found(index, "red") == [
         "pictures/red.jpg", "pictures/red.jpg#2", "pictures/green.png", "pictures/blue-vase.jpg",
     ]  # fmt: skip

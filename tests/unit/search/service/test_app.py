@@ -146,7 +146,7 @@ class Stuck(Decoders):
     """Decodes no slow picture before it may."""
 
     def __init__(self) -> None:
-        super().__init__(1, max_pixels=10_000, timeout_s=200.0)
+        super().__init__(max_pixels=10_000, timeout_s=200.0)
         self.go = threading.Event()
 
     def crop(self, data: bytes, resize_px: int, image_px: int) -> np.ndarray:

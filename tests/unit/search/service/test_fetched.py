@@ -4,7 +4,6 @@ import io
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,8 @@ from align.config.paths import PathsConfig
 from align.durable.files import sha256_folder
 from align.errors import CorruptError, DataError
 from align.model.preprocess import centre_crop, decode
+from align.pairs import picture_process
+from align.pairs.picture_process import end_idle
 from align.search.service.fetched import RegisteredChampion
 from align.search.service.uploads import Decoders, from_base64
 from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, sign
@@ -162,10 +163,8 @@ def test_what_is_of_other_means_is_refused_and_what_was_moved_by_hand_is_said(wo
 
 
 @pytest.fixture
-def decoders() -> Iterator[Decoders]:
-    made = Decoders(1, max_pixels=1_000_000, timeout_s=200.0)
-    yield made
-    made.close()
+def decoders() -> Decoders:
+    return Decoders(max_pixels=1_000_000, timeout_s=200.0)
 
 
 def photograph(format: str, size: tuple[int, int] = (300, 200)) -> bytes:
@@ -213,16 +212,18 @@ def test_a_picture_costs_by_its_pixels_and_scans(decoders: Decoders) -> None:
 
 
 def test_a_picture_that_takes_too_long_is_killed_and_the_next_one_decodes() -> None:
-    made = Decoders(1, max_pixels=100_000_000, timeout_s=200.0)
+    made = Decoders(max_pixels=100_000_000, timeout_s=200.0)
+    end_idle()
     made.crop(square("red"), 48, 48)  # the process has started
-    (helper,) = made._free.queue
+    (helper,) = picture_process._idle
     made._timeout_s = 0.05
     with pytest.raises(DataError, match=r"did not decode within 0\.05 s"):
         made.crop(hostile_pictures.png(9000), 72, 64)
-    assert helper is not None and helper._process.wait(60) == -signal.SIGKILL
+    assert helper._process.wait(60) == -signal.SIGKILL and helper not in picture_process._idle
     made._timeout_s = 200.0
     assert made.crop(square("red"), 48, 48).shape == (48, 48, 3)
-    made.close()
+    end_idle()
+    assert not picture_process._idle
 
 
 def test_base64_may_have_line_breaks_and_nothing_else() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from align.config.infrastructure import StoreConfig
@@ -28,7 +29,7 @@ from align.shard import pictures
 from align.training.batches.index import SplitIndex
 from align.training.batches.samples import SplitSamples
 from align.validate.shard_check import Faults, ShardsWork, check_shards, write_pairs
-from tests.support import local_store
+from tests.support import local_store, small_data
 from tests.support.small_data import Pair, jpeg
 from tests.support.small_shards import CONFIG, make_shards, many_pairs
 
@@ -108,11 +109,16 @@ def test_lists_hold_what_tars_hold_for_every_reader(tmp_path: Path, objects: str
 
 
 def test_lists_say_the_sources_of_texts_as_tars_do(tmp_path: Path) -> None:
+    small_data.write(tmp_path, PAIRS)
+    raw = pq.read_table(table := tmp_path / "raw/00000.parquet")
+    pq.write_table(raw.append_column("text_source", [["alt", "title", *["alt"] * (len(raw) - 2)]]), table)
     sourced = {"text_sources": True}
     tars = make(tmp_path, CONFIG.model_copy(update=sourced), "tars")
     lists = make(tmp_path, LISTS.model_copy(update=sourced))
     assert by_key(lists, "train") == by_key(tars, "train")
     assert {len(one.sources) - len(one.texts) for one in by_key(lists, "train").values()} == {0}
+    (row,) = read_manifest(lists).splits["train"].shards
+    assert row.sources == {"alt": row.num_pairs - 1, "title": 1}
     assert counted(check(lists, tmp_path)) == {}
 
 

@@ -28,7 +28,6 @@ from align.formats.model_folder import read_config
 from align.model.dual_encoder import DualEncoder, save_model
 from align.model.embedder import Embedder, Embeddings, load_with_tokenizer
 from align.model.image_tower import estimate_statistics
-from align.model.preprocess import centre_crop, decode, to_pixels
 from tests.support import ROOT, small_model
 from tests.support.params import PARAMS_FILE
 from tests.support.tars import samples
@@ -53,21 +52,13 @@ def _picture(seed: int, kind: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
-def _tell_pictures_apart(folder: Path) -> None:
-    """Gives an untrained model batch-norm's statistics: without them rounding decides which picture is nearer."""
-    model, _ = load_with_tokenizer(folder)
-    crops = [centre_crop(decode(_picture(seed), model.config.resize_px), model.config.image_px) for seed in range(32)]
-    estimate_statistics(model.vision_model, [to_pixels(np.stack(crops))])
-    save_model(model, folder, stage="finetune")
-
-
 @pytest.fixture(scope="module", name="root")
 def _root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, and three sets in CLIP_benchmark's layout: `classes`, `captions` and, of PNG files, `pairs`."""
     root = tmp_path_factory.mktemp("tools")
     torch.manual_seed(0)
     folder = small_model.write(root)
-    _tell_pictures_apart(folder)
+    small_model.tell_apart(folder, map(_picture, range(32)))
     # words that the model knows: texts that it cannot tell apart would tie, and tools rank equal texts as they come
     endings = ("snow", "owl", "picture")
     words = [f"{template.format(name)} {end}" for template in TEMPLATES for name in CLASSES for end in endings]

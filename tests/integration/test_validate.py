@@ -29,7 +29,7 @@ from tests.support.small_shards import make_shards, many_pairs
 
 WIDE = dict.fromkeys(MaxDrift.model_fields, 1.0)
 CONFIG = ValidateConfig(
-    min_pairs=10, min_success_share=0.9, keep_rate=(0.5, 0.8),
+    min_pairs=10, min_success_share=0.9, keep_rate=(0.5, 0.8), keep_rate_by_source={},
     dropped_share={"image_too_small": (0.0, 0.2), "text_too_short": (0.1, 0.5), "image_missing": (0.0, 0.05)},
     min_evaluation_sets=1, max_evaluation_hash_share=0.0, sample_rows=15, max_drift=MaxDrift(**WIDE),
 )  # fmt: skip

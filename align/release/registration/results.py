@@ -204,8 +204,6 @@ def _read_metrics(outputs: PipelineOutputs) -> dict[str, float]:
 
 
 def _report(folder: Path) -> dict[str, Any]:
-    if not (report := reported(folder)):
-        raise DataError(
-            f"{folder}/report.json: no such file; run the whole pipeline first (`dvc repro` or `align run`)"
-        )
-    return report
+    if not (path := folder / "report.json").is_file():
+        raise DataError(f"{path}: no such file; run the whole pipeline first (`dvc repro` or `align run`)")
+    return reported(folder)

@@ -69,8 +69,10 @@ def _share(root: Path, path: Path) -> None:
         shutil.copy(settings, path / ".dvc" / "config.local")
     share_cache(root, path)
     values = load_params(root / PARAMS_FILE).values
-    # a cancelled run resumes from its checkpoints, and a later one does not measure the evaluation images again
-    for folder in (below_root(values["paths"])["checkpoints"], values.get("store", {}).get("features")):
+    # a cancelled run resumes from its checkpoints, and a later one neither measures the evaluation images again nor
+    # resizes the pictures (`shard.materialise: false`)
+    store = values.get("store", {})
+    for folder in (below_root(values["paths"])["checkpoints"], store.get("features"), store.get("cache")):
         if folder is not None and not Path(folder).is_absolute():
             (root / folder).mkdir(parents=True, exist_ok=True)
             (path / folder).parent.mkdir(parents=True, exist_ok=True)

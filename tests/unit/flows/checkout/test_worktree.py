@@ -121,7 +121,7 @@ def test_a_run_s_branch_lacks_inputs_that_are_elsewhere_or_ignored(project: Path
         assert git(project, "diff", "--name-only", "HEAD", commit) == "params.yaml"
 
 
-STORE = "store:\n  features: .align/features\n"
+STORE = "store:\n  cache: .align/store\n  features: .align/features\n"
 SMALL_PARAMS = f"paths:\n  checkpoints: checkpoints # where\n{STORE}filter:\n  min_words: 3 # paper 3\n"
 
 
@@ -142,11 +142,12 @@ def test_a_worktree_of_its_own(repo: Path) -> None:
         assert (workspace.root / "params.yaml").read_text() == SMALL_PARAMS.replace("3 #", "4 #")  # comments stay
         (workspace.root / "checkpoints" / "step").write_text("7")
         (workspace.root / ".align/features/seen").touch()
+        (workspace.root / ".align/store/pictures").mkdir()
         config = (workspace.root / ".dvc/config.local").read_text()
         assert str(repo / ".dvc" / "cache") in config
     assert not workspace.root.exists()
     assert (repo / "checkpoints" / "step").read_text() == "7"  # survives, so that a cancelled run resumes
-    assert (repo / ".align/features/seen").exists()
+    assert (repo / ".align/features/seen").exists() and (repo / ".align/store/pictures").is_dir()
     assert (repo / "params.yaml").read_text() == SMALL_PARAMS
 
 

@@ -15,7 +15,7 @@ from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
 from align.durable.pieces import Pieces
 from align.errors import CorruptError, DataError
-from align.formats.shards import SPLITS, Manifest, Sample, SplitName, iter_samples, iter_texts, read_manifest
+from align.formats.shards import SPLITS, Manifest, Sample, Shard, SplitName, iter_samples, iter_texts, read_manifest
 from align.formats.stored_tars import stored_tars
 from align.lineage.trace.data import picture_of
 from align.lineage.versions.shard_samples import iter_stored_samples, shards_show
@@ -283,7 +283,7 @@ def rewritten(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return spoil
 
 
-def pictures_digest(rows: list) -> str:  # type: ignore[type-arg]
+def pictures_digest(rows: list[Shard]) -> str:
     return hashlib.sha256(
         "".join(f"{row.sha256}{row.pictures.sha256 if row.pictures else ''}" for row in rows).encode()
     ).hexdigest()

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,10 @@ def test_every_machine_ends_with_the_error_of_a_rank_elsewhere(tmp_path: Path, m
 
 
 def test_an_error_of_all_is_returned_by_each(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    threads = set(threading.enumerate())
     with pytest.raises(ConfigError, match=r"^rank 0 says so$"):
         launch(functools.partial(_all_fail, tmp_path), 2, 1, cluster(1))
+    assert set(threading.enumerate()) <= threads  # one that is in torch's store when Python ends aborts the process
     assert len(list(tmp_path.iterdir())) == 2
     assert "exitcode" not in capfd.readouterr().err  # the launcher saw no death
 

@@ -286,10 +286,9 @@ def launch(
     scratch = tempfile.TemporaryDirectory(prefix="align-ranks-")  # torch would not remove its own
     ending = Path(scratch.name) / "ending.json"
     first_gpu = seat.number if torch.cuda.device_count() > 1 else 0  # a launcher may show each process its own only
-    agent = Agent(
-        _worker, (work, threads, first_gpu, cluster.patience_s, endpoint, ending), num_processes,
-        Rounds(endpoint, cluster, listener, saves), scratch.name,
-    )  # fmt: skip
+    rounds = Rounds(endpoint, cluster, listener, saves)
+    arguments = (work, threads, first_gpu, cluster.patience_s, endpoint, ending)
+    agent = Agent(_worker, arguments, num_processes, rounds, scratch.name)
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in signals}
     try:
@@ -302,9 +301,10 @@ def launch(
     except (DistStoreError, TimeoutError) as error:
         first = str(error).strip().splitlines()[0]
         raise TrainingError(f"node {node} of {nodes} could not reach the others at {endpoint}: {first}") from None
-    finally:  # the agent does not remove its own handlers
+    finally:
+        rounds.shutdown()
         scratch.cleanup()
-        for number, handler in handlers.items():
+        for number, handler in handlers.items():  # the agent does not remove its own
             signal.signal(number, handler)
     for _, outcome in sorted(result.return_values.items()):  # they come in the order of their arrival
         if outcome is not None:

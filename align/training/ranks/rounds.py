@@ -30,6 +30,8 @@ from align.durable.checkpoint import CheckpointFolder
 from align.errors import TrainingError
 
 _LOOK_EVERY_S = 0.1
+#: Seconds for the store's last answer: that of a machine without power gives none.
+_ANSWER_S = 5
 #: Seconds that ranks have to end when another one died: nothing that they still compute can be used.
 _END_S = 30
 
@@ -52,6 +54,7 @@ class Rounds(StaticTCPRendezvous):
         self.number, self._over = 0, 0
         self.cluster, self._listener, self._saves = cluster, listener, saves
         self._left, self._furthest = cluster.max_restarts, -1
+        self._watcher, self._ended = threading.Thread(), threading.Event()
         self.may_restart()
 
     def may_restart(self) -> bool:
@@ -65,8 +68,16 @@ class Rounds(StaticTCPRendezvous):
         """Waits for the next round."""
         self.number = self._begin() if self.rank == 0 else self._join()
         self.run_id = f"round {self.number}"
-        threading.Thread(target=self._watch, args=(self._store, self.number), daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, args=(self._store, self.number), daemon=True)
+        self._watcher.start()
         return super().next_rendezvous()
+
+    def shutdown(self) -> bool:
+        """Ends the thread that watches: if Python ended while it is in torch's store, the process would abort."""
+        self._ended.set()
+        if self._watcher.ident is not None:
+            self._watcher.join(_ANSWER_S)
+        return True
 
     def num_nodes_waiting(self) -> int:
         """torch's agent asks it while its ranks work, and starts them again if it is more than none."""
@@ -83,10 +94,9 @@ class Rounds(StaticTCPRendezvous):
     def _watch(self, store: Any, number: int) -> None:
         """Learns that the round is over. In a thread: the store of a machine without power answers to nobody."""
         with suppress(RuntimeError):  # the store has ended with node 0; the ranks notice, too
-            while self.number == number != self._over:
+            while self.number == number != self._over and not self._ended.wait(2 * _LOOK_EVERY_S):
                 if store.add("round", 0) != number or store.check([f"{number} is over"]):
                     self._over = number
-                time.sleep(2 * _LOOK_EVERY_S)
 
     def _begin(self) -> int:
         """On node 0."""

@@ -84,7 +84,7 @@ class Overview(_Frozen):
         words_per_text: words -> pairs.
         short_sides: lower end of the bucket, px -> distinct images.
         languages: by pairs, descending, in a few shards; `unknown` where it cannot be told.
-        hosts: of image URLs, by pairs, descending, in the same shards.
+        hosts: of image URLs, or the first folder of a file's path, by pairs, descending, in the same shards.
         text_sources: of the texts, such as alt, in the same way.
         num_looked_at: pairs of these shards.
         shared_texts: by images, descending.
@@ -162,9 +162,13 @@ def _host(url: str) -> str:
 @lru_cache(4096)
 def _host_of(url: str) -> str:
     try:
-        return urlsplit(url).hostname or f"({url.partition(':')[0][:20] or 'no URL'}:)"
+        host = urlsplit(url).hostname
     except ValueError:  # such as half an IPv6 address
         return "(not a URL)"
+    folder, slash, _ = url.partition("/")
+    if host or not url or ":" in folder:
+        return host or f"({url.partition(':')[0][:20] or 'no URL'}:)"
+    return folder[:100] if slash else "."  # the path of a file
 
 
 def _shared_texts(rows: Rows) -> tuple[SharedText, ...]:

@@ -16,6 +16,8 @@ from tests.support.dvc_projects import environment
 DOCS = ROOT / "docs"
 #: What the demo leaves in a checkout. No journey touches it.
 OUTS = ("data", "models", "reports", "checkpoints", "runtime", "mlartifacts", "mlflow.db", "dvc.lock", "params.yaml")
+#: `align run` commits.
+AUTHOR = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
 
 

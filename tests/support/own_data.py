@@ -45,6 +45,19 @@ def write_captions(root: Path) -> None:
         csv.writer(file).writerows([("file", "text"), *rows, ("000.jpg", "some people who wait for a boat")])
 
 
+def write_sources(root: Path) -> None:
+    """Writes `root/captions` as above, its table with the columns `file`, `alt` and `synthetic`: every third cell of
+    `alt` is empty.
+    """
+    write_captions(root)
+    with (root / "captions" / "captions.csv").open("w", newline="") as file:
+        rows = [
+            (f"{number:03d}.jpg", f"{sentence(number)} at noon" if number % 3 else "", sentence(number))
+            for number in range(NUM)
+        ]
+        csv.writer(file).writerows([("file", "alt", "synthetic"), *rows])
+
+
 def write_pairs(root: Path) -> None:
     """Writes `root/pairs`, a folder as img2dataset makes it; one picture was gone."""
     rows = [

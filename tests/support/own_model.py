@@ -27,7 +27,9 @@ def write(root: Path, num_pictures: int = 100) -> None:
 
 
 def write_photos(root: Path, num_pictures: int = 80) -> None:
-    """Writes `root/photos`: pictures, and a CSV of captions; also `root/texts.txt` with some of them."""
+    """Writes `root/photos`: pictures, and a CSV of captions of eight words, every tenth of ten; also `root/texts.txt`
+    with some of them.
+    """
     images = root / "photos" / "images"
     images.mkdir(parents=True)
     rows = []
@@ -35,7 +37,8 @@ def write_photos(root: Path, num_pictures: int = 80) -> None:
         blurred = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
         Image.fromarray(blurred).resize((320, 240)).save(images / f"{number:03d}.jpg")
         animal, place = _ANIMALS[number % len(_ANIMALS)], _PLACES[number // len(_ANIMALS)]
-        rows.append((f"images/{number:03d}.jpg", f"a young {animal} rests beside the old {place}"))
+        rests = "rests at noon" if number % 10 == 9 else "rests"
+        rows.append((f"images/{number:03d}.jpg", f"a young {animal} {rests} beside the old {place}"))
     with (root / "photos/captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file", "caption"), *rows])
     (root / "texts.txt").write_text("".join(f"{text}\n" for _, text in rows[:8]))

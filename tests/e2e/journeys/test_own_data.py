@@ -2,6 +2,7 @@
 
 import json
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,13 @@ import pytest
 
 from tests.support import own_data
 from tests.support.dvc_projects import shell
-from tests.support.journeys import travel
+from tests.support.journeys import AUTHOR, travel
 from tests.support.web_server import WebServer
 
 STAGES = (
     "ingest", "filter", "validate", "shard", "validate_shards", "fit_tokenizer", "pretrain", "finetune", "evaluate",
     "package", "index",
 )  # fmt: skip
-#: `align run` commits.
-AUTHOR = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 #: Minutes on a quiet machine; a busy one takes several times as long.
 
 
@@ -74,6 +73,29 @@ def test_sets_of_ones_own_pairs_and_of_classes(folder: Path) -> None:
     for name in ("held_out/text_to_image/recall@10", "clothing/zero_shot/accuracy", "clothing/knn/accuracy"):
         assert name in metrics(project) and name in shown, name
     assert "test/text_to_image/recall@10" in metrics(project), "the split was not measured, too"
+
+
+@pytest.mark.full
+def test_texts_of_several_sources(folder: Path) -> None:
+    own_data.write_sources(folder)
+    said = travel(folder, "own-data", "sources")
+    project = folder / "sourced"
+    with_alt = sum(bool(number % 3) for number in range(own_data.NUM))
+    assert ran(said) == list(STAGES)
+    assert f"ingest: {own_data.NUM + with_alt} pairs of {own_data.NUM} images" in said
+    overview = json.loads((project / "reports/filter/report.json").read_text())["overview"]
+    assert [(row["name"], row["num_pairs"]) for row in overview["text_sources"]] == [
+        ("synthetic", own_data.NUM), ("alt", with_alt),
+    ]  # fmt: skip
+    assert [row["name"] for row in overview["hosts"]] == ["."]  # the pictures lie beside their table
+    assert "kept-from-synthetic" in (project / "reports/quality/report.json").read_text()
+    sources = set()
+    for path in (project / "data/shards/train").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for name in tar.getnames():
+                if name.endswith(".json") and (member := tar.extractfile(name)):
+                    sources.add(tuple(json.load(member)["sources"]))
+    assert sources == {("alt", "synthetic"), ("synthetic",)}
 
 
 @pytest.mark.full

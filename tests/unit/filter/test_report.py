@@ -112,7 +112,8 @@ def test_hosts_are_counted_without_regard_to_port_case_or_scheme() -> None:
         ("example.org", 2, 1), ("(data:)", 1, 1), ("(not a URL)", 1, 0),
     ]  # fmt: skip
     assert overview.num_looked_at == 4
-    files = overview_of(rows_of(PAIRS, IMAGES), [(url, *SHOWN[0][1:]) for url in ("images/0.jpg", "images/a:b", "1.jpg")])
+    shown = [(url, *SHOWN[0][1:]) for url in ("images/0.jpg", "images/a:b", "1.jpg")]
+    files = overview_of(rows_of(PAIRS, IMAGES), shown)
     assert [(one.name, one.num_pairs) for one in files.hosts] == [("images", 2), (".", 1)]
 
 

@@ -12,9 +12,9 @@ from flows.checkout.run_branch import record
 from tests.support import own_model
 from tests.support.small_data import jpeg
 
-#: They need a bucket, a web server, Prefect, a process of their own, or a champion before the present one, or serve
-#: until they are stopped; other tests start those.
-ELSEWHERE = ("pin", "run", "plan", "rollback", "serve")
+#: They need a bucket, a web server, Prefect, a process of their own, a champion before the present one or an hour of
+#: training, or serve until they are stopped; other tests start those.
+ELSEWHERE = ("pin", "run", "plan", "rollback", "serve", "study")
 #: Shows what it would do, and says so with exit code 1.
 PREVIEW = {"align forget --purge": "align: error: nothing is purged yet: add --yes"}
 

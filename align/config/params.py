@@ -48,7 +48,13 @@ _WHY = {
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Section(BaseModel):
+class Strict(BaseModel):
+    """Frozen values that people, or files of ours, state: none is converted, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Section(Strict):
     """One section of params.yaml.
 
     Section, module and stage share one name: `Params.section(FilterConfig)` reads the values under `filter`.
@@ -59,7 +65,6 @@ class Section(BaseModel):
             in dvc.yaml, and part of no key: neither a registered run's nor a training run's.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     section: ClassVar[str]
     changes_bytes: ClassVar[bool] = True
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from align.config.params import Strict
+from align.config.params import Strict, parse_yaml
 from align.errors import ConfigError
 
 Format = Literal[
@@ -243,7 +242,7 @@ def read_checked(path: Path, cls: type[M], what: str) -> M:
         ConfigError: the file is missing or wrong; the message names the key.
     """
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        document = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give {what}") from None
     except (YAMLError, UnicodeDecodeError, OSError) as error:

@@ -138,20 +138,23 @@ class _Module(NamedTuple):
 
 @cache
 def _read(path: Path) -> _Module:
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     said = "".join(_said(tree))
     total = hashlib.sha256(said.encode())
     for data in sorted({*_DATA_FILE.findall(said)}):
         if (path.parent / data).is_file():
             total.update((path.parent / data).read_bytes())
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import)]
-    neutral = path.parent.name == "config" and _NEUTRAL_SECTION in text
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom | ast.Import | ast.AnnAssign)]
+    neutral = path.parent.name == "config" and any(
+        isinstance(node, ast.AnnAssign)
+        and ast.unparse(node.target) == "changes_bytes"
+        and isinstance(node.value, ast.Constant)
+        and node.value.value is False
+        for node in nodes
+    )
     return _Module(total.hexdigest(), tuple(_imports(nodes)), neutral)
 
 
-#: The line in a module of `align.config` whose section changes no bytes.
-_NEUTRAL_SECTION = "    changes_bytes: ClassVar[bool] = False\n"
 #: A data file of the package, as `_said` writes its name.
 _DATA_FILE = re.compile(r"'([a-z_]+\.(?:csv|json|txt|yaml))'")
 

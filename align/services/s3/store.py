@@ -23,7 +23,7 @@ from align.config.infrastructure import StoreConfig
 from align.durable.files import fsync, replaced, temporary_name
 from align.errors import ConfigError, CorruptError, DataError
 from align.interfaces.store import FetchTar
-from align.services.s3.client import download, list_objects, list_stats, read_range, remove, stat, upload
+from align.services.s3.client import download, list_objects, read_range, remove, stat, upload
 from align.services.s3.locations import Stat, is_s3, split_uri
 
 #: A copy that does not match its name is read once more: the transfer may have damaged it.
@@ -49,18 +49,6 @@ class Objects:
     def uri(self, sha256: str) -> str:
         """The location of an object, which need not exist: s3://... or a path."""
         return f"{str(self.config.objects).rstrip('/')}/{sha256[:2]}/{sha256}.tar"
-
-    def require_reachable(self) -> None:
-        """Checks that the place is there: if it is not, `exists` says that every object is missing.
-
-        Raises:
-            DataError: there is no such bucket, or the folder's disk is not mounted. Else as `put`.
-        """
-        place = str(self.config.objects)
-        if is_s3(place):
-            next(iter(list_objects(self.config, *split_uri(place))), None)
-        elif not Path(place).absolute().parent.exists():
-            raise DataError(f"{place}: no such folder; is it mounted?")
 
     def exists(self, sha256: str) -> bool:
         """Whether the object exists. Raises as `put`."""
@@ -272,14 +260,9 @@ class CheckpointMirror:
 
     def names(self, run: str) -> list[str]:
         """The names of a run's files, in order."""
-        return list(self.sizes(run))
-
-    def sizes(self, run: str) -> dict[str, int]:
-        """The names of a run's files, in order -> bytes."""
         bucket, key = split_uri(self._uri(f"{run}/"))
-        found = list_stats(self.config, bucket, key)
-        names = ((name.removeprefix(key), status.num_bytes) for name, status in found)
-        return {name: num_bytes for name, num_bytes in names if "/" not in name}  # it becomes the name of a file
+        names = (name.removeprefix(key) for name in list_objects(self.config, bucket, key))
+        return [name for name in names if "/" not in name]  # it becomes the name of a file
 
     def get(self, name: str, path: Path) -> None:
         """Downloads a file, whole or not at all."""

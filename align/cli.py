@@ -120,10 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.typed = args.overrides  # a profile is for all verbs, but what was typed is meant for this one
         args.overrides = [*profile, *args.typed]
         params = read_params(args.params, args.overrides)
-        if args.verb in STAGES:
+        if args.verb in STAGES and "DVC_STAGE" in os.environ:
             from align.project.declared import require_stage
 
-            require_stage(args.verb, VERBS[args.verb].module, params, under_dvc="DVC_STAGE" in os.environ)
+            require_stage(args.verb, VERBS[args.verb].module, params)
         with ExitStack() as stack:
             if getattr(args, "checkpoint", None) is not None:
                 args.model = Path(stack.enter_context(TemporaryDirectory(prefix="align-")))

@@ -18,9 +18,9 @@ from pydantic import Field
 from align.config import Params
 from align.config.evaluate import EvaluateConfig
 from align.config.infrastructure import StoreConfig
+from align.config.params import flattened
 from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
-from align.config.sections import flattened
 from align.config.suite import is_suite, read_suite
 from align.display.visible import visible
 from align.durable.files import replace_directory, sha256_file, write_text

@@ -13,10 +13,11 @@ from prefect import get_run_logger, runtime
 
 from align.config import Params
 from align.config.model import ModelConfig
+from align.config.params import flattened
 from align.config.paths import MAKE_PRETRAINED, PathsConfig
 from align.config.recipe import FinetuneConfig
 from align.config.release import RegisterConfig
-from align.config.sections import changing_bytes, flattened
+from align.config.sections import changing_bytes
 from align.errors import ServiceError
 from align.pipeline.run import running_services
 from align.release.promotion.gates import REVISION

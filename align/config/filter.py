@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from align.config.params import Section
+from align.config.params import Section, Strict
 
 LanguageCode = Annotated[str, Field(pattern="^[a-z]{2}$")]
 
 
-class ModelFile(BaseModel):
+class ModelFile(Strict):
     """A network, given as a file with its digest. If it were a *stage* of the pipeline, that would be a circle."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     #: .onnx or TorchScript (.pt): (N, 3, px, px) float32 in, (N, D) embeddings out; or a folder of `align package` or
     #: of another library (`align.model.library_embedder`).

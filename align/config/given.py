@@ -8,18 +8,17 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from align.config.model import TIMM
+from align.config.params import Strict
 from align.config.paths import PathField
 
 #: Hex sha256.
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Given(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
+class _Given(Strict):
     path: PathField
     sha256: Digest
 

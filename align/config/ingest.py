@@ -5,27 +5,16 @@ from __future__ import annotations
 from ipaddress import ip_network
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from align.config.params import Section
+from align.config.params import Section, Strict
 
 #: Where a page may have the text of a picture.
 TextSource = Literal["alt", "figcaption", "title", "aria-label"]
 
 
-class Columns(BaseModel):
+class Columns(Strict):
     """The names of a table's columns. A table without a header has them in this order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     #: The picture: its address, or its file's name. None: found where the table has a usual name for it.
     url: str | None

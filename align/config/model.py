@@ -6,9 +6,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from align.config.params import Section
+from align.config.params import Section, Strict
 
 #: Names of published shapes; their numbers are in `align.model.presets`.
 ImageTowerName = Literal["B0", "B1", "B2", "B3", "B4", "B5", "B6", "B7", "L2"]
@@ -28,18 +28,14 @@ Checkpointing = Literal["none", "cheap", "blocks"]
 Locked = Literal["none", "image", "text"]
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class ImageTowerShape(_Shape):
+class ImageTowerShape(Strict):
     """EfficientNet's compound scaling of width and depth; B0 has 1.0 for both."""
 
     width_coefficient: float = Field(gt=0)
     depth_coefficient: float = Field(gt=0)
 
 
-class TextTowerShape(_Shape):
+class TextTowerShape(Strict):
     """BERT's hidden size, layers and attention heads."""
 
     width: int = Field(ge=8)
@@ -53,7 +49,7 @@ class TextTowerShape(_Shape):
         return self
 
 
-class TransformersTower(_Shape):
+class TransformersTower(Strict):
     """A text encoder of transformers: what its config.json has. Keys that it lacks have transformers' defaults."""
 
     config: dict[str, Any]

@@ -48,7 +48,13 @@ _WHY = {
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Section(BaseModel):
+class Strict(BaseModel):
+    """Frozen values that people, or files of ours, state: none is converted, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Section(Strict):
     """One section of params.yaml.
 
     Section, module and stage share one name: `Params.section(FilterConfig)` reads the values under `filter`.
@@ -59,7 +65,6 @@ class Section(BaseModel):
             in dvc.yaml, and part of no key: neither a registered run's nor a training run's.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     section: ClassVar[str]
     changes_bytes: ClassVar[bool] = True
 
@@ -143,7 +148,8 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
         ConfigError: the file is missing or not a YAML mapping, an override is malformed or names an unknown key, or a
             value is an address with a login or a signature in it.
     """
-    source = path or _default_file()
+    here = Path(PARAMS_FILE)
+    source = path or (here if here.exists() else installed(PARAMS_FILE))
     try:
         values = parse_yaml(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -232,11 +238,6 @@ def _inherited(values: dict[str, Any], name: str) -> dict[str, Any]:
     return parent if isinstance(parent, dict) else {}
 
 
-def _default_file() -> Path:
-    here = Path(PARAMS_FILE)
-    return here if here.exists() else installed(PARAMS_FILE)
-
-
 def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Every key that an override may name: `section.key`, and deeper ones."""
     for name, value in values.items():
@@ -298,7 +299,7 @@ def profile_overrides(name: str | None, root: Path = _HERE) -> list[str]:
     folder = _folder(root)
     file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
-        values = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+        values = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not UTF-8, or not a name of a file
         known = ", ".join(profile_names(root)) or "none"
         raise ConfigError(f"--profile {name}: no readable file {file}; profiles in {folder}: {known}") from None
@@ -306,19 +307,19 @@ def profile_overrides(name: str | None, root: Path = _HERE) -> list[str]:
         raise ConfigError(f"{file}: {not_yaml(error)}") from None
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
         raise ConfigError(f"{file}: expected sections at the top level, as in params.yaml")
-    return list(_overrides(values))
+    return [f"{key}={json.dumps(value)}" for key, value in flattened(values).items()]  # YAML reads JSON
 
 
 def _folder(root: Path) -> Path:
     return root / PROFILES if (root / PROFILES).is_dir() else installed(str(PROFILES))
 
 
-def _overrides(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _overrides(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={json.dumps(value)}"  # YAML reads JSON
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 class _Representer(RoundTripRepresenter):

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from align.config.given import GivenImageTower, GivenTextTower
 from align.config.model import Checkpointing, Locked, ModelConfig
-from align.config.params import Section
+from align.config.params import Section, Strict
 from align.config.paths import PathField
 from align.errors import ConfigError
 
@@ -31,10 +31,8 @@ def even_ranks(batch_size: int, group: int, most: int) -> int:
     return next((count for count in range(most, 1, -1) if batch_size % (count * group) == 0), 1)
 
 
-class ExtraShards(BaseModel):
+class ExtraShards(Strict):
     """One more folder of shards to train on, made elsewhere. DVC does not track it, so its digest is given here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     path: PathField
     #: `digest` in its manifest.json.
@@ -43,10 +41,8 @@ class ExtraShards(BaseModel):
     weight: float = Field(gt=0)
 
 
-class Phase(BaseModel):
+class Phase(Strict):
     """Steps of another size than the model's, before those at its own size."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     #: The share of all steps.
     share: float = Field(gt=0, lt=1)

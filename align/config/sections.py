@@ -50,14 +50,6 @@ def changing_bytes(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: content for name, content in values.items() if name in SECTIONS and SECTIONS[name].changes_bytes}
 
 
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
 #: Fields that are left out: titles repeat the key, and a discriminator is for readers that generate code.
 _LEFT_OUT = frozenset({"title", "discriminator"})
 

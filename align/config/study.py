@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from align.config.params import DEMO
+from align.config.params import DEMO, Strict
 from align.config.suite import read_checked
 
 #: A part of a run's name, and so of a branch's.
@@ -17,7 +17,7 @@ _Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*(-[a-z0-9_.]+)*$", ma
 Cell = tuple[str, int]
 
 
-class Settings(BaseModel):
+class Settings(Strict):
     """What changes parameters: the study for all its runs, an arm for its own.
 
     Attributes:
@@ -25,9 +25,8 @@ class Settings(BaseModel):
         profiles: of a profile -> what is said instead of `values` where the study is run with it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     values: dict[str, Any] = Field(default_factory=dict, alias="set")
-    profiles: dict[str, dict[str, Any]] = {}
+    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def of(self, profile: str | None) -> dict[str, Any]:
         """The values with a profile."""

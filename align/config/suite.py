@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml.error import YAMLError
 
+from align.config.params import Strict, parse_yaml
 from align.errors import ConfigError
 
 Format = Literal[
@@ -50,16 +50,11 @@ TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a 
 
 
 M = TypeVar("M", bound=BaseModel)
-_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
 _Uri = Annotated[str, Field(min_length=1)]
 
 
-class Positives(BaseModel):
+class Positives(Strict):
     """Two files of right items by COCO's ids, as eccv_caption publishes them; paths, or s3://."""
-
-    model_config = _STRICT
 
     image_to_text: _Uri
     text_to_image: _Uri
@@ -73,10 +68,8 @@ _Counts = Annotated[tuple[_Count, ...], Field(strict=False, min_length=1)]
 _Seeds = Annotated[tuple[_Seed, ...], Field(strict=False, min_length=1)]
 
 
-class KnnSettings(BaseModel):
+class KnnSettings(Strict):
     """Task `knn`: the label of the nearest picture, as in the paper, and votes of several nearest ones."""
-
-    model_config = _STRICT
 
     #: How many pictures vote; each number K gives a metric knn_K. Wu et al. take 200. Empty by default: the paper has
     #: only the nearest.
@@ -85,10 +78,8 @@ class KnnSettings(BaseModel):
     temperature: _Positive = 0.07
 
 
-class LinearProbeSettings(BaseModel):
+class LinearProbeSettings(Strict):
     """Task `linear_probe`; the defaults are CLIP_benchmark's."""
-
-    model_config = _STRICT
 
     #: The share of the pictures to learn from on which the weight decay is chosen; null: no choice and no decay.
     validation_share: _Share | None = 0.2
@@ -98,20 +89,16 @@ class LinearProbeSettings(BaseModel):
     seed: _Seed = 0
 
 
-class FrozenSettings(BaseModel):
+class FrozenSettings(Strict):
     """Task `frozen`: the paper's schedule of SGD."""
-
-    model_config = _STRICT
 
     #: paper: 100 epochs of batches of 1,024 (section 4.3); small: 20 of 64, for some thousand pictures on two cores.
     preset: Literal["paper", "small"] = "paper"
     seed: _Seed = 0
 
 
-class VtabSettings(BaseModel):
+class VtabSettings(Strict):
     """Task `vtab`: searches the hyper-parameters of a linear classifier on the first 1,000 pictures."""
-
-    model_config = _STRICT
 
     #: Paper, section 5: 50.
     trials: _Count = 50
@@ -134,10 +121,8 @@ class VtabSettings(BaseModel):
         return self
 
 
-class FineTuningSettings(BaseModel):
+class FineTuningSettings(Strict):
     """Task `fine_tuning`: a new head first, then all layers, on new crops in each epoch (section 4.3)."""
-
-    model_config = _STRICT
 
     #: imagenet and fine_grained (Flowers, Pets, Cars, Food101) are the paper's; small: for some thousand pictures on
     #: two cores, at the picture size of the model.
@@ -154,10 +139,8 @@ class FineTuningSettings(BaseModel):
     part: _Count = 64
 
 
-class SuiteSet(BaseModel):
+class SuiteSet(Strict):
     """One set of a suite."""
-
-    model_config = _STRICT
 
     #: The name of the set and of its metrics.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -188,7 +171,7 @@ class SuiteSet(BaseModel):
     #: How many captions of each picture are taken, from the first on; None: all. Published figures of COCO take five.
     texts_per_image: Annotated[int, Field(ge=1)] | None = None
     #: Name in the metrics -> right items other than each picture's own captions, such as those of ECCV Caption.
-    positives: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")], Positives] = {}
+    positives: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")], Positives] = Field(default_factory=dict)
     #: How tasks of LEARNED are measured.
     knn: KnnSettings = KnnSettings()
     linear_probe: LinearProbeSettings = LinearProbeSettings()
@@ -243,9 +226,7 @@ class SuiteSet(BaseModel):
         return self
 
 
-class _Suite(BaseModel):
-    model_config = _STRICT
-
+class _Suite(Strict):
     sets: Annotated[tuple[SuiteSet, ...], Field(strict=False, min_length=1)]
 
 
@@ -261,7 +242,7 @@ def read_checked(path: Path, cls: type[M], what: str) -> M:
         ConfigError: the file is missing or wrong; the message names the key.
     """
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        document = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give {what}") from None
     except (YAMLError, UnicodeDecodeError, OSError) as error:

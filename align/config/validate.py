@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
-from align.config.params import Section, in_order
+from align.config.params import Section, Strict, in_order
 
 Share = Annotated[float, Field(ge=0, le=1)]
 #: [lowest, highest], both included. YAML has no tuples, so a list is read as one.
 Band = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(in_order)]
 
 
-class MaxDrift(BaseModel):
+class MaxDrift(Strict):
     """How far data may move from the reference: the keep rate by its change, the others by `align.validate.drift`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     keep_rate: Share
     text_length: Share

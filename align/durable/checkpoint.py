@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from align.display.console import say
-from align.durable.files import fsync, to_json, write_text
+from align.durable.files import fsync, replaced, to_json, write_text
 from align.durable.locks import take, tried
 from align.errors import ConfigError, CorruptError, DataError, LockedError, ServiceError, TrainingError
 from align.interfaces.store import Mirror
@@ -203,9 +203,8 @@ class CheckpointFolder:
         latest = best._path(best.steps()[-1])
         for path in (best.directory / JOURNAL, latest):  # the checkpoint last: with it the run is one of this code
             if path.exists():
-                part = self.directory / ".adopted.part"
-                shutil.copyfile(path, part)
-                os.replace(part, self.directory / path.name)
+                with replaced(self.directory / path.name, on_disk=False) as part:
+                    shutil.copyfile(path, part)
         say(f"{self.directory}: resuming from {latest}, written by other code: {reason.strip()}")
 
     def other_code_step(self) -> int | None:

@@ -52,16 +52,28 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file atomically: a temporary file next to it, os.replace, and fsync of both the file and the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    temporary = temporary_name(path)
+    with replaced(path) as beside:
+        beside.write_bytes(data)
+
+
+@contextmanager
+def replaced(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
+    """Yields a new name next to `path`: the file that the block writes there replaces it, unless the block fails.
+
+    Args:
+        path: a file, which may exist; its folder does.
+        on_disk: flush the file and the folder, too, for what a power cut must not undo.
+    """
+    beside = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync(path.parent)
+        yield beside
+        if on_disk:
+            fsync(beside)
+        os.replace(beside, path)
+        if on_disk:
+            fsync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=1024)
@@ -90,7 +102,7 @@ def without_temporary_names(path: Path) -> Path:
 
 
 @contextmanager
-def replace_directory(path: Path, made_by: str) -> Iterator[Path]:
+def replace_directory(path: Path, made_by: str | None) -> Iterator[Path]:
     """Yields an empty folder that replaces `path` when the block succeeds, and is removed when it fails.
 
     The folder at `path` is the complete old one or the complete new one at any moment, even after a kill. The next run
@@ -98,7 +110,7 @@ def replace_directory(path: Path, made_by: str) -> Iterator[Path]:
 
     Args:
         path: absent, empty, or made by the same stage; nothing else is replaced (see `require_replaceable`).
-        made_by: the stage or command, for the mark.
+        made_by: the stage or command, for the mark; None: it gets no mark, and is a person's from then on.
 
     Raises:
         DataError: `path` may not be replaced.
@@ -111,7 +123,8 @@ def replace_directory(path: Path, made_by: str) -> Iterator[Path]:
     part.mkdir()
     try:
         yield part
-        mark(part, made_by)
+        if made_by is not None:
+            mark(part, made_by)
         fsync_all(part)
         require_replaceable(path, made_by)  # the block may have taken hours
         swap(part, path)

@@ -6,14 +6,13 @@ The ends of the sections come first, as 64-bit numbers, so a reader on another m
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from align.durable.files import temporary_name
+from align.durable.files import replaced
 from align.durable.pieces import Pieces
 from align.durable.processes import in_threads
 
@@ -29,18 +28,13 @@ _NUM_THREADS = 4
 def write_sections(path: Path, count: int, sections: Iterable[Iterable[bytes]]) -> None:
     """Writes a file; `sections` are `count` ones. It appears whole or not at all."""
     ends: Sizes = np.zeros(count, np.int64)
-    beside = temporary_name(path)
-    try:
-        with beside.open("wb") as file:
-            file.seek(_WORD * count)
-            for number, parts in enumerate(sections):
-                file.writelines(parts)
-                ends[number] = file.tell()
-            file.seek(0)
-            file.write(ends.astype("<i8").tobytes())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replaced(path, on_disk=False) as beside, beside.open("wb") as file:
+        file.seek(_WORD * count)
+        for number, parts in enumerate(sections):
+            file.writelines(parts)
+            ends[number] = file.tell()
+        file.seek(0)
+        file.write(ends.astype("<i8").tobytes())
 
 
 def sizes_of(pieces: Pieces, piece: str, file: str, count: int) -> Sizes:

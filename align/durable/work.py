@@ -65,7 +65,9 @@ def work_directory(path: Path, made_by: str | None, key: str) -> Iterator[Path]:
     require_replaceable(path, made_by)
     make_parent(path)
     folder = path.with_name(f".{path.name}.part")
-    with _locked(path):
+    with tried(path.with_name(f".{path.name}.lock")) as ours:
+        if not ours:
+            raise LockedError(f"{path}: another process is making it; wait for it, or stop it")
         _prepare(path, folder, key)
         if made_by is not None:  # a kill came after it was marked and before it was put at `path`
             (folder / MARK).unlink(missing_ok=True)
@@ -84,10 +86,6 @@ def work_directory(path: Path, made_by: str | None, key: str) -> Iterator[Path]:
         fsync(path)
 
 
-def _has_key(folder: Path, key: str) -> bool:
-    return _key_in(folder) == key
-
-
 def _key_in(folder: Path) -> str | None:
     try:
         return str(json.loads((folder / _KEY_FILE).read_bytes())["key"])
@@ -99,10 +97,10 @@ def _prepare(path: Path, folder: Path, key: str) -> None:
     """Makes the work folder unless it is there with this key. Call it only while no other process works there."""
     clear_leftovers(path)
     clear_leftovers(folder)  # of a `swap` below
-    if _has_key(folder, key):
+    if _key_in(folder) == key:
         return
     if _key_in(path) is not None:  # a run was killed after it had put its folder at `path`
-        if _has_key(path, key) and _key_in(folder) is None:
+        if _key_in(path) == key and _key_in(folder) is None:
             swap(path, folder)
             return
         (path / _KEY_FILE).unlink()
@@ -124,12 +122,3 @@ def _discard(folder: Path, path: Path) -> None:
     doomed = temporary_name(path)
     os.replace(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds `path` for one process alone."""
-    with tried(path.with_name(f".{path.name}.lock")) as ours:
-        if not ours:
-            raise LockedError(f"{path}: another process is making it; wait for it, or stop it")
-        yield

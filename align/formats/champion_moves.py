@@ -125,15 +125,11 @@ def history_of(model: str, tags: Mapping[str, str]) -> tuple[Move, ...]:
     """
     moves = []
     for key in sorted(filter(_ENTRY.fullmatch, tags)):
-        move = _move(model, key, tags[key])
+        move = parse(Move, tags[key].encode("utf-8", "replace"), f"tag {key} of model '{model}'", _REMEDY)
         if key != move.key:
             raise FormatError(f"tag {key} of model '{model}' is a copy of {move.key}; {_REMEDY}")
         moves.append(move)
     return tuple(moves)
-
-
-def _move(model: str, key: str, value: str) -> Move:
-    return parse(Move, value.encode("utf-8", "replace"), f"tag {key} of model '{model}'", _REMEDY)
 
 
 def line_of_champions(moves: Iterable[Move]) -> list[int]:

@@ -87,8 +87,8 @@ def read_rated_pairs(path: str, files: Files) -> RatedPairs:
     if not found:
         raise FormatError(f"{path}: no rows below its header")
     first, second, ratings = (np.array(column) for column in zip(*found, strict=True))
-    pairs = np.stack([first, second], axis=1)
-    if len(repeated := _repeated(pairs)):
+    distinct, counts = np.unique(np.stack([first, second], axis=1), axis=0, return_counts=True)
+    if len(repeated := distinct[counts > 1]):
         one, other = repeated[0]
         raise FormatError(f"{path}: {one} and {other} have two rows; is it a file of raw ratings?")
     return RatedPairs(kind, first.astype(np.int64), second.astype(np.int64), ratings.astype(np.float64))
@@ -104,8 +104,3 @@ def _row(path: str, line: int, row: list[str], patterns: Sequence[re.Pattern[str
     if not 0 <= rating <= 5:
         raise FormatError(f"{path}: line {line}: {','.join(row)[:120]!r} is not a rating (from 0 to 5)")
     return first, second, rating
-
-
-def _repeated(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    distinct, counts = np.unique(pairs, axis=0, return_counts=True)
-    return distinct[counts > 1]

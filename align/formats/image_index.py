@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal
@@ -159,6 +158,7 @@ def _read_header(directory: Path) -> IndexHeader:
     return header
 
 
+@dataclass(frozen=True, eq=False)
 class ImageIndex:
     """The indexed images with their vectors.
 
@@ -168,23 +168,13 @@ class ImageIndex:
         columns: of a catalogue.
     """
 
-    def __init__(
-        self,
-        header: IndexHeader,
-        items: IndexedImages,
-        words: IndexedWords,
-        vectors: Vectors,
-        addresses: PairAddresses,
-        columns: IndexedColumns,
-    ) -> None:
-        self.header = header
-        self.items = items
-        self.columns = columns
-        self._words = words
-        self._addresses = addresses
-        self._vectors = vectors
-        self._allowed = lru_cache(_NUM_FILTERS)(partial(_matching, items, words, columns))
-        self._shown: NDArray[np.bool_] | None = None  # all
+    header: IndexHeader
+    items: IndexedImages
+    columns: IndexedColumns
+    _addresses: PairAddresses
+    _vectors: Vectors
+    _allowed: Callable[..., NDArray[np.bool_]]
+    _shown: NDArray[np.bool_] | None = None  # all
 
     @classmethod
     def load(cls, directory: Path, load_vectors: Callable[[Path], Vectors]) -> ImageIndex:
@@ -211,7 +201,8 @@ class ImageIndex:
             raise CorruptError(f"{directory}: vectors, items and index.json disagree; run `align index` again")
         words = IndexedWords.load(directory, len(items))
         addresses, columns = PairAddresses.load(directory, len(items)), IndexedColumns.load(directory, len(items))
-        return cls(header, items, words, vectors, addresses, columns)
+        allowed = lru_cache(_NUM_FILTERS)(partial(_matching, items, words, columns))
+        return cls(header, items, columns, addresses, vectors, allowed)
 
     def without(self, image_ids: Collection[str], covers: Callable[[str, str], bool] | None) -> ImageIndex:
         """The same index without some of its images: no key names them, and no search finds them.
@@ -226,9 +217,7 @@ class ImageIndex:
         shown = ~self.items.with_image_ids(image_ids)
         if covers is not None:
             shown[list(self._addresses.covered(covers))] = False
-        made = copy(self)
-        made._shown = None if shown.all() else shown
-        return made
+        return replace(self, _shown=None if shown.all() else shown)
 
     @property
     def num_images(self) -> int:

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from align.errors import CorruptError, DataError
+from align.errors import DataError
+from align.formats.parquet import of_index
 
 COLUMNS = "columns.parquet"
 Value = str | int | float | None
@@ -54,7 +55,7 @@ class IndexedColumns:
         """Opens what `write_columns` wrote. Raises CorruptError if it is damaged, or of other images."""
         if not (directory / COLUMNS).exists():
             return cls(None)
-        try:
+        with of_index(directory / COLUMNS):
             table = pq.read_table(directory / COLUMNS, page_checksum_verification=True)
             table.validate(full=True)
             if any(kind not in (pa.string(), pa.float64()) for kind in table.schema.types) or (
@@ -62,9 +63,6 @@ class IndexedColumns:
             ):
                 raise pa.ArrowInvalid("other columns, or other images")
             return cls(table)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CorruptError(f"{directory / COLUMNS}: damaged ({reason}); run `align index` again") from None
 
     def of(self, position: int) -> dict[str, Value]:
         """Column -> value of one image."""

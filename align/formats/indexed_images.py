@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from align.errors import CorruptError, DataError
 from align.formats.indexed_words import write_words
 from align.formats.pair_addresses import ROWS_PER_GROUP, write_addresses
+from align.formats.parquet import of_index
 
 ITEMS, THUMBNAILS = "items.parquet", "thumbnails.jpegs"
 
@@ -92,7 +93,7 @@ class IndexedImages(Sequence[IndexedImage]):
         Raises:
             CorruptError: a file is missing or damaged.
         """
-        try:
+        with of_index(directory):
             table = pq.read_table(
                 directory / ITEMS, read_dictionary=["split", "shard"], page_checksum_verification=True
             )
@@ -103,9 +104,6 @@ class IndexedImages(Sequence[IndexedImage]):
             if any(column.null_count for column in (*table.columns, texts)):
                 raise pa.ArrowInvalid("values are missing")
             return cls(table, directory / THUMBNAILS if thumbnails else None)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CorruptError(f"{directory}: damaged ({reason}); run `align index` again") from None
 
     def __len__(self) -> int:
         return int(self._table.num_rows)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from align.errors import CorruptError
+from align.formats.parquet import of_index
 
 WORDS = "words.parquet"
 
@@ -91,7 +91,7 @@ class IndexedWords:
     @classmethod
     def load(cls, directory: Path, num_images: int) -> IndexedWords:
         """Opens what `write_words` wrote. Raises CorruptError if it is damaged, or of other images."""
-        try:
+        with of_index(directory / WORDS):
             table = pq.read_table(directory / WORDS, page_checksum_verification=True)
             table.validate(full=True)
             words, images = map(_whole, table.columns)
@@ -102,9 +102,6 @@ class IndexedWords:
             if not in_order or (highest is not None and highest >= num_images):
                 raise pa.ArrowInvalid("other images, or the order is wrong")
             return cls(table, num_images)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CorruptError(f"{directory / WORDS}: damaged ({reason}); run `align index` again") from None
 
     def matching(self, words: str, texts: pa.ChunkedArray) -> NDArray[np.bool_]:
         """Which images have a text with these words one after the other: as whole words, in upper or lower case.

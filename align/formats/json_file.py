@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from align.config.params import Strict
 from align.errors import FormatError
 
 
-class StoredModel(BaseModel):
-    """What a JSON file of ours holds, or a part of it. Values are not converted and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class StoredModel(Strict):
+    """What a JSON file of ours holds, or a part of it."""
 
 
 Stored = TypeVar("Stored", bound=StoredModel)

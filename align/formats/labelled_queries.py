@@ -11,21 +11,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from align.errors import DataError, FormatError
+from align.formats.json_file import StoredModel
 
 
-class LabelledQuery(BaseModel):
+class LabelledQuery(StoredModel):
     """A text query. An image is right if its texts name one of the words or phrases in `expected`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     query: str
     expected: list[str] = Field(min_length=1)
 
 
-class ComposedQuery(BaseModel):
+class ComposedQuery(StoredModel):
     """An image - text query.
 
     Attributes:
@@ -34,17 +33,13 @@ class ComposedQuery(BaseModel):
         expected: words that name what should remain.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     image_text: str
     minus: str
     expected: list[str] = Field(min_length=1)
 
 
-class QueryFile(BaseModel):
+class QueryFile(StoredModel):
     """data/sample/queries.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     schema_version: Literal[1]
     queries: list[LabelledQuery]

@@ -57,14 +57,9 @@ def shards_test_set(shards: Path, max_images: int, fetch: FetchTar | None) -> li
     ]
 
     def pictures(positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
-        wanted = iter(positions)
-        following = next(wanted, None)
-        for position, sample in enumerate(islice(iter_samples(shards, "test", fetch), max_images)):
-            if position == following:
-                yield sample.image
-                following = next(wanted, None)
-            if following is None:
-                return
+        wanted = set(positions)
+        samples = islice(iter_samples(shards, "test", fetch), max(wanted, default=-1) + 1)
+        yield from (sample.image for position, sample in enumerate(samples) if position in wanted)
 
     description = "held-out clusters of the training sources"
     return [EvaluationSet(TEST, "retrieval", description, images, (), (), pictures)] if images else []

@@ -13,11 +13,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from align.config.model import ModelConfig
 from align.durable.files import sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError, FormatError
+from align.formats.json_file import StoredModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ _DECIDING = (".json", ".safetensors", ".txt", ".model")
 TOKENIZER_FOLDER = "tokenizer"
 
 
-class Imported(BaseModel):
+class Imported(StoredModel):
     """The origin of a model whose training this project does not know.
 
     Attributes:
@@ -45,13 +46,11 @@ class Imported(BaseModel):
         weights: hex sha256 of its weights; of each given tower, joined by commas.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     folder: str | None
     weights: str
 
 
-class ModelFolderConfig(BaseModel):
+class ModelFolderConfig(StoredModel):
     """config.json.
 
     Attributes:
@@ -65,8 +64,6 @@ class ModelFolderConfig(BaseModel):
         chosen: which weights of a run these are, or of which models a blend; None: those after the last step.
         weights_sha256: hex sha256 of model.safetensors; None in folders of versions that did not record it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     schema_version: Literal[2] = SCHEMA_VERSION
     model: ModelConfig

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from align.errors import CorruptError
+from align.formats.parquet import of_index
 
 ADDRESSES = "addresses.parquet"
 
@@ -84,12 +84,10 @@ class PairAddresses:
         Raises:
             CorruptError: it is damaged, or of another number of images.
         """
-        try:
+        with of_index(directory / ADDRESSES):
             file = pq.ParquetFile(directory / ADDRESSES, pre_buffer=False, page_checksum_verification=True)
             if not file.schema_arrow.equals(_SCHEMA) or file.metadata.num_rows != num_images:
                 raise pa.ArrowInvalid("other columns or rows")
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise _damaged(directory / ADDRESSES, error) from None
         return cls(file)
 
     def of(self, position: int, num_pairs: int) -> tuple[PairAddress, ...]:
@@ -99,49 +97,22 @@ class PairAddresses:
             position: of the image, from 0.
             num_pairs: that it has.
         """
-        try:
+        with of_index(ADDRESSES):
             with self._lock:
                 group = self._file.read_row_group(position // ROWS_PER_GROUP)
             row = group.slice(position % ROWS_PER_GROUP, 1).to_pylist()[0]
             pages, pictures = row[_PAGES], row[_PICTURES]
             if not len(pages) == len(pictures) == num_pairs or None in (*pages, *pictures):
-                raise ValueError("addresses are missing")  # noqa: TRY301 - all damage is the same error
-        except (pa.ArrowException, OSError, ValueError, TypeError, IndexError) as error:
-            raise _damaged(Path(ADDRESSES), error) from None
+                raise ValueError("addresses are missing")
         return tuple(map(PairAddress, pages, pictures))
 
     def covered(self, covers: Callable[[str, str], bool]) -> Iterator[int]:
         """The positions of images that have a pair whose (url, page_url) is covered. Raises CorruptError if damaged."""
         for group in range(self._file.num_row_groups):
-            try:
+            with of_index(ADDRESSES):
                 with self._lock:
                     rows = self._file.read_row_group(group)
                 owners = pc.list_parent_indices(rows[_PAGES].combine_chunks()).to_pylist()
                 columns = (pc.list_flatten(rows[name]).to_pylist() for name in (_PICTURES, _PAGES))
                 found = {owner for owner, *one in zip(owners, *columns, strict=True) if covers(*one)}
-            except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-                raise _damaged(Path(ADDRESSES), error) from None
             yield from (group * ROWS_PER_GROUP + position for position in found)
-
-
-def iter_addresses(directory: Path) -> Iterator[PairAddress]:
-    """Every different pair of addresses in an index, some rows in memory at a time. Older indexes have none.
-
-    Raises:
-        CorruptError: the file is damaged.
-    """
-    path = directory / ADDRESSES
-    if not path.is_file():
-        return
-    try:
-        file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
-        for batch in file.iter_batches(ROWS_PER_GROUP):
-            pages, pictures = (pc.list_flatten(batch[name]).to_pylist() for name in (_PAGES, _PICTURES))
-            for page, picture in dict.fromkeys(zip(pages, pictures, strict=True)):
-                yield PairAddress(page or "", picture or "")
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> CorruptError:
-    return CorruptError(f"{path}: damaged ({' '.join(str(error).split())[:200]}); run `align index` again")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align.durable.memory import allocating_at_most
-from align.errors import DataError
+from align.errors import CorruptError, DataError
 from align.pairs.text import MAX_CHARACTERS
 
 #: Rows of a batch; fewer if the file states that rows are large ...
@@ -120,6 +121,26 @@ def _damage_is_invalid() -> Iterator[None]:
         if error.errno is not None:  # of the disk or the store
             raise
         raise pa.ArrowInvalid(" ".join(str(error).split())) from error
+
+
+@contextmanager
+def readable(path: Path | str, problem: str, remedy: str, kind: type[DataError] = DataError) -> Iterator[None]:
+    """Raises one clear error, which names the file, for what Arrow and checks in the block raise over it.
+
+    Args:
+        path: of the file.
+        problem: what it is then, such as "damaged".
+        remedy: what to do.
+        kind: of the error.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+        raise kind(f"{path}: {problem} ({' '.join(str(error).split())[:200]}); {remedy}") from None
+
+
+#: The same for the files of an index.
+of_index = partial(readable, problem="damaged", remedy="run `align index` again", kind=CorruptError)
 
 
 def is_list(kind: pa.DataType) -> bool:

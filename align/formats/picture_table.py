@@ -10,7 +10,6 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
@@ -133,7 +132,7 @@ class PictureTable:
         elif self._name.endswith(_JSON):
             with self._open() as stream:
                 for row in json_tables.rows_of(str(self._path), stream):
-                    yield None if row is None else tuple(map(partial(_member, row), wanted))
+                    yield None if row is None else tuple(None if name is None else row.get(name) for name in wanted)
         else:
             positions = [None if name is None else self.names.index(name) for name in wanted]
             with self._open() as stream:
@@ -152,10 +151,6 @@ def usual_column(usual: Sequence[str], names: Sequence[str]) -> str | None:
     """The first of the usual names that a table has, in upper or lower case, as the table writes it."""
     lowered = [name.lower() for name in names]
     return next((names[lowered.index(name)] for name in usual if name in lowered), None)
-
-
-def _member(row: dict[str, Any], name: str | None) -> Any:
-    return None if name is None else row.get(name)
 
 
 def is_text(kind: pa.DataType, *, lists: bool) -> bool:

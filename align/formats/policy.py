@@ -131,11 +131,7 @@ def read_opted_out(policy: Path) -> OptedOut:
         FormatError: a line is malformed; the message names it.
     """
     path = policy / OPTED_OUT
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return OptedOut()
-    return parse_opted_out(data, path)
+    return parse_opted_out(path.read_bytes(), path) if path.exists() else OptedOut()
 
 
 def parse_opted_out(data: bytes, path: Path) -> OptedOut:

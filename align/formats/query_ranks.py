@@ -25,7 +25,7 @@ schema_version 1 have no languages; they are read as if none could be told. Thos
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -226,6 +226,7 @@ def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
     found = {}
     for key, of in rows.items():
         labels = tuple(columns["label"][row] for row in of)
+        told = tuple(languages[row] for row in of) if languages else ()
         found[key] = Ranked(
             queries=tuple(columns["query"][row] for row in of),
             clusters=tuple(columns["cluster"][row] for row in of),
@@ -233,11 +234,7 @@ def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
             ranks=numbers["rank"][of],
             num_correct=numbers["num_correct"][of],
             num_items=int(numbers["num_items"][of[0]]),
-            languages=_told([languages[row] for row in of]) if languages else (),
+            languages=told if any(told) else (),
             ties=np.stack([numbers[name][of] for name in _LACKS["2"]], axis=1) if "wrong_ties" in numbers else None,
         )
     return found
-
-
-def _told(languages: Sequence[str | None]) -> tuple[str | None, ...]:
-    return tuple(languages) if any(languages) else ()

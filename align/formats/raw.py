@@ -29,7 +29,7 @@ from align.durable.files import require_utf8, sha256_file
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.img2dataset import image_key, refused, stated_sizes, without_tar
 from align.formats.json_file import StoredModel, read_if_exists
-from align.formats.parquet import ForeignTable
+from align.formats.parquet import ForeignTable, readable
 from align.formats.statuses import SUCCESS
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.store import FetchTar
@@ -259,15 +259,13 @@ def read_table(shard: RawShard, wanted: Collection[str] = SCHEMA.names) -> pa.Ta
         if not needed.isdisjoint(group):
             needed |= sources
     fields = [field for field in SCHEMA if field.name in needed]
-    try:
+    with readable(shard.table, "not a readable parquet file", "make the folder again"):
         file = ForeignTable(shard.local_table(), str(shard.table))
         names = file.schema.names
         present = [field.name for field in fields if field.name in names]
         batches = list(file.batches(present))
         schema = batches[0].schema if batches else pa.schema([file.schema.field(name) for name in present])
         table = pa.Table.from_batches(batches, schema)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{shard.table}: not a readable parquet file ({error}); make the folder again") from None
     for name in _REQUIRED:
         if name not in names:
             raise FormatError(

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError
-from align.formats.json_file import StoredModel, parse
+from align.formats.json_file import StoredModel, read_if_exists
 from align.interfaces.store import FetchTar
 
 MANIFEST = "manifest.json"
@@ -201,11 +201,9 @@ def read_manifest(shards: Path, *, given: bool = False) -> Manifest:
         FormatError: it has another schema_version or layout.
     """
     path = shards / MANIFEST
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; run `align shard` first") from None
-    manifest = parse(Manifest, data, path, "run `align shard` again")
+    manifest = read_if_exists(Manifest, path, "run `align shard` again")
+    if manifest is None:
+        raise DataError(f"{path}: no such file; run `align shard` first")
     if manifest.left_out is not None and not given:
         raise DataError(f"{path}: an index of given tars, for `--data` alone; name a folder that `align shard` wrote")
     return manifest
@@ -221,10 +219,7 @@ def read_offsets(path: Path, sha256: str) -> NDArray[np.int64]:
     Raises:
         CorruptError: it is missing, or not the one that the manifest names.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        data = b""
+    data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CorruptError(f"{path}: {'damaged' if data else 'missing'}; run `dvc checkout`, or `align shard` again")
     offsets: NDArray[np.int64] = np.load(io.BytesIO(data), allow_pickle=False)

@@ -13,7 +13,7 @@ from align.config.params import Params, load_params
 from align.config.paths import PathsConfig
 from align.durable.files import to_json, write_text
 from align.errors import AlignError, DataError, GateError
-from align.formats.json_file import StoredModel, parse
+from align.formats.json_file import StoredModel, parse, read_if_exists
 
 VERDICT = "verdict.json"
 #: Folders below `paths.reports`, one for each gate.
@@ -88,10 +88,9 @@ def require_passed(folder: Path, data: str, where: Path) -> None:
     """
     command = f"run `align {_COMMANDS.get(folder.name, 'validate')}`"
     path = folder / VERDICT
-    try:
-        verdict = parse(Verdict, path.read_bytes(), path, f"{command} again")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no quality verdict on this data; {command} first") from None
+    verdict = read_if_exists(Verdict, path, f"{command} again")
+    if verdict is None:
+        raise DataError(f"{path}: no quality verdict on this data; {command} first")
     if verdict.data != data:
         after = _AFTER.get(folder.name, "")
         raise DataError(f"{path}: this verdict is about other data than {where}; {command} with the same paths{after}")

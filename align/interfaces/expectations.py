@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from align.config.params import Strict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,11 +49,7 @@ def statistic(what: str, column: str, low: float | None, high: float | None) -> 
     return Expectation(name, what, STATISTICS, "expect_column_max_to_be_between", arguments, threshold)
 
 
-class _GateRow(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Acceptance(_GateRow):
+class Acceptance(Strict):
     """A failed expectation that a person takes responsibility for.
 
     Attributes:
@@ -75,7 +71,7 @@ class Acceptance(_GateRow):
     on: str
 
 
-class Outcome(_GateRow):
+class Outcome(Strict):
     """The result of an expectation, as the gate's report keeps it.
 
     Attributes:

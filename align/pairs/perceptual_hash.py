@@ -64,12 +64,7 @@ def from_bytes(data: bytes) -> ImageSignals:
     return ImageSignals(*ast.literal_eval(data.decode()))
 
 
-def _dct_rows() -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    frequency, position = np.arange(_HASH_SIDE)[:, None], np.arange(_HASH_PX)[None, :]
-    return np.cos(np.pi * frequency * (2 * position + 1) / (2 * _HASH_PX))
-
-
-_DCT = _dct_rows()
+_DCT = np.cos(np.pi * np.arange(_HASH_SIDE)[:, None] * (2 * np.arange(_HASH_PX)[None, :] + 1) / (2 * _HASH_PX))
 
 
 def perceptual_hash(image: Image.Image) -> int:

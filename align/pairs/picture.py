@@ -202,17 +202,17 @@ def shrink(data: bytes, short_side_px: int, quality: int, max_pixels: int) -> tu
     return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")), *size
 
 
-def small(data: bytes, side_px: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def small(data: bytes, side_px: int) -> Image.Image:
     """The picture at no more than `side_px` per side; aspect kept. Raises PictureError as `decode`."""
-    image = decode(data, max_pixels=max_pixels, hint_px=2 * side_px)
+    image = decode(data, max_pixels=MAX_PIXELS, hint_px=2 * side_px)
     image.thumbnail((side_px, side_px))
     return image
 
 
-def thumbnail(data: bytes, side_px: int) -> bytes:
-    """`small`, as a JPEG for a page. Raises PictureError as `decode`."""
+def thumbnail(data: bytes, side_px: int, *, quality: int = 85, optimize: bool = False) -> bytes:
+    """`small`, as a JPEG, by default one for a page. Raises PictureError as `decode`."""
     buffer = io.BytesIO()
-    small(data, side_px).save(buffer, "JPEG", quality=85)
+    small(data, side_px).save(buffer, "JPEG", quality=quality, optimize=optimize)
     return buffer.getvalue()
 
 

@@ -19,11 +19,6 @@ _HEADER = "# Stage: digest of the code that decides its bytes. Written by `align
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """Writes the file in the working directory."""
-    write(Path())
-
-
-def write(root: Path) -> None:
-    """Writes the file, complete or not at all."""
+    """Writes the file in the working directory, complete or not at all."""
     lines = [f"{stage}: {digest(verb.module)}\n" for stage, verb in STAGES.items()]
-    write_text(root / CODE_FILE, _HEADER + "".join(lines))
+    write_text(Path(CODE_FILE), _HEADER + "".join(lines))

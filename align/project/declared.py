@@ -31,21 +31,20 @@ def declared_outs(root: Path) -> dict[str, tuple[str, ...]]:
     return {name: tuple(map(str, outs)) for name, outs in entries.items() if not any(CODE_FILE in out for out in outs)}
 
 
-def require_stage(stage: str, module: str, params: Params, *, under_dvc: bool) -> None:
-    """Checks that a stage which is about to run in the working directory is what the files there declare.
+def require_stage(stage: str, module: str, params: Params) -> None:
+    """Checks that a stage which DVC is about to run in the working directory is what the files there declare.
+
+    DVC keeps what the stage writes under the names that dvc.yaml has.
 
     Args:
         stage: its name.
         module: of its verb.
         params: the parameters that it gets.
-        under_dvc: whether DVC runs it, and so keeps what it writes under the names that dvc.yaml has.
 
     Raises:
-        ConfigError: under DVC: it writes or reads other paths than dvc.yaml says, or its code is not what code.yaml
+        ConfigError: it writes or reads other paths than dvc.yaml says, or its code is not what code.yaml
             says, and so not what DVC would record.
     """
-    if not under_dvc:
-        return
     root = Path()
     require_declared(params.values.get("paths", {}), declared_outs(root))
     depends = (read_yaml(root / DVC_FILE).get("stages") or {}).get(stage, {}).get("params", ())

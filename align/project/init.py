@@ -15,19 +15,10 @@ from typing import Any
 
 from align.cli import read_params
 from align.config import Params, load_params
-from align.config.params import PARAMS_FILE, profile_overrides, write_params
+from align.config.params import PARAMS_FILE, chosen_values, profile_overrides, write_params
 from align.config.paths import INPUTS, READ, ROOT, require_declared
 from align.display.console import show
-from align.durable.files import (
-    clear_leftovers,
-    fsync_all,
-    make_parent,
-    require_replaceable,
-    swap,
-    temporary_name,
-    to_json,
-    write_text,
-)
+from align.durable.files import replace_directory, to_json, write_text
 from align.errors import ConfigError, DataError
 from align.formats.acceptances import write_acceptances
 from align.formats.drift_reference import REFERENCE
@@ -54,8 +45,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         DataError: the folder exists and is not empty, or git fails.
     """
     overrides = [*profile_overrides(str(TEMPLATE / "params.yaml")), *args.overrides]
-    values = load_params(args.params, overrides).values
-    chosen = {key: _value(values, key) for key in (override.partition("=")[0] for override in overrides)}
+    chosen = chosen_values(load_params(args.params, overrides), overrides)
     typed = {override.partition("=")[0] for override in args.overrides}
     # a relative path is meant from where the person types it
     chosen |= {key: _from_here(key, chosen[key], args.directory) for key in READ if key in typed}
@@ -85,26 +75,10 @@ def init(directory: Path, params_file: Path, chosen: Mapping[str, Any]) -> None:
     if directory.is_dir() and any(directory.iterdir()):
         hint = "it is a project already" if (directory / DVC_FILE).exists() else "it is not empty"
         raise DataError(f"{directory}: {hint}; choose a new folder")
-    require_replaceable(directory, "init")
-    make_parent(directory)
-    clear_leftovers(directory)
-    part = temporary_name(directory)
-    part.mkdir()
-    try:
+    with replace_directory(directory, None) as part:
         _fill(part, params_file, chosen)
         _require_usable(part, directory)
         _commit(part)
-        fsync_all(part)
-        swap(part, directory)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _value(values: Mapping[str, Any], key: str) -> Any:
-    node: Any = values
-    for part in key.split("."):
-        node = node[part]
-    return node
 
 
 def _from_here(key: str, value: Any, directory: Path) -> Any:

@@ -108,55 +108,45 @@ def open_dataset(path: str | Path, *, raw: str | Path | None = None) -> Dataset:
         raise DataError(f"{folder}: no such folder; give data/raw, data/filtered or data/shards")
     if manifest.is_file() and any((folder / split).is_dir() for split in SPLITS):
         found = read_manifest(folder)
-        return Dataset(
-            "shards", folder, lambda: sum(one.num_pairs for one in found.splits.values()), _in_shards(folder)
-        )
+        num_pairs = sum(one.num_pairs for one in found.splits.values())
+        return Dataset("shards", folder, lambda: num_pairs, partial(_in_shards, folder))
     if parts_of(folder, DECISIONS):
         pictures = Path(raw) if raw is not None else folder.parent / "raw"
         parts = decision_parts(folder)
-        return Dataset("filtered", folder, lambda: _num_rows(parts), _decided(parts, pictures))
+        return Dataset("filtered", folder, lambda: _num_rows(parts), partial(_decided, parts, pictures))
     shards = raw_shards(folder)
-    return Dataset("raw", folder, lambda: _num_rows([shard.local_table() for shard in shards]), _raw(shards))
+    return Dataset("raw", folder, lambda: _num_rows([shard.local_table() for shard in shards]), partial(_raw, shards))
 
 
 def _num_rows(tables: list[Path]) -> int:
     return sum(pq.read_metadata(table).num_rows for table in tables)
 
 
-def _raw(shards: list[RawShard]) -> Callable[[], Iterator[Pair]]:
-    def pairs() -> Iterator[Pair]:
-        pictures = _Pictures(shards)
-        for shard in shards:
-            for row in read_table(shard).to_pylist():
-                read = pictures.reader(row["image_key"], shard.name)
-                yield Pair(row.pop("key"), row.pop("caption"), None, (), None, row, read)
-
-    return pairs
+def _raw(shards: list[RawShard]) -> Iterator[Pair]:
+    pictures = _Pictures(shards)
+    for shard in shards:
+        for row in read_table(shard).to_pylist():
+            read = pictures.reader(row["image_key"], shard.name)
+            yield Pair(row.pop("key"), row.pop("caption"), None, (), None, row, read)
 
 
-def _decided(parts: list[Path], raw: Path) -> Callable[[], Iterator[Pair]]:
-    def pairs() -> Iterator[Pair]:
-        pictures = _Pictures(raw_shards(raw) if raw.is_dir() else [])
-        for part in parts:
-            for row in pq.read_table(part).to_pylist():
-                reasons = tuple(row.pop("reasons") or ())
-                read = pictures.reader(row["image_key"], part.stem)
-                yield Pair(row.pop("key"), row.pop("text"), row.pop("keep"), reasons, None, row, read)
-
-    return pairs
+def _decided(parts: list[Path], raw: Path) -> Iterator[Pair]:
+    pictures = _Pictures(raw_shards(raw) if raw.is_dir() else [])
+    for part in parts:
+        for row in pq.read_table(part).to_pylist():
+            reasons = tuple(row.pop("reasons") or ())
+            read = pictures.reader(row["image_key"], part.stem)
+            yield Pair(row.pop("key"), row.pop("text"), row.pop("keep"), reasons, None, row, read)
 
 
-def _in_shards(folder: Path) -> Callable[[], Iterator[Pair]]:
-    def pairs() -> Iterator[Pair]:
-        known = read_manifest(folder).splits
-        for split in [name for name in SPLITS if name in known]:
-            for sample in iter_samples(folder, split):
-                read = partial(bytes, sample.image)
-                row = {"image_id": sample.image_id, "image_key": sample.key}
-                for key, text in zip(sample.keys, sample.texts, strict=True):
-                    yield Pair(key, text, True, (), split, row, read)
-
-    return pairs
+def _in_shards(folder: Path) -> Iterator[Pair]:
+    known = read_manifest(folder).splits
+    for split in [name for name in SPLITS if name in known]:
+        for sample in iter_samples(folder, split):
+            read = partial(bytes, sample.image)
+            row = {"image_id": sample.image_id, "image_key": sample.key}
+            for key, text in zip(sample.keys, sample.texts, strict=True):
+                yield Pair(key, text, True, (), split, row, read)
 
 
 class _Pictures:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from align.errors import ConfigError, DataError
 from align.formats.model_folder import model_digest, unpacked
-from align.model.embedder import Embedder, Embeddings
+from align.model.embedder import Crop, Embedder, Embeddings
 from align.search.given_model import model_files
 
 if TYPE_CHECKING:
@@ -65,15 +65,7 @@ class Model:
             DataError: one cannot be read or decoded; the message has its position.
         """
         many: Any = [images] if _is_one(images) else images
-
-        def crops() -> Iterator[Any]:
-            for position, picture in enumerate(many):
-                try:
-                    yield self.embedder.crop(file_of(picture))
-                except DataError as error:
-                    raise DataError(f"image {position}: {error}") from None
-
-        return self.embedder.embed_pixels(crops())
+        return self.embedder.embed_pixels(crops(self.embedder, many, "image"))
 
     def embed_texts(self, texts: str | Iterable[str]) -> Embeddings:
         """Embeds one text or many: (num_texts, width) float32, L2-normalised rows.
@@ -159,6 +151,15 @@ def load(source: str | Path) -> Model:
     with model_files(str(source)) as folder:
         directory = unpacked(folder)
         return Model(Embedder.load(directory), _slug(str(source)), model_digest(directory))
+
+
+def crops(embedder: Embedder, pictures: Iterable[Any], what: str) -> Iterator[Crop]:
+    """The pixels that a model sees, see `Picture`. Raises DataError, which begins with `what` and the position."""
+    for position, picture in enumerate(pictures):
+        try:
+            yield embedder.crop(file_of(picture))
+        except DataError as error:
+            raise DataError(f"{what} {position}: {error}") from None
 
 
 def _slug(source: str) -> str:

@@ -15,7 +15,7 @@ Written for mteb 2.26: an encoder is whatever has the methods of its `EncoderPro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from align.errors import ConfigError, DataError
-from align.model.embedder import Crop, Embedder, Embeddings
+from align.model.embedder import Embeddings
 from align.python import models
-from align.python.models import Model, file_of
+from align.python.models import Model, crops
 
 INSTALL = "pip install mteb==2.26.24"
 
@@ -72,11 +72,14 @@ class Encoder:
         """
         if (precision := kwargs.get("precision") or "float32") != "float32":
             raise ConfigError(f"precision={precision}: this model's embeddings are float32; leave it out")
-        rows = _Rows(inputs, getattr(task_metadata, "name", "task"))
-        images = self._embedder.embed_pixels(rows.crops(self._embedder)) if rows.have("image") else None
-        texts = self._embedder.embed_texts(rows.texts()) if rows.have("text") else None
+        columns, task = list(inputs.dataset.features), getattr(task_metadata, "name", "task")
+        images = texts = None
+        if "image" in columns:
+            images = self._embedder.embed_pixels(crops(self._embedder, _column(inputs, "image"), f"{task}: image"))
+        if "text" in columns:
+            texts = self._embedder.embed_texts(list(_column(inputs, "text")))
         if images is None and texts is None:
-            raise DataError(f"{rows.task}: inputs of {', '.join(rows.columns) or 'no columns'}: neither image nor text")
+            raise DataError(f"{task}: inputs of {', '.join(columns) or 'no columns'}: neither image nor text")
         if images is None:
             assert texts is not None
             return texts
@@ -91,35 +94,15 @@ class Encoder:
         return (_rows(embeddings1) * _rows(embeddings2)).sum(dim=1)
 
 
-class _Rows:
-    """The inputs of a task, streamed; each pass reads only the column that it needs."""
-
-    def __init__(self, inputs: Any, task: str) -> None:
-        self._inputs, self.task = inputs, task
-        dataset = inputs.dataset
-        self.columns = list(dataset.features)
-
-    def have(self, column: str) -> bool:
-        return column in self.columns
-
-    def texts(self) -> list[str]:
-        return list(self._column("text"))
-
-    def crops(self, embedder: Embedder) -> Iterator[Crop]:
-        for row, picture in enumerate(self._column("image")):
-            try:
-                yield embedder.crop(file_of(picture))
-            except DataError as error:
-                raise DataError(f"{self.task}: image {row}: {error}") from None
-
-    def _column(self, name: str) -> Iterable[Any]:
-        dataset = self._inputs.dataset
-        if not hasattr(dataset, "select_columns"):  # no data set of the library `datasets`, such as a list of pictures
-            return (cell for batch in self._inputs for cell in batch[name])
-        alone, feature = dataset.select_columns([name]), dataset.features[name]
-        if getattr(feature, "decode", False):  # its type Image: the file's bytes instead of a Pillow image
-            alone = alone.cast_column(name, type(feature)(decode=False))
-        return (row[name] for row in alone)
+def _column(inputs: Any, name: str) -> Iterable[Any]:
+    """A column of a task's inputs, streamed: no other is read."""
+    dataset = inputs.dataset
+    if not hasattr(dataset, "select_columns"):  # no data set of the library `datasets`, such as a list of pictures
+        return (cell for batch in inputs for cell in batch[name])
+    alone, feature = dataset.select_columns([name]), dataset.features[name]
+    if getattr(feature, "decode", False):  # its type Image: the file's bytes instead of a Pillow image
+        alone = alone.cast_column(name, type(feature)(decode=False))
+    return (row[name] for row in alone)
 
 
 def load(source: str | Path) -> Encoder:

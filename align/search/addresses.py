@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.errors import DataError
+from align.formats.parquet import readable
 from align.formats.raw import RawShard, raw_shards, read_table
 
 #: Pairs of a part, which take some 200 bytes each. Its files are open together: 450 at 1.8 billion pairs.
@@ -126,10 +127,8 @@ def _match(wanted: pa.Table, shards: Sequence[RawShard], found: _Parts) -> tuple
 
 def _rows(shard: RawShard) -> pa.Table:
     """Keys and addresses of a table, and the sha256 of each picture: null in a table of img2dataset."""
-    try:
+    with readable(shard.table, "not a readable parquet file", "make the folder again"):
         names = pq.read_schema(shard.table).names
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{shard.table}: not a readable parquet file ({error}); make the folder again") from None
     if "image_key" not in names:
         table = read_table(shard, _COLUMNS)
         return table.append_column("sha256", pa.nulls(len(table), pa.string()))

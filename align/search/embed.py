@@ -8,7 +8,6 @@ embedding and the reason. The output appears complete or not at all.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,12 +21,12 @@ from numpy.typing import NDArray
 from align.config import Params
 from align.config.paths import PathsConfig
 from align.display.console import say, track
-from align.durable.files import fsync, temporary_name
+from align.durable.files import replaced
 from align.errors import DataError
 from align.formats.model_folder import unpacked
 from align.model.embedder import Crop, Embedder
 from align.search.inputs import EmbedInput, EmbedSource, open_source
-from align.search.output_file import require_output_file
+from align.services.dvc.outs import require_output_file
 
 #: Inputs that are embedded at a time: a row group of the output.
 _ROWS_AT_ONCE = 1000
@@ -82,9 +81,8 @@ def embed(source: EmbedSource, *, embedder: Embedder, out: Path) -> tuple[int, i
     """
     rows = track(source.rows(), what="embed", total=source.num_rows)
     num_rows = num_failed = 0
-    beside = temporary_name(out)
     names = [name for name in _SCHEMA.names if name not in ("path", "text") or name == source.shown]
-    try:
+    with replaced(out) as beside:
         with pq.ParquetWriter(beside, pa.schema([_SCHEMA.field(name) for name in names]), compression="zstd") as writer:
             while len(part := embed_rows(islice(rows, _ROWS_AT_ONCE), embedder)):
                 writer.write_table(part.select(names))
@@ -92,11 +90,6 @@ def embed(source: EmbedSource, *, embedder: Embedder, out: Path) -> tuple[int, i
                 num_failed += len(part) - part["error"].null_count
         if not num_rows:
             raise DataError(f"{source.location}: nothing in it to embed")
-        fsync(beside)
-        os.replace(beside, out)
-        fsync(out.parent)
-    finally:
-        beside.unlink(missing_ok=True)
     return num_rows, num_failed
 
 

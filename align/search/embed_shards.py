@@ -9,12 +9,11 @@ Batches end with their tar, so its vectors are the same whoever computes them, a
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -25,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from align.durable.files import temporary_name
+from align.durable.files import replaced
 from align.durable.pieces import Piece, Pieces
 from align.errors import CorruptError
 from align.formats.image_index import IndexedImage
@@ -35,7 +34,7 @@ from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.executor import Executor
 from align.interfaces.store import FetchTar
 from align.model.embedder import IMAGE_BATCH, Embedder, Encoder
-from align.pairs.picture import small
+from align.pairs import picture
 
 #: Images that are in memory at a time: whole batches.
 _IMAGES_AT_ONCE = 64 * IMAGE_BATCH
@@ -80,11 +79,12 @@ def embed_shards(work: EmbedWork, executor: Executor, manifest: Manifest, model:
         CorruptError: a tar's bytes do not match the manifest.
         ServiceError: a server is unavailable.
     """
-    resource: Callable[[], AbstractContextManager[Encoder]] = partial(_given, encoder)
+    resource: Callable[[], AbstractContextManager[Encoder]] = partial(nullcontext, encoder)  # type: ignore[assignment]  # mypy takes its form without a value
     if executor.is_cluster:
         shutil.rmtree(work.pieces.folder / _MODEL, ignore_errors=True)  # of a killed run; DVC's files are read-only
         shutil.copytree(model, work.pieces.folder / _MODEL)
-        files = sorted(path.relative_to(work.pieces.folder).as_posix() for path in _files(work.pieces.folder / _MODEL))
+        copied = [path for path in (work.pieces.folder / _MODEL).rglob("*") if path.is_file()]
+        files = sorted(path.relative_to(work.pieces.folder).as_posix() for path in copied)
         piece = Piece("model", files[-1], lambda: files[:-1])
         work.pieces.share(piece)
         resource = partial(_opened, work.pieces, piece.last)
@@ -118,18 +118,7 @@ def thumbnail(image: bytes, side_px: int) -> bytes:
     """
     if not side_px:
         return b""
-    buffer = io.BytesIO()
-    small(image, side_px).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    return buffer.getvalue()
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
-
-
-@contextmanager
-def _given(encoder: Encoder) -> Iterator[Encoder]:
-    yield encoder
+    return picture.thumbnail(image, side_px, quality=_QUALITY, optimize=True)
 
 
 @contextmanager
@@ -185,10 +174,8 @@ def _samples(work: EmbedWork, shard: Shard) -> Iterator[tuple[dict[str, Any], by
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes a piece, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
-    beside = temporary_name(path)
-    with pa.ipc.new_file(str(beside), table.schema) as writer:
+    with replaced(path, on_disk=False) as beside, pa.ipc.new_file(str(beside), table.schema) as writer:
         writer.write_table(table)
-    beside.replace(path)
 
 
 _SCHEMA = pa.schema([

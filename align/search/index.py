@@ -40,10 +40,18 @@ from align.formats.shards import local_tar, read_manifest
 from align.model.embedder import Embedder, Encoder
 from align.project import provenance
 from align.search.addresses import find_addresses
-from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.embed_shards import PIECES, EmbedWork, add_images, embed_shards
 from align.search.queries import compose, share_named
-from align.search.report import ANSWER_CUT, SHARE_CUT, IndexReport, index_metrics, search_figure, search_page
+from align.search.report import (
+    ANSWER_CUT,
+    SHARE_CUT,
+    AnsweredQuery,
+    ImageAnswer,
+    IndexReport,
+    index_metrics,
+    search_figure,
+    search_page,
+)
 from align.services.executors.executors import open_executor
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
@@ -54,12 +62,8 @@ from align.statistics.chance import chance
 _SCRATCH = ".addresses"
 
 
-@dataclass(frozen=True)
-class LabelledOutcome:
-    """What a labelled query returned: an entry of the report, and the queries to show (none if nothing was asked)."""
-
-    entry: dict[str, Any]
-    shown: list[AnsweredQuery]
+#: What a labelled query returned: an entry of the report, and the queries to show (none if nothing was asked).
+Outcome = tuple[dict[str, Any], list[AnsweredQuery]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class LabelledSearch:
     picture: Callable[[IndexedImage], bytes]
     text_weight: float
 
-    def ask(self, query: LabelledQuery) -> LabelledOutcome:
+    def ask(self, query: LabelledQuery) -> Outcome:
         """Asks with a text. The answer is right if a text of one of the first images names an expected word."""
         hits = self.images.search(self.encoder.embed_texts([query.query])[0], ANSWER_CUT)
         answers = [
@@ -100,16 +104,16 @@ class LabelledSearch:
             "found": answers,
         }
         shown = self._answers(hits, lambda texts: names(texts, query.expected))
-        return LabelledOutcome(entry, [AnsweredQuery(query.query, None, shown, right)])
+        return entry, [AnsweredQuery(query.query, None, shown, right)]
 
-    def subtract(self, query: ComposedQuery) -> LabelledOutcome:
+    def subtract(self, query: ComposedQuery) -> Outcome:
         """Asks with an image alone and with image - text. The image itself is excluded from both answers."""
         items = self.images.items
         named = (items[row] for row, texts in enumerate(items.texts()) if names(texts, [query.image_text]))
         image = min(named, key=lambda item: item.key, default=None)
         if image is None:
             say(f"index: no image has a text with {query.image_text!r}, so - {query.minus!r} is not asked")
-            return LabelledOutcome({"image_text": query.image_text, "image_key": None, "minus": query.minus}, [])
+            return {"image_text": query.image_text, "image_key": None, "minus": query.minus}, []
         vector = self.images.vector(image.key)
         minus = compose(vector, minus=self.encoder.embed_texts([query.minus])[0], text_weight=self.text_weight)
         before = self.images.search(vector, SHARE_CUT, exclude=[image.key])
@@ -134,7 +138,7 @@ class LabelledSearch:
             AnsweredQuery(f"image “{query.image_text}”", picture, self._answers(before, judge), None),
             AnsweredQuery(f"the same - “{query.minus}”", picture, self._answers(after, judge), None),
         ]
-        return LabelledOutcome(entry, shown)
+        return entry, shown
 
     def _answers(self, hits: Sequence[Hit], judge: Callable[[Sequence[str]], bool | None]) -> list[ImageAnswer]:
         """Prefers a text in ASCII, since the figure's font has no Asian scripts."""
@@ -269,7 +273,7 @@ def _ask(labelled: QueryFile | None, search: LabelledSearch, reports: Path) -> I
     """Asks the labelled queries and writes the report."""
     asked = [search.ask(query) for query in labelled.queries] if labelled else []
     composed = [search.subtract(query) for query in labelled.composed] if labelled else []
-    entries = [outcome.entry for outcome in asked], [outcome.entry for outcome in composed]
+    entries = [entry for entry, _ in asked], [entry for entry, _ in composed]
     header = search.images.header
     report = IndexReport(
         metrics=index_metrics(header.num_items, *entries),
@@ -278,34 +282,18 @@ def _ask(labelled: QueryFile | None, search: LabelledSearch, reports: Path) -> I
         queries=entries[0],
         composed=entries[1],
     )
-    _write(
-        report,
-        queries=[query for outcome in asked for query in outcome.shown],
-        minus=[query for outcome in composed for query in outcome.shown],
-        with_page=labelled is not None,
-        reports=reports,
-    )
-    return report
-
-
-def _write(
-    report: IndexReport,
-    *,
-    queries: Sequence[AnsweredQuery],
-    minus: Sequence[AnsweredQuery],
-    with_page: bool,
-    reports: Path,
-) -> None:
+    queries, minus = ([query for _, shown in outcomes for query in shown] for outcomes in (asked, composed))
     with replace_directory(reports, "index") as part:
         if queries:
             write_bytes(part / "queries.png", png(search_figure(queries)))
-        if with_page:
+        if labelled is not None:
             sections = {
                 "Labelled queries: the nearest images": queries,
                 "Image, and image - text. Red: names the text taken away. Green: names what should remain": minus,
             }
             write_text(part / "report.html", search_page("Search", report.summary(), sections))
         write_report(report, part)
+    return report
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

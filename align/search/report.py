@@ -1,8 +1,9 @@
-"""The numbers of the index report, and search results as a figure and as a self-contained HTML page."""
+"""The numbers of the index report, and search results, queries with their answers, as a figure and as a page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,41 @@ from align.display.figure import BAD, GOOD, INK, SOFT, legible
 from align.display.html import escape, gallery, heading, page, paragraph, picture
 from align.display.report import Report
 from align.pairs.picture import small, thumbnail
-from align.search.answers import AnsweredQuery
+
+
+@dataclass(frozen=True)
+class ImageAnswer:
+    """An image that search returned.
+
+    Attributes:
+        image: encoded bytes.
+        text: one of its texts.
+        score: cosine with the query.
+        right: whether it is what was meant; None if nobody said what was meant.
+    """
+
+    image: bytes
+    text: str
+    score: float
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class AnsweredQuery:
+    """A query with its answers.
+
+    Attributes:
+        query: the text, or a description of the query.
+        image: the query image's bytes, if there is one.
+        answers: nearest first.
+        right: whether the query counts as answered; None if nobody said what was meant.
+    """
+
+    query: str
+    image: bytes | None
+    answers: Sequence[ImageAnswer]
+    right: bool | None
+
 
 _CSS = {None: "", True: "good", False: "bad"}
 

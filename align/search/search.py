@@ -26,11 +26,10 @@ from align.formats.image_index import Hit, ImageIndex, IndexedImage
 from align.formats.model_folder import model_digest
 from align.formats.shards import local_tar, read_manifest
 from align.model.embedder import Embedder, Encoder
-from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.given_model import given_model
-from align.search.output_file import require_output_file
 from align.search.queries import compose
-from align.search.report import search_page
+from align.search.report import AnsweredQuery, ImageAnswer, search_page
+from align.services.dvc.outs import require_output_file
 from align.services.s3.store import fetcher
 from align.services.vector_index import VectorIndex
 

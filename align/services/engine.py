@@ -21,7 +21,7 @@ from typing import Any
 import duckdb
 
 from align.config.infrastructure import EngineConfig
-from align.durable.files import temporary_name
+from align.durable.files import replaced
 from align.errors import DataError
 from align.interfaces.sql import ROW_GROUP_SIZE, Engine
 
@@ -53,10 +53,10 @@ def open_engine(config: EngineConfig, folder: Path | None = None) -> Iterator[En
     with tempfile.TemporaryDirectory(prefix="align-", dir=parent) as name:
         scratch = Path(name).resolve()
         if config.runner == "spark":
-            from align.services.spark_engine import open_spark
+            from align.services.spark_engine import SparkEngine, open_session
 
-            with open_spark(config, scratch) as spark:
-                yield spark
+            with open_session(config, scratch) as session:
+                yield SparkEngine(session, scratch, config.num_threads or os.cpu_count() or 1)
         else:
             with _open_duckdb(config, scratch) as engine:
                 yield engine
@@ -97,15 +97,11 @@ class DuckDbEngine:
 
     def write(self, query: str, path: Path, compression: str = "zstd") -> None:
         """See `Engine`."""
-        beside = temporary_name(path)
         # zstd's first level: the next two take a fifth more time, and the file is no smaller
         codec = {"none": "uncompressed", "zstd": "zstd, COMPRESSION_LEVEL 1"}.get(compression, compression)
         options = f"FORMAT parquet, COMPRESSION {codec}, ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
-        try:
+        with replaced(path, on_disk=False) as beside:
             self._execute(f"COPY ({query}) TO {_quoted(beside)} ({options})")
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
 
     def unnest(self, array: str) -> str:
         """See `Engine`."""

@@ -39,7 +39,8 @@ def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation
         suite = gx.ExpectationSuite(
             name=name,
             expectations=[
-                getattr(gxe, _class(item))(**item.arguments, meta={"index": index}) for index, item in of_table
+                getattr(gxe, item.kind.title().replace("_", ""))(**item.arguments, meta={"index": index})
+                for index, item in of_table
             ],
         )
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
@@ -54,11 +55,6 @@ def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation
                 index = values["expectation_config"]["meta"]["index"]
                 outcomes[index] = _outcome(expectations[index], bool(row.success), values)
     return [outcomes[index] for index in range(len(expectations))]
-
-
-def _class(item: Expectation) -> str:
-    """The name of Great Expectations' class."""
-    return "".join(word.capitalize() for word in item.kind.split("_"))
 
 
 def _outcome(item: Expectation, passed: bool, row: dict[str, Any]) -> Outcome:

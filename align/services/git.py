@@ -101,27 +101,17 @@ def commit_files(root: Path, new: Sequence[str], message: str) -> str:
     return git(root, "commit-tree", tree, "-p", "HEAD", "-m", message, env=identity(root))
 
 
-def _environment() -> dict[str, str]:
-    """The environment of a git command, without variables that name another repository, as a hook has them.
-
-    Raises:
-        FileNotFoundError: git is not installed.
-    """
-    return {name: value for name, value in os.environ.items() if name not in _of_a_repository()}
-
-
 @functools.cache
 def _of_a_repository() -> frozenset[str]:
-    """Names of variables; those with settings (`git -c`) are not among them."""
+    """Variables that name another repository, as a hook has them; those with settings (`git -c`) are not among them."""
     done = subprocess.run(["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=False)
     return frozenset(name for name in done.stdout.split() if not name.startswith("GIT_CONFIG"))
 
 
 def _output(root: Path, args: tuple[str, ...], env: Mapping[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(
-            ["git", *args], cwd=root, env={**_environment(), **(env or {})}, capture_output=True, text=True, check=False
-        )
+        here = {name: value for name, value in os.environ.items() if name not in _of_a_repository()} | dict(env or {})
+        done = subprocess.run(["git", *args], cwd=root, env=here, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise DataError("git is not installed, or not on PATH; install it first") from None
     except ValueError:  # an argument that no program can get

@@ -26,7 +26,8 @@ def take_down_lines(digest: str, wait_s: float) -> Iterator[str]:
         wait_s: how long a service may take to see a new list.
     """
     end = time.monotonic() + wait_s
-    for url in os.environ.get("ALIGN_SEARCH_URL", "").split() or [_own()]:
+    own = f"http://127.0.0.1:{os.environ.get('ALIGN_SEARCH_PORT', PORT)}"
+    for url in os.environ.get("ALIGN_SEARCH_URL", "").split() or [own]:
         while True:
             health = _health(url)
             obeys = health.get("take_downs") if health is not None else None
@@ -40,10 +41,6 @@ def take_down_lines(digest: str, wait_s: float) -> Iterator[str]:
         else:
             listed = f"another list ({str(obeys)[:12]})" if obeys else "no list"
             yield f"the search at {url} STILL SHOWS what is new here: it obeys {listed}; its /health says why"
-
-
-def _own() -> str:
-    return f"http://127.0.0.1:{os.environ.get('ALIGN_SEARCH_PORT', PORT)}"
 
 
 def _health(url: str) -> dict[str, object] | None:

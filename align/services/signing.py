@@ -38,7 +38,7 @@ def sign(model: Path, signature: Path) -> bool:
     """
     if not os.environ.get(SIGN_WITH):
         return False
-    _with_key(SIGN_WITH).set_hashing_config(_every_file()).sign(model, signature)
+    _with_key(SIGN_WITH).sign(model, signature)
     return True
 
 
@@ -66,7 +66,7 @@ def require_signed(model: Path, signature: Path, what: str | None = None) -> Non
         raise CorruptError(f"{named}: there is no signature ({signature}), and {TRUST} asks for one: {_TODO}")
     if signature.stat().st_size > _MAX_BYTES:
         raise CorruptError(f"{named}: {signature} is too large to be a signature")
-    config = _with_key(TRUST).set_hashing_config(_every_file())
+    config = _with_key(TRUST)
     try:
         config.verify(model, signature)
     except Exception as error:  # noqa: BLE001 - hostile bytes: the library raises errors of any type
@@ -112,18 +112,17 @@ def _library() -> Any:
     return model_signing
 
 
-def _every_file() -> Any:
-    """Covers no link, and includes files that git would keep in a folder."""
-    return _library().hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
-
-
 def _with_key(variable: str) -> Any:
     """The library's settings to sign, or to check, with the key that a variable names."""
     library, key = _library(), os.environ[variable]
+    # covers no link, and includes files that git would keep in a folder
+    every_file = library.hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
     try:
         if variable == SIGN_WITH:
-            return library.signing.Config().use_elliptic_key_signer(private_key=key)
-        return library.verifying.Config().use_elliptic_key_verifier(public_key=key)
+            config = library.signing.Config().use_elliptic_key_signer(private_key=key)
+        else:
+            config = library.verifying.Config().use_elliptic_key_verifier(public_key=key)
+        return config.set_hashing_config(every_file)
     except Exception as error:  # noqa: BLE001 - OpenSSL's, and any at a key of another kind
         kind = "private" if variable == SIGN_WITH else "public"
         reason = (

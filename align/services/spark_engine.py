@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.config.infrastructure import EngineConfig
-from align.durable.files import temporary_name
+from align.durable.files import replaced
 from align.errors import ServiceError
 from align.interfaces.sql import ROW_GROUP_SIZE
 
@@ -73,13 +73,10 @@ class SparkEngine:
         folder = self.scratch / "result"
         with clear_errors():
             self._session.sql(query).write.mode("overwrite").parquet(folder.as_uri())
-        parts = sorted(folder.glob("part-*.parquet"))
-        beside = temporary_name(path)
         try:
-            _join(parts, beside, compression)
-            os.replace(beside, path)
+            with replaced(path, on_disk=False) as beside:
+                _join(sorted(folder.glob("part-*.parquet")), beside, compression)
         finally:
-            beside.unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
 
     def unnest(self, array: str) -> str:
@@ -103,13 +100,6 @@ def _join(parts: list[Path], path: Path, compression: str) -> None:
 
 #: The session of this process, and how many blocks use it.
 _open: list[Any] = []
-
-
-@contextmanager
-def open_spark(config: EngineConfig, scratch: Path) -> Iterator[SparkEngine]:
-    """SQL in a session of Spark. Raises as `open_session`."""
-    with open_session(config, scratch) as session:
-        yield SparkEngine(session, scratch, config.num_threads or os.cpu_count() or 1)
 
 
 @contextmanager
@@ -175,15 +165,11 @@ def _settings(config: EngineConfig, scratch: Path) -> dict[str, str]:
     if local:
         threads = config.num_threads or os.cpu_count() or 1
         settings |= {
-            "spark.driver.memory": _heap(config),
+            # in whole MiB; at least Spark's default, as Spark refuses the 400MB that DuckDB needs
+            "spark.driver.memory": f"{max(1024, round(config.memory_bytes / (1 << 20)))}m",
             "spark.sql.shuffle.partitions": str(8 * threads),
         }
     return settings
-
-
-def _heap(config: EngineConfig) -> str:
-    """In Java's notation, in whole MiB; at least Spark's default, as Spark refuses the 400MB that DuckDB needs."""
-    return f"{max(1024, round(config.memory_bytes / (1 << 20)))}m"
 
 
 @contextmanager

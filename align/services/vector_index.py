@@ -28,7 +28,6 @@ from align.display.console import say, track
 from align.durable.files import write_bytes
 from align.errors import CorruptError, DataError, first_line
 
-_KMEANS_ITERATIONS = 20
 _KMEANS_SEED = 0
 
 #: Lists: this times the square root of the number of vectors. More take longer to make, by their square.
@@ -57,16 +56,12 @@ _reading = threading.Lock()
 Vectors32 = NDArray[np.float32]
 
 
-def kmeans(vectors: Vectors32, num_clusters: int) -> Vectors32:
+def kmeans(vectors: Vectors32, num_clusters: int, iterations: int = 20) -> Vectors32:
     """Spherical k-means: (num_vectors, width) L2-normalised -> centroids (num_clusters, width) float32, normalised.
 
-    Equal vectors in the same order give equal centroids on any machine: it uses one thread, as a sum depends on how
-    it is divided among threads.
+    It has so many rounds (`iterations`). Equal vectors in the same order give equal centroids on any machine: it uses
+    one thread, as a sum depends on how it is divided among threads.
     """
-    return _kmeans(vectors, num_clusters, _KMEANS_ITERATIONS)
-
-
-def _kmeans(vectors: Vectors32, num_clusters: int, iterations: int) -> Vectors32:
     with _one_thread():
         clustering = faiss.Kmeans(
             vectors.shape[1],
@@ -147,7 +142,9 @@ class VectorIndex:
             raise CorruptError(f"{path}: not a faiss index of this project; run `align index` again")
         index = _read(path, data)
         if data is not None:
-            _require_exact(index, len(data), path)
+            is_inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
+            if index.d < 1 or not is_inner_product or _EXACT_HEADER_BYTES + 4 * index.ntotal * index.d != len(data):
+                raise CorruptError(f"{path}: not as long as it says; run `align index` again")
             return cls(index, None)
         rows = open_rows(_rows_file(path))
         _require_whole(index, rows, path)
@@ -268,7 +265,7 @@ def _write_lists(rows: NDArray[np.float16], path: Path) -> None:
     sample = rows[np.arange(num_samples) * num_vectors // num_samples].astype(np.float32)
     say(f"index: k-means of {num_samples:,} vectors into {num_lists:,} lists")
     centroids = faiss.IndexFlatIP(width)
-    centroids.add(_kmeans(sample, num_lists, _LIST_ITERATIONS))
+    centroids.add(kmeans(sample, num_lists, _LIST_ITERATIONS))
     index = faiss.IndexIVFScalarQuantizer(
         centroids, width, num_lists, faiss.ScalarQuantizer.QT_4bit, faiss.METRIC_INNER_PRODUCT, False
     )
@@ -294,12 +291,6 @@ def _read(path: Path, data: NDArray[np.uint8] | None) -> Any:
             return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         except (RuntimeError, MemoryError) as error:
             raise CorruptError(f"{path}: not a faiss index ({first_line(error)}); run `align index` again") from None
-
-
-def _require_exact(index: Any, num_bytes: int, path: Path) -> None:
-    is_inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
-    if index.d < 1 or not is_inner_product or _EXACT_HEADER_BYTES + 4 * index.ntotal * index.d != num_bytes:
-        raise CorruptError(f"{path}: not as long as it says; run `align index` again")
 
 
 def _require_whole(index: Any, rows: NDArray[np.float16], path: Path) -> None:

@@ -11,6 +11,8 @@ import hmac
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from starlette.responses import PlainTextResponse
+
 HOST = "127.0.0.1"
 
 Scope = MutableMapping[str, Any]
@@ -60,7 +62,7 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):  # the application's start and end
             await self._app(scope, receive, send)
         elif refusal := self._refusal(scope):
-            await _refuse(scope, send, *refusal)
+            await _refuse(scope, receive, send, *refusal)
         else:
             await self._app(scope, receive, _with_policy(send, self._policy))
 
@@ -112,12 +114,10 @@ def _with_policy(send: Send, policy: bytes) -> Send:
     return answer
 
 
-async def _refuse(scope: Scope, send: Send, status: int, reason: str) -> None:
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": reason})
         return
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff")]
-    if status == 401:
-        headers.append((b"www-authenticate", b'Basic realm="align"'))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{reason}\n".encode()})
+    login = {"www-authenticate": 'Basic realm="align"'} if status == 401 else {}
+    headers = {"x-content-type-options": "nosniff", **login}
+    await PlainTextResponse(f"{reason}\n", status, headers)(scope, receive, send)

@@ -62,7 +62,7 @@ def _fill(uri: str, root: Path) -> str:
 
 def use(tracker: Tracker, root: Path, first: str) -> None:
     """Searches, logs, registers and loads."""
-    assert tracker.find_run("an experiment", "digest", "1") == first
+    assert tracker.find_runs("an experiment", "digest", "1") == [first]
     assert tracker.metrics(first) == {"recall_at_1": 0.5}
     loader = subprocess.run(
         [warm.commands() / "python", "-c", LOADER, tracker.uri], capture_output=True, text=True, cwd=root, check=False

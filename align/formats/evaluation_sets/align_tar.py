@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, cast, get_args
+from typing import BinaryIO, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from align.durable.files import fsync, sha256_file, temporary_name, to_json, write_text
+from align.durable.files import replaced, sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.tar import TarWriter
@@ -53,7 +52,7 @@ class _SampleFields(BaseModel):
 
     key: str
     concept: str
-    texts: list[str]
+    texts: tuple[str, ...]
     label: str | None = Field(default=None, alias="class")
     vendor: str | None = None
     split: Split = "query"
@@ -78,14 +77,6 @@ class _Here:
         return f"{status.st_size} {status.st_mtime_ns}"
 
 
-class _Opened(Protocol):
-    """The part of `Files` that a set needs."""
-
-    def open(self, uri: str) -> BinaryIO: ...
-
-    def stamp(self, uri: str) -> str: ...
-
-
 @dataclass(frozen=True)
 class _TarPictures:
     """`Pictures` of a tar that was checked, in any order of positions.
@@ -97,7 +88,7 @@ class _TarPictures:
         spans: (offset, size) of each picture.
     """
 
-    files: _Opened
+    files: Files | _Here
     uri: str
     stamp: str
     spans: list[tuple[int, int]]
@@ -164,9 +155,8 @@ def write_set(directory: Path, one: EvaluationSet) -> str:
         raise ValueError(f"{one.name}: a set of kind {one.kind} has no format of our own")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{one.name}.tar"
-    beside = temporary_name(path)
     order = sorted(range(len(one.images)), key=lambda position: one.images[position].key)
-    try:
+    with replaced(path) as beside:
         with beside.open("wb") as file:
             tar = TarWriter(file)
             for position, picture in one.read(order):
@@ -195,11 +185,6 @@ def write_set(directory: Path, one: EvaluationSet) -> str:
             classes=list(one.classes),
             templates=list(one.templates),
         )
-        fsync(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    fsync(directory)
     write_text(directory / f"{one.name}.json", to_json(header.model_dump()))
     return sha256
 
@@ -283,18 +268,7 @@ def _read_tar(file: BinaryIO, uri: str) -> tuple[list[EvaluationImage], list[tup
         raise DataError(f"{uri}: not a readable tar ({error}); build the set again") from None
     if incomplete := sorted(spans.keys() ^ members.keys()):
         raise DataError(f"{uri}: sample {incomplete[0]} lacks its image or its json")
-    images = [
-        EvaluationImage(
-            key=member.key,
-            concept=member.concept,
-            texts=tuple(member.texts),
-            label=member.label,
-            vendor=member.vendor,
-            split=member.split,
-        )
-        for member in members.values()
-    ]
-    return images, [spans[key] for key in members]
+    return [EvaluationImage(**dict(member)) for member in members.values()], [spans[key] for key in members]
 
 
 def _first_problem(error: ValidationError) -> str:

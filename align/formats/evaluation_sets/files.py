@@ -16,7 +16,7 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, P
 from align.interfaces.store import Files
 
 #: Bytes of one picture, and of a file of names.
-_MAX_PICTURE_BYTES, _MAX_TEXT_BYTES = 64 << 20, 16 << 20
+MAX_PICTURE_BYTES, _MAX_TEXT_BYTES = 64 << 20, 16 << 20
 #: Pictures that are read ahead, for servers far away.
 _READERS = 8
 
@@ -45,14 +45,14 @@ class FilePictures:
             if not any(_is_below(root, uri) for root in self.roots):
                 return Unreadable(f"{uri}: leads out of {', '.join(self.roots)}")
             with self.files.open(uri) as stream:
-                picture = stream.read(_MAX_PICTURE_BYTES + 1)
+                picture = stream.read(MAX_PICTURE_BYTES + 1)
         except DataError as error:
             return Unreadable(str(error))
         except OSError as error:
             return Unreadable(f"{uri}: {error.strerror or error}")
         except ValueError:
             return Unreadable(f"{uri!r}: no name of a file")
-        return Unreadable(f"{uri}: more than 64 MiB") if len(picture) > _MAX_PICTURE_BYTES else picture
+        return Unreadable(f"{uri}: more than 64 MiB") if len(picture) > MAX_PICTURE_BYTES else picture
 
 
 def _is_below(root: str, uri: str) -> bool:
@@ -86,10 +86,10 @@ def exists(uri: str, files: Files) -> bool:
     return True
 
 
-def text_of(files: Files, uri: str, what: str, most_bytes: int = _MAX_TEXT_BYTES) -> str:
+def text_of(files: Files, uri: str, what: str) -> str:
     """The text of a small file. Raises DataError as `bytes_of`, and if it is not UTF-8."""
     try:
-        return bytes_of(files, uri, what, most_bytes).decode("utf-8-sig")
+        return bytes_of(files, uri, what, _MAX_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{uri}: {what}: not UTF-8") from None
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -18,14 +20,15 @@ import pyarrow.parquet as pq
 from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
-from align.formats.evaluation_sets.files import class_names, made
+from align.formats.evaluation_sets.files import MAX_PICTURE_BYTES, class_names, made
+from align.formats.parquet import readable
 from align.formats.picture_table import TEXT_COLUMNS, usual_column
 from align.interfaces.store import Files
 
 #: Rows with pictures in memory at a time.
 _ROWS = 32
+_readable = partial(readable, problem="unreadable as parquet", remedy="fetch it again")
 _LABELS = ("label", "labels", "fine_label", "class")
-_MAX_PICTURE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -50,30 +53,22 @@ class RowPictures:
 
     def __call__(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
         """See `Pictures`."""
-        wanted = [self.places[position] for position in positions]
-        start = 0
-        while start < len(wanted):
-            uri, column, _ = wanted[start]
-            end = next((row for row in range(start, len(wanted)) if wanted[row][:2] != (uri, column)), len(wanted))
-            yield from self._of_file(uri, column, [row for _, _, row in wanted[start:end]])
-            start = end
+        wanted = (self.places[position] for position in positions)
+        for (uri, column), places in groupby(wanted, key=itemgetter(0, 1)):
+            yield from self._of_file(uri, column, [row for _, _, row in places])
 
     def _of_file(self, uri: str, column: str, rows: Sequence[int]) -> Iterator[bytes | Unreadable]:
-        remaining = iter(rows)
-        following = next(remaining, None)
-        with readable(uri), self.files.open(uri) as stream, pq.ParquetFile(stream) as file:
+        with _readable(uri), self.files.open(uri) as stream, pq.ParquetFile(stream) as file:
             first = 0
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
-                if following is not None and following < end:
-                    start = first
+                if mine := [row for row in rows if first <= row < end]:
                     for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column], use_threads=False):
-                        while following is not None and following < start + len(batch):
-                            yield _picture(batch.column(0)[following - start].as_py())
-                            following = next(remaining, None)
-                        start += len(batch)
-                        if following is None:
-                            return
+                        here = [row - first for row in mine if first <= row < first + len(batch)]
+                        yield from (_picture(batch.column(0)[row].as_py()) for row in here)
+                        first += len(batch)
+                        if first > mine[-1]:
+                            break
                 first = end
 
 
@@ -138,7 +133,7 @@ def files_of(wanted: SuiteSet, split: str, files: Files) -> list[str]:
 
 
 def _columns(wanted: SuiteSet, uri: str, files: Files) -> _Columns:
-    with readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
+    with _readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
         schema = file.schema_arrow
     images = [
         field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
@@ -172,7 +167,7 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 def _items(uri: str, columns: _Columns, files: Files) -> Iterator[tuple[int | None, tuple[str, ...]]]:
     """Label and texts of each row; pictures are not read."""
     name = columns.texts or columns.label
-    with readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
+    with _readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
         for batch in file.iter_batches(1024, columns=[name], use_threads=False):
             for value in batch.column(0).to_pylist():
                 if columns.texts is None:
@@ -182,20 +177,9 @@ def _items(uri: str, columns: _Columns, files: Files) -> Iterator[tuple[int | No
                 yield None, tuple(text for text in some if isinstance(text, str) and text.strip())
 
 
-@contextmanager
-def readable(uri: str) -> Iterator[None]:
-    """Raises DataError for what pyarrow raises over a file."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{uri}: unreadable as parquet ({' '.join(str(error).split())[:200]}); fetch it again"
-        ) from None
-
-
 def _picture(value: Any) -> bytes | Unreadable:
     data = value.get("bytes") if isinstance(value, dict) else None
     if not isinstance(data, bytes):
         path = value.get("path") if isinstance(value, dict) else None
         return Unreadable(f"no bytes in the file, only the path {path!r}" if path else "no picture in this row")
-    return Unreadable("more than 64 MiB") if len(data) > _MAX_PICTURE_BYTES else data
+    return Unreadable("more than 64 MiB") if len(data) > MAX_PICTURE_BYTES else data

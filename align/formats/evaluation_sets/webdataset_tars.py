@@ -13,7 +13,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,12 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
-from align.formats.evaluation_sets.files import joined, lines_of, made, text_of
+from align.formats.evaluation_sets.files import MAX_PICTURE_BYTES, exists, joined, lines_of, made, text_of
 from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.interfaces.store import Files
 
 #: Bytes of an array of 0 and 1, one for each class.
 _MAX_LABELS_BYTES = 1 << 20
-#: Of one picture.
-_MAX_PICTURE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,10 @@ class _TarPictures:
 
     def __call__(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
         """See `Pictures`."""
-        wanted = [self.places[position] for position in positions]
-        start = 0
-        while start < len(wanted):
-            tar = wanted[start][0]
-            end = next((row for row in range(start, len(wanted)) if wanted[row][0] != tar), len(wanted))
-            numbers = [number for _, number in wanted[start:end]]
-            samples = islice(_samples(self.files, self.tars[tar]), numbers[-1] + 1)
-            found = (_picture(sample) for number, sample in enumerate(samples) if number in set(numbers))
-            yield from found
-            start = end
+        for tar, places in groupby((self.places[position] for position in positions), key=itemgetter(0)):
+            numbers = {number for _, number in places}
+            samples = islice(_samples(self.files, self.tars[tar]), max(numbers) + 1)
+            yield from (_picture(sample) for number, sample in enumerate(samples) if number in numbers)
 
 
 def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
@@ -109,9 +102,7 @@ def _names(wanted: SuiteSet, files: Files) -> list[str]:
 def _templates(wanted: SuiteSet, files: Files) -> tuple[str, ...]:
     """The set's own, with {} for {c}; empty if it has none."""
     uri = joined(wanted.path, "zeroshot_classification_templates.txt")
-    try:
-        files.stamp(uri)
-    except DataError:
+    if not exists(uri, files):
         return ()
     lines = lines_of(files, uri, "the templates")
     if wrong := [line for line in lines if line.count("{c}") != 1 or "{}" in line]:
@@ -184,6 +175,6 @@ def _picture(sample: dict[str, Any]) -> bytes | Unreadable:
     found = next((sample[ending] for ending in sample if ending.lower() in IMAGE_EXTENSIONS), None)
     if found is None:
         return Unreadable("the sample has no picture")
-    if isinstance(found, io.IOBase) or len(found) > _MAX_PICTURE_BYTES:
+    if isinstance(found, io.IOBase) or len(found) > MAX_PICTURE_BYTES:
         return Unreadable("more than 64 MiB")
     return bytes(found)

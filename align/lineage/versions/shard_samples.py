@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from align.errors import CorruptError, DataError
 from align.formats.filtered import FACTS, decision_parts, parts_of
 from align.formats.indexed_images import ITEMS
-from align.formats.pair_addresses import iter_addresses
+from align.formats.pair_addresses import ADDRESSES, PairAddresses
 from align.formats.policy import OptedOut
 from align.formats.shards import (
     MANIFEST,
@@ -146,9 +146,12 @@ def index_shows(index: Path, image_ids: frozenset[str], opted_out: OptedOut) -> 
         CorruptError: its addresses are damaged.
     """
     ids = pq.read_table(index / ITEMS, columns=["image_id"])["image_id"].to_pylist()
-    return not image_ids.isdisjoint(ids) or any(
-        opted_out.matches(one.url, one.page_url, None) for one in iter_addresses(index)
-    )
+    if not image_ids.isdisjoint(ids):
+        return True
+    if not (index / ADDRESSES).is_file():  # an older index has none
+        return False
+    shown = PairAddresses.load(index, len(ids)).covered(lambda url, page: opted_out.matches(url, page, None))
+    return next(shown, None) is not None
 
 
 def filtered_shows(filtered: Path, texts: frozenset[tuple[str | None, str]]) -> bool:

@@ -237,7 +237,7 @@ def register(
     results = read_results(outputs, values)
     require_signed(outputs.packaged, _signature(outputs))
     tracker = tracker or Tracker()
-    earlier = tracker.find_run(config.experiment, _RUN_DIGEST, results.digest)
+    earlier = next(iter(tracker.find_runs(config.experiment, _RUN_DIGEST, results.digest)), None)
     reused = earlier if run_id is None else None
     run = (
         run_id

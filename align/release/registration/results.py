@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from align.config.model import ModelConfig
-from align.config.sections import changing_bytes, flattened
+from align.config.params import flattened
+from align.config.sections import changing_bytes
 from align.display.report import reported
 from align.durable.files import sha256_folder, to_json
 from align.errors import CorruptError, DataError

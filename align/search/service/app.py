@@ -262,7 +262,7 @@ def _pictures(app: FastAPI, service: SearchService) -> None:
 
 def _item(served: Served, key: str) -> IndexedImage:
     try:
-        return served.item(key)
+        return served.index.item(key)
     except DataError:
         raise HTTPException(404, f"no picture with key {key!r} in the index") from None
 

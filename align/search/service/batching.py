@@ -80,10 +80,6 @@ class _Remembered:
             self.served, self.rows = served, OrderedDict()
         return self.rows
 
-    def trim(self) -> None:
-        while len(self.rows) > self.size:
-            self.rows.popitem(last=False)
-
 
 class Batcher:
     """The computing thread and its queue."""
@@ -173,7 +169,8 @@ class Batcher:
                 known.move_to_end(text)
             else:
                 known[text] = rows[text].copy()  # a view would keep its whole batch
-        self._remembered.trim()
+        while len(known) > self._remembered.size:
+            known.popitem(last=False)
         return np.stack(found) if found else np.zeros((0, served.embedder.width), np.float32)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 from align.config.serve import ServeConfig
 from align.web.guard import App, Receive, Scope, Send
@@ -119,10 +120,10 @@ class Limits:
                 body.most = self._most_bytes(scope, endpoint)
                 await self._app(scope, body, count)
         except Refused as refused:
-            await _refuse(refused, count)
+            await _refusal(refused)(scope, receive, count)
         except TimeoutError:
             if not status:  # otherwise the answer ends here, and so does the connection
-                await _refuse(body.too_late(self._config.request_timeout_s), count)
+                await _refusal(body.too_late(self._config.request_timeout_s))(scope, receive, count)
         finally:
             self._held["body"] -= body.size
             self._requests.add(endpoint, status or 500, time.perf_counter() - begins)
@@ -204,9 +205,5 @@ def parse_json(body: bytes, max_text_bytes: int) -> Any:
     return value
 
 
-async def _refuse(refused: Refused, send: Send) -> None:
-    body = json.dumps({"error": refused.detail}).encode()
-    given = {"content-type": "application/json", "content-length": str(len(body))} | dict(refused.headers or {})
-    headers = [(name.encode(), value.encode()) for name, value in given.items()]
-    await send({"type": "http.response.start", "status": refused.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _refusal(refused: Refused) -> JSONResponse:
+    return JSONResponse({"error": refused.detail}, refused.status_code, refused.headers)

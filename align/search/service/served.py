@@ -62,6 +62,7 @@ class Folders:
     vouched: bool = False
 
 
+@dataclass(frozen=True, eq=False)
 class Served:
     """A release in memory. Nothing of it changes, so requests use one from their start to their end.
 
@@ -72,15 +73,10 @@ class Served:
         take_downs: names the list of what is taken down; None: there is none.
     """
 
-    def __init__(self, release: Release, embedder: Embedder, index: ImageIndex, take_downs: str | None = None) -> None:
-        self.release = release
-        self.embedder = embedder
-        self.index = index
-        self.take_downs = take_downs
-
-    def item(self, key: str) -> IndexedImage:
-        """The indexed image with this key. Raises DataError if there is none."""
-        return self.index.item(key)
+    release: Release
+    embedder: Embedder
+    index: ImageIndex
+    take_downs: str | None = None
 
 
 def load(release: Release, folders: Folders) -> Served:

@@ -51,7 +51,7 @@ class Decoders:
         return max(_LEAST_COST, of_megapixel * header.width_px * header.height_px / 1e6)
 
     def crop(self, data: bytes, resize_px: int, image_px: int) -> NDArray[np.uint8]:
-        """The pixels that the image tower sees of a file: (image_px, image_px, 3) uint8 RGB.
+        """The pixels that the image tower sees of a file (`align.model.preprocess`): (image_px, image_px, 3) uint8 RGB.
 
         Args:
             data: the file, which `cost` has let pass.
@@ -65,7 +65,9 @@ class Decoders:
             image = self._decode(data, resize_px)
         except PictureError as error:
             raise _undecodable(error) from None
-        return _square(image, resize_px, image_px)
+        from align.model.preprocess import centre_crop, resized
+
+        return centre_crop(resized(np.array(image), resize_px), image_px)
 
     def _decode(self, data: bytes, resize_px: int) -> Image.Image:
         with helper() as lent:
@@ -90,13 +92,6 @@ class Decoders:
 
 def _undecodable(error: PictureError) -> DataError:
     return DataError(f"not a picture that can be decoded: {error}")
-
-
-def _square(image: Image.Image, resize_px: int, image_px: int) -> NDArray[np.uint8]:
-    """Prepares it as `align.model.preprocess` does a file: resized to a square, then the middle of it."""
-    from align.model.preprocess import centre_crop, resized
-
-    return centre_crop(resized(np.array(image), resize_px), image_px)
 
 
 def from_base64(text: str) -> bytes:

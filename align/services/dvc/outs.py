@@ -18,7 +18,8 @@ from typing import Any
 from ruamel.yaml.error import YAMLError
 
 from align.config.params import PARAMS_FILE, Params, load_params, parse_yaml
-from align.errors import ConfigError
+from align.durable.files import make_parent
+from align.errors import ConfigError, DataError
 from align.project.declared import DVC_FILE
 from align.services.dvc.objects import place
 from align.services.dvc.repository import settings
@@ -69,6 +70,26 @@ def require_no_out(option: str, path: Path) -> None:
             f"{option} {path}: stage {stage} of {_PIPELINE} writes there, and `dvc repro` removes what is there before"
             "; choose another place"
         )
+
+
+def require_output_file(option: str, path: Path, ending: str) -> None:
+    """Refuses a wrong or dangerous name before the work, which may take hours; makes the folder around the file.
+
+    Args:
+        option: as it was typed, for the message.
+        path: the file; replaced if it exists.
+        ending: of its name, such as `.html`.
+
+    Raises:
+        ConfigError: the name has another ending, or a stage of dvc.yaml writes there.
+        DataError: it is a folder, or the folder around it cannot be made.
+    """
+    if path.is_dir():
+        raise DataError(f"{option} {path}: is a folder; give the name of a file in it, such as {path / f'out{ending}'}")
+    if path.suffix.lower() != ending:
+        raise ConfigError(f"{option} {path}: what is written there is {ending[1:]}; give a name that ends in {ending}")
+    require_no_out(option, path)
+    make_parent(path)
 
 
 def require_stated_values(params: Params, keys: Iterable[str], outs: Mapping[str, Path]) -> None:

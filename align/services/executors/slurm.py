@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from align.display.console import say
-from align.durable.files import temporary_name
+from align.durable.files import replaced
 from align.durable.processes import Culprits
 from align.errors import ServiceError, one_line
 from align.interfaces.executor import In, Kept, Out, Step
@@ -154,9 +154,8 @@ def _run_task(array: Path, attempt: int, number: int) -> None:
             if path.exists():
                 continue
             result = task.do(step, items[item], folder=folder, scratch=Path(scratch), opened_as=b"")
-            beside = temporary_name(path)
-            beside.write_bytes(pickle.dumps(result))
-            os.replace(beside, path)
+            with replaced(path, on_disk=False) as beside:
+                beside.write_bytes(pickle.dumps(result))
         os.chdir("/")
 
 

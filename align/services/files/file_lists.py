@@ -7,8 +7,7 @@ import io
 import os
 import re
 import zlib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -158,29 +157,20 @@ def shown(location: str, base: str = "") -> str:
     return f"{head}?..." if mark and "://" in base + head else location
 
 
-class Unusable:
-    """The lines of a list that cannot be used, by reason."""
-
-    def __init__(self) -> None:
-        self._lines: defaultdict[str, list[str]] = defaultdict(list)
-
-    def add(self, reason: str, line: str) -> None:
-        """Adds a line."""
-        self._lines[reason].append(line)
-
-    def require_none(self, location: str, num_lines: int, root: str | None) -> None:
-        """Raises DataError if there are such lines: their number, and the first few for each reason."""
-        count = sum(map(len, self._lines.values()))
-        if not count:
-            return
-        reasons = "; ".join(f"{reason}: {_named(lines, root or location)}" for reason, lines in self._lines.items())
-        text = f"{location}: {count:,} of its {num_lines:,} lines cannot be used. {reasons}"
-        missing = self._lines.get(MISSING, [])
-        if root is None and any(not line.startswith("/") and not _SCHEME.match(line) for line in missing):
-            text += " (relative lines begin at the folder of the list; for another begin set ingest.paths_root)"
-        raise DataError(f"{text}. Correct or remove these lines")
+def require_all_usable(unusable: Mapping[str, list[str]], location: str, num_lines: int, root: str | None) -> None:
+    """Raises DataError if a list has unusable lines (reason -> lines): their number, and the first of each reason."""
+    count = sum(map(len, unusable.values()))
+    if not count:
+        return
+    reasons = "; ".join(f"{reason}: {named(lines, root or location)}" for reason, lines in unusable.items())
+    text = f"{location}: {count:,} of its {num_lines:,} lines cannot be used. {reasons}"
+    missing = unusable.get(MISSING, [])
+    if root is None and any(not line.startswith("/") and not _SCHEME.match(line) for line in missing):
+        text += " (relative lines begin at the folder of the list; for another begin set ingest.paths_root)"
+    raise DataError(f"{text}. Correct or remove these lines")
 
 
-def _named(lines: Sequence[str], base: str) -> str:
+def named(lines: Sequence[str], base: str = "") -> str:
+    """The first few of some locations, for a message; `base` as for `shown`."""
     more = f" and {len(lines) - _NAMED:,} more" if len(lines) > _NAMED else ""
     return ", ".join(shown(line, base)[:_SHOWN] for line in lines[:_NAMED]) + more

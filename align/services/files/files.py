@@ -7,6 +7,7 @@ import io
 import os
 import re
 import stat as stat_module
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from align.display.console import say, track
 from align.durable.processes import in_threads
 from align.errors import DataError
 from align.services.files import file_lists, pinned_lists
-from align.services.files.file_lists import MISSING, Unusable, UnusableLocationError, is_web
+from align.services.files.file_lists import MISSING, UnusableLocationError, is_web
 from align.services.files.pinned_lists import Pin
 from align.services.files.web_files import WebFiles
 from align.services.s3.client import list_stats, read_range, stat
@@ -87,20 +88,20 @@ class StoreFiles:
         if pinned is not None:
             return self._pinned(location, pinned, pinned_lists.pins_of(lines, location))
         files: set[str] = set()
-        num_repeated, unusable = 0, Unusable()
+        num_repeated, unusable = 0, defaultdict[str, list[str]](list)
         for line in lines:
             try:
                 entry = file_lists.absolute(line, location, root)
                 file_lists.require_usable(entry)
                 found = _entry(self, entry, ending)
             except UnusableLocationError as error:
-                unusable.add(str(error), line)
+                unusable[str(error)].append(line)
                 continue
             if not found:
-                unusable.add(MISSING, line)
+                unusable[MISSING].append(line)
             num_repeated += len(found) - len(found - files)
             files |= found
-        unusable.require_none(location, len(lines), root)
+        file_lists.require_all_usable(unusable, location, len(lines), root)
         if not files:
             raise DataError(f"{location}: an empty list; write one location per line")
         if num_repeated:
@@ -110,16 +111,16 @@ class StoreFiles:
     def _pinned(self, location: str, source: str, pins: Sequence[Pin]) -> set[str]:
         """The files of a list of `align pin`, each of which is what the list says."""
         files: dict[str, Pin] = {}
-        unusable = Unusable()
+        unusable = defaultdict[str, list[str]](list)
         for pin in pins:
             try:
                 file = file_lists.absolute(pin.line, location, None)
                 file_lists.require_usable(file)
             except UnusableLocationError as error:
-                unusable.add(str(error), pin.line)
+                unusable[str(error)].append(pin.line)
                 continue
             files[file] = pin
-        unusable.require_none(location, len(pins), None)
+        file_lists.require_all_usable(unusable, location, len(pins), None)
         if not files:
             raise DataError(f"{location}: an empty list; run: align pin {source} --out {location}")
         stamps = in_threads(self._stamp_or_error, list(files), self.config.num_connections)
@@ -137,8 +138,8 @@ class StoreFiles:
         """A seekable stream; files on servers are read ahead, by range requests. Raises as `list`."""
         if _is_remote(uri):
             status = self._stat(uri)
-            fetch = partial(self._fetch, uri, status)
-            return range_stream(uri, status.num_bytes, fetch)
+            ranges = _Ranges(uri, status.num_bytes, partial(self._fetch, uri, status))
+            return cast(BinaryIO, io.BufferedReader(ranges, 1 << 16))
         try:
             descriptor = os.open(uri, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep its reader waiting
         except (FileNotFoundError, PermissionError) as error:
@@ -318,22 +319,15 @@ def _pattern(key: str) -> str:
 _FIRST_BYTES, _MOST_BYTES = 1 << 16, 1 << 23
 
 
-def range_stream(uri: str, num_bytes: int, fetch: Callable[[int, int], bytes]) -> BinaryIO:
-    """A file on a server as a seekable stream.
+class _Ranges(io.RawIOBase):
+    """A file on a server as a seekable stream. In memory are two windows of at most 8 MiB, one of them read ahead.
 
     Args:
         uri: what errors call it.
         num_bytes: its size.
-        fetch: (offset, size) -> these bytes; one thread beside the reader's calls it, too.
-
-    Raises, at each read:
-        What `fetch` raises; DataError if the file ends early.
+        fetch: (offset, size) -> these bytes; one thread beside the reader's calls it, too. Each read raises what it
+            raises, and DataError if the file ends early.
     """
-    return cast(BinaryIO, io.BufferedReader(_Ranges(uri, num_bytes, fetch), 1 << 16))
-
-
-class _Ranges(io.RawIOBase):
-    """Memory: two windows of at most 8 MiB, one of them read ahead."""
 
     def __init__(self, uri: str, num_bytes: int, fetch: Callable[[int, int], bytes]) -> None:
         self._uri, self._num_bytes, self._fetch_range = uri, num_bytes, fetch

@@ -21,15 +21,13 @@ from typing import BinaryIO, NamedTuple
 from align.display.visible import visible
 from align.durable.files import write_text
 from align.errors import DataError
-from align.services.files.file_lists import MAX_LINES, shown
+from align.services.files.file_lists import MAX_LINES, named, shown
 
 _HEADER = "# align pin 1 "
 _MAX_HEADER_BYTES = 1 << 14
 _BESIDE = "beside"
 #: Characters that a line cannot hold: it would end there, or name another location.
 _IMPOSSIBLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|^[\s#]|\s$")
-#: Files that an error names.
-_NAMED = 10
 
 
 class Pin(NamedTuple):
@@ -101,11 +99,9 @@ def plain(stamp: str) -> str:
 
 def changed(location: str, source: str, files: Sequence[str], num_files: int) -> DataError:
     """The error for files that are no longer what a list says."""
-    more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
-    names = ", ".join(shown(file) for file in files[:_NAMED])
     return DataError(
         f"{location}: {len(files):,} of its {num_files:,} files changed or disappeared since they were pinned: "
-        f"{names}{more}. To take what is there now: align pin {source} --out {location}"
+        f"{named(files)}. To take what is there now: align pin {source} --out {location}"
     )
 
 

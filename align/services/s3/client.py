@@ -213,9 +213,14 @@ def write_new(config: StoreConfig, uri: str, data: bytes) -> bool:
     tell. Raises as `explained`.
     """
     bucket, key = split_uri(uri)
+    return _is_new(uri, lambda: client(config).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*"))
+
+
+def _is_new(uri: str, write: Callable[[], object]) -> bool:
+    """Writes under a condition; returns whether it held. Raises as `explained`."""
     with explained(uri):
         try:
-            client(config).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            write()
         except ClientError as error:
             if error.response["Error"].get("Code") in _PRECONDITION:
                 return False
@@ -250,21 +255,17 @@ def upload(config: StoreConfig, path: Path, uri: str) -> bool:
         As `explained`.
     """
     bucket, key = split_uri(uri)
-    s3, num_bytes = client(config), path.stat().st_size
-    target = {"Bucket": bucket, "Key": key}
+    num_bytes, target = path.stat().st_size, {"Bucket": bucket, "Key": key}
     part_bytes = max(config.part_size_mb << 20, -(-num_bytes // _MAX_PARTS))
-    with explained(uri):
-        try:
-            if num_bytes <= part_bytes:
-                with path.open("rb") as body:
-                    s3.put_object(**target, Body=body, IfNoneMatch="*")
-            else:
-                _upload_parts(config, path, target, range(0, num_bytes, part_bytes))
-        except ClientError as error:
-            if error.response["Error"].get("Code") in _PRECONDITION:
-                return False
-            raise
-    return True
+
+    def write() -> None:
+        if num_bytes <= part_bytes:
+            with path.open("rb") as body:
+                client(config).put_object(**target, Body=body, IfNoneMatch="*")
+        else:
+            _upload_parts(config, path, target, range(0, num_bytes, part_bytes))
+
+    return _is_new(uri, write)
 
 
 def _upload_parts(config: StoreConfig, path: Path, target: dict[str, str], starts: range) -> None:

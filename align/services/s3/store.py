@@ -15,17 +15,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.config.infrastructure import StoreConfig
-from align.durable.files import fsync, temporary_name
+from align.durable.files import fsync, replaced, temporary_name
 from align.errors import ConfigError, CorruptError, DataError
 from align.interfaces.store import FetchTar
-from align.services.s3.client import download, list_objects, list_stats, read_range, remove, stat, upload
+from align.services.s3.client import download, list_objects, read_range, remove, stat, upload
 from align.services.s3.locations import Stat, is_s3, split_uri
 
 #: A copy that does not match its name is read once more: the transfer may have damaged it.
@@ -51,18 +49,6 @@ class Objects:
     def uri(self, sha256: str) -> str:
         """The location of an object, which need not exist: s3://... or a path."""
         return f"{str(self.config.objects).rstrip('/')}/{sha256[:2]}/{sha256}.tar"
-
-    def require_reachable(self) -> None:
-        """Checks that the place is there: if it is not, `exists` says that every object is missing.
-
-        Raises:
-            DataError: there is no such bucket, or the folder's disk is not mounted. Else as `put`.
-        """
-        place = str(self.config.objects)
-        if is_s3(place):
-            next(iter(list_objects(self.config, *split_uri(place))), None)
-        elif not Path(place).absolute().parent.exists():
-            raise DataError(f"{place}: no such folder; is it mounted?")
 
     def exists(self, sha256: str) -> bool:
         """Whether the object exists. Raises as `put`."""
@@ -97,14 +83,9 @@ class Objects:
             return copy
         cached, uri = self._cached(sha256), self.uri(sha256)
         cached.parent.mkdir(parents=True, exist_ok=True)
-        beside = temporary_name(cached)
-        try:
+        with replaced(cached) as beside:
             if not read_checked(self.config, uri, beside, sha256, num_bytes, "remove the object and make it again"):
                 raise DataError(f"{uri}: no such object; was it removed, or has store.objects changed?")
-            os.replace(beside, cached)
-        finally:
-            beside.unlink(missing_ok=True)
-        fsync(cached.parent)
         return cached
 
     def copy(self, sha256: str, num_bytes: int) -> Path | None:
@@ -247,30 +228,18 @@ def keep_tar(path: Path, sha256: str, config: StoreConfig) -> None:
 
 def _copy_new(path: Path, target: Path) -> bool:
     """Copies a file to a name that is free, atomically; False if the name is taken."""
-    with _beside(target) as (beside, file):
-        with path.open("rb") as source:
-            shutil.copyfileobj(source, file)
-        file.flush()
-        os.fsync(file.fileno())
-        try:
-            os.link(beside, target)
-        except FileExistsError:
-            return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = temporary_name(target)
+    try:
+        shutil.copyfile(path, beside)
+        fsync(beside)
+        os.link(beside, target)
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink(missing_ok=True)
     fsync(target.parent)
     return True
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[tuple[Path, Any]]:
-    """A new file next to `target`, for this thread alone; removed unless it was renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path = temporary_name(target)
-    try:
-        with path.open("w+b") as file:
-            yield path, file
-    finally:
-        with suppress(FileNotFoundError):
-            path.unlink()
 
 
 @dataclass(frozen=True)
@@ -291,26 +260,15 @@ class CheckpointMirror:
 
     def names(self, run: str) -> list[str]:
         """The names of a run's files, in order."""
-        return list(self.sizes(run))
-
-    def sizes(self, run: str) -> dict[str, int]:
-        """The names of a run's files, in order -> bytes."""
         bucket, key = split_uri(self._uri(f"{run}/"))
-        found = list_stats(self.config, bucket, key)
-        names = ((name.removeprefix(key), status.num_bytes) for name, status in found)
-        return {name: num_bytes for name, num_bytes in names if "/" not in name}  # it becomes the name of a file
+        names = (name.removeprefix(key) for name in list_objects(self.config, bucket, key))
+        return [name for name in names if "/" not in name]  # it becomes the name of a file
 
     def get(self, name: str, path: Path) -> None:
         """Downloads a file, whole or not at all."""
-        part = temporary_name(path)
-        try:
-            with part.open("wb") as file:
-                if download(self.config, self._uri(name), file) is None:
-                    raise DataError(f"{self._uri(name)}: has been deleted meanwhile; run again")
-            fsync(part)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replaced(path) as part, part.open("wb") as file:
+            if download(self.config, self._uri(name), file) is None:
+                raise DataError(f"{self._uri(name)}: has been deleted meanwhile; run again")
 
     def delete(self, name: str) -> None:
         """Deletes a file."""

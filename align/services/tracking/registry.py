@@ -70,11 +70,9 @@ class Registry:
 
     def version_at(self, model: str, alias: str) -> Version | None:
         """The version that an alias names, or None."""
+        number = self.aliases(model).get(alias)
         with self._asking():
-            for registered in self._client.search_registered_models(f"name = '{model}'"):
-                if alias in registered.aliases:
-                    return _version(self._client.get_model_version(model, str(registered.aliases[alias])))
-        return None
+            return None if number is None else _version(self._client.get_model_version(model, str(number)))
 
     def versions(self, model: str) -> list[Version]:
         """All versions, oldest first; none if there is no such model."""

@@ -95,10 +95,6 @@ class Tracker:
 
     # --- runs
 
-    def find_run(self, experiment: str, key: str, value: str) -> str | None:
-        """The newest finished run with this tag, or None."""
-        return next(iter(self.find_runs(experiment, key, value)), None)
-
     def find_runs(self, experiment: str, key: str, value: str) -> list[str]:
         """The finished runs with this tag, at most a hundred, the newest first; none without such an experiment."""
         with self._asking():

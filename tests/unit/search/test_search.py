@@ -8,9 +8,8 @@ from align.display.figure import png
 from align.errors import ConfigError, DataError, FormatError
 from align.formats.image_index import Hit, ImageIndex
 from align.formats.labelled_queries import names, read_queries
-from align.search.answers import AnsweredQuery, ImageAnswer
 from align.search.queries import compose, share_named
-from align.search.report import index_metrics, search_figure
+from align.search.report import AnsweredQuery, ImageAnswer, index_metrics, search_figure
 from align.search.search import Query, open_index, search
 from tests.support import colour_index, tiny_model
 from tests.support.colours import ColourEncoder, square

@@ -225,7 +225,7 @@ def test_without_shards_there_are_thumbnails(world: Path, made: SearchService, t
         assert ask(without, "GET", "/health").json()["pictures"] is None
         for path in ("/image/000000001", "/image/000000001?large=true"):
             assert ask(without, "GET", path).content == thumbnail != large
-    assert large == (item := served(world).item("000000001")).image(world / "shards" / item.shard)
+    assert large == (item := served(world).index.item("000000001")).image(world / "shards" / item.shard)
 
 
 def test_without_shards_and_thumbnails_there_are_reasons_for_pictures(tmp_path: Path) -> None:

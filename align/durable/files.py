@@ -52,16 +52,28 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file atomically: a temporary file next to it, os.replace, and fsync of both the file and the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    temporary = temporary_name(path)
+    with replaced(path) as beside:
+        beside.write_bytes(data)
+
+
+@contextmanager
+def replaced(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
+    """Yields a new name next to `path`: the file that the block writes there replaces it, unless the block fails.
+
+    Args:
+        path: a file, which may exist; its folder does.
+        on_disk: flush the file and the folder, too, for what a power cut must not undo.
+    """
+    beside = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync(path.parent)
+        yield beside
+        if on_disk:
+            fsync(beside)
+        os.replace(beside, path)
+        if on_disk:
+            fsync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=1024)
@@ -292,6 +304,14 @@ def require_utf8(name: str) -> None:
     except UnicodeEncodeError:
         spelt = os.fsencode(name).decode("utf-8", "backslashreplace")
         raise DataError(f"{spelt}: the name is not UTF-8, so no table can hold it; rename it") from None
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """Puts a hard link to a file at `target`; a copy, where they are on two disks or there are no such links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def sha256_file(path: Path) -> str:

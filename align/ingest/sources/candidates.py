@@ -88,6 +88,7 @@ def num_cut(candidates: pa.RecordBatch) -> dict[str, int]:
     return {name: number for name, number in numbers.items() if number}
 
 
+#: Fields of a Candidate that are no text.
 _NO_STRINGS = {
     "offset": pa.int64(),
     "inline": pa.binary(),

@@ -307,6 +307,14 @@ def require_utf8(name: str) -> None:
         raise DataError(f"{spelt}: the name is not UTF-8, so no table can hold it; rename it") from None
 
 
+def link(source: str | Path, target: str | Path) -> None:
+    """Puts a hard link to a file at `target`; a copy, where they are on two disks or there are no such links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:

@@ -28,6 +28,7 @@ from align.config.paths import PathsConfig
 from align.config.suite import TEMPLATES
 from align.display.console import say, track
 from align.durable.processes import in_threads
+from align.durable.spool import Spool
 from align.errors import DataError
 from align.evaluate.set_sources import (
     Columns,
@@ -41,7 +42,7 @@ from align.evaluate.set_sources import (
     read_table,
     some,
 )
-from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Kind, Split, Spool
+from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Kind, Split
 from align.formats.evaluation_sets.align_tar import write_set
 from align.pairs.picture import PictureError, decode, read_header, shrink
 
@@ -124,7 +125,7 @@ def _set(recipe: Recipe, kind: Kind, images: list[EvaluationImage], spool: Spool
         images=images,
         classes=tuple(sorted({str(image.label) for image in images})) if kind == "classification" else (),
         templates=tuple(recipe.templates) if kind == "classification" else (),
-        pictures=spool.pictures,
+        pictures=spool.read,
     )
     _check_classes(made)
     return made

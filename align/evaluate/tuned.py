@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from align.config.model import ModelConfig
 from align.config.suite import FineTuningSettings
+from align.durable.spool import Spool
 from align.errors import AlignError, ConfigError
 from align.evaluate.fine_tuning.pictures import Pictures
 from align.evaluate.fine_tuning.recipe import FINE_GRAINED, IMAGENET, SMALL, Recipe, resized, shortened
 from align.evaluate.fine_tuning.tune import Machine, Run, fine_tune
 from align.evaluate.protocols.labelled import accuracy
 from align.evaluate.protocols.recall import Direction, Score
-from align.formats.evaluation_set import EvaluationSet, Spool
+from align.formats.evaluation_set import EvaluationSet
 from align.formats.model_folder import library_model, model_digest, read_config
 from align.model.dual_encoder import AnyImageTower, load_model
 from align.statistics.intervals import Scored
@@ -186,9 +187,7 @@ class _Kept(Sequence[bytes]):
         if isinstance(index, slice):
             return [self[row] for row in range(*index.indices(self._number))]
         with self._lock:
-            (picture,) = self._spool.pictures([self._first + index])
-        assert isinstance(picture, bytes)
-        return picture
+            return next(self._spool.read([self._first + index]))
 
 
 def _tower(model: Path) -> AnyImageTower:

@@ -27,7 +27,7 @@ from align.filter.near_duplicates import (
     alike_in,
     by_content,
     centroids_of,
-    group,
+    clusters_of,
     homes_of,
     is_sampled,
     near_duplicates_in,
@@ -42,6 +42,9 @@ from align.formats.evaluation_set import EvaluationSet, distinct_pictures
 from align.formats.features import Features, folder_of
 from align.formats.raw import iter_images
 from align.interfaces.executor import Executor
+
+#: The clusters of the scored images.
+_CLUSTERS = Piece("clusters", "clusters.npz")
 
 
 def score_shard(work: WorkFolder, item: NumberedShard, *, share: float) -> None:
@@ -77,9 +80,7 @@ def score_shard(work: WorkFolder, item: NumberedShard, *, share: float) -> None:
 
         sampled: list[tuple[str, NDArray[np.float16]]] = []
         for table, written in (("embeddings", rows()), ("sampled", sampled)):
-            path = work.file(table, shard.name)
-            path.parent.mkdir(exist_ok=True)
-            write_embeddings(path, written, network.width)
+            write_embeddings(work.file(table, shard.name), written, network.width)
         work.pieces.give(work.piece("embeddings", shard.name))
     columns = [pa.array([row[field] for row in scores], SCORED.types[field]) for field in range(2)]
     commit(pa.table(columns, schema=SCORED), work.file("scored", shard.name))
@@ -119,24 +120,27 @@ def close_images(
         kmeans: see `Kmeans`.
     """
     name, sets = named_sets
-    config, views, groups = work.config, work.path / f"{name}.arrow", work.path / f"{name}.npz"
-    sampled = [work.file("sampled", shard.name) for _, shard in shards if work.has("sampled", shard.name)]
-    if not sets or not sampled:
+    config, views = work.config, work.path / f"{name}.arrow"
+    if not sets:
+        return []
+    centroids = _centroids(work, shards, kmeans)
+    if not len(centroids):
         return []
     if not views.exists():
         network = ImageNetwork(config.near_duplicate_embedder, work.num_threads)
         measure = partial(network.views, max_pixels=config.max_image_pixels)
         decides = [network.digest, config.near_duplicate_embedder, config.max_image_pixels]
         folder = folder_of(work.features, "views", "align.filter.network", decides)
-        look = partial(Features(folder, _to_bytes, partial(_from_bytes, width=network.width)).look, measure)
+
+        def decoded(data: bytes) -> NDArray[np.float16]:
+            return np.frombuffer(data, np.float16).reshape(-1, network.width)
+
+        look = partial(Features(folder, np.ndarray.tobytes, decoded).look, measure)
         rows = track(by_content(look, distinct_pictures(sets)), what="filter: evaluation images")
         write_embeddings(views, rows, network.width)
-    found = group(sampled, read_embeddings(views), config, kmeans)
-    if found is None:
-        return []
-    write_arrays(groups, centroids=found[0], clusters=found[1])
+    write_arrays(work.path / f"{name}.npz", clusters=clusters_of(read_embeddings(views), centroids))
     table = f"close_{name}"
-    reads = [Piece(name, groups.name, partial(list, [views.name]))]  # which can be pickled
+    reads = [_CLUSTERS, Piece(name, f"{name}.npz", partial(list, [views.name]))]  # which can be pickled
     work.fill(executor, table, shards, partial(compare_shard, name=name), reads=reads)
     close = (pq.read_table(work.file(table, shard.name)).to_pylist() for _, shard in shards)
     return [NearDuplicate(**row) for rows in close for row in rows]
@@ -151,29 +155,38 @@ def compare_shard(work: WorkFolder, item: NumberedShard, *, name: str) -> None:
         work.pieces.bring([work.piece("embeddings", shard)])
         views = read_embeddings(work.path / f"{name}.arrow")
         with np.load(work.path / f"{name}.npz") as stored:
-            groups = stored["centroids"], stored["clusters"]
+            groups = _read_centroids(work), stored["clusters"]
         rows = [asdict(one) for one in near_duplicates_in(work.file("embeddings", shard), views, groups, work.config)]
     commit(pa.Table.from_pylist(rows, CLOSE), work.file(f"close_{name}", shard))
 
 
 def alike_images(work: WorkFolder, executor: Executor, shards: Shards, kmeans: Kmeans) -> None:
     """Writes `alike` (ALIKE) of kept_images.parquet. Each shard is a task twice: its images, then its clusters."""
-    names = [shard.name for _, shard in shards]
-    sampled = [work.file("sampled", name) for name in names if work.has("sampled", name)]
-    width = read_embeddings(sampled[0], 0, 0).vectors.shape[1] if sampled else 0
-    write_arrays(work.path / "clusters.npz", centroids=centroids_of(sampled, width, work.config, kmeans))
+    _centroids(work, shards, kmeans)
     of_shard = "kept_images", partial(by_shard, work.path / "kept_images.parquet", len(shards))
-    reads = [Piece("clusters", "clusters.npz")]
-    work.fill(executor, "clustered", shards, cluster_shard, reads=reads, of_shard=of_shard)
-    work.fill(executor, "alike", shards, partial(compare_clusters, names=names))
+    work.fill(executor, "clustered", shards, cluster_shard, reads=[_CLUSTERS], of_shard=of_shard)
+    work.fill(executor, "alike", shards, partial(compare_clusters, names=[shard.name for _, shard in shards]))
+
+
+def _centroids(work: WorkFolder, shards: Shards, kmeans: Kmeans) -> NDArray[np.float32]:
+    """The clusters of the scored images (`near_duplicates.centroids_of`), made at the first call."""
+    if not (work.path / _CLUSTERS.last).exists():
+        sampled = [work.file("sampled", shard.name) for _, shard in shards if work.has("sampled", shard.name)]
+        write_arrays(work.path / _CLUSTERS.last, centroids=centroids_of(sampled, work.config, kmeans))
+    return _read_centroids(work)
+
+
+def _read_centroids(work: WorkFolder) -> NDArray[np.float32]:
+    with np.load(work.path / _CLUSTERS.last) as stored:
+        centroids: NDArray[np.float32] = stored["centroids"]
+    return centroids
 
 
 def cluster_shard(work: WorkFolder, item: NumberedShard) -> None:
     """Writes `vectors`, a shard's kept images by cluster and then by row number, and `clustered` (CLUSTERED)."""
     shard = item[1].name
     kept = pq.read_table(work.file("kept_images", shard))["image_hash"].to_pylist()
-    with np.load(work.path / "clusters.npz") as stored:
-        centroids = stored["centroids"]
+    centroids = _read_centroids(work)
     ends = np.zeros(len(centroids), np.int64)
     if kept and len(centroids):
         work.pieces.bring([work.piece("embeddings", shard)])
@@ -183,9 +196,8 @@ def cluster_shard(work: WorkFolder, item: NumberedShard) -> None:
         homes = homes_of(images.vectors[order], centroids)
         order = order[np.argsort(homes, kind="stable")]
         ends = np.bincount(homes, minlength=len(centroids)).cumsum()
-        path = work.file("vectors", shard)
-        path.parent.mkdir(exist_ok=True)
-        write_embeddings(path, ((images.names[row], images.vectors[row]) for row in order), images.vectors.shape[1])
+        kept_rows = ((images.names[row], images.vectors[row]) for row in order)
+        write_embeddings(work.file("vectors", shard), kept_rows, images.vectors.shape[1])
         work.pieces.give(work.piece("vectors", shard))
     commit(pa.table([pa.array(ends)], schema=CLUSTERED), work.file("clustered", shard))
 
@@ -209,14 +221,6 @@ def compare_clusters(work: WorkFolder, item: NumberedShard, *, names: Sequence[s
     commit(pa.Table.from_pylist(rows, ALIKE), work.file("alike", item[1].name))
 
 
-def _to_bytes(views: NDArray[np.float16]) -> bytes:
-    return views.tobytes()
-
-
-def _from_bytes(data: bytes, width: int) -> NDArray[np.float16]:
-    return np.frombuffer(data, np.float16).reshape(-1, width)
-
-
 def twin_table(matches: Iterable[NearDuplicate], by_hash: Mapping[str, str] | None = None) -> pa.Table:
     """TWINS.
 
@@ -227,27 +231,13 @@ def twin_table(matches: Iterable[NearDuplicate], by_hash: Mapping[str, str] | No
     near: dict[str, list[tuple[float, str]]] = {}
     for match in matches:
         near.setdefault(match.image_id, []).append((-match.cosine, match.reference))
-    rows: list[dict[str, Any]] = [
-        {
-            "image_hash": image_hash(image_id),
-            "num_evaluation_sets": 1,
-            "evaluation_sets": [name.partition("/")[0]],
-            "twin": name,
-            "twin_cosine": None,
-        }
+    rows: list[tuple[Any, ...]] = [
+        (image_hash(image_id), 1, [name.partition("/")[0]], name, None)
         for image_id, name in sorted((by_hash or {}).items())
         if image_id not in near
     ]
     for image_id, references in sorted(near.items()):
         names = sorted({reference.partition("/")[0] for _, reference in references})
         cosine, closest = min(references)
-        rows.append(
-            {
-                "image_hash": image_hash(image_id),
-                "num_evaluation_sets": len(names),
-                "evaluation_sets": names,
-                "twin": closest,
-                "twin_cosine": -cosine,
-            }
-        )
-    return pa.Table.from_pylist(rows, TWINS)
+        rows.append((image_hash(image_id), len(names), names, closest, -cosine))
+    return pa.Table.from_pylist([dict(zip(TWINS.names, row, strict=True)) for row in rows], TWINS)

@@ -14,7 +14,6 @@ pairs that all other rules keep.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 
 from align.config.filter import ModelFile
 from align.display.console import say
-from align.durable.files import sha256_folder, temporary_name
+from align.durable.files import replaced, sha256_folder
 from align.errors import CorruptError, DataError
 from align.filter import tables
 from align.filter.compare import alike_images
@@ -160,9 +159,7 @@ def write_decisions(work: WorkFolder, item: NumberedShard) -> None:
     pairs = _with_languages(pairs, pc.equal(masks, 0))
     commit(_images(images, known), work.file("known_images", name))
     for table, rows in ((filtered.FACTS, _facts(name, pairs, known)), (filtered.DECISIONS, _decisions(pairs, masks))):
-        path = work.file(table, name)
-        path.parent.mkdir(exist_ok=True)
-        with _writer(path, rows.schema) as writer:
+        with _writer(work.file(table, name), rows.schema) as writer:
             writer.write_table(rows, filtered.ROW_GROUP_SIZE)
 
 
@@ -220,13 +217,12 @@ def _facts(shard: str, pairs: pa.Table, known: pa.Table) -> pa.Table:
 
 
 @contextmanager
-def _writer(path: Path, schema: pa.Schema, compression: str = "zstd") -> Iterator[pq.ParquetWriter]:
+def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A file that appears when the block ends without an error."""
-    beside = temporary_name(path)
-    options = {"use_dictionary": _DICTIONARY, "write_statistics": _WITH_STATISTICS}
-    with pq.ParquetWriter(beside, schema, compression=compression, **options) as writer:
+    options = {"use_dictionary": _DICTIONARY, "write_statistics": _WITH_STATISTICS, "compression": "zstd"}
+    path.parent.mkdir(exist_ok=True)
+    with replaced(path, on_disk=False) as beside, pq.ParquetWriter(beside, schema, **options) as writer:
         yield writer
-    os.replace(beside, path)
 
 
 def decide(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards, kmeans: Kmeans) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +26,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from align.config.filter import FilterConfig
 from align.display.console import say, track
 from align.durable.buckets import Buckets, in_order, num_buckets
+from align.durable.spool import Spool
 from align.errors import DataError
 from align.filter.compare import close_images, twin_table
 from align.filter.measure import measured_signals
@@ -35,7 +37,7 @@ from align.filter.near_duplicates import Fingerprints, Kmeans, by_content, near_
 from align.filter.pair_tables import image_hash, image_hashes
 from align.filter.tables import HELD_OUT_IMAGES, MAX_ROWS
 from align.filter.work_folder import RowsInOrder, Shards, WorkFolder, commit
-from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Spool, Unreadable, distinct_pictures
+from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, distinct_pictures
 from align.formats.evaluation_sets.align_tar import held_out_sets, write_set
 from align.formats.raw import image_spans
 from align.interfaces.executor import Executor
@@ -182,8 +184,8 @@ def _set(
     ]
     places = [place for _, (_, place) in sorted_images]
 
-    def pictures(positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
-        return spool.pictures([places[position] for position in positions])
+    def pictures(positions: Sequence[int]) -> Iterator[bytes]:
+        return spool.read([places[position] for position in positions])
 
     about = f"a share of one's own pairs that no model trains on (filter.hold_out {work.config.hold_out})"
     return EvaluationSet(HELD_OUT, "retrieval", about, images_of_set, (), (), pictures)
@@ -202,38 +204,27 @@ def _twins(work: WorkFolder, executor: Executor, shards: Shards, chosen: Hashes,
     by_hash: dict[str, str] = {}
     stay: set[int] = set()  # those of the close ones that no rule drops
     verdicts = RowsInOrder(work.path / "undivided.parquet", ["row_number", "image_hash", "mask"])
-    twins_of = _twins_by_hash(work, sets)
+    look = partial(measured_signals, max_pixels=work.config.max_image_pixels, num_threads=work.num_threads)
+    references = Fingerprints.of(by_content(look, distinct_pictures(sets)))
     for number, shard in shards:
         kept = _unsigned(_kept(verdicts.below((number + 1) * MAX_ROWS))["image_hash"])
         kept = np.setdiff1d(kept, chosen)
         stay.update(close[_rows_of(kept, close)[1]].tolist())
-        by_hash |= twins_of(work.file("images", shard.name), kept)
+        by_hash |= _twins_by_hash(work.file("images", shard.name), kept, references, work.config)
     return twin_table([match for match in matches if image_hash(match.image_id) % (1 << 64) in stay], by_hash)
 
 
-def _twins_by_hash(work: WorkFolder, sets: list[EvaluationSet]) -> Callable[[Path, Hashes], dict[str, str]]:
-    """A function: the images of a shard, and those that count -> image id: SET/KEY of the first that it resembles."""
-    config = work.config
-    look = partial(measured_signals, max_pixels=config.max_image_pixels, num_threads=work.num_threads)
-    references = Fingerprints.of(by_content(look, distinct_pictures(sets)))
-
-    def twins_of(images: Path, stay: Hashes) -> dict[str, str]:
-        columns = ["image_hash", "image_id", "phash", "thumbnail"]
-        table = pq.read_table(images, columns=columns)
-        table = table.take(pa.array(_rows_of(_unsigned(table["image_hash"]), stay)[0]))
-        rows = zip(*(table[name].to_pylist() for name in columns[1:]), strict=True)
-        ours = Fingerprints.of(
-            (image_id, ImageSignals(None, None, phash, thumbnail)) for image_id, phash, thumbnail in rows
-        )
-        twins: dict[str, str] = {}
-        for left, right in near_duplicates(
-            ours,
-            references,
-            max_phash_distance=config.max_phash_distance,
-            correlation_above=config.thumbnail_correlation_above,
-        ):
-            name = references.owners[right]
-            twins[ours.owners[left]] = min(twins.get(ours.owners[left], name), name)
-        return twins
-
-    return twins_of
+def _twins_by_hash(images: Path, stay: Hashes, references: Fingerprints, config: FilterConfig) -> dict[str, str]:
+    """Of the images of a shard that stay: image id -> SET/KEY of the first that it resembles."""
+    columns = ["image_hash", "image_id", "phash", "thumbnail"]
+    table = pq.read_table(images, columns=columns)
+    table = table.take(pa.array(_rows_of(_unsigned(table["image_hash"]), stay)[0]))
+    rows = zip(*(table[name].to_pylist() for name in columns[1:]), strict=True)
+    ours = Fingerprints.of(
+        (image_id, ImageSignals(None, None, phash, thumbnail)) for image_id, phash, thumbnail in rows
+    )
+    twins: dict[str, str] = {}
+    for left, right in near_duplicates(ours, references, config):
+        name = references.owners[right]
+        twins[ours.owners[left]] = min(twins.get(ours.owners[left], name), name)
+    return twins

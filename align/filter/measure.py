@@ -83,12 +83,7 @@ def image_table(index: int, table: pa.Table, shard: RawShard, work: WorkFolder) 
     fingerprints = Fingerprints.of(signals.items())
     references = _read_fingerprints(work.path)
     twins: dict[str, list[str]] = {}
-    for left, right in near_duplicates(
-        fingerprints,
-        references,
-        max_phash_distance=config.max_phash_distance,
-        correlation_above=config.thumbnail_correlation_above,
-    ):
+    for left, right in near_duplicates(fingerprints, references, config):
         twins.setdefault(fingerprints.owners[left], []).append(references.owners[right])
     widths, heights = table["original_width"].to_pylist(), table["original_height"].to_pylist()
     images: list[dict[str, Any]] = []
@@ -122,11 +117,7 @@ def measured_signals(
     images: Iterable[tuple[str, bytes]], max_pixels: int, num_threads: int
 ) -> Iterator[tuple[str, ImageSignals]]:
     """The signals of each (name, bytes), in order; threads share the work."""
-    return in_threads(partial(_named_signals, max_pixels=max_pixels), images, num_threads)
-
-
-def _named_signals(item: tuple[str, bytes], max_pixels: int) -> tuple[str, ImageSignals]:
-    return item[0], image_signals(item[1], max_pixels)
+    return in_threads(lambda image: (image[0], image_signals(image[1], max_pixels)), images, num_threads)
 
 
 def _distinct_images(table: pa.Table) -> dict[str, tuple[int, str]]:
@@ -175,16 +166,10 @@ def write_fingerprints(work: WorkFolder, sets: Sequence[EvaluationSet]) -> None:
             f"filter: warning: {len(distinct.faults):,} pictures of evaluation sets cannot be read, so rule I5 "
             f"does not keep them out of training, such as {min(distinct.faults)}"
         )
-    fingerprints = Fingerprints.of(by_content(look, distinct))
-    write_arrays(
-        path,
-        owners=np.array(fingerprints.owners, np.str_),
-        phashes=fingerprints.phashes,
-        thumbnails=fingerprints.thumbnails,
-        colours=fingerprints.colours,
-    )
+    write_arrays(path, **vars(Fingerprints.of(by_content(look, distinct))))
 
 
 def _read_fingerprints(folder: Path) -> Fingerprints:
     with np.load(folder / "references.npz") as stored:
-        return Fingerprints(stored["owners"].tolist(), stored["phashes"], stored["thumbnails"], stored["colours"])
+        arrays = dict(stored)
+    return Fingerprints(arrays.pop("owners").tolist(), **arrays)

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -36,7 +35,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from align.config.filter import FilterConfig
-from align.durable.files import temporary_name
+from align.durable.files import replaced
 from align.errors import DataError
 from align.formats.evaluation_set import DistinctPictures
 from align.pairs.perceptual_hash import THUMBNAIL_PX, ImageSignals
@@ -83,20 +82,18 @@ class Fingerprints:
         return Fingerprints([owner for owner, _, _ in decoded], phashes, thumbnails, pixels.mean(axis=1))
 
 
-def near_duplicates(
-    images: Fingerprints, references: Fingerprints, *, max_phash_distance: int, correlation_above: float
-) -> list[tuple[int, int]]:
+def near_duplicates(images: Fingerprints, references: Fingerprints, config: FilterConfig) -> list[tuple[int, int]]:
     """All (row of `images`, row of `references`) that show the same picture; compares 1024 rows at a time."""
     matches: list[tuple[int, int]] = []
     for start in range(0, len(images.owners), _COMPARE_ROWS):
         block = slice(start, start + _COMPARE_ROWS)
         distance = np.bitwise_count(images.phashes[block, None] ^ references.phashes[None, :])
-        left, right = np.nonzero(distance <= max_phash_distance)
+        left, right = np.nonzero(distance <= config.max_phash_distance)
         left = left + start
         correlation = np.einsum("nd,nd->n", images.thumbnails[left], references.thumbnails[right])
         both_flat = ~images.thumbnails[left].any(axis=1) & ~references.thumbnails[right].any(axis=1)
         apart = np.abs(images.colours[left] - references.colours[right]).max(axis=1, initial=0.0)
-        same = (correlation > correlation_above) | (both_flat & (apart < _FLAT_DISTANCE))
+        same = (correlation > config.thumbnail_correlation_above) | (both_flat & (apart < _FLAT_DISTANCE))
         matches += [(int(a), int(b)) for a, b in zip(left[same], right[same], strict=True)]
     return matches
 
@@ -154,8 +151,8 @@ def write_embeddings(path: Path, rows: Iterable[tuple[str, NDArray[np.float16]]]
     Equal rows give equal bytes. Without rows the file is valid and empty.
     """
     schema = pa.schema([("name", pa.string()), ("vector", pa.list_(pa.float16(), width))])
-    part = temporary_name(path)
-    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    path.parent.mkdir(exist_ok=True)
+    with replaced(path, on_disk=False) as beside, pa.ipc.new_file(str(beside), schema) as writer:
         remaining = iter(rows)
         while block := list(islice(remaining, _BLOCK_ROWS)):
             views = [np.atleast_2d(vectors) for _, vectors in block]
@@ -163,7 +160,6 @@ def write_embeddings(path: Path, rows: Iterable[tuple[str, NDArray[np.float16]]]
             numbers = pa.array(np.concatenate(views).astype(np.float16, copy=False).ravel())
             columns = [pa.array(names, pa.string()), pa.FixedSizeListArray.from_arrays(numbers, width)]
             writer.write_batch(pa.record_batch(columns, schema=schema))
-    os.replace(part, path)
 
 
 def read_embeddings(path: Path, start: int = 0, stop: int | None = None) -> Embeddings:
@@ -195,34 +191,28 @@ def is_sampled(name: str, share: float) -> bool:
     return int.from_bytes(_place(name)[:8]) < share * 2.0**64
 
 
-def group(
-    sampled: Sequence[Path], references: Embeddings, config: FilterConfig, kmeans: Kmeans
-) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-    """(K, D) clusters of the training images, and (N,) that of each row of the references; None without images.
+def centroids_of(sampled: Sequence[Path], config: FilterConfig, kmeans: Kmeans) -> NDArray[np.float32]:
+    """(K, D) clusters of the training images; K is 0 if there are none.
 
     Args:
         sampled: files of `write_embeddings` that have the sampled images; names are image_ids, each once. Their order
             does not matter.
-        references: of the evaluation images: one row per view, under the image's name.
         config: `near_duplicate_clusters`.
         kmeans: see `Kmeans`.
 
     Raises:
-        DataError: a file is unreadable, or its embeddings and the references differ in width.
+        DataError: a file is unreadable.
     """
-    centroids = centroids_of(sampled, references.vectors.shape[1], config, kmeans)
-    if not len(centroids) or not references.names:
-        return None
-    rows = range(0, len(references.names), _BLOCK_ROWS)
-    blocks = (references.vectors[start : start + _BLOCK_ROWS].astype(np.float32) for start in rows)
-    return centroids, np.concatenate([_nearest(block, centroids, 1)[:, 0] for block in blocks])
-
-
-def centroids_of(sampled: Sequence[Path], width: int, config: FilterConfig, kmeans: Kmeans) -> NDArray[np.float32]:
-    """(K, width) clusters of the training images; K is 0 if there are none. Arguments and errors: see `group`."""
-    sample = _sample(sampled, width, _sample_size(config))
+    sample = _sample(sampled, _sample_size(config))
     num_clusters = max(1, min(config.near_duplicate_clusters, len(sample) // _MIN_PER_CLUSTER))
     return kmeans(sample, num_clusters) if len(sample) else sample
+
+
+def clusters_of(references: Embeddings, centroids: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N,) the nearest cluster of each row of the references."""
+    rows = range(0, len(references.names), _BLOCK_ROWS)
+    blocks = (references.vectors[start : start + _BLOCK_ROWS].astype(np.float32) for start in rows)
+    return np.concatenate([np.zeros(0, np.int64), *(_nearest(block, centroids, 1)[:, 0] for block in blocks)])
 
 
 def homes_of(vectors: NDArray[np.float16], centroids: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -273,15 +263,26 @@ def near_duplicates_in(
 
     Args:
         path: a file of `write_embeddings`.
-        references, groups: as `group`.
+        references: of the evaluation images: one row per view, under the image's name.
+        groups: the clusters, as `centroids_of`, and those of the references, as `clusters_of`.
         config: `near_duplicate_probes`, `near_duplicate_cosine_above`.
 
     Raises:
-        DataError: as `group`.
+        DataError: the file is unreadable.
     """
-    centroids, clusters = groups
-    lists = [np.flatnonzero(clusters == cluster) for cluster in range(len(centroids))]
-    return _compare(_shard(path, references.vectors.shape[1]), references, centroids, lists, config)
+    (centroids, clusters), shard = groups, read_embeddings(path)
+    cut = config.near_duplicate_cosine_above
+    probed = _nearest(shard.vectors.astype(np.float32), centroids, config.near_duplicate_probes)
+    best: dict[tuple[int, str], float] = {}
+    for cluster in range(len(centroids)):
+        members, rows = np.flatnonzero(clusters == cluster), np.flatnonzero((probed == cluster).any(axis=1))
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[start : start + _BLOCK_ROWS]
+            for left, right, cosine in _above(shard.vectors[block], references.vectors[members], cut):
+                match = (int(block[left]), references.names[members[right]])
+                best[match] = max(best.get(match, -1.0), cosine)
+    for (row, name), closest in sorted(best.items()):
+        yield NearDuplicate(shard.names[row], name, closest)
 
 
 def _sample_size(config: FilterConfig) -> int:
@@ -292,18 +293,8 @@ def _place(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def _shard(path: Path, width: int) -> Embeddings:
-    shard = read_embeddings(path)
-    if shard.vectors.shape[1] != width:
-        raise DataError(
-            f"{path}: embeddings of width {shard.vectors.shape[1]}, those of the evaluation images have {width}; "
-            "embed both with one network"
-        )
-    return shard
-
-
-def _sample(shards: Sequence[Path], width: int, size: int) -> NDArray[np.float32]:
-    """(at most `size`, width): the images with the lowest hashed ids, in that order, however shards divide them."""
+def _sample(shards: Sequence[Path], size: int) -> NDArray[np.float32]:
+    """(at most `size`, D): the images with the lowest hashed ids, in that order, however shards divide them."""
     candidates = (
         (_place(name), number, row)
         for number, path in enumerate(shards)
@@ -313,32 +304,12 @@ def _sample(shards: Sequence[Path], width: int, size: int) -> NDArray[np.float32
     rows: dict[int, list[tuple[int, int]]] = {}  # shard -> (row there, row in the sample)
     for position, (_, number, row) in enumerate(chosen):
         rows.setdefault(number, []).append((row, position))
+    width = read_embeddings(shards[0], 0, 0).vectors.shape[1] if shards else 0
     sample = np.zeros((len(chosen), width), dtype=np.float32)
     for number, pairs in rows.items():
         rows_in_shard, rows_in_sample = np.array(pairs).T
-        sample[rows_in_sample] = _shard(shards[number], width).vectors[rows_in_shard]
+        sample[rows_in_sample] = read_embeddings(shards[number]).vectors[rows_in_shard]
     return sample
-
-
-def _compare(
-    shard: Embeddings,
-    references: Embeddings,
-    centroids: NDArray[np.float32],
-    lists: list[NDArray[np.int64]],
-    config: FilterConfig,
-) -> Iterator[NearDuplicate]:
-    cut = config.near_duplicate_cosine_above
-    probed = _nearest(shard.vectors.astype(np.float32), centroids, config.near_duplicate_probes)
-    best: dict[tuple[int, str], float] = {}
-    for cluster, members in enumerate(lists):
-        rows = np.flatnonzero((probed == cluster).any(axis=1))
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            block = rows[start : start + _BLOCK_ROWS]
-            for left, right, cosine in _above(shard.vectors[block], references.vectors[members], cut):
-                match = (int(block[left]), references.names[members[right]])
-                best[match] = max(best.get(match, -1.0), cosine)
-    for (row, name), closest in sorted(best.items()):
-        yield NearDuplicate(shard.names[row], name, closest)
 
 
 def _above(vectors: NDArray[np.float16], others: NDArray[np.float16], cut: float) -> Iterator[tuple[int, int, float]]:

@@ -25,9 +25,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -64,6 +63,7 @@ _BOXES: list[Box] = [
 ]
 
 Embed = Callable[[Image.Image], NDArray[np.float32]]
+Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,7 @@ class ImageNetwork:
 
     def measure(self, images: Iterable[tuple[str, bytes]], *, max_pixels: int) -> Iterator[Measured]:
         """Yields the results for each (name, bytes) that decodes, in order; few pictures are in memory at a time."""
-        for result in in_threads(partial(self._measure, max_pixels=max_pixels), images, self._num_threads):
-            if result is not None:
-                yield result
+        return self._of_each(self._measure, images, max_pixels)
 
     def views(
         self, images: Iterable[tuple[str, bytes]], *, max_pixels: int
@@ -121,31 +119,32 @@ class ImageNetwork:
 
         A training image resembles this one if its embedding is close to any of the V rows.
         """
-        for result in in_threads(partial(self._views, max_pixels=max_pixels), images, self._num_threads):
-            if result is not None:
-                yield result
+        return self._of_each(self._views, images, max_pixels)
 
-    def _measure(self, item: tuple[str, bytes], max_pixels: int) -> Measured | None:
-        try:
-            image = decode(item[1], max_pixels=max_pixels, hint_px=_INPUT_PX)
-        except PictureError:
-            return None
+    def _of_each(
+        self, look: Callable[[str, Image.Image], Out], images: Iterable[tuple[str, bytes]], max_pixels: int
+    ) -> Iterator[Out]:
+        def result(item: tuple[str, bytes]) -> Out | None:
+            try:
+                return look(item[0], decode(item[1], max_pixels=max_pixels, hint_px=_INPUT_PX))
+            except PictureError:
+                return None
+
+        return (one for one in in_threads(result, images, self._num_threads) if one is not None)
+
+    def _measure(self, name: str, image: Image.Image) -> Measured:
         square = image.resize((_INPUT_PX, _INPUT_PX), Image.Resampling.BILINEAR)
         score, pooled = self._classify(square)
         embedding = _join(pooled, _thumbnail(square)) if self._embed is None else self._embed(image)
-        return Measured(item[0], score, embedding.astype(np.float16))
+        return Measured(name, score, embedding.astype(np.float16))
 
-    def _views(self, item: tuple[str, bytes], max_pixels: int) -> tuple[str, NDArray[np.float16]] | None:
-        try:
-            image = decode(item[1], max_pixels=max_pixels, hint_px=_INPUT_PX)
-        except PictureError:
-            return None
+    def _views(self, name: str, image: Image.Image) -> tuple[str, NDArray[np.float16]]:
         if self._embed is not None:
-            return item[0], self._embed(image)[None].astype(np.float16)
+            return name, self._embed(image)[None].astype(np.float16)
         square = image.resize((_INPUT_PX, _INPUT_PX), Image.Resampling.BILINEAR)
         _, pooled = self._classify(square)
         views = [_join(pooled, view) for box in _BOXES for view in _both_ways(square, box)]
-        return item[0], np.stack(views).astype(np.float16)
+        return name, np.stack(views).astype(np.float16)
 
     def _classify(self, square: Image.Image) -> tuple[float, NDArray[np.float32]]:
         # Without the JPEG round trip of the original's training: scores move by less than 0.01, and it takes a tenth

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from urllib.parse import urlsplit
 
-import regex
 from pydantic import BaseModel, ConfigDict
 
 from align.interfaces.sql import Rows
@@ -25,8 +23,6 @@ _NUM_PERSONAL = 8
 _UNKNOWN = "unknown"
 #: Image URL, source of the text, text, whether the pair is kept.
 ShownPair = tuple[str, str | None, str, bool]
-#: The part of a URL up to its host; many URLs share it.
-_BEGINNING = regex.compile(r"https?://[^/?#]*")
 
 
 class _Frozen(BaseModel):
@@ -155,12 +151,6 @@ def _short_sides(rows: Rows) -> dict[int, int]:
 
 
 def _host(url: str) -> str:
-    beginning = _BEGINNING.match(url)
-    return _host_of(url if beginning is None else beginning[0])
-
-
-@lru_cache(4096)
-def _host_of(url: str) -> str:
     try:
         host = urlsplit(url).hostname
     except ValueError:  # such as half an IPv6 address

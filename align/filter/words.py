@@ -112,11 +112,6 @@ class TextFacts:
         return offsets, _mixed(unsigned[first], unsigned[first + 1]).view(np.int64)
 
 
-def hashes(texts: Sequence[str] | pa.StringArray) -> Int64s:
-    """The 64-bit hash of each string."""
-    return _hashes(_array(texts))
-
-
 def _array(texts: Sequence[str] | pa.StringArray) -> pa.StringArray:
     return texts if isinstance(texts, pa.StringArray) else pa.array(texts, pa.string())
 
@@ -128,8 +123,9 @@ def ngram_hashes(unigrams: Sequence[str]) -> tuple[list[int], list[int]]:
     return word_hashes.tolist(), _mixed(unsigned[:-1], unsigned[1:]).view(np.int64).tolist()
 
 
-def _hashes(texts: pa.StringArray) -> Int64s:
+def hashes(texts: Sequence[str] | pa.StringArray) -> Int64s:
     """Mixes the bytes of each string, eight at a time, into 64 bits; for many strings at once."""
+    texts = _array(texts)
     _, offsets_buffer, data = texts.buffers()
     if not len(texts):
         return np.zeros(0, np.int64)
@@ -281,7 +277,7 @@ def _foreign_pieces(pieces: pa.StringArray) -> tuple[list[int], Int64s, list[int
         counts += [len(piece_words) for piece_words, _, _ in block]
         digits += [number for _, number, _ in block]
         trait += [sign for _, _, sign in block]
-        hashed.append(_hashes(pa.array(chain.from_iterable(piece_words for piece_words, _, _ in block), pa.string())))
+        hashed.append(hashes([*chain.from_iterable(piece_words for piece_words, _, _ in block)]))
     return counts, np.concatenate(hashed), digits, trait
 
 
@@ -329,7 +325,7 @@ def _ascii_pieces(pieces: pa.StringArray) -> tuple[Int64s, Int64s, Int64s, Flags
     trait[owners(np.flatnonzero(kind & _TRAIT))] = True
     trait[owners(joints[(here & _DOT != 0) & (after & _SOLID != 0)])] = True  # an extension
     num_digits = np.bincount(owners(np.flatnonzero(kind & _DIGIT)), minlength=len(pieces))
-    return counts, _hashes(array), num_digits, trait
+    return counts, hashes(array), num_digits, trait
 
 
 def _runs(flags: Flags) -> tuple[Int64s, Int64s]:

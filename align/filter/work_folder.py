@@ -6,7 +6,6 @@ so a killed run resumes at the shard where it stopped.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
 from align.display.console import track
-from align.durable.files import temporary_name
+from align.durable.files import replaced
 from align.durable.memory import freed_memory_kept
 from align.durable.pieces import Piece, Pieces
 from align.durable.processes import in_threads
@@ -176,29 +175,26 @@ def _fill_one(
 
 def commit(table: pa.Table, path: Path) -> None:
     """Writes a table; the file appears complete or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    beside = temporary_name(path)
     with_statistics = [name for name in ("row_number", "key") if name in table.column_names]
     # Most columns are random numbers; packing the others would cost more than it saves in reading. BIGRAMS has many
     # rows per row number.
     encoding = {"row_number": "DELTA_BINARY_PACKED"} if table.schema.equals(BIGRAMS) else None
-    pq.write_table(
-        table,
-        beside,
-        compression="none",
-        use_dictionary=False,
-        write_statistics=with_statistics,
-        column_encoding=encoding,
-    )
-    os.replace(beside, path)
+    path.parent.mkdir(exist_ok=True)
+    with replaced(path, on_disk=False) as beside:
+        pq.write_table(
+            table,
+            beside,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=with_statistics,
+            column_encoding=encoding,
+        )
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:
     """Writes named arrays, as numpy does; the file appears complete or not at all."""
-    beside = temporary_name(path)
-    with beside.open("wb") as file:
+    with replaced(path, on_disk=False) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)
-    os.replace(beside, path)
 
 
 class RowsInOrder:

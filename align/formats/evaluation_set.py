@@ -8,11 +8,9 @@ the writer are in `align.formats.evaluation_sets`.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, Self
 
 from align.config.suite import SuiteSet
@@ -185,38 +183,6 @@ def folded(text: str) -> str:
 def held(pictures: Sequence[bytes | Unreadable]) -> Pictures:
     """Pictures that are in memory; any order of positions."""
     return lambda positions: (pictures[position] for position in positions)
-
-
-class Spool:
-    """Pictures on their way into a set, in a file without a name that ends with this process.
-
-    `pictures` reads them in any order of positions, until the context ends. The file is on the disk of `folder`, which
-    need not exist yet.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
-        self._file = tempfile.TemporaryFile(dir=nearest)  # noqa: SIM115 -- closed by __exit__
-        self._spans: list[tuple[int, int]] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def add(self, picture: bytes) -> int:
-        """Appends a picture; returns its position."""
-        self._spans.append((self._file.seek(0, 2), len(picture)))
-        self._file.write(picture)
-        return len(self._spans) - 1
-
-    def pictures(self, positions: Sequence[int]) -> Iterator[bytes | Unreadable]:
-        """See `Pictures`."""
-        for position in positions:
-            offset, size = self._spans[position]
-            self._file.seek(offset)
-            yield self._file.read(size)
 
 
 @dataclass(frozen=True)

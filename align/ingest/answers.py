@@ -10,14 +10,13 @@ They go when these shards are complete.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
 from align.durable.pieces import Piece, Pieces
 from align.durable.sections import open_sections, write_sections
+from align.durable.spool import Spool
 from align.ingest.examination import PictureOutcome
 from align.ingest.fetching import Answer
 
@@ -59,19 +58,14 @@ def write_answers(pieces: Pieces, piece: str, num_shards: int, answers: Iterable
     """Writes answers, each with the position of its shard. Memory holds one picture, and some bytes of each answer."""
     path = pieces.folder / answers_file(piece)
     path.parent.mkdir(exist_ok=True)
-    spans: list[list[tuple[int, int]]] = [[] for _ in range(num_shards)]
-    with tempfile.TemporaryFile(dir=path.parent) as spool:
-        end = 0
+    pieces_of: list[list[int]] = [[] for _ in range(num_shards)]
+    with Spool(path.parent) as spool:
         for position, answer in answers:
             size = None if answer.data is None else len(answer.data)
             outcome = answer.outcome and asdict(answer.outcome)
             head = json.dumps([answer.url, answer.error, answer.retryable, outcome, size]).encode() + b"\n"
-            spool.writelines((head, answer.data or b""))
-            spans[position].append((end, len(head) + (size or 0)))
-            end += spans[position][-1][1]
-        spool.flush()
-        parts = ((os.pread(spool.fileno(), size, start) for start, size in of_shard) for of_shard in spans)
-        write_sections(path, num_shards, parts)
+            pieces_of[position] += spool.add(head), spool.add(answer.data or b"")
+        write_sections(path, num_shards, map(spool.read, pieces_of))
 
 
 def read_answers(pieces: Pieces, stretch: Stretch, shard: str, names: Sequence[str]) -> Iterator[Answer]:

@@ -8,17 +8,17 @@ shards. Memory holds one picture, and the outcome of each address of the shard.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from align.config.ingest import DownloadConfig
+from align.durable.spool import Spool
 from align.formats.policy import REFUSED, OptedOut
-from align.formats.raw import ADDRESS_REFUSED, HOPELESS, RESERVED, RIGHTS, SCHEMA, WITHOUT_RIGHTS, Samples
-from align.formats.statuses import FAILED_TO_DOWNLOAD, NOT_FETCHED
+from align.formats.raw import ADDRESS_REFUSED, HOPELESS, RESERVED, SCHEMA, WITHOUT_RIGHTS, Samples
+from align.formats.statuses import FAILED_TO_DOWNLOAD, NOT_FETCHED, SUCCESS
 from align.ingest.examination import PictureOutcome, examine
 from align.ingest.limits import TooLarge
 from align.ingest.partition import PlannedRow, PlannedShard
@@ -127,14 +127,18 @@ def write_shard(
     stored: set[str] = set()
     refused: set[str] = set()
     with ExitStack() as stack:
-        spool = _Spool(stack.enter_context(tempfile.TemporaryFile(dir=directory)))
+        spool, bodies = stack.enter_context(Spool(directory)), dict[str, int]()
+
+        def body(url: str) -> bytes | None:
+            return next(spool.read([bodies[url]])) or None if url in bodies else None
+
         for answer in fetch(addresses(shard.rows(), pictures, asked)):
             if answer.outcome is not None:
                 known[answer.url] = answer.outcome
             elif answer.data is None:
                 failures[answer.url] = PictureOutcome(FAILED_TO_DOWNLOAD, answer.error, answer.retryable)
             if answer.data is not None:
-                spool.put(answer.url, answer.data)
+                bodies[answer.url] = spool.add(answer.data)
         schema = SCHEMA if shard.has_rights else WITHOUT_RIGHTS
         writer = stack.enter_context(RawShardWriter(directory, shard.name, shard.position_digits, keep_tar, schema))
         for row in shard.rows():
@@ -159,9 +163,9 @@ def write_shard(
                 outcome = outcomes[picture] = _HOPELESS
             else:
                 if url in known and _is_for_the_web(row, pictures):
-                    outcome, data = known[url], spool.get(url)
+                    outcome, data = known[url], body(url)
                 else:
-                    outcome, data = examine(_bytes(row, spool, shard, pictures), *pictures.bounds)
+                    outcome, data = examine(_bytes(row, body, shard, pictures), *pictures.bounds)
                 if pictures.opted_out.matches(None, None, outcome.sha256):
                     outcome, data = replace(_OPTED_OUT, sha256=outcome.sha256), None
                 elif outcome.sha256 is not None:
@@ -175,9 +179,8 @@ def write_shard(
                 outcome = outcome if data is None else replace(outcome, image_key=key)
             if data is not None:
                 stored.add(key)
-            about = {name: row[name] for name in RIGHTS} if shard.has_rights else {}
-            writer.add(_raw_row(writer.next_key, row, outcome) | about, data, key)
-        return ShardCounts(writer.num_rows, writer.num_successes, writer.num_not_fetched, len(refused))
+            writer.add(_raw_row(schema.names, writer.next_key, row, outcome), data, key)
+        return ShardCounts(writer.num_rows, writer.statuses[SUCCESS], writer.statuses[NOT_FETCHED], len(refused))
 
 
 def _is_for_the_web(row: PlannedRow, pictures: Pictures) -> bool:
@@ -209,12 +212,14 @@ def _digest(url: str) -> bytes:
     return hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
-def _bytes(row: PlannedRow, spool: _Spool, shard: PlannedShard, pictures: Pictures) -> bytes | str:
-    """The picture's bytes, or why there are none."""
+def _bytes(
+    row: PlannedRow, body: Callable[[str], bytes | None], shard: PlannedShard, pictures: Pictures
+) -> bytes | str:
+    """The picture's bytes, or why there are none; `body` has those of the web by their address."""
     if row["inline"] is not None:
         return bytes(row["inline"])
     if _is_for_the_web(row, pictures):
-        return spool.get(row["url"]) or "empty body"
+        return body(row["url"]) or "empty body"
     if row["file"] is not None:
         try:
             return shard.read(row["file"], row["offset"]) or "bytes cannot be read"
@@ -224,45 +229,11 @@ def _bytes(row: PlannedRow, spool: _Spool, shard: PlannedShard, pictures: Pictur
     return "not in archive" if status is None else f"HTTP {status}"
 
 
-def _raw_row(key: str, row: PlannedRow, outcome: PictureOutcome) -> dict[str, Any]:
+def _raw_row(columns: Iterable[str], key: str, row: PlannedRow, outcome: PictureOutcome) -> dict[str, Any]:
     """A row of data/raw, in the order of its columns. There the text is called `caption`, as img2dataset has it.
 
     An opted-out or reserved pair has none, as after `align forget --purge`.
     """
     is_refused = (outcome.error_message or "").partition(":")[0] in (REFUSED, RESERVED)
-    return {
-        "url": row["url"],
-        "caption": "" if is_refused else row["text"],
-        "key": key,
-        "status": outcome.status,
-        "error_message": outcome.error_message,
-        "width": outcome.width,
-        "height": outcome.height,
-        "original_width": outcome.original_width,
-        "original_height": outcome.original_height,
-        "sha256": outcome.sha256,
-        "page_url": row["page_url"],
-        "image_key": outcome.image_key,
-        "text_source": row["text_source"],
-        "retryable": outcome.retryable,
-    }
-
-
-class _Spool:
-    """Bytes by address, on disk."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._spans: dict[str, tuple[int, int]] = {}
-        self._end = 0
-
-    def put(self, url: str, data: bytes) -> None:
-        self._file.seek(self._end)
-        self._file.write(data)
-        self._spans[url] = (self._end, len(data))
-        self._end += len(data)
-
-    def get(self, url: str) -> bytes | None:
-        offset, size = self._spans.get(url, (0, 0))
-        self._file.seek(offset)
-        return self._file.read(size) or None
+    values = row | vars(outcome) | {"key": key, "caption": "" if is_refused else row["text"]}
+    return {name: values[name] for name in columns}

@@ -14,7 +14,6 @@ Deviation from the paper: it starts from 1.8 billion pairs collected by others; 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -34,7 +33,7 @@ from align.config.params import Params
 from align.config.paths import PathsConfig
 from align.display.console import say, show
 from align.display.report import record_runtime, write_report
-from align.durable.files import replace_directory
+from align.durable.files import link, replace_directory
 from align.durable.pieces import Pieces
 from align.durable.work import (
     CLAIMS,
@@ -110,16 +109,9 @@ def link_all(raw: Path, work: Path, except_shards: Sequence[RawShard]) -> None:
         if shard in names or path.name == MANIFEST or target.exists():
             continue
         if path.is_dir():  # a file that somebody put there stays
-            shutil.copytree(path, target, copy_function=_link)
+            shutil.copytree(path, target, copy_function=link)
         else:
-            _link(path, target)
-
-
-def _link(path: str | Path, target: str | Path) -> None:
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copy2(path, target)
+            link(path, target)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -29,7 +28,7 @@ import pyarrow.parquet as pq
 
 from align.config.ingest import IngestConfig
 from align.display.console import say, track
-from align.durable.files import temporary_name, write_text
+from align.durable.files import replaced, write_text
 from align.durable.pieces import Piece, Pieces
 from align.durable.processes import in_threads
 from align.errors import DataError
@@ -289,21 +288,14 @@ def _quarantine(folder: Path, numbered: tuple[int, str]) -> None:
 @contextmanager
 def _tables(folder: Path, file_number: int) -> Iterator[dict[str, pq.ParquetWriter]]:
     """The tables of one file. They appear when the block succeeds: a worker of a killed run may still be writing."""
-    paths = {kind: folder / kind / f"{file_number:06d}.parquet" for kind in _TABLES}
-    beside = {kind: temporary_name(path) for kind, path in paths.items()}
-    for path in paths.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with ExitStack() as writers:
-            yield {
-                kind: writers.enter_context(pq.ParquetWriter(beside[kind], schema, compression="zstd"))
-                for kind, schema in _TABLES.items()
-            }
-        for kind, path in paths.items():
-            os.replace(beside[kind], path)
-    finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        writers = {}
+        for kind, schema in _TABLES.items():
+            path = folder / kind / f"{file_number:06d}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = stack.enter_context(replaced(path, on_disk=False))
+            writers[kind] = stack.enter_context(pq.ParquetWriter(beside, schema, compression="zstd"))
+        yield writers
 
 
 def hashes_of(urls: list[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

@@ -41,6 +41,7 @@ class RawShardWriter:
 
     Attributes:
         num_rows: added so far.
+        statuses: of these rows.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class RawShardWriter:
         self._directory, self._name, self._position_digits, self._schema = directory, name, position_digits, schema
         self._keep_tar = keep_tar
         self._temporary = {suffix: temporary_name(directory / f"{name}{suffix}") for suffix in (".tar", ".parquet")}
-        self._statuses: Counter[str] = Counter()
+        self.statuses: Counter[str] = Counter()
         self._messages: Counter[str] = Counter()
         self._rows: list[dict[str, Any]] = []
         self._spans: dict[str, tuple[int, int]] = {}
@@ -65,16 +66,6 @@ class RawShardWriter:
         self._tar = TarWriter(self._file)
         self._table = pq.ParquetWriter(self._temporary[".parquet"], self._schema, compression="zstd")
         return self
-
-    @property
-    def num_successes(self) -> int:
-        """Rows with a picture, of those added so far."""
-        return self._statuses[SUCCESS]
-
-    @property
-    def num_not_fetched(self) -> int:
-        """Rows whose picture was not asked for, of those added so far."""
-        return self._statuses[NOT_FETCHED]
 
     @property
     def next_key(self) -> str:
@@ -91,7 +82,7 @@ class RawShardWriter:
         """
         self._rows.append(row)
         self.num_rows += 1
-        self._statuses[row["status"]] += 1
+        self.statuses[row["status"]] += 1
         self._messages[row["error_message"] or SUCCESS] += 1
         if image is not None:
             text, about = row["caption"].encode("utf-8"), json.dumps(row, ensure_ascii=False).encode("utf-8")
@@ -136,10 +127,10 @@ class RawShardWriter:
         tar = self._temporary[".tar"]
         stats: dict[str, Any] = {
             "count": self.num_rows,
-            "successes": self._statuses[SUCCESS],
-            "failed_to_download": self._statuses[FAILED_TO_DOWNLOAD],
-            "failed_to_resize": self._statuses[FAILED_TO_RESIZE],
-            "not_fetched": self._statuses[NOT_FETCHED],
+            "successes": self.statuses[SUCCESS],
+            "failed_to_download": self.statuses[FAILED_TO_DOWNLOAD],
+            "failed_to_resize": self.statuses[FAILED_TO_RESIZE],
+            "not_fetched": self.statuses[NOT_FETCHED],
             "status_dict": dict(sorted(self._messages.items())),
             "tar_sha256": sha256_file(tar),
             "tar_bytes": tar.stat().st_size,

@@ -9,9 +9,6 @@ DVC keeps of two recipes has each picture once. The folder may be removed at any
 from __future__ import annotations
 
 import hashlib
-import io
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +20,7 @@ from numpy.typing import NDArray
 
 from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
-from align.durable.files import sha256_file, write_bytes, write_text
+from align.durable.files import link, replaced, sha256_file, write_text
 from align.durable.pieces import Piece, Pieces
 from align.durable.processes import in_threads
 from align.durable.work import key_of
@@ -79,10 +76,6 @@ class PictureStore:
         """The same in the folder of this machine. A task of a cluster begins with this."""
         return replace(self, pieces=self.pieces.here())
 
-    def bring(self, number: int) -> None:
-        """Brings a piece here, unless it is. Raises as `Pieces.bring`."""
-        self.pieces.bring([self._piece(number)])
-
     def fill(self, executor: Executor) -> None:
         """Makes what is missing, or is not what its entry says.
 
@@ -90,7 +83,7 @@ class PictureStore:
             DataError, CorruptError: a raw tar is cut off, or not a tar.
             ServiceError: the object store is unavailable.
         """
-        pieces = {self._piece(number): number for number in range(len(self.names))}
+        pieces = {self.piece(number): number for number in range(len(self.names))}
         for number in pieces.values():
             entry = self._file(number, "json")
             if entry.is_file() and self.store.objects is None and not self._is_whole(number):
@@ -122,10 +115,7 @@ class PictureStore:
             target = folder / self.tar(number).path
             target.parent.mkdir(exist_ok=True)
             target.unlink(missing_ok=True)
-            try:
-                os.link(self._file(number, "tar"), target)
-            except OSError:  # another disk, or one without hard links
-                shutil.copyfile(self._file(number, "tar"), target)
+            link(self._file(number, "tar"), target)
 
     def _file(self, number: int, ending: str) -> Path:
         return self.pieces.folder / f"{self.names[number]}.{ending}"
@@ -134,7 +124,8 @@ class PictureStore:
         tar = self._file(number, "tar")
         return tar.is_file() and tar.stat().st_size == self.tar(number).num_bytes
 
-    def _piece(self, number: int) -> Piece:
+    def piece(self, number: int) -> Piece:
+        """What is made of a raw tar."""
         name, folder = self.names[number], self.pieces.folder
         files = (f"{name}.tar", f"{name}.npy")
         return Piece(name, f"{name}.json", lambda: [file for file in files if (folder / file).exists()])
@@ -142,7 +133,7 @@ class PictureStore:
 
 def _resize_tar(work: PictureStore, _: None, number: int) -> None:
     work = work.here()
-    work.pieces.make(work._piece(number), partial(_write, work, number))
+    work.pieces.make(work.piece(number), partial(_write, work, number))
 
 
 def _write(work: PictureStore, number: int) -> None:
@@ -163,9 +154,8 @@ def _write(work: PictureStore, number: int) -> None:
 
     sha256, offsets = write_tar(path, members())
     rows = span_rows(((image_id, at[0], size) for at, (image_id, size) in zip(offsets, sizes.items(), strict=True)), 0)
-    buffer = io.BytesIO()
-    np.save(buffer, rows)
-    write_bytes(work._file(number, "npy"), buffer.getvalue())
+    with replaced(work._file(number, "npy")) as beside, beside.open("wb") as index:
+        np.save(index, rows)
     entry = StoredTar(path=path.name, sha256=sha256, num_bytes=path.stat().st_size)
     keep_tar(path, sha256, work.store)
     write_text(work._file(number, "json"), entry.model_dump_json())

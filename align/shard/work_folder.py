@@ -10,7 +10,6 @@ Each index file and each output shard is a separate task, which depends on no ot
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ import pyarrow.compute as pc
 from align.config.infrastructure import StoreConfig
 from align.config.shard import ShardConfig
 from align.display.console import track
-from align.durable.files import write_bytes
+from align.durable.files import replaced, write_bytes
 from align.durable.pieces import Piece, Pieces
 from align.durable.processes import in_threads
 from align.formats.raw import RawShard, image_spans
@@ -47,21 +46,13 @@ _SHOWN = 16
 
 
 @dataclass(frozen=True)
-class TarLocation:
-    """Path or URI of a raw tar, and whether it is a file on this machine."""
-
-    uri: str
-    is_local: bool
-
-
-@dataclass(frozen=True)
 class ShardWork:
     """The work folder, and what every task needs. Can be pickled.
 
     Attributes:
         pieces: the work folder, and who shares it.
         raw: data/raw.
-        tars: where the raw tars are, by their number.
+        tars: path or URI of each raw tar, by its number.
         store: where tars go, and where raw ones are that are not in `raw`.
         config: section `shard`.
         pictures: if train is lists: the store of pictures; then `tars` are its tars.
@@ -69,7 +60,7 @@ class ShardWork:
 
     pieces: Pieces
     raw: Path
-    tars: Sequence[TarLocation]
+    tars: Sequence[str]
     store: StoreConfig
     config: ShardConfig
     pictures: PictureStore | None = None
@@ -206,21 +197,19 @@ def _split_of(path: str) -> SplitName:
 
 def with_pictures(work: ShardWork, raw: Sequence[RawShard], executor: Executor, runner: str) -> ShardWork:
     """The same for lists: makes what the store of pictures lacks. Raises as `PictureStore.fill`."""
-    pictures = PictureStore.open(raw, [tar.uri for tar in work.tars], work.config, work.store, runner)
+    pictures = PictureStore.open(raw, work.tars, work.config, work.store, runner)
     pictures.fill(executor)
-    uris = [pictures.uri(number) for number in range(len(raw))]
-    return replace(work, tars=[TarLocation(uri, "://" not in uri) for uri in uris], pictures=pictures)
+    return replace(work, tars=[pictures.uri(number) for number in range(len(raw))], pictures=pictures)
 
 
-def tar_locations(shards: Iterable[RawShard], store: StoreConfig) -> list[TarLocation]:
+def tar_locations(shards: Iterable[RawShard], store: StoreConfig) -> list[str]:
     """Of every raw tar, by its number. Local tars are opened as files; of the others, images are read by range."""
-    locations = []
-    for shard in shards:
-        if shard.sha256 is None or shard.tar.is_file() or store.objects is None:
-            locations.append(TarLocation(str(shard.local_tar()), is_local=True))
-        else:
-            locations.append(TarLocation(Objects(store).uri(shard.sha256), is_local=False))
-    return locations
+    return [
+        str(shard.local_tar())
+        if shard.sha256 is None or shard.tar.is_file() or store.objects is None
+        else Objects(store).uri(shard.sha256)
+        for shard in shards
+    ]
 
 
 def _index_tar(work: ShardWork, _: None, tar: int) -> None:
@@ -228,14 +217,12 @@ def _index_tar(work: ShardWork, _: None, tar: int) -> None:
     work = work.here()
 
     def make() -> None:
-        uri = work.tars[tar].uri
+        uri = work.tars[tar]
         with StoreFiles(work.store).open(uri) as file:
             rows = span_rows(image_spans(file, uri), tar)
-        buffer = io.BytesIO()
-        np.save(buffer, rows)
-        path = work.index(tar)
-        path.parent.mkdir(exist_ok=True)
-        write_bytes(path, buffer.getvalue())
+        work.index(tar).parent.mkdir(exist_ok=True)
+        with replaced(work.index(tar)) as beside, beside.open("wb") as index:
+            np.save(index, rows)
 
     work.pieces.make(work.index_of(tar), make)
 
@@ -252,7 +239,7 @@ def _make_shard(work: ShardWork, plan: ShardPlan, number: int) -> None:
     """Writes an output shard, uploads it if there is a store, and then writes its entry. A list stays here, too."""
     rows, path = plan.rows(number), plan.path(number)
     if work.pictures is not None and number < plan.num_train_shards:
-        work.pictures.bring(number)
+        work.pictures.pieces.bring([work.pictures.piece(number)])
         shard = write_list(work.folder, path, requests_of(rows), work.pictures.tar(number))
         if work.store.objects is not None and shard.num_images:
             Objects(work.store).put(work.folder / path, shard.sha256)
@@ -265,9 +252,9 @@ def _make_shard(work: ShardWork, plan: ShardPlan, number: int) -> None:
 def _samples(work: ShardWork, rows: pa.Table) -> Iterator[Sample]:
     """The samples of these rows of a plan."""
     tars, files = work.tars, StoreFiles(work.store)
-    local_tars = [tar.uri if tar.is_local else None for tar in tars]
+    local_tars = [None if "://" in tar else tar for tar in tars]
     with RawTars(
-        local_tars, lambda tar, offset, size: files.read(tars[tar].uri, offset, size), work.store.num_connections,
+        local_tars, lambda tar, offset, size: files.read(tars[tar], offset, size), work.store.num_connections,
         resized=work.pictures is not None,
     ) as images:  # fmt: skip
         yield from gather(rows, images, work.config.image_px, work.config.jpeg_quality)

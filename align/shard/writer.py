@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from json.encoder import encode_basestring as _quoted
 from pathlib import Path
 
-from align.durable.files import temporary_name, write_bytes, write_text
+from align.durable.files import replaced, write_bytes, write_text
 from align.formats.shards import (
     MANIFEST,
     Fraction,
@@ -47,17 +47,11 @@ def write_tar(target: Path, samples: Iterable[Sequence[tuple[str, bytes]]]) -> t
         Hex sha256 of the file, and the offsets of each sample's members.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = temporary_name(target)
-    try:
-        with unfinished.open("wb", buffering=0) as file, _Hashed(file) as hashed:
-            writer = TarWriter(hashed, mode=0o444)
-            offsets = [writer.add(*members) for members in samples]
-            writer.close()
-            sha256 = hashed.finish()
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return sha256, offsets
+    with replaced(target, on_disk=False) as beside, beside.open("wb", buffering=0) as file, _Hashed(file) as hashed:
+        writer = TarWriter(hashed, mode=0o444)
+        offsets = [writer.add(*members) for members in samples]
+        writer.close()
+        return hashed.finish(), offsets
 
 
 def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
@@ -68,19 +62,19 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
         path: relative to `directory`.
         samples: written in this order.
     """
-    sizes, texts = list[tuple[int, int]](), _Texts()
+    sizes, sources = list[tuple[int, int]](), Counter[str | None]()
 
     def members() -> Iterator[Sequence[tuple[str, bytes]]]:
         for sample in samples:
             key, info = sample.key, _json(sample)
             sizes.append((len(sample.image), len(info)))
-            texts.count(sample)
+            sources.update(sample.sources or [None] * len(sample.texts))
             yield (f"{key}.jpg", sample.image), (f"{key}.json", info), (f"{key}.txt", sample.texts[0].encode())
 
     sha256, places = write_tar(directory / path, members())
     offsets = [(at[0], jpg, at[1], info) for at, (jpg, info) in zip(places, sizes, strict=True)]
     made = StoredTar(path=path, sha256=sha256, num_bytes=(directory / path).stat().st_size)
-    return _with_index(directory, made, offsets, texts)
+    return _with_index(directory, made, offsets, sources)
 
 
 def write_list(directory: Path, path: str, images: Iterable[Request], pictures: StoredTar) -> Shard:
@@ -92,46 +86,30 @@ def write_list(directory: Path, path: str, images: Iterable[Request], pictures: 
         images: written in this order, with the places of their pictures.
         pictures: the tar that has them.
     """
-    lines, offsets, begin, texts = list[bytes](), list[tuple[int, int, int, int]](), 0, _Texts()
+    lines, offsets, begin = list[bytes](), list[tuple[int, int, int, int]](), 0
+    sources = Counter[str | None]()
     for image in images:
         line = _json(image, f'"offset": {image.offset}, "size": {image.size}, ')
         offsets.append((image.offset, image.size, begin, len(line)))
         lines += line, b"\n"
         begin += len(line) + 1
-        texts.count(image)
+        sources.update(image.sources or [None] * len(image.texts))
     data = b"".join(lines)
     made = StoredTar(path=path, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
     if data:
-        (directory / path).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(directory / path, data)
-    return _with_index(directory, made, offsets, texts, pictures)
-
-
-class _Texts:
-    """How many texts a shard has, and how many of each source."""
-
-    def __init__(self) -> None:
-        self.number, self._sources = 0, Counter[str]()
-
-    def count(self, row: Sample | Request) -> None:
-        """Adds those of an image."""
-        self.number += len(row.texts)
-        self._sources.update(filter(None, row.sources))
-
-    @property
-    def sources(self) -> dict[str, int] | None:
-        """Source -> its texts; None if no text says its source."""
-        return dict(sorted(self._sources.items())) or None
+    return _with_index(directory, made, offsets, sources, pictures)
 
 
 def _with_index(
-    directory: Path, made: StoredTar, offsets: Sequence[tuple[int, int, int, int]], texts: _Texts,
+    directory: Path, made: StoredTar, offsets: Sequence[tuple[int, int, int, int]], sources: Counter[str | None],
     pictures: StoredTar | None = None,
 ) -> Shard:  # fmt: skip
-    """Writes the index of a shard, if it has images."""
+    """Writes the index of a shard, if it has images. `sources`: of its texts; None: a text that does not say it."""
     index = index_bytes(offsets)
+    stated = dict(sorted((source, number) for source, number in sources.items() if source)) or None
     shard = Shard(
-        **made.model_dump(), num_images=len(offsets), num_pairs=texts.number, sources=texts.sources,
+        **made.model_dump(), num_images=len(offsets), num_pairs=sources.total(), sources=stated,
         offsets_sha256=hashlib.sha256(index).hexdigest(), pictures=pictures,
     )  # fmt: skip
     if offsets:

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from align.durable.files import temporary_name, write_bytes, write_text
+from align.durable.files import replaced, write_text
 from align.durable.pieces import Piece, Pieces
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, decision_parts, pattern_of
@@ -211,16 +211,14 @@ def _join_held_out(work: ShardsWork, held_out: list[ShardTask]) -> int:
         for files in [[work.file(f"checked/{task.name}.npy") for task in held_out if task.split == split]]
     ]
     every = np.sort(np.concatenate(splits))
-    work.file("checked").mkdir(exist_ok=True)
     _save(every, work.file(_HELD_OUT.last))
     return int(np.count_nonzero(every[1:] == every[:-1]))
 
 
 def _save(numbers: NDArray[Any], path: Path) -> None:
-    beside = temporary_name(path)
-    with beside.open("wb") as file:
+    path.parent.mkdir(exist_ok=True)
+    with replaced(path, on_disk=False) as beside, beside.open("wb") as file:
         np.save(file, numbers)
-    beside.replace(path)
 
 
 def find_wrong_pairs(
@@ -315,7 +313,6 @@ def check_shard(work: ShardsWork, task: ShardTask) -> None:
         path = path if tar else None
     if path is not None:
         offsets_sha256 = _check_tar(path, tar, work, task, faults, images)
-    work.file("checked").mkdir(exist_ok=True)
     numbers = np.array(images, np.uint64)
     if task.split == "train":
         held_out = np.load(work.file(_HELD_OUT.last), mmap_mode="r")
@@ -344,10 +341,9 @@ def write_pairs(work: ShardsWork, task: ShardTask) -> None:
                     rest = {"image_id": row["image_id"], "split": task.split}
                     keyed = zip(row["keys"], row["texts"], strict=True)
                     pairs += [{"key": key, "text": text, **rest} for key, text in keyed]
-    table = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(pairs, PAIRS), table)
     work.file("pairs").mkdir(exist_ok=True)
-    write_bytes(work.file(work.pairs(task).last), table.getvalue().to_pybytes())
+    with replaced(work.file(work.pairs(task).last)) as beside:
+        pq.write_table(pa.Table.from_pylist(pairs, PAIRS), beside)
 
 
 def _file(work: ShardsWork, row: Shard | StoredTar, faults: Faults) -> Path | None:

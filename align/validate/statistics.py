@@ -46,8 +46,6 @@ def suggested_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict
         bands["min_pairs"] = int(num_pairs)
     if success is not None and success < config.min_success_share:
         bands["min_success_share"] = _low(success)
-    if (keep_rate := _widened(config.keep_rate, measured.get("keep_rate"))) is not None:
-        bands["keep_rate"] = keep_rate
     return bands | _each(config, measured, _widened)
 
 
@@ -65,8 +63,6 @@ def tighter_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict[s
     success = measured.get("raw_success_share")
     if success is not None and config.min_success_share + _EPSILON < _low(success):
         bands["min_success_share"] = _low(success)
-    if (keep_rate := _narrowed(config.keep_rate, measured.get("keep_rate"))) is not None:
-        bands["keep_rate"] = keep_rate
     return bands | _each(config, measured, _narrowed)
 
 
@@ -74,14 +70,16 @@ def _each(
     config: ValidateConfig,
     measured: Mapping[str, Any],
     changed: Callable[[tuple[float, float], float | None], list[float] | None],
-) -> dict[str, dict[str, list[float]]]:
-    """The bands by source and by reason that change."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for key, prefix in (("keep_rate_by_source", KEPT_FROM), ("dropped_share", "dropped_")):
-        for name, band in getattr(config, key).items():
-            if (other := changed(band, measured.get(f"{prefix}{name}"))) is not None:
-                found.setdefault(key, {})[name] = other
-    return found
+) -> dict[str, Any]:
+    """The bands of the keep rate, of those by source and of the shares by reason that change."""
+    bands: dict[str, Any] = {"keep_rate": changed(config.keep_rate, measured.get("keep_rate"))}
+    for key, prefix, of_names in (
+        ("keep_rate_by_source", KEPT_FROM, config.keep_rate_by_source),
+        ("dropped_share", "dropped_", config.dropped_share),
+    ):
+        found = {name: changed(band, measured.get(f"{prefix}{name}")) for name, band in of_names.items()}
+        bands[key] = {name: band for name, band in found.items() if band}
+    return {key: band for key, band in bands.items() if band}
 
 
 def _narrowed(band: tuple[float, float], value: float | None) -> list[float] | None:

@@ -10,7 +10,8 @@ from align.config import load_params
 from align.config.filter import FilterConfig
 from align.filter.near_duplicates import (
     Fingerprints,
-    group,
+    centroids_of,
+    clusters_of,
     near_duplicates,
     near_duplicates_in,
     read_embeddings,
@@ -56,9 +57,8 @@ def found_by_embedding(
     rows = ((row.name, row.embedding) for row in network.measure(pictures.items(), max_pixels=MAX_PIXELS))
     write_embeddings(images, rows, network.width)
     write_embeddings(views, network.views(references.items(), max_pixels=MAX_PIXELS), network.width)
-    groups = group([images], read_embeddings(views), config, kmeans)
-    assert groups is not None
-    matches = near_duplicates_in(images, read_embeddings(views), groups, config)
+    references, centroids = read_embeddings(views), centroids_of([images], config, kmeans)
+    matches = near_duplicates_in(images, references, (centroids, clusters_of(references, centroids)), config)
     return {(match.image_id, match.reference): match.cosine for match in matches}
 
 
@@ -69,10 +69,5 @@ def found_by_hash(pictures: Mapping[str, bytes], references: Mapping[str, bytes]
         Fingerprints.of((name, image_signals(data, MAX_PIXELS)) for name, data in images.items())
         for images in (pictures, references)
     )
-    matches = near_duplicates(
-        left,
-        right,
-        max_phash_distance=config.max_phash_distance,
-        correlation_above=config.thumbnail_correlation_above,
-    )
+    matches = near_duplicates(left, right, config)
     return {(left.owners[a], right.owners[b]) for a, b in matches}

@@ -416,7 +416,7 @@ class Downloader:
             return
         job.target, job.num_redirects, job.left_s = job.first, job.ask.num_redirects, 0.0
         job.failure = failure
-        self._schedule.add_later(job, now + wait_s)
+        self._schedule.later(now + wait_s, job)
 
     def _finish(self, job: Job, outcome: bytes | Failure) -> None:
         """Handles the last outcome of a job."""

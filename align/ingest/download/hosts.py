@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from align.ingest.robots import Rules
@@ -76,10 +76,13 @@ class Job:
     failure: Failure | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Host:
     """A host's queue and limits.
 
     Attributes:
+        target: an address of it.
+        limit: most requests under way, ever.
         queue: jobs to start.
         robots_queue: jobs for a robots.txt, of this host or of one that redirects here; they go first.
         num_active: requests under way.
@@ -92,37 +95,23 @@ class Host:
         closed: it is given up until `closed_until_s`: all its jobs fail with this.
     """
 
-    __slots__ = (
-        "_limit",
-        "_num_failures",
-        "asks_robots",
-        "closed",
-        "closed_until_s",
-        "free_at_s",
-        "is_listed",
-        "max_active",
-        "num_active",
-        "queue",
-        "robots_queue",
-        "rules",
-        "rules_until_s",
-        "target",
-    )
+    target: Target
+    limit: int
+    queue: deque[Job] = field(default_factory=deque)
+    robots_queue: deque[Job] = field(default_factory=deque)
+    num_active: int = 0
+    max_active: int = field(init=False)
+    free_at_s: float = 0.0
+    is_listed: bool = False
+    rules: Rules | None = None
+    rules_until_s: float = 0.0
+    asks_robots: bool = False
+    closed: Failure | None = None
+    closed_until_s: float = 0.0
+    _num_failures: int = 0
 
-    def __init__(self, target: Target, limit: int) -> None:
-        self.target = target
-        self.queue: deque[Job] = deque()
-        self.robots_queue: deque[Job] = deque()
-        self.num_active = 0
-        self.max_active = self._limit = limit
-        self.free_at_s = 0.0
-        self.is_listed = False
-        self.rules: Rules | None = None
-        self.rules_until_s = 0.0
-        self.asks_robots = False
-        self.closed: Failure | None = None
-        self.closed_until_s = 0.0
-        self._num_failures = 0
+    def __post_init__(self) -> None:
+        self.max_active = self.limit
 
     @property
     def is_idle(self) -> bool:
@@ -132,7 +121,7 @@ class Host:
     def succeeded(self) -> None:
         """Records an answer of a healthy host: a picture, a redirect, or that there is no picture."""
         self._num_failures = 0
-        self.max_active = min(self._limit, self.max_active + 1)
+        self.max_active = min(self.limit, self.max_active + 1)
 
     def failed(self, why: Failure, now: float, *, wait_s: float, longest_wait_s: float, max_failures: int) -> None:
         """Records a failure that may be temporary.

@@ -37,10 +37,6 @@ class Schedule:
             queue.append(job)
         self.offer(host)
 
-    def add_later(self, job: Job, when_s: float) -> None:
-        """Queues a job at that time, at the front."""
-        self._set_timer(when_s, job)
-
     def offer(self, host: Host) -> None:
         """Gives the host a turn; to be called when it may be able to start a job."""
         if not host.is_listed and (host.queue or host.robots_queue):
@@ -64,7 +60,7 @@ class Schedule:
                 continue  # offered again when one of its requests ends
             if host.free_at_s > now and not is_closed:
                 host.is_listed = True
-                self._set_timer(host.free_at_s, host)
+                self.later(host.free_at_s, host)
                 continue
             job = self._job_of(host, now, is_closed=is_closed)
             if job is None:
@@ -109,6 +105,7 @@ class Schedule:
         self._ready.clear()
         self._timers.clear()
 
-    def _set_timer(self, when_s: float, what: Host | Job) -> None:
+    def later(self, when_s: float, what: Host | Job) -> None:
+        """At that time gives the host a turn, or queues the job at the front."""
         self._num_timers += 1  # equal times: in order of their setting
         heapq.heappush(self._timers, (when_s, self._num_timers, what))

@@ -88,24 +88,14 @@ def num_cut(candidates: pa.RecordBatch) -> dict[str, int]:
     return {name: number for name, number in numbers.items() if number}
 
 
-CANDIDATES = pa.schema(
-    [
-        ("url", pa.string()),
-        ("text", pa.string()),
-        ("text_source", pa.string()),
-        ("page_url", pa.string()),
-        ("problem", pa.string()),
-        ("file", pa.string()),
-        ("offset", pa.int64()),
-        ("inline", pa.binary()),
-        ("status", pa.string()),
-        ("original_width", pa.int32()),
-        ("original_height", pa.int32()),
-        ("stated_sha256", pa.string()),
-        ("licence", pa.string()),
-        ("reservation", pa.string()),
-    ]
-)
+#: Fields of a Candidate that are no text.
+_NO_STRINGS = {
+    "offset": pa.int64(),
+    "inline": pa.binary(),
+    "original_width": pa.int32(),
+    "original_height": pa.int32(),
+}
+CANDIDATES = pa.schema([(name, _NO_STRINGS.get(name, pa.string())) for name in Candidate._fields])
 
 #: One row per response of a web archive, pages included.
 #:   url           canonical

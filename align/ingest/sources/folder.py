@@ -39,7 +39,7 @@ from align.ingest.sources.picture_files import (
     read_picture,
 )
 from align.ingest.sources.reading import Batches, Within, is_file, is_local
-from align.ingest.sources.table_pairs import WrittenPairs, add_pairs, written_pairs
+from align.ingest.sources.table_pairs import WrittenPairs, add_pairs
 from align.ingest.sources.tables import TABLES, NoColumnError, Tables, say_nothing
 from align.ingest.sources.texts import TOO_MANY, Sourced
 from align.interfaces.store import Files
@@ -154,8 +154,7 @@ class Folder:
         named: set[str] = set()
         for table in self._chosen:
             num_elsewhere = 0
-            for row in self._tables.rows(table, counts, say_nothing):
-                pairs = written_pairs(row)
+            for pairs in self._tables.rows(table, counts, say_nothing):
                 picture, is_elsewhere = self._picture(table, pairs, pictures)
                 num_elsewhere += is_elsewhere
                 named.add(picture.url)
@@ -188,7 +187,7 @@ class Folder:
         """The picture of a row of a table, and whether it is elsewhere than the table says."""
 
         def all_written() -> Iterator[str]:
-            every = (written_pairs(row).picture for row in self._tables.rows(table, Counter(), say_nothing))
+            every = (pairs.picture for pairs in self._tables.rows(table, Counter(), say_nothing))
             return filter(is_file_name, filter(None, every))
 
         written = pairs.picture

@@ -37,7 +37,7 @@ from align.ingest import limits
 from align.ingest.sources.rights import MARKS, Marks, Rights, of_metas
 from align.ingest.sources.texts import Sourced, distinct
 from align.pairs.text import normalise
-from align.pairs.urls import Address, Resolver, canonical_url
+from align.pairs.urls import Address, Resolver
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 #: Python's codecs of these names cover less than what browsers (and so pages) mean by them.
@@ -66,14 +66,11 @@ def decode_html(body: bytes, http_charset: str | None) -> str:
         detect_encoding(body),
     ]
     encodings = [_WIDER.get(name, name) for name in names if name]
-    for encoding in encodings:
-        text = _decoded(body, encoding)
-        if text is not None:
-            return text
-    for encoding in encodings:
-        text = _nearly_decoded(body, encoding)
-        if text is not None:
-            return text
+    for decode in (_decoded, _nearly_decoded):
+        for encoding in encodings:
+            text = decode(body, encoding)
+            if text is not None:
+                return text
     return body.decode("cp1252", errors="replace")
 
 
@@ -90,8 +87,6 @@ def _decoded(body: bytes, encoding: str) -> str | None:
     except (UnicodeDecodeError, LookupError):
         return None
 
-
-__all__ = ["LAZY_SRC", "LAZY_SRCSET", "PageImage", "canonical_url", "page_images"]
 
 #: Attributes in which the usual scripts for lazy loading keep the address (lazysizes, WordPress, Cloudflare, ...).
 LAZY_SRC = (

@@ -59,22 +59,18 @@ class Batches:
         """Adds a row of RESPONSES. An address that is too long for any pair stays too long when it is cut."""
         self._responses.append((url[: MAX_CHARACTERS + 1], status, location, file, offset, reservation))
 
-    def full(self) -> Iterator[pa.RecordBatch]:
-        """Yields the batches that are large enough, if any."""
-        if len(self._candidates) >= _BATCH_ROWS or self._inline_bytes >= _BATCH_INLINE_BYTES:
+    def full(self, least: int = _BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """Yields the batches that are large enough, if any: of at least so many rows."""
+        if len(self._candidates) >= least or self._inline_bytes >= _BATCH_INLINE_BYTES:
             yield _batch(self._candidates, CANDIDATES)
             self._candidates, self._inline_bytes = [], 0
-        if len(self._responses) >= _BATCH_ROWS:
+        if len(self._responses) >= least:
             yield _batch(self._responses, RESPONSES)
             self._responses = []
 
     def rest(self) -> Iterator[pa.RecordBatch]:
         """Yields the remaining rows."""
-        if self._candidates:
-            yield _batch(self._candidates, CANDIDATES)
-        if self._responses:
-            yield _batch(self._responses, RESPONSES)
-        self._candidates, self._responses, self._inline_bytes = [], [], 0
+        return self.full(least=1)
 
 
 def _batch(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from align.ingest.limits import MAX_PAGE_CHARACTERS
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.reading import Batches
-from align.ingest.sources.tables import TableRow, Unreadable
 from align.ingest.sources.texts import NESTED, Sourced, texts_of_each
 
 _NESTED = (dict, list)
@@ -32,15 +32,16 @@ class WrittenPairs(NamedTuple):
     problem: str | None
 
 
-def written_pairs(row: TableRow) -> WrittenPairs:
-    """The pairs of a row."""
-    picture, values, page_url, columns = row
+def unreadable(problem: str) -> WrittenPairs:
+    """A row that cannot be read."""
+    return WrittenPairs("", _NO_TEXT, None, problem)
+
+
+def written_pairs(picture: Any, values: Sequence[Any], page_url: Any, columns: Sequence[str]) -> WrittenPairs:
+    """The pairs of a row: its picture, the values of the columns of texts, and its page; None where it has none."""
     texts, problem = texts_of_each(values, columns)
     if isinstance(picture, _NESTED) or isinstance(page_url, _NESTED):
         picture, texts, page_url, problem = None, _NO_TEXT, None, NESTED
-    if isinstance(picture, Unreadable):
-        problem, texts = picture.problem, _NO_TEXT
-        picture = None
     page = None if page_url is None else str(page_url)
     written = "" if picture is None else str(picture).strip()
     if len(texts) > 1:

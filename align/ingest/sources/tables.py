@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from typing import IO, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -24,6 +24,7 @@ from align.formats.parquet import ForeignTable
 from align.formats.picture_table import TEXT_COLUMNS, is_text, picked, values_of
 from align.ingest.sources.picture_files import is_picture_name
 from align.ingest.sources.reading import count_damage
+from align.ingest.sources.table_pairs import WrittenPairs, unreadable, written_pairs
 from align.interfaces.store import Files
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
@@ -43,18 +44,8 @@ _HEADER_BYTES = 1 << 16
 #: Characters of a column's name in a message, and how many names it has.
 _MAX_NAME, _MAX_NAMES = 100, 20
 
-#: Picture, texts, page of one row, and the columns of the texts; None if the row has no such value.
-TableRow = tuple[Any, Sequence[Any], Any, Sequence[str]]
-
-
-class Unreadable(NamedTuple):
-    """Takes the place of a row's picture: says why the row cannot be read."""
-
-    problem: str
-
-
-UNREADABLE = Unreadable("a line that cannot be read")
-MISCOUNTED = Unreadable("another number of values than columns")
+_UNREADABLE = "a line that cannot be read"
+_MISCOUNTED = "another number of values than columns"
 #: Positions of picture, page and each text in a file; None for a column that it does not have.
 Positions = Sequence[int | None]
 
@@ -125,7 +116,7 @@ class Tables:
         next(self.rows(file, Counter(), choices.append), None)
         return choices
 
-    def rows(self, file: str, counts: Counter[str], tell: Callable[[Choice], None]) -> Iterator[TableRow]:
+    def rows(self, file: str, counts: Counter[str], tell: Callable[[Choice], None]) -> Iterator[WrittenPairs]:
         """The rows of a table in order.
 
         Args:
@@ -158,7 +149,7 @@ class Tables:
         with self._store.open(file) as stream:
             yield cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if file.lower().endswith(".gz") else stream
 
-    def _parquet(self, file: str, stream: BinaryIO, tell: Callable[[Choice], None]) -> Iterator[TableRow]:
+    def _parquet(self, file: str, stream: BinaryIO, tell: Callable[[Choice], None]) -> Iterator[WrittenPairs]:
         table = ForeignTable(stream, file)
         # a column of pictures' bytes is not one of their names
         plain = [field.name for field in table.schema if is_text(field.type, lists=True)]
@@ -174,9 +165,10 @@ class Tables:
             empty = [None] * len(batch)
             columns = [empty if name is None else values_of(batch.column(name)) for name in names]
             picture, page, *texts = columns
-            yield from zip(picture, zip(*texts, strict=True), page, [sources] * len(batch), strict=True)
+            for named, some, of_page in zip(picture, zip(*texts, strict=True), page, strict=True):
+                yield written_pairs(named, some, of_page, sources)
 
-    def _json(self, file: str, tell: Callable[[Choice], None]) -> Iterator[TableRow]:
+    def _json(self, file: str, tell: Callable[[Choice], None]) -> Iterator[WrittenPairs]:
         names: list[str] = []
         positions: Positions = ()
         sources: Sequence[str] = ()
@@ -185,15 +177,15 @@ class Tables:
             head = [*islice(rows, 100 if len(self._texts) > 1 else 1)]  # not each picture has each text
             for row in chain(head, rows):
                 if row is None:
-                    yield UNREADABLE, (), None, ()
+                    yield unreadable(_UNREADABLE)
                     continue
                 if not positions:
                     names = [*dict.fromkeys(name for one in (row, *head) if one is not None for name in one)]
                     positions, sources = self._positions(file, names, tell)
                 picture, page, *texts = (None if at is None else row.get(names[at]) for at in positions)
-                yield picture, texts, page, sources
+                yield written_pairs(picture, texts, page, sources)
 
-    def _lines(self, file: str, stream: IO[bytes], tell: Callable[[Choice], None]) -> Iterator[TableRow]:
+    def _lines(self, file: str, stream: IO[bytes], tell: Callable[[Choice], None]) -> Iterator[WrittenPairs]:
         name = file.lower().removesuffix(".gz")
         tabs = name.endswith((".tsv", ".txt"))
         if name.endswith(".txt"):
@@ -205,7 +197,7 @@ class Tables:
         rows = table_lines.separated_rows(stream, layout)
         first = next(rows, [])
         while first is None:
-            yield UNREADABLE, (), None, ()
+            yield unreadable(_UNREADABLE)
             first = next(rows, [])
         if not first:
             return
@@ -285,12 +277,14 @@ def _is_picture(value: str) -> bool:
     return table_lines.is_address(value) or is_picture_name(value)
 
 
-def _row(values: list[str] | None, positions: Positions, num_columns: int | None, sources: Sequence[str]) -> TableRow:
+def _row(
+    values: list[str] | None, positions: Positions, num_columns: int | None, sources: Sequence[str]
+) -> WrittenPairs:
     """Values are None if the line could not be split; without `num_columns`, also if it is too short."""
     if values is None:
-        return UNREADABLE, (), None, ()
+        return unreadable(_UNREADABLE)
     if num_columns is None:
         num_columns = len(values)
         positions = [at if at is not None and at < num_columns else None for at in positions]
     row = picked(values, positions, num_columns)
-    return (MISCOUNTED, (), None, ()) if row is None else (row[0], row[2:], row[1], sources)
+    return unreadable(_MISCOUNTED) if row is None else written_pairs(row[0], row[2:], row[1], sources)

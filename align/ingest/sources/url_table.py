@@ -26,7 +26,7 @@ from align.formats.picture_table import PICTURE_COLUMNS
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import PictureFiles, below, is_file_name, is_picture_name, read_picture
 from align.ingest.sources.reading import Batches, is_local, is_within, parent
-from align.ingest.sources.table_pairs import NO_PICTURE, WrittenPairs, add_pairs, written_pairs
+from align.ingest.sources.table_pairs import NO_PICTURE, WrittenPairs, add_pairs
 from align.ingest.sources.tables import ADDRESSES, PLAIN_LISTS, TABLES, Choice, Tables, say_nothing
 from align.interfaces.store import Files
 from align.pairs.urls import Address, Resolver
@@ -73,8 +73,8 @@ class UrlTable:
             return
         pictures = PictureFiles(self._store, parent(file), list)
         with suppress(DataError):
-            for row in self._tables.rows(file, Counter(), say_nothing):
-                yield self._picture(file, written_pairs(row), pictures).file
+            for pairs in self._tables.rows(file, Counter(), say_nothing):
+                yield self._picture(file, pairs, pictures).file
 
     def _is_list(self, file: str) -> bool:
         """Whether a .txt is a list of addresses, and not a licence or note: half of its first lines have an address, or
@@ -107,8 +107,7 @@ class UrlTable:
 
         batches = Batches()
         pictures = PictureFiles(self._store, parent(file), list)
-        for row in self._tables.rows(file, counts, tell):
-            pairs = written_pairs(row)
+        for pairs in self._tables.rows(file, counts, tell):
             add_pairs(batches, counts, pairs, self._picture(file, pairs, pictures))
             yield from batches.full()
         yield from batches.rest()

@@ -9,7 +9,6 @@ did not), stays.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.display.console import track
-from align.durable.files import sha256_file, write_text
+from align.durable.files import link, sha256_file, write_text
 from align.durable.work import key_of, work_directory
 from align.errors import DataError
 from align.formats.policy import OptedOut
@@ -76,9 +75,9 @@ def purge_raw(
     with work_directory(raw, None, key_of("purge", time.time_ns())) as part:  # a new key each time: never resumed
         for path in raw.iterdir():
             if path.is_file() and path.name.partition(".")[0].removesuffix("_stats") not in stale:
-                _link(path, part / path.name)
+                link(path, part / path.name)
             elif path.is_dir():  # a file that somebody put there stays
-                shutil.copytree(path, part / path.name, copy_function=_link)
+                shutil.copytree(path, part / path.name, copy_function=link)
         for name in track(sorted(stale), what="forget: shards rewritten", total=len(stale)):
             tar = raw / f"{name}.tar"
             if tar_of and not tar.is_file():
@@ -176,10 +175,3 @@ def _rewrite_stats(raw: Path, part: Path, name: str, table: pa.Table) -> str:
         stats["not_fetched"] = statuses[NOT_FETCHED]
     write_text(part / f"{name}_stats.json", json.dumps(stats, indent=4, ensure_ascii=False) + "\n")
     return sha256
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system behind a symbolic link
-        shutil.copyfile(source, target)

@@ -20,10 +20,10 @@ from align.durable.processes import in_threads
 from align.errors import CorruptError, DataError
 from align.filter.decide import packaged_towers, similarities
 from align.filter.near_duplicates import (
-    Embeddings,
     Fingerprints,
     by_content,
-    group,
+    centroids_of,
+    clusters_of,
     is_sampled,
     near_duplicates,
     near_duplicates_in,
@@ -84,8 +84,11 @@ def matched(
         write_embeddings(path, shard.items(), WIDTH)
     write_embeddings(folder / "tests.arrow", tests.items(), WIDTH)
     references, config = read_embeddings(folder / "tests.arrow"), CONFIG.model_copy(update=changes)
-    groups = group(paths, references, config, kmeans)
-    matches = [one for path in paths if groups for one in near_duplicates_in(path, references, groups, config)]
+    centroids = centroids_of(paths, config, kmeans)
+    if not len(centroids):
+        return {}
+    groups = centroids, clusters_of(references, centroids)
+    matches = [one for path in paths for one in near_duplicates_in(path, references, groups, config)]
     listed = [((match.image_id, match.reference), match.cosine) for match in matches]
     assert len(dict(listed)) == len(listed)  # each pair once
     return dict(listed)
@@ -132,12 +135,11 @@ def test_the_sampled_images_give_the_clusters_of_all(
     sampled = {name: vector for name, vector in rows[0].items() if is_sampled(name, share)}
     assert 8 * 64 < len(sampled) < len(rows[0]) / 2
     write_embeddings(tmp_path / "tests.arrow", rows[1].items(), WIDTH)
-    groups = []
+    clusters = []
     for name, some in (("all", rows[0]), ("sampled", sampled)):
         write_embeddings(tmp_path / name, some.items(), WIDTH)
-        groups.append(group([tmp_path / name], read_embeddings(tmp_path / "tests.arrow"), config, kmeans))
-    (of_all, mine), (of_sampled, theirs) = (one for one in groups if one)
-    assert np.array_equal(of_all, of_sampled) and np.array_equal(mine, theirs)
+        clusters.append(centroids_of([tmp_path / name], config, kmeans))
+    assert len(clusters[0]) == 8 and np.array_equal(*clusters)
 
 
 def test_the_cut_itself_is_not_above_it(tmp_path: Path) -> None:
@@ -169,8 +171,6 @@ def test_files_are_the_same_bytes_and_broken_ones_are_named(tmp_path: Path) -> N
     for name in ("b", "gone"):
         with pytest.raises(DataError, match=f"{name}: no embeddings here"):
             read_embeddings(tmp_path / name)
-    with pytest.raises(DataError, match="width 32, those of the evaluation images have 3"):
-        group([tmp_path / "a"], Embeddings(["t"], np.eye(3, dtype=np.float16)[:1]), CONFIG, kmeans)
 
 
 def test_clusters_do_not_depend_on_threads() -> None:
@@ -258,10 +258,7 @@ def fingerprints(images: list[bytes]) -> Fingerprints:
 
 def matches(left: list[bytes], right: list[bytes]) -> list[tuple[int, int]]:
     config = load_params().section(FilterConfig)
-    return near_duplicates(
-        fingerprints(left), fingerprints(right), max_phash_distance=config.max_phash_distance,
-        correlation_above=config.thumbnail_correlation_above,
-    )  # fmt: skip
+    return near_duplicates(fingerprints(left), fingerprints(right), config)
 
 
 def changed(data: bytes, scale: float, kind: str, quality: int) -> bytes:

@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 
 from align.ingest.limits import too_large
 from align.ingest.sources.archives.damage import Layout, NoRecord
+from align.ingest.sources.archives.http_head import text_of
 from align.ingest.sources.archives.warc_bytes import GZIP_MAGIC
 from align.ingest.sources.archives.warc_records import OTHER, Record, response_of
 
@@ -73,14 +74,7 @@ def parse_line(line: bytes) -> Line | None:
     if not date:
         return None
     url = b" ".join(fields[: date - 1])
-    return Line(_text(url), _text(content_type).partition(";")[0].strip().lower(), int(fields[-1]))
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+    return Line(text_of(url), text_of(content_type).partition(";")[0].strip().lower(), int(fields[-1]))
 
 
 def _num_bytes(head: bytes) -> int | None:

@@ -20,13 +20,18 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from fastwarc.stream_io import ZstdReader
 
 from align.errors import DataError
 from align.ingest.sources.archives import warc_bytes
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES
 from align.ingest.sources.archives.warc_bytes import GZIP_MAGIC, ZSTD_DICTIONARY_MAGIC, ZSTD_MAGIC, Spans
 from align.ingest.sources.reading import count_damage
+
+if TYPE_CHECKING:
+    from align.ingest.sources.archives.warc_records import Record
 
 #: Bytes that are read at once. zlib makes at most 16 MiB of them.
 _CHUNK_BYTES = 1 << 14
@@ -68,18 +73,9 @@ class Layout(NamedTuple):
     num_bytes: Callable[[bytes], int | None]
 
 
-class Placed(Protocol):
-    """What a walk yields."""
-
-    @property
-    def offset(self) -> int | None:
-        """The offset at which it begins in the file; None if the file is compressed as a whole."""
-
-
-_Record = TypeVar("_Record", bound=Placed)
 #: Reads records from a byte to the end, or to what it cannot read: there it raises OSError with the reason, and the
 #: stream is where reading ended.
-Walk = Callable[[BinaryIO, int], Iterator[_Record]]
+Walk = Callable[[BinaryIO, int], Iterator["Record"]]
 
 
 class _Stop(NamedTuple):
@@ -97,7 +93,11 @@ class _Stop(NamedTuple):
 
 
 class Repaired:
-    """The whole records of one file, with anything between them."""
+    """The whole records of one file, with anything between them.
+
+    Attributes:
+        num_dictionary_bytes: at the start of a file that is compressed by Zstandard.
+    """
 
     def __init__(self, file: str, stream: BinaryIO, layout: Layout) -> None:
         """Moves the stream.
@@ -112,9 +112,8 @@ class Repaired:
         self._left, self._is_bounded = _READ_AGAIN * self._size + _READ_AGAIN_BYTES, False
         self._packing = self._told_packing()
         stream.seek(0)
-        self._num_dictionary_bytes = warc_bytes.num_dictionary_bytes(stream) if self._packing == "zstd" else 0
-        stream.seek(0)
-        self._dictionary = warc_bytes.zstd_dictionary(stream) if self._packing == "zstd" else None
+        is_zstd = self._packing == "zstd"
+        self.num_dictionary_bytes, self._dictionary = warc_bytes.zstd_dictionary(stream) if is_zstd else (0, None)
 
     @property
     def is_packed(self) -> bool:
@@ -123,10 +122,10 @@ class Repaired:
 
     def head(self, start: int) -> bytes:
         """The first bytes of the record at a byte, uncompressed; none if they are damaged. Moves the stream."""
-        start = max(start, self._num_dictionary_bytes)
+        start = max(start, self.num_dictionary_bytes)
         return self._unpacked(start, self._read(start, _TRIED_BYTES))
 
-    def records(self, walk: Walk[_Record], counts: Counter[str]) -> Iterator[_Record]:
+    def records(self, walk: Walk, counts: Counter[str]) -> Iterator[Record]:
         """What walks yield, without what is damaged. Holds two records.
 
         Args:
@@ -139,7 +138,7 @@ class Repaired:
         """
         start, has_records, num_lost, first_gap = 0, False, 0, ""
         while True:
-            last: _Record | None = None
+            last: Record | None = None
             error: OSError | None = None
             try:
                 for record in walk(self._stream, start):
@@ -198,9 +197,9 @@ class Repaired:
 
     # where a walk stopped
 
-    def _stop(self, last: Placed | None, start: int, reached: int, error: OSError | None) -> _Stop:
+    def _stop(self, last: Record | None, start: int, reached: int, error: OSError | None) -> _Stop:
         if last is None:
-            return _Stop(max(start, self._num_dictionary_bytes), False)
+            return _Stop(max(start, self.num_dictionary_bytes), False)
         if self._packing == "plain":
             return self._end_of_plain(start if last.offset is None else last.offset)
         if self._packing == "gzip":
@@ -277,7 +276,7 @@ class Repaired:
         if end is None:
             return _Stop(offset, False)
         self._left -= end - offset
-        reader = warc_bytes.zstd_reader(Spans(self._stream, (offset, end)), self._dictionary)
+        reader = ZstdReader(Spans(self._stream, (offset, end)), dictionary=self._dictionary)
         try:
             while reader.read(_CHUNK_BYTES):
                 pass
@@ -327,7 +326,7 @@ class Repaired:
                 most = min(position + _TRIED_ZSTD_BYTES, self._size)
                 # without the frame after it, which may be damaged
                 span = Spans(self._stream, (position, warc_bytes.end_of_frame(self._stream, position, most) or most))
-                stored = warc_bytes.zstd_reader(span, self._dictionary).read(_TRIED_BYTES)
+                stored = ZstdReader(span, dictionary=self._dictionary).read(_TRIED_BYTES)
                 self._left -= span.tell()
         except (OSError, zlib.error):
             return b""

@@ -7,7 +7,6 @@ more than MAX_HEAD_BYTES.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from align.ingest.limits import Readable
@@ -35,24 +34,14 @@ class HttpHead(NamedTuple):
     data: bytes
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """The first header of this name, in upper or lower case; folded lines are joined by a space.
-
-        A value that is not UTF-8 is read as Latin-1.
-        """
-        return next(self._values(name), default)
+        """The first header of this name, in upper or lower case; folded lines are joined by a space."""
+        return next(iter(self.all(name)), default)
 
     def all(self, name: str) -> list[str]:
         """All headers of this name, as `get`."""
-        return list(self._values(name))
-
-    def _values(self, name: str) -> Iterator[str]:
         pattern = rb"\n" + re.escape(name.encode()) + rb"[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)"
-        for match in re.finditer(pattern, self.data, re.IGNORECASE):
-            value = b" ".join(map(bytes.strip, match[1].split(b"\n")))
-            try:
-                yield value.decode()
-            except UnicodeDecodeError:
-                yield value.decode("latin-1")
+        found = re.findall(pattern, self.data, re.IGNORECASE)
+        return [text_of(b" ".join(map(bytes.strip, value.split(b"\n")))) for value in found]
 
     @property
     def content_type(self) -> str:
@@ -64,6 +53,14 @@ class HttpHead(NamedTuple):
         """The charset of the content type, in lower case and without quotes."""
         match = _CHARSET.search(self.get("Content-Type") or "")
         return match[1].lower() if match else None
+
+
+def text_of(value: bytes) -> str:
+    """A header's value; one that is not UTF-8 is read as Latin-1."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def parse_head(data: bytes) -> HttpHead | None:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+from fastwarc.stream_io import ZstdReader
 
 from align.config.ingest import IngestConfig
 from align.errors import DataError
@@ -73,7 +74,7 @@ class Warc:
                 repaired = damage.Repaired(file, stream, layout)
             except (OSError, TooLarge) as error:  # of the dictionary
                 raise DataError(f"{file}: not a web archive ({error})") from None
-            walk: damage.Walk[Record] = (
+            walk: damage.Walk = (
                 arc.Walker(self._max_bytes)
                 if is_arc
                 else warc_records.Walker(partial(self._begins, file), self._max_bytes, repaired)
@@ -162,9 +163,9 @@ class Warc:
         stream: Any = self._open.at(file, offset)
         if file.endswith(".zst"):
             if file not in self._dictionaries:
-                self._dictionaries[file] = warc_bytes.zstd_dictionary(self._open.at(file, 0))
+                _, self._dictionaries[file] = warc_bytes.zstd_dictionary(self._open.at(file, 0))
                 stream.seek(offset)
-            stream = warc_bytes.zstd_reader(stream, self._dictionaries[file])
+            stream = ZstdReader(stream, dictionary=self._dictionaries[file])
         try:
             raw = next(iter(warc_records.iterator(stream, quirks=True)), None)
             if raw is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from fastwarc.stream_io import ZstdReader
 
@@ -27,8 +27,10 @@ def begins_a_record(stream: BinaryIO) -> bool:
     return head == b"WARC/" or head.startswith((GZIP_MAGIC, ZSTD_MAGIC))
 
 
-def zstd_dictionary(stream: BinaryIO) -> bytes | None:
-    """The dictionary at the start of a file, or None. The stream must be at its start.
+def zstd_dictionary(stream: BinaryIO) -> tuple[int, bytes | None]:
+    """Bytes of the frame with the dictionary at the start of a file, and the dictionary; 0 and None if there is none.
+
+    The stream must be at its start.
 
     Raises:
         TooLarge: there is one of more than MAX_DICTIONARY_BYTES.
@@ -36,23 +38,14 @@ def zstd_dictionary(stream: BinaryIO) -> bytes | None:
     """
     head = stream.read(8)
     if not head.startswith(ZSTD_DICTIONARY_MAGIC):
-        return None
+        return 0, None
     size = int.from_bytes(head[4:], "little")
     if size > MAX_DICTIONARY_BYTES:
         raise TooLarge(f"its dictionary has {size:,} bytes, above {MAX_DICTIONARY_BYTES:,}")
     frame = stream.read(size)
-    return read_at_most(ZstdReader(io.BytesIO(frame)), MAX_DICTIONARY_BYTES) if frame[:4] == ZSTD_MAGIC else frame
-
-
-def num_dictionary_bytes(stream: BinaryIO) -> int:
-    """Bytes of the frame with the dictionary at the start of a file; 0 if there is none. The stream must be there."""
-    head = stream.read(8)
-    return 8 + int.from_bytes(head[4:], "little") if head.startswith(ZSTD_DICTIONARY_MAGIC) else 0
-
-
-def zstd_reader(stream: Any, dictionary: bytes | None) -> Any:
-    """Reads a record that may be compressed with a dictionary."""
-    return ZstdReader(stream, dictionary=dictionary)
+    if frame[:4] == ZSTD_MAGIC:
+        frame = read_at_most(ZstdReader(io.BytesIO(frame)), MAX_DICTIONARY_BYTES)
+    return 8 + size, frame
 
 
 def end_of_frame(stream: BinaryIO, offset: int, most: int) -> int | None:

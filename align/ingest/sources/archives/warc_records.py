@@ -14,7 +14,7 @@ from align.ingest.sources import outcomes
 from align.ingest.sources.archives.codings import PICTURES
 from align.ingest.sources.archives.damage import Layout, NoRecord, Repaired
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES, HttpHead, read_head
-from align.ingest.sources.archives.warc_bytes import Spans, num_dictionary_bytes
+from align.ingest.sources.archives.warc_bytes import Spans
 
 RESPONSE, RESOURCE, REVISIT, METADATA, OTHER = "response", "resource", "revisit", "metadata", "other"
 _KINDS = {
@@ -122,7 +122,7 @@ class Walker:
             # not by fastwarc: without `quirks` it reads on until a line ends in CRLF, into records that may be damaged
             first = _BEGINS.search(self._file.head(start))
             self._quirks = None if first is None else b"\r" not in first[0]
-        source, shift = _from(stream, start)
+        source, shift = _from(stream, start, self._file.num_dictionary_bytes)
         for number, raw in enumerate(iterator(source, quirks=bool(self._quirks))):
             if not self._is_packed and any(len(raw.headers.get_multiple(name)) > 1 for name in _ONCE):
                 raise NoRecord("the headers of two records are one")
@@ -141,11 +141,9 @@ class Walker:
             yield record._replace(body=begin + rest) if is_read else record
 
 
-def _from(stream: BinaryIO, start: int) -> tuple[Any, int]:
+def _from(stream: BinaryIO, start: int, num_before: int) -> tuple[Any, int]:
     """A file from a byte on, and what to add to the positions in it. fastwarc needs the dictionary of the records."""
-    stream.seek(0)
-    num_before = num_dictionary_bytes(stream) if start else 0
-    if num_before:
+    if start and num_before:
         return Spans(stream, (0, num_before), (start, stream.seek(0, io.SEEK_END))), start - num_before
     stream.seek(start)
     return stream, 0

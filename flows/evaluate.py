@@ -124,7 +124,7 @@ def summary(name: str, measured_what: str, metrics: Mapping[str, float], page: s
     parts = [f"**{_plain(name)}**: {_plain(measured_what)}"]
     parts += [f"[figures, tables, pictures and the report in MLflow]({page})"] if page else []
     rows = ["| metric | value | 95 % interval | by chance |", "|---|---:|---|---:|"]
-    for one, metric, value, low, high, chance in measured(metrics, ""):
+    for one, metric, value, low, high, chance in measured(metrics):
         if f"/{metric}".endswith(MAIN):
             cells = f"{value:.1%} | {low:.1%} to {high:.1%} | {'' if chance is None else f'{chance:.1%}'}"
             rows.append(f"| {_plain(f'{one}/{metric}')} | {cells} |")

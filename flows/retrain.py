@@ -21,6 +21,7 @@ from align.config.params import PARAMS_FILE
 from align.config.release import RegisterConfig, RetrainConfig
 from align.display.visible import plain_markdown
 from align.errors import DataError
+from align.release.promotion.gates import REVISION
 from align.services.git import git, identity
 from align.services.tracking.registry import CHAMPION, PROMOTED, Version
 from align.services.tracking.tracker import Tracker
@@ -30,8 +31,6 @@ from flows.pipeline import exit_code, pipeline
 from flows.request import Request
 from flows.tasks.run_context import RunContext
 from flows.tasks.this_run import end_record, in_progress
-
-REVISION = "align.git_revision"
 
 
 @flow(flow_run_name="retrain", on_completion=[end_record], on_failure=[end_record])

@@ -35,7 +35,7 @@ from align.evaluate.protocols.recall import Gallery, Score
 from align.evaluate.protocols.retrieval import Captioned, Indices, both_ways, retrieval_scores
 from align.formats.caption_positives import placed_positives, read_positives
 from align.formats.crisscrossed import SIS, SITS, STS, RatedPairs, read_rated_pairs
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet
+from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.files import bytes_of, joined
 from align.formats.labelled_queries import QueryFile, names, parse_queries
 from align.interfaces.store import Files
@@ -172,9 +172,7 @@ def captioned_scores(shown: Shown, published: Published, *, num_resamples: int, 
     if published.rated is not None:
         found |= {f"cxc/{name}": score for name, score in _crisscrossed(shown, published.rated, how).items()}
     if published.queries is not None:
-        pictures = [shown.source.images[position] for position in shown.images]
-        asking = LabelledPictures(shown.source.name, pictures, shown.image_embeds, shown.embed_texts)
-        part = query_scores(asking, published.queries, **how)
+        part = query_scores(shown, published.queries, **how)
         found |= {f"labelled_queries/{name}": score for name, score in part.items()}
     return found
 
@@ -208,28 +206,7 @@ def restricted(positives: Sequence[Indices], queries: Sequence[int], items: Sequ
     return [np.searchsorted(kept, right[np.isin(right, kept)]) for right in (positives[query] for query in queries)]
 
 
-@dataclass(frozen=True)
-class LabelledPictures:
-    """The gallery.
-
-    Attributes:
-        name: of the set.
-        images: its pictures that the model was shown.
-        embeds: (num_images, width) theirs, L2-normalised.
-        embed_texts: the model's.
-    """
-
-    name: str
-    images: Sequence[EvaluationImage]
-    embeds: Embeddings
-    embed_texts: Callable[[Iterable[str]], Embeddings]
-
-    def right(self, expected: Sequence[str]) -> NDArray[np.bool_]:
-        """(num_images,) whether a text of the picture names one of the words."""
-        return np.array([names(image.texts, expected) for image in self.images], dtype=bool)
-
-
-def query_scores(pictures: LabelledPictures, queries: QueryFile, *, num_resamples: int, seed: int) -> dict[str, Score]:
+def query_scores(shown: Shown, queries: QueryFile, *, num_resamples: int, seed: int) -> dict[str, Score]:
     """`text/precision@10`, of the queries that have a right picture; of those that start from a picture of the set,
     `image/expected/precision@10` and `image/minus/precision@10` of the picture alone, and the same two under
     `image_minus_text`: there the share of what was taken away should be lower.
@@ -238,31 +215,37 @@ def query_scores(pictures: LabelledPictures, queries: QueryFile, *, num_resample
         DataError: no query of either kind can be asked of this set, or the embeddings are not finite.
     """
     how: dict[str, Any] = {"num_resamples": num_resamples, "seed": seed}
-    texts = [(query.query, labels) for query in queries.queries if (labels := pictures.right(query.expected)).any()]
-    by_key = sorted(range(len(pictures.images)), key=lambda index: pictures.images[index].key)
+    name, gallery, pictures = shown.source.name, shown.image_embeds, [shown.source.images[at] for at in shown.images]
+
+    def right(expected: Sequence[str]) -> NDArray[np.bool_]:
+        """(num_images,) whether a text of the picture names one of the words."""
+        return np.array([names(image.texts, expected) for image in pictures], dtype=bool)
+
+    texts = [(query.query, labels) for query in queries.queries if (labels := right(query.expected)).any()]
+    by_key = sorted(range(len(pictures)), key=lambda index: pictures[index].key)
     composed = []
     for query in queries.composed:
-        named = (index for index in by_key if names(pictures.images[index].texts, [query.image_text]))
+        named = (index for index in by_key if names(pictures[index].texts, [query.image_text]))
         if (first := next(named, None)) is not None:
             composed.append((first, query))
     num_asked, num_all = len(texts) + len(composed), len(queries.queries) + len(queries.composed)
     if not num_asked:
-        raise DataError(f"evaluation set {pictures.name}: none of the {num_all:,} labelled queries has a right picture")
+        raise DataError(f"evaluation set {name}: none of the {num_all:,} labelled queries has a right picture")
     if num_asked < num_all:
-        say(f"evaluate: {pictures.name}: {num_all - num_asked:,} of {num_all:,} labelled queries have no picture in it")
+        say(f"evaluate: {name}: {num_all - num_asked:,} of {num_all:,} labelled queries have no picture in it")
     found: dict[str, Score] = {}
     if texts:
-        embeds = pictures.embed_texts([text for text, _ in texts])
-        found |= precision_scores(embeds, pictures.embeds, {"text": np.stack([labels for _, labels in texts])}, **how)
+        embeds = shown.embed_texts([text for text, _ in texts])
+        found |= precision_scores(embeds, gallery, {"text": np.stack([labels for _, labels in texts])}, **how)
     if composed:
         own = np.array([index for index, _ in composed])
-        start, minus = pictures.embeds[own], pictures.embed_texts([query.minus for _, query in composed])
+        start, minus = gallery[own], shown.embed_texts([query.minus for _, query in composed])
         judged = {
-            "expected": np.stack([pictures.right(query.expected) for _, query in composed]),
-            "minus": np.stack([pictures.right([query.minus]) for _, query in composed]),
+            "expected": np.stack([right(query.expected) for _, query in composed]),
+            "minus": np.stack([right([query.minus]) for _, query in composed]),
         }
         without = compose(start, minus, np.full(len(own), -TEXT_WEIGHT))
-        for name, asked in (("image", start), ("image_minus_text", without)):
-            right = {f"{name}/{label}": labels for label, labels in judged.items()}
-            found |= precision_scores(asked, pictures.embeds, right, own, **how)
+        for way, asked in (("image", start), ("image_minus_text", without)):
+            of = {f"{way}/{label}": labels for label, labels in judged.items()}
+            found |= precision_scores(asked, gallery, of, own, **how)
     return found

@@ -39,8 +39,14 @@ from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure, reliability_figure
 from align.evaluate.fine_tuning.recipe import Recipe
-from align.evaluate.many_labels import Answered, measure_many_labels
-from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
+from align.evaluate.measure import (
+    Answered,
+    Classification,
+    Retrieval,
+    measure_classification,
+    measure_many_labels,
+    measure_retrieval,
+)
 from align.evaluate.page import Shown, evaluation_page
 from align.evaluate.protocols.recall import Gallery
 from align.evaluate.protocols.retrieval import BLOCK_BYTES

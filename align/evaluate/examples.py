@@ -133,7 +133,7 @@ class _Asked:
         self._query_embeds, self._item_embeds = embeds if to_text else embeds[::-1]
         self.concepts = result.items.image_concepts if to_text else result.items.text_concepts
         asked = [query for query, right in enumerate(self._correct) if len(right)]
-        ranks = (result.image_to_text if to_text else result.text_to_image).ranks
+        ranks = result.directions[direction].ranks
         self.ranks = {query: int(rank) for query, rank in zip(asked, ranks, strict=True)}
 
     def shuffled(self, seed: int) -> Iterator[int]:

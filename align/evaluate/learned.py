@@ -74,15 +74,11 @@ def learned_scores(
             elif task == "linear_probe":
                 score("linear_probe", [_linear_probe(asked.linear_probe, train, test, num_classes)])
             elif task == "frozen":
-                how_fitted: Any = {"seed": asked.frozen.seed, "recipe": _FROZEN[asked.frozen.preset]}
-                score(
-                    "frozen",
-                    [
-                        linear.frozen_features(
-                            _scaled(train.subset(_by_content(train))), _scaled(test), num_classes, **how_fitted
-                        )
-                    ],
+                known, recipe = _scaled(train.subset(_by_content(train))), _FROZEN[asked.frozen.preset]
+                answers = linear.frozen_features(
+                    known, _scaled(test), num_classes, seed=asked.frozen.seed, recipe=recipe
                 )
+                score("frozen", [answers])
             elif task == "vtab":
                 found["vtab/accuracy"] = _vtab(asked.vtab, train, test, num_classes, how)
         except DataError as error:

@@ -3,7 +3,8 @@
 A retrieval set gives recall@1/5/10 and their mean, in both directions, as published, and beside it
 recall_any_owner@K. Where a query has several right items, it gives R-precision and mAP@R, too. What a suite asks in
 addition is in `align.evaluate.captioned`. A classification set gives zero-shot accuracy with prompt ensembling, and
-nearest-neighbour accuracy if it has reference images.
+nearest-neighbour accuracy if it has reference images. A set whose pictures have any number of classes, such as VOC2007,
+gives zero-shot mean average precision.
 
 Which texts are right for which images, in two ways:
 
@@ -31,6 +32,7 @@ from align.errors import DataError
 from align.evaluate.captioned import Published, Shown, captioned_scores
 from align.evaluate.embed import Towers, embed_pictures, finite
 from align.evaluate.learned import learned_scores, ranked
+from align.evaluate.protocols.average_precision import average_precisions, mean_average_precision
 from align.evaluate.protocols.calibration import Calibration, calibration, confidences
 from align.evaluate.protocols.knn import nearest_neighbour
 from align.evaluate.protocols.labelled import Labelled
@@ -62,8 +64,8 @@ class Retrieval:
         items: its texts, and which are right as published.
         any_owner: the same where equal texts are one item.
         image_embeds, text_embeds: of the images and of `items.texts`.
-        image_to_text, text_to_image: the ranks as published.
-        kinder: the ranks by any owner, under the names of the directions.
+        directions: `image_to_text` and `text_to_image` -> the ranks as published.
+        kinder: the same by any owner.
         scores: such as `image_to_text/recall@1`.
         faults: key -> why a picture was left out.
     """
@@ -73,8 +75,7 @@ class Retrieval:
     any_owner: Gallery
     image_embeds: Embeddings
     text_embeds: Embeddings
-    image_to_text: Direction
-    text_to_image: Direction
+    directions: dict[str, Direction]
     kinder: dict[str, Direction]
     scores: dict[str, Score]
     faults: dict[str, str]
@@ -83,13 +84,11 @@ class Retrieval:
         """Protocol -> the rank of each query, for `ranks.parquet`."""
         keys = [image.key for image in self.source.images]
         found: dict[str, Ranked] = {}
-        for ending, items, image_to_text, text_to_image in (
-            ("", self.items, self.image_to_text, self.text_to_image),
-            (ANY_OWNER, self.any_owner, self.kinder[IMAGE_TO_TEXT], self.kinder[TEXT_TO_IMAGE]),
-        ):
+        both = ("", self.items, self.directions), (ANY_OWNER, self.any_owner, self.kinder)
+        for ending, items, of in both:
             texts = _text_ids(items, with_owner=not ending)
-            found[IMAGE_TO_TEXT + ending] = _ranked(image_to_text, _asked(keys, items.texts_of_image), None)
-            found[TEXT_TO_IMAGE + ending] = _ranked(text_to_image, _asked(texts, items.images_of_text), None)
+            found[IMAGE_TO_TEXT + ending] = _ranked(of[IMAGE_TO_TEXT], _asked(keys, items.texts_of_image), None)
+            found[TEXT_TO_IMAGE + ending] = _ranked(of[TEXT_TO_IMAGE], _asked(texts, items.images_of_text), None)
         return found
 
 
@@ -130,6 +129,23 @@ class Classification:
         """Protocol -> the rank of each query, for `ranks.parquet`."""
         keys, labels = [image.key for image in self.queries], tuple(str(image.label) for image in self.queries)
         return {name: _ranked(direction, keys, labels) for name, direction in self.directions.items()}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A measured set that has no ranks.
+
+    Attributes:
+        source: the set, without the pictures that were left out.
+        scores: such as `zero_shot/mean_average_precision`.
+        groups: class -> `num_rows`, its pictures, and its figure.
+        faults: key -> why a picture was left out.
+    """
+
+    source: EvaluationSet
+    scores: dict[str, Score]
+    groups: dict[str, dict[str, float]]
+    faults: dict[str, str]
 
 
 def measure_retrieval(
@@ -187,8 +203,7 @@ def measure_retrieval(
         any_owner=merged,
         image_embeds=image_embeds,
         text_embeds=text_embeds,
-        image_to_text=directions[IMAGE_TO_TEXT],
-        text_to_image=directions[TEXT_TO_IMAGE],
+        directions=directions,
         kinder=kinder,
         scores=scores,
         faults=_named(faults, whole),
@@ -279,6 +294,30 @@ def measure_classification(
         faults=_named(faults, whole),
         tuned=tuned,
     )
+
+
+def measure_many_labels(
+    whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int, kept: Path | None = None
+) -> Answered:
+    """`zero_shot/mean_average_precision`, and the average precision of each class.
+
+    Raises:
+        DataError: no picture can be shown to the model, or the embeddings are not finite.
+    """
+    positions, embeds, faults = embed_pictures(whole, towers, kept)
+    source = whole.select(positions)
+    text_embeds = finite(towers.embed_texts(prompts(source.classes, source.templates)), source.name)
+    similarity = embeds @ class_embeddings(text_embeds, len(source.classes)).T
+    has = np.array([[name in image.texts for name in source.classes] for image in source.images], dtype=bool)
+    clusters = [image.concept for image in source.images]
+    score = mean_average_precision(similarity, has, clusters, num_resamples=num_resamples, seed=seed)
+    groups = {
+        name: {"num_rows": int(number), "average_precision": round(float(value), 6)}
+        for name, number, value in zip(
+            source.classes, has.sum(axis=0), average_precisions(similarity, has), strict=True
+        )
+    }
+    return Answered(source, {"zero_shot/mean_average_precision": score}, groups, _named(faults, whole))
 
 
 def _rows(embeds: Embeddings, positions: Sequence[int]) -> Embeddings:

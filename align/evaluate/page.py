@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 
 from align.display import html
 from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
-from align.evaluate.many_labels import Answered
-from align.evaluate.measure import Classification, Retrieval
+from align.evaluate.measure import Answered, Classification, Retrieval
 from align.evaluate.paper_table import RETRIEVAL, STYLE, paper_tables
 from align.evaluate.report import EvaluateReport, class_accuracy
 from align.formats.measured_sets import TEST
@@ -154,19 +153,18 @@ def _lead(shown: Shown) -> str:
         f"(by chance {result.scores['zero_shot/accuracy'].chance:.1%})"
         for result in shown.classifications
     ]
-    for other in shown.others:
-        name = "accuracy" if "accuracy" in other.scores else next(iter(other.scores))
-        words = name.rpartition("/")[2].replace("_", " ")
-        parts.append(f"{other.source.name}: {words} {other.scores[name].value:.1%}")
+    parts += [
+        f"{other.source.name}: mean average precision {other.scores['zero_shot/mean_average_precision'].value:.1%}"
+        for other in shown.others
+    ]
     return "; ".join(parts) + "."
 
 
 def _groups(result: Answered) -> str:
     """The groups of a set, those with many rows first."""
     order = sorted(result.groups.items(), key=lambda item: (-item[1]["num_rows"], item[0]))
-    (figure,) = order[0][1].keys() - {"num_rows"}
-    rows = [[name, f"{of['num_rows']:,}", f"{of[figure]:.1%}"] for name, of in order]
-    return html.table(["group", "rows", figure.replace("_", " ")], rows)
+    rows = [[name, f"{of['num_rows']:,}", f"{of['average_precision']:.1%}"] for name, of in order]
+    return html.table(["group", "rows", "average precision"], rows)
 
 
 def _sets(results: Sequence[Retrieval | Classification | Answered]) -> str:
@@ -174,10 +172,7 @@ def _sets(results: Sequence[Retrieval | Classification | Answered]) -> str:
     for result in results:
         source = result.source
         concepts = {image.concept for image in source.images}
-        if isinstance(result, Answered):
-            texts = result.num_texts
-        else:
-            texts = len(result.items.texts) if isinstance(result, Retrieval) else len(source.classes)
+        texts = len(result.items.texts) if isinstance(result, Retrieval) else len(source.classes)
         rows.append([source.name, source.kind, source.description, len(source.images), texts, len(concepts)])
     left_out = [[result.source.name, key, why] for result in results for key, why in list(result.faults.items())[:20]]
     sets = html.table(["set", "kind", "description", "images", "texts or classes", "concepts"], rows)

@@ -13,19 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, Unreadable
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable
 from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.shards import iter_samples
 from align.interfaces.store import FetchTar, Files
 from align.project.provenance import digest
 
-#: Kind -> what turns embeddings into figures, with all that it imports: the towers and the preprocessing, too.
-_MEASURES: dict[Kind, str] = {
-    "retrieval": "align.evaluate.measure",
-    "classification": "align.evaluate.measure",
-    "many_labels": "align.evaluate.many_labels",
-}
+#: What turns embeddings into figures, with all that it imports: the towers and the preprocessing, too.
+_MEASURES = "align.evaluate.measure"
 #: The set made of the test split.
 TEST = "test"
 
@@ -67,7 +63,7 @@ def shards_test_set(shards: Path, max_images: int, fetch: FetchTar | None) -> li
 
 def set_digests(sets: Iterable[EvaluationSet]) -> dict[str, str]:
     """Name -> digest, of the items with their pictures and of the code that measures them."""
-    return {one.name: _set_digest(one, digest(_MEASURES[one.kind])) for one in sets}
+    return {one.name: _set_digest(one, digest(_MEASURES)) for one in sets}
 
 
 def _set_digest(one: EvaluationSet, code: str) -> str:

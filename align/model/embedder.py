@@ -150,11 +150,6 @@ def load_with_tokenizer(directory: Path) -> tuple[DualEncoder, TextTokenizer]:
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of so many items; the last one may be shorter."""
-    batch: list[T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
         yield batch

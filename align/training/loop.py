@@ -170,7 +170,9 @@ def train(
                 best = ranks.any(best)  # only the leading rank has the rows, but all ranks must save together
             if takes_part and (end or best or saves):
                 with progress.paused():
-                    _save(state, ranks, folder, best=best)
+                    values = state.saved()  # of sharded weights by all ranks
+                    if ranks.leads:
+                        folder.save(state.step, values, best=best)
             if end and not done:
                 raise _stopped(state, recipe, end)
         if ranks.any(folder.has_failed(wait=True)):
@@ -225,14 +227,6 @@ def loader_processes(recipe: Recipe, ranks: Ranks) -> int:
     if ranks.device.type == "cpu":
         return 0
     return max(1, min(torch.get_num_threads() - 1, MOST_LOADER_PROCESSES))  # its share of the cores, less its own
-
-
-def _save(state: State, ranks: Ranks, folder: CheckpointFolder, *, best: bool = False) -> None:
-    """Saves on the leading rank. With sharded weights all ranks must call it."""
-    if ranks.leads or state.sharded:
-        values = state.saved()
-        if ranks.leads:
-            folder.save(state.step, values, best=best)
 
 
 def _stopped(state: State, recipe: Recipe, end: int) -> StoppedError:

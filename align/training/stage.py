@@ -7,7 +7,6 @@ its curves have none.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import shutil
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -108,15 +107,18 @@ def train_stage(plan: TrainingPlan, *, out: Path, reports: Path) -> tuple[Traini
     Returns:
         The report, and pairs per second of the training steps; None on a machine that does not lead.
     """
-    if not plan.recipe.num_steps:
-        return (_keep(plan, out=out, reports=reports), 0.0) if plan.leads else None
-    trained = run(plan)
+    trained = run(plan) if plan.recipe.num_steps else _untrained(plan)
     if trained is None:
         return None
     report = training_report(plan, trained)
     write_training_report(report, trained, plan, reports)
     with replace_directory(out, plan.recipe.section) as part:
-        save_trained(plan, trained.model, trained.step, plan.recipe.export, part)
+        if plan.recipe.num_steps or plan.inputs.initial is None:
+            save_trained(plan, trained.model, trained.step, plan.recipe.export, part)
+        else:  # byte for byte, so that it stays what it is
+            for name in (CONFIG, WEIGHTS):
+                shutil.copyfile(plan.inputs.initial / name, part / name)
+            copy_tokenizer(plan.inputs.tokenizer, part)
     return report, trained.pairs_per_s
 
 
@@ -144,23 +146,18 @@ def _history(plan: TrainingPlan) -> dict[str, Any]:
     return {"imported": start.imported, "trained_on": before, "not_gated": not_gated}
 
 
-def _keep(plan: TrainingPlan, *, out: Path, reports: Path) -> TrainingReport:
-    """No step to train: copies the model that the plan starts from, byte for byte, so that it stays what it is."""
+def _untrained(plan: TrainingPlan) -> Trained | None:
+    """No step to train: the model that the plan starts from. None on a machine that does not lead."""
     initial = plan.inputs.initial
     assert initial is not None  # only finetune allows no steps
+    if not plan.leads:
+        return None
     if plan.model != read_config(initial).model:
         raise ConfigError(
             f"{plan.recipe.section}.num_steps is 0: the model in {initial} is taken as it is, so another image_px, "
             "resize_px or stochastic_depth would be ignored; set them to null, or train"
         )
-    untrained = Trained(load_model(initial), [], 0, 0.0, [])
-    report = training_report(plan, untrained)
-    write_training_report(report, untrained, plan, reports)
-    with replace_directory(out, plan.recipe.section) as part:
-        for name in (CONFIG, WEIGHTS):
-            shutil.copyfile(initial / name, part / name)
-        copy_tokenizer(plan.inputs.tokenizer, part)
-    return report
+    return Trained(load_model(initial), [], 0, 0.0, [])
 
 
 class TrainingReport(Report):
@@ -197,16 +194,13 @@ def write_training_report(report: TrainingReport, trained: Trained, plan: Traini
     """
     rows, stage = trained.rows, plan.recipe.section
     names = ["step", *sorted({name for row in rows for name in row} - {"step"})]
-    lines = io.StringIO()
-    lines.write(",".join(names) + "\n")
-    for row in rows:
-        lines.write(",".join(str(row.get(name, "")) for name in names) + "\n")
+    curve = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
     data = f"{report.num_training_pairs:,} pairs of {report.num_training_images:,} images" if rows else "as they were"
     lead = f"{report.num_parameters:,} parameters, {data}."
     if plan.data.not_gated:
         lead += f" {NOT_GATED.capitalize()}: on tars that others made."
     with replace_directory(directory, stage) as part:
         write_text(part / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
-        write_text(part / "curve.csv", lines.getvalue())
+        write_text(part / "curve.csv", "".join(",".join(cells) + "\n" for cells in curve))
         write_page(stage, lead, report.metrics, trained, sources(plan, plan.model.resize_px).val, part)
         write_report(report, part)

@@ -107,7 +107,7 @@ class State:
         """
         values: dict[str, Any] = gathered(
             {
-                "model": self.model.state_dict(),
+                "model": dict(self.model.state_dict()),
                 "optimiser": self.optimiser.state_dict(),
                 "rows": self.rows,
                 "found": self.found,

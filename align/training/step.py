@@ -15,7 +15,8 @@ image tower, H and W pixels, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -198,7 +199,7 @@ def _image_parts(
 
     num = len(images_BHWC)
     parts = [slice(start, min(start + size, num)) for start in range(0, num, size)]
-    return [(torch.arange(rows.start, rows.stop), _bound(encode, rows)) for rows in parts]
+    return [(torch.arange(rows.start, rows.stop), partial(encode, rows)) for rows in parts]
 
 
 def _text_parts(model: DualEncoder, tokens: Tokens, size: int, device: torch.device) -> list[TowerPart]:
@@ -212,11 +213,7 @@ def _text_parts(model: DualEncoder, tokens: Tokens, size: int, device: torch.dev
 
     order_B = np.argsort(tokens.lengths, kind="stable")
     parts = [order_B[start : start + size] for start in range(0, len(order_B), size)]
-    return [(torch.from_numpy(rows), _bound(encode, rows)) for rows in parts]
-
-
-def _bound(encode: Callable[[Any], Tensor], rows: Any) -> Callable[[], Tensor]:
-    return lambda: encode(rows)
+    return [(torch.from_numpy(rows), partial(encode, rows)) for rows in parts]
 
 
 def _encode(parts: Sequence[TowerPart]) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.display.report import reported
+from align.release.registration.shown import metrics_of
 from flows.checkout.run_branch import Recorded
 from flows.tasks.run_context import RunContext
 from flows.tasks.stage_task import StageOutcome
@@ -42,7 +43,7 @@ def summarise(run: RunContext, outcomes: Sequence[StageOutcome], recorded: Recor
         registered: the last line of `align register`.
     """
     folders = {stage.name: run.root / stage.report for stage in run.chosen.stages}
-    metrics = _metrics(folders)
+    metrics = metrics_of(folders.values())
     ran = [outcome.stage for outcome in outcomes if outcome.ran]
     how = "recorded as" if recorded.is_new else "the same result as"
     parts = [
@@ -75,13 +76,6 @@ def _activate(root: Path) -> str:
     script = environment / "bin" / "activate"
     shown = shlex.quote(str(script.relative_to(root) if script.is_relative_to(root) else script))
     return f"  {f'. {shown}':<42} first: the environment with align and dvc\n"
-
-
-def _metrics(folders: Mapping[str, Path]) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for folder in folders.values():
-        metrics |= reported(folder, "metrics.json")
-    return metrics
 
 
 def _pairs(metrics: Mapping[str, float]) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from align.durable.checkpoint import CheckpointFolder
-from align.evaluate.fine_tuning.recipe import IMAGENET, small
+from align.evaluate.fine_tuning.recipe import IMAGENET, resized, shortened
 from tests.support import tiny_model, wait_until, warm
 from tests.support.colours import COLOURS, square
 from tests.support.killing import Command, digests, fresh
@@ -95,7 +95,7 @@ def test_two_at_once_share_embeddings_and_the_folder_of_the_report(place: Path) 
 
 
 #: Two phases of 9 steps.
-LONGER = replace(small(IMAGENET, image_px=32, num_epochs=3, batch_size=8), checkpoint_every_steps=2)
+LONGER = replace(resized(shortened(IMAGENET, 3), 32), batch_size=8, checkpoint_every_steps=2)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from align.formats.filtered import decisions_digest
 from align.formats.policy import Entry, OptedOut
 from align.formats.raw import iter_images, raw_shards, read_raw_manifest, read_table
-from align.lineage.take_down.opted_out_pairs import opted_out_pairs
+from align.lineage.take_down.purge_plan import opted_out_pairs
 from align.lineage.take_down.purge_raw import purge_raw
 from align.shard.shard import shard
 from tests.support import small_data

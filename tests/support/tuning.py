@@ -12,7 +12,7 @@ import torch
 from align.cli import main
 from align.durable.checkpoint import CheckpointFolder
 from align.evaluate.fine_tuning.pictures import Pictures
-from align.evaluate.fine_tuning.recipe import IMAGENET, Recipe, small
+from align.evaluate.fine_tuning.recipe import IMAGENET, Recipe, resized, shortened
 from align.evaluate.fine_tuning.tune import Classifier, Machine, tune
 from align.model.image_tower import ImageTower
 from tests.support import tiny_model
@@ -22,7 +22,7 @@ from tests.support.suites import suite
 from tests.support.tiny_model import TINY
 
 MACHINE = Machine(part=4, num_threads=1)
-RECIPE = replace(small(IMAGENET, image_px=32, num_epochs=1, batch_size=8), checkpoint_every_steps=2)
+RECIPE = replace(resized(shortened(IMAGENET, 1), 32), batch_size=8, checkpoint_every_steps=2)
 
 
 def tower() -> ImageTower:

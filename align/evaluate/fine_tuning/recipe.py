@@ -147,16 +147,3 @@ def shortened(recipe: Recipe, num_epochs: int) -> Recipe:
             schedule = Steps(schedule.factor, max(1, round(num_epochs * schedule.every_epochs / phase.num_epochs)))
         phases.append(replace(phase, num_steps=None, num_epochs=num_epochs, schedule=schedule))
     return replace(recipe, phases=tuple(phases))
-
-
-def small(recipe: Recipe, *, image_px: int, num_epochs: int, batch_size: int) -> Recipe:
-    """The recipe for two cores: fewer epochs, smaller batches, one resolution, one run.
-
-    Args:
-        recipe: of the paper.
-        image_px: of training and of the test.
-        num_epochs: of each phase.
-        batch_size: pictures in a step.
-    """
-    made = resized(shortened(recipe, num_epochs), image_px)
-    return replace(made, batch_size=batch_size, num_runs=1, checkpoint_every_steps=50)

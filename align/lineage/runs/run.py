@@ -170,9 +170,17 @@ def _read_reports(run: ComparedRun, out: Callable[[str], Out], reports: Sequence
 
 
 def _read(out: Callable[[str], Out], path: str, name: str) -> dict[str, Any] | None:
-    """A JSON file of an out; None if it cannot be read."""
+    """A JSON file of an out; None if it is not available."""
     file = out(path).file(name)
-    return _json(file.read_bytes(), f"{path}/{name}") if file else None
+    if file is None:
+        return None
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise FormatError(f"{path}/{name}: not a report of this version")
+    return content
 
 
 def code_changes(root: Path, one: ComparedRun, other: ComparedRun) -> list[str]:
@@ -235,13 +243,3 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", without_logins(value) if isinstance(value, str) else value
-
-
-def _json(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise FormatError(f"{where}: not a report of this version")
-    return content

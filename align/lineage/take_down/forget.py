@@ -35,9 +35,8 @@ from align.formats.features import files_of
 from align.formats.indexed_images import ITEMS
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
 from align.formats.raw import image_spans
-from align.lineage.take_down.opted_out_pairs import opted_out_pairs
 from align.lineage.take_down.purge import PurgeResult, purge
-from align.lineage.take_down.purge_plan import PurgePlan, plan_purge
+from align.lineage.take_down.purge_plan import PurgePlan, opted_out_pairs, plan_purge
 from align.lineage.take_down.requests import near_addresses, read_requests
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.shard_samples import count_pairs, index_shows

@@ -20,8 +20,7 @@ from align.formats.policy import OPTED_OUT
 from align.formats.shards import PICTURES
 from align.formats.stored_tars import stored_tars
 from align.formats.verdict import SHARDS
-from align.lineage.take_down.opted_out_pairs import opted_out_pairs
-from align.lineage.take_down.purge_plan import PurgePlan, stage_of, telling_reports
+from align.lineage.take_down.purge_plan import PurgePlan, opted_out_pairs, stage_of, telling_reports
 from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.shard_samples import filtered_shows, index_shows, shards_show

@@ -7,7 +7,8 @@ needs: most of a large dataset is the same before and after it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -19,18 +20,47 @@ from align.formats.filtered import PAIR_FILES
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import ADDRESSES
 from align.formats.policy import OptedOut
+from align.formats.raw import STATED_SHA256
 from align.interfaces.store import FetchTar
-from align.lineage.take_down.opted_out_pairs import OptedOutPairs, opted_out_pairs
-from align.lineage.versions.data_versions import DataVersions
+from align.lineage.versions.data_versions import DataVersions, matching
+from align.lineage.versions.raw_pairs import is_opted_out, iter_tables
 from align.lineage.versions.shard_samples import SHARD_FILES, filtered_shows, index_shows, shards_show
 from align.lineage.versions.stage_runs import CHECKOUT, StageRun
-from align.pairs.text import mask_personal_data
+from align.pairs.text import mask_personal_data, normalise
 
 #: Files of a report that show pictures: pages with small copies in them, and pictures.
 _PAGE, _PICTURES = ".html", {".jpg", ".jpeg", ".png", ".webp"}
 #: The file of a report that can quote texts.
 _REPORT = "report.json"
 _SIGNS = (b"data:image/jpeg", b"data:image/webp", b"<figure")
+
+
+@dataclass(frozen=True)
+class OptedOutPairs:
+    """The opted-out pairs of a folder.
+
+    Attributes:
+        num_pairs: number of these pairs.
+        num_held: number of those whose picture is in the folder.
+        image_ids: sha256s of their pictures, as far as known.
+        gone: keys of the tar samples that no other pair shows: a purge removes them.
+        shared: keys of the tar samples that another pair shows too: they stay.
+        shards: names of the shards with such a pair.
+        texts: (sha256 of the picture or None, normalised text) of the pairs that still have a text.
+    """
+
+    num_pairs: int
+    num_held: int
+    image_ids: frozenset[str]
+    gone: frozenset[str]
+    shared: frozenset[str]
+    shards: frozenset[str]
+    texts: frozenset[tuple[str | None, str]]
+
+    @property
+    def to_purge(self) -> bool:
+        """Whether the folder has a picture or a text that a purge removes."""
+        return bool(self.gone or self.texts)
 
 
 @dataclass(frozen=True)
@@ -89,6 +119,46 @@ class PurgePlan:
     doomed: DoomedVersions
 
 
+def opted_out_pairs(raw: Path, opted_out: OptedOut) -> OptedOutPairs:
+    """Reads the tables of a folder in img2dataset's layout, and also the tars if img2dataset made it.
+
+    Raises:
+        DataError: a table is unreadable.
+    """
+    num_pairs = 0
+    held: Counter[str] = Counter()
+    image_ids, shards, texts = set(), set(), set()
+    for name, rows in iter_tables(raw):
+        for row in rows:
+            if is_opted_out(opted_out, row):
+                num_pairs += 1
+                shards.add(name)
+                image_ids |= {row["sha256"], row[STATED_SHA256]} - {None}
+                if text := normalise(row["caption"] or ""):
+                    texts.add((row["sha256"], text))
+                if row["image_key"] is not None:
+                    held[row["image_key"]] += 1
+    shared = _shown_by_others(raw, opted_out, held.keys()) if held else set()
+    return OptedOutPairs(
+        num_pairs=num_pairs,
+        num_held=held.total(),
+        image_ids=frozenset(image_ids),
+        gone=frozenset(held.keys() - shared),
+        shared=frozenset(shared),
+        shards=frozenset(shards),
+        texts=frozenset(texts),
+    )
+
+
+def _shown_by_others(raw: Path, opted_out: OptedOut, image_keys: Set[str]) -> set[str]:
+    return {
+        row["image_key"]
+        for _, rows in iter_tables(raw)
+        for row in rows
+        if row["image_key"] in image_keys and not is_opted_out(opted_out, row)
+    }
+
+
 def plan_purge(
     versions: DataVersions, opted_out: OptedOut, paths: PathsConfig, fetch: FetchTar | None = None
 ) -> PurgePlan:
@@ -128,7 +198,7 @@ def _fetch(versions: DataVersions, checks: Mapping[str, OutCheck]) -> None:
         one
         for path, md5 in recorded
         if checks[path].ask_remotes
-        for one in _needed(versions.files(md5) or {}, checks[path])
+        for one in matching(versions.files(md5) or {}, checks[path].patterns).values()
     )
 
 
@@ -178,34 +248,28 @@ def collect_objects(
         if md5 not in gone and PurePosixPath(path).is_relative_to(reports)
     ]
     versions.fetch(md5 for files in dirty for path, md5 in files.items() if _has_words(PurePath(path)))
-    pages = {md5 for files in dirty for md5 in _telling(versions, files, quoted)}
+    pages = {  # with pictures and quotations
+        md5
+        for files in dirty
+        for path, md5 in files.items()
+        if _tells(PurePath(path), partial(versions.object, md5), quoted)
+    }
     doomed.objects |= pages
     doomed.clean = {one for md5, files in outs.items() for one in (md5, *files.values())} - pages
 
 
 def _why_doomed(versions: DataVersions, md5: str, check: OutCheck) -> str | None:
-    files = versions.files(md5)
-    if files is None:
+    if versions.files(md5) is None:
         return None  # no cache or remote that could be reached has its list: see `DataVersions.unreachable`
-    if not check.ask_remotes and not all(map(versions.has, _needed(files, check))):
-        return "not on this machine, so it was not checked"
-    folder = versions.lay_out(md5, *check.patterns)
+    folder = versions.lay_out(md5, *check.patterns, ask_remotes=check.ask_remotes)
     if folder is None:
-        return "incomplete, so it cannot be checked"
+        return (
+            "incomplete, so it cannot be checked" if check.ask_remotes else "not on this machine, so it was not checked"
+        )
     try:
         return "shows them" if check.shows(folder) else None
     except DataError as error:
         return f"unreadable: {error}"
-
-
-def _needed(files: Mapping[str, str], check: OutCheck) -> list[str]:
-    """md5s of the files that a check needs."""
-    return [md5 for path, md5 in files.items() if any(PurePosixPath(path).match(p) for p in check.patterns)]
-
-
-def _telling(versions: DataVersions, files: Mapping[str, str], quoted: frozenset[str]) -> set[str]:
-    """md5s of the pages, pictures and quotations among a report's files."""
-    return {md5 for path, md5 in files.items() if _tells(PurePath(path), partial(versions.object, md5), quoted)}
 
 
 def telling_reports(reports: Path, texts: frozenset[tuple[str | None, str]]) -> list[Path]:

@@ -211,7 +211,7 @@ def given_data(graph: Graph, digest: str, indexes: Path) -> str:
 
 def manifest_of(chain: DataChain) -> Manifest | None:
     """The manifest of the shards; None if it is not available or has another layout."""
-    folder = chain.shards.with_file(MANIFEST)
+    folder = chain.shards.here(MANIFEST) if chain.shards.file(MANIFEST) else None
     try:
         return read_manifest(folder) if folder else None
     except DataError:

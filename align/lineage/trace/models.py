@@ -143,7 +143,7 @@ def add_run(
         gone.append(f"commit {commit[:10]} is not in this repository; `git fetch --all` brings it if a remote has it")
     branch = branch or (_branch(root, commit) if shown else "")
     params, metrics = dict(run.params) if run else {}, models.metrics(run_id)
-    figures = [(f"{of}/{metric}", value, low, high) for of, metric, value, low, high, _ in measured(metrics, "")]
+    figures = [(f"{of}/{metric}", value, low, high) for of, metric, value, low, high, _ in measured(metrics)]
     recipe = tuple(sorted((key, value) for key, value in params.items() if key.startswith(_RECIPE)))
     brief = ", ".join(f"{key.partition('.')[2]} {params[key]}" for key in _BRIEF[:2] if key in params)
     facts = known((

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from align.config.filter import FilterConfig
 from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
-from align.errors import AlignError, DataError
+from align.errors import AlignError
 from align.formats.raw import MANIFEST as RAW_MANIFEST
-from align.formats.shards import read_manifest
 from align.interfaces.store import FetchTar
 from align.lineage.trace.data import (
     Part,
@@ -37,7 +36,7 @@ from align.lineage.versions.data_chain import DataChain, chain_of, checkout_chai
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.raw_pairs import RawRow
 from align.lineage.versions.shard_samples import StoredSample, counted, iter_stored_samples
-from align.lineage.versions.who_saw import SeenBy, WhoSaw, recorded_data, who_saw
+from align.lineage.versions.who_saw import SeenBy, WhoSaw, digest_of, recorded_data, who_saw
 
 #: How many pairs of a page or an address are traced.
 MAX_PAIRS = 20
@@ -86,7 +85,7 @@ def trace_pairs(graph: Graph, rows: list[RawRow], around: Surroundings) -> None:
     if len(rows) > MAX_PAIRS:
         graph.notes.append(f"{len(rows):,} pairs match; the first {MAX_PAIRS} are traced")
         rows = rows[:MAX_PAIRS]
-    chain = checkout_chain(_digest(around.paths.shards), around.paths)
+    chain = checkout_chain(digest_of(around.paths.shards) or "", around.paths)
     source = add_source(graph, chain)
     if not are_decisions_of(chain):
         graph.notes.append(
@@ -320,10 +319,3 @@ def _indexed(items: Path, image_ids: frozenset[str]) -> int:
         column = batch["image_id"]
         found |= set(column.filter(pc.is_in(column, value_set=wanted)).to_pylist())
     return len(found)
-
-
-def _digest(shards: Path) -> str:
-    try:
-        return read_manifest(shards).digest
-    except DataError:
-        return ""

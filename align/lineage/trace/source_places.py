@@ -91,11 +91,9 @@ def places_in(source: Source, rows: Sequence[RawRow]) -> dict[str, Place]:
                 _add_records(batch, pages, records)
         if len(found) == len(rows) and len(records) == len(pages):
             break
-    return {key: {**place, **records.get(page, {})} for key, place, page in _with_page(found, rows)}
-
-
-def _with_page(found: dict[str, Place], rows: Sequence[RawRow]) -> list[tuple[str, Place, str]]:
-    return [(row["key"], found[row["key"]], row["page_url"] or "") for row in rows if row["key"] in found]
+    return {
+        row["key"]: found[row["key"]] | records.get(row["page_url"] or "", {}) for row in rows if row["key"] in found
+    }
 
 
 def _add_pairs(batch: pa.RecordBatch, before: int, where: str, rows: Sequence[RawRow], found: dict[str, Place]) -> None:

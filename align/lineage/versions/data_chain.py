@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 from align.config.paths import PathsConfig
@@ -35,9 +35,6 @@ class Out(Protocol):
     def file(self, name: str) -> Path | None:
         """A file of it; None if it is not available. A remote may be asked."""
 
-    def with_file(self, name: str) -> Path | None:
-        """A folder with this file of it; None as `file`."""
-
     def here(self, *patterns: str) -> Path | None:
         """A folder with those of its files that match, if all of them are on this machine."""
 
@@ -57,10 +54,6 @@ class CheckoutOut:
         """See `Out`."""
         path = self._folder / name
         return path if path.is_file() else None
-
-    def with_file(self, name: str) -> Path | None:
-        """See `Out`."""
-        return self._folder if (self._folder / name).is_file() else None
 
     def here(self, *patterns: str) -> Path | None:
         """See `Out`."""
@@ -82,23 +75,12 @@ class RecordedOut:
 
     def file(self, name: str) -> Path | None:
         """See `Out`."""
-        md5 = (self._files() or {}).get(name)
+        md5 = (self._versions.files(self._md5) or {}).get(name) if self._md5 else None
         return self._versions.object(md5) if md5 else None
-
-    def with_file(self, name: str) -> Path | None:
-        """See `Out`."""
-        return self._versions.lay_out(self._md5, name) if self._md5 and self.file(name) else None
 
     def here(self, *patterns: str) -> Path | None:
         """See `Out`."""
-        files = self._files()
-        wanted = [md5 for path, md5 in (files or {}).items() if any(PurePosixPath(path).match(p) for p in patterns)]
-        if self._md5 is None or files is None or not all(map(self._versions.has, wanted)):
-            return None
-        return self._versions.lay_out(self._md5, *patterns)
-
-    def _files(self) -> dict[str, str] | None:
-        return self._versions.files(self._md5) if self._md5 else None
+        return self._versions.lay_out(self._md5, *patterns, ask_remotes=False) if self._md5 else None
 
 
 @dataclass(frozen=True)

@@ -138,17 +138,17 @@ class DataVersions:
                 self.unreachable[name] = str(error)
             missing = [md5 for md5 in missing if self._local(md5) is None]
 
-    def has(self, md5: str) -> bool:
-        """Whether the object is on this machine; no remote is asked."""
-        return self._local(md5) is not None
+    def lay_out(self, md5: str, *patterns: str, ask_remotes: bool = True) -> Path | None:
+        """A folder of links to those files of an out whose paths match; None if one of them is gone everywhere.
 
-    def lay_out(self, md5: str, *patterns: str) -> Path | None:
-        """A folder of links to those files of an out whose paths match; None if one of them is gone everywhere."""
+        Without `ask_remotes`, None if one of them is not on this machine.
+        """
         files = self.files(md5)
         if files is None:
             return None
-        chosen = {path: one for path, one in files.items() if any(PurePosixPath(path).match(p) for p in patterns)}
-        self.fetch(chosen.values())
+        chosen = matching(files, patterns)
+        if ask_remotes:
+            self.fetch(chosen.values())
         folder = self._scratch / "versions" / md5.removesuffix(_FOLDER)
         for path, one in chosen.items():
             source, link = self._local(one), folder / path
@@ -210,3 +210,8 @@ class DataVersions:
             if base is not None and (path := objects.place(base, md5)).is_file():
                 return path
         return None
+
+
+def matching(files: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:
+    """Those of an out's files whose paths match a pattern."""
+    return {path: md5 for path, md5 in files.items() if any(PurePosixPath(path).match(one) for one in patterns)}

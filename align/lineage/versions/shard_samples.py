@@ -106,18 +106,13 @@ def samples_of(shards: Path, split: SplitName, shard: Shard, numbers: Iterable[i
             yield _sample(split, shard, row, (jpg_offset, jpg_size))
 
 
-def count_pairs(
-    shards: Path, image_ids: frozenset[str], *, text: str | None = None, fetch: FetchTar | None = None
-) -> dict[str, int]:
-    """Split -> number of pairs with one of these pictures (and with this text, if one is given).
-
-    Splits without such a pair are left out. Errors as `iter_stored_samples`.
-    """
-    return counted(iter_stored_samples(shards, fetch, image_ids), text)
+def count_pairs(shards: Path, image_ids: frozenset[str], fetch: FetchTar | None = None) -> dict[str, int]:
+    """Split -> number of pairs with one of these pictures, as `counted`. Errors as `iter_stored_samples`."""
+    return counted(iter_stored_samples(shards, fetch, image_ids))
 
 
-def counted(samples: Iterable[StoredSample], text: str | None) -> dict[str, int]:
-    """Split -> number of pairs of these samples, as `count_pairs`."""
+def counted(samples: Iterable[StoredSample], text: str | None = None) -> dict[str, int]:
+    """Split -> number of pairs of these samples (with this text, if one is given); splits without a pair left out."""
     counts: Counter[str] = Counter()
     for sample in samples:
         counts[sample.split] += sum(1 for one in sample.texts if text is None or one == text)

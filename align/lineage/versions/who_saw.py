@@ -143,8 +143,8 @@ def who_saw(register: RegisterConfig, shards: Path, versions: DataVersions, coun
         runs = _unregistered(tracker.runs(f"tags.`{DATA}` != ''", register.experiment), registered)
     except ServiceError as error:
         return WhoSaw((), (), str(error))
-    data = {source: training_data(tags) for source, tags in _tagged(registered, runs)}
-    every = {digest for one in data.values() for digest in one.digests}
+    of_models, of_runs = [training_data(one.tags) for one in registered], [training_data(run.tags) for run in runs]
+    every = {digest for one in (*of_models, *of_runs) for digest in one.digests}
     recorded = recorded_data(shards, versions, every)
     known = {digest: _counted(digest, recorded, count) for digest in sorted(every)}  # each data is read once
 
@@ -152,8 +152,8 @@ def who_saw(register: RegisterConfig, shards: Path, versions: DataVersions, coun
         names = aliases_of(aliases, version) if version else ()
         return SeenBy(version, run, names, *_seen(one, known), {digest: known[digest][0] for digest in one.digests})
 
-    models = tuple(seen_by(data[f"version {one.number}"], version=one) for one in registered)
-    others = tuple(seen_by(data[run.run_id], run=run) for run in runs)
+    models = tuple(seen_by(data, version=one) for data, one in zip(of_models, registered, strict=True))
+    others = tuple(seen_by(data, run=run) for data, run in zip(of_runs, runs, strict=True))
     return WhoSaw(models, others, None if models or others else f"'{register.model_name}' has no registered version")
 
 
@@ -189,22 +189,18 @@ def recorded_data(shards: Path, versions: DataVersions, digests: set[str]) -> di
         digests: the search ends when all of these are found.
     """
     found: dict[str, RecordedData] = {}
-    if here := _digest(shards):
+    if here := digest_of(shards):
         found[here] = RecordedData("the checkout's data", None, partial(Path, shards))
     for run in versions.runs() if not digests <= found.keys() else ():
         md5 = run.outs.get(shards.as_posix())
         manifest = versions.lay_out(md5, MANIFEST) if md5 else None
-        digest = _digest(manifest) if manifest is not None else None
+        digest = digest_of(manifest) if manifest is not None else None
         if md5 and digest and digest not in found:
             folder = partial(versions.lay_out, md5, *SHARD_FILES)
             found[digest] = RecordedData(f"as of {run.where}", run, folder)
             if digests <= found.keys():
                 break
     return found
-
-
-def _tagged(registered: list[Version], runs: list[TrackedRun]) -> list[tuple[str, Mapping[str, str]]]:
-    return [*((f"version {one.number}", one.tags) for one in registered), *((run.run_id, run.tags) for run in runs)]
 
 
 def _seen(
@@ -240,8 +236,8 @@ def _counted(
     return seen, data.where
 
 
-def _digest(shards: Path) -> str | None:
-    """`digest` of its manifest; None if there is none, or another layout."""
+def digest_of(shards: Path) -> str | None:
+    """`digest` of the manifest of data/shards; None if there is none, or another layout."""
     try:
         return read_manifest(shards).digest
     except DataError:

@@ -82,7 +82,8 @@ def take_back(tracker: Tracker, model: str, reason: str) -> Move:
     """Makes the champion before this one the champion again.
 
     One that was rolled back, or deleted, is passed over, so that repeated calls end. If a call was cut short, this one
-    only finishes it: a person who repeats it wants to go back by one champion, not by two.
+    only finishes it: a person who repeats it wants to go back by one champion, not by two. The reason is kept in the
+    history, and as a tag of the version that is rolled back.
 
     Raises:
         DataError: there is no champion, or none before it.

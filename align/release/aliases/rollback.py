@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 
 from align.config import Params
 from align.config.release import RegisterConfig
@@ -16,44 +15,13 @@ from align.services.tracking.registry import CHAMPION
 from align.services.tracking.tracker import Tracker
 
 
-@dataclass(frozen=True)
-class Rollback:
-    """Version numbers of the champion now, of the one that it replaced, and of one before it, if any is left; why."""
-
-    champion: int
-    replaced: int
-    previous: int | None
-    why: str
-
-
-def rollback(model: str, reason: str, tracker: Tracker) -> Rollback:
-    """Moves `champion` to the champion before it in the history.
-
-    A version may have been the champion more than once. One that was rolled back is passed over, so that repeated
-    rollbacks end; so is one that was deleted. If a rollback was cut short, this call only finishes it.
-
-    Args:
-        model: name of the registered model.
-        reason: kept in the history, and as a tag of the version that is rolled back.
-        tracker: MLflow.
-
-    Raises:
-        DataError: there is no champion, or no champion before it.
-        LockedError: somebody else moved the alias at the same time.
-        ServiceError: MLflow is unavailable or refuses.
-    """
-    move = take_back(tracker, model, reason)
-    assert move.to is not None and move.before is not None
-    registry = tracker.registry
-    left = registry.champion_state(model).previous({version.number for version in registry.versions(model)})
-    return Rollback(move.to, move.before, left, move.why)
-
-
 def main(params: Params, args: argparse.Namespace) -> None:
-    """`align rollback`."""
+    """`align rollback`. Raises as `take_back`."""
     model = params.section(RegisterConfig).model_name
     require_store()
     with locked(LOCK, "align rollback", say):
-        done = rollback(model, args.reason, Tracker())
-    left = "" if done.previous is not None else "; no champion before it is left"
-    show(f"{model} version {done.champion} is the {CHAMPION} again{left}; {done.replaced} was rolled back: {done.why}")
+        tracker = Tracker()
+        move, registry = take_back(tracker, model, args.reason), tracker.registry
+        before = registry.champion_state(model).previous({version.number for version in registry.versions(model)})
+    left = "" if before is not None else "; no champion before it is left"
+    show(f"{model} version {move.to} is the {CHAMPION} again{left}; {move.before} was rolled back: {move.why}")

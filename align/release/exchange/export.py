@@ -33,7 +33,7 @@ from align.interfaces.store import Files
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
-from align.release.exchange.programs import Programs, write_programs
+from align.release.exchange.programs import read_programs, write_programs
 from align.release.exchange.readme import write_readme
 from align.services.dvc.outs import require_no_out
 from align.services.files.files import StoreFiles
@@ -117,8 +117,7 @@ def export(
             encode = _hugging_face(part, samples.texts, ids, mask)
         else:
             write_programs(model, tokenizer_dir, part, kind)
-            programs = Programs(part, kind)
-            encode = programs.encode_image, programs.encode_text
+            encode = read_programs(part, kind)
         parity = compare(model, encode, pixels, ids, mask)
         if not (parity.image <= TOLERANCE and parity.text <= TOLERANCE):  # NaN fails, too
             raise DataError(

@@ -167,35 +167,22 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-class Programs:
+def read_programs(directory: Path, kind: ProgramFormat) -> tuple[Any, Any]:
     """The two encoders of a folder written by `write_programs`, run by torch or onnxruntime on the CPU."""
-
-    def __init__(self, directory: Path, kind: ProgramFormat) -> None:
-        self._encoders: dict[str, Any] = {}
-        for name in ("image_encoder", "text_encoder"):
-            if kind == "onnx":
-                self._encoders[name] = _onnx_session(directory / f"{name}.onnx")
-            else:
-                self._encoders[name] = torch.export.load(directory / f"{name}.pt2").module()
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D)."""
-        return self._run("image_encoder", pixels=pixels)
-
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, T), (B, T) -> (B, D)."""
-        return self._run("text_encoder", input_ids=input_ids, attention_mask=attention_mask)
-
-    @torch.inference_mode()
-    def _run(self, name: str, **inputs: Tensor) -> Tensor:
-        encoder = self._encoders[name]
-        if hasattr(encoder, "get_inputs"):
-            return torch.from_numpy(encoder.run(None, {key: value.numpy() for key, value in inputs.items()})[0])
-        result: Tensor = encoder(*inputs.values())
-        return result
+    if kind == "onnx":
+        return _onnx_encoder(directory / "image_encoder.onnx"), _onnx_encoder(directory / "text_encoder.onnx")
+    image, text = (torch.export.load(directory / f"{name}.pt2") for name in ("image_encoder", "text_encoder"))
+    return image.module(), text.module()
 
 
-def _onnx_session(path: Path) -> Any:
+def _onnx_encoder(path: Path) -> Any:
     import onnxruntime
 
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+
+    def encode(*inputs: Tensor) -> Tensor:
+        values = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, values)[0])
+
+    return encode

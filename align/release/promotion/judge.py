@@ -17,6 +17,7 @@ from typing import Any
 from align.config import Params
 from align.config.evaluate import EvaluateConfig
 from align.config.release import PromoteConfig
+from align.config.sections import flattened
 from align.errors import DataError
 from align.formats.measured_sets import evaluation_digest
 from align.formats.query_ranks import QueryRanks
@@ -115,8 +116,10 @@ def _measured(
     metrics = params.section(PromoteConfig).metrics
     today, recorded = todays_sets(params), from_run(candidate, tracker)
     wanted = wanted_sets(map(set_of, metrics), today, recorded)
+    # what decides what `align evaluate` measures, as this command has it
+    decides = {section: params.values.get(section, {}) for section in ("paths", "evaluate", "store")}
     source = ["--params", str(params.source)]
-    command = [*source, *(f"--set={name}={json.dumps(value)}" for name, value in _values(params).items())]
+    command = [*source, *(f"--set={name}={json.dumps(value)}" for name, value in flattened(decides).items())]
 
     def of(version: Version, ranks: QueryRanks | None) -> Evidence:
         return evidence(version, ranks, wanted, tracker=tracker, today=today, command=command)
@@ -124,16 +127,6 @@ def _measured(
     mine = of(candidate, recorded)
     theirs = None if champion is None else of(champion, from_run(champion, tracker))
     return mine, theirs, evaluation_digest(wanted)
-
-
-def _values(params: Params) -> dict[str, Any]:
-    """The parameters that decide what `align evaluate` measures, as this command has them."""
-    paths, evaluate, store = (params.values.get(name, {}) for name in ("paths", "evaluate", "store"))
-    return {
-        f"{section}.{name}": value
-        for section, values in (("paths", paths), ("evaluate", evaluate), ("store", store))
-        for name, value in values.items()
-    }
 
 
 def _compare(config: PromoteConfig, mine: QueryRanks, theirs: QueryRanks) -> Compared:

@@ -171,7 +171,9 @@ def promote(
                 decision = replace(decision, outcome="unapproved")
             page = _record(decision, candidate, tracker)
             if decision.outcome == "promoted":
-                _make_champion(decision, candidate, champion, tracker, approval)
+                who, more = (approval.signed, f"; approved: {approval.why}") if approval else (None, "")
+                why, figures = f"{decision.reason}{more}", decision.figures()
+                make_champion(tracker, candidate, replaces=number_of(champion), why=why, figures=figures, who=who)
             return decision, page
 
 
@@ -205,19 +207,6 @@ def check(params: Params, tracker: Tracker) -> str:
 def _require_judged(approval: Approval | None, candidate: Version, champion: Version | None, tracker: Tracker) -> None:
     if approval is not None:
         approval.require_judged(candidate, champion, tracker.registry.aliases(candidate.name))
-
-
-def _make_champion(
-    decision: PromotionDecision,
-    candidate: Version,
-    champion: Version | None,
-    tracker: Tracker,
-    approval: Approval | None,
-) -> None:
-    """The one place where `promote` moves aliases."""
-    why = f"{decision.reason}; approved: {approval.why}" if approval else decision.reason
-    who = approval.signed if approval else None
-    make_champion(tracker, candidate, replaces=number_of(champion), why=why, figures=decision.figures(), who=who)
 
 
 def _record(decision: PromotionDecision, candidate: Version, tracker: Tracker) -> Path:

@@ -17,6 +17,7 @@ from align.errors import CorruptError, DataError
 from align.formats.model_folder import CONFIG, ModelFolderConfig, read_config
 from align.formats.shards import read_manifest
 from align.formats.verdict import NOT_GATED, QUALITY, SHARDS, TABLES, require_passed
+from align.release.registration.shown import metrics_of
 
 #: The reports, and sections of params.yaml, of the stages that make data/shards.
 _MAKE_SHARDS = ("ingest", "download", "filter", "validate", TABLES, "shard", SHARDS)
@@ -140,7 +141,7 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
         not_gated=model.not_gated,
         accepted=tuple(f"{one['expectation']}, by {one['by']}: {one['reason']}" for one in accepted if one),
         params=flattened(_values(outputs, values)),
-        metrics=_read_metrics(outputs),
+        metrics=metrics_of(outputs.report_folders()),
         evaluation_digest=_report(reports / "evaluation").get("evaluation_digest"),
     )
 
@@ -195,13 +196,6 @@ def _listed(digests: Sequence[str]) -> str:
         return text
     kept = text[: _MAX_TAG - len(", unknown")].rpartition(", ")[0]
     return f"{kept}, unknown"
-
-
-def _read_metrics(outputs: PipelineOutputs) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for folder in outputs.report_folders():
-        metrics |= reported(folder, "metrics.json")
-    return metrics
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def log_report(tracker: Tracker, run_id: str, folder: Path, shown: Sequence[str]
         tracker.log_series(run_id, rows, prefix=f"{folder.name}/")
     chosen = {name: metrics[name] for name in shown if name in metrics}
     if not chosen and folder.name == "evaluation":
-        main = [f"{row[0]}/{row[1]}" for row in _measured(metrics) if row[1].endswith(("recall@1", "accuracy"))]
+        main = [f"{row[0]}/{row[1]}" for row in measured(metrics) if row[1].endswith(("recall@1", "accuracy"))]
         chosen = {name: metrics[name] for name in main[:MAX_HEADLINE]}
     tracker.log_metrics(run_id, chosen)
     tracker.log_folder(run_id, folder, f"reports/{folder.name}")
@@ -122,16 +122,13 @@ def tables(reports: Sequence[Path]) -> dict[str, Table]:
     Args:
         reports: the folders with the stages' reports.
     """
-    metrics: dict[str, float] = {}
-    for folder in reports:
-        metrics |= reported(folder, "metrics.json")
-    classes = _report(reports, "evaluation").get("classes", {})
+    metrics, classes = metrics_of(reports), _report(reports, "evaluation").get("classes", {})
     funnel = _report(reports, "filter").get("funnel", [])
-    measured = [(f"{name}/{metric}", _said(*numbers), *numbers) for name, metric, *numbers in _measured(metrics)]
-    parts = {name + part for name, *_ in measured for part in _PARTS}
+    rows = [(f"{name}/{metric}", _said(*numbers), *numbers) for name, metric, *numbers in measured(metrics)]
+    parts = {name + part for name, *_ in rows for part in _PARTS}
     others = [(name, value, value, None, None, None) for name, value in metrics.items() if name not in parts]
     found = {
-        METRICS: _columns(("measure", "with interval", "value", "low", "high", "chance"), [*measured, *others]),
+        METRICS: _columns(("measure", "with interval", "value", "low", "high", "chance"), [*rows, *others]),
         "classes": _columns(
             ("class", "accuracy", "images"),
             [
@@ -160,11 +157,16 @@ def all_metrics(tracker: Tracker, run_id: str) -> dict[str, float]:
     return found
 
 
-def _measured(metrics: Mapping[str, float]) -> list[tuple[Any, ...]]:
-    """(set, metric, value, low, high, chance) of each metric that has an interval."""
+def metrics_of(reports: Iterable[Path]) -> dict[str, float]:
+    """The metrics of all stages with these folders of reports."""
+    return {name: value for folder in reports for name, value in reported(folder, "metrics.json").items()}
+
+
+def measured(metrics: Mapping[str, float], ending: str = "") -> list[tuple[Any, ...]]:
+    """(set, metric, value, low, high, chance) of the metrics that have an interval and end so."""
     rows = []
     for key in sorted(metrics):
-        if f"{key}/low" in metrics and f"{key}/high" in metrics:
+        if f"{key}/low" in metrics and f"{key}/high" in metrics and key.partition("/")[2].endswith(ending):
             name, _, metric = key.partition("/")
             chance = metrics.get(f"{key}/chance")
             rows.append((name, metric, metrics[key], metrics[f"{key}/low"], metrics[f"{key}/high"], chance))
@@ -175,11 +177,6 @@ def _said(value: float, low: float, high: float, chance: float | None) -> str:
     """A cell that people can compare without the columns beside it."""
     by_chance = "" if chance is None else f", by chance {chance:.1%}"
     return f"{value:.1%} ({low:.1%} to {high:.1%}){by_chance}"
-
-
-def measured(metrics: Mapping[str, float], ending: str) -> list[tuple[Any, ...]]:
-    """(set, metric, value, low, high, chance) of the metrics that have an interval and end so."""
-    return [row for row in _measured(metrics) if row[1].endswith(ending)]
 
 
 def _columns(names: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Table:

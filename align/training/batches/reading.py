@@ -6,9 +6,9 @@ import os
 import random
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from align.display.console import say
@@ -100,7 +100,7 @@ class TarBytes:
     def __init__(self, store: Tars | None, patience_s: float) -> None:
         self._store, self._patience_s = store, patience_s
         self.num_connections = store.num_connections if store else 1
-        self._files: OrderedDict[str, _File] = OrderedDict()
+        self._opened = lru_cache(_OPEN_FILES)(_File)
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._said = 0.0
@@ -115,7 +115,8 @@ class TarBytes:
             ServiceError: the store was unavailable for longer than `patience_s`, or until the process had to stop.
         """
         if not is_remote(uri):
-            return os.pread(self._file(uri).descriptor, end - begin, begin)
+            file = self._opened(uri)
+            return os.pread(file.descriptor, end - begin, begin)
         return self._read_object(uri, begin, end - begin)
 
     def close(self) -> None:
@@ -153,16 +154,6 @@ class TarBytes:
             self._said = now if due else self._said
         if due:
             self.tell(line)
-
-    def _file(self, path: str) -> _File:
-        with self._lock:
-            file = self._files.get(path)
-            if file is None:
-                file = self._files[path] = _File(path)
-                if len(self._files) > _OPEN_FILES:
-                    self._files.popitem(last=False)
-            self._files.move_to_end(path)
-            return file
 
 
 class _File:

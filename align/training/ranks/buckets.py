@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from align.training.ranks.process_group import Ranks
 from align.training.ranks.sharding import is_shard, local
@@ -128,27 +129,9 @@ def gathered(value: Any) -> Any:
     Args:
         value: dicts, lists and tuples, at any depth, of tensors and plain values.
     """
-    whole = (each for some in buckets([*_shards(value)], BUCKET_BYTES) for each in _whole(some))
-    return _with(value, whole)
-
-
-def _shards(value: Any) -> Iterator[DTensor]:
-    if is_shard(value):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _shards(item)
-
-
-def _with(value: Any, whole: Iterator[Tensor]) -> Any:
-    """The same values with the next tensor in the place of each shard."""
-    if is_shard(value):
-        return next(whole)
-    if isinstance(value, dict):
-        return {name: _with(item, whole) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_with(item, whole) for item in value)
-    return value
+    leaves, tree = tree_flatten(value)
+    whole = (each for some in buckets([*filter(is_shard, leaves)], BUCKET_BYTES) for each in _whole(some))
+    return tree_unflatten([next(whole) if is_shard(leaf) else leaf for leaf in leaves], tree)
 
 
 def _whole(shards: Sequence[DTensor]) -> list[Tensor]:

@@ -13,10 +13,9 @@ import webdataset
 from align.config.evaluate import EvaluateConfig
 from align.config.suite import SuiteSet
 from align.errors import DataError, FormatError
-from align.evaluate.captioned import LabelledPictures, query_scores, read_published, restricted
+from align.evaluate.captioned import Shown, query_scores, read_published, restricted
 from align.evaluate.evaluate import SuiteNeeds, announce, evaluate
-from align.evaluate.many_labels import measure_many_labels
-from align.evaluate.measure import Retrieval, measure_retrieval
+from align.evaluate.measure import Retrieval, measure_many_labels, measure_retrieval, published_gallery
 from align.evaluate.tuned import Tuner
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.labelled_queries import QueryFile, parse_queries
@@ -229,7 +228,9 @@ def test_taking_a_text_away_takes_its_pictures_away() -> None:
     images = [image for _ in range(6) for image in captioned().images]
     pictures = [data for _ in range(6) for _, data in captioned().read()]
     encoder = ColourEncoder()
-    gallery = LabelledPictures("c", images, encoder.embed_images(pictures), encoder.embed_texts)
+    embeds, shown = encoder.embed_images(pictures), range(len(images))
+    source = replace(captioned(), images=images)
+    gallery = Shown(source, shown, published_gallery(source, shown), embeds, embeds, encoder.embed_texts)
     scores = query_scores(gallery, QueryFile.model_validate(QUERIES), num_resamples=50, seed=0)
     value = {name: score.value for name, score in scores.items()}
     assert value["text/precision@10"] == 1

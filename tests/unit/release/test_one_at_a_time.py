@@ -23,7 +23,6 @@ def arguments(verb: ModuleType) -> argparse.Namespace:
 
 @pytest.mark.parametrize("verb", [promote, rollback])
 def test_one_waits_for_the_other(verb: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = verb.__name__.rpartition(".")[2]
     order, waits = list[str](), threading.Event()
 
     def moves(*_: object) -> None:
@@ -38,7 +37,7 @@ def test_one_waits_for_the_other(verb: ModuleType, tmp_path: Path, monkeypatch: 
     tracker = SimpleNamespace(registry=SimpleNamespace(version_at=moves))
     replaced = {"require_store": lambda: None, "Tracker": lambda: tracker, "say": say}
     # Under the lock promote finishes what another one left half moved; what it judges later needs none.
-    replaced |= {name: moves} if name == "rollback" else {"settled": moves}
+    replaced |= {"take_back": moves} if verb is rollback else {"settled": moves}
     for attribute, value in replaced.items():
         monkeypatch.setattr(verb, attribute, value)
 

@@ -8,13 +8,13 @@ import pytest
 from align.durable.checkpoint import CheckpointFolder
 from align.errors import ConfigError, DataError, LockedError, NonFiniteLossError
 from align.evaluate.fine_tuning.pictures import Pictures, TrainingBatches
-from align.evaluate.fine_tuning.recipe import FINE_GRAINED, IMAGENET, View, small
+from align.evaluate.fine_tuning.recipe import FINE_GRAINED, IMAGENET, View, resized, shortened
 from align.evaluate.fine_tuning.tune import Machine, fine_tune, tune
 from align.evaluate.protocols.labelled import accuracy
 from tests.support.colours import square
 from tests.support.tuning import MACHINE, RECIPE, content, pictures, tower, tuned
 
-FROZEN = replace(small(FINE_GRAINED, image_px=32, num_epochs=1, batch_size=8), checkpoint_every_steps=2)
+FROZEN = replace(resized(shortened(FINE_GRAINED, 1), 32), batch_size=8, num_runs=1, checkpoint_every_steps=2)
 
 
 def statistics(state: dict[str, bytes]) -> dict[str, bytes]:
@@ -96,7 +96,7 @@ def test_two_at_once_are_one_line(tmp_path: Path) -> None:
 
 
 def test_runs_have_seeds_and_folders_of_their_own_and_beat_chance(tmp_path: Path) -> None:
-    recipe = replace(small(FINE_GRAINED, image_px=32, num_epochs=6, batch_size=8), num_runs=2)
+    recipe = replace(resized(shortened(FINE_GRAINED, 6), 32), batch_size=8, num_runs=2, checkpoint_every_steps=50)
     recipe = replace(recipe, phases=tuple(replace(phase, head_rate=0.5) for phase in recipe.phases))
     splits, inputs = (pictures(), pictures("test", 40)), {"model": "one"}
     runs = fine_tune(tower, splits, 4, recipe, checkpoints=tmp_path, inputs=inputs, machine=MACHINE)
@@ -150,13 +150,13 @@ def test_the_fine_grained_recipe_is_the_papers() -> None:
     assert (FINE_GRAINED.freeze_statistics, FINE_GRAINED.num_runs, FINE_GRAINED.weight_decay) == (True, 3, 1e-5)
 
 
-def test_small_keeps_the_shape() -> None:
-    recipe = small(IMAGENET, image_px=64, num_epochs=10, batch_size=32)
+def test_fewer_epochs_at_one_size_keep_the_shape() -> None:
+    recipe = resized(shortened(IMAGENET, 10), 64)
     assert [phase.length(5.0) for phase in recipe.phases] == [50, 50]
     assert [recipe.phases[1].scale(step, 5.0) for step in (0, 14, 15, 45)] == pytest.approx([1, 1, 0.2, 0.008])
     assert {phase.train_px for phase in recipe.phases} == {64}
     assert recipe.test_px == 64  # a small tower is lost at another size
-    assert small(FINE_GRAINED, image_px=64, num_epochs=10, batch_size=32).phases[0].length(5.0) == 50
+    assert resized(shortened(FINE_GRAINED, 10), 64).phases[0].length(5.0) == 50
 
 
 def test_a_crop_is_as_large_a_share_as_in_pre_training() -> None:

@@ -12,10 +12,16 @@ from align.errors import CorruptError, DataError
 from align.formats.pair_addresses import write_addresses
 from align.formats.policy import Entry, OptedOut
 from align.formats.raw import iter_images, raw_shards
-from align.lineage.take_down.opted_out_pairs import opted_out_pairs
+from align.lineage.take_down.purge_plan import opted_out_pairs
 from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.versions.raw_pairs import find_pairs, iter_tables
-from align.lineage.versions.shard_samples import count_pairs, filtered_shows, index_shows, iter_stored_samples
+from align.lineage.versions.shard_samples import (
+    count_pairs,
+    counted,
+    filtered_shows,
+    index_shows,
+    iter_stored_samples,
+)
 from tests.support import small_data
 from tests.support.small_data import Pair
 
@@ -73,7 +79,7 @@ def test_few_pictures_are_found_as_many_are(shards: Path) -> None:
         assert count_pairs(shards, chosen) == {"val": 5, "train": number - 5} if number > 5 else {"val": number}
     first = samples[0]
     assert count_pairs(shards, frozenset({first.image_id})) == {"train": 3}
-    assert count_pairs(shards, frozenset({first.image_id}), text="fox 0") == {"train": 2}
+    assert counted(iter_stored_samples(shards, None, frozenset({first.image_id})), "fox 0") == {"train": 2}
     with (shards / first.tar).open("rb") as file:
         file.seek(first.offset_bytes)
         assert file.read(first.size_bytes)[:2] == b"\xff\xd8"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -300,11 +301,13 @@ def test_transformers_loads_a_folder_with_our_mark(trained: Path, tmp_path: Path
 def test_a_failed_check_writes_nothing(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    class Wrong(align.release.exchange.export.Programs):
-        def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            return super().encode_text(input_ids, attention_mask) * factor
+    read = align.release.exchange.export.read_programs
 
-    monkeypatch.setattr(align.release.exchange.export, "Programs", Wrong)
+    def wrong(directory: Path, kind: Any) -> Any:
+        image, text = read(directory, kind)
+        return image, lambda *inputs: text(*inputs) * factor
+
+    monkeypatch.setattr(align.release.exchange.export, "read_programs", wrong)
     out = tmp_path / "wrong"
     assert export("torch", trained, out) == 1
     assert "not written: as torch the embeddings of images differ by" in capsys.readouterr().err

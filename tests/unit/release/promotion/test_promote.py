@@ -16,8 +16,7 @@ from align.config.release import PromoteConfig
 from align.errors import DataError, GateError
 from align.formats.query_ranks import QueryRanks
 from align.release.aliases import moves, rollback
-from align.release.aliases.champion import make_champion
-from align.release.aliases.rollback import rollback as roll_back
+from align.release.aliases.champion import make_champion, take_back
 from align.release.promotion import gates, promote
 from align.release.promotion.decision import Compared, Gate, PromotionDecision, table_lines
 from align.release.promotion.judge import Judged
@@ -90,16 +89,16 @@ def test_promotion_and_rollback_over_three_champions(model: Model) -> None:
     assert model.promote().scores == {RECALL: (0.7, 0.6)}
     assert model.aliases() == {"candidate": 4, "champion": 4}
 
-    done = roll_back("align", "slow on phones", model.tracker)
-    assert (done.champion, done.replaced) == (3, 4)
+    done = take_back(model.tracker, "align", "slow on phones")
+    assert (done.to, done.before) == (3, 4)
     assert model.aliases() == {"candidate": 4, "champion": 3}
     again = model.promote()
     assert again.outcome == "refused"
     assert again.reason.startswith("rolled back: at 20") and "slow on phones" in again.reason
-    assert roll_back("align", "why", model.tracker).champion == 1
+    assert take_back(model.tracker, "align", "why").to == 1
     assert model.aliases() == {"candidate": 4, "champion": 1}
     with pytest.raises(DataError, match="no champion before 1"):
-        roll_back("align", "why", model.tracker)
+        take_back(model.tracker, "align", "why")
 
 
 def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
@@ -274,7 +273,7 @@ def test_a_version_that_is_taken_back_meanwhile_is_judged_again(model: Model, mo
 
     def there_and_back() -> None:
         make_champion(model.tracker, made, replaces=1, why="better", figures={})
-        roll_back("align", "slow", model.tracker)
+        take_back(model.tracker, "align", "slow")
 
     judged = judged_while(model, monkeypatch, there_and_back)
     assert model.promote().reason.startswith("rolled back: ")

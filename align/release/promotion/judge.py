@@ -16,8 +16,8 @@ from typing import Any
 
 from align.config import Params
 from align.config.evaluate import EvaluateConfig
+from align.config.params import flattened
 from align.config.release import PromoteConfig
-from align.config.sections import flattened
 from align.errors import DataError
 from align.formats.measured_sets import evaluation_digest
 from align.formats.query_ranks import QueryRanks

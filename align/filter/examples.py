@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from hashlib import md5
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -31,11 +30,33 @@ _NUM_SHARDS = 8
 _NUM_PER_REASON = 12
 
 
-class ExamplePair(SimpleNamespace):
-    """A pair to show: its row of decisions and facts, with `url` and `error_message` of data/raw.
+@dataclass(frozen=True)
+class ExamplePair:
+    """A pair to show. Fields are columns of decisions, facts and data/raw, except where stated.
 
-    Here `rare_ngram` is an n-gram of the text that is not on the list of T2; None if all are.
+    Attributes:
+        rare_ngram: an n-gram of the text that is not on the list of T2; None if all are.
+        twin: SET/KEY of the evaluation image that it resembles.
     """
+
+    reason: str | None
+    key: str
+    image_key: str | None
+    text: str
+    num_words: int
+    num_characters: int
+    width_px: int | None
+    height_px: int | None
+    num_texts: int
+    num_images: int | None
+    rare_ngram: str | None
+    nsfw_score: float | None
+    twin: str | None
+    twin_cosine: float | None
+    similarity: float | None
+    language: str | None
+    url: str
+    error_message: str | None
 
 
 @dataclass(frozen=True)
@@ -124,7 +145,7 @@ def _example_pairs(shards: Shards, folder: Path, num_per_reason: int) -> list[Ex
         for one in chosen.get(index, []):
             one |= raw[one["key"]]
             one["rare_ngram"] = _ngram(one["text"], rare_ngrams.get(one["row_number"]))
-    return [ExamplePair(**one) for one in in_order]
+    return [ExamplePair(**{name: one[name] for name in ExamplePair.__dataclass_fields__}) for one in in_order]
 
 
 def _rows(folder: Path, shard: str) -> pa.Table:

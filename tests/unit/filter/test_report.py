@@ -190,8 +190,7 @@ def report(overview: Overview, num_pairs: int, dropped: dict[str, int]) -> Filte
 
 
 def example(reason: str | None, key: str, text: str = "a picture of it", **more: Any) -> ExamplePair:
-    names = {*filtered.DECISIONS_SCHEMA.names, *filtered.FACTS_SCHEMA.names, "url", "error_message"}
-    values: dict[str, Any] = dict.fromkeys(names) | {
+    values: dict[str, Any] = dict.fromkeys(ExamplePair.__dataclass_fields__) | {
         "reason": reason, "key": key, "image_key": key, "text": text, "num_words": 4, "num_texts": 1, "num_images": 11,
         "width_px": 100, "height_px": 90, "url": "https://example.org/x.png", "num_characters": len(text),
     }  # fmt: skip

@@ -20,15 +20,23 @@ DVC_FILE = "dvc.yaml"
 CODE_FILE = "code.yaml"
 
 
-def declared_outs(root: Path) -> dict[str, tuple[str, ...]]:
-    """Stage -> its outs, as dvc.yaml of a folder has them, without the stage that writes code.yaml; may be empty.
+def all_outs(root: Path) -> dict[str, tuple[str, ...]]:
+    """Stage -> its outs, as dvc.yaml of a folder has them; may be empty.
 
     Raises:
         ConfigError: the file is not valid YAML.
     """
-    stages = read_yaml(root / DVC_FILE).get("stages") or {}
-    entries = {name: entry.get("outs", ()) for name, entry in stages.items() if isinstance(entry, dict)}
-    return {name: tuple(map(str, outs)) for name, outs in entries.items() if not any(CODE_FILE in out for out in outs)}
+    stages = read_yaml(root / DVC_FILE).get("stages")
+    entries = {str(name): entry for name, entry in (stages if isinstance(stages, dict) else {}).items()}
+    outs = {name: entry.get("outs") or () for name, entry in entries.items() if isinstance(entry, dict)}
+    # an out with options, such as `cache: false`, is a mapping whose key is the path
+    each = {name: (out if isinstance(out, dict) else [out] for out in some) for name, some in outs.items()}
+    return {name: tuple(str(path) for paths in some for path in paths) for name, some in each.items()}
+
+
+def declared_outs(root: Path) -> dict[str, tuple[str, ...]]:
+    """`all_outs` without the stage that writes code.yaml."""
+    return {name: outs for name, outs in all_outs(root).items() if CODE_FILE not in outs}
 
 
 def require_stage(stage: str, module: str, params: Params) -> None:

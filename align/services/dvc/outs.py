@@ -15,12 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml.error import YAMLError
-
 from align.config.params import PARAMS_FILE, Params, load_params, parse_yaml
 from align.durable.files import make_parent
 from align.errors import ConfigError, DataError
-from align.project.declared import DVC_FILE
+from align.project.declared import DVC_FILE, all_outs
 from align.services.dvc.objects import place
 from align.services.dvc.repository import settings
 
@@ -136,16 +134,10 @@ def overridden(params: Params, keys: Iterable[str]) -> list[str]:
 
 def _outs(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(stage, path) of every out in dvc.yaml, `${section.key}` filled in; what cannot be filled in is no path here."""
-    try:
-        pipeline = parse_yaml(_PIPELINE.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{_PIPELINE}: not valid YAML: {' '.join(str(error).split())}") from None
-    stages = pipeline.get("stages") if isinstance(pipeline, dict) else None
-    for stage, entry in (stages or {}).items():
-        for out in (entry.get("outs") if isinstance(entry, dict) else None) or []:
-            for path in out if isinstance(out, dict) else [out]:
-                if all(_value(values, key) is not None for key in _REFERENCE.findall(str(path))):
-                    yield str(stage), _REFERENCE.sub(lambda found: str(_value(values, found[1])), str(path))
+    for stage, paths in all_outs(Path()).items():
+        for path in paths:
+            if all(_value(values, key) is not None for key in _REFERENCE.findall(path)):
+                yield stage, _REFERENCE.sub(lambda found: str(_value(values, found[1])), path)
 
 
 def _value(values: Any, key: str) -> Any:

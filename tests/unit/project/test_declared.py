@@ -12,7 +12,7 @@ from align.config.params import write_params
 from align.config.paths import WRITTEN_BY, PathsConfig, require_declared
 from align.errors import ConfigError
 from align.project import provenance
-from align.project.declared import declared_outs
+from align.project.declared import all_outs, declared_outs
 from flows.dag import read_dag
 from tests.support import ROOT
 from tests.support.params import PARAMS_FILE, load_params
@@ -27,6 +27,12 @@ def test_the_paths_of_params_are_the_outs_of_dvc() -> None:
         out: stage for stage, outs in OUTS.items() for out in outs if not out.startswith(f"{paths.reports}/")
     }
     require_declared(load_params().values["paths"], OUTS)
+
+
+def test_an_out_with_options_is_its_path(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {a: {outs: [x, y: {cache: false}]}, b: {}, c: , d: {outs: }}")
+    assert all_outs(tmp_path) == {"a": ("x", "y"), "b": (), "d": ()}
+    assert set(all_outs(ROOT)) - set(OUTS) == {"code"}
 
 
 def test_no_parameter_names_what_dvc_writes() -> None:

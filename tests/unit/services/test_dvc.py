@@ -76,7 +76,7 @@ def test_no_project_no_outs(project: Path) -> None:
 
 def test_a_broken_pipeline_is_named(project: Path) -> None:
     (project / "dvc.yaml").write_text("stages: [")
-    with pytest.raises(ConfigError, match=r"dvc\.yaml: not valid YAML"):
+    with pytest.raises(ConfigError, match=r"dvc\.yaml: not readable as YAML"):
         stage_of(Path("data/raw"))
 
 

@@ -60,7 +60,7 @@ def shares(images: Embeddings, views: Embeddings) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.arrow"
         write_embeddings(path, zip(images.names, images.vectors, strict=True), images.vectors.shape[1])
-        sample = near_duplicates._sample([path], images.vectors.shape[1], 64 * config.near_duplicate_clusters)
+        sample = near_duplicates._sample([path], 64 * config.near_duplicate_clusters)
     centroids = kmeans(sample, config.near_duplicate_clusters)  # as the rule makes them
     vectors, others = images.vectors.astype(np.float32), views.vectors.astype(np.float32)
     probes = config.near_duplicate_probes

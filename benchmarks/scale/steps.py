@@ -161,7 +161,7 @@ def _planned(folder: Path, executor: WatchedExecutor) -> tuple[list[str], Pieces
     pieces.folder.mkdir()
     plan = make_plan(source, pieces, executor, lambda: open_engine(engine, folder), OptedOut(), config)
 
-    return plan.names, pieces, partial(planned_shard, plan.position_digits, source)
+    return plan.names, pieces, partial(planned_shard, plan.position_digits, plan.has_rights, source)
 
 
 def filter_pairs(folder: Path, num_pairs: int, watch: Watch) -> None:

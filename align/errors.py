@@ -10,6 +10,7 @@
         NonFiniteLossError    the loss became inf or NaN; the last good checkpoint is kept
       ServiceError            a server (S3, MLflow) is unavailable or refuses
         RefusedError          the server answers and refuses; a retry does not help
+        StoppedWaitingError   this process was told to end while it waited for the server
       LockedError             another process is working on the same files
 
 Bad samples are rows with a reason code; only bad *runs* are exceptions.
@@ -77,6 +78,10 @@ class ServiceError(AlignError):
 
 class RefusedError(ServiceError):
     """A server answers and refuses; a retry does not help."""
+
+
+class StoppedWaitingError(ServiceError):
+    """This process was told to end while it waited for a server: not the reason why the run ends, if it does."""
 
 
 class LockedError(AlignError):

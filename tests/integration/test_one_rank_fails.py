@@ -18,13 +18,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from align.config.infrastructure import ClusterConfig
-from align.errors import AlignError, ConfigError, CorruptError, TrainingError
+from align.errors import AlignError, ConfigError, CorruptError, ServiceError, TrainingError
 from align.services.job import Seat
+from align.training.batches.reading import TarBytes
+from align.training.loop import stop_requested
 from align.training.ranks import messages
 from align.training.ranks.process_group import Ranks, launch
 from align.training.run import _train_rank, run
 from align.training.run_plan import Infrastructure, TrainingPlan
-from tests.support import ROOT, killing, training_data, warm
+from tests.support import ROOT, killing, training_data, wait_until, warm
 from tests.support.mlflow_server import free_port
 from tests.support.params import load_params, sets
 from tests.support.training_data import RECIPE, plan, pretrain_config
@@ -86,6 +88,39 @@ def test_every_machine_ends_with_the_error_of_a_rank_elsewhere(tmp_path: Path, m
             process.kill()
     assert [out for out, _ in said] == ["CorruptError: tar 00007: sample 3 does not decode\n"] * 2, said
     assert len(list(tmp_path.iterdir())) == 2
+
+
+class _NoAnswer:
+    """A store that is down."""
+
+    num_connections = 1
+
+    def uri(self, sha256: str, num_bytes: int) -> str:
+        raise NotImplementedError
+
+    def read(self, uri: str, offset: int, size: int) -> bytes:
+        raise ServiceError(f"{uri}: no answer")
+
+
+def _one_dies_while_another_waits(root: Path, ranks: Ranks) -> None:
+    """For a store; told to end, the other one reads no more."""
+    waits, died = root / "waits", root / "died"
+    if died.exists():
+        (root / f"again {ranks.rank}").touch()
+    elif ranks.rank == 0:
+        with stop_requested() as stopped:
+            tars = TarBytes(_NoAnswer(), patience_s=600)
+            tars.stopped, tars.tell = stopped, lambda _: waits.touch()
+            tars.read("s3://shards/a.tar", 0, 1)
+    else:
+        wait_until(waits.exists)
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_rank_that_waits_for_the_store_is_not_why_the_run_ends(tmp_path: Path) -> None:
+    launch(functools.partial(_one_dies_while_another_waits, tmp_path), 2, 1, cluster(1))
+    assert {path.name for path in tmp_path.iterdir()} == {"waits", "died", "again 0", "again 1"}
 
 
 def test_an_error_of_all_is_returned_by_each(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

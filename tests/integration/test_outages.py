@@ -88,13 +88,10 @@ class Outages:
     def _happen(self) -> None:
         self.wait(lambda: self.step() >= 15)
         self.s3.kill()
-        time.sleep(3)
+        self.stands(3)  # both ranks wait for the store
         other = self.kill(leader=False)
         other.wait(timeout=20)  # told to stop, it does not wait for the store until it is killed, after 30 s
-        self.held = -1
-        while (step := self.step()) != self.held:  # what had been read already is trained on
-            self.held = step
-            time.sleep(OUTAGE_S)
+        self.held = self.stands(OUTAGE_S)
         assert 15 <= self.held < GATE, "training did not wait for the store"
         self.s3.start()
         self.wait(lambda: self.step() >= self.held + 5)
@@ -107,6 +104,14 @@ class Outages:
         time.sleep(max(0.0, start + OUTAGE_S - time.monotonic()))
         self.mlflow.start()
         self.wait(lambda: self.arrived(died) and self.step() > died)
+
+    def stands(self, seconds: float) -> int:
+        """Waits until no step ends for so long, and returns the last one: what had been read is trained on."""
+        last = -1
+        while (step := self.step()) != last:
+            last = step
+            time.sleep(seconds)
+        return last
 
     def step(self) -> int:
         """The last one that was logged."""

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from align.display.console import say
-from align.errors import DataError, ServiceError
+from align.errors import DataError, ServiceError, StoppedWaitingError
 from align.interfaces.store import Tars
 
 #: Files kept open; of 180,000 shards not all can be.
@@ -112,7 +112,8 @@ class TarBytes:
 
         Raises:
             DataError: no such file or object.
-            ServiceError: the store was unavailable for longer than `patience_s`, or until the process had to stop.
+            ServiceError: the store was unavailable for longer than `patience_s`; StoppedWaitingError if this process
+                was told to stop before.
         """
         if not is_remote(uri):
             file = self._opened(uri)
@@ -143,7 +144,7 @@ class TarBytes:
                 until = time.monotonic() + pause_s
                 while (left_s := until - time.monotonic()) > 0:
                     if self._closed.wait(min(left_s, 1.0)) or self.stopped():
-                        raise
+                        raise StoppedWaitingError(str(error)) from None
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _unavailable(self, line: str) -> None:

@@ -19,7 +19,7 @@ from typing import NoReturn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's own names
 
 from align.durable.files import write_bytes
-from align.errors import AlignError, NonFiniteLossError, TrainingError
+from align.errors import AlignError, NonFiniteLossError, StoppedWaitingError, TrainingError
 
 #: The return value of a rank: None, or the class name and message of the AlignError that ended it.
 RankOutcome = tuple[str, str] | None
@@ -36,6 +36,10 @@ class StoppedError(TrainingError):
 
 class RestartError(TrainingError):
     """A rank cannot continue, and may after a restart: it ends as if it had died."""
+
+
+#: Errors that all ranks have, or that a rank has since another one died: it was told to end, for all to start again.
+_NEVER_ALONE = (StoppedError, NonFiniteLossError, StoppedWaitingError)
 
 
 class Endings:
@@ -64,7 +68,7 @@ class Endings:
         outcome = type(error).__name__, str(error)
         with suppress(RuntimeError):  # the store has ended with the leading machine
             self._attempt.add(_COUNT, 1)
-            if isinstance(error, StoppedError | NonFiniteLossError) or (self._all_have_one() and self.known() is None):
+            if isinstance(error, _NEVER_ALONE) or (self._all_have_one() and self.known() is None):
                 return outcome
             outcome = _outcome(self._run.compare_set(_ERROR, "", json.dumps(outcome)))  # of several the first
         return self.leave(outcome)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 #: Addresses that only this machine reaches.
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _GRACE_S = 10  # requests in flight at the end
+_HEAD_TIMEOUT_S = 10.0  # until when a request's head must be here, and until when a client must read
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -69,7 +70,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     service.champion.start()
     show(*opening(port))
     try:
-        bounds = Bounds(config.max_connections, config.max_connections_per_address, config.head_timeout_s)
+        of_address = None if names else config.max_connections // 2  # a proxy is one address
+        bounds = Bounds(config.max_connections, of_address, _HEAD_TIMEOUT_S)
         log = os.environ.get("ALIGN_SERVER_LOG")
         made = server(
             guard, bounds, log=Path(log) if log else None, server_header=False, timeout_graceful_shutdown=_GRACE_S

@@ -6,7 +6,7 @@ comes twice within a turn: two neighbouring words of an alt-text and a number, a
 answer of MLflow is an embedding; ours is the ten nearest pictures of the index, so ours does more. Throughput by
 wall-clock time; the machine's cores are shared with what asks.
 
-`align serve` runs twice: without its memory of texts, which is what counts, and with it, where texts come again.
+`align serve` is measured twice: with texts that are new to it, which is what counts, and where texts come again.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def measure(root: Path) -> tuple[list[str], list[float]]:
     """Starts the servers over a checkout's model, and measures them in turns.
 
     Returns:
-        A table in Markdown, and of each turn: our rate without a memory, divided by MLflow's.
+        A table in Markdown, and of each turn: our rate with new texts, divided by MLflow's.
     """
     paths = load_params(root / "params.yaml").section(PathsConfig)
     items = pq.read_table(root / paths.index / "items.parquet", columns=["texts"])["texts"].to_pylist()
@@ -144,10 +144,8 @@ def measure(root: Path) -> tuple[list[str], list[float]]:
 def _start(root: Path, name: str, port: int, paths: PathsConfig) -> subprocess.Popen[bytes]:
     where = ["--port", str(port)]
     if name.startswith("align"):
-        cached = 4096 if "remembered" in name else 0
-        limits = [f"serve.cached_texts={cached}", "serve.max_requests_per_s=null"]
-        sets = [word for limit in limits for word in ("--set", limit)]
-        command = [sys.executable, "-m", "align.cli", "serve", "--local", *where, *sets]
+        limits = ["--set", "serve.max_requests_per_s=null"]
+        command = [sys.executable, "-m", "align.cli", "serve", "--local", *where, *limits]
     else:
         model = ["--model-uri", str(paths.packaged), "--env-manager", "local", "--workers", "1"]
         command = [sys.executable, "-m", "mlflow", "models", "serve", *model, *where]

@@ -87,7 +87,7 @@ def serving(world: Served) -> Iterator[str]:
     """A server on a free port; its address."""
     store = StoreConfig.model_validate(load_params().values["store"])
     service = SearchService(
-        limits(max_requests_per_s=None, cached_texts=0), text_weight=2.0, champion=world.champion,
+        limits(max_requests_per_s=None), text_weight=2.0, champion=world.champion,
         pictures=Pictures(world.paths.shards, store), pair_of=pair_of,
     )  # fmt: skip
     try:

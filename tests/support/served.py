@@ -120,8 +120,7 @@ def listening(made: SearchService) -> Iterator[str]:
     """A server on a free port of loopback; its address."""
     claim, port = free_port()
     app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), port, policy=POLICY)
-    config = made.config
-    bounds = Bounds(config.max_connections, config.max_connections_per_address, config.head_timeout_s)
+    bounds = Bounds(made.config.max_connections, of_address=None, wait_s=10.0)
     server = connections.server(app, bounds)
     taken = connections.listening("127.0.0.1", port)
     thread = threading.Thread(target=server.run, args=([taken],), daemon=True)

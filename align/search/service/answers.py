@@ -6,10 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-#: Absolute bounds; `serve.*` of params.yaml sets narrower ones, which a refusal names.
-Text = Annotated[str, Field(min_length=1, max_length=10_000)]
+#: The model reads the first max_tokens of a text only.
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
 Key = Annotated[str, Field(min_length=1, max_length=500)]
 Conditions = Annotated[list[Annotated[str, Field(min_length=1, max_length=1200)]], FailFast(), Field(max_length=16)]
+#: Texts and pictures of one request to /embed.
+MAX_INPUTS = 64
+#: Results that paging can reach.
+MAX_RESULTS = 1000
 #: Column of a catalogue -> value; empty for an index of shards.
 Columns = dict[str, str | int | float | None]
 
@@ -36,8 +40,8 @@ class Asked(BaseModel):
     split: Literal["train", "val", "test"] | None = None
     words: Text | None = None
     where: Conditions = []
-    offset: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    limit: Annotated[int, Field(ge=1, le=100)] | None = None
+    offset: Annotated[int, Field(ge=0, le=MAX_RESULTS)] = 0
+    limit: Annotated[int, Field(ge=1, le=100)] = 24
 
 
 class SearchQuery(Asked):
@@ -147,8 +151,8 @@ class EmbedRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    texts: Annotated[list[Text], FailFast(), Field(max_length=10_000)] = []
-    images: Annotated[list[Annotated[str, Field(min_length=1)]], FailFast(), Field(max_length=10_000)] = []
+    texts: Annotated[list[Text], FailFast(), Field(max_length=MAX_INPUTS)] = []
+    images: Annotated[list[Annotated[str, Field(min_length=1)]], FailFast(), Field(max_length=MAX_INPUTS)] = []
 
 
 class EmbedAnswer(BaseModel):

@@ -24,6 +24,7 @@ from align.display.html import escape
 from align.errors import AlignError, DataError
 from align.formats.image_index import IndexedImage
 from align.search.service.answers import (
+    MAX_INPUTS,
     Asked,
     EmbedAnswer,
     EmbedRequest,
@@ -174,11 +175,11 @@ def _searches(app: FastAPI, service: SearchService) -> None:
     @app.post("/embed", response_model=EmbedAnswer, responses=_REFUSALS, summary="Embeddings")
     async def embed(request: Request, asked: EmbedRequest) -> Response:
         """Embeddings of texts and pictures, by the model that is served."""
-        config, served = service.config, service.served()
-        if not 0 < len(asked.texts) + len(asked.images) <= config.max_inputs:
-            raise DataError(f"give 1 to {config.max_inputs:,} texts and images")
+        served = service.served()
+        if not 0 < len(asked.texts) + len(asked.images) <= MAX_INPUTS:
+            raise DataError(f"give 1 to {MAX_INPUTS} texts and images")
         for text in asked.texts:
-            require_text(text, "texts", config)
+            require_text(text, "texts")
         service.buckets.take(_client(request), _COST_OF_TEXT * len(asked.texts))
         crops = await service.decoded(_client(request), asked.images, served)
 
@@ -200,7 +201,7 @@ def _asked(kind: type[A], request: Request) -> A:
 
 
 async def _search(service: SearchService, request: Request, asked: Asked, image: bytes | str | None = None) -> Response:
-    query = checked(asked, service.config, service.text_weight, has_image=image is not None)
+    query = checked(asked, service.text_weight, has_image=image is not None)
     served, client = service.served(), _client(request)
     allowed = await service.allowed(client, served, asked)
     crops = await service.decoded(client, [] if image is None else [image], served)

@@ -23,6 +23,10 @@ from align.search.service.turns import BusyError, Turns
 
 Rows = NDArray[np.float32]
 
+#: Texts and pictures that one forward pass embeds together; queries that wait, of which one more gets 503; embeddings
+#: of texts that are kept, since people ask for them again.
+_MAX_BATCH, MAX_WAITING, _REMEMBERED_TEXTS = 64, 256, 4096
+
 
 @dataclass(frozen=True)
 class Work:
@@ -84,7 +88,9 @@ class _Remembered:
 class Batcher:
     """The computing thread and its queue."""
 
-    def __init__(self, *, max_batch: int, max_waiting: int, cached_texts: int) -> None:
+    def __init__(
+        self, *, max_batch: int = _MAX_BATCH, max_waiting: int = MAX_WAITING, cached_texts: int = _REMEMBERED_TEXTS
+    ) -> None:
         """Starts the thread.
 
         Args:

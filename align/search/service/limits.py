@@ -21,6 +21,10 @@ from starlette.responses import JSONResponse
 from align.config.serve import ServeConfig
 from align.web.guard import App, Receive, Scope, Send
 
+#: Bytes of a request without pictures, and of what a request has besides them.
+MAX_TEXT_BYTES = 1 << 16
+#: What a client may ask for at once, after a pause, in ordinary requests.
+_MAX_BURST = 200.0
 #: Pictures are read, not computed: a page shows dozens of them.
 _COSTS = {"image": 0.1, "search": 1.0, "embed": 1.0, "item": 1.0}
 #: Bytes of a body that count as much as an ordinary request.
@@ -50,9 +54,11 @@ class Refused(HTTPException):
 class Buckets:
     """Tokens of clients."""
 
-    def __init__(self, per_s: float | None, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, per_s: float | None, burst: float = _MAX_BURST, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Full ones. `per_s`: None: nobody waits."""
-        self._per_s, self._burst, self._clock = per_s, float(burst), clock
+        self._per_s, self._burst, self._clock = per_s, burst, clock
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, client: str, cost: float) -> float:
@@ -137,7 +143,7 @@ class Limits:
         if cost is not None and client is not None:
             self._buckets.take(client[0], cost)
         takes_pictures = scope["method"] == "POST" and endpoint in _PICTURES
-        most = self._config.max_body_bytes if takes_pictures else self._config.max_text_bytes
+        most = self._config.max_body_bytes if takes_pictures else MAX_TEXT_BYTES
         length = 0
         for name, value in scope["headers"]:
             if name.lower() == b"content-length" and value.isdigit():
@@ -187,18 +193,18 @@ def too_large(most: int, of: str = "the body") -> Refused:
     return Refused(413, f"{of} is too large: at most {most:,} bytes are read")
 
 
-def parse_json(body: bytes, max_text_bytes: int) -> Any:
+def parse_json(body: bytes) -> Any:
     """A request's JSON. Parsing holds up the whole process, so it begins only if there is little besides pictures.
 
     Raises:
-        Refused: more than `max_text_bytes` do not belong to pictures, or there are many fields.
+        Refused: more than MAX_TEXT_BYTES do not belong to pictures, or there are many fields.
         ValueError, RecursionError: it is not JSON.
     """
-    if len(body) > max_text_bytes:
+    if len(body) > MAX_TEXT_BYTES:
         strings = (part for part in body.split(b'"', _MAX_STRINGS) if len(part) > _LONG)
         num_bytes = len(body) - sum(len(part) for part in strings if not part.translate(None, _BASE64))
-        if num_bytes > max_text_bytes:
-            raise too_large(max_text_bytes, "the body without its pictures")
+        if num_bytes > MAX_TEXT_BYTES:
+            raise too_large(MAX_TEXT_BYTES, "the body without its pictures")
     value = json.loads(body)
     if isinstance(value, dict) and len(value) > _MAX_FIELDS:
         raise Refused(400, f"the body has {len(value):,} fields, more than there are")

@@ -8,11 +8,18 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from align.config.serve import ServeConfig
 from align.errors import DataError
 from align.formats.image_index import Hit
 from align.search.queries import compose
-from align.search.service.answers import Asked, SearchAnswer, SearchHit, SearchQuery, ServedVersion, StartAnswer
+from align.search.service.answers import (
+    MAX_RESULTS,
+    Asked,
+    SearchAnswer,
+    SearchHit,
+    SearchQuery,
+    ServedVersion,
+    StartAnswer,
+)
 from align.search.service.served import Served
 
 Rows = NDArray[np.float32]
@@ -30,16 +37,12 @@ class Query:
         text: what the pictures should show, or None.
         key: of an indexed picture, or None.
         weight: of the words added or taken away.
-        limit: results on a page.
-        max_results: the number of results that paging can reach.
     """
 
     asked: Asked
     text: str | None
     key: str | None
     weight: float
-    limit: int
-    max_results: int
 
     @property
     def texts(self) -> list[str]:
@@ -55,12 +58,11 @@ class Query:
         return words + (f" + “{plus}”" if plus else "") + (f" - “{minus}”" if minus else "")
 
 
-def checked(asked: Asked, config: ServeConfig, text_weight: float, *, has_image: bool) -> Query:
+def checked(asked: Asked, text_weight: float, *, has_image: bool) -> Query:
     """A request as a query.
 
     Args:
         asked: the request; a `SearchQuery` has text and key.
-        config: the limits.
         text_weight: `search.text_weight`.
         has_image: whether a picture came with it.
 
@@ -74,19 +76,16 @@ def checked(asked: Asked, config: ServeConfig, text_weight: float, *, has_image:
         raise DataError("plus and minus change a picture: give key or image with them")
     for name, value in (("text", text), ("plus", asked.plus), ("minus", asked.minus), ("words", asked.words)):
         if value is not None:
-            require_text(value, name, config)
-    limit = asked.limit or config.results_per_page
-    if asked.offset + limit > config.max_results:
-        raise DataError(f"offset + limit: {asked.offset + limit:,}; results end at {config.max_results:,}")
-    return Query(asked, text, key, asked.weight or text_weight, limit, config.max_results)
+            require_text(value, name)
+    if (end := asked.offset + asked.limit) > MAX_RESULTS:
+        raise DataError(f"offset + limit: {end:,}; results end at {MAX_RESULTS:,}")
+    return Query(asked, text, key, asked.weight or text_weight)
 
 
-def require_text(text: str, name: str, config: ServeConfig) -> None:
-    """Raises DataError if a text is empty, too long, or not Unicode."""
+def require_text(text: str, name: str) -> None:
+    """Raises DataError if a text is empty or not Unicode."""
     if not text.strip():
         raise DataError(f"{name}: the text is empty")
-    if len(text) > config.max_text_characters:
-        raise DataError(f"{name}: {len(text):,} characters; at most {config.max_text_characters:,} are read")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -106,17 +105,17 @@ def answer(query: Query, served: Served, allowed: Allowed, texts: Rows, image: R
     Raises:
         DataError: no picture has the key, or picture and words cancel each other out.
     """
-    offset, limit = query.asked.offset, query.limit
+    begin, end = query.asked.offset, query.asked.offset + query.asked.limit
     vector = _vector(query, served, texts, image)
     exclude = [query.key] if query.key is not None else []
-    hits = served.index.search(vector, offset + limit + 1, exclude=exclude, allowed=allowed)
-    shown = [_shown(served, hit, offset + rank) for rank, hit in enumerate(hits[offset : offset + limit], 1)]
+    hits = served.index.search(vector, end + 1, exclude=exclude, allowed=allowed)
+    shown = [_shown(served, hit, begin + rank) for rank, hit in enumerate(hits[begin:end], 1)]
     return SearchAnswer(
         query=query.describe(),
         served=version(served),
         num_images=served.index.num_images,
-        offset=offset,
-        more=len(hits) > offset + limit and offset + limit < query.max_results,
+        offset=begin,
+        more=len(hits) > end and end < MAX_RESULTS,
         hits=shown,
     )
 

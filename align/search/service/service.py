@@ -21,9 +21,9 @@ from align.errors import DataError
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.pairs.picture_process import end_idle
 from align.search.service.answers import Asked, FoundPair, Health, ItemAnswer, PairShown
-from align.search.service.batching import Batcher
+from align.search.service.batching import MAX_WAITING, Batcher
 from align.search.service.champion import Champion
-from align.search.service.limits import Buckets, RequestMetrics, parse_json
+from align.search.service.limits import MAX_TEXT_BYTES, Buckets, RequestMetrics, parse_json
 from align.search.service.queries import picture_address, version
 from align.search.service.served import Pictures, Served
 from align.search.service.turns import Threads
@@ -39,6 +39,8 @@ PairOf = Callable[[IndexedImage, IndexHeader], PairShown]
 _NUM_DECODERS, _NUM_READERS, _NUM_PREPARERS = 3, 4, 2
 #: Shown pictures that may wait, for each query that may: a page has dozens.
 _READS_PER_QUERY = 24
+#: Different words that a query may ask for in the alt-texts.
+_MAX_WORDS = 8
 #: Tags of a version that say what it is.
 _SHOWN_TAGS = (
     MODEL_DIGEST, "align.data_digest", "align.git_revision", "align.dvc_lock", "align.promoted_at",
@@ -65,20 +67,17 @@ class SearchService(Collector):
     ) -> None:
         self.config, self.text_weight = config, text_weight
         self.champion, self.pictures, self._pair_of = champion, pictures, pair_of
-        self.batcher = Batcher(
-            max_batch=config.max_batch, max_waiting=config.max_waiting, cached_texts=config.cached_texts
-        )
+        self.batcher = Batcher()
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self.requests = RequestMetrics(self.registry)
-        self._decoders = Decoders(max_pixels=config.max_image_pixels, timeout_s=config.decode_timeout_s)
-        self.buckets = Buckets(config.max_requests_per_s, config.max_burst)
-        waiting = config.max_waiting
-        self._decoding = Threads("decode", _NUM_DECODERS, max_waiting=waiting, max_of_client=_NUM_DECODERS - 1)
+        self._decoders = Decoders(max_pixels=config.max_image_pixels)
+        self.buckets = Buckets(config.max_requests_per_s)
+        self._decoding = Threads("decode", _NUM_DECODERS, max_waiting=MAX_WAITING, max_of_client=_NUM_DECODERS - 1)
         self._reading = Threads(
-            "read", _NUM_READERS, max_waiting=_READS_PER_QUERY * waiting, max_of_client=_NUM_READERS - 1
+            "read", _NUM_READERS, max_waiting=_READS_PER_QUERY * MAX_WAITING, max_of_client=_NUM_READERS - 1
         )
-        self._preparing = Threads("prepare", _NUM_PREPARERS, max_waiting=waiting, max_of_client=_NUM_PREPARERS - 1)
+        self._preparing = Threads("prepare", _NUM_PREPARERS, max_waiting=MAX_WAITING, max_of_client=_NUM_PREPARERS - 1)
         self._looking = ThreadPoolExecutor(1, "health")
 
     def close(self) -> None:
@@ -130,16 +129,15 @@ class SearchService(Collector):
 
     async def parsed(self, client: str, body: bytes) -> Any:
         """`parse_json`; in a thread where the body is long."""
-        most = self.config.max_text_bytes
-        if len(body) <= most:
-            return parse_json(body, most)
-        return await self._preparing.do(client, lambda: parse_json(body, most))
+        if len(body) <= MAX_TEXT_BYTES:
+            return parse_json(body)
+        return await self._preparing.do(client, lambda: parse_json(body))
 
     async def allowed(self, client: str, served: Served, asked: Asked) -> NDArray[np.bool_] | None:
         """The images that pass the request's filter, see `ImageIndex.allowed`. Raises DataError as it does."""
         words = list(dict.fromkeys((asked.words or "").split()))
-        if len(words) > self.config.max_words:
-            raise DataError(f"words: {len(words):,} different ones; at most {self.config.max_words} are looked for")
+        if len(words) > _MAX_WORDS:
+            raise DataError(f"words: {len(words):,} different ones; at most {_MAX_WORDS} are looked for")
         splits = [asked.split] if asked.split is not None else []
         if not words and not splits and not asked.where:
             return None

@@ -20,10 +20,14 @@ from align.pairs.picture_process import helper
 _COST_OF_SCAN, _COST_OF_OTHERS, _LEAST_COST = 0.3, 2.5, 0.5
 
 
+#: For a picture in its process, which is killed then.
+_TIMEOUT_S = 10.0
+
+
 class Decoders:
     """Decodes in helper processes, each for one picture at a time. Threads share it."""
 
-    def __init__(self, *, max_pixels: int, timeout_s: float) -> None:
+    def __init__(self, *, max_pixels: int, timeout_s: float = _TIMEOUT_S) -> None:
         """Starts no process yet.
 
         Args:

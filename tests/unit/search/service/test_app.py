@@ -17,7 +17,7 @@ from align.config.ingest import IngestConfig
 from align.config.search import IndexConfig
 from align.search.catalogue import index_catalogue
 from align.search.service.app import POLICY, make_app
-from align.search.service.limits import Limits
+from align.search.service.limits import Buckets, Limits
 from align.search.service.service import SearchService
 from align.search.service.uploads import Decoders
 from align.web.guard import Guard
@@ -95,7 +95,7 @@ def test_filters_and_pages(made: SearchService) -> None:
         ("GET", "/search?text=a&key=b", {}, 400, "give one of"),
         ("GET", "/search?text=red&plus=blue", {}, 400, "plus and minus change a picture"),
         ("GET", "/search?text=%20%20", {}, 400, "the text is empty"),
-        ("GET", f"/search?text={'a' * 1001}", {}, 400, "at most 1,000"),
+        ("GET", f"/search?text={'a' * 1001}", {}, 400, "text: String should have at most 1000"),
         ("GET", "/search?text=a&limit=101", {}, 400, "limit: "),
         ("GET", "/search?text=a&offset=990&limit=20", {}, 400, "results end at 1,000"),
         ("GET", "/search?text=a&nonsense=1", {}, 400, "nonsense: "),
@@ -120,7 +120,7 @@ def test_filters_and_pages(made: SearchService) -> None:
         ("POST", "/search/image", {"content": square("red")[:300]}, 400, "not a picture"),
         ("POST", "/search/image", {"content": hostile_pictures.png(6000)}, 400, "6,000 x 6,000 pixels"),
         ("POST", "/embed", {"json": {}}, 400, "give 1 to 64"),
-        ("POST", "/embed", {"json": {"texts": ["a"] * 65}}, 400, "give 1 to 64"),
+        ("POST", "/embed", {"json": {"texts": ["a"] * 65}}, 400, "texts: "),
         ("POST", "/embed", {"json": {"texts": [""]}}, 400, "texts.0"),
         ("GET", "/item/nobody", {}, 404, "no picture with key"),
         ("GET", "/image/../../etc/passwd", {}, 404, ""),
@@ -180,7 +180,8 @@ def test_a_request_has_one_deadline(world: Path) -> None:
 
 
 def test_decoding_takes_from_what_a_client_may_ask_for(world: Path) -> None:
-    with service(world, served(world), max_requests_per_s=0.01, max_burst=20) as made:
+    with service(world, served(world), max_requests_per_s=0.01) as made:
+        made.buckets = Buckets(0.01, 20)
         embed = {"images": [base64.b64encode(SLOW).decode()] * 64}
         assert ask(made, "POST", "/embed", json=embed).status_code == 200
         refused = ask(made, "POST", "/search/image", content=square("red"))

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from align.search.service import limits as service_limits
 from align.search.service.answers import EmbedRequest
-from align.search.service.limits import Buckets, Limits, Refused, RequestMetrics, parse_json
+from align.search.service.limits import MAX_TEXT_BYTES, Buckets, Limits, Refused, RequestMetrics, parse_json
 from tests.support.served import limits
 
 
@@ -53,26 +53,27 @@ async def reads_all(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def limited(registry: CollectorRegistry | None = None, **values: Any) -> Limits:
-    config = limits(**{"max_requests_per_s": None, "max_body_bytes": 2048, "max_text_bytes": 1024, **values})
+def limited(registry: CollectorRegistry | None = None, max_burst: float = 200, **values: Any) -> Limits:
+    config = limits(**{"max_requests_per_s": None, "max_body_bytes": 2 * MAX_TEXT_BYTES, **values})
     requests = RequestMetrics(registry or CollectorRegistry())
-    return Limits(reads_all, config, requests, Buckets(config.max_requests_per_s, config.max_burst))
+    return Limits(reads_all, config, requests, Buckets(config.max_requests_per_s, max_burst))
 
 
 def test_a_body_is_bounded_by_what_comes_not_by_what_is_said() -> None:
-    assert answer(made=limited(), parts=[b"x" * 1024, b"x" * 1024])[0] == 200
-    assert answer(made=limited(), parts=[b"x" * 1024, b"x" * 1025], says=3)[0] == 413
-    status, body = answer(made=limited(), says=2049, parts=[])
-    assert status == 413 and "at most 2,048" in body["error"]
+    half = b"x" * MAX_TEXT_BYTES
+    assert answer(made=limited(), parts=[half, half])[0] == 200
+    assert answer(made=limited(), parts=[half, half + b"x"], says=3)[0] == 413
+    status, body = answer(made=limited(), says=2 * MAX_TEXT_BYTES + 1, parts=[])
+    assert status == 413 and "at most 131,072" in body["error"]
     assert answer(made=limited(), says=10**30)[0] == 413
 
 
 def test_only_requests_with_pictures_may_be_long() -> None:
-    long = [b"x" * 1024, b"x"]
+    long = [b"x" * MAX_TEXT_BYTES, b"x"]
     assert [answer(made=limited(), parts=[*long], path=path)[0] for path in ("/search", "/embed")] == [200, 200]
     for method, path in (("GET", "/search"), ("POST", "/item/a"), ("GET", "/health"), ("POST", "/")):
         assert answer(made=limited(), parts=[*long], path=path, method=method)[0] == 413, path
-        assert answer(made=limited(), says=1025, path=path, method=method)[0] == 413, path
+        assert answer(made=limited(), says=MAX_TEXT_BYTES + 1, path=path, method=method)[0] == 413, path
 
 
 @pytest.mark.parametrize(
@@ -85,15 +86,15 @@ def test_only_requests_with_pictures_may_be_long() -> None:
 def test_a_long_body_is_parsed_only_if_it_is_pictures(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
     monkeypatch.setattr(json, "loads", lambda text: pytest.fail("parsed"))
     with pytest.raises(Refused, match="the body without its pictures is too large: at most 65,536 bytes"):
-        parse_json(body, 65_536)
+        parse_json(body)
 
 
 def test_pictures_in_json_are_parsed_whatever_their_length_and_lines() -> None:
     picture = base64.encodebytes(b"\xff" * 5_000_000).decode()
     wanted = {"texts": ["a"] * 64, "images": [picture, "abc", picture.replace("\n", "")]}
-    assert parse_json(json.dumps(wanted).replace("/", "\\/").encode(), 65_536) == wanted
+    assert parse_json(json.dumps(wanted).replace("/", "\\/").encode()) == wanted
     with pytest.raises(Refused, match="33 fields"):
-        parse_json(json.dumps(dict.fromkeys(map(str, range(33)))).encode(), 65_536)
+        parse_json(json.dumps(dict.fromkeys(map(str, range(33)))).encode())
 
 
 def test_the_first_wrong_value_ends_a_check() -> None:
@@ -175,10 +176,10 @@ def test_many_addresses_take_bounded_memory() -> None:
 
 def test_every_request_is_counted_under_few_names() -> None:
     registry = CollectorRegistry()
-    made = limited(registry, max_body_bytes=1024)
+    made = limited(registry)
     for path in ("/search", "/search/image", "/image/a/b", "/../x", "/%00"):
         answer(made=made, path=path)
-    answer(made=made, says=9999)
+    answer(made=made, says=999_999)
 
     def counted(endpoint: str, status: str) -> float | None:
         return registry.get_sample_value("align_search_requests_total", {"endpoint": endpoint, "status": status})

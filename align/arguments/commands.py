@@ -76,18 +76,32 @@ def pin(parser: ArgumentParser) -> None:
 
 
 def run(parser: ArgumentParser) -> None:
-    """Arguments of `align run`."""
-    _request(parser)
+    """Arguments of `align run`: what to run, as in the form in Prefect's UI."""
+    parser.add_argument("--name", default="demo", help="the result becomes branch run/NAME (default: demo)")
     parser.add_argument(
-        "--if-changed",
+        "--ref", metavar="REV", help="run this git revision, in a worktree of its own (default: this checkout as it is)"
+    )
+    parser.add_argument(
+        "--only",
+        choices=PARTS,
+        default=PARTS[0],
+        help="a part: data ends with the vocabulary, training makes the model, evaluation measures it; what the part "
+        "reads must be unchanged or in DVC's cache",
+    )
+    parser.add_argument(
+        "--from", dest="from_stage", metavar="STAGE", help="from this stage on; those before it must be as above"
+    )
+    parser.add_argument("--to", dest="to_stage", metavar="STAGE", help="up to this stage")
+    parser.add_argument(
+        "--snapshot-dirty",
         action="store_true",
-        help="only if the source changed since the champion's data (section retrain); for a schedule",
+        help="run HEAD with your uncommitted changes in a worktree; without this, --set and --profile refuse them",
     )
 
 
 def plan(parser: ArgumentParser) -> None:
     """Arguments of `align plan`: those of `align run`, and its own."""
-    _request(parser)
+    run(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--for", dest="cards", metavar="8xH100", help="only what training takes on such cards")
     parser.add_argument("--price", type=float, help="of a card and hour, with --for")
@@ -299,30 +313,6 @@ def diff(parser: ArgumentParser) -> None:
     parser.add_argument("before", metavar="DATA_A", help=what)
     parser.add_argument("after", metavar="DATA_B", help="the same")
     _output(parser, "with figures")
-
-
-def _request(parser: ArgumentParser) -> None:
-    """Those that say what to run: the ones of the form in Prefect's UI."""
-    parser.add_argument("--name", default="demo", help="the result becomes branch run/NAME (default: demo)")
-    parser.add_argument(
-        "--ref", metavar="REV", help="run this git revision, in a worktree of its own (default: this checkout as it is)"
-    )
-    parser.add_argument(
-        "--only",
-        choices=PARTS,
-        default=PARTS[0],
-        help="a part: data ends with the vocabulary, training makes the model, evaluation measures it; what the part "
-        "reads must be unchanged or in DVC's cache",
-    )
-    parser.add_argument(
-        "--from", dest="from_stage", metavar="STAGE", help="from this stage on; those before it must be as above"
-    )
-    parser.add_argument("--to", dest="to_stage", metavar="STAGE", help="up to this stage")
-    parser.add_argument(
-        "--snapshot-dirty",
-        action="store_true",
-        help="run HEAD with your uncommitted changes in a worktree; without this, --set and --profile refuse them",
-    )
 
 
 def _output(parser: ArgumentParser, what: str) -> None:

@@ -1,5 +1,5 @@
 """What happens to a model that is trained: `register` (names in MLflow), `promote` (when a candidate becomes the
-champion), `retrain` (when the pipeline runs again by itself, and when a champion is old).
+champion).
 """
 
 from __future__ import annotations
@@ -43,15 +43,3 @@ class RegisterConfig(Section):
     model_name: Name
     #: The processor, memory, disk, network and GPU of the machine that runs the flow, twice a minute.
     system_metrics: bool
-
-
-class RetrainConfig(Section):
-    """The limits of a scheduled look at the source. No stage reads this."""
-
-    section: ClassVar[str] = "retrain"
-    changes_bytes: ClassVar[bool] = False
-
-    #: Share of the source that must have changed since the champion's data.
-    min_change: Annotated[float, Field(ge=0, le=1)]
-    #: Days after its promotion at which a champion counts as old; None: never.
-    champion_days: Annotated[float, Field(gt=0)] | None

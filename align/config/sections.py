@@ -25,7 +25,7 @@ from align.config.model import ModelConfig
 from align.config.params import INHERITS, Section
 from align.config.paths import PathsConfig
 from align.config.recipe import FinetuneConfig, PretrainConfig
-from align.config.release import PromoteConfig, RegisterConfig, RetrainConfig
+from align.config.release import PromoteConfig, RegisterConfig
 from align.config.search import IndexConfig, SearchConfig
 from align.config.serve import ServeConfig
 from align.config.shard import ShardConfig
@@ -37,7 +37,7 @@ SECTIONS: dict[str, type[Section]] = {
     for cls in (
         PathsConfig, EngineConfig, StoreConfig, HealthConfig, ClusterConfig, IngestConfig, DownloadConfig, FilterConfig,
         ValidateConfig, ShardConfig, FitTokenizerConfig, ModelConfig, PretrainConfig, FinetuneConfig, EvaluateConfig,
-        IndexConfig, SearchConfig, ServeConfig, RegisterConfig, PromoteConfig, RetrainConfig,
+        IndexConfig, SearchConfig, ServeConfig, RegisterConfig, PromoteConfig,
     )
 }  # fmt: skip
 

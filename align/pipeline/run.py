@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from align.arguments.commands import PARTS
 from align.config import Params
 from align.config.params import chosen_values
 from align.durable.locks import take
@@ -39,14 +38,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Replaces this process by the flow's. `params` was read only to refuse a bad override before anything starts.
 
     Raises:
-        ConfigError: --params is given: a run reads the params.yaml of its checkout. Or --if-changed, with values that
-            the champion was not trained with.
+        ConfigError: --params is given: a run reads the params.yaml of its checkout.
     """
-    asked = request(params, args)
-    others = (args.ref, args.snapshot_dirty, args.overrides, args.from_stage, args.to_stage, args.only != PARTS[0])
-    if args.if_changed and any(others):
-        raise ConfigError("--if-changed runs all of HEAD as it is: of the other arguments it takes --name alone")
-    become("flows", *(("retrain", "--name", args.name) if args.if_changed else ("pipeline", asked)))
+    become("flows", "pipeline", request(params, args))
 
 
 def request(params: Params, args: argparse.Namespace) -> str:

@@ -46,6 +46,7 @@ def test_runs_are_visible_cached_and_recorded(stack: Stack, first_run: str) -> N
     assert "0 stages ran, 3 came from the cache" in second.stdout, second.stdout + second.stderr
     states = stack.states("demo")
     assert {states[name] for name in stages} == {"Cached"}
+    assert git(stack.root, "branch", "--list", "run/demo-*") == ""
 
     keys = {artifact["key"] for artifact in stack.ask("/artifacts/filter", {})}
     assert {"ingest-report", "pretrain-report", "index-report", "summary"} <= keys
@@ -69,6 +70,22 @@ def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack:
     diff = stack.run("-m", "dvc", "metrics", "diff", "run/demo", "run/demo-2", "--json")
     change = json.loads(diff.stdout)["reports/pretrain/metrics.json"]["pretrain/value"]
     assert (change["old"], change["new"]) == (1, 5)
+
+
+def test_a_schedule_adds_nothing_while_nothing_changes(stack: Stack, first_run: str) -> None:
+    """It is off until somebody switches it on. What its runs make has one name, so an equal result finds its branch."""
+    [schedule] = stack.ask("/deployments/name/pipeline/train-and-release")["schedules"]
+    assert schedule["active"] is False
+    said = []
+    for _ in range(2):
+        run = stack.click("pipeline", parameters=schedule["parameters"])
+        assert stack.wait_for(run, *ENDS) == "COMPLETED"
+        assert stack.states("scheduled")["pretrain"] == "Cached"
+        said += [line for line in stack.logs(run) if line.startswith(("branch run/", "register --revision"))]
+    assert git(stack.root, "branch", "--list", "run/scheduled*") == "run/scheduled"
+    commit = git(stack.root, "rev-parse", "run/scheduled")
+    assert [" ".join(line.split()[:3]) for line in said[::2]] == ["branch run/scheduled is", "branch run/scheduled has"]
+    assert all(f"register --revision {commit}" in line for line in said[1::2])  # which finds the version there
 
 
 def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:

@@ -71,5 +71,5 @@ def test_where_and_how_fast_change_no_bytes() -> None:
     assert changing_bytes(values) == {"pretrain": {"seed": 0}}
     neutral = {name for name, cls in SECTIONS.items() if not cls.changes_bytes}
     assert neutral == {
-        "paths", "engine", "store", "health", "cluster", "register", "promote", "retrain", "serve",
+        "paths", "engine", "store", "health", "cluster", "register", "promote", "serve",
     }  # fmt: skip

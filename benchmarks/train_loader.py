@@ -23,10 +23,8 @@ from PIL import Image
 
 from align.config.shard import ShardConfig
 from align.errors import DataError
-from align.formats.shards import MANIFEST, PICTURES, Sample, StoredTar, iter_samples, read_manifest
+from align.formats.shards import MANIFEST, Sample, read_manifest
 from align.model.preprocess import decode, random_crop
-from align.shard.gather import Request
-from align.shard.writer import join_manifest, write_entry, write_list, write_tar
 from align.statistics.randomness import Purpose, uniforms
 from align.training.batches.batch import Augmentation, Sampling, Workers
 from align.training.batches.index import SplitIndex
@@ -64,26 +62,6 @@ def paper_shards(world: World, num_images: int = NUM_IMAGES) -> SplitIndex:
             samples.append(Sample(key, key, file, (key, f"{key}b"), texts))
         parts = [samples[start : start + IMAGES_PER_SHARD] for start in range(0, len(samples), IMAGES_PER_SHARD)]
         write_shards(folder, {"train": parts}, image_px=RESIZE_PX)
-    return SplitIndex.of(folder, read_manifest(folder), "train")
-
-
-def paper_lists(world: World) -> SplitIndex:
-    """The same samples as lists over tars of pictures (`shard.materialise: false`)."""
-    folder, paper_shards_of = world.root / "paper_lists", world.root / f"paper_shards-{NUM_IMAGES}"
-    if not (folder / MANIFEST).exists():
-        entries, every = [], iter_samples(paper_shards_of, "train")
-        for number, task in enumerate(read_manifest(paper_shards_of).tasks):
-            samples = [*itertools.islice(every, task.shard.num_images)]
-            path = f"{PICTURES}/{number:05d}.tar"
-            sha256, offsets = write_tar(folder / path, ([(f"{one.key}.jpg", one.image)] for one in samples))
-            tar = StoredTar(path=path, sha256=sha256, num_bytes=(folder / path).stat().st_size)
-            images = [
-                Request(one.key, one.image_id, one.keys, one.texts, (), number, at, len(one.image))
-                for one, (at,) in zip(samples, offsets, strict=True)
-            ]
-            entries.append(world.root / f"list-{number}.json")
-            write_entry(write_list(folder, f"train/{number:05d}.jsonl", images, tar), entries[-1])
-        join_manifest(folder, RESIZE_PX, {"train": entries})
     return SplitIndex.of(folder, read_manifest(folder), "train")
 
 
@@ -173,15 +151,6 @@ def run(world: World) -> list[Comparison]:
     items = index.num_images // BATCH_SIZE * BATCH_SIZE
     assert ours(index) == items
     rows = [threads_and_processes(index)]
-    lists = paper_lists(world)
-    assert ours(lists) == items
-    seconds = interleaved(lambda: ours(lists), lambda: ours(index), REPETITIONS)
-    rows.append(
-        compare(
-            f"training loader, {RESIZE_PX} -> {CROP_PX} px, lists over a store of pictures", "tars of the same samples",
-            "images / CPU s", items=items, ours_s=seconds[0], theirs_s=seconds[1],
-        )
-    )  # fmt: skip
     for what, peer, theirs in (
         ("against webdataset", "webdataset, Pillow", lambda: webdataset(index)),
         ("share of bare decoding", "decode and crop in a loop", lambda: bare(files[:items])),

@@ -11,7 +11,7 @@ from align.config.params import Section
 
 class ShardConfig(Section):
     """Sizes, and the split by cluster. `val` and `test` are fractions of the clusters; all others are train, of whose
-    pairs a fraction is taken. If `materialise` is false, train is lists over one store of pictures instead of tars."""
+    pairs a fraction is taken."""
 
     section: ClassVar[str] = "shard"
 
@@ -26,4 +26,3 @@ class ShardConfig(Section):
     text_sources: bool
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
     max_cluster_share: Annotated[float, Field(gt=0, le=1)]
-    materialise: bool

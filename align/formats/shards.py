@@ -8,11 +8,6 @@ is where the member's data begins in the tar, so that one range read fetches it.
 folder without it holds no shards. It has a row for each tar and none for each image: at the paper's 1.8 billion images
 (section 3) it has 50 MB, and all the indexes 58 GB.
 
-With `shard.materialise: false` a shard is a *list*, `NNNNN.jsonl`: a line for each image, its json with `offset` and
-`size` of its picture in a tar of `pictures/`, which holds all pictures of a raw tar as `<image_id>.jpg`, resized in the
-same way. These tars do not depend on the filter. The index of a list has the picture's place in that tar, then the
-line's in the list.
-
 An index of given tars (`align.training.given_tars`) is such a folder without tars: its manifest says where they lie.
 
 The paper does not describe its storage; all of this is our decision.
@@ -40,28 +35,13 @@ from align.interfaces.store import FetchTar
 MANIFEST = "manifest.json"
 #: In `store.cache`: a folder for each index of given tars.
 GIVEN = "given"
-#: In data/shards: a folder for the tars that lists name; in `store.cache`: one for those of all recipes.
-PICTURES = "pictures"
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
-class StoredTar(StoredModel):
-    """A file under its digest.
-
-    Attributes:
-        path: relative to the folder of the manifest, such as `pictures/00000.tar`.
-        sha256: hex digest of the whole file.
-    """
-
-    path: str
-    sha256: str
-    num_bytes: int
-
-
 class Shard(StoredModel):
-    """One tar file, or a list.
+    """One tar file.
 
     Attributes:
         path: relative to the folder of the manifest, such as `train/00000.tar`.
@@ -70,7 +50,6 @@ class Shard(StoredModel):
         offsets_sha256: hex digest of its index.
         given: where a tar lies that others made: an absolute path or s3://... Its sha256 is of its samples. None, and
             not written: `path`.
-        pictures: of a list: the tar with its pictures. None, and not written: `path` is a tar, which has them too.
         sources: source -> how many texts have it; of given tars those that were asked for. None, and not written: no
             text says its source.
     """
@@ -82,7 +61,6 @@ class Shard(StoredModel):
     num_pairs: int
     offsets_sha256: str
     given: str | None = None
-    pictures: StoredTar | None = None
     sources: dict[str, int] | None = None
 
     @property
@@ -94,11 +72,6 @@ class Shard(StoredModel):
     def offsets_path(self) -> str:
         """Its index, relative to the folder of the manifest."""
         return f"{self.name}.npy"
-
-    @property
-    def tar(self) -> StoredTar:
-        """Where its pictures are."""
-        return self.pictures or StoredTar(path=self.path, sha256=self.sha256, num_bytes=self.num_bytes)
 
 
 class Split(StoredModel):
@@ -161,9 +134,9 @@ class Manifest(StoredModel):
     left_out: dict[str, int] | None = None
 
     @property
-    def tars(self) -> dict[str, StoredTar]:
-        """Path of a shard -> where its pictures are, of all splits."""
-        return {task.shard.path: task.shard.tar for task in self.tasks}
+    def tars(self) -> dict[str, Shard]:
+        """The tars of all splits, by their paths."""
+        return {task.shard.path: task.shard for task in self.tasks}
 
     @property
     def tasks(self) -> list[ShardTask]:
@@ -234,11 +207,10 @@ def index_bytes(offsets: Sequence[tuple[int, int, int, int]]) -> bytes:
 
 
 def digest_of(shards: Iterable[Shard]) -> str:
-    """sha256 of the shards' sha256s in order, that of a list before that of its pictures."""
+    """sha256 of the shards' sha256s in order."""
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(shard.sha256.encode("ascii"))
-        digest.update(shard.pictures.sha256.encode("ascii") if shard.pictures else b"")
     return digest.hexdigest()
 
 
@@ -253,20 +225,12 @@ def parse_row(data: bytes, size: int, tar: Path) -> dict[str, Any]:
     return row
 
 
-def list_rows(path: Path, shard: Shard) -> Iterator[dict[str, Any]]:
-    """The json of each sample of a list, with `offset` and `size`. Raises CorruptError if it is not that of `shard`."""
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        raise CorruptError(f"{path}: sha256 does not match {MANIFEST}; run `align shard` again")
-    yield from map(json.loads, data.splitlines())
-
-
-def local_tar(shards: Path, shard: Shard | StoredTar, fetch: FetchTar | None) -> Path:
-    """A tar or list on this machine.
+def local_tar(shards: Path, shard: Shard, fetch: FetchTar | None) -> Path:
+    """A tar on this machine.
 
     Args:
         shards: the folder of the manifest.
-        shard: its row; `Shard.tar` for the pictures.
+        shard: its row.
         fetch: (sha256, bytes) -> path of a tar that is not in the folder; None: there is none.
 
     Raises:
@@ -305,14 +269,13 @@ def iter_samples(shards: Path, split: SplitName, fetch: FetchTar | None = None) 
         CorruptError: a shard's bytes or its index do not match the manifest.
     """
     for shard in read_manifest(shards).splits[split].shards:
-        path, tar = local_tar(shards, shard, fetch), local_tar(shards, shard.tar, fetch)
-        for file, sha256 in {path: shard.sha256, tar: shard.tar.sha256}.items():
-            if sha256_file(file) != sha256:
-                raise CorruptError(f"{file}: sha256 does not match {MANIFEST}; run `align shard` again")
+        path = local_tar(shards, shard, fetch)
+        if sha256_file(path) != shard.sha256:
+            raise CorruptError(f"{path}: sha256 does not match {MANIFEST}; run `align shard` again")
         offsets = read_offsets(shards / shard.offsets_path, shard.offsets_sha256)
-        with path.open("rb") as rows, tar.open("rb") as pictures:
+        with path.open("rb") as file:
             for jpg_offset, jpg_size, json_offset, json_size in offsets.tolist():
-                image = os.pread(pictures.fileno(), jpg_size, jpg_offset)
-                row = json.loads(os.pread(rows.fileno(), json_size, json_offset))
+                image = os.pread(file.fileno(), jpg_size, jpg_offset)
+                row = json.loads(os.pread(file.fileno(), json_size, json_offset))
                 lists = (tuple(row.get(name, ())) for name in ("keys", "texts", "sources"))
                 yield Sample(row["key"], row["image_id"], image, *lists)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,7 +28,7 @@ from align.durable.pieces import Piece, Pieces
 from align.errors import CorruptError
 from align.formats.image_index import IndexedImage
 from align.formats.indexed_images import ImagesWriter
-from align.formats.shards import Manifest, Shard, ShardTask, list_rows, local_tar
+from align.formats.shards import Manifest, Shard, ShardTask, local_tar
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.executor import Executor
 from align.interfaces.store import FetchTar
@@ -149,15 +148,10 @@ def _embedded(work: EmbedWork, encoder: Encoder, task: ShardTask) -> pa.Table:
 
 def _samples(work: EmbedWork, shard: Shard) -> Iterator[tuple[dict[str, Any], bytes]]:
     """The json of each sample, with the place of its image, and the image. The tar's index may be elsewhere."""
-    tar = local_tar(work.shards, shard.tar, work.fetch)
+    tar = local_tar(work.shards, shard, work.fetch)
     with tar.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.tar.sha256:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
             raise CorruptError(f"{tar}: sha256 does not match the manifest; run `align shard` again")
-        if shard.pictures is not None:
-            for row in list_rows(local_tar(work.shards, shard, work.fetch), shard):
-                place = {"offset_bytes": row["offset"], "size_bytes": row["size"]}
-                yield row | place, os.pread(file.fileno(), row["size"], row["offset"])
-            return
         image, place = b"", dict[str, int]()
         try:
             for member in read_members(file):

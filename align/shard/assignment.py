@@ -107,7 +107,6 @@ class ShardPlan:
         cluster_sizes: how many clusters have 1 image, 2 or 3, 4 to 7, and so on.
         largest_cluster: its number of images.
         images_per_shard: of each shard but the last of a split.
-        num_lists: if train is lists: of how many tars of pictures; a list for each. None: train is tars.
     """
 
     folder: Path
@@ -115,7 +114,6 @@ class ShardPlan:
     cluster_sizes: Sequence[int]
     largest_cluster: int
     images_per_shard: int
-    num_lists: int | None = None
 
     @property
     def num_train_shards(self) -> int:
@@ -131,7 +129,7 @@ class ShardPlan:
         """The path of an output shard, such as `train/00000.tar`."""
         for name, count in zip(SPLITS, self._num_shards, strict=True):
             if number < count:
-                return f"{name}/{number:05d}.{'jsonl' if name == 'train' and self.num_lists else 'tar'}"
+                return f"{name}/{number:05d}.tar"
             number -= count
         raise IndexError(number)
 
@@ -146,8 +144,7 @@ class ShardPlan:
 
     @property
     def _num_shards(self) -> list[int]:
-        counts = [-(-count // self.images_per_shard) for count in self.num_images]
-        return [self.num_lists or counts[0], *counts[1:]]
+        return [-(-count // self.images_per_shard) for count in self.num_images]
 
 
 def rows_file(number: int) -> str:
@@ -164,19 +161,15 @@ def read_plan(folder: Path) -> ShardPlan | None:
     return ShardPlan(folder, tuple(values.pop("num_images")), **values)
 
 
-def make_plan(
-    folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: Path, config: ShardConfig,
-    num_lists: int | None = None,
-) -> ShardPlan:  # fmt: skip
+def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: Path, config: ShardConfig) -> ShardPlan:
     """Plans, and writes the folder as a whole or not at all.
 
     Args:
         folder: of the plan.
         filtered: data/filtered.
-        spans: per raw tar, its images as `align.shard.image_spans.SPAN`; per tar of pictures, if there are lists.
+        spans: per raw tar, its images as `align.shard.image_spans.SPAN`.
         raw: data/raw, for error messages.
         config: section `shard`.
-        num_lists: see `ShardPlan`; then samples of `spans` are image_ids, else keys.
 
     Raises:
         DataError: nothing is kept, a split would be empty, or an image of a kept pair has no hash or no bytes. Else as
@@ -188,10 +181,9 @@ def make_plan(
         count = num_buckets(sum(pq.read_metadata(part).num_rows for part in decision_parts(filtered)))
         samples = Buckets(work, "samples", {"sample": SPAN["sample"], "row": "i8"}, count)
         rows = Buckets(work, "rows", {"row": "i8", "image": "i8", "taken": "?"}, count)
-        where = "image_id" if num_lists else "image_key"
-        clusters, num_pairs = _read_clusters(filtered, config, work, (samples, where), rows)
+        clusters, num_pairs = _read_clusters(filtered, config, work, samples, rows)
         assigned = Buckets(work, "assigned", {"image": "i8", "shard": "i4", "rank": "i4"}, count)
-        plan = _assign(folder, clusters, config, work, assigned, num_lists)
+        plan = _assign(folder, clusters, config, work, assigned)
         num_blocks = -(-num_pairs // _BLOCK_ROWS)
         shard_of = Buckets(work, "shard_of", {"row": "i8", "shard": "i4", "rank": "i4"}, num_blocks)
         for bucket in range(count):
@@ -208,20 +200,20 @@ def make_plan(
         _find_spans(spans, work, samples, span_of)
         blocks = _blocks(filtered, raw if config.text_sources else None)
         _group_rows(part, blocks, raw, shard_of, span_of, plan)
-        _write_rows(part, num_blocks, plan.num_shards)
+        _write_rows(part, num_blocks)
         shutil.rmtree(work)
         write_text(part / "plan.json", to_json({k: v for k, v in asdict(plan).items() if k != "folder"}))
     return plan
 
 
 def _read_clusters(
-    filtered: Path, config: ShardConfig, work: Path, samples: tuple[Buckets, str], rows: Buckets
+    filtered: Path, config: ShardConfig, work: Path, samples: Buckets, rows: Buckets
 ) -> tuple[Clusters, int]:
     """The kept images in order of their ids, and the number of kept pairs.
 
-    Fills for each kept pair, which its position in the file numbers, what its image is looked up by (a column, in
-    `samples`) and the index of its image in the bucket of the latter. Draw and place of an image depend only on the
-    seed and the image, so that later images do not move earlier ones.
+    Fills for each kept pair, which its position in the file numbers, the key of its image (in `samples`) and the index
+    of its image in the bucket of the latter. Draw and place of an image depend only on the seed and the image, so that
+    later images do not move earlier ones.
     """
     seed, count, fraction = config.seed, rows.count, fraction_of(config)
     pairs = Buckets(work, "pairs", {"id": "S16", "row": "i8", "text": "u8", "taken": "?"}, count)
@@ -231,8 +223,8 @@ def _read_clusters(
         text = text_digests(batch["text"].to_pylist())
         taken = fraction.holds(batch["key"].to_pylist()) if fraction else np.ones(len(batch), np.bool_)
         pairs.add(_bucket(ids, count), id=ids, row=numbers, text=text, taken=taken)
-        digests = sample_digests(key or "" for key in batch[samples[1]].to_pylist())
-        samples[0].add(_bucket(digests, count), sample=digests, row=numbers)
+        digests = sample_digests(key or "" for key in batch["image_key"].to_pylist())
+        samples.add(_bucket(digests, count), sample=digests, row=numbers)
         num_pairs += len(batch)
     if num_pairs == 0:
         path = filtered / DECISIONS
@@ -273,13 +265,8 @@ def fraction_of(config: ShardConfig) -> Fraction | None:
     return None if config.train_fraction == 1 else Fraction(seed=config.seed, share=config.train_fraction)
 
 
-def _assign(
-    folder: Path, clusters: Clusters, config: ShardConfig, work: Path, assigned: Buckets, num_lists: int | None
-) -> ShardPlan:
-    """Gives each image its split, its output shard and its rank there, split after split in order of their places.
-
-    Which list has it is decided by the tar of its picture, later.
-    """
+def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, assigned: Buckets) -> ShardPlan:
+    """Gives each image its split, its output shard and its rank there, split after split in order of their places."""
     count = assigned.count
     placed = Buckets(work, "placed", {"place": "u8", "place_2": "u8", "image": "i8"}, count * len(SPLITS))
     num_all, num_images = clusters.start(count), np.zeros(len(SPLITS), np.int64)
@@ -304,18 +291,19 @@ def _assign(
     first, second, third = num_images.tolist()
     shard = 0
     for split in range(len(SPLITS)):
-        lists, position = num_lists if split == 0 else None, 0
-        per_shard = num_all if lists else config.images_per_shard
+        position = 0
         for bucket in range(count):
             images = placed.take(split * count + bucket)
             images = images[np.lexsort((images["place_2"], images["place"]))]["image"]
             at = position + np.arange(len(images))
             where = clusters.bucket_of(images)
-            assigned.add(where, image=images, shard=shard + at // per_shard, rank=at % per_shard)
+            assigned.add(
+                where, image=images, shard=shard + at // config.images_per_shard, rank=at % config.images_per_shard
+            )
             position += len(images)
-        shard += lists or -(-position // per_shard)
+        shard += -(-position // config.images_per_shard)
     sizes = np.trim_zeros(cluster_sizes, "b").tolist()
-    return ShardPlan(folder, (first, second, third), sizes, largest, config.images_per_shard, num_lists)
+    return ShardPlan(folder, (first, second, third), sizes, largest, config.images_per_shard)
 
 
 def _splits(members: Members, num_images: int, config: ShardConfig) -> NDArray[np.int64]:
@@ -369,9 +357,6 @@ def _group_rows(
             for name in names:
                 table = table.append_column(name, pa.array(np.ascontiguousarray(in_file[name])))
         shard = table["shard"].to_numpy()
-        if plan.num_lists:
-            shard = np.where(shard < plan.num_lists, table["tar"].to_numpy(), shard)
-            table = table.set_column(table.column_names.index("shard"), "shard", pa.array(shard))
         table = table.take(pa.array(np.argsort(shard, kind="stable")))
         if not len(table):
             continue
@@ -380,26 +365,18 @@ def _group_rows(
                 writer.write_table(rows)
 
 
-def _write_rows(folder: Path, num_groups: int, num_shards: int) -> None:
-    """Divides these files: writes the rows of each output shard; a list may have none."""
-    schema = None
+def _write_rows(folder: Path, num_groups: int) -> None:
+    """Divides these files: writes the rows of each output shard."""
     for group in range(num_groups):
         path = folder / f"group-{group}"
         if path.exists():  # there may be fewer shards than groups
             table = _read_streams(path).sort_by([(name, "ascending") for name in ("shard", "rank", "key")])
             for shard, rows in _slices(table, table["shard"].to_numpy()):
                 rows = rows.drop_columns(["shard"])
-                schema = rows.schema
-                _write(rows, folder / rows_file(shard))
+                path_of_rows = str(folder / rows_file(shard))
+                with pa.OSFile(path_of_rows, "wb") as sink, pa.ipc.new_file(sink, rows.schema) as out:
+                    out.write_table(rows)
             path.unlink()
-    for file in (folder / rows_file(number) for number in range(num_shards)):
-        if schema is not None and not file.exists():
-            _write(schema.empty_table(), file)
-
-
-def _write(rows: pa.Table, path: Path) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as out:
-        out.write_table(rows)
 
 
 def _blocks(filtered: Path, raw: Path | None) -> Iterator[pa.Table]:

@@ -50,14 +50,12 @@ class RawTars:
         local: path of each tar, by number; None for a tar in the object store.
         fetch: (tar number, offset, number of bytes) -> bytes, for tars in the object store; called by several threads.
         num_threads: threads that call `fetch`.
-        resized: whether these are the tars of `align.shard.pictures`, whose bytes are no longer those of the images.
     """
 
     def __init__(
-        self, local: Sequence[str | None], fetch: Callable[[int, int, int], bytes] | None, num_threads: int,
-        *, resized: bool = False,
-    ) -> None:  # fmt: skip
-        self._local, self._fetch, self._num_threads, self._resized = local, fetch, num_threads, resized
+        self, local: Sequence[str | None], fetch: Callable[[int, int, int], bytes] | None, num_threads: int
+    ) -> None:
+        self._local, self._fetch, self._num_threads = local, fetch, num_threads
         self._files: dict[int, int] = {}
         self._pool: ThreadPoolExecutor | None = None
 
@@ -108,8 +106,6 @@ class RawTars:
 
     def _whole(self, data: bytes, request: Request, place: str) -> bytes:
         """The bytes of an image. Raises CorruptError if they are not those that the filter decided on."""
-        if self._resized and len(data) == request.size:
-            return data
         if hashlib.sha256(data).hexdigest() != request.image_id:
             raise CorruptError(
                 f"{place}: the image {request.key} is damaged: its sha256 is not {request.image_id}; remove the tar "
@@ -131,7 +127,7 @@ def gather(rows: pa.Table, tars: RawTars, image_px: int, jpeg_quality: int) -> I
         DataError: an image does not decode.
         CorruptError, ServiceError: as `RawTars.read`.
     """
-    requests = requests_of(rows)
+    requests = _requests_of(rows)
     windows = iter(lambda: list(islice(requests, _AT_ONCE)), [])
     current: list[Request] = []
     images: Iterator[bytes] = iter(())
@@ -141,7 +137,7 @@ def gather(rows: pa.Table, tars: RawTars, image_px: int, jpeg_quality: int) -> I
         current, images = window, next_images
 
 
-def requests_of(rows: pa.Table) -> Iterator[Request]:
+def _requests_of(rows: pa.Table) -> Iterator[Request]:
     """The images of some rows of a plan; position and key are those of its first pair."""
     ranks = rows["rank"].to_numpy()
     starts = np.flatnonzero(np.diff(ranks, prepend=-1))
@@ -167,16 +163,14 @@ def _samples(
         yield Sample(request.key, request.image_id, image, request.keys, request.texts, request.sources)
 
 
-def resize(data: bytes, image_px: int, quality: int, max_pixels: int = sys.maxsize) -> bytes:
+def resize(data: bytes, image_px: int, quality: int) -> bytes:
     """Image bytes of any format -> upright JPEG of `image_px` squared, aspect not kept, transparent pixels on white.
 
-    Raises:
-        PictureError: the bytes do not decode, or the picture has more pixels than `max_pixels`. The default is for
-            pictures that the filter has passed.
+    Any number of pixels will do: the filter has passed the picture. Raises PictureError if the bytes do not decode.
     """
     if is_finished_jpeg(data, image_px):
         return data
-    image = decode(data, max_pixels=max_pixels, hint_px=2 * image_px)  # a JPEG: at no more than twice the result
+    image = decode(data, max_pixels=sys.maxsize, hint_px=2 * image_px)  # a JPEG: at no more than twice the result
     resized = np.array(image.resize((image_px, image_px), Image.Resampling.BILINEAR))
     # 4:4:4, since halved colour resolution is visible at this size.
     return bytes(simplejpeg.encode_jpeg(resized, quality=quality, colorspace="RGB", colorsubsampling="444"))

@@ -2,8 +2,7 @@
 
 Which image goes to which shard is decided once for all pairs (`align.shard.assignment`). Then each output shard is a
 task of its own (`align.shard.gather`), for `engine.runner`. A killed run resumes at the shard
-(`align.shard.work_folder`). With `materialise: false` train is lists over one store of pictures
-(`align.shard.pictures`), which another filter does not write again; val and test are small, and tars as ever.
+(`align.shard.work_folder`).
 
 The paper says nothing about this. Decisions of ours: JPEG as the stored form, and the split by cluster. A cluster
 larger than `max_cluster_share` goes to train as a whole, since it would fill a held-out split.
@@ -34,7 +33,7 @@ from align.services.executors.executors import open_executor
 from align.services.store_work import open_work
 from align.shard.assignment import ShardPlan
 from align.shard.page import shard_page
-from align.shard.work_folder import ShardWork, examples, finish, plan_once, tar_locations, with_pictures, write_shards
+from align.shard.work_folder import ShardWork, examples, finish, plan_once, tar_locations, write_shards
 
 
 class ShardReport(Report):
@@ -113,8 +112,6 @@ def shard(
     with work_directory(folders.shards, "shard", key) as folder, open_executor(engine, folder / CLAIMS) as executor:
         raw = raw_shards(folders.raw)
         work = ShardWork(Pieces(folder, shared), folders.raw, tar_locations(raw, store), store, config)
-        if not config.materialise:
-            work = with_pictures(work, raw, executor, engine.runner)
         plan = plan_once(work, executor, folders.filtered)
         write_shards(work, executor, plan)
         samples = examples(work, plan)

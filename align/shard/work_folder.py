@@ -2,7 +2,7 @@
 
     .index/NNNNN.npy   where the images of a raw tar are
     .plan/             which image goes to which output shard (`align.shard.assignment`)
-    train/NNNNN.tar    output shards, each with its index NNNNN.npy, also in val/ and test/; or lists, NNNNN.jsonl
+    train/NNNNN.tar    output shards, each with its index NNNNN.npy, also in val/ and test/
     .done/NNNNN.json   the manifest's row of an output shard, written when its tar is complete and stored
 
 Each index file and each output shard is a separate task, which depends on no other task of its kind.
@@ -32,10 +32,9 @@ from align.interfaces.executor import Executor
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
 from align.shard.assignment import ShardPlan, fraction_of, make_plan, read_plan, rows_file
-from align.shard.gather import RawTars, gather, requests_of
+from align.shard.gather import RawTars, gather
 from align.shard.image_spans import span_rows
-from align.shard.pictures import PictureStore
-from align.shard.writer import join_manifest, write_entry, write_list, write_shard
+from align.shard.writer import join_manifest, write_entry, write_shard
 
 #: Removed at the end.
 _PLAN, _INDEX, _DONE = ".plan", ".index", ".done"
@@ -55,7 +54,6 @@ class ShardWork:
         tars: path or URI of each raw tar, by its number.
         store: where tars go, and where raw ones are that are not in `raw`.
         config: section `shard`.
-        pictures: if train is lists: the store of pictures; then `tars` are its tars.
     """
 
     pieces: Pieces
@@ -63,11 +61,10 @@ class ShardWork:
     tars: Sequence[str]
     store: StoreConfig
     config: ShardConfig
-    pictures: PictureStore | None = None
 
     def here(self) -> ShardWork:
         """The same in the folder of this machine. A task begins with this."""
-        return replace(self, pieces=self.pieces.here(), pictures=self.pictures and self.pictures.here())
+        return replace(self, pieces=self.pieces.here())
 
     @property
     def folder(self) -> Path:
@@ -92,7 +89,7 @@ class ShardWork:
         return Piece(f"index-{tar:05d}", self.index(tar).relative_to(self.folder).as_posix())
 
     def shard(self, number: int, plan: ShardPlan) -> Piece:
-        """An output shard: its tar, unless that is in the store, or its list, its index, and last its entry."""
+        """An output shard: its tar, unless that is in the store, its index, and last its entry."""
         path = plan.path(number)
         last = self.entry(number).relative_to(self.folder).as_posix()
         files = (path, f"{path.rpartition('.')[0]}.npy")
@@ -120,15 +117,11 @@ def plan_once(work: ShardWork, executor: Executor, filtered: Path) -> ShardPlan:
         plan = read_plan(work.plan_folder)
         if plan is None:
             shutil.rmtree(work.plan_folder, ignore_errors=True)  # `finish` was killed while it removed it
-            tars, pictures = range(len(work.tars)), work.pictures
-            if pictures is None:
-                indexes = {work.index_of(tar): tar for tar in tars}
-                work.pieces.fill(executor, partial(_index_tar, work), indexes, "shard: raw tars indexed")
-                spans = (np.load(work.index(tar)) for tar in tars)
-                plan = make_plan(work.plan_folder, filtered, spans, work.raw, work.config)
-            else:
-                of_tars = map(pictures.spans, tars)
-                plan = make_plan(work.plan_folder, filtered, of_tars, work.raw, work.config, len(tars))
+            tars = range(len(work.tars))
+            indexes = {work.index_of(tar): tar for tar in tars}
+            work.pieces.fill(executor, partial(_index_tar, work), indexes, "shard: raw tars indexed")
+            spans = (np.load(work.index(tar)) for tar in tars)
+            plan = make_plan(work.plan_folder, filtered, spans, work.raw, work.config)
         if work.pieces.shared is not None:
             rows = map(work.rows_of, range(plan.num_shards))
             here = [one for one in rows if (work.folder / one.last).exists()]
@@ -175,31 +168,17 @@ def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
     for number in range(plan.num_shards):
         entries[_split_of(plan.path(number))].append(work.entry(number))
     manifest = join_manifest(work.folder, work.config.image_px, entries, fraction_of(work.config))
-    if work.pictures is not None:
-        for number in range(plan.num_train_shards):
-            if (work.folder / plan.path(number)).is_file():
-                work.pictures.link(number, work.folder)
     for file in (work.plan.last, *work.plan.others()):  # first: without them, no part of a plan counts
         (work.folder / file).unlink(missing_ok=True)
     for leftover in work.folder.glob("*/.*.part"):
         leftover.unlink(missing_ok=True)
     for name in (_INDEX, _PLAN, _DONE):
         shutil.rmtree(work.folder / name, ignore_errors=True)  # the index may be on another machine
-    for folder in (work.folder / name for name in SPLITS):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
     return manifest
 
 
 def _split_of(path: str) -> SplitName:
     return next(name for name in SPLITS if path.startswith(f"{name}/"))
-
-
-def with_pictures(work: ShardWork, raw: Sequence[RawShard], executor: Executor, runner: str) -> ShardWork:
-    """The same for lists: makes what the store of pictures lacks. Raises as `PictureStore.fill`."""
-    pictures = PictureStore.open(raw, work.tars, work.config, work.store, runner)
-    pictures.fill(executor)
-    return replace(work, tars=[pictures.uri(number) for number in range(len(raw))], pictures=pictures)
 
 
 def tar_locations(shards: Iterable[RawShard], store: StoreConfig) -> list[str]:
@@ -236,16 +215,9 @@ def _write_shard(work: ShardWork, _: None, number: int) -> None:
 
 
 def _make_shard(work: ShardWork, plan: ShardPlan, number: int) -> None:
-    """Writes an output shard, uploads it if there is a store, and then writes its entry. A list stays here, too."""
-    rows, path = plan.rows(number), plan.path(number)
-    if work.pictures is not None and number < plan.num_train_shards:
-        work.pictures.pieces.bring([work.pictures.piece(number)])
-        shard = write_list(work.folder, path, requests_of(rows), work.pictures.tar(number))
-        if work.store.objects is not None and shard.num_images:
-            Objects(work.store).put(work.folder / path, shard.sha256)
-    else:
-        shard = write_shard(work.folder, path, _samples(work, rows))
-        keep_tar(work.folder / shard.path, shard.sha256, work.store)
+    """Writes an output shard, uploads it if there is a store, and then writes its entry."""
+    shard = write_shard(work.folder, plan.path(number), _samples(work, plan.rows(number)))
+    keep_tar(work.folder / shard.path, shard.sha256, work.store)
     write_entry(shard, work.entry(number))
 
 
@@ -254,7 +226,6 @@ def _samples(work: ShardWork, rows: pa.Table) -> Iterator[Sample]:
     tars, files = work.tars, StoreFiles(work.store)
     local_tars = [None if "://" in tar else tar for tar in tars]
     with RawTars(
-        local_tars, lambda tar, offset, size: files.read(tars[tar], offset, size), work.store.num_connections,
-        resized=work.pictures is not None,
-    ) as images:  # fmt: skip
+        local_tars, lambda tar, offset, size: files.read(tars[tar], offset, size), work.store.num_connections
+    ) as images:
         yield from gather(rows, images, work.config.image_px, work.config.jpeg_quality)

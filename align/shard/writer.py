@@ -1,4 +1,4 @@
-"""Writes data/shards: tars, lists and indexes as `align.formats.shards` describes them, and their manifest."""
+"""Writes data/shards: tars and indexes as `align.formats.shards` describes them, and their manifest."""
 
 from __future__ import annotations
 
@@ -21,12 +21,10 @@ from align.formats.shards import (
     Shard,
     Split,
     SplitName,
-    StoredTar,
     digest_of,
     index_bytes,
 )
 from align.formats.tar import TarWriter
-from align.shard.gather import Request
 
 #: Bytes that are hashed and written together.
 _BLOCK_BYTES = 1 << 20
@@ -62,7 +60,7 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
         path: relative to `directory`.
         samples: written in this order.
     """
-    sizes, sources = list[tuple[int, int]](), Counter[str | None]()
+    sizes, sources = list[tuple[int, int]](), Counter[str | None]()  # None: of a text that does not say its source
 
     def members() -> Iterator[Sequence[tuple[str, bytes]]]:
         for sample in samples:
@@ -73,56 +71,22 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
 
     sha256, places = write_tar(directory / path, members())
     offsets = [(at[0], jpg, at[1], info) for at, (jpg, info) in zip(places, sizes, strict=True)]
-    made = StoredTar(path=path, sha256=sha256, num_bytes=(directory / path).stat().st_size)
-    return _with_index(directory, made, offsets, sources)
-
-
-def write_list(directory: Path, path: str, images: Iterable[Request], pictures: StoredTar) -> Shard:
-    """Writes a list and then its index, each whole or not at all; nothing if there is no image.
-
-    Args:
-        directory: the folder that will hold the manifest.
-        path: relative to `directory`.
-        images: written in this order, with the places of their pictures.
-        pictures: the tar that has them.
-    """
-    lines, offsets, begin = list[bytes](), list[tuple[int, int, int, int]](), 0
-    sources = Counter[str | None]()
-    for image in images:
-        line = _json(image, f'"offset": {image.offset}, "size": {image.size}, ')
-        offsets.append((image.offset, image.size, begin, len(line)))
-        lines += line, b"\n"
-        begin += len(line) + 1
-        sources.update(image.sources or [None] * len(image.texts))
-    data = b"".join(lines)
-    made = StoredTar(path=path, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
-    if data:
-        write_bytes(directory / path, data)
-    return _with_index(directory, made, offsets, sources, pictures)
-
-
-def _with_index(
-    directory: Path, made: StoredTar, offsets: Sequence[tuple[int, int, int, int]], sources: Counter[str | None],
-    pictures: StoredTar | None = None,
-) -> Shard:  # fmt: skip
-    """Writes the index of a shard, if it has images. `sources`: of its texts; None: a text that does not say it."""
     index = index_bytes(offsets)
     stated = dict(sorted((source, number) for source, number in sources.items() if source)) or None
     shard = Shard(
-        **made.model_dump(), num_images=len(offsets), num_pairs=sources.total(), sources=stated,
-        offsets_sha256=hashlib.sha256(index).hexdigest(), pictures=pictures,
+        path=path, sha256=sha256, num_bytes=(directory / path).stat().st_size, num_images=len(offsets),
+        num_pairs=sources.total(), offsets_sha256=hashlib.sha256(index).hexdigest(), sources=stated,
     )  # fmt: skip
-    if offsets:
-        write_bytes(directory / shard.offsets_path, index)
+    write_bytes(directory / shard.offsets_path, index)
     return shard
 
 
-def _json(row: Sample | Request, place: str = "") -> bytes:
+def _json(row: Sample) -> bytes:
     """The result of `json.dumps(..., ensure_ascii=False, sort_keys=True)`, in a third of the time."""
     keys, texts = ", ".join(map(_quoted, row.keys)), ", ".join(map(_quoted, row.texts))
     ids = f'"image_id": {_quoted(row.image_id)}, "key": {_quoted(row.key)}'
     sources = f'"sources": {json.dumps(row.sources, ensure_ascii=False)}, ' if row.sources else ""
-    return f'{{{ids}, "keys": [{keys}], {place}{sources}"texts": [{texts}]}}'.encode()
+    return f'{{{ids}, "keys": [{keys}], {sources}"texts": [{texts}]}}'.encode()
 
 
 class _Hashed:
@@ -197,7 +161,7 @@ def join_manifest(
         fraction: of train.
     """
     read = {name: (Shard.model_validate_json(path.read_bytes()) for path in paths) for name, paths in entries.items()}
-    splits = {name: Split.of(row for row in rows if row.num_images) for name, rows in read.items()}
+    splits = {name: Split.of(rows) for name, rows in read.items()}
     digest = digest_of(shard for split in splits.values() for shard in split.shards)
     manifest = Manifest(image_px=image_px, digest=digest, splits=splits, fraction=fraction)
     write_text(folder / MANIFEST, manifest.model_dump_json(exclude_none=True) + "\n")

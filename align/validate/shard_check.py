@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -42,7 +41,6 @@ from align.formats.shards import (
     Manifest,
     Shard,
     ShardTask,
-    StoredTar,
     digest_of,
     index_bytes,
     local_tar,
@@ -92,14 +90,10 @@ PAIRS = pa.schema([(name, pa.string()) for name in ("key", "image_id", "split", 
 #: Extension -> (offset, size, bytes) of a sample's files; and the sample's key with them.
 _Members = dict[str, tuple[int, int, bytes]]
 _Found = tuple[str, _Members]
-#: A picture of a list is read up to here.
-_MAX_PICTURE_BYTES = 1 << 26
 #: So many faults of a kind are named; others are only counted.
 _NAMED = 5
 
 
-#: The endings of the files that a manifest names.
-_OF_SHARDS = (".tar", ".jsonl")
 #: The folders of the pieces.
 PIECES = ("checked", "pairs")
 #: The images of val and test.
@@ -280,8 +274,7 @@ def check_folder(directory: Path, manifest: Manifest) -> Faults:
     """Compares the folder's file names, and the manifest's sums, with the shards that the manifest lists."""
     faults = Faults()
     listed = {shard.path for part in manifest.splits.values() for shard in part.shards}
-    listed |= {tar.path for tar in manifest.tars.values()}
-    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.suffix in _OF_SHARDS}
+    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*.tar")}
     for path in sorted(present - listed):
         faults.add("shards_unlisted", path)
     if digest_of(shard for part in manifest.splits.values() for shard in part.shards) != manifest.digest:
@@ -307,12 +300,9 @@ def check_shard(work: ShardsWork, task: ShardTask) -> None:
         ServiceError: the object store is unavailable, which is not a fault of the data.
     """
     faults, images, offsets_sha256 = Faults(), list[int](), None
-    path, tar = _file(work, task.shard, faults), None
-    if path is not None and task.shard.pictures is not None:
-        tar = _file(work, task.shard.pictures, faults)
-        path = path if tar else None
+    path = _file(work, task.shard, faults)
     if path is not None:
-        offsets_sha256 = _check_tar(path, tar, work, task, faults, images)
+        offsets_sha256 = _check_tar(path, work, task, faults, images)
     numbers = np.array(images, np.uint64)
     if task.split == "train":
         held_out = np.load(work.file(_HELD_OUT.last), mmap_mode="r")
@@ -336,7 +326,7 @@ def write_pairs(work: ShardsWork, task: ShardTask) -> None:
     pairs: list[dict[str, str]] = []
     if path is not None:
         with path.open("rb") as file:
-            for _, _, row in _rows(_listed(file, None) if task.shard.pictures else _samples(file), lambda error: None):
+            for _, _, row in _rows(_samples(file), lambda error: None):
                 if row is not None:
                     rest = {"image_id": row["image_id"], "split": task.split}
                     keyed = zip(row["keys"], row["texts"], strict=True)
@@ -346,8 +336,8 @@ def write_pairs(work: ShardsWork, task: ShardTask) -> None:
         pq.write_table(pa.Table.from_pylist(pairs, PAIRS), beside)
 
 
-def _file(work: ShardsWork, row: Shard | StoredTar, faults: Faults) -> Path | None:
-    """A tar or list on this machine; None if it is not available, which is a fault."""
+def _file(work: ShardsWork, row: Shard, faults: Faults) -> Path | None:
+    """A tar on this machine; None if it is not available, which is a fault."""
     try:
         return local_tar(work.directory, row, work.fetch)
     except CorruptError:
@@ -357,23 +347,16 @@ def _file(work: ShardsWork, row: Shard | StoredTar, faults: Faults) -> Path | No
     return None
 
 
-def _check_tar(
-    path: Path, tar: Path | None, work: ShardsWork, task: ShardTask, faults: Faults, images: list[int]
-) -> str:
-    """Adds the faults of a tar, or of a list and the `tar` of its pictures, and its images as numbers.
-
-    Returns the sha256 that its index should have.
-    """
+def _check_tar(path: Path, work: ShardsWork, task: ShardTask, faults: Faults, images: list[int]) -> str:
+    """Adds the faults of a tar, and its images as numbers. Returns the sha256 that its index should have."""
     shard, num_pairs, offsets = task.shard, 0, list[tuple[int, int, int, int]]()
-    with path.open("rb") as file, (tar or path).open("rb") as pictures:
-        for opened, stored in ({file: shard} | ({pictures: shard.tar} if tar else {})).items():
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            if digest != stored.sha256 or opened.tell() != stored.num_bytes:
-                faults.add("shards_changed", stored.path)
-            opened.seek(0)
-        samples = _listed(file, pictures) if tar else _samples(file)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != shard.sha256 or file.tell() != shard.num_bytes:
+            faults.add("shards_changed", shard.path)
+        file.seek(0)
         for key, members, row in _rows(
-            samples, lambda error: faults.add("samples_incomplete", f"{shard.path}: {error}")
+            _samples(file), lambda error: faults.add("samples_incomplete", f"{shard.path}: {error}")
         ):
             faults.num_images += 1
             where = f"{shard.path}: {key}"
@@ -401,22 +384,6 @@ def _rows(
             yield key, members, _row(key, members)
     except tarfile.TarError as error:
         damaged(error)
-
-
-def _listed(file: BinaryIO, pictures: BinaryIO | None) -> Iterator[_Found]:
-    """The samples of a list, as `_samples` has those of a tar; the pictures are empty if their tar is not given."""
-    begin = 0
-    for line in file:
-        try:
-            row, data = json.loads(line), b""
-            key, place, text = str(row["key"]), (int(row["offset"]), int(row["size"])), row["texts"][0].encode()
-            if pictures is not None:
-                data = os.pread(pictures.fileno(), min(place[1], _MAX_PICTURE_BYTES), place[0])
-            info = line.removesuffix(b"\n")
-            yield key, {"jpg": (*place, data), "json": (begin, len(info), info), "txt": (0, 0, text)}
-        except (ValueError, LookupError, TypeError, AttributeError, OSError, OverflowError, RecursionError):
-            yield f"line at byte {begin}", {}
-        begin += len(line)
 
 
 def _samples(file: BinaryIO) -> Iterator[_Found]:

@@ -69,8 +69,7 @@ def _share(root: Path, path: Path) -> None:
         shutil.copy(settings, path / ".dvc" / "config.local")
     share_cache(root, path)
     values = load_params(root / PARAMS_FILE).values
-    # a cancelled run resumes from its checkpoints, and a later one neither measures the evaluation images again nor
-    # resizes the pictures (`shard.materialise: false`)
+    # a cancelled run resumes from its checkpoints, and a later one does not measure the evaluation images again
     store = values.get("store", {})
     for folder in (below_root(values["paths"])["checkpoints"], store.get("features"), store.get("cache")):
         if folder is not None and not Path(folder).is_absolute():

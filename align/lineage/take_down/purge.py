@@ -17,7 +17,6 @@ from align.formats.features import files_of
 from align.formats.filtered import DECISIONS, parts_of
 from align.formats.indexed_images import ITEMS
 from align.formats.policy import OPTED_OUT
-from align.formats.shards import PICTURES
 from align.formats.stored_tars import stored_tars
 from align.formats.verdict import SHARDS
 from align.lineage.take_down.purge_plan import PurgePlan, opted_out_pairs, stage_of, telling_reports
@@ -58,8 +57,6 @@ def purge(versions: DataVersions, plan: PurgePlan, paths: PathsConfig, store: St
             file.unlink(missing_ok=True)
         what = f"{len(measured):,} files of measured values; `align filter` measures them again, without the pictures"
         yield PurgeResult(f"{store.features}", what)
-    if (resized := store.cache / PICTURES).is_dir() and plan.image_ids:
-        yield _remove_folder(resized)
     now: dict[str, str] = {}
     if pending and stage is not None:
         yield _commit(versions, stage, paths)

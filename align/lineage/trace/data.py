@@ -229,7 +229,7 @@ def are_decisions_of(chain: DataChain) -> bool:
 def picture_of(sample: StoredSample, shards: Path) -> Picture | None:
     """A sample's picture, as it was trained on; None if the tar is not here."""
     try:
-        with (shards / sample.pictures).open("rb") as file:
+        with (shards / sample.tar).open("rb") as file:
             file.seek(sample.offset_bytes)
             return Picture(file.read(sample.size_bytes), sample.texts[0])
     except OSError:

@@ -12,14 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.errors import CorruptError, DataError
+from align.errors import DataError
 from align.formats.filtered import FACTS, decision_parts, parts_of
 from align.formats.indexed_images import ITEMS
 from align.formats.pair_addresses import ADDRESSES, PairAddresses
 from align.formats.policy import OptedOut
 from align.formats.shards import (
     MANIFEST,
-    PICTURES,
     SPLITS,
     Shard,
     SplitName,
@@ -28,7 +27,6 @@ from align.formats.shards import (
     read_manifest,
     read_offsets,
 )
-from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.store import FetchTar
 
 #: The number of pictures that are looked for in a sample's bytes, before these are parsed.
@@ -41,13 +39,12 @@ class StoredSample:
 
     Attributes:
         split: `train`, `val` or `test`.
-        tar: path of its tar, or list, within data/shards.
+        tar: path of its tar within data/shards.
         key: of the sample within the tar.
         image_id: sha256 of the picture's original bytes.
         keys: of its pairs, parallel to `texts`.
         texts: of its pairs.
-        pictures: path of the tar that has the picture.
-        offset_bytes: where the picture's JPEG begins in that tar.
+        offset_bytes: where the picture's JPEG begins in the tar.
         size_bytes: its length.
     """
 
@@ -57,13 +54,12 @@ class StoredSample:
     image_id: str
     keys: tuple[str, ...]
     texts: tuple[str, ...]
-    pictures: str
     offset_bytes: int
     size_bytes: int
 
 
 #: The files that these functions read of data/shards.
-SHARD_FILES = (MANIFEST, "*.npy", "*.tar", "*.jsonl")
+SHARD_FILES = (MANIFEST, "*.npy", "*.tar")
 
 
 def iter_stored_samples(
@@ -120,18 +116,8 @@ def counted(samples: Iterable[StoredSample], text: str | None = None) -> dict[st
 
 
 def shards_show(shards: Path, image_ids: frozenset[str], fetch: FetchTar | None = None) -> bool:
-    """Whether data/shards holds one of these pictures, used or not. Errors as `iter_stored_samples`."""
-    if any(True for _ in iter_stored_samples(shards, fetch, image_ids)):
-        return True
-    wanted, tars = {f"{one}.jpg" for one in image_ids}, read_manifest(shards).tars.values()
-    for path in (local_tar(shards, tar, fetch) for tar in tars if tar.path.startswith(f"{PICTURES}/")):
-        with path.open("rb") as file:
-            try:
-                if any(member.name in wanted for member in read_members(file)):
-                    return True
-            except DamagedTar as error:
-                raise CorruptError(f"{path}: {error}; run `align shard` again") from None
-    return False
+    """Whether data/shards holds one of these pictures. Errors as `iter_stored_samples`."""
+    return any(True for _ in iter_stored_samples(shards, fetch, image_ids))
 
 
 def index_shows(index: Path, image_ids: frozenset[str], opted_out: OptedOut) -> bool:
@@ -180,4 +166,4 @@ def _offsets(shards: Path, shard: Shard) -> list[list[int]]:
 
 def _sample(split: SplitName, shard: Shard, row: dict[str, Any], picture: tuple[int, int]) -> StoredSample:
     lists = tuple(row["keys"]), tuple(row["texts"])
-    return StoredSample(split, shard.path, row["key"], row["image_id"], *lists, shard.tar.path, *picture)
+    return StoredSample(split, shard.path, row["key"], row["image_id"], *lists, *picture)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from align.display.report import reported
@@ -47,7 +46,6 @@ _OBEYED = {
 
 
 #: Of a file of the shards, by its ending.
-_ENCODINGS = {".tar": "application/x-tar", ".jsonl": "application/jsonlines"}
 
 
 def croissant(name: str, manifest: Manifest, outputs: PipelineOutputs) -> str:
@@ -61,20 +59,18 @@ def croissant(name: str, manifest: Manifest, outputs: PipelineOutputs) -> str:
     licences = sorted(reported(outputs.reports / "ingest").get("licences", {}))
     images = sum(split.num_images for split in manifest.splits.values())
     pairs = sum(split.num_pairs for split in manifest.splits.values())
-    files = {one.path: one for task in manifest.tasks for one in (task.shard, task.shard.tar)}
     objects = [
         {
             "@type": "cr:FileObject", "@id": one.path, "name": one.path, "contentUrl": one.path,
-            "contentSize": f"{one.num_bytes} B", "encodingFormat": _ENCODINGS[Path(one.path).suffix],
+            "contentSize": f"{one.num_bytes} B", "encodingFormat": "application/x-tar",
             "sha256": one.sha256,
         }
-        for one in files.values()
+        for one in manifest.tars.values()
     ]  # fmt: skip
-    has_lists = len(files) > len(manifest.tasks)
     members = [
         {
             "@type": "cr:FileSet", "@id": kind, "name": kind, "encodingFormat": encoding, "includes": f"*.{kind}",
-            "containedIn": [{"@id": task.shard.path} for task in manifest.tasks if task.shard.pictures is None],
+            "containedIn": [{"@id": path} for path in manifest.tars],
         }
         for kind, (encoding, _) in _MEMBERS.items()
     ]  # fmt: skip
@@ -88,7 +84,6 @@ def croissant(name: str, manifest: Manifest, outputs: PipelineOutputs) -> str:
             f"{pairs:,} pairs of {images:,} pictures and their alt-texts, filtered as ALIGN's are (Jia et al. 2021), "
             f"pictures resized to {manifest.image_px} x {manifest.image_px} px. A sample is a picture, its first text, "
             f"and a JSON with all its texts. {SOURCES} says where they come from, {MANIFEST} which tars a split has."
-            + " Train is lists of lines of JSON that say where a picture is; they have no records here." * has_lists
         ),
         **({"license": licences} if licences else {}),
         "distribution": [*objects, *members],

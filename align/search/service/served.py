@@ -14,7 +14,7 @@ from align.config.infrastructure import StoreConfig
 from align.errors import AlignError, CorruptError, DataError
 from align.formats.image_index import ImageIndex, IndexedImage
 from align.formats.model_folder import model_digest
-from align.formats.shards import MANIFEST, StoredTar, local_tar, read_manifest
+from align.formats.shards import MANIFEST, Shard, local_tar, read_manifest
 from align.services.s3.store import fetcher
 from align.services.vector_index import VectorIndex
 
@@ -112,7 +112,7 @@ class Pictures:
     def __init__(self, shards: Path, config: StoreConfig) -> None:
         self._shards, self._fetch = shards, fetcher(config)
         self._lock = threading.Lock()
-        self._known: tuple[str, str | None, dict[str, StoredTar]] = ("", None, {})
+        self._known: tuple[str, str | None, dict[str, Shard]] = ("", None, {})
 
     def missing_because(self, served: Served) -> str | None:
         """Why the pictures cannot be shown; None if they can."""
@@ -131,7 +131,7 @@ class Pictures:
         Raises:
             AlignError: it is not here; the message says why.
         """
-        found: tuple[str | None, dict[str, StoredTar]] = (None, {})
+        found: tuple[str | None, dict[str, Shard]] = (None, {})
         if large or not served.index.has_thumbnails:
             found = self._compared(served.index.header.shards_digest)
         reason, shards = found
@@ -141,14 +141,14 @@ class Pictures:
             raise DataError(reason)
         return item.image(local_tar(self._shards, shards[item.shard], self._fetch))
 
-    def _compared(self, wanted: str) -> tuple[str | None, dict[str, StoredTar]]:
+    def _compared(self, wanted: str) -> tuple[str | None, dict[str, Shard]]:
         stamp = f"{wanted} {_changed(self._shards / MANIFEST)}"
         with self._lock:
             if self._known[0] != stamp:
                 self._known = (stamp, *self._compare(wanted))
             return self._known[1:]
 
-    def _compare(self, wanted: str) -> tuple[str | None, dict[str, StoredTar]]:
+    def _compare(self, wanted: str) -> tuple[str | None, dict[str, Shard]]:
         try:
             manifest = read_manifest(self._shards)
         except AlignError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import CorruptError
-from align.formats.shards import MANIFEST, Manifest, Shard, SplitName, StoredTar, local_tar, read_offsets
+from align.formats.shards import MANIFEST, Manifest, Shard, SplitName, local_tar, read_offsets
 from align.interfaces.store import Tars
 
 
@@ -26,7 +26,6 @@ class SplitIndex:
     Attributes:
         manifest: path of the manifest.
         shards: absolute paths of the tars, or URIs.
-        lists: of the lists whose pictures these tars have; empty: the tars have the texts, too.
         counts: (S,) number of samples in each shard.
         indexes: (path, sha256) of each tar's index.
         given: whether others made the tars: pictures of any size, and texts as `align.formats.given_tars` reads them.
@@ -38,7 +37,6 @@ class SplitIndex:
     counts: NDArray[np.int64]
     indexes: tuple[tuple[str, str], ...]
     given: bool = False
-    lists: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
     @classmethod
@@ -55,19 +53,18 @@ class SplitIndex:
             DataError: a shard of the manifest is missing from the folder, and `tars` is None.
         """
 
-        def uri(row: Shard | StoredTar) -> str:
+        def uri(row: Shard) -> str:
             if tars is not None and not (folder / row.path).is_file():
                 return tars.uri(row.sha256, row.num_bytes)
             return str(local_tar(folder, row, None).resolve())
 
         rows = manifest.splits[name].shards if name in manifest.splits else ()
-        uris = tuple(row.given or uri(row.tar) for row in rows)
-        lists = tuple(uri(row) for row in rows if row.pictures)
+        uris = tuple(row.given or uri(row) for row in rows)
         counts = np.array([row.num_images for row in rows], dtype=np.int64)
         indexes = tuple((str((folder / row.offsets_path).resolve()), row.offsets_sha256) for row in rows)
         sources = tuple(dict.fromkeys(name for row in rows for name in row.sources or ()))
         given = manifest.left_out is not None
-        return cls(str((folder / MANIFEST).resolve()), uris, counts, indexes, given, lists, sources)
+        return cls(str((folder / MANIFEST).resolve()), uris, counts, indexes, given, sources)
 
     @cached_property
     def num_images(self) -> int:

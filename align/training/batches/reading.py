@@ -37,10 +37,8 @@ class SampleLocation(NamedTuple):
     json: int
     json_bytes: int
 
-    def span(self, *, listed: bool = False) -> Span:
-        """The one read that covers both files, which are neighbours; if the json is in a list, of the picture."""
-        if listed:
-            return Span(self.shard, self.jpg, self.jpg + self.jpg_bytes, [self.sample])
+    def span(self) -> Span:
+        """The one read that covers both files, which are neighbours."""
         end = max(self.jpg + self.jpg_bytes, self.json + self.json_bytes)
         return Span(self.shard, min(self.jpg, self.json), end, [self.sample])
 

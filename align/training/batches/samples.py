@@ -105,7 +105,7 @@ class SplitSamples:
         """
         cached = self._cached
         return joined(
-            location.span(listed=bool(self.index.lists)) for location in locations
+            location.span() for location in locations
             if is_remote(self.index.shards[location.shard]) and not (len(cached) and cached[location.sample])
         )  # fmt: skip
 
@@ -140,13 +140,10 @@ class SplitSamples:
             cached: NDArray[np.uint8] = self._images[sample]
             return cached, known
         if data is None:
-            span = location.span(listed=bool(self.index.lists))
+            span = location.span()
             data, begin = self.fetch(span), span.begin
         try:
             image = decode(_file_in(data, location.jpg - begin, location.jpg_bytes), self.resize_px, scratch)
-            if self.index.lists:
-                end = location.json + location.json_bytes
-                data, begin = self.tars.read(self.index.lists[location.shard], location.json, end), location.json
             file = _file_in(data, location.json - begin, location.json_bytes)
             texts = _texts(file, self.index)
         except DataError as error:

@@ -18,10 +18,8 @@ from align.formats.policy import Entry, OptedOut
 from align.lineage.take_down.purge import purge
 from align.lineage.take_down.purge_plan import PurgePlan, plan_purge, telling_reports
 from align.lineage.versions.data_versions import DataVersions
-from tests.support import local_store
 from tests.support.params import load_params
-from tests.support.small_data import RAW_SCHEMA, Pair, jpeg
-from tests.support.small_shards import CONFIG, make_shards, many_pairs
+from tests.support.small_data import RAW_SCHEMA
 
 A, B = "a" * 64, "b" * 64
 TEXT, MASKED = "write to ann@example.org", "write to a••@•••••••.•••"
@@ -175,28 +173,6 @@ def test_a_remote_that_did_not_answer_is_left(history: History) -> None:
     versions.unreachable["cloud"] = "no route to host"
     (result,) = purge(versions, plan, history.paths, history.store)
     assert (result.where, result.left) == ("DVC remote 'cloud'", "no route to host")
-
-
-def test_the_store_of_resized_pictures_goes_if_any_picture_goes(history: History) -> None:
-    (stored := history.store.cache / "pictures/key/name.tar").parent.mkdir(parents=True)
-    stored.write_bytes(b"a tar")
-    assert list(purge(history.versions(), history.plan(), history.paths, history.store)) == []
-    assert stored.is_file()
-    results = purge(history.versions(), history.plan(("image_id", A)), history.paths, history.store)
-    assert [one.where for one in results] == [str(history.store.cache / "pictures")]
-    assert not stored.exists()
-
-
-def test_lists_go_that_do_not_name_a_picture_but_whose_tar_has_it(history: History) -> None:
-    config = CONFIG.model_copy(update={"materialise": False})
-    store = local_store.config(history.root / "made", None)
-    pairs = [*many_pairs(40), Pair("dropped", 90, "rare")]
-    shards = make_shards(history.root / "made", pairs, config, store=store)
-    files = {path.relative_to(shards).as_posix(): path.read_bytes() for path in shards.rglob("*") if path.is_file()}
-    dropped, other = (hashlib.sha256(jpeg(number)).hexdigest() for number in (90, 91))
-    history.ran({"data/shards": (made := history.out(files))})
-    assert made in history.plan(("image_id", dropped)).doomed.to_remove()
-    assert not history.plan(("image_id", other)).doomed.to_remove()
 
 
 def test_a_remote_is_asked_three_times_for_all_versions(history: History, monkeypatch: pytest.MonkeyPatch) -> None:

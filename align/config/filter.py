@@ -79,8 +79,6 @@ class FilterConfig(Section):
     semantic_cosine_above: float = Field(ge=-1, le=1)
     #: Beyond ALIGN: texts with an e-mail address or a phone number are dropped. They are always counted.
     drop_personal_data: bool
-    #: Ours: this share of the clusters of one's own pairs becomes the evaluation set `held_out`; 0: none.
-    hold_out: float = Field(ge=0, lt=1)
 
     @field_validator("near_duplicate_embedder")
     @classmethod

@@ -40,7 +40,7 @@ Task = Literal[
 CAPTIONED: tuple[Task, ...] = ("retrieval", "coco_1k", "cxc", "multi30k", "labelled_queries")
 LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "frozen", "vtab", "fine_tuning")
 #: Sets that the pipeline makes itself.
-_RESERVED = ("test", "held_out")
+_RESERVED = ("test",)
 #: Tasks that a format allows; other formats allow both kinds.
 _CAPTIONS: frozenset[Format] = frozenset({"coco", "karpathy", "retrieval_txt", "multi30k"})
 #: A value of `among`.

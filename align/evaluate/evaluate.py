@@ -1,8 +1,8 @@
 """evaluate: retrieval, zero-shot and nearest-neighbour metrics of the fine-tuned model -> reports/evaluation.
 
-It measures every set of the evaluation folder and, as set `held_out`, the pairs that the filter held out; as set
-`test`, the test split of the shards. These two come from the training sources (their clusters are held out): they show
-how well the model learned them. The evaluation sets show how well that transfers.
+It measures every set of the evaluation folder and, as set `test`, the test split of the shards. That one comes from the
+training sources (its clusters are held out): it shows how well the model learned them. The evaluation sets show how
+well that transfers.
 
 Languages of queries are told here and not in `align.evaluate.measure`, whose code is in every set's digest: another way
 to tell languages changes no rank, so no model has to be measured again for it.
@@ -116,8 +116,8 @@ def evaluate(
     for name, number in Counter(one.name for one in sets).items():
         if number > 1:
             raise DataError(
-                f"evaluate: {number} sets have the name {name!r}; the filter's held-out pairs are `held_out`, the test "
-                "split is `test`: give the set in paths.evaluation another name"
+                f"evaluate: {number} sets have the name {name!r}; the test split is `test`: give the set in "
+                "paths.evaluation another name"
             )
     retrievals, classifications, others = _measure(config, encoder, sets, kept, suite)
     examples: dict[str, RetrievalExamples] = {}
@@ -217,7 +217,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         announce(sets, towers, tuner)
     else:
         number, fetch = config.max_test_images, fetcher(store)
-        sets = measured_sets(paths.evaluation, paths.filtered, paths.shards, number, files, fetch)
+        sets = measured_sets(paths.evaluation, paths.shards, number, files, fetch)
     with nullcontext() if args.reports else record_runtime("evaluate", paths.runtime):
         report = evaluate(
             config,
@@ -249,7 +249,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
     sets = named_sets(paths.evaluation, files)
     if not sets:  # those who have none compare on what the filter and the sharding held out
         number, fetch = config.max_test_images, fetcher(store)
-        sets = measured_sets(paths.evaluation, paths.filtered, paths.shards, number, files, fetch)
+        sets = measured_sets(paths.evaluation, paths.shards, number, files, fetch)
     measured: list[Measured] = []
     with replace_directory(args.reports, "evaluate") as part:
         for folder, name in zip(args.compare, ("a", "b"), strict=True):

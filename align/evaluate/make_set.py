@@ -42,7 +42,7 @@ from align.evaluate.set_sources import (
     read_table,
     some,
 )
-from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Kind, Split
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, Split
 from align.formats.evaluation_sets.align_tar import write_set
 from align.pairs.picture import PictureError, decode, read_header, shrink
 
@@ -52,7 +52,7 @@ _MAX_SLUG = 80
 _HINT_PX = 256
 
 #: Sets that `align evaluate` makes itself.
-_RESERVED = ("test", HELD_OUT)
+_RESERVED = ("test",)
 #: Where the pictures of a table often are: in such a folder beside it, or beside its folder.
 _USUAL_FOLDERS = ("images", "Images", "imgs", "img", "pictures", "photos", "flickr30k-images", "flickr8k-images")
 

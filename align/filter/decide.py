@@ -32,7 +32,6 @@ from align.durable.files import replaced, sha256_folder
 from align.errors import CorruptError, DataError
 from align.filter import tables
 from align.filter.compare import alike_images
-from align.filter.hold_out import hold_out
 from align.filter.near_duplicates import Kmeans
 from align.filter.rules import codes_of
 from align.filter.tables import IMAGES, KNOWN_IMAGES, MAX_ROWS, PAIRS, SIMILARITIES
@@ -226,7 +225,7 @@ def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 
 def decide(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards, kmeans: Kmeans) -> None:
-    """Writes decisions, facts and last images.parquet to the work folder; and the held-out set."""
+    """Writes decisions, facts and last images.parquet to the work folder."""
     if (work.path / filtered.IMAGES).exists():
         return
     _write_decided(engine, work, executor, shards, kmeans)
@@ -285,15 +284,4 @@ def _write_decided(engine: Engine, work: WorkFolder, executor: Executor, shards:
         engine.write(tables.KEPT_IMAGES, work.path / "kept_images.parquet")
         alike_images(work, executor, shards, kmeans)
         engine.view("alike", work.path / "alike" / "*.parquet")
-    if not work.config.hold_out:
-        engine.write(tables.decided(work.config, source), work.path / "decided.parquet", "none")
-        return
-    engine.write(tables.decided(work.config, source), work.path / "undivided.parquet", "none")
-    hold_out(work, executor, shards, kmeans)
-    for name in ("undivided", "held_out_images", "held_out_twins"):
-        engine.view(name, work.path / f"{name}.parquet")
-    engine.write(tables.held_out(work.config), work.path / "decided.parquet", "none")
-    # an image has a twin in at most one of them: images with a twin in another set were dropped before
-    both = [pq.read_table(work.path / f"{name}.parquet") for name in ("twins", "held_out_twins")]
-    commit(pa.concat_tables(both), work.path / "all_twins.parquet")
-    engine.view("twins", work.path / "all_twins.parquet")
+    engine.write(tables.decided(work.config, source), work.path / "decided.parquet", "none")

@@ -39,7 +39,6 @@ from align.durable.files import replace_directory, sha256_file, to_json, write_t
 from align.durable.pieces import Piece
 from align.durable.processes import in_threads
 from align.durable.work import CLAIMS, key_of, work_directory
-from align.errors import DataError
 from align.filter import ngrams, tables
 from align.filter.compare import compare_with_evaluation_images, score_shard
 from align.filter.decide import decide
@@ -51,8 +50,7 @@ from align.filter.pair_tables import word_table
 from align.filter.report import FilterReport, Vocabulary, read_report, report_on
 from align.filter.work_folder import NumberedShard, Shards, WorkFolder, by_shard, commit
 from align.formats import filtered
-from align.formats.evaluation_set import HELD_OUT, EvaluationSet
-from align.formats.evaluation_sets.align_tar import held_out_sets
+from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.policy import OptedOut, read_opted_out
 from align.formats.raw import raw_shards, state_of
@@ -151,7 +149,7 @@ class FilterFolders:
         raw: read, in img2dataset's layout.
         evaluation: read: the evaluation sets that rule I5 compares with; a folder, or a suite that names them.
         policy: read: opted_out.csv; may be absent.
-        filtered: written, with the held-out set; replaced as a whole.
+        filtered: written; replaced as a whole.
         reports: written: the report and its figures; replaced as a whole.
     """
 
@@ -177,8 +175,7 @@ def filter_pairs(
         store: where tars are that are not in `folders.raw`, and where the machines of a cluster share their work.
 
     Raises:
-        DataError: raw holds no shards, a shard is unreadable, a key occurs twice, or an evaluation set has the name of
-            the held-out one.
+        DataError: raw holds no shards, a shard is unreadable, or a key occurs twice.
         CorruptError: an evaluation set does not match its checksum.
         LockedError: another run works on `folders.filtered`.
         ServiceError: a server is unavailable.
@@ -186,15 +183,10 @@ def filter_pairs(
     shards: Shards = list(enumerate(raw_shards(folders.raw, fetcher(store) if store else None)))
     opted_out = read_opted_out(folders.policy)
     sets = named_sets(folders.evaluation, StoreFiles(store) if store else None)
-    if not sets and not config.hold_out:
+    if not sets:
         say(f"filter: warning: no evaluation sets in {folders.evaluation}; rule I5 removes nothing")
     key = work_key(config, folders.raw, opted_out, sets)
     shared = open_work(store, engine_config.runner, "filter", key) if store else None
-    if config.hold_out and any(one.name == HELD_OUT for one in sets):
-        raise DataError(
-            f"{folders.evaluation / HELD_OUT}.json: filter.hold_out makes a set of this name; rename this one, or set "
-            "filter.hold_out to 0"
-        )
     num_workers = max(1, min(engine_config.num_workers or os.cpu_count() or 1, len(shards)))
     # the cores of this machine bound its own processes; a cluster has cores of its own
     here = {"num_workers": num_workers} if engine_config.runner == "local" else {}
@@ -220,7 +212,6 @@ def filter_pairs(
         compare_with_evaluation_images(work, executor, shards, sets, kmeans)
         with open_engine(sql, _scratch(path)) as engine:
             decide(engine, work, executor, shards, kmeans)
-            sets = [*sets, *held_out_sets(path)]
             digests = {one.name: one.identity for one in sets}
             report = report_on(engine, path, config, digests, shown_pairs(shards, path))
         with replace_directory(folders.reports, "filter") as directory:
@@ -266,7 +257,7 @@ def _is_finished(path: Path) -> bool:
 def _remove_pieces(path: Path) -> None:
     """Leaves the outs alone."""
     for entry in path.iterdir():
-        if entry.name in (HELD_OUT, filtered.DECISIONS, filtered.FACTS, filtered.IMAGES, ".work.json"):
+        if entry.name in (filtered.DECISIONS, filtered.FACTS, filtered.IMAGES, ".work.json"):
             continue
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -287,9 +278,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
     for row in report.funnel:
         if row.num_first:
             say(f"filter: {row.num_first:8,} {row.reason}")
-    if report.num_held_out:
-        where = paths.filtered / HELD_OUT
-        say(f"filter: {report.num_held_out:,} pairs that pass every other rule are held out as the set in {where}")
     if report.num_not_fetched:
         say(
             f"filter: warning: {report.num_not_fetched:,} pair(s) pass every rule on texts, but `align ingest` "

@@ -49,8 +49,7 @@ def measure_shard(work: WorkFolder, item: NumberedShard) -> None:
     images = work.file("images", shard.name)
     if not images.exists():
         commit(image_table(index, table, shard, work), images)
-    columns = [name for name in IMAGES.names if name != "thumbnail"]
-    known_images = pq.ParquetFile(images, pre_buffer=False).read(columns, use_threads=False)
+    known_images = pq.ParquetFile(images, pre_buffer=False).read(use_threads=False)
     for name, one in pair_tables(index, table, known_images, work.opted_out, work.config).items():
         commit(one, work.file(name, shard.name))
 
@@ -107,7 +106,6 @@ def image_table(index: int, table: pa.Table, shard: RawShard, work: WorkFolder) 
                 "phash": one.phash,
                 "evaluation_sets": sorted({name.partition("/")[0] for name in names}),
                 "twin": min(names, default=None),
-                "thumbnail": one.thumbnail if config.hold_out else None,
             }
         )
     return pa.Table.from_pylist(images, IMAGES)

@@ -238,16 +238,8 @@ def _personal_data(overview: Overview, config: FilterConfig) -> list[str]:
 def _evaluation(report: FilterReport) -> list[str]:
     if not report.evaluation_matches:
         return [html.paragraph("There was no evaluation set to compare with, so rule I5 dropped nothing.")]
-    held_out = (
-        f"{report.num_held_out:,} pairs that pass every other rule are held out as the set held_out; the images below "
-        "that resemble one of it are dropped by rule I5."
-    )
-    return [
-        *([html.paragraph(held_out)] if report.num_held_out else []),
-        html.table(
-            ("evaluation set", "images that resemble one of the set"), sorted(report.evaluation_matches.items())
-        ),
-    ]
+    columns = ("evaluation set", "images that resemble one of the set")
+    return [html.table(columns, sorted(report.evaluation_matches.items()))]
 
 
 def _examples(code: str | None, examples: PairExamples, max_pixels: int) -> list[str]:

@@ -82,11 +82,6 @@ class FilterReport(Report):
     overview: Overview
 
     @property
-    def num_held_out(self) -> int:
-        """Pairs of the evaluation set `held_out`."""
-        return sum(row.num_first for row in self.funnel if row.reason == "held_out")
-
-    @property
     def num_not_fetched(self) -> int:
         """Pairs that pass every rule on texts, while ingest skipped their pictures under stricter rules."""
         return sum(row.num_first for row in self.funnel if row.reason == "image_not_fetched")

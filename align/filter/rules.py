@@ -19,8 +19,7 @@ Decisions where the paper is silent:
   * T3 also drops texts of very many characters without looking at their words: one "word" may fill a page.
 Deviations: `image_missing` (a dead link; the paper's pairs all had bytes), `text_is_filename` (see
 `align.pairs.text.is_filename`), `image_not_fetched` and `opted_out` (take-down requests, `align.formats.policy`) are
-not in the paper. Nor are the rules after `image_not_fetched`. These are off by default and exist to compare recipes,
-except the last one, which makes an evaluation set (`align.filter.hold_out`).
+not in the paper. Nor are the rules after `image_not_fetched`. These are off by default and exist to compare recipes.
 """
 
 from __future__ import annotations
@@ -145,11 +144,6 @@ def image_semantic_repeat(config: FilterConfig) -> str | None:
     return above if config.drop_repeats == "semantic" else None
 
 
-def held_out(config: FilterConfig) -> str | None:
-    """Ours: the pair is in the evaluation set `held_out`, a share of one's own data that all rules above keep."""
-    return "held_out" if config.hold_out else None
-
-
 #: Every rule by its reason code, in rule order.
 RULES: dict[str, Rule] = {
     rule.__name__: rule
@@ -175,19 +169,16 @@ RULES: dict[str, Rule] = {
         image_repeat,
         pair_repeat,
         image_semantic_repeat,
-        held_out,
     )
 }
 #: Rules that are decided after the network has scored the images of pairs that all other rules keep; ...
 NETWORK = ("image_nsfw", "image_near_duplicate_of_test")
 #: ... rules that are decided after a given model has compared the pairs that are still kept; ...
 MODEL = ("pair_low_similarity",)
-#: ... rules that are decided after that, ...
+#: ... rules that are decided after that.
 REPEATS = ("image_repeat", "pair_repeat", "image_semantic_repeat")
-#: ... and last a share of the pairs is held out, and I5 compares the others with it.
-HOLD_OUT = ("held_out", "image_near_duplicate_of_test")
 #: All others. (Near-duplicates by hash are known from the start.)
-CHEAP = tuple(code for code in RULES if code not in ("image_nsfw", *MODEL, *REPEATS, "held_out"))
+CHEAP = tuple(code for code in RULES if code not in ("image_nsfw", *MODEL, *REPEATS))
 
 
 def active(config: FilterConfig) -> list[str]:

@@ -76,7 +76,6 @@ IMAGES = pa.schema(
         ("phash", pa.uint64()),
         ("evaluation_sets", pa.list_(pa.string())),  # by equal bytes or perceptual hash
         ("twin", pa.string()),
-        ("thumbnail", pa.binary()),  # 16 x 16 pixels, to compare with held-out images; null if none are held out
     ]
 )
 
@@ -100,8 +99,6 @@ TWINS = pa.schema(
 CLUSTERED = pa.schema([("end", pa.int64())])
 #: Images that look like one that stays (`filter.drop_repeats: semantic`): its image id, and the cosine.
 ALIKE = pa.schema([("image_hash", pa.int64()), ("twin", pa.string()), ("twin_cosine", pa.float64())])
-#: The images that are held out as an evaluation set.
-HELD_OUT_IMAGES = pa.schema([("image_hash", pa.int64())])
 #: The pairs that a given model compared.
 SIMILARITIES = pa.schema([("row_number", pa.int64()), ("similarity", pa.float64())])
 
@@ -211,14 +208,11 @@ KEPT_IMAGES = """
 def decided(config: FilterConfig, source: str) -> str:
     """The final verdicts on all pairs of the candidates, in order of row numbers; for other pairs `verdicts` are final.
 
-    If pairs are held out, these are the verdicts before that, with the hashes that the choice needs.
-
     Args:
         config: the cuts.
         source: as in `similarity_verdicts`; it is read twice if repeats are dropped. `alike` is a view, if needed.
     """
     columns = "row_number, nsfw_score, num_evaluation_sets, twin, twin_cosine, similarity"
-    columns += ", image_hash, text_hash" if config.hold_out else ", CAST(NULL AS BOOLEAN) AS held_out"
     if config.drop_repeats is None:
         return f"""
             SELECT {columns}, CAST(NULL AS BOOLEAN) AS repeats, mask FROM {source} AS source ORDER BY row_number
@@ -244,30 +238,6 @@ def decided(config: FilterConfig, source: str) -> str:
         """
     return f"""
         SELECT {columns}, repeats, mask | {rules.mask(config, rules.REPEATS)} AS mask FROM ({known}) AS known
-        ORDER BY row_number
-    """
-
-
-def held_out(config: FilterConfig) -> str:
-    """The final verdicts where pairs are held out.
-
-    From `undivided` (the result of `decided`), `held_out_images` and `held_out_twins`.
-    """
-    facts = ", ".join(
-        f"coalesce(held_out_twins.{name}, undivided.{name}) AS {name}"
-        for name in ("num_evaluation_sets", "twin", "twin_cosine")
-    )
-    return f"""
-        SELECT row_number, nsfw_score, num_evaluation_sets, twin, twin_cosine, similarity, held_out, repeats,
-               mask | {rules.mask(config, rules.HOLD_OUT)} AS mask
-        FROM (
-            SELECT undivided.row_number, undivided.nsfw_score, {facts}, undivided.similarity, undivided.repeats,
-                   undivided.mask,
-                   undivided.mask = 0 AND held_out_images.image_hash IS NOT NULL AS held_out
-            FROM undivided
-            LEFT JOIN held_out_images ON held_out_images.image_hash = undivided.image_hash
-            LEFT JOIN held_out_twins ON held_out_twins.image_hash = undivided.image_hash
-        ) AS known
         ORDER BY row_number
     """
 

@@ -20,9 +20,6 @@ from align.errors import DataError
 Kind = Literal["retrieval", "classification", "many_labels"]
 Split = Literal["query", "reference"]
 
-#: The set of held-out pairs, which the filter writes into a folder of this name in paths.filtered.
-HELD_OUT = "held_out"
-
 
 @dataclass(frozen=True, slots=True)
 class EvaluationImage:

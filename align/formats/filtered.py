@@ -3,7 +3,6 @@
     decisions/NNNNN.parquet   one row per pair: keep it or not, why, and its normalised text
     facts/NNNNN.parquet       one row per pair: every value that a rule used
     images.parquet            one row per distinct image with bytes, in order of `image_id`
-    held_out/                 an evaluation set of pairs that are kept out of training, if `filter.hold_out` is above 0
 
 The first two have a part for each raw shard. Rows of pairs are in order of `key` through all parts, in row groups of
 ROW_GROUP_SIZE, so that finding one pair reads little. Older data has one file, decisions.parquet, instead of the parts.
@@ -73,7 +72,6 @@ FACTS_SCHEMA = pa.schema(
         ("num_emails", pa.int32()),
         ("num_phones", pa.int32()),
         ("repeats", pa.bool_()),  # a kept pair with a smaller key shows the same image (and text); null: not checked
-        ("held_out", pa.bool_()),  # it is in the evaluation set `held_out`; null: not asked
     ]
 )
 

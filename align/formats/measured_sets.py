@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable
-from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.shards import iter_samples
 from align.interfaces.store import FetchTar, Files
@@ -27,13 +26,12 @@ TEST = "test"
 
 
 def measured_sets(
-    evaluation: Path, filtered: Path, shards: Path, max_test_images: int, files: Files, fetch: FetchTar | None
+    evaluation: Path, shards: Path, max_test_images: int, files: Files, fetch: FetchTar | None
 ) -> list[EvaluationSet]:
-    """Every set of a checkout: those of `paths.evaluation`, the filter's held-out pairs, and the test split.
+    """Every set of a checkout: those of `paths.evaluation`, and the test split.
 
     Args:
         evaluation: the folder of sets, or a suite.
-        filtered: data/filtered.
         shards: data/shards.
         max_test_images: of the test split; 0 leaves it out.
         files: reads what a suite names.
@@ -42,7 +40,7 @@ def measured_sets(
     Raises:
         DataError, CorruptError, FormatError, ConfigError: a set or the shards are missing or damaged.
     """
-    return [*named_sets(evaluation, files), *held_out_sets(filtered), *shards_test_set(shards, max_test_images, fetch)]
+    return [*named_sets(evaluation, files), *shards_test_set(shards, max_test_images, fetch)]
 
 
 def shards_test_set(shards: Path, max_images: int, fetch: FetchTar | None) -> list[EvaluationSet]:

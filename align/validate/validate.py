@@ -38,7 +38,6 @@ from align.errors import ConfigError, DataError, GateError
 from align.formats.acceptances import read_acceptances, write_acceptances
 from align.formats.drift_reference import DriftReference, read_reference, write_reference
 from align.formats.evaluation_set import EvaluationSet
-from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.filtered import decisions_digest
 from align.formats.verdict import SHARDS, TABLES
@@ -226,7 +225,7 @@ def validate(
         DataError: a table is missing or unreadable.
         FormatError: a file of the policy has another layout.
     """
-    sets, reference = [*named_sets(data.evaluation, files), *held_out_sets(data.filtered)], read_reference(policy)
+    sets, reference = named_sets(data.evaluation, files), read_reference(policy)
     with open_engine(engine_config, reports) as engine:
         incomplete = tables.make_views(engine, data)
         make_views_of_sets(engine, sets)

@@ -21,13 +21,11 @@ from align.config.infrastructure import EngineConfig
 from align.errors import DataError
 from align.filter.filter import FilterFolders, filter_pairs, work_key
 from align.filter.pair_tables import image_hash, image_hashes
-from align.filter.rules import codes_of
-from align.filter.tables import HELD_OUT_IMAGES, IMAGES, MAX_ROWS, SCORED, TWINS, held_out
+from align.filter.tables import IMAGES, MAX_ROWS, SCORED
 from align.filter.work_folder import commit
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
 from align.interfaces.executor import Step
-from align.services.engine import open_engine
 from align.services.executors.executors import open_executor
 from tests.support import missing
 from tests.support.killing import digests
@@ -156,44 +154,6 @@ def test_duckdb_and_spark_decide_alike(folder: Path, cluster: tuple[str, Path]) 
     assert any(row["keep"] for row in rows[0])
     assert digests(duckdb / "filtered") == digests(spark / "filtered")
     assert (duckdb / "report/report.json").read_bytes() == (spark / "report/report.json").read_bytes()
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_duckdb_and_spark_hold_out_the_same_pairs(tmp_path: Path, cluster: tuple[str, Path]) -> None:
-    """Of four images one is held out, and one resembles it; the second pair of each was dropped before."""
-    rows = [
-        {"row_number": row, "image_hash": 2**62 - row // 2, "num_evaluation_sets": None, "twin": None, "mask": row % 2}
-        for row in range(8)
-    ]
-    undivided = pa.schema(
-        [(name, pa.int64()) for name in ("row_number", "image_hash", "mask")]
-        + [(name, pa.float64()) for name in ("nsfw_score", "twin_cosine", "similarity")]
-        + [("num_evaluation_sets", pa.int32()), ("twin", pa.string()), ("repeats", pa.bool_())]
-    )
-    twin = {"image_hash": 2**62 - 2, "num_evaluation_sets": 1, "evaluation_sets": ["held_out"], "twin": "held_out/k"}
-    views = {
-        "undivided": pa.Table.from_pylist(rows, undivided),
-        "held_out_images": pa.Table.from_pylist([{"image_hash": 2**62 - 1}], HELD_OUT_IMAGES),
-        "held_out_twins": pa.Table.from_pylist([twin], TWINS),
-    }
-    for name, table in views.items():
-        pq.write_table(table, tmp_path / f"{name}.parquet")
-    config = CONFIG.model_copy(update={"hold_out": 0.1})
-    duckdb = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})
-    decided = []
-    for one in (duckdb, duckdb.model_copy(update={"runner": "spark", "spark_master": cluster[0]})):
-        with open_engine(one, tmp_path / one.runner) as engine:
-            for name in views:
-                engine.view(name, tmp_path / f"{name}.parquet")
-            engine.write(held_out(config), tmp_path / f"{one.runner}.parquet")
-        decided.append(pq.read_table(tmp_path / f"{one.runner}.parquet").to_pylist())
-    assert decided[0] == decided[1]
-    assert [codes_of(row["mask"])[-1:] for row in decided[0]] == [
-        [], ["opted_out"], ["held_out"], ["opted_out"],
-        *[["image_near_duplicate_of_test"]] * 2, [], ["opted_out"],
-    ]  # fmt: skip
-    assert [row["held_out"] for row in decided[0]] == [row == 2 for row in range(8)]
-    assert [row["twin"] for row in decided[0]] == [None] * 4 + ["held_out/k"] * 2 + [None] * 2
 
 
 LOCAL = """

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.durable.files import replaced, sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError, FormatError
-from align.formats.evaluation_set import HELD_OUT, EvaluationImage, EvaluationSet, Split, Unreadable
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.tar import TarWriter
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.store import Files
@@ -124,16 +124,6 @@ def load_sets(directory: Path) -> list[EvaluationSet]:
         remedy = "make it (it may be empty), or correct paths.evaluation"
         raise DataError(f"{directory}: {what} of evaluation sets; {remedy}")
     return [load_set(header) for header in sorted(directory.glob("*.json"))]
-
-
-def held_out_sets(filtered: Path) -> list[EvaluationSet]:
-    """The set `held_out` that the filter wrote beside its decisions; none if it held out nothing.
-
-    Raises:
-        DataError, CorruptError, FormatError: as `load_sets`.
-    """
-    folder = filtered / HELD_OUT
-    return load_sets(folder) if folder.is_dir() else []
 
 
 def write_set(directory: Path, one: EvaluationSet) -> str:

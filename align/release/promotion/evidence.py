@@ -22,7 +22,6 @@ from align.config.paths import PathsConfig
 from align.display.console import say
 from align.durable.files import sha256_folder
 from align.errors import DataError
-from align.formats.evaluation_sets.align_tar import held_out_sets
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, set_digests, shards_test_set
 from align.formats.model_folder import CONFIG
@@ -55,10 +54,7 @@ def todays_sets(params: Params) -> dict[str, str]:
     """
     paths = params.section(PathsConfig)
     store = params.section(StoreConfig)
-    sets = [
-        *(named_sets(paths.evaluation, StoreFiles(store)) if paths.evaluation.exists() else ()),
-        *held_out_sets(paths.filtered),
-    ]
+    sets = named_sets(paths.evaluation, StoreFiles(store)) if paths.evaluation.exists() else []
     number = params.section(EvaluateConfig).max_test_images
     if number and (paths.shards / MANIFEST).is_file():
         sets += shards_test_set(paths.shards, number, fetcher(store))

@@ -68,11 +68,9 @@ def test_sets_of_ones_own_pairs_and_of_classes(folder: Path) -> None:
     own_data.write_classes(folder)
     said = travel(folder, "own-data", "sets")
     project = folder / "measured"
-    assert 5 <= funnel(project)["held_out"] <= 20
     shown = said[said.index("+ cat ") :]
-    for name in ("held_out/text_to_image/recall@10", "clothing/zero_shot/accuracy", "clothing/knn/accuracy"):
+    for name in ("test/text_to_image/recall@10", "clothing/zero_shot/accuracy", "clothing/knn/accuracy"):
         assert name in metrics(project) and name in shown, name
-    assert "test/text_to_image/recall@10" in metrics(project), "the split was not measured, too"
 
 
 @pytest.mark.full

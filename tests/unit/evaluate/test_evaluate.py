@@ -18,7 +18,6 @@ from align.evaluate.measure import measure_classification, measure_retrieval
 from align.evaluate.protocols.labelled import Labelled
 from align.evaluate.protocols.recall import Direction
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable, held
-from align.formats.evaluation_sets.align_tar import held_out_sets, write_set
 from align.formats.measured_sets import evaluation_digest, set_digests, shards_test_set
 from align.formats.query_ranks import QueryRanks, Ranked, read_ranks
 from align.formats.shards import Sample
@@ -190,12 +189,6 @@ def test_the_test_split_becomes_a_retrieval_set(tmp_path: Path) -> None:
         ("000000001", ("text 1",)),
     ]
     assert shards_test_set(tmp_path, 0, None) == []
-
-
-def test_the_filters_held_out_pairs_are_a_set(tmp_path: Path, undrawn: None) -> None:
-    assert held_out_sets(tmp_path) == []
-    write_set(tmp_path / "held_out", replace(colour_set("retrieval"), name="held_out"))
-    assert run(tmp_path, *held_out_sets(tmp_path))["held_out/mean_recall"] == 1.0
 
 
 def test_two_sets_of_one_name_are_an_error(tmp_path: Path) -> None:

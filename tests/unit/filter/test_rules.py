@@ -27,7 +27,7 @@ PAPER = (
     .model_copy(
         update={
             "max_texts_per_image": 1000, "similarity_model": MODEL, "min_similarity": 0.2, "languages": ("en", "de"),
-            "drop_personal_data": True, "drop_repeats": "image", "hold_out": 0.1, "licences": ("https://a/",),
+            "drop_personal_data": True, "drop_repeats": "image", "licences": ("https://a/",),
         }
     )
 )  # fmt: skip
@@ -39,14 +39,14 @@ KNOWN = pa.schema([
     ("num_characters", pa.int32()),
     ("is_filename", pa.bool_()), ("nsfw_score", pa.float64()), ("similarity", pa.float64()),
     ("language", pa.string()), ("num_emails", pa.int32()), ("num_phones", pa.int32()), ("repeats", pa.bool_()),
-    ("held_out", pa.bool_()), ("text", pa.string()), ("licence_allowed", pa.bool_()),
+    ("text", pa.string()), ("licence_allowed", pa.bool_()),
 ])  # fmt: skip
 GOOD: dict[str, Any] = {
     "opted_out": None, "status": "success", "has_bytes": True, "decodable": True, "width_px": 300, "height_px": 300,
     "num_texts": 1, "num_images": 1, "num_evaluation_sets": 0, "rare_ngram": False, "num_words": 3,
     "num_characters": 15,
     "is_filename": False, "nsfw_score": None, "similarity": 0.2, "language": "en", "num_emails": 0, "num_phones": 0,
-    "repeats": False, "held_out": False, "text": "a red fox", "licence_allowed": True,
+    "repeats": False, "text": "a red fox", "licence_allowed": True,
 }  # fmt: skip
 GONE = {"has_bytes": False, "decodable": None, "width_px": None, "height_px": None}
 
@@ -110,8 +110,6 @@ def view(engine: Engine, name: str, table: pa.Table) -> None:
         ({"num_phones": 2}, ["text_personal_data"]),
         ({"licence_allowed": False}, ["pair_licence"]),
         ({"repeats": True}, ["image_repeat"]),
-        ({"held_out": True}, ["held_out"]),
-        ({"held_out": None}, []),
         (
             {"is_filename": True, "num_words": 2, "width_px": 150, "num_images": 11},
             ["image_too_small", "text_shared_by_many_images", "text_too_short", "text_is_filename"],
@@ -130,7 +128,7 @@ def test_rule_order_is_the_papers() -> None:
         "image_too_many_texts", "image_near_duplicate_of_test", "text_shared_by_many_images", "text_rare_ngram",
         "text_too_short", "text_too_long", "text_is_filename", "image_not_fetched", "pair_low_similarity",
         "text_other_language", "text_personal_data", "pair_licence", "image_repeat", "pair_repeat",
-        "image_semantic_repeat", "held_out",
+        "image_semantic_repeat",
     ]  # fmt: skip
     assert [code for code in rules.RULES if code in order] == order  # a rule of one's own may stand anywhere
 
@@ -141,7 +139,7 @@ def test_params_hold_the_papers_boundaries_and_nothing_beyond_them() -> None:
     assert (config.min_words, config.max_words, config.num_frequent_ngrams) == (3, 20, 10**8)
     off = [
         "pair_low_similarity", "text_other_language", "text_personal_data", "pair_licence", "image_repeat",
-        "pair_repeat", "image_semantic_repeat", "held_out",
+        "pair_repeat", "image_semantic_repeat",
     ]  # fmt: skip
     assert [code for code in rules.RULES if code not in rules.active(config)] == off
     assert rules.mask(config, rules.MODEL + rules.REPEATS) == "CAST(0 AS BIGINT)"  # what is off costs nothing

@@ -104,14 +104,13 @@ def test_the_keep_rate_of_each_source_of_texts_has_a_band(tmp_path: Path, capsys
     assert f"T{lost}." in (folders["reports"] / "report.html").read_text()
 
 
-def test_the_gate_looks_for_held_out_images_too(tmp_path: Path) -> None:
+def test_the_gate_looks_for_the_images_of_sets(tmp_path: Path) -> None:
     small_data.write(tmp_path, pairs())
-    (tmp_path / "evaluation").mkdir()
     images = [EvaluationImage("k", "c", ("a text",), None, None, "query")]
-    held_out = EvaluationSet("held_out", "retrieval", "", images, (), (), held([small_data.jpeg(0)]))
-    sha256 = write_set(tmp_path / "filtered/held_out", held_out)
+    one = EvaluationSet("photos", "retrieval", "", images, (), (), held([small_data.jpeg(0)]))
+    sha256 = write_set(tmp_path / "evaluation", one)
     config = load_params().section(ValidateConfig)
-    for checked, unchecked in (({"held_out": sha256}, "0"), ({"held_out": "f" * 64}, "1")):
+    for checked, unchecked in (({"photos": sha256}, "0"), ({"photos": "f" * 64}, "1")):
         data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "evaluation", checked)
         report = validate(
             config, ENGINE, data, policy=tmp_path / "policy", reports=tmp_path / "quality", check=check_that_fails()

@@ -1,6 +1,6 @@
 """The history of a model's champion, as tags of the registered model in MLflow.
 
-align.champion.00001 ...   one move each, as JSON; written before the alias moves, and once more when it has moved
+align.champion.00001 ...   one move each, as JSON; written when the alias has moved
 
 `align.release.aliases.moves` writes them. Here is what they mean, for everybody who reads them.
 """
@@ -33,7 +33,6 @@ class Move(StoredModel):
     """One move of the alias `champion`.
 
     Attributes:
-        id: of the call that made it.
         number: from 1, of the entry.
         kind: what happened.
         at: when, in UTC: 2026-11-27T08:00:00Z. For a move by hand: when it was noticed.
@@ -42,13 +41,10 @@ class Move(StoredModel):
         to: number of the version that is; None: the alias was removed, or its version was deleted.
         why: one sentence.
         figures: what the decision was made on.
-        done: alias and tags are as this move wants them. Only the last entry may be not done.
     """
 
-    #: Entries of before 2026-11-29 name one version more, and were written when they were done.
-    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True, extra="ignore")
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
     schema_version: Literal[1] = 1
-    id: str
     number: Annotated[int, Field(ge=1)]
     kind: Kind
     at: str
@@ -57,7 +53,6 @@ class Move(StoredModel):
     to: int | None
     why: str
     figures: Mapping[str, float]
-    done: bool = True
 
     @property
     def key(self) -> str:
@@ -92,11 +87,6 @@ class ChampionState:
     champion: int | None
     moves: tuple[Move, ...]
 
-    @property
-    def unfinished(self) -> Move | None:
-        """The move that is being made, or whose process was killed: the alias may be there already."""
-        return self.moves[-1] if self.moves and not self.moves[-1].done else None
-
     def previous(self, existing: Set[int]) -> int | None:
         """The champion that a rollback goes back to; None: there is none. `existing`: numbers of all versions."""
         return next(earlier_champions(self.moves, self.champion, existing), None)
@@ -107,9 +97,7 @@ class ChampionState:
 
         False without a history, since the champion may be older than the history.
         """
-        if self.unfinished is not None or self.last is None:
-            return False
-        return self.last.to != self.champion or self.last.kind == "by hand"
+        return self.last is not None and (self.last.to != self.champion or self.last.kind == "by hand")
 
     @property
     def last(self) -> Move | None:

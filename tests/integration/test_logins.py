@@ -66,7 +66,7 @@ def test_the_login_of_the_search_service_reads_what_it_serves_and_moves_nothing(
         lambda: registry.set_alias(version, "other"),
         lambda: registry.set_version_tags(version, {"a": "c"}),
         lambda: registry.create_version("served", run, MODEL_ARTIFACT, {}),
-        lambda: registry.delete_model_tag("served", "key"),
+        lambda: registry.set_model_tag("served", "key", "value"),
         lambda: tracker.end_run(run),
     ):
         with pytest.raises(RefusedError, match="this login reads, and changes nothing"):

@@ -103,9 +103,6 @@ class MemoryClient:
     def set_registered_model_tag(self, name: str, key: str, value: str) -> None:
         self._models[name].tags[key] = value
 
-    def delete_registered_model_tag(self, name: str, key: str) -> None:
-        self._models[name].tags.pop(key, None)
-
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         self._version(name, version)
         self._models[name].aliases[alias] = version

@@ -1,7 +1,7 @@
 """champion: says which version is the champion, since when and why, and which one it was at any time before.
 
-`make_champion` and `take_back` are the two moves that people ask for; `align.release.aliases.moves` makes them. A move
-that a killed command left half made is finished first, and one that somebody made in MLflow is recorded.
+`make_champion` and `take_back` are the two moves that people ask for: the alias, then the entry in the history
+(`align.release.aliases.moves`), then the tags of the version that say why.
 """
 
 from __future__ import annotations
@@ -17,33 +17,21 @@ from align.display.console import say, show, show_json
 from align.durable.files import to_json
 from align.durable.locks import locked
 from align.errors import ConfigError, DataError, LockedError
-from align.formats.champion_moves import ChampionState, Move, last_before, time_of
-from align.release.aliases import moves as alias_moves
-from align.release.aliases.moves import LOCK
-from align.services.tracking.address import require_store
-from align.services.tracking.registry import CHAMPION, Version
+from align.formats.champion_moves import Move, last_before, time_of
+from align.release.aliases.moves import LOCK, record, settle
+from align.services.tracking.address import require_store, who_acts
+from align.services.tracking.registry import (
+    CHAMPION,
+    PROMOTED,
+    PROMOTED_BECAUSE,
+    ROLLED_BACK,
+    ROLLED_BACK_BECAUSE,
+    Version,
+)
 from align.services.tracking.tracker import Tracker
 
 #: The table's columns; the reasons are last, since they may be long.
 _COLUMNS = ("when (UTC)", "what", "from", "to", "who", "why")
-
-
-def settled(tracker: Tracker, model: str) -> ChampionState:
-    """The champion and its history, once nothing is half done; says what was noticed.
-
-    Raises:
-        ServiceError: MLflow is unavailable or refuses.
-    """
-    before = tracker.registry.champion_state(model)
-    state = alias_moves.settle(tracker.registry, model)
-    if before.unfinished is not None:
-        what = "finished" if before.unfinished.id in {entry.id for entry in state.moves} else "undone"
-        say(f"a move of the champion that was cut short is {what}: {sentence(before.unfinished)}")
-    if state.moves and state.moves[-1] not in before.moves and state.moves[-1].kind == "by hand":
-        say(
-            f"note: somebody moved the champion of '{model}' by hand: {sentence(state.moves[-1])}; see `align champion`"
-        )
-    return state
 
 
 def make_champion(
@@ -67,40 +55,44 @@ def make_champion(
 
     Raises:
         LockedError: somebody else moved the alias meanwhile; nothing was moved.
-        ServiceError: MLflow is unavailable or refuses; the next call finishes what was begun.
+        ServiceError: MLflow is unavailable or refuses, for example as the version was deleted meanwhile.
     """
-    state = alias_moves.settle(tracker.registry, version.name)
+    registry = tracker.registry
+    state = settle(registry, version.name)
     if state.champion != replaces:
         raise LockedError(
             f"version {version.number} was compared with {_champion(replaces)}; since then it is "
             f"{_champion(state.champion)}: nothing was moved; run it again"
         )
-    return alias_moves.move(tracker.registry, state, "promoted", version.number, why, figures, who)
+    registry.set_alias(version, CHAMPION)
+    made = record(registry, state, "promoted", version.number, why, figures, who or who_acts())
+    registry.set_version_tags(version, {PROMOTED: made.at, PROMOTED_BECAUSE: made.why})
+    return made
 
 
 def take_back(tracker: Tracker, model: str, reason: str) -> Move:
     """Makes the champion before this one the champion again.
 
-    One that was rolled back, or deleted, is passed over, so that repeated calls end. If a call was cut short, this one
-    only finishes it: a person who repeats it wants to go back by one champion, not by two. The reason is kept in the
+    One that was rolled back, or deleted, is passed over, so that repeated calls end. The reason is kept in the
     history, and as a tag of the version that is rolled back.
 
     Raises:
         DataError: there is no champion, or none before it.
-        LockedError: somebody else moved the alias meanwhile; nothing was moved.
-        ServiceError: MLflow is unavailable or refuses; the next call finishes what was begun.
+        ServiceError: MLflow is unavailable or refuses.
     """
-    cut_short = tracker.registry.champion_state(model).unfinished
-    state = settled(tracker, model)
-    if cut_short is not None and cut_short.kind == "rolled back" and state.moves[-1].id == cut_short.id:
-        return state.moves[-1]
+    registry = tracker.registry
+    state = settle(registry, model)
     if state.champion is None:
         raise DataError(f"model '{model}' has no version with alias '{CHAMPION}'; there is nothing to roll back")
-    to = state.previous({version.number for version in tracker.registry.versions(model)})
+    versions = {version.number: version for version in registry.versions(model)}
+    to = state.previous(set(versions))
     if to is None:
         why = "the others were rolled back or deleted, or there was none"
         raise DataError(f"model '{model}': no champion before {state.champion} is left: {why}")
-    return alias_moves.move(tracker.registry, state, "rolled back", to, reason, {})
+    registry.set_alias(versions[to], CHAMPION)
+    made = record(registry, state, "rolled back", to, reason, {}, who_acts())
+    registry.set_version_tags(versions[state.champion], {ROLLED_BACK: made.at, ROLLED_BACK_BECAUSE: made.why})
+    return made
 
 
 def sentence(move: Move) -> str:
@@ -173,7 +165,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if not (versions := tracker.registry.versions(model)):
         raise DataError(f"MLflow has no version of a model '{model}'; run `align register` first")
     with locked(LOCK, "align champion", say):
-        state = settled(tracker, model)
+        state = settle(tracker.registry, model)
     existing = {version.number for version in versions}
     if at is not None:
         then = last_before(state.moves, at)
@@ -206,4 +198,4 @@ def _version(number: int | None, existing: set[int]) -> str:
 
 def _entry(move: Move) -> dict[str, Any]:
     """A move for programs."""
-    return move.model_dump(mode="json", exclude={"schema_version", "id", "number", "done"})
+    return move.model_dump(mode="json", exclude={"schema_version", "number"})

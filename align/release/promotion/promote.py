@@ -26,9 +26,8 @@ from align.durable.files import clear_leftovers, is_temporary, to_json, without_
 from align.durable.locks import locked
 from align.errors import ConfigError, DataError, GateError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
-from align.release.aliases import moves as alias_moves
-from align.release.aliases.champion import make_champion, settled
-from align.release.aliases.moves import LOCK
+from align.release.aliases.champion import make_champion
+from align.release.aliases.moves import LOCK, record, settle
 from align.release.promotion.decision import PromotionDecision, table_lines
 from align.release.promotion.evidence import PAGES
 from align.release.promotion.judge import DECIDED, judge, number_of, version_asked
@@ -112,12 +111,11 @@ def reject(tracker: Tracker, candidate: Version, rejection: Approval) -> str:
     """Records that a person rejected a version; nothing moves. Returns a sentence.
 
     Raises:
-        LockedError: somebody else moved the alias at the same time.
         ServiceError: MLflow is unavailable or refuses.
     """
-    state = settled(tracker, candidate.name)
+    state = settle(tracker.registry, candidate.name)
     why = f"version {candidate.number} was rejected: {rejection.why}"
-    alias_moves.move(tracker.registry, state, "rejected", state.champion, why, {}, rejection.signed)
+    record(tracker.registry, state, "rejected", state.champion, why, {}, rejection.signed)
     return f"{candidate.name}: {why} ({rejection.who}); nothing was moved"
 
 
@@ -151,7 +149,7 @@ def promote(
     """
     model = params.section(RegisterConfig).model_name
     with locked(LOCK, "align promote", say):
-        settled(tracker, model)  # finishes what a killed call left half moved, and records what was moved by hand
+        settle(tracker.registry, model)  # records what was moved by hand
     while True:
         asked, champion = version_asked(model, tracker, number), tracker.registry.version_at(model, CHAMPION)
         _require_judged(approval, asked, champion, tracker)
@@ -190,7 +188,7 @@ def check(params: Params, tracker: Tracker) -> str:
     """
     model = params.section(RegisterConfig).model_name
     with locked(LOCK, "align promote", say):
-        state = settled(tracker, model)
+        state = settle(tracker.registry, model)
     if state.champion is None:
         raise DataError(f"model '{model}' has no champion to check")
     versions = {version.number: version for version in tracker.registry.versions(model)}

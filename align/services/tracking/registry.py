@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,11 +110,6 @@ class Registry:
         with self._asking():
             self._client.set_registered_model_tag(model, key, value)
 
-    def delete_model_tag(self, model: str, key: str) -> None:
-        """Removes a tag of the model itself, if it has it."""
-        with self._asking():
-            self._client.delete_registered_model_tag(model, key)
-
     def set_alias(self, version: Version, alias: str) -> None:
         """Moves an alias to a version."""
         with self._asking():
@@ -130,12 +125,6 @@ class Registry:
         with self._asking():
             for key, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.number), key, value)
-
-    def delete_version_tags(self, version: Version, keys: Iterable[str]) -> None:
-        """Removes those of these tags that a version has."""
-        with self._asking():
-            for key in set(keys) & set(version.tags):
-                self._client.delete_model_version_tag(version.name, str(version.number), key)
 
 
 def aliases_of(aliases: Mapping[str, int], version: Version) -> tuple[str, ...]:

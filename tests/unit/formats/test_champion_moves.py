@@ -22,7 +22,7 @@ def moves(*kinds: tuple[Kind, int | None, int | None]) -> list[Move]:
     """Moves of these kinds, from, to; one a day."""
     return [
         Move(
-            id=f"{number}", number=number, kind=kind, at=f"2026-11-{number:02d}T12:00:00Z", who="ann", before=before,
+            number=number, kind=kind, at=f"2026-11-{number:02d}T12:00:00Z", who="ann", before=before,
             to=to, why="better", figures={},
         )
         for number, (kind, before, to) in enumerate(kinds, start=1)
@@ -76,9 +76,6 @@ def test_a_move_is_read_as_it_was_written_and_always_fits() -> None:
     assert [(each.number, each.before, each.to) for each in read] == [(1, 1, 2)]
     assert read[0].why.startswith("\\u001b[2J") and read[0].figures["set-1/recall@1"] == 1 / 7
     assert '"from":1' in made.text()
-    assert ChampionState("m", 2, read).unfinished is None
-    begun = read[0].model_copy(update={"done": False})
-    assert ChampionState("m", 1, history_of("m", {begun.key: begun.text()})).unfinished == begun
 
 
 @pytest.mark.parametrize("value", ["", "{", "[]", "\ud800", '{"schema_version": 2}', "{}", "null"])
@@ -104,21 +101,18 @@ def test_which_version_was_it_then() -> None:
 
 
 @pytest.mark.parametrize(
-    ("champion", "kinds", "unfinished", "by_hand"),
+    ("champion", "kinds", "by_hand"),
     [
-        (2, PROMOTED[:2], False, False),
-        (1, PROMOTED[:2], False, True),
-        (None, PROMOTED[:2], False, True),
-        (1, PROMOTED[:2], True, False),  # half moved
-        (4, [], False, False),  # older than histories
-        (5, [*PROMOTED, ("by hand", 3, 5)], False, True),
-        (5, [*PROMOTED, ("by hand", 3, 5), ("rejected", 5, 5)], False, True),
-        (6, [*PROMOTED, ("by hand", 3, 5), ("promoted", 5, 6)], False, False),
+        (2, PROMOTED[:2], False),
+        (1, PROMOTED[:2], True),
+        (None, PROMOTED[:2], True),
+        (4, [], False),  # older than histories
+        (5, [*PROMOTED, ("by hand", 3, 5)], True),
+        (5, [*PROMOTED, ("by hand", 3, 5), ("rejected", 5, 5)], True),
+        (6, [*PROMOTED, ("by hand", 3, 5), ("promoted", 5, 6)], False),
     ],
 )
 def test_a_champion_by_hand_is_one_that_no_gate_has_judged(
-    champion: int | None, kinds: list[tuple[Kind, int | None, int | None]], unfinished: bool, by_hand: bool
+    champion: int | None, kinds: list[tuple[Kind, int | None, int | None]], by_hand: bool
 ) -> None:
-    made = moves(*kinds)
-    made[-1:] = [one.model_copy(update={"done": not unfinished}) for one in made[-1:]]
-    assert ChampionState("m", champion, tuple(made)).moved_by_hand is by_hand
+    assert ChampionState("m", champion, tuple(moves(*kinds))).moved_by_hand is by_hand

@@ -36,8 +36,8 @@ def test_one_waits_for_the_other(verb: ModuleType, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     tracker = SimpleNamespace(registry=SimpleNamespace(version_at=moves))
     replaced = {"require_store": lambda: None, "Tracker": lambda: tracker, "say": say}
-    # Under the lock promote finishes what another one left half moved; what it judges later needs none.
-    replaced |= {"take_back": moves} if verb is rollback else {"settled": moves}
+    # Under the lock promote records what was moved by hand; what it judges later needs none.
+    replaced |= {"take_back": moves} if verb is rollback else {"settle": moves}
     for attribute, value in replaced.items():
         monkeypatch.setattr(verb, attribute, value)
 

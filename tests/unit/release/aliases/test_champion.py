@@ -39,7 +39,7 @@ def test_nobody_knows_what_is_to_come(text: str) -> None:
 
 def test_the_table_has_the_newest_first_and_says_what_was_deleted() -> None:
     first = Move(
-        id="a", number=1, kind="promoted", at="2026-11-01T12:00:00Z", who="ann", before=None, to=1,
+        number=1, kind="promoted", at="2026-11-01T12:00:00Z", who="ann", before=None, to=1,
         why="the first", figures={},
     )  # fmt: skip
     second = first.model_copy(

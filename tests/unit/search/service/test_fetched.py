@@ -154,10 +154,10 @@ def test_what_is_of_other_means_is_refused_and_what_was_moved_by_hand_is_said(wo
     version = world.registered("fox")
     release = world.source.wanted()
     assert release is not None and world.source.warnings(release) == []
-    world.tracker.registry.delete_version_tags(version, [PROMOTED])
+    world.tracker._client.delete_model_version_tag(version.name, str(version.number), PROMOTED)
     release = world.source.wanted()
     assert release is not None and "was made the champion by hand" in world.source.warnings(release)[0]
-    world.tracker.registry.delete_version_tags(version, [MODEL_DIGEST])
+    world.tracker._client.delete_model_version_tag(version.name, str(version.number), MODEL_DIGEST)
     with pytest.raises(DataError, match=r"has no tag align\.model_digest: it is not of `align register`"):
         world.source.wanted()
 

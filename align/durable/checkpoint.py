@@ -31,8 +31,6 @@ from align.interfaces.store import Mirror
 SCHEMA_VERSION = 2
 
 BEST = "best.pt"
-#: Rows of live metrics. The live log keeps them in the run's folder, so that a resumed run continues them.
-JOURNAL = "live.jsonl"
 _ACCEPTED = "accepted.json"
 _STEP = re.compile(r"step-\d{8,12}\.pt")
 
@@ -201,10 +199,8 @@ class CheckpointFolder:
         self.directory.mkdir(parents=True, exist_ok=True)
         write_text(self.directory / _ACCEPTED, json.dumps([*best.accepted(), reason.strip()]) + "\n")
         latest = best._path(best.steps()[-1])
-        for path in (best.directory / JOURNAL, latest):  # the checkpoint last: with it the run is one of this code
-            if path.exists():
-                with replaced(self.directory / path.name, on_disk=False) as part:
-                    shutil.copyfile(path, part)
+        with replaced(self.directory / latest.name, on_disk=False) as part:
+            shutil.copyfile(latest, part)
         say(f"{self.directory}: resuming from {latest}, written by other code: {reason.strip()}")
 
     def other_code_step(self) -> int | None:

@@ -19,7 +19,6 @@ from align.config.infrastructure import ClusterConfig, HealthConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.display.console import say
 from align.display.report import Report, record_runtime, write_report
-from align.durable.checkpoint import JOURNAL
 from align.durable.files import replace_directory, write_text
 from align.errors import ConfigError, ServiceError
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
@@ -54,8 +53,7 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
     plan = plan_of(params, trains, cluster, seat, accept_code_change=args.accept_code_change, given=bool(args.data))
     plan = replace(plan, monitoring=replace(plan.monitoring, validation=getattr(args, "validation", None)))
     if (run_id := current_run_id()) is not None:
-        log = LiveLog(run_id, stage, plan.folder().directory / JOURNAL)
-        plan = replace(plan, monitoring=replace(plan.monitoring, log=log))
+        plan = replace(plan, monitoring=replace(plan.monitoring, log=LiveLog(run_id, stage)))
         if plan.data.not_gated:
             with suppress(ServiceError):  # `align register` sets it, too
                 Tracker(address()).set_tags(run_id, {QUALITY: NOT_GATED})

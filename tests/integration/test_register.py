@@ -265,7 +265,7 @@ def test_a_run_that_a_caller_started_is_completed_and_not_ended(project: Project
     run_id = project.tracker.start_run(project.config.experiment, "the flow's")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", project.tracker.uri)
-        with LiveLog(run_id, "pretrain", project.root / "live.jsonl") as logger:
+        with LiveLog(run_id, "pretrain") as logger:
             logger({"train/loss": 4.0}, 10)
             logger({"train/loss": 3.0}, 20)
     for _ in range(2):

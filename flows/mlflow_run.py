@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +21,7 @@ from align.config.sections import changing_bytes
 from align.errors import ServiceError
 from align.pipeline.run import running_services
 from align.release.promotion.gates import REVISION
-from align.release.registration.shown import headline, log_report, tables, view
+from align.release.registration.shown import headline, log_report, tables
 from align.services.git import resolve
 from align.services.tracking.tracker import ENDED, FLOW_RUN, Status, Tracker, param_text
 from flows.checkout import run_branch
@@ -76,11 +76,11 @@ def mlflow_run(run: RunContext) -> Iterator[MlflowRun | None]:
         return
     name = run_branch.next_name(run.root, run.name)
     experiment = run.params.section(RegisterConfig).experiment
-    with opened_run(run, experiment, name, starting_params(run.params), run.tags) as opened:
-        opened.tracker.save_view(experiment, *view(run.params.values))
-        watches = run.params.section(RegisterConfig).system_metrics
-        with opened.tracker.watched(opened.run_id) if watches else nullcontext():
-            yield opened
+    with (
+        opened_run(run, experiment, name, starting_params(run.params), run.tags) as opened,
+        opened.tracker.watched(opened.run_id),
+    ):
+        yield opened
 
 
 def log_stage(stage: Stage, run: RunContext) -> None:

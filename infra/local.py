@@ -47,7 +47,7 @@ from align.pipeline.run import (
     running_services,
 )
 from align.services import postgresql
-from align.services.tracking.runs_view import TRAINING, runs_address
+from align.services.tracking.tracked_run import TRAINING, runs_address
 from align.web.connections import shorten
 
 HOST = "127.0.0.1"

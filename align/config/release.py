@@ -22,7 +22,6 @@ class PromoteConfig(Section):
     confidence: Annotated[float, Field(ge=0.5, le=0.999)]
     min_times_chance: Annotated[float, Field(ge=0)]
     slice_margin: Annotated[float, Field(ge=0, le=1)]
-    min_slice_units: Annotated[int, Field(ge=2)]
     #: A person must approve each promotion whose gates passed.
     approval: bool
     #: Hours that the flow `approve` waits for an answer; a year at most.
@@ -34,12 +33,10 @@ Name = Annotated[str, Field(pattern=r"^[\w.\- ]+$")]
 
 
 class RegisterConfig(Section):
-    """Names in MLflow, and what it gets of the machine. No stage reads them."""
+    """Names in MLflow. No stage reads them."""
 
     section: ClassVar[str] = "register"
     changes_bytes: ClassVar[bool] = False
 
     experiment: Name
     model_name: Name
-    #: The processor, memory, disk, network and GPU of the machine that runs the flow, twice a minute.
-    system_metrics: bool

@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Proj
         stack.up()
         mlflow = Tracker(f"sqlite:///{root}/mlflow.db")
         outputs = registered.write(tmp_path_factory.mktemp("outputs"), f"sqlite:///{root}/mlflow.db")
-        outputs.config = RegisterConfig(experiment="stub", model_name="stub", system_metrics=False)
+        outputs.config = RegisterConfig(experiment="stub", model_name="stub")
         outputs.tracker = mlflow
         yield stack, outputs
     finally:

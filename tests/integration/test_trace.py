@@ -331,7 +331,7 @@ def seen(
 
 def ask(tmp_path: Path, name: str, counts: dict[str, int]) -> WhoSaw:
     versions = DataVersions(tmp_path, tmp_path / "scratch")
-    register = RegisterConfig(experiment=name, model_name=name, system_metrics=False)
+    register = RegisterConfig(experiment=name, model_name=name)
     return who_saw(register, tmp_path / "shards", versions, lambda _: counts)
 
 

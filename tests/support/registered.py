@@ -148,8 +148,6 @@ def write(tmp_path: Path, mlflow_server: str) -> Project:
     ]
     (reports / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     name = next(NAMES)
-    project = Project(
-        tmp_path, RegisterConfig(experiment=name, model_name=name, system_metrics=False), Tracker(mlflow_server)
-    )
+    project = Project(tmp_path, RegisterConfig(experiment=name, model_name=name), Tracker(mlflow_server))
     project.evaluate(0.5)
     return project

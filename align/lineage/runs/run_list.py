@@ -31,7 +31,7 @@ from align.lineage.versions.data_versions import DataVersions
 from align.pipeline import run_records
 from align.services.git import git_if_any
 from align.services.tracking.address import has_store
-from align.services.tracking.runs_view import TrackedRun, run_address
+from align.services.tracking.tracked_run import TrackedRun, run_address
 from align.services.tracking.tracker import ATTEMPT, ENDED, FLOW_RUN, Tracker
 
 State = Literal["finished", "running", "cancelled", "killed", "failed", "unknown"]

@@ -21,7 +21,7 @@ from align.release.registration.shown import all_metrics, measured
 from align.services.git import LOCK_FILE, git_if_any
 from align.services.tracking.address import has_store
 from align.services.tracking.registry import CHAMPION, LINEAGE_PAGE, Version, aliases_of
-from align.services.tracking.runs_view import TrackedRun
+from align.services.tracking.tracked_run import TrackedRun
 from align.services.tracking.tracker import FLOW_RUN, Tracker
 
 #: Tags of versions and runs (`align.release.registration.results`, `align.release.registration.register`).

@@ -22,7 +22,7 @@ from align.lineage.versions.shard_samples import SHARD_FILES
 from align.lineage.versions.stage_runs import StageRun
 from align.services.tracking.address import has_store
 from align.services.tracking.registry import Version, aliases_of
-from align.services.tracking.runs_view import TrackedRun
+from align.services.tracking.tracked_run import TrackedRun
 from align.services.tracking.tracker import Tracker
 
 #: A folder like data/shards -> split -> how many of the pairs are in it.

@@ -20,6 +20,9 @@ from align.formats.query_ranks import KNN, PROTOCOLS, ZERO_SHOT, QueryRanks, Ran
 from align.statistics.intervals import Scored
 from align.statistics.paired import Difference, Part, difference
 
+#: Slices of fewer concepts refuse nothing: nobody can tell.
+MIN_UNITS = 10
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -58,11 +61,11 @@ def compared_slices(config: PromoteConfig, candidate: QueryRanks, champion: Quer
         name: len({cluster for part in parts for cluster in part.differences.clusters})
         for name, parts in all_parts.items()
     }
-    num_tested = sum(number >= config.min_slice_units for number in units.values())
+    num_tested = sum(number >= MIN_UNITS for number in units.values())
     confidence = 1 - (1 - config.confidence) / max(num_tested, 1)
     found = []
     for name, parts in all_parts.items():
-        enough = units[name] >= config.min_slice_units
+        enough = units[name] >= MIN_UNITS
         measured = difference(parts, confidence=confidence) if enough else None
         worse = measured is not None and measured.high < -config.slice_margin
         num_queries = sum(len(part.differences.values) for part in parts)

@@ -38,7 +38,7 @@ from align.formats.shards import read_manifest
 from align.release.registration.dataset_card import CROISSANT, SOURCES, croissant, sources
 from align.release.registration.model_card import CARD, Champion, ModelCard
 from align.release.registration.results import PipelineOutputs, Results, own, read_results
-from align.release.registration.shown import all_metrics, headline, log_report, tables, view
+from align.release.registration.shown import all_metrics, headline, log_report, tables
 from align.services.git import LOCK_FILE, commit_files, git, git_if_any
 from align.services.signing import SIGNATURE, log_signature, require_signed
 from align.services.tracking.address import current_flow_run_id, current_run_id
@@ -258,7 +258,6 @@ def register(
             log_index(tracker, version, outputs.index, outputs.finetuned, outputs.packaged)
         log_signature(tracker, version, _signature(outputs))
         tracker.registry.set_alias(version, CANDIDATE)
-        tracker.save_view(config.experiment, *view(values))
         tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
     except BaseException:
         if ends_here:

@@ -1,4 +1,4 @@
-"""What MLflow shows of a run's stages: few figures, curves, models; files, pictures and tables, side by side.
+"""What MLflow shows of a run's stages: few figures, curves; files, pictures and tables, side by side.
 
 MLflow has a column and a chart for each metric, so a run has few: curves, and `headline`. The table `metrics` has all.
 """
@@ -33,12 +33,8 @@ _PICTURES_OF_SET = {
 #: The keys that MLflow takes for a picture.
 _KEY = re.compile(r"[A-Za-z0-9_. -]+")
 
-#: Parameters that the list of runs has columns for.
-_COLUMNS = ("pretrain.seed", "pretrain.num_steps", "pretrain.batch_size", "pretrain.learning_rate")
-
-#: The metrics of a run that are no curves; a name in MLflow of the model that a stage made, by its report.
+#: The metrics of a run that are no curves.
 MAX_HEADLINE = 8
-_MODELS = {"pretrain": "pre-trained", "finetune": "fine-tuned", "package": "packaged"}
 _STEPS = "metrics.jsonl"
 _WAYS = ("image_to_text", "text_to_image")
 
@@ -59,15 +55,6 @@ def headline(values: Mapping[str, Any]) -> list[str]:
     promoted = values.get(PromoteConfig.section, {}).get("metrics", [])
     named = [f"{name.partition('/')[0]}/{way}/recall@{k}" for name in promoted[:1] for k in (1, 10) for way in _WAYS]
     return list(dict.fromkeys([*promoted[: MAX_HEADLINE - 1 - len(named)], *named, "filter/keep_rate"]))
-
-
-def view(values: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    """The metrics and the parameters that the list of runs has columns for, and the keys of the pictures in it.
-
-    Args:
-        values: as `headline` takes them.
-    """
-    return headline(values), _COLUMNS, tuple(PICTURES)
 
 
 def pictures(reports: Sequence[Path]) -> dict[str, Path]:
@@ -107,9 +94,6 @@ def log_report(tracker: Tracker, run_id: str, folder: Path, shown: Sequence[str]
     tracker.log_folder(run_id, folder, f"reports/{folder.name}")
     if shards is not None and (data := _report([folder], "shard")):
         tracker.log_dataset(run_id, "shards", data["digest"], shards.as_posix())
-    if folder.name in _MODELS:
-        figures = [*shown] if folder.name == "package" else [f"{folder.name}/val/", f"{folder.name}/train/loss"]
-        tracker.log_model(run_id, _MODELS[folder.name], figures)
     if made := pictures([folder]):
         tracker.log_pictures(run_id, made)
 

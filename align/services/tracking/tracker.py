@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from align.errors import RefusedError, ServiceError, without_logins
 from align.services.tracking.address import DEFAULT_URI, named_address
 from align.services.tracking.database import DATABASE, artifacts_beside, database_file, make_private
 from align.services.tracking.registry import Registry, Version
-from align.services.tracking.runs_view import TrackedRun, run_address, runs_address, tracked_run, view_tag
+from align.services.tracking.tracked_run import TrackedRun, run_address, runs_address, tracked_run
 
 #: Tags of a run: the Prefect flow run that it belongs to, by its id; and the attempt of it, by which a run that was
 #: killed is found.
@@ -151,21 +151,11 @@ class Tracker:
         return run_address(address, experiment, run_id)
 
     def runs_page(self, experiment: str, server: str | None) -> str | None:
-        """The address of the list of runs in the view of `save_view`; None if no server or no experiment is."""
+        """The address of the list of runs; None if no server or no experiment is."""
         address = server if self._local else self.uri
         with self._asking():
             found = self._client.get_experiment_by_name(experiment)
         return runs_address(address, found.experiment_id) if address and found else None
-
-    def save_view(
-        self, experiment: str, metrics: Sequence[str], params: Sequence[str], pictures: Sequence[str]
-    ) -> None:
-        """Saves the view in which MLflow lists an experiment's runs: columns of metrics and params, and pictures."""
-        key, value = view_tag([metric_name(name) for name in metrics], params, pictures)
-        with self._asking():
-            found = self._client.get_experiment_by_name(experiment)
-            if found and found.tags.get(key) != value:
-                self._client.set_experiment_tag(found.experiment_id, key, value)
 
     def resume_run(self, run_id: str, attempt: str) -> None:
         """Makes a run that failed or was killed a running one again, of another attempt of its flow run."""
@@ -273,32 +263,6 @@ class Tracker:
         with tempfile.TemporaryDirectory(prefix="align-") as folder:
             file = self.artifact(run_id, f"tables/{name}.json", Path(folder))
             return list(json.loads(file.read_bytes())["data"]) if file else []
-
-    def log_model(self, run_id: str, name: str, figures: Sequence[str]) -> None:
-        """Shows a model that the run made on MLflow's pages of models, with figures of the run; once.
-
-        Args:
-            run_id: the run.
-            name: of the model.
-            figures: the names of metrics that are about it, or how they begin.
-        """
-        from mlflow.entities import LoggedModelOutput, Metric
-
-        begins = tuple(metric_name(figure) for figure in figures)
-        with self._asking():
-            run = self._client.get_run(run_id)
-            place, condition = run.info.experiment_id, f"source_run_id = '{run_id}' AND name = '{name}'"
-            if found := self._client.search_logged_models([place], condition, max_results=1):
-                model = found[0].model_id
-            else:
-                model = self._client.create_logged_model(place, name, run_id).model_id
-                self._client.log_outputs(run_id, [LoggedModelOutput(model, 0)])
-                self._client.finalize_logged_model(model, "READY")
-            points = [point for point in run.data.to_proto().metrics if point.key.startswith(begins)]
-            again = [Metric(point.key, point.value, point.timestamp, point.step, model) for point in points]
-            self._client.log_batch(
-                run_id, metrics=again
-            )  # MLflow has no other way; the run keeps one of two equal points
 
     @contextmanager
     def watched(self, run_id: str) -> Iterator[None]:

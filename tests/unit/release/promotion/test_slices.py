@@ -10,7 +10,7 @@ from align.config.release import PromoteConfig
 from align.formats.query_ranks import IMAGE_TO_TEXT, TEXT_TO_IMAGE, QueryRanks, Ranked
 from align.release.promotion import gates
 from align.release.promotion.decision import Compared
-from align.release.promotion.slices import Slice, compared_slices
+from align.release.promotion.slices import MIN_UNITS, Slice, compared_slices
 from align.statistics.paired import difference, of_metrics
 from tests.support.params import load_params
 
@@ -93,7 +93,7 @@ def test_a_set_of_other_items_is_no_slice(config: PromoteConfig) -> None:
 def test_a_language_of_few_concepts_refuses_nothing_and_the_row_says_so(config: PromoteConfig) -> None:
     found = compared(config, ranks({"en": 0.9, "de": 0.8, "fr": 0.0, None: 0.5}), CHAMPION)
     (french,) = (one for one in found.slices if one.name == "shop: language fr")
-    assert french.num_units == 8 < config.min_slice_units and french.difference is None and not french.worse
+    assert french.num_units == 8 < MIN_UNITS and french.difference is None and not french.worse
     gate = gates.no_slice_worse(config, found)
     assert (gate.passed, gate.figure) == (True, "none of 3; 1 with too few concepts to tell")
 

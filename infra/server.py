@@ -27,7 +27,7 @@ from typing import Any
 from align.pipeline.run import LOGIN_FILE, READER_LOGIN_FILE, login
 from align.services import postgresql
 from align.services.tracking.address import WHO
-from align.services.tracking.database import artifacts_beside, make_private, require_whole, settle
+from align.services.tracking.database import artifacts_beside, make_private, require_here, require_whole
 from align.web.guard import HOST, App, Guard, Receive, Scope, Send
 
 #: The pages talk to their own server only, as they hold the login: Prefect's sends to a company that counts visits.
@@ -100,8 +100,8 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
         file = root / "mlflow.db"
         if (url := postgresql.for_sqlalchemy(postgresql.MLFLOW)) is None:
             require_whole(file)
+            require_here(file)
             make_private(file)
-            settle(file)
         database, artifacts = url or f"sqlite:///{file}", artifacts_beside(file)
     else:
         from sqlalchemy import make_url

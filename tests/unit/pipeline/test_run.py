@@ -1,7 +1,9 @@
-"""The environment of flows: a server that a run starts for itself asks for the login, and keeps to the checkout."""
+"""The environment of flows, and the servers of a checkout: they ask for its login, and keep to it."""
 
 import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -49,3 +51,18 @@ def test_a_clock_that_jumps_loses_no_service(tmp_path: Path, monkeypatch: pytest
         process.kill()
         process.wait()
     assert running_services(tmp_path) == {}
+
+
+def test_a_copied_checkout_leaves_the_first_one_s_servers_alone(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    (first / ".align").mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=first) as process:
+        service = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+        (first / SERVICES_FILE).write_text(json.dumps({"mlflow": service}))
+        shutil.copytree(first, second)
+        assert running_services(first) == {"mlflow": service}
+        assert running_services(second) == {}
+        first.rename(tmp_path / "moved")
+        assert running_services(tmp_path / "moved") == {"mlflow": service}
+        process.kill()
+    assert running_services(tmp_path / "moved") == {}

@@ -1,18 +1,17 @@
-"""Whose addresses are corrected: of a store that was moved or copied, and of no other one."""
+"""Which stores are refused: one that was moved or copied, and one that is damaged; and who reads them."""
 
 import shutil
 import sqlite3
 import stat
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
 
 from align.errors import ServiceError
-from align.services.tracking.database import require_whole, settle
+from align.services.tracking.database import make_private, require_here, require_whole
 from align.services.tracking.tracker import Tracker
-from tests.support.cpu_budget import costs
 
 
 def store(database: Path, artifacts: Path) -> None:
@@ -25,38 +24,30 @@ def store(database: Path, artifacts: Path) -> None:
     (artifacts / "1/file").touch()
 
 
-def location(database: Path) -> str:
-    with closing(sqlite3.connect(database)) as connection:
-        return str(connection.execute("SELECT artifact_location FROM experiments").fetchone()[0])
-
-
-@pytest.mark.parametrize("beside", [False, True])
-def test_artifacts_elsewhere_on_purpose_stay_there(tmp_path: Path, beside: bool) -> None:
-    database, elsewhere = tmp_path / "db/mlflow.db", tmp_path / "elsewhere/mlartifacts"
-    store(database, elsewhere)
-    if beside:  # other experiments have theirs here
-        (tmp_path / "db/mlartifacts").mkdir()
-    settle(database)
-    assert location(database) == f"{elsewhere.as_uri()}/1"
-
-
-def test_a_copy_of_the_database_alone_still_names_the_files_of_the_first(tmp_path: Path) -> None:
-    store(tmp_path / "first/mlflow.db", tmp_path / "first/mlartifacts")
-    (tmp_path / "backup").mkdir()
-    shutil.copy(tmp_path / "first/mlflow.db", tmp_path / "backup")
-    settle(tmp_path / "backup/mlflow.db")
-    assert location(tmp_path / "backup/mlflow.db") == f"{tmp_path.as_uri()}/first/mlartifacts/1"
-
-
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_moved_or_copied_folder_names_its_own_files(tmp_path: Path, moved: bool) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
+def test_a_moved_or_copied_store_is_refused_in_one_line(tmp_path: Path, moved: bool) -> None:
+    first, second = tmp_path / "first é", tmp_path / "second"
     store(first / "mlflow.db", first / "mlartifacts")
+    require_here(first / "mlflow.db")
     shutil.copytree(first, second)
     if moved:
         shutil.rmtree(first)
-    settle(second / "mlflow.db")
-    assert location(second / "mlflow.db") == f"{second.as_uri()}/mlartifacts/1"
+    with pytest.raises(ServiceError) as refused:
+        require_here(second / "mlflow.db")
+    place = f"{second}/mlflow.db belongs to {first}, where its files are"
+    assert str(refused.value) == f"{place}: `make up` there, or move mlflow.db away"
+
+
+def test_a_store_without_files_of_its_own_is_taken(tmp_path: Path) -> None:
+    """A new one, one in the making, and one whose files a server or S3 has."""
+    database = tmp_path / "mlflow.db"
+    require_here(database)
+    database.touch()
+    require_here(database)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("CREATE TABLE experiments (artifact_location TEXT)")
+        connection.execute("INSERT INTO experiments VALUES ('mlflow-artifacts:/1'), ('s3://b/mlartifacts/1'), (NULL)")
+    require_here(database)
 
 
 def test_only_its_owner_reads_the_database_of_a_checkout(tmp_path: Path) -> None:
@@ -65,7 +56,7 @@ def test_only_its_owner_reads_the_database_of_a_checkout(tmp_path: Path) -> None
     for file in files:
         file.touch()
         file.chmod(0o644)
-    settle(tmp_path / "mlflow.db")
+    make_private(tmp_path / "mlflow.db")
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 
@@ -81,47 +72,37 @@ def test_a_new_store_is_private_unless_others_were_given_it(
     assert database.is_file() == own and (not own or stat.S_IMODE(database.stat().st_mode) == 0o600)
 
 
-@pytest.fixture(scope="module")
-@costs(5, "MLflow is imported, and makes its tables")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database of MLflow's, whose tables take a second to make."""
-    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    Tracker(f"sqlite:///{database}").start_run("another experiment", "first")
-    return database
-
-
 @pytest.mark.parametrize("own", [False, True])
-def test_a_store_that_the_environment_names_is_not_rewritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: Path, own: bool
+def test_a_store_that_the_environment_names_is_taken_unless_it_is_this_checkouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str], own: bool
 ) -> None:
-    """It may be shared, and have another path on the machine that made it. The checkout's own is none of these."""
+    """It may be shared, and have another path on the machine that made it."""
     database = tmp_path / "shared/mlflow.db"
-    (tmp_path / "shared/mlartifacts").mkdir(parents=True)
-    shutil.copy(empty, database)
+    database.parent.mkdir()
+    empty_mlflow(database.parent)
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("UPDATE experiments SET artifact_location = 'file:///mounted/there/mlartifacts/1'")
     monkeypatch.chdir(tmp_path / ("shared" if own else "."))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
-    Tracker()
-    Tracker(f"sqlite:///{database}")  # as the flow names it, from the environment
-    there = "file:///mounted/there/mlartifacts/1"
-    assert location(database) == (f"{tmp_path.as_uri()}/shared/mlartifacts/1" if own else there)
+    for uri in (None, f"sqlite:///{database}"):  # as the flow names it, from the environment
+        with pytest.raises(ServiceError, match="belongs to /mounted/there") if own else nullcontext():
+            Tracker(uri)
 
 
 def test_one_process_logs_into_the_store_of_its_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str]
 ) -> None:
     """MLflow keeps connections by address, and `mlflow.db` is another file in another folder."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        shutil.copy(empty, tmp_path / name)
+        empty_mlflow(tmp_path / name)
         monkeypatch.chdir(tmp_path / name)
         tracker = Tracker()
         tracker.end_run(tracker.start_run(name, "x"))
     for name in ("a", "b"):
         with closing(sqlite3.connect(tmp_path / name / "mlflow.db")) as connection:
             found = {row[0] for row in connection.execute("SELECT name FROM experiments")}
-        assert found == {"Default", "another experiment", name}
+        assert found == {"Default", name}
 
 
 @pytest.mark.parametrize("beside", [False, True])

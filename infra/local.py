@@ -46,7 +46,6 @@ from align.pipeline.run import (
     prefect_login,
     running_services,
 )
-from align.services import postgresql
 from align.services.tracking.tracked_run import TRAINING, runs_address
 from align.web.connections import shorten
 
@@ -61,8 +60,8 @@ TRACEBACK = "Traceback (most recent call last):"
 SERVER = Path(__file__).with_name("server.py")
 #: Strangers ask it for pictures and texts: it need not know how to start runs, write databases or send alerts.
 NOT_FOR_SEARCH = (
-    "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", postgresql.PREFECT, postgresql.MLFLOW, "PGPASSWORD",
-    "ALIGN_ALERT_WEBHOOK",
+    "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PGPASSWORD", "ALIGN_ALERT_WEBHOOK",
+    "PREFECT_API_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI",
 )  # fmt: skip
 JOBS = Path(__file__).with_name("work_pool.json")  # what a run may change of the process that it runs in: nothing
 
@@ -171,7 +170,8 @@ def _search_environment(root: Path, env: Mapping[str, str], mlflow: str) -> dict
     """
     user, _, password = login(root, READER_LOGIN_FILE).partition(":")
     known = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password, "MLFLOW_TRACKING_URI": mlflow}
-    has_other = "MLFLOW_TRACKING_URI" in os.environ  # whose files may lie in S3, as may the pictures
+    # whose files may lie in S3, as may the pictures
+    has_other = "MLFLOW_TRACKING_URI" in os.environ and "MLFLOW_BACKEND_STORE_URI" not in os.environ
     asks_s3 = has_other or str(load_params(root / PARAMS_FILE).section(StoreConfig).objects).startswith("s3://")
     left_out = NOT_FOR_SEARCH if asks_s3 else (*NOT_FOR_SEARCH, "AWS_")
     kept = {name: value for name, value in env.items() if not name.startswith(left_out)}

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from align.pipeline.run import LOGIN_FILE, READER_LOGIN_FILE, login
-from align.services import postgresql
 from align.services.tracking.address import WHO
 from align.services.tracking.database import artifacts_beside, make_private, require_here, require_whole
 from align.web.guard import HOST, App, Guard, Receive, Scope, Send
@@ -41,9 +40,8 @@ _CONNECTIONS, _WAIT_S = 1000, 10.0
 
 def prefect_app() -> App:
     """Prefect's server with its services, as `prefect server start` makes it; its settings are in the environment."""
-    if url := postgresql.for_sqlalchemy(postgresql.PREFECT):
-        os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = url
-    elif home := os.environ.get("PREFECT_HOME"):  # of a checkout
+    home = os.environ.get("PREFECT_HOME")  # of a checkout
+    if home and "PREFECT_API_DATABASE_CONNECTION_URL" not in os.environ:
         require_whole(Path(home, "prefect.db"))
         make_private(Path(home, "prefect.db"))
     from prefect.server.api.server import create_app
@@ -90,6 +88,8 @@ def _signed(values: dict[str, Any], action: str, who: str | None) -> dict[str, A
 def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
     """MLflow's server over the database and artifacts of the checkout, as `mlflow server` makes it.
 
+    MLFLOW_BACKEND_STORE_URI names a database in place of the file.
+
     `shared`, the environment of a server for others, names its stores instead. Then clients send and get files through
     the server, and need no credentials of the object store.
     """
@@ -98,7 +98,7 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
 
     if shared is None:
         file = root / "mlflow.db"
-        if (url := postgresql.for_sqlalchemy(postgresql.MLFLOW)) is None:
+        if (url := os.environ.get("MLFLOW_BACKEND_STORE_URI")) is None:
             require_whole(file)
             require_here(file)
             make_private(file)

@@ -25,8 +25,8 @@ if not hasattr(sys.modules["__main__"], "__file__"):
     sys.modules["__main__"].__file__ = str(ROOT / "tests" / "__init__.py")
 # Never the user's own servers: a test that needs one starts it.
 SERVERS = (
-    "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PREFECT_API_URL", "ALIGN_MLFLOW_DATABASE_URL",
-    "ALIGN_PREFECT_DATABASE_URL", "ALIGN_ROOT",
+    "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "PREFECT_API_URL", "MLFLOW_BACKEND_STORE_URI",
+    "PREFECT_API_DATABASE_CONNECTION_URL", "ALIGN_ROOT",
 )  # fmt: skip
 for name in SERVERS:
     os.environ.pop(name, None)

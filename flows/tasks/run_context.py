@@ -16,7 +16,6 @@ from align.config.params import PARAMS_FILE
 from align.config.paths import below_root
 from align.display.console import PROGRESS_VARIABLE
 from align.pipeline.run_records import PROGRESS
-from align.services import postgresql
 from flows.dag import Selection
 
 #: What runs keep in a checkout (locks, worktrees, logs) is here; git ignores it.
@@ -67,12 +66,11 @@ class RunContext(BaseModel):
 
     @property
     def mlflow_tracking_uri(self) -> str:
-        """MLFLOW_TRACKING_URI, or the database or file of the user's checkout, which a worktree logs into, too.
+        """MLFLOW_TRACKING_URI, or the file of the user's checkout, which a worktree logs into, too.
 
         A property, since Prefect records what it passes to flows and tasks, and an address may hold a password.
         """
-        database = postgresql.for_sqlalchemy(postgresql.MLFLOW) or f"sqlite:///{self.checkout}/mlflow.db"
-        return os.environ.get("MLFLOW_TRACKING_URI") or database
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.checkout}/mlflow.db"
 
 
 def log_file(root: Path) -> Path:

@@ -27,16 +27,16 @@ def _stack(tmp_path: Path, postgresql: str) -> Iterator[Stack]:
     root = tmp_path / "repo"
     stub_repository(root)
     stack = Stack(root)
-    stack.env |= dict(zip(VARIABLES, create(postgresql, "prefect", "mlflow"), strict=True))
+    prefect, mlflow = create(postgresql, "prefect", "mlflow")
+    stack.env["PREFECT_API_DATABASE_CONNECTION_URL"] = prefect.replace("://", "+asyncpg://")
+    for name in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_TRACKING_URI"):
+        stack.env[name] = mlflow.replace("://", "+pg8000://")
     stack.env["PATH"] = f"{root / 'bin'}{os.pathsep}{programs()}{os.pathsep}{stack.env['PATH']}"
     try:
         yield stack
     finally:
         stack.run("-m", "infra.local", "down")
         stack.close()
-
-
-VARIABLES = ("ALIGN_PREFECT_DATABASE_URL", "ALIGN_MLFLOW_DATABASE_URL")
 
 
 def count(stack: Stack, variable: str, table: str) -> int:
@@ -60,7 +60,8 @@ def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(
     run = stack.start({"name": "clicked"})
     assert stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED", timeout_s=300) == "COMPLETED"
     assert not (stack.root / "mlflow.db").exists() and not (stack.root / ".align/prefect/prefect.db").exists()
-    assert count(stack, VARIABLES[0], "flow_run") >= 4 and count(stack, VARIABLES[1], "runs") == 1
+    assert count(stack, "PREFECT_API_DATABASE_CONNECTION_URL", "flow_run") >= 4
+    assert count(stack, "MLFLOW_BACKEND_STORE_URI", "runs") == 1
     for process in psutil.process_iter(["cmdline"]):
         assert not any(word in " ".join(process.info["cmdline"] or []) for word in (PASSWORD, URL_PASSWORD))
     api = f"{stack.mlflow}/api/2.0/mlflow"

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 from align.errors import DataError
-from align.services import postgresql
 from align.services.tracking.database import DATABASE
 
 #: The store in the working directory, if no other store is named.
@@ -39,8 +38,8 @@ def who_acts() -> str:
 
 
 def named_address() -> str | None:
-    """The MLflow that the environment names: MLFLOW_TRACKING_URI, or the database of `make up`; with a login."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or postgresql.for_sqlalchemy(postgresql.MLFLOW)
+    """The MLflow that the environment names, with a login: MLFLOW_TRACKING_URI."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def address() -> str:

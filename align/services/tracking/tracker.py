@@ -1,10 +1,10 @@
 """MLflow: runs, metrics and artifacts; a tracker's `registry` has the models. Only this module and the packaged model's
 own file import MLflow.
 
-MLFLOW_TRACKING_URI is its address. If it is unset, the database in ALIGN_MLFLOW_DATABASE_URL is used, or the file
-`mlflow.db` in the working directory, with artifacts in `mlartifacts/`, and no server is needed. MLFLOW_RUN_ID names a
-run that a caller started and will end: it is completed here and never ended (MLflow's fluent `start_run` would end it,
-so only the client is used).
+MLFLOW_TRACKING_URI is its address, of a server or of a database. If it is unset, the file `mlflow.db` in the working
+directory is used, with artifacts in `mlartifacts/`, and no server is needed. MLFLOW_RUN_ID names a run that a caller
+started and will end: it is completed here and never ended (MLflow's fluent `start_run` would end it, so only the client
+is used).
 
 MLflow refuses `@` in a metric's name: `recall@10` becomes `recall_at_10` (`metric_name`).
 """
@@ -340,8 +340,8 @@ class Tracker:
 
         try:
             yield
-        # requests' exceptions are OSErrors; the others: what answers is not MLflow
-        except (MlflowException, OSError, ParseError, ValueError, TypeError, LookupError) as error:
+        # requests' exceptions are OSErrors; ImportError: a database's driver; the others: what answers is not MLflow
+        except (MlflowException, ImportError, OSError, ParseError, ValueError, TypeError, LookupError) as error:
             reason = without_logins(" ".join(str(error).split()))[:300]
             status = ERROR_CODE_TO_HTTP_STATUS.get(getattr(error, "error_code", ""), 500)
             if 400 <= status < 500 and status not in (408, 429):

@@ -91,8 +91,9 @@ def test_a_program_that_ends_at_its_start_is_said_with_the_end_of_its_log(
 def test_the_search_service_knows_its_own_login_and_one_that_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("ALIGN_PREFECT_DATABASE_URL", "postgresql://me:secret@h/prefect")
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:secret@h/prefect")
+    for name in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "postgresql+pg8000://me:secret@h/mlflow")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     shutil.copy(PARAMS_FILE, tmp_path)
     everything = flow_environment(tmp_path) | prefect_login(tmp_path)

@@ -59,9 +59,6 @@ class Judged(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     version: int = Field(ge=1, title="Version", description="That becomes the champion.")
     champion: int = Field(ge=0, title="Champion", description="That it was compared with; 0: there was none.")
-    is_candidate: bool = Field(
-        default=False, title="As the candidate", description="Refuse it if another version is the candidate meanwhile."
-    )
     hours: float = Field(gt=0, le=8760, title="Hours", description="To wait for an answer.")
     page: str = Field(default="", title="Page", description="What the gates found, as markdown.")
 
@@ -87,7 +84,7 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
 
     Raises:
         NotApprovedError: nobody answered in time.
-        CommandError: candidate or champion have changed since they were judged, or the gates no longer pass.
+        CommandError: the champion has changed since the version was judged, or the gates no longer pass.
     """
     with in_progress():
         if ends is not None:
@@ -115,16 +112,15 @@ def approve(judged: Judged, ends: UUID | None = None) -> str:
         return done
 
 
-def ask(decision: dict[str, Any], *, is_candidate: bool, hours: float) -> str:
+def ask(decision: dict[str, Any], hours: float) -> str:
     """Starts the flow for a promotion whose gates have passed, unless one already waits; returns a sentence.
 
     Raises:
         ServiceError: Prefect does not know the deployment.
     """
     judged = Judged(
-        version=decision["candidate"], champion=decision["champion"] or 0, is_candidate=is_candidate, hours=hours,
-        page=decision_page(decision),
-    )  # fmt: skip
+        version=decision["candidate"], champion=decision["champion"] or 0, hours=hours, page=decision_page(decision)
+    )
     with get_client(sync_client=True) as client:
         deployment = _deployment(client)
         waiting = client.read_flow_runs(
@@ -165,8 +161,7 @@ def _arguments(judged: Judged, answer: Answer) -> tuple[str, ...]:
     who, why = visible(without_logins(answer.who))[:MAX_WHO], visible(without_logins(answer.why))[:MAX_WHY]
     if answer.decision == "reject":
         return (f"--version={judged.version}", f"--rejected-by={who}", f"--because={why}")
-    version = "--if-candidate" if judged.is_candidate else "--version"
-    same = (f"{version}={judged.version}", f"--if-champion={judged.champion}")
+    same = (f"--version={judged.version}", f"--expect-champion={judged.champion}")
     return (*same, f"--approved-by={who}", f"--because={why}")
 
 

@@ -38,7 +38,7 @@ def promote(version: Annotated[int, Field(ge=0)] = 0) -> str:
         file = Path(folder) / "decision.json"
         chosen = (f"--version={version}",) if version else ()
         try:
-            lines = command("promote", (*chosen, f"--decision={file}"))
+            lines = command("promote", (*chosen, f"--json={file}"))
         finally:  # a refusal has a page, too
             decision: dict[str, Any] = json.loads(file.read_bytes()) if file.exists() else {}
             if decision:
@@ -46,4 +46,4 @@ def promote(version: Annotated[int, Field(ge=0)] = 0) -> str:
         if decision.get("outcome") != "unapproved":
             return last_line(lines)
         config = load_params(root / PARAMS_FILE).section(PromoteConfig)
-        return ask(decision, is_candidate=not version, hours=config.approval_timeout_h)
+        return ask(decision, config.approval_timeout_h)

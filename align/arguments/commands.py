@@ -123,22 +123,17 @@ def promote(parser: ArgumentParser) -> None:
         metavar="N",
         help="promote this version; default: the one with alias 'candidate', which `align register` moves",
     )
-    parser.add_argument("--check", action="store_true", help="judge the present champion; moves nothing")
-    parser.add_argument("--json", action="store_true", help="print the decision as JSON")
+    parser.add_argument(
+        "--expect-champion", type=int, metavar="N", help="only while version N is the champion; 0: while none is"
+    )
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE",
+        help="print the decision as JSON, or write it; then waiting for approval is not an error",
+    )  # fmt: skip
     who = parser.add_mutually_exclusive_group()
     who.add_argument("--approved-by", metavar="WHO", help="you approve, if the gates pass; kept in the history")
     who.add_argument("--rejected-by", metavar="WHO", help="you reject the version: nothing moves; kept in the history")
     parser.add_argument("--because", metavar="WHY", help="why you approve or reject")
-    parser.add_argument("--if-candidate", type=int, metavar="N", help="approve only while version N is the candidate")
-    parser.add_argument(
-        "--if-champion", type=int, metavar="N", help="approve only while version N is the champion; 0: while none is"
-    )
-    parser.add_argument(
-        "--decision",
-        type=Path,
-        metavar="FILE",
-        help="write the decision as JSON; then waiting for approval is not an error",
-    )
 
 
 def rollback(parser: ArgumentParser) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from align.display.console import say, show, show_json
 from align.display.visible import visible
 from align.durable.files import clear_leftovers, is_temporary, to_json, without_temporary_names, write_text
 from align.durable.locks import locked
-from align.errors import ConfigError, DataError, GateError, without_logins
+from align.errors import ConfigError, GateError, without_logins
 from align.formats.champion_moves import MAX_WHO, MAX_WHY
 from align.release.aliases.champion import make_champion
 from align.release.aliases.moves import LOCK, record, settle
@@ -46,37 +45,16 @@ class Approval:
         who: a name, as it was given.
         why: a sentence.
         is_rejection: the person rejected the version.
-        candidate: the version that must still be the candidate; None: any.
-        champion: the version that must still be the champion; 0: there must be none; None: any.
     """
 
     who: str
     why: str
     is_rejection: bool = False
-    candidate: int | None = None
-    champion: int | None = None
 
     @property
     def signed(self) -> str:
         """Who said it, and who acts."""
         return f"{self.who}, by {who_acts()}"
-
-    def require_judged(self, candidate: Version, champion: Version | None, aliases: Mapping[str, int]) -> None:
-        """Raises GateError if candidate or champion are no longer those that the person was shown."""
-        is_champion = champion.number if champion else 0
-        if self.champion is not None and self.champion != is_champion:
-            was, now = (f"version {number}" if number else "none" for number in (self.champion, is_champion))
-            number = self.candidate or candidate.number
-            raise GateError(
-                f"version {number} is not promoted: the champion was {was} when the promotion was judged, "
-                f"and now is {now}; run `align promote` again"
-            )
-        now_candidate = aliases.get(CANDIDATE)
-        if self.candidate is not None and self.candidate not in (now_candidate, is_champion):
-            raise GateError(
-                f"version {self.candidate} is not promoted: it was the candidate when the promotion was judged, "
-                f"and now version {now_candidate} is; run `align promote` again, or name the version"
-            )
 
 
 def approval_of(args: argparse.Namespace) -> Approval | None:
@@ -94,7 +72,7 @@ def approval_of(args: argparse.Namespace) -> Approval | None:
     if args.because is None:
         raise ConfigError(f"{option}: say why, too: --because WHY")
     who, why = _words(option, given[option], MAX_WHO), _words("--because", args.because, MAX_WHY)
-    return Approval(who, why, option == "--rejected-by", args.if_candidate, args.if_champion)
+    return Approval(who, why, option == "--rejected-by")
 
 
 def _words(option: str, text: str, most: int) -> str:
@@ -119,12 +97,18 @@ def reject(tracker: Tracker, candidate: Version, rejection: Approval) -> str:
     return f"{candidate.name}: {why} ({rejection.who}); nothing was moved"
 
 
+#: `--json` without a file.
+_STDOUT = "-"
 #: MLflow refuses longer tags.
 _MAX_TAG = 5000
 
 
 def promote(
-    params: Params, tracker: Tracker, number: int | None = None, approval: Approval | None = None
+    params: Params,
+    tracker: Tracker,
+    number: int | None = None,
+    approval: Approval | None = None,
+    expect_champion: int | None = None,
 ) -> tuple[PromotionDecision, Path | None]:
     """Judges a version, and makes it the champion if every gate lets it.
 
@@ -136,12 +120,13 @@ def promote(
         tracker: MLflow.
         number: of the version; None takes the one with alias `candidate`.
         approval: of a person; None: nobody was asked.
+        expect_champion: the version that must be the champion still; 0: there must be none; None: any.
 
     Returns:
         The decision, and its page; None if nothing changes.
 
     Raises:
-        GateError: what was approved is not what would be moved.
+        GateError: the champion is not the expected one.
         LockedError: somebody else moved the alias at the same time.
         DataError: there is no such version, no candidate, or a metric or set that cannot be measured.
         CorruptError: the version is not signed as it has to be.
@@ -152,7 +137,7 @@ def promote(
         settle(tracker.registry, model)  # records what was moved by hand
     while True:
         asked, champion = version_asked(model, tracker, number), tracker.registry.version_at(model, CHAMPION)
-        _require_judged(approval, asked, champion, tracker)
+        _require_champion(expect_champion, asked, champion)
         require_signed_version(tracker.registry, asked)
         judged = judge(params, tracker, asked, champion)
         with locked(LOCK, "align promote", say):
@@ -162,7 +147,7 @@ def promote(
             if number_of(champion) != number_of(judged.champion) or was_taken_back:
                 say("promote: the champion has changed meanwhile; judging again")
                 continue
-            _require_judged(approval, candidate, champion, tracker)
+            _require_champion(expect_champion, candidate, champion)
             if decision.outcome == "unchanged":
                 return decision, None
             if decision.outcome == "promoted" and params.section(PromoteConfig).approval and approval is None:
@@ -175,36 +160,14 @@ def promote(
             return decision, page
 
 
-def check(params: Params, tracker: Tracker) -> str:
-    """Judges the present champion: by the gates, and if it was moved by hand, also against the one that it replaced.
-
-    Returns:
-        A sentence.
-
-    Raises:
-        GateError: it would not have been promoted; the message says why.
-        DataError: there is no champion, or a metric or set that cannot be measured.
-        ServiceError: MLflow is unavailable or refuses.
-    """
-    model = params.section(RegisterConfig).model_name
-    with locked(LOCK, "align promote", say):
-        state = settle(tracker.registry, model)
-    if state.champion is None:
-        raise DataError(f"model '{model}' has no champion to check")
-    versions = {version.number: version for version in tracker.registry.versions(model)}
-    by_hand = state.last if state.moved_by_hand else None
-    replaced = versions.get(by_hand.before or 0) if by_hand else None
-    decision = judge(params, tracker, versions[state.champion], replaced).decision
-    how = f", moved by hand at {by_hand.at}," if by_hand else ""
-    name = f"{model} version {state.champion}, the champion{how}"
-    if decision.outcome == "refused":
-        raise GateError(f"{name} would not be promoted: {decision.reason}")
-    return f"{name} passes the gates"
-
-
-def _require_judged(approval: Approval | None, candidate: Version, champion: Version | None, tracker: Tracker) -> None:
-    if approval is not None:
-        approval.require_judged(candidate, champion, tracker.registry.aliases(candidate.name))
+def _require_champion(expected: int | None, candidate: Version, champion: Version | None) -> None:
+    is_champion = champion.number if champion else 0
+    if expected not in (None, is_champion):
+        was, now = (f"version {number}" if number else "none" for number in (expected, is_champion))
+        raise GateError(
+            f"version {candidate.number} is not promoted: the champion was {was} when the promotion was judged, "
+            f"and now is {now}; run `align promote` again"
+        )
 
 
 def _record(decision: PromotionDecision, candidate: Version, tracker: Tracker) -> Path:
@@ -233,16 +196,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
             rejected = version_asked(params.section(RegisterConfig).model_name, tracker, args.version)
             show(reject(tracker, rejected, approval))
         return
-    if args.check:
-        show(check(params, tracker))
-        return
-    decision, page = promote(params, tracker, args.version, approval)
-    values = decision.as_dict(str(page) if page else None)
-    if args.decision:
-        write_text(args.decision, to_json({"schema_version": 1, **values}))
-    if args.json:
-        show_json(to_json(values))
+    decision, page = promote(params, tracker, args.version, approval, args.expect_champion)
+    as_json = to_json({"schema_version": 1, **decision.as_dict(str(page) if page else None)})
+    if args.json == _STDOUT:
+        show_json(as_json)
     else:
+        if args.json is not None:
+            write_text(Path(args.json), as_json)
         show(*table_lines(decision) if decision.gates else ())
         show(*(f"page: {page}",) if page else ())
     _conclude(decision, page, args)
@@ -256,7 +216,7 @@ def _conclude(decision: PromotionDecision, page: Path | None, args: argparse.Nam
         raise GateError(f"{name} is not promoted: {decision.reason}; see {page}")
     if decision.outcome == "unapproved":
         asks = f"{name} is good enough ({decision.reason}), and waits for a person's approval (promote.approval)"
-        if args.decision is None:
+        if args.json is None:
             how = f"align promote --version {decision.candidate} --approved-by WHO --because WHY"
             raise GateError(f"{asks}: {how}")
         line = asks
@@ -265,5 +225,5 @@ def _conclude(decision: PromotionDecision, page: Path | None, args: argparse.Nam
     else:
         before = f" (before: version {decision.champion})" if decision.champion is not None else ""
         line = f"{name} is the {CHAMPION}{before}: {decision.reason}"
-    if not args.json:
+    if args.json != _STDOUT:
         show(line)

@@ -98,10 +98,7 @@ class RegisteredChampion:
         """Whether the alias was moved by hand, and where the index comes from."""
         notes = []
         if self._by_hand:
-            notes.append(
-                f"{release.describe()} was made the champion by hand, so that no gate has judged it; "
-                "`align promote --check` does"
-            )
+            notes.append(f"{release.describe()} was made the champion by hand, so that no gate has judged it")
         if INDEX_DIGEST not in release.tags:
             notes.append(f"{release.describe()} has no index of its own; {self._own.index} of this checkout is used")
         return notes

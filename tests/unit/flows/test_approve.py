@@ -21,7 +21,7 @@ module, promote_module = (import_module(f"flows.{name}") for name in ("approve",
 JUDGED = Judged(version=3, champion=1, hours=72.0)
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 TOO_LATE = "version 3 was not approved within 72 h; nothing was moved"
-APPROVED = ("--version=3", "--if-champion=1", "--approved-by=Ann")
+APPROVED = ("--version=3", "--expect-champion=1", "--approved-by=Ann")
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,13 @@ APPROVED = ("--version=3", "--if-champion=1", "--approved-by=Ann")
     [
         (JUDGED, {}, (*APPROVED, "--because=better")),
         (
-            JUDGED.model_copy(update={"is_candidate": True, "champion": 0}), {},
-            ("--if-candidate=3", "--if-champion=0", "--approved-by=Ann", "--because=better"),
+            JUDGED.model_copy(update={"champion": 0}), {},
+            ("--version=3", "--expect-champion=0", "--approved-by=Ann", "--because=better"),
         ),
         (JUDGED, {"decision": "reject"}, ("--version=3", "--rejected-by=Ann", "--because=better")),
         (
-            JUDGED, {"who": "--check", "why": "a\0b\x1b[2J\nsee https://me:secret@host/"},
-            ("--version=3", "--if-champion=1", "--approved-by=--check",
+            JUDGED, {"who": "--json", "why": "a\0b\x1b[2J\nsee https://me:secret@host/"},
+            ("--version=3", "--expect-champion=1", "--approved-by=--json",
              r"--because=a\u0000b\u001b[2J\nsee https://host/"),
         ),
         (JUDGED, {"why": "\0" * 1000}, (*APPROVED, f"--because={(chr(92) + 'u0000') * 166}" + r"\u00")),
@@ -141,7 +141,7 @@ def test_a_person_is_asked_once_about_the_same_promotion(
     client = Prefect([run(parameters=waiting)])
     use(monkeypatch, client)
     decision = {"outcome": "unapproved", "reason": "better", "candidate": 3, "champion": 1}
-    said = module.ask(decision, is_candidate=True, hours=72.0)
+    said = module.ask(decision, 72.0)
     assert ("waits for approval already: flow run waiting" in said) is not asks
     assert [given["name"] for given in client.created] == ["approve version 3"] * asks
 
@@ -150,14 +150,14 @@ def test_a_person_is_asked_once_about_the_same_promotion(
 def test_promote_asks_a_person_where_one_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, num_asked: int
 ) -> None:
-    decision, asked = {"outcome": outcome, "reason": "better", "candidate": 3, "champion": 1}, list[bool]()
+    decision, asked = {"outcome": outcome, "reason": "better", "candidate": 3, "champion": 1}, list[float]()
 
     def command(verb: str, words: tuple[str, ...]) -> list[str]:
-        Path(words[-1].removeprefix("--decision=")).write_text(json.dumps(decision))
+        Path(words[-1].removeprefix("--json=")).write_text(json.dumps(decision))
         return ["the last line"]
 
-    def ask(given: dict[str, Any], *, is_candidate: bool, hours: float) -> str:
-        asked.append(is_candidate)
+    def ask(given: dict[str, Any], hours: float) -> str:
+        asked.append(hours)
         return "somebody is asked"
 
     shutil.copy(PARAMS_FILE, tmp_path / "params.yaml")
@@ -166,4 +166,4 @@ def test_promote_asks_a_person_where_one_is_needed(
         monkeypatch.setattr(promote_module, name, value)
     monkeypatch.setattr(promote_module, "in_progress", nullcontext)
     said = promote_module.promote.fn()
-    assert (said, asked) == (("somebody is asked", [True]) if num_asked else ("the last line", []))
+    assert (said, asked) == (("somebody is asked", [72.0]) if num_asked else ("the last line", []))

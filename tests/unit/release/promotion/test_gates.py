@@ -14,7 +14,7 @@ from align.arguments import commands
 from align.config.evaluate import EvaluateConfig
 from align.config.release import PromoteConfig
 from align.durable.files import sha256_folder
-from align.errors import ConfigError, GateError, RefusedError
+from align.errors import ConfigError, RefusedError
 from align.formats.query_ranks import QueryRanks
 from align.release.packaging.smoke import judged, smoke
 from align.release.promotion import gates
@@ -193,8 +193,8 @@ def test_words_become_one_line_without_logins() -> None:
         "Ann", "see https://host/ \\u001b[2J"
     )
     assert said("--approved-by", "a" * 200, "--because", "x" * 1000) == Approval("a" * 200, "x" * 1000)  # the longest
-    rejected = said("--rejected-by=Bob", "--because=-x", "--if-candidate=3", "--if-champion=0")
-    assert rejected == Approval("Bob", "-x", is_rejection=True, candidate=3, champion=0)
+    rejected = said("--rejected-by=Bob", "--because=-x")
+    assert rejected == Approval("Bob", "-x", is_rejection=True)
 
 
 @pytest.mark.parametrize(
@@ -209,25 +209,3 @@ def test_words_become_one_line_without_logins() -> None:
 def test_who_and_why_go_together(words: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"^{problem}"):
         said(*words)
-
-
-@pytest.mark.parametrize(
-    ("candidate", "champion", "problem"),
-    [
-        (None, None, None),
-        (3, 1, None),
-        (3, 2, "the champion was version 2 when the promotion was judged, and now is version 1"),
-        (3, 0, "the champion was none when the promotion was judged, and now is version 1"),
-        (2, 1, "version 2 is not promoted: it was the candidate when the promotion was judged, and now version 3 is"),
-    ],
-)
-def test_an_approval_counts_for_what_was_judged(
-    candidate: int | None, champion: int | None, problem: str | None
-) -> None:
-    approval = Approval("Ann", "better", candidate=candidate, champion=champion)
-    versions = [Version("m", number, "run", {}) for number in (3, 1)]
-    if problem is None:
-        approval.require_judged(*versions, {"candidate": 3, "champion": 1})
-        return
-    with pytest.raises(GateError, match=problem):
-        approval.require_judged(*versions, {"candidate": 3, "champion": 1})

@@ -45,9 +45,15 @@ class Model:
     def candidate(self, measured: float | QueryRanks) -> Version:
         return version(self.tracker, self.root, measured)
 
-    def promote(self, *more: str, number: int | None = None, approval: Approval | None = None) -> PromotionDecision:
+    def promote(
+        self,
+        *more: str,
+        number: int | None = None,
+        approval: Approval | None = None,
+        expect_champion: int | None = None,
+    ) -> PromotionDecision:
         params = load_params(overrides=[f"promote.metrics=[{RECALL}]", "promote.margin=0.02", *more])
-        return promote.promote(params, self.tracker, number, approval)[0]
+        return promote.promote(params, self.tracker, number, approval, expect_champion)[0]
 
     def aliases(self) -> dict[str, int]:
         return self.tracker.registry.aliases("align")
@@ -280,33 +286,21 @@ def test_a_version_that_is_taken_back_meanwhile_is_judged_again(model: Model, mo
     assert len(judged) == 2 and model.aliases() == {"candidate": 2, "champion": 1}
 
 
-def test_an_approval_ends_if_the_candidate_changes_before_or_while_it_is_judged(
+def test_a_promotion_ends_if_the_champion_is_not_the_expected_one(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model.candidate(0.6)
-    approval = replace(ANN, candidate=1, champion=0)
-    judged = judged_while(model, monkeypatch, lambda: model.candidate(0.5))
-    for num_judged in (1, 1):  # the second time it is not even judged
-        with pytest.raises(GateError, match="version 1 is not promoted: it was the candidate when the promotion was"):
-            model.promote(number=1, approval=approval)
-        assert len(judged) == num_judged
+    better, asked = model.candidate(0.6), model.candidate(0.7)
     with pytest.raises(GateError, match="the champion was version 2 when the promotion was judged, and now is none"):
-        model.promote(approval=replace(ANN, champion=2))
-    assert len(judged) == 1 and model.history() == []
-
-
-def test_a_champion_that_was_made_by_hand_is_judged_against_the_one_that_it_replaced(model: Model) -> None:
-    params = load_params(overrides=[f"promote.metrics=[{RECALL}]"])
-    with pytest.raises(DataError, match="model 'align' has no champion to check"):
-        promote.check(params, model.tracker)
-    make_champion(model.tracker, model.candidate(0.6), replaces=None, why="first", figures={})
-    assert promote.check(params, model.tracker) == "align version 1, the champion passes the gates"
-    model.tracker.registry.set_alias(model.candidate(0.5), "champion")
-    with pytest.raises(
-        GateError, match=r"moved by hand at .*, would not be promoted: better than version 1: -10\.0 po"
-    ):
-        promote.check(params, model.tracker)
-    assert model.aliases() == {"candidate": 2, "champion": 2}
+        model.promote(approval=ANN, expect_champion=2)
+    judged = judged_while(
+        model, monkeypatch, lambda: make_champion(model.tracker, better, replaces=None, why="better", figures={})
+    )
+    for num_judged in (1, 1):  # the second time it is not even judged
+        with pytest.raises(GateError, match="version 2 is not promoted: the champion was none when the promotion was"):
+            model.promote(number=asked.number, approval=ANN, expect_champion=0)
+        assert len(judged) == num_judged
+    assert model.history() == [("promoted", None, 1)]
+    assert model.promote(approval=ANN, expect_champion=1).outcome == "promoted"
 
 
 METRIC = "concepts/mean_recall"

@@ -309,7 +309,7 @@ COMMANDS = {
         "align.lineage.diff",
         "two versions of the data: which pairs entered and left, and why (for runs and their metrics: compare)",
         (),
-        ("align diff run/demo run/wide", "align diff data trial --html diff.html"),
+        ("align diff run/demo run/wide", "align diff data trial --json"),
         commands.diff,
     ),
 }

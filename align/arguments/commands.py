@@ -307,7 +307,7 @@ def diff(parser: ArgumentParser) -> None:
     what = "git revision of a run, such as run/demo; or a folder with raw and filtered in it, such as data"
     parser.add_argument("before", metavar="DATA_A", help=what)
     parser.add_argument("after", metavar="DATA_B", help="the same")
-    _output(parser, "with figures")
+    parser.add_argument("--json", action="store_true", help=_JSON)
 
 
 def _output(parser: ArgumentParser, what: str) -> None:

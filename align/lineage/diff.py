@@ -2,7 +2,7 @@
 
 A version is a git revision with a dvc.lock (such as run/demo), whose tables come from DVC's cache or remotes, or a
 folder that holds data/raw and data/filtered (such as data).
-Both are compared in SQL; the report is text for a terminal, or one self-contained HTML page.
+Both are compared in SQL; the report is text for a terminal, or JSON.
 
 Pairs are matched by address and original text, since every ingest numbers keys again; among equal pairs the first is
 matched with the first, and so on. No picture is read.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,60 +22,15 @@ from pydantic import BaseModel, ConfigDict
 from align.config import Params
 from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
-from align.display import html
-from align.display.console import say, show, show_json
-from align.durable.files import to_json, write_text
+from align.display.console import show, show_json
+from align.durable.files import to_json
 from align.errors import DataError
 from align.formats.filtered import DECISIONS, FACTS, IMAGES, parts_of, pattern_of
 from align.interfaces.sql import Engine
 from align.lineage.versions.data_versions import DataVersions
 from align.services.engine import open_engine
 from align.validate.drift import distance, distributions
-from align.validate.figures import TITLES, drift_figure
-
-
-def as_page(report: DiffReport) -> str:
-    """A page with the numbers, the changes with examples, and the distributions."""
-    before, after = report.before, report.after
-    num_entered, num_left = (sum(move.num_pairs for move in moves) for moves in (report.entered, report.left))
-    cards = [
-        ("kept before", f"{before.num_kept:,}", ""),
-        ("kept after", f"{after.num_kept:,}", ""),
-        ("entered", f"{num_entered:,}", "good"),
-        ("left", f"{num_left:,}", "bad"),
-        ("keep rate", f"{before.keep_rate:.1%} → {after.keep_rate:.1%}", ""),
-    ]
-    distances = [(TITLES.get(name, name), f"{share:.1%}") for name, share in report.distances.items()]
-    blocks = [
-        html.cards(cards),
-        html.heading("Entered"),
-        _changes(report.entered),
-        html.heading("Left"),
-        _changes(report.left),
-        html.heading("Changed without being kept"),
-        _changes(report.others),
-        html.heading("Rules"),
-        _table(("rule, first to drop", before.name, after.name), report.by_rule()),
-        html.heading("Kept pairs"),
-        html.paragraph(f"Bars (now): {after.name}. Outlines (reference): {before.name}."),
-        html.plot(drift_figure(after.distributions, before.distributions), alt="distributions"),
-        html.table(("distribution", "share that moved to another bucket"), distances),
-        html.heading("Hosts"),
-        _table(("host of the picture", before.name, after.name), report.hosts),
-    ]
-    lead = "Pairs are matched by address and text. A dropped pair is listed under the first rule that drops it."
-    return html.page(f"Data: {before.name} → {after.name}", lead, blocks)
-
-
-def _changes(moves: list[StateChange]) -> str:
-    rows = [(move.before, move.after, move.num_pairs, "; ".join(map(describe, move.examples))) for move in moves]
-    return _table(("before", "after", "pairs", "such as"), rows)
-
-
-def _table(columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
-    listed = list(rows)
-    return html.table(columns, listed) if listed else html.paragraph("No change.")
-
+from align.validate.figures import TITLES
 
 #: At most this many characters of a text or address, and lines of a table.
 _SHOWN_CHARACTERS, _SHOWN_LINES = 70, 12
@@ -101,7 +56,7 @@ def text_lines(report: DiffReport) -> Iterator[str]:
             if other != "both":
                 yield f"              such as {describe(move.examples[0])}"
         if len(moves) > _SHOWN_LINES:
-            yield f"  and {len(moves) - _SHOWN_LINES} more kinds, see --html or --json"
+            yield f"  and {len(moves) - _SHOWN_LINES} more kinds, see --json"
     rows = report.by_rule()
     if rows:
         yield ""
@@ -112,10 +67,6 @@ def text_lines(report: DiffReport) -> Iterator[str]:
         yield "kept pairs: share that moved to another bucket"
         for name, share in report.distances.items():
             yield f"  {TITLES.get(name, name):<32}  {share:>7.1%}"
-    if report.hosts:
-        yield ""
-        yield "kept pairs by host, where most changed"
-        yield from (f"  {host or 'none':<32}  {was:>10,} -> {now:>10,}" for host, was, now in report.hosts)
 
 
 def describe(pair: ChangedPair) -> str:
@@ -130,8 +81,6 @@ def _shortened(text: str) -> str:
 
 #: Example pairs for each change of state.
 _EXAMPLES = 3
-#: Hosts listed: those with the largest change.
-_HOSTS = 12
 
 
 @dataclass(frozen=True)
@@ -168,7 +117,6 @@ def compare(sql: Engine, before: VersionTables, after: VersionTables) -> DiffRep
         before=one,
         after=other,
         moves=_state_changes(sql),
-        hosts=_hosts(sql),
         distances={name: distance(one.distributions[name], other.distributions[name]) for name in sorted(names)},
     )
 
@@ -239,21 +187,6 @@ def _state_changes(sql: Engine) -> list[StateChange]:
     ]
 
 
-def _hosts(sql: Engine) -> list[tuple[str, int, int]]:
-    rows = sql.rows(
-        f"""
-        SELECT host, sum(was), sum(now) FROM (
-            SELECT split_part(split_part(url, '://', 2), '/', 1) AS host,
-                   CASE WHEN state_before = '{KEPT}' THEN 1 ELSE 0 END AS was,
-                   CASE WHEN state_after = '{KEPT}' THEN 1 ELSE 0 END AS now
-            FROM matched
-        ) AS kept GROUP BY host HAVING sum(was) <> sum(now)
-        ORDER BY abs(sum(was) - sum(now)) DESC, host LIMIT {_HOSTS}
-        """
-    )
-    return [(host, int(was), int(now)) for host, was, now in rows]
-
-
 #: States of a pair; the others are the reasons that it is dropped for.
 KEPT, ABSENT = "kept", "absent"
 
@@ -305,7 +238,6 @@ class DiffReport(_Frozen):
 
     Attributes:
         moves: every change of state with its number of pairs, the largest first.
-        hosts: (host of the picture, kept before, kept after) where that changed most.
         distances: name -> how far the distribution moved, 0 to 1 (total variation).
     """
 
@@ -313,7 +245,6 @@ class DiffReport(_Frozen):
     before: VersionSummary
     after: VersionSummary
     moves: list[StateChange]
-    hosts: list[tuple[str, int, int]]
     distances: dict[str, float]
 
     @property
@@ -346,9 +277,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
         before, after = (find_tables(name, paths, versions) for name in (args.before, args.after))
         with open_engine(config) as engine:
             report = compare(engine, before, after)
-    if args.html:
-        write_text(args.html, as_page(report))
-        say(f"diff: {args.html} written")
     if args.json:
         show_json(to_json(report.model_dump(mode="json")))
     else:

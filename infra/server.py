@@ -5,7 +5,7 @@
 Both servers' own commands answer pages of other origins: Prefect's any, MLflow's every page on this machine, and MLflow
 takes a name such as `10.example.com` for a private address. So each server's application is run here, behind a guard.
 
-In a container (infra/compose.yaml, infra/kubernetes) ALIGN_SERVER_NAMES has the names under which others know it, such
+In a container (infra/compose.yaml) ALIGN_SERVER_NAMES has the names under which others know it, such
 as `prefect:4200`, and ALIGN_SERVER_BIND the address to listen on. With names, MLflow takes MLFLOW_BACKEND_STORE_URI
 (its password in PGPASSWORD), MLFLOW_ARTIFACTS_DESTINATION, and the login of its clients, MLFLOW_TRACKING_USERNAME and
 MLFLOW_TRACKING_PASSWORD; with MLFLOW_READER_PASSWORD, user `reader` may read.

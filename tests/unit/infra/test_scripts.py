@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from align.services.dvc.commands import dvc
-from align.services.git import git
 from infra import clean
 from tests.support import ROOT
 from tests.support.dvc_projects import environment, make_repository, shell
@@ -144,7 +143,6 @@ def test_packages_are_installed_and_compiled(tmp_path: Path, monkeypatch: pytest
 
 
 ENTRYPOINT, HEALTHY = ROOT / "infra/entrypoint.sh", ROOT / "infra/healthy.py"
-CHECKOUT = ROOT / "infra/kubernetes/checkout.sh"
 
 
 def enter(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -193,22 +191,3 @@ def test_a_server_is_healthy_that_answers_200(status: int, expected: int) -> Non
         assert subprocess.run([sys.executable, HEALTHY, url], capture_output=True, check=False).returncode == expected
     gone = subprocess.run([sys.executable, HEALTHY, url], capture_output=True, text=True, check=False)
     assert gone.returncode == 1 and gone.stderr.count("\n") == 1 and "refused" in gone.stderr
-
-
-def test_the_claim_becomes_a_checkout_once(tmp_path: Path) -> None:
-    source, claim = tmp_path / "source", tmp_path / "claim"
-    git(tmp_path, "init", "--quiet", str(source))
-    (source / "file").write_text("first")
-    git(source, "add", "--all")
-    git(source, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "one")
-    (claim / "lost+found").mkdir(parents=True)
-    env = os.environ | {"ALIGN_REPOSITORY": str(tmp_path / "none"), "ALIGN_REVISION": "HEAD"}
-    failed = subprocess.run([CHECKOUT], cwd=claim, env=env, capture_output=True, text=True, check=False)
-    assert failed.returncode != 0 and (claim / ".git").is_dir()  # as after a kill: begun, without a commit
-    for _ in range(2):
-        env |= {"ALIGN_REPOSITORY": str(source)}
-        subprocess.run([CHECKOUT], cwd=claim, env=env, check=True, capture_output=True)
-        assert (claim / "file").read_text() == "first" and (claim / "lost+found").is_dir()
-        assert git(claim, "status", "--porcelain") == ""
-        git(source, "rm", "--quiet", "--ignore-unmatch", "file")  # what the repository does later is fetched by people
-        git(source, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "-m", "two")

@@ -25,7 +25,6 @@ from align.display.visible import fenced_markdown
 from align.errors import AlignError
 from align.project.installed import installed
 from align.services.tracking.database import require_whole
-from flows.alerts import alerted
 from flows.checkout import run_branch
 from flows.checkout.run_branch import Recorded
 from flows.checkout.stage_states import check_out, read_states, require_known
@@ -55,7 +54,7 @@ def pipeline(request: Request = Request()) -> str:  # noqa: B008 - frozen; the f
         AlignError: a stage failed, or the request cannot be run; the message says why.
     """
     root, log = Path.cwd(), get_run_logger().info
-    with this_run.in_progress(request.name) as record, alerted(record.name, log):
+    with this_run.in_progress(request.name) as record:
         name = this_run.name_of(root, request)
         # before anything is made: a wrong value of the last stage costs nothing
         asked = settled(root, request.model_copy(update={"name": name}))

@@ -58,9 +58,9 @@ STOP_TIMEOUT_S = 10.0  # Prefect's worker sometimes hangs when it is told to sto
 LOGS = Path(".align/logs")
 TRACEBACK = "Traceback (most recent call last):"
 SERVER = Path(__file__).with_name("server.py")
-#: Strangers ask it for pictures and texts: it need not know how to start runs, write databases or send alerts.
+#: Strangers ask it for pictures and texts: it need not know how to start runs or write databases.
 NOT_FOR_SEARCH = (
-    "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PGPASSWORD", "ALIGN_ALERT_WEBHOOK",
+    "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PGPASSWORD",
     "PREFECT_API_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI",
 )  # fmt: skip
 JOBS = Path(__file__).with_name("work_pool.json")  # what a run may change of the process that it runs in: nothing

@@ -36,7 +36,6 @@ from pydantic import BaseModel, ConfigDict
 
 from align.display.report import reported
 from align.display.visible import fenced_markdown, plain_markdown
-from flows.alerts import alert_soon, is_health_warning
 from flows.checkout.failed_runs import in_kept_folder
 from flows.dag import Stage
 from flows.mlflow_run import log_stage
@@ -135,22 +134,12 @@ class StageOutcome(BaseModel):
     ran: bool
 
 
-class StageError(CommandError):
-    """A stage failed.
-
-    Attributes:
-        stage: its name.
-    """
-
-    stage: str = ""
-
-
 @task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
     """Runs one stage, or takes it from the cache, and shows its report as an artifact, even if it failed.
 
     Raises:
-        StageError: the stage failed; the message is the line with its reason.
+        CommandError: the stage failed; the message is the line with its reason.
     """
     logger = get_run_logger()
     ran = False
@@ -161,8 +150,6 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
             if not line.removeprefix("\\t").lstrip().startswith(CHATTER):
                 lines.append(line)
                 logger.info("%s", line)
-                if is_health_warning(line):
-                    alert_soon("health", line, logger.info)
                 with log_file(run.root).open("a", encoding="utf-8") as file:
                     file.write(f"{line}\n")
 
@@ -178,9 +165,7 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
             if has_report := did_run(stage.name, lines):
                 log_stage(stage, run)
             _publish(stage, run, failure, has_report=has_report)
-            failed = StageError(failure)
-            failed.stage = stage.name
-            raise failed from None
+            raise CommandError(failure) from None
         ran = did_run(stage.name, lines) if elsewhere is None else elsewhere
     log_stage(stage, run)
     _publish(stage, run)

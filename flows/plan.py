@@ -28,10 +28,10 @@ from align.durable.locks import locked
 from align.errors import AlignError, DataError
 from align.model.presets import image_width
 from align.pipeline import estimate
+from align.pipeline.run import has_accelerator
 from flows.checkout.stage_states import SHOWN, StageState, States, read_states
 from flows.checkout.workspace import commit_of, worktree
 from flows.request import Request, settled
-from flows.tasks.accelerator import has_accelerator
 from flows.tasks.child_process import CommandError, run_supervised
 from flows.tasks.run_context import STATE, RunContext, our_program
 

@@ -42,6 +42,7 @@ from align.pipeline.run import (
     SERVICES_FILE,
     created,
     flow_environment,
+    has_accelerator,
     login,
     prefect_login,
     running_services,
@@ -52,6 +53,7 @@ from align.web.connections import shorten
 HOST = "127.0.0.1"
 POOL = WORKER = "local"
 WORKER_LIMIT = 2  # runs at a time, each in a worktree of its own; more would only share the same cores
+ON_A_GPU = 1  # of which two trainers would share the memory
 START_TIMEOUT_S = 180.0
 RUNS_STOP_TIMEOUT_S = 35.0  # a worker's flow runs have 30 s to save a checkpoint
 STOP_TIMEOUT_S = 10.0  # Prefect's worker sometimes hangs when it is told to stop
@@ -80,7 +82,7 @@ def up(root: Path) -> None:
         "mlflow": _number("ALIGN_MLFLOW_PORT", 5000),
         "search": _number("ALIGN_SEARCH_PORT", 7000),
     }
-    limit = str(_number("ALIGN_WORKER_LIMIT", WORKER_LIMIT))
+    limit = str(_number("ALIGN_WORKER_LIMIT", ON_A_GPU if has_accelerator() else WORKER_LIMIT))
     for name, port in ports.items():
         if name not in services:
             _check_free(name, port)

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-#: Seconds between two tries of a process that waits for a while, or that may be told to end meanwhile.
-_LOOK_EVERY_S, _LOOK_SOON_S = 0.5, 0.02
+#: Seconds between two tries of a process that waits for a while.
+_LOOK_AGAIN_S = 0.02
 
 
 def take(file: IO[Any], *, shared: bool = False, patience_s: float | None = 0.0) -> bool:
@@ -39,7 +39,7 @@ def take(file: IO[Any], *, shared: bool = False, patience_s: float | None = 0.0)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(_LOOK_SOON_S)
+            time.sleep(_LOOK_AGAIN_S)
 
 
 @contextmanager
@@ -55,26 +55,20 @@ def tried(path: Path, *, shared: bool = False) -> Iterator[bool]:
 
 
 @contextmanager
-def locked(path: Path, who: str, log: Callable[[str], None], check: Callable[[], None] | None = None) -> Iterator[None]:
+def locked(path: Path, who: str, log: Callable[[str], None]) -> Iterator[None]:
     """Holds the lock; if another process holds it, logs one line and waits. A signal ends the waiting.
 
     Args:
         path: the lock file; its folder and it are created if missing, and it is never removed.
         who: the holder's name, written into the file: a waiting process logs it.
         log: for that line.
-        check: called regularly while it waits; what it raises ends the waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         if not take(file):
             file.seek(0)
             log(f"waiting for {file.read() or 'another run'}, which holds {path}")
-            if check is None:
-                take(file, patience_s=None)
-            else:
-                while not take(file):
-                    check()
-                    time.sleep(_LOOK_EVERY_S)
+            take(file, patience_s=None)
         file.seek(0)
         file.truncate()
         file.write(who)

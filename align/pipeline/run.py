@@ -30,6 +30,11 @@ LOGIN_FILE = Path(".align/login")
 SEARCH_LOGIN_FILE = Path(".align/login_search")
 READER_LOGIN_FILE = Path(".align/login_reader")
 
+#: Device files of the drivers of NVIDIA (one for each GPU) and AMD (one for all GPUs).
+DEVICES = ("nvidia[0-9]*", "kfd")
+#: With an empty value, or -1, each hides all GPUs from a process.
+HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+
 #: Prefect 3.9 allows its temporary server 20 s, which is too little on a busy machine with two cores.
 SERVER_START_TIMEOUT_S = 180
 
@@ -97,6 +102,13 @@ def flow_environment(root: Path) -> dict[str, str]:
 def prefect_login(root: Path) -> dict[str, str]:
     """The checkout's login as Prefect's servers and clients take it."""
     return dict.fromkeys(("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"), login(root))
+
+
+def has_accelerator(devices: Path = Path("/dev"), environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether stages that we start find a GPU, as far as we can tell without loading torch."""
+    if any(environment.get(name, "all").strip() in ("", "-1") for name in HIDING):
+        return False
+    return any(any(devices.glob(pattern)) for pattern in DEVICES)
 
 
 def login(root: Path, kept: Path = LOGIN_FILE) -> str:

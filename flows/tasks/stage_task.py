@@ -18,7 +18,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -42,7 +41,6 @@ from flows.mlflow_run import log_stage
 from flows.remote.order import GIVEN_UP
 from flows.remote.send import run_elsewhere
 from flows.tasks import stop
-from flows.tasks.accelerator import accelerator, uses_accelerator
 from flows.tasks.child_process import CommandError, Watch, run_supervised
 from flows.tasks.outages import end_without_waiting
 from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
@@ -184,16 +182,13 @@ def _run(stage: Stage, run: RunContext, log: Callable[[str], None]) -> bool | No
     """
     command = ["dvc", "repro", "--single-item", stage.name]
     state = RunState()
-    who = f"stage {stage.name} of a run in {run.checkout}"
     elsewhere: bool | None = None
     progress_file(run.root).unlink(missing_ok=True)  # left by the stage before: the processes of this one append to it
     try:
         with Watch(state.asked_to_end) as watch:
             if stage.name in run.pools:
                 elsewhere = run_elsewhere(stage, run, log, watch)  # DVC then finds the result in its cache
-            computes = uses_accelerator(stage) and stage.name not in run.pools
-            with accelerator(who, log, watch.check) if computes else nullcontext():
-                run_supervised(command, cwd=run.root, env=child_environment(run), log=log, watch=watch)
+            run_supervised(command, cwd=run.root, env=child_environment(run), log=log, watch=watch)
     except (stop.Stopped, Exception):
         raise
     except (Pause, Abort) as ended:

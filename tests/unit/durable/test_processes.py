@@ -1,5 +1,6 @@
 """Worker processes: the order of results, and what becomes of an item that kills its worker."""
 
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -110,19 +111,22 @@ def test_readers_share_it_until_one_of_them_wants_it_alone(tmp_path: Path) -> No
             assert not ours
 
 
-def test_who_waits_says_for_whom_and_may_be_told_to_stop(tmp_path: Path) -> None:
-    lock, said, asked = tmp_path / "lock", list[str](), list[int]()
+def test_who_waits_says_for_whom_and_a_signal_ends_it(tmp_path: Path) -> None:
+    lock, said = tmp_path / "lock", list[str]()
 
-    def stop() -> None:
-        asked.append(1)
-        if len(asked) == 3:
-            raise InterruptedError
+    def stop(*_signal: object) -> None:
+        raise InterruptedError
 
-    with locked(lock, "run 'a'", said.append):
-        with pytest.raises(InterruptedError), locked(lock, "run 'b'", said.append, stop):
-            raise AssertionError
-        assert said == [f"waiting for run 'a', which holds {lock}"]
-        assert lock.read_text() == "run 'a'"
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with locked(lock, "run 'a'", said.append):
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            with pytest.raises(InterruptedError), locked(lock, "run 'b'", said.append):
+                raise AssertionError
+            assert said == [f"waiting for run 'a', which holds {lock}"]
+            assert lock.read_text() == "run 'a'"
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("patience_s", [20.0, None])

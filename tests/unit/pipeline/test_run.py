@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.pipeline.run import SERVICES_FILE, created, flow_environment, login, running_services
+from align.pipeline.run import SERVICES_FILE, created, flow_environment, has_accelerator, login, running_services
 
 LOGINS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
 
@@ -66,3 +66,22 @@ def test_a_copied_checkout_leaves_the_first_one_s_servers_alone(tmp_path: Path) 
         assert running_services(tmp_path / "moved") == {"mlflow": service}
         process.kill()
     assert running_services(tmp_path / "moved") == {}
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "found"),
+    [
+        ([], {}, False),
+        (["nvidia0", "nvidiactl"], {}, True),
+        (["nvidiactl"], {}, False),  # a driver without a GPU
+        (["kfd"], {}, True),
+        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "1"}, True),
+        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": ""}, False),
+        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "-1"}, False),
+        (["kfd"], {"HIP_VISIBLE_DEVICES": "-1"}, False),
+    ],
+)
+def test_an_accelerator_is_found(tmp_path: Path, files: list[str], environment: dict[str, str], found: bool) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    assert has_accelerator(tmp_path, environment) is found

@@ -143,12 +143,6 @@ COMMANDS = {
         ),
         commands.init,
     ),
-    "code": Verb(
-        "align.project.code",
-        "write code.yaml, the digests of the code that stages depend on; the first stage of dvc.yaml",
-        (),
-        ("align code", "align code --params params.yaml"),
-    ),
     "make_set": Verb(
         "align.evaluate.make_set",
         "make an evaluation set from class folders, or from pictures with captions",

@@ -1,6 +1,6 @@
 """What the files of a project declare about a stage, checked before the stage runs.
 
-dvc.yaml declares the outs of each stage, and code.yaml its code (`align code`).
+dvc.yaml declares the outs of each stage, and code.yaml its code (`align.project.code`).
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def require_stage(stage: str, module: str, params: Params) -> None:
     depends = (read_yaml(root / DVC_FILE).get("stages") or {}).get(stage, {}).get("params", ())
     if any(CODE_FILE in each for each in depends) and read_yaml(root / CODE_FILE).get(stage) != digest(module):
         raise ConfigError(
-            f"{CODE_FILE}: this is other code of stage {stage} than what it names; `align code` writes it, and so does "
-            "`dvc repro` without --single-item"
+            f"{CODE_FILE}: this is other code of stage {stage} than what it names; `python -m align.project.code` "
+            "writes it, and so does `dvc repro` without --single-item"
         )
 
 

@@ -1,6 +1,6 @@
 """`align init DIR`: makes a project of one's own apart from the checkout, a git and DVC repository with all commands.
 
-The code stays the installed package; `align code` tells DVC of it, as in a checkout.
+The code stays the installed package; `align.project.code` tells DVC of it, as in a checkout.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which code decides which bytes: the modules that a module imports inside `align`, and a digest of what they do.
 
-Everything that must know this uses one mechanism: the digests of `align code`, on which the stages of dvc.yaml depend;
-the keys of work folders, in which a killed run resumes; the keys of training runs; and the code that a packaged model
+Everything that must know this uses one mechanism: the digests of code.yaml, on which the stages of dvc.yaml depend; the
+keys of work folders, in which a killed run resumes; the keys of training runs; and the code that a packaged model
 carries.
 
 The digest is over what the code does: over the syntax of the modules, which neither layout nor another version of

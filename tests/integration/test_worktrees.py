@@ -259,7 +259,7 @@ def test_a_stage_runs_with_the_installed_code(own: Path) -> None:
 def test_other_code_makes_its_stage_stale(own: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(own, copy, symlinks=True)
-    shell(copy, "align code", ENVIRONMENT)
+    shell(copy, "python -m align.project.code", ENVIRONMENT)
     assert json.loads(shell(copy, "dvc status --json ingest", ENVIRONMENT)) == {}
     lines = (copy / "code.yaml").read_text().splitlines(keepends=True)
     older = [f"ingest: {'0' * 64}\n" if line.startswith("ingest:") else line for line in lines]

@@ -1,4 +1,4 @@
-"""DVC as a program, and `align code`, which has to run before it."""
+"""DVC as a program, and `align.project.code`, which has to run before it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_code(root: Path, env: Mapping[str, str] | None = None) -> None:
     file = root / DVC_FILE
     if not file.is_file() or CODE_FILE not in file.read_text("utf-8", "replace"):
         return
-    done = _run(root, "align.cli", "code", env=env)
+    done = _run(root, "align.project.code", env=env)
     if done.returncode:
         raise DataError(f"{CODE_FILE}: {last_line(done.stderr).removeprefix('align: error: ')}")
 

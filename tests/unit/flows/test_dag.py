@@ -106,7 +106,7 @@ def test_every_verb_is_a_stage_and_calls_its_verb() -> None:
 
 
 def test_the_first_stage_writes_the_code_of_the_others() -> None:
-    assert CODE["cmd"] == "align code" and CODE["always_changed"] is True and "deps" not in CODE
+    assert CODE["cmd"] == "python -m align.project.code" and CODE["always_changed"] is True and "deps" not in CODE
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -187,7 +187,7 @@ def test_an_edit_makes_what_reads_it_stale(files: list[str], made_stale: set[str
 
 @pytest.mark.costs(5, "DVC and a process that reads all code, three times")
 def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
-    """The real `align code` and `dvc status`, in a project whose outs and inputs are small files that were committed.
+    """Stage `code` and `dvc status`, in a project whose outs and inputs are small files that were committed.
 
     A reworded comment of a module that every stage uses makes nothing stale.
     """

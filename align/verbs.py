@@ -271,12 +271,12 @@ COMMANDS = {
         ("align trace align@champion --html lineage.html", "align trace 000000012"),
         commands.trace,
     ),
-    "forget": Verb(
-        "align.lineage.take_down.forget",
-        "take-downs: record what people ask to forget; --purge removes the bytes",
+    "opt_out": Verb(
+        "align.lineage.take_down.opt_out",
+        "take-downs: record what people opted out; --purge removes the bytes",
         (),
-        ('align forget --urls urls.txt --reason "asked by the photographer"', "align forget --purge"),
-        commands.forget,
+        ('align opt_out --urls urls.txt --reason "asked by the photographer"', "align opt_out --purge"),
+        commands.opt_out,
     ),
     "compare": Verb(
         "align.lineage.runs.compare",

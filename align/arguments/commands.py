@@ -264,8 +264,8 @@ def trace(parser: ArgumentParser) -> None:
     parser.add_argument("--log", action="store_true", help="also keep the page with the version's run in MLflow")
 
 
-def forget(parser: ArgumentParser) -> None:
-    """Arguments of `align forget`."""
+def opt_out(parser: ArgumentParser) -> None:
+    """Arguments of `align opt_out`."""
     for kind, what in (
         ("keys", "keys of pairs; each is recorded as the address and sha256 of its picture"),
         ("urls", "addresses of pictures, or of pages that show them"),

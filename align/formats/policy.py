@@ -3,7 +3,7 @@
     kind,value,reason,added     sorted by kind and value, no (kind, value) twice; added is a date (UTC)
 
 A take-down removes a picture with all pairs that show it. An entry names what is the same in every ingest. Keys are
-not, because each ingest numbers pairs again; `align forget --keys` first resolves them.
+not, because each ingest numbers pairs again; `align opt_out --keys` first resolves them.
 
     url        of the picture, or of the page that shows it, in any spelling (`align.pairs.urls.identity`):
                covering too much does less harm than covering too little
@@ -151,7 +151,9 @@ def parse_opted_out(data: bytes, path: Path) -> OptedOut:
     for line, row in lines[1:]:
         problem = f"{len(row)} columns" if len(row) != len(_HEADER) else problem_with(row[0], row[1])
         if problem:
-            raise FormatError(f"{path}, line {line}: {problem}; correct the line, or write entries with `align forget`")
+            raise FormatError(
+                f"{path}, line {line}: {problem}; correct the line, or write entries with `align opt_out`"
+            )
         entries.append(Entry(*row))
     return OptedOut(entries)
 

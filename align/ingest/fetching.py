@@ -232,7 +232,7 @@ def _bytes(
 def _raw_row(columns: Iterable[str], key: str, row: PlannedRow, outcome: PictureOutcome) -> dict[str, Any]:
     """A row of data/raw, in the order of its columns. There the text is called `caption`, as img2dataset has it.
 
-    An opted-out or reserved pair has none, as after `align forget --purge`.
+    An opted-out or reserved pair has none, as after `align opt_out --purge`.
     """
     is_refused = (outcome.error_message or "").partition(":")[0] in (REFUSED, RESERVED)
     values = row | vars(outcome) | {"key": key, "caption": "" if is_refused else row["text"]}

@@ -43,7 +43,7 @@ COMMANDS = [("register", "MLflow: candidate"), ("promote", "MLflow: champion"), 
 LAYERS = [
     [("flows/", "Prefect: when and where a stage runs")],
     [("cli.py", "verb → module"), ("pipeline/", "align run, plan, runs")],
-    [("lineage/", "trace, forget, diff: reads from all stages")],
+    [("lineage/", "trace, opt_out, diff: reads from all stages")],
     [
         ("ingest/", ""), ("filter/", ""), ("validate/", ""), ("shard/", ""),
         ("training/", ""), ("evaluate/", ""), ("release/", ""), ("search/", ""),

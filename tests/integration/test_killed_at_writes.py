@@ -104,11 +104,11 @@ def test_a_change_of_the_registry(
     print(f"{verb}: {kills} kills of {changes} changes")
 
 
-def test_forget(tmp_path: Path) -> None:
+def test_opt_out(tmp_path: Path) -> None:
     """A purge of a checkout, of DVC's cache and of a remote that is a folder."""
     root = tmp_path / "start/project"
     root.parent.mkdir()
-    pages_project.write(root, "forgetful", {"dvc.yaml": INGEST_AND_FILTER})
+    pages_project.write(root, "opted", {"dvc.yaml": INGEST_AND_FILTER})
     shell(root, "dvc repro --quiet", CODE)
     record(root, "before", "before the letter came")
     (root / ".dvc/config.local").write_text("['remote \"there\"']\n    url = ../../remote\n")
@@ -117,7 +117,7 @@ def test_forget(tmp_path: Path) -> None:
     rows = pq.read_table(root / "data/filtered/decisions").to_pylist()
     (key,) = (row["key"] for row in rows if "number 4 " in row["text"])
     (root / "keys.txt").write_text(f"{key}\n")
-    shell(root, "align forget --keys keys.txt --reason letter && dvc repro --quiet", CODE)
+    shell(root, "align opt_out --keys keys.txt --reason letter && dvc repro --quiet", CODE)
 
     def state(root: Path) -> dict[str, Any]:
         places = ("data", "reports", ".dvc/cache", "../remote")
@@ -128,8 +128,8 @@ def test_forget(tmp_path: Path) -> None:
         return {"holds": holds, "kept": kept, "data": digests(root / "data"), "reports": digests(root / "reports")}
 
     assert state(root)["holds"] == ["data", ".dvc/cache", "../remote"]
-    case = Case(root.parent, [ALIGN, "forget", "--purge", "--yes"], state, False, lambda root: environment(root, CODE))
-    print("forget --purge: {} kills of {} changes".format(*survives(case, tmp_path)))
+    case = Case(root.parent, [ALIGN, "opt_out", "--purge", "--yes"], state, False, lambda root: environment(root, CODE))
+    print("opt_out --purge: {} kills of {} changes".format(*survives(case, tmp_path)))
 
 
 @pytest.mark.parametrize("case", small_stages.ALL, ids=lambda case: case.__name__)

@@ -229,7 +229,7 @@ def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(
 ) -> None:
     key = key_of(project, 4)
     (project / "urls.txt").write_text(f"{key}\n")
-    assert main(["forget", "--keys", "urls.txt"]) == 0
+    assert main(["opt_out", "--keys", "urls.txt"]) == 0
     run_and_register(project, mlflow_server, "second", ["champion"])
     capsys.readouterr()
 

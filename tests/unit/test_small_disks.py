@@ -54,7 +54,10 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["forget", "--urls", "{}/urls.txt", "--set", "paths.policy={}/disk"], "{}/disk/opted_out.csv: the disk is re"),
+        (
+            ["opt_out", "--urls", "{}/urls.txt", "--set", "paths.policy={}/disk"],
+            "{}/disk/opted_out.csv: the disk is re",
+        ),
         (["promote"], "MLflow at sqlite:///{0}/disk/mlflow.db: {0}/disk cannot be written to"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Take-downs: `align forget` records what people ask to forget, and with --purge removes its bytes.
+"""Take-downs: `align opt_out` records what people opted out, and with --purge removes its bytes.
 
-forget      the verb, and what it prints
+opt_out     the verb, and what it prints
 requests    files of keys, addresses and hosts, as entries of the policy; what else these entries cover
 purge_plan  the pairs that the policy takes out; what --purge removes, and what it cannot
 purge       removes it, so that a killed purge is completed by the next one

@@ -2,7 +2,7 @@
 
 A purged pair keeps its row, without picture and text: `failed_to_download`, `opted out`. Counts and keys stay the same,
 and ingest writes the same row for an address that it may not fetch. The addresses stay: the policy knows the pair by
-them. A picture that another pair shows as well, one that nobody asked to forget (one page opted out, the other pages
+them. A picture that another pair shows as well, one that nobody opted out (of one page they did, the other pages
 did not), stays.
 """
 
@@ -78,7 +78,7 @@ def purge_raw(
                 link(path, part / path.name)
             elif path.is_dir():  # a file that somebody put there stays
                 shutil.copytree(path, part / path.name, copy_function=link)
-        for name in track(sorted(stale), what="forget: shards rewritten", total=len(stale)):
+        for name in track(sorted(stale), what="opt_out: shards rewritten", total=len(stale)):
             tar = raw / f"{name}.tar"
             if tar_of and not tar.is_file():
                 tar = tar_of(name)

@@ -1,4 +1,4 @@
-"""What people ask to forget: files of keys, addresses or hosts, as entries of the policy.
+"""What people opt out: files of keys, addresses or hosts, as entries of the policy.
 
 And how these entries meet the addresses of data/raw: other spellings that they cover, and near misses.
 """

@@ -4,7 +4,7 @@ Each version is tagged with the digests of the data that trained it, first to la
 be read if the checkout has it, or if git and DVC have a version of data/shards with that digest. If its bytes are gone,
 or the model was imported, the answer is "unknown", never that the model saw nothing.
 
-Nothing else answers this question: `align forget` and `align trace` ask here.
+Nothing else answers this question: `align opt_out` and `align trace` ask here.
 """
 
 from __future__ import annotations

@@ -101,8 +101,8 @@ class ModelCard:
         yield "## Recipe, and the paper's\n\n" + self._recipe()
         yield "## Licences\n\n" + (
             "The code in its folder: Apache-2.0. The pictures and texts that it was trained on have licences of "
-            "their own, and stay with their owners; `align trace` says where each comes from, and `align forget` takes "
-            "one out."
+            "their own, and stay with their owners; `align trace` says where each comes from, and `align opt_out` "
+            "takes one out."
         )
 
     def _what(self) -> str:

@@ -16,7 +16,7 @@ from tests.support.small_data import jpeg
 #: training, or serve until they are stopped; other tests start those.
 ELSEWHERE = ("pin", "run", "plan", "rollback", "serve", "study")
 #: Shows what it would do, and says so with exit code 1.
-PREVIEW = {"align forget --purge": "align: error: nothing is purged yet: add --yes"}
+PREVIEW = {"align opt_out --purge": "align: error: nothing is purged yet: add --yes"}
 
 
 @pytest.fixture(scope="module")

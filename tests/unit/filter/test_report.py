@@ -230,7 +230,7 @@ def test_the_page_shows_the_funnel_and_what_stands_out(page: str) -> None:
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
 
 
-def test_what_people_asked_to_forget_is_not_shown_and_personal_data_is_masked(page: str) -> None:
+def test_what_people_opted_out_is_not_shown_and_personal_data_is_masked(page: str) -> None:
     assert "somebody" not in page and "Dropped: opted_out" not in page
     assert "ada@example.org" not in page and "a••@•••••••.•••" in page
 

@@ -33,8 +33,8 @@ def test_a_take_down_counts_in_a_retry_that_was_killed_before_it(
         with monkeypatch.context() as killed:
             killed.setattr("align.ingest.ingest.write_raw_manifest", _interrupt)
             assert main(["ingest", *common, "--retry-failed"]) == 130
-        (tmp_path / "forget.txt").write_text(urls[0] + "\n")
-        assert main(["forget", *common, "--urls", str(tmp_path / "forget.txt"), "--reason", "asked"]) == 0
+        (tmp_path / "opted_out.txt").write_text(urls[0] + "\n")
+        assert main(["opt_out", *common, "--urls", str(tmp_path / "opted_out.txt"), "--reason", "asked"]) == 0
         assert main(["ingest", *common, "--retry-failed"]) == 0
     rows = [row for shard in raw_shards(tmp_path / "raw") for row in read_table(shard).to_pylist()]
     assert {row["url"]: (row["status"], row["caption"]) for row in rows} == {

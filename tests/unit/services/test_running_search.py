@@ -1,4 +1,4 @@
-"""What `align forget` learns of services that run."""
+"""What `align opt_out` learns of services that run."""
 
 import hashlib
 import shutil
@@ -33,7 +33,7 @@ def test_each_service_says_which_list_it_obeys(
         follows.champion.start()
         monkeypatch.setenv("ALIGN_SEARCH_URL", f"{one} {nobody}")
         (tmp_path / "hosts").write_text("example.com\n")
-        assert main(["forget", "--hosts", "hosts", "--reason", "asked"]) == 0
+        assert main(["opt_out", "--hosts", "hosts", "--reason", "asked"]) == 0
         said = capsys.readouterr().err
         assert f"the search at {one} obeys this list: it masks {len(served(tmp_path).index.items)} of its" in said
         assert f"no search answers at {nobody}" in said

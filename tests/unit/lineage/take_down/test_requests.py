@@ -13,7 +13,7 @@ from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.features import Features
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.ingest.writer import RawShardWriter, write_raw_manifest
-from align.lineage.take_down.forget import remaining_lines
+from align.lineage.take_down.opt_out import remaining_lines
 from align.lineage.take_down.requests import near_addresses, read_requests
 from align.lineage.versions.who_saw import WhoSaw
 from tests.support import colour_index, small_data
@@ -160,7 +160,7 @@ B = jpeg(2)
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Picture B is opted out; it is in no folder of data."""
-    monkeypatch.setattr("align.lineage.take_down.forget.who_saw", lambda *_: WhoSaw(()))
+    monkeypatch.setattr("align.lineage.take_down.opt_out.who_saw", lambda *_: WhoSaw(()))
     monkeypatch.chdir(tmp_path)
     small_data.write(tmp_path, [Pair("a red fox", 1)])
     write_opted_out(Path("data/policy"), OptedOut([Entry("image_id", hashlib.sha256(B).hexdigest(), "", "2026-01-02")]))
@@ -172,9 +172,9 @@ def test_measured_values_of_the_pictures_go(project: Path, capsys: pytest.Captur
         features: Features[bytes] = Features(Path(".align/features/views-1"), lambda value: value, lambda data: data)
         list(features.look(lambda images: images, [(name, data)]))
     assert len(list(Path(".align/features").rglob("*.arrow"))) == 2
-    assert main(["forget", "--purge"]) == 1
+    assert main(["opt_out", "--purge"]) == 1
     assert "to go: 1 files of .align/features, with values measured of evaluation images" in capsys.readouterr().out
-    assert main(["forget", "--purge", "--yes"]) == 0
+    assert main(["opt_out", "--purge", "--yes"]) == 0
     assert ".align/features: 1 files of measured values; `align filter` measures them" in capsys.readouterr().out
     [kept] = Path(".align/features").rglob("*.arrow")
     assert hashlib.sha256(A).digest() in kept.read_bytes()
@@ -185,7 +185,7 @@ def test_evaluation_sets_with_the_pictures_are_named(project: Path, capsys: pyte
         items = [EvaluationImage(f"k{n}", f"c{n}", ("x",), None, None, "query") for n in range(len(images))]
         write_set(Path("data/sample/evaluation"), EvaluationSet(name, "retrieval", "x", items, (), (), held(images)))
     Path("data/sample/evaluation/broken.tar").write_bytes(b"no tar")
-    assert main(["forget", "--purge", "--yes"]) == 0
+    assert main(["opt_out", "--purge", "--yes"]) == 0
     said = capsys.readouterr().out.splitlines()
     line = said.index("  data/sample/evaluation/mine.tar: 1 of the pictures, with their captions")
     assert said[line + 1] == (

@@ -1,4 +1,4 @@
-"""Whether an index or a filter's output shows what somebody asked to forget."""
+"""Whether an index or a filter's output shows what somebody opted out."""
 
 import hashlib
 from pathlib import Path

@@ -191,11 +191,11 @@ def test_bad_lines_are_named_and_nothing_is_recorded(
     with pytest.raises(DataError, match=r"hosts, line 1: 'https://a.org/'.*urls, line 2: 'not a url'"):
         requests(raw, hosts="https://a.org/\n", urls="https://ok.org/\nnot a url\n")
     monkeypatch.chdir(raw.parents[1])
-    assert main(["forget", "--keys", "nowhere.txt"]) == 1
+    assert main(["opt_out", "--keys", "nowhere.txt"]) == 1
     Path("keys").write_text("000000000\n777\n")
-    assert main(["forget", "--keys", "keys"]) == 1
-    assert main(["forget"]) == 1
-    assert "nothing to forget" in capsys.readouterr().err
+    assert main(["opt_out", "--keys", "keys"]) == 1
+    assert main(["opt_out"]) == 1
+    assert "nothing to opt out" in capsys.readouterr().err
     assert not Path("data/policy").exists()
 
 
@@ -204,19 +204,19 @@ def test_the_command_records_once_and_purges_only_when_told_to(
 ) -> None:
     monkeypatch.chdir(raw.parents[1])
     Path("hosts").write_text("host.org\n")
-    assert main(["forget", "--hosts", "hosts", "--reason", "their letter"]) == 0
+    assert main(["opt_out", "--hosts", "hosts", "--reason", "their letter"]) == 0
     said = capsys.readouterr()
     assert "1 new entries" in said.out
     assert "data/raw: 1 pairs, 1 pictures; 1 with bytes" in said.out
     assert "no MLflow here" in said.err
     recorded = Path("data/policy/opted_out.csv").read_bytes()
-    assert main(["forget", "--hosts", "hosts", "--reason", "again"]) == 0
+    assert main(["opt_out", "--hosts", "hosts", "--reason", "again"]) == 0
     assert "0 new entries" in capsys.readouterr().out
     assert Path("data/policy/opted_out.csv").read_bytes() == recorded
     assert read_opted_out(Path("data/policy")).entries[0].reason == "their letter"
 
     before = contents(raw)
-    assert main(["forget", "--purge"]) == 1
+    assert main(["opt_out", "--purge"]) == 1
     said = capsys.readouterr()
     assert "to go: 1 pictures of data/raw, and the texts of 1 pairs" in said.out
     assert "add --yes" in said.err
@@ -225,15 +225,15 @@ def test_the_command_records_once_and_purges_only_when_told_to(
         Path(left).mkdir()
     with Path("data/.shards.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as while shards are made
-        assert main(["forget", "--purge", "--yes"]) == 1
+        assert main(["opt_out", "--purge", "--yes"]) == 1
     said = capsys.readouterr()
     assert "data/raw: 1 pictures and the texts of 1 pairs, out of 1 rewritten shards" in said.out
     assert "not everything is gone: data/.shards.part" in said.err
-    assert main(["forget", "--purge", "--yes"]) == 0
+    assert main(["opt_out", "--purge", "--yes"]) == 0
     assert not any(B in path.read_bytes() for path in raw.parents[1].rglob("*") if path.is_file())
     assert not Path("data/.shards.part").exists() and not Path("data/.index.old").exists()
     capsys.readouterr()
-    assert main(["forget", "--purge", "--yes"]) == 0
+    assert main(["opt_out", "--purge", "--yes"]) == 0
     assert "nothing had to go" in capsys.readouterr().out
 
 
@@ -250,7 +250,7 @@ def test_shards_index_and_pages_that_show_it_go(raw: Path, monkeypatch: pytest.M
     (reports / "curve.html").write_text('<img src="data:image/png;base64,AAAA">')
     (reports / "metrics.json").write_text("{}")
     write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
-    assert main(["forget", "--purge", "--yes"]) == 0
+    assert main(["opt_out", "--purge", "--yes"]) == 0
     assert not Path("data/shards").exists()
     assert sorted(contents(reports)) == ["curve.html", "metrics.json"]
     assert (root / "reports/photos/wedding.jpg").is_file()
@@ -268,7 +268,7 @@ def test_tars_in_a_store_are_replaced_and_the_old_ones_deleted(
     before = set(Path("objects").rglob("*.tar"))
     assert len(before) == 3
     write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
-    assert main(["forget", "--purge", "--yes", *settings]) == 0
+    assert main(["opt_out", "--purge", "--yes", *settings]) == 0
     assert "store of tars objects: 1 tars" in capsys.readouterr().out
     after = set(Path("objects").rglob("*.tar"))
     assert (len(after), len(after & before)) == (3, 2)
@@ -290,11 +290,11 @@ def test_a_worktree_with_data_of_its_own_is_named(
     git(root, "worktree", "add", "--quiet", "--detach", str(other))
     shutil.copytree(raw, other / "data/raw")
     write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
-    assert main(["forget", "--purge", "--yes"]) == 1
+    assert main(["opt_out", "--purge", "--yes"]) == 1
     assert f"not everything is gone: {other}" in capsys.readouterr().err
     monkeypatch.chdir(other)
     write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
-    assert main(["forget", "--purge", "--yes"]) == 0  # the first checkout is clean now
+    assert main(["opt_out", "--purge", "--yes"]) == 0  # the first checkout is clean now
 
 
 def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(
@@ -317,7 +317,7 @@ def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(
         (filtered / name).parent.mkdir()
         pq.write_table(pa.table(columns), filtered / name)
     write_opted_out(Path("data/policy"), policy(("url", "https://sub.host.org/b.jpg"), ("url", "https://x.org/")))
-    assert main(["forget", "--purge", "--yes"]) == 0
+    assert main(["opt_out", "--purge", "--yes"]) == 0
     assert not filtered.exists()
     assert [path.parent.name for path in root.rglob("report.json")] == ["index"]
     assert [one["caption"] for one in read_table(raw_shards(raw)[1]).to_pylist()] == ["", ""]  # x.org had no picture
@@ -331,10 +331,10 @@ def test_a_purge_names_what_it_does_not_touch(
     Path("hits.html").touch()
     version = Version(name="align", number=3, run_id="abc", tags={})
     seen = WhoSaw((SeenBy(version, None, (), {"train": 1}, "the checkout's data"),))
-    monkeypatch.setattr("align.lineage.take_down.forget.who_saw", lambda *_: seen)
+    monkeypatch.setattr("align.lineage.take_down.opt_out.who_saw", lambda *_: seen)
     write_opted_out(Path("data/policy"), policy(("image_id", SHA_B)))
     for words in (["--purge"], ["--purge", "--yes"]):
-        main(["forget", *words])
+        main(["opt_out", *words])
         said = capsys.readouterr().out
         for place, end in {
             "data/policy/opted_out.csv": "by them the pictures are refused",

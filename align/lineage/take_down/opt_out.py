@@ -1,4 +1,4 @@
-"""forget: take-downs. Records for good what people ask to forget, and purges its bytes on request.
+"""opt_out: take-downs. Records for good what people opted out, and purges its bytes on request.
 
 Recorded in data/policy/opted_out.csv, which `align ingest` and `align filter` obey; the next `dvc repro` drops the
 pairs (reason `opted_out`) and makes everything after them again. Every ingest numbers keys again, so a key is recorded
@@ -119,7 +119,7 @@ def remaining_lines(
             yield f"    ends with: `rm {page}`"
     yield "  elsewhere: files of search --html, diff --html and embed --out, clones, backups, earlier evaluation sets,"
     yield "    old versions in a bucket"
-    yield "    end where they are; in a clone with `align forget --purge --yes`"
+    yield "    end where they are; in a clone with `align opt_out --purge --yes`"
 
 
 def _ready_lines(image_ids: frozenset[str], opted_out: OptedOut) -> Iterator[str]:
@@ -168,7 +168,7 @@ _MASKING_S = 15.0
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """`align forget`: record, say which models saw the pairs, and purge on request.
+    """`align opt_out`: record, say which models saw the pairs, and purge on request.
 
     Raises:
         DataError: no request is given, a line is bad, --yes is missing, or something could not be purged.
@@ -176,17 +176,17 @@ def main(params: Params, args: argparse.Namespace) -> None:
     paths, store = params.section(PathsConfig), params.section(StoreConfig)
     files = {kind: path for kind in ("keys", "urls", "hosts") if (path := getattr(args, kind)) is not None}
     if not files and not args.purge:
-        raise DataError("nothing to forget: give --keys, --urls or --hosts FILE, or --purge for what is recorded")
+        raise DataError("nothing to opt out: give --keys, --urls or --hosts FILE, or --purge for what is recorded")
     requests = read_requests(files, paths.raw, args.reason)
     opted_out, num_new = record(paths.policy, requests)
     requested = OptedOut(requests) if files else opted_out
     file = paths.policy / OPTED_OUT
     show(_recorded(file, requested, num_new if files else None))
     for line in near_addresses(paths.raw, requested) if files.keys() - {"keys"} else ():
-        say(f"forget: {line}")
+        say(f"opt_out: {line}")
     if file.is_file():
         for line in take_down_lines(sha256_file(file), params.section(ServeConfig).poll_s + _MASKING_S):
-            say(f"forget: {line}")
+            say(f"opt_out: {line}")
     with tempfile.TemporaryDirectory(prefix="align-") as scratch:
         versions = DataVersions(Path.cwd(), Path(scratch))
         pairs = opted_out_pairs(paths.raw, requested)
@@ -199,7 +199,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         models = (*answer.models, *answer.runs)
         show(*model_lines(models))
         if answer.problem:
-            say(f"forget: models: {answer.problem}")
+            say(f"opt_out: models: {answer.problem}")
         if args.purge:
             plan = plan_purge(versions, opted_out, paths, fetcher(store))
             remaining = remaining_lines(paths, models, plan.image_ids, opted_out)
@@ -210,9 +210,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 show(*remaining)
                 raise DataError("nothing is purged yet: add --yes to end the versions named above for good")
             _purge(versions, plan, paths, store, remaining)
-    say("forget: next: commit the policy; `dvc repro` drops the pairs and reruns what depends on them, models too")
+    say("opt_out: next: commit the policy; `dvc repro` drops the pairs and reruns what depends on them, models too")
     if not args.purge and pairs.num_held:
-        say("forget: their bytes are still here and in DVC's cache; `align forget --purge` removes them")
+        say("opt_out: their bytes are still here and in DVC's cache; `align opt_out --purge` removes them")
 
 
 def record(policy: Path, requests: Iterable[Entry]) -> tuple[OptedOut, int]:
@@ -240,11 +240,11 @@ def _purge(
         results.append(result)
         show(result_line(result))
     if plan.pairs.shared:
-        say(f"forget: {len(plan.pairs.shared):,} pictures stay: other pairs, which nobody asked to forget, show them")
+        say(f"opt_out: {len(plan.pairs.shared):,} pictures stay: other pairs, which nobody opted out, show them")
     show(*remaining)
     left = [result.where for result in results if result.left]
     if left:
         raise DataError(
-            f"not everything is gone: {', '.join(left)}; fix that and run `align forget --purge --yes` again"
+            f"not everything is gone: {', '.join(left)}; fix that and run `align opt_out --purge --yes` again"
         )
     show("nothing is left in the places named" if results else "nothing had to go")

@@ -53,8 +53,8 @@ FORGOTTEN, WORDS = jpeg(4), "picture number 4 of a red fox"
 @costs(5, "the real ingest and filter")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose pipeline has run once, recorded as run/before."""
-    root = tmp_path_factory.mktemp("forget") / "project"
-    pages_project.write(root, "forgetful", {"dvc.yaml": DVC_YAML, "shard.py": SHARD})
+    root = tmp_path_factory.mktemp("opt_out") / "project"
+    pages_project.write(root, "opted", {"dvc.yaml": DVC_YAML, "shard.py": SHARD})
     shell(root, "dvc repro --quiet", CODE)
     record(root, "before", "before the letter came")
     return root
@@ -133,7 +133,7 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
         key = key_of(project, FORGOTTEN)
 
         # Recorded and obeyed by the next run, which does not ingest again; its data joins the history.
-        align("forget", "--keys", "keys.txt", "--reason", "a letter")
+        align("opt_out", "--keys", "keys.txt", "--reason", "a letter")
         repro = shell(project, "dvc repro", aws)
         assert "Running stage 'filter'" in repro
         assert "Running stage 'ingest'" not in repro
@@ -149,16 +149,16 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
 
         # While a remote is unavailable, the rest is purged, and the message says what is left.
         server.kill()
-        assert "to go: data/shards" in align("forget", "--purge", code=1)
+        assert "to go: data/shards" in align("opt_out", "--purge", code=1)
         assert holders(project / "data/raw", FORGOTTEN)
-        assert "not everything is gone: DVC remote 'cloud'" in align("forget", "--purge", "--yes", code=1)
+        assert "not everything is gone: DVC remote 'cloud'" in align("opt_out", "--purge", "--yes", code=1)
         for folder in ("data", ".dvc", "reports"):
             assert not holders(project / folder, FORGOTTEN)
             assert not tellers(file_bytes(project / folder), WORDS)
 
         server.start()
         assert any(FORGOTTEN in data for data in server.objects(bucket).values())
-        assert "nothing is left" in align("forget", "--purge", "--yes")
+        assert "nothing is left" in align("opt_out", "--purge", "--yes")
         assert not any(FORGOTTEN in data for data in server.objects(bucket).values())
         assert not tellers(server.objects(bucket), WORDS)
 
@@ -187,13 +187,13 @@ def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_ser
     digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
     align.use(CODE | {"MLFLOW_TRACKING_URI": mlflow_server})
     tracker = Tracker(mlflow_server)
-    run = tracker.start_run("forgetful", "training")
+    run = tracker.start_run("opted", "training")
     tracker.end_run(run)
-    first = tracker.registry.create_version("forgetful", run, "model", {"align.data_digest": digest})
-    tracker.registry.create_version("forgetful", run, "model", {"align.data_digest": "f" * 64})
-    tracker.registry.create_version("forgetful", run, "model", {})
+    first = tracker.registry.create_version("opted", run, "model", {"align.data_digest": digest})
+    tracker.registry.create_version("opted", run, "model", {"align.data_digest": "f" * 64})
+    tracker.registry.create_version("opted", run, "model", {})
     tracker.registry.set_alias(first, "champion")
-    said = align("forget", "--keys", "keys.txt")
-    assert "forgetful version 1 (champion): trained on 1 of the pairs; the checkout's data" in said
-    assert "forgetful version 2: unknown; data ffffffffffff is neither checked out nor" in said
-    assert "forgetful version 3: unknown; the version has no tag align.data_digest" in said
+    said = align("opt_out", "--keys", "keys.txt")
+    assert "opted version 1 (champion): trained on 1 of the pairs; the checkout's data" in said
+    assert "opted version 2: unknown; data ffffffffffff is neither checked out nor" in said
+    assert "opted version 3: unknown; the version has no tag align.data_digest" in said

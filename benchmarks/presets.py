@@ -15,8 +15,7 @@ from align.model.tokenizer import TextTokenizer
 from align.training.batches.batch import Augmentation, Sampling, Workers
 from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
-from align.training.batches.phases import Stretch
-from align.training.batches.samples import SampleSources, SplitSamples
+from align.training.batches.samples import SplitSamples
 from benchmarks.world import World
 
 #: Name -> what differs from params.yaml, which is the demo: the paper's smallest published shapes (6.1), at the demo's
@@ -38,10 +37,6 @@ class Preset:
         """The same weights each time."""
         torch.manual_seed(0)
         return DualEncoder(self.config, self.tokenizer.vocab_size).train()
-
-    def stretch(self, num_steps: int) -> Stretch:
-        """The whole of a run at one size."""
-        return Stretch(num_steps, self.config.image_px, SampleSources(self.samples), self.tokenizer)
 
     def loader(self, recipe: PretrainConfig) -> TrainLoader:
         """The batches that `train` sees by the recipe, but for phrase dropout."""

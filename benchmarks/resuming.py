@@ -23,6 +23,7 @@ import torch
 from align.config.model import ModelConfig
 from align.display.console import say
 from align.durable.checkpoint import CheckpointFolder
+from align.training.batches.samples import SampleSources
 from align.training.loop import Monitoring, train
 from align.training.ranks.process_group import Ranks
 from align.training.run import run as run_plan
@@ -67,7 +68,7 @@ def _stall(world: World, name: str) -> Comparison:
 
     train(
         new_state(some.model(), how), how, Ranks(0, 1, torch.device("cpu")),
-        stretches=[some.stretch(STALL_STEPS)], folder=folder, monitoring=Monitoring(log),
+        samples=SampleSources(some.samples), tokenizer=some.tokenizer, folder=folder, monitoring=Monitoring(log),
     )  # fmt: skip
     # the last step ends with more than a save, and the save after step s lies between the ends of s and s + 1
     steps = [after - before for before, after in itertools.pairwise(ends[1:-1])]

@@ -19,6 +19,7 @@ from align.durable.checkpoint import CheckpointFolder
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import pad
+from align.training.batches.samples import SampleSources
 from align.training.loop import Log, Monitoring, train
 from align.training.ranks.process_group import Ranks
 from align.training.state import State, new_state
@@ -55,7 +56,7 @@ def train_in_memory(world: World, some: Preset, state: State, log: Log | None = 
     how = recipe(world, batch_size=BATCH_SIZE, **values)
     train(
         state, how, Ranks(0, 1, torch.device("cpu")),
-        stretches=[some.stretch(how.num_steps)], monitoring=Monitoring(log),
+        samples=SampleSources(some.samples), tokenizer=some.tokenizer, monitoring=Monitoring(log),
         folder=CheckpointFolder(world.root / f"checkpoints-{time.monotonic_ns()}", keep=1),
     )  # fmt: skip
 

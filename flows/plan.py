@@ -164,7 +164,7 @@ def _needs(run: RunContext) -> tuple[dict[str, dict[str, Any]], str | None]:
     Another process asks torch for a GPU, counts the shape of a model that is new here, and reads given weights.
     """
     shapes, recipe = run.checkout / STATE / "shapes", run.params.values["pretrain"]
-    if not has_accelerator() and not any(recipe[key] for key in ("image_weights", "text_weights", "phases")):
+    if not has_accelerator() and not any(recipe[key] for key in ("image_weights", "text_weights")):
         with suppress(LookupError, AlignError):
             return estimate.needs(run.params, estimate.Shapes(shapes, may_count=False), estimate.cpu()), None
     try:

@@ -41,16 +41,6 @@ class ExtraShards(Strict):
     weight: float = Field(gt=0)
 
 
-class Phase(Strict):
-    """Steps of another size than the model's, before those at its own size."""
-
-    #: The share of all steps.
-    share: float = Field(gt=0, lt=1)
-    #: None: the model's.
-    image_px: int | None = Field(default=None, ge=32)
-    max_tokens: int | None = Field(default=None, ge=4)
-
-
 class Recipe(Section):
     """One training run. The sections `pretrain` and `finetune` are recipes.
 
@@ -78,8 +68,6 @@ class Recipe(Section):
     image_px: int | None = Field(ge=32)
     resize_px: int | None = Field(ge=32)
     stochastic_depth: float | None = Field(ge=0, lt=1)
-    #: Before the steps at the model's size, in order (`align.training.batches.phases`).
-    phases: Annotated[tuple[Phase, ...], Field(strict=False)]
     batch_size: int = Field(ge=1)
     micro_batch: int | None = Field(ge=1)
     optimiser: Literal["lamb", "muon", "adamw"]
@@ -246,8 +234,6 @@ class Recipe(Section):
         of_set = None if self.best_metric is None else VALIDATED_ON.fullmatch(self.best_metric)
         if of_set and of_set[1] not in self.validate_on:
             raise ValueError(f"best_metric {self.best_metric}: {of_set[1]} is not one of validate_on")
-        if sum(phase.share for phase in self.phases) >= 1:
-            raise ValueError("phases take all steps; their shares must leave some to the model's own size")
         if self.cooldown_steps and self.schedule != "constant":
             raise ValueError(f"cooldown_steps {self.cooldown_steps} is of schedule constant; {self.schedule} needs 0")
         if self.num_steps and self.warmup_steps + self.cooldown_steps > self.num_steps:

@@ -20,7 +20,7 @@ from torch import Tensor
 from align.errors import DataError
 from align.formats.model_folder import library_model, tokenizer_of
 from align.model.dual_encoder import DualEncoder, load_model
-from align.model.library_towers import require_sizes
+from align.model.library_towers import require_size
 from align.model.preprocess import centre_crop, decode, to_pixels
 from align.model.tokenizer import TextTokenizer, pad
 
@@ -66,7 +66,7 @@ class Embedder:
         if image_px is not None:
             resize_px = round(model.config.resize_px * image_px / model.config.image_px)
             self.config = model.config.model_copy(update={"image_px": image_px, "resize_px": resize_px})
-            require_sizes(model.config, [image_px])
+            require_size(model.config.model_copy(update={"image_px": image_px}))
         self.width = model.config.embed_width
         self.sees: list[Any] = [self.config.image_px, self.config.resize_px, *model.config.versions]
 

@@ -11,7 +11,7 @@ positions keeps timm's size and is interpolated to the picture, so that weights 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -199,11 +199,11 @@ class TimmTower(_LibraryTower):
         return features
 
 
-def require_sizes(config: ModelConfig, sizes: Iterable[int]) -> None:
-    """Raises ConfigError: its image tower takes no pictures of one of these sizes."""
-    for image_px in sorted(sizes) if "timm" in config.libraries else ():
+def require_size(config: ModelConfig) -> None:
+    """Raises ConfigError: its image tower takes no pictures of its `image_px`."""
+    if "timm" in config.libraries:
         with torch.device("meta"):
-            TimmTower(config.model_copy(update={"image_px": image_px}))
+            TimmTower(config)
 
 
 def _activated(norm: nn.Module, _: Any, out: Tensor) -> Tensor:

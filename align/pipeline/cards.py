@@ -30,7 +30,6 @@ from align.display.console import duration, show, show_json
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
 from align.pipeline.estimate import count, estimate
-from align.training.batches.phases import sizes
 
 
 class Card(NamedTuple):
@@ -142,19 +141,16 @@ def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, An
     for recipe in (params.section(PretrainConfig), params.section(FinetuneConfig)):
         if not recipe.num_steps:
             continue
-        config, taken_s, decoding_s, before = recipe.trained(params.section(ModelConfig)), 0.0, 0.0, 0
+        config = recipe.trained(params.section(ModelConfig))
         if wrong := recipe.against(config, 1, num_cards):
             raise ConfigError(wrong)
         need = estimate(count(config, vocab_size, recipe, on_gpu=True), recipe, num_ranks=num_cards)
-        pairs, half, work = need.pairs_at_a_time, recipe.precision != "float32", Work()
+        pairs, half = need.pairs_at_a_time, recipe.precision != "float32"
         how = recipe.gradient_checkpointing, recipe.locked, torch.bfloat16 if half else torch.float32
-        for size in sizes(recipe, config):
-            own = config.model_copy(update={"image_px": size.image_px, "max_tokens": size.max_tokens})
-            work = _step(own, vocab_size, how, pairs, recipe.micro_batch is not None)
-            seen, before = (size.end - before) * recipe.batch_size, size.end
-            taken_s += seen / num_cards / pairs * work.seconds(card, 1.0 if half else 0.5)  # TF32's peak is half
-            decoding_s += seen / _DECODED_PER_S * (size.resize_px / _DECODED_PX) ** 2
+        work = _step(config, vocab_size, how, pairs, recipe.micro_batch is not None)
         num_pairs = recipe.num_steps * recipe.batch_size
+        taken_s = num_pairs / num_cards / pairs * work.seconds(card, 1.0 if half else 0.5)  # TF32's peak is half
+        decoding_s = num_pairs / _DECODED_PER_S * (config.resize_px / _DECODED_PX) ** 2
         measured = max(_measured(params, recipe, card), default=None)
         found[recipe.section] = {
             "num_pairs": num_pairs, "pairs_per_s": num_pairs / taken_s,

@@ -259,15 +259,14 @@ def _vocab_size(params: Params) -> int:
 
 
 def _require_towers(params: Params) -> None:
-    """Raises what pre-training would of its phases, and of the weights that it is to begin with."""
-    from align.model.library_towers import require_sizes
+    """Raises what pre-training would of its picture size, and of the weights that it is to begin with."""
+    from align.model.library_towers import require_size
     from align.model.tokenizer import TextTokenizer
-    from align.training.batches.phases import sizes
     from align.training.given_towers import require_given
 
     recipe, given = params.section(PretrainConfig), params.section(FitTokenizerConfig).given
     config = recipe.trained(params.section(ModelConfig))
-    require_sizes(config, {size.image_px for size in sizes(recipe, config)})
+    require_size(config)
     tokenizer = TextTokenizer(given_tokenizer(given), config.max_tokens) if given else None
     require_given(config, recipe, tokenizer.vocab_size if tokenizer else _FEWEST_WORDS, tokenizer)
 

@@ -14,12 +14,10 @@ from align.interfaces.store import Tars
 from align.model.dual_encoder import DualEncoder
 from align.training import finetune, pretrain
 from align.training.batches.index import SplitIndex
-from align.training.batches.phases import sizes
 from align.training.batches.samples import SplitSamples
 from align.training.loop import refresh_statistics
 from align.training.ranks.process_group import Ranks
-from align.training.run import new_model, require_best, stretch_of
-from align.training.run_plan import TrainingPlan
+from align.training.run import new_model, require_best, sources
 from align.training.stage import plan_of, save_trained
 from align.training.state import load_weights
 
@@ -59,16 +57,10 @@ def model_of_checkpoint(params: Params, checkpoint: str, folder: Path) -> None:
     load_weights(model, saved)
     say(f"{stage}: the model of {run.directory} after step {step:,}")
     if not any(row["step"] == step and any(name.startswith("val/") for name in row) for row in saved["rows"]):
-        _estimate(plan, model, step)  # batch-norm's statistics in it are of an earlier step
+        _refresh(model, sources(plan).train)  # batch-norm's statistics in it are of an earlier step
     ends = step == plan.recipe.num_steps and plan.recipe.export != "best"
     choice = "best" if which == "best" else plan.recipe.export if ends else "by hand"
     save_trained(plan, model, step, choice, folder)
-
-
-def _estimate(plan: TrainingPlan, model: DualEncoder, step: int) -> None:
-    """Sets batch-norm's statistics as a validation after this step would."""
-    stretch = stretch_of(plan, next(size for size in sizes(plan.recipe, plan.model) if step <= size.end))
-    _refresh(model, stretch.samples.train, stretch.image_px)
 
 
 def estimate_from_shards(model: DualEncoder, shards: Path, tars: Tars | None) -> None:
@@ -81,9 +73,10 @@ def estimate_from_shards(model: DualEncoder, shards: Path, tars: Tars | None) ->
     if manifest.image_px < config.resize_px:
         raise DataError(f"{shards} holds images of {manifest.image_px} px, and the model needs {config.resize_px}")
     index = SplitIndex.of(shards, manifest, "train", tars)
-    _refresh(model, SplitSamples(index, config.resize_px, tars), config.image_px)
+    _refresh(model, SplitSamples(index, config.resize_px, tars))
 
 
-def _refresh(model: DualEncoder, samples: SplitSamples, image_px: int) -> None:
+def _refresh(model: DualEncoder, samples: SplitSamples) -> None:
+    """Sets batch-norm's statistics as a validation now would."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    refresh_statistics(model.to(device).train(), samples, image_px, Ranks(0, 1, device), spread=False)
+    refresh_statistics(model.to(device).train(), samples, Ranks(0, 1, device), spread=False)

@@ -21,7 +21,7 @@ from align.display.console import say
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import Embedder
 from align.model.preprocess import to_pixels
-from align.training.batches.phases import Stretch
+from align.model.tokenizer import TextTokenizer
 from align.training.batches.samples import SplitSamples
 from align.training.ranks.process_group import Ranks
 
@@ -124,14 +124,14 @@ NUM_ASKED, NUM_FOUND = 10, 5
 
 
 def validate(
-    model: DualEncoder, samples: SplitSamples, stretch: Stretch, ranks: Ranks, *, spread: bool
+    model: DualEncoder, samples: SplitSamples, tokenizer: TextTokenizer, ranks: Ranks, *, spread: bool
 ) -> tuple[dict[str, float], list[list[int]]]:
     """Recall@1, @5 and @10 in both directions over the first images of the split and all their texts.
 
     Args:
         model: as it would be exported.
         samples: the split.
-        stretch: the sizes that the model is trained at.
+        tokenizer: of the texts.
         ranks: all of them call this.
         spread: whether each rank embeds its share; otherwise each one embeds all, as sharded weights need it: there
             every forward pass is one of all ranks.
@@ -147,9 +147,9 @@ def validate(
         texts += of
         owners += [sample] * len(of)
     was_training = model.training
-    embedder = Embedder(model, stretch.tokenizer)
+    embedder = Embedder(model, tokenizer)
     shown = (
-        embedder.embed_pixels(samples.centre_crops(mine, stretch.image_px)),
+        embedder.embed_pixels(samples.centre_crops(mine, model.config.image_px)),
         embedder.embed_texts(texts),
         np.array(owners, dtype=np.int64),
     )
@@ -173,7 +173,7 @@ def validate(
 
 
 @torch.no_grad()
-def batch_norm_gap(model: DualEncoder, stretch: Stretch, device: torch.device) -> dict[str, float]:
+def batch_norm_gap(model: DualEncoder, samples: SplitSamples, device: torch.device) -> dict[str, float]:
     """Mean of 1 - cosine between the embeddings of training images by batch statistics and by running statistics.
 
     Large if the running statistics differ from those in training (the gap between train and eval mode). Empty if the
@@ -181,12 +181,12 @@ def batch_norm_gap(model: DualEncoder, stretch: Stretch, device: torch.device) -
     """
     if model.locked == "image":
         return {}
-    group, samples = model.config.batch_norm_group, stretch.samples.train
+    group = model.config.batch_norm_group
     count = min(samples.num_images, max(group, _GAP_IMAGES // group * group))
     if count > group:
         count -= count % group
     chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)
-    pixels = to_pixels(np.stack([*samples.centre_crops(chosen, stretch.image_px)])).to(device)
+    pixels = to_pixels(np.stack([*samples.centre_crops(chosen, model.config.image_px)])).to(device)
     was_training = model.training
     by_batch = model.train().encode_image(pixels)
     by_running = model.eval().encode_image(pixels)

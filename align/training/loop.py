@@ -33,8 +33,7 @@ from align.model.tokenizer import TextTokenizer
 from align.training.acceleration import as_written
 from align.training.batches.batch import Augmentation, Batch, Sampling, Workers, one_ahead
 from align.training.batches.loader import TrainLoader
-from align.training.batches.phases import Stretch
-from align.training.batches.samples import SplitSamples
+from align.training.batches.samples import SampleSources, SplitSamples
 from align.training.health import Health, batch_norm_gap, validate
 from align.training.progress import Progress, Usage
 from align.training.ranks.endings import StoppedError
@@ -80,8 +79,8 @@ UNWATCHED = Monitoring()
 
 
 def train(
-    state: State, recipe: Recipe, ranks: Ranks, *, stretches: Sequence[Stretch], folder: CheckpointFolder,
-    monitoring: Monitoring = UNWATCHED,
+    state: State, recipe: Recipe, ranks: Ranks, *, samples: SampleSources, tokenizer: TextTokenizer,
+    folder: CheckpointFolder, monitoring: Monitoring = UNWATCHED,
 ) -> float:  # fmt: skip
     """Trains from `state.step` to `recipe.num_steps` and writes a checkpoint at the end.
 
@@ -93,7 +92,7 @@ def train(
         TrainingError: SIGTERM came, and the last whole step was saved; or a checkpoint could not be written.
     """
     model, log, health, validation = state.model, monitoring.log, monitoring.health, monitoring.validation
-    feed = _Feed(state, recipe, ranks, stretches)
+    loader = _loader(model, recipe, ranks, samples, tokenizer)
     progress = Progress(recipe, state.step)
     if health and not recipe.learn_temperature:
         health = health.model_copy(update={"temperature_moves": None})
@@ -104,7 +103,7 @@ def train(
     with stop_requested() as stopped, ExitStack() as stack:
         if ranks.leads and isinstance(log, AbstractContextManager):
             stack.enter_context(log)  # left when the last checkpoint is on disk
-        for split in (split for stretch in stretches for split in stretch.samples.all()):
+        for split in samples.all():
             split.tars.stopped = stopped  # a process told to stop does not wait for an unavailable store
         stack.callback(folder.wait)  # however this ends, what was saved is on disk then
         stack.callback(trace.end)
@@ -112,16 +111,15 @@ def train(
         takes_part = ranks.leads or state.sharded  # in work that one rank does alone, if it has whole weights
         earlier: _Started | None = None  # the step before, whose values nobody has waited for
         first = state.step
-        for batch, stretch in one_ahead(feed.batches(), ranks.device):
-            progress.at(stretch, state.step)
+        for batch in one_ahead(loader.batches(first, recipe.num_steps), ranks.device):
             if state.step == first + 2:  # the first has been read, on all ranks
                 ranks.in_step()
             with progress.paused():  # writing takes seconds
                 trace.at(state.step)
             rate = learning_rate_at(state.step, recipe)
-            pending = _update(state, recipe, ranks, stretch.tokenizer, batch, rate)
+            pending = _update(state, recipe, ranks, tokenizer, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0
-            anything = stretch.samples.val is not None or validation is not None
+            anything = samples.val is not None or validation is not None
             validates = done or (anything and state.step % recipe.validate_every_steps == 0)
             saves = done or state.step % recipe.checkpoint_every_steps == 0
             end = 0
@@ -136,26 +134,25 @@ def train(
             measured: MetricRow = {}
             if validates:
                 with progress.paused(), state.averaged(), as_written(), autocast(recipe, ranks.device):
-                    shown = stretch.samples.train, stretch.image_px
-                    refresh_statistics(model, *shown, ranks, spread=not state.sharded)
+                    refresh_statistics(model, samples.train, ranks, spread=not state.sharded)
                     if takes_part:
-                        measured |= batch_norm_gap(model, stretch, ranks.device)
-                    if stretch.samples.val:
+                        measured |= batch_norm_gap(model, samples.train, ranks.device)
+                    if samples.val:
                         recalls, state.found[state.step] = validate(
-                            model, stretch.samples.val, stretch, ranks, spread=not state.sharded
+                            model, samples.val, tokenizer, ranks, spread=not state.sharded
                         )
                         measured |= recalls
                     if validation is not None:
-                        measured |= validation(model, stretches[-1].tokenizer, ranks, not state.sharded)
+                        measured |= validation(model, tokenizer, ranks, not state.sharded)
             if ranks.leads:
                 row: MetricRow = {}
                 live: dict[str, float] = {}  # values that differ from run to run: for MLflow only
                 if done or row_due:
                     row |= _means(state) | {"train/temperature": reading.temperature, "train/learning_rate": rate}
-                    live["train/loader_wait_share"] = feed.wait_s / max(progress.spent_s, 1e-9)
-                    live |= usage.metrics(progress, stretch, batch) if usage else {}
+                    live["train/loader_wait_share"] = loader.wait_s / max(progress.spent_s, 1e-9)
+                    live |= usage.metrics(progress, tokenizer, batch) if usage else {}
                     if recipe.on_corrupt_shard == "quarantine":
-                        live["train/num_quarantined"] = feed.num_quarantined  # on this rank, since it started
+                        live["train/num_quarantined"] = loader.num_quarantined  # on this rank, since it started
                 row |= measured
                 if row:
                     state.rows.append({"step": state.step, **row})
@@ -181,41 +178,19 @@ def train(
     return progress.pairs_per_s()
 
 
-class _Feed:
-    """The batches of a run from where its state is, each with the stretch that it belongs to.
-
-    Attributes:
-        wait_s, num_quarantined: see `TrainLoader`, of all stretches so far.
-    """
-
-    def __init__(self, state: State, recipe: Recipe, ranks: Ranks, stretches: Sequence[Stretch]) -> None:
-        self._state, self._recipe, self._ranks, self._stretches = state, recipe, ranks, stretches
-        self.wait_s, self.num_quarantined = 0.0, 0
-
-    def batches(self) -> Iterator[tuple[Batch, Stretch]]:
-        """As `TrainLoader.batches`."""
-        step = self._state.step  # counted here: on a GPU batches are taken before the step before them is done
-        for stretch in self._stretches:
-            if step < stretch.end:
-                loader = _loader(self._state.model, self._recipe, self._ranks, stretch)
-                waited, replaced = self.wait_s, self.num_quarantined
-                for batch in loader.batches(step, stretch.end):
-                    self.wait_s, self.num_quarantined = waited + loader.wait_s, replaced + loader.num_quarantined
-                    yield batch, stretch
-                step = stretch.end
-
-
-def _loader(model: DualEncoder, recipe: Recipe, ranks: Ranks, stretch: Stretch) -> TrainLoader:
+def _loader(
+    model: DualEncoder, recipe: Recipe, ranks: Ranks, samples: SampleSources, tokenizer: TextTokenizer
+) -> TrainLoader:
     return TrainLoader(
-        stretch.samples.train,
+        samples.train,
         sampling=Sampling(recipe.seed, recipe.batch_size, recipe.shuffle_block),
         augmentation=Augmentation(
-            image_px=stretch.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
+            image_px=model.config.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
             crop_scale=recipe.crop_scale,
-            phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share, tokenizer=stretch.tokenizer,
+            phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share, tokenizer=tokenizer,
             find_equal=recipe.positives == "equal", source_weights=recipe.text_source_weights,
         ),
-        extra=stretch.samples.extra, rank=ranks.rank, world_size=ranks.world_size,
+        extra=samples.extra, rank=ranks.rank, world_size=ranks.world_size,
         workers=Workers(loader_processes(recipe, ranks), recipe.num_loader_threads, pin=ranks.device.type == "cuda"),
     )  # fmt: skip
 
@@ -316,13 +291,12 @@ def _vote(folder: CheckpointFolder, ranks: Ranks, stopped: Stop) -> Vote:
     return Vote(_NOT_SAVED if folder.has_failed() else int(stopped()), ranks)
 
 
-def refresh_statistics(model: DualEncoder, samples: SplitSamples, image_px: int, ranks: Ranks, *, spread: bool) -> None:
+def refresh_statistics(model: DualEncoder, samples: SplitSamples, ranks: Ranks, *, spread: bool) -> None:
     """Estimates batch-norm's running statistics from centre crops of training images, evenly spread over the split.
 
     Args:
         model: its statistics are set, on every rank.
         samples: of the training split.
-        image_px: side of the crops.
         ranks: all of them call this.
         spread: whether each rank reads and computes its share, see `validate`.
     """
@@ -335,7 +309,9 @@ def refresh_statistics(model: DualEncoder, samples: SplitSamples, image_px: int,
     parts = [chosen[start : start + part] for start in range(0, len(chosen), part)]
     several = spread and ranks.world_size > 1
     mine = parts[ranks.rank :: ranks.world_size] if several else parts
-    batches = (to_pixels(np.stack([*samples.centre_crops(rows, image_px)])).to(ranks.device) for rows in mine)
+    batches = (
+        to_pixels(np.stack([*samples.centre_crops(rows, model.config.image_px)])).to(ranks.device) for rows in mine
+    )
     estimate_statistics(model.vision_model, batches, ranks.sum if several else None)
 
 

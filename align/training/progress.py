@@ -16,8 +16,8 @@ from align.config.model import ModelConfig
 from align.config.recipe import Recipe
 from align.display.console import PROGRESS_INTERVAL_S, say
 from align.model.dual_encoder import DualEncoder
+from align.model.tokenizer import TextTokenizer
 from align.training.batches.batch import Batch, Tokens
-from align.training.batches.phases import Stretch
 
 
 class Progress:
@@ -27,14 +27,6 @@ class Progress:
         self._recipe, self._first, self._last = recipe, first_step, first_step
         self._start = self._shown = time.monotonic()
         self._paused = 0.0
-        self._stretch: Stretch | None = None
-        self._since = first_step, 0.0  # steps and seconds, when the present stretch began
-
-    def at(self, stretch: Stretch, done: int) -> None:
-        """Says where the step after `done` belongs: steps of another size have another speed."""
-        if self._stretch is not None and self._stretch is not stretch:
-            self._since = done, self.spent_s
-        self._stretch = stretch
 
     def show(self, step: int, loss: float, temperature: float, rate: float) -> None:
         """Counts a step, and prints a line if the last one is some seconds old."""
@@ -43,7 +35,7 @@ class Progress:
         if now - self._shown < PROGRESS_INTERVAL_S and step != self._recipe.num_steps:
             return
         self._shown = now
-        speed = self.present_pairs_per_s()
+        speed = self.pairs_per_s()
         left = (self._recipe.num_steps - step) * self._recipe.batch_size / speed if speed else 0.0
         say(
             f"{self._recipe.section}: step {step:,} of {self._recipe.num_steps:,}, loss {loss:.3f}, temperature "
@@ -65,13 +57,6 @@ class Progress:
         """Pairs per second, without the time of validation and checkpoints."""
         spent = self.spent_s
         return (self._last - self._first) * self._recipe.batch_size / spent if spent > 0 else 0.0
-
-    def present_pairs_per_s(self) -> float:
-        """The same for the steps of the present stretch only, as soon as there is one."""
-        step, spent = self._since
-        if self._last <= step:
-            return self.pairs_per_s()
-        return (self._last - step) * self._recipe.batch_size / max(self.spent_s - spent, 1e-9)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -100,24 +85,22 @@ class Usage:
         self._config, self._vocab_size = model.config, model.vocab_size
         # a backward pass costs as much as two forward passes
         self._passes_image, self._passes_text = (1 if model.locked == tower else 3 for tower in ("image", "text"))
-        self._operations: dict[int, Operations] = {}
+        self._operations: Operations | None = None
 
-    def metrics(self, progress: Progress, stretch: Stretch, batch: Batch) -> dict[str, float]:
+    def metrics(self, progress: Progress, tokenizer: TextTokenizer, batch: Batch) -> dict[str, float]:
         """Live metrics: pairs per second, share of the peak (MFU), memory in GiB, device hours, and their cost.
-
-        Speed and MFU are those of the present picture size.
 
         Args:
             progress: of the run.
-            stretch: the sizes of now.
+            tokenizer: of the texts.
             batch: whose texts are an example of all.
         """
-        speed = progress.present_pairs_per_s()
+        speed = progress.pairs_per_s()
         hours = progress.wall_s * self._num_devices / 3600
         metrics = {"train/pairs_per_s": speed, "train/device_hours": hours}
         if self._health.device_tflops is not None:
-            operations = self._of(stretch.image_px)
-            tokens = batch.tokens or Tokens.of(stretch.tokenizer.ids(batch.texts), 0)
+            self._operations = operations = self._operations or count_operations(self._config, self._vocab_size)
+            tokens = batch.tokens or Tokens.of(tokenizer.ids(batch.texts), 0)
             of_texts = statistics.fmean(map(operations.text, tokens.lengths.tolist()))
             of_a_pair = self._passes_image * operations.image + self._passes_text * of_texts
             peak = self._num_devices * self._health.device_tflops * 1e12
@@ -127,12 +110,6 @@ class Usage:
         if self._device.type == "cuda":
             metrics["train/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
         return metrics
-
-    def _of(self, image_px: int) -> Operations:
-        if image_px not in self._operations:
-            sized = self._config.model_copy(update={"image_px": image_px})
-            self._operations[image_px] = count_operations(sized, self._vocab_size)
-        return self._operations[image_px]
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,9 @@ from align.durable.files import write_text
 from align.durable.memory import freed_memory_kept
 from align.errors import ConfigError, TrainingError
 from align.model.dual_encoder import DualEncoder, load_model
-from align.model.library_towers import require_sizes
-from align.model.tokenizer import TextTokenizer
+from align.model.library_towers import require_size
 from align.training.acceleration import accelerated, require_compiler
 from align.training.batches.index import SplitIndex
-from align.training.batches.phases import Size, Stretch, sizes
 from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples
 from align.training.given_towers import given_weights, names_of, require_given
 from align.training.loop import best_step, train
@@ -132,9 +130,9 @@ def _check(plan: TrainingPlan, num_nodes: int, num_processes: int) -> None:
         )
     if plan.recipe.compile:
         require_compiler()
-    require_sizes(plan.model, {size.image_px for size in sizes(plan.recipe, plan.model)})
+    require_size(plan.model)
     if plan.leads and plan.inputs.initial is None and not plan.folder().steps():
-        require_given(plan.model, plan.recipe, plan.vocab_size, _tokenizer(plan, plan.model.max_tokens))
+        require_given(plan.model, plan.recipe, plan.vocab_size, plan.tokenizer())
 
 
 def new_model(plan: TrainingPlan, *, first: bool) -> DualEncoder:
@@ -150,15 +148,11 @@ def new_model(plan: TrainingPlan, *, first: bool) -> DualEncoder:
                 text_init_std=recipe.text_init_std, position_init_scale=recipe.position_init_scale,
             )  # fmt: skip
         if first and names_of(recipe):
-            given = given_weights(model, recipe, _tokenizer(plan, plan.model.max_tokens))
+            given = given_weights(model, recipe, plan.tokenizer())
             model.load_state_dict(given, strict=False)
     model.lock(recipe.locked)
     model.log_temperature.requires_grad_(recipe.learn_temperature)
     return model
-
-
-def _tokenizer(plan: TrainingPlan, max_tokens: int) -> TextTokenizer:
-    return TextTokenizer.load(plan.inputs.tokenizer, max_tokens)
 
 
 def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
@@ -205,27 +199,25 @@ def _train_model(plan: TrainingPlan, model: DualEncoder, ranks: Ranks, saved: di
         )
     ranks.barrier()
     pairs_per_s = train(
-        state, recipe, ranks,
-        stretches=[stretch_of(plan, size) for size in sizes(recipe, plan.model)], folder=folder,
+        state, recipe, ranks, samples=sources(plan), tokenizer=plan.tokenizer(), folder=folder,
         monitoring=plan.monitoring,
     )  # fmt: skip
     if ranks.leads:
         write_text(folder.directory / "speed.json", json.dumps(round(pairs_per_s, 1)))
 
 
-def stretch_of(plan: TrainingPlan, size: Size) -> Stretch:
-    """The steps of a size, with what they are trained on."""
-    return Stretch(size.end, size.image_px, sources(plan, size.resize_px), _tokenizer(plan, size.max_tokens))
-
-
-def sources(plan: TrainingPlan, resize_px: int) -> SampleSources:
-    """What a run reads, at a size."""
+def sources(plan: TrainingPlan) -> SampleSources:
+    """What a run reads."""
     recipe, data = plan.recipe, plan.data
 
     def samples(index: SplitIndex, on_corrupt: OnCorrupt = recipe.on_corrupt_shard) -> SplitSamples:
         on_corrupt = "quarantine" if index.given else on_corrupt  # nothing has decoded their pictures before
         return SplitSamples(
-            index, resize_px, plan.infrastructure.tars, patience_s=recipe.store_patience_s, on_corrupt=on_corrupt
+            index,
+            plan.model.resize_px,
+            plan.infrastructure.tars,
+            patience_s=recipe.store_patience_s,
+            on_corrupt=on_corrupt,
         )
 
     extra = zip(data.extra, recipe.extra_shards, strict=True)

@@ -28,7 +28,6 @@ from align.model.tokenizer import TextTokenizer
 from align.project import provenance
 from align.services.job import ALONE, Seat
 from align.training.batches.index import SplitIndex
-from align.training.batches.phases import sizes
 from align.training.loop import UNWATCHED, Monitoring
 
 #: The module that turns a plan into weights: its code is part of the run's key.
@@ -126,6 +125,10 @@ class TrainingPlan:
         """The folder of the run's checkpoints."""
         return CheckpointFolder(self.checkpoints / self.name, self.recipe.keep_checkpoints, self.infrastructure.mirror)
 
+    def tokenizer(self) -> TextTokenizer:
+        """Of the run's texts."""
+        return TextTokenizer.load(self.inputs.tokenizer, self.model.max_tokens)
+
 
 def make_plan(
     recipe: Recipe,
@@ -146,12 +149,10 @@ def make_plan(
     """
     main = read_manifest(inputs.shards, given=True)
     extra = [(more.path, read_manifest(more.path, given=True)) for more in recipe.extra_shards]
-    needed_px = max(size.resize_px for size in sizes(recipe, model))
     for shards, manifest in ((inputs.shards, main), *extra):
-        if manifest.image_px < needed_px and manifest.left_out is None:
-            own = needed_px == model.resize_px
+        if manifest.image_px < model.resize_px and manifest.left_out is None:
             have = f"{shards} holds images of {manifest.image_px} px"
-            raise _too_small(recipe, have, needed_px, inputs.initial, of_phases=not own)
+            raise _too_small(recipe, have, model.resize_px, inputs.initial)
     for (shards, manifest), expected in zip(extra, recipe.extra_shards, strict=True):
         if manifest.digest != expected.digest:
             raise ConfigError(
@@ -215,13 +216,11 @@ def _code(model: ModelConfig) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _too_small(recipe: Recipe, have: str, need_px: int, initial: Path | None, *, of_phases: bool) -> ConfigError:
+def _too_small(recipe: Recipe, have: str, need_px: int, initial: Path | None) -> ConfigError:
     """Says which value is the user's: a model that training starts from keeps its picture size by default."""
     raise_it = f"set shard.image_px to {need_px} or more in params.yaml and make the shards again"
     own = "resize_px" if recipe.resize_px else "image_px" if recipe.image_px else None
-    if of_phases:
-        why = f"{recipe.section}.phases need {need_px}: lower their image_px, or {raise_it}"
-    elif own is not None:
+    if own is not None:
         why = f"{recipe.section}.{own} {getattr(recipe, own)} needs {need_px}: lower it, or {raise_it}"
     elif initial is None:
         why = f"model.resize_px is {need_px}: lower it, or {raise_it}"

@@ -200,5 +200,5 @@ def write_training_report(report: TrainingReport, trained: Trained, plan: Traini
     with replace_directory(directory, stage) as part:
         write_text(part / "metrics.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
         write_text(part / "curve.csv", "".join(",".join(cells) + "\n" for cells in curve))
-        write_page(stage, lead, report.metrics, trained, sources(plan, plan.model.resize_px).val, part)
+        write_page(stage, lead, report.metrics, trained, sources(plan).val, part)
         write_report(report, part)

@@ -56,7 +56,7 @@ class Scale:
         recipe = load_params(ROOT / "params.yaml", profile_overrides(profile, ROOT)).section(PretrainConfig)
         plain = {
             "micro_batch": None, "gradient_checkpointing": "none", "compile": False, "precision": "bfloat16",
-            "num_processes": 1, "phases": (), "shard_weights": False,
+            "num_processes": 1, "shard_weights": False,
         }  # fmt: skip
         return recipe.model_copy(update=plain | changes)
 

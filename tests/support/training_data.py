@@ -35,7 +35,7 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 RECIPE: dict[str, object] = {
-    "seed": 0, "num_steps": 8, "image_px": None, "resize_px": None, "stochastic_depth": None, "phases": [],
+    "seed": 0, "num_steps": 8, "image_px": None, "resize_px": None, "stochastic_depth": None,
     "batch_size": 8, "micro_batch": None, "optimiser": "lamb", "learning_rate": 0.02,
     "text_learning_rate_scale": 0.5, "vector_learning_rate_scale": 0.2, "layer_decay": 1.0, "schedule": "linear",
     "cooldown_steps": 0,

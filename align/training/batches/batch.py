@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -183,9 +183,6 @@ def whole(arrays: Arrays, rows: Rows, tokenizer: TextTokenizer | None, *, pin: b
     return Batch(images, rows.texts, draws, rows.num_quarantined, tokens, rows.same)
 
 
-What = TypeVar("What")
-
-
 class SideStream:
     """A second stream of a GPU."""
 
@@ -208,13 +205,11 @@ class SideStream:
             tensor.record_stream(step)
 
 
-def one_ahead(
-    batches: Iterator[tuple[Batch, What]], device: torch.device, copies: SideStream | None = None
-) -> Generator[tuple[Batch, What]]:
+def one_ahead(batches: Iterator[Batch], device: torch.device, copies: SideStream | None = None) -> Generator[Batch]:
     """The batches on their device; when one is handed out, the next one's copies have been started, and no more.
 
     Args:
-        batches: on the CPU, in pinned memory if the device is a GPU, each with what belongs to it.
+        batches: on the CPU, in pinned memory if the device is a GPU.
         device: of the model; for a CPU the batches pass as they are, and none is read ahead.
         copies: None: a new side stream.
     """
@@ -226,11 +221,11 @@ def one_ahead(
     while True:
         # The step waits for what has been copied until now, so this comes before the next copies.
         if ready is not None:
-            copies.hand_over(ready[0])
+            copies.hand_over(ready)
         following = None
-        if (item := next(batches, None)) is not None:
+        if (batch := next(batches, None)) is not None:
             with copies.beside():
-                following = item[0].to(device), item[1]
+                following = batch.to(device)
         if ready is not None:
             yield ready
         if following is None:

@@ -273,8 +273,8 @@ def test_t5_becomes_an_onnx_program(tmp_path: Path) -> None:
 def test_a_picture_size_that_the_tower_refuses_is_said_before_work(tmp_path: Path) -> None:
     config = shaped("timm:mixer_s32_224", image_px=224, resize_px=224)
     said = "timm:mixer_s32_224 at image_px 32: Input height .32. doesn't match model .224."
-    smaller = pretrain_config(phases=[{"share": 0.5, "image_px": 32, "max_tokens": None}])
-    made = plan(training_data.write(tmp_path, px=224), tmp_path, smaller, model=config)
+    smaller = config.model_copy(update={"image_px": 32, "resize_px": 32})
+    made = plan(training_data.write(tmp_path, px=32), tmp_path, model=smaller)
     with pytest.raises(ConfigError, match=said):
         run(made)
     with torch.device("meta"):

@@ -18,7 +18,7 @@ from align.config.model import ModelConfig
 from align.config.params import profile_overrides
 from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
 from align.display.figure import png
-from align.errors import AlignError, ConfigError, DataError, GateError, NonFiniteLossError
+from align.errors import AlignError, ConfigError, DataError, GateError, NonFiniteLossError, TrainingError
 from align.formats.shards import read_manifest
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.embedder import Embedder
@@ -34,7 +34,7 @@ from align.training.stage import train_stage
 from tests.support import ROOT, training_data
 from tests.support.params import load_params
 from tests.support.small_data import write_verdict
-from tests.support.training_data import MODEL, finetune_config, plan, pretrain_config
+from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
 from tests.support.training_project import write_project
 
 
@@ -49,6 +49,19 @@ def whole(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     trained = run(plan(data, tmp_path_factory.mktemp("whole")))
     assert trained is not None
     return trained
+
+
+@pytest.mark.parametrize(("stop", "more"), [(2, {}), (4, {"optimiser": "muon", "crop_scale": [0.8, 1.2]})])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    data: tuple[Path, Path], tmp_path: Path, stop: int, more: dict[str, object]
+) -> None:
+    recipe = pretrain_config(**more)
+    uninterrupted = run(plan(data, tmp_path / "whole", recipe))
+    with pytest.raises(TrainingError, match=f"stopped by SIGTERM after step {stop} of 8"):
+        run(plan(data, tmp_path / "parts", recipe, log=TermAt(stop)))
+    training_data.assert_same(run(plan(data, tmp_path / "parts", recipe)), uninterrupted)
+    assert uninterrupted is not None and [row["step"] for row in uninterrupted.rows] == [2, 4, 6, 8]
+    assert [*uninterrupted.found] == [4, 8]
 
 
 def test_learns_what_the_pictures_are_called(data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -135,7 +148,7 @@ def test_the_page_shows_what_the_model_found_as_it_learned(data: tuple[Path, Pat
     train_stage(watched, out=tmp_path / "model", reports=tmp_path / "reports")
     found = run(watched).found
     assert sorted(found) == [2, 4, 6, 8]
-    val, embedder = sources(watched, MODEL.resize_px).val, Embedder.load(tmp_path / "model")
+    val, embedder = sources(watched).val, Embedder.load(tmp_path / "model")
     everything = np.arange(val.num_images)
     images = embedder.embed_pixels(val.centre_crops(everything, MODEL.image_px))
     for asked, *nearest in found[8]:

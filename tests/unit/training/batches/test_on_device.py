@@ -23,10 +23,10 @@ class Noted:
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def read(self, num_steps: int, then: Exception | None = None) -> Iterator[tuple[Batch, str]]:
+    def read(self, num_steps: int, then: Exception | None = None) -> Iterator[Batch]:
         for step in range(num_steps):
             self.events.append(f"read {step}")
-            yield batch(step), f"stretch of {step}"
+            yield batch(step)
         if then is not None:
             raise then
 
@@ -41,9 +41,9 @@ class Noted:
 
 def test_the_next_batch_is_copied_while_a_step_runs_and_no_more() -> None:
     noted = Noted()
-    for step, (one, stretch) in enumerate(one_ahead(noted.read(3), CPU, noted)):
+    for step, one in enumerate(one_ahead(noted.read(3), CPU, noted)):
         noted.events.append(f"step {step}")
-        assert one.texts == [str(step)] * 2 and stretch == f"stretch of {step}" and int(one.images.max()) == step
+        assert one.texts == [str(step)] * 2 and int(one.images.max()) == step
     assert noted.events == [
         "read 0", "copy",
         "hand over 0", "read 1", "copy", "step 0",  # the step waits for its own copies only: the next begin later
@@ -56,7 +56,7 @@ def test_the_next_batch_is_copied_while_a_step_runs_and_no_more() -> None:
 def test_a_cpu_reads_nothing_ahead_and_copies_nothing() -> None:
     noted = Noted()
     given = batch(7)
-    [(same, _)] = one_ahead(iter([(given, None)]), CPU)
+    [same] = one_ahead(iter([given]), CPU)
     assert same is given
     next(one_ahead(noted.read(3), CPU))
     assert noted.events == ["read 0"]
@@ -69,10 +69,10 @@ def test_an_error_of_the_loader_and_an_early_end_pass_through() -> None:
         next(batches)
     closed = []
 
-    def source() -> Iterator[tuple[Batch, None]]:
+    def source() -> Iterator[Batch]:
         try:
             for step in range(9):
-                yield batch(step), None
+                yield batch(step)
         finally:
             closed.append(True)
 
@@ -94,7 +94,5 @@ def test_a_side_stream_shows_the_step_what_was_read() -> None:
     pinned = [
         Batch(torch.full((64, 64, 64, 3), n, dtype=torch.uint8).pin_memory(), [], torch.zeros(1)) for n in range(9)
     ]
-    sums = [
-        one.images.double().sum() for one, _ in one_ahead(((one, None) for one in pinned), device, SideStream(device))
-    ]
+    sums = [one.images.double().sum() for one in one_ahead(iter(pinned), device, SideStream(device))]
     assert [int(total) for total in sums] == [n * 64**3 * 3 for n in range(9)]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from align.display.console import say
 from align.durable.files import fsync, replaced, to_json, write_text
-from align.durable.locks import take, tried
+from align.durable.locks import locked, take, tried
 from align.errors import ConfigError, CorruptError, DataError, LockedError, ServiceError, TrainingError
 from align.interfaces.store import Mirror
 
@@ -172,11 +172,18 @@ class CheckpointFolder:
         run = self.directory.name
         names = self._mirror.names(run)
         stored = sorted(name for name in names if _STEP.fullmatch(name))
-        if stored and (not (own := self.steps()) or stored[-1] > self._path(own[-1]).name):
+        if not stored or self._has(stored[-1]):
+            return
+        with locked(self.directory / "fetch.lock", "another rank", say):
+            if self._has(stored[-1]):
+                return
             say(f"{self.directory}: downloading {stored[-1]} from the object store")
-            self.directory.mkdir(parents=True, exist_ok=True)
             for name in [BEST, stored[-1]] if BEST in names else [stored[-1]]:  # the latest last: then all are here
                 self._mirror.get(f"{run}/{name}", self.directory / name)
+
+    def _has(self, name: str) -> bool:
+        own = self.steps()
+        return bool(own) and self._path(own[-1]).name >= name
 
     def accepted(self) -> list[str]:
         """Reasons given for resuming this run after changes of code, oldest first."""

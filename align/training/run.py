@@ -164,10 +164,10 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
         )
     if ranks.patience_s is not None and plan.infrastructure.tars is not None:  # others wait for a rank that reads
         ranks = replace(ranks, patience_s=ranks.patience_s + plan.recipe.store_patience_s)
-    # from the leading machine's disk, which the others may not have
-    saved = plan.folder().load_latest(torch.device("cpu")) if ranks.leads else None
+    saved = _newest(plan, ranks)
     model = new_model(plan, first=ranks.leads and saved is None)
-    start_alike(model, ranks)
+    if saved is None:
+        start_alike(model, ranks)
     model.gradient_checkpointing = plan.recipe.gradient_checkpointing
     with freed_memory_kept(), accelerated(model, plan.recipe, ranks.device):
         if shards(plan.recipe, ranks):
@@ -179,14 +179,34 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
 
 def start_alike(model: DualEncoder, ranks: Ranks) -> None:
     """Gives a model on the CPU the leading rank's weights: equal seeds draw other digits on CPUs of other features."""
-    own = model.state_dict()
-    ranks.share(own if ranks.leads else None, lambda path, tensor: own[path[0]].copy_(tensor))
+    for tensor in model.state_dict().values():
+        ranks.lead(tensor)
+
+
+def _newest(plan: TrainingPlan, ranks: Ranks) -> dict[str, Any] | None:
+    """The newest checkpoint that all ranks have: each reads it itself, so nothing of it travels among them.
+
+    Raises:
+        TrainingError: some machines have none, and others have one.
+    """
+    folder = plan.folder()
+    if not plan.leads:  # the leading machine has fetched it before
+        folder.fetch()
+    saved = folder.load_latest(torch.device("cpu"))
+    own = 0 if saved is None else int(saved["step"])
+    steps = ranks.gather(torch.tensor([own], device=ranks.device)).tolist()
+    if min(steps) == 0 < max(steps):
+        raise TrainingError(
+            f"{plan.recipe.section}: rank {steps.index(0)} of {ranks.world_size} has no checkpoint to resume from, and "
+            f"others have one of step {max(steps):,}: let the machines share paths.checkpoints, or set "
+            "store.checkpoints"
+        )
+    return saved if own == min(steps) else folder.load(min(steps))
 
 
 def _train_model(plan: TrainingPlan, model: DualEncoder, ranks: Ranks, saved: dict[str, Any] | None) -> None:
     recipe, folder = plan.recipe, plan.folder()
     state = new_state(model, recipe)
-    saved = ranks.share(saved, state.keeper())
     if saved is not None:
         state.load(saved)
         if ranks.leads:

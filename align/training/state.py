@@ -16,7 +16,6 @@ from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.training.lamb import Lamb, parameter_groups
 from align.training.ranks.buckets import gathered
-from align.training.ranks.messages import Keep, Path
 from align.training.ranks.sharding import distributed_like, is_sharded, local
 
 #: The scale at the start.
@@ -119,35 +118,27 @@ class State:
         )
         return values
 
-    def keeper(self) -> Keep:
-        """A function that gives this rank's part of each whole tensor of a checkpoint, a copy; weights are set at once.
-
-        So a rank needs memory for its part of the state and one whole tensor, see `Ranks.share`.
-        """
-        own: dict[str, Tensor] = self.model.state_dict()
-        params = _trained(self.model)
-        order = [param for group in self.optimiser.param_groups for param in group["params"]]
-
-        def keep(path: Path, whole: Tensor) -> Tensor:
-            part, *rest = path
-            if part == "model":
-                with torch.no_grad():
-                    own[rest[0]].copy_(distributed_like(whole, own[rest[0]]))
-                return own[rest[0]]
-            return distributed_like(whole, params[rest[0]] if part == "average" else order[rest[1]])
-
-        return keep
-
-    def load(self, kept: dict[str, Any]) -> None:
-        """Restores a checkpoint of which each rank has its part, see `keeper`."""
-        self.model.load_state_dict(kept["model"])
-        self.optimiser.load_state_dict(kept["optimiser"])
-        self.step, self.rows, self.found = kept["step"], kept["rows"], kept.get("found", {})
-        self.losses, self.gradient_norms = kept["losses"], kept["gradient_norms"]
+    @torch.no_grad()
+    def load(self, saved: dict[str, Any]) -> None:
+        """Restores a checkpoint of whole tensors, of which this rank keeps its rows."""
+        for name, own in self.model.state_dict().items():
+            own.copy_(distributed_like(saved["model"][name], own))
+        params = [param for group in self.optimiser.param_groups for param in group["params"]]
+        moments = {
+            number: {
+                name: distributed_like(value, params[number]) if isinstance(value, Tensor) else value
+                for name, value in of_one.items()
+            }
+            for number, of_one in saved["optimiser"]["state"].items()
+        }
+        self.optimiser.load_state_dict(saved["optimiser"] | {"state": moments})
+        self.step, self.rows, self.found = saved["step"], saved["rows"], saved.get("found", {})
+        self.losses, self.gradient_norms = saved["losses"], saved["gradient_norms"]
         if self.average is not None:
-            self.average = kept["average"]
+            trained = zip(saved["average"], _trained(self.model), strict=True)
+            self.average = [distributed_like(whole, param) for whole, param in trained]
         if self.loss_scale is not None:
-            self.loss_scale = LossScale(**kept["loss_scale"])
+            self.loss_scale = LossScale(**saved["loss_scale"])
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:

@@ -1,6 +1,4 @@
-"""An error, a death or damage that one rank alone has: it ends the others, who wait, and is the run's error, once; also
-while a resumed run's state is on its way from node 0 to the other ranks.
-"""
+"""An error, a death or damage that one rank alone has: it ends the others, who wait, and is the run's error, once."""
 
 import functools
 import os
@@ -10,25 +8,22 @@ import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from align.config.infrastructure import ClusterConfig
-from align.errors import AlignError, ConfigError, CorruptError, ServiceError, TrainingError
+from align.errors import AlignError, ConfigError, CorruptError, ServiceError
 from align.services.job import Seat
 from align.training.batches.reading import TarBytes
 from align.training.loop import stop_requested
-from align.training.ranks import messages
 from align.training.ranks.process_group import Ranks, launch
 from align.training.run import _train_rank, run
-from align.training.run_plan import Infrastructure, TrainingPlan
+from align.training.run_plan import Infrastructure
 from tests.support import ROOT, killing, training_data, wait_until, warm
 from tests.support.mlflow_server import free_port
-from tests.support.params import load_params, sets
+from tests.support.params import sets
 from tests.support.training_data import RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
 
@@ -174,8 +169,8 @@ def test_another_number_of_ranks_than_the_launcher_s_is_refused(tmp_path: Path) 
 STEPS = {"num_steps": 6, "checkpoint_every_steps": 2, "keep_checkpoints": 3, "num_processes": 2}
 
 
-@pytest.mark.costs(4, "a run of two ranks, and one of two machines")
-def test_a_node_without_a_checkpoint_folder_resumes_with_node_0(data: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.costs(6, "a run of two ranks, and two of two machines")
+def test_machines_resume_from_a_folder_that_both_see(data: tuple[Path, Path], tmp_path: Path) -> None:
     """Whose newest checkpoint is truncated, so that both resume from the one before."""
     first, second = tmp_path / "node0", tmp_path / "node1"
     for root in (first, second):
@@ -192,103 +187,24 @@ def test_a_node_without_a_checkpoint_folder_resumes_with_node_0(data: tuple[Path
         "pretrain",
         *sets("pretrain.num_processes=1", "cluster.num_nodes=2", f"cluster.rendezvous=127.0.0.1:{port}"),
     ]
-    roots = enumerate((first, second))
-    nodes = [killing.Command([*alone, *sets(f"cluster.node_rank={number}")], root) for number, root in roots]
-    for node in nodes:
-        assert node.ended(240)
-        node.require_success()
+
+    def both(*values: str) -> list[killing.Command]:
+        """Node 1 with these values."""
+        more = sets("cluster.node_rank=1", *values)
+        nodes = [
+            killing.Command([*alone, *sets("cluster.node_rank=0")], first),
+            killing.Command([*alone, *more], second),
+        ]
+        assert all(node.ended(240) for node in nodes)
+        return nodes
+
+    for node in both():
+        assert "rank 1 of 2 has no checkpoint to resume from, and others have one of step 2: let the" in node.errors
+    nodes = both(f"paths.checkpoints={first / 'checkpoints'}")
     claim.close()
-    assert "is damaged, trying the previous one" in nodes[0].errors and "resuming from step 2" in nodes[0].errors
+    for node in nodes:
+        node.require_success()
+        assert "is damaged, trying the previous one" in node.errors
+    assert "resuming from step 2" in nodes[0].errors
     assert killing.digests(first / "models/pretrained") == whole
     assert not (second / "checkpoints").exists() and not (second / "models").exists()
-
-
-def _dies_while_it_receives(plan: TrainingPlan, marker: Path, ranks: Ranks) -> None:
-    """The first time, rank 1 is killed after 20 pieces of the state."""
-    messages.PIECE_BYTES = 4096
-    share, broadcast, shared, pieces = Ranks.share, dist.broadcast, [0], [0]
-
-    def counted(ranks: Ranks, value: Any, keep: Any) -> Any:
-        shared[0] += 1
-        return share(ranks, value, keep)
-
-    def deadly(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
-        pieces[0] += shared[0] == 2  # the first are the initial weights
-        if pieces[0] == 20 and ranks.rank == 1 and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return broadcast(tensor, *arguments, **options)
-
-    Ranks.share, dist.broadcast = counted, deadly  # type: ignore[method-assign]
-    _train_rank(plan, ranks)
-
-
-@pytest.mark.costs(4, "two ranks start four times")
-def test_a_rank_that_dies_while_it_receives_the_state_is_restarted(data: tuple[Path, Path], tmp_path: Path) -> None:
-    cluster = load_params().section(ClusterConfig)
-    some = plan(
-        data, tmp_path / "checkpoints", pretrain_config(**STEPS), infrastructure=Infrastructure(cluster=cluster)
-    )
-    whole = run(some)
-    folder = some.folder()
-    (folder.directory / "step-00000006.pt").unlink()
-    without = cluster.model_copy(update={"max_restarts": 0})
-    # the other rank misses it, and may have ended before the launcher looks
-    with pytest.raises(TrainingError, match=r"training process [01] died"):
-        launch(functools.partial(_dies_while_it_receives, some, tmp_path / "once"), 2, 1, without)
-    assert folder.steps() == [2, 4]  # as before
-    launch(functools.partial(_dies_while_it_receives, some, tmp_path / "twice"), 2, 1, cluster)
-    assert (tmp_path / "twice").exists() and whole is not None
-    saved = folder.load_latest(torch.device("cpu"))
-    assert saved is not None and saved["rows"] == whole.rows
-    for name, weight in whole.model.state_dict().items():
-        if "running" not in name and "num_batches" not in name:  # the export's are of the last validation
-            assert torch.equal(saved["model"][name], weight), name
-
-
-SIZE, COUNT = 4 << 20, 5  # tensors of a piece each
-
-
-def _peak_growth(function: Any) -> int:
-    """Bytes by which this process grew at most while the function ran."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-
-    def read(name: str) -> int:
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in status if line.startswith(name))
-
-    before = read("VmRSS:")
-    function()
-    return read("VmHWM:") - before
-
-
-def _receive(root: Path, ranks: Ranks) -> None:
-    value = {"state": [torch.full((SIZE,), float(number)) for number in range(COUNT)]} if ranks.leads else None
-    kept: list[Any] = []
-    little = {"state": [torch.zeros(1)]} if ranks.leads else None
-    ranks.share(little, lambda path, tensor: None)  # maps the pages of code, which a fork lacks at first
-    grew = _peak_growth(lambda: kept.append(ranks.share(value, lambda path, tensor: (path, float(tensor[-1])))))
-    broadcast = dist.broadcast
-
-    def damaged(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
-        result = broadcast(tensor, *arguments, **options)
-        if ranks.rank == 1 and tensor.numel() == SIZE * 4:
-            tensor[7] ^= 1
-        return result
-
-    dist.broadcast = damaged
-    said = ""
-    try:
-        ranks.share(value, lambda path, tensor: None)
-    except TrainingError as error:
-        said = str(error)
-    torch.save((kept[0], grew, said), root / f"{ranks.rank}.pt")
-
-
-def test_a_rank_holds_one_tensor_at_a_time_and_knows_of_damage(tmp_path: Path) -> None:
-    launch(functools.partial(_receive, tmp_path), 3, 1)
-    for rank in range(3):
-        kept, grew, said = torch.load(tmp_path / f"{rank}.pt")
-        assert kept == {"state": [(("state", number), float(number)) for number in range(COUNT)]}
-        assert grew < 2 * SIZE * 4, f"{grew >> 20} MiB for {COUNT * SIZE * 4 >> 20}"
-        assert said.startswith("rank 1 of 3 received other bytes than rank 0 sent; check the network")

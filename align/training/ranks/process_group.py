@@ -1,19 +1,17 @@
 """One process or several: launching the ranks, and the messages between them.
 
 `align pretrain` starts its ranks itself, through torch's elastic launcher. With several machines, each runs the same
-command (`cluster` in params.yaml). Ranks talk through gloo on CPUs and NCCL on GPUs; what is on its way to a disk or
-from it travels through gloo on all machines, so that no GPU holds it.
+command (`cluster` in params.yaml). Ranks talk through gloo on CPUs and NCCL on GPUs.
 
 Nothing here checks who connects, so the ranks of one machine listen on loopback only, and several machines on the
 network interface of the rendezvous only. torch's own rendezvous listens on every interface, and anyone who reaches its
-store can read and write the keys by which the ranks find each other. What comes from the network is read as JSON and
-tensors, never unpickled.
+store can read and write the keys by which the ranks find each other. What comes from the network is read as numbers,
+never unpickled.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import os
 import signal
 import socket
@@ -40,7 +38,6 @@ from align.durable.processes import when_parent_ends
 from align.errors import AlignError, TrainingError
 from align.services.job import ALONE, Seat
 from align.training.ranks.endings import Endings, RankOutcome, RestartError, left
-from align.training.ranks.messages import Keep, flat, pack, pieces, unpack
 
 LOOPBACK = "127.0.0.1"
 #: How many times `patience_s` ranks wait for each other before their first step: they load, and may compile.
@@ -161,53 +158,12 @@ class Ranks:
         dist.reduce_scatter(part, list(tensor.contiguous().chunk(self.world_size)))
         return part
 
-    def share(self, value: Any, keep: Keep) -> Any:
-        """Sends the leading rank's value to all ranks through their CPUs' memory, its tensors one by one.
-
-        Beside what it keeps, a rank holds one whole tensor at a time. The leading rank treats its own value alike.
-
-        Args:
-            value: what a checkpoint holds: dicts, lists, tuples, plain values and CPU tensors; ignored on other ranks.
-            keep: see `align.training.ranks.messages`.
-
-        Raises:
-            TrainingError: other bytes arrived than were sent.
-        """
-        tensors: list[Tensor] = []
-        message, digest = b"", hashlib.sha256()
-        if self.leads:
-            message, tensors = pack(value)
-        queue = iter(tensors)
-
-        def receive(size: int, dtype: torch.dtype) -> Tensor:
-            there = flat(next(queue)) if self.leads else torch.empty(size, dtype=dtype)
-            for piece in pieces(there) if self.world_size > 1 else ():
-                dist.broadcast(piece, src=0)
-                digest.update(piece.numpy().data)
-            return there
-
+    def lead(self, tensor: Tensor) -> None:
+        """Replaces a tensor by the leading rank's."""
         if self.world_size > 1:
-            length = torch.tensor([len(message)])
-            dist.broadcast(length, src=0)
-            sent = torch.frombuffer(bytearray(message or bytes(int(length))), dtype=torch.uint8)
-            dist.broadcast(sent, src=0)
-            message = sent.numpy().tobytes()
-        kept = unpack(message, receive, keep)
-        if self.world_size > 1:
-            digest.update(message)
-            self._require_alike(digest.digest())
-        return kept
-
-    def _require_alike(self, digest: bytes) -> None:
-        digests = torch.empty(self.world_size, len(digest), dtype=torch.uint8)
-        own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
-        dist.all_gather([*digests], own)
-        wrong = (digests != digests[0]).any(1).nonzero().flatten().tolist()
-        if wrong:
-            raise TrainingError(
-                f"rank {', '.join(str(rank) for rank in wrong)} of {self.world_size} received other bytes than rank 0 "
-                "sent; check the network between the machines, and run the stage again to resume"
-            )
+            theirs = tensor.contiguous()
+            dist.broadcast(theirs, src=0)
+            tensor.copy_(theirs)
 
     def start_sum(self, tensor: Tensor) -> Any:
         """Starts to replace a tensor by its sum over all ranks; the result has `wait()`, and the tensor is in use."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from align.config.given import GivenTokenizer
+from align.config.given import Given
 from align.config.params import Section
 
 
@@ -18,5 +18,6 @@ class FitTokenizerConfig(Section):
     vocab_size: int = Field(ge=8)
     min_count: int = Field(ge=1)
     max_texts: int = Field(ge=1)
-    #: Taken as it is, instead of a learned one. `from` is a keyword of Python.
-    given: GivenTokenizer | None = Field(alias="from")
+    #: A folder in Hugging Face's format, with the digest of `tokenizer.json`, or else of `vocab.txt` (which has
+    #: `tokenizer_config.json` beside it): taken as it is, instead of a learned one. `from` is a keyword of Python.
+    given: Given | None = Field(alias="from")

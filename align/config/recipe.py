@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from align.config.given import GivenImageTower, GivenTextTower
+from align.config.given import Given
 from align.config.model import Checkpointing, Locked, ModelConfig
 from align.config.params import Section, Strict
 from align.config.paths import PathField
@@ -87,8 +87,11 @@ class Recipe(Section):
     text_init_std: float | None = Field(gt=0)
     position_init_scale: float = Field(ge=0)
     #: Weights of a tower that was trained elsewhere; None: random ones. Only pre-training begins with them.
-    image_weights: GivenImageTower | None
-    text_weights: GivenTextTower | None
+    #: A state dict of the model of timm that `model.image_tower` names: .safetensors, or written by `torch.save`.
+    image_weights: Given | None
+    #: A folder of a text encoder in Hugging Face's format: `config.json`, its tokenizer and the weights, of which the
+    #: digest is: `model.safetensors`, or else `pytorch_model.bin`.
+    text_weights: Given | None
     #: The tower whose weights do not change.
     locked: Locked
     loss: Literal["align", "sigmoid"]
@@ -253,12 +256,10 @@ class PretrainConfig(Recipe):
 
     def against(self, model: ModelConfig, num_nodes: int, num_processes: int | None) -> str | None:
         """As `Recipe.against`; given weights also have to be those of the model's tower."""
-        given, tower = self.image_weights, str(model.image_tower).partition(".")[0]
-        if given is not None and tower not in given.towers:
-            return (
-                f"{self.section}.image_weights are of {given.architecture}, so model.image_tower must be "
-                f"{given.towers[0]}, not {model.image_tower}"
-            )
+        if self.image_weights is not None and "timm" not in model.libraries:
+            return f"{self.section}.image_weights need model.image_tower: timm:NAME, whose weights they are"
+        if self.text_weights is not None and "transformers" not in model.libraries:
+            return f"{self.section}.text_weights need a model.text_tower of transformers: {{config: the folder's}}"
         return super().against(model, num_nodes, num_processes)
 
     @model_validator(mode="after")

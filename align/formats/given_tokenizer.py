@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from align.config.given import GivenTokenizer
+from align.config.given import Given
 from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, first_line
 from align.formats.model_folder import TOKENIZER
@@ -17,7 +17,7 @@ VOCABULARY = "vocab.txt"
 _START, _END = "[CLS]", "[SEP]"
 
 
-def given_tokenizer(given: GivenTokenizer) -> Tokenizer:
+def given_tokenizer(given: Given) -> Tokenizer:
     """The tokenizer in a folder, after a check of its digest.
 
     Raises:

@@ -166,8 +166,10 @@ class TimmTower(_LibraryTower):
         self._replace(self.model, config, timm.layers.DropPath, where)
         self.num_blocks = len(self._drops)
         self.register_buffer("_rates", torch.tensor([drop.rate for drop in self._drops]), persistent=False)
-        for part, numbers in pixel_buffers(known["mean"], known["std"]).items():
-            self.register_buffer(part, numbers)
+        mean_C11, std_C11 = (torch.tensor(known[part])[:, None, None] for part in ("mean", "std"))
+        # pixels are in [-1, 1] here; the tower sees (x - mean) / std of pixels in [0, 1]
+        self.register_buffer("scale", 0.5 / std_C11)
+        self.register_buffer("shift", (0.5 - mean_C11) / std_C11)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types no such overload
 
     def _replace(self, module: nn.Module, config: ModelConfig, drop_path: Any, where: str) -> None:
@@ -208,12 +210,6 @@ def require_size(config: ModelConfig) -> None:
 
 def _activated(norm: nn.Module, _: Any, out: Tensor) -> Tensor:
     return norm.act(out)  # type: ignore[no-any-return, operator]  # of timm's BatchNormAct2d
-
-
-def pixel_buffers(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Tensor]:
-    """`scale` and `shift` of pixels in [-1, 1], for a tower that sees (x - mean) / std of pixels in [0, 1]."""
-    mean_C11, std_C11 = (torch.tensor(each)[:, None, None] for each in (mean, std))
-    return {"scale": 0.5 / std_C11, "shift": (0.5 - mean_C11) / std_C11}
 
 
 class TransformersTextTower(_LibraryTower):

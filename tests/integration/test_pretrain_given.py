@@ -1,4 +1,4 @@
-"""`align fit_tokenizer`, `pretrain` and `finetune` from an EfficientNet and a BERT that others trained (LiT)."""
+"""`align fit_tokenizer`, `pretrain` and `finetune` from an image model of timm and a BERT that others trained (LiT)."""
 
 from pathlib import Path
 
@@ -11,28 +11,24 @@ from align.durable.files import sha256_file
 from align.formats.model_folder import read_config
 from align.model.dual_encoder import load_model
 from align.model.tokenizer import TextTokenizer
-from tests.golden import timm_towers
 from tests.support import training_data
 from tests.support.cpu_budget import costs
 from tests.support.killing import Command
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
-from tests.unit.training.test_given_towers import GOLDEN, write_bert
+from tests.unit.training.test_given_towers import BERT, IMAGE_TOWER, efficientnet_weights, write_bert
 
 
 @pytest.fixture(scope="module")
-@costs(7, "three stages, two of them with a B0")
+@costs(7, "three stages")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards, the two towers, and parameters that name both and lock the image tower; the stages have run."""
     root = tmp_path_factory.mktemp("given")
     shards, words = training_data.write(root / "data")
     write_bert(root / "bert", words, TextTokenizer.load(words, 16).vocab_size)
-    save_file(timm_towers.weights(GOLDEN["names"]), root / "b0.safetensors")
+    save_file(efficientnet_weights(), root / "b0.safetensors")
     text = {"path": "bert", "sha256": sha256_file(root / "bert/model.safetensors")}
-    image = {
-        "path": "b0.safetensors", "sha256": sha256_file(root / "b0.safetensors"),
-        "architecture": "tf_efficientnet_b0", "pixels": "inception",
-    }  # fmt: skip
+    image = {"path": "b0.safetensors", "sha256": sha256_file(root / "b0.safetensors")}
     recipe = RECIPE | {
         "num_steps": 3, "validate_every_steps": 3, "num_processes": 2, "shard_weights": True, "locked": "image",
         "image_weights": image, "text_weights": text,
@@ -40,7 +36,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_project(root, (shards, root / "tokenizer"), recipe)
     yaml, file = YAML(), root / "params.yaml"
     values = yaml.load(file)
-    values["model"]["image_tower"] = "B0"
+    values["model"] |= {"image_tower": f"timm:{IMAGE_TOWER}", "text_tower": {"config": BERT}}
     values["fit_tokenizer"]["from"] = {"path": "bert", "sha256": sha256_file(root / "bert/tokenizer.json")}
     values["finetune"]["num_steps"] = 2
     yaml.dump(values, file)
@@ -62,16 +58,13 @@ def test_the_model_is_that_of_the_given_towers(project: Path) -> None:
 
 
 def test_the_locked_tower_is_the_given_one_and_the_other_has_learned(project: Path) -> None:
-    given = timm_towers.weights(GOLDEN["names"])
+    given = efficientnet_weights()
     bert = load_file(project / "bert/model.safetensors")
     for stage in ("pretrained", "finetuned"):  # which inherits `locked`
         weights = load_model(project / "models" / stage).state_dict()
-        for theirs, ours in (
-            ("blocks.0.0.conv_dw.weight", "encoder.blocks.0.depthwise_conv.depthwise_conv.weight"),
-            ("blocks.6.0.bn3.running_mean", "encoder.blocks.15.projection.project_bn.running_mean"),
-        ):
-            assert torch.equal(weights[f"vision_model.{ours}"], given[theirs])
-        learned = weights["text_model.encoder.layer.0.output.dense.weight"]
+        for name in ("conv_stem.weight", "bn1.running_mean"):
+            assert torch.equal(weights[f"vision_model.model.{name}"], given[name])
+        learned = weights["text_model.model.encoder.layer.0.output.dense.weight"]
         apart = (learned - bert["bert.encoder.layer.0.output.dense.weight"]).norm() / learned.norm()
         assert 0 < apart < 0.5  # it began with the BERT's
 

@@ -38,8 +38,8 @@ from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import ImageTower, places
 from align.model.library_towers import TimmTower
 from align.model.presets import IMAGE_TOWERS, image_shape, scaled, text_shape
-from align.model.timm_names import their_names
 from align.model.tokenizer import TextTokenizer
+from align.release.exchange.timm_names import their_names
 
 _CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _IMAGE, _TEXT = "visual.trunk.", "text.transformer."

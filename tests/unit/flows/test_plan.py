@@ -173,21 +173,28 @@ GIVEN = {"path": "nowhere", "sha256": "0" * 64}
 
 @pytest.mark.costs(12, "a process for each, which builds towers")
 @pytest.mark.parametrize(
-    ("section", "values", "said"),
+    ("model", "section", "values", "said"),
     [
-        ("model", {"image_tower": "timm:test_vi"}, "model.image_tower timm:test_vi: timm .* has no such model"),
-        ("model", {"text_tower": {"config": {"model_type": "brt"}}}, "model.text_tower: .* has no model_type brt"),
-        ("fit_tokenizer", {"from": GIVEN}, "nowhere: no tokenizer here"),
-        ("pretrain", {"text_weights": GIVEN}, "pretrain.text_weights: nowhere: no text encoder here"),
-        ("model", {"image_tower": "timm:test_vit"}, None),
+        ({"image_tower": "timm:test_vi"}, "", {}, "model.image_tower timm:test_vi: timm .* has no such model"),
+        ({"text_tower": {"config": {"model_type": "brt"}}}, "", {}, "model.text_tower: .* has no model_type brt"),
+        ({}, "fit_tokenizer", {"from": GIVEN}, "nowhere: no tokenizer here"),
+        (
+            {"text_tower": {"config": {"model_type": "bert"}}},
+            "pretrain",
+            {"text_weights": GIVEN},
+            "pretrain.text_weights: nowhere: no text encoder here",
+        ),
+        ({"image_tower": "timm:test_vit"}, "", {}, None),
     ],
 )
 def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(
-    tmp_path: Path, section: str, values: dict[str, object], said: str | None
+    tmp_path: Path, model: dict[str, object], section: str, values: dict[str, object], said: str | None
 ) -> None:
     yaml = YAML()
     params = yaml.load(PARAMS_FILE)
-    params[section] |= values
+    params["model"] |= model
+    if section:
+        params[section] |= values
     yaml.dump(params, tmp_path / "params.yaml")
     stages = DVC_YAML.replace("data/index", "models/pretrained").replace("index", "pretrain")
     (tmp_path / "dvc.yaml").write_text(stages.replace("release", "training"))

@@ -106,8 +106,10 @@ def test_a_tower_without_weights_to_start_from_is_not_locked() -> None:
         pretrain_config(locked="image")
     with pytest.raises(ValueError, match="locked: text needs text_weights"):
         pretrain_config(locked="text")
-    given = {"path": "b0.pth", "sha256": "a" * 64, "architecture": "tf_efficientnet_b0", "pixels": "imagenet"}
+    given = {"path": "b0.pth", "sha256": "a" * 64}
     recipe = pretrain_config(locked="image", image_weights=given)
     wrong = recipe.against(MODEL, 1, 1)
-    assert wrong is not None and "are of tf_efficientnet_b0, so model.image_tower must be B0, not " in wrong
-    assert recipe.against(MODEL.model_copy(update={"image_tower": "B0"}), 1, 1) is None
+    assert wrong is not None and "image_weights need model.image_tower: timm:NAME" in wrong
+    assert recipe.against(MODEL.model_copy(update={"image_tower": "timm:test_vit"}), 1, 1) is None
+    wrong = pretrain_config(text_weights=given).against(MODEL, 1, 1)
+    assert wrong is not None and "text_weights need a model.text_tower of transformers" in wrong

@@ -16,8 +16,6 @@ _LATER = _GATE | {
     "depthwise_conv.depthwise_conv": "conv_dw", "depthwise_conv.depthwise_norm": "bn2",
     "projection.project_conv": "conv_pwl", "projection.project_bn": "bn3",
 }  # fmt: skip
-#: What follows the last block.
-HEAD = ("conv_head.", "bn2.", "classifier.")
 
 
 def their_names(ours: Iterable[str], places: Sequence[tuple[int, int]]) -> dict[str, str]:

@@ -96,10 +96,8 @@ class Recipe(Section):
     locked: Locked
     loss: Literal["align", "sigmoid"]
     label_smoothing: float = Field(ge=0, lt=1)
-    #: Of the global batch's other pairs: those that a pair sees (`align.training.loss.Negatives`).
-    negatives_share: float = Field(gt=0, le=1)
-    #: Which pairs of the global batch are a pair's positives: itself, or all with an equal picture or text.
-    positives: Literal["pair", "equal"]
+    #: The part of the global batch among whose pairs a pair is told from the others (`num_groups`).
+    negatives_share: float
     #: False: it stays what it is at the start (`model.temperature_init`, or that of the model to start from).
     learn_temperature: bool
     clip_norm: float | None = Field(gt=0)
@@ -138,6 +136,11 @@ class Recipe(Section):
     num_loader_processes: int | None = Field(ge=0, le=64)
     num_loader_threads: int | None = Field(ge=1)
     store_patience_s: float = Field(ge=0)
+
+    @property
+    def num_groups(self) -> int:
+        """Into how many groups `negatives_share` divides the pairs of a global batch."""
+        return round(1 / self.negatives_share)
 
     def deciding_values(self) -> dict[str, Any]:
         """The values that decide the result. What was made elsewhere counts by its digest, not by its path."""
@@ -207,8 +210,11 @@ class Recipe(Section):
             )
         if self.negatives_share < 1 and self.loss == "sigmoid":
             return f"{name}.negatives_share {self.negatives_share} is of loss align; the sigmoid loss needs 1"
-        if self.positives == "equal" and (self.loss, self.negatives_share) != ("align", 1):
-            return f"{name}.positives: equal needs {name}.loss: align and {name}.negatives_share: 1, or set it to pair"
+        share = self.batch_size // ((num_processes or 1) * num_nodes)
+        if share % self.num_groups:
+            return (
+                f"{name}.negatives_share {self.negatives_share} does not divide a rank's {share} pairs; use fewer ranks"
+            )
         if self.export == "best" and self.best_metric is None:
             return f"{name}.export: best needs {name}.best_metric, which says what is better"
         if self.export != "best" and (self.export == "average") != (self.ema_decay is not None):
@@ -218,6 +224,13 @@ class Recipe(Section):
                 "exported, and that is the average if there is one; set export to average, or ema_decay to null"
             )
         return None
+
+    @field_validator("negatives_share")
+    @classmethod
+    def _divides(cls, share: float) -> float:
+        if share not in (1, 0.5, 0.25):
+            raise ValueError("expected 1, 0.5 or 0.25: the paper's (6.1)")
+        return share
 
     @field_validator("best_metric")
     @classmethod

@@ -24,7 +24,6 @@ class Purpose(IntEnum):
     MIXTURE = 7
     REPLACEMENT = 8
     SENTENCE = 9
-    NEGATIVES = 10
     CROP_SCALE = 11
 
 

@@ -188,7 +188,7 @@ def _loader(
             image_px=model.config.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
             crop_scale=recipe.crop_scale,
             phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share, tokenizer=tokenizer,
-            find_equal=recipe.positives == "equal", source_weights=recipe.text_source_weights,
+            source_weights=recipe.text_source_weights,
         ),
         extra=samples.extra, rank=ranks.rank, world_size=ranks.world_size,
         workers=Workers(loader_processes(recipe, ranks), recipe.num_loader_threads, pin=ranks.device.type == "cuda"),
@@ -244,7 +244,7 @@ def _update(state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer
     optimiser.set_learning_rate(rate)
     before = model.temperature.detach()
     factor = scale.value if scale else 1.0
-    gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, factor, state.step)
+    gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, factor)
     state.step += 1
     sound = True
     if scale is not None:

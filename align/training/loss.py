@@ -12,15 +12,6 @@ needs no pass: s is linear in x, so dL/dT = -sum_i x_i . dL/dx_i / T.
 
 With several processes, each has its own rows of x and y, gathers all rows of y, and computes its own rows of s.
 
-With fewer negatives (`Negatives`) the pairs stand in a circle, and a pair sees the k pairs that follow it: k + 1
-columns of each row, and k + 1 rows of each column. Other scores are -inf; label smoothing is over those that are seen.
-
-Where equal texts or pictures repeat in a batch (`Equals`), other pairs are positives, too. P_i are those with the
-picture or the text of pair i, itself included, and lse over P_i of s_ip takes the place of s_ii, in both directions. So
-the loss is the logarithm of the positives' summed probability (MIL-NCE, Miech et al. 2020), from a second pass over the
-tiles. Rejected: the mean of their log-probabilities (Khosla et al. 2020). It is linear in y, so that it equals the loss
-of pairs wherever equal texts have equal embeddings, and takes nothing off what false negatives cost.
-
 Everything is computed in the embeddings' precision, at least float32 (half-precision embeddings are cast) and never
 TF32. The eager tiles are the reference. On CUDA `torch.compile` fuses the element-wise half of a tile into one kernel;
 where it cannot, the same functions run eagerly. There they share no exponential: whether it would overflow is a
@@ -35,7 +26,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -52,46 +43,6 @@ CUDA_TILE = (4096, 4096)
 _SMALL_SUM = 1e-20
 #: One exponential serves shifts of rows and columns that differ by at most this: e^60 and e^-60 fit into float32.
 _SHARED_RANGE = 60.0
-
-
-class Negatives(NamedTuple):
-    """Which pairs of the global batch are each other's negatives.
-
-    Attributes:
-        first: the number of this process's first pair in the global batch.
-        places_N: each pair's place in the circle: a permutation of 0 to N - 1.
-        number: how many each pair sees, 0 to N - 1.
-    """
-
-    first: int
-    places_N: Tensor
-    number: int
-
-
-class Equals(NamedTuple):
-    """Pairs with an equal picture or text are positives.
-
-    Attributes:
-        same_B2: numbers of each pair's picture and text (int64), equal where these are.
-    """
-
-    same_B2: Tensor
-
-
-class _Positives(NamedTuple):
-    """`Equals` of this process's rows and of all."""
-
-    same_B2: Tensor
-    same_N2: Tensor
-
-    def hidden(self, rows: slice, columns: slice) -> Tensor:
-        """(R, C): which combinations of a tile are no positives."""
-        rows_R2, columns_C2 = self.same_B2[rows], self.same_N2[columns]
-        return (rows_R2[:, None, 0] != columns_C2[:, 0]) & (rows_R2[:, None, 1] != columns_C2[:, 1])
-
-
-#: Rows and columns of a tile, and which scores count, if not all; see `align_loss`.
-Tiling = tuple[tuple[int, int] | None, Negatives | _Positives | None]
 
 
 class Peers(Protocol):
@@ -128,7 +79,6 @@ def align_loss(
     *,
     peers: Peers | None = None,
     tile: tuple[int, int] | None = None,
-    others: Negatives | Equals | None = None,
 ) -> Tensor:
     """Image-to-text plus text-to-image cross-entropy, each averaged over the pairs of the global batch.
 
@@ -140,7 +90,6 @@ def align_loss(
         label_smoothing: share of the target spread evenly over all candidates (paper 0.1).
         peers: the processes that have the other rows; None: there are no others.
         tile: rows and columns of a tile; None: the default for the device. It changes the result by rounding only.
-        others: which others of the global batch are a pair's negatives, or its positives; None: all are negatives.
 
     Returns:
         Scalar, the same on every process: the loss of the global batch. The backward pass gives the exact gradients of
@@ -148,11 +97,7 @@ def align_loss(
     """
     image_embeds, text_embeds = _precise(image_embeds), _precise(text_embeds)
     temperature = torch.as_tensor(temperature, dtype=image_embeds.dtype, device=image_embeds.device)
-    peers = peers or Alone()
-    positives = _Positives(others.same_B2, peers.gather(others.same_B2)) if isinstance(others, Equals) else None
-    target = (label_smoothing, positives)
-    tiling = (tile, others if isinstance(others, Negatives) else None)
-    arguments = (image_embeds, text_embeds, temperature, target, peers, tiling)
+    arguments = (image_embeds, text_embeds, temperature, label_smoothing, peers or Alone(), tile)
     return cast(Tensor, _AlignLoss.apply(*arguments))  # type: ignore[no-untyped-call]  # untyped in torch
 
 
@@ -185,55 +130,34 @@ def _precise(embeds_BD: Tensor) -> Tensor:
 class _AlignLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor,
-        target: tuple[float, _Positives | None], peers: Peers, tiling: Tiling,
+        ctx: Any, x_BD: Tensor, y_BD: Tensor, temperature: Tensor, smoothing: float, peers: Peers,
+        tile: tuple[int, int] | None,
     ) -> Tensor:  # fmt: skip
-        smoothing, positives = target
         y_ND = peers.gather(y_BD)
         count = len(y_ND)
-        row_lse_B, column_lse_N, seen_sum = log_sum_exps(x_BD, y_ND, temperature, peers, tiling)
-        own_lses: tuple[Tensor, ...] = ()
-        own = dot(x_BD, y_BD)
-        if positives is not None:
-            own_lses = log_sum_exps(x_BD, y_ND, temperature, peers, (tiling[0], positives))[:2]
-            own = own_lses[0].double().sum()
-        sums = torch.cat([_sum(x_BD), row_lse_B.double().sum()[None], own[None], *seen_sum])
+        row_lse_B, column_lse_N = log_sum_exps(x_BD, y_ND, temperature, peers, tile)
+        sums = torch.cat([_sum(x_BD), row_lse_B.double().sum()[None], dot(x_BD, y_BD)[None]])
         sums, width = peers.sum(sums), x_BD.shape[1]
         x_sum_D, rows_sum, own_sum = sums[:width], sums[width], sums[width + 1]
         y_sum_D = _sum(y_ND)
-        negatives = tiling[1]
-        if isinstance(negatives, Negatives):
-            smooth = sums[-1] / (negatives.number + 1)
-        else:
-            smooth = x_sum_D @ y_sum_D / temperature.double() / count
-        both = own_sum + own_lses[1].double().sum() if own_lses else 2 * own_sum / temperature.double()
-        loss = (rows_sum + column_lse_N.double().sum() - (1 - smoothing) * both - 2 * smoothing * smooth) / count
+        own, smooth = own_sum / temperature.double(), x_sum_D @ y_sum_D / temperature.double() / count
+        loss = (rows_sum + column_lse_N.double().sum() - (1 - smoothing) * 2 * own - 2 * smoothing * smooth) / count
         sums_of_embeds = x_sum_D.to(x_BD.dtype), y_sum_D.to(x_BD.dtype)
-        lses = row_lse_B, column_lse_N, *own_lses
-        ctx.save_for_backward(x_BD, y_BD, y_ND, temperature, *sums_of_embeds, *lses)
-        ctx.target, ctx.peers, ctx.tiling = target, peers, tiling
+        ctx.save_for_backward(x_BD, y_BD, y_ND, temperature, *sums_of_embeds, row_lse_B, column_lse_N)
+        ctx.smoothing, ctx.peers, ctx.tile = smoothing, peers, tile
         return loss.to(x_BD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x_BD, y_BD, y_ND, temperature, x_sum_D, y_sum_D, row_lse_B, column_lse_N, *own_lses = ctx.saved_tensors
-        count = len(y_ND)
+        x_BD, y_BD, y_ND, temperature, x_sum_D, y_sum_D, *log_sums = ctx.saved_tensors
+        count, smoothing = len(y_ND), ctx.smoothing
         dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
-        (smoothing, positives), (tile, negatives) = ctx.target, ctx.tiling
-        seen = 0.0 if negatives is None else 2 * smoothing / (negatives.number + 1)
-        for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, (row_lse_B, column_lse_N), ctx.tiling, seen):
+        for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, (log_sums[0], log_sums[1]), ctx.tile):
             dx_BD[row].addmm_(both_RC, y_ND[column])
             dy_ND[column].addmm_(both_RC.T, x_BD[row])
-        if positives is not None:
-            of_own = (own_lses[0], own_lses[1])
-            for row, column, both_RC in softmax_tiles(x_BD, y_ND, temperature, of_own, (tile, positives), 0.0):
-                dx_BD[row].addmm_(both_RC, y_ND[column], alpha=smoothing - 1)
-                dy_ND[column].addmm_(both_RC.T, x_BD[row], alpha=smoothing - 1)
         dy_BD = ctx.peers.scatter_sum(dy_ND)
-        scale = grad / (count * temperature)
-        own = 2 * (1 - smoothing) if positives is None else 0.0
-        smooth = 2 * smoothing / count if negatives is None else 0.0
+        scale, own, smooth = grad / (count * temperature), 2 * (1 - smoothing), 2 * smoothing / count
         dx_BD = dx_BD.sub_(y_BD, alpha=own).sub_(smooth * y_sum_D).mul_(scale)
         dy_BD = dy_BD.sub_(x_BD, alpha=own).sub_(smooth * x_sum_D).mul_(scale)
         return dx_BD, dy_BD, _temperature_gradient(x_BD, dx_BD, temperature), None, None, None
@@ -252,7 +176,7 @@ class _SigmoidLoss(torch.autograd.Function):
         dx_BD, dy_ND = torch.zeros_like(x_BD), torch.zeros_like(y_ND)
         sums = x_BD.new_zeros(2, dtype=torch.float64)
         sigmoids = _tile_function(_sigmoids, x_BD)
-        for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, (tile, None)):
+        for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
             softplus_sum, probability_RC = sigmoids(scores_RC, bias)
             sums += torch.stack([softplus_sum, probability_RC.sum()]).double()
             dx_BD[row].addmm_(probability_RC, y_ND[column])
@@ -288,43 +212,33 @@ def dot(x_BD: Tensor, y_BD: Tensor) -> Tensor:
 
 
 def log_sum_exps(
-    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, peers: Peers, tiling: Tiling
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The log-sum-exps of the scores x_i . y_j / T: (B,) over the columns, and (N,) over the rows of all processes.
-
-    Where not all scores count, also the sum of the scores that this process's pairs see, as a list of one (1,).
-    """
+    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, peers: Peers, tile: tuple[int, int] | None
+) -> tuple[Tensor, Tensor]:
+    """The log-sum-exps of the scores x_i . y_j / T: (B,) over the columns, and (N,) over the rows of all processes."""
     row_lse_B = x_BD.new_full((len(x_BD),), -math.inf)
     column_lse_N = x_BD.new_full((len(y_ND),), -math.inf)
-    seen_sum = [] if tiling[1] is None else [x_BD.new_zeros(1, dtype=torch.float64)]
-    log_sums = _tile_function(_log_sums_apart if seen_sum else _log_sums, x_BD)
-    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tiling):
-        for total in seen_sum:
-            total += scores_RC.masked_fill(scores_RC == -math.inf, 0).sum(dtype=torch.float64)
+    log_sums = _tile_function(_log_sums, x_BD)
+    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
         row_lse_B[row], column_lse_N[column] = log_sums(scores_RC, row_lse_B[row], column_lse_N[column])
     top_N = peers.max(column_lse_N)
-    return row_lse_B, peers.sum((column_lse_N - top_N).exp()).log() + top_N, seen_sum
+    return row_lse_B, peers.sum((column_lse_N - top_N).exp()).log() + top_N
 
 
 def softmax_tiles(
-    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, log_sums: tuple[Tensor, Tensor], tiling: Tiling, seen: float
+    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, log_sums: tuple[Tensor, Tensor], tile: tuple[int, int] | None
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yields (rows, columns, softmax over columns + softmax over rows) of the scores, given their `log_sum_exps`.
-
-    Where not all count, `seen` is subtracted from those of the scores that are seen.
-    """
+    """Yields (rows, columns, softmax over columns + softmax over rows) of the scores, given their `log_sum_exps`."""
     row_lse_B, column_lse_N = log_sums
-    softmaxes = _tile_function(_softmaxes if tiling[1] is None else _softmaxes_apart, x_BD)
-    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tiling):
-        less_RC = None if tiling[1] is None else (scores_RC > -math.inf).to(scores_RC.dtype) * seen
-        both_RC = softmaxes(scores_RC, row_lse_B[row], column_lse_N[column])
-        yield row, column, both_RC if less_RC is None else both_RC.sub_(less_RC)
+    softmaxes = _tile_function(_softmaxes, x_BD)
+    for row, column, scores_RC in _tiles(x_BD, y_ND, temperature, tile):
+        yield row, column, softmaxes(scores_RC, row_lse_B[row], column_lse_N[column])
 
 
-def _tiles(x_BD: Tensor, y_ND: Tensor, temperature: Tensor, tiling: Tiling) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(
+    x_BD: Tensor, y_ND: Tensor, temperature: Tensor, tile: tuple[int, int] | None
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yields (rows, columns, their scores x_i . y_j / T); the caller may overwrite the scores, until the next tile."""
-    size, only = tiling
-    height, width = size or (CUDA_TILE if x_BD.is_cuda else TILE)
+    height, width = tile or (CUDA_TILE if x_BD.is_cuda else TILE)
     buffer = x_BD.new_empty(min(height, len(x_BD)) * min(width, len(y_ND)))
     matmul = torch.backends.cuda.matmul
     # restored after the last tile, so that the caller's products use no TF32 either
@@ -338,13 +252,6 @@ def _tiles(x_BD: Tensor, y_ND: Tensor, temperature: Tensor, tiling: Tiling) -> I
                 shape = (rows.stop - rows.start, columns.stop - columns.start)
                 scores_RC = buffer[: shape[0] * shape[1]].view(shape)
                 torch.mm(scaled_RD, y_ND[columns].T, out=scores_RC)
-                if isinstance(only, _Positives):
-                    scores_RC.masked_fill_(only.hidden(rows, columns), -math.inf)
-                elif only is not None:
-                    negatives = only
-                    places_R = negatives.places_N[negatives.first + rows.start : negatives.first + rows.stop]
-                    ahead_RC = (negatives.places_N[columns] - places_R[:, None]) % len(y_ND)
-                    scores_RC.masked_fill_(ahead_RC > negatives.number, -math.inf)
                 yield rows, columns, scores_RC
     finally:
         matmul.allow_tf32 = before

@@ -27,9 +27,8 @@ from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
-from align.statistics.randomness import Purpose, permutation
 from align.training.batches.batch import Batch, Tokens
-from align.training.loss import Equals, Negatives, align_loss, sigmoid_loss
+from align.training.loss import align_loss, sigmoid_loss
 from align.training.ranks.buckets import GradientSums
 from align.training.ranks.process_group import Ranks
 from align.training.ranks.sharding import local, norms
@@ -66,7 +65,6 @@ def compute_gradients(
     tokenizer: TextTokenizer,
     batch: Batch,
     loss_scale: float = 1.0,
-    step: int = 0,
 ) -> Gradients:
     """Sets every parameter's `grad` to the gradient of the global batch's loss, the same on all ranks.
 
@@ -79,7 +77,6 @@ def compute_gradients(
         tokenizer: of the texts, for a batch without tokens.
         batch: this rank's share, on any device.
         loss_scale: factor on the gradients during the backward pass; removed at the end.
-        step: how many are done; which negatives a pair sees depends on it (`negatives_share`).
 
     Returns:
         The loss, and the norm of the gradients before `clip_norm` is applied. Neither has to be finite, see
@@ -98,8 +95,7 @@ def compute_gradients(
         image_embeds_BD, text_embeds_BD = (_encode(tower) for tower in parts)
     if cached:
         image_embeds_BD.requires_grad_(), text_embeds_BD.requires_grad_()
-    same_B2 = _there(torch.tensor(batch.same), ranks.device) if recipe.positives == "equal" else None
-    loss = _loss(model, recipe, (image_embeds_BD, text_embeds_BD), ranks, step, same_B2)
+    loss = _loss(model, recipe, (image_embeds_BD, text_embeds_BD), ranks)
     image, text, scalars = _finished_in_order(model)
     sums = GradientSums([*image, *text, *scalars] if cached else [*scalars, *text, *image], ranks)
     with sums.last_backward(scalars if cached else [*scalars, *text, *image]):
@@ -137,27 +133,24 @@ def _finished_in_order(model: DualEncoder) -> tuple[list[nn.Parameter], list[nn.
     return image[::-1], text[::-1], scalars
 
 
-def _loss(
-    model: DualEncoder, recipe: Recipe, embeds: tuple[Tensor, Tensor], ranks: Ranks, step: int, same: Tensor | None
-) -> Tensor:
+def _loss(model: DualEncoder, recipe: Recipe, embeds: tuple[Tensor, Tensor], ranks: Ranks) -> Tensor:
+    """The loss of the global batch; with fewer negatives (`negatives_share`) the mean over its groups.
+
+    Of k groups each has every k-th pair of the global batch, whatever the number of ranks: k divides a rank's share.
+    """
     image_embeds_BD, text_embeds_BD = embeds
     if recipe.loss == "align":
-        others = Equals(same) if same is not None else negatives_of(recipe, step, ranks, len(image_embeds_BD))
-        return align_loss(
-            image_embeds_BD, text_embeds_BD, model.temperature, recipe.label_smoothing,
-            peers=ranks, others=others,
-        )  # fmt: skip
+        groups = recipe.num_groups
+        losses = [
+            align_loss(
+                image_embeds_BD[first::groups], text_embeds_BD[first::groups], model.temperature,
+                recipe.label_smoothing, peers=ranks,
+            )
+            for first in range(groups)
+        ]  # fmt: skip
+        return torch.stack(losses).mean()
     assert model.logit_bias is not None  # `run` requires it
     return sigmoid_loss(image_embeds_BD, text_embeds_BD, model.temperature, model.logit_bias, peers=ranks)
-
-
-def negatives_of(recipe: Recipe, step: int, ranks: Ranks, share: int) -> Negatives | None:
-    """`negatives_share` of a step, the same for any number of ranks, whose parts have `share` pairs; None: all."""
-    if recipe.negatives_share == 1:
-        return None
-    size = share * ranks.world_size
-    places_N = torch.from_numpy(permutation(recipe.seed, step, size, purpose=Purpose.NEGATIVES).astype(np.int32))
-    return Negatives(ranks.rank * share, _there(places_N, ranks.device), round(recipe.negatives_share * (size - 1)))
 
 
 def _finish(model: DualEncoder, loss_scale: float, clip_norm: float | None) -> Tensor:

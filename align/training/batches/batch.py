@@ -7,7 +7,7 @@ function of its step alone, so a run that ends between a copy and its step loses
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -49,7 +49,6 @@ class Augmentation:
         phrase_dropout: share of the texts that lose some of their phrases.
         sentence_share: share of the texts that are shown in a sentence.
         tokenizer: of the texts; None leaves them to the step.
-        find_equal: whether `Rows.same` is made.
         source_weights: source of a text -> its weight; None: any text is drawn.
     """
 
@@ -60,7 +59,6 @@ class Augmentation:
     phrase_dropout: float = 0.0
     sentence_share: float = 0.0
     tokenizer: TextTokenizer | None = None
-    find_equal: bool = False
     source_weights: Mapping[str, float] | None = None
 
 
@@ -117,14 +115,11 @@ class Rows(NamedTuple):
         texts: N texts.
         ids: their tokens, see `TextTokenizer.ids`; empty without a tokenizer.
         num_quarantined: rows in which another sample replaces one that cannot be read.
-        same: N times numbers of the picture's pixels and of the text, before crops and cuts, equal where these are;
-            empty unless they are asked for.
     """
 
     texts: list[str]
     ids: list[list[int]]
     num_quarantined: int
-    same: list[tuple[int, int]]
 
 
 class Tokens(NamedTuple):
@@ -155,7 +150,6 @@ class Batch:
         draws: (B, num_blocks) float32, the numbers for stochastic depth.
         num_quarantined: rows in which another sample replaces one that cannot be read.
         tokens: of the texts; None: the step makes them.
-        same: see `Rows`.
     """
 
     images: Tensor
@@ -163,7 +157,6 @@ class Batch:
     draws: Tensor
     num_quarantined: int = 0
     tokens: Tokens | None = None
-    same: Sequence[tuple[int, int]] = ()
 
     def tensors(self) -> list[Tensor]:
         """All of them."""
@@ -180,7 +173,7 @@ def whole(arrays: Arrays, rows: Rows, tokenizer: TextTokenizer | None, *, pin: b
     """A batch of all that its rows hold."""
     tokens = Tokens.of(rows.ids, tokenizer.pad_id, pin=pin) if tokenizer else None
     images, draws = map(torch.from_numpy, arrays)
-    return Batch(images, rows.texts, draws, rows.num_quarantined, tokens, rows.same)
+    return Batch(images, rows.texts, draws, rows.num_quarantined, tokens)
 
 
 class SideStream:

@@ -305,7 +305,7 @@ def made_by_processes(
                 torch.from_numpy(ours).copy_(theirs)  # without the GIL
             rows = Rows(
                 [text for part in made for text in part.rows.texts], [ids for part in made for ids in part.rows.ids],
-                sum(part.rows.num_quarantined for part in made), [one for part in made for one in part.rows.same],
+                sum(part.rows.num_quarantined for part in made),
             )  # fmt: skip
             yield whole(arrays, rows, parts.augmentation.tokenizer, pin=pin)
     finally:

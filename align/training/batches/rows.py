@@ -6,7 +6,6 @@ heart, and hold no articles; people search by a word or two, or by "a cat".
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections import deque
@@ -188,7 +187,7 @@ class RowMaker:
         return of_sources
 
     def _begin(self, step: int, arrays: Arrays, read: ThreadPoolExecutor, decode: ThreadPoolExecutor) -> _Preparation:
-        batch = _Preparation(arrays, find_equal=self._augmentation.find_equal)
+        batch = _Preparation(arrays)
         for rows in self._rows(step):
             samples, seed = self._sources[rows.source], self._seeds[rows.source]
             draws = {
@@ -234,8 +233,6 @@ class RowMaker:
             random_crop(image, batch.arrays.images[row], crops[index].tolist(), flip=flip, side_px=side_px)
             chosen = texts.drawn(float(choose[index]), self._augmentation.source_weights)
             text = some_phrases(chosen, self._augmentation.phrase_dropout, phrases[index])
-            if self._augmentation.find_equal:
-                batch.same[row] = _number(image.tobytes()), _number(chosen.lower().encode())
             batch.texts[row] = in_sentence(text, self._augmentation.sentence_share, draws[Purpose.SENTENCE][index])
         if tokenizer is not None:
             done = rows.rows[some.start : some.stop].tolist()
@@ -277,18 +274,13 @@ class RowMaker:
 class _Preparation:
     """Rows in preparation; each job writes its own."""
 
-    def __init__(self, arrays: Arrays, *, find_equal: bool) -> None:
+    def __init__(self, arrays: Arrays) -> None:
         self.arrays = arrays
         self.texts = [""] * len(arrays.images)
         self.ids: list[list[int]] = [[] for _ in self.texts]
-        self.same = [(0, 0)] * len(arrays.images) if find_equal else []
         self.jobs: list[Future[int]] = []
 
     def finish(self) -> tuple[Arrays, Rows]:
         """Waits for all jobs. Raises what one of them raised."""
         wait(self.jobs, return_when=FIRST_EXCEPTION)  # not one by one: this thread would take the GIL each time
-        return self.arrays, Rows(self.texts, self.ids, sum(job.result() for job in self.jobs), self.same)
-
-
-def _number(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
+        return self.arrays, Rows(self.texts, self.ids, sum(job.result() for job in self.jobs))

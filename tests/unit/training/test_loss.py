@@ -12,7 +12,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional as F
 
 from align.training import loss as module
-from align.training.loss import Equals, Negatives, align_loss, sigmoid_loss
+from align.training.loss import align_loss, sigmoid_loss
 from align.training.ranks.process_group import Ranks, launch
 
 TILES = [(1, 1), (3, 2), (4, 7), (1024, 1024)]
@@ -131,90 +131,21 @@ def test_no_matrix_of_the_batch_ever_exists() -> None:
     assert 0 < largest.size <= max(images.untyped_storage().nbytes(), 32 * 32 * 8)
 
 
-def with_negatives(images: Tensor, texts: Tensor, temperature: Tensor, seen: Tensor, smoothing: float) -> Tensor:
-    """The whole matrix, of which each pair sees some others: `seen` is (N, N)."""
-    scores = images @ texts.T / temperature
-    log_sums = sum(scores.masked_fill(~seen, -math.inf).logsumexp(axis).sum() for axis in (0, 1))
-    smooth = sum((scores * seen / seen.sum(axis, keepdim=True)).sum() for axis in (0, 1))
-    return (log_sums - 2 * (1 - smoothing) * scores.diagonal().sum() - smoothing * smooth) / len(images)
-
-
-def circle(count: int, negatives: int) -> tuple[Negatives, Tensor]:
-    places = torch.randperm(count, generator=torch.Generator().manual_seed(5))
-    ahead = (places[None, :] - places[:, None]) % count
-    return Negatives(0, places.int(), negatives), ahead <= negatives
-
-
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize(("count", "negatives"), [(1, 0), (2, 0), (7, 2), (12, 3), (12, 11)])
-def test_some_negatives_for_any_tile(count: int, negatives: int, tile: tuple[int, int]) -> None:
-    which, seen = circle(count, negatives)
-    assert (seen.sum(0) == negatives + 1).all() and (seen.sum(1) == negatives + 1).all() and seen.diagonal().all()
-    inputs = (embeds(count, 3), embeds(count, 4), torch.tensor(0.07, dtype=torch.float64))
-    ours = value_and_gradients(functools.partial(align_loss, label_smoothing=0.1, tile=tile, others=which), *inputs)
-    dense = functools.partial(with_negatives, seen=seen, smoothing=0.1)
-    assert_close(ours, value_and_gradients(dense, *inputs))
-    if negatives == count - 1:
-        assert_close(ours, value_and_gradients(functools.partial(naive, smoothing=0.1), *inputs))
-
-
-#: (picture, text) of 12 pairs: a text that three pictures share, a picture with three texts, one pair twice, a chain.
-SAME = torch.tensor([
-    [0, 0], [1, 0], [2, 0], [3, 3], [3, 4], [3, 5], [6, 6], [6, 6], [8, 8], [8, 9], [10, 9], [-11, 11]
-])  # fmt: skip
-
-
-def with_positives(images: Tensor, texts: Tensor, temperature: Tensor, same: Tensor, smoothing: float) -> Tensor:
-    """The whole matrix: the summed probability of all positives, which are told pair by pair."""
-    positive = (same[:, None] == same).any(-1)
-    scores, total = images @ texts.T / temperature, torch.tensor(0.0)
-    for logs in (scores.log_softmax(1), scores.T.log_softmax(1)):
-        own = logs.exp().mul(positive).sum(1).log()
-        total = total - ((1 - smoothing) * own + smoothing * logs.mean(1)).mean()
-    return total
-
-
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_equal_pictures_and_texts_are_positives_for_any_tile(tile: tuple[int, int], smoothing: float) -> None:
-    inputs = (embeds(12, 3), embeds(12, 4), torch.tensor(0.07, dtype=torch.float64))
-    ours = value_and_gradients(
-        functools.partial(align_loss, label_smoothing=smoothing, tile=tile, others=Equals(SAME)), *inputs
-    )
-    dense = functools.partial(with_positives, same=SAME, smoothing=smoothing)
-    assert_close(ours, value_and_gradients(dense, *inputs))
-    pairs = value_and_gradients(functools.partial(align_loss, label_smoothing=smoothing, tile=tile), *inputs)
-    assert abs(float(ours[0] - pairs[0])) > 0.1
-
-
-def test_where_nothing_is_equal_it_is_the_loss_of_pairs() -> None:
-    inputs = (embeds(12, 3), embeds(12, 4), torch.tensor(0.07, dtype=torch.float64))
-    alone = functools.partial(align_loss, others=Equals(torch.arange(24).view(12, 2)))
-    assert_close(value_and_gradients(alone, *inputs), value_and_gradients(align_loss, *inputs))
-
-
 def _save_share(path: Path, loss: str, ranks: Ranks) -> None:
     inputs = [embeds(12, 7), embeds(12, 8)]
     share = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
     scalars = torch.tensor([0.07, -3.0] if loss == "sigmoid" else [0.07], dtype=torch.float64)
     function = functools.partial(sigmoid_loss if loss == "sigmoid" else align_loss, peers=ranks, tile=(4, 5))
-    if loss == "some":
-        function = functools.partial(function, others=circle(12, 3)[0]._replace(first=share.start))
-    if loss == "equal":
-        function = functools.partial(function, others=Equals(SAME[share]))
     torch.save(value_and_gradients(function, *(one[share] for one in inputs), *scalars), path / f"{ranks.rank}.pt")
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("loss", ["align", "sigmoid", "some", "equal"])
+@pytest.mark.parametrize("loss", ["align", "sigmoid"])
 def test_negatives_of_all_ranks_with_exact_gradients(tmp_path: Path, world_size: int, loss: str) -> None:
     launch(functools.partial(_save_share, tmp_path, loss), world_size, 1)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
     scalars = torch.tensor([0.07, -3.0] if loss == "sigmoid" else [0.07], dtype=torch.float64)
-    of_some = functools.partial(with_negatives, seen=circle(12, 3)[1], smoothing=0.1)
-    of_equal = functools.partial(with_positives, same=SAME, smoothing=0.1)
-    of_all = functools.partial(naive, smoothing=0.1)
-    function = {"align": of_all, "sigmoid": naive_sigmoid, "some": of_some, "equal": of_equal}[loss]
+    function = naive_sigmoid if loss == "sigmoid" else functools.partial(naive, smoothing=0.1)
     theirs = value_and_gradients(function, embeds(12, 7), embeds(12, 8), *scalars)
     for part in parts:
         assert_close(part[:1], theirs[:1])

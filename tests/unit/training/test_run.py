@@ -111,8 +111,6 @@ def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path)
             run(plan_of)
     with pytest.raises(ConfigError, match=r"negatives_share 0\.5 is of loss align"):
         run(replace(sigmoid, recipe=recipe.model_copy(update={"negatives_share": 0.5})))
-    with pytest.raises(ConfigError, match=r"positives: equal needs"):
-        run(replace(sigmoid, recipe=recipe.model_copy(update={"positives": "equal"})))
 
 
 @pytest.mark.costs(4, "a stage runs twice, and draws its page")

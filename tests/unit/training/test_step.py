@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -63,7 +64,7 @@ class Step(NamedTuple):
 
 def gradients(
     tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE, watch: Callable[[Tensor], None] | None = None,
-    *, tokens: bool = False, dtype: torch.dtype = torch.float64, same: Sequence[tuple[int, int]] = (),
+    *, tokens: bool = False, dtype: torch.dtype = torch.float64,
 ) -> Step:  # fmt: skip
     """One step. `watch` is called when a backward pass has finished a parameter; with `tokens` the batch has them."""
     torch.manual_seed(0)
@@ -71,7 +72,7 @@ def gradients(
     model = DualEncoder(MODEL, words.vocab_size).train().to(dtype)
     batch, share = whole_batch(), BATCH // ranks.world_size
     rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    batch = Batch(batch.images[rows], batch.texts[rows], batch.draws[rows, : model.vision_model.num_blocks], same=same)
+    batch = Batch(batch.images[rows], batch.texts[rows], batch.draws[rows, : model.vision_model.num_blocks])
     if tokens:
         batch = replace(batch, tokens=Tokens.of(words.ids(batch.texts), words.pad_id))
     for param in model.parameters() if watch else ():
@@ -99,29 +100,45 @@ def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int) ->
     assert_equal(gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch)), whole)
 
 
-def test_which_negatives_a_pair_sees_depends_on_seed_and_step_and_not_on_the_ranks(tokenizer: Path) -> None:
-    recipe = pretrain_config(batch_size=BATCH, negatives_share=0.25)
-    whole = module.negatives_of(recipe, 3, ALONE, BATCH)
-    assert whole is not None and whole.number == round(0.25 * 31) and sorted(whole.places_N.tolist()) == [*range(BATCH)]
-    for rank in (0, 1):
-        part = module.negatives_of(recipe, 3, Ranks(rank, 2, ALONE.device), BATCH // 2)
-        assert part is not None and part.first == 16 * rank and torch.equal(part.places_N, whole.places_N)
-    for other, step in ((recipe, 4), (recipe.model_copy(update={"seed": 1}), 3)):
-        found = module.negatives_of(other, step, ALONE, BATCH)
-        assert found is not None and not torch.equal(found.places_N, whole.places_N)
-    assert module.negatives_of(pretrain_config(batch_size=BATCH), 3, ALONE, BATCH) is None
+def with_fewer_negatives(images: Tensor, texts: Tensor, temperature: float, groups: int) -> float:
+    """The definition, written out: a pair is told from those whose number in the batch leaves the same rest."""
+    scores, total = (images @ texts.T / temperature).tolist(), 0.0
+    for table in (scores, [list(column) for column in zip(*scores, strict=True)]):
+        for i in range(BATCH):
+            seen = [j for j in range(BATCH) if j % groups == i % groups]
+            log_sum = math.log(sum(math.exp(table[i][j]) for j in seen))
+            for j in seen:
+                target = 0.1 / len(seen) + (0.9 if i == j else 0.0)
+                total -= target * (table[i][j] - log_sum) / BATCH
+    return total
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
+def test_fewer_negatives_are_groups_of_the_global_batch(
+    tokenizer: Path, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = pretrain_config(batch_size=BATCH, negatives_share=share)
+    seen: list[tuple[Tensor, Tensor]] = []
+    loss_of = module._loss
+
+    def watched(model: DualEncoder, recipe: Recipe, embeds: tuple[Tensor, Tensor], ranks: Ranks) -> Tensor:
+        seen.append((embeds[0].detach(), embeds[1].detach()))
+        return loss_of(model, recipe, embeds, ranks)
+
+    monkeypatch.setattr(module, "_loss", watched)
     some = gradients(tokenizer, recipe)
-    assert some.loss < 0.9 * gradients(tokenizer, pretrain_config(batch_size=BATCH)).loss
-    assert_equal(gradients(tokenizer, recipe.model_copy(update={"micro_batch": 8})), some)
+    expected = with_fewer_negatives(*seen[0], MODEL.temperature_init, round(1 / share))
+    assert some.loss == pytest.approx(expected, rel=1e-6)  # the temperature is a float32's logarithm at first
+    assert_equal(gradients(tokenizer, pretrain_config(batch_size=BATCH, negatives_share=share, micro_batch=8)), some)
 
 
-def test_equal_texts_are_positives(tokenizer: Path) -> None:
-    """Each of the five texts is that of six or seven pairs, whose similarities no longer count against them."""
-    recipe, words = pretrain_config(batch_size=BATCH, positives="equal"), [hash(text) for text in whole_batch().texts]
-    same = [(row, word) for row, word in enumerate(words)]
-    equal = gradients(tokenizer, recipe, same=same)
-    assert abs(equal.loss - gradients(tokenizer, pretrain_config(batch_size=BATCH)).loss) > 1e-3
-    assert_equal(gradients(tokenizer, recipe.model_copy(update={"micro_batch": 8}), same=same), equal)
+def test_shares_of_negatives_that_cannot_be() -> None:
+    with pytest.raises(ValidationError, match=r"expected 1, 0.5 or 0.25: the paper's"):
+        pretrain_config(negatives_share=0.3)
+    some = pretrain_config(batch_size=12, negatives_share=0.25)
+    assert some.against(MODEL, 1, 1) is None
+    uneven = MODEL.model_copy(update={"batch_norm_group": 1})
+    assert "negatives_share 0.25 does not divide a rank's 6 pairs" in str(some.against(uneven, 1, 2))
 
 
 @pytest.mark.parametrize("micro_batch", [4, None])
@@ -170,6 +187,7 @@ WAYS = (None, 4)
 def _save(tokenizer: Path, out: Path, ranks: Ranks) -> None:
     """Gradients of both ways, and what happened in which order: a gradient was complete, a message started."""
     buckets_module.BUCKET_BYTES = 16384
+    fewer = gradients(tokenizer, pretrain_config(batch_size=BATCH, negatives_share=0.25), ranks)
     start_sum, saved = Ranks.start_sum, {}
     for micro_batch in WAYS:
         events: list[str] = []
@@ -189,7 +207,7 @@ def _save(tokenizer: Path, out: Path, ranks: Ranks) -> None:
     start_alike(model, ranks)
     after = _apart(model, ranks)
     if ranks.leads:
-        torch.save((saved, before, after), out)
+        torch.save((saved, tuple(fewer), before, after), out)
 
 
 def _apart(model: DualEncoder, ranks: Ranks) -> float:
@@ -207,8 +225,9 @@ def test_ranks_and_micro_batches_change_no_gradient(tokenizer: Path, tmp_path: P
     """And gradients travel while the backward pass runs; afterwards they are views of what travelled, not copies."""
     launch(functools.partial(_save, tokenizer, tmp_path / "out.pt"), world_size, 1)
     whole = gradients(tokenizer, pretrain_config(batch_size=BATCH))
-    saved, apart_before, apart_after = torch.load(tmp_path / "out.pt")
+    saved, fewer, apart_before, apart_after = torch.load(tmp_path / "out.pt")
     assert apart_before > 0 and apart_after == 0  # ranks start with the same weights
+    assert_equal(Step(*fewer), gradients(tokenizer, pretrain_config(batch_size=BATCH, negatives_share=0.25)))
     for micro_batch, (step, events, pieces) in saved.items():
         assert_equal(Step(*step), whole)
         last = len(events) - events[::-1].index("gradient")

@@ -58,22 +58,6 @@ def test_samples_are_those_of_the_shards(index: SplitIndex, tmp_path: Path) -> N
     assert np.array_equal(samples.image(20), samples.image(20))  # from the cache
 
 
-def test_equal_pictures_and_texts_have_equal_numbers_whoever_makes_the_rows(index: SplitIndex) -> None:
-    samples = SplitSamples(index, 36)
-    found = []
-    for processes in (0, 2):
-        train = TrainLoader(
-            samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=1000), rank=0, world_size=1,
-            augmentation=Augmentation(32, 3, flip=True, phrase_dropout=0.5, find_equal=True), extra=[(samples, 1.0)],
-            workers=Workers(num_processes=processes, num_threads=1),
-        )  # fmt: skip
-        found.append([one for batch in train.batches(0, 24) for one in batch.same])
-    pictures, texts = zip(*found[0], strict=True)
-    assert found[0] == found[1] and len(pictures) == 192
-    assert len(set(pictures)) == len({samples.image(one).tobytes() for one in range(24)})  # of either source
-    assert 1 < len(set(texts)) <= len({text.lower() for one in range(24) for text in samples.texts(one)})
-
-
 def test_a_source_is_drawn_by_its_weight_and_then_one_of_its_texts_whoever_makes_the_rows(tmp_path: Path) -> None:
     shown = dict.fromkeys(range(20), ("alt", "synthetic", "synthetic", "title")) | {20: (), 21: ("title",)}
     made = [

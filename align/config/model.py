@@ -18,9 +18,6 @@ TextTowerName = Literal["Mini", "Small", "Medium", "Base", "Large"]
 TIMM: Final = "timm:"
 TimmName = Annotated[str, Field(pattern=rf"^{TIMM}\w+(\.\w+)?$")]
 
-#: The samples that share batch statistics in training: groups of `batch_norm_group`, a rank's batch, the global batch.
-BatchNormKind = Literal["group", "batch", "sync"]
-
 #: What the backward pass computes again instead of keeping it: batch-norm, SiLU and squeeze-excite, or whole blocks.
 Checkpointing = Literal["none", "cheap", "blocks"]
 
@@ -88,7 +85,7 @@ class ModelConfig(Section):
         Discriminator(_kind),
     ]
     stochastic_depth: float = Field(ge=0, lt=1)
-    batch_norm: BatchNormKind
+    #: Samples that share batch statistics in training.
     batch_norm_group: int = Field(ge=1)
     text_tower: Annotated[
         Annotated[TextTowerName, Tag("name")]
@@ -112,11 +109,6 @@ class ModelConfig(Section):
     def versions(self) -> tuple[str, ...]:
         """Of these packages: what their towers compute is up to them. One that is not installed is left out."""
         return tuple(version(name) for name in self.libraries if find_spec(name))
-
-    @property
-    def whole_batch(self) -> bool:
-        """Whether batch statistics span a rank's whole batch, which then cannot be split into micro-batches."""
-        return self.batch_norm != "group"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -183,23 +183,8 @@ class Recipe(Section):
                 + (f"num_processes {num_processes} x " if num_processes else "")
                 + f"model.batch_norm_group {group}"
             )
-        if self.micro_batch and model.whole_batch:
-            return (
-                f"{name}.micro_batch needs model.batch_norm: group; statistics of a whole batch ({model.batch_norm}) "
-                "cannot be computed from its parts"
-            )
         if self.micro_batch and self.micro_batch % group:
             return f"{name}.micro_batch {self.micro_batch} must be a multiple of model.batch_norm_group {group}"
-        if self.compile and model.batch_norm == "sync":
-            return (
-                f"{name}.compile needs model.batch_norm: group or batch; sync exchanges messages between ranks within "
-                "a block, which cannot be compiled"
-            )
-        if self.gradient_checkpointing == "cheap" and model.batch_norm == "sync":
-            return (
-                f"{name}.gradient_checkpointing: cheap needs model.batch_norm: group or batch; with sync, use blocks "
-                "or none"
-            )
         if self.optimiser == "muon" and self.shard_weights:
             return f"{name}.optimiser: muon needs whole matrices, so {name}.shard_weights false; or use lamb"
         if (self.loss == "sigmoid") != (model.logit_bias_init is not None):

@@ -3,8 +3,7 @@
 Its shapes, and the names in its state dict, are those of transformers' `AlignVisionModel`. The parts that do not work
 there for training differ:
 
-* batch-norm works in groups of 16 samples, independent of batch, ranks and micro-batches, or in the other ways of
-  `align.model.batch_norm`;
+* batch-norm works in groups of 16 samples, independent of batch, ranks and micro-batches;
 * stochastic depth drops a residual branch per sample (upstream has element-wise dropout);
 * convolutions start from variance scaling (fan-out, 2.0; a depthwise fan-out is divided by its groups), and batch-norm
   scales start from 1;
@@ -119,7 +118,7 @@ class _Stem(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         hidden = self.convolution(F.pad(pixels, (0, 1, 0, 1)))
-        if type(self.batchnorm) is BatchNorm2d and self.batchnorm.training:
+        if self.batchnorm.training:
             return normalised(hidden, self.batchnorm, silu=True)
         return F.silu(self.batchnorm(hidden))
 
@@ -171,8 +170,6 @@ def estimate_statistics(
     tower: nn.Module, batches: Iterable[Tensor], sum_over_ranks: Callable[[Tensor], Tensor] | None = None
 ) -> None:
     """Sets the running statistics to the mean of the batch statistics over groups (variance unbiased).
-
-    A group is that of batch-norm, or a whole batch for its other kinds.
 
     Args:
         tower: its mode is restored afterwards; parameters do not change.

@@ -8,8 +8,8 @@ one pass over a map, so it may be computed again instead of being kept (`again`,
     input -> 1x1 -> expanded -> norm, SiLU -> depthwise -> spread
     -> norm, SiLU, gate -> 1x1 -> projected -> norm -> + input
 
-The joined operations need batch statistics of this process. With running statistics (evaluation, frozen statistics) or
-`sync` a block computes layer by layer.
+The joined operations need batch statistics. With running statistics (evaluation, frozen statistics) a block computes
+layer by layer.
 
 Shapes, as suffixes: B samples, C channels.
 """
@@ -213,7 +213,7 @@ class MBConv(nn.Module):
         norms = [depthwise.depthwise_norm, projection.project_bn]
         if expansion is not None:
             norms.append(expansion.expand_bn)
-        if not all(type(norm) is BatchNorm2d and norm.training for norm in norms):
+        if not all(norm.training for norm in norms):
             return self._layer_by_layer(hidden_states)
         if expansion is not None:
             expanded = expansion.expand_conv(hidden_states)

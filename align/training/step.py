@@ -167,8 +167,6 @@ def _finish(model: DualEncoder, loss_scale: float, clip_norm: float | None) -> T
 
 def part_size(model: DualEncoder, recipe: Recipe, device: torch.device, share: int) -> int:
     """Samples that the towers process at a time: a multiple of the batch-norm group, unless the share is smaller."""
-    if model.config.whole_batch:
-        return share
     size = min(recipe.micro_batch or share, CPU_PART if device.type == "cpu" else share)
     group = model.config.batch_norm_group
     return max(group, size // group * group)

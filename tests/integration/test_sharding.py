@@ -7,7 +7,7 @@ One launch of two ranks does all their work (`_work`, `_locked_work`); the tests
 import functools
 import shutil
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ from tests.support.rank_runs import Messages, ended_with, last
 from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
 
 BATCH = 32
-SYNC = MODEL.model_copy(update={"batch_norm": "sync"})
 SHORT = {
     "num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005, "log_every_steps": 1, "validate_every_steps": 2,
     "checkpoint_every_steps": 1, "keep_checkpoints": 4,
@@ -47,14 +46,13 @@ SHORT = {
 #: Two ranks against one, with everything on that changes weights and gradients.
 WHOLE = SHORT | {"clip_norm": 100.0, "ema_decay": 0.5, "best_metric": "val/effective_rank"}
 
-#: Ways through a step: several parts in one backward pass, one backward pass per part, a block computed twice, sync.
+#: Ways through a step: several parts in one backward pass, one backward pass per part, a block computed twice.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "parts": ({}, {}),
     "micro_batch": ({"micro_batch": 8}, {}),
     "checkpointing": ({"micro_batch": 8, "gradient_checkpointing": "blocks"}, {}),
     "checkpointing, parts": ({"gradient_checkpointing": "blocks"}, {}),
     "cheap": ({"micro_batch": 8, "gradient_checkpointing": "cheap"}, {}),
-    "sync": ({}, {"batch_norm": "sync"}),
 }
 COMPILED = {"compiled": ({"compile": True, "micro_batch": 8, "gradient_checkpointing": "blocks"}, {})}
 
@@ -192,7 +190,6 @@ def outcomes(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
         ("parts, resumed", _in_two(data, root / "left", **parts)),
         ("broken", _in_two(data, root / "broken", learning_rate=1e38, warmup_steps=3)),
         ("scaled", _in_two(data, root / "scaled", precision="float16")),
-        ("sync", replace(_in_two(data, root / "sync", shard_weights=False), model=SYNC)),
     ]
     launch(functools.partial(_work, plans, data[1], root), 2, 1)
     return Outcomes(root, [torch.load(root / f"{rank}.pt") for rank in range(2)])
@@ -356,17 +353,6 @@ def test_all_ranks_leave_out_the_same_steps(
     for name in ("train/skipped_steps", "train/loss_scale"):
         assert [row[name] for row in rows] == [row[name] for row in one.rows]
     assert 0 < sum(row["train/skipped_steps"] for row in rows) <= 4
-
-
-def test_ranks_that_share_statistics_are_validated_by_one_of_them(
-    outcomes: Outcomes, data: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """Its batch-norm must not wait for the other ranks, which do not take part."""
-    assert [outcome["sync"] for outcome in outcomes.ranks] == ["done", "done"]
-    one = run(replace(_plan(data, tmp_path), model=SYNC))
-    assert one is not None
-    for mine, other in zip(outcomes.last("sync")["rows"], one.rows, strict=True):
-        assert mine == pytest.approx(other, rel=1e-3)
 
 
 def test_one_rank_does_not_shard(data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ TINY = ModelConfig(
     resize_px=36,
     image_px=32,
     stochastic_depth=0.0,
-    batch_norm="group",
     batch_norm_group=4,
     image_tower=ImageTowerShape(width_coefficient=0.25, depth_coefficient=0.25),
     text_tower=TextTowerShape(width=16, layers=1, heads=2),

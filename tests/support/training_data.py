@@ -28,7 +28,7 @@ SIDES = {"top": (0, slice(None)), "bottom": (1, slice(None)), "left": (slice(Non
 IMAGE_PX = 36
 
 MODEL = ModelConfig(
-    resize_px=36, image_px=32, stochastic_depth=0.1, batch_norm="group", batch_norm_group=4,
+    resize_px=36, image_px=32, stochastic_depth=0.1, batch_norm_group=4,
     image_tower=ImageTowerShape(width_coefficient=0.25, depth_coefficient=0.25),
     text_tower=TextTowerShape(width=16, layers=1, heads=2), max_tokens=16, embed_width=16, temperature_init=0.1,
     logit_bias_init=None,

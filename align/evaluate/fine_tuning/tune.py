@@ -176,10 +176,6 @@ def _require_fit(tower: AnyImageTower, pictures: Pictures, num_classes: int, rec
     if recipe.freeze_statistics or not any(phase.tower_rate for phase in recipe.phases):
         return
     for group in groups:
-        if group is None:
-            if machine.part < recipe.batch_size:
-                raise ConfigError(f"fine-tuning: batch-norm over batches of {recipe.batch_size} cannot be cut in parts")
-            continue
         for size in (recipe.batch_size, machine.part):
             if size > group and size % group:
                 raise ConfigError(f"fine-tuning: {size} pictures are no multiple of the batch-norm group {group}")
@@ -225,7 +221,7 @@ def _estimate(tower: AnyImageTower, pictures: Pictures, view: View, machine: Mac
 
     They are drawn, since the pictures of a class lie together: a group of one class varies less than those of training.
     """
-    group = max((norm.group or 1 for norm in tower.modules() if isinstance(norm, BatchNorm2d)), default=1)
+    group = max((norm.group for norm in tower.modules() if isinstance(norm, BatchNorm2d)), default=1)
     number = len(pictures.images)
     count = max(min(number, STATISTICS_IMAGES) // group * group, min(number, group))
     chosen = permutation(0, 0, number)[:count]

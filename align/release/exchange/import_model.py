@@ -39,7 +39,7 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
     require_apart(out, source)
     require_replaceable(out, "import_model")  # checked before the weights are read, too
     require_no_out("--out", out)
-    model, tokenizer = read_hugging_face(source, batch_norm=config.batch_norm, batch_norm_group=config.batch_norm_group)
+    model, tokenizer = read_hugging_face(source, batch_norm_group=config.batch_norm_group)
     with replace_directory(out, "import_model") as part:
         imported = Imported(folder=source.resolve().name, weights=digest_of_weights(source))
         save_model(model, part, stage="import_model", imported=imported, trained_on=())

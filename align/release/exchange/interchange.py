@@ -37,7 +37,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from align.config.model import BatchNormKind, ImageTowerShape, ModelConfig, TextTowerShape
+from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
 from align.durable.files import sha256_file
 from align.errors import DataError, first_line
 from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, library_model
@@ -151,15 +151,12 @@ def _processor(config: ModelConfig, tokenizer_dir: Path) -> AlignProcessor:
     return cast(AlignProcessor, make_processor(image_processor=images, tokenizer=tokenizer))
 
 
-def read_hugging_face(
-    directory: Path, *, batch_norm: BatchNormKind, batch_norm_group: int
-) -> tuple[DualEncoder, Tokenizer]:
+def read_hugging_face(directory: Path, *, batch_norm_group: int) -> tuple[DualEncoder, Tokenizer]:
     """Reads a folder in Hugging Face's format: configuration, weights, tokenizer and image processor.
 
     Args:
         directory: such as a clone of kakaobrain/align-base. Nothing is downloaded.
-        batch_norm: how fine-tuning computes batch statistics, which the folder does not specify.
-        batch_norm_group: number of samples per group.
+        batch_norm_group: samples that share batch statistics in fine-tuning, which the folder does not specify.
 
     Raises:
         DataError: the folder is incomplete, or holds another architecture or other preprocessing.
@@ -175,9 +172,7 @@ def read_hugging_face(
         words = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{directory}: not an ALIGN model in Hugging Face's format: {first_line(error)}") from None
-    config = model_config(
-        theirs, images, longest=words.model_max_length, batch_norm=batch_norm, batch_norm_group=batch_norm_group
-    )
+    config = model_config(theirs, images, longest=words.model_max_length, batch_norm_group=batch_norm_group)
     tokenizer: Tokenizer = words.backend_tokenizer
     vocab_size = theirs.text_config.vocab_size
     if tokenizer.get_vocab_size() != vocab_size:
@@ -205,7 +200,6 @@ def model_config(
     images: EfficientNetImageProcessor,
     *,
     longest: int,
-    batch_norm: BatchNormKind,
     batch_norm_group: int,
 ) -> ModelConfig:
     """Our configuration of upstream's model.
@@ -214,7 +208,6 @@ def model_config(
         theirs: its AlignConfig.
         images: its image processor.
         longest: number of tokens to which its tokenizer truncates a text.
-        batch_norm: see `read_hugging_face`.
         batch_norm_group: see `read_hugging_face`.
 
     Raises:
@@ -231,7 +224,6 @@ def model_config(
         image_px=crop,
         image_tower=named(image_tower),
         stochastic_depth=vision.drop_connect_rate,
-        batch_norm=batch_norm,
         batch_norm_group=batch_norm_group,
         text_tower=named(text_tower),
         max_tokens=min(longest, text.max_position_embeddings, _LONGEST),

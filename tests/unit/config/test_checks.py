@@ -63,12 +63,6 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
         (["cluster.num_nodes=3", "cluster.rendezvous=a:1"], "cluster.num_nodes 3 x model.batch_norm_group 16"),
         (["finetune.batch_size=250"], "finetune.batch_size 250 must be a multiple of model.batch_norm_group 16"),
         (["pretrain.micro_batch=24"], "pretrain.micro_batch 24 must be a multiple of model.batch_norm_group 16"),
-        (["pretrain.micro_batch=32", "model.batch_norm=sync"], "pretrain.micro_batch needs model.batch_norm: group"),
-        (
-            ["pretrain.gradient_checkpointing=cheap", "model.batch_norm=sync"],
-            "cheap needs model.batch_norm: group",
-        ),
-        (["pretrain.compile=true", "model.batch_norm=sync"], "pretrain.compile needs model.batch_norm"),
         (["pretrain.shard_weights=node"], "'pretrain.shard_weights' = 'node'"),
         (["pretrain.loss=sigmoid"], "pretrain.loss sigmoid and model.logit_bias_init null do not go together"),
         (["model.logit_bias_init=-10.0"], "pretrain.loss align and model.logit_bias_init -10.0 do not go together"),

@@ -252,7 +252,7 @@ def test_a_shape_finds_its_name() -> None:
         ({"image_tower": None}, r"model\.image_tower\.shape'"),
         ({"text_tower": {"width": 16, "layers": 1, "heads": 3}}, "width 16 is not a multiple of heads 3"),
         ({"text_tower": {"width": 16, "layers": 1, "heads": 2, "depth": 2}}, r"unknown parameter.*text_tower.*depth"),
-        ({"batch_norm": "rank"}, r"model\.batch_norm' = 'rank'"),
+        ({"batch_norm_group": 0}, r"model\.batch_norm_group' = 0"),
     ],
 )
 def test_a_wrong_tower_is_one_clear_line(changes: dict[str, object], message: str) -> None:

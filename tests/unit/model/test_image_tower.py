@@ -17,7 +17,7 @@ TOWER = {"width_coefficient": 0.3, "depth_coefficient": 0.6}  # 19 channels beco
 
 
 def config(**changes: object) -> ModelConfig:
-    return ModelConfig.model_validate(MODEL.model_dump() | {"image_tower": TOWER, "batch_norm": "batch"} | changes)
+    return ModelConfig.model_validate(MODEL.model_dump() | {"image_tower": TOWER, "batch_norm_group": 64} | changes)
 
 
 def theirs(ours: ModelConfig) -> AlignVisionModel:

@@ -208,8 +208,3 @@ def test_the_loss_is_never_computed_in_tf32(monkeypatch: pytest.MonkeyPatch) -> 
         (align_loss(images, texts, 0.1) + sigmoid_loss(images, texts, 0.1, -10.0)).backward()
         assert torch.backends.cuda.matmul.allow_tf32
     assert seen == [False] * 3
-
-
-def test_sync_is_not_compiled(data: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"pretrain\.compile needs model\.batch_norm: group or batch"):
-        run(plan(data, tmp_path, MODEL.model_copy(update={"batch_norm": "sync"}), compile=True))

@@ -106,7 +106,7 @@ def upstream(ours: tuple[DualEncoder, Path], tmp_path: Path, **text: Any) -> tup
 
 def test_an_upstream_folder_becomes_ours(ours: tuple[DualEncoder, Path], tmp_path: Path) -> None:
     theirs, directory = upstream(ours, tmp_path)
-    model, tokenizer = read_hugging_face(directory, batch_norm="group", batch_norm_group=16)
+    model, tokenizer = read_hugging_face(directory, batch_norm_group=16)
     assert model.config == NATIVE.model_copy(update={"batch_norm_group": 16, "temperature_init": 0.1})
     assert float(model.temperature.detach()) == pytest.approx(0.02)
     assert not model.training and tokenizer.get_vocab_size() == model.vocab_size
@@ -127,7 +127,7 @@ def test_align_base_fits_by_name_and_shape() -> None:
     vision = {"image_size": 289, "hidden_dim": 640, "depthwise_padding": [], "width_coefficient": 2.0}
     config = AlignConfig(vision_config=vision | {"depth_coefficient": 3.1}, text_config={}, projection_dim=640)
     processor = published_processor()
-    mine = model_config(config, processor, longest=64, batch_norm="group", batch_norm_group=16)
+    mine = model_config(config, processor, longest=64, batch_norm_group=16)
     assert (mine.image_tower, mine.text_tower, mine.embed_width) == ("B7", "Base", 640)
     assert (mine.resize_px, mine.image_px, mine.max_tokens, mine.stochastic_depth) == (346, 289, 64, 0.2)
     with torch.device("meta"):
@@ -147,10 +147,10 @@ def test_align_base_fits_by_name_and_shape() -> None:
 def test_another_architecture_is_refused(change: dict[str, Any], message: str) -> None:
     processor = published_processor()
     with pytest.raises(DataError, match=message):
-        model_config(AlignConfig(**change), processor, longest=64, batch_norm="group", batch_norm_group=16)
+        model_config(AlignConfig(**change), processor, longest=64, batch_norm_group=16)
     with pytest.raises(DataError, match="do_normalize is True"):
         normalised = EfficientNetImageProcessor(**processor.to_dict() | {"do_normalize": True})
-        model_config(AlignConfig(), normalised, longest=64, batch_norm="group", batch_norm_group=16)
+        model_config(AlignConfig(), normalised, longest=64, batch_norm_group=16)
 
 
 @pytest.mark.parametrize(
@@ -184,4 +184,4 @@ def test_a_broken_folder_is_a_clear_error(
     else:
         (directory / "model.safetensors").unlink()
     with pytest.raises(DataError, match=message):
-        read_hugging_face(directory, batch_norm="group", batch_norm_group=16)
+        read_hugging_face(directory, batch_norm_group=16)

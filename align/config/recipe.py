@@ -187,6 +187,8 @@ class Recipe(Section):
             return f"{name}.micro_batch {self.micro_batch} must be a multiple of model.batch_norm_group {group}"
         if self.optimiser == "muon" and self.shard_weights:
             return f"{name}.optimiser: muon needs whole matrices, so {name}.shard_weights false; or use lamb"
+        if self.precision == "float16" and self.shard_weights:
+            return f"{name}.precision: float16 needs whole gradients, so {name}.shard_weights false; or use bfloat16"
         if (self.loss == "sigmoid") != (model.logit_bias_init is not None):
             bias = "null" if model.logit_bias_init is None else model.logit_bias_init
             return (

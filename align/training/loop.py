@@ -25,7 +25,6 @@ import torch
 from align.config.infrastructure import HealthConfig
 from align.config.recipe import Recipe
 from align.durable.checkpoint import CheckpointFolder
-from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
@@ -230,34 +229,36 @@ def _means(state: State) -> MetricRow:
     row: MetricRow = {"train/loss": sum(state.losses) / len(state.losses)}
     if state.gradient_norms:
         row["train/gradient_norm"] = sum(state.gradient_norms) / len(state.gradient_norms)
-    if state.loss_scale is not None:
-        row |= {"train/loss_scale": state.loss_scale.value, "train/skipped_steps": state.loss_scale.skipped}
-        state.loss_scale.skipped = 0
+    if state.scaler is not None:
+        row |= {"train/loss_scale": state.scaler.get_scale(), "train/skipped_steps": state.skipped}
+        state.skipped = 0
     state.losses.clear()
     state.gradient_norms.clear()
     return row
 
 
 def _update(state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer, batch: Batch, rate: float) -> Pending:
-    """Starts one step. With float16 it waits for the norm, which decides whether the update happens."""
-    model, optimiser, scale = state.model, state.optimiser, state.loss_scale
+    """Starts one step. With float16 it waits for the gradients: if they overflowed, no weight changes."""
+    model, optimiser, scaler = state.model, state.optimiser, state.scaler
     optimiser.set_learning_rate(rate)
     before = model.temperature.detach()
-    factor = scale.value if scale else 1.0
-    gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, factor)
+    scaling = None if scaler is None else (scaler, optimiser)
+    gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, scaling)
     state.step += 1
-    sound = True
-    if scale is not None:
-        checked = Pending(state.step, rate, (*gradients, before, before), may_overflow=True).read()
-        try:
-            sound = scale.update(checked.norm)
-        except NonFiniteLossError as error:
-            raise diverged(str(error), state.step, rate, checked.temperature) from None
-    if sound:
+    updated = True
+    if scaler is None:
         optimiser.step()
-        if recipe.ema_decay is not None:
-            state.update_average(recipe.ema_decay)
-    return Pending(state.step, rate, (*gradients, before, model.temperature), may_overflow=scale is not None)
+    else:
+        scale = scaler.get_scale()
+        scaler.step(optimiser)
+        scaler.update()
+        updated = scaler.get_scale() >= scale
+        state.skipped += not updated
+        if not updated and scaler.get_scale() < 1:
+            raise diverged(f"the gradients overflow with a loss scale of {scale:g}", state.step, rate, float(before))
+    if updated and recipe.ema_decay is not None:
+        state.update_average(recipe.ema_decay)
+    return Pending(state.step, rate, (*gradients, before, model.temperature), may_overflow=scaler is not None)
 
 
 class _Started(NamedTuple):

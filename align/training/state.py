@@ -2,67 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from align.config.recipe import Recipe
-from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.training.lamb import Lamb, parameter_groups
 from align.training.ranks.buckets import gathered
 from align.training.ranks.sharding import distributed_like, is_sharded, local
-
-#: The scale at the start.
-INITIAL = 2.0**16
-#: It doubles after this many steps in a row without an overflow.
-GROWTH_STEPS = 2000
-
-
-@dataclass
-class LossScale:
-    """The factor on the loss in float16, whose smallest numbers are larger than many gradients.
-
-    The loss is multiplied before the backward pass, and the gradients are divided after it, in float32. If the
-    gradients of a step are not finite, they exceeded float16's largest number: the step is skipped and counted, and the
-    scale halves. The skipped step still counts in the schedule and in the order of the data.
-
-    Decision: our own forty lines instead of `torch.amp.GradScaler`, with its constants. GradScaler decides by each
-    rank's own gradients and does not support shards; here the norm of all gradients decides, which is computed anyway
-    and equal on every rank. Scales are powers of two, so multiplying and dividing changes no bit of a gradient that
-    float16 holds.
-
-    Attributes:
-        value: the scale, a power of two.
-        good_steps: steps without an overflow since it changed.
-        skipped: steps skipped since the last row of metrics.
-    """
-
-    value: float = INITIAL
-    good_steps: int = 0
-    skipped: int = 0
-
-    def update(self, gradient_norm: float) -> bool:
-        """Updates the scale after a step; returns whether its gradients are finite, so that the step may be applied.
-
-        Raises:
-            NonFiniteLossError: they are not finite although the scale is at most 1.
-        """
-        if math.isfinite(gradient_norm):
-            self.good_steps += 1
-            if self.good_steps == GROWTH_STEPS:
-                self.value, self.good_steps = 2 * self.value, 0
-            return True
-        if self.value <= 1.0:
-            raise NonFiniteLossError(f"the gradients' norm is {gradient_norm} with a loss scale of {self.value:g}")
-        self.value, self.good_steps, self.skipped = self.value / 2, 0, self.skipped + 1
-        return False
-
 
 #: One row of metrics: `step`, and the metrics measured at it.
 MetricRow = dict[str, float | int]
@@ -81,7 +34,8 @@ class State:
         losses, gradient_norms: of each step since the last row; a skipped step has no norm.
         average: exponential moving average of the parameters that are trained, in the same order; None if the recipe
             keeps none.
-        loss_scale: for float16; None in other precisions.
+        scaler: for float16, whose gradients overflow now and then; None in other precisions.
+        skipped: steps that it has left out since the last row.
     """
 
     model: DualEncoder
@@ -92,7 +46,8 @@ class State:
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     average: list[Tensor] | None = None
-    loss_scale: LossScale | None = None
+    scaler: GradScaler | None = None
+    skipped: int = 0
 
     @property
     def sharded(self) -> bool:
@@ -113,7 +68,8 @@ class State:
                 "losses": self.losses,
                 "gradient_norms": self.gradient_norms,
                 "average": self.average,
-                "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
+                "scaler": None if self.scaler is None else self.scaler.state_dict(),
+                "skipped": self.skipped,
             }
         )
         return values
@@ -137,8 +93,9 @@ class State:
         if self.average is not None:
             trained = zip(saved["average"], _trained(self.model), strict=True)
             self.average = [distributed_like(whole, param) for whole, param in trained]
-        if self.loss_scale is not None:
-            self.loss_scale = LossScale(**saved["loss_scale"])
+        self.skipped = saved["skipped"]
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved["scaler"])
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -169,8 +126,8 @@ def new_state(model: DualEncoder, recipe: Recipe) -> State:
         weight_decay=recipe.weight_decay, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps,
     )  # fmt: skip
     average = None if recipe.ema_decay is None else [param.detach().clone() for param in _trained(model)]
-    loss_scale = LossScale() if recipe.precision == "float16" else None
-    return State(model, optimiser, average=average, loss_scale=loss_scale)
+    scaler = GradScaler(model.log_temperature.device.type) if recipe.precision == "float16" else None
+    return State(model, optimiser, average=average, scaler=scaler)
 
 
 def load_weights(model: DualEncoder, saved: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
@@ -64,7 +66,7 @@ def compute_gradients(
     ranks: Ranks,
     tokenizer: TextTokenizer,
     batch: Batch,
-    loss_scale: float = 1.0,
+    scaling: tuple[GradScaler, Optimizer] | None = None,
 ) -> Gradients:
     """Sets every parameter's `grad` to the gradient of the global batch's loss, the same on all ranks.
 
@@ -76,7 +78,7 @@ def compute_gradients(
         ranks: the other processes.
         tokenizer: of the texts, for a batch without tokens.
         batch: this rank's share, on any device.
-        loss_scale: factor on the gradients during the backward pass; removed at the end.
+        scaling: of float16: multiplies the loss, and divides the gradients of the optimiser's parameters at the end.
 
     Returns:
         The loss, and the norm of the gradients before `clip_norm` is applied. Neither has to be finite, see
@@ -99,7 +101,8 @@ def compute_gradients(
     image, text, scalars = _finished_in_order(model)
     sums = GradientSums([*image, *text, *scalars] if cached else [*scalars, *text, *image], ranks)
     with sums.last_backward(scalars if cached else [*scalars, *text, *image]):
-        (loss * loss_scale).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        scaled = loss if scaling is None else scaling[0].scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]  # untyped in torch
     if cached:
         for tower, params, embeds_BD in zip(parts, (image, text), (image_embeds_BD, text_embeds_BD), strict=True):
             assert embeds_BD.grad is not None
@@ -111,7 +114,9 @@ def compute_gradients(
                 with sums.last_backward(params if number == len(tower) else ()):
                     embeds_PD.backward(embeds_BD.grad[_there(rows_P, ranks.device)])  # type: ignore[no-untyped-call]
     sums.finish()
-    return Gradients(loss.detach(), _finish(model, loss_scale, recipe.clip_norm))
+    if scaling is not None:
+        scaling[0].unscale_(scaling[1])
+    return Gradients(loss.detach(), _clipped(model, recipe.clip_norm))
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
@@ -153,12 +158,10 @@ def _loss(model: DualEncoder, recipe: Recipe, embeds: tuple[Tensor, Tensor], ran
     return sigmoid_loss(image_embeds_BD, text_embeds_BD, model.temperature, model.logit_bias, peers=ranks)
 
 
-def _finish(model: DualEncoder, loss_scale: float, clip_norm: float | None) -> Tensor:
-    """Removes the scale from the gradients, clips them to `clip_norm`, and returns their norm before clipping."""
+def _clipped(model: DualEncoder, clip_norm: float | None) -> Tensor:
+    """Clips the gradients to `clip_norm`, and returns their norm before."""
     owners = [param for param in model.parameters() if param.grad is not None]
     gradients = [local(param.grad) for param in owners if param.grad is not None]
-    if loss_scale != 1.0:
-        torch._foreach_mul_(gradients, 1.0 / loss_scale)
     norm: Tensor = torch.linalg.vector_norm(norms(gradients, owners))
     if clip_norm is not None:
         torch._foreach_mul_(gradients, (clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0))

@@ -11,6 +11,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.profiler import ProfilerActivity, profile
 
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
@@ -88,8 +89,10 @@ class Step:
         model.gradient_checkpointing = what  # type: ignore[assignment]  # one of its three words
         with accelerated(model, how, device):
             shard(model, ranks) if shards(how, ranks) else model.to(device)
-            loss_scale = _LOSS_SCALE if how.precision == "float16" else 1.0
-            loss, norm = compute_gradients(model, how, ranks, known.tokenizer, batch, loss_scale)
+            scaling = None
+            if how.precision == "float16":
+                scaling = GradScaler(device.type, init_scale=_LOSS_SCALE), torch.optim.SGD(model.parameters())
+            loss, norm = compute_gradients(model, how, ranks, known.tokenizer, batch, scaling)
         self.loss, self.norm = float(loss), float(norm)
         self.grads = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
 

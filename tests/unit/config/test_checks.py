@@ -64,6 +64,10 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
         (["finetune.batch_size=250"], "finetune.batch_size 250 must be a multiple of model.batch_norm_group 16"),
         (["pretrain.micro_batch=24"], "pretrain.micro_batch 24 must be a multiple of model.batch_norm_group 16"),
         (["pretrain.shard_weights=node"], "'pretrain.shard_weights' = 'node'"),
+        (
+            ["pretrain.precision=float16", "pretrain.shard_weights=true", "pretrain.optimiser=lamb"],
+            "pretrain.precision: float16 needs whole gradients, so pretrain.shard_weights false",
+        ),
         (["pretrain.loss=sigmoid"], "pretrain.loss sigmoid and model.logit_bias_init null do not go together"),
         (["model.logit_bias_init=-10.0"], "pretrain.loss align and model.logit_bias_init -10.0 do not go together"),
         (["promote.metrics=[concepts/recall@10]"], "promote.metrics: 'concepts/recall@10' is measured for no set"),

@@ -1,18 +1,17 @@
 """Dynamic loss scaling skips the steps that overflow and changes nothing else. On a CPU the towers run in float32."""
 
-import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.amp import GradScaler
 
 from align.errors import NonFiniteLossError, TrainingError
 from align.training import state as module
-from align.training import state as state_module
 from align.training.loop import Log
 from align.training.run import Trained, run
 from align.training.run_plan import TrainingPlan
-from align.training.state import LossScale
 from tests.support import training_data
 from tests.support.training_data import TermAt, pretrain_config
 
@@ -35,16 +34,12 @@ def assert_same(ours: Trained, theirs: Trained) -> None:
         assert torch.equal(weight, ours.model.state_dict()[name]), name
 
 
-def test_the_scale_halves_at_an_overflow_and_doubles_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GROWTH_STEPS", 3)
-    scale = LossScale(8.0)
-    made = [scale.update(norm) for norm in (1.0, math.inf, 1.0, 1.0, math.nan, 1.0, 1.0, 1.0, 1.0)]
-    assert made == [True, False, True, True, False, True, True, True, True]
-    assert scale == LossScale(value=4.0, good_steps=1, skipped=2)
-    for _ in range(2):
-        scale.update(math.inf)
-    with pytest.raises(NonFiniteLossError, match="norm is inf with a loss scale of 1"):
-        scale.update(math.inf)
+def test_gradients_that_always_overflow_end_the_run(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GradScaler", partial(GradScaler, init_scale=HUGE, backoff_factor=1e-39))
+    with pytest.raises(NonFiniteLossError, match=r"overflow with a loss scale of 1.7.*e\+38 at step 1 "):
+        run(plan(data, tmp_path))
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
@@ -61,8 +56,7 @@ def test_scaling_alone_changes_no_bit(data: tuple[Path, Path], tmp_path: Path, m
 def test_steps_that_overflow_are_skipped_and_resumed_bit_for_bit(
     data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "GROWTH_STEPS", 2)
-    monkeypatch.setattr(state_module, "LossScale", lambda **saved: LossScale(**({"value": HUGE} | saved)))
+    monkeypatch.setattr(module, "GradScaler", partial(GradScaler, init_scale=HUGE, growth_interval=2))
     some = {"ema_decay": 0.5, "num_steps": 10, "validate_every_steps": 10}
     whole = run(plan(data, tmp_path / "whole", checkpoint_every_steps=1, keep_checkpoints=10, **some))
     assert whole is not None

@@ -101,7 +101,6 @@ class Recipe(Section):
     #: False: it stays what it is at the start (`model.temperature_init`, or that of the model to start from).
     learn_temperature: bool
     clip_norm: float | None = Field(gt=0)
-    ema_decay: float | None = Field(gt=0, lt=1)
     flip: bool
     #: Smallest and largest side of a random crop, relative to `image_px` (`align.model.preprocess.random_crop`).
     crop_scale: Annotated[tuple[Annotated[float, Field(ge=0.1)], Annotated[float, Field(le=2)]], Field(strict=False)]
@@ -124,8 +123,8 @@ class Recipe(Section):
     checkpoint_every_steps: int = Field(ge=1)
     keep_checkpoints: int = Field(ge=1)
     best_metric: str | None
-    #: Which checkpoint is the trained model; `average`: the last one's average.
-    export: Literal["last", "best", "average"]
+    #: Which checkpoint is the trained model.
+    export: Literal["last", "best"]
     #: First and last; None: none is traced.
     trace_steps: Annotated[tuple[Annotated[int, Field(ge=1)], int] | None, Field(strict=False)]
     num_processes: int | None = Field(ge=1)
@@ -204,12 +203,6 @@ class Recipe(Section):
             )
         if self.export == "best" and self.best_metric is None:
             return f"{name}.export: best needs {name}.best_metric, which says what is better"
-        if self.export != "best" and (self.export == "average") != (self.ema_decay is not None):
-            decay = "null" if self.ema_decay is None else self.ema_decay
-            return (
-                f"{name}.export {self.export} and {name}.ema_decay {decay} do not go together: what is validated is "
-                "exported, and that is the average if there is one; set export to average, or ema_decay to null"
-            )
         return None
 
     @field_validator("negatives_share")

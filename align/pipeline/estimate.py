@@ -86,7 +86,7 @@ class Estimate(BaseModel):
     Attributes:
         num_parameters: of both towers.
         num_ranks: processes that share a batch, on all machines.
-        state_bytes: weights of a rank; gradients, moments and average of those that are trained.
+        state_bytes: weights of a rank; gradients and moments of those that are trained.
         activation_bytes_per_pair: kept for the backward pass, without recomputing.
         pairs_at_a_time: of a rank, whose activations are kept together.
         checkpoint_bytes: of one checkpoint.
@@ -157,7 +157,7 @@ def estimate(counted: Counted, recipe: Recipe, *, num_ranks: int) -> Estimate:
     num_parameters, num_trained = counted.num_parameters, counted.num_trained
     share = -(-recipe.batch_size // num_ranks)
     parts = [share, *([recipe.micro_batch] if recipe.micro_batch else [])]
-    kept = num_parameters + num_trained * (_MOMENTS + (recipe.ema_decay is not None))
+    kept = num_parameters + num_trained * _MOMENTS
     kept -= counted.num_in_matrices * (recipe.optimiser == "muon")
     state = (kept + num_trained * _GRADIENTS) * _FLOAT32
     if recipe.shard_weights:

@@ -19,7 +19,6 @@ from align.training.loop import refresh_statistics
 from align.training.ranks.process_group import Ranks
 from align.training.run import new_model, require_best, sources
 from align.training.stage import plan_of, save_trained
-from align.training.state import load_weights
 
 _STAGES = {"pretrain": pretrain.trains, "finetune": finetune.trains}
 
@@ -54,12 +53,12 @@ def model_of_checkpoint(params: Params, checkpoint: str, folder: Path) -> None:
     if which != "last":
         saved = run.load(require_best(saved["rows"], plan.recipe) if which == "best" else int(which))
     model, step = new_model(plan, first=False), int(saved["step"])
-    load_weights(model, saved)
+    model.load_state_dict(saved["model"])
     say(f"{stage}: the model of {run.directory} after step {step:,}")
     if not any(row["step"] == step and any(name.startswith("val/") for name in row) for row in saved["rows"]):
         _refresh(model, sources(plan).train)  # batch-norm's statistics in it are of an earlier step
     ends = step == plan.recipe.num_steps and plan.recipe.export != "best"
-    choice = "best" if which == "best" else plan.recipe.export if ends else "by hand"
+    choice = "best" if which == "best" else "last" if ends else "by hand"
     save_trained(plan, model, step, choice, folder)
 
 

@@ -132,7 +132,7 @@ def train(
             ledger.enter(reading)
             measured: MetricRow = {}
             if validates:
-                with progress.paused(), state.averaged(), as_written(), autocast(recipe, ranks.device):
+                with progress.paused(), as_written(), autocast(recipe, ranks.device):
                     refresh_statistics(model, samples.train, ranks, spread=not state.sharded)
                     if takes_part:
                         measured |= batch_norm_gap(model, samples.train, ranks.device)
@@ -245,19 +245,15 @@ def _update(state: State, recipe: Recipe, ranks: Ranks, tokenizer: TextTokenizer
     scaling = None if scaler is None else (scaler, optimiser)
     gradients = compute_gradients(model, recipe, ranks, tokenizer, batch, scaling)
     state.step += 1
-    updated = True
     if scaler is None:
         optimiser.step()
     else:
         scale = scaler.get_scale()
         scaler.step(optimiser)
         scaler.update()
-        updated = scaler.get_scale() >= scale
-        state.skipped += not updated
-        if not updated and scaler.get_scale() < 1:
+        state.skipped += scaler.get_scale() < scale
+        if scaler.get_scale() < 1:
             raise diverged(f"the gradients overflow with a loss scale of {scale:g}", state.step, rate, float(before))
-    if updated and recipe.ema_decay is not None:
-        state.update_average(recipe.ema_decay)
     return Pending(state.step, rate, (*gradients, before, model.temperature), may_overflow=scaler is not None)
 
 

@@ -30,7 +30,7 @@ from align.training.loop import best_step, train
 from align.training.ranks.process_group import Ranks, default_processes, launch
 from align.training.ranks.sharding import shard, shards
 from align.training.run_plan import TrainingPlan
-from align.training.state import Found, MetricRow, load_weights, new_state
+from align.training.state import Found, MetricRow, new_state
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ def run(plan: TrainingPlan) -> Trained | None:
         saved = folder.load_latest(torch.device("cpu"))
         if saved is None or saved["step"] != recipe.num_steps:
             raise TrainingError(f"{folder.directory}: training ended without its last checkpoint; run the stage again")
-        speed, rows, found = folder.directory / "speed.json", saved["rows"], saved.get("found", {})
+        speed, rows, found = folder.directory / "speed.json", saved["rows"], saved["found"]
         if recipe.export == "best":
             saved = folder.load(require_best(rows, recipe))
         model = new_model(plan, first=False)
-        load_weights(model, saved)
+        model.load_state_dict(saved["model"])
         pairs_per_s = json.loads(speed.read_text()) if speed.exists() else 0.0
         return Trained(model.eval(), rows, saved["step"], pairs_per_s, folder.accepted(), found)
 

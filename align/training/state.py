@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import GradScaler
 
 from align.config.recipe import Recipe
 from align.model.dual_encoder import DualEncoder
 from align.training.lamb import Lamb, parameter_groups
 from align.training.ranks.buckets import gathered
-from align.training.ranks.sharding import distributed_like, is_sharded, local
+from align.training.ranks.sharding import distributed_like, is_sharded
 
 #: One row of metrics: `step`, and the metrics measured at it.
 MetricRow = dict[str, float | int]
@@ -32,8 +30,6 @@ class State:
         rows: metric rows so far.
         found: at each validation so far, for people.
         losses, gradient_norms: of each step since the last row; a skipped step has no norm.
-        average: exponential moving average of the parameters that are trained, in the same order; None if the recipe
-            keeps none.
         scaler: for float16, whose gradients overflow now and then; None in other precisions.
         skipped: steps that it has left out since the last row.
     """
@@ -45,7 +41,6 @@ class State:
     found: Found = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
-    average: list[Tensor] | None = None
     scaler: GradScaler | None = None
     skipped: int = 0
 
@@ -67,7 +62,6 @@ class State:
                 "found": self.found,
                 "losses": self.losses,
                 "gradient_norms": self.gradient_norms,
-                "average": self.average,
                 "scaler": None if self.scaler is None else self.scaler.state_dict(),
                 "skipped": self.skipped,
             }
@@ -88,35 +82,11 @@ class State:
             for number, of_one in saved["optimiser"]["state"].items()
         }
         self.optimiser.load_state_dict(saved["optimiser"] | {"state": moments})
-        self.step, self.rows, self.found = saved["step"], saved["rows"], saved.get("found", {})
+        self.step, self.rows, self.found = saved["step"], saved["rows"], saved["found"]
         self.losses, self.gradient_norms = saved["losses"], saved["gradient_norms"]
-        if self.average is not None:
-            trained = zip(saved["average"], _trained(self.model), strict=True)
-            self.average = [distributed_like(whole, param) for whole, param in trained]
         self.skipped = saved["skipped"]
         if self.scaler is not None:
             self.scaler.load_state_dict(saved["scaler"])
-
-    @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        """Moves the average one step towards the parameters."""
-        assert self.average is not None
-        weights = [local(param.detach()) for param in _trained(self.model)]
-        torch._foreach_lerp_([local(tensor) for tensor in self.average], weights, 1.0 - decay)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within the block the model has the averaged parameters, if the recipe keeps an average."""
-        if self.average is None:
-            yield
-            return
-        params = [local(param.detach()) for param in _trained(self.model)]
-        average = [local(tensor) for tensor in self.average]
-        _swap(params, average)
-        try:
-            yield
-        finally:
-            _swap(params, average)
 
 
 def new_state(model: DualEncoder, recipe: Recipe) -> State:
@@ -125,27 +95,5 @@ def new_state(model: DualEncoder, recipe: Recipe) -> State:
         parameter_groups(model, recipe),
         weight_decay=recipe.weight_decay, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps,
     )  # fmt: skip
-    average = None if recipe.ema_decay is None else [param.detach().clone() for param in _trained(model)]
     scaler = GradScaler(model.log_temperature.device.type) if recipe.precision == "float16" else None
-    return State(model, optimiser, average=average, scaler=scaler)
-
-
-def load_weights(model: DualEncoder, saved: dict[str, Any]) -> None:
-    """Loads the weights that are the run's result: the averaged ones if it kept an average."""
-    model.load_state_dict(saved["model"])
-    if saved["average"] is not None:
-        with torch.no_grad():
-            for param, average in zip(_trained(model), saved["average"], strict=True):
-                param.copy_(average)
-
-
-def _trained(model: DualEncoder) -> list[nn.Parameter]:
-    """All parameters but those of a locked tower."""
-    return [param for param in model.parameters() if param.requires_grad]
-
-
-def _swap(params: list[Tensor], others: list[Tensor]) -> None:
-    for param, other in zip(params, others, strict=True):
-        before = param.clone()
-        param.copy_(other)
-        other.copy_(before)
+    return State(model, optimiser, scaler=scaler)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +42,7 @@ RECIPE: dict[str, object] = {
     "text_init_std": None, "position_init_scale": 0.1, "image_weights": None, "text_weights": None, "locked": "none",
     "loss": "align", "label_smoothing": 0.1, "negatives_share": 1.0,
     "learn_temperature": True, "clip_norm": None,
-    "ema_decay": None, "crop_scale": [1.0, 1.0], "flip": False, "precision": "bfloat16",
+    "crop_scale": [1.0, 1.0], "flip": False, "precision": "bfloat16",
     "gradient_checkpointing": "none", "shard_weights": False,
     "compile": False, "tf32": False, "cudnn_benchmark": False,
     "phrase_dropout": 0.0,
@@ -76,17 +75,12 @@ def noted_slowly(path: Path, metrics: dict[str, float], step: int) -> None:
 
 
 def pretrain_config(**changes: object) -> PretrainConfig:
-    return PretrainConfig.model_validate(RECIPE | _average(changes) | changes)
+    return PretrainConfig.model_validate(RECIPE | changes)
 
 
 def finetune_config(**changes: object) -> FinetuneConfig:
     of_stage: dict[str, object] = {"from": "models/pretrained", "warmup_steps": 0, "num_steps": 3}
-    return FinetuneConfig.model_validate(RECIPE | _average(changes) | of_stage | changes)
-
-
-def _average(changes: Mapping[str, object]) -> dict[str, object]:
-    """An average that is kept is exported."""
-    return {"export": "average"} if changes.get("ema_decay") else {}
+    return FinetuneConfig.model_validate(RECIPE | of_stage | changes)
 
 
 def plan(

@@ -84,12 +84,6 @@ def test_a_locked_tower_has_weights_only() -> None:
         assert needs.activation_bytes_per_pair < plain.activation_bytes_per_pair
 
 
-def test_an_average_is_one_more_copy() -> None:
-    plain, average = of("pretrain.ema_decay=null"), of("pretrain.ema_decay=0.99")
-    assert average.state_bytes - plain.state_bytes == 4 * plain.num_parameters
-    assert average.checkpoint_bytes - plain.checkpoint_bytes == 4 * plain.num_parameters
-
-
 def test_a_shape_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each `align plan` would import torch and build the model."""
 

@@ -57,9 +57,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def whole_step(words: TextTokenizer, what: Checkpointing, micro_batch: int | None) -> list[str]:
     """The operations of a step with its update that mixed devices."""
-    recipe = pretrain_config(
-        batch_size=BATCH, micro_batch=micro_batch, gradient_checkpointing=what, ema_decay=0.9, clip_norm=1.0
-    )
+    recipe = pretrain_config(batch_size=BATCH, micro_batch=micro_batch, gradient_checkpointing=what, clip_norm=1.0)
     model = DualEncoder(MODEL, words.vocab_size).train()
     model.gradient_checkpointing = what
     state = new_state(model.to(THERE), recipe)
@@ -71,7 +69,6 @@ def whole_step(words: TextTokenizer, what: Checkpointing, micro_batch: int | Non
         gradients = compute_gradients(model, recipe, Ranks(0, 1, THERE), words, batch)
         state.optimiser.set_learning_rate(0.1)
         state.optimiser.step()
-        state.update_average(0.9)
         Pending(1, 0.1, (*gradients, model.temperature, model.temperature))
     assert {param.grad.device.type for param in model.parameters() if param.grad is not None} == {"meta"}
     assert gradients.loss.device.type == gradients.norm.device.type == "meta"

@@ -14,8 +14,7 @@ from align.training.stage import train_stage
 from tests.support import training_data
 from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
 
-#: Of a recipe that keeps every kind of state.
-CHANGES: dict[str, object] = {"num_steps": 3, "ema_decay": 0.5, "validate_every_steps": 3, "learning_rate": 2e-3}
+CHANGES: dict[str, object] = {"num_steps": 3, "validate_every_steps": 3, "learning_rate": 2e-3}
 TOWERS = {"image": "vision_model.", "text": "text_model."}
 Start = tuple[tuple[Path, Path], Path]
 
@@ -54,7 +53,7 @@ def test_a_locked_tower_stays_as_it_is_and_all_else_learns(which: Locked, start:
     assert rest - moved <= {"text_model.embeddings.word_embeddings.weight"} and "log_temperature" in moved
     assert ("val/batch_norm_gap" in result.rows[-1]) == (which == "text")
     saved = made.folder().load_latest(torch.device("cpu"))
-    assert saved is not None and len(saved["optimiser"]["state"]) == len(saved["average"]) == len(rest)
+    assert saved is not None and len(saved["optimiser"]["state"]) == len(rest)
 
 
 @pytest.mark.parametrize("which", ["image", "text"])

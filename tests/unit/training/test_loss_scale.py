@@ -57,7 +57,7 @@ def test_steps_that_overflow_are_skipped_and_resumed_bit_for_bit(
     data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "GradScaler", partial(GradScaler, init_scale=HUGE, growth_interval=2))
-    some = {"ema_decay": 0.5, "num_steps": 10, "validate_every_steps": 10}
+    some = {"num_steps": 10, "validate_every_steps": 10}
     whole = run(plan(data, tmp_path / "whole", checkpoint_every_steps=1, keep_checkpoints=10, **some))
     assert whole is not None
     scale, grown = HUGE, 0

@@ -206,25 +206,6 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(data: tuple[Path, P
     assert saved is not None and all(np.isfinite(saved["losses"]))
 
 
-def test_the_average_of_the_weights_is_what_is_validated_and_kept(
-    data: tuple[Path, Path], tmp_path: Path, whole: Trained
-) -> None:
-    recipe = pretrain_config(ema_decay=0.5, checkpoint_every_steps=1, keep_checkpoints=8)
-    kept = run(plan(data, tmp_path / "whole", recipe))
-    folder = plan(data, tmp_path / "whole", recipe).folder().directory
-    states = [torch.load(folder / f"step-{step:08d}.pt", weights_only=True) for step in range(1, 9)]
-    name = "text_projection.weight"
-    average = states[0]["average"][[*dict(kept.model.named_parameters())].index(name)]
-    for state in states[1:]:
-        average = average + 0.5 * (state["model"][name] - average)
-    torch.testing.assert_close(kept.model.state_dict()[name], average)
-    assert torch.equal(
-        states[-1]["model"][name], whole.model.state_dict()[name]
-    )  # training itself does not use the average
-    assert [row["train/loss"] for row in kept.rows] == [row["train/loss"] for row in whole.rows]
-    assert kept.rows[-1]["val/effective_rank"] != whole.rows[-1]["val/effective_rank"]
-
-
 def test_what_varies_goes_to_live_logging_and_nowhere_else(data: tuple[Path, Path], tmp_path: Path) -> None:
     live: list[dict[str, float]] = []
     health = load_params().section(HealthConfig).model_copy(update={"device_tflops": 0.1, "price_per_hour": 3.0})

@@ -74,11 +74,8 @@ class Recipe(Section):
     learning_rate: float = Field(gt=0)
     text_learning_rate_scale: float = Field(gt=0)
     vector_learning_rate_scale: float = Field(gt=0)
-    #: A factor for each layer below the projections (`align.training.lamb.depth_scales`); 1: all learn alike.
-    layer_decay: float = Field(gt=0, le=1)
-    schedule: Literal["linear", "cosine", "constant"]
+    schedule: Literal["linear", "cosine"]
     warmup_steps: int = Field(ge=0)
-    cooldown_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     beta1: float = Field(ge=0, lt=1)
     beta2: float = Field(ge=0, lt=1)
@@ -230,13 +227,6 @@ class Recipe(Section):
         of_set = None if self.best_metric is None else VALIDATED_ON.fullmatch(self.best_metric)
         if of_set and of_set[1] not in self.validate_on:
             raise ValueError(f"best_metric {self.best_metric}: {of_set[1]} is not one of validate_on")
-        if self.cooldown_steps and self.schedule != "constant":
-            raise ValueError(f"cooldown_steps {self.cooldown_steps} is of schedule constant; {self.schedule} needs 0")
-        if self.num_steps and self.warmup_steps + self.cooldown_steps > self.num_steps:
-            raise ValueError(
-                f"warmup_steps {self.warmup_steps} and cooldown_steps {self.cooldown_steps} are more than num_steps "
-                f"{self.num_steps}"
-            )
         if self.num_processes and self.batch_size % self.num_processes:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of num_processes {self.num_processes}")
         return self

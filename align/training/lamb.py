@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from align.config.recipe import Recipe
-from align.model.library_towers import layers
 from align.training.muon import layer_matrices, muon_updates
 from align.training.ranks.buckets import buckets, in_one_piece
 from align.training.ranks.sharding import local, norms
@@ -151,31 +150,12 @@ class _Piece(NamedTuple):
     rate: float
 
 
-def depth_scales(model: nn.Module, decay: float) -> dict[str, float]:
-    """Each parameter of the towers -> the factor of its depth, as timm has it, after BEiT (arXiv 2106.08254).
-
-    In a tower of N layers it is decay**(N + 1) below the first layer (stem, embeddings) and decay**(N + 1 - k) in layer
-    k of 1 to N; a norm after the last layer belongs to it. Projections, temperature and bias learn at the full rate.
-    """
-    found: dict[str, float] = {}
-    for prefix in ("vision_model", "text_model"):
-        tower = model.get_submodule(prefix)
-        own = layers(tower)
-        number = {param: k for k, layer in enumerate(own, 1) for param in layer.parameters()}
-        depth = 0
-        for name, param in tower.named_parameters():
-            depth = number.get(param, len(own) if depth else 0)
-            found[f"{prefix}.{name}"] = decay ** (len(own) + 1 - depth)
-    return found
-
-
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Groups by adaptation and rate, of the parameters that are trained.
 
     In a short run a post-norm BERT needs a smaller rate than the image tower. Its embeddings do not, since a batch
     changes few of their rows.
     """
-    scales = depth_scales(model, recipe.layer_decay) if recipe.layer_decay != 1 else {}
     muon = layer_matrices(model) if recipe.optimiser == "muon" else set()
     groups: dict[tuple[bool, bool, float], list[Tensor]] = {}
     for name, param in model.named_parameters():
@@ -185,7 +165,6 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         scale = 1.0 if matrix else recipe.vector_learning_rate_scale
         if name.startswith("text_") and not (matrix and ".embeddings." in name):
             scale *= recipe.text_learning_rate_scale
-        scale *= scales.get(name, 1.0)
         groups.setdefault((matrix, param in muon, scale), []).append(param)
     return [
         {

@@ -36,8 +36,7 @@ MODEL = ModelConfig(
 RECIPE: dict[str, object] = {
     "seed": 0, "num_steps": 8, "image_px": None, "resize_px": None, "stochastic_depth": None,
     "batch_size": 8, "micro_batch": None, "optimiser": "lamb", "learning_rate": 0.02,
-    "text_learning_rate_scale": 0.5, "vector_learning_rate_scale": 0.2, "layer_decay": 1.0, "schedule": "linear",
-    "cooldown_steps": 0,
+    "text_learning_rate_scale": 0.5, "vector_learning_rate_scale": 0.2, "schedule": "linear",
     "warmup_steps": 2, "weight_decay": 1e-5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6,
     "text_init_std": None, "position_init_scale": 0.1, "image_weights": None, "text_weights": None, "locked": "none",
     "loss": "align", "label_smoothing": 0.1, "negatives_share": 1.0,

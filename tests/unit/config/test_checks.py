@@ -51,11 +51,6 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
         (["pretrain.warmup_steps=600"], "warmup_steps 600 must be less than num_steps 600"),
         (["pretrain.crop_scale=[1.2,0.8]"], "crop_scale [1.2, 0.8]: the smallest comes first"),
         (["pretrain.crop_scale=[0.005,1]"], "crop_scale.0' = 0.005: Input should be greater than or equal to 0.1"),
-        (["pretrain.cooldown_steps=5"], "cooldown_steps 5 is of schedule constant; linear needs 0"),
-        (
-            ["pretrain.schedule=constant", "pretrain.cooldown_steps=600"],
-            "cooldown_steps 600 are more than num_steps 600",
-        ),
         (["pretrain.image_px=80"], "shard.image_px 72 is below the 90 px of pretrain.image_px"),
         (["pretrain.image_px=80", "pretrain.resize_px=72"], "pretrain.image_px 80 is larger than resize_px 72"),
         (["pretrain.batch_size=250"], "pretrain.batch_size 250 must be a multiple of model.batch_norm_group 16"),

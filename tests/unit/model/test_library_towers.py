@@ -231,7 +231,7 @@ def test_two_ranks_are_one(trained: Trained, tmp_path: Path) -> None:
 @pytest.mark.costs(8, "a fine-tuning, and a program of both towers")
 def test_the_model_is_tuned_at_another_size_and_travels(trained: Trained, tmp_path: Path) -> None:
     (shards, tokenizer), root = trained
-    larger = finetune_config(image_px=36, resize_px=36, layer_decay=0.5)
+    larger = finetune_config(image_px=36, resize_px=36)
     start = load_model(root / "model").config
     made = plan((shards, tokenizer), tmp_path, larger, model=larger.trained(start), initial=root / "model")
     train_stage(made, out=tmp_path / "model", reports=tmp_path / "reports")

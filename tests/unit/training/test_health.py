@@ -125,8 +125,3 @@ def test_cosine() -> None:
     assert rates[8] == pytest.approx(0.5)  # in the middle of the decay
     assert rates[5] + rates[11] == pytest.approx(1.0)  # half a cosine is odd about its middle
     assert rates == sorted(rates[:4]) + sorted(rates[4:], reverse=True)
-
-
-def test_constant_with_and_without_a_cooldown() -> None:
-    assert _rates(schedule="constant") == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 9)
-    assert _rates(schedule="constant", cooldown_steps=4)[6:] == pytest.approx([1.0, 1.0, 1.0, 0.75, 0.5, 0.25])

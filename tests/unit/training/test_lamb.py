@@ -4,20 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
-from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from align.config.model import TextTowerShape
 from align.config.recipe import PretrainConfig
-from align.model.dual_encoder import DualEncoder
 from align.training import lamb as module
 from align.training.lamb import Lamb, parameter_groups
 from tests.support import lamb_reference
 from tests.support.params import load_params
-from tests.support.training_data import MODEL
 
 RECIPE = load_params(overrides=["pretrain.optimiser=lamb"]).section(PretrainConfig)
 
@@ -144,55 +139,3 @@ def test_groups_spare_vectors_and_scale_the_text_tower() -> None:
         (True, 0.25): [(3, 2)], (False, 0.125): [(3,), (7,), (7,)], (True, 1.0): [(4, 2), (7, 2)],
         (False, 0.5): [(), (4,)],
     }  # fmt: skip
-
-
-def _rates(model: DualEncoder, **changes: Any) -> dict[str, float]:
-    groups = parameter_groups(model, RECIPE.model_copy(update={"text_learning_rate_scale": 1.0, **changes}))
-    scale = {id(param): group["lr_scale"] for group in groups for param in group["params"]}
-    return {name: scale[id(param)] for name, param in model.named_parameters()}
-
-
-def test_layers_learn_more_slowly_the_deeper_they_lie() -> None:
-    """By hand, for both towers: two layers of text, and the four blocks that the small image tower has."""
-    tower = TextTowerShape(width=16, layers=2, heads=2)
-    model = DualEncoder(MODEL.model_copy(update={"text_tower": tower, "embed_width": 12}), 30)
-    plain, scaled = _rates(model), _rates(model, layer_decay=0.5)
-    number = len(model.vision_model.encoder.blocks)
-    powers = {"text_model.embeddings.": 3, "text_model.encoder.layer.0.": 2, "text_model.encoder.layer.1.": 1}
-    powers |= {"vision_model.embeddings.": number + 1}
-    powers |= {f"vision_model.encoder.blocks.{block}.": number - block for block in range(number)}
-    powers |= {"text_projection.": 0, "vision_projection.": 0, "log_temperature": 0}
-    for name, rate in scaled.items():
-        (power,) = (power for prefix, power in powers.items() if name.startswith(prefix))
-        assert rate == plain[name] * 0.5**power, name
-
-
-def test_the_layers_of_a_vit_are_those_of_timm() -> None:
-    model = DualEncoder(MODEL.model_copy(update={"image_tower": "timm:test_vit"}), 30)
-    own = _rates(model, layer_decay=0.7, vector_learning_rate_scale=1.0)
-    theirs = timm.create_model("test_vit", num_classes=3)
-    names = {id(param): name for name, param in theirs.named_parameters()}
-    for group in param_groups_layer_decay(theirs, layer_decay=0.7):
-        for name in (names[id(param)] for param in group["params"]):
-            rate = own["vision_projection.weight" if name.startswith("head.") else f"vision_model.model.{name}"]
-            assert rate == pytest.approx(group["lr_scale"]), name
-
-
-def test_a_step_moves_each_layer_by_its_own_rate() -> None:
-    """LAMB's reference, with the rate of the depth."""
-    model = DualEncoder(MODEL, 30)
-    starts = {name: param.detach().clone().numpy() for name, param in model.named_parameters()}
-    recipe = RECIPE.model_copy(update={"layer_decay": 0.5, "text_learning_rate_scale": 1.0})
-    groups = parameter_groups(model, recipe)
-    optimiser = Lamb(groups, weight_decay=recipe.weight_decay, betas=(0.9, 0.99))
-    optimiser.set_learning_rate(0.1)
-    for param in model.parameters():
-        param.grad = torch.rand(param.shape)
-    optimiser.step()
-    for name, power in (("text_model.encoder.layer.0.output.dense.weight", 1), ("text_projection.weight", 0)):
-        param = model.get_parameter(name)
-        assert param.grad is not None
-        expected = lamb_reference.lamb(
-            starts[name], [param.grad.numpy()], rate=0.1 * 0.5**power, decay=recipe.weight_decay, beta2=0.99, adapt=True
-        )
-        np.testing.assert_allclose(param.detach().numpy(), expected, rtol=1e-4, atol=1e-6)

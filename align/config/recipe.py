@@ -51,8 +51,8 @@ class Recipe(Section):
     neutral_fields: ClassVar[frozenset[str]] = frozenset({
         # when the state is saved, which checkpoints are kept, and which of them is the result
         "checkpoint_every_steps", "keep_checkpoints", "best_metric", "export",
-        # what else is measured or recorded meanwhile
-        "validate_on", "trace_steps",
+        # what else is measured meanwhile
+        "validate_on",
         # how the work on a batch is divided, and with which kernels: sums round differently
         "num_processes", "num_threads", "micro_batch", "gradient_checkpointing", "shard_weights", "compile",
         "cudnn_benchmark",
@@ -122,8 +122,6 @@ class Recipe(Section):
     best_metric: str | None
     #: Which checkpoint is the trained model.
     export: Literal["last", "best"]
-    #: First and last; None: none is traced.
-    trace_steps: Annotated[tuple[Annotated[int, Field(ge=1)], int] | None, Field(strict=False)]
     num_processes: int | None = Field(ge=1)
     num_threads: int | None = Field(ge=1)
     shuffle_block: int = Field(ge=1)
@@ -220,8 +218,6 @@ class Recipe(Section):
     def _consistent(self) -> Self:
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale {[*self.crop_scale]}: the smallest comes first")
-        if self.trace_steps and self.trace_steps[0] > self.trace_steps[1]:
-            raise ValueError(f"trace_steps {[*self.trace_steps]} end before they begin")
         if self.num_steps and self.warmup_steps >= self.num_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be less than num_steps {self.num_steps}")
         of_set = None if self.best_metric is None else VALIDATED_ON.fullmatch(self.best_metric)

@@ -40,7 +40,6 @@ from align.training.ranks.process_group import Ranks
 from align.training.readings import Pending, Reading, Vote, diverged
 from align.training.state import MetricRow, State
 from align.training.step import autocast, compute_gradients
-from align.training.trace import Trace
 
 #: Batch-norm statistics are estimated from at most this many training images, STATISTICS_PART at a time.
 STATISTICS_IMAGES, STATISTICS_PART = 1024, 64
@@ -98,14 +97,12 @@ def train(
     watch = Health(health, recipe.section) if health and ranks.leads else None
     ledger = _Ledger(state, progress if ranks.leads else None, watch)
     usage = Usage(health, model, ranks.world_size, ranks.device) if health and ranks.leads else None
-    trace = Trace(recipe.trace_steps, folder.directory, ranks.rank, ranks.device)
     with stop_requested() as stopped, ExitStack() as stack:
         if ranks.leads and isinstance(log, AbstractContextManager):
             stack.enter_context(log)  # left when the last checkpoint is on disk
         for split in samples.all():
             split.tars.stopped = stopped  # a process told to stop does not wait for an unavailable store
         stack.callback(folder.wait)  # however this ends, what was saved is on disk then
-        stack.callback(trace.end)
         model.train()
         takes_part = ranks.leads or state.sharded  # in work that one rank does alone, if it has whole weights
         earlier: _Started | None = None  # the step before, whose values nobody has waited for
@@ -113,8 +110,6 @@ def train(
         for batch in one_ahead(loader.batches(first, recipe.num_steps), ranks.device):
             if state.step == first + 2:  # the first has been read, on all ranks
                 ranks.in_step()
-            with progress.paused():  # writing takes seconds
-                trace.at(state.step)
             rate = learning_rate_at(state.step, recipe)
             pending = _update(state, recipe, ranks, tokenizer, batch, rate)
             done, row_due = state.step == recipe.num_steps, state.step % recipe.log_every_steps == 0

@@ -35,7 +35,6 @@ from align.training.loop import Monitoring
 from align.training.page import write_page
 from align.training.run import Trained, run, sources
 from align.training.run_plan import Infrastructure, TrainingPlan, Trains, make_plan
-from align.training.trace import TRACE
 
 
 def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, *, out: Path) -> None:
@@ -66,11 +65,6 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
             say(f"{stage}: this machine is done; node 0 has the model and its report")
             return
         report, runtime["pairs_per_s"] = finished
-    if run_id is not None and recipe.trace_steps and (traces := plan.folder().directory / TRACE).is_dir():
-        try:
-            Tracker(address()).log_folder(run_id, traces, f"{TRACE}/{stage}")
-        except ServiceError as error:
-            say(f"{stage}: MLflow does not have what is in {traces}: {error}")
     if recipe.num_steps:
         if recipe.export == "best":
             say(

@@ -167,13 +167,11 @@ def test_pretrain_logs_into_the_run_that_it_was_given(
     write_project(tmp_path, training_data.write(tmp_path), RECIPE)
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_RUN_ID", run_id)
-        killing.run(["pretrain", "--set", "pretrain.trace_steps=[2, 2]"], tmp_path)
+        killing.run(["pretrain"], tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "reports/pretrain/metrics.jsonl").read_text().splitlines()]
     for name in ("train/loss", "val/image_to_text/recall@1"):
         points = [(row["step"], row[name]) for row in rows if name in row]
         assert history(mlflow_server, run_id, f"pretrain/{metric_name(name)}") == points
     speed = history(mlflow_server, run_id, "pretrain/train/pairs_per_s")
     assert [step for step, _ in speed] == [row["step"] for row in rows]
-    traces = MlflowClient(mlflow_server).list_artifacts(run_id, "trace/pretrain")
-    assert [file.path for file in traces] == ["trace/pretrain/rank-0.json.gz"]
     assert MlflowClient(mlflow_server).get_run(run_id).info.status == "RUNNING"  # its caller ends it

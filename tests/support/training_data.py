@@ -48,7 +48,7 @@ RECIPE: dict[str, object] = {
     "sentence_share": 0.0,
     "text_source_weights": None,
     "log_every_steps": 2, "validate_every_steps": 4, "validate_on": [], "checkpoint_every_steps": 3,
-    "keep_checkpoints": 2, "best_metric": None, "export": "last", "trace_steps": None, "num_processes": 1,
+    "keep_checkpoints": 2, "best_metric": None, "export": "last", "num_processes": 1,
     "num_threads": 1, "shuffle_block": 1000, "extra_shards": [],
     "on_corrupt_shard": "stop", "num_loader_processes": None, "num_loader_threads": None, "store_patience_s": 0.0,
 }  # fmt: skip

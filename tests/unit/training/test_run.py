@@ -240,7 +240,7 @@ def test_recall_against_a_hand_written_matrix() -> None:
 #: Another value for each neutral field.
 NEUTRAL: dict[str, object] = {
     "best_metric": "val/effective_rank", "checkpoint_every_steps": 1, "compile": True, "cudnn_benchmark": True,
-    "export": "best", "validate_on": ["concepts"], "trace_steps": [1, 2],
+    "export": "best", "validate_on": ["concepts"],
     "gradient_checkpointing": "cheap", "keep_checkpoints": 1, "micro_batch": 4, "num_loader_processes": 2,
     "num_loader_threads": 3,
     "num_processes": 2, "num_threads": 2, "on_corrupt_shard": "quarantine", "shard_weights": True,

@@ -41,7 +41,7 @@ class Preset:
     def loader(self, recipe: PretrainConfig) -> TrainLoader:
         """The batches that `train` sees by the recipe, but for phrase dropout."""
         return TrainLoader(
-            self.samples, sampling=Sampling(recipe.seed, recipe.batch_size, recipe.shuffle_block),
+            self.samples, sampling=Sampling(recipe.seed, recipe.batch_size),
             augmentation=Augmentation(self.config.image_px, self.model().vision_model.num_blocks, recipe.flip),
             workers=Workers(num_threads=1),
         )  # fmt: skip
@@ -61,7 +61,6 @@ def recipe(world: World, **values: object) -> PretrainConfig:
     num_steps = values["num_steps"]
     quiet = {
         "warmup_steps": 1, "log_every_steps": 1, "validate_every_steps": num_steps, "checkpoint_every_steps": num_steps,
-        "num_loader_threads": 1,
     }  # fmt: skip
     return world.params.section(PretrainConfig).model_copy(update=quiet | values)
 

@@ -81,7 +81,6 @@ def _wait(world: World, ranks: int, resize_px: int, crop_px: int, batch_size: in
     values = {
         "num_steps": num_steps, "warmup_steps": 1, "num_processes": ranks, "num_threads": 1, "batch_size": batch_size,
         "log_every_steps": num_steps, "validate_every_steps": num_steps, "checkpoint_every_steps": num_steps,
-        "num_loader_threads": None,
     }  # fmt: skip
     plan = make_plan(
         world.params.section(PretrainConfig).model_copy(update=values),

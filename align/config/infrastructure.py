@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from align.config.params import Section, in_order
+from align.config.params import Section
 from align.config.paths import PathField
 
 
@@ -114,28 +114,12 @@ class ClusterConfig(Section):
         return self
 
 
-Band = Annotated[tuple[float, float], Field(strict=False), AfterValidator(in_order)]
-
-
 class HealthConfig(Section):
-    """Bounds for the signs of a training run's health, whose warnings stop no run; a bound of None is not checked."""
+    """What training has to know of a device to report its use; bounds of a run's signs are in `align.training.health`."""
 
     section: ClassVar[str] = "health"
     changes_bytes: ClassVar[bool] = False
 
-    #: Lowest and highest temperature.
-    temperature: Band | None
-    #: Relative change of the temperature over `stuck_steps` below which it counts as stuck.
-    temperature_moves: float | None = Field(ge=0)
-    stuck_steps: int = Field(ge=1)
-    #: Norm of the gradients, as a multiple of its median over the last hundred steps.
-    gradient_norm_jump: float | None = Field(gt=1)
-    #: Effective rank of the validation images' embeddings, as a share of their width.
-    min_effective_rank_share: float | None = Field(ge=0, le=1)
-    #: Mean of 1 - cosine between an image's embeddings by batch statistics and by running ones.
-    max_batch_norm_gap: float | None = Field(ge=0)
-    #: Share of the time that steps wait for the loader.
-    max_loader_wait_share: float | None = Field(ge=0, le=1)
     #: Peak of one device in the precision used; training reports its share of it (MFU). None: not reported.
     device_tflops: float | None = Field(gt=0)
     #: Price of one device, for the cost of a run; None: not reported.

@@ -55,9 +55,8 @@ class Recipe(Section):
         "validate_on",
         # how the work on a batch is divided, and with which kernels: sums round differently
         "num_processes", "num_threads", "micro_batch", "gradient_checkpointing", "shard_weights", "compile",
-        "cudnn_benchmark",
         # how fast samples arrive
-        "num_loader_processes", "num_loader_threads", "store_patience_s",
+        "num_loader_processes",
         # both settings train on the same samples, so a stopped run may resume in quarantine mode
         "on_corrupt_shard",
     })  # fmt: skip
@@ -111,8 +110,6 @@ class Recipe(Section):
     gradient_checkpointing: Checkpointing
     shard_weights: bool
     compile: bool
-    tf32: bool
-    cudnn_benchmark: bool
     log_every_steps: int = Field(ge=1)
     validate_every_steps: int = Field(ge=1)
     #: Names of evaluation sets, of `paths.evaluation`.
@@ -124,12 +121,9 @@ class Recipe(Section):
     export: Literal["last", "best"]
     num_processes: int | None = Field(ge=1)
     num_threads: int | None = Field(ge=1)
-    shuffle_block: int = Field(ge=1)
     extra_shards: Annotated[tuple[ExtraShards, ...], Field(strict=False)]
     on_corrupt_shard: Literal["stop", "quarantine"]
     num_loader_processes: int | None = Field(ge=0, le=64)
-    num_loader_threads: int | None = Field(ge=1)
-    store_patience_s: float = Field(ge=0)
 
     @property
     def num_groups(self) -> int:

@@ -18,13 +18,19 @@ from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
 from align.model.library_towers import layers
 
+#: float32 products on a GPU round to 10 bits, except in the loss; 16-bit products are not affected.
+TF32 = True
+#: cuDNN picks its algorithms by timing, and the next process may pick others. Neither value makes a GPU repeat itself
+#: to the bit: some sums add in any order.
+CUDNN_BENCHMARK = True
+
 #: Graphs per block or layer: with and without gradients, two sizes of a part, with and without a mask.
 _GRAPHS = 8
 
 
 @contextmanager
 def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Compiles the towers' blocks and sets CUDA's switches as the recipe says; the switches are reset afterwards.
+    """Compiles the towers' blocks, if the recipe says so, and sets CUDA's switches, which are reset afterwards.
 
     Only the forward function of a block or layer is compiled, so that names in the state dict, and hooks, stay.
     Repeated blocks share one compiled graph. Texts of any length share one graph; images have few sizes of parts, each
@@ -35,8 +41,8 @@ def accelerated(model: DualEncoder, recipe: Recipe, device: torch.device) -> Ite
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     if device.type == "cuda":
-        matmul.allow_tf32 = cudnn.allow_tf32 = recipe.tf32
-        cudnn.benchmark = recipe.cudnn_benchmark
+        matmul.allow_tf32 = cudnn.allow_tf32 = TF32
+        cudnn.benchmark = CUDNN_BENCHMARK
     try:
         if not recipe.compile:
             yield

@@ -1,4 +1,4 @@
-"""What is measured of a run while it trains, with a warning when a sign leaves its bounds (`health` in params.yaml).
+"""What is measured of a run while it trains, with a warning when a sign leaves its bounds.
 
 Each excursion gives one warning, and one line when the value is within its bounds again. None stops the run: people
 decide. (A loss that is not finite does end the run, see `align.training.step`.) Recall on the validation split, which
@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from align.config.infrastructure import HealthConfig
 from align.display.console import say
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import Embedder
@@ -24,6 +23,19 @@ from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.batches.samples import SplitSamples
 from align.training.ranks.process_group import Ranks
+
+#: Lowest and highest temperature; the paper's starts at 1.0 and ends near 1/64 = 0.016.
+TEMPERATURE = (0.005, 2.0)
+#: A relative change of the temperature below the first over so many steps counts as stuck.
+TEMPERATURE_MOVES, STUCK_STEPS = 1e-4, 200
+#: Norm of the gradients, as a multiple of its median.
+GRADIENT_NORM_JUMP = 20
+#: Effective rank of the validation images' embeddings, as a share of their width; below it they collapse.
+MIN_EFFECTIVE_RANK_SHARE = 0.05
+#: Mean of 1 - cosine between an image's embeddings by batch statistics and by running ones.
+MAX_BATCH_NORM_GAP = 0.2
+#: Share of the time that steps wait for the loader.
+MAX_LOADER_WAIT_SHARE = 0.05
 
 #: The median is over the gradient norms of this many steps ...
 _NORMS = 100
@@ -42,44 +54,40 @@ class Health:
         alarms: what is out of its bounds now: name of the sign -> warning.
     """
 
-    def __init__(self, config: HealthConfig, section: str) -> None:
+    def __init__(self, section: str, *, learns_temperature: bool = True) -> None:
         self.alarms: dict[str, str] = {}
-        self._config, self._section = config, section
+        self._section, self._learns_temperature = section, learns_temperature
         self._norms: deque[float] = deque(maxlen=_NORMS)
-        self._temperatures: deque[float] = deque(maxlen=config.stuck_steps + 1)
+        self._temperatures: deque[float] = deque(maxlen=STUCK_STEPS + 1)
 
     def step(self, step: int, *, temperature: float, gradient_norm: float) -> None:
         """Checks the values of one step."""
-        config = self._config
-        if config.temperature is not None:
-            low, high = config.temperature
-            self._judge(step, "temperature", temperature, not low <= temperature <= high, f"not in [{low:g}, {high:g}]")
+        low, high = TEMPERATURE
+        self._judge(step, "temperature", temperature, not low <= temperature <= high, f"not in [{low:g}, {high:g}]")
         self._temperatures.append(temperature)
-        if config.temperature_moves is not None and len(self._temperatures) > config.stuck_steps:
+        if self._learns_temperature and len(self._temperatures) > STUCK_STEPS:
             lowest, highest = min(self._temperatures), max(self._temperatures)
             moved = highest / lowest - 1 if lowest > 0 else 0.0
-            words = f"in {config.stuck_steps} steps: it is stuck"
-            self._judge(step, "change of the temperature", moved, moved < config.temperature_moves, words)
-        if config.gradient_norm_jump is not None and len(self._norms) >= _ENOUGH_NORMS:
-            bound = config.gradient_norm_jump * statistics.median(self._norms)
+            words = f"in {STUCK_STEPS} steps: it is stuck"
+            self._judge(step, "change of the temperature", moved, moved < TEMPERATURE_MOVES, words)
+        if len(self._norms) >= _ENOUGH_NORMS:
+            bound = GRADIENT_NORM_JUMP * statistics.median(self._norms)
             self._judge(step, "gradient norm", gradient_norm, gradient_norm > bound, f"above {bound:.3g}")
         self._norms.append(gradient_norm)
 
     def row(self, step: int, row: Mapping[str, float], embed_width: int) -> None:
         """Checks those metrics of a row that have a bound."""
-        config = self._config
         rank, gap, wait = (row.get(name) for name in ("val/effective_rank", "val/batch_norm_gap", _WAIT))
-        if rank is not None and config.min_effective_rank_share is not None:
-            bound = config.min_effective_rank_share * embed_width
+        if rank is not None:
+            bound = MIN_EFFECTIVE_RANK_SHARE * embed_width
             words = f"below {bound:.3g} of {embed_width}: the embeddings collapse"
             self._judge(step, "effective rank", rank, rank < bound, words)
-        if gap is not None and config.max_batch_norm_gap is not None:
-            words = f"above {config.max_batch_norm_gap:g}: batch-norm's running statistics do not fit"
-            self._judge(step, "batch-norm gap", gap, gap > config.max_batch_norm_gap, words)
-        if wait is not None and config.max_loader_wait_share is not None:
-            words = f"above {config.max_loader_wait_share:g}: use more loader processes or threads, or images nearer "
-            words += "to their size"
-            self._judge(step, _LOADER, wait, wait > config.max_loader_wait_share, words)
+        if gap is not None:
+            words = f"above {MAX_BATCH_NORM_GAP:g}: batch-norm's running statistics do not fit"
+            self._judge(step, "batch-norm gap", gap, gap > MAX_BATCH_NORM_GAP, words)
+        if wait is not None:
+            words = f"above {MAX_LOADER_WAIT_SHARE:g}: use more loader processes, or images nearer to their size"
+            self._judge(step, _LOADER, wait, wait > MAX_LOADER_WAIT_SHARE, words)
 
     def of_the_model(self) -> int:
         """How many signs of the model are out of their bounds: a machine that was busy says nothing about it."""

@@ -64,7 +64,7 @@ class Monitoring:
 
     Attributes:
         log: live logging, called on the leading rank; picklable if there are several processes.
-        health: thresholds for warnings; None: there are no warnings.
+        health: what its devices are; None: there are no warnings, and nothing is said of the use of devices.
         validation: measures more than recall on the val split; picklable, as `log`.
     """
 
@@ -92,9 +92,7 @@ def train(
     model, log, health, validation = state.model, monitoring.log, monitoring.health, monitoring.validation
     loader = _loader(model, recipe, ranks, samples, tokenizer)
     progress = Progress(recipe, state.step)
-    if health and not recipe.learn_temperature:
-        health = health.model_copy(update={"temperature_moves": None})
-    watch = Health(health, recipe.section) if health and ranks.leads else None
+    watch = Health(recipe.section, learns_temperature=recipe.learn_temperature) if health and ranks.leads else None
     ledger = _Ledger(state, progress if ranks.leads else None, watch)
     usage = Usage(health, model, ranks.world_size, ranks.device) if health and ranks.leads else None
     with stop_requested() as stopped, ExitStack() as stack:
@@ -177,7 +175,7 @@ def _loader(
 ) -> TrainLoader:
     return TrainLoader(
         samples.train,
-        sampling=Sampling(recipe.seed, recipe.batch_size, recipe.shuffle_block),
+        sampling=Sampling(recipe.seed, recipe.batch_size),
         augmentation=Augmentation(
             image_px=model.config.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
             crop_scale=recipe.crop_scale,
@@ -185,7 +183,7 @@ def _loader(
             source_weights=recipe.text_source_weights,
         ),
         extra=samples.extra, rank=ranks.rank, world_size=ranks.world_size,
-        workers=Workers(loader_processes(recipe, ranks), recipe.num_loader_threads, pin=ranks.device.type == "cuda"),
+        workers=Workers(loader_processes(recipe, ranks), pin=ranks.device.type == "cuda"),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from align.model.dual_encoder import DualEncoder, load_model
 from align.model.library_towers import require_size
 from align.training.acceleration import accelerated, require_compiler
 from align.training.batches.index import SplitIndex
+from align.training.batches.reading import STORE_PATIENCE_S
 from align.training.batches.samples import OnCorrupt, SampleSources, SplitSamples
 from align.training.given_towers import given_weights, names_of, require_given
 from align.training.loop import best_step, train
@@ -163,7 +164,7 @@ def _train_rank(plan: TrainingPlan, ranks: Ranks) -> None:
             f"ranks on all machines x model.batch_norm_group {group}; set num_processes alike on every machine"
         )
     if ranks.patience_s is not None and plan.infrastructure.tars is not None:  # others wait for a rank that reads
-        ranks = replace(ranks, patience_s=ranks.patience_s + plan.recipe.store_patience_s)
+        ranks = replace(ranks, patience_s=ranks.patience_s + STORE_PATIENCE_S)
     saved = _newest(plan, ranks)
     model = new_model(plan, first=ranks.leads and saved is None)
     if saved is None:
@@ -236,7 +237,7 @@ def sources(plan: TrainingPlan) -> SampleSources:
             index,
             plan.model.resize_px,
             plan.infrastructure.tars,
-            patience_s=recipe.store_patience_s,
+            patience_s=STORE_PATIENCE_S,
             on_corrupt=on_corrupt,
         )
 

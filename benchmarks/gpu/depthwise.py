@@ -53,7 +53,7 @@ def run(scale: Scale, journal: Journal) -> None:
     ways = [way for way in _WAYS if way != "triton" or not (scale.stand_in or triton_lacks())]
     if "triton" not in ways:
         journal.note("Triton's kernels were not timed: they need a card, a C compiler and Python's headers.")
-    torch.backends.cudnn.benchmark = True  # as `pretrain.cudnn_benchmark` is by default
+    torch.backends.cudnn.benchmark = True  # as in training
     for layer in layers(scale):
         if journal.left_s() < 3:
             journal.note("No time was left for the other layers.")

@@ -71,8 +71,7 @@ def run(scale: Scale, journal: Journal) -> None:
         texts.write(folder / "tokenizer", config.max_tokens)
         recipe = scale.recipe(
             _PROFILE, num_steps=num_steps, batch_size=batch_size, warmup_steps=1, log_every_steps=every,
-            validate_every_steps=num_steps, checkpoint_every_steps=num_steps, shuffle_block=num_images,
-            num_loader_threads=None, num_threads=None,
+            validate_every_steps=num_steps, checkpoint_every_steps=num_steps, num_threads=None,
         )  # fmt: skip
         notes = folder / "metrics.jsonl"
         plan = make_plan(

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
+from align.training import acceleration
 from align.training import step as training_step
 from align.training.acceleration import accelerated
 from align.training.batches.batch import Batch
@@ -31,6 +32,8 @@ from benchmarks.gpu.scale import Scale
 from benchmarks.gpu.steps import kernel
 from benchmarks.gpu.texts import Words, words
 from tests.support.training_data import MODEL, pretrain_config
+
+acceleration.TF32 = False  # what is compared is float32
 
 _BATCH = 32
 _GROUP = 16
@@ -85,7 +88,7 @@ class Step:
         known, config, ranks = words(scale), _config(scale), ranks or Ranks(0, 1, device)
         model = _model(config, known)
         batch = _share(_batch(config, known, model), ranks)
-        how = pretrain_config(batch_size=_BATCH, **{"precision": "float32", "tf32": False} | recipe)
+        how = pretrain_config(batch_size=_BATCH, **{"precision": "float32"} | recipe)
         model.gradient_checkpointing = what  # type: ignore[assignment]  # one of its three words
         with accelerated(model, how, device):
             shard(model, ranks) if shards(how, ranks) else model.to(device)
@@ -111,7 +114,7 @@ def _embeddings(scale: Scale) -> Found:
     for device in (torch.device("cpu"), scale.device):
         model = _model(config, known)
         batch = _batch(config, known, model)
-        with accelerated(model, pretrain_config(tf32=False), device), torch.no_grad():
+        with accelerated(model, pretrain_config(), device), torch.no_grad():
             model.to(device)
             ids, mask = known.padded(batch.texts)
             images = model.encode_image(to_pixels(batch.images).to(device), batch.draws.to(device))

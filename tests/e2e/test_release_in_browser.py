@@ -24,8 +24,6 @@ pytestmark = [pytest.mark.full, pytest.mark.patience(2400, "two whole runs, one 
 #: What its owner changes in params.yaml: a person decides, and models that know a hundred pictures may be promoted.
 PARAMS = {
     "promote.approval": True, "promote.metrics": ["vendor/mean_recall"], "promote.min_times_chance": 0,
-    "health.temperature": None, "health.temperature_moves": None, "health.min_effective_rank_share": None,
-    "health.max_batch_norm_gap": None,
 }  # fmt: skip
 RUNS = {"short": 20, "longer": 600}
 #: Columns of the window that MLflow's menu takes, which pictures leave out.

@@ -89,7 +89,7 @@ def test_a_schedule_adds_nothing_while_nothing_changes(stack: Stack, first_run: 
 
 
 def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
-    run = stack.start({"name": "cancelled", "overrides": {"pretrain.store_patience_s": 600.0}})
+    run = stack.start({"name": "cancelled", "overrides": {"pretrain.weight_decay": 600.0}})
     stack.wait_for_line(run, WORKS)
     assert not (stack.root / "checkpoints/step").exists()
     stack.force(run, "CANCELLING")
@@ -113,7 +113,7 @@ def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) ->
     """
     checkpoint = stack.root / "checkpoints/step"
     checkpoint.unlink(missing_ok=True)
-    values = {"pretrain.store_patience_s": PATIENCE_S + 300.0, "pretrain.seed": len(name)}
+    values = {"pretrain.weight_decay": PATIENCE_S + 300.0, "pretrain.seed": len(name)}
     run = stack.start({"name": name, "overrides": values})
     stack.wait_for_line(run, WORKS)
     process = stack.flow_process(run)
@@ -152,7 +152,7 @@ def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) ->
 def test_a_failed_stage_fails_the_run_in_one_line_which_keeps_and_shows_its_reports(
     stack: Stack, first_run: str
 ) -> None:
-    done = stack.align_run("--name", "refused", "--set", "pretrain.store_patience_s=299.0")
+    done = stack.align_run("--name", "refused", "--set", "pretrain.weight_decay=299.0")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
     states = stack.states("refused")

@@ -36,7 +36,7 @@ def test_a_wrong_value_of_the_last_stage_starts_nothing(stack: Stack) -> None:
 
 
 def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack: Stack) -> None:
-    request = {"name": "page", "seed": 21, "overrides": {"pretrain.store_patience_s": PATIENCE_S + 300.0}}
+    request = {"name": "page", "seed": 21, "overrides": {"pretrain.weight_decay": PATIENCE_S + 300.0}}
     run = stack.start(request)
     deadline, shown = time.monotonic() + 120, {}
     while time.monotonic() < deadline and not (

@@ -25,7 +25,7 @@ UNFINISHED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 @contextmanager
 def started(stack: Stack, name: str, *words: str) -> Iterator[subprocess.Popen[str]]:
     """`align run`, whose training takes ten minutes; killed at the end, if it lives."""
-    command = [sys.executable, "-m", "align.cli", "run", "--name", name, "--set", "pretrain.store_patience_s=900.0"]
+    command = [sys.executable, "-m", "align.cli", "run", "--name", name, "--set", "pretrain.weight_decay=900.0"]
     with subprocess.Popen([*command, *words], cwd=stack.root, env=stack.env, stderr=subprocess.PIPE, text=True) as run:
         try:
             yield run
@@ -198,7 +198,7 @@ def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
 
 def stopped_by_make_down(stack: Stack) -> None:
     """A click, and `make down` in the middle of it; `make up` says what became of it."""
-    run = stack.start({"name": "clicked", "overrides": {"pretrain.store_patience_s": 900.0}})
+    run = stack.start({"name": "clicked", "overrides": {"pretrain.weight_decay": 900.0}})
     wait_until(lambda: stack.states("clicked").get("pretrain") == "Running", pause_s=1)
     assert stack.run("-m", "infra.local", "down").returncode == 0
     done = stack.run("-m", "infra.local", "up")

@@ -37,7 +37,7 @@ from tests.support.training_data import plan, pretrain_config, with_log
 NUM_STEPS, GATE, OUTAGE_S = 80, 60, 30.0
 RECIPE = pretrain_config(
     num_steps=NUM_STEPS, learning_rate=0.005, num_processes=2, log_every_steps=1, validate_every_steps=NUM_STEPS,
-    checkpoint_every_steps=10, store_patience_s=120.0,
+    checkpoint_every_steps=10,
 )  # fmt: skip
 LIVE_ONLY = {"train/loader_wait_share", "train/pairs_per_s", "train/device_hours", "train/cost", "train/alarms"}
 

@@ -45,7 +45,7 @@ def new_machine(stack: Stack, root: Path, remote: Path) -> Machine:
 
 
 def click(stack: Stack, name: str, seed: int, seconds: float = 0, **more: Any) -> str:
-    values = {"pretrain.store_patience_s": float(PATIENCE_S + seconds), "pretrain.seed": seed}
+    values = {"pretrain.weight_decay": float(PATIENCE_S + seconds), "pretrain.seed": seed}
     return stack.start({"name": name, "overrides": ELSEWHERE | values | more})
 
 

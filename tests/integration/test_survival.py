@@ -37,7 +37,7 @@ def _whole(stack: Stack) -> Stack:
 
 def click(stack: Stack, name: str, seed: int) -> str:
     """A run whose trainer works until `finish`, or for five minutes."""
-    return stack.start({"name": name, "seed": seed, "overrides": {"pretrain.store_patience_s": PATIENCE_S + 300.0}})
+    return stack.start({"name": name, "seed": seed, "overrides": {"pretrain.weight_decay": PATIENCE_S + 300.0}})
 
 
 def training(stack: Stack, name: str, seed: int) -> str:
@@ -153,7 +153,7 @@ def test_without_its_worker_a_run_can_be_cancelled(whole: Stack) -> None:
 
 def test_a_run_of_the_command_line_is_ended_by_a_pause(whole: Stack) -> None:
     command = [sys.executable, "-m", "align.cli", "run", "--name", "typed"]
-    command += ["--set", f"pretrain.store_patience_s={PATIENCE_S + 300.0}"]
+    command += ["--set", f"pretrain.weight_decay={PATIENCE_S + 300.0}"]
     with subprocess.Popen(command, cwd=whole.root, env=whole.env, stderr=subprocess.PIPE, text=True) as typed:
         question = {"flow_runs": {"name": {"any_": ["typed"]}}}
         wait_until(lambda: bool(whole.ask("/flow_runs/filter", question)))

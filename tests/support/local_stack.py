@@ -63,7 +63,7 @@ metrics:
 VALUES = {"ingest": "shard_size", "pretrain": "seed", "index": "queries"}
 PATIENCE_S = 300
 PARAMS = {
-    "ingest.shard_size": 1, "pretrain.seed": 1, "pretrain.store_patience_s": float(PATIENCE_S),
+    "ingest.shard_size": 1, "pretrain.seed": 1, "pretrain.weight_decay": float(PATIENCE_S),
     "index.queries": "fine.json", "register.experiment": "stub", "register.model_name": "stub",
 }  # fmt: skip
 
@@ -94,7 +94,7 @@ if "ALIGN_PROGRESS_FILE" in os.environ: # as align.display.console writes it
     work = {{"line": verb + ": step 1 of 4", "done": 1, "total": 4, "per_s": 0.5}}
     Path(os.environ["ALIGN_PROGRESS_FILE"]).write_text(json.dumps({{"lines": ["working on " + verb], "work": work}}))
 print("pushing to", os.environ["AWS_ENDPOINT_URL"], flush=True) # as a library might
-seconds = values.get("store_patience_s", {PATIENCE_S}) - {PATIENCE_S}
+seconds = values.get("weight_decay", {PATIENCE_S}) - {PATIENCE_S}
 checkpoints = Path("checkpoints")
 for number in range(int(2 * max(seconds, 0))):
     print("step", number, flush=True)

@@ -43,14 +43,14 @@ RECIPE: dict[str, object] = {
     "learn_temperature": True, "clip_norm": None,
     "crop_scale": [1.0, 1.0], "flip": False, "precision": "bfloat16",
     "gradient_checkpointing": "none", "shard_weights": False,
-    "compile": False, "tf32": False, "cudnn_benchmark": False,
+    "compile": False,
     "phrase_dropout": 0.0,
     "sentence_share": 0.0,
     "text_source_weights": None,
     "log_every_steps": 2, "validate_every_steps": 4, "validate_on": [], "checkpoint_every_steps": 3,
     "keep_checkpoints": 2, "best_metric": None, "export": "last", "num_processes": 1,
-    "num_threads": 1, "shuffle_block": 1000, "extra_shards": [],
-    "on_corrupt_shard": "stop", "num_loader_processes": None, "num_loader_threads": None, "store_patience_s": 0.0,
+    "num_threads": 1, "extra_shards": [],
+    "on_corrupt_shard": "stop", "num_loader_processes": None,
 }  # fmt: skip
 
 

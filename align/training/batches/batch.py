@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from align.model.tokenizer import TextTokenizer, pad
+from align.training.batches.order import SHUFFLE_BLOCK
 
 _TORCH_TYPES: dict[Any, torch.dtype] = {np.uint8: torch.uint8, np.float16: torch.float16, np.float32: torch.float32}
 
@@ -34,7 +35,7 @@ class Sampling:
 
     seed: int
     batch_size: int
-    shuffle_block: int
+    shuffle_block: int = SHUFFLE_BLOCK
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ from align.statistics.randomness import Purpose, keyed_bits, permutation
 #: Positions in which every source has its exact share: weights are rounded to 1 / CYCLE of their sum.
 CYCLE = 10_000
 
+#: Images shuffled together: in smaller blocks range reads have neighbours. A smaller split is shuffled as a whole.
+SHUFFLE_BLOCK = 1 << 20
+
 #: At most this many samples of a block are tried as a replacement for one that cannot be read.
 MAX_REPLACEMENTS = 64
 

@@ -15,6 +15,9 @@ from align.display.console import say
 from align.errors import DataError, ServiceError, StoppedWaitingError
 from align.interfaces.store import Tars
 
+#: Seconds that a run's read retries while the object store is unavailable.
+STORE_PATIENCE_S = 300.0
+
 #: Files kept open; of 180,000 shards not all can be.
 _OPEN_FILES = 256
 #: Samples of an object are read together if the gap between them is at most this: a request takes as long.

@@ -71,7 +71,6 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
         (["pretrain.best_metric=val/recall@10"], "'pretrain.best_metric' = 'val/recall@10': training measures no such"),
         (["validate.keep_rate=[0.8, 0.3]"], "'validate.keep_rate' = [0.8, 0.3]: the lowest value comes first"),
         (["validate.dropped_share.text_too_long=[1.0, 0.0]"], "'validate.dropped_share.text_too_long' = [1.0, 0.0]"),
-        (["health.temperature=[2.0, 0.1]"], "the lowest value comes first"),
         (["validate.min_evaluation_sets=-1"], "'validate.min_evaluation_sets' = -1"),
         (
             ["filter.near_duplicate_embedder={path: a.bin, sha256: " + "a" * 64 + "}"],

@@ -207,7 +207,7 @@ def test_the_parts_of_a_run_take_what_was_read_at_its_start(checkout: Path) -> N
 @pytest.mark.parametrize(
     ("key", "same"),
     [
-        ("pretrain.store_patience_s", [312, 312.0, 3.12e2]),
+        ("pretrain.weight_decay", [312, 312.0, 3.12e2]),
         ("pretrain.learning_rate", [1, 1.0]),
         ("promote.margin", [0, 0.0, -0.0]),
         ("validate.dropped_share.image_nsfw", [[0, 1], [0.0, 1.0], [0, 1.0]]),

@@ -1,29 +1,34 @@
 """What is said when a run's signs leave their bounds, and what the signs are."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from align.config.infrastructure import HealthConfig
 from align.config.recipe import PretrainConfig
 from align.model import mbconv
 from align.model.dual_encoder import DualEncoder
+from align.training import health as health_module
 from align.training.health import Health, effective_rank
 from align.training.loop import learning_rate_at
 from align.training.progress import count_operations
 from tests.support.params import load_params
 from tests.support.training_data import MODEL
 
-CONFIG = load_params().section(HealthConfig).model_copy(update={"stuck_steps": 5})
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temperature is stuck after five steps."""
+    monkeypatch.setattr(health_module, "STUCK_STEPS", 5)
 
 
-def watched(capsys: pytest.CaptureFixture[str], steps: list[dict[str, float]], **changes: Any) -> list[str]:
+def watched(
+    capsys: pytest.CaptureFixture[str], steps: list[dict[str, float]], *, learns_temperature: bool = True
+) -> list[str]:
     """What is said over some steps; a step without a value has a good one, and the temperature moves."""
-    health = Health(CONFIG.model_copy(update=changes), "pretrain")
+    health = Health("pretrain", learns_temperature=learns_temperature)
     for number, values in enumerate(steps, start=1):
         health.step(number, **({"temperature": 0.1 + 0.001 * number, "gradient_norm": 1.0} | values))
     return capsys.readouterr().err.splitlines()
@@ -41,7 +46,7 @@ def test_the_temperature(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     said = watched(capsys, [{"temperature": 0.07}] * 9)
     assert said == ["pretrain: warning: step 6: change of the temperature 0, in 5 steps: it is stuck"]
-    assert watched(capsys, [{"temperature": 0.07}] * 9, temperature_moves=None) == []
+    assert watched(capsys, [{"temperature": 0.07}] * 9, learns_temperature=False) == []
 
 
 def test_a_jump_of_the_gradients(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +57,7 @@ def test_a_jump_of_the_gradients(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    health = Health(CONFIG, "finetune")
+    health = Health("finetune")
     good = {"val/effective_rank": 40.0, "val/batch_norm_gap": 0.01, "train/loader_wait_share": 0.01}
     health.row(1, good, 64)
     assert capsys.readouterr().err == "" and health.alarms == {}

@@ -30,7 +30,7 @@ def test_more_shards_are_mixed_in_and_a_run_resumes_in_quarantine_to_the_same_bi
     assert whole.rows != run(plan(data, tmp_path / "alone", pretrain_config())).rows
     with pytest.raises(TrainingError, match="stopped by SIGTERM after step 4 of 8"):
         run(plan(data, tmp_path / "parts", mixed, log=TermAt(4)))
-    quarantine = mixed.model_copy(update={"on_corrupt_shard": "quarantine", "num_loader_threads": 3})
+    quarantine = mixed.model_copy(update={"on_corrupt_shard": "quarantine", "num_loader_processes": 1})
     resumed = run(plan(data, tmp_path / "parts", quarantine))
     assert resumed.rows == whole.rows
     for name, weight in whole.model.state_dict().items():

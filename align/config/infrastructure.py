@@ -115,7 +115,7 @@ class ClusterConfig(Section):
 
 
 class HealthConfig(Section):
-    """What training has to know of a device to report its use; bounds of a run's signs are in `align.training.health`."""
+    """What training has to know of a device to report its use; the bounds of its signs: `align.training.health`."""
 
     section: ClassVar[str] = "health"
     changes_bytes: ClassVar[bool] = False

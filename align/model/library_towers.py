@@ -1,8 +1,9 @@
 """Towers that timm and transformers build: any image model of timm, any text encoder of transformers.
 
 What training relies on is as in our own towers: nothing is drawn from a global generator (no dropout; stochastic depth
-by the draws of each sample), batch-norm is that of `align.model.batch_norm`, and every parameter gets a gradient, since
-poolers and heads that the features do not need are left out. Weights start as the library initialises them.
+by the draws of each sample), and batch-norm is that of `align.model.batch_norm`. Classifiers and poolers are left out;
+another parameter that the features do not need gets no gradient, and stays as it is. Weights start as the library
+initialises them.
 
 A tower of timm sees pictures of the mean and deviation that timm names for it; its state dict has both. A table of
 positions keeps timm's size and is interpolated to the picture, so that weights fit any size.
@@ -11,6 +12,7 @@ positions keeps timm's size and is interpolated to the picture, so that weights 
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -43,30 +45,28 @@ class _LibraryTower(nn.Module):
     """A model of a library.
 
     Attributes:
-        model: as the library names its parts, without what the features do not need.
+        model: as the library names its parts.
         width: of its features.
     """
 
     model: Any
 
     def __init__(self, where: str, make: Callable[[], nn.Module], features: Callable[[Any], Tensor]) -> None:
-        """Makes the model twice: once without memory, to see its width and which parameters get a gradient.
+        """Makes the model, and sees its width.
 
         Raises:
             ConfigError: it cannot be made, or cannot compute its features.
         """
         super().__init__()
         try:
-            with torch.inference_mode(False), torch.enable_grad(), torch.device("meta"):
-                twin = make()
-                found = features(twin)
-                found.sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
             self.model = make()
+            with torch.no_grad():
+                found = features(self.model.eval())
         except AlignError:
             raise
         except Exception as error:  # noqa: BLE001  # libraries raise what they like
             raise ConfigError(f"{where}: {first_line(error)}") from None
-        _leave_out(self.model, twin)
+        self.model.train()
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -107,15 +107,6 @@ class _Again:
             return self._forward(*args, **kwargs)
 
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
-
-
-def _leave_out(model: nn.Module, twin: nn.Module) -> None:
-    for name, child in list(twin.named_children()):
-        params = list(child.parameters())
-        if params and all(param.grad is None for param in params):
-            setattr(model, name, nn.Identity())
-        else:
-            _leave_out(getattr(model, name), child)
 
 
 class TimmTower(_LibraryTower):
@@ -238,6 +229,8 @@ class TransformersTextTower(_LibraryTower):
         named = values["model_type"]
         if kind is None:
             raise ConfigError(f"{where}: {named} is no encoder")
+        has_pooler = "add_pooling_layer" in inspect.signature(kind).parameters
+        without: dict[str, bool] = {"add_pooling_layer": False} if has_pooler else {}
 
         def hidden(model: Any) -> Tensor:
             most = getattr(made, "max_position_embeddings", config.max_tokens)
@@ -249,7 +242,7 @@ class TransformersTextTower(_LibraryTower):
             found: Tensor = model(input_ids=torch.zeros(2, 4, dtype=torch.int64)).last_hidden_state
             return found
 
-        super().__init__(f"{where} {named}", lambda: kind(made), hidden)
+        super().__init__(f"{where} {named}", lambda: kind(made, **without), hidden)
         self._pooling = pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ positions. So the number of its samples before a position is known without count
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,34 +109,25 @@ class Mixture:
     """
 
     def __init__(self, seed: int, weights: Sequence[float]) -> None:
-        self._seed = seed
-        shares = np.asarray(weights, dtype=np.float64) / sum(weights) * CYCLE
-        counts = np.floor(shares).astype(np.int64)
-        largest = np.argsort(counts - shares, kind="stable")[: CYCLE - int(counts.sum())]
-        counts[largest] += 1  # the largest remainders are rounded up
-        if not counts.all():
+        edges = np.rint(np.cumsum([0.0, *weights]) / sum(weights) * CYCLE)
+        self._counts = np.diff(edges).astype(np.int64)
+        if not self._counts.all():
             raise ConfigError(
                 f"extra_shards: a weight is less than 1 in {CYCLE:,} of all; raise it, or omit the shards"
             )
-        self.shares = counts / CYCLE
-        self._counts = counts
-        self._cycle = lru_cache(maxsize=4)(self._shuffled_cycle)
-
-    def _shuffled_cycle(self, cycle: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(CYCLE,) the source of each position of a cycle, and its number among those of the same source."""
-        numbers = np.concatenate([np.arange(count) for count in self._counts])
-        order = permutation(self._seed, cycle, CYCLE, purpose=Purpose.MIXTURE)
-        return np.repeat(np.arange(len(self._counts)), self._counts)[order], numbers[order]
+        self.shares = self._counts / CYCLE
+        self._order = lru_cache(maxsize=4)(partial(permutation, seed, size=CYCLE, purpose=Purpose.MIXTURE))
 
     def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(B,) positions in the run -> (B,) sources, and (B,) how many of its samples came before."""
         if len(self._counts) == 1:
             return np.zeros_like(positions), positions
         sources, numbers = np.empty_like(positions), np.empty_like(positions)
-        cycles = positions // CYCLE
-        for cycle in np.unique(cycles):
-            rows = cycles == cycle
-            of_cycle, before = self._cycle(int(cycle))
-            sources[rows] = of_cycle[positions[rows] % CYCLE]
-            numbers[rows] = cycle * self._counts[sources[rows]] + before[positions[rows] % CYCLE]
+        of_cycle = np.repeat(np.arange(len(self._counts)), self._counts)  # with each sample's number among its source's
+        before = np.concatenate([np.arange(count) for count in self._counts])
+        for cycle in np.unique(positions // CYCLE):
+            rows = positions // CYCLE == cycle
+            shown = self._order(int(cycle))[positions[rows] % CYCLE]
+            sources[rows] = of_cycle[shown]
+            numbers[rows] = cycle * self._counts[sources[rows]] + before[shown]
         return sources, numbers

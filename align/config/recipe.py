@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -21,9 +20,6 @@ _VALIDATED = re.compile(r"val/((image_to_text|text_to_image)/recall@(1|5|10)|eff
 VALIDATED_ON = re.compile(
     r"val/([\w.-]+)/((zero_shot|knn)/accuracy|(image_to_text|text_to_image)/recall@(1|5|10)|mean_recall)"
 )
-
-#: `text_source` of pairs, or a key of the JSON of tars that others made.
-TextSource = Annotated[str, Field(min_length=1)]
 
 
 def even_ranks(batch_size: int, group: int, most: int) -> int:
@@ -100,10 +96,6 @@ class Recipe(Section):
     flip: bool
     #: Smallest and largest side of a random crop, relative to `image_px` (`align.model.preprocess.random_crop`).
     crop_scale: Annotated[tuple[Annotated[float, Field(ge=0.1)], Annotated[float, Field(le=2)]], Field(strict=False)]
-    #: Source of a text -> its weight among the sources that a picture has; None: any text is drawn.
-    text_source_weights: (
-        Annotated[dict[TextSource, Annotated[float, Field(gt=0, lt=math.inf)]], Field(min_length=1)] | None
-    )
     phrase_dropout: float = Field(ge=0, le=1)
     sentence_share: float = Field(ge=0, le=1)
     precision: Literal["float32", "bfloat16", "float16"]

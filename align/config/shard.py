@@ -22,7 +22,5 @@ class ShardConfig(Section):
     val_fraction: Annotated[float, Field(ge=0, lt=0.5)]
     test_fraction: Annotated[float, Field(ge=0, lt=0.5)]
     train_fraction: Annotated[float, Field(gt=0, le=1)]
-    #: Whether samples have the list `sources`; without it their bytes are those of shards that say no source.
-    text_sources: bool
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
     max_cluster_share: Annotated[float, Field(gt=0, le=1)]

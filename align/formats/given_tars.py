@@ -1,19 +1,18 @@
 """Tars that others made (webdataset, img2dataset): which of their samples can be trained on, and where they are.
 
 Members of one name are a sample. Its texts are in its JSON, if that lists several, else in the first member with one of
-TEXT_EXTENSIONS, else in the JSON; or they are those of named sources. A picture is one by its header; training replaces
-what does not decode.
+TEXT_EXTENSIONS, else in the JSON. A picture is one by its header; training replaces what does not decode.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import BinaryIO
 
 from align.formats.img2dataset import IMAGE_EXTENSIONS
-from align.formats.sample_texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, sample_name, texts_in, texts_of_sources
+from align.formats.sample_texts import MAX_TEXT_BYTES, TEXT_EXTENSIONS, sample_name, texts_in
 from align.formats.tar_members import DamagedTar, Member, read_members
 from align.pairs.picture import MAX_PIXELS, PictureError, decode_pixels, read_header
 
@@ -27,15 +26,14 @@ Part = tuple[Member, bytes]
 
 
 def given_samples(
-    file: BinaryIO, held_out: Callable[[str], bool], left_out: Counter[str], sources: Sequence[str] = ()
+    file: BinaryIO, held_out: Callable[[str], bool], left_out: Counter[str]
 ) -> Iterator[tuple[bool, Part, Part]]:
     """Of each sample with both, in order: whether it is held out, its picture (of any size and format), its texts.
 
     Args:
-        file: the tar, which is read forwards, each byte once (with `sources` the texts twice).
+        file: the tar, which is read forwards, each byte once.
         held_out: by the key of a sample; then its picture is decoded, since all that is measured needs the same ones.
         left_out: counts what is left out, by reason.
-        sources: of texts; then the part of a sample with its texts is what `texts_at` takes.
     """
     for key, members in groupby(_members(file, left_out), lambda member: sample_name(member.name)[0]):
         found: dict[str, Part] = {}
@@ -49,7 +47,7 @@ def given_samples(
                 continue
             file.seek(member.offset)
             found[kind] = member, file.read(member.size)
-        picture, texts = found.get("picture"), _texts(found, sources, file)
+        picture, texts = found.get("picture"), _texts(found)
         if picture and texts and _is_picture(picture[1], whole=(is_held_out := held_out(key))):
             yield is_held_out, picture, texts
         elif found:  # else it is no part of a pair, such as a list of classes
@@ -66,18 +64,11 @@ def _is_picture(data: bytes, *, whole: bool) -> bool:
     return header.width_px * header.height_px <= MAX_PIXELS
 
 
-def _texts(found: dict[str, Part], sources: Sequence[str], file: BinaryIO) -> Part | None:
-    """The member with the texts of a sample; with `sources` all from the first to the last that has some of these."""
+def _texts(found: dict[str, Part]) -> Part | None:
+    """The member with the texts of a sample."""
     texts = {kind: texts_in(found[kind][1]) for kind in (*TEXT_EXTENSIONS, "json") if kind in found}
     kind = "json" if len(texts.get("json", ())) > 1 else next((one for one in texts if texts[one]), None)
-    members = [found[one][0] for one in texts if sources and texts_of_sources({one: found[one][1]}, sources)]
-    if not members and (kind is None or not sources):
-        return found[kind] if kind else None
-    members = members or [found[str(kind)][0]]
-    start = min(member.start for member in members)
-    file.seek(start)
-    data = file.read(max(member.offset + member.size for member in members) - start)
-    return members[0]._replace(offset=start, size=len(data)), data
+    return found[kind] if kind else None
 
 
 def _members(file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:

@@ -1,12 +1,11 @@
 """The format of `data/shards`: plain tars that stock webdataset reads, each with its index, and a manifest.
 
 A tar sample is one *image*: `<key>.jpg` (resized to `image_px` square, aspect not kept), `<key>.txt` (its first kept
-text) and `<key>.json` (`key`, `image_id`, and the parallel lists `keys`, `texts` of all its kept pairs; with
-`shard.text_sources` also `sources`, such as alt). The training unit is (image, one of its texts). `NNNNN.npy` beside
-`NNNNN.tar` says where its samples are: (images, 4) int64, a jpg's offset and size, then its json's, in bytes; an offset
-is where the member's data begins in the tar, so that one range read fetches it. `manifest.json` is written last: a
-folder without it holds no shards. It has a row for each tar and none for each image: at the paper's 1.8 billion images
-(section 3) it has 50 MB, and all the indexes 58 GB.
+text) and `<key>.json` (`key`, `image_id`, and the parallel lists `keys`, `texts` of all its kept pairs). The training
+unit is (image, one of its texts). `NNNNN.npy` beside `NNNNN.tar` says where its samples are: (images, 4) int64, a jpg's
+offset and size, then its json's, in bytes; an offset is where the member's data begins in the tar, so that one range
+read fetches it. `manifest.json` is written last: a folder without it holds no shards. It has a row for each tar and
+none for each image: at the paper's 1.8 billion images (section 3) it has 50 MB, and all the indexes 58 GB.
 
 An index of given tars (`align.training.given_tars`) is such a folder without tars: its manifest says where they lie.
 
@@ -50,8 +49,6 @@ class Shard(StoredModel):
         offsets_sha256: hex digest of its index.
         given: where a tar lies that others made: an absolute path or s3://... Its sha256 is of its samples. None, and
             not written: `path`.
-        sources: source -> how many texts have it; of given tars those that were asked for. None, and not written: no
-            text says its source.
     """
 
     path: str
@@ -61,7 +58,6 @@ class Shard(StoredModel):
     num_pairs: int
     offsets_sha256: str
     given: str | None = None
-    sources: dict[str, int] | None = None
 
     @property
     def name(self) -> str:
@@ -155,7 +151,6 @@ class Sample:
         image: JPEG, `image_px` square.
         keys: the kept pairs' keys, parallel to `texts`.
         texts: at least one.
-        sources: of the texts, parallel to them; empty: not known.
     """
 
     key: str
@@ -163,7 +158,6 @@ class Sample:
     image: bytes
     keys: tuple[str, ...]
     texts: tuple[str, ...]
-    sources: tuple[str | None, ...] = ()
 
 
 def read_manifest(shards: Path, *, given: bool = False) -> Manifest:
@@ -277,5 +271,5 @@ def iter_samples(shards: Path, split: SplitName, fetch: FetchTar | None = None) 
             for jpg_offset, jpg_size, json_offset, json_size in offsets.tolist():
                 image = os.pread(file.fileno(), jpg_size, jpg_offset)
                 row = json.loads(os.pread(file.fileno(), json_size, json_offset))
-                lists = (tuple(row.get(name, ())) for name in ("keys", "texts", "sources"))
+                lists = (tuple(row.get(name, ())) for name in ("keys", "texts"))
                 yield Sample(row["key"], row["image_id"], image, *lists)

@@ -29,7 +29,6 @@ from align.durable.buckets import Buckets, in_order, num_buckets
 from align.durable.files import replace_directory, to_json, write_text
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, IMAGES, decision_parts
-from align.formats.raw import raw_shards, read_table
 from align.formats.shards import SPLITS, Fraction, SplitName
 from align.pairs.clusters import Clusters, Members, text_digests
 from align.shard.image_spans import SPAN, look_up, sample_digests
@@ -49,21 +48,11 @@ _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 Ids = NDArray[np.bytes_]
 
 
-def kept_batches(filtered: Path, columns: list[str], raw: Path | None = None) -> Iterator[pa.RecordBatch]:
-    """The kept rows of the decisions, batch by batch; with data/raw also `text_source`, which its tables have.
-
-    Raises:
-        DataError: a raw table is missing or cannot be read.
-    """
-    tables = {} if raw is None else {one.name: one for one in raw_shards(raw)}
+def kept_batches(filtered: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The kept rows of the decisions, batch by batch."""
     for part in decision_parts(filtered):
-        rows = read_table(tables[part.stem], ["key", "text_source"]) if part.stem in tables else None
         for batch in _batches(part, [*columns, "keep"]):
             kept = batch.filter(batch["keep"]).select(columns)
-            if raw is not None:
-                if rows is None or (found := pc.index_in(kept["key"], rows["key"])).null_count:
-                    raise DataError(f"{part}: not the pairs of {raw / part.name}; run `align filter` again")
-                kept = kept.append_column("text_source", rows["text_source"].combine_chunks().take(found))
             if len(kept):
                 yield kept
 
@@ -136,8 +125,7 @@ class ShardPlan:
     def rows(self, number: int) -> pa.Table:
         """The kept pairs of an output shard, ordered by the rank of their image, then by key.
 
-        Columns: key, image_id, image_key, text, rank (of the image in the shard), and tar, offset, size of the image;
-        with `shard.text_sources` also text_source.
+        Columns: key, image_id, image_key, text, rank (of the image in the shard), and tar, offset, size of the image.
         """
         with pa.memory_map(str(self.folder / rows_file(number))) as source:
             return pa.ipc.open_file(source).read_all()
@@ -198,7 +186,7 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
             shard_of.add(pairs["row"] // _BLOCK_ROWS, row=pairs["row"], shard=one["shard"], rank=one["rank"])
         span_of = Buckets(work, "span_of", {"row": "i8", **_PLACE}, num_blocks)
         _find_spans(spans, work, samples, span_of)
-        blocks = _blocks(filtered, raw if config.text_sources else None)
+        blocks = _blocks(filtered)
         _group_rows(part, blocks, raw, shard_of, span_of, plan)
         _write_rows(part, num_blocks)
         shutil.rmtree(work)
@@ -379,11 +367,11 @@ def _write_rows(folder: Path, num_groups: int) -> None:
             path.unlink()
 
 
-def _blocks(filtered: Path, raw: Path | None) -> Iterator[pa.Table]:
+def _blocks(filtered: Path) -> Iterator[pa.Table]:
     """The kept rows, as many at a time as `Buckets` by row numbers have."""
     waiting: list[pa.RecordBatch] = []
     num_waiting = 0
-    for batch in kept_batches(filtered, _COLUMNS, raw):
+    for batch in kept_batches(filtered, _COLUMNS):
         while num_waiting + len(batch) >= _BLOCK_ROWS:
             cut = _BLOCK_ROWS - num_waiting
             yield pa.Table.from_batches([*waiting, batch.slice(0, cut)])

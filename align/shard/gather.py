@@ -37,7 +37,6 @@ class Request(NamedTuple):
     image_id: str
     keys: tuple[str, ...]
     texts: tuple[str, ...]
-    sources: tuple[str | None, ...]
     tar: int
     offset: int
     size: int
@@ -142,13 +141,11 @@ def _requests_of(rows: pa.Table) -> Iterator[Request]:
     ranks = rows["rank"].to_numpy()
     starts = np.flatnonzero(np.diff(ranks, prepend=-1))
     keys, texts = rows["key"].to_pylist(), rows["text"].to_pylist()
-    sources = rows["text_source"].to_pylist() if "text_source" in rows.column_names else ()
     first = rows.select(["image_key", "image_id", "tar", "offset", "size"]).take(pa.array(starts)).to_pydict()
     for begin, end, image_key, image_id, tar, offset, size in zip(
         starts.tolist(), [*starts[1:].tolist(), len(ranks)][: len(starts)], *first.values(), strict=True
     ):
-        own_keys, own_texts, own_sources = (tuple(values[begin:end]) for values in (keys, texts, sources))
-        yield Request(image_key, image_id, own_keys, own_texts, own_sources, tar, offset, size)
+        yield Request(image_key, image_id, tuple(keys[begin:end]), tuple(texts[begin:end]), tar, offset, size)
 
 
 def _samples(
@@ -160,7 +157,7 @@ def _samples(
         except PictureError as error:
             what = f"image {request.key} of a kept pair does not decode ({error})"
             raise DataError(f"{what}; run `align ingest` and `align filter` again") from None
-        yield Sample(request.key, request.image_id, image, request.keys, request.texts, request.sources)
+        yield Sample(request.key, request.image_id, image, request.keys, request.texts)
 
 
 def resize(data: bytes, image_px: int, quality: int) -> bytes:

@@ -134,8 +134,7 @@ def _key(config: ShardConfig, folders: ShardFolders, decisions: str) -> str:
         raise DataError(f"{images}: no such file; run `align filter` first")
     raw = raw_shards(folders.raw)
     tars = [(one.name, one.sha256 or one.tar.stat().st_size) for one in raw]
-    tables = [one.table_sha256 or sha256_file(one.table) for one in raw] if config.text_sources else []
-    return key_of(config, [decisions, sha256_file(images), *tables], tars, provenance.digest(__name__))
+    return key_of(config, [decisions, sha256_file(images)], tars, provenance.digest(__name__))
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from json.encoder import encode_basestring as _quoted
@@ -60,22 +59,21 @@ def write_shard(directory: Path, path: str, samples: Iterable[Sample]) -> Shard:
         path: relative to `directory`.
         samples: written in this order.
     """
-    sizes, sources = list[tuple[int, int]](), Counter[str | None]()  # None: of a text that does not say its source
+    sizes, num_texts = list[tuple[int, int]](), list[int]()
 
     def members() -> Iterator[Sequence[tuple[str, bytes]]]:
         for sample in samples:
             key, info = sample.key, _json(sample)
             sizes.append((len(sample.image), len(info)))
-            sources.update(sample.sources or [None] * len(sample.texts))
+            num_texts.append(len(sample.texts))
             yield (f"{key}.jpg", sample.image), (f"{key}.json", info), (f"{key}.txt", sample.texts[0].encode())
 
     sha256, places = write_tar(directory / path, members())
     offsets = [(at[0], jpg, at[1], info) for at, (jpg, info) in zip(places, sizes, strict=True)]
     index = index_bytes(offsets)
-    stated = dict(sorted((source, number) for source, number in sources.items() if source)) or None
     shard = Shard(
         path=path, sha256=sha256, num_bytes=(directory / path).stat().st_size, num_images=len(offsets),
-        num_pairs=sources.total(), offsets_sha256=hashlib.sha256(index).hexdigest(), sources=stated,
+        num_pairs=sum(num_texts), offsets_sha256=hashlib.sha256(index).hexdigest(),
     )  # fmt: skip
     write_bytes(directory / shard.offsets_path, index)
     return shard
@@ -85,8 +83,7 @@ def _json(row: Sample) -> bytes:
     """The result of `json.dumps(..., ensure_ascii=False, sort_keys=True)`, in a third of the time."""
     keys, texts = ", ".join(map(_quoted, row.keys)), ", ".join(map(_quoted, row.texts))
     ids = f'"image_id": {_quoted(row.image_id)}, "key": {_quoted(row.key)}'
-    sources = f'"sources": {json.dumps(row.sources, ensure_ascii=False)}, ' if row.sources else ""
-    return f'{{{ids}, "keys": [{keys}], {sources}"texts": [{texts}]}}'.encode()
+    return f'{{{ids}, "keys": [{keys}], "texts": [{texts}]}}'.encode()
 
 
 class _Hashed:

@@ -2,9 +2,8 @@
 
 The tars are read once and stay as they are. An index in `store.cache` says where their samples are; it is like
 data/shards (`align.formats.shards`), and its manifest names the tars. It is found again by the tars' names, sizes and
-times (ETags in S3) and the sources of `text_source_weights`, and its digest is of their samples' bytes.
-`shard.val_fraction` of the samples are held out by a hash of their keys, so a picture under two keys may be on both
-sides. No rule keeps pictures of evaluation sets out.
+times (ETags in S3), and its digest is of their samples' bytes. `shard.val_fraction` of the samples are held out by a
+hash of their keys, so a picture under two keys may be on both sides. No rule keeps pictures of evaluation sets out.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from align.errors import ConfigError, DataError
 from align.formats import shards as formats
 from align.formats.given_tars import given_samples
 from align.formats.json_file import read_if_exists
-from align.formats.sample_texts import texts_at
+from align.formats.sample_texts import texts_in
 from align.formats.shards import Fraction, Manifest, Shard, Split, SplitName
 from align.interfaces.executor import Step
 from align.project import provenance
@@ -54,11 +53,9 @@ def given_data(params: Params, specs: Sequence[str], stage: str) -> list[tuple[P
         DataError: there is no such tar, or nothing in a source can be trained on.
     """
     found = []
-    # a tokenizer learns what pretrain trains on; under DVC it is given no tars, and does not depend on these values
-    weights = params.values["pretrain" if stage == "fit_tokenizer" else stage]["text_source_weights"]
     for written in specs:
         spec, weight = _parsed(written)
-        folder = _index(params, spec, sorted(map(str, weights)) if isinstance(weights, dict) else [])
+        folder = _index(params, spec)
         manifest = formats.read_manifest(folder, given=True)
         held_out = manifest.splits["val"].num_images if "val" in manifest.splits else 0
         say(
@@ -89,7 +86,7 @@ def given_texts(folder: Path, files: StoreFiles) -> Iterator[list[str]]:
         with files.open(str(shard.given)) as file:
             for _, _, offset, size in formats.read_offsets(folder / shard.offsets_path, shard.offsets_sha256).tolist():
                 file.seek(offset)
-                yield texts_at(file.read(size), [*(shard.sources or ())])
+                yield texts_in(file.read(size))
 
 
 def _parsed(written: str) -> tuple[str, float]:
@@ -115,18 +112,18 @@ def _tars_of(spec: str, files: StoreFiles) -> tuple[str, ...]:
     return tuple(sorted(tar if "://" in tar else str(Path(tar).absolute()) for tar in tars))
 
 
-def _index(params: Params, spec: str, sources: Sequence[str]) -> Path:
-    """The folder of an index with these sources of texts, which is made unless it is there."""
+def _index(params: Params, spec: str) -> Path:
+    """The folder of an index, which is made unless it is there."""
     store, shard, engine = params.section(StoreConfig), params.section(ShardConfig), params.section(EngineConfig)
     files, val = StoreFiles(store), Fraction(seed=shard.seed, share=shard.val_fraction)
     tars = _tars_of(spec, files)
     code = provenance.digest("align.formats.given_tars")
-    key = key_of([*zip(tars, files.stamps(tars), strict=True)], val, code, *([sources] if sources else ()))
+    key = key_of([*zip(tars, files.stamps(tars), strict=True)], val, code)
     folder = store.cache.absolute() / formats.GIVEN / key[:16]
     with locked(folder.with_name(f".{folder.name}.wait"), f"the process that indexes {spec}", say):
         if not (folder / formats.MANIFEST).is_file():
             with work_directory(folder, "given", key) as part:
-                step = Step(nullcontext, partial(_index_tar, part, files, val, sources), lambda item: item[1])
+                step = Step(nullcontext, partial(_index_tar, part, files, val), lambda item: item[1])
                 entries = LocalExecutor(engine.num_workers).map(step, [*enumerate(tars)])
                 manifest = _manifest([*track(entries, what=f"{spec}: tars read", total=len(tars))], spec)
                 write_text(part / formats.MANIFEST, manifest.model_dump_json(exclude_none=True) + "\n")
@@ -134,31 +131,26 @@ def _index(params: Params, spec: str, sources: Sequence[str]) -> Path:
     return folder
 
 
-def _index_tar(
-    folder: Path, files: StoreFiles, val: Fraction, sources: Sequence[str], _: None, item: tuple[int, str]
-) -> Manifest:
+def _index_tar(folder: Path, files: StoreFiles, val: Fraction, _: None, item: tuple[int, str]) -> Manifest:
     """Reads a tar once, and writes where the samples of each split are; unless a run that was killed has done so."""
     (number, uri), left_out, digest = item, Counter[str](), hashlib.sha256()
     if (known := read_if_exists(Manifest, done := folder / f".done/{number:05d}.json", "remove it")) is not None:
         return known
     found: tuple[list[tuple[int, int, int, int]], ...] = ([], [])  # train, val
     num_pairs, splits = [0, 0], dict[SplitName, Split]()
-    num_of = [Counter(dict.fromkeys(sources, 0)), Counter(dict.fromkeys(sources, 0))]
     with files.open(uri) as file:
-        samples = given_samples(file, lambda key: bool(val.holds([key])[0]), left_out, sources)
+        samples = given_samples(file, lambda key: bool(val.holds([key])[0]), left_out)
         for held_out, (picture, data), (place, text) in samples:
             found[held_out].append((picture.offset, picture.size, place.offset, place.size))
-            num_pairs[held_out] += len(texts := texts_at(text, sources))
-            num_of[held_out].update(filter(None, texts.sources))
+            num_pairs[held_out] += len(texts_in(text))
             digest.update(data)
-            digest.update(text if not sources else repr((texts, texts.sources)).encode())
+            digest.update(text)
         num_bytes = file.seek(0, os.SEEK_END)
-    for split, places, pairs, of_source in zip(_SPLITS, found, num_pairs, num_of, strict=True):
+    for split, places, pairs in zip(_SPLITS, found, num_pairs, strict=True):
         index = formats.index_bytes(places)
         shard = Shard(
             path=f"{split}/{number:05d}.tar", sha256=digest.hexdigest(), num_bytes=num_bytes, num_images=len(places),
             num_pairs=pairs, offsets_sha256=hashlib.sha256(index).hexdigest(), given=uri,
-            sources=dict(of_source) or None,
         )  # fmt: skip
         splits[split] = Split.of([shard])
         (folder / split).mkdir(exist_ok=True)

@@ -180,7 +180,6 @@ def _loader(
             image_px=model.config.image_px, num_draws=model.vision_model.num_blocks, flip=recipe.flip,
             crop_scale=recipe.crop_scale,
             phrase_dropout=recipe.phrase_dropout, sentence_share=recipe.sentence_share, tokenizer=tokenizer,
-            source_weights=recipe.text_source_weights,
         ),
         extra=samples.extra, rank=ranks.rank, world_size=ranks.world_size,
         workers=Workers(loader_processes(recipe, ranks), pin=ranks.device.type == "cuda"),

@@ -7,10 +7,7 @@ the result: a finished run is only exported, an interrupted one resumes, and a c
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import filterfalse
 from pathlib import Path
 
 import torch
@@ -22,7 +19,7 @@ from align.durable.checkpoint import CheckpointFolder, run_key
 from align.durable.files import sha256_file
 from align.errors import ConfigError
 from align.formats.model_folder import TOKENIZER, read_config, weights_digest
-from align.formats.shards import MANIFEST, Manifest, read_manifest
+from align.formats.shards import MANIFEST, read_manifest
 from align.interfaces.store import Mirror, Tars
 from align.model.tokenizer import TextTokenizer
 from align.project import provenance
@@ -145,7 +142,7 @@ def make_plan(
     Raises:
         DataError: shards, tokenizer or the model to start from are missing.
         ConfigError: the shards' images are smaller than the model requires, extra shards have another digest than the
-            recipe says, the model to start from has another vocabulary, or no text is from a source that has a weight.
+            recipe says, or the model to start from has another vocabulary.
     """
     main = read_manifest(inputs.shards, given=True)
     extra = [(more.path, read_manifest(more.path, given=True)) for more in recipe.extra_shards]
@@ -159,7 +156,6 @@ def make_plan(
                 f"{shards / MANIFEST} has the digest {manifest.digest}, {recipe.section}.extra_shards says "
                 f"{expected.digest}; write the one that you mean"
             )
-    require_sources(recipe, [(inputs.shards, main), *extra])
     tars = infrastructure.tars
     data = TrainingData(
         train=SplitIndex.of(inputs.shards, main, "train", tars),
@@ -176,22 +172,6 @@ def make_plan(
         _name(recipe, model, inputs, data.digest), recipe, model, vocab_size, inputs, data, checkpoints,
         infrastructure, monitoring, accept_code_change,
     )  # fmt: skip
-
-
-def require_sources(recipe: Recipe, data: Sequence[tuple[Path, Manifest]]) -> None:
-    """Raises ConfigError if no training text has a source that `text_source_weights` names."""
-    known = Counter[str]()
-    for row in (row for _, manifest in data for row in manifest.splits["train"].shards):
-        known.update(row.sources or {})
-    key, missing = f"{recipe.section}.text_source_weights", [*filterfalse(known.get, recipe.text_source_weights or ())]
-    if missing and not known:
-        raise ConfigError(
-            f"{key}: {data[0][0]} does not say where its texts are from: set shard.text_sources to true and make the "
-            "shards again (`align shard`), or set it to null"
-        )
-    if missing:
-        there = ", ".join(f"{name} ({number:,})" for name, number in sorted((+known).items())) or "none of these"
-        raise ConfigError(f"{key}: no training text is from '{missing[0]}'; they are from {there}")
 
 
 def _name(recipe: Recipe, model: ModelConfig, inputs: TrainingInputs, data: str) -> str:

@@ -30,7 +30,7 @@ REPETITIONS = 7
 WHERE = ("tar", "offset", "size")
 CONFIG = ShardConfig(
     image_px=346, jpeg_quality=92, images_per_shard=2000, seed=0, val_fraction=0.0, test_fraction=0.0,
-    train_fraction=1.0, text_sources=False, near_duplicate_bits=0, max_cluster_share=1.0,
+    train_fraction=1.0, near_duplicate_bits=0, max_cluster_share=1.0,
 )  # fmt: skip
 
 

@@ -37,7 +37,6 @@ _PAPER = {
     "pretrain.label_smoothing": "0.1",
     "pretrain.crop_scale": "none",
     "pretrain.phrase_dropout": "none",
-    "pretrain.text_source_weights": "none",
     "finetune.num_steps": "3,000 to 6,000",
     "finetune.learning_rate": "1e-05",
 }

@@ -7,7 +7,7 @@ function of its step alone, so a run that ends between a copy and its step loses
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -50,7 +50,6 @@ class Augmentation:
         phrase_dropout: share of the texts that lose some of their phrases.
         sentence_share: share of the texts that are shown in a sentence.
         tokenizer: of the texts; None leaves them to the step.
-        source_weights: source of a text -> its weight; None: any text is drawn.
     """
 
     image_px: int
@@ -60,7 +59,6 @@ class Augmentation:
     phrase_dropout: float = 0.0
     sentence_share: float = 0.0
     tokenizer: TextTokenizer | None = None
-    source_weights: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ class SplitIndex:
         counts: (S,) number of samples in each shard.
         indexes: (path, sha256) of each tar's index.
         given: whether others made the tars: pictures of any size, and texts as `align.formats.given_tars` reads them.
-        sources: of texts; of given tars those that their index was asked for.
     """
 
     manifest: str
@@ -37,7 +36,6 @@ class SplitIndex:
     counts: NDArray[np.int64]
     indexes: tuple[tuple[str, str], ...]
     given: bool = False
-    sources: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, name: SplitName, tars: Tars | None = None) -> SplitIndex:
@@ -62,9 +60,8 @@ class SplitIndex:
         uris = tuple(row.given or uri(row) for row in rows)
         counts = np.array([row.num_images for row in rows], dtype=np.int64)
         indexes = tuple((str((folder / row.offsets_path).resolve()), row.offsets_sha256) for row in rows)
-        sources = tuple(dict.fromkeys(name for row in rows for name in row.sources or ()))
         given = manifest.left_out is not None
-        return cls(str((folder / MANIFEST).resolve()), uris, counts, indexes, given, sources)
+        return cls(str((folder / MANIFEST).resolve()), uris, counts, indexes, given)
 
     @cached_property
     def num_images(self) -> int:

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import ConfigError, CorruptError
-from align.formats.sample_texts import Texts
 from align.model.preprocess import random_crop
 from align.statistics.randomness import Purpose, keyed_bits, uniforms
 from align.training.batches.batch import Arrays, Augmentation, Memory, Rows, Sampling
@@ -231,8 +230,8 @@ class RowMaker:
             num_quarantined += sample != rows.locations[index].sample
             side_px = int(sides_px[index, 0]) if sides_px.size else image_px
             random_crop(image, batch.arrays.images[row], crops[index].tolist(), flip=flip, side_px=side_px)
-            chosen = texts.drawn(float(choose[index]), self._augmentation.source_weights)
-            text = some_phrases(chosen, self._augmentation.phrase_dropout, phrases[index])
+            text = texts[int(choose[index] * len(texts))]
+            text = some_phrases(text, self._augmentation.phrase_dropout, phrases[index])
             batch.texts[row] = in_sentence(text, self._augmentation.sentence_share, draws[Purpose.SENTENCE][index])
         if tokenizer is not None:
             done = rows.rows[some.start : some.stop].tolist()
@@ -250,7 +249,7 @@ class RowMaker:
 
     def _load(
         self, rows: _SourceRows, index: int, source: tuple[Span, Future[bytes]] | None, scratch: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], Texts, int]:
+    ) -> tuple[NDArray[np.uint8], list[str], int]:
         """The image, the texts and the number of a sample: the one of this row, or the one that replaces it."""
         samples, location = self._sources[rows.source], rows.locations[index]
         data, begin = (source[1].result(), source[0].begin) if source else (None, 0)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from align.durable.processes import in_threads
 from align.errors import CorruptError, DataError
-from align.formats.sample_texts import Texts, texts_at
+from align.formats.sample_texts import texts_in
 from align.interfaces.store import Tars
 from align.model.preprocess import centre_crop, decode
 from align.training.batches.index import Offsets, SplitIndex
@@ -69,7 +69,7 @@ class SplitSamples:
         fits = self.num_images * resize_px * resize_px * 3 <= cache_bytes
         shape = (self.num_images if fits else 0, resize_px, resize_px, 3)
         self._images: NDArray[np.uint8] = np.empty(shape, dtype=np.uint8)
-        self._texts: list[Texts | None] = [None] * (self.num_images if fits else 0)
+        self._texts: list[list[str] | None] = [None] * (self.num_images if fits else 0)
         self._cached = np.zeros(len(self._images), dtype=bool)
 
     def elsewhere(self, number: int) -> Callable[[], SplitSamples]:
@@ -119,7 +119,7 @@ class SplitSamples:
         data: bytes | None = None,
         begin: int = 0,
         scratch: NDArray[np.uint8] | None = None,
-    ) -> tuple[NDArray[np.uint8], Texts]:
+    ) -> tuple[NDArray[np.uint8], list[str]]:
         """An image and all its kept texts.
 
         Args:
@@ -222,12 +222,11 @@ def _file_in(data: bytes, begin: int, size: int) -> bytes:
     return content
 
 
-def _texts(data: bytes, index: SplitIndex) -> Texts:
+def _texts(data: bytes, index: SplitIndex) -> list[str]:
     try:
-        row = {} if index.given else json.loads(data)
-        texts = texts_at(data, index.sources) if index.given else Texts(map(str, row["texts"]), row.get("sources", ()))
+        texts = texts_in(data) if index.given else [*map(str, json.loads(data)["texts"])]
     except (ValueError, KeyError, TypeError, AttributeError):
-        texts = Texts(())
+        texts = []
     if not texts:
         raise DataError("it has no texts")
     return texts

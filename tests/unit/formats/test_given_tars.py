@@ -3,7 +3,6 @@
 import io
 import json
 import struct
-import tarfile
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import BinaryIO, cast
 import pytest
 
 from align.formats.given_tars import given_samples
-from align.formats.sample_texts import Texts, texts_at, texts_in
+from align.formats.sample_texts import texts_in
 from tests.support import given_tars
 from tests.support.hostile_pictures import chunk
 from tests.support.tars import tar
@@ -113,45 +112,3 @@ def test_a_picture_that_is_held_out_decodes(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", {"1.png": png[:60] + bytes(len(png) - 60), "1.txt": b"its header is whole"})
     assert len(read(path)[0]) == 1
     assert read(path, held_out=True) == ([], {"a picture that cannot be decoded": 1})
-
-
-def test_texts_of_named_sources_are_keys_of_the_json_and_members(tmp_path: Path) -> None:
-    picture = given_tars.picture(0, "PNG")
-    samples = {  # members, as a tar has them -> the texts of the sources
-        "1": ({"json": {"synthetic": ["a fox", "", 3, "it is red"], "caption": "alt"}, "png": picture, "txt": "alt"},
-              [("a fox", "synthetic"), ("it is red", "synthetic"), ("alt", "txt")]),
-        "2": ({"png": picture, "json": {"synthetic": " one "}}, [("one", "synthetic")]),
-        "3": ({"png": picture, "txt": "two", "json": {"caption": "three"}}, [("two", "txt")]),
-        "4": ({"png": picture, "caption": "no weight"}, [("no weight", None)]),
-        "5": ({"png": picture, "json": {"captions": ["a", "b"], "synthetic": None}}, [("a", None), ("b", None)]),
-        "6": ({"png": picture, "txt": "x" * (2 << 20), "json": {"synthetic": "small"}}, [("small", "synthetic")]),
-        "7": ({"png": picture, "json": {"width": 3}}, None),
-        "é" * 60: ({"txt": "of a long name", "png": picture, "json": "{broken"}, [("of a long name", "txt")]),
-    }  # fmt: skip
-    members = {
-        f"{key}.{extension}": value if isinstance(value, bytes) else value.encode() if isinstance(value, str)
-        else json.dumps(value).encode()
-        for key, (of, _) in samples.items() for extension, value in of.items()
-    }  # fmt: skip
-    path, names, left_out = tar(tmp_path / "a.tar", members, tarfile.PAX_FORMAT), ["synthetic", "txt"], Counter[str]()
-    with path.open("rb") as file:
-        found = list(given_samples(file, lambda _: False, left_out, names))
-    whole, pairs = path.read_bytes(), []
-    for _, (at, data), (part, texts) in found:
-        assert whole[at.offset : at.offset + at.size] == data == picture
-        assert whole[part.offset : part.offset + part.size] == texts
-        read = texts_at(texts, names)
-        pairs.append([*zip(read, read.sources or [None] * len(read), strict=True)])
-    assert pairs == [texts for _, texts in samples.values() if texts]
-    assert left_out == {"no text": 1, "a member that is too large or no plain file": 1}
-    for damaged in (b"", b"x" * 5000, texts[:600], bytes(2000)):
-        assert texts_at(damaged, names) == []
-
-
-def test_a_number_draws_a_text() -> None:
-    texts = Texts(["a", "b", "c", "d"], ["alt", "title", None, "title"])
-    for number in (0.0, 0.24, 0.25, 0.999_999_999_999_999_9):
-        assert texts.drawn(number, None) == texts.drawn(number, {"other": 1.0}) == texts[int(number * 4)]
-        assert texts.drawn(number, {"alt": 0.1, "title": 0.3}) == "abd"[min(int(number * 4), 1) + int(number * 8 / 5)]
-        assert texts.drawn(number, {"alt": 1e-9}) == "a"
-    assert Texts(["a", "b"]).drawn(0.5, {"alt": 1.0}) == "b"  # no text says its source

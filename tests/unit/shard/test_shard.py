@@ -426,31 +426,3 @@ def test_resize_is_antialiased_and_does_not_keep_the_aspect() -> None:
 def test_resize_refuses_what_is_no_image(data: bytes) -> None:
     with pytest.raises(PictureError):
         resize(data, 24, 95)
-
-
-def test_sources_of_texts_are_in_the_shards_if_they_are_asked_for(tmp_path: Path) -> None:
-    small_data.write(tmp_path, [*many_pairs(), Pair("a second text", 0), Pair("dropped", 1, reason="text_too_short")])
-    table = tmp_path / "raw/00000.parquet"
-    raw = pq.read_table(table)
-    before = read_manifest(make_shards(tmp_path, [], name="without"))
-    asked = CONFIG.model_copy(update={"text_sources": True})
-    nothing = read_manifest(make_shards(tmp_path, [], asked, name="unknown"))  # img2dataset has no such column
-    assert all(task.shard.sources is None for task in (*before.tasks, *nothing.tasks))
-    of = dict.fromkeys(raw["key"].to_pylist(), 'an "alt"') | {"000000007": None, "000000060": "synthetic"}
-    pq.write_table(raw.append_column("text_source", [[*of.values()]]).take(list(range(len(raw)))[::-1]), table)
-    assert read_manifest(make_shards(tmp_path, [], name="off")) == before
-    shards = make_shards(tmp_path, [], asked)
-    samples = [sample for split in SPLITS for sample in iter_samples(shards, split)]
-    got = {key: source for one in samples for key, source in zip(one.keys, one.sources, strict=True)}
-    assert got == {key: source for key, source in of.items() if key != "000000061"}  # which was dropped
-    counts = [task.shard.sources or {} for task in read_manifest(shards).tasks]
-    assert [sum(count.get(name, 0) for count in counts) for name in ("synthetic", 'an "alt"')] == [1, 59]
-    tar = shards / read_manifest(shards).splits["train"].shards[0].path
-    with tarfile.open(tar) as file:
-        texts = [file.extractfile(one).read() for one in file if one.name.endswith(".json")]
-    assert all(text == json.dumps(json.loads(text), ensure_ascii=False, sort_keys=True).encode() for text in texts)
-    pq.write_table(pq.read_table(table).slice(0, 61), table)
-    with pytest.raises(
-        DataError, match=r"00000.parquet: not the pairs of .*raw/00000.parquet; run `align filter` again"
-    ):
-        make_shards(tmp_path, [], asked, name="others")

@@ -1,7 +1,6 @@
 """Training on tars that others made: their index, the batches from it, and what the model says of its data."""
 
 import argparse
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
 from tests.support import given_tars, local_store, training_data
 from tests.support.params import load_params
-from tests.support.tars import tar
 from tests.support.training_project import write_project
 
 RECIPE = training_data.RECIPE | {"num_steps": 2, "warmup_steps": 0, "validate_every_steps": 2, "log_every_steps": 1}
@@ -151,43 +149,3 @@ def test_from_tars_to_a_model_that_says_it_is_not_gated(project: Path) -> None:
     assert (tuned.trained_on, tuned.not_gated) == (tuple(digests), tuple(digests))  # more is the second of these
     recipe, *_ = module.on_given(values, pretrain.trains(values), specs)
     assert [more.weight for more in recipe.extra_shards] == [0.25]
-
-
-@pytest.mark.costs(7, "three runs of stages")
-def test_sources_of_texts_are_drawn_by_weight_and_an_unknown_one_is_named(project: Path) -> None:
-    members = {}
-    for number in range(24):
-        members[f"{number:09d}.jpg"] = given_tars.picture(number)
-        members[f"{number:09d}.txt"] = given_tars.text(number).encode()
-        members[f"{number:09d}.json"] = json.dumps({"synthetic": f"zebra {number}", "key": "k"}).encode()
-    tar(project / "both.tar", members)
-    args = argparse.Namespace(data=["both.tar"], accept_code_change=None, typed=[])
-    weights, typed = "pretrain.text_source_weights={weights}", ["store.cache=cache", "pretrain.num_processes=1"]
-    both = params(project, *typed, weights.format(weights="{synthetic: 0.9, txt: 0.1}"))
-    fit_tokenizer.main(both, args)
-    assert {"zebra", "square"} <= TextTokenizer.load(project / "tokenizer", 16).vocabulary.keys()
-    pretrain.main(both, args)
-    recipe, _, inputs = module.on_given(both, pretrain.trains(both), args.data)
-    index = SplitIndex.of(inputs.shards, read_manifest(inputs.shards, given=True), "train")
-    samples = SplitSamples(index, 36)
-    assert samples.texts(0).sources == ("synthetic", "txt") and recipe.text_source_weights == {
-        "synthetic": 0.9,
-        "txt": 0.1,
-    }
-    ((plain, manifest, _),) = module.given_data(params(project, *typed), args.data, "pretrain")
-    assert plain != inputs.shards and manifest.splits["train"].shards[0].sources is None
-    runs = {path.name for path in (project / "checkpoints").iterdir()}
-    pretrain.main(params(project, *typed, weights.format(weights="{synthetic: 0.5, txt: 0.5}")), args)
-    assert len({path.name for path in (project / "checkpoints").iterdir()} - runs) == 1  # another run
-    with pytest.raises(ConfigError, match=r"weights: no training text is from 'synthetc'; they are from txt \(\d+\)"):
-        pretrain.main(params(project, *typed, weights.format(weights="{synthetc: 1, txt: 1}")), args)
-    for wrong in ("{txt: 0}", "{txt: -1}", "{txt: .inf}", "{}", "[txt]", "{'': 1}", "{txt: a}"):
-        with pytest.raises(ConfigError, match=r"'pretrain\.text_source_weights"):
-            pretrain.main(params(project, weights.format(weights=wrong)), args)
-
-
-def test_shards_without_sources_are_refused_before_training(tmp_path: Path) -> None:
-    data = training_data.write(tmp_path)
-    recipe = training_data.pretrain_config(text_source_weights={"alt": 1.0})
-    with pytest.raises(ConfigError, match=r"shards does not say where its texts are from: set shard\.text_sources"):
-        training_data.plan(data, tmp_path / "checkpoints", recipe)

@@ -3,10 +3,8 @@
 import multiprocessing
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +14,6 @@ import pytest
 import torch
 
 from align.errors import ConfigError, CorruptError, DataError, TrainingError
-from align.formats.sample_texts import Texts
 from align.formats.shards import iter_samples, read_manifest
 from align.model.preprocess import decode, to_pixels
 from align.training.batches import loader as module
@@ -27,7 +24,6 @@ from align.training.batches.samples import SplitSamples
 from align.training.loop import loader_processes
 from align.training.ranks.process_group import Ranks
 from tests.support import training_data
-from tests.support.shard_folder import write_shards
 from tests.support.training_data import pretrain_config
 
 
@@ -58,42 +54,6 @@ def test_samples_are_those_of_the_shards(index: SplitIndex, tmp_path: Path) -> N
     assert np.array_equal(samples.image(20), samples.image(20))  # from the cache
 
 
-def test_a_source_is_drawn_by_its_weight_and_then_one_of_its_texts_whoever_makes_the_rows(tmp_path: Path) -> None:
-    shown = dict.fromkeys(range(20), ("alt", "synthetic", "synthetic", "title")) | {20: (), 21: ("title",)}
-    made = [
-        replace(sample, texts=tuple(f"{number} {source} {at}" for at, source in enumerate(of)), sources=of, keys=of)
-        for number, (sample, of) in enumerate(zip(training_data.samples(22), shown.values(), strict=True))
-    ]
-    made[20] = replace(made[20], texts=("20 unknown 0",), keys=("k",))
-    write_shards(tmp_path / "shards", {"train": [made[:11], made[11:]]}, image_px=training_data.IMAGE_PX)
-    manifest = read_manifest(tmp_path / "shards")
-    assert [row.sources for row in manifest.splits["train"].shards] == [
-        {"alt": 11, "synthetic": 22, "title": 11}, {"alt": 9, "synthetic": 18, "title": 10},
-    ]  # fmt: skip
-    index = SplitIndex.of(tmp_path / "shards", manifest, "train")
-
-    def texts(weights: dict[str, float] | None, rank: int = 0, of: int = 1, processes: int = 0) -> list[list[str]]:
-        train = TrainLoader(
-            SplitSamples(index, 36), sampling=Sampling(seed=7, batch_size=8, shuffle_block=1000), rank=rank,
-            world_size=of, augmentation=Augmentation(32, 0, flip=False, source_weights=weights),
-            workers=Workers(num_processes=processes, num_threads=1),
-        )  # fmt: skip
-        return [batch.texts for batch in train.batches(0, 240 if processes == 0 and of == 1 else 20)]
-
-    weights = {"alt": 1.0, "synthetic": 3.0, "elsewhere": 5.0}
-    drawn = texts(weights)
-    counts = Counter(text.partition(" ")[2] for batch in drawn for text in batch)
-    only = [counts.pop("unknown 0"), sum(1 for batch in drawn for text in batch if text == "21 title 0")]
-    assert min(only) > 60 and counts["title 0"] == only[1] and counts["title 3"] == 0  # the only one that 21 has
-    share = {name: number / (counts.total() - only[1]) for name, number in counts.items() if name != "title 0"}
-    assert share == pytest.approx({"alt 0": 0.25, "synthetic 1": 0.375, "synthetic 2": 0.375}, abs=0.03)
-    assert texts({name: 2 * weights[name] for name in reversed(weights)}) == drawn
-    assert texts(weights, processes=2) == drawn[:20]
-    assert [a + b for a, b in zip(texts(weights, 0, 2), texts(weights, 1, 2), strict=True)] == drawn[:20]
-    plain = Counter(text.partition(" ")[2] for batch in texts(None) for text in batch)
-    assert plain["title 3"] / plain["alt 0"] == pytest.approx(1, abs=0.2)
-
-
 def test_an_epoch_shows_every_image_once_and_all_its_texts_in_time(index: SplitIndex) -> None:
     samples = SplitSamples(index, 36)
     train = loader(samples)
@@ -110,7 +70,7 @@ def test_phrase_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) ->
     samples = SplitSamples(index, 36)
     for sample in range(24):
         samples.image(sample)
-    samples._texts = [Texts(["dog face: animal, dog"]) for _ in range(24)]
+    samples._texts = [["dog face: animal, dog"] for _ in range(24)]
     train = loader(samples, phrase_dropout=0.6)
     shown = [text for step in range(60) for text in train.batch(step).texts]
     whole = [text for text in shown if text == "dog face: animal, dog"]
@@ -124,7 +84,7 @@ def test_phrase_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) ->
 def test_crops_have_all_sizes_and_each_row_has_its_own_whoever_makes_it(index: SplitIndex) -> None:
     samples = SplitSamples(index, 36)
     samples._images[:] = np.arange(36, dtype=np.uint8)[:, None, None]  # a row says where it is from
-    samples._cached[:], samples._texts = True, [Texts(["a dog"]) for _ in range(24)]
+    samples._cached[:], samples._texts = True, [["a dog"] for _ in range(24)]
     shown = np.concatenate([loader(samples, crop_scale=(0.5, 1.5)).batch(step).images for step in range(60)])
     ranges = shown[:, -1, 0, 0].astype(int) - shown[:, 0, 0, 0] + 1
     assert ranges.min() < 18 and ranges.max() == 36  # of 16 to 48, of which at most 36 are the picture's
@@ -246,7 +206,7 @@ def test_sources_are_mixed_by_weight_each_with_its_own_epochs(
         main.image(sample)
     for sample in range(6):
         extra.image(sample)
-    main._texts, extra._texts = [Texts([f"main {n}"]) for n in range(24)], [Texts([f"more {n}"]) for n in range(6)]
+    main._texts, extra._texts = [[f"main {n}"] for n in range(24)], [[f"more {n}"] for n in range(6)]
     mixed = loader(main, extra=[(extra, 0.25)])
     texts = [text for batch in mixed.batches(0, 1250) for text in batch.texts]  # one cycle of 10,000 positions
     of_extra = [text for text in texts if text.startswith("more")]

@@ -143,13 +143,6 @@ COMMANDS = {
         ),
         commands.init,
     ),
-    "make_set": Verb(
-        "align.evaluate.make_set",
-        "make an evaluation set from class folders, or from pictures with captions",
-        ("ingest",),
-        ("align make_set captions --from captions.csv", "align make_set clothing --from test --reference train"),
-        commands.make_set,
-    ),
     "pin": Verb(
         "align.ingest.pin",
         "list the files of a bucket or web server with their ETags, so that DVC keeps what is made from them",

@@ -27,48 +27,6 @@ def init(parser: ArgumentParser) -> None:
     parser.set_defaults(params=installed("params.yaml"))  # not those of the folder in which it is typed
 
 
-def make_set(parser: ArgumentParser) -> None:
-    """Arguments of `align make_set`."""
-    parser.add_argument(
-        "name", metavar="NAME", help="of the set; the files are NAME.tar and NAME.json in paths.evaluation"
-    )
-    parser.add_argument(
-        "--from",
-        dest="sources",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="a folder FOLDER/CLASS/*.jpg, or a table with pictures' file names and captions (.csv, .tsv, .jsonl, ...)",
-    )
-    parser.add_argument(
-        "--reference",
-        metavar="SHARE|PATH",
-        help="what the nearest neighbours are sought in: a share of each class (0.5), or another folder or table",
-    )
-    parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="readable names: lines FOLDER,NAME or a JSON object"
-    )
-    parser.add_argument(
-        "--template",
-        action="append",
-        metavar="TEXT",
-        help="text with {} for the class; may be repeated; default: five, such as 'a photo of a {}.'",
-    )
-    for option, what in (
-        ("picture", "of the file names; default: file_name, file, path, image, ..."),
-        ("caption", "of the caption or captions; default: captions, caption, text, ..."),
-        ("class", "of the class; makes a classification set"),
-        ("concept", "of what pictures have in common: they count as right for each other's captions; default: nothing"),
-    ):
-        parser.add_argument(f"--{option}", metavar="COLUMN", dest=f"{option}_column", help=f"column {what}")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="folder of a table's pictures; default: its own")
-    parser.add_argument("--resize", type=int, metavar="PX", help="shrink larger pictures to this shorter side")
-    parser.add_argument("--description", default="", metavar="TEXT", help="a sentence for reports")
-    parser.add_argument("--skip", action="store_true", help="leave out what is missing, broken or contradictory")
-    parser.add_argument("--replace", action="store_true", help="replace the set of this name")
-
-
 def pin(parser: ArgumentParser) -> None:
     """Arguments of `align pin`."""
     parser.add_argument("source", help="what paths.archive would be: s3://..., https://..., a folder, pattern or list")

@@ -20,6 +20,7 @@ Format = Literal[
     "retrieval_txt",
     "multi30k",
     "folder",
+    "table",
     "parquet",
 ]
 Task = Literal[
@@ -153,10 +154,13 @@ class SuiteSet(Strict):
     split: Annotated[str, Field(min_length=1)] = "test"
     #: The split whose labels a task of LEARNED learns from.
     reference: Annotated[str, Field(min_length=1)] = "train"
-    #: The folder of the pictures of a file of captions; None: the usual folders beside it.
+    #: The folder of the pictures of a file of captions; None: the usual folders beside it. Of a table: its own folder.
     images: Annotated[str, Field(min_length=1)] | None = None
     #: Format multi30k: files with one caption per line, in the order of the pictures that `path` lists.
     captions: Annotated[tuple[_Uri, ...], Field(strict=False)] = ()
+    #: Format table: its columns, where they have no usual names. Pictures of one `concept` are right for each other's
+    #: captions; without it each picture is a concept of its own.
+    columns: dict[Literal["picture", "text", "label", "concept"], _Uri] = Field(default_factory=dict)
     #: A file of readable names, for classes that have none in the set.
     classnames: Annotated[str, Field(min_length=1)] | None = None
     #: Task cxc: the folder of Crisscrossed Captions' ratings: sts_test.csv, sis_test.csv and sits_test.csv.
@@ -192,6 +196,8 @@ class SuiteSet(Strict):
             raise ValueError(f"{self.name}: a set of this name is made by the pipeline; choose another name")
         if (self.format == "multi30k") != bool(self.captions):
             raise ValueError(f"{self.name}: the format multi30k and the key captions, its files, belong together")
+        if self.columns and self.format != "table":
+            raise ValueError(f"{self.name}: only a table has columns to name")
         tasks = set(self.tasks)
         captioned = tasks & set(CAPTIONED)
         if captioned and captioned != tasks:

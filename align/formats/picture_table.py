@@ -10,9 +10,10 @@ import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -21,6 +22,7 @@ from align.formats import json_tables
 from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.formats.parquet import ForeignTable, is_list
 from align.formats.table_lines import Layout, layout_of, separated_rows
+from align.interfaces.store import Files
 
 _JSON = (".json", ".jsonl", ".ndjson")
 #: Endings of tables; all but parquet may be followed by .gz.
@@ -37,6 +39,8 @@ TEXT_COLUMNS = (
     "texts", "captions", "sentences", "caption", "text", "sentence", "alt", "alt_text", "alttext", "description",
     "title",
 )  # fmt: skip
+#: ... and of classes.
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 #: Types of columns that hold texts, or numbers, which are texts as they are.
 _TEXT_TYPES = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_floating,
@@ -56,6 +60,7 @@ class PictureTable:
 
     Args:
         path: its file.
+        files: reads it, here or in S3, but not parquet; None: it is on this machine.
 
     Attributes:
         names: of its columns.
@@ -65,13 +70,15 @@ class PictureTable:
         DataError: the file is missing, or is not a table.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._name = path.name.lower().removesuffix(".gz")
-        if not path.is_file():
+    def __init__(self, path: Path | str, files: Files | None = None) -> None:
+        self._path, self._files = str(path), files
+        name = self._path.rpartition("/")[2].lower()
+        self._name, self._gzipped = name.removesuffix(".gz"), name.endswith(".gz")
+        if files is None and not Path(path).is_file():
             raise DataError(f"{path}: no such file")
-        if not self._name.endswith(TABLE_SUFFIXES) or path.name.lower().endswith(".parquet.gz"):
-            raise DataError(f"{path}: no table; its name ends in one of {', '.join(TABLE_SUFFIXES)}")
+        suffixes = TABLE_SUFFIXES if files is None else TABLE_SUFFIXES[:-1]
+        if not self._name.endswith(suffixes) or name.endswith(".parquet.gz"):
+            raise DataError(f"{path}: no table; its name ends in one of {', '.join(suffixes)}")
         self._header: Sequence[str] | None = None
         self.layout = ""
         self.names: list[str] = list(self._read(self._names()))
@@ -93,9 +100,14 @@ class PictureTable:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise DataError(f"{self._path}: unreadable ({' '.join(str(error).split())}); write it again") from None
 
-    def _open(self) -> IO[bytes]:
-        gzipped = self._path.suffix.lower() == ".gz"
-        return cast(IO[bytes], gzip.open(self._path)) if gzipped else self._path.open("rb")
+    @contextmanager
+    def _open(self) -> Iterator[IO[bytes]]:
+        with Path(self._path).open("rb") if self._files is None else self._files.open(self._path) as stream:
+            if not self._gzipped:
+                yield stream
+                return
+            with gzip.open(stream) as unpacked:
+                yield unpacked  # type: ignore[misc]  # reads as a stream does
 
     def _layout(self, stream: IO[bytes]) -> Layout:
         tabs = self._name.endswith(".tsv")
@@ -108,12 +120,12 @@ class PictureTable:
         if self._name.endswith(".parquet"):
             yield from (
                 field.name
-                for field in ForeignTable(self._path, str(self._path)).schema
+                for field in ForeignTable(Path(self._path), self._path).schema
                 if is_text(field.type, lists=True)
             )
         elif self._name.endswith(_JSON):
             with self._open() as stream:
-                head = islice(json_tables.rows_of(str(self._path), stream), _HEAD_ROWS)
+                head = islice(json_tables.rows_of(self._path, stream), _HEAD_ROWS)
                 yield from dict.fromkeys(name for row in head if row is not None for name in row)
         else:
             with self._open() as stream:
@@ -131,7 +143,7 @@ class PictureTable:
             yield from self._parquet_rows(wanted)
         elif self._name.endswith(_JSON):
             with self._open() as stream:
-                for row in json_tables.rows_of(str(self._path), stream):
+                for row in json_tables.rows_of(self._path, stream):
                     yield None if row is None else tuple(None if name is None else row.get(name) for name in wanted)
         else:
             positions = [None if name is None else self.names.index(name) for name in wanted]
@@ -141,7 +153,7 @@ class PictureTable:
                     yield picked(values, positions, len(self.names))
 
     def _parquet_rows(self, wanted: Sequence[str | None]) -> Iterator[Row]:
-        table = ForeignTable(self._path, str(self._path))
+        table = ForeignTable(Path(self._path), self._path)
         for batch in table.batches([name for name in wanted if name is not None]):
             empty = [None] * len(batch)
             yield from zip(*(empty if name is None else values_of(batch.column(name)) for name in wanted), strict=True)

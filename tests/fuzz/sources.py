@@ -5,7 +5,7 @@ import io
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from contextlib import redirect_stderr, suppress
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -154,8 +154,13 @@ def table(folder: Path) -> Run:
 
 def evaluation_table(folder: Path) -> Run:
     """The same bytes as a table of an evaluation set; its pictures do not exist."""
+    from align.config.suite import SuiteSet
     from align.errors import DataError
-    from align.evaluate.set_sources import Columns, Faults, read_table
+    from align.formats.evaluation_sets.table import read
+    from tests.support.suites import local_files
+
+    files = local_files()
+    usual: dict[str, str] = {}
 
     def run(data: bytes) -> None:
         packed = data.startswith(b"\x1f\x8b")
@@ -163,9 +168,11 @@ def evaluation_table(folder: Path) -> Run:
             head = zlib.decompressobj(31).decompress(data, 64) if packed else data[:64]
             file = folder / f"a.{_table_kind(head)}{'.gz' if packed else ''}"
             file.write_bytes(data)
-            for columns in (Columns(None, None, None, None), Columns("url", "caption", None, None)):
-                with suppress(DataError), redirect_stderr(io.StringIO()):  # it says which columns it found
-                    read_table(file, columns, None, Faults())
+            for task in ("retrieval", "zero_shot"):
+                for columns in (usual, {"picture": "url", "text": "caption", "label": "caption"}):
+                    about = {"name": "a", "path": str(file), "format": "table", "tasks": [task], "columns": columns}
+                    with suppress(DataError):
+                        read(SuiteSet.model_validate(about), files)
 
     return run
 

@@ -19,7 +19,7 @@ from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.formats.captions_json import USUAL_FOLDERS, of_splits, read_captions, require_splits
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet
-from align.formats.evaluation_sets.files import FilePictures, bytes_of, exists, joined, lines_of, made
+from align.formats.evaluation_sets.files import FilePictures, bytes_of, exists, joined, leads_out, lines_of, made
 from align.interfaces.store import Files
 
 #: Where the name of a picture ends in a line; captions have commas, too.
@@ -49,7 +49,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
         if not row.captions:
             unusable[row.name] = "without a caption"
             continue
-        if row.name.startswith("/") or ".." in row.name.split("/"):
+        if leads_out(row.name):
             unusable[row.name] = "its name leads out of the folder of pictures"
             continue
         key = f"{row.folder}/{row.name}" if row.folder else row.name

@@ -59,6 +59,11 @@ def _is_below(root: str, uri: str) -> bool:
     return "://" in uri or os.path.realpath(uri).startswith(f"{os.path.realpath(root).rstrip('/')}/")
 
 
+def leads_out(name: str) -> bool:
+    """Whether the name of a picture's file leads out of the folder of pictures."""
+    return name.startswith("/") or ".." in name.split("/")
+
+
 def joined(path: str, *names: str) -> str:
     """A file below a folder, here or in S3, as `Files.list` spells it."""
     below = "/".join([path.rstrip("/"), *names])

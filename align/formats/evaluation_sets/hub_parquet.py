@@ -22,13 +22,12 @@ from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.evaluation_sets.files import MAX_PICTURE_BYTES, class_names, made
 from align.formats.parquet import readable
-from align.formats.picture_table import TEXT_COLUMNS, usual_column
+from align.formats.picture_table import LABEL_COLUMNS, TEXT_COLUMNS, usual_column
 from align.interfaces.store import Files
 
 #: Rows with pictures in memory at a time.
 _ROWS = 32
 _readable = partial(readable, problem="unreadable as parquet", remedy="fetch it again")
-_LABELS = ("label", "labels", "fine_label", "class")
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def _columns(wanted: SuiteSet, uri: str, files: Files) -> _Columns:
     stated = [
         name for name in names if isinstance(features.get(name), dict) and features[name].get("_type") == "ClassLabel"
     ]
-    label = next(iter(stated), None) or next((name for name in _LABELS if name in names), None)
+    label = next(iter(stated), None) or next((name for name in LABEL_COLUMNS if name in names), None)
     texts = usual_column(TEXT_COLUMNS, names)
     if (texts if "retrieval" in wanted.tasks else label) is None:
         what = "captions" if "retrieval" in wanted.tasks else "labels"

@@ -47,6 +47,8 @@ def _read(wanted: SuiteSet, files: Files) -> EvaluationSet:
             from align.formats.evaluation_sets.captions import read
         case "folder":
             from align.formats.evaluation_sets.folder import read
+        case "table":
+            from align.formats.evaluation_sets.table import read
         case "parquet":
             from align.formats.evaluation_sets.hub_parquet import read
     return masked(read(wanted, files), files)

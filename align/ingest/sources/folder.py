@@ -136,8 +136,8 @@ class Folder:
         if not classes:
             return DataError(f"{text}; add one of these")
         return DataError(
-            f"{text}. If folders like {classes[0]} are classes, `align make_set NAME --from {where}` makes an "
-            "evaluation set of them. To take texts from the folders' names anyway, set ingest.folder_text"
+            f"{text}. If folders like {classes[0]} are classes, they are an evaluation set: `format: folder` of a "
+            "suite. To take texts from the folders' names anyway, set ingest.folder_text"
         )
 
     def scan(self, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:

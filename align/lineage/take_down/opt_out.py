@@ -154,12 +154,9 @@ def _evaluation_lines(folder: Path, image_ids: Set[str]) -> Iterator[str]:
         others |= not number
         if number:
             yield f"  {tar}: {number:,} of the pictures, with their captions"
-            yield (
-                "    ends with: removing them from what the set was made of, then "
-                f"`align make_set {tar.stem} --from ... --replace`"
-            )
+            yield "    ends with: removing them from what the set was made of, then making it again"
     if others:
-        yield f"  other sets in {folder}: copies in another size (`make_set --resize`) are not recognised"
+        yield f"  other sets in {folder}: copies in another size are not recognised"
         yield "    end in the same way"
 
 

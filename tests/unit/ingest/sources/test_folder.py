@@ -228,7 +228,7 @@ def test_folders_that_are_classes(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         source_at(tmp_path, "source=folder")
     for words in ("3 pictures without a text: no table (.csv, ", "folders like train/red_dress are classes",
-                  f"`align make_set NAME --from {tmp_path}`", "set ingest.folder_text"):  # fmt: skip
+                  "`format: folder` of a suite", "set ingest.folder_text"):  # fmt: skip
         assert words in str(raised.value)
     source = source_at(tmp_path, "source=folder", "folder_text=a photo of a {}")
     counts: Counter[str] = Counter()

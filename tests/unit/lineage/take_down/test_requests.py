@@ -188,12 +188,7 @@ def test_evaluation_sets_with_the_pictures_are_named(project: Path, capsys: pyte
     assert main(["opt_out", "--purge", "--yes"]) == 0
     said = capsys.readouterr().out.splitlines()
     line = said.index("  data/sample/evaluation/mine.tar: 1 of the pictures, with their captions")
-    assert said[line + 1] == (
-        "    ends with: removing them from what the set was made of, then `align make_set mine --from ... --replace`"
-    )
+    assert said[line + 1] == "    ends with: removing them from what the set was made of, then making it again"
     assert "  data/sample/evaluation/broken.tar: cannot be read, so perhaps some of the pictures" in said
     assert not any("others.tar" in line for line in said)
-    assert (
-        "  other sets in data/sample/evaluation: copies in another size (`make_set --resize`) are not recognised"
-        in said
-    )
+    assert "  other sets in data/sample/evaluation: copies in another size are not recognised" in said

@@ -33,13 +33,12 @@ Task = Literal[
     "knn",
     "linear_probe",
     "frozen",
-    "vtab",
     "fine_tuning",
 ]
 
 #: Tasks of a set of captions, and tasks that learn from the labels of a set of classes (its split `reference`).
 CAPTIONED: tuple[Task, ...] = ("retrieval", "coco_1k", "cxc", "multi30k", "labelled_queries")
-LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "frozen", "vtab", "fine_tuning")
+LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "frozen", "fine_tuning")
 #: Sets that the pipeline makes itself.
 _RESERVED = ("test",)
 #: Tasks that a format allows; other formats allow both kinds.
@@ -65,8 +64,6 @@ _Share = Annotated[float, Field(gt=0, lt=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
 _Seed = Annotated[int, Field(ge=0)]
-_Counts = Annotated[tuple[_Count, ...], Field(strict=False, min_length=1)]
-_Seeds = Annotated[tuple[_Seed, ...], Field(strict=False, min_length=1)]
 
 
 class KnnSettings(Strict):
@@ -96,30 +93,6 @@ class FrozenSettings(Strict):
     #: paper: 100 epochs of batches of 1,024 (section 4.3); small: 20 of 64, for some thousand pictures on two cores.
     preset: Literal["paper", "small"] = "paper"
     seed: _Seed = 0
-
-
-class VtabSettings(Strict):
-    """Task `vtab`: searches the hyper-parameters of a linear classifier on the first 1,000 pictures."""
-
-    #: Paper, section 5: 50.
-    trials: _Count = 50
-    #: Paper: three.
-    runs: _Seeds = (0, 1, 2)
-    #: From least to most, drawn on a logarithmic scale. Neither paper says what it searches: these are ours.
-    learning_rate: Annotated[tuple[_Positive, _Positive], Field(strict=False)] = (0.001, 1.0)
-    weight_decay: Annotated[tuple[_Positive, _Positive], Field(strict=False)] = (1e-6, 1.0)
-    epochs: _Counts = (10, 50, 100)
-    batch_size: _Count = 64
-    #: Whether the 1,000 pictures are drawn; by default they are the first, as published. Draw them if the set is a
-    #: folder.
-    shuffle: bool = False
-    seed: _Seed = 0
-
-    @model_validator(mode="after")
-    def _from_least_to_most(self) -> Self:
-        if self.learning_rate[0] > self.learning_rate[1] or self.weight_decay[0] > self.weight_decay[1]:
-            raise ValueError("vtab: a range is written from least to most")
-        return self
 
 
 class FineTuningSettings(Strict):
@@ -180,7 +153,6 @@ class SuiteSet(Strict):
     knn: KnnSettings = KnnSettings()
     linear_probe: LinearProbeSettings = LinearProbeSettings()
     frozen: FrozenSettings = FrozenSettings()
-    vtab: VtabSettings = VtabSettings()
     fine_tuning: FineTuningSettings = FineTuningSettings()
     #: For people.
     description: str = ""

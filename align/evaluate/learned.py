@@ -4,7 +4,7 @@ One pass of the model serves all of them. Embeddings are L2-normalised, as the p
 `align.evaluate.protocols` say what becomes of them.
 
 Deviations from the paper: its frozen features are those of new crops in each epoch, of 289 px for training and 360 px
-for the test; here they are of the one crop and the size that the model is evaluated with. For `frozen` and `vtab` they
+for the test; here they are of the one crop and the size that the model is evaluated with. For `frozen` they
 are scaled to a mean square of 1: at length 1 gradients are smaller by their width, and the paper's rates learn slowly
 (2,230 photographs, 100 epochs: 33 % right, not 39 %).
 """
@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from align.config.suite import LinearProbeSettings, SuiteSet, Task, VtabSettings
+from align.config.suite import LinearProbeSettings, SuiteSet, Task
 from align.display.console import say
 from align.errors import DataError
 from align.evaluate.protocols import linear
 from align.evaluate.protocols.knn import weighted_vote
 from align.evaluate.protocols.labelled import Labelled, accuracy
 from align.evaluate.protocols.recall import Direction, Score
-from align.evaluate.protocols.vtab import Range, SearchSpace, Trial, draw_trials, slices, vtab
 from align.formats.query_ranks import RUN
 
 #: The presets of task `frozen`.
@@ -51,7 +50,7 @@ def learned_scores(
         test: pictures to answer, with what is independent of them.
         num_classes: labels are below it.
         num_resamples, seed: of the intervals, which cover the choice of test pictures only.
-        answered: gets protocol -> ranks of single pictures, all but those of vtab; see `align.formats.query_ranks`.
+        answered: gets protocol -> ranks of single pictures; see `align.formats.query_ranks`.
 
     Raises:
         DataError: a protocol cannot be run on this set: a class has no picture to learn from, there are too few, or a
@@ -79,8 +78,6 @@ def learned_scores(
                     known, _scaled(test), num_classes, seed=asked.frozen.seed, recipe=recipe
                 )
                 score("frozen", [answers])
-            elif task == "vtab":
-                found["vtab/accuracy"] = _vtab(asked.vtab, train, test, num_classes, how)
         except DataError as error:
             raise DataError(f"evaluation set {asked.name}: {task}: {error}") from None
     return found
@@ -120,33 +117,6 @@ def _linear_probe(settings: LinearProbeSettings, train: Labelled, test: Labelled
     probe = linear.linear_probe(train, validation, test, num_classes, seed=settings.seed, recipe=recipe)
     say(f"evaluate: {train.name}: linear probe with a weight decay of {probe.decay:.3g}, of {len(probe.tried)} tried")
     return probe.answers
-
-
-def _vtab(settings: VtabSettings, train: Labelled, test: Labelled, num_classes: int, how: Mapping[str, int]) -> Score:
-    space: SearchSpace = {
-        "learning_rate": Range(*settings.learning_rate),
-        "weight_decay": Range(*settings.weight_decay),
-        "epochs": [float(epochs) for epochs in settings.epochs],
-    }
-
-    def fit(trial: Trial, known: Labelled, asked: Labelled, seed: int) -> Any:
-        recipe = linear.Recipe(
-            "sgd", trial["learning_rate"], None, int(trial["epochs"]), settings.batch_size, unit_rows=False
-        )
-        (classifier,) = linear.fit(known, num_classes, recipe, decays=[trial["weight_decay"]], seed=seed)
-        if classifier.diverged:
-            raise DataError("the fit diverges")
-        return classifier.answers(asked)
-
-    if settings.shuffle:
-        train = train.subset(_by_content(train)[np.random.default_rng(settings.seed).permutation(len(train))])
-    elif (np.diff(train.labels) >= 0).all():
-        raise DataError(f"{train.name}: the pictures are in order, class after class: set `vtab: {{shuffle: true}}`")
-    known, validation = (_scaled(part) for part in slices(train))
-    trials = draw_trials(space, settings.trials, seed=settings.seed)
-    result = vtab((known, validation, _scaled(test)), num_classes, fit, trials, runs=settings.runs, **how)
-    say(f"evaluate: {train.name}: VTAB takes {dict(result.trial)}")
-    return result.score
 
 
 def _by_content(train: Labelled) -> NDArray[np.int64]:

@@ -30,7 +30,6 @@ HEADINGS = {
     "Zero-shot classification": r"zero_shot/.+",
     "Classification with frozen features": r"(knn(_\d+)?|linear_probe|frozen)/.+",
     "Fine-tuning for classification": r"fine_tuning/.+",
-    "VTAB": r"vtab/.+",
     "Labelled queries": r"labelled_queries/.+",
 }
 REST = "Other measures"
@@ -228,10 +227,7 @@ def _percent(value: float) -> str:
 def label(metric: str) -> str:
     """A metric as the head of a column; its first part is said by the heading."""
     parts = metric.split("/")
-    if (
-        parts[0] in ("cxc", "coco_1k", "eccv_caption", "multi30k", "vtab", "zero_shot", "labelled_queries")
-        and parts[1:]
-    ):
+    if parts[0] in ("cxc", "coco_1k", "eccv_caption", "multi30k", "zero_shot", "labelled_queries") and parts[1:]:
         parts = parts[1:]
     together = _NAMES | {name: words.replace(" ", "\N{NO-BREAK SPACE}") for name, words in _WORDS.items()}
     return " ".join(together.get(part, part.replace("_", " ")) for part in parts)

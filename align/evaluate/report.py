@@ -22,7 +22,7 @@ _SAID = (
     r"(image_to_text|text_to_image)/recall@10",
     r"cxc/(sts|sis|sits)",
     r"labelled_queries/text/precision@10",
-    r"(zero_shot|knn(_\d+)?|linear_probe|frozen|vtab|fine_tuning)/accuracy",
+    r"(zero_shot|knn(_\d+)?|linear_probe|frozen|fine_tuning)/accuracy",
     r"zero_shot/mean_average_precision",
 )
 

@@ -15,7 +15,7 @@ def test_our_suites_are_suites(path: Path) -> None:
     assert read_suite(path)
 
 
-ALL = "[zero_shot, knn, linear_probe, frozen, vtab]"
+ALL = "[zero_shot, knn, linear_probe, frozen]"
 FILES = "{eccv: {image_to_text: i.json, text_to_image: t.json}}"
 CXC = FILES.replace("eccv", "cxc")
 
@@ -42,17 +42,10 @@ def test_yaml_1_2_and_defaults(tmp_path: Path) -> None:
         (f"sets: [{entry(tasks='[knn]')}]", r"one: knn is measured beside zero_shot; tasks: \[zero_shot, knn\]"),
         (f"sets: [{entry(tasks='[coco_1k]')}]", r"one: coco_1k is measured beside retrieval"),
         (f"sets: [{entry(tasks='[retrieval]', among='present')}]", "one: among is a choice of classes"),
-        (
-            f"sets: [{entry(tasks='[zero_shot]', vtab='{trials: 5}')}]",
-            "one: settings of vtab, which",
-        ),
-        (
-            f"sets: [{entry(tasks=ALL, vtab='{epochs: [0]}')}]",
-            r"sets\.0\.vtab\.epochs\.0: Input should",
-        ),
-        (f"sets: [{entry(tasks=ALL, vtab='{trial: 5}')}]", r"vtab\.trial: Extra inputs"),
+        (f"sets: [{entry(tasks='[zero_shot]', frozen='{seed: 5}')}]", "one: settings of frozen, which"),
+        (f"sets: [{entry(tasks=ALL, frozen='{seed: -1}')}]", r"sets\.0\.frozen\.seed: Input should"),
+        (f"sets: [{entry(tasks=ALL, frozen='{seeds: 5}')}]", r"frozen\.seeds: Extra inputs"),
         (f"sets: [{entry(tasks=ALL, linear_probe='{validation_share: 1}')}]", r"validation_share: Input should be"),
-        (f"sets: [{entry(tasks=ALL, vtab='{learning_rate: [1, 0.1]}')}]", "written from least to most"),
         (f"sets: [{entry(tasks=ALL, frozen='{preset: large}')}]", "Input should be 'paper' or 'small'"),
         (f"sets: [{entry(format='coco', tasks='[retrieval, cxc]')}]", "one: the task cxc and the key ratings"),
         (

@@ -310,19 +310,6 @@ def test_settings_are_obeyed() -> None:
         learned_scores(asked("linear_probe", linear_probe={"validation_share": 0.1}), one, TEST, 3, **HOW)
 
 
-def test_vtab_takes_a_thousand_pictures_in_their_order() -> None:
-    few = {"trials": 2, "runs": [0], "epochs": [2]}
-    large = split("train", 3, 400)
-    with pytest.raises(DataError, match=r"c: vtab: .*class after class: set `vtab: \{shuffle: true\}`"):
-        learned_scores(asked("vtab", vtab=few), large, TEST, 3, **HOW)
-    with pytest.raises(DataError, match="evaluation set c: vtab: train: 180 images; VTAB takes the first 1,000"):
-        learned_scores(asked("vtab", vtab=few | {"shuffle": True}), TRAIN, TEST, 3, **HOW)
-    found = learned_scores(asked("vtab", vtab=few | {"shuffle": True}), large, TEST, 3, **HOW)
-    mixed = large.subset(np.random.default_rng(0).permutation(len(large)))
-    assert found == learned_scores(asked("vtab", vtab=few), mixed, TEST, 3, **HOW)
-    assert found["vtab/accuracy"].low > 0.5
-
-
 class DrawnEncoder(ColourEncoder):
     """A direction of sixteen for each picture and text, drawn by its bytes."""
 

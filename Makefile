@@ -22,7 +22,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # How many workers: tests/conftest.py. Which tests each one runs, and in which order: tests/support/schedule.py.
 WORKERS := -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full test-torch validators triton fuzz bench bench-train bench-data bench-scale bench-runs bench-vectors bench-search bench-evaluate bench-classify bench-gpu check audit format up down worker lock pictures sample try ready clean
+.PHONY: help demo test test-full test-torch validators triton fuzz bench bench-train bench-data bench-scale bench-runs bench-vectors bench-search bench-evaluate bench-gpu check audit format up down worker lock pictures sample try ready clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
@@ -97,9 +97,6 @@ bench-vectors: $(STAMP) ## search over a million vectors, approximate against ex
 
 bench-evaluate: $(STAMP) ## recall beside CLIP_benchmark's, 5,000 x 25,000; embedding a set beside the bare model; ten minutes
 	@$(RUN) python -m benchmarks.evaluate
-
-bench-classify: $(STAMP) ## kNN against 1.28 million references; the linear probe beside CLIP_benchmark's; half an hour
-	@$(RUN) python -m benchmarks.classify
 
 # What pip installs from its default index has CUDA; with a card and a torch without CUDA it says what to install.
 bench-gpu: $(STAMP) ## on a CUDA card: results checked, then speed; writes benchmarks/gpu.md; ten minutes (none: a try on the CPU)

@@ -31,14 +31,13 @@ Task = Literal[
     "labelled_queries",
     "zero_shot",
     "knn",
-    "linear_probe",
     "frozen",
     "fine_tuning",
 ]
 
 #: Tasks of a set of captions, and tasks that learn from the labels of a set of classes (its split `reference`).
 CAPTIONED: tuple[Task, ...] = ("retrieval", "coco_1k", "cxc", "multi30k", "labelled_queries")
-LEARNED: tuple[Task, ...] = ("knn", "linear_probe", "frozen", "fine_tuning")
+LEARNED: tuple[Task, ...] = ("knn", "frozen", "fine_tuning")
 #: Sets that the pipeline makes itself.
 _RESERVED = ("test",)
 #: Tasks that a format allows; other formats allow both kinds.
@@ -60,31 +59,8 @@ class Positives(Strict):
     text_to_image: _Uri
 
 
-_Share = Annotated[float, Field(gt=0, lt=1)]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
 _Seed = Annotated[int, Field(ge=0)]
-
-
-class KnnSettings(Strict):
-    """Task `knn`: the label of the nearest picture, as in the paper, and votes of several nearest ones."""
-
-    #: How many pictures vote; each number K gives a metric knn_K. Wu et al. take 200. Empty by default: the paper has
-    #: only the nearest.
-    neighbours: Annotated[tuple[_Count, ...], Field(strict=False)] = ()
-    #: A vote has weight exp(cosine / temperature); Wu et al.
-    temperature: _Positive = 0.07
-
-
-class LinearProbeSettings(Strict):
-    """Task `linear_probe`; the defaults are CLIP_benchmark's."""
-
-    #: The share of the pictures to learn from on which the weight decay is chosen; null: no choice and no decay.
-    validation_share: _Share | None = 0.2
-    epochs: _Count = 10
-    batch_size: _Count = 64
-    learning_rate: _Positive = 0.1
-    seed: _Seed = 0
 
 
 class FrozenSettings(Strict):
@@ -149,9 +125,7 @@ class SuiteSet(Strict):
     texts_per_image: Annotated[int, Field(ge=1)] | None = None
     #: Name in the metrics -> right items other than each picture's own captions, such as those of ECCV Caption.
     positives: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")], Positives] = Field(default_factory=dict)
-    #: How tasks of LEARNED are measured.
-    knn: KnnSettings = KnnSettings()
-    linear_probe: LinearProbeSettings = LinearProbeSettings()
+    #: How classifiers that are fitted are measured.
     frozen: FrozenSettings = FrozenSettings()
     fine_tuning: FineTuningSettings = FineTuningSettings()
     #: For people.
@@ -161,6 +135,13 @@ class SuiteSet(Strict):
     def learns(self) -> bool:
         """Whether a task needs the split `reference`."""
         return not set(self.tasks).isdisjoint(LEARNED)
+
+    @property
+    def settings(self) -> dict[str, FrozenSettings | FineTuningSettings]:
+        """Task -> its settings, of the tasks that have some."""
+        known: dict[str, FrozenSettings | FineTuningSettings]
+        known = {"frozen": self.frozen, "fine_tuning": self.fine_tuning}
+        return {task: settings for task, settings in known.items() if task in self.tasks}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

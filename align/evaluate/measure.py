@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 from align.errors import DataError
 from align.evaluate.captioned import Published, Shown, captioned_scores
 from align.evaluate.embed import Towers, embed_pictures, finite
-from align.evaluate.learned import learned_scores, ranked
+from align.evaluate.learned import frozen_answers, ranked
 from align.evaluate.protocols.average_precision import average_precisions, mean_average_precision
 from align.evaluate.protocols.calibration import Calibration, calibration, confidences
 from align.evaluate.protocols.knn import nearest_neighbour
-from align.evaluate.protocols.labelled import Labelled
+from align.evaluate.protocols.labelled import Labelled, accuracy
 from align.evaluate.protocols.recall import Direction, Gallery, Score, gallery, mean_recall, recall
 from align.evaluate.protocols.retrieval import PositiveRanks, both_ways, retrieval_scores
 from align.evaluate.protocols.zero_shot import (
@@ -106,7 +106,7 @@ class Classification:
         confusion: (num_classes, num_classes) counts, row = true class.
         majority: accuracy of always answering with the most frequent class.
         scores: `zero_shot/accuracy`, `/top5` and `/mean_per_class`, and `knn/accuracy` if the set has reference images;
-            with those of `align.evaluate.learned`.
+            with `frozen/accuracy` and `fine_tuning/accuracy`, if a suite asks.
         directions: protocol -> ranks, of the protocols that have a score.
         faults: key -> why a picture was left out.
         tuned: what fine-tuning gave, if a suite asks for it.
@@ -267,8 +267,10 @@ def measure_classification(
         train = Labelled(name, _rows(embeds, known), np.asarray(of_known), content)
         test = Labelled(f"{source.name}, {whole.asked.split}", image_embeds, np.asarray(labels), clusters)
         num_classes = len(source.classes)
-        how = {"num_resamples": num_resamples, "seed": seed}
-        scores |= learned_scores(whole.asked, train, test, num_classes, answered=directions, **how)
+        if "frozen" in whole.asked.tasks:
+            answers = [frozen_answers(whole.asked, train, test, num_classes)]
+            scores["frozen/accuracy"] = accuracy(answers, test, num_classes, num_resamples=num_resamples, seed=seed)
+            directions |= ranked("frozen", answers, test, num_classes)
     tuned = None
     if whole.asked is not None and "fine_tuning" in whole.asked.tasks:
         if tuner is None:

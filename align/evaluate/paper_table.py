@@ -28,7 +28,7 @@ HEADINGS = {
     "Crisscrossed Captions": r"cxc/.+",
     "Multi30K": r"multi30k/.+",
     "Zero-shot classification": r"zero_shot/.+",
-    "Classification with frozen features": r"(knn(_\d+)?|linear_probe|frozen)/.+",
+    "Classification with frozen features": r"(knn|frozen)/.+",
     "Fine-tuning for classification": r"fine_tuning/.+",
     "Labelled queries": r"labelled_queries/.+",
 }
@@ -70,11 +70,11 @@ class PublishedRow(_Frozen):
 
 
 class PublishedSet(_Frozen):
-    """A set that was published on, its other names, and how many pictures it has; None: not known."""
+    """A set that was published on, its other names, and how many pictures it has."""
 
     title: str
     also: list[str]
-    num_images: int | None
+    num_images: int
     rows: list[PublishedRow]
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from align.config.suite import LEARNED
 from align.display.report import Report
 from align.evaluate.measure import Answered, Classification, Retrieval
 from align.evaluate.protocols.recall import Score
@@ -22,7 +21,7 @@ _SAID = (
     r"(image_to_text|text_to_image)/recall@10",
     r"cxc/(sts|sis|sits)",
     r"labelled_queries/text/precision@10",
-    r"(zero_shot|knn(_\d+)?|linear_probe|frozen|fine_tuning)/accuracy",
+    r"(zero_shot|knn|frozen|fine_tuning)/accuracy",
     r"zero_shot/mean_average_precision",
 )
 
@@ -93,9 +92,8 @@ def make_report(
             "num_concepts": len({image.concept for image in source.images}),
         }
         if source.asked is not None:
-            settings = {task: getattr(source.asked, task).model_dump(mode="json") for task in LEARNED}
-            asked = {task: of for task, of in settings.items() if task in source.asked.tasks}
-            sets[source.name] |= {"tasks": list(source.asked.tasks), "settings": asked}
+            settings = {task: of.model_dump(mode="json") for task, of in source.asked.settings.items()}
+            sets[source.name] |= {"tasks": list(source.asked.tasks), "settings": settings}
         if result.faults:
             some = dict(list(result.faults.items())[:_MAX_FAULTS])
             sets[source.name] |= {"num_left_out": len(result.faults), "left_out": some}

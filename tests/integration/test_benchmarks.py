@@ -13,7 +13,6 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from align.config import Params
 from align.config.filter import FilterConfig
 from align.release.packaging.package import package
 from align.services.executors import executors
-from benchmarks import classify, evaluate, runs, search, vectors
+from benchmarks import evaluate, runs, search, vectors
 from benchmarks import world as worlds
 from benchmarks.data import download, extraction, filtering
 from benchmarks.near_duplicates.labelled import labelled_pairs
@@ -78,7 +77,6 @@ SIZES: dict[str, dict[str, object]] = {
     },
     "data.sharding": {"NUM_PICTURES": 8},
     "vectors": {"NUM": 4000, "EXACT_BELOW": 1000, "ASKED": 999, "WIDTH": 16, "BLOCK": 500, "NUM_TOPICS": 10},
-    "classify": {"NUM_REFERENCES": 1000, "WIDTH": 16, "NUM_CLASSES": 10, "BLOCK": 500, "PROBE_CLASSES": 4},
     "evaluate": {"NUM_IMAGES": 50, "NUM_TEXTS": 250, "WIDTH": 16, "SHAPES": {"the demo's model": ({}, 8)}},
     "search": {"USERS": 2, "TURN_S": 0.5, "TURNS": 1},
     "near_duplicates": {"NUM_PLANTED": 2},
@@ -119,9 +117,9 @@ def small(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # worker processes have but their imports to do
     monkeypatch.setattr(executors, "cores", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})  # ranks
-    for module in (training_half, download, extraction, filtering, evaluate, classify):
+    for module in (training_half, download, extraction, filtering, evaluate):
         monkeypatch.setattr(module, "version_of", lambda *_: "0")
-    for each in (download, extraction, filtering, evaluate, classify):
+    for each in (download, extraction, filtering, evaluate):
         monkeypatch.setattr(each, "build_peers", lambda *_: Path("none"))
     return Small(monkeypatch, capsys)
 
@@ -185,13 +183,6 @@ def test_the_data_half(name: str, small: Small, world: World) -> None:
 
 def test_vectors(small: Small) -> None:
     small.run("vectors", vectors.main)
-
-
-def test_classify(small: Small) -> None:
-    command = sys.executable, "-m", "benchmarks.classify", "--probe"
-    ask = cache(classify._asked)
-    small.patch.setattr(classify, "_asked", lambda who, _, *file_and_seed: ask("both", command, *file_and_seed))
-    small.run("classify", classify.main, "--queries", "20", "--seeds", "2")
 
 
 def test_evaluate(small: Small) -> None:

@@ -85,12 +85,6 @@ class Labelled:
             clusters = [clusters[row] for row in np.arange(len(self))[which]]
         return Labelled(name or self.name, self.features[which], self.labels[which], clusters)
 
-    def joined(self, other: Labelled, name: str) -> Labelled:
-        """Both splits as one; copies the features of both."""
-        require_one_width(self, other)
-        features = np.concatenate([self.features, other.features])
-        return Labelled(name, features, np.concatenate([self.labels, other.labels]))
-
 
 def require_one_width(*splits: Labelled) -> None:
     """Raises DataError if the features of two splits differ in width."""

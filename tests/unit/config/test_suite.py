@@ -15,7 +15,7 @@ def test_our_suites_are_suites(path: Path) -> None:
     assert read_suite(path)
 
 
-ALL = "[zero_shot, knn, linear_probe, frozen]"
+ALL = "[zero_shot, knn, frozen]"
 FILES = "{eccv: {image_to_text: i.json, text_to_image: t.json}}"
 CXC = FILES.replace("eccv", "cxc")
 
@@ -45,7 +45,6 @@ def test_yaml_1_2_and_defaults(tmp_path: Path) -> None:
         (f"sets: [{entry(tasks='[zero_shot]', frozen='{seed: 5}')}]", "one: settings of frozen, which"),
         (f"sets: [{entry(tasks=ALL, frozen='{seed: -1}')}]", r"sets\.0\.frozen\.seed: Input should"),
         (f"sets: [{entry(tasks=ALL, frozen='{seeds: 5}')}]", r"frozen\.seeds: Extra inputs"),
-        (f"sets: [{entry(tasks=ALL, linear_probe='{validation_share: 1}')}]", r"validation_share: Input should be"),
         (f"sets: [{entry(tasks=ALL, frozen='{preset: large}')}]", "Input should be 'paper' or 'small'"),
         (f"sets: [{entry(format='coco', tasks='[retrieval, cxc]')}]", "one: the task cxc and the key ratings"),
         (

@@ -83,15 +83,13 @@ def test_a_pair_of_equal_models_is_said_to_be_one() -> None:
 
 
 def test_a_metric_without_answers_by_query_has_no_verdict(tmp_path: Path) -> None:
-    probe = {"s/linear_probe/accuracy/low": 0.1, "s/linear_probe/accuracy/high": 0.9}
-    a, b = (
-        model(name, 1, 2, **{"s/linear_probe/accuracy": value, **probe}) for name, value in (("x", 0.2), ("y", 0.7))
-    )
+    probe = {"s/frozen/accuracy/low": 0.1, "s/frozen/accuracy/high": 0.9}
+    a, b = (model(name, 1, 2, **{"s/frozen/accuracy": value, **probe}) for name, value in (("x", 0.2), ("y", 0.7)))
     report = compare(a, b, seed=0)
-    row = report.rows["s/linear_probe/accuracy"]
+    row = report.rows["s/frozen/accuracy"]
     assert (row["difference"], row["low"], row["verdict"]) == (0.5, None, UNKNOWN)
-    assert report.metrics["s/linear_probe/accuracy/difference"] == 0.5
-    assert "s/linear_probe/accuracy/difference/low" not in report.metrics
+    assert report.metrics["s/frozen/accuracy/difference"] == 0.5
+    assert "s/frozen/accuracy/difference/low" not in report.metrics
     write_comparison(report, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == report.metrics
     assert UNKNOWN in (tmp_path / "report.html").read_text()

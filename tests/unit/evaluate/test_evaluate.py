@@ -13,10 +13,9 @@ from align.config.suite import SuiteSet
 from align.errors import ConfigError, DataError
 from align.evaluate.evaluate import evaluate, main
 from align.evaluate.examples import DIRECTIONS, draw_classified, same_examples
-from align.evaluate.learned import learned_scores
+from align.evaluate.learned import frozen_answers, ranked
 from align.evaluate.measure import measure_classification, measure_retrieval
-from align.evaluate.protocols.labelled import Labelled
-from align.evaluate.protocols.recall import Direction
+from align.evaluate.protocols.labelled import Labelled, accuracy
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreadable, held
 from align.formats.measured_sets import evaluation_digest, set_digests, shards_test_set
 from align.formats.query_ranks import QueryRanks, Ranked, read_ranks
@@ -263,51 +262,25 @@ def split(name: str, seed: int, each: int, classes: int = 3) -> Labelled:
 TRAIN, TEST = split("train", 0, 60), split("test", 1, 40)
 
 
-def test_each_task_has_its_metrics_and_all_of_them_learn() -> None:
-    entry = asked(
-        "knn", "linear_probe", "frozen", knn={"neighbours": [9, 20]}, frozen={"preset": "small"}
-    )  # fmt: skip
-    found = learned_scores(entry, TRAIN, TEST, 3, **HOW)
-    assert list(found) == ["knn_9/accuracy", "knn_20/accuracy", "linear_probe/accuracy", "frozen/accuracy"]
-    for name, score in found.items():
-        assert score.chance == 1 / 3 and score.low < score.value < score.high
-        assert score.low > 0.6, name
-    assert found == learned_scores(entry, TRAIN, TEST, 3, **HOW)
-
-
-def test_nothing_is_fitted_that_is_not_asked() -> None:
-    assert learned_scores(asked("knn"), TRAIN, TEST, 3, **HOW) == {}
+def test_the_linear_classifier_learns() -> None:
+    entry = asked("frozen", frozen={"preset": "small"})
+    found = accuracy([frozen_answers(entry, TRAIN, TEST, 3)], TEST, 3, **HOW)
+    assert found.chance == 1 / 3 and 0.6 < found.low < found.value < found.high
+    assert found == accuracy([frozen_answers(entry, TRAIN, TEST, 3)], TEST, 3, **HOW)
 
 
 def test_single_answers_are_kept_for_comparisons() -> None:
     """From them follows each metric, as `align evaluate --compare` needs it."""
-    entry = asked("knn", "linear_probe", knn={"neighbours": [9]})
-    kept: dict[str, Direction] = {}
-    found = learned_scores(entry, TRAIN, TEST, 3, answered=kept, **HOW)
-    assert list(kept) == ["knn_9", "linear_probe"]
+    answers = [frozen_answers(asked("frozen", frozen={"preset": "small"}), TRAIN, TEST, 3)]
     ids = tuple(map(str, range(len(TEST))))
-    ranked = {
-        ("c", name): Ranked(ids, ids, None, of.ranks, np.asarray(of.num_correct), of.num_items)
-        for name, of in kept.items()
-    }
-    ranks = QueryRanks({"c": "digest"}, ranked)
-    for name, score in found.items():
-        parts = ranks.scored(f"c/{name}")
-        assert np.mean([part.values.mean() for part in parts]) == pytest.approx(score.value)
-        assert ranks.chance(f"c/{name}") == score.chance == 1 / 3
-        assert set_of(f"c/{name}") == "c"
-        assert difference(of_metrics([f"c/{name}"], ranks, ranks), confidence=0.95).value == 0
-
-
-def test_settings_are_obeyed() -> None:
-    """A probe of one step in a far too small rate knows no more than chance."""
-    weak = {"epochs": 1, "learning_rate": 1e-9, "validation_share": None}
-    found = learned_scores(asked("linear_probe", linear_probe=weak), TRAIN, TEST, 3, **HOW)
-    strong = learned_scores(asked("linear_probe", linear_probe={"validation_share": None}), TRAIN, TEST, 3, **HOW)
-    assert found["linear_probe/accuracy"].value < 0.7 < strong["linear_probe/accuracy"].value
-    one = split("few", 2, 1)
-    with pytest.raises(DataError, match="c: linear_probe: 3 pictures leave none to choose"):
-        learned_scores(asked("linear_probe", linear_probe={"validation_share": 0.1}), one, TEST, 3, **HOW)
+    (of,) = ranked("frozen", answers, TEST, 3).values()
+    one = Ranked(ids, ids, None, of.ranks, np.asarray(of.num_correct), of.num_items)
+    ranks = QueryRanks({"c": "digest"}, {("c", "frozen"): one})
+    score = accuracy(answers, TEST, 3, **HOW)
+    assert np.mean([part.values.mean() for part in ranks.scored("c/frozen/accuracy")]) == pytest.approx(score.value)
+    assert ranks.chance("c/frozen/accuracy") == score.chance == 1 / 3
+    assert set_of("c/frozen/accuracy") == "c"
+    assert difference(of_metrics(["c/frozen/accuracy"], ranks, ranks), confidence=0.95).value == 0
 
 
 class DrawnEncoder(ColourEncoder):
@@ -329,9 +302,9 @@ def test_classifiers_that_learn_do_not_depend_on_the_order_of_files() -> None:
     pictures = [f"picture {row}".encode() for row in range(240)]
     names = [*COLOURS]
     labels = [names[int(DrawnEncoder().crop(picture)[:4].argmax())] for picture in pictures]
-    entry = asked("linear_probe", "frozen", linear_probe={"epochs": 2}, frozen={"preset": "small"})
+    entry = asked("frozen", frozen={"preset": "small"})
 
-    def answers(order: list[int]) -> list[list[int]]:
+    def answers(order: list[int]) -> list[int]:
         items = [
             EvaluationImage(f"{place}", f"{place}", (), labels[row], None, "query" if place < 80 else "reference")
             for place, row in enumerate(order)
@@ -339,19 +312,18 @@ def test_classifiers_that_learn_do_not_depend_on_the_order_of_files() -> None:
         shown = held([pictures[row] for row in order])
         named = EvaluationSet("c", "classification", "", items, tuple(COLOURS), ("{}",), shown, asked=entry)
         found = measure_classification(named, DrawnEncoder(), num_resamples=50, seed=0).directions
-        return [found[name].ranks.tolist() for name in ("linear_probe", "frozen")]
+        return found["frozen"].ranks.tolist()
 
     first = list(range(240))
     assert answers(first) == answers(first[:80] + first[:79:-1])
 
 
 def test_a_set_learns_from_its_split_of_references_and_scores_stand_beside_zero_shot() -> None:
-    probe = {"linear_probe": {"epochs": 200, "validation_share": None}}
-    one = replace(colour_set("classification"), asked=asked("linear_probe", **probe))
+    one = replace(colour_set("classification"), asked=asked("frozen", frozen={"preset": "small"}))
     measured = measure_classification(one, ColourEncoder(), num_resamples=100, seed=0)
     scores = measured.scores
-    assert list(measured.ranked()) == ["zero_shot", "linear_probe"]
-    assert scores["linear_probe/accuracy"].value == scores["zero_shot/accuracy"].value == 1
+    assert list(measured.ranked()) == ["zero_shot", "frozen"]
+    assert scores["frozen/accuracy"].value == scores["zero_shot/accuracy"].value == 1
     assert "knn/accuracy" not in scores  # not asked
     queries = [position for position, image in enumerate(one.images) if image.split == "query"]
     with pytest.raises(DataError, match="classes: no picture of split train can be shown"):

@@ -81,7 +81,7 @@ def test_a_set_that_nobody_published_has_our_row_alone() -> None:
     [
         ("zero_shot/accuracy", "Zero-shot classification"),
         ("zero_shot/top5", "Zero-shot classification"),
-        ("linear_probe/accuracy", "Classification with frozen features"),
+        ("frozen/accuracy", "Classification with frozen features"),
         ("knn/accuracy", "Classification with frozen features"),
         ("cxc/sts", "Crisscrossed Captions"),
         ("mean_recall", "Image-text retrieval"),

@@ -32,10 +32,10 @@ def test_a_model_and_a_suite_are_enough(elsewhere: Path, capsys: pytest.CaptureF
     pictures(elsewhere / "images")
     (elsewhere / "images/1.jpg").write_bytes(b"no picture")
     both = {"tasks": ["zero_shot", "knn"], "templates": ["a {}."]}
-    probes = {"tasks": [*both["tasks"], "linear_probe"], "linear_probe": {"epochs": 2}}
+    fitted = {"tasks": [*both["tasks"], "frozen"], "frozen": {"preset": "small"}}
     file = suite(
         elsewhere,
-        {"name": "folder", "path": str(folder(elsewhere / "folder")), "format": "folder", **both, **probes},
+        {"name": "folder", "path": str(folder(elsewhere / "folder")), "format": "folder", **both, **fitted},
         {"name": "tars", "path": str(tars(elsewhere / "tars")), "format": "webdataset", **both},
         {"name": "hub", "path": str(parquet(elsewhere / "hub")), "format": "parquet", **both},
         {"name": "mine", "path": str(karpathy(elsewhere / "d.json")), "format": "karpathy", "tasks": ["retrieval"]},
@@ -49,15 +49,15 @@ def test_a_model_and_a_suite_are_enough(elsewhere: Path, capsys: pytest.CaptureF
     for metric in ("zero_shot/accuracy", "knn/accuracy"):
         assert metrics[f"tars/{metric}"] == metrics[f"folder/{metric}"]
     assert metrics["hub/knn/accuracy"] == metrics["folder/knn/accuracy"]  # its classes have other names
-    assert {"folder/linear_probe/accuracy/low", "folder/linear_probe/accuracy/chance"} <= metrics.keys()
-    assert "tars/linear_probe/accuracy" not in metrics
+    assert {"folder/frozen/accuracy/low", "folder/frozen/accuracy/chance"} <= metrics.keys()
+    assert "tars/frozen/accuracy" not in metrics
     report = json.loads((elsewhere / "out/report.json").read_text())
     model = {"folder": str(elsewhere / "model"), "digest": model_digest(elsewhere / "model"), "stage": "finetune"}
     assert report["model"] == model
     assert f"{model['folder']} ({model['digest'][:12]})" in (elsewhere / "out/report.html").read_text()
     assert report["sets"]["mine"]["num_left_out"] == 1 and report["sets"]["mine"]["num_texts"] == 3
-    assert report["sets"]["folder"]["tasks"] == ["zero_shot", "knn", "linear_probe"]
-    assert report["sets"]["folder"]["settings"]["linear_probe"]["epochs"] == 2
+    assert report["sets"]["folder"]["tasks"] == ["zero_shot", "knn", "frozen"]
+    assert report["sets"]["folder"]["settings"] == {"frozen": {"preset": "small", "seed": 0}}
     assert "1.jpg" in report["sets"]["mine"]["left_out"]
 
 
@@ -65,7 +65,7 @@ def test_a_model_and_a_suite_are_enough(elsewhere: Path, capsys: pytest.CaptureF
 def test_a_model_of_another_library_is_measured_and_compared_with_ours(
     elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    both = {"tasks": ["zero_shot", "linear_probe"], "templates": ["a {}."], "linear_probe": {"epochs": 1}}
+    both = {"tasks": ["zero_shot", "frozen"], "templates": ["a {}."], "frozen": {"preset": "small"}}
     one = {"name": "one", "path": str(folder(elsewhere / "folder")), "format": "folder", **both}
     pictures(elsewhere / "images")
     mine = {"name": "mine", "path": str(karpathy(elsewhere / "d.json")), "format": "karpathy", "tasks": ["retrieval"]}
@@ -78,7 +78,7 @@ def test_a_model_of_another_library_is_measured_and_compared_with_ours(
     assert report["model"] == {"folder": str(theirs), "digest": model_digest(theirs), "library": "clip"}
     compared = json.loads((elsewhere / "out/report.json").read_text())
     assert compared["models"]["b"]["digest"] == model_digest(theirs)
-    assert {"mine/image_to_text/recall@1", "one/linear_probe/accuracy"} <= compared["rows"].keys()
+    assert {"mine/image_to_text/recall@1", "one/frozen/accuracy"} <= compared["rows"].keys()
     assert main([*given[:-1], str(elsewhere / "alone"), "--model", str(theirs)]) == 0
     alone, beside = ((elsewhere / name / "metrics.json").read_bytes() for name in ("alone", "out/b"))
     assert alone == beside

@@ -94,7 +94,7 @@ def test_the_summary_has_the_main_figures_and_no_markup_of_a_form() -> None:
     for name, value in (
         ("image_to_text/recall@1", 0.25),
         ("image_to_text/recall@5", 0.5),
-        ("linear_probe/accuracy", 1),
+        ("frozen/accuracy", 1),
     ):
         metrics |= {f"s/{name}": value, f"s/{name}/low": 0.125, f"s/{name}/high": 0.75}
     metrics["s/image_to_text/recall@1/chance"] = 0.01
@@ -102,7 +102,7 @@ def test_the_summary_has_the_main_figures_and_no_markup_of_a_form() -> None:
     assert text.splitlines()[0] == r"**`a'b/<i>`**: `champion on demo\n`"
     assert "](http://127.0.0.1/#/x)" in text
     assert "| `s/image_to_text/recall@1` | 25.0% | 12.5% to 75.0% | 1.0% |" in text
-    assert "| `s/linear_probe/accuracy` | 100.0% | 12.5% to 75.0% |  |" in text and "recall@5" not in text
+    assert "| `s/frozen/accuracy` | 100.0% | 12.5% to 75.0% |  |" in text and "recall@5" not in text
 
 
 class Logged:

@@ -1,4 +1,3 @@
-import math
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +5,7 @@ import pytest
 
 from align.errors import DataError
 from align.evaluate.protocols import knn
-from align.evaluate.protocols.knn import nearest, nearest_neighbour, weighted_vote
+from align.evaluate.protocols.knn import nearest, nearest_neighbour
 from align.evaluate.protocols.labelled import UNDECIDED, Labelled
 from align.evaluate.protocols.recall import recall
 
@@ -59,30 +58,9 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = by_hand(queries, references)
     assert {UNDECIDED, 0, 1} == set(expected)
     assert nearest(queries, references).tolist() == expected
-    votes = weighted_vote(queries, references, k=9)
     monkeypatch.setattr(knn, "QUERIES", 7)
     monkeypatch.setattr(knn, "REFERENCES", 5)
     assert nearest(queries, references).tolist() == expected
-    assert weighted_vote(queries, references, k=9).tolist() == votes.tolist()
-
-
-def vote_by_hand(queries: Labelled, references: Labelled, k: int, temperature: float) -> list[int]:
-    answers = []
-    for row in queries.features @ references.features.T:
-        votes = [0.0] * 10
-        for at in sorted(range(len(row)), key=lambda at: (-row[at], at))[:k]:
-            votes[references.labels[at]] += math.exp((row[at] - row.max()) / temperature)
-        answers.append(votes.index(max(votes)) if votes.count(max(votes)) == 1 else UNDECIDED)
-    return answers
-
-
-@pytest.mark.parametrize("k", [1, 4, 60, 1000])
-def test_the_vote_is_weighted_by_similarity(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, references = drawn(40, 0), drawn(60, 1)
-    monkeypatch.setattr(knn, "REFERENCES", 16)
-    assert weighted_vote(queries, references, k=k, temperature=2.0).tolist() == vote_by_hand(
-        queries, references, k, 2.0
-    )
 
 
 def test_references_may_be_a_mapped_file(tmp_path: Path) -> None:
@@ -97,15 +75,11 @@ def test_damaged_features_are_one_line(value: float) -> None:
     good, bad = drawn(20, 0), drawn(20, 1)
     bad.features[3, 2] = value
     for queries, references in ((good, bad), (bad, good)):
-        for protocol in (nearest, weighted_vote):
-            with pytest.raises(DataError, match=r"^drawn: features that are NaN or infinite"):
-                protocol(queries, references)
+        with pytest.raises(DataError, match=r"^drawn: features that are NaN or infinite"):
+            nearest(queries, references)
 
 
-def test_other_widths_and_settings_are_one_line() -> None:
+def test_another_width_is_one_line() -> None:
     good = drawn(20, 0)
     with pytest.raises(DataError, match="6 wide, those of narrow 2"):
         nearest(good, Labelled("narrow", unit(1, 2), np.array([0, 1])))
-    for wrong in ({"k": 0}, {"temperature": 0.0}, {"temperature": float("nan")}):
-        with pytest.raises(DataError, match="must be positive"):
-            weighted_vote(good, good, **wrong)

@@ -26,7 +26,7 @@ from align.errors import ConfigError
 #: The measures of `align evaluate` for a set of captions, and for a set of classes.
 _METRIC = re.compile(
     r"(?P<set>.+)/("
-    r"((image_to_text|text_to_image)/(recall(_any_owner)?@(1|5|10)|mean_recall)|mean_recall)"
+    r"((image_to_text|text_to_image)/(recall@(1|5|10)|mean_recall)|mean_recall)"
     r"|(zero_shot|knn)/accuracy)"
 )
 #: The set that `align evaluate` makes of the test split.

@@ -25,10 +25,8 @@ Format = Literal[
 ]
 Task = Literal[
     "retrieval",
-    "coco_1k",
     "cxc",
     "multi30k",
-    "labelled_queries",
     "zero_shot",
     "knn",
     "frozen",
@@ -36,7 +34,7 @@ Task = Literal[
 ]
 
 #: Tasks of a set of captions, and tasks that learn from the labels of a set of classes (its split `reference`).
-CAPTIONED: tuple[Task, ...] = ("retrieval", "coco_1k", "cxc", "multi30k", "labelled_queries")
+CAPTIONED: tuple[Task, ...] = ("retrieval", "cxc", "multi30k")
 LEARNED: tuple[Task, ...] = ("knn", "frozen", "fine_tuning")
 #: Sets that the pipeline makes itself.
 _RESERVED = ("test",)
@@ -50,13 +48,6 @@ TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a 
 
 M = TypeVar("M", bound=BaseModel)
 _Uri = Annotated[str, Field(min_length=1)]
-
-
-class Positives(Strict):
-    """Two files of right items by COCO's ids, as eccv_caption publishes them; paths, or s3://."""
-
-    image_to_text: _Uri
-    text_to_image: _Uri
 
 
 _Count = Annotated[int, Field(ge=1)]
@@ -114,8 +105,6 @@ class SuiteSet(Strict):
     classnames: Annotated[str, Field(min_length=1)] | None = None
     #: Task cxc: the folder of Crisscrossed Captions' ratings: sts_test.csv, sis_test.csv and sits_test.csv.
     ratings: _Uri | None = None
-    #: Task labelled_queries: a file of queries, as `index.queries` is.
-    queries: _Uri | None = None
     #: The classes among which pictures are classified: `present`, those that have pictures, or a file with one name per
     #: line, as for ImageNet-A and -R. None: all classes of the set, and a class without pictures is an error.
     among: Annotated[str, Field(min_length=1)] | None = None
@@ -123,8 +112,6 @@ class SuiteSet(Strict):
     templates: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     #: How many captions of each picture are taken, from the first on; None: all. Published figures of COCO take five.
     texts_per_image: Annotated[int, Field(ge=1)] | None = None
-    #: Name in the metrics -> right items other than each picture's own captions, such as those of ECCV Caption.
-    positives: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")], Positives] = Field(default_factory=dict)
     #: How classifiers that are fitted are measured.
     frozen: FrozenSettings = FrozenSettings()
     fine_tuning: FineTuningSettings = FineTuningSettings()
@@ -163,16 +150,10 @@ class SuiteSet(Strict):
             raise ValueError(f"{self.name}: {given} is measured beside {base}; tasks: [{base}, {given}]")
         if self.format in _CAPTIONS and not captioned:
             raise ValueError(f"{self.name}: format {self.format} has captions and no classes; tasks: [retrieval]")
-        if self.format not in ("coco", "karpathy") and (self.positives or self.ratings):
-            raise ValueError(
-                f"{self.name}: positives and ratings name items by COCO's ids, which only coco and karpathy have"
-            )
+        if self.format not in ("coco", "karpathy") and self.ratings:
+            raise ValueError(f"{self.name}: ratings name items by COCO's ids, which only coco and karpathy have")
         if ("cxc" in tasks) != (self.ratings is not None):
             raise ValueError(f"{self.name}: the task cxc and the key ratings, the folder of its files, belong together")
-        if ("labelled_queries" in tasks) != (self.queries is not None):
-            raise ValueError(f"{self.name}: the task labelled_queries and the key queries, its file, belong together")
-        if not set(CAPTIONED).isdisjoint(self.positives):
-            raise ValueError(f"{self.name}: positives may not have the name of a task; choose another name")
         if self.texts_per_image is not None and (not captioned or self.format == "align"):
             raise ValueError(f"{self.name}: texts_per_image is of sets of captions, and not of format align")
         if idle := [task for task in LEARNED if task in self.model_fields_set and task not in tasks]:

@@ -34,19 +34,12 @@ from align.display.figure import png
 from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory, require_replaceable, write_bytes, write_text
 from align.errors import ConfigError, DataError
-from align.evaluate.captioned import read_published
+from align.evaluate.captioned import read_ratings
 from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
 from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure, reliability_figure
 from align.evaluate.fine_tuning.recipe import Recipe
-from align.evaluate.measure import (
-    Answered,
-    Classification,
-    Retrieval,
-    measure_classification,
-    measure_many_labels,
-    measure_retrieval,
-)
+from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import Shown, evaluation_page
 from align.evaluate.protocols.recall import Gallery
 from align.evaluate.protocols.retrieval import BLOCK_BYTES
@@ -76,7 +69,7 @@ class SuiteNeeds:
     """What tasks of a suite need besides their sets.
 
     Attributes:
-        files: reads what others published about the sets.
+        files: reads ratings of the sets' pictures and captions.
         tuner: for `fine_tuning`.
     """
 
@@ -119,7 +112,7 @@ def evaluate(
                 f"evaluate: {number} sets have the name {name!r}; the test split is `test`: give the set in "
                 "paths.evaluation another name"
             )
-    retrievals, classifications, others = _measure(config, encoder, sets, kept, suite)
+    retrievals, classifications = _measure(config, encoder, sets, kept, suite)
     examples: dict[str, RetrievalExamples] = {}
     for direction in DIRECTIONS if retrievals else ():
         examples[direction] = draw_examples(retrievals[0], direction, number=config.num_examples, seed=config.seed)
@@ -127,14 +120,14 @@ def evaluate(
     walls = {result.source.name: draw_classified(result, number=number, seed=config.seed) for result in classifications}
     figures = _draw(config, retrievals, classifications)
     digests = set_digests(sets)
-    report = make_report([*retrievals, *classifications, *others], digests, evaluation_digest(digests), model or {})
+    report = make_report([*retrievals, *classifications], digests, evaluation_digest(digests), model or {})
     measured = [(result.source, with_languages(result.ranked(), result.items)) for result in retrievals]
     measured += [(result.source, result.ranked()) for result in classifications]
     ranks = {(source.name, protocol): part for source, parts in measured for protocol, part in parts.items()}
     with replace_directory(reports, "evaluate") as part:
         for name, figure in figures.items():
             write_bytes(part / name, png(figure))
-        shown = Shown(report, retrievals, classifications, examples, walls, others)
+        shown = Shown(report, retrievals, classifications, examples, walls)
         write_text(part / "report.html", evaluation_page(shown, figures, _called(report.model)))
         write_ranks(QueryRanks(digests, ranks), part / RANKS)
         write_report(report, part)
@@ -161,20 +154,18 @@ def _called(model: Mapping[str, str]) -> str:
 
 def _measure(
     config: EvaluateConfig, encoder: Towers, sets: Sequence[EvaluationSet], kept: Path | None, suite: SuiteNeeds
-) -> tuple[list[Retrieval], list[Classification], list[Answered]]:
-    retrievals, classifications, others = [], [], []
+) -> tuple[list[Retrieval], list[Classification]]:
+    retrievals, classifications = [], []
     how: dict[str, Any] = {"num_resamples": config.num_resamples, "seed": config.seed, "kept": kept}
     # all of them first: a wrong file ends this at once
-    published = [read_published(source, suite.files) for source in sets]
-    for source, known in zip(sets, published, strict=True):
+    ratings = [read_ratings(source, suite.files) for source in sets]
+    for source, rated in zip(sets, ratings, strict=True):
         say(f"evaluate: {source.name} ({source.kind}), {len(source.images):,} images")
         if source.kind == "retrieval":
-            retrievals.append(measure_retrieval(source, encoder, published=known, **how))
-        elif source.kind == "many_labels":
-            others.append(measure_many_labels(source, encoder, **how))
+            retrievals.append(measure_retrieval(source, encoder, ratings=rated, **how))
         else:
             classifications.append(measure_classification(source, encoder, tuner=suite.tuner, **how))
-    return retrievals, classifications, others
+    return retrievals, classifications
 
 
 def _draw(
@@ -274,7 +265,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
 
 
 def with_languages(ranked: dict[str, Ranked], items: Gallery) -> dict[str, Ranked]:
-    """The ranks of both directions as published, each query with its language; those by any owner are left as they are.
+    """The ranks of both directions, each query with its language.
 
     A language is told as `align filter` does, where the text is long enough.
 
@@ -292,9 +283,7 @@ def with_languages(ranked: dict[str, Ranked], items: Gallery) -> dict[str, Ranke
         IMAGE_TO_TEXT: [_common([of_text[text] for text in right]) for right in items.texts_of_image if len(right)],
         TEXT_TO_IMAGE: [of_text[text] for text, right in enumerate(items.images_of_text) if len(right)],
     }
-    return {
-        name: replace(part, languages=tuple(asked[name])) if name in asked else part for name, part in ranked.items()
-    }
+    return {name: replace(part, languages=tuple(asked[name])) for name, part in ranked.items()}
 
 
 def _common(codes: Sequence[str | None]) -> str | None:
@@ -318,8 +307,6 @@ def announce(sets: Sequence[EvaluationSet], towers: Towers, tuner: Tuner) -> Non
         known = sum(image.split == "reference" for image in one.images)
         if one.kind == "retrieval":
             what = f"{len(one.images):,} pictures and {texts[one.name]:,} texts, retrieval"
-        elif one.kind == "many_labels":
-            what = f"{len(one.images):,} pictures with any of {len(one.classes):,} classes, zero-shot"
         else:
             what = f"{len(one.images) - known:,} pictures in {len(one.classes):,} classes, zero-shot"
             what += f"; {known:,} more to learn from" if known else ""

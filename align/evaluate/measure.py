@@ -1,26 +1,19 @@
 """Measures one evaluation set: embeds it once, then computes every metric that its kind allows.
 
-A retrieval set gives recall@1/5/10 and their mean, in both directions, as published, and beside it
-recall_any_owner@K. Where a query has several right items, it gives R-precision and mAP@R, too. What a suite asks in
-addition is in `align.evaluate.captioned`. A classification set gives zero-shot accuracy with prompt ensembling, and
-nearest-neighbour accuracy if it has reference images. A set whose pictures have any number of classes, such as VOC2007,
-gives zero-shot mean average precision.
+A retrieval set gives recall@1/5/10 and their mean, in both directions, as published. What a suite asks in addition is
+in `align.evaluate.captioned`. A classification set gives zero-shot accuracy with prompt ensembling, and accuracy by the
+nearest neighbour if it has reference images.
 
-Which texts are right for which images, in two ways:
-
-As published: each text is an item of its own, and right for the images of its owner only, so that of two equal captions
-of different pictures one is wrong. Metrics `recall@K`. Tools that sort leave such ties to chance; here a query counts
-by the share of the orders of equal items that answer it.
-
-Any owner: equal texts are one item, right for all images of all its owners. Nobody could tell which of two equal texts
-is meant. This is kinder: metrics `recall_any_owner@K`, which no published figure can be compared with.
+Each text is an item of its own, and right for the images of its owner only, so that of two equal captions of different
+pictures one is wrong. Tools that sort leave such ties to chance; here a query counts by the share of the orders of
+equal items that answer it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -29,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.evaluate.captioned import Published, Shown, captioned_scores
+from align.evaluate.captioned import Shown, captioned_scores
 from align.evaluate.embed import Towers, embed_pictures, finite
 from align.evaluate.learned import frozen_answers, ranked
-from align.evaluate.protocols.average_precision import average_precisions, mean_average_precision
 from align.evaluate.protocols.calibration import Calibration, calibration, confidences
+from align.evaluate.protocols.crisscrossed import Crisscrossed
 from align.evaluate.protocols.knn import nearest_neighbour
 from align.evaluate.protocols.labelled import Labelled, accuracy
-from align.evaluate.protocols.recall import Direction, Gallery, Score, gallery, mean_recall, recall
-from align.evaluate.protocols.retrieval import PositiveRanks, both_ways, retrieval_scores
+from align.evaluate.protocols.recall import Direction, Gallery, Score, mean_recall, recall
+from align.evaluate.protocols.retrieval import both_ways, retrieval_scores
 from align.evaluate.protocols.zero_shot import (
     class_embeddings,
     classification_scores,
@@ -49,7 +42,7 @@ from align.evaluate.protocols.zero_shot import (
 )
 from align.evaluate.tuned import FineTuned, Task, Tuner, fine_tuned
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, folded
-from align.formats.query_ranks import ANY_OWNER, CUTS, IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
+from align.formats.query_ranks import IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
 from align.model.embedder import Embeddings
 
 T = TypeVar("T")
@@ -61,35 +54,28 @@ class Retrieval:
 
     Attributes:
         source: the set, without the pictures that were left out.
-        items: its texts, and which are right as published.
-        any_owner: the same where equal texts are one item.
+        items: its texts, and which are right.
         image_embeds, text_embeds: of the images and of `items.texts`.
-        directions: `image_to_text` and `text_to_image` -> the ranks as published.
-        kinder: the same by any owner.
+        directions: `image_to_text` and `text_to_image` -> the ranks.
         scores: such as `image_to_text/recall@1`.
         faults: key -> why a picture was left out.
     """
 
     source: EvaluationSet
     items: Gallery
-    any_owner: Gallery
     image_embeds: Embeddings
     text_embeds: Embeddings
     directions: dict[str, Direction]
-    kinder: dict[str, Direction]
     scores: dict[str, Score]
     faults: dict[str, str]
 
     def ranked(self) -> dict[str, Ranked]:
         """Protocol -> the rank of each query, for `ranks.parquet`."""
-        keys = [image.key for image in self.source.images]
-        found: dict[str, Ranked] = {}
-        both = ("", self.items, self.directions), (ANY_OWNER, self.any_owner, self.kinder)
-        for ending, items, of in both:
-            texts = _text_ids(items, with_owner=not ending)
-            found[IMAGE_TO_TEXT + ending] = _ranked(of[IMAGE_TO_TEXT], _asked(keys, items.texts_of_image), None)
-            found[TEXT_TO_IMAGE + ending] = _ranked(of[TEXT_TO_IMAGE], _asked(texts, items.images_of_text), None)
-        return found
+        keys, texts, items = [image.key for image in self.source.images], _text_ids(self.items), self.items
+        return {
+            IMAGE_TO_TEXT: _ranked(self.directions[IMAGE_TO_TEXT], _asked(keys, items.texts_of_image), None),
+            TEXT_TO_IMAGE: _ranked(self.directions[TEXT_TO_IMAGE], _asked(texts, items.images_of_text), None),
+        }
 
 
 @dataclass(frozen=True)
@@ -131,23 +117,6 @@ class Classification:
         return {name: _ranked(direction, keys, labels) for name, direction in self.directions.items()}
 
 
-@dataclass(frozen=True)
-class Answered:
-    """A measured set that has no ranks.
-
-    Attributes:
-        source: the set, without the pictures that were left out.
-        scores: such as `zero_shot/mean_average_precision`.
-        groups: class -> `num_rows`, its pictures, and its figure.
-        faults: key -> why a picture was left out.
-    """
-
-    source: EvaluationSet
-    scores: dict[str, Score]
-    groups: dict[str, dict[str, float]]
-    faults: dict[str, str]
-
-
 def measure_retrieval(
     whole: EvaluationSet,
     towers: Towers,
@@ -155,7 +124,7 @@ def measure_retrieval(
     num_resamples: int,
     seed: int,
     kept: Path | None = None,
-    published: Published | None = None,
+    ratings: Crisscrossed | None = None,
 ) -> Retrieval:
     """Measures recall in both directions over all images of the set, and what its entry in a suite asks.
 
@@ -164,7 +133,7 @@ def measure_retrieval(
         towers: the model.
         num_resamples, seed: of the intervals.
         kept: see `embed_pictures`.
-        published: what files say about the set.
+        ratings: of its pictures and captions, for `cxc`.
 
     Raises:
         DataError: the set has no image or no text, none of its pictures can be shown to the model, or the embeddings
@@ -173,38 +142,29 @@ def measure_retrieval(
     if not any(image.texts for image in whole.images):
         raise DataError(f"evaluation set {whole.name}: no image or no text in it")
     positions, image_embeds, faults = embed_pictures(whole, towers, kept)
-    items, merged = published_gallery(whole, positions), any_owner_gallery(whole, positions)
+    items = published_gallery(whole, positions)
     if not any(len(right) for right in items.texts_of_image):
         raise DataError(f"evaluation set {whole.name}: no text belongs to a picture that can be shown to the model")
-    distinct = {text: row for row, text in enumerate(dict.fromkeys([*items.texts, *merged.texts]))}
+    distinct = {text: row for row, text in enumerate(dict.fromkeys(items.texts))}
     of_text = finite(towers.embed_texts(distinct), whole.name)
     text_embeds = of_text[[distinct[text] for text in items.texts]]
-    own = _both_ways(items, image_embeds, text_embeds)
-    of_merged = _both_ways(merged, image_embeds, of_text[[distinct[text] for text in merged.texts]])
-    kinder = _directions(of_merged, merged)
+    right, units = (items.texts_of_image, items.images_of_text), (items.image_concepts, items.text_concepts)
+    directions = both_ways(image_embeds, text_embeds, right, units)
 
     scores: dict[str, Score] = {}
-    directions = _directions(own, items)
     for name, direction in directions.items():
-        clusters = items.image_concepts if name == IMAGE_TO_TEXT else items.text_concepts
-        part = retrieval_scores(own[name], clusters, num_resamples=num_resamples, seed=seed)
-        if max(direction.num_correct) == 1:  # else both are recall@1 by another name
-            part = {figure: score for figure, score in part.items() if figure.startswith("recall")}
-        for k in CUTS:
-            part[f"recall_any_owner@{k}"] = recall(kinder[name], k, num_resamples=num_resamples, seed=seed)
+        part = retrieval_scores(direction, num_resamples=num_resamples, seed=seed)
         part["mean_recall"] = mean_recall([direction], num_resamples=num_resamples, seed=seed)
         scores |= {f"{name}/{figure}": score for figure, score in part.items()}
     scores["mean_recall"] = mean_recall(list(directions.values()), num_resamples=num_resamples, seed=seed)
-    shown = Shown(whole, positions, items, image_embeds, text_embeds, towers.embed_texts)
-    scores |= captioned_scores(shown, published or Published(), num_resamples=num_resamples, seed=seed)
+    shown = Shown(whole, positions, items, image_embeds, text_embeds, directions)
+    scores |= captioned_scores(shown, ratings, num_resamples=num_resamples, seed=seed)
     return Retrieval(
         source=whole.select(positions),
         items=items,
-        any_owner=merged,
         image_embeds=image_embeds,
         text_embeds=text_embeds,
         directions=directions,
-        kinder=kinder,
         scores=scores,
         faults=_named(faults, whole),
     )
@@ -298,30 +258,6 @@ def measure_classification(
     )
 
 
-def measure_many_labels(
-    whole: EvaluationSet, towers: Towers, *, num_resamples: int, seed: int, kept: Path | None = None
-) -> Answered:
-    """`zero_shot/mean_average_precision`, and the average precision of each class.
-
-    Raises:
-        DataError: no picture can be shown to the model, or the embeddings are not finite.
-    """
-    positions, embeds, faults = embed_pictures(whole, towers, kept)
-    source = whole.select(positions)
-    text_embeds = finite(towers.embed_texts(prompts(source.classes, source.templates)), source.name)
-    similarity = embeds @ class_embeddings(text_embeds, len(source.classes)).T
-    has = np.array([[name in image.texts for name in source.classes] for image in source.images], dtype=bool)
-    clusters = [image.concept for image in source.images]
-    score = mean_average_precision(similarity, has, clusters, num_resamples=num_resamples, seed=seed)
-    groups = {
-        name: {"num_rows": int(number), "average_precision": round(float(value), 6)}
-        for name, number, value in zip(
-            source.classes, has.sum(axis=0), average_precisions(similarity, has), strict=True
-        )
-    }
-    return Answered(source, {"zero_shot/mean_average_precision": score}, groups, _named(faults, whole))
-
-
 def _rows(embeds: Embeddings, positions: Sequence[int]) -> Embeddings:
     """Some rows; without a copy where they lie together, as the splits of a set do."""
     first, last = positions[0], positions[-1]
@@ -331,18 +267,6 @@ def _rows(embeds: Embeddings, positions: Sequence[int]) -> Embeddings:
 def _named(faults: dict[int, str], whole: EvaluationSet) -> dict[str, str]:
     """Key -> why, of all that the set has and that is not measured."""
     return {**whole.unusable, **{whole.images[position].key: why for position, why in faults.items()}}
-
-
-def _both_ways(items: Gallery, image_embeds: Embeddings, text_embeds: Embeddings) -> Mapping[str, PositiveRanks]:
-    """Ranks of the queries that have a correct item; an image without a text is not asked."""
-    return both_ways(image_embeds, text_embeds, (items.texts_of_image, items.images_of_text))
-
-
-def _directions(ranks: Mapping[str, PositiveRanks], items: Gallery) -> dict[str, Direction]:
-    return {
-        IMAGE_TO_TEXT: ranks[IMAGE_TO_TEXT].direction(items.image_concepts),
-        TEXT_TO_IMAGE: ranks[TEXT_TO_IMAGE].direction(items.text_concepts),
-    }
 
 
 def _asked(values: Sequence[T], correct: Sequence[NDArray[np.int64]]) -> list[T]:
@@ -362,12 +286,12 @@ def _ranked(direction: Direction, queries: Sequence[str], labels: tuple[str, ...
     )
 
 
-def _text_ids(items: Gallery, *, with_owner: bool) -> list[str]:
-    """Names the texts of a gallery; with the owner, where texts may be equal. The second of equal ones has a number."""
+def _text_ids(items: Gallery) -> list[str]:
+    """Names the texts of a gallery with their owners. The second of equal ones has a number."""
     numbers: Counter[str] = Counter()
     found = []
     for text, owner in zip(items.texts, items.text_concepts, strict=True):
-        said = f"{owner}\0{folded(text)}" if with_owner else folded(text)
+        said = f"{owner}\0{folded(text)}"
         numbers[said] += 1
         said += f"\0{numbers[said]}" if numbers[said] > 1 else ""
         found.append(f"text-{hashlib.sha256(said.encode()).hexdigest()[:16]}")
@@ -375,52 +299,25 @@ def _text_ids(items: Gallery, *, with_owner: bool) -> list[str]:
 
 
 def published_gallery(source: EvaluationSet, shown: Sequence[int]) -> Gallery:
-    """The gallery of the images that are shown, by increasing positions, and of the texts that belong to one of them.
-
-    Raises:
-        DataError: a positive names no image or no text.
-    """
-    place = {position: index for index, position in enumerate(shown)}
+    """The gallery of the images that are shown, by increasing positions, and of the texts that belong to them."""
     concepts = [source.images[position].concept for position in shown]
-    pairs = [
-        (place[image], text) for image, text in (_by_owner(source) if source.positives is None else _stated(source))
-        if image in place
-    ]  # fmt: skip
     owned = set(concepts)
-    kept = [text for text, item in enumerate(source.texts) if item.owner in owned]
-    index = {text: row for row, text in enumerate(kept)}
-    texts_of_image: list[list[int]] = [[] for _ in shown]
-    images_of_text: list[list[int]] = [[] for _ in kept]
-    for image, text in pairs:
-        if text in index:
-            texts_of_image[image].append(index[text])
-            images_of_text[index[text]].append(image)
+    kept = [item for item in source.texts if item.owner in owned]
+    owners = [item.owner for item in kept]
+    texts_of, images_of = _places(owners), _places(concepts)
+    none = np.empty(0, dtype=np.int64)
     return Gallery(
-        texts=[source.texts[text].text for text in kept],
+        texts=[item.text for item in kept],
         image_concepts=concepts,
-        text_concepts=[source.texts[text].owner for text in kept],
-        texts_of_image=[np.array(sorted(set(right)), dtype=np.int64) for right in texts_of_image],
-        images_of_text=[np.array(sorted(set(right)), dtype=np.int64) for right in images_of_text],
+        text_concepts=owners,
+        texts_of_image=[texts_of.get(concept, none) for concept in concepts],
+        images_of_text=[images_of[owner] for owner in owners],
     )
 
 
-def any_owner_gallery(source: EvaluationSet, shown: Sequence[int]) -> Gallery:
-    """The same, where equal texts are one item."""
-    return gallery((source.images[position].concept, source.images[position].texts) for position in shown)
-
-
-def _by_owner(source: EvaluationSet) -> Iterable[tuple[int, int]]:
-    texts_of: dict[str, list[int]] = {}
-    for text, item in enumerate(source.texts):
-        texts_of.setdefault(item.owner, []).append(text)
-    return ((image, text) for image, of in enumerate(source.images) for text in texts_of.get(of.concept, ()))
-
-
-def _stated(source: EvaluationSet) -> Iterable[tuple[int, int]]:
-    for image, text in source.positives or ():
-        if not (0 <= image < len(source.images) and 0 <= text < len(source.texts)):
-            raise DataError(
-                f"evaluation set {source.name}: a positive names image {image} and text {text}, but the set has "
-                f"{len(source.images):,} images and {len(source.texts):,} texts"
-            )
-        yield image, text
+def _places(names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Name -> where it stands."""
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        found.setdefault(name, []).append(place)
+    return {name: np.array(places, dtype=np.int64) for name, places in found.items()}

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from align.display import html
 from align.evaluate.examples import DIRECTIONS, ClassifiedExample, RetrievalExample, RetrievalExamples
-from align.evaluate.measure import Answered, Classification, Retrieval
+from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.paper_table import RETRIEVAL, STYLE, paper_tables
 from align.evaluate.report import EvaluateReport, class_accuracy
 from align.formats.measured_sets import TEST
@@ -29,7 +29,6 @@ class Shown:
         retrievals, classifications: measured sets.
         examples: direction -> examples of the first retrieval set.
         walls: classification set -> pictures that were answered right, and wrong.
-        others: measured sets of other kinds.
     """
 
     report: EvaluateReport
@@ -37,7 +36,6 @@ class Shown:
     classifications: Sequence[Classification]
     examples: Mapping[str, RetrievalExamples]
     walls: Mapping[str, tuple[list[ClassifiedExample], list[ClassifiedExample]]]
-    others: Sequence[Answered] = ()
 
 
 def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> str:
@@ -51,17 +49,14 @@ def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> 
     report, retrievals = shown.report, shown.retrievals
     tables = dict(paper_tables(report.metrics, report.sets, model))
     classes = {f"Classification of {model}: {result.source.name}": result for result in shown.classifications}
-    groups = {f"Groups of {one.source.name}": _groups(one) for one in shown.others if one.groups}
     blocks = [
-        html.contents([*tables, *groups, *classes, *(_where(one, shown) for one in shown.examples), SETS]),
+        html.contents([*tables, *classes, *(_where(one, shown) for one in shown.examples), SETS]),
         *_reading(shown, model),
     ]
     for title, blocks_of in tables.items():
         blocks += blocks_of
         if title == RETRIEVAL:
             blocks += [html.plot(figures["recall.png"], alt="recall against chance")]
-    for title, block in groups.items():
-        blocks += [html.heading(title), block]
     for title, result in classes.items():
         blocks += _classification(title, result, shown, figures)
     for direction, of in shown.examples.items():
@@ -69,7 +64,7 @@ def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> 
         for verdict, group in (("right", of.right), ("wrong", of.wrong)):
             blocks += [html.subheading(f"answered {verdict}")]
             blocks += [_example(example) for example in group] or [html.paragraph("None.")]
-    blocks += [html.heading(SETS), _sets([*retrievals, *shown.classifications, *shown.others])]
+    blocks += [html.heading(SETS), _sets([*retrievals, *shown.classifications])]
     return html.page("Evaluation", _lead(shown), blocks, style=STYLE)
 
 
@@ -89,11 +84,9 @@ def _reading(shown: Shown, model: str) -> Iterator[str]:
         yield html.paragraph(
             "recall@K is the published protocol: the share of queries with at least one correct item in the top K, "
             "where a text is correct for the images that it was written for, those of its concept. Texts of a concept "
-            "that differ in case or white space only are one item, except in published files of captions. "
-            "recall_any_owner@K is ours, and kinder: equal texts are one item, correct for the images of all of its "
-            "concepts; no published figure is comparable. Where items are equally near, a query counts by the share of "
-            "their orders that answer it; 'ties' has both ends, all against the model and all for it. A rank in "
-            "the examples is behind wrong items that are as near."
+            "that differ in case or white space only are one item, except in published files of captions. Where items "
+            "are equally near, a query counts by the share of their orders that answer it. A rank in the examples is "
+            "behind wrong items that are as near."
         )
     if any(result.source.name == TEST for result in shown.retrievals):
         yield html.paragraph("The set test is of the training distribution: held-out clusters of the same sources.")
@@ -153,21 +146,10 @@ def _lead(shown: Shown) -> str:
         f"(by chance {result.scores['zero_shot/accuracy'].chance:.1%})"
         for result in shown.classifications
     ]
-    parts += [
-        f"{other.source.name}: mean average precision {other.scores['zero_shot/mean_average_precision'].value:.1%}"
-        for other in shown.others
-    ]
     return "; ".join(parts) + "."
 
 
-def _groups(result: Answered) -> str:
-    """The groups of a set, those with many rows first."""
-    order = sorted(result.groups.items(), key=lambda item: (-item[1]["num_rows"], item[0]))
-    rows = [[name, f"{of['num_rows']:,}", f"{of['average_precision']:.1%}"] for name, of in order]
-    return html.table(["group", "rows", "average precision"], rows)
-
-
-def _sets(results: Sequence[Retrieval | Classification | Answered]) -> str:
+def _sets(results: Sequence[Retrieval | Classification]) -> str:
     rows: list[list[object]] = []
     for result in results:
         source = result.source

@@ -21,16 +21,12 @@ from align.display.html import escape, heading, note, paragraph, scroll, subhead
 RETRIEVAL = "Image-text retrieval"
 #: Heading -> the metrics of a set that belong to it.
 HEADINGS = {
-    RETRIEVAL: r"((image_to_text|text_to_image)/)?(recall@\d+|r_precision|map_at_r|mean_recall)",
-    "Retrieval, a repeated text right for all its owners": r"(image_to_text|text_to_image)/recall_any_owner@\d+",
-    "COCO 1K, mean of five folds": r"coco_1k/.+",
-    "ECCV Caption": r"eccv(_caption)?/.+",
+    RETRIEVAL: r"((image_to_text|text_to_image)/)?(recall@\d+|mean_recall)",
     "Crisscrossed Captions": r"cxc/.+",
     "Multi30K": r"multi30k/.+",
     "Zero-shot classification": r"zero_shot/.+",
     "Classification with frozen features": r"(knn|frozen)/.+",
     "Fine-tuning for classification": r"fine_tuning/.+",
-    "Labelled queries": r"labelled_queries/.+",
 }
 REST = "Other measures"
 
@@ -52,7 +48,7 @@ _CUT = re.compile(r"(\d+)")
 _WORDS = {"image_to_text": "image → text", "text_to_image": "text → image", "text_to_text": "text → text",
           "image_to_image": "image → image"}  # fmt: skip
 #: Names as the field writes them.
-_NAMES = {"map_at_r": "mAP@R", "r_precision": "R-precision", "sts": "STS", "sis": "SIS", "sits": "SITS"}
+_NAMES = {"sts": "STS", "sis": "SIS", "sits": "SITS"}
 _PATH = Path(__file__).with_name("published.yaml")
 
 
@@ -212,8 +208,6 @@ def _cell(metrics: Mapping[str, float | int], key: str) -> str:
         return "<td></td>"
     low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
     below = [] if low is None or high is None else [f"{_percent(low)} – {_percent(high)}"]
-    if (against := metrics.get(f"{key}/ties_against")) is not None:
-        below += [f"ties {_percent(against)} – {_percent(metrics[f'{key}/ties_for'])}"]
     for word, ending in (("by chance", "chance"), ("always the most frequent class", "majority")):
         value = metrics.get(f"{key}/{ending}")
         below += [] if value is None else [f"{word} {_percent(value)}"]
@@ -227,7 +221,7 @@ def _percent(value: float) -> str:
 def label(metric: str) -> str:
     """A metric as the head of a column; its first part is said by the heading."""
     parts = metric.split("/")
-    if parts[0] in ("cxc", "coco_1k", "eccv_caption", "multi30k", "zero_shot", "labelled_queries") and parts[1:]:
+    if parts[0] in ("cxc", "multi30k", "zero_shot") and parts[1:]:
         parts = parts[1:]
     together = _NAMES | {name: words.replace(" ", "\N{NO-BREAK SPACE}") for name, words in _WORDS.items()}
     return " ".join(together.get(part, part.replace("_", " ")) for part in parts)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from align.display.report import Report
-from align.evaluate.measure import Answered, Classification, Retrieval
+from align.evaluate.measure import Classification, Retrieval
 from align.evaluate.protocols.recall import Score
 
 #: Pictures left out that the report names, of each set.
@@ -20,9 +20,7 @@ _MAX_FAULTS = 100
 _SAID = (
     r"(image_to_text|text_to_image)/recall@10",
     r"cxc/(sts|sis|sits)",
-    r"labelled_queries/text/precision@10",
     r"(zero_shot|knn|frozen|fine_tuning)/accuracy",
-    r"zero_shot/mean_average_precision",
 )
 
 
@@ -38,7 +36,6 @@ class EvaluateReport(Report):
         classes: set -> class -> number of query images and zero-shot accuracy.
         calibration: set -> `error` (expected calibration error of zero-shot answers, by the model's temperature), their
             mean `confidence`, and their `accuracy`.
-        groups: set -> class -> number of pictures and its figure, of sets with any number of classes a picture.
         fine_tuning: set -> `recipe`, `classes` (class -> accuracy), `curves` (of each run, steps done and mean loss),
             and `minus_knn`, the paired difference to the nearest neighbour's accuracy with its 95 % interval.
     """
@@ -48,7 +45,6 @@ class EvaluateReport(Report):
     sets: dict[str, dict[str, Any]]
     classes: dict[str, dict[str, dict[str, float]]]
     calibration: dict[str, dict[str, float]] = Field(default_factory=dict)
-    groups: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
     fine_tuning: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def summary(self) -> Iterator[str]:
@@ -67,20 +63,16 @@ class EvaluateReport(Report):
 
 
 def make_report(
-    results: Sequence[Retrieval | Classification | Answered],
+    results: Sequence[Retrieval | Classification],
     set_digests: Mapping[str, str],
     evaluation_digest: str,
     model: Mapping[str, str],
 ) -> EvaluateReport:
-    """Metrics `SET/METRIC` in the results' order, each with `/low`, `/high` and `/chance`, rounded to six digits.
-
-    Those that ties change also have `/ties_against`, the model, and `/ties_for` it.
-    """
+    """Metrics `SET/METRIC` in the results' order, each with `/low`, `/high` and `/chance`, rounded to six digits."""
     metrics: dict[str, float | int] = {}
     sets: dict[str, dict[str, Any]] = {}
     classes: dict[str, dict[str, dict[str, float]]] = {}
     calibrated: dict[str, dict[str, float]] = {}
-    groups: dict[str, dict[str, dict[str, float]]] = {}
     tuned: dict[str, dict[str, Any]] = {}
     for result in results:
         source = result.source
@@ -101,9 +93,6 @@ def make_report(
             metrics |= _flat(f"{source.name}/{metric}", score)
         if isinstance(result, Retrieval):
             sets[source.name]["num_texts"] = len(result.items.texts)
-        elif isinstance(result, Answered):
-            sets[source.name]["num_texts"] = len(source.classes)
-            groups |= {source.name: result.groups} if result.groups else {}
         else:
             sets[source.name]["num_classes"] = len(source.classes)
             metrics[f"{source.name}/zero_shot/accuracy/majority"] = _rounded(result.majority)
@@ -124,7 +113,6 @@ def make_report(
         sets=sets,
         classes=classes,
         calibration=calibrated,
-        groups=groups,
         fine_tuning=tuned,
     )
 
@@ -150,8 +138,6 @@ def _classes(result: Classification) -> dict[str, dict[str, float]]:
 
 def _flat(name: str, score: Score) -> dict[str, float | int]:
     values = {"": score.value, "/low": score.low, "/high": score.high, "/chance": score.chance}
-    if score.ends is not None and score.ends[0] < score.ends[1]:
-        values |= dict(zip(("/ties_against", "/ties_for"), score.ends, strict=True))
     return {f"{name}{part}": _rounded(value) for part, value in values.items()}
 
 

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from align.errors import FormatError
-from align.formats.caption_positives import positions
+from align.errors import DataError, FormatError
 from align.formats.evaluation_sets.files import bytes_of
 from align.interfaces.store import Files
 
@@ -60,8 +59,28 @@ class RatedPairs:
             DataError: the set lacks some of the ids, or has one twice.
         """
         what = {STS: ("caption", "caption"), SIS: ("image", "image"), SITS: ("caption", "image")}[self.kind]
-        first = positions(self.first, first_ids, f"{self.kind}: {what[0]}")
-        return RatedPairs(self.kind, first, positions(self.second, second_ids, f"{self.kind}: {what[1]}"), self.ratings)
+        first = _positions(self.first, first_ids, f"{self.kind}: {what[0]}")
+        return RatedPairs(
+            self.kind, first, _positions(self.second, second_ids, f"{self.kind}: {what[1]}"), self.ratings
+        )
+
+
+def _positions(wanted: NDArray[np.int64], ids: Sequence[int], what: str) -> NDArray[np.int64]:
+    """Where each wanted id stands among the ids of a set.
+
+    Raises:
+        DataError: the set lacks some of them, or has an id twice.
+    """
+    known = np.asarray(ids, dtype=np.int64)
+    order = np.argsort(known, kind="stable")
+    if len(repeated := known[order][1:][np.diff(known[order]) == 0]):
+        raise DataError(f"{what}: the set has id {repeated[0]} twice")
+    place = np.searchsorted(known, wanted, sorter=order)
+    found = order[np.minimum(place, len(known) - 1)] if len(known) else np.zeros(len(wanted), dtype=np.int64)
+    if len(known) == 0 or len(missing := np.unique(wanted[known[found] != wanted])):
+        names = "all" if len(known) == 0 else f"{len(missing):,}, the first is id {missing[0]}"
+        raise DataError(f"{what}: the set lacks {names}; is it the split that was labelled (Karpathy's test of COCO)?")
+    return np.asarray(found, dtype=np.int64)
 
 
 def read_rated_pairs(path: str, files: Files) -> RatedPairs:

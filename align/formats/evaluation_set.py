@@ -16,8 +16,7 @@ from typing import Literal, Self
 from align.config.suite import SuiteSet
 from align.errors import DataError
 
-#: `many_labels`: any number of classes per picture.
-Kind = Literal["retrieval", "classification", "many_labels"]
+Kind = Literal["retrieval", "classification"]
 Split = Literal["query", "reference"]
 
 
@@ -28,7 +27,7 @@ class EvaluationImage:
     Attributes:
         key: unique within its set.
         concept: images and texts of one concept are relevant to each other; also the cluster of the bootstrap.
-        texts: texts that describe this image; in a set of kind `many_labels` the classes that it has.
+        texts: texts that describe this image.
         label: its class in a classification set, else None.
         vendor: who drew it; None if nobody in particular did.
         split: `query`, or `reference` for images whose labels classifiers learn from.
@@ -83,8 +82,6 @@ class EvaluationSet:
         templates: texts with `{}` for the name of a class; empty in a retrieval set.
         pictures: the pictures of items.
         repeats: equal texts of one concept are several items, as published captions are; else one item.
-        positives: (image, text) of everything that is right, by position in `images` and in `texts`, where several
-            owners or none do not say it; None: each text is right for the images of its owner.
         unusable: name -> why, for things in the set's files that are not items.
         asked: its entry in the suite, which says what to measure; None: all that needs no setting.
         sha256: of the tar of an `align` set; empty for others, see `identity`.
@@ -99,7 +96,6 @@ class EvaluationSet:
     pictures: Pictures = field(compare=False, repr=False)
     sha256: str = ""
     repeats: bool = False
-    positives: tuple[tuple[int, int], ...] | None = None
     unusable: Mapping[str, str] = field(default_factory=dict)
     asked: SuiteSet | None = None
 
@@ -154,20 +150,19 @@ class EvaluationSet:
         """Names what is in the set: its `sha256`, or that of its items and pictures, which are read for it."""
         if self.sha256:
             return self.sha256
-        total = hashlib.sha256(repr((self.kind, self.classes, self.templates, self.positives)).encode())
+        total = hashlib.sha256(repr((self.kind, self.classes, self.templates)).encode())
         for image, picture in zip(self.images, self.digests, strict=True):
             total.update(repr((image.key, image.concept, image.texts, image.label, image.split)).encode() + picture)
         return total.hexdigest()
 
     def select(self, positions: Sequence[int]) -> Self:
-        """The set of some of the items, by ascending positions; without `positives`, which name others."""
+        """The set of some of the items, by ascending positions."""
         if len(positions) == len(self.images):
             return self
         chosen, pictures = list(positions), self.pictures
         return replace(
             self,
             images=[self.images[position] for position in chosen],
-            positives=None,
             pictures=lambda wanted: pictures([chosen[position] for position in wanted]),
         )
 

@@ -54,19 +54,13 @@ def read_queries(path: Path) -> QueryFile:
         FormatError: the file has another layout.
     """
     try:
-        return parse_queries(path.read_bytes(), str(path))
+        return QueryFile.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; index.queries: null measures no labelled queries") from None
-
-
-def parse_queries(data: bytes, where: str) -> QueryFile:
-    """The queries in the bytes of a file. Raises FormatError, which names `where` it is, if it has another layout."""
-    try:
-        return QueryFile.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise FormatError(f"{where}: {key}: {first['msg']}") from None
+        raise FormatError(f"{path}: {key}: {first['msg']}") from None
 
 
 def names(texts: Iterable[str], expected: Sequence[str]) -> bool:

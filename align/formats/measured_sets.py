@@ -65,7 +65,7 @@ def set_digests(sets: Iterable[EvaluationSet]) -> dict[str, str]:
 
 
 def _set_digest(one: EvaluationSet, code: str) -> str:
-    total = hashlib.sha256(_line(code, one.name, one.kind, one.classes, one.templates, one.repeats, one.positives))
+    total = hashlib.sha256(_line(code, one.name, one.kind, one.classes, one.templates, one.repeats))
     for image, picture in zip(one.images, one.digests, strict=True):
         total.update(_line(image.key, picture.hex(), image.concept, image.texts, image.label, image.split))
     return total.hexdigest()

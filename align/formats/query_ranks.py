@@ -3,8 +3,7 @@
 With it, two models that were asked the same queries can be compared query by query, long after they were measured.
 Every metric of the evaluation follows from the ranks: recall@k is the share of ranks up to k, where nothing ties.
 
-    set, protocol       such as `concepts`, `image_to_text`; see PROTOCOLS. Those with ANY_OWNER ask of the same images
-                        and texts where equal texts are one item
+    set, protocol       such as `concepts`, `image_to_text`; see PROTOCOLS
     query               the image's key, or `text-` and 16 hex digits of a sha256 of text and owner: a text may be taken
                         down
     cluster             the concept: queries of one concept are no independent observations
@@ -45,8 +44,6 @@ CUTS = (1, 5, 10)
 IMAGE_TO_TEXT, TEXT_TO_IMAGE, ZERO_SHOT, KNN = PROTOCOLS = ("image_to_text", "text_to_image", "zero_shot", "knn")
 #: In a protocol of classifiers that are fitted several times, before the number of the fit: `fine_tuning#0`.
 RUN = "#"
-#: At the end of a protocol of retrieval: equal texts are one item, right for all of its owners.
-ANY_OWNER = "_any_owner"
 
 _VERSION, _SETS = b"align.schema_version", b"align.sets"
 _WRITTEN = "3"
@@ -136,8 +133,7 @@ class QueryRanks:
                 return [(one, one.mean_recall()) for one in both]
             if metric == f"{name}/{protocol}/mean_recall" and protocol in (IMAGE_TO_TEXT, TEXT_TO_IMAGE):
                 return [(part, part.mean_recall())]
-            way = protocol.removesuffix(ANY_OWNER)
-            if metric in (f"{name}/{way}/{last}" for last in _LAST.get(protocol, ("accuracy",))):
+            if metric in (f"{name}/{protocol}/{last}" for last in _LAST.get(protocol, ("accuracy",))):
                 return [(part, part.recall(cut_of(metric)))]
             if RUN in protocol and metric == f"{name}/{protocol.partition(RUN)[0]}/accuracy":
                 fits.append((part, part.recall(1)))
@@ -148,14 +144,7 @@ class QueryRanks:
 
 
 _RECALLS = tuple(f"recall@{k}" for k in CUTS)
-_KINDER = tuple(f"recall{ANY_OWNER}@{k}" for k in CUTS)
-_LAST = {
-    IMAGE_TO_TEXT: _RECALLS,
-    TEXT_TO_IMAGE: _RECALLS,
-    IMAGE_TO_TEXT + ANY_OWNER: _KINDER,
-    TEXT_TO_IMAGE + ANY_OWNER: _KINDER,
-    ZERO_SHOT: ("accuracy", "top5"),
-}
+_LAST = {IMAGE_TO_TEXT: _RECALLS, TEXT_TO_IMAGE: _RECALLS, ZERO_SHOT: ("accuracy", "top5")}
 
 
 def cut_of(metric: str) -> int:

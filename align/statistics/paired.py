@@ -31,7 +31,7 @@ _NO_SPREAD = 1e-12
 #: The probability that a difference of size `detectable` is found.
 POWER = 0.8
 
-_METRIC = re.compile(r"(?P<set>.+?)/((\w+_to_\w+/)?(recall(_any_owner)?@\d+|mean_recall)|(\w+)/(accuracy|top5))")
+_METRIC = re.compile(r"(?P<set>.+?)/((\w+_to_\w+/)?(recall@\d+|mean_recall)|(\w+)/(accuracy|top5))")
 
 Floats = NDArray[np.float64]
 

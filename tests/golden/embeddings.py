@@ -17,5 +17,13 @@ def captioned(
     return images.astype(np.float32), _unit(texts).astype(np.float32), image_of_text
 
 
+def own_positives(
+    image_of_text: NDArray[np.int64], num_images: int
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """The published positives: an image's own texts, and a text's own image."""
+    of_image = [np.flatnonzero(image_of_text == image) for image in range(num_images)]
+    return of_image, list(image_of_text[:, np.newaxis])
+
+
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))

@@ -22,7 +22,7 @@ from webdataset import TarWriter
 
 from align.cli import main
 from align.config.model import ModelConfig
-from align.evaluate.protocols.retrieval import positive_ranks
+from align.evaluate.protocols.retrieval import best_ranks
 from align.evaluate.protocols.zero_shot import class_embeddings, predictions, prompts
 from align.formats.model_folder import read_config
 from align.model.dual_encoder import DualEncoder, save_model
@@ -103,8 +103,9 @@ def _figures(root: Path, model: Embedder, embed: Callable[[Iterable[bytes]], Emb
     assert len({text for _, text in rows}) == 48
     owners, texts = np.array([number for number, _ in rows]), model.embed_texts([text for _, text in rows])
     assert len(np.unique(texts, axis=0)) == 48
-    to_texts = positive_ranks(images[:24], texts, [np.flatnonzero(owners == number) for number in range(24)]).first
-    to_images = positive_ranks(texts, images[:24], [np.array([owner]) for owner in owners]).first
+    of_image = [np.flatnonzero(owners == number) for number in range(24)]
+    to_texts = best_ranks(images[:24], texts, of_image, range(24)).ranks
+    to_images = best_ranks(texts, images[:24], [np.array([owner]) for owner in owners], owners.tolist()).ranks
     found |= {f"i2t@{k}": float(np.mean(to_texts <= k)) for k in (1, 5, 10)}
     found |= {f"t2i@{k}": float(np.mean(to_images <= k)) for k in (1, 5, 10)}
     couples = samples(root / "pairs/test/0.tar").values()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from align.errors import CorruptError, DataError
-from align.evaluate.captioned import read_published
+from align.evaluate.captioned import read_ratings
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.evaluation_sets.named import named_sets
@@ -16,8 +16,7 @@ from tests.support import local_store
 from tests.support.colours import square
 from tests.support.s3_server import S3Server
 from tests.support.suites import suite
-from tests.unit.evaluate.test_captioned import captioned, of_colour, ratings
-from tests.unit.evaluate.test_captioned import files as published_files
+from tests.unit.evaluate.test_captioned import captioned, ratings
 from tests.unit.formats.evaluation_sets.test_captions import karpathy, pictures
 from tests.unit.formats.evaluation_sets.test_classes import folder, parquet, tars
 
@@ -89,23 +88,18 @@ def test_a_set_of_our_own_in_s3_that_is_damaged(
         named_sets(suite(tmp_path, entry), StoreFiles(store))
 
 
-def test_what_others_published_is_read_from_s3(
-    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ratings_are_read_from_s3(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.use(monkeypatch)
     folder = tmp_path / "published"
     folder.mkdir()
-    right = of_colour(captioned())
-    published_files(folder, *right)
     ratings(folder, captioned())
     client = put(server, "published", folder)
     base = "s3://published/a"
-    uris = {"image_to_text": f"{base}/i.json", "text_to_image": f"{base}/t.json"}
-    one = captioned(tasks=["retrieval", "cxc"], ratings=base, positives={"eccv": uris})
+    one = captioned(tasks=["retrieval", "cxc"], ratings=base)
     files = StoreFiles(local_store.config(tmp_path, None))
-    found = read_published(one, files)
-    local = captioned(tasks=["retrieval", "cxc"], ratings=str(folder), positives=published_files(folder, *right))
-    assert repr(found) == repr(read_published(local, files)) and found.rated is not None
+    found = read_ratings(one, files)
+    local = captioned(tasks=["retrieval", "cxc"], ratings=str(folder))
+    assert found is not None and repr(found) == repr(read_ratings(local, files))
     client.delete_object(Bucket="published", Key="a/sis_test.csv")
     with pytest.raises(DataError, match=r"c: cxc: s3://published/a/sis_test\.csv: the ratings cannot be read"):
-        read_published(one, files)
+        read_ratings(one, files)

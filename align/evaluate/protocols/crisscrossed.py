@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from align.errors import DataError
 from align.evaluate.protocols.correlation import NUM_REPLICATES, Correlation, sampled_spearman
-from align.evaluate.protocols.recall import Score
-from align.evaluate.protocols.retrieval import Indices, PositiveRanks, both_ways, positive_ranks, retrieval_scores
+from align.evaluate.protocols.recall import Direction
+from align.evaluate.protocols.retrieval import Indices, best_ranks, both_ways
 
 #: Ratings from which a pair is right.
 STS_RIGHT, SIS_RIGHT, SITS_RIGHT = 3.0, 2.5, 3.0
@@ -69,50 +69,31 @@ class Crisscrossed:
 
 
 def crisscrossed_ranks(
-    image_embeds: NDArray[np.floating], text_embeds: NDArray[np.floating], rated: Crisscrossed
-) -> dict[str, PositiveRanks]:
+    image_embeds: NDArray[np.floating],
+    text_embeds: NDArray[np.floating],
+    rated: Crisscrossed,
+    clusters: tuple[Sequence[Hashable], Sequence[Hashable]],
+) -> dict[str, Direction]:
     """`image_to_text`, `text_to_image`, `text_to_text` and `image_to_image`.
 
     Args:
         image_embeds: (num_images, width), L2-normalised.
         text_embeds: (num_texts, width), L2-normalised.
+        rated: the ratings.
+        clusters: the independent unit of each image, most often its index, and the same of each text.
 
     Raises:
-        DataError: as `positive_ranks`.
+        DataError: as `best_ranks`.
     """
     num_images, num_texts = len(image_embeds), len(text_embeds)
     of_text, of_image = rated.sits.right_both_ways(SITS_RIGHT, num_texts, num_images)
     texts = rated.sts.right_of_each(STS_RIGHT, num_texts)
     images = rated.sis.right_of_each(SIS_RIGHT, num_images)
     return {
-        **both_ways(image_embeds, text_embeds, (of_image, of_text)),
-        "text_to_text": positive_ranks(text_embeds, text_embeds, texts, without_own=True),
-        "image_to_image": positive_ranks(image_embeds, image_embeds, images, without_own=True),
+        **both_ways(image_embeds, text_embeds, (of_image, of_text), clusters),
+        "text_to_text": best_ranks(text_embeds, text_embeds, texts, clusters[1], without_own=True),
+        "image_to_image": best_ranks(image_embeds, image_embeds, images, clusters[0], without_own=True),
     }
-
-
-def crisscrossed_scores(
-    ranks: dict[str, PositiveRanks],
-    images: Sequence[Hashable],
-    image_of_text: Sequence[int],
-    *,
-    num_resamples: int,
-    seed: int,
-) -> dict[str, Score]:
-    """`image_to_text/recall@1` and so on, five figures for each of the retrievals.
-
-    Args:
-        ranks: as `crisscrossed_ranks` gives them.
-        images: (num_images,) the independent unit of each image, most often its index.
-        image_of_text: (num_texts,) index of each caption's image.
-    """
-    of_text = [images[image] for image in image_of_text]
-    found: dict[str, Score] = {}
-    for name, of in ranks.items():
-        clusters = images if name.startswith("image") else of_text
-        part = retrieval_scores(of, clusters, num_resamples=num_resamples, seed=seed)
-        found |= {f"{name}/{figure}": score for figure, score in part.items()}
-    return found
 
 
 def crisscrossed_correlations(
@@ -138,7 +119,7 @@ def crisscrossed_correlations(
     return {
         name: sampled_spearman(
             pairs.first, pairs.ratings, pair_similarities(one, other, pairs.first, pairs.second),
-            seed=seed, num_replicates=num_replicates, num_resamples=num_replicates,
+            seed=seed, num_replicates=num_replicates,
         )
         for name, (pairs, one, other) in sides.items()
     }  # fmt: skip

@@ -6,22 +6,19 @@ with its captions. The interval resamples images: an image and its captions are 
 
 from __future__ import annotations
 
-from align.evaluate.protocols.recall import Score, recall_figure, scores
-from align.evaluate.protocols.retrieval import Captioned
+from collections.abc import Mapping
+
+from align.evaluate.protocols.recall import Direction, Score, recall_figure, scores
 from align.formats.query_ranks import CUTS
 
 
-def multi30k(of: Captioned, *, num_resamples: int, seed: int) -> dict[str, Score]:
+def multi30k(directions: Mapping[str, Direction], *, num_resamples: int, seed: int) -> dict[str, Score]:
     """One language: `mean_recall`, and the six recalls that it is the mean of, such as `text_to_image/recall@5`.
 
     Args:
-        of: the images, and the captions in this language.
+        directions: both, of the images and the captions in this language.
         num_resamples, seed: of the intervals.
-
-    Raises:
-        DataError: as `positive_ranks`.
     """
-    directions = of.directions()
     figures = {f"{name}/recall@{k}": recall_figure([one], [k]) for name, one in directions.items() for k in CUTS}
     figures["mean_recall"] = recall_figure(list(directions.values()))
     return scores(figures, num_resamples=num_resamples, seed=seed)

@@ -2,16 +2,15 @@
 
 Several texts may name one image and several images may show one concept, so a query has a set of correct items. A sort
 leaves the order of equal similarities to chance, so a query counts by the share of these orders that answer it: a model
-that maps everything to one point scores chance. Beside it stand both ends, ties against the model and for it.
+that maps everything to one point scores chance.
 
 Zero-shot classification and nearest neighbours are the same computation with K = 1 (see `zero_shot`, `knn`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
@@ -27,27 +26,22 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Score:
-    """A measured share in [0, 1], its 95 % interval, and the value of a random order.
-
-    Attributes:
-        ends: its value if ties always count against the model, and if for it; None: nothing ties.
-    """
+    """A measured share in [0, 1], its 95 % interval, and the value of a random order."""
 
     value: float
     low: float
     high: float
     chance: float
-    ends: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images and the distinct texts that name them, as a retrieval benchmark.
+    """Images and the texts that name them, as a retrieval benchmark.
 
     Attributes:
-        texts: the items. `gallery` makes them distinct up to case and white space, in their first spelling.
+        texts: the items.
         image_concepts: (num_images,) the concept of each image.
-        text_concepts: (num_texts,) the first concept that each text names.
+        text_concepts: (num_texts,) the concept that each text names.
         texts_of_image: for each image the indices of its correct texts.
         images_of_text: for each text the indices of its correct images.
     """
@@ -57,42 +51,6 @@ class Gallery:
     text_concepts: list[str]
     texts_of_image: list[Indices]
     images_of_text: list[Indices]
-
-
-def gallery(images: Iterable[tuple[str, Sequence[str]]]) -> Gallery:
-    """Builds the benchmark from (concept, texts) of each image.
-
-    A text of a concept is correct for every image of the concept. A text that two concepts share is one item, correct
-    for both: with two equal items, no model could tell which one is right.
-    """
-    concepts: list[str] = []
-    spelled: dict[str, str] = {}
-    texts_of_concept: dict[str, dict[str, None]] = defaultdict(dict)
-    for concept, texts in images:
-        concepts.append(concept)
-        for text in texts:
-            folded = " ".join(text.split()).casefold()
-            if folded:
-                spelled.setdefault(folded, text)
-                texts_of_concept[concept].setdefault(folded)
-    index = {folded: position for position, folded in enumerate(spelled)}
-    first_concept: dict[str, str] = {}
-    images_of_text: list[list[int]] = [[] for _ in spelled]
-    texts_of_image: list[Indices] = []
-    for image, concept in enumerate(concepts):
-        correct = [index[folded] for folded in texts_of_concept[concept]]
-        for folded in texts_of_concept[concept]:
-            first_concept.setdefault(folded, concept)
-        for text_index in correct:
-            images_of_text[text_index].append(image)
-        texts_of_image.append(np.array(correct, dtype=np.int64))
-    return Gallery(
-        texts=list(spelled.values()),
-        image_concepts=concepts,
-        text_concepts=[first_concept[folded] for folded in spelled],
-        texts_of_image=texts_of_image,
-        images_of_text=[np.array(correct, dtype=np.int64) for correct in images_of_text],
-    )
 
 
 def similarities_to(items: NDArray[np.floating]) -> Callable[[NDArray[np.floating]], NDArray[np.floating]]:
@@ -134,11 +92,6 @@ class Direction:
         """For each query 1.0 if a correct item is among the first k, else 0.0; in ties the share of their orders."""
         return Scored(expected_hits(self.ranks, self.ties, k), self.clusters)
 
-    def ends(self) -> tuple[Direction, Direction]:
-        """The same with every tie against the model, and with every tie for it."""
-        wrong = 0 if self.ties is None else self.ties[:, 0]
-        return replace(self, ties=None), replace(self, ranks=self.ranks - wrong, ties=None)
-
     def chance(self, k: int) -> float:
         """Expected recall@k of a random order."""
         return chance(self.num_correct, self.num_items, k)
@@ -149,14 +102,12 @@ class Figure:
     """A figure as the unweighted mean of the means of groups, each a share per query in [0, 1].
 
     Attributes:
-        groups: one for a plain mean; several (directions, folds, relations) for their mean.
+        groups: one for a plain mean; both directions for their mean.
         chance: the figure of a random order.
-        ends: see `Score`.
     """
 
     groups: Sequence[Scored]
     chance: float
-    ends: tuple[float, float] | None = None
 
     @property
     def value(self) -> float:
@@ -166,16 +117,8 @@ class Figure:
 
 def recall_figure(directions: Sequence[Direction], cuts: Sequence[int] = CUTS) -> Figure:
     """The mean of recall@K over the K and the directions; with both directions and all `CUTS` Multi30K's metric."""
-
-    def of(each: Sequence[Direction]) -> Figure:
-        found = ([one.hits(k).values for k in cuts] for one in each)
-        groups = [Scored(np.mean(hits, axis=0), one.clusters) for one, hits in zip(each, found, strict=True)]
-        return Figure(groups, float(np.mean([one.chance(k) for one in each for k in cuts])))
-
-    if all(one.ties is None for one in directions):
-        return of(directions)
-    against, best = zip(*(one.ends() for one in directions), strict=True)
-    return replace(of(directions), ends=(of(against).value, of(best).value))
+    groups = [Scored(np.mean([one.hits(k).values for k in cuts], axis=0), one.clusters) for one in directions]
+    return Figure(groups, float(np.mean([one.chance(k) for one in directions for k in cuts])))
 
 
 def recall(direction: Direction, k: int, *, num_resamples: int, seed: int) -> Score:
@@ -199,6 +142,6 @@ def scores(figures: Mapping[str, Figure], *, num_resamples: int, seed: int) -> d
             raise DataError(f"{name}: nothing was asked, so it has no value")
     bounds = intervals([figure.groups for figure in figures.values()], num_resamples=num_resamples, seed=seed)
     return {
-        name: Score(figure.value, low, high, figure.chance, figure.ends)
+        name: Score(figure.value, low, high, figure.chance)
         for (name, figure), (low, high) in zip(figures.items(), bounds, strict=True)
     }

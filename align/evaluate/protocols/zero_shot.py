@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from align.errors import DataError
 from align.evaluate.protocols.recall import Direction, Score, recall_figure, scores
-from align.evaluate.protocols.retrieval import positive_ranks
+from align.evaluate.protocols.retrieval import best_ranks
 from align.statistics.intervals import bounds, draws
 
 #: The K of published tables.
@@ -64,7 +64,7 @@ def zero_shot(
         clusters: (num_images,) the concept of each image.
     """
     correct = [np.array([label], dtype=np.int64) for label in labels]
-    return positive_ranks(image_embeds, class_embeds, correct).direction(clusters)
+    return best_ranks(image_embeds, class_embeds, correct, clusters)
 
 
 def predictions(image_embeds: NDArray[np.float32], class_embeds: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -12,18 +12,17 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast, get_args
+from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from align.durable.files import replaced, sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError, FormatError
-from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
+from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, Split, Unreadable
 from align.formats.tar import TarWriter
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.store import Files
 
-OwnKind = Literal["retrieval", "classification"]
 #: Bytes of one sample's json: far more than there is to say about a picture.
 _MAX_JSON_BYTES = 16 << 20
 
@@ -35,7 +34,7 @@ class _SetHeader(BaseModel):
 
     schema_version: Literal[1]
     name: str
-    kind: OwnKind
+    kind: Kind
     num_images: int
     num_texts: int
     num_concepts: int
@@ -139,10 +138,8 @@ def write_set(directory: Path, one: EvaluationSet) -> str:
         The sha256 of the tar.
 
     Raises:
-        ValueError: a key is too long or not ASCII, or the set is of a kind that the format has not.
+        ValueError: a key is too long or not ASCII.
     """
-    if one.kind not in get_args(OwnKind):
-        raise ValueError(f"{one.name}: a set of kind {one.kind} has no format of our own")
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{one.name}.tar"
     order = sorted(range(len(one.images)), key=lambda position: one.images[position].key)
@@ -166,7 +163,7 @@ def write_set(directory: Path, one: EvaluationSet) -> str:
         header = _SetHeader(
             schema_version=1,
             name=one.name,
-            kind=cast(OwnKind, one.kind),
+            kind=one.kind,
             description=one.description,
             num_images=len(one.images),
             num_texts=len({(image.concept, text) for image in one.images for text in image.texts}),

@@ -168,7 +168,7 @@ def made(
         wanted: its entry in the suite.
         images: its items.
         pictures: of the items.
-        classes: of a classification set. Where no image has a label, its texts are the classes that it has.
+        classes: of a classification set.
         templates: those of the set itself.
         unusable: name -> why, for what is not an item.
 
@@ -185,11 +185,8 @@ def made(
     if twice:
         raise DataError(f"{where}: {len(twice):,} ids occur more than once, the first is {twice[0]}")
     kind: Kind = "classification" if classes else "retrieval"
-    if classes and all(image.label is None for image in images):
-        kind = "many_labels"
     if classes and wanted.among is None:
-        asked = [image for image in images if image.split == "query"]
-        shown = {text for image in asked for text in (image.texts if kind == "many_labels" else [image.label])}
+        shown = {image.label for image in images if image.split == "query"}
         if empty := [name for name in classes if name not in shown]:
             raise DataError(
                 f"{where}: {len(empty):,} of {len(classes):,} classes have no image in split {wanted.split} "

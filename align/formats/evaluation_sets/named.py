@@ -58,7 +58,7 @@ def _own(wanted: SuiteSet, files: Files) -> EvaluationSet:
     """A set in our own format: NAME.json, or the folder that has it."""
     path = wanted.path if wanted.path.endswith(".json") else joined(wanted.path, f"{wanted.name}.json")
     one = load_set(path, files if "://" in path else None)
-    fits = ("retrieval", "labelled_queries") if one.kind == "retrieval" else ("zero_shot", *LEARNED)
+    fits = ("retrieval",) if one.kind == "retrieval" else ("zero_shot", *LEARNED)
     if not set(wanted.tasks) <= set(fits):
         raise DataError(f"evaluation set {wanted.name}: it is of kind {one.kind}; tasks: {', '.join(fits)}")
     if one.name != wanted.name:

@@ -3,9 +3,8 @@
     SPLIT/nshards.txt, SPLIT/0.tar, SPLIT/1.tar, ...
     classnames.txt, zeroshot_classification_templates.txt ({c} for the class), dataset_type.txt (`retrieval` or other)
 
-A sample is a picture with `.cls` (a number), `.npy` (0 or 1 for each class) or `.txt` (one caption per line). Samples
-are grouped by webdataset itself, so what its writers write is read as its readers read it. A tar is read from its start
-to its end, in each pass.
+A sample is a picture with `.cls` (a number) or `.txt` (one caption per line). Samples are grouped by webdataset itself,
+so what its writers write is read as its readers read it. A tar is read from its start to its end, in each pass.
 """
 
 from __future__ import annotations
@@ -17,9 +16,6 @@ from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
-from numpy.lib import format as npy
-from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from align.config.suite import SuiteSet
@@ -28,9 +24,6 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, 
 from align.formats.evaluation_sets.files import MAX_PICTURE_BYTES, exists, joined, lines_of, made, text_of
 from align.formats.img2dataset import IMAGE_EXTENSIONS
 from align.interfaces.store import Files
-
-#: Bytes of an array of 0 and 1, one for each class.
-_MAX_LABELS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -59,8 +52,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
     """The set.
 
     Raises:
-        DataError: a file of the layout is missing, or a tar is damaged; some samples have one class, others several;
-            or these are to be learned from; see `files.made`.
+        DataError: a file of the layout is missing, or a tar is damaged; see `files.made`.
     """
     captions = "retrieval" in wanted.tasks
     names = () if captions else tuple(_names(wanted, files))
@@ -83,12 +75,6 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
                 label, texts = about
                 images.append(EvaluationImage(key, key, texts, label, None, split))
                 places.append((len(tars) - 1, number))
-    if names and any(image.label is None for image in images):
-        where = f"evaluation set {wanted.name} ({wanted.path})"
-        if wanted.tasks != ("zero_shot",) or wanted.among is not None:
-            raise DataError(f"{where}: any number of classes a picture (.npy): only zero_shot among all is measured")
-        if not all(image.label is None for image in images):
-            raise DataError(f"{where}: some samples have one class (.cls), others any number (.npy)")
     return made(
         wanted, images, _TarPictures(files, tars, places), classes=names, templates=templates, unusable=unusable
     )
@@ -138,37 +124,13 @@ def _about(sample: dict[str, Any], names: Sequence[str]) -> tuple[str | None, tu
         except (KeyError, UnicodeDecodeError):
             return "no captions (.txt in UTF-8)"
         return (None, texts) if texts else "its .txt has no caption"
-    if "cls" not in sample and "npy" in sample:
-        has = _has(sample["npy"], len(names))
-        if has is None:
-            return f"its .npy is no row of 0 and 1 for {len(names):,} classes"
-        return None, tuple(name for name, one in zip(names, has, strict=True) if one)
     try:
         label = int(sample["cls"].decode())
     except (KeyError, ValueError):
-        return "no class (a number in .cls, or .npy)"
+        return "no class (a number in .cls)"
     if not 0 <= label < len(names):
         return f"its class is {label}, but there are {len(names):,} names"
     return names[label], (names[label],)
-
-
-def _has(data: Any, num_classes: int) -> NDArray[np.bool_] | None:
-    """The classes that an array names; None if it is not such an array.
-
-    Checks the header before allocating anything.
-    """
-    if not isinstance(data, bytes) or len(data) > _MAX_LABELS_BYTES:
-        return None
-    stream = io.BytesIO(data)
-    try:
-        version = npy.read_magic(stream)
-        shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
-        if shape != (num_classes,) or dtype.kind not in "biuf":
-            return None
-        values = np.frombuffer(data, dtype, num_classes, stream.tell())
-    except Exception:  # noqa: BLE001 -- numpy evaluates the header, and raises many kinds over a damaged one
-        return None
-    return values != 0 if np.isin(values, (0, 1)).all() else None
 
 
 def _picture(sample: dict[str, Any]) -> bytes | Unreadable:

@@ -1,4 +1,4 @@
-"""Recall as published and recall by any owner, where captions repeat; positives that owners do not express."""
+"""Which texts are right for which images, where captions repeat; and the languages of queries."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from align.config.evaluate import EvaluateConfig
-from align.errors import DataError
 from align.evaluate.evaluate import evaluate, with_languages
-from align.evaluate.measure import any_owner_gallery, published_gallery
-from align.evaluate.protocols.recall import gallery
+from align.evaluate.measure import published_gallery
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.query_ranks import IMAGE_TO_TEXT, RANKS, TEXT_TO_IMAGE, Ranked, read_ranks
 from align.project import provenance
@@ -32,22 +30,18 @@ def lists(arrays: list[np.ndarray]) -> list[list[int]]:
 
 
 def test_a_caption_is_right_for_its_own_image_only(tmp_path: Path) -> None:
-    """The green picture has the caption of the red one, too: kinder recall counts it, the published one does not."""
+    """The green picture has the caption of the red one, too."""
     one = captions(("a red thing", "red"), ("green", "a  Red thing"), ("blue",))
-    items, merged = published_gallery(one, range(3)), any_owner_gallery(one, range(3))
+    items = published_gallery(one, range(3))
     assert items.texts == ["a red thing", "red", "green", "a  Red thing", "blue"]
     assert lists(items.texts_of_image) == [[0, 1], [2, 3], [4]]
     assert lists(items.images_of_text) == [[0], [0], [1], [1], [2]]
-    assert merged.texts == ["a red thing", "red", "green", "blue"]
-    assert lists(merged.images_of_text) == [[0, 1], [0], [1], [2]]
 
     report = evaluate(CONFIG, encoder=ColourEncoder(), sets=[one], reports=tmp_path / "r")
     # Of five captions, the green picture's red one finds the red picture.
     assert report.metrics["captions/text_to_image/recall@1"] == 0.8
-    assert report.metrics["captions/text_to_image/recall_any_owner@1"] == 1.0
     ranks = read_ranks(tmp_path / "r/ranks.parquet")
-    for metric in ("captions/text_to_image/recall@1", "captions/text_to_image/recall_any_owner@5"):
-        assert np.mean(ranks.scored(metric)[0].values) == pytest.approx(report.metrics[metric])
+    assert np.mean(ranks.scored("captions/text_to_image/recall@1")[0].values) == pytest.approx(0.8)
     queries = ranks.ranked["captions", "text_to_image"].queries
     assert len(set(queries)) == 5
     assert "a text is correct for the images that it was written for" in (tmp_path / "r/report.html").read_text()
@@ -71,14 +65,6 @@ def test_texts_of_a_picture_that_is_not_shown_are_no_items() -> None:
     assert items.texts == ["green", "blue"] and lists(items.texts_of_image) == [[0], [1]]
 
 
-def test_positives_say_what_owners_cannot() -> None:
-    one = replace(captions(("red",), ("green",), ("blue",)), positives=((0, 0), (0, 1), (1, 1), (2, 0)))
-    items = published_gallery(one, range(3))
-    assert lists(items.texts_of_image) == [[0, 1], [1], [0]] and lists(items.images_of_text) == [[0, 2], [0, 1], []]
-    with pytest.raises(DataError, match="names image 3 and text 0, but the set has 3 images and 3 texts"):
-        published_gallery(replace(one, positives=((3, 0),)), range(3))
-
-
 def test_the_page_says_which_model_and_what_the_test_split_is(tmp_path: Path) -> None:
     one = replace(captions(("red",), ("green",), ("blue",)), name="test")
     evaluate(CONFIG, encoder=ColourEncoder(), sets=[one], reports=tmp_path / "r")
@@ -96,15 +82,15 @@ def part(number: int) -> Ranked:
 
 
 def test_a_text_has_its_language_and_an_image_that_of_its_texts_if_they_agree() -> None:
-    items = gallery(
-        [
-            ("fox", [ENGLISH]),
-            ("schnee", [GERMAN.upper(), "xq"]),
-            ("no text", []),
-            ("both", ["two owls on an old branch", "zwei Eulen sitzen auf einem Ast"]),
-            ("none", ["keycap: 6"]),  # a guess would be Danish
-        ]
-    )
+    texts = {
+        "fox": (ENGLISH,),
+        "schnee": (GERMAN.upper(), "xq"),
+        "no text": (),
+        "both": ("two owls on an old branch", "zwei Eulen sitzen auf einem Ast"),
+        "none": ("keycap: 6",),  # a guess would be Danish
+    }
+    images = [EvaluationImage(name, name, of, None, None, "query") for name, of in texts.items()]
+    items = published_gallery(EvaluationSet("a", "retrieval", "", images, (), (), held([])), range(len(images)))
     found = with_languages({IMAGE_TO_TEXT: part(4), TEXT_TO_IMAGE: part(6)}, items)
     assert found[IMAGE_TO_TEXT].languages == ("en", "de", None, None)
     assert found[TEXT_TO_IMAGE].languages == ("en", "de", None, "en", "de", None)

@@ -85,8 +85,6 @@ def test_a_set_that_nobody_published_has_our_row_alone() -> None:
         ("knn/accuracy", "Classification with frozen features"),
         ("cxc/sts", "Crisscrossed Captions"),
         ("mean_recall", "Image-text retrieval"),
-        ("coco_1k/image_to_text/recall@1", "COCO 1K, mean of five folds"),
-        ("image_to_text/recall_any_owner@5", "Retrieval, a repeated text right for all its owners"),
         ("of_tomorrow/figure", REST),
     ],
 )

@@ -198,7 +198,6 @@ def of(one: EvaluationSet) -> str:
         replace(ONE, templates=("a {}",)),
         replace(ONE, kind="retrieval"),
         replace(ONE, repeats=True),
-        replace(ONE, positives=((0, 0),)),
     ],
 )
 def test_what_changes_ranks_changes_the_digest(other: EvaluationSet) -> None:

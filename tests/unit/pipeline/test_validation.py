@@ -132,7 +132,7 @@ def test_a_set_that_is_not_there_is_said_before_training(evaluation: Path, name:
         validation.set_validation(load_params(overrides=[f"paths.evaluation={evaluation}"]), ("pairs", name))
 
 
-@pytest.mark.parametrize("metric", ["val/other/mean_recall", "pairs/mean_recall", "val/pairs/r_precision"])
+@pytest.mark.parametrize("metric", ["val/other/mean_recall", "pairs/mean_recall", "val/pairs/recall@2"])
 def test_best_metric_is_one_that_is_measured(metric: str) -> None:
     training_data.pretrain_config(validate_on=["pairs"], best_metric="val/pairs/mean_recall")
     with pytest.raises(ValueError, match="best_metric"):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -91,8 +90,8 @@ def test_the_same_set_in_each_format(tmp_path: Path, kind: str, write: Any) -> N
     ("sample", "why"),
     [
         ({"jpg": b"x", "cls": "9"}, "its class is 9, but there are 3 names"),
-        ({"jpg": b"x", "cls": "first"}, "no class (a number in .cls, or .npy)"),
-        ({"jpg": b"x"}, "no class (a number in .cls, or .npy)"),
+        ({"jpg": b"x", "cls": "first"}, "no class (a number in .cls)"),
+        ({"jpg": b"x"}, "no class (a number in .cls)"),
     ],
 )
 def test_a_bad_sample_is_a_row_with_a_reason(tmp_path: Path, sample: dict[str, Any], why: str) -> None:
@@ -104,59 +103,6 @@ def test_a_sample_without_its_picture_is_told(tmp_path: Path) -> None:
     one = read(tmp_path, tars(tmp_path / "set", cls="0"), "webdataset", "zero_shot")
     told: dict[int, str] = {}
     assert len(list(one.read(fault=told.__setitem__))) == 5 and told == {0: "the sample has no picture"}
-
-
-def many(root: Path, rows: list[Any]) -> Path:
-    """Pictures with any number of classes, by webdataset's writer, as `--multilabel` of CLIP_benchmark writes them."""
-    tars(root)
-    (root / "dataset_type.txt").write_text("multilabel\n")
-    for tar in range(2):
-        with webdataset.TarWriter(str(root / f"test/{tar}.tar")) as writer:
-            for number, row in list(enumerate(rows))[tar::2]:
-                labels = {"npy": np.array(row, np.float32)} if isinstance(row, list) else row
-                writer.write({"__key__": f"s{number:07}", "jpg": picture(number, "test"), **labels})
-    return root
-
-
-ANY = [[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]]
-
-
-def test_any_number_of_classes_a_picture(tmp_path: Path) -> None:
-    one = read(tmp_path, many(tmp_path / "set", ANY), "webdataset", "zero_shot")
-    assert one.kind == "many_labels" and one.classes == ("car", "house cat", "owl")
-    assert {image.key: image.texts for image in one.images} == {
-        "s0000000": ("car",), "s0000001": ("car", "house cat"), "s0000002": ("owl",), "s0000003": ()
-    }  # fmt: skip
-    with pytest.raises(DataError, match=r"any number of classes a picture \(\.npy\): only zero_shot"):
-        read(tmp_path, tmp_path / "set", "webdataset", "zero_shot", "knn")
-    with pytest.raises(DataError, match=r"1 of 3 classes have no image in split test \(owl\)"):
-        read(tmp_path, many(tmp_path / "few", ANY[:2]), "webdataset", "zero_shot")
-    with pytest.raises(DataError, match=r"some samples have one class \(\.cls\), others any number"):
-        read(tmp_path, many(tmp_path / "both", [*ANY, {"cls": "1"}]), "webdataset", "zero_shot")
-
-
-def header(shape: str, dtype: str = "<f4", data: bytes = b"") -> dict[str, bytes]:
-    said = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return {"npy": b"\x93NUMPY\x01\x00" + len(said).to_bytes(2, "little") + said.encode() + data}
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        [1, 0],
-        [1, 0, 2],
-        [1, 0, float("nan")],
-        {"npy": b""},
-        {"npy": b"no array"},
-        header("(3,)", "|O", b"cos\nsystem\n(S'true'\ntR."),
-        header("(1000000000000,)"),
-        header("(3,)", data=b"short"),
-        header("__import__('os')"),
-    ],
-)
-def test_an_array_that_is_no_row_of_classes_is_told(tmp_path: Path, labels: Any) -> None:
-    one = read(tmp_path, many(tmp_path / "set", [*ANY, labels]), "webdataset", "zero_shot")
-    assert len(one.images) == 4 and one.unusable == {"s0000004": "its .npy is no row of 0 and 1 for 3 classes"}
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,7 @@ Half = NDArray[np.float16]
 
 
 class Towers(Protocol):
-    """A model as the evaluation sees it.
-
-    Attributes:
-        temperature: learned; divides the similarities before a softmax makes probabilities of them.
-    """
-
-    temperature: float
+    """A model as the evaluation sees it."""
 
     def crop(self, picture: bytes) -> Crop:
         """An image file's bytes -> what the model is shown of it; threads share this.
@@ -64,7 +58,6 @@ class LoadedTowers:
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
-        self.temperature = embedder.temperature
 
     def crop(self, picture: bytes) -> Crop:
         """See `Towers`."""

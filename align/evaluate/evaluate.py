@@ -37,7 +37,7 @@ from align.errors import ConfigError, DataError
 from align.evaluate.captioned import read_ratings
 from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
-from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure, reliability_figure
+from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure
 from align.evaluate.fine_tuning.recipe import Recipe
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import Shown, evaluation_page
@@ -181,7 +181,6 @@ def _draw(
         figures[f"same_{direction}.png"] = examples_figure(direction, same)
     for result in classifications:
         figures[f"{result.source.name}_confusion.png"] = confusion_figure(result)
-        figures[f"{result.source.name}_calibration.png"] = reliability_figure(result.calibration)
         if result.tuned is not None:
             figures[f"{result.source.name}_fine_tuning.png"] = curve_figure(result.tuned)
     return figures

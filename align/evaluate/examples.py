@@ -78,7 +78,6 @@ class ClassifiedExample:
     picture: bytes
     label: str
     predicted: str
-    confidence: float
 
 
 def draw_classified(
@@ -108,7 +107,6 @@ def draw_classified(
                 picture=pictures[places[query]],
                 label=names[result.labels[query]],
                 predicted=names[int(result.predicted[query])],
-                confidence=float(result.confidences[query]),
             )
             for query in queries
         ]

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from align.display.figure import BAD, GOOD, INK, LINE, SOFT, legible
 from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample
 from align.evaluate.measure import Classification
-from align.evaluate.protocols.calibration import NUM_BINS, Calibration
 from align.evaluate.protocols.recall import Score
 from align.evaluate.tuned import FineTuned
 from align.formats.query_ranks import CUTS
@@ -85,29 +84,6 @@ def confusion_figure(result: Classification) -> Figure:
     if len(names) < len(counts):
         axes.set_title(f"the {len(names)} of {len(counts):,} classes with the most confusions", fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
-    return figure
-
-
-def reliability_figure(result: Calibration) -> Figure:
-    """The share of right answers by their probability; on the diagonal a model says what it knows."""
-    figure = Figure(figsize=(4.6, 3.9), layout="constrained")
-    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    width = 1 / NUM_BINS
-    places = [low + width / 2 for low in result.bins]
-    numbers, said, right = (np.array(column) for column in zip(*result.bins.values(), strict=True))
-    axes.bar(places, right, width * 0.92, color=LINE, edgecolor=SOFT, label="share that is right")
-    axes.plot(said, right, "o", color=INK, ms=3.5)
-    axes.plot([0, 1], [0, 1], color=GOOD, lw=1.2, ls="--", label="calibrated")
-    axes.set_ylabel("right")
-    axes.set_ylim(0, 1)
-    axes.set_title(f"calibration error {result.error:.1%}", loc="left", fontsize=11, fontweight="bold")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
-    counts.bar(places, numbers, width * 0.92, color=SOFT)
-    counts.set_xlabel("probability of the answer")
-    counts.set_ylabel("answers")
-    counts.set_xlim(0, 1)
-    for panel in (axes, counts):
-        _tidy(panel)
     return figure
 
 

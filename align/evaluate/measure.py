@@ -25,7 +25,6 @@ from align.errors import DataError
 from align.evaluate.captioned import Shown, captioned_scores
 from align.evaluate.embed import Towers, embed_pictures, finite
 from align.evaluate.learned import frozen_answers, ranked
-from align.evaluate.protocols.calibration import Calibration, calibration, confidences
 from align.evaluate.protocols.crisscrossed import Crisscrossed
 from align.evaluate.protocols.knn import nearest_neighbour
 from align.evaluate.protocols.labelled import Labelled, accuracy
@@ -87,8 +86,6 @@ class Classification:
         queries: the images that were classified.
         labels: (num_queries,) index of the true class.
         predicted: (num_queries,) index of the zero-shot class.
-        confidences: (num_queries,) its probability, by the model's temperature.
-        calibration: whether these are what they say.
         confusion: (num_classes, num_classes) counts, row = true class.
         majority: accuracy of always answering with the most frequent class.
         scores: `zero_shot/accuracy`, `/top5` and `/mean_per_class`, and `knn/accuracy` if the set has reference images;
@@ -102,8 +99,6 @@ class Classification:
     queries: list[EvaluationImage]
     labels: list[int]
     predicted: NDArray[np.int64]
-    confidences: NDArray[np.float64]
-    calibration: Calibration
     confusion: NDArray[np.int64]
     majority: float
     scores: dict[str, Score]
@@ -240,15 +235,12 @@ def measure_classification(
         scores["fine_tuning/accuracy"] = tuned.score
         directions |= ranked("fine_tuning", [run.answers for run in tuned.runs], test, num_classes)
     predicted = predictions(image_embeds, class_embeds)
-    probabilities = confidences(image_embeds, class_embeds, towers.temperature)
     counts = confusion(labels, predicted, len(source.classes))
     return Classification(
         source=source,
         queries=queries,
         labels=labels,
         predicted=predicted,
-        confidences=probabilities,
-        calibration=calibration(probabilities, predicted == np.asarray(labels)),
         confusion=counts,
         majority=majority_rate(labels),
         scores=scores,

@@ -43,7 +43,7 @@ def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> 
 
     Args:
         shown: what was measured.
-        figures: by their files: recall.png, SET_calibration.png, SET_confusion.png, SET_fine_tuning.png are shown.
+        figures: by their files: recall.png, SET_confusion.png, SET_fine_tuning.png are shown.
         model: what was measured, such as `the fine-tuned model`.
     """
     report, retrievals = shown.report, shown.retrievals
@@ -93,24 +93,12 @@ def _reading(shown: Shown, model: str) -> Iterator[str]:
 
 
 def _classification(title: str, result: Classification, shown: Shown, figures: Mapping[str, Figure]) -> Iterator[str]:
-    name, one = result.source.name, result.calibration
+    name = result.source.name
     yield html.heading(title)
     yield html.paragraph(
         f"Zero-shot answers with the class whose mean text embedding over {len(result.source.templates)} templates is "
         "nearest, kNN with the class of the nearest reference image. Always answering with the most frequent class "
         f"would be right in {result.majority:.1%} of cases."
-    )
-    surer = "surer than it should be" if one.confidence > one.accuracy else "less sure than it could be"
-    told = (
-        html.subheading("Calibration of the temperature"),
-        html.paragraph(
-            "The softmax of the similarities, divided by the model's temperature, gives each answer a probability. "
-            f"It is {one.confidence:.1%} in the mean, and {one.accuracy:.1%} of the answers are right: the model is "
-            f"{surer}. The calibration error, {one.error:.1%}, is the mean distance of both over bins of probability."
-        ),
-    )
-    yield html.side_by_side(
-        ["".join(told), html.plot(figures[f"{name}_calibration.png"], alt="share of right answers by probability")]
     )
     right, wrong = shown.walls.get(name, ([], []))
     for verdict, css, wall in (("right", "good", right), ("wrong", "bad", wrong)):
@@ -131,8 +119,7 @@ def _classification(title: str, result: Classification, shown: Shown, figures: M
 
 
 def _caption(example: ClassifiedExample) -> str:
-    answered = example.predicted if example.predicted == example.label else f"{example.label}, not {example.predicted}"
-    return f"{answered} ({example.confidence:.0%})"
+    return example.label if example.predicted == example.label else f"{example.label}, not {example.predicted}"
 
 
 def _lead(shown: Shown) -> str:

@@ -34,8 +34,6 @@ class EvaluateReport(Report):
         sets: name -> kind, description, counts and digest; of a suite's set, its tasks and their settings; with
             pictures that could not be shown to the model, also `num_left_out` and some, `left_out`: key -> why.
         classes: set -> class -> number of query images and zero-shot accuracy.
-        calibration: set -> `error` (expected calibration error of zero-shot answers, by the model's temperature), their
-            mean `confidence`, and their `accuracy`.
         fine_tuning: set -> `recipe`, `classes` (class -> accuracy), `curves` (of each run, steps done and mean loss),
             and `minus_knn`, the paired difference to the nearest neighbour's accuracy with its 95 % interval.
     """
@@ -44,7 +42,6 @@ class EvaluateReport(Report):
     model: dict[str, str] = Field(default_factory=dict)
     sets: dict[str, dict[str, Any]]
     classes: dict[str, dict[str, dict[str, float]]]
-    calibration: dict[str, dict[str, float]] = Field(default_factory=dict)
     fine_tuning: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def summary(self) -> Iterator[str]:
@@ -72,7 +69,6 @@ def make_report(
     metrics: dict[str, float | int] = {}
     sets: dict[str, dict[str, Any]] = {}
     classes: dict[str, dict[str, dict[str, float]]] = {}
-    calibrated: dict[str, dict[str, float]] = {}
     tuned: dict[str, dict[str, Any]] = {}
     for result in results:
         source = result.source
@@ -101,18 +97,12 @@ def make_report(
                 right = class_accuracy(result, result.tuned.right)
                 rounded = {name: _rounded(value) for name, value in right.items()}
                 tuned[source.name] = {**result.tuned.described(), "classes": rounded}
-            one = result.calibration
-            calibrated[source.name] = {
-                name: _rounded(value)
-                for name, value in (("error", one.error), ("confidence", one.confidence), ("accuracy", one.accuracy))
-            }
     return EvaluateReport(
         metrics=metrics,
         evaluation_digest=evaluation_digest,
         model=dict(model),
         sets=sets,
         classes=classes,
-        calibration=calibrated,
         fine_tuning=tuned,
     )
 

@@ -25,7 +25,6 @@ class ColourEncoder:
     """Embeds images by their mean colour and texts by the colours they name; unknown words point nowhere near."""
 
     width = 4
-    temperature = 0.1
 
     def crop(self, picture: bytes) -> np.ndarray:
         """For the evaluation, see `align.evaluate.embed.Towers`."""

@@ -26,7 +26,6 @@ PICTURES = {
 #: For each set of classes: key in MLflow, with SET -> file below reports/.
 _PICTURES_OF_SET = {
     "{}/confusion": "evaluation/{}_confusion.png",
-    "{}/calibration": "evaluation/{}_calibration.png",
     "{}/fine_tuning": "evaluation/{}_fine_tuning.png",
 }
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from align.evaluate.figures import confusion_figure, curve_figure, reliability_figure
+from align.evaluate.figures import confusion_figure, curve_figure
 from align.evaluate.measure import Classification
 from align.evaluate.paper_table import HEADINGS, REST, Published, figures, grouped, paper_tables, published
-from align.evaluate.protocols.calibration import calibration
 from align.evaluate.tuned import FineTuned
 from align.formats.evaluation_set import EvaluationSet, held
 
@@ -135,14 +134,11 @@ def test_published_figures_are_well_formed() -> None:
         Published.model_validate(broken)
 
 
-CALIBRATED = calibration(np.array([0.3, 0.9, 0.9]), [False, True, False])
-
-
 def classification(confusion: np.ndarray) -> Classification:
     classes = tuple(f"class {number}" for number in range(len(confusion)))
     source = EvaluationSet("mine", "classification", "x", [], classes, ("{}",), held([]))
     none = np.zeros(0, np.int64)
-    return Classification(source, [], [], none, none.astype(np.float64), CALIBRATED, confusion, 0.5, {}, {}, {})
+    return Classification(source, [], [], none, confusion, 0.5, {}, {}, {})
 
 
 def test_of_many_classes_those_with_the_most_confusions_are_shown() -> None:
@@ -172,11 +168,3 @@ def test_a_curve_of_one_step_is_seen() -> None:
         tuned = SimpleNamespace(runs=[losses], curve=lambda run, losses=losses: list(enumerate(losses, 1)))
         (line,) = curve_figure(cast(FineTuned, tuned)).axes[0].lines
         assert (line.get_marker(), line.get_linestyle()) == (("o", "None") if len(losses) == 1 else ("None", "-"))
-
-
-def test_reliability_shows_the_bins_that_have_answers() -> None:
-    figure = reliability_figure(CALIBRATED)
-    right, counts = figure.axes
-    assert [bar.get_height() for bar in right.patches] == [0.0, 0.5]  # of 0.3: none; of 0.9: one of two
-    assert [bar.get_height() for bar in counts.patches] == [1, 2]
-    assert right.get_title(loc="left") == "calibration error 36.7%"  # (0.3 + 2 * 0.4) / 3

@@ -36,9 +36,7 @@ RATED = Crisscrossed(
 def test_positives_follow_the_ratings_and_not_the_original_pairs() -> None:
     found = crisscrossed_ranks(IMAGES, TEXTS, RATED, (range(3), range(4)))
     ranks = {
-        name: {
-            query: (rank, number) for query, rank, number in zip(one.clusters, one.ranks, one.num_correct, strict=True)
-        }
+        name: {query: of for query, *of in zip(one.clusters, one.ranks.tolist(), one.num_correct, strict=True)}
         for name, one in found.items()
     }
     assert ranks == {  # query -> rank of its best right item, and the number of right ones

@@ -118,7 +118,7 @@ def test_a_report_begins_with_its_verdict_and_main_figures(tmp_path: Path) -> No
     low = {"a/b/recall@1": 0.3, "a/b/recall@1/low": 0.05, "a/b/recall@1/chance": 0.1}
     report(tmp_path, "evaluate", {**low, **recall, "num_sets": 1234})
     folder = tmp_path / "reports/evaluate"
-    for name in ("calibration.png", "recall.png", "report.html"):
+    for name in ("confusion.png", "recall.png", "report.html"):
         (folder / name).write_bytes(b"\x89PNG")
     shown = replace(stage("evaluate"), figures=("*/recall@1", "num_*", "missing/*"), plot="recall.png")
     text = report_markdown(folder, shown, address="http://127.0.0.1:5000/#/runs/1/artifacts/report.html?x")
@@ -128,7 +128,7 @@ def test_a_report_begins_with_its_verdict_and_main_figures(tmp_path: Path) -> No
         "## All metrics", "| a/b/recall@1 | 0.3 |",
     ]  # fmt: skip
     assert sorted(order, key=text.index) == order
-    assert "![calibration]" not in text
+    assert "![confusion]" not in text
     (folder / "verdict.json").write_text('{"passed": true}')
     assert "**Passed**" in report_markdown(folder, shown)
     assert "`reports/evaluate/report.html` in the run's files" in report_markdown(folder, shown)

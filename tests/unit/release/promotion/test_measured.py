@@ -125,9 +125,9 @@ def test_what_is_no_model_is_one_line(root: Path, tmp_path: Path, asked: str, sa
 def test_pictures_of_each_set_have_keys_that_mlflow_takes(tmp_path: Path) -> None:
     folder = _made(tmp_path / "evaluation")
     (folder / "report.json").write_text(json.dumps({"classes": {"pets-37": {}, "tiere_ü": {}, "no picture": {}}}))
-    for name in ("pets-37_confusion.png", "pets-37_calibration.png", "tiere_ü_confusion.png", "recall.png"):
+    for name in ("pets-37_confusion.png", "tiere_ü_confusion.png", "recall.png"):
         (folder / name).touch()
-    assert sorted(pictures([folder])) == ["pets-37/calibration", "pets-37/confusion", "retrieval/recall"]
+    assert sorted(pictures([folder])) == ["pets-37/confusion", "retrieval/recall"]
 
 
 OTHERS = {"concepts": "e" * 64}

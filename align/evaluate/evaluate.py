@@ -37,14 +37,13 @@ from align.errors import ConfigError, DataError
 from align.evaluate.captioned import read_ratings
 from align.evaluate.embed import ModelTowers, Towers, kept_in
 from align.evaluate.examples import DIRECTIONS, RetrievalExamples, draw_classified, draw_examples, same_examples
-from align.evaluate.figures import confusion_figure, curve_figure, examples_figure, recall_figure
-from align.evaluate.fine_tuning.recipe import Recipe
+from align.evaluate.figures import confusion_figure, examples_figure, recall_figure
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import Shown, evaluation_page
 from align.evaluate.protocols.recall import Gallery
 from align.evaluate.protocols.retrieval import BLOCK_BYTES
 from align.evaluate.report import EvaluateReport, make_report
-from align.evaluate.tuned import Tuner
+from align.evaluate.tuned import recipe_for
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
@@ -70,11 +69,11 @@ class SuiteNeeds:
 
     Attributes:
         files: reads ratings of the sets' pictures and captions.
-        tuner: for `fine_tuning`.
+        model: the folder of the model, for `fine_tuning`.
     """
 
     files: Files | None = None
-    tuner: Tuner | None = None
+    model: Path | None = None
 
 
 NO_SUITE = SuiteNeeds()
@@ -164,7 +163,7 @@ def _measure(
         if source.kind == "retrieval":
             retrievals.append(measure_retrieval(source, encoder, ratings=rated, **how))
         else:
-            classifications.append(measure_classification(source, encoder, tuner=suite.tuner, **how))
+            classifications.append(measure_classification(source, encoder, model=suite.model, **how))
     return retrievals, classifications
 
 
@@ -181,8 +180,6 @@ def _draw(
         figures[f"same_{direction}.png"] = examples_figure(direction, same)
     for result in classifications:
         figures[f"{result.source.name}_confusion.png"] = confusion_figure(result)
-        if result.tuned is not None:
-            figures[f"{result.source.name}_fine_tuning.png"] = curve_figure(result.tuned)
     return figures
 
 
@@ -200,11 +197,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
     store = params.section(StoreConfig)
     alone = args.model is not None and is_suite(paths.evaluation)  # no pipeline has to be around it
     folder = args.model or paths.finetuned
-    towers, tuner = ModelTowers(folder, config.image_px), Tuner(folder, paths.checkpoints)
+    towers = ModelTowers(folder, config.image_px)
     files = StoreFiles(store)
     if alone:
         sets = named_sets(paths.evaluation, files)
-        announce(sets, towers, tuner)
+        announce(sets, towers, folder)
     else:
         number, fetch = config.max_test_images, fetcher(store)
         sets = measured_sets(paths.evaluation, paths.shards, number, files, fetch)
@@ -214,7 +211,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
             encoder=towers,
             sets=sets,
             kept=kept_in(store.features, towers),
-            suite=SuiteNeeds(files, tuner),
+            suite=SuiteNeeds(files, folder),
             reports=args.reports or own,
             model=None
             if args.model is None
@@ -243,9 +240,9 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
     measured: list[Measured] = []
     with replace_directory(args.reports, "evaluate") as part:
         for folder, name in zip(args.compare, ("a", "b"), strict=True):
-            towers, tuner = ModelTowers(folder, config.image_px), Tuner(folder, paths.checkpoints)
+            towers = ModelTowers(folder, config.image_px)
             if not measured and is_suite(paths.evaluation):
-                announce(sets, towers, tuner)
+                announce(sets, towers, folder)
             say(f"evaluate: {name.upper()} is {folder}")
             report = evaluate(
                 config,
@@ -254,7 +251,7 @@ def _compare(params: Params, args: argparse.Namespace) -> None:
                 reports=part / name,
                 model=described(folder),
                 kept=kept_in(store.features, towers),
-                suite=SuiteNeeds(files, tuner),
+                suite=SuiteNeeds(files, folder),
             )
             ranks = read_ranks(part / name / RANKS)
             measured.append(Measured(str(folder), model_digest(folder), report.metrics, ranks))
@@ -292,11 +289,9 @@ def _common(codes: Sequence[str | None]) -> str | None:
 
 #: Pictures that are embedded to tell how long the others take.
 _TRIED = 32
-#: Forward passes that a forward and a backward pass take.
-_TRAINED = 3
 
 
-def announce(sets: Sequence[EvaluationSet], towers: Towers, tuner: Tuner) -> None:
+def announce(sets: Sequence[EvaluationSet], towers: Towers, model: Path) -> None:
     """Says what an evaluation of a suite will do, and the time and memory that it will take.
 
     The time is that of the first pictures of the first set, and so a guess.
@@ -312,7 +307,7 @@ def announce(sets: Sequence[EvaluationSet], towers: Towers, tuner: Tuner) -> Non
         left_out = f"; {len(one.unusable):,} rows that cannot be used" if one.unusable else ""
         say(f"evaluate: {one.name}: {what}{left_out}")
     pictures = sum(len(one.images) for one in sets)
-    seconds, width, image_px = _tried(sets, towers)
+    seconds, width = _tried(sets, towers)
     more = 8 * width * max((len(one.images) + texts.get(one.name, 0) for one in sets), default=0) + BLOCK_BYTES
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + more
@@ -322,26 +317,12 @@ def announce(sets: Sequence[EvaluationSet], towers: Towers, tuner: Tuner) -> Non
     )
     for one in sets:
         if one.asked is not None and "fine_tuning" in one.asked.tasks:
-            recipe = tuner.recipe(one.asked.fine_tuning)
-            known = sum(image.split == "reference" for image in one.images)
-            passes = recipe.num_runs * _forward_passes(recipe, known, len(one.images) - known, image_px)
-            say(
-                f"evaluate: {one.name}: fine-tuning takes about {duration(seconds * passes)} more; "
-                f"if it is killed, the same command resumes it (paths.checkpoints)"
-            )
+            runs = recipe_for(model, one.asked.fine_tuning).num_runs
+            say(f"evaluate: {one.name}: then fine-tuning, {runs} run(s); if it is killed, it begins again")
 
 
-def _forward_passes(recipe: Recipe, num_known: int, num_asked: int, image_px: int) -> float:
-    """What a run costs, in forward passes of a picture of the model's size."""
-    total = num_asked * (recipe.test_px / image_px) ** 2
-    for phase in recipe.phases:
-        number = phase.length(num_known / recipe.batch_size) * recipe.batch_size
-        total += number * (_TRAINED if phase.tower_rate else 1) * (phase.train_px / image_px) ** 2
-    return total
-
-
-def _tried(sets: Sequence[EvaluationSet], towers: Towers) -> tuple[float, int, int]:
-    """Seconds a picture, the width of an embedding, and the side of a crop."""
+def _tried(sets: Sequence[EvaluationSet], towers: Towers) -> tuple[float, int]:
+    """Seconds a picture, and the width of an embedding."""
 
     def crops() -> Iterator[Crop]:
         for one in sets:
@@ -351,12 +332,7 @@ def _tried(sets: Sequence[EvaluationSet], towers: Towers) -> tuple[float, int, i
                 except DataError:
                     continue
 
-    first = list(islice(crops(), 1))
-    towers.embed_crops(first)  # the first one pays for what is loaded
+    towers.embed_crops(islice(crops(), 1))  # the first one pays for what is loaded
     started = time.monotonic()
     embeds = towers.embed_crops(islice(crops(), _TRIED))
-    return (
-        (time.monotonic() - started) / max(len(embeds), 1),
-        embeds.shape[1],
-        max((len(one) for one in first), default=1),
-    )
+    return (time.monotonic() - started) / max(len(embeds), 1), embeds.shape[1]

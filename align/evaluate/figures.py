@@ -13,7 +13,6 @@ from align.display.figure import BAD, GOOD, INK, LINE, SOFT, legible
 from align.evaluate.examples import DIRECTIONS, NUM_ANSWERS, RetrievalExample
 from align.evaluate.measure import Classification
 from align.evaluate.protocols.recall import Score
-from align.evaluate.tuned import FineTuned
 from align.formats.query_ranks import CUTS
 from align.pairs.picture import small
 
@@ -84,20 +83,6 @@ def confusion_figure(result: Classification) -> Figure:
     if len(names) < len(counts):
         axes.set_title(f"the {len(names)} of {len(counts):,} classes with the most confusions", fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
-    return figure
-
-
-def curve_figure(tuned: FineTuned) -> Figure:
-    """The loss of fine-tuning by its steps, a line for each run."""
-    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
-    axes = figure.subplots()
-    for run in range(len(tuned.runs)):
-        steps, losses = zip(*tuned.curve(run), strict=True)
-        axes.plot(steps, losses, "o" if len(steps) == 1 else "-", color=INK, lw=1.2)
-    axes.set_xlabel("steps, first the head and then all layers")
-    axes.set_ylabel("training loss")
-    axes.set_ylim(bottom=0)
-    _tidy(axes)
     return figure
 
 

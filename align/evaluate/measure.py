@@ -39,7 +39,7 @@ from align.evaluate.protocols.zero_shot import (
     prompts,
     zero_shot,
 )
-from align.evaluate.tuned import FineTuned, Task, Tuner, fine_tuned
+from align.evaluate.tuned import FineTuned, Task, fine_tuned
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, folded
 from align.formats.query_ranks import IMAGE_TO_TEXT, KNN, TEXT_TO_IMAGE, ZERO_SHOT, Ranked
 from align.model.embedder import Embeddings
@@ -172,7 +172,7 @@ def measure_classification(
     num_resamples: int,
     seed: int,
     kept: Path | None = None,
-    tuner: Tuner | None = None,
+    model: Path | None = None,
 ) -> Classification:
     """Measures zero-shot and nearest-neighbour accuracy over the set's query images, and what a suite asks.
 
@@ -181,12 +181,12 @@ def measure_classification(
         towers: the model.
         num_resamples, seed: of the intervals.
         kept: see `embed_pictures`.
-        tuner: for task `fine_tuning`.
+        model: the folder of the model, for task `fine_tuning`.
 
     Raises:
         DataError: the set has no query image, none can be shown to the model, or the embeddings are not finite.
         AlignError: as `fine_tuned`.
-        ValueError: the suite asks for `fine_tuning`, and there is no tuner.
+        ValueError: the suite asks for `fine_tuning`, and there is no folder.
     """
     index = {name: position for position, name in enumerate(whole.classes)}
     if not any(image.split == "query" for image in whole.images):
@@ -228,12 +228,12 @@ def measure_classification(
             directions |= ranked("frozen", answers, test, num_classes)
     tuned = None
     if whole.asked is not None and "fine_tuning" in whole.asked.tasks:
-        if tuner is None:
-            raise ValueError(f"{source.name}: fine_tuning needs a tuner")
+        if model is None:
+            raise ValueError(f"{source.name}: fine_tuning needs the model's folder")
         task = Task(source, known, asked, of_known, labels, clusters, directions.get(KNN))
-        tuned = fine_tuned(whole.asked.fine_tuning, task, tuner, num_resamples=num_resamples, seed=seed)
+        tuned = fine_tuned(whole.asked.fine_tuning, task, model, num_resamples=num_resamples, seed=seed)
         scores["fine_tuning/accuracy"] = tuned.score
-        directions |= ranked("fine_tuning", [run.answers for run in tuned.runs], test, num_classes)
+        directions |= ranked("fine_tuning", tuned.runs, test, num_classes)
     predicted = predictions(image_embeds, class_embeds)
     counts = confusion(labels, predicted, len(source.classes))
     return Classification(

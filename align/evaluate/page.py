@@ -43,7 +43,7 @@ def evaluation_page(shown: Shown, figures: Mapping[str, Figure], model: str) -> 
 
     Args:
         shown: what was measured.
-        figures: by their files: recall.png, SET_confusion.png, SET_fine_tuning.png are shown.
+        figures: by their files: recall.png, SET_confusion.png are shown.
         model: what was measured, such as `the fine-tuned model`.
     """
     report, retrievals = shown.report, shown.retrievals
@@ -112,9 +112,6 @@ def _classification(title: str, result: Classification, shown: Shown, figures: M
     yield html.plot(figures[f"{name}_confusion.png"], alt="confusion of classes")
     yield html.subheading("Classes")
     yield _classes(result)
-    if result.tuned is not None:
-        yield html.subheading("Fine-tuning")
-        yield html.plot(figures[f"{name}_fine_tuning.png"], alt="training loss of fine-tuning")
     yield html.note("Classes with many pictures come first.")
 
 

@@ -34,8 +34,8 @@ class EvaluateReport(Report):
         sets: name -> kind, description, counts and digest; of a suite's set, its tasks and their settings; with
             pictures that could not be shown to the model, also `num_left_out` and some, `left_out`: key -> why.
         classes: set -> class -> number of query images and zero-shot accuracy.
-        fine_tuning: set -> `recipe`, `classes` (class -> accuracy), `curves` (of each run, steps done and mean loss),
-            and `minus_knn`, the paired difference to the nearest neighbour's accuracy with its 95 % interval.
+        fine_tuning: set -> `recipe`, `classes` (class -> accuracy), and `minus_knn`, the paired difference to the
+            nearest neighbour's accuracy with its 95 % interval.
     """
 
     evaluation_digest: str

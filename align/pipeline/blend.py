@@ -24,7 +24,6 @@ from align.durable import files
 from align.errors import DataError
 from align.evaluate.embed import ModelTowers, kept_in
 from align.evaluate.evaluate import SuiteNeeds, described, evaluate
-from align.evaluate.tuned import Tuner
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import shards_test_set
 from align.formats.model_folder import TOKENIZER, copy_tokenizer, read_config, tokenizer_of, weights_digest
@@ -103,7 +102,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
                     config, encoder=towers, sets=[one for sets in suites.values() for one in sets],
                     reports=part / f"{alpha:g}", model=described(Path(scratch), f"{alpha:g} of {args.b}"),
                     kept=kept_in(store.features, towers),
-                    suite=SuiteNeeds(reads, Tuner(Path(scratch), paths.checkpoints)),
+                    suite=SuiteNeeds(reads, Path(scratch)),
                 ).metrics  # fmt: skip
             means = []
             for sets in suites.values():

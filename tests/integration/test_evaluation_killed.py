@@ -1,26 +1,20 @@
-"""`kill -9` of `align evaluate`, in a set, between two, and while it fine-tunes; two at once: the bytes stay the same.
+"""`kill -9` of `align evaluate`, in a set and between two; two at once: the bytes stay the same.
 
 Kept are embeddings, in blocks: what is embedded again after a kill is less than a block. Texts, ranks and intervals are
 computed again.
 """
 
-import multiprocessing
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from align.durable.checkpoint import CheckpointFolder
-from align.evaluate.fine_tuning.recipe import IMAGENET, resized, shortened
-from tests.support import tiny_model, wait_until, warm
+from tests.support import tiny_model, wait_until
 from tests.support.colours import COLOURS, square
 from tests.support.killing import Command, digests, fresh
 from tests.support.params import sets
 from tests.support.suites import suite
-from tests.support.tuning import content, evaluate, tuned, write_suite
 
 #: Pictures of each of two sets: three blocks of embeddings, of 256 at most, and one.
 FIRST, SECOND = 520, 200
@@ -92,42 +86,3 @@ def test_two_at_once_share_embeddings_and_the_folder_of_the_report(place: Path) 
         command.require_success()
     assert digests(place / "both/report") == digests(place / "whole/report")
     assert sorted(path.name for path in (place / "both").iterdir()) == ["features", "report"]
-
-
-#: Two phases of 9 steps.
-LONGER = replace(resized(shortened(IMAGENET, 3), 32), batch_size=8, checkpoint_every_steps=2)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    return content(tuned(tmp_path_factory.mktemp("whole") / "run", LONGER))
-
-
-def killed_once(process: "multiprocessing.context.SpawnProcess", true: Callable[[], object]) -> None:
-    process.start()
-    wait_until(true, alive=process.is_alive, pause_s=0.001)
-    assert process.pid
-    warm.kill(process.pid)
-    process.join()
-    assert process.exitcode == -9
-
-
-@pytest.mark.parametrize("after", [2, 10])
-def test_a_killed_run_resumes_to_the_same_bytes(after: int, whole: dict[str, bytes], tmp_path: Path) -> None:
-    """Killed in the phase of the head, and in that of all layers."""
-    process = multiprocessing.get_context("spawn").Process(target=tuned, args=(tmp_path / "killed", LONGER))
-    saved = CheckpointFolder(tmp_path / "killed", keep=2)
-    killed_once(process, lambda: any(step >= after for step in saved.steps()))
-    assert content(tuned(tmp_path / "killed", LONGER)) == whole
-
-
-@pytest.mark.costs(4, "three evaluations with their figures, of which one is killed")
-def test_a_killed_evaluation_resumes_its_fine_tuning_to_the_same_report(tmp_path: Path) -> None:
-    """Killed in the second phase; the checkpoint is at the end of the first."""
-    write_suite(tmp_path, epochs=12)  # 9 steps a phase
-    process = multiprocessing.get_context("spawn").Process(target=evaluate, args=(tmp_path, "killed"))
-    killed_once(process, lambda: [*tmp_path.glob("checkpoints/*/step-00000009.pt")])
-    assert not (tmp_path / "killed").exists()
-    assert evaluate(tmp_path, "killed") == evaluate(tmp_path, "whole", "others") == 0
-    for name in ("report.json", "ranks.parquet", "colours_fine_tuning.png"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from align.cli import main
-from align.durable.checkpoint import CheckpointFolder
 from align.evaluate.fine_tuning.pictures import Pictures
 from align.evaluate.fine_tuning.recipe import IMAGENET, Recipe, resized, shortened
 from align.evaluate.fine_tuning.tune import Classifier, Machine, tune
@@ -22,7 +21,7 @@ from tests.support.suites import suite
 from tests.support.tiny_model import TINY
 
 MACHINE = Machine(part=4, num_threads=1)
-RECIPE = replace(resized(shortened(IMAGENET, 1), 32), batch_size=8, checkpoint_every_steps=2)
+RECIPE = replace(resized(shortened(IMAGENET, 1), 32), batch_size=8)
 
 
 def tower() -> ImageTower:
@@ -43,11 +42,9 @@ def pictures(name: str = "train", number: int = 24) -> Pictures:
     return Pictures(name, images, np.arange(number) % 4)
 
 
-def tuned(folder: Path, recipe: Recipe = RECIPE, *, seed: int = 0, machine: Machine = MACHINE) -> Classifier:
+def tuned(recipe: Recipe = RECIPE, *, seed: int = 0, machine: Machine = MACHINE) -> Classifier:
     """Trains to the end of the recipe."""
-    checkpoints = CheckpointFolder(folder, keep=2)
-    model, _ = tune(tower(), pictures(), 4, recipe, seed=seed, folder=checkpoints, machine=machine)
-    return model
+    return tune(tower(), pictures(), 4, recipe, seed=seed, machine=machine)
 
 
 def content(model: Classifier) -> dict[str, bytes]:
@@ -68,8 +65,7 @@ def write_suite(root: Path, **settings: Any) -> None:
     suite(root, {"name": "colours", "path": str(root / "set"), "format": "folder", **tasks})
 
 
-def evaluate(root: Path, out: str, checkpoints: str = "checkpoints") -> int:
+def evaluate(root: Path, out: str) -> int:
     """`align evaluate` of it; the exit code."""
-    places = (f"paths.evaluation={root / 'suite.yaml'}", f"paths.checkpoints={root / checkpoints}")
-    values = sets(*places, "store.features=null", "evaluate.num_resamples=200")
+    values = sets(f"paths.evaluation={root / 'suite.yaml'}", "store.features=null", "evaluate.num_resamples=200")
     return main(["evaluate", *values, "--model", str(root / "model"), "--reports", str(root / out)])

@@ -1,7 +1,6 @@
 """Labelled pictures, and the crops that training and the test see.
 
-What is drawn is a function of (seed, position in the run), so a resumed run sees the same crops, and nothing about the
-data is in a checkpoint.
+What is drawn is a function of (seed, position in the run), whatever thread decodes it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Pictures:
 
     Attributes:
         name: in messages, such as `train`.
-        images: encoded files, read when they are needed.
+        images: encoded files.
         labels: (num_images,) integers from 0.
         clusters: as in `Labelled`.
 

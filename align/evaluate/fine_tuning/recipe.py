@@ -81,7 +81,6 @@ class Recipe:
             while the tower trains, and its statistics are estimated at the end.
         test_px: side of the test crops.
         num_runs: seeds 0, 1, ... that are averaged.
-        checkpoint_every_steps: a killed run repeats fewer steps than that.
         crop: share of a picture's side that a crop has, as in the model's pre-training.
     """
 
@@ -91,11 +90,10 @@ class Recipe:
     freeze_statistics: bool
     test_px: int
     num_runs: int
-    checkpoint_every_steps: int
     crop: float = CROP
 
     def __post_init__(self) -> None:
-        sound = self.phases and min(self.batch_size, self.test_px, self.num_runs, self.checkpoint_every_steps) > 0
+        sound = self.phases and min(self.batch_size, self.test_px, self.num_runs) > 0
         for phase in self.phases:
             sound = sound and phase.train_px > 0 and phase.head_rate > 0 and phase.tower_rate >= 0
             sound = sound and (phase.num_steps or 0) + (phase.num_epochs or 0) > 0
@@ -110,13 +108,13 @@ class Recipe:
 _FROZEN = Phase(0.1, 0.0, num_steps=None, num_epochs=100, schedule=Steps(0.2, 30), train_px=289)
 IMAGENET = Recipe(
     phases=(_FROZEN, replace(_FROZEN, head_rate=0.01, tower_rate=0.001, train_px=475)),
-    batch_size=1024, weight_decay=0.0, freeze_statistics=False, test_px=600, num_runs=1, checkpoint_every_steps=1000,
+    batch_size=1024, weight_decay=0.0, freeze_statistics=False, test_px=600, num_runs=1,
 )  # fmt: skip
 
 _HEAD = Phase(1e-2, 0.0, num_steps=10_000, num_epochs=None, schedule=None, train_px=289)
 FINE_GRAINED = Recipe(
     phases=(_HEAD, replace(_HEAD, head_rate=1e-3, tower_rate=1e-3)),
-    batch_size=256, weight_decay=1e-5, freeze_statistics=True, test_px=360, num_runs=3, checkpoint_every_steps=500,
+    batch_size=256, weight_decay=1e-5, freeze_statistics=True, test_px=360, num_runs=3,
 )  # fmt: skip
 
 
@@ -128,7 +126,7 @@ SMALL = Recipe(
         Phase(0.1, 0.0, num_steps=None, num_epochs=4, schedule=None, train_px=64),
         Phase(1e-2, 1e-2, num_steps=None, num_epochs=4, schedule=None, train_px=64),
     ),
-    batch_size=32, weight_decay=1e-5, freeze_statistics=True, test_px=64, num_runs=1, checkpoint_every_steps=50,
+    batch_size=32, weight_decay=1e-5, freeze_statistics=True, test_px=64, num_runs=1,
 )  # fmt: skip
 
 

@@ -1,18 +1,15 @@
-"""The loop of fine-tuning for classification, checkpointed; a killed run resumes to the bytes of a whole one.
+"""The loop of fine-tuning for classification. A killed one begins again.
 
-Order of a step, and with it of resuming: batch of step s -> forward -> loss -> gradients -> rates of s -> update ->
-s + 1 steps are done -> checkpoint. Batches are functions of the step, and a checkpoint holds weights, momentum and the
-losses so far, so nothing else must be kept. A batch may be computed in parts: gradients are summed, and batch-norm
-works over groups.
+Order of a step: batch of step s -> forward -> loss -> gradients -> rates of s -> update. Batches are functions of the
+step. A batch may be computed in parts: gradients are summed, and batch-norm works over groups.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from align.display.console import say
-from align.durable.checkpoint import CheckpointFolder, run_key
+from align.display.console import track
 from align.errors import ConfigError, DataError, NonFiniteLossError
 from align.evaluate.fine_tuning.pictures import Crops, Pictures, TrainingBatches
 from align.evaluate.fine_tuning.recipe import Phase, Recipe, View
@@ -30,14 +26,11 @@ from align.model.batch_norm import BatchNorm2d
 from align.model.dual_encoder import AnyImageTower
 from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
-from align.project.provenance import digest
 from align.statistics.randomness import permutation
 
 MOMENTUM = 0.9
 #: Batch-norm statistics are estimated from at most this many training pictures.
 STATISTICS_IMAGES = 1024
-#: Checkpoints kept of a run: the last, and the one before, should the last be damaged.
-_KEEP = 2
 
 
 @dataclass(frozen=True)
@@ -51,19 +44,6 @@ class Machine:
 
     part: int
     num_threads: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run gives.
-
-    Attributes:
-        answers: (num_test,) classes, or `UNDECIDED`, as `align.evaluate.protocols.labelled.accuracy` takes them.
-        losses: the mean loss of each step.
-    """
-
-    answers: NDArray[np.int64]
-    losses: list[float]
 
 
 class Classifier(nn.Module):
@@ -104,10 +84,9 @@ class Classifier(nn.Module):
 
 
 def tune(
-    tower: AnyImageTower, pictures: Pictures, num_classes: int, recipe: Recipe, *, seed: int, folder: CheckpointFolder,
-    machine: Machine,
-) -> tuple[Classifier, list[float]]:  # fmt: skip
-    """Trains a classifier from where its checkpoints end.
+    tower: AnyImageTower, pictures: Pictures, num_classes: int, recipe: Recipe, *, seed: int, machine: Machine
+) -> Classifier:
+    """Trains a classifier.
 
     Args:
         tower: pre-trained; it is changed.
@@ -115,58 +94,37 @@ def tune(
         num_classes: labels are below it.
         recipe: how.
         seed: of the head's first weights, order and crops.
-        folder: of this run's checkpoints.
         machine: how the work is done.
-
-    Returns:
-        The classifier, and the mean loss of each step.
 
     Raises:
         ConfigError: batch or part do not fit the batch-norm groups.
         DataError: a label is not below num_classes, or a picture does not decode.
-        LockedError: another process trains the same run.
-        NonFiniteLossError: the loss became NaN or infinite; earlier checkpoints are kept.
+        NonFiniteLossError: the loss became NaN or infinite.
     """
     _require_fit(tower, pictures, num_classes, recipe, machine)
     model = Classifier(tower, num_classes, seed)
-    with folder.lock(), ThreadPoolExecutor(machine.num_threads) as pool:
+    with ThreadPoolExecutor(machine.num_threads) as pool:
         batches = TrainingBatches(pictures, recipe.batch_size, seed, pool)
-        saved = folder.load_latest(model.device)
-        step, first = 0, 0
-        losses: list[float] = []
-        if saved is not None:
-            step, losses = saved["step"], list(saved["losses"])
-            model.load_state_dict(saved["model"])
-            say(f"fine-tuning: resuming after step {step}")
-        for number, phase in enumerate(recipe.phases):
-            end = first + phase.length(batches.per_epoch)
-            if step < end:
-                optimiser = _optimiser(model, phase, recipe)
-                if saved is not None and saved["phase"] == number:
-                    optimiser.load_state_dict(saved["optimiser"])
-                _set_mode(model, phase, recipe)
-                for crops, labels in batches.steps(step, end, recipe.view(phase.train_px)):
-                    scale = phase.scale(step - first, batches.per_epoch)
-                    for group in optimiser.param_groups:
-                        group["lr"] = group["peak"] * scale
-                    loss = _update(model, optimiser, crops, labels, phase, machine.part)
-                    if not math.isfinite(loss):
-                        folder.wait()
-                        raise NonFiniteLossError(
-                            f"{pictures.name}: the loss is {loss} at step {step + 1} of fine-tuning; lower the "
-                            "learning rate; earlier checkpoints are kept"
-                        )
-                    losses.append(loss)
-                    step += 1
-                    if step == end or step % recipe.checkpoint_every_steps == 0:
-                        say(f"fine-tuning: step {step}, loss {loss:.3f}")
-                        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-                        folder.save(step, {**state, "phase": number, "losses": losses})
-            first = end
-        folder.wait()
+        first = 0
+        for phase in recipe.phases:
+            length = phase.length(batches.per_epoch)
+            optimiser = _optimiser(model, phase, recipe)
+            _set_mode(model, phase, recipe)
+            steps = batches.steps(first, first + length, recipe.view(phase.train_px))
+            for step, (crops, labels) in enumerate(track(steps, what="fine-tuning: steps", total=length)):
+                scale = phase.scale(step, batches.per_epoch)
+                for group in optimiser.param_groups:
+                    group["lr"] = group["peak"] * scale
+                loss = _update(model, optimiser, crops, labels, phase, machine.part)
+                if not math.isfinite(loss):
+                    raise NonFiniteLossError(
+                        f"{pictures.name}: the loss is {loss} at step {first + step + 1} of fine-tuning; lower the "
+                        "learning rate"
+                    )
+            first += length
         if not recipe.freeze_statistics and any(phase.tower_rate for phase in recipe.phases):
             _estimate(tower, pictures, recipe.view(recipe.phases[-1].train_px), machine, pool)
-    return model.eval(), losses
+    return model.eval()
 
 
 def _require_fit(tower: AnyImageTower, pictures: Pictures, num_classes: int, recipe: Recipe, machine: Machine) -> None:
@@ -232,9 +190,9 @@ def _estimate(tower: AnyImageTower, pictures: Pictures, view: View, machine: Mac
 
 
 def fine_tune(
-    load: Callable[[], AnyImageTower], splits: tuple[Pictures, Pictures], num_classes: int, recipe: Recipe, *,
-    checkpoints: Path, inputs: Mapping[str, str], machine: Machine,
-) -> list[Run]:  # fmt: skip
+    load: Callable[[], AnyImageTower], splits: tuple[Pictures, Pictures], num_classes: int, recipe: Recipe,
+    machine: Machine,
+) -> list[NDArray[np.int64]]:  # fmt: skip
     """The runs of a recipe: each trains from the pre-trained tower with a seed of its own, and answers the test.
 
     Args:
@@ -242,22 +200,18 @@ def fine_tune(
         splits: training pictures, and those of the test, whose labels are not looked at.
         num_classes: labels are below it.
         recipe: how.
-        checkpoints: a folder with one for each run, keyed by recipe, seed, inputs and code.
-        inputs: digests of the model and of the training pictures.
         machine: how the work is done.
 
     Returns:
-        One for each seed.
+        For each seed (num_test,) classes, or `UNDECIDED`, as `align.evaluate.protocols.labelled.accuracy` takes them.
 
     Raises:
         AlignError: as `tune`.
     """
     train, test = splits
-    code = digest("align.evaluate.fine_tuning.tune")
-    runs = []
-    for seed in range(recipe.num_runs):
-        key = run_key({**asdict(recipe), "seed": seed, "num_classes": num_classes, "inputs": dict(inputs)}, code)
-        folder = CheckpointFolder(checkpoints / key, _KEEP)
-        model, losses = tune(load(), train, num_classes, recipe, seed=seed, folder=folder, machine=machine)
-        runs.append(Run(model.answers(test, recipe.view(recipe.test_px), machine), losses))
-    return runs
+    return [
+        tune(load(), train, num_classes, recipe, seed=seed, machine=machine).answers(
+            test, recipe.view(recipe.test_px), machine
+        )
+        for seed in range(recipe.num_runs)
+    ]

@@ -23,12 +23,6 @@ PICTURES = {
     "search/queries": "index/queries.png",
 }
 
-#: For each set of classes: key in MLflow, with SET -> file below reports/.
-_PICTURES_OF_SET = {
-    "{}/confusion": "evaluation/{}_confusion.png",
-    "{}/fine_tuning": "evaluation/{}_fine_tuning.png",
-}
-
 #: The keys that MLflow takes for a picture.
 _KEY = re.compile(r"[A-Za-z0-9_. -]+")
 
@@ -61,7 +55,7 @@ def pictures(reports: Sequence[Path]) -> dict[str, Path]:
     named = dict(PICTURES)
     for one in _report(reports, "evaluation").get("classes", {}):
         if _KEY.fullmatch(one):  # the others are only among the report's files
-            named |= {key.format(one): name.format(one) for key, name in _PICTURES_OF_SET.items()}
+            named[f"{one}/confusion"] = f"evaluation/{one}_confusion.png"
     files = {
         key: folder.parent / name
         for key, name in named.items()

@@ -1,17 +1,14 @@
 """The paper's tables: every metric is shown once, beside published rows where there are any."""
 
 import re
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from align.evaluate.figures import confusion_figure, curve_figure
+from align.evaluate.figures import confusion_figure
 from align.evaluate.measure import Classification
 from align.evaluate.paper_table import HEADINGS, REST, Published, figures, grouped, paper_tables, published
-from align.evaluate.tuned import FineTuned
 from align.formats.evaluation_set import EvaluationSet, held
 
 
@@ -161,10 +158,3 @@ def test_of_many_classes_those_with_the_most_confusions_are_shown() -> None:
 def test_a_few_classes_are_all_shown() -> None:
     axes = confusion_figure(classification(np.eye(60, dtype=np.int64))).axes[0]
     assert (len(axes.get_yticklabels()), axes.get_title()) == (60, "")
-
-
-def test_a_curve_of_one_step_is_seen() -> None:
-    for losses in ([0.7], [0.7, 0.6]):
-        tuned = SimpleNamespace(runs=[losses], curve=lambda run, losses=losses: list(enumerate(losses, 1)))
-        (line,) = curve_figure(cast(FineTuned, tuned)).axes[0].lines
-        assert (line.get_marker(), line.get_linestyle()) == (("o", "None") if len(losses) == 1 else ("None", "-"))

@@ -46,16 +46,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_report_has_accuracy_with_interval_classes_curve_and_difference(root: Path) -> None:
+def test_the_report_has_accuracy_with_interval_classes_and_difference(root: Path) -> None:
     metrics, tuned = (read_json(root / "out" / name) for name in ("metrics.json", "report.json"))
     tuned = tuned["fine_tuning"]["colours"]
     value, low, high = (metrics[f"colours/fine_tuning/accuracy{part}"] for part in ("", "/low", "/high"))
     assert low <= value <= high and metrics["colours/fine_tuning/accuracy/chance"] == 0.25
     assert set(tuned["classes"]) == {"red", "green", "blue", "yellow"}
     assert sum(tuned["classes"].values()) / 4 == pytest.approx(value, abs=1e-5)
-    (curve,) = tuned["curves"]
-    assert [step for step, _ in curve] == list(range(1, 13))  # 24 pictures, batches of 32, twice 8 epochs
-    assert all(0 < loss < 3 for _, loss in curve)
     minus = tuned["minus_knn"]
     assert minus["value"] == pytest.approx(value - metrics["colours/knn/accuracy"], abs=1e-5)
     assert minus["low"] <= minus["value"] <= minus["high"]
@@ -63,17 +60,16 @@ def test_the_report_has_accuracy_with_interval_classes_curve_and_difference(root
     answers = read_ranks(root / "out" / RANKS).ranked["colours", "fine_tuning"]  # so that two models are compared by it
     assert (answers.ranks == 1).mean() == pytest.approx(value, abs=1e-5)
     page = (root / "out/report.html").read_text()
-    assert "accuracy after fine-tuning" in page and (root / "out/colours_fine_tuning.png").stat().st_size > 1000
+    assert "accuracy after fine-tuning" in page
 
 
-def test_a_second_evaluation_trains_nothing_and_gives_the_same_bytes(
+def test_a_second_evaluation_gives_the_same_bytes(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(root)
     assert evaluate(root, "again") == 0
     said = capsys.readouterr().err
-    assert "fine-tuning: resuming after step 12" in said and "fine-tuning: step" not in said
-    assert "evaluate: colours: fine-tuning takes about " in said
+    assert "evaluate: colours: then fine-tuning, 1 run(s)" in said
     assert "colours/fine_tuning minus knn: " in said
     assert (root / "again/report.json").read_bytes() == (root / "out/report.json").read_bytes()
 

@@ -1,12 +1,10 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from align.durable.checkpoint import CheckpointFolder
-from align.errors import ConfigError, DataError, LockedError, NonFiniteLossError
+from align.errors import ConfigError, DataError, NonFiniteLossError
 from align.evaluate.fine_tuning.pictures import Pictures, TrainingBatches
 from align.evaluate.fine_tuning.recipe import FINE_GRAINED, IMAGENET, View, resized, shortened
 from align.evaluate.fine_tuning.tune import Machine, fine_tune, tune
@@ -14,7 +12,7 @@ from align.evaluate.protocols.labelled import accuracy
 from tests.support.colours import square
 from tests.support.tuning import MACHINE, RECIPE, content, pictures, tower, tuned
 
-FROZEN = replace(resized(shortened(FINE_GRAINED, 1), 32), batch_size=8, num_runs=1, checkpoint_every_steps=2)
+FROZEN = replace(resized(shortened(FINE_GRAINED, 1), 32), batch_size=8, num_runs=1)
 
 
 def statistics(state: dict[str, bytes]) -> dict[str, bytes]:
@@ -22,22 +20,22 @@ def statistics(state: dict[str, bytes]) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a run that nothing disturbs gives."""
-    return content(tuned(tmp_path_factory.mktemp("whole") / "run"))
+def whole() -> dict[str, bytes]:
+    """What a run gives."""
+    return content(tuned())
 
 
 def before() -> dict[str, bytes]:
     return {f"tower.{name}": value.numpy().tobytes() for name, value in tower().state_dict().items()}
 
 
-def test_equal_seeds_give_equal_bytes(whole: dict[str, bytes], tmp_path: Path) -> None:
-    assert content(tuned(tmp_path / "again")) == whole
-    assert content(tuned(tmp_path / "other", seed=1)) != whole
+def test_equal_seeds_give_equal_bytes(whole: dict[str, bytes]) -> None:
+    assert content(tuned()) == whole
+    assert content(tuned(seed=1)) != whole
 
 
-def test_the_first_phase_trains_the_head_alone(tmp_path: Path) -> None:
-    state = content(tuned(tmp_path / "run", replace(RECIPE, phases=RECIPE.phases[:1])))
+def test_the_first_phase_trains_the_head_alone() -> None:
+    state = content(tuned(replace(RECIPE, phases=RECIPE.phases[:1])))
     assert {name: value for name, value in state.items() if name in before()} == before()
 
 
@@ -46,89 +44,57 @@ def test_the_second_phase_trains_all_and_estimates_statistics(whole: dict[str, b
     assert same == []
 
 
-def test_frozen_statistics_stay_while_all_weights_change(tmp_path: Path) -> None:
-    state, start = content(tuned(tmp_path / "run", FROZEN)), before()
+def test_frozen_statistics_stay_while_all_weights_change() -> None:
+    state, start = content(tuned(FROZEN)), before()
     assert {name: state[name] for name in statistics(start)} == statistics(start)
     assert all(state[name] != value for name, value in start.items() if name.endswith("weight"))
 
 
-def test_statistics_are_of_mixed_groups_though_the_pictures_of_a_class_lie_together(tmp_path: Path) -> None:
+def test_statistics_are_of_mixed_groups_though_the_pictures_of_a_class_lie_together() -> None:
     still = replace(RECIPE, phases=(replace(RECIPE.phases[1], tower_rate=1e-12),))
     split, variances = pictures(), []
     for name, order in (("mixed", np.arange(24)), ("by_class", np.argsort(split.labels, kind="stable"))):
         some = Pictures(name, [split.images[row] for row in order], split.labels[order])
-        folder = CheckpointFolder(tmp_path / name, keep=1)
-        model, _ = tune(tower(), some, 4, still, seed=0, folder=folder, machine=MACHINE)
+        model = tune(tower(), some, 4, still, seed=0, machine=MACHINE)
         variances.append(float(model.state_dict()["tower.embeddings.batchnorm.running_var"].mean()))
     assert variances[1] > 0.5 * variances[0]
 
 
-def test_a_step_in_parts_is_the_whole_step(whole: dict[str, bytes], tmp_path: Path) -> None:
-    other = content(tuned(tmp_path / "run", machine=Machine(part=8, num_threads=2)))
+def test_a_step_in_parts_is_the_whole_step(whole: dict[str, bytes]) -> None:
+    other = content(tuned(machine=Machine(part=8, num_threads=2)))
     for name, value in whole.items():
         if name.endswith(("weight", "bias")):
             expected, found = (np.frombuffer(data, dtype=np.float32) for data in (value, other[name]))
             assert found == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("end", [1, 2, 3, 4, 5, 6])
-def test_a_run_that_ended_early_resumes_to_the_same_bytes(end: int, whole: dict[str, bytes], tmp_path: Path) -> None:
-    """Only checkpoints up to a step are left; a phase is three steps, with checkpoints after 2, 3, 4 and 6."""
-    folder = CheckpointFolder(tmp_path / "run", keep=9)
-    tune(tower(), pictures(), 4, RECIPE, seed=0, folder=folder, machine=MACHINE)
-    assert folder.steps() == [2, 3, 4, 6]
-    for step in folder.steps():
-        if step > end:
-            (folder.directory / f"step-{step:08d}.pt").unlink()
-    assert content(tuned(tmp_path / "run")) == whole
-
-
-def test_a_damaged_checkpoint_is_passed_over(whole: dict[str, bytes], tmp_path: Path) -> None:
-    tuned(tmp_path / "run")
-    last = max((tmp_path / "run").glob("step-*.pt"))
-    last.write_bytes(last.read_bytes()[:-100])
-    assert content(tuned(tmp_path / "run")) == whole
-
-
-def test_two_at_once_are_one_line(tmp_path: Path) -> None:
-    with CheckpointFolder(tmp_path / "run", keep=1).lock(), pytest.raises(LockedError, match="another process"):
-        tuned(tmp_path / "run")
-
-
-def test_runs_have_seeds_and_folders_of_their_own_and_beat_chance(tmp_path: Path) -> None:
-    recipe = replace(resized(shortened(FINE_GRAINED, 6), 32), batch_size=8, num_runs=2, checkpoint_every_steps=50)
+def test_runs_have_seeds_of_their_own_and_beat_chance() -> None:
+    recipe = replace(resized(shortened(FINE_GRAINED, 6), 32), batch_size=8, num_runs=2)
     recipe = replace(recipe, phases=tuple(replace(phase, head_rate=0.5) for phase in recipe.phases))
-    splits, inputs = (pictures(), pictures("test", 40)), {"model": "one"}
-    runs = fine_tune(tower, splits, 4, recipe, checkpoints=tmp_path, inputs=inputs, machine=MACHINE)
-    assert len(list(tmp_path.iterdir())) == len(runs) == 2
-    answers = [run.answers for run in runs]
+    splits = pictures(), pictures("test", 40)
+    answers = fine_tune(tower, splits, 4, recipe, MACHINE)
+    assert len(answers) == 2
     assert accuracy(answers, splits[1], 4, num_resamples=200, seed=0).low > 0.3
-    again = fine_tune(tower, splits, 4, recipe, checkpoints=tmp_path, inputs=inputs, machine=MACHINE)
-    assert [run.answers.tobytes() for run in again] == [one.tobytes() for one in answers]
-    assert [run.losses for run in again] == [run.losses for run in runs] and len(runs[0].losses) == 36
-    one = replace(recipe, num_runs=1)
-    fine_tune(tower, splits, 4, one, checkpoints=tmp_path, inputs={"model": "other"}, machine=MACHINE)
-    assert len(list(tmp_path.iterdir())) == 3
+    again = fine_tune(tower, splits, 4, recipe, MACHINE)
+    assert [one.tobytes() for one in again] == [one.tobytes() for one in answers]
 
 
-def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_one_line() -> None:
     for recipe, machine, message in (
         (replace(RECIPE, batch_size=10), MACHINE, r"10 pictures are no multiple of the batch-norm group 4"),
         (RECIPE, Machine(part=6, num_threads=1), r"6 pictures are no multiple of the batch-norm group 4"),
     ):
         with pytest.raises(ConfigError, match=message):
-            tuned(tmp_path / "run", recipe, machine=machine)
-    folder = CheckpointFolder(tmp_path / "run", keep=1)
+            tuned(recipe, machine=machine)
     with pytest.raises(DataError, match=r"^train: label 3, but there are 3 classes$"):
-        tune(tower(), pictures(), 3, RECIPE, seed=0, folder=folder, machine=MACHINE)
+        tune(tower(), pictures(), 3, RECIPE, seed=0, machine=MACHINE)
 
 
-def test_a_loss_that_is_not_finite_ends_with_one_line_and_keeps_checkpoints(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_with_one_line() -> None:
     head, both = RECIPE.phases
     wild = replace(RECIPE, phases=(head, replace(both, tower_rate=1e30)))
     with pytest.raises(NonFiniteLossError, match=r"^train: the loss is (nan|inf) at step 5 of fine-tuning; lower"):
-        tuned(tmp_path / "run", wild)
-    assert CheckpointFolder(tmp_path / "run", keep=2).steps() == [3, 4]
+        tuned(wild)
 
 
 def test_imagenet_is_the_papers() -> None:

@@ -78,12 +78,10 @@ class Labelled:
         for start in range(0, len(self), size):
             yield start, self.rows(slice(start, start + size))
 
-    def subset(self, which: slice | NDArray[np.int64], name: str | None = None) -> Labelled:
+    def subset(self, which: NDArray[np.int64]) -> Labelled:
         """Some of the pictures, in that order."""
-        clusters = self.clusters
-        if clusters is not None:
-            clusters = [clusters[row] for row in np.arange(len(self))[which]]
-        return Labelled(name or self.name, self.features[which], self.labels[which], clusters)
+        clusters = None if self.clusters is None else [self.clusters[row] for row in which]
+        return Labelled(self.name, self.features[which], self.labels[which], clusters)
 
 
 def require_one_width(*splits: Labelled) -> None:

@@ -31,8 +31,8 @@ def test_as_many_clusters_as_images() -> None:
 
 
 def test_a_subset_keeps_what_belongs_together() -> None:
-    part = Labelled("train", FEATURES, LABELS, list("abcd")).subset(np.array([3, 1]), "part")
-    assert (part.name, part.labels.tolist(), part.clusters) == ("part", [0, 1], ["d", "b"])
+    part = Labelled("train", FEATURES, LABELS, list("abcd")).subset(np.array([3, 1]))
+    assert (part.name, part.labels.tolist(), part.clusters) == ("train", [0, 1], ["d", "b"])
     assert part.rows(slice(None)).tolist() == FEATURES[[3, 1]].tolist()
 
 

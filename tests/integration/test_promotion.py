@@ -9,7 +9,6 @@ import pytest
 from align.durable.files import sha256_folder
 from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
-from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.query_ranks import RANKS
 from align.release.promotion import gates
 from align.release.promotion.decision import Gate
@@ -18,6 +17,7 @@ from align.release.promotion.promote import PAGES
 from align.services.tracking.registry import CHAMPION
 from tests.support import registered
 from tests.support.colours import COLOURS, square
+from tests.support.evaluation_sets import write_items
 from tests.support.registered import RECALL, Project
 
 
@@ -75,7 +75,7 @@ def test_old_versions_are_measured_once_and_reports_stay(
     passed = Gate("smoke prediction", "", "", True)  # the real one is in test_promotion
     monkeypatch.setattr(gates, "prediction", lambda packaged: passed)
     project = registered.write(tmp_path, mlflow_server)
-    write_set(tmp_path / "evaluation", TODAY)
+    write_items(tmp_path / "evaluation", TODAY)
     project.candidate(0.5, keeps_ranks=False)
     before = sha256_folder(tmp_path / "reports")
 
@@ -97,7 +97,7 @@ def test_old_versions_are_measured_once_and_reports_stay(
     project.evaluate(0.5, keeps_ranks=False)
     assert sha256_folder(tmp_path / "reports") == before and not (tmp_path / "runtime").exists()
 
-    write_set(tmp_path / "evaluation", replace(TODAY, pictures=held([b"no picture"] * len(PICTURES))))
+    write_items(tmp_path / "evaluation", replace(TODAY, pictures=held([b"no picture"] * len(PICTURES))))
     with pytest.raises(DataError, match="the model could not be measured: "):
         project.promote(ANYHOW)
     assert project.aliases() == {"candidate": 3, "champion": 1}

@@ -9,11 +9,11 @@ import pytest
 from align.errors import CorruptError, DataError
 from align.evaluate.captioned import read_ratings
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
-from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.evaluation_sets.named import named_sets
 from align.services.files.files import StoreFiles
 from tests.support import local_store
 from tests.support.colours import square
+from tests.support.evaluation_sets import write_items
 from tests.support.s3_server import S3Server
 from tests.support.suites import suite
 from tests.unit.evaluate.test_captioned import captioned, ratings
@@ -39,7 +39,7 @@ def test_sets_in_s3_are_those_in_a_folder(server: S3Server, tmp_path: Path, monk
     server.use(monkeypatch)
     root = tmp_path / "sets"
     folder(root / "folder"), tars(root / "tars"), parquet(root / "hub")
-    written = write_set(root / "own", concepts())
+    written = write_items(root / "own", concepts())
     pictures(root / "captions/images")
     karpathy(root / "captions/dataset.json")
     client = put(server, "sets", root)
@@ -69,7 +69,7 @@ def test_a_set_of_our_own_in_s3_that_is_damaged(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.use(monkeypatch)
-    write_set(tmp_path / "sets", concepts())
+    write_items(tmp_path / "sets", concepts())
     client = put(server, "damaged", tmp_path / "sets")
     store = local_store.config(tmp_path, None)
     entry = {"name": "mine", "path": "s3://damaged/a", "format": "align", "tasks": ["retrieval"]}

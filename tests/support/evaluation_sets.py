@@ -1,4 +1,4 @@
-"""A small evaluation set, whose header and members a test can change."""
+"""Evaluation sets in our own format: a small one, whose header and members a test can change, and any other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from align.durable.files import sha256_file
+from align.formats.evaluation_set import EvaluationSet
+from align.formats.tar import TarWriter
 from tests.support.tars import tar
 from tests.support.training_data import COLOURS, samples
 
@@ -31,6 +33,30 @@ def write_set(directory: Path, name: str = "concepts", **changes: Any) -> Path:
     }  # fmt: skip
     (directory / f"{name}.json").write_text(json.dumps(header | changes))
     return directory
+
+
+def write_items(directory: Path, one: EvaluationSet) -> str:
+    """Writes NAME.tar and NAME.json of a set, images in the order of their keys; returns the sha256 of the tar."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{one.name}.tar"
+    with path.open("wb") as file:
+        tar_file = TarWriter(file)
+        for position, picture in one.read(sorted(range(len(one.images)), key=lambda place: one.images[place].key)):
+            image = one.images[position]
+            fields = {
+                "key": image.key, "concept": image.concept, "texts": list(image.texts), "class": image.label,
+                "vendor": image.vendor, "split": image.split,
+            }  # fmt: skip
+            tar_file.add((f"{image.key}.jpg", picture), (f"{image.key}.json", json.dumps(fields).encode()))
+        tar_file.close()
+    header = {
+        "schema_version": 1, "name": one.name, "kind": one.kind, "description": one.description,
+        "num_images": len(one.images), "sha256": sha256_file(path), "classes": one.classes, "templates": one.templates,
+        "num_texts": len({(image.concept, text) for image in one.images for text in image.texts}),
+        "num_concepts": len({image.concept for image in one.images}),
+    }  # fmt: skip
+    (directory / f"{one.name}.json").write_text(json.dumps(header))
+    return sha256_file(path)
 
 
 def write_coloured_set(directory: Path, name: str) -> None:

@@ -8,7 +8,6 @@ label.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,8 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from align.durable.files import replaced, sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, Split, Unreadable
-from align.formats.tar import TarWriter
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.store import Files
 
@@ -123,57 +120,6 @@ def load_sets(directory: Path) -> list[EvaluationSet]:
         remedy = "make it (it may be empty), or correct paths.evaluation"
         raise DataError(f"{directory}: {what} of evaluation sets; {remedy}")
     return [load_set(header) for header in sorted(directory.glob("*.json"))]
-
-
-def write_set(directory: Path, one: EvaluationSet) -> str:
-    """Writes NAME.tar and then NAME.json, each atomically; images in the order of their keys, so equal sets are equal
-    bytes. An existing set of that name is replaced; a kill between the two files leaves a set that `load_sets` refuses.
-
-    Args:
-        directory: the folder of sets; made if it does not exist.
-        one: the set; keys are ASCII, at most 95 characters long, and each occurs once. Its pictures are read in any
-            order of positions. `sha256` is not read.
-
-    Returns:
-        The sha256 of the tar.
-
-    Raises:
-        ValueError: a key is too long or not ASCII.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{one.name}.tar"
-    order = sorted(range(len(one.images)), key=lambda position: one.images[position].key)
-    with replaced(path) as beside:
-        with beside.open("wb") as file:
-            tar = TarWriter(file)
-            for position, picture in one.read(order):
-                image = one.images[position]
-                fields = {
-                    "key": image.key,
-                    "concept": image.concept,
-                    "texts": list(image.texts),
-                    "class": image.label,
-                    "vendor": image.vendor,
-                    "split": image.split,
-                }
-                about = json.dumps(fields, ensure_ascii=False).encode()
-                tar.add((f"{image.key}.jpg", picture), (f"{image.key}.json", about))
-            tar.close()
-        sha256 = sha256_file(beside)
-        header = _SetHeader(
-            schema_version=1,
-            name=one.name,
-            kind=one.kind,
-            description=one.description,
-            num_images=len(one.images),
-            num_texts=len({(image.concept, text) for image in one.images for text in image.texts}),
-            num_concepts=len({image.concept for image in one.images}),
-            sha256=sha256,
-            classes=list(one.classes),
-            templates=list(one.templates),
-        )
-    write_text(directory / f"{one.name}.json", to_json(header.model_dump()))
-    return sha256
 
 
 def load_set(uri: Path | str, files: Files | None = None) -> EvaluationSet:

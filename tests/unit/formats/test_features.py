@@ -12,10 +12,10 @@ from align.config.infrastructure import EngineConfig
 from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
-from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.features import Features, files_of, folder_of
 from align.pairs.perceptual_hash import from_bytes, image_signals, to_bytes
 from tests.support import local_store
+from tests.support.evaluation_sets import write_items
 from tests.support.params import load_params
 from tests.support.small_filter import noise, quicken, shards
 
@@ -130,7 +130,7 @@ def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path: Path, mo
     items = [EvaluationImage(key, key, (key,), None, None, "query") for key in ("copy", "broken", "other")]
     pictures = held([copy, b"no picture", noise(70)])
     for name in ("one", "two"):  # they share their images
-        write_set(tmp_path / "sets", EvaluationSet(name, "retrieval", name, items, (), (), pictures))
+        write_items(tmp_path / "sets", EvaluationSet(name, "retrieval", name, items, (), (), pictures))
 
     def written(out: str, kept: str | None, **changes: Any) -> dict[str, bytes]:
         folders = FilterFolders(raw, tmp_path / "sets", tmp_path / "p", tmp_path / out / "f", tmp_path / out / "r")

@@ -13,7 +13,6 @@ from align.config.validate import ValidateConfig
 from align.errors import ConfigError, DataError, GateError
 from align.formats.acceptances import read_acceptances
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
-from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.filtered import decisions_digest
 from align.formats.shards import Sample
 from align.formats.verdict import require_passed
@@ -24,6 +23,7 @@ from align.validate.validate import git_user, validate
 from align.validate.validate_shards import validate_shards
 from tests.support import small_data
 from tests.support.bombs import parquet_bomb
+from tests.support.evaluation_sets import write_items
 from tests.support.gates import ENGINE, accept_failure, check_that_fails, pairs, rewrite, run_gate
 from tests.support.params import load_params
 from tests.support.shard_folder import write_shards
@@ -108,7 +108,7 @@ def test_the_gate_looks_for_the_images_of_sets(tmp_path: Path) -> None:
     small_data.write(tmp_path, pairs())
     images = [EvaluationImage("k", "c", ("a text",), None, None, "query")]
     one = EvaluationSet("photos", "retrieval", "", images, (), (), held([small_data.jpeg(0)]))
-    sha256 = write_set(tmp_path / "evaluation", one)
+    sha256 = write_items(tmp_path / "evaluation", one)
     config = load_params().section(ValidateConfig)
     for checked, unchecked in (({"photos": sha256}, "0"), ({"photos": "f" * 64}, "1")):
         data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "evaluation", checked)

@@ -9,7 +9,6 @@ from align.cli import main
 from align.config.paths import PathsConfig
 from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
-from align.formats.evaluation_sets.align_tar import write_set
 from align.formats.features import Features
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.ingest.writer import RawShardWriter, write_raw_manifest
@@ -19,6 +18,7 @@ from align.lineage.versions.who_saw import WhoSaw
 from tests.support import colour_index, small_data
 from tests.support.colour_index import write_raw
 from tests.support.colour_shards import image_id
+from tests.support.evaluation_sets import write_items
 from tests.support.params import load_params
 from tests.support.small_data import Pair, jpeg
 
@@ -183,7 +183,7 @@ def test_measured_values_of_the_pictures_go(project: Path, capsys: pytest.Captur
 def test_evaluation_sets_with_the_pictures_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, images in (("mine", (A, B)), ("others", (A,))):
         items = [EvaluationImage(f"k{n}", f"c{n}", ("x",), None, None, "query") for n in range(len(images))]
-        write_set(Path("data/sample/evaluation"), EvaluationSet(name, "retrieval", "x", items, (), (), held(images)))
+        write_items(Path("data/sample/evaluation"), EvaluationSet(name, "retrieval", "x", items, (), (), held(images)))
     Path("data/sample/evaluation/broken.tar").write_bytes(b"no tar")
     assert main(["opt_out", "--purge", "--yes"]) == 0
     said = capsys.readouterr().out.splitlines()

@@ -185,8 +185,7 @@ _NOT_READ = {
     "rows_of_other_splits": "captions of other splits (ingest.splits)",
     "pictures_without_text": "pictures without a text",
     "damaged_files": "files cut off or damaged: only the readable parts were taken",
-    "bytes_lost": "bytes of web archives in their damaged parts",
-    "reading_bounds_reached": "files too damaged to search to their end for records",
+    "bytes_lost": "bytes of web archives after their first damage",
 }
 _AS_STORED = {
     "pages_coding_absent": "pages stored plain although their HTTP headers state a coding",

@@ -111,12 +111,6 @@ def wat(folder: Path) -> Run:
     return run
 
 
-def arc(folder: Path) -> Run:
-    scan = _scan("warc")
-    packed = {b"\x1f\x8b": ".gz"}
-    return lambda data: _scan_file(scan, folder / f"a.arc{packed.get(data[:2], '')}", data)
-
-
 def tar(folder: Path) -> Run:
     scan = _scan("shards")
     return lambda data: _scan_file(scan, folder / "00000.tar", data)

@@ -135,31 +135,6 @@ _wat = st.tuples(_address | _json, st.lists(_link, max_size=4) | _json, _json).m
 )  # fmt: skip
 
 
-def _arc_record(parts: tuple[list[str], bytes, int]) -> bytes:
-    fields, content, wrong = parts
-    return _encoded(" ".join(fields)) + b" %d\n" % max(0, len(content) + wrong) + content + b"\n"
-
-
-_arc = st.lists(
-    st.tuples(
-        st.tuples(
-            st.sampled_from(("http://x/", "http://x/a b", "filedesc://a", "dns:x")) | _address,
-            st.sampled_from(("1.2.3.4", "-", "")),
-            st.sampled_from(("20080521031200", "200805210312", "x")),
-            st.sampled_from(("text/html", "no-type", "", "text/html 200 - - 12 a.arc", "20080521031200 200 - - 1 a")),
-        ).map(list),
-        st.tuples(
-            st.sampled_from(("HTTP/1.1 200 OK\r\n", "HTTP/1.1 200\n", "HTTP/1.1 302 Found\n", "")),
-            st.sampled_from(("Content-Type: text/html\n", "Transfer-Encoding: chunked\n", "Location: /x\n ", "x", "")),
-            st.sampled_from(("\r\n", "\n", "")),
-            _words | st.just("<img src=a alt=b>"),
-        ).map(lambda pieces: _encoded("".join(pieces))),
-        st.sampled_from((0, 0, 0, 1, -1, 30, -30, 10**15)),
-    ).map(_arc_record),
-    max_size=6,
-).map(b"".join)
-
-
 def _member(parts: tuple[str, bytes, bytes, bytes]) -> bytes:
     """A tar header with the given size field and type, its checksum made right, and data."""
     name, size, kind, data = parts
@@ -247,7 +222,7 @@ _service = st.lists(
 ).map(b"".join)  # fmt: skip
 
 STRATEGIES: dict[str, st.SearchStrategy[bytes]] = {
-    "page": _page, "wat": _wat, "arc": _arc, "tar": _tar, "table": _table, "coco": _coco,
+    "page": _page, "wat": _wat, "tar": _tar, "table": _table, "coco": _coco,
     "text": _words.map(_encoded),
     "url": st.tuples(_address.filter(lambda text: "\n" not in text), _address).map("\n".join).map(_encoded),
     "robots": _robots, "form": _form, "service": _service,

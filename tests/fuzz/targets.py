@@ -14,7 +14,6 @@ from tests.fuzz.service import service
 from tests.fuzz.sources import (
     PAGE,
     Run,
-    arc,
     coco,
     evaluation_table,
     folder_table,
@@ -306,7 +305,7 @@ def _words(folder: Path) -> Run:
 TARGETS: dict[str, Make] = {
     make.__name__.removeprefix("_"): make
     for make in (
-        _picture, _preprocess, page, saved_page, warc, wat, arc, tar, tar_table, table, folder_table, evaluation_table,
+        _picture, _preprocess, page, saved_page, warc, wat, tar, tar_table, table, folder_table, evaluation_table,
         coco, _text, _url, _robots, _policy, _form, _json_file, _model_config, _weights, _tokenizer, _vectors,
         _items, _words, service,
     )

@@ -1,4 +1,4 @@
-"""Archives with the oddities of real ones: headers that lie, other line ends, ARC files, a flipped byte, lazy pages."""
+"""Archives with the oddities of real ones: headers that lie, other line ends, a flipped byte, lazy pages."""
 
 import gzip
 import re
@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from tests.support.arc_records import arc_record, arc_response, arc_start
 from tests.support.warc_records import record, response
 
 _LAZY = (b"data-lsrc", b"data-img-url", b"data-cfsrc", b"data-gt-lazy-src")
@@ -85,10 +84,6 @@ def _lf_everywhere(one: Stored) -> bytes:
     return (head + separator).replace(b"\r\n", b"\n") + rest.removesuffix(b"\r\n\r\n") + b"\n\n"
 
 
-def _arc(version: int) -> Callable[[Stored], bytes]:
-    return lambda one: arc_response(one.url, one.body, one.content_type, one.status, one.headers, version)
-
-
 def _lazy(one: Stored) -> bytes:
     """Each <img> has a placeholder, and its address in one of the attributes for lazy loading."""
     names = cycle(_LAZY)
@@ -102,7 +97,6 @@ _UNKNOWN = tuple(map(_states, ("Content-Encoding: none", "Content-Encoding: UTF-
 _FILES = {
     "odd.warc.gz": (_plain, *_ABSENT, *_UNKNOWN, _lf_in_http, _lazy),
     "lf.warc.gz": (_lf_everywhere,),
-    "odd.arc.gz": (_arc(1), _arc(2)),
 }
 ODDITIES = [oddity for oddities in _FILES.values() for oddity in oddities]
 
@@ -115,8 +109,8 @@ def clean_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
 
 
 def odd_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
-    """The same responses in three files: each oddity in turn, and a flipped byte in two of the files."""
-    members = {"odd.warc.gz": [_packed(_REQUEST)], "lf.warc.gz": [], "odd.arc.gz": [_packed(arc_start())]}
+    """The same responses in two files: each oddity in turn, and a flipped byte in the last record of each."""
+    members = {"odd.warc.gz": [_packed(_REQUEST)], "lf.warc.gz": []}
     file_of = {oddity: file for file, oddities in _FILES.items() for oddity in oddities}
     numbers = {True: count(), False: count()}  # of pages and of others, so that both have each oddity
     num_absent = num_unknown = 0
@@ -126,13 +120,12 @@ def odd_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
         num_absent += oddity in _ABSENT and one.is_page
         num_unknown += oddity in _UNKNOWN and one.is_page
     num_records = sum(map(len, members.values()))
-    style = _flipped(_packed(_plain(Stored("http://others.example/lost.css", "text/css", b"p {} " * 99))))
-    name = _flipped(_packed(arc_record("dns:others.example", b"others.example. 300 IN A 192.0.2.7\n", "text/dns")))
-    for file, lost in (("odd.warc.gz", style), ("odd.arc.gz", name)):
-        members[file].insert(len(members[file]) // 2, lost)
+    lost = _flipped(_packed(_plain(Stored("http://others.example/lost.css", "text/css", b"p {} " * 99))))
+    for packed in members.values():
+        packed.append(lost)
     for file, packed in members.items():
         _write(folder / file, packed)
-    return Archive(folder, num_records, len(style) + len(name), num_absent, num_unknown)
+    return Archive(folder, num_records, len(members) * len(lost), num_absent, num_unknown)
 
 
 def _packed(one: bytes) -> bytes:

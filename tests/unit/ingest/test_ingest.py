@@ -205,7 +205,7 @@ def test_truncated_archive_is_an_error_unless_allowed(archive: Path, tmp_path: P
     assert 30 < report.counts["bytes_lost"] < 1000
     assert [what for what, _ in not_read(report)] == [
         "files cut off or damaged: only the readable parts were taken",
-        "bytes of web archives in their damaged parts",
+        "bytes of web archives after their first damage",
     ]
     assert report.outcomes["page"] == 2
     assert report.num_other_records == 0

@@ -1,4 +1,4 @@
-"""Web archives: WARC, WAT and ARC, whole or damaged, with the codings that servers used.
+"""Web archives: WARC and WAT, whole or damaged, with the codings that servers used.
 
 What is known of the container and of HTTP comes in. What a page says about its pictures is read by `pages`, for saved
 pages too.

@@ -1,6 +1,6 @@
-"""Web archives: WARC, ARC and WAT files, compressed per record (gzip, Zstandard) or not at all.
+"""Web archives: WARC and WAT files, compressed per record (gzip, Zstandard) or not at all.
 
-A file is streamed once. A WARC or ARC gives the pairs of its pages and the offset of each response, by which pictures
+A file is streamed once. A WARC gives the pairs of its pages and the offset of each response, by which pictures
 are read later. A WAT describes pages and has no bytes, so it gives pairs only. Memory holds two records and one batch
 of rows; only the headers are used of a record larger than `ingest.max_record_bytes`.
 
@@ -22,7 +22,7 @@ from align.config.ingest import IngestConfig
 from align.errors import DataError
 from align.ingest.limits import TooLarge, read_at_most, too_large
 from align.ingest.sources import outcomes, rights
-from align.ingest.sources.archives import arc, codings, damage, warc_bytes, warc_records
+from align.ingest.sources.archives import codings, damage, warc_bytes, warc_records
 from align.ingest.sources.archives.warc_records import Record
 from align.ingest.sources.archives.wat import add_wat_record
 from align.ingest.sources.pages import page_images
@@ -30,7 +30,9 @@ from align.ingest.sources.reading import Batches, OpenFiles, skip
 from align.interfaces.store import Files
 from align.pairs.urls import Resolver, canonical_or_as_is
 
-_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("warc", "wat") for packed in ("", ".gz", ".zst")) + arc.SUFFIXES
+_SUFFIXES = tuple(f".{kind}{packed}" for kind in ("warc", "wat") for packed in ("", ".gz", ".zst"))
+#: What crawlers wrote before 2009. Listed, so that a folder of them is refused with the remedy.
+_ARC_SUFFIXES = (".arc", ".arc.gz")
 _OK, _FOUND = 200, 302
 
 
@@ -38,8 +40,13 @@ class Warc:
     """A source, see `align.ingest.sources.Source`."""
 
     def __init__(self, config: IngestConfig, location: str, files: Files) -> None:
-        """Raises DataError when the location has no archive."""
-        self.files = self.inputs = files.list(location, _SUFFIXES, config.paths_root)
+        """Raises DataError when the location has no archive, or one in the format before WARC."""
+        self.files = self.inputs = files.list(location, _SUFFIXES + _ARC_SUFFIXES, config.paths_root)
+        if old := next((file for file in self.files if file.lower().endswith(_ARC_SUFFIXES)), None):
+            raise DataError(
+                f"{old}: ARC, the format before WARC, is not read; convert it: "
+                "`pip install warcio`, then `warcio recompress OLD.arc.gz NEW.warc.gz`"
+            )
         self._config, self._every = config, config.texts_per_picture == "all"
         self._max_bytes = config.max_record_bytes
         self._open = OpenFiles(files)
@@ -68,18 +75,10 @@ class Warc:
     def _records(self, file: str, counts: Counter[str]) -> Iterator[Record]:
         """Every whole record of a file."""
         with self._store.open(file) as stream:
-            is_arc = arc.is_arc(file)
-            layout = arc.LAYOUT if is_arc else warc_records.LAYOUT
             try:
-                repaired = damage.Repaired(file, stream, layout)
-            except (OSError, TooLarge) as error:  # of the dictionary
+                yield from damage.whole_records(file, stream, partial(self._begins, file), self._max_bytes, counts)
+            except TooLarge as error:  # the dictionary
                 raise DataError(f"{file}: not a web archive ({error})") from None
-            walk: damage.Walk = (
-                arc.Walker(self._max_bytes)
-                if is_arc
-                else warc_records.Walker(partial(self._begins, file), self._max_bytes, repaired)
-            )
-            yield from repaired.records(walk, counts)
 
     def _add_metadata(self, file: str, record: Record, batches: Batches, counts: Counter[str]) -> str | None:
         """The outcome; None for what describes no response."""
@@ -101,8 +100,7 @@ class Warc:
         if record.offset is None and self._config.images_from != "web":
             raise DataError(
                 f"{file}: compressed as a whole, so no picture can be read from it; "
-                f"{'unpack it' if arc.is_arc(file) else 'run `fastwarc recompress` on it'} first, or set "
-                "ingest.images_from=web"
+                "run `fastwarc recompress` on it first, or set ingest.images_from=web"
             )
         url, status, location, outcome = canonical_or_as_is(record.url), record.status, None, record.problem
         if record.kind == warc_records.REVISIT:
@@ -156,10 +154,8 @@ class Warc:
         """
         if offset is None:
             return None
-        if arc.is_arc(file):
-            return self._read_arc(file, offset)
         if not self._begins(file, offset):
-            raise _changed(file, offset)
+            raise DataError(f"{file}: no record at byte {offset:,}; did the file change? Run `align ingest` again")
         stream: Any = self._open.at(file, offset)
         if file.endswith(".zst"):
             if file not in self._dictionaries:
@@ -178,25 +174,12 @@ class Warc:
         except OSError:
             return None
 
-    def _read_arc(self, file: str, offset: int) -> bytes | None:
-        try:
-            record = arc.read_record(self._open.at(file, offset), offset, self._max_bytes)
-        except OSError:
-            return None
-        if record is None:
-            raise _changed(file, offset)
-        return None if record.problem else codings.decoded(record.body, record.headers, self._max_bytes).data
-
 
 def _reservation(record: Record) -> str | None:
     head = record.headers
     if head is None:
         return None
     return rights.of_headers(head.all("X-Robots-Tag"), head.all("tdm-reservation"), is_page=record.is_page)
-
-
-def _changed(file: str, offset: int) -> DataError:
-    return DataError(f"{file}: no record at byte {offset:,}; did the file change? Run `align ingest` again")
 
 
 def _location(url: str, location: str | None) -> str | None:

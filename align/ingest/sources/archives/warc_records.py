@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -12,9 +11,7 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 from align.ingest.limits import Readable
 from align.ingest.sources import outcomes
 from align.ingest.sources.archives.codings import PICTURES
-from align.ingest.sources.archives.damage import Layout, NoRecord, Repaired
 from align.ingest.sources.archives.http_head import MAX_HEAD_BYTES, HttpHead, read_head
-from align.ingest.sources.archives.warc_bytes import Spans
 
 RESPONSE, RESOURCE, REVISIT, METADATA, OTHER = "response", "resource", "revisit", "metadata", "other"
 _KINDS = {
@@ -39,10 +36,14 @@ _ONCE = ("WARC-Type", "Content-Length")
 _OK = 200
 _CUT_OFF = "the record that starts there is cut off"
 #: A record's version, and the name of its first header. The line before it may be lost.
-_BEGINS = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[A-Za-z-]{1,40}:")
+BEGINS = re.compile(rb"WARC/[01]\.\d{1,2}\r?\n[A-Za-z-]{1,40}:")
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 #: Python refuses to parse very long numbers.
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
+
+
+class NoRecord(OSError):
+    """What could be read is not a record, or not a whole one."""
 
 
 class Record(NamedTuple):
@@ -78,8 +79,8 @@ class Record(NamedTuple):
         return self.status == _OK and self.content_type in _HTML_TYPES and self.problem is None
 
 
-def _num_bytes(head: bytes) -> int | None:
-    """Of a record, by its first bytes; see `Layout`."""
+def num_bytes(head: bytes) -> int | None:
+    """Of an uncompressed record, its header included, by its first bytes; None if they have no whole header."""
     end = _HEADER_END.search(head)
     if end is None:
         return None
@@ -87,66 +88,41 @@ def _num_bytes(head: bytes) -> int | None:
     return end.end() + (int(length[1]) if length else 0)
 
 
-LAYOUT = Layout(
-    begins=_BEGINS,
-    mark=_BEGINS,
-    ends=re.compile(rb"\r?\n\r?\n"),
-    num_bytes=_num_bytes,
-)
+def walk(
+    stream: BinaryIO, head: bytes, begins: Callable[[int], bool], max_bytes: int, size: int | None
+) -> Iterator[Record]:
+    """Yields every complete record of a file. Holds one record.
 
+    Args:
+        stream: of the file. Where reading ends, it is near what cannot be read.
+        head: the first bytes of the first record, uncompressed.
+        begins: whether a record begins at this byte of the file; does not move the stream.
+        max_bytes: of a body; one byte more is read of a larger one.
+        size: of the file; None if it is compressed: then checksums tell damage. Else headers are looked at, too.
 
-class Walker:
-    """Walks one file, in pieces where it is damaged; see `align.ingest.sources.archives.damage.Walk`."""
-
-    def __init__(self, begins: Callable[[int], bool], max_bytes: int, file: Repaired) -> None:
-        """
-        Args:
-            begins: whether a record begins at this byte of the file; does not move the stream of the walk.
-            max_bytes: of a body; one byte more is read of a larger one.
-            file: what is walked. If it is compressed, checksums tell damage; else headers are looked at, too.
-        """
-        self._begins, self._max_bytes = begins, max_bytes
-        self._has_offsets = True  # in a file that is compressed as a whole, fastwarc's have no meaning
-        self._file, self._is_packed = file, file.is_packed
-        self._quirks: bool | None = None  # until the beginning of a record was read
-
-    def __call__(self, stream: BinaryIO, start: int) -> Iterator[Record]:
-        """Yields every complete record from a byte on. Holds one record.
-
-        Raises:
-            OSError: the file is damaged or cut off.
-        """
-        last = -1
-        size = None if self._is_packed else stream.seek(0, io.SEEK_END)
-        if self._quirks is None:
-            # not by fastwarc: without `quirks` it reads on until a line ends in CRLF, into records that may be damaged
-            first = _BEGINS.search(self._file.head(start))
-            self._quirks = None if first is None else b"\r" not in first[0]
-        source, shift = _from(stream, start, self._file.num_dictionary_bytes)
-        for number, raw in enumerate(iterator(source, quirks=bool(self._quirks))):
-            if not self._is_packed and any(len(raw.headers.get_multiple(name)) > 1 for name in _ONCE):
-                raise NoRecord("the headers of two records are one")
-            position = raw.stream_pos + shift
-            if position <= last or (number == 1 and not self._begins(position)):
-                self._has_offsets = False
-            last = max(last, position)
-            if size is not None and position + raw.content_length > size:
-                raise NoRecord(_CUT_OFF)  # now, since fastwarc would read the rest of the file
-            record, begin = described(raw, position if self._has_offsets else None)
-            num_read = len(begin) + (len(record.headers.data) if record.headers else 0)
-            is_read = record.is_page or record.kind == METADATA
-            rest = raw.reader.read(max(0, self._max_bytes + 1 - len(begin))) if is_read else b""
-            if num_read + len(rest) + raw.consume() < raw.content_length:
-                raise NoRecord(_CUT_OFF)
-            yield record._replace(body=begin + rest) if is_read else record
-
-
-def _from(stream: BinaryIO, start: int, num_before: int) -> tuple[Any, int]:
-    """A file from a byte on, and what to add to the positions in it. fastwarc needs the dictionary of the records."""
-    if start and num_before:
-        return Spans(stream, (0, num_before), (start, stream.seek(0, io.SEEK_END))), start - num_before
-    stream.seek(start)
-    return stream, 0
+    Raises:
+        OSError: the file is damaged or cut off.
+    """
+    stream.seek(0)
+    last, has_offsets = -1, True  # in a file that is compressed as a whole, fastwarc's have no meaning
+    # not by fastwarc: without `quirks` it reads on until a line ends in CRLF, into records that may be damaged
+    first = BEGINS.search(head)
+    for number, raw in enumerate(iterator(stream, quirks=first is not None and b"\r" not in first[0])):
+        if size is not None and any(len(raw.headers.get_multiple(name)) > 1 for name in _ONCE):
+            raise NoRecord("the headers of two records are one")
+        position = raw.stream_pos
+        if position <= last or (number == 1 and not begins(position)):
+            has_offsets = False
+        last = max(last, position)
+        if size is not None and position + raw.content_length > size:
+            raise NoRecord(_CUT_OFF)  # now, since fastwarc would read the rest of the file
+        record, begin = described(raw, position if has_offsets else None)
+        num_read = len(begin) + (len(record.headers.data) if record.headers else 0)
+        is_read = record.is_page or record.kind == METADATA
+        rest = raw.reader.read(max(0, max_bytes + 1 - len(begin))) if is_read else b""
+        if num_read + len(rest) + raw.consume() < raw.content_length:
+            raise NoRecord(_CUT_OFF)
+        yield record._replace(body=begin + rest) if is_read else record
 
 
 def iterator(stream: Any, *, quirks: bool) -> Any:
@@ -174,7 +150,7 @@ def described(raw: Any, offset: int | None) -> tuple[Record, bytes]:  # Any: fas
     url, stated = (headers.get("WARC-Target-URI") or "").strip("<> "), headers.get("Content-Type") or ""
     match kind:
         case "response" if url[:6].lower().startswith(("http:", "https:")):
-            return response_of(url, offset, raw.reader, headers.get("WARC-Identified-Payload-Type") or stated)
+            return _response(url, offset, raw.reader, headers.get("WARC-Identified-Payload-Type") or stated)
         case "response":  # such as of a DNS server
             return Record(kind, url, offset, content_type=stated.lower()), b""
         case "resource":
@@ -188,7 +164,7 @@ def described(raw: Any, offset: int | None) -> tuple[Record, bytes]:  # Any: fas
             return Record(kind, url, offset), b""
 
 
-def response_of(url: str, offset: int | None, content: Readable, stated: str) -> tuple[Record, bytes]:
+def _response(url: str, offset: int | None, content: Readable, stated: str) -> tuple[Record, bytes]:
     """What a record with a server's answer is, and the first bytes of its body, which are read already.
 
     Some crawlers store a body without its HTTP head. It counts as an answer of status 200, if its type is stated or its

@@ -57,6 +57,15 @@ def test_a_folder_a_pattern_and_a_list(tmp_path: Path) -> None:
         source_at(tmp_path / "nothing.warc.gz")
 
 
+@pytest.mark.parametrize("name", ["old.arc.gz", "OLD.ARC"])
+def test_an_archive_in_the_format_before_warc_is_refused(tmp_path: Path, name: str) -> None:
+    write_archive(tmp_path / "a.warc", RECORDS[:1])
+    (tmp_path / name).write_bytes(b"filedesc://a.arc")
+    for location in (tmp_path, tmp_path / name):
+        with pytest.raises(DataError, match=rf"{name}: ARC, .*`warcio recompress OLD.arc.gz NEW.warc.gz`"):
+            source_at(location)
+
+
 def test_more_files_than_stay_open(tmp_path: Path) -> None:
     for number in range(20):
         write_archive(tmp_path / f"{number:02d}.warc.gz", [response(f"http://x/{number}", b"%d" % number, "image/png")])
@@ -144,7 +153,9 @@ def test_every_cut_is_found_and_named(tmp_path: Path, cut: int | str, name: str)
     with pytest.raises(DataError, match=rf"{path.name}: cut off or damaged at byte [\d,]+ of {keep:,}"):
         urls(path)
     counts: Counter[str] = Counter()
-    assert urls(path, counts=counts)[:2] == ["http://x/", "http://x/a.png"]
+    whole = ["http://x/", "http://x/a.png"]
+    # of Zstandard, the record before the damage may not be used either
+    assert urls(path, counts=counts) in ([whole, whole[:1]] if name == "a.warc.zst" else [whole])
     assert counts["damaged_files"] == 1
 
 

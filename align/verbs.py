@@ -44,7 +44,7 @@ STAGES = {
         ("ingest", "download"),
         (
             f"align ingest --set ingest.max_pages=50 --set paths.raw=trial/raw {_REPORTS}",
-            "align ingest --retry-failed",
+            "align ingest --set ingest.source=url_table --set paths.archive=mydata/pairs.parquet",
         ),
         stages.ingest,
     ),

@@ -11,17 +11,10 @@ CATALOGUE = Path("catalogue/index")
 
 def ingest(parser: ArgumentParser) -> None:
     """Arguments of `align ingest`."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
+    parser.add_argument(
         "--plan",
         action="store_true",
         help="print files, bytes, tasks, and the memory and disk that machines need; reads no record, writes nothing",
-    )
-    group.add_argument(
-        "--retry-failed",
-        action="store_true",
-        help="only retry pictures whose failure may be temporary, and fetch those that the filter can keep today, with "
-        "the values that data/raw was made with, but as patiently as is set now (download.timeout_s, num_retries, ...)",
     )
 
 

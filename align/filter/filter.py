@@ -281,5 +281,5 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if report.num_not_fetched:
         say(
             f"filter: warning: {report.num_not_fetched:,} pair(s) pass every rule on texts, but `align ingest` "
-            "did not fetch their pictures; run `align ingest --retry-failed`, then this"
+            "did not fetch their pictures; run `align ingest` again, then this"
         )

@@ -127,7 +127,7 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
     if report.num_not_fetched:
         lead += (
             f" {report.num_not_fetched:,} more pass every rule on texts, but align ingest did not fetch their "
-            "pictures: run align ingest --retry-failed."
+            "pictures: run align ingest again."
         )
     write_text(directory / "report.html", html.page("What the filter kept and dropped", lead, blocks))
 
@@ -145,7 +145,7 @@ def _cards(report: FilterReport) -> str:
             ("distinct images", f"{report.num_images:,}", ""),
             ("pairs like evaluation images", f"{alike:,}", "bad" if alike else ""),
             ("texts with personal data", f"{personal:,}", "warn" if personal else ""),
-            *([("pictures to fetch: --retry-failed", f"{not_fetched:,}", "bad")] if not_fetched else []),
+            *([("pictures to fetch: align ingest again", f"{not_fetched:,}", "bad")] if not_fetched else []),
         ]
     )
 

@@ -131,6 +131,11 @@ class RawManifest(StoredModel):
     shards: tuple[ListedShard, ...]
 
 
+def kept_plan(raw: Path) -> Path:
+    """The folder beside a data/raw for the plan of its ingest, which has the addresses and texts of all pairs."""
+    return raw.with_name(f".{raw.name}.plan")
+
+
 @dataclass(frozen=True)
 class RawShard:
     """One shard of data/raw. Can be pickled.

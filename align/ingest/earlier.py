@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from align.display.console import say
 from align.durable.pieces import Piece, Pieces
 from align.durable.sections import open_sections, write_sections
@@ -47,11 +49,21 @@ def earlier_shards(raw: Path, made: MadeWith, fetch: FetchTar | None) -> Sequenc
             return ()
         before, now = _deciding(manifest.made_with), _deciding(made)
         if before == now:
-            return raw_shards(raw, fetch)
+            shards = raw_shards(raw, fetch)
+            num = sum(map(_num_retryable, shards))
+            say(f"ingest: {num:,} pairs of the data/raw before failed in a way that may pass, and are asked for again")
+            return shards
         say(f"ingest: nothing is reused of {raw}, which was made with another {', '.join(differing(before, now))}")
     except DataError as error:  # a folder that is incomplete is made again
         say(f"ingest: nothing is reused of {raw}: {error}")
     return ()
+
+
+def _num_retryable(shard: RawShard) -> int:
+    try:
+        return int(pc.sum(read_table(shard, ["retryable"])["retryable"]).as_py() or 0)
+    except DataError:  # whoever reads all of it says so
+        return 0
 
 
 def _deciding(made: MadeWith) -> dict[str, Any]:

@@ -1,36 +1,31 @@
-"""How `align ingest` ends: what it says, whether it failed, and what DVC is told.
+"""How `align ingest` ends: what it says, whether it failed, and what keeps the result under DVC.
 
-It names the commonest reasons why pairs have no picture, and what the person can do.
-
-Ingest writes the values with which data/raw was made into its manifest, and a retry takes them from there: other values
-would undo what the first run got, such as a network that is refused now. Today's params.yaml counts only for how
-patiently to ask. Which skipped pictures to ask for counts if a person names it on the command line.
+It names the commonest reasons why pairs have no picture, and what the person can do. The values with which data/raw was
+made are in its manifest: the next ingest asks for nothing again whose outcome depends on values that are the same.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from align.config.ingest import DownloadConfig, IngestConfig
-from align.config.params import PARAMS_FILE, Params
-from align.config.paths import PathsConfig
 from align.display.console import say
-from align.errors import ConfigError, DataError
+from align.errors import DataError
 from align.formats.policy import REFUSED
-from align.formats.raw import ADDRESS_REFUSED, HOPELESS, MANIFEST, RESERVED, MadeWith, read_raw_manifest
+from align.formats.raw import ADDRESS_REFUSED, HOPELESS, RESERVED, MadeWith
 from align.formats.statuses import SUCCESS
 from align.ingest.report import IngestReport, not_read, read_as_stored
 from align.pairs.text import MAX_CHARACTERS
 from align.project import provenance
-from align.services.dvc.commands import changes_of, record_outs
+from align.services.dvc.commands import write_code
 from align.services.dvc.outs import is_run_by_dvc, is_tracked, stage_of
 
 #: The sections, and one parameter, that decide what is in data/raw.
 DECIDING_VALUES = ("ingest", "download", "paths.archive")
-#: Values that a retry takes as they are now. A failure that depends on them may pass, so each such picture is asked for
+#: Values that say how patiently to ask. A failure that depends on them may pass, so each such picture is asked for
 #: again: afterwards no pair of data/raw has an outcome that depends on the old value.
 PATIENCE = frozenset(
     f"download.{key}"
@@ -41,65 +36,12 @@ PATIENCE = frozenset(
 )  # fmt: skip
 #: Values that decide no row: a run with others resumes the work of one that was killed or failed.
 DECIDING_NOTHING = PATIENCE | {"ingest.max_damaged_share", "ingest.reuse"}
-#: A value that a retry takes if it is named: which skipped pictures to ask for.
-SKIP_HOPELESS = "ingest.skip_hopeless"
 
 
 def made_with(config: IngestConfig, download: DownloadConfig, archive: str) -> MadeWith:
     """The values of an ingest, for the manifest."""
     values = {"ingest": config.model_dump(mode="json"), "download": download.model_dump(mode="json")}
     return MadeWith(archive=archive, code=provenance.digest("align.ingest.examination"), **values)
-
-
-def named_values(overrides: Iterable[str]) -> set[str]:
-    """The parameters (`section.key`) that `--set` and `--profile` name."""
-    return {".".join(override.partition("=")[0].split(".")[:2]) for override in overrides}
-
-
-def values_of_retry(
-    params: Params, named: Collection[str], raw: Path
-) -> tuple[IngestConfig, DownloadConfig, MadeWith | None]:
-    """The sections that a retry uses, and what the manifest says of data/raw afterwards (None: nobody knows).
-
-    Args:
-        params: of the command.
-        named: its parameters that were given on the command line.
-        raw: the folder.
-
-    Raises:
-        ConfigError: the command line names another value for what must stay as it was.
-        FormatError: the manifest cannot be read.
-    """
-    current = made_with(params.section(IngestConfig), params.section(DownloadConfig), "")
-    manifest = read_raw_manifest(raw)
-    if manifest is None or manifest.made_with is None:
-        say(f"ingest: {raw} does not say with which values it was made, so those of params.yaml hold")
-        return params.section(IngestConfig), params.section(DownloadConfig), None
-    stored, not_used = manifest.made_with, list[str]()
-    sections = {}
-    for section in ("ingest", "download"):
-        old, new = getattr(stored, section), getattr(current, section)
-        sections[section] = {key: old.get(key, value) for key, value in new.items()}  # a new key has its value of now
-        for key in differing(sections[section], new):
-            name = f"{section}.{key}"
-            if name in DECIDING_NOTHING or (name == SKIP_HOPELESS and name in named):
-                sections[section][key] = new[key]
-            elif name not in named:
-                not_used.append(name)
-            else:
-                raise ConfigError(
-                    f"{raw} was made with another {name}, which a retry keeps; leave out `--set {name}`, or the "
-                    "`--profile` that has it, or make data/raw with it: `align ingest`"
-                )
-    if not_used:
-        say(f"ingest: {params.source} has other values, which a retry does not use: {', '.join(not_used)}")
-    used = Params(sections, raw / MANIFEST)
-    config, download = used.section(IngestConfig), used.section(DownloadConfig)
-    # pictures that were fetched stay, even if no text of theirs can pass; only the opposite change holds for all of
-    # data/raw
-    skips = config.model_copy(update={"skip_hopeless": config.skip_hopeless and stored.ingest["skip_hopeless"]})
-    result = made_with(skips, download, stored.archive)
-    return config, download, result.model_copy(update={"code": stored.code if stored.code == result.code else None})
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -110,7 +52,7 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 #: Reasons, and damaged files, that the last lines name.
 _MOST = 3
-_RETRY = "may pass: `align ingest --retry-failed`"
+_RETRY = "may pass: `align ingest` asks again"
 _MORE_TIME = f"{_RETRY}, with a larger download.timeout_s if the servers are slow"
 _BROKEN = "the file at that address is broken, or no picture"
 #: Code of an error_message -> what to set or do.
@@ -165,10 +107,6 @@ def commonest(errors: Mapping[str, int], where: str) -> list[str]:
     return lines
 
 
-_KEEP = "`dvc commit --force {stage}` keeps it"
-_FETCHES = "without that, `dvc repro` removes it and fetches everything again"
-
-
 def say_result(report: IngestReport, folder: Path) -> None:
     """The last lines; `folder` has the report."""
     num_failed = report.num_to_fetch - report.statuses.get(SUCCESS, 0)
@@ -197,7 +135,7 @@ def say_result(report: IngestReport, folder: Path) -> None:
 
 
 def require_a_picture(report: IngestReport, raw: Path) -> None:
-    """Fails if no pair has a picture, after everything is written, so that a retry can ask again.
+    """Fails if no pair has a picture, after everything is written, so that the next ingest asks for what may pass.
 
     DVC then does not keep this data/raw, and no later stage runs.
 
@@ -206,86 +144,34 @@ def require_a_picture(report: IngestReport, raw: Path) -> None:
     """
     if report.statuses.get(SUCCESS, 0):
         return
-    todo = "`align ingest --retry-failed` asks again" if report.num_retryable else "see above for the reasons"
+    todo = "`align ingest` asks again" if report.num_retryable else "see above for the reasons"
     raise DataError(f"{raw}: none of its {report.num_pairs:,} pairs has a picture; {todo}")
 
 
-def unknown_to_dvc(raw: Path, *, with_outs: bool) -> list[str]:
-    """What DVC does not know of data/raw (`with_outs`) and of its sources; empty if DVC does not keep data/raw.
-
-    A retry reads neither the archive nor the code that read it. If DVC knows that these made this data/raw, they also
-    make the one after the retry, as long as they stay the same.
-    """
-    stage = _stage_to_tell(raw)
-    if stage is None:
-        return []
-    try:
-        changes = changes_of(Path(), stage)
-    except DataError as error:
-        return [str(error)]
-    outs = changes.outs if with_outs else frozenset[str]()
-    return sorted({*changes.other, *outs, *changes.deps} - {PARAMS_FILE})  # whose values the manifest has
-
-
-def tell_dvc(params: Params, outs: Mapping[str, Path], unknown: list[str], changed: list[str]) -> None:
-    """Tells DVC of a data/raw that was made outside of it, or says why not and what to do.
-
-    The values are those of params.yaml (`align.services.dvc.outs.require_stated_values`), unless a retry kept others.
+def say_how_to_keep(outs: Mapping[str, Path], changed: list[str]) -> None:
+    """Says how DVC is told of a data/raw that was made outside of it, or why it must not be.
 
     Args:
-        params: of the command.
         outs: what the command wrote: `raw` and `reports`.
-        unknown: of a retry, what DVC did not know before.
         changed: what of the source changed while the command ran.
+
+    Raises:
+        DataError: the code is not what Python reads, so DVC cannot be told of it.
     """
     raw = outs["raw"]
-    stage = _stage_to_tell(raw)
+    stage = None if is_run_by_dvc() or not is_tracked() else stage_of(raw)
     if stage is None:
         return
-    keep = _KEEP.format(stage=stage)
-    if why := _not_as_stated(params, outs, stage):
-        say(f"ingest: DVC is not told of this {raw}: {why}; {_FETCHES}")
-        return
-    if unknown:
-        say(
-            f"ingest: DVC is not told of this {raw}: before the retry it did not know {', '.join(unknown)}; {keep} if "
-            f"{params.section(PathsConfig).archive} still has the same pairs; {_FETCHES}"
-        )
-        return
-    if changed:
-        say(
-            f"ingest: DVC is not told of this {raw}: {', '.join(changed)} changed while it was made; run `align "
-            f"ingest` again for what is there now; {_FETCHES}"
-        )
-        return
-    say(f"ingest: telling DVC of this {raw}: `dvc commit --force {stage}`")
-    try:
-        record_outs(Path(), stage)
-    except DataError as error:
-        say(f"ingest: warning: {error}; DVC does not know this {raw} yet: {keep}; {_FETCHES}")
-
-
-def _stage_to_tell(raw: Path) -> str | None:
-    """The stage of dvc.yaml whose out this is; None if DVC itself runs the command, or has no such out."""
-    return None if is_run_by_dvc() or not is_tracked() else stage_of(raw)
-
-
-def _not_as_stated(params: Params, outs: Mapping[str, Path], stage: str) -> str | None:
-    """Why the outs are not what DVC would take them for, or None."""
     if stage_of(outs["reports"]) != stage:
-        return f"its report is elsewhere ({outs['reports']})"
-    manifest = read_raw_manifest(outs["raw"])
-    if manifest is None or manifest.made_with is None:
-        return f"it does not say with which values it was made; `dvc commit --force {stage}` keeps it if you know"
-    archive = params.section(PathsConfig).archive
-    stated = made_with(params.section(IngestConfig), params.section(DownloadConfig), archive)
-    other = [] if manifest.made_with.archive == archive else ["paths.archive"]
-    for section in ("ingest", "download"):
-        keys = differing(getattr(manifest.made_with, section), getattr(stated, section))
-        other += [f"{section}.{key}" for key in keys]
-    if not other:
-        return None
-    return (
-        f"its manifest.json has other values than {params.source}: {', '.join(other)}; put them there and run `align "
-        "ingest --retry-failed` again"
-    )
+        say(f"ingest: DVC cannot keep this {raw}: its report is elsewhere ({outs['reports']})")
+    elif changed:
+        say(
+            f"ingest: DVC must not keep this {raw}: {', '.join(changed)} changed while it was made; run `align ingest` "
+            "again for what is there now"
+        )
+    else:
+        write_code(Path())  # which DVC records, too
+        say(
+            f"ingest: `dvc commit --force {stage}` keeps this {raw}; without that, `dvc repro` removes it and fetches "
+            "everything again"
+        )

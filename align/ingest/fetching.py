@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from align.config.ingest import DownloadConfig
 from align.durable.spool import Spool
 from align.formats.policy import REFUSED, OptedOut
-from align.formats.raw import ADDRESS_REFUSED, HOPELESS, RESERVED, SCHEMA, WITHOUT_RIGHTS, Samples
+from align.formats.raw import HOPELESS, RESERVED, SCHEMA, WITHOUT_RIGHTS, Samples
 from align.formats.statuses import FAILED_TO_DOWNLOAD, NOT_FETCHED, SUCCESS
 from align.ingest.examination import PictureOutcome, examine
 from align.ingest.limits import TooLarge
@@ -89,13 +89,11 @@ class ShardCounts(NamedTuple):
         num_pairs: all.
         num_with_picture: for which a picture was stored.
         num_not_fetched: for which none was asked for.
-        num_refused: addresses that a retry may not ask; their pairs keep their temporary failure.
     """
 
     num_pairs: int
     num_with_picture: int
     num_not_fetched: int
-    num_refused: int
 
 
 _OPTED_OUT = PictureOutcome(FAILED_TO_DOWNLOAD, REFUSED)
@@ -116,7 +114,7 @@ def write_shard(
         directory: the work folder.
         shard: its pairs, and access to the bytes that the source has.
         pictures: how pictures are processed.
-        fetch: gets bytes from the web.
+        fetch: gets bytes from the web, and pictures that an earlier ingest got, of any address.
         keep_tar: takes the finished tar, see `RawShardWriter`.
     """
     failures: dict[str, PictureOutcome] = {}
@@ -124,8 +122,6 @@ def write_shard(
     outcomes: dict[tuple[str, str | None, int | None], PictureOutcome] = {}
     keys: dict[str, str] = {}
     asked: set[bytes] = set()
-    stored: set[str] = set()
-    refused: set[str] = set()
     with ExitStack() as stack:
         spool, bodies = stack.enter_context(Spool(directory)), dict[str, int]()
 
@@ -146,20 +142,13 @@ def write_shard(
             picture = url, row["file"], row["offset"]  # an archive may have two pictures of one address
             if (refusal := pictures.refusal(row)) is not None:
                 outcome = refusal
-            elif (earlier := row.get("outcome")) is not None:  # an earlier run examined this picture
-                outcome = earlier
-                if earlier.image_key is not None and earlier.image_key not in stored:
-                    key, data = earlier.image_key, shard.read(earlier.image_key, None)
             elif row["problem"] is not None:
                 outcome = PictureOutcome(row["status"] or FAILED_TO_DOWNLOAD, row["problem"])
             elif url in failures:
                 outcome = failures[url]
-                if row.get("failure") is not None and (outcome.error_message or "").startswith(ADDRESS_REFUSED):
-                    outcome = row["failure"]  # nobody was asked, so nothing new is known
-                    refused.add(url)
             elif picture in outcomes:
                 outcome = outcomes[picture]
-            elif pictures.text_cuts is not None and _is_for_the_web(row, pictures) and _digest(url) not in asked:
+            elif _is_for_the_web(row, pictures) and _digest(url) not in asked and url not in known:
                 outcome = outcomes[picture] = _HOPELESS
             else:
                 if url in known and _is_for_the_web(row, pictures):
@@ -177,20 +166,13 @@ def write_shard(
             if pictures.samples == "pairs" and data is None and outcome.image_key is not None:
                 data = writer.image(outcome.image_key)
                 outcome = outcome if data is None else replace(outcome, image_key=key)
-            if data is not None:
-                stored.add(key)
             writer.add(_raw_row(schema.names, writer.next_key, row, outcome), data, key)
-        return ShardCounts(writer.num_rows, writer.statuses[SUCCESS], writer.statuses[NOT_FETCHED], len(refused))
+        return ShardCounts(writer.num_rows, writer.statuses[SUCCESS], writer.statuses[NOT_FETCHED])
 
 
 def _is_for_the_web(row: PlannedRow, pictures: Pictures) -> bool:
     """Whether the bytes must be fetched from the web."""
-    if (
-        row.get("outcome") is not None
-        or row["problem"] is not None
-        or row["inline"] is not None
-        or pictures.refusal(row) is not None
-    ):
+    if row["problem"] is not None or row["inline"] is not None or pictures.refusal(row) is not None:
         return False
     if row["http_status"] is None and row["file"] is not None:
         return False  # one of the source's own pictures

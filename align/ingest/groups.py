@@ -20,11 +20,11 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,8 +44,8 @@ from align.interfaces.executor import Executor, Step
 from align.services.executors.executors import LocalExecutor
 from align.web.addresses import target_of
 
-#: What names a shard to the function that opens it.
-Shard = TypeVar("Shard")
+#: Opens a shard by its name. Can be pickled.
+OpenShard = Callable[[Pieces, str], PlannedShard]
 
 #: Of the addresses of a group: some ten thousand. A killed task has lost no more.
 _GROUP_BYTES = 1 << 20
@@ -82,19 +82,19 @@ def size_of_stretch(num_at_once: int) -> int:
 
 
 @dataclass(frozen=True)
-class Web(Generic[Shard]):
+class Web:
     """Fetches from the web what shards need. Can be pickled.
 
     Attributes:
         pieces: the work folder, and who shares it.
-        open_shard: opens one shard in the process that reads it. Can be pickled.
+        open_shard: opens one shard in the process that reads it.
         pictures: how pictures are processed.
         download: bounds of all requests together.
         run: names the run, see `SlowHosts`.
     """
 
     pieces: Pieces
-    open_shard: Callable[[Pieces, Shard], AbstractContextManager[PlannedShard]]
+    open_shard: OpenShard
     pictures: Pictures
     download: DownloadConfig
     run: str
@@ -112,12 +112,12 @@ class Web(Generic[Shard]):
         self.pieces.bring([piece])
         return Stretch(name, number, tuple(json.loads(path.read_bytes())))
 
-    def fetch(self, stretch: Stretch, executor: Executor, shards: Sequence[Shard], known: Sequence[str]) -> list[str]:
+    def fetch(self, stretch: Stretch, executor: Executor, shards: Sequence[str], known: Sequence[str]) -> list[str]:
         """Fetches what the shards of a stretch need and pieces `known` have not. Returns all pieces with answers."""
         answers = [*known]
         none: Sizes = np.zeros(num_slots(stretch), np.int64)
         lists = executor if executor.is_cluster else LocalExecutor(1)  # a process takes longer to start than to list
-        sizes = sum(lists.map(Step(nullcontext, partial(self._list, stretch, known), name_of), shards), none)
+        sizes = sum(lists.map(Step(nullcontext, partial(self._list, stretch, known)), shards), none)
         sources = [f"{stretch.name}-{name}" for name in stretch.shards]
         number = 0
         while sizes.any():
@@ -133,15 +133,16 @@ class Web(Generic[Shard]):
         return answers
 
     def answers(self, stretch: Stretch, groups: Sequence[str], shard: str, urls: Iterable[str]) -> Iterator[Answer]:
-        """What the web has answered for the addresses of a shard.
+        """What the web has answered for the addresses of a shard, and all pictures of the shard that were known.
 
         Raises:
             DataError: an answer is missing.
         """
         left = set(urls)
-        for answer in read_answers(self.pieces.here(), stretch, shard, groups if left else ()):
-            if answer.url in left:  # the data/raw before may know more
-                left.remove(answer.url)
+        for answer in read_answers(self.pieces.here(), stretch, shard, groups):
+            is_known = answer.outcome is not None and answer.data is not None  # kept though its texts may pass no more
+            if answer.url in left or is_known:
+                left.discard(answer.url)
                 yield answer
         if left:
             raise DataError(f"shard {shard} of data/raw: {len(left):,} answers of the web are missing; run again")
@@ -158,19 +159,18 @@ class Web(Generic[Shard]):
         """Removes what is here of finished stretches, also of one that a killed run finished."""
         shutil.rmtree(self.pieces.folder / FOLDER, ignore_errors=True)
 
-    def _list(self, stretch: Stretch, known: Sequence[str], _: None, shard: Shard) -> Sizes:
+    def _list(self, stretch: Stretch, known: Sequence[str], _: None, shard: str) -> Sizes:
         """Lists the addresses of a shard by slot, without those that are known; returns their bytes."""
-        pieces, name = self.pieces.here(), f"{stretch.name}-{name_of(shard)}"
+        pieces, name = self.pieces.here(), f"{stretch.name}-{shard}"
 
         def make() -> None:
-            asks, position = _Asks(stretch), stretch.shards.index(name_of(shard))
+            asks, position = _Asks(stretch), stretch.shards.index(shard)
             files = [(each, asks_file(each)) for each in known]
             streams = open_sections(pieces, files, len(stretch.shards), position, position + 1)
             answered = {json.loads(line) for stream in streams for line in stream}
-            with self.open_shard(pieces, shard) as planned:
-                for url in addresses(planned.rows(), self.pictures, set()):
-                    if url not in answered:
-                        asks.add(position, Ask(url, url))
+            for url in addresses(self.open_shard(pieces, shard).rows(), self.pictures, set()):
+                if url not in answered:
+                    asks.add(position, Ask(url, url))
             asks.write(pieces.folder / asks_file(name))
 
         pieces.make(Piece(name, asks_file(name)), make)
@@ -191,11 +191,6 @@ class Web(Generic[Shard]):
                 pieces.make(piece, partial(_get, pieces, stretch, name, asks, downloader))
                 sizes += sizes_of(pieces, name, asks_file(name), num_slots(stretch))
         return sizes
-
-
-def name_of(shard: object) -> str:
-    """The name of a shard, given by name or as data/raw has it."""
-    return str(getattr(shard, "name", shard))
 
 
 def num_slots(stretch: Stretch) -> int:

@@ -4,7 +4,8 @@ A hash of the address numbers the shard, so all pairs of an address are in one s
 and shards can be made in any order, on any machine. Within a shard, pairs keep the order of the source. The number of
 shards is pairs / `shard_size`; sizes vary around that, and an address with very many pairs makes its shard longer.
 
-Worker processes read the source file by file; DuckDB sorts, on disk where the pairs do not fit in memory.
+Worker processes read the source file by file; DuckDB sorts, on disk where the pairs do not fit in memory. The plan of
+the last ingest is kept beside data/raw, so that the next one, which asks for pictures again, scans nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -28,7 +30,7 @@ import pyarrow.parquet as pq
 
 from align.config.ingest import IngestConfig
 from align.display.console import say, track
-from align.durable.files import replaced, write_text
+from align.durable.files import link, replace_directory, replaced, write_text
 from align.durable.pieces import Piece, Pieces
 from align.durable.processes import in_threads
 from align.errors import DataError
@@ -69,9 +71,7 @@ class PlannedShard:
         name: such as `00000`.
         position_digits: of a key, after the name.
         rows: returns the pairs in order: columns of CANDIDATES, `shard` and
-            `http_status` (of the archive's response; null: none), and for pairs that an earlier run finished
-            `outcome`, a `fetching.PictureOutcome`; for those whose failure may pass that failure, `failure`. Called
-            twice.
+            `http_status` (of the archive's response; null: none). Called twice.
         read: the source's bytes by (file, offset); None if they cannot be read.
         has_rights: whether a page of the folder says anything of rights.
     """
@@ -113,15 +113,16 @@ def _pairs_of(shard: int) -> Piece:
     return Piece(f"pairs-{number:06d}", f"{FOLDER}/pairs/{number:06d}.parquet")
 
 
-@contextmanager
-def planned_shard(
-    position_digits: int, has_rights: bool, source: Source, pieces: Pieces, name: str
-) -> Iterator[PlannedShard]:
+def _all_pairs(num_shards: int) -> list[Piece]:
+    return [_pairs_of(shard) for shard in range(0, num_shards, _SHARDS_OF_A_FILE)]
+
+
+def planned_shard(position_digits: int, has_rights: bool, source: Source, pieces: Pieces, name: str) -> PlannedShard:
     """One shard of the plan, with the bytes of the source's files."""
     pairs = _pairs_of(int(name))
     pieces.bring([pairs])
     rows = partial(_rows, pieces.folder / pairs.last, int(name))
-    yield PlannedShard(name, position_digits, rows, source.read, has_rights)
+    return PlannedShard(name, position_digits, rows, source.read, has_rights)
 
 
 def _rows(path: Path, shard: int) -> Iterator[PlannedRow]:
@@ -139,8 +140,9 @@ def make_plan(
     open_sql: Callable[[], Any],
     opted_out: OptedOut,
     config: IngestConfig,
+    kept: Path,
 ) -> IngestPlan:
-    """Scans the source and sorts its pairs, or takes the plan that is finished.
+    """Scans the source and sorts its pairs, or takes the plan that is finished or kept.
 
     Args:
         source: where pairs come from.
@@ -151,6 +153,7 @@ def make_plan(
         config: `max_pages`: number of pages, or of pictures where the source names no pages: those with the smallest
             hash of their address. So they are spread over the archive, and are always the same ones. None: all.
             `shard_size`: approximate pairs per shard. `max_damaged_share`: judges what the scans say, and changes none.
+        kept: where `keep_plan` has put the plan of the last ingest, if that had the same source and values.
 
     Raises:
         DataError: the source names no pair, or too many of its files are damaged, or every file that was read killed
@@ -158,20 +161,31 @@ def make_plan(
     """
     folder = pieces.folder / FOLDER
 
-    def make() -> None:
-        folder.mkdir(exist_ok=True)
+    def make() -> dict[str, Any]:
         scanned = _scan_all(source, pieces, executor, opted_out, config.max_damaged_share)
         with open_sql() as sql:
             num_shards, site_files = _sort(sql, folder, config.max_pages, config.shard_size)
         sites = SiteRules((url, _read_site_file(source, file, offset)) for url, file, offset in site_files)
         sizes, has_rights = _divide(folder, num_shards, sites)
-        for _ in in_threads(pieces.share, map(_pairs_of, range(0, num_shards, _SHARDS_OF_A_FILE)), _NUM_SHARED):
-            pass
-        values = {"num_pairs": sum(sizes.values()), "num_shards": num_shards, "longest": max(sizes.values(), default=1)}
-        values["has_rights"] = has_rights
-        write_text(folder / "plan.json", json.dumps({**values, **scanned}) + "\n")
+        longest = max(sizes.values(), default=1)
+        values = {"num_pairs": sum(sizes.values()), "num_shards": num_shards, "longest": longest}
+        return {**values, "has_rights": has_rights, **scanned}
 
-    pieces.make(PLAN, make)
+    def take() -> dict[str, Any]:
+        say("ingest: the source and the values are those of the last ingest, so nothing is scanned again")
+        shutil.rmtree(folder / "pairs", ignore_errors=True)  # a killed run left it
+        shutil.copytree(kept / "pairs", folder / "pairs", copy_function=link)
+        values: dict[str, Any] = json.loads((kept / "plan.json").read_bytes())
+        return values
+
+    def write() -> None:
+        folder.mkdir(exist_ok=True)
+        values = take() if kept.is_dir() else make()
+        for _ in in_threads(pieces.share, _all_pairs(values["num_shards"]), _NUM_SHARED):
+            pass
+        write_text(folder / "plan.json", json.dumps(values) + "\n")
+
+    pieces.make(PLAN, write)
     pieces.bring([PLAN])
     values = json.loads((folder / "plan.json").read_bytes())
     _require_few(damage_in(values["counts"]), len(source.files), config.max_damaged_share)
@@ -182,6 +196,18 @@ def make_plan(
     names = [f"{number:0{digits}d}" for number in range(num_shards)]
     position_digits = max(4, len(str(values["longest"] - 1)))
     return IngestPlan(names, position_digits, values["has_rights"], values["counts"], values["quarantined"])
+
+
+def keep_plan(work: Path, kept: Path) -> None:
+    """Keeps the plan of a finished ingest in place of the one before, unless another machine has a part of it."""
+    num_shards = json.loads((work / PLAN.last).read_bytes())["num_shards"]
+    files = [PLAN.last, *(pairs.last for pairs in _all_pairs(num_shards))]
+    if kept.is_dir() or not all((work / file).is_file() for file in files):
+        return
+    with replace_directory(kept.parent, "ingest") as new:
+        (new / kept.name / "pairs").mkdir(parents=True)
+        for file in files:
+            link(work / file, new / kept.name / Path(file).relative_to(FOLDER))
 
 
 def _read_site_file(source: Source, file: str, offset: int | None) -> bytes:

@@ -39,7 +39,7 @@ def write_page(report: IngestReport, directory: Path) -> None:
         ("pairs", f"{report.num_pairs:,}", ""),
         ("with a picture", f"{share:.1%}", "good" if share > 0.5 else "bad"),
         ("distinct pictures", f"{report.num_images:,}", ""),
-        ("retryable: --retry-failed", f"{report.num_retryable:,}", "warn" if report.num_retryable else ""),
+        ("may pass: align ingest again", f"{report.num_retryable:,}", "warn" if report.num_retryable else ""),
         ("not fetched: no text can pass", f"{report.num_not_fetched:,}", ""),
     ]
     blocks = [
@@ -125,7 +125,7 @@ class IngestReport(Report):
     """What the source contained, and what became of it.
 
     Attributes:
-        num_files: of the source; 0 after `--retry-failed`, which does not read the source.
+        num_files: of the source.
         num_pages: pages with pairs.
         num_pages_in_archive: all pages.
         counts: of the scan: what was not read (`_NOT_READ`), `files_left_out` of a folder, and texts and page URLs that

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,7 @@ from align.formats.raw import RawShard
 from align.ingest.answers import Stretch
 from align.ingest.earlier import Earlier
 from align.ingest.fetching import Answer, Pictures, ShardCounts, write_shard
-from align.ingest.groups import Shard, Web, name_of, size_of_stretch
-from align.ingest.partition import PlannedShard
+from align.ingest.groups import OpenShard, Web, size_of_stretch
 from align.ingest.writer import files_beside_table, table_of
 from align.interfaces.executor import Executor, Step
 from align.services.s3.store import keep_tar
@@ -43,8 +42,8 @@ class Resources:
 def write_shards(
     pieces: Pieces,
     executor: Executor,
-    shards: Sequence[Shard],
-    open_shard: Callable[[Pieces, Shard], AbstractContextManager[PlannedShard]],
+    shards: Sequence[str],
+    open_shard: OpenShard,
     pictures: Pictures,
     resources: Resources,
     earlier: Sequence[RawShard] = (),
@@ -54,22 +53,22 @@ def write_shards(
     Args:
         pieces: the work folder, and who shares it.
         executor: makes the shards.
-        shards: what `open_shard` takes, all of them.
-        open_shard: opens one shard in the process that makes it. Can be pickled.
+        shards: the names of all.
+        open_shard: opens one shard in the process that makes it.
         pictures: how pictures are processed.
         resources: what the tasks may use.
         earlier: shards of a data/raw whose answers need not be asked for.
     """
-    missing = {piece.name for piece in pieces.missing([piece_of(pieces.folder, name_of(shard)) for shard in shards])}
+    missing = {piece.name for piece in pieces.missing([piece_of(pieces.folder, shard) for shard in shards])}
     if len(missing) < len(shards):
         say(f"ingest: resuming: {len(shards) - len(missing):,} of {len(shards):,} shards exist")
     web = Web(pieces, open_shard, pictures, resources.download, str(os.getpid()))
     written = _written(partial(_write, web, resources.store), web, earlier, executor, shards, missing)
     written = track(written, what="ingest: shards", total=len(missing))
-    start, num_pairs, num_pictures, num_not_fetched, num_refused = time.monotonic(), 0, 0, 0, 0
+    start, num_pairs, num_pictures, num_not_fetched = time.monotonic(), 0, 0, 0
     for number, counts in enumerate((one for one in written if one is not None), start=1):
         num_pairs, num_pictures = num_pairs + counts.num_pairs, num_pictures + counts.num_with_picture
-        num_not_fetched, num_refused = num_not_fetched + counts.num_not_fetched, num_refused + counts.num_refused
+        num_not_fetched += counts.num_not_fetched
         skipped = f", {num_not_fetched:,} not fetched" if num_not_fetched else ""
         spent_s = time.monotonic() - start
         left_s = spent_s / number * (len(missing) - number)
@@ -77,12 +76,6 @@ def write_shards(
             f"ingest: {number:,} of {len(missing):,} shards, {num_pairs:,} pairs{skipped}, "
             f"{num_pictures / max(1, num_pairs - num_not_fetched):.1%} with a picture, "
             f"{num_pairs / max(spent_s, 1e-9):,.0f} pairs/s, {left_s / 60:,.1f} min left"
-        )
-    if num_refused:
-        say(
-            f"ingest: {num_refused:,} address(es) are refused now: of a private network that download.allow_networks "
-            f"({', '.join(resources.download.allow_networks) or 'empty'}) does not name. Their pairs keep the failure "
-            "that they had, and can be retried"
         )
 
 
@@ -93,10 +86,10 @@ def piece_of(folder: Path, name: str) -> Piece:
 
 def _written(
     write: partial[ShardCounts | None],
-    web: Web[Shard],
+    web: Web,
     earlier: Sequence[RawShard],
     executor: Executor,
-    shards: Sequence[Shard],
+    shards: Sequence[str],
     missing: set[str],
 ) -> Iterator[ShardCounts | None]:
     """Writes shards; what they need from the web is fetched before, for a stretch of them at a time."""
@@ -106,13 +99,13 @@ def _written(
         before.read(earlier, executor)
     for start in range(0, len(shards), size):
         some = shards[start : start + size]
-        left = [shard for shard in some if name_of(shard) in missing]
+        left = [shard for shard in some if shard in missing]
         if web.pictures.images_from == "archive":
             yield from executor.map(Step(nullcontext, partial(write, None, ()), _name_of), left)
         elif left:
-            stretch = web.stretch(start // size, size, [name_of(shard) for shard in left])
+            stretch = web.stretch(start // size, size, left)
             known = before.answer(stretch, earlier, executor)
-            needed = [shard for shard in some if name_of(shard) in stretch.shards]
+            needed = [shard for shard in some if shard in stretch.shards]
             answers = web.fetch(stretch, executor, needed, known)
             yield from executor.map(Step(nullcontext, partial(write, stretch, answers), _name_of), left)
             web.remove(stretch, answers)
@@ -120,21 +113,20 @@ def _written(
 
 
 def _write(
-    web: Web[Shard], store: StoreConfig, stretch: Stretch | None, answers: Sequence[str], _: None, shard: Shard
+    web: Web, store: StoreConfig, stretch: Stretch | None, answers: Sequence[str], _: None, name: str
 ) -> ShardCounts | None:
     """Writes a shard, unless it is complete, with these answers of the web."""
-    pieces, name = web.pieces.here(), name_of(shard)
+    pieces = web.pieces.here()
 
     def fetch(urls: Iterable[str]) -> Iterator[Answer]:
         return iter(()) if stretch is None else web.answers(stretch, answers, name, urls)
 
     def make() -> ShardCounts:
-        with web.open_shard(pieces, shard) as planned:
-            keep = partial(keep_tar, config=store)
-            return write_shard(pieces.folder, planned, web.pictures, fetch=fetch, keep_tar=keep)
+        planned, keep = web.open_shard(pieces, name), partial(keep_tar, config=store)
+        return write_shard(pieces.folder, planned, web.pictures, fetch=fetch, keep_tar=keep)
 
     return pieces.make(piece_of(pieces.folder, name), make)
 
 
-def _name_of(shard: object) -> str:
-    return f"shard {name_of(shard)} of data/raw"
+def _name_of(shard: str) -> str:
+    return f"shard {shard} of data/raw"

@@ -63,7 +63,7 @@ def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(
         assert reasons(tmp_path)["three words only"] == ["image_not_fetched"]
         assert reasons(tmp_path)["two words"] == ["text_too_short", "image_not_fetched"]
         said = capsys.readouterr().err
-        assert "warning: 1 pair(s) pass every rule on texts, but" in said and "align ingest --retry-failed" in said
+        assert "warning: 1 pair(s) pass every rule on texts, but" in said and "run `align ingest` again" in said
         assert "1 more pass every rule on texts, but" in page(tmp_path)
         metrics = json.loads((tmp_path / "reports/filter/metrics.json").read_text())
         assert metrics["filter/dropped/image_not_fetched"] == 1
@@ -74,7 +74,7 @@ def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(
         assert main(gate) == 1
         assert "dropped-image-not-fetched: share dropped as image_not_fetched: observed 0.25" in capsys.readouterr().err
 
-        assert main(["ingest", *common, "--retry-failed"]) == 0
+        assert main(["ingest", *common]) == 0
         assert [server.count(f"/{number}.png") for number in range(4)] == [1, 1, 0, 1]
     assert main(["filter", *common]) == 0
     assert reasons(tmp_path)["three words only"] == []

@@ -1,9 +1,8 @@
-"""`align ingest` beside DVC: what it makes by hand DVC is told, and never anything that is not so."""
+"""`align ingest` beside DVC: it says how DVC is told of what it made by hand, and never anything that is not so."""
 
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,15 +24,8 @@ VALUES = [
     ("archive: data/sample/archive.warc.gz\n", "archive: table.jsonl\n"), ("num_retries: 2\n", "num_retries: 0\n"),
     ("num_workers: null\n", "num_workers: 1\n"),
 ]  # fmt: skip
-#: As a DVC command that runs elsewhere in the project.
-HOLDS_THE_LOCK = """
-import sys, zc.lockfile
-lock = zc.lockfile.LockFile(sys.argv[1])
-print("held", flush=True)
-sys.stdin.read()
-"""
 PLAIN = "align ingest"
-RETRY = "align ingest --retry-failed"
+KEEP = "dvc commit --force ingest"
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +67,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, running: WebServer) -> Path:
 
 @pytest.fixture(scope="module")
 def ingested(made: Path, tmp_path_factory: pytest.TempPathFactory, running: WebServer) -> tuple[Path, str]:
-    """The project after `align ingest`, and what that said."""
+    """The project after `align ingest` that DVC was told of, and what the first said."""
     root = tmp_path_factory.mktemp("ingested") / "project"
     shutil.copytree(made, root, symlinks=True)
     first_alone(running)
-    return root, works(root, PLAIN)
+    said = works(root, PLAIN)
+    shell(root, KEEP, {})
+    return root, said
 
 
 @pytest.fixture
@@ -121,12 +115,16 @@ def change(file: Path, old: str, new: str) -> None:
 
 @pytest.mark.costs(5, "the real ingest, beside DVC and below it")
 def test_what_is_fetched_by_hand_is_kept(project: Path, ingested: tuple[Path, str], server: WebServer) -> None:
-    """A `dvc repro` that follows removes neither a plain ingest nor a retry, and other values bring them back."""
-    assert "ingest: telling DVC of this data/raw: `dvc commit --force ingest`" in ingested[1]
+    """A `dvc repro` that follows removes neither the first ingest nor a second, and other values bring them back."""
+    last = ingested[1].splitlines()[-1]
+    assert last == (
+        f"ingest: `{KEEP}` keeps this data/raw; without that, `dvc repro` removes it and fetches everything again"
+    )
     assert status(project) == {}
     recover(server)
-    said = works(project, RETRY)
-    assert "telling DVC" in said
+    assert works(project, PLAIN).splitlines()[-1] == last
+    assert "changed outs" in str(status(project))
+    shell(project, KEEP, {})
     assert (status(project), num_pictures(project)) == ({}, NUM)
     num_requests = len(server.requests)
     shell(project, "dvc repro", {})
@@ -142,7 +140,8 @@ def test_what_is_fetched_by_hand_is_kept(project: Path, ingested: tuple[Path, st
 def test_a_row_more_is_a_request_more_below_dvc(project: Path, server: WebServer) -> None:
     """DVC removes data/raw before it runs the stage; its cache still has what the web has answered."""
     recover(server, range(NUM + 1))
-    works(project, RETRY)
+    works(project, PLAIN)
+    shell(project, KEEP, {})
     with (project / "table.jsonl").open("a") as table:
         table.write(json.dumps({"url": server.url(f"/{NUM}.png"), "caption": "a good text of the last"}) + "\n")
     before = len(server.requests)
@@ -157,7 +156,7 @@ def test_an_out_is_not_made_with_other_values(project: Path, server: WebServer) 
     num_requests = len(server.requests)
     for words, setting in (
         (PLAIN, "download.user_agent=another/1.0"),
-        (RETRY, "download.timeout_s=5.0"),
+        (PLAIN, "download.timeout_s=5.0"),
         (PLAIN, "paths.archive=other.jsonl"),
     ):
         done = typed(project, f"{words} --set {setting}")
@@ -174,57 +173,18 @@ def test_a_trial_beside_the_out_is_free(project: Path) -> None:
     said = works(project, f"{PLAIN} {trial} --set download.user_agent=another/1.0")
     assert "DVC" not in said
     assert status(project) == {}
-    works(project, f"{RETRY} --set download.timeout_s=30.0")  # as params.yaml has it
-
-
-def test_a_retry_with_other_values_than_params_yaml_has_is_not_what_dvc_is_told(
-    project: Path, server: WebServer
-) -> None:
-    change(project / "params.yaml", 'user_agent: "align-ingest/0.1', 'user_agent: "of-our-own/2.0')
-    recover(server)
-    said = works(project, RETRY)
-    assert "DVC is not told of this data/raw: its manifest.json has other values than params.yaml" in said
-    assert "download.user_agent; put them there" in said
-    assert "`dvc commit --force ingest`" not in said
-    assert "changed outs" in str(status(project))
-    assert not any("of-our-own" in agent for agent in server.agents)
+    works(project, f"{PLAIN} --set download.timeout_s=30.0")  # as params.yaml has it
 
 
 def test_patience_is_changed_in_params_yaml(project: Path, server: WebServer) -> None:
     """What the refusal says: put it into params.yaml, and repeat the command; without `--set`, too."""
     recover(server)
-    assert typed(project, f"{RETRY} --set download.timeout_s=77.0").returncode == 1
+    assert typed(project, f"{PLAIN} --set download.timeout_s=77.0").returncode == 1
     change(project / "params.yaml", " timeout_s: 30.0\n", " timeout_s: 77.0\n")
-    said = works(project, RETRY)
-    assert "does not use" not in said
+    works(project, PLAIN)
+    shell(project, KEEP, {})
     assert (status(project), num_pictures(project)) == ({}, NUM)
     assert "timeout_s: 77.0" in (project / "dvc.lock").read_text()
-
-
-def test_a_retry_after_another_archive_is_not_what_dvc_is_told(project: Path, server: WebServer) -> None:
-    with (project / "table.jsonl").open("a") as table:
-        table.write(json.dumps({"url": server.url("/1.png"), "caption": "a new text of the table"}) + "\n")
-    recover(server)
-    said = works(project, RETRY)
-    assert "DVC is not told of this data/raw: before the retry it did not know table.jsonl" in said
-    assert "`dvc commit --force ingest` keeps it if table.jsonl still has the same pairs" in said
-    assert "changed outs" in str(status(project))
-
-
-def test_a_dvc_that_is_busy_leaves_a_line_to_type(project: Path, server: WebServer) -> None:
-    recover(server)
-    words = [sys.executable, "-c", HOLDS_THE_LOCK, str(project / ".dvc/tmp/lock")]
-    holder = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        done = typed(project, PLAIN)
-    finally:
-        holder.communicate()
-    assert done.returncode == 0, done.stderr
-    assert "warning: `dvc commit --force ingest`: failed to commit ingest - Unable to acquire lock" in done.stderr
-    assert "DVC does not know this data/raw yet: `dvc commit --force ingest` keeps it" in done.stderr
-    shell(project, "dvc commit --force ingest", {})
-    assert (status(project), num_pictures(project)) == ({}, NUM)
 
 
 @pytest.mark.costs(4, "the real ingest three times")
@@ -233,33 +193,27 @@ def test_without_any_picture_dvc_keeps_nothing(new: Path, server: WebServer) -> 
     for words in (PLAIN, "dvc repro"):
         done = typed(new, words)
         assert done.returncode != 0
-        assert "none of its 10 pairs has a picture; `align ingest --retry-failed` asks again" in done.stderr
+        assert "none of its 10 pairs has a picture; `align ingest` asks again" in done.stderr
         assert not (new / "dvc.lock").exists()
         assert (new / "data/raw/manifest.json").exists() and (new / "reports/ingest/report.html").exists()
     recover(server)
-    said = works(new, RETRY)
-    assert num_pictures(new) == NUM
-    assert "before the retry it did not know" in said
+    works(new, PLAIN)
+    shell(new, KEEP, {})
+    assert (status(new), num_pictures(new)) == ({}, NUM)
 
 
-@pytest.mark.costs(4, "the real ingest three times")
 def test_an_archive_that_changes_meanwhile_is_not_what_dvc_is_told(project: Path, server: WebServer) -> None:
-    """Neither after an ingest nor after a retry: dvc.lock would say that the changed table gave this data/raw."""
-    for words, path in ((PLAIN, "/5.png"), (RETRY, "/6.png")):  # a picture that came is not asked for again
-        before = (project / "table.jsonl").read_bytes()
+    """dvc.lock would say that the changed table gave this data/raw."""
 
-        def change_it(_: Request) -> bytes:
-            with (project / "table.jsonl").open("a") as table:
-                table.write(json.dumps({"url": server.url("/1.png"), "caption": "a new text of the table"}) + "\n")
-            return answer(picture(305, 250))
+    def change_it(_: Request) -> bytes:
+        with (project / "table.jsonl").open("a") as table:
+            table.write(json.dumps({"url": server.url("/1.png"), "caption": "a new text of the table"}) + "\n")
+        return answer(picture(305, 250))
 
-        server.routes[path] = change_it
-        assert "DVC is not told of this data/raw: table.jsonl changed while it was made" in works(project, words)
-        assert "changed outs" in str(status(project)) or "changed deps" in str(status(project))
-        (project / "table.jsonl").write_bytes(before)
-        server.routes[path] = answer(b"", 503)
-        if words == PLAIN:
-            shell(project, PLAIN, {})
+    server.routes["/5.png"] = change_it
+    said = works(project, PLAIN)
+    assert "DVC must not keep this data/raw: table.jsonl changed while it was made" in said
+    assert KEEP not in said
 
 
 def test_a_table_alone_with_pictures_beside_it_is_refused(new: Path) -> None:

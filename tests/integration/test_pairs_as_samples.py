@@ -98,7 +98,7 @@ def test_the_tars_alone_have_all_pairs(tmp_path: Path, archive: Path) -> None:
     )
 
 
-def test_a_retry_and_a_purge_keep_the_layout(tmp_path: Path) -> None:
+def test_a_second_ingest_and_a_purge_keep_the_layout(tmp_path: Path) -> None:
     with WebServer() as server:
         server.routes |= {"/good.png": answer(blurred_png(1, (240, 230))), "/late.png": answer(b"", 503)}
         table = tmp_path / "table.csv"
@@ -107,7 +107,7 @@ def test_a_retry_and_a_purge_keep_the_layout(tmp_path: Path) -> None:
         values = (*VALUES, "ingest.source=url_table", "ingest.skip_hopeless=false", "download.num_retries=0")
         ingested(tmp_path, table, *values, "ingest.pairs_as_samples=true")
         server.routes["/late.png"] = server.routes["/good.png"]
-        ingested(tmp_path, table, *values, words=("--retry-failed",))
+        ingested(tmp_path, table, *values, "ingest.pairs_as_samples=true")
     [one] = raw_shards(tmp_path / "raw")
     assert [row["image_key"] for row in read_table(one).to_pylist()] == [f"00000000{n}" for n in range(4)]
     assert [key for key, _ in iter_images(one)] == [f"00000000{n}" for n in range(4)]

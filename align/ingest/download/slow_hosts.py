@@ -52,7 +52,7 @@ class SlowHosts:
         elif closed is not None:
             say(
                 f"ingest: {host} is given up for now ({closed.error}): its other pictures fail at once, and "
-                "`align ingest --retry-failed` asks again later"
+                "`align ingest` asks again later"
             )
         else:
             wait = "" if failure.retry_after_s is None else f" and wants a pause of {failure.retry_after_s:,.0f} s"

@@ -1,9 +1,9 @@
 """Checks what dvc.yaml in the working directory says of an output before a command writes there.
 
 An out of DVC must be made with the values of params.yaml: dvc.lock would state these values, and DVC's run cache would
-give the out to everybody who asks for them. `require_stated_values` sees to that before a command writes, and
-`commands.record_outs` tells DVC of what a command made outside of DVC, since `dvc repro` removes an out that it does
-not know, without asking and without keeping it.
+give the out to everybody who asks for them. `require_stated_values` sees to that before a command writes. What a
+command made outside of DVC `dvc commit --force STAGE` keeps; `dvc repro` removes an out that it does not know, without
+asking and without keeping it.
 """
 
 from __future__ import annotations

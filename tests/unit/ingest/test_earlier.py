@@ -80,15 +80,6 @@ def test_requests_are_the_new_rows_and_failures_that_may_pass(tmp_path: Path, se
     assert digests(tmp_path / "raw") == fresh(server, tmp_path, range(20), "filter.min_words=1")
 
 
-def test_a_retry_is_reused_too(tmp_path: Path, server: WebServer) -> None:
-    assert main(command(server, tmp_path, range(6))) == 0
-    server.routes[f"/{LATE}.png"] = answer(picture(400, 300))
-    assert main([*command(server, tmp_path, range(6)), "--retry-failed"]) == 0
-    asked(server)
-    assert main(command(server, tmp_path, range(7))) == 0
-    assert asked(server) == ["6"]
-
-
 def test_a_killed_run_reuses_for_the_shards_that_it_lacks(
     tmp_path: Path, server: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +118,9 @@ def test_other_patience_and_other_code(
     first = asked(server)
     assert main(command(server, tmp_path, range(6), "download.timeout_s=9.0", "ingest.shard_size=2")) == 0
     assert asked(server) == numbers(LATE)
-    assert "ingest: 4 addresses are known from the data/raw before, and not asked for" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "ingest: 1 pairs of the data/raw before failed in a way that may pass, and are asked for again" in said
+    assert "ingest: 4 addresses are known from the data/raw before, and not asked for" in said
     monkeypatch.setattr("align.ingest.ending.provenance.digest", lambda *_: "another")
     assert main(command(server, tmp_path, range(6))) == 0
     assert asked(server) == first

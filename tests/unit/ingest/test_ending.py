@@ -41,9 +41,9 @@ def test_the_commonest_reasons_are_named_with_what_to_set(
         assert main(command(server, tmp_path, routes, "download.max_image_bytes=4000")) == 0
     report = tmp_path / "reports/ingest/report.html"
     assert capsys.readouterr().err.splitlines()[-4:] == [
-        "ingest: without a picture: HTTP 503: 4 (may pass: `align ingest --retry-failed`)",
+        "ingest: without a picture: HTTP 503: 4 (may pass: `align ingest` asks again)",
         "ingest: without a picture: too large: 3 (download.max_image_bytes)",
-        "ingest: without a picture: timed out: 2 (may pass: `align ingest --retry-failed`, with a larger "
+        "ingest: without a picture: timed out: 2 (may pass: `align ingest` asks again, with a larger "
         "download.timeout_s if the servers are slow)",
         f"ingest: without a picture: 1 other reason(s): 1; all in {report}",
     ]
@@ -70,13 +70,12 @@ def test_no_picture_at_all_is_an_error_after_all_is_written(tmp_path: Path, caps
         assert main(arguments) == 1
         *_, last = capsys.readouterr().err.splitlines()
         assert last == (
-            f"align: error: {tmp_path / 'raw'}: none of its 2 pairs has a picture; `align ingest --retry-failed` asks "
-            "again"
+            f"align: error: {tmp_path / 'raw'}: none of its 2 pairs has a picture; `align ingest` asks again"
         )
         assert (tmp_path / "raw/manifest.json").exists() and (tmp_path / "reports/ingest/report.html").exists()
         assert json.loads((tmp_path / "runtime/ingest.json").read_text())["outcome"] == "failed: DataError"
         server.routes["/0.png"] = answer(picture(300, 250))
-        assert main([*arguments, "--retry-failed"]) == 0
+        assert main(arguments) == 0
         server.routes["/0.png"] = answer(b"", 404)
         assert main([*arguments, "--set", "ingest.reuse=false"]) == 1
         assert "none of its 2 pairs has a picture; see above for the reasons" in capsys.readouterr().err
@@ -113,7 +112,7 @@ def test_a_host_that_is_given_up_is_said_too_and_all_processes_say_it_once(
     [given_up] = [line for line in lines if "given up" in line]
     assert given_up == (
         f"{host} is given up for now (HTTP 429: given up after 2 such failures in a row): its other pictures fail at "
-        "once, and `align ingest --retry-failed` asks again later"
+        "once, and `align ingest` asks again later"
     )
     assert not [path.name for path in (tmp_path / "raw").iterdir() if "slow" in path.name or path.is_dir()]
 

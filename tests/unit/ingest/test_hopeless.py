@@ -103,33 +103,34 @@ def test_wider_rules_fetch_what_can_pass_by_now_and_nothing_else(
         arguments = table_of(server, tmp_path, PAIRS)
         assert main(arguments) == 0
         before, written = asked(server), files(tmp_path / "raw")
-        assert main([*arguments, "--retry-failed"]) == 0  # under the same rules
+        assert main([*arguments]) == 0  # under the same rules
         assert (asked(server), files(tmp_path / "raw")) == (before, written)
         narrow = {str(row["key"]): row for row in rows(tmp_path)}
         capsys.readouterr()
         wider = ["--set", "filter.min_words=2", "--set", "filter.drop_filenames=false"]
-        assert main([*arguments, *wider, "--retry-failed"]) == 0
+        assert main([*arguments, *wider]) == 0
         assert asked(server) == before | {"short": 1, "name": 1}
-        assert "retrying 3 pairs" in capsys.readouterr().err
+        assert "nothing is scanned again" in capsys.readouterr().err
         wide = {str(row["key"]): row for row in rows(tmp_path)}
         fetched = {str(row["caption"]) for key, row in wide.items() if row != narrow[key]}
         assert fetched == {"logo", "the logo", "img/of/some_name.png"}  # `logo` for the other text of its picture
         assert all(row["status"] == "success" for row in wide.values() if row["caption"] in fetched)
-        assert main([*arguments, "--set", "ingest.skip_hopeless=false", "--retry-failed"]) == 0
+        assert main([*arguments, "--set", "ingest.skip_hopeless=false"]) == 0
         assert asked(server) == {name: 1 for name, _ in PAIRS}
     assert {status for status, _ in outcomes(tmp_path).values()} == {"success"}
 
 
-def test_a_retry_leaves_out_what_can_pass_no_more(tmp_path: Path) -> None:
-    pairs = [("late", "three words only"), ("lost", "a text of more words")]
+def test_what_can_pass_no_more_is_asked_no_more_and_what_was_fetched_stays(tmp_path: Path) -> None:
+    pairs = [("late", "three words only"), ("lost", "a text of more words"), ("here", "some three words")]
     with WebServer() as server:
         arguments = table_of(server, tmp_path, pairs)
         server.routes |= {"/late.png": answer(b"", 503), "/lost.png": answer(b"", 503)}
-        assert main(arguments) == 1  # no pair has a picture
-        assert main([*arguments, "--set", "filter.min_words=4", "--retry-failed"]) == 1
-        assert asked(server) == {"late": 1, "lost": 2}
+        assert main(arguments) == 0
+        assert main([*arguments, "--set", "filter.min_words=4"]) == 0
+        assert asked(server) == {"late": 1, "lost": 2, "here": 1}
     assert outcomes(tmp_path)["three words only"] == HOPELESS
     assert outcomes(tmp_path)["a text of more words"] == ("failed_to_download", "HTTP 503")
+    assert outcomes(tmp_path)["some three words"] == ("success", None)
 
 
 def cut_off(*_: object) -> None:
@@ -137,7 +138,7 @@ def cut_off(*_: object) -> None:
 
 
 def test_another_cut_fetches_no_finished_shard_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does it discard unfinished work: what the first cut left out the filter counts, and a retry fetches it."""
+    """Nor does it discard unfinished work: the filter counts what the first cut left out, and the next fetches it."""
     with WebServer() as server:
         arguments = table_of(server, tmp_path, PAIRS)
         with monkeypatch.context() as patch:
@@ -150,7 +151,7 @@ def test_another_cut_fetches_no_finished_shard_again(tmp_path: Path, monkeypatch
         assert len(made) == 6
         assert {path: path.stat() for path in made} == made
         assert main([*arguments, "--set", "filter.min_words=2"]) == 0
-        assert main([*arguments, "--set", "filter.min_words=2", "--retry-failed"]) == 0
+        assert main([*arguments, "--set", "filter.min_words=2"]) == 0
         resumed = outcomes(tmp_path)
         (tmp_path / "at once").mkdir()
         assert main([*table_of(server, tmp_path / "at once", PAIRS), "--set", "filter.min_words=2"]) == 0
@@ -191,7 +192,7 @@ def test_a_take_down_keeps_its_own_outcome(tmp_path: Path) -> None:
         write_opted_out(tmp_path / "policy", gone)
         assert main(arguments) == 0
         assert asked(server) == dict.fromkeys(FETCHED, 1)
-        wide = [*arguments, "--set", "filter.min_words=1", "--retry-failed"]
+        wide = [*arguments, "--set", "filter.min_words=1"]
         assert main(wide) == 0
         assert "short" not in asked(server)
     of = [(row["status"], row["error_message"], row["caption"]) for row in rows(tmp_path) if "short" in str(row["url"])]

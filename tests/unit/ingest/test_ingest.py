@@ -271,7 +271,7 @@ def test_tasks_share_the_bounds_of_requests_and_parts_of_a_host_those_of_the_hos
     assert share_of(download, 1) == download
 
 
-def test_retry_failed_asks_for_what_may_come_and_for_nothing_else(
+def test_a_second_ingest_asks_for_what_may_come_and_for_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with WebServer() as server:
@@ -295,7 +295,7 @@ def test_retry_failed_asks_for_what_may_come_and_for_nothing_else(
         assert {text for text, row in before.items() if row["retryable"]} == {"late", "late again"}
         server.routes["/late.png"] = answer(late)
         asked = {path: server.count(path) for path in server.routes}
-        assert main([*arguments, "--retry-failed"]) == 0
+        assert main([*arguments]) == 0
         after = {str(row["caption"]): row for row in rows(tmp_path / "raw")}
         assert {text: row["status"] for text, row in after.items()} == {
             "good": "success", "gone": "failed_to_download", "late": "success", "late again": "success",
@@ -306,5 +306,5 @@ def test_retry_failed_asks_for_what_may_come_and_for_nothing_else(
         assert images[str(after["late"]["image_key"])] == late
         assert after["good"] == before["good"]
         capsys.readouterr()
-        assert main([*arguments, "--retry-failed"]) == 0  # nothing left to ask for
+        assert main([*arguments]) == 0  # nothing left to ask for
         assert server.count("/late.png") == asked["/late.png"] + 1

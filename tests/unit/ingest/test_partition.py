@@ -32,13 +32,13 @@ def test_each_shard_has_its_pairs_in_order_though_some_have_none_and_one_has_mos
     source, pieces = source_at(tmp_path / "a.tsv", "source=url_table"), Pieces(tmp_path)
     config = PARAMS.section(IngestConfig).model_copy(update={"shard_size": len(rows) // 40 + 1})
     sql = partial(open_engine, PARAMS.section(EngineConfig))
-    plan = make_plan(source, pieces, LocalExecutor(1), sql, OptedOut([]), config)
+    plan = make_plan(source, pieces, LocalExecutor(1), sql, OptedOut([]), config, tmp_path / "kept")
     assert len(plan.names) == 40
     found = {}
     for name in plan.names:
-        with planned_shard(plan.position_digits, plan.has_rights, source, pieces, name) as shard:
-            found[int(name)] = [(row["url"], row["text"]) for row in shard.rows()]
-            assert list(shard.rows()) == list(shard.rows())
+        shard = planned_shard(plan.position_digits, plan.has_rights, source, pieces, name)
+        found[int(name)] = [(row["url"], row["text"]) for row in shard.rows()]
+        assert list(shard.rows()) == list(shard.rows())
     assert found == {
         number: [(url, str(n)) for n, url in enumerate(rows) if shard_of(url, 40) == number] for number in range(40)
     }

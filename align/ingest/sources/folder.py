@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -29,6 +30,7 @@ from align.ingest.limits import MAX_TEXTS, TooLarge, read_at_most
 from align.ingest.sources.candidates import Candidate
 from align.ingest.sources.picture_files import (
     IMPOSSIBLE,
+    NEAR_TABLES,
     Found,
     PictureFiles,
     below,
@@ -44,8 +46,6 @@ from align.ingest.sources.tables import TABLES, NoColumnError, Tables, say_nothi
 from align.ingest.sources.texts import TOO_MANY, Sourced
 from align.interfaces.store import Files
 
-#: Folders beside a table that is given alone, in which its pictures may be.
-_USUAL = ("images", "Images", "image", "img", "imgs", "pictures", "photos", "train", "val", "test")
 _PICTURES = tuple(f".{extension}" for extension in sorted(IMAGE_EXTENSIONS))
 #: Names that systems and archives leave in folders, such as `.git/`, `._0001.jpg`.
 _HIDDEN = (".", "__MACOSX")
@@ -148,21 +148,16 @@ class Folder:
         """
         listed = self._store.list(file, ()) if self._listed is None else self._listed
         contents = _Contents(self._folder, listed)
-        pictures = PictureFiles(self._store, self._folder, self._usual if self._alone else contents.pictures.keys)
-        pictures.knows(frozenset(contents.pictures))
+        named_by = None if self._alone else contents.pictures.keys()
+        pictures = PictureFiles(self._store, self._folder, named_by, self._near)
         batches = Batches()
         named: set[str] = set()
         for table in self._chosen:
-            num_elsewhere = 0
             for pairs in self._tables.rows(table, counts, say_nothing):
-                picture, is_elsewhere = self._picture(table, pairs, pictures)
-                num_elsewhere += is_elsewhere
+                picture = self._picture(table, pairs, pictures)
                 named.add(picture.url)
                 add_pairs(batches, counts, pairs, picture)
                 yield from batches.full()
-            if num_elsewhere:
-                where = f"pictures found elsewhere in {self._folder}, by the end of their path"
-                say(f"ingest: {table}: {where}: {num_elsewhere:,}")
         for path, beside in contents.pictures.items():
             name = below(self._folder, path)
             own = None if name in named else self._own_text(name, beside)
@@ -177,27 +172,24 @@ class Folder:
         counts["files_left_out"] += len(left_out)
         yield from batches.rest()
 
-    def _usual(self) -> Iterator[str]:
-        """The pictures in folders of the usual names."""
-        for name in _USUAL:
+    def _near(self) -> Iterator[str]:
+        """The pictures beside a table that is given alone, and in folders of the usual names there."""
+        if is_local(self._folder):
+            yield from (str(path) for path in Path(self._folder).iterdir() if is_picture_name(path.name))
+        for name in NEAR_TABLES:
             with suppress(DataError):
                 yield from self._store.list(f"{self._folder.rstrip('/')}/{name}/", _PICTURES)
 
-    def _picture(self, table: str, pairs: WrittenPairs, pictures: PictureFiles) -> tuple[Candidate, bool]:
-        """The picture of a row of a table, and whether it is elsewhere than the table says."""
-
-        def all_written() -> Iterator[str]:
-            every = (pairs.picture for pairs in self._tables.rows(table, Counter(), say_nothing))
-            return filter(is_file_name, filter(None, every))
-
+    def _picture(self, table: str, pairs: WrittenPairs, pictures: PictureFiles) -> Candidate:
+        """The picture of a row of a table."""
         written = pairs.picture
         if not written:
             found = Found(None, _NO_NAME)
         else:
-            found = pictures.find(table, written, all_written) if is_file_name(written) else Found(None, _ADDRESS)
+            found = pictures.find(table, written) if is_file_name(written) else Found(None, _ADDRESS)
         path, problem = found.path, pairs.problem or found.problem
         url = written if path is None else below(self._folder, path)
-        return Candidate(url, "", None, pairs.page_url, problem, None if problem else path), found.is_elsewhere
+        return Candidate(url, "", None, pairs.page_url, problem, None if problem else path)
 
     def _own_text(self, name: str, beside: str | None) -> WrittenPairs | None:
         """The texts of a picture that no table names; None if it has none."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +25,11 @@ OUTSIDE = "outside the folder"
 IMPOSSIBLE = "no name that a file can have"
 _AMBIGUOUS = "ambiguous"
 _FILE = "file:"
+#: Folders in the folder of all in which pictures may be; and those beside a table.
+_USUAL = ("images", "Images", "image", "img", "imgs", "pictures", "photos")
+NEAR_TABLES = (*_USUAL, "train", "val", "test")
 #: `Screenshot:1.jpg` is a file.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
-#: The last of all characters.
-_LAST = "\U0010ffff"
 #: Characters of a file's name; nobody looks for a longer one.
 _MAX_CHARACTERS = 4_096
 
@@ -41,12 +40,10 @@ class Found(NamedTuple):
     Attributes:
         path: the file, as `Files` opens it; None: there is none.
         problem: why; else None.
-        is_elsewhere: whether it was found by the end of its path, outside of the table's folder.
     """
 
     path: str | None
     problem: str | None = None
-    is_elsewhere: bool = False
 
 
 def is_picture_name(name: str) -> bool:
@@ -76,68 +73,64 @@ def read_picture(files: Files, file: str, max_bytes: int, folder: str | None) ->
 class PictureFiles:
     """The pictures of one folder, by the names that tables give them."""
 
-    def __init__(self, files: Files, folder: str, list_pictures: Callable[[], Iterable[str]]) -> None:
-        """`list_pictures`: those that are also found by the end of their path; called at the first miss."""
+    def __init__(
+        self,
+        files: Files,
+        folder: str,
+        listed: Set[str] | None = None,
+        list_pictures: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        """
+        Args:
+            files: reads them.
+            folder: no picture outside of it counts.
+            listed: those in the folder; None: `list_pictures` says which are looked for, at the first miss.
+            list_pictures: see `listed`.
+        """
         self._files, self._folder, self._list_pictures = files, folder, list_pictures
-        self._known: Set[str] = frozenset()
+        self._listed = listed
         self._within = Within(folder)
-        self._are_below: dict[str, bool] = {}
-        self._endings: tuple[_Endings, _Endings] | None = None
 
-    def knows(self, paths: Set[str]) -> None:
-        """Tells that these files exist, so that nobody asks for each."""
-        self._known = paths
+    def find(self, table: str, written: str) -> Found:
+        """The file that a row of a table names, or else with an extension of pictures.
 
-    def find(self, table: str, written: str, all_written: Callable[[], Iterable[str]]) -> Found:
-        """The file that a row of a table names.
-
-        A name is relative to the table's folder, or absolute inside of the folder. If there is no such file, it is the
-        one picture whose path ends in the name: in upper or lower case, with `\\` for `/`, with or without extension.
-        That picture must be below the table's folder. Only if none of the table's pictures is there, it may be
-        elsewhere: a file of the same name in another part of a data set is another picture.
+        A name is relative to the table's folder, or absolute inside of the folder. If there is no such file, it is
+        relative to the folder; and else to folders of usual names beside the table or in the folder.
 
         Args:
             table: the file; it is in the folder.
             written: the name, or a file:// address.
-            all_written: those of all rows of the table, which are read at the first name that is not found there.
         """
-        own = parent(table)
-        found, name = self._at(own, written)
-        if name is None:
-            return found
-        below_own = self._one_of(self._ending_in(name, own))
-        if below_own.problem != MISSING or own == self._folder:
-            return below_own
-        if own not in self._are_below:
-            self._are_below[own] = any(self._is_below(own, each) for each in all_written())
-        if self._are_below[own]:
-            return below_own
-        elsewhere = self._one_of(self._ending_in(name, self._folder))
-        return elsewhere._replace(is_elsewhere=elsewhere.path is not None)
-
-    def _at(self, own: str, written: str) -> tuple[Found, str | None]:
-        """The file of this name; the name, relative to the table's folder, where it has to be looked for."""
         if len(written) > _MAX_CHARACTERS:
-            return Found(None, IMPOSSIBLE), None
+            return Found(None, IMPOSSIBLE)
+        own = parent(table)
         found = self._inside(own, written)
         if found.path is None:
-            return found, None
-        if found.path in self._known or is_file(self._files, found.path):
-            return (found if self._within.holds(found.path) else Found(None, OUTSIDE)), None
-        return Found(None, MISSING), below(own, found.path)
+            return found
+        if found.path in (self._listed or ()) or is_file(self._files, found.path):
+            return self._held([found.path])
+        if self._listed is None:
+            self._listed = frozenset(self._list_pictures())
+        places = [[found.path]]
+        name = below(own, found.path)
+        if name != found.path:
+            places.append([joined(self._folder, name)])
+            usual = [*((own, each) for each in NEAR_TABLES), *((self._folder, each) for each in _USUAL)]
+            places.append(list(dict.fromkeys(joined(folder, each, name) for folder, each in usual)))
+        for paths in places:
+            if there := [path for path in paths if path in self._listed]:
+                return self._held(there)
+            if there := [each for path in paths for each in self._with_extension(path)]:
+                return self._held(there)
+        return Found(None, MISSING)
 
-    def _is_below(self, own: str, written: str) -> bool:
-        """Whether a name is that of a picture below the table's folder."""
-        found, name = self._at(own, written)
-        if name is not None:
-            return bool(self._ending_in(name, own))
-        return found.path is not None and found.path.startswith(f"{own}/")
+    def _with_extension(self, path: str | None) -> list[str]:
+        named = (f"{path}.{extension}" for extension in sorted(IMAGE_EXTENSIONS))
+        return [each for each in named if each in (self._listed or ())]
 
-    def _one_of(self, paths: Sequence[str]) -> Found:
+    def _held(self, paths: Sequence[str]) -> Found:
         if len(paths) > 1:
             return Found(None, f"{_AMBIGUOUS}: {len(paths):,} files of this name")
-        if not paths:
-            return Found(None, MISSING)
         return Found(paths[0]) if self._within.holds(paths[0]) else Found(None, OUTSIDE)
 
     def _inside(self, folder: str, written: str) -> Found:
@@ -162,44 +155,6 @@ class PictureFiles:
         if path is None or path == self._folder:
             return Found(None, OUTSIDE if ".." in name else IMPOSSIBLE)
         return Found(path.removeprefix("./"))
-
-    def _ending_in(self, name: str, folder: str) -> Sequence[str]:
-        """The pictures in a folder whose path ends in this name, or else those whose path without extension does."""
-        if self._endings is None:
-            paths = [(_alike(below(self._folder, path)), path) for path in self._list_pictures()]
-            stems = [(spelt.rpartition(".")[0], path) for spelt, path in paths]
-            self._endings = (_Endings(paths), _Endings(stems))
-        for endings in self._endings:
-            found = endings.of(_alike(name))
-            if folder != self._folder:
-                found = [path for path in found if path.startswith(f"{folder}/")]
-            if found:
-                return found
-        return []
-
-
-class _Endings:
-    """Paths by their ends: sorted from the last folder to the first, so that a million of them take one search."""
-
-    def __init__(self, paths: Iterable[tuple[str, str]]) -> None:
-        """`paths`: the spelling that is compared, and the path."""
-        pairs = sorted((_backwards(spelt), path) for spelt, path in paths)
-        self._keys = [key for key, _ in pairs]
-        self._paths = [path for _, path in pairs]
-
-    def of(self, end: str) -> Sequence[str]:
-        """The paths that end in these folders and this name."""
-        key = _backwards(end)
-        return self._paths[bisect_left(self._keys, key) : bisect_right(self._keys, key + _LAST)]
-
-
-def _backwards(path: str) -> str:
-    return "/".join(reversed(path.split("/"))) + "/"
-
-
-def _alike(name: str) -> str:
-    """One spelling of names that people take for the same: case, `\\` for `/`, accents in one or two characters."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
 
 
 def below(folder: str, path: str) -> str:

@@ -71,7 +71,7 @@ class UrlTable:
         """
         if not is_local(file):
             return
-        pictures = PictureFiles(self._store, parent(file), list)
+        pictures = PictureFiles(self._store, parent(file))
         with suppress(DataError):
             for pairs in self._tables.rows(file, Counter(), say_nothing):
                 yield self._picture(file, pairs, pictures).file
@@ -106,7 +106,7 @@ class UrlTable:
                 say(f"ingest: {file}: {choice}")
 
         batches = Batches()
-        pictures = PictureFiles(self._store, parent(file), list)
+        pictures = PictureFiles(self._store, parent(file))
         for pairs in self._tables.rows(file, counts, tell):
             add_pairs(batches, counts, pairs, self._picture(file, pairs, pictures))
             yield from batches.full()
@@ -117,7 +117,7 @@ class UrlTable:
         written, page, problem = pairs.picture, pairs.page_url, pairs.problem
         is_file = is_file_name(written) and (is_picture_name(written) or written.startswith("file:"))
         if is_file and not _is_on_web(file):
-            found = pictures.find(file, written, list)
+            found = pictures.find(file, written)
             path, problem = found.path, problem or found.problem
             url = written if path is None else below(parent(file), path)
             return Candidate(url, "", None, page, problem, None if problem else path)

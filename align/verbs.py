@@ -143,16 +143,6 @@ COMMANDS = {
         ),
         commands.init,
     ),
-    "pin": Verb(
-        "align.ingest.pin",
-        "list the files of a bucket or web server with their ETags, so that DVC keeps what is made from them",
-        ("ingest", "store", "download"),
-        (
-            "align pin s3://bucket/crawl --out data/crawl.paths",
-            "align pin https://host.example/warc.paths.gz --out data/crawl.paths --set ingest.source=warc",
-        ),
-        commands.pin,
-    ),
     "run": Verb(
         "align.pipeline.run",
         "run the whole pipeline under Prefect, and record it as branch run/<name>",

@@ -27,12 +27,6 @@ def init(parser: ArgumentParser) -> None:
     parser.set_defaults(params=installed("params.yaml"))  # not those of the folder in which it is typed
 
 
-def pin(parser: ArgumentParser) -> None:
-    """Arguments of `align pin`."""
-    parser.add_argument("source", help="what paths.archive would be: s3://..., https://..., a folder, pattern or list")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.paths", help="the list to write, for git")
-
-
 def run(parser: ArgumentParser) -> None:
     """Arguments of `align run`: what to run, as in the form in Prefect's UI."""
     parser.add_argument("--name", default="demo", help="the result becomes branch run/NAME (default: demo)")

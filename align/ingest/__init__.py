@@ -1,4 +1,4 @@
-"""The stage `ingest`: from a source of pairs to data/raw, and `align pin`, which lists a source.
+"""The stage `ingest`: from a source of pairs to data/raw.
 
 `partition` gives each pair its shard, `groups` asks the web by host for what `earlier` does not know, `fetching` puts
 each picture into its shard, `writer` writes; `forecast` is `align ingest --plan`. The kinds of sources are in

@@ -11,7 +11,7 @@ from align.config.ingest import IngestConfig
 from align.durable.processes import in_threads
 from align.errors import DataError
 from align.formats.parquet import ForeignTable
-from align.ingest.sources import source_at
+from align.ingest.sources import open_source
 from align.ingest.workers import Resources
 from align.interfaces.store import Files
 from align.services.files.files import StoreFiles
@@ -30,7 +30,7 @@ def forecast(config: IngestConfig, resources: Resources, archive: str) -> list[s
         ServiceError: a server is unavailable.
     """
     files, engine = StoreFiles(resources.store, resources.download), resources.engine
-    source = source_at(config, archive, files)
+    source = open_source(config, archive, files)
     named = [file for file in source.inputs if not file.endswith("/")] or files.list(archive, ("",))
     num_bytes = sum(int(stamp.partition(" ")[0]) for stamp in files.stamps(named))
     shards = f"then a shard for each {config.shard_size:,} pairs, which the scan counts"

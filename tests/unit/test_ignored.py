@@ -44,7 +44,7 @@ def ignored(root: Path, path: str) -> bool:
 def test_what_people_are_told_to_make_is_ignored(repository: Path) -> None:
     found = set(WRITTEN.findall(texts()))
     assert {"hits.html", "trial/reports"} <= found and len(found) > 10
-    kept = {path for path in found if path.startswith("data/") and path.endswith(".paths")}  # pinned lists are for git
+    kept = {path for path in found if path.startswith("data/") and path.endswith(".paths")}  # lists are for git
     assert not any(ignored(repository, path) for path in kept)
     made = (path if Path(path).suffix else f"{path}/" for path in found - kept)
     assert sorted(path for path in made if not ignored(repository, path)) == []

@@ -14,7 +14,6 @@ from typing import Protocol
 import pyarrow as pa
 
 from align.config.ingest import IngestConfig
-from align.display.console import say
 from align.durable.files import require_utf8
 from align.errors import DataError
 from align.ingest.sources.picture_files import is_folder, is_picture_name
@@ -68,17 +67,6 @@ def open_source(config: IngestConfig, location: str, files: Files) -> Source:
         DataError: the location has no files of this kind, or the plan cannot hold the name of one.
         ServiceError: as `Files`.
     """
-    source = source_at(config, location, files)
-    if "://" in location:
-        say(
-            "ingest: DVC's run cache keeps nothing that is read from an address, so a new checkout fetches it again. "
-            f"To keep it: align pin {location} --out data/archive.paths; then set paths.archive: data/archive.paths"
-        )
-    return source
-
-
-def source_at(config: IngestConfig, location: str, files: Files) -> Source:
-    """As `open_source`, without advice."""
     source = _opened(config, location, files)
     if config.source in ("warc", "shards"):  # their pictures are found by the file that holds them
         for file in source.files:
@@ -91,7 +79,7 @@ def require_seen_by_dvc(source: Source, location: str, raw: Path) -> None:
 
     Args:
         source: of the location.
-        location: `paths.archive`. A list of files stands for those in it, see `align pin`.
+        location: `paths.archive`. A list of files stands for those in it.
         raw: the out, which is not part of a dependency.
 
     Raises:

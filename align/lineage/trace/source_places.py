@@ -18,7 +18,7 @@ from align.config.infrastructure import StoreConfig
 from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.paths import PathsConfig
 from align.errors import AlignError
-from align.ingest.sources import Source, source_at
+from align.ingest.sources import Source, open_source
 from align.lineage.versions.raw_pairs import RawRow
 from align.pairs.urls import canonical_or_as_is
 from align.services.files.files import StoreFiles
@@ -58,7 +58,7 @@ class SourcePlaces:
             return {}
         files = StoreFiles(self._params.section(StoreConfig), self._params.section(DownloadConfig))
         try:
-            source = source_at(self._params.section(IngestConfig), archive, files)
+            source = open_source(self._params.section(IngestConfig), archive, files)
             size = _size(source)
             if not self._asked and (size is None or size > SMALL_BYTES):
                 what = "it is not on this machine" if size is None else f"it has {size / 1e6:,.0f} MB"

@@ -17,7 +17,7 @@ from align.web.addresses import target_of
 
 _LISTS = (".txt", ".paths", ".txt.gz", ".paths.gz")
 #: Bytes of a list, as stored and as unpacked. A crawl of Common Crawl has some 90,000 lines of 140 bytes.
-_MAX_BYTES, MAX_LINES = 64 << 20, 1_000_000
+_MAX_BYTES, _MAX_LINES = 64 << 20, 1_000_000
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WEB = ("https", "http")
 #: Lines that an error names, and the characters of each.
@@ -54,8 +54,8 @@ def lines_of(stream: BinaryIO, location: str) -> list[str]:
     lines: list[str] = []
     try:  # str.splitlines knows other ends of lines, too
         for number, line in enumerate(io.TextIOWrapper(io.BufferedReader(bounded, 1 << 16), encoding="utf-8-sig")):
-            if number == MAX_LINES:
-                raise DataError(f"{location}: a list of more than {MAX_LINES:,} lines; divide it")
+            if number == _MAX_LINES:
+                raise DataError(f"{location}: a list of more than {_MAX_LINES:,} lines; divide it")
             if (stripped := line.strip()) and not stripped.startswith("#"):
                 lines.append(stripped)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
@@ -162,7 +162,7 @@ def require_all_usable(unusable: Mapping[str, list[str]], location: str, num_lin
     count = sum(map(len, unusable.values()))
     if not count:
         return
-    reasons = "; ".join(f"{reason}: {named(lines, root or location)}" for reason, lines in unusable.items())
+    reasons = "; ".join(f"{reason}: {_named(lines, root or location)}" for reason, lines in unusable.items())
     text = f"{location}: {count:,} of its {num_lines:,} lines cannot be used. {reasons}"
     missing = unusable.get(MISSING, [])
     if root is None and any(not line.startswith("/") and not _SCHEME.match(line) for line in missing):
@@ -170,7 +170,7 @@ def require_all_usable(unusable: Mapping[str, list[str]], location: str, num_lin
     raise DataError(f"{text}. Correct or remove these lines")
 
 
-def named(lines: Sequence[str], base: str = "") -> str:
+def _named(lines: Sequence[str], base: str = "") -> str:
     """The first few of some locations, for a message; `base` as for `shown`."""
     more = f" and {len(lines) - _NAMED:,} more" if len(lines) > _NAMED else ""
     return ", ".join(shown(line, base)[:_SHOWN] for line in lines[:_NAMED]) + more

@@ -20,9 +20,8 @@ from align.config.ingest import DownloadConfig
 from align.display.console import say, track
 from align.durable.processes import in_threads
 from align.errors import DataError
-from align.services.files import file_lists, pinned_lists
+from align.services.files import file_lists
 from align.services.files.file_lists import MISSING, UnusableLocationError, is_web
-from align.services.files.pinned_lists import Pin
 from align.services.files.web_files import WebFiles
 from align.services.s3.client import list_stats, read_range, stat
 from align.services.s3.locations import Stat, is_s3, split_uri
@@ -58,14 +57,12 @@ class StoreFiles:
             location: a file, a folder (walked through), a pattern (`*` within a folder, `**` across), a file on a web
                 server, or a list file with one location per line; empty and `#` lines are skipped.
             suffixes: of the files to list in a folder or bucket, in lower case; empty: all files. A file that ends in
-                .txt or .paths (also .gz) is a list file, unless its suffix is among these. One that `align pin` made
-                has the files that count as lines, and is checked.
+                .txt or .paths (also .gz) is a list file, unless its suffix is among these.
             root: what the relative lines of a list begin with; None: the folder of the list.
 
         Raises:
-            DataError: no file is there, lines of a list cannot be used (all of them are named or counted), pinned files
-                have changed, or the credentials are refused. Lines on a server are not asked for one by one: `stamps`
-                does that.
+            DataError: no file is there, lines of a list cannot be used (all of them are named or counted), or the
+                credentials are refused. Lines on a server are not asked for one by one: `stamps` does that.
             ServiceError: the server is unavailable or refuses.
         """
         ending = tuple(suffixes)
@@ -83,10 +80,7 @@ class StoreFiles:
 
     def _listed(self, location: str, ending: tuple[str, ...], root: str | None) -> set[str]:
         with self.open(location) as stream:
-            pinned = pinned_lists.source_of(stream)
             lines = file_lists.lines_of(stream, location)
-        if pinned is not None:
-            return self._pinned(location, pinned, pinned_lists.pins_of(lines, location))
         files: set[str] = set()
         num_repeated, unusable = 0, defaultdict[str, list[str]](list)
         for line in lines:
@@ -107,32 +101,6 @@ class StoreFiles:
         if num_repeated:
             say(f"ingest: {location}: files that are named more than once: {num_repeated:,}; each is read once")
         return files
-
-    def _pinned(self, location: str, source: str, pins: Sequence[Pin]) -> set[str]:
-        """The files of a list of `align pin`, each of which is what the list says."""
-        files: dict[str, Pin] = {}
-        unusable = defaultdict[str, list[str]](list)
-        for pin in pins:
-            try:
-                file = file_lists.absolute(pin.line, location, None)
-                file_lists.require_usable(file)
-            except UnusableLocationError as error:
-                unusable[str(error)].append(pin.line)
-                continue
-            files[file] = pin
-        file_lists.require_all_usable(unusable, location, len(pins), None)
-        if not files:
-            raise DataError(f"{location}: an empty list; run: align pin {source} --out {location}")
-        stamps = in_threads(self._stamp_or_error, list(files), self.config.num_connections)
-        found = track(stamps, what="ingest: files looked up", total=len(files))
-        changed = [
-            file
-            for (file, pin), stamp in zip(files.items(), found, strict=True)
-            if isinstance(stamp, DataError) or pinned_lists.plain(stamp) != pin.stamp
-        ]
-        if changed:
-            raise pinned_lists.changed(location, source, changed, len(files))
-        return {file for file, pin in files.items() if not pin.is_beside}
 
     def open(self, uri: str) -> BinaryIO:
         """A seekable stream; files on servers are read ahead, by range requests. Raises as `list`."""

@@ -14,7 +14,7 @@ from tests.support.small_data import jpeg
 
 #: They need a bucket, a web server, Prefect, a process of their own, a champion before the present one or an hour of
 #: training, or serve until they are stopped; other tests start those.
-ELSEWHERE = ("pin", "run", "plan", "rollback", "serve", "study")
+ELSEWHERE = ("run", "plan", "rollback", "serve", "study")
 #: Shows what it would do, and says so with exit code 1.
 PREVIEW = {"align opt_out --purge": "align: error: nothing is purged yet: add --yes"}
 

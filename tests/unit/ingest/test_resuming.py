@@ -11,10 +11,9 @@ import pyarrow as pa
 import pytest
 
 from align.config.infrastructure import StoreConfig
-from align.config.ingest import DownloadConfig, IngestConfig
+from align.config.ingest import DownloadConfig
 from align.errors import DataError
 from align.ingest import groups, workers
-from align.ingest.pin import pin
 from align.ingest.sources.archives.warc import Warc
 from align.services.files.files import StoreFiles
 from tests.support.params import load_params
@@ -120,8 +119,7 @@ def test_other_patience_fetches_nothing_again(tmp_path: Path, monkeypatch: pytes
     assert raw_rows(tmp_path / "raw") == rows
 
 
-@pytest.mark.parametrize("is_pinned", [False, True])
-def test_each_file_on_a_server_is_asked_once_what_it_is(tmp_path: Path, is_pinned: bool) -> None:
+def test_each_file_on_a_server_is_asked_once_what_it_is(tmp_path: Path) -> None:
     folder, asked = archives(tmp_path / "archives", "abc", damaged=""), Counter[str]()
     with WebServer() as server:
         for path in folder.iterdir():
@@ -130,12 +128,7 @@ def test_each_file_on_a_server_is_asked_once_what_it_is(tmp_path: Path, is_pinne
         listed = tmp_path / "list.paths"
         listed.write_text("\n".join(names))
         files = StoreFiles(PARAMS.section(StoreConfig), PARAMS.section(DownloadConfig))
-        if is_pinned:
-            pinned = tmp_path / "pinned.paths"
-            pin(PARAMS.section(IngestConfig), files, str(listed), pinned)
-            assert asked == Counter("abc")
-            asked.clear()
-        rows = ingested(tmp_path, tmp_path / ("pinned.paths" if is_pinned else "list.paths"))
+        rows = ingested(tmp_path, listed)
         assert [row["status"] for row in rows] == ["success"] * 6
         assert asked == Counter("abc")
         files.stamps(names)

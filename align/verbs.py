@@ -46,7 +46,6 @@ STAGES = {
             f"align ingest --set ingest.max_pages=50 --set paths.raw=trial/raw {_REPORTS}",
             "align ingest --set ingest.source=url_table --set paths.archive=mydata/pairs.parquet",
         ),
-        stages.ingest,
     ),
     "filter": Verb(
         "align.filter.filter",

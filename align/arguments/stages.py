@@ -9,15 +9,6 @@ from pathlib import Path
 CATALOGUE = Path("catalogue/index")
 
 
-def ingest(parser: ArgumentParser) -> None:
-    """Arguments of `align ingest`."""
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="print files, bytes, tasks, and the memory and disk that machines need; reads no record, writes nothing",
-    )
-
-
 def validate(parser: ArgumentParser) -> None:
     """Arguments of `align validate`: decisions about the last run, instead of a run."""
     group = parser.add_mutually_exclusive_group()

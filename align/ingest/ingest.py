@@ -26,7 +26,6 @@ from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.params import Params
 from align.config.paths import PathsConfig
-from align.display.console import show
 from align.display.report import record_runtime, write_report
 from align.durable.files import replace_directory
 from align.durable.pieces import Pieces
@@ -48,7 +47,6 @@ from align.ingest.ending import (
     say_result,
 )
 from align.ingest.fetching import Pictures
-from align.ingest.forecast import forecast
 from align.ingest.partition import FOLDER, keep_plan, make_plan, planned_shard
 from align.ingest.report import IngestReport, summarise, write_page
 from align.ingest.sources import open_source, require_seen_by_dvc
@@ -180,13 +178,10 @@ def _text_cuts(params: Params) -> TextCuts:
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align ingest`."""
+    del args
     paths = params.section(PathsConfig)
     outs = {"raw": paths.raw, "reports": paths.reports / "ingest"}
     engine, store = params.section(EngineConfig), params.section(StoreConfig)
-    if args.plan:
-        resources = Resources(params.section(DownloadConfig), engine, store)
-        show(*forecast(params.section(IngestConfig), resources, paths.archive))
-        return
     require_stated_values(params, DECIDING_VALUES, outs)
     with record_runtime("ingest", paths.runtime) as runtime:
         config = params.section(IngestConfig)

@@ -39,7 +39,6 @@ NEUTRAL = frozenset({
     "align.project.provenance",  # names code, decides nothing
     "align.training.given_tars",  # of `--data`, which no stage of dvc.yaml has
     "align.config.params",  # reads params.yaml, whose values are tracked themselves
-    "align.ingest.forecast",  # what it prints
     "align.interfaces.executor",  # signatures
     "align.interfaces.sql",
     "align.interfaces.store",

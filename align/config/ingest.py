@@ -89,7 +89,7 @@ class DownloadConfig(Section):
 
     #: The name that we send; state there how to reach you.
     user_agent: Annotated[str, Field(min_length=1)]
-    #: Whether robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex) and reservations of pages and sites
+    #: Whether robots.txt, X-Robots-Tag (noai, noimageai, noindex, noimageindex) and reservations of pages
     #: (`align.ingest.sources.rights`) are obeyed.
     obey_robots: bool
     #: Requests in flight to all hosts together, and to one host.

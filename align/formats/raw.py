@@ -61,7 +61,7 @@ WITHOUT_RIGHTS = pa.schema([field for field in SCHEMA if field.name not in RIGHT
 
 #: The error_message of a row whose status is `not_fetched`.
 HOPELESS = "no text of it can pass the filter"
-#: The code of an error_message: its page or site reserves the picture, and download.obey_robots is on.
+#: The code of an error_message: its page reserves the picture, and download.obey_robots is on.
 RESERVED = "reserved"
 #: The code of an error_message: the address is of a private network that download.allow_networks does not name.
 ADDRESS_REFUSED = "address refused"

@@ -60,7 +60,7 @@ _REMEDIES = {
     ADDRESS_REFUSED: "of a private network: name it in download.allow_networks if it is yours, then `align ingest`",
     "robots.txt": "the host forbids it; download.obey_robots and download.user_agent say how we ask",
     "X-Robots-Tag": "the host forbids it; download.obey_robots and download.user_agent say how we ask",
-    RESERVED: "its page or site forbids it; download.obey_robots",
+    RESERVED: "its page forbids it; download.obey_robots",
     "robots.txt unreachable": _RETRY,
     "timed out": _MORE_TIME,
     "DNS failure": f"{_RETRY}; all of them: is this machine online?",

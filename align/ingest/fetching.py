@@ -33,7 +33,7 @@ class Pictures:
     Attributes:
         images_from: `archive`, `web` or `archive_then_web`, for pictures that pages name.
         max_pixels: larger pictures are refused; their header is enough to tell.
-        download: whether larger pictures are shrunk, and whether reservations of pages and sites are obeyed.
+        download: whether larger pictures are shrunk, and whether reservations of pages are obeyed.
         samples: what a tar sample is, see `align.formats.raw`.
         opted_out: what must no longer be fetched or kept.
         text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: always.

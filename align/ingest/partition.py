@@ -36,12 +36,10 @@ from align.durable.processes import in_threads
 from align.errors import DataError
 from align.formats.policy import REFUSED, OptedOut
 from align.formats.raw import RIGHTS
-from align.ingest.limits import TooLarge
 from align.ingest.sources import Source
 from align.ingest.sources.candidates import CANDIDATES, RESPONSES, num_cut
 from align.ingest.sources.outcomes import in_words
 from align.ingest.sources.reading import damage_in
-from align.ingest.sources.rights import SITE_FILE, SiteRules
 from align.interfaces.executor import Executor, Step
 from align.interfaces.sql import Engine
 
@@ -164,9 +162,8 @@ def make_plan(
     def make() -> dict[str, Any]:
         scanned = _scan_all(source, pieces, executor, opted_out, config.max_damaged_share)
         with open_sql() as sql:
-            num_shards, site_files = _sort(sql, folder, config.max_pages, config.shard_size)
-        sites = SiteRules((url, _read_site_file(source, file, offset)) for url, file, offset in site_files)
-        sizes, has_rights = _divide(folder, num_shards, sites)
+            num_shards = _sort(sql, folder, config.max_pages, config.shard_size)
+        sizes, has_rights = _divide(folder, num_shards)
         longest = max(sizes.values(), default=1)
         values = {"num_pairs": sum(sizes.values()), "num_shards": num_shards, "longest": longest}
         return {**values, "has_rights": has_rights, **scanned}
@@ -208,13 +205,6 @@ def keep_plan(work: Path, kept: Path) -> None:
         (new / kept.name / "pairs").mkdir(parents=True)
         for file in files:
             link(work / file, new / kept.name / Path(file).relative_to(FOLDER))
-
-
-def _read_site_file(source: Source, file: str, offset: int | None) -> bytes:
-    try:
-        return source.read(file, offset) or b""
-    except TooLarge:
-        return b""
 
 
 def _scan_all(
@@ -330,12 +320,8 @@ def hashes_of(urls: list[str]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     return np.frombuffer(digests, dtype="<u8")
 
 
-def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> tuple[int, list[Any]]:
-    """Writes all pairs in the order of the shards.
-
-    Returns:
-        How many shards there are; (url, file, offset) of the sites' files about rights.
-    """
+def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> int:
+    """Writes all pairs in the order of the shards. Returns how many shards there are."""
     for kind in _TABLES:
         sql.view(kind, folder / kind / "*.parquet")
     chosen = "candidates"
@@ -381,14 +367,11 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
         FROM {chosen} AS chosen LEFT JOIN {answers} AS answer ON answer.url = chosen.url
     """)  # fmt: skip
     sql.write("SELECT * FROM joined ORDER BY shard, file_number, row_number", folder / _SORTED)
-    site_files = sql.rows(f"""
-        SELECT url, file, "offset" FROM {answers} WHERE status = {_HTTP_OK} AND url LIKE '%{SITE_FILE}' ORDER BY url
-    """)  # fmt: skip
-    return num_shards, site_files
+    return num_shards
 
 
-def _divide(folder: Path, num_shards: int, sites: SiteRules) -> tuple[Counter[int], bool]:
-    """Writes the sorted pairs as files of few shards, a row group of one shard each, with what their sites reserve.
+def _divide(folder: Path, num_shards: int) -> tuple[Counter[int], bool]:
+    """Writes the sorted pairs as files of few shards, a row group of one shard each.
 
     So a task opens one small file and reads its own rows only, however many pairs there are.
 
@@ -399,7 +382,7 @@ def _divide(folder: Path, num_shards: int, sites: SiteRules) -> tuple[Counter[in
     has_rights = False
     (folder / "pairs").mkdir(exist_ok=True)
     with pq.ParquetFile(folder / _SORTED) as pairs:
-        runs = ((shard, _with_sites(run, sites)) for shard, run in _by_shard(pairs))
+        runs = _by_shard(pairs)
         run = next(runs, None)
         for start in range(0, num_shards, _SHARDS_OF_A_FILE):
             path = folder.parent / _pairs_of(start).last
@@ -411,14 +394,6 @@ def _divide(folder: Path, num_shards: int, sites: SiteRules) -> tuple[Counter[in
                     run = next(runs, None)
     (folder / _SORTED).unlink()
     return sizes, has_rights
-
-
-def _with_sites(pairs: pa.RecordBatch, sites: SiteRules) -> pa.RecordBatch:
-    if not sites:
-        return pairs
-    columns = (pairs[name].to_pylist() for name in ("reservation", "url", "page_url"))
-    found = [mark or sites.reservation(*addresses) for mark, *addresses in zip(*columns, strict=True)]
-    return pairs.set_column(pairs.schema.get_field_index("reservation"), "reservation", pa.array(found, pa.string()))
 
 
 def _by_shard(pairs: pq.ParquetFile) -> Iterator[tuple[int, pa.RecordBatch]]:

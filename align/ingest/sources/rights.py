@@ -1,7 +1,7 @@
-"""What a page, a response or a site says about the use of its pictures: reservations, and a licence.
+"""What a page or a response says about the use of its pictures: reservations, and a licence.
 
 A reservation is a directive `noai` or `noimageai` for all robots (<meta name="robots">, X-Robots-Tag), or one of the
-TDM Reservation Protocol: a <meta> or a header `tdm-reservation: 1`, or a rule of the site's /.well-known/tdmrep.json.
+TDM Reservation Protocol: a <meta> or a header `tdm-reservation: 1`.
 Any one of them counts, also against a permission elsewhere: covering too much costs one picture.
 
 A licence is an address: what the page links to with rel="license", else its link to a licence of Creative Commons.
@@ -11,24 +11,19 @@ since nobody knows which one its picture has.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from align.formats.policy import host_of
 from align.ingest import robots
 from align.pairs.urls import Resolver
 
-#: The site's file, and the text by which a page that says anything here is known (in lower case).
-SITE_FILE = "/.well-known/tdmrep.json"
+#: The text by which a page that says anything here is known (in lower case).
 MARKS = ("noai", "noimageai", "tdm-reservation", "license", "creativecommons.org")
 _RESERVATION = "tdm-reservation"
 _DIRECTIVES = frozenset({"noai", "noimageai"})
 #: Characters of a licence's address: each pair of the page repeats it. Longer ones are ignored.
 MAX_CHARACTERS = 256
-#: Rules of a site that are read.
-_MAX_SITE_RULES = 10_000
 _CREATIVE_COMMONS = re.compile(
     r"https?://(?:www\.)?creativecommons\.org/(licenses/[a-z+-]+|publicdomain/(?:zero|mark))"
     r"(?:/(\d\.\d)(?:/([a-z]{2,3})(?=/|$))?)?(?:/.*)?",
@@ -105,39 +100,3 @@ def _licence(links: Iterable[tuple[str, str]], resolver: Resolver) -> str | None
             linked.add(url)
     found = stated or linked
     return found.pop() if len(found) == 1 else None
-
-
-def site_rules(data: bytes) -> robots.Rules:
-    """The rules of a site's tdmrep.json, whose patterns are those of robots.txt: what it reserves is not permitted.
-
-    A file that cannot be read has none.
-    """
-    try:
-        entries: Any = json.loads(data[: robots.MAX_BYTES])
-    except (ValueError, RecursionError):
-        entries = []
-    lines = ["User-agent: *"]
-    for entry in entries[:_MAX_SITE_RULES] if isinstance(entries, list) else []:
-        location = entry.get("location") if isinstance(entry, dict) else None
-        if isinstance(location, str) and entry.get(_RESERVATION) in (0, 1):
-            lines.append(f"{'Disallow' if entry[_RESERVATION] else 'Allow'}: {' '.join(location.split())}")
-    return robots.rules_for("*", "\n".join(lines).encode("utf-8", "replace"))
-
-
-class SiteRules:
-    """The rules of all sites whose tdmrep.json the source holds."""
-
-    def __init__(self, files: Iterable[tuple[str, bytes]]) -> None:
-        """Args: files: (address, bytes) of each."""
-        self._rules = {host_of(url): site_rules(data) for url, data in files}
-
-    def __bool__(self) -> bool:
-        return bool(self._rules)
-
-    def reservation(self, *addresses: str | None) -> str | None:
-        """The mark, if the site of one of these addresses (of a pair: of its picture and its page) reserves it."""
-        for address in addresses:
-            rules = self._rules.get(host_of(address)) if address else None
-            if rules is not None and address is not None and not rules.permit(address):
-                return SITE_FILE.rpartition("/")[2]
-        return None

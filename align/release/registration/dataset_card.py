@@ -37,7 +37,7 @@ _MEMBERS = {
 #: Errors of an ingest, and reasons of the filter, that obey what somebody asked for.
 _OBEYED = {
     "opted out": "take-downs (data/policy/opted_out.csv), while pictures were gathered",
-    "reserved": "reservations of pages and sites: noai, noimageai, TDM Reservation Protocol",
+    "reserved": "reservations of pages: noai, noimageai, TDM Reservation Protocol",
     "X-Robots-Tag": "X-Robots-Tag of pictures' responses",
     "robots.txt": "robots.txt",
     "opted_out": "take-downs, by the filter",

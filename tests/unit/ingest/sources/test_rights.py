@@ -1,15 +1,14 @@
-"""What pages, responses and sites say of rights: where it is found, what hostile ones may do, and what obeys it."""
+"""What pages and responses say of rights: where it is found, what hostile ones may do, and what obeys it."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from align.ingest.sources.archives.http_head import parse_head
 from align.ingest.sources.pages import page_images
-from align.ingest.sources.rights import MAX_CHARACTERS, Rights, SiteRules
+from align.ingest.sources.rights import MAX_CHARACTERS, Rights
 from tests.support.reading import ingested, rows_of, source_at
 from tests.support.warc_records import page, picture, record, response, wat, write_archive
 
@@ -54,21 +53,6 @@ def test_a_wat_says_the_same_as_its_page(tmp_path: Path) -> None:
     assert (row["licence"], row["reservation"]) == (BY, "noai")
 
 
-def test_rules_of_a_site() -> None:
-    rules = [{"location": "/art/*", "tdm-reservation": 1}, {"location": "/art/free/", "tdm-reservation": 0}]
-    hostile: list[Any] = [3, {"location": "/\nAllow: /", "tdm-reservation": 1}]
-    hostile.append({"location": "/x", "tdm-reservation": "1"})
-    sites = SiteRules([
-        ("https://a.example/.well-known/tdmrep.json", json.dumps(rules).encode()),
-        ("https://b.example/.well-known/tdmrep.json", json.dumps(hostile).encode()),
-        ("https://c.example/.well-known/tdmrep.json", b"[" * 100_000),
-    ])  # fmt: skip
-    asked = ["https://a.example/art/1.png", "https://a.example/art/free/1.png", "https://a.example/1.png", "no address"]
-    assert [sites.reservation(url) for url in asked] == ["tdmrep.json", None, None, None]
-    assert sites.reservation(None, "http://A.example/art/") == "tdmrep.json"  # of the page
-    assert [sites.reservation(f"https://{host}.example/x") for host in "bc"] == [None, None]
-
-
 def test_headers_of_one_name() -> None:
     head = parse_head(b"HTTP/1.1 200 OK\r\nX-Robots-Tag: a\r\nx-robots-tag: b\r\n\r\n")
     assert head is not None
@@ -81,34 +65,29 @@ def archive(folder: Path, *, says_nothing: bool = False) -> Path:
         "meta": page("http://x/meta/", "<meta name=robots content=noai>" + text.format("a", "meta")),
         "head": page("http://x/head/", text.format("b", "head"), headers="tdm-reservation: 1\r\n"),
         "noindex": page("http://x/noindex/", text.format("c", "noindex"), headers="X-Robots-Tag: noindex\r\n"),
-        "site": page("http://z/art/", text.format("d", "site")),
         "picture": page("http://x/picture/", text.format("e", "picture")),
         "licence": page("http://x/licence/", f"<a rel=license href={BY}>" + text.format("f", "licence")),
         "none": page("http://x/none/", text.format("g", "none")),
     }  # fmt: skip
-    folders = {"site": "http://z/art/"}
     tags = {"picture": "X-Robots-Tag: noimageindex\r\n"}
     records = list(said.values()) if not says_nothing else [said["none"]]
-    for letter, name in zip("abcdefg", said, strict=True):
-        url = f"{folders.get(name, f'http://x/{name}/')}{letter}.png"
+    for letter, name in zip("abcefg", said, strict=True):
+        url = f"http://x/{name}/{letter}.png"
         headers = "" if says_nothing else tags.get(name, "")
         records.append(response(url, image + name.encode(), "image/png", headers=headers))
-    if not says_nothing:
-        rules = json.dumps([{"location": "/art/", "tdm-reservation": 1}]).encode()
-        records.append(response("http://z/.well-known/tdmrep.json", rules, "application/json"))
     return write_archive(folder / "a.warc.gz", records)
 
 
 def test_what_is_reserved_is_a_row_without_text_or_picture(tmp_path: Path) -> None:
     rows = {row["page_url"].split("/")[-2]: row for row in ingested(tmp_path, archive(tmp_path))}
     assert {name: row["error_message"] for name, row in rows.items() if row["status"] != "success"} == {
-        "meta": "reserved: noai", "head": "reserved: tdm-reservation", "art": "reserved: tdmrep.json",
+        "meta": "reserved: noai", "head": "reserved: tdm-reservation",
         "picture": "reserved: noimageindex",
     }  # fmt: skip
     assert {row["caption"] for row in rows.values() if row["status"] != "success"} == {""}
     assert {name: row["licence"] for name, row in rows.items() if row["licence"]} == {"licence": BY}
     report = json.loads((tmp_path / "reports/ingest/report.json").read_bytes())
-    assert (report["errors"], report["licences"]) == ({"reserved": 4}, {BY: 1})
+    assert (report["errors"], report["licences"]) == ({"reserved": 3}, {BY: 1})
     assert BY in (tmp_path / "reports/ingest/report.html").read_text()
 
 
@@ -116,7 +95,7 @@ def test_what_is_reserved_is_kept_beside_the_pair_where_it_is_not_obeyed(tmp_pat
     rows = ingested(tmp_path, archive(tmp_path), "download.obey_robots=false")
     assert {row["status"] for row in rows} == {"success"}
     assert sorted(row["reservation"] or "" for row in rows) == [
-        "", "", "", "noai", "noimageindex", "tdm-reservation", "tdmrep.json",
+        "", "", "", "noai", "noimageindex", "tdm-reservation",
     ]  # fmt: skip
     again = ingested(tmp_path / "again", tmp_path / "raw", "ingest.source=shards", "download.obey_robots=false")
     assert [(row["licence"], row["reservation"]) for row in again] == [

@@ -1,8 +1,8 @@
 """Reads the headers of a tar (USTAR, GNU, PAX) of any bytes.
 
 `tarfile` follows sizes below zero in a circle, and what it cannot read ends the archive. Here each step moves forward.
-A member that is not a plain file, or contradicts itself, has a `problem` and is passed over. Only a header with a wrong
-checksum, or an end without one, damages the tar as a whole.
+A member that is not a plain file has a `problem` and is passed over. A header with a wrong checksum or an impossible
+size, or an end without one, damages the tar: it ends there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WITHOUT_DATA = {
     _DIRECTORY: "a directory",
     b"6": "a named pipe",
 }
-_LONG_NAME, _LONG_LINK, _SPARSE, _PAX, _PAX_GLOBAL = b"L", b"K", b"S", b"x", b"g"
+_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 
 
 class DamagedTar(Exception):
@@ -67,7 +67,7 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
     """The members from the start of a tar to its end, in order. `file` must be seekable; only headers are read.
 
     Raises:
-        DamagedTar: a header has a wrong checksum, or the tar is cut off.
+        DamagedTar: a header has a wrong checksum or an impossible size, or the tar is cut off.
     """
     end = file.seek(0, io.SEEK_END)
     position = 0
@@ -110,21 +110,14 @@ def _next(file: BinaryIO, start: int, end: int) -> tuple[Member | None, int]:
     size, problem = _size(header), extension.problem
     if kind in _WITHOUT_DATA or (kind == b"\0" and name.endswith("/")):
         return Member(name, start, offset, 0, _WITHOUT_DATA.get(kind, _WITHOUT_DATA[_DIRECTORY])), offset
-    if kind == _SPARSE:
-        problem, offset = "a sparse file", _after_sparse_map(file, header, offset)
-    elif kind not in _REGULAR:
+    if kind not in _REGULAR:
         problem = "neither a file nor a link"
-    elif any(key.startswith(b"GNU.sparse.") for key in extension.pax):
-        problem = "a sparse file"
     if b"size" in extension.pax:
         size = _number(extension.pax[b"size"], 10)
     if size is None:
-        return Member(name, start, offset, 0, problem or "its size is no number from 0"), _resumed(file, offset, end)
+        raise DamagedTar(f"the size of {name} at byte {offset:,} is no number from 0")
     if offset + size > end:
-        following = _resumed(file, offset, end)
-        if following == end:
-            raise DamagedTar(f"the data of {name} at byte {offset:,} are cut off")
-        return Member(name, start, offset, 0, problem or "its size leads beyond the end"), following
+        raise DamagedTar(f"the data of {name} at byte {offset:,} are cut off")
     return Member(name, start, offset, size, problem), offset + _padded(size)
 
 
@@ -144,12 +137,7 @@ def _header(file: BinaryIO, position: int) -> bytes | None:
 
 
 def _is_header(block: bytes) -> bool:
-    stated = _number(block[148:156], 8)
-    around = block[:148] + block[156:]
-    unsigned = sum(around) + 8 * ord(" ")
-    if stated == unsigned:
-        return True
-    return stated == unsigned - 256 * sum(byte > 127 for byte in around)  # some old programs summed signed bytes
+    return _number(block[148:156], 8) == sum(block[:148] + block[156:]) + 8 * ord(" ")
 
 
 def _number(text: bytes, base: int) -> int | None:
@@ -220,25 +208,3 @@ def _name(header: bytes | None, extended: bytes | None) -> str:
     name = header[:100].split(b"\0")[0]
     prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "backslashreplace")
-
-
-def _after_sparse_map(file: BinaryIO, header: bytes, offset: int) -> int:
-    """Where the data of one of GNU's old sparse files begins: more blocks before it list the holes."""
-    more = header[482] != 0
-    while more:
-        file.seek(offset)
-        block = file.read(BLOCK)
-        if len(block) < BLOCK:
-            raise DamagedTar(f"cut off at byte {offset:,}")
-        more, offset = block[504] != 0, offset + BLOCK
-    return offset
-
-
-def _resumed(file: BinaryIO, position: int, end: int) -> int:
-    """Where the next header is, after a member whose size cannot be right; the end where there is none."""
-    file.seek(position)
-    while len(block := file.read(BLOCK)) == BLOCK:
-        if block[257:262] == b"ustar" and _is_header(block):
-            return position
-        position += BLOCK
-    return end

@@ -1,4 +1,4 @@
-"""Tars as no tool writes them: each member is read, or has a problem and is passed over."""
+"""Tars as no tool writes them: each member is read, or has a problem and is passed over, or ends the tar."""
 
 import io
 import random
@@ -57,27 +57,38 @@ def read(odd: bytes) -> list[Member]:
 
 BODY = DATA + padding(len(DATA))
 NEGATIVE_256 = b"\xff" * 11 + b"\x00"
+#: A member whose size is impossible.
+DAMAGED: dict[str, bytes] = {
+    "octal below zero": bytes(header(size=b"-0000000001\0")),
+    "octal below zero, with data": bytes(header(size=b"-0000001000\0")) + BODY,
+    "no octal digits": bytes(header(size=b"999999999 \0")) + BODY,
+    "base 256 below zero": bytes(header(size=NEGATIVE_256)) + BODY,
+    "base 256 beyond the end": bytes(header(size=b"\x80" + b"\x7f" * 11)) + BODY,
+    "octal beyond the end": bytes(header(size=b"77777777777\0")) + BODY,
+    "PAX size below zero": pax((b"size", b"-512")) + member(b"odd.jpg"),
+    "PAX size that is no number": pax((b"size", b"1e3")) + member(b"odd.jpg"),
+    "PAX size beyond the end": pax((b"size", b"9" * 18)) + member(b"odd.jpg"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_an_impossible_size_ends_the_tar(kind: str) -> None:
+    data = member(b"first.jpg") + DAMAGED[kind] + member(b"last.jpg") + bytes(2 * BLOCK)
+    members = read_members(io.BytesIO(data))
+    assert next(members).name == "first.jpg"
+    with pytest.raises(DamagedTar, match=r"odd\.jpg at byte [\d,]+ (is no number from 0|are cut off)"):
+        next(members)
+
+
 #: An odd member, the name that is shown, and a part of its problem.
 ODD: dict[str, tuple[bytes, str, str]] = {
-    "octal below zero": (bytes(header(size=b"-0000000001\0")), "odd.jpg", "its size is no number"),
-    "octal below zero, with data": (bytes(header(size=b"-0000001000\0")) + BODY, "odd.jpg", "its size is no number"),
-    "no octal digits": (bytes(header(size=b"999999999 \0")) + BODY, "odd.jpg", "its size is no number"),
-    "base 256 below zero": (bytes(header(size=NEGATIVE_256)) + BODY, "odd.jpg", "its size is no number"),
-    "base 256 beyond the end": (
-        bytes(header(size=b"\x80" + b"\x7f" * 11)) + BODY, "odd.jpg", "its size leads beyond the end"
-    ),
-    "octal beyond the end": (bytes(header(size=b"77777777777\0")) + BODY, "odd.jpg", "its size leads beyond the end"),
-    "PAX size below zero": (pax((b"size", b"-512")) + member(b"odd.jpg"), "odd.jpg", "its size is no number"),
-    "PAX size that is no number": (pax((b"size", b"1e3")) + member(b"odd.jpg"), "odd.jpg", "its size is no number"),
-    "PAX size beyond the end": (pax((b"size", b"9" * 18)) + member(b"odd.jpg"), "odd.jpg", "leads beyond the end"),
     "PAX of no structure": (extended(b"x", b"hello") + member(b"odd.jpg"), "odd.jpg", "extended header is damaged"),
     "PAX that ends early": (extended(b"x", b"99 path=a\n") + member(b"odd.jpg"), "odd.jpg", "header is damaged"),
     "PAX of length zero": (extended(b"x", b"0 path=a\n") + member(b"odd.jpg"), "odd.jpg", "header is damaged"),
     "PAX of two megabytes": (
         extended(b"x", b"1" * (2 << 20)) + member(b"odd.jpg"), "odd.jpg", "extended header has 2,097,152 bytes"
     ),
-    "PAX sparse": (pax((b"GNU.sparse.major", b"1")) + member(b"odd.jpg"), "odd.jpg", "a sparse file"),
-    "GNU sparse": (bytes(header(kind=b"S")) + BODY, "odd.jpg", "a sparse file"),
+    "GNU sparse": (bytes(header(kind=b"S")) + BODY, "odd.jpg", "neither a file nor a link"),
     "hard link": (bytes(header(kind=b"1")), "odd.jpg", "a hard link"),
     "symbolic link": (bytes(header(kind=b"2")), "odd.jpg", "a symbolic link"),
     "device": (bytes(header(kind=b"3", size=b"77777777777\0")), "odd.jpg", "a device"),

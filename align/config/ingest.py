@@ -105,9 +105,6 @@ class DownloadConfig(Section):
     deadline_s: PositiveFloat
     #: Larger bodies are given up, even if their headers state less.
     max_image_bytes: PositiveInt
-    #: Bytes of all bodies in flight; one picture may exceed it, so that there is progress.
-    max_bytes_in_flight: PositiveInt
-    max_redirects: NonNegativeInt
     #: More attempts after a failure that may be temporary: time-outs, lost connections, DNS, 408, 425, 429, 5xx.
     num_retries: NonNegativeInt
     #: After this many temporary failures in a row, a host is given up for `deadline_s`: its other pictures fail

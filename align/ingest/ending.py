@@ -31,7 +31,7 @@ PATIENCE = frozenset(
     f"download.{key}"
     for key in (
         "max_connections", "max_connections_per_host", "max_requests_per_host_per_s", "connect_timeout_s", "timeout_s",
-        "deadline_s", "max_bytes_in_flight", "num_retries", "max_failures_per_host", "backoff_s",
+        "deadline_s", "num_retries", "max_failures_per_host", "backoff_s",
     )
 )  # fmt: skip
 #: Values that decide no row: a run with others resumes the work of one that was killed or failed.
@@ -70,7 +70,6 @@ _REMEDIES = {
     "truncated": _RETRY,
     "too large": "download.max_image_bytes",
     "too many pixels": "ingest.max_image_pixels",
-    "too many redirects": "download.max_redirects",
     "not in archive": "the archive has no such picture; ingest.images_from: archive_then_web asks the web for it",
     "invalid URL": "is ingest.columns.url the column of the addresses?",
     "not a picture that we decode": _BROKEN,

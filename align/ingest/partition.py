@@ -42,6 +42,7 @@ from align.ingest.sources.outcomes import in_words
 from align.ingest.sources.reading import damage_in
 from align.interfaces.executor import Executor, Step
 from align.interfaces.sql import Engine
+from align.web.addresses import MAX_REDIRECTS
 
 #: A row of the plan, see `PlannedShard.rows`.
 PlannedRow = dict[str, Any]
@@ -58,7 +59,6 @@ _NAMED = 3
 _HTTP_OK = 200
 #: All pairs in the order of the shards, until they are divided; rows that are divided at once; files shared at once.
 _SORTED, _ROWS_AT_ONCE, _NUM_SHARED = "sorted.parquet", 8192, 8
-_MAX_REDIRECTS = 5
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ def _sort(sql: Engine, folder: Path, max_pages: int | None, shard_size: int) -> 
         ) WHERE rank = 1
     """)  # fmt: skip
     answers = "answers"
-    for hop in range(_MAX_REDIRECTS):
+    for hop in range(MAX_REDIRECTS):
         if not sql.rows(f"SELECT 1 FROM {answers} WHERE location IS NOT NULL LIMIT 1"):
             break
         sql.table(f"hop{hop}", f"""

@@ -15,6 +15,8 @@ from urllib.parse import quote, urlsplit
 #: IPv6 addresses that stand for IPv4 ones: translated (NAT64, RFC 6052), and compatible (long deprecated).
 _NAT64 = ip_network("64:ff9b::/96")
 _COMPATIBLE = ip_network("::/96")
+#: Redirects that are followed from an address.
+MAX_REDIRECTS = 5
 #: Servers accept about 8 KB.
 _MAX_CHARACTERS = 16_384
 #: A name has at most 253; converting one of 16,000 characters from Unicode takes a tenth of a second.

@@ -241,8 +241,11 @@ class _Paused(Downloader):
 
 
 def _large_bodies(urls: list[str], curl_options: dict[int, Any]) -> tuple[list[int | str | None], int, float]:
-    limits = config(max_bytes_in_flight=8 << 20, max_image_bytes=4 << 20, timeout_s=2.0, deadline_s=200.0)
-    with _Paused(limits, curl_options=curl_options) as downloader:
+    limits = config(max_image_bytes=4 << 20, timeout_s=2.0, deadline_s=200.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("align.ingest.download.downloader._MAX_BYTES_IN_FLIGHT", 8 << 20)
+        paused = _Paused(limits, curl_options=curl_options)
+    with paused as downloader:
         before = _peak_bytes()
         outcomes = [len(fetched.data) if fetched.data else fetched.error for fetched in downloader.fetch(urls)]
         return outcomes, _peak_bytes() - before, downloader.now_s

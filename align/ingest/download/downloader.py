@@ -27,7 +27,7 @@ from align.ingest import robots
 from align.ingest.download.exchange import Budget, Exchange
 from align.ingest.download.hosts import Ask, Host, Job
 from align.ingest.download.schedule import Schedule
-from align.web.addresses import Target, address_policy, target_of
+from align.web.addresses import MAX_REDIRECTS, Target, address_policy, target_of
 from align.web.failure import Failure
 
 
@@ -157,6 +157,8 @@ class Transfers:
         self._timers[number] = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
 
 
+#: Bytes of all bodies in flight, for any number of connections; one picture may exceed it, so that there is progress.
+_MAX_BYTES_IN_FLIGHT: Final = 128 << 20
 #: URLs that are read ahead, so that a slow host does not delay the others: more than a shard of the default size has.
 _LOOK_AHEAD: Final = 16_384
 _TAKEN_AT_ONCE: Final = 1024
@@ -194,7 +196,7 @@ class Downloader:
         self._may_connect = address_allowed or address_policy(config.allow_networks)
         self._curl_options = curl_options or {}
         self._transfers = Transfers(config.max_connections, config.max_connections_per_host)
-        self._budget = Budget(config.max_bytes_in_flight)
+        self._budget = Budget(_MAX_BYTES_IN_FLIGHT)
         self._schedule = Schedule(
             config.max_connections_per_host, config.max_requests_per_host_per_s, obey_robots=config.obey_robots
         )
@@ -381,7 +383,7 @@ class Downloader:
     def _redirect(self, job: Job, location: str, now: float) -> None:
         job.num_redirects += 1
         job.left_s = max(1e-3, job.expires_s - now)
-        if job.num_redirects > self._config.max_redirects:
+        if job.num_redirects > MAX_REDIRECTS:
             self._finish(job, Failure("too many redirects", status=job.status))
             return
         try:

@@ -23,7 +23,7 @@ from align.config.infrastructure import StoreConfig
 from align.config.ingest import DownloadConfig
 from align.errors import DataError, ServiceError
 from align.services.s3.locations import Stat
-from align.web.addresses import address_policy, target_of
+from align.web.addresses import MAX_REDIRECTS, address_policy, target_of
 from align.web.failure import Failure, of_curl, of_status
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -95,7 +95,7 @@ class WebFiles:
     def _follow(self, url: str, offset: int, size: int) -> _Answer | Failure:
         """The answer at the end of the redirects."""
         at, location = "", url
-        for _ in range(self.download.max_redirects + 1):
+        for _ in range(MAX_REDIRECTS + 1):
             try:
                 to = target_of(urljoin(at, location)).url
             except ValueError as error:
@@ -106,7 +106,7 @@ class WebFiles:
             if isinstance(answer, Failure) or answer.status not in _REDIRECTS:
                 return answer
             at, location = to, answer.headers.get("location", "")
-        return Failure(f"more than {self.download.max_redirects} redirects")
+        return Failure(f"more than {MAX_REDIRECTS} redirects")
 
     def _request(self, url: str, offset: int, size: int) -> _Answer | Failure:
         idle = _idle_connections(self, os.getpid())

@@ -34,9 +34,9 @@ class IngestConfig(Section):
 
     section: ClassVar[str] = "ingest"
 
-    #: The kind of `paths.archive`: pictures with a table or texts beside them, WARC, ARC or WAT files, saved pages, a
-    #: table of URLs, a folder of img2dataset or webdataset, or the JSON of COCO (or Karpathy).
-    source: Literal["folder", "warc", "html", "url_table", "shards", "coco"]
+    #: The kind of `paths.archive`: pictures with a table or texts beside them, WARC or WAT files, a table of URLs, a
+    #: folder of img2dataset or webdataset, or the JSON of COCO (or Karpathy).
+    source: Literal["folder", "warc", "url_table", "shards", "coco"]
     #: The prefix of relative lines in a list of files: a folder, s3://..., https://...; None: the folder of the list.
     paths_root: Annotated[str, Field(min_length=1)] | None
     #: Where to get pictures that pages name: the archive itself, the web, or the web if the archive has none.

@@ -61,7 +61,7 @@ def draw_pipeline() -> Figure:
     figure, axes = _canvas(height=59)
     width, height, gap, left = 17.0, 9.4, 3.0, 9.5
     rows = {"data": 42.0, "training": 26.5, "release": 11.0}
-    source = "web archive, saved pages, URL table, img2dataset or webdataset shards, COCO"
+    source = "web archive, folder of pictures, URL table, img2dataset or webdataset shards, COCO"
     _text(axes, left, 57.0, source, size=11, color=SOFT, ha="left")
     _arrow(axes, (left + width / 2, 55.6), (left + width / 2, rows["data"] + height))
     for name, stages in STAGES.items():

@@ -15,7 +15,7 @@ Run = Callable[[bytes], object]
 PAGE = "https://example.org/a/b/page.html"
 _TEXT_FROM = ("alt", "figcaption", "title", "aria-label")
 #: The module of a source, where its name is another one.
-_MODULES = {"html": "saved_pages", "warc": "archives.warc", "wat": "archives.wat"}
+_MODULES = {"warc": "archives.warc", "wat": "archives.wat"}
 #: Files and responses of one batch that are read back.
 _NUM_READ = 20
 _WAT_RECORD = (
@@ -72,22 +72,6 @@ def page(folder: Path) -> Run:
     def run(data: bytes) -> None:
         with suppress(TooLarge):
             page_images(data, PAGE, None, _TEXT_FROM)
-
-    return run
-
-
-def saved_page(folder: Path) -> Run:
-    scan = _scan("html")
-    saved = folder / "saved"
-    saved.mkdir()
-    (folder / "outside.png").write_bytes(b"not in the folder of the pages")
-    (saved / "link.png").symlink_to(folder / "outside.png")
-    (saved / "inside.png").write_bytes(b"in it")
-
-    def run(data: bytes) -> None:
-        (saved / "page.html").write_bytes(data)
-        for read in scan(saved):
-            assert read != (folder / "outside.png").read_bytes(), "a file outside the folder was read"
 
     return run
 

@@ -19,7 +19,6 @@ from tests.fuzz.sources import (
     folder_table,
     ingest_config,
     page,
-    saved_page,
     table,
     tar,
     tar_table,
@@ -305,7 +304,7 @@ def _words(folder: Path) -> Run:
 TARGETS: dict[str, Make] = {
     make.__name__.removeprefix("_"): make
     for make in (
-        _picture, _preprocess, page, saved_page, warc, wat, tar, tar_table, table, folder_table, evaluation_table,
+        _picture, _preprocess, page, warc, wat, tar, tar_table, table, folder_table, evaluation_table,
         coco, _text, _url, _robots, _policy, _form, _json_file, _model_config, _weights, _tokenizer, _vectors,
         _items, _words, service,
     )

@@ -24,11 +24,11 @@ import pytest
 from align.cli import main
 from align.services.git import git_if_any
 from flows.checkout.run_branch import record
-from tests.support import pages_project, registered, small_git, small_stages
+from tests.support import pictures_project, registered, small_git, small_stages
 from tests.support.dvc_projects import environment, file_bytes, shell
 from tests.support.kill_points import CHOSEN, Case, survives
 from tests.support.killing import digests
-from tests.support.pages_project import CODE, INGEST_AND_FILTER
+from tests.support.pictures_project import CODE, INGEST_AND_FILTER
 from tests.support.registered import RECALL, Project
 from tests.support.small_data import jpeg
 from tests.support.small_stages import ALIGN, of, words
@@ -108,7 +108,7 @@ def test_opt_out(tmp_path: Path) -> None:
     """A purge of a checkout, of DVC's cache and of a remote that is a folder."""
     root = tmp_path / "start/project"
     root.parent.mkdir()
-    pages_project.write(root, "opted", {"dvc.yaml": INGEST_AND_FILTER})
+    pictures_project.write(root, "opted", {"dvc.yaml": INGEST_AND_FILTER})
     shell(root, "dvc repro --quiet", CODE)
     record(root, "before", "before the letter came")
     (root / ".dvc/config.local").write_text("['remote \"there\"']\n    url = ../../remote\n")

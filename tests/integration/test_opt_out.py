@@ -14,15 +14,15 @@ import pytest
 from align.cli import main
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
-from tests.support import pages_project
+from tests.support import pictures_project
 from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import aws_variables, enter, file_bytes, shell
-from tests.support.pages_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
+from tests.support.pictures_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
 from tests.support.s3_server import serve
 from tests.support.small_data import jpeg
 from tests.support.warm import commands
 
-#: The real ingest and filter over three saved pages; shards and index are made by hand: only who shows what matters.
+#: The real ingest and filter over nine pictures; shards and index are made by hand: only who shows what matters.
 DVC_YAML = (
     INGEST_AND_FILTER
     + """\
@@ -54,7 +54,7 @@ FORGOTTEN, WORDS = jpeg(4), "picture number 4 of a red fox"
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose pipeline has run once, recorded as run/before."""
     root = tmp_path_factory.mktemp("opt_out") / "project"
-    pages_project.write(root, "opted", {"dvc.yaml": DVC_YAML, "shard.py": SHARD})
+    pictures_project.write(root, "opted", {"dvc.yaml": DVC_YAML, "shard.py": SHARD})
     shell(root, "dvc repro --quiet", CODE)
     record(root, "before", "before the letter came")
     return root
@@ -94,7 +94,7 @@ def align(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def key_of(root: Path, picture: bytes) -> str:
-    (image,) = (path for path in (root / "pages").glob("*.jpg") if path.read_bytes() == picture)
+    (image,) = (path for path in (root / "pictures").glob("*.jpg") if path.read_bytes() == picture)
     (row,) = (row for row in decisions(root) if f"number {image.stem} " in row["text"])
     return str(row["key"])
 
@@ -178,8 +178,8 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
 
         # The archive still has the picture; an ingest from it skips the picture.
         assert "Running stage 'ingest'" in shell(project, "dvc repro --force --single-item ingest", aws)
-        assert holders(project, FORGOTTEN) == ["pages/4.jpg"]
-        assert tellers(file_bytes(project), WORDS) == ["pages/1.html"]
+        assert holders(project, FORGOTTEN) == ["pictures/4.jpg"]
+        assert tellers(file_bytes(project), WORDS) == ["pictures/captions.csv"]
 
 
 @pytest.mark.costs(3, "MLflow's server answers, and DVC says which data it has")

@@ -123,22 +123,6 @@ def wat_of_the_web(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     ], {"gone": "HTTP 404"})  # fmt: skip
 
 
-def html(root: Path, pictures: list[bytes], web: WebServer) -> Case:
-    (root / "site/A page_files").mkdir(parents=True)
-    (root / "site/A page_files/b 1.jpg").write_bytes(pictures[1])
-    (root / "site/logo.png").write_bytes(pictures[0])
-    (root / "site/A page.html").write_text(
-        f"<!-- saved from url=(0020){web.url('/')} --><img src='A%20page_files/b%201.jpg' alt='beside the page'>"
-        f"<img src=/logo.png alt='of the site'><img src='{web.url('/2')}' alt='on the web'>"
-        "<img src=3 alt='not saved'><img src='../secret.png' alt='outside'>"
-    )
-    (root / "secret.png").write_bytes(pictures[9])
-    return Case(root / "site", ["source=html", "images_from=archive_then_web"], [
-        ("beside the page", "alt", pictures[1]), ("of the site", "alt", pictures[0]),
-        ("on the web", "alt", pictures[2]), ("not saved", "alt", pictures[3]), ("outside", "alt", None),
-    ], {"outside": "HTTP 404"})  # fmt: skip
-
-
 def url_table(kind: str) -> Callable[[Path, list[bytes], WebServer], Case]:
     """Tables as they are published; nobody has to name their columns."""
 
@@ -246,7 +230,7 @@ def photographs(root: Path, pictures: list[bytes], web: WebServer) -> Case:
 TABLES = ("conceptual_captions.tsv", "cc12m.tsv.gz", "coyo.parquet", "laion.parquet", "datacomp.parquet", "table.csv",
           "table.jsonl", "list.txt")  # fmt: skip
 BUILDERS = [
-    warc, wat_of_the_web, html, *map(url_table, TABLES), img2dataset, webdataset, coco_captions, karpathy, photographs,
+    warc, wat_of_the_web, *map(url_table, TABLES), img2dataset, webdataset, coco_captions, karpathy, photographs,
 ]  # fmt: skip
 
 

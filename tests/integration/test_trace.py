@@ -20,13 +20,13 @@ from align.lineage.versions.who_saw import SeenBy, WhoSaw, who_saw
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
-from tests.support import pages_project, training_data
+from tests.support import pictures_project, training_data
 from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import enter, shell
-from tests.support.pages_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
+from tests.support.pictures_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
 from tests.support.warm import commands
 
-#: The real ingest and filter over three saved pages. The later stages are stubs: what counts is what they record.
+#: The real ingest and filter over nine pictures. The later stages are stubs: what counts is what they record.
 DVC_YAML = (
     INGEST_AND_FILTER
     + """\
@@ -94,7 +94,7 @@ MODEL = "traced"
 def made(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> Path:
     """A project whose pipeline has run, recorded as run/first; its model is version 1 and the champion."""
     root = tmp_path_factory.mktemp("trace") / "project"
-    pages_project.write(root, MODEL, {"dvc.yaml": DVC_YAML, "stages.py": STAGES}, "https://pages.example/")
+    pictures_project.write(root, MODEL, {"dvc.yaml": DVC_YAML, "stages.py": STAGES}, "https://pages.example/")
     run_and_register(root, mlflow_server, "first", ["champion", "candidate"])
     return root
 
@@ -192,10 +192,10 @@ def test_from_a_key_an_address_and_a_picture_to_the_champion(project: Path, caps
     assert pair["text"] == "picture number 4 of a red fox"
     assert (place["split"], place["sample"]) == ("train", key)
     assert page["page"] == "https://pages.example/1.html"
-    assert page["place"] == "pair 5 from pages/0.html on"
-    assert page["bytes at"].endswith("pages/4.jpg")
+    assert page["place"] == "pair 5 of pictures"
+    assert page["bytes at"].endswith("pictures/4.jpg")
     assert [node["kind"] for node in graph["nodes"] if node["is_subject"]] == ["pair"]
-    picture = next((project / "pages").glob("4.jpg"))
+    picture = next((project / "pictures").glob("4.jpg"))
     for words in (pair["sha256"], pair["picture"], f"key:{key}", str(picture)):
         assert {node["id"] for node in traced(capsys, words)["nodes"]} == {node["id"] for node in graph["nodes"]}
     (known,) = graph["pairs"]

@@ -295,8 +295,3 @@ def test_files_are_looked_up_at_the_same_time_and_not_for_ever(server: WebServer
     with pytest.raises(DataError, match="at least 10 of 500 files: "):
         files(tmp_path).stamps(many)
     assert len(server.requests) < 150
-
-
-def test_pages_on_a_server_are_not_crawled(server: WebServer, tmp_path: Path) -> None:
-    ingested(tmp_path, server.url("/index.html"), "ingest.source=html", code=1)
-    assert server.requests == []

@@ -28,6 +28,10 @@ class Stored(NamedTuple):
     def is_page(self) -> bool:
         return self.content_type.startswith("text/html")
 
+    @property
+    def is_read(self) -> bool:
+        return self.is_page and self.status == "200 OK"
+
 
 class Archive(NamedTuple):
     """An archive, and what was written into it.
@@ -117,8 +121,8 @@ def odd_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
     for one in (*responses, *_OTHERS):
         oddity = ODDITIES[next(numbers[one.is_page]) % len(ODDITIES)]
         members[file_of[oddity]].append(_packed(oddity(one)))
-        num_absent += oddity in _ABSENT and one.is_page
-        num_unknown += oddity in _UNKNOWN and one.is_page
+        num_absent += oddity in _ABSENT and one.is_read
+        num_unknown += oddity in _UNKNOWN and one.is_read
     num_records = sum(map(len, members.values()))
     lost = _flipped(_packed(_plain(Stored("http://others.example/lost.css", "text/css", b"p {} " * 99))))
     for packed in members.values():

@@ -17,7 +17,7 @@ from tests.support.params import PARAMS_FILE, at, load_params, sets
 
 
 def source_at(location: object, *overrides: str) -> Source:
-    """The source of these `ingest.` overrides, such as `source=html`."""
+    """The source of these `ingest.` overrides, such as `source=folder`."""
     params = load_params(overrides=[each if each.startswith("download.") else f"ingest.{each}" for each in overrides])
     files = StoreFiles(params.section(StoreConfig), params.section(DownloadConfig))
     return open_source(params.section(IngestConfig), str(location), files)

@@ -107,10 +107,6 @@ def _opened(config: IngestConfig, location: str, files: Files) -> Source:
             from align.ingest.sources.folder import Folder
 
             return Folder(config, location, files)
-        case "html":
-            from align.ingest.sources.saved_pages import SavedPages
-
-            return SavedPages(config, location, files)
         case "url_table":
             from align.ingest.sources.url_table import UrlTable
 

@@ -16,8 +16,6 @@ Decisions where HTML allows several readings:
 The work is linear in the page's size for any page; one beyond the bounds of `limits` is refused. Elements of formatting
 (<b>, <a>, ...) are renamed before the page is parsed: where they are left open, HTML repeats all of them in every
 paragraph that follows, so that a page of 25 kB would take 3 GB. They decide neither pictures nor texts.
-
-A page's bytes -> its text, in any charset, stated or not.
 """
 
 from __future__ import annotations
@@ -160,7 +158,7 @@ def page_images(
     Raises:
         TooLarge: the page is beyond a bound.
     """
-    base, written, marks = written_images(body, http_charset, text_from, every=every)
+    base, written, marks = _written_images(body, http_charset, text_from, every=every)
     return resolved(written, page_url, base), marks.rights(resolver_of(page_url, base)) if marks else Rights()
 
 
@@ -170,7 +168,10 @@ def resolved(written: Sequence[WrittenImage], page_url: str, base: str | None) -
     Raises:
         TooLarge: the rows have too many characters together.
     """
-    check_characters(written, page_url, base)
+    of_each = 2 * len(page_url) + min(len(base or ""), limits.MAX_BASE_CHARACTERS)
+    num_characters = of_each * len(written) + sum(len(source) + len(text) for source, text, _ in written)
+    if num_characters > limits.MAX_PAGE_CHARACTERS:
+        raise limits.TooLarge(f"too large: a page whose {len(written):,} pictures repeat long texts or addresses")
     resolver = resolver_of(page_url, base)
     images: list[PageImage] = []
     last: str | None = None
@@ -181,13 +182,13 @@ def resolved(written: Sequence[WrittenImage], page_url: str, base: str | None) -
             images.append(PageImage(url, text, text_source))
             continue
         if address is None or not source or source is not last:  # another text of one picture: its bytes are shared
-            address = resolver.resolve(source) if source else no_address(page_url, number)
+            address = resolver.resolve(source) if source else _no_address(page_url, number)
         last = source
         images.append(PageImage(address.url, text, text_source, address.problem, address.inline))
     return images
 
 
-def no_address(page_url: str, number: int) -> Address:
+def _no_address(page_url: str, number: int) -> Address:
     """The address of an <img> that names no picture: unique, so that such pairs spread over the shards."""
     return Address(f"{page_url[:2048]}#img-{number}", "no address")
 
@@ -203,15 +204,7 @@ def resolver_of(page_url: str, base: str | None) -> Resolver:
     return resolver
 
 
-def check_characters(written: Sequence[WrittenImage], page_url: str, base: str | None) -> None:
-    """Raises TooLarge if the rows of a page have too many characters together."""
-    of_each = 2 * len(page_url) + min(len(base or ""), limits.MAX_BASE_CHARACTERS)
-    num_characters = of_each * len(written) + sum(len(source) + len(text) for source, text, _ in written)
-    if num_characters > limits.MAX_PAGE_CHARACTERS:
-        raise limits.TooLarge(f"too large: a page whose {len(written):,} pictures repeat long texts or addresses")
-
-
-def written_images(
+def _written_images(
     body: bytes, http_charset: str | None, text_from: Sequence[str], *, every: bool = False
 ) -> tuple[str | None, list[WrittenImage], Marks | None]:
     """The href of the page's <base>, its images, not yet resolved, and what it says of their rights, if anything.

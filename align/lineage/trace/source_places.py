@@ -80,12 +80,11 @@ def places_in(source: Source, rows: Sequence[RawRow]) -> dict[str, Place]:
     found: dict[str, Place] = {}
     pages = {canonical_or_as_is(row["page_url"]): row["page_url"] for row in rows if row["page_url"]}
     records: dict[str, Place] = {}
-    is_whole = len(source.files) == len(source.inputs)  # pages in a folder are scanned by hundreds
     for file in source.files:
         number = 0
         for batch in source.scan(file, Counter()):
             if "text" in batch.schema.names:
-                _add_pairs(batch, number, f"of {file}" if is_whole else f"from {file} on", rows, found)
+                _add_pairs(batch, number, file, rows, found)
                 number += batch.num_rows
             elif pages:
                 _add_records(batch, pages, records)
@@ -96,14 +95,14 @@ def places_in(source: Source, rows: Sequence[RawRow]) -> dict[str, Place]:
     }
 
 
-def _add_pairs(batch: pa.RecordBatch, before: int, where: str, rows: Sequence[RawRow], found: dict[str, Place]) -> None:
+def _add_pairs(batch: pa.RecordBatch, before: int, file: str, rows: Sequence[RawRow], found: dict[str, Place]) -> None:
     for row in rows:
         if row["key"] in found:
             continue
         is_it = pc.and_(pc.equal(batch["url"], row["url"]), pc.equal(batch["text"], row["caption"]))
         for position in pc.indices_nonzero(pc.fill_null(is_it, False)).to_pylist():
             if batch["page_url"][position].as_py() == row["page_url"]:
-                place = {"place": f"pair {before + position + 1:,} {where}"}
+                place = {"place": f"pair {before + position + 1:,} of {file}"}
                 holder, offset = batch["file"][position].as_py(), batch["offset"][position].as_py()
                 if holder:
                     place["bytes at"] = holder if offset is None else f"{holder}, byte {offset:,}"

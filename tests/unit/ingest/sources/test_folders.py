@@ -1,4 +1,4 @@
-"""Saved pages, tars and captioned data sets: where the files are, and which must not be read."""
+"""Tars and captioned data sets: where the files are, and which must not be read."""
 
 import io
 import json
@@ -23,65 +23,6 @@ from tests.support.tars import tar
 from tests.support.warc_records import picture, write_archive
 
 RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
-
-
-def test_saved_pages(tmp_path: Path) -> None:
-    folder = tmp_path / "pages"
-    (folder / "sub/a page_files").mkdir(parents=True)
-    (folder / "sub/a page_files/red 1.png").write_bytes(RED)
-    (folder / "site.png").write_bytes(BLUE)
-    (tmp_path / "secret.png").write_bytes(RED)
-    (folder / "sub/link.png").symlink_to(tmp_path / "secret.png")
-    (folder / "sub/a page.html").write_text(
-        "<!-- saved from url=(0021)http://x.example/dir/ -->\n<img src='a%20page_files/red%201.png?v=1#x' alt=red>"
-        "<img src=/site.png alt=site><img src=../site.png alt=up><img src=missing.png alt=missing>"
-        "<img src=../../secret.png alt=escape><img src=%2e%2e/%2e%2e/secret.png alt=encoded><img src=link.png alt=link>"
-        "<img src=http://y.example/web.png alt=web><img src=//z.example/p.png alt=protocol><img alt=none>"
-        f"<img src='{tmp_path}/secret.png' alt=absolute><img src='file://{tmp_path}/secret.png' alt=file>"
-    )
-    (folder / "b.htm").write_text("<img src=missing.png alt=missing><img src='data:,hi' alt=data>")
-    counts: Counter[str] = Counter()
-    rows = read_all(folder, "html", counts)
-    assert counts == {"pages": 2, "rows": 14}
-    assert short(rows[:2], "url", "page_url", "problem", "inline") == [
-        ("missing.png", "b.htm", "no such file", None),
-        (rows[1]["url"], "b.htm", None, b"hi"),
-    ]
-    assert {row["page_url"] for row in rows[2:]} == {"http://x.example/dir/"}
-    assert short(rows[2:], "text", "url", "problem", "bytes") == [
-        ("red", "sub/a page_files/red 1.png", None, RED),
-        ("site", "site.png", None, BLUE),
-        ("up", "site.png", None, BLUE),
-        ("missing", "http://x.example/dir/missing.png", None, None),
-        ("escape", "http://x.example/secret.png", None, None),
-        ("encoded", "http://x.example/dir/%2e%2e/%2e%2e/secret.png", None, None),
-        ("link", "http://x.example/dir/link.png", None, None),
-        ("web", "http://y.example/web.png", None, None),
-        ("protocol", "http://z.example/p.png", None, None),
-        ("none", "sub/a page.html#img-9", "no address", None),
-        ("absolute", f"http://x.example{tmp_path}/secret.png", None, None),
-        ("file", f"file://{tmp_path}/secret.png", "not http or https", None),
-    ]  # fmt: skip
-    opened = source_at(folder, "source=html")
-    assert opened.read(f"{folder}/../secret.png", None) is None
-    assert opened.read(f"{folder}/sub/link.png", None) is None
-    assert short(read_all(folder / "sub/a page.html", "html"), "bytes")[0] == (RED,)
-
-
-def test_many_saved_pages_are_scanned_in_parts(tmp_path: Path) -> None:
-    for number in range(1001):
-        (tmp_path / f"{number:04d}.html").write_text(f"<img src=http://x/{number}.png alt={number}>")
-    source = source_at(tmp_path, "source=html")
-    assert len(source.files) == 3
-    assert [row["text"] for row in rows_of(source)[0]] == [str(number) for number in range(1001)]
-
-
-def test_a_change_of_any_saved_page_is_a_change_of_the_source(tmp_path: Path) -> None:
-    for number in range(3):
-        (tmp_path / f"{number}.html").write_text("<img src=a.png alt=a>")
-    source = source_at(tmp_path, "source=html")
-    assert [Path(name).name for name in source.files] == ["0.html"]  # one unit of scanning
-    assert [Path(name).name for name in source.inputs] == ["0.html", "1.html", "2.html"]
 
 
 def test_img2dataset_folder(tmp_path: Path) -> None:
@@ -414,7 +355,3 @@ def test_several_columns_of_img2dataset_and_keys_of_webdataset(tmp_path: Path) -
         ("set/plain/0", "it is blue", "synthetic", None),
         ("set/plain/1", "", None, "an object or a list where a text is expected"), ("set/plain/2", "red", "txt", None),
     ]  # fmt: skip
-    page = "<img src=a.png alt=one title=two><img src=b.png alt=three title=three>"
-    (tmp_path / "page.html").write_text(page)
-    rows, _ = rows_of(source_at(tmp_path / "page.html", "source=html", "texts_per_picture=all"))
-    assert short(rows, "text", "text_source") == [("one", "alt"), ("two", "title"), ("three", "alt")]

@@ -158,19 +158,6 @@ def test_read_at_most_holds_no_more() -> None:
     assert read_at_most(io.BytesIO(b"abc"), 3) == b"abc"
 
 
-def test_saved_pages_and_their_pictures(tmp_path: Path) -> None:
-    (tmp_path / "a.html").write_bytes(b"<img src=large.png alt=large>")
-    (tmp_path / "b.html").write_bytes(b"<img src=large.png>".ljust(100_001))
-    (tmp_path / "large.png").write_bytes(bytes(100_001))
-    counts: Counter[str] = Counter()
-    source = source_at(tmp_path, "source=html", SMALL)
-    candidates, _ = rows_of(source, counts)
-    assert [row["text"] for row in candidates] == ["large"]
-    assert without_outcomes(counts) == {"pages": 2, "pages_too_large": 1, "rows": 1}
-    with pytest.raises(TooLarge):
-        source.read(candidates[0]["file"], None)
-
-
 def test_headers_that_are_too_long(tmp_path: Path) -> None:
     """A server may send any headers. fastwarc's own bound, 32 KiB, ended the archive."""
     long = page("http://x/long", "<img src=a alt=long>", headers=f"X: {'y' * 100_000}\r\n")

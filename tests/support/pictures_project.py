@@ -1,4 +1,4 @@
-"""A checkout with git and DVC over three saved pages with nine pictures; its pipeline is the test's."""
+"""A checkout with git and DVC over nine pictures with a table of captions; its pipeline is the test's."""
 
 import shutil
 from pathlib import Path
@@ -15,13 +15,13 @@ NUM_PICTURES = 9
 #: The project's stages use this checkout's code.
 CODE = {"PYTHONPATH": str(ROOT)}
 PARAMS: dict[str, Any] = {
-    "paths.archive": "pages", "paths.evaluation": "no-sets", "ingest.source": "html", "ingest.shard_size": 3,
+    "paths.archive": "pictures", "paths.evaluation": "no-sets", "ingest.source": "folder", "ingest.shard_size": 3,
     "engine.num_workers": 1,
 }  # fmt: skip
 #: The head of its dvc.yaml: the real ingest and filter. The test adds the later stages.
 INGEST_AND_FILTER = """\
 stages:
-  ingest: {cmd: align ingest, deps: [pages], params: [ingest], outs: [data/raw, reports/ingest]}
+  ingest: {cmd: align ingest, deps: [pictures], params: [ingest], outs: [data/raw, reports/ingest]}
   filter:
     cmd: align filter
     deps: [data/raw, data/policy/opted_out.csv]
@@ -30,21 +30,18 @@ stages:
 """
 
 
-def write(root: Path, model: str, files: dict[str, str], saved_from: str = "") -> Path:
-    """Makes the checkout, committed; `files` are dvc.yaml and the programs of its stages, and the pages state that they
-    were saved from addresses in `saved_from`, if any.
+def write(root: Path, model: str, files: dict[str, str], pages: str = "") -> Path:
+    """Makes the checkout, committed; `files` are dvc.yaml and the programs of its stages.
+
+    If `pages` is an address, each three of the pictures are of a page there.
     """
-    (root / "pages").mkdir(parents=True)
-    for number in range(NUM_PICTURES):
-        (root / f"pages/{number}.jpg").write_bytes(jpeg(number))
-    for page in range(3):
-        images = (
-            f'<img src="{number}.jpg" alt="picture number {number} of a red fox">'
-            for number in range(NUM_PICTURES)
-            if number % 3 == page
-        )
-        stated = f"<!-- saved from url=(0040){saved_from}{page}.html -->" if saved_from else ""
-        (root / f"pages/{page}.html").write_text(f"{stated}<html><body>{''.join(images)}</body></html>")
+    (root / "pictures").mkdir(parents=True)
+    lines = ["file,caption,page" if pages else "file,caption"]
+    for number in sorted(range(NUM_PICTURES), key=lambda number: (number % 3, number)):
+        (root / f"pictures/{number}.jpg").write_bytes(jpeg(number))
+        page = f",{pages}{number % 3}.html" if pages else ""
+        lines.append(f"{number}.jpg,picture number {number} of a red fox{page}")
+    (root / "pictures/captions.csv").write_text("\n".join(lines) + "\n")
     (root / "no-sets").mkdir()
     (root / "no-sets/.gitkeep").touch()
     git(root.parent, "init", "--quiet", "--initial-branch", "main", str(root))
@@ -52,7 +49,8 @@ def write(root: Path, model: str, files: dict[str, str], saved_from: str = "") -
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     shutil.copy(PARAMS_FILE, root)
-    write_params(root / "params.yaml", PARAMS | {"register.model_name": model})
+    columns = {"ingest.columns.page_url": "page"} if pages else {}
+    write_params(root / "params.yaml", PARAMS | columns | {"register.model_name": model})
     for name, text in files.items():
         (root / name).write_text(text)
     (root / "data/policy").mkdir(parents=True)

@@ -41,7 +41,6 @@ class ForeignTable:
 
     Attributes:
         schema: its columns.
-        num_rows: as its footer says.
 
     Raises:
         pa.ArrowInvalid: it is not a parquet file.
@@ -52,7 +51,6 @@ class ForeignTable:
         with _damage_is_invalid(), allocating_at_most(_BATCH_BYTES):
             self._metadata = pq.read_metadata(file)
             self.schema: pa.Schema = self._metadata.schema.to_arrow_schema()
-        self.num_rows: int = self._metadata.num_rows
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Yields the rows of some columns in order; strings have at most MAX_CHARACTERS, the rest is cut off.

@@ -166,7 +166,7 @@ def write_shard(
             if pictures.samples == "pairs" and data is None and outcome.image_key is not None:
                 data = writer.image(outcome.image_key)
                 outcome = outcome if data is None else replace(outcome, image_key=key)
-            writer.add(_raw_row(schema.names, writer.next_key, row, outcome), data, key)
+            writer.add(_raw_row(schema.names, writer.next_key, row, outcome), data)
         return ShardCounts(writer.num_rows, writer.statuses[SUCCESS], writer.statuses[NOT_FETCHED])
 
 

@@ -196,10 +196,13 @@ def make_plan(
 
 
 def keep_plan(work: Path, kept: Path) -> None:
-    """Keeps the plan of a finished ingest in place of the one before, unless another machine has a part of it."""
-    num_shards = json.loads((work / PLAN.last).read_bytes())["num_shards"]
-    files = [PLAN.last, *(pairs.last for pairs in _all_pairs(num_shards))]
-    if kept.is_dir() or not all((work / file).is_file() for file in files):
+    """Keeps the plan of a finished ingest in place of the one before.
+
+    Not if another machine has a part of it, or if a file was left out: the next ingest tries that again.
+    """
+    plan = json.loads((work / PLAN.last).read_bytes())
+    files = [PLAN.last, *(pairs.last for pairs in _all_pairs(plan["num_shards"]))]
+    if kept.is_dir() or plan["quarantined"] or not all((work / file).is_file() for file in files):
         return
     with replace_directory(kept.parent, "ingest") as new:
         (new / kept.name / "pairs").mkdir(parents=True)

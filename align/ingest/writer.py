@@ -72,24 +72,23 @@ class RawShardWriter:
         """The key of the next pair."""
         return f"{self._name}{self.num_rows:0{self._position_digits}d}"
 
-    def add(self, row: dict[str, Any], image: bytes | None, image_key: str) -> None:
+    def add(self, row: dict[str, Any], image: bytes | None) -> None:
         """Adds one pair.
 
         Args:
             row: a value for every column of the schema; its key is `next_key`.
-            image: the bytes to store; None for a row without bytes, or whose bytes are stored already.
-            image_key: the key to store them under: the row's own, or the one that an earlier run chose.
+            image: the bytes to store under it; None for a row without bytes, or whose bytes are stored already.
         """
         self._rows.append(row)
         self.num_rows += 1
         self.statuses[row["status"]] += 1
         self._messages[row["error_message"] or SUCCESS] += 1
         if image is not None:
-            text, about = row["caption"].encode("utf-8"), json.dumps(row, ensure_ascii=False).encode("utf-8")
+            key, text, about = row["key"], row["caption"].encode("utf-8"), json.dumps(row, ensure_ascii=False)
             offset, *_ = self._tar.add(
-                (f"{image_key}.jpg", image), (f"{image_key}.txt", text), (f"{image_key}.json", about)
+                (f"{key}.jpg", image), (f"{key}.txt", text), (f"{key}.json", about.encode("utf-8"))
             )
-            self._spans[image_key] = offset, len(image)
+            self._spans[key] = offset, len(image)
         if len(self._rows) >= _ROWS:
             self._write_rows()
 

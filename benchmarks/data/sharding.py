@@ -131,7 +131,7 @@ def make_inputs(world: World, root: Path) -> int:
                     "caption": f"picture number {position}",
                     "status": "success",
                 }
-                writer.add(row | {"sha256": image_id, "image_key": key, "error_message": None}, data, key)
+                writer.add(row | {"sha256": image_id, "image_key": key, "error_message": None}, data)
                 num_bytes += len(data)
                 decisions.append(row | {"keep": True, "image_id": image_id, "image_key": key, "text": row["caption"]})
                 images.append({"image_id": image_id, "image_key": key, "phash": small_data.far_apart(position)})

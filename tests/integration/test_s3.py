@@ -229,7 +229,7 @@ for number in range(3):
             image_id = hashlib.sha256(data).hexdigest()
             row = {"key": key, "url": f"http://x/{index}", "caption": f"picture {index}", "status": "success"}
             row |= {"sha256": image_id, "image_key": key, "error_message": None}
-            writer.add(row, data, key)
+            writer.add(row, data)
             decisions.append(row | {"keep": True, "image_id": image_id, "text": row["caption"]})
             images.append({"image_id": image_id, "image_key": key, "phash": small_data.far_apart(index)})
 write_raw_manifest(raw, ["00000", "00001", "00002"])

@@ -39,8 +39,7 @@ class Source(Protocol):
             file: one of `files`.
             counts: the scan adds to it: pages, pages_unreadable, pages_too_large, records_unreadable, rows,
                 rows_unreadable; for a damaged file of which a part was read those of `reading.count_damage`; for web
-                archives also bytes_lost, pages_coding_absent, pages_coding_unknown, and those
-                of `outcomes`.
+                archives also bytes_lost, pages_coding_absent, pages_coding_unknown, and those of `outcomes`.
 
         Raises:
             DataError: nothing of the file can be read, or it is of another kind; the message names it.

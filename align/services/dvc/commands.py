@@ -54,16 +54,14 @@ def record_outs(root: Path, stage: str) -> None:
 
 
 class Changes(NamedTuple):
-    """What differs from the last run of a stage that DVC recorded.
+    """What differs from the last run of a stage that DVC recorded, beside its outs.
 
     Attributes:
         deps: paths; params.yaml stands for the stage's values there.
-        outs: paths.
         other: what DVC says of the stage itself, such as `changed command`; also of one that it has never recorded.
     """
 
     deps: frozenset[str]
-    outs: frozenset[str]
     other: frozenset[str]
 
 
@@ -74,11 +72,14 @@ def changes_of(root: Path, stage: str) -> Changes:
         DataError: DVC refuses, or another DVC command is running.
     """
     write_code(root)
-    found: dict[str, set[str]] = {"changed deps": set(), "changed outs": set(), "other": set()}
+    deps, other = set[str](), set[str]()
     for change in json.loads(dvc(root, "status", "--json", stage) or "{}").get(stage, []):
         for what, paths in change.items() if isinstance(change, dict) else [(str(change), {})]:
-            found.get(what, found["other"]).update(paths if what in found else [what])
-    return Changes(*map(frozenset, found.values()))
+            if what == "changed deps":
+                deps.update(paths)
+            elif what != "changed outs":
+                other.add(what)
+    return Changes(frozenset(deps), frozenset(other))
 
 
 def last_line(text: str) -> str:

@@ -25,10 +25,10 @@ def row(key: str, image_key: str | None, caption: str = "a text") -> dict[str, o
 def write(directory: Path, keep_tar: Callable[[Path, str], None] = lambda path, sha256: None) -> Path:
     directory.mkdir()
     with RawShardWriter(directory, "00000", 4, keep_tar) as writer:
-        writer.add(row(writer.next_key, "000000000"), b"bytes one", "000000000")
-        writer.add(row(writer.next_key, "000000000", "second text"), None, "")
+        writer.add(row(writer.next_key, "000000000"), b"bytes one")
+        writer.add(row(writer.next_key, "000000000", "second text"), None)
     with RawShardWriter(directory, "00001", 4, keep_tar) as writer:
-        writer.add(row(writer.next_key, None), None, "")
+        writer.add(row(writer.next_key, None), None)
     write_raw_manifest(directory, ["00000", "00001"])
     return directory
 

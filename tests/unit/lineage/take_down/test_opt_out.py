@@ -65,7 +65,7 @@ def raw(tmp_path: Path) -> Path:
             for index, (url, page, image, holder) in enumerate(rows):
                 key = writer.next_key
                 at = f"{name}{holder:04d}" if image else None
-                writer.add(row(key, url, page, image, at), image if index == holder else None, at or key)
+                writer.add(row(key, url, page, image, at), image if index == holder else None)
     write_raw_manifest(raw, list(shards))
     return raw
 

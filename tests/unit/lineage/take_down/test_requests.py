@@ -39,7 +39,7 @@ def raw_folder(raw: Path, *pairs: tuple[str, bytes | None]) -> Path:
                 "sha256": hashlib.sha256(image).hexdigest() if image else None, "text_source": "caption",
                 "image_key": key if image else None,
             }  # fmt: skip
-            writer.add(row, image, key)
+            writer.add(row, image)
     write_raw_manifest(raw, ["00000"])
     return raw
 

@@ -115,7 +115,7 @@ def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert digests(killed / "data/raw") == expected
     assert digests(killed / "reports/ingest") == digests(whole / "reports/ingest")
     left = sorted(path.name for path in (killed / "data").iterdir())
-    assert left == [".raw.lock", "raw"]
+    assert left == [".raw.lock", ".raw.plan", "raw"]
 
 
 def test_two_runs_at_once_are_refused(

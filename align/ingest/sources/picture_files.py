@@ -112,11 +112,10 @@ class PictureFiles:
         if self._listed is None:
             self._listed = frozenset(self._list_pictures())
         places = [[found.path]]
-        name = below(own, found.path)
-        if name != found.path:
-            places.append([joined(self._folder, name)])
+        if own == "." or found.path.startswith(f"{own.rstrip('/')}/"):
+            name = below(own, found.path)
             usual = [*((own, each) for each in NEAR_TABLES), *((self._folder, each) for each in _USUAL)]
-            places.append(list(dict.fromkeys(joined(folder, each, name) for folder, each in usual)))
+            places += _paths(name, [(self._folder, "")]), _paths(name, usual)
         for paths in places:
             if there := [path for path in paths if path in self._listed]:
                 return self._held(there)
@@ -124,7 +123,7 @@ class PictureFiles:
                 return self._held(there)
         return Found(None, MISSING)
 
-    def _with_extension(self, path: str | None) -> list[str]:
+    def _with_extension(self, path: str) -> list[str]:
         named = (f"{path}.{extension}" for extension in sorted(IMAGE_EXTENSIONS))
         return [each for each in named if each in (self._listed or ())]
 
@@ -155,6 +154,12 @@ class PictureFiles:
         if path is None or path == self._folder:
             return Found(None, OUTSIDE if ".." in name else IMPOSSIBLE)
         return Found(path.removeprefix("./"))
+
+
+def _paths(name: str, folders: Sequence[tuple[str, str]]) -> list[str]:
+    """Where a name may be, in folders within others."""
+    paths = (joined(folder, within, name) for folder, within in folders)
+    return list(dict.fromkeys(path.removeprefix("./") for path in paths if path))
 
 
 def below(folder: str, path: str) -> str:

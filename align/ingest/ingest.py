@@ -35,7 +35,7 @@ from align.durable.work import (
     work_directory,
 )
 from align.errors import DataError
-from align.formats.policy import read_opted_out
+from align.formats.policy import REFUSED, read_opted_out
 from align.formats.raw import RawShard, Samples, kept_plan
 from align.ingest.earlier import earlier_shards
 from align.ingest.ending import (
@@ -144,7 +144,10 @@ def ingest(
         write_raw_manifest(work, plan.names, samples, made)
         with _open_duckdb(engine) as sql:
             report = summarise(sql, work, plan.counts, len(source.files), plan.quarantined)
-        keep_plan(work, kept)
+        if REFUSED in report.errors:  # the plan has the texts of these pairs
+            shutil.rmtree(kept.parent, ignore_errors=True)
+        else:
+            keep_plan(work, kept)
         shutil.rmtree(work / FOLDER)
     again = StoreFiles(resources.store, download)
     return Ingested(report, [] if _is_as_before(again, archive, dict(zip(watched, found, strict=True))) else [archive])

@@ -85,8 +85,8 @@ TYPED = (
     "dvc remote add --local s3 s3://bucket/dvc", "dvc remote default --local s3",
     "dvc remote modify --local s3 region us-east-1", "dvc gc --all-branches --all-tags --force",
 )  # fmt: skip
-#: What they make is for git.
-FOR_GIT = {"dvc add"}
+#: What they make or take away is for git.
+FOR_GIT = {"dvc add", "dvc remove"}
 #: The first words of DVC's commands.
 DVC_COMMANDS = {module.__name__.rpartition(".")[2] for module in COMMANDS}
 #: A command of DVC in a text, such as `dvc plots show`.

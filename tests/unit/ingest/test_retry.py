@@ -40,6 +40,7 @@ def test_a_take_down_counts_in_an_ingest_that_was_killed_before_it(
         (tmp_path / "opted_out.txt").write_text(urls[0] + "\n")
         assert main(["opt_out", *common, "--urls", str(tmp_path / "opted_out.txt"), "--reason", "asked"]) == 0
         assert main(["ingest", *common]) == 0
+    assert not (tmp_path / ".raw.plan").exists()  # it would have the text
     rows = [row for shard in raw_shards(tmp_path / "raw") for row in read_table(shard).to_pylist()]
     assert {row["url"]: (row["status"], row["caption"]) for row in rows} == {
         urls[0]: ("failed_to_download", ""),

@@ -98,7 +98,7 @@ def test_a_list_is_bounded_as_stored_and_as_unpacked(tmp_path: Path) -> None:
 
 def test_a_list_of_endless_lines_is_read_as_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few hundred kilobytes of gzip may hold 22 million lines."""
-    monkeypatch.setattr(file_lists, "MAX_LINES", 20_000)
+    monkeypatch.setattr(file_lists, "_MAX_LINES", 20_000)
     packed = io.BytesIO(gzip.compress(b"ab\n" * (21 << 20), 1))
     tracemalloc.start()
     try:

@@ -48,6 +48,8 @@ class StoreConfig(Section):
 
     section: ClassVar[str] = "store"
     changes_bytes: ClassVar[bool] = False
+    #: Parts and requests at the same time, per process.
+    num_connections: ClassVar[int] = 8
 
     #: s3://bucket/prefix, or a folder: tars of data/raw and data/shards are stored there under their sha256, and the
     #: folders keep tables and manifests only. None keeps everything in the folders, and so in DVC's cache.
@@ -61,10 +63,6 @@ class StoreConfig(Section):
     cache: PathField
     #: Folder for measurements of evaluation images by filter and evaluate, for later runs; None: measured in each run.
     features: PathField | None
-    #: Size of a part in multipart uploads.
-    part_size_mb: Annotated[int, Field(ge=5)]
-    #: Parts at the same time, per process.
-    num_connections: PositiveInt
     #: Attempts after the first.
     num_retries: NonNegativeInt
     #: An attempt without an answer for this long has failed.

@@ -24,10 +24,11 @@ MIB = 1 << 20
 @pytest.fixture(autouse=True)
 def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.use(monkeypatch)
+    monkeypatch.setattr("align.services.s3.client._PART_BYTES", 5 * MIB)
 
 
 def config(cache: Path, bucket: str = "none", **changes: Any) -> StoreConfig:
-    own = {"objects": f"s3://{bucket}/some/prefix", "cache": cache, "num_connections": 4}
+    own = {"objects": f"s3://{bucket}/some/prefix", "cache": cache}
     return local_store.config(cache, **(own | changes))
 
 

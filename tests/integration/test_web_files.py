@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from align.config.infrastructure import StoreConfig
 from align.errors import DataError, ServiceError
 from align.formats.raw import iter_images, raw_shards
 from align.services.files import web_files
@@ -45,7 +46,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def files(tmp_path: Path, timeout_s: float = 20.0, **changes: Any) -> StoreFiles:
-    store = local_store.config(tmp_path, None, num_connections=4, num_retries=2, timeout_s=timeout_s)
+    store = local_store.config(tmp_path, None, num_retries=2, timeout_s=timeout_s)
     return pickle.loads(pickle.dumps(StoreFiles(store, download(user_agent="of-the-tests/1", **changes))))
 
 
@@ -290,7 +291,7 @@ def test_files_are_looked_up_at_the_same_time_and_not_for_ever(server: WebServer
     few = [server.url(f"/{number}") for number in range(40)]
     server.routes |= {f"/{number}": delayed(0.05, response(b"")) for number in range(40)}
     assert files(tmp_path).stamps(few) == ["0 "] * 40
-    assert server.most_open == 4  # store.num_connections
+    assert server.most_open == StoreConfig.num_connections
     many = [server.url(f"/none/{number}") for number in range(500)]
     with pytest.raises(DataError, match="at least 10 of 500 files: "):
         files(tmp_path).stamps(many)

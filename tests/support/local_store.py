@@ -10,7 +10,7 @@ def config(root: Path, folder: str | None = "objects", **changes: Any) -> StoreC
     """Section `store`, with everything below a folder but what is changed."""
     values = {
         "objects": str(root / folder) if folder else None, "checkpoints": None, "work": None, "cache": root / "cache",
-        "part_size_mb": 5, "num_connections": 2, "num_retries": 0, "timeout_s": 60.0, "features": None,
+        "num_retries": 0, "timeout_s": 60.0, "features": None,
     }  # fmt: skip
     return StoreConfig.model_validate(values | changes)
 

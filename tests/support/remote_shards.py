@@ -14,7 +14,7 @@ from tests.support.s3_server import S3Server
 def store_config(server: S3Server, root: Path) -> StoreConfig:
     """Section `store` for a new bucket `shards` of the server."""
     bucket = server.make_bucket("shards")
-    changes = {"num_connections": 4, "num_retries": 5, "timeout_s": 10.0}
+    changes = {"num_retries": 5, "timeout_s": 10.0}
     return local_store.config(root, objects=f"s3://{bucket}/objects", **changes)
 
 

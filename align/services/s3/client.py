@@ -39,6 +39,8 @@ _MISSING = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchBucket"})
 _PRECONDITION = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 #: S3's limit on the parts of an upload.
 _MAX_PARTS = 10_000
+#: Of a part of an upload or a download; S3 takes none below 5 MiB.
+_PART_BYTES = 16 << 20
 #: A listing of more keys does not end.
 _MAX_KEYS = 50_000_000
 #: Seconds before the second attempt at a body that was cut off; doubled each time.
@@ -256,7 +258,7 @@ def upload(config: StoreConfig, path: Path, uri: str) -> bool:
     """
     bucket, key = split_uri(uri)
     num_bytes, target = path.stat().st_size, {"Bucket": bucket, "Key": key}
-    part_bytes = max(config.part_size_mb << 20, -(-num_bytes // _MAX_PARTS))
+    part_bytes = max(_PART_BYTES, -(-num_bytes // _MAX_PARTS))
 
     def write() -> None:
         if num_bytes <= part_bytes:
@@ -307,14 +309,14 @@ def download(config: StoreConfig, uri: str, file: BinaryIO, status: Stat | None 
     status = status or stat(config, uri)
     if status is None:
         return None
-    digest, part_bytes = hashlib.sha256(), config.part_size_mb << 20
-    starts = range(0, status.num_bytes, part_bytes)
+    digest = hashlib.sha256()
+    starts = range(0, status.num_bytes, _PART_BYTES)
     with ThreadPoolExecutor(config.num_connections) as pool:
         for first in range(0, len(starts), config.num_connections):
             some = starts[first : first + config.num_connections]
-            read = partial(read_range, config, uri, size=part_bytes, etag=status.etag)
+            read = partial(read_range, config, uri, size=_PART_BYTES, etag=status.etag)
             for start, data in zip(some, pool.map(read, some), strict=True):
-                if len(data) != min(part_bytes, status.num_bytes - start):
+                if len(data) != min(_PART_BYTES, status.num_bytes - start):
                     raise _lie(uri, f"it ends before its {status.num_bytes:,} bytes")
                 digest.update(data)
                 file.write(data)

@@ -27,9 +27,7 @@ URI = "s3://bucket/run/step-00000001.pt"
 
 @pytest.fixture
 def config() -> StoreConfig:
-    return StoreConfig.model_validate(
-        load_params().values["store"] | {"num_retries": 1, "timeout_s": 2.0, "part_size_mb": 5, "num_connections": 2}
-    )
+    return StoreConfig.model_validate(load_params().values["store"] | {"num_retries": 1, "timeout_s": 2.0})
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +36,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(client, "_BACKOFF_S", 0.01)
+    monkeypatch.setattr(client, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(StoreConfig, "num_connections", 2)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
@@ -160,7 +160,7 @@ def test_a_server_that_restarts_in_mid_download(
     config: StoreConfig, monkeypatch: pytest.MonkeyPatch, other: bool
 ) -> None:
     """The rest is read from the server that comes back, unless it has another object then."""
-    whole, part = bytes(range(256)) * (48 << 10), config.part_size_mb << 20
+    whole, part = bytes(range(256)) * (48 << 10), 5 << 20
     asked = count()
 
     def answer(request: object) -> tuple[int, dict[str, str | None], bytes]:

@@ -124,7 +124,7 @@ def up(root: Path) -> None:
 
 
 def _mlflow_page(root: Path, server: str) -> str:
-    """Where people begin in MLflow: this project's runs in their view; before the first one, the experiments."""
+    """Where people begin in MLflow: the list of this project's runs; before the first one, the experiments."""
     name = quote(load_params(root / PARAMS_FILE).section(RegisterConfig).experiment)
     found = _answer(f"{server}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}", login=login(root))
     if found is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from align.release.promotion.slices import Slice
@@ -62,13 +62,13 @@ class PromotionDecision:
         candidate: version number.
         what: what the candidate is: its run, data, model and revision.
         champion: version number of the champion before the decision; None if there was none.
-        scores: metric -> (candidate's, champion's or None).
-        gates: one row each; none if nothing changes.
-        compared: None without a champion.
         confidence, margin: those of section `promote`.
+        at: when, UTC.
+        scores: metric -> (candidate's, champion's or None); this and what follows is empty if nothing changes.
+        gates: one row each.
+        compared: None without a champion.
         measured: where the ranks of candidate and champion come from, in words.
         sets_digest: names the sets that decide; they have decided on `num_decided` other versions before.
-        at: when, UTC.
     """
 
     outcome: Outcome
@@ -77,15 +77,15 @@ class PromotionDecision:
     candidate: int
     what: str
     champion: int | None
-    scores: Mapping[str, tuple[float, float | None]]
-    gates: tuple[Gate, ...]
-    compared: Compared | None
     confidence: float
     margin: float
-    measured: tuple[str, ...]
-    sets_digest: str
-    num_decided: int
     at: str
+    scores: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
+    gates: tuple[Gate, ...] = ()
+    compared: Compared | None = None
+    measured: tuple[str, ...] = ()
+    sets_digest: str = ""
+    num_decided: int = 0
 
     @property
     def detectable(self) -> float | None:

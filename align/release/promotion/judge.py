@@ -78,11 +78,9 @@ def judge(params: Params, tracker: Tracker, candidate: Version, champion: Versio
     config = params.section(PromoteConfig)
 
     def decided(outcome: Outcome, reason: str, **found: Any) -> Judged:
-        empty: dict[str, Any] = {"scores": {}, "gates": (), "compared": None, "measured": (), "sets_digest": ""}
         decision = PromotionDecision(
             outcome=outcome, reason=reason, model=candidate.name, candidate=candidate.number, what=describe(candidate),
-            champion=number_of(champion), confidence=config.confidence, margin=config.margin, at=now(),
-            **({"num_decided": 0} | empty | found),
+            champion=number_of(champion), confidence=config.confidence, margin=config.margin, at=now(), **found,
         )  # fmt: skip
         return Judged(candidate, champion, decision)
 

@@ -37,19 +37,14 @@ def who_acts() -> str:
         return "unknown"
 
 
-def named_address() -> str | None:
-    """The MLflow that the environment names, with a login: MLFLOW_TRACKING_URI."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or None
-
-
 def address() -> str:
-    """The MLflow that this process uses now; a later change of folder or environment changes nothing."""
-    return named_address() or f"sqlite:///{_FILE.absolute()}"
+    """The MLflow that this process uses now, with a login; a later change of folder or environment changes nothing."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_FILE.absolute()}"
 
 
 def has_store() -> bool:
     """Whether MLflow was used from this directory before. A command that only reads must not create a store."""
-    return bool(named_address()) or _FILE.is_file()
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or _FILE.is_file()
 
 
 def require_store() -> None:

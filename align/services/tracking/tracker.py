@@ -23,7 +23,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from align.errors import RefusedError, ServiceError, without_logins
-from align.services.tracking.address import DEFAULT_URI, named_address
+from align.services.tracking.address import DEFAULT_URI
 from align.services.tracking.database import DATABASE, artifacts_beside, database_file, make_private
 from align.services.tracking.registry import Registry, Version
 from align.services.tracking.tracked_run import TrackedRun, run_address, runs_address, tracked_run
@@ -72,7 +72,7 @@ class Tracker:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # logs every attempt
-        full = uri or named_address() or DEFAULT_URI
+        full = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
         self.uri = without_logins(full)
         self._local = not full.startswith(("http:", "https:", "databricks"))
         # Artifacts are stored next to the database, so that a worktree which logs into it holds none.

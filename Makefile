@@ -22,7 +22,7 @@ COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --gen
 # How many workers: tests/conftest.py. Which tests each one runs, and in which order: tests/support/schedule.py.
 WORKERS := -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-full test-torch validators triton fuzz bench bench-train bench-data bench-scale bench-runs bench-vectors bench-search bench-evaluate bench-gpu check audit format up down worker lock pictures sample try ready clean
+.PHONY: help demo test test-full test-torch validators triton fuzz bench bench-scale bench-search bench-gpu check audit format up down worker lock pictures sample try ready clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
@@ -75,13 +75,8 @@ fuzz: $(STAMP) ## hostile bytes for FUZZ_SECONDS (600); a find ends with exit co
 	@$(PIP) --upgrade --target .align/atheris --require-hashes --no-deps --only-binary :all: -r infra/locks/fuzz.txt
 	@$(RUN) PYTHONPATH=.align/atheris FUZZ_SECONDS=$(FUZZ_SECONDS) python -m tests.fuzz
 
-bench: bench-train bench-data ## ratios measured side by side in one run
-
-bench-train: $(STAMP) ## the training half against its peers, which get an environment of their own; half an hour
-	@$(RUN) python -m benchmarks
-
-bench-data: $(STAMP) ## the data half against its peers, which get an environment of their own; half an hour
-	@$(RUN) python -m benchmarks.data
+bench: $(STAMP) ## ratios to other libraries, measured side by side in one run; they are installed once; an hour
+	@$(RUN) python -m benchmarks $(ARGS)
 
 bench-scale: $(STAMP) ## how the stages of the data grow from 10^5 to 10^7 pairs, reckoned on to the paper's; half an hour, 12 GB of disk
 	@$(RUN) python -m benchmarks.scale $(ARGS)
@@ -89,17 +84,8 @@ bench-scale: $(STAMP) ## how the stages of the data grow from 10^5 to 10^7 pairs
 bench-search: $(STAMP) ## text queries by 50 people at once, `align serve` beside MLflow, over the model of make demo; two minutes
 	@$(RUN) python -m benchmarks.search
 
-bench-runs: $(STAMP) ## how long a person waits for runs that have nothing to compute; ten minutes on a quiet machine
-	@$(RUN) python -m benchmarks.runs
-
-bench-vectors: $(STAMP) ## search over a million vectors, approximate against exact; ten minutes, 6 GB of memory
-	@$(RUN) python -m benchmarks.vectors
-
-bench-evaluate: $(STAMP) ## recall beside CLIP_benchmark's, 5,000 x 25,000; embedding a set beside the bare model; ten minutes
-	@$(RUN) python -m benchmarks.evaluate
-
 # What pip installs from its default index has CUDA; with a card and a torch without CUDA it says what to install.
-bench-gpu: $(STAMP) ## on a CUDA card: results checked, then speed; writes benchmarks/gpu.md; ten minutes (none: a try on the CPU)
+bench-gpu: $(STAMP) ## training steps on a CUDA card, beside open_clip's; ten minutes (without a card: a try on the CPU)
 	@$(RUN) python -m benchmarks.gpu $(ARGS)
 
 check: $(STAMP) ## lint, types, layers, file lengths

@@ -1,6 +1,6 @@
 """ALIGN's loss in tiles against the naive one and open_clip's: CPU seconds and peak memory.
 
-It runs in the environment of the peers. open_clip's ClipLoss is the mean of both directions without smoothing. Peak
+open_clip runs in our process. Its ClipLoss is the mean of both directions without smoothing. Peak
 memory is that of a process which holds the embeddings and their gradients, above what it held with the embeddings
 alone. The naive loss is not run where one of its matrices would take more than half of the machine's memory.
 """
@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from align.display.console import say
 from align.training.loss import align_loss, sigmoid_loss
-from benchmarks.measure import Comparison, compare, in_process, interleaved
-from benchmarks.peak import forget_peak
+from benchmarks.measure import Comparison, compare, interleaved
 from benchmarks.world import World
+from tests.support.own_process import forget_peak, in_process
 
 WIDTH = 640
 TIMED = (4096, 8192)
@@ -52,6 +52,7 @@ LOSSES = {
 
 
 def run(world: World) -> list[Comparison]:
+    torch.set_num_threads(1)
     del world
     rows = []
     for count in TIMED:

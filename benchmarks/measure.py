@@ -1,17 +1,16 @@
-"""Side by side: repetitions interleaved, so that other work on the machine meets both; medians; CPU time."""
+"""What every benchmark says: rates of two ways to do the same, measured side by side, as rows of one table."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from importlib.metadata import PackageNotFoundError, version
 
 from align.display.console import say
-from benchmarks.peak import peak_bytes
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,6 @@ class Comparison:
     ratios: tuple[float, ...]
     note: str = ""
 
-    @property
-    def ratio(self) -> float:
-        return statistics.median(self.ratios)
-
 
 def compare(
     what: str, peer: str, unit: str, *, items: int, ours_s: Sequence[float], theirs_s: Sequence[float], note: str = ""
@@ -48,30 +43,21 @@ def compare(
         what, peer, unit, ours=items / statistics.median(ours_s), theirs=items / statistics.median(theirs_s),
         ratios=tuple(their / our for our, their in zip(ours_s, theirs_s, strict=True)), note=note,
     )  # fmt: skip
-    say(f"benchmark: {what} against {peer}: {row.ratio:.2f}x ({row.ours:,.0f} and {row.theirs:,.0f} {unit}); {note}")
+    ratio, rates = statistics.median(row.ratios), f"{row.ours:,.0f} and {row.theirs:,.0f} {unit}"
+    say(f"benchmark: {what} against {peer}: {ratio:.2f}x ({rates}); {note}")
     return row
 
 
 def interleaved(
-    ours: Callable[[], object],
-    theirs: Callable[[], object],
-    repetitions: int,
-    clock: Callable[[], float] = time.process_time,
+    ours: Callable[[], object], theirs: Callable[[], object], repetitions: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each repetition of both, after one of each that does not count; who goes first alternates.
-
-    Args:
-        ours, theirs: what is compared.
-        repetitions: of each.
-        clock: CPU seconds of this process, all threads; `time.perf_counter` where waiting counts, too.
-    """
+    """CPU seconds of each repetition of both, after one of each that does not count; who goes first alternates."""
     seconds: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for repetition in range(repetitions + 1):
         for function in (ours, theirs) if repetition % 2 else (theirs, ours):
-            start = clock()
-            function()
+            spent = cpu_s(function)
             if repetition:
-                seconds[function].append(clock() - start)
+                seconds[function].append(spent)
     return seconds[ours], seconds[theirs]
 
 
@@ -82,21 +68,25 @@ def cpu_s(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def in_process(function: Callable[..., None], *arguments: object) -> tuple[float, int]:
-    """CPU seconds and peak resident bytes of a call in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measured, args=(sender, function, arguments))
-    process.start()
-    sender.close()
-    result: tuple[float, int] = receiver.recv()
-    process.join()
-    return result
+def table(rows: list[Comparison]) -> str:
+    """The rows as Markdown."""
+    lines = ["| what | against | ours | theirs | unit | ratio | notes |", "|---|---|--:|--:|---|--:|---|"]
+    for row in rows:
+        spread = f"**{statistics.median(row.ratios):.2f}** [{min(row.ratios):.2f}, {max(row.ratios):.2f}]"
+        ours, theirs = (f"{rate:,.0f}" if rate >= 10 else f"{rate:,.3g}" for rate in (row.ours, row.theirs))
+        lines.append(f"| {row.what} | {row.peer} | {ours} | {theirs} | {row.unit} | {spread} | {row.note} |")
+    return "\n".join(lines)
 
 
-def _measured(sender: Connection, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # DuckDB draws progress bars on stdout
-    start = time.process_time()
-    function(*arguments)
-    spent = time.process_time() - start
-    sender.send((spent, peak_bytes()))  # getrusage would count the parent's memory before exec, too
+def conditions(what: str, packages: Sequence[str], load_before: float) -> str:
+    """A line on what was measured where."""
+    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}"
+    return f"{what[0].upper()}{what[1:]}; {machine}; load {load_before:.1f} before and {os.getloadavg()[0]:.1f} after."
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -11,7 +11,8 @@ from align.cli import silence_telemetry
 from tests.support import ROOT, warm
 
 pytest_plugins = [
-    "tests.support.cpu_budget", "tests.support.mlflow_file", "tests.support.schedule", "tests.support.time_limits",
+    "tests.support.cpu_budget", "tests.support.devices", "tests.support.mlflow_file", "tests.support.schedule",
+    "tests.support.time_limits",
 ]  # fmt: skip
 
 silence_telemetry()

@@ -20,7 +20,7 @@ def freed_memory_kept(at_most_bytes: int | None = None) -> Iterator[None]:
 
     glibc returns large freed blocks to the kernel at once, so each step pays again for page faults on its pixels and
     activations: four fifths of the time to convert 64 images of 289 px to floats, an eighth of the time to measure
-    texts. Keeping memory raises the peak by the gaps between kept blocks, 9 % there (`benchmarks/kept_memory.py`).
+    texts. Keeping memory raises the peak by the gaps between kept blocks, 9 % there (benchmarks/README.md).
     Other C libraries have no such setting; there this does nothing.
 
     Args:

@@ -98,7 +98,7 @@ def silu_is_dear(x: Tensor) -> bool:
 
 @contextmanager
 def kernels(which: Literal["plain", "triton"]) -> Iterator[None]:
-    """In this context every device computes with these kernels; for tests and benchmarks.
+    """In this context every device computes with these kernels; for tests.
 
     `triton` on a CPU needs Triton's interpreter: TRITON_INTERPRET=1 before Triton is imported. If it fails, the plain
     kernels do not take over.

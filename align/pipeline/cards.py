@@ -12,8 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from align.config import Params
 from align.config.fit_tokenizer import FitTokenizerConfig
 from align.config.model import Checkpointing, Locked, ModelConfig
-from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
+from align.config.recipe import FinetuneConfig, PretrainConfig
 from align.display.console import duration, show, show_json
 from align.errors import ConfigError
 from align.model.dual_encoder import DualEncoder
@@ -52,8 +50,6 @@ CARDS: dict[str, Card | None] = {
 OF_PEAK, OF_BANDWIDTH = 0.6, 0.4
 #: Pictures that a core decodes and crops in a second, and their side (docs/scale.md).
 _DECODED_PER_S, _DECODED_PX = 2145, 346
-#: What `make bench-gpu` wrote last.
-_MEASURED = Path("benchmarks/gpu.md")
 
 _VIEWS = frozenset({
     "view", "t", "transpose", "permute", "expand", "slice", "split", "split_with_sizes", "select", "unbind",
@@ -131,7 +127,7 @@ def _step(
 
 
 def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, Any]]:
-    """`stage -> {num_pairs, pairs_per_s, measured_pairs_per_s, loader_cores, ..., rank_bytes}` of what is trained.
+    """`stage -> {num_pairs, pairs_per_s, loader_cores, ..., rank_bytes}` of what is trained.
 
     Raises:
         ConfigError: the batch does not divide into so many ranks.
@@ -151,26 +147,13 @@ def reckon(params: Params, card: Card, num_cards: int) -> dict[str, dict[str, An
         num_pairs = recipe.num_steps * recipe.batch_size
         taken_s = num_pairs / num_cards / pairs * work.seconds(card, 1.0 if half else 0.5)  # TF32's peak is half
         decoding_s = num_pairs / _DECODED_PER_S * (config.resize_px / _DECODED_PX) ** 2
-        measured = max(_measured(params, recipe, card), default=None)
         found[recipe.section] = {
             "num_pairs": num_pairs, "pairs_per_s": num_pairs / taken_s,
-            "measured_pairs_per_s": None if measured is None else measured * num_cards,
             "loader_cores": decoding_s / taken_s, "rank_bytes": need.rank_bytes,
             "operations_per_pair": sum(each[1] for each in work.done) / pairs,
             "bytes_per_pair": sum(each[2] for each in work.done) / pairs,
         }  # fmt: skip
     return found
-
-
-def _measured(params: Params, recipe: Recipe, card: Card) -> Iterator[float]:
-    """Pairs per second of a card, by the page of `make bench-gpu`, if it is of such a card and of these towers."""
-    text, shape = _MEASURED.read_text("utf-8") if _MEASURED.is_file() else "", params.values["model"]
-    here = re.search(r"^\d{4}-\d\d-\d\d .*?: ([^,\n]*)", text, re.MULTILINE)
-    if here is not None and card_named(here[1]) == card:
-        first = f"| {shape['image_tower']} + {shape['text_tower']} | {recipe.gradient_checkpointing} |"
-        for line in (line for line in text.splitlines() if line.startswith(first)):
-            # of one forward and one backward pass, twice as long; `micro_batch` has one more
-            yield float(line.split("|")[4].replace(",", "")) * (0.75 if recipe.micro_batch else 1.0)
 
 
 def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> None:
@@ -193,11 +176,9 @@ def main(params: Params, asked: str, price: float | None, *, as_json: bool) -> N
             f"  a pair  {one['operations_per_pair'] / 1e9:,.1f} GFLOP, {one['bytes_per_pair'] / 1e6:,.0f} MB moved",
             f"  loader  {one['loader_cores']:,.1f} cores in all",
         ]
-        for source, name in (("reckoned", "pairs_per_s"), ("by make bench-gpu", "measured_pairs_per_s")):
-            if one[name] is not None:
-                hours = one["num_pairs"] / one[name] / 3600
-                cost = "" if price is None else f", {hours * int(match[1]) * price:,.0f} at {price:g} a card and hour"
-                lines.append(f"  {source}: {one[name]:,.0f} pairs/s, {duration(hours * 3600)}{cost}")
+        hours = one["num_pairs"] / one["pairs_per_s"] / 3600
+        cost = "" if price is None else f", {hours * int(match[1]) * price:,.0f} at {price:g} a card and hour"
+        lines.append(f"  reckoned: {one['pairs_per_s']:,.0f} pairs/s, {duration(hours * 3600)}{cost}")
     lines += [
         "Counted: weights, moments, activations; operations and bytes of both towers, with what is computed again.",
         f"Assumed: each operation reaches {OF_PEAK:.0%} of the peak or {OF_BANDWIDTH:.0%} of the bandwidth; texts have",

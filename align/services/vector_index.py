@@ -36,7 +36,7 @@ _LISTS_PER_ROOT = 1
 _SAMPLES_PER_LIST = 40
 _LIST_ITERATIONS = 10
 #: Lists that a query looks through, and vectors that are scored again: with them recall@10 is above 0.97 on a million
-#: clustered vectors (`make bench-vectors`).
+#: clustered vectors (`make bench ARGS=vectors`).
 _LISTS_PER_QUERY = 32
 _LEAST_CANDIDATES = 200
 _CANDIDATES_PER_RESULT = 4

@@ -13,10 +13,10 @@ import pytest
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import raw_shards, read_table
-from benchmarks.peers import FOLDER, build_peers
 from tests.support import missing
 from tests.support.both_ways import by_shards, by_the_filter
 from tests.support.img2dataset_folder import Options, Row, plain, run_img2dataset, scenario, write_folder
+from tests.support.peers import FOLDER, build_peers
 from tests.support.pictures import blurred_png
 from tests.support.reading import rows_of, source_at
 from tests.support.web_server import WebServer, response
@@ -197,7 +197,7 @@ def test_two_pictures_of_one_address_stay_two(tmp_path: Path) -> None:
 def test_with_img2dataset_itself(tmp_path: Path, options: Options) -> None:
     """And the writer of the other tests writes the same tables and names."""
     if not (FOLDER / "peers/bin/python").exists() and os.environ.get("CI") != "true":
-        missing("needs img2dataset in .align/peers: `make bench-data` installs it, and so do these tests with CI=true")
+        missing("needs img2dataset in .align/peers: `make bench` installs it, and so do these tests with CI=true")
     python = build_peers()
     rows = scenario()
     with WebServer() as server:

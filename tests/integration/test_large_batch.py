@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from align.training.run import run
-from benchmarks.measure import in_process
 from tests.support import training_data
+from tests.support.own_process import in_process
 from tests.support.training_data import plan, pretrain_config
 
 BATCH, MICRO_BATCH = 16_384, 64

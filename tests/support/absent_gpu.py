@@ -17,11 +17,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from align.model import batch_norm_triton as module
-from benchmarks.gpu import depthwise_triton
 
 EPS = 1e-3
 #: What reads and writes maps does it 16 bytes at a time, where rows of channels allow that.
-WIDE = ("part_moments", "values", "part_sums", "gradient_sums", "gradient_values", "_convolve", "_sums")
+WIDE = ("part_moments", "values", "part_sums", "gradient_sums", "gradient_values")
 
 
 class _Absent:
@@ -79,9 +78,6 @@ def _launch(shape: tuple[int, int, int, int], kind: torch.dtype) -> None:
     module.gate_gradient(x, x, *moments, vector, vector)
     module.normalise_backward(x, x, *moments, vector, vector, gate, torch.zeros(shape[:2]), True)
     module.normalise_backward(x, x, *moments, vector, vector, keep[:, None], None, False)
-    for size, stride in ((3, 1), (5, 2)) if min(shape) > 1 else ((3, 1),):
-        weight = torch.zeros(shape[1], 1, size, size, dtype=kind)
-        depthwise_triton.convolve_backward(depthwise_triton.convolve(x, weight, stride), x, weight, stride)
 
 
 def _usage(cubin: bytes) -> str:

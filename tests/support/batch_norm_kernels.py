@@ -1,4 +1,4 @@
-"""Triton kernels against the plain ones: run as a module, `operations|layers|depthwise cpu|cuda`.
+"""Triton kernels against the plain ones: run as a module, `operations|layers cpu|cuda`.
 
 On a CPU they run in Triton's interpreter, with TRITON_INTERPRET=1. Maps, and all memory that is allocated for a kernel,
 lie between fences of NaN, and the memory holds NaN until it is written: a kernel that reads, writes or leaves too much
@@ -19,9 +19,7 @@ from torch import Tensor
 from align.model import batch_norm_triton
 from align.model.batch_norm import BatchNorm2d, normalised
 from align.model.image_tower import ImageTower
-from align.model.mbconv import convolve, convolve_backward
 from align.model.normalisation import _PLAIN, kernels
-from benchmarks.gpu import depthwise_triton
 from tests.support.training_data import MODEL
 
 EPS = 1e-3
@@ -36,17 +34,6 @@ CASES: list[tuple[tuple[int, int, int, int], int, torch.dtype, torch.memory_form
     ((6, 1, 3, 2), 3, torch.float32, torch.channels_last),
     ((2, 32, 1, 1), 1, torch.bfloat16, torch.contiguous_format),
     ((3, 24, 9, 8), 3, torch.bfloat16, torch.contiguous_format),
-]
-#: Shape, side of the kernel, stride, type, layout. In order: odd sides; two tiles of channels; a kernel larger than its
-#: map; several programs, and two parts of a sample's sums; one position; channels that no 16 bytes hold.
-DEPTHWISE: list[tuple[tuple[int, int, int, int], int, int, torch.dtype, torch.memory_format]] = [
-    ((2, 6, 5, 7), 3, 2, torch.float32, torch.contiguous_format),
-    ((2, 70, 8, 8), 5, 2, torch.bfloat16, torch.channels_last),
-    ((1, 24, 3, 3), 5, 1, torch.float16, torch.channels_last),
-    ((1, 5, 47, 46), 3, 2, torch.float32, torch.channels_last),
-    ((2, 16, 24, 24), 3, 1, torch.float32, torch.channels_last),
-    ((3, 8, 1, 1), 3, 1, torch.bfloat16, torch.channels_last),
-    ((2, 3, 2, 2), 5, 2, torch.float32, torch.channels_last),
 ]
 #: Elements of a fence, more than a tile.
 FENCE = 8192
@@ -76,30 +63,6 @@ def compare_layers(device: str) -> None:
             print(f"equal: block {case}, {time.process_time():.0f} s", flush=True)
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def compare_depthwise(device: str) -> None:
-    """Raises AssertionError where a depthwise convolution or a gradient is another. See `compare_operations`."""
-    torch.manual_seed(0)
-    for shape, size, stride, kind, layout in DEPTHWISE:
-        x, (width, rows, columns) = _amid_nan(torch.randn(shape), kind, layout, device), shape[1:]
-        weight = torch.randn(width, 1, size, size).to(device, kind)
-        grad = torch.randn(shape[0], width, rows // stride, columns // stride)
-        grad = _amid_nan(grad, kind, layout, device)
-        exact = [each.double().cpu() for each in (grad, x, weight)]
-        expected = [convolve(*exact[1:], stride), *convolve_backward(*exact, stride)]
-        with _fences():
-            found = [depthwise_triton.convolve(x, weight, stride)]
-            found += depthwise_triton.convolve_backward(grad, x, weight, stride)
-        _, again = depthwise_triton.convolve_backward(grad, x, weight, stride)
-        assert torch.equal(again, found[-1]), "a sum differs from run to run"
-        for index, (mine, other) in enumerate(zip(found, expected, strict=True)):
-            what, (atol, rtol) = f"result {index}, {shape}, {size}, {stride}", NEAR[kind]
-            torch.testing.assert_close(
-                mine.double().cpu(), other, atol=atol * max(1.0, float(other.std())), rtol=rtol,
-                msg=lambda text, what=what: f"{what}: {text}",
-            )  # fmt: skip
-        print(f"equal: {shape}, {size}, {stride}, {kind}, {time.process_time():.0f} s", flush=True)
 
 
 @contextmanager
@@ -234,5 +197,5 @@ def _block(device: str, stride: int, expands: bool, again: bool) -> None:
 
 
 if __name__ == "__main__":
-    what = {"operations": compare_operations, "layers": compare_layers, "depthwise": compare_depthwise}
+    what = {"operations": compare_operations, "layers": compare_layers}
     what[sys.argv[1]](sys.argv[2])

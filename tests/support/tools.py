@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.peers import FOLDER, build_peers
 from tests.support import missing
+from tests.support.peers import FOLDER, build_peers
 
 
 def tools(environment: str = "peers_evaluation") -> Path:
-    """The interpreter of an environment of `benchmarks.peers`.
+    """The interpreter of an environment of `tests.support.peers`.
 
     Skips the test where the tools are not installed; with CI=true it installs them.
     """

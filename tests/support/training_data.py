@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,14 +61,6 @@ class TermAt:
     def __call__(self, metrics: dict[str, float], step: int) -> None:
         if step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def noted_slowly(path: Path, metrics: dict[str, float], step: int) -> None:
-    """The log function of `benchmarks.resuming`, for steps that take long enough to be killed between."""
-    from benchmarks import resuming
-
-    resuming._note(path, metrics, step)
-    time.sleep(0.2)
 
 
 def pretrain_config(**changes: object) -> PretrainConfig:

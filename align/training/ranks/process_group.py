@@ -177,8 +177,8 @@ class Ranks:
 def default_processes(batch_size: int, group: int, num_cores: int) -> int:
     """The number of ranks if `num_processes` is null: one per GPU or core, reduced until the batch divides evenly.
 
-    One rank per core, because small towers give OpenMP's threads too little work to share (see
-    `benchmarks/ranks.py`). A warning says when a GPU stays idle.
+    One rank per core, because small towers give OpenMP's threads too little work to share
+    (benchmarks/README.md). A warning says when a GPU stays idle.
 
     Args:
         batch_size: of the global batch.

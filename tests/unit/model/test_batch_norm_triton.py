@@ -36,13 +36,27 @@ def run(module: str, *arguments: str, **variables: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("what", ["operations", "layers", "depthwise"])
-def test_the_kernels_compute_what_the_plain_ones_do(what: str, device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no GPU")
-    variables = {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "error"} if device == "cpu" else {}
-    assert "equal" in run("batch_norm_kernels", what, device, **variables)
+@pytest.mark.parametrize("what", ["operations", "layers"])
+def test_the_kernels_compute_what_the_plain_ones_do(what: str, device: torch.device) -> None:
+    variables = {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "error"} if device.type == "cpu" else {}
+    assert "equal" in run("batch_norm_kernels", what, device.type, **variables)
+
+
+def test_a_map_of_more_numbers_than_32_bits_count_is_normalised_to_its_end(card: torch.device) -> None:
+    """Its last group, beside that group alone."""
+    group, width, side, groups = 16, 288, 145, 23
+    if 6 * 4 * groups * group * width * side**2 > torch.cuda.mem_get_info(card)[0]:  # plain kernels hold it in float32
+        pytest.skip("the card has too little memory")
+    x = torch.empty(groups * group, width, side, side, memory_format=torch.channels_last, device=card,
+                    dtype=torch.bfloat16).normal_()  # fmt: skip
+    weight, bias, last = torch.rand(width, device=card) + 0.5, torch.randn(width, device=card), x[-group:].clone()
+    out, mean, inverse = torch.ops.align.normalise(x, weight, bias, None, None, group, 1e-3, True)
+    alone, own_mean, own_inverse = torch.ops.align.normalise(last, weight, bias, None, None, group, 1e-3, True)
+    torch.testing.assert_close((out[-group:], mean[-1:], inverse[-1:]), (alone, own_mean, own_inverse))
+    del out
+    grad = torch.ops.align.normalise_backward(x, x, mean, inverse, weight, bias, None, None, True)[0]
+    known = own_mean, own_inverse, weight, bias, None, None, True
+    torch.testing.assert_close(grad[-group:], torch.ops.align.normalise_backward(last, last, *known)[0])
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="there Triton is torch's, and the kernels run on the GPU")

@@ -86,14 +86,14 @@ def test_stochastic_depth_drops_whole_samples() -> None:
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2)])
 @pytest.mark.parametrize("size", [2, 4, 5, 8])
-def test_depthwise_convolution_equals_upstreams(kernel: int, stride: int, size: int) -> None:
+def test_depthwise_convolution_equals_upstreams(kernel: int, stride: int, size: int, device: torch.device) -> None:
     torch.manual_seed(0)
-    ours = DepthwiseConv2d(6, kernel, stride)
+    ours = DepthwiseConv2d(6, kernel, stride).to(device)
     half = kernel // 2
     pad: nn.Module = nn.ZeroPad2d((half - 1, half, half - 1, half)) if stride == 2 else nn.ZeroPad2d(half)
-    plain = nn.Conv2d(6, 6, kernel, stride, groups=6, bias=False)
+    plain = nn.Conv2d(6, 6, kernel, stride, groups=6, bias=False).to(device)
     plain.load_state_dict(ours.state_dict())
-    x = torch.randn(4, 6, size, size).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(4, 6, size, size).to(device).contiguous(memory_format=torch.channels_last)
     results = []
     with torch.no_grad():
         torch.testing.assert_close(ours.plain()(x), ours(x), atol=1e-5, rtol=1e-5)

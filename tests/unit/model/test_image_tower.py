@@ -10,7 +10,7 @@ from transformers import AlignVisionModel
 from align.config.model import Checkpointing, ModelConfig
 from align.model.image_tower import ImageTower, estimate_statistics, initialise
 from align.release.exchange.interchange import align_config
-from benchmarks.image_tower import cost
+from tests.support.step_counts import cost
 from tests.support.training_data import MODEL
 
 TOWER = {"width_coefficient": 0.3, "depth_coefficient": 0.6}  # 19 channels become 24; two blocks of a stage are three

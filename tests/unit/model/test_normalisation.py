@@ -42,18 +42,21 @@ def plain(x: Tensor, norm: nn.BatchNorm2d, silu: bool, keep: Tensor | None, resi
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 1)])
 @pytest.mark.parametrize(("silu", "rest"), [(False, False), (True, False), (False, True)])
-def test_values_and_gradients_are_those_of_plain_batch_norm(silu: bool, rest: bool, size: tuple[int, int]) -> None:
+def test_values_and_gradients_are_those_of_plain_batch_norm(
+    silu: bool, rest: bool, size: tuple[int, int], device: torch.device
+) -> None:
     shape = (3 * GROUP, CHANNELS, *size)
-    keep = torch.tensor([0.0, 1.25, 1.25] * GROUP, dtype=torch.float64) if rest else None
+    keep = torch.tensor([0.0, 1.25, 1.25] * GROUP, dtype=torch.float64).to(device) if rest else None
     found = []
     for norm, function in (
         (norm_of(nn.BatchNorm2d), plain),
         (norm_of(BatchNorm2d, GROUP), lambda x, norm, silu, keep, residual: normalised(
             x, norm, silu=silu, keep=keep, residual=residual)),
     ):  # fmt: skip
-        x, residual = (maps(*shape, seed=seed).requires_grad_() for seed in (3, 4))
+        norm = norm.to(device)
+        x, residual = (maps(*shape, seed=seed).to(device).requires_grad_() for seed in (3, 4))
         out = function(x + 100.0, norm, silu, keep, residual if rest else None)
-        (out * maps(*shape, seed=5)).sum().backward()
+        (out * maps(*shape, seed=5).to(device)).sum().backward()
         found.append([out, x.grad, norm.weight.grad, norm.bias.grad] + [residual.grad] * rest)
     for mine, other in zip(*found, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-9, rtol=1e-9)
@@ -83,14 +86,14 @@ def results(run: Callable[[Tensor], Tensor], part: MBConv, x: Tensor) -> list[Te
     part.zero_grad()
     x = x.clone().requires_grad_()
     out = run(x)
-    (out * maps(*out.shape, seed=7)).sum().backward()
+    (out * maps(*out.shape, seed=7).to(x.device)).sum().backward()
     return [out.detach(), x.grad, *(param.grad.clone() for param in part.parameters())]
 
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize(("stride", "expands"), [(1, False), (1, True), (2, True)])
-def test_a_joined_block_equals_its_layers(stride: int, expands: bool, again: bool) -> None:
-    part, x = block(stride, expands)
+def test_a_joined_block_equals_its_layers(stride: int, expands: bool, again: bool, device: torch.device) -> None:
+    part, x = (each.to(device) for each in block(stride, expands))
     part.again = again
     expected = results(part._layer_by_layer, part, x)
     for mine, other in zip(results(part, part, x), expected, strict=True):

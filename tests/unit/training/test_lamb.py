@@ -20,36 +20,36 @@ RECIPE = load_params(overrides=["pretrain.optimiser=lamb"]).section(PretrainConf
 @pytest.mark.parametrize("adapt", [True, False])
 @pytest.mark.parametrize("zero", [True, False])
 @pytest.mark.parametrize("beta2", [0.999, 0.9])
-def test_equals_the_reference(adapt: bool, zero: bool, beta2: float) -> None:
+def test_equals_the_reference(adapt: bool, zero: bool, beta2: float, device: torch.device) -> None:
     generator = np.random.default_rng(0)
     starts = [generator.normal(size=(3, 4)), generator.normal(size=(5,)) * (0.0 if zero else 1.0)]
     grads = [[generator.normal(size=start.shape) for start in starts] for _ in range(6)]
-    params = [nn.Parameter(torch.from_numpy(start.copy())) for start in starts]
+    params = [nn.Parameter(torch.from_numpy(start.copy()).to(device)) for start in starts]
     groups = [{"params": params, "adapt": adapt, "lr_scale": 0.5, "weight_decay": 0.02 if adapt else 0.0}]
     optimiser = Lamb(groups, weight_decay=0.02, betas=(0.9, beta2))
     optimiser.set_learning_rate(0.2)
     for step in grads:
         for param, grad in zip(params, step, strict=True):
-            param.grad = torch.from_numpy(grad)
+            param.grad = torch.from_numpy(grad).to(device)
         optimiser.step()
     for index, (param, start) in enumerate(zip(params, starts, strict=True)):
         expected = lamb_reference.lamb(
             start, [step[index] for step in grads], rate=0.1, decay=0.02, beta2=beta2, adapt=adapt
         )
-        np.testing.assert_allclose(param.detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(param.detach().cpu().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_without_trust_ratio_it_is_adamw() -> None:
+def test_without_trust_ratio_it_is_adamw(device: torch.device) -> None:
     recipe = RECIPE.model_copy(update={"optimiser": "adamw", "weight_decay": 0.3, "vector_learning_rate_scale": 1.0})
     torch.manual_seed(0)
-    ours, theirs = nn.Linear(5, 3).double(), nn.Linear(5, 3).double()
+    ours, theirs = (nn.Linear(5, 3).to(device, torch.float64) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     optimiser = Lamb(parameter_groups(ours, recipe), weight_decay=0.3, betas=(0.8, 0.9), eps=1e-7)
     optimiser.set_learning_rate(0.05)
     decayed = [{"params": [theirs.weight]}, {"params": [theirs.bias], "weight_decay": 0.0}]
     reference = torch.optim.AdamW(decayed, lr=0.05, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.3)
     for _ in range(5):
-        inputs = torch.randn(7, 5, dtype=torch.float64)
+        inputs = torch.randn(7, 5, dtype=torch.float64).to(device)
         for model, of in ((ours, optimiser), (theirs, reference)):
             of.zero_grad()
             model(inputs).square().sum().backward()

@@ -90,17 +90,18 @@ def test_sigmoid_value_and_gradients_for_any_tile(count: int, tile: tuple[int, i
 
 
 @pytest.mark.parametrize("size", [1.0, 30.0])
-def test_rows_of_very_different_size_in_one_tile_in_float32(size: float) -> None:
+def test_rows_of_very_different_size_in_one_tile_in_float32(size: float, device: torch.device) -> None:
     """Two exponentials are used where one for rows and columns would under- or overflow."""
     images, texts = embeds(40, 5).float() * 2, embeds(40, 6).float()
     images[::2] *= size
     inputs = (images, texts, torch.tensor(0.1))
     exact = value_and_gradients(functools.partial(naive, smoothing=0.1), *(tensor.double() for tensor in inputs))
+    there = [tensor.to(device) for tensor in inputs]
     for tile in ((8, 8), (64, 64)):
-        ours = value_and_gradients(functools.partial(align_loss, label_smoothing=0.1, tile=tile), *inputs)
+        ours = value_and_gradients(functools.partial(align_loss, label_smoothing=0.1, tile=tile), *there)
         for one, other in zip(ours, exact, strict=True):
             assert torch.isfinite(one).all()
-            torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+            torch.testing.assert_close(one.double().cpu(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
 def test_both_paths_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,10 +157,10 @@ def test_negatives_of_all_ranks_with_exact_gradients(tmp_path: Path, world_size:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, device: torch.device) -> None:
     """In float16 a sum of exponentials over the batch, or of a small temperature's scores, overflows."""
     torch.manual_seed(0)
-    images, texts = (F.normalize(torch.randn(300, 8), dim=-1).to(dtype).requires_grad_() for _ in range(2))
+    images, texts = (F.normalize(torch.randn(300, 8), dim=-1).to(device, dtype).requires_grad_() for _ in range(2))
     for function in (align_loss, functools.partial(sigmoid_loss, bias=-10.0)):
         images.grad = texts.grad = None
         loss = function(images, texts, 0.01)

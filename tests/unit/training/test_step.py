@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,17 +25,17 @@ from align.model.tokenizer import TextTokenizer
 from align.training import loop, readings
 from align.training import loss as loss_module
 from align.training import step as module
+from align.training.acceleration import accelerated
 from align.training.batches.batch import Batch, Tokens
 from align.training.loss import align_loss
 from align.training.ranks import buckets as buckets_module
 from align.training.ranks.process_group import Ranks, launch
 from align.training.run import run, start_alike
+from align.training.state import new_state
 from align.training.step import Gradients, compute_gradients
-from benchmarks.step_counts import SHARE, count
-from benchmarks.world import World
 from tests.support import training_data
 from tests.support.double_precision import double_precision
-from tests.support.params import load_params
+from tests.support.step_counts import SHARE, count
 from tests.support.training_data import MODEL, pretrain_config
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -69,7 +70,8 @@ def gradients(
     """One step. `watch` is called when a backward pass has finished a parameter; with `tokens` the batch has them."""
     torch.manual_seed(0)
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
-    model = DualEncoder(MODEL, words.vocab_size).train().to(dtype)
+    model = DualEncoder(MODEL, words.vocab_size).train().to(ranks.device, dtype)
+    model.gradient_checkpointing = recipe.gradient_checkpointing
     batch, share = whole_batch(), BATCH // ranks.world_size
     rows = slice(ranks.rank * share, (ranks.rank + 1) * share)
     batch = Batch(batch.images[rows], batch.texts[rows], batch.draws[rows, : model.vision_model.num_blocks])
@@ -77,9 +79,11 @@ def gradients(
         batch = replace(batch, tokens=Tokens.of(words.ids(batch.texts), words.pad_id))
     for param in model.parameters() if watch else ():
         param.register_post_accumulate_grad_hook(watch)  # type: ignore[no-untyped-call]  # untyped in torch
-    with double_precision() if dtype == torch.float64 else nullcontext():
+    exact = double_precision() if dtype == torch.float64 else nullcontext()
+    with exact, accelerated(model, recipe, ranks.device):
         loss, norm = compute_gradients(model, recipe, ranks, words, batch)
-    return Step(float(loss), float(norm), {name: param.grad for name, param in model.named_parameters()})  # type: ignore[arg-type]
+    grads = {name: param.grad.cpu() for name, param in model.named_parameters() if param.grad is not None}
+    return Step(float(loss), float(norm), grads)
 
 
 def assert_equal(ours: Step, theirs: Step, loss: float = 1e-10, norm: float = 1e-10, grads: float = 1e-10) -> None:
@@ -93,11 +97,13 @@ def assert_equal(ours: Step, theirs: Step, loss: float = 1e-10, norm: float = 1e
 
 
 @pytest.mark.parametrize("micro_batch", [4, 8, 12, 32])
-def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int) -> None:
+def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int, device: torch.device) -> None:
     """Nor that of the temperature: adding it once per part would be wrong by the number of parts."""
-    whole = gradients(tokenizer, pretrain_config(batch_size=BATCH))
+    recipe = pretrain_config(batch_size=BATCH, precision="float32")
+    whole = gradients(tokenizer, recipe)
     assert float(whole.grads["log_temperature"].abs()) > 1e-3
-    assert_equal(gradients(tokenizer, pretrain_config(batch_size=BATCH, micro_batch=micro_batch)), whole)
+    in_parts = recipe.model_copy(update={"micro_batch": micro_batch})
+    assert_equal(gradients(tokenizer, in_parts, Ranks(0, 1, device)), whole)
 
 
 def with_fewer_negatives(images: Tensor, texts: Tensor, temperature: float, groups: int) -> float:
@@ -142,14 +148,57 @@ def test_shares_of_negatives_that_cannot_be() -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [4, None])
-def test_float32_differs_by_its_rounding(tokenizer: Path, micro_batch: int | None) -> None:
+def test_float32_differs_by_its_rounding(tokenizer: Path, micro_batch: int | None, device: torch.device) -> None:
     """A cosine, a sum of 16 products of rounded numbers whose sizes add up to 1, is wrong by 19 / 2^24 at most. Four of
     them, divided by the temperature 0.1, are in a loss of 9.7: 5e-6. As much again is for the towers' own rounding, and
     their gradients pass batch-norm over four samples.
     """
-    recipe = pretrain_config(batch_size=BATCH, micro_batch=micro_batch)
-    ours = gradients(tokenizer, recipe, dtype=torch.float32)
+    recipe = pretrain_config(batch_size=BATCH, micro_batch=micro_batch, precision="float32")
+    ours = gradients(tokenizer, recipe, Ranks(0, 1, device), dtype=torch.float32)
     assert_equal(ours, gradients(tokenizer, recipe), loss=1e-5, norm=1e-3, grads=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "bound"),
+    [({"gradient_checkpointing": "cheap"}, 1e-3), ({"gradient_checkpointing": "blocks"}, 1e-3),
+     ({"precision": "bfloat16"}, 0.25)],
+)  # fmt: skip
+def test_a_card_computes_what_a_cpu_does(
+    tokenizer: Path, changes: dict[str, Any], bound: float, card: torch.device
+) -> None:
+    """All gradients as one vector; on a CPU the towers are float32 in every precision."""
+    recipe = pretrain_config(batch_size=BATCH, precision="float32")
+    exact = gradients(tokenizer, recipe)
+    there = Ranks(0, 1, card)
+    found = gradients(tokenizer, recipe.model_copy(update=changes), there, dtype=torch.float32)
+    mine, theirs = (torch.cat([each.grads[name].double().flatten() for name in exact.grads]) for each in (found, exact))
+    assert found.loss == pytest.approx(exact.loss, rel=bound)
+    assert float((mine - theirs).norm() / theirs.norm()) < bound
+
+
+def test_the_host_waits_for_a_card_once_in_a_step(tokenizer: Path, card: torch.device) -> None:
+    """By torch's own count, with the update and the values of the step before."""
+    words, recipe = TextTokenizer.load(tokenizer, MODEL.max_tokens), pretrain_config(batch_size=BATCH)
+    model, ranks = DualEncoder(MODEL, words.vocab_size).train().to(card), Ranks(0, 1, card)
+    state, batch = new_state(model, recipe), whole_batch()
+    batch = replace(batch, draws=batch.draws[:, : model.vision_model.num_blocks])
+
+    def step() -> Gradients:
+        state.optimiser.set_learning_rate(1e-3)
+        found = compute_gradients(model, recipe, ranks, words, batch)
+        state.optimiser.step()
+        return found
+
+    step(), step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            earlier, _ = step(), step()
+            earlier.loss.item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([each for each in seen if "called a synchronizing" in str(each.message)]) <= 2
 
 
 def test_texts_in_parts_by_length_change_no_gradient(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,22 +398,14 @@ def test_a_micro_batch_that_does_not_fit_batch_norm_is_refused(tokenizer: Path, 
         run(training_data.plan(data, tmp_path, pretrain_config(micro_batch=6)))
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    root = tmp_path_factory.mktemp("world")
-    training_data.write(root)
-    params = load_params()
-    return World(root, replace(params, values=params.values | {"model": MODEL.model_dump(mode="json")}))
-
-
-def test_a_step_asks_nothing_and_sends_what_it_must(world: World) -> None:
-    whole, parts = (count(world, micro_batch=micro_batch) for micro_batch in (None, SHARE // 4))
+def test_a_step_asks_nothing_and_sends_what_it_must(tokenizer: Path) -> None:
+    whole, parts = (count(tokenizer, micro_batch=micro_batch) for micro_batch in (None, SHARE // 4))
     assert not whole.asked and not parts.asked
     assert parts.messages == whole.messages > 0  # gradients once, embeddings once
 
 
-def test_each_part_of_a_step_fetches_sharded_weights(world: World) -> None:
-    whole, parts = (count(world, shard_weights=True, micro_batch=each) for each in (None, SHARE // 4))
+def test_each_part_of_a_step_fetches_sharded_weights(tokenizer: Path) -> None:
+    whole, parts = (count(tokenizer, shard_weights=True, micro_batch=each) for each in (None, SHARE // 4))
     assert parts.messages > 3 * whole.messages and not parts.asked
 
 

@@ -1,4 +1,4 @@
-"""The training loader at the paper's sizes against open_clip's data pipeline; runs in the environment of the peers.
+"""The training loader at the paper's sizes against open_clip's data pipeline; open_clip runs in our process.
 
 Theirs is `get_wds_dataset` of open_clip_train without worker processes, with its defaults: shuffled shards and a
 shuffle buffer, Pillow, its training transform (a random resized crop of 90 to 100 % of the area, bicubic, to a
@@ -9,27 +9,64 @@ is what either loader hands to its training step: ours leaves pixels as bytes, a
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import simplejpeg
 import torch
+from numpy.typing import NDArray
 from open_clip import get_tokenizer, image_transform
 from open_clip_train.data import get_wds_dataset
 from open_clip_train.params import parse_args
 
+from align.config.shard import ShardConfig
 from align.display.console import say
 from align.durable.memory import freed_memory_kept
-from align.model.preprocess import to_pixels
+from align.errors import DataError
+from align.formats.shards import MANIFEST, Sample, read_manifest
+from align.model.preprocess import decode, to_pixels
 from align.model.tokenizer import TextTokenizer
 from align.training.batches.batch import Augmentation, Sampling, Workers
 from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
-from benchmarks.measure import Comparison, compare, in_process, interleaved
-from benchmarks.train_loader import BATCH_SIZE, CROP_PX, RESIZE_PX, paper_shards
+from benchmarks.measure import Comparison, compare, interleaved
 from benchmarks.world import World
+from tests.support.own_process import in_process
+from tests.support.shard_folder import write_shards
 
+#: The paper's (section 4.1).
+RESIZE_PX, CROP_PX = 346, 289
+BATCH_SIZE = 64
+NUM_IMAGES, IMAGES_PER_SHARD = 640, 160
 REPETITIONS = 5
 _MAX_TOKENS = 64
+
+
+def paper_shards(world: World) -> SplitIndex:
+    """Shards of the sample's pictures as `align shard` would write them, of RESIZE_PX; made once."""
+    folder = world.root / "paper_shards"
+    if not (folder / MANIFEST).exists():
+        quality = world.params.section(ShardConfig).jpeg_quality
+        samples = []
+        for number, pixels in enumerate(itertools.islice(_decoded(world), NUM_IMAGES)):
+            file = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="444")
+            key = f"{number:09d}"
+            texts = (f"picture {key} of the sample", f"another text of {key}")
+            samples.append(Sample(key, key, file, (key, f"{key}b"), texts))
+        parts = [samples[start : start + IMAGES_PER_SHARD] for start in range(0, len(samples), IMAGES_PER_SHARD)]
+        write_shards(folder, {"train": parts}, image_px=RESIZE_PX)
+    return SplitIndex.of(folder, read_manifest(folder), "train")
+
+
+def _decoded(world: World) -> Iterator[NDArray[np.uint8]]:
+    for data in world.raw_images():
+        try:
+            yield decode(data, RESIZE_PX)
+        except DataError:
+            continue
 
 
 def ours(index: SplitIndex, tokenizer: TextTokenizer | None) -> int:
@@ -68,6 +105,7 @@ def open_clip(index: SplitIndex) -> int:
 
 
 def run(world: World) -> list[Comparison]:
+    torch.set_num_threads(1)
     say("benchmark: the loader and open_clip's")
     index, tokenizer = paper_shards(world), TextTokenizer.load(world.tokenizer, _MAX_TOKENS)
     items = index.num_images // BATCH_SIZE * BATCH_SIZE

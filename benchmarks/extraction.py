@@ -1,9 +1,8 @@
-"""Pages -> pairs: our sources against BeautifulSoup on lxml with the same rules, and against cc2dataset on WAT files.
+"""Pages -> pairs: our source against FastWARC and BeautifulSoup on lxml with the same rules.
 
 Whole extraction on both sides: records read, decompressed, decoded and parsed, addresses resolved, rows made (ours as
-Arrow batches, theirs as tuples). Three files are made of the pages of data/sample: the pages as they are; pages as
-large as the web's, between whose images stand the text, links and wrappers of articles; the WAT of these. Both sides
-must find the same pairs.
+Arrow batches, theirs as tuples). Two files are made of the pages of data/sample: the pages as they are; pages as large
+as the web's, between whose images stand the text, links and wrappers of articles. Both sides must find the same pairs.
 """
 
 from __future__ import annotations
@@ -23,12 +22,13 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from align.ingest.sources import Source
 from align.ingest.sources.pages import decode_html, page_images
-from benchmarks.measure import Comparison, compare, cpu_s, in_process
-from benchmarks.peers import build_peers, version_of
+from benchmarks.measure import Comparison, compare, cpu_s
 from benchmarks.world import World
 from tests.support import ROOT
+from tests.support.own_process import in_process
+from tests.support.peers import build_peers, version_of
 from tests.support.reading import source_at
-from tests.support.warc_records import page, wat
+from tests.support.warc_records import page
 
 REPETITIONS = 5
 NUM_LARGE_PAGES = 300
@@ -56,17 +56,13 @@ def run(world: World) -> list[Comparison]:
         for number in range(NUM_LARGE_PAGES)
     ]
     records = [page(one.url, one.body) for one in pages]
-    few = {suffix: world.root / f"few.{suffix}.gz" for suffix in ("warc", "wat")}
-    _write(few["warc"], records[:3])
-    _write(few["wat"], [_wat_record(one) for one in large[:3]])
-    soup = f"BeautifulSoup {version_of('beautifulsoup4')} + lxml, same rules"
+    few = _write(world.root / "few.warc.gz", records[:3])
+    soup = f"FastWARC, BeautifulSoup {version_of('beautifulsoup4')} + lxml, same rules"
     return [
-        _row("extraction, pages of data/sample", soup, "soup", python, few["warc"],
+        _row("extraction, pages of data/sample", soup, python, few,
              _write(world.root / "small.warc.gz", records * 4), 4 * len(records)),
-        _row("extraction, pages of some 100 KB", soup, "soup", python, few["warc"],
+        _row("extraction, pages of some 100 KB", soup, python, few,
              _write(world.root / "large.warc.gz", [page(one.url, one.body) for one in large]), len(large)),
-        _row("extraction, the WAT of these", f"cc2dataset {version_of('cc2dataset')}", "cc2dataset", python, few["wat"],
-             _write(world.root / "large.wat.gz", [_wat_record(one) for one in large] * 10), 10 * len(large)),
     ]  # fmt: skip
 
 
@@ -89,13 +85,13 @@ def _scan(file: Path) -> None:
         pass
 
 
-def _row(what: str, peer: str, name: str, python: Path, few: Path, file: Path, num_pages: int) -> Comparison:
-    num_pairs, digest = found_by_us(name, file)
+def _row(what: str, peer: str, python: Path, few: Path, file: Path, num_pages: int) -> Comparison:
+    num_pairs, digest = found_by_us(file)
     ours_s, theirs_s, peaks = [], [], []
     source = source_at(file, "images_from=web")
     for _ in range(REPETITIONS):
         ours_s.append(cpu_s(lambda: list(_scanned(source))))
-        found = found_by_peer(python, name, file, few)
+        found = found_by_peer(python, file, few)
         if found["digest"] != digest:
             raise RuntimeError(f"{peer} found {found['num']:,} pairs in {file.name}, we {num_pairs:,}, or others")
         theirs_s.append(found["cpu_s"])
@@ -107,18 +103,16 @@ def _row(what: str, peer: str, name: str, python: Path, few: Path, file: Path, n
     )  # fmt: skip
 
 
-def found_by_us(name: str, file: Path) -> tuple[int, str]:
-    """Number and digest of what this peer must find, too."""
+def found_by_us(file: Path) -> tuple[int, str]:
+    """Number and digest of what the peer must find, too."""
     pairs = extract(file)
-    if name == "cc2dataset":
-        pairs = [(url, text) for url, text in pairs if text]  # it has no pairs without a text
     return len(pairs), hashlib.sha256("\n".join(f"{url}\t{text}" for url, text in pairs).encode()).hexdigest()
 
 
-def found_by_peer(python: Path, name: str, file: Path, few: Path) -> dict[str, Any]:
+def found_by_peer(python: Path, file: Path, few: Path) -> dict[str, Any]:
     """What `extraction_peers.py` prints."""
     script = Path(__file__).with_name("extraction_peers.py")
-    done = subprocess.run([str(python), str(script), name, str(file), str(few)], capture_output=True, check=True)
+    done = subprocess.run([str(python), str(script), str(file), str(few)], capture_output=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -136,7 +130,7 @@ def _sample_pages() -> Iterator[_Page]:
 
 
 def _large_page(number: int, pairs: Sequence[tuple[str, str]]) -> _Page:
-    """An article: the pairs' images in figures, links or lists, some lazy, some responsive, among their own words."""
+    """An article: the pairs' images in links, some lazy, some responsive, among their own words."""
     text = " ".join(words for _, words in pairs)
     blocks = []
     for at, (url, words) in enumerate(pairs):
@@ -147,29 +141,14 @@ def _large_page(number: int, pairs: Sequence[tuple[str, str]]) -> _Page:
                 f'{_escaped(text[start : start + 200])} <a href="/topic/{at}/{block}">more <em>of</em> it</a></p>'
                 f'<ul><li><a href="/tag/{block}">{block}</a></li><li><span data-x="{at}">{at}</span></li></ul></div>'
             )
-        alt = _escaped(words)
-        blocks.append((
-            f'<img src="{url}" alt="{alt}" width="640" height="480" loading="lazy">',
-            f'<figure><a href="/i/{at}"><img src="/pixel.gif" data-src="{url}" alt=""></a>'
-            f"<figcaption>{alt}</figcaption></figure>",
-            f'<picture><source type="image/webp" srcset="{url}?w=9 1x"><img src="{url}" alt="{alt}"></picture>',
-            f'<img src="/small.jpg" srcset="/small.jpg 320w, {url} 1280w, /middle.jpg 640w" alt="{alt}">',
-        )[at % 4])  # fmt: skip
+        source = (f'src="{url}"', f'src="/pixel.gif" data-src="{url}"', f'src="/s.jpg" srcset="{url} 1280w"')[at % 3]
+        blocks.append(f'<a href="/i/{at}"><img {source} alt="{_escaped(words)}"></a>')
     body = f"<!DOCTYPE html><html><head><title>{number}</title></head><body>{''.join(blocks)}</body></html>"
     return _Page(f"https://news.example/{number}/article.html", body.encode(), list(pairs))
 
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-
-
-def _wat_record(one: _Page) -> bytes:
-    """The images among five times as many links: pages link more than they show."""
-    links: list[dict[str, str]] = []
-    for at, (url, text) in enumerate(one.pairs):
-        links += [{"path": "A@/href", "url": f"/topic/{at}/{block}", "text": text[:30]} for block in range(5)]
-        links.append({"path": "IMG@/src", "url": url, "alt": text})
-    return wat(one.url, links)
 
 
 def _write(path: Path, records: Iterable[bytes]) -> Path:

@@ -43,28 +43,6 @@ _TABLES = {
     """,
 }
 
-#: What Data-Juicer reads: a pair and its picture in one row, as its operators want it; `image` is what T1 counts.
-_JOINED = """
-    SELECT key, coalesce(caption, '') AS text, sha256 AS image_id, coalesce(sha256, url) AS image, pairs.image_key,
-           decodable, width_px, height_px, nsfw_score, num_evaluation_sets
-    FROM read_parquet('{folder}/raw/*.parquet') AS pairs
-    LEFT JOIN (
-        SELECT image_id, any_value(decodable) AS decodable, any_value(images.width_px) AS width_px,
-               any_value(images.height_px) AS height_px, any_value(nsfw_score) AS nsfw_score,
-               any_value(len(evaluation_sets)) AS num_evaluation_sets
-        FROM read_parquet('{folder}/images/*.parquet') AS images
-        LEFT JOIN read_parquet('{folder}/scored/*.parquet') USING (image_hash) GROUP BY image_id
-    ) AS images ON images.image_id = sha256
-    ORDER BY key
-"""
-
-
-def joined(folder: Path, file: Path) -> None:
-    """Writes pairs with what is known of their pictures, from a raw folder and a filter's work."""
-    with duckdb.connect() as connection:
-        connection.execute("SET enable_progress_bar = false")
-        connection.execute(f"COPY ({_JOINED.format(folder=folder)}) TO '{file}' (COMPRESSION zstd)")
-
 
 def tables_with_words(work: Path, folder: Path) -> None:
     """Writes pairs, images and nsfw.parquet from what the filter measured."""

@@ -1,46 +1,45 @@
 """Pictures from a server on loopback to shards: `align ingest` against img2dataset, the same table, one process each.
 
-Seconds are CPU seconds of the client unless a row says wall-clock. Start-up is not counted: the cost of a small table
-is subtracted from the cost of the whole one. (Wall-clock time is too noisy for that: there the server measures.)
-img2dataset has no robots.txt, no limit per host and no waits; ours are on, with the values of params.yaml.
+Seconds are CPU seconds of the client. Start-up is not counted: the cost of a small table is subtracted from the cost of
+the whole one. img2dataset has no robots.txt, no limit per host and no waits; ours are on, with the values of
+params.yaml.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fastwarc.warc import ArchiveIterator, WarcRecordType
 
 from align.display.console import say
-from benchmarks.data.download_server import (
-    HOSTS,
-    SHRUNK_PX,
-    Served,
-    hostile_urls,
-    seconds_since_last_asked,
-    serving,
-)
+from align.pairs.picture import PictureError, read_header
 from benchmarks.measure import Comparison, compare
-from benchmarks.peers import build_peers, version_of
 from benchmarks.world import World
 from tests.support import ROOT
+from tests.support.peers import build_peers, version_of
+from tests.support.web_server import WebServer, response
 
 NUM_PICTURES = 3000
 #: Whose cost is start-up.
 NUM_FEW = 100
 REPETITIONS = 3
-#: Of the row with bad hosts; the same for both.
-TIMEOUT_S, NUM_RETRIES, NUM_HOSTILE = 2, 2, 2000
+#: Short sides, so that each picture is shrunk in the row that shrinks.
+SHRUNK_PX = 128
 _QUALITY = 95
 
 
@@ -49,7 +48,6 @@ class Cost:
     """Of one run, its children included."""
 
     cpu_s: float
-    wall_s: float
     peak_bytes: int
     num_good: int
 
@@ -58,20 +56,18 @@ def run(world: World) -> list[Comparison]:
     """The rows of the table."""
     python = build_peers()
     peer = f"img2dataset {version_of('img2dataset')}"
-    with serving(NUM_PICTURES) as served:
+    with serving(NUM_PICTURES) as port:
         few, all_ = (
-            _table(world.root / f"{count}.parquet", [f"http://127.0.0.1:{served.port}/{i}.jpg" for i in range(count)])
-            for count in (NUM_FEW, served.num_pictures)
+            _table(world.root / f"{count}.parquet", [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(count)])
+            for count in (NUM_FEW, NUM_PICTURES)
         )
         return [
-            _cpu_row("download, raw bytes, downloader alone", peer, few, all_, _alone, _peer(python, _RAW)),
             _cpu_row("download, raw bytes, whole ingest", peer, few, all_, _ours([]), _peer(python, _RAW)),
             _cpu_row(
                 "download, shrunk and re-encoded", peer, few, all_,
                 _ours([f"download.resize_px={SHRUNK_PX}", f"download.jpeg_quality={_QUALITY}"]),
                 _peer(python, _SHRINK),
             ),
-            _hostile_row(world, peer, served, python),
         ]  # fmt: skip
 
 
@@ -112,41 +108,6 @@ def _cpu_row(
     )
 
 
-def _hostile_row(world: World, peer: str, served: Served, python: Path) -> Comparison:
-    urls = hostile_urls(served, NUM_HOSTILE)
-    table = _table(world.root / "hostile.parquet", urls)
-    ours = _ours([f"download.timeout_s={TIMEOUT_S}.0", f"download.num_retries={NUM_RETRIES}"])
-    theirs = _peer(python, [*_RAW, f"--timeout={TIMEOUT_S}", f"--retries={NUM_RETRIES}"])
-    bad = ("/slow/", "/broken/", "/gone/")
-    good = sum(not any(kind in url for kind in bad) for url in urls)
-    seen: dict[str, list[float]] = {"ours": [], "theirs": []}
-    whole: dict[str, list[float]] = {"ours": [], "theirs": []}
-    got: dict[str, int] = {}
-    for repetition in range(REPETITIONS):
-        for name, client in (("ours", ours), ("theirs", theirs))[:: 1 if repetition % 2 else -1]:
-            seconds_since_last_asked(served)
-            cost = client(table)
-            seen[name].append(seconds_since_last_asked(served))
-            whole[name].append(cost.wall_s)
-            got[name] = min(cost.num_good, got.get(name, good))
-    assert got["ours"] == good, f"{got['ours']} of {good}"
-    ratios = {what: statistics.median(times["ours"]) / statistics.median(times["theirs"])
-              for what, times in (("seen", seen), ("whole", whole))}  # fmt: skip
-    note = (
-        f"wall-clock, from the first connection to the last one's end as the server sees it: "
-        f"{statistics.median(seen['ours']):.1f} against {statistics.median(seen['theirs']):.1f} s, "
-        f"{ratios['seen']:.2f}x, our tar written after it and theirs within; three time-outs alone are "
-        f"{TIMEOUT_S * (NUM_RETRIES + 1)} s; "
-        f"whole commands: {ratios['whole']:.2f}x; {len(HOSTS)} hosts; pictures got: {got['ours']:,} and "
-        f"{got['theirs']:,} of {good:,}"
-    )
-    say(f"benchmark: bad hosts: {note}")
-    return compare(
-        "download, 5 % slow, 5 % broken, 5 % 404, 2 % rate-limited hosts", peer, "addresses / s", items=NUM_HOSTILE,
-        ours_s=seen["ours"], theirs_s=seen["theirs"], note=note,
-    )  # fmt: skip
-
-
 def _ours(overrides: Sequence[str]) -> Callable[[Path], Cost]:
     """`align ingest` of a table."""
 
@@ -159,24 +120,10 @@ def _ours(overrides: Sequence[str]) -> Callable[[Path], Cost]:
             "download.allow_networks=[127.0.0.0/8]", *overrides,
         ]  # fmt: skip
         words = [word for setting in settings for word in ("--set", setting)]
-        cost = _measured([sys.executable, "-m", "align.cli", "ingest", "--params", str(ROOT / "params.yaml"), *words])
-        return _with_good(cost, out / "raw")
+        command = [sys.executable, "-m", "align.cli", "ingest", "--params", str(ROOT / "params.yaml"), *words]
+        return _measured(command, out / "raw")
 
     return client
-
-
-def _alone(table: Path) -> Cost:
-    """Our downloader, its results thrown away."""
-    code = (
-        "import sys; import pyarrow.parquet as pq\n"
-        "from align.config.ingest import DownloadConfig; from align.config.params import load_params\n"
-        "from align.ingest.download import Downloader\n"
-        "config = load_params(None, ['download.allow_networks=[127.0.0.0/8]']).section(DownloadConfig)\n"
-        "urls = pq.read_table(sys.argv[1])['url'].to_pylist()\n"
-        "with Downloader(config) as downloader:\n"
-        "    print(sum(fetched.data is not None for fetched in downloader.fetch(urls)))\n"
-    )
-    return _measured([sys.executable, "-c", code, str(table)], count=int)
 
 
 def _peer(python: Path, options: Sequence[str]) -> Callable[[Path], Cost]:
@@ -189,7 +136,7 @@ def _peer(python: Path, options: Sequence[str]) -> Callable[[Path], Cost]:
             "--caption_col=caption", "--output_format=webdataset", f"--output_folder={out}", "--processes_count=1",
             "--thread_count=256", *options,
         ]  # fmt: skip
-        return _with_good(_measured(command), out)
+        return _measured(command, out)
 
     return client
 
@@ -205,8 +152,8 @@ sys.exit(code)
 """
 
 
-def _measured(command: list[str], count: Callable[[str], int] | None = None) -> Cost:
-    start = time.monotonic()
+def _measured(command: list[str], folder: Path) -> Cost:
+    """What a command costs that leaves img2dataset's `_stats.json` in a folder."""
     environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}
     done = subprocess.run(
         [sys.executable, "-c", _METER, *command], cwd=ROOT, stdout=subprocess.PIPE, env=environment, check=False
@@ -215,9 +162,40 @@ def _measured(command: list[str], count: Callable[[str], int] | None = None) -> 
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed: {output[-2000:]}")
     cpu_s, peak_kib = usage.split()
-    return Cost(float(cpu_s), time.monotonic() - start, int(peak_kib) << 10, count(output) if count else 0)
-
-
-def _with_good(cost: Cost, folder: Path) -> Cost:
     stats: list[dict[str, Any]] = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*_stats.json"))]
-    return Cost(cost.cpu_s, cost.wall_s, cost.peak_bytes, sum(each["successes"] for each in stats))
+    return Cost(float(cpu_s), int(peak_kib) << 10, sum(each["successes"] for each in stats))
+
+
+def _pictures() -> Iterator[bytes]:
+    """Those of the sample, larger than `SHRUNK_PX`."""
+    with (ROOT / "data/sample/archive.warc.gz").open("rb") as file:
+        for record in ArchiveIterator(file, record_types=WarcRecordType.response):
+            if (record.http_content_type or "").startswith("image/"):
+                data = record.reader.read()
+                try:
+                    header = read_header(data)
+                except PictureError:
+                    continue
+                if min(header.width_px, header.height_px) > SHRUNK_PX:
+                    yield data
+
+
+@contextmanager
+def serving(count: int) -> Iterator[int]:
+    """The server of so many pictures, until the block is left; its port."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(sender, count), daemon=True)
+    process.start()
+    try:
+        yield receiver.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(sender: Connection, count: int) -> None:
+    server = WebServer(["127.0.0.1"], records=False)
+    for i, data in enumerate(islice(_pictures(), count)):
+        server.routes[f"/{i}.jpg"] = response(data)
+    server.serve(lambda: sender.send(server.port))

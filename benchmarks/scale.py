@@ -1,16 +1,21 @@
-"""The stages of the data over synthesised pairs; each in a process of its own, its tasks apart from its driver.
+"""How time, memory and disk of ingest, filter and shard grow, and what the paper's number of pairs would take.
 
-Tasks run in the driver's process, one after another, so that CPU seconds and peaks can be told apart: whatever happens
-inside `map` is a task's, the rest is the driver's.
+Each runs over synthesised pairs at several sizes, in a process of its own. Its tasks run in that process, too,
+one after another, so that CPU seconds and peaks can be told apart: whatever happens inside `map` is a task's, the rest
+is the driver's. Prints the table of docs/scale.md. Sizes as arguments: `python -m benchmarks.scale 100000`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import argparse
 import io
 import json
+import math
 import multiprocessing
 import os
+import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,21 +28,30 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image
 
+from align.cli import silence_telemetry
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig
 from align.config.ingest import DownloadConfig, IngestConfig
 from align.config.params import Params, load_params
 from align.config.shard import ShardConfig
+from align.display.console import say
 from align.durable.pieces import Pieces
 from align.formats.policy import OptedOut
 from align.formats.raw import raw_shards
 from align.interfaces.executor import In, Kept, Out, Step
-from benchmarks.data.filtering_tables import SHARD_SIZE
-from benchmarks.peak import forget_peak, peak_bytes
+from benchmarks.filtering_tables import SHARD_SIZE, synthesise
 from tests.support import ROOT, local_store
+from tests.support.own_process import forget_peak, peak_bytes
+
+SIZES = (100_000, 1_000_000, 10_000_000)
+#: Of pairs with pictures.
+TIMES_FEWER = 10
+#: What is reckoned: the paper's 1.8 billion pairs, rounded up.
+TARGET = 2_000_000_000
+#: Of a cluster, and a price that clouds ask.
+MACHINES, CORES, PRICE = 10, 16, 0.05
 
 
 @dataclass
@@ -101,16 +115,15 @@ def params() -> Params:
     """The project's values, on one thread, where the cuts keep most of what is synthesised."""
     return load_params(
         ROOT / "params.yaml",
- [
+        [
             "engine.num_threads=1", "engine.num_workers=1", "ingest.source=url_table", "ingest.max_pages=null",
             f"ingest.shard_size={SHARD_SIZE}", "shard.images_per_shard=10000", "filter.max_texts_per_image=20",
         ],
     )  # fmt: skip
 
 
-def plan_ingest(folder: Path, num_pairs: int, watch: Watch) -> None:
+def plan_ingest(folder: Path, watch: Watch) -> None:
     """A table of addresses for each 10,000 pairs: scanned, sorted into shards, and each shard's rows read."""
-    del num_pairs
     executor = WatchedExecutor(watch)
     names, pieces, open_shard = _planned(folder, executor)
 
@@ -121,14 +134,13 @@ def plan_ingest(folder: Path, num_pairs: int, watch: Watch) -> None:
     assert sum(executor.map(Step(nullcontext, read), names)) > 0
 
 
-def fetch_pictures(folder: Path, num_pairs: int, watch: Watch) -> None:
+def fetch_pictures(folder: Path, watch: Watch) -> None:
     """After the plan: addresses divided by host, answered at once with one picture, and written as shards."""
     from align.ingest import groups
     from align.ingest.download import Ask, Fetched
     from align.ingest.fetching import Pictures
     from align.ingest.workers import Resources, write_shards
 
-    del num_pairs
     names, pieces, open_shard = _planned(folder, WatchedExecutor(Watch()))
     values, picture = params(), tiny_picture(0)
 
@@ -164,22 +176,22 @@ def _planned(folder: Path, executor: WatchedExecutor) -> tuple[list[str], Pieces
     return plan.names, pieces, partial(planned_shard, plan.position_digits, plan.has_rights, source)
 
 
-def filter_pairs(folder: Path, num_pairs: int, watch: Watch) -> None:
+def filter_pairs(folder: Path, watch: Watch) -> None:
     """Words, SQL, files and report of pairs whose pictures are measured."""
     from align.filter import filter as stage
-    from benchmarks.data.filtering import _filter
+    from benchmarks.filtering import whole_filter
 
+    num_pairs = sum(pq.read_metadata(table).num_rows for table in (folder / "raw").glob("*.parquet"))
     config = params().section(FilterConfig).model_copy(update={"num_frequent_ngrams": 30 * num_pairs})
     _watched(stage, watch)
-    _filter(folder, config, params().section(EngineConfig), ("images", "scored"))
+    whole_filter(folder, config, params().section(EngineConfig))
 
 
-def plan_shards(folder: Path, num_pairs: int, watch: Watch) -> None:
+def plan_shards(folder: Path, watch: Watch) -> None:
     """Clusters, splits and places of all kept pictures; the tars are indexed."""
     from align.shard.image_spans import span_rows
     from align.shard.work_folder import ShardWork, plan_once, tar_locations
 
-    del num_pairs
     store = local_store.config(folder, None)
     (folder / "planned").mkdir()
     shards = raw_shards(folder / "raw")
@@ -193,13 +205,12 @@ def plan_shards(folder: Path, num_pairs: int, watch: Watch) -> None:
     plan_once(work, WatchedExecutor(watch), folder / "filtered")
 
 
-def write_shards(folder: Path, num_pairs: int, watch: Watch) -> None:
+def write_shards(folder: Path, watch: Watch) -> None:
     """The whole stage, with tiny pictures."""
     from align.formats.filtered import decisions_digest
     from align.shard import shard as stage
     from tests.support.small_data import write_verdict
 
-    del num_pairs
     _watched(stage, watch)
     folders = stage.ShardFolders(
         folder / "raw", folder / "filtered", folder / "quality", folder / "shards", folder / "reports/shard"
@@ -207,64 +218,6 @@ def write_shards(folder: Path, num_pairs: int, watch: Watch) -> None:
     write_verdict(folders.quality, passed=True, data=decisions_digest(folders.filtered))
     values = params()
     stage.shard(values.section(ShardConfig), local_store.config(folder, None), folders, values.section(EngineConfig))
-
-
-def check_shards(folder: Path, num_pairs: int, watch: Watch) -> None:
-    """The gate over shards; who judges its counts takes a second at any size."""
-    from align.validate import validate_shards as stage
-    from tests.support.gates import check_that_fails
-
-    del num_pairs
-    _watched(stage, watch)
-    stage.validate_shards(
-        params().section(EngineConfig), shards=folder / "shards", filtered=folder / "filtered", policy=folder / "none",
-        reports=folder / "checked", check=check_that_fails(),
-    )  # fmt: skip
-
-
-def learn_tokenizer(folder: Path, num_pairs: int, watch: Watch) -> None:
-    """The vocabulary."""
-    from align.config.fit_tokenizer import FitTokenizerConfig
-    from align.training.fit_tokenizer import fit_tokenizer
-
-    del num_pairs, watch
-    config = params().section(FitTokenizerConfig)
-    fit_tokenizer(
-        config, max_tokens=64, shards=folder / "shards", out=folder / "tokenizer", reports=folder / "reports/tokenizer"
-    )
-
-
-class _Stub:
-    """An encoder whose vectors say nothing: what a model takes is known per picture."""
-
-    def embed_images(self, images: Iterable[bytes]) -> NDArray[np.float32]:
-        """(N, 64) L2-normalised, from the first bytes of each picture's digest."""
-        seeds = [int.from_bytes(hashlib.sha256(image).digest()[:8]) for image in images]
-        rows = np.stack([np.random.default_rng(seed).normal(size=64) for seed in seeds]).astype(np.float32)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    embed_texts = embed_images  # type: ignore[assignment]  # nothing is asked
-
-
-def index_pictures(folder: Path, num_pairs: int, watch: Watch) -> None:
-    """Descriptions, thumbnails, vectors, addresses and words; no model."""
-    from align.config.search import IndexConfig
-    from align.search import index as stage
-
-    del num_pairs
-    _watched(stage, watch)
-    values = params()
-    (folder / "reports/filter").mkdir(parents=True, exist_ok=True)
-    (folder / "reports/filter/report.json").write_text('{"funnel": []}')
-    stage.index(
-        values.section(IndexConfig).model_copy(update={"queries": None}),
-        text_weight=1.0,
-        model=stage.IndexModel(folder, _Stub(), "0" * 64),
-        data=stage.IndexedData(folder / "shards", folder / "raw", folder / "reports/filter", None),
-        engine=values.section(EngineConfig),
-        out=folder / "index",
-        reports=folder / "reports/index",
-    )
 
 
 def _watched(stage: ModuleType, watch: Watch) -> None:
@@ -313,18 +266,15 @@ class Measured:
 
 
 #: Stage -> what does it, and the folder that it writes.
-STAGES: dict[str, tuple[Callable[[Path, int, Watch], None], str]] = {
+STAGES: dict[str, tuple[Callable[[Path, Watch], None], str]] = {
     "ingest: scan and plan": (plan_ingest, "ingest"),
     "filter": (filter_pairs, "filtered"),
     "shard: plan": (plan_shards, "planned"),
 }
 #: The same, over pictures of 24 px, a tenth as many: shards of all would fill the disk, and take an hour.
-WITH_PICTURES: dict[str, tuple[Callable[[Path, int, Watch], None], str]] = {
+WITH_PICTURES: dict[str, tuple[Callable[[Path, Watch], None], str]] = {
     "ingest: pictures, without the web": (fetch_pictures, "ingest"),
     "shard": (write_shards, "shards"),
-    "validate_shards": (check_shards, "checked"),
-    "fit_tokenizer": (learn_tokenizer, "tokenizer"),
-    "index": (index_pictures, "index"),
 }
 
 
@@ -335,7 +285,7 @@ def measure(stage: str, folder: Path, num_pairs: int) -> Measured:
     """Runs a stage in a fresh process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(sender, stage, folder, num_pairs))
+    process = context.Process(target=_run, args=(sender, stage, folder))
     process.start()
     sender.close()
     try:
@@ -348,11 +298,119 @@ def measure(stage: str, folder: Path, num_pairs: int) -> Measured:
     return Measured(stage, num_pairs, wrote=wrote, **values)
 
 
-def _run(sender: Any, stage: str, folder: Path, num_pairs: int) -> None:
+def _run(sender: Any, stage: str, folder: Path) -> None:
     os.chdir(folder)
     watch = Watch()
     watch.start()
-    _EVERY[stage][0](folder, num_pairs, watch)
+    _EVERY[stage][0](folder, watch)
     watch.driver()
     names = ("driver_s", "tasks_s", "driver_bytes", "task_bytes", "num_tasks")
     sender.send(json.dumps({name: getattr(watch, name) for name in names}))
+
+
+def by_stage(rows: list[Measured]) -> dict[str, list[Measured]]:
+    stages: dict[str, list[Measured]] = {}
+    for row in rows:
+        stages.setdefault(row.stage, []).append(row)
+    return stages
+
+
+def slope(rows: list[Measured], value: Callable[[Measured], float]) -> float | None:
+    """The exponent between the two largest sizes: 1 is linear; None with one size, or where nothing was measured."""
+    if len(rows) < 2:
+        return None
+    small, large = rows[-2:]
+    if min(value(small), value(large)) <= 0:
+        return None
+    return math.log(value(large) / value(small)) / math.log(large.num_pairs / small.num_pairs)
+
+
+def at_target(rows: list[Measured], value: Callable[[Measured], float]) -> float:
+    """The value at TARGET: by what each pair beyond the last size but one took, or by the exponent if it is above 1."""
+    small, large = rows[-2:]
+    each = (value(large) - value(small)) / (large.num_pairs - small.num_pairs)
+    linear = value(large) + max(each, 0.0) * (TARGET - large.num_pairs)
+    exponent = slope(rows, value)
+    if exponent is None or exponent <= 1:
+        return linear
+    growth: float = (TARGET / large.num_pairs) ** exponent
+    return value(large) * growth
+
+
+#: Column of the table -> its value, and whether its exponent is shown.
+_COLUMNS: dict[str, tuple[Callable[[Measured], float], bool]] = {
+    "driver, CPU s": (lambda one: one.driver_s, True),
+    "driver, MiB": (lambda one: one.driver_bytes / 2**20, True),
+    "tasks, CPU s": (lambda one: one.tasks_s, True),
+    "a task, MiB": (lambda one: one.task_bytes / 2**20, False),
+    "on disk, MB": (lambda one: one.wrote / 1e6, True),
+}
+
+
+def table(rows: list[Measured]) -> str:
+    """What was measured, and what is reckoned from it, as Markdown. An exponent stands in brackets: 1 is linear."""
+    lines = [f"| stage | pairs | {' | '.join(_COLUMNS)} |", "|---|--:|" + "--:|" * len(_COLUMNS)]
+    for stage, of_stage in by_stage(rows).items():
+        for number, row in enumerate(of_stage, 1):
+            cells = []
+            for value, with_exponent in _COLUMNS.values():
+                found = slope(of_stage[:number], value) if with_exponent else None
+                figure = f"{value(row):,.1f}" if value(row) < 10 else f"{value(row):,.0f}"
+                cells.append(figure + ("" if found is None else f" [{found:.2f}]"))
+            lines.append(f"| {stage} | {row.num_pairs:,} | {' | '.join(cells)} |")
+    if all(len(of_stage) < 2 for of_stage in by_stage(rows).values()):
+        return "\n".join(lines)
+    lines += [
+        "",
+        f"Reckoned on to {TARGET:,} pairs, from what each pair beyond the last size but one took; hours with "
+        f"{MACHINES} machines of {CORES} cores, at {PRICE} dollars for a core and hour:",
+        "",
+        "| stage | driver, hours on one core | tasks, core hours | hours | dollars |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for stage, of_stage in by_stage(rows).items():
+        driver_h = at_target(of_stage, lambda one: one.driver_s) / 3600
+        tasks_h = at_target(of_stage, lambda one: one.tasks_s) / 3600 if of_stage[-1].tasks_s else 0.0
+        hours = driver_h + tasks_h / (MACHINES * CORES)
+        dollars = (driver_h * CORES + tasks_h) * PRICE
+        lines.append(f"| {stage} | {driver_h:,.1f} | {tasks_h:,.0f} | {hours:,.1f} | {dollars:,.0f} |")
+    return "\n".join(lines)
+
+
+def run(num_pairs: int, stages: Iterable[str], *, with_pictures: bool) -> list[Measured]:
+    """The stages over synthesised pairs, one after another."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="align-scale-") as name:
+        folder, start = Path(name), time.monotonic()
+        synthesise(folder, num_pairs, picture=tiny_picture if with_pictures else None)
+        tables_of_addresses(folder)
+        if with_pictures:
+            measure("filter", folder, num_pairs)
+        say(f"benchmark: {num_pairs:,} pairs made in {time.monotonic() - start:.0f} s")
+        for stage in stages:
+            row = measure(stage, folder, num_pairs)
+            rows.append(row)
+            say(
+                f"benchmark: {num_pairs:,} pairs, {stage}: driver {row.driver_s:.1f} s, {row.driver_bytes >> 20:,} "
+                f"MiB; {row.num_tasks:,} tasks {row.tasks_s:.1f} s, {row.task_bytes >> 20:,} MiB; {row.wrote:,} bytes"
+            )
+            shutil.rmtree(folder / "ingest", ignore_errors=True)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("sizes", nargs="*", type=int, default=SIZES, help="numbers of pairs")
+    args = parser.parse_args()
+    silence_telemetry()
+    rows: list[Measured] = []
+    for num_pairs in args.sizes:
+        rows += run(num_pairs, STAGES, with_pictures=False)
+    for num_pairs in args.sizes:
+        rows += run(num_pairs // TIMES_FEWER, WITH_PICTURES, with_pictures=True)
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

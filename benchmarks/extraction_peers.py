@@ -1,10 +1,9 @@
 """What extraction is compared with; runs in the peers' environment and imports nothing of ours.
 
-    python extraction_peers.py soup|cc2dataset FILE
+    python extraction_peers.py FILE SMALL_FILE
 
-prints JSON: CPU seconds of reading the file once (imports not counted), peak memory, and a digest of the pairs.
-`soup` is BeautifulSoup on lxml with our rules, written as one writes such a thing; `cc2dataset` is that tool's own
-function for WAT files.
+prints JSON: CPU seconds of reading the file once (imports not counted), peak memory, and a digest of the pairs. It is
+FastWARC, and BeautifulSoup on lxml with our rules, written as one writes such a thing.
 """
 
 import hashlib
@@ -12,7 +11,6 @@ import json
 import re
 import sys
 import time
-import types
 from pathlib import Path
 from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
 
@@ -77,25 +75,11 @@ def _canonical(url):
     return urlunsplit((parts.scheme, host, quote(path, safe=_SAFE), quote(parts.query, safe=_SAFE), ""))
 
 
-def cc2dataset(file: Path) -> list[tuple[str, str]]:
-    # its module imports Spark for what is not compared here
-    for name in ("pyspark", "pyspark.sql", "pyspark.sql.functions", "cc2dataset.spark_session_builder"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules["pyspark"].SparkContext = sys.modules["pyspark.sql"].SparkSession = object
-    sys.modules["pyspark.sql.functions"].rand = sys.modules["cc2dataset.spark_session_builder"].build_spark_session = (
-        None
-    )
-    from cc2dataset.main import extract_documents_from_wat
-
-    with file.open("rb") as stream:
-        return [(link["url"], link["alt"]) for link in extract_documents_from_wat(stream, "image")]
-
-
 def main() -> None:
-    function, file = {"soup": soup, "cc2dataset": cc2dataset}[sys.argv[1]], Path(sys.argv[2])
-    function(Path(sys.argv[3]))  # a small file: imports and caches
+    file, small = map(Path, sys.argv[1:])
+    soup(small)  # imports and caches
     start = time.process_time()
-    pairs = function(file)
+    pairs = soup(file)
     cpu_s = time.process_time() - start
     digest = hashlib.sha256("\n".join(f"{url}\t{text}" for url, text in pairs).encode()).hexdigest()
     status = Path("/proc/self/status").read_text()

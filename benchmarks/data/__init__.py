@@ -1,1 +1,0 @@
-"""The data half against its peers."""

@@ -1,1 +1,0 @@
-"""What a CUDA card is asked on the day when one is lent: `make bench-gpu`."""

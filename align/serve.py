@@ -23,7 +23,6 @@ from align.display.console import show
 from align.errors import AlignError, ConfigError, DataError
 from align.formats.image_index import CATALOGUE, IndexedImage, IndexHeader
 from align.formats.shards import MANIFEST, read_manifest
-from align.pairs.picture_confined import why_unfiltered
 from align.pipeline.run import SEARCH_LOGIN_FILE
 from align.services.signing import TRUST, is_required
 from align.services.tracking.address import require_store
@@ -68,7 +67,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     names = os.environ.get("ALIGN_SERVER_NAMES", "").split()
     guard = Guard(app, port, login, names, policy=POLICY, login_of=login_of(login))
     service.champion.start()
-    show(*opening(port))
+    show(f"search   http://{HOST}:{port}   stop with Ctrl-C")
     try:
         of_address = None if names else config.max_connections // 2  # a proxy is one address
         bounds = Bounds(config.max_connections, of_address, _HEAD_TIMEOUT_S)
@@ -79,16 +78,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
         made.run(sockets=[socket])
     finally:
         service.close()
-
-
-def opening(port: int) -> list[str]:
-    """The first lines: where it is, and what this system does not defend."""
-    lines = [f"search   http://{HOST}:{port}   stop with Ctrl-C"]
-    if why := why_unfiltered():
-        lines.append(
-            f"pictures are decoded by processes that open nothing, but whose system calls are not filtered: {why}"
-        )
-    return lines
 
 
 def _own_paths(params: Params, args: argparse.Namespace) -> PathsConfig:

@@ -6,8 +6,9 @@ memory is limited to what the header says the picture takes, and its time to a d
 them ends; its picture is an error with a reason, and the next picture gets a new helper.
 
 A helper starts when it is first needed (a fifth of a second), serves one thread at a time, imports Pillow but neither
-NumPy nor torch (25 MB), and ends with the process that started it. Its environment is empty, and it opens nothing once
-it serves (`align.pairs.picture_confined`).
+NumPy nor torch (25 MB), and ends with the process that started it. Its environment is empty, and it gets no new
+descriptor once it serves: no file, no socket. What else its user may do, a decoder that hostile bytes have taken over
+may do, too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from typing import Any, BinaryIO, NoReturn
 from PIL import Image
 
 from align.errors import DataError
-from align.pairs.picture_confined import confine
 from align.pairs.picture_header import PictureError, outline
 from align.pairs.picture_pixels import memory_bytes, one_line, open_picture, rgb
 
@@ -252,7 +252,7 @@ def serve() -> NoReturn:
     os.close(null)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     warnings.simplefilter("ignore")
-    confine()
+    _confine(resource)
     _send(replies, {})
     while head := requests.read(4):
         request = json.loads(requests.read(*struct.unpack("<I", head)))
@@ -265,6 +265,14 @@ def serve() -> NoReturn:
         _limit(resource)
         del data
     os._exit(0)
+
+
+def _confine(resource: Any) -> None:
+    """This process gets no new descriptor, makes no file larger and leaves no memory behind."""
+    free = os.dup(0)  # the lowest number that is free
+    os.close(free)
+    for kind, most in ((resource.RLIMIT_NOFILE, free), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(kind, (most, most))
 
 
 def _answer(replies: BinaryIO, request: dict[str, Any], data: bytes) -> None:

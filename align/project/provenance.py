@@ -33,7 +33,6 @@ NEUTRAL = frozenset({
     "align.durable.memory",  # how fast, not what
     "align.durable.cores",
     "align.project.declared",  # refuses a stage, changes none
-    "align.pairs.picture_confined",  # what a decoder may ask of the system
     "align.services.git",
     "align.durable.locks",  # when, not what
     "align.project.provenance",  # names code, decides nothing

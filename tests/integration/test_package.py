@@ -143,8 +143,7 @@ def test_it_carries_only_the_code_that_loading_needs(folder: Path) -> None:
     assert {"__init__.py", "errors.py", "config/model.py", "model/__init__.py", "model/embedder.py"} <= names
     assert not {name for name in names if name.startswith(("services", "training", "cli", "package"))}
     assert {name for name in names if name.startswith("pairs/")} == {
-        f"pairs/{name}.py"
-        for name in ("__init__", "picture", "picture_header", "picture_pixels", "picture_process", "picture_confined")
+        f"pairs/{name}.py" for name in ("__init__", "picture", "picture_header", "picture_pixels", "picture_process")
     }
 
 

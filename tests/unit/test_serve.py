@@ -15,7 +15,7 @@ from align.formats.shards import read_manifest
 from align.lineage.versions.raw_pairs import find_pairs
 from align.search.service.answers import PairShown
 from align.search.service.served import Folders, Release
-from align.serve import _loaded, _PairOf, login_of, opening
+from align.serve import _loaded, _PairOf, login_of
 from tests.support import small_data
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_data import Pair
@@ -41,15 +41,6 @@ def test_a_folder_is_not_served_where_models_have_to_be_signed(
     monkeypatch.setenv("ALIGN_TRUSTED_KEY", "/a/key.pub")
     assert main(["serve", "--port", "0", "--params", str(PARAMS_FILE), *own]) == 1
     assert "ALIGN_TRUSTED_KEY is set, and only registered models are signed" in capsys.readouterr().err
-
-
-def test_it_says_where_decoders_may_ask_anything_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr("sys.platform", "linux")
-    told = opening(7000)
-    assert told[0].startswith("search   http://127.0.0.1:7000 ")
-    monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    assert opening(7000)[1].endswith("are not filtered: there is no filter for Linux on riscv64")
 
 
 def test_who_does_not_know_the_login_is_told_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,6 @@ class IngestConfig(Section):
     #: Approximate pairs per shard: all pairs of one picture stay in one shard.
     shard_size: int = Field(ge=1, le=100_000)
     #: Write a tar sample for every pair that has a picture, with its bytes repeated, instead of one for every picture.
-    pairs_as_samples: bool
     #: Pictures with more pixels are not decoded; the header states width and height.
     max_image_pixels: PositiveInt
     #: Bytes of one record, page or member, as stored and after each decoding; larger ones are not read.

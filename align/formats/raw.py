@@ -9,9 +9,8 @@ A row is a pair; its text is in img2dataset's column `caption`. Our tables also 
 figcaption, ...), `retryable` (the failure may be temporary) and `image_key`, the key of the tar sample that holds the
 bytes. Where a page says so, they have `licence` (the address that it links to, a claim that nobody has checked) and
 `reservation` (a mark such as noai), see `align.ingest.sources.rights`. A tar has a sample per image, with the text of
-the first pair that shows it; the texts of its other pairs are in the table only. With `ingest.pairs_as_samples` it has
-a sample per pair, as img2dataset's tars do, the bytes repeated: stages decide the same then. `read_table` adds what a
-stock folder lacks.
+the first pair that shows it; the texts of its other pairs are in the table only. (img2dataset's own tars have a sample
+per pair.) `read_table` adds what a stock folder lacks.
 """
 
 from __future__ import annotations
@@ -79,10 +78,6 @@ _SIZE = ("original_width", "original_height")
 _TOGETHER = ((_COMPUTED, {"key", "status", "sha256", "image_key"}), (_SIZE, {*_SIZE}))
 
 
-#: What a sample of a tar is.
-Samples = Literal["images", "pairs"]
-
-
 class ListedShard(StoredModel):
     """A shard in manifest.json: its file stem, and what its files must be."""
 
@@ -119,14 +114,12 @@ class RawManifest(StoredModel):
     Attributes:
         schema_version: of this layout.
         digest: names the data: a sha256 over those of all tars and tables.
-        samples: what a sample of a tar is: an image with its first text, or a pair.
         made_with: None if nobody knows: older manifests do not say it, nor does a folder of img2dataset.
         shards: in order of their names.
     """
 
     schema_version: Literal[1]
     digest: str
-    samples: Samples = "images"  # older manifests do not say it
     made_with: MadeWith | None = None
     shards: tuple[ListedShard, ...]
 

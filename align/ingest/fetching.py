@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from align.config.ingest import DownloadConfig
 from align.durable.spool import Spool
 from align.formats.policy import REFUSED, OptedOut
-from align.formats.raw import HOPELESS, RESERVED, SCHEMA, WITHOUT_RIGHTS, Samples
+from align.formats.raw import HOPELESS, RESERVED, SCHEMA, WITHOUT_RIGHTS
 from align.formats.statuses import FAILED_TO_DOWNLOAD, NOT_FETCHED, SUCCESS
 from align.ingest.examination import PictureOutcome, examine
 from align.ingest.limits import TooLarge
@@ -34,7 +34,6 @@ class Pictures:
         images_from: `archive`, `web` or `archive_then_web`, for pictures that pages name.
         max_pixels: larger pictures are refused; their header is enough to tell.
         download: whether larger pictures are shrunk, and whether reservations of pages are obeyed.
-        samples: what a tar sample is, see `align.formats.raw`.
         opted_out: what must no longer be fetched or kept.
         text_cuts: a picture is fetched from the web only if one of its texts can pass these; None: always.
     """
@@ -42,7 +41,6 @@ class Pictures:
     images_from: str
     max_pixels: int
     download: DownloadConfig
-    samples: Samples
     opted_out: OptedOut
     text_cuts: TextCuts | None = None
 
@@ -163,9 +161,6 @@ def write_shard(
                 outcomes[picture] = outcome
             if row["original_width"] is not None and outcome.error_message != REFUSED:
                 outcome = replace(outcome, original_width=row["original_width"], original_height=row["original_height"])
-            if pictures.samples == "pairs" and data is None and outcome.image_key is not None:
-                data = writer.image(outcome.image_key)
-                outcome = outcome if data is None else replace(outcome, image_key=key)
             writer.add(_raw_row(schema.names, writer.next_key, row, outcome), data)
         return ShardCounts(writer.num_rows, writer.statuses[SUCCESS], writer.statuses[NOT_FETCHED])
 

@@ -36,7 +36,7 @@ from align.durable.work import (
 )
 from align.errors import DataError
 from align.formats.policy import REFUSED, read_opted_out
-from align.formats.raw import RawShard, Samples, kept_plan
+from align.formats.raw import RawShard, kept_plan
 from align.ingest.earlier import earlier_shards
 from align.ingest.ending import (
     DECIDING_NOTHING,
@@ -135,13 +135,12 @@ def ingest(
         of_before = key_of(key, [shard.table_sha256 for shard in before]) if before else key
         pieces = Pieces(work, open_work(resources.store, engine.runner, "ingest", of_before))
         plan = make_plan(source, pieces, executor, partial(_open_duckdb, engine), opted_out, config, kept)
-        samples: Samples = "pairs" if config.pairs_as_samples else "images"
-        pictures = Pictures(images_from, config.max_image_pixels, download, samples, opted_out, text_cuts)
+        pictures = Pictures(images_from, config.max_image_pixels, download, opted_out, text_cuts)
         shards = [piece_of(work, name) for name in plan.names]
         open_shard = partial(planned_shard, plan.position_digits, plan.has_rights, source)
         write_shards(pieces, executor, plan.names, open_shard, pictures, resources, before)
         pieces.bring(shards)
-        write_raw_manifest(work, plan.names, samples, made)
+        write_raw_manifest(work, plan.names, made)
         with _open_duckdb(engine) as sql:
             report = summarise(sql, work, plan.counts, len(source.files), plan.quarantined)
         if REFUSED in report.errors:  # the plan has the texts of these pairs

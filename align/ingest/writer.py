@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from align.durable.files import fsync, sha256_file, temporary_name, write_text
 from align.errors import DataError
-from align.formats.raw import MANIFEST, WITHOUT_RIGHTS, ListedShard, MadeWith, RawManifest, Samples
+from align.formats.raw import MANIFEST, WITHOUT_RIGHTS, ListedShard, MadeWith, RawManifest
 from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FETCHED, SUCCESS
 from align.formats.tar import TarWriter
 
@@ -58,11 +58,10 @@ class RawShardWriter:
         self.statuses: Counter[str] = Counter()
         self._messages: Counter[str] = Counter()
         self._rows: list[dict[str, Any]] = []
-        self._spans: dict[str, tuple[int, int]] = {}
         self.num_rows = 0
 
     def __enter__(self) -> RawShardWriter:
-        self._file = self._temporary[".tar"].open("w+b")
+        self._file = self._temporary[".tar"].open("wb")
         self._tar = TarWriter(self._file)
         self._table = pq.ParquetWriter(self._temporary[".parquet"], self._schema, compression="zstd")
         return self
@@ -85,20 +84,9 @@ class RawShardWriter:
         self._messages[row["error_message"] or SUCCESS] += 1
         if image is not None:
             key, text, about = row["key"], row["caption"].encode("utf-8"), json.dumps(row, ensure_ascii=False)
-            offset, *_ = self._tar.add(
-                (f"{key}.jpg", image), (f"{key}.txt", text), (f"{key}.json", about.encode("utf-8"))
-            )
-            self._spans[key] = offset, len(image)
+            self._tar.add((f"{key}.jpg", image), (f"{key}.txt", text), (f"{key}.json", about.encode("utf-8")))
         if len(self._rows) >= _ROWS:
             self._write_rows()
-
-    def image(self, image_key: str) -> bytes | None:
-        """The bytes that were stored under a key; None if there are none."""
-        if image_key not in self._spans:
-            return None
-        offset, size = self._spans[image_key]
-        self._file.flush()
-        return os.pread(self._file.fileno(), size, offset)
 
     def _write_rows(self) -> None:
         if self._rows:
@@ -153,15 +141,12 @@ def files_beside_table(directory: Path, name: str) -> list[str]:
     return [*([tar] if (directory / tar).exists() else []), f"{name}_stats.json"]
 
 
-def write_raw_manifest(
-    directory: Path, names: list[str], samples: Samples = "images", made_with: MadeWith | None = None
-) -> RawManifest:
+def write_raw_manifest(directory: Path, names: list[str], made_with: MadeWith | None = None) -> RawManifest:
     """Writes manifest.json from the stats of the shards, and returns it.
 
     Args:
         directory: with the shards.
         names: of the shards.
-        samples: what a sample of a tar is.
         made_with: with which values; None: nobody knows.
 
     Raises:
@@ -186,8 +171,6 @@ def write_raw_manifest(
     digest = hashlib.sha256()
     for shard in shards:
         digest.update(f"{shard.tar_sha256} {shard.table_sha256}\n".encode("ascii"))
-    manifest = RawManifest(
-        schema_version=1, digest=digest.hexdigest(), samples=samples, made_with=made_with, shards=tuple(shards)
-    )
+    manifest = RawManifest(schema_version=1, digest=digest.hexdigest(), made_with=made_with, shards=tuple(shards))
     write_text(directory / MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
     return manifest

@@ -95,7 +95,7 @@ def purge_raw(
         if manifest is not None:
             (part / MANIFEST).unlink()
             names = [tar.removesuffix(".tar") for tar in stored_tars(raw)]
-            write_raw_manifest(part, names, manifest.samples, manifest.made_with)
+            write_raw_manifest(part, names, manifest.made_with)
         shutil.rmtree(kept_plan(raw), ignore_errors=True)
     return sorted(stale)
 

@@ -41,8 +41,6 @@ _PRECONDITION = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "
 _MAX_PARTS = 10_000
 #: Of a part of an upload or a download; S3 takes none below 5 MiB.
 _PART_BYTES = 16 << 20
-#: A listing of more keys does not end.
-_MAX_KEYS = 50_000_000
 #: Seconds before the second attempt at a body that was cut off; doubled each time.
 _BACKOFF_S = 0.5
 
@@ -98,22 +96,15 @@ def explained(uri: str) -> Iterator[None]:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         text = without_logins(" ".join(str(error).split()))[:200]
         raise ServiceError(f"{uri}: no answer from {endpoint} ({text}); is it up? Nothing is lost; run again") from None
-    except (LookupError, ValueError, TypeError) as error:  # for a header that is absent, or is not a number or a time
-        raise _lie(uri, " ".join(repr(error).split())[:200]) from None
+    except (LookupError, ValueError, TypeError) as error:  # a header is absent, or is not a number or a time
+        why = " ".join(repr(error).split())[:200]
+        raise ServiceError(f"{uri}: the server does not answer as S3 does: {why}; is the address right?") from None
 
 
-def _lie(uri: str, why: str) -> ServiceError:
-    return ServiceError(f"{uri}: the server does not answer as S3 does: {why}; is the address right?")
-
-
-def _body(uri: str, answer: dict[str, Any], most: int) -> bytes:
-    """The bytes of an answer, at most so many: a body may have no end. The last, empty read compares its length."""
-    data, body = b"", answer["Body"]
-    with closing(body):  # not the body's own context: it gives the stream below, whose length is not compared
-        while len(data) <= most and (piece := body.read(most + 1 - len(data))):
-            data += piece
-    if len(data) > most:
-        raise _lie(uri, f"more than {most:,} bytes")
+def _body(answer: dict[str, Any]) -> bytes:
+    """The bytes of an answer."""
+    with closing(answer["Body"]) as body:  # not the body's own context: the stream below does not compare its length
+        data: bytes = body.read()
     return data
 
 
@@ -145,8 +136,6 @@ def stat(config: StoreConfig, uri: str) -> Stat | None:
             if _status(error) == 404:
                 return None
             raise
-        if head["ContentLength"] < 0:
-            raise _lie(uri, "a length below zero")
         return Stat(head["ContentLength"], head["ETag"])
 
 
@@ -171,7 +160,7 @@ def read_range(config: StoreConfig, uri: str, offset: int, size: int, etag: str 
         )
         if etag and answer.get("ETag", etag) != etag:
             raise DataError(f"{uri}: it was replaced while it was read; run again")
-        return _body(uri, answer, size)
+        return _body(answer)
 
     with explained(uri):
         try:
@@ -202,7 +191,7 @@ def read_small(config: StoreConfig, uri: str, max_bytes: int) -> bytes | None:
         if answer.get("ContentLength", 0) > max_bytes:
             answer["Body"].close()
             raise DataError(f"{uri}: {answer['ContentLength']:,} bytes; at most {max_bytes:,} are expected")
-        return _body(uri, answer, max_bytes)
+        return _body(answer)
 
     with explained(uri):
         return retried(config, uri, attempt)
@@ -238,13 +227,9 @@ def list_objects(config: StoreConfig, bucket: str, prefix: str) -> Iterator[str]
 def list_stats(config: StoreConfig, bucket: str, prefix: str) -> Iterator[tuple[str, Stat]]:
     """As `list_objects`, each with its size and ETag, which the server lists, too."""
     with explained(f"s3://{bucket}/{prefix}"):
-        num_keys = 0
         for page in client(config).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            found = [(item["Key"], Stat(item["Size"], item["ETag"])) for item in page.get("Contents", [])]
-            num_keys += max(len(found), 1)
-            if num_keys > _MAX_KEYS or not all(key.startswith(prefix) for key, _ in found):
-                raise _lie(f"s3://{bucket}/{prefix}", "a listing without end, or of keys with another beginning")
-            yield from found
+            for item in page.get("Contents", []):
+                yield item["Key"], Stat(item["Size"], item["ETag"])
 
 
 def upload(config: StoreConfig, path: Path, uri: str) -> bool:
@@ -304,7 +289,7 @@ def download(config: StoreConfig, uri: str, file: BinaryIO, status: Stat | None 
         status: of the object, where it is known.
 
     Raises:
-        As `explained`; also DataError if the object has been replaced since, ServiceError if it ends early.
+        As `explained`; also DataError if the object has been replaced since.
     """
     status = status or stat(config, uri)
     if status is None:
@@ -315,9 +300,7 @@ def download(config: StoreConfig, uri: str, file: BinaryIO, status: Stat | None 
         for first in range(0, len(starts), config.num_connections):
             some = starts[first : first + config.num_connections]
             read = partial(read_range, config, uri, size=_PART_BYTES, etag=status.etag)
-            for start, data in zip(some, pool.map(read, some), strict=True):
-                if len(data) != min(_PART_BYTES, status.num_bytes - start):
-                    raise _lie(uri, f"it ends before its {status.num_bytes:,} bytes")
+            for data in pool.map(read, some):
                 digest.update(data)
                 file.write(data)
     return digest.hexdigest()

@@ -9,7 +9,7 @@ import pytest
 from align.errors import AlignError
 from align.services.tracking.registry import Version
 from align.services.tracking.tracker import Tracker
-from tests.support.lying_s3 import lying
+from tests.support.odd_server import answering
 
 VERSION = {
     "name": "<script>", "version": "3", "run_id": "../../x", "tags": [{"key": "align.model_digest", "value": "../"}],
@@ -48,7 +48,7 @@ def test_a_lie_is_an_answer_or_one_line(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     folder = tmp_path / "deep/er/scratch"
     folder.mkdir(parents=True)
-    with lying(lambda _: answer) as url:
+    with answering(lambda _: answer) as url:
         for question in QUESTIONS:
             try:
                 question(Tracker(url), folder)

@@ -92,7 +92,7 @@ class Overview(_Frozen):
     short_sides: dict[int, int]
     languages: tuple[Counted, ...]
     hosts: tuple[Counted, ...]
-    text_sources: tuple[Counted, ...] = ()  # reports of older versions have none
+    text_sources: tuple[Counted, ...]
     num_looked_at: int
     shared_texts: tuple[SharedText, ...]
     multiplied_images: tuple[MultipliedImage, ...]

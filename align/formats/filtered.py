@@ -5,8 +5,8 @@
     images.parquet            one row per distinct image with bytes, in order of `image_id`
 
 The first two have a part for each raw shard. Rows of pairs are in order of `key` through all parts, in row groups of
-ROW_GROUP_SIZE, so that finding one pair reads little. Older data has one file, decisions.parquet, instead of the parts.
-The files carry no version: a reader checks the columns that it needs.
+ROW_GROUP_SIZE, so that finding one pair reads little. The files carry no version: a reader checks the columns that it
+needs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.durable.files import sha256_file, sha256_folder
+from align.durable.files import sha256_folder
 from align.errors import DataError
 
 #: Tables of pairs.
 DECISIONS, FACTS = "decisions", "facts"
 IMAGES = "images.parquet"
-#: Patterns of the files with decisions, and with decisions or facts; older data has single files.
-DECISION_FILES = (f"{DECISIONS}/*.parquet", f"{DECISIONS}.parquet")
-PAIR_FILES = (*DECISION_FILES, f"{FACTS}/*.parquet", f"{FACTS}.parquet")
+#: Patterns of the files with decisions, and with decisions or facts.
+DECISION_FILES = f"{DECISIONS}/*.parquet"
+PAIR_FILES = (DECISION_FILES, f"{FACTS}/*.parquet")
 
 #: Rows per row group of decisions and facts.
 ROW_GROUP_SIZE = 10_000
@@ -90,15 +90,13 @@ IMAGES_SCHEMA = pa.schema(
 
 
 def pattern_of(filtered: Path, table: str) -> Path:
-    """The files of `decisions` or `facts`, as a path whose last part is a pattern or a name."""
-    single = filtered / f"{table}.parquet"
-    return single if single.is_file() else filtered / table / "*.parquet"
+    """The files of `decisions` or `facts`, as a path whose last part is a pattern."""
+    return filtered / table / "*.parquet"
 
 
 def parts_of(filtered: Path, table: str) -> list[Path]:
     """The files of `decisions` or `facts`, in order of their keys; empty if there is no such table."""
-    pattern = pattern_of(filtered, table)
-    return sorted(pattern.parent.glob(pattern.name))
+    return sorted((filtered / table).glob("*.parquet"))
 
 
 def decision_parts(filtered: Path) -> list[Path]:
@@ -139,5 +137,5 @@ def decisions_digest(filtered: Path) -> str:
     Raises:
         DataError: there are no decisions.
     """
-    first = decision_parts(filtered)[0]
-    return sha256_file(first) if first.parent == filtered else sha256_folder(filtered / DECISIONS)
+    decision_parts(filtered)
+    return sha256_folder(filtered / DECISIONS)

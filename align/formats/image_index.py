@@ -22,7 +22,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
 
 from align.durable.files import sha256_file, to_json, write_text
 from align.errors import CorruptError, DataError
@@ -55,8 +54,7 @@ class IndexHeader(StoredModel):
         rules: code of each rule of the filter -> what it drops, as a condition, None if it was off; none of them
             dropped a pair that is here. Empty: nobody knows the rules.
         files: name -> size in bytes, of all other files.
-        vectors_sha256: file of vectors -> hex sha256; the tables have checksums of their own. Empty in an index of a
-            version that did not record it.
+        vectors_sha256: file of vectors -> hex sha256; the tables have checksums of their own.
     """
 
     schema_version: Literal[4] = 4
@@ -67,7 +65,7 @@ class IndexHeader(StoredModel):
     thumbnail_px: int
     rules: dict[str, str | None]
     files: dict[str, int]
-    vectors_sha256: dict[str, str] = Field(default_factory=dict)
+    vectors_sha256: dict[str, str]
 
 
 @dataclass(frozen=True)

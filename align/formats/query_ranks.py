@@ -17,8 +17,7 @@ Every metric of the evaluation follows from the ranks: recall@k is the share of 
     right_ties          right items of this similarity, the best one included
     num_correct, num_items
 
-The file's metadata has schema_version and the digest of each set (`align.formats.measured_sets`). Files of
-schema_version 1 have no languages; they are read as if none could be told. Those before 3 are read as if nothing tied.
+The file's metadata has schema_version and the digest of each set (`align.formats.measured_sets`).
 """
 
 from __future__ import annotations
@@ -62,8 +61,6 @@ _SCHEMA = pa.schema(
         pa.field("num_items", pa.int32(), nullable=False),
     ]
 )
-#: schema_version -> what files of it lack.
-_LACKS = {_WRITTEN: (), "2": ("wrong_ties", "right_ties"), "1": ("wrong_ties", "right_ties", "language")}
 
 
 @dataclass(frozen=True)
@@ -192,11 +189,8 @@ def read_ranks(path: Path) -> QueryRanks:
         raise DataError(f"{path}: not readable as Parquet: {' '.join(str(error).split())[:200]}") from None
     metadata = table.schema.metadata or {}
     version = metadata.get(_VERSION, b"none").decode(errors="replace")
-    known = pa.schema([field for field in _SCHEMA if field.name not in _LACKS.get(version, _SCHEMA.names)])
-    if not table.schema.equals(known):
-        raise FormatError(
-            f"{path}: schema_version {version}, or other columns than it has; this code reads 1 to {_WRITTEN}"
-        )
+    if version != _WRITTEN or not table.schema.equals(_SCHEMA):
+        raise FormatError(f"{path}: schema_version {version}, or other columns than it has; this code reads {_WRITTEN}")
     try:
         sets = {str(name): str(digest) for name, digest in json.loads(metadata[_SETS]).items()}
     except (KeyError, ValueError, AttributeError):
@@ -205,8 +199,8 @@ def read_ranks(path: Path) -> QueryRanks:
 
 
 def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
-    columns = {name: table[name].to_pylist() for name in ("set", "protocol", "query", "cluster", "label")}
-    languages = table["language"].to_pylist() if "language" in table.schema.names else None
+    texts = ("set", "protocol", "query", "cluster", "label", "language")
+    columns = {name: table[name].to_pylist() for name in texts}
     names = [field.name for field in table.schema if pa.types.is_integer(field.type)]
     numbers = {name: table[name].to_numpy().astype(np.int64) for name in names}
     rows: dict[tuple[str, str], list[int]] = {}
@@ -214,8 +208,7 @@ def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
         rows.setdefault(key, []).append(row)
     found = {}
     for key, of in rows.items():
-        labels = tuple(columns["label"][row] for row in of)
-        told = tuple(languages[row] for row in of) if languages else ()
+        labels, told = (tuple(columns[name][row] for row in of) for name in ("label", "language"))
         found[key] = Ranked(
             queries=tuple(columns["query"][row] for row in of),
             clusters=tuple(columns["cluster"][row] for row in of),
@@ -224,6 +217,6 @@ def _ranked(table: pa.Table) -> dict[tuple[str, str], Ranked]:
             num_correct=numbers["num_correct"][of],
             num_items=int(numbers["num_items"][of[0]]),
             languages=told if any(told) else (),
-            ties=np.stack([numbers[name][of] for name in _LACKS["2"]], axis=1) if "wrong_ties" in numbers else None,
+            ties=np.stack([numbers[name][of] for name in ("wrong_ties", "right_ties")], axis=1),
         )
     return found

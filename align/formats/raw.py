@@ -114,7 +114,7 @@ class RawManifest(StoredModel):
     Attributes:
         schema_version: of this layout.
         digest: names the data: a sha256 over those of all tars and tables.
-        made_with: None if nobody knows: older manifests do not say it, nor does a folder of img2dataset.
+        made_with: None if nobody knows: a folder of img2dataset that a retry completed.
         shards: in order of their names.
     """
 

@@ -104,7 +104,7 @@ def known(
     rules = {"text_too_short": "num_words < 3", "image_nsfw": None, "a_rule_of_tomorrow": "x > 1"}
     header = IndexHeader(
         model_digest="m", shards_digest=digest or read_manifest(root / "shards").digest, num_items=1, width=4,
-        thumbnail_px=0, rules=rules, files={},
+        thumbnail_px=0, rules=rules, files={}, vectors_sha256={},
     )  # fmt: skip
     return _PairOf(params)(item, header)
 

@@ -220,7 +220,7 @@ def manifest_of(chain: DataChain) -> Manifest | None:
 
 def are_decisions_of(chain: DataChain) -> bool:
     """Whether the present data/filtered is what the shards were made of; true if that is unknown."""
-    made, folder = read_json(chain.shard, _REPORT) or {}, chain.filtered.here(*DECISION_FILES)
+    made, folder = read_json(chain.shard, _REPORT) or {}, chain.filtered.here(DECISION_FILES)
     if folder is None or not parts_of(folder, DECISIONS) or "decisions" not in made:
         return True
     return bool(made["decisions"] == decisions_digest(folder))

@@ -116,7 +116,6 @@ def look_up(row: RawRow, config: FilterConfig, *, filtered: Path, report: Path, 
     """
     decision = find_pair(filtered, DECISIONS, row["key"])
     image_id = (decision or row).get("image_id") or row["sha256"]
-    # An older filter wrote no facts: then only the values of the image are known.
     facts = row | _image(filtered / IMAGES, image_id) | (find_pair(filtered, FACTS, row["key"]) or {})
     reasons = decision["reasons"] if decision else None
     today, used = conditions(config), cuts_of(report) if decision else None

@@ -4,8 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.durable.files import sha256_file
-from align.formats.filtered import decisions_digest, find_pair, parts_of
+from align.formats.filtered import find_pair
 
 
 @pytest.mark.parametrize("sizes", [(1,), (3, 4, 1), (0, 2, 0, 0, 5, 3, 0), (0, 0)])
@@ -28,11 +27,3 @@ def test_a_pair_is_found_in_few_of_the_parts(
     for key in ("", "0000", "0036", "9"):
         assert find_pair(tmp_path, "facts", key) is None
     assert find_pair(tmp_path, "decisions", "0005") is None
-
-
-def test_older_data_has_one_file(tmp_path: Path) -> None:
-    path = tmp_path / "decisions.parquet"
-    pq.write_table(pa.table({"key": ["a", "b"]}), path)
-    assert parts_of(tmp_path, "decisions") == [path]
-    assert find_pair(tmp_path, "decisions", "b") == {"key": "b"}
-    assert decisions_digest(tmp_path) == sha256_file(path)

@@ -287,15 +287,18 @@ def test_the_sum_of_the_kept_pairs_is_that_of_the_shards(tmp_path: Path) -> None
     kept = [pair for index in range(6) for pair in pairs_of(sample(index))]
     rows = [{"key": key, "image_id": image, "text": text, "keep": True} for key, image, text in kept]
     table = pa.Table.from_pylist([*rows[::-1], {"key": "9", "image_id": None, "text": None, "keep": False}])
-    pq.write_table(table, tmp_path / "decisions.parquet", row_group_size=5)
-    (tmp_path / "parts/decisions").mkdir(parents=True)
+    for name in ("whole", "parts"):
+        (tmp_path / name / "decisions").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "whole/decisions/0.parquet", row_group_size=5)
     for number in range(3):
         pq.write_table(table.slice(5 * number, 5), tmp_path / f"parts/decisions/{number}.parquet")
     expected = check(write(tmp_path / "shards"), tmp_path / "scratch").pairs
-    assert kept_pairs(tmp_path, LocalExecutor(1)) == kept_pairs(tmp_path / "parts", LocalExecutor(2)) == expected
+    assert (
+        kept_pairs(tmp_path / "whole", LocalExecutor(1)) == kept_pairs(tmp_path / "parts", LocalExecutor(2)) == expected
+    )
     rows[3]["text"] = "another one"
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "decisions.parquet")
-    assert kept_pairs(tmp_path, LocalExecutor(1)) != expected
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "whole/decisions/0.parquet")
+    assert kept_pairs(tmp_path / "whole", LocalExecutor(1)) != expected
 
 
 def test_the_pairs_of_a_tar_are_written_for_the_join(tmp_path: Path) -> None:

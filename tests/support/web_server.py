@@ -11,7 +11,6 @@ import asyncio
 import gzip
 import struct
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,7 +73,6 @@ class WebServer:
         num_connections: so far.
         most_open: connections at a time, at most.
         num_stuck: requests so far that never get (the rest of) an answer.
-        first_opened_s, last_closed_s: of connections, on the monotonic clock.
     """
 
     def __init__(self, address: str | list[str] = "127.0.0.1", *, records: bool = True) -> None:
@@ -89,8 +87,6 @@ class WebServer:
         self.num_open = 0
         self.most_open = 0
         self.num_stuck = 0
-        self.first_opened_s: float | None = None
-        self.last_closed_s = 0.0
         self._counts: dict[str, int] = {}
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -164,14 +160,12 @@ class _Connection(asyncio.Protocol):
         self.transport = transport
         self.server.transports.add(transport)
         self.server.num_connections += 1
-        self.server.first_opened_s = self.server.first_opened_s or time.monotonic()
         self.server.num_open += 1
         self.server.most_open = max(self.server.most_open, self.server.num_open)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.server.num_open -= 1
         self.server.transports.discard(self.transport)
-        self.server.last_closed_s = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data

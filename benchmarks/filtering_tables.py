@@ -164,7 +164,6 @@ def _pictures(folder: Path, index: int, known: dict[str, int], table: pa.Table) 
         "phash": pa.array(mixed),
         "evaluation_sets": pa.array([["tiny"] if flag else [] for flag in sets], pa.list_(pa.string())),
         "twin": pa.array(["tiny/one" if flag else None for flag in sets], pa.string()),
-        "thumbnail": pa.nulls(len(ids), pa.binary()),  # nothing is held out
     }
     commit(pa.table([images[name] for name in IMAGES.names], schema=IMAGES), folder / "images" / f"{index:05d}.parquet")
     here = (own >= _NUM_POPULAR) | (index == 0)  # each picture is scored once

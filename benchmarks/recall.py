@@ -82,12 +82,16 @@ def _asked(python: str | Path, *words: object) -> dict[str, Any]:
 
 
 def _ours(arrays: dict[str, np.ndarray]) -> Callable[[], dict[str, float]]:
-    from align.evaluate.protocols.retrieval import both_ways, own_positives
+    from align.evaluate.protocols.retrieval import both_ways
+
+    images, texts, image_of_text = (arrays[name] for name in ("images", "texts", "image_of_text"))
 
     def recalls() -> dict[str, float]:
-        positives = own_positives(arrays["image_of_text"].tolist(), len(arrays["images"]))
-        ranks = both_ways(arrays["images"], arrays["texts"], positives)
-        return {f"{way}/recall@{k}": float(of.recall(k).mean()) for way, of in ranks.items() for k in CUTS}
+        order = np.argsort(image_of_text, kind="stable")
+        of_image = np.split(order, np.searchsorted(image_of_text[order], np.arange(1, len(images))))
+        positives, clusters = (of_image, list(image_of_text[:, np.newaxis])), (range(len(images)), image_of_text)
+        ranks = both_ways(images, texts, positives, clusters)
+        return {f"{way}/recall@{k}": float(of.hits(k).values.mean()) for way, of in ranks.items() for k in CUTS}
 
     return recalls
 

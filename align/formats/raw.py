@@ -114,7 +114,7 @@ class RawManifest(StoredModel):
     Attributes:
         schema_version: of this layout.
         digest: names the data: a sha256 over those of all tars and tables.
-        made_with: None if nobody knows: a folder of img2dataset that a retry completed.
+        made_with: None: nobody knows.
         shards: in order of their names.
     """
 

@@ -72,11 +72,8 @@ class FilterConfig(Section):
     languages: Annotated[tuple[LanguageCode, ...], Field(strict=False, min_length=1)] | None
     #: Ours: only pairs whose page names a licence that begins with one of these addresses; none: no such rule.
     licences: Annotated[tuple[Annotated[str, Field(pattern="^https?://[^/]+/")], ...], Field(strict=False)]
-    #: Beyond ALIGN: only the first pair of an image content (`pair`: of an image content and a text) is kept;
-    #: `semantic`: the first image of those that look alike, with all its pairs.
-    drop_repeats: Literal["image", "pair", "semantic"] | None
-    #: `semantic`: two images look alike if their embeddings' cosine is above this.
-    semantic_cosine_above: float = Field(ge=-1, le=1)
+    #: Beyond ALIGN: only the first pair of an image content (`pair`: of an image content and a text) is kept.
+    drop_repeats: Literal["image", "pair"] | None
     #: Beyond ALIGN: texts with an e-mail address or a phone number are dropped. They are always counted.
     drop_personal_data: bool
 

@@ -1,17 +1,15 @@
-"""Steps 3 and 4, with the network: scores, rule I5 by embedding, and images that look alike.
+"""Steps 3 and 4, with the network: scores, and rule I5 by embedding.
 
 Score: the network sees the images that some pair would keep under the cheap rules, one shard at a time. Compare: the
-scored images of all shards against the evaluation images. With `filter.drop_repeats: semantic`, the images that are
-still kept among themselves, by cluster; a machine has all their embeddings on its disk then, 3.6 kB each.
+scored images of all shards against the evaluation images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -24,11 +22,9 @@ from align.durable.pieces import Piece
 from align.filter.near_duplicates import (
     Kmeans,
     NearDuplicate,
-    alike_in,
     by_content,
     centroids_of,
     clusters_of,
-    homes_of,
     is_sampled,
     near_duplicates_in,
     read_embeddings,
@@ -36,8 +32,8 @@ from align.filter.near_duplicates import (
 )
 from align.filter.network import ImageNetwork
 from align.filter.pair_tables import image_hash
-from align.filter.tables import ALIKE, CLOSE, CLUSTERED, MAX_ROWS, SCORED, TWINS
-from align.filter.work_folder import NumberedShard, Shards, WorkFolder, by_shard, commit, write_arrays
+from align.filter.tables import CLOSE, MAX_ROWS, SCORED, TWINS
+from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit, write_arrays
 from align.formats.evaluation_set import EvaluationSet, distinct_pictures
 from align.formats.features import Features, folder_of
 from align.formats.raw import iter_images
@@ -160,14 +156,6 @@ def compare_shard(work: WorkFolder, item: NumberedShard, *, name: str) -> None:
     commit(pa.Table.from_pylist(rows, CLOSE), work.file(f"close_{name}", shard))
 
 
-def alike_images(work: WorkFolder, executor: Executor, shards: Shards, kmeans: Kmeans) -> None:
-    """Writes `alike` (ALIKE) of kept_images.parquet. Each shard is a task twice: its images, then its clusters."""
-    _centroids(work, shards, kmeans)
-    of_shard = "kept_images", partial(by_shard, work.path / "kept_images.parquet", len(shards))
-    work.fill(executor, "clustered", shards, cluster_shard, reads=[_CLUSTERS], of_shard=of_shard)
-    work.fill(executor, "alike", shards, partial(compare_clusters, names=[shard.name for _, shard in shards]))
-
-
 def _centroids(work: WorkFolder, shards: Shards, kmeans: Kmeans) -> NDArray[np.float32]:
     """The clusters of the scored images (`near_duplicates.centroids_of`), made at the first call."""
     if not (work.path / _CLUSTERS.last).exists():
@@ -182,60 +170,12 @@ def _read_centroids(work: WorkFolder) -> NDArray[np.float32]:
     return centroids
 
 
-def cluster_shard(work: WorkFolder, item: NumberedShard) -> None:
-    """Writes `vectors`, a shard's kept images by cluster and then by row number, and `clustered` (CLUSTERED)."""
-    shard = item[1].name
-    kept = pq.read_table(work.file("kept_images", shard))["image_hash"].to_pylist()
-    centroids = _read_centroids(work)
-    ends = np.zeros(len(centroids), np.int64)
-    if kept and len(centroids):
-        work.pieces.bring([work.piece("embeddings", shard)])
-        images = read_embeddings(work.file("embeddings", shard))
-        rows = {image_hash(name): row for row, name in enumerate(images.names)}
-        order = np.array([rows[one] for one in kept if one in rows], np.int64)  # others do not decode
-        homes = homes_of(images.vectors[order], centroids)
-        order = order[np.argsort(homes, kind="stable")]
-        ends = np.bincount(homes, minlength=len(centroids)).cumsum()
-        kept_rows = ((images.names[row], images.vectors[row]) for row in order)
-        write_embeddings(work.file("vectors", shard), kept_rows, images.vectors.shape[1])
-        work.pieces.give(work.piece("vectors", shard))
-    commit(pa.table([pa.array(ends)], schema=CLUSTERED), work.file("clustered", shard))
-
-
-def compare_clusters(work: WorkFolder, item: NumberedShard, *, names: Sequence[str]) -> None:
-    """Writes `alike` (ALIKE) of every cluster whose turn it is, if all shards take turns."""
-    work.pieces.bring([work.piece("clustered", name) for name in names])
-    tables = [pq.read_table(work.file("clustered", name))["end"].to_numpy() for name in names]
-    ends = {name: np.insert(table, 0, 0) for name, table in zip(names, tables, strict=True) if table[-1:].any()}
-    work.pieces.bring([work.piece("vectors", name) for name in ends])
-    found: list[NearDuplicate] = []
-    for cluster in range(item[0], len(tables[0]), len(names)):
-        slices = [(work.file("vectors", name), int(end[cluster]), int(end[cluster + 1])) for name, end in ends.items()]
-        size = sum(stop - start for _, start, stop in slices)
-        if size > 1:
-            width = read_embeddings(slices[0][0], 0, 0).vectors.shape[1]
-            with TemporaryFile(dir=work.path) as file:
-                room = np.memmap(file, np.float16, "w+", shape=(size, width))
-                found += alike_in(slices, room, work.config.semantic_cosine_above)
-    rows = [{"image_hash": image_hash(one.image_id), "twin": one.reference, "twin_cosine": one.cosine} for one in found]
-    commit(pa.Table.from_pylist(rows, ALIKE), work.file("alike", item[1].name))
-
-
-def twin_table(matches: Iterable[NearDuplicate], by_hash: Mapping[str, str] | None = None) -> pa.Table:
-    """TWINS.
-
-    Args:
-        matches: by embedding.
-        by_hash: image id -> SET/KEY of an evaluation image that it resembles by hash; of one set.
-    """
+def twin_table(matches: Iterable[NearDuplicate]) -> pa.Table:
+    """TWINS of what was found by embedding."""
     near: dict[str, list[tuple[float, str]]] = {}
     for match in matches:
         near.setdefault(match.image_id, []).append((-match.cosine, match.reference))
-    rows: list[tuple[Any, ...]] = [
-        (image_hash(image_id), 1, [name.partition("/")[0]], name, None)
-        for image_id, name in sorted((by_hash or {}).items())
-        if image_id not in near
-    ]
+    rows: list[tuple[Any, ...]] = []
     for image_id, references in sorted(near.items()):
         names = sorted({reference.partition("/")[0] for _, reference in references})
         cosine, closest = min(references)

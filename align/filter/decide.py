@@ -31,8 +31,6 @@ from align.display.console import say
 from align.durable.files import replaced, sha256_folder
 from align.errors import CorruptError, DataError
 from align.filter import tables
-from align.filter.compare import alike_images
-from align.filter.near_duplicates import Kmeans
 from align.filter.rules import codes_of
 from align.filter.tables import IMAGES, KNOWN_IMAGES, MAX_ROWS, PAIRS, SIMILARITIES
 from align.filter.work_folder import NumberedShard, Shards, WorkFolder, by_shard, commit
@@ -224,11 +222,11 @@ def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         yield writer
 
 
-def decide(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards, kmeans: Kmeans) -> None:
+def decide(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards) -> None:
     """Writes decisions, facts and last images.parquet to the work folder."""
     if (work.path / filtered.IMAGES).exists():
         return
-    _write_decided(engine, work, executor, shards, kmeans)
+    _write_decided(engine, work, executor, shards)
 
     def known() -> Iterator[pa.Table]:
         verdicts = ["row_number", "num_texts", "num_images", "rare_ngram", "mask"]
@@ -262,7 +260,7 @@ def _write_images(table: Path, path: Path) -> None:
             writer.write_table(pa.concat_tables(waiting))
 
 
-def _write_decided(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards, kmeans: Kmeans) -> None:
+def _write_decided(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards) -> None:
     """Writes decided.parquet: the final verdicts on the pairs of candidates."""
     say("filter: SQL, decisions")
     for name in ("verdicts", "candidates", "twins"):
@@ -280,8 +278,4 @@ def _write_decided(engine: Engine, work: WorkFolder, executor: Executor, shards:
     if work.config.drop_repeats is not None:
         engine.table("similarity_verdicts", f"SELECT * FROM {source} AS source")
         source = "similarity_verdicts"
-    if work.config.drop_repeats == "semantic":
-        engine.write(tables.KEPT_IMAGES, work.path / "kept_images.parquet")
-        alike_images(work, executor, shards, kmeans)
-        engine.view("alike", work.path / "alike" / "*.parquet")
     engine.write(tables.decided(work.config, source), work.path / "decided.parquet", "none")

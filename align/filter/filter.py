@@ -211,7 +211,7 @@ def filter_pairs(
         work.fill(executor, "scored", shards, score, of_shard=of_shard)
         compare_with_evaluation_images(work, executor, shards, sets, kmeans)
         with open_engine(sql, _scratch(path)) as engine:
-            decide(engine, work, executor, shards, kmeans)
+            decide(engine, work, executor, shards)
             digests = {one.name: one.identity for one in sets}
             report = report_on(engine, path, config, digests, shown_pairs(shards, path))
         with replace_directory(folders.reports, "filter") as directory:

@@ -8,9 +8,6 @@ Memory is bounded however many images there are: embeddings are on disk, one fil
 one shard is read at a time; k-means gets a bounded sample. The evaluation images are in memory, 72 kB each by default.
 If they do not fit, they can be compared a part at a time, as the clusters do not depend on them.
 
-The same clusters serve `filter.drop_repeats: semantic`: training images that look alike, after SemDeDup (Abbas et al.
-2023, section 3), which compares only images of one cluster. See `alike_in`.
-
 Near-duplicates by hash complement the embedding, which needs a network and sees only images that the other rules keep.
 Fingerprints are computed once per distinct image. Two images are the same if (1) their 64-bit perceptual hashes (signs
 of the lowest 8 x 8 frequencies of a 32 x 32 grey thumbnail) differ in few bits and (2) the colours of their 16 x 16
@@ -138,7 +135,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A training image that shows what another image shows, and its cosine with the closest view (4 decimals)."""
+    """A training image that shows what an evaluation image shows, and its cosine with the closest view (4 decimals)."""
 
     image_id: str
     reference: str
@@ -213,47 +210,6 @@ def clusters_of(references: Embeddings, centroids: NDArray[np.float32]) -> NDArr
     rows = range(0, len(references.names), _BLOCK_ROWS)
     blocks = (references.vectors[start : start + _BLOCK_ROWS].astype(np.float32) for start in rows)
     return np.concatenate([np.zeros(0, np.int64), *(_nearest(block, centroids, 1)[:, 0] for block in blocks)])
-
-
-def homes_of(vectors: NDArray[np.float16], centroids: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N,) the nearest cluster of each image: in float64, as it must not depend on the other rows of the matrix."""
-    rows = range(0, len(vectors), _BLOCK_ROWS)
-    blocks = (vectors[start : start + _BLOCK_ROWS].astype(np.float64) for start in rows)
-    return np.concatenate([np.zeros(0, np.int64), *(np.argmax(block @ centroids.T, axis=1) for block in blocks)])
-
-
-def alike_in(slices: Iterable[tuple[Path, int, int]], room: NDArray[np.float16], cut: float) -> Iterator[NearDuplicate]:
-    """Yields the images of a cluster whose cosine with an earlier one that stays is above the cut, with the first such.
-
-    So each image that goes is like one that stays. (SemDeDup compares with those that go, too.) Raises DataError if a
-    file is unreadable.
-
-    Args:
-        slices: (file of `write_embeddings`, start, stop), in order: the cluster's images, each under its own name.
-        room: (N, D) float16, overwritten with the N images that stay at most; such as a file, so that memory is that
-            of two blocks of 1,024 images (15 MB), and of the names.
-        cut: cosine.
-    """
-    names: list[str] = []  # of those that stay
-    for path, begin, end in slices:
-        for first in range(begin, end, _BLOCK_ROWS):
-            block = read_embeddings(path, first, min(first + _BLOCK_ROWS, end))
-            alike: dict[int, tuple[str, float]] = {}  # row -> the first one that stays, cosine
-            for start in range(0, len(names), _BLOCK_ROWS):
-                others = room[start : min(start + _BLOCK_ROWS, len(names))]
-                for row, other, cosine in _above(block.vectors, others, cut):
-                    alike.setdefault(row, (names[start + other], cosine))
-            rows = np.array([row for row in range(len(block.names)) if row not in alike], np.int64)
-            for left, right, cosine in _above(block.vectors[rows], block.vectors[rows], cut):
-                row, other = int(rows[left]), int(rows[right])
-                if right < left and other not in alike:  # whether it stays is known: rows ascend
-                    alike.setdefault(row, (block.names[other], cosine))
-            for row, name in enumerate(block.names):
-                if row in alike:
-                    yield NearDuplicate(name, *alike[row])
-                else:
-                    room[len(names)] = block.vectors[row]
-                    names.append(name)
 
 
 def near_duplicates_in(

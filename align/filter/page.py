@@ -188,7 +188,6 @@ def _cuts(config: FilterConfig) -> dict[str, str]:
         "pair_low_similarity": f"cosine {config.min_similarity:g}",
         "text_other_language": ", ".join(config.languages or ()),
         "pair_licence": ", ".join(config.licences),
-        "image_semantic_repeat": f"cosine {config.semantic_cosine_above:g}",
     }
 
 
@@ -271,7 +270,7 @@ def _detail(pair: ExamplePair) -> str:
             return f"{pair.width_px} x {pair.height_px} · "
         case "image_too_many_texts":
             return f"{pair.num_texts:,} texts · "
-        case "image_near_duplicate_of_test" | "image_semantic_repeat" if pair.twin_cosine is not None:
+        case "image_near_duplicate_of_test" if pair.twin_cosine is not None:
             return f"cosine {pair.twin_cosine:.3f} · "
         case "text_shared_by_many_images":
             return f"{pair.num_images:,} images · "

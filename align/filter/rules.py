@@ -138,12 +138,6 @@ def pair_repeat(config: FilterConfig) -> str | None:
     return "repeats" if config.drop_repeats == "pair" else None
 
 
-def image_semantic_repeat(config: FilterConfig) -> str | None:
-    """Beyond ALIGN: the image looks like one that stays and whose first pair has a smaller key (SemDeDup)."""
-    above = f"repeats AND twin_cosine > {_double(config.semantic_cosine_above)}"
-    return above if config.drop_repeats == "semantic" else None
-
-
 #: Every rule by its reason code, in rule order.
 RULES: dict[str, Rule] = {
     rule.__name__: rule
@@ -168,7 +162,6 @@ RULES: dict[str, Rule] = {
         pair_licence,
         image_repeat,
         pair_repeat,
-        image_semantic_repeat,
     )
 }
 #: Rules that are decided after the network has scored the images of pairs that all other rules keep; ...
@@ -176,7 +169,7 @@ NETWORK = ("image_nsfw", "image_near_duplicate_of_test")
 #: ... rules that are decided after a given model has compared the pairs that are still kept; ...
 MODEL = ("pair_low_similarity",)
 #: ... rules that are decided after that.
-REPEATS = ("image_repeat", "pair_repeat", "image_semantic_repeat")
+REPEATS = ("image_repeat", "pair_repeat")
 #: All others. (Near-duplicates by hash are known from the start.)
 CHEAP = tuple(code for code in RULES if code not in ("image_nsfw", *MODEL, *REPEATS))
 

@@ -13,7 +13,7 @@ no result depends on how an engine compares strings:
 
 The work folder holds one file per shard of each: `pairs` (PAIRS), `images` (IMAGES), `unigrams` (UNIGRAMS) and
 `bigrams` (BIGRAMS), written by `align.filter.measure`, then `scored` (SCORED) and `similarities` (SIMILARITIES) of
-those images and pairs that are still kept, `clustered` (CLUSTERED) and `alike` (ALIKE) for `drop_repeats: semantic`.
+those images and pairs that are still kept.
 """
 
 from __future__ import annotations
@@ -95,10 +95,6 @@ TWINS = pa.schema(
         ("twin_cosine", pa.float64()),
     ]
 )
-#: Of each cluster of images: how many of a shard's images are in it and in those before.
-CLUSTERED = pa.schema([("end", pa.int64())])
-#: Images that look like one that stays (`filter.drop_repeats: semantic`): its image id, and the cosine.
-ALIKE = pa.schema([("image_hash", pa.int64()), ("twin", pa.string()), ("twin_cosine", pa.float64())])
 #: The pairs that a given model compared.
 SIMILARITIES = pa.schema([("row_number", pa.int64()), ("similarity", pa.float64())])
 
@@ -196,48 +192,30 @@ def similarity_verdicts(config: FilterConfig, source: str) -> str:
     """
 
 
-#: The candidates that some pair keeps so far, in order of row numbers; `similarity_verdicts` is a table here.
-KEPT_IMAGES = """
-    SELECT candidates.row_number, candidates.image_hash FROM candidates
-    JOIN (SELECT DISTINCT image_hash FROM similarity_verdicts WHERE mask = 0) AS kept
-    ON kept.image_hash = candidates.image_hash
-    ORDER BY candidates.row_number
-"""
-
-
 def decided(config: FilterConfig, source: str) -> str:
     """The final verdicts on all pairs of the candidates, in order of row numbers; for other pairs `verdicts` are final.
 
     Args:
         config: the cuts.
-        source: as in `similarity_verdicts`; it is read twice if repeats are dropped. `alike` is a view, if needed.
+        source: as in `similarity_verdicts`; it is read twice if repeats are dropped.
     """
     columns = "row_number, nsfw_score, num_evaluation_sets, twin, twin_cosine, similarity"
     if config.drop_repeats is None:
         return f"""
             SELECT {columns}, CAST(NULL AS BOOLEAN) AS repeats, mask FROM {source} AS source ORDER BY row_number
         """
-    known = f"""
-            SELECT source.row_number, source.image_hash, source.text_hash, source.nsfw_score,
-                   source.num_evaluation_sets, coalesce(source.twin, alike.twin) AS twin,
-                   coalesce(source.twin_cosine, alike.twin_cosine) AS twin_cosine,
-                   source.similarity, source.mask, alike.twin IS NOT NULL AS repeats
-            FROM {source} AS source
-            LEFT JOIN alike ON source.mask = 0 AND alike.image_hash = source.image_hash
-    """
-    if config.drop_repeats != "semantic":
-        same = {"image": ("image_hash",), "pair": ("image_hash", "text_hash")}[config.drop_repeats]
-        joined = " AND ".join(f"earliest.{name} = source.{name}" for name in same)
-        known = f"""
+    same = {"image": ("image_hash",), "pair": ("image_hash", "text_hash")}[config.drop_repeats]
+    joined = " AND ".join(f"earliest.{name} = source.{name}" for name in same)
+    return f"""
+        SELECT {columns}, repeats, mask | {rules.mask(config, rules.REPEATS)} AS mask
+        FROM (
             SELECT source.*, mask = 0 AND earliest.first_row_number < source.row_number AS repeats
             FROM {source} AS source
             LEFT JOIN (
                 SELECT {", ".join(same)}, min(row_number) AS first_row_number
                 FROM {source} AS source WHERE mask = 0 GROUP BY {", ".join(same)}
             ) AS earliest ON {joined}
-        """
-    return f"""
-        SELECT {columns}, repeats, mask | {rules.mask(config, rules.REPEATS)} AS mask FROM ({known}) AS known
+        ) AS known
         ORDER BY row_number
     """
 

@@ -40,7 +40,7 @@ _BEFORE = {
     filtered.DECISIONS: (filtered.FACTS, "known_images"),
 }
 #: Tables of embeddings.
-_VECTORS = ("embeddings", "sampled", "vectors")
+_VECTORS = ("embeddings", "sampled")
 #: What tasks do, in words.
 _WHAT = {
     "pairs": "filter: shards, images and texts",

@@ -57,7 +57,7 @@ FACTS_SCHEMA = pa.schema(
         ("nsfw_score", pa.float64()),  # null: not computed, since other rules drop all pairs of the image
         ("num_texts", pa.int64()),  # distinct texts of the image content; 0 without an image
         ("num_evaluation_sets", pa.int32()),  # sets with an image that this one resembles
-        ("twin", pa.string()),  # SET/KEY of the closest one; of an `image_semantic_repeat` the image_id of what stays
+        ("twin", pa.string()),  # SET/KEY of the closest one
         ("twin_cosine", pa.float64()),  # null if equal bytes or hashes matched it
         ("num_images", pa.int64()),  # distinct images of the text; null for an empty text
         ("rare_ngram", pa.bool_()),

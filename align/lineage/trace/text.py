@@ -67,7 +67,7 @@ def _head(history: PairHistory) -> Iterator[str]:
     if facts.get("twin"):
         cosine = facts.get("twin_cosine")
         how = "equal bytes or hashes" if cosine is None else f"cosine {cosine:.4f}"
-        yield f"  twin       {'test image' if '/' in facts['twin'] else 'stays:'} {facts['twin']}, {how}"
+        yield f"  twin       test image {facts['twin']}, {how}"
     if history["opted_out"]:
         yield f"  take-down  opted out by {history['opted_out']['kind']} {history['opted_out']['value']}"
 

@@ -225,7 +225,7 @@ def test_the_page_shows_the_funnel_and_what_stands_out(page: str) -> None:
     assert "test image concepts/t" in page
     assert (
         "Off here: pair_low_similarity, text_other_language, text_personal_data, pair_licence, image_repeat, "
-        "pair_repeat, image_semantic_repeat." in page
+        "pair_repeat." in page
     )
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
 

@@ -128,7 +128,6 @@ def test_rule_order_is_the_papers() -> None:
         "image_too_many_texts", "image_near_duplicate_of_test", "text_shared_by_many_images", "text_rare_ngram",
         "text_too_short", "text_too_long", "text_is_filename", "image_not_fetched", "pair_low_similarity",
         "text_other_language", "text_personal_data", "pair_licence", "image_repeat", "pair_repeat",
-        "image_semantic_repeat",
     ]  # fmt: skip
     assert [code for code in rules.RULES if code in order] == order  # a rule of one's own may stand anywhere
 
@@ -139,7 +138,7 @@ def test_params_hold_the_papers_boundaries_and_nothing_beyond_them() -> None:
     assert (config.min_words, config.max_words, config.num_frequent_ngrams) == (3, 20, 10**8)
     off = [
         "pair_low_similarity", "text_other_language", "text_personal_data", "pair_licence", "image_repeat",
-        "pair_repeat", "image_semantic_repeat",
+        "pair_repeat",
     ]  # fmt: skip
     assert [code for code in rules.RULES if code not in rules.active(config)] == off
     assert rules.mask(config, rules.MODEL + rules.REPEATS) == "CAST(0 AS BIGINT)"  # what is off costs nothing
@@ -266,7 +265,6 @@ def test_vocabulary_cut() -> None:
     [
         ("image", [None, False, True, True, False, None]),
         ("pair", [None, False, True, False, False, None]),
-        ("image_semantic", [None, False, False, False, True, None]),
     ],
 )
 def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, repeats: list[bool | None]) -> None:
@@ -294,7 +292,7 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, 
         view(engine, name, table)
     config = PAPER.model_copy(
         update={
-            "drop_repeats": same.removeprefix("image_"),
+            "drop_repeats": same,
             "similarity_model": None,
             "languages": None,
             "licences": (),
@@ -306,9 +304,6 @@ def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, 
     view(engine, "twins", tables.TWINS.empty_table())
     engine.table("network_verdicts", tables.network_verdicts(config))
     engine.table("similarity_verdicts", tables.similarity_verdicts(config, "network_verdicts"))
-    alike = [{"image_hash": image_hash(sha("j")), "twin": sha("i"), "twin_cosine": 0.96}]
-    view(engine, "alike", pa.Table.from_pylist(alike, tables.ALIKE))
-    assert engine.rows(tables.KEPT_IMAGES) == [(1, image_hash(sha("i"))), (4, image_hash(sha("j")))]
     verdict_rows = engine.rows(f"""
         SELECT decided.repeats, coalesce(decided.mask, verdicts.mask) FROM verdicts
         LEFT JOIN ({tables.decided(config, "similarity_verdicts")}) AS decided

@@ -14,7 +14,7 @@ LanguageCode = Annotated[str, Field(pattern="^[a-z]{2}$")]
 class ModelFile(Strict):
     """A network, given as a file with its digest. If it were a *stage* of the pipeline, that would be a circle."""
 
-    #: .onnx or TorchScript (.pt): (N, 3, px, px) float32 in, (N, D) embeddings out; or a folder of `align package` or
+    #: .onnx: (N, 3, px, px) float32 in, (N, D) embeddings out; or a folder of `align package` or
     #: of another library (`align.model.library_embedder`).
     path: str
     #: Hex sha256 of the file (of a folder: as `align.durable.files.sha256_folder`).
@@ -45,13 +45,6 @@ class FilterConfig(Section):
     near_duplicate_cosine_above: float = Field(ge=-1, le=1)
     #: ... by this network; None: by the NSFW classifier's pooled features, from the same pass.
     near_duplicate_embedder: ModelFile | None
-    #: The number of k-means clusters of the embeddings, and in how many of the nearest ones an image is compared.
-    near_duplicate_clusters: PositiveInt
-    near_duplicate_probes: PositiveInt
-    #: ... or if their 64-bit perceptual hashes differ in at most this many bits ...
-    max_phash_distance: int = Field(ge=0, le=64)
-    #: ... and the colours of their thumbnails correlate above this.
-    thumbnail_correlation_above: float = Field(ge=-1, le=1)
     #: T1: most distinct images per text, included.
     max_images_per_text: PositiveInt
     #: T2: every unigram and bigram must be among this many most frequent ones of the raw data (one joint list).
@@ -80,8 +73,8 @@ class FilterConfig(Section):
     @field_validator("near_duplicate_embedder")
     @classmethod
     def _is_network(cls, file: ModelFile | None) -> ModelFile | None:
-        if file is not None and not file.path.endswith((".onnx", ".pt")):
-            raise ValueError(f"near_duplicate_embedder.path: {file.path}: expected .onnx or .pt (TorchScript)")
+        if file is not None and not file.path.endswith(".onnx"):
+            raise ValueError(f"near_duplicate_embedder.path: {file.path}: expected .onnx")
         return file
 
     @model_validator(mode="after")

@@ -20,12 +20,8 @@ from numpy.typing import NDArray
 from align.display.console import track
 from align.durable.pieces import Piece
 from align.filter.near_duplicates import (
-    Kmeans,
     NearDuplicate,
     by_content,
-    centroids_of,
-    clusters_of,
-    is_sampled,
     near_duplicates_in,
     read_embeddings,
     write_embeddings,
@@ -33,25 +29,22 @@ from align.filter.near_duplicates import (
 from align.filter.network import ImageNetwork
 from align.filter.pair_tables import image_hash
 from align.filter.tables import CLOSE, MAX_ROWS, SCORED, TWINS
-from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit, write_arrays
+from align.filter.work_folder import NumberedShard, Shards, WorkFolder, commit
 from align.formats.evaluation_set import EvaluationSet, distinct_pictures
 from align.formats.features import Features, folder_of
 from align.formats.raw import iter_images
 from align.interfaces.executor import Executor
+from align.services.vector_index import RangeIndex
 
-#: The clusters of the scored images.
-_CLUSTERS = Piece("clusters", "clusters.npz")
+#: The views of the evaluation images, and the index of these.
+_VIEWS, _INDEX = "evaluation.arrow", "evaluation.faiss"
+_EVALUATION = Piece("evaluation", _INDEX, partial(list, [_VIEWS]))  # which can be pickled
 
 
-def score_shard(work: WorkFolder, item: NumberedShard, *, share: float) -> None:
-    """Writes `embeddings`, `sampled` and last `scored` of those images of a shard that its `candidates` name.
+def score_shard(work: WorkFolder, item: NumberedShard) -> None:
+    """Writes `embeddings` and last `scored` of those images of a shard that its `candidates` name.
 
     Embeddings are large: where machines share no disk, only tasks read them.
-
-    Args:
-        work: the work folder.
-        item: the shard.
-        share: of all images, those in `sampled`: see `near_duplicates.sampled_share`.
 
     Raises:
         DataError: the tar is unreadable.
@@ -70,13 +63,9 @@ def score_shard(work: WorkFolder, item: NumberedShard, *, share: float) -> None:
         def rows() -> Iterator[tuple[str, NDArray[np.float16]]]:
             for one in work.tracked(measured, len(image_ids)):
                 scores.append((image_hash(one.name), one.nsfw_score))
-                if is_sampled(one.name, share):
-                    sampled.append((one.name, one.embedding))
                 yield one.name, one.embedding
 
-        sampled: list[tuple[str, NDArray[np.float16]]] = []
-        for table, written in (("embeddings", rows()), ("sampled", sampled)):
-            write_embeddings(work.file(table, shard.name), written, network.width)
+        write_embeddings(work.file("embeddings", shard.name), rows(), network.width)
         work.pieces.give(work.piece("embeddings", shard.name))
     columns = [pa.array([row[field] for row in scores], SCORED.types[field]) for field in range(2)]
     commit(pa.table(columns, schema=SCORED), work.file("scored", shard.name))
@@ -91,37 +80,27 @@ def _images_of(row_numbers: NDArray[np.int64], pairs: Path) -> dict[str, str]:
 
 
 def compare_with_evaluation_images(
-    work: WorkFolder, executor: Executor, shards: Shards, sets: Sequence[EvaluationSet], kmeans: Kmeans
+    work: WorkFolder, executor: Executor, shards: Shards, sets: Sequence[EvaluationSet]
 ) -> None:
-    """Writes twins.parquet (TWINS). Evaluation images get all threads, since no other process works meanwhile."""
-    path = work.path / "twins.parquet"
-    if not path.exists():
-        commit(twin_table(close_images(work, executor, shards, ("evaluation", sets), kmeans)), path)
+    """Writes twins.parquet (TWINS): the scored images whose embedding is close to that of an image of these sets.
 
-
-def close_images(
-    work: WorkFolder,
-    executor: Executor,
-    shards: Shards,
-    named_sets: tuple[str, Sequence[EvaluationSet]],
-    kmeans: Kmeans,
-) -> list[NearDuplicate]:
-    """The scored images whose embedding is close to that of an image of these sets. Each shard is a task.
-
-    Args:
-        work: the work folder.
-        executor: does the tasks.
-        shards: all of them.
-        named_sets: the evaluation sets, and a name for the files that are made of them.
-        kmeans: see `Kmeans`.
+    Each shard is a task. Evaluation images get all threads, since no other process works meanwhile.
     """
-    name, sets = named_sets
-    config, views = work.config, work.path / f"{name}.arrow"
-    if not sets:
-        return []
-    centroids = _centroids(work, shards, kmeans)
-    if not len(centroids):
-        return []
+    path = work.path / "twins.parquet"
+    if path.exists():
+        return
+    matches: list[NearDuplicate] = []
+    if sets and pq.read_metadata(work.path / "candidates.parquet").num_rows:
+        _write_views(work, sets)
+        work.fill(executor, "close", shards, compare_shard, reads=[_EVALUATION])
+        for _, shard in shards:
+            matches += (NearDuplicate(**row) for row in pq.read_table(work.file("close", shard.name)).to_pylist())
+    commit(twin_table(matches), path)
+
+
+def _write_views(work: WorkFolder, sets: Sequence[EvaluationSet]) -> None:
+    """Writes the views of the evaluation images, and last their index."""
+    config, views = work.config, work.path / _VIEWS
     if not views.exists():
         network = ImageNetwork(config.near_duplicate_embedder, work.num_threads)
         measure = partial(network.views, max_pixels=config.max_image_pixels)
@@ -134,40 +113,21 @@ def close_images(
         look = partial(Features(folder, np.ndarray.tobytes, decoded).look, measure)
         rows = track(by_content(look, distinct_pictures(sets)), what="filter: evaluation images")
         write_embeddings(views, rows, network.width)
-    write_arrays(work.path / f"{name}.npz", clusters=clusters_of(read_embeddings(views), centroids))
-    table = f"close_{name}"
-    reads = [_CLUSTERS, Piece(name, f"{name}.npz", partial(list, [views.name]))]  # which can be pickled
-    work.fill(executor, table, shards, partial(compare_shard, name=name), reads=reads)
-    close = (pq.read_table(work.file(table, shard.name)).to_pylist() for _, shard in shards)
-    return [NearDuplicate(**row) for rows in close for row in rows]
+    if not (work.path / _INDEX).exists():
+        RangeIndex.write(read_embeddings(views).vectors, work.path / _INDEX)
 
 
-def compare_shard(work: WorkFolder, item: NumberedShard, *, name: str) -> None:
-    """Writes `close_NAME` (CLOSE) of a shard: see `close_images`."""
+def compare_shard(work: WorkFolder, item: NumberedShard) -> None:
+    """Writes `close` (CLOSE) of a shard: its scored images that show what an evaluation image shows."""
     shard = item[1].name
     work.pieces.bring([work.piece("scored", shard)])
     rows: list[dict[str, Any]] = []
     if pq.read_metadata(work.file("scored", shard)).num_rows:
         work.pieces.bring([work.piece("embeddings", shard)])
-        views = read_embeddings(work.path / f"{name}.arrow")
-        with np.load(work.path / f"{name}.npz") as stored:
-            groups = _read_centroids(work), stored["clusters"]
-        rows = [asdict(one) for one in near_duplicates_in(work.file("embeddings", shard), views, groups, work.config)]
-    commit(pa.Table.from_pylist(rows, CLOSE), work.file(f"close_{name}", shard))
-
-
-def _centroids(work: WorkFolder, shards: Shards, kmeans: Kmeans) -> NDArray[np.float32]:
-    """The clusters of the scored images (`near_duplicates.centroids_of`), made at the first call."""
-    if not (work.path / _CLUSTERS.last).exists():
-        sampled = [work.file("sampled", shard.name) for _, shard in shards if work.has("sampled", shard.name)]
-        write_arrays(work.path / _CLUSTERS.last, centroids=centroids_of(sampled, work.config, kmeans))
-    return _read_centroids(work)
-
-
-def _read_centroids(work: WorkFolder) -> NDArray[np.float32]:
-    with np.load(work.path / _CLUSTERS.last) as stored:
-        centroids: NDArray[np.float32] = stored["centroids"]
-    return centroids
+        views, find = read_embeddings(work.path / _VIEWS), RangeIndex(work.path / _INDEX).above
+        cut = work.config.near_duplicate_cosine_above
+        rows = [asdict(one) for one in near_duplicates_in(work.file("embeddings", shard), views, find, cut)]
+    commit(pa.Table.from_pylist(rows, CLOSE), work.file("close", shard))
 
 
 def twin_table(matches: Iterable[NearDuplicate]) -> pa.Table:

@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from align.config.filter import FilterConfig
 from align.config.infrastructure import EngineConfig, StoreConfig
@@ -44,7 +43,6 @@ from align.filter.compare import compare_with_evaluation_images, score_shard
 from align.filter.decide import decide
 from align.filter.examples import examples_of, shown_pairs, shown_shards
 from align.filter.measure import measure_shard, require_ascending_keys, write_fingerprints
-from align.filter.near_duplicates import sampled_share
 from align.filter.page import write_page
 from align.filter.pair_tables import word_table
 from align.filter.report import FilterReport, Vocabulary, read_report, report_on
@@ -61,7 +59,6 @@ from align.services.executors.executors import open_executor
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, fetcher
 from align.services.store_work import open_work
-from align.services.vector_index import kmeans
 
 #: What tasks read of the whole folder.
 _REFERENCES = Piece("references", "references.npz")
@@ -206,10 +203,9 @@ def filter_pairs(
         if not candidates.exists():
             with open_engine(sql, _scratch(path)) as engine:
                 judge(engine, work, shards, folders.raw)
-        score = partial(score_shard, share=sampled_share(pq.read_metadata(candidates).num_rows, config))
         of_shard = "candidates", partial(by_shard, candidates, len(shards))
-        work.fill(executor, "scored", shards, score, of_shard=of_shard)
-        compare_with_evaluation_images(work, executor, shards, sets, kmeans)
+        work.fill(executor, "scored", shards, score_shard, of_shard=of_shard)
+        compare_with_evaluation_images(work, executor, shards, sets)
         with open_engine(sql, _scratch(path)) as engine:
             decide(engine, work, executor, shards)
             digests = {one.name: one.identity for one in sets}

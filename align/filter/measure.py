@@ -82,7 +82,7 @@ def image_table(index: int, table: pa.Table, shard: RawShard, work: WorkFolder) 
     fingerprints = Fingerprints.of(signals.items())
     references = _read_fingerprints(work.path)
     twins: dict[str, list[str]] = {}
-    for left, right in near_duplicates(fingerprints, references, config):
+    for left, right in near_duplicates(fingerprints, references):
         twins.setdefault(fingerprints.owners[left], []).append(references.owners[right])
     widths, heights = table["original_width"].to_pylist(), table["original_height"].to_pylist()
     images: list[dict[str, Any]] = []

@@ -156,7 +156,7 @@ class ImageNetwork:
 
 
 def load_embedder(file: ModelFile) -> Embed:
-    """A function from a picture to its L2-normalised (D,) embedding, by the network in an ONNX or TorchScript file.
+    """A function from a picture to its L2-normalised (D,) embedding, by the network in an ONNX file.
 
     Raises:
         DataError: the file is missing, or is not a network from (1, 3, px, px) to (1, D).
@@ -165,12 +165,12 @@ def load_embedder(file: ModelFile) -> Embed:
     path = Path(file.path)
     where = f"filter.near_duplicate_embedder: {path}"
     if not path.is_file():
-        raise DataError(f"{where}: no such file; name an .onnx or TorchScript file, or null")
+        raise DataError(f"{where}: no such file; name an .onnx file, or null")
     digest = sha256_file(path)
     if digest != file.sha256:
         raise CorruptError(f"{where}: its sha256 is {digest}, not {file.sha256}; correct the path or the digest")
     try:
-        run = _onnx(path) if path.suffix == ".onnx" else _torchscript(path)
+        run = _onnx(path)
         probe = run(np.zeros((1, 3, file.px, file.px), dtype=np.float32))
     except Exception as error:  # runtimes raise many types for a network that they cannot load or run
         first = str(error).strip().splitlines() or [type(error).__name__]
@@ -216,23 +216,6 @@ def _onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     session = _session(str(path))
     name = session.get_inputs()[0].name
     return lambda pixels: np.asarray(session.run(None, {name: pixels})[0])
-
-
-def _torchscript(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    import warnings
-
-    import torch  # not at the top of the module: the default network does not need it
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit: old, but the only format that needs no code
-        module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]  # torch.jit has no types
-    torch.set_num_threads(1)  # as in _session
-
-    def run(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            return np.asarray(module(torch.from_numpy(pixels)).float().numpy())
-
-    return run
 
 
 def _thumbnail(square: Image.Image, box: Box | None = None) -> NDArray[np.float32]:

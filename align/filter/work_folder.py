@@ -36,11 +36,8 @@ Shards = Sequence[NumberedShard]
 #: The tables that tasks write before their last one.
 _BEFORE = {
     "pairs": ("images", "unigrams", "bigrams"),
-    "scored": ("sampled",),
     filtered.DECISIONS: (filtered.FACTS, "known_images"),
 }
-#: Tables of embeddings.
-_VECTORS = ("embeddings", "sampled")
 #: What tasks do, in words.
 _WHAT = {
     "pairs": "filter: shards, images and texts",
@@ -104,7 +101,7 @@ class WorkFolder:
 
     def file(self, table: str, shard: str) -> Path:
         """The file of a shard's table, such as `pairs`."""
-        return self.path / table / f"{shard}.{'arrow' if table in _VECTORS else 'parquet'}"
+        return self.path / table / f"{shard}.{'arrow' if table == 'embeddings' else 'parquet'}"
 
     def has(self, table: str, shard: str) -> bool:
         """Whether a table of a shard is complete."""

@@ -9,6 +9,8 @@ approximate, takes an eighth of float32's memory, and searches in two steps:
 
 A search with a filter looks through as many lists as hold enough allowed vectors. If few are allowed, or if a large
 part of all is asked for, every allowed row of float16 is scored instead: that is exact.
+
+`RangeIndex` finds not the nearest vectors but all above a cosine.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.display.console import say, track
-from align.durable.files import write_bytes
+from align.durable.files import replaced, write_bytes
 from align.errors import CorruptError, DataError, first_line
 
 _KMEANS_SEED = 0
@@ -46,6 +48,8 @@ _EXACT_ROWS = 20_000
 _BLOCK_ROWS = 16_384
 #: The same in a search, where each row may lie elsewhere: the kernel maps 64 KB around it.
 _ROWS_AT_ONCE = 2048
+#: `RangeIndex`: a query is compared with each of fewer vectors; with more, it looks through so many lists.
+_RANGE_ALL_BELOW, _RANGE_LISTS = 100_000, 10
 #: The first bytes of a file: which index it holds.
 _EXACT, _LISTS = b"IxFI", b"IwSq"
 _EXACT_HEADER_BYTES = 45
@@ -56,17 +60,17 @@ _reading = threading.Lock()
 Vectors32 = NDArray[np.float32]
 
 
-def kmeans(vectors: Vectors32, num_clusters: int, iterations: int = 20) -> Vectors32:
+def kmeans(vectors: Vectors32, num_clusters: int) -> Vectors32:
     """Spherical k-means: (num_vectors, width) L2-normalised -> centroids (num_clusters, width) float32, normalised.
 
-    It has so many rounds (`iterations`). Equal vectors in the same order give equal centroids on any machine: it uses
-    one thread, as a sum depends on how it is divided among threads.
+    Equal vectors in the same order give equal centroids on any machine: it uses one thread, as a sum depends on how it
+    is divided among threads.
     """
     with _one_thread():
         clustering = faiss.Kmeans(
             vectors.shape[1],
             num_clusters,
-            niter=iterations,
+            niter=_LIST_ITERATIONS,
             spherical=True,
             seed=_KMEANS_SEED,
             min_points_per_centroid=1,
@@ -243,6 +247,36 @@ class VectorIndex:
         return scores, ids
 
 
+class RangeIndex:
+    """Finds all vectors whose cosine with a query is above a cut. Processes share the pages of its file.
+
+    With few vectors it compares a query with each. With many, k-means divides them into lists, and a query is compared
+    with the vectors of the 10 lists that are nearest to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens what `write` wrote."""
+        self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+
+    @staticmethod
+    def write(rows: NDArray[np.float16], path: Path, *, all_below: int = _RANGE_ALL_BELOW) -> None:
+        """Writes the index of (N, width) vectors, atomically; with fewer than `all_below` a query meets each."""
+        index: Any = faiss.IndexFlatIP(rows.shape[1])
+        with _one_thread():
+            if len(rows) >= all_below:
+                index = _empty_lists(rows, faiss.ScalarQuantizer.QT_fp16)
+                index.nprobe = _RANGE_LISTS
+            for start in range(0, len(rows), _BLOCK_ROWS):
+                index.add(rows[start : start + _BLOCK_ROWS].astype(np.float32))
+        with replaced(path, on_disk=False) as beside:
+            faiss.write_index(index, str(beside))
+
+    def above(self, queries: Vectors32, cut: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(Q, width) queries -> query and vector of each pair above the cut, ordered by query; float32 decides."""
+        limits, _, ids = self._index.range_search(np.ascontiguousarray(queries, dtype=np.float32), cut)
+        return np.repeat(np.arange(len(queries)), np.diff(limits.astype(np.int64))), ids
+
+
 def _in_order(scores: Vectors32, ids: NDArray[np.int64], k: int) -> tuple[Vectors32, NDArray[np.int64]]:
     """The k highest of each row, highest first, ties in order of their ids."""
     order = np.lexsort((ids, -scores), axis=-1)[:, :k]
@@ -257,21 +291,25 @@ def _only(allowed: NDArray[np.bool_] | None, parameters: Any) -> Any:
     return parameters(sel=selector(np.packbits(allowed, bitorder="little")))
 
 
-def _write_lists(rows: NDArray[np.float16], path: Path) -> None:
-    """Divides the rows into lists. One thread throughout: a sum depends on how it is divided among threads."""
+def _empty_lists(rows: NDArray[np.float16], precision: int) -> Any:
+    """Lists for these rows: as many as the square root of their number, from k-means of some of them."""
     num_vectors, width = rows.shape
     num_lists = min(num_vectors, max(1, round(_LISTS_PER_ROOT * num_vectors**0.5)))
     num_samples = min(num_vectors, _SAMPLES_PER_LIST * num_lists)
     sample = rows[np.arange(num_samples) * num_vectors // num_samples].astype(np.float32)
-    say(f"index: k-means of {num_samples:,} vectors into {num_lists:,} lists")
+    say(f"k-means of {num_samples:,} vectors into {num_lists:,} lists")
     centroids = faiss.IndexFlatIP(width)
-    centroids.add(kmeans(sample, num_lists, _LIST_ITERATIONS))
-    index = faiss.IndexIVFScalarQuantizer(
-        centroids, width, num_lists, faiss.ScalarQuantizer.QT_4bit, faiss.METRIC_INNER_PRODUCT, False
-    )
+    centroids.add(kmeans(sample, num_lists))
+    index = faiss.IndexIVFScalarQuantizer(centroids, width, num_lists, precision, faiss.METRIC_INNER_PRODUCT, False)
+    index.train(sample)
+    return index
+
+
+def _write_lists(rows: NDArray[np.float16], path: Path) -> None:
+    """Divides the rows into lists. One thread throughout: a sum depends on how it is divided among threads."""
     with _one_thread():
-        index.train(sample)
-        for start in track(range(0, num_vectors, _BLOCK_ROWS), what="index: vectors to lists"):
+        index = _empty_lists(rows, faiss.ScalarQuantizer.QT_4bit)
+        for start in track(range(0, len(rows), _BLOCK_ROWS), what="index: vectors to lists"):
             index.add(rows[start : start + _BLOCK_ROWS].astype(np.float32))
             forget_pages(rows)
     faiss.write_index(index, str(path))

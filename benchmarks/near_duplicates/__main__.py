@@ -12,10 +12,9 @@ import numpy as np
 
 from align.config import load_params
 from align.config.filter import FilterConfig
-from align.filter import near_duplicates
-from align.filter.near_duplicates import Embeddings, read_embeddings, write_embeddings
+from align.filter.near_duplicates import Embeddings, read_embeddings
 from align.filter.network import ImageNetwork
-from align.services.vector_index import kmeans
+from align.services.vector_index import RangeIndex
 from benchmarks.near_duplicates.figure import draw
 from benchmarks.near_duplicates.labelled import found_by_embedding, found_by_hash, labelled_pairs
 from benchmarks.near_duplicates.pictures import archive_pictures, drawn, evaluation_pictures
@@ -55,31 +54,21 @@ def main() -> None:
 
 
 def shares(images: Embeddings, views: Embeddings) -> None:
-    """Prints how many of the close pairs (by brute force) are compared: by our clusters, and by the paper's buckets."""
-    config = load_params().section(FilterConfig)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.arrow"
-        write_embeddings(path, zip(images.names, images.vectors, strict=True), images.vectors.shape[1])
-        sample = near_duplicates._sample([path], 64 * config.near_duplicate_clusters)
-    centroids = kmeans(sample, config.near_duplicate_clusters)  # as the rule makes them
+    """Prints how many of the close pairs (by brute force) lists find, as an index of 100,000 views or more has them."""
     vectors, others = images.vectors.astype(np.float32), views.vectors.astype(np.float32)
-    probes = config.near_duplicate_probes
-    left, right = (
-        near_duplicates._nearest(vectors, centroids, probes),
-        near_duplicates._nearest(others, centroids, probes),
-    )
-    home = near_duplicates._nearest(others, centroids, 1)[:, 0]
-    for cut in (config.near_duplicate_cosine_above, 0.96, 0.94):
-        close: dict[tuple[str, str], list[tuple[bool, bool]]] = {}
-        for start in range(0, len(vectors), 1000):
-            rows, columns = np.nonzero(vectors[start : start + 1000] @ others.T > cut)
-            for row, column in zip(rows + start, columns, strict=True):
-                ours = bool((left[row] == home[column]).any())
-                papers = len(np.intersect1d(left[row], right[column])) >= 3
-                close.setdefault((images.names[row], views.names[column]), []).append((ours, papers))
-        counts = [sum(any(pair[kind] for pair in pairs) for pairs in close.values()) for kind in (0, 1)]
-        print(f"cosine > {cut}: {len(close)} pairs; our clusters find {counts[0]}, the paper's buckets {counts[1]}")
     best = np.concatenate([(vectors[at : at + 500] @ others.T).max(axis=1) for at in range(0, len(vectors), 500)])
+    with tempfile.TemporaryDirectory() as folder:
+        RangeIndex.write(views.vectors, Path(folder) / "lists", all_below=0)
+        lists = RangeIndex(Path(folder) / "lists")
+        for cut in (load_params().section(FilterConfig).near_duplicate_cosine_above, 0.96, 0.94):
+            close, found = set[tuple[int, str]](), set[tuple[int, str]]()
+            for start in range(0, len(vectors), 1000):
+                block = vectors[start : start + 1000]
+                for pairs, (rows, columns) in (
+                    (close, np.nonzero(block @ others.T > cut)), (found, lists.above(block, cut)),
+                ):  # fmt: skip
+                    pairs |= {(start + row, views.names[at]) for row, at in zip(rows, columns, strict=True)}
+            print(f"cosine > {cut}: {len(close)} pairs; lists find {len(found & close)}")
     print("closest evaluation image, percentiles 50, 90, 95, 99:", np.percentile(best, [50, 90, 95, 99]).round(3), "\n")
 
 

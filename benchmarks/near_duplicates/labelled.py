@@ -10,8 +10,6 @@ from align.config import load_params
 from align.config.filter import FilterConfig
 from align.filter.near_duplicates import (
     Fingerprints,
-    centroids_of,
-    clusters_of,
     near_duplicates,
     near_duplicates_in,
     read_embeddings,
@@ -19,7 +17,7 @@ from align.filter.near_duplicates import (
 )
 from align.filter.network import ImageNetwork
 from align.pairs.perceptual_hash import image_signals
-from align.services.vector_index import kmeans
+from align.services.vector_index import RangeIndex
 from benchmarks.near_duplicates.pictures import MAX_PIXELS
 
 Same = Literal["copy", "mirrored", "no"]
@@ -57,17 +55,18 @@ def found_by_embedding(
     rows = ((row.name, row.embedding) for row in network.measure(pictures.items(), max_pixels=MAX_PIXELS))
     write_embeddings(images, rows, network.width)
     write_embeddings(views, network.views(references.items(), max_pixels=MAX_PIXELS), network.width)
-    references, centroids = read_embeddings(views), centroids_of([images], config, kmeans)
-    matches = near_duplicates_in(images, references, (centroids, clusters_of(references, centroids)), config)
+    seen = read_embeddings(views)
+    RangeIndex.write(seen.vectors, folder / "views.faiss")
+    find = RangeIndex(folder / "views.faiss").above
+    matches = near_duplicates_in(images, seen, find, config.near_duplicate_cosine_above)
     return {(match.image_id, match.reference): match.cosine for match in matches}
 
 
 def found_by_hash(pictures: Mapping[str, bytes], references: Mapping[str, bytes]) -> set[tuple[str, str]]:
     """(image_id, evaluation image) by perceptual hash and thumbnail."""
-    config = load_params().section(FilterConfig)
     left, right = (
         Fingerprints.of((name, image_signals(data, MAX_PIXELS)) for name, data in images.items())
         for images in (pictures, references)
     )
-    matches = near_duplicates(left, right, config)
+    matches = near_duplicates(left, right)
     return {(left.owners[a], right.owners[b]) for a, b in matches}

@@ -74,7 +74,7 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
         (["validate.min_evaluation_sets=-1"], "'validate.min_evaluation_sets' = -1"),
         (
             ["filter.near_duplicate_embedder={path: a.bin, sha256: " + "a" * 64 + "}"],
-            "near_duplicate_embedder.path: a.bin: expected .onnx or .pt",
+            "near_duplicate_embedder.path: a.bin: expected .onnx",
         ),
         (
             ["store.work=s3://bucket/work", "store.objects=objects"],

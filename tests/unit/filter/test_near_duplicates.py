@@ -22,13 +22,9 @@ from align.filter.decide import packaged_towers, similarities
 from align.filter.near_duplicates import (
     Fingerprints,
     by_content,
-    centroids_of,
-    clusters_of,
-    is_sampled,
     near_duplicates,
     near_duplicates_in,
     read_embeddings,
-    sampled_share,
     write_embeddings,
 )
 from align.filter.network import ImageNetwork
@@ -36,7 +32,8 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, distinc
 from align.model.embedder import Embedder
 from align.pairs.perceptual_hash import image_signals, perceptual_hash
 from align.pairs.picture import decode
-from align.services.vector_index import kmeans
+from align.services import vector_index
+from align.services.vector_index import RangeIndex
 from benchmarks.near_duplicates.edits import EDITS
 from benchmarks.near_duplicates.labelled import found_by_embedding, found_by_hash, labelled_pairs
 from benchmarks.near_duplicates.pictures import archive_pictures, drawn, evaluation_pictures
@@ -77,18 +74,20 @@ def rows() -> tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16
 
 
 def matched(
-    folder: Path, shards: list[dict[str, NDArray[np.float16]]], tests: dict[str, NDArray[np.float16]], **changes: int
+    folder: Path,
+    shards: list[dict[str, NDArray[np.float16]]],
+    tests: dict[str, NDArray[np.float16]],
+    cut: float = CONFIG.near_duplicate_cosine_above,
+    **index: int,
 ) -> dict[tuple[str, str], float]:
     paths = [folder / f"{number}.arrow" for number in range(len(shards))]
     for path, shard in zip(paths, shards, strict=True):
         write_embeddings(path, shard.items(), WIDTH)
     write_embeddings(folder / "tests.arrow", tests.items(), WIDTH)
-    references, config = read_embeddings(folder / "tests.arrow"), CONFIG.model_copy(update=changes)
-    centroids = centroids_of(paths, config, kmeans)
-    if not len(centroids):
-        return {}
-    groups = centroids, clusters_of(references, centroids)
-    matches = [one for path in paths for one in near_duplicates_in(path, references, groups, config)]
+    references = read_embeddings(folder / "tests.arrow")
+    RangeIndex.write(references.vectors, folder / "tests.faiss", **index)
+    find = RangeIndex(folder / "tests.faiss").above
+    matches = [one for path in paths for one in near_duplicates_in(path, references, find, cut)]
     listed = [((match.image_id, match.reference), match.cosine) for match in matches]
     assert len(dict(listed)) == len(listed)  # each pair once
     return dict(listed)
@@ -106,40 +105,27 @@ def test_against_brute_force(
         if cosine > CONFIG.near_duplicate_cosine_above
     }
     assert 80 < len(expected) < 1000
-    whole = matched(tmp_path, [train], tests, near_duplicate_probes=CONFIG.near_duplicate_clusters)
-    assert whole == expected
-    probed = matched(tmp_path, [train], tests)
-    assert probed.items() <= expected.items()
-    assert len(probed) >= 0.99 * len(expected)
+    assert matched(tmp_path, [train], tests) == expected
+    of_lists = matched(tmp_path, [train], tests, all_below=0)
+    assert of_lists.items() <= expected.items()
+    assert len(of_lists) >= 0.99 * len(expected)
 
 
-def test_order_and_shards_do_not_change_what_is_found(
-    tmp_path: Path, rows: tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]]
+@pytest.mark.parametrize("index", [{}, {"all_below": 0}], ids=["all", "lists"])
+def test_order_shards_and_threads_do_not_change_what_is_found(
+    tmp_path: Path, rows: tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]], index: dict[str, int]
 ) -> None:
     train, tests = rows
     shuffled = [list(train)[row] for row in np.random.default_rng(1).permutation(len(train))]
     shards = [{name: train[name] for name in shuffled[start : start + 1700]} for start in range(0, 6000, 1700)]
-    one = matched(tmp_path, [train], tests, near_duplicate_probes=1)
-    assert matched(tmp_path, [{}, *shards, {}], dict(reversed(tests.items())), near_duplicate_probes=1) == one
-    few = dict(list(tests.items())[:7])
-    assert matched(tmp_path, [train], few, near_duplicate_probes=1) == {
-        pair: cosine for pair, cosine in one.items() if pair[1] in few
-    }
-
-
-def test_the_sampled_images_give_the_clusters_of_all(
-    tmp_path: Path, rows: tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]]
-) -> None:
-    config = CONFIG.model_copy(update={"near_duplicate_clusters": 8})
-    share = sampled_share(len(rows[0]), config)
-    sampled = {name: vector for name, vector in rows[0].items() if is_sampled(name, share)}
-    assert 8 * 64 < len(sampled) < len(rows[0]) / 2
-    write_embeddings(tmp_path / "tests.arrow", rows[1].items(), WIDTH)
-    clusters = []
-    for name, some in (("all", rows[0]), ("sampled", sampled)):
-        write_embeddings(tmp_path / name, some.items(), WIDTH)
-        clusters.append(centroids_of([tmp_path / name], config, kmeans))
-    assert len(clusters[0]) == 8 and np.array_equal(*clusters)
+    one = matched(tmp_path, [train], tests, **index)
+    assert matched(tmp_path, [{}, *shards, {}], tests, **index) == one
+    with vector_index._one_thread():
+        assert matched(tmp_path, [train], tests, **index) == one
+    if not index:  # lists are made of the tests themselves
+        few = dict(list(tests.items())[:7])
+        assert matched(tmp_path, [train], few) == {pair: cosine for pair, cosine in one.items() if pair[1] in few}
+        assert matched(tmp_path, [train], dict(reversed(tests.items()))) == one
 
 
 def test_the_cut_itself_is_not_above_it(tmp_path: Path) -> None:
@@ -147,7 +133,7 @@ def test_the_cut_itself_is_not_above_it(tmp_path: Path) -> None:
     halves = {name: row.astype(np.float16) for name, row in train.items()}
     cut = round(float(halves["at"][0]), 4)  # 0.975 in two bytes
     tests = {"t": np.eye(WIDTH)[:1].astype(np.float16)}
-    assert matched(tmp_path, [halves], tests, near_duplicate_cosine_above=cut) == {("above", "t"): 1.0}
+    assert matched(tmp_path, [halves], tests, cut) == {("above", "t"): 1.0}
 
 
 def test_nothing_to_compare(tmp_path: Path) -> None:
@@ -257,8 +243,7 @@ def fingerprints(images: list[bytes]) -> Fingerprints:
 
 
 def matches(left: list[bytes], right: list[bytes]) -> list[tuple[int, int]]:
-    config = load_params().section(FilterConfig)
-    return near_duplicates(fingerprints(left), fingerprints(right), config)
+    return near_duplicates(fingerprints(left), fingerprints(right))
 
 
 def changed(data: bytes, scale: float, kind: str, quality: int) -> bytes:

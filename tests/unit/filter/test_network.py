@@ -2,7 +2,6 @@
 
 import hashlib
 import tarfile
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -105,25 +104,9 @@ def given(path: Path, sha256: str | None = None, px: int = 32) -> ModelFile:
     return ModelFile(path=str(path), sha256=sha256 or hashlib.sha256(path.read_bytes()).hexdigest(), px=px)
 
 
-def write_torchscript(path: Path) -> None:
-    import torch
-
-    class Colour(torch.nn.Module):
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return pixels.mean((2, 3))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit as a whole
-        torch.jit.trace(Colour(), torch.zeros(1, 3, 32, 32)).save(str(path))
-
-
-@pytest.mark.parametrize("kind", ["onnx", "pt"])
-def test_another_embedder(kind: str, tmp_path: Path, network: ImageNetwork, pictures: list[tuple[str, bytes]]) -> None:
-    path = tmp_path / f"colour.{kind}"
-    if kind == "onnx":
-        write_onnx(path, "GlobalAveragePool")
-    else:
-        write_torchscript(path)
+def test_another_embedder(tmp_path: Path, network: ImageNetwork, pictures: list[tuple[str, bytes]]) -> None:
+    path = tmp_path / "colour.onnx"
+    write_onnx(path, "GlobalAveragePool")
     file = given(path)
     other = ImageNetwork(file, 2)
     rows = measured(other, [("red", picture(80, 40, "red")), *pictures])

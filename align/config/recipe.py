@@ -113,6 +113,8 @@ class Recipe(Section):
     export: Literal["last", "best"]
     num_processes: int | None = Field(ge=1)
     num_threads: int | None = Field(ge=1)
+    #: Of the training split, in the order of its shards; None: all. So a smaller number is a part of a larger one.
+    max_pairs: int | None = Field(ge=1)
     extra_shards: Annotated[tuple[ExtraShards, ...], Field(strict=False)]
     on_corrupt_shard: Literal["stop", "quarantine"]
     num_loader_processes: int | None = Field(ge=0, le=64)

@@ -10,8 +10,7 @@ from align.config.params import Section
 
 
 class ShardConfig(Section):
-    """Sizes, and the split by cluster. `val` and `test` are fractions of the clusters; all others are train, of whose
-    pairs a fraction is taken."""
+    """Sizes, and the split by cluster. `val` and `test` are fractions of the clusters; all others are train."""
 
     section: ClassVar[str] = "shard"
 
@@ -21,6 +20,5 @@ class ShardConfig(Section):
     seed: int
     val_fraction: Annotated[float, Field(ge=0, lt=0.5)]
     test_fraction: Annotated[float, Field(ge=0, lt=0.5)]
-    train_fraction: Annotated[float, Field(gt=0, le=1)]
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
     max_cluster_share: Annotated[float, Field(gt=0, le=1)]

@@ -101,24 +101,11 @@ class ShardTask:
         return self.shard.name.replace("/", "-")
 
 
-class Fraction(StoredModel):
-    """The share of the kept pairs of train that the shards hold, by a hash of their keys: larger ones hold smaller."""
-
-    seed: int
-    share: float
-
-    def holds(self, keys: Iterable[str]) -> NDArray[np.bool_]:
-        """Of each key whether it is in it."""
-        drawn = b"".join(hashlib.sha256(f"{self.seed} train {key}".encode()).digest()[:8] for key in keys)
-        return np.frombuffer(drawn, ">u8").astype(np.float64) / 2.0**64 < self.share
-
-
 class Manifest(StoredModel):
     """The file. `digest` is the sha256 of the shards' sha256s in order and names the training data.
 
     Attributes:
         image_px: side of the images; 0 in an index of given tars, where each may have its own size.
-        fraction: None, and not written: all of train.
         left_out: of given tars: why samples are left out -> how many. None, and not written: `align shard` made these.
     """
 
@@ -126,7 +113,6 @@ class Manifest(StoredModel):
     image_px: int
     digest: str
     splits: dict[SplitName, Split]
-    fraction: Fraction | None = None
     left_out: dict[str, int] | None = None
 
     @property

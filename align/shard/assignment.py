@@ -29,7 +29,7 @@ from align.durable.buckets import Buckets, in_order, num_buckets
 from align.durable.files import replace_directory, to_json, write_text
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, IMAGES, decision_parts
-from align.formats.shards import SPLITS, Fraction, SplitName
+from align.formats.shards import SPLITS, SplitName
 from align.pairs.clusters import Clusters, Members, text_digests
 from align.shard.image_spans import SPAN, look_up, sample_digests
 
@@ -105,11 +105,6 @@ class ShardPlan:
     images_per_shard: int
 
     @property
-    def num_train_shards(self) -> int:
-        """How many of them are of train."""
-        return self._num_shards[0]
-
-    @property
     def num_shards(self) -> int:
         """How many output shards there are."""
         return sum(self._num_shards)
@@ -168,7 +163,7 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
         work.mkdir()
         count = num_buckets(sum(pq.read_metadata(part).num_rows for part in decision_parts(filtered)))
         samples = Buckets(work, "samples", {"sample": SPAN["sample"], "row": "i8"}, count)
-        rows = Buckets(work, "rows", {"row": "i8", "image": "i8", "taken": "?"}, count)
+        rows = Buckets(work, "rows", {"row": "i8", "image": "i8"}, count)
         clusters, num_pairs = _read_clusters(filtered, config, work, samples, rows)
         assigned = Buckets(work, "assigned", {"image": "i8", "shard": "i4", "rank": "i4"}, count)
         plan = _assign(folder, clusters, config, work, assigned)
@@ -180,10 +175,8 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
                 continue
             images = images[np.argsort(images["image"])]
             numbers = clusters.start(bucket) + pairs["image"]
-            found = images[np.searchsorted(images["image"], numbers).clip(max=len(images) - 1)]
-            has_shard = (found["image"] == numbers) & (pairs["taken"] | (found["shard"] >= plan.num_train_shards))
-            pairs, one = pairs[has_shard], found[has_shard]
-            shard_of.add(pairs["row"] // _BLOCK_ROWS, row=pairs["row"], shard=one["shard"], rank=one["rank"])
+            found = images[np.searchsorted(images["image"], numbers)]
+            shard_of.add(pairs["row"] // _BLOCK_ROWS, row=pairs["row"], shard=found["shard"], rank=found["rank"])
         span_of = Buckets(work, "span_of", {"row": "i8", **_PLACE}, num_blocks)
         _find_spans(spans, work, samples, span_of)
         blocks = _blocks(filtered)
@@ -203,14 +196,13 @@ def _read_clusters(
     of its image in the bucket of the latter. Draw and place of an image depend only on the seed and the image, so that
     later images do not move earlier ones.
     """
-    seed, count, fraction = config.seed, rows.count, fraction_of(config)
-    pairs = Buckets(work, "pairs", {"id": "S16", "row": "i8", "text": "u8", "taken": "?"}, count)
+    seed, count = config.seed, rows.count
+    pairs = Buckets(work, "pairs", {"id": "S16", "row": "i8", "text": "u8"}, count)
     num_pairs = 0
-    for batch in kept_batches(filtered, ["image_id", "image_key", "text", "key"]):
+    for batch in kept_batches(filtered, ["image_id", "image_key", "text"]):
         ids, numbers = _ids(batch["image_id"]), num_pairs + np.arange(len(batch))
         text = text_digests(batch["text"].to_pylist())
-        taken = fraction.holds(batch["key"].to_pylist()) if fraction else np.ones(len(batch), np.bool_)
-        pairs.add(_bucket(ids, count), id=ids, row=numbers, text=text, taken=taken)
+        pairs.add(_bucket(ids, count), id=ids, row=numbers, text=text)
         digests = sample_digests(key or "" for key in batch["image_key"].to_pylist())
         samples.add(_bucket(digests, count), sample=digests, row=numbers)
         num_pairs += len(batch)
@@ -222,7 +214,7 @@ def _read_clusters(
         known = batch.filter(batch["phash"].is_valid())
         ids = _ids(known["image_id"], 32)
         images.add(_bucket(ids, count), id=ids, phash=known["phash"].to_numpy())
-    clusters = Clusters(work, count, {"place": "u8", "place_2": "u8", "draw": "f8", "taken": "?"})
+    clusters = Clusters(work, count, {"place": "u8", "place_2": "u8", "draw": "f8"})
     for bucket in range(count):
         mine, known = pairs.take(bucket), images.take(bucket)
         ids, index = np.unique(mine["id"], return_inverse=True)
@@ -241,16 +233,10 @@ def _read_clusters(
         draws = b"".join(hashlib.sha256(f"{seed} split {text}".encode()).digest()[:8] for text in texts)
         place = np.frombuffer(places, ">u8").reshape(-1, 2)
         draw = np.frombuffer(draws, ">u8").astype(np.float64) / 2.0**64
-        taken = np.bincount(index, weights=mine["taken"], minlength=len(ids)) > 0
-        facts = {"place": place[:, 0], "place_2": place[:, 1], "draw": draw, "taken": taken}
+        facts = {"place": place[:, 0], "place_2": place[:, 1], "draw": draw}
         clusters.add(index, mine["text"], known["phash"][row], facts)
-        rows.add(bucket, row=mine["row"], image=index, taken=mine["taken"])
+        rows.add(bucket, row=mine["row"], image=index)
     return clusters, num_pairs
-
-
-def fraction_of(config: ShardConfig) -> Fraction | None:
-    """The part of train that shards hold; None: all of it."""
-    return None if config.train_fraction == 1 else Fraction(seed=config.seed, share=config.train_fraction)
 
 
 def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, assigned: Buckets) -> ShardPlan:
@@ -264,11 +250,9 @@ def _assign(folder: Path, clusters: Clusters, config: ShardConfig, work: Path, a
         first = members.images == members.labels
         cluster_sizes += np.bincount(np.log2(members.sizes[first]).astype(np.int64), minlength=64)
         largest = max(largest, int(members.sizes.max(initial=0)))
-        stays = members.facts["taken"] | (splits != SPLITS.index("train"))
-        splits, facts = splits[stays], members.facts[stays]
         num_images += np.bincount(splits, minlength=len(SPLITS))
-        place, place_2 = facts["place"], facts["place_2"]
-        placed.add(splits * count + in_order(place, count), place=place, place_2=place_2, image=members.images[stays])
+        place, place_2 = members.facts["place"], members.facts["place_2"]
+        placed.add(splits * count + in_order(place, count), place=place, place_2=place_2, image=members.images)
     fractions: dict[SplitName, float] = {"train": 1.0, "val": config.val_fraction, "test": config.test_fraction}
     for (name, fraction), found in zip(fractions.items(), num_images.tolist(), strict=True):
         if fraction > 0 and not found:

@@ -31,7 +31,7 @@ from align.formats.shards import SPLITS, Manifest, Sample, SplitName
 from align.interfaces.executor import Executor
 from align.services.files.files import StoreFiles
 from align.services.s3.store import Objects, keep_tar
-from align.shard.assignment import ShardPlan, fraction_of, make_plan, read_plan, rows_file
+from align.shard.assignment import ShardPlan, make_plan, read_plan, rows_file
 from align.shard.gather import RawTars, gather
 from align.shard.image_spans import span_rows
 from align.shard.writer import join_manifest, write_entry, write_shard
@@ -167,7 +167,7 @@ def finish(work: ShardWork, plan: ShardPlan) -> Manifest:
     entries: dict[SplitName, list[Path]] = {name: [] for name in SPLITS}
     for number in range(plan.num_shards):
         entries[_split_of(plan.path(number))].append(work.entry(number))
-    manifest = join_manifest(work.folder, work.config.image_px, entries, fraction_of(work.config))
+    manifest = join_manifest(work.folder, work.config.image_px, entries)
     for file in (work.plan.last, *work.plan.others()):  # first: without them, no part of a plan counts
         (work.folder / file).unlink(missing_ok=True)
     for leftover in work.folder.glob("*/.*.part"):

@@ -14,7 +14,6 @@ from pathlib import Path
 from align.durable.files import replaced, write_bytes, write_text
 from align.formats.shards import (
     MANIFEST,
-    Fraction,
     Manifest,
     Sample,
     Shard,
@@ -146,21 +145,18 @@ class _Hashed:
                     written += self._file.write(left)
 
 
-def join_manifest(
-    folder: Path, image_px: int, entries: Mapping[SplitName, Sequence[Path]], fraction: Fraction | None = None
-) -> Manifest:
+def join_manifest(folder: Path, image_px: int, entries: Mapping[SplitName, Sequence[Path]]) -> Manifest:
     """Writes `manifest.json` from files that hold one `Shard` each.
 
     Args:
         folder: of the manifest.
         image_px: side of the images.
         entries: split -> files that `write_entry` wrote.
-        fraction: of train.
     """
     read = {name: (Shard.model_validate_json(path.read_bytes()) for path in paths) for name, paths in entries.items()}
     splits = {name: Split.of(rows) for name, rows in read.items()}
     digest = digest_of(shard for split in splits.values() for shard in split.shards)
-    manifest = Manifest(image_px=image_px, digest=digest, splits=splits, fraction=fraction)
+    manifest = Manifest(image_px=image_px, digest=digest, splits=splits)
     write_text(folder / MANIFEST, manifest.model_dump_json(exclude_none=True) + "\n")
     return manifest
 

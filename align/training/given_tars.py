@@ -34,7 +34,7 @@ from align.formats import shards as formats
 from align.formats.given_tars import given_samples
 from align.formats.json_file import read_if_exists
 from align.formats.sample_texts import texts_in
-from align.formats.shards import Fraction, Manifest, Shard, Split, SplitName
+from align.formats.shards import Manifest, Shard, Split, SplitName
 from align.interfaces.executor import Step
 from align.project import provenance
 from align.services.executors.executors import LocalExecutor
@@ -115,7 +115,7 @@ def _tars_of(spec: str, files: StoreFiles) -> tuple[str, ...]:
 def _index(params: Params, spec: str) -> Path:
     """The folder of an index, which is made unless it is there."""
     store, shard, engine = params.section(StoreConfig), params.section(ShardConfig), params.section(EngineConfig)
-    files, val = StoreFiles(store), Fraction(seed=shard.seed, share=shard.val_fraction)
+    files, val = StoreFiles(store), (shard.seed, shard.val_fraction)
     tars = _tars_of(spec, files)
     code = provenance.digest("align.formats.given_tars")
     key = key_of([*zip(tars, files.stamps(tars), strict=True)], val, code)
@@ -131,7 +131,14 @@ def _index(params: Params, spec: str) -> Path:
     return folder
 
 
-def _index_tar(folder: Path, files: StoreFiles, val: Fraction, _: None, item: tuple[int, str]) -> Manifest:
+def _is_held_out(seed: int, share: float, key: str) -> bool:
+    """Whether a sample is of the validation split: a hash of its key decides."""
+    # "train" only makes this hash differ from others; another word would hold out other samples
+    drawn = hashlib.sha256(f"{seed} train {key}".encode()).digest()[:8]
+    return int.from_bytes(drawn) / 2.0**64 < share
+
+
+def _index_tar(folder: Path, files: StoreFiles, val: tuple[int, float], _: None, item: tuple[int, str]) -> Manifest:
     """Reads a tar once, and writes where the samples of each split are; unless a run that was killed has done so."""
     (number, uri), left_out, digest = item, Counter[str](), hashlib.sha256()
     if (known := read_if_exists(Manifest, done := folder / f".done/{number:05d}.json", "remove it")) is not None:
@@ -139,7 +146,7 @@ def _index_tar(folder: Path, files: StoreFiles, val: Fraction, _: None, item: tu
     found: tuple[list[tuple[int, int, int, int]], ...] = ([], [])  # train, val
     num_pairs, splits = [0, 0], dict[SplitName, Split]()
     with files.open(uri) as file:
-        samples = given_samples(file, lambda key: bool(val.holds([key])[0]), left_out)
+        samples = given_samples(file, partial(_is_held_out, *val), left_out)
         for held_out, (picture, data), (place, text) in samples:
             found[held_out].append((picture.offset, picture.size, place.offset, place.size))
             num_pairs[held_out] += len(texts_in(text))

@@ -25,6 +25,7 @@ from align.model.tokenizer import TextTokenizer
 from align.project import provenance
 from align.services.job import ALONE, Seat
 from align.training.batches.index import SplitIndex
+from align.training.batches.samples import first_pairs
 from align.training.loop import UNWATCHED, Monitoring
 
 #: The module that turns a plan into weights: its code is part of the run's key.
@@ -75,9 +76,9 @@ class TrainingData:
     """Where the samples of a run are stored, and what they are.
 
     Attributes:
-        train, val: the splits of the main shards.
+        train, val: the splits of the main shards; of `train` the first `max_pairs`.
         extra: the training splits of `extra_shards`, in the same order.
-        num_training_pairs: of the main shards.
+        num_training_pairs: of `train`.
         digest: of the main shards, from their manifest.
         not_gated: digests of those of all these that are given tars, which no quality gate has judged.
     """
@@ -156,12 +157,16 @@ def make_plan(
                 f"{shards / MANIFEST} has the digest {manifest.digest}, {recipe.section}.extra_shards says "
                 f"{expected.digest}; write the one that you mean"
             )
-    tars = infrastructure.tars
+    tars, train = infrastructure.tars, main.splits["train"]
+    index, num_pairs = SplitIndex.of(inputs.shards, main, "train", tars), train.num_pairs
+    if recipe.max_pairs is not None:
+        index = first_pairs(index, [shard.num_pairs for shard in train.shards], recipe.max_pairs, tars)
+        num_pairs = min(num_pairs, recipe.max_pairs)
     data = TrainingData(
-        train=SplitIndex.of(inputs.shards, main, "train", tars),
+        train=index,
         val=SplitIndex.of(inputs.shards, main, "val", tars),
         extra=tuple(SplitIndex.of(shards, manifest, "train", tars) for shards, manifest in extra),
-        num_training_pairs=main.splits["train"].num_pairs,
+        num_training_pairs=num_pairs,
         digest=main.digest,
         not_gated=tuple(one.digest for one in (main, *(one for _, one in extra)) if one.left_out is not None),
     )

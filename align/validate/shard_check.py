@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -37,7 +37,6 @@ from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, decision_parts, pattern_of
 from align.formats.shards import (
     MANIFEST,
-    Fraction,
     Manifest,
     Shard,
     ShardTask,
@@ -231,23 +230,7 @@ def find_wrong_pairs(
     work.pieces.fill(executor, partial(_write_pairs, work), pieces, "validate_shards: shards, their pairs")
     engine.view("pairs", work.file("pairs") / "*.parquet")
     engine.view("decisions", pattern_of(filtered, DECISIONS))
-    found = {name: int(engine.rows(query)[0][0]) for name, (_, query) in JOINS.items()}
-    if manifest.fraction is not None:  # the pairs of train that are not in it are missed by nobody
-        wanted = _num_in(manifest.fraction, decision_parts(filtered), only_kept=True)
-        there = _num_in(manifest.fraction, sorted(work.file("pairs").glob("*.parquet")), only_kept=False)
-        found["kept_pairs_not_in_shards"] = max(wanted - there, 0)
-    return found
-
-
-def _num_in(fraction: Fraction, parts: Iterable[Path], *, only_kept: bool) -> int:
-    """How many pairs of some tables are in a fraction."""
-    total = 0
-    for part in parts:
-        with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(columns=["key", "keep"] if only_kept else ["key"]):
-                rows = batch.filter(batch["keep"]) if only_kept else batch
-                total += int(fraction.holds(rows["key"].to_pylist()).sum())
-    return total
+    return {name: int(engine.rows(query)[0][0]) for name, (_, query) in JOINS.items()}
 
 
 def pair_number(key: str, image_id: str, text: str) -> int:

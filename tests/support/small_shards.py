@@ -14,7 +14,7 @@ from tests.support.small_data import Pair
 
 CONFIG = ShardConfig(
     image_px=24, jpeg_quality=90, images_per_shard=20, seed=0, val_fraction=0.2, test_fraction=0.1,
-    train_fraction=1.0, near_duplicate_bits=4, max_cluster_share=0.2,
+    near_duplicate_bits=4, max_cluster_share=0.2,
 )  # fmt: skip
 STORE = local_store.config(Path(), None)
 ENGINE = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})

@@ -47,7 +47,7 @@ RECIPE: dict[str, object] = {
     "sentence_share": 0.0,
     "log_every_steps": 2, "validate_every_steps": 4, "validate_on": [], "checkpoint_every_steps": 3,
     "keep_checkpoints": 2, "best_metric": None, "export": "last", "num_processes": 1,
-    "num_threads": 1, "extra_shards": [],
+    "num_threads": 1, "max_pairs": None, "extra_shards": [],
     "on_corrupt_shard": "stop", "num_loader_processes": None,
 }  # fmt: skip
 

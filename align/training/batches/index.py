@@ -29,6 +29,8 @@ class SplitIndex:
         counts: (S,) number of samples in each shard.
         indexes: (path, sha256) of each tar's index.
         given: whether others made the tars: pictures of any size, and texts as `align.formats.given_tars` reads them.
+        cut: of a part of a split: how many samples the last shard has, and how many texts of the last one are in the
+            part; None: the whole split.
     """
 
     manifest: str
@@ -36,6 +38,7 @@ class SplitIndex:
     counts: NDArray[np.int64]
     indexes: tuple[tuple[str, str], ...]
     given: bool = False
+    cut: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, name: SplitName, tars: Tars | None = None) -> SplitIndex:
@@ -81,9 +84,10 @@ class SplitIndex:
         """
         path, sha256 = self.indexes[shard]
         offsets = read_offsets(Path(path), sha256)
-        if offsets.shape != (self.counts[shard], 4):
+        num_images = self.cut[0] if self.cut and shard == len(self.shards) - 1 else self.counts[shard]
+        if offsets.shape != (num_images, 4):
             raise CorruptError(f"{path}: of another number of images than {MANIFEST} says; run `align shard` again")
-        return offsets
+        return offsets[: self.counts[shard]]
 
 
 class Offsets:

@@ -9,8 +9,8 @@ by the store when it copies one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -146,6 +146,8 @@ class SplitSamples:
             image = decode(_file_in(data, location.jpg - begin, location.jpg_bytes), self.resize_px, scratch)
             file = _file_in(data, location.json - begin, location.json_bytes)
             texts = _texts(file, self.index)
+            if self.index.cut and sample == self.num_images - 1:
+                texts = texts[: self.index.cut[1]]
         except DataError as error:
             tar, number = self.index.shards[location.shard], sample - int(self.index.starts[location.shard])
             remedy = "" if self.index.given else "; run `align shard` again"
@@ -207,6 +209,35 @@ class SampleSources:
         if self.val is not None:
             yield self.val
         yield from (split for split, _ in self.extra)
+
+
+def first_pairs(index: SplitIndex, num_pairs: Sequence[int], most: int, store: Tars | None) -> SplitIndex:
+    """The first pairs of a split, in the order of its shards; of its last picture perhaps some texts only.
+
+    Args:
+        index: of the whole split.
+        num_pairs: of each shard.
+        most: so many pairs, unless the split has fewer.
+        store: the object store for tars missing from the folder.
+
+    Raises:
+        DataError, CorruptError, ServiceError: the shard that is cut cannot be read.
+    """
+    ends = np.cumsum(num_pairs)
+    if most >= ends[-1]:
+        return index
+    shard = int(np.searchsorted(ends, most))
+    left, tars = most - int(ends[shard]) + num_pairs[shard], TarBytes(store, 0.0)
+    for number, (_, _, begin, size) in enumerate(index.read_offsets(shard).tolist(), 1):
+        texts = _texts(_file_in(tars.read(index.shards[shard], begin, begin + size), 0, size), index)
+        if len(texts) >= left:
+            counts = np.append(index.counts[:shard], number)
+            cut = int(index.counts[shard]), left
+            return replace(
+                index, shards=index.shards[: shard + 1], counts=counts, indexes=index.indexes[: shard + 1], cut=cut
+            )
+        left -= len(texts)
+    raise CorruptError(f"{index.shards[shard]}: fewer pairs than {index.manifest} says; run `align shard` again")
 
 
 def _opened(opens: Callable[..., SplitSamples], cache_bytes: int, number: int) -> SplitSamples:

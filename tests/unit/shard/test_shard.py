@@ -127,31 +127,6 @@ def test_few_pairs_in_memory_give_the_same_bytes(tmp_path: Path, monkeypatch: py
     assert read_manifest(make_shards(tmp_path, [], name="again")) == read_manifest(made)
 
 
-def test_a_fraction_of_train_holds_all_smaller_ones_and_leaves_val_and_test_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pairs = [*pairs_in_clusters(), *(Pair(f"another text {index}", index) for index in range(60))]
-    keys: dict[float, dict[str, set[str]]] = {}
-    for fraction in (1.0, 0.5, 0.25):
-        config = CONFIG.model_copy(update={"train_fraction": fraction})
-        shards = make_shards(tmp_path, [] if keys else pairs, config, name=f"shards {fraction}")
-        samples = {split: [*iter_samples(shards, split)] for split in SPLITS}
-        keys[fraction] = {split: {key for one in samples[split] for key in one.keys} for split in SPLITS}
-        counted = read_manifest(shards).splits
-        assert all(counted[split].num_pairs == len(keys[fraction][split]) for split in SPLITS)
-        assert counted["train"].num_images == len({one.image_id for one in samples["train"]})
-        texts = [one.texts for one in samples["train"]]
-    whole, half, quarter = (keys[fraction] for fraction in (1.0, 0.5, 0.25))
-    assert quarter["train"] < half["train"] < whole["train"]
-    assert all(half[split] == quarter[split] == whole[split] for split in ("val", "test"))
-    assert 0.35 < len(half["train"]) / len(whole["train"]) < 0.65
-    assert any(len(of_one) == 1 for of_one in texts)  # an image may lose one of its two texts
-    made = read_manifest(tmp_path / "shards 0.25")
-    monkeypatch.setattr(buckets, "BUCKET_ROWS", 25)
-    monkeypatch.setattr(assignment, "_BLOCK_ROWS", 33)
-    assert read_manifest(make_shards(tmp_path, [], config, name="again")) == made
-
-
 def test_no_cluster_is_in_two_splits(tmp_path: Path) -> None:
     shards = make_shards(tmp_path, pairs_in_clusters())
     where = {text: split for split in SPLITS for sample in iter_samples(shards, split) for text in sample.texts}

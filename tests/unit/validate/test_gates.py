@@ -27,8 +27,6 @@ from tests.support.evaluation_sets import write_items
 from tests.support.gates import ENGINE, accept_failure, check_that_fails, pairs, rewrite, run_gate
 from tests.support.params import load_params
 from tests.support.shard_folder import write_shards
-from tests.support.small_data import Pair
-from tests.support.small_shards import CONFIG, make_shards, many_pairs
 
 
 def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> None:
@@ -168,29 +166,6 @@ def test_pairs_are_joined_where_their_sum_or_an_image_is_wrong(tmp_path: Path) -
     assert observed() == {"images-in-two-splits": "1"}
     rows[1]["text"] = "another"
     assert observed() == {"images-in-two-splits": "1", "shard-pairs-not-kept": "1"}
-
-
-def test_a_fraction_of_train_is_whole_without_the_other_pairs(tmp_path: Path) -> None:
-    half = CONFIG.model_copy(update={"train_fraction": 0.5})
-    shards = make_shards(tmp_path, [*many_pairs(), Pair("a second text", 0)], half)
-    written = json.loads((shards / "manifest.json").read_text())
-    assert written["fraction"] == {"seed": 0, "share": 0.5}
-
-    def missing(fraction: dict[str, float] | None) -> int:
-        (shards / "manifest.json").write_text(json.dumps(written | {"fraction": fraction}))
-        report = validate_shards(
-            ENGINE, shards=shards, filtered=tmp_path / "filtered", policy=tmp_path / "policy",
-            reports=tmp_path / "quality_shards", check=check_that_fails(),
-        )  # fmt: skip
-        found = {one.name: int(one.observed) for one in report.expectations if one.observed != "0"}
-        assert found.keys() <= {"kept-pairs-not-in-shards"}
-        return sum(found.values())
-
-    assert missing({"seed": 0, "share": 0.5}) == 0
-    assert 0 < missing({"seed": 0, "share": 0.75}) < missing(None)
-    num_pairs = sum(split["num_pairs"] for split in written["splits"].values())
-    assert missing(None) == 61 - num_pairs
-    assert "fraction" not in json.loads((make_shards(tmp_path, [], name="all") / "manifest.json").read_text())
 
 
 def test_captions_without_end_are_cut_in_a_sample(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import pytest
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.shards import MANIFEST, Sample, read_manifest
 from align.training.batches.index import Offsets, SplitIndex
+from align.training.batches.samples import SplitSamples, first_pairs
 from tests.support import training_data
 from tests.support.shard_folder import write_shards
+from tests.support.small_data import jpeg
 
 
 @pytest.fixture
@@ -74,3 +76,21 @@ def test_other_manifests_and_indexes_are_refused(shards: Path) -> None:
     of_second.unlink()
     with pytest.raises(CorruptError, match=r"train/00001\.npy: missing; run `dvc checkout`"):
         index.read_offsets(1)
+
+
+def test_the_first_pairs_are_exactly_so_many_and_a_part_of_more(tmp_path: Path) -> None:
+    texts = [tuple(f"text {number} of {image}" for number in range(image % 3 + 1)) for image in range(7)]
+    samples = [Sample(f"{one:09d}", f"{one:064x}", jpeg(one, 8, 8), texts[one], texts[one]) for one in range(7)]
+    write_shards(tmp_path, {"train": [samples[:3], samples[3:5], samples[5:]]}, image_px=8)
+    manifest = read_manifest(tmp_path)
+    shards, every = manifest.splits["train"].shards, [text for some in texts for text in some]
+
+    def read(most: int) -> list[str]:
+        index = first_pairs(train(tmp_path), [shard.num_pairs for shard in shards], most, None)
+        found = SplitSamples(pickle.loads(pickle.dumps(index)), 8)
+        return [text for number in range(found.num_images) for text in found.texts(number)]
+
+    assert [read(most) for most in range(1, len(every) + 3)] == [every[:most] for most in range(1, len(every) + 3)]
+    lying = [shard.num_pairs + 5 for shard in shards]
+    with pytest.raises(CorruptError, match="fewer pairs than"):
+        first_pairs(train(tmp_path), lying, 10, None)

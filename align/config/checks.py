@@ -106,10 +106,6 @@ def _bands(validate: ValidateConfig, reasons: Collection[str]) -> Iterator[tuple
         if reason not in reasons:
             key = f"validate.dropped_share.{reason}"
             yield key, f"{key}: '{reason}' is not a reason of a rule{did_you_mean(reason, reasons)}"
-    for reason in reasons:
-        if reason not in validate.dropped_share:
-            line = f"validate.dropped_share has no band for '{reason}', a reason of a rule; add [lowest, highest]"
-            yield f"validate.dropped_share.{reason}", line
 
 
 def _metrics(promote: PromoteConfig, evaluate: EvaluateConfig | None) -> Iterator[tuple[str, str]]:

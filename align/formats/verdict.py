@@ -5,15 +5,12 @@ It says no more, so that another threshold, a reworded expectation or an accepta
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from align.config.params import Params, load_params
-from align.config.paths import PathsConfig
 from align.durable.files import to_json, write_text
-from align.errors import AlignError, DataError, GateError
-from align.formats.json_file import StoredModel, parse, read_if_exists
+from align.errors import DataError, GateError
+from align.formats.json_file import StoredModel, read_if_exists
 
 VERDICT = "verdict.json"
 #: Folders below `paths.reports`, one for each gate.
@@ -44,33 +41,6 @@ class Verdict(StoredModel):
 def write_verdict(verdict: Verdict, folder: Path) -> None:
     """Writes `verdict.json`."""
     write_text(folder / VERDICT, to_json(verdict.model_dump()))
-
-
-def gate_report(params: Params, gate: str, data: Callable[[], str]) -> Path:
-    """The report of a gate that decides on data.
-
-    It is in `paths.reports`. A trial that writes its reports elsewhere (`--set paths.reports=trial/reports`) may use
-    data that has been judged already. Then the verdict is where the file of `params` says.
-
-    Args:
-        params: of the stage that needs the verdict.
-        gate: TABLES or SHARDS.
-        data: returns the digest of the data; called only for a trial.
-    """
-    here = params.section(PathsConfig).reports / gate
-    stated = load_params(params.source).section(PathsConfig).reports / gate
-    if here == stated:
-        return here
-    digest = data()
-    return stated if not _is_about(here, digest) and _is_about(stated, digest) else here
-
-
-def _is_about(folder: Path, data: str) -> bool:
-    path = folder / VERDICT
-    try:
-        return parse(Verdict, path.read_bytes(), path, "").data == data
-    except (OSError, AlignError):  # `require_passed` says what is wrong with it
-        return False
 
 
 def require_passed(folder: Path, data: str, where: Path) -> None:

@@ -27,7 +27,7 @@ from align.errors import DataError
 from align.formats.filtered import IMAGES, decisions_digest
 from align.formats.raw import raw_shards
 from align.formats.shards import SPLITS, Manifest
-from align.formats.verdict import TABLES, gate_report, require_passed
+from align.formats.verdict import TABLES, require_passed
 from align.project import provenance
 from align.services.executors.executors import open_executor
 from align.services.store_work import open_work
@@ -144,7 +144,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     folders = ShardFolders(
         raw=paths.raw,
         filtered=paths.filtered,
-        quality=gate_report(params, TABLES, lambda: decisions_digest(paths.filtered)),
+        quality=paths.reports / TABLES,
         shards=paths.shards,
         report=paths.reports / "shard",
     )

@@ -27,7 +27,7 @@ from align.display.report import Report, record_runtime, write_report
 from align.durable.files import replace_directory
 from align.formats.given_tokenizer import given_tokenizer
 from align.formats.shards import iter_texts, read_manifest
-from align.formats.verdict import SHARDS, gate_report, require_passed
+from align.formats.verdict import SHARDS, require_passed
 from align.interfaces.store import FetchTar
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
 from align.services.files.files import StoreFiles
@@ -115,8 +115,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     paths, store = params.section(PathsConfig), params.section(StoreConfig)
     indexes = [folder for folder, *_ in given_data(params, args.data, "fit_tokenizer")]
     if not indexes:
-        shards = read_manifest(paths.shards).digest
-        require_passed(gate_report(params, SHARDS, lambda: shards), shards, paths.shards)
+        require_passed(paths.reports / SHARDS, read_manifest(paths.shards).digest, paths.shards)
     with record_runtime("fit_tokenizer", paths.runtime):
         report = fit_tokenizer(
             params.section(FitTokenizerConfig),

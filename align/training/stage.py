@@ -22,7 +22,7 @@ from align.display.report import Report, record_runtime, write_report
 from align.durable.files import replace_directory, write_text
 from align.errors import ConfigError, ServiceError
 from align.formats.model_folder import CONFIG, WEIGHTS, Imported, copy_tokenizer, read_config
-from align.formats.verdict import NOT_GATED, QUALITY, SHARDS, gate_report, require_passed
+from align.formats.verdict import NOT_GATED, QUALITY, SHARDS, require_passed
 from align.model.dual_encoder import DualEncoder, load_model, save_model
 from align.services.job import ALONE, Seat, cluster_of_job
 from align.services.s3.store import checkpoint_mirror, tar_reader
@@ -57,7 +57,7 @@ def train_from_params(params: Params, args: argparse.Namespace, trains: Trains, 
             with suppress(ServiceError):  # `align register` sets it, too
                 Tracker(address()).set_tags(run_id, {QUALITY: NOT_GATED})
     if not args.data:
-        require_passed(gate_report(params, SHARDS, lambda: plan.data.digest), plan.data.digest, paths.shards)
+        require_passed(paths.reports / SHARDS, plan.data.digest, paths.shards)
     recorded: AbstractContextManager[dict[str, Any]] = nullcontext({})
     with record_runtime(stage, paths.runtime) if plan.leads else recorded as runtime:
         finished = train_stage(plan, out=out, reports=paths.reports / stage)

@@ -90,7 +90,6 @@ def gate(config: ValidateConfig, measured: Mapping[str, Any]) -> list[Expectatio
         ),
         *(statistic(what, name, 0, 0) for name, (what, _) in ZERO.items()),
         *(statistic(what, name, 0, 0) for name, what in RAW_FAULTS.items() if name in measured),
-        statistic("pairs dropped for a reason that has no band", "unlisted_reasons", 0, 0),
         statistic(
             "share of pairs with an image, of those to be fetched", "raw_success_share", config.min_success_share, 1
         ),

@@ -92,9 +92,6 @@ def gate_page(report: QualityReport, title: str, blocks: Sequence[str]) -> str:
     ]
     lead = f"Failed. {report.failure}" if failed else f"{summary(report).capitalize()}."
     parts = [html.cards(cards), *_failures(report), *_acceptances(report.expectations), *blocks]
-    if report.tighter:
-        why = "If this data is good, these values of params.yaml stop later data that differs by more than 10 points."
-        parts += [html.heading("Bands that can be tighter"), html.paragraph(why), html.code(as_yaml(report.tighter))]
     held = [outcome for outcome in report.expectations if outcome.holds]
     shown = [outcome for outcome in held if outcome.accepted or (_band(outcome) and outcome.value != outcome.low)]
     others = [outcome for outcome in held if outcome not in shown]

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from align.display.report import Report, write_report
 from align.durable.files import write_bytes, write_text
@@ -39,7 +39,6 @@ class QualityReport(Report):
         expectations: all outcomes, in the order of the gate.
         distributions: name -> bucket -> share of the kept pairs, the base of drift; empty at the gate over shards.
         bands: values of section `validate` with which failed bands would hold, see `align.validate.statistics`.
-        tighter: narrower values with which data like this still passes.
     """
 
     data: str
@@ -48,7 +47,6 @@ class QualityReport(Report):
     expectations: tuple[Outcome, ...]
     distributions: dict[str, dict[str, float]]
     bands: dict[str, Any]
-    tighter: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def failed(self) -> list[Outcome]:

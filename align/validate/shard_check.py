@@ -5,13 +5,11 @@ are counted and the first few named; bad bytes raise no error.
 
 Whether the shards hold exactly the kept pairs is decided by a sum: of the sha256 of each pair, over all shards and over
 all decisions. Equal sums mean equal pairs, since keys are unique. Tars of `val` and `test` come first; those of `train`
-compare their images with these. Only where the sums differ, or an image is in two splits, the tars are read again and
-the engine joins their pairs with the decisions, to count what is wrong.
+compare their images with these. Where the sums differ, `align shard` again is the remedy, whichever pair is wrong.
 
     checked/NAME.json      what is wrong with a tar, and the sum of its pairs
     checked/NAME.npy       its images, as numbers; not of train
     checked/.held-out.npy  the images of val and test
-    pairs/NAME.parquet     the pairs of a tar, for the join
 """
 
 from __future__ import annotations
@@ -27,14 +25,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.durable.files import replaced, write_text
 from align.durable.pieces import Piece, Pieces
 from align.errors import CorruptError, DataError
-from align.formats.filtered import DECISIONS, decision_parts, pattern_of
+from align.formats.filtered import decision_parts
 from align.formats.shards import (
     MANIFEST,
     Manifest,
@@ -45,7 +42,6 @@ from align.formats.shards import (
     local_tar,
 )
 from align.interfaces.executor import Executor, Step
-from align.interfaces.sql import Engine
 from align.interfaces.store import FetchTar
 from align.pairs.picture import PictureError, decode
 
@@ -61,31 +57,6 @@ FAULTS = {
     "samples_undecodable": "samples whose picture does not decode",
     "samples_of_another_size": "samples whose picture is not of the manifest's size",
 }
-#: The joins with the decisions (views `decisions` and `pairs`), which must be 0, too: name -> (what it counts, SQL).
-JOINS = {
-    "kept_pairs_not_in_shards": (
-        "kept pairs that no shard holds",
-        "SELECT count(*) FROM decisions LEFT JOIN pairs ON decisions.key = pairs.key WHERE keep AND pairs.key IS NULL",
-    ),
-    "shard_pairs_not_kept": (
-        "pairs of shards that the filter did not keep, or kept with another text or image",
-        "SELECT count(*) FROM pairs LEFT JOIN decisions ON pairs.key = decisions.key AND decisions.keep "
-        "AND pairs.text = decisions.text AND pairs.image_id = decisions.image_id WHERE decisions.key IS NULL",
-    ),
-    "shard_pairs_twice": (
-        "pairs that are in the shards twice",
-        "SELECT count(*) FROM (SELECT key FROM pairs GROUP BY key HAVING count(*) > 1) AS repeated",
-    ),
-    "images_in_two_splits": (
-        "images that are in more than one split",
-        "SELECT count(*) FROM (SELECT image_id FROM (SELECT DISTINCT image_id, split FROM pairs) AS by_split "
-        "GROUP BY image_id HAVING count(*) > 1) AS leaked",
-    ),
-}
-
-#: The pairs that a shard holds, for the join with the decisions.
-PAIRS = pa.schema([(name, pa.string()) for name in ("key", "image_id", "split", "text")])
-
 #: Extension -> (offset, size, bytes) of a sample's files; and the sample's key with them.
 _Members = dict[str, tuple[int, int, bytes]]
 _Found = tuple[str, _Members]
@@ -93,8 +64,8 @@ _Found = tuple[str, _Members]
 _NAMED = 5
 
 
-#: The folders of the pieces.
-PIECES = ("checked", "pairs")
+#: The folder of the pieces.
+PIECES = "checked"
 #: The images of val and test.
 _HELD_OUT = Piece("held-out", "checked/.held-out.npy")
 #: Digests of pairs are added modulo this.
@@ -109,7 +80,7 @@ class Faults:
         counts: fault -> number, for each of FAULTS.
         examples: fault -> where the first few are.
         num_images: images that were checked.
-        num_leaked: images that seem to be in another split, too.
+        num_leaked: images that are in another split, too.
         pairs: the sum of its pairs, see `pair_number`.
     """
 
@@ -166,10 +137,6 @@ class ShardsWork:
         others = [] if task.split == "train" else [images]
         return Piece(f"checked-{task.name}", f"checked/{task.name}.json", lambda: others)
 
-    def pairs(self, task: ShardTask) -> Piece:
-        """The pairs of a tar."""
-        return Piece(f"pairs-{task.name}", f"pairs/{task.name}.parquet")
-
 
 def check_shards(work: ShardsWork, executor: Executor, manifest: Manifest) -> Faults:
     """Checks the folder and all its tars.
@@ -212,25 +179,6 @@ def _save(numbers: NDArray[Any], path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     with replaced(path, on_disk=False) as beside, beside.open("wb") as file:
         np.save(file, numbers)
-
-
-def find_wrong_pairs(
-    work: ShardsWork, executor: Executor, manifest: Manifest, engine: Engine, filtered: Path
-) -> dict[str, int]:
-    """The counts of JOINS.
-
-    Args:
-        work: the work folder.
-        executor: does it.
-        manifest: of the shards.
-        engine: gets the views `pairs` and `decisions`.
-        filtered: data/filtered, with the decisions.
-    """
-    pieces = {work.pairs(task): task for task in manifest.tasks}
-    work.pieces.fill(executor, partial(_write_pairs, work), pieces, "validate_shards: shards, their pairs")
-    engine.view("pairs", work.file("pairs") / "*.parquet")
-    engine.view("decisions", pattern_of(filtered, DECISIONS))
-    return {name: int(engine.rows(query)[0][0]) for name, (_, query) in JOINS.items()}
 
 
 def pair_number(key: str, image_id: str, text: str) -> int:
@@ -296,27 +244,6 @@ def check_shard(work: ShardsWork, task: ShardTask) -> None:
         _save(numbers, work.file(f"checked/{task.name}.npy"))
     found = {"faults": asdict(faults), "offsets_sha256": offsets_sha256}
     write_text(work.file(work.checked(task).last), json.dumps(found))
-
-
-def _write_pairs(work: ShardsWork, _: None, task: ShardTask) -> None:
-    work = work.here()
-    work.pieces.make(work.pairs(task), partial(write_pairs, work, task))
-
-
-def write_pairs(work: ShardsWork, task: ShardTask) -> None:
-    """Reads one tar and writes its pairs, with the columns of PAIRS."""
-    path = _file(work, task.shard, Faults())
-    pairs: list[dict[str, str]] = []
-    if path is not None:
-        with path.open("rb") as file:
-            for _, _, row in _rows(_samples(file), lambda error: None):
-                if row is not None:
-                    rest = {"image_id": row["image_id"], "split": task.split}
-                    keyed = zip(row["keys"], row["texts"], strict=True)
-                    pairs += [{"key": key, "text": text, **rest} for key, text in keyed]
-    work.file("pairs").mkdir(exist_ok=True)
-    with replaced(work.file(work.pairs(task).last)) as beside:
-        pq.write_table(pa.Table.from_pylist(pairs, PAIRS), beside)
 
 
 def _file(work: ShardsWork, row: Shard, faults: Faults) -> Path | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from align.config.validate import ValidateConfig
@@ -40,54 +40,19 @@ def suggested_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict
     Returns:
         Key of section `validate` -> value; empty if no band failed.
     """
-    bands: dict[str, Any] = {}
+    bands: dict[str, Any] = {"keep_rate": _widened(config.keep_rate, measured.get("keep_rate"))}
     num_pairs, success = measured.get("raw_pairs"), measured.get("raw_success_share")
     if num_pairs and num_pairs < config.min_pairs:
         bands["min_pairs"] = int(num_pairs)
     if success is not None and success < config.min_success_share:
         bands["min_success_share"] = _low(success)
-    return bands | _each(config, measured, _widened)
-
-
-def tighter_bands(config: ValidateConfig, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The bands to set for a person who knows that this data is good: what was measured, with room on both sides.
-
-    Args:
-        config, measured: as above.
-
-    Returns:
-        Key of section `validate` -> value, for bands that hold and have more room than that. A band from 0 to 1 belongs
-        to a rule that is off, and is left out.
-    """
-    bands: dict[str, Any] = {}
-    success = measured.get("raw_success_share")
-    if success is not None and config.min_success_share + _EPSILON < _low(success):
-        bands["min_success_share"] = _low(success)
-    return bands | _each(config, measured, _narrowed)
-
-
-def _each(
-    config: ValidateConfig,
-    measured: Mapping[str, Any],
-    changed: Callable[[tuple[float, float], float | None], list[float] | None],
-) -> dict[str, Any]:
-    """The bands of the keep rate, of those by source and of the shares by reason that change."""
-    bands: dict[str, Any] = {"keep_rate": changed(config.keep_rate, measured.get("keep_rate"))}
     for key, prefix, of_names in (
         ("keep_rate_by_source", KEPT_FROM, config.keep_rate_by_source),
         ("dropped_share", "dropped_", config.dropped_share),
     ):
-        found = {name: changed(band, measured.get(f"{prefix}{name}")) for name, band in of_names.items()}
+        found = {name: _widened(band, measured.get(f"{prefix}{name}")) for name, band in of_names.items()}
         bands[key] = {name: band for name, band in found.items() if band}
-    return {key: band for key, band in bands.items() if band}
-
-
-def _narrowed(band: tuple[float, float], value: float | None) -> list[float] | None:
-    """The band with less room around the value; None if it already has no more room, fails, or bounds nothing."""
-    if value is None or tuple(band) == (0.0, 1.0) or not band[0] <= value <= band[1]:
-        return None
-    narrow = [max(band[0], _low(value)), min(band[1], _high(value))]
-    return narrow if narrow != list(band) else None
+    return {key: band for key, band in bands.items() if band not in (None, {})}
 
 
 def _widened(band: tuple[float, float], value: float | None) -> list[float] | None:
@@ -236,19 +201,15 @@ def measure(rows: Rows, reasons: Iterable[str], incomplete: Iterable[str]) -> di
 
     Args:
         rows: runs SQL over the views.
-        reasons: codes whose share of the pairs is measured, as `dropped_<reason>`; `unlisted_reasons` counts pairs
-            with any other.
+        reasons: codes whose share of the pairs is measured, as `dropped_<reason>`.
         incomplete: views that lack a column. Statistics that need them are None, and their expectations fail together
             with the one on the columns.
 
     Returns:
         Name -> number; every name of ZERO and MEASURED, and those of the reasons.
     """
-    listed = tuple(reasons)
     queries = MEASURED | {name: query for name, (_, query) in ZERO.items()}
-    names = ", ".join(f"'{reason}'" for reason in listed) or "''"
-    queries["unlisted_reasons"] = f"SELECT count(*) FROM decisions WHERE reason NOT IN ({names})"
-    queries |= {f"dropped_{reason}": _share(f"reason = '{reason}'", "decisions") for reason in listed}
+    queries |= {f"dropped_{reason}": _share(f"reason = '{reason}'", "decisions") for reason in reasons}
     lacking = set(incomplete)
     return {
         name: None if lacking & set(re.findall(r"\w+", query)) else rows(query)[0][0] for name, query in queries.items()

@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from align.config import Params, load_params
+from align.config import Params
 from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.paths import PathsConfig
 from align.config.validate import ValidateConfig
@@ -55,7 +55,7 @@ from align.validate.expectations import gate, manifest_faults
 from align.validate.figures import drift_figure
 from align.validate.page import tables_page
 from align.validate.report import REPORT, QualityReport, judge, read_report, require_holds, summary, write_gate
-from align.validate.statistics import KEPT_FROM, by_source, measure, suggested_bands, tighter_bands
+from align.validate.statistics import KEPT_FROM, by_source, measure, suggested_bands
 from align.validate.tables import JudgedData, sample_rows
 
 
@@ -258,8 +258,6 @@ def validate(
         distributions=now,
         bands=suggested_bands(config, numbers),
     )
-    if report.passed:
-        report = report.model_copy(update={"tighter": tighter_bands(config, numbers)})
     figure = drift_figure(now, reference.distributions if reference else {}) if now else None
     page = tables_page(
         report, figure, moved, reference, data.checked_sets, lost=lost, has_manifest=raw_faults is not None
@@ -291,7 +289,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     else:
         with record_runtime("validate", paths.runtime):
             store = params.section(StoreConfig)
-            checked_sets = read_checked_sets(_filter_report(params))
+            checked_sets = read_checked_sets(paths.reports / "filter")
             report = validate(
                 params.section(ValidateConfig),
                 params.section(EngineConfig).for_sql(store),
@@ -301,9 +299,3 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 files=StoreFiles(store),
             )
         say(f"validate: {summary(report)}")
-
-
-def _filter_report(params: Params) -> Path:
-    """The report in `paths.reports`; for a trial with reports elsewhere that has none, the one that the file names."""
-    here, stated = (one.section(PathsConfig).reports / "filter" for one in (params, load_params(params.source)))
-    return here if here.exists() else stated

@@ -31,16 +31,18 @@ from align.formats.verdict import SHARDS
 from align.interfaces.expectations import STATISTICS, Check, statistic
 from align.project import provenance
 from align.services import expectations
-from align.services.engine import open_engine
 from align.services.executors.executors import LocalExecutor, open_executor
 from align.services.s3.store import fetcher
 from align.services.store_work import open_work
 from align.validate.page import shards_page
 from align.validate.report import QualityReport, judge, require_holds, summary, write_gate
-from align.validate.shard_check import FAULTS, JOINS, PIECES, ShardsWork, check_shards, find_wrong_pairs, kept_pairs
+from align.validate.shard_check import FAULTS, PIECES, ShardsWork, check_shards, kept_pairs
 
 #: What must be 0: statistic -> what it counts, in the order of the gate.
-_ZERO = FAULTS | {name: what for name, (what, _) in JOINS.items()}
+_ZERO = FAULTS | {
+    "kept_pairs_differ": "whether the shards hold other pairs than the filter kept; run `align shard` again",
+    "images_in_two_splits": "images that are in more than one split",
+}
 
 
 def validate_shards(
@@ -56,7 +58,7 @@ def validate_shards(
     """Judges the shards and replaces the folder of its report, even when the gate fails.
 
     Args:
-        engine_config: who does the tasks and the SQL, and their bounds.
+        engine_config: who does the tasks, and their bounds.
         shards: data/shards.
         filtered: data/filtered, for the decisions.
         policy: data/policy, with what people accepted.
@@ -80,12 +82,11 @@ def validate_shards(
         work = ShardsWork(Pieces(folder, shared), shards, manifest.image_px, fetcher(store) if store else None)
         faults = check_shards(work, executor, manifest)
         num_shards = sum(len(split.shards) for split in manifest.splits.values())
-        numbers: dict[str, int | None] = {**faults.counts, **dict.fromkeys(JOINS, 0 if num_shards else None)}
         of_decisions = executor if shared is None else LocalExecutor(engine_config.num_workers)
-        if num_shards and (faults.num_leaked or faults.pairs != kept_pairs(filtered, of_decisions)):
-            sql = engine_config.for_sql(store) if store else engine_config
-            with open_engine(sql, folder / CLAIMS) as engine:
-                numbers |= find_wrong_pairs(work, executor, manifest, engine, filtered)
+        joined: tuple[int | None, int | None] = (None, None)
+        if num_shards:
+            joined = int(faults.pairs != kept_pairs(filtered, of_decisions)), faults.num_leaked
+        numbers = dict(zip(_ZERO, (*faults.counts.values(), *joined), strict=True))
         outcomes = check(
             {STATISTICS: pd.DataFrame([numbers], dtype=object)},
             [statistic(what, name, 0, 0) for name, what in _ZERO.items()],
@@ -97,8 +98,7 @@ def validate_shards(
             prefix="quality_shards",
             metrics={"quality_shards/num_images": faults.num_images, "quality_shards/num_shards": num_shards},
         )
-        for name in PIECES:
-            shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(folder / PIECES, ignore_errors=True)
         write_gate(report, shards_page(report, manifest, faults), folder)
     require_holds(report, reports)
     return report

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from align.config.params import write_params
 from align.errors import DataError, FormatError, GateError
 from align.formats.acceptances import read_acceptances, write_acceptances
 from align.formats.drift_reference import DriftReference, read_reference, write_reference
 from align.formats.policy import Entry, OptedOut, host_of, read_opted_out, write_opted_out
-from align.formats.verdict import TABLES, gate_report, require_passed
+from align.formats.verdict import require_passed
 from align.interfaces.expectations import Acceptance
 from tests.support import ROOT
-from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_data import write_verdict
 
 SHA = "ab" * 32
@@ -171,20 +169,3 @@ def test_a_broken_verdict_is_one_clear_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "verdict.json").write_text(text)
     with pytest.raises(FormatError, match=r"verdict\.json: .*; run `align validate` again"):
         require_passed(tmp_path, DATA, WHERE)
-
-
-def test_a_trial_with_reports_of_its_own_asks_the_gate_that_judged_its_data(tmp_path: Path) -> None:
-    file = tmp_path / "params.yaml"
-    file.write_bytes(PARAMS_FILE.read_bytes())
-    write_params(file, {"paths.reports": str(tmp_path / "reports")})
-    trial = load_params(file, [f"paths.reports={tmp_path}/trial"])
-    here, stated = tmp_path / "trial" / TABLES, tmp_path / "reports" / TABLES
-    assert gate_report(load_params(file), TABLES, lambda: pytest.fail("no trial: nothing is read")) == stated
-    assert gate_report(trial, TABLES, lambda: DATA) == here  # neither has judged
-    write_verdict(stated, passed=True, data=DATA)
-    assert gate_report(trial, TABLES, lambda: DATA) == stated
-    assert gate_report(trial, TABLES, lambda: OTHER_DATA) == here
-    write_verdict(here, passed=True, data=OTHER_DATA)
-    assert gate_report(trial, TABLES, lambda: DATA) == stated
-    write_verdict(here, passed=False, data=DATA)  # a stricter trial
-    assert gate_report(trial, TABLES, lambda: DATA) == here

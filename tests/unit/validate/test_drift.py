@@ -11,7 +11,7 @@ from align.formats.drift_reference import DriftReference
 from align.validate.drift import distance, distributions, drift
 from align.validate.figures import drift_figure
 from align.validate.page import as_yaml
-from align.validate.statistics import suggested_bands, tighter_bands
+from align.validate.statistics import suggested_bands
 from tests.support.params import load_params
 
 REFERENCE = DriftReference(
@@ -130,27 +130,3 @@ def test_data_passes_with_the_suggested_lines() -> None:
     bands = YAML(typ="safe", pure=True).load(lines)["validate"]
     changed = CONFIG.model_dump() | bands | {"dropped_share": CONFIG.dropped_share | bands["dropped_share"]}
     assert suggested_bands(ValidateConfig.model_validate(changed), measured) == {}
-
-
-WIDE = CONFIG.model_copy(
-    update={
-        "min_success_share": 0.4,
-        "keep_rate": (0.2, 1.0),
-        "dropped_share": {"text_too_long": (0.0, 0.5), "text_too_short": (0.0, 0.05), "pair_repeat": (0.0, 1.0)},
-    }
-)
-
-
-def test_bands_with_more_than_ten_points_of_room_can_be_tighter() -> None:
-    measured = {"raw_success_share": 1.0, "keep_rate": 0.66, "dropped_text_too_long": 0.298, "dropped_pair_repeat": 0.0}
-    wanted = {
-        "min_success_share": 0.9, "keep_rate": [0.56, 0.76], "dropped_share": {"text_too_long": [0.19, 0.4]},
-    }  # fmt: skip
-    assert tighter_bands(WIDE, measured) == wanted
-    narrow = WIDE.model_copy(update={"min_success_share": 0.9, "keep_rate": (0.56, 0.76), "dropped_share": {}})
-    assert tighter_bands(narrow, measured) == {}
-
-
-def test_a_band_that_failed_or_was_not_measured_is_not_tightened() -> None:
-    assert tighter_bands(WIDE, {"raw_success_share": 0.1, "keep_rate": 0.1, "dropped_text_too_short": 0.2}) == {}
-    assert tighter_bands(WIDE, {}) == {}

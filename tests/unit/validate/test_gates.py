@@ -146,7 +146,7 @@ def test_the_page_shows_who_accepted_what_and_why(tmp_path: Path) -> None:
     assert "<td class=warn>accepted</td>" in page
 
 
-def test_pairs_are_joined_where_their_sum_or_an_image_is_wrong(tmp_path: Path) -> None:
+def test_other_pairs_and_an_image_in_two_splits_are_told(tmp_path: Path) -> None:
     """The shards hold the kept pairs, but one image is in two splits; then one pair is kept with another text."""
     image = small_data.jpeg(0, 24, 24)
     samples = [Sample(key, image_id, image, (key,), (f"text {key}",)) for key, image_id in (("1", "i"), ("2", "i"))]
@@ -165,7 +165,7 @@ def test_pairs_are_joined_where_their_sum_or_an_image_is_wrong(tmp_path: Path) -
 
     assert observed() == {"images-in-two-splits": "1"}
     rows[1]["text"] = "another"
-    assert observed() == {"images-in-two-splits": "1", "shard-pairs-not-kept": "1"}
+    assert observed() == {"images-in-two-splits": "1", "kept-pairs-differ": "1"}
 
 
 def test_captions_without_end_are_cut_in_a_sample(tmp_path: Path) -> None:

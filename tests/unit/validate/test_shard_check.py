@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,16 +18,7 @@ from align.errors import CorruptError, DataError, ServiceError
 from align.formats.shards import Sample, digest_of, read_manifest
 from align.services.executors.executors import LocalExecutor
 from align.validate import shard_check
-from align.validate.shard_check import (
-    JOINS,
-    PAIRS,
-    Faults,
-    ShardsWork,
-    check_shards,
-    kept_pairs,
-    pair_number,
-    write_pairs,
-)
+from align.validate.shard_check import Faults, ShardsWork, check_shards, kept_pairs, pair_number
 from tests.support.shard_folder import write_shards
 from tests.support.small_data import jpeg
 
@@ -299,38 +289,3 @@ def test_the_sum_of_the_kept_pairs_is_that_of_the_shards(tmp_path: Path) -> None
     rows[3]["text"] = "another one"
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "whole/decisions/0.parquet")
     assert kept_pairs(tmp_path / "whole", LocalExecutor(1)) != expected
-
-
-def test_the_pairs_of_a_tar_are_written_for_the_join(tmp_path: Path) -> None:
-    root = write(tmp_path / "shards")
-    work, (task, _) = work_on(root, tmp_path / "scratch"), read_manifest(root).tasks
-    write_pairs(work, task)
-    rows = pq.read_table(tmp_path / "scratch/pairs/train-00000.parquet").to_pylist()
-    assert [(row["key"], row["image_id"], row["text"]) for row in rows] == [
-        pair for index in range(3) for pair in pairs_of(sample(index))
-    ]
-    assert {row["split"] for row in rows} == {"train"}
-
-
-def joined(pairs: list[tuple[str, str, str, str]], decisions: list[tuple[str, bool, str, str]]) -> dict[str, int]:
-    connection = duckdb.connect()
-    connection.register(
-        "pairs", pa.Table.from_pylist([dict(zip(PAIRS.names, row, strict=True)) for row in pairs], PAIRS)
-    )
-    rows = [dict(zip(("key", "keep", "image_id", "text"), row, strict=True)) for row in decisions]
-    connection.register("decisions", pa.Table.from_pylist(rows))
-    counts = {name: connection.execute(query).fetchall()[0][0] for name, (_, query) in JOINS.items()}
-    return {name: num for name, num in counts.items() if num}
-
-
-def test_shards_hold_the_kept_pairs_and_no_other() -> None:
-    kept, dropped = ("1", True, "i1", "one"), ("2", False, "i2", "two")
-    pair = ("1", "i1", "train", "one")
-    assert joined([pair], [kept, dropped]) == {}
-    assert joined([pair], [kept, ("3", True, "i3", "three")]) == {"kept_pairs_not_in_shards": 1}
-    assert joined([pair, ("2", "i2", "train", "two")], [kept, dropped]) == {"shard_pairs_not_kept": 1}
-    assert joined([("1", "i1", "train", "other")], [kept]) == {"shard_pairs_not_kept": 1}
-    assert joined([("1", "i9", "train", "one")], [kept]) == {"shard_pairs_not_kept": 1}
-    assert joined([pair, pair], [kept]) == {"shard_pairs_twice": 1}
-    both = [pair, ("3", "i1", "val", "three")]
-    assert joined(both, [kept, ("3", True, "i1", "three")]) == {"images_in_two_splits": 1}

@@ -7,8 +7,7 @@ short and ASCII here (a key and an extension), so they fit into USTAR's 100 char
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from typing import Protocol
+from typing import IO
 
 BLOCK = 512
 #: Name, permissions, owner and group, size, time, checksum, the rest; each filled up with zeros.
@@ -35,18 +34,10 @@ def padding(num_bytes: int) -> bytes:
     return bytes(-num_bytes % BLOCK)
 
 
-class Sink(Protocol):
-    """What a tar is written to: an open file, or a replacement with the same method."""
-
-    def writelines(self, lines: Iterable[bytes], /) -> None:
-        """Appends all of the pieces."""
-        ...
-
-
 class TarWriter:
     """Appends members to an open file; `close` writes the end of the archive, padded to 10 KiB as `tar` does."""
 
-    def __init__(self, file: Sink, mode: int = 0o644) -> None:
+    def __init__(self, file: IO[bytes], mode: int = 0o644) -> None:
         self._file, self._mode = file, mode
         self._num_bytes = 0
 

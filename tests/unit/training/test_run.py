@@ -35,7 +35,7 @@ from align.training.stage import train_stage
 from tests.support import ROOT, training_data
 from tests.support.params import load_params
 from tests.support.small_data import write_verdict
-from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
+from tests.support.training_data import MODEL, TermAt, assert_same, finetune_config, plan, pretrain_config
 from tests.support.training_project import write_project
 
 
@@ -129,6 +129,16 @@ def test_a_stage_writes_the_same_bytes_every_time(data: tuple[Path, Path], tmp_p
     for path in files:
         assert (tmp_path / "b" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path
         assert (tmp_path / "c" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path
+
+
+def test_a_run_on_the_first_pairs_resumes_to_the_byte(data: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = pretrain_config(max_pairs=31)  # of 48, two of each picture
+    whole = run(plan(data, tmp_path / "whole", recipe))
+    with pytest.raises(TrainingError, match="stopped by SIGTERM"):
+        run(plan(data, tmp_path / "stopped", recipe, log=TermAt(4)))
+    resumed = plan(data, tmp_path / "stopped", recipe)
+    assert (resumed.data.num_training_pairs, resumed.data.train.num_images) == (31, 16)
+    assert_same(run(resumed), whole)
 
 
 def test_a_curve_of_one_step_is_seen_and_no_panel_is_empty() -> None:
@@ -274,9 +284,10 @@ def test_what_pre_training_began_with_keeps_the_key_of_fine_tuning() -> None:
     assert pretrain_config(text_weights=given).deciding_values()["text_weights"] == {"sha256": "a" * 64}
 
 
-@pytest.mark.parametrize(
-    "change", [{"learning_rate": 0.01}, {"seed": 1}, {"flip": True}, {"precision": "float16"}, {"log_every_steps": 1}]
-)
+@pytest.mark.parametrize("change", [
+    {"learning_rate": 0.01}, {"seed": 1}, {"flip": True}, {"precision": "float16"}, {"log_every_steps": 1},
+    {"max_pairs": 9},
+])  # fmt: skip
 def test_other_fields_change_the_key(data: tuple[Path, Path], base: TrainingPlan, change: dict[str, object]) -> None:
     assert key(plan(data, base.checkpoints, pretrain_config(**change))) != key(base)
 

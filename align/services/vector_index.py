@@ -274,7 +274,8 @@ class RangeIndex:
     def above(self, queries: Vectors32, cut: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(Q, width) queries -> query and vector of each pair above the cut, ordered by query; float32 decides."""
         limits, _, ids = self._index.range_search(np.ascontiguousarray(queries, dtype=np.float32), cut)
-        return np.repeat(np.arange(len(queries)), np.diff(limits.astype(np.int64))), ids
+        counts = (limits[1:] - limits[:-1]).astype(np.int64)
+        return np.repeat(np.arange(len(queries)), counts), ids
 
 
 def _in_order(scores: Vectors32, ids: NDArray[np.int64], k: int) -> tuple[Vectors32, NDArray[np.int64]]:

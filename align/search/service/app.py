@@ -1,26 +1,21 @@
-"""The endpoints. Every refusal is one line of JSON, `{"error": ...}`; no request gets a stack trace.
-
-The OpenAPI description, and a page of it that needs nothing from outside.
-"""
+"""The endpoints. Every refusal is one line of JSON, `{"error": ...}`; no request gets a stack trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from align.display.html import escape
 from align.errors import AlignError, DataError
 from align.formats.image_index import IndexedImage
 from align.search.service.answers import (
@@ -41,50 +36,11 @@ from align.search.service.queries import answer, checked, require_text, start, v
 from align.search.service.served import Served
 from align.search.service.service import SearchService
 
-_TAIL = "</main></body></html>\n"
-
-
-def description(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's description, without the answer 422: a request that is wrong gets 400 and one line."""
-    if app.openapi_schema is None:
-        found = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        for path in found["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-        for name in ("HTTPValidationError", "ValidationError"):
-            found["components"]["schemas"].pop(name, None)
-        app.openapi_schema = found
-    return app.openapi_schema
-
 
 def parameters_of(kind: type[BaseModel]) -> list[dict[str, Any]]:
     """The fields of a model as parameters of an address, as OpenAPI writes them."""
     fields = kind.model_json_schema()["properties"]
     return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in fields.items()]
-
-
-def docs_page(schema: Mapping[str, Any]) -> str:
-    """The endpoints, one paragraph each."""
-    parts = [
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>align search: endpoints</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        '<link rel="stylesheet" href="/page.css"></head><body class="docs"><main><h1>Endpoints</h1>'
-        '<p>For programs: <a href="/openapi.json">openapi.json</a>. For people: <a href="/">the search page</a>.</p>'
-    ]
-    for path, operations in schema["paths"].items():
-        for method, operation in operations.items():
-            parts.append(f"<h2><code>{escape(method.upper())} {escape(path)}</code></h2>")
-            parts.append(f"<p>{escape(operation.get('description') or operation.get('summary', ''))}</p>")
-            names = [parameter["name"] for parameter in operation.get("parameters", [])]
-            if names:
-                parts.append(f"<p>Parameters: {escape(', '.join(names))}</p>")
-            for body in operation.get("requestBody", {}).get("content", {}).values():
-                reference = body.get("schema", {}).get("$ref", "").rpartition("/")[2]
-                if reference:
-                    fields = schema["components"]["schemas"][reference].get("properties", {})
-                    parts.append(f"<p>Body, as JSON: {escape(', '.join(fields))}</p>")
-            parts.append(f"<p>Answers: {escape(', '.join(operation['responses']))}</p>")
-    return "".join(parts) + _TAIL
 
 
 #: Everything that the page needs comes from this server; it runs and is styled by its two files alone.
@@ -101,13 +57,12 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
 }
+#: With 4XX, FastAPI does not add 422, which it would answer itself.
+_WRONG = {"model": Refusal, "description": "400: wrong; 404: no such picture; 413: too large; 429: see Retry-After"}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Refusal, "description": "The request is wrong; the line says where"},
-    413: {"model": Refusal, "description": "The body is too large"},
-    429: {"model": Refusal, "description": "Too many requests of this client; see Retry-After"},
+    "4XX": _WRONG,
     503: {"model": Refusal, "description": "Busy, or nothing to serve yet; see Retry-After"},
 }
-_MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Refusal, "description": "No indexed picture has this key"}}
 _PICTURE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD = {
     "requestBody": {
@@ -236,7 +191,7 @@ def _pictures(app: FastAPI, service: SearchService) -> None:
     @app.get(
         "/image/{key:path}",
         response_class=Response,
-        responses=_MISSING | _REFUSALS | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG"}},
+        responses=_REFUSALS | {200: {"content": {"image/jpeg": {}}, "description": "A JPEG"}},
         summary="An indexed picture",
     )
     async def image(request: Request, key: str, of: str | None = None, large: bool = False) -> Response:
@@ -254,7 +209,7 @@ def _pictures(app: FastAPI, service: SearchService) -> None:
         kept = "private, max-age=86400" if of and served.release.digest.startswith(of) else "no-store"
         return Response(data, media_type="image/jpeg", headers={"cache-control": kept})
 
-    @app.get("/item/{key:path}", response_model=ItemAnswer, responses=_MISSING | _REFUSALS, summary="About a picture")
+    @app.get("/item/{key:path}", response_model=ItemAnswer, responses=_REFUSALS, summary="About a picture")
     async def item(request: Request, key: str) -> Response:
         """Its page, what the filter's rules said, its shard, and the model that knows it."""
         served = service.served()
@@ -269,7 +224,7 @@ def _item(served: Served, key: str) -> IndexedImage:
 
 
 def _about(app: FastAPI, service: SearchService) -> None:
-    answers: dict[int | str, dict[str, Any]] = {400: _REFUSALS[400], 503: {"model": Health, "description": "Not ready"}}
+    answers: dict[int | str, dict[str, Any]] = {"4XX": _WRONG, 503: {"model": Health, "description": "Not ready"}}
 
     @app.get("/health", response_model=Health, responses=answers)
     async def health(ready: bool = False) -> Response:
@@ -281,12 +236,6 @@ def _about(app: FastAPI, service: SearchService) -> None:
     async def metrics() -> PlainTextResponse:
         """Counts and times for Prometheus."""
         return PlainTextResponse(generate_latest(service.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return HTMLResponse(docs_page(app.openapi()))
-
-    app.openapi = lambda: description(app)  # type: ignore[method-assign]  # FastAPI's own way of changing it
 
 
 def _page(app: FastAPI) -> None:

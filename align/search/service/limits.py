@@ -40,7 +40,7 @@ _MAX_FIELDS = 32
 _MAX_HELD_BYTES = 1 << 28
 #: The characters of base64 in JSON: line breaks and slashes may be escaped.
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\ \t\r\n"
-_ENDPOINTS = frozenset({"search", "embed", "image", "item", "health", "metrics", "docs", "openapi.json"})
+_ENDPOINTS = frozenset({"search", "embed", "image", "item", "health", "metrics", "openapi.json"})
 
 
 class Refused(HTTPException):

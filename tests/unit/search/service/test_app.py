@@ -251,14 +251,13 @@ def test_before_there_is_a_champion_it_runs_and_says_what_to_do(world: Path) -> 
         assert ask(made, "GET", "/").status_code == 200
 
 
-def test_the_page_and_the_list_of_endpoints_need_nothing_from_outside(made: SearchService) -> None:
-    for path in ("/", "/docs", "/page.js", "/query.js", "/detail.js", "/page.css"):
+def test_the_page_needs_nothing_from_outside_and_the_endpoints_are_described(made: SearchService) -> None:
+    for path in ("/", "/page.js", "/query.js", "/detail.js", "/page.css"):
         answer = ask(made, "GET", path)
         assert answer.status_code == 200 and "http://" not in answer.text.replace("http://127.0.0.1", "")
         assert "https://" not in answer.text and "innerHTML" not in answer.text and "<style" not in answer.text
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy
-    assert "GET /search" in ask(made, "GET", "/docs").text
     schema = ask(made, "GET", "/openapi.json").json()
     assert "422" not in json.dumps(schema["paths"]) and "SearchHit" in schema["components"]["schemas"]
 

@@ -18,10 +18,10 @@ class ServeConfig(Section):
     Attributes:
         poll_s: between two looks at the registry's alias.
         num_threads: torch's, of a forward pass; None: all cores but one, which answers requests.
-        max_body_bytes: of a request with pictures.
+        max_body_bytes: of a request with a picture.
         request_timeout_s: until when a request must have its answer, counted from its head.
         max_image_pixels: of a query's picture, by its header.
-        max_requests_per_s: of one client, on average; None: no limit. A picture counts as a tenth.
+        max_requests_per_s: of one client, on average; None: no limit. A picture that is shown counts as a tenth.
         max_connections: at a time; a new one takes the place of one that waits.
     """
 

@@ -204,8 +204,8 @@ _service = st.lists(
     st.tuples(
         st.sampled_from(("GET", "POST", "HEAD", "OPTIONS", "PUT")),
         st.sampled_from((
-            "/search", "/search/image", "/embed", "/image/000000001", "/item/000000001", "/item/..%2f", "/item/%00",
-            "/health", "/metrics", "/openapi.json", "/", "/page.js", "//search", "/%ff",
+            "/search", "/search/image", "/embed", "/embed/image", "/image/000000001", "/item/000000001", "/item/..%2f",
+            "/item/%00", "/health", "/metrics", "/openapi.json", "/", "/page.js", "//search", "/%ff",
         )),
         _query,
         st.lists(

@@ -111,7 +111,7 @@ def _p99(times: list[float]) -> float:
 @pytest.mark.parametrize("name", ["nothing", "words", "heads", "keys", "pictures"])
 def test_honest_clients_get_their_answers(port: int, name: str, tmp_path: Path) -> None:
     picture = tmp_path / "slow.jpg"
-    picture.write_bytes(hostile_pictures.progressive(4400, 88))  # 19 megapixels, 98 scans; 64 are within a body
+    picture.write_bytes(hostile_pictures.progressive(4400, 88))  # 19 megapixels, 98 scans
     command = [sys.executable, "-I", "-S", attacks.__file__, name, str(port), str(picture)]
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     attacker = subprocess.Popen(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 #: The model reads the first max_tokens of a text only.
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 Key = Annotated[str, Field(min_length=1, max_length=500)]
 Conditions = Annotated[list[Annotated[str, Field(min_length=1, max_length=1200)]], FailFast(), Field(max_length=16)]
-#: Texts and pictures of one request to /embed.
-MAX_INPUTS = 64
 #: Results that paging can reach.
 MAX_RESULTS = 1000
 #: Column of a catalogue -> value; empty for an index of shards.
 Columns = dict[str, str | int | float | None]
+_MAX_FIELDS = 32
 
 
-class Asked(BaseModel):
+class Request(BaseModel):
+    """A request has no other fields than these, nor many of them: each would be an error to describe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > _MAX_FIELDS:
+            raise ValueError(f"{len(given):,} fields, more than there are")
+        return given
+
+
+class Asked(Request):
     """What a query has besides its text or picture.
 
     Attributes:
@@ -32,8 +44,6 @@ class Asked(BaseModel):
         limit: highest number of results.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     plus: Text | None = None
     minus: Text | None = None
     weight: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
@@ -45,7 +55,7 @@ class Asked(BaseModel):
 
 
 class SearchQuery(Asked):
-    """A search without an uploaded picture: exactly one of text and key.
+    """A search without a picture of one's own: exactly one of text and key.
 
     Attributes:
         text: what the pictures should show.
@@ -54,16 +64,6 @@ class SearchQuery(Asked):
 
     text: Text | None = None
     key: Key | None = None
-
-
-class SearchRequest(SearchQuery):
-    """A search: exactly one of text, key and image.
-
-    Attributes:
-        image: a picture's file in base64.
-    """
-
-    image: Annotated[str, Field(min_length=1)] | None = None
 
 
 class ServedVersion(BaseModel):
@@ -146,21 +146,17 @@ class StartAnswer(BaseModel):
     hits: list[SearchHit]
 
 
-class EmbedRequest(BaseModel):
-    """Texts and pictures (files in base64) to embed."""
+class EmbedRequest(Request):
+    """Texts to embed."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    texts: Annotated[list[Text], FailFast(), Field(max_length=MAX_INPUTS)] = []
-    images: Annotated[list[Annotated[str, Field(min_length=1)]], FailFast(), Field(max_length=MAX_INPUTS)] = []
+    texts: Annotated[list[Text], FailFast(), Field(min_length=1, max_length=64)]
 
 
 class EmbedAnswer(BaseModel):
     """L2-normalised embeddings, in the order of the request; a dot product is the cosine."""
 
     served: ServedVersion
-    texts: list[list[float]]
-    images: list[list[float]]
+    embeddings: list[list[float]]
 
 
 class RuleShown(BaseModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,6 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
-from fastapi.routing import APIRoute
 from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import BaseModel, ValidationError
@@ -19,7 +18,6 @@ from starlette.exceptions import HTTPException
 from align.errors import AlignError, DataError
 from align.formats.image_index import IndexedImage
 from align.search.service.answers import (
-    MAX_INPUTS,
     Asked,
     EmbedAnswer,
     EmbedRequest,
@@ -28,7 +26,6 @@ from align.search.service.answers import (
     Refusal,
     SearchAnswer,
     SearchQuery,
-    SearchRequest,
     StartAnswer,
 )
 from align.search.service.batching import Work
@@ -82,7 +79,6 @@ def make_app(service: SearchService) -> FastAPI:
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
     )
-    app.router.route_class = _reads_json(service)
     _refusals(app)
     _searches(app, service)
     _pictures(app, service)
@@ -105,20 +101,20 @@ def _searches(app: FastAPI, service: SearchService) -> None:
         """Pictures for a text, or like an indexed picture, with words added or taken away."""
         return await _search(service, request, _asked(SearchQuery, request))
 
-    @app.post("/search", response_model=SearchAnswer, responses=_REFUSALS, summary="By text, key or picture")
-    async def search_json(request: Request, asked: SearchRequest) -> Response:
-        """The same; a picture is its file in base64."""
-        return await _search(service, request, asked, asked.image)
+    @app.post("/search", response_model=SearchAnswer, responses=_REFUSALS, summary="By text or key")
+    async def search_json(request: Request, asked: SearchQuery) -> Response:
+        """The same as JSON."""
+        return await _search(service, request, asked)
 
     @app.post(
         "/search/image",
         response_model=SearchAnswer,
         responses=_REFUSALS,
-        summary="By an uploaded picture",
+        summary="By a picture",
         openapi_extra=_UPLOAD | {"parameters": parameters_of(Asked)},
     )
     async def search_upload(request: Request) -> Response:
-        """The same; the body is the picture's file."""
+        """Pictures like one's own, whose file is the body, with words added or taken away."""
         return await _search(service, request, _asked(Asked, request), await request.body())
 
     @app.get("/start", response_model=StartAnswer, responses=_REFUSALS, summary="Some pictures")
@@ -127,64 +123,56 @@ def _searches(app: FastAPI, service: SearchService) -> None:
         served = service.served()
         return _json(await service.apart(_client(request), lambda: start(served)))
 
-    @app.post("/embed", response_model=EmbedAnswer, responses=_REFUSALS, summary="Embeddings")
+    @app.post("/embed", response_model=EmbedAnswer, responses=_REFUSALS, summary="Embeddings of texts")
     async def embed(request: Request, asked: EmbedRequest) -> Response:
-        """Embeddings of texts and pictures, by the model that is served."""
-        served = service.served()
-        if not 0 < len(asked.texts) + len(asked.images) <= MAX_INPUTS:
-            raise DataError(f"give 1 to {MAX_INPUTS} texts and images")
+        """Embeddings by the model that is served."""
         for text in asked.texts:
             require_text(text, "texts")
         service.buckets.take(_client(request), _COST_OF_TEXT * len(asked.texts))
-        crops = await service.decoded(_client(request), asked.images, served)
+        return await embedded(request, service.served(), asked.texts, [])
 
-        def finish(texts: NDArray[np.float32], images: NDArray[np.float32]) -> EmbedAnswer:
-            return EmbedAnswer(served=version(served), texts=texts.tolist(), images=images.tolist())
+    @app.post(
+        "/embed/image",
+        response_model=EmbedAnswer,
+        responses=_REFUSALS,
+        summary="The embedding of a picture",
+        openapi_extra=_UPLOAD,
+    )
+    async def embed_upload(request: Request) -> Response:
+        """The same; the body is the picture's file."""
+        served = service.served()
+        crop = await service.decoded(_client(request), await request.body(), served)
+        return await embedded(request, served, [], [crop])
 
-        return _json(await service.batcher.do(Work(served, asked.texts, crops, finish, _client(request))))
+    async def embedded(
+        request: Request, served: Served, texts: Sequence[str], crops: Sequence[NDArray[np.uint8]]
+    ) -> Response:
+        def finish(*rows: NDArray[np.float32]) -> EmbedAnswer:
+            return EmbedAnswer(served=version(served), embeddings=np.concatenate(rows).tolist())
+
+        return _json(await service.batcher.do(Work(served, texts, crops, finish, _client(request))))
 
 
 def _asked(kind: type[A], request: Request) -> A:
     """The parameters of an address, as FastAPI reads them, but without the quarter of a query's time that it takes."""
     given = request.query_params
-    if request.scope["query_string"].count(b"&") > len(kind.model_fields) + len(conditions := given.getlist("where")):
-        raise DataError("the address has more parameters than there are")
     try:
-        return kind.model_validate({**given, "where": conditions})
+        return kind.model_validate({**given, "where": given.getlist("where")})
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False)) from None
 
 
-async def _search(service: SearchService, request: Request, asked: Asked, image: bytes | str | None = None) -> Response:
+async def _search(service: SearchService, request: Request, asked: Asked, image: bytes | None = None) -> Response:
     query = checked(asked, service.text_weight, has_image=image is not None)
     served, client = service.served(), _client(request)
     allowed = await service.allowed(client, served, asked)
-    crops = await service.decoded(client, [] if image is None else [image], served)
+    crops = [] if image is None else [await service.decoded(client, image, served)]
     work = Work(served, query.texts, crops, lambda *rows: answer(query, served, allowed, *rows), client)
     return _json(await service.batcher.do(work))
 
 
 def _client(request: Request) -> str:
     return request.client.host if request.client else ""
-
-
-def _reads_json(service: SearchService) -> type[APIRoute]:
-    """Routes whose requests read JSON within the service's limits; this is FastAPI's own way of changing it."""
-
-    class Bounded(Request):
-        async def json(self) -> Any:
-            return await service.parsed(_client(self), await self.body())
-
-    class Route(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handler = super().get_route_handler()
-
-            async def bounded(request: Request) -> Response:
-                return await handler(Bounded(request.scope, request.receive))
-
-            return bounded
-
-    return Route
 
 
 def _pictures(app: FastAPI, service: SearchService) -> None:
@@ -261,7 +249,8 @@ def _refusals(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("query", "body", "path"))
-        return refusal(400, f"{where}: {first['msg']}" if where else str(first["msg"]))
+        what = str(first["msg"]).removeprefix("Value error, ")
+        return refusal(400, f"{where}: {what}" if where else what)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:

@@ -1,13 +1,12 @@
 """What one request, and one client, may take: an ASGI middleware in front of the application.
 
 A body is bounded in bytes while it comes, no matter what its head says, and the whole request in time. A client has a
-bucket of tokens that fills at a steady rate; each request takes some, and so does each picture that is to be decoded.
+bucket of tokens that fills at a steady rate; each request takes some, and one with a picture to decode takes more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, MutableMapping
@@ -21,25 +20,22 @@ from starlette.responses import JSONResponse
 from align.config.serve import ServeConfig
 from align.web.guard import App, Receive, Scope, Send
 
-#: Bytes of a request without pictures, and of what a request has besides them.
+#: Bytes of a request without a picture.
 MAX_TEXT_BYTES = 1 << 16
 #: What a client may ask for at once, after a pause, in ordinary requests.
 _MAX_BURST = 200.0
 #: Pictures are read, not computed: a page shows dozens of them.
 _COSTS = {"image": 0.1, "search": 1.0, "embed": 1.0, "item": 1.0}
+#: Of decoding a picture, in addition: a photograph of a phone takes a tenth of a second.
+_COST_OF_PICTURE = 5.0
 #: Bytes of a body that count as much as an ordinary request.
 _BYTES_PER_TOKEN = 1 << 18
 #: Clients whose buckets are remembered; one that is forgotten starts with a full one.
 _MAX_CLIENTS = 10_000
-#: Endpoints that take pictures; the bodies of all others are short.
-_PICTURES = frozenset({"search", "embed"})
-#: A string of JSON that is longer than this is a picture, or is refused. There are few strings in all.
-_LONG, _MAX_STRINGS = 4096, 4096
-_MAX_FIELDS = 32
-#: Bytes of all bodies that are here at the same time; parsing and decoding take about twice as much in addition.
+#: Addresses to which the file of a picture is sent; the bodies of all others are short.
+_PICTURES = frozenset({"/search/image", "/embed/image"})
+#: Bytes of all bodies that are here at the same time; decoding takes about twice as much in addition.
 _MAX_HELD_BYTES = 1 << 28
-#: The characters of base64 in JSON: line breaks and slashes may be escaped.
-_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\ \t\r\n"
 _ENDPOINTS = frozenset({"search", "embed", "image", "item", "health", "metrics", "openapi.json"})
 
 
@@ -140,10 +136,10 @@ class Limits:
         Raises Refused if the client has asked too often, or says that its body is too large.
         """
         cost, client = _COSTS.get(endpoint), scope.get("client")
+        takes_picture = scope["method"] == "POST" and scope["path"] in _PICTURES
         if cost is not None and client is not None:
-            self._buckets.take(client[0], cost)
-        takes_pictures = scope["method"] == "POST" and endpoint in _PICTURES
-        most = self._config.max_body_bytes if takes_pictures else MAX_TEXT_BYTES
+            self._buckets.take(client[0], cost + (_COST_OF_PICTURE if takes_picture else 0.0))
+        most = self._config.max_body_bytes if takes_picture else MAX_TEXT_BYTES
         length = 0
         for name, value in scope["headers"]:
             if name.lower() == b"content-length" and value.isdigit():
@@ -151,7 +147,7 @@ class Limits:
             elif name.lower() == b"transfer-encoding":  # without a length, it counts as the longest
                 length = most
         if length > most:
-            raise too_large(most)
+            raise _too_large(most)
         if client is not None:
             self._buckets.take(client[0], length / _BYTES_PER_TOKEN)
         return most
@@ -175,7 +171,7 @@ class _Body:
         self.size += num_bytes
         self._held["body"] += num_bytes
         if self.size > self.most:
-            raise too_large(self.most)
+            raise _too_large(self.most)
         if self._held["body"] > _MAX_HELD_BYTES:
             raise Refused(503, "too many large requests come at once; come again in a second", 1)
         self._ended = message["type"] != "http.request" or not message.get("more_body", False)
@@ -188,27 +184,9 @@ class _Body:
         return Refused(503, f"there was no answer within {after_s:g} s; come again later", 1)
 
 
-def too_large(most: int, of: str = "the body") -> Refused:
-    """The refusal of what has more than so many bytes."""
-    return Refused(413, f"{of} is too large: at most {most:,} bytes are read")
-
-
-def parse_json(body: bytes) -> Any:
-    """A request's JSON. Parsing holds up the whole process, so it begins only if there is little besides pictures.
-
-    Raises:
-        Refused: more than MAX_TEXT_BYTES do not belong to pictures, or there are many fields.
-        ValueError, RecursionError: it is not JSON.
-    """
-    if len(body) > MAX_TEXT_BYTES:
-        strings = (part for part in body.split(b'"', _MAX_STRINGS) if len(part) > _LONG)
-        num_bytes = len(body) - sum(len(part) for part in strings if not part.translate(None, _BASE64))
-        if num_bytes > MAX_TEXT_BYTES:
-            raise too_large(MAX_TEXT_BYTES, "the body without its pictures")
-    value = json.loads(body)
-    if isinstance(value, dict) and len(value) > _MAX_FIELDS:
-        raise Refused(400, f"the body has {len(value):,} fields, more than there are")
-    return value
+def _too_large(most: int) -> Refused:
+    """The refusal of a body of more than so many bytes."""
+    return Refused(413, f"the body is too large: at most {most:,} bytes are read")
 
 
 def _refusal(refused: Refused) -> JSONResponse:

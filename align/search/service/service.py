@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,11 @@ from align.pairs.picture_process import end_idle
 from align.search.service.answers import Asked, FoundPair, Health, ItemAnswer, PairShown
 from align.search.service.batching import MAX_WAITING, Batcher
 from align.search.service.champion import Champion
-from align.search.service.limits import MAX_TEXT_BYTES, Buckets, RequestMetrics, parse_json
+from align.search.service.limits import Buckets, RequestMetrics
 from align.search.service.queries import picture_address, version
 from align.search.service.served import Pictures, Served
 from align.search.service.turns import Threads
-from align.search.service.uploads import Decoders, from_base64
+from align.search.service.uploads import Decoders
 from align.services.tracking.registry import MODEL_DIGEST
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter is two
@@ -36,7 +36,7 @@ T = TypeVar("T")
 PairOf = Callable[[IndexedImage, IndexHeader], PairShown]
 
 #: Threads, and how many of them work for one client: one is always free for others.
-_NUM_DECODERS, _NUM_READERS, _NUM_PREPARERS = 3, 4, 2
+_NUM_DECODERS, _NUM_READERS = 3, 4
 #: Shown pictures that may wait, for each query that may: a page has dozens.
 _READS_PER_QUERY = 24
 #: Different words that a query may ask for in the alt-texts.
@@ -77,14 +77,13 @@ class SearchService(Collector):
         self._reading = Threads(
             "read", _NUM_READERS, max_waiting=_READS_PER_QUERY * MAX_WAITING, max_of_client=_NUM_READERS - 1
         )
-        self._preparing = Threads("prepare", _NUM_PREPARERS, max_waiting=MAX_WAITING, max_of_client=_NUM_PREPARERS - 1)
         self._looking = ThreadPoolExecutor(1, "health")
 
     def close(self) -> None:
         """Ends threads and processes."""
         self.champion.stop()
         self.batcher.stop()
-        for threads in (self._decoding, self._reading, self._preparing):
+        for threads in (self._decoding, self._reading):
             threads.end()
         self._looking.shutdown()
         end_idle()
@@ -96,42 +95,14 @@ class SearchService(Collector):
             raise HTTPException(503, self.champion.problem or "nothing is served yet", {"retry-after": "5"})
         return served
 
-    async def decoded(self, client: str, pictures: Sequence[bytes | str], served: Served) -> list[NDArray[np.uint8]]:
-        """Pictures as the served model sees them.
-
-        Args:
-            client: who asks; what decoding takes is taken from its bucket.
-            pictures: their files, or these in base64.
-            served: the pair.
-
-        Raises:
-            DataError: as `Decoders.cost` and `Decoders.crop`.
-            HTTPException: the client has asked too often.
-            BusyError: too much waits.
-        """
-        if not pictures:
-            return []
-        files, cost = await self._preparing.do(client, lambda: self._costs(pictures))
-        self.buckets.take(client, cost)
+    async def decoded(self, client: str, picture: bytes, served: Served) -> NDArray[np.uint8]:
+        """A picture's file as the served model sees it. Raises DataError as `Decoders.crop`, BusyError."""
         shape = served.embedder.config
-        return [
-            await self._decoding.do(client, partial(self._decoders.crop, data, shape.resize_px, shape.image_px))
-            for data in files
-        ]
-
-    def _costs(self, pictures: Sequence[bytes | str]) -> tuple[list[bytes], float]:
-        files = [from_base64(one) if isinstance(one, str) else one for one in pictures]
-        return files, sum(map(self._decoders.cost, files))
+        return await self._decoding.do(client, partial(self._decoders.crop, picture, shape.resize_px, shape.image_px))
 
     async def apart(self, client: str, read: Callable[[], T]) -> T:
-        """Reads from the disk, in a thread. Raises BusyError."""
+        """Reads from the index or the disk, in a thread. Raises BusyError."""
         return await self._reading.do(client, read)
-
-    async def parsed(self, client: str, body: bytes) -> Any:
-        """`parse_json`; in a thread where the body is long."""
-        if len(body) <= MAX_TEXT_BYTES:
-            return parse_json(body)
-        return await self._preparing.do(client, lambda: parse_json(body))
 
     async def allowed(self, client: str, served: Served, asked: Asked) -> NDArray[np.bool_] | None:
         """The images that pass the request's filter, see `ImageIndex.allowed`. Raises DataError as it does."""
@@ -141,7 +112,7 @@ class SearchService(Collector):
         splits = [asked.split] if asked.split is not None else []
         if not words and not splits and not asked.where:
             return None
-        return await self._preparing.do(client, lambda: served.index.allowed(splits, words, asked.where))
+        return await self.apart(client, lambda: served.index.allowed(splits, words, asked.where))
 
     def about(self, served: Served, item: IndexedImage) -> ItemAnswer:
         """What is known of an indexed picture. Raises CorruptError if the index is damaged."""

@@ -20,7 +20,7 @@ from tests.support.served import served, service
 
 pytestmark = pytest.mark.costs(5, "sixty requests; how much there is to parse and to decode is chance")
 SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-NAMES = ("text", "key", "image", "plus", "minus", "weight", "split", "words", "offset", "limit", "texts", "images", "x")
+NAMES = ("text", "key", "plus", "minus", "weight", "split", "words", "offset", "limit", "texts", "x")
 LEAVES = (
     st.none()
     | st.booleans()
@@ -93,6 +93,6 @@ def test_any_path(ask: Asking, first: str, rest: str) -> None:
 
 
 @SETTINGS
-@given(content=PICTURES)
-def test_any_picture(ask: Asking, content: bytes) -> None:
-    ask("POST", "/search/image?limit=2", content=content)
+@given(path=st.sampled_from(["/search/image?limit=2", "/embed/image"]), content=PICTURES)
+def test_any_picture(ask: Asking, path: str, content: bytes) -> None:
+    ask("POST", path, content=content)

@@ -17,7 +17,7 @@ from align.model.preprocess import centre_crop, decode
 from align.pairs import picture_process
 from align.pairs.picture_process import end_idle
 from align.search.service.fetched import RegisteredChampion
-from align.search.service.uploads import Decoders, from_base64
+from align.search.service.uploads import Decoders
 from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, sign
 from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, PROMOTED, Version
 from tests.support import hostile_pictures
@@ -196,19 +196,9 @@ def test_the_pixels_are_those_that_training_and_the_index_see(decoders: Decoders
 )
 def test_what_is_no_picture_is_refused_and_the_next_one_decodes(decoders: Decoders, data: bytes) -> None:
     with pytest.raises(DataError) as refused:
-        decoders.cost(data)
         decoders.crop(data, 72, 64)
     assert "\n" not in str(refused.value)
     assert decoders.crop(square("red"), 48, 48).shape == (48, 48, 3)
-
-
-def test_a_picture_costs_by_its_pixels_and_scans(decoders: Decoders) -> None:
-    plain, progressive = photograph("JPEG", (1000, 1000)), io.BytesIO()
-    Image.open(io.BytesIO(plain)).save(progressive, "JPEG", progressive=True)
-    last = progressive.getvalue().rfind(b"\xff\xda")
-    slow = progressive.getvalue()[:-2] + progressive.getvalue()[last:-2] * 80 + b"\xff\xd9"
-    costs = [decoders.cost(data) for data in (square("red"), plain, progressive.getvalue(), slow)]
-    assert costs == pytest.approx([0.5, 0.5, 3.0, 27.0]) and decoders.cost(photograph("PNG", (1000, 1000))) == 2.5
 
 
 def test_a_picture_that_takes_too_long_is_killed_and_the_next_one_decodes() -> None:
@@ -224,10 +214,3 @@ def test_a_picture_that_takes_too_long_is_killed_and_the_next_one_decodes() -> N
     assert made.crop(square("red"), 48, 48).shape == (48, 48, 3)
     end_idle()
     assert not picture_process._idle
-
-
-def test_base64_may_have_line_breaks_and_nothing_else() -> None:
-    assert from_base64("aGFs\nbG8=\n") == b"hallo"
-    for text in ("aGFsbG8", "####", "a", "äöü", "aGFsbG8=\x00"):
-        with pytest.raises(DataError, match="not base64"):
-            from_base64(text)

@@ -16,7 +16,7 @@ from align.display.console import say
 from align.durable.files import clear_leftovers, replace_directory, sha256_file, sha256_folder
 from align.durable.locks import locked
 from align.errors import CorruptError, DataError
-from align.formats.ready import MANIFEST, open_ready, read_ready_manifest
+from align.formats.ready import INDEX, MANIFEST, MODEL, require_whole
 from align.search.service.served import Folders, Release
 from align.services.signing import require_signed_version
 from align.services.tracking.registry import (
@@ -170,24 +170,14 @@ class ReadySearch:
         self.todo = f"there is no ready search in {folder}: run `align ready`"
 
     def wanted(self) -> Release | None:
-        """What lies there now, named by its manifest, with the tags that its run would have given a version."""
+        """What lies there now, named by its manifest."""
         path = self._folder / MANIFEST
-        if not path.is_file():
-            return None
-        made_from = read_ready_manifest(self._folder).made_from
-        known = {
-            MODEL_DIGEST: made_from.package_digest,
-            "align.data_digest": made_from.shards_digest,
-            "align.git_revision": made_from.revision,
-            "align.dvc_lock": made_from.dvc_lock,
-        }
-        tags = {name: value for name, value in known.items() if value}
-        return Release(sha256_file(path), self._folder.as_posix(), tags=tags)
+        return Release(sha256_file(path), self._folder.as_posix()) if path.is_file() else None
 
     def folders(self, release: Release) -> Folders:
         """The folders themselves, every byte compared with the manifest."""
-        ready = open_ready(self._folder)
-        return Folders(ready.model, ready.index)
+        require_whole(self._folder)
+        return Folders(self._folder / MODEL, self._folder / INDEX)
 
     def warnings(self, release: Release) -> list[str]:
         """None."""

@@ -16,8 +16,7 @@ import numpy as np
 from align.config.infrastructure import StoreConfig
 from align.config.serve import ServeConfig
 from align.errors import AlignError
-from align.formats.image_index import IndexedImage, IndexHeader
-from align.search.search import open_index
+from align.formats.image_index import ImageIndex, IndexedImage, IndexHeader
 from align.search.service.answers import PairShown, RuleShown
 from align.search.service.app import POLICY, make_app
 from align.search.service.champion import Champion
@@ -25,6 +24,7 @@ from align.search.service.limits import Limits
 from align.search.service.served import Folders, Pictures, Release, Served
 from align.search.service.service import SearchService
 from align.search.service.take_downs import TakeDowns
+from align.services.vector_index import VectorIndex
 from align.web import connections
 from align.web.connections import Bounds
 from align.web.guard import Guard
@@ -55,7 +55,7 @@ class ColourEmbedder(ColourEncoder):
 def served(root: Path, digest: str = "1" * 64, version: int | None = 1, **tags: str) -> Served:
     """A pair over what `colour_index.build` wrote."""
     release = Release(digest, "align", version, "run-1", tags)
-    return Served(release, ColourEmbedder(), open_index(root / "index", "mine"))  # type: ignore[arg-type]
+    return Served(release, ColourEmbedder(), ImageIndex.load(root / "index", VectorIndex.load))  # type: ignore[arg-type]
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 #: The model reads the first max_tokens of a text only.
-Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Text = Annotated[str, Field(max_length=1000)]
 Key = Annotated[str, Field(min_length=1, max_length=500)]
 Conditions = Annotated[list[Annotated[str, Field(min_length=1, max_length=1200)]], FailFast(), Field(max_length=16)]
 #: Results that paging can reach.
@@ -30,10 +30,12 @@ class Request(BaseModel):
         return given
 
 
-class Asked(Request):
-    """What a query has besides its text or picture.
+class SearchQuery(Request):
+    """A search: exactly one of text, key, and a picture that comes beside it.
 
     Attributes:
+        text: what the pictures should show.
+        key: of an indexed picture: pictures like it.
         plus: words to add to a picture.
         minus: words to take away from a picture.
         weight: of these words; the picture's is 1.
@@ -44,6 +46,8 @@ class Asked(Request):
         limit: highest number of results.
     """
 
+    text: Text | None = None
+    key: Key | None = None
     plus: Text | None = None
     minus: Text | None = None
     weight: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
@@ -53,17 +57,17 @@ class Asked(Request):
     offset: Annotated[int, Field(ge=0, le=MAX_RESULTS)] = 0
     limit: Annotated[int, Field(ge=1, le=100)] = 24
 
+    @property
+    def texts(self) -> list[str]:
+        """What is to be embedded, in the order in which `queries.answer` takes it."""
+        return [text for text in (self.text, self.plus, self.minus) if text is not None]
 
-class SearchQuery(Asked):
-    """A search without a picture of one's own: exactly one of text and key.
-
-    Attributes:
-        text: what the pictures should show.
-        key: of an indexed picture: pictures like it.
-    """
-
-    text: Text | None = None
-    key: Key | None = None
+    def describe(self) -> str:
+        """The query in words."""
+        if self.text is not None:
+            return self.text
+        words = f"picture {self.key}" if self.key else "the picture"
+        return words + (f" + “{self.plus}”" if self.plus else "") + (f" - “{self.minus}”" if self.minus else "")
 
 
 class ServedVersion(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -12,13 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from align.errors import AlignError, DataError
 from align.formats.image_index import IndexedImage
 from align.search.service.answers import (
-    Asked,
+    MAX_RESULTS,
     EmbedAnswer,
     EmbedRequest,
     Health,
@@ -29,15 +29,16 @@ from align.search.service.answers import (
     StartAnswer,
 )
 from align.search.service.batching import Work
-from align.search.service.queries import answer, checked, require_text, start, version
+from align.search.service.queries import answer, first_wrong, parsed, require_one_question, require_text, start, version
 from align.search.service.served import Served
 from align.search.service.service import SearchService
 
 
-def parameters_of(kind: type[BaseModel]) -> list[dict[str, Any]]:
-    """The fields of a model as parameters of an address, as OpenAPI writes them."""
-    fields = kind.model_json_schema()["properties"]
-    return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in fields.items()]
+def parameters_of(*left_out: str) -> list[dict[str, Any]]:
+    """The fields of a query as parameters of an address, as OpenAPI writes them, without some."""
+    fields = SearchQuery.model_json_schema()["properties"].items()
+    named = [(name, schema) for name, schema in fields if name not in left_out]
+    return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in named]
 
 
 #: Everything that the page needs comes from this server; it runs and is styled by its two files alone.
@@ -46,7 +47,6 @@ POLICY = (
     b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 _NO_TELEMETRY: Any = {"auto_configure": False, "tracing": False, "metrics": False, "logs": False}
-A = TypeVar("A", bound=Asked)
 _COST_OF_TEXT = 0.1  # a request's cost for embedding one
 _PAGE = Path(__file__).parent / "page"
 _TYPES = {
@@ -88,18 +88,16 @@ def make_app(service: SearchService) -> FastAPI:
 
 
 def _searches(app: FastAPI, service: SearchService) -> None:
-    parameters = {"parameters": parameters_of(SearchQuery)}
-
     @app.get(
         "/search",
         response_model=SearchAnswer,
         responses=_REFUSALS,
         summary="By text or key",
-        openapi_extra=parameters,
+        openapi_extra={"parameters": parameters_of()},
     )
     async def search(request: Request) -> Response:
         """Pictures for a text, or like an indexed picture, with words added or taken away."""
-        return await _search(service, request, _asked(SearchQuery, request))
+        return await _search(service, request, _asked(request))
 
     @app.post("/search", response_model=SearchAnswer, responses=_REFUSALS, summary="By text or key")
     async def search_json(request: Request, asked: SearchQuery) -> Response:
@@ -111,11 +109,11 @@ def _searches(app: FastAPI, service: SearchService) -> None:
         response_model=SearchAnswer,
         responses=_REFUSALS,
         summary="By a picture",
-        openapi_extra=_UPLOAD | {"parameters": parameters_of(Asked)},
+        openapi_extra=_UPLOAD | {"parameters": parameters_of("text", "key")},
     )
     async def search_upload(request: Request) -> Response:
         """Pictures like one's own, whose file is the body, with words added or taken away."""
-        return await _search(service, request, _asked(Asked, request), await request.body())
+        return await _search(service, request, _asked(request), await request.body())
 
     @app.get("/start", response_model=StartAnswer, responses=_REFUSALS, summary="Some pictures")
     async def begin(request: Request) -> Response:
@@ -153,22 +151,24 @@ def _searches(app: FastAPI, service: SearchService) -> None:
         return _json(await service.batcher.do(Work(served, texts, crops, finish, _client(request))))
 
 
-def _asked(kind: type[A], request: Request) -> A:
+def _asked(request: Request) -> SearchQuery:
     """The parameters of an address, as FastAPI reads them, but without the quarter of a query's time that it takes."""
     given = request.query_params
-    try:
-        return kind.model_validate({**given, "where": given.getlist("where")})
-    except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False)) from None
+    return parsed({**given, "where": given.getlist("where")})
 
 
-async def _search(service: SearchService, request: Request, asked: Asked, image: bytes | None = None) -> Response:
-    query = checked(asked, service.text_weight, has_image=image is not None)
+async def _search(service: SearchService, request: Request, query: SearchQuery, image: bytes | None = None) -> Response:
+    require_one_question(query, has_image=image is not None)
+    if (end := query.offset + query.limit) > MAX_RESULTS:
+        raise DataError(f"offset + limit: {end:,}; results end at {MAX_RESULTS:,}")
     served, client = service.served(), _client(request)
-    allowed = await service.allowed(client, served, asked)
+    allowed = await service.allowed(client, served, query)
     crops = [] if image is None else [await service.decoded(client, image, served)]
-    work = Work(served, query.texts, crops, lambda *rows: answer(query, served, allowed, *rows), client)
-    return _json(await service.batcher.do(work))
+
+    def finish(*rows: NDArray[np.float32]) -> SearchAnswer:
+        return answer(query, served, allowed, service.text_weight, *rows)
+
+    return _json(await service.batcher.do(Work(served, query.texts, crops, finish, client)))
 
 
 def _client(request: Request) -> str:
@@ -247,10 +247,7 @@ def _refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("query", "body", "path"))
-        what = str(first["msg"]).removeprefix("Value error, ")
-        return refusal(400, f"{where}: {what}" if where else what)
+        return refusal(400, first_wrong(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:

@@ -1,19 +1,20 @@
-"""The parts of a request: what to embed, the vector that this makes, which pictures count, which page of them."""
+"""A search of `align serve` and of `align search`: what may be asked, its vector, a page of answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from align.errors import DataError
 from align.formats.image_index import Hit
 from align.search.queries import compose
 from align.search.service.answers import (
     MAX_RESULTS,
-    Asked,
     SearchAnswer,
     SearchHit,
     SearchQuery,
@@ -28,58 +29,35 @@ Allowed = NDArray[np.bool_] | None
 _NUM_FIRST, _LONGEST_EXAMPLE = 12, 60
 
 
-@dataclass(frozen=True)
-class Query:
-    """One search.
-
-    Attributes:
-        asked: the request, checked by `checked`.
-        text: what the pictures should show, or None.
-        key: of an indexed picture, or None.
-        weight: of the words added or taken away.
-    """
-
-    asked: Asked
-    text: str | None
-    key: str | None
-    weight: float
-
-    @property
-    def texts(self) -> list[str]:
-        """What is to be embedded, in the order in which `answer` takes it."""
-        return [text for text in (self.text, self.asked.plus, self.asked.minus) if text is not None]
-
-    def describe(self) -> str:
-        """The query in words."""
-        if self.text is not None:
-            return self.text
-        words = f"picture {self.key}" if self.key else "the picture"
-        plus, minus = self.asked.plus, self.asked.minus
-        return words + (f" + “{plus}”" if plus else "") + (f" - “{minus}”" if minus else "")
+def parsed(values: Mapping[str, Any]) -> SearchQuery:
+    """A query by its fields, as an address or a command line has them. Raises DataError if one is wrong."""
+    try:
+        return SearchQuery.model_validate(values)
+    except ValidationError as error:
+        raise DataError(first_wrong(error.errors(include_url=False))) from None
 
 
-def checked(asked: Asked, text_weight: float, *, has_image: bool) -> Query:
-    """A request as a query.
+def first_wrong(errors: Sequence[Any]) -> str:
+    """The first of pydantic's errors in one line."""
+    where = ".".join(str(part) for part in errors[0]["loc"] if part not in ("query", "body", "path"))
+    what = str(errors[0]["msg"]).removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
+
+
+def require_one_question(query: SearchQuery, *, has_image: bool) -> None:
+    """Raises DataError if a query asks for nothing, for two things, or for an empty text.
 
     Args:
-        asked: the request; a `SearchQuery` has text and key.
-        text_weight: `search.text_weight`.
+        query: it.
         has_image: whether a picture came with it.
-
-    Raises:
-        DataError: it asks for nothing, for two things, or for more than the limits allow.
     """
-    text, key = (asked.text, asked.key) if isinstance(asked, SearchQuery) else (None, None)
-    if (text is not None) + (key is not None) + has_image != 1:
+    if (query.text is not None) + (query.key is not None) + has_image != 1:
         raise DataError("give one of text, key and image")
-    if text is not None and (asked.plus or asked.minus):
+    if query.text is not None and (query.plus or query.minus):
         raise DataError("plus and minus change a picture: give key or image with them")
-    for name, value in (("text", text), ("plus", asked.plus), ("minus", asked.minus), ("words", asked.words)):
-        if value is not None:
+    for name in ("text", "plus", "minus", "words"):
+        if (value := getattr(query, name)) is not None:
             require_text(value, name)
-    if (end := asked.offset + asked.limit) > MAX_RESULTS:
-        raise DataError(f"offset + limit: {end:,}; results end at {MAX_RESULTS:,}")
-    return Query(asked, text, key, asked.weight or text_weight)
 
 
 def require_text(text: str, name: str) -> None:
@@ -92,21 +70,24 @@ def require_text(text: str, name: str) -> None:
         raise DataError(f"{name}: the text is not Unicode") from None
 
 
-def answer(query: Query, served: Served, allowed: Allowed, texts: Rows, image: Rows) -> SearchAnswer:
-    """Looks for the nearest pictures.
+def answer(
+    query: SearchQuery, served: Served, allowed: Allowed, text_weight: float, texts: Rows, image: Rows
+) -> SearchAnswer:
+    """Looks for the nearest pictures. An indexed picture is no answer to itself.
 
     Args:
         query: what is asked.
         served: the release.
         allowed: which pictures may be found, see `ImageIndex.allowed`.
+        text_weight: of words added or taken away, if the query names none.
         texts: (number of `query.texts`, width), L2-normalised.
         image: (0 or 1, width): the picture that came with the request.
 
     Raises:
         DataError: no picture has the key, or picture and words cancel each other out.
     """
-    begin, end = query.asked.offset, query.asked.offset + query.asked.limit
-    vector = _vector(query, served, texts, image)
+    begin, end = query.offset, query.offset + query.limit
+    vector = _vector(query, served, query.weight or text_weight, texts, image)
     exclude = [query.key] if query.key is not None else []
     hits = served.index.search(vector, end + 1, exclude=exclude, allowed=allowed)
     shown = [_shown(served, hit, begin + rank) for rank, hit in enumerate(hits[begin:end], 1)]
@@ -153,16 +134,16 @@ def picture_address(served: Served, key: str) -> str:
     return f"/image/{quote(key, safe='')}?of={served.release.digest[:12]}"
 
 
-def _vector(query: Query, served: Served, texts: Rows, image: Rows) -> Rows:
+def _vector(query: SearchQuery, served: Served, weight: float, texts: Rows, image: Rows) -> Rows:
     if query.text is not None:
         first: Rows = texts[0]
         return first
     start: Rows = served.index.vector(query.key) if query.key is not None else image[0]
     words = iter(texts)
-    plus = next(words) if query.asked.plus is not None else None
-    minus = next(words) if query.asked.minus is not None else None
+    plus = next(words) if query.plus is not None else None
+    minus = next(words) if query.minus is not None else None
     try:
-        return compose(start, plus=plus, minus=minus, text_weight=query.weight)
+        return compose(start, plus=plus, minus=minus, text_weight=weight)
     except ValueError as error:
         raise DataError(str(error)) from None
 

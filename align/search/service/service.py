@@ -20,7 +20,7 @@ from align.durable.cores import cores
 from align.errors import DataError
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.pairs.picture_process import end_idle
-from align.search.service.answers import Asked, FoundPair, Health, ItemAnswer, PairShown
+from align.search.service.answers import FoundPair, Health, ItemAnswer, PairShown, SearchQuery
 from align.search.service.batching import MAX_WAITING, Batcher
 from align.search.service.champion import Champion
 from align.search.service.limits import Buckets, RequestMetrics
@@ -104,15 +104,15 @@ class SearchService(Collector):
         """Reads from the index or the disk, in a thread. Raises BusyError."""
         return await self._reading.do(client, read)
 
-    async def allowed(self, client: str, served: Served, asked: Asked) -> NDArray[np.bool_] | None:
+    async def allowed(self, client: str, served: Served, query: SearchQuery) -> NDArray[np.bool_] | None:
         """The images that pass the request's filter, see `ImageIndex.allowed`. Raises DataError as it does."""
-        words = list(dict.fromkeys((asked.words or "").split()))
+        words = list(dict.fromkeys((query.words or "").split()))
         if len(words) > _MAX_WORDS:
             raise DataError(f"words: {len(words):,} different ones; at most {_MAX_WORDS} are looked for")
-        splits = [asked.split] if asked.split is not None else []
-        if not words and not splits and not asked.where:
+        splits = [query.split] if query.split is not None else []
+        if not words and not splits and not query.where:
             return None
-        return await self.apart(client, lambda: served.index.allowed(splits, words, asked.where))
+        return await self.apart(client, lambda: served.index.allowed(splits, words, query.where))
 
     def about(self, served: Served, item: IndexedImage) -> ItemAnswer:
         """What is known of an indexed picture. Raises CorruptError if the index is damaged."""

@@ -14,7 +14,6 @@ from align.config.search import IndexConfig
 from align.errors import DataError
 from align.formats.image_index import ImageIndex
 from align.search.catalogue import index_catalogue
-from align.search.search import Query, search
 from align.services.vector_index import VectorIndex
 from tests.support.colours import ColourEncoder, square
 from tests.support.params import load_params
@@ -66,9 +65,7 @@ def opened(out: Path) -> ImageIndex:
 
 
 def found(index: ImageIndex, text: str, *where: str) -> list[str]:
-    hits = search(
-        Query(text=text), index=index, encoder=ColourEncoder(), text_weight=2.0, num_results=9, where=list(where)
-    )
+    hits = index.search(ColourEncoder().embed_texts([text])[0], 9, allowed=index.allowed(where=where))
     return [hit.item.key for hit in hits]
 
 

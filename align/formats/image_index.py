@@ -76,8 +76,8 @@ class Hit:
     score: float
 
 
-#: `key` and `image_id` of pairs, some at a time, and their number -> `page_urls` and `urls`, in the same order.
-FindAddresses = Callable[[Iterable[pa.Table], int], Iterable[pa.Table]]
+#: `key` and `image_id` of pairs, some at a time -> `page_urls` and `urls`, in the same order.
+FindAddresses = Callable[[Iterable[pa.Table]], Iterable[pa.Table]]
 
 
 def write_index(
@@ -108,7 +108,7 @@ def write_index(
         vectors = build(directory / VECTORS, images)
     if len(vectors) != images.num_images:
         raise CorruptError(f"{directory}: {len(vectors)} vectors for {images.num_images} images")
-    write_found(directory, find_addresses(pairs(directory), images.num_pairs))
+    write_found(directory, find_addresses(pairs(directory)))
     files = [path for path in sorted(directory.iterdir()) if not path.name.startswith(".") and path.name != _HEADER]
     header = IndexHeader(
         model_digest=model_digest,

@@ -183,7 +183,7 @@ class ImagesWriter:
         thumbnails: whether the images have any.
 
     Attributes:
-        num_images, num_pairs: that were added.
+        num_images: that were added.
     """
 
     def __init__(self, directory: Path, *, thumbnails: bool) -> None:
@@ -192,7 +192,7 @@ class ImagesWriter:
         self._directory = directory
         self._rows: list[dict[str, Any]] = []
         self._num_bytes = 0
-        self.num_images = self.num_pairs = 0
+        self.num_images = 0
 
     def __enter__(self) -> ImagesWriter:
         return self
@@ -211,7 +211,6 @@ class ImagesWriter:
         row = {name: getattr(item, name) for name in _FIELDS}
         self._rows.append(row | {"thumbnail_offset_bytes": self._num_bytes, "thumbnail_size_bytes": len(thumbnail)})
         self._num_bytes += len(thumbnail)
-        self.num_pairs += len(item.keys)
         self.num_images += 1
         if self._thumbnails is not None:
             self._thumbnails.write(thumbnail)

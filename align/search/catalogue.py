@@ -198,7 +198,7 @@ def index_catalogue(
     return len(lacking)
 
 
-def _no_addresses(pairs: Iterable[pa.Table], num_pairs: int) -> Iterator[pa.Table]:
+def _no_addresses(pairs: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """An index is given away, and a path says where somebody keeps their pictures."""
     for some in pairs:
         yield pa.table({name: pa.array([""] * len(some)) for name in ("page_urls", "urls")})

@@ -58,10 +58,6 @@ from align.services.store_work import open_work
 from align.services.vector_index import VectorIndex
 from align.statistics.chance import chance
 
-#: Of what finds addresses, in the work folder.
-_SCRATCH = ".addresses"
-
-
 #: What a labelled query returned: an entry of the report, and the queries to show (none if nothing was asked).
 Outcome = tuple[dict[str, Any], list[AnsweredQuery]]
 
@@ -250,8 +246,8 @@ def index(
             vectors = track(add_images(work, manifest, images), what="index: joined", total=len(manifest.tasks))
             return VectorIndex.build(vectors, path, num_vectors=num_images, exact_below=config.exact_below)
 
-        def find(pairs: Iterable[pa.Table], num_pairs: int) -> Iterator[pa.Table]:
-            return find_addresses(data.raw, pairs, num_pairs, folder / _SCRATCH)
+        def find(pairs: Iterable[pa.Table]) -> Iterator[pa.Table]:
+            return find_addresses(data.raw, pairs, folder / ".addresses", engine)
 
         write_index(
             folder, build, find, model_digest=model.digest, shards_digest=manifest.digest,
@@ -264,7 +260,7 @@ def index(
             return item.image(local_tar(data.shards, tars[item.shard], fetch))
 
         report = _ask(labelled, LabelledSearch(images, model.encoder, picture, text_weight), reports)
-        for name in (*PIECES, _SCRATCH):
+        for name in PIECES:
             shutil.rmtree(folder / name, ignore_errors=True)
     return report
 

@@ -36,10 +36,8 @@ def write(folder: Path, *, thumbnail_px: int = 160, exact_below: int = 100) -> P
             images.add(item, f"jpeg of {item.key}".encode() if thumbnail_px else b"")
         return VectorIndex.build([VECTORS], path, num_vectors=8, exact_below=exact_below)
 
-    def find(pairs: Iterable[pa.Table], num_pairs: int) -> Iterator[pa.Table]:
-        rows = [pair for table in pairs for pair in table.to_pylist()]
-        assert len(rows) == num_pairs
-        for pair in rows:
+    def find(pairs: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for pair in [pair for table in pairs for pair in table.to_pylist()]:
             page = f"https://{pair['key']}.example/{pair['image_id']}"
             yield pa.table({"page_urls": [page], "urls": ["https://p.example/"]})
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from align.config.infrastructure import EngineConfig
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.image_index import ImageIndex
 from align.formats.pair_addresses import PairAddress
-from align.search import addresses
 from align.search.addresses import find_addresses
 from align.search.embed_shards import thumbnail
 from align.search.index import IndexReport, read_rules
@@ -23,6 +23,7 @@ from align.services.vector_index import VectorIndex
 from tests.support import colour_index
 from tests.support.colour_index import PAGE, RULES, write_raw, write_report
 from tests.support.colours import ColourEncoder, square
+from tests.support.params import load_params
 
 QUERIES: dict[str, Any] = {
     "schema_version": 1,
@@ -189,19 +190,13 @@ def pairs(*keys: str) -> pa.Table:
 
 
 def found(raw: Path, *keys: str) -> list[tuple[str, str]]:
-    tables = find_addresses(raw, (pairs(key) for key in keys), len(keys), raw / "scratch")
+    tables = find_addresses(raw, (pairs(key) for key in keys), raw / "scratch", load_params().section(EngineConfig))
     rows = [row for table in tables for row in table.to_pylist()]
-    assert [path for path in (raw / "scratch").rglob("*") if path.is_file()] == []
+    assert not (raw / "scratch").exists()
     return [(row["page_urls"], row["urls"]) for row in rows]
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 1 << 18])
-@pytest.mark.parametrize("pairs_of_part", [1, 2, 1 << 18])
-def test_they_follow_the_order_of_the_pairs_over_all_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int, pairs_of_part: int
-) -> None:
-    monkeypatch.setattr(addresses, "_ROWS_AT_ONCE", rows_at_once)
-    monkeypatch.setattr(addresses, "_PAIRS_OF_PART", pairs_of_part)
+def test_they_follow_the_order_of_the_pairs_over_all_tables(tmp_path: Path) -> None:
     write_raw(tmp_path, [row("a"), row("b"), row("dropped", sha256=None, status="failed_to_download")], "00000")
     write_raw(tmp_path, [], "00001")
     write_raw(tmp_path, [row("f", page_url=None), row("g", url="HTTP://b.example/d.png"), row("h")], "00002")

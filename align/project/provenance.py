@@ -51,7 +51,6 @@ NEUTRAL = frozenset({
     "align.services.dvc.outs",  # whether a command may write
     "align.services.dvc.commands",  # what DVC is told
     "align.services.tracking.address",  # what MLflow is told
-    "align.services.signing",  # a signature beside the model
     "align.services.tracking.tracker",  # and what it has: registry, tracked_run
     "align.services.tracking.live_log",
     "align.services.job",  # which machines train

@@ -22,10 +22,8 @@ from align.formats.model_folder import Imported, read_config, read_weights, writ
 from align.model.embedder import Embedder
 from align.release.packaging.package import package
 from align.release.packaging.packaged_model import REQUIREMENTS, TOWERS
-from align.services.signing import require_signed
 from tests.support import ROOT, answers, small_data, small_model, wait_until
 from tests.support.mlflow_server import free_port
-from tests.support.signing_keys import write_keys
 
 LOAD = """
 import base64, json, sys, warnings
@@ -100,19 +98,6 @@ def test_equal_inputs_give_equal_bytes_with_no_path_of_this_machine(folder: Path
     assert json.loads((folder / "packaged" / "evaluation.json").read_text()) == {
         "concepts/image_to_text/recall@10": 0.5
     }
-
-
-def test_a_signed_model_is_the_same_and_its_signature_is_in_the_report(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    private, public = write_keys(tmp_path)
-    monkeypatch.setenv("ALIGN_SIGNING_KEY", str(private))
-    monkeypatch.setenv("ALIGN_TRUSTED_KEY", str(public))
-    assert pack(folder, "signed") == sha256_folder(folder / "packaged")
-    assert {path.name for path in (folder / "reports").iterdir()} == {
-        ".align.json", "metrics.json", "model.sig", "report.json",
-    }  # fmt: skip
-    require_signed(folder / "signed", folder / "reports/model.sig")
 
 
 def test_its_report_is_replaced_whole(folder: Path) -> None:

@@ -152,6 +152,10 @@ class MemoryTracker(Tracker):
     def log_folder(self, run_id: str, folder: Path, name: str) -> None:
         shutil.copytree(folder, self.root / run_id / name, dirs_exist_ok=True)
 
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        (self.root / run_id / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.root / run_id / path).write_text(text)
+
     def artifact(self, run_id: str, path: str, folder: Path) -> Path | None:
         file = self.root / run_id / path
         return Path(shutil.copy(file, folder)) if file.is_file() else None

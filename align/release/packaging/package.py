@@ -2,8 +2,7 @@
 
 `mlflow.pyfunc.load_model` reads the folder anywhere, with or without `align` installed. Equal inputs give equal bytes,
 so the digest names the model: `align register` makes a new version only for a new digest. The metrics are in
-`evaluation.json`. `packaged_model` documents the model's input and output. With a key, the folder's signature is
-in the stage's report (`align.services.signing`).
+`evaluation.json`. `packaged_model` documents the model's input and output.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from align.formats.model_folder import Imported, read_config
 from align.model.embedder import Embedder
 from align.project.provenance import closure
 from align.release.packaging import packaged_model
-from align.services.signing import SIGNATURE, sign
 
 #: The module that loading a model imports; its import closure is copied into the folder.
 _ENTRY = "align.model.embedder"
@@ -57,7 +55,6 @@ def package(*, model: Path, evaluation: Path, out: Path, reports: Path) -> Packa
 
     Raises:
         DataError: an input is missing, model and tokenizer do not belong together, or embeddings are not finite.
-        ConfigError: the environment names a key that cannot sign.
     """
     metrics = evaluation / "metrics.json"
     if not metrics.is_file():
@@ -88,7 +85,6 @@ def package(*, model: Path, evaluation: Path, out: Path, reports: Path) -> Packa
     )
     with replace_directory(reports, "package") as part:
         write_report(report, part)
-        sign(out, part / SIGNATURE)
     return report
 
 

@@ -31,7 +31,7 @@ from align.release.promotion.decision import PromotionDecision, table_lines
 from align.release.promotion.evidence import PAGES
 from align.release.promotion.judge import DECIDED, judge, number_of, version_asked
 from align.release.promotion.page import write_page
-from align.services.signing import require_signed_version
+from align.services.signing import require_signed
 from align.services.tracking.address import require_store, who_acts
 from align.services.tracking.registry import CANDIDATE, CHAMPION, ROLLED_BACK, Version
 from align.services.tracking.tracker import Tracker
@@ -138,7 +138,7 @@ def promote(
     while True:
         asked, champion = version_asked(model, tracker, number), tracker.registry.version_at(model, CHAMPION)
         _require_champion(expect_champion, asked, champion)
-        require_signed_version(tracker.registry, asked)
+        require_signed(tracker.registry, asked)
         judged = judge(params, tracker, asked, champion)
         with locked(LOCK, "align promote", say):
             champion = tracker.registry.version_at(model, CHAMPION)

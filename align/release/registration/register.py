@@ -40,7 +40,7 @@ from align.release.registration.model_card import CARD, Champion, ModelCard
 from align.release.registration.results import PipelineOutputs, Results, own, read_results
 from align.release.registration.shown import all_metrics, headline, log_report, tables
 from align.services.git import LOCK_FILE, commit_files, git, git_if_any
-from align.services.signing import SIGNATURE, log_signature, require_signed
+from align.services.signing import sign
 from align.services.tracking.address import current_flow_run_id, current_run_id
 from align.services.tracking.registry import (
     CANDIDATE,
@@ -230,12 +230,12 @@ def register(
     Raises:
         DataError: something to register is missing, or the verdict is on other data.
         GateError: the quality gate refused the data.
-        CorruptError: the packaged model is not the one that its report names, or not signed as it has to be.
+        CorruptError: the packaged model is not the one that its report names.
+        ConfigError: the environment names a key that cannot sign.
         ServiceError: MLflow is unavailable or refuses.
     """
     outputs = own(outputs)
     results = read_results(outputs, values)
-    require_signed(outputs.packaged, _signature(outputs))
     tracker = tracker or Tracker()
     earlier = next(iter(tracker.find_runs(config.experiment, _RUN_DIGEST, results.digest)), None)
     reused = earlier if run_id is None else None
@@ -256,7 +256,7 @@ def register(
         version, created = _version(tracker, run, config.model_name, outputs, results, origin)
         if outputs.index is not None and outputs.finetuned is not None:
             log_index(tracker, version, outputs.index, outputs.finetuned, outputs.packaged)
-        log_signature(tracker, version, _signature(outputs))
+        sign(tracker, version, outputs.packaged)
         tracker.registry.set_alias(version, CANDIDATE)
         tracker.set_tags(run, {_RUN_DIGEST: results.digest, "align.model_version": str(version.number)})
     except BaseException:
@@ -266,11 +266,6 @@ def register(
     if ends_here:
         tracker.end_run(run)
     return Registration(version=version, created=created, run_id=run, mlflow=tracker.uri)
-
-
-def _signature(outputs: PipelineOutputs) -> Path:
-    """The signature of the packaged model; there may be none."""
-    return outputs.reports / "package" / SIGNATURE
 
 
 def _tags(results: Results, origin: Origin, earlier: str | None) -> dict[str, str]:

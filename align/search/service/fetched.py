@@ -18,7 +18,7 @@ from align.durable.locks import locked
 from align.errors import CorruptError, DataError
 from align.formats.ready import INDEX, MANIFEST, MODEL, require_whole
 from align.search.service.served import Folders, Release
-from align.services.signing import require_signed_version
+from align.services.signing import require_signed
 from align.services.tracking.registry import (
     CHAMPION,
     INDEX_ARTIFACT,
@@ -90,7 +90,7 @@ class RegisteredChampion:
             if not _is_whole(folder, release):
                 self._fetch(folder, release, index_digest)
             self._tidy(folder)
-        require_signed_version(self._tracker.registry, _version_of(release), folder / "model")
+        require_signed(self._tracker.registry, _version_of(release), folder / "model")
         [model] = [path for path in (folder / "model/artifacts").iterdir() if path.is_dir()]
         return Folders(model, folder / "index" if index_digest else self._own.index, vouched=bool(index_digest))
 

@@ -4,8 +4,10 @@ import base64
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
@@ -19,7 +21,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from align.errors import ConfigError, CorruptError
-from align.services.signing import SIGN_WITH, TRUST, require_signed, sign
+from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, require_signed, sign
+from align.services.tracking.registry import Version
+from tests.support.memory_mlflow import MemoryTracker
 from tests.support.signing_keys import write_keys
 
 
@@ -33,18 +37,29 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file = tmp_path / "packaged" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(name)
-    assert sign(tmp_path / "packaged", tmp_path / "model.sig")
+    sign_again(tmp_path)
     return tmp_path
 
 
-def require(folder: Path) -> None:
-    require_signed(folder / "packaged", folder / "model.sig", "align version 3")
+def sign_again(folder: Path, model: str = "packaged") -> None:
+    """Signs a folder as version 3 of a model, and has its signature in `model.sig`."""
+    tracker = MemoryTracker(folder / "mlflow")
+    for _ in range(3):
+        version = tracker.registry.create_version("align", tracker.start_run("align", "run"), "model", {})
+    sign(tracker, version, folder / model)
+    (folder / "mlflow" / version.run_id / "signature/model.sig").rename(folder / "model.sig")
+
+
+def require(folder: Path, model: str = "packaged", tags: Mapping[str, str] = {SIGNATURE_DIGEST: "any"}) -> None:
+    """Requires that a folder is the signed model of version 3."""
+    registry: Any = SimpleNamespace(download=lambda version, artifact, scratch: folder)
+    require_signed(registry, Version("align", 3, "run", tags), folder / model)
 
 
 def test_what_was_signed_is_taken_under_any_name(folder: Path) -> None:
     require(folder)
     (folder / "packaged").rename(folder / "model")
-    require_signed(folder / "model", folder / "model.sig")
+    require(folder, "model")
 
 
 @pytest.mark.costs(4, "the library's own command starts twice")
@@ -87,13 +102,13 @@ def _write(name: str, text: str) -> Callable[[Path], None]:
 def _by_another_key(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SIGN_WITH, str(write_keys(folder, "foreign")[0]))
-        assert sign(folder / "packaged", folder / "model.sig")
+        sign_again(folder)
 
 
 def _of_another_model(folder: Path) -> None:
     (folder / "other").mkdir()
     (folder / "other/MLmodel").write_text("MLmodel")
-    assert sign(folder / "other", folder / "model.sig")
+    sign_again(folder, "other")
 
 
 ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -107,7 +122,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link to the same bytes": (_link, "symlink"),
     "another key": (_by_another_key, "[Kk]ey"),
     "another model": (_of_another_model, "safetensors"),
-    "no signature": (lambda folder: (folder / "model.sig").unlink(), "there is no signature"),
+    "no file of it": (lambda folder: (folder / "model.sig").unlink(), "does not hold"),
     "an empty one": (_write("model.sig", ""), ""),
     "no JSON": (_write("model.sig", "\0" * 100), ""),
     "other JSON": (_write("model.sig", "[]"), ""),
@@ -129,11 +144,15 @@ def test_all_else_is_refused_in_one_line(folder: Path, name: str) -> None:
 
 
 def test_without_keys_nothing_is_signed_and_nothing_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        CorruptError, match=r"^align version 3: there is no signature, and ALIGN_TRUSTED_KEY asks for one"
+    ):
+        require(folder, tags={})
     monkeypatch.delenv(SIGN_WITH)
     monkeypatch.setenv(TRUST, "")
-    (folder / "model.sig").unlink()
-    assert not sign(folder / "packaged", folder / "model.sig") and not (folder / "model.sig").exists()
-    require(folder)
+    tracker: Any = None
+    sign(tracker, Version("align", 3, "run", {}), folder / "packaged")
+    require(folder, tags={})
 
 
 def _keys(folder: Path) -> dict[str, bytes]:
@@ -163,13 +182,12 @@ def test_a_key_of_another_kind_is_named_and_not_shown(
             (folder / name).write_bytes(key)
         monkeypatch.setenv(variable, str(folder / name))
         with pytest.raises(ConfigError) as error:
-            sign(folder / "packaged", folder / "new.sig") if variable == SIGN_WITH else require(folder)
+            sign_again(folder) if variable == SIGN_WITH else require(folder)
         kind = "private" if variable == SIGN_WITH else "public"
         why = (
             "No such file or directory" if name == "absent" else f"no {kind} key of curve P-256, P-384 or P-521 in PEM"
         )
         assert str(error.value) == f"{variable}={folder / name}: {why}"
-    assert not (folder / "new.sig").exists()
 
 
 def test_where_the_library_is_missing_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

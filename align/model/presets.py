@@ -52,7 +52,7 @@ def image_shape(config: ModelConfig) -> ImageTowerShape:
     """The coefficients of the image tower, which the config names or gives. Raises DataError: it is of timm."""
     tower = config.image_tower
     if isinstance(tower, str) and tower.startswith(TIMM):
-        raise DataError(f"image tower {tower} is not ALIGN's: this format cannot hold it; use onnx or torch")
+        raise DataError(f"image tower {tower} is not ALIGN's: this format cannot hold it; use onnx")
     return IMAGE_TOWERS[tower] if isinstance(tower, str) else tower  # type: ignore[index]  # a name of ours
 
 
@@ -73,7 +73,7 @@ def text_shape(config: ModelConfig) -> TextTowerShape:
     tower = config.text_tower
     if not isinstance(tower, str | TextTowerShape):
         kind = tower.config["model_type"]
-        raise DataError(f"text tower {kind} is not ALIGN's BERT: this format cannot hold it; use onnx or torch")
+        raise DataError(f"text tower {kind} is not ALIGN's BERT: this format cannot hold it; use onnx")
     return TEXT_TOWERS[tower] if isinstance(tower, str) else tower
 
 

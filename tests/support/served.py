@@ -109,6 +109,7 @@ def service(
     made = SearchService(
         limits(**values), text_weight=2.0, champion=champion, pictures=Pictures(root / "shards", store), pair_of=pair_of
     )
+    made._decoders._timeout_s = 200.0  # a busy machine takes its time
     try:
         yield made
     finally:

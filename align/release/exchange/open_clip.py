@@ -105,7 +105,7 @@ def _trunk(config: ModelConfig) -> Any:
         width, wrong = trunk.num_features, first_line(error)
     if wrong or width != trunk.num_features:
         wrong = wrong or f"it expects {trunk.num_features} features, not {width}"
-        raise DataError(f"--format open_clip: no {name} of {config.image_px} px there: {wrong}; use onnx or torch")
+        raise DataError(f"--format open_clip: no {name} of {config.image_px} px there: {wrong}; use onnx")
     return trunk
 
 
@@ -133,7 +133,7 @@ def _timm_tower(config: ModelConfig) -> ModelConfig:
     for name, tower in IMAGE_TOWERS.items():
         if tower.width_coefficient >= own.width_coefficient and tower.depth_coefficient >= own.depth_coefficient:
             return config.model_copy(update={"image_tower": name})
-    raise DataError(f"--format open_clip: timm has no EfficientNet as wide and as deep as {own}; use onnx or torch")
+    raise DataError(f"--format open_clip: timm has no EfficientNet as wide and as deep as {own}; use onnx")
 
 
 def _bert(config: ModelConfig, vocab_size: int) -> dict[str, Any]:

@@ -135,10 +135,7 @@ class Limits:
 
         Raises Refused if the client has asked too often, or says that its body is too large.
         """
-        cost, client = _COSTS.get(endpoint), scope.get("client")
         takes_picture = scope["method"] == "POST" and scope["path"] in _PICTURES
-        if cost is not None and client is not None:
-            self._buckets.take(client[0], cost + (_COST_OF_PICTURE if takes_picture else 0.0))
         most = self._config.max_body_bytes if takes_picture else MAX_TEXT_BYTES
         length = 0
         for name, value in scope["headers"]:
@@ -146,10 +143,12 @@ class Limits:
                 length = int(value)
             elif name.lower() == b"transfer-encoding":  # without a length, it counts as the longest
                 length = most
+        cost = _COSTS.get(endpoint, 0.0) + (_COST_OF_PICTURE if takes_picture else 0.0)
+        cost += min(length, most) / _BYTES_PER_TOKEN
+        if cost and (client := scope.get("client")) is not None:
+            self._buckets.take(client[0], cost)
         if length > most:
             raise _too_large(most)
-        if client is not None:
-            self._buckets.take(client[0], length / _BYTES_PER_TOKEN)
         return most
 
 

@@ -76,9 +76,10 @@ def require_signed(registry: Registry, version: Version, model: Path | None = No
 def _with_key(variable: str) -> Any:
     """The library's settings to sign, or to check, with the key that a variable names."""
     try:
-        import model_signing as library
+        import model_signing
     except ImportError as error:
         raise ConfigError(f"{SIGN_WITH} and {TRUST} need {error.name}: pip install 'align-mlops[signing]'") from None
+    library: Any = model_signing
     key, is_private = os.environ[variable], variable == SIGN_WITH
     # covers no link, and includes files that git would keep in a folder
     every_file = library.hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)

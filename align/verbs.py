@@ -238,11 +238,11 @@ COMMANDS = {
     ),
     "blend": Verb(
         "align.pipeline.blend",
-        "models between two of one shape: weights interpolated; what they keep and what they learned in one plot",
-        ("evaluate",),
+        "a model between two of one shape: weights interpolated",
+        (),
         (
-            "align blend models/pretrained models/finetuned --alpha 0,0.25,...,1 --out blended",
             "align blend models/pretrained models/finetuned --alpha 0.5 --out models/blended",
+            "align blend align-base models/finetuned --alpha 0.4 --out trial/blended",
         ),
         commands.blend,
     ),

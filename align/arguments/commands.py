@@ -178,24 +178,15 @@ def blend(parser: ArgumentParser) -> None:
     """Arguments of `align blend`."""
     parser.add_argument("a", type=Path, metavar="A", help="a model folder")
     parser.add_argument("b", type=Path, metavar="B", help="another one of the same shape, such as A fine-tuned")
-    what = "of B: one, which writes the model; or 0,0.1,...,1, which measures each"
-    parser.add_argument("--alpha", type=_shares, required=True, metavar="SHARES", help=what)
+    parser.add_argument("--alpha", type=_share, required=True, metavar="SHARE", help="of B, from 0 to 1")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder; replaced whole")
-    what = "suites or folders of sets; default: paths.evaluation, and the test split of paths.shards"
-    parser.add_argument("--suites", type=Path, nargs=2, metavar=("KNEW", "LEARNED"), help=what)
 
 
-def _shares(text: str) -> list[float]:
-    """`0,0.1,...,1` or numbers, each in [0, 1]."""
-    if match := re.fullmatch(r"([\d.]+),([\d.]+),\.\.\.,([\d.]+)", text):
-        first, second, last = map(float, match.groups())
-        number = round((last - first) / (second - first)) + 1 if second > first else 0
-        found = [round(first + (second - first) * step, 6) for step in range(number)]
-    else:
-        found = [float(share) for share in text.split(",")]
-    if not found or not all(0 <= share <= 1 for share in found):
+def _share(text: str) -> float:
+    """A number in [0, 1]."""
+    if not 0 <= (share := float(text)) <= 1:
         raise ValueError(text)
-    return found
+    return share
 
 
 def import_model(parser: ArgumentParser) -> None:

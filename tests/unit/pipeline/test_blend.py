@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from align.model.dual_encoder import load_model, save_model
 from align.training.checkpointed import estimate_from_shards
 from align.training.stage import train_stage
 from tests.support import training_data
-from tests.support.evaluation_sets import write_coloured_set
 from tests.support.params import PARAMS_FILE, sets
 from tests.support.training_data import MODEL, plan, pretrain_config
 
@@ -31,7 +29,7 @@ def _models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def blend(models: Path, out: Path, alpha: str, *more: str, b: str = "b") -> int:
-    where = sets(f"paths.shards={models / 'shards'}", "evaluate.num_resamples=100", "evaluate.num_examples=0")
+    where = sets(f"paths.shards={models / 'shards'}")
     words = ["blend", str(models / "a"), str(models / b), "--alpha", alpha, "--out", str(out)]
     return main([*words, "--params", str(PARAMS_FILE), *where, *more])
 
@@ -71,28 +69,6 @@ def test_the_ends_are_the_models_themselves(models: Path, tmp_path: Path, alpha:
     assert (tmp_path / "out/model.safetensors").read_bytes() == (models / end / "model.safetensors").read_bytes()
 
 
-@pytest.mark.costs(9, "measures three models")
-def test_several_shares_are_measured_on_both_suites(models: Path, tmp_path: Path) -> None:
-    evaluation = models / "evaluation"
-    for name in ("pairs", "classes"):
-        write_coloured_set(evaluation / name, name)
-    suites = ("--suites", str(evaluation / "pairs"), str(evaluation / "classes"))
-    assert blend(models, tmp_path / "out", "0,0.5,...,1", *suites) == 0
-    found = json.loads((tmp_path / "out/blend.json").read_text())
-    rows = found["rows"]
-    assert found["columns"] == ["alpha", *suites[1:]] and (tmp_path / "out/blend.png").stat().st_size > 5000
-    for row, name in zip(rows, ("0", "0.5", "1"), strict=True):
-        metrics = json.loads((tmp_path / "out" / name / "metrics.json").read_text())
-        assert row == [float(name), metrics["pairs/mean_recall"], metrics["classes/zero_shot/accuracy"]]
-    one = ["--model", str(models / "b"), "--reports", str(tmp_path / "b"), "--params", str(PARAMS_FILE)]
-    where = sets(*(f"paths.{key}={path}" for key, path in {
-        "evaluation": evaluation / "pairs", "shards": models / "shards", "filtered": tmp_path,
-    }.items()))  # fmt: skip
-    assert main(["evaluate", *one, *where]) == 0
-    theirs = json.loads((tmp_path / "b/metrics.json").read_text())
-    assert rows[-1][1] == theirs["pairs/mean_recall"]
-
-
 def test_models_of_other_shapes_or_words_are_refused(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,15 +85,9 @@ def test_models_of_other_shapes_or_words_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("alpha", ["1.5", "0,0,...,1", "a", "0.5,0.2,...,0"])
+@pytest.mark.parametrize("alpha", ["1.5", "0,0.5", "a", "nan"])
 def test_what_is_no_share_is_refused(alpha: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = build_parser("blend")
-    assert parser.parse_args(["blend", "a", "b", "--alpha", "0,0.1,...,1", "--out", "c"]).alpha[:4] == [
-        0,
-        0.1,
-        0.2,
-        0.3,
-    ]
     with pytest.raises(SystemExit):
         parser.parse_args(["blend", "a", "b", "--alpha", alpha, "--out", "c"])
     assert "invalid" in capsys.readouterr().err

@@ -131,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 checkpointed.model_of_checkpoint(params, args.checkpoint, args.model)
             if args.verb in ("pretrain", "finetune") and (names := params.values[args.verb]["validate_on"]):
                 args.validation = importlib.import_module("align.pipeline.validation").set_validation(params, names)
-            importlib.import_module(VERBS[args.verb].module).main(params, args)
+            apart = args.verb == "evaluate" and (args.log is not None or args.suite is not None)
+            module = "align.pipeline.logged_evaluation" if apart else VERBS[args.verb].module
+            importlib.import_module(module).main(params, args)
         if VERBS[args.verb].moves_aliases:
             importlib.import_module("align.lineage.trace.version_pages").follow_aliases(params)
     except AlignError as error:

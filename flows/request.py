@@ -19,7 +19,7 @@ from align.config.checks import require_valid, wrong_parameters
 from align.config.params import DEMO, PARAMS_FILE, PROFILES, Params, chosen_values, profile_names, profile_overrides
 from align.config.paths import require_inside
 from align.config.sections import SECTIONS, parameter_schemas
-from align.errors import LOGIN, ConfigError
+from align.errors import LOGIN, ConfigError, DataError
 from align.filter.rules import RULES
 from align.project.declared import DVC_FILE
 from align.project.installed import installed
@@ -207,6 +207,22 @@ class Request(BaseModel):
         """The run with its stages; after this nobody reads dvc.yaml. Until it has its lock, the checkout may change."""
         chosen = self.select(read_dag(run.root, run.params))
         return run.model_copy(update={"chosen": chosen, "pools": pools(run.params, chosen.dag)})
+
+
+def inside(root: Path, path: str) -> Path:
+    """A path that a form names, below the checkout.
+
+    Raises:
+        DataError: it leads elsewhere.
+    """
+    try:
+        found = (root / path).resolve()
+        found.exists()  # raises where a name is too long
+        if found.is_relative_to(root.resolve()):
+            return found
+    except (OSError, ValueError, RuntimeError):  # a null byte, a name that is too long, links in a circle
+        pass
+    raise DataError(f"{path[:100]}: not in the checkout; give a path relative to it, without `..`")
 
 
 class Settled(Request):

@@ -65,7 +65,7 @@ def evaluate(parser: ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="measure this model folder, ours or one of transformers (CLIP, SigLIP, ALIGN) or open_clip, instead of "
-        "the fine-tuned model; --reports says where to",
+        "the fine-tuned model; --reports says where to. With --log also a registered version, by number or alias",
     )
     checkpoint(one)
     parser.add_argument(
@@ -81,6 +81,19 @@ def evaluate(parser: ArgumentParser) -> None:
         metavar=("A", "B"),
         help="measure two model folders on the sets of paths.evaluation (if there are none, on the pairs held out), "
         "and say by which metrics they differ",
+    )
+    parser.add_argument(
+        "--log",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="with --model: the result is a run in MLflow of this name, below the run that made the model",
+    )
+    parser.add_argument(
+        "--suite",
+        metavar="SUITE",
+        help="with --log: measure these sets, not those of paths.evaluation: a name of infra/suites, or a YAML file, "
+        "also in S3",
     )
 
 

@@ -5,6 +5,7 @@ plan           `align plan`
 runs           `align runs`
 estimate       what a model's training needs, counted without training it
 blend          `align blend`
+logged_evaluation  `align evaluate --log`: a model measured apart from the pipeline
 validation     what a training run is measured on, as `align evaluate` measures
 run_records    which runs are alive on this machine
 

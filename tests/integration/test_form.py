@@ -141,7 +141,7 @@ def test_a_model_is_measured_below_the_run_that_made_it(stack: Stack, measurable
     shown = artifacts(stack, asked[0])
     assert shown.keys() == {"run", "progress", "summary"}
     said = shown["summary"]["data"]
-    assert "| `squares/knn/accuracy` | " in said and "<b>" not in "".join(said.split("`")[::2])
+    assert "evaluate: squares/knn/accuracy " in said and said.startswith("~~~~") and said.count("~~~~") == 2
     assert f"/runs/{first.run_id}" in said
     assert any(line.startswith("evaluate: squares: 4 pictures in 4 classes") for line in stack.logs(asked[0]))
     assert not list(stack.root.glob("reports/evaluation"))  # the checkout's own report is another
@@ -152,7 +152,8 @@ def test_a_wrong_name_is_one_line_before_anything_is_measured(stack: Stack, meas
     assert stack.wait_for(run, *ENDS) == "FAILED"
     message = stack.ask(f"/flow_runs/{run}")["state"]["message"]
     assert "model 'measured' has no version 8; it has 1" in message and "Traceback" not in "".join(stack.logs(run))
-    assert measurable.runs(f"tags.`align.flow_run` = '{run}'") == [] and artifacts(stack, run) == {}
+    assert measurable.runs(f"tags.`align.flow_run` = '{run}'") == [] and "summary" not in artifacts(stack, run)
+    assert not any(line.startswith("evaluate: ") for line in stack.logs(run))
 
 
 def test_the_server_refuses_a_login_and_an_empty_field(stack: Stack) -> None:

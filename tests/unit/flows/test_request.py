@@ -20,7 +20,7 @@ from flows import approve
 from flows.checkout.run_branch import check_name
 from flows.pipeline import data, pipeline
 from flows.promote import promote
-from flows.request import SHORTCUTS, Part, Request, settled
+from flows.request import SHORTCUTS, Part, Request, inside, settled
 from flows.tasks.run_context import RunContext
 from tests.support import ROOT
 from tests.support.dvc_projects import commit_all
@@ -290,3 +290,15 @@ def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(check
         settled(checkout, Request(ref="old", overrides={"filter.min_words": 0}))
     as_given = settled(checkout, Request(ref="old", overrides={"pretrain.learning_rate": 1})).overrides
     assert json.dumps(as_given) == '{"pretrain.learning_rate": 1}'  # it may have been a whole number there
+
+
+@pytest.mark.parametrize("path", ["../out.yaml", "linked.yaml", "/etc/passwd", "a\0b/x.yaml", f"{'x' * 900}/y.yaml"])
+def test_a_path_of_a_form_stays_in_the_checkout(tmp_path: Path, path: str) -> None:
+    root = tmp_path / "checkout"
+    (root / "mine").mkdir(parents=True)
+    (tmp_path / "out.yaml").touch()
+    (root / "linked.yaml").symlink_to(tmp_path / "out.yaml")
+    assert inside(root, "./mine/../mine/own.yml") == root / "mine/own.yml"
+    with pytest.raises(DataError) as raised:
+        inside(root, path)
+    assert f"{path[:100]}: not in the checkout" in str(raised.value) and len(str(raised.value)) < 400

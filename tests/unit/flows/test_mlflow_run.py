@@ -1,0 +1,93 @@
+"""The MLflow run of a pipeline run: its end if it is stopped, its retry, and what stages log into it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from align.release.registration.shown import all_metrics
+from align.services.tracking.tracker import ENDED
+from flows import mlflow_run
+from flows.dag import Selection, Stage
+from flows.tasks.run_context import RunContext
+from tests.support.params import PARAMS_FILE
+
+
+class Logged:
+    """As a Tracker of which one run is known."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+        self.started: list[Any] = []
+
+    def runs(self, condition: str) -> list[Any]:
+        return self.started
+
+    def start_run(self, experiment: str, name: str, attempt: str, tags: dict[str, str]) -> str:
+        self.started.append(SimpleNamespace(run_id="r", params={}))
+        return "r"
+
+    def resume_run(self, run_id: str, attempt: str) -> None:
+        self.states.append("RUNNING")
+
+    def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        self.states += tags.values()
+
+    def end_run(self, run_id: str, status: str) -> None:
+        self.states.append(status)
+
+    def log_params(self, run_id: str, params: dict[str, Any]) -> None:
+        self.started[-1].params |= {name: str(value) for name, value in params.items()}
+
+
+def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, run = Logged(), RunContext(root=tmp_path, checkout=tmp_path, attempt="1")
+    monkeypatch.setattr(mlflow_run, "Tracker", lambda uri: tracker)
+    monkeypatch.setattr(mlflow_run, "_tags", lambda run: {})
+    with pytest.raises(KeyboardInterrupt), mlflow_run.opened_run(run, "e", "n", {"model": "m"}):
+        raise KeyboardInterrupt  # as Prefect raises it in a run that is cancelled
+    tracker.log_params("r", {"set.photos": "digest"})  # it had come that far
+    with mlflow_run.opened_run(run, "e", "n", {"model": "m"}) as opened:
+        assert opened.run_id == "r"
+    assert tracker.states == ["cancelled", "KILLED", "RUNNING", "FINISHED"] and len(tracker.started) == 1
+    with mlflow_run.opened_run(run, "e", "n", {"model": "other"}):
+        assert len(tracker.started) == 2
+
+
+def test_each_stage_is_in_mlflow_when_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str]
+) -> None:
+    shutil.copy(PARAMS_FILE, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
+    monkeypatch.setenv("ALIGN_ROOT", str(tmp_path))
+    stages = [Stage(name, "", "data", (), (), (), f"reports/{name}") for name in ("filter", "shard", "pretrain")]
+    for stage in stages:  # pretrain's report is that of an earlier run in this checkout
+        folder = tmp_path / stage.report
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps({f"{stage.name}/keep_rate": 0.5}))
+        (folder / "report.json").write_text('{"digest": "d"}')
+    run = RunContext(root=tmp_path, checkout=tmp_path, attempt="1", chosen=Selection(asked=tuple(stages)))
+    monkeypatch.setattr(mlflow_run, "_tags", lambda run: {})
+    warnings: list[str] = []
+    logger = SimpleNamespace(warning=lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(mlflow_run, "get_run_logger", lambda: logger)
+    with pytest.raises(KeyboardInterrupt), mlflow_run.opened_run(run, "e", "n", {"model": "m"}) as opened:
+        inside = run.model_copy(update={"mlflow_run_id": opened.run_id})
+        for stage in stages[:2]:
+            mlflow_run.log_stage(stage, inside)
+        mlflow_run.log_stage(stages[0], run)  # no run is open
+        mlflow_run.log_stage(stages[0], run.model_copy(update={"mlflow_run_id": "0" * 32}))
+        raise KeyboardInterrupt
+    tracker = opened.tracker
+    assert tracker.run(opened.run_id).status == "KILLED" and tracker.tags(opened.run_id)[ENDED] == "cancelled"
+    assert tracker.metrics(opened.run_id) == {"filter/keep_rate": 0.5}
+    assert all_metrics(tracker, opened.run_id) == {"filter/keep_rate": 0.5, "shard/keep_rate": 0.5}
+    assert tracker.artifact(opened.run_id, "reports/shard/report.json", tmp_path)
+    assert tracker.artifact(opened.run_id, "reports/pretrain/report.json", tmp_path) is None
+    assert len(warnings) == 1 and warnings[0].startswith("MLflow does not have the report of filter yet: MLflow at ")

@@ -6,7 +6,6 @@ import getpass
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from prefect import get_run_logger, runtime
@@ -104,13 +103,13 @@ def opened_run(
     experiment: str,
     name: str,
     known: Mapping[str, Any],
-    tags: Mapping[str, str] = MappingProxyType({}),
+    tags: Mapping[str, str],
 ) -> Iterator[MlflowRun]:
     """An MLflow run that this flow starts, and ends: finished, failed or killed.
 
     Args:
         run: what the flow works on.
-        experiment: of the run; with a tag PARENT it is in that of its parent.
+        experiment: of the run.
         name: of the run.
         known: params that it has from its first second on.
         tags: in addition to those that say who started what, and when.

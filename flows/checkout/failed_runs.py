@@ -23,7 +23,7 @@ from flows.tasks.run_context import STATE, RunContext, log_file
 #: The number of failed runs that are kept; older ones are removed.
 NUM_KEPT = 5
 LOG, RUN = "log.txt", "run.json"
-MADE_BY = "align run"
+_MADE_BY = "align run"
 _MAX_NAME_BYTES = 80
 
 
@@ -88,7 +88,7 @@ def in_kept_folder(message: str, run: RunContext, reports: str) -> str:
 
 def _keep(worktree: Path, folder: Path, run: dict[str, str]) -> None:
     reports = load_params(worktree / PARAMS_FILE).values["paths"]["reports"]
-    with replace_directory(folder, MADE_BY) as part:
+    with replace_directory(folder, _MADE_BY) as part:
         for source, target in ((worktree / reports, part / reports), (log_file(worktree), part / LOG)):
             if source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -50,13 +50,13 @@ def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(
     tracker, run = Logged(), RunContext(root=tmp_path, checkout=tmp_path, attempt="1")
     monkeypatch.setattr(mlflow_run, "Tracker", lambda uri: tracker)
     monkeypatch.setattr(mlflow_run, "_tags", lambda run: {})
-    with pytest.raises(KeyboardInterrupt), mlflow_run.opened_run(run, "e", "n", {"model": "m"}):
+    with pytest.raises(KeyboardInterrupt), mlflow_run.opened_run(run, "e", "n", {"model": "m"}, {}):
         raise KeyboardInterrupt  # as Prefect raises it in a run that is cancelled
     tracker.log_params("r", {"set.photos": "digest"})  # it had come that far
-    with mlflow_run.opened_run(run, "e", "n", {"model": "m"}) as opened:
+    with mlflow_run.opened_run(run, "e", "n", {"model": "m"}, {}) as opened:
         assert opened.run_id == "r"
     assert tracker.states == ["cancelled", "KILLED", "RUNNING", "FINISHED"] and len(tracker.started) == 1
-    with mlflow_run.opened_run(run, "e", "n", {"model": "other"}):
+    with mlflow_run.opened_run(run, "e", "n", {"model": "other"}, {}):
         assert len(tracker.started) == 2
 
 
@@ -77,7 +77,7 @@ def test_each_stage_is_in_mlflow_when_it_has_ended(
     warnings: list[str] = []
     logger = SimpleNamespace(warning=lambda text, *values: warnings.append(text % values))
     monkeypatch.setattr(mlflow_run, "get_run_logger", lambda: logger)
-    with pytest.raises(KeyboardInterrupt), mlflow_run.opened_run(run, "e", "n", {"model": "m"}) as opened:
+    with pytest.raises(KeyboardInterrupt), mlflow_run.opened_run(run, "e", "n", {"model": "m"}, {}) as opened:
         inside = run.model_copy(update={"mlflow_run_id": opened.run_id})
         for stage in stages[:2]:
             mlflow_run.log_stage(stage, inside)

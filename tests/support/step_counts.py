@@ -102,6 +102,7 @@ def _take_apart(tower: ImageTower) -> None:
             group = module.group
             module.__class__ = _Apart  # type: ignore[assignment]  # a layer of its own, with the same parameters
             module.group = group
+            module.training = False  # so that the tower goes layer by layer; this layer does not ask
 
 
 NUM_RANKS, SHARE = 8, 64

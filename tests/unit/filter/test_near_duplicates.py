@@ -34,11 +34,11 @@ from align.pairs.perceptual_hash import image_signals, perceptual_hash
 from align.pairs.picture import decode
 from align.services import vector_index
 from align.services.vector_index import RangeIndex
-from benchmarks.near_duplicates.edits import EDITS
-from benchmarks.near_duplicates.labelled import found_by_embedding, found_by_hash, labelled_pairs
-from benchmarks.near_duplicates.pictures import archive_pictures, drawn, evaluation_pictures
-from benchmarks.near_duplicates.recall import recall
 from tests.support import library_models, tiny_model
+from tests.support.near_duplicates.edits import EDITS
+from tests.support.near_duplicates.labelled import found_by_embedding, found_by_hash, labelled_pairs
+from tests.support.near_duplicates.pictures import archive_pictures, drawn, evaluation_pictures
+from tests.support.near_duplicates.recall import recall
 from tests.support.params import load_params
 from tests.support.warc_records import picture, png_header
 
@@ -47,7 +47,7 @@ CONFIG = load_params().section(FilterConfig)
 
 #: What CI measures, and the least share of copies that must be found.
 FLOORS = {"re-encode": 0.99, "resize": 0.99, "10 % crop": 0.9, "flip": 0.9}
-#: Of the sample's archive; see benchmarks/near_duplicates/README.md.
+#: Of the sample's archive; see docs/near-duplicates.md.
 MOST_FALSE_POSITIVES, MOST_OF_A_FOURTH = 55, 20
 
 

@@ -14,7 +14,7 @@ from align.config.filter import ModelFile
 from align.errors import AlignError, CorruptError, DataError
 from align.filter.network import ImageNetwork, Measured
 from align.pairs.picture import decode
-from benchmarks.near_duplicates.edits import encoded
+from tests.support.near_duplicates.edits import encoded
 from tests.support.warc_records import picture
 
 MAX_PIXELS = 10**8

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from align.filter.network import ImageNetwork
 from align.pairs.picture import decode
-from benchmarks.near_duplicates.edits import EDITS
-from benchmarks.near_duplicates.labelled import found_by_embedding, found_by_hash
-from benchmarks.near_duplicates.pictures import MAX_PIXELS
+from tests.support.near_duplicates.edits import EDITS
+from tests.support.near_duplicates.labelled import found_by_embedding, found_by_hash
+from tests.support.near_duplicates.pictures import MAX_PIXELS
 
 
 @dataclass(frozen=True)

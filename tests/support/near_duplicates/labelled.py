@@ -18,14 +18,14 @@ from align.filter.near_duplicates import (
 from align.filter.network import ImageNetwork
 from align.pairs.perceptual_hash import image_signals
 from align.services.vector_index import RangeIndex
-from benchmarks.near_duplicates.pictures import MAX_PIXELS
+from tests.support.near_duplicates.pictures import MAX_PIXELS
 
 Same = Literal["copy", "mirrored", "no"]
 
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """A row of labelled_pairs.csv; README.md says what `same` means.
+    """A row of labelled_pairs.csv; docs/near-duplicates.md says what `same` means.
 
     Attributes:
         cosine: when it was labelled.

@@ -184,7 +184,7 @@ def _made(world: World, name: str) -> tuple[DualEncoder, TextTokenizer, Batch]:
     recipe = world.params.section(PretrainConfig)
     loader = TrainLoader(
         SplitSamples(SplitIndex.of(world.shards, read_manifest(world.shards), "train"), config.resize_px),
-        sampling=Sampling(recipe.seed, BATCH_SIZE, recipe.shuffle_block),
+        sampling=Sampling(recipe.seed, BATCH_SIZE),
         augmentation=Augmentation(config.image_px, model.vision_model.num_blocks, recipe.flip),
         workers=Workers(num_threads=1),
     )  # fmt: skip

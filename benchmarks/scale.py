@@ -128,8 +128,7 @@ def plan_ingest(folder: Path, watch: Watch) -> None:
     names, pieces, open_shard = _planned(folder, executor)
 
     def read(_: None, name: str) -> int:
-        with open_shard(pieces, name) as shard:
-            return sum(1 for _ in shard.rows())
+        return sum(1 for _ in open_shard(pieces, name).rows())
 
     assert sum(executor.map(Step(nullcontext, read), names)) > 0
 
@@ -155,23 +154,23 @@ def fetch_pictures(folder: Path, watch: Watch) -> None:
     store = local_store.config(folder, None)
     resources = Resources(values.section(DownloadConfig), values.section(EngineConfig), store)
     watch.start()
-    pictures = Pictures("web", 10**8, resources.download, "images", OptedOut())
+    pictures = Pictures("web", 10**8, resources.download, OptedOut())
     write_shards(pieces, WatchedExecutor(watch), names, open_shard, pictures, resources)
 
 
 def _planned(folder: Path, executor: WatchedExecutor) -> tuple[list[str], Pieces, Any]:
     """The shards of an ingest of the tables of addresses, and what opens them."""
     from align.ingest.partition import make_plan, planned_shard
-    from align.ingest.sources import source_at
+    from align.ingest.sources import open_source
     from align.services.engine import open_engine
     from align.services.files.files import StoreFiles
 
     values = params()
     config, engine = values.section(IngestConfig), values.section(EngineConfig)
-    source = source_at(config, str(folder / "tables"), StoreFiles(local_store.config(folder, None)))
+    source = open_source(config, str(folder / "tables"), StoreFiles(local_store.config(folder, None)))
     pieces = Pieces(folder / "ingest")
     pieces.folder.mkdir()
-    plan = make_plan(source, pieces, executor, lambda: open_engine(engine, folder), OptedOut(), config)
+    plan = make_plan(source, pieces, executor, lambda: open_engine(engine, folder), OptedOut(), config, folder / "kept")
 
     return plan.names, pieces, partial(planned_shard, plan.position_digits, plan.has_rights, source)
 

@@ -257,7 +257,9 @@ class RangeIndex:
 
     def __init__(self, path: Path) -> None:
         """Opens what `write` wrote."""
-        self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        with _reading:
+            faiss.set_deserialization_vector_byte_limit(path.stat().st_size)  # a smaller file may have set it
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
 
     @staticmethod
     def write(rows: NDArray[np.float16], path: Path, *, all_below: int = _RANGE_ALL_BELOW) -> None:

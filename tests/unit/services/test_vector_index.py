@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
 from align.services import vector_index
-from align.services.vector_index import VectorIndex
+from align.services.vector_index import RangeIndex, VectorIndex
 
 NUM, WIDTH = 3000, 32
 
@@ -55,6 +55,14 @@ def nearest(queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | N
 
 def recall(found: NDArray[np.int64], right: NDArray[np.int64]) -> float:
     return float(np.mean([len({*one} & {*other}) / len(other) for one, other in zip(found, right, strict=True)]))
+
+
+def test_a_small_index_that_was_opened_before_does_not_bound_a_larger_one(tmp_path: Path) -> None:
+    RangeIndex.write(VECTORS.astype(np.float16), tmp_path / "views.faiss", all_below=0)
+    build(tmp_path / "small.faiss", VECTORS[:100])
+    VectorIndex.load(tmp_path / "small.faiss")
+    queries, ids = RangeIndex(tmp_path / "views.faiss").above(VECTORS[:50], 0.999)
+    assert {*zip(queries.tolist(), ids.tolist(), strict=True)} >= {(row, row) for row in range(50)}
 
 
 def test_neighbours_equal_those_of_a_full_sort_and_ties_go_by_id(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_the_mirror_also_has_the_best_one(tmp_path: Path) -> None:
     assert shelf.names("run") == ["best.pt", "step-00000003.pt"]
     there = CheckpointFolder(tmp_path / "there/run", keep=1, mirror=shelf)
     there.fetch()
-    assert [path.name for path in sorted(there.directory.iterdir())] == ["best.pt", "step-00000003.pt"]
+    assert [path.name for path in sorted(there.directory.glob("*.pt"))] == ["best.pt", "step-00000003.pt"]
     assert torch.load(there.directory / "best.pt", weights_only=True)["step"] == 1
     there.fetch()  # nothing is newer
 

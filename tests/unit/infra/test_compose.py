@@ -202,6 +202,7 @@ def test_git_and_the_image_leave_the_secrets_out() -> None:
     assert lines.index(IGNORED) > lines.index("!infra")
 
 
-def test_a_worker_on_gpus_differs_by_the_gpus_only() -> None:
+def test_a_worker_on_gpus_differs_by_the_gpus_and_takes_one_run_at_a_time() -> None:
     gpu, cpu = SERVICES["worker-gpu"], SERVICES["worker"]
-    assert {key for key in gpu if gpu[key] != cpu.get(key)} == {"profiles", "shm_size", "deploy"}
+    assert {key for key in gpu if gpu[key] != cpu.get(key)} == {"profiles", "command", "shm_size", "deploy"}
+    assert gpu["command"] == cpu["command"].replace("--limit 2", "--limit 1")

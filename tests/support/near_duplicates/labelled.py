@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from align.config import load_params
 from align.config.filter import FilterConfig
 from align.filter.near_duplicates import (
     Fingerprints,
@@ -19,6 +18,7 @@ from align.filter.network import ImageNetwork
 from align.pairs.perceptual_hash import image_signals
 from align.services.vector_index import RangeIndex
 from tests.support.near_duplicates.pictures import MAX_PIXELS
+from tests.support.params import load_params
 
 Same = Literal["copy", "mirrored", "no"]
 

@@ -2,8 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -33,13 +31,13 @@ for name in SERVERS:
     os.environ.pop(name, None)
 
 
-def pytest_make_parametrize_id(val: object) -> str | None:
+def pytest_make_parametrize_id(val):
     """Names gzip's bytes, which hold the time: with them as names, workers that start a second apart would differ."""
     return "gzip" if isinstance(val, bytes) and val.startswith(b"\x1f\x8b") else None
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _servers_of_a_file_end_with_it(request: pytest.FixtureRequest) -> Iterator[None]:
+def _servers_of_a_file_end_with_it(request):
     """The next file's tests must not find the servers of this one's, which MLflow likes to leave in the environment."""
     yield
     left = {name: os.environ.pop(name) for name in SERVERS if name in os.environ}
@@ -47,6 +45,6 @@ def _servers_of_a_file_end_with_it(request: pytest.FixtureRequest) -> Iterator[N
 
 
 @pytest.fixture(scope="session")
-def sample() -> Path:
+def sample():
     """data/sample: the committed web archive and the evaluation sets."""
     return ROOT / "data" / "sample"

@@ -10,7 +10,6 @@ With ALIGN_PICTURES=FOLDER the pictures of docs/operations.md are taken into it:
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -34,14 +33,14 @@ STEP = re.compile(r"stage 7 of 11, pretrain: step ([\d,]+) of ")
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def clone(tmp_path_factory):
     clone = Clone(tmp_path_factory.mktemp("browser") / "a clone")
     with clone.running():
         yield clone
 
 
 @pytest.fixture(scope="module")
-def prefect(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+def prefect(clone, tmp_path_factory):
     with open_page(tmp_path_factory.mktemp("chromium")) as page:
         page.size(WIDTH_PX, HEIGHT_PX)
         printed = re.search(r"^Prefect +(\S+)", clone.said, re.M)
@@ -51,7 +50,7 @@ def prefect(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield prefect
 
 
-def test_a_wrong_value_is_refused_by_the_form(clone: Clone, prefect: Prefect) -> None:
+def test_a_wrong_value_is_refused_by_the_form(clone, prefect):
     page = prefect.page
     prefect.open_form()
     page.fill("Run Name", "wrong")
@@ -68,7 +67,7 @@ def test_a_wrong_value_is_refused_by_the_form(clone: Clone, prefect: Prefect) ->
     assert clone.ask("/flow_runs/count", {}) == 0
 
 
-def test_a_name_that_no_parameter_has_is_refused_by_the_form(clone: Clone, prefect: Prefect) -> None:
+def test_a_name_that_no_parameter_has_is_refused_by_the_form(clone, prefect):
     page = prefect.page
     prefect.open_form()
     page.fill("More parameters", json.dumps({"filter.min_word": 4}))
@@ -78,7 +77,7 @@ def test_a_name_that_no_parameter_has_is_refused_by_the_form(clone: Clone, prefe
     assert clone.ask("/flow_runs/count", {}) == 0
 
 
-def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: Prefect) -> None:
+def test_a_run_is_started_watched_cancelled_and_resumed(clone, prefect):
     page = prefect.page
     prefect.open_form()
     page.fill("Run Name", "trial")
@@ -135,7 +134,7 @@ def test_a_run_is_started_watched_cancelled_and_resumed(clone: Clone, prefect: P
     the_older_ui_shows_the_same(clone, prefect, run)
 
 
-def test_two_runs_are_compared_in_mlflow(clone: Clone, prefect: Prefect) -> None:
+def test_two_runs_are_compared_in_mlflow(clone, prefect):
     """A second run, with another rate of fine-tuning, and the pages on which both are compared."""
     more = MORE | {"finetune.learning_rate": 1e-4}
     second = clone.start({"name": "gentle", "num_steps": STEPS, "batch_size": BATCH, "overrides": more})
@@ -158,11 +157,11 @@ def test_two_runs_are_compared_in_mlflow(clone: Clone, prefect: Prefect) -> None
     take(page, "mlflow_model", 860, MLFLOW_MENU_PX)
 
 
-def watch_steps(prefect: Prefect, run: str) -> int:
+def watch_steps(prefect, run):
     """Looks at the progress until it has moved twice in pre-training; the last step that was seen."""
-    seen: list[int] = []
+    seen = []
 
-    def moved() -> bool:
+    def moved():
         if found := STEP.search(prefect.read(run, "progress")):
             step = int(found[1].replace(",", ""))
             seen.extend([step] if step not in seen else [])
@@ -173,7 +172,7 @@ def watch_steps(prefect: Prefect, run: str) -> int:
     return seen[-1]
 
 
-def look_around(clone: Clone, prefect: Prefect, run: str) -> None:
+def look_around(clone, prefect, run):
     """All artifacts of a run that has ended, and the report of each stage by its link on the run's page."""
     page = prefect.page
     assert prefect.artifacts(run).keys() == {"plan", "progress", "run", "summary"}
@@ -205,7 +204,7 @@ def look_around(clone: Clone, prefect: Prefect, run: str) -> None:
     assert git(clone.root, "rev-parse", "run/trial")[:10] in text
 
 
-def the_older_ui_shows_the_same(clone: Clone, prefect: Prefect, run: str) -> None:
+def the_older_ui_shows_the_same(clone, prefect, run):
     """The form and the page of the run, with links that stay in that UI."""
     page = prefect.page
     address = prefect.artifacts(run)["run"].replace("/v2/", "/")

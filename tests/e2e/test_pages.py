@@ -7,10 +7,7 @@ import io
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +17,14 @@ from align.cli import main
 from align.config.release import PromoteConfig
 from align.display.html import page as page_of
 from align.display.html import picture
-from align.formats.query_ranks import QueryRanks, read_ranks
+from align.formats.query_ranks import read_ranks
 from align.formats.shards import iter_samples
 from align.release.promotion.decision import Compared, Gate, PromotionDecision
 from align.release.promotion.page import write_page
 from align.release.promotion.slices import compared_slices
 from align.statistics.paired import difference, of_metrics
 from tests.support import ROOT
-from tests.support.browser import Page, find_chromium, open_page
+from tests.support.browser import find_chromium, open_page
 from tests.support.params import PARAMS_FILE, at, load_params, sets
 from tests.support.web_server import WebServer
 
@@ -75,11 +72,11 @@ class Opened:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> str:
+def chromium():
     return find_chromium()
 
 
-def browse(chromium: str, page: Path, folder: Path) -> Opened:
+def browse(chromium, page, folder):
     """Opens a copy of the page, with the probe at its end (its policy allows it), where no host name resolves."""
     folder.mkdir(parents=True, exist_ok=True)
     source = page.read_text(encoding="utf-8")
@@ -99,21 +96,21 @@ def browse(chromium: str, page: Path, folder: Path) -> Opened:
     )
     probe = re.search(r'<pre id="probe"[^>]*>(.*?)</pre>', done.stdout, re.DOTALL)
     assert probe, f"the page never finished loading: {done.stderr[-500:]}"
-    seen: dict[str, Any] = json.loads(html.unescape(probe[1]))
+    seen = json.loads(html.unescape(probe[1]))
     body = re.sub(r"<script>.*?</script>", "", done.stdout[done.stdout.index("<body") : probe.start()], flags=re.DOTALL)
     text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
     with Image.open(io.BytesIO(shot.read_bytes())) as image:
         return Opened(source, text, seen["images"], seen["requests"], np.asarray(image.convert("RGB")))
 
 
-def share_inked(picture: np.ndarray) -> float:
+def share_inked(picture):
     """Share of the window's pixels that are not of its commonest colour."""
     colours = picture.reshape(-1, 3).astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     return 1 - np.unique(colours, return_counts=True)[1].max() / len(colours)
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
+def pages(tmp_path_factory, chromium):
     """All stages that make pages, run as a user runs them, on some pages of the sample and a model of few steps."""
     root = tmp_path_factory.mktemp("pages")
     values = {
@@ -133,7 +130,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
     )  # fmt: skip
     settings = sets(*at(root, *folders), *(f"{key}={value}" for key, value in values.items()))
 
-    def align(*words: str) -> None:
+    def align(*words):
         assert main([words[0], "--params", str(PARAMS_FILE), *settings, *words[1:]]) == 0
 
     for stage in (
@@ -153,7 +150,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Path:
     return root / "reports"
 
 
-def decide(mine: QueryRanks, theirs: QueryRanks, folder: Path) -> None:
+def decide(mine, theirs, folder):
     """The page of a promotion, which needs MLflow, of one that these two could have."""
     metric, config = "concepts/mean_recall", load_params().section(PromoteConfig)
     one = difference(of_metrics([metric], mine, theirs), confidence=0.95)
@@ -210,9 +207,7 @@ def decide(mine: QueryRanks, theirs: QueryRanks, folder: Path) -> None:
         ("search", 6, ["Search", "a red heart", "Nearest images"]),
     ],
 )
-def test_the_page_opens_whole_with_no_network(
-    pages: Path, chromium: str, tmp_path: Path, name: str, num_images: int, texts: list[str]
-) -> None:
+def test_the_page_opens_whole_with_no_network(pages, chromium, tmp_path, name, num_images, texts):
     opened = browse(chromium, pages / name / "report.html", tmp_path)
     for text in texts:
         assert text in opened.text
@@ -224,7 +219,7 @@ def test_the_page_opens_whole_with_no_network(
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def tab(tmp_path_factory):
     with open_page(tmp_path_factory.mktemp("browser")) as page:
         page.ask("Page.setBypassCSP", enabled=True)  # axe is a script
         yield page
@@ -233,9 +228,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 @pytest.mark.parametrize("looks", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_its_window_and_axe_finds_nothing(
-    pages: Path, tab: Page, name: str, width: int, looks: str
-) -> None:
+def test_a_page_fits_its_window_and_axe_finds_nothing(pages, tab, name, width, looks):
     tab.size(width, 900)
     tab.look(looks)
     tab.open((pages / name / "report.html").as_uri())
@@ -246,12 +239,12 @@ def test_a_page_fits_its_window_and_axe_finds_nothing(
         assert tab.violations() == []
 
 
-def test_no_page_is_forgotten(pages: Path) -> None:
+def test_no_page_is_forgotten(pages):
     made = {path.parent.relative_to(pages).as_posix() for path in pages.rglob("*.html")}
     assert made == {*PAGES, "compared/a", "compared/b"}  # these two are of the kind `evaluation`
 
 
-def test_what_the_browser_reports_is_what_happened(chromium: str, tmp_path: Path) -> None:
+def test_what_the_browser_reports_is_what_happened(chromium, tmp_path):
     """The checks above can fail: a truncated picture, a resource elsewhere and an empty page are seen."""
     whole = tmp_path / "picture.jpg"
     Image.effect_noise((64, 64), 80).convert("RGB").save(whole)
@@ -268,7 +261,7 @@ def test_what_the_browser_reports_is_what_happened(chromium: str, tmp_path: Path
     assert share_inked(browse(chromium, page, tmp_path / "empty").picture) == 0
 
 
-def test_a_strangers_html_in_a_page_neither_runs_nor_loads_anything(chromium: str, tmp_path: Path) -> None:
+def test_a_strangers_html_in_a_page_neither_runs_nor_loads_anything(chromium, tmp_path):
     planted = """<script>document.title = "it ran"; document.body.append("it ran")</script>
         <script src="THERE/script"></script><img src="THERE/image" onerror="document.body.append('it ran')">
         <link rel="stylesheet" href="THERE/sheet"><style>h1 { background: url(THERE/style) }</style>

@@ -8,14 +8,13 @@ With ALIGN_PICTURES=FOLDER the pictures of docs/models.md are taken into it:
 """
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
 from align.config.params import write_params
 from align.services.git import git
-from tests.support.browser import Page, open_page
+from tests.support.browser import open_page
 from tests.support.fresh_clone import MORE, Clone
 from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take
 
@@ -31,7 +30,7 @@ MLFLOW_MENU_PX = 198
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def clone(tmp_path_factory):
     clone = Clone(tmp_path_factory.mktemp("release") / "a clone")
     write_params(clone.root / "params.yaml", PARAMS)
     git(clone.root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-am", "approval")
@@ -40,14 +39,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(tmp_path_factory):
     with open_page(tmp_path_factory.mktemp("chromium")) as page:
         page.size(WIDTH_PX, HEIGHT_PX)
         yield page
 
 
 @pytest.fixture(scope="module")
-def prefect(clone: Clone, page: Page) -> Prefect:
+def prefect(clone, page):
     prefect = Prefect(page, clone.prefect)
     prefect.log_in(clone.login)
     for server, login in ((clone.mlflow, clone.login), (clone.search, clone.login_of("login_search"))):
@@ -56,7 +55,7 @@ def prefect(clone: Clone, page: Page) -> Prefect:
 
 
 @pytest.fixture(scope="module")
-def runs(clone: Clone) -> dict[str, str]:
+def runs(clone):
     """Two runs of the pipeline: name -> flow run."""
     found = {}
     for name, steps in RUNS.items():
@@ -65,7 +64,7 @@ def runs(clone: Clone) -> dict[str, str]:
     return found
 
 
-def test_two_runs_stand_side_by_side_where_the_printed_link_leads(prefect: Prefect, runs: dict[str, str]) -> None:
+def test_two_runs_stand_side_by_side_where_the_printed_link_leads(prefect, runs):
     page = prefect.page
     prefect.read(runs["longer"], "run")
     link = "[...document.querySelectorAll('main a')].find((link) => link.innerText === 'beside other runs')"
@@ -91,7 +90,7 @@ def test_two_runs_stand_side_by_side_where_the_printed_link_leads(prefect: Prefe
     page.size(WIDTH_PX, HEIGHT_PX)
 
 
-def test_a_version_has_a_card(clone: Clone, prefect: Prefect, runs: dict[str, str]) -> None:
+def test_a_version_has_a_card(clone, prefect, runs):
     page = prefect.page
     page.open(f"{clone.mlflow}/#/models/align/versions/2?workflowType=machine_learning")
     shows(page, "Measured", "Use", "pairs passed the filter", "Licences", "align.git_revision", "candidate")
@@ -99,9 +98,7 @@ def test_a_version_has_a_card(clone: Clone, prefect: Prefect, runs: dict[str, st
     take(page, "mlflow_card", 1000, MLFLOW_MENU_PX)
 
 
-def test_what_a_person_approves_is_searched_and_what_is_rolled_back_is_not(
-    clone: Clone, prefect: Prefect, runs: dict[str, str]
-) -> None:
+def test_what_a_person_approves_is_searched_and_what_is_rolled_back_is_not(clone, prefect, runs):
     """Version 1 by a command, so that there is a champion; then all by clicks."""
     said = clone.run("-m", "align.cli", "promote", "--version=1", "--approved-by=Ann", "--because=the first one")
     assert said.returncode == 0, said.stderr
@@ -130,7 +127,7 @@ def test_what_a_person_approves_is_searched_and_what_is_rolled_back_is_not(
     assert history["history"][1]["who"].startswith("Ann, by flow run ")
 
 
-def approve(prefect: Prefect) -> None:
+def approve(prefect):
     """The run that waits, found among the runs, and its form."""
     page = prefect.page
     page.open(f"{prefect.url}/v2/dashboard")
@@ -152,7 +149,7 @@ def approve(prefect: Prefect) -> None:
     prefect.wait_for_state("Completed", 300)
 
 
-def roll_back(prefect: Prefect) -> None:
+def roll_back(prefect):
     """A run of `rollback`, which asks why."""
     page = prefect.page
     page.open(f"{prefect.url}/v2/dashboard")
@@ -165,24 +162,24 @@ def roll_back(prefect: Prefect) -> None:
     prefect.wait_for_state("Completed", 300)
 
 
-def searched(clone: Clone, page: Page, *, version: int) -> None:
+def searched(clone, page, *, version):
     """The search page says that this version answers, in a tab that looks at it, and pictures come."""
     page.open(f"{clone.search}/?q=flag")
     page.wait(f"document.getElementById('served').innerText === 'Model: align version {version}'", 120)
     page.wait("[...document.querySelectorAll('#results img')].some((image) => image.naturalWidth > 0)")
 
 
-def shows(page: Page, *words: str) -> None:
+def shows(page, *words):
     """Waits until a page has all these words."""
     page.wait(f"{json.dumps(words)}.every((one) => document.body.innerText.includes(one))", 120)
 
 
-def close_assistant(page: Page) -> None:
+def close_assistant(page):
     """MLflow's, which takes a quarter of the window of who has not closed it yet."""
     with suppress(pytest.fail.Exception):
         page.click("Close", "button", 5)
 
 
-def choose(page: Page, mode: str) -> None:
+def choose(page, mode):
     """One of the three ways in which MLflow shows runs: TABLE, CHART, and ARTIFACT for tables side by side."""
     page.run(f"document.querySelector('input[name=runs-view-mode][value={mode}]').click()")

@@ -15,12 +15,12 @@ from tests.support import small_checkout
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(tmp_path_factory):
     """A clone of this checkout, reduced."""
     return small_checkout.write(tmp_path_factory.mktemp("e2e") / "clone")
 
 
-def run(clone: Path, *command: str) -> str:
+def run(clone, *command):
     """stdout of a command in the clone; nothing but the clone's own code, and no server to find."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
     env |= {"PYTHONPATH": str(clone), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -31,9 +31,7 @@ def run(clone: Path, *command: str) -> str:
 
 @pytest.mark.full
 @pytest.mark.e2e
-def test_repro_from_nothing_to_search(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_repro_from_nothing_to_search(clone, monkeypatch, capsys):
     assert "Running stage 'index'" in run(clone, "dvc", "repro")
     assert git(clone, "status", "--porcelain") == "?? dvc.lock"  # DVC wrote no .gitignore, no stage a stray file
     assert json.loads(run(clone, "dvc", "status", "--json")) == {"code": ["always changed"]}

@@ -2,17 +2,13 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from align.formats.image_index import IndexedImage, IndexHeader
 from align.search.service.answers import PairShown, RuleShown
-from align.search.service.service import SearchService
 from tests.support import colour_index, served
-from tests.support.browser import Page, open_page
+from tests.support.browser import open_page
 from tests.support.colour_index import PAGE
 from tests.support.colours import square
 
@@ -25,7 +21,7 @@ FOCUSED = "(document.activeElement.id || document.activeElement.dataset.key || d
 
 
 #: Key of a picture -> the address of its page, and the one that is linked; None: it is shown as text.
-ADDRESSES: dict[str, tuple[str | None, str | None]] = {
+ADDRESSES = {
     "000000000": (PAGE, PAGE),
     "000000001": ("javascript:document.title='broken in'", None),
     "000000002": ("data:text/html,<script>document.title='broken in'</script>", None),
@@ -41,13 +37,13 @@ ADDRESSES: dict[str, tuple[str | None, str | None]] = {
 }
 
 
-def pair_of(item: IndexedImage, header: IndexHeader) -> PairShown:
+def pair_of(item, header):
     rule = RuleShown(rule="text_too_short", what=HOSTILE, drops_where=HOSTILE, verdict="passes", values=HOSTILE)
     return PairShown(text=HOSTILE, kept=True, rules=[rule], notes=[HOSTILE])
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchService]:
+def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
     pages = {f"{first}{key[1:]}": page for key, (page, _) in ADDRESSES.items() for first in "01"}
     colour_index.build(root, pages=pages)
@@ -57,18 +53,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchService]:
 
 
 @pytest.fixture(scope="module")
-def url(made: SearchService) -> Iterator[str]:
+def url(made):
     with served.listening(made) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def tab(tmp_path_factory):
     with open_page(tmp_path_factory.mktemp("profile") / "chromium") as page:
         yield page
 
 
-def press(page: Page, key: str, times: int = 1) -> None:
+def press(page, key, times=1):
     for _ in range(times):
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
@@ -78,7 +74,7 @@ def press(page: Page, key: str, times: int = 1) -> None:
             )  # fmt: skip
 
 
-def tab_to(page: Page, where: str) -> None:
+def tab_to(page, where):
     """Presses Tab until the focus is there; a person gives up earlier."""
     for _ in range(30):
         if page.run(f"{FOCUSED} === {json.dumps(where)}"):
@@ -87,18 +83,17 @@ def tab_to(page: Page, where: str) -> None:
     pytest.fail(f"Tab never comes to {where}; it is at {page.run(FOCUSED)}")
 
 
-def texts(page: Page) -> list[str]:
-    found: list[str] = page.run("[...document.querySelectorAll('#results .caption')].map((e) => e.innerText)")
-    return found
+def texts(page):
+    return page.run("[...document.querySelectorAll('#results .caption')].map((e) => e.innerText)")
 
 
-def shows(page: Page, colour: str) -> None:
+def shows(page, colour):
     """Waits until the three nearest are of a colour."""
     first = "[...document.querySelectorAll('#results .caption')].slice(0, 3)"
     page.wait(f"{first}.length === 3 && {first}.every((e) => e.innerText.startsWith('a {colour} '))")
 
 
-def test_by_keyboard_alone_from_a_text_to_a_picture_and_back(tab: Page, url: str) -> None:
+def test_by_keyboard_alone_from_a_text_to_a_picture_and_back(tab, url):
     tab.open(url)
     tab_to(tab, "text")
     tab.type("blue")
@@ -123,7 +118,7 @@ def test_by_keyboard_alone_from_a_text_to_a_picture_and_back(tab: Page, url: str
     tab.wait(f"{FOCUSED} === {json.dumps(first)}")
 
 
-def test_it_begins_with_pictures_and_an_example(tab: Page, url: str) -> None:
+def test_it_begins_with_pictures_and_an_example(tab, url):
     tab.open(url)
     tab.wait("document.querySelectorAll('#results .caption').length === 12 && !document.getElementById('start').hidden")
     tab.run("document.getElementById('example').click()")
@@ -132,7 +127,7 @@ def test_it_begins_with_pictures_and_an_example(tab: Page, url: str) -> None:
 
 
 @pytest.mark.parametrize("key", ADDRESSES)
-def test_foreign_text_is_text_and_only_web_addresses_are_links(tab: Page, url: str, key: str) -> None:
+def test_foreign_text_is_text_and_only_web_addresses_are_links(tab, url, key):
     page, link = ADDRESSES[key]
     tab.size(380, 800)
     try:
@@ -159,13 +154,13 @@ def test_foreign_text_is_text_and_only_web_addresses_are_links(tab: Page, url: s
         tab.size(1300, 900)
 
 
-def test_a_query_that_is_foreign_text_is_text(tab: Page, url: str) -> None:
+def test_a_query_that_is_foreign_text_is_text(tab, url):
     tab.open(f"{url}/?q=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
     tab.wait("document.querySelector('#results button')")
     assert tab.run("document.getElementById('text').value") == "<img src=x onerror=alert(1)>"
 
 
-def test_the_address_holds_the_query_and_the_back_button_brings_it_back(tab: Page, url: str) -> None:
+def test_the_address_holds_the_query_and_the_back_button_brings_it_back(tab, url):
     tab.open(f"{url}/?q=red")
     shows(tab, "red")
     tab.fill("What should the pictures show", "green")
@@ -182,7 +177,7 @@ def test_the_address_holds_the_query_and_the_back_button_brings_it_back(tab: Pag
     )
 
 
-def test_a_picture_of_ones_own_with_words_taken_away_is_not_in_the_address(tab: Page, url: str, tmp_path: Path) -> None:
+def test_a_picture_of_ones_own_with_words_taken_away_is_not_in_the_address(tab, url, tmp_path):
     (tmp_path / "yellow.png").write_bytes(square("yellow", format="PNG"))
     tab.open(url)
     node = tab.ask("DOM.querySelector", nodeId=tab.ask("DOM.getDocument")["root"]["nodeId"], selector="#file")
@@ -200,7 +195,7 @@ def test_a_picture_of_ones_own_with_words_taken_away_is_not_in_the_address(tab: 
     tab.wait("document.getElementById('status').innerText.includes('not a picture that can be decoded')")
 
 
-def test_a_picture_leads_to_pictures_like_it(tab: Page, url: str) -> None:
+def test_a_picture_leads_to_pictures_like_it(tab, url):
     tab.open(f"{url}/?q=blue")
     shows(tab, "blue")
     tab.run("document.querySelector('#results button').click()")
@@ -212,10 +207,10 @@ def test_a_picture_leads_to_pictures_like_it(tab: Page, url: str) -> None:
     assert tab.run(FOCUSED) == "text"
 
 
-def test_it_says_when_another_version_answers_and_what_is_wrong(tab: Page, url: str, made: SearchService) -> None:
+def test_it_says_when_another_version_answers_and_what_is_wrong(tab, url, made):
     tab.open(f"{url}/?q=blue")
     tab.wait("document.getElementById('served').innerText === 'Model: align version 1'")
-    champion: Any = made.champion
+    champion = made.champion
     before = champion._served
     try:
         champion._served = served.served(Path(made.pictures._shards).parent, "2" * 64, 2)
@@ -233,7 +228,7 @@ def test_it_says_when_another_version_answers_and_what_is_wrong(tab: Page, url: 
 
 @pytest.mark.parametrize("width", [1300, 800, 380])
 @pytest.mark.parametrize("looks", ["light", "dark"])
-def test_axe_finds_nothing_at_this_width(tab: Page, url: str, width: int, looks: str) -> None:
+def test_axe_finds_nothing_at_this_width(tab, url, width, looks):
     tab.size(width, 800)
     tab.look(looks)
     try:

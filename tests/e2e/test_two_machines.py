@@ -5,7 +5,6 @@ The machines are clones that share no folder: git's remote, an S3 server and Pre
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,20 @@ from tests.support import small_checkout, wait_until
 from tests.support.dvc_projects import aws_variables
 from tests.support.local_stack import ENDS, Stack
 from tests.support.remote_worker import Machine, share, use_remote
-from tests.support.s3_server import SECRET, S3Server, serve
+from tests.support.s3_server import SECRET, serve
 
 pytestmark = [pytest.mark.full, pytest.mark.patience(1800, "a second machine begins the training again")]
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3(tmp_path_factory):
     with serve(tmp_path_factory.mktemp("s3") / "data") as server:
         server.make_bucket("team")
         yield server
 
 
 @pytest.fixture(scope="module")
-def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def head(s3, tmp_path_factory):
     """The machine that people click at: Prefect's server, and a worker for whole runs."""
     root = small_checkout.write(tmp_path_factory.mktemp("head machine") / "checkout")
     values = {
@@ -62,14 +61,14 @@ def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
         stack.close()
 
 
-def machine(stack: Stack, root: Path) -> Machine:
+def machine(stack, root):
     env = stack.env | {"PREFECT_API_URL": stack.api, "PREFECT_API_AUTH_STRING": stack.login, "PYTHONPATH": str(root)}
     new = Machine(root, Path(git(stack.root, "remote", "get-url", "origin")), env)
     use_remote(root, "s3://team/dvc")
     return new
 
 
-def test_training_moves_from_machine_to_machine_to_the_same_bytes(head: Stack, s3: S3Server, tmp_path: Path) -> None:
+def test_training_moves_from_machine_to_machine_to_the_same_bytes(head, s3, tmp_path):
     second, third = machine(head, tmp_path / "second"), machine(head, tmp_path / "third machine")
     second.work("gpu")
     try:
@@ -111,7 +110,7 @@ def test_training_moves_from_machine_to_machine_to_the_same_bytes(head: Stack, s
     assert SECRET not in second.log() + third.log()
 
 
-def outs(root: Path) -> dict[str, str]:
+def outs(root):
     """Path -> hash, of what training writes."""
     lock = YAML(typ="safe").load((root / "dvc.lock").read_text())
     return {out["path"]: out["md5"] for out in lock["stages"]["pretrain"]["outs"]}

@@ -36,7 +36,7 @@ _GRACE_S = 600
 _NOT_HERE = "atheris is missing: it has wheels for Linux on x86_64 and Python 3.11 to 3.13; run `make fuzz` there"
 
 
-def main() -> int:
+def main():
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("target", nargs="?", choices=sorted(TARGETS))
     parser.add_argument("file", nargs="?", type=Path)
@@ -52,13 +52,13 @@ def main() -> int:
     return _fuzz([args.only] if args.only else list(TARGETS), int(os.environ.get("FUZZ_SECONDS", "600")))
 
 
-def _saved_files() -> list[tuple[str, Path]]:
+def _saved_files():
     """Every saved input with its target, sorted by target."""
     files = [(file.parent.name, file) for file in CORPUS.glob("*/*")]
     return sorted(files + [(file.name.rpartition("-")[0], file) for file in FINDS.glob("*")])
 
 
-def _replay(files: list[tuple[str, Path]]) -> int:
+def _replay(files):
     num_finds = 0
     for target, group in groupby(files, key=itemgetter(0)):
         with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def _replay(files: list[tuple[str, Path]]) -> int:
     return 1 if num_finds else 0
 
 
-def _fuzz(targets: list[str], seconds: int) -> int:
+def _fuzz(targets, seconds):
     if importlib.util.find_spec("atheris") is None:
         show(_NOT_HERE)
         return 2
@@ -93,11 +93,11 @@ def _fuzz(targets: list[str], seconds: int) -> int:
     return 1 if finds else 0
 
 
-def _has(target: str, mode: str) -> bool:
+def _has(target, mode):
     return mode == "plain" or target in STRATEGIES
 
 
-def _job(target: str, mode: str) -> Job:
+def _job(target, mode):
     """Forgets the last run's finds, and keeps what it has reached."""
     job = Job(target, mode, _STATE.absolute() / f"{target}-{mode}")
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def _job(target: str, mode: str) -> Job:
     return job
 
 
-def _run(job: Job, seconds: int) -> None:
+def _run(job, seconds):
     """Fuzzes one job for its time; where the process dies, its input is a find."""
     end = time.monotonic() + seconds
     for _ in range(_MAX_DEATHS):
@@ -133,7 +133,7 @@ def _run(job: Job, seconds: int) -> None:
         job.save(Find(f"hangs or dies (exit code {code})", log_end), job.current.read_bytes())
 
 
-def _executions(job: Job) -> int:
+def _executions(job):
     return int.from_bytes(job.counter.read_bytes(), "little") if job.counter.exists() else 0
 
 

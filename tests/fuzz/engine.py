@@ -12,9 +12,9 @@ import struct
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from tests.fuzz.judge import HANG_S, Find, judged, limit_memory
+from tests.fuzz.judge import HANG_S, judged, limit_memory
 from tests.fuzz.mutate import mutator
 from tests.fuzz.structured import STRATEGIES
 from tests.fuzz.targets import TARGETS
@@ -32,26 +32,26 @@ class Job(NamedTuple):
     folder: Path
 
     @property
-    def current(self) -> Path:
+    def current(self):
         """The input that is being judged."""
         return self.folder / "current"
 
     @property
-    def counter(self) -> Path:
+    def counter(self):
         """Executions so far, as eight bytes."""
         return self.folder / "executions"
 
     @property
-    def known(self) -> Path:
+    def known(self):
         """A line for each find of this run."""
         return self.folder / "finds.jsonl"
 
-    def finds(self) -> dict[str, dict[str, str]]:
+    def finds(self):
         """signature -> file, message."""
         lines = self.known.read_text().splitlines() if self.known.exists() else []
         return {entry["signature"]: entry for entry in map(json.loads, lines)}
 
-    def save(self, find: Find, data: bytes) -> None:
+    def save(self, find, data):
         """Saves an input under tests/fuzz/finds, unless this run has one of the same signature."""
         if find.signature in self.finds():
             return
@@ -62,7 +62,7 @@ class Job(NamedTuple):
             known.write(json.dumps({"signature": find.signature, "file": str(file), "message": find.message}) + "\n")
 
 
-def fuzz(job: Job, seconds: int) -> None:
+def fuzz(job, seconds):
     """Does not return: libFuzzer ends the process, with 0 when the time is over."""
     import atheris
 
@@ -75,7 +75,7 @@ def fuzz(job: Job, seconds: int) -> None:
         executions = mmap.mmap(file.fileno(), 8)
     current = os.open(job.current, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
 
-    def one(data: bytes) -> None:
+    def one(data):
         os.pwrite(current, data, 0)
         os.ftruncate(current, len(data))
         struct.pack_into("<Q", executions, 0, struct.unpack_from("<Q", executions)[0] + 1)
@@ -89,8 +89,8 @@ def fuzz(job: Job, seconds: int) -> None:
     ]  # fmt: skip
     reached = job.folder / "reached"
     reached.mkdir(exist_ok=True)
-    options: dict[str, Any] = {}
-    entry: Any = one
+    options = {}
+    entry = one
     if job.mode == "structured":
         entry = _structured(job.target, one)
     else:
@@ -103,12 +103,12 @@ def fuzz(job: Job, seconds: int) -> None:
     atheris.Fuzz()
 
 
-def _structured(target: str, one: Any) -> Any:
+def _structured(target, one):
     from hypothesis import HealthCheck, given, settings
 
     @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(STRATEGIES[target])
-    def test(data: bytes) -> None:
+    def test(data):
         one(data)
 
     return test.hypothesis.fuzz_one_input

@@ -10,11 +10,8 @@ import resource
 import signal
 import time
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-from tests.fuzz.sources import Run
 
 #: The most that one input may add to the process, as resident memory and as address space.
 PEAK_BYTES = 1_500_000_000
@@ -32,17 +29,17 @@ class Find(NamedTuple):
     message: str
 
 
-def limit_memory() -> None:
+def limit_memory():
     """Bounds this process to what it has now and `_SPACE_BYTES` more. No core files."""
     resource.setrlimit(resource.RLIMIT_AS, (_size_bytes() + _SPACE_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _size_bytes() -> int:
+def _size_bytes():
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-def judged(run: Run, data: bytes) -> Find | None:
+def judged(run, data):
     """Runs a target on one input."""
     _forget_peak()
     before, start = _peak_bytes(), time.process_time()
@@ -59,30 +56,30 @@ def judged(run: Run, data: bytes) -> Find | None:
     return find
 
 
-def _peak_bytes() -> int:
+def _peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _forget_peak() -> None:
+def _forget_peak():
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _signature(error: BaseException) -> str:
+def _signature(error):
     """The type, and the last place in the project where it passed."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if any(part in frame.filename for part in ("/align/", "/flows/"))] or frames
     return f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].name}"
 
 
-def replayed(run: Run, inputs: Sequence[bytes]) -> list[Find | None]:
+def replayed(run, inputs):
     """Judges inputs in a fork of this process, which may die; those that follow then get another one."""
-    finds: list[Find | None] = []
+    finds = []
     while len(finds) < len(inputs):
         finds += _until_death(run, inputs[len(finds) :])
     return finds
 
 
-def _until_death(run: Run, inputs: Sequence[bytes]) -> list[Find | None]:
+def _until_death(run, inputs):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -102,6 +99,6 @@ def _until_death(run: Run, inputs: Sequence[bytes]) -> list[Find | None]:
     return finds
 
 
-def show(text: str) -> None:
+def show(text):
     """Prints at once: what follows may take minutes."""
     print(text, flush=True)

@@ -13,10 +13,10 @@ _MAX_BYTES = 1 << 20
 Mutate = Callable[[bytes, int], bytes]
 
 
-def mutator(mutate: Mutate) -> Callable[[bytes, int, int], bytes]:
+def mutator(mutate):
     """The mutator of libFuzzer: every eighth file keeps its wrong checksums."""
 
-    def mutated(data: bytes, max_size: int, seed: int) -> bytes:
+    def mutated(data, max_size, seed):
         if seed % 8 == 0:
             return mutate(data, max_size)
         if data.startswith(_GZIP):
@@ -26,14 +26,14 @@ def mutator(mutate: Mutate) -> Callable[[bytes, int, int], bytes]:
     return mutated
 
 
-def with_checksums(data: bytes) -> bytes:
+def with_checksums(data):
     """The file with the checksums of a PNG's chunks or of a tar's headers made right."""
     if data.startswith(_PNG):
         return _png(data)
     return _tar(data) if data[257:262] == b"ustar" else data
 
 
-def _first_member_mutated(data: bytes, max_size: int, mutate: Mutate) -> bytes:
+def _first_member_mutated(data, max_size, mutate):
     unpacker = zlib.decompressobj(wbits=31)
     try:
         plain = unpacker.decompress(data, _MAX_BYTES)
@@ -42,7 +42,7 @@ def _first_member_mutated(data: bytes, max_size: int, mutate: Mutate) -> bytes:
     return gzip.compress(mutate(plain, max(max_size, len(plain))), mtime=0) + unpacker.unused_data
 
 
-def _png(data: bytes) -> bytes:
+def _png(data):
     pieces, position = [_PNG], len(_PNG)
     while position + 12 <= len(data):
         end = position + 8 + int.from_bytes(data[position : position + 4])
@@ -53,7 +53,7 @@ def _png(data: bytes) -> bytes:
     return b"".join([*pieces, data[position:]])
 
 
-def _tar(data: bytes) -> bytes:
+def _tar(data):
     blocks = bytearray(data)
     for start in range(0, len(blocks) - _TAR_BLOCK + 1, _TAR_BLOCK):
         if blocks[start + 257 : start + 262] == b"ustar":

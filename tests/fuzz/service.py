@@ -1,15 +1,10 @@
 """The search service as its connections see it: any bytes, in one connection."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
 import socket
 from contextlib import ExitStack
-from pathlib import Path
-
-from tests.fuzz.sources import Run
 
 _PORT = 4300
 #: What the answers begin with; a refusal has a line of JSON.
@@ -17,14 +12,14 @@ _STATUS = re.compile(rb"^HTTP/1\.1 (\d{3}) ", re.MULTILINE)
 _WAIT_S = 0.3
 
 
-def service(folder: Path) -> Run:
+def service(folder):
     """Sends the bytes to a service of a few pictures, and reads its answers until it closes or says no more."""
     from tests.support import colour_index
 
     colour_index.build(folder)
-    made: dict[int, Run] = {}  # process id -> what answers there: a fork has none of the service's threads
+    made = {}  # process id -> what answers there: a fork has none of the service's threads
 
-    def run(data: bytes) -> None:
+    def run(data):
         if os.getpid() not in made:
             made[os.getpid()] = _started(folder)
         made[os.getpid()](data)
@@ -32,7 +27,7 @@ def service(folder: Path) -> Run:
     return run
 
 
-def _started(folder: Path) -> Run:
+def _started(folder):
     from uvicorn.server import ServerState
 
     from align.search.service.app import POLICY, make_app
@@ -49,7 +44,7 @@ def _started(folder: Path) -> Run:
     config.load()
     loop = asyncio.new_event_loop()
 
-    async def answered(data: bytes) -> bytes:
+    async def answered(data):
         theirs, ours = socket.socketpair()
         ours.setblocking(False)
         state, said = ServerState(), b""
@@ -73,7 +68,7 @@ def _started(folder: Path) -> Run:
             await asyncio.gather(*state.tasks, return_exceptions=True)
         return said
 
-    def run(data: bytes, _: ExitStack = stack) -> None:
+    def run(data, _=stack):
         said = loop.run_until_complete(answered(data))
         for status in _STATUS.findall(said):
             assert int(status) != 500, said[:500]

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 Run = Callable[[bytes], object]
 
@@ -24,14 +22,14 @@ _WAT_RECORD = (
 )
 
 
-def ingest_config(source: str) -> Any:
+def ingest_config(source):
     from align.config.ingest import IngestConfig
     from tests.support.params import load_params
 
     return load_params(overrides=[f"ingest.source={source}"]).section(IngestConfig)
 
 
-def _scan(source: str) -> Callable[[Path], list[bytes | None]]:
+def _scan(source):
     """Reads a whole source, as ingest does: every row, and the bytes of the first few pictures."""
     from align.config.infrastructure import StoreConfig
     from align.errors import DataError
@@ -44,8 +42,8 @@ def _scan(source: str) -> Callable[[Path], list[bytes | None]]:
     config = ingest_config(source)
     files = StoreFiles(load_params().section(StoreConfig))
 
-    def scan(location: Path) -> list[bytes | None]:
-        read: list[bytes | None] = []
+    def scan(location):
+        read = []
         with suppress(DataError):
             opened = open_source(config, str(location), files)
             for file in opened.files:
@@ -59,48 +57,48 @@ def _scan(source: str) -> Callable[[Path], list[bytes | None]]:
     return scan
 
 
-def _scan_file(scan: Callable[[Path], object], path: Path, data: bytes) -> None:
+def _scan_file(scan, path, data):
     path.write_bytes(data)
     scan(path)
     path.unlink()
 
 
-def page(folder: Path) -> Run:
+def page(folder):
     from align.ingest.limits import TooLarge
     from align.ingest.sources.pages import page_images
 
-    def run(data: bytes) -> None:
+    def run(data):
         with suppress(TooLarge):
             page_images(data, PAGE, None, _TEXT_FROM)
 
     return run
 
 
-def warc(folder: Path) -> Run:
+def warc(folder):
     scan = _scan("warc")
     packed = {b"\x1f\x8b": ".gz", b"\x28\xb5": ".zst", b"\x5d\x2a": ".zst"}
 
-    def run(data: bytes) -> None:
+    def run(data):
         _scan_file(scan, folder / f"a.warc{packed.get(data[:2], '')}", data)
 
     return run
 
 
-def wat(folder: Path) -> Run:
+def wat(folder):
     scan = _scan("warc")
 
-    def run(data: bytes) -> None:
+    def run(data):
         _scan_file(scan, folder / "a.warc.wat", _WAT_RECORD.format(PAGE, len(data)).encode() + data + b"\r\n\r\n")
 
     return run
 
 
-def tar(folder: Path) -> Run:
+def tar(folder):
     scan = _scan("shards")
     return lambda data: _scan_file(scan, folder / "00000.tar", data)
 
 
-def tar_table(folder: Path) -> Run:
+def tar_table(folder):
     """The table next to a tar."""
     from align.formats.tar import TarWriter
 
@@ -110,18 +108,18 @@ def tar_table(folder: Path) -> Run:
     writer.add(("000000000.jpg", b"\xff\xd8 a picture"), ("000000001.jpg", b"\xff\xd8 another one"))
     writer.close()
 
-    def run(data: bytes) -> None:
+    def run(data):
         (folder / "00000.parquet").write_bytes(data)
         _scan_file(scan, folder / "00000.tar", tar.getvalue())
 
     return run
 
 
-def table(folder: Path) -> Run:
+def table(folder):
     """Parquet, or text whose kind is told from its first characters; also gzipped."""
     scan = _scan("url_table")
 
-    def run(data: bytes) -> None:
+    def run(data):
         packed = data.startswith(b"\x1f\x8b")
         with suppress(zlib.error):
             head = zlib.decompressobj(31).decompress(data, 64) if packed else data[:64]
@@ -130,7 +128,7 @@ def table(folder: Path) -> Run:
     return run
 
 
-def evaluation_table(folder: Path) -> Run:
+def evaluation_table(folder):
     """The same bytes as a table of an evaluation set; its pictures do not exist."""
     from align.config.suite import SuiteSet
     from align.errors import DataError
@@ -138,9 +136,9 @@ def evaluation_table(folder: Path) -> Run:
     from tests.support.suites import local_files
 
     files = local_files()
-    usual: dict[str, str] = {}
+    usual = {}
 
-    def run(data: bytes) -> None:
+    def run(data):
         packed = data.startswith(b"\x1f\x8b")
         with suppress(zlib.error):
             head = zlib.decompressobj(31).decompress(data, 64) if packed else data[:64]
@@ -155,7 +153,7 @@ def evaluation_table(folder: Path) -> Run:
     return run
 
 
-def _table_kind(head: bytes) -> str:
+def _table_kind(head):
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.lstrip(codecs.BOM_UTF8 + b" \r\n")[:1] in (b"{", b"["):
@@ -165,7 +163,7 @@ def _table_kind(head: bytes) -> str:
     return "tsv" if b"\t" in head else "csv"
 
 
-def folder_table(folder: Path) -> Run:
+def folder_table(folder):
     """The table of a folder of pictures, by both of the sources that read files from beside it."""
     scans = [_scan(source) for source in ("folder", "url_table")]
     photos = folder / "photos"
@@ -174,7 +172,7 @@ def folder_table(folder: Path) -> Run:
     (photos / "link.png").symlink_to(folder / "outside.png")
     (photos / "images/inside.png").write_bytes(b"in it")
 
-    def run(data: bytes) -> None:
+    def run(data):
         table = photos / f"a.{_table_kind(data[:64])}"
         table.write_bytes(data)
         for scan in scans:
@@ -185,6 +183,6 @@ def folder_table(folder: Path) -> Run:
     return run
 
 
-def coco(folder: Path) -> Run:
+def coco(folder):
     scan = _scan("coco")
     return lambda data: _scan_file(scan, folder / "captions_val2014.json", data)

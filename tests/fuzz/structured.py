@@ -25,11 +25,11 @@ _address = (
 )
 
 
-def _encoded(text: str) -> bytes:
+def _encoded(text):
     return text.encode("utf-8", "surrogatepass")
 
 
-def _element(children: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+def _element(children):
     names = (
         "img", "figure", "figcaption", "picture", "source", "base", "a", "p", "noscript", "template", "svg", "table",
         "title", "script", "style", "textarea", "iframe",
@@ -69,7 +69,7 @@ _json = st.recursive(
 )
 
 
-def _parameters() -> list[str]:
+def _parameters():
     params = YAML(typ="safe", pure=True).load(Path(__file__).parents[1] / "support/params.yaml")
     return [f"{section}.{key}" for section, keys in params.items() for key in keys or ()]
 
@@ -92,7 +92,7 @@ _form = st.fixed_dictionaries(
 _row = st.fixed_dictionaries({"url": _address, "caption": _words}) | _json
 
 
-def _separated(rows: list[list[str]]) -> bytes:
+def _separated(rows):
     text = io.StringIO()
     csv.writer(text, quoting=csv.QUOTE_MINIMAL, escapechar="\\").writerows(rows)
     return _encoded("url,caption\n" + text.getvalue())
@@ -135,7 +135,7 @@ _wat = st.tuples(_address | _json, st.lists(_link, max_size=4) | _json, _json).m
 )  # fmt: skip
 
 
-def _member(parts: tuple[str, bytes, bytes, bytes]) -> bytes:
+def _member(parts):
     """A tar header with the given size field and type, its checksum made right, and data."""
     name, size, kind, data = parts
     block = bytearray(512)
@@ -161,7 +161,7 @@ _pax = st.tuples(
 ).map(lambda pair: _record(f"{pair[0]}={pair[1]}\n".encode("utf-8", "replace")))
 
 
-def _record(text: bytes) -> bytes:
+def _record(text):
     length = len(text) + 3
     return b"%d %s" % (length if length < 100 else length + 1, text)
 
@@ -191,7 +191,7 @@ _body = st.dictionaries(
 ).map(lambda value: _encoded(json.dumps(value)))  # fmt: skip
 
 
-def _request(parts: tuple[str, str, dict[str, str], list[str], bytes, bool]) -> bytes:
+def _request(parts):
     method, path, query, headers, body, is_chunked = parts
     length = "Transfer-Encoding: chunked" if is_chunked else f"Content-Length: {len(body)}"
     asked = urlencode(query, errors="surrogatepass")
@@ -221,7 +221,7 @@ _service = st.lists(
     min_size=1, max_size=3,
 ).map(b"".join)  # fmt: skip
 
-STRATEGIES: dict[str, st.SearchStrategy[bytes]] = {
+STRATEGIES = {
     "page": _page, "wat": _wat, "tar": _tar, "table": _table, "coco": _coco,
     "text": _words.map(_encoded),
     "url": st.tuples(_address.filter(lambda text: "\n" not in text), _address).map("\n".join).map(_encoded),

@@ -29,12 +29,12 @@ from tests.fuzz.sources import (
 Make = Callable[[Path], Run]
 
 
-def _picture(folder: Path) -> Run:
+def _picture(folder):
     from align.pairs.picture import PictureError, decode, read_header, shrink
 
     max_pixels = ingest_config("warc").max_image_pixels
 
-    def run(data: bytes) -> None:
+    def run(data):
         with suppress(PictureError):
             read_header(data)
         with suppress(PictureError):
@@ -45,24 +45,24 @@ def _picture(folder: Path) -> Run:
     return run
 
 
-def _preprocess(folder: Path) -> Run:
+def _preprocess(folder):
     from align.errors import DataError
     from align.model.preprocess import decode
 
-    def run(data: bytes) -> None:
+    def run(data):
         with suppress(DataError):
             assert decode(data, 64).shape == (64, 64, 3)
 
     return run
 
 
-def _text(folder: Path) -> Run:
+def _text(folder):
     import pyarrow as pa
 
     from align.filter.words import text_facts
     from align.pairs import text as texts
 
-    def run(data: bytes) -> None:
+    def run(data):
         written = data.decode("utf-8", "surrogatepass") if _is_text(data) else data.decode("utf-8", "replace")
         text = texts.normalise(written)
         assert texts.normalise(text) == text, "normalised twice is another text"
@@ -77,7 +77,7 @@ def _text(folder: Path) -> Run:
     return run
 
 
-def _is_text(data: bytes) -> bool:
+def _is_text(data):
     try:
         data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
@@ -85,13 +85,13 @@ def _is_text(data: bytes) -> bool:
     return True
 
 
-def _url(folder: Path) -> Run:
+def _url(folder):
     """A base in the first line; the rest is an address, and a value of Retry-After."""
     from align.pairs.urls import Resolver, canonical_or_as_is, canonical_url, identity
     from align.web.addresses import target_of
     from align.web.failure import of_status
 
-    def run(data: bytes) -> None:
+    def run(data):
         base, _, source = data.decode("utf-8", "surrogatepass" if _is_text(data) else "replace").partition("\n")
         resolver = Resolver(base)
         canonical_or_as_is(source)
@@ -108,11 +108,11 @@ def _url(folder: Path) -> Run:
     return run
 
 
-def _robots(folder: Path) -> Run:
+def _robots(folder):
     """A robots.txt; its last line is an address to ask about and a header."""
     from align.ingest.robots import opt_out, rules_for
 
-    def run(data: bytes) -> None:
+    def run(data):
         path = data.rpartition(b"\n")[2].decode("utf-8", "replace")
         for token in ("align-ingest", "*"):
             rules = rules_for(token, data)
@@ -123,11 +123,11 @@ def _robots(folder: Path) -> Run:
     return run
 
 
-def _policy(folder: Path) -> Run:
+def _policy(folder):
     from align.errors import FormatError
     from align.formats.policy import OPTED_OUT, read_opted_out, write_opted_out
 
-    def run(data: bytes) -> None:
+    def run(data):
         (folder / OPTED_OUT).write_bytes(data)
         with suppress(FormatError):
             opted_out = read_opted_out(folder)
@@ -138,7 +138,7 @@ def _policy(folder: Path) -> Run:
     return run
 
 
-def _form(folder: Path) -> Run:
+def _form(folder):
     """A request as JSON, what a run makes of its overrides, and its check of all values."""
     import shutil
 
@@ -155,7 +155,7 @@ def _form(folder: Path) -> Run:
     (folder / "params.yaml").write_bytes(text)
     shutil.copy(ROOT / "dvc.yaml", folder)
 
-    def run(data: bytes) -> None:
+    def run(data):
         with suppress(ConfigError, UnicodeDecodeError):
             lines = data.decode().splitlines()[:8]
             chosen_values(load_params(folder / "params.yaml", lines), lines)
@@ -176,7 +176,7 @@ def _form(folder: Path) -> Run:
     return run
 
 
-def _json_file(folder: Path) -> Run:
+def _json_file(folder):
     """Every small JSON file of the project; most fit none of them."""
     from align.errors import DataError
     from align.formats.acceptances import read_acceptances
@@ -192,7 +192,7 @@ def _json_file(folder: Path) -> Run:
         ("verdict.json", partial(require_passed, data="0" * 64, where=folder)),
     )  # fmt: skip
 
-    def run(data: bytes) -> None:
+    def run(data):
         from align.errors import GateError
 
         for name, read in files:
@@ -203,11 +203,11 @@ def _json_file(folder: Path) -> Run:
     return run
 
 
-def _model_config(folder: Path) -> Run:
+def _model_config(folder):
     from align.errors import DataError
     from align.formats.model_folder import CONFIG, library_model, read_config
 
-    def run(data: bytes) -> None:
+    def run(data):
         (folder / CONFIG).write_bytes(data)
         library_model(folder)
         with suppress(DataError):
@@ -216,11 +216,11 @@ def _model_config(folder: Path) -> Run:
     return run
 
 
-def _weights(folder: Path) -> Run:
+def _weights(folder):
     from align.errors import DataError
     from align.formats.model_folder import WEIGHTS, read_weights
 
-    def run(data: bytes) -> None:
+    def run(data):
         (folder / WEIGHTS).unlink(missing_ok=True)  # the last one may be mapped into memory
         (folder / WEIGHTS).write_bytes(data)
         with suppress(DataError):
@@ -229,12 +229,12 @@ def _weights(folder: Path) -> Run:
     return run
 
 
-def _tokenizer(folder: Path) -> Run:
+def _tokenizer(folder):
     from align.errors import DataError
     from align.formats.model_folder import TOKENIZER
     from align.model.tokenizer import TextTokenizer
 
-    def run(data: bytes) -> None:
+    def run(data):
         (folder / TOKENIZER).write_bytes(data)
         with suppress(DataError):
             TextTokenizer.load(folder, 16)
@@ -242,7 +242,7 @@ def _tokenizer(folder: Path) -> Run:
     return run
 
 
-def _vectors(folder: Path) -> Run:
+def _vectors(folder):
     """An index of 40 vectors, 8 wide; the rows of an approximate one are right."""
     import numpy as np
 
@@ -254,7 +254,7 @@ def _vectors(folder: Path) -> Run:
     queries = np.eye(3, 8, dtype=np.float32)
     allowed = np.arange(40) % 2 == 0
 
-    def run(data: bytes) -> None:
+    def run(data):
         file.write_bytes(data)
         with suppress(CorruptError):
             index = VectorIndex.load(file)
@@ -266,12 +266,12 @@ def _vectors(folder: Path) -> Run:
     return run
 
 
-def _items(folder: Path) -> Run:
+def _items(folder):
     """The table of an index."""
     from align.errors import CorruptError, DataError
     from align.formats.indexed_images import ITEMS, IndexedImages
 
-    def run(data: bytes) -> None:
+    def run(data):
         (folder / ITEMS).write_bytes(data)
         with suppress(CorruptError):
             items = IndexedImages.load(folder, thumbnails=False)
@@ -283,7 +283,7 @@ def _items(folder: Path) -> Run:
     return run
 
 
-def _words(folder: Path) -> Run:
+def _words(folder):
     """The words of an index of 40 images."""
     import pyarrow as pa
 
@@ -292,7 +292,7 @@ def _words(folder: Path) -> Run:
 
     texts = pa.chunked_array([[["a red fox"]] * 40])
 
-    def run(data: bytes) -> None:
+    def run(data):
         (folder / WORDS).write_bytes(data)
         with suppress(CorruptError):
             words = IndexedWords.load(folder, 40)
@@ -301,7 +301,7 @@ def _words(folder: Path) -> Run:
     return run
 
 
-TARGETS: dict[str, Make] = {
+TARGETS = {
     make.__name__.removeprefix("_"): make
     for make in (
         _picture, _preprocess, page, warc, wat, tar, tar_table, table, folder_table, evaluation_table,

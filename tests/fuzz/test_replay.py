@@ -12,7 +12,7 @@ from tests.support import ROOT, warm
 
 
 @pytest.mark.costs(4, "177 hostile inputs, each by its target")
-def test_every_saved_input_is_handled() -> None:
+def test_every_saved_input_is_handled():
     done = subprocess.run(
         [str(warm.commands() / "python"), "-m", "tests.fuzz", "--replay"],
         cwd=ROOT,
@@ -25,19 +25,19 @@ def test_every_saved_input_is_handled() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
-def test_the_judge_sees_exceptions_memory_time_and_death(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_judge_sees_exceptions_memory_time_and_death(monkeypatch):
     monkeypatch.setattr(judge, "PEAK_BYTES", 50_000_000)
     monkeypatch.setattr(judge, "CPU_S", 0.3)
 
-    def allocates(data: bytes) -> None:
+    def allocates(data):
         bytearray(200_000_000).count(1)
 
-    def is_slow(data: bytes) -> None:
+    def is_slow(data):
         end = time.process_time() + 0.4
         while time.process_time() < end:
             pass
 
-    def dies(data: bytes) -> None:
+    def dies(data):
         faulthandler.disable()  # its report would look like a failure
         os.abort()
 

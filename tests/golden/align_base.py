@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ruamel.yaml import YAML
 
@@ -49,25 +48,24 @@ class Row:
     verdict: Verdict
     why: str = ""
 
-    def line(self) -> str:
+    def line(self):
         """For people."""
         measured = "-" if self.measured is None else f"{self.measured:.1f}"
         return f"{self.metric:36} {self.published:>9.1f} {measured:>9}  {self.verdict}{self.why and ': '}{self.why}"
 
 
-def read_table(path: Path = TABLE) -> dict[str, Any]:
+def read_table(path=TABLE):
     """align_base.yaml."""
-    table: dict[str, Any] = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
-    return table
+    return YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
 
 
-def lacks(folder: Path, wanted: Mapping[str, Any]) -> str:
+def lacks(folder, wanted):
     """What a folder lacks, and where to get it; empty if nothing."""
     missing = [names for names in wanted["needs"] if not any((folder / name).exists() for name in names.split(" or "))]
     return f"{', '.join(missing)} missing in {folder}; get it from {wanted['source']}" if missing else ""
 
 
-def suite_entry(one: Mapping[str, Any], sets: Path) -> dict[str, Any]:
+def suite_entry(one, sets):
     """A set's entry in a suite, with absolute paths."""
     entry = dict(one["suite"])
     folder = (sets / one["name"]).resolve()
@@ -78,14 +76,14 @@ def suite_entry(one: Mapping[str, Any], sets: Path) -> dict[str, Any]:
     return {"name": one["name"], "path": str(folder / file if file else folder)} | entry
 
 
-def measure(table: Mapping[str, Any], model: Path, sets: Path, work: Path) -> tuple[dict[str, float], dict[str, str]]:
+def measure(table, model, sets, work):
     """(metric -> share, for the sets that are here; set -> why it was not measured).
 
     Raises:
         RuntimeError: a command failed; it has said why.
     """
     weights = lacks(model, table["model"])
-    reasons: dict[str, str] = {}
+    reasons = {}
     for one in table["sets"]:
         reasons[one["name"]] = "; ".join(filter(None, (weights, lacks(sets / one["name"], one))))
     here = [one for one in table["sets"] if not reasons[one["name"]]]
@@ -99,16 +97,16 @@ def measure(table: Mapping[str, Any], model: Path, sets: Path, work: Path) -> tu
     _run("import_model", *params, "--from", str(model), "--out", str(imported))
     _run("evaluate", *params, "--model", str(imported), "--reports", str(reports), "--set", f"paths.evaluation={suite}",
          "--set", f"store.features={work / 'features'}")  # fmt: skip
-    metrics: dict[str, float] = json.loads((reports / "metrics.json").read_text("utf-8"))
+    metrics = json.loads((reports / "metrics.json").read_text("utf-8"))
     return metrics, reasons
 
 
-def _run(*arguments: str) -> None:
+def _run(*arguments):
     if align(arguments) != 0:
         raise RuntimeError(f"align {arguments[0]} failed")
 
 
-def compare(table: Mapping[str, Any], metrics: Mapping[str, float], reasons: Mapping[str, str]) -> Iterator[Row]:
+def compare(table, metrics, reasons):
     """Every row of the table with its verdict."""
     for one in table["sets"]:
         for name, published in one["published"].items():
@@ -123,13 +121,13 @@ def compare(table: Mapping[str, Any], metrics: Mapping[str, float], reasons: Map
                 yield Row(metric, published, measured, "agrees" if near else "differs")
 
 
-def code(rows: Sequence[Row]) -> int:
+def code(rows):
     """The exit code."""
     verdicts = {row.verdict for row in rows}
     return DIFFERS if "differs" in verdicts else NOT_MEASURED if "not measured" in verdicts else AGREES
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments=None):
     """Entry point; see the module for what it returns."""
     words = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="python -m tests.golden.align_base", description=words)

@@ -5,16 +5,12 @@ later ones); then, with the project on PYTHONPATH,
 `python -m tests.golden.clip_benchmark_figures`.
 """
 
-from __future__ import annotations
-
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tests.golden.embeddings import captioned
 
@@ -23,11 +19,11 @@ FILE = Path(__file__).with_suffix(".json")
 NUM_CLASSES, MASKED = 20, (3, 4, 5, 8, 13, 15, 19)
 
 
-def retrieval_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+def retrieval_inputs():
     return captioned(80, 5, width=16, noise=1.5, seed=0)
 
 
-def class_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+def class_inputs():
     """Class embeddings, images, and the class of each image: 1 to 20 images a class."""
     classes, images, labels = captioned(NUM_CLASSES, NUM_CLASSES, width=16, noise=1.5, seed=1)
     kept = np.concatenate([np.flatnonzero(labels == one)[: 1 + one] for one in range(NUM_CLASSES)])
@@ -37,14 +33,14 @@ def class_inputs() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np
 class Ready:
     """A model whose inputs are embeddings."""
 
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_image(self, images):
         return images.flatten(1)
 
-    def encode_text(self, texts: torch.Tensor) -> torch.Tensor:
+    def encode_text(self, texts):
         return texts
 
 
-def figures() -> dict[str, Any]:
+def figures():
     """What the package answers, which is imported here."""
     from clip_benchmark.metrics import zeroshot_retrieval
     from clip_benchmark.metrics.zeroshot_classification import accuracy
@@ -59,7 +55,7 @@ def figures() -> dict[str, Any]:
         for start in range(0, len(images), 16)
     ]
 
-    def tokenize(rows: list[NDArray[np.float32]]) -> torch.Tensor:
+    def tokenize(rows):
         return torch.from_numpy(np.stack(rows))
 
     assert (image_of_text == np.repeat(np.arange(len(images)), 5)).all()

@@ -1,14 +1,9 @@
 """Inputs of the golden files: random numbers from a seed, which numpy draws alike everywhere."""
 
-from __future__ import annotations
-
 import numpy as np
-from numpy.typing import NDArray
 
 
-def captioned(
-    num_images: int, texts_per_image: int, *, width: int, noise: float, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+def captioned(num_images, texts_per_image, *, width, noise, seed):
     """Images, their texts, and the image of each text. A text is its image with noise: ranks of all sizes."""
     rng = np.random.default_rng(seed)
     images = _unit(rng.standard_normal((num_images, width)))
@@ -17,13 +12,11 @@ def captioned(
     return images.astype(np.float32), _unit(texts).astype(np.float32), image_of_text
 
 
-def own_positives(
-    image_of_text: NDArray[np.int64], num_images: int
-) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+def own_positives(image_of_text, num_images):
     """The published positives: an image's own texts, and a text's own image."""
     of_image = [np.flatnonzero(image_of_text == image) for image in range(num_images)]
     return of_image, list(image_of_text[:, np.newaxis])
 
 
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unit(rows):
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))

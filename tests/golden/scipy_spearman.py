@@ -3,20 +3,16 @@
 `python -m tests.golden.scipy_spearman` with the project on PYTHONPATH.
 """
 
-from __future__ import annotations
-
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 FILE = Path(__file__).with_suffix(".json")
 
 
-def inputs() -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def inputs():
     """Pairs of (20, n): without ties, ratings on a coarse scale against real values, both coarse."""
     rng = np.random.default_rng(0)
     one, other = rng.standard_normal((2, 20, 57))
@@ -25,7 +21,7 @@ def inputs() -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     return {"real": (one, other), "rated": (coarse[0], other), "coarse": (coarse[1], np.round(one))}
 
 
-def figures() -> dict[str, Any]:
+def figures():
     """What the package answers, which is imported here."""
     from scipy.stats import spearmanr
 

@@ -1,10 +1,6 @@
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -13,7 +9,7 @@ from tests.golden import align_base
 from tests.support import own_model
 
 
-def _table(tmp_path: Path, published: float) -> Path:
+def _table(tmp_path, published):
     """A set that is here, and one that is not."""
     one = {
         "name": "colours", "needs": ["val", "classnames.txt"], "source": "https://example.org/colours",
@@ -28,7 +24,7 @@ def _table(tmp_path: Path, published: float) -> Path:
     return path
 
 
-def _set(folder: Path) -> None:
+def _set(folder):
     for number, name in enumerate(("n1", "n2")):
         (folder / "val" / name).mkdir(parents=True)
         for seed in range(3):
@@ -37,7 +33,7 @@ def _set(folder: Path) -> None:
     (folder / "classnames.txt").write_text("red\nblue\n")
 
 
-def test_every_set_of_the_table_is_one_that_a_suite_may_have(tmp_path: Path) -> None:
+def test_every_set_of_the_table_is_one_that_a_suite_may_have(tmp_path):
     table = align_base.read_table()
     assert sum(len(one["published"]) for one in table["sets"]) == 7
     for one in table["sets"]:
@@ -50,9 +46,7 @@ def test_every_set_of_the_table_is_one_that_a_suite_may_have(tmp_path: Path) -> 
         assert set(one["published"]) == measured[entry.tasks[0]]
 
 
-def test_without_weights_and_sets_each_row_says_where_to_get_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_weights_and_sets_each_row_says_where_to_get_them(tmp_path, capsys):
     given = ["--model", str(tmp_path / "none"), "--sets", str(tmp_path / "sets"), "--work", str(tmp_path / "work")]
     assert align_base.main(given) == align_base.NOT_MEASURED
     lines = capsys.readouterr().out.splitlines()
@@ -66,9 +60,7 @@ def test_without_weights_and_sets_each_row_says_where_to_get_them(
     assert not (tmp_path / "work").exists()
 
 
-def test_a_folder_of_transformers_is_imported_measured_and_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_of_transformers_is_imported_measured_and_compared(tmp_path, capsys):
     own_model.write_align_base(tmp_path)
     _set(tmp_path / "sets" / "colours")
     given = [
@@ -94,10 +86,10 @@ def test_a_folder_of_transformers_is_imported_measured_and_compared(
     assert "align import_model failed" in capsys.readouterr().err
 
 
-def _reasons(table: dict[str, Any]) -> dict[str, str]:
+def _reasons(table):
     return {one["name"]: "" if one["name"] == "colours" else "gone" for one in table["sets"]}
 
 
-def test_all_rows_that_agree_are_code_0() -> None:
+def test_all_rows_that_agree_are_code_0():
     row = align_base.Row("a/b", 62.7, 62.6, "agrees")
     assert align_base.code([row, row]) == align_base.AGREES

@@ -1,26 +1,23 @@
 """What integration tests share: MLflow and the local stack once a session, S3 and data for training once a file."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.support import training_data
 from tests.support.local_stack import shared_stack, stack
 from tests.support.mlflow_server import mlflow_server
-from tests.support.s3_server import S3Server, serve
+from tests.support.s3_server import serve
 
 __all__ = ["mlflow_server", "shared_stack", "stack"]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def server(tmp_path_factory):
     """A real S3 server. Tests that kill it start it again, and each has buckets of its own."""
     with serve(tmp_path_factory.mktemp("s3") / "server") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def data(tmp_path_factory):
     """Shards and a tokenizer, which no test changes."""
     return training_data.write(tmp_path_factory.mktemp("data"))

@@ -4,7 +4,6 @@ import base64
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -22,19 +21,19 @@ PORTS = {"prefect": 4200, "mlflow": 5000}
 class Echo(BaseHTTPRequestHandler):
     """Answers with the lines of the head, as they came."""
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         body = f"path: {self.path}\n{self.headers}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         """Nothing on stderr."""
 
 
 @pytest.fixture(scope="module", name="proxies")
-def _proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def _proxies(tmp_path_factory):
     """Server -> its address at Caddy; ann's password is `of-ann`. Only the addresses of its file are others."""
     if not CADDY.exists():
         missing("caddy is not installed: make validators")
@@ -75,7 +74,7 @@ def _proxies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         yield at
 
 
-def ask(url: str, login: str | None = None, **headers: str) -> str:
+def ask(url, login=None, **headers):
     """The head that the server saw."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     if login:
@@ -84,7 +83,7 @@ def ask(url: str, login: str | None = None, **headers: str) -> str:
         return str(answer.read().decode())
 
 
-def status(url: str, login: str | None = None) -> int:
+def status(url, login=None):
     try:
         ask(url, login)
     except urllib.error.HTTPError as error:
@@ -95,7 +94,7 @@ def status(url: str, login: str | None = None) -> int:
 
 
 @pytest.mark.parametrize("name", PORTS)
-def test_a_person_passes_with_their_own_login_and_is_named(proxies: dict[str, str], name: str) -> None:
+def test_a_person_passes_with_their_own_login_and_is_named(proxies, name):
     seen = ask(f"{proxies[name]}/api/x?y=1", "ann:of-ann", X_Forwarded_User="bob", x_forwarded_user="carl").lower()
     assert seen.startswith("path: /api/x?y=1\n")
     assert [line for line in seen.splitlines() if "forwarded-user" in line] == ["x-forwarded-user: ann"]
@@ -104,19 +103,19 @@ def test_a_person_passes_with_their_own_login_and_is_named(proxies: dict[str, st
 
 @pytest.mark.parametrize("login", [None, "ann:of-bob", "bob:of-ann", "align:", ":", "ann:"])
 @pytest.mark.parametrize("path", ["/", "/api/health", "/api/x", "/health/x", "/healthy", "/x/../health/../api"])
-def test_nobody_else_passes(proxies: dict[str, str], login: str | None, path: str) -> None:
+def test_nobody_else_passes(proxies, login, path):
     assert [status(f"{proxies[name]}{path}", login) for name in PORTS] == [401, 401]
 
 
 @pytest.mark.parametrize("path", ["/health", "/api/x/../../health", "/api/%2e%2e/health", "//health", "/health/"])
-def test_what_looks_like_the_healthcheck_reaches_no_server(proxies: dict[str, str], path: str) -> None:
+def test_what_looks_like_the_healthcheck_reaches_no_server(proxies, path):
     """The servers would see the shared login with it."""
     for name in PORTS:
         url = f"{proxies[name]}{path}"
         assert status(url) == 401 or ask(url) == ""
 
 
-def test_the_shared_login_does_not_pass(proxies: dict[str, str]) -> None:
+def test_the_shared_login_does_not_pass(proxies):
     shared = base64.b64decode(proxies["login"].removeprefix("Basic ")).decode()
     assert shared.startswith("align:")
     assert status(f"{proxies['mlflow']}/", shared) == 401

@@ -3,16 +3,11 @@
 The pictures are JPEGs that we decode at half their size, and the sets have several captions a picture.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +21,7 @@ from align.evaluate.protocols.retrieval import best_ranks
 from align.evaluate.protocols.zero_shot import class_embeddings, predictions, prompts
 from align.formats.model_folder import read_config
 from align.model.dual_encoder import DualEncoder, save_model
-from align.model.embedder import Embedder, Embeddings, load_with_tokenizer
+from align.model.embedder import Embedder, load_with_tokenizer
 from align.model.image_tower import estimate_statistics
 from tests.support import ROOT, small_model
 from tests.support.params import PARAMS_FILE
@@ -40,11 +35,11 @@ TEMPLATES = ["a picture of {}", "two {}", "{} in the snow"]
 
 
 @pytest.fixture(scope="module", name="python")
-def _python() -> Path:
+def _python():
     return tools()
 
 
-def _picture(seed: int, kind: str = "JPEG") -> bytes:
+def _picture(seed, kind="JPEG"):
     """Soft blots, 230 x 170: the tests' models read 72 px, so that we decode a JPEG at half the size."""
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -53,7 +48,7 @@ def _picture(seed: int, kind: str = "JPEG") -> bytes:
 
 
 @pytest.fixture(scope="module", name="root")
-def _root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _root(tmp_path_factory):
     """A model, and three sets in CLIP_benchmark's layout: `classes`, `captions` and, of PNG files, `pairs`."""
     root = tmp_path_factory.mktemp("tools")
     torch.manual_seed(0)
@@ -85,12 +80,12 @@ def _root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", name="ours")
-def _ours(root: Path) -> dict[str, float]:
+def _ours(root):
     model = Embedder.load(root / "models/finetuned")
     return _figures(root, model, model.embed_images)
 
 
-def _figures(root: Path, model: Embedder, embed: Callable[[Iterable[bytes]], Embeddings]) -> dict[str, float]:
+def _figures(root, model, embed):
     """Figure -> share, by our own functions on the same files."""
     labels = [number % len(CLASSES) for number in range(36)]
     images = embed(_picture(number) for number in range(36))
@@ -117,7 +112,7 @@ def _figures(root: Path, model: Embedder, embed: Callable[[Iterable[bytes]], Emb
     return found | {"text": float(text.mean()), "image": float(image.mean()), "both": float((text & image).mean())}
 
 
-def _run(python: Path, folder: Path, *command: str) -> str:
+def _run(python, folder, *command):
     """Runs the interpreter of the tools, offline; what it printed."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -127,7 +122,7 @@ def _run(python: Path, folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def _export(model: Path, out: Path) -> None:
+def _export(model, out):
     images, words = out.with_name("images"), out.with_name("texts.txt")
     images.mkdir()
     (images / "0.png").write_bytes(_picture(0, "PNG"))
@@ -137,7 +132,7 @@ def _export(model: Path, out: Path) -> None:
 
 
 #: Two towers that timm lacks, with and without a projection; one that it has; cc3m's, at the size below its own.
-SHAPES: dict[str, tuple[dict[str, Any], int]] = {
+SHAPES = {
     "small": ({}, 64),
     "native": ({"embed_width": 80, "logit_bias_init": -10.0}, 64),
     "timm": ({"image_tower": "timm:test_convnext", "embed_width": 48}, 64),
@@ -146,7 +141,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_open_clip_computes_the_same_embeddings(python: Path, root: Path, tmp_path: Path, shape: str) -> None:
+def test_open_clip_computes_the_same_embeddings(python, root, tmp_path, shape):
     changes, px = SHAPES[shape]
     folder = tmp_path / "model"
     shutil.copytree(root / "models/finetuned", folder)
@@ -175,19 +170,18 @@ def test_open_clip_computes_the_same_embeddings(python: Path, root: Path, tmp_pa
     assert theirs["scale"] == pytest.approx(1 / model.temperature.item())
 
 
-def test_a_model_of_open_clip_is_measured_as_it_is(python: Path, tmp_path: Path) -> None:
+def test_a_model_of_open_clip_is_measured_as_it_is(python, tmp_path):
     said = _run(python, tmp_path, "-m", "tests.support.open_clip_models", str(tmp_path / "model"))
     assert float(said) < 1e-6
 
 
-def _clip_benchmark(python: Path, root: Path, *options: str) -> dict[str, Any]:
+def _clip_benchmark(python, root, *options):
     chosen = ("--model", "local-dir:exported", "--pretrained", "ours", "--no_amp", "--num_workers", "0")
     _run(python.with_name("clip_benchmark"), root, "eval", *chosen, *options, "--output", "out.json")
-    found: dict[str, Any] = json.loads((root / "out.json").read_text())
-    return found
+    return json.loads((root / "out.json").read_text())
 
 
-def test_clip_benchmark_measures_what_we_measure(python: Path, root: Path) -> None:
+def test_clip_benchmark_measures_what_we_measure(python, root):
     """Of whole pictures, as open_clip resizes them."""
     _export(root / "models/finetuned", root / "exported")
     model = Embedder.load(root / "models/finetuned")
@@ -203,7 +197,7 @@ def test_clip_benchmark_measures_what_we_measure(python: Path, root: Path) -> No
     assert len(set(metrics.values())) > 3  # figures that say something
 
 
-def test_mteb_measures_what_we_measure(python: Path, root: Path, ours: dict[str, float]) -> None:
+def test_mteb_measures_what_we_measure(python, root, ours):
     said = _run(python, root, "-m", "tests.support.mteb_tasks", "models/finetuned", "classes", "captions", "pairs")
     scores = json.loads(said.splitlines()[-1])
     assert scores["ZeroShot"]["accuracy"] == pytest.approx(ours["one prompt"], abs=1e-5)

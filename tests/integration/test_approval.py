@@ -1,18 +1,16 @@
 """Approval on a real Prefect server, by a real worker and the real `align promote`: what people answer, and when."""
 
 import json
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from align.config.params import write_params
 from align.config.release import RegisterConfig
-from align.services.tracking.registry import LINEAGE_PAGE, Version
+from align.services.tracking.registry import LINEAGE_PAGE
 from align.services.tracking.tracker import Tracker
 from tests.support import registered
 from tests.support.local_stack import ENDS, Stack, stub_repository
-from tests.support.registered import RECALL, Project
+from tests.support.registered import RECALL
 
 pytestmark = pytest.mark.full
 
@@ -20,7 +18,7 @@ ANN = {"decision": "approve", "who": "--version=7 <b>Ann", "why": "it reads | si
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Project]]:
+def made(tmp_path_factory):
     """The stack over a repository whose `align` is the real one, and what is registered in its MLflow."""
     root = tmp_path_factory.mktemp("approval") / "repo"
     stub_repository(root)
@@ -39,13 +37,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Proj
         stack.close()
 
 
-def candidate(outputs: Project, recall: float) -> Version:
+def candidate(outputs, recall):
     """A registered version that has measured this: a real model, since the gates let it predict."""
     outputs.evaluate(recall)
     return outputs.register().version
 
 
-def ask(stack: Stack) -> str:
+def ask(stack):
     """A click on `promote`; returns the id of the run that waits for an answer."""
     run = stack.click("promote")
     assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
@@ -55,28 +53,28 @@ def ask(stack: Stack) -> str:
     return str(waiting)
 
 
-def runs(stack: Stack) -> list[dict[str, Any]]:
+def runs(stack):
     """All runs of the flow `approve`."""
     return list(stack.ask("/flow_runs/filter", {"flows": {"name": {"any_": ["approve"]}}}))
 
 
-def answer(stack: Stack, run: str, person: str | None = None, **values: str) -> str:
+def answer(stack, run, person=None, **values):
     """What Prefect's server says to an answer in the form."""
     return str(stack.ask(f"/flow_runs/{run}/resume", {"run_input": values}, person=person)["status"])
 
 
-def champions(tracker: Tracker) -> tuple[int | None, list[tuple[str, int | None, int | None]]]:
+def champions(tracker):
     state = tracker.registry.champion_state("stub")
     return state.champion, [(move.kind, move.before, move.to) for move in state.moves]
 
 
-def pages(tracker: Tracker) -> dict[int, list[str]]:
+def pages(tracker):
     """Version -> the aliases that its lineage page shows, of those that have one."""
     tags = {one.number: one.tags.get(LINEAGE_PAGE) for one in tracker.registry.versions("stub")}
     return {number: json.loads(text)["aliases"] for number, text in tags.items() if text}
 
 
-def test_what_people_answer_decides(made: tuple[Stack, Project]) -> None:
+def test_what_people_answer_decides(made):
     stack, outputs = made
     mlflow = outputs.tracker
     candidate(outputs, 0.5)
@@ -126,7 +124,7 @@ def test_what_people_answer_decides(made: tuple[Stack, Project]) -> None:
     assert (move.kind, move.to, move.who) == ("rolled back", 1, f"carol, by flow run {back}")
 
 
-def test_without_an_answer_in_time_nothing_moves(made: tuple[Stack, Project]) -> None:
+def test_without_an_answer_in_time_nothing_moves(made):
     stack, outputs = made
     mlflow = outputs.tracker
     write_params(stack.root / "params.yaml", {"promote.approval_timeout_h": 0.02})

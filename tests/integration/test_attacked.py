@@ -10,9 +10,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from itertools import count, repeat
-from pathlib import Path
 
 import pytest
 
@@ -42,7 +40,7 @@ pytestmark = [pytest.mark.full, pytest.mark.skipif(sys.platform != "linux", reas
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def port(tmp_path_factory):
     """A server of the ready search."""
     claim, port = free_port()
     command = [sys.executable, "-m", "align.cli", "serve", "--ready", str(ROOT / READY), "--port", str(port)]
@@ -60,7 +58,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         claim.close()
 
 
-async def _asks(port: int, address: str, requests: Iterator[bytes], pause_s: float) -> list[float]:
+async def _asks(port, address, requests, pause_s):
     """How long each answer took, until SECONDS have passed. A client whose idle connection was closed makes another."""
     times, ends = [], time.perf_counter() + SECONDS
     reader, writer = None, None
@@ -85,11 +83,11 @@ async def _asks(port: int, address: str, requests: Iterator[bytes], pause_s: flo
     return times
 
 
-async def _honest(port: int) -> list[float]:
+async def _honest(port):
     """The 99th percentiles of text queries, of queries by a picture and of /health, in seconds."""
     host = f"HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"
 
-    def texts(user: int) -> Iterator[bytes]:
+    def texts(user):
         for number in count():
             yield f"GET /search?limit=10&text=red+heart+{user}+{time.monotonic_ns()}+{number} {host}\r\n".encode()
 
@@ -104,12 +102,12 @@ async def _honest(port: int) -> list[float]:
     return [_p99([one for some in users for one in some]), _p99(pictures), _p99(health)]
 
 
-def _p99(times: list[float]) -> float:
+def _p99(times):
     return sorted(times)[int(len(times) * 0.99)]
 
 
 @pytest.mark.parametrize("name", ["nothing", "words", "heads", "keys", "pictures"])
-def test_honest_clients_get_their_answers(port: int, name: str, tmp_path: Path) -> None:
+def test_honest_clients_get_their_answers(port, name, tmp_path):
     picture = tmp_path / "slow.jpg"
     picture.write_bytes(hostile_pictures.progressive(4400, 88))  # 19 megapixels, 98 scans
     command = [sys.executable, "-I", "-S", attacks.__file__, name, str(port), str(picture)]

@@ -1,16 +1,13 @@
 """Moves of `champion`: by hand, of deleted versions, on an old decision; in `full` with MLflow."""
 
 import itertools
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from align.errors import DataError, LockedError, RefusedError
 from align.release.aliases.champion import make_champion, take_back
 from align.release.aliases.moves import settle
-from align.services.tracking.registry import PROMOTED, PROMOTED_BECAUSE, ROLLED_BACK, ROLLED_BACK_BECAUSE, Version
+from align.services.tracking.registry import PROMOTED, PROMOTED_BECAUSE, ROLLED_BACK, ROLLED_BACK_BECAUSE
 from align.services.tracking.tracker import Tracker
 from tests.support.memory_mlflow import MemoryTracker
 
@@ -20,42 +17,42 @@ NAMES = (f"model-{number}" for number in itertools.count())
 class Model:
     """A registered model with versions that nobody trained."""
 
-    def __init__(self, tracker: Tracker, num_versions: int) -> None:
+    def __init__(self, tracker, num_versions):
         self.tracker, self.name = tracker, next(NAMES)
-        self.client: Any = tracker.registry._client
+        self.client = tracker.registry._client
         self.client.create_registered_model(self.name)
         for _ in range(num_versions):
             self.client.create_model_version(self.name, "s3://nowhere/model")
 
-    def version(self, number: int) -> Version:
+    def version(self, number):
         return {version.number: version for version in self.tracker.registry.versions(self.name)}[number]
 
-    def promote(self, number: int) -> None:
+    def promote(self, number):
         replaces = settle(self.tracker.registry, self.name).champion
         figures = {"recall": number / 10}
         make_champion(self.tracker, self.version(number), replaces=replaces, why=f"{number} is better", figures=figures)
 
-    def roll_back(self) -> None:
+    def roll_back(self):
         take_back(self.tracker, self.name, "slow")
 
-    def champions(self) -> tuple[int | None, int | None]:
+    def champions(self):
         """The version with the alias, which is the only one, and the version that a rollback goes back to."""
         assert set(self.tracker.registry.aliases(self.name)) <= {"champion"}
         state = self.tracker.registry.champion_state(self.name)
         return state.champion, state.previous({version.number for version in self.tracker.registry.versions(self.name)})
 
-    def history(self) -> list[tuple[str, int | None, int | None]]:
+    def history(self):
         return [(move.kind, move.before, move.to) for move in self.tracker.registry.champion_state(self.name).moves]
 
 
 @pytest.fixture(scope="module", params=["memory", pytest.param("mlflow", marks=pytest.mark.full)])
-def tracker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+def tracker(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     in_memory = request.param == "memory"
     return MemoryTracker(folder) if in_memory else Tracker(request.getfixturevalue("empty_mlflow")(folder))
 
 
-def test_rollbacks_end(tracker: Tracker) -> None:
+def test_rollbacks_end(tracker):
     model = Model(tracker, 2)
     with pytest.raises(DataError, match="has no version with alias 'champion'; there is nothing to roll back"):
         model.roll_back()
@@ -67,7 +64,7 @@ def test_rollbacks_end(tracker: Tracker) -> None:
         model.roll_back()
 
 
-def test_a_version_that_was_deleted_meanwhile_moves_nothing(tracker: Tracker) -> None:
+def test_a_version_that_was_deleted_meanwhile_moves_nothing(tracker):
     model = Model(tracker, 2)
     model.promote(1)
     gone = model.version(2)
@@ -77,7 +74,7 @@ def test_a_version_that_was_deleted_meanwhile_moves_nothing(tracker: Tracker) ->
     assert model.champions() == (1, None) and model.history() == [("promoted", None, 1)]
 
 
-def test_a_champion_that_is_deleted_is_noticed_and_passed_over(tracker: Tracker) -> None:
+def test_a_champion_that_is_deleted_is_noticed_and_passed_over(tracker):
     model = Model(tracker, 4)
     for number in (1, 2, 3):
         model.promote(number)
@@ -90,7 +87,7 @@ def test_a_champion_that_is_deleted_is_noticed_and_passed_over(tracker: Tracker)
     assert model.champions() == (4, None)
 
 
-def test_an_alias_moved_by_hand_is_recorded_once_and_rollback_goes_by_it(tracker: Tracker) -> None:
+def test_an_alias_moved_by_hand_is_recorded_once_and_rollback_goes_by_it(tracker):
     model = Model(tracker, 3)
     for number in (1, 2):
         model.promote(number)
@@ -105,13 +102,11 @@ def test_an_alias_moved_by_hand_is_recorded_once_and_rollback_goes_by_it(tracker
     assert model.champions() == (2, None) and not settle(tracker.registry, model.name).moved_by_hand
 
 
-def test_a_command_that_is_killed_between_alias_and_entry_looks_like_a_move_by_hand(
-    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_is_killed_between_alias_and_entry_looks_like_a_move_by_hand(tracker, monkeypatch):
     class Killed(BaseException):
         """What `kill -9` is to a process."""
 
-    def die(*_: object) -> None:
+    def die(*_):
         raise Killed
 
     model = Model(tracker, 2)
@@ -123,7 +118,7 @@ def test_a_command_that_is_killed_between_alias_and_entry_looks_like_a_move_by_h
     assert model.history() == [("promoted", None, 1), ("by hand", 1, 2)] and model.champions() == (2, 1)
 
 
-def test_the_tags_of_a_version_say_why(tracker: Tracker) -> None:
+def test_the_tags_of_a_version_say_why(tracker):
     model = Model(tracker, 2)
     for number in (1, 2):
         model.promote(number)
@@ -133,7 +128,7 @@ def test_the_tags_of_a_version_say_why(tracker: Tracker) -> None:
     assert PROMOTED in tags and ROLLED_BACK in tags and ROLLED_BACK not in model.version(1).tags
 
 
-def test_a_decision_on_another_champion_moves_nothing(tracker: Tracker) -> None:
+def test_a_decision_on_another_champion_moves_nothing(tracker):
     model = Model(tracker, 3)
     for number in (1, 2):
         model.promote(number)
@@ -145,22 +140,22 @@ def test_a_decision_on_another_champion_moves_nothing(tracker: Tracker) -> None:
 MODEL = "align"
 
 
-def story(tracker: Tracker) -> list[object]:
+def story(tracker):
     """What the registry says while versions come and go, aliases move, and what is gone is asked for."""
     registry, client, said = tracker.registry, tracker._client, list[object]()
 
-    def look() -> None:
+    def look():
         tags = dict(client.get_registered_model(MODEL).tags)
         said.append([registry.aliases(MODEL), tags, registry.champion_state(MODEL)])
         said.append([(each.number, each.run_id == run, each.tags) for each in registry.versions(MODEL)])
         at = (registry.version_at(MODEL, alias) for alias in ("champion", "candidate", "other", "none"))
         said.append([version and version.number for version in at])
 
-    def refused(call: Callable[..., Any], *values: object) -> None:
+    def refused(call, *values):
         with pytest.raises(RefusedError):
             call(*values)
 
-    def create(**tags: str) -> Version:
+    def create(**tags):
         return registry.create_version(MODEL, run, "model", tags)
 
     run = tracker.start_run("align", "x")
@@ -184,6 +179,6 @@ def story(tracker: Tracker) -> list[object]:
     return said
 
 
-def test_it_answers_as_mlflow_does(tmp_path: Path, empty_mlflow: Callable[[Path], str]) -> None:
+def test_it_answers_as_mlflow_does(tmp_path, empty_mlflow):
     memory, mlflow = MemoryTracker(tmp_path / "memory"), Tracker(empty_mlflow(tmp_path))
     assert story(memory) == story(mlflow)

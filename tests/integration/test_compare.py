@@ -50,7 +50,7 @@ LONG = "one-run-with-a-name-that-is-long"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     """Runs `first` (learning rate 0.002), `second` (0.0025) and LONG (0.006, batches of 64, other code)."""
     root = tmp_path_factory.mktemp("compare") / "project"
     make_repository(root, {"dvc.yaml": DVC_YAML}, "")
@@ -75,20 +75,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(name="project")
-def _project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _project(made, tmp_path, monkeypatch):
     root = tmp_path / "project"
     shutil.copytree(made, root, symlinks=True)
     return enter(root, monkeypatch)
 
 
-def printed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+def printed(capsys, *words):
     """What the command printed on stdout and stderr."""
     assert main(["compare", *words]) == 0
     done = capsys.readouterr()
     return done.out, done.err
 
 
-def test_three_runs_side_by_side(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_runs_side_by_side(project, capsys):
     out, err = printed(capsys, "first", "run/second", LONG, ".", "--html", "out/runs.html")
     lines = [line.split() for line in out.splitlines()]
     commit, base = git(project, "rev-parse", "run/first"), git(project, "rev-parse", "run/first^")
@@ -120,7 +120,7 @@ def test_three_runs_side_by_side(project: Path, capsys: pytest.CaptureFixture[st
     assert listed[1]["params"]["pretrain.batch_size"] == 64
 
 
-def test_what_a_run_cost(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_run_cost(project, capsys):
     tracker = Tracker()
     for rate, hours, tags in ((0.002, 1.5, {}), (0.006, None, {"cached_stages": "ingest, pretrain"})):
         run_id = tracker.start_run("align", "x")
@@ -134,9 +134,7 @@ def test_what_a_run_cost(project: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "pretrain: pairs/s 1,234 -" in lines and "pretrain: price 3.75 -" in lines
 
 
-def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project, capsys):
     write_params(project / "params.yaml", {"finetune.from": "imported", "model.embed_width": 320})
     (project / "models/finetuned").mkdir(parents=True)
     (project / "models/finetuned/config.json").write_text(json.dumps({"model": {"embed_width": 24}}))
@@ -156,14 +154,14 @@ def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(
     assert {key: value for key, value in here["params"].items() if key.startswith("model")} == {"model.embed_width": 24}
 
 
-def test_what_is_missing_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_said(project, capsys):
     shutil.rmtree(project / ".dvc/cache")
     out, err = printed(capsys, "first", ".")
     assert "run/first: reports/evaluation is neither in DVC's cache nor in a remote" in err
     assert "`dvc fetch --all-branches reports/evaluation`" in err
     assert ["pairs", "kept", "-", "600"] in [line.split() for line in out.splitlines()]
 
-    def refused(*words: str) -> str:
+    def refused(*words):
         assert main(["compare", *words]) == 1
         return capsys.readouterr().err.strip()
 

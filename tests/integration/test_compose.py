@@ -4,8 +4,6 @@ import base64
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from typing import Any
 
 import boto3
 import psutil
@@ -22,7 +20,7 @@ FIRST = ("postgres", "s3", "prefect", "mlflow", "setup", "worker")
 class Team:
     """What somebody with the secrets does on the machine of the services."""
 
-    def __init__(self, compose: Compose) -> None:
+    def __init__(self, compose):
         self.compose = compose
         self.logins = {
             4200: compose.secret("PREFECT_API_AUTH_STRING"),
@@ -30,9 +28,7 @@ class Team:
             7000: compose.secret("ALIGN_SEARCH_LOGIN"),
         }
 
-    def ask(
-        self, port: int, path: str, body: dict[str, Any] | None = None, login: bool = True, host: str | None = None
-    ) -> Any:
+    def ask(self, port, path, body=None, login=True, host=None):
         """Asks a published port of the file, under the name `host` if one is given; a body is posted."""
         headers = {"Content-Type": "application/json"} | ({"Host": host} if host else {})
         if login and port in self.logins:
@@ -42,7 +38,7 @@ class Team:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
-    def run_pipeline(self, name: str) -> str:
+    def run_pipeline(self, name):
         """Runs the deployed pipeline; returns the state in which it ended."""
         deployment = self.ask(4200, "/api/deployments/name/pipeline/train-and-release")["id"]
         parameters = {"request": {"name": name}}
@@ -51,7 +47,7 @@ class Team:
         wait_until(lambda: self.ask(4200, f"/api/flow_runs/{run}")["state_type"] in ends, 900, pause_s=2)
         return str(self.ask(4200, f"/api/flow_runs/{run}")["state_type"])
 
-    def keys(self, prefix: str) -> list[str]:
+    def keys(self, prefix):
         """What is in the bucket."""
         credentials = dict(line.split(" = ") for line in self.compose.secret("aws_credentials").splitlines()[1:])
         url = f"http://127.0.0.1:{self.compose.ports[8333]}"
@@ -61,7 +57,7 @@ class Team:
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+def team(tmp_path_factory):
     root = tmp_path_factory.mktemp("compose")
     compose = Compose(root, small_checkout.write(root / "project"))
     try:
@@ -71,7 +67,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         compose.down()
 
 
-def test_only_those_with_the_login_are_answered(team: Team) -> None:
+def test_only_those_with_the_login_are_answered(team):
     for port, path in ((4200, "/api/admin/version"), (5000, "/api/2.0/mlflow/experiments/get?experiment_id=0")):
         with pytest.raises(urllib.error.HTTPError, match="401"):
             team.ask(port, path, login=False)
@@ -84,7 +80,7 @@ def test_only_those_with_the_login_are_answered(team: Team) -> None:
         urllib.request.urlopen(request, timeout=30)
 
 
-def test_a_service_has_its_own_secrets_only_and_shows_none(team: Team) -> None:
+def test_a_service_has_its_own_secrets_only_and_shows_none(team):
     compose = team.compose
     everything = (
         "POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_READER_PASSWORD",
@@ -110,7 +106,7 @@ def test_a_service_has_its_own_secrets_only_and_shows_none(team: Team) -> None:
         assert compose.secret(secret) not in compose.log("setup")
 
 
-def test_services_listen_on_loopback_only_at_the_ports_of_the_file(team: Team) -> None:
+def test_services_listen_on_loopback_only_at_the_ports_of_the_file(team):
     compose = team.compose
     for name in (service for service in FIRST if service != "setup"):  # which has ended
         connections = [one for process in compose.family(name) for one in process.net_connections("tcp")]
@@ -120,7 +116,7 @@ def test_services_listen_on_loopback_only_at_the_ports_of_the_file(team: Team) -
         assert {compose.ports[port] for port in published} <= {port for _, port in listening}, (name, listening)
 
 
-def test_the_pipeline_runs_and_its_results_are_kept_by_the_services(team: Team) -> None:
+def test_the_pipeline_runs_and_its_results_are_kept_by_the_services(team):
     compose = team.compose
     state = team.run_pipeline("team")
     printed = (compose.project / ".align/logs/worker.log").read_text()

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -30,13 +29,13 @@ print(json.dumps({"errors": list(data.metadata.ctx.issues.errors),
 """
 
 
-def size_of(picture: bytes) -> tuple[int, int]:
+def size_of(picture):
     return Image.open(io.BytesIO(picture)).size
 
 
 @pytest.mark.full
 @pytest.mark.patience(1800, "installs mlcroissant")
-def test_mlcroissant_reads_the_card_and_the_samples(tmp_path: Path) -> None:
+def test_mlcroissant_reads_the_card_and_the_samples(tmp_path):
     python = tools("peers_croissant")
     small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(30)])
     shards = small_data.write_shards(tmp_path)

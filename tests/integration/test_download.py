@@ -1,7 +1,5 @@
 """The downloader against a server that misbehaves in every way known."""
 
-from __future__ import annotations
-
 import _thread
 import asyncio
 import gzip
@@ -9,18 +7,15 @@ import signal
 import socket
 import time
 import zlib
-from collections.abc import Iterator
 from email.utils import formatdate
 from types import SimpleNamespace
-from typing import Any
 
 import pycurl
 import pytest
 
-from align.ingest.download import Downloader, Fetched, exchange
+from align.ingest.download import Downloader, exchange
 from tests.support.downloads import PICTURE, TimelessDownloader, config, fetch_one
 from tests.support.web_server import (
-    Request,
     WebServer,
     after_failures,
     breaks_off,
@@ -37,13 +32,13 @@ LARGEST = bytes(1 << 20)
 
 
 @pytest.fixture
-def server() -> Iterator[WebServer]:
+def server():
     with WebServer() as running:
         running.routes["/good.jpg"] = response(PICTURE)
         yield running
 
 
-def test_a_picture(server: WebServer) -> None:
+def test_a_picture(server):
     start = time.monotonic()
     fetched = fetch_one(server.url("/good.jpg?width=3#top"))
     assert (fetched.data, fetched.error, fetched.http_status, fetched.num_attempts) == (PICTURE, None, 200, 1)
@@ -65,7 +60,7 @@ def test_a_picture(server: WebServer) -> None:
         (response(b"sorry" * 100_000, 503), "HTTP 503", 503),
     ],
 )  # fmt: skip
-def test_what_may_pass_is_retried(server: WebServer, route: Any, error: str, status: int | None) -> None:
+def test_what_may_pass_is_retried(server, route, error, status):
     server.routes["/x.jpg"] = route
     fetched = fetch_one(server.url("/x.jpg"), server)
     assert fetched.error and fetched.error.startswith(error)
@@ -96,7 +91,7 @@ def test_what_may_pass_is_retried(server: WebServer, route: Any, error: str, sta
         (redirect("http://:80/"), "broken redirect: no usable host"),
     ],
 )  # fmt: skip
-def test_what_stays_is_not_retried(server: WebServer, route: Any, error: str) -> None:
+def test_what_stays_is_not_retried(server, route, error):
     server.routes["/x.jpg"] = route
     fetched = fetch_one(server.url("/x.jpg"))
     assert fetched.error and fetched.error.startswith(error)
@@ -104,7 +99,7 @@ def test_what_stays_is_not_retried(server: WebServer, route: Any, error: str) ->
     assert server.count("/x.jpg") == 1
 
 
-def deflated(data: bytes) -> bytes:
+def deflated(data):
     """Without zlib's head."""
     bare = zlib.compressobj(wbits=-15)
     return bare.compress(data) + bare.flush()
@@ -123,12 +118,12 @@ def deflated(data: bytes) -> bytes:
     ],
     ids=["gzip", "zlib", "deflate", "the largest", "the largest, gzip", "the largest, chunked", "longer than it says"],
 )
-def test_a_body_is_decoded_and_bounded(server: WebServer, route: bytes, data: bytes) -> None:
+def test_a_body_is_decoded_and_bounded(server, route, data):
     server.routes["/x.jpg"] = route
     assert fetch_one(server.url("/x.jpg")).data == data
 
 
-def test_redirects_are_followed_as_far_as_allowed(server: WebServer) -> None:
+def test_redirects_are_followed_as_far_as_allowed(server):
     for hop in range(1, 7):
         server.routes[f"/{hop}"] = redirect(f"{hop - 1}", (301, 302, 303, 307, 308, 301)[hop - 1])
     server.routes["/0"] = response(PICTURE)
@@ -142,10 +137,10 @@ def test_redirects_are_followed_as_far_as_allowed(server: WebServer) -> None:
     assert fetch_one(server.url("/long")).data == PICTURE
 
 
-def test_credentials_are_not_forwarded(server: WebServer) -> None:
-    seen: list[dict[str, str]] = []
+def test_credentials_are_not_forwarded(server):
+    seen = []
 
-    def watch(request: Request) -> bytes:
+    def watch(request):
         seen.append(request.headers)
         return response(PICTURE)
 
@@ -156,7 +151,7 @@ def test_credentials_are_not_forwarded(server: WebServer) -> None:
     assert len(seen) == 2 and not any("authorization" in headers or "cookie" in headers for headers in seen)
 
 
-def test_proxies_of_the_environment_are_not_used(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_not_used(server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     assert fetch_one(server.url("/good.jpg")).data == PICTURE
@@ -170,9 +165,7 @@ def test_proxies_of_the_environment_are_not_used(server: WebServer, monkeypatch:
         "[::ffff:7f00:2]", "[64:ff9b::10.0.0.1]", "[2002:a00:1::]", "2130706434", "0x7f.2", "0177.0.0.2",
     ],
 )  # fmt: skip
-def test_addresses_of_the_operators_network_are_refused(
-    server: WebServer, monkeypatch: pytest.MonkeyPatch, address: str
-) -> None:
+def test_addresses_of_the_operators_network_are_refused(server, monkeypatch, address):
     """Given as such, or by a redirect: no socket is opened but those to the test's own server."""
     opened = record_sockets(monkeypatch)
     server.routes["/r.jpg"] = redirect(f"http://{address}/x.jpg")
@@ -186,12 +179,12 @@ def test_addresses_of_the_operators_network_are_refused(
         assert (fetched.retryable, fetched.num_attempts) == (False, 1)
 
 
-def record_sockets(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+def record_sockets(monkeypatch):
     """The sockets that the downloader opens from now on."""
-    opened: list[socket.socket] = []
+    opened = []
     real = socket.socket
 
-    def record(*arguments: Any) -> socket.socket:
+    def record(*arguments):
         opened.append(real(*arguments))
         return opened[-1]
 
@@ -199,10 +192,10 @@ def record_sockets(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
     return opened
 
 
-def test_every_address_is_asked_about_before_it_is_connected_to(server: WebServer) -> None:
-    asked: list[tuple[str, int]] = []
+def test_every_address_is_asked_about_before_it_is_connected_to(server):
+    asked = []
 
-    def only_the_server(address: str, port: int) -> bool:
+    def only_the_server(address, port):
         asked.append((address, port))
         return (address, port) == ("127.0.0.1", server.port)
 
@@ -238,24 +231,24 @@ def test_every_address_is_asked_about_before_it_is_connected_to(server: WebServe
         ("http://[::1/x.jpg", "invalid URL: Invalid IPv6 URL", 0),
     ],
 )
-def test_hosts_that_are_not_there(url: str, error: str, attempts: int) -> None:
+def test_hosts_that_are_not_there(url, error, attempts):
     fetched = fetch_one(url)
     assert (fetched.error, fetched.retryable, fetched.num_attempts) == (error, attempts > 0, attempts)
 
 
-def test_an_https_url_of_a_plain_server_is_a_tls_error(server: WebServer) -> None:
+def test_an_https_url_of_a_plain_server_is_a_tls_error(server):
     fetched = fetch_one(server.url("/good.jpg").replace("http:", "https:"), timeout_s=0.4)
     assert fetched.error and fetched.error.startswith(("TLS: ", "timed out"))
 
 
 @pytest.mark.parametrize("retry_after", ["1", "date"])
-def test_retry_after_is_honoured_by_the_whole_host(server: WebServer, retry_after: str) -> None:
+def test_retry_after_is_honoured_by_the_whole_host(server, retry_after):
     start = time.monotonic()
     value = formatdate(time.time() + 2, usegmt=True) if retry_after == "date" else retry_after
     server.routes["/busy.jpg"] = after_failures(1, response(b"", 429, Retry_After=value), PICTURE)
-    times: list[float] = []
+    times = []
 
-    def watch(request: Request) -> bytes:
+    def watch(request):
         times.append(time.monotonic())
         return response(PICTURE)
 
@@ -267,7 +260,7 @@ def test_retry_after_is_honoured_by_the_whole_host(server: WebServer, retry_afte
     assert times[0] - start >= 0.95
 
 
-def test_a_host_that_wants_us_back_too_late_is_left_alone(server: WebServer) -> None:
+def test_a_host_that_wants_us_back_too_late_is_left_alone(server):
     server.fallback = response(b"", 503, Retry_After=3600)
     with Downloader(config(max_connections_per_host=2)) as downloader:
         results = list(downloader.fetch([server.url(f"/{i}.jpg") for i in range(500)]))
@@ -276,7 +269,7 @@ def test_a_host_that_wants_us_back_too_late_is_left_alone(server: WebServer) -> 
     assert {fetched.error for fetched in results} <= {"HTTP 503", "HTTP 503: to be asked again in 3,600 s"}
 
 
-def test_a_dead_host_is_given_up(server: WebServer) -> None:
+def test_a_dead_host_is_given_up(server):
     server.fallback = silent
     with TimelessDownloader(server, config(max_failures_per_host=8, num_retries=0)) as downloader:
         results = list(downloader.fetch([server.url(f"/{i}.jpg") for i in range(1000)]))
@@ -285,7 +278,7 @@ def test_a_dead_host_is_given_up(server: WebServer) -> None:
     assert results[-1].error == "timed out: no answer; given up after 8 such failures in a row"
 
 
-def test_a_picture_has_a_deadline(server: WebServer) -> None:
+def test_a_picture_has_a_deadline(server):
     server.routes["/x.jpg"] = response(b"", 503)
     fetched = fetch_one(server.url("/x.jpg"), server, deadline_s=2.0, num_retries=100, backoff_s=0.1)
     assert (fetched.error, fetched.retryable) == ("HTTP 503", True)
@@ -295,7 +288,7 @@ def test_a_picture_has_a_deadline(server: WebServer) -> None:
     assert late.error and late.error.startswith("timed out: after") and late.wall_s == 0.5
 
 
-def test_a_time_out_was_a_wait_already_a_refused_connection_was_none(server: WebServer) -> None:
+def test_a_time_out_was_a_wait_already_a_refused_connection_was_none(server):
     server.routes["/x.jpg"] = silent
     late = fetch_one(server.url("/x.jpg"), server, timeout_s=1.0, backoff_s=1.0)
     assert (late.num_attempts, late.wall_s) == (3, 4.0)  # with the waits of a refused connection: 6
@@ -303,14 +296,14 @@ def test_a_time_out_was_a_wait_already_a_refused_connection_was_none(server: Web
     assert (refused.num_attempts, refused.wall_s) == (3, 0.75)
 
 
-def test_ctrl_c_ends_promptly_and_the_downloader_serves_on(server: WebServer) -> None:
-    async def interrupt() -> None:
+def test_ctrl_c_ends_promptly_and_the_downloader_serves_on(server):
+    async def interrupt():
         await asyncio.sleep(0.2)  # the downloader only waits then; libcurl swallows what a callback of its raises
         _thread.interrupt_main()
 
     at_most = config().max_connections_per_host
     server.fallback = lambda request: interrupt() if len(server.requests) == at_most else silent(request)
-    results: list[Fetched] = []
+    results = []
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     with Downloader(config()) as downloader:
         with pytest.raises(KeyboardInterrupt):

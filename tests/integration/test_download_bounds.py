@@ -2,8 +2,6 @@
 however its picture is reached: by another spelling, or by a redirect, live or in an archive.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import multiprocessing
@@ -14,9 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pycurl
 import pytest
@@ -35,32 +31,30 @@ from tests.support.web_server import WebServer, endless_body, redirect, response
 
 
 @pytest.fixture
-def server() -> Iterator[WebServer]:
+def server():
     with WebServer() as running:
         running.fallback = response(PICTURE)
         yield running
 
 
 @pytest.fixture
-def dead_port() -> Iterator[int]:
+def dead_port():
     """A port of all loopback addresses on which nothing listens."""
     with socket.socket() as bound:
         bound.bind(("0.0.0.0", 0))
         yield bound.getsockname()[1]
 
 
-def dead_urls(port: int, count: int) -> list[str]:
+def dead_urls(port, count):
     return [f"http://127.1.{i // 250}.{1 + i % 250}:{port}/x.jpg" for i in range(count)]
 
 
-def test_a_host_is_looked_at_a_few_times_however_many_there_are(
-    monkeypatch: pytest.MonkeyPatch, dead_port: int
-) -> None:
+def test_a_host_is_looked_at_a_few_times_however_many_there_are(monkeypatch, dead_port):
     looks = 0
     is_idle = Host.is_idle.fget
     assert is_idle is not None
 
-    def count(host: Host) -> bool:
+    def count(host):
         nonlocal looks
         looks += 1
         return is_idle(host)
@@ -75,9 +69,7 @@ def test_a_host_is_looked_at_a_few_times_however_many_there_are(
         assert len(downloader._schedule._hosts) <= 2 * len(urls) + 100
 
 
-def test_a_forgotten_host_is_still_not_asked_before_its_time(
-    monkeypatch: pytest.MonkeyPatch, server: WebServer
-) -> None:
+def test_a_forgotten_host_is_still_not_asked_before_its_time(monkeypatch, server):
     monkeypatch.setattr(hosts, "_MAX_HOSTS", 10)
     server.routes["/busy.jpg"] = response(b"", 429, Retry_After=1000)
     with Downloader(config(), curl_options=any_host(server)) as downloader:
@@ -93,13 +85,13 @@ def test_a_forgotten_host_is_still_not_asked_before_its_time(
         assert fetched.error is None  # nothing is remembered for ever
 
 
-def test_libcurl_remembers_names_for_about_a_second() -> None:
+def test_libcurl_remembers_names_for_about_a_second():
     """It walks through all that it remembers at each look-up. On a busy machine a second may pass between two pictures,
     but not between each two.
     """
     asked = 0
 
-    def count(*arguments: object) -> int:
+    def count(*arguments):
         nonlocal asked
         asked += 1
         return 0
@@ -120,7 +112,7 @@ def test_libcurl_remembers_names_for_about_a_second() -> None:
 
 
 @pytest.mark.full
-def test_names_that_nobody_answers_for_do_not_hold_up_the_others(tmp_path: Path) -> None:
+def test_names_that_nobody_answers_for_do_not_hold_up_the_others(tmp_path):
     if shutil.which("unshare") is None or shutil.which("ip") is None or os.geteuid() != 0:
         missing("a name server of the test's own needs root, util-linux and iproute2")
     command = ["unshare", "-rmn", sys.executable, "-m", "tests.support.slow_names", "240", str(tmp_path)]
@@ -130,12 +122,12 @@ def test_names_that_nobody_answers_for_do_not_hold_up_the_others(tmp_path: Path)
     assert outcomes["fast connection refused"] > 90, outcomes  # with one multi handle of libcurl: 9 of 120
 
 
-def test_the_rules_of_all_hosts_together_are_bounded(monkeypatch: pytest.MonkeyPatch, server: WebServer) -> None:
+def test_the_rules_of_all_hosts_together_are_bounded(monkeypatch, server):
     monkeypatch.setattr(hosts, "_MAX_RULES_BYTES", 1 << 20)
     large = "User-agent: *\n" + "".join(f"Disallow: /{i}\n" for i in range(2000))  # 300 KB in memory
     small = "User-agent: *\nDisallow: /x"
 
-    def rules(request: Any) -> bytes:
+    def rules(request):
         return response((small if request.headers["host"].startswith("s") else large).encode())
 
     server.routes["/robots.txt"] = rules
@@ -157,7 +149,7 @@ def test_the_rules_of_all_hosts_together_are_bounded(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("encoding", ["", "gzip", "identity"])
-def test_just_500_kib_of_robots_txt_are_read(server: WebServer, encoding: str) -> None:
+def test_just_500_kib_of_robots_txt_are_read(server, encoding):
     line = b"\nUser-agent: *\nDisallow: /x\n"
     for num_before, error in ((MAX_BYTES - len(line), "robots.txt: disallows it"), (MAX_BYTES, None)):
         body = b"#" * num_before + line + b"#" * 1_000_000
@@ -169,7 +161,7 @@ def test_just_500_kib_of_robots_txt_are_read(server: WebServer, encoding: str) -
 @pytest.mark.parametrize(
     "header", ["Content-Length: 1", "Content-Encoding: a", "Location: a", "Retry-After: 1", "X-Robots-Tag: a"]
 )
-def test_a_header_with_many_spaces_takes_no_time(server: WebServer, header: str) -> None:
+def test_a_header_with_many_spaces_takes_no_time(server, header):
     value = header.encode() + b" " * 60_000
     server.routes["/x.jpg"] = b"HTTP/1.1 302 Found\r\n" + value + b"b\r\nContent-Length: 0\r\n\r\n"
     start = time.process_time()
@@ -177,14 +169,14 @@ def test_a_header_with_many_spaces_takes_no_time(server: WebServer, header: str)
     assert time.process_time() - start < 2
 
 
-def test_a_name_with_many_addresses_takes_few_sockets(dead_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[socket.socket] = []
+def test_a_name_with_many_addresses_takes_few_sockets(dead_port, monkeypatch):
+    opened = []
     most = 0
     real = exchange.socket.socket
 
     class Counted:
         @staticmethod
-        def socket(*arguments: Any) -> socket.socket:
+        def socket(*arguments):
             nonlocal most
             opened.append(real(*arguments))
             most = max(most, sum(one.fileno() >= 0 for one in opened))
@@ -199,14 +191,14 @@ def test_a_name_with_many_addresses_takes_few_sockets(dead_port: int, monkeypatc
     assert len(opened) > 100 and most <= 3
 
 
-def test_a_long_location_is_a_broken_redirect(server: WebServer) -> None:
+def test_a_long_location_is_a_broken_redirect(server):
     server.routes["/x.jpg"] = redirect("/" + "a" * 60_000)
     server.routes["/y.jpg"] = redirect("../" * 20_000)
     assert fetch_one(server.url("/x.jpg")).error == "broken redirect: longer than 16,384 characters"
     assert fetch_one(server.url("/y.jpg")).data == PICTURE
 
 
-def test_memory_is_bounded_however_many_large_bodies_come_at_a_time(server: WebServer) -> None:
+def test_memory_is_bounded_however_many_large_bodies_come_at_a_time(server):
     """40 pictures of 4 MiB at once, 8 MiB of these may be in memory: the rest waits without timing out."""
     body = bytes(4 << 20)
     server.fallback = response(body)
@@ -229,10 +221,10 @@ class _Paused(Downloader):
 
     now_s, _last = 0.0, None
 
-    def _now(self) -> float:
+    def _now(self):
         return self.now_s
 
-    def _advance(self, *, wait: bool) -> None:
+    def _advance(self, *, wait):
         super()._advance(wait=wait)
         job, _ = self._active.get(self._budget.leader, (self._last, None))  # type: ignore[arg-type]
         if job is not self._last and len(self._budget.paused) == len(self._active) - 1 > 0:
@@ -240,7 +232,7 @@ class _Paused(Downloader):
             self._sweep(self.now_s)
 
 
-def _large_bodies(urls: list[str], curl_options: dict[int, Any]) -> tuple[list[int | str | None], int, float]:
+def _large_bodies(urls, curl_options):
     limits = config(max_image_bytes=4 << 20, timeout_s=2.0, deadline_s=200.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("align.ingest.download.downloader._MAX_BYTES_IN_FLIGHT", 8 << 20)
@@ -251,7 +243,7 @@ def _large_bodies(urls: list[str], curl_options: dict[int, Any]) -> tuple[list[i
         return outcomes, _peak_bytes() - before, downloader.now_s
 
 
-def _peak_bytes() -> int:
+def _peak_bytes():
     """Of this process's memory so far."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) << 10
@@ -260,7 +252,7 @@ def _peak_bytes() -> int:
 RED = picture(300, 250, "red")
 
 
-def opted_out(*entries: tuple[str, str]) -> OptedOut:
+def opted_out(*entries):
     return OptedOut(Entry(kind, value, "", "2026-01-02") for kind, value in entries)
 
 
@@ -275,7 +267,7 @@ def opted_out(*entries: tuple[str, str]) -> OptedOut:
         "http://OK.test:80/b/%2e%2e/a/x.jpg",
     ],
 )  # fmt: skip
-def test_every_hop_is_asked_before_it_is_requested(server: WebServer, target: str) -> None:
+def test_every_hop_is_asked_before_it_is_requested(server, target):
     policy = opted_out(
         ("host", "gone.test"), ("host", "b\xfccher.test"), ("host", "127.0.0.9"), ("url", "http://ok.test/a/x.jpg")
     )
@@ -291,7 +283,7 @@ def test_every_hop_is_asked_before_it_is_requested(server: WebServer, target: st
     assert sorted(server.requests) == sorted(asked)  # no request to what is refused, not even for its robots.txt
 
 
-def test_robots_txt_is_not_fetched_from_a_host_that_opted_out(server: WebServer) -> None:
+def test_robots_txt_is_not_fetched_from_a_host_that_opted_out(server):
     server.routes["/robots.txt"] = redirect("http://gone.test/rules")
     policy = opted_out(("host", "gone.test"))
     with Downloader(config(obey_robots=True), refuse=policy.refusal, curl_options=any_host(server)) as downloader:
@@ -300,7 +292,7 @@ def test_robots_txt_is_not_fetched_from_a_host_that_opted_out(server: WebServer)
     assert server.requests == ["a.test/robots.txt"]
 
 
-def ingest(tmp_path: Path, policy: OptedOut, archive: Path, *values: str) -> list[dict[str, Any]]:
+def ingest(tmp_path, policy, archive, *values):
     """Runs the command; returns the rows of data/raw, with the picture's bytes as `data`."""
     write_opted_out(tmp_path / "policy", policy)
     rows = ingested(tmp_path, archive, *values, "ingest.max_pages=null", "ingest.skip_hopeless=false")
@@ -308,8 +300,8 @@ def ingest(tmp_path: Path, policy: OptedOut, archive: Path, *values: str) -> lis
     return sorted(({**row, "data": data.get(row["key"])} for row in rows), key=lambda row: str(row["url"]))
 
 
-def test_a_redirect_within_an_archive_does_not_lead_around_a_take_down(tmp_path: Path) -> None:
-    def moved(url: str, to: str) -> bytes:
+def test_a_redirect_within_an_archive_does_not_lead_around_a_take_down(tmp_path):
+    def moved(url, to):
         return archived(url, b"", "text/html", "301 Moved", f"Location: {to}\r\n")
 
     html = "".join(f'<img src="/{name}.png" alt="{name}">' for name in ("direct", "far", "near", "other", "same"))
@@ -334,7 +326,7 @@ def test_a_redirect_within_an_archive_does_not_lead_around_a_take_down(tmp_path:
     assert all((row["caption"], row["data"], row["sha256"]) == ("", None, None) for row in rows if row["error_message"])
 
 
-def test_a_redirect_on_the_web_does_not_lead_around_a_take_down(tmp_path: Path) -> None:
+def test_a_redirect_on_the_web_does_not_lead_around_a_take_down(tmp_path):
     with WebServer(["127.0.0.1", "127.0.0.2"]) as server:
         server.fallback = response(RED)
         server.routes["/robots.txt"] = response(b"", 404)

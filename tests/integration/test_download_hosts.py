@@ -1,35 +1,31 @@
 """The downloader's manners: limits by host, robots.txt, X-Robots-Tag; and many hosts at a time."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
 
 import pycurl
 import pytest
 
-from align.ingest.download import Downloader, Fetched
+from align.ingest.download import Downloader
 from tests.support.downloads import PICTURE, TimelessDownloader, any_host, config
 from tests.support.http2_server import Http2Server
-from tests.support.web_server import Request, WebServer, after_failures, breaks_off, delayed, redirect, response, silent
+from tests.support.web_server import WebServer, after_failures, breaks_off, delayed, redirect, response, silent
 
 
 @pytest.fixture
-def server() -> Iterator[WebServer]:
+def server():
     with WebServer() as running:
         running.fallback = response(PICTURE)
         running.routes["/robots.txt"] = response(b"", 404)
         yield running
 
 
-def fetch(server: WebServer, urls: list[str], **changes: Any) -> dict[str, Fetched]:
+def fetch(server, urls, **changes):
     with TimelessDownloader(server, config(**changes), curl_options=any_host(server)) as downloader:
         return {fetched.url: fetched for fetched in downloader.fetch(urls)}
 
 
-def test_connections_are_few_and_kept(server: WebServer) -> None:
+def test_connections_are_few_and_kept(server):
     server.fallback = delayed(0.01, response(PICTURE))
     urls = [f"http://{name}.test/{i}.jpg" for name in "ab" for i in range(100)]
     results = fetch(server, urls, max_connections_per_host=3)
@@ -37,7 +33,7 @@ def test_connections_are_few_and_kept(server: WebServer) -> None:
     assert server.num_connections == 6 and server.most_open == 6
 
 
-def test_an_error_does_not_cost_the_connection(server: WebServer) -> None:
+def test_an_error_does_not_cost_the_connection(server):
     server.routes["/gone.jpg"] = response(b"not here" * 500, 404)
     urls = [f"http://a.test/gone.jpg?{i}" for i in range(50)]
     results = fetch(server, urls, max_connections_per_host=2)
@@ -45,17 +41,17 @@ def test_an_error_does_not_cost_the_connection(server: WebServer) -> None:
     assert server.num_connections == 2
 
 
-def test_the_total_of_connections_is_bounded(server: WebServer) -> None:
+def test_the_total_of_connections_is_bounded(server):
     server.fallback = delayed(0.01, response(PICTURE))
     fetch(server, [f"http://{i}.test/x.jpg" for i in range(100)], max_connections=5)
     # as many again are kept for later, and of as many the server may not know yet that they were closed
     assert server.most_open <= 3 * 5
 
 
-def test_a_host_is_not_asked_faster_than_its_rate(server: WebServer) -> None:
-    times: dict[str, list[float]] = {"a.test": [], "b.test": []}
+def test_a_host_is_not_asked_faster_than_its_rate(server):
+    times = {"a.test": [], "b.test": []}
 
-    def watch(request: Request) -> bytes:
+    def watch(request):
         times[request.headers["host"]].append(downloader.now_s)
         return response(PICTURE)
 
@@ -67,7 +63,7 @@ def test_a_host_is_not_asked_faster_than_its_rate(server: WebServer) -> None:
     assert times == {"a.test": [0.0, 0.5, 1.0, 1.5, 2.0], "b.test": [0.0, 0.5, 1.0, 1.5, 2.0]}
 
 
-def test_a_slow_host_does_not_hold_up_the_others(server: WebServer) -> None:
+def test_a_slow_host_does_not_hold_up_the_others(server):
     server.routes["/slow.jpg"] = silent
     urls = [f"http://slow.test/slow.jpg?{i}" for i in range(200)]
     urls += [f"http://fast.test/{i}.jpg" for i in range(200)]
@@ -82,10 +78,10 @@ def test_a_slow_host_does_not_hold_up_the_others(server: WebServer) -> None:
         assert downloader.now_s == 0
 
 
-def test_the_table_is_read_no_further_than_needed(server: WebServer) -> None:
+def test_the_table_is_read_no_further_than_needed(server):
     taken = 0
 
-    def table() -> Iterator[str]:
+    def table():
         nonlocal taken
         for i in range(100_000):
             taken += 1
@@ -98,11 +94,11 @@ def test_the_table_is_read_no_further_than_needed(server: WebServer) -> None:
         results.close()
 
 
-def test_a_busy_host_is_asked_less_at_a_time_until_it_copes(server: WebServer) -> None:
+def test_a_busy_host_is_asked_less_at_a_time_until_it_copes(server):
     under_way = 0
 
-    def at_most_two(request: Request) -> Any:
-        async def go() -> None:
+    def at_most_two(request):
+        async def go():
             nonlocal under_way
             under_way += 1
             await delayed(0.005, response(PICTURE) if under_way <= 2 else response(b"", 429))(request)  # type: ignore[operator,misc] # a coroutine function
@@ -128,7 +124,7 @@ Crawl-delay: 100
 """
 
 
-def test_what_is_not_asked_for_does_not_count_into_the_rate(server: WebServer) -> None:
+def test_what_is_not_asked_for_does_not_count_into_the_rate(server):
     server.routes["/robots.txt"] = response(ROBOTS, Content_Type="text/plain")
     urls = [f"http://a.test/private/{i}.jpg" for i in range(500)]
     limits = config(obey_robots=True, max_requests_per_host_per_s=5.0)
@@ -156,7 +152,7 @@ def test_what_is_not_asked_for_does_not_count_into_the_rate(server: WebServer) -
         (breaks_off(b"User-agent: *", 5), "truncated: connection lost after 5 bytes", True),
     ],
 )
-def test_what_robots_txt_can_be(server: WebServer, route: Any, error: str | None, retryable: bool) -> None:
+def test_what_robots_txt_can_be(server, route, error, retryable):
     server.routes["/robots.txt"] = route
     server.routes["/rules"] = response(b"User-agent: *\nDisallow: /x", Content_Type="text/plain")
     urls = [f"http://a.test/x{i}.jpg" for i in range(3)]
@@ -193,10 +189,8 @@ RULES = {
         ("a.test/r.jpg", "http://b.test/s /private/", "a.test/robots a.test/r.jpg b.test/robots b.test/s", False),
     ],
 )
-def test_each_hop_is_judged_by_its_own_path_and_the_robots_txt_of_its_own_host(
-    server: WebServer, first: str, hops: str, asked: str, is_allowed: bool
-) -> None:
-    def rules(request: Request) -> bytes:
+def test_each_hop_is_judged_by_its_own_path_and_the_robots_txt_of_its_own_host(server, first, hops, asked, is_allowed):
+    def rules(request):
         lines = ["User-agent: *", *(f"Disallow: {path}" for path in RULES[request.headers["host"]])]
         return response("\n".join(lines).encode())
 
@@ -219,10 +213,10 @@ def test_each_hop_is_judged_by_its_own_path_and_the_robots_txt_of_its_own_host(
         ("noaid", None),
     ],
 )  # fmt: skip
-def test_x_robots_tag_is_obeyed_before_the_body(server: WebServer, tag: str, error: str | None) -> None:
-    sent: list[int] = []  # by request: a body that is refused may still be sent while the next one begins
+def test_x_robots_tag_is_obeyed_before_the_body(server, tag, error):
+    sent = []  # by request: a body that is refused may still be sent while the next one begins
 
-    async def large(request: Request) -> None:
+    async def large(request):
         number = len(sent)
         sent.append(0)
         request.write(response(X_Robots_Tag=tag, Content_Length=1 << 20))
@@ -239,7 +233,7 @@ def test_x_robots_tag_is_obeyed_before_the_body(server: WebServer, tag: str, err
     assert fetched.error is None and sent[1:] == [1 << 20]
 
 
-def test_two_thousand_urls_of_twenty_hosts_some_of_them_bad(server: WebServer) -> None:
+def test_two_thousand_urls_of_twenty_hosts_some_of_them_bad(server):
     kinds = {
         "slow": (silent, "timed out: no answer", 2),
         "broken": (breaks_off(PICTURE, 100), "truncated: connection lost after 100 bytes", 2),
@@ -269,7 +263,7 @@ def test_two_thousand_urls_of_twenty_hosts_some_of_them_bad(server: WebServer) -
     assert sum(fetched.num_attempts for fetched in results) == 2000 + 100 * 3
 
 
-def test_http2_shares_one_connection(tmp_path: Any) -> None:
+def test_http2_shares_one_connection(tmp_path):
     with Http2Server(tmp_path, PICTURE) as server:
         options = {pycurl.CAINFO: str(server.certificate)} | {pycurl.CONNECT_TO: [f"::127.0.0.1:{server.port}"]}
         urls = [f"https://pictures.test/{i}.jpg" for i in range(200)]

@@ -5,7 +5,6 @@ computed again.
 """
 
 import time
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -21,7 +20,7 @@ FIRST, SECOND = 520, 200
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory):
     """A model, a suite of two sets, all pictures of which differ, and in `whole` the report of an undisturbed run."""
     root = tmp_path_factory.mktemp("evaluation")
     tiny_model.write(root)
@@ -40,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def evaluation(root: Path, name: str) -> Command:
+def evaluation(root, name):
     """`align evaluate` that writes `name/report` and keeps embeddings in `name/features`."""
     (root / name).mkdir(exist_ok=True)
     places = (f"paths.evaluation={root / 'suite.yaml'}", f"store.features={root / name / 'features'}")
@@ -49,7 +48,7 @@ def evaluation(root: Path, name: str) -> Command:
     return Command(["evaluate", *words, *sets(*places, "evaluate.num_resamples=200")], where)
 
 
-def blocks(folder: Path) -> dict[Path, int]:
+def blocks(folder):
     """File of kept embeddings -> how many."""
     found = {}
     for path in sorted(folder.glob("*/*.arrow")):
@@ -60,7 +59,7 @@ def blocks(folder: Path) -> dict[Path, int]:
 
 @pytest.mark.costs(3, "two evaluations of three blocks of pictures, with figures")
 @pytest.mark.parametrize("after", [1, 3], ids=["in the middle of a set", "between two sets"])
-def test_a_killed_evaluation_resumes_to_the_same_bytes(place: Path, after: int) -> None:
+def test_a_killed_evaluation_resumes_to_the_same_bytes(place, after):
     name = f"killed-{after}"
     command = evaluation(place, name)
     features = place / name / "features"
@@ -79,7 +78,7 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(place: Path, after: int) 
 
 
 @pytest.mark.costs(3, "both embed the pictures of three blocks")
-def test_two_at_once_share_embeddings_and_the_folder_of_the_report(place: Path) -> None:
+def test_two_at_once_share_embeddings_and_the_folder_of_the_report(place):
     both = [evaluation(place, "both") for _ in range(2)]
     for command in both:
         assert command.ended(240)

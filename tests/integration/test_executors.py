@@ -4,9 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from fastwarc.warc import ArchiveIterator, WarcRecordType
@@ -16,7 +14,7 @@ from align.formats.filtered import decisions_digest
 from tests.support import ROOT, evaluation_sets, slurm, small_data, tiny_model, wait_until
 from tests.support.killing import digests, fresh
 from tests.support.params import PARAMS_FILE
-from tests.support.s3_server import S3Server, serve
+from tests.support.s3_server import serve
 from tests.support.spark import running_cluster
 
 pytestmark = pytest.mark.full
@@ -37,7 +35,7 @@ S3_ONLY = "store.work=s3://crawl/work"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def server(tmp_path_factory):
     with serve(tmp_path_factory.mktemp("s3") / "server") as running:
         running.make_bucket("crawl")
         with closing(running._client()) as s3:
@@ -46,16 +44,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(autouse=True)
-def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(server, monkeypatch):
     server.use(monkeypatch)
 
 
-def run(stage: str, *settings: str) -> int:
+def run(stage, *settings):
     words = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
     return main([stage, "--params", str(PARAMS_FILE), *words])
 
 
-def pipeline(folder: Path, *settings: str) -> dict[str, str]:
+def pipeline(folder, *settings):
     """From ingest to index in a folder of their own; what they made."""
     fresh(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -74,7 +72,7 @@ def pipeline(folder: Path, *settings: str) -> dict[str, str]:
     return made(folder)
 
 
-def write_set_of(folder: Path, *addresses: str) -> None:
+def write_set_of(folder, *addresses):
     """An evaluation set of pictures that the archive has."""
     pictures = {}
     with (ROOT / "data/sample/archive.warc.gz").open("rb") as file:
@@ -94,12 +92,12 @@ def write_set_of(folder: Path, *addresses: str) -> None:
     )  # fmt: skip
 
 
-def made(folder: Path) -> dict[str, str]:
+def made(folder):
     return {f"{out}/{name}": digest for out in OUTS for name, digest in digests(folder / out).items()}
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> dict[str, str]:
+def local(tmp_path_factory, server):
     """What this machine's own processes make."""
     with pytest.MonkeyPatch.context() as patch:
         server.use(patch)
@@ -115,7 +113,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> dict[st
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cluster(tmp_path, monkeypatch):
     """A stand-in for SLURM; its folder."""
     folder = slurm.install(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -123,9 +121,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("shares", [(), (S3_ONLY,)], ids=["a folder", "s3"])
-def test_arrays_of_slurm_make_the_same_bytes(
-    tmp_path: Path, cluster: Path, server: S3Server, local: dict[str, str], shares: tuple[str, ...]
-) -> None:
+def test_arrays_of_slurm_make_the_same_bytes(tmp_path, cluster, server, local, shares):
     options = ("engine.runner=slurm", "engine.sbatch=[--partition=cpu, --mem=4G]", "engine.num_workers=2")
     (cluster / "lose").write_text("2")  # the first two tasks end before they have begun
     assert pipeline(tmp_path / "project", *options, *shares) == local
@@ -141,9 +137,7 @@ def test_arrays_of_slurm_make_the_same_bytes(
 @pytest.mark.patience(1200, "Spark's machines start anew, and lose a worker")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
 @pytest.mark.parametrize("shares", [(), (S3_ONLY,)], ids=["a folder", "s3"])
-def test_spark_makes_the_same_bytes(
-    tmp_path: Path, server: S3Server, local: dict[str, str], shares: tuple[str, ...]
-) -> None:
+def test_spark_makes_the_same_bytes(tmp_path, server, local, shares):
     driver = fresh(tmp_path / "driver")
     project = driver / "project"
     passed = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
@@ -160,7 +154,7 @@ def test_spark_makes_the_same_bytes(
 
 
 @pytest.mark.patience(1200, "Spark's machines start anew, and lose two workers and the driver")
-def test_lost_workers_and_a_lost_driver_cost_only_the_tasks_at_work(tmp_path: Path, server: S3Server) -> None:
+def test_lost_workers_and_a_lost_driver_cost_only_the_tasks_at_work(tmp_path, server):
     """A worker is killed in the scan, the driver and then another worker while pictures are stored."""
     with closing(server._client()) as s3:
         for number in range(6):
@@ -171,7 +165,7 @@ def test_lost_workers_and_a_lost_driver_cost_only_the_tasks_at_work(tmp_path: Pa
     passed = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     (tmp_path / "cluster").mkdir()
 
-    def done(prefix: str = "") -> dict[str, str]:
+    def done(prefix=""):
         with closing(server._client()) as s3:
             found = s3.list_objects_v2(Bucket="crawl", Prefix="lost/").get("Contents", [])
         return {one["Key"]: str(one["LastModified"]) for one in found if f"/done/{prefix}" in one["Key"]}
@@ -196,6 +190,6 @@ def test_lost_workers_and_a_lost_driver_cost_only_the_tasks_at_work(tmp_path: Pa
     assert before.items() <= done().items()  # nothing finished was done again
 
 
-def ingest(*settings: str) -> list[str]:
+def ingest(*settings):
     words = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
     return [sys.executable, "-m", "align.cli", "ingest", "--params", str(PARAMS_FILE), *words]

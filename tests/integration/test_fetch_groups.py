@@ -4,7 +4,6 @@ import json
 import os
 from collections import Counter
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,7 @@ from align.ingest import groups
 from tests.support import slurm
 from tests.support.killing import digests
 from tests.support.params import PARAMS_FILE
-from tests.support.s3_server import S3Server, serve
+from tests.support.s3_server import serve
 from tests.support.warc_records import picture
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
@@ -22,11 +21,11 @@ pytestmark = pytest.mark.full
 HOSTS = [f"127.0.0.{number}" for number in range(1, 6)]
 
 
-def work_of(server: S3Server) -> list[str]:
+def work_of(server):
     return [key for key in server.keys("crawl") if key.startswith("work/") and "/done/" in key]
 
 
-def test_slurm_without_a_shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_without_a_shared_folder(tmp_path, monkeypatch):
     """And then a table with a row more, of which that row alone is asked for."""
     folder = slurm.install(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -43,7 +42,7 @@ def test_slurm_without_a_shared_folder(tmp_path: Path, monkeypatch: pytest.Monke
         server.fallback = lambda request: answer(b"" if request.path == "/robots.txt" else picture(300, 250))
         urls = [server.url(f"/{number}.png", host) for number in range(12) for host in HOSTS]
 
-        def ingest(name: str, urls: list[str], *more: str) -> Counter[str]:
+        def ingest(name, urls, *more):
             """What is asked for."""
             table = "".join(json.dumps({"url": url, "caption": "a good text"}) + "\n" for url in urls)
             with closing(s3._client()) as client:

@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,14 +24,14 @@ from tests.support.local_stack import ENDS, PATIENCE_S, WORKS, Stack, stub_repos
 
 @pytest.fixture(scope="module")
 @costs(5, "a whole run over stubs")
-def first_run(stack: Stack) -> str:
+def first_run(stack):
     """What the first run, called demo, printed: after it run/demo exists, and all stages are cached."""
     done = stack.align_run("--name", "demo")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_runs_are_visible_cached_and_recorded(stack: Stack, first_run: str) -> None:
+def test_runs_are_visible_cached_and_recorded(stack, first_run):
     assert "3 stages ran (ingest, pretrain, index)" in first_run
     assert "unused" not in stack.states("demo")
     stages = {"ingest", "pretrain", "index"}
@@ -52,7 +51,7 @@ def test_runs_are_visible_cached_and_recorded(stack: Stack, first_run: str) -> N
     assert {"ingest-report", "pretrain-report", "index-report", "summary"} <= keys
 
 
-def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack: Stack, first_run: str) -> None:
+def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack, first_run):
     before = (stack.root / "params.yaml").read_bytes()
     first = git(stack.root, "rev-parse", "run/demo")
     request = {"name": "demo", "overrides": {"pretrain.seed": 5}}
@@ -72,7 +71,7 @@ def test_a_click_runs_in_a_worktree_and_takes_the_next_branch_of_its_name(stack:
     assert (change["old"], change["new"]) == (1, 5)
 
 
-def test_a_schedule_adds_nothing_while_nothing_changes(stack: Stack, first_run: str) -> None:
+def test_a_schedule_adds_nothing_while_nothing_changes(stack, first_run):
     """It is off until somebody switches it on. What its runs make has one name, so an equal result finds its branch."""
     [schedule] = stack.ask("/deployments/name/pipeline/train-and-release")["schedules"]
     assert schedule["active"] is False
@@ -88,7 +87,7 @@ def test_a_schedule_adds_nothing_while_nothing_changes(stack: Stack, first_run: 
     assert all(f"register --revision {commit}" in line for line in said[1::2])  # which finds the version there
 
 
-def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
+def test_cancelled_from_the_ui_the_checkpoint_survives(stack):
     run = stack.start({"name": "cancelled", "overrides": {"pretrain.weight_decay": 600.0}})
     stack.wait_for_line(run, WORKS)
     assert not (stack.root / "checkpoints/step").exists()
@@ -106,7 +105,7 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("name", ["Paused", pytest.param("Suspended", marks=pytest.mark.full)])
-def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) -> None:
+def test_paused_in_the_ui_the_stage_ends_and_resumes(stack, name):
     """Never "Suspended" while the training runs on. A pause, which would wait for a process, becomes a suspension.
 
     The UI gives it five minutes, after which Prefect would fail the run; it can be resumed later, too.
@@ -149,9 +148,7 @@ def test_paused_in_the_ui_the_stage_ends_and_resumes(stack: Stack, name: str) ->
     assert second["info"]["run_id"] == first["info"]["run_id"] and second["info"]["status"] == "FINISHED"
 
 
-def test_a_failed_stage_fails_the_run_in_one_line_which_keeps_and_shows_its_reports(
-    stack: Stack, first_run: str
-) -> None:
+def test_a_failed_stage_fails_the_run_in_one_line_which_keeps_and_shows_its_reports(stack, first_run):
     done = stack.align_run("--name", "refused", "--set", "pretrain.weight_decay=299.0")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
@@ -173,7 +170,7 @@ def test_a_failed_stage_fails_the_run_in_one_line_which_keeps_and_shows_its_repo
     assert not list((stack.root / ".align/worktrees").iterdir())
 
 
-def test_what_only_the_checkout_has_is_not_replaced(stack: Stack, first_run: str) -> None:
+def test_what_only_the_checkout_has_is_not_replaced(stack, first_run):
     mine = stack.root / "data/raw/mine"
     mine.write_text("fetched with other values")
     done = stack.align_run("--name", "again")
@@ -185,7 +182,7 @@ def test_what_only_the_checkout_has_is_not_replaced(stack: Stack, first_run: str
 
 
 @pytest.mark.full
-def test_without_a_server(stack: Stack, tmp_path: Path) -> None:
+def test_without_a_server(stack, tmp_path):
     root = tmp_path / "repo"
     stub_repository(root)
     alone = Stack(root)
@@ -204,7 +201,7 @@ def test_without_a_server(stack: Stack, tmp_path: Path) -> None:
     assert stat.S_IMODE(state.stat().st_mode) == 0o600
 
 
-def temporary_server(run: subprocess.Popen[str]) -> int:
+def temporary_server(run):
     """The port of the server that a run started for itself, once it answers."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and run.poll() is None:
@@ -217,7 +214,7 @@ def temporary_server(run: subprocess.Popen[str]) -> int:
     pytest.fail("the run started no server")
 
 
-def count_flow_runs(port: int, login: str | None, headers: Mapping[str, str] = MappingProxyType({})) -> int:
+def count_flow_runs(port, login, headers=MappingProxyType({})):
     """The status of a question to Prefect's server at this port."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/api/flow_runs/count", b"{}", {**headers}, method="POST")
     request.add_header("Content-Type", "application/json")
@@ -231,7 +228,7 @@ def count_flow_runs(port: int, login: str | None, headers: Mapping[str, str] = M
             return error.code
 
 
-def test_a_taken_port_is_named(stack: Stack, tmp_path: Path) -> None:
+def test_a_taken_port_is_named(stack, tmp_path):
     other = Stack(tmp_path)
     other.env["ALIGN_PREFECT_PORT"] = stack.env["ALIGN_PREFECT_PORT"]
     done = other.run("-m", "infra.local", "up")

@@ -3,7 +3,6 @@
 import shutil
 import time
 import urllib.error
-from typing import Any
 
 import pytest
 
@@ -12,11 +11,11 @@ from align.release.registration.shown import all_metrics
 from align.services.tracking.tracker import Tracker
 from tests.support import tiny_model
 from tests.support.colours import COLOURS, square
-from tests.support.local_stack import ENDS, PATIENCE_S, Stack
+from tests.support.local_stack import ENDS, PATIENCE_S
 from tests.support.suites import suite
 
 
-def artifacts(stack: Stack, run: str) -> dict[str, Any]:
+def artifacts(stack, run):
     """Key -> newest artifact of the flow run itself."""
     found = stack.ask("/artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}, "sort": "CREATED_DESC"})
     found = [one for one in found if one["key"]]  # Prefect keeps a state's result as one without a key
@@ -24,7 +23,7 @@ def artifacts(stack: Stack, run: str) -> dict[str, Any]:
     return {one["key"]: one for one in found}
 
 
-def test_a_wrong_value_of_the_last_stage_starts_nothing(stack: Stack) -> None:
+def test_a_wrong_value_of_the_last_stage_starts_nothing(stack):
     """What the bounds of single values cannot tell: a metric that no stage measures."""
     run = stack.start({"name": "wrong", "overrides": {"promote.metrics": ["recall@10"]}})
     assert stack.wait_for(run, *ENDS) == "FAILED"
@@ -35,7 +34,7 @@ def test_a_wrong_value_of_the_last_stage_starts_nothing(stack: Stack) -> None:
     assert artifacts(stack, run) == {}
 
 
-def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack: Stack) -> None:
+def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack):
     request = {"name": "page", "seed": 21, "overrides": {"pretrain.weight_decay": PATIENCE_S + 300.0}}
     run = stack.start(request)
     deadline, shown = time.monotonic() + 120, {}
@@ -60,7 +59,7 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack: Stack) ->
 
 
 @pytest.mark.full
-def test_parts_of_the_pipeline(stack: Stack) -> None:
+def test_parts_of_the_pipeline(stack):
     done = stack.align_run("--name", "part", "--only", "data")
     assert done.returncode == 0, done.stderr
     assert stack.states("part").keys() == {"data-0", "ingest", "record"}  # the first is the sub-flow
@@ -76,7 +75,7 @@ def test_parts_of_the_pipeline(stack: Stack) -> None:
 
 
 @pytest.fixture(scope="module")
-def measurable(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+def measurable(stack, tmp_path_factory):
     """Squares as a suite `squares`, and a model: models/ours, and version 1 of another registered model, its champion.
 
     Not of `stub`, whose champion the search service would load.
@@ -104,12 +103,12 @@ def measurable(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Tracke
     return tracker
 
 
-def measure(stack: Stack, **form: str) -> str:
+def measure(stack, **form):
     """A click on `evaluate`; the run's id."""
     return stack.click("evaluate", parameters=form)
 
 
-def test_a_model_is_measured_below_the_run_that_made_it(stack: Stack, measurable: Tracker) -> None:
+def test_a_model_is_measured_below_the_run_that_made_it(stack, measurable):
     """Two at once on the same embeddings; one of a version, one of a folder whose run is not known."""
     asked = [
         measure(stack, suite="squares", name="by `alias` | <b>"),
@@ -147,7 +146,7 @@ def test_a_model_is_measured_below_the_run_that_made_it(stack: Stack, measurable
     assert not list(stack.root.glob("reports/evaluation"))  # the checkout's own report is another
 
 
-def test_a_wrong_name_is_one_line_before_anything_is_measured(stack: Stack, measurable: Tracker) -> None:
+def test_a_wrong_name_is_one_line_before_anything_is_measured(stack, measurable):
     run = measure(stack, suite="squares", model="8")
     assert stack.wait_for(run, *ENDS) == "FAILED"
     message = stack.ask(f"/flow_runs/{run}")["state"]["message"]
@@ -156,7 +155,7 @@ def test_a_wrong_name_is_one_line_before_anything_is_measured(stack: Stack, meas
     assert not any(line.startswith("evaluate: ") for line in stack.logs(run))
 
 
-def test_the_server_refuses_a_login_and_an_empty_field(stack: Stack) -> None:
+def test_the_server_refuses_a_login_and_an_empty_field(stack):
     for form in ({"suite": "s3://me:secret@bucket/x.yaml"}, {"suite": " "}, {"suite": "demo", "model": "x" * 2000}):
         with pytest.raises(urllib.error.HTTPError, match="409"):
             measure(stack, **form)

@@ -19,11 +19,11 @@ from tests.support.small_disks import with_disk
 from tests.support.training_data import RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
 
-STEPS: dict[str, object] = {"checkpoint_every_steps": 2, "log_every_steps": 1, "validate_every_steps": 8}
+STEPS = {"checkpoint_every_steps": 2, "log_every_steps": 1, "validate_every_steps": 8}
 FULL = "a checkpoint cannot be written: No space left on device; older ones are kept"
 
 
-def on_a_full_disk(scenario: str, folder: Path, *arguments: object, checkpoint: Path) -> list[str]:
+def on_a_full_disk(scenario, folder, *arguments, checkpoint):
     """What a function of this file prints while `folder` is a disk with room for one such checkpoint and a half."""
     code = f"import sys; from tests.integration.test_full_checkpoints import {scenario}; {scenario}(*sys.argv[1:])"
     done = with_disk(folder, ["-c", code, folder, *arguments], size=str(checkpoint.stat().st_size * 3 // 2))
@@ -31,15 +31,15 @@ def on_a_full_disk(scenario: str, folder: Path, *arguments: object, checkpoint: 
     return done.stdout.splitlines()
 
 
-def more_room(folder: str) -> None:
+def more_room(folder):
     subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
 
 
-def checkpoints(folder: str | Path) -> list[Path]:
+def checkpoints(folder):
     return sorted(Path(folder).glob("*/*.pt*"))
 
 
-def fill_and_resume(folder: str, root: str) -> None:
+def fill_and_resume(folder, root):
     """`align pretrain` in a project whose checkpoints are there, twice: before and after there is room."""
     for _ in range(2):
         command = [sys.executable, "-m", "align.cli", "pretrain"]
@@ -50,7 +50,7 @@ def fill_and_resume(folder: str, root: str) -> None:
 
 
 @pytest.mark.full  # most of a minute
-def test_training_ends_with_one_line_and_resumes_once_there_is_room(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_training_ends_with_one_line_and_resumes_once_there_is_room(data, tmp_path):
     calm, full = tmp_path / "calm", tmp_path / "full"
     for root in (calm, full):
         (root / "checkpoints").mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_training_ends_with_one_line_and_resumes_once_there_is_room(data: tuple[
         assert killing.digests(full / folder) == killing.digests(calm / folder)
 
 
-def two_ranks(folder: str, shards: str, tokenizer: str, marker: str, killed_at: str) -> None:
+def two_ranks(folder, shards, tokenizer, marker, killed_at):
     """Two ranks, before and after there is room. The leading one is killed at a step, and both are restarted."""
     training = plan(
         (Path(shards), Path(tokenizer)),
@@ -87,7 +87,7 @@ def two_ranks(folder: str, shards: str, tokenizer: str, marker: str, killed_at: 
 
 @pytest.mark.full  # most of a minute
 @pytest.mark.parametrize("killed_at", [0, 5])
-def test_all_ranks_end_for_the_same_reason(data: tuple[Path, Path], tmp_path: Path, killed_at: int) -> None:
+def test_all_ranks_end_for_the_same_reason(data, tmp_path, killed_at):
     """Step 4 does not fit: the leading rank cannot save, of which the other one must not die. Nor if it is killed."""
     calm = run(plan(data, tmp_path / "calm", pretrain_config(**STEPS, num_processes=2)))
     assert calm is not None
@@ -116,9 +116,7 @@ except CommandError as error:
 """
 
 
-def test_the_stage_fails_with_the_reason_and_works_once_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_stage_fails_with_the_reason_and_works_once_there_is_room(tmp_path, monkeypatch):
     root = make_repository(tmp_path / "project", {"dvc.yaml": DVC_YAML}, "/out\n")
     enter(root, monkeypatch)
     cache = root / ".dvc/cache"

@@ -4,7 +4,6 @@ say what is missing; and part of the committed web archive, with the real evalua
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +15,6 @@ from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.ingest import DownloadConfig, IngestConfig
 from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.network import ImageNetwork
-from align.filter.report import FilterReport
 from align.filter.rules import RULES
 from align.formats.raw import iter_images, raw_shards
 from align.ingest.ingest import ingest
@@ -31,7 +29,7 @@ from tests.support.web_server import response as answer
 
 
 @pytest.fixture(autouse=True)
-def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+def _cheap(monkeypatch):
     """No test here looks at a figure."""
     monkeypatch.setattr("align.filter.page.png", lambda figure: b"a figure")
 
@@ -40,9 +38,7 @@ TEXTS = ["a good long text", "three words only", "two words", "another good long
 
 
 @pytest.mark.costs(10, "ingest, filter and validate twice; alone, it imports Great Expectations")
-def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(tmp_path, capsys):
     common, narrow = table_of(tmp_path) + place(tmp_path), sets("filter.min_words=4")
     with WebServer() as server:
         for number in range(len(TEXTS)):
@@ -85,9 +81,7 @@ NUM_PAGES = 20
 
 
 @pytest.mark.costs(4, "a sample is ingested three times and filtered twice")
-def test_the_kept_pairs_of_the_sample_are_the_same_with_fewer_requests(
-    tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_kept_pairs_of_the_sample_are_the_same_with_fewer_requests(tmp_path, sample, monkeypatch):
     """The sample's pages, their pictures on a server: all fetched, and only those of which a text can pass.
 
     The network looks at each picture alone, so any function of the picture may stand for it.
@@ -126,9 +120,7 @@ def test_the_kept_pairs_of_the_sample_are_the_same_with_fewer_requests(
             assert reasons == dropped["false"][key]
 
 
-def test_the_one_difference_is_a_text_of_an_equal_picture_that_was_not_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_one_difference_is_a_text_of_an_equal_picture_that_was_not_fetched(tmp_path, monkeypatch):
     """Rule I4 counts the texts of a content; that of an address which nobody asked for is not known."""
     monkeypatch.setattr(ImageNetwork, "_classify", lambda self, image: (0.0, np.ones(8, np.float32)))
     run, decided = [*table_of(tmp_path), *sets("filter.max_texts_per_image=1")], {}
@@ -148,11 +140,11 @@ def test_the_one_difference_is_a_text_of_an_equal_picture_that_was_not_fetched(
     assert decided["true"] == {"a good long text": [], "logo": ["text_too_short", "image_not_fetched"]}
 
 
-def num_asked(server: WebServer) -> int:
+def num_asked(server):
     return sum(not path.endswith("/robots.txt") for path in server.requests)
 
 
-def table_of(root: Path) -> list[str]:
+def table_of(root):
     """The values for a table of addresses on this machine, without evaluation sets."""
     (root / "none").mkdir()
     return sets(
@@ -161,18 +153,18 @@ def table_of(root: Path) -> list[str]:
     )  # fmt: skip
 
 
-def place(folder: Path) -> list[str]:
+def place(folder):
     folder.mkdir(exist_ok=True)
     return sets(*at(folder, "raw", "filtered", "reports", "runtime", "policy"))
 
 
-def reasons(folder: Path) -> dict[str, list[str]]:
+def reasons(folder):
     rows = pq.read_table(folder / "filtered/decisions").to_pylist()
     assert all(row["reason"] == next(iter(row["reasons"]), None) for row in rows)
     return {row["text"]: row["reasons"] for row in rows}
 
 
-def page(folder: Path) -> str:
+def page(folder):
     return (folder / "reports/filter/report.html").read_text()
 
 
@@ -180,7 +172,7 @@ MOST_PAGES = 30
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+def folder(tmp_path_factory, sample):
     folder = tmp_path_factory.mktemp("ingest_filter")
     params = load_params(overrides=[f"ingest.max_pages={MOST_PAGES}", "ingest.shard_size=400"])
     resources = Resources(params.section(DownloadConfig), params.section(EngineConfig), params.section(StoreConfig))
@@ -190,7 +182,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluation(folder: Path, sample: Path) -> Path:
+def evaluation(folder, sample):
     """The committed sets, of each the planted images and some others: the network looks at all, ten times a second."""
     planted = {one["key"] for one in json.loads((sample / "planted.json").read_text())["planted"]}
     out = folder / "evaluation"
@@ -202,7 +194,7 @@ def evaluation(folder: Path, sample: Path) -> Path:
 
 @pytest.fixture(scope="module")
 @costs(12, "the network looks at each picture")
-def report(folder: Path, evaluation: Path) -> FilterReport:
+def report(folder, evaluation):
     params = load_params()
     report = filter_pairs(
         params.section(FilterConfig),
@@ -213,7 +205,7 @@ def report(folder: Path, evaluation: Path) -> FilterReport:
     return report
 
 
-def test_raw_is_consistent(folder: Path) -> None:
+def test_raw_is_consistent(folder):
     shards, rows = raw_shards(folder / "raw"), raw_rows(folder / "raw")
     stored = {key for shard in shards for key, _ in iter_images(shard)}
     assert len(shards) > 1
@@ -226,7 +218,7 @@ def test_raw_is_consistent(folder: Path) -> None:
     assert len(hosts) >= 3  # a reduced run keeps the sources
 
 
-def test_every_pair_has_its_decision(folder: Path, report: FilterReport) -> None:
+def test_every_pair_has_its_decision(folder, report):
     rows = {row["key"]: row for row in raw_rows(folder / "raw")}
     decisions = pq.read_table(folder / "filtered/decisions").to_pylist()
     assert [one["key"] for one in decisions] == sorted(rows)
@@ -249,7 +241,7 @@ def test_every_pair_has_its_decision(folder: Path, report: FilterReport) -> None
     assert sum(row.num_first for row in report.funnel) + kept == len(rows)
 
 
-def test_planted_test_images_and_no_others_are_found(folder: Path, report: FilterReport, sample: Path) -> None:
+def test_planted_test_images_and_no_others_are_found(folder, report, sample):
     planted = {one["url"]: one["set"] for one in json.loads((sample / "planted.json").read_text())["planted"]}
     images = pq.read_table(folder / "filtered/images.parquet").to_pylist()
     sets = {one["image_id"]: one["evaluation_sets"] for one in images}
@@ -261,7 +253,7 @@ def test_planted_test_images_and_no_others_are_found(folder: Path, report: Filte
     assert set(report.evaluation_matches) == {"classes", "concepts", "vendor"}
 
 
-def test_report_reads_offline(folder: Path, report: FilterReport) -> None:
+def test_report_reads_offline(folder, report):
     html = (folder / "report/report.html").read_text(encoding="utf-8")
     assert len(html) < 3_000_000
     assert 'src="http' not in html

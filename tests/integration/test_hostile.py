@@ -10,11 +10,8 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -43,7 +40,7 @@ _BLOCK = 1 << 24
 
 
 @cache
-def zeros_gzip(num_bytes: int) -> bytes:
+def zeros_gzip(num_bytes):
     """A gzip member of that many zeros, a multiple of 16 MiB: made of equal pieces, so it takes no time to make."""
     block, count = bytes(_BLOCK), num_bytes // _BLOCK
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -56,7 +53,7 @@ def zeros_gzip(num_bytes: int) -> bytes:
     return head + piece * count + end + struct.pack("<II", check, count * _BLOCK & 0xFFFFFFFF)
 
 
-def jpeg(size: tuple[int, int], *, orientation: int | None = None) -> bytes:
+def jpeg(size, *, orientation=None):
     """A JPEG with smooth colours."""
     image = Image.open(io.BytesIO(blurred_png(7, size)))
     exif = Image.Exif()
@@ -67,14 +64,14 @@ def jpeg(size: tuple[int, int], *, orientation: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def webp_header(side_px: int) -> bytes:
+def webp_header(side_px):
     """50 bytes that claim a lossless WebP of this side."""
     bits = (side_px - 1) | (side_px - 1) << 14
     body = b"\x2f" + struct.pack("<I", bits) + bytes(25)
     return b"RIFF" + struct.pack("<I", 12 + len(body)) + b"WEBPVP8L" + struct.pack("<I", len(body)) + body
 
 
-def grey_png_16_bit(size: tuple[int, int]) -> bytes:
+def grey_png_16_bit(size):
     """A gradient in 16-bit grey."""
     width, height = size
     buffer = io.BytesIO()
@@ -82,7 +79,7 @@ def grey_png_16_bit(size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def damaged_avif() -> bytes:
+def damaged_avif():
     """An AVIF whose pixels are overwritten."""
     buffer = io.BytesIO()
     Image.open(io.BytesIO(blurred_png(3, (300, 300)))).save(buffer, "AVIF")
@@ -98,7 +95,7 @@ EPS = (
 
 
 @cache
-def pictures() -> dict[str, bytes]:
+def pictures():
     """Name -> bytes of each hostile or odd picture."""
     return {
         "scans.jpg": progressive(4000, 2000), "within-the-limit.png": png(9_900),
@@ -128,7 +125,7 @@ TEXTS = {
 ONE_IMAGE = '<img src="/ordinary-1.png" alt="a blue circle on the water">'
 
 
-def pages() -> dict[str, str]:
+def pages():
     """Name -> HTML of each page that costs a naive parser more than its size."""
     image = '<img src="/ordinary-0.png" alt="a red circle">'
     return {
@@ -142,7 +139,7 @@ def pages() -> dict[str, str]:
     }
 
 
-def records(num_ordinary: int) -> list[bytes]:
+def records(num_ordinary):
     """The records of the archive, uncompressed: ordinary pages, and one of everything above."""
     colours, shapes, places = ("red", "blue", "green"), ("circle", "square", "star"), ("water", "grass", "snow")
     made = []
@@ -182,13 +179,13 @@ class Peak:
     What they share is counted once only where they would hold too much otherwise: to ask costs ten times as much.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.num_bytes = 0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
 
-    def _watch(self) -> None:
+    def _watch(self):
         while not self._end.wait(0.05):
             family = warm.processes()
             total = _sum(family, lambda process: process.memory_info().rss)
@@ -196,13 +193,13 @@ class Peak:
                 total = _sum(family, lambda process: process.memory_full_info().pss)
             self.num_bytes = max(self.num_bytes, total)
 
-    def stop(self) -> int:
+    def stop(self):
         self._end.set()
         self._thread.join()
         return self.num_bytes
 
 
-def _sum(family: Iterable[psutil.Process], size: Callable[[psutil.Process], int]) -> int:
+def _sum(family, size):
     total = 0
     for process in family:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -212,7 +209,7 @@ def _sum(family: Iterable[psutil.Process], size: Callable[[psutil.Process], int]
 
 @pytest.fixture(scope="module")
 @costs(5, "a picture of 98 megapixels and 6 GiB of zeros are packed")
-def project(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+def project(tmp_path_factory, sample):
     root = tmp_path_factory.mktemp("hostile")
     write_archive(root / "hostile.warc.gz", records(48))
     evaluation = root / "evaluation"
@@ -234,7 +231,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     return root
 
 
-def align(root: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[bytes], int]:
+def align(root, *arguments):
     """Runs `align`; what it printed, and its peak memory."""
     command = [str(warm.commands() / "align"), *arguments]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -250,7 +247,7 @@ def align(root: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[byte
 
 
 @pytest.mark.costs(19, "ten stages over everything of which a reader could take too much")
-def test_from_ingest_to_search(project: Path) -> None:
+def test_from_ingest_to_search(project):
     printed = b""
     for stage in STAGES:
         began = time.monotonic()
@@ -270,15 +267,15 @@ def test_from_ingest_to_search(project: Path) -> None:
     assert not list(project.rglob("hostile-eps-ran"))
 
 
-def rows(project: Path) -> list[dict[str, Any]]:
+def rows(project):
     return raw_rows(project / "data/raw")
 
 
-def decisions(project: Path) -> dict[str, dict[str, Any]]:
+def decisions(project):
     return {row["key"]: row for row in pq.read_table(project / "data/filtered/decisions").to_pylist()}
 
 
-def test_every_odd_picture_is_a_row_with_a_reason(project: Path) -> None:
+def test_every_odd_picture_is_a_row_with_a_reason(project):
     shown = {row["url"].rpartition("/")[2]: row for row in rows(project) if row["page_url"].endswith("pictures.html")}
     assert set(shown) == set(pictures())
     messages = {name: (row["error_message"] or "").partition(":")[0] for name, row in shown.items()}
@@ -298,7 +295,7 @@ def test_every_odd_picture_is_a_row_with_a_reason(project: Path) -> None:
     assert (shown["portrait.jpg"]["width"], shown["portrait.jpg"]["height"]) == (240, 320)
 
 
-def test_every_odd_page_is_read_or_counted(project: Path) -> None:
+def test_every_odd_page_is_read_or_counted(project):
     report = json.loads((project / "reports/ingest/report.json").read_text())
     # 100,000 attributes, 200,000 tags, gzip, gzip in gzip; a coding that nobody knows is no hindrance
     assert (report["counts"]["pages_too_large"], report["counts"].get("pages_unreadable")) == (4, None)
@@ -307,14 +304,14 @@ def test_every_odd_page_is_read_or_counted(project: Path) -> None:
     assert pages == {"figure.html": 4000, "picture.html": 2000, "binary.html": 100, "figures.html": 1, "srcset.html": 1}
 
 
-def test_a_redirect_to_an_opted_out_host_is_refused(project: Path) -> None:
+def test_a_redirect_to_an_opted_out_host_is_refused(project):
     moved = next(row for row in rows(project) if row["url"].endswith("/moved.png"))
     assert (moved["status"], moved["error_message"], moved["caption"]) == ("failed_to_download", "opted out", "")
     forbidden = hashlib.sha256(blurred_png(4242, (230, 240))).hexdigest()
     assert forbidden not in {row["sha256"] for row in rows(project)}
 
 
-def test_texts_are_kept_as_they_are_and_endless_ones_are_dropped(project: Path) -> None:
+def test_texts_are_kept_as_they_are_and_endless_ones_are_dropped(project):
     decided = decisions(project)
     texts = {row["page_url"].rpartition("/")[2]: row for row in rows(project) if "/text/" in row["page_url"]}
     assert {name.removesuffix(".html") for name in texts} == set(TEXTS)

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,14 @@ HOME = "/opt/align"
 SYSTEM = "apt-get"
 
 
-def instructions() -> list[tuple[str, str]]:
+def instructions():
     """(instruction, arguments) in order; continued lines joined."""
     lines = [line for line in DOCKERFILE.read_text("utf-8").splitlines() if not line.startswith("#")]
     text = "\n".join(lines).replace("\\\n", " ")
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
 
 
-def is_sent(name: str) -> bool:
+def is_sent(name):
     """Whether a file is in the build's context: the last line of infra/Dockerfile.dockerignore that fits decides."""
     wanted = True
     for line in (ROOT / "infra/Dockerfile.dockerignore").read_text("utf-8").splitlines():
@@ -44,7 +43,7 @@ def is_sent(name: str) -> bool:
 class Image:
     """The image's folder, and the variables that its containers have."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.home, self.project = root / "opt/align", root / "project"
         # A login on a machine with Python and git, and none of this checkout's environment; pip's own settings stay.
         python = Path(sys.base_prefix) / "bin"
@@ -68,7 +67,7 @@ class Image:
                 )
                 assert done.returncode == 0, f"{rest}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
 
-    def _copy(self, words: list[str], folder: Path) -> None:
+    def _copy(self, words, folder):
         *sources, target = words
         for source in sources:
             there = [path for path in (ROOT / source, *(ROOT / source).rglob("*")) if path.is_file()]
@@ -81,7 +80,7 @@ class Image:
                 (folder / inside).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / inside)
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command):
         """A container's command, through the entrypoint."""
         env = {key: value.replace(HOME, str(self.home)) for key, value in image_environment().items()}
         env |= {"PATH": env["PATH"].replace("$PATH", self.bare["PATH"]), "ALIGN_SECRETS": str(self.project / "none")}
@@ -93,19 +92,19 @@ class Image:
             words, cwd=self.project, env=env, capture_output=True, text=True, check=False, timeout=300
         )
 
-    def files(self) -> dict[str, int]:
+    def files(self):
         """Every file of the image -> when it was changed."""
         return {str(path): path.stat().st_mtime_ns for path in self.home.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+def image(tmp_path_factory):
     root = tmp_path_factory.mktemp("image")
     yield Image(root)
     shutil.rmtree(root)  # gigabytes
 
 
-def test_the_programs_of_the_image_run_and_write_nothing_into_it(image: Image) -> None:
+def test_the_programs_of_the_image_run_and_write_nothing_into_it(image):
     assert image.steps == 1
     before = image.files()
     (image.project / "photos").mkdir()
@@ -128,7 +127,7 @@ def test_the_programs_of_the_image_run_and_write_nothing_into_it(image: Image) -
     )
 
 
-def test_the_image_has_what_the_lock_pins(image: Image) -> None:
+def test_the_image_has_what_the_lock_pins(image):
     done = image.run("python", "-m", "pip", "list", "--format=freeze")
     lines = [line.partition("==") for line in done.stdout.splitlines()]
     installed = {re.sub(r"[-_.]+", "-", name).lower(): version for name, _, version in lines}
@@ -139,7 +138,7 @@ def test_the_image_has_what_the_lock_pins(image: Image) -> None:
     assert "torch" in installed
 
 
-def test_the_image_has_no_secrets_data_or_tests(image: Image) -> None:
+def test_the_image_has_no_secrets_data_or_tests(image):
     assert is_sent("infra/compose.yaml") and is_sent("align/cli.py") and is_sent(".dvc/config")
     for name in (
         "infra/secrets/PGPASSWORD",

@@ -4,7 +4,6 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,7 +37,7 @@ QUICK_SIZES = ("int64", "text")
     "options",
     [pytest.param(one, id=name, marks=[] if name in QUICK else pytest.mark.full) for name, one in READ.items()],
 )
-def test_both_ways_decide_equally(tmp_path: Path, options: Options) -> None:
+def test_both_ways_decide_equally(tmp_path, options):
     rows = scenario()
     folder = write_folder(tmp_path / "made", rows, options)
     decided = by_the_filter(folder, tmp_path / "raw")
@@ -59,7 +58,7 @@ def test_both_ways_decide_equally(tmp_path: Path, options: Options) -> None:
 
 
 @pytest.mark.parametrize("encode_format", ["webp", pytest.param("jpg", marks=pytest.mark.full)])
-def test_files_are_read_by_shards_and_refused_by_name_as_raw(tmp_path: Path, encode_format: str) -> None:
+def test_files_are_read_by_shards_and_refused_by_name_as_raw(tmp_path, encode_format):
     rows = scenario()
     tars, files = (
         write_folder(tmp_path / name, rows, Options(name, encode_format)) for name in ("webdataset", "files")
@@ -82,7 +81,7 @@ def test_files_are_read_by_shards_and_refused_by_name_as_raw(tmp_path: Path, enc
 
 
 @pytest.mark.parametrize("output_format", REFUSED)
-def test_other_output_formats_are_refused_by_name(tmp_path: Path, output_format: str) -> None:
+def test_other_output_formats_are_refused_by_name(tmp_path, output_format):
     folder = write_folder(tmp_path / "made", scenario(), Options(output_format))
     says = rf"made.*: img2dataset's output format '{output_format}', which cannot be read here; make the folder again"
     with pytest.raises(DataError, match=says):
@@ -91,7 +90,7 @@ def test_other_output_formats_are_refused_by_name(tmp_path: Path, output_format:
         rows_of(source_at(folder, "source=shards"))
 
 
-def test_a_missing_tar_is_named(tmp_path: Path) -> None:
+def test_a_missing_tar_is_named(tmp_path):
     folder = write_folder(tmp_path / "made", scenario(), Options())
     (folder / "00001.tar").unlink()
     says = r"00001\.tar: missing, while 00001\.parquet exists"
@@ -104,7 +103,7 @@ def test_a_missing_tar_is_named(tmp_path: Path) -> None:
     assert [Path(file).name for file in source_at(folder, "source=shards").files] == ["00000.tar", "00002.tar"]
 
 
-def test_a_shard_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
+def test_a_shard_whose_name_is_not_utf8_is_named(tmp_path):
     folder = write_folder(tmp_path / "made", scenario()[:3], Options())
     for path in list(folder.iterdir()):
         path.rename(folder / os.fsdecode(b"caf\xe9" + path.name.encode()))
@@ -124,7 +123,7 @@ def test_a_shard_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
         )
     ],
 )
-def test_stated_sizes_that_are_none(tmp_path: Path, width: pa.Array, height: pa.Array) -> None:
+def test_stated_sizes_that_are_none(tmp_path, width, height):
     """A side of 0 or below, or beyond 32 bits, states nothing: the size of the bytes counts, both ways."""
     rows = [Row(f"/{n}", f"a drawing of thing {n} here", "/a", blurred_png(n, (240, 230))) for n in range(6)]
     folder = write_folder(tmp_path / "made", rows, Options(encode_format="png", resize_mode="no"))
@@ -142,7 +141,7 @@ def test_stated_sizes_that_are_none(tmp_path: Path, width: pa.Array, height: pa.
     assert sum(reasons == ("image_too_small",) for *_, reasons in decided) <= 1
 
 
-def test_a_stated_sha256_names_no_picture_but_a_take_down_obeys_it(tmp_path: Path) -> None:
+def test_a_stated_sha256_names_no_picture_but_a_take_down_obeys_it(tmp_path):
     rows = [Row(f"/{n}", f"a drawing of thing {n} here", "/a", blurred_png(n, (240, 230))) for n in range(6)]
     rows += [replace(rows[5], path="/5-again")]
     folder = write_folder(tmp_path / "made", rows, Options())
@@ -170,7 +169,7 @@ def test_a_stated_sha256_names_no_picture_but_a_take_down_obeys_it(tmp_path: Pat
     } - {None}
 
 
-def test_other_statuses_are_failures(tmp_path: Path) -> None:
+def test_other_statuses_are_failures(tmp_path):
     rows = [Row(f"/{n}", f"a drawing of thing {n} here", "/a", blurred_png(n, (240, 230))) for n in range(3)]
     folder = write_folder(tmp_path / "made", rows, Options())
     table = pq.read_table(folder / "00000.parquet").sort_by("key")
@@ -181,7 +180,7 @@ def test_other_statuses_are_failures(tmp_path: Path) -> None:
     assert sorted(reasons for *_, reasons in decided) == [(), ("image_missing",), ("image_missing",)]
 
 
-def test_two_pictures_of_one_address_stay_two(tmp_path: Path) -> None:
+def test_two_pictures_of_one_address_stay_two(tmp_path):
     """A server may answer a second request with another picture; and the second may fail."""
     rows = [Row("/same", f"a drawing of thing {n} here", "/a", blurred_png(n, (240, 230))) for n in range(3)]
     rows.append(replace(rows[0], body=None, caption="a drawing that is gone"))
@@ -194,7 +193,7 @@ def test_two_pictures_of_one_address_stay_two(tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.patience(1200, "installs img2dataset")
 @pytest.mark.parametrize("options", [*READ.values(), Options("files"), Options("parquet"), Options("dummy")], ids=str)
-def test_with_img2dataset_itself(tmp_path: Path, options: Options) -> None:
+def test_with_img2dataset_itself(tmp_path, options):
     """And the writer of the other tests writes the same tables and names."""
     if not (FOLDER / "peers/bin/python").exists() and os.environ.get("CI") != "true":
         missing("needs img2dataset in .align/peers: `make bench` installs it, and so do these tests with CI=true")
@@ -221,7 +220,7 @@ def test_with_img2dataset_itself(tmp_path: Path, options: Options) -> None:
         assert by_the_filter(made, tmp_path / "raw") == by_ingest
 
 
-def _facts(path: Path) -> tuple[Any, list[tuple[Any, ...]]]:
+def _facts(path):
     """The columns of a table, and what it says of each key but for the pictures' bytes and sizes."""
     table = pq.read_table(path)
     names = ["key", "url", "caption", "page", "status", "original_width", "original_height"]

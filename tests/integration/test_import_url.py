@@ -6,14 +6,12 @@ The digest of what the server has is DVC's own (`dvc import-url --no-download`),
 import json
 import os
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
 from tests.support.dvc_projects import aws_variables, clone, commit_all, file_bytes, make_repository, num_runs, shell
 from tests.support.params import PARAMS_FILE
-from tests.support.s3_server import S3Server
 from tests.support.warc_records import page, picture, response, write_archive
 
 #: Ingest alone, as this repository's dvc.yaml has it: its archive is a dep, its sections are params.
@@ -27,7 +25,7 @@ stages:
 """
 
 
-def put(server: S3Server, root: Path, bucket: str, name: str, text: str) -> None:
+def put(server, root, bucket, name, text):
     """An archive with one page and its picture."""
     archive = write_archive(root / name, [
         page("http://x.example/", f"<img src=a.png alt='{text}'>"),
@@ -38,7 +36,7 @@ def put(server: S3Server, root: Path, bucket: str, name: str, text: str) -> None
 
 
 @pytest.mark.costs(6, "DVC looks at S3 twice, and `dvc repro` runs three times, twice with the real ingest")
-def test_a_fresh_clone_takes_a_listed_archive_from_the_run_cache(server: S3Server, tmp_path: Path) -> None:
+def test_a_fresh_clone_takes_a_listed_archive_from_the_run_cache(server, tmp_path):
     aws = aws_variables(server) | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     bucket, cache = server.make_bucket("listed-archive"), tmp_path / "cache"
     [commands] = [

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import pytest
 from tests.support.dvc_projects import attempt, make_repository, shell
 from tests.support.params import PARAMS_FILE
 from tests.support.warc_records import picture
-from tests.support.web_server import Request, WebServer
+from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
 
 NUM = 10
@@ -29,13 +27,13 @@ KEEP = "dvc commit --force ingest"
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[WebServer]:
+def running():
     with WebServer() as server:
         yield server
 
 
 @pytest.fixture
-def server(running: WebServer) -> WebServer:
+def server(running):
     """It has the first picture, and fails at the others."""
     first_alone(running)
     running.requests.clear()
@@ -43,17 +41,17 @@ def server(running: WebServer) -> WebServer:
     return running
 
 
-def first_alone(server: WebServer) -> None:
+def first_alone(server):
     server.routes |= {f"/{number}.png": answer(b"", 503) for number in range(NUM)}
     recover(server, range(1))
 
 
-def recover(server: WebServer, numbers: range = range(NUM)) -> None:
+def recover(server, numbers=range(NUM)):
     server.routes |= {f"/{number}.png": answer(picture(300 + number, 250)) for number in numbers}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, running: WebServer) -> Path:
+def made(tmp_path_factory, running):
     """A project whose params.yaml names the table."""
     params = (PARAMS_FILE).read_text()
     for old, new in VALUES:
@@ -66,7 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, running: WebServer) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ingested(made: Path, tmp_path_factory: pytest.TempPathFactory, running: WebServer) -> tuple[Path, str]:
+def ingested(made, tmp_path_factory, running):
     """The project after `align ingest` that DVC was told of, and what the first said."""
     root = tmp_path_factory.mktemp("ingested") / "project"
     shutil.copytree(made, root, symlinks=True)
@@ -77,44 +75,44 @@ def ingested(made: Path, tmp_path_factory: pytest.TempPathFactory, running: WebS
 
 
 @pytest.fixture
-def new(made: Path, tmp_path: Path, server: WebServer) -> Path:
+def new(made, tmp_path, server):
     """A copy of the project in which nothing has run."""
     return Path(shutil.copytree(made, tmp_path / "project", symlinks=True))
 
 
 @pytest.fixture
-def project(ingested: tuple[Path, str], tmp_path: Path, server: WebServer) -> Path:
+def project(ingested, tmp_path, server):
     """A copy of the project after `align ingest`."""
     return Path(shutil.copytree(ingested[0], tmp_path / "project", symlinks=True))
 
 
-def status(root: Path) -> object:
+def status(root):
     return json.loads(shell(root, "dvc status --json", {}) or "{}")
 
 
-def typed(root: Path, command: str) -> subprocess.CompletedProcess[str]:
+def typed(root, command):
     return attempt(root, command, {})
 
 
-def works(root: Path, command: str) -> str:
+def works(root, command):
     """What a command that has to work says."""
     done = typed(root, command)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
-def num_pictures(root: Path) -> int:
+def num_pictures(root):
     return int(json.loads((root / "reports/ingest/metrics.json").read_text())["ingest/status/success"])
 
 
-def change(file: Path, old: str, new: str) -> None:
+def change(file, old, new):
     text = file.read_text()
     assert text.count(old) == 1
     file.write_text(text.replace(old, new))
 
 
 @pytest.mark.costs(5, "the real ingest, beside DVC and below it")
-def test_what_is_fetched_by_hand_is_kept(project: Path, ingested: tuple[Path, str], server: WebServer) -> None:
+def test_what_is_fetched_by_hand_is_kept(project, ingested, server):
     """A `dvc repro` that follows removes neither the first ingest nor a second, and other values bring them back."""
     last = ingested[1].splitlines()[-1]
     assert last == (
@@ -137,7 +135,7 @@ def test_what_is_fetched_by_hand_is_kept(project: Path, ingested: tuple[Path, st
 
 
 @pytest.mark.costs(5, "the real ingest, beside DVC and below it")
-def test_a_row_more_is_a_request_more_below_dvc(project: Path, server: WebServer) -> None:
+def test_a_row_more_is_a_request_more_below_dvc(project, server):
     """DVC removes data/raw before it runs the stage; its cache still has what the web has answered."""
     recover(server, range(NUM + 1))
     works(project, PLAIN)
@@ -151,7 +149,7 @@ def test_a_row_more_is_a_request_more_below_dvc(project: Path, server: WebServer
     assert not any(path.is_symlink() for path in (project / "data/raw").iterdir())
 
 
-def test_an_out_is_not_made_with_other_values(project: Path, server: WebServer) -> None:
+def test_an_out_is_not_made_with_other_values(project, server):
     files = {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and ".dvc" not in path.parts}
     num_requests = len(server.requests)
     for words, setting in (
@@ -168,7 +166,7 @@ def test_an_out_is_not_made_with_other_values(project: Path, server: WebServer) 
     assert (after, len(server.requests)) == (files, num_requests)
 
 
-def test_a_trial_beside_the_out_is_free(project: Path) -> None:
+def test_a_trial_beside_the_out_is_free(project):
     trial = "--set paths.raw=trial/raw --set paths.reports=trial/reports"
     said = works(project, f"{PLAIN} {trial} --set download.user_agent=another/1.0")
     assert "DVC" not in said
@@ -176,7 +174,7 @@ def test_a_trial_beside_the_out_is_free(project: Path) -> None:
     works(project, f"{PLAIN} --set download.timeout_s=30.0")  # as params.yaml has it
 
 
-def test_patience_is_changed_in_params_yaml(project: Path, server: WebServer) -> None:
+def test_patience_is_changed_in_params_yaml(project, server):
     """What the refusal says: put it into params.yaml, and repeat the command; without `--set`, too."""
     recover(server)
     assert typed(project, f"{PLAIN} --set download.timeout_s=77.0").returncode == 1
@@ -188,7 +186,7 @@ def test_patience_is_changed_in_params_yaml(project: Path, server: WebServer) ->
 
 
 @pytest.mark.costs(4, "the real ingest three times")
-def test_without_any_picture_dvc_keeps_nothing(new: Path, server: WebServer) -> None:
+def test_without_any_picture_dvc_keeps_nothing(new, server):
     server.routes["/0.png"] = answer(b"", 503)
     for words in (PLAIN, "dvc repro"):
         done = typed(new, words)
@@ -202,10 +200,10 @@ def test_without_any_picture_dvc_keeps_nothing(new: Path, server: WebServer) -> 
     assert (status(new), num_pictures(new)) == ({}, NUM)
 
 
-def test_an_archive_that_changes_meanwhile_is_not_what_dvc_is_told(project: Path, server: WebServer) -> None:
+def test_an_archive_that_changes_meanwhile_is_not_what_dvc_is_told(project, server):
     """dvc.lock would say that the changed table gave this data/raw."""
 
-    def change_it(_: Request) -> bytes:
+    def change_it(_):
         with (project / "table.jsonl").open("a") as table:
             table.write(json.dumps({"url": server.url("/1.png"), "caption": "a new text of the table"}) + "\n")
         return answer(picture(305, 250))
@@ -216,7 +214,7 @@ def test_an_archive_that_changes_meanwhile_is_not_what_dvc_is_told(project: Path
     assert KEEP not in said
 
 
-def test_a_table_alone_with_pictures_beside_it_is_refused(new: Path) -> None:
+def test_a_table_alone_with_pictures_beside_it_is_refused(new):
     (new / "photos").mkdir()
     (new / "photos/0.png").write_bytes(picture(300, 250))
     (new / "photos/captions.csv").write_text("file,caption\n0.png,a good text number 0\n")

@@ -13,10 +13,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -29,7 +26,7 @@ from tests.support.dvc_projects import environment, file_bytes, shell
 from tests.support.kill_points import CHOSEN, Case, survives
 from tests.support.killing import digests
 from tests.support.pictures_project import CODE, INGEST_AND_FILTER
-from tests.support.registered import RECALL, Project
+from tests.support.registered import RECALL
 from tests.support.small_data import jpeg
 from tests.support.small_stages import ALIGN, of, words
 
@@ -38,19 +35,19 @@ if CHOSEN == "0":
     pytestmark.append(pytest.mark.patience(7200, "kills a command before each of its changes"))
 
 
-def words_of(project: Project, verb: str) -> list[str]:
+def words_of(project, verb):
     places = [f"paths.{name}={name}" for name in ("shards", "packaged", "filtered", "evaluation")]
     model = f"register.model_name={project.config.model_name}"
     settings = (*places, "paths.finetuned=models/finetuned", model, f"register.experiment={project.config.experiment}")
     return words(verb, *settings, f"promote.metrics=[{RECALL}]", "promote.margin=0.02")
 
 
-def in_mlflow(root: Path) -> dict[str, Any]:
+def in_mlflow(root):
     """What git's tags, MLflow's database and files say, without times, ids, what belongs to no version, lineage's pages
     (each later command writes those that are not as they should be), and hidden parts of files that MLflow leaves.
     """
 
-    def rows(question: str) -> list[tuple[Any, ...]]:
+    def rows(question):
         with closing(sqlite3.connect(root / "mlflow.db")) as database:
             return [tuple(_TIME.sub("T", str(value)) for value in row) for row in database.execute(question)]
 
@@ -83,9 +80,7 @@ _TIME = re.compile(r"20\d\d-?\d\d-?\d\dT[\d:.]+Z?(?:\+00:00)?")
 
 
 @pytest.mark.parametrize("verb", ["register", "promote", "rollback"])
-def test_a_change_of_the_registry(
-    verb: str, tmp_path: Path, empty_mlflow: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_of_the_registry(verb, tmp_path, empty_mlflow, monkeypatch):
     """Its first version is registered; a second one is promoted; it is rolled back."""
     root = tmp_path / "start/project"
     root.mkdir(parents=True)
@@ -104,7 +99,7 @@ def test_a_change_of_the_registry(
     print(f"{verb}: {kills} kills of {changes} changes")
 
 
-def test_opt_out(tmp_path: Path) -> None:
+def test_opt_out(tmp_path):
     """A purge of a checkout, of DVC's cache and of a remote that is a folder."""
     root = tmp_path / "start/project"
     root.parent.mkdir()
@@ -119,7 +114,7 @@ def test_opt_out(tmp_path: Path) -> None:
     (root / "keys.txt").write_text(f"{key}\n")
     shell(root, "align opt_out --keys keys.txt --reason letter && dvc repro --quiet", CODE)
 
-    def state(root: Path) -> dict[str, Any]:
+    def state(root):
         places = ("data", "reports", ".dvc/cache", "../remote")
         holds = [place for place in places if any(forgotten in data for data in file_bytes(root / place).values())]
         kept = sorted(
@@ -133,7 +128,7 @@ def test_opt_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", small_stages.ALL, ids=lambda case: case.__name__)
-def test_a_stage(case: Callable[[Path], Case], tmp_path: Path) -> None:
+def test_a_stage(case, tmp_path):
     (tmp_path / "start/project").mkdir(parents=True)
     kills, changes = survives(case(tmp_path / "start"), tmp_path)
     print(f"{case.__name__}: {kills} kills of {changes} changes")
@@ -143,7 +138,7 @@ def test_a_stage(case: Callable[[Path], Case], tmp_path: Path) -> None:
 NUM = int(os.environ.get("FLIPS", "4"))
 
 
-def run(told: Sequence[str]) -> tuple[int, str, str]:
+def run(told):
     """Exit code, stdout and the last line of stderr of `align`, in this process."""
     said, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
@@ -151,7 +146,7 @@ def run(told: Sequence[str]) -> tuple[int, str, str]:
     return code, said.getvalue(), (errors.getvalue().strip().splitlines() or [""])[-1]
 
 
-def filter_ours(root: Path) -> Case:
+def filter_ours(root):
     """The filter over what `align ingest` wrote, with its manifest."""
     told = small_stages.ingest(root).words[1:]
     with contextlib.chdir(root / "project"):
@@ -161,7 +156,7 @@ def filter_ours(root: Path) -> Case:
     return Case(root, words("filter", "paths.evaluation=sets"), of("data/filtered", "reports/filter"))
 
 
-def search(root: Path) -> Case:
+def search(root):
     """Of an index."""
     case = small_stages.index(root)
     with contextlib.chdir(root / "project"):
@@ -195,16 +190,14 @@ def search(root: Path) -> Case:
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_a_flipped_byte(
-    case: Callable[[Path], Case], files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flipped_byte(case, files, tmp_path, monkeypatch):
     project, here = tmp_path / "start/project", tmp_path / "here/project"
     project.mkdir(parents=True)
     made = case(project.parent)
     inputs = sorted(path.relative_to(project) for path in project.glob(files) if path.is_file())
     assert inputs
 
-    def outcome(changed: Path | None = None, offset: int = 0) -> tuple[int, Any, str]:
+    def outcome(changed=None, offset=0):
         """Exit code, what was made, and the last line, where a bit of a byte of a file has changed."""
         shutil.rmtree(here.parent, ignore_errors=True)
         shutil.copytree(project.parent, here.parent)

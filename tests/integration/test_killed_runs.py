@@ -6,10 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +20,7 @@ UNFINISHED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 
 
 @contextmanager
-def started(stack: Stack, name: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+def started(stack, name, *words):
     """`align run`, whose training takes ten minutes; killed at the end, if it lives."""
     command = [sys.executable, "-m", "align.cli", "run", "--name", name, "--set", "pretrain.weight_decay=900.0"]
     with subprocess.Popen([*command, *words], cwd=stack.root, env=stack.env, stderr=subprocess.PIPE, text=True) as run:
@@ -33,7 +30,7 @@ def started(stack: Stack, name: str, *words: str) -> Iterator[subprocess.Popen[s
             kill_family(run.pid)
 
 
-def said(run: subprocess.Popen[str], words: str) -> None:
+def said(run, words):
     """Waits until the run has said something."""
     assert run.stderr
     for line in run.stderr:
@@ -42,13 +39,13 @@ def said(run: subprocess.Popen[str], words: str) -> None:
     pytest.fail(f"the run ended without: {words}")
 
 
-def repair(stack: Stack) -> list[str]:
+def repair(stack):
     done = stack.align("runs", "--repair")
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return done.stderr.splitlines()
 
 
-def runs_of(stack: Stack, name: str) -> list[dict[str, Any]]:
+def runs_of(stack, name):
     """The newest flow run of this name, and its sub-flows."""
     query = {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"name": {"any_": [name]}}, "limit": 1}
     [run] = stack.ask("/flow_runs/filter", query)
@@ -56,26 +53,26 @@ def runs_of(stack: Stack, name: str) -> list[dict[str, Any]]:
     return [run, *below]
 
 
-def kinds(stack: Stack, name: str) -> tuple[list[str], list[str]]:
+def kinds(stack, name):
     """The kinds of states of a run with its sub-flows, and of their tasks."""
     runs = runs_of(stack, name)
     tasks = stack.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"] for run in runs]}}})
     return [run["state_type"] for run in runs], [task["state_type"] for task in tasks]
 
 
-def mlflow_status(stack: Stack, name: str) -> str:
+def mlflow_status(stack, name):
     [run] = stack.mlflow_runs(f"attributes.run_name = '{name}'")
     return str(run["info"]["status"])
 
 
-def nothing_is_left(stack: Stack) -> None:
+def nothing_is_left(stack):
     assert list((stack.root / ".align/runs").glob("*")) == []
     assert list((stack.root / ".align/worktrees").glob("*")) == []
     assert len(git(stack.root, "worktree", "list").splitlines()) == 1
 
 
 @pytest.mark.costs(22, "two runs are started as people start them, killed, and repaired five times")
-def test_a_killed_run_is_given_its_end(stack: Stack) -> None:
+def test_a_killed_run_is_given_its_end(stack):
     with started(stack, "killed") as run:
         said(run, "working on pretrain")
         assert repair(stack) == ["no killed run is left to repair"]  # a live one is not touched
@@ -110,7 +107,7 @@ def test_a_killed_run_is_given_its_end(stack: Stack) -> None:
 
 
 @pytest.fixture
-def slow_promotion(stack: Stack) -> Iterator[None]:
+def slow_promotion(stack):
     """`align promote` takes ten minutes."""
     program = stack.root / "bin/align"
     text = program.read_text()
@@ -121,7 +118,7 @@ def slow_promotion(stack: Stack) -> Iterator[None]:
 
 
 @pytest.mark.costs(5, "a promotion, a list of runs and repairs: each of them imports MLflow")
-def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None) -> None:
+def test_a_killed_promotion_is_given_its_end(stack, slow_promotion):
     run = stack.click("promote", name="by hand")
     stack.wait_for_line(run, "works")
     assert repair(stack) == ["no killed run is left to repair"]
@@ -144,7 +141,7 @@ def test_a_killed_promotion_is_given_its_end(stack: Stack, slow_promotion: None)
     nothing_is_left(stack)
 
 
-def killed_before_it_began(stack: Stack) -> str:
+def killed_before_it_began(stack):
     """A click, whose process is killed with its worker while it imports."""
     run = stack.start({"name": "early"})
     process = wait_until(lambda: found_process(stack, run), pause_s=0)
@@ -158,14 +155,14 @@ def killed_before_it_began(stack: Stack) -> str:
     return run
 
 
-def found_process(stack: Stack, run: str) -> psutil.Process | None:
+def found_process(stack, run):
     with suppress(AssertionError):
         return stack.flow_process(run)
     return None
 
 
 @pytest.mark.costs(14, "a worker is killed and started again, and runs are repaired six times")
-def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
+def test_a_run_that_was_killed_before_it_began(stack):
     """It has no record. The next worker repairs nothing, and neither may anybody touch what might be at work."""
     run = killed_before_it_began(stack)
     assert not list((stack.root / ".align/runs").glob("*"))
@@ -196,7 +193,7 @@ def test_a_run_that_was_killed_before_it_began(stack: Stack) -> None:
         stack.force(each, "CANCELLED")
 
 
-def stopped_by_make_down(stack: Stack) -> None:
+def stopped_by_make_down(stack):
     """A click, and `make down` in the middle of it; `make up` says what became of it."""
     run = stack.start({"name": "clicked", "overrides": {"pretrain.weight_decay": 900.0}})
     wait_until(lambda: stack.states("clicked").get("pretrain") == "Running", pause_s=1)
@@ -211,7 +208,7 @@ def stopped_by_make_down(stack: Stack) -> None:
 
 
 @pytest.mark.full
-def test_after_everything_was_killed_make_up_repairs(tmp_path: Path) -> None:
+def test_after_everything_was_killed_make_up_repairs(tmp_path):
     """A run with a server of its own; the power fails; `make up`."""
     root = tmp_path / "repo"
     stub_repository(root)

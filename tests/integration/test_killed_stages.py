@@ -34,7 +34,7 @@ SHARD = (
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory):
     """data/raw of several tars, data/filtered and a passed verdict."""
     root = tmp_path_factory.mktemp("inputs")
     pairs = [Pair(f"picture number {index}", index % NUM_IMAGES) for index in range(NUM_IMAGES + 50)]
@@ -44,14 +44,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, str], float]:
+def expected(inputs, tmp_path_factory):
     """Of a whole run: the shards, the report, and its seconds."""
     whole = make_directory(tmp_path_factory.mktemp("whole") / "run", inputs)
     seconds = run(SHARD, whole)
     return digests(whole / "data/shards"), digests(whole / "reports/shard"), seconds
 
 
-def make_directory(folder: Path, inputs: Path) -> Path:
+def make_directory(folder, inputs):
     """Makes a working directory with links to the inputs."""
     fresh(folder)
     for name in ("data/raw", "data/filtered", "reports/quality"):
@@ -61,9 +61,7 @@ def make_directory(folder: Path, inputs: Path) -> Path:
 
 
 @pytest.mark.costs(3.5, "a run is killed, and resumed in two processes")
-def test_killed_shard_resumes_to_the_same_bytes(
-    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path
-) -> None:
+def test_killed_shard_resumes_to_the_same_bytes(inputs, expected, tmp_path):
     shards, report, seconds = expected
     assert sum(name.endswith(".tar") for name in shards) > 10
     killed = make_directory(tmp_path / "killed", inputs)
@@ -73,10 +71,7 @@ def test_killed_shard_resumes_to_the_same_bytes(
     assert sorted(path.name for path in (killed / "data").iterdir()) == [".shards.lock", "filtered", "raw", "shards"]
 
 
-def test_tars_in_an_object_store_have_the_same_bytes(
-    inputs: Path, expected: tuple[dict[str, str], dict[str, str], float], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_tars_in_an_object_store_have_the_same_bytes(inputs, expected, tmp_path, monkeypatch):
     shards, report, _ = expected
     monkeypatch.chdir(make_directory(tmp_path / "stored", inputs))
     assert main([*SHARD, *sets("store.objects=objects", "engine.num_workers=1")]) == 0
@@ -86,10 +81,8 @@ def test_tars_in_an_object_store_have_the_same_bytes(
     assert kept == {sha256 for name, sha256 in shards.items() if name.endswith(".tar")}
 
 
-def test_another_parameter_starts_again(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def cut_off(*_: object) -> None:
+def test_another_parameter_starts_again(inputs, tmp_path, monkeypatch, capsys):
+    def cut_off(*_):
         raise DataError("cut off")
 
     monkeypatch.chdir(make_directory(tmp_path / "again", inputs))
@@ -106,7 +99,7 @@ INGEST = (
 
 
 @pytest.mark.costs(4.5, "a whole run, one that is killed and its rest")
-def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_ingest_resumes_to_the_same_bytes(tmp_path):
     whole, killed = fresh(tmp_path / "whole"), fresh(tmp_path / "killed")
     seconds = run(INGEST, whole)
     expected = digests(whole / "data/raw")
@@ -118,9 +111,7 @@ def test_killed_ingest_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     assert left == [".raw.lock", ".raw.plan", "raw"]
 
 
-def test_two_runs_at_once_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_runs_at_once_are_refused(tmp_path, monkeypatch, capsys):
     import fcntl
 
     monkeypatch.chdir(tmp_path)
@@ -132,7 +123,7 @@ def test_two_runs_at_once_are_refused(
     assert [path.name for path in (tmp_path / "data").iterdir()] == [".raw.lock"]
 
 
-def test_a_killed_download_asks_for_no_hopeless_picture_and_makes_the_same_bytes(tmp_path: Path) -> None:
+def test_a_killed_download_asks_for_no_hopeless_picture_and_makes_the_same_bytes(tmp_path):
     """From a server, where only pictures of which a text can pass are fetched."""
     with WebServer() as server:
         server.fallback = answer(picture(300, 250, "red"))
@@ -160,7 +151,7 @@ SETTINGS = ("filter.num_frequent_ngrams=60", "engine.num_workers=2", "engine.mem
 
 @pytest.fixture(scope="module")
 @costs(4, "a run of the filter, to compare with")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def whole(tmp_path_factory):
     """A folder with the inputs and a whole run's results in `whole`; and its seconds."""
     root = tmp_path_factory.mktemp("filter")
     shards(root / "raw", 6)
@@ -168,13 +159,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     return root, killing.run(command(root, root / "whole"), root)
 
 
-def command(inputs: Path, out: Path, *more: str) -> list[str]:
+def command(inputs, out, *more):
     """The words of `align` that filter these inputs."""
     folders = at(out, "filtered", "reports", "runtime") + at(inputs, "raw", "evaluation", "policy")
     return ["filter", *sets(*SETTINGS, *folders), *more]
 
 
-def require_equal(root: Path, whole: Path) -> None:
+def require_equal(root, whole):
     for folder in ("filtered", "reports"):
         expected = killing.digests(whole / "whole" / folder)
         assert expected
@@ -182,7 +173,7 @@ def require_equal(root: Path, whole: Path) -> None:
 
 
 @pytest.mark.costs(7, "a run is killed, and resumed in two processes")
-def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path: Path, whole: tuple[Path, float]) -> None:
+def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path, whole):
     inputs, whole_s = whole
     killing.kill_and_resume(
         command(inputs, tmp_path / "killed"), tmp_path, seed=3, num_moments=1, whole_s=whole_s,
@@ -216,14 +207,14 @@ KILLED = EDITED.replace("from align.cli", f"{KILLED}from align.cli")
 RULE, OTHER_RULE = 'return f"num_words < {config.min_words}"', 'return f"num_words < {config.min_words + 1}"'
 
 
-def edit(path: Path, old: str, new: str) -> None:
+def edit(path, old, new):
     text = path.read_text("utf-8")
     assert text.count(old) == 1, f"{path.name}: {text.count(old)} times {old!r}"
     path.write_text(text.replace(old, new), "utf-8")
 
 
 @pytest.mark.costs(4, "three runs, each with edited code")
-def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an_edited_rule(tmp_path: Path) -> None:
+def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an_edited_rule(tmp_path):
     """With a copy of the package, whose code is edited between the runs."""
     code = tmp_path / "code/align"
     shutil.copytree(ROOT / "align", code, ignore=shutil.ignore_patterns("__pycache__"))
@@ -235,11 +226,11 @@ def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an
     words = ["filter", *sets(*folders, "engine.num_workers=1", "engine.memory_limit=200MB")]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "code"), "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def run(code: str) -> subprocess.CompletedProcess[str]:
+    def run(code):
         arguments = [warm.commands() / "python", "-c", code, *words]
         return subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
-    def files() -> dict[str, int]:
+    def files():
         work = tmp_path / ".filtered.part"
         names = ("pairs/00000.parquet", "scored/00000.parquet", "verdicts.parquet")
         return {name: (work / name).stat().st_ino for name in names}

@@ -1,7 +1,5 @@
 """The paper's batch, 16,384 pairs, on one machine: the loss is over all pairs, the towers run on a few at a time."""
 
-from pathlib import Path
-
 import pytest
 
 from align.training.run import run
@@ -14,7 +12,7 @@ BATCH, MICRO_BATCH = 16_384, 64
 MOST_BYTES = BATCH**2 * 4
 
 
-def train(shards: Path, tokenizer: Path, checkpoints: Path) -> None:
+def train(shards, tokenizer, checkpoints):
     recipe = pretrain_config(
         batch_size=BATCH, micro_batch=MICRO_BATCH, num_steps=2, warmup_steps=1, log_every_steps=1,
         validate_every_steps=100, checkpoint_every_steps=100,
@@ -27,7 +25,7 @@ def train(shards: Path, tokenizer: Path, checkpoints: Path) -> None:
 
 @pytest.mark.full
 @pytest.mark.patience(900, "the towers pass 16,384 pairs twice")
-def test_the_papers_batch_trains_in_little_memory(tmp_path: Path) -> None:
+def test_the_papers_batch_trains_in_little_memory(tmp_path):
     shards, tokenizer = training_data.write(tmp_path, num_train=BATCH)
     _, peak = in_process(train, shards, tokenizer, tmp_path / "checkpoints")
     print(f"peak memory of {BATCH:,} pairs: {peak >> 20:,} MiB")

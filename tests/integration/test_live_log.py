@@ -4,8 +4,6 @@ import json
 import pickle
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -23,43 +21,41 @@ LOSS = "pretrain/train/loss"
 
 
 @pytest.fixture
-def relay(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+def relay(mlflow_server, monkeypatch):
     with Relay(mlflow_server) as relay:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", relay.uri)
         yield relay
 
 
 @pytest.fixture
-def run_id(mlflow_server: str) -> str:
+def run_id(mlflow_server):
     return Tracker(mlflow_server).start_run("live", "a run")
 
 
-def history(server: str, run_id: str, name: str = LOSS) -> list[tuple[int, float]]:
+def history(server, run_id, name=LOSS):
     return sorted((point.step, point.value) for point in MlflowClient(server).get_metric_history(run_id, name))
 
 
-def wait_for(server: str, run_id: str, step: int) -> None:
+def wait_for(server, run_id, step):
     wait_until(lambda: step in dict(history(server, run_id)), says=lambda: f"step {step} did not arrive", pause_s=0.1)
 
 
 class Said:
     """The text on stderr so far."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, capsys):
         self._capsys, self.text = capsys, ""
 
-    def count(self, words: str) -> int:
+    def count(self, words):
         self.text += self._capsys.readouterr().err
         return self.text.count(words)
 
-    def wait_for(self, words: str) -> None:
+    def wait_for(self, words):
         wait_until(lambda: self.count(words), says=lambda: f"{words!r} was not printed, but {self.text!r}")
 
 
 @pytest.mark.parametrize("outage", ["cut", "loses answers"])
-def test_an_outage_costs_its_rows_and_doubles_none(
-    relay: Relay, mlflow_server: str, run_id: str, outage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_outage_costs_its_rows_and_doubles_none(relay, mlflow_server, run_id, outage, capsys):
     said = Said(capsys)
     logger = pickle.loads(pickle.dumps(LiveLog(run_id, "pretrain")))
     with logger:
@@ -84,12 +80,10 @@ def test_an_outage_costs_its_rows_and_doubles_none(
     assert history(mlflow_server, run_id) == whole
 
 
-def test_a_row_has_the_time_of_its_step(
-    relay: Relay, mlflow_server: str, run_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_has_the_time_of_its_step(relay, mlflow_server, run_id, monkeypatch):
     held = threading.Event()
 
-    def slow(address: str) -> Tracker:
+    def slow(address):
         held.wait()
         return Tracker(address)
 
@@ -104,7 +98,7 @@ def test_a_row_has_the_time_of_its_step(
     assert began - 1 <= point.timestamp <= ended
 
 
-def test_steps_that_restarted_ranks_repeat_are_logged_once(relay: Relay, mlflow_server: str, run_id: str) -> None:
+def test_steps_that_restarted_ranks_repeat_are_logged_once(relay, mlflow_server, run_id):
     for steps in (range(1, 8), range(5, 10)):  # from the checkpoint at step 4
         with LiveLog(run_id, "pretrain") as logger:
             for step in steps:
@@ -112,9 +106,7 @@ def test_steps_that_restarted_ranks_repeat_are_logged_once(relay: Relay, mlflow_
     assert history(mlflow_server, run_id) == [(step, float(step)) for step in range(1, 10)]
 
 
-def test_a_run_that_was_deleted_ends_live_logging_with_one_warning(
-    mlflow_server: str, run_id: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_was_deleted_ends_live_logging_with_one_warning(mlflow_server, run_id, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     monkeypatch.setattr(live_log, "_LAST_WAIT_S", 600.0)  # longer than a test may take
     said = Said(capsys)
@@ -130,9 +122,7 @@ def test_a_run_that_was_deleted_ends_live_logging_with_one_warning(
         said.text = ""
 
 
-def test_the_end_of_training_waits_for_mlflow_but_not_for_ever(
-    relay: Relay, run_id: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_end_of_training_waits_for_mlflow_but_not_for_ever(relay, run_id, monkeypatch, capsys):
     said = Said(capsys)
     relay.set("hangs")
     monkeypatch.setattr(live_log, "_LAST_WAIT_S", 3.0)
@@ -146,10 +136,10 @@ def test_the_end_of_training_waits_for_mlflow_but_not_for_ever(
         raise TrainingError
 
 
-def test_training_never_waits_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_never_waits_for_mlflow(monkeypatch):
     answer = threading.Event()
 
-    def hang(_address: str) -> Tracker:
+    def hang(_address):
         answer.wait()
         raise ServiceError
 
@@ -161,9 +151,7 @@ def test_training_never_waits_for_mlflow(monkeypatch: pytest.MonkeyPatch) -> Non
     answer.set()
 
 
-def test_pretrain_logs_into_the_run_that_it_was_given(
-    relay: Relay, mlflow_server: str, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pretrain_logs_into_the_run_that_it_was_given(relay, mlflow_server, run_id, tmp_path, monkeypatch):
     write_project(tmp_path, training_data.write(tmp_path), RECIPE)
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_RUN_ID", run_id)

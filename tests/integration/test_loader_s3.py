@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Self
 
 import numpy as np
 import psutil
@@ -28,7 +26,6 @@ import torch
 from align.config.infrastructure import ClusterConfig, StoreConfig
 from align.errors import DataError, ServiceError, TrainingError
 from align.formats.shards import read_manifest
-from align.interfaces.store import Tars
 from align.model.tokenizer import TextTokenizer
 from align.services.s3.client import upload
 from align.services.s3.store import Objects, TarReader, tar_reader
@@ -44,21 +41,19 @@ from align.training.run_plan import Infrastructure
 from tests.support import ROOT, given_tars, killing, training_data, wait_until, warm
 from tests.support.params import load_params
 from tests.support.remote_shards import move_tars, store_config
-from tests.support.s3_server import S3Server, serve
+from tests.support.s3_server import serve
 from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config
 from tests.support.training_project import write_project
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def server(tmp_path, monkeypatch):
     with serve(tmp_path / "server") as running:
         running.use(monkeypatch)
         yield running
 
 
-def loader(
-    index: SplitIndex, tars: Tars | None = None, patience_s: float = 0.0, rank: int = 0, of: int = 1
-) -> TrainLoader:
+def loader(index, tars=None, patience_s=0.0, rank=0, of=1):
     samples = SplitSamples(index, 36, tars, patience_s=patience_s, cache_bytes=0)
     return TrainLoader(
         samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=20),
@@ -75,15 +70,15 @@ class Far:
     reader: TarReader
     local: list[Batch]
 
-    def index(self) -> SplitIndex:
+    def index(self):
         return SplitIndex.of(self.shards, read_manifest(self.shards), "train", self.reader)
 
-    def samples(self) -> SplitSamples:
+    def samples(self):
         return SplitSamples(self.index(), 36, self.reader, patience_s=600, cache_bytes=0)
 
 
 @pytest.fixture
-def far(server: S3Server, tmp_path: Path) -> Far:
+def far(server, tmp_path):
     shards, _ = training_data.write(tmp_path, num_train=40)
     local = list(loader(SplitIndex.of(shards, read_manifest(shards), "train")).batches(0, 20))
     config = store_config(server, tmp_path)
@@ -93,7 +88,7 @@ def far(server: S3Server, tmp_path: Path) -> Far:
     return Far(shards, reader, local)
 
 
-def same(ours: Batch, theirs: Batch) -> bool:
+def same(ours, theirs):
     return torch.equal(ours.images, theirs.images) and ours.texts == theirs.texts
 
 
@@ -108,13 +103,13 @@ class Watched:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
-    def num_connections(self) -> int:
+    def num_connections(self):
         return self.tars.num_connections
 
-    def uri(self, sha256: str, num_bytes: int) -> str:
+    def uri(self, sha256, num_bytes):
         return self.tars.uri(sha256, num_bytes)
 
-    def read(self, uri: str, offset: int, size: int) -> bytes:
+    def read(self, uri, offset, size):
         with self.lock:
             self.sizes.append(size)
             self.now += 1
@@ -126,7 +121,7 @@ class Watched:
                 self.now -= 1
 
 
-def test_tars_of_others_on_a_server_are_the_same_data_and_batches(server: S3Server, tmp_path: Path) -> None:
+def test_tars_of_others_on_a_server_are_the_same_data_and_batches(server, tmp_path):
     folder, bucket, config = (
         given_tars.write(tmp_path / "tars"),
         server.make_bucket("given"),
@@ -146,7 +141,7 @@ def test_tars_of_others_on_a_server_are_the_same_data_and_batches(server: S3Serv
     assert all(map(same, batches, others[0][1]))
 
 
-def test_ranges_show_what_files_show(far: Far) -> None:
+def test_ranges_show_what_files_show(far):
     shards, local, config, watched = far.shards, far.local, far.reader.config, Watched(far.reader)
     with pytest.raises(DataError, match=r"missing.*store\.objects"):
         SplitIndex.of(shards, read_manifest(shards), "train")
@@ -169,16 +164,16 @@ def test_ranges_show_what_files_show(far: Far) -> None:
         list(loader(index, watched, patience_s=600).batches(0, 10))  # longer than a test may take
 
 
-def test_neighbours_are_read_together_and_others_are_not(tmp_path: Path) -> None:
+def test_neighbours_are_read_together_and_others_are_not(tmp_path):
     shards, _ = training_data.write(tmp_path)
 
     class Far:
         num_connections = 1
 
-        def uri(self, sha256: str, num_bytes: int) -> str:
+        def uri(self, sha256, num_bytes):
             return f"s3://far/{sha256}"
 
-        def read(self, uri: str, offset: int, size: int) -> bytes:
+        def read(self, uri, offset, size):
             raise AssertionError
 
     for tar in shards.rglob("*.tar"):
@@ -190,17 +185,15 @@ def test_neighbours_are_read_together_and_others_are_not(tmp_path: Path) -> None
     assert (first.begin, first.end) == (offsets[2, 0], offsets[3, 2] + offsets[3, 3])
 
 
-def test_training_waits_for_an_unavailable_store_with_the_same_result(
-    server: S3Server, far: Far, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_waits_for_an_unavailable_store_with_the_same_result(server, far, monkeypatch):
     """The store is back some time after the loader has said that it waits."""
     train = loader(far.index(), far.reader, patience_s=200)
-    said: list[str] = []
+    said = []
     monkeypatch.setattr(train._sources[0][0].tars, "tell", said.append)
     is_back = threading.Event()
     monkeypatch.setattr(loader_module, "time", SimpleNamespace(monotonic=lambda: 1000.0 * is_back.is_set()))
 
-    def bring_back() -> None:
+    def bring_back():
         while not said:
             time.sleep(0.05)
         time.sleep(2)
@@ -219,7 +212,7 @@ def test_training_waits_for_an_unavailable_store_with_the_same_result(
     assert f"no answer from {server.url}" in said[0] and "retrying for" in said[0]
 
 
-def test_a_store_that_stays_unavailable_ends_training_in_time_with_its_name(server: S3Server, far: Far) -> None:
+def test_a_store_that_stays_unavailable_ends_training_in_time_with_its_name(server, far):
     batches = loader(far.index(), far.reader, patience_s=8).batches(0, 20)
     next(batches)
     server.kill()
@@ -227,7 +220,7 @@ def test_a_store_that_stays_unavailable_ends_training_in_time_with_its_name(serv
         list(batches)
 
 
-def test_a_loader_that_is_closed_does_not_wait_for_the_store(server: S3Server, far: Far) -> None:
+def test_a_loader_that_is_closed_does_not_wait_for_the_store(server, far):
     batches = loader(far.index(), far.reader, patience_s=600).batches(0, 20)
     next(batches)
     server.kill()
@@ -235,7 +228,7 @@ def test_a_loader_that_is_closed_does_not_wait_for_the_store(server: S3Server, f
     batches.close()  # waiting for the store takes longer than a test may
 
 
-def test_a_process_told_to_stop_does_not_wait_for_the_store(server: S3Server, far: Far) -> None:
+def test_a_process_told_to_stop_does_not_wait_for_the_store(server, far):
     samples, told = far.samples(), threading.Event()
     server.kill()
     samples.tars.stopped = told.is_set
@@ -246,7 +239,7 @@ def test_a_process_told_to_stop_does_not_wait_for_the_store(server: S3Server, fa
 
 
 @pytest.mark.costs(6, "two runs of two ranks, of which one's ranks each have a client of S3")
-def test_ranks_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
+def test_ranks_read_from_the_store(server, tmp_path):
     shards, tokenizer = training_data.write(tmp_path)
     recipe = pretrain_config(num_steps=2, warmup_steps=1, num_processes=2)
     local = run(plan((shards, tokenizer), tmp_path / "local", recipe))
@@ -256,9 +249,7 @@ def test_ranks_read_from_the_store(server: S3Server, tmp_path: Path) -> None:
     training_data.assert_same(run(plan((shards, tokenizer), tmp_path / "far", recipe, infrastructure=reader)), local)
 
 
-def test_loader_processes_wait_for_the_store_as_threads_do(
-    server: S3Server, far: Far, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_loader_processes_wait_for_the_store_as_threads_do(server, far, capfd):
     samples, told = far.samples(), threading.Event()
     samples.tars.stopped = told.is_set
     batches = TrainLoader(
@@ -278,7 +269,7 @@ def test_loader_processes_wait_for_the_store_as_threads_do(
 Data = tuple[Path, Path]
 
 
-def half_of(data: Data, workers: Workers, extra: Data | None = None) -> TrainLoader:
+def half_of(data, workers, extra=None):
     """The second of two ranks, from two sources."""
     index, more = (SplitIndex.of(source[0], read_manifest(source[0]), "train") for source in (data, extra or data))
     return TrainLoader(
@@ -288,12 +279,12 @@ def half_of(data: Data, workers: Workers, extra: Data | None = None) -> TrainLoa
     )  # fmt: skip
 
 
-def of_this_process() -> list[psutil.Process]:
+def of_this_process():
     """The loader processes."""
     return [psutil.Process(child.pid) for child in multiprocessing.active_children()]
 
 
-def num_leaders() -> int:
+def num_leaders():
     """How many forks lead a session."""
     found = 0
     for process in warm.processes():
@@ -302,7 +293,7 @@ def num_leaders() -> int:
     return found
 
 
-def same_tokens(ours: Batch, theirs: Batch) -> bool:
+def same_tokens(ours, theirs):
     assert ours.tokens is not None and theirs.tokens is not None
     pairs = zip(ours.tensors(), theirs.tensors(), strict=True)
     return (
@@ -313,9 +304,7 @@ def same_tokens(ours: Batch, theirs: Batch) -> bool:
     )
 
 
-def test_processes_make_what_threads_make_and_end_when_nobody_takes_it(
-    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_processes_make_what_threads_make_and_end_when_nobody_takes_it(data, tmp_path, capsys):
     damaged = training_data.write(tmp_path)
     tar = damaged[0] / "train/00000.tar"
     with tar.open("r+b") as file:
@@ -345,7 +334,7 @@ def test_processes_make_what_threads_make_and_end_when_nobody_takes_it(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_loader_process_that_dies_is_named_and_takes_the_others_with_it(data: Data, number: signal.Signals) -> None:
+def test_a_loader_process_that_dies_is_named_and_takes_the_others_with_it(data, number):
     with closing(half_of(data, Workers(num_processes=2)).batches(0, 1000)) as batches:
         next(batches)
         first, second = sorted(of_this_process(), key=lambda process: process.pid)
@@ -356,7 +345,7 @@ def test_a_loader_process_that_dies_is_named_and_takes_the_others_with_it(data: 
 
 
 @pytest.mark.costs(3, "a Python that imports torch alone")
-def test_a_loader_process_imports_no_model() -> None:
+def test_a_loader_process_imports_no_model():
     code = "import align.training.batches.loader, sys; print(*sys.modules)"
     names = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     imported = {name.partition(".")[0] for name in names.split()}
@@ -365,7 +354,7 @@ def test_a_loader_process_imports_no_model() -> None:
 
 
 @pytest.mark.costs(4, "three runs")
-def test_an_interrupted_run_with_processes_equals_an_uninterrupted_one_with_threads(data: Data, tmp_path: Path) -> None:
+def test_an_interrupted_run_with_processes_equals_an_uninterrupted_one_with_threads(data, tmp_path):
     recipe = pretrain_config()
     processes = recipe.model_copy(update={"num_loader_processes": 1})
     whole = run(plan(data, tmp_path / "whole", recipe))
@@ -383,17 +372,17 @@ class KillTwice:
     It is told what ends the rank, whose stderr is that of the process which it was forked from.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder = folder
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind, error, trace):
         if error is not None:
             (self.folder / "why").write_text(f"{type(error).__name__}: {error}")
 
-    def __call__(self, metrics: dict[str, float], step: int) -> None:
+    def __call__(self, metrics, step):
         loaders = [child.pid for child in multiprocessing.active_children()]
         with (self.folder / "seen").open("a") as file:
             print(*loaders, file=file)
@@ -404,7 +393,7 @@ class KillTwice:
 
 
 @pytest.mark.costs(6, "two ranks and their loader processes start three times")
-def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data: Data, tmp_path: Path) -> None:
+def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data, tmp_path):
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params().section(ClusterConfig)
     whole = run(plan(data, tmp_path / "whole", recipe))
@@ -418,13 +407,13 @@ def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data: Data, t
     require_gone({int(pid) for pid in (tmp_path / "seen").read_text().split()})
 
 
-def require_gone(pids: set[int]) -> None:
+def require_gone(pids):
     """Waits a moment for processes that end because another one did."""
     assert pids
     wait_until(lambda: not any(map(killing.lives, pids)))
 
 
-def loaders_below(launcher: int) -> Iterator[int]:
+def loaders_below(launcher):
     for process in psutil.Process(launcher).children(recursive=True):
         if os.getsid(process.pid) == process.pid:
             yield process.pid
@@ -432,7 +421,7 @@ def loaders_below(launcher: int) -> Iterator[int]:
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_process_outlives_the_launcher(data: Data, tmp_path: Path, number: signal.Signals) -> None:
+def test_no_process_outlives_the_launcher(data, tmp_path, number):
     recipe = RECIPE | {"num_steps": 100_000, "checkpoint_every_steps": 5, "num_processes": 2, "num_loader_processes": 2}
     command = write_project(tmp_path, data, recipe)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -6,10 +6,8 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,8 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from tests.support.browser import Page, open_page
-from tests.support.local_stack import Stack
+from tests.support.browser import open_page
 from tests.support.web_server import WebServer, response
 
 #: What a hostile page tries on one server: name of the attempt -> what it could see. It knows all names and ids.
@@ -85,15 +82,14 @@ class Target:
     sockets: list[str]
     picture: str
 
-    def attack(self, page: Page, host: str = "127.0.0.1") -> dict[str, str]:
+    def attack(self, page, host="127.0.0.1"):
         """Tries everything from the open page, by this name of the server; attempt -> what the page could see."""
         writes = [(method, path, json.dumps(body)) for method, path, body in self.writes]
         arguments = (f"http://{host}:{self.port}", self.reads, writes, self.sockets, self.picture)
-        seen: dict[str, str] = page.run(f"({ATTACK})(...{json.dumps(arguments)})")
-        return seen
+        return page.run(f"({ATTACK})(...{json.dumps(arguments)})")
 
 
-def prefect_target(port: int, deployment: str) -> Target:
+def prefect_target(port, deployment):
     scheduled = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2099-01-01T00:00:00Z"}}}
     return Target(
         port=port,
@@ -108,7 +104,7 @@ def prefect_target(port: int, deployment: str) -> Target:
     )
 
 
-def mlflow_target(port: int) -> Target:
+def mlflow_target(port):
     question = '{ mlflowGetExperiment(input: {experimentId: "0"}) { experiment { name } } }'
     return Target(
         port=port,
@@ -123,7 +119,7 @@ def mlflow_target(port: int) -> Target:
     )
 
 
-def changed(stack: Stack) -> dict[str, int]:
+def changed(stack):
     """What the attacks try to change."""
     deployments = stack.ask("/deployments/filter", {})
     experiments = stack.ask(f"{stack.mlflow}/api/2.0/mlflow/experiments/search", {"max_results": 1000})
@@ -137,14 +133,14 @@ def changed(stack: Stack) -> dict[str, int]:
 
 
 @pytest.fixture(name="elsewhere")
-def _elsewhere() -> Iterator[int]:
+def _elsewhere():
     """The port of another web server on this machine."""
     with WebServer() as server:
         server.fallback = response(b"<body>a page of somebody else</body>", Content_Type="text/html")
         yield server.port
 
 
-def status(url: str, path: str, body: str | None = None, **headers: str) -> int:
+def status(url, path, body=None, **headers):
     """The status of a GET, or of a POST if there is a body."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
     kinds = {"Content-Type": "application/json"} if body is not None else {}
@@ -154,11 +150,11 @@ def status(url: str, path: str, body: str | None = None, **headers: str) -> int:
     return answer
 
 
-def basic(login: str) -> str:
+def basic(login):
     return f"Basic {base64.b64encode(login.encode()).decode()}"
 
 
-def test_programs_need_the_login(stack: Stack) -> None:
+def test_programs_need_the_login(stack):
     experiments = "/api/2.0/mlflow/experiments/get?experiment_id=0"
     asked = (
         (stack.prefect, "/api/flow_runs/count", "{}"),
@@ -190,11 +186,11 @@ def test_programs_need_the_login(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/events/in", "/api/events/out", "/api/logs/out"])
-def test_websockets_need_the_login(stack: Stack, path: str) -> None:
+def test_websockets_need_the_login(stack, path):
     port = int(stack.prefect.rpartition(":")[2])
 
-    def first_answer(token: str, host: str = "127.0.0.1", origin: str | None = None) -> Any:
-        options: dict[str, Any] = {"subprotocols": ["prefect"], "origin": origin}
+    def first_answer(token, host="127.0.0.1", origin=None):
+        options = {"subprotocols": ["prefect"], "origin": origin}
         with (
             socket.create_connection(("127.0.0.1", port)) as plain,
             connect(f"ws://{host}:{port}{path}", sock=plain, **options) as connection,
@@ -211,7 +207,7 @@ def test_websockets_need_the_login(stack: Stack, path: str) -> None:
 
 
 @pytest.mark.parametrize("variable", ["command", "env", "env.PATH", "working_dir", "stream_output"])
-def test_a_run_sets_nothing_of_its_process(stack: Stack, variable: str) -> None:
+def test_a_run_sets_nothing_of_its_process(stack, variable):
     deployment = stack.ask("/deployments/name/pipeline/train-and-release")["id"]
     before = stack.ask("/flow_runs/count", {})
     body = json.dumps({"job_variables": {variable: "touch pwned"}})
@@ -220,7 +216,7 @@ def test_a_run_sets_nothing_of_its_process(stack: Stack, variable: str) -> None:
     assert stack.ask("/flow_runs/count", {}) == before
 
 
-def test_the_stack_is_small(stack: Stack) -> None:
+def test_the_stack_is_small(stack):
     """Four programs, none with a process of its own: MLflow's job runners would be eight, of a gigabyte. There is no
     champion, so the search service has not loaded torch, which takes 0.3 GB more.
     """
@@ -236,7 +232,7 @@ def test_the_stack_is_small(stack: Stack) -> None:
     print({name: f"{size / 1e6:.0f} MB" for name, size in sizes.items()})
 
 
-def test_each_server_cuts_off_a_head_that_never_ends_and_opens_what_files_it_may(stack: Stack) -> None:
+def test_each_server_cuts_off_a_head_that_never_ends_and_opens_what_files_it_may(stack):
     addresses = (stack.prefect, stack.mlflow, stack.search)
     dripping = [socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) for address in addresses]
     begins = time.monotonic()
@@ -259,7 +255,7 @@ def test_each_server_cuts_off_a_head_that_never_ends_and_opens_what_files_it_may
 
 
 @pytest.mark.full
-def test_the_uis_ask_for_the_login_and_other_pages_get_nothing(stack: Stack, elsewhere: int, tmp_path: Path) -> None:
+def test_the_uis_ask_for_the_login_and_other_pages_get_nothing(stack, elsewhere, tmp_path):
     deployment = stack.ask("/deployments/name/pipeline/train-and-release")["id"]
     prefect = prefect_target(int(stack.prefect.rpartition(":")[2]), deployment)
     mlflow = mlflow_target(int(stack.mlflow.rpartition(":")[2]))
@@ -301,7 +297,7 @@ def test_the_uis_ask_for_the_login_and_other_pages_get_nothing(stack: Stack, els
     assert changed(stack) == before
 
 
-def assert_nothing_seen(seen: dict[str, str]) -> None:
+def assert_nothing_seen(seen):
     assert len(seen) > 10
     for name, answer in seen.items():
         assert answer in ("opaque", "no answer") or answer.startswith("403 open "), (name, answer)

@@ -4,25 +4,23 @@ import base64
 import json
 import subprocess
 import urllib.error
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 
 from align.errors import RefusedError
-from align.services.tracking.registry import CHAMPION, MODEL_ARTIFACT, Registry
+from align.services.tracking.registry import CHAMPION, MODEL_ARTIFACT
 from align.services.tracking.tracker import Tracker
-from tests.support.local_stack import SECRETS, Stack
+from tests.support.local_stack import SECRETS
 
 
-def test_the_password_is_in_its_file_only(stack: Stack) -> None:
+def test_the_password_is_in_its_file_only(stack):
     stack.ask("/flow_runs/count", {})
     for name in ("login", "login_search", "login_reader"):
         require_kept(stack, stack.root / ".align" / name)
 
 
-def require_kept(stack: Stack, file: Path) -> None:
+def require_kept(stack, file):
     assert file.stat().st_mode & 0o777 == 0o600
     login = stack.login_of(file.name)
     user, password = login.split(":")
@@ -35,7 +33,7 @@ def require_kept(stack: Stack, file: Path) -> None:
             assert text not in " ".join(process.info["cmdline"] or [])
 
 
-def test_the_search_service_holds_no_login_but_its_own_and_one_that_reads(stack: Stack) -> None:
+def test_the_search_service_holds_no_login_but_its_own_and_one_that_reads(stack):
     pid = json.loads((stack.root / ".align/services.json").read_text())["search"]["pid"]
     values = " ".join(psutil.Process(pid).environ().values())
     has = {name: stack.login_of(name).partition(":")[2] in values for name in ("login", "login_search", "login_reader")}
@@ -43,10 +41,8 @@ def test_the_search_service_holds_no_login_but_its_own_and_one_that_reads(stack:
     assert [name for name, secret in SECRETS.items() if secret in values] == []
 
 
-def test_the_login_of_the_search_service_reads_what_it_serves_and_moves_nothing(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def log_in(name: str) -> Registry:
+def test_the_login_of_the_search_service_reads_what_it_serves_and_moves_nothing(stack, tmp_path, monkeypatch):
+    def log_in(name):
         user, _, password = stack.login_of(name).partition(":")
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
@@ -78,7 +74,7 @@ def test_the_login_of_the_search_service_reads_what_it_serves_and_moves_nothing(
     tracker.end_run(run)
 
 
-def test_other_users_of_the_machine_read_no_database(stack: Stack) -> None:
+def test_other_users_of_the_machine_read_no_database(stack):
     stack.ask("/flow_runs/count", {})
     databases = [path for place in (".", ".align/prefect") for path in (stack.root / place).glob("*.db*")]
     assert {"mlflow.db", "prefect.db"} <= {path.name for path in databases}
@@ -87,7 +83,7 @@ def test_other_users_of_the_machine_read_no_database(stack: Stack) -> None:
     }
 
 
-def contents(root: Path) -> Iterator[tuple[str, bytes]]:
+def contents(root):
     """Name and bytes of every file of the checkout, and all that git has: commits, trees, files, messages."""
     for path in root.rglob("*"):
         if path.is_file() and path.relative_to(root).as_posix() not in (".git/config", ".align/login"):
@@ -96,7 +92,7 @@ def contents(root: Path) -> Iterator[tuple[str, bytes]]:
     yield "git", subprocess.run(git, cwd=root, capture_output=True, check=True).stdout
 
 
-def assert_no_secrets(root: Path, secrets: Iterable[str], *shown: str) -> None:
+def assert_no_secrets(root, secrets, *shown):
     found = [
         (name, secret)
         for name, data in [*contents(root), *(("shown", text.encode()) for text in shown)]
@@ -107,7 +103,7 @@ def assert_no_secrets(root: Path, secrets: Iterable[str], *shown: str) -> None:
 
 
 @pytest.mark.costs(7, "two whole runs, whose every file is searched")
-def test_a_run_records_and_shows_no_secret(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_records_and_shows_no_secret(stack, monkeypatch):
     secrets = [*SECRETS.values(), stack.login.partition(":")[2]]
     address = stack.mlflow.replace("http://", f"http://{stack.login}@")
     monkeypatch.setitem(stack.env, "MLFLOW_TRACKING_URI", address)
@@ -126,7 +122,7 @@ def test_a_run_records_and_shows_no_secret(stack: Stack, monkeypatch: pytest.Mon
     assert any(log["message"] == "pushing to http://127.0.0.1:9" for log in logs)
 
 
-def test_a_login_in_a_parameter_is_refused_before_it_is_recorded(stack: Stack) -> None:
+def test_a_login_in_a_parameter_is_refused_before_it_is_recorded(stack):
     address = f"https://me:{SECRETS['form']}@example.com"
     signed = f"https://bucket.example.com/a.warc.gz?X-Amz-Expires=9&X-Amz-Signature={SECRETS['form']}"
     archives = (address, [address], signed)

@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -32,11 +30,11 @@ from tests.support.training_data import RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
 
 
-def cluster(**values: object) -> ClusterConfig:
+def cluster(**values):
     return load_params().section(ClusterConfig).model_copy(update={"patience_s": 100, **values})
 
 
-def _steps(root: Path, last: int, deadly: int, ranks: Ranks) -> None:
+def _steps(root, last, deadly, ranks):
     """Steps that leave an empty checkpoint each; rank 1 dies at one of them."""
     (root / f"rank {ranks.rank} {os.getpid()}").touch()
     step = max(CheckpointFolder(root, 100).steps(), default=0)
@@ -50,7 +48,7 @@ def _steps(root: Path, last: int, deadly: int, ranks: Ranks) -> None:
         time.sleep(0.05)
 
 
-def node(root: str, number: str, port: str) -> None:
+def node(root, number, port):
     """One of two machines, with a rank each, that may restart once; prints how the run ended."""
     place = {"num_nodes": 2, "node_rank": int(number), "rendezvous": f"127.0.0.1:{port}"}
     (Path(root) / f"node {number} {os.getpid()}").touch()
@@ -62,7 +60,7 @@ def node(root: str, number: str, port: str) -> None:
         print(error)
 
 
-def start(root: Path, number: int, port: int) -> subprocess.Popen[str]:
+def start(root, number, port):
     code = "import sys; from tests.integration.test_lost_machines import node; node(*sys.argv[1:])"
     with (root / f"{number}.stderr").open("a") as errors:
         return subprocess.Popen(
@@ -74,25 +72,25 @@ def start(root: Path, number: int, port: int) -> subprocess.Popen[str]:
         )
 
 
-def pids(root: Path, number: int) -> list[int]:
+def pids(root, number):
     """Of a machine and its rank."""
     return [int(path.name.split()[-1]) for name in ("node", "rank") for path in root.glob(f"{name} {number} *")]
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
+def port():
     claim, number = free_port()
     yield number
     claim.close()
 
 
 @pytest.mark.costs(6, "two machines, which are started five times")
-def test_a_lost_machine_costs_one_restart_and_a_checkpoint_gives_it_back(tmp_path: Path, port: int) -> None:
+def test_a_lost_machine_costs_one_restart_and_a_checkpoint_gives_it_back(tmp_path, port):
     """One restart is allowed; a machine is killed, then stops without a word, then node 0 is killed."""
     folder = CheckpointFolder(tmp_path, 100)
     nodes = {number: start(tmp_path, number, port) for number in (0, 1)}
-    lost: list[subprocess.Popen[str]] = []
-    stopped: list[psutil.Process] = []
+    lost = []
+    stopped = []
     began = time.monotonic()
     try:
         for number, gently in ((1, False), (1, True), (0, False)):
@@ -117,20 +115,20 @@ def test_a_lost_machine_costs_one_restart_and_a_checkpoint_gives_it_back(tmp_pat
     assert folder.steps()[-1] == 120
 
 
-def further(folder: CheckpointFolder, steps: int, says: Callable[[], str]) -> None:
+def further(folder, steps, says):
     """Waits until so many more have been made."""
     at = max(folder.steps(), default=0) + steps
     wait_until(lambda: max(folder.steps(), default=0) >= at, 60, says=says)
 
 
-def test_a_rank_that_dies_at_the_same_step_again_and_again_ends_the_run(tmp_path: Path) -> None:
+def test_a_rank_that_dies_at_the_same_step_again_and_again_ends_the_run(tmp_path):
     folder = CheckpointFolder(tmp_path, 100)
     with pytest.raises(TrainingError, match="died"):
         launch(functools.partial(_steps, tmp_path, 9, 3), 2, 1, cluster(max_restarts=1), saves=folder)
     assert folder.steps() == [1, 2] and len([*tmp_path.glob("rank 1 *")]) == 2
 
 
-def _ends_slowly(root: Path, seconds: float, ranks: Ranks) -> None:
+def _ends_slowly(root, seconds, ranks):
     """Rank 0 writes for some seconds after SIGTERM."""
     with stop_requested() as stopped:
         (root / f"{ranks.rank}").touch()
@@ -140,7 +138,7 @@ def _ends_slowly(root: Path, seconds: float, ranks: Ranks) -> None:
         (root / f"{ranks.rank} saved").touch()
 
 
-def told_to_end(root: str, seconds: str, stop_s: str) -> None:
+def told_to_end(root, seconds, stop_s):
     """A machine of two ranks."""
     try:
         launch(functools.partial(_ends_slowly, Path(root), float(seconds)), 2, 1, cluster(stop_s=int(stop_s)))
@@ -151,7 +149,7 @@ def told_to_end(root: str, seconds: str, stop_s: str) -> None:
 @pytest.mark.parametrize(
     ("stop_s", "seconds", "saves"), [(1, 6, False), pytest.param(60, 33, True, marks=pytest.mark.full)]
 )
-def test_ranks_have_the_time_of_params_yaml_to_end(tmp_path: Path, stop_s: int, seconds: int, saves: bool) -> None:
+def test_ranks_have_the_time_of_params_yaml_to_end(tmp_path, stop_s, seconds, saves):
     """torch's own limit is 30 s."""
     code = "import sys; from tests.integration.test_lost_machines import told_to_end; told_to_end(*sys.argv[1:])"
     command = [warm.commands() / "python", "-c", code, tmp_path, str(seconds), str(stop_s)]
@@ -166,11 +164,11 @@ def test_ranks_have_the_time_of_params_yaml_to_end(tmp_path: Path, stop_s: int, 
     assert time.monotonic() - began < seconds + 20  # nobody waits for a rank that has returned
 
 
-def _dies_while_it_writes(root: Path, ranks: Ranks) -> None:
+def _dies_while_it_writes(root, ranks):
     """Rank 1 dies while rank 0 writes its first checkpoint, which takes four seconds."""
     save, folder = torch.save, CheckpointFolder(root, 2)
 
-    def slowly(*arguments: Any) -> None:
+    def slowly(*arguments):
         (root / "begun").touch()
         time.sleep(4)
         save(*arguments)
@@ -189,9 +187,7 @@ def _dies_while_it_writes(root: Path, ranks: Ranks) -> None:
             folder.wait()
 
 
-def test_a_checkpoint_is_written_to_its_end_when_another_rank_dies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_is_written_to_its_end_when_another_rank_dies(tmp_path, monkeypatch):
     """As if torch killed the other ranks after one second instead of thirty."""
     join = ProcessContext._join_procs_with_timeout
     monkeypatch.setattr(ProcessContext, "_join_procs_with_timeout", lambda self, _: join(self, 1.0))
@@ -204,14 +200,14 @@ def test_a_checkpoint_is_written_to_its_end_when_another_rank_dies(
 class _ConnectsSlowly:
     """Work in a process whose rank 0 takes two seconds longer to connect to the others."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.connected = root / "connected"
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state):
         self.__dict__ |= state
         connect = distributed_c10d._new_process_group_helper  # type: ignore[attr-defined]  # private
 
-        def slowly(*arguments: Any, **options: Any) -> Any:
+        def slowly(*arguments, **options):
             group = connect(*arguments, **options)
             if os.environ["RANK"] == "0":
                 time.sleep(2)
@@ -220,15 +216,15 @@ class _ConnectsSlowly:
 
         distributed_c10d._new_process_group_helper = slowly  # type: ignore[attr-defined]  # private
 
-    def __call__(self, ranks: Ranks) -> None:
+    def __call__(self, ranks):
         assert self.connected.exists()
 
 
-def test_no_rank_ends_before_another_has_connected(tmp_path: Path) -> None:
+def test_no_rank_ends_before_another_has_connected(tmp_path):
     launch(_ConnectsSlowly(tmp_path), 2, 1)
 
 
-def _hangs(root: Path, ranks: Ranks) -> None:
+def _hangs(root, ranks):
     """Rank 1 is late before the first step, and hangs after it."""
     time.sleep(3.0 * ranks.rank)
     ranks.barrier()
@@ -242,24 +238,22 @@ def _hangs(root: Path, ranks: Ranks) -> None:
         (root / "waited").write_text(f"{time.monotonic() - began}")
 
 
-def test_a_rank_that_hangs_ends_the_run_after_patience_s(tmp_path: Path) -> None:
+def test_a_rank_that_hangs_ends_the_run_after_patience_s(tmp_path):
     with pytest.raises(TrainingError, match="training process 0 died"):
         launch(functools.partial(_hangs, tmp_path), 2, 1, cluster(patience_s=2, max_restarts=0))
     assert 1.9 < float((tmp_path / "waited").read_text()) < 8  # before the first step it would be 12
 
 
-def test_ranks_are_in_a_hurry_after_their_first_step(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called: list[Ranks] = []
+def test_ranks_are_in_a_hurry_after_their_first_step(data, tmp_path, monkeypatch):
+    called = []
     monkeypatch.setattr(Ranks, "in_step", lambda ranks: called.append(ranks))
     run(plan(data, tmp_path, pretrain_config(num_steps=4)))
     assert len(called) == 1
 
 
-def test_nccl_is_told_its_gpu_and_its_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nccl_is_told_its_gpu_and_its_patience(tmp_path, monkeypatch):
     """The second process of a machine, by the launcher's variables."""
-    given: dict[str, Any] = {}
+    given = {}
     set_there = {"TORCH_DIST_INIT_BARRIER": "0"}  # and so taken away again
     for name, value in {"LOCAL_RANK": "0", "RANK": "1", "WORLD_SIZE": "2", **set_there}.items():
         monkeypatch.setenv(name, value)
@@ -301,9 +295,7 @@ LAUNCHERS = {
     "launcher",
     [name if name == "WORLD_SIZE" else pytest.param(name, marks=pytest.mark.full) for name in LAUNCHERS],
 )
-def test_a_process_is_the_rank_that_its_launcher_names(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int, launcher: str
-) -> None:
+def test_a_process_is_the_rank_that_its_launcher_names(data, tmp_path, monkeypatch, port, launcher):
     """Both in one checkout, as on a shared disk: the same bytes as two ranks of one process."""
     for name, processes in (("whole", 2), ("ranks", None)):
         (tmp_path / name).mkdir()
@@ -324,7 +316,7 @@ def test_a_process_is_the_rank_that_its_launcher_names(
 
 
 @pytest.mark.full
-def test_torchrun_starts_a_process_for_each_rank(data: tuple[Path, Path], tmp_path: Path, port: int) -> None:
+def test_torchrun_starts_a_process_for_each_rank(data, tmp_path, port):
     (tmp_path / "ranks").mkdir()
     write_project(tmp_path / "ranks", data, RECIPE | {"num_processes": None, "num_steps": 4})
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]

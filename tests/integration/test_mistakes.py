@@ -2,20 +2,19 @@
 
 import shlex
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from align.cli import main
 from align.verbs import VERBS
 from tests.support import ROOT
-from tests.support.mistakes import FOLDERS, Mistake, table
+from tests.support.mistakes import FOLDERS, table
 
 MISTAKES = table(ROOT / "tests/golden/mistakes.md")
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory):
     """Heading -> its folder."""
     made = {where: tmp_path_factory.mktemp("mistakes") for where in FOLDERS}
     for where, make in FOLDERS.items():
@@ -23,7 +22,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def test_there_are_at_least_forty_and_of_most_verbs() -> None:
+def test_there_are_at_least_forty_and_of_most_verbs():
     assert len(MISTAKES) >= 40
     assert max(Counter((mistake.where, mistake.typed) for mistake in MISTAKES).values()) == 1
     verbs = {(shlex.split(mistake.typed)[1:] or [""])[0].replace("-", "_") for mistake in MISTAKES}
@@ -31,9 +30,7 @@ def test_there_are_at_least_forty_and_of_most_verbs() -> None:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.typed)
-def test_the_line_is_the_one_that_is_printed(
-    mistake: Mistake, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_line_is_the_one_that_is_printed(mistake, folders, monkeypatch, capsys):
     root = folders[mistake.where]
     monkeypatch.chdir(root)
     for name in ("GIT_AUTHOR_NAME", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):

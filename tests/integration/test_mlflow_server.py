@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 
 
-def test_its_assistant_which_runs_programs_of_the_machine_is_gone(mlflow_server: str) -> None:
+def test_its_assistant_which_runs_programs_of_the_machine_is_gone(mlflow_server):
     for method, path, body in (
         ("GET", "config", None),
         ("PUT", "config", {"providers": {"claude_code": {"selected": True}}}),

@@ -18,7 +18,7 @@ from align.errors import AlignError, ConfigError, CorruptError, ServiceError
 from align.services.job import Seat
 from align.training.batches.reading import TarBytes
 from align.training.loop import stop_requested
-from align.training.ranks.process_group import Ranks, launch
+from align.training.ranks.process_group import launch
 from align.training.run import _train_rank, run
 from align.training.run_plan import Infrastructure
 from tests.support import ROOT, killing, training_data, wait_until, warm
@@ -28,33 +28,33 @@ from tests.support.training_data import RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
 
 
-def cluster(max_restarts: int) -> ClusterConfig:
+def cluster(max_restarts):
     return ClusterConfig(
         num_nodes=1, node_rank=0, rendezvous=None, max_restarts=max_restarts, patience_s=60, stop_s=30, pools={}
     )
 
 
-def _one_fails(root: Path, ranks: Ranks) -> None:
+def _one_fails(root, ranks):
     (root / f"{ranks.rank} {time.monotonic_ns()}").touch()
     if ranks.rank == 1:
         raise CorruptError("tar 00007: sample 3 does not decode")
     dist.all_reduce(torch.zeros(1))
 
 
-def _all_fail(root: Path, ranks: Ranks) -> None:
+def _all_fail(root, ranks):
     (root / f"{ranks.rank} {time.monotonic_ns()}").touch()
     time.sleep(ranks.rank)
     raise ConfigError(f"rank {ranks.rank} says so")
 
 
 @pytest.mark.parametrize("max_restarts", [0, 2])
-def test_the_others_end_and_nothing_is_tried_again(tmp_path: Path, max_restarts: int) -> None:
+def test_the_others_end_and_nothing_is_tried_again(tmp_path, max_restarts):
     with pytest.raises(CorruptError, match=r"^tar 00007: sample 3 does not decode$"):
         launch(functools.partial(_one_fails, tmp_path), 2, 1, cluster(max_restarts))
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def node(root: str, number: str, port: str, max_restarts: str) -> None:
+def node(root, number, port, max_restarts):
     """One of two machines, whose ranks are one each; prints the run's error."""
     values = {"num_nodes": 2, "node_rank": int(number), "rendezvous": f"127.0.0.1:{port}"}
     try:
@@ -64,7 +64,7 @@ def node(root: str, number: str, port: str, max_restarts: str) -> None:
 
 
 @pytest.mark.parametrize("max_restarts", ["0", pytest.param("1", marks=pytest.mark.full)])
-def test_every_machine_ends_with_the_error_of_a_rank_elsewhere(tmp_path: Path, max_restarts: str) -> None:
+def test_every_machine_ends_with_the_error_of_a_rank_elsewhere(tmp_path, max_restarts):
     """Soon: torch's launcher gives the others five minutes."""
     code = "import sys; from tests.integration.test_one_rank_fails import node; node(*sys.argv[1:])"
     claim, port = free_port()
@@ -90,14 +90,14 @@ class _NoAnswer:
 
     num_connections = 1
 
-    def uri(self, sha256: str, num_bytes: int) -> str:
+    def uri(self, sha256, num_bytes):
         raise NotImplementedError
 
-    def read(self, uri: str, offset: int, size: int) -> bytes:
+    def read(self, uri, offset, size):
         raise ServiceError(f"{uri}: no answer")
 
 
-def _one_dies_while_another_waits(root: Path, ranks: Ranks) -> None:
+def _one_dies_while_another_waits(root, ranks):
     """For a store; told to end, the other one reads no more."""
     waits, died = root / "waits", root / "died"
     if died.exists():
@@ -113,12 +113,12 @@ def _one_dies_while_another_waits(root: Path, ranks: Ranks) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_rank_that_waits_for_the_store_is_not_why_the_run_ends(tmp_path: Path) -> None:
+def test_a_rank_that_waits_for_the_store_is_not_why_the_run_ends(tmp_path):
     launch(functools.partial(_one_dies_while_another_waits, tmp_path), 2, 1, cluster(1))
     assert {path.name for path in tmp_path.iterdir()} == {"waits", "died", "again 0", "again 1"}
 
 
-def test_an_error_of_all_is_returned_by_each(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_all_is_returned_by_each(tmp_path, capfd):
     threads = set(threading.enumerate())
     with pytest.raises(ConfigError, match=r"^rank 0 says so$"):
         launch(functools.partial(_all_fail, tmp_path), 2, 1, cluster(1))
@@ -127,7 +127,7 @@ def test_an_error_of_all_is_returned_by_each(tmp_path: Path, capfd: pytest.Captu
     assert "exitcode" not in capfd.readouterr().err  # the launcher saw no death
 
 
-def test_a_sample_that_one_rank_cannot_read_is_named(tmp_path: Path) -> None:
+def test_a_sample_that_one_rank_cannot_read_is_named(tmp_path):
     """Ranks read different samples, and the default is to stop."""
     data = training_data.write(tmp_path / "data")
     tar = sorted((data[0] / "train").glob("*.tar"))[0]
@@ -139,7 +139,7 @@ def test_a_sample_that_one_rank_cannot_read_is_named(tmp_path: Path) -> None:
         run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=2)))
 
 
-def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(tmp_path: Path) -> None:
+def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(tmp_path):
     """Each has compared the batch with its own number of ranks only: 24 is a multiple of 2 x 1 x 4 and of 2 x 3 x 4."""
     data = training_data.write(tmp_path / "data")
     uneven = plan(data, tmp_path / "checkpoints", pretrain_config(batch_size=24))
@@ -147,7 +147,7 @@ def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(tmp_path: Path
         launch(functools.partial(_train_rank, uneven), 4, 1)
 
 
-def test_more_ranks_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_ranks_than_gpus_are_refused(tmp_path, monkeypatch):
     data = training_data.write(tmp_path / "data")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -159,7 +159,7 @@ def test_more_ranks_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=None), infrastructure=four))
 
 
-def test_another_number_of_ranks_than_the_launcher_s_is_refused(tmp_path: Path) -> None:
+def test_another_number_of_ranks_than_the_launcher_s_is_refused(tmp_path):
     data = training_data.write(tmp_path / "data")
     two = Infrastructure(cluster=cluster(0), seat=Seat(1, 2, ranks=1))
     with pytest.raises(ConfigError, match=r"num_processes 8: the launcher has started or named 2 ranks on this machin"):
@@ -170,7 +170,7 @@ STEPS = {"num_steps": 6, "checkpoint_every_steps": 2, "keep_checkpoints": 3, "nu
 
 
 @pytest.mark.costs(6, "a run of two ranks, and two of two machines")
-def test_machines_resume_from_a_folder_that_both_see(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_machines_resume_from_a_folder_that_both_see(data, tmp_path):
     """Whose newest checkpoint is truncated, so that both resume from the one before."""
     first, second = tmp_path / "node0", tmp_path / "node1"
     for root in (first, second):
@@ -188,7 +188,7 @@ def test_machines_resume_from_a_folder_that_both_see(data: tuple[Path, Path], tm
         *sets("pretrain.num_processes=1", "cluster.num_nodes=2", f"cluster.rendezvous=127.0.0.1:{port}"),
     ]
 
-    def both(*values: str) -> list[killing.Command]:
+    def both(*values):
         """Node 1 with these values."""
         more = sets("cluster.node_rank=1", *values)
         nodes = [

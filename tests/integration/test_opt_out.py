@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +50,7 @@ FORGOTTEN, WORDS = jpeg(4), "picture number 4 of a red fox"
 
 @pytest.fixture(scope="module")
 @costs(5, "the real ingest and filter")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     """A project whose pipeline has run once, recorded as run/before."""
     root = tmp_path_factory.mktemp("opt_out") / "project"
     pictures_project.write(root, "opted", {"dvc.yaml": DVC_YAML, "shard.py": SHARD})
@@ -61,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(made: Path, tmp_path: Path) -> Path:
+def project(made, tmp_path):
     root = tmp_path / "project"
     shutil.copytree(made, root, symlinks=True)
     (root / "keys.txt").write_text(f"{key_of(root, FORGOTTEN)}\n")
@@ -76,10 +75,10 @@ class Align:
     patch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture[str]
 
-    def use(self, variables: Mapping[str, str]) -> None:
+    def use(self, variables):
         enter(self.root, self.patch, variables)
 
-    def __call__(self, *words: str, code: int = 0) -> str:
+    def __call__(self, *words, code=0):
         """Its stdout, followed by stderr if it has to fail."""
         with self.patch.context() as patch:
             patch.setattr(sys, "executable", str(commands() / "python"))  # of the programs that it starts
@@ -89,25 +88,25 @@ class Align:
 
 
 @pytest.fixture
-def align(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Align:
+def align(project, monkeypatch, capsys):
     return Align(project, monkeypatch, capsys)
 
 
-def key_of(root: Path, picture: bytes) -> str:
+def key_of(root, picture):
     (image,) = (path for path in (root / "pictures").glob("*.jpg") if path.read_bytes() == picture)
     (row,) = (row for row in decisions(root) if f"number {image.stem} " in row["text"])
     return str(row["key"])
 
 
-def decisions(root: Path) -> list[dict[str, object]]:
+def decisions(root):
     return pq.read_table(root / "data/filtered/decisions").to_pylist()
 
 
-def holders(folder: Path, picture: bytes) -> list[str]:
+def holders(folder, picture):
     return sorted(name for name, data in file_bytes(folder).items() if picture in data)
 
 
-def tellers(files: Mapping[str, bytes], words: str) -> list[str]:
+def tellers(files, words):
     """The files that have these words, also within tables."""
     found = []
     for name, data in files.items():
@@ -118,12 +117,12 @@ def tellers(files: Mapping[str, bytes], words: str) -> list[str]:
     return sorted(found)
 
 
-def reasons(root: Path) -> dict[str, object]:
+def reasons(root):
     return {str(row["key"]): row["reason"] for row in decisions(root) if row["reason"]}
 
 
 @pytest.mark.costs(21, "the pipeline runs before, between and after purges of the checkout, the cache and S3")
-def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path: Path, align: Align) -> None:
+def test_forgotten_for_good_and_purged_to_the_last_byte(project, tmp_path, align):
     with serve(tmp_path / "s3") as server:
         aws = aws_variables(server) | CODE
         bucket = server.make_bucket("data")
@@ -183,7 +182,7 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project: Path, tmp_path:
 
 
 @pytest.mark.costs(3, "MLflow's server answers, and DVC says which data it has")
-def test_it_lists_the_model_versions_that_saw_the_pair(project: Path, mlflow_server: str, align: Align) -> None:
+def test_it_lists_the_model_versions_that_saw_the_pair(project, mlflow_server, align):
     digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
     align.use(CODE | {"MLFLOW_TRACKING_URI": mlflow_server})
     tracker = Tracker(mlflow_server)

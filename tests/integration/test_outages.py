@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import spawn
 from pathlib import Path
-from typing import Self, TextIO
 
 import psutil
 import pytest
@@ -25,7 +24,7 @@ from align.config.infrastructure import ClusterConfig, HealthConfig
 from align.services.s3.store import checkpoint_mirror, tar_reader
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker, metric_name
-from align.training.run import Trained, run
+from align.training.run import run
 from align.training.run_plan import Infrastructure
 from tests.support import mlflow_server as mlflow
 from tests.support import training_data, wait_until, warm
@@ -45,17 +44,17 @@ LIVE_ONLY = {"train/loader_wait_share", "train/pairs_per_s", "train/device_hours
 class Paced(LiveLog):
     """Writes each step down, takes some time over it, and does not let training end before all is well again."""
 
-    def __init__(self, run_id: str, journal: Path, uri: str, gate: Path) -> None:
+    def __init__(self, run_id, journal, uri, gate):
         super().__init__(run_id, "pretrain")
         self.journal, self.uri, self.gate = journal, uri, gate
-        self.file: TextIO | None = None
+        self.file = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         os.environ["MLFLOW_TRACKING_URI"] = self.uri  # tests.conftest has taken it away, in this process too
         self.file = self.journal.open("a", buffering=1)
         return super().__enter__()
 
-    def __call__(self, metrics: dict[str, float], step: int) -> None:
+    def __call__(self, metrics, step):
         super().__call__(metrics, step)
         assert self.file is not None
         self.file.write(json.dumps({"step": step, "time_s": time.time()}) + "\n")
@@ -84,7 +83,7 @@ class Outages:
     away: tuple[int, int] = (0, 0)
     failure: BaseException | None = None
 
-    def __call__(self) -> None:
+    def __call__(self):
         try:
             self._happen()
         except BaseException as error:  # noqa: BLE001  the test shows it
@@ -92,7 +91,7 @@ class Outages:
         finally:
             self.gate.touch()
 
-    def _happen(self) -> None:
+    def _happen(self):
         self.wait(lambda: self.step() >= 15)
         self.s3.kill()
         self.stands(3)  # both ranks wait for the store
@@ -115,7 +114,7 @@ class Outages:
         self.wait(lambda: self.arrived(died) and self.step() > died)
         self.away = before, self.step()
 
-    def stands(self, seconds: float) -> int:
+    def stands(self, seconds):
         """Waits until no step ends for so long, and returns the last one: what had been read is trained on."""
         last = -1
         while (step := self.step()) != last:
@@ -123,7 +122,7 @@ class Outages:
             time.sleep(seconds)
         return last
 
-    def step(self) -> int:
+    def step(self):
         """The last one that was logged."""
         lines = self.journal.read_text().splitlines()[-2:] if self.journal.exists() else []
         for line in reversed(lines):
@@ -133,10 +132,10 @@ class Outages:
                 continue
         return 0
 
-    def wait(self, condition: Callable[[], bool]) -> None:
+    def wait(self, condition):
         wait_until(condition, says=lambda: f"nothing more happened after step {self.step()}", pause_s=0.02)
 
-    def kill(self, *, leader: bool) -> psutil.Process:
+    def kill(self, *, leader):
         """SIGKILL to the rank that writes the journal, or to the other one; returns the one that is left."""
         ranks = [each for each in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(each.cmdline())]
         leads = [any(file.path == str(self.journal) for file in each.open_files()) for each in ranks]
@@ -146,9 +145,7 @@ class Outages:
 
 
 @pytest.mark.full
-def test_half_a_minute_without_servers_and_killed_ranks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_half_a_minute_without_servers_and_killed_ranks(tmp_path, monkeypatch, capfd):
     shards, tokenizer = training_data.write(tmp_path, num_train=8 * (NUM_STEPS + 10))
     calm = run(plan((shards, tokenizer), tmp_path / "calm", RECIPE))
     assert calm is not None
@@ -189,9 +186,7 @@ def test_half_a_minute_without_servers_and_killed_ranks(
     assert "live logging stopped" not in said and "did not take" not in said
 
 
-def train_through(
-    tmp_path: Path, data: tuple[Path, Path], s3: S3Server, server: mlflow.MlflowServer
-) -> tuple[Outages, Trained, str]:
+def train_through(tmp_path, data, s3, server):
     """Trains through all outages; also returns the run of MLflow."""
     changes = {"checkpoints": "s3://shards/checkpoints", "num_retries": 2, "timeout_s": 5.0}
     config = store_config(s3, tmp_path).model_copy(update=changes)
@@ -205,7 +200,7 @@ def train_through(
     )  # fmt: skip
     journal, gate = stormy.folder().directory / "live.jsonl", tmp_path / "gate"
 
-    def arrived(step: int) -> bool:
+    def arrived(step):
         return Tracker(server.uri).last_steps(run_id).get("pretrain/train/loss", 0) >= step
 
     outages = Outages(journal, gate, s3, server, arrived)

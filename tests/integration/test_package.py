@@ -9,7 +9,7 @@ import sys
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,13 @@ print(json.dumps(got | {"dear": dear}))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     root = measured(tmp_path_factory.mktemp("package"), '{"concepts/image_to_text/recall@10": 0.5}\n')
     pack(root, "packaged")
     return root
 
 
-def measured(root: Path, figures: str = "{}\n") -> Path:
+def measured(root, figures="{}\n"):
     """A model with fresh random weights, and what was measured of it."""
     small_model.write(root)
     (root / "evaluation").mkdir()
@@ -57,13 +57,13 @@ def measured(root: Path, figures: str = "{}\n") -> Path:
     return root
 
 
-def pack(root: Path, name: str, evaluation: str = "evaluation") -> str:
+def pack(root, name, evaluation="evaluation"):
     model, reports = root / "models/finetuned", root / "reports"
     return package(model=model, evaluation=root / evaluation, out=root / name, reports=reports).digest
 
 
 @pytest.mark.costs(6, "a Python that imports torch and MLflow alone")
-def test_it_loads_where_align_is_not_imported_and_agrees_with_the_embedder(folder: Path, tmp_path: Path) -> None:
+def test_it_loads_where_align_is_not_imported_and_agrees_with_the_embedder(folder, tmp_path):
     paths = []
     for seed in range(2):
         paths.append(tmp_path / f"{seed}.jpg")
@@ -90,7 +90,7 @@ def test_it_loads_where_align_is_not_imported_and_agrees_with_the_embedder(folde
     np.testing.assert_allclose(got["texts"]["text_embedding"], texts[:1], atol=1e-6)
 
 
-def test_equal_inputs_give_equal_bytes_with_no_path_of_this_machine(folder: Path) -> None:
+def test_equal_inputs_give_equal_bytes_with_no_path_of_this_machine(folder):
     assert pack(folder, "again") == sha256_folder(folder / "packaged") == sha256_folder(folder / "again")
     files = [path for path in (folder / "again").rglob("*") if path.is_file()]  # never loaded, so without byte code
     assert not [path for path in files if str(folder).encode() in path.read_bytes()]
@@ -100,17 +100,17 @@ def test_equal_inputs_give_equal_bytes_with_no_path_of_this_machine(folder: Path
     }
 
 
-def test_its_report_is_replaced_whole(folder: Path) -> None:
+def test_its_report_is_replaced_whole(folder):
     (folder / "reports" / "of_an_older_version.json").write_text("{}")
     pack(folder, "again")
     assert {path.name for path in (folder / "reports").iterdir()} == {".align.json", "metrics.json", "report.json"}
 
 
-def test_the_digest_is_another_for_another_model(folder: Path, tmp_path: Path) -> None:
+def test_the_digest_is_another_for_another_model(folder, tmp_path):
     assert pack(measured(tmp_path), "packaged") != sha256_folder(folder / "packaged")
 
 
-def test_the_name_of_an_imported_folder_is_no_part_of_the_model(tmp_path: Path) -> None:
+def test_the_name_of_an_imported_folder_is_no_part_of_the_model(tmp_path):
     digests = set()
     model = measured(tmp_path) / "models/finetuned"
     for name in ("align-base", "downloaded"):
@@ -122,7 +122,7 @@ def test_the_name_of_an_imported_folder_is_no_part_of_the_model(tmp_path: Path) 
     assert len(digests) == 1
 
 
-def test_it_carries_only_the_code_that_loading_needs(folder: Path) -> None:
+def test_it_carries_only_the_code_that_loading_needs(folder):
     code = folder / "packaged" / "code" / "align"
     names = {path.relative_to(code).as_posix() for path in code.rglob("*.py")}
     assert {"__init__.py", "errors.py", "config/model.py", "model/__init__.py", "model/embedder.py"} <= names
@@ -132,7 +132,7 @@ def test_it_carries_only_the_code_that_loading_needs(folder: Path) -> None:
     }
 
 
-def test_requirements_are_the_ranges_of_pyproject() -> None:
+def test_requirements_are_the_ranges_of_pyproject():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     project, extras = declared["dependencies"], declared["optional-dependencies"]
     assert {*REQUIREMENTS, TOWERS["transformers"]} <= set(project)
@@ -147,7 +147,7 @@ def test_requirements_are_the_ranges_of_pyproject() -> None:
     assert {names.get(name, name) for name in imported - standard} - {"align"} - optional <= listed
 
 
-def test_missing_measures_are_one_clear_error(folder: Path) -> None:
+def test_missing_measures_are_one_clear_error(folder):
     with pytest.raises(DataError, match="run `align evaluate` first"):
         pack(folder, "out", evaluation="models")
 
@@ -156,7 +156,7 @@ Ask = Callable[[Any], tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def ask(folder: Path) -> Iterator[Ask]:
+def ask(folder):
     reserved, port = free_port()
     reserved.close()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -173,7 +173,7 @@ def ask(folder: Path) -> Iterator[Ask]:
         server.wait()
 
 
-def post(url: str, body: Any) -> tuple[int, dict[str, Any]]:
+def post(url, body):
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -183,11 +183,11 @@ def post(url: str, body: Any) -> tuple[int, dict[str, Any]]:
             return error.code, json.load(error)
 
 
-def encoded(seed: int) -> str:
+def encoded(seed):
     return base64.b64encode(small_data.jpeg(seed)).decode()
 
 
-def test_texts_images_both_and_nulls_are_answered(folder: Path, ask: Ask) -> None:
+def test_texts_images_both_and_nulls_are_answered(folder, ask):
     embedder = Embedder.load(folder / "models" / "finetuned")
     image, text = embedder.embed_images([small_data.jpeg(0)])[0], embedder.embed_texts(["a red fox"])[0]
     rows = [{"image": encoded(0), "text": None}, {"image": None, "text": "a red fox"}]
@@ -215,7 +215,7 @@ def test_texts_images_both_and_nulls_are_answered(folder: Path, ask: Ask) -> Non
         ([{"txt": "a red fox"}], "give a column `image`, `text`, or both"),
     ],
 )
-def test_bad_input_is_refused_with_one_line(ask: Ask, rows: list[dict[str, Any]], says: str) -> None:
+def test_bad_input_is_refused_with_one_line(ask, rows, says):
     status, got = ask({"dataframe_records": rows})
     assert (status, got["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
     assert got["message"].startswith(says) and "\n" not in got["message"] and got.keys() == {"error_code", "message"}

@@ -3,8 +3,6 @@
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import psutil
 import pytest
@@ -19,7 +17,7 @@ __all__ = ["postgresql_server"]
 
 
 @pytest.fixture(name="stack")
-def _stack(tmp_path: Path, postgresql: str) -> Iterator[Stack]:
+def _stack(tmp_path, postgresql):
     try:
         import pg8000  # type: ignore[import-untyped, unused-ignore]  # noqa: F401  (MLflow's driver, in the extra)
     except ImportError:
@@ -39,12 +37,12 @@ def _stack(tmp_path: Path, postgresql: str) -> Iterator[Stack]:
         stack.close()
 
 
-def count(stack: Stack, variable: str, table: str) -> int:
+def count(stack, variable, table):
     place, _, database = stack.env[variable].rpartition("/")
     return int(sql(int(place.rpartition(":")[2]), f"SELECT count(*) FROM {table}", database).stdout)
 
 
-def typed(program: str, env: Mapping[str, str]) -> None:
+def typed(program, env):
     """Types the lines of docs/operations.md that start a program."""
     lines = re.findall(rf"^    ({program} .*)$", (ROOT / "docs/operations.md").read_text(), re.M)
     assert len(lines) == 2
@@ -53,9 +51,7 @@ def typed(program: str, env: Mapping[str, str]) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(
-    stack: Stack, postgresql: str, tmp_path: Path
-) -> None:
+def test_the_stack_keeps_its_runs_there_and_they_come_back_elsewhere(stack, postgresql, tmp_path):
     stack.up()
     run = stack.start({"name": "clicked"})
     assert stack.wait_for(run, "COMPLETED", "FAILED", "CRASHED", timeout_s=300) == "COMPLETED"

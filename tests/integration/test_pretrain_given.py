@@ -1,7 +1,5 @@
 """`align fit_tokenizer`, `pretrain` and `finetune` from an image model of timm and a BERT that others trained (LiT)."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from ruamel.yaml import YAML
@@ -21,7 +19,7 @@ from tests.unit.training.test_given_towers import BERT, IMAGE_TOWER, efficientne
 
 @pytest.fixture(scope="module")
 @costs(7, "three stages")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory):
     """Shards, the two towers, and parameters that name both and lock the image tower; the stages have run."""
     root = tmp_path_factory.mktemp("given")
     shards, words = training_data.write(root / "data")
@@ -47,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_model_is_that_of_the_given_towers(project: Path) -> None:
+def test_the_model_is_that_of_the_given_towers(project):
     words = [TextTokenizer.load(project / name, 16).vocabulary for name in ("tokenizer", "data/tokenizer")]
     assert words[0] == words[1]  # the BERT's
     config = read_config(project / "models/finetuned")
@@ -57,7 +55,7 @@ def test_the_model_is_that_of_the_given_towers(project: Path) -> None:
     )
 
 
-def test_the_locked_tower_is_the_given_one_and_the_other_has_learned(project: Path) -> None:
+def test_the_locked_tower_is_the_given_one_and_the_other_has_learned(project):
     given = efficientnet_weights()
     bert = load_file(project / "bert/model.safetensors")
     for stage in ("pretrained", "finetuned"):  # which inherits `locked`
@@ -69,7 +67,7 @@ def test_the_locked_tower_is_the_given_one_and_the_other_has_learned(project: Pa
         assert 0 < apart < 0.5  # it began with the BERT's
 
 
-def test_a_file_that_was_changed_is_one_line(project: Path, tmp_path: Path) -> None:
+def test_a_file_that_was_changed_is_one_line(project, tmp_path):
     copy = tmp_path / "project"
     copy.mkdir()
     (copy / "params.yaml").write_text((project / "params.yaml").read_text())

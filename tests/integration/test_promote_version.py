@@ -4,21 +4,17 @@ an alias the lineage page of a version shows those that it has.
 
 import json
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from align.cli import main
 from align.lineage.trace import page as trace_page
-from align.lineage.trace.graph import Graph
 from align.lineage.trace.trace import ARTIFACT
 from align.release.promotion import gates
 from align.release.promotion.decision import Gate
-from align.services.tracking.registry import LINEAGE_PAGE, ROLLED_BACK, Version
+from align.services.tracking.registry import LINEAGE_PAGE, ROLLED_BACK
 from align.services.tracking.tracker import Tracker
 from tests.support.empty_versions import version
 from tests.support.params import PARAMS_FILE, sets
@@ -28,15 +24,15 @@ from tests.support.registered import RECALL
 class Typed:
     """Commands typed in a folder: exit code and what they print."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, capsys):
         self.settings, self._capsys = ["--params", str(PARAMS_FILE), *sets(f"promote.metrics=[{RECALL}]")], capsys
 
-    def __call__(self, verb: str, *words: str) -> str:
+    def __call__(self, verb, *words):
         code = main([verb, *self.settings, *words])
         done = self._capsys.readouterr()
         return f"{code} {done.out}{done.err}".strip()
 
-    def promote(self, *words: str) -> str:
+    def promote(self, *words):
         """The last line: after a table of gates, the decision."""
         code, _, said = self("promote", *words).partition(" ")
         assert code != "0" or "already" in said or "  lineage  " in said or " rejected" in said
@@ -44,7 +40,7 @@ class Typed:
 
 
 @pytest.fixture
-def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
+def typed(tmp_path, monkeypatch, capsys):
     """The models here are empty files; tests/integration/test_promotion.py has one that predicts."""
     monkeypatch.setattr(gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", packaged.is_dir()))
     monkeypatch.setenv("ALIGN_FLOW_RUN_ID", "f1")
@@ -53,12 +49,12 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 @pytest.fixture
-def tracker(typed: Typed, tmp_path: Path, empty_mlflow: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Any:
+def tracker(typed, tmp_path, empty_mlflow, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
     return Tracker()
 
 
-def test_without_a_registry_the_line_says_what_to_do(typed: Typed, tmp_path: Path) -> None:
+def test_without_a_registry_the_line_says_what_to_do(typed, tmp_path):
     nothing = "no MLflow here: MLFLOW_TRACKING_URI is not set, and there is no mlflow.db; run `align register` first"
     for words in (("promote", "--version", "1"), ("promote",), ("rollback",)):
         assert typed(*words) == f"1 align: error: {nothing}"
@@ -66,7 +62,7 @@ def test_without_a_registry_the_line_says_what_to_do(typed: Typed, tmp_path: Pat
 
 
 @pytest.mark.costs(5, "three versions are registered, and promoted nine times")
-def test_any_version_may_be_promoted_and_is_named(typed: Typed, tracker: Tracker, tmp_path: Path) -> None:
+def test_any_version_may_be_promoted_and_is_named(typed, tracker, tmp_path):
     promote, error = typed.promote, "1 align: error: align version"
     none = "1 align: error: model 'align' has no version 1; it has none: run `align"
     assert promote("--version", "1").startswith(none)
@@ -86,7 +82,7 @@ def test_any_version_may_be_promoted_and_is_named(typed: Typed, tracker: Tracker
     assert promote("--version", "2", "--json").startswith(refused.partition("; needed:")[0])
 
 
-def test_the_history_of_the_champion_as_a_person_asks_for_it(typed: Typed, tracker: Tracker, tmp_path: Path) -> None:
+def test_the_history_of_the_champion_as_a_person_asks_for_it(typed, tracker, tmp_path):
     said = typed
     assert said("champion") == "1 align: error: MLflow has no version of a model 'align'; run `align register` first"
     for recall in (0.4, 0.6):
@@ -117,15 +113,13 @@ def test_the_history_of_the_champion_as_a_person_asks_for_it(typed: Typed, track
     assert (then["champion"], then["since"]["kind"]) == (3, "by hand")
 
 
-def test_a_promotion_waits_for_a_person_s_word_and_it_counts_for_what_was_judged(
-    typed: Typed, tracker: Tracker, tmp_path: Path
-) -> None:
+def test_a_promotion_waits_for_a_person_s_word_and_it_counts_for_what_was_judged(typed, tracker, tmp_path):
     for recall in (0.4, 0.6, 0.3):
         version(tracker, tmp_path, recall)
     typed.settings += sets("promote.approval=true")
     promote = typed.promote
 
-    def decided() -> tuple[str, int, int | None]:
+    def decided():
         found = json.loads((tmp_path / "decision.json").read_bytes())
         return found["outcome"], found["candidate"], found["champion"]
 
@@ -164,20 +158,20 @@ class Made:
     model: str
 
     @property
-    def versions(self) -> list[Version]:
+    def versions(self):
         return self.tracker.registry.versions(self.model)
 
-    def align(self, *words: str) -> int:
+    def align(self, *words):
         """Runs a command about it."""
         return main([words[0], *SETTINGS, "--set", f"register.model_name={self.model}", *words[1:]])
 
-    def notes(self, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    def notes(self, capsys, *words):
         """The notes of a command that succeeds, on lineage pages."""
         capsys.readouterr()
         assert self.align(*words) == 0, capsys.readouterr().err
         return [line for line in capsys.readouterr().err.splitlines() if line.startswith(NOTE)]
 
-    def pages(self, folder: Path) -> Mapping[int, list[str]]:
+    def pages(self, folder):
         """Version -> the aliases that its page in MLflow shows; without those that have no page."""
         found = {}
         for one in self.versions:
@@ -187,7 +181,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Callable[[Path], str]) -> Path:
+def store(tmp_path_factory, empty_mlflow):
     """A folder for one MLflow, in which each test has a model of its own."""
     folder = tmp_path_factory.mktemp("pages")
     empty_mlflow(folder)
@@ -195,7 +189,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Callable[[Path
 
 
 @pytest.fixture
-def made(store: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Made:
+def made(store, request, monkeypatch):
     """Three versions, the last one is the candidate; `align` works here, in this process."""
     monkeypatch.chdir(store)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}/mlflow.db")
@@ -206,9 +200,7 @@ def made(store: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     return found
 
 
-def test_after_promotion_and_rollback_pages_show_the_aliases_as_they_are(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_after_promotion_and_rollback_pages_show_the_aliases_as_they_are(made, tmp_path, capsys):
     assert made.pages(tmp_path) == {}
     assert made.notes(capsys, "promote", "--version", "1") == []
     assert made.pages(tmp_path) == {1: ["champion"], 3: ["candidate"]}
@@ -222,13 +214,11 @@ def test_after_promotion_and_rollback_pages_show_the_aliases_as_they_are(
     assert made.pages(tmp_path) == {1: ["champion"], 2: [], 3: ["candidate"]}
 
 
-def test_what_did_not_change_is_not_drawn_again(
-    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    drawn: list[str] = []
+def test_what_did_not_change_is_not_drawn_again(made, monkeypatch, capsys):
+    drawn = []
     draw = trace_page.as_page
 
-    def counted(graph: Graph) -> str:
+    def counted(graph):
         drawn.append(graph.subject)
         return draw(graph)
 
@@ -243,10 +233,8 @@ def test_what_did_not_change_is_not_drawn_again(
     assert sorted(drawn[2:]) == [f"{made.model} version {number}" for number in (1, 2)]
 
 
-def test_a_page_that_cannot_be_drawn_is_one_line_and_the_next_command_draws_it(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fails(graph: object) -> str:
+def test_a_page_that_cannot_be_drawn_is_one_line_and_the_next_command_draws_it(made, tmp_path, monkeypatch, capsys):
+    def fails(graph):
         raise KeyError("a defect")
 
     with monkeypatch.context() as patch:
@@ -259,9 +247,7 @@ def test_a_page_that_cannot_be_drawn_is_one_line_and_the_next_command_draws_it(
     assert made.pages(tmp_path) == {1: ["champion"], 3: ["candidate"]}
 
 
-def test_a_page_is_not_replaced_by_one_with_fewer_links(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_page_is_not_replaced_by_one_with_fewer_links(made, tmp_path, capsys):
     """Such as from a laptop that has neither the data nor DVC's cache."""
     made.notes(capsys, "promote", "--version", "1")
     first = made.versions[0]

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,17 +17,17 @@ from align.services.tracking.registry import CHAMPION
 from tests.support import registered
 from tests.support.colours import COLOURS, square
 from tests.support.evaluation_sets import write_items
-from tests.support.registered import RECALL, Project
+from tests.support.registered import RECALL
 
 
 @pytest.fixture
-def project(tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(tmp_path, mlflow_server, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return registered.write(tmp_path, mlflow_server)
 
 
 @pytest.mark.costs(10, "a registered model is loaded by a process of its own, as anybody would")
-def test_a_decision_is_kept_with_its_page_and_counted(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_is_kept_with_its_page_and_counted(project, monkeypatch):
     """All gates are real at first, the prediction from the registry's bytes, too: it loads torch in a process."""
     project.candidate(0.5)
     first = project.promote()
@@ -68,9 +67,7 @@ ANYHOW = "promote.min_times_chance=0"
 
 
 @pytest.mark.full  # loads torch six times
-def test_old_versions_are_measured_once_and_reports_stay(
-    tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_old_versions_are_measured_once_and_reports_stay(tmp_path, mlflow_server, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     passed = Gate("smoke prediction", "", "", True)  # the real one is in test_promotion
     monkeypatch.setattr(gates, "prediction", lambda packaged: passed)
@@ -79,7 +76,7 @@ def test_old_versions_are_measured_once_and_reports_stay(
     project.candidate(0.5, keeps_ranks=False)
     before = sha256_folder(tmp_path / "reports")
 
-    def promote() -> tuple[str, int]:
+    def promote():
         """The outcome, and how many models were measured."""
         decision = project.promote(ANYHOW, f"paths.runtime={tmp_path / 'runtime'}")
         return decision.outcome, capfd.readouterr().err.count("measuring its registered model on today's sets")

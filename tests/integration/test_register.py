@@ -2,9 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
@@ -25,20 +23,20 @@ from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, require_s
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker, metric_name
 from tests.support import ROOT, registered, small_data, tiny_model, wait_until
-from tests.support.registered import VALUES, Project
+from tests.support.registered import VALUES
 from tests.support.signing_keys import write_keys
 
 
 @pytest.fixture
-def project(tmp_path: Path, mlflow_server: str) -> Project:
+def project(tmp_path, mlflow_server):
     return registered.write(tmp_path, mlflow_server)
 
 
-def client(project: Project) -> mlflow.MlflowClient:
+def client(project):
     return mlflow.MlflowClient(project.tracker.uri, project.tracker.uri)
 
 
-def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(project: Project) -> None:
+def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(project):
     done = project.register()
     run = client(project).get_run(done.run_id)
     assert run.info.status == "FINISHED"
@@ -82,9 +80,7 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
 
 
 @pytest.mark.costs(4, "three models are packaged and sent")
-def test_with_a_trusted_key_only_signed_models_are_promoted(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_a_trusted_key_only_signed_models_are_promoted(project, tmp_path, monkeypatch):
     registry, model = project.tracker.registry, project.config.model_name
     (private, public), (foreign, _) = write_keys(tmp_path), write_keys(tmp_path, "foreign")
     unsigned = project.register().version
@@ -110,7 +106,7 @@ def test_with_a_trusted_key_only_signed_models_are_promoted(
     assert project.aliases() == {"candidate": 1}
 
 
-def test_a_version_says_what_trained_it_and_where_it_was_imported_from(project: Project) -> None:
+def test_a_version_says_what_trained_it_and_where_it_was_imported_from(project):
     folder = project.root / "models" / "finetuned"
     config = read_config(folder)
     source = Imported(folder="align-base", weights="b" * 64)
@@ -129,7 +125,7 @@ def test_a_version_says_what_trained_it_and_where_it_was_imported_from(project: 
 
 
 @pytest.mark.costs(4, "two models are packaged and sent")
-def test_a_model_of_tars_that_others_made_is_registered_as_not_gated_and_claims_no_chain(project: Project) -> None:
+def test_a_model_of_tars_that_others_made_is_registered_as_not_gated_and_claims_no_chain(project):
     folder = project.root / "models" / "finetuned"
     config, weights = read_config(folder), read_weights(folder)
     shards = json.loads((project.root / "shards" / "manifest.json").read_text())["digest"]
@@ -153,7 +149,7 @@ def test_a_model_of_tars_that_others_made_is_registered_as_not_gated_and_claims_
 
 
 @pytest.mark.parametrize("gate", ["quality", "quality_shards"])
-def test_data_that_a_gate_refused_or_never_saw_is_not_registered(project: Project, gate: str) -> None:
+def test_data_that_a_gate_refused_or_never_saw_is_not_registered(project, gate):
     folder = project.root / "reports" / gate
     verdict = (folder / "verdict.json").read_bytes()
     (folder / "verdict.json").unlink()
@@ -177,9 +173,7 @@ def test_data_that_a_gate_refused_or_never_saw_is_not_registered(project: Projec
         ({"decisions": None}, r"reports/shard: does not name the filter's decisions; run `align shard` again"),
     ],
 )
-def test_a_verdict_counts_only_for_the_decisions_that_the_shards_were_made_from(
-    project: Project, changes: dict[str, str | None], message: str
-) -> None:
+def test_a_verdict_counts_only_for_the_decisions_that_the_shards_were_made_from(project, changes, message):
     path = project.root / "reports/shard/report.json"
     report = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in report.items() if value}))
@@ -187,7 +181,7 @@ def test_a_verdict_counts_only_for_the_decisions_that_the_shards_were_made_from(
         project.register()
 
 
-def test_what_people_accepted_goes_into_the_lineage(project: Project) -> None:
+def test_what_people_accepted_goes_into_the_lineage(project):
     path = project.root / "reports" / "quality" / "report.json"
     accepted = {"expectation": "keep-rate", "by": "Ada", "reason": "few icons this week"}
     path.write_text(json.dumps({"expectations": [{"accepted": None}, {"accepted": accepted}]}))
@@ -195,7 +189,7 @@ def test_what_people_accepted_goes_into_the_lineage(project: Project) -> None:
     assert done.version.tags["align.quality_accepted"] == "keep-rate, by Ada: few icons this week"
 
 
-def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(project: Project) -> None:
+def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(project):
     first, again = project.register(), project.register()
     assert (first.created, again.created) == (True, False)
     assert again.version.number == first.version.number == 1
@@ -211,7 +205,7 @@ def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(pr
     assert project.aliases() == {"candidate": 1}
 
 
-def test_only_a_value_that_changes_bytes_makes_another_run(project: Project) -> None:
+def test_only_a_value_that_changes_bytes_makes_another_run(project):
     first = project.register()
     for same in ({"health": {"price_per_hour": 2.5}}, {"cluster": {"num_nodes": 4}}, {"promote": {"margin": 0.5}}):
         assert project.register(values=same).run_id == first.run_id
@@ -221,7 +215,7 @@ def test_only_a_value_that_changes_bytes_makes_another_run(project: Project) -> 
     assert other.version.number == first.version.number  # the model is the same
 
 
-def test_an_empty_mlflow_is_filled_again_without_a_server(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_mlflow_is_filled_again_without_a_server(project, monkeypatch):
     project.register()
     monkeypatch.chdir(project.root)
     file = Tracker()
@@ -233,9 +227,7 @@ def test_an_empty_mlflow_is_filled_again_without_a_server(project: Project, monk
     ).is_file()
 
 
-def test_what_is_complete_is_left_alone_and_what_is_missing_is_completed(
-    project: Project, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str]
-) -> None:
+def test_what_is_complete_is_left_alone_and_what_is_missing_is_completed(project, monkeypatch, empty_mlflow):
     empty_mlflow(project.root)
     monkeypatch.chdir(project.root)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -254,7 +246,7 @@ def test_what_is_complete_is_left_alone_and_what_is_missing_is_completed(
     assert len(file.runs()) == 2  # the one whose digest was changed stays
 
 
-def test_a_run_that_a_caller_started_is_completed_and_not_ended(project: Project) -> None:
+def test_a_run_that_a_caller_started_is_completed_and_not_ended(project):
     run_id = project.tracker.start_run(project.config.experiment, "the flow's")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", project.tracker.uri)
@@ -269,19 +261,17 @@ def test_a_run_that_a_caller_started_is_completed_and_not_ended(project: Project
     assert sorted((point.step, point.value) for point in history) == [(10, 4.0), (20, 3.0), (30, 2.0)]
 
 
-def test_a_changed_model_folder_is_an_error(project: Project) -> None:
+def test_a_changed_model_folder_is_an_error(project):
     (project.root / "packaged" / "evaluation.json").write_text("{}")
     with pytest.raises(CorruptError, match="run `align package` again"):
         project.register()
 
 
-def test_an_unavailable_server_is_one_error_after_three_attempts(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attempts: list[tuple[str, int]] = []
+def test_an_unavailable_server_is_one_error_after_three_attempts(project, monkeypatch):
+    attempts = []
     connect = urllib3.util.connection.create_connection
 
-    def counted(address: tuple[str, int], *arguments: Any, **more: Any) -> Any:
+    def counted(address, *arguments, **more):
         attempts.append(address)
         return connect(address, *arguments, **more)
 
@@ -292,9 +282,7 @@ def test_an_unavailable_server_is_one_error_after_three_attempts(
     assert "secret" not in str(caught.value)
 
 
-def test_mlflow_gets_no_secret_of_the_environment(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_gets_no_secret_of_the_environment(project, tmp_path, monkeypatch):
     monkeypatch.chdir(project.root)
     subprocess.run(["git", "init", "--quiet"], check=True)
     subprocess.run(["git", "remote", "add", "origin", "https://planted-token@git.example/align.git"], check=True)
@@ -310,12 +298,12 @@ def test_mlflow_gets_no_secret_of_the_environment(
 LOSS = "pretrain/train/loss"
 
 
-def write_pictures(project: Project, colour: str) -> None:
+def write_pictures(project, colour):
     for name in ("same_text_to_image", "same_image_to_text", "recall"):
         Image.new("RGB", (60, 40), colour).save(project.root / f"reports/evaluation/{name}.png")
 
 
-def test_a_curve_has_no_point_of_its_end_at_step_0(project: Project) -> None:
+def test_a_curve_has_no_point_of_its_end_at_step_0(project):
     (project.root / "reports/pretrain/metrics.json").write_text(json.dumps({LOSS: 2.0, "pretrain/num_steps": 30}))
     done = project.register()
     history = client(project).get_metric_history(done.run_id, LOSS)
@@ -324,7 +312,7 @@ def test_a_curve_has_no_point_of_its_end_at_step_0(project: Project) -> None:
     assert all_metrics(project.tracker, done.run_id)["pretrain/num_steps"] == 30
 
 
-def test_a_cached_rerun_leaves_the_tags_of_the_run_that_trained(project: Project) -> None:
+def test_a_cached_rerun_leaves_the_tags_of_the_run_that_trained(project):
     first = project.register()
     before = client(project).get_run(first.run_id).data.tags
     outputs = PipelineOutputs(project.root / "packaged", project.root / "shards", project.root / "reports", ())
@@ -334,7 +322,7 @@ def test_a_cached_rerun_leaves_the_tags_of_the_run_that_trained(project: Project
     assert client(project).get_run(first.run_id).data.tags == before
 
 
-def test_pictures_and_tables_are_shown_once_under_fixed_names(project: Project) -> None:
+def test_pictures_and_tables_are_shown_once_under_fixed_names(project):
     write_pictures(project, "navy")
     (project.root / "reports/evaluation/report.json").write_text(
         json.dumps({"classes": {"drawings": {"fox": {"num_images": 4, "accuracy": 0.25}}}})
@@ -362,18 +350,18 @@ def test_pictures_and_tables_are_shown_once_under_fixed_names(project: Project) 
     assert {"path": "tables/metrics.json", "type": "table"} in shown
 
 
-def table(project: Project, run: str, name: str) -> list[dict[str, Any]]:
+def table(project, run, name):
     """The rows of a table that MLflow shows."""
     stored = json.loads(Path(client(project).download_artifacts(run, f"tables/{name}.json")).read_text())
     return [dict(zip(stored["columns"], row, strict=True)) for row in stored["data"]]
 
 
-def description(project: Project, version: int) -> str:
+def description(project, version):
     """What the registry's page of a version says."""
     return client(project).get_model_version(project.config.model_name, str(version)).description or ""
 
 
-def test_a_version_has_a_card_that_compares_it_with_the_champion(project: Project) -> None:
+def test_a_version_has_a_card_that_compares_it_with_the_champion(project):
     reports = project.root / "reports"
     (reports / "filter").mkdir()
     dropped = {"reason": "text_too_short", "num_first": 7, "num_alone": 7, "num_remaining": 30}
@@ -409,7 +397,7 @@ def test_a_version_has_a_card_that_compares_it_with_the_champion(project: Projec
     assert "champion (version" not in before and "50.0%" in before
 
 
-def test_a_description_that_is_too_long_ends_with_a_whole_section(project: Project) -> None:
+def test_a_description_that_is_too_long_ends_with_a_whole_section(project):
     accepted = [{"accepted": {"expectation": f"rule-{n}", "by": "Ada", "reason": "x" * 60}} for n in range(80)]
     (project.root / "reports/quality/report.json").write_text(json.dumps({"expectations": accepted}))
     done = project.register()
@@ -418,7 +406,7 @@ def test_a_description_that_is_too_long_ends_with_a_whole_section(project: Proje
     assert "rule-79" in Path(client(project).download_artifacts(done.run_id, CARD)).read_text()
 
 
-def test_the_list_of_runs_has_an_address(project: Project) -> None:
+def test_the_list_of_runs_has_an_address(project):
     project.register()
     page = project.tracker.runs_page(project.config.experiment, None)
     address = f"{project.tracker.uri}/#/experiments/{project.experiment()}/runs"
@@ -426,7 +414,7 @@ def test_the_list_of_runs_has_an_address(project: Project) -> None:
     assert project.tracker.runs_page("no such experiment", None) is None
 
 
-def test_a_report_is_logged_once_as_soon_as_its_stage_has_ended(project: Project) -> None:
+def test_a_report_is_logged_once_as_soon_as_its_stage_has_ended(project):
     store, run = client(project), project.tracker.start_run(project.config.experiment, "the flow's")
     for _ in range(2):  # the flow, and `align register` after it
         for stage in ("shard", "pretrain", "evaluation", "package"):
@@ -439,7 +427,7 @@ def test_a_report_is_logged_once_as_soon_as_its_stage_has_ended(project: Project
     assert logged.data.metrics["concepts/image_to_text/recall_at_10"] == 0.5
 
 
-def test_what_the_machine_does_is_logged_while_a_run_works(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_machine_does_is_logged_while_a_run_works(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
     run, key = project.tracker.start_run(project.config.experiment, "the flow's"), "system/cpu_utilization_percentage"
@@ -450,9 +438,7 @@ def test_what_the_machine_does_is_logged_while_a_run_works(project: Project, mon
     assert steps == list(range(len(steps))) and len(steps) >= 3
 
 
-def test_a_version_by_alias_and_by_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str]
-) -> None:
+def test_a_version_by_alias_and_by_number(tmp_path, monkeypatch, empty_mlflow):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
     tracker = Tracker()

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ from tests.support.small_data import Pair
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path, monkeypatch):
     """A packaged model, with the reports of a pre-training that made another one before."""
     model = small_model.write(tmp_path)
     small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(3)])
@@ -39,7 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def registered(*overrides: str) -> Any:
+def registered(*overrides):
     """The one run of MLflow's file here, all its metrics, and the names of its reports."""
     values = sets("paths.shards=shards", "paths.packaged=packaged", *overrides)
     assert main(["register", "--params", str(PARAMS_FILE), *values]) == 0
@@ -51,7 +50,7 @@ def registered(*overrides: str) -> Any:
     return client.get_run(version.run_id).data, all_metrics(tracker, version.run_id), names
 
 
-def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project: Path) -> None:
+def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project):
     run, metrics, names = registered("finetune.from=imported", "model.embed_width=320", "pretrain.batch_size=48")
     assert names == {"quality", "quality_shards", "shard", "finetune", "evaluation", "package"}
     assert metrics["finetune/number"] == 1
@@ -61,7 +60,7 @@ def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project: Path
     assert run.params["finetune.batch_size"] == "48"  # inherited, and used
 
 
-def test_git_keeps_what_a_version_was_made_from(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_git_keeps_what_a_version_was_made_from(project, capsys):
     """A second call tags what a first one, killed before its end, did not."""
     small_git.write(project, {"code": "one"})
     (project / "dvc.lock").write_text("schema: '2.0'\n")

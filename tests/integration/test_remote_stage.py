@@ -2,16 +2,14 @@
 
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 
 from align.services.git import git
 from tests.support import wait_until
-from tests.support.local_stack import ENDS, PATIENCE_S, WORKS, Stack
+from tests.support.local_stack import ENDS, PATIENCE_S, WORKS
 from tests.support.remote_worker import Machine, share, use_remote
 
 #: The pool's machine trains; a machine that is silent for so long is lost. A busy one takes half of it to start a flow.
@@ -19,12 +17,12 @@ ELSEWHERE = {"cluster.pools": {"pretrain": "gpu"}, "cluster.patience_s": 45}
 
 
 @pytest.fixture(scope="module")
-def remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def remote(tmp_path_factory):
     return tmp_path_factory.mktemp("remote") / "dvc"
 
 
 @pytest.fixture(scope="module")
-def other(stack: Stack, remote: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def other(stack, remote, tmp_path_factory):
     """The other machine, whose worker is at work."""
     folder = tmp_path_factory.mktemp("other machine")
     share(stack.root, folder / "origin.git", remote)
@@ -35,7 +33,7 @@ def other(stack: Stack, remote: Path, tmp_path_factory: pytest.TempPathFactory) 
         machine.close()
 
 
-def new_machine(stack: Stack, root: Path, remote: Path) -> Machine:
+def new_machine(stack, root, remote):
     env = stack.env | {"PREFECT_API_URL": stack.api, "PREFECT_API_AUTH_STRING": stack.login}
     machine = Machine(root, Path(git(stack.root, "remote", "get-url", "origin")), env)
     use_remote(root, remote)
@@ -44,18 +42,18 @@ def new_machine(stack: Stack, root: Path, remote: Path) -> Machine:
     return machine
 
 
-def click(stack: Stack, name: str, seed: int, seconds: float = 0, **more: Any) -> str:
+def click(stack, name, seed, seconds=0, **more):
     values = {"pretrain.weight_decay": float(PATIENCE_S + seconds), "pretrain.seed": seed}
     return stack.start({"name": name, "overrides": ELSEWHERE | values | more})
 
 
-def sent(stack: Stack, name: str) -> list[dict[str, Any]]:
+def sent(stack, name):
     """The flow runs of the pool's machines for a run, in the order of time."""
     question = {"flow_runs": {"name": {"any_": [f"pretrain of {name}"]}}, "sort": "EXPECTED_START_TIME_ASC"}
     return list(stack.ask("/flow_runs/filter", question))
 
 
-def test_a_stage_runs_on_another_machine(stack: Stack, other: Machine) -> None:
+def test_a_stage_runs_on_another_machine(stack, other):
     run = click(stack, "far", seed=11, seconds=3)
     assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
     [there] = sent(stack, "far")
@@ -76,7 +74,7 @@ def test_a_stage_runs_on_another_machine(stack: Stack, other: Machine) -> None:
     assert "pretrain in work pool gpu" in summary[0]["data"]
 
 
-def test_the_same_again_sends_nothing(stack: Stack, other: Machine) -> None:
+def test_the_same_again_sends_nothing(stack, other):
     """The result is not in this machine's cache any more, but in DVC's remote."""
     shutil.rmtree(stack.root / ".dvc/cache/runs")
     run = click(stack, "far-later", seed=11, seconds=3)
@@ -86,9 +84,7 @@ def test_the_same_again_sends_nothing(stack: Stack, other: Machine) -> None:
 
 
 @pytest.mark.full
-def test_another_machine_takes_over_from_one_that_is_lost(
-    stack: Stack, other: Machine, remote: Path, tmp_path: Path
-) -> None:
+def test_another_machine_takes_over_from_one_that_is_lost(stack, other, remote, tmp_path):
     run = click(stack, "lost", seed=12, seconds=25)
     wait_until(lambda: WORKS in lines(stack, *sent(stack, "lost")))
     other.lose()
@@ -112,7 +108,7 @@ def test_another_machine_takes_over_from_one_that_is_lost(
 
 
 @pytest.mark.full
-def test_cancelling_the_run_ends_the_stage_there_with_its_checkpoint(stack: Stack, other: Machine) -> None:
+def test_cancelling_the_run_ends_the_stage_there_with_its_checkpoint(stack, other):
     (other.root / "checkpoints/step").unlink(missing_ok=True)
     run = click(stack, "unwanted", seed=14, seconds=200)
     wait_until(lambda: WORKS in lines(stack, *sent(stack, "unwanted")))
@@ -125,7 +121,7 @@ def test_cancelling_the_run_ends_the_stage_there_with_its_checkpoint(stack: Stac
 
 
 @pytest.mark.full
-def test_suspending_the_run_ends_the_stage_there_and_resuming_sends_it_again(stack: Stack, other: Machine) -> None:
+def test_suspending_the_run_ends_the_stage_there_and_resuming_sends_it_again(stack, other):
     (other.root / "checkpoints/step").unlink(missing_ok=True)
     run = click(stack, "later", seed=18, seconds=20)
     wait_until(lambda: WORKS in lines(stack, *sent(stack, "later")))
@@ -142,7 +138,7 @@ def test_suspending_the_run_ends_the_stage_there_and_resuming_sends_it_again(sta
 
 
 @pytest.mark.full
-def test_a_stage_that_fails_there_fails_the_run_with_its_reason(stack: Stack, other: Machine) -> None:
+def test_a_stage_that_fails_there_fails_the_run_with_its_reason(stack, other):
     run = click(stack, "broken", seed=15, seconds=-1)
     assert stack.wait_for(run, *ENDS) == "FAILED"
     [there] = sent(stack, "broken")
@@ -154,21 +150,21 @@ def test_a_stage_that_fails_there_fails_the_run_with_its_reason(stack: Stack, ot
 
 
 @pytest.mark.full
-def test_what_cannot_work_is_refused_first(stack: Stack, other: Machine) -> None:
+def test_what_cannot_work_is_refused_first(stack, other):
     run = stack.start({"name": "refused", "overrides": {"pretrain.seed": 16, "cluster.pools": {"pretrain": "tpu"}}})
     assert stack.wait_for(run, *ENDS) == "FAILED"
     assert "no worker was ever started for pool 'tpu'" in stack.ask(f"/flow_runs/{run}")["state"]["message"]
     assert not any("pretrain" in name for name in stack.states("refused"))
 
 
-def test_a_name_that_is_no_pool_is_refused_by_the_server(stack: Stack, other: Machine) -> None:
+def test_a_name_that_is_no_pool_is_refused_by_the_server(stack, other):
     with pytest.raises(HTTPError) as error:
         stack.start({"name": "refused", "overrides": {"cluster.pools": {"pretrain": "gpu; rm"}}})
     assert "gpu; rm" in error.value.read().decode()
 
 
 @pytest.mark.full
-def test_remotes_that_no_other_machine_sees_are_refused_first(stack: Stack, other: Machine, remote: Path) -> None:
+def test_remotes_that_no_other_machine_sees_are_refused_first(stack, other, remote):
     origin = git(stack.root, "remote", "get-url", "origin")
     try:
         use_remote(stack.root, "../.align/remote")
@@ -187,7 +183,7 @@ def test_remotes_that_no_other_machine_sees_are_refused_first(stack: Stack, othe
     assert "pretrain in work pool gpu" in said
 
 
-def lines(stack: Stack, *runs: dict[str, Any]) -> list[str]:
+def lines(stack, *runs):
     """What flow runs logged."""
     question = {"logs": {"flow_run_id": {"any_": [run["id"] for run in runs]}}, "sort": "TIMESTAMP_ASC"}
     return [log["message"] for log in stack.ask("/logs/filter", question)] if runs else []

@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,7 +26,7 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory):
     """A head, which has run `make`, and a worker."""
     base = tmp_path_factory.mktemp("base")
     head, worker = machines(base)
@@ -45,7 +43,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def offered(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def offered(base, tmp_path_factory):
     """The two, after the worker has run `train` for the head and has given it; and what the head had offered."""
     folder = tmp_path_factory.mktemp("offered")
     head, worker = copy(base, folder)
@@ -59,16 +57,16 @@ def offered(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 
 @pytest.fixture
-def clones(base: Path, tmp_path: Path) -> tuple[Path, Path]:
+def clones(base, tmp_path):
     return copy(base, tmp_path)
 
 
 @pytest.fixture
-def given(offered: tuple[Path, Any], tmp_path: Path) -> tuple[Path, Path]:
+def given(offered, tmp_path):
     return copy(offered[0], tmp_path)
 
 
-def copy(base: Path, to: Path) -> tuple[Path, Path]:
+def copy(base, to):
     """Copies head and worker, with a remote that both reach."""
     shutil.copytree(base, to, symlinks=True, dirs_exist_ok=True)
     for root in machines(to):
@@ -76,15 +74,15 @@ def copy(base: Path, to: Path) -> tuple[Path, Path]:
     return machines(to)
 
 
-def machines(folder: Path) -> tuple[Path, Path]:
+def machines(folder):
     return folder / "head/clone", folder / "worker/clone"
 
 
-def dvc(root: Path, *words: str) -> str:
+def dvc(root, *words):
     return called(root, "dvc", *words).stdout
 
 
-def called(root: Path, module: str, *words: str) -> subprocess.CompletedProcess[str]:
+def called(root, module, *words):
     env = os.environ | {
         "PYTHONPATH": str(ROOT),
         "DVC_SITE_CACHE_DIR": str(root.parent / "site"),
@@ -97,17 +95,17 @@ def called(root: Path, module: str, *words: str) -> subprocess.CompletedProcess[
     return done
 
 
-def transfer(root: Path, *words: str) -> Any:
+def transfer(root, *words):
     done = called(root, "align.services.dvc.transfer", *words)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def accept(worker: Path, offered: dict[str, Any]) -> Any:
+def accept(worker, offered):
     return transfer(worker, "accept", "train", offered["remote"], json.dumps(offered["reads"]))
 
 
-def test_a_stage_goes_there_and_comes_back(given: tuple[Path, Path], offered: tuple[Path, Any]) -> None:
+def test_a_stage_goes_there_and_comes_back(given, offered):
     head, worker = given
     assert transfer(head, "take", "train") == {"found": True, "key": offered[1]["key"]}
     assert "is cached" in dvc(head, "repro", "-s", "train")
@@ -119,7 +117,7 @@ def test_a_stage_goes_there_and_comes_back(given: tuple[Path, Path], offered: tu
     assert accept(worker, again)["found"]
 
 
-def test_a_result_of_other_data_is_none(clones: tuple[Path, Path]) -> None:
+def test_a_result_of_other_data_is_none(clones):
     head, worker = clones
     accept(worker, transfer(head, "offer", "train"))
     (worker / "made").unlink()
@@ -129,7 +127,7 @@ def test_a_result_of_other_data_is_none(clones: tuple[Path, Path]) -> None:
     assert not transfer(head, "take", "train")["found"]
 
 
-def test_an_earlier_result_that_dvc_lock_names_is_none(given: tuple[Path, Path], offered: tuple[Path, Any]) -> None:
+def test_an_earlier_result_that_dvc_lock_names_is_none(given, offered):
     head, _ = given
     transfer(head, "take", "train")
     dvc(head, "repro", "-q", "-s", "train")
@@ -142,7 +140,7 @@ def test_an_earlier_result_that_dvc_lock_names_is_none(given: tuple[Path, Path],
     assert not transfer(head, "take", "train")["found"]
 
 
-def test_a_dep_that_differs_there_is_named_before_the_stage_runs(clones: tuple[Path, Path]) -> None:
+def test_a_dep_that_differs_there_is_named_before_the_stage_runs(clones):
     head, worker = clones
     offered = transfer(head, "offer", "train")
     done = called(
@@ -153,7 +151,7 @@ def test_a_dep_that_differs_there_is_named_before_the_stage_runs(clones: tuple[P
     assert "train reads added, which is not the same on this machine" in done.stderr
 
 
-def test_an_entry_whose_bytes_are_missing_is_no_result(given: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_entry_whose_bytes_are_missing_is_no_result(given, tmp_path):
     head, worker = given
     objects = [path for path in (tmp_path / "remote/files/md5").rglob("*") if path.is_file()]
     lost = [path for path in objects if path.read_bytes() == b"12" or path.suffix == ".dir"]  # as `dvc gc --cloud` does
@@ -166,7 +164,7 @@ def test_an_entry_whose_bytes_are_missing_is_no_result(given: tuple[Path, Path],
     assert transfer(head, "take", "train")["found"]
 
 
-def test_another_remote_is_refused(clones: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_remote_is_refused(clones, tmp_path):
     head, worker = clones
     offered = transfer(head, "offer", "train")
     dvc(worker, "remote", "modify", "--local", "shared", "url", str(tmp_path / "mine"))
@@ -175,7 +173,7 @@ def test_another_remote_is_refused(clones: tuple[Path, Path], tmp_path: Path) ->
     assert f"this machine's is {tmp_path / 'mine'}, and that of the run {offered['remote']}" in done.stderr
 
 
-def test_what_will_not_do_is_known_before(clones: tuple[Path, Path]) -> None:
+def test_what_will_not_do_is_known_before(clones):
     head, _ = clones
     found = transfer(head, "check", "train", "far")
     assert found["kept"] == ["added", "made"]
@@ -191,7 +189,7 @@ def test_what_will_not_do_is_known_before(clones: tuple[Path, Path]) -> None:
 PUSHED = "stages:\n  one:\n    cmd: cp value made\n    deps: [value]\n    outs: [made]\n"
 
 
-def test_all_branches_are_pushed_into_the_checkout_s_own_folder(tmp_path: Path) -> None:
+def test_all_branches_are_pushed_into_the_checkout_s_own_folder(tmp_path):
     root = make_repository(tmp_path / "project", {"dvc.yaml": PUSHED, "value": "1"}, "")
     for number in (1, 2):
         git(root, "switch", "--quiet", "-c", f"run/{number}")

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import time
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,7 @@ from tests.support.dvc_projects import (
     shell,
 )
 from tests.support.params import PARAMS_FILE
-from tests.support.s3_server import KEY, SECRET, S3Server, serve
+from tests.support.s3_server import KEY, SECRET, serve
 
 DVC_YAML = """\
 stages:
@@ -47,7 +46,7 @@ for number in range({count}):
 """
 
 
-def make_project(root: Path, count: int) -> Path:
+def make_project(root, count):
     """A repository with one stage, which has run."""
     make_repository(root, {"dvc.yaml": DVC_YAML, "make.py": MAKE.format(count=count)}, ignored="/data/\n")
     shell(root, "dvc repro", {})
@@ -55,19 +54,19 @@ def make_project(root: Path, count: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     """The folder of a project with five files, and of the record of its runs."""
     return make_project(tmp_path_factory.mktemp("made") / "project", 5).parent
 
 
 @pytest.fixture
-def project(made: Path, tmp_path: Path) -> Path:
+def project(made, tmp_path):
     """A copy of its own."""
     shutil.copytree(made, tmp_path, symlinks=True, dirs_exist_ok=True)
     return tmp_path / "project"
 
 
-def remote(bucket: str, server: S3Server) -> str:
+def remote(bucket, server):
     """The settings that the recipe's lines make."""
     lines = (
         "[core]", "    remote = s3", "['remote \"s3\"']", f"    url = s3://{bucket}/dvc",
@@ -76,12 +75,12 @@ def remote(bucket: str, server: S3Server) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def use_remote(root: Path, bucket: str, server: S3Server) -> None:
+def use_remote(root, bucket, server):
     """As the recipe's lines, which `test_a_clone_pulls_the_bytes_that_were_pushed` types."""
     (root / ".dvc/config.local").write_text(remote(bucket, server))
 
 
-def assert_no_secrets(root: Path) -> None:
+def assert_no_secrets(root):
     """No secret is in a file of the checkout or in its history, and git has no settings of S3."""
     leaks = [name for name, data in file_bytes(root).items() if KEY.encode() in data or SECRET.encode() in data]
     assert not leaks
@@ -94,7 +93,7 @@ def assert_no_secrets(root: Path) -> None:
     assert git(root, "status", "--porcelain") in ("", "?? dvc.lock")
 
 
-def test_a_clone_pulls_the_bytes_that_were_pushed(server: S3Server, project: Path) -> None:
+def test_a_clone_pulls_the_bytes_that_were_pushed(server, project):
     aws = aws_variables(server)
     bucket = server.make_bucket("bytes")
     add_remote(ENV_EXAMPLE, project, bucket, aws, server.url)
@@ -116,7 +115,7 @@ def test_a_clone_pulls_the_bytes_that_were_pushed(server: S3Server, project: Pat
 
 
 @pytest.mark.costs(3, "four commands of DVC, in three checkouts")
-def test_a_stage_that_ran_elsewhere_does_not_run_again(server: S3Server, project: Path) -> None:
+def test_a_stage_that_ran_elsewhere_does_not_run_again(server, project):
     aws = aws_variables(server)
     bucket = server.make_bucket("runs")
     use_remote(project, bucket, server)
@@ -140,7 +139,7 @@ def test_a_stage_that_ran_elsewhere_does_not_run_again(server: S3Server, project
     assert num_runs(project) == 1
 
 
-def test_wrong_credentials_push_nothing(server: S3Server, project: Path) -> None:
+def test_wrong_credentials_push_nothing(server, project):
     aws = aws_variables(server)
     bucket = server.make_bucket("refused")
     use_remote(project, bucket, server)
@@ -154,7 +153,7 @@ def test_wrong_credentials_push_nothing(server: S3Server, project: Path) -> None
 
 
 @pytest.mark.costs(6, "a real server is killed and started again in the middle of a push")
-def test_a_push_outlives_the_server(tmp_path: Path) -> None:
+def test_a_push_outlives_the_server(tmp_path):
     with serve(tmp_path / "server") as server:
         aws = aws_variables(server)
         bucket = server.make_bucket("lost")
@@ -255,7 +254,7 @@ Path("texts").write_text("\\n".join(texts))
 """
 
 
-def make_dataset(root: Path, objects: str, aws: dict[str, str]) -> Path:
+def make_dataset(root, objects, aws):
     """A repository with a dataset of two folders, which its stages have made."""
     values = PARAMS_FILE.read_text()
     for old, new in {
@@ -271,7 +270,7 @@ def make_dataset(root: Path, objects: str, aws: dict[str, str]) -> Path:
     return root
 
 
-def dataset(root: Path) -> dict[str, bytes]:
+def dataset(root):
     """Path -> bytes of everything that DVC versions."""
     return {
         f"{name}/{path}": data
@@ -280,13 +279,13 @@ def dataset(root: Path) -> dict[str, bytes]:
     }
 
 
-def tars(folder: Path) -> list[str]:
+def tars(folder):
     """Paths below a folder."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
 
 
 @pytest.mark.full
-def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server: S3Server, tmp_path: Path) -> None:
+def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server, tmp_path):
     aws = aws_variables(server) | {"PYTHONPATH": str(ROOT)}
     projects = {}
     for way in ("whole", "manifest"):
@@ -324,7 +323,7 @@ def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server: S3Server, tm
 
 
 @pytest.mark.costs(6, "a real server is killed and started again; three stages read and write S3")
-def test_an_unavailable_store_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_an_unavailable_store_is_one_clear_error_and_nothing_is_lost(tmp_path):
     with serve(tmp_path / "server") as server:
         aws = aws_variables(server) | {"PYTHONPATH": str(ROOT)}
         bucket = server.make_bucket("away")
@@ -347,7 +346,7 @@ def test_an_unavailable_store_is_one_clear_error_and_nothing_is_lost(tmp_path: P
         assert attempt_read(project, aws)[0] == 0  # from the checked copies
 
 
-def attempt_read(project: Path, aws: dict[str, str]) -> tuple[int, str]:
+def attempt_read(project, aws):
     """Return code, and the last line on stderr."""
     done = attempt(project, "python -m read", aws)
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,7 @@ from tests.support.params import PARAMS_FILE, at, sets
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(tmp_path_factory):
     """A folder with model and shards, indexed."""
     root = tmp_path_factory.mktemp("world")
     tiny_model.write(root)
@@ -22,20 +21,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def align(root: Path, verb: str, *words: str) -> int:
+def align(root, verb, *words):
     values = (*at(root, "raw", "shards", "index", "reports", "runtime"), f"paths.finetuned={root / 'model'}")
     return main([verb, "--params", str(PARAMS_FILE), *sets(*values, "index.queries=null"), *words])
 
 
-def found(root: Path, capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, object]]:
+def found(root, capsys, *words):
     assert align(root, "search", "--json", *words) == 0
-    rows: list[dict[str, object]] = json.loads(capsys.readouterr().out)
-    return rows
+    return json.loads(capsys.readouterr().out)
 
 
-def test_an_image_finds_itself_and_its_key_does_not(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_image_finds_itself_and_its_key_does_not(world, tmp_path, capsys):
     sample = next(iter_samples(world / "shards", "test"))
     (tmp_path / "query.jpg").write_bytes(sample.image)
     rows = found(world, capsys, "--image", str(tmp_path / "query.jpg"), "-k", "11")
@@ -45,7 +41,7 @@ def test_an_image_finds_itself_and_its_key_does_not(
     assert sample.key not in [row["key"] for row in found(world, capsys, "--key", sample.key)]
 
 
-def test_a_text_gives_a_table_and_a_page(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_text_gives_a_table_and_a_page(world, tmp_path, capsys):
     assert align(world, "search", "a red heart", "-k", "4", "--html", str(tmp_path / "page.html")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["rank", "score", "key", "text"]
@@ -55,7 +51,7 @@ def test_a_text_gives_a_table_and_a_page(world: Path, tmp_path: Path, capsys: py
     assert "a red heart" in page
 
 
-def test_plus_and_minus_change_what_an_image_finds(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plus_and_minus_change_what_an_image_finds(world, capsys):
     alone, plus, minus = (
         [row["score"] for row in found(world, capsys, "--key", "000000000", *words)]
         for words in ((), ("--plus", "a red heart"), ("--minus", "a red heart"))
@@ -63,9 +59,7 @@ def test_plus_and_minus_change_what_an_image_finds(world: Path, capsys: pytest.C
     assert alone != plus != minus
 
 
-def test_no_index_another_model_and_other_shards(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_index_another_model_and_other_shards(world, tmp_path, capsys):
     root = tmp_path / "copy"
     shutil.copytree(world, root)
     page = tmp_path / "page.html"

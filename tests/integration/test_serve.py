@@ -4,11 +4,8 @@ import json
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,25 +14,25 @@ from align.config.paths import PathsConfig
 from align.config.search import IndexConfig
 from align.formats.model_folder import model_digest
 from align.model.embedder import Embedder
-from align.release.registration.register import Registration, register
+from align.release.registration.register import register
 from align.release.registration.results import PipelineOutputs
 from align.search.index import IndexedData, IndexModel, index
 from align.search.service.champion import Champion
 from align.search.service.fetched import RegisteredChampion
 from align.search.service.served import Pictures
 from align.search.service.service import SearchService
-from align.services.tracking.registry import CHAMPION, Version
+from align.services.tracking.registry import CHAMPION
 from tests.support import colour_index, registered, wait_until
 from tests.support.params import load_params
-from tests.support.registered import ORIGIN, VALUES, Project
+from tests.support.registered import ORIGIN, VALUES
 from tests.support.served import limits, listening, pair_of, take_downs
 
 
 class Served:
     """A project, and what follows its champion."""
 
-    def __init__(self, root: Path, mlflow: str) -> None:
-        self.project: Project = registered.write(root, mlflow)
+    def __init__(self, root, mlflow):
+        self.project = registered.write(root, mlflow)
         self.root = root
         values = load_params().values["paths"]
         own = {"finetuned": root / "models/finetuned", "index": root / "index", "shards": root / "shards"}
@@ -47,7 +44,7 @@ class Served:
         )
         self.champion = Champion(self.source, 0.1, take_downs())
 
-    def index(self) -> None:
+    def index(self):
         """What `align index` does."""
         model = self.paths.finetuned
         index(
@@ -56,7 +53,7 @@ class Served:
             engine=load_params().section(EngineConfig), out=self.paths.index, reports=self.root / "reports/index",
         )  # fmt: skip
 
-    def register(self, recall: float) -> Registration:
+    def register(self, recall):
         """Another version, with its index."""
         self.project.evaluate(recall)
         root = self.root
@@ -65,25 +62,25 @@ class Served:
         )
         return register(self.project.config, outputs, VALUES, origin=ORIGIN, tracker=self.project.tracker, run_id=None)
 
-    def crown(self, version: Version) -> None:
+    def crown(self, version):
         """Moves the alias, as a promotion does."""
         self.project.tracker.registry.set_version_tags(version, {"align.promoted_at": "today"})
         self.project.tracker.registry.set_alias(version, CHAMPION)
 
     @property
-    def number(self) -> int | None:
+    def number(self):
         return self.champion.served.release.version if self.champion.served else None
 
 
 @pytest.fixture
-def world(tmp_path: Path, mlflow_server: str) -> Served:
+def world(tmp_path, mlflow_server):
     made = Served(tmp_path, mlflow_server)
     made.index()
     return made
 
 
 @contextmanager
-def serving(world: Served) -> Iterator[str]:
+def serving(world):
     """A server on a free port; its address."""
     store = StoreConfig.model_validate(load_params().values["store"])
     service = SearchService(
@@ -97,7 +94,7 @@ def serving(world: Served) -> Iterator[str]:
         service.close()
 
 
-def get(url: str) -> tuple[int, dict[str, Any]]:
+def get(url):
     try:
         with urllib.request.urlopen(url, timeout=100) as answer:
             return answer.status, json.load(answer)
@@ -106,10 +103,10 @@ def get(url: str) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.costs(7, "queries without a pause, while three models are loaded")
-def test_it_follows_promotion_and_rollback_under_load_without_an_error(world: Served) -> None:
+def test_it_follows_promotion_and_rollback_under_load_without_an_error(world):
     one, two = world.register(0.5).version, world.register(0.6).version
     world.crown(one)
-    seen: set[int] = set()
+    seen = set()
     with serving(world) as url, ThreadPoolExecutor(8) as users:
         assert get(f"{url}/health")[1]["ready"] is False
         assert get(f"{url}/search?text=fox")[0] == 503
@@ -117,7 +114,7 @@ def test_it_follows_promotion_and_rollback_under_load_without_an_error(world: Se
         wait_until(lambda: world.number == one.number)
         stop, answered = threading.Event(), list[int]()
 
-        def ask(user: int) -> list[int]:
+        def ask(user):
             statuses = []
             while not stop.is_set():
                 status, body = get(f"{url}/search?text=fox+{user}+{len(statuses)}&limit=3")

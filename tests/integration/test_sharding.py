@@ -27,10 +27,9 @@ from align.training.acceleration import accelerated
 from align.training.batches.batch import Batch
 from align.training.lamb import Lamb
 from align.training.ranks.buckets import gathered
-from align.training.ranks.process_group import Ranks, launch
+from align.training.ranks.process_group import launch
 from align.training.ranks.sharding import distributed_like, is_sharded, shard, shards
 from align.training.run import run
-from align.training.run_plan import TrainingPlan
 from align.training.stage import train_stage
 from align.training.step import compute_gradients
 from tests.support import cpu_budget, lamb_reference, training_data
@@ -47,7 +46,7 @@ SHORT = {
 WHOLE = SHORT | {"clip_norm": 100.0, "best_metric": "val/effective_rank"}
 
 #: Ways through a step: several parts in one backward pass, one backward pass per part, a block computed twice.
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+CASES = {
     "parts": ({}, {}),
     "micro_batch": ({"micro_batch": 8}, {}),
     "checkpointing": ({"micro_batch": 8, "gradient_checkpointing": "blocks"}, {}),
@@ -67,19 +66,19 @@ class Outcomes:
     root: Path
     ranks: list[dict[str, Any]]
 
-    def last(self, name: str) -> dict[str, Any]:
+    def last(self, name):
         return last(self.root, name)
 
 
-def _plan(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **changes: Any) -> TrainingPlan:
+def _plan(data, checkpoints, log=None, **changes):
     return training_data.plan(data, checkpoints, pretrain_config(**(SHORT | changes)), log=log)
 
 
-def _in_two(data: tuple[Path, Path], checkpoints: Path, log: Any = None, **changes: Any) -> TrainingPlan:
+def _in_two(data, checkpoints, log=None, **changes):
     return _plan(data, checkpoints, log, **({"num_processes": 2, "shard_weights": True} | changes))
 
 
-def gradients(tokenizer: Path, case: str, ranks: Ranks) -> tuple[float, float, dict[str, Tensor]]:
+def gradients(tokenizer, case, ranks):
     """Loss, norm and all gradients of a batch, whole."""
     recipe, model_changes = (CASES | COMPILED)[case]
     torch.manual_seed(0)
@@ -98,7 +97,7 @@ def gradients(tokenizer: Path, case: str, ranks: Ranks) -> tuple[float, float, d
     )
 
 
-def _batch(model: DualEncoder, ranks: Ranks) -> Batch:
+def _batch(model, ranks):
     """This rank's share."""
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 255, (BATCH, 32, 32, 3), dtype=np.uint8))
@@ -109,7 +108,7 @@ def _batch(model: DualEncoder, ranks: Ranks) -> Batch:
     return Batch(images[rows], texts[rows], draws[rows])
 
 
-def lamb(ranks: Ranks) -> list[Tensor]:
+def lamb(ranks):
     """Six steps of LAMB on the numbers of `test_lamb_on_shards_is_lamb`."""
     module, (starts, grads) = nn.Module(), _lamb_numbers()
     for index, start in enumerate(starts):
@@ -126,20 +125,20 @@ def lamb(ranks: Ranks) -> list[Tensor]:
     return gathered(params)  # type: ignore[no-any-return]  # as deep as what it is given
 
 
-def _lamb_numbers() -> tuple[list[Any], list[list[Any]]]:
+def _lamb_numbers():
     generator = np.random.default_rng(0)
     starts = [generator.normal(size=shape) for shape in SHAPES]
     return starts, [[generator.normal(size=shape) for shape in SHAPES] for _ in range(6)]
 
 
-def layouts(ranks: Ranks) -> dict[str, Any]:
+def layouts(ranks):
     """How a convolution's weight lies in memory while it computes, kept, and as a gradient."""
     model = DualEncoder(MODEL, 50).train()
     shard(model, ranks)
     convolution = model.vision_model.encoder.blocks[1].expansion.expand_conv
-    seen: dict[str, Any] = {}
+    seen = {}
 
-    def look(module: nn.Conv2d, inputs: Any, output: Tensor) -> None:
+    def look(module, inputs, output):
         weight = module.weight
         seen["computes with"] = (tuple(weight.shape), weight.is_contiguous(memory_format=torch.channels_last))
         seen["output"] = output.is_contiguous(memory_format=torch.channels_last)
@@ -154,8 +153,8 @@ def layouts(ranks: Ranks) -> dict[str, Any]:
 _HUGE = functools.partial(GradScaler, init_scale=2.0**127)
 
 
-def _work(plans: list[tuple[str, TrainingPlan]], tokenizer: Path, root: Path, ranks: Ranks) -> None:
-    results: dict[str, Any] = {}
+def _work(plans, tokenizer, root, ranks):
+    results = {}
     step_module.CPU_PART = 4
     results |= {f"gradients, {case}": gradients(tokenizer, case, ranks) for case in CASES}
     results["lamb"], results["layouts"] = lamb(ranks), layouts(ranks)
@@ -171,7 +170,7 @@ def _work(plans: list[tuple[str, TrainingPlan]], tokenizer: Path, root: Path, ra
 
 @pytest.fixture(scope="module")
 @costs(24, "ten runs of two ranks, and six ways through a step")
-def outcomes(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+def outcomes(data, tmp_path_factory):
     root = tmp_path_factory.mktemp("outcomes")
     run(_plan(data, root / "one", **WHOLE))
     shutil.copytree(root / "one", root / "resumed by shards")
@@ -193,7 +192,7 @@ def outcomes(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
     return Outcomes(root, [torch.load(root / f"{rank}.pt") for rank in range(2)])
 
 
-def assert_close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def assert_close(ours, theirs):
     """Two checkpoints of the same run are equal up to rounding."""
     for mine, other in zip(ours["rows"], theirs["rows"], strict=True):
         assert mine == pytest.approx(other, rel=1e-3)  # including recall@k, a share of eight
@@ -202,7 +201,7 @@ def assert_close(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             torch.testing.assert_close(ours["model"][name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
-def assert_same(ours: Any, theirs: Any) -> None:
+def assert_same(ours, theirs):
     """Equal bit for bit, at every level."""
     assert type(ours) is type(theirs)
     if isinstance(theirs, dict):
@@ -217,7 +216,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert torch.equal(ours, theirs) if isinstance(theirs, Tensor) else ours == theirs
 
 
-def test_two_ranks_equal_one_process(outcomes: Outcomes) -> None:
+def test_two_ranks_equal_one_process(outcomes):
     one, two = outcomes.last("one"), outcomes.last("two")
     assert [outcome["whole"] for outcome in outcomes.ranks] == ["done", "done"]
     assert any(name.endswith("recall@10") for name in two["rows"][-1])
@@ -227,18 +226,16 @@ def test_two_ranks_equal_one_process(outcomes: Outcomes) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_sums_over_ranks(
-    outcomes: Outcomes, data: tuple[Path, Path], case: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_are_sums_over_ranks(outcomes, data, case, monkeypatch):
     monkeypatch.setattr(step_module, "CPU_PART", 4)
     first, second = (outcome[f"gradients, {case}"] for outcome in outcomes.ranks)
     assert first[:2] == second[:2]
     assert_gradients(first, data[1], case)
 
 
-def assert_gradients(ours: tuple[float, float, dict[str, Tensor]], tokenizer: Path, case: str) -> None:
+def assert_gradients(ours, tokenizer, case):
     """Against one process."""
-    alone: list[tuple[float, float, dict[str, Tensor]]] = []
+    alone = []
     launch(lambda ranks: alone.append(gradients(tokenizer, case, ranks)), 1, 1)
     loss, norm, grads = ours
     [(whole_loss, whole_norm, whole)] = alone
@@ -249,14 +246,14 @@ def assert_gradients(ours: tuple[float, float, dict[str, Tensor]], tokenizer: Pa
         assert apart < 2e-3, f"{name}: {apart}"
 
 
-def _in_four(tokenizer: Path, root: Path, ranks: Ranks) -> None:
+def _in_four(tokenizer, root, ranks):
     step_module.CPU_PART = 4
     results = {case: gradients(tokenizer, case, ranks) for case in ("parts", "micro_batch", "cheap")}
     torch.save(results | {"lamb": lamb(ranks)}, root / f"{ranks.rank}.pt")
 
 
 @pytest.mark.full
-def test_four_ranks_are_as_two(data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_ranks_are_as_two(data, tmp_path, monkeypatch):
     launch(functools.partial(_in_four, data[1], tmp_path), 4, 1)
     monkeypatch.setattr(step_module, "CPU_PART", 4)
     first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(4))
@@ -266,14 +263,14 @@ def test_four_ranks_are_as_two(data: tuple[Path, Path], tmp_path: Path, monkeypa
         assert_gradients(found, data[1], case)
 
 
-def test_convolutions_keep_channels_last(outcomes: Outcomes) -> None:
+def test_convolutions_keep_channels_last(outcomes):
     for outcome in outcomes.ranks:
         seen = outcome["layouts"]
         assert seen["computes with"][0][2:] == (1, 1) and seen["computes with"][1] and seen["output"], seen
         assert seen["kept"], seen
 
 
-def _compile_in_two(tokenizer: Path, out: Path, ranks: Ranks) -> None:
+def _compile_in_two(tokenizer, out, ranks):
     compile = torch.compile
     torch.compile = functools.partial(compile, backend="aot_eager")  # type: ignore[assignment]  # no C++ compiler
     found = gradients(tokenizer, "compiled", ranks)
@@ -282,17 +279,17 @@ def _compile_in_two(tokenizer: Path, out: Path, ranks: Ranks) -> None:
 
 
 @pytest.mark.full
-def test_compiled_blocks_may_be_sharded(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_compiled_blocks_may_be_sharded(data, tmp_path):
     launch(functools.partial(_compile_in_two, data[1], tmp_path / "out.pt"), 2, 1)
     assert_gradients(torch.load(tmp_path / "out.pt"), data[1], "micro_batch")
 
 
-def test_lamb_on_shards_is_lamb(outcomes: Outcomes) -> None:
+def test_lamb_on_shards_is_lamb(outcomes):
     """Against the line-by-line reference; a trust ratio over one rank's rows would differ."""
     assert_lamb(outcomes.ranks[0]["lamb"])
 
 
-def assert_lamb(ours: list[Tensor]) -> None:
+def assert_lamb(ours):
     starts, grads = _lamb_numbers()
     for index, start in enumerate(starts):
         expected = lamb_reference.lamb(
@@ -301,7 +298,7 @@ def assert_lamb(ours: list[Tensor]) -> None:
         np.testing.assert_allclose(ours[index].numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_stopped_and_resumed_equals_a_whole_run(outcomes: Outcomes) -> None:
+def test_stopped_and_resumed_equals_a_whole_run(outcomes):
     for outcome in outcomes.ranks:
         assert outcome["stopped"].startswith("StoppedError: stopped by SIGTERM after step 2 of 4")
         assert outcome["parts, stopped"].startswith("StoppedError: stopped by SIGTERM after step 2 of 4")
@@ -310,16 +307,14 @@ def test_stopped_and_resumed_equals_a_whole_run(outcomes: Outcomes) -> None:
     assert_same(outcomes.last("left"), outcomes.last("parts"))
 
 
-def test_no_message_of_a_long_name_is_sent(outcomes: Outcomes) -> None:
+def test_no_message_of_a_long_name_is_sent(outcomes):
     """They break the heap, see `align.training.ranks.buckets`; torch's functional collectives are such messages."""
     for outcome in outcomes.ranks:
         assert {"c10d.gather_.default", "c10d._allgather_base_.default"} <= outcome["messages"]
         assert not [kind for kind in outcome["messages"] if "functional" in kind or "coalesced" in kind]
 
 
-def test_any_number_of_ranks_resumes_from_shards_and_shards_from_any(
-    outcomes: Outcomes, data: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_any_number_of_ranks_resumes_from_shards_and_shards_from_any(outcomes, data, tmp_path):
     assert_close(outcomes.last("resumed by shards"), outcomes.last("one"))
     shutil.copytree(outcomes.root / "two", tmp_path / "two")
     alone = _plan(data, tmp_path / "two", **WHOLE)
@@ -332,14 +327,12 @@ def test_any_number_of_ranks_resumes_from_shards_and_shards_from_any(
     assert_close(saved, outcomes.last("one"))
 
 
-def test_a_loss_that_is_not_finite_ends_all_ranks_alike(outcomes: Outcomes) -> None:
+def test_a_loss_that_is_not_finite_ends_all_ranks_alike(outcomes):
     first, second = (outcome["broken"] for outcome in outcomes.ranks)
     assert first == second and first.startswith("NonFiniteLossError: the loss is ")
 
 
-def test_all_ranks_leave_out_the_same_steps(
-    outcomes: Outcomes, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_ranks_leave_out_the_same_steps(outcomes, data, tmp_path, monkeypatch):
     monkeypatch.setattr(state_module, "GradScaler", _HUGE)
     one = run(_plan(data, tmp_path, precision="float16"))
     assert one is not None and [outcome["scaled"] for outcome in outcomes.ranks] == ["done", "done"]
@@ -349,7 +342,7 @@ def test_all_ranks_leave_out_the_same_steps(
     assert 0 < sum(row["train/skipped_steps"] for row in rows) <= 4
 
 
-def test_one_rank_does_not_shard(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_one_rank_does_not_shard(data, tmp_path):
     plain, sharded = (run(_plan(data, tmp_path / str(on), shard_weights=on)) for on in (False, True))
     assert plain is not None and sharded is not None and sharded.rows == plain.rows
 
@@ -366,8 +359,8 @@ EACH = pytest.mark.parametrize(
 )
 
 
-def _locked_work(plans: list[tuple[str, TrainingPlan]], root: Path, ranks: Ranks) -> None:
-    results: dict[str, list[str]] = {}
+def _locked_work(plans, root, ranks):
+    results = {}
     for name, some in plans:
         results.setdefault(name, []).append(ended_with(some, ranks))
     torch.save(results, root / f"{ranks.rank}.pt")
@@ -375,14 +368,14 @@ def _locked_work(plans: list[tuple[str, TrainingPlan]], root: Path, ranks: Ranks
 
 @pytest.fixture(scope="module")
 @costs(11, "seven runs of two ranks, and three of one")
-def root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def root(tmp_path_factory, request):
     """Each case of two ranks, and `one`, of each locked tower; and a sharded run that is stopped and resumed."""
     root = tmp_path_factory.mktemp("outcomes")
     data = training_data.write(root)
     begun = plan(data, root / "begun", pretrain_config(num_steps=3))
     train_stage(begun, out=root / "model", reports=root / "reports")
 
-    def of(name: str, which: str, log: Any = None, **changes: Any) -> tuple[str, TrainingPlan]:
+    def of(name, which, log=None, **changes):
         recipe = finetune_config(**(WHOLE | {"locked": which} | changes))
         made = plan(data, root / f"{which} {name}", recipe, initial=root / "model", log=log)
         return f"{which} {name}", made
@@ -399,7 +392,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 
 @pytest.mark.parametrize("which", TOWERS)
 @EACH
-def test_two_ranks_with_a_locked_tower_equal_one_process(root: Path, which: str, case: str) -> None:
+def test_two_ranks_with_a_locked_tower_equal_one_process(root, which, case):
     one, two = (last(root, f"{which} {name}", "finetune") for name in ("one", case))
     assert_close(two, one)
     assert len(two["optimiser"]["state"]) == len(one["optimiser"]["state"])
@@ -407,7 +400,7 @@ def test_two_ranks_with_a_locked_tower_equal_one_process(root: Path, which: str,
 
 @pytest.mark.parametrize("which", TOWERS)
 @EACH
-def test_the_locked_tower_stays_as_it_is(root: Path, which: str, case: str) -> None:
+def test_the_locked_tower_stays_as_it_is(root, which, case):
     before, after = load_model(root / "model").state_dict(), last(root, f"{which} {case}", "finetune")["model"]
     assert before.keys() == after.keys()
     same = {name for name, value in before.items() if torch.equal(value, after[name])}
@@ -416,7 +409,7 @@ def test_the_locked_tower_stays_as_it_is(root: Path, which: str, case: str) -> N
 
 
 @pytest.mark.parametrize("which", TOWERS)
-def test_stopped_and_resumed_with_a_locked_tower_equals_a_whole_run(root: Path, which: str) -> None:
+def test_stopped_and_resumed_with_a_locked_tower_equals_a_whole_run(root, which):
     for rank in range(2):
         first, second = torch.load(root / f"{rank}.pt")[f"{which} stopped"]
         assert first.startswith("StoppedError: stopped by SIGTERM after step 2 of 4") and second == "done"

@@ -5,11 +5,9 @@ import gzip
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -17,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.formats.raw import raw_shards
-from tests.support.odd_archives import ODDITIES, Stored, clean_archive, odd_archive, stored_responses
+from tests.support.odd_archives import ODDITIES, clean_archive, odd_archive, stored_responses
 from tests.support.ranges import ranges
 from tests.support.reading import ingested, rows_of, source_at
 from tests.support.s3_server import serve
@@ -45,11 +43,11 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def pictures(sample: Path) -> list[bytes]:
+def pictures(sample):
     """Twelve different pictures of the sample: JPEG, PNG and WebP."""
     source = source_at(sample / "archive.warc.gz")
-    distinct: dict[bytes, None] = {}
-    counts: Counter[str] = Counter()
+    distinct = {}
+    counts = Counter()
     for batch in source.scan(source.files[0], counts):
         if "text" not in batch.schema.names:
             for row in batch.to_pylist():
@@ -60,7 +58,7 @@ def pictures(sample: Path) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def web(pictures: list[bytes]) -> Iterator[WebServer]:
+def web(pictures):
     """Serves /0, /1, ... and nothing else."""
     with WebServer() as server:
         for number, picture in enumerate(pictures):
@@ -68,7 +66,7 @@ def web(pictures: list[bytes]) -> Iterator[WebServer]:
         yield server
 
 
-def warc(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+def warc(root, pictures, web):
     """Two files: pages in one, pictures in the other, as crawlers split them."""
     japanese = '<meta charset="Shift_JIS"><title>写真</title><img src="/jp/髙.png" alt="髙い山①の写真">'
     russian = "<base href='http://img.example/ru/'><img src=собака.jpg alt='Собака на траве'>"
@@ -110,7 +108,7 @@ def warc(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     ], {"not crawled": "not in archive"})  # fmt: skip
 
 
-def wat_of_the_web(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+def wat_of_the_web(root, pictures, web):
     links = [
         {"path": "A@/href", "url": "/somewhere", "text": "a link"},
         {"path": "IMG@/src", "url": "/0", "alt": "null &amp; nichts"},
@@ -123,10 +121,10 @@ def wat_of_the_web(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     ], {"gone": "HTTP 404"})  # fmt: skip
 
 
-def url_table(kind: str) -> Callable[[Path, list[bytes], WebServer], Case]:
+def url_table(kind):
     """Tables as they are published; nobody has to name their columns."""
 
-    def build(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+    def build(root, pictures, web):
         urls, texts = [web.url(f"/{number}") for number in range(3)], ['say "hi', "two, and a half", "drei 𝟛"]
         location = root / kind
         match kind:
@@ -158,7 +156,7 @@ def url_table(kind: str) -> Callable[[Path, list[bytes], WebServer], Case]:
     return build
 
 
-def img2dataset(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+def img2dataset(root, pictures, web):
     tar(root / "00000.tar", {"000000000.jpg": pictures[0], "000000000.txt": b"null", "000000002.jpg": pictures[2]})
     rows = {
         "url": ["http://x/0", "http://x/1", "http://x/2"], "caption": ["null", "eins", None],
@@ -171,7 +169,7 @@ def img2dataset(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     return Case(root, ["source=shards"], pairs, {"eins": "HTTP Error 410: Gone"})
 
 
-def webdataset(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+def webdataset(root, pictures, web):
     for number in range(2):
         tar(root / f"cc3m-{number:04d}.tar", {
             f"{number}a.jpg": pictures[2 * number], f"{number}a.txt": b"text %d" % number,
@@ -184,7 +182,7 @@ def webdataset(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     ])  # fmt: skip
 
 
-def coco_captions(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+def coco_captions(root, pictures, web):
     for folder in ("annotations", "train2017"):
         (root / folder).mkdir()
     names = [f"{number:012d}.jpg" for number in range(2)]
@@ -203,7 +201,7 @@ def coco_captions(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     ])  # fmt: skip
 
 
-def karpathy(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+def karpathy(root, pictures, web):
     (root / "flickr30k-images").mkdir()
     (root / "flickr30k-images/36979.jpg").write_bytes(pictures[0])
     texts = ("A man .", "Two dogs .")
@@ -213,7 +211,7 @@ def karpathy(root: Path, pictures: list[bytes], web: WebServer) -> Case:
     return Case(root / "dataset_flickr30k.json", ["source=coco"], [(text, "caption", pictures[0]) for text in texts])
 
 
-def photographs(root: Path, pictures: list[bytes], web: WebServer) -> Case:
+def photographs(root, pictures, web):
     (root / "images").mkdir()
     for name, data in zip("012", pictures, strict=False):
         (root / f"images/{name}.jpg").write_bytes(data)
@@ -235,9 +233,7 @@ BUILDERS = [
 
 
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
-def test_source(
-    build: Callable[[Path, list[bytes], WebServer], Case], tmp_path: Path, pictures: list[bytes], web: WebServer
-) -> None:
+def test_source(build, tmp_path, pictures, web):
     (tmp_path / "source").mkdir()
     case = build(tmp_path / "source", pictures, web)
     source = source_at(case.location, *case.overrides)
@@ -254,7 +250,7 @@ def test_source(
     }
 
 
-def _ingested(case: Case, root: Path) -> set[tuple[Any, ...]]:
+def _ingested(case, root):
     """The result of `align ingest`: each text, its source, and the picture's digest or the error."""
     values = ("download.num_retries=0", "ingest.skip_hopeless=false", *(f"ingest.{value}" for value in case.overrides))
     rows = ingested(root, case.location, *values)
@@ -262,9 +258,7 @@ def _ingested(case: Case, root: Path) -> set[tuple[Any, ...]]:
     return {(row["caption"], row["text_source"], row["sha256"] or row["error_message"]) for row in rows}
 
 
-def test_sources_in_s3_are_those_of_a_folder(
-    tmp_path: Path, pictures: list[bytes], web: WebServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sources_in_s3_are_those_of_a_folder(tmp_path, pictures, web, monkeypatch):
     with serve(tmp_path / "server") as server:
         server.use(monkeypatch)
         tables = map(url_table, ("laion.parquet", "cc12m.tsv.gz"))
@@ -285,7 +279,7 @@ def test_sources_in_s3_are_those_of_a_folder(
                 assert there == _ingested(case, tmp_path / f"{bucket}-here")
 
 
-def test_sources_on_a_web_server_are_those_of_a_folder(tmp_path: Path, pictures: list[bytes], web: WebServer) -> None:
+def test_sources_on_a_web_server_are_those_of_a_folder(tmp_path, pictures, web):
     with WebServer() as server:
         tables = map(url_table, ("laion.parquet", "cc12m.tsv.gz"))
         for number, build in enumerate((warc, img2dataset, webdataset, *tables, coco_captions)):
@@ -302,7 +296,7 @@ def test_sources_on_a_web_server_are_those_of_a_folder(tmp_path: Path, pictures:
             assert _rows(source_at(tmp_path / f"{number}.paths", *case.overrides, *root)) == _rows(local)
 
 
-def test_a_worker_asks_a_host_once_for_robots_txt_over_all_shards(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_a_worker_asks_a_host_once_for_robots_txt_over_all_shards(tmp_path, pictures):
     with WebServer() as server:
         for number, picture in enumerate(pictures):
             server.routes[f"/{number}"] = answer(picture)
@@ -316,10 +310,10 @@ def test_a_worker_asks_a_host_once_for_robots_txt_over_all_shards(tmp_path: Path
         assert server.count("/robots.txt") == 1
 
 
-def _rows(source: Any) -> list[list[tuple[Any, ...]]]:
+def _rows(source):
     """What candidates and responses say, with their bytes, wherever the source lies."""
 
-    def read(row: dict[str, Any]) -> tuple[Any, ...]:
+    def read(row):
         data = row["file"] and source.read(row["file"], row["offset"])
         return row["url"].rpartition("/")[2], row.get("text"), row.get("text_source"), row.get("problem"), data
 
@@ -332,7 +326,7 @@ VALUES = ("ingest.images_from=archive",)
 
 
 @pytest.fixture(scope="module")
-def responses(sample: Path) -> list[Stored]:
+def responses(sample):
     """Some pages of the sample and their pictures."""
     stored = stored_responses(sample / "archive.warc.gz")
     pages = [one for one in stored.values() if one.is_page]
@@ -345,9 +339,7 @@ def responses(sample: Path) -> list[Stored]:
     return [*pages, *(stored[url] for url in pictures if url not in chosen)]
 
 
-def test_each_oddity_beside_a_clean_archive(
-    tmp_path: Path, responses: list[Stored], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_oddity_beside_a_clean_archive(tmp_path, responses, capsys):
     clean = clean_archive(tmp_path / "archives/clean", responses)
     odd = odd_archive(tmp_path / "archives/odd", responses)
     ingested(tmp_path / "odd", odd.folder, *VALUES, code=1)
@@ -375,6 +367,6 @@ def test_each_oddity_beside_a_clean_archive(
     }  # fmt: skip
 
 
-def _pairs(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def _pairs(rows):
     """Address, caption, page and the picture's digest of every pair."""
     return sorted(tuple(row[name] or "" for name in ("url", "caption", "page_url", "sha256")) for row in rows)

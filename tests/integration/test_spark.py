@@ -7,10 +7,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,17 +58,17 @@ TRAPS = [
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def cluster(tmp_path_factory):
     """(URL of the master, folder in which each worker has a folder)."""
     with running_cluster(tmp_path_factory.mktemp("cluster")) as spark:
         yield spark.url, spark.folder
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
-def test_an_item_that_kills_its_process_is_put_aside(cluster: tuple[str, Path], tmp_path: Path) -> None:
+def test_an_item_that_kills_its_process_is_put_aside(cluster, tmp_path):
     config = load_params().section(EngineConfig).model_copy(update={"runner": "spark", "spark_master": cluster[0]})
 
-    def squared(_: None, number: int) -> int:  # nested: the workers cannot import the tests
+    def squared(_, number):  # nested: the workers cannot import the tests
         return os._exit(9) if number == 13 else number * number
 
     step = Step(nullcontext, squared, "number {}".format)
@@ -81,7 +79,7 @@ def test_an_item_that_kills_its_process_is_put_aside(cluster: tuple[str, Path], 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+def folder(tmp_path_factory, sample):
     """data/raw of some pages of the sample, and a shard of traps; scores are made up, as the network plays no part."""
     folder = tmp_path_factory.mktemp("pairs")
     ingested(folder, sample / "archive.warc.gz", f"ingest.max_pages={NUM_PAGES}", "ingest.shard_size=1500")
@@ -89,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     (folder / "images").mkdir()
     traps(folder)
     (folder / "scored").mkdir()
-    seen: set[str] = set()
+    seen = set()
     for shard in raw_shards(folder / "raw"):
         ids = [one for one in dict.fromkeys(read_table(shard)["sha256"].to_pylist()) if one and one not in seen]
         seen.update(ids)
@@ -98,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     return folder
 
 
-def traps(folder: Path) -> None:
+def traps(folder):
     """Each trap with twelve pictures, so that the text is shared by too many if texts like it count as equal."""
     rows, images = [], []
     for row, caption in enumerate(caption for caption in TRAPS for _ in range(6)):
@@ -120,7 +118,7 @@ def traps(folder: Path) -> None:
         pass
 
 
-def run(folder: Path, engine: EngineConfig) -> Path:
+def run(folder, engine):
     out = folder / engine.runner
     work = out / ".filtered.part"
     work.mkdir(parents=True)
@@ -136,7 +134,7 @@ def run(folder: Path, engine: EngineConfig) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
-def test_duckdb_and_spark_decide_alike(folder: Path, cluster: tuple[str, Path]) -> None:
+def test_duckdb_and_spark_decide_alike(folder, cluster):
     url, workers = cluster
     engine = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})
     duckdb = run(folder, engine)
@@ -172,7 +170,7 @@ with open_engine(load_params(overrides=overrides).section(EngineConfig), Path(fo
 
 
 @pytest.mark.parametrize("limit", ["400MB", "1.5GB"])
-def test_spark_on_this_machine_starts_with_any_memory_limit_of_duckdb(limit: str, tmp_path: Path) -> None:
+def test_spark_on_this_machine_starts_with_any_memory_limit_of_duckdb(limit, tmp_path):
     """In a process of its own: the memory of a Java machine is that of its first session."""
     if shutil.which("java") is None:
         missing("Spark needs Java 17")

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +59,7 @@ class Ended:
 
 
 @pytest.fixture(autouse=True)
-def _obeys_ctrl_c() -> Iterator[None]:
+def _obeys_ctrl_c():
     """What is started from a test run in the background would ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -68,7 +67,7 @@ def _obeys_ctrl_c() -> Iterator[None]:
 
 
 @pytest.fixture(name="alone")
-def _alone(tmp_path: Path) -> Iterator[Stack]:
+def _alone(tmp_path):
     """A checkout without servers."""
     root = tmp_path / "repo"
     stub_repository(root)
@@ -84,18 +83,11 @@ def _alone(tmp_path: Path) -> Iterator[Stack]:
     stack.close()
 
 
-def waits(stack: Stack, verb: str) -> None:
+def waits(stack, verb):
     (stack.root / f"checkpoints/wait-{verb}").touch()
 
 
-def stop(
-    stack: Stack,
-    when: str,
-    number: signal.Signals,
-    *command: str,
-    again_after_s: float | None = None,
-    send: Callable[[int, int], None] = os.killpg,
-) -> Ended:
+def stop(stack, when, number, *command, again_after_s=None, send=os.killpg):
     """Starts `command`, and sends a signal to its whole group, or to itself, once it prints a line with `when`."""
     began, family = 0.0, list[psutil.Process]()
     with subprocess.Popen(
@@ -104,7 +96,7 @@ def stop(
     ) as run:  # fmt: skip
         try:
             assert run.stdout
-            lines: list[str] = []
+            lines = []
             for line in run.stdout:
                 lines.append(line.rstrip())
                 if when in line and not began:
@@ -122,11 +114,11 @@ def stop(
     return Ended(code, seconds, lines, left)
 
 
-def run_of(name: str) -> list[str]:
+def run_of(name):
     return [sys.executable, "-m", "align.cli", "run", "--name", name]
 
 
-def in_order(stack: Stack, ended: Ended, code: int) -> None:
+def in_order(stack, ended, code):
     """What holds at every moment."""
     text = "\n".join(ended.lines)
     assert ended.code == code and ended.seconds < MOST_S and not ended.left, (ended, text)
@@ -142,7 +134,7 @@ def in_order(stack: Stack, ended: Ended, code: int) -> None:
 
 
 @pytest.mark.costs(18, "a run with a server of its own is started, and stopped in its training")
-def test_ctrl_c_at_make_demo_in_training(alone: Stack) -> None:
+def test_ctrl_c_at_make_demo_in_training(alone):
     waits(alone, "pretrain")
     ended = stop(alone, "at work on pretrain", signal.SIGINT, "make", "demo", f"PYTHON={sys.executable}")
     said = [line for line in ended.lines if line.startswith("align: ")]
@@ -166,9 +158,7 @@ def test_ctrl_c_at_make_demo_in_training(alone: Stack) -> None:
         ("register", "at work on register"),
     ],
 )
-def test_a_run_stops_at_each_moment_and_goes_on_there(
-    alone: Stack, verb: str, when: str, number: signal.Signals
-) -> None:
+def test_a_run_stops_at_each_moment_and_goes_on_there(alone, verb, when, number):
     if verb:
         waits(alone, verb)
     ended = stop(alone, when, number, *run_of("r"))
@@ -185,7 +175,7 @@ def test_a_run_stops_at_each_moment_and_goes_on_there(
 
 
 @pytest.mark.full
-def test_timeout_ends_a_run_in_order(alone: Stack) -> None:
+def test_timeout_ends_a_run_in_order(alone):
     """When its alarm comes, it sends SIGTERM to its child, and then to its group."""
     waits(alone, "pretrain")
     ended = stop(alone, "at work on pretrain", signal.SIGALRM, "timeout", "3600", *run_of("r"), send=os.kill)
@@ -195,7 +185,7 @@ def test_timeout_ends_a_run_in_order(alone: Stack) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("again_after_s", [1.0, None])
-def test_a_stage_that_does_not_end(alone: Stack, again_after_s: float | None) -> None:
+def test_a_stage_that_does_not_end(alone, again_after_s):
     """A second Ctrl-C ends it at once; without one it gets 25 s."""
     waits(alone, "pretrain")
     (alone.root / "checkpoints/stubborn").touch()
@@ -212,14 +202,14 @@ def test_a_stage_that_does_not_end(alone: Stack, again_after_s: float | None) ->
 
 
 @pytest.mark.full
-def test_the_server_of_a_killed_run_ends_with_it(alone: Stack) -> None:
+def test_the_server_of_a_killed_run_ends_with_it(alone):
     waits(alone, "pretrain")
     ended = stop(alone, "at work on pretrain", signal.SIGKILL, *run_of("r"))
     assert ended.code == -signal.SIGKILL
     wait_until(lambda: not [each for each in psutil.process_iter() if _serves(each, alone.root)], 60)
 
 
-def _serves(process: psutil.Process, root: Path) -> bool:
+def _serves(process, root):
     try:
         return "until-stdin-ends" in process.cmdline() and Path(process.cwd()) == root
     except psutil.Error:

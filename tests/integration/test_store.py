@@ -5,56 +5,52 @@ import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from align.config.infrastructure import StoreConfig
 from align.errors import CorruptError, DataError, ServiceError
 from align.services.files.files import StoreFiles
 from align.services.s3.client import client, upload
 from align.services.s3.store import Objects
 from tests.support import local_store
-from tests.support.s3_server import S3Server
 
 MIB = 1 << 20
 
 
 @pytest.fixture(autouse=True)
-def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(server, monkeypatch):
     server.use(monkeypatch)
     monkeypatch.setattr("align.services.s3.client._PART_BYTES", 5 * MIB)
 
 
-def config(cache: Path, bucket: str = "none", **changes: Any) -> StoreConfig:
+def config(cache, bucket="none", **changes):
     own = {"objects": f"s3://{bucket}/some/prefix", "cache": cache}
     return local_store.config(cache, **(own | changes))
 
 
-def noise(num_bytes: int, seed: int = 0) -> bytes:
+def noise(num_bytes, seed=0):
     return random.Random(seed).randbytes(num_bytes)
 
 
-def write(root: Path, data: bytes) -> tuple[Path, str]:
+def write(root, data):
     path = root / "a.tar"
     path.write_bytes(data)
     return path, hashlib.sha256(data).hexdigest()
 
 
-def put_object(server: S3Server, bucket: str, key: str, data: bytes) -> None:
+def put_object(server, bucket, key, data):
     with closing(server._client()) as s3:
         s3.put_object(Bucket=bucket, Key=key, Body=data)
 
 
-def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_are_listed_as_files_are(server, tmp_path, monkeypatch):
     bucket = server.make_bucket("listed")
     for key in ("crawl/a.warc", "crawl/deep/b.warc.gz", "crawl/deep/notes.md", "crawl2/c.warc", "top.warc"):
         put_object(server, bucket, key, key.encode())
     put_object(server, bucket, "crawl/list.paths", b"deep/b.warc.gz\ns3://listed/top.warc\n../none\n")
     files = StoreFiles(config(tmp_path))
 
-    def listed(location: str) -> list[str]:
+    def listed(location):
         return [uri.removeprefix("s3://listed/") for uri in files.list(f"s3://listed{location}", [".warc", ".warc.gz"])]
 
     assert listed("") == ["crawl/a.warc", "crawl/deep/b.warc.gz", "crawl2/c.warc", "top.warc"]
@@ -77,7 +73,7 @@ def test_objects_are_listed_as_files_are(server: S3Server, tmp_path: Path, monke
         files.open("s3://listed/none")
 
 
-def test_a_stamp_of_a_folder_changes_with_each_object_in_it(server: S3Server, tmp_path: Path) -> None:
+def test_a_stamp_of_a_folder_changes_with_each_object_in_it(server, tmp_path):
     bucket = server.make_bucket("stamped")
     files = StoreFiles(config(tmp_path))
     empty = files.stamp("s3://stamped/00000/")
@@ -91,7 +87,7 @@ def test_a_stamp_of_a_folder_changes_with_each_object_in_it(server: S3Server, tm
     assert files.stamp("s3://stamped/00000/") in seen
 
 
-def test_a_stream_reads_and_seeks_as_a_file_does(server: S3Server, tmp_path: Path) -> None:
+def test_a_stream_reads_and_seeks_as_a_file_does(server, tmp_path):
     bucket, data = server.make_bucket("stream"), noise(21 * MIB + 7)
     put_object(server, bucket, "x", data)
     path, _ = write(tmp_path, data)
@@ -121,7 +117,7 @@ def test_a_stream_reads_and_seeks_as_a_file_does(server: S3Server, tmp_path: Pat
     assert StoreFiles(config(tmp_path)).stamp("s3://stream/x") != before
 
 
-def test_an_object_that_changes_under_a_reader_is_detected(server: S3Server, tmp_path: Path) -> None:
+def test_an_object_that_changes_under_a_reader_is_detected(server, tmp_path):
     bucket = server.make_bucket("changes")
     put_object(server, bucket, "x", noise(3 * MIB))
     with StoreFiles(config(tmp_path)).open("s3://changes/x") as stream:
@@ -132,7 +128,7 @@ def test_an_object_that_changes_under_a_reader_is_detected(server: S3Server, tmp
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5 * MIB, 12 * MIB])
-def test_an_object_comes_back_whole_in_one_part_or_many(server: S3Server, tmp_path: Path, num_bytes: int) -> None:
+def test_an_object_comes_back_whole_in_one_part_or_many(server, tmp_path, num_bytes):
     settings = config(tmp_path / "cache", server.make_bucket(f"whole-{num_bytes}"))
     objects, (path, sha256) = Objects(settings), write(tmp_path, noise(num_bytes))
     assert not objects.exists(sha256)
@@ -151,7 +147,7 @@ def test_an_object_comes_back_whole_in_one_part_or_many(server: S3Server, tmp_pa
         objects.get(sha256, num_bytes)
 
 
-def test_two_writers_at_once_never_mix(server: S3Server, tmp_path: Path) -> None:
+def test_two_writers_at_once_never_mix(server, tmp_path):
     settings = config(tmp_path / "cache", server.make_bucket("writers"))
     paths = []
     for number in range(6):
@@ -174,7 +170,7 @@ def test_two_writers_at_once_never_mix(server: S3Server, tmp_path: Path) -> None
     assert [file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()] == [f"{sha256}.tar"]
 
 
-def test_a_damaged_object_is_detected_on_first_read(server: S3Server, tmp_path: Path) -> None:
+def test_a_damaged_object_is_detected_on_first_read(server, tmp_path):
     objects = Objects(config(tmp_path / "cache", server.make_bucket("damaged")))
     path, sha256 = write(tmp_path, noise(MIB))
     for damaged in (noise(MIB, seed=1), noise(MIB)[:-1], b""):
@@ -189,9 +185,7 @@ def test_a_damaged_object_is_detected_on_first_read(server: S3Server, tmp_path: 
 
 
 @pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_refused_credentials_are_one_clear_error(
-    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+def test_refused_credentials_are_one_clear_error(server, tmp_path, monkeypatch, variable):
     bucket = server.make_bucket(f"refused-{'id' if 'ID' in variable else 'key'}")
     objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, b"bytes")
     put_object(server, bucket, "x.warc", b"bytes")
@@ -207,7 +201,7 @@ def test_refused_credentials_are_one_clear_error(
     assert server.keys(bucket) == ["x.warc"]
 
 
-def test_no_credentials_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_credentials_are_one_clear_error(tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
@@ -218,7 +212,7 @@ def test_no_credentials_are_one_clear_error(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.costs(3, "a real server is killed and started again")
-def test_an_unavailable_server_is_one_clear_error(server: S3Server, tmp_path: Path) -> None:
+def test_an_unavailable_server_is_one_clear_error(server, tmp_path):
     bucket = server.make_bucket("away")
     objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, b"bytes")
     server.kill()
@@ -237,15 +231,13 @@ def test_an_unavailable_server_is_one_clear_error(server: S3Server, tmp_path: Pa
     assert objects.get(sha256, 5).read_bytes() == b"bytes"
 
 
-def test_a_server_killed_during_a_put_has_no_partial_object(
-    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_killed_during_a_put_has_no_partial_object(server, tmp_path, monkeypatch):
     bucket = server.make_bucket("during-put")
     objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, noise(32 * MIB))
     s3 = client(objects.config)
     put, parts = s3.upload_part, []
 
-    def upload_part(**arguments: Any) -> Any:
+    def upload_part(**arguments):
         if arguments["PartNumber"] == 4:  # some parts exist, and no further one can be uploaded
             server.kill()
         parts.append(arguments["PartNumber"])
@@ -264,7 +256,7 @@ def test_a_server_killed_during_a_put_has_no_partial_object(
 
 
 @pytest.mark.costs(4, "a real server is killed and started again, twice")
-def test_a_reader_outlives_a_server_that_comes_back(server: S3Server, tmp_path: Path) -> None:
+def test_a_reader_outlives_a_server_that_comes_back(server, tmp_path):
     bucket, data = server.make_bucket("comes-back"), noise(20 * MIB)
     path, sha256 = write(tmp_path, data)
     Objects(config(tmp_path, bucket)).put(path, sha256)

@@ -2,34 +2,32 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from align.durable.pieces import Piece, Pieces
 from align.errors import AlignError, CorruptError, ServiceError
 from align.services.s3 import client
-from align.services.store_work import StoreWork, open_work
+from align.services.store_work import open_work
 from tests.support import local_store
-from tests.support.s3_server import S3Server, serve
+from tests.support.s3_server import serve
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def server(tmp_path_factory):
     with serve(tmp_path_factory.mktemp("s3") / "server") as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def environment(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(server, monkeypatch):
     server.use(monkeypatch)
 
 
 @pytest.fixture
-def work(server: S3Server, tmp_path: Path, request: pytest.FixtureRequest) -> StoreWork:
+def work(server, tmp_path, request):
     bucket = server.make_bucket(f"work-{abs(hash(request.node.name)) % 10**8}")
     config = local_store.config(tmp_path, objects=f"s3://{bucket}/tars", work=f"s3://{bucket}/work", num_retries=5)
     assert open_work(config, "local", "stage", "key") is None
@@ -38,14 +36,14 @@ def work(server: S3Server, tmp_path: Path, request: pytest.FixtureRequest) -> St
     return opened
 
 
-def piece(folder: Path, **files: str) -> list[str]:
+def piece(folder, **files):
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
     return list(files)
 
 
-def test_the_first_to_publish_a_piece_counts(work: StoreWork, tmp_path: Path) -> None:
+def test_the_first_to_publish_a_piece_counts(work, tmp_path):
     one, other, third = tmp_path / "one", tmp_path / "other", tmp_path / "third"
     assert not work.has("0") and not work.fetch("0", third, "table") and work.finished() == frozenset()
     work.publish("0", one, piece(one, tar="of one", table="one"))
@@ -57,9 +55,7 @@ def test_the_first_to_publish_a_piece_counts(work: StoreWork, tmp_path: Path) ->
         assert {path.name: path.read_text() for path in folder.iterdir()} == {"tar": "of one", "table": "one"}
 
 
-def test_a_piece_whose_files_are_stored_and_not_its_end_is_made_again(
-    work: StoreWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_piece_whose_files_are_stored_and_not_its_end_is_made_again(work, tmp_path, monkeypatch):
     files = piece(tmp_path / "one", tar="of one", table="one")
     with monkeypatch.context() as patched:
         patched.setattr(client, "write_new", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed here
@@ -73,13 +69,13 @@ def test_a_piece_whose_files_are_stored_and_not_its_end_is_made_again(
     assert (tmp_path / "three/tar").read_text() == "of two"
 
 
-def test_an_outage_loses_no_finished_piece(work: StoreWork, server: S3Server, tmp_path: Path) -> None:
+def test_an_outage_loses_no_finished_piece(work, server, tmp_path):
     hasty = replace(work, config=work.config.model_copy(update={"num_retries": 1}))
     pieces, one = Pieces(tmp_path / "one", hasty), Piece("0", "table", lambda: ["tar"])
     (tmp_path / "one").mkdir()
     made = []
 
-    def make() -> None:
+    def make():
         made.append(piece(tmp_path / "one", tar="of one", table="one"))
         server.kill()
 
@@ -93,7 +89,7 @@ def test_an_outage_loses_no_finished_piece(work: StoreWork, server: S3Server, tm
     assert work.has("0") and len(made) == 1
 
 
-def test_damaged_and_hostile_pieces_are_refused(work: StoreWork, server: S3Server, tmp_path: Path) -> None:
+def test_damaged_and_hostile_pieces_are_refused(work, server, tmp_path):
     folder = tmp_path / "one"
     work.publish("0", folder, piece(folder, table="one"))
     bucket, prefix = work.location.removeprefix("s3://").split("/", 1)

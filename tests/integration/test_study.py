@@ -7,8 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -87,7 +85,7 @@ arms:
 
 
 @pytest.fixture(name="alone")
-def _alone(tmp_path: Path) -> Iterator[Stack]:
+def _alone(tmp_path):
     root = tmp_path / "repo"
     stub_repository(root)
     (root / "bin/align").write_text(PROGRAM)
@@ -101,14 +99,14 @@ def _alone(tmp_path: Path) -> Iterator[Stack]:
     stack.close()
 
 
-def called(stack: Stack) -> list[str]:
+def called(stack):
     file = stack.root / "checkpoints/called"
     return file.read_text().splitlines() if file.exists() else []
 
 
 @pytest.mark.full
 @pytest.mark.costs(90, "six runs of Prefect and DVC, and more after a kill")
-def test_killed_in_the_middle_and_typed_again(alone: Stack) -> None:
+def test_killed_in_the_middle_and_typed_again(alone):
     root = alone.root
     command = [sys.executable, "-m", "align.cli", "study", "study.yaml"]
     (root / "checkpoints/wait").touch()
@@ -167,7 +165,7 @@ def test_killed_in_the_middle_and_typed_again(alone: Stack) -> None:
 
 
 @pytest.mark.costs(20, "a flow of Prefect with its server begins")
-def test_an_arm_of_wrong_values_is_refused_before_any_run(alone: Stack) -> None:
+def test_an_arm_of_wrong_values_is_refused_before_any_run(alone):
     text = STUDY.replace("pretrain.learning_rate: 2.0", "pretrain.learning_rat: 2.0")
     (alone.root / "study.yaml").write_text(text)
     git(alone.root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-aqm", "wrong")

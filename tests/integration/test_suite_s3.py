@@ -1,8 +1,6 @@
 """Evaluation sets in an S3 bucket are read in place, and are the same as in a folder."""
 
 import io
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,19 +12,18 @@ from align.services.files.files import StoreFiles
 from tests.support import local_store
 from tests.support.colours import square
 from tests.support.evaluation_sets import write_items
-from tests.support.s3_server import S3Server
 from tests.support.suites import suite
 from tests.unit.evaluate.test_captioned import captioned, ratings
 from tests.unit.formats.evaluation_sets.test_captions import karpathy, pictures
 from tests.unit.formats.evaluation_sets.test_classes import folder, parquet, tars
 
 
-def concepts() -> EvaluationSet:
+def concepts():
     images = [EvaluationImage(name, name, (name,), None, None, "query") for name in ("green", "red")]
     return EvaluationSet("mine", "retrieval", "", images, (), (), held([square("green"), square("red")]))
 
 
-def put(server: S3Server, bucket: str, root: Path) -> Any:
+def put(server, bucket, root):
     """Uploads a folder under `a/`."""
     client = server._client()
     client.create_bucket(Bucket=bucket)
@@ -35,7 +32,7 @@ def put(server: S3Server, bucket: str, root: Path) -> Any:
     return client
 
 
-def test_sets_in_s3_are_those_in_a_folder(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_in_s3_are_those_in_a_folder(server, tmp_path, monkeypatch):
     server.use(monkeypatch)
     root = tmp_path / "sets"
     folder(root / "folder"), tars(root / "tars"), parquet(root / "hub")
@@ -44,7 +41,7 @@ def test_sets_in_s3_are_those_in_a_folder(server: S3Server, tmp_path: Path, monk
     karpathy(root / "captions/dataset.json")
     client = put(server, "sets", root)
 
-    def entries(base: str) -> list[dict[str, object]]:
+    def entries(base):
         both = {"tasks": ["zero_shot", "knn"]}
         return [
             {"name": "folder", "path": f"{base}/folder", "format": "folder", **both},
@@ -65,9 +62,7 @@ def test_sets_in_s3_are_those_in_a_folder(server: S3Server, tmp_path: Path, monk
         named_sets(suite(tmp_path, *entries("s3://sets/a")), files)
 
 
-def test_a_set_of_our_own_in_s3_that_is_damaged(
-    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_of_our_own_in_s3_that_is_damaged(server, tmp_path, monkeypatch):
     server.use(monkeypatch)
     write_items(tmp_path / "sets", concepts())
     client = put(server, "damaged", tmp_path / "sets")
@@ -88,7 +83,7 @@ def test_a_set_of_our_own_in_s3_that_is_damaged(
         named_sets(suite(tmp_path, entry), StoreFiles(store))
 
 
-def test_ratings_are_read_from_s3(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ratings_are_read_from_s3(server, tmp_path, monkeypatch):
     server.use(monkeypatch)
     folder = tmp_path / "published"
     folder.mkdir()

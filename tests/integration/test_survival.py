@@ -3,8 +3,6 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -13,21 +11,21 @@ from align.pipeline.run import running_services
 from align.services.git import git
 from tests.support import wait_until
 from tests.support.killing import lives
-from tests.support.local_stack import BUSY_S, ENDS, PATIENCE_S, SERVICES, WORKS, Stack, started
+from tests.support.local_stack import BUSY_S, ENDS, PATIENCE_S, SERVICES, WORKS, started
 from tests.support.mlflow_server import serve as serve_mlflow
 
 pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module", name="stack")
-def _stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def _stack(tmp_path_factory):
     """One of its own, whose services it ends."""
     with started(tmp_path_factory.mktemp("survival") / "repo") as stack:
         yield stack
 
 
 @pytest.fixture(name="whole")
-def _whole(stack: Stack) -> Stack:
+def _whole(stack):
     """The stack with all its services, whatever the last test ended."""
     (stack.root / "checkpoints/step").unlink(missing_ok=True)
     if len(running_services(stack.root)) < len(SERVICES):
@@ -35,43 +33,43 @@ def _whole(stack: Stack) -> Stack:
     return stack
 
 
-def click(stack: Stack, name: str, seed: int) -> str:
+def click(stack, name, seed):
     """A run whose trainer works until `finish`, or for five minutes."""
     return stack.start({"name": name, "seed": seed, "overrides": {"pretrain.weight_decay": PATIENCE_S + 300.0}})
 
 
-def training(stack: Stack, name: str, seed: int) -> str:
+def training(stack, name, seed):
     """The same, once its trainer works."""
     run = click(stack, name, seed)
     stack.wait_for_line(run, WORKS)
     return run
 
 
-def finish(stack: Stack, seed: int) -> None:
+def finish(stack, seed):
     """Lets the trainer of this seed end after the step that it is in."""
     (stack.root / f"checkpoints/enough-{seed}").touch()
 
 
-def has_every_step(stack: Stack, run: str, seed: int) -> bool:
+def has_every_step(stack, run, seed):
     """Whether the log has each step of the trainer once, in order."""
     done = int((stack.root / f"checkpoints/steps-{seed}").read_text())
     return [line for line in stack.logs(run) if line.startswith("step ")] == [f"step {each}" for each in range(done)]
 
 
-def goes_through(stack: Stack, run: str, seed: int) -> None:
+def goes_through(stack, run, seed):
     """Lets the trainer end; the run is complete, and so is its log."""
     finish(stack, seed)
     assert stack.wait_for(run, *ENDS) == "COMPLETED"
     assert has_every_step(stack, run, seed)
 
 
-def wait_until_it_waits(stack: Stack, since: int) -> None:
+def wait_until_it_waits(stack, since):
     """Until worker and run have both found that the server does not answer; `since` is the log's length before."""
     log = stack.root / ".align/logs/worker.log"
     wait_until(lambda: log.read_bytes()[since:].count(b"Prefect's server does not answer") >= 2)
 
 
-def trainer(stack: Stack, run: str) -> psutil.Process:
+def trainer(stack, run):
     """The process of the stage itself, below dvc."""
     for process in stack.flow_process(run).children(recursive=True):
         if process.cmdline()[1:3] == [str(stack.root / "bin/align"), "pretrain"]:
@@ -79,18 +77,18 @@ def trainer(stack: Stack, run: str) -> psutil.Process:
     raise AssertionError("no trainer")
 
 
-def saved(stack: Stack) -> bool:
+def saved(stack):
     return (stack.root / "checkpoints/step").exists()
 
 
-def works(stack: Stack, name: str, seed: int) -> None:
+def works(stack, name, seed):
     """A click on a run works."""
     run = stack.start({"name": name, "overrides": {"pretrain.seed": seed}})
     assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
 
 
 @pytest.mark.parametrize("ends_meanwhile", [False, True])
-def test_the_server_restarts_in_mid_run(whole: Stack, ends_meanwhile: bool) -> None:
+def test_the_server_restarts_in_mid_run(whole, ends_meanwhile):
     """Its stage ends with the server there again, or while it is gone: the run goes through, and no line is lost."""
     seed = 101 + ends_meanwhile
     run = training(whole, f"restart-{seed}", seed)
@@ -110,7 +108,7 @@ def test_the_server_restarts_in_mid_run(whole: Stack, ends_meanwhile: bool) -> N
     works(whole, f"after-{seed}", 100 + seed)
 
 
-def test_the_worker_survives_a_long_outage(whole: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_survives_a_long_outage(whole, monkeypatch):
     """Prefect's own worker gives up after 12 polls that fail: a quarter of an hour, here within five seconds."""
     quick = {"PREFECT_WORKER_QUERY_SECONDS": "0.1", "PREFECT_WORKER_HEARTBEAT_SECONDS": "1"}
     for name, value in (quick | {"PREFECT_CLIENT_MAX_RETRIES": "0"}).items():
@@ -126,7 +124,7 @@ def test_the_worker_survives_a_long_outage(whole: Stack, monkeypatch: pytest.Mon
     works(whole, "long-outage-after", 203)
 
 
-def test_a_run_outlives_its_worker(whole: Stack) -> None:
+def test_a_run_outlives_its_worker(whole):
     run = training(whole, "no-worker", 104)
     whole.kill("worker")
     log = whole.root / ".align/logs/worker.log"
@@ -137,7 +135,7 @@ def test_a_run_outlives_its_worker(whole: Stack) -> None:
     works(whole, "next-worker", 204)
 
 
-def test_without_its_worker_a_run_can_be_cancelled(whole: Stack) -> None:
+def test_without_its_worker_a_run_can_be_cancelled(whole):
     run = training(whole, "orphan", 105)
     process = whole.flow_process(run)
     whole.kill("worker")
@@ -151,7 +149,7 @@ def test_without_its_worker_a_run_can_be_cancelled(whole: Stack) -> None:
     assert whole.states("orphan")["pretrain"] == "Cancelled"
 
 
-def test_a_run_of_the_command_line_is_ended_by_a_pause(whole: Stack) -> None:
+def test_a_run_of_the_command_line_is_ended_by_a_pause(whole):
     command = [sys.executable, "-m", "align.cli", "run", "--name", "typed"]
     command += ["--set", f"pretrain.weight_decay={PATIENCE_S + 300.0}"]
     with subprocess.Popen(command, cwd=whole.root, env=whole.env, stderr=subprocess.PIPE, text=True) as typed:
@@ -170,7 +168,7 @@ def test_a_run_of_the_command_line_is_ended_by_a_pause(whole: Stack) -> None:
     assert whole.ask(f"/flow_runs/{run}")["state_type"] == "CANCELLED"
 
 
-def test_make_down_twice_in_mid_run_blocks_nothing(whole: Stack) -> None:
+def test_make_down_twice_in_mid_run_blocks_nothing(whole):
     """Also where an earlier version has left the deployment a limit, whose slots a dead run keeps."""
     deployment = whole.ask("/deployments/name/pipeline/train-and-release")["id"]
     whole.ask(f"/deployments/{deployment}", {"concurrency_limit": 2}, "PATCH")
@@ -188,7 +186,7 @@ def test_make_down_twice_in_mid_run_blocks_nothing(whole: Stack) -> None:
 
 
 @pytest.mark.parametrize("victim", ["flow", "dvc", "trainer"])
-def test_a_killed_process_leaves_nothing_behind(whole: Stack, victim: str) -> None:
+def test_a_killed_process_leaves_nothing_behind(whole, victim):
     run = training(whole, f"killed-{victim}", 108)
     family = whole.flow_process(run).children(recursive=True)
     assert [one for one in family if "dvc" in " ".join(one.cmdline())]
@@ -208,7 +206,7 @@ def test_a_killed_process_leaves_nothing_behind(whole: Stack, victim: str) -> No
     works(whole, f"killed-{victim}-again", 108)
 
 
-def test_two_equal_runs_and_a_different_one_at_once(whole: Stack) -> None:
+def test_two_equal_runs_and_a_different_one_at_once(whole):
     first = training(whole, "first", 110)
     second = click(whole, "second", 110)
     whole.wait_for_line(second, "waiting for run 'first'")
@@ -224,7 +222,7 @@ def test_two_equal_runs_and_a_different_one_at_once(whole: Stack) -> None:
     assert whole.wait_for(one, *ENDS) == "COMPLETED"
 
 
-def test_mlflow_is_killed_in_mid_run(whole: Stack) -> None:
+def test_mlflow_is_killed_in_mid_run(whole):
     """Runs of the local stack write to MLflow's database themselves; its server is what people look at."""
     run = training(whole, "no-mlflow", 113)
     whole.kill("mlflow")
@@ -233,7 +231,7 @@ def test_mlflow_is_killed_in_mid_run(whole: Stack) -> None:
     git(whole.root, "rev-parse", "--verify", "run/no-mlflow")
 
 
-def test_an_mlflow_server_elsewhere_is_killed_in_mid_run(whole: Stack, tmp_path: Path) -> None:
+def test_an_mlflow_server_elsewhere_is_killed_in_mid_run(whole, tmp_path):
     """The branch is recorded; what MLflow cannot be told fails the run in one line, and is repaired later."""
     with serve_mlflow(tmp_path / "mlflow") as server, pytest.MonkeyPatch.context() as patch:
         patch.setitem(whole.env, "MLFLOW_TRACKING_URI", server.uri)

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +15,7 @@ from align.config.release import RegisterConfig
 from align.formats.shards import read_manifest
 from align.lineage.trace.trace import ARTIFACT
 from align.lineage.versions.data_versions import DataVersions
-from align.lineage.versions.who_saw import SeenBy, WhoSaw, who_saw
+from align.lineage.versions.who_saw import who_saw
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
@@ -92,7 +91,7 @@ MODEL = "traced"
 
 @pytest.fixture(scope="module")
 @costs(7, "a pipeline of eight stages, the filter real")
-def made(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> Path:
+def made(tmp_path_factory, mlflow_server):
     """A project whose pipeline has run, recorded as run/first; its model is version 1 and the champion."""
     root = tmp_path_factory.mktemp("trace") / "project"
     pictures_project.write(root, MODEL, {"dvc.yaml": DVC_YAML, "stages.py": STAGES}, "https://pages.example/")
@@ -101,7 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> Path:
 
 
 @pytest.fixture
-def project(made: Path, tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(made, tmp_path, mlflow_server, monkeypatch):
     """A copy of its own; `align` works there, in this process."""
     root = tmp_path / "project"
     shutil.copytree(made, root, symlinks=True)
@@ -109,7 +108,7 @@ def project(made: Path, tmp_path: Path, mlflow_server: str, monkeypatch: pytest.
     return enter(root, monkeypatch, CODE | {"MLFLOW_TRACKING_URI": mlflow_server})
 
 
-def run_and_register(root: Path, server: str, name: str, aliases: list[str]) -> None:
+def run_and_register(root, server, name, aliases):
     """Runs the pipeline, records it, and registers its model as `align register` does."""
     shell(root, "dvc repro --quiet", CODE)
     recorded = record(root, name, f"run {name}")
@@ -127,14 +126,13 @@ def run_and_register(root: Path, server: str, name: str, aliases: list[str]) -> 
         tracker.registry.set_alias(version, alias)
 
 
-def traced(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+def traced(capsys, *words):
     """What `align trace --json` prints."""
     assert main(["trace", *words, "--json"]) == 0, capsys.readouterr().err
-    values: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return values
+    return json.loads(capsys.readouterr().out)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def refused(capsys, *words):
     """The one line of a command that fails."""
     assert main(["trace", *words]) == 1
     said = capsys.readouterr()
@@ -143,7 +141,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return line
 
 
-def reached(graph: dict[str, Any], start: str) -> set[str]:
+def reached(graph, start):
     """The kinds of nodes that edges lead to, from the nodes of one kind."""
     here = {node["id"] for node in graph["nodes"] if node["kind"] == start}
     while more := {edge["to"] for edge in graph["edges"] if edge["from"] in here} - here:
@@ -151,13 +149,13 @@ def reached(graph: dict[str, Any], start: str) -> set[str]:
     return {node["kind"] for node in graph["nodes"] if node["id"] in here}
 
 
-def facts(graph: dict[str, Any], kind: str) -> dict[str, str]:
+def facts(graph, kind):
     """The facts of the only node of a kind."""
     (node,) = [node for node in graph["nodes"] if node["kind"] == kind]
     return dict(node["facts"])
 
 
-def key_of(root: Path, number: int) -> str:
+def key_of(root, number):
     rows = pq.read_table(root / "data/filtered/decisions").to_pylist()
     (row,) = [row for row in rows if f"number {number} " in row["text"]]
     return str(row["key"])
@@ -166,7 +164,7 @@ def key_of(root: Path, number: int) -> str:
 CHAIN = {"page", "pair", "decision", "verdict", "shard", "run", "version", "alias", "index"}
 
 
-def test_from_the_champion_to_web_pages(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_champion_to_web_pages(project, capsys):
     graph = traced(capsys, f"{MODEL}@champion")
     assert reached(graph, "source") == {"source", *CHAIN}
     assert not graph["notes"] and not any(node["missing"] for node in graph["nodes"])
@@ -183,7 +181,7 @@ def test_from_the_champion_to_web_pages(project: Path, capsys: pytest.CaptureFix
     assert funnel[0][0] == "opted_out"
 
 
-def test_from_a_key_an_address_and_a_picture_to_the_champion(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_key_an_address_and_a_picture_to_the_champion(project, capsys):
     key = key_of(project, 4)
     graph = traced(capsys, key)
     assert reached(graph, "source") == {"source", *CHAIN}
@@ -210,7 +208,7 @@ def test_from_a_key_an_address_and_a_picture_to_the_champion(project: Path, caps
 
 
 @pytest.mark.costs(3, "nine traces, each of which asks DVC for its settings")
-def test_from_a_run_and_a_shard_both_ways(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_run_and_a_shard_both_ways(project, capsys):
     run_id = facts(traced(capsys, f"{MODEL}@champion"), "run")["MLflow run"]
     for words in ("first", "run/first", run_id, run_id[:12], "run:first"):
         graph = traced(capsys, words)
@@ -225,9 +223,7 @@ def test_from_a_run_and_a_shard_both_ways(project: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.costs(8, "the pipeline runs again, with the real filter")
-def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(
-    project: Path, mlflow_server: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(project, mlflow_server, capsys):
     key = key_of(project, 4)
     (project / "urls.txt").write_text(f"{key}\n")
     assert main(["opt_out", "--keys", "urls.txt"]) == 0
@@ -265,9 +261,7 @@ def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(
     assert "is not in this repository; `git fetch --all`" in str(traced(capsys, f"{MODEL}/1"))
 
 
-def test_without_mlflow_the_data_half_is_shown_with_one_line(
-    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_mlflow_the_data_half_is_shown_with_one_line(project, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for words in (key_of(project, 4), "train/00000.tar", "run/first"):
@@ -278,9 +272,7 @@ def test_without_mlflow_the_data_half_is_shown_with_one_line(
     assert "MLflow at http://127.0.0.1:9" in refused(capsys, f"{MODEL}@champion")
 
 
-def test_the_page_is_kept_with_the_version_once(
-    project: Path, mlflow_server: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_is_kept_with_the_version_once(project, mlflow_server, capsys):
     run_id = facts(traced(capsys, f"{MODEL}@candidate"), "run")["MLflow run"]
     pages = set()
     for _ in range(2):
@@ -297,7 +289,7 @@ def test_the_page_is_kept_with_the_version_once(
     assert "--log keeps the page of a model version" in refused(capsys, "train/00000.tar", "--log")
 
 
-def test_what_is_ambiguous_or_unknown_is_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_ambiguous_or_unknown_is_one_line(project, capsys):
     key = key_of(project, 4)
     git(project, "branch", f"run/{key}", "run/first")
     line = refused(capsys, key)
@@ -315,9 +307,7 @@ IMPORT = {"align.imported_from": "align-base", "align.imported_weights": "012345
 IMPORTED = "imported from align-base, weights 0123456789ab: which data trained that is unknown"
 
 
-def seen(
-    tmp_path: Path, server: str, name: str, versions: list[dict[str, str]], counts: dict[str, int]
-) -> list[SeenBy]:
+def seen(tmp_path, server, name, versions, counts):
     """What versions with these tags saw of pairs that the checkout's data has in these splits."""
     tracker = Tracker(server)
     run = tracker.start_run(name, "training")
@@ -330,16 +320,14 @@ def seen(
     return list(answer.models)
 
 
-def ask(tmp_path: Path, name: str, counts: dict[str, int]) -> WhoSaw:
+def ask(tmp_path, name, counts):
     versions = DataVersions(tmp_path, tmp_path / "scratch")
     register = RegisterConfig(experiment=name, model_name=name)
     return who_saw(register, tmp_path / "shards", versions, lambda _: counts)
 
 
 @pytest.mark.parametrize(("split", "name"), [("train", "in training"), ("test", "held out")])
-def test_an_import_is_unknown_and_never_not_trained(
-    tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, split: str, name: str
-) -> None:
+def test_an_import_is_unknown_and_never_not_trained(tmp_path, mlflow_server, monkeypatch, split, name):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     shards, _ = training_data.write(tmp_path)
     digest = read_manifest(shards).digest
@@ -368,9 +356,7 @@ def test_an_import_is_unknown_and_never_not_trained(
     assert of_more.why == "the checkout's data; more data trained it than its tag has room for"
 
 
-def test_a_run_that_registered_no_version_is_asked_too(
-    tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_registered_no_version_is_asked_too(tmp_path, mlflow_server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     shards, _ = training_data.write(tmp_path)
     data = {"align.data_digest": read_manifest(shards).digest}

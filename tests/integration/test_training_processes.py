@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +18,9 @@ from align.config.infrastructure import ClusterConfig, StoreConfig
 from align.errors import NonFiniteLossError, ServiceError, TrainingError
 from align.model.dual_encoder import load_model
 from align.services.s3.store import CheckpointMirror, checkpoint_mirror
-from align.training.loop import Log
 from align.training.ranks.process_group import default_processes
-from align.training.run import Trained, run
-from align.training.run_plan import Infrastructure, TrainingPlan
+from align.training.run import run
+from align.training.run_plan import Infrastructure
 from tests.support import ROOT, killing, training_data, wait_until, warm
 from tests.support.killing import KillOnce
 from tests.support.namespaces import namespaces
@@ -33,7 +31,7 @@ from tests.support.training_project import write_project
 
 
 @contextmanager
-def started(command: list[str], directory: Path) -> Iterator[subprocess.Popen[str]]:
+def started(command, directory):
     process = subprocess.Popen(
         command, cwd=directory, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -44,7 +42,7 @@ def started(command: list[str], directory: Path) -> Iterator[subprocess.Popen[st
             process.kill()
 
 
-def require_close(ours: Trained, theirs: Trained) -> None:
+def require_close(ours, theirs):
     """The losses and the weights, but those without an influence on the loss, which follow rounding."""
     losses = [[row["train/loss"] for row in trained.rows] for trained in (ours, theirs)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -53,7 +51,7 @@ def require_close(ours: Trained, theirs: Trained) -> None:
             torch.testing.assert_close(ours.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
-def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_processes_equal_one(data, tmp_path):
     short = {"num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005}  # small: rounding grows with the rate
     one = run(plan(data, tmp_path / "one", pretrain_config(**short)))
     two = run(plan(data, tmp_path / "two", pretrain_config(**short, num_processes=2)))
@@ -70,15 +68,13 @@ def test_two_processes_equal_one(data: tuple[Path, Path], tmp_path: Path) -> Non
     assert counts[0] == counts[1] and len(counts[0]) == 1  # every group of the statistics' pictures once
 
 
-def test_an_error_in_a_rank_reaches_the_caller(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_error_in_a_rank_reaches_the_caller(data, tmp_path):
     broken = plan(data, tmp_path, pretrain_config(learning_rate=1e38, warmup_steps=7, num_processes=2))
     with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step"):
         run(broken)
 
 
-def test_ranks_by_default_are_as_many_as_the_batch_divides_into(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ranks_by_default_are_as_many_as_the_batch_divides_into(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert [default_processes(batch, 16, 12) for batch in (16, 32, 128, 160, 256, 16 * 13)] == [1, 2, 8, 10, 8, 1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -91,9 +87,7 @@ def test_ranks_by_default_are_as_many_as_the_batch_divides_into(
 
 @pytest.mark.costs(4, "three commands, of which two train with two ranks")
 @pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.full), 2])
-def test_sigterm_saves_and_a_second_trainer_is_refused(
-    data: tuple[Path, Path], tmp_path: Path, num_processes: int
-) -> None:
+def test_sigterm_saves_and_a_second_trainer_is_refused(data, tmp_path, num_processes):
     recipe = RECIPE | {"num_steps": 100_000, "checkpoint_every_steps": 5, "num_processes": num_processes}
     command = write_project(tmp_path, data, recipe)
     if num_processes == 2:
@@ -119,7 +113,7 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(
 
 
 @pytest.mark.costs(3, "three runs, one of two ranks")
-def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_number_of_ranks_resumes(data, tmp_path):
     short = {
         "num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005, "checkpoint_every_steps": 2,
         "log_every_steps": 1,
@@ -135,10 +129,10 @@ def test_another_number_of_ranks_resumes(data: tuple[Path, Path], tmp_path: Path
 
 @pytest.mark.costs(9, "a whole run of two ranks, two that are killed and their rest")
 @pytest.mark.parametrize("num_moments", [2, pytest.param(10, marks=pytest.mark.full)])
-def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path: Path, num_moments: int) -> None:
+def test_killed_and_resumed_equals_a_whole_run(data, tmp_path, num_moments):
     """`kill -9` at seeded moments, two ranks: the same weights and curves to the byte."""
     steps = {"num_steps": 150, "checkpoint_every_steps": 10, "validate_every_steps": 50}
-    start: killing.Start = killing.Started
+    start = killing.Started
     if num_moments == 2:  # less of everything: forks, which do not spend most of a short run on imports
         steps, start = {"num_steps": 20, "checkpoint_every_steps": 2, "validate_every_steps": 10}, killing.Command
     recipe = RECIPE | steps | {"num_processes": 2}
@@ -147,7 +141,7 @@ def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path
         write_project(tmp_path / name, data, recipe)
     whole_s = killing.run(["pretrain"], tmp_path / "whole", start)
 
-    def remove_results() -> None:
+    def remove_results():
         for folder in ("checkpoints", "models", "reports/pretrain"):
             shutil.rmtree(tmp_path / "killed" / folder)
 
@@ -165,9 +159,7 @@ def test_killed_and_resumed_equals_a_whole_run(data: tuple[Path, Path], tmp_path
 
 
 @pytest.mark.costs(4, "a server of S3, and six runs")
-def test_a_machine_without_checkpoints_resumes_from_the_object_store(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_without_checkpoints_resumes_from_the_object_store(data, tmp_path, monkeypatch):
     with serve(tmp_path / "server") as server:
         server.use(monkeypatch)
         server.make_bucket("runs")
@@ -175,7 +167,7 @@ def test_a_machine_without_checkpoints_resumes_from_the_object_store(
         store = store.model_copy(update={"checkpoints": "s3://runs/of/us", "num_retries": 0, "timeout_s": 5.0})
         recipe = pretrain_config(checkpoint_every_steps=2)
 
-        def at(name: str, log: Log | None = None) -> TrainingPlan:
+        def at(name, log=None):
             mirrored = Infrastructure(mirror=checkpoint_mirror(store))
             return plan(data, tmp_path / name, recipe, log=log, infrastructure=mirrored)
 
@@ -188,7 +180,7 @@ def test_a_machine_without_checkpoints_resumes_from_the_object_store(
         assert CheckpointMirror(store, "s3://runs/of/us").names(run_name) == ["step-00000006.pt", "step-00000008.pt"]
         other = recipe.model_copy(update={"seed": 1})
 
-        def without(name: str, location: str) -> TrainingPlan:
+        def without(name, location):
             mirrored = Infrastructure(mirror=_GoneLater(store, location))
             return plan(data, tmp_path / name, other, infrastructure=mirrored)
 
@@ -203,12 +195,12 @@ def test_a_machine_without_checkpoints_resumes_from_the_object_store(
 class _GoneLater(CheckpointMirror):
     """A server that answers at the start, with no files."""
 
-    def names(self, run: str) -> list[str]:
+    def names(self, run):
         return []
 
 
 @pytest.mark.costs(5, "two ranks start four times")
-def test_a_rank_that_dies_is_restarted_with_the_others(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_rank_that_dies_is_restarted_with_the_others(data, tmp_path):
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params().section(ClusterConfig)
     whole = run(plan(data, tmp_path / "whole", recipe))
@@ -225,7 +217,7 @@ def test_a_rank_that_dies_is_restarted_with_the_others(data: tuple[Path, Path], 
 
 
 @pytest.mark.full
-def test_two_network_namespaces_are_two_nodes(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_network_namespaces_are_two_nodes(data, tmp_path):
     """Two machines, each with its own network interface, joined by a cable."""
     one_machine = run(plan(data, tmp_path / "one", pretrain_config(num_processes=2)))
     assert one_machine is not None
@@ -254,7 +246,7 @@ _LONG = RECIPE | {"num_steps": 100_000, "checkpoint_every_steps": 5}
 
 
 @contextmanager
-def training(command: list[str], directory: Path) -> Iterator[psutil.Process]:
+def training(command, directory):
     log = directory.with_name(f"{directory.name}.stderr")
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with log.open("wb") as errors, subprocess.Popen(command, cwd=directory, stderr=errors, env=env) as process:
@@ -268,14 +260,14 @@ def training(command: list[str], directory: Path) -> Iterator[psutil.Process]:
                 process.kill()
 
 
-def wait_for_training(root: Path, process: psutil.Process) -> None:
+def wait_for_training(root, process):
     wait_until(
         lambda: [*root.glob("checkpoints/*/step-*.pt")], 240, says=root.with_name(f"{root.name}.stderr").read_text,
         alive=lambda: killing.lives(process),
     )  # fmt: skip
 
 
-def listening(processes: list[psutil.Process]) -> set[str]:
+def listening(processes):
     """The addresses at which they listen."""
     found = set()
     for one in processes:
@@ -283,7 +275,7 @@ def listening(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
-def listening_in_namespace(process: psutil.Process) -> set[str]:
+def listening_in_namespace(process):
     """The addresses at which anything listens in the network namespace of a process; psutil sees its own only."""
     net = Path(f"/proc/{process.pid}/net")
     rows = [line.split() for name in ("tcp", "tcp6") for line in (net / name).read_text().splitlines()[1:]]
@@ -291,9 +283,7 @@ def listening_in_namespace(process: psutil.Process) -> set[str]:
     return {socket.inet_ntoa(one[::-1]) if len(one) == 4 else one.hex() for one in addresses}
 
 
-def test_one_machine_listens_on_loopback_only(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_machine_listens_on_loopback_only(data, tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # for several machines; on one there is nothing to reach
     root = tmp_path / "project"
     root.mkdir()
@@ -306,9 +296,7 @@ def test_one_machine_listens_on_loopback_only(
 
 
 @pytest.mark.full
-def test_several_machines_listen_on_the_interface_of_the_rendezvous_only(
-    data: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_several_machines_listen_on_the_interface_of_the_rendezvous_only(data, tmp_path):
     with namespaces() as spaces:
         for space, address in zip(spaces, ("192.0.2.1", "192.0.2.2"), strict=True):  # a second interface, unused
             subprocess.run(
@@ -330,7 +318,7 @@ def test_several_machines_listen_on_the_interface_of_the_rendezvous_only(
             assert listening_in_namespace(second) == {"10.77.0.2"}
 
 
-def test_a_rendezvous_that_is_not_an_address_of_node_0_is_refused(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_rendezvous_that_is_not_an_address_of_node_0_is_refused(data, tmp_path):
     root = tmp_path / "project"
     root.mkdir()
     write_project(root, data, _LONG | {"num_processes": 1})

@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +15,6 @@ from align.filter.rules import active
 from align.formats.shards import read_manifest
 from align.formats.verdict import require_passed
 from align.pairs.perceptual_hash import image_signals
-from align.validate.report import QualityReport
 from align.validate.tables import JudgedData
 from align.validate.validate import accept, read_checked_sets, set_reference, validate
 from align.validate.validate_shards import validate_shards
@@ -38,9 +35,7 @@ SETS = {"concepts": "f" * 64}
 DECISIONS, IMAGES = "filtered/decisions/00000.parquet", "filtered/images.parquet"
 
 
-def judge(
-    root: Path, config: ValidateConfig = CONFIG, *, checked_sets: dict[str, str] = SETS, data: Path | None = None
-) -> QualityReport:
+def judge(root, config=CONFIG, *, checked_sets=SETS, data=None):
     tables = data or root
     (root / "evaluation").mkdir(exist_ok=True)
     judged = JudgedData(tables / "raw", tables / "filtered", root / "evaluation", checked_sets)
@@ -48,13 +43,13 @@ def judge(
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def undrawn(monkeypatch):
     """For tests of what the gate says; they look at no figure, which is a third of its work."""
     monkeypatch.setattr("align.validate.validate.png", lambda figure: b"a figure")
     monkeypatch.setattr("align.display.html.svg", lambda figure: "<svg ></svg>")
 
 
-def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> None:
+def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path):
     small_data.write(tmp_path, pairs(), pairs_per_shard=7)
     report = judge(tmp_path)
     assert report.passed
@@ -77,13 +72,13 @@ def test_good_data_passes_and_equal_data_gives_equal_reports(tmp_path: Path) -> 
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
 
 
-def test_params_of_the_project_are_a_valid_gate() -> None:
+def test_params_of_the_project_are_a_valid_gate():
     config = load_params().section(ValidateConfig)
     assert config.keep_rate[0] < config.keep_rate[1]
     assert set(config.dropped_share) == set(active(load_params().section(FilterConfig)))
 
 
-def drop_column(root: Path) -> None:
+def drop_column(root):
     path = root / DECISIONS
     pq.write_table(pq.read_table(path).drop_columns(["reasons"]), path)
 
@@ -102,9 +97,7 @@ def drop_column(root: Path) -> None:
         (drop_column, "decisions-columns: columns of decisions: observed .*, expected key, keep, reason, reasons"),
     ],
 )
-def test_each_fault_is_named_with_observed_and_threshold(
-    tmp_path: Path, spoil: Callable[[Path], None], message: str
-) -> None:
+def test_each_fault_is_named_with_observed_and_threshold(tmp_path, spoil, message):
     small_data.write(tmp_path, pairs())
     spoil(tmp_path)
     with pytest.raises(GateError, match=message):
@@ -116,7 +109,7 @@ def test_each_fault_is_named_with_observed_and_threshold(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_bands_hold_at_their_boundary(tmp_path: Path) -> None:
+def test_bands_hold_at_their_boundary(tmp_path):
     """Both ends are included; values just beyond fail, each under its own name."""
     small_data.write(tmp_path, [*pairs(), Pair("gone", None, reason="image_missing")])
     exact = {"image_too_small": 3 / 21, "text_too_short": 3 / 21, "image_missing": 1 / 21}
@@ -140,7 +133,7 @@ def test_bands_hold_at_their_boundary(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def put_evaluation_image(root: Path, image: bytes) -> dict[str, str]:
+def put_evaluation_image(root, image):
     """An evaluation set with this image; returns what a filter that searched for it reports."""
     row = {"key": "a", "concept": "c", "texts": ["t"], "class": None, "vendor": None, "split": "query"}
     files = {"a.jpg": image, "a.json": json.dumps(row).encode()}
@@ -149,7 +142,7 @@ def put_evaluation_image(root: Path, image: bytes) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_evaluation_images_are_searched_for_independent_of_the_filter(tmp_path: Path) -> None:
+def test_evaluation_images_are_searched_for_independent_of_the_filter(tmp_path):
     """The filter reports none; the gate knows their bytes, and the hash of a copy."""
     phash = image_signals(small_data.jpeg(500), 10**9).phash
     small_data.write(tmp_path, [Pair("a copy of it", 0, phash=phash), *pairs()[1:]])
@@ -166,7 +159,7 @@ def test_evaluation_images_are_searched_for_independent_of_the_filter(tmp_path: 
         judge(tmp_path, lenient, checked_sets=sets)
 
 
-def write_languages(root: Path, rows: list[Pair], num_german: int = 0) -> Path:
+def write_languages(root, rows, num_german=0):
     small_data.write(root, rows)
     path = root / DECISIONS
     table = pq.read_table(path)
@@ -178,7 +171,7 @@ def write_languages(root: Path, rows: list[Pair], num_german: int = 0) -> Path:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_drift_is_found_when_the_data_moves_and_silent_when_not(tmp_path: Path) -> None:
+def test_drift_is_found_when_the_data_moves_and_silent_when_not(tmp_path):
     old = write_languages(tmp_path / "old", pairs())
     assert judge(tmp_path, data=old).passed
     set_reference(tmp_path / "quality", tmp_path / "policy", "Ada", "2026-01-31")
@@ -201,7 +194,7 @@ def test_drift_is_found_when_the_data_moves_and_silent_when_not(tmp_path: Path) 
     assert "The reference was set on 2026-01-31 by Ada" in (tmp_path / "quality" / "report.html").read_text()
 
 
-def test_a_filter_report_without_sets_is_refused(tmp_path: Path) -> None:
+def test_a_filter_report_without_sets_is_refused(tmp_path):
     with pytest.raises(DataError, match="run `align filter` first"):
         read_checked_sets(tmp_path)
     (tmp_path / "report.json").write_text("{}")
@@ -210,9 +203,7 @@ def test_a_filter_report_without_sets_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_command_accepts_and_sets_the_reference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_accepts_and_sets_the_reference(tmp_path, monkeypatch, capsys):
     """As a person types it: run, see the failure, accept it, run again, set the reference."""
     small_data.write(tmp_path / "data", pairs())
     (tmp_path / "reports" / "filter").mkdir(parents=True)
@@ -226,7 +217,7 @@ def test_the_command_accepts_and_sets_the_reference(
     own = (f"validate.{key}={value}" for key, value in values.items())
     settings = ["--params", str(PARAMS_FILE), *sets("paths.evaluation=none", *own)]
 
-    def run(*words: str) -> str:
+    def run(*words):
         """Exit code and last line."""
         code = main(["validate", *settings, *words])
         return f"{code} {capsys.readouterr().err.strip().splitlines()[-1]}"
@@ -250,13 +241,13 @@ def test_the_command_accepts_and_sets_the_reference(
         run("--set-reference", "--accept", "keep-rate")
 
 
-def test_a_reference_names_who_set_it(tmp_path: Path) -> None:
+def test_a_reference_names_who_set_it(tmp_path):
     small_data.write_verdict(tmp_path / "quality", passed=True)
     with pytest.raises(ConfigError, match="--by"):
         set_reference(tmp_path / "quality", tmp_path / "policy", "", "2026-01-31")
 
 
-def judge_shards(root: Path, num_workers: int = 1) -> QualityReport:
+def judge_shards(root, num_workers=1):
     return validate_shards(
         ENGINE.model_copy(update={"num_workers": num_workers}),
         shards=root / "shards",
@@ -267,14 +258,14 @@ def judge_shards(root: Path, num_workers: int = 1) -> QualityReport:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data(tmp_path):
     make_shards(
         tmp_path, [*many_pairs(), *pairs()[14:]], small_shards.CONFIG.model_copy(update={"images_per_shard": 100})
     )
     return tmp_path
 
 
-def test_good_shards_pass_with_any_number_of_workers(data: Path) -> None:
+def test_good_shards_pass_with_any_number_of_workers(data):
     report = judge_shards(data)
     assert report.passed and report.metrics["quality_shards/num_images"] == 60
     digest = json.loads((data / "shards" / "manifest.json").read_text())["digest"]
@@ -285,7 +276,7 @@ def test_good_shards_pass_with_any_number_of_workers(data: Path) -> None:
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", first["report.html"].decode())
 
 
-def test_a_flipped_byte_blocks_until_a_person_accepts_it(data: Path) -> None:
+def test_a_flipped_byte_blocks_until_a_person_accepts_it(data):
     path = data / "shards" / "train" / "00000.tar"
     tar = bytearray(path.read_bytes())
     tar[-1] ^= 1
@@ -302,7 +293,7 @@ def test_a_flipped_byte_blocks_until_a_person_accepts_it(data: Path) -> None:
     require_passed(data / "quality_shards", read_manifest(data / "shards").digest, data / "shards")
 
 
-def test_shards_of_other_decisions_are_refused(data: Path) -> None:
+def test_shards_of_other_decisions_are_refused(data):
     small_data.write(data / "later", pairs()[1:])
     with pytest.raises(GateError, match=r"kept-pairs-differ: .*run `align shard` again: observed 1"):
         validate_shards(
@@ -314,6 +305,6 @@ def test_shards_of_other_decisions_are_refused(data: Path) -> None:
         )
 
 
-def test_what_is_missing_is_one_clear_line(tmp_path: Path) -> None:
+def test_what_is_missing_is_one_clear_line(tmp_path):
     with pytest.raises(DataError, match="run `align shard` first"):
         judge_shards(tmp_path)

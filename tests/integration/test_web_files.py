@@ -1,16 +1,11 @@
 """Archives on a web server, by range requests: what comes back is what the file has, or the run ends in one line."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import io
 import pickle
 import random
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -27,7 +22,7 @@ from tests.support.ranges import cut_off, in_turn, ranges
 from tests.support.reading import ingested
 from tests.support.warc_records import page, write_archive
 from tests.support.warc_records import response as archived
-from tests.support.web_server import Request, WebServer, delayed, endless_headers, redirect, response, slow_loris
+from tests.support.web_server import WebServer, delayed, endless_headers, redirect, response, slow_loris
 
 MIB = 1 << 20
 ONE_BYTE = "Content-Range: bytes 0-0/5\nContent-Length: 1"
@@ -35,26 +30,26 @@ SAMPLE = ROOT / "data/sample/archive.warc.gz"
 
 
 @pytest.fixture
-def server() -> Iterator[WebServer]:
+def server():
     with WebServer() as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(monkeypatch):
     monkeypatch.setattr(web_files, "_BACKOFF_S", 0.02)
 
 
-def files(tmp_path: Path, timeout_s: float = 20.0, **changes: Any) -> StoreFiles:
+def files(tmp_path, timeout_s=20.0, **changes):
     store = local_store.config(tmp_path, None, num_retries=2, timeout_s=timeout_s)
     return pickle.loads(pickle.dumps(StoreFiles(store, download(user_agent="of-the-tests/1", **changes))))
 
 
-def noise(num_bytes: int, seed: int = 0) -> bytes:
+def noise(num_bytes, seed=0):
     return random.Random(seed).randbytes(num_bytes)
 
 
-def test_a_stream_reads_and_seeks_as_a_file_does(server: WebServer, tmp_path: Path) -> None:
+def test_a_stream_reads_and_seeks_as_a_file_does(server, tmp_path):
     data = noise(11 * MIB + 7)
     server.routes["/x"] = ranges(data)
     (tmp_path / "x").write_bytes(data)
@@ -76,14 +71,14 @@ def test_a_stream_reads_and_seeks_as_a_file_does(server: WebServer, tmp_path: Pa
     assert server.num_connections < 10  # they are kept
 
 
-def test_an_empty_file_is_empty(server: WebServer, tmp_path: Path) -> None:
+def test_an_empty_file_is_empty(server, tmp_path):
     server.routes |= {"/nginx": ranges(b""), "/apache": response(b"")}
     for path in server.routes:
         with files(tmp_path).open(server.url(path)) as stream:
             assert stream.read() == b""
 
 
-def test_a_connection_that_ends_early_is_tried_again(server: WebServer, tmp_path: Path) -> None:
+def test_a_connection_that_ends_early_is_tried_again(server, tmp_path):
     data = noise(3 * MIB)
     server.routes["/x"] = cut_off(ranges(data), 2, 3, 5)
     with files(tmp_path).open(server.url("/x")) as stream:
@@ -94,9 +89,7 @@ def test_a_connection_that_ends_early_is_tried_again(server: WebServer, tmp_path
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again_after_the_wait_that_it_names(
-    server: WebServer, tmp_path: Path, status: int
-) -> None:
+def test_a_busy_server_is_asked_again_after_the_wait_that_it_names(server, tmp_path, status):
     server.routes["/x"] = in_turn(response(b"busy", status, Retry_After="1"), ranges(b"bytes"))
     start = time.monotonic()
     with files(tmp_path).open(server.url("/x")) as stream:
@@ -111,7 +104,7 @@ def test_a_busy_server_is_asked_again_after_the_wait_that_it_names(
     "other",
     [ranges(noise(3 * MIB), ETag='"two"'), ranges(noise(2 * MIB)), ranges(b""), ranges(noise(3 * MIB), ETag="")],
 )
-def test_a_file_that_changes_under_a_reader_is_detected(server: WebServer, tmp_path: Path, other: Any) -> None:
+def test_a_file_that_changes_under_a_reader_is_detected(server, tmp_path, other):
     server.routes["/x"] = in_turn(ranges(noise(3 * MIB)), ranges(noise(3 * MIB)), other)
     with (
         files(tmp_path).open(server.url("/x")) as stream,
@@ -120,7 +113,7 @@ def test_a_file_that_changes_under_a_reader_is_detected(server: WebServer, tmp_p
         stream.read()
 
 
-def test_without_an_etag_the_date_tells(server: WebServer, tmp_path: Path) -> None:
+def test_without_an_etag_the_date_tells(server, tmp_path):
     server.routes["/x"] = ranges(b"bytes", ETag="", Last_Modified="Thu, 01 Jan 2026 00:00:00 GMT")
     assert files(tmp_path).stamp(server.url("/x")) == "5 Thu, 01 Jan 2026 00:00:00 GMT"
 
@@ -145,14 +138,14 @@ def test_without_an_etag_the_date_tells(server: WebServer, tmp_path: Path) -> No
         (response(b"", 302), r"more than 5 redirects"),
     ],
 )  # fmt: skip
-def test_what_no_retry_mends_is_one_line_at_once(server: WebServer, tmp_path: Path, route: Any, reason: str) -> None:
+def test_what_no_retry_mends_is_one_line_at_once(server, tmp_path, route, reason):
     server.routes["/x"] = route
     with pytest.raises(DataError, match=f"/x: .*{reason}"):
         files(tmp_path).open(server.url("/x"))
     assert server.count("/x") == (6 if "redirects" in reason else 1)
 
 
-async def gives_up(request: Request) -> None:
+async def gives_up(request):
     """Before a test has to."""
     await asyncio.sleep(60)
     request.cut()
@@ -162,7 +155,7 @@ async def gives_up(request: Request) -> None:
     ("route", "reason"),
     [(gives_up, "no answer, or less than 10 KiB/s, for 1 s"), (endless_headers, "truncated: connection lost")],
 )
-def test_a_server_that_wastes_time_is_given_up(server: WebServer, tmp_path: Path, route: Any, reason: str) -> None:
+def test_a_server_that_wastes_time_is_given_up(server, tmp_path, route, reason):
     server.routes["/x"] = route
     with pytest.raises(ServiceError, match=f"failed 3 times .{reason}"):
         files(tmp_path, timeout_s=1.0).open(server.url("/x"))
@@ -192,9 +185,7 @@ def test_a_server_that_wastes_time_is_given_up(server: WebServer, tmp_path: Path
         "trailers",
     ],
 )
-def test_odd_headers_are_headers_or_one_line(
-    server: WebServer, tmp_path: Path, capfd: pytest.CaptureFixture[str], lines: str, body: bytes, reason: str | None
-) -> None:
+def test_odd_headers_are_headers_or_one_line(server, tmp_path, capfd, lines, body, reason):
     server.routes["/x"] = f"{lines}\n\n".replace("\n", "\r\n").encode() + body
     if reason is None:
         assert files(tmp_path).stamp(server.url("/x")) == "5 "
@@ -204,8 +195,8 @@ def test_odd_headers_are_headers_or_one_line(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_range_that_drips_is_given_up(server: WebServer, tmp_path: Path) -> None:
-    async def drip(request: Any) -> None:
+def test_a_range_that_drips_is_given_up(server, tmp_path):
+    async def drip(request):
         request.write(response(b"", 206, Content_Length=65536, Content_Range="bytes 0-65535/65536", ETag='"one"'))
         await slow_loris(0.01)(request)  # type: ignore[operator,misc]
 
@@ -217,7 +208,7 @@ def test_a_range_that_drips_is_given_up(server: WebServer, tmp_path: Path) -> No
         stream.read()
 
 
-def test_addresses_inside_are_refused_at_every_hop(server: WebServer, tmp_path: Path) -> None:
+def test_addresses_inside_are_refused_at_every_hop(server, tmp_path):
     server.routes["/x"] = ranges(b"bytes")
     for host in ("127.0.0.1", "localhost"):
         with pytest.raises(DataError, match=r"127\.0\.0\.1 is a private address; .*download\.allow_networks"):
@@ -236,21 +227,21 @@ def test_addresses_inside_are_refused_at_every_hop(server: WebServer, tmp_path: 
             assert stream.read() == b"secret"
 
 
-def test_https_does_not_lead_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_https_does_not_lead_to_http(tmp_path, monkeypatch):
     moved = web_files._Answer(302, {"location": "http://h.test/x"}, b"")
     monkeypatch.setattr(web_files.WebFiles, "_request", lambda *_: moved)
     with pytest.raises(DataError, match="a redirect from https:// to http://"):
         files(tmp_path).open("https://h.test/x")
 
 
-def test_a_certificate_that_nobody_signed_is_refused(tmp_path: Path) -> None:
+def test_a_certificate_that_nobody_signed_is_refused(tmp_path):
     with Http2Server(tmp_path, b"picture") as tls:
         with pytest.raises(DataError, match=r"TLS: .*certificate"):
             files(tmp_path).open(f"https://127.0.0.1:{tls.port}/x")
         assert tls.num_streams == 0
 
 
-def test_common_crawls_list_is_used_as_published(server: WebServer, tmp_path: Path) -> None:
+def test_common_crawls_list_is_used_as_published(server, tmp_path):
     """By the list on the server itself, and by a copy of the list here: the rows are those of a folder."""
     crawl = "crawl-data/CC-MAIN-2024-10/segments/1707947473347.0/warc/CC-MAIN-20240220211055-20240221001055-0000"
     published = gzip.compress(f"{crawl}0.warc.gz\n{crawl}1.warc.gz\n".encode())
@@ -275,9 +266,7 @@ def test_common_crawls_list_is_used_as_published(server: WebServer, tmp_path: Pa
         assert [list(iter_images(shard)) for shard in raw_shards(tmp_path / name / "raw")] == images
 
 
-def test_missing_files_of_a_list_are_named_before_any_is_read(
-    server: WebServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_files_of_a_list_are_named_before_any_is_read(server, tmp_path, capsys):
     server.routes["/0.warc.gz"] = ranges(SAMPLE.read_bytes())
     (tmp_path / "x.paths").write_text("".join(f"{number}.warc.gz\n" for number in range(3)))
     ingested(tmp_path, tmp_path / "x.paths", f"ingest.paths_root={server.url('/')}", "store.num_retries=1", code=1)
@@ -287,7 +276,7 @@ def test_missing_files_of_a_list_are_named_before_any_is_read(
     assert server.count("/0.warc.gz") == 1
 
 
-def test_files_are_looked_up_at_the_same_time_and_not_for_ever(server: WebServer, tmp_path: Path) -> None:
+def test_files_are_looked_up_at_the_same_time_and_not_for_ever(server, tmp_path):
     few = [server.url(f"/{number}") for number in range(40)]
     server.routes |= {f"/{number}": delayed(0.05, response(b"")) for number in range(40)}
     assert files(tmp_path).stamps(few) == ["0 "] * 40

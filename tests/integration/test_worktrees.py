@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -36,7 +34,7 @@ from tests.support.warm import commands
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     """A repository whose stages have run."""
     root = tmp_path_factory.mktemp("made") / "repo"
     stub_repository(root)
@@ -48,9 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_worktree_after_one_call_of_dvc(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damaged: bool
-) -> None:
+def test_a_worktree_after_one_call_of_dvc(made, tmp_path, monkeypatch, caplog, damaged):
     caplog.set_level(logging.ERROR, "dvc_data")  # it warns on the stderr that it met first, which may be a test's
     root, tree = tmp_path / "repo", tmp_path / "tree"
     shutil.copytree(made, root, symlinks=True)
@@ -67,7 +63,7 @@ def test_a_worktree_after_one_call_of_dvc(
             if file.read_bytes() == (root / "models/pretrained/table").read_bytes():
                 file.chmod(0o644)
                 file.unlink()
-    said: list[str] = []
+    said = []
     status = check_out(run, states.locks, said.append)
     assert status == read_status(tree)  # DVC's, read anew
     changed = stale(run.chosen.dag, status) - {"unused"}
@@ -94,7 +90,7 @@ REFUSED = Request(name="strict; rm -rf", overrides={"validate.keep_rate": [0.71,
 
 
 @pytest.fixture(name="project")
-def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _project(tmp_path, monkeypatch):
     """A project of two stages with 20 pairs, of which 14 are kept; the working directory."""
     tables = tmp_path / "tables"
     small_data.write(tables, pairs())
@@ -116,7 +112,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return enter(root, monkeypatch, {"TABLES": str(tables)})
 
 
-def run_project(root: Path, request: Request, log: Callable[[str], None] = lambda line: None) -> list[str]:
+def run_project(root, request, log=lambda line: None):
     """What `dvc repro` prints in a worktree; a failure with the words of a stage's task."""
     with in_worktree(root, request, log) as workspace:
         run = RunContext(root=workspace.root, checkout=root, kept=workspace.kept)
@@ -129,7 +125,7 @@ def run_project(root: Path, request: Request, log: Callable[[str], None] = lambd
 
 
 @pytest.mark.costs(6, "two runs of the pipeline by DVC")
-def test_the_verdict_of_a_failed_run_can_be_accepted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verdict_of_a_failed_run_can_be_accepted(project, capsys):
     with pytest.raises(CommandError) as caught:
         run_project(project, REFUSED)
     message = str(caught.value)
@@ -141,7 +137,7 @@ def test_the_verdict_of_a_failed_run_can_be_accepted(project: Path, capsys: pyte
     assert f'align validate --accept keep-rate --from {folder} --reason "why"' in message
     assert not (project / "reports").exists()
 
-    def accept(*words: str) -> str:
+    def accept(*words):
         """Exit code and the last line."""
         code = main(["validate", "--accept", "keep-rate", "--reason", "few icons", "--by", "Ada", *words])
         return f"{code} {capsys.readouterr().err.strip().splitlines()[-1]}"
@@ -159,14 +155,14 @@ def test_the_verdict_of_a_failed_run_can_be_accepted(project: Path, capsys: pyte
     assert any("1 accepted by people" in line for line in run_project(project, REFUSED))
 
 
-def test_the_newest_failed_runs_are_kept(project: Path) -> None:
+def test_the_newest_failed_runs_are_kept(project):
     (project / "dvc.yaml").write_text("stages:\n  validate:\n    cmd: mkdir -p reports && exit 1\n")
     commit_all(project)
     for number in range(NUM_KEPT):
         earlier = project / f".align/failed/run-{number}-{number:010}"
         earlier.mkdir(parents=True)
         os.utime(earlier, (number, number))
-    said: list[str] = []
+    said = []
     with pytest.raises(CommandError):
         run_project(project, Request(name=f"run-{NUM_KEPT}"), said.append)
     with pytest.raises(CommandError):
@@ -188,15 +184,15 @@ stages:
 FILES = {"dvc.yaml": ONE_STAGE, "params.yaml": "paths: {raw: data/raw, reports: reports}\n", "value.txt": "one"}
 
 
-def test_only_what_would_be_lost_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_would_be_lost_stops_a_run(tmp_path, monkeypatch):
     root = enter(make_repository(tmp_path / "project", FILES, ""), monkeypatch)
     run = RunContext(root=root, checkout=root, chosen=Selection(asked=read_dag(root)))
     raw = root / "data/raw"
 
-    def check() -> None:
+    def check():
         require_known(run, read_status(root))
 
-    def put(text: str) -> None:
+    def put(text):
         shutil.rmtree(raw, ignore_errors=True)
         raw.mkdir(parents=True)
         (raw / "value.txt").write_text(text)
@@ -233,7 +229,7 @@ ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 
 @pytest.fixture(scope="module")
 @costs(4, "the real init and ingest")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own(tmp_path_factory):
     """A project over eight pictures, whose first stage has run."""
     home = tmp_path_factory.mktemp("own")
     (home / "photos").mkdir()
@@ -248,7 +244,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "mine"
 
 
-def test_a_stage_runs_with_the_installed_code(own: Path) -> None:
+def test_a_stage_runs_with_the_installed_code(own):
     metrics = json.loads((own / "reports/ingest/metrics.json").read_text())
     assert metrics["ingest/num_pairs"] == 8
     assert git(own, "status", "--porcelain") == "?? dvc.lock"
@@ -256,7 +252,7 @@ def test_a_stage_runs_with_the_installed_code(own: Path) -> None:
 
 
 @pytest.mark.costs(4, "commands of align and DVC read all code")
-def test_other_code_makes_its_stage_stale(own: Path, tmp_path: Path) -> None:
+def test_other_code_makes_its_stage_stale(own, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(own, copy, symlinks=True)
     shell(copy, "python -m align.project.code", ENVIRONMENT)
@@ -273,7 +269,7 @@ def test_other_code_makes_its_stage_stale(own: Path, tmp_path: Path) -> None:
     assert "Running stage 'code'" in said and "Running stage 'ingest'" not in said
 
 
-def test_a_run_s_worktree_takes_the_stage_from_the_cache(own: Path) -> None:
+def test_a_run_s_worktree_takes_the_stage_from_the_cache(own):
     with in_worktree(own, Request(overrides={"filter.min_words": 2}), log=lambda line: None) as work:
         assert not (work.root / "align").exists()
         said = shell(work.root, "dvc repro ingest", ENVIRONMENT)

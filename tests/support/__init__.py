@@ -3,17 +3,12 @@
 import os
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
 ROOT = Path(__file__).parents[2]
 
 
-def wait_until(
-    true: Callable[[], object], timeout_s: float = 240, *, alive: Callable[[], object] = lambda: True,
-    says: Callable[[], object] = str, pause_s: float = 0.1,
-) -> Any:  # fmt: skip
+def wait_until(true, timeout_s=240, *, alive=lambda: True, says=str, pause_s=0.1):
     """Asks again and again for what came true; fails, with what `says` returns, once time is up or what should live
     does not.
     """
@@ -24,7 +19,7 @@ def wait_until(
     return found
 
 
-def answers(url: str) -> bool:
+def answers(url):
     """Whether a server answers, with 200, at this address."""
     try:
         with urllib.request.urlopen(url, timeout=5):
@@ -33,7 +28,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def missing(reason: str) -> NoReturn:
+def missing(reason):
     """Skips a test whose tool this machine lacks. With CI=true it fails: there, a skip would hide a missing install."""
     import pytest  # here: the tools that measure our models import this package where there is no pytest
 

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from typing import Any
 
 import torch
 from triton import knobs
@@ -26,25 +25,25 @@ WIDE = ("part_moments", "values", "part_sums", "gradient_sums", "gradient_values
 class _Absent:
     """Of a compute capability, such as 90."""
 
-    def __init__(self, capability: int) -> None:
+    def __init__(self, capability):
         self.capability = capability
 
-    def get_current_target(self) -> GPUTarget:
+    def get_current_target(self):
         return GPUTarget("cuda", self.capability, 32)
 
-    def get_current_device(self) -> int:
+    def get_current_device(self):
         return self.capability
 
-    def get_current_stream(self, device: int) -> int:
+    def get_current_stream(self, device):
         return 0
 
 
-def compile_all(capability: int) -> None:
+def compile_all(capability):
     """Raises AssertionError where a kernel spills registers, or does not read 16 bytes at a time."""
-    compiled: dict[str, Any] = {}
+    compiled = {}
 
-    def compile_only(function: Any, grid: Any) -> Any:
-        def launch(*args: Any, **options: Any) -> None:
+    def compile_only(function, grid):
+        def launch(*args, **options):
             kernel = function.run(*args, grid=grid, warmup=True, **options)
             compiled[f"{function.__name__} {kernel.hash}"] = kernel
 
@@ -67,7 +66,7 @@ def compile_all(capability: int) -> None:
     print(f"{len(compiled)} kernels for {capability}")
 
 
-def _launch(shape: tuple[int, int, int, int], kind: torch.dtype) -> None:
+def _launch(shape, kind):
     x = torch.zeros(shape, dtype=kind).contiguous(memory_format=torch.channels_last)
     gate, keep, vector = torch.zeros(shape[:2], dtype=kind), torch.zeros(shape[0]), torch.zeros(shape[1])
     moments = [torch.zeros(2, shape[1]) for _ in range(2)]
@@ -80,7 +79,7 @@ def _launch(shape: tuple[int, int, int, int], kind: torch.dtype) -> None:
     module.normalise_backward(x, x, *moments, vector, vector, keep[:, None], None, False)
 
 
-def _usage(cubin: bytes) -> str:
+def _usage(cubin):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

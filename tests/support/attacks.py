@@ -3,12 +3,9 @@
 It runs until it is ended, all from 127.0.0.2, with nothing but Python's own library.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -19,17 +16,17 @@ _numbers = count()
 _PAUSE_S = 0.5
 
 
-def nothing(port: int) -> list[bytes]:
+def nothing(port):
     """No attack."""
     return [b""]
 
 
-def heads(port: int) -> list[bytes]:
+def heads(port):
     """1,200 requests whose heads never end."""
     return [f"GET /search?text=red HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nx-more: ".encode()] * 1200
 
 
-def words(port: int) -> list[bytes]:
+def words(port):
     """Ten filters by many words, @ of them another each time: nothing of them can be remembered."""
     asked = ["+".join(["@", *["a"] * 489]), "+".join(["@-", "a.", ".", "%2C", "-", "(", "'", "!"])] * 5
     return [
@@ -38,26 +35,26 @@ def words(port: int) -> list[bytes]:
     ]
 
 
-def keys(port: int) -> list[bytes]:
+def keys(port):
     """Four bodies of 60 kB of unknown keys, the longest that are read."""
     return [_post(port, "/search", json.dumps({f"k{number}": 1 for number in range(5000)}).encode())] * 4
 
 
-def pictures(port: int) -> list[bytes]:
+def pictures(port):
     """Six pictures that take seconds to decode; a third argument is the file of one."""
     return [_post(port, "/embed/image", Path(sys.argv[3]).read_bytes())] * 6
 
 
-def _post(port: int, path: str, body: bytes) -> bytes:
+def _post(port, path, body):
     head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
-def _another(request: bytes) -> bytes:
+def _another(request):
     return request if len(request) > 1 << 16 else request.replace(b"@", b"%d" % next(_numbers))
 
 
-async def _again_and_again(port: int, request: bytes) -> None:
+async def _again_and_again(port, request):
     while True:
         with suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(ADDRESS, 0))
@@ -70,7 +67,7 @@ async def _again_and_again(port: int, request: bytes) -> None:
         await asyncio.sleep(_PAUSE_S)
 
 
-async def _attack(port: int, requests: Sequence[bytes]) -> None:
+async def _attack(port, requests):
     await asyncio.gather(*(_again_and_again(port, request) for request in requests))
 
 

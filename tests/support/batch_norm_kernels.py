@@ -8,9 +8,7 @@ shows it.
 import math
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -26,7 +24,7 @@ EPS = 1e-3
 #: Shape, samples of a group, type and layout. In order: odd sizes and another layout; two tiles of channels, the second
 #: almost empty, and one group; two programs for a sample's rows, the second shorter; one channel; a single sample of
 #: one position, where the deviation is 0; channels in units of 8.
-CASES: list[tuple[tuple[int, int, int, int], int, torch.dtype, torch.memory_format]] = [
+CASES = [
     ((4, 6, 5, 7), 2, torch.float32, torch.contiguous_format),
     ((4, 70, 3, 3), 4, torch.bfloat16, torch.channels_last),
     ((4, 5, 23, 23), 2, torch.float16, torch.channels_last),
@@ -40,7 +38,7 @@ FENCE = 8192
 NEAR = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.05, 0.02), torch.float16: (8e-3, 4e-3)}
 
 
-def compare_operations(device: str) -> None:
+def compare_operations(device):
     """Raises AssertionError where a kernel computes something else, on `cpu`, `cuda` or one of several GPUs such as
     `cuda:1`.
     """
@@ -52,7 +50,7 @@ def compare_operations(device: str) -> None:
     _offset(device)
 
 
-def compare_layers(device: str) -> None:
+def compare_layers(device):
     """Raises AssertionError where a layer or a block computes something else. See `compare_operations`."""
     torch.manual_seed(0)
     _statistics(device)
@@ -66,19 +64,19 @@ def compare_layers(device: str) -> None:
 
 
 @contextmanager
-def _fences() -> Iterator[None]:
+def _fences():
     """Around new memory; none of them has changed at the end."""
     rooms, like, new = [], torch.empty_like, Tensor.new_empty
 
-    def room(shape: tuple[int, ...], stride: tuple[int, ...] | None, kind: torch.dtype, device: torch.device) -> Tensor:
+    def room(shape, stride, kind, device):
         rooms.append(torch.full((math.prod(shape) + 2 * FENCE,), float("nan"), dtype=kind, device=device))
         inner = rooms[-1][FENCE:-FENCE]
         return inner.view(shape) if stride is None else inner.as_strided(shape, stride)
 
-    def empty_like(x: Tensor, **options: Any) -> Tensor:  # Triton's interpreter asks with other options
+    def empty_like(x, **options):  # Triton's interpreter asks with other options
         return like(x, **options) if options else room(tuple(x.shape), like(x).stride(), x.dtype, x.device)
 
-    def new_empty(x: Tensor, *shape: Any, **options: Any) -> Tensor:
+    def new_empty(x, *shape, **options):
         return room(shape, None, options["dtype"], x.device) if [*options] == ["dtype"] else new(x, *shape, **options)
 
     with patch.object(torch, "empty_like", empty_like), patch.object(Tensor, "new_empty", new_empty):
@@ -88,13 +86,11 @@ def _fences() -> Iterator[None]:
         assert each[:FENCE].isnan().all() and each[-FENCE:].isnan().all(), "a kernel writes beside its memory"
 
 
-def _operations(
-    device: str, shape: tuple[int, int, int, int], group: int, kind: torch.dtype, layout: torch.memory_format
-) -> None:
+def _operations(device, shape, group, kind, layout):
     atol, rtol = NEAR[kind]
     size, width = shape[:2]
 
-    def check(name: str, *args: Any) -> tuple[Tensor, ...]:
+    def check(name, *args):
         results = [_PLAIN[name](*args)]
         for _ in range(1 if device == "cpu" else 2):
             with _fences():
@@ -126,7 +122,7 @@ def _operations(
     check("normalise_backward", grad, *known, gate, shift, True)
 
 
-def _amid_nan(values: Tensor, kind: torch.dtype, layout: torch.memory_format, device: str) -> Tensor:
+def _amid_nan(values, kind, layout, device):
     room = torch.full((values.numel() + 2 * FENCE,), float("nan"), dtype=kind, device=device)
     inner = room[FENCE:-FENCE]
     if layout == torch.channels_last:
@@ -137,7 +133,7 @@ def _amid_nan(values: Tensor, kind: torch.dtype, layout: torch.memory_format, de
     return view.copy_(values)
 
 
-def _refused(device: str) -> None:
+def _refused(device):
     """A batch that the group does not divide."""
     x, vector = torch.zeros(6, 3, 2, 2, device=device), torch.ones(3, device=device)
     for name, args in (("normalise", (None, None, 4, EPS, True)), ("normalise_pooled", (4, EPS))):
@@ -148,7 +144,7 @@ def _refused(device: str) -> None:
         raise AssertionError(f"{name} takes 6 samples in groups of 4")
 
 
-def _offset(device: str) -> None:
+def _offset(device):
     """Moments do not cancel: values far from 0 in relation to their spread, in a group of several programs."""
     x = (torch.randn(2, 3, 24, 25, dtype=torch.float64) * 0.01 + 100.0).float()
     one, zero = torch.ones(3, device=device), torch.zeros(3, device=device)
@@ -160,7 +156,7 @@ def _offset(device: str) -> None:
     torch.testing.assert_close(inverse[0].double().cpu(), inverted, atol=0, rtol=1e-4)
 
 
-def _statistics(device: str) -> None:
+def _statistics(device):
     """A layer's values, running statistics and evaluation."""
     x, found = torch.randn(6, 5, 4, 3, device=device), []
     for which in ("triton", "plain"):
@@ -172,7 +168,7 @@ def _statistics(device: str) -> None:
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
 
 
-def _block(device: str, stride: int, expands: bool, again: bool) -> None:
+def _block(device, stride, expands, again):
     """Output and all gradients of a block with stochastic depth, on the way that a GPU takes through it."""
     torch.manual_seed(1)
     part = next(
@@ -182,7 +178,7 @@ def _block(device: str, stride: int, expands: bool, again: bool) -> None:
     part.again, part.projection.dropout.keep = again, torch.tensor([0.0, 1.25], device=device).repeat(4)
     first = part.expansion.expand_conv if expands else part.depthwise_conv.depthwise_conv
     x = torch.randn(8, first.in_channels, 5, 5, device=device).contiguous(memory_format=torch.channels_last)
-    found: list[list[Tensor | None]] = []
+    found = []
     for which in ("triton", "plain"):
         part.zero_grad()
         own = x.clone().requires_grad_()

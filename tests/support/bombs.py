@@ -1,10 +1,7 @@
 """Small files that unpack to gigabytes, and a child process with little memory that reads them."""
 
-from __future__ import annotations
-
 import gzip
 import subprocess
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +11,7 @@ from tests.support import warm
 MIB = 1 << 20
 
 
-def parquet_bomb(path: Path, num_rows: int, encoding: str = "RLE_DICTIONARY", num_bytes: int = MIB) -> Path:
+def parquet_bomb(path, num_rows, encoding="RLE_DICTIONARY", num_bytes=MIB):
     """A table of img2dataset whose captions are all the same text, stored once (but for PLAIN)."""
     text = pa.array(["three words " + "a" * num_bytes])
     captions = pa.DictionaryArray.from_arrays(pa.array([0] * num_rows, pa.int32()), text)
@@ -36,13 +33,13 @@ def parquet_bomb(path: Path, num_rows: int, encoding: str = "RLE_DICTIONARY", nu
     return path
 
 
-def one_long_line(path: Path, head: bytes, num_mib: int, tail: bytes) -> Path:
+def one_long_line(path, head, num_mib, tail):
     """A gzipped file with a line of that many MiB of `a` between two pieces."""
     path.write_bytes(gzip.compress(head) + gzip.compress(b"a" * MIB) * num_mib + gzip.compress(tail))
     return path
 
 
-def with_little_memory(code: str, *arguments: object, mib: int) -> str:
+def with_little_memory(code, *arguments, mib):
     """What Python code prints, in a child process that may allocate `mib` beyond what it has after its imports.
 
     Of what it has, some 150 MiB may be free, as in any fork of `warm`.

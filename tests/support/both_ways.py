@@ -1,7 +1,6 @@
 """A folder of img2dataset decided both ways: by the filter itself (paths.raw), and by `ingest.source: shards` first."""
 
 from collections import Counter
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +22,7 @@ Decision = tuple[str, str, bool, tuple[str, ...]]
 _PARAMS = load_params(overrides=["engine.num_workers=1", "engine.num_threads=2", "ingest.source=shards"])
 
 
-def by_the_filter(folder: Path, work: Path, policy: Path | None = None, **filter_values: object) -> Counter[Decision]:
+def by_the_filter(folder, work, policy=None, **filter_values):
     """The decisions of `align filter` on a folder in img2dataset's layout, however it numbers its pairs."""
     config = _PARAMS.section(FilterConfig).model_copy(update=filter_values)
     none = work / "none"
@@ -41,7 +40,7 @@ def by_the_filter(folder: Path, work: Path, policy: Path | None = None, **filter
     return Counter((urls[row["key"]], row["text"], row["keep"], tuple(row["reasons"])) for row in rows)
 
 
-def ingested(folder: Path, raw: Path, policy: Path | None = None, **ingest_values: object) -> Path:
+def ingested(folder, raw, policy=None, **ingest_values):
     """data/raw of such a folder by `ingest.source: shards`."""
     config = _PARAMS.section(IngestConfig).model_copy(update=ingest_values)
     resources = Resources(_PARAMS.section(DownloadConfig), _PARAMS.section(EngineConfig), _PARAMS.section(StoreConfig))
@@ -49,7 +48,7 @@ def ingested(folder: Path, raw: Path, policy: Path | None = None, **ingest_value
     return raw
 
 
-def by_shards(folder: Path, work: Path, policy: Path | None = None, **filter_values: object) -> Counter[Decision]:
+def by_shards(folder, work, policy=None, **filter_values):
     """The decisions by `align ingest` with `source: shards`, then `align filter`."""
     work.mkdir(parents=True, exist_ok=True)
     return by_the_filter(ingested(folder, work / "raw", policy), work, policy, **filter_values)

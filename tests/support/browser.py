@@ -9,14 +9,11 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from websockets.sync.client import connect
-from websockets.sync.connection import Connection
 
 from tests.support import ROOT, missing
 
@@ -51,12 +48,12 @@ _PLACE = """(element) => {
 class Page:
     """A tab: opens addresses, runs JavaScript, takes pictures."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection):
         self._connection = connection
         self._numbers = itertools.count(1)
         self.ask("Page.enable")
 
-    def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def ask(self, method, **parameters):
         """One command of the protocol and its answer."""
         number = next(self._numbers)
         self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
@@ -64,15 +61,14 @@ class Page:
             answer = json.loads(self._connection.recv(timeout=60))
             if answer.get("id") == number:
                 assert "error" not in answer, (method, answer["error"])
-                result: dict[str, Any] = answer["result"]
-                return result
+                return answer["result"]
 
-    def open(self, url: str) -> None:
+    def open(self, url):
         """Opens an address and waits until its document is there; a refusal is a document, too."""
         self.ask("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
-    def run(self, script: str) -> Any:
+    def run(self, script):
         """The value of a JavaScript expression in the page; of a promise, what it resolves to."""
         answer = self.ask(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
@@ -80,7 +76,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, condition: str, timeout_s: float = 60) -> None:
+    def wait(self, condition, timeout_s=60):
         """Waits until an expression is true in the page."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -92,22 +88,22 @@ class Page:
             time.sleep(0.1)
         pytest.fail(f"never true: {condition}; the page says: {self.run('document.body?.innerText')!r}")
 
-    def type(self, text: str) -> None:
+    def type(self, text):
         """Types into the focused field."""
         self.ask("Input.insertText", text=text)
 
-    def text(self, selector: str = "body") -> str:
+    def text(self, selector="body"):
         """What a person reads there; empty if there is no such element."""
         return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
-    def click(self, words: str, within: str = CLICKABLE, timeout_s: float = 60) -> None:
+    def click(self, words, within=CLICKABLE, timeout_s=60):
         """Clicks with the mouse on what has exactly these words (or is called so for people who cannot see it) and fits
         the selector, once it stands still and nothing, such as a notice, lies over it.
         """
         arguments = json.dumps([words, within])
         self._click(f"({_NAMED})(...{arguments})", words, timeout_s)
 
-    def fill(self, label: str, value: str) -> None:
+    def fill(self, label, value):
         """Clicks into the field whose label begins like this, and types a value in place of what is there."""
         self._click(f"({_LABELLED})({json.dumps(label)})", label, 60)
         keys = {"key": "a", "code": "KeyA", "windowsVirtualKeyCode": 65, "modifiers": 2, "commands": ["selectAll"]}
@@ -115,7 +111,7 @@ class Page:
             self.ask("Input.dispatchKeyEvent", type=kind, **keys)
         self.type(value)
 
-    def _click(self, element: str, words: str, timeout_s: float) -> None:
+    def _click(self, element, words, timeout_s):
         deadline, last, still_since = time.monotonic() + timeout_s, None, 0.0
         while time.monotonic() < deadline:
             at = self.run(f"({_PLACE})({element})")
@@ -132,35 +128,34 @@ class Page:
             time.sleep(0.1)
         pytest.fail(f"nothing to click is called {words!r}; the page says: {self.text()!r}")
 
-    def size(self, width_px: int, height_px: int) -> None:
+    def size(self, width_px, height_px):
         """Sets the size of the window's inside."""
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width_px, height=height_px, deviceScaleFactor=1, mobile=False
         )
 
-    def look(self, scheme: str = "") -> None:
+    def look(self, scheme=""):
         """Prefers `light` or `dark` pages; '': neither."""
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def violations(self) -> list[Any]:
+    def violations(self):
         """What axe finds in the page: rules and the elements; without axe, the test is skipped."""
         file = Path(os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core")) / "axe.min.js"
         if not file.is_file():
             missing("no axe-core here (npm install axe-core, or its folder in AXE_CORE): nobody asks it")
         self.ask("Runtime.evaluate", expression=file.read_text("utf-8"))
-        found: list[Any] = self.run(
+        return self.run(
             "axe.run().then((said) => said.violations.map((one) => [one.id, one.nodes.map((node) => node.html)]))"
         )
-        return found
 
-    def picture(self, file: Path, left_px: int = 0) -> None:
+    def picture(self, file, left_px=0):
         """Writes what the tab shows as PNG, without the first `left_px` columns."""
         width, height, right, down = self.run("[innerWidth, innerHeight, scrollX, scrollY]")
         clip = {"x": right + left_px, "y": down, "width": width - left_px, "height": height, "scale": 1}
         file.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", clip=clip)["data"]))
 
 
-def find_chromium() -> str:
+def find_chromium():
     """The browser's path; without one, the test is skipped, or failed in CI."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if path := shutil.which(name):
@@ -169,7 +164,7 @@ def find_chromium() -> str:
 
 
 @contextmanager
-def open_page(folder: Path, *options: str) -> Iterator[Page]:
+def open_page(folder, *options):
     """A tab of a new browser with an empty profile in `folder`; without Chromium, the test is skipped."""
     command = [
         find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
@@ -185,7 +180,7 @@ def open_page(folder: Path, *options: str) -> Iterator[Page]:
         process.wait()
 
 
-def _first_tab(file: Path) -> str:
+def _first_tab(file):
     """The address of the first tab's debugger; the browser writes its port into `file` when it is ready."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

@@ -1,11 +1,6 @@
 """data/index of one-coloured pictures, and the data that it is made of: what search should find is plain to see."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +9,7 @@ from align.config.infrastructure import EngineConfig
 from align.config.search import IndexConfig
 from align.formats.raw import SCHEMA
 from align.formats.shards import SPLITS, iter_samples
-from align.model.embedder import Encoder
-from align.search.index import IndexedData, IndexModel, IndexReport, index
+from align.search.index import IndexedData, IndexModel, index
 from tests.support import colour_shards
 from tests.support.colours import ColourEncoder
 from tests.support.params import load_params
@@ -24,7 +18,7 @@ PAGE = "https://example.com/page"
 RULES = {"text_too_short": "num_words < 3", "text_no_language": None}
 
 
-def write_data(root: Path, reports: Path, pages: Mapping[str, str | None] | None = None) -> IndexedData:
+def write_data(root, reports, pages=None):
     """Writes shards and their data/raw below a folder, and the filter's report; pairs are on PAGE unless `pages` names
     another by their key.
     """
@@ -41,7 +35,7 @@ def write_data(root: Path, reports: Path, pages: Mapping[str, str | None] | None
     return IndexedData(shards, raw, write_report(reports / "filter"))
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder):
     """Writes what the filter's report says of its rules; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"reason": code, "drops_where": rule} for code, rule in RULES.items()]
@@ -49,7 +43,7 @@ def write_report(folder: Path) -> Path:
     return folder
 
 
-def write_raw(raw: Path, rows: list[dict[str, Any]], name: str = "00000") -> None:
+def write_raw(raw, rows, name="00000"):
     """Writes a table of data/raw, beside a tar that nobody needs."""
     raw.mkdir(parents=True, exist_ok=True)
     rows = [{"status": "success", "image_key": row["key"], **row} for row in sorted(rows, key=lambda row: row["key"])]
@@ -57,14 +51,7 @@ def write_raw(raw: Path, rows: list[dict[str, Any]], name: str = "00000") -> Non
     (raw / f"{name}.tar").write_bytes(b"")
 
 
-def build(
-    root: Path,
-    *,
-    encoder: Encoder | None = None,
-    model_digest: str = "mine",
-    pages: Mapping[str, str | None] | None = None,
-    **values: Any,
-) -> IndexReport:
+def build(root, *, encoder=None, model_digest="mine", pages=None, **values):
     """Writes data and `root/index`, with other values of section `index`; no queries unless they are named."""
     return index(
         IndexConfig.model_validate(load_params().values["index"] | {"queries": None} | values),

@@ -1,22 +1,18 @@
 """data/shards of one-coloured pictures: what search should find is plain to see."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-from align.formats.shards import Sample, SplitName
+from align.formats.shards import Sample
 from tests.support.colours import COLOURS, square
 from tests.support.shard_folder import write_shards
 
 
-def image_id(key: str) -> str:
+def image_id(key):
     """As long as a sha256, and known without the picture."""
     return f"{key:0>64}"
 
 
-def write(root: Path, *, image_px: int = 48) -> Path:
+def write(root, *, image_px=48):
     """Writes three shades of each colour: two in train, one in test, none in val. Returns the folder."""
-    samples: dict[SplitName, list[Sample]] = {"train": [], "val": [], "test": []}
+    samples = {"train": [], "val": [], "test": []}
     for number, (colour, shade) in enumerate((name, shade) for name in COLOURS for shade in (0, 20, 40)):
         key = f"{number:09d}"
         image = square(colour, shade=shade, side_px=image_px)

@@ -1,9 +1,6 @@
 """A world simple enough to know every answer: pictures of one colour, texts that name it, an encoder that sees both."""
 
-from __future__ import annotations
-
 import io
-from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -13,7 +10,7 @@ from align.errors import DataError
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "yellow": (230, 230, 20)}
 
 
-def square(colour: str, *, shade: int = 0, format: str = "JPEG", side_px: int = 48) -> bytes:
+def square(colour, *, shade=0, format="JPEG", side_px=48):
     """A picture of one colour; `shade` makes equal colours different files."""
     rgb = tuple(max(0, value - shade) for value in COLOURS[colour])
     buffer = io.BytesIO()
@@ -26,7 +23,7 @@ class ColourEncoder:
 
     width = 4
 
-    def crop(self, picture: bytes) -> np.ndarray:
+    def crop(self, picture):
         """For the evaluation, see `align.evaluate.embed.Towers`."""
         try:
             with Image.open(io.BytesIO(picture)) as image:
@@ -34,13 +31,13 @@ class ColourEncoder:
         except OSError:
             raise DataError("not an image that can be decoded") from None
 
-    def embed_crops(self, crops: Iterable[np.ndarray]) -> np.ndarray:
+    def embed_crops(self, crops):
         return _normalised([[*crop.astype(np.float32).mean(axis=(0, 1)) / 255, 0.01] for crop in crops])
 
-    def embed_images(self, images: Iterable[bytes]) -> np.ndarray:
+    def embed_images(self, images):
         return self.embed_crops(self.crop(data) for data in images)
 
-    def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+    def embed_texts(self, texts):
         rows = []
         for text in texts:
             named = [np.array(COLOURS[word]) / 255 for word in text.lower().split() if word in COLOURS]
@@ -48,6 +45,6 @@ class ColourEncoder:
         return _normalised(rows)
 
 
-def _normalised(rows: list[list[float]]) -> np.ndarray:
+def _normalised(rows):
     matrix = np.array(rows, dtype=np.float32).reshape(-1, 4)
     return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)

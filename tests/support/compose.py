@@ -13,10 +13,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 from ruamel.yaml import YAML
@@ -33,13 +31,12 @@ WEED = tuple(f"-{name}.port{kind}" for name in ("master", "volume", "filer", "ad
 BIN = Path(sys.executable).parent
 
 
-def read() -> dict[str, Any]:
+def read():
     """The file, with its anchors and merges resolved."""
-    file: dict[str, Any] = YAML(typ="safe", pure=True).load(FILE.read_text("utf-8"))
-    return file
+    return YAML(typ="safe", pure=True).load(FILE.read_text("utf-8"))
 
 
-def image_environment() -> dict[str, str]:
+def image_environment():
     """The ENV of infra/Dockerfile."""
     lines = re.findall(r"^ENV (.+)$", IMAGE.read_text("utf-8"), re.M)
     return dict(word.split("=", 1) for line in lines for word in shlex.split(line))
@@ -48,21 +45,21 @@ def image_environment() -> dict[str, str]:
 class Compose:
     """The services on free ports, over the checkout `project`, with their data and secrets below `root`."""
 
-    def __init__(self, root: Path, project: Path) -> None:
+    def __init__(self, root, project):
         self.root, self.project = root, project
-        self.services: dict[str, dict[str, Any]] = read()["services"]
+        self.services = read()["services"]
         self.secrets = root / "secrets"
         subprocess.run([ROOT / "infra/compose/make_secrets.sh", self.secrets], check=True, capture_output=True)
         self._claims, numbers = zip(*(free_port() for _ in (*PORTS, *WEED)), strict=True)
         self.ports = dict(zip((*PORTS, *WEED), numbers, strict=True))
-        self._postgresql: Cluster | None = None
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._postgresql = None
+        self.processes = {}
 
-    def secret(self, name: str) -> str:
+    def secret(self, name):
         """A secret's text."""
         return (self.secrets / name).read_text().strip()
 
-    def up(self, *names: str) -> None:
+    def up(self, *names):
         """Starts services in the order given, and waits for each; those that it depends on must be as the file asks."""
         for name in names:
             for other, condition in self.services[name].get("depends_on", {}).items():
@@ -72,7 +69,7 @@ class Compose:
             self._start(name)
             self._wait_for(name)
 
-    def down(self) -> None:
+    def down(self):
         """Ends every process; SIGTERM first, as Docker does."""
         for name, process in reversed(self.processes.items()):
             family = self.family(name)
@@ -89,13 +86,13 @@ class Compose:
         if self._postgresql:
             self._postgresql.remove()
 
-    def run(self, name: str, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, name, *command):
         """`docker compose run --no-deps NAME COMMAND`."""
         words = [str(self._entrypoint()), *command]
         environment, folder = self._environment(name), self._folder(name)
         return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
-    def family(self, name: str) -> list[psutil.Process]:
+    def family(self, name):
         """A service's process and what it started; none once it has ended."""
         with suppress(psutil.NoSuchProcess):
             if self.processes[name].poll() is None:
@@ -103,13 +100,13 @@ class Compose:
                 return [process, *process.children(recursive=True)]
         return []
 
-    def log(self, name: str) -> str:
+    def log(self, name):
         """What a service printed."""
         return (self.root / f"{name}.log").read_text("utf-8", "replace")
 
     # --- from the file to a process
 
-    def here(self, name: str, text: str) -> str:
+    def here(self, name, text):
         """A text of the file as it has to be without containers, for one service."""
         services = "|".join(self.services)
         text = re.sub(
@@ -121,7 +118,7 @@ class Compose:
         folders |= {"/data": self.root / "data", "/tmp": self._scratch(name)}
         return re.sub(rf"(?<![\w/])({'|'.join(folders)})(?![\w-])", lambda m: str(folders[m[1]]), text)
 
-    def _environment(self, name: str) -> dict[str, str]:
+    def _environment(self, name):
         service = self.services[name]
         ours = "build" in service
         values = (image_environment() if ours else {"HOME": "/tmp"}) | service.get("environment", {})
@@ -137,7 +134,7 @@ class Compose:
             environment["TMPDIR"] = self.here(name, "/tmp")
         return environment
 
-    def _given(self, name: str) -> Path:
+    def _given(self, name):
         """What a container sees as /run/secrets: what the service lists, under the names that it asks for."""
         folder = self.root / "run" / name
         if folder.exists():  # the service may be reading them
@@ -148,23 +145,23 @@ class Compose:
             shutil.copy(self.secrets / source, folder / target)
         return folder
 
-    def _scratch(self, name: str) -> Path:
+    def _scratch(self, name):
         folder = self.root / "tmp" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _folder(self, name: str) -> Path:
+    def _folder(self, name):
         return Path(self.here(name, self.services[name].get("working_dir", "/tmp")))
 
-    def _entrypoint(self) -> Path:
+    def _entrypoint(self):
         [words] = re.findall(r'^ENTRYPOINT \["/opt/align/(\S+)"\]$', IMAGE.read_text("utf-8"), re.M)
         return ROOT / words
 
-    def _words(self, name: str, part: str) -> list[str]:
+    def _words(self, name, part):
         value = self.services[name].get(part, [])
         return [self.here(name, word) for word in (shlex.split(value) if isinstance(value, str) else value)]
 
-    def _start(self, name: str) -> None:
+    def _start(self, name):
         command = [*self._words(name, "entrypoint"), *self._words(name, "command")]
         environment, how = self._environment(name), {"cwd": self._folder(name)}
         if name == "postgres":
@@ -181,7 +178,7 @@ class Compose:
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, **how
             )
 
-    def _make_databases(self, environment: Mapping[str, str]) -> Cluster:
+    def _make_databases(self, environment):
         """What postgres' image does at its first start."""
         [script] = [
             volume for volume in self.services["postgres"]["volumes"] if "/docker-entrypoint-initdb.d/" in volume
@@ -194,7 +191,7 @@ class Compose:
         arguments = ["--auth-local=trust", *environment["POSTGRES_INITDB_ARGS"].split()]
         return Cluster(environment["POSTGRES_USER"], password, arguments, statements)
 
-    def _wait_for(self, name: str) -> None:
+    def _wait_for(self, name):
         """Until its health check passes; a service without one, until it ends well."""
         process, checked = self.processes[name], "healthcheck" in self.services[name]
         wait_until(
@@ -203,7 +200,7 @@ class Compose:
             says=lambda: f"{name} is not healthy (exit code {process.poll()}): {self.log(name)[-3000:]}",
         )  # fmt: skip
 
-    def _is_healthy(self, name: str) -> bool:
+    def _is_healthy(self, name):
         kind, *command = (self.here(name, word) for word in self.services[name]["healthcheck"]["test"])
         assert kind == "CMD"
         done = subprocess.run(

@@ -10,12 +10,9 @@ machine does. A test fails at three times its budget, more where the cores are s
 tests/conftest.py registers this module with pytest.
 """
 
-from __future__ import annotations
-
 import os
 import time
-from collections.abc import Callable, Generator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
@@ -34,27 +31,27 @@ _NUM_SHOWN = 10
 _CPU_S = "cpu_s"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_spent: list[tuple[float, str]] = []  # in the process that reports
+_spent = []  # in the process that reports
 
 
-def costs(cpu_s: float, reason: str) -> Callable[[_Function], _Function]:
+def costs(cpu_s, reason):
     """Allows a fixture that is shared by tests more than `BUDGET_S`."""
     assert reason
 
-    def allow(function: _Function) -> _Function:
+    def allow(function):
         function.cpu_s = cpu_s  # type: ignore[attr-defined]
         return function
 
     return allow
 
 
-def with_full(request: pytest.FixtureRequest) -> bool:
+def with_full(request):
     """Whether a test of this file that is marked `full` runs: a shared fixture may do less without."""
     own = [item for item in request.session.items if item.path == request.path]
     return any(item.get_closest_marker("full") for item in own)
 
 
-def over_budget(spent_s: float, allowed_s: float, work_s: Callable[[], float] | None = None) -> str | None:
+def over_budget(spent_s, allowed_s, work_s=None):
     """What is wrong with a cost, or None. The allowed seconds are those of the machine that the budgets were set on;
     `work_s` times the fixed piece of work, where the budget seems to be exceeded.
     """
@@ -64,19 +61,19 @@ def over_budget(spent_s: float, allowed_s: float, work_s: Callable[[], float] | 
     return f"costs {spent_s:.1f} CPU seconds, {allowed_s:g} are allowed (tests/support/cpu_budget.py)"
 
 
-def _enforced() -> bool:
+def _enforced():
     """Whether this is a worker of pytest-xdist, which has imported everything; a process that has not pays for it."""
     return "PYTEST_XDIST_WORKER" in os.environ
 
 
-def _fixed_work() -> float:
+def _fixed_work():
     begun, value, table = time.process_time(), 0, {}
     for number in range(400_000):
         table[number % 997] = value = (value * 31 + number) % 1_000_003
     return time.process_time() - begun
 
 
-def _cpu_s() -> float:
+def _cpu_s():
     """Of this process, of its children that have ended, and of its warm commands."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system + warm.spent_s()
@@ -91,9 +88,9 @@ class _Meter:
     full = False  # whether the test may cost what it wants
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Sorts the dearest files to the front: workers take whole files, and the last ones should end together."""
-    dear: dict[Path, float] = {}
+    dear = {}
     for item in items:
         mark = item.get_closest_marker("costs")
         dear[item.path] = dear.get(item.path, 0.0) + (mark.args[0] if mark else 0.0)
@@ -101,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+def pytest_runtest_setup(item):
     """Begins to count."""
     _Meter.begun, _Meter.shared, _Meter.depth = _cpu_s(), 0.0, 0
     _Meter.full = item.get_closest_marker("full") is not None
@@ -109,7 +106,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+def pytest_fixture_setup(fixturedef):
     """Counts a shared fixture for itself."""
     if fixturedef.scope == "function" or _Meter.depth:
         return (yield)
@@ -127,7 +124,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, 
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, None, None]:
+def pytest_runtest_teardown(item, nextitem):
     """Compares the test's cost with its budget."""
     before = _cpu_s()
     yield
@@ -142,13 +139,13 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         pytest.fail(f"{item.name} {wrong}", pytrace=False)
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+def pytest_runtest_logreport(report):
     """Keeps the costs that workers report."""
     if report.when == "teardown":
         _spent.extend((float(value), report.nodeid) for name, value in report.user_properties if name == _CPU_S)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter):
     """Lists the dearest tests of a run that cost a minute or more."""
     total = sum(spent for spent, _ in _spent)
     if total < 60:

@@ -9,7 +9,7 @@ tests/conftest.py registers this module with pytest.
 import pytest
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+def pytest_generate_tests(metafunc):
     """Gives a test its devices."""
     asked = {"device", "card"} & {*metafunc.fixturenames}
     if not asked:

@@ -6,14 +6,13 @@ four samples multiplies that a thousandfold. In float64 the same errors are 2^29
 leaves room for any order and none for a sample that is counted twice.
 """
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
 
 
 @contextmanager
-def double_precision() -> Iterator[None]:
+def double_precision():
     """What the code makes float32 becomes float64; the weights of a model are for the caller to convert."""
     single, Tensor.float = Tensor.float, Tensor.double  # type: ignore[method-assign]
     try:

@@ -1,21 +1,17 @@
 """What the downloader's tests share: settings, a clock of their own, a picture."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pycurl
 
 from align.config.ingest import DownloadConfig
-from align.ingest.download import Downloader, Fetched
+from align.ingest.download import Downloader
 from tests.support.params import load_params
-from tests.support.web_server import WebServer
 
 PICTURE = b"\xff\xd8" + bytes(range(256)) * 40
 
 
-def config(**changes: Any) -> DownloadConfig:
+def config(**changes):
     """The section of params.yaml, with short waits, time-outs that no busy machine reaches, and loopback allowed."""
     changed = {
         "connect_timeout_s": 60.0, "timeout_s": 60.0, "deadline_s": 200.0, "backoff_s": 0.02, "num_retries": 2,
@@ -34,16 +30,16 @@ class TimelessDownloader(Downloader):
         now_s: since the start.
     """
 
-    def __init__(self, server: WebServer, config: DownloadConfig, **arguments: Any) -> None:
+    def __init__(self, server, config, **arguments):
         super().__init__(config, **arguments)
         self.now_s = 0.0
         self._server = server
         self._num_given_up = server.num_stuck
 
-    def _now(self) -> float:
+    def _now(self):
         return self.now_s
 
-    def _advance(self, *, wait: bool) -> None:
+    def _advance(self, *, wait):
         is_over = self._server.num_stuck - self._num_given_up == len(self._active)  # before the last look at sockets
         super()._advance(wait=wait and not is_over)
         due = [job.expires_s for job, _ in self._active.values()]
@@ -52,13 +48,13 @@ class TimelessDownloader(Downloader):
             self.now_s = max(self.now_s, min(due))
             self._sweep(self.now_s)
 
-    def _sweep(self, now: float) -> None:
+    def _sweep(self, now):
         before = len(self._active)
         super()._sweep(now)
         self._num_given_up += before - len(self._active)
 
 
-def fetch_one(url: str, server: WebServer | None = None, **changes: Any) -> Fetched:
+def fetch_one(url, server=None, **changes):
     """With a server: its silence costs no time."""
     limits = config(**changes)
     with TimelessDownloader(server, limits) if server else Downloader(limits) as downloader:
@@ -66,6 +62,6 @@ def fetch_one(url: str, server: WebServer | None = None, **changes: Any) -> Fetc
     return fetched
 
 
-def any_host(server: WebServer) -> dict[int, Any]:
+def any_host(server):
     """libcurl options under which every name leads to this server."""
     return {pycurl.CONNECT_TO: [f"::127.0.0.1:{server.port}"]}

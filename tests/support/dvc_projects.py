@@ -4,22 +4,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import pytest
-
 from align.services.git import git
 from tests.support import ROOT
-from tests.support.s3_server import KEY, SECRET, S3Server
+from tests.support.s3_server import KEY, SECRET
 from tests.support.warm import commands
 
 RECIPE = ROOT / "docs" / "scale.md"
 ENV_EXAMPLE = ROOT / "infra" / "env.example"
 
 
-def aws_variables(server: S3Server) -> dict[str, str]:
+def aws_variables(server):
     """The variables that infra/env.example names for S3, filled in."""
     values = {
         "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": server.url,
@@ -28,7 +25,7 @@ def aws_variables(server: S3Server) -> dict[str, str]:
     return {name: values[name] for name in re.findall(r"^#?(AWS_\w+)=", ENV_EXAMPLE.read_text(), re.M)}
 
 
-def environment(root: Path, aws: Mapping[str, str]) -> dict[str, str]:
+def environment(root, aws):
     """Without the user's settings of AWS and DVC, and without what DVC remembers of remotes in another checkout."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DVC_"))}
     machine = root.with_name(f"{root.name}.machine")
@@ -42,7 +39,7 @@ def environment(root: Path, aws: Mapping[str, str]) -> dict[str, str]:
     return env | dict(aws)
 
 
-def enter(root: Path, patch: pytest.MonkeyPatch, variables: Mapping[str, str] = MappingProxyType({})) -> Path:
+def enter(root, patch, variables=MappingProxyType({})):
     """Lets this process work in a project: its folder, which is returned, and its environment."""
     for name, value in environment(root, variables).items():
         patch.setenv(name, value)
@@ -50,23 +47,21 @@ def enter(root: Path, patch: pytest.MonkeyPatch, variables: Mapping[str, str] = 
     return root
 
 
-def attempt(
-    root: Path, command: str, aws: Mapping[str, str], timeout_s: float = 240
-) -> subprocess.CompletedProcess[str]:
+def attempt(root, command, aws, timeout_s=240):
     """A line typed in a checkout, on a machine that has only the variables `aws` for S3."""
     return subprocess.run(
         ["sh", "-c", command], cwd=root, env=environment(root, aws), capture_output=True, text=True, timeout=timeout_s
     )
 
 
-def shell(root: Path, command: str, aws: Mapping[str, str], timeout_s: float = 240) -> str:
+def shell(root, command, aws, timeout_s=240):
     """stdout of a line that has to work."""
     done = attempt(root, command, aws, timeout_s)
     assert done.returncode == 0, f"{command}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
-def add_remote(text: Path, root: Path, bucket: str, aws: Mapping[str, str], url: str) -> None:
+def add_remote(text, root, bucket, aws, url):
     """Types the lines `dvc remote ...` of a text of this repository, which take bucket and server from variables."""
     lines = list(dict.fromkeys(re.findall(r"^(?:#   )?(dvc remote .*?)(?: # .*)?$", text.read_text(), re.M)))
     assert [line.split()[2] for line in lines] == ["add", "modify"], lines
@@ -74,13 +69,13 @@ def add_remote(text: Path, root: Path, bucket: str, aws: Mapping[str, str], url:
         shell(root, line, {**aws, "BUCKET": bucket, "AWS_ENDPOINT_URL": url})
 
 
-def commit_all(root: Path, message: str = "project") -> None:
+def commit_all(root, message="project"):
     """Commits every file, by an author of its own."""
     git(root, "add", "--all")
     git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", message)
 
 
-def make_repository(root: Path, files: Mapping[str, str], ignored: str) -> Path:
+def make_repository(root, files, ignored):
     """A repository with this one's settings of git and DVC and these files (path -> text), committed; `ignored` are
     lines for .gitignore, after this repository's.
     """
@@ -96,7 +91,7 @@ def make_repository(root: Path, files: Mapping[str, str], ignored: str) -> Path:
     return root
 
 
-def clone(project: Path, name: str, branch: str) -> Path:
+def clone(project, name, branch):
     """A clone as on another machine: without the cache."""
     root = project.with_name(name)
     git(project.parent, "clone", "--quiet", "--branch", branch, str(project), str(root))
@@ -104,11 +99,11 @@ def clone(project: Path, name: str, branch: str) -> Path:
     return root
 
 
-def file_bytes(folder: Path) -> dict[str, bytes]:
+def file_bytes(folder):
     """Path in the folder -> bytes."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def num_runs(project: Path) -> int:
+def num_runs(project):
     """How often stages have run, in any checkout: each writes a line to $TEST_RUNS."""
     return len(project.with_name("runs").read_text().splitlines())

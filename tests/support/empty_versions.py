@@ -1,15 +1,11 @@
 """Versions whose files are empty, with everything that a promotion reads of them: ranks, tags, digest."""
 
-from pathlib import Path
-
 from align.durable.files import sha256_folder
 from align.formats.query_ranks import RANKS, QueryRanks, write_ranks
-from align.services.tracking.registry import Version
-from align.services.tracking.tracker import Tracker
 from tests.support.registered import ranks
 
 
-def version(tracker: Tracker, root: Path, measured: float | QueryRanks, model: str = "align") -> Version:
+def version(tracker, root, measured, model="align"):
     """A registered version whose run has measured this: a recall, or ranks."""
     run_id = tracker.start_run("align", "x")
     (root / "evaluation").mkdir(exist_ok=True)

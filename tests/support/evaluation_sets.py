@@ -1,19 +1,14 @@
 """Evaluation sets in our own format: a small one, whose header and members a test can change, and any other."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 from align.durable.files import sha256_file
-from align.formats.evaluation_set import EvaluationSet
 from align.formats.tar import TarWriter
 from tests.support.tars import tar
 from tests.support.training_data import COLOURS, samples
 
 
-def write_set(directory: Path, name: str = "concepts", **changes: Any) -> Path:
+def write_set(directory, name="concepts", **changes):
     """A set of two images; `changes` overrides header fields, `members` the tar's files."""
     rows = [
         {"key": "a1", "concept": "heart", "texts": ["red heart"], "class": "symbols", "vendor": "noto",
@@ -35,7 +30,7 @@ def write_set(directory: Path, name: str = "concepts", **changes: Any) -> Path:
     return directory
 
 
-def write_items(directory: Path, one: EvaluationSet) -> str:
+def write_items(directory, one):
     """Writes NAME.tar and NAME.json of a set, images in the order of their keys; returns the sha256 of the tar."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{one.name}.tar"
@@ -59,7 +54,7 @@ def write_items(directory: Path, one: EvaluationSet) -> str:
     return sha256_file(path)
 
 
-def write_coloured_set(directory: Path, name: str) -> None:
+def write_coloured_set(directory, name):
     """Set `pairs` of captions or `classes` of colours, of `training_data`'s pictures; one of them is no picture."""
     classes = name == "classes"
     members = {}
@@ -69,6 +64,6 @@ def write_coloured_set(directory: Path, name: str) -> None:
                "class": list(COLOURS)[number % 4], "split": split}  # fmt: skip
         members[f"{sample.key}.json"] = json.dumps(row).encode()
         members[f"{sample.key}.jpg"] = b"no picture" if number == 9 else sample.image
-    more: dict[str, Any] = {"kind": "classification", "classes": list(COLOURS), "templates": ["a {} bar"]}
+    more = {"kind": "classification", "classes": list(COLOURS), "templates": ["a {} bar"]}
     counts = {"num_images": 24, "num_texts": 32, "num_concepts": 16}
     write_set(directory, name, members=members, **counts, **(more if classes else {}))

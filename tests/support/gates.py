@@ -1,20 +1,14 @@
 """What tests of the quality gates share: small tables with a fault, and gates whose outcomes the test chooses."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.config.infrastructure import EngineConfig
 from align.durable.files import replace_directory
 from align.formats.acceptances import read_acceptances
-from align.interfaces.expectations import Check, Expectation, Outcome
+from align.interfaces.expectations import Outcome
 from align.validate.page import gate_page
-from align.validate.report import QualityReport, judge, require_holds, write_gate
+from align.validate.report import judge, require_holds, write_gate
 from align.validate.validate import accept
 from tests.support.params import load_params
 from tests.support.small_data import Pair
@@ -26,20 +20,20 @@ ENGINE = (
 DATA, OTHER_DATA = "a" * 64, "b" * 64
 
 
-def pairs() -> list[Pair]:
+def pairs():
     """20 pairs: 14 kept (0.7), 3 too small (0.15), 3 too short (0.15)."""
     rows = [Pair(f"picture number {index}", index) for index in range(14)]
     rows += [Pair(f"small picture {index}", 20 + index, reason="image_too_small") for index in range(3)]
     return rows + [Pair("short", 30 + index, reason="text_too_short") for index in range(3)]
 
 
-def rewrite(path: Path, change: Callable[[list[dict[str, object]]], list[dict[str, object]]]) -> None:
+def rewrite(path, change):
     """Changes the rows of a table."""
     table = pq.read_table(path)
     pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema), path)
 
 
-def outcome(name: str, *, passed: bool, observed: str = "1") -> Outcome:
+def outcome(name, *, passed, observed="1"):
     """An outcome of an expectation that is called `name`."""
     return Outcome(
         name=name,
@@ -51,7 +45,7 @@ def outcome(name: str, *, passed: bool, observed: str = "1") -> Outcome:
     )
 
 
-def run_gate(root: Path, *failed: str, data: str = DATA) -> QualityReport:
+def run_gate(root, *failed, data=DATA):
     """Publishes the report of a gate of three expectations, a, b and c, in `root/quality`; `root` is the policy."""
     outcomes = [outcome(name, passed=name not in failed) for name in ("a", "b", "c")]
     accepted = read_acceptances(root)
@@ -62,15 +56,15 @@ def run_gate(root: Path, *failed: str, data: str = DATA) -> QualityReport:
     return report
 
 
-def accept_failure(root: Path, name: str, reason: str = "known and harmless", by: str = "Ada") -> None:
+def accept_failure(root, name, reason="known and harmless", by="Ada"):
     """Accepts failures of `run_gate`: one, or several with commas between them."""
     accept(name.split(","), reason, by, "2026-01-31", reports=[root / "none", root / "quality"], policy=root)
 
 
-def check_that_fails(*failed: str) -> Check:
+def check_that_fails(*failed):
     """Every expectation passes but those of these names; `observed` is the column of the table, where it has one."""
 
-    def check(tables: Mapping[str, pd.DataFrame], expectations: Sequence[Expectation]) -> list[Outcome]:
+    def check(tables, expectations):
         return [
             Outcome(
                 name=item.name, what=item.what, expectation=item.kind, threshold=item.threshold,

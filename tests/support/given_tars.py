@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,7 +11,7 @@ from tests.support.tars import tar
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
 
 
-def picture(number: int, form: str = "JPEG") -> bytes:
+def picture(number, form="JPEG"):
     """Noise around a colour, of a size of its own."""
     generator = np.random.default_rng(number)
     size = (40 + 7 * (number % 5), 50 + 11 * (number % 3), 3)
@@ -22,16 +21,16 @@ def picture(number: int, form: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
-def text(number: int) -> str:
+def text(number):
     """Of that picture."""
     return f"a {list(COLOURS)[number % 4]} square number {number}"
 
 
-def write(folder: Path, *, num_tars: int = 2, per_tar: int = 20, first: int = 0) -> Path:
+def write(folder, *, num_tars=2, per_tar=20, first=0):
     """Tars 00000.tar, ...: of each four samples one has its text in .txt, one in both as img2dataset, two in .json."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(num_tars):
-        members: dict[str, bytes] = {}
+        members = {}
         for index in range(first + number * per_tar, first + (number + 1) * per_tar):
             form, ending = (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"))[index % 3]
             members[f"{index:09d}.{ending}"] = picture(index, form)

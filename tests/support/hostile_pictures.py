@@ -1,7 +1,5 @@
 """Small files that ask a decoder for much."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
@@ -12,19 +10,19 @@ from PIL import Image
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 72 72\n%%EndComments\nshowpage\n"
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind, data):
     """A chunk of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 @cache
-def png(side_px: int, colour_type: int = 6, extra: bytes = b"") -> bytes:
+def png(side_px, colour_type=6, extra=b""):
     """A square PNG of zeros, with more chunks before its pixels: 100 transparent megapixels in 389 kB."""
     row = bytes(1 + side_px * {2: 3, 6: 4}[colour_type])
     packer = zlib.compressobj(9)
@@ -33,12 +31,12 @@ def png(side_px: int, colour_type: int = 6, extra: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def icon(data: bytes) -> bytes:
+def icon(data):
     """An ICO that says 256 x 256 and holds this PNG."""
     return b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(data), 22) + data
 
 
-def webp_canvas(side_px: int) -> bytes:
+def webp_canvas(side_px):
     """An animation of no frames on a large canvas, in 48 bytes."""
     sides = (side_px - 1).to_bytes(3, "little") * 2
     chunks = b"VP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + sides + b"ANIM" + struct.pack("<I", 6) + bytes(6)
@@ -46,7 +44,7 @@ def webp_canvas(side_px: int) -> bytes:
 
 
 @cache
-def progressive(side_px: int, more_scans: int = 0) -> bytes:
+def progressive(side_px, more_scans=0):
     """A square progressive JPEG of one colour, its last scan repeated."""
     data = encoded(Image.new("RGB", (side_px, side_px), "navy"), "JPEG", progressive=True)
     return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * more_scans + data[-2:]

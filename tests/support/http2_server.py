@@ -1,13 +1,9 @@
 """A server that speaks HTTP/2 over TLS, with a certificate of its own for `pictures.test`."""
 
-from __future__ import annotations
-
 import asyncio
 import datetime
 import ssl
 import threading
-from pathlib import Path
-from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -19,7 +15,7 @@ from h2.events import RequestReceived, StreamEnded
 NAME = "pictures.test"
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
+def make_certificate(folder):
     """Writes a self-signed certificate and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, NAME)])
@@ -48,7 +44,7 @@ class Http2Server:
         most_streams: on one connection at a time.
     """
 
-    def __init__(self, folder: Path, picture: bytes) -> None:
+    def __init__(self, folder, picture):
         self.certificate, key = make_certificate(folder)
         self.picture = picture
         self.num_connections = 0
@@ -59,18 +55,18 @@ class Http2Server:
         self.context.set_alpn_protocols(["h2"])
         self.loop = asyncio.new_event_loop()
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         started = threading.Event()
         self.thread = threading.Thread(target=self.serve, args=(started,), daemon=True)
         self.thread.start()
         assert started.wait(60)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception):
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(10)
 
-    def serve(self, started: threading.Event) -> None:
+    def serve(self, started):
         asyncio.set_event_loop(self.loop)
         server = self.loop.run_until_complete(
             self.loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, ssl=self.context)
@@ -84,19 +80,19 @@ class Http2Server:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, server: Http2Server) -> None:
+    def __init__(self, server):
         self.server = server
         self.http = H2Connection(H2Configuration(client_side=False))
-        self.paths: dict[int, str] = {}
+        self.paths = {}
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.server.num_connections += 1
         self.http.initiate_connection()
         transport.write(self.http.data_to_send())
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data):
         for event in self.http.receive_data(data):
             if isinstance(event, RequestReceived):
                 self.paths[event.stream_id] = dict(event.headers)[b":path"].decode()
@@ -106,7 +102,7 @@ class _Connection(asyncio.Protocol):
                 asyncio.get_running_loop().call_later(0.01, self.answer, event.stream_id)
         self.transport.write(self.http.data_to_send())
 
-    def answer(self, stream: int) -> None:
+    def answer(self, stream):
         is_robots = self.paths.pop(stream) == "/robots.txt"
         self.http.send_headers(stream, [(":status", "404" if is_robots else "200")], end_stream=is_robots)
         if not is_robots:

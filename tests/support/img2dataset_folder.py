@@ -8,10 +8,7 @@ import json
 import os
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,14 +43,14 @@ class Row:
     body: bytes | None
 
 
-def plain(size: tuple[int, int], colour: str, form: str = "PNG") -> bytes:
+def plain(size, colour, form="PNG"):
     """A picture of one colour: those of one shape are equal once they are shrunk, whatever size they had."""
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, form)
     return buffer.getvalue()
 
 
-def scenario() -> list[Row]:
+def scenario():
     """Pictures of all sizes, some twice, and what fails: everything about which the two ways could differ."""
     pictures = [blurred_png(seed, (230 + 2 * seed, 240)) for seed in range(12)]
     rows = [Row(f"/p/{n}", f"a drawing of thing {n % 5} here", f"/page/{n}", body) for n, body in enumerate(pictures)]
@@ -79,7 +76,7 @@ def scenario() -> list[Row]:
     return rows
 
 
-def write_folder(folder: Path, rows: list[Row], options: Options, host: str = "http://127.0.0.1:9") -> Path:
+def write_folder(folder, rows, options, host="http://127.0.0.1:9"):
     """The folder that img2dataset would write, pictures apart: it resizes with OpenCV, this with Pillow."""
     folder.mkdir(parents=True)
     for number, start in enumerate(range(0, len(rows), _SHARD_ROWS)):
@@ -103,8 +100,8 @@ def write_folder(folder: Path, rows: list[Row], options: Options, host: str = "h
     return folder
 
 
-def _sample(row: Row, key: str, host: str, options: Options) -> tuple[dict[str, Any], bytes | None]:
-    meta: dict[str, Any] = {"page": row.page, "caption": row.caption, "url": host + row.path, "key": key}
+def _sample(row, key, host, options):
+    meta = {"page": row.page, "caption": row.caption, "url": host + row.path, "key": key}
     meta |= dict.fromkeys(("status", "error_message", "width", "height", "original_width", "original_height", "exif"))
     if options.compute_hash is not None:
         meta[options.compute_hash] = None
@@ -121,7 +118,7 @@ def _sample(row: Row, key: str, host: str, options: Options) -> tuple[dict[str, 
     return meta, data
 
 
-def _resized(body: bytes, options: Options) -> tuple[bytes, tuple[Any, Any], tuple[Any, Any]]:
+def _resized(body, options):
     """The bytes to store, their size and that before."""
     if options.disable_all_reencoding:
         return body, (None, None), (None, None)
@@ -140,7 +137,7 @@ def _resized(body: bytes, options: Options) -> tuple[bytes, tuple[Any, Any], tup
     return buffer.getvalue(), image.size, original
 
 
-def _write_table(path: Path, samples: list[tuple[dict[str, Any], bytes | None]], options: Options) -> None:
+def _write_table(path, samples, options):
     numbers = ("width", "height", "original_width", "original_height")
     schema = pa.schema([(name, pa.int32() if name in numbers else pa.string()) for name in samples[0][0]])
     rows = [meta for meta, _ in samples]
@@ -152,7 +149,7 @@ def _write_table(path: Path, samples: list[tuple[dict[str, Any], bytes | None]],
             writer.write_table(pa.Table.from_pylist(rows[start : start + _BUFFER_ROWS], schema))
 
 
-def _members(samples: list[tuple[dict[str, Any], bytes | None]], options: Options) -> Iterator[tuple[str, bytes]]:
+def _members(samples, options):
     for meta, data in samples:
         if data is not None:
             yield f"{meta['key']}.{options.encode_format}", data
@@ -160,7 +157,7 @@ def _members(samples: list[tuple[dict[str, Any], bytes | None]], options: Option
             yield f"{meta['key']}.txt", meta["caption"].encode()
 
 
-def _write_tar(path: Path, samples: list[tuple[dict[str, Any], bytes | None]], options: Options) -> None:
+def _write_tar(path, samples, options):
     with tarfile.open(path, "w") as tar:
         for name, data in _members(samples, options):
             member = tarfile.TarInfo(name)
@@ -169,7 +166,7 @@ def _write_tar(path: Path, samples: list[tuple[dict[str, Any], bytes | None]], o
             tar.addfile(member, io.BytesIO(data))
 
 
-def run_img2dataset(python: Path, folder: Path, rows: list[Row], options: Options, host: str) -> Path:
+def run_img2dataset(python, folder, rows, options, host):
     """Img2dataset itself, in the environment of this interpreter, on a server that answers the rows."""
     table = folder.with_suffix(".parquet")
     urls, captions, pages = [host + row.path for row in rows], [row.caption for row in rows], [row.page for row in rows]

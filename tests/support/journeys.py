@@ -7,8 +7,6 @@ order: the page is the script, so that it cannot say what does not work.
 import hashlib
 import re
 import subprocess
-from collections.abc import Mapping
-from pathlib import Path
 
 from tests.support import ROOT
 from tests.support.dvc_projects import environment
@@ -21,12 +19,12 @@ AUTHOR = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER
 _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
 
 
-def names(page: Path) -> list[str]:
+def names(page):
     """The journeys of a page; one may have several parts."""
     return list(dict.fromkeys(re.findall(r"^<!-- journey: ([\w-]+) -->$", page.read_text("utf-8"), re.M)))
 
 
-def script(page: Path, name: str) -> str:
+def script(page, name):
     """The commands of one journey."""
     parts = re.findall(
         rf"^<!-- journey: {name} -->$(.*?)^<!-- end of journey -->$", page.read_text("utf-8"), re.M | re.S
@@ -37,13 +35,13 @@ def script(page: Path, name: str) -> str:
     return "".join(blocks)
 
 
-def outside(page: Path) -> list[str]:
+def outside(page):
     """The `bash` blocks of a page that are in no journey, and so are run by no test."""
     text = re.sub(r"^<!-- journey: .*?^<!-- end of journey -->$", "", page.read_text("utf-8"), flags=re.M | re.S)
     return _BLOCK.findall(text)
 
 
-def travel(folder: Path, page: str, name: str, more: Mapping[str, str] | None = None) -> str:
+def travel(folder, page, name, more=None):
     """Types a journey of a page of docs/ in a folder, where what the page presumes lies, and returns all that it
     printed.
     """
@@ -57,7 +55,7 @@ def travel(folder: Path, page: str, name: str, more: Mapping[str, str] | None = 
     return done.stdout
 
 
-def demo_state() -> dict[str, str]:
+def demo_state():
     """Path -> sha256 of every file of the demo in this checkout."""
     files = [path for name in OUTS for path in ([ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob("*"))]
     return {

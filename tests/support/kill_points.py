@@ -35,18 +35,18 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHOSEN = os.environ.get("KILL_POINTS", "12")
 
 
-def main() -> None:
+def main():
     """See the module."""
     at, count, module, *words = sys.argv[1:]
     numbers, here = itertools.count(1), str(Path.cwd().parent)
     last = [0]
 
-    def change() -> None:
+    def change():
         last[0] = next(numbers)
         if last[0] == int(at):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+    def hook(event, arguments):
         if event == "open":
             if not isinstance(arguments[2], int) or not arguments[2] & _WRITES:
                 return
@@ -88,7 +88,7 @@ class Case:
     whole_or_nothing: bool = True
     env: Callable[[Path], Mapping[str, str]] = field(default=lambda _: {})
 
-    def run(self, root: Path, at: int) -> subprocess.CompletedProcess[str]:
+    def run(self, root, at):
         """Runs the command, which dies before change `at`."""
         count = root.parent.with_suffix(".number")
         program = [commands() / "python", "-m", "tests.support.kill_points", str(at), str(count)]
@@ -96,13 +96,13 @@ class Case:
         return subprocess.run([*program, *self.words], cwd=root, env=env, capture_output=True, text=True, check=False)
 
 
-def survives(case: Case, work: Path) -> tuple[int, int]:
+def survives(case, work):
     """Kills a command at its changes and runs it again each time; how many kills, and how many changes a whole run
     makes.
     """
     root = work / "here/project"
 
-    def again() -> None:
+    def again():
         shutil.rmtree(root.parent, ignore_errors=True)
         shutil.copytree(case.start, root.parent, symlinks=True)
 
@@ -133,7 +133,7 @@ def survives(case: Case, work: Path) -> tuple[int, int]:
     return len(kills), number
 
 
-def _chosen(number: int) -> Sequence[int]:
+def _chosen(number):
     first, _, last = CHOSEN.partition("-")
     if last:
         return range(int(first), min(int(last), number) + 1)
@@ -142,7 +142,7 @@ def _chosen(number: int) -> Sequence[int]:
     return range(1, number + 1) if every else [1 + at * (number - 1) // (most - 1) for at in range(most)]
 
 
-def _differ(now: Any, whole: Any) -> Any:
+def _differ(now, whole):
     """What is another in nested mappings: (now, as it should be)."""
     if isinstance(now, dict) and isinstance(whole, dict):
         names = [name for name in {**whole, **now} if now.get(name) != whole.get(name)]

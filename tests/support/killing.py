@@ -1,7 +1,5 @@
 """`kill -9` at seeded random moments, and then the same command to its end: the bytes must be those of a whole run."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import random
@@ -26,47 +24,47 @@ Start = Callable[[Sequence[str], Path], "Running"]
 class Running(Protocol):
     """A command that was started."""
 
-    def ended(self, within_s: float | None = None) -> bool:
+    def ended(self, within_s=None):
         """Waits for its end, at most for that time."""
 
-    def kill(self) -> None:
+    def kill(self):
         """SIGKILL to this process alone: its workers must end by themselves."""
 
-    def require_success(self) -> None:
+    def require_success(self):
         """Fails with what it wrote to stderr."""
 
 
 class Command:
     """`align`, as a fork that has imported what it needs (`warm`); its own processes are such forks, too."""
 
-    def __init__(self, arguments: Sequence[str], cwd: Path) -> None:
+    def __init__(self, arguments, cwd):
         self._errors = cwd.with_name(f"{cwd.name}.stderr")
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 [*self._program(), *arguments], cwd=cwd, stdout=errors, stderr=errors, start_new_session=True
             )
 
-    def _program(self) -> list[str]:
+    def _program(self):
         return [str(warm.commands() / "align")]
 
-    def ended(self, within_s: float | None = None) -> bool:
+    def ended(self, within_s=None):
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(within_s)
         return self._process.returncode is not None
 
-    def kill(self) -> None:
+    def kill(self):
         warm.kill(self._process.pid)
         self._process.wait()
 
-    def require_success(self) -> None:
+    def require_success(self):
         assert self.exit_code == 0, f"exit code {self.exit_code}: {self.errors[-2000:]}"
 
     @property
-    def exit_code(self) -> int | None:
+    def exit_code(self):
         return self._process.returncode
 
     @property
-    def errors(self) -> str:
+    def errors(self):
         """What it has written to stdout and stderr."""
         return self._errors.read_text("utf-8", "replace")
 
@@ -74,15 +72,15 @@ class Command:
 class Started(Command):
     """`align` in a process that is started, as a user does."""
 
-    def _program(self) -> list[str]:
+    def _program(self):
         return [sys.executable, "-m", "align.cli"]
 
-    def kill(self) -> None:
+    def kill(self):
         self._process.kill()
         self._process.wait()
 
 
-def lives(process: psutil.Process | int) -> bool:
+def lives(process):
     """Whether a process, or that of a number, has not ended (a zombie that nobody reaps has). One may end while it is
     asked about.
     """
@@ -92,7 +90,7 @@ def lives(process: psutil.Process | int) -> bool:
     return False
 
 
-def kill_family(pid: int) -> None:
+def kill_family(pid):
     """SIGKILL to a process and all that it started, as when the power fails."""
     with suppress(psutil.NoSuchProcess):
         for process in (*psutil.Process(pid).children(recursive=True), psutil.Process(pid)):
@@ -100,7 +98,7 @@ def kill_family(pid: int) -> None:
                 process.kill()
 
 
-def run(arguments: Sequence[str], cwd: Path, start: Start = Command) -> float:
+def run(arguments, cwd, start=Command):
     """Runs `align` to its end; seconds."""
     began = time.monotonic()
     command = start(arguments, cwd)
@@ -109,10 +107,7 @@ def run(arguments: Sequence[str], cwd: Path, start: Start = Command) -> float:
     return time.monotonic() - began
 
 
-def kill_and_resume(
-    arguments: Sequence[str], cwd: Path, *, seed: int, num_moments: int, whole_s: float, reset: Callable[[], object],
-    start: Start = Command,
-) -> None:  # fmt: skip
+def kill_and_resume(arguments, cwd, *, seed, num_moments, whole_s, reset, start=Command):
     """Kills the command `num_moments` times, at seeded moments between a tenth of a whole run and nearly its end, each
     while it resumes what the last one left; then lets it finish. A run that ends before its moment is no kill (a
     machine may be faster than before): `reset` removes everything that it made, and another moment is drawn within its
@@ -136,7 +131,7 @@ def kill_and_resume(
     raise AssertionError(f"killed {killed} times of {num_moments}: it always ended before")
 
 
-def digests(folder: Path) -> dict[str, str]:
+def digests(folder):
     """Relative path -> sha256 of every file."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -144,7 +139,7 @@ def digests(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def fresh(folder: Path) -> Path:
+def fresh(folder):
     """An empty folder in the place of whatever is there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -154,10 +149,10 @@ def fresh(folder: Path) -> Path:
 class KillOnce:
     """A log function that kills its own process, the leading rank, at a step, unless the marker exists; never at 0."""
 
-    def __init__(self, marker: Path, step: int) -> None:
+    def __init__(self, marker, step):
         self.marker, self.step = marker, step
 
-    def __call__(self, metrics: dict[str, float], step: int) -> None:
+    def __call__(self, metrics, step):
         if step == self.step and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,14 +1,12 @@
 """LAMB line by line in NumPy, for one tensor."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
 
-def lamb(weight: Array, grads: list[Array], *, rate: float, decay: float, beta2: float, adapt: bool) -> Array:
+def lamb(weight, grads, *, rate, decay, beta2, adapt):
     """The weight after one step per gradient: You et al. 2020, algorithm 2; plain Adam where `adapt` is False."""
     m = np.zeros_like(weight)
     v = np.zeros_like(weight)

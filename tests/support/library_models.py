@@ -1,8 +1,6 @@
 """Tiny random models of transformers' classes, in folders as their publishers have them."""
 
 import io
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "nu
 IMAGE = SHAPE | {"image_size": 32, "patch_size": 8}
 
 
-def picture(seed: int, size: tuple[int, int] = (50, 41), format: str = "JPEG") -> bytes:
+def picture(seed, size=(50, 41), format="JPEG"):
     rows = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(rows).resize(size, Image.Resampling.BILINEAR).save(buffer, format)
@@ -27,7 +25,7 @@ def picture(seed: int, size: tuple[int, int] = (50, 41), format: str = "JPEG") -
 PICTURES = [picture(0), picture(1, (33, 80)), picture(2, (64, 64), "PNG")]
 
 
-def tokenizer(most: int, **more: Any) -> Any:
+def tokenizer(most, **more):
     made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     made.normalizer, made.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
     made.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 1))
@@ -37,14 +35,14 @@ def tokenizer(most: int, **more: Any) -> Any:
     )  # fmt: skip
 
 
-def clip() -> tuple[Any, Any]:
+def clip():
     words = {"vocab_size": len(WORDS), "max_position_embeddings": 12, "bos_token_id": 1, "eos_token_id": 2}
     config = transformers.CLIPConfig(text_config=SHAPE | words, vision_config=IMAGE, projection_dim=24)
     pixels = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return transformers.CLIPModel(config), transformers.CLIPProcessor(pixels, tokenizer(12))
 
 
-def siglip() -> tuple[Any, Any]:
+def siglip():
     words = {"vocab_size": len(WORDS), "max_position_embeddings": 12, "projection_size": 32}
     config = transformers.SiglipConfig(text_config=SHAPE | words, vision_config=IMAGE)
     pixels = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
@@ -52,7 +50,7 @@ def siglip() -> tuple[Any, Any]:
     return transformers.SiglipModel(config), transformers.SiglipProcessor(pixels, named)
 
 
-def siglip2() -> tuple[Any, Any]:
+def siglip2():
     words = {"vocab_size": len(WORDS), "max_position_embeddings": 12, "projection_size": 32}
     config = transformers.Siglip2Config(
         text_config=SHAPE | words, vision_config=SHAPE | {"patch_size": 8, "num_patches": 16}
@@ -62,7 +60,7 @@ def siglip2() -> tuple[Any, Any]:
     return transformers.Siglip2Model(config), transformers.Siglip2Processor(pixels, named)
 
 
-def align() -> tuple[Any, Any]:
+def align():
     words = SHAPE | {"vocab_size": len(WORDS), "max_position_embeddings": 12}
     shape = {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 320}
     config = transformers.AlignConfig(text_config=words, vision_config=shape, projection_dim=80)
@@ -78,7 +76,7 @@ def align() -> tuple[Any, Any]:
 MODELS = {"clip": clip, "siglip": siglip, "siglip2": siglip2, "align": align}
 
 
-def write(root: Path, kind: str) -> Path:
+def write(root, kind):
     """Writes `root/KIND`, if it is not there, and returns it."""
     if not (root / kind).exists():
         torch.manual_seed(0)

@@ -13,10 +13,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -134,7 +132,7 @@ SERVICES = ("prefect", "mlflow", "search", "worker")
 class Stack:
     """The stub repository with the local stack on free ports."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.root = root
         self.said = ""  # by `make up`
         self._claims, numbers = zip(*(free_port() for _ in range(3)), strict=True)
@@ -155,12 +153,12 @@ class Stack:
             "MLFLOW_TRACKING_PASSWORD": SECRETS["mlflow"],
         }
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command):
         return subprocess.run(
             [sys.executable, *command], cwd=self.root, env=self.env, capture_output=True, text=True, check=False
         )
 
-    def align(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def align(self, *arguments):
         """`align`, as a fork; of a checkout with code of its own, as a person types it."""
         if self.env["PYTHONPATH"] != str(ROOT):
             return self.run("-m", "align.cli", *arguments)
@@ -168,21 +166,19 @@ class Stack:
         command = [str(commands() / "python"), "-m", "align.cli", *arguments]
         return subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, check=False)
 
-    def align_run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def align_run(self, *arguments):
         return self.align("run", *arguments)
 
     @property
-    def login(self) -> str:
+    def login(self):
         """`user:password` of both servers."""
         return self.login_of()
 
-    def login_of(self, name: str = "login") -> str:
+    def login_of(self, name="login"):
         """A login of the checkout."""
         return (self.root / ".align" / name).read_text().strip()
 
-    def ask(
-        self, path: str, body: dict[str, Any] | None = None, method: str | None = None, person: str | None = None
-    ) -> Any:
+    def ask(self, path, body=None, method=None, person=None):
         """Asks Prefect, or MLflow if the path is a whole URL, with the login; as a proxy does that knows the person."""
         data = None if body is None else json.dumps(body).encode()
         login = base64.b64encode(self.login.encode()).decode()
@@ -200,7 +196,7 @@ class Stack:
                     raise
                 time.sleep(float(error.headers.get("Retry-After", 1)))
 
-    def states(self, name: str) -> dict[str, str]:
+    def states(self, name):
         """Task run -> its newest state, in the newest run of that name and its sub-flows."""
         newest = {"sort": "EXPECTED_START_TIME_DESC", "flow_runs": {"name": {"any_": [name]}}, "limit": 1}
         runs = self.ask("/flow_runs/filter", newest)
@@ -208,31 +204,31 @@ class Stack:
         question = {"flow_runs": {"id": {"any_": ids}}, "sort": "EXPECTED_START_TIME_ASC"}
         return {task["name"]: task["state_name"] for task in (self.ask("/task_runs/filter", question) if ids else ())}
 
-    def mlflow_runs(self, condition: str = "") -> list[dict[str, Any]]:
+    def mlflow_runs(self, condition=""):
         """The runs of the stubs in MLflow that meet a condition."""
         url = f"{self.mlflow}/api/2.0/mlflow"
         experiment = self.ask(f"{url}/experiments/get-by-name?experiment_name=stub")["experiment"]["experiment_id"]
         return list(self.ask(f"{url}/runs/search", {"experiment_ids": [experiment], "filter": condition})["runs"])
 
-    def up(self) -> str:
+    def up(self):
         """`make up`; what it printed."""
         done = self.run("-m", "infra.local", "up")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def down(self) -> str:
+    def down(self):
         """`make down`; what it printed."""
         done = self.run("-m", "infra.local", "down")
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def kill(self, service: str) -> None:
+    def kill(self, service):
         """SIGKILL to a service of `make up`, and waits for its end."""
         process = psutil.Process(json.loads((self.root / ".align/services.json").read_text())[service]["pid"])
         process.kill()
         psutil.wait_procs([process], 60)
 
-    def flow_process(self, run: str) -> psutil.Process:
+    def flow_process(self, run):
         """The process of a deployed run that works."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -240,24 +236,24 @@ class Stack:
                     return process
         raise AssertionError(f"no process works on run {run}")
 
-    def parts(self, run: str) -> list[dict[str, Any]]:
+    def parts(self, run):
         """The sub-flows of a run."""
         return list(self.ask("/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}))
 
-    def logs(self, run: str) -> list[str]:
+    def logs(self, run):
         """What a run and its sub-flows logged, in the order of time."""
         ids = [run, *(part["id"] for part in self.parts(run))]
         question = {"logs": {"flow_run_id": {"any_": ids}}, "sort": "TIMESTAMP_ASC"}
         return [log["message"] for log in self.ask("/logs/filter", question)]
 
-    def wait_for_line(self, run: str, line: str, timeout_s: float = BUSY_S) -> None:
+    def wait_for_line(self, run, line, timeout_s=BUSY_S):
         """Returns once the run has logged a line that begins like this."""
         wait_until(
             lambda: any(logged.startswith(line) for logged in self.logs(run)), timeout_s, pause_s=0.5,
             says=lambda: (line, self.logs(run)),
         )  # fmt: skip
 
-    def renew(self) -> None:
+    def renew(self):
         """The checkout as it was at its start, with all services: only what the servers know of earlier runs stays."""
         git(self.root, "reset", "--quiet", "--hard", f"refs/tags/{START}")
         git(self.root, "clean", "-ffdxq", *(f"--exclude=/{name}" for name in (".align", "mlflow.db*", "mlartifacts")))
@@ -270,26 +266,26 @@ class Stack:
         if len(running_services(self.root)) < len(SERVICES):
             self.up()
 
-    def close(self) -> None:
+    def close(self):
         """The end: its ports may be others' again."""
         for claim in self._claims:
             claim.close()
 
-    def start(self, request: dict[str, Any]) -> str:
+    def start(self, request):
         """A click on the deployment; returns the flow run's id."""
         return self.click("pipeline", parameters={"request": request})
 
-    def click(self, flow: str, *, person: str | None = None, **values: object) -> str:
+    def click(self, flow, *, person=None, **values):
         """Starts the flow's first deployment with these values of Prefect's; returns the flow run's id."""
         newest = {"sort": "CREATED_DESC", "flows": {"name": {"any_": [flow]}}}  # tests add others
         deployment = self.ask("/deployments/filter", newest)[-1]["id"]
         return str(self.ask(f"/deployments/{deployment}/create_flow_run", values, person=person)["id"])
 
-    def force(self, run: str, state: str) -> None:
+    def force(self, run, state):
         """Sets a run's state, such as CANCELLING."""
         self.ask(f"/flow_runs/{run}/set_state", {"state": {"type": state, "name": state.title()}, "force": True})
 
-    def wait_for(self, run: str, *states: str, timeout_s: float = BUSY_S) -> str:
+    def wait_for(self, run, *states, timeout_s=BUSY_S):
         deadline = time.monotonic() + timeout_s
         state = ""
         while time.monotonic() < deadline:
@@ -300,7 +296,7 @@ class Stack:
         return state
 
 
-def stub_repository(root: Path) -> None:
+def stub_repository(root):
     (root / "bin").mkdir(parents=True)
     (root / "bin/align").write_text(ALIGN)
     (root / "bin/align").chmod(0o755)
@@ -321,7 +317,7 @@ def stub_repository(root: Path) -> None:
 
 
 @contextmanager
-def started(root: Path) -> Iterator[Stack]:
+def started(root):
     """The stack over a new stub repository; at the end nothing of it answers."""
     stub_repository(root)
     stack = Stack(root)
@@ -339,14 +335,14 @@ def started(root: Path) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 @costs(15, "Prefect, MLflow, search and a worker start")
-def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def shared_stack(tmp_path_factory):
     """The session's stack. Tests take `stack`."""
     with started(tmp_path_factory.mktemp("flows") / "repo") as stack:
         yield stack
 
 
 @pytest.fixture(scope="module")
-def stack(shared_stack: Stack) -> Stack:
+def stack(shared_stack):
     """The session's stack, over a checkout in which nothing has run."""
     shared_stack.renew()
     return shared_stack

@@ -1,12 +1,9 @@
 """A store in a folder, and files in it, for tests."""
 
-from pathlib import Path
-from typing import Any
-
 from align.config.infrastructure import StoreConfig
 
 
-def config(root: Path, folder: str | None = "objects", **changes: Any) -> StoreConfig:
+def config(root, folder="objects", **changes):
     """Section `store`, with everything below a folder but what is changed."""
     values = {
         "objects": str(root / folder) if folder else None, "checkpoints": None, "work": None, "cache": root / "cache",
@@ -15,7 +12,7 @@ def config(root: Path, folder: str | None = "objects", **changes: Any) -> StoreC
     return StoreConfig.model_validate(values | changes)
 
 
-def touch(root: Path, *names: str) -> None:
+def touch(root, *names):
     """Makes files whose content is their name."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)

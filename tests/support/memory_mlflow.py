@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from align.errors import RefusedError
-from align.services.tracking.registry import Registry, Version
+from align.services.tracking.registry import Registry
 from align.services.tracking.tracker import Tracker
 
 
@@ -32,7 +31,7 @@ class _Page(list[Any]):
     token = None
 
 
-def _name_in(condition: str) -> str:
+def _name_in(condition):
     """The one condition that is understood here."""
     found = re.fullmatch(r"name = '([^']*)'", condition)
     assert found is not None, condition
@@ -44,21 +43,14 @@ class MemoryClient:
     artifacts in `root`.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self._root = root
-        self._models: dict[str, _Model] = {}
+        self._models = {}
 
-    def create_registered_model(self, name: str) -> None:
+    def create_registered_model(self, name):
         self._models[name] = _Model(name)
 
-    def create_model_version(
-        self,
-        name: str,
-        source: str,
-        run_id: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        description: str | None = None,
-    ) -> Any:
+    def create_model_version(self, name, source, run_id=None, tags=None, description=None):
         versions = self._models[name].versions
         number = str(len(versions) + 1)
         versions.append(
@@ -68,52 +60,52 @@ class MemoryClient:
         )
         return self.get_model_version(name, number)
 
-    def delete_model_version(self, name: str, version: str) -> None:
+    def delete_model_version(self, name, version):
         self._version(name, version)
         model = self._models[name]
         model.versions[int(version) - 1] = None
         model.aliases = {alias: number for alias, number in model.aliases.items() if number != version}
 
-    def get_registered_model(self, name: str) -> Any:
+    def get_registered_model(self, name):
         model = self._models[name]
         return SimpleNamespace(name=name, tags=dict(model.tags), aliases=dict(model.aliases))
 
-    def search_registered_models(self, condition: str) -> list[Any]:
+    def search_registered_models(self, condition):
         name = _name_in(condition)
         return [self.get_registered_model(name)] if name in self._models else []
 
-    def get_model_version(self, name: str, version: str) -> Any:
+    def get_model_version(self, name, version):
         found = self._version(name, version)
         return SimpleNamespace(**{**vars(found), "tags": dict(found.tags)})
 
-    def search_model_versions(self, condition: str, max_results: int, page_token: str | None) -> _Page:
+    def search_model_versions(self, condition, max_results, page_token):
         name = _name_in(condition)
         versions = self._models[name].versions if name in self._models else []
         return _Page(self.get_model_version(name, each.version) for each in versions if each)
 
-    def get_run(self, run_id: str) -> Any:
+    def get_run(self, run_id):
         return SimpleNamespace(info=SimpleNamespace(artifact_uri=f"memory:/{run_id}"))
 
-    def download_artifacts(self, run_id: str, path: str, folder: str) -> str:
+    def download_artifacts(self, run_id, path, folder):
         source = self._root / run_id / path
         if not source.is_dir():
             raise RefusedError(f"No such artifact: '{path}'")
         return str(shutil.copytree(source, Path(folder) / path))
 
-    def set_registered_model_tag(self, name: str, key: str, value: str) -> None:
+    def set_registered_model_tag(self, name, key, value):
         self._models[name].tags[key] = value
 
-    def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+    def set_registered_model_alias(self, name, alias, version):
         self._version(name, version)
         self._models[name].aliases[alias] = version
 
-    def set_model_version_tag(self, name: str, version: str, key: str, value: str) -> None:
+    def set_model_version_tag(self, name, version, key, value):
         self._version(name, version).tags[key] = value
 
-    def delete_model_version_tag(self, name: str, version: str, key: str) -> None:
+    def delete_model_version_tag(self, name, version, key):
         self._version(name, version).tags.pop(key, None)
 
-    def _version(self, name: str, version: str) -> SimpleNamespace:
+    def _version(self, name, version):
         versions = self._models[name].versions
         if not 0 < int(version) <= len(versions) or (found := versions[int(version) - 1]) is None:
             raise RefusedError(f"Model Version (name={name}, version={version}) not found")
@@ -123,42 +115,40 @@ class MemoryClient:
 class MemoryTracker(Tracker):
     """A tracker over `MemoryClient`; a run's artifacts are a folder of `root` with the run's id."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.uri, self.root, self._client = "memory", root, MemoryClient(root)
         self.registry = Registry(self._client, nullcontext)
         self._numbers = itertools.count()
-        self._tags: dict[str, dict[str, str]] = {}
-        self._metrics: dict[str, dict[str, float]] = {}
+        self._tags = {}
+        self._metrics = {}
 
-    def start_run(
-        self, experiment: str, name: str, attempt: str | None = None, tags: Mapping[str, str] | None = None
-    ) -> str:
+    def start_run(self, experiment, name, attempt=None, tags=None):
         run_id = f"{next(self._numbers):032x}"
         self._tags[run_id], self._metrics[run_id] = {**(tags or {})}, {}
         return run_id
 
-    def end_run(self, run_id: str, *, status: str = "FINISHED") -> None:
+    def end_run(self, run_id, *, status="FINISHED"):
         assert run_id in self._tags
 
-    def tags(self, run_id: str) -> dict[str, str]:
+    def tags(self, run_id):
         return dict(self._tags[run_id])
 
-    def metrics(self, run_id: str) -> dict[str, float]:
+    def metrics(self, run_id):
         return dict(self._metrics[run_id])
 
-    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+    def log_metrics(self, run_id, metrics):
         self._metrics[run_id] |= metrics
 
-    def log_folder(self, run_id: str, folder: Path, name: str) -> None:
+    def log_folder(self, run_id, folder, name):
         shutil.copytree(folder, self.root / run_id / name, dirs_exist_ok=True)
 
-    def log_text(self, run_id: str, text: str, path: str) -> None:
+    def log_text(self, run_id, text, path):
         (self.root / run_id / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / run_id / path).write_text(text)
 
-    def artifact(self, run_id: str, path: str, folder: Path) -> Path | None:
+    def artifact(self, run_id, path, folder):
         file = self.root / run_id / path
         return Path(shutil.copy(file, folder)) if file.is_file() else None
 
-    def model_files(self, version: Version, folder: Path) -> Path:
+    def model_files(self, version, folder):
         return self.registry.download(version, "model", folder)

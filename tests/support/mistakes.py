@@ -23,7 +23,7 @@ class Mistake(NamedTuple):
     line: str
 
 
-def table(page: Path) -> list[Mistake]:
+def table(page):
     """The rows of the page, under the heading of their folder."""
     rows, where = [], ""
     for line in page.read_text("utf-8").splitlines():
@@ -34,7 +34,7 @@ def table(page: Path) -> list[Mistake]:
     return rows
 
 
-def new_folder(root: Path) -> None:
+def new_folder(root):
     """A folder with params.yaml and some files of a user; nothing was run."""
     (root / "infra/profiles").mkdir(parents=True)
     for name in ("crawl.yaml", "url_table.yaml"):
@@ -47,7 +47,7 @@ def new_folder(root: Path) -> None:
     shutil.copy(PARAMS_FILE, root / "params.yaml")
 
 
-def full_folder(root: Path) -> None:
+def full_folder(root):
     """A git repository with data/raw, data/shards, a model and its index, and some files of a user."""
     subprocess.run(["git", "init", "--quiet", str(root)], check=True)
     shutil.copy(PARAMS_FILE, root / "params.yaml")

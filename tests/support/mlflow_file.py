@@ -4,8 +4,6 @@ tests/conftest.py registers this module with pytest.
 """
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -15,12 +13,12 @@ from tests.support.cpu_budget import costs
 
 @pytest.fixture(scope="session")
 @costs(6, "MLflow is imported and makes its tables, once a session")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+def empty_mlflow(tmp_path_factory):
     """Makes `mlflow.db`, without runs and models, in a folder; returns its address."""
     made = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     Tracker(f"sqlite:///{made}").registry.versions("none")
 
-    def copy(folder: Path) -> str:
+    def copy(folder):
         shutil.copyfile(made, folder / "mlflow.db")
         return f"sqlite:///{folder}/mlflow.db"
 

@@ -9,7 +9,6 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,15 +22,15 @@ _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTIO
 class MlflowServer:
     """One data folder and its port, the same after every start."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         root.mkdir(parents=True, exist_ok=True)
         self.root = root
         self._claim, port = free_port()
         self.uri = f"http://127.0.0.1:{port}"
         self._command = [str(warm.commands() / "python"), "-m", "tests.support.mlflow_server", str(root), str(port)]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = None
 
-    def start(self) -> None:
+    def start(self):
         """Returns when it answers."""
         with (self.root / "server.log").open("ab") as output:
             self._process = subprocess.Popen(
@@ -40,21 +39,21 @@ class MlflowServer:
         process, log = self._process, self.root / "server.log"
         wait_until(lambda: answers(f"{self.uri}/health"), alive=lambda: process.poll() is None, says=log.read_text)
 
-    def kill(self) -> None:
+    def kill(self):
         """Kills it at once, as a crash does."""
         if self._process:
             warm.kill(self._process.pid)
             self._process.wait()
             self._process = None
 
-    def close(self) -> None:
+    def close(self):
         """Kills it for good, and releases its port."""
         self.kill()
         self._claim.close()
 
 
 @contextmanager
-def serve(root: Path) -> Iterator[MlflowServer]:
+def serve(root):
     """A started server with its data in a new folder; killed at the end in any case."""
     server = MlflowServer(root)
     try:
@@ -65,13 +64,13 @@ def serve(root: Path) -> Iterator[MlflowServer]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_server(tmp_path_factory):
     """The URI of the session's server. Tests use experiment and model names of their own."""
     with serve(tmp_path_factory.mktemp("mlflow-server")) as server:
         yield server.uri
 
 
-def free_port() -> tuple[socket.socket, int]:
+def free_port():
     """A free port and the socket that claims it until closed, as in tests/support/s3_server.py."""
     for port in random.sample(range(15000, 20000), 100):
         claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -86,7 +85,7 @@ def free_port() -> tuple[socket.socket, int]:
     pytest.fail("no free port")
 
 
-def main(root: Path, port: int) -> None:
+def main(root, port):
     """Serves until it is killed."""
     import uvicorn
 

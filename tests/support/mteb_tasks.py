@@ -6,13 +6,10 @@ MODEL as for `align.python.mteb.load`; CLASSES has the splits train and test, CA
 and PAIRS one of PNG files with a caption each.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import datasets
 import mteb
@@ -28,14 +25,14 @@ from tests.support.tars import samples
 PROMPT = "a picture of {}"
 
 
-def _metadata(name: str, kind: Any, category: Any, modalities: list[Any], score: str) -> TaskMetadata:
+def _metadata(name, kind, category, modalities, score):
     return TaskMetadata(
         name=name, description=name, dataset={"path": "here", "revision": "1"}, type=kind, category=category,
         modalities=modalities, eval_splits=["test"], eval_langs=["eng-Latn"], main_score=score,
     )  # fmt: skip
 
 
-def _classes(folder: Path) -> datasets.DatasetDict:
+def _classes(folder):
     names = (folder / "classnames.txt").read_text().splitlines()
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
     splits = {}
@@ -47,23 +44,23 @@ def _classes(folder: Path) -> datasets.DatasetDict:
     return datasets.DatasetDict(splits)
 
 
-def zero_shot(folder: Path) -> Any:
+def zero_shot(folder):
     """Zero-shot classification with one prompt a class."""
 
     class ZeroShot(AbsTaskZeroShotClassification):  # type: ignore[misc]  # mteb is not installed here
         metadata = _metadata("ZeroShot", "ZeroShotClassification", "i2t", ["image", "text"], "accuracy")
         input_column_name = "image"
 
-        def load_data(self, *_: Any, **__: Any) -> None:
+        def load_data(self, *_, **__):
             self.dataset, self.data_loaded = _classes(folder), True
 
-        def get_candidate_labels(self) -> list[str]:
+        def get_candidate_labels(self):
             return [PROMPT.format(name) for name in self.dataset["test"].features["label"].names]
 
     return ZeroShot()
 
 
-def probe(folder: Path) -> Any:
+def probe(folder):
     """mteb's linear probe: logistic regression, two pictures a class."""
 
     class Probe(AbsTaskClassification):  # type: ignore[misc]  # mteb is not installed here
@@ -71,13 +68,13 @@ def probe(folder: Path) -> Any:
         input_column_name = "image"
         samples_per_label = 2
 
-        def load_data(self, *_: Any, **__: Any) -> None:
+        def load_data(self, *_, **__):
             self.dataset, self.data_loaded = _classes(folder), True
 
     return Probe()
 
 
-def retrieval(folder: Path, *, texts_for_images: bool) -> Any:
+def retrieval(folder, *, texts_for_images):
     """Retrieval in one direction."""
     rows = samples(folder / "test/0.tar")
     features = datasets.Features(id=datasets.Value("string"), image=datasets.Image())
@@ -90,7 +87,7 @@ def retrieval(folder: Path, *, texts_for_images: bool) -> Any:
     }
     texts = datasets.Dataset.from_dict({"id": list(captions), "text": list(captions.values())})
     queries, corpus = (images, texts) if texts_for_images else (texts, images)
-    relevant: dict[str, dict[str, int]] = {}
+    relevant = {}
     for caption in captions:
         image = caption.rpartition("/")[0]
         query, item = (image, caption) if texts_for_images else (caption, image)
@@ -100,17 +97,17 @@ def retrieval(folder: Path, *, texts_for_images: bool) -> Any:
     class Retrieval(AbsTaskRetrieval):  # type: ignore[misc]  # mteb is not installed here
         metadata = _metadata(name, "Any2AnyRetrieval", category, ["image", "text"], "hit_rate_at_1")
 
-        def load_data(self, *_: Any, **__: Any) -> None:
+        def load_data(self, *_, **__):
             split = {"corpus": corpus, "queries": queries, "relevant_docs": relevant, "top_ranked": None}
             self.dataset, self.data_loaded = {"default": {"test": split}}, True
 
     return Retrieval()
 
 
-def pairs(folder: Path) -> Any:
+def pairs(folder):
     """Two pictures and their captions a row, as Winoground has them."""
     rows = list(samples(folder / "test/0.tar").values())
-    columns: dict[str, list[Any]] = {}
+    columns = {}
     for place in (0, 1):
         columns[f"image_{place}"] = [{"bytes": row["png"], "path": None} for row in rows[place::2]]
         columns[f"caption_{place}"] = [row["txt"].decode() for row in rows[place::2]]
@@ -120,7 +117,7 @@ def pairs(folder: Path) -> Any:
         images_column_names = ("image_0", "image_1")
         texts_column_names = ("caption_0", "caption_1")
 
-        def load_data(self, *_: Any, **__: Any) -> None:
+        def load_data(self, *_, **__):
             rows = datasets.Dataset.from_dict(columns)
             for name in self.images_column_names:
                 rows = rows.cast_column(name, datasets.Image())
@@ -129,7 +126,7 @@ def pairs(folder: Path) -> Any:
     return Pairs()
 
 
-def main(model: str, classes: str, captions: str, couples: str) -> None:
+def main(model, classes, captions, couples):
     """Runs the five tasks."""
     logging.disable(logging.WARNING)
     tasks = [zero_shot(Path(classes)), probe(Path(classes)), pairs(Path(couples))]

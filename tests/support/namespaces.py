@@ -3,14 +3,13 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.support import missing
 
 
 @contextmanager
-def namespaces() -> Iterator[tuple[str, str]]:
+def namespaces():
     """Two network namespaces, 10.77.0.1 and .2, each with its own loopback."""
     names = tuple(f"align-{os.getpid()}-{number}" for number in (1, 2))
     if shutil.which("ip") is None or os.geteuid() != 0:
@@ -29,5 +28,5 @@ def namespaces() -> Iterator[tuple[str, str]]:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
-def _ip(*words: str) -> None:
+def _ip(*words):
     subprocess.run(["ip", *words], check=True, capture_output=True)

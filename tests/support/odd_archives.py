@@ -2,7 +2,6 @@
 
 import gzip
 import re
-from collections.abc import Callable, Iterable, Sequence
 from itertools import count, cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -25,11 +24,11 @@ class Stored(NamedTuple):
     headers: str = ""
 
     @property
-    def is_page(self) -> bool:
+    def is_page(self):
         return self.content_type.startswith("text/html")
 
     @property
-    def is_read(self) -> bool:
+    def is_read(self):
         return self.is_page and self.status == "200 OK"
 
 
@@ -49,7 +48,7 @@ class Archive(NamedTuple):
     num_unknown: int = 0
 
 
-def stored_responses(archive: Path) -> dict[str, Stored]:
+def stored_responses(archive):
     """The good responses of an archive, by address."""
     with archive.open("rb") as stream:
         return {
@@ -68,27 +67,27 @@ _OTHERS = (
 _REQUEST = record("request", "http://others.example/", b"GET / HTTP/1.1\r\n\r\n", "application/http; msgtype=request")
 
 
-def _plain(one: Stored) -> bytes:
+def _plain(one):
     return response(one.url, one.body, one.content_type, one.status, one.headers)
 
 
-def _states(header: str) -> Callable[[Stored], bytes]:
+def _states(header):
     return lambda one: _plain(one._replace(headers=f"{one.headers}{header}\r\n"))
 
 
-def _lf_in_http(one: Stored) -> bytes:
+def _lf_in_http(one):
     """As ClueWeb 2012 has it: the HTTP headers end in LF."""
     head = f"HTTP/1.1 {one.status}\nContent-Type: {one.content_type}\n{one.headers}\n".replace("\r\n", "\n").encode()
     return record("response", one.url, head + one.body, "application/http; msgtype=response")
 
 
-def _lf_everywhere(one: Stored) -> bytes:
+def _lf_everywhere(one):
     """As ClueWeb 2009 has it: the WARC headers, too."""
     head, separator, rest = _lf_in_http(one).partition(b"\r\n\r\n")
     return (head + separator).replace(b"\r\n", b"\n") + rest.removesuffix(b"\r\n\r\n") + b"\n\n"
 
 
-def _lazy(one: Stored) -> bytes:
+def _lazy(one):
     """Each <img> has a placeholder, and its address in one of the attributes for lazy loading."""
     names = cycle(_LAZY)
     body = _SRC.sub(lambda tag: tag[1] + b"src=/blank.gif " + next(names) + b"=", one.body) if one.is_page else one.body
@@ -105,14 +104,14 @@ _FILES = {
 ODDITIES = [oddity for oddities in _FILES.values() for oddity in oddities]
 
 
-def clean_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
+def clean_archive(folder, responses):
     """One WARC file without any oddity."""
     records = [*map(_plain, [*responses, *_OTHERS]), _REQUEST]
     _write(folder / "clean.warc.gz", map(_packed, records))
     return Archive(folder, len(records))
 
 
-def odd_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
+def odd_archive(folder, responses):
     """The same responses in two files: each oddity in turn, and a flipped byte in the last record of each."""
     members = {"odd.warc.gz": [_packed(_REQUEST)], "lf.warc.gz": []}
     file_of = {oddity: file for file, oddities in _FILES.items() for oddity in oddities}
@@ -132,16 +131,16 @@ def odd_archive(folder: Path, responses: Sequence[Stored]) -> Archive:
     return Archive(folder, num_records, len(members) * len(lost), num_absent, num_unknown)
 
 
-def _packed(one: bytes) -> bytes:
+def _packed(one):
     return gzip.compress(one, mtime=0)
 
 
-def _flipped(member: bytes) -> bytes:
+def _flipped(member):
     """With one bit changed in its middle."""
     middle = len(member) // 2
     return member[:middle] + bytes([member[middle] ^ 4]) + member[middle + 1 :]
 
 
-def _write(path: Path, members: Iterable[bytes]) -> None:
+def _write(path, members):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(members))

@@ -1,9 +1,7 @@
 """A server of answers as a test wants them: about lengths, ETags, times, names, and where a body ends."""
 
-from __future__ import annotations
-
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,15 +13,15 @@ Answer = Callable[[BaseHTTPRequestHandler], tuple[int, dict[str, str | None], by
 
 
 @contextmanager
-def answering(answer: Answer) -> Iterator[str]:
+def answering(answer):
     """The address of a server that answers so."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
+        def do_GET(self):
             status, headers, body = answer(self)
-            found: dict[str, str | None] = {"Date": DATE, **HONEST, "Content-Length": str(len(body))}
+            found = {"Date": DATE, **HONEST, "Content-Length": str(len(body))}
             self.send_response_only(status)
             for name, value in (found | headers).items():
                 if value is not None:
@@ -38,7 +36,7 @@ def answering(answer: Answer) -> Iterator[str]:
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
-        def log_message(self, *words: object) -> None:
+        def log_message(self, *words):
             """Says nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -53,7 +51,7 @@ def answering(answer: Answer) -> Iterator[str]:
         thread.join()
 
 
-def listing(*keys: str) -> bytes:
+def listing(*keys):
     """A bucket."""
     rows = "".join(f"<Contents><Key>{key}</Key><Size>1</Size><ETag>&quot;x&quot;</ETag></Contents>" for key in keys)
     space = "http://s3.amazonaws.com/doc/2006-03-01/"

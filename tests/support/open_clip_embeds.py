@@ -10,7 +10,7 @@ import open_clip  # type: ignore[import-not-found,unused-ignore]  # of the tools
 import torch
 
 
-def main(folder: str, inputs: str, out: str) -> None:
+def main(folder, inputs, out):
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
     given = np.load(inputs)

@@ -27,7 +27,7 @@ CONFIG = {
 PIXELS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic", "resize_mode": "shortest"}
 
 
-def main(folder: Path) -> None:
+def main(folder):
     torch.manual_seed(0)
     folder.mkdir()
     model = open_clip.CLIP(**CONFIG).eval()

@@ -1,16 +1,13 @@
 """What somebody has who follows docs/own-data.md: pictures with sentences, in each of the forms that the page names."""
 
-from __future__ import annotations
-
 import csv
 import io
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from tests.support.img2dataset_folder import Options, Row, write_folder
-from tests.support.web_server import WebServer, after_failures, response
+from tests.support.web_server import after_failures, response
 
 #: Pictures in each form.
 NUM = 100
@@ -20,12 +17,12 @@ _WHERE = ("river", "forest", "harbour", "meadow", "bridge", "garden", "mountain"
 _IMG2DATASET = Options(resize_mode="keep_ratio", image_size=240)
 
 
-def sentence(number: int) -> str:
+def sentence(number):
     """A text of its own for each of a hundred pictures."""
     return f"a group of {_WHO[number % len(_WHO)]} waits beside the old {_WHERE[number // len(_WHO)]}"
 
 
-def jpeg(seed: int) -> bytes:
+def jpeg(seed):
     """A picture of 320 x 240 that resembles no other."""
     blurred = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -33,7 +30,7 @@ def jpeg(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_captions(root: Path) -> None:
+def write_captions(root):
     """Writes `root/captions`: pictures, and captions.csv with the columns `file` and `text`."""
     folder = root / "captions"
     folder.mkdir()
@@ -45,7 +42,7 @@ def write_captions(root: Path) -> None:
         csv.writer(file).writerows([("file", "text"), *rows, ("000.jpg", "some people who wait for a boat")])
 
 
-def write_sources(root: Path) -> None:
+def write_sources(root):
     """Writes `root/captions` as above, its table with the columns `file`, `alt` and `synthetic`: every third cell of
     `alt` is empty.
     """
@@ -58,7 +55,7 @@ def write_sources(root: Path) -> None:
         csv.writer(file).writerows([("file", "alt", "synthetic"), *rows])
 
 
-def write_pairs(root: Path) -> None:
+def write_pairs(root):
     """Writes `root/pairs`, a folder as img2dataset makes it; one picture was gone."""
     rows = [
         Row(f"/{n:03d}.jpg", sentence(n), "/page", jpeg(n) if n else None) for n in range(NUM)
@@ -66,7 +63,7 @@ def write_pairs(root: Path) -> None:
     write_folder(root / "pairs", rows, _IMG2DATASET)
 
 
-def write_addresses(root: Path, server: WebServer, busy: range, attempts: int) -> None:
+def write_addresses(root, server, busy, attempts):
     """Writes `root/train.tsv` in the form of Conceptual Captions, and puts its pictures on a server, which answers HTTP
     503 so many times for the busy ones.
     """
@@ -78,7 +75,7 @@ def write_addresses(root: Path, server: WebServer, busy: range, attempts: int) -
     (root / "train.tsv").write_text("".join(lines))
 
 
-def write_classes(root: Path, per_class: int = 4) -> None:
+def write_classes(root, per_class=4):
     """Writes `root/clothing/{train,test}/CLASS/N.jpg`."""
     seed = 1000
     for part in ("train", "test"):

@@ -1,9 +1,6 @@
 """What somebody has who follows docs/own-model.md: a stand-in for align-base, and photographs with captions."""
 
-from __future__ import annotations
-
 import csv
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,13 +17,13 @@ _ANIMALS = ("fox", "owl", "horse", "deer", "otter", "crane", "hare", "lynx", "se
 _PLACES = ("river", "forest", "harbour", "meadow", "bridge", "garden", "mountain", "village", "desert", "island")
 
 
-def write(root: Path, num_pictures: int = 100) -> None:
+def write(root, num_pictures=100):
     """Writes `root/align-base`, in Hugging Face's format, and `root/photos` with a CSV of captions."""
     write_align_base(root)
     write_photos(root, num_pictures)
 
 
-def write_photos(root: Path, num_pictures: int = 80) -> None:
+def write_photos(root, num_pictures=80):
     """Writes `root/photos`: pictures, and a CSV of captions of eight words, every tenth of ten; also `root/texts.txt`
     with some of them.
     """
@@ -44,7 +41,7 @@ def write_photos(root: Path, num_pictures: int = 80) -> None:
     (root / "texts.txt").write_text("".join(f"{text}\n" for _, text in rows[:8]))
 
 
-def write_align_base(root: Path) -> None:
+def write_align_base(root):
     """Writes `root/align-base`, and `root/made`, from which it is made."""
     trained = tiny_model.write(root / "made")
     config = tiny_model.TINY.model_copy(update={"embed_width": ImageTower(tiny_model.TINY).width})

@@ -1,19 +1,16 @@
 """The tools that people use now, in environments of their own: their pins conflict with ours and with each other's."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 from align.display.console import say
 from align.durable.files import write_text
 from tests.support import ROOT
 
 
-def _as_here(*names: str) -> tuple[str, ...]:
+def _as_here(*names):
     """Packages at the releases that we have; which build of torch is pip's choice."""
     return tuple(f"{name}=={version(name).partition('+')[0]}" for name in names)
 
@@ -36,7 +33,7 @@ FOLDER = ROOT / ".align"
 _DONE = "peers.txt"
 
 
-def build_peers(name: str = "peers") -> Path:
+def build_peers(name="peers"):
     """The interpreter of an environment of peers, which is built where it is missing or of another list.
 
     Raises:
@@ -57,7 +54,7 @@ def build_peers(name: str = "peers") -> Path:
     return python
 
 
-def build_beside_us() -> Path:
+def build_beside_us():
     """A folder of BESIDE_US for the path of a process of ours; made where it is missing or of another list.
 
     Raises:
@@ -72,13 +69,13 @@ def build_beside_us() -> Path:
     return folder
 
 
-def _run(command: list[str]) -> None:
+def _run(command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed: {(done.stderr or done.stdout)[-1000:]}")
 
 
-def version_of(package: str, name: str = "peers") -> str:
+def version_of(package, name="peers"):
     """As installed there."""
     code = f"from importlib.metadata import version; print(version({package!r}))"
     done = subprocess.run([str(build_peers(name)), "-c", code], capture_output=True, text=True, check=True)

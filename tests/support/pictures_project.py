@@ -1,8 +1,6 @@
 """A checkout with git and DVC over nine pictures with a table of captions; its pipeline is the test's."""
 
 import shutil
-from pathlib import Path
-from typing import Any
 
 from align.config.params import write_params
 from align.services.git import git
@@ -14,7 +12,7 @@ from tests.support.small_data import jpeg
 NUM_PICTURES = 9
 #: The project's stages use this checkout's code.
 CODE = {"PYTHONPATH": str(ROOT)}
-PARAMS: dict[str, Any] = {
+PARAMS = {
     "paths.archive": "pictures", "paths.evaluation": "no-sets", "ingest.source": "folder", "ingest.shard_size": 3,
     "engine.num_workers": 1,
 }  # fmt: skip
@@ -30,7 +28,7 @@ stages:
 """
 
 
-def write(root: Path, model: str, files: dict[str, str], pages: str = "") -> Path:
+def write(root, model, files, pages=""):
     """Makes the checkout, committed; `files` are dvc.yaml and the programs of its stages.
 
     If `pages` is an address, each three of the pictures are of a page there.

@@ -8,10 +8,8 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +22,7 @@ URL_PASSWORD = "planted%2Fpostgres%40secret"
 PROGRAMS = ("initdb", "postgres", "pg_dump", "pg_restore", "pg_isready", "psql")
 
 
-def programs() -> Path:
+def programs():
     """The folder of PostgreSQL's programs of one version; skips the test, or fails it with CI=true, where it lacks."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if found := shutil.which("initdb"):
@@ -38,11 +36,11 @@ class Cluster:
     initdb with these arguments, then by these statements.
     """
 
-    def __init__(self, owner: str, password: str, arguments: Sequence[str], statements: Sequence[str] = ()) -> None:
+    def __init__(self, owner, password, arguments, statements=()):
         self._programs = programs()
         self.folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
         #: How subprocess starts its programs.
-        self.how: dict[str, Any] = {"cwd": self.folder}
+        self.how = {"cwd": self.folder}
         file = self.folder / "password"
         file.write_text(password)
         if os.geteuid() == 0:
@@ -55,26 +53,26 @@ class Cluster:
         if statements:
             self._run("postgres", "--single", "-j", "-D", data, "postgres", text=";\n\n".join(statements))
 
-    def command(self, port: int, *words: str) -> list[str]:
+    def command(self, port, *words):
         """The server's command line on loopback: `words` are the program and its arguments."""
         program, *arguments = words
         sockets = ["-c", f"unix_socket_directories={self.folder}"]
         place = ["-c", "listen_addresses=127.0.0.1", "-p", str(port), *sockets]
         return [str(self._programs / program), "-D", str(self.folder / "data"), *arguments, *place]
 
-    def remove(self) -> None:
+    def remove(self):
         """Removes the folder, once the server has ended."""
         with suppress(OSError):
             shutil.rmtree(self.folder)
 
-    def _run(self, program: str, *arguments: str, text: str | None = None) -> None:
+    def _run(self, program, *arguments, text=None):
         command = [self._programs / program, *arguments]
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, **self.how)
         assert done.returncode == 0, done.stderr
 
 
 @contextmanager
-def serve() -> Iterator[str]:
+def serve():
     """The start of the addresses of its databases: postgresql://align:password@127.0.0.1:port/"""
     claim, port = free_port()
     cluster = Cluster("align", PASSWORD, ["--auth=scram-sha-256"])
@@ -93,14 +91,14 @@ def serve() -> Iterator[str]:
         cluster.remove()
 
 
-def sql(port: int, statement: str, database: str = "postgres") -> subprocess.CompletedProcess[str]:
+def sql(port, statement, database="postgres"):
     """Asks a server that `serve` started."""
     env = os.environ | {"PGPASSWORD": PASSWORD, "PGHOST": "127.0.0.1", "PGPORT": str(port), "PGUSER": "align"}
     command = [programs() / "psql", "-XAt", "-c", statement, database]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
-def create(base: str, *names: str) -> list[str]:
+def create(base, *names):
     """New databases; their addresses."""
     port = int(base.rstrip("/").rpartition(":")[2])
     for name in names:
@@ -110,6 +108,6 @@ def create(base: str, *names: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", name="postgresql")
-def postgresql_server() -> Iterator[str]:
+def postgresql_server():
     with serve() as base:
         yield base

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.support.browser import Page
-
 #: The folder for pictures; without it none is taken.
 PICTURES = os.environ.get("ALIGN_PICTURES")
 WIDTH_PX, HEIGHT_PX = 1300, 760
@@ -30,12 +28,12 @@ READY = re.compile(r"Documentation\n+(?!Artifact\nRaw)\S.*\nArtifact\nRaw\n+(?!S
 class Prefect:
     """Prefect's newer UI in a tab, as a person uses it."""
 
-    def __init__(self, page: Page, url: str) -> None:
+    def __init__(self, page, url):
         self.page = page
         self.url = url
-        self._addresses: dict[tuple[str, str], str] = {}  # of artifacts: the graph of a run's page costs half a core
+        self._addresses = {}  # of artifacts: the graph of a run's page costs half a core
 
-    def log_in(self, login: str) -> None:
+    def log_in(self, login):
         self.page.open(self.url)
         self.page.wait("document.querySelector('input[type=password]')")
         self.page.run("document.querySelector('input[type=password]').focus()")
@@ -43,7 +41,7 @@ class Prefect:
         self.page.click("Login", "button")
         self.page.wait("location.pathname.startsWith('/v2/dashboard')")
 
-    def open_deployment(self, flow: str, entry: str) -> None:
+    def open_deployment(self, flow, entry):
         """From the menu: Deployments, the flow's, Run, and `Quick run` or `Custom run`."""
         self.page.click("Deployments")
         row = f"[...document.querySelectorAll('main tr')].find((row) => row.innerText.split('\\n').includes('{flow}'))"
@@ -55,19 +53,19 @@ class Prefect:
         self.page.click("Run", "main button")
         self.page.click(entry)
 
-    def open_form(self) -> None:
+    def open_form(self):
         """The form of the pipeline."""
         self.open_deployment("pipeline", "Custom run")
         self.page.wait("[...document.querySelectorAll('label')].some((label) => label.innerText.startsWith('Steps'))")
 
-    def quick_run(self, flow: str) -> str:
+    def quick_run(self, flow):
         """Starts a flow without a form, and returns the new run's id."""
         self.open_deployment(flow, "Quick run")
         self.page.click("View run")
         self.page.wait("location.pathname.includes('/runs/flow-run/')")
         return str(self.page.run("location.pathname.split('/').at(-1)"))
 
-    def submit(self) -> str:
+    def submit(self):
         """Clicks on Submit, then on View run, and returns the new run's id. A form that did nothing is asked again."""
         submitting = "[...document.querySelectorAll('main button')].some((button) => button.innerText === 'Submit')"
         for _ in range(3):
@@ -80,18 +78,18 @@ class Prefect:
         self.page.wait("location.pathname.includes('/runs/flow-run/')")
         return str(self.page.run("location.pathname.split('/').at(-1)"))
 
-    def menu(self, entry: str, confirmed_by: str) -> None:
+    def menu(self, entry, confirmed_by):
         """An entry of the menu of the run's page, and the button of the question that it asks."""
         self.page.click("Open menu", "main button")
         self.page.click(entry, "[role=menuitem]")
         self.page.click(confirmed_by, "[role=dialog] button, [role=alertdialog] button")
 
-    def wait_for_state(self, state: str, timeout_s: float = 60) -> None:
+    def wait_for_state(self, state, timeout_s=60):
         self.page.wait(
             f"document.querySelector('main').innerText.split('\\n').slice(0, 8).includes('{state}')", timeout_s
         )
 
-    def artifacts(self, run: str) -> dict[str, str]:
+    def artifacts(self, run):
         """The cards of the tab Artifacts: key -> address. Fails if a key is there twice."""
         self.page.open(f"{self.url}/v2/runs/flow-run/{run}")
         cards = "[...document.querySelectorAll('main a[href*=\"/artifacts/artifact/\"]')]"
@@ -106,7 +104,7 @@ class Prefect:
         assert len(dict(found)) == len(found), found
         return dict(found)
 
-    def follow(self, words: str, within: str, address: str) -> None:
+    def follow(self, words, within, address):
         """Clicks on a link until the page is there: a click while the page is drawn again is lost."""
         there = f"location.href.startsWith({json.dumps(address)})"
         for _ in range(3):
@@ -116,7 +114,7 @@ class Prefect:
                 break
         self.page.wait(there)
 
-    def read(self, run: str, key: str) -> str:
+    def read(self, run, key):
         """What the artifact of this key says, on a page of its own; waits a few minutes for it to be there."""
         deadline = time.monotonic() + 300  # a plan imports torch, on a machine that may be busy
         while (run, key) not in self._addresses:
@@ -125,7 +123,7 @@ class Prefect:
         self.page.open(self._addresses[run, key])
         return self.artifact()
 
-    def artifact(self) -> str:
+    def artifact(self):
         """What the page of an artifact says, once it is there and stays as it is."""
         deadline, last, text = time.monotonic() + 60, "", ""
         while not READY.search(text) or text.partition("Show Raw Data")[0] != last:
@@ -135,11 +133,11 @@ class Prefect:
             text = self.page.text("main")
         return text
 
-    def picture(self, name: str, height_px: int | None = None, rows: int | None = None) -> None:
+    def picture(self, name, height_px=None, rows=None):
         take(self.page, name, height_px, MENU_PX, rows)
 
 
-def take(page: Page, name: str, height_px: int | None = None, left_px: int = 0, rows: int | None = None) -> None:
+def take(page, name, height_px=None, left_px=0, rows=None):
     """Takes a picture for docs/, if asked to, in a palette of colours, as it is text on a plain ground: of the window
     at that height (None: as it is, with what is open in it), without its first columns, and of these rows of pixels
     from the top.

@@ -1,17 +1,15 @@
 """Files on the tests' web server that are read by ranges, and the ways in which such servers go wrong."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 
-from tests.support.web_server import Answer, Request, Route, response
+from tests.support.web_server import response
 
 
-def ranges(body: bytes, **headers: str | int) -> Route:
+def ranges(body, **headers):
     """A file, by single ranges: what nginx, Apache and CloudFront answer."""
 
-    def answer(request: Request) -> bytes:
+    def answer(request):
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", ""))
         named = {"ETag": '"one"', **headers}
         if found is None:
@@ -24,10 +22,10 @@ def ranges(body: bytes, **headers: str | int) -> Route:
     return answer
 
 
-def cut_off(route: Route, *numbers: int) -> Route:
+def cut_off(route, *numbers):
     """The connection ends in the middle of these answers (1: the first), and works at all others."""
 
-    def answer(request: Request) -> Answer:
+    def answer(request):
         whole = route(request) if callable(route) else route
         assert isinstance(whole, bytes)
         return _half(request, whole) if request.count in numbers else whole
@@ -35,17 +33,17 @@ def cut_off(route: Route, *numbers: int) -> Route:
     return answer
 
 
-async def _half(request: Request, answer: bytes) -> None:
+async def _half(request, answer):
     head, _, body = answer.partition(b"\r\n\r\n")
     request.write(head + b"\r\n\r\n" + body[: len(body) // 2])
     await asyncio.sleep(0.02)
     request.cut()
 
 
-def in_turn(*routes: Route) -> Route:
+def in_turn(*routes):
     """The first answer from the first route, and so on; the last one gives all further answers."""
 
-    def answer(request: Request) -> Answer:
+    def answer(request):
         route = routes[min(request.count, len(routes)) - 1]
         return route(request) if callable(route) else route
 

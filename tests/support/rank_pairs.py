@@ -32,16 +32,14 @@ SETS = (
 FEW = (SimulatedSet("few", range(12), 4, 40),)
 
 
-def pair(
-    rng: np.random.Generator, sets: Sequence[SimulatedSet] = SETS, better: float = 0.0
-) -> tuple[QueryRanks, QueryRanks]:
+def pair(rng, sets=SETS, better=0.0):
     """A candidate and a champion that were asked the same queries of these sets; the candidate answers each query so
     much better. 0: they differ by chance only.
     """
     num_concepts = 1 + max(max(one.concepts) for one in sets)
     concepts = rng.normal(0, CONCEPT, num_concepts)
     of_model = rng.normal(0, CONCEPT_OF_MODEL, (2, num_concepts))
-    ranked: tuple[dict[tuple[str, str], Ranked], ...] = ({}, {})
+    ranked = ({}, {})
     for one in sets:
         ids = np.repeat(np.array(one.concepts), one.per_concept)
         labels = tuple(f"class {index % one.num_classes}" for index in ids) if one.num_classes else None

@@ -1,19 +1,14 @@
 """Training plans as ranks that are there already run them, one after the other; what a run sends, what it leaves."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.durable.checkpoint import CheckpointFolder
 from align.errors import AlignError
-from align.training.ranks.process_group import Ranks
 from align.training.run import _train_rank
-from align.training.run_plan import TrainingPlan
 
 
-def ended_with(plan: TrainingPlan, ranks: Ranks) -> str:
+def ended_with(plan, ranks):
     """Trains to the end: "done", or what ended it."""
     try:
         _train_rank(plan, ranks)
@@ -25,17 +20,17 @@ def ended_with(plan: TrainingPlan, ranks: Ranks) -> str:
 class Messages(TorchDispatchMode):
     """Notes the kinds of messages that are sent within the block."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.kinds: set[str] = set()
+        self.kinds = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if "c10d" in func.namespace:
             self.kinds.add(str(func))
         return func(*args, **(kwargs or {}))
 
 
-def last(root: Path, name: str, stage: str = "pretrain") -> dict[str, Any]:
+def last(root, name, stage="pretrain"):
     """The last checkpoint of the run whose checkpoints are in `root/name`."""
     saved = CheckpointFolder(next((root / name).glob(f"{stage}-*")), 4).load_latest(torch.device("cpu"))
     assert saved is not None

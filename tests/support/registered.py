@@ -3,22 +3,18 @@
 import itertools
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from align.config import Params
 from align.config.release import RegisterConfig
 from align.formats.filtered import decisions_digest
 from align.formats.query_ranks import RANKS, QueryRanks, Ranked, write_ranks
 from align.formats.shards import read_manifest
 from align.release.packaging.package import package
-from align.release.promotion.decision import PromotionDecision
 from align.release.promotion.promote import promote
-from align.release.registration.register import Origin, Registration, register
+from align.release.registration.register import Origin, register
 from align.release.registration.results import PipelineOutputs
 from align.services.tracking.tracker import Tracker
 from tests.support import small_data, small_model
@@ -28,7 +24,7 @@ from tests.support.small_data import Pair
 ORIGIN = Origin("0123abc", "lock-digest", "flow-1", cached_stages=("ingest", "filter"), policy_digest="policy-digest")
 NAMES = (f"model-{number}" for number in itertools.count())
 RECALL = "concepts/image_to_text/recall@10"
-VALUES: dict[str, Any] = {
+VALUES = {
     "pretrain": {"lr": 1e-3, "crop": [1, 2]}, "paths": {"raw": "data/raw"}, "health": {"price_per_hour": None},
     "cluster": {"num_nodes": 1}, "promote": {"metrics": [RECALL]},
 }  # fmt: skip
@@ -37,7 +33,7 @@ NUM_QUERIES, NUM_ITEMS = 200, 100
 SETS = {"concepts": "c" * 64}
 
 
-def ranks(recall: float, sets: Mapping[str, str] | None = None) -> QueryRanks:
+def ranks(recall, sets=None):
     """The ranks of a model that answers this share of the queries, the same ones first."""
     number = round(recall * NUM_QUERIES)
     ids = tuple(f"{index:03}" for index in range(NUM_QUERIES))
@@ -61,7 +57,7 @@ class Project:
     config: RegisterConfig
     tracker: Tracker
 
-    def evaluate(self, recall: float, *, keeps_ranks: bool = True, sets: Mapping[str, str] | None = None) -> None:
+    def evaluate(self, recall, *, keeps_ranks=True, sets=None):
         """A new evaluation, and with it a new packaged model. Earlier versions kept no ranks."""
         metrics = {RECALL: recall, f"{RECALL}/low": round(recall - 0.1, 6), f"{RECALL}/high": round(recall + 0.1, 6)}
         metrics[f"{RECALL}/chance"] = 0.1
@@ -80,9 +76,7 @@ class Project:
             reports=self.root / "reports" / "package",
         )
 
-    def register(
-        self, run_id: str | None = None, tracker: Tracker | None = None, values: dict[str, Any] | None = None
-    ) -> Registration:
+    def register(self, run_id=None, tracker=None, values=None):
         return register(
             self.config,
             self.outputs,
@@ -92,25 +86,25 @@ class Project:
             run_id=run_id,
         )
 
-    def register_again(self) -> Registration:
+    def register_again(self):
         """As the command does, in the store that the environment names."""
         return register(self.config, self.outputs, VALUES, origin=ORIGIN, tracker=None, run_id=None)
 
     @property
-    def outputs(self) -> PipelineOutputs:
+    def outputs(self):
         """The folders of the stages."""
         return PipelineOutputs(self.root / "packaged", self.root / "shards", self.root / "reports", ())
 
-    def experiment(self) -> str:
+    def experiment(self):
         """The id of its experiment."""
         found = self.tracker._client.get_experiment_by_name(self.config.experiment)
         return str(found.experiment_id)
 
-    def candidate(self, recall: float, *, keeps_ranks: bool = True, sets: Mapping[str, str] | None = None) -> int:
+    def candidate(self, recall, *, keeps_ranks=True, sets=None):
         self.evaluate(recall, keeps_ranks=keeps_ranks, sets=sets)
         return self.register().version.number
 
-    def params(self, *more: str) -> Params:
+    def params(self, *more):
         """The tests' values over the outputs here; there is no set of today but the test split."""
         values = {"model_name": self.config.model_name, "experiment": self.config.experiment}
         overrides = [f"register.{name}={value}" for name, value in values.items()]
@@ -119,10 +113,10 @@ class Project:
         overrides += [f"paths.{name}={self.root / name}" for name in names]
         return load_params(overrides=[*overrides, *more])
 
-    def promote(self, *more: str) -> PromotionDecision:
+    def promote(self, *more):
         return promote(self.params(*more), self.tracker)[0]
 
-    def aliases(self) -> dict[str, int]:
+    def aliases(self):
         found = {
             alias: self.tracker.registry.version_at(self.config.model_name, alias)
             for alias in ("candidate", "champion")
@@ -130,7 +124,7 @@ class Project:
         return {alias: version.number for alias, version in found.items() if version}
 
 
-def write(tmp_path: Path, mlflow_server: str) -> Project:
+def write(tmp_path, mlflow_server):
     """Writes the outputs, whose evaluation says 0.5, below a folder; each project has an experiment of its own."""
     small_model.write(tmp_path)
     small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(30)])

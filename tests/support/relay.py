@@ -3,8 +3,7 @@
 import socket
 import threading
 from contextlib import suppress
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 from urllib.parse import urlsplit
 
 State = Literal["open", "cut", "loses answers", "hangs"]
@@ -17,19 +16,19 @@ class Relay:
     connection when the answer arrives; `hangs` accepts requests and does nothing.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri):
         parts = urlsplit(uri)
         assert parts.hostname and parts.port
         self._server = (parts.hostname, parts.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._state: State = "open"
-        self._sockets: list[socket.socket] = []
-        self._hung: list[socket.socket] = []
+        self._state = "open"
+        self._sockets = []
+        self._hung = []
         self.num_lost = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def set(self, state: State) -> None:
+    def set(self, state):
         """Changes the state, and breaks all open connections."""
         self._state = state
         for each in self._sockets:
@@ -40,7 +39,7 @@ class Relay:
         self._sockets.clear()
         self._hung.clear()
 
-    def _accept(self) -> None:
+    def _accept(self):
         with suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
@@ -55,7 +54,7 @@ class Relay:
                 for one, other, answers in ((client, server, False), (server, client, True)):
                     threading.Thread(target=self._pass_on, args=(one, other, answers), daemon=True).start()
 
-    def _pass_on(self, one: socket.socket, other: socket.socket, answers: bool) -> None:
+    def _pass_on(self, one, other, answers):
         with suppress(OSError):
             while data := one.recv(1 << 16):
                 if answers and self._state == "loses answers":
@@ -67,10 +66,10 @@ class Relay:
                 each.shutdown(socket.SHUT_RDWR)
         one.close()  # the thread that reads the other one closes it
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: object, _where: TracebackType | None) -> None:
+    def __exit__(self, _kind, _error, _where):
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.set("cut")

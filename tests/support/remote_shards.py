@@ -1,24 +1,18 @@
 """Shards whose tars are in an object store only."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-from align.config.infrastructure import StoreConfig
 from align.formats.shards import read_manifest
 from align.services.s3.store import keep_tar
 from tests.support import local_store
-from tests.support.s3_server import S3Server
 
 
-def store_config(server: S3Server, root: Path) -> StoreConfig:
+def store_config(server, root):
     """Section `store` for a new bucket `shards` of the server."""
     bucket = server.make_bucket("shards")
     changes = {"num_retries": 5, "timeout_s": 10.0}
     return local_store.config(root, objects=f"s3://{bucket}/objects", **changes)
 
 
-def move_tars(shards: Path, config: StoreConfig) -> None:
+def move_tars(shards, config):
     """Moves the tars to the store, as `align shard` does; the manifest stays."""
     for split in read_manifest(shards).splits.values():
         for row in split.shards:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,15 +20,15 @@ class Machine:
     there.
     """
 
-    def __init__(self, root: Path, origin: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, root, origin, env):
         self.root = root
         git(origin, "clone", "--quiet", str(origin), str(root))
         path = os.pathsep.join([str(root / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
         machine = {"DVC_SITE_CACHE_DIR": str(root.with_name(f"{root.name}.dvc"))}
         self.env = {name: value for name, value in env.items() if name != "ALIGN_ROOT"} | machine | {"PATH": path}
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._worker = None
 
-    def work(self, pool: str) -> None:
+    def work(self, pool):
         """`make worker POOL=pool`."""
         log = self.root / ".align/logs/worker.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -39,17 +38,17 @@ class Machine:
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
-    def wait_until_it_works(self) -> None:
+    def wait_until_it_works(self):
         """Returns once the worker polls."""
         assert self._worker
         worker = self._worker
         wait_until(lambda: "started!" in self.log(), BUSY_S, alive=lambda: worker.poll() is None, says=self.log)
 
-    def log(self) -> str:
+    def log(self):
         """What the worker, and the stages below it, printed."""
         return (self.root / ".align/logs/worker.log").read_text("utf-8", "replace")
 
-    def lose(self) -> None:
+    def lose(self):
         """SIGKILL to the worker and all below it, as if the machine had lost its power."""
         assert self._worker
         family = [psutil.Process(self._worker.pid)]
@@ -63,7 +62,7 @@ class Machine:
         self._worker.wait()
         self._worker = None
 
-    def close(self) -> None:
+    def close(self):
         """Ends the worker, and what it runs."""
         if self._worker:
             self._worker.terminate()
@@ -73,7 +72,7 @@ class Machine:
                 self.lose()
 
 
-def share(root: Path, origin: Path, remote: Path | str) -> None:
+def share(root, origin, remote):
     """Makes a repository's git remote new and bare, and DVC's this address: other machines see both."""
     git(root, "init", "--quiet", "--bare", str(origin))
     with suppress(DataError):  # there may be none
@@ -84,6 +83,6 @@ def share(root: Path, origin: Path, remote: Path | str) -> None:
     git(origin, "symbolic-ref", "HEAD", "refs/heads/main")
 
 
-def use_remote(root: Path, remote: Path | str) -> None:
+def use_remote(root, remote):
     """Makes a remote of DVC the default, in the settings that git ignores."""
     (root / ".dvc/config.local").write_text(f"[core]\n    remote = shared\n['remote \"shared\"']\n    url = {remote}\n")

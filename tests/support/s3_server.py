@@ -7,11 +7,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import boto3
 import psutil
@@ -28,14 +26,14 @@ PORTS = tuple(f"{name}.port{kind}" for name in ("s3", "master", "volume", "filer
 class S3Server:
     """One data folder and its ports, the same after every start."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         root.mkdir(parents=True)
         self.root = root
         self._claim, self.ports = _free_ports()
         self.url = f"http://127.0.0.1:{self.ports['s3.port']}"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = None
 
-    def start(self) -> None:
+    def start(self):
         """Returns when it answers; fails if it listens on any other address."""
         command = [
             str(Path(sys.executable).parent / "weed"), "-logtostderr=true", "mini",
@@ -52,9 +50,9 @@ class S3Server:
             )
         self._wait_until_up(self._process, deadline=time.monotonic() + 180)
 
-    def _wait_until_up(self, process: subprocess.Popen[bytes], deadline: float) -> None:
+    def _wait_until_up(self, process, deadline):
         expected = {("127.0.0.1", port) for port in self.ports.values()}
-        listening: set[tuple[str, int]] = set()
+        listening = set()
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
             with suppress(psutil.Error):  # the process may have just ended
@@ -68,13 +66,13 @@ class S3Server:
         log = (self.root / "server.log").read_text("utf-8", "replace")[-2000:]
         pytest.fail(f"SeaweedFS did not start; it listens on {sorted(listening)} of {sorted(expected)}: {log}")
 
-    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def use(self, monkeypatch):
         """Sets the variables by which clients find it."""
         values = {"ENDPOINT_URL": self.url, "ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET}
         for name, value in {**values, "DEFAULT_REGION": "us-east-1"}.items():
             monkeypatch.setenv(f"AWS_{name}", value)
 
-    def kill(self) -> None:
+    def kill(self):
         """Kills it at once, as a crash does; acknowledged writes are in its folder."""
         if self._process:
             self._process.kill()
@@ -84,7 +82,7 @@ class S3Server:
                 Path(f"/tmp/seaweedfs-{name.removesuffix('.port.grpc')}-grpc-{port}.sock").unlink(missing_ok=True)
 
     @contextmanager
-    def away_for(self, seconds: float) -> Iterator[None]:
+    def away_for(self, seconds):
         """Kills it, and starts it again after some seconds, while the block runs.
 
         Ends when the server answers again: otherwise a test that ends early would kill it while it starts.
@@ -95,30 +93,30 @@ class S3Server:
             yield
             started.result()
 
-    def close(self) -> None:
+    def close(self):
         """Kills it for good, and releases its ports."""
         self.kill()
         self._claim.close()
 
-    def make_bucket(self, name: str) -> str:
+    def make_bucket(self, name):
         """Creates a bucket; returns its name."""
         with closing(self._client()) as client:
             client.create_bucket(Bucket=name)
         return name
 
-    def keys(self, bucket: str) -> list[str]:
+    def keys(self, bucket):
         """The keys of all objects in a bucket."""
         with closing(self._client()) as client:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
             return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
-    def objects(self, bucket: str) -> dict[str, bytes]:
+    def objects(self, bucket):
         """Key -> bytes, for all objects in a bucket."""
         keys = self.keys(bucket)
         with closing(self._client()) as client:
             return {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
-    def _client(self) -> Any:
+    def _client(self):
         return boto3.client(
             "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1",
             config=Config(retries={"total_max_attempts": 6, "mode": "standard"}),  # a busy machine may answer 500
@@ -126,7 +124,7 @@ class S3Server:
 
 
 @contextmanager
-def serve(root: Path) -> Iterator[S3Server]:
+def serve(root):
     """A started server with its data in a new folder; killed at the end in any case."""
     server = S3Server(root)
     try:
@@ -136,7 +134,7 @@ def serve(root: Path) -> Iterator[S3Server]:
         server.close()
 
 
-def _free_ports() -> tuple[socket.socket, dict[str, int]]:
+def _free_ports():
     """A block of free ports, and the socket that claims it until closed. A TCP port cannot be reserved for another
     process, especially while the server is down: the UDP port of the first number claims the block, which only one test
     run gets, below the range that systems assign automatically.

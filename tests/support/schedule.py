@@ -7,8 +7,6 @@ import functools
 import re
 import shlex
 import sys
-from collections.abc import Generator, Sequence
-from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -23,7 +21,7 @@ FIRST = "tests/integration/test_local_stack.py"
 
 
 @functools.cache
-def scope(file: str) -> str:
+def scope(file):
     """The tests that one worker runs: those of the file, or all that use the stack. A file's path is from the root."""
     uses_stack = re.search(r"\bstack: Stack\b", (ROOT / file).read_text("utf-8"))
     return STACK if uses_stack else file
@@ -32,18 +30,18 @@ def scope(file: str) -> str:
 class _Scheduling(LoadScopeScheduling):
     """By `scope`. xdist's own groups (`--dist loadgroup`) have no effect with pytest 9.2, whose names it cannot set."""
 
-    def _split_scope(self, nodeid: str) -> str:
+    def _split_scope(self, nodeid):
         return scope(nodeid.partition("::")[0])
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+def pytest_xdist_make_scheduler(config, log):
     """The scheduler, whatever --dist says."""
     return _Scheduling(config, log)  # type: ignore[arg-type]
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(specs: Sequence[Any]) -> None:
+def pytest_xdist_setupnodes(specs):
     """Workers are forks of a process that has imported what tests import: it takes a worker 15 CPU seconds."""
     if sys.platform == "linux":
         for spec in specs:
@@ -51,18 +49,18 @@ def pytest_xdist_setupnodes(specs: Sequence[Any]) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
+def pytest_collection_modifyitems(items):
     """Puts the tests that share the stack to the front."""
     yield  # to others, who sort
     files = {item.path: item.path.relative_to(ROOT).as_posix() for item in items if item.path.is_relative_to(ROOT)}
     items.sort(key=lambda item: _place(files.get(item.path)))
 
 
-def _place(file: str | None) -> tuple[bool, bool]:
+def _place(file):
     return file is None or scope(file) != STACK, file != FIRST
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
-def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+def pytest_xdist_auto_num_workers():
     """A worker for each core, four at most, and one more, since that of the stack's tests waits."""
     return min((yield), 4) + 1

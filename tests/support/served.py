@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
 from align.config.infrastructure import StoreConfig
 from align.config.serve import ServeConfig
 from align.errors import AlignError
-from align.formats.image_index import ImageIndex, IndexedImage, IndexHeader
+from align.formats.image_index import ImageIndex
 from align.search.service.answers import PairShown, RuleShown
 from align.search.service.app import POLICY, make_app
 from align.search.service.champion import Champion
@@ -39,20 +37,20 @@ class ColourEmbedder(ColourEncoder):
 
     config = SimpleNamespace(resize_px=48, image_px=48)
 
-    def __init__(self) -> None:
-        self.batches: list[int] = []
+    def __init__(self):
+        self.batches = []
 
-    def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+    def embed_texts(self, texts):
         texts = list(texts)
         self.batches.append(len(texts))
         return super().embed_texts(texts)
 
-    def embed_pixels(self, crops: Iterable[np.ndarray]) -> np.ndarray:
+    def embed_pixels(self, crops):
         rows = np.array([[*crop.mean(axis=(0, 1)) / 255, 0.01] for crop in crops], dtype=np.float32)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def served(root: Path, digest: str = "1" * 64, version: int | None = 1, **tags: str) -> Served:
+def served(root, digest="1" * 64, version=1, **tags):
     """A pair over what `colour_index.build` wrote."""
     release = Release(digest, "align", version, "run-1", tags)
     return Served(release, ColourEmbedder(), ImageIndex.load(root / "index", VectorIndex.load))  # type: ignore[arg-type]
@@ -66,19 +64,19 @@ class Releases:
     notes: list[str] = field(default_factory=list)
     todo: str = "promote something"
 
-    def wanted(self) -> Release | None:
+    def wanted(self):
         if isinstance(self.now, AlignError):
             raise self.now
         return self.now
 
-    def folders(self, release: Release) -> Folders:
+    def folders(self, release):
         return Folders(Path("model"), Path("index"))
 
-    def warnings(self, release: Release) -> list[str]:
+    def warnings(self, release):
         return self.notes
 
 
-def pair_of(item: IndexedImage, header: IndexHeader) -> PairShown:
+def pair_of(item, header):
     """What a checkout knows."""
     rule = RuleShown(
         rule="text_too_short", what="fewer than 3", drops_where="num_words < 3", verdict="passes", values="num_words 3"
@@ -86,20 +84,18 @@ def pair_of(item: IndexedImage, header: IndexHeader) -> PairShown:
     return PairShown(text=item.texts[0], kept=True, rules=[rule], notes=[])
 
 
-def limits(**values: Any) -> ServeConfig:
+def limits(**values):
     """Section `serve`, with other values."""
     return ServeConfig.model_validate(load_params().values["serve"] | values)
 
 
-def take_downs(policy: Path = ROOT / "data/policy") -> TakeDowns:
+def take_downs(policy=ROOT / "data/policy"):
     """What is taken down: nothing, as long as the policy says so."""
     return TakeDowns(policy)
 
 
 @contextmanager
-def service(
-    root: Path, first: Served | None, policy: Path = ROOT / "data/policy", **values: Any
-) -> Iterator[SearchService]:
+def service(root, first, policy=ROOT / "data/policy", **values):
     """A service that serves one pair, or none."""
     source = Releases(first.release if first else None)
     poll_s = values.get("poll_s", 3600.0)
@@ -117,7 +113,7 @@ def service(
 
 
 @contextmanager
-def listening(made: SearchService) -> Iterator[str]:
+def listening(made):
     """A server on a free port of loopback; its address."""
     claim, port = free_port()
     app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), port, policy=POLICY)

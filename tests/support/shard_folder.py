@@ -1,20 +1,17 @@
 """A data/shards of samples that the test chooses, written by what `align shard` uses."""
 
-from __future__ import annotations
-
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from align.formats.shards import SPLITS, Manifest, Sample, SplitName
+from align.formats.shards import SPLITS
 from align.shard.writer import join_manifest, write_entry, write_shard
 
 
-def write_shards(folder: Path, tars: Mapping[SplitName, Sequence[Iterable[Sample]]], *, image_px: int) -> Manifest:
+def write_shards(folder, tars, *, image_px):
     """Writes the tars of each split (one that is not given is empty) and the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        entries: dict[SplitName, list[Path]] = {split: [] for split in SPLITS}
+        entries = {split: [] for split in SPLITS}
         for split, of_split in tars.items():
             for number, samples in enumerate(of_split):
                 shard = write_shard(folder, f"{split}/{number:05d}.tar", samples)

@@ -1,12 +1,10 @@
 """Keys to sign packaged models with."""
 
-from pathlib import Path
-
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 
-def write_keys(folder: Path, name: str = "ours") -> tuple[Path, Path]:
+def write_keys(folder, name="ours"):
     """A new private key and its public one, as files in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"

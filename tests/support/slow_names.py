@@ -4,8 +4,6 @@ Run by a test, in new user, mount and network namespaces: `unshare -rmn python -
 Prints how many addresses ended with which error, by kind of name.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -19,7 +17,7 @@ from align.ingest.download import Downloader
 from tests.support.downloads import config
 
 
-def main(count: int, folder: Path) -> None:
+def main(count, folder):
     """Asks for so many names, every other of which is slow."""
     resolver = folder / "resolv.conf"
     resolver.write_text("nameserver 127.0.0.1\noptions timeout:60 attempts:1\n")
@@ -28,7 +26,7 @@ def main(count: int, folder: Path) -> None:
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 53))
     threading.Thread(target=_answer, args=(server,), daemon=True).start()
-    outcomes: Counter[str] = Counter()
+    outcomes = Counter()
     limits = config(num_retries=0, connect_timeout_s=8.0, timeout_s=60.0, max_connections=256)
     with Downloader(limits) as downloader:
         for fetched in downloader.fetch(f"http://{i}.{'fast' if i % 2 else 'slow'}/x.jpg" for i in range(count)):
@@ -37,7 +35,7 @@ def main(count: int, folder: Path) -> None:
         os._exit(0)  # libcurl would wait for the slow names
 
 
-def _answer(server: socket.socket) -> None:
+def _answer(server):
     while True:
         query, client = server.recvfrom(4096)
         end = query.index(b"\0", 12) + 5  # of the question: name, type, class

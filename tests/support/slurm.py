@@ -3,7 +3,6 @@
 import shlex
 import stat
 import sys
-from pathlib import Path
 
 PROGRAM = r'''import os, pathlib, re, signal, subprocess, sys, time
 state = pathlib.Path({state!r})
@@ -51,7 +50,7 @@ sys.exit(1 if code else 0)
 '''
 
 
-def install(folder: Path) -> Path:
+def install(folder):
     """Puts `sbatch` and `scancel` into a folder, which is to be the first of PATH; returns it.
 
     `calls` has the arguments of sbatch, a line a call. A file `refuse` in it makes sbatch refuse; `lose` is a number of

@@ -1,7 +1,6 @@
 """A clone of this checkout whose pipeline takes a minute or two: a reduced sample, a small model."""
 
 import shutil
-from pathlib import Path
 
 from align.config.params import write_params
 from align.services.git import git
@@ -22,7 +21,7 @@ REDUCED = {
 }  # fmt: skip
 
 
-def write(root: Path) -> Path:
+def write(root):
     """This checkout's files as they stand, in a repository of their own, with an eighth of one evaluation set."""
     for name in git(ROOT, "ls-files", "-co", "--exclude-standard").splitlines():
         if (ROOT / name).is_file() and name != "dvc.lock":

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from PIL import Image
 
 from align.formats import verdict as verdict_format
 from align.formats.raw import iter_images, raw_shards
-from align.formats.shards import Sample, SplitName
+from align.formats.shards import Sample
 from tests.support import shard_folder
 from tests.support.tars import tar
 
@@ -31,7 +30,7 @@ class Pair:
     evaluation_sets: tuple[str, ...] = ()
 
 
-def jpeg(seed: int, width: int = 260, height: int = 220) -> bytes:
+def jpeg(seed, width=260, height=220):
     """A picture of smooth random colours."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
     buffer = io.BytesIO()
@@ -39,19 +38,17 @@ def jpeg(seed: int, width: int = 260, height: int = 220) -> bytes:
     return buffer.getvalue()
 
 
-def far_apart(index: int) -> int:
+def far_apart(index):
     """A hash of 64 bits that differs from every other one in about 32."""
     return int.from_bytes(hashlib.sha256(str(index).encode()).digest()[:8], "big")
 
 
-def write(
-    root: Path, pairs: list[Pair], *, pairs_per_shard: int = 1000, checked_sets: bool = True
-) -> tuple[Path, Path]:
+def write(root, pairs, *, pairs_per_shard=1000, checked_sets=True):
     """Writes `root/raw` and `root/filtered`; returns both."""
     raw, filtered = root / "raw", root / "filtered"
     raw.mkdir(parents=True)
     filtered.mkdir(parents=True)
-    owners: dict[int, str] = {}
+    owners = {}
     decisions, images = [], {}
     for start in range(0, len(pairs), pairs_per_shard):
         name = f"{start // pairs_per_shard:05d}"
@@ -85,34 +82,34 @@ def write(
     return raw, filtered
 
 
-def write_decisions(filtered: Path, rows: list[dict[str, object]]) -> None:
+def write_decisions(filtered, rows):
     (filtered / "decisions").mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=DECISIONS_SCHEMA), filtered / "decisions/00000.parquet")
 
 
-def write_images(filtered: Path, rows: list[dict[str, object]]) -> None:
+def write_images(filtered, rows):
     pq.write_table(pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA), filtered / "images.parquet")
 
 
-def write_shards(root: Path, *, num_val: int = 0) -> Path:
+def write_shards(root, *, num_val=0):
     """Writes `root/shards` of the kept pairs in `root/raw` and `root/filtered`; the last images are the split val."""
     kept = pq.read_table(root / "filtered/decisions", filters=[("keep", "==", True)]).to_pylist()
     stored = {key: data for shard in raw_shards(root / "raw") for key, data in iter_images(shard)}
-    samples: dict[str, Sample] = {}
+    samples = {}
     for row in kept:
         key, image_id = row["image_key"], row["image_id"]
         known = samples.get(key, Sample(key, image_id, stored[key], (), ()))
         samples[key] = replace(known, keys=(*known.keys, row["key"]), texts=(*known.texts, row["text"]))
     chosen = list(samples.values())
     cut = len(chosen) - num_val
-    tars: dict[SplitName, list[list[Sample]]] = {"train": [chosen[:cut]]}
+    tars = {"train": [chosen[:cut]]}
     if num_val:
         tars["val"] = [chosen[cut:]]
     shard_folder.write_shards(root / "shards", tars, image_px=16)
     return root / "shards"
 
 
-def write_verdict(quality: Path, *, passed: bool, data: str = "0" * 64) -> Path:
+def write_verdict(quality, *, passed, data="0" * 64):
     """The verdict and the report that a gate writes to its folder."""
     failure = None if passed else "expect_this: observed 1, expected 2"
     verdict = verdict_format.Verdict(passed=passed, failure=failure, data=data)
@@ -122,7 +119,7 @@ def write_verdict(quality: Path, *, passed: bool, data: str = "0" * 64) -> Path:
     return quality
 
 
-def _row(key: str, pair: Pair) -> dict[str, object]:
+def _row(key, pair):
     downloaded = pair.image is not None
     return {
         "url": f"https://example.org/{pair.image}.jpg", "caption": pair.text, "key": key,

@@ -2,8 +2,6 @@
 
 import shutil
 import subprocess
-from collections.abc import Sequence
-from pathlib import Path
 
 from tests.support import ROOT, missing, warm
 
@@ -24,9 +22,7 @@ os.execve(sys.executable, [sys.executable, *arguments], dict(os.environ))
 """
 
 
-def with_disk(
-    folder: Path, arguments: Sequence[object], *, size: str = "2m", before: str = "true", read_only: bool = False
-) -> subprocess.CompletedProcess[str]:
+def with_disk(folder, arguments, *, size="2m", before="true", read_only=False):
     """Runs Python with these arguments while `folder`, which exists, is a disk of that size (as `mount` writes it) that
     hides what is in it; `before` is a shell command that prepares the disk, with its path as `$1`; read-only after
     that, if asked to.

@@ -3,14 +3,11 @@
 import io
 import json
 import shutil
-from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from align.durable.files import sha256_file
@@ -18,7 +15,7 @@ from align.filter.network import ImageNetwork
 from tests.support.tars import samples, tar
 
 
-def quicken(patch: pytest.MonkeyPatch) -> None:
+def quicken(patch):
     """Takes away most of what a small filter run costs: no figure is drawn, and the network's files are opened once."""
     patch.setattr("align.filter.page.png", lambda figure: b"a figure")
     patch.setattr("align.filter.compare.ImageNetwork", _network)
@@ -28,7 +25,7 @@ _network = cache(ImageNetwork)
 
 
 @cache
-def noise(seed: int, width: int = 240, height: int = 230) -> bytes:
+def noise(seed, width=240, height=230):
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((width, height)).save(buffer, "PNG")
@@ -36,7 +33,7 @@ def noise(seed: int, width: int = 240, height: int = 230) -> bytes:
 
 
 @cache
-def copy_of(data: bytes, quality: int = 60) -> bytes:
+def copy_of(data, quality=60):
     """The same picture at another size, as a JPEG."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
@@ -44,7 +41,7 @@ def copy_of(data: bytes, quality: int = 60) -> bytes:
     return buffer.getvalue()
 
 
-def stock_folder(directory: Path, pairs: list[tuple[str | None, bytes | None]]) -> Path:
+def stock_folder(directory, pairs):
     """(caption, image or None for a failed download), as stock img2dataset writes them: none of our own columns."""
     directory.mkdir()
     keys = [f"{index:09d}" for index in range(len(pairs))]
@@ -58,7 +55,7 @@ def stock_folder(directory: Path, pairs: list[tuple[str | None, bytes | None]]) 
     return directory
 
 
-def evaluation_set(directory: Path, image: bytes) -> Path:
+def evaluation_set(directory, image):
     directory.mkdir()
     meta = {"key": "one", "concept": "c", "texts": ["a test text"], "class": None, "vendor": None}
     meta |= {"source_url": "http://t", "split": "query"}
@@ -69,7 +66,7 @@ def evaluation_set(directory: Path, image: bytes) -> Path:
     return directory
 
 
-def shards(directory: Path, count: int, second: Callable[[int], bytes] = lambda _: noise(50)) -> Path:
+def shards(directory, count, second=lambda _: noise(50)):
     """A folder of `count` shards with two pairs each; the second picture is the same in all of them, or as given."""
     directory.mkdir()
     for index in range(count):

@@ -1,12 +1,9 @@
 """A small git repository with a few files, committed."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from align.services.git import git
 
 
-def write(root: Path, files: Mapping[str, str]) -> Path:
+def write(root, files):
     """Makes the repository `root`, which is returned; path -> text."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,5 @@
 """A small untrained model with the demo's preprocessing, in the folder that training writes."""
 
-from collections.abc import Iterable
-from pathlib import Path
-
 import numpy as np
 
 from align.config.model import ModelConfig
@@ -17,7 +14,7 @@ from tests.support.params import load_params
 TEXTS = ["a red fox in the snow", "two grey owls", "picture of a fox and an owl"]
 
 
-def write(root: Path, texts: Iterable[str] = TEXTS, vocab_size: int = 80) -> Path:
+def write(root, texts=TEXTS, vocab_size=80):
     """Writes `root/models/finetuned`, whose vocabulary is that of some texts, and returns it."""
     model_dir = root / "models" / "finetuned"
     tokenizer_dir = model_dir / TOKENIZER_FOLDER
@@ -34,7 +31,7 @@ def write(root: Path, texts: Iterable[str] = TEXTS, vocab_size: int = 80) -> Pat
     return model_dir
 
 
-def tell_apart(folder: Path, pictures: Iterable[bytes]) -> None:
+def tell_apart(folder, pictures):
     """Gives an untrained model batch-norm's statistics: without them rounding decides which picture is nearer."""
     model, _ = load_with_tokenizer(folder)
     size = model.config

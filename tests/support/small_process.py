@@ -7,12 +7,10 @@ CPU seconds; of this one, a hundredth of that.
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import count
 from multiprocessing import spawn
-from typing import Any
 
 import pytest
 
@@ -21,7 +19,7 @@ from tests.support import warm
 
 
 @contextmanager
-def small_process() -> Iterator[Executor]:
+def small_process():
     """Runs functions of a test's module, one after another, in one process that is started for them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spawn, "get_executable", warm.started_executable)
@@ -31,7 +29,7 @@ def small_process() -> Iterator[Executor]:
         yield executor
 
 
-def in_child(block: Callable[[], None]) -> int:
+def in_child(block):
     """Runs the block in a fork; returns its exit code, negative after a signal."""
     pid = os.fork()
     if pid == 0:
@@ -43,12 +41,12 @@ def in_child(block: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def killed_at(step: float, block: Callable[[], None]) -> int:
+def killed_at(step, block):
     """Runs the block in a fork that is killed before step 0, 1, ... of those on the disk, or after it: 0.5, 1.5, ..."""
     steps = count()
 
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
+    def counted(function):
+        def call(*args, **kwargs):
             mine = next(steps)
             if step == mine:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -60,7 +58,7 @@ def killed_at(step: float, block: Callable[[], None]) -> int:
 
         return call
 
-    def run() -> None:
+    def run():
         modules = ((os, "replace"), (os, "rmdir"), (os, "unlink"), (os, "fsync"), (align.durable.files, "_exchange"))
         for module, name in modules:
             setattr(module, name, counted(getattr(module, name)))

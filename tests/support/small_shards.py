@@ -1,10 +1,8 @@
 """`align shard` on a small data/raw and data/filtered."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
-from align.config.infrastructure import EngineConfig, StoreConfig
+from align.config.infrastructure import EngineConfig
 from align.config.shard import ShardConfig
 from align.formats.filtered import decisions_digest
 from align.shard.shard import ShardFolders, shard
@@ -20,12 +18,12 @@ STORE = local_store.config(Path(), None)
 ENGINE = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})
 
 
-def many_pairs(count: int = 60) -> list[Pair]:
+def many_pairs(count=60):
     """Pairs of different pictures and texts."""
     return [Pair(f"picture number {index}", index) for index in range(count)]
 
 
-def folders(root: Path, name: str = "shards") -> ShardFolders:
+def folders(root, name="shards"):
     """All below `root`; `name` is that of the output."""
     return ShardFolders(
         raw=root / "raw", filtered=root / "filtered", quality=root / "quality", shards=root / name,
@@ -33,10 +31,7 @@ def folders(root: Path, name: str = "shards") -> ShardFolders:
     )  # fmt: skip
 
 
-def make_shards(
-    root: Path, pairs: list[Pair], config: ShardConfig = CONFIG, name: str = "shards", store: StoreConfig = STORE,
-    **layout: int,
-) -> Path:  # fmt: skip
+def make_shards(root, pairs, config=CONFIG, name="shards", store=STORE, **layout):
     """Runs `align shard` on these pairs, or on `root/raw` if it exists; returns the folder of the shards."""
     if not (root / "raw").exists():
         small_data.write(root, pairs, **layout)

@@ -1,10 +1,5 @@
 """Each stage that reads and writes files, at its smallest: what it needs in a folder `project`, and its command."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 from align.formats.filtered import decisions_digest
 from tests.support import ROOT, colour_index, small_data, small_filter, small_model, tiny_model
 from tests.support.colours import square
@@ -17,7 +12,7 @@ from tests.support.suites import suite
 ALIGN = "align.cli"
 
 
-def of(*folders: str) -> Callable[[Path], dict[str, dict[str, str]]]:
+def of(*folders):
     """The bytes of folders, without the note that says that one is not finished."""
     return lambda root: {
         name: {path: digest for path, digest in digests(root / name).items() if path != ".work.json"}
@@ -25,24 +20,24 @@ def of(*folders: str) -> Callable[[Path], dict[str, dict[str, str]]]:
     }  # fmt: skip
 
 
-def words(verb: str, *settings: str) -> list[str]:
+def words(verb, *settings):
     values = ("engine.num_workers=1", *settings)
     return [ALIGN, verb, "--params", str(PARAMS_FILE), *sets(*values)]
 
 
-def ingest(root: Path) -> Case:
+def ingest(root):
     settings = (f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}", "ingest.max_pages=4", "ingest.shard_size=8")
     return Case(root, words("ingest", *settings), of("data/raw", "reports/ingest"))
 
 
-def filter_(root: Path) -> Case:
+def filter_(root):
     (root / "project/data/sample").mkdir(parents=True)
     small_filter.shards(root / "project/data/raw", 3)
     small_filter.evaluation_set(root / "project/sets", small_filter.noise(2))
     return Case(root, words("filter", "paths.evaluation=sets"), of("data/filtered", "reports/filter"))
 
 
-def shard(root: Path) -> Case:
+def shard(root):
     project = root / "project"
     small_data.write(project / "data", [Pair(f"picture number {index}", index) for index in range(12)])
     small_data.write_verdict(project / "reports/quality", passed=True, data=decisions_digest(project / "data/filtered"))
@@ -50,7 +45,7 @@ def shard(root: Path) -> Case:
     return Case(root, words("shard", *settings), of("data/shards", "reports/shard"))
 
 
-def evaluate(root: Path) -> Case:
+def evaluate(root):
     project = root / "project"
     tiny_model.write(project)
     for colour in ("red", "blue"):
@@ -63,7 +58,7 @@ def evaluate(root: Path) -> Case:
     return Case(root, [*words("evaluate", *settings), "--model", "model", "--reports", "report"], of("report"))
 
 
-def index(root: Path) -> Case:
+def index(root):
     project = root / "project"
     tiny_model.write(project)
     colour_index.write_data(project, project / "reports")
@@ -71,7 +66,7 @@ def index(root: Path) -> Case:
     return Case(root, words("index", *places), of("data/index", "reports/index"))
 
 
-def package(root: Path) -> Case:
+def package(root):
     project = root / "project"
     small_model.write(project)
     (project / "reports/evaluation").mkdir(parents=True)

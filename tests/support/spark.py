@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ class Cluster:
     folder: Path
     workers: list["subprocess.Popen[bytes]"]
 
-    def kill_worker(self, number: int) -> None:
+    def kill_worker(self, number):
         """SIGKILL to a worker and all that it has started, as a machine that loses its power."""
         worker = psutil.Process(self.workers[number].pid)
         for process in (*worker.children(recursive=True), worker):
@@ -36,21 +35,19 @@ class Cluster:
         self.workers[number].wait(60)
 
 
-def _free_port() -> int:
+def _free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _listening(port: int) -> bool:
+def _listening(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager
-def running_cluster(
-    folder: Path, *, num_workers: int = 2, blind_to: Path | None = None, environment: Mapping[str, str] = {}
-) -> Iterator[Cluster]:
+def running_cluster(folder, *, num_workers=2, blind_to=None, environment=None):
     """Starts the cluster, and names its settings to Spark by SPARK_CONF_DIR; ends it.
 
     Args:
@@ -68,7 +65,7 @@ def running_cluster(
         "spark.sql.shuffle.partitions": "4",
         "spark.pyspark.python": sys.executable,
     }
-    settings |= {f"spark.executorEnv.{name}": value for name, value in environment.items()}
+    settings |= {f"spark.executorEnv.{name}": value for name, value in (environment or {}).items()}
     (folder / "spark-defaults.conf").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
     env = os.environ | {
         "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "256m",
@@ -94,7 +91,7 @@ def running_cluster(
             hidden = f"mount -t tmpfs none {shlex.quote(str(blind_to))} && exec {shlex.join(command)}"
             command = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", hidden]
         commands.append(command)
-    processes: list[subprocess.Popen[bytes]] = []
+    processes = []
     try:
         for number, command in enumerate(commands):
             with (folder / f"{number}.log").open("wb") as log:

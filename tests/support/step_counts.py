@@ -11,9 +11,7 @@ GPU; validation, checkpoints and the loop's vote, one small message a step, are 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,7 +21,6 @@ from torch.nn import functional as F
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
-from align.config.model import Checkpointing, ModelConfig
 from align.model.batch_norm import BatchNorm2d
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import ImageTower
@@ -43,12 +40,12 @@ class Counts(Work):
     """Counts what is dispatched within it."""
 
     @property
-    def moved_bytes(self) -> int:
+    def moved_bytes(self):
         """Read and written."""
         return sum(moved for _, _, moved in self.done)
 
     @property
-    def light_calls(self) -> int:
+    def light_calls(self):
         """Batch-norm and element-wise operations: all but convolutions, products and allocations."""
         return sum(name not in _HEAVY for name, _, _ in self.done)
 
@@ -61,7 +58,7 @@ class Cost(NamedTuple):
     moved_bytes: int
 
 
-def cost(config: ModelConfig, what: Checkpointing, *, pairs: int, apart: bool = False) -> Cost:
+def cost(config, what, *, pairs, apart=False):
     """Counts one forward and backward pass of the image tower.
 
     Args:
@@ -91,12 +88,12 @@ def cost(config: ModelConfig, what: Checkpointing, *, pairs: int, apart: bool = 
 class _Apart(nn.BatchNorm2d):
     group: int
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         weight, bias, parts = self.weight, self.bias, torch.split(x, self.group)
         return torch.cat([F.batch_norm(part, None, None, weight, bias, True, 0.0, self.eps) for part in parts])
 
 
-def _take_apart(tower: ImageTower) -> None:
+def _take_apart(tower):
     for module in tower.modules():
         if isinstance(module, BatchNorm2d):
             group = module.group
@@ -118,12 +115,12 @@ class StepCounts(Counts):
         asked: what the host waited for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.messages, self.sent_bytes = 0, 0
-        self.asked: Counter[str] = Counter()
+        self.asked = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name in ASKS:
             self.asked[name] += 1
@@ -135,7 +132,7 @@ class StepCounts(Counts):
         return func(*args, **(kwargs or {}))
 
 
-def count(tokenizer: Path, **values: object) -> StepCounts:
+def count(tokenizer, **values):
     """Counts one step: gradients and update."""
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
     with _eight_ranks() as ranks, _as_on_a_gpu():
@@ -154,7 +151,7 @@ def count(tokenizer: Path, **values: object) -> StepCounts:
 
 
 @contextmanager
-def _eight_ranks() -> Iterator[Ranks]:
+def _eight_ranks():
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=NUM_RANKS)
     try:
         yield Ranks(0, NUM_RANKS, torch.device("cpu"))
@@ -163,9 +160,9 @@ def _eight_ranks() -> Iterator[Ranks]:
 
 
 @contextmanager
-def _as_on_a_gpu() -> Iterator[None]:
+def _as_on_a_gpu():
     """A CPU takes the ways of a GPU: on a CPU a question costs nothing, so there it may be asked."""
-    ours: Any = loss
+    ours = loss
     before = ours._tile_function, torch.compiler.is_exporting
     ours._tile_function = lambda function, _: ours._ON_CUDA.get(function, function)
     cast(Any, torch.compiler).is_exporting = lambda: True  # texts are not sorted by length, nor asked for padding

@@ -2,10 +2,9 @@
 
 import io
 import tarfile
-from pathlib import Path
 
 
-def tar(path: Path, members: dict[str, bytes], form: int = tarfile.USTAR_FORMAT) -> Path:
+def tar(path, members, form=tarfile.USTAR_FORMAT):
     """Writes a tar of these members, name -> bytes; returns its path."""
     with tarfile.open(path, "w", format=form) as file:
         for name, data in members.items():
@@ -15,9 +14,9 @@ def tar(path: Path, members: dict[str, bytes], form: int = tarfile.USTAR_FORMAT)
     return path
 
 
-def samples(tar: Path) -> dict[str, dict[str, bytes]]:
+def samples(tar):
     """Key -> suffix -> bytes."""
-    found: dict[str, dict[str, bytes]] = {}
+    found = {}
     with tarfile.open(tar) as opened:
         for member in opened:
             key, _, suffix = member.name.rpartition(".")

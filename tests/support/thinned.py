@@ -3,15 +3,13 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable
-from pathlib import Path
 
 from align.durable.files import sha256_file
 
 
-def write(header: Path, out: Path, keep: Callable[[int, str], bool]) -> None:
+def write(header, out, keep):
     """Writes the set of a header into a folder, which may be its own, with the images whose number and key are kept."""
-    members: dict[str, list[tuple[tarfile.TarInfo, bytes]]] = {}
+    members = {}
     with tarfile.open(header.with_suffix(".tar")) as tar:
         for member in tar:
             file = tar.extractfile(member)

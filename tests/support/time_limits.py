@@ -10,16 +10,12 @@ process ends with the stacks of all threads.
 tests/conftest.py registers this module with pytest.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import psutil
 import pytest
@@ -32,7 +28,7 @@ LIMIT_S, FULL_LIMIT_S = 300, 600
 _STEP_S = 20.0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Sets the limits of tests with the marker `full`; no other test may have a longer one."""
     for item in items:
         own, patience = item.get_closest_marker("timeout"), item.get_closest_marker("patience")
@@ -46,17 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class _Limit:
     """Of the test that runs."""
 
-    def __init__(self, item: pytest.Item, settings: Any) -> None:
+    def __init__(self, item, settings):
         self._item, self._settings = item, settings
         self._step_s = min(_STEP_S, settings.timeout / 4)
 
     @contextmanager
-    def phase(self) -> Iterator[None]:
+    def phase(self):
         """Its setup, the test itself, or its end, each with the whole limit: a setup may be that of many tests."""
         since_s = time.clock_gettime(time.CLOCK_BOOTTIME) - 0.1  # a process's start is known to 0.01 s
         steps = iter((lambda: _kill(since_s), self._raise, lambda: _kill(0.0), lambda: _kill(0.0), self._leave))
 
-        def step(*_: object) -> None:
+        def step(*_):
             try:
                 next(steps)()
             finally:
@@ -70,10 +66,10 @@ class _Limit:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
-    def _raise(self) -> None:
+    def _raise(self):
         timeout_sigalrm(self._item, self._settings)
 
-    def _leave(self) -> None:
+    def _leave(self):
         if capture := self._item.config.pluginmanager.getplugin("capturemanager"):
             capture.suspend_global_capture(in_=True)
         print(f"\n{self._item.nodeid} hangs for good; the stacks of all threads:", file=sys.stderr, flush=True)
@@ -81,7 +77,7 @@ class _Limit:
         os._exit(3)
 
 
-def _kill(since_s: float) -> None:
+def _kill(since_s):
     """Kills the child processes that were started since then, in seconds since the machine's start."""
     for process in psutil.Process().children(recursive=True):
         try:
@@ -96,14 +92,14 @@ _limit = pytest.StashKey[_Limit]()
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
+def pytest_timeout_set_timer(item, settings):
     """Replaces pytest-timeout's timer, which acts once."""
     item.stash[_limit] = _Limit(item, settings)
     return True
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+def pytest_runtest_setup(item):
     """Within the limit."""
     with item.stash[_limit].phase() if _limit in item.stash else nullcontext():  # --timeout=0
         return (yield)

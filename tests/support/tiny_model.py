@@ -1,9 +1,5 @@
 """The real dual encoder with random weights, as small as possible."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import torch
 
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
@@ -27,7 +23,7 @@ TINY = ModelConfig(
 TEXTS = ["a red heart", "a blue star on a green field", "the yellow sun", "a small red flower"]
 
 
-def write(root: Path, *, seed: int = 0) -> Path:
+def write(root, *, seed=0):
     """Writes `root/model` and returns it."""
     model_dir = root / "model"
     tokenizer_dir = model_dir / TOKENIZER_FOLDER

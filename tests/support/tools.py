@@ -2,17 +2,15 @@
 
 import io
 import os
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from tests.support import missing
 from tests.support.peers import FOLDER, build_peers
 
 
-def tools(environment: str = "peers_evaluation") -> Path:
+def tools(environment="peers_evaluation"):
     """The interpreter of an environment of `tests.support.peers`.
 
     Skips the test where the tools are not installed; with CI=true it installs them.
@@ -22,6 +20,6 @@ def tools(environment: str = "peers_evaluation") -> Path:
     return build_peers(environment)
 
 
-def whole(picture: bytes, px: int) -> NDArray[np.uint8]:
+def whole(picture, px):
     """A picture as open_clip prepares it: all of it, in a square, by Pillow."""
     return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB").resize((px, px), Image.Resampling.BILINEAR))

@@ -1,24 +1,19 @@
 """A small data/shards and data/tokenizer with something to learn: coloured squares and what they are called."""
 
-from __future__ import annotations
-
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
 import torch
 
-from align.config.infrastructure import HealthConfig
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
-from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
-from align.formats.shards import Sample, SplitName
+from align.config.recipe import FinetuneConfig, PretrainConfig
+from align.formats.shards import Sample
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
-from align.training.loop import Log, Monitoring
-from align.training.run import Trained
-from align.training.run_plan import THIS_MACHINE, Infrastructure, TrainingInputs, TrainingPlan, make_plan
+from align.training.loop import Monitoring
+from align.training.run_plan import THIS_MACHINE, TrainingInputs, make_plan
 from tests.support.shard_folder import write_shards
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
@@ -32,7 +27,7 @@ MODEL = ModelConfig(
     logit_bias_init=None,
 )  # fmt: skip
 
-RECIPE: dict[str, object] = {
+RECIPE = {
     "seed": 0, "num_steps": 8, "image_px": None, "resize_px": None, "stochastic_depth": None,
     "batch_size": 8, "micro_batch": None, "optimiser": "lamb", "learning_rate": 0.02,
     "text_learning_rate_scale": 0.5, "vector_learning_rate_scale": 0.2, "schedule": "linear",
@@ -55,28 +50,26 @@ RECIPE: dict[str, object] = {
 class TermAt:
     """A log function that sends this process SIGTERM after a step."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step):
         self.step = step
 
-    def __call__(self, metrics: dict[str, float], step: int) -> None:
+    def __call__(self, metrics, step):
         if step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def pretrain_config(**changes: object) -> PretrainConfig:
+def pretrain_config(**changes):
     return PretrainConfig.model_validate(RECIPE | changes)
 
 
-def finetune_config(**changes: object) -> FinetuneConfig:
-    of_stage: dict[str, object] = {"from": "models/pretrained", "warmup_steps": 0, "num_steps": 3}
+def finetune_config(**changes):
+    of_stage = {"from": "models/pretrained", "warmup_steps": 0, "num_steps": 3}
     return FinetuneConfig.model_validate(RECIPE | of_stage | changes)
 
 
 def plan(
-    data: tuple[Path, Path], checkpoints: Path, recipe: Recipe | None = None, *, model: ModelConfig = MODEL,
-    initial: Path | None = None, log: Log | None = None, health: HealthConfig | None = None,
-    infrastructure: Infrastructure = THIS_MACHINE,
-) -> TrainingPlan:  # fmt: skip
+    data, checkpoints, recipe=None, *, model=MODEL, initial=None, log=None, health=None, infrastructure=THIS_MACHINE
+):
     """A plan over the shards and the tokenizer that `write` wrote."""
     return make_plan(
         recipe or pretrain_config(), model, TrainingInputs(*data, initial), checkpoints,
@@ -84,7 +77,7 @@ def plan(
     )  # fmt: skip
 
 
-def assert_same(ours: Trained | None, theirs: Trained | None) -> None:
+def assert_same(ours, theirs):
     """Two runs have the same curves, answers and weights, to the last bit."""
     assert ours is not None and theirs is not None and ours.rows == theirs.rows
     assert ours.found == theirs.found
@@ -93,12 +86,12 @@ def assert_same(ours: Trained | None, theirs: Trained | None) -> None:
         assert torch.equal(weights[name], weight), name
 
 
-def with_log(plan: TrainingPlan, log: Log) -> TrainingPlan:
+def with_log(plan, log):
     """The same plan with live logging."""
     return replace(plan, monitoring=replace(plan.monitoring, log=log))
 
 
-def samples(count: int, first: int = 0, px: int = IMAGE_PX) -> list[Sample]:
+def samples(count, first=0, px=IMAGE_PX):
     """Half of each picture in a colour; two texts each."""
     made = []
     for index in range(first, first + count):
@@ -115,13 +108,13 @@ def samples(count: int, first: int = 0, px: int = IMAGE_PX) -> list[Sample]:
     return made
 
 
-def write(root: Path, *, num_train: int = 24, num_val: int = 8, px: int = IMAGE_PX) -> tuple[Path, Path]:
+def write(root, *, num_train=24, num_val=8, px=IMAGE_PX):
     """Writes `root/shards` (two training tars) and `root/tokenizer`; returns both."""
     shards, tokenizer = root / "shards", root / "tokenizer"
     tokenizer.mkdir(parents=True)
     train, val = samples(num_train, px=px), samples(num_val, first=1000, px=px)
     half = num_train // 2
-    tars: dict[SplitName, list[list[Sample]]] = {"train": [train[:half], train[half:]], "val": [val]}
+    tars = {"train": [train[:half], train[half:]], "val": [val]}
     write_shards(shards, tars, image_px=px)
     texts = [text for sample in train for text in sample.texts]
     save_tokenizer(fit_wordpiece(texts, vocab_size=100, min_count=1), tokenizer, max_tokens=MODEL.max_tokens)

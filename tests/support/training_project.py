@@ -1,9 +1,6 @@
 """A working directory in which `align pretrain` runs on small data."""
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 
 from ruamel.yaml import YAML
 
@@ -13,7 +10,7 @@ from tests.support.small_data import write_verdict
 from tests.support.training_data import MODEL
 
 
-def write_project(root: Path, data: tuple[Path, Path], recipe: dict[str, object]) -> list[str]:
+def write_project(root, data, recipe):
     """Writes a params.yaml over the shards and tokenizer of `data`; returns the command that pre-trains with it."""
     yaml = YAML()
     values = yaml.load(PARAMS_FILE)

@@ -1,18 +1,14 @@
 """A small fine-tuning: pictures of four colours, a tiny tower with random weights; also as a suite."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from align.cli import main
 from align.evaluate.fine_tuning.pictures import Pictures
-from align.evaluate.fine_tuning.recipe import IMAGENET, Recipe, resized, shortened
-from align.evaluate.fine_tuning.tune import Classifier, Machine, tune
+from align.evaluate.fine_tuning.recipe import IMAGENET, resized, shortened
+from align.evaluate.fine_tuning.tune import Machine, tune
 from align.model.image_tower import ImageTower
 from tests.support import tiny_model
 from tests.support.colours import COLOURS, square
@@ -24,7 +20,7 @@ MACHINE = Machine(part=4, num_threads=1)
 RECIPE = replace(resized(shortened(IMAGENET, 1), 32), batch_size=8)
 
 
-def tower() -> ImageTower:
+def tower():
     """Equal weights each time; statistics that are not those of a new model."""
     torch.manual_seed(0)
     made = ImageTower(TINY).eval()
@@ -35,24 +31,24 @@ def tower() -> ImageTower:
     return made
 
 
-def pictures(name: str = "train", number: int = 24) -> Pictures:
+def pictures(name="train", number=24):
     """Shades of four colours, in turn."""
     colours = list(COLOURS)
     images = [square(colours[index % 4], shade=index // 4 * 3) for index in range(number)]
     return Pictures(name, images, np.arange(number) % 4)
 
 
-def tuned(recipe: Recipe = RECIPE, *, seed: int = 0, machine: Machine = MACHINE) -> Classifier:
+def tuned(recipe=RECIPE, *, seed=0, machine=MACHINE):
     """Trains to the end of the recipe."""
     return tune(tower(), pictures(), 4, recipe, seed=seed, machine=machine)
 
 
-def content(model: Classifier) -> dict[str, bytes]:
+def content(model):
     """Name -> bytes of every weight and statistic."""
     return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
 
 
-def write_suite(root: Path, **settings: Any) -> None:
+def write_suite(root, **settings):
     """Writes model, pictures and suite into a folder."""
     tiny_model.write(root)
     for split, first, number in (("train", 0, 6), ("test", 6, 5)):
@@ -65,7 +61,7 @@ def write_suite(root: Path, **settings: Any) -> None:
     suite(root, {"name": "colours", "path": str(root / "set"), "format": "folder", **tasks})
 
 
-def evaluate(root: Path, out: str) -> int:
+def evaluate(root, out):
     """`align evaluate` of it; the exit code."""
     values = sets(f"paths.evaluation={root / 'suite.yaml'}", "store.features=null", "evaluate.num_resamples=200")
     return main(["evaluate", *values, "--model", str(root / "model"), "--reports", str(root / out)])

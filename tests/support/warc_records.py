@@ -6,15 +6,13 @@ import json
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from fastwarc.stream_io import BrotliWriter, ZstdWriter
 from PIL import Image
 
 
-def response(url: str, body: bytes, content_type: str, status: str = "200 OK", headers: str = "") -> bytes:
+def response(url, body, content_type, status="200 OK", headers=""):
     """One WARC response record, uncompressed."""
     http = (
         f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode()
@@ -23,7 +21,7 @@ def response(url: str, body: bytes, content_type: str, status: str = "200 OK", h
     return record("response", url, http, "application/http; msgtype=response")
 
 
-def record(kind: str, url: str, content: bytes, content_type: str, headers: str = "") -> bytes:
+def record(kind, url, content, content_type, headers=""):
     """One WARC record of any type, uncompressed."""
     head = (
         f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\nWARC-Date: 2020-01-01T00:00:00Z\r\n"
@@ -33,13 +31,13 @@ def record(kind: str, url: str, content: bytes, content_type: str, headers: str 
     return head.encode() + content + b"\r\n\r\n"
 
 
-def page(url: str, html: str | bytes, content_type: str = "text/html; charset=utf-8", headers: str = "") -> bytes:
+def page(url, html, content_type="text/html; charset=utf-8", headers=""):
     return response(url, html.encode() if isinstance(html, str) else html, content_type, headers=headers)
 
 
-def wat(url: str, links: list[dict[str, Any]], base: str | None = None, status: str = "200") -> bytes:
+def wat(url, links, base=None, status="200"):
     """The record of a WAT for one page, in the shape of Common Crawl's."""
-    head: dict[str, Any] = {"Title": "A page", **({"Base": base} if base else {})}
+    head = {"Title": "A page", **({"Base": base} if base else {})}
     envelope = {
         "Format": "WARC",
         "WARC-Header-Metadata": {"WARC-Type": "response", "WARC-Target-URI": url, "Content-Length": "1000"},
@@ -58,21 +56,21 @@ def wat(url: str, links: list[dict[str, Any]], base: str | None = None, status: 
     return record("metadata", url, body, "application/json")
 
 
-def write_archive(path: Path, records: Iterable[bytes]) -> Path:
+def write_archive(path, records):
     """Compressed per record, as the name says: .gz, .zst, or not at all."""
     pack = {".gz": lambda one: gzip.compress(one, mtime=0), ".zst": zstd}.get(path.suffix, bytes)
     path.write_bytes(b"".join(pack(one) for one in records))
     return path
 
 
-def brotli(data: bytes) -> bytes:
+def brotli(data):
     packed = io.BytesIO()
     with BrotliWriter(packed) as writer:
         writer.write(data)
     return packed.getvalue()
 
 
-def zstd(data: bytes) -> bytes:
+def zstd(data):
     """One Zstandard frame."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frame"
@@ -82,13 +80,13 @@ def zstd(data: bytes) -> bytes:
         return path.read_bytes()
 
 
-def picture(width: int, height: int, colour: str = "red", kind: str = "PNG") -> bytes:
+def picture(width, height, colour="red", kind="PNG"):
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), colour).save(buffer, kind)
     return buffer.getvalue()
 
 
-def png_header(width: int, height: int) -> bytes:
+def png_header(width, height):
     """A PNG that claims a size and holds no pixels: 200 megapixels in 57 bytes."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from socket import SO_LINGER, SOL_SOCKET
-from typing import Any, Self
+from typing import Any
 
 _REASONS = {200: "OK", 301: "Moved Permanently", 404: "Not Found", 429: "Too Many Requests"}
 
@@ -37,14 +37,14 @@ class Request:
     transport: asyncio.Transport
     server: WebServer
 
-    def write(self, data: bytes) -> None:
+    def write(self, data):
         self.transport.write(data)
 
-    def cut(self) -> None:
+    def cut(self):
         """Closes the connection after what was written."""
         self.transport.close()
 
-    def reset(self) -> None:
+    def reset(self):
         """Breaks the connection off with a RST."""
         self.transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
@@ -54,7 +54,7 @@ Answer = bytes | Coroutine[Any, Any, None]
 Route = bytes | Callable[[Request], Answer]
 
 
-def response(body: bytes = b"", status: int = 200, **headers: str | int) -> bytes:
+def response(body=b"", status=200, **headers):
     """An answer; `X_Robots_Tag="noai"` is a header, and one with value "" is left out, Content-Length too."""
     names = {"Content_Type": "image/jpeg", "Content_Length": len(body)} | headers
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in names.items() if value != "")
@@ -75,42 +75,42 @@ class WebServer:
         num_stuck: requests so far that never get (the rest of) an answer.
     """
 
-    def __init__(self, address: str | list[str] = "127.0.0.1", *, records: bool = True) -> None:
+    def __init__(self, address="127.0.0.1", *, records=True):
         self.addresses = [address] if isinstance(address, str) else address
         self.port = 0
         self.records = records
-        self.routes: dict[str, Route] = {}
-        self.fallback: Route = response(b"", 404)
-        self.requests: list[str] = []
-        self.agents: set[str] = set()
+        self.routes = {}
+        self.fallback = response(b"", 404)
+        self.requests = []
+        self.agents = set()
         self.num_connections = 0
         self.num_open = 0
         self.most_open = 0
         self.num_stuck = 0
-        self._counts: dict[str, int] = {}
+        self._counts = {}
         self._loop = asyncio.new_event_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.transports: set[asyncio.Transport] = set()
+        self._tasks = set()
+        self.transports = set()
 
-    def url(self, path: str, host: str | None = None) -> str:
+    def url(self, path, host=None):
         return f"http://{host or self.addresses[0]}:{self.port}{path}"
 
-    def count(self, path: str) -> int:
+    def count(self, path):
         """How often a path was asked for, of any host."""
         return self._counts.get(path, 0)
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         started = threading.Event()
         self._thread = threading.Thread(target=self.serve, args=(started.set,), daemon=True)
         self._thread.start()
         assert started.wait(60)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
-    def serve(self, ready: Callable[[], object]) -> None:
+    def serve(self, ready):
         """Serves in this thread, for ever or until `__exit__`."""
         asyncio.set_event_loop(self._loop)
         servers = []
@@ -130,7 +130,7 @@ class WebServer:
             self._loop.run_until_complete(asyncio.sleep(0.01))
         self._loop.close()
 
-    def answer(self, request: Request) -> None:
+    def answer(self, request):
         path = request.path.partition("?")[0]
         route = self.routes.get(path, self.fallback)
         if self.records:
@@ -145,17 +145,17 @@ class WebServer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _carry_out(self, request: Request, answer: Coroutine[Any, Any, None]) -> None:
+    async def _carry_out(self, request, answer):
         with suppress(ConnectionError):
             await answer
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, server: WebServer) -> None:
+    def __init__(self, server):
         self.server = server
         self.buffer = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.server.transports.add(transport)
@@ -163,11 +163,11 @@ class _Connection(asyncio.Protocol):
         self.server.num_open += 1
         self.server.most_open = max(self.server.most_open, self.server.num_open)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, error):
         self.server.num_open -= 1
         self.server.transports.discard(self.transport)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data):
         self.buffer += data
         while b"\r\n\r\n" in self.buffer:
             head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
@@ -179,10 +179,10 @@ class _Connection(asyncio.Protocol):
 # How servers misbehave. Each is a route.
 
 
-def slow_loris(pause_s: float) -> Route:
+def slow_loris(pause_s):
     """A header, then a byte at a time, for ever."""
 
-    async def go(request: Request) -> None:
+    async def go(request):
         request.write(response(Content_Length=100_000))
         request.server.num_stuck += 1
         while not request.transport.is_closing():
@@ -192,12 +192,12 @@ def slow_loris(pause_s: float) -> Route:
     return go
 
 
-async def silent(request: Request) -> None:
+async def silent(request):
     """No answer at all."""
     request.server.num_stuck += 1
 
 
-async def endless_body(request: Request) -> None:
+async def endless_body(request):
     """Chunks without end."""
     request.write(response(Content_Length="", Transfer_Encoding="chunked"))
     chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
@@ -206,7 +206,7 @@ async def endless_body(request: Request) -> None:
         await asyncio.sleep(0.001)
 
 
-async def endless_headers(request: Request) -> None:
+async def endless_headers(request):
     """A header line after the other."""
     request.write(b"HTTP/1.1 200 OK\r\n")
     while not request.transport.is_closing():
@@ -214,10 +214,10 @@ async def endless_headers(request: Request) -> None:
         await asyncio.sleep(0)
 
 
-def breaks_off(body: bytes, sent: int, *, reset: bool = False) -> Route:
+def breaks_off(body, sent, *, reset=False):
     """A body that ends after `sent` bytes, by a closed or a reset connection."""
 
-    async def go(request: Request) -> None:
+    async def go(request):
         request.write(response(Content_Length=len(body)) + body[:sent])
         await asyncio.sleep(0.02)
         if reset:
@@ -228,26 +228,26 @@ def breaks_off(body: bytes, sent: int, *, reset: bool = False) -> Route:
     return go
 
 
-def gzip_bomb(size: int) -> Route:
+def gzip_bomb(size):
     """Zeros, compressed a thousandfold."""
     return response(gzip.compress(bytes(size), 9), Content_Encoding="gzip")
 
 
-def after_failures(num: int, failure: bytes, body: bytes) -> Route:
+def after_failures(num, failure, body):
     """Fails so many times, then answers."""
     return lambda request: failure if request.count <= num else response(body)
 
 
-def delayed(delay_s: float, answer: bytes) -> Route:
+def delayed(delay_s, answer):
     """Answers, but late."""
 
-    async def go(request: Request) -> None:
+    async def go(request):
         await asyncio.sleep(delay_s)
         request.write(answer)
 
     return go
 
 
-def redirect(location: str, status: int = 301) -> bytes:
+def redirect(location, status=301):
     """Points elsewhere."""
     return response(b"moved", status, Location=location, Content_Type="text/plain")

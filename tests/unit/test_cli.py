@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -20,7 +19,7 @@ from tests.support import ROOT
 from tests.support.params import PARAMS_FILE
 
 
-def test_help_lists_the_verbs_in_pipeline_order(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_verbs_in_pipeline_order(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     out = capsys.readouterr().out
@@ -47,7 +46,7 @@ def test_help_lists_the_verbs_in_pipeline_order(capsys: pytest.CaptureFixture[st
     ],
     ids=["help", "values", "programs that look", "what embeds or trains"],
 )
-def test_nothing_dear_is_imported_that_is_not_needed(work: str, dear: set[str] | str) -> None:
+def test_nothing_dear_is_imported_that_is_not_needed(work, dear):
     found = "{name.partition('.')[0] for name in now - before} - {'align'} - sys.stdlib_module_names"
     shown = found if dear == "heavy" else f"now & {dear}"
     code = f"import sys; before = set(sys.modules); {work}; now = set(sys.modules); print({shown})"
@@ -55,21 +54,21 @@ def test_nothing_dear_is_imported_that_is_not_needed(work: str, dear: set[str] |
     assert done.stdout.strip() == "set()"
 
 
-def test_choices_are_what_the_verb_knows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_choices_are_what_the_verb_knows(capsys):
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     assert f"--format {{{','.join(get_args(Format))}}}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", [*STAGES, *COMMANDS])
-def test_every_verb_is_a_module_with_main(verb: str) -> None:
+def test_every_verb_is_a_module_with_main(verb):
     module = VERBS[verb].module
     assert module.rpartition(".")[2] == verb  # one guess finds it
     assert callable(importlib.import_module(module).main)
     build_parser(verb)
 
 
-def test_an_align_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+def test_an_align_error_is_one_line_and_exit_code_1(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "align.cli", "filter", "--set", "filter.no_such_key=1"],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -95,9 +94,7 @@ def test_an_align_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
         ("import-model --from x", "the following arguments are required: --out; see align import_model --help"),
     ],
 )
-def test_a_wrong_usage_is_one_line_that_says_what_is_right(
-    words: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_usage_is_one_line_that_says_what_is_right(words, said, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words.split())
     assert stop.value.code == 2
@@ -106,7 +103,7 @@ def test_a_wrong_usage_is_one_line_that_says_what_is_right(
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if "_" in verb])
-def test_dashes_are_as_good_as_underscores(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dashes_are_as_good_as_underscores(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb.replace("_", "-"), "--help"])
     assert stop.value.code == 0
@@ -114,9 +111,7 @@ def test_dashes_are_as_good_as_underscores(verb: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_names_its_values_and_has_two_examples(
-    verb: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_help_of_a_verb_names_its_values_and_has_two_examples(verb, capsys):
     with pytest.raises(SystemExit):
         main([verb, "--help"])
     out = capsys.readouterr().out
@@ -128,7 +123,7 @@ def test_the_help_of_a_verb_names_its_values_and_has_two_examples(
         _parses(example)
 
 
-def test_the_help_has_the_journeys_and_their_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_has_the_journeys_and_their_commands_parse(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert JOURNEYS.rstrip() in capsys.readouterr().out
@@ -138,24 +133,22 @@ def test_the_help_has_the_journeys_and_their_commands_parse(capsys: pytest.Captu
         _parses(command)
 
 
-def _parses(command: str) -> None:
+def _parses(command):
     program, verb, *words = shlex.split(command, comments=True)
     assert program == "align"
     args = build_parser(verb).parse_args([verb, *words])  # exits where a word is wrong
     read_params(PARAMS_FILE, args.overrides)
 
 
-def test_an_error_is_one_line_whatever_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_one_line_whatever_it_names(capsys):
     assert main(["filter", "--params", "no\x1b[2J\nalign: faked"]) == 1
     said = capsys.readouterr().err
     assert said.startswith(r"align: error: no\u001b[2J\nalign: faked")
     assert said.count("\n") == 1
 
 
-def test_a_run_gets_the_values_of_a_profile_before_those_of_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands: list[list[str]] = []
+def test_a_run_gets_the_values_of_a_profile_before_those_of_set(tmp_path, monkeypatch):
+    commands = []
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_bytes(PARAMS_FILE.read_bytes())
     (tmp_path / "mine.yaml").write_text("filter: {min_words: 4, drop_filenames: false}\n")
@@ -193,7 +186,7 @@ def test_a_run_gets_the_values_of_a_profile_before_those_of_set(
         )),
     ],
 )  # fmt: skip
-def test_logins_are_cut_out(text: str, shown: str) -> None:
+def test_logins_are_cut_out(text, shown):
     assert without_logins(text) == shown
     assert str(ServiceError(text)) == shown
 
@@ -201,12 +194,12 @@ def test_logins_are_cut_out(text: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "text", ["a" * 300_000, "http://" + "a:" * 150_000, "http://a:b" * 30_000, "?sig&" * 60_000, "?aPi" * 70_000]
 )
-def test_long_lines_take_no_longer_than_their_length(text: str) -> None:
+def test_long_lines_take_no_longer_than_their_length(text):
     begun = time.thread_time()
     assert without_logins(f"{text} x@y") == f"{text} x@y"
     assert time.thread_time() - begun < 10  # by the square of it, half an hour
 
 
-def test_an_error_comes_back_from_another_process_as_it_was() -> None:
+def test_an_error_comes_back_from_another_process_as_it_was():
     error = pickle.loads(pickle.dumps(ConfigError("http://a:b@c")))
     assert type(error) is ConfigError and str(error) == "http://c"

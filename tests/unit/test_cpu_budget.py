@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -71,7 +70,7 @@ def test_last():
 """
 
 
-def test_dear_tests_and_fixtures_fail(tmp_path: Path) -> None:
+def test_dear_tests_and_fixtures_fail(tmp_path):
     (tmp_path / "test_costs.py").write_text(TESTS)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.cpu_budget", "-p", "no:cacheprovider",
@@ -85,7 +84,7 @@ def test_dear_tests_and_fixtures_fail(tmp_path: Path) -> None:
     assert "8 passed" in done.stdout and " failed" not in done.stdout  # the tests' own assertions passed
 
 
-def test_budget_grows_with_a_slower_machine() -> None:
+def test_budget_grows_with_a_slower_machine():
     assert over_budget(6.0, 2.0) is None
     refused = "costs 7.0 CPU seconds, 2 are allowed (tests/support/cpu_budget.py)"
     assert over_budget(7.0, 2.0, lambda: 0.0) == refused
@@ -144,7 +143,7 @@ def test_full(request):
     ],
     ids=["command", "for good", "too patient", "without full", "full"],
 )  # fmt: skip
-def test_a_test_that_hangs_ends(tmp_path: Path, text: str, code: int, said: list[str]) -> None:
+def test_a_test_that_hangs_ends(tmp_path, text, code, said):
     (tmp_path / "test_it.py").write_text(text)
     (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 4\nmarkers =\n  full\n  patience\n")
     words = [sys.executable, "-m", "pytest", "-p", "tests.support.time_limits", "-p", "no:cacheprovider", tmp_path]

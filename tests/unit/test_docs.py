@@ -1,8 +1,6 @@
 """The pages for people: their links lead somewhere, and the values that they state are those of the files."""
 
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -14,14 +12,14 @@ from tests.support.params import PARAMS_FILE
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("data/*/*.md")]
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page):
     """Those that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_between_files_lead_somewhere(page: Path) -> None:
+def test_links_between_files_lead_somewhere(page):
     text = page.read_text("utf-8")
     for link in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):
         if link.startswith("https://"):
@@ -34,13 +32,13 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
         assert f"\n[{name}]: https://" in text, f"[{name}] is not defined"
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_is_short():
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
     assert len(lines) <= 150
     assert [line for line in lines if len(line) > 120] == []
 
 
-def test_the_table_of_values_is_true() -> None:
+def test_the_table_of_values_is_true():
     """docs/own-data.md, columns `demo` and `profile photographs`: their numbers are those of the files."""
     text = (ROOT / "docs/own-data.md").read_text("utf-8")
     table = re.findall(
@@ -65,13 +63,12 @@ def test_the_table_of_values_is_true() -> None:
     assert compared > 30
 
 
-def load(file: Path) -> dict[str, Any]:
+def load(file):
     """A YAML file."""
-    values: dict[str, Any] = YAML(typ="safe", pure=True).load(file.read_text("utf-8"))
-    return values
+    return YAML(typ="safe", pure=True).load(file.read_text("utf-8"))
 
 
-def test_the_glossary_has_every_reason_code() -> None:
+def test_the_glossary_has_every_reason_code():
     text = (ROOT / "docs/glossary.md").read_text("utf-8")
     codes = set(re.findall(r"`(\w+)`", text[text.index("Reason codes of the filter") :]))
     assert codes == set(RULES)

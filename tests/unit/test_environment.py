@@ -10,7 +10,7 @@ _NAME = re.compile(r"[A-Z][A-Z0-9]*(_+[A-Z0-9]+)+")
 _OTHER = {"F_SETPIPE_SZ"}  # of fcntl
 
 
-def named() -> set[str]:
+def named():
     """The variables that align and flows name: what os.environ is asked for, and what looks like one in such a file."""
     found = set()
     texts = (path.read_text("utf-8") for folder in ("align", "flows") for path in (ROOT / folder).rglob("*.py"))
@@ -26,7 +26,7 @@ def named() -> set[str]:
     return found - _OTHER
 
 
-def test_the_table_lists_each_variable() -> None:
+def test_the_table_lists_each_variable():
     text = (ROOT / "docs/architecture.md").read_text("utf-8")
     table = text.partition("\n## The environment\n")[2].partition("\n## ")[0]
     listed = set(re.findall(r"`([A-Z][A-Z0-9_*]+)`", table))

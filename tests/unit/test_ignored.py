@@ -20,14 +20,14 @@ WRITTEN = re.compile(r"(?:\balign \w.*--(?:out|html) |\b(?=trial/|mydata/))([a-z
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-def texts() -> str:
+def texts():
     files = [ROOT / "README.md", *PAGES, *sorted((ROOT / "align").rglob("*.py"))]
     help_texts = [JOURNEYS, *(example for verb in VERBS.values() for example in verb.examples)]
     return "\n".join([*(file.read_text("utf-8") for file in files), *help_texts])
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tmp_path_factory):
     """A repository with our settings, as the checkout and a project of `align init` have them."""
     root = tmp_path_factory.mktemp("ignored")
     git(root, "init", "--quiet")
@@ -37,11 +37,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def ignored(root: Path, path: str) -> bool:
+def ignored(root, path):
     return subprocess.run(["git", "check-ignore", "--quiet", path], cwd=root, check=False).returncode == 0
 
 
-def test_what_people_are_told_to_make_is_ignored(repository: Path) -> None:
+def test_what_people_are_told_to_make_is_ignored(repository):
     found = set(WRITTEN.findall(texts()))
     assert {"hits.html", "trial/reports"} <= found and len(found) > 10
     kept = {path for path in found if path.startswith("data/") and path.endswith(".paths")}  # lists are for git
@@ -51,13 +51,13 @@ def test_what_people_are_told_to_make_is_ignored(repository: Path) -> None:
     assert ignored(repository, "dvc_plots/index.html")
 
 
-def test_what_git_has_to_keep_is_not_ignored(repository: Path) -> None:
+def test_what_git_has_to_keep_is_not_ignored(repository):
     for path in ("models/base.dvc", "imported.dvc", "data/evaluation/own.tar", "data/policy/accepted.json"):
         assert not ignored(repository, path), path
 
 
 @pytest.mark.parametrize("folder", ["models/base", "imported"])
-def test_an_imported_model_can_be_given_to_dvc(repository: Path, folder: str) -> None:
+def test_an_imported_model_can_be_given_to_dvc(repository, folder):
     (repository / folder).mkdir(parents=True)
     (repository / folder / "model.safetensors").write_text("weights")
     done = subprocess.run(
@@ -94,7 +94,7 @@ COMMAND = re.compile(r"\bdvc (?:(?:plots|metrics|params|remote) )?[a-z]+")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory):
     """A repository with our settings and one stage, after its first run."""
     root = tmp_path_factory.mktemp("typed") / "project"
     files = {"dvc.yaml": DVC_YAML, "params.yaml": "source: one\n", "one": '{"a": 1}', "curve": "step,loss\n0,1\n1,0\n"}
@@ -103,7 +103,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_every_command_that_people_are_told_to_type_is_typed_here() -> None:
+def test_every_command_that_people_are_told_to_type_is_typed_here():
     told = [ROOT / "README.md", *PAGES, ROOT / "flows/pages/summary.py", ROOT / "align/project/template/README.md"]
     words = {word for file in told for word in COMMAND.findall(file.read_text("utf-8"))}
     commands = {word for word in words if word.split()[1] in DVC_COMMANDS}
@@ -112,7 +112,7 @@ def test_every_command_that_people_are_told_to_type_is_typed_here() -> None:
 
 
 @pytest.mark.costs(4, "fifteen commands of DVC")
-def test_what_people_are_told_to_type_leaves_the_checkout_clean(project: Path) -> None:
+def test_what_people_are_told_to_type_leaves_the_checkout_clean(project):
     """The next run refuses a checkout with changes. dvc.lock, the result of a run, is none."""
     for command in TYPED:
         done = subprocess.run(

@@ -3,7 +3,6 @@
 import gc
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,6 @@ from align.filter.rules import RULES
 from align.formats.image_index import IndexedImage, IndexHeader
 from align.formats.shards import read_manifest
 from align.lineage.versions.raw_pairs import find_pairs
-from align.search.service.answers import PairShown
 from align.search.service.served import Folders, Release
 from align.serve import _loaded, _PairOf, login_of
 from tests.support import small_data
@@ -21,11 +19,11 @@ from tests.support.params import PARAMS_FILE, load_params
 from tests.support.small_data import Pair
 
 
-def serve(*words: str) -> int:
+def serve(*words):
     return main(["serve", "--local", "--params", str(PARAMS_FILE), *words])
 
 
-def test_others_reach_it_only_with_a_login(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_others_reach_it_only_with_a_login(monkeypatch, capsys):
     monkeypatch.setenv("ALIGN_SERVER_BIND", "0.0.0.0")
     assert serve() == 1
     assert "so ALIGN_SEARCH_LOGIN=user:password is needed" in capsys.readouterr().err
@@ -35,15 +33,13 @@ def test_others_reach_it_only_with_a_login(monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.parametrize("own", [["--local"], ["--ready", "ready"]])
-def test_a_folder_is_not_served_where_models_have_to_be_signed(
-    own: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_is_not_served_where_models_have_to_be_signed(own, monkeypatch, capsys):
     monkeypatch.setenv("ALIGN_TRUSTED_KEY", "/a/key.pub")
     assert main(["serve", "--port", "0", "--params", str(PARAMS_FILE), *own]) == 1
     assert "ALIGN_TRUSTED_KEY is set, and only registered models are signed" in capsys.readouterr().err
 
 
-def test_who_does_not_know_the_login_is_told_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_does_not_know_the_login_is_told_where_it_is(tmp_path, monkeypatch):
     """In a container or a cluster it is a secret of theirs, and there is no file."""
     monkeypatch.chdir(tmp_path)
     elsewhere = "of ALIGN_SEARCH_LOGIN, which the server was started with"
@@ -56,7 +52,7 @@ def test_who_does_not_know_the_login_is_told_where_it_is(tmp_path: Path, monkeyp
     assert login_of("ann:secret") == elsewhere
 
 
-def test_a_port_that_is_taken_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken_is_said_in_one_line(capsys):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -66,17 +62,17 @@ def test_a_port_that_is_taken_is_said_in_one_line(capsys: pytest.CaptureFixture[
     assert said == [f"align: error: port {port} of 127.0.0.1 is taken by another program: choose another with --port"]
 
 
-def test_a_wrong_port_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_port_is_said(monkeypatch, capsys):
     monkeypatch.setenv("ALIGN_SEARCH_PORT", "70000")
     assert serve() == 1
     assert "ALIGN_SEARCH_PORT=70000: expected a port" in capsys.readouterr().err
 
 
-def test_what_is_loaded_is_not_looked_at_again_by_the_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_loaded_is_not_looked_at_again_by_the_collector(monkeypatch):
     release = Release("1" * 64, "align")
     monkeypatch.setattr("align.search.service.served.load", lambda release, folders: [release, folders])
     try:
-        pair: Any = _loaded(release, Folders(Path("model"), Path("index")))
+        pair = _loaded(release, Folders(Path("model"), Path("index")))
         assert pair[0] is release and gc.get_freeze_count() > 10_000
         assert not any(one is pair for one in gc.get_objects())
     finally:
@@ -84,18 +80,16 @@ def test_what_is_loaded_is_not_looked_at_again_by_the_collector(monkeypatch: pyt
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("known")
     small_data.write(root, [Pair("a red fox", 1), Pair("short", 2, reason="text_too_short")])
     small_data.write_shards(root)
     return root
 
 
-def known(
-    root: Path, key: str, sha256: str | None = None, digest: str | None = None, data: Path | None = None
-) -> PairShown:
+def known(root, key, sha256=None, digest=None, data=None):
     """What `align serve` says of a picture of `root`; `data`: the checkout's folders where they are not there."""
-    values: dict[str, Any] = load_params().values
+    values = load_params().values
     names = ("raw", "filtered", "shards", "policy", "reports")
     paths = {name: str((root if name == "shards" else data or root) / name) for name in names}
     params = Params(values | {"paths": values["paths"] | paths}, PARAMS_FILE)
@@ -109,7 +103,7 @@ def known(
     return _PairOf(params)(item, header)
 
 
-def test_a_picture_leads_to_its_row_and_to_every_rule(data: Path) -> None:
+def test_a_picture_leads_to_its_row_and_to_every_rule(data):
     shown = known(data, "000000000")
     assert (shown.text, shown.kept) == ("a red fox", True)
     assert [rule.rule for rule in shown.rules] == list(RULES) and {rule.verdict for rule in shown.rules} <= {
@@ -119,14 +113,14 @@ def test_a_picture_leads_to_its_row_and_to_every_rule(data: Path) -> None:
     assert not [note for note in shown.notes if "another version" in note]
 
 
-def test_data_of_another_version_is_said_and_another_picture_is_not_shown(data: Path) -> None:
+def test_data_of_another_version_is_said_and_another_picture_is_not_shown(data):
     assert any("another version than the index" in note for note in known(data, "000000000", digest="0" * 64).notes)
     shown = known(data, "000000000", sha256="0" * 64)
     assert "another picture with key 000000000" in shown.notes[0] and shown.kept
     assert {rule.rule for rule in shown.rules} == {"text_too_short", "image_nsfw", "a_rule_of_tomorrow"}
 
 
-def test_without_the_data_the_index_says_what_it_knows(data: Path, tmp_path: Path) -> None:
+def test_without_the_data_the_index_says_what_it_knows(data, tmp_path):
     shown = known(data, "000000000", data=tmp_path)
     assert shown.notes == ["The data itself is not here. This is what the index knows."] and shown.text == "a red fox"
     assert [(rule.rule, rule.drops_where, rule.verdict, rule.values) for rule in shown.rules] == [

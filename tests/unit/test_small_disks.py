@@ -1,7 +1,6 @@
 """What commands say of a disk that is read-only or full."""
 
 import errno
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ TABLE = "url,caption\nhttp://127.0.0.1:9/a.jpg,three words here\n"
 PLACES = ("raw", "reports", "runtime")
 
 
-def ingest(folder: Path, *overrides: str) -> list[str]:
+def ingest(folder, *overrides):
     """The words of a command that makes data/raw of a table whose one picture does not exist."""
     table = folder / "table.csv"
     table.write_text(TABLE)
@@ -28,7 +27,7 @@ def ingest(folder: Path, *overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("folder", ["new/folder", ""])
 @pytest.mark.parametrize("key", ["paths.raw", "paths.reports", "paths.runtime", "engine.temp_directory"])
-def test_a_read_only_disk_is_one_clear_line(tmp_path: Path, key: str, folder: str) -> None:
+def test_a_read_only_disk_is_one_clear_line(tmp_path, key, folder):
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["-m", "align.cli", *ingest(tmp_path, f"{key}={disk / folder}")]
@@ -41,7 +40,7 @@ def test_a_read_only_disk_is_one_clear_line(tmp_path: Path, key: str, folder: st
     assert (tmp_path / "raw").exists() is (key == "paths.reports")  # else it is said before the work, not after it
 
 
-def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_clear_line(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["-m", "align.cli", *ingest(tmp_path, f"paths.raw={disk}/raw")]
@@ -61,9 +60,7 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
         (["promote"], "MLflow at sqlite:///{0}/disk/mlflow.db: {0}/disk cannot be written to"),
     ],
 )
-def test_commands_that_write_elsewhere_say_it_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
-) -> None:
+def test_commands_that_write_elsewhere_say_it_in_one_line(tmp_path, monkeypatch, words, said):
     disk = tmp_path / "disk"
     disk.mkdir()
     (tmp_path / "urls.txt").write_text("http://example.org/a.jpg\n")
@@ -96,7 +93,7 @@ with open_engine(config) as engine:
 
 
 @pytest.mark.parametrize("limit", [[], ["10GB"]])  # DuckDB's own limit stops it, or the system does
-def test_a_full_disk_is_not_called_too_little_memory(tmp_path: Path, limit: list[str]) -> None:
+def test_a_full_disk_is_not_called_too_little_memory(tmp_path, limit):
     done = with_disk(tmp_path, ["-c", SPILL, tmp_path, *limit], size="20m")
     assert done.stdout.startswith(f"DataError: the disk of engine.temp_directory is full: {tmp_path}: "), (
         done.stdout + done.stderr
@@ -114,10 +111,8 @@ def test_a_full_disk_is_not_called_too_little_memory(tmp_path: Path, limit: list
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "no folder for temporary"),
     ],
 )
-def test_what_the_disk_refuses_anywhere_is_one_line(
-    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: object) -> None:
+def test_what_the_disk_refuses_anywhere_is_one_line(error, said, monkeypatch, capsys):
+    def fail(*_):
         raise error
 
     monkeypatch.setattr("align.filter.filter.main", fail)
@@ -135,8 +130,8 @@ def test_what_the_disk_refuses_anywhere_is_one_line(
         OSError("anything else"),
     ],
 )
-def test_an_error_of_ours_keeps_its_traceback(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+def test_an_error_of_ours_keeps_its_traceback(error, monkeypatch):
+    def fail(*_):
         raise error
 
     monkeypatch.setattr("align.filter.filter.main", fail)

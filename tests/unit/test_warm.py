@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -33,14 +32,14 @@ time.sleep(60)
 
 
 @pytest.fixture
-def python(tmp_path: Path) -> Path:
+def python(tmp_path):
     (tmp_path / "told.py").write_text(TOLD)
     (tmp_path / "sleeps.py").write_text(SLEEPS)
     return warm.commands() / "python"
 
 
 @pytest.mark.parametrize("kind", ["warm", "started"])
-def test_words_folder_environment_streams_and_exit_code(kind: str, python: Path, tmp_path: Path) -> None:
+def test_words_folder_environment_streams_and_exit_code(kind, python, tmp_path):
     program = str(python) if kind == "warm" else sys.executable
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "ODD": "a=b\nc"}
     words = ["", "two words", "ü"]
@@ -53,7 +52,7 @@ def test_words_folder_environment_streams_and_exit_code(kind: str, python: Path,
     assert set(environment) - set(env) <= {"PWD", "SHLVL", "_", "OLDPWD", "LC_CTYPE"}  # the shell's
 
 
-def test_other_code_is_started(python: Path, tmp_path: Path) -> None:
+def test_other_code_is_started(python, tmp_path):
     (tmp_path / "align").mkdir()
     (tmp_path / "align/__init__.py").touch()
     (tmp_path / "align/cli.py").write_text("print('other')")
@@ -63,7 +62,7 @@ def test_other_code_is_started(python: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["warm", "started"])
-def test_signals_reach_it_and_its_end_is_told(kind: str, python: Path, tmp_path: Path) -> None:
+def test_signals_reach_it_and_its_end_is_told(kind, python, tmp_path):
     program = str(python) if kind == "warm" else sys.executable
     for words, number, ends in (((), signal.SIGTERM, -signal.SIGTERM), (("x",), signal.SIGTERM, 9)):
         with subprocess.Popen([program, "-m", "sleeps", *words], cwd=tmp_path, stdout=subprocess.PIPE) as process:
@@ -73,7 +72,7 @@ def test_signals_reach_it_and_its_end_is_told(kind: str, python: Path, tmp_path:
             assert process.wait(60) == ends
 
 
-def test_it_ends_with_a_caller_that_is_killed(python: Path, tmp_path: Path) -> None:
+def test_it_ends_with_a_caller_that_is_killed(python, tmp_path):
     with subprocess.Popen([str(python), "-m", "sleeps"], cwd=tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         command = psutil.Process(int(process.stdout.readline()))
@@ -81,7 +80,7 @@ def test_it_ends_with_a_caller_that_is_killed(python: Path, tmp_path: Path) -> N
         command.wait(60)
 
 
-def test_an_error_is_a_traceback_and_its_cpu_seconds_count(python: Path, tmp_path: Path) -> None:
+def test_an_error_is_a_traceback_and_its_cpu_seconds_count(python, tmp_path):
     (tmp_path / "works.py").write_text("import time\nwhile time.process_time() < 0.5: pass\nraise ValueError('odd')\n")
     before = warm.spent_s()
     done = subprocess.run([str(python), "-m", "works"], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -90,31 +89,31 @@ def test_an_error_is_a_traceback_and_its_cpu_seconds_count(python: Path, tmp_pat
     assert warm.spent_s() > before
 
 
-def _end_oddly(number: int) -> None:
+def _end_oddly(number):
     if number:
         os.kill(os.getpid(), number)
     raise SystemExit(3)
 
 
 @pytest.mark.parametrize("number", [0, signal.SIGKILL, signal.SIGTERM])
-def test_processes_that_python_spawns_are_forks_and_their_end_is_told(number: int) -> None:
+def test_processes_that_python_spawns_are_forks_and_their_end_is_told(number):
     process = multiprocessing.get_context("spawn").Process(target=_end_oddly, args=(number,))
     process.start()
     process.join(60)
     assert process.exitcode == -number if number else process.exitcode == 3
 
 
-def _send(connection: Connection) -> None:
+def _send(connection):
     connection.send("through a pipe")
 
 
-def _seen() -> tuple[bool, int, int | None]:
+def _seen():
     parent = multiprocessing.parent_process()
     assert parent is not None
     return "align.training.pretrain" in sys.modules, os.getppid(), parent.pid
 
 
-def test_a_spawned_process_gets_its_pipes_and_has_imported_all() -> None:
+def test_a_spawned_process_gets_its_pipes_and_has_imported_all():
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_send, args=(there,))
     process.start()
@@ -129,7 +128,7 @@ def test_a_spawned_process_gets_its_pipes_and_has_imported_all() -> None:
     assert len(list(Path(f"/proc/{server}/task").iterdir())) <= 2  # see the server: a fork would lose their locks
 
 
-def test_a_kill_is_a_kill_and_returns_when_the_command_is_gone(python: Path, tmp_path: Path) -> None:
+def test_a_kill_is_a_kill_and_returns_when_the_command_is_gone(python, tmp_path):
     with subprocess.Popen([str(python), "-m", "sleeps", "x"], cwd=tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         command = int(process.stdout.readline())
@@ -137,7 +136,7 @@ def test_a_kill_is_a_kill_and_returns_when_the_command_is_gone(python: Path, tmp
         assert process.wait(60) == -signal.SIGKILL and not psutil.pid_exists(command)
 
 
-def test_a_command_whose_caller_ends_at_the_same_moment_does_no_harm(python: Path, tmp_path: Path) -> None:
+def test_a_command_whose_caller_ends_at_the_same_moment_does_no_harm(python, tmp_path):
     with subprocess.Popen([str(python), "-m", "sleeps"], cwd=tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         command = psutil.Process(int(process.stdout.readline()))

@@ -1,8 +1,5 @@
 """Each journey starts in a fresh folder, and leaves the demo of this checkout as it is."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from flows.checkout.run_branch import record
@@ -25,7 +22,7 @@ VALUES = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path):
     """A fresh folder, outside the checkout."""
     before = demo_state()
     yield tmp_path
@@ -33,7 +30,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_project(tmp_path_factory):
     """A small project whose every stage has run, with that as branch run/demo; tests work in copies of its folder."""
     home, code = tmp_path_factory.mktemp("small"), {"PYTHONPATH": str(ROOT)}
     own_model.write_photos(home)

@@ -1,7 +1,5 @@
 """docs/catalogue.md as it is typed, with a small model in place of align-base."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.support import own_model
@@ -11,7 +9,7 @@ AUTHOR = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER
 
 
 @pytest.mark.costs(40, "five commands that import torch")
-def test_from_a_table_of_a_shop_to_search_and_an_update(folder: Path) -> None:
+def test_from_a_table_of_a_shop_to_search_and_an_update(folder):
     own_model.write(folder, 12)
     (folder / "photos").rename(folder / "goods")
     (folder / "goods/captions.csv").unlink()

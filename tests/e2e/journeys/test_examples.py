@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ PREVIEW = {"align opt_out --purge": "align: error: nothing is purged yet: add --
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, finished_project: Path) -> Path:
+def project(tmp_path_factory, finished_project):
     """A copy of the project, with the files that the examples name."""
     home = tmp_path_factory.mktemp("examples") / "home"
     shutil.copytree(finished_project.parent, home, symlinks=True)
@@ -38,16 +37,14 @@ def project(tmp_path_factory: pytest.TempPathFactory, finished_project: Path) ->
 
 
 @pytest.mark.parametrize("example", [example for verb in VERBS.values() for example in verb.examples])
-def test_an_example_is_a_command(example: str) -> None:
+def test_an_example_is_a_command(example):
     words = shlex.split(example)
     assert words[0] == "align" and words[1] in VERBS
     build_parser(words[1]).parse_args(words[1:])
 
 
 @pytest.mark.full
-def test_the_examples_work_in_the_order_of_the_pipeline(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_examples_work_in_the_order_of_the_pipeline(project, monkeypatch, capsys):
     refused = {}
     for verb, entry in VERBS.items():
         for example in () if verb in ELSEWHERE else entry.examples:

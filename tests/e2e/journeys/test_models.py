@@ -1,7 +1,6 @@
 """The rule of docs/models.md, added as the page says, in a small clone of this checkout that has run."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from tests.support.journeys import travel
 
 
 @pytest.mark.full
-def test_a_rule_of_ones_own_in_the_funnel_and_in_what_left(folder: Path) -> None:
+def test_a_rule_of_ones_own_in_the_funnel_and_in_what_left(folder):
     clone = small_checkout.write(folder / "align")
     ours = {"PYTHONPATH": str(clone)}
     shell(clone, "dvc repro validate", ours)
@@ -28,7 +27,7 @@ def test_a_rule_of_ones_own_in_the_funnel_and_in_what_left(folder: Path) -> None
     assert "Clipart by Nicu Buculei" in (clone / "reports/filter/report.html").read_text()
 
 
-def funnel(clone: Path) -> dict[str, dict[str, object]]:
+def funnel(clone):
     """Reason -> its row, of the filter's report."""
     report = json.loads((clone / "reports/filter/report.json").read_text())
     return {row["reason"]: row for row in report["funnel"]}

@@ -8,12 +8,9 @@ import sqlite3
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -47,7 +44,7 @@ NAMES = ("registered", "old", "demo")
 LONG_AGO_S = 100 * 24 * 3600
 
 
-def three_runs(root: Path) -> None:
+def three_runs(root):
     """A project with branches run/NAME, each a year younger. The first one's model is the champion."""
     make_repository(root, {"dvc.yaml": DVC_YAML, "params.yaml": PARAMS_FILE.read_text()}, "")
     for number, name in enumerate(NAMES):
@@ -61,7 +58,7 @@ def three_runs(root: Path) -> None:
         pool.submit(_log, root).result()
 
 
-def _log(root: Path) -> None:
+def _log(root):
     tracker = Tracker(f"sqlite:///{root}/mlflow.db")
     for name in NAMES:
         commit = git(root, "rev-parse", f"run/{name}")
@@ -79,12 +76,12 @@ def _log(root: Path) -> None:
         database.execute("UPDATE runs SET deleted_time = 0 WHERE name = 'old'")
 
 
-def objects(place: Path, text: str) -> list[Path]:
+def objects(place, text):
     """The files of a cache or a remote of DVC with this text."""
     return [path for path in (place / "files").rglob("*") if path.is_file() and path.read_text() == text]
 
 
-def of_runs(project: Path) -> Callable[[Path], None]:
+def of_runs(project):
     """Checks what was freed; returns what checks a restored checkout."""
     assert git(project, "branch", "--format=%(refname:short)").split() == ["main", "run/demo"]
     for place in (project / ".dvc/cache", project / ".align/remote"):
@@ -94,7 +91,7 @@ def of_runs(project: Path) -> Callable[[Path], None]:
         assert database.execute("SELECT name FROM runs ORDER BY 1").fetchall() == [("demo",), ("registered",)]
     assert len(list((project / "mlartifacts/align").glob("*/artifacts/model/weights"))) == 2
 
-    def restored(root: Path) -> None:
+    def restored(root):
         assert (root / "models/packaged/weights").read_text() == "raw 3\n"
         listed = {run["name"]: run["state"] for run in json.loads(shell(root, "align runs --json", {}))["runs"]}
         assert listed == {"demo": "finished", "registered": "finished"}
@@ -110,10 +107,10 @@ def of_runs(project: Path) -> Callable[[Path], None]:
     return restored
 
 
-def of_a_project(project: Path) -> Callable[[Path], None]:
+def of_a_project(project):
     """The same of a project whose every stage has run."""
 
-    def restored(root: Path) -> None:
+    def restored(root):
         assert re.findall("Running stage '(.*)'", shell(root, "dvc repro", {"PYTHONPATH": str(ROOT)})) == ["code"]
         assert '"demo"' in shell(root, "align runs --json", {})
         assert "version 1" in shell(root, "align trace align@champion", {})
@@ -122,7 +119,7 @@ def of_a_project(project: Path) -> Callable[[Path], None]:
     return restored
 
 
-def served(root: Path) -> dict[str, Any]:
+def served(root):
     """What `/health` of `align serve` says once it answers."""
     claim, port = free_port()
     command = ["align", "serve", "--port", str(port)]
@@ -134,8 +131,7 @@ def served(root: Path) -> dict[str, Any]:
             url = f"http://127.0.0.1:{port}/health?ready=true"
             wait_until(lambda: answers(url), alive=lambda: process.poll() is None, says=(root / "log").read_text)
             with urllib.request.urlopen(url) as answer:
-                found: dict[str, Any] = json.load(answer)
-                return found
+                return json.load(answer)
         finally:
             kill_family(process.pid)
             process.wait()
@@ -143,9 +139,7 @@ def served(root: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["runs", pytest.param("project", marks=pytest.mark.full)])
 @pytest.mark.costs(20, "three runs, MLflow's first database and its gc, and every command of the page")
-def test_what_is_left_after_a_clean_up_is_back_after_the_disk_was_lost(
-    kind: str, folder: Path, request: pytest.FixtureRequest
-) -> None:
+def test_what_is_left_after_a_clean_up_is_back_after_the_disk_was_lost(kind, folder, request):
     project = folder / "here"
     if kind == "runs":
         three_runs(project)

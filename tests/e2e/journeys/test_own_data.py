@@ -2,8 +2,6 @@
 
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +18,7 @@ STAGES = (
 
 
 @pytest.mark.full
-def test_pictures_and_captions_to_a_model_that_can_be_searched(folder: Path) -> None:
+def test_pictures_and_captions_to_a_model_that_can_be_searched(folder):
     own_data.write_captions(folder)
     said = travel(folder, "own-data", "pictures")
     project = folder / "photos"
@@ -35,7 +33,7 @@ def test_pictures_and_captions_to_a_model_that_can_be_searched(folder: Path) -> 
 
 
 @pytest.mark.full
-def test_a_folder_of_img2dataset(folder: Path) -> None:
+def test_a_folder_of_img2dataset(folder):
     own_data.write_pairs(folder)
     said = travel(folder, "own-data", "img2dataset")
     assert ran(said) == list(STAGES) and found(said) == 10
@@ -44,7 +42,7 @@ def test_a_folder_of_img2dataset(folder: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_table_of_addresses_whose_server_is_busy_at_first(folder: Path) -> None:
+def test_a_table_of_addresses_whose_server_is_busy_at_first(folder):
     busy = range(10, 15)
     with WebServer() as server:
         own_data.write_addresses(folder, server, busy, attempts=3)  # download.num_retries is 2
@@ -62,7 +60,7 @@ def test_a_table_of_addresses_whose_server_is_busy_at_first(folder: Path) -> Non
 
 
 @pytest.mark.full
-def test_sets_of_ones_own_pairs_and_of_classes(folder: Path) -> None:
+def test_sets_of_ones_own_pairs_and_of_classes(folder):
     own_data.write_captions(folder)
     own_data.write_classes(folder)
     said = travel(folder, "own-data", "sets")
@@ -73,7 +71,7 @@ def test_sets_of_ones_own_pairs_and_of_classes(folder: Path) -> None:
 
 
 @pytest.mark.full
-def test_texts_of_several_sources(folder: Path) -> None:
+def test_texts_of_several_sources(folder):
     own_data.write_sources(folder)
     said = travel(folder, "own-data", "sources")
     project = folder / "sourced"
@@ -89,7 +87,7 @@ def test_texts_of_several_sources(folder: Path) -> None:
 
 
 @pytest.mark.full
-def test_three_runs_compared(folder: Path) -> None:
+def test_three_runs_compared(folder):
     own_data.write_captions(folder)
     said = travel(folder, "own-data", "compare", AUTHOR)
     project = folder / "tries"
@@ -100,24 +98,24 @@ def test_three_runs_compared(folder: Path) -> None:
     assert shell(project, "git status --short", {}).split() == ["??", "dvc.lock"], "a run touched the project"
 
 
-def ran(said: str) -> list[str]:
+def ran(said):
     """The stages that DVC ran after `code`, in order."""
     code, *stages = re.findall(r"^Running stage '(\w+)'", said, re.M)
     assert code == "code"
     return stages
 
 
-def found(said: str) -> int:
+def found(said):
     """Hits that `align search` printed."""
     return len(re.findall(r"^ +\d+ +-?\d\.\d{3} ", said, re.M))
 
 
-def funnel(project: Path) -> dict[str, int]:
+def funnel(project):
     """Reason -> the pairs that it dropped first, where there are any."""
     report = json.loads((project / "reports/filter/report.json").read_text())
     return {row["reason"]: row["num_first"] for row in report["funnel"] if row["num_first"]}
 
 
-def metrics(project: Path) -> dict[str, Any]:
+def metrics(project):
     """What was measured, by set."""
     return dict(json.loads((project / "reports/evaluation/metrics.json").read_text()))

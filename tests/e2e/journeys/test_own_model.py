@@ -1,7 +1,6 @@
 """docs/own-model.md as it is typed, with a small model in place of align-base."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ AUTHOR = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER
 
 
 @pytest.mark.full
-def test_align_base_from_a_folder_to_the_registry_and_back(folder: Path) -> None:
+def test_align_base_from_a_folder_to_the_registry_and_back(folder):
     own_model.write(folder)
     said = travel(folder, "own-model", "align-base", AUTHOR)
     project = folder / "mymodel"

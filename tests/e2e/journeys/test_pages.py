@@ -2,7 +2,6 @@
 
 import ast
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def taken() -> Iterator[tuple[str, str]]:
+def taken():
     """(page, journey) of every call of `travel` in the tests beside this one."""
     for file in Path(__file__).parent.glob("test_*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -26,7 +25,7 @@ def taken() -> Iterator[tuple[str, str]]:
                 yield page, name
 
 
-def test_every_journey_is_taken_by_exactly_one_test() -> None:
+def test_every_journey_is_taken_by_exactly_one_test():
     written = Counter((page.stem, name) for page in PAGES for name in names(page))
     assert Counter(taken()) == written
     assert max(written.values()) == 1 and len({name for _, name in written}) == len(written)
@@ -34,7 +33,7 @@ def test_every_journey_is_taken_by_exactly_one_test() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_block_of_commands_is_in_a_journey(page: Path) -> None:
+def test_every_block_of_commands_is_in_a_journey(page):
     assert outside(page) == []
     for name in names(page):
         assert script(page, name)

@@ -1,14 +1,11 @@
 """docs/python.md and examples/first_hour.ipynb as they are typed, over a small demo."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -25,7 +22,7 @@ nbformat.write(notebook, sys.argv[2])
 
 
 @pytest.fixture(name="demo")
-def _demo(folder: Path) -> Path:
+def _demo(folder):
     """What the page reads of a finished demo."""
     pairs = [
         small_data.Pair("a red bar", 1), small_data.Pair("click here", 2, reason="few_words"),
@@ -42,7 +39,7 @@ def _demo(folder: Path) -> Path:
     return folder
 
 
-def _run(folder: Path, *words: str) -> str:
+def _run(folder, *words):
     own = {name: str(folder / "jupyter") for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR")}
     env = os.environ | {"PYTHONPATH": str(ROOT)} | own
     done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, check=False)
@@ -51,7 +48,7 @@ def _run(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.costs(15, "a Python that imports torch, and two sets that are measured")
-def test_the_page(demo: Path) -> None:
+def test_the_page(demo):
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/python.md").read_text("utf-8"), re.M | re.S)
     assert len(blocks) == 3
     said = _run(demo, "-c", "".join(blocks))
@@ -61,7 +58,7 @@ def test_the_page(demo: Path) -> None:
 
 
 @pytest.mark.costs(25, "a kernel that imports torch and matplotlib")
-def test_the_notebook(demo: Path) -> None:
+def test_the_notebook(demo):
     source = ROOT / "examples/first_hour.ipynb"
     _run(demo, "-c", _EXECUTE, str(source), "done.ipynb")
     cells = json.loads((demo / "done.ipynb").read_text())["cells"]
@@ -70,7 +67,7 @@ def test_the_notebook(demo: Path) -> None:
     assert "concepts/image_to_text/recall@10" in "".join("".join(output.get("text", "")) for output in outputs)
 
 
-def test_the_notebook_in_git_has_pictures_and_no_place_of_its_maker() -> None:
+def test_the_notebook_in_git_has_pictures_and_no_place_of_its_maker():
     text = (ROOT / "examples/first_hour.ipynb").read_text("utf-8")
     cells = json.loads(text)["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", ())]

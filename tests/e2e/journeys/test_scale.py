@@ -1,7 +1,6 @@
 """docs/scale.md as it is typed, in a small project of `align init` that has run; S3 is a real server."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from tests.support.s3_server import serve
 
 
 @pytest.mark.full
-def test_a_second_clone_takes_every_stage_from_the_bucket(folder: Path, finished_project: Path) -> None:
+def test_a_second_clone_takes_every_stage_from_the_bucket(folder, finished_project):
     shutil.copytree(finished_project.parent, folder, symlinks=True, dirs_exist_ok=True)
     project = folder / finished_project.name
     with serve(folder / "server") as server:

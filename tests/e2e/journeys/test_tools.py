@@ -1,10 +1,7 @@
 """docs/evaluation.md: mteb and CLIP_benchmark over a model, offline, as the page types it."""
 
-from __future__ import annotations
-
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +17,7 @@ from tests.support.tools import tools, whole
 
 @pytest.mark.full
 @pytest.mark.patience(1800, "installs other people's tools")
-def test_other_peoples_tools(folder: Path, sample: Path) -> None:
+def test_other_peoples_tools(folder, sample):
     """In a folder with a model and the demo's sets, as the checkout of the demo has them."""
     python = tools()
     torch.manual_seed(0)

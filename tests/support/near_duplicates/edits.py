@@ -3,7 +3,6 @@
 import hashlib
 import io
 import math
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,18 +11,18 @@ from PIL import Image, ImageDraw, ImageFont
 TENTH_OF_AREA = math.sqrt(0.9)
 
 
-def encoded(image: Image.Image, kind: str = "JPEG", quality: int = 85) -> bytes:
+def encoded(image, kind="JPEG", quality=85):
     buffer = io.BytesIO()
     image.save(buffer, kind, quality=quality)
     return buffer.getvalue()
 
 
-def resized(image: Image.Image, across: float, down: float | None = None) -> Image.Image:
+def resized(image, across, down=None):
     size = round(image.width * across), round(image.height * (down or across))
     return image.resize((max(1, size[0]), max(1, size[1])), Image.Resampling.LANCZOS)
 
 
-def cropped(image: Image.Image, keep: float) -> Image.Image:
+def cropped(image, keep):
     """Keeps this share of each side, at an offset drawn by the picture's own pixels."""
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:8], "big"))
     width, height = round(keep * image.width), round(keep * image.height)
@@ -31,11 +30,11 @@ def cropped(image: Image.Image, keep: float) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def flipped(image: Image.Image) -> Image.Image:
+def flipped(image):
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-def watermarked(image: Image.Image, text: str, height: float, centre: bool) -> Image.Image:
+def watermarked(image, text, height, centre):
     """Half-transparent text: small in the lower right corner, or large across the middle."""
     over = Image.new("RGBA", image.size, (0, 0, 0, 0))
     font = ImageFont.load_default(max(8, round(height * image.height)))
@@ -46,7 +45,7 @@ def watermarked(image: Image.Image, text: str, height: float, centre: bool) -> I
 
 
 #: Kind -> name of the edit -> what it does to an RGB picture.
-EDITS: dict[str, dict[str, Callable[[Image.Image], bytes]]] = {
+EDITS = {
     "re-encode": {
         "JPEG, quality 90": lambda image: encoded(image, quality=90),
         "JPEG, quality 60": lambda image: encoded(image, quality=60),

@@ -1,7 +1,6 @@
 """The pairs of the sample that were labelled by eye, and which of them the rule matches."""
 
 import csv
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,6 @@ from align.filter.near_duplicates import (
     read_embeddings,
     write_embeddings,
 )
-from align.filter.network import ImageNetwork
 from align.pairs.perceptual_hash import image_signals
 from align.services.vector_index import RangeIndex
 from tests.support.near_duplicates.pictures import MAX_PIXELS
@@ -39,16 +37,14 @@ class LabelledPair:
     note: str
 
 
-def labelled_pairs() -> list[LabelledPair]:
+def labelled_pairs():
     with Path(__file__).with_name("labelled_pairs.csv").open(newline="", encoding="utf-8") as file:
         rows = [LabelledPair(**(row | {"cosine": float(row["cosine"])})) for row in csv.DictReader(file)]
     assert {row.same for row in rows} == {"copy", "mirrored", "no"}
     return rows
 
 
-def found_by_embedding(
-    pictures: Mapping[str, bytes], references: Mapping[str, bytes], network: ImageNetwork, folder: Path
-) -> dict[tuple[str, str], float]:
+def found_by_embedding(pictures, references, network, folder):
     """(image_id, evaluation image) -> cosine, for pairs above the cut."""
     config = load_params().section(FilterConfig)
     images, views = folder / "images.arrow", folder / "views.arrow"
@@ -62,7 +58,7 @@ def found_by_embedding(
     return {(match.image_id, match.reference): match.cosine for match in matches}
 
 
-def found_by_hash(pictures: Mapping[str, bytes], references: Mapping[str, bytes]) -> set[tuple[str, str]]:
+def found_by_hash(pictures, references):
     """(image_id, evaluation image) by perceptual hash and thumbnail."""
     left, right = (
         Fingerprints.of((name, image_signals(data, MAX_PIXELS)) for name, data in images.items())

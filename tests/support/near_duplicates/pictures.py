@@ -1,8 +1,6 @@
 """The sample's pictures, by content: those of the archive (training images) and of the evaluation sets."""
 
 import hashlib
-from collections.abc import Collection
-from pathlib import Path
 
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
@@ -12,10 +10,10 @@ from align.formats.evaluation_sets.align_tar import load_sets
 MAX_PIXELS = 10**8
 
 
-def archive_pictures(sample: Path, wanted: Collection[str] | None = None) -> tuple[dict[str, bytes], dict[str, str]]:
+def archive_pictures(sample, wanted=None):
     """image_id -> bytes, image_id -> its first address; of `wanted` only, or of all responses that are not text."""
-    pictures: dict[str, bytes] = {}
-    addresses: dict[str, str] = {}
+    pictures = {}
+    addresses = {}
     with (sample / "archive.warc.gz").open("rb") as file:
         for record in ArchiveIterator(file, record_types=WarcRecordType.response):
             if record.http_headers.status_code != 200 or (record.http_content_type or "").startswith("text/"):
@@ -27,16 +25,16 @@ def archive_pictures(sample: Path, wanted: Collection[str] | None = None) -> tup
     return pictures, addresses
 
 
-def evaluation_pictures(sample: Path) -> dict[str, bytes]:
+def evaluation_pictures(sample):
     """set/key -> bytes; an image in several sets has its first name."""
     sets = load_sets(sample / "evaluation")
     named = {one.name_of(position): picture for one in sets for position, picture in one.read()}
-    first: dict[bytes, str] = {}
+    first = {}
     for name in sorted(named):
         first.setdefault(named[name], name)
     return {name: data for data, name in first.items()}
 
 
-def drawn(names: Collection[str], count: int) -> list[str]:
+def drawn(names, count):
     """`count` of the names, by the hash of each: always the same."""
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:count]

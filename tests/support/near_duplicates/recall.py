@@ -1,10 +1,7 @@
 """Plants edited copies of evaluation images among the training images, and counts which ones the rule finds."""
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from align.filter.network import ImageNetwork
 from align.pairs.picture import decode
 from tests.support.near_duplicates.edits import EDITS
 from tests.support.near_duplicates.labelled import found_by_embedding, found_by_hash
@@ -22,13 +19,7 @@ class Recall:
     by_rule: float
 
 
-def recall(
-    pictures: Mapping[str, bytes],
-    references: Mapping[str, bytes],
-    network: ImageNetwork,
-    folder: Path,
-    kinds: Collection[str] = tuple(EDITS),
-) -> list[Recall]:
+def recall(pictures, references, network, folder, kinds=tuple(EDITS)):
     """The share of pictures that are found as a near-duplicate of their original, for each edit.
 
     Args:
@@ -44,7 +35,7 @@ def recall(
     embedded = {pair for pair in found_by_embedding(planted, references, network, folder) if _own(pair)}
     hashed = {pair for pair in found_by_hash(planted, references) if _own(pair)}
 
-    def share(matches: set[tuple[str, str]], edit: str) -> float:
+    def share(matches, edit):
         return sum(name.startswith(f"{edit}|") for name, _ in matches) / len(pictures)
 
     return [
@@ -53,5 +44,5 @@ def recall(
     ]
 
 
-def _own(pair: tuple[str, str]) -> bool:
+def _own(pair):
     return pair[0].endswith(f"|{pair[1]}")

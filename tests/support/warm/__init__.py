@@ -8,8 +8,6 @@ that work for a command, and those of a test. What is a test of starting or of e
 these programs where they see other disks or another network than the server, or where PYTHONPATH has other code.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import os
@@ -36,7 +34,7 @@ _OUTER = "ALIGN_TESTS_PYTHON"
 
 
 @functools.cache
-def commands() -> Path:
+def commands():
     """The folder of `align`, `dvc` and `python`; its server starts with the first call and ends with this process."""
     if sys.platform != "linux":  # forks of a process with so many libraries are safe there only
         return Path(sys.executable).parent
@@ -69,22 +67,22 @@ def commands() -> Path:
     return folder
 
 
-def worker() -> str:
+def worker():
     """Python for a worker of pytest-xdist: a fork, but what it starts by `sys.executable` is started."""
     os.environ[_OUTER] = str(commands() / "python")
     return str(commands() / "worker")
 
 
 #: The process id of this process's server, once it has one.
-_server: list[int] = []
+_server = []
 
 
-def server_pids() -> list[int]:
+def server_pids():
     """Empty before the first command."""
     return _server
 
 
-def spent_s() -> float:
+def spent_s():
     """CPU seconds of all commands that have ended."""
     if not _server:
         return 0.0
@@ -92,23 +90,23 @@ def spent_s() -> float:
     return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
-def kill(pid: int) -> None:
+def kill(pid):
     """SIGKILL to a command. Its caller learns of its end when it has ended; after SIGKILL itself, a moment before."""
     os.kill(pid, signal.SIGUSR2)
 
 
-def use_in_multiprocessing() -> None:
+def use_in_multiprocessing():
     """Lets the processes that this one spawns be forks; the first one starts the server."""
     if sys.platform == "linux":
         spawn.get_executable = lambda: os.fsencode(commands() / "python")  # type: ignore[attr-defined]
 
 
-def processes() -> list[psutil.Process]:
+def processes():
     """Commands that run, and all that they started."""
     return psutil.Process(_server[0]).children(recursive=True) if _server else []
 
 
-def _end(server: subprocess.Popen[bytes], writing: int, folder: Path) -> None:
+def _end(server, writing, folder):
     os.close(writing)
     server.wait(30)
     for path in folder.iterdir():

@@ -19,7 +19,7 @@ import sys
 _RELAYED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def main() -> None:
+def main():
     """Exits as the command exits, or dies by the signal that it died by."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _RELAYED)
     path, place, children, *arguments = sys.argv[1:]
@@ -59,7 +59,7 @@ def main() -> None:
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-def _has_other_code() -> bool:
+def _has_other_code():
     """Whether this program would import another copy of the package than the server has."""
     own = os.path.abspath(__file__).rpartition("/tests/")[0]  # noqa: PTH100
     for folder in os.environ.get("PYTHONPATH", "").split(":"):
@@ -68,7 +68,7 @@ def _has_other_code() -> bool:
     return False
 
 
-def _inherited(number: int) -> bool:
+def _inherited(number):
     try:
         return os.get_inheritable(number)
     except OSError:  # the listing's own

@@ -25,12 +25,10 @@ import time
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
 
 #: What commands import, beside the modules of the verbs.
 _PRELOADED = (
@@ -59,7 +57,7 @@ class _Request:
     files: dict[int, int]  # number in the command -> number here
 
 
-def main() -> None:
+def main():
     """Serves; a fork returns from `_serve` with its request, and is the command from then on."""
     folder = Path(sys.argv[1])
     _know_the_code()
@@ -83,14 +81,14 @@ def main() -> None:
     _become(_serve(listener), str(folder / "python"))
 
 
-def _forget_ends() -> None:
+def _forget_ends():
     """What libraries would do at the end of each fork: torch reads a tenth of its memory, which is copied for that."""
     atexit.unregister(importlib.import_module("torch._dynamo.utils").dump_compile_times)
     for each in weakref.finalize._registry.values():  # type: ignore[attr-defined]
         each.atexit = False
 
 
-def _know_the_code() -> None:
+def _know_the_code():
     """What commands read of the package to name their work, half of what a small one costs."""
     from align.project import provenance
     from align.verbs import VERBS
@@ -98,7 +96,7 @@ def _know_the_code() -> None:
     provenance.digest(*(verb.module for verb in VERBS.values()))
 
 
-def _import_verbs() -> None:
+def _import_verbs():
     from align.verbs import VERBS
 
     for name, verb in VERBS.items():
@@ -106,7 +104,7 @@ def _import_verbs() -> None:
             importlib.import_module(verb.module)
 
 
-def _serve(listener: socket.socket) -> _Request:
+def _serve(listener):
     """Answers until stdin ends, which ends the process. Returns in each fork."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -115,7 +113,7 @@ def _serve(listener: socket.socket) -> _Request:
     selector = selectors.DefaultSelector()
     for source in (listener.fileno(), reading, 0):
         selector.register(source, selectors.EVENT_READ)
-    clients: dict[int, tuple[socket.socket, int]] = {}  # file number -> connection, process id of the command
+    clients = {}  # file number -> connection, process id of the command
     while True:
         # Ends are told last: they close connections, which may have had something to say at the same moment.
         for key, _ in sorted(selector.select(), key=lambda ready: ready[0].fd == reading):
@@ -160,7 +158,7 @@ def _serve(listener: socket.socket) -> _Request:
                     selector.unregister(connection)
 
 
-def _answer(clients: dict[int, tuple[socket.socket, int]], selector: selectors.BaseSelector) -> None:
+def _answer(clients, selector):
     while True:
         try:
             ended, status = os.waitpid(-1, os.WNOHANG)
@@ -178,12 +176,12 @@ def _answer(clients: dict[int, tuple[socket.socket, int]], selector: selectors.B
                 del clients[number]
 
 
-def _kill(pid: int, number: int) -> None:
+def _kill(pid, number):
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL if number == signal.SIGUSR2 else number)
 
 
-def _read(connection: socket.socket) -> _Request:
+def _read(connection):
     head, files, _, _ = socket.recv_fds(connection, 4, 250)
     (size,) = struct.unpack("!I", head)
     body = bytearray()
@@ -199,7 +197,7 @@ def _read(connection: socket.socket) -> _Request:
     return _Request([os.fsdecode(word) for word in words], folder, {name: value for name, _, value in pairs}, places)
 
 
-def _become(request: _Request, python: str) -> NoReturn:
+def _become(request, python):
     """Runs the command as if it had been started, and ends as it does."""
     if request.words[-1] != "--multiprocessing-fork":
         os.setsid()
@@ -232,14 +230,14 @@ def _become(request: _Request, python: str) -> NoReturn:
     _end(_run(program))
 
 
-def _set_path() -> None:
+def _set_path():
     """As `python -m` does. What is imported already is the code of this checkout."""
     own = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:1] = [str(Path.cwd()), *own]
     importlib.invalidate_caches()
 
 
-def _run(module: str) -> int:
+def _run(module):
     """The exit code of a module that is run as a program."""
     if module in _WITH_PREFECT:  # it has read another environment
         importlib.import_module("prefect.context").refresh_global_settings_context()
@@ -256,7 +254,7 @@ def _run(module: str) -> int:
     return _ended(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
 
 
-def _ended(program: Callable[[], object]) -> int:
+def _ended(program):
     """The exit code of a program."""
     try:
         code = program()
@@ -274,7 +272,7 @@ def _ended(program: Callable[[], object]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _exec(path: str, words: Sequence[str], environment: Any) -> NoReturn:
+def _exec(path, words, environment):
     """In place of `os.execve`: a module that a command becomes needs no other process."""
     if path == sys.executable and words[1] == "-m":
         os.environ.clear()
@@ -290,7 +288,7 @@ def _exec(path: str, words: Sequence[str], environment: Any) -> NoReturn:
 _execve = os.execve
 
 
-def _end(code: int) -> NoReturn:
+def _end(code):
     """Ends the process as Python does, but for taking apart what it has imported."""
     with suppress(BaseException):
         threading._shutdown()  # type: ignore[attr-defined]

@@ -1,7 +1,5 @@
 """The whole of params is checked at the start of every command, whichever sections the command itself reads."""
 
-from pathlib import Path
-
 import pytest
 
 from align.cli import main
@@ -14,7 +12,7 @@ from tests.support import ROOT
 from tests.support.params import PARAMS_FILE, load_params
 
 
-def _refusal(*overrides: str) -> str:
+def _refusal(*overrides):
     with pytest.raises(ConfigError) as error:
         require_valid(load_params(PARAMS_FILE, overrides), RULES)
     return str(error.value)
@@ -26,9 +24,8 @@ def _refusal(*overrides: str) -> str:
     [("pretrain.num_steps=abc", "'pretrain.num_steps' = 'abc'"), ("shard.image_px=64", "shard.image_px 64 is below")],
 )
 def test_a_value_of_another_stage_is_refused_before_anything_is_read(
-    verb: str, override: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    verb, override, named, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "params.yaml").write_bytes(PARAMS_FILE.read_bytes())
     monkeypatch.chdir(tmp_path)
     words = ["a text"] if verb == "search" else []
@@ -39,7 +36,7 @@ def test_a_value_of_another_stage_is_refused_before_anything_is_read(
 
 
 @pytest.mark.parametrize("profile", [None, *sorted(path.stem for path in (ROOT / PROFILES).glob("*.yaml"))])
-def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
+def test_params_yaml_and_the_profiles_are_right(profile):
     require_valid(load_params(PARAMS_FILE, profile_overrides(profile)), RULES)
 
 
@@ -83,11 +80,11 @@ def test_params_yaml_and_the_profiles_are_right(profile: str | None) -> None:
         (["store.work=s3://bucket/work"], "store.objects: None: machines that share only store.work"),
     ],
 )
-def test_values_that_contradict_each_other_are_named(overrides: list[str], message: str) -> None:
+def test_values_that_contradict_each_other_are_named(overrides, message):
     assert message in _refusal(*overrides)
 
 
-def test_every_band_has_a_reason(tmp_path: Path) -> None:
+def test_every_band_has_a_reason(tmp_path):
     text = PARAMS_FILE.read_text()
     file = tmp_path / "params.yaml"
     file.write_text(text.replace("    text_too_long:", "    text_to_long:"))
@@ -97,26 +94,26 @@ def test_every_band_has_a_reason(tmp_path: Path) -> None:
     require_valid(load_params(file), RULES)
 
 
-def test_the_first_is_told_whole_and_the_others_are_counted_and_named() -> None:
+def test_the_first_is_told_whole_and_the_others_are_counted_and_named():
     said = _refusal("pretrain.num_steps=abc", "filter.min_words=0", "shard.image_px=64")
     assert "'filter.min_words' = 0" in said  # in the order of params.yaml
     assert said.endswith("(2 more wrong: pretrain.num_steps, shard.image_px)")
 
 
-def test_sections_that_a_file_lacks_are_left_to_the_command_that_needs_them(tmp_path: Path) -> None:
+def test_sections_that_a_file_lacks_are_left_to_the_command_that_needs_them(tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text("search: {text_weight: 2.0, num_results: 10}\n")
     require_valid(load_params(file), RULES)
 
 
-def test_an_unknown_section_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_section_is_an_error_that_names_the_nearest(tmp_path):
     file = tmp_path / "params.yaml"
     file.write_text("serach: {text_weight: 2.0, num_results: 10}\n")
     with pytest.raises(ConfigError, match=r"unknown section 'serach'; did you mean search\?"):
         require_valid(load_params(file), RULES)
 
 
-def test_no_verb_starts_with_a_wrong_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_verb_starts_with_a_wrong_value(tmp_path, capsys):
     file = tmp_path / "params.yaml"
     file.write_text(PARAMS_FILE.read_text().replace("num_steps: 600", "num_steps: many"))
     needs = {

@@ -20,17 +20,17 @@ class Example(Section):
 
 
 @pytest.fixture
-def params_file(tmp_path: Path) -> Path:
+def params_file(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("example: {rate: 1e-3, count: 3, name: null}\n")
     return path
 
 
-def test_yaml_1_2_reads_an_exponent_without_a_dot_as_a_float(params_file: Path) -> None:
+def test_yaml_1_2_reads_an_exponent_without_a_dot_as_a_float(params_file):
     assert load_params(params_file).section(Example).rate == 0.001
 
 
-def test_an_override_replaces_one_value(params_file: Path) -> None:
+def test_an_override_replaces_one_value(params_file):
     section = load_params(params_file, ["example.count=7", "example.name=two words"]).section(Example)
     assert (section.rate, section.count, section.name) == (0.001, 7, "two words")
 
@@ -46,7 +46,7 @@ def test_an_override_replaces_one_value(params_file: Path) -> None:
         "'https://h/a?Expires=1&access_token=TOKEN'",
     ],
 )
-def test_a_login_in_an_address_is_refused(params_file: Path, value: str) -> None:
+def test_a_login_in_an_address_is_refused(params_file, value):
     with pytest.raises(ConfigError, match=r"'example.name\S*' holds a login .*infra/env.example") as error:
         load_params(params_file, [f"example.name={value}"])
     assert "secret" not in str(error.value) and "TOKEN" not in str(error.value)
@@ -55,7 +55,7 @@ def test_a_login_in_an_address_is_refused(params_file: Path, value: str) -> None
         load_params(params_file)
 
 
-def test_an_empty_override_is_null(params_file: Path) -> None:
+def test_an_empty_override_is_null(params_file):
     assert load_params(params_file, ["example.name="]).section(Example).name is None
 
 
@@ -71,7 +71,7 @@ def test_an_empty_override_is_null(params_file: Path) -> None:
         ("example.name=caf\udce9", "the value is not UTF-8; a file or folder of such a name must be renamed"),
     ],
 )
-def test_a_bad_override_is_an_error_that_names_the_key(params_file: Path, override: str, message: str) -> None:
+def test_a_bad_override_is_an_error_that_names_the_key(params_file, override, message):
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         load_params(params_file, [override])
 
@@ -86,7 +86,7 @@ def test_a_bad_override_is_an_error_that_names_the_key(params_file: Path, overri
         ("other: {}", "section 'example' is missing"),
     ],
 )
-def test_an_ill_typed_section_is_an_error_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+def test_an_ill_typed_section_is_an_error_that_names_the_key(tmp_path, text, message):
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
@@ -94,24 +94,24 @@ def test_an_ill_typed_section_is_an_error_that_names_the_key(tmp_path: Path, tex
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "expected sections")])
-def test_a_file_that_is_no_mapping_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path, text, message):
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_params(path)
 
 
-def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no such params file"):
         load_params(tmp_path / "none.yaml")
 
 
-def test_outside_a_checkout_the_packaged_values_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_checkout_the_packaged_values_are_used(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_params().values == load_params(ROOT / "params.yaml").values
 
 
-def test_sections_are_frozen(params_file: Path) -> None:
+def test_sections_are_frozen(params_file):
     section = load_params(params_file).section(Example)
     with pytest.raises(ValueError, match="frozen"):
         section.count = 4  # type: ignore[misc]
@@ -124,7 +124,7 @@ finetune: {seed: 1}
 
 
 @pytest.fixture
-def inheriting_file(tmp_path: Path) -> Path:
+def inheriting_file(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(INHERITING)
     return path
@@ -140,29 +140,27 @@ def inheriting_file(tmp_path: Path) -> Path:
         (["finetune.flip=true", "pretrain.flip=false"], {"seed": 1, "flip": True, "micro_batch": 64}),
     ],
 )
-def test_finetune_inherits_what_it_does_not_set(
-    inheriting_file: Path, overrides: list[str], expected: dict[str, object]
-) -> None:
+def test_finetune_inherits_what_it_does_not_set(inheriting_file, overrides, expected):
     assert load_params(inheriting_file, overrides).values["finetune"] == expected
 
 
-def test_an_override_of_finetune_leaves_pretrain_alone(inheriting_file: Path) -> None:
+def test_an_override_of_finetune_leaves_pretrain_alone(inheriting_file):
     values = load_params(inheriting_file, ["finetune.flip=false"]).values
     assert values["pretrain"] == {"seed": 0, "flip": True, "micro_batch": 64}
 
 
-def test_a_key_that_neither_section_has_is_an_error(inheriting_file: Path) -> None:
+def test_a_key_that_neither_section_has_is_an_error(inheriting_file):
     with pytest.raises(ConfigError, match=r"unknown parameter 'finetune\.flop'"):
         load_params(inheriting_file, ["finetune.flop=1"])
 
 
-def test_only_finetune_inherits(inheriting_file: Path) -> None:
+def test_only_finetune_inherits(inheriting_file):
     inheriting_file.write_text(INHERITING.replace("seed: 0, ", ""))
     with pytest.raises(ConfigError, match=r"unknown parameter 'pretrain\.seed'"):
         load_params(inheriting_file, ["pretrain.seed=3"])
 
 
-def test_the_file_of_the_project_makes_a_whole_recipe_for_fine_tuning() -> None:
+def test_the_file_of_the_project_makes_a_whole_recipe_for_fine_tuning():
     params = load_params(PARAMS_FILE, ["finetune.precision=float32"])
     finetune = params.section(FinetuneConfig)
     assert (finetune.num_steps, finetune.precision) == (30, "float32")
@@ -179,12 +177,12 @@ def test_the_file_of_the_project_makes_a_whole_recipe_for_fine_tuning() -> None:
         ["paths.evaluation=models/finetuned"],
     ],
 )
-def test_an_output_lies_in_no_input_and_around_none(overrides: list[str]) -> None:
+def test_an_output_lies_in_no_input_and_around_none(overrides):
     with pytest.raises(ConfigError, match=r"lies in, or around, the input paths\."):
         load_params(PARAMS_FILE, overrides).section(PathsConfig)
 
 
-def test_inputs_may_lie_anywhere_and_outputs_beside_them() -> None:
+def test_inputs_may_lie_anywhere_and_outputs_beside_them():
     for archive in ("s3://bucket/crawl/*.warc.gz", "/somewhere/else", "data/raw2", "data/*.warc.gz"):
         load_params(PARAMS_FILE, [f"paths.archive={archive}"]).section(PathsConfig)
     require_inside({"archive": "s3://bucket/crawl", "evaluation": "/sets", "policy": "../policy", "raw": "data/raw"})
@@ -192,7 +190,7 @@ def test_inputs_may_lie_anywhere_and_outputs_beside_them() -> None:
 
 @pytest.mark.parametrize("value", ["/data", "../data", "data/../../data", ".", "", "s3://bucket/data"])
 @pytest.mark.parametrize("name", ["raw", "reports", "runtime", "checkpoints", "index"])
-def test_outputs_outside_the_tree_of_a_run_are_named(name: str, value: str) -> None:
+def test_outputs_outside_the_tree_of_a_run_are_named(name, value):
     with pytest.raises(ConfigError, match=rf"paths\.{name} = .*writes there only"):
         require_inside({name: value})
 
@@ -200,7 +198,7 @@ def test_outputs_outside_the_tree_of_a_run_are_named(name: str, value: str) -> N
 OUTPUTS = PathsConfig.model_fields.keys() - {"root", "archive", "evaluation", "policy"}
 
 
-def test_root_moves_every_relative_output_and_no_input() -> None:
+def test_root_moves_every_relative_output_and_no_input():
     here = load_params(PARAMS_FILE).section(PathsConfig)
     params = load_params(PARAMS_FILE, ["paths.root=../trial", "paths.index=/elsewhere/index"])
     moved = params.section(PathsConfig)
@@ -212,7 +210,7 @@ def test_root_moves_every_relative_output_and_no_input() -> None:
     assert here.raw == Path("data/raw") and len(OUTPUTS) == 11
 
 
-def test_fine_tuning_starts_where_pretrain_writes_unless_it_is_told_otherwise() -> None:
+def test_fine_tuning_starts_where_pretrain_writes_unless_it_is_told_otherwise():
     elsewhere = "paths.pretrained=trial/pretrained"
     for overrides, start in (
         ([], "models/pretrained"),
@@ -227,13 +225,13 @@ def test_fine_tuning_starts_where_pretrain_writes_unless_it_is_told_otherwise() 
         assert paths.is_made_elsewhere(params.section(FinetuneConfig).start) == any("from=" in one for one in overrides)
 
 
-def test_a_root_in_an_input_is_refused() -> None:
+def test_a_root_in_an_input_is_refused():
     with pytest.raises(ConfigError, match=r"lies in, or around, the input paths\.evaluation"):
         load_params(PARAMS_FILE, ["paths.root=data/sample/evaluation"]).section(PathsConfig)
 
 
 @pytest.mark.parametrize("root", ["/data", "../data", "a/../../data"])
-def test_a_root_outside_the_tree_of_a_run_is_named(root: str) -> None:
+def test_a_root_outside_the_tree_of_a_run_is_named(root):
     with pytest.raises(ConfigError, match=r"paths\.root = .*writes there only"):
         require_inside({"root": root, "raw": "data/raw"})
     require_inside({"root": ".", "raw": "data/raw"})

@@ -1,7 +1,5 @@
 """Profiles: values for one kind of data, as differences from params.yaml."""
 
-from pathlib import Path
-
 import pytest
 
 from align.config.checks import wrong_parameters
@@ -20,12 +18,12 @@ NAMES = sorted(path.stem for path in (ROOT / PROFILES).glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
-def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_the_checkout(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_profile_changes_values_that_exist(name: str) -> None:
+def test_each_profile_changes_values_that_exist(name):
     profile = profile_overrides(name)
     params, plain = load_params(overrides=profile), load_params()
     assert wrong_parameters(params, RULES) == {}  # whole, and section against section
@@ -33,7 +31,7 @@ def test_each_profile_changes_values_that_exist(name: str) -> None:
         assert load_params(overrides=[override]).values != plain.values, override
 
 
-def test_the_demo_is_no_file_and_changes_nothing() -> None:
+def test_the_demo_is_no_file_and_changes_nothing():
     assert profile_overrides(DEMO) == [] and DEMO not in profile_names()
     assert set(profile_names()) >= {"cc3m", "coyo", "paper", "photographs"}
 
@@ -47,9 +45,7 @@ def test_the_demo_is_no_file_and_changes_nothing() -> None:
         ("cc3m", ("B3", "Mini"), 640, 16384, 100_000, 5e-3),
     ],
 )
-def test_published_recipes(
-    profile: str, towers: tuple[str, str], width: int, batch_size: int, num_steps: int, learning_rate: float
-) -> None:
+def test_published_recipes(profile, towers, width, batch_size, num_steps, learning_rate):
     params = load_params(overrides=profile_overrides(profile))
     model, recipe, later = (params.section(of) for of in (ModelConfig, PretrainConfig, FinetuneConfig))
     assert (model.image_tower, model.text_tower, model.embed_width, model.image_px) == (*towers, width, 289)
@@ -67,7 +63,7 @@ def test_published_recipes(
     assert (later.batch_size, later.learning_rate, later.warmup_steps, later.image_px) == (2048, 1e-5, 0, None)
 
 
-def test_a_crawl_may_lose_more_than_the_demo() -> None:
+def test_a_crawl_may_lose_more_than_the_demo():
     bands = load_params(overrides=profile_overrides("crawl")).section(ValidateConfig)
     demo = load_params().section(ValidateConfig)
     assert bands.min_success_share < demo.min_success_share
@@ -76,7 +72,7 @@ def test_a_crawl_may_lose_more_than_the_demo() -> None:
     assert bands.dropped_share["opted_out"] == demo.dropped_share["opted_out"]
 
 
-def test_a_file_elsewhere_and_what_set_changes_after_it(tmp_path: Path) -> None:
+def test_a_file_elsewhere_and_what_set_changes_after_it(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("filter: {min_words: 4, languages: [en, de]}\nvalidate: {keep_rate: [0.1, 0.9]}\n")
     overrides = [*profile_overrides(str(file)), "filter.min_words=5"]
@@ -94,20 +90,20 @@ def test_a_file_elsewhere_and_what_set_changes_after_it(tmp_path: Path) -> None:
         ("filter: {min_wrods: 4}\n", "unknown parameter 'filter.min_wrods'"),
     ],
 )
-def test_a_profile_that_is_none_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_profile_that_is_none_is_refused(tmp_path, content, message):
     file = tmp_path / "bad.yaml"
     file.write_text(content)
     with pytest.raises(ConfigError, match=message):
         load_params(overrides=profile_overrides(str(file)))
 
 
-def test_outside_a_checkout_those_of_the_package_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_checkout_those_of_the_package_are_used(tmp_path, monkeypatch):
     inside = profile_overrides("crawl")
     monkeypatch.chdir(tmp_path)
     assert profile_overrides("crawl") == inside
 
 
-def test_a_missing_profile_names_those_that_exist() -> None:
+def test_a_missing_profile_names_those_that_exist():
     with pytest.raises(
         ConfigError,
         match=r"--profile laion: no readable file .*: ablation, catalogue, cc3m, coyo, crawl, paper, photographs, url_",
@@ -115,6 +111,6 @@ def test_a_missing_profile_names_those_that_exist() -> None:
         profile_overrides("laion")
 
 
-def test_the_photographs_cut_is_what_their_shards_need() -> None:
+def test_the_photographs_cut_is_what_their_shards_need():
     params = load_params(overrides=profile_overrides("photographs"))
     assert params.section(FilterConfig).short_side_above_px == params.section(ShardConfig).image_px - 1

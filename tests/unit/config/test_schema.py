@@ -1,8 +1,5 @@
 """The JSON Schema of every parameter: from the sections and params.yaml, against the values that are there."""
 
-from pathlib import Path
-from typing import Any
-
 import jsonschema
 import pytest
 
@@ -13,14 +10,14 @@ from tests.support import ROOT
 SCHEMAS = parameter_schemas(ROOT / "params.yaml")
 
 
-def value_of(values: dict[str, Any], key: str) -> Any:
-    node: Any = values
+def value_of(values, key):
+    node = values
     for part in key.split("."):
         node = node[part]
     return node
 
 
-def test_every_parameter_has_a_schema_with_words_and_its_value_is_valid() -> None:
+def test_every_parameter_has_a_schema_with_words_and_its_value_is_valid():
     values = load_params(ROOT / "params.yaml").values
     assert {f"{name}.{key}" for name, section in values.items() for key in section} <= SCHEMAS.keys()
     for key, schema in SCHEMAS.items():
@@ -29,7 +26,7 @@ def test_every_parameter_has_a_schema_with_words_and_its_value_is_valid() -> Non
         jsonschema.validate(value_of(values, key), schema)
 
 
-def test_every_field_of_a_section_is_among_them() -> None:
+def test_every_field_of_a_section_is_among_them():
     names = {
         f"{cls.section}.{field.alias or name}" for cls in SECTIONS.values() for name, field in cls.model_fields.items()
     }
@@ -49,12 +46,12 @@ def test_every_field_of_a_section_is_among_them() -> None:
         ("cluster.rendezvous", "host"),
     ],
 )
-def test_bounds_are_those_of_the_section(key: str, value: object) -> None:
+def test_bounds_are_those_of_the_section(key, value):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(value, SCHEMAS[key])
 
 
-def test_words_are_the_comments(tmp_path: Path) -> None:
+def test_words_are_the_comments(tmp_path):
     file = tmp_path / "params.yaml"
     file.write_text(
         "filter:\n  min_words: 3 # paper 3\nvalidate:\n  dropped_share: # by reason\n    image_nsfw: [0.0, 0.02]\n"

@@ -28,13 +28,13 @@ arms:
 """
 
 
-def written(folder: Path, text: str) -> Path:
+def written(folder, text):
     file = folder / "study.yaml"
     file.write_text(text)
     return file
 
 
-def test_an_arm_changes_more_than_the_study_and_a_profile_counts_instead(tmp_path: Path) -> None:
+def test_an_arm_changes_more_than_the_study_and_a_profile_counts_instead(tmp_path):
     study = read_study(written(tmp_path, GOOD))
     base, wide = study.arms
     assert [(arm.name, seed) for arm, seed in study.cells()] == [("base", 0), ("wide", 0), ("base", 3), ("wide", 3)]
@@ -58,7 +58,7 @@ def test_an_arm_changes_more_than_the_study_and_a_profile_counts_instead(tmp_pat
         (GOOD, "- a", "Input should be a valid dictionary"),
     ],
 )
-def test_a_wrong_study_is_one_clear_line(tmp_path: Path, old: str, new: str, line: str) -> None:
+def test_a_wrong_study_is_one_clear_line(tmp_path, old, new, line):
     assert old in GOOD
     file = written(tmp_path, GOOD.replace(old, new))
     with pytest.raises(ConfigError) as caught:
@@ -70,7 +70,7 @@ def test_a_wrong_study_is_one_clear_line(tmp_path: Path, old: str, new: str, lin
 
 
 @pytest.mark.parametrize("profile", ["demo", "cc3m"])
-def test_the_arms_of_the_papers_study_are_valid(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arms_of_the_papers_study_are_valid(profile, monkeypatch):
     monkeypatch.chdir(ROOT)
     study = read_study(Path("infra/studies/paper.yaml"))
     assert len(study.arms) == 10

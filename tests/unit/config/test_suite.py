@@ -11,19 +11,19 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "infra/suites").glob("*.yaml")), ids=lambda path: path.stem)
-def test_our_suites_are_suites(path: Path) -> None:
+def test_our_suites_are_suites(path):
     assert read_suite(path)
 
 
 ALL = "[zero_shot, knn, frozen]"
 
 
-def entry(**changes: str) -> str:
+def entry(**changes):
     values = {"name": "one", "path": "/data", "format": "folder", "tasks": "[zero_shot]"} | changes
     return "{" + ", ".join(f"{key}: {value}" for key, value in values.items() if value) + "}"
 
 
-def test_yaml_1_2_and_defaults(tmp_path: Path) -> None:
+def test_yaml_1_2_and_defaults(tmp_path):
     (tmp_path / "s.yaml").write_text(f"sets: [{entry(name='no')}]")  # false in YAML 1.1
     (one,) = read_suite(tmp_path / "s.yaml")
     assert (one.name, one.split, one.reference, one.templates) == ("no", "test", "train", None)
@@ -67,13 +67,13 @@ def test_yaml_1_2_and_defaults(tmp_path: Path) -> None:
         ("sets: [", "unreadable: "),
     ],
 )
-def test_what_is_wrong_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_what_is_wrong_is_one_line(tmp_path, text, message):
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message) as raised:
         read_suite(tmp_path / "s.yaml")
     assert "\n" not in str(raised.value)
 
 
-def test_a_suite_that_is_not_there(tmp_path: Path) -> None:
+def test_a_suite_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"s\.yaml: no such file; give a suite"):
         read_suite(tmp_path / "s.yaml")

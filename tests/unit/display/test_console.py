@@ -13,11 +13,11 @@ EVIL = "http://h/\x1b]0;pwned\x07/\u202egpj\nalign: error: faked"
 SHOWN = r"http://h/\u001b]0;pwned\u0007/\u202egpj\nalign: error: faked"
 
 
-def test_track_yields_everything_in_order() -> None:
+def test_track_yields_everything_in_order():
     assert list(track(range(5), what="counting", total=5)) == [0, 1, 2, 3, 4]
 
 
-def test_foreign_words_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_foreign_words_cannot_steer_the_terminal(capsys):
     say(EVIL)
     show(EVIL, "second")
     show_json('["' + EVIL.replace("\n", "") + '",\n1]\n')
@@ -26,7 +26,7 @@ def test_foreign_words_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[s
     assert said.out == f"{SHOWN}\nsecond\n" + '["' + SHOWN.replace(r"\n", "") + '",\n1]\n'
 
 
-def test_the_words_of_a_progress_bar_cannot_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_words_of_a_progress_bar_cannot_either(monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -34,14 +34,14 @@ def test_the_words_of_a_progress_bar_cannot_either(monkeypatch: pytest.MonkeyPat
     assert r"\u001b[2J evil" in terminal.getvalue()
 
 
-def test_a_terminal_that_knows_ascii_only_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_knows_ascii_only_gets_escapes(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     show("renard · 狐 \udc80")
     assert terminal.buffer.getvalue() == b"renard \\xb7 \\u72d0 \\udc80\n"  # type: ignore[attr-defined]
 
 
-def test_the_reader_may_leave_and_the_work_goes_on() -> None:
+def test_the_reader_may_leave_and_the_work_goes_on():
     code = (
         "from align.display.console import say, show\n"
         "for number in range(20_000): show(f'line {number}')\n"
@@ -55,7 +55,7 @@ def test_the_reader_may_leave_and_the_work_goes_on() -> None:
     assert (process.returncode, said) == (0, "the work is done\n")
 
 
-def test_an_uncaught_error_cannot_steer_the_terminal() -> None:
+def test_an_uncaught_error_cannot_steer_the_terminal():
     code = (
         "import sys, align.cli, align.config\n"
         "def fail(*_): raise RuntimeError('http://h/\\x1b[2J')\n"
@@ -83,16 +83,16 @@ def test_an_uncaught_error_cannot_steer_the_terminal() -> None:
         ("الثعلب, 赤い狐, 🦊", "الثعلب, 赤い狐, 🦊"),
     ],
 )
-def test_what_steers_is_shown(text: str, shown: str) -> None:
+def test_what_steers_is_shown(text, shown):
     assert visible(text) == shown
     assert visible(shown) == shown
 
 
-def test_a_text_may_keep_lines_of_its_own() -> None:
+def test_a_text_may_keep_lines_of_its_own():
     assert visible("a\tb\n\x1bc\x0b", lines=True) == "a\tb\n" + r"\u001bc\u000b"
 
 
-def test_json_keeps_its_meaning() -> None:
+def test_json_keeps_its_meaning():
     texts = ["\x7f\x9b \u202e", "\U000e0041", '"\n"']
     assert json.loads(visible(json.dumps(texts, ensure_ascii=False))) == texts
 
@@ -106,6 +106,6 @@ def test_json_keeps_its_meaning() -> None:
         ("`code` *a*\x1b", r"\`code\` \*a\*\\u001b"),
     ],
 )
-def test_foreign_text_is_no_markdown(text: str, shown: str) -> None:
+def test_foreign_text_is_no_markdown(text, shown):
     assert plain_markdown(text) == shown
     assert fenced_markdown(["~~~~", text]).count("~~~~") == 2

@@ -15,7 +15,7 @@ from align.display.figure import legible, png, svg
 from align.display.report import Report, record_runtime, write_report
 
 
-def test_text_is_escaped_everywhere() -> None:
+def test_text_is_escaped_everywhere():
     evil = '<script>"x"</script>'
     blocks = [
         html.heading(evil), html.table([evil], [[evil]]), html.gallery([(b"\x89PNG", evil, "")]),
@@ -25,14 +25,14 @@ def test_text_is_escaped_everywhere() -> None:
     assert html.side_by_side(["<p>a</p>", "<p>b</p>"]).count("<p>") == 2
 
 
-def test_a_page_refers_to_nothing_outside_itself() -> None:
+def test_a_page_refers_to_nothing_outside_itself():
     page = html.page("t", "l", [html.gallery([(b"\x89PNG", "a", "good")])])
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert links
     assert all(link.startswith("data:") for link in links)
 
 
-def test_numbers_are_right_aligned_and_verdicts_coloured() -> None:
+def test_numbers_are_right_aligned_and_verdicts_coloured():
     table = html.table(["what", "n", "ok"], [["a", 12345, True], ["b", 0.123456, False]], verdict=2)
     assert "<td class=number>12,345</td>" in table and "<th class=number>n</th><th>ok</th></tr>" in table
     assert "<th></th>" not in html.table(["", "b"], [])  # a head without words says nothing
@@ -43,23 +43,23 @@ def test_numbers_are_right_aligned_and_verdicts_coloured() -> None:
     assert "<td class=warn>accepted</td>" in third and "<td class=bad>failed</td>" in third
 
 
-def test_a_gallery_names_the_type_of_the_bytes() -> None:
+def test_a_gallery_names_the_type_of_the_bytes():
     shown = html.gallery([(b"\x89PNG....", "p", ""), (b"RIFF0000WEBP", "w", ""), (b"\xff\xd8\xff", "j", "")])
     assert [shown.count(f"data:image/{kind};") for kind in ("png", "webp", "jpeg")] == [1, 1, 1]
 
 
-def test_bars_stay_within_their_cell() -> None:
+def test_bars_stay_within_their_cell():
     table = html.table(["what", "share"], [["a", 0.25], ["b", 1.5], ["c", -1.0]], bar=1)
     assert [table.count(f"<hr width={width}%>") for width in ("25.0", "100.0", "0.0")] == [1, 1, 1]
 
 
-def test_contents_lead_to_headings() -> None:
+def test_contents_lead_to_headings():
     title = 'Dropped: "x" & y'
     anchor = re.search(r"href=#([\w-]+)>", html.contents([title]))
     assert anchor and f"<h2 id={anchor[1]}>" in html.heading(title)
 
 
-def test_the_colours_of_a_page_are_those_of_the_figures() -> None:
+def test_the_colours_of_a_page_are_those_of_the_figures():
     page = html.page("t", "l", [])
     palette = {*figure.LIGHT.values(), *figure.DARK.values()}
     assert figure.LIGHT.keys() == figure.DARK.keys()
@@ -67,13 +67,13 @@ def test_the_colours_of_a_page_are_those_of_the_figures() -> None:
     assert not re.findall(r"#[0-9a-f]{6}", Path(html.__file__).read_text())  # each is stated once, by figure
 
 
-def test_text_that_turns_letters_around_or_has_no_encoding_is_shown() -> None:
+def test_text_that_turns_letters_around_or_has_no_encoding_is_shown():
     page = html.page("t", "l", [html.paragraph("txt.\u202egpj \ud83e\nline")])
     assert "txt.\\u202egpj \\ud83e\nline" in page
     page.encode("utf-8")
 
 
-def test_a_page_allows_a_browser_nothing_but_its_own_style_and_pictures() -> None:
+def test_a_page_allows_a_browser_nothing_but_its_own_style_and_pictures():
     page = html.page("t", "l", [html.table(["a"], [[0.5]], bar=0)])
     head = page.partition("</head>")[0]
     (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', head)
@@ -87,7 +87,7 @@ def test_a_page_allows_a_browser_nothing_but_its_own_style_and_pictures() -> Non
     assert '<meta name="referrer" content="no-referrer">' in head
 
 
-def test_every_page_of_the_project_is_made_by_that_function_and_has_no_styles_of_its_own() -> None:
+def test_every_page_of_the_project_is_made_by_that_function_and_has_no_styles_of_its_own():
     package = Path(html.__file__).parent
     for path in package.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
@@ -104,7 +104,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def drawn(text: str) -> Figure:
+def drawn(text):
     """A figure with the text wherever a figure can have one."""
     made = Figure(layout="constrained")
     made.suptitle(text)
@@ -119,13 +119,13 @@ def drawn(text: str) -> Figure:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_any_text_can_be_drawn(text: str) -> None:
+def test_any_text_can_be_drawn(text):
     with Image.open(io.BytesIO(png(drawn(legible(text, width=20, lines=2))))) as image:
         assert max(image.size) < 2_000
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, '<b style="x" id="a_1">'])
-def test_any_text_can_stand_in_a_page_as_svg(text: str) -> None:
+def test_any_text_can_stand_in_a_page_as_svg(text):
     shown = legible(text, width=22, lines=2)
     drawing = svg(drawn(shown))
     tree = ElementTree.fromstring(drawing.replace("<svg ", '<svg xmlns:xlink="x" ', 1))
@@ -138,7 +138,7 @@ def test_any_text_can_stand_in_a_page_as_svg(text: str) -> None:
 TAGS = {"svg", "g", "path", "text", "tspan", "use", "defs", "clipPath", "rect"}
 
 
-def test_a_drawing_has_the_colours_of_its_page() -> None:
+def test_a_drawing_has_the_colours_of_its_page():
     made = Figure(figsize=(3, 2))
     axes = made.subplots()
     axes.bar([0], [1], color=figure.GOOD)
@@ -152,7 +152,7 @@ def test_a_drawing_has_the_colours_of_its_page() -> None:
     assert "<i>" not in page and 'aria-label="&lt;i&gt;' in page and " style=" not in page
 
 
-def test_a_forest_shows_every_difference_by_group_and_its_side_of_zero() -> None:
+def test_a_forest_shows_every_difference_by_group_and_its_side_of_zero():
     lines = [figure.Interval("a", 0.02, 0.01, 0.03, figure.GOOD), figure.Interval("b", -0.01, -1, 1, figure.SOFT)]
     (axes,) = figure.forest([("one", lines[:1]), ("two", lines[1:]), ("three", lines[:1] * 3)], about="x").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "a", "two", "b", "three", "a", "a", "a"]
@@ -161,22 +161,22 @@ def test_a_forest_shows_every_difference_by_group_and_its_side_of_zero() -> None
     assert list(bounds.get_xdata()) == [1, 3] and list(dot.get_xdata()) == [2] and list(dot.get_ydata()) == [1]
 
 
-def test_money_is_no_mathematics_whoever_places_it() -> None:
+def test_money_is_no_mathematics_whoever_places_it():
     assert png(drawn("was $50% now $40% today")) != png(drawn("was 50% now 40% today"))
 
 
-def test_what_turns_letters_around_is_shown() -> None:
+def test_what_turns_letters_around_is_shown():
     assert legible("txt.\u202egpj \x1b", width=40) == r"txt.\u202egpj \u001b"
 
 
-def test_texts_are_wrapped_and_cut() -> None:
+def test_texts_are_wrapped_and_cut():
     assert legible("red fox", width=20) == "red fox"
     assert legible("a red fox in deep snow", width=8, lines=2) == "a red\nfox in …"
     assert legible("x" * 1000, width=8) == "xxxxxxx…"
     assert legible("赤" * 9, width=8, lines=2) == "赤赤赤赤\n赤赤赤…"  # they are twice as wide
 
 
-def test_fonts_that_are_not_installed_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fonts_that_are_not_installed_are_passed_over(monkeypatch):
     monkeypatch.setattr(figure, "_FAMILIES", ("DejaVu Sans", "No Such Font", "STIXGeneral"))
     figure._families.cache_clear()
     try:
@@ -193,7 +193,7 @@ class ExampleReport(Report):
     rows: list[int]
 
 
-def test_a_report_is_two_files_of_equal_bytes_each_time(tmp_path: Path) -> None:
+def test_a_report_is_two_files_of_equal_bytes_each_time(tmp_path):
     report = ExampleReport(metrics={"b/x": 1, "a": 0.5}, rows=[1, 2])
     write_report(report, tmp_path / "one")
     write_report(report, tmp_path / "two")
@@ -203,8 +203,8 @@ def test_a_report_is_two_files_of_equal_bytes_each_time(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_runtime_is_recorded_when_the_stage_fails(tmp_path: Path) -> None:
-    def fail() -> None:
+def test_runtime_is_recorded_when_the_stage_fails(tmp_path):
+    def fail():
         with record_runtime("filter", tmp_path) as record:
             record["pairs_per_s"] = 3
             raise KeyError("x")

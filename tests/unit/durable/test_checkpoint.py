@@ -15,7 +15,7 @@ from align.errors import ConfigError, CorruptError, LockedError, TrainingError
 CPU = torch.device("cpu")
 
 
-def test_keeps_the_last_ones_and_loads_the_newest(tmp_path: Path) -> None:
+def test_keeps_the_last_ones_and_loads_the_newest(tmp_path):
     folder = CheckpointFolder(tmp_path / "run", keep=2)
     assert folder.steps() == [] and folder.load_latest(CPU) is None
     for step in (9, 10, 11):
@@ -26,7 +26,7 @@ def test_keeps_the_last_ones_and_loads_the_newest(tmp_path: Path) -> None:
     assert latest is not None and latest["step"] == 11 and int(latest["value"]) == 11
 
 
-def archive(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+def archive(members, compression=zipfile.ZIP_STORED):
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", compression) as made:
         for name, content in members.items():
@@ -34,7 +34,7 @@ def archive(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) ->
     return data.getvalue()
 
 
-def saved(value: object) -> bytes:
+def saved(value):
     torch.save(value, data := io.BytesIO())
     return data.getvalue()
 
@@ -53,9 +53,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
-def test_a_foreign_archive_is_one_line_and_the_next_checkpoint_is_tried(
-    tmp_path: Path, foreign: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_foreign_archive_is_one_line_and_the_next_checkpoint_is_tried(tmp_path, foreign, capsys):
     folder = CheckpointFolder(tmp_path, keep=2)
     folder.save(1, {})
     folder.wait()
@@ -69,7 +67,7 @@ def test_a_foreign_archive_is_one_line_and_the_next_checkpoint_is_tried(
         folder.load_latest(CPU)
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time(tmp_path):
     first, second = CheckpointFolder(tmp_path, keep=1), CheckpointFolder(tmp_path, keep=1)
     with first.lock(), pytest.raises(LockedError, match="another process trains this run"), second.lock():
         pass
@@ -77,7 +75,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_values_may_change_once_save_has_returned(tmp_path: Path) -> None:
+def test_values_may_change_once_save_has_returned(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=3)
     weights = {"layer": torch.zeros(500_000), "rows": [{"loss": 1.0}]}
     for step in (1, 2, 3):
@@ -90,7 +88,7 @@ def test_values_may_change_once_save_has_returned(tmp_path: Path) -> None:
         assert torch.equal(saved["layer"], torch.full((500_000,), step - 1.0)) and len(saved["rows"]) == step
 
 
-def test_the_best_one_is_kept(tmp_path: Path) -> None:
+def test_the_best_one_is_kept(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=1)
     for step, best in ((1, True), (2, True), (3, False), (4, False)):
         folder.save(step, {}, best=best)
@@ -102,24 +100,24 @@ def test_the_best_one_is_kept(tmp_path: Path) -> None:
 class _Shelf:
     """A mirror that is a folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self._root = root
 
-    def put(self, path: Path, name: str) -> None:
+    def put(self, path, name):
         (self._root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, self._root / name)
 
-    def get(self, name: str, path: Path) -> None:
+    def get(self, name, path):
         shutil.copyfile(self._root / name, path)
 
-    def names(self, run: str) -> list[str]:
+    def names(self, run):
         return sorted(path.name for path in (self._root / run).glob("*"))
 
-    def delete(self, name: str) -> None:
+    def delete(self, name):
         (self._root / name).unlink()
 
 
-def test_the_mirror_also_has_the_best_one(tmp_path: Path) -> None:
+def test_the_mirror_also_has_the_best_one(tmp_path):
     shelf = _Shelf(tmp_path / "shelf")
     here = CheckpointFolder(tmp_path / "here/run", keep=1, mirror=shelf)
     for step, best in ((1, True), (2, False), (3, False)):
@@ -133,7 +131,7 @@ def test_the_mirror_also_has_the_best_one(tmp_path: Path) -> None:
     there.fetch()  # nothing is newer
 
 
-def test_a_full_disk_is_reported_and_older_checkpoints_are_kept(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_older_checkpoints_are_kept(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=2)
     folder.save(1, {})
     folder.wait()
@@ -154,7 +152,7 @@ def test_a_full_disk_is_reported_and_older_checkpoints_are_kept(tmp_path: Path) 
     assert folder.steps() == [1, 3]
 
 
-def test_what_a_killed_process_had_half_written_is_removed(tmp_path: Path) -> None:
+def test_what_a_killed_process_had_half_written_is_removed(tmp_path):
     """Its step may never come again: that of a SIGTERM, whose process was killed while it saved."""
     folder = CheckpointFolder(tmp_path, keep=2)
     folder.save(1, {})
@@ -164,7 +162,7 @@ def test_what_a_killed_process_had_half_written_is_removed(tmp_path: Path) -> No
         assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "step-00000001.pt"]
 
 
-def test_resuming_a_run_of_other_code(tmp_path: Path) -> None:
+def test_resuming_a_run_of_other_code(tmp_path):
     old, older, new, other = (
         CheckpointFolder(tmp_path / name, keep=2)
         for name in ("pretrain-aa-11", "pretrain-aa-22", "pretrain-aa-33", "pretrain-bb-11")
@@ -187,7 +185,7 @@ def test_resuming_a_run_of_other_code(tmp_path: Path) -> None:
     assert last.accepted() == ["renamed a variable", "and another one"]
 
 
-def test_a_run_of_other_code_is_named_until_this_one_has_a_step(tmp_path: Path) -> None:
+def test_a_run_of_other_code_is_named_until_this_one_has_a_step(tmp_path):
     ours, theirs = (CheckpointFolder(tmp_path / name, keep=2) for name in ("pretrain-aa-1", "pretrain-aa-2"))
     other = CheckpointFolder(tmp_path / "pretrain-bb-2", keep=2)
     other.save(9, {})

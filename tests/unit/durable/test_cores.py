@@ -1,7 +1,6 @@
 """Cores under a cgroup's quota, in folders laid out as the kernel's."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -9,12 +8,12 @@ from align.durable.cores import cores
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def machine(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
 
 
-def system(root: Path, groups: str, **quotas: str) -> Path:
+def system(root, groups, **quotas):
     """/proc and /sys of a machine with these files."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(groups)
@@ -40,11 +39,11 @@ def system(root: Path, groups: str, **quotas: str) -> Path:
         ("1:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
     ],
 )  # fmt: skip
-def test_a_quota_bounds_the_cores(tmp_path: Path, groups: str, quotas: dict[str, str], expected: int) -> None:
+def test_a_quota_bounds_the_cores(tmp_path, groups, quotas, expected):
     assert cores(system=system(tmp_path, groups, **quotas)) == expected
 
 
-def test_processes_share_the_cores_unless_each_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_cores_unless_each_has_its_own(tmp_path, monkeypatch):
     assert cores(8, tmp_path) == 8  # without /proc, as elsewhere than on Linux
     assert cores(8, system(tmp_path, "0::/\n", **{"cpu.max": "1600000 100000\n"})) == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))  # srun has bound each

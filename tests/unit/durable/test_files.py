@@ -4,13 +4,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,21 +32,21 @@ from tests.support import ROOT
 from tests.support.small_process import in_child, killed_at, small_process
 
 
-def make(path: Path, name: str) -> None:
+def make(path, name):
     with replace_directory(path, "stage") as part:
         (part / name).write_text(name)
 
 
-def names(path: Path) -> list[str]:
+def names(path):
     return sorted(entry.name for entry in path.iterdir())
 
 
-def test_json_refuses_nan() -> None:
+def test_json_refuses_nan():
     with pytest.raises(ValueError, match="JSON compliant"):
         to_json({"loss": float("nan")})
 
 
-def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_directory_is_replaced_whole(tmp_path):
     target = tmp_path / "out"
     make(target, "stale")
     with replace_directory(target, "stage") as part:
@@ -60,17 +57,17 @@ def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-def test_an_empty_folder_is_nobodys(tmp_path: Path) -> None:
+def test_an_empty_folder_is_nobodys(tmp_path):
     (tmp_path / "out").mkdir()
     make(tmp_path / "out", "fresh")
     assert names(tmp_path / "out") == [MARK, "fresh"]
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path):
     target = tmp_path / "out"
     make(target, "kept")
 
-    def fill() -> None:
+    def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         with replace_directory(target, "stage") as part:
             write_bytes(part / "large", bytes(1_000_000))
@@ -80,7 +77,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 @contextmanager
-def person(tmp_path: Path) -> Iterator[Path]:
+def person(tmp_path):
     """A folder of somebody's, which is as it was when the block ends."""
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -89,12 +86,12 @@ def person(tmp_path: Path) -> Iterator[Path]:
     assert names(folder) == ["wedding.jpg"] and (folder / "wedding.jpg").read_bytes() == b"the only copy"
 
 
-def ways(path: Path) -> Iterator[Callable[[], Any]]:
+def ways(path):
     yield replace_directory(path, "stage").__enter__
     yield work_directory(path, "stage", "key").__enter__
 
 
-def test_a_folder_without_our_mark_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_our_mark_is_refused(tmp_path):
     with person(tmp_path) as folder:
         for way in ways(folder):
             with pytest.raises(DataError, match=r"photos: has content, and no \.align\.json .* move or remove it"):
@@ -112,7 +109,7 @@ def test_a_folder_without_our_mark_is_refused(tmp_path: Path) -> None:
             work_directory(tmp_path / "out", "stage", "key").__enter__()
 
 
-def test_a_folder_of_another_stage_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_another_stage_is_refused(tmp_path):
     with replace_directory(tmp_path / "raw", "ingest"):
         pass
     for way in ways(tmp_path / "raw"):
@@ -127,7 +124,7 @@ def test_a_folder_of_another_stage_is_refused(tmp_path: Path) -> None:
             way()
 
 
-def test_places_that_are_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_that_are_never_replaced(tmp_path, monkeypatch):
     (tmp_path / "empty" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "empty" / "inner")
     for path in (".", "..", "/", str(tmp_path)):
@@ -142,14 +139,14 @@ def test_places_that_are_never_replaced(tmp_path: Path, monkeypatch: pytest.Monk
             way()
 
 
-def test_a_parent_without_write_permission(tmp_path: Path) -> None:
+def test_a_parent_without_write_permission(tmp_path):
     (tmp_path / "theirs").mkdir(mode=0o755)
     tmp_path.chmod(0o755)
     for parent in list(tmp_path.parents)[:3]:
         parent.chmod(parent.stat().st_mode | 0o011)
     theirs = tmp_path / "theirs"
 
-    def as_nobody() -> None:
+    def as_nobody():
         os.setresuid(65534, 65534, 65534) if os.geteuid() == 0 else theirs.chmod(0o555)
         with pytest.raises(DataError, match="theirs cannot be written to"):
             replace_directory(theirs / "out", "stage").__enter__()
@@ -157,35 +154,35 @@ def test_a_parent_without_write_permission(tmp_path: Path) -> None:
     assert in_child(as_nobody) == 0
 
 
-def test_out_and_inputs_apart(tmp_path: Path) -> None:
+def test_out_and_inputs_apart(tmp_path):
     for out, given in (("a", "a"), ("a/b", "a"), ("a", "a/b")):
         with pytest.raises(DataError, match="the input"):
             require_apart(tmp_path / out, tmp_path / given)
     require_apart(tmp_path / "a", tmp_path / "ab")
 
 
-def test_the_mark_is_no_content(tmp_path: Path) -> None:
+def test_the_mark_is_no_content(tmp_path):
     (tmp_path / "file").write_text("x")
     before = sha256_folder(tmp_path)
     mark(tmp_path, "stage")
     assert sha256_folder(tmp_path) == before and marked(tmp_path) == "stage"
 
 
-def remake(path: Path, how: str) -> None:
+def remake(path, how):
     context = replace_directory(path, "stage") if how == "replace" else work_directory(path, "stage", "key")
     with context as part:
         for name in "xyz":
             write_bytes(part / name, b"new")
 
 
-def kill_at_each_step(root: Path, how: str, can_exchange: bool) -> None:
+def kill_at_each_step(root, how, can_exchange):
     with pytest.MonkeyPatch.context() as patch:
         if not can_exchange:
             patch.setattr(align.durable.files, "_exchange", lambda one, other: False)
         _kill_at_each_step(root, how, can_exchange)
 
 
-def _kill_at_each_step(root: Path, how: str, can_exchange: bool) -> None:
+def _kill_at_each_step(root, how, can_exchange):
     num_kills = num_new = 0
     for step in count():
         folder = root / str(step)
@@ -211,20 +208,18 @@ def _kill_at_each_step(root: Path, how: str, can_exchange: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def small() -> Iterator[Executor]:
+def small():
     with small_process() as process:
         yield process
 
 
 @pytest.mark.parametrize("how", ["replace", "work"])
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_killed_at_any_step_the_old_or_the_new_is_complete(
-    tmp_path: Path, small: Executor, how: str, can_exchange: bool
-) -> None:
+def test_killed_at_any_step_the_old_or_the_new_is_complete(tmp_path, small, how, can_exchange):
     small.submit(kill_at_each_step, tmp_path, how, can_exchange).result()
 
 
-def test_what_others_leave_is_removed_when_they_are_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_leave_is_removed_when_they_are_dead(tmp_path, monkeypatch):
     target = tmp_path / "out"
     mine = temporary_name(target)
     mine.mkdir()
@@ -250,7 +245,7 @@ def test_what_others_leave_is_removed_when_they_are_dead(tmp_path: Path, monkeyp
     assert not mine.exists()
 
 
-def test_temporary_names_are_of_one_machine_one_process_and_one_use(tmp_path: Path) -> None:
+def test_temporary_names_are_of_one_machine_one_process_and_one_use(tmp_path):
     some = {temporary_name(tmp_path / "file").name for _ in range(3)}
     assert len(some) == 3 and all(is_temporary(Path(name)) for name in some)
     assert not is_temporary(Path(".raw.part")) and not is_temporary(Path("file"))
@@ -260,7 +255,7 @@ def test_temporary_names_are_of_one_machine_one_process_and_one_use(tmp_path: Pa
     assert other.stdout.split("-")[-2].rpartition(".")[2] != next(iter(some)).split("-")[-2].rpartition(".")[2]
 
 
-def test_write_bytes_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_write_bytes_replaces_and_leaves_nothing_beside(tmp_path):
     path = tmp_path / "deep" / "file"
     write_bytes(path, b"one")
     write_bytes(path, b"two")
@@ -268,11 +263,11 @@ def test_write_bytes_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_write_bytes_flushes_the_file_and_then_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[str] = []
+def test_write_bytes_flushes_the_file_and_then_its_folder(tmp_path, monkeypatch):
+    flushed = []
     fsync = os.fsync
 
-    def note(descriptor: int) -> None:
+    def note(descriptor):
         flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
@@ -281,17 +276,17 @@ def test_write_bytes_flushes_the_file_and_then_its_folder(tmp_path: Path, monkey
     assert [is_temporary(Path(flushed[0])), *flushed[1:]] == [True, str(tmp_path)]
 
 
-def test_sha256_of_a_known_text(tmp_path: Path) -> None:
+def test_sha256_of_a_known_text(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def killed_in_writing(path: Path) -> None:
+def killed_in_writing(path):
     align.durable.files.os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
     write_bytes(path, b"half")
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_writer_of_its_folder(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_goes_with_the_next_writer_of_its_folder(tmp_path):
     assert in_child(partial(killed_in_writing, tmp_path / "one")) == -signal.SIGKILL
     assert len(names(tmp_path)) == 1
     others = [".mine.part", ".a.part", temporary_name(tmp_path / "live").name, "b.part"]

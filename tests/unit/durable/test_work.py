@@ -4,12 +4,8 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Executor
 from functools import partial
 from itertools import count
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,17 +20,17 @@ SPAWN = multiprocessing.get_context("spawn")
 PLAN = Piece("plan", "plan")
 
 
-def hold(folder: Path, ready: Any) -> None:
+def hold(folder, ready):
     """A process that makes a piece until it is killed."""
 
-    def make() -> None:
+    def make():
         ready.set()
         time.sleep(60)
 
     Pieces(folder).make(PLAN, make)
 
 
-def test_a_second_run_is_refused_and_loses_nothing_of_the_first(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_and_loses_nothing_of_the_first(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt), work_directory(out, "stage", "one") as work:
         (work / "0").write_text("hours of work")
@@ -47,9 +43,7 @@ def test_a_second_run_is_refused_and_loses_nothing_of_the_first(tmp_path: Path) 
         assert not (work / "0").exists()
 
 
-def test_a_piece_is_made_once_and_a_waiter_follows_one_that_was_killed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_piece_is_made_once_and_a_waiter_follows_one_that_was_killed(tmp_path, capsys):
     ready = SPAWN.Event()
     holder = SPAWN.Process(target=hold, args=(tmp_path, ready), daemon=True)
     holder.start()
@@ -68,14 +62,14 @@ def test_a_piece_is_made_once_and_a_waiter_follows_one_that_was_killed(
     Pieces(tmp_path).bring([PLAN])
 
 
-def unfinished(out: Path, key: str) -> None:
+def unfinished(out, key):
     """A run that fails after it has made file 0."""
     with pytest.raises(KeyboardInterrupt), work_directory(out, "stage", key) as work:
         (work / "0").write_text("days of work")
         raise KeyboardInterrupt
 
 
-def test_work_that_is_discarded_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_that_is_discarded_is_told(tmp_path, capsys):
     out = tmp_path / "out"
     for key in ("one", "two", "three"):
         unfinished(out, key)
@@ -93,17 +87,17 @@ def test_work_that_is_discarded_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == ""
 
 
-def kill_at_each_step(folder: Path, before: str | None, can_exchange: bool) -> None:
+def kill_at_each_step(folder, before, can_exchange):
     with pytest.MonkeyPatch.context() as patch:
         if not can_exchange:
             patch.setattr(align.durable.files, "_exchange", lambda one, other: False)
         _kill_at_each_step(folder, before)
 
 
-def _kill_at_each_step(folder: Path, before: str | None) -> None:
+def _kill_at_each_step(folder, before):
     made_by = None if before == "a person" else "stage"
 
-    def finish(out: Path) -> None:
+    def finish(out):
         with work_directory(out, made_by, "key") as work:
             assert (work / "0").exists(), f"step {step}"
 
@@ -132,22 +126,18 @@ def _kill_at_each_step(folder: Path, before: str | None) -> None:
 
 
 @pytest.fixture(scope="module")
-def small() -> Iterator[Executor]:
+def small():
     with small_process() as process:
         yield process
 
 
 @pytest.mark.parametrize("before", [None, "stage", "a person"])
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_kill_at_the_end_loses_nothing(
-    tmp_path: Path, small: Executor, before: str | None, can_exchange: bool
-) -> None:
+def test_a_kill_at_the_end_loses_nothing(tmp_path, small, before, can_exchange):
     small.submit(kill_at_each_step, tmp_path, before, can_exchange).result()
 
 
-def test_another_run_takes_an_output_that_a_kill_left_with_a_key_for_what_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_run_takes_an_output_that_a_kill_left_with_a_key_for_what_it_is(tmp_path, capsys):
     out = tmp_path / "out"
     with work_directory(out, "stage", "one") as work:
         (work / "0").touch()

@@ -3,8 +3,6 @@
 import itertools
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +12,14 @@ from align.config.suite import SuiteSet
 from align.errors import ConfigError, DataError
 from align.evaluate.captioned import read_ratings
 from align.evaluate.evaluate import SuiteNeeds, evaluate
-from align.evaluate.measure import Retrieval, measure_retrieval
+from align.evaluate.measure import measure_retrieval
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.query_ranks import RANKS, read_ranks
 from tests.support.colours import COLOURS, ColourEncoder, square
 from tests.support.suites import local_files
 
 
-def captioned(**asked: Any) -> EvaluationSet:
+def captioned(**asked):
     """A picture of each colour, twice: numbers 10, 11, ...; its two captions have ten times that, and one more."""
     images, pictures = [], []
     for number, (name, shade) in enumerate(((name, shade) for name in COLOURS for shade in (0, 15)), 10):
@@ -36,11 +34,11 @@ def captioned(**asked: Any) -> EvaluationSet:
     return EvaluationSet("c", "retrieval", "", images, (), (), held(pictures), repeats=True, asked=entry)
 
 
-def measured(one: EvaluationSet) -> Retrieval:
+def measured(one):
     return measure_retrieval(one, ColourEncoder(), num_resamples=200, seed=0, ratings=read_ratings(one, local_files()))
 
 
-def test_multi30k_is_the_mean_of_six_recalls() -> None:
+def test_multi30k_is_the_mean_of_six_recalls():
     scores = measured(captioned(tasks=["retrieval", "multi30k"])).scores
     recalls = [scores[f"multi30k/{way}/recall@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
     score = scores["multi30k/mean_recall"]
@@ -50,11 +48,11 @@ def test_multi30k_is_the_mean_of_six_recalls() -> None:
     assert not any(name.startswith("multi30k") for name in measured(captioned()).scores)
 
 
-def ratings(folder: Path, one: EvaluationSet) -> Path:
+def ratings(folder, one):
     """Every pair of the set, rated about 5 where both show one colour, and less by the distance of the colours else."""
     place = itertools.count()  # no two ratings are equal: three equal ones have no correlation
 
-    def near(left: int, right: int) -> float:
+    def near(left, right):
         colours = [np.array(COLOURS[one.images[index - 10].texts[0].split()[0]]) / 255 for index in (left, right)]
         return round(5 - 3.3 * float(np.linalg.norm(colours[0] - colours[1])) - 0.0005 * next(place), 4)
 
@@ -71,7 +69,7 @@ def ratings(folder: Path, one: EvaluationSet) -> Path:
     return folder
 
 
-def test_crisscrossed_captions_give_four_retrievals_and_three_correlations(tmp_path: Path) -> None:
+def test_crisscrossed_captions_give_four_retrievals_and_three_correlations(tmp_path):
     one = captioned(tasks=["retrieval", "cxc"], ratings=str(ratings(tmp_path, captioned())))
     scores = measured(one).scores
     for direction in ("image_to_text", "text_to_image", "text_to_text", "image_to_image"):
@@ -83,7 +81,7 @@ def test_crisscrossed_captions_give_four_retrievals_and_three_correlations(tmp_p
     assert not any(name.startswith("cxc") for name in measured(captioned()).scores)
 
 
-def test_rated_pairs_of_a_picture_that_does_not_decode_are_left_out(tmp_path: Path) -> None:
+def test_rated_pairs_of_a_picture_that_does_not_decode_are_left_out(tmp_path):
     one = captioned(tasks=["retrieval", "cxc"], ratings=str(ratings(tmp_path, captioned())))
     pictures = [data for _, data in one.read()]
     scores = measured(replace(one, pictures=held([*pictures[:3], b"no picture", *pictures[4:]]))).scores
@@ -92,7 +90,7 @@ def test_rated_pairs_of_a_picture_that_does_not_decode_are_left_out(tmp_path: Pa
     assert scores["cxc/image_to_image/recall@1"].value == scores["cxc/text_to_image/recall@1"].value == 1
 
 
-def test_files_of_ratings_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_files_of_ratings_that_do_not_fit_are_told(tmp_path):
     entry = {"tasks": ["retrieval", "cxc"], "ratings": str(ratings(tmp_path, captioned()))}
     (tmp_path / "sis_test.csv").write_text((tmp_path / "sts_test.csv").read_text())
     with pytest.raises(DataError, match=r"c: cxc: .*sis_test\.csv: its pairs are those of sts_test\.csv"):
@@ -111,7 +109,7 @@ def test_files_of_ratings_that_do_not_fit_are_told(tmp_path: Path) -> None:
 CONFIG = EvaluateConfig(num_resamples=100, seed=0, image_px=None, num_examples=1, max_test_images=0)
 
 
-def test_a_report_of_captions_with_ratings(tmp_path: Path) -> None:
+def test_a_report_of_captions_with_ratings(tmp_path):
     sets = [captioned(tasks=["retrieval", "multi30k", "cxc"], ratings=str(ratings(tmp_path, captioned())))]
     evaluate(CONFIG, encoder=ColourEncoder(), sets=sets, reports=tmp_path / "r", suite=SuiteNeeds(local_files()))
     metrics = json.loads((tmp_path / "r/metrics.json").read_text())

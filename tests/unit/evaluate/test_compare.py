@@ -31,7 +31,7 @@ from tests.unit.formats.evaluation_sets.test_classes import folder
 WAY = "image_to_text"
 
 
-def model(name: str, *ranks: int, digest: str = "d", queries: str = "", **more: float) -> Measured:
+def model(name, *ranks, digest="d", queries="", **more):
     """A model that gave the right answer of each query, of a concept of its own, this rank among 20."""
     number = len(ranks)
     ids = tuple(queries) or tuple(map(str, range(number)))
@@ -41,11 +41,11 @@ def model(name: str, *ranks: int, digest: str = "d", queries: str = "", **more: 
     return Measured(name, f"digest of {name}", metrics, QueryRanks({"s": digest}, {("s", WAY): part}))
 
 
-def verdict(a: Measured, b: Measured) -> str:
+def verdict(a, b):
     return str(compare(a, b, seed=0).rows[f"s/{WAY}/recall@1"]["verdict"])
 
 
-def test_the_better_model_is_named_and_noise_is_not() -> None:
+def test_the_better_model_is_named_and_noise_is_not():
     good, bad = model("good", *[1] * 30, *[9] * 10), model("bad", *[1] * 10, *[9] * 30)
     assert verdict(bad, good) == B_BETTER and verdict(good, bad) == A_BETTER
     other = model("other", *[9] * 2, *[1] * 28, *[1] * 2, *[9] * 8)  # two lost, two won
@@ -58,7 +58,7 @@ def test_the_better_model_is_named_and_noise_is_not() -> None:
     assert (turned["low"], turned["high"]) == pytest.approx((-row["high"], -row["low"]))
 
 
-def test_the_page_says_which_is_better_in_a_sentence_and_draws_it(tmp_path: Path) -> None:
+def test_the_page_says_which_is_better_in_a_sentence_and_draws_it(tmp_path):
     good, bad = model("good", *[1] * 30, *[9] * 10), model("bad", *[1] * 10, *[9] * 30)
     for a, b, better, sign in ((bad, good, "B", "+"), (good, bad, "A", "−")):
         report = compare(a, b, seed=0)
@@ -75,14 +75,14 @@ def test_the_page_says_which_is_better_in_a_sentence_and_draws_it(tmp_path: Path
     assert sentence(compare(good, replace(good, folder="copy"), seed=0)).startswith("No difference is shown. ")
 
 
-def test_a_pair_of_equal_models_is_said_to_be_one() -> None:
+def test_a_pair_of_equal_models_is_said_to_be_one():
     one = model("one", 1, 2, 3)
     report = compare(one, replace(one, folder="copy"), seed=0)
     assert report.rows[f"s/{WAY}/recall@1"]["verdict"] == EQUAL
     assert list(lines(report))[-1] == "A and B are the same model, byte for byte"
 
 
-def test_a_metric_without_answers_by_query_has_no_verdict(tmp_path: Path) -> None:
+def test_a_metric_without_answers_by_query_has_no_verdict(tmp_path):
     probe = {"s/frozen/accuracy/low": 0.1, "s/frozen/accuracy/high": 0.9}
     a, b = (model(name, 1, 2, **{"s/frozen/accuracy": value, **probe}) for name, value in (("x", 0.2), ("y", 0.7)))
     report = compare(a, b, seed=0)
@@ -95,13 +95,13 @@ def test_a_metric_without_answers_by_query_has_no_verdict(tmp_path: Path) -> Non
     assert UNKNOWN in (tmp_path / "report.html").read_text()
 
 
-def test_names_of_strangers_are_text(tmp_path: Path) -> None:
+def test_names_of_strangers_are_text(tmp_path):
     write_comparison(compare(model("<script>", 1), model("b\u202e", 2), seed=0), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page and "\u202e" not in page and "http" not in page.replace("http-equiv", "")
 
 
-def test_other_items_are_an_error() -> None:
+def test_other_items_are_an_error():
     with pytest.raises(DataError, match="x and y were measured on other sets: s; measure both again"):
         compare(model("x", 1, 2), model("y", 1, 2, digest="e"), seed=0)
     with pytest.raises(DataError, match=r"set s: a picture can be shown to one of x and y only.*\(c\)"):
@@ -111,7 +111,7 @@ def test_other_items_are_an_error() -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path, monkeypatch):
     """A working directory without a project, two models and a suite."""
     for name, seed in (("a", 0), ("b", 1)):
         tiny_model.write(tmp_path / name, seed=seed)
@@ -125,11 +125,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(place: Path, *args: str) -> int:
+def run(place, *args):
     return main(["evaluate", "--set", f"paths.evaluation={place / 'suite.yaml'}", *args])
 
 
-def test_two_folders_are_measured_and_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_folders_are_measured_and_compared(place, capsys):
     args = ("--compare", str(place / "a/model"), str(place / "b/model"), "--reports", str(place / "out"))
     assert run(place, *args) == 0
     shown = capsys.readouterr().out.splitlines()
@@ -145,7 +145,7 @@ def test_two_folders_are_measured_and_compared(place: Path, capsys: pytest.Captu
     assert first == {path.name: path.read_bytes() for path in (place / "out").iterdir() if path.is_file()}
 
 
-def test_a_project_without_evaluation_sets_compares_on_what_it_held_out(place: Path) -> None:
+def test_a_project_without_evaluation_sets_compares_on_what_it_held_out(place):
     """As a new project of `align init`: its folder of sets is empty."""
     samples = [Sample(colour, colour, square(colour), (), (colour,)) for colour in ("red", "blue")]
     write_shards(Path("data/shards"), {"test": [samples]}, image_px=48)
@@ -155,9 +155,7 @@ def test_a_project_without_evaluation_sets_compares_on_what_it_held_out(place: P
     assert {name.split("/")[0] for name in json.loads(Path("out/report.json").read_text())["rows"]} == {"test"}
 
 
-def test_wrong_arguments_are_one_line_before_anything_is_measured(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_arguments_are_one_line_before_anything_is_measured(place, capsys):
     a, b, out = str(place / "a/model"), str(place / "b/model"), str(place / "out")
     (place / "linked").symlink_to(a)
     (place / "precious").mkdir()

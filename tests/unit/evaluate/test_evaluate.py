@@ -1,9 +1,7 @@
 import argparse
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +18,6 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Unreada
 from align.formats.measured_sets import evaluation_digest, set_digests, shards_test_set
 from align.formats.query_ranks import QueryRanks, Ranked, read_ranks
 from align.formats.shards import Sample
-from align.model.embedder import Embeddings
 from align.statistics.paired import difference, of_metrics, set_of
 from tests.support.colours import COLOURS, ColourEncoder, square
 from tests.support.params import load_params
@@ -30,18 +27,18 @@ CONFIG = EvaluateConfig(seed=0, image_px=None, num_resamples=200, max_test_image
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def undrawn(monkeypatch):
     """No figure becomes a picture, which is most of what a report costs."""
     monkeypatch.setattr("align.evaluate.evaluate.png", lambda figure: b"")
     monkeypatch.setattr("align.display.html.svg", lambda figure: "<svg ></svg>")
 
 
-def pictures(mislabelled: str | None = None) -> list[bytes]:
+def pictures(mislabelled=None):
     """Of `images`; those of `mislabelled` are painted in the first colour."""
     return [square("red" if name == mislabelled else name, shade=shade) for name in COLOURS for shade in (0, 15)]
 
 
-def images() -> list[EvaluationImage]:
+def images():
     """Two shades of each colour."""
     return [
         EvaluationImage(
@@ -53,20 +50,20 @@ def images() -> list[EvaluationImage]:
     ]  # fmt: skip
 
 
-def colour_set(kind: str, mislabelled: str | None = None) -> EvaluationSet:
+def colour_set(kind, mislabelled=None):
     classes, templates = (tuple(COLOURS), ("a {} thing", "{}")) if kind == "classification" else ((), ())
     name = "classes" if kind == "classification" else "concepts"
     shown = held(pictures(mislabelled))
     return EvaluationSet(name, kind, "squares", images(), classes, templates, shown)  # type: ignore[arg-type]
 
 
-def run(tmp_path: Path, *sets: EvaluationSet, encoder: ColourEncoder | None = None) -> dict[str, float | int]:
+def run(tmp_path, *sets, encoder=None):
     report = evaluate(CONFIG, encoder=encoder or ColourEncoder(), sets=sets, reports=tmp_path / "evaluation")
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == report.metrics
     return report.metrics
 
 
-def test_an_encoder_that_sees_is_right_about_everything(tmp_path: Path, undrawn: None) -> None:
+def test_an_encoder_that_sees_is_right_about_everything(tmp_path, undrawn):
     metrics = run(tmp_path, colour_set("retrieval"), colour_set("classification"))
     # Both texts of a colour have one embedding: each is correct, so that the tie does no harm.
     for direction in ("image_to_text", "text_to_image"):
@@ -80,7 +77,7 @@ def test_an_encoder_that_sees_is_right_about_everything(tmp_path: Path, undrawn:
     assert metrics["classes/zero_shot/accuracy/majority"] == metrics["classes/zero_shot/accuracy/chance"] == 0.25
 
 
-def test_a_wrong_picture_costs_what_it_should(tmp_path: Path, undrawn: None) -> None:
+def test_a_wrong_picture_costs_what_it_should(tmp_path, undrawn):
     """The blue pictures are red: images find red texts first, and so do blue's two of eight."""
     metrics = run(tmp_path, colour_set("retrieval", "blue"), colour_set("classification", "blue"))
     assert metrics["concepts/image_to_text/recall@1"] == 0.75
@@ -94,7 +91,7 @@ def test_a_wrong_picture_costs_what_it_should(tmp_path: Path, undrawn: None) -> 
     assert 0 <= low < 0.75 < high <= 1
 
 
-def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
+def test_the_report_is_whole_and_the_same_bytes_again(tmp_path):
     sets = [colour_set("retrieval", "blue"), colour_set("classification")]
     contents = []
     for name in ("first", "second"):
@@ -115,7 +112,7 @@ def test_the_report_is_whole_and_the_same_bytes_again(tmp_path: Path) -> None:
     assert page.count("<figure") >= 4  # the wall of pictures that were classified
 
 
-def test_pictures_are_shown_with_their_class_and_with_what_was_answered() -> None:
+def test_pictures_are_shown_with_their_class_and_with_what_was_answered():
     measured = measure_classification(colour_set("classification", "blue"), ColourEncoder(), num_resamples=100, seed=0)
     right, wrong = draw_classified(measured, number=9, seed=0)
     assert sorted(one.label for one in right) == ["green", "red", "yellow"]
@@ -127,12 +124,12 @@ def test_pictures_are_shown_with_their_class_and_with_what_was_answered() -> Non
 class Blind(ColourEncoder):
     """Mistakes every picture for another colour."""
 
-    def embed_crops(self, crops: Iterable[np.ndarray]) -> Embeddings:
+    def embed_crops(self, crops):
         return np.roll(super().embed_crops(crops), 1, axis=1)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_the_same_queries_are_shown_of_a_good_and_of_a_bad_model(direction: str) -> None:
+def test_the_same_queries_are_shown_of_a_good_and_of_a_bad_model(direction):
     shown = []
     for encoder in (ColourEncoder(), Blind()):
         measured = measure_retrieval(colour_set("retrieval"), encoder, num_resamples=100, seed=0)
@@ -142,7 +139,7 @@ def test_the_same_queries_are_shown_of_a_good_and_of_a_bad_model(direction: str)
     assert [example.rank for example in shown[0]] == [1, 1, 1] and all(example.rank > 1 for example in shown[1])
 
 
-def test_a_text_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path: Path) -> None:
+def test_a_text_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path):
     odd = r"$\frac$ and $x_$"
     odd_images = [replace(image, texts=(odd + image.key,), label=odd) for image in images()]
     retrieval = replace(colour_set("retrieval", "blue"), name=odd, images=odd_images)
@@ -151,9 +148,9 @@ def test_a_text_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path: Path) ->
     assert (tmp_path / "evaluation" / "classes_confusion.png").is_file()
 
 
-def test_a_model_that_diverged_is_an_error_and_writes_no_report(tmp_path: Path) -> None:
+def test_a_model_that_diverged_is_an_error_and_writes_no_report(tmp_path):
     class Diverged(ColourEncoder):
-        def embed_crops(self, crops: Iterable[np.ndarray]) -> np.ndarray:
+        def embed_crops(self, crops):
             return np.full((len(list(crops)), 4), np.nan, dtype=np.float32)
 
     with pytest.raises(DataError, match="not finite"):
@@ -161,14 +158,14 @@ def test_a_model_that_diverged_is_an_error_and_writes_no_report(tmp_path: Path) 
     assert not (tmp_path / "evaluation").exists()
 
 
-def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:
+def test_nothing_to_measure_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no evaluation set"):
         run(tmp_path)
     with pytest.raises(DataError, match="no image or no text"):
         run(tmp_path, replace(colour_set("retrieval"), images=[]))
 
 
-def test_the_test_split_becomes_a_retrieval_set(tmp_path: Path) -> None:
+def test_the_test_split_becomes_a_retrieval_set(tmp_path):
     samples = [Sample(f"00000000{i}", str(i), square("red"), (f"00000000{i}",), (f"text {i}",)) for i in range(3)]
     write_shards(tmp_path, {"test": [samples]}, image_px=48)
 
@@ -181,12 +178,12 @@ def test_the_test_split_becomes_a_retrieval_set(tmp_path: Path) -> None:
     assert shards_test_set(tmp_path, 0, None) == []
 
 
-def test_two_sets_of_one_name_are_an_error(tmp_path: Path) -> None:
+def test_two_sets_of_one_name_are_an_error(tmp_path):
     with pytest.raises(DataError, match=r"2 sets have the name 'concepts'; .* paths\.evaluation another"):
         run(tmp_path, colour_set("retrieval"), colour_set("classification"), colour_set("retrieval", "blue"))
 
 
-def test_the_metrics_follow_from_the_ranks_of_the_queries(tmp_path: Path, undrawn: None) -> None:
+def test_the_metrics_follow_from_the_ranks_of_the_queries(tmp_path, undrawn):
     sets = [colour_set("retrieval", "blue"), colour_set("classification", "blue")]
     metrics = run(tmp_path, *sets)
     ranks = read_ranks(tmp_path / "evaluation" / "ranks.parquet")
@@ -207,14 +204,14 @@ def test_the_metrics_follow_from_the_ranks_of_the_queries(tmp_path: Path, undraw
 
 
 @pytest.mark.parametrize("reports", [None, "reports/evaluation", "./reports/../reports/evaluation"])
-def test_the_report_of_another_model_goes_elsewhere(reports: str | None) -> None:
+def test_the_report_of_another_model_goes_elsewhere(reports):
     args = argparse.Namespace(compare=None, model=Path("other"), reports=None if reports is None else Path(reports))
     with pytest.raises(ConfigError, match="reports/evaluation is about the fine-tuned model; name another folder"):
         main(load_params(), args)
 
 
 @pytest.mark.parametrize("kind", ["retrieval", "classification"])
-def test_a_picture_that_is_no_picture_is_a_row_with_a_reason(tmp_path: Path, undrawn: None, kind: str) -> None:
+def test_a_picture_that_is_no_picture_is_a_row_with_a_reason(tmp_path, undrawn, kind):
     broken = [b"no picture", *pictures()[1:]]
     report = evaluate(
         CONFIG, encoder=ColourEncoder(), sets=[replace(colour_set(kind), pictures=held(broken))], reports=tmp_path / "r"
@@ -226,22 +223,22 @@ def test_a_picture_that_is_no_picture_is_a_row_with_a_reason(tmp_path: Path, und
     assert "left out" in (tmp_path / "r/report.html").read_text()
 
 
-def test_a_set_whose_pictures_all_fail_is_an_error(tmp_path: Path) -> None:
-    broken: list[bytes | Unreadable] = [b"no picture"] * 7
+def test_a_set_whose_pictures_all_fail_is_an_error(tmp_path):
+    broken = [b"no picture"] * 7
     one = replace(colour_set("retrieval"), pictures=held([Unreadable("no such file"), *broken]))
     with pytest.raises(DataError, match="concepts: none of its 8 pictures can be shown to the model; red0: no such"):
         run(tmp_path, one)
 
 
-HOW: dict[str, Any] = {"num_resamples": 200, "seed": 0}
+HOW = {"num_resamples": 200, "seed": 0}
 
 
-def asked(*tasks: str, **more: Any) -> SuiteSet:
+def asked(*tasks, **more):
     entry = {"name": "c", "path": "c", "format": "folder", "tasks": ["zero_shot", *tasks], **more}
     return SuiteSet.model_validate(entry)
 
 
-def split(name: str, seed: int, each: int, classes: int = 3) -> Labelled:
+def split(name, seed, each, classes=3):
     """Pictures of each class around its own corner, on the unit sphere; hard enough for one in ten to be wrong."""
     labels = np.repeat(np.arange(classes), each)
     rows = np.random.default_rng(seed).normal(size=(len(labels), 16))
@@ -253,14 +250,14 @@ def split(name: str, seed: int, each: int, classes: int = 3) -> Labelled:
 TRAIN, TEST = split("train", 0, 60), split("test", 1, 40)
 
 
-def test_the_linear_classifier_learns() -> None:
+def test_the_linear_classifier_learns():
     entry = asked("frozen", frozen={"preset": "small"})
     found = accuracy([frozen_answers(entry, TRAIN, TEST, 3)], TEST, 3, **HOW)
     assert found.chance == 1 / 3 and 0.6 < found.low < found.value < found.high
     assert found == accuracy([frozen_answers(entry, TRAIN, TEST, 3)], TEST, 3, **HOW)
 
 
-def test_single_answers_are_kept_for_comparisons() -> None:
+def test_single_answers_are_kept_for_comparisons():
     """From them follows each metric, as `align evaluate --compare` needs it."""
     answers = [frozen_answers(asked("frozen", frozen={"preset": "small"}), TRAIN, TEST, 3)]
     ids = tuple(map(str, range(len(TEST))))
@@ -277,25 +274,25 @@ def test_single_answers_are_kept_for_comparisons() -> None:
 class DrawnEncoder(ColourEncoder):
     """A direction of sixteen for each picture and text, drawn by its bytes."""
 
-    def crop(self, picture: bytes) -> np.ndarray:
+    def crop(self, picture):
         return np.random.default_rng([*picture]).normal(size=16)
 
-    def embed_crops(self, crops: Iterable[np.ndarray]) -> Embeddings:
+    def embed_crops(self, crops):
         rows = np.array([*crops], dtype=np.float32).reshape(-1, 16)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    def embed_texts(self, texts: Iterable[str]) -> Embeddings:
+    def embed_texts(self, texts):
         return self.embed_crops(self.crop(text.encode()) for text in texts)
 
 
-def test_classifiers_that_learn_do_not_depend_on_the_order_of_files() -> None:
+def test_classifiers_that_learn_do_not_depend_on_the_order_of_files():
     """The same labelled pictures in two orders, as in folders of other names; more than a batch of them."""
     pictures = [f"picture {row}".encode() for row in range(240)]
     names = [*COLOURS]
     labels = [names[int(DrawnEncoder().crop(picture)[:4].argmax())] for picture in pictures]
     entry = asked("frozen", frozen={"preset": "small"})
 
-    def answers(order: list[int]) -> list[int]:
+    def answers(order):
         items = [
             EvaluationImage(f"{place}", f"{place}", (), labels[row], None, "query" if place < 80 else "reference")
             for place, row in enumerate(order)
@@ -309,7 +306,7 @@ def test_classifiers_that_learn_do_not_depend_on_the_order_of_files() -> None:
     assert answers(first) == answers(first[:80] + first[:79:-1])
 
 
-def test_a_set_learns_from_its_split_of_references_and_scores_stand_beside_zero_shot() -> None:
+def test_a_set_learns_from_its_split_of_references_and_scores_stand_beside_zero_shot():
     one = replace(colour_set("classification"), asked=asked("frozen", frozen={"preset": "small"}))
     measured = measure_classification(one, ColourEncoder(), num_resamples=100, seed=0)
     scores = measured.scores

@@ -1,7 +1,6 @@
 """Which texts are right for which images, where captions repeat; and the languages of queries."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from tests.support.colours import ColourEncoder, square
 CONFIG = EvaluateConfig(seed=0, image_px=None, num_resamples=200, max_test_images=0, num_examples=1)
 
 
-def captions(*texts: tuple[str, ...], repeats: bool = True) -> EvaluationSet:
+def captions(*texts, repeats=True):
     """An image a row, red, green and blue, each its own concept, with its texts."""
     colours = ("red", "green", "blue")[: len(texts)]
     items = [EvaluationImage(key, key, of, None, None, "query") for key, of in zip(colours, texts, strict=True)]
@@ -25,11 +24,11 @@ def captions(*texts: tuple[str, ...], repeats: bool = True) -> EvaluationSet:
     return EvaluationSet("captions", "retrieval", "", items, (), (), shown, repeats=repeats)
 
 
-def lists(arrays: list[np.ndarray]) -> list[list[int]]:
+def lists(arrays):
     return [array.tolist() for array in arrays]
 
 
-def test_a_caption_is_right_for_its_own_image_only(tmp_path: Path) -> None:
+def test_a_caption_is_right_for_its_own_image_only(tmp_path):
     """The green picture has the caption of the red one, too."""
     one = captions(("a red thing", "red"), ("green", "a  Red thing"), ("blue",))
     items = published_gallery(one, range(3))
@@ -47,25 +46,25 @@ def test_a_caption_is_right_for_its_own_image_only(tmp_path: Path) -> None:
     assert "a text is correct for the images that it was written for" in (tmp_path / "r/report.html").read_text()
 
 
-def test_repeats_stay_items_in_captions_and_are_one_in_a_set_of_concepts() -> None:
+def test_repeats_stay_items_in_captions_and_are_one_in_a_set_of_concepts():
     texts = ("red", "red ", ""), ("green",), ("blue",)
     assert published_gallery(captions(*texts), range(3)).texts == ["red", "red ", "green", "blue"]
     assert published_gallery(captions(*texts, repeats=False), range(3)).texts == ["red", "green", "blue"]
 
 
-def test_images_of_one_concept_share_their_texts() -> None:
+def test_images_of_one_concept_share_their_texts():
     one = captions(("red",), ("ruby",), ("blue",))
     one = replace(one, images=[replace(image, concept="r" if n < 2 else "b") for n, image in enumerate(one.images)])
     items = published_gallery(one, range(3))
     assert lists(items.texts_of_image) == [[0, 1], [0, 1], [2]] and lists(items.images_of_text) == [[0, 1], [0, 1], [2]]
 
 
-def test_texts_of_a_picture_that_is_not_shown_are_no_items() -> None:
+def test_texts_of_a_picture_that_is_not_shown_are_no_items():
     items = published_gallery(captions(("red", "ruby"), ("green",), ("blue",)), [1, 2])
     assert items.texts == ["green", "blue"] and lists(items.texts_of_image) == [[0], [1]]
 
 
-def test_the_page_says_which_model_and_what_the_test_split_is(tmp_path: Path) -> None:
+def test_the_page_says_which_model_and_what_the_test_split_is(tmp_path):
     one = replace(captions(("red",), ("green",), ("blue",)), name="test")
     evaluate(CONFIG, encoder=ColourEncoder(), sets=[one], reports=tmp_path / "r")
     page = (tmp_path / "r/report.html").read_text()
@@ -76,12 +75,12 @@ def test_the_page_says_which_model_and_what_the_test_split_is(tmp_path: Path) ->
 ENGLISH, GERMAN = "a red fox in the snow", "ein roter Fuchs im tiefen Schnee"
 
 
-def part(number: int) -> Ranked:
+def part(number):
     ids = tuple(map(str, range(number)))
     return Ranked(ids, ids, None, np.ones(number, np.int64), np.ones(number, np.int64), number)
 
 
-def test_a_text_has_its_language_and_an_image_that_of_its_texts_if_they_agree() -> None:
+def test_a_text_has_its_language_and_an_image_that_of_its_texts_if_they_agree():
     texts = {
         "fox": (ENGLISH,),
         "schnee": (GERMAN.upper(), "xq"),
@@ -96,7 +95,7 @@ def test_a_text_has_its_language_and_an_image_that_of_its_texts_if_they_agree() 
     assert found[TEXT_TO_IMAGE].languages == ("en", "de", None, "en", "de", None)
 
 
-def test_the_file_of_an_evaluation_has_them(tmp_path: Path) -> None:
+def test_the_file_of_an_evaluation_has_them(tmp_path):
     texts = {"red": "a plain red square on white paper", "blue": "ein schlichtes Quadrat auf weißem Papier, blue"}
     images = [
         EvaluationImage(f"{name}{shade}", name, (text, name), None, None, "query")
@@ -112,7 +111,7 @@ def test_the_file_of_an_evaluation_has_them(tmp_path: Path) -> None:
     assert found["squares", TEXT_TO_IMAGE].languages == ("en", None, "de", None)
 
 
-def test_another_way_to_tell_languages_measures_no_model_again() -> None:
+def test_another_way_to_tell_languages_measures_no_model_again():
     """The digest of a set covers the code that measures it: with this one in it, each version would be asked again."""
     assert "align.pairs.text" not in provenance.deciding("align.evaluate.measure")
     assert "align.pairs.text" in provenance.deciding("align.evaluate.evaluate")

@@ -12,16 +12,16 @@ from align.evaluate.paper_table import HEADINGS, REST, Published, figures, group
 from align.formats.evaluation_set import EvaluationSet, held
 
 
-def score(name: str, value: float) -> dict[str, float | int]:
+def score(name, value):
     return {name: value, f"{name}/low": value - 0.01, f"{name}/high": value + 0.01, f"{name}/chance": 0.001}
 
 
-def html(metrics: dict[str, float | int], **sets: int) -> dict[str, str]:
+def html(metrics, **sets):
     of = {name: {"num_images": number} for name, number in sets.items()}
     return {title: "\n".join(blocks) for title, blocks in paper_tables(metrics, of, "our model")}
 
 
-def rows(block: str) -> list[list[str]]:
+def rows(block):
     """Cells of the table of the paper, as text."""
     found = re.findall(r"<tr.*?</tr>", block.partition("<table class=paper>")[2].partition("</table>")[0])
     return [
@@ -30,7 +30,7 @@ def rows(block: str) -> list[list[str]]:
     ]
 
 
-def test_our_row_stands_beside_published_ones() -> None:
+def test_our_row_stands_beside_published_ones():
     metrics = score("Flickr30K/text_to_image/recall@1", 0.5) | score("Flickr30K/image_to_text/recall@10", 0.75)
     metrics |= score("Flickr30K/image_to_text/recall@1", 0.6)
     table = html(metrics, Flickr30K=1000)["Image-text retrieval"]
@@ -49,7 +49,7 @@ def test_our_row_stands_beside_published_ones() -> None:
     assert to_image["ALIGN"] == ["75.7", "–"] and to_image["kakaobrain/align-base"] == ["73.6", "–"]
 
 
-def test_source_and_protocol_need_no_mouse() -> None:
+def test_source_and_protocol_need_no_mouse():
     table = html(score("coco/image_to_text/recall@1", 0.5), coco=5000)["Image-text retrieval"]
     said = "ALIGN: Jia et al. 2021, arXiv 2102.05918 (ALIGN); table 1, zero-shot, L2 + BERT-Large"
     assert f'<td title="{said}">58.6</td>' in table
@@ -59,13 +59,13 @@ def test_source_and_protocol_need_no_mouse() -> None:
         assert f"id=source-{link}>" in table
 
 
-def test_a_set_of_another_size_is_not_comparable() -> None:
+def test_a_set_of_another_size_is_not_comparable():
     metrics = score("coco/image_to_text/recall@1", 0.5)
     assert "42 pictures, the published one 5,000" in html(metrics, coco=42)["Image-text retrieval"]
     assert "not comparable" not in html(metrics, coco=5000)["Image-text retrieval"]
 
 
-def test_a_set_that_nobody_published_has_our_row_alone() -> None:
+def test_a_set_that_nobody_published_has_our_row_alone():
     metrics = score("concepts/image_to_text/recall@1", 0.5)
     table = html(metrics, concepts=10)["Image-text retrieval"]
     assert [row[0] for row in rows(table)] == ["per cent", "image → text our model, 95 % interval"]
@@ -84,20 +84,20 @@ def test_a_set_that_nobody_published_has_our_row_alone() -> None:
         ("of_tomorrow/figure", REST),
     ],
 )
-def test_every_metric_has_its_place(metric: str, heading: str) -> None:
+def test_every_metric_has_its_place(metric, heading):
     shown = html(score(f"a.b/{metric}", 0.25), **{"a.b": 3})
     assert list(shown) == [heading]
     assert ("25.0" if heading in HEADINGS else "0.25") in shown[heading]
 
 
-def test_columns_are_in_the_papers_order() -> None:
+def test_columns_are_in_the_papers_order():
     names = ["mean_recall", *(f"{way}/{end}" for way in ("text_to_image", "image_to_text") for end in
              ("mean_recall", "recall@10", "recall@5", "recall@1"))]  # fmt: skip
     (by_set,) = grouped([f"s/{name}" for name in names], ["s"]).values()
     assert by_set["s"] == [*names[:4:-1], *names[4:0:-1], "mean_recall"]
 
 
-def test_nothing_is_lost_or_shown_twice() -> None:
+def test_nothing_is_lost_or_shown_twice():
     names = ["a/zero_shot/accuracy", "a/b/zero_shot/accuracy", "a/odd", "stray"]
     metrics = {key: value for name in names for key, value in score(name, 0.5).items()}
     metrics |= {"a/zero_shot/accuracy/majority": 0.3}
@@ -109,12 +109,12 @@ def test_nothing_is_lost_or_shown_twice() -> None:
     assert "always the most frequent class" in html(metrics, **{"a": 1, "a/b": 2})["Zero-shot classification"]
 
 
-def test_names_of_strangers_are_text() -> None:
+def test_names_of_strangers_are_text():
     table = html(score("<script>/zero_shot/<b>", 0.5) | score("<i>", 0.5), **{"<script>": 1})
     assert all("<script" not in block and "<b>" not in block and "<i>" not in block for block in table.values())
 
 
-def test_published_figures_are_well_formed() -> None:
+def test_published_figures_are_well_formed():
     data = published()
     for name, one in data.sets.items():
         assert data.of(name) is one and data.of(name.upper()) is one
@@ -131,14 +131,14 @@ def test_published_figures_are_well_formed() -> None:
         Published.model_validate(broken)
 
 
-def classification(confusion: np.ndarray) -> Classification:
+def classification(confusion):
     classes = tuple(f"class {number}" for number in range(len(confusion)))
     source = EvaluationSet("mine", "classification", "x", [], classes, ("{}",), held([]))
     none = np.zeros(0, np.int64)
     return Classification(source, [], [], none, confusion, 0.5, {}, {}, {})
 
 
-def test_of_many_classes_those_with_the_most_confusions_are_shown() -> None:
+def test_of_many_classes_those_with_the_most_confusions_are_shown():
     confusion = np.diag(np.full(500, 10))
     confusion[400, 7] = confusion[3, 450] = 5
     confusion[[8, 9], [9, 8]] = 2
@@ -155,6 +155,6 @@ def test_of_many_classes_those_with_the_most_confusions_are_shown() -> None:
     assert max(figure.get_size_inches()) < 15
 
 
-def test_a_few_classes_are_all_shown() -> None:
+def test_a_few_classes_are_all_shown():
     axes = confusion_figure(classification(np.eye(60, dtype=np.int64))).axes[0]
     assert (len(axes.get_yticklabels()), axes.get_title()) == (60, "")

@@ -1,7 +1,6 @@
 """`align evaluate` of a suite: a model and a suite are enough, and what will happen is said first."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -14,21 +13,21 @@ from tests.unit.formats.evaluation_sets.test_classes import folder, parquet, tar
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(tmp_path, monkeypatch):
     """A working directory without a project."""
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     return tmp_path
 
 
-def evaluate(root: Path, file: Path) -> int:
+def evaluate(root, file):
     model = root / "model" if (root / "model").exists() else tiny_model.write(root)
     return main(
         ["evaluate", "--set", f"paths.evaluation={file}", "--model", str(model), "--reports", str(root / "out")]
     )
 
 
-def test_a_model_and_a_suite_are_enough(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_and_a_suite_are_enough(elsewhere, capsys):
     pictures(elsewhere / "images")
     (elsewhere / "images/1.jpg").write_bytes(b"no picture")
     both = {"tasks": ["zero_shot", "knn"], "templates": ["a {}."]}
@@ -62,9 +61,7 @@ def test_a_model_and_a_suite_are_enough(elsewhere: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.costs(10, "two models on a suite, each with its report")
-def test_a_model_of_another_library_is_measured_and_compared_with_ours(
-    elsewhere: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_of_another_library_is_measured_and_compared_with_ours(elsewhere, capsys):
     both = {"tasks": ["zero_shot", "frozen"], "templates": ["a {}."], "frozen": {"preset": "small"}}
     one = {"name": "one", "path": str(folder(elsewhere / "folder")), "format": "folder", **both}
     pictures(elsewhere / "images")
@@ -92,7 +89,7 @@ def test_a_model_of_another_library_is_measured_and_compared_with_ours(
     assert "clip: a model of clip; task fine_tuning trains our own" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_missing_set_is_one_line(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_set_is_one_line(elsewhere, capsys):
     file = suite(elsewhere, {"name": "one", "path": "nowhere", "format": "webdataset", "tasks": ["zero_shot"]})
     assert evaluate(elsewhere, file) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -3,13 +3,10 @@
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from align.config.suite import FineTuningSettings
@@ -25,7 +22,7 @@ from tests.support.tuning import evaluate, write_suite
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     """Measured once, into `out`."""
     made = tmp_path_factory.mktemp("tuned")
     write_suite(made, epochs=8)
@@ -35,18 +32,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def encoded(pixels: NDArray[np.uint8]) -> bytes:
+def encoded(pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+def read_json(path):
+    return json.loads(path.read_text())
 
 
-def test_the_report_has_accuracy_with_interval_classes_and_difference(root: Path) -> None:
+def test_the_report_has_accuracy_with_interval_classes_and_difference(root):
     metrics, tuned = (read_json(root / "out" / name) for name in ("metrics.json", "report.json"))
     tuned = tuned["fine_tuning"]["colours"]
     value, low, high = (metrics[f"colours/fine_tuning/accuracy{part}"] for part in ("", "/low", "/high"))
@@ -63,9 +59,7 @@ def test_the_report_has_accuracy_with_interval_classes_and_difference(root: Path
     assert "accuracy after fine-tuning" in page
 
 
-def test_a_second_evaluation_gives_the_same_bytes(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_evaluation_gives_the_same_bytes(root, monkeypatch, capsys):
     monkeypatch.chdir(root)
     assert evaluate(root, "again") == 0
     said = capsys.readouterr().err
@@ -84,14 +78,14 @@ def test_a_second_evaluation_gives_the_same_bytes(
         ({"preset": "imagenet", "train_px": 64, "test_px": 72, "epochs": 2}, (64, 64, 72), [20, 20]),
     ],
 )
-def test_settings_change_a_preset(settings: dict[str, Any], sizes: tuple[int, ...], lengths: list[int]) -> None:
+def test_settings_change_a_preset(settings, sizes, lengths):
     recipe = recipe_of(FineTuningSettings(**settings), TINY)
     assert (*(phase.train_px for phase in recipe.phases), recipe.test_px) == sizes
     assert [phase.length(10.0) for phase in recipe.phases] == lengths
     assert recipe.view(32).square_px == 36  # as the model's own crops
 
 
-def test_at_the_models_size_fine_tuning_sees_what_the_model_sees(root: Path) -> None:
+def test_at_the_models_size_fine_tuning_sees_what_the_model_sees(root):
     """Equal crops and equal features, up to the length of 1 of an embedding."""
     rows = np.random.default_rng(0).integers(0, 256, size=(3, 50, 70, 3), dtype=np.uint8)
     images = [encoded(row) for row in rows]
@@ -109,14 +103,12 @@ def test_at_the_models_size_fine_tuning_sees_what_the_model_sees(root: Path) -> 
     assert features == pytest.approx(towers.embed_crops(shown), abs=1e-5)
 
 
-def test_runs_are_a_setting() -> None:
+def test_runs_are_a_setting():
     assert recipe_of(FineTuningSettings(preset="fine_grained"), TINY).num_runs == 3
     assert recipe_of(FineTuningSettings(preset="fine_grained", runs=1), TINY).num_runs == 1
 
 
-def test_a_part_that_does_not_fit_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_part_that_does_not_fit_is_one_line(tmp_path, monkeypatch, capsys):
     write_suite(tmp_path, preset="imagenet", train_px=32, epochs=1, part=6)
     monkeypatch.chdir(tmp_path)
     assert evaluate(tmp_path, "out") == 1

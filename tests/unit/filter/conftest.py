@@ -6,6 +6,6 @@ from tests.support.small_filter import quicken
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch):
     """For tests of what a filter run decides; they look at no figure."""
     quicken(monkeypatch)

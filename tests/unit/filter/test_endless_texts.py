@@ -1,7 +1,5 @@
 """Texts and tables of folders that others made, of any length."""
 
-from pathlib import Path
-
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,7 +13,7 @@ from tests.support.small_filter import noise, stock_folder
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-def test_texts_of_other_folders_have_a_length_limit(tmp_path: Path) -> None:
+def test_texts_of_other_folders_have_a_length_limit(tmp_path):
     captions = [
         "three words " + "x" * 500_000,  # one word fills a page
         "a text of " + " " * 10_000 + " two ends",  # what was cut is too long, though little is left of it
@@ -24,7 +22,7 @@ def test_texts_of_other_folders_have_a_length_limit(tmp_path: Path) -> None:
         "an endless " + "w" * 990,
         "two" + "\u0315\u0300" * 40_000 + " marks here",
     ]
-    pairs: list[tuple[str | None, bytes | None]] = [(caption, noise(row)) for row, caption in enumerate(captions)]
+    pairs = [(caption, noise(row)) for row, caption in enumerate(captions)]
     config = load_params(overrides=["filter.min_words=2"]).section(FilterConfig)
     raw = stock_folder(tmp_path / "raw", pairs)
     engine = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})
@@ -39,7 +37,7 @@ def test_texts_of_other_folders_have_a_length_limit(tmp_path: Path) -> None:
     assert facts["num_characters"] == [8192, 8192, 18, 1000, 1001, 8192]
 
 
-def test_a_small_folder_that_unpacks_to_gigabytes_takes_little_memory(tmp_path: Path) -> None:
+def test_a_small_folder_that_unpacks_to_gigabytes_takes_little_memory(tmp_path):
     raw = stock_folder(tmp_path / "raw", [("a text", None)])
     parquet_bomb(raw / "00000.parquet", 1000)
     code = """

@@ -4,9 +4,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +18,6 @@ from align.errors import ConfigError, DataError
 from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.measure import measure_shard
 from align.filter.network import ImageNetwork
-from align.filter.report import FilterReport
-from align.filter.work_folder import NumberedShard, WorkFolder
 from align.formats import filtered
 from align.formats.evaluation_sets.named import named_sets
 from align.formats.policy import Entry, OptedOut, write_opted_out
@@ -40,23 +36,21 @@ ENGINE = (
 CONFIG = load_params().section(FilterConfig).model_copy(update={"num_frequent_ngrams": 10**6, "max_texts_per_image": 2})
 
 
-def run(
-    raw: Path, out: Path, evaluation: Path | None = None, config: FilterConfig = CONFIG, policy: Path | None = None
-) -> FilterReport:  # fmt: skip
+def run(raw, out, evaluation=None, config=CONFIG, policy=None):
     none = out / "none"
     none.mkdir(parents=True, exist_ok=True)
     folders = FilterFolders(raw, evaluation or none, policy or none, out / "filtered", out / "reports")
     return filter_pairs(config, ENGINE, folders)
 
 
-def decisions(out: Path) -> dict[str, dict[str, object]]:
+def decisions(out):
     return {row["key"]: row for row in pq.read_table(out / "filtered/decisions").to_pylist()}
 
 
 @pytest.mark.usefixtures("quick")
-def test_every_row_gets_a_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_row_gets_a_decision(tmp_path, capsys):
     test_image = noise(99)
-    pairs: list[tuple[str | None, bytes | None]] = [
+    pairs = [
         ("a good long  text", noise(0)),
         (None, noise(1)),
         ("the image is gone", None),
@@ -100,7 +94,7 @@ def test_every_row_gets_a_decision(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "warning" not in capsys.readouterr().err
 
 
-def test_equal_bytes_twice_and_no_evaluation_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_bytes_twice_and_no_evaluation_sets(tmp_path, capsys):
     raw = stock_folder(tmp_path / "raw", [("a good long text", noise(0)), ("too short", noise(1))])
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -118,7 +112,7 @@ def test_equal_bytes_twice_and_no_evaluation_sets(tmp_path: Path, capsys: pytest
     assert not any(str(tmp_path).encode() in data for data in one.values())
 
 
-def test_source_size_counts_where_img2dataset_shrank_the_picture(tmp_path: Path) -> None:
+def test_source_size_counts_where_img2dataset_shrank_the_picture(tmp_path):
     raw = stock_folder(tmp_path / "raw", [("a good long text", noise(0, 64, 64))])
     table = pq.read_table(raw / "00000.parquet")
     for name, value in (("original_width", 900), ("original_height", 299)):
@@ -128,7 +122,7 @@ def test_source_size_counts_where_img2dataset_shrank_the_picture(tmp_path: Path)
     assert decisions(tmp_path)["000000000"]["reasons"] == ["image_aspect_ratio"]
 
 
-def test_some_columns_are_those_of_the_whole_table(tmp_path: Path) -> None:
+def test_some_columns_are_those_of_the_whole_table(tmp_path):
     raw = stock_folder(tmp_path / "raw", [("a good long text", noise(0)), ("a dead link", None)])
     [shard] = raw_shards(raw)
     whole = read_table(shard)
@@ -141,7 +135,7 @@ def test_some_columns_are_those_of_the_whole_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_languages_are_guessed_of_what_is_kept_or_where_a_rule_asks(tmp_path: Path) -> None:
+def test_languages_are_guessed_of_what_is_kept_or_where_a_rule_asks(tmp_path):
     texts = [
         "a photograph of the old town hall",
         "das alte Rathaus und die kleine Kirche",
@@ -160,21 +154,21 @@ def test_languages_are_guessed_of_what_is_kept_or_where_a_rule_asks(tmp_path: Pa
         assert counts == {"en": (2, 1), "de": (1, asked is None)}
 
 
-def test_nothing_kept_still_ends_well(tmp_path: Path) -> None:
+def test_nothing_kept_still_ends_well(tmp_path):
     raw = stock_folder(tmp_path / "raw", [("no", noise(0)), ("", None)])
     report = run(raw, tmp_path)
     assert (report.num_kept, report.metrics["filter/keep_rate"], len(decisions(tmp_path))) == (0, 0.0, 2)
     assert "0 of 2 pairs kept" in (tmp_path / "reports/report.html").read_text()
 
 
-def test_a_folder_without_a_row_ends_well(tmp_path: Path) -> None:
+def test_a_folder_without_a_row_ends_well(tmp_path):
     raw = stock_folder(tmp_path / "raw", [("no", noise(0))])
     pq.write_table(pq.read_table(raw / "00000.parquet").slice(0, 0), raw / "00000.parquet")
     report = run(raw, tmp_path)
     assert (report.num_pairs, report.num_images, decisions(tmp_path)) == (0, 0, {})
 
 
-def test_a_key_that_occurs_twice_is_an_error(tmp_path: Path) -> None:
+def test_a_key_that_occurs_twice_is_an_error(tmp_path):
     raw = stock_folder(tmp_path / "raw", [("a good long text", noise(0))])
     for end in ("tar", "parquet"):
         (raw / f"00001.{end}").write_bytes((raw / f"00000.{end}").read_bytes())
@@ -186,21 +180,19 @@ def test_a_key_that_occurs_twice_is_an_error(tmp_path: Path) -> None:
         run(raw, tmp_path)
 
 
-def bytes_of(out: Path) -> dict[str, bytes]:
+def bytes_of(out):
     files = [path for name in ("filtered", "reports") for path in (out / name).rglob("*") if path.is_file()]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.usefixtures("quick")
-def test_after_a_failure_nothing_is_measured_twice_under_the_same_parameters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_after_a_failure_nothing_is_measured_twice_under_the_same_parameters(tmp_path, monkeypatch, capsys):
     raw, evaluation = shards(tmp_path / "raw", 4), evaluation_set(tmp_path / "evaluation", noise(2))
 
-    measured: list[int] = []
+    measured = []
     bad = {2}
 
-    def measure(work: WorkFolder, item: NumberedShard) -> None:
+    def measure(work, item):
         measured.append(item[0])
         if item[0] in bad:
             raise DataError("cut off")
@@ -221,14 +213,12 @@ def test_after_a_failure_nothing_is_measured_twice_under_the_same_parameters(
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("column", ["reasons", "num_words", "phash"])  # of decisions, facts, known_images alone
-def test_a_full_disk_while_files_are_packed_is_no_end_and_no_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
-) -> None:
+def test_a_full_disk_while_files_are_packed_is_no_end_and_no_loss(tmp_path, monkeypatch, column):
     raw = stock_folder(tmp_path / "raw", [(f"a text number {n} here", noise(n)) for n in range(3)])
     run(raw, tmp_path / "calm")
 
     class FullDisk(pq.ParquetWriter):
-        def write_table(self, table: pa.Table, row_group_size: int | None = None) -> None:
+        def write_table(self, table, row_group_size=None):
             if column in table.column_names:
                 raise OSError(errno.ENOSPC, "no space left")
             super().write_table(table, row_group_size)
@@ -242,7 +232,7 @@ def test_a_full_disk_while_files_are_packed_is_no_end_and_no_loss(
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_image_in_many_shards_is_one_image(tmp_path: Path) -> None:
+def test_an_image_in_many_shards_is_one_image(tmp_path):
     run(shards(tmp_path / "raw", 3), tmp_path)
     facts = pq.read_table(tmp_path / "filtered/facts").to_pylist()
     assert [row["key"] for row in facts] == sorted(row["key"] for row in facts)
@@ -254,17 +244,15 @@ def test_an_image_in_many_shards_is_one_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_evaluation_images_get_all_threads_where_shards_share_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[int] = []
+def test_evaluation_images_get_all_threads_where_shards_share_them(tmp_path, monkeypatch):
+    given = []
 
     class Seen(ImageNetwork):
-        def __init__(self, embedder: ModelFile | None, num_threads: int) -> None:
+        def __init__(self, embedder, num_threads):
             given.append(num_threads)
             super().__init__(embedder, num_threads)
 
-    def in_this_process(_: object, step: Any, items: Iterable[Any]) -> Iterator[Any]:
+    def in_this_process(_, step, items):
         return (step.function(None, item) for item in items)
 
     monkeypatch.setattr("align.filter.compare.ImageNetwork", Seen)
@@ -274,7 +262,7 @@ def test_evaluation_images_get_all_threads_where_shards_share_them(
     assert given == [2, 2, 4]  # two shards, then the images
 
 
-def test_opted_out_pairs_are_dropped_first(tmp_path: Path) -> None:
+def test_opted_out_pairs_are_dropped_first(tmp_path):
     raw = stock_folder(tmp_path / "raw", [(f"a good text {n}", noise(n)) for n in range(3)] + [("no", noise(9))])
     gone = hashlib.sha256(noise(1)).hexdigest()
     entries = [Entry("image_id", gone, "", "2026-01-01"), Entry("url", "http://x/000000003.png", "", "2026-01-01")]
@@ -290,11 +278,11 @@ def test_opted_out_pairs_are_dropped_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_rules_beyond_the_papers(tmp_path: Path) -> None:
+def test_rules_beyond_the_papers(tmp_path):
     packaged = tmp_path / "packaged"
     shutil.copytree(tiny_model.write(tmp_path), packaged / "artifacts/finetuned")
     given = ModelFile(path=str(packaged), sha256=sha256_folder(packaged))
-    pairs: list[tuple[str | None, bytes | None]] = [
+    pairs = [
         ("a black dog runs over the green grass", noise(0)),
         ("ein Hund läuft über die grüne Wiese", noise(1)),
         ("write to jane.doe@example.org for this picture", noise(2)),
@@ -316,7 +304,7 @@ def test_rules_beyond_the_papers(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_pairs_without_an_allowed_licence_are_dropped(tmp_path: Path) -> None:
+def test_pairs_without_an_allowed_licence_are_dropped(tmp_path):
     raw = stock_folder(tmp_path / "raw", [(f"a good long text {number}", noise(number)) for number in range(3)])
     path, by = raw / "00000.parquet", "https://creativecommons.org/licenses/by"
     table = pq.read_table(path)
@@ -326,16 +314,14 @@ def test_pairs_without_an_allowed_licence_are_dropped(tmp_path: Path) -> None:
         assert [row["reasons"] for row in decisions(tmp_path).values()] == dropped
 
 
-def test_bounds_name_the_parameter() -> None:
+def test_bounds_name_the_parameter():
     with pytest.raises(ConfigError, match=r"filter\.min_words"):
         load_params(overrides=["filter.min_words=30"]).section(FilterConfig)
     with pytest.raises(ConfigError, match=r"filter\.nsfw_threshold"):
         load_params(overrides=["filter.nsfw_threshold=2"]).section(FilterConfig)
 
 
-def test_command_works_with_no_repository_around(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_works_with_no_repository_around(tmp_path, monkeypatch, capsys):
     stock_folder(tmp_path / "stock", [("a good long text", noise(0)), ("too short", picture(300, 300))])
     monkeypatch.chdir(tmp_path)
     command = ["filter", "--set", "paths.raw=stock", "--set", "paths.filtered=out", "--set", "paths.evaluation=sets"]
@@ -350,9 +336,7 @@ def test_command_works_with_no_repository_around(
     assert "align ingest" in capsys.readouterr().err
 
 
-def test_pictures_of_a_suite_are_kept_out_and_what_cannot_be_read_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pictures_of_a_suite_are_kept_out_and_what_cannot_be_read_is_said(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/1.jpg").write_bytes(noise(99))
     (tmp_path / "captions.txt").write_text("1.jpg,a test picture\ngone.jpg,of nothing\n")

@@ -6,12 +6,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from align.config.filter import FilterConfig, ModelFile
@@ -52,16 +49,16 @@ MOST_FALSE_POSITIVES, MOST_OF_A_FOURTH = 55, 20
 
 
 @pytest.fixture(scope="module")
-def network() -> ImageNetwork:
+def network():
     return ImageNetwork(None, 2)
 
 
-def unit(vectors: NDArray[np.float64]) -> NDArray[np.float16]:
+def unit(vectors):
     return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float16)
 
 
 @pytest.fixture(scope="module")
-def rows() -> tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]]:
+def rows():
     """6,000 training images around 150 points, and 90 evaluation images of 3 views near some of them."""
     random = np.random.default_rng(0)
     points = random.normal(size=(150, WIDTH))
@@ -73,13 +70,7 @@ def rows() -> tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16
     )
 
 
-def matched(
-    folder: Path,
-    shards: list[dict[str, NDArray[np.float16]]],
-    tests: dict[str, NDArray[np.float16]],
-    cut: float = CONFIG.near_duplicate_cosine_above,
-    **index: int,
-) -> dict[tuple[str, str], float]:
+def matched(folder, shards, tests, cut=CONFIG.near_duplicate_cosine_above, **index):
     paths = [folder / f"{number}.arrow" for number in range(len(shards))]
     for path, shard in zip(paths, shards, strict=True):
         write_embeddings(path, shard.items(), WIDTH)
@@ -93,9 +84,7 @@ def matched(
     return dict(listed)
 
 
-def test_against_brute_force(
-    tmp_path: Path, rows: tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]]
-) -> None:
+def test_against_brute_force(tmp_path, rows):
     train, tests = rows
     matrix = np.stack(list(train.values())).astype(np.float64)
     expected = {
@@ -112,9 +101,7 @@ def test_against_brute_force(
 
 
 @pytest.mark.parametrize("index", [{}, {"all_below": 0}], ids=["all", "lists"])
-def test_order_shards_and_threads_do_not_change_what_is_found(
-    tmp_path: Path, rows: tuple[dict[str, NDArray[np.float16]], dict[str, NDArray[np.float16]]], index: dict[str, int]
-) -> None:
+def test_order_shards_and_threads_do_not_change_what_is_found(tmp_path, rows, index):
     train, tests = rows
     shuffled = [list(train)[row] for row in np.random.default_rng(1).permutation(len(train))]
     shards = [{name: train[name] for name in shuffled[start : start + 1700]} for start in range(0, 6000, 1700)]
@@ -128,7 +115,7 @@ def test_order_shards_and_threads_do_not_change_what_is_found(
         assert matched(tmp_path, [train], dict(reversed(tests.items()))) == one
 
 
-def test_the_cut_itself_is_not_above_it(tmp_path: Path) -> None:
+def test_the_cut_itself_is_not_above_it(tmp_path):
     train = {"above": np.eye(WIDTH)[0], "at": np.eye(WIDTH)[0] * 0.975, "below": np.eye(WIDTH)[0] * 0.97}
     halves = {name: row.astype(np.float16) for name, row in train.items()}
     cut = round(float(halves["at"][0]), 4)  # 0.975 in two bytes
@@ -136,7 +123,7 @@ def test_the_cut_itself_is_not_above_it(tmp_path: Path) -> None:
     assert matched(tmp_path, [halves], tests, cut) == {("above", "t"): 1.0}
 
 
-def test_nothing_to_compare(tmp_path: Path) -> None:
+def test_nothing_to_compare(tmp_path):
     one = {"a": unit(np.ones(WIDTH))}
     assert matched(tmp_path, [one], {}) == {}
     assert matched(tmp_path, [{}], {"t": one["a"][None]}) == {}
@@ -144,7 +131,7 @@ def test_nothing_to_compare(tmp_path: Path) -> None:
     assert matched(tmp_path, [one], {"t": one["a"][None]}) == {("a", "t"): pytest.approx(1, abs=1e-3)}
 
 
-def test_files_are_the_same_bytes_and_broken_ones_are_named(tmp_path: Path) -> None:
+def test_files_are_the_same_bytes_and_broken_ones_are_named(tmp_path):
     rows = [(str(number), unit(np.random.default_rng(number).normal(size=(2, WIDTH)))) for number in range(1500)]
     for name in ("a", "b"):
         write_embeddings(tmp_path / name, iter(rows), WIDTH)
@@ -159,7 +146,7 @@ def test_files_are_the_same_bytes_and_broken_ones_are_named(tmp_path: Path) -> N
             read_embeddings(tmp_path / name)
 
 
-def test_clusters_do_not_depend_on_threads() -> None:
+def test_clusters_do_not_depend_on_threads():
     script = (
         "import hashlib, numpy as np; from align.services.vector_index import kmeans; "
         "centroids = kmeans(np.random.default_rng(0).normal(size=(3000, 96)).astype(np.float32), 64); "
@@ -180,7 +167,7 @@ def test_clusters_do_not_depend_on_threads() -> None:
     assert printed.pop().startswith("(64, 96)")
 
 
-def test_copies_of_evaluation_images_are_found(sample: Path, tmp_path: Path, network: ImageNetwork) -> None:
+def test_copies_of_evaluation_images_are_found(sample, tmp_path, network):
     pictures = evaluation_pictures(sample)
     planted = {name: pictures[name] for name in drawn(pictures, 10)}
     rows = recall(planted, planted, network, tmp_path, kinds=list(FLOORS))
@@ -189,7 +176,7 @@ def test_copies_of_evaluation_images_are_found(sample: Path, tmp_path: Path, net
         assert np.mean(shares) >= floor, rows
 
 
-def test_every_fourth_pair_labelled_by_eye(sample: Path, tmp_path: Path, network: ImageNetwork) -> None:
+def test_every_fourth_pair_labelled_by_eye(sample, tmp_path, network):
     pairs = labelled_pairs()
     assert len(pairs) == len({(pair.image_id, pair.evaluation) for pair in pairs}) == 500
     near = [pair for pair in pairs if pair.cosine > 0.97 or pair.same == "copy"][::4]
@@ -205,7 +192,7 @@ def test_every_fourth_pair_labelled_by_eye(sample: Path, tmp_path: Path, network
 
 @pytest.mark.full
 @pytest.mark.patience(1800, "embeds thousands of pictures")
-def test_every_edit_of_200_evaluation_images(sample: Path, tmp_path: Path, network: ImageNetwork) -> None:
+def test_every_edit_of_200_evaluation_images(sample, tmp_path, network):
     pictures = evaluation_pictures(sample)
     rows = recall({name: pictures[name] for name in drawn(pictures, 200)}, pictures, network, tmp_path)
     assert {row.kind for row in rows} == set(EDITS)
@@ -215,9 +202,7 @@ def test_every_edit_of_200_evaluation_images(sample: Path, tmp_path: Path, netwo
 
 @pytest.mark.full
 @pytest.mark.patience(1800, "embeds thousands of pictures")
-def test_the_whole_archive_holds_no_match_that_nobody_has_looked_at(
-    sample: Path, tmp_path: Path, network: ImageNetwork
-) -> None:
+def test_the_whole_archive_holds_no_match_that_nobody_has_looked_at(sample, tmp_path, network):
     images, _ = archive_pictures(sample)
     tests = evaluation_pictures(sample)
     matches = found_by_embedding(images, tests, network, tmp_path).keys() | found_by_hash(images, tests)
@@ -231,22 +216,22 @@ MAX_PIXELS = 10**8
 
 
 @pytest.fixture(scope="module")
-def pictures(sample: Path) -> list[bytes]:
+def pictures(sample):
     """200 real emoji: many of one outline."""
     with tarfile.open(sample / "evaluation" / "concepts.tar") as tar:
         members = [member for member in tar if member.name.endswith(".jpg")][:200]
         return [file.read() for member in members if (file := tar.extractfile(member))]
 
 
-def fingerprints(images: list[bytes]) -> Fingerprints:
+def fingerprints(images):
     return Fingerprints.of((str(index), image_signals(data, MAX_PIXELS)) for index, data in enumerate(images))
 
 
-def matches(left: list[bytes], right: list[bytes]) -> list[tuple[int, int]]:
+def matches(left, right):
     return near_duplicates(fingerprints(left), fingerprints(right))
 
 
-def changed(data: bytes, scale: float, kind: str, quality: int) -> bytes:
+def changed(data, scale, kind, quality):
     image = decode(data, max_pixels=MAX_PIXELS)
     image = image.resize(
         (max(1, int(image.width * scale)), max(1, int(image.height * scale))), Image.Resampling.LANCZOS
@@ -259,29 +244,29 @@ def changed(data: bytes, scale: float, kind: str, quality: int) -> bytes:
 @pytest.mark.parametrize(
     ("scale", "kind", "quality"), [(1, "JPEG", 60), (0.5, "JPEG", 85), (0.31, "PNG", 0), (1, "WEBP", 70), (2, "PNG", 0)]
 )
-def test_copies_are_found(pictures: list[bytes], scale: float, kind: str, quality: int) -> None:
+def test_copies_are_found(pictures, scale, kind, quality):
     originals = pictures[:25]
     pairs = matches([changed(data, scale, kind, quality) for data in originals], originals)
     assert {(index, index) for index in range(len(originals))} <= set(pairs)
 
 
-def test_different_pictures_are_kept_apart(pictures: list[bytes]) -> None:
+def test_different_pictures_are_kept_apart(pictures):
     different = [pair for pair in matches(pictures, pictures) if pair[0] != pair[1]]
     identical = [(a, b) for a, b in different if pictures[a] == pictures[b]]
     assert len(different) - len(identical) <= 2  # of 39,800
 
 
-def test_plain_colours_match_only_their_own() -> None:
+def test_plain_colours_match_only_their_own():
     reds, blue = [picture(300, 300, "red"), picture(80, 80, "red", "JPEG")], picture(300, 300, "blue")
     assert matches(reds, [reds[0], blue]) == [(0, 0), (1, 0)]
 
 
-def test_nothing_to_compare_with() -> None:
+def test_nothing_to_compare_with():
     assert matches([picture(9, 9)], []) == []
     assert matches([], [picture(9, 9)]) == []
 
 
-def test_perceptual_hash_against_a_double_loop() -> None:
+def test_perceptual_hash_against_a_double_loop():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     values = []
     for u in range(8):
@@ -297,7 +282,7 @@ def test_perceptual_hash_against_a_double_loop() -> None:
     assert perceptual_hash(Image.fromarray(pixels)) == expected
 
 
-def test_bad_bytes_are_measured_not_raised() -> None:
+def test_bad_bytes_are_measured_not_raised():
     assert image_signals(b"no picture", MAX_PIXELS).width_px is None
     huge = image_signals(png_header(20_000, 10_000), MAX_PIXELS)
     assert (huge.width_px, huge.height_px, huge.phash) == (20_000, 10_000, None)
@@ -305,22 +290,22 @@ def test_bad_bytes_are_measured_not_raised() -> None:
     assert (broken.width_px, broken.phash) == (300, None)
 
 
-def test_in_threads_keeps_order_and_passes_errors_on() -> None:
+def test_in_threads_keeps_order_and_passes_errors_on():
     assert list(in_threads(lambda x: x * x, range(500), 3)) == [x * x for x in range(500)]
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda x: 1 // x, [1, 0], 2))
 
 
-def test_an_image_is_looked_at_once_and_found_under_each_of_its_names() -> None:
-    looked: list[tuple[str, bytes]] = []
+def test_an_image_is_looked_at_once_and_found_under_each_of_its_names():
+    looked = []
 
-    def look(images: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, int]]:
+    def look(images):
         for name, data in images:
             looked.append((name, data))
             if data != b"undecodable":
                 yield name, len(data)
 
-    def of(name: str, **pictures: bytes) -> EvaluationSet:
+    def of(name, **pictures):
         items = [EvaluationImage(key, key, ("x",), None, None, "query") for key in pictures]
         return EvaluationSet(name, "retrieval", "", items, (), (), held(list(pictures.values())))
 
@@ -330,14 +315,14 @@ def test_an_image_is_looked_at_once_and_found_under_each_of_its_names() -> None:
 
 
 @pytest.fixture(scope="module")
-def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packaged(tmp_path_factory):
     root = tmp_path_factory.mktemp("similarity")
     shutil.copytree(tiny_model.write(root), root / "packaged" / "artifacts" / "finetuned")
     return root / "packaged"
 
 
 @pytest.mark.parametrize("library", [None, "clip"])
-def test_a_given_model_measures_pairs(packaged: Path, library: str | None) -> None:
+def test_a_given_model_measures_pairs(packaged, library):
     given = packaged if library is None else library_models.write(packaged.parent, library)
     embedder = Embedder.load(packaged_towers(ModelFile(path=str(given), sha256=sha256_folder(given))))
     pairs = [("0", picture(90, 60), "a red heart"), ("1", b"no picture", "the yellow sun"), ("2", picture(9, 9), "sun")]
@@ -350,15 +335,15 @@ def test_a_given_model_measures_pairs(packaged: Path, library: str | None) -> No
     assert cosines[0][1] != cosines[2][1]
 
 
-def test_each_image_meets_its_own_text_however_many_there_are() -> None:
+def test_each_image_meets_its_own_text_however_many_there_are():
     vectors = np.eye(7, dtype=np.float32)
 
-    def embed_images(images: Sequence[bytes]) -> NDArray[np.float32]:
+    def embed_images(images):
         if b"broken" in images:
             raise DataError("an image does not decode")
         return vectors[[int(data) for data in images]]
 
-    def embed_texts(texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed_texts(texts):
         return vectors[[int(text) for text in texts]] * np.float32(0.5)
 
     pairs = [
@@ -371,7 +356,7 @@ def test_each_image_meets_its_own_text_however_many_there_are() -> None:
     assert list(similarities([], embed_images, embed_texts)) == []
 
 
-def test_another_folder_than_the_one_named_is_refused(packaged: Path, tmp_path: Path) -> None:
+def test_another_folder_than_the_one_named_is_refused(packaged, tmp_path):
     with pytest.raises(DataError, match="no packaged model here"):
         packaged_towers(ModelFile(path=str(tmp_path), sha256="0" * 64))
     with pytest.raises(CorruptError, match=f"not {'0' * 64}"):

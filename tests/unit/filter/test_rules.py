@@ -1,9 +1,6 @@
 """Every rule of the paper at its exact boundary, in the SQL that runs over the whole table."""
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +13,6 @@ from align.filter.pair_tables import image_hash, pair_tables, word_table
 from align.filter.words import ngram_hashes
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA
-from align.interfaces.sql import Engine
 from align.services.engine import open_engine
 from tests.support.params import load_params
 
@@ -41,7 +37,7 @@ KNOWN = pa.schema([
     ("language", pa.string()), ("num_emails", pa.int32()), ("num_phones", pa.int32()), ("repeats", pa.bool_()),
     ("text", pa.string()), ("licence_allowed", pa.bool_()),
 ])  # fmt: skip
-GOOD: dict[str, Any] = {
+GOOD = {
     "opted_out": None, "status": "success", "has_bytes": True, "decodable": True, "width_px": 300, "height_px": 300,
     "num_texts": 1, "num_images": 1, "num_evaluation_sets": 0, "rare_ngram": False, "num_words": 3,
     "num_characters": 15,
@@ -51,18 +47,18 @@ GOOD: dict[str, Any] = {
 GONE = {"has_bytes": False, "decodable": None, "width_px": None, "height_px": None}
 
 
-def engine_config(folder: Path) -> EngineConfig:
+def engine_config(folder):
     limits = {"memory_limit": "200MB", "num_threads": 2, "temp_directory": folder}
     return load_params().section(EngineConfig).model_copy(update=limits)
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
+def engine(tmp_path):
     with open_engine(engine_config(tmp_path)) as engine:
         yield engine
 
 
-def view(engine: Engine, name: str, table: pa.Table) -> None:
+def view(engine, name, table):
     path = engine.scratch / f"{name}.parquet"
     pq.write_table(table, path)
     engine.view(name, path)
@@ -116,13 +112,13 @@ def view(engine: Engine, name: str, table: pa.Table) -> None:
         ),
     ],
 )
-def test_boundary(engine: Engine, fact: dict[str, Any], reasons: list[str]) -> None:
+def test_boundary(engine, fact, reasons):
     view(engine, "known", pa.Table.from_pylist([GOOD | fact], KNOWN))
     [(mask,)] = engine.rows(f"SELECT {rules.mask(PAPER, tuple(rules.RULES))} FROM known")
     assert rules.codes_of(mask) == reasons
 
 
-def test_rule_order_is_the_papers() -> None:
+def test_rule_order_is_the_papers():
     order = [
         "opted_out", "image_missing", "image_undecodable", "image_nsfw", "image_too_small", "image_aspect_ratio",
         "image_too_many_texts", "image_near_duplicate_of_test", "text_shared_by_many_images", "text_rare_ngram",
@@ -132,7 +128,7 @@ def test_rule_order_is_the_papers() -> None:
     assert [code for code in rules.RULES if code in order] == order  # a rule of one's own may stand anywhere
 
 
-def test_params_hold_the_papers_boundaries_and_nothing_beyond_them() -> None:
+def test_params_hold_the_papers_boundaries_and_nothing_beyond_them():
     config = load_params().section(FilterConfig)
     assert (config.short_side_above_px, config.aspect_ratio_below, config.max_images_per_text) == (200, 3.0, 10)
     assert (config.min_words, config.max_words, config.num_frequent_ngrams) == (3, 20, 10**8)
@@ -144,7 +140,7 @@ def test_params_hold_the_papers_boundaries_and_nothing_beyond_them() -> None:
     assert rules.mask(config, rules.MODEL + rules.REPEATS) == "CAST(0 AS BIGINT)"  # what is off costs nothing
 
 
-def pairs(engine: Engine, rows: list[tuple[str, str | None]]) -> None:
+def pairs(engine, rows):
     """The views `pairs`, `unigrams` and `bigrams` from (caption, image) rows, all in one shard."""
     raw = [
         {"caption": caption, "sha256": image and sha(image), "key": f"{row:09d}", "url": f"http://x/{row}",
@@ -157,22 +153,22 @@ def pairs(engine: Engine, rows: list[tuple[str, str | None]]) -> None:
         view(engine, name, table)
 
 
-def sha(image: str) -> str:
+def sha(image):
     return image.encode().hex().ljust(64, "0")
 
 
-def test_i4_counts_distinct_normalised_texts_by_image_content(engine: Engine) -> None:
+def test_i4_counts_distinct_normalised_texts_by_image_content(engine):
     rows = [("one text", "i"), (" one  text", "i"), ("two", "i"), ("", "i"), ("three", "j"), ("x", None), ("", "k")]
     pairs(engine, [*rows, ("y", "l"), ("", "l")])
     assert texts_per_pair(engine) == [2, 2, 2, 2, 1, 0, 0, 1, 1]
 
 
-def texts_per_pair(engine: Engine) -> list[int]:
+def texts_per_pair(engine):
     judge(engine)
     return [row[0] for row in engine.rows("SELECT num_texts FROM verdicts ORDER BY row_number")]
 
 
-def judge(engine: Engine, config: FilterConfig = PAPER, rare: set[int] | None = None) -> None:
+def judge(engine, config=PAPER, rare=None):
     engine.table("texts_per_image", tables.TEXTS_PER_IMAGE)
     engine.table("images_per_text", tables.IMAGES_PER_TEXT)
     blocks = Counter[int]()
@@ -183,14 +179,14 @@ def judge(engine: Engine, config: FilterConfig = PAPER, rare: set[int] | None = 
     engine.table("verdicts", tables.verdicts(config))
 
 
-def test_t1_counts_distinct_images_by_normalised_text(engine: Engine) -> None:
+def test_t1_counts_distinct_images_by_normalised_text(engine):
     pairs(engine, [("logo", "i"), ("logo ", "i"), ("logo", "j"), ("logo", None), ("Logo", "j"), ("", "j"), ("", "i")])
     judge(engine)
     verdict_rows = engine.rows("SELECT num_images FROM verdicts ORDER BY row_number")
     assert [row[0] for row in verdict_rows] == [3, 3, 3, 3, 1, None, None]  # i, j and a dead link of its own
 
 
-def rare_row_numbers(engine: Engine, num_frequent: int, num_parts: int = 1) -> set[int]:
+def rare_row_numbers(engine, num_frequent, num_parts=1):
     counts = ngrams.ngram_counts(num_parts)
     for name, query in counts.items():
         engine.table(name, query)
@@ -210,7 +206,7 @@ def rare_row_numbers(engine: Engine, num_frequent: int, num_parts: int = 1) -> s
     return {row_number for (row_number,) in rare}
 
 
-def test_t2_one_joint_list_of_unigrams_and_bigrams_cut_at_a_count(engine: Engine) -> None:
+def test_t2_one_joint_list_of_unigrams_and_bigrams_cut_at_a_count(engine):
     # a: 4, b: 3, "a b": 3, c: 2, "a c": 1
     pairs(engine, [("A b", "i"), ("a b", "j"), ("a, b!", "k"), ("a c", "l"), ("", "m"), ("c", "n")])
     assert rare_row_numbers(engine, 5) == set()
@@ -225,13 +221,13 @@ def test_t2_one_joint_list_of_unigrams_and_bigrams_cut_at_a_count(engine: Engine
         assert engine.rows(ngrams.rare_ngrams(table, kind, [(3, 4)])) == [(3, number)]
 
 
-def test_t2_bigram_alone_makes_a_text_rare(engine: Engine) -> None:
+def test_t2_bigram_alone_makes_a_text_rare(engine):
     pairs(engine, [("a b", "i"), ("a b", "j"), ("b a", "k")])  # a: 3, b: 3, "a b": 2, "b a": 1
     assert rare_row_numbers(engine, 3) == {2}
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 3, 7])
-def test_t2_in_parts_finds_the_same_pairs(engine: Engine, num_parts: int) -> None:
+def test_t2_in_parts_finds_the_same_pairs(engine, num_parts):
     texts = [f"{'abcdefgh'[row * row % 8]} {'stuvwxyz'[row % 7]} {'klmn'[row % 3]}" for row in range(130)]
     pairs(engine, [*((text, "i") for text in texts), ("once", "i"), ("never again", "j")])  # five blocks of 32
     whole = rare_row_numbers(engine, 50)
@@ -240,8 +236,8 @@ def test_t2_in_parts_finds_the_same_pairs(engine: Engine, num_parts: int) -> Non
 
 
 @pytest.mark.parametrize("num_frequent", [1, 2, 5, 7, 19])
-def test_t2_does_not_depend_on_the_order_of_rows(tmp_path: Path, num_frequent: int) -> None:
-    rows: list[tuple[str, str | None]] = [(f"{a} {b}", "i") for a in "abc" for b in "wxyz"]
+def test_t2_does_not_depend_on_the_order_of_rows(tmp_path, num_frequent):
+    rows = [(f"{a} {b}", "i") for a in "abc" for b in "wxyz"]
     texts = []
     for order in (rows, rows[::-1]):
         with open_engine(engine_config(tmp_path)) as engine:
@@ -250,7 +246,7 @@ def test_t2_does_not_depend_on_the_order_of_rows(tmp_path: Path, num_frequent: i
     assert texts[0] == texts[1]
 
 
-def test_vocabulary_cut() -> None:
+def test_vocabulary_cut():
     counts = {5: 1, 3: 2, 1: 10}
     assert ngrams.vocabulary_cut(counts, 0) == (6, 0)
     assert ngrams.vocabulary_cut(counts, 2) == (5, 1)
@@ -267,7 +263,7 @@ def test_vocabulary_cut() -> None:
         ("pair", [None, False, True, False, False, None]),
     ],
 )
-def test_repeats_are_dropped_only_behind_a_kept_pair(engine: Engine, same: str, repeats: list[bool | None]) -> None:
+def test_repeats_are_dropped_only_behind_a_kept_pair(engine, same, repeats):
     rows = [
         ("short", "i"),
         ("a good text", "i"),

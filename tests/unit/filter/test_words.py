@@ -4,7 +4,6 @@ import itertools
 import random
 import unicodedata
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +17,9 @@ from align.pairs.text import is_filename, normalise, personal_data, words
 from tests.support.bombs import with_little_memory
 
 
-def check(texts: list[str]) -> None:
+def check(texts):
     facts = text_facts(texts)
-    occurrences: Counter[int] = Counter()
+    occurrences = Counter()
     for number, times in zip(facts.vocabulary.tolist(), facts.occurrences.tolist(), strict=True):
         occurrences[number] += times
     assert occurrences == Counter(facts.words.tolist())
@@ -41,13 +40,13 @@ def check(texts: list[str]) -> None:
         pytest.param("aB1_'.,:; -", 5, marks=pytest.mark.full),
     ],
 )
-def test_every_ascii_text_of_one_character_of_each_class(characters: str, length: int) -> None:
+def test_every_ascii_text_of_one_character_of_each_class(characters, length):
     # UAX #29 looks at two characters on either side: what holds for all texts of five holds for all
     texts = map("".join, itertools.product(characters, repeat=length))
     check([text for text in texts if normalise(text) == text])
 
 
-def test_random_texts_of_all_sorts() -> None:
+def test_random_texts_of_all_sorts():
     draw = random.Random(0)
     characters = [chr(code) for code in range(32, 127)] * 3 + list("éß猫가\u0301😀ſıİ’\u200dא٣ﬀ\uff9e")
     check([normalise("".join(draw.choices(characters, k=draw.randrange(80)))) for _ in range(5_000)])
@@ -66,20 +65,20 @@ def test_random_texts_of_all_sorts() -> None:
         ["write to jane.doe@example.org", "+49 30 1234567", "call (555) 123-4567 now", "030/1234567", "1920x1080"],
     ],
 )
-def test_edges(texts: list[str]) -> None:
+def test_edges(texts):
     check(texts)
 
 
-def test_normal_forms_are_those_of_each_text() -> None:
+def test_normal_forms_are_those_of_each_text():
     draw = random.Random(1)
     characters = [chr(code) for code in range(128)] + [" "] * 40 + list("é\u0301\u00a0\u3000\u200d猫\x85\u2028")
-    texts: list[str | None] = ["".join(draw.choices(characters, k=draw.randrange(9))) for _ in range(20_000)]
+    texts = ["".join(draw.choices(characters, k=draw.randrange(9))) for _ in range(20_000)]
     texts += [None, "", " ", "a  b", " a", "a ", "a b", "a\n"]
     forms = normal_forms(pa.array(texts, pa.string()).slice(5)).to_pylist()
     assert forms == [normalise(text or "") for text in texts[5:]]
 
 
-def test_hashes_differ_spread_over_all_bits_and_stay_as_they_are() -> None:
+def test_hashes_differ_spread_over_all_bits_and_stay_as_they_are():
     texts = [
         "".join(some)
         for length in range(1, 4)
@@ -98,7 +97,7 @@ def test_hashes_differ_spread_over_all_bits_and_stay_as_they_are() -> None:
 STORED = [5718913436695043505, -2899170001312474450, -1742823593145044690, 0]
 
 
-def test_characters_that_need_no_normal_form() -> None:
+def test_characters_that_need_no_normal_form():
     plain = regex.findall(f"[{_PLAIN}]", "".join(map(chr, range(0xD800))) + "".join(map(chr, range(0xE000, 0x10000))))
     assert len(plain) > 30_000
     parts = (unicodedata.decomposition(chr(code)).split() for code in range(0x110000))
@@ -109,7 +108,7 @@ def test_characters_that_need_no_normal_form() -> None:
         assert not "\u1100" <= character <= "\u11ff"  # Hangul's letters join by a rule of their own
 
 
-def test_long_words_of_many_characters_take_little_memory() -> None:
+def test_long_words_of_many_characters_take_little_memory():
     """1,500 different texts without spaces, of 1,000 ideographs each, which are words of their own."""
     code = """
 import random
@@ -122,7 +121,7 @@ print(len(facts.words))
     assert with_little_memory(code, mib=290) == "1500000"
 
 
-def test_what_was_decided_is_read_piece_by_piece(tmp_path: Path) -> None:
+def test_what_was_decided_is_read_piece_by_piece(tmp_path):
     path, number = tmp_path / "decided.parquet", 2_000_000
     pq.write_table(
         pa.table({"row_number": range(number), "mask": range(number)}), path, row_group_size=20_000, compression="none"
@@ -135,7 +134,7 @@ def test_what_was_decided_is_read_piece_by_piece(tmp_path: Path) -> None:
     assert most < path.stat().st_size / 4
 
 
-def test_rows_with_gaps_are_read_up_to_a_row_number(tmp_path: Path) -> None:
+def test_rows_with_gaps_are_read_up_to_a_row_number(tmp_path):
     path, row_numbers = tmp_path / "decided.parquet", [3, 4, 7, 30, 31, 90]
     pq.write_table(pa.table({"row_number": row_numbers}), path, row_group_size=2)
     rows = RowsInOrder(path)

@@ -2,17 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.objects import StateType
 
 from flows.approve import Answer, Judged, NotApprovedError, _arguments, decision_page
 from tests.support.params import PARAMS_FILE
@@ -41,14 +39,12 @@ APPROVED = ("--version=3", "--expect-champion=1", "--approved-by=Ann")
         (JUDGED, {"why": "\0" * 1000}, (*APPROVED, f"--because={(chr(92) + 'u0000') * 166}" + r"\u00")),
     ],
 )  # fmt: skip
-def test_what_people_type_is_words_and_nothing_else(
-    judged: Judged, given: dict[str, str], words: tuple[str, ...]
-) -> None:
+def test_what_people_type_is_words_and_nothing_else(judged, given, words):
     answer = Answer.model_validate({"decision": "approve", "who": "Ann", "why": "better"} | given)
     assert _arguments(judged, answer) == words
 
 
-def test_the_page_is_the_one_that_promote_wrote(tmp_path: Path) -> None:
+def test_the_page_is_the_one_that_promote_wrote(tmp_path):
     decision = {"outcome": "refused", "reason": "worse\x1b[2J", "candidate": 3, "champion": None}
     assert decision_page(decision) == ("**refused**: version 3; the champion: none\n\n```\nworse\\u001b[2J\n```")
     (tmp_path / "promotion.md").write_text("| gate |")
@@ -59,42 +55,42 @@ def test_the_page_is_the_one_that_promote_wrote(tmp_path: Path) -> None:
 class Prefect:
     """In place of Prefect's client: runs of the flow `approve`, and what is asked of them."""
 
-    def __init__(self, runs: list[SimpleNamespace], resumed: Sequence[datetime] = ()) -> None:
+    def __init__(self, runs, resumed=()):
         self.runs, self.resumed = runs, resumed
-        self.created: list[dict[str, Any]] = []
-        self.failed: list[str] = []
+        self.created = []
+        self.failed = []
 
-    def __enter__(self) -> "Prefect":
+    def __enter__(self):
         return self
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(self, *_): ...
 
-    def read_deployment_by_name(self, name: str) -> SimpleNamespace:
+    def read_deployment_by_name(self, name):
         return SimpleNamespace(id=uuid4())
 
-    def read_flow_run(self, run_id: UUID) -> SimpleNamespace:
+    def read_flow_run(self, run_id):
         return self.runs[0]
 
-    def read_flow_runs(self, **_: object) -> list[SimpleNamespace]:
+    def read_flow_runs(self, **_):
         return self.runs
 
-    def read_flow_run_states(self, run_id: UUID) -> list[SimpleNamespace]:
+    def read_flow_run_states(self, run_id):
         return [SimpleNamespace(name="Resuming", timestamp=when) for when in self.resumed]
 
-    def create_flow_run_from_deployment(self, deployment: UUID, **given: Any) -> SimpleNamespace:
+    def create_flow_run_from_deployment(self, deployment, **given):
         self.created.append(given)
         return SimpleNamespace(id=uuid4(), name=given["name"])
 
-    def set_flow_run_state(self, run_id: UUID, state: State, *, force: bool) -> None:
+    def set_flow_run_state(self, run_id, state, *, force):
         self.failed.append(str(state.message))
 
 
-def run(**values: Any) -> SimpleNamespace:
+def run(**values):
     given = {"id": uuid4(), "name": "waiting", "created": NOW, "state_type": StateType.PAUSED, "parameters": {}}
     return SimpleNamespace(**(given | values))
 
 
-def use(monkeypatch: pytest.MonkeyPatch, client: Prefect) -> None:
+def use(monkeypatch, client):
     monkeypatch.setattr(module, "get_client", lambda **_: client)
     monkeypatch.setattr(module, "in_progress", nullcontext)
     monkeypatch.setattr(module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(id=str(uuid4()))))
@@ -105,9 +101,7 @@ def use(monkeypatch: pytest.MonkeyPatch, client: Prefect) -> None:
     [(StateType.PAUSED, TOO_LATE, 1), (StateType.COMPLETED, "answered, or ended, in time", 0),
      (StateType.RUNNING, "answered, or ended, in time", 0)],
 )  # fmt: skip
-def test_at_the_end_of_its_time_a_run_that_nobody_answered_ends_and_no_other(
-    monkeypatch: pytest.MonkeyPatch, state: StateType, said: str, num_failed: int
-) -> None:
+def test_at_the_end_of_its_time_a_run_that_nobody_answered_ends_and_no_other(monkeypatch, state, said, num_failed):
     client = Prefect([run(state_type=state)])
     use(monkeypatch, client)
     assert module.approve.fn(JUDGED, ends=uuid4()) == said
@@ -115,9 +109,7 @@ def test_at_the_end_of_its_time_a_run_that_nobody_answered_ends_and_no_other(
 
 
 @pytest.mark.parametrize("hours_late", [0.1, 100.0])
-def test_an_answer_after_the_time_is_refused_although_nobody_ended_the_run(
-    monkeypatch: pytest.MonkeyPatch, hours_late: float
-) -> None:
+def test_an_answer_after_the_time_is_refused_although_nobody_ended_the_run(monkeypatch, hours_late):
     client = Prefect([run()], resumed=[NOW + timedelta(hours=JUDGED.hours + hours_late)])
     use(monkeypatch, client)
     monkeypatch.setattr(module, "suspend_flow_run", lambda **_: pytest.fail("it asks again"))
@@ -135,9 +127,7 @@ def test_an_answer_after_the_time_is_refused_although_nobody_ended_the_run(
         ({"judged": {"version": 3, "champion": 1}, "ends": "a run"}, True),  # it only ends another one
     ],
 )
-def test_a_person_is_asked_once_about_the_same_promotion(
-    monkeypatch: pytest.MonkeyPatch, waiting: dict[str, Any], asks: bool
-) -> None:
+def test_a_person_is_asked_once_about_the_same_promotion(monkeypatch, waiting, asks):
     client = Prefect([run(parameters=waiting)])
     use(monkeypatch, client)
     decision = {"outcome": "unapproved", "reason": "better", "candidate": 3, "champion": 1}
@@ -147,16 +137,14 @@ def test_a_person_is_asked_once_about_the_same_promotion(
 
 
 @pytest.mark.parametrize(("outcome", "num_asked"), [("unapproved", 1), ("promoted", 0), ("unchanged", 0)])
-def test_promote_asks_a_person_where_one_is_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, num_asked: int
-) -> None:
+def test_promote_asks_a_person_where_one_is_needed(tmp_path, monkeypatch, outcome, num_asked):
     decision, asked = {"outcome": outcome, "reason": "better", "candidate": 3, "champion": 1}, list[float]()
 
-    def command(verb: str, words: tuple[str, ...]) -> list[str]:
+    def command(verb, words):
         Path(words[-1].removeprefix("--json=")).write_text(json.dumps(decision))
         return ["the last line"]
 
-    def ask(given: dict[str, Any], hours: float) -> str:
+    def ask(given, hours):
         asked.append(hours)
         return "somebody is asked"
 

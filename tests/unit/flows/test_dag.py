@@ -1,15 +1,11 @@
 """dvc.yaml against the source: what every stage depends on; and which stages a request names."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
 import shutil
 import subprocess
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -29,19 +25,19 @@ DAG = read_dag(ROOT)
 DATA = {"ingest", "filter", "validate", "shard", "validate_shards", "fit_tokenizer"}
 
 
-def names(only: str = "all", first: str | None = None, last: str | None = None) -> tuple[set[str], set[str]]:
+def names(only="all", first=None, last=None):
     found = select(DAG, only, first, last)
     return {stage.name for stage in found.asked}, {stage.name for stage in found.before}
 
 
-def test_all_and_parts() -> None:
+def test_all_and_parts():
     assert names() == ({stage.name for stage in DAG}, set())
     assert names("data") == (DATA, set())
     assert names("training") == ({"pretrain", "finetune"}, DATA)
     assert names("evaluation") == ({"evaluate"}, DATA | {"pretrain", "finetune"})
 
 
-def test_up_to_and_from() -> None:
+def test_up_to_and_from():
     assert names(last="validate") == ({"ingest", "filter", "validate"}, set())
     asked, before = names(first="finetune")
     assert asked == {"finetune", "evaluate", "package", "index"} and before == DATA | {"pretrain"}
@@ -52,7 +48,7 @@ def test_up_to_and_from() -> None:
     assert set(found.left_out) == {stage.name for stage in DAG} - {"ingest", "filter", "validate", "shard"}
 
 
-def test_what_the_release_does_not_read_is_left_out() -> None:
+def test_what_the_release_does_not_read_is_left_out():
     """Such as pre-training where fine-tuning starts from an imported model; also where it is asked for."""
     imported = [
         replace(stage, upstream=tuple(name for name in stage.upstream if name not in ("pretrain", "fit_tokenizer")))
@@ -68,24 +64,24 @@ def test_what_the_release_does_not_read_is_left_out() -> None:
         select(imported, last="pretrain", first="pretrain")
 
 
-def test_nothing_and_unknown() -> None:
+def test_nothing_and_unknown():
     with pytest.raises(ConfigError, match="nothing to run: no stage is in 'data' and from pretrain"):
         select(DAG, "data", "pretrain")
     with pytest.raises(ConfigError, match=r"stage 'train': dvc\.yaml has no such stage; it has ingest, "):
         select(DAG, last="train")
 
 
-ENTRIES: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
-CODE: dict[str, Any] = ENTRIES.pop("code")
+ENTRIES = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+CODE = ENTRIES.pop("code")
 
 
-def deciding(name: str) -> set[str]:
+def deciding(name):
     """The files that can change the bytes of a stage, as paths from the root."""
     files = provenance.deciding(STAGES[name].module).values()
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
-def sections(files: set[str]) -> set[str]:
+def sections(files):
     """The sections of params.yaml that these modules read, `params.section(CLASS)`, and those that they inherit from.
 
     Sections that change no bytes are not among them, nor those whose class `align.project.provenance` leaves out.
@@ -101,28 +97,28 @@ def sections(files: set[str]) -> set[str]:
     return found
 
 
-def test_every_verb_is_a_stage_and_calls_its_verb() -> None:
+def test_every_verb_is_a_stage_and_calls_its_verb():
     assert {name: entry["cmd"] for name, entry in ENTRIES.items()} == {name: f"align {name}" for name in STAGES}
 
 
-def test_the_first_stage_writes_the_code_of_the_others() -> None:
+def test_the_first_stage_writes_the_code_of_the_others():
     assert CODE["cmd"] == "python -m align.project.code" and CODE["always_changed"] is True and "deps" not in CODE
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_params(name: str) -> None:
+def test_params(name):
     *declared, code = ENTRIES[name]["params"]
     wanted = sections(deciding(name))
     assert set(declared) == wanted, f"dvc.yaml, stage {name}, params: write {sorted(wanted)}"
     assert code == {"code.yaml": [name]}
 
 
-def test_no_other_out_escapes_the_cache() -> None:
+def test_no_other_out_escapes_the_cache():
     """`cache: false` would make another machine compute again what this one has; a string has no such option."""
     assert all(isinstance(out, str) for entry in ENTRIES.values() for out in entry["outs"])
 
 
-def test_order_and_upstream() -> None:
+def test_order_and_upstream():
     stages = DAG
     position = {stage.name: index for index, stage in enumerate(stages)}
     assert set(position) == set(STAGES)
@@ -135,7 +131,7 @@ def test_order_and_upstream() -> None:
     assert all("validate_shards" in upstream[name] for name in ("fit_tokenizer", "pretrain", "finetune", "package"))
 
 
-def test_a_model_of_ones_own_needs_neither_pretraining_nor_its_tokenizer(tmp_path: Path) -> None:
+def test_a_model_of_ones_own_needs_neither_pretraining_nor_its_tokenizer(tmp_path):
     """`finetune.from` decides what the stages after it read, directly or not."""
     yaml = YAML()
     values = yaml.load(PARAMS_FILE)
@@ -153,7 +149,7 @@ def test_a_model_of_ones_own_needs_neither_pretraining_nor_its_tokenizer(tmp_pat
         assert needed == set(STAGES) - ours | more, start
 
 
-def test_sub_flows_come_one_after_the_other() -> None:
+def test_sub_flows_come_one_after_the_other():
     order = ["data", "training", "release"]
     stages = {stage.name: stage for stage in DAG}
     for stage in stages.values():
@@ -161,7 +157,7 @@ def test_sub_flows_come_one_after_the_other() -> None:
             assert order.index(stages[name].flow) <= order.index(stage.flow), f"{stage.name} reads from {name}"
 
 
-def test_stale_means_changed_or_below() -> None:
+def test_stale_means_changed_or_below():
     stages = DAG
     assert stale(stages, {}) == frozenset()
     below = stale(stages, {"finetune": [{"changed deps": {}}], "models/base.dvc": ["always changed"]})
@@ -179,14 +175,14 @@ def test_stale_means_changed_or_below() -> None:
         (["config/filter.py"], {*STAGES} - {"ingest"}),  # the web is not fetched again
     ],
 )
-def test_an_edit_makes_what_reads_it_stale(files: list[str], made_stale: set[str]) -> None:
+def test_an_edit_makes_what_reads_it_stale(files, made_stale):
     edited = [f"align/{file}" for file in files]
     assert all((ROOT / file).is_file() for file in edited)
     assert downstream(DAG, [name for name in STAGES if deciding(name).intersection(edited)]) == made_stale
 
 
 @pytest.mark.costs(5, "DVC and a process that reads all code, three times")
-def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
+def test_dvc_sees_the_same_edits(tmp_path):
     """Stage `code` and `dvc status`, in a project whose outs and inputs are small files that were committed.
 
     A reworded comment of a module that every stage uses makes nothing stale.
@@ -216,21 +212,21 @@ def test_dvc_sees_the_same_edits(tmp_path: Path) -> None:
     assert set(json.loads(dvc(tmp_path, "status", "--json"))) == {"code", "evaluate", "filter"}
 
 
-def append(file: Path, text: str) -> None:
+def append(file, text):
     with file.open("a") as module:
         module.write(text)
 
 
-def align_code(root: Path) -> None:
+def align_code(root):
     write_code(root, os.environ | {"PYTHONPATH": str(root)})
 
 
-def dvc(root: Path, *words: str) -> str:
+def dvc(root, *words):
     command = [str(commands() / "dvc"), *words]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
 
 
-def test_every_report_shows_its_metrics() -> None:
+def test_every_report_shows_its_metrics():
     document = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text("utf-8"))
     shown = {path.replace("${paths.reports}", "reports") for path in document["metrics"]}
     assert shown == {f"{stage.report}/metrics.json" for stage in DAG}

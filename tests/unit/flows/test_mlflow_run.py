@@ -2,10 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -20,33 +17,31 @@ from tests.support.params import PARAMS_FILE
 class Logged:
     """As a Tracker of which one run is known."""
 
-    def __init__(self) -> None:
-        self.states: list[str] = []
-        self.started: list[Any] = []
+    def __init__(self):
+        self.states = []
+        self.started = []
 
-    def runs(self, condition: str) -> list[Any]:
+    def runs(self, condition):
         return self.started
 
-    def start_run(self, experiment: str, name: str, attempt: str, tags: dict[str, str]) -> str:
+    def start_run(self, experiment, name, attempt, tags):
         self.started.append(SimpleNamespace(run_id="r", params={}))
         return "r"
 
-    def resume_run(self, run_id: str, attempt: str) -> None:
+    def resume_run(self, run_id, attempt):
         self.states.append("RUNNING")
 
-    def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+    def set_tags(self, run_id, tags):
         self.states += tags.values()
 
-    def end_run(self, run_id: str, status: str) -> None:
+    def end_run(self, run_id, status):
         self.states.append(status)
 
-    def log_params(self, run_id: str, params: dict[str, Any]) -> None:
+    def log_params(self, run_id, params):
         self.started[-1].params |= {name: str(value) for name, value in params.items()}
 
 
-def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(tmp_path, monkeypatch):
     tracker, run = Logged(), RunContext(root=tmp_path, checkout=tmp_path, attempt="1")
     monkeypatch.setattr(mlflow_run, "Tracker", lambda uri: tracker)
     monkeypatch.setattr(mlflow_run, "_tags", lambda run: {})
@@ -60,9 +55,7 @@ def test_a_run_that_is_stopped_is_killed_in_mlflow_and_its_retry_continues_it(
         assert len(tracker.started) == 2
 
 
-def test_each_stage_is_in_mlflow_when_it_has_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str]
-) -> None:
+def test_each_stage_is_in_mlflow_when_it_has_ended(tmp_path, monkeypatch, empty_mlflow):
     shutil.copy(PARAMS_FILE, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_mlflow(tmp_path))
     monkeypatch.setenv("ALIGN_ROOT", str(tmp_path))
@@ -74,7 +67,7 @@ def test_each_stage_is_in_mlflow_when_it_has_ended(
         (folder / "report.json").write_text('{"digest": "d"}')
     run = RunContext(root=tmp_path, checkout=tmp_path, attempt="1", chosen=Selection(asked=tuple(stages)))
     monkeypatch.setattr(mlflow_run, "_tags", lambda run: {})
-    warnings: list[str] = []
+    warnings = []
     logger = SimpleNamespace(warning=lambda text, *values: warnings.append(text % values))
     monkeypatch.setattr(mlflow_run, "get_run_logger", lambda: logger)
     with pytest.raises(KeyboardInterrupt), mlflow_run.opened_run(run, "e", "n", {"model": "m"}, {}) as opened:

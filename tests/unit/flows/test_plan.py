@@ -59,7 +59,7 @@ stages:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     """A project whose stages have all run once."""
     root = tmp_path_factory.mktemp("plan") / "project"
     files = {
@@ -71,12 +71,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def states(root: Path, checkout: Path | None = None) -> dict[str, StageState]:
+def states(root, checkout=None):
     run = RunContext(root=root, checkout=checkout or root, chosen=select(read_dag(root)))
     return {one.stage: one for one in read_states(run).stages}
 
 
-def test_followed_through_the_cache_without_a_checkout(made: Path, tmp_path: Path) -> None:
+def test_followed_through_the_cache_without_a_checkout(made, tmp_path):
     found = states(made)
     assert {one.state for one in found.values()} == {"unchanged"}
     assert found["filter"].metrics == {"filter/num_pairs": 7} and (found["filter"].num_bytes or 0) > 5
@@ -101,7 +101,7 @@ def test_followed_through_the_cache_without_a_checkout(made: Path, tmp_path: Pat
         assert states(path, made)["ingest"].missing == ("source.txt",)
 
 
-def test_what_the_cache_has_lost_runs(made: Path, tmp_path: Path) -> None:
+def test_what_the_cache_has_lost_runs(made, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
     (copy / "source.txt").write_text("more pairs\n")
@@ -115,7 +115,7 @@ def test_what_the_cache_has_lost_runs(made: Path, tmp_path: Path) -> None:
     assert found["ingest"].why == ("its outs are not in DVC's cache",) and found["ingest"].metrics == {}
 
 
-def test_while_dvc_works_there_one_line_says_so(made: Path) -> None:
+def test_while_dvc_works_there_one_line_says_so(made):
     """DVC's own lock, as `dvc repro` holds it."""
     with (
         Lock(str(made / ".dvc/tmp/lock"), friendly=True),
@@ -124,7 +124,7 @@ def test_while_dvc_works_there_one_line_says_so(made: Path) -> None:
         read_status(made)
 
 
-def test_a_shape_that_one_format_cannot_hold_is_said_before() -> None:
+def test_a_shape_that_one_format_cannot_hold_is_said_before():
     (said,) = plan_module._export(load_params(overrides=profile_overrides("cc3m")))
     assert said.startswith("model.embed_width 640 is not 384") and "open_clip" in said
     assert plan_module._export(load_params()) == []
@@ -135,7 +135,7 @@ def test_a_shape_that_one_format_cannot_hold_is_said_before() -> None:
     assert "cannot hold towers of timm and transformers" in said and said.endswith("nor can open_clip")
 
 
-def plan_of(root: Path, *found: StageState, first: str | None = None) -> Plan:
+def plan_of(root, *found, first=None):
     run = RunContext(root=root, checkout=root, name="x", chosen=select(read_dag(root), first=first))
     return make_plan(run, States(status={}, stages=found))
 
@@ -143,7 +143,7 @@ def plan_of(root: Path, *found: StageState, first: str | None = None) -> Plan:
 UNCHANGED = tuple(StageState(stage=name, state="unchanged", num_bytes=10) for name in ("ingest", "filter", "index"))
 
 
-def test_a_missing_input_is_refused_before_it_costs(made: Path) -> None:
+def test_a_missing_input_is_refused_before_it_costs(made):
     gone = StageState(stage="ingest", state="runs", why=("source.txt does not exist",), missing=("source.txt",))
     plan = plan_of(made, gone, *UNCHANGED[1:])
     with pytest.raises(DataError, match=r"^ingest: source\.txt does not exist, and no stage makes it"):
@@ -152,14 +152,14 @@ def test_a_missing_input_is_refused_before_it_costs(made: Path) -> None:
     plan_of(made, *UNCHANGED).require_possible()
 
 
-def test_what_comes_before_must_be_made(made: Path) -> None:
+def test_what_comes_before_must_be_made(made):
     runs = [StageState(stage=name, state="runs") for name in ("ingest", "filter", "index")]
     with pytest.raises(DataError, match=r"^ingest, filter must run before index: .* or from ingest$"):
         plan_of(made, *runs, first="index").require_possible()
     plan_of(made, *UNCHANGED[:2], runs[2], first="index").require_possible()
 
 
-def test_a_disk_that_is_too_small_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_refused(made, monkeypatch):
     large = StageState(stage="filter", state="runs", num_bytes=2_000_000_000)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(plan_module.shutil, "disk_usage", lambda path: usage(9e9, 8e9, 1_000_000_000))
@@ -187,9 +187,7 @@ GIVEN = {"path": "nowhere", "sha256": "0" * 64}
         ({"image_tower": "timm:test_vit"}, "", {}, None),
     ],
 )
-def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(
-    tmp_path: Path, model: dict[str, object], section: str, values: dict[str, object], said: str | None
-) -> None:
+def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(tmp_path, model, section, values, said):
     yaml = YAML()
     params = yaml.load(PARAMS_FILE)
     params["model"] |= model
@@ -208,7 +206,7 @@ def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(
     assert plan_of(tmp_path, *UNCHANGED[:2], StageState(stage="pretrain", state="unchanged")).refused == ()
 
 
-def test_time_is_that_of_the_last_run_or_unknown(made: Path, tmp_path: Path) -> None:
+def test_time_is_that_of_the_last_run_or_unknown(made, tmp_path):
     runs = StageState(stage="filter", state="runs")
     assert plan_of(made, UNCHANGED[0], runs, UNCHANGED[2]).figures["time"].startswith("unknown: none of")
     start = time.time() - 1
@@ -230,14 +228,14 @@ def test_time_is_that_of_the_last_run_or_unknown(made: Path, tmp_path: Path) -> 
     assert figures["time"] == "about 2 h 0 min by the last measured speeds and unknown for index"
 
 
-def test_rows_are_those_of_the_reports(made: Path) -> None:
+def test_rows_are_those_of_the_reports(made):
     known = StageState(stage="ingest", state="cached", metrics={"ingest/num_pairs": 1234})
     figures = plan_of(made, known, StageState(stage="filter", state="runs"), UNCHANGED[2]).figures
     assert figures["pairs"] == "1,234" and figures["pairs kept"] == "unknown until filter has run"
 
 
-def test_as_a_command(made: Path) -> None:
-    def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+def test_as_a_command(made):
+    def ask(*arguments):
         command = [str(commands() / "python"), "-m", "flows.plan", *arguments]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         return subprocess.run(command, cwd=made, env=env, capture_output=True, text=True, check=False)
@@ -257,7 +255,7 @@ def test_as_a_command(made: Path) -> None:
 
 
 @pytest.mark.parametrize(("vocab_size", "most"), [(None, "at most "), (500, "at most "), (1000, "")])
-def test_parameters_are_an_upper_bound_until_the_vocabulary_has_its_size(vocab_size: int | None, most: str) -> None:
+def test_parameters_are_an_upper_bound_until_the_vocabulary_has_its_size(vocab_size, most):
     need = dict.fromkeys(("rank_bytes", "num_ranks", "state_bytes", "pairs_at_a_time", "available_bytes"), 1)
     need |= {"activation_bytes_per_pair": 1, "num_parameters": 2_500_000}
     params = Params(
@@ -278,14 +276,14 @@ def test_parameters_are_an_upper_bound_until_the_vocabulary_has_its_size(vocab_s
         ("s3://bucket/*.gz", "s3://bucket/*.gz, size unknown"),
     ],
 )
-def test_the_source_is_counted_whatever_names_it(tmp_path: Path, archive: str, said: str) -> None:
+def test_the_source_is_counted_whatever_names_it(tmp_path, archive, said):
     (tmp_path / "crawl").mkdir()
     for name, size in (("a.warc.gz", 10), ("crawl/b.warc.gz", 10), ("crawl/c.warc.gz", 20)):
         (tmp_path / name).write_bytes(bytes(size))
     assert plan_module._source(tmp_path, Params({"paths": {"archive": archive}}, Path("params.yaml"))) == said
 
 
-def test_no_word_of_a_plan_is_markdown() -> None:
+def test_no_word_of_a_plan_is_markdown():
     hostile = "![a](http://x/b.png) <img> | [c](http://x)"
     words = {"figures": {"source": hostile}, "warnings": (hostile,), "refused": (hostile,)}
     made = Plan.model_validate({"name": "x", "stages": (), "before": (), **words})

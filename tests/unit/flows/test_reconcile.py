@@ -3,8 +3,6 @@
 On a real server: tests/integration/test_killed_runs.py.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -12,7 +10,6 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -28,13 +25,13 @@ from flows.reconcile import Processes, is_dead, look, reconcile
 STARTED = 1_000_000.0
 
 
-def flow_run(kind: StateType, changed_at: float = STARTED) -> FlowRun:
-    state: State[None] = State(type=kind, timestamp=datetime.fromtimestamp(changed_at, UTC))
+def flow_run(kind, changed_at=STARTED):
+    state = State(type=kind, timestamp=datetime.fromtimestamp(changed_at, UTC))
     return FlowRun(flow_id=uuid4(), state=state, state_type=kind)
 
 
 @pytest.mark.parametrize("kind", [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
-def test_one_that_a_process_works_on_is_not_dead(kind: StateType) -> None:
+def test_one_that_a_process_works_on_is_not_dead(kind):
     run = flow_run(kind)
     assert not is_dead(run, Processes(frozenset({str(run.id)}), None))
     assert is_dead(run, Processes(frozenset({str(uuid4())}), None))
@@ -51,11 +48,11 @@ def test_one_that_a_process_works_on_is_not_dead(kind: StateType) -> None:
         (StateType.RUNNING, STARTED - 60, True),  # its process had begun, and is there no more
     ],
 )
-def test_beside_a_worker_a_run_that_it_may_start_is_not_dead(kind: StateType, worker: float, dead: bool) -> None:
+def test_beside_a_worker_a_run_that_it_may_start_is_not_dead(kind, worker, dead):
     assert is_dead(flow_run(kind), Processes(frozenset(), worker)) == dead
 
 
-def test_processes_tell_by_their_environment_and_their_folder(tmp_path: Path) -> None:
+def test_processes_tell_by_their_environment_and_their_folder(tmp_path):
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     here.mkdir()
     elsewhere.mkdir()
@@ -93,11 +90,11 @@ class Prefect:
         asked: the records that were to be ended, each with whether it is an attempt of the run that asks.
     """
 
-    def __init__(self) -> None:
-        self.answer: str | Exception | None = "in Prefect flow run x is Crashed"
-        self.asked: list[tuple[str, bool]] = []
+    def __init__(self):
+        self.answer = "in Prefect flow run x is Crashed"
+        self.asked = []
 
-    def end(self, record: RunRecord, *, is_mine: bool) -> str | None:
+    def end(self, record, *, is_mine):
         self.asked.append((record.attempt_id, is_mine))
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -105,7 +102,7 @@ class Prefect:
 
 
 @pytest.fixture(name="prefect", autouse=True)
-def _prefect(monkeypatch: pytest.MonkeyPatch) -> Prefect:
+def _prefect(monkeypatch):
     prefect = Prefect()
     monkeypatch.setattr(module, "end_in_prefect", prefect.end)
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
@@ -113,23 +110,23 @@ def _prefect(monkeypatch: pytest.MonkeyPatch) -> Prefect:
     return prefect
 
 
-def record(root: Path, **values: object) -> RunRecord:
+def record(root, **values):
     return replace(RunRecord("demo", "f1", 1, "", "", str(root)), **values)  # type: ignore[arg-type]  # values of several types
 
 
-def dead(root: Path, **values: object) -> Path:
+def dead(root, **values):
     """The record of a run whose process has ended; returns the file."""
     run = record(root, **values)
     hold(run).close()
     return root / FOLDER / f"{run.attempt_id}.json"
 
 
-def repaired(root: Path, mine: RunRecord | None = None) -> tuple[list[str], tuple[int, int]]:
-    said: list[str] = []
+def repaired(root, mine=None):
+    said = []
     return said, reconcile(root, said.append, mine)
 
 
-def test_a_dead_one_is_ended_once_and_a_live_one_is_not(tmp_path: Path, prefect: Prefect) -> None:
+def test_a_dead_one_is_ended_once_and_a_live_one_is_not(tmp_path, prefect):
     live = hold(record(tmp_path, flow_run="f2"))
     dead(tmp_path)
     dead(tmp_path, flow_run="f3", flow="promote", name="promote")
@@ -146,7 +143,7 @@ def test_a_dead_one_is_ended_once_and_a_live_one_is_not(tmp_path: Path, prefect:
     live.close()
 
 
-def test_an_earlier_attempt_of_the_run_that_asks(tmp_path: Path, prefect: Prefect) -> None:
+def test_an_earlier_attempt_of_the_run_that_asks(tmp_path, prefect):
     dead(tmp_path)
     mine = hold(record(tmp_path, attempt=2))
     assert repaired(tmp_path, mine.record)[1] == (1, 0)
@@ -154,7 +151,7 @@ def test_an_earlier_attempt_of_the_run_that_asks(tmp_path: Path, prefect: Prefec
     mine.close()
 
 
-def test_nothing_to_say_is_not_said(tmp_path: Path, prefect: Prefect) -> None:
+def test_nothing_to_say_is_not_said(tmp_path, prefect):
     prefect.answer = ""
     file = dead(tmp_path)
     (tmp_path / FOLDER / "f9-1.lock").touch()  # it died before it wrote its record
@@ -162,14 +159,14 @@ def test_nothing_to_say_is_not_said(tmp_path: Path, prefect: Prefect) -> None:
     assert not file.exists() and list((tmp_path / FOLDER).iterdir()) == []
 
 
-def test_one_whose_next_attempt_works_elsewhere_is_left_to_it(tmp_path: Path, prefect: Prefect) -> None:
+def test_one_whose_next_attempt_works_elsewhere_is_left_to_it(tmp_path, prefect):
     prefect.answer = None
     file = dead(tmp_path)
     assert repaired(tmp_path) == ([], (0, 0))
     assert file.exists()
 
 
-def test_of_another_machine_or_of_the_first_folder_of_a_copy(tmp_path: Path, prefect: Prefect) -> None:
+def test_of_another_machine_or_of_the_first_folder_of_a_copy(tmp_path, prefect):
     first = tmp_path / "first"
     file = dead(first)
     theirs = json.loads(file.read_bytes())
@@ -184,7 +181,7 @@ def test_of_another_machine_or_of_the_first_folder_of_a_copy(tmp_path: Path, pre
     assert file.exists() and not prefect.asked
 
 
-def test_what_cannot_be_ended_now_stays_recorded(tmp_path: Path, prefect: Prefect) -> None:
+def test_what_cannot_be_ended_now_stays_recorded(tmp_path, prefect):
     """A server that does not answer, another server, a record that cannot be read: the others are ended."""
     prefect.answer = ServiceError("Prefect does not answer")
     file = dead(tmp_path)
@@ -202,7 +199,7 @@ def test_what_cannot_be_ended_now_stays_recorded(tmp_path: Path, prefect: Prefec
     assert not file.exists()
 
 
-def test_its_run_in_mlflow_is_killed_and_no_other_one(tmp_path: Path, prefect: Prefect) -> None:
+def test_its_run_in_mlflow_is_killed_and_no_other_one(tmp_path, prefect):
     """Also where Prefect does not answer: what can be done is done."""
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db")
     for name, attempt in (("mine", "f1-1"), ("next", "f1-2"), ("theirs", None)):
@@ -220,7 +217,7 @@ def test_its_run_in_mlflow_is_killed_and_no_other_one(tmp_path: Path, prefect: P
     }  # fmt: skip
 
 
-def test_mlflow_that_does_not_answer_keeps_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_that_does_not_answer_keeps_the_record(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:word@127.0.0.1:9")  # its login is in no record
     file = dead(tmp_path, mlflow=module.mlflow_address(tmp_path))
     assert "word" not in file.read_text()
@@ -229,11 +226,11 @@ def test_mlflow_that_does_not_answer_keeps_the_record(tmp_path: Path, monkeypatc
     assert said[0].startswith("run 'demo' was killed: in Prefect flow run x is Crashed; MLflow at ")
 
 
-def test_what_fails_beside_the_records_does_not_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> None:
+def test_what_fails_beside_the_records_does_not_keep_them(tmp_path, monkeypatch):
+    def fails(*_):
         raise DataError("git fails")
 
-    def waits(*_: object) -> int:
+    def waits(*_):
         raise ServiceError("Prefect does not answer")
 
     monkeypatch.setattr(module, "sweep", fails)
@@ -244,9 +241,7 @@ def test_what_fails_beside_the_records_does_not_keep_them(tmp_path: Path, monkey
     assert said[-1].startswith("Prefect does not answer: runs that were killed before they began are left")
 
 
-def test_the_command_says_whether_something_is_left(
-    tmp_path: Path, prefect: Prefect, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_whether_something_is_left(tmp_path, prefect, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert module.main([]) == 0
     assert "no killed run is left to repair" in capsys.readouterr().err

@@ -3,8 +3,6 @@
 import json
 import shutil
 import typing
-from pathlib import Path
-from typing import Any
 
 import pytest
 from prefect.utilities.schema_tools import is_valid_schema
@@ -26,11 +24,11 @@ from tests.support import ROOT
 from tests.support.dvc_projects import commit_all
 from tests.support.params import PARAMS_FILE
 
-SCHEMA: dict[str, Any] = pipeline.parameters.model_dump()
+SCHEMA = pipeline.parameters.model_dump()
 FORM = SCHEMA["definitions"]["Request"]["properties"]
 
 
-def test_a_drop_down_has_the_stages_of_dvc_yaml() -> None:
+def test_a_drop_down_has_the_stages_of_dvc_yaml():
     assert set(STAGES) == set(declared_outs(ROOT))
     for field in ("from_stage", "to_stage"):
         assert FORM[field]["enum"] == list(STAGES)
@@ -38,7 +36,7 @@ def test_a_drop_down_has_the_stages_of_dvc_yaml() -> None:
     assert tuple(FORM["only"]["enum"]) == PARTS == typing.get_args(Part)
 
 
-def test_the_form_is_short_and_in_the_order_of_the_fields() -> None:
+def test_the_form_is_short_and_in_the_order_of_the_fields():
     hidden = ("name", "tags")  # Prefect's form asks for a name itself; tags are set by programs
     fields = [name for name in Request.model_fields if name not in hidden]
     assert list(FORM) == fields == sorted(FORM, key=lambda name: FORM[name]["position"])
@@ -53,7 +51,7 @@ def test_the_form_is_short_and_in_the_order_of_the_fields() -> None:
     is_valid_schema(SCHEMA)
 
 
-def test_a_field_says_what_counts_if_it_is_empty() -> None:
+def test_a_field_says_what_counts_if_it_is_empty():
     """Also the value that fine-tuning inherits, and what a profile changes; nothing is filled in, which would count."""
     for name, key in SHORTCUTS.items():
         section, inner = key.split(".")
@@ -64,7 +62,7 @@ def test_a_field_says_what_counts_if_it_is_empty() -> None:
     assert FORM["to_stage"]["description"].startswith("Empty: index")
 
 
-def test_promote_asks_for_a_number_without_tabs() -> None:
+def test_promote_asks_for_a_number_without_tabs():
     schema = promote.parameters.model_dump()
     version = schema["properties"]["version"]
     assert (
@@ -74,7 +72,7 @@ def test_promote_asks_for_a_number_without_tabs() -> None:
     assert validate({"version": -1}, schema) and not validate({}, schema) and not validate({"version": 3}, schema)
 
 
-def test_deployments_say_what_they_do() -> None:
+def test_deployments_say_what_they_do():
     found = parse_yaml((ROOT / "prefect.yaml").read_text("utf-8"))["deployments"]
     names = [one["name"] for one in found]
     assert len(set(names)) == len(names) and "local" not in names
@@ -90,7 +88,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def test_the_server_refuses_the_names_that_the_run_would_refuse(tmp_path: Path) -> None:
+def test_the_server_refuses_the_names_that_the_run_would_refuse(tmp_path):
     git(tmp_path, "init", "--quiet")
     for name in NAMES:
         try:
@@ -112,7 +110,7 @@ def test_the_server_refuses_the_names_that_the_run_would_refuse(tmp_path: Path) 
         {"finetune_steps": 3, "finetune_rate": 0.1, "overrides": {"model.image_tower.width_coefficient": 0.5}},
     ],
 )
-def test_the_server_takes_what_is_right(request_: dict[str, Any]) -> None:
+def test_the_server_takes_what_is_right(request_):
     validate({"request": request_}, SCHEMA, raise_on_error=True)
     Request.model_validate(request_)
 
@@ -137,14 +135,14 @@ def test_the_server_takes_what_is_right(request_: dict[str, Any]) -> None:
         ({"steps": 3}, "request"),
     ],
 )
-def test_the_server_refuses_by_name_before_it_records(request_: dict[str, Any], named: str) -> None:
+def test_the_server_refuses_by_name_before_it_records(request_, named):
     with pytest.raises(ValidationError) as error:
         validate({"request": request_}, SCHEMA, raise_on_error=True)
     assert named in str(error.value)
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checkout(tmp_path):
     """A checkout with this one's dvc.yaml and profiles and the tests' values.
 
     Revisions: `old` has another key than the sections here know, `long` another value and a profile of its own.
@@ -169,7 +167,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_profile_fields_and_overrides_in_this_order(checkout: Path) -> None:
+def test_profile_fields_and_overrides_in_this_order(checkout):
     request = Request(profile="photographs", num_steps=40, source="mine", overrides={"pretrain.seed": 3})
     found = settled(checkout, request)
     values = found.overrides
@@ -181,11 +179,11 @@ def test_profile_fields_and_overrides_in_this_order(checkout: Path) -> None:
     assert settled(checkout, Request()).in_place and not found.in_place
 
 
-def test_the_parts_of_a_run_take_what_was_read_at_its_start(checkout: Path) -> None:
+def test_the_parts_of_a_run_take_what_was_read_at_its_start(checkout):
     run = Request(to_stage="shard").with_stages(RunContext(root=checkout, checkout=checkout))
     for name in ("dvc.yaml", "params.yaml"):
         (checkout / name).unlink()
-    taken: RunContext = data.validate_parameters({"run": run})["run"]
+    taken = data.validate_parameters({"run": run})["run"]
     assert [stage.name for stage in taken.chosen.stages] == ["ingest", "filter", "validate", "shard"]
     assert taken.params is run.params is run.model_copy(update={"mlflow_run_id": "0"}).params
     recorded = {
@@ -219,13 +217,13 @@ def test_the_parts_of_a_run_take_what_was_read_at_its_start(checkout: Path) -> N
         ("pretrain.extra_shards", [[{"path": "more", "digest": "d", "weight": weight}] for weight in (2, 2.0)]),
     ],
 )
-def test_equal_values_are_one_run(checkout: Path, key: str, same: list[Any]) -> None:
+def test_equal_values_are_one_run(checkout, key, same):
     """The key of a run's worktree is made of this JSON: equal runs wait for each other, and share a branch."""
     found = {json.dumps(settled(checkout, Request(overrides={key: value})).overrides, sort_keys=True) for value in same}
     assert len(found) == 1
 
 
-def test_what_differs_stays_as_it_was_given(checkout: Path) -> None:
+def test_what_differs_stays_as_it_was_given(checkout):
     given = {"pretrain.seed": 4, "pretrain.flip": True, "finetune.from": "models/../mine", "filter.languages": ["de"]}
     given |= {"pretrain.micro_batch": None, "model.image_tower": "B0", "paths.archive": "./crawl//x"}
     assert settled(checkout, Request(overrides=given)).overrides == given
@@ -256,14 +254,14 @@ def test_what_differs_stays_as_it_was_given(checkout: Path) -> None:
         ({"only": "data", "from_stage": "pretrain"}, r"nothing to run"),
     ],
 )
-def test_a_wrong_request_is_one_line_and_makes_nothing(checkout: Path, request_: dict[str, Any], message: str) -> None:
+def test_a_wrong_request_is_one_line_and_makes_nothing(checkout, request_, message):
     with pytest.raises(ConfigError, match=message) as error:
         settled(checkout, Request.model_validate(request_))
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in checkout.iterdir()) == [".git", "dvc.yaml", "infra", "params.yaml"]
 
 
-def test_the_values_that_count_are_those_of_the_revision(checkout: Path) -> None:
+def test_the_values_that_count_are_those_of_the_revision(checkout):
     own = settled(checkout, Request(ref="long", profile="own"))
     assert own.overrides == {"filter.min_words": 7} and own.ref == "long"
     assert settled(checkout, Request(num_steps=400)).overrides == {"pretrain.num_steps": 400}
@@ -278,7 +276,7 @@ def test_the_values_that_count_are_those_of_the_revision(checkout: Path) -> None
             settled(checkout, Request(ref=odd))
 
 
-def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(checkout: Path) -> None:
+def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(checkout):
     """`old` lacks a key that the classes here need: by itself that is no mistake of the request."""
     with pytest.raises(ConfigError, match="lowest_margin"):
         settled(checkout, Request(ref="old"))  # the same align/config (none), so all values are checked
@@ -293,7 +291,7 @@ def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(check
 
 
 @pytest.mark.parametrize("path", ["../out.yaml", "linked.yaml", "/etc/passwd", "a\0b/x.yaml", f"{'x' * 900}/y.yaml"])
-def test_a_path_of_a_form_stays_in_the_checkout(tmp_path: Path, path: str) -> None:
+def test_a_path_of_a_form_stays_in_the_checkout(tmp_path, path):
     root = tmp_path / "checkout"
     (root / "mine").mkdir(parents=True)
     (tmp_path / "out.yaml").touch()

@@ -8,7 +8,6 @@ from align.errors import FormatError
 from align.formats.champion_moves import (
     MAX_CHARACTERS,
     ChampionState,
-    Kind,
     Move,
     earlier_champions,
     history_of,
@@ -18,7 +17,7 @@ from align.formats.champion_moves import (
 )
 
 
-def moves(*kinds: tuple[Kind, int | None, int | None]) -> list[Move]:
+def moves(*kinds):
     """Moves of these kinds, from, to; one a day."""
     return [
         Move(
@@ -29,7 +28,7 @@ def moves(*kinds: tuple[Kind, int | None, int | None]) -> list[Move]:
     ]  # fmt: skip
 
 
-PROMOTED: list[tuple[Kind, int | None, int | None]] = [("promoted", None, 1), ("promoted", 1, 2), ("promoted", 2, 3)]
+PROMOTED = [("promoted", None, 1), ("promoted", 1, 2), ("promoted", 2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -48,9 +47,7 @@ PROMOTED: list[tuple[Kind, int | None, int | None]] = [("promoted", None, 1), ("
         ([("promoted", 9, 8)], [9, 8], []),  # 9 was deleted
     ],
 )
-def test_a_rollback_goes_by_the_line_of_champions(
-    kinds: list[tuple[Kind, int | None, int | None]], line: list[int], earlier: list[int]
-) -> None:
+def test_a_rollback_goes_by_the_line_of_champions(kinds, line, earlier):
     made = moves(*kinds)
     assert line_of_champions(made) == line
     champion = made[-1].to if made else None
@@ -58,12 +55,12 @@ def test_a_rollback_goes_by_the_line_of_champions(
     assert ChampionState("m", champion, tuple(made)).previous(set(range(1, 9))) == (earlier[0] if earlier else None)
 
 
-def test_a_version_is_taken_back_until_it_is_the_champion_again() -> None:
+def test_a_version_is_taken_back_until_it_is_the_champion_again():
     made = moves(*PROMOTED, ("rolled back", 3, 2), ("promoted", 2, 3))
     assert (taken_back(made[:4]), taken_back(made)) == ({3}, set())
 
 
-def test_a_move_is_read_as_it_was_written_and_always_fits() -> None:
+def test_a_move_is_read_as_it_was_written_and_always_fits():
     made = moves(("promoted", 1, 2))[0].model_copy(
         update={
             "why": "\x1b[2J" + '"' * 9000,
@@ -79,20 +76,20 @@ def test_a_move_is_read_as_it_was_written_and_always_fits() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "{", "[]", "\ud800", '{"schema_version": 2}', "{}", "null"])
-def test_a_tag_that_somebody_changed_is_named(value: str) -> None:
+def test_a_tag_that_somebody_changed_is_named(value):
     with pytest.raises(FormatError, match=r"^tag align\.champion\.00001 of model 'm': .*; restore the tag in MLflow"):
         history_of("m", {"align.champion.00001": value})
 
 
-def test_an_entry_under_another_number_is_refused() -> None:
+def test_an_entry_under_another_number_is_refused():
     with pytest.raises(FormatError, match=r"align\.champion\.00002 of model 'm' is a copy of align\.champion\.00001"):
         history_of("m", {"align.champion.00002": moves(PROMOTED[0])[0].text()})
 
 
-def test_which_version_was_it_then() -> None:
+def test_which_version_was_it_then():
     made = moves(*PROMOTED[:2], ("rejected", 2, 2))
 
-    def at(day: int) -> int | None:
+    def at(day):
         found = last_before(made, datetime(2026, 11, day, 12, tzinfo=UTC))
         return found.number if found else None
 
@@ -112,7 +109,5 @@ def test_which_version_was_it_then() -> None:
         (6, [*PROMOTED, ("by hand", 3, 5), ("promoted", 5, 6)], False),
     ],
 )
-def test_a_champion_by_hand_is_one_that_no_gate_has_judged(
-    champion: int | None, kinds: list[tuple[Kind, int | None, int | None]], by_hand: bool
-) -> None:
+def test_a_champion_by_hand_is_one_that_no_gate_has_judged(champion, kinds, by_hand):
     assert ChampionState("m", champion, tuple(moves(*kinds))).moved_by_hand is by_hand

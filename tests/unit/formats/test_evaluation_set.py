@@ -2,8 +2,6 @@ import json
 import tarfile
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +16,7 @@ from tests.support.evaluation_sets import write_items, write_set
 from tests.support.suites import local_files
 
 
-def test_reads_images_with_everything_that_belongs_to_them(tmp_path: Path) -> None:
+def test_reads_images_with_everything_that_belongs_to_them(tmp_path):
     (found,) = load_sets(write_set(tmp_path))
     assert (found.name, found.kind, found.classes, found.templates) == ("concepts", "retrieval", (), ())
     heart, rose = found.images
@@ -28,14 +26,14 @@ def test_reads_images_with_everything_that_belongs_to_them(tmp_path: Path) -> No
     assert (rose.texts, rose.vendor, rose.split) == (("rose", "flower"), None, "reference")
 
 
-def test_sets_come_in_order_of_their_names_and_an_empty_folder_has_none(tmp_path: Path) -> None:
+def test_sets_come_in_order_of_their_names_and_an_empty_folder_has_none(tmp_path):
     assert load_sets(tmp_path) == []
     write_set(tmp_path, "vendor")
     write_set(tmp_path, "concepts")
     assert [found.name for found in load_sets(tmp_path)] == ["concepts", "vendor"]
 
 
-def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such folder of evaluation sets; make it .* paths\.evaluation"):
         load_sets(tmp_path / "nowhere")
     (tmp_path / "file").touch()
@@ -43,14 +41,14 @@ def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
         load_sets(tmp_path / "file")
 
 
-def test_a_set_has_the_name_of_its_files(tmp_path: Path) -> None:
+def test_a_set_has_the_name_of_its_files(tmp_path):
     header = write_set(tmp_path, "copy") / "copy.json"
     header.write_text(header.read_text().replace('"copy"', '"../copy"'))
     with pytest.raises(FormatError, match=r"copy\.json: its name is '\.\./copy'"):
         load_sets(tmp_path)
 
 
-def test_one_changed_byte_is_an_error(tmp_path: Path) -> None:
+def test_one_changed_byte_is_an_error(tmp_path):
     tar = write_set(tmp_path) / "concepts.tar"
     data = bytearray(tar.read_bytes())
     data[600] ^= 1
@@ -71,27 +69,25 @@ def test_one_changed_byte_is_an_error(tmp_path: Path) -> None:
         ({"members": {"a1.jpg": b"", "a1.json": b'{"key": "a1"}'}}, FormatError, "concept"),
     ],
 )
-def test_a_broken_set_says_what_is_wrong(
-    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_a_broken_set_says_what_is_wrong(tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
         load_sets(write_set(tmp_path, **changes))
 
 
-def test_a_header_without_its_tar(tmp_path: Path) -> None:
+def test_a_header_without_its_tar(tmp_path):
     (write_set(tmp_path) / "concepts.tar").unlink()
     with pytest.raises(DataError, match="missing"):
         load_sets(tmp_path)
 
 
-def test_a_classification_set_has_its_classes(tmp_path: Path) -> None:
+def test_a_classification_set_has_its_classes(tmp_path):
     write_set(tmp_path, "classes", kind="classification", classes=["symbols", "plants"], templates=["a {}"])
     (found,) = load_sets(tmp_path)
     assert (found.classes, found.templates) == (("symbols", "plants"), ("a {}",))
     assert [image.label for image in found.images] == ["symbols", "plants"]
 
 
-def test_a_tar_with_a_member_without_bytes_is_an_error(tmp_path: Path) -> None:
+def test_a_tar_with_a_member_without_bytes_is_an_error(tmp_path):
     tar = write_set(tmp_path) / "concepts.tar"
     with tarfile.open(tar, "a") as file:
         link = tarfile.TarInfo("a2.jpg")
@@ -103,7 +99,7 @@ def test_a_tar_with_a_member_without_bytes_is_an_error(tmp_path: Path) -> None:
         load_sets(tmp_path)
 
 
-def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+def test_what_was_written_is_read_again(tmp_path):
     images = [
         EvaluationImage("b", "rose", ("rose", "fleur é"), "plants", None, "reference"),
         EvaluationImage("a", "heart", (), "symbols", "noto", "query"),
@@ -117,7 +113,7 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     assert list(found.read()) == [(0, b"two"), (1, b"one")]
 
 
-def test_pictures_are_read_from_any_place_and_several_times(tmp_path: Path) -> None:
+def test_pictures_are_read_from_any_place_and_several_times(tmp_path):
     (found,) = load_sets(write_set(tmp_path))
     first, second = found.read(), found.read([1])
     assert next(first) == (0, b"bytes of a1") and next(second) == (1, b"bytes of b1")
@@ -127,14 +123,14 @@ def test_pictures_are_read_from_any_place_and_several_times(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("change", [lambda tar: tar.unlink(), lambda tar: tar.write_bytes(tar.read_bytes() + b"\0")])
-def test_a_tar_that_changes_while_it_is_read_is_an_error(tmp_path: Path, change: Any) -> None:
+def test_a_tar_that_changes_while_it_is_read_is_an_error(tmp_path, change):
     (found,) = load_sets(write_set(tmp_path))
     change(tmp_path / "concepts.tar")
     with pytest.raises(DataError, match=r"concepts\.tar: re(moved|placed) while it was read; repeat the command"):
         list(found.read())
 
 
-def test_pictures_are_not_held_in_memory(tmp_path: Path) -> None:
+def test_pictures_are_not_held_in_memory(tmp_path):
     """A set of 64 MB is loaded and read with a tenth of it at a time."""
     big = [EvaluationImage(f"{n:02}", f"{n}", (f"text {n}",), None, None, "query") for n in range(32)]
     made = EvaluationSet(
@@ -152,10 +148,10 @@ def test_pictures_are_not_held_in_memory(tmp_path: Path) -> None:
     assert peak < 8 << 20
 
 
-def test_a_picture_that_cannot_be_read_is_told_or_an_error() -> None:
+def test_a_picture_that_cannot_be_read_is_told_or_an_error():
     items = [EvaluationImage(key, key, ("x",), None, None, "query") for key in "abc"]
     one = EvaluationSet("s", "retrieval", "", items, (), (), held([b"1", Unreadable("gone"), b"1"]))
-    told: dict[int, str] = {}
+    told = {}
     assert list(one.read(fault=told.__setitem__)) == [(0, b"1"), (2, b"1")]
     assert told == {1: "gone"}
     with pytest.raises(DataError, match="evaluation set s: b: gone"):
@@ -171,7 +167,7 @@ ONE = EvaluationSet(
 )
 
 
-def of(one: EvaluationSet) -> str:
+def of(one):
     return set_digests([one])["one"]
 
 
@@ -190,11 +186,11 @@ def of(one: EvaluationSet) -> str:
         replace(ONE, repeats=True),
     ],
 )
-def test_what_changes_ranks_changes_the_digest(other: EvaluationSet) -> None:
+def test_what_changes_ranks_changes_the_digest(other):
     assert of(other) != of(ONE)
 
 
-def test_words_about_the_set_do_not_and_code_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_about_the_set_do_not_and_code_does(monkeypatch):
     before = of(ONE)
     vendor = replace(IMAGE, vendor=None)
     assert of(replace(ONE, description="others", sha256="other", images=[vendor])) == before
@@ -202,7 +198,7 @@ def test_words_about_the_set_do_not_and_code_does(monkeypatch: pytest.MonkeyPatc
     assert of(ONE) != before
 
 
-def test_the_evaluation_digest_names_the_sets_in_any_order() -> None:
+def test_the_evaluation_digest_names_the_sets_in_any_order():
     assert evaluation_digest({"a": "1", "b": "2"}) == evaluation_digest({"b": "2", "a": "1"})
     assert evaluation_digest({"a": "1", "b": "2"}) != evaluation_digest({"a": "2", "b": "1"})
 
@@ -229,16 +225,14 @@ COCO_val2014:sentid:732091,COCO_val2014_000000365325.jpg,2.2,c2i_intrasim
         (SITS.replace("\n", "\r\n"), "sits", [732091], [365325], [2.2]),
     ],
 )
-def test_the_published_layout(
-    tmp_path: Path, text: str, kind: str, first: list[int], second: list[int], ratings: list[float]
-) -> None:
+def test_the_published_layout(tmp_path, text, kind, first, second, ratings):
     (tmp_path / "any.csv").write_text(text, newline="")
     found = read_rated_pairs(str(tmp_path / "any.csv"), local_files())
     assert (found.kind, found.first.tolist(), found.second.tolist()) == (kind, first, second)
     assert found.ratings.tolist() == ratings
 
 
-def test_ids_become_positions_in_the_set(tmp_path: Path) -> None:
+def test_ids_become_positions_in_the_set(tmp_path):
     (tmp_path / "sits.csv").write_text(SITS)
     found = read_rated_pairs(str(tmp_path / "sits.csv"), local_files())
     placed = found.placed([1, 732091], [365325])
@@ -264,13 +258,13 @@ def test_ids_become_positions_in_the_set(tmp_path: Path) -> None:
         (STS + '"open', "not a CSV"),
     ],
 )
-def test_other_layouts_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_other_layouts_are_named(tmp_path, text, message):
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(FormatError, match=message):
         read_rated_pairs(str(tmp_path / "bad.csv"), local_files())
 
 
-def test_hostile_bytes_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_bytes_and_no_file(tmp_path, monkeypatch):
     file = tmp_path / "bad.csv"
     file.write_bytes(STS.encode() + b"\xff\xfe\x00")
     with pytest.raises(FormatError, match="not a CSV in UTF-8"):

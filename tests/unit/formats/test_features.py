@@ -1,9 +1,6 @@
 """Features of evaluation images are kept between runs, change no byte, and damaged files are no harm."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,24 +20,24 @@ ENGINE = load_params().section(EngineConfig).model_copy(update={"memory_limit": 
 CONFIG = load_params().section(FilterConfig)
 
 
-def images(*numbers: int) -> list[tuple[str, bytes]]:
+def images(*numbers):
     return [(f"name {number}", b"image %d" % number) for number in numbers]
 
 
 class Measure:
     """Doubles the number of an image; of 13 there is no value. Remembers what it was asked."""
 
-    def __init__(self) -> None:
-        self.asked: list[str] = []
+    def __init__(self):
+        self.asked = []
 
-    def __call__(self, images: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, int]]:
+    def __call__(self, images):
         for name, data in images:
             self.asked.append(name)
             if name != "name 13":
                 yield name, 2 * int(data.split()[1])
 
 
-def look(folder: Path | None, *numbers: int) -> tuple[list[int], list[int]]:
+def look(folder, *numbers):
     """The values, and the numbers of what was measured."""
     measure = Measure()
     features = Features(folder, lambda value: str(value).encode(), int)
@@ -49,7 +46,7 @@ def look(folder: Path | None, *numbers: int) -> tuple[list[int], list[int]]:
     return [value for _, value in found], [int(name.split()[1]) for name in measure.asked]
 
 
-def test_only_what_is_not_kept_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_not_kept_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("align.formats.features._BLOCK", 2)
     assert look(tmp_path, 1, 2, 3) == ([2, 4, 6], [1, 2, 3])
     assert look(tmp_path, 3, 13, 4, 1) == ([6, 8, 2], [13, 4])
@@ -57,7 +54,7 @@ def test_only_what_is_not_kept_is_measured(tmp_path: Path, monkeypatch: pytest.M
     assert look(None, 1) == ([2], [1])
 
 
-def test_the_files_of_some_images_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_of_some_images_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr("align.formats.features._BLOCK", 2)
     look(tmp_path / "views-1", 1, 2, 3)
     look(tmp_path / "signals-1", 3)
@@ -73,7 +70,7 @@ def test_the_files_of_some_images_are_found(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:200] + b"?" + data[201:], lambda _: b""])
-def test_damaged_files_are_made_again(tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_files_are_made_again(tmp_path, damage, capsys):
     look(tmp_path, 1, 2)
     look(tmp_path, 3)
     first = next(path for path in tmp_path.iterdir() if path.stat().st_size)
@@ -86,7 +83,7 @@ def test_damaged_files_are_made_again(tmp_path: Path, damage: Any, capsys: pytes
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_two_runs_at_once_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_at_once_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("align.formats.features._BLOCK", 1)
     slow = Features(tmp_path, lambda value: str(value).encode(), int).look(Measure(), images(1, 2, 3))
     assert next(slow) == ("name 1", 2)
@@ -97,13 +94,13 @@ def test_two_runs_at_once_share_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
     assert look(tmp_path, 2, 3) == ([4, 6], [])
 
 
-def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert look(tmp_path / "file", 1) == ([2], [1])
     assert "is not kept (" in capsys.readouterr().err
 
 
-def test_whatever_decides_the_values_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_whatever_decides_the_values_has_a_folder_of_its_own(tmp_path):
     folders = {
         folder_of(tmp_path, kind, module, decides)
         for kind, module, decides in (
@@ -117,13 +114,13 @@ def test_whatever_decides_the_values_has_a_folder_of_its_own(tmp_path: Path) -> 
     assert folder_of(None, "views", "align.filter.network", []) is None
 
 
-def test_signals_are_stored_whole() -> None:
+def test_signals_are_stored_whole():
     for data in (noise(1), b"no picture"):
         signals = image_signals(data, 10**6)
         assert from_bytes(to_bytes(signals)) == signals
 
 
-def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path, monkeypatch):
     quicken(monkeypatch)
     raw = shards(tmp_path / "raw", 2)
     copy = noise(1, 480, 460)
@@ -132,7 +129,7 @@ def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path: Path, mo
     for name in ("one", "two"):  # they share their images
         write_items(tmp_path / "sets", EvaluationSet(name, "retrieval", name, items, (), (), pictures))
 
-    def written(out: str, kept: str | None, **changes: Any) -> dict[str, bytes]:
+    def written(out, kept, **changes):
         folders = FilterFolders(raw, tmp_path / "sets", tmp_path / "p", tmp_path / out / "f", tmp_path / out / "r")
         store = local_store.config(tmp_path, None).model_copy(update={"features": kept and tmp_path / kept})
         assert filter_pairs(CONFIG.model_copy(update=changes), ENGINE, folders, store=store) is not None
@@ -143,7 +140,7 @@ def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path: Path, mo
     assert written("cold", "kept") == without
     assert len(list((tmp_path / "kept").glob("*/*.arrow"))) == 2  # signals, and views
 
-    def no_views(self: ImageNetwork, images: Iterable[tuple[str, bytes]], *, max_pixels: int) -> Iterator[Any]:
+    def no_views(self, images, *, max_pixels):
         assert [name for name, _ in images] in ([], ["one/broken"])  # which has none
         return iter(())
 

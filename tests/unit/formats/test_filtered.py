@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,9 +6,7 @@ from align.formats.filtered import find_pair
 
 
 @pytest.mark.parametrize("sizes", [(1,), (3, 4, 1), (0, 2, 0, 0, 5, 3, 0), (0, 0)])
-def test_a_pair_is_found_in_few_of_the_parts(
-    tmp_path: Path, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pair_is_found_in_few_of_the_parts(tmp_path, sizes, monkeypatch):
     opened, read = [], pq.read_table
     monkeypatch.setattr(pq, "read_table", lambda path, **how: opened.append(path) or read(path, **how))
     (tmp_path / "facts").mkdir()

@@ -5,7 +5,6 @@ import json
 import struct
 import zlib
 from collections import Counter
-from pathlib import Path
 from typing import BinaryIO, cast
 
 import pytest
@@ -29,14 +28,14 @@ class Forwards(io.FileIO):
 
     _read = 0
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    def read(self, size=-1, /):
         assert self.tell() >= self._read
         data = super().read(size)
         self._read = self.tell()
         return data
 
 
-def read(path: Path, held_out: bool = False) -> tuple[list[tuple[str, bytes, list[str]]], Counter[str]]:
+def read(path, held_out=False):
     """Of each sample its members' names, its picture and its texts; and what is left out."""
     left_out = Counter[str]()
     with Forwards(path) as file:
@@ -48,7 +47,7 @@ def read(path: Path, held_out: bool = False) -> tuple[list[tuple[str, bytes, lis
     return [(a.name, data, texts_in(text)) for _, (a, data), (_, text) in samples], left_out
 
 
-def test_samples_are_those_of_webdataset_and_img2dataset(tmp_path: Path) -> None:
+def test_samples_are_those_of_webdataset_and_img2dataset(tmp_path):
     folder = given_tars.write(tmp_path, num_tars=1, per_tar=8)
     samples, left_out = read(folder / "00000.tar")
     assert len(samples) == 8 and not left_out
@@ -58,7 +57,7 @@ def test_samples_are_those_of_webdataset_and_img2dataset(tmp_path: Path) -> None
         assert name.startswith(f"{index:09d}.") and data == given_tars.picture(index, form)
 
 
-def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
     good = given_tars.picture(0)
     path = tar(tmp_path / "a.tar", {
         "1.jpg": good, "1.txt": b"first",
@@ -97,17 +96,17 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path: Path) -> None:
         (json.dumps({"captions": ["x"] * 5000}).encode(), ["x"] * 1000),
     ],
 )
-def test_texts_of_a_member(data: bytes, texts: list[str]) -> None:
+def test_texts_of_a_member(data, texts):
     assert texts_in(data) == texts
 
 
-def test_what_is_no_tar(tmp_path: Path) -> None:
+def test_what_is_no_tar(tmp_path):
     for content in (b"", b"<html>moved</html>" * 100):
         left_out = Counter[str]()
         assert not list(given_samples(io.BytesIO(content), bool, left_out)) and left_out.total() == 1
 
 
-def test_a_picture_that_is_held_out_decodes(tmp_path: Path) -> None:
+def test_a_picture_that_is_held_out_decodes(tmp_path):
     png = given_tars.picture(1, "PNG")
     path = tar(tmp_path / "a.tar", {"1.png": png[:60] + bytes(len(png) - 60), "1.txt": b"its header is whole"})
     assert len(read(path)[0]) == 1

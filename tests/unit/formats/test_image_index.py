@@ -1,8 +1,6 @@
 """data/index: rows on demand, thumbnails, filters, and what becomes of files that are damaged or old."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +10,7 @@ import pytest
 from align.durable.files import replace_directory
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.image_index import ImageIndex, write_index
-from align.formats.indexed_images import ImagesWriter, IndexedImage
+from align.formats.indexed_images import IndexedImage
 from align.formats.pair_addresses import PairAddress
 from align.services.vector_index import VectorIndex
 
@@ -30,13 +28,13 @@ ITEMS = [
 VECTORS = np.eye(8, dtype=np.float32)
 
 
-def write(folder: Path, *, thumbnail_px: int = 160, exact_below: int = 100) -> Path:
-    def build(path: Path, images: ImagesWriter) -> VectorIndex:
+def write(folder, *, thumbnail_px=160, exact_below=100):
+    def build(path, images):
         for item in ITEMS:
             images.add(item, f"jpeg of {item.key}".encode() if thumbnail_px else b"")
         return VectorIndex.build([VECTORS], path, num_vectors=8, exact_below=exact_below)
 
-    def find(pairs: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    def find(pairs):
         for pair in [pair for table in pairs for pair in table.to_pylist()]:
             page = f"https://{pair['key']}.example/{pair['image_id']}"
             yield pa.table({"page_urls": [page], "urls": ["https://p.example/"]})
@@ -47,23 +45,21 @@ def write(folder: Path, *, thumbnail_px: int = 160, exact_below: int = 100) -> P
     return folder
 
 
-def load(folder: Path) -> ImageIndex:
+def load(folder):
     return ImageIndex.load(folder, VectorIndex.load)
 
 
 @pytest.fixture(scope="module", params=[100, 1], ids=["exact", "approximate"])
-def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ImageIndex:
+def index(request, tmp_path_factory):
     return load(write(tmp_path_factory.mktemp("index") / "index", exact_below=request.param))
 
 
-def keys(
-    index: ImageIndex, k: int = 8, splits: Sequence[str] = (), words: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> set[str]:
+def keys(index, k=8, splits=(), words=(), exclude=()):
     allowed = index.allowed(splits, words)
     return {hit.item.key for hit in index.search(VECTORS[0], k, allowed=allowed, exclude=exclude)}
 
 
-def test_rows_are_what_was_written(index: ImageIndex) -> None:
+def test_rows_are_what_was_written(index):
     assert list(index.items) == ITEMS == index.items[:] and index.items[-1] == ITEMS[-1]
     assert [tuple(texts) for texts in index.items.texts()] == TEXTS
     with pytest.raises(IndexError):
@@ -78,7 +74,7 @@ def test_rows_are_what_was_written(index: ImageIndex) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "000000008", "00000000", "999999999", "é"])
-def test_a_key_that_no_image_has(index: ImageIndex, key: str) -> None:
+def test_a_key_that_no_image_has(index, key):
     for ask in (index.item, index.vector, index.thumbnail, index.addresses):
         with pytest.raises(DataError, match=r"no image with key .*align search"):
             ask(key)
@@ -92,11 +88,11 @@ def test_a_key_that_no_image_has(index: ImageIndex, key: str) -> None:
         (["a heart"], {6}), (["absent"], set()),
     ],
 )  # fmt: skip
-def test_words_of_the_texts(index: ImageIndex, words: list[str], rows: set[int]) -> None:
+def test_words_of_the_texts(index, words, rows):
     assert keys(index, words=words) == {ITEMS[row].key for row in rows}
 
 
-def test_splits_exclusions_and_fewer_than_k(index: ImageIndex) -> None:
+def test_splits_exclusions_and_fewer_than_k(index):
     tests = {item.key for item in ITEMS if item.split == "test"}
     assert keys(index, splits=["test"]) == tests and keys(index, splits=["test", "train"]) == {i.key for i in ITEMS}
     assert keys(index, splits=["test"], words=["heart"]) == {ITEMS[0].key, ITEMS[6].key}
@@ -107,21 +103,21 @@ def test_splits_exclusions_and_fewer_than_k(index: ImageIndex) -> None:
     assert [hit.item.key for hit in index.search(VECTORS[2], 1)] == [ITEMS[2].key]
 
 
-def test_without_thumbnails(tmp_path: Path) -> None:
+def test_without_thumbnails(tmp_path):
     index = load(write(tmp_path / "index", thumbnail_px=0))
     assert not index.has_thumbnails and not (tmp_path / "index/thumbnails.jpegs").exists()
     with pytest.raises(DataError, match=r"no thumbnails; set index.thumbnail_px"):
         index.thumbnail(ITEMS[0].key)
 
 
-def test_an_open_index_stays_what_it_was_when_the_folder_is_replaced(tmp_path: Path) -> None:
+def test_an_open_index_stays_what_it_was_when_the_folder_is_replaced(tmp_path):
     index = load(write(tmp_path / "index", exact_below=1))
     write(tmp_path / "index", thumbnail_px=0)
     assert index.thumbnail(ITEMS[3].key) == f"jpeg of {ITEMS[3].key}".encode()
     assert [hit.item for hit in index.search(VECTORS[5], 1)] == [ITEMS[5]]
 
 
-def test_an_index_of_an_earlier_version(tmp_path: Path) -> None:
+def test_an_index_of_an_earlier_version(tmp_path):
     folder = write(tmp_path / "index")
     (folder / "words.parquet").unlink()
     header = json.loads((folder / "index.json").read_text())
@@ -132,8 +128,8 @@ def test_an_index_of_an_earlier_version(tmp_path: Path) -> None:
             load(folder)
 
 
-def test_an_index_whose_addresses_nobody_gave(tmp_path: Path) -> None:
-    def build(path: Path, images: ImagesWriter) -> VectorIndex:
+def test_an_index_whose_addresses_nobody_gave(tmp_path):
+    def build(path, images):
         images.add(ITEMS[0], b"jpeg")
         return VectorIndex.build([VECTORS[:1]], path, num_vectors=1, exact_below=100)
 
@@ -147,7 +143,7 @@ def test_an_index_whose_addresses_nobody_gave(tmp_path: Path) -> None:
     "name",
     ["items.parquet", "words.parquet", "addresses.parquet", "thumbnails.jpegs", "vectors.faiss", "vectors.npy"],
 )
-def test_a_file_that_is_cut_off_longer_or_missing(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_cut_off_longer_or_missing(tmp_path, name):
     file = write(tmp_path / "index", exact_below=1) / name
     good = file.read_bytes()
     for bad in (good[:-1], good + b"x", b""):
@@ -159,25 +155,25 @@ def test_a_file_that_is_cut_off_longer_or_missing(tmp_path: Path, name: str) -> 
         load(tmp_path / "index")
 
 
-def _other_number(table: pa.Table) -> pa.Table:
+def _other_number(table):
     return table.slice(1)
 
 
-def _missing_values(table: pa.Table) -> pa.Table:
+def _missing_values(table):
     return table.set_column(0, table.schema.field("key"), pa.array([None] * 8, pa.string()))
 
 
-def _other_columns(table: pa.Table) -> pa.Table:
+def _other_columns(table):
     return table.drop_columns(["keys"])
 
 
-def _far_thumbnails(table: pa.Table) -> pa.Table:
+def _far_thumbnails(table):
     field = table.schema.field("thumbnail_offset_bytes")
     return table.set_column(table.schema.get_field_index(field.name), field, pa.array([1 << 40] * 8, pa.int64()))
 
 
 @pytest.mark.parametrize("change", [_other_number, _missing_values, _other_columns, _far_thumbnails])
-def test_a_table_that_does_not_belong_to_the_rest(tmp_path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+def test_a_table_that_does_not_belong_to_the_rest(tmp_path, change):
     file = write(tmp_path / "index") / "items.parquet"
     pq.write_table(change(pq.read_table(file, read_dictionary=["split", "shard"])), file)
     header = json.loads((tmp_path / "index/index.json").read_text())
@@ -187,7 +183,7 @@ def test_a_table_that_does_not_belong_to_the_rest(tmp_path: Path, change: Callab
         load(tmp_path / "index").thumbnail(ITEMS[0].key)
 
 
-def test_a_table_whose_bytes_are_damaged(tmp_path: Path) -> None:
+def test_a_table_whose_bytes_are_damaged(tmp_path):
     file = write(tmp_path / "index") / "items.parquet"
     good = file.read_bytes()
     for place in range(0, len(good), max(1, len(good) // 200)):

@@ -1,7 +1,5 @@
 """Words of an index's texts: what is found is what RE2 finds in the texts themselves, whatever they hold."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +22,7 @@ TEXTS = st.lists(
 ASKED = st.lists(st.text(CHARACTERS, max_size=4).filter(lambda text: text.split() != []), min_size=1, max_size=4)
 
 
-def opened(folder: Path, texts: list[list[str]]) -> tuple[IndexedWords, pa.ChunkedArray]:
+def opened(folder, texts):
     table = pa.table({"texts": pa.array(texts, pa.list_(pa.string()))})
     pq.write_table(table, folder / "items.parquet")
     write_words(folder, folder / "items.parquet")
@@ -34,9 +32,7 @@ def opened(folder: Path, texts: list[list[str]]) -> tuple[IndexedWords, pa.Chunk
 @pytest.mark.costs(6, "each example writes and reads an index; how large they are is chance")
 @settings(max_examples=40, deadline=None)
 @given(texts=TEXTS, asked=ASKED)
-def test_words_are_found_as_a_regular_expression_finds_them(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[list[str]], asked: list[str]
-) -> None:
+def test_words_are_found_as_a_regular_expression_finds_them(tmp_path_factory, texts, asked):
     words, column = opened(tmp_path_factory.getbasetemp(), texts)
     for one in (*asked, *(text for some in texts for text in some if text.split())):
         pattern = whole_words(one.split())
@@ -44,7 +40,7 @@ def test_words_are_found_as_a_regular_expression_finds_them(
         assert words.matching(one, column).tolist() == found, one
 
 
-def test_letters_are_of_the_same_case_for_re2_too() -> None:
+def test_letters_are_of_the_same_case_for_re2_too():
     every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     with_case = pa.array([one for one in every if len({one, one.upper(), one.lower(), one.casefold()}) > 1])
     ours = np.array([_same_case(one) for one in with_case.to_pylist()])
@@ -53,7 +49,7 @@ def test_letters_are_of_the_same_case_for_re2_too() -> None:
         assert np.array_equal(np.asarray(same), ours == ours[place]), hex(ord(one))
 
 
-def test_a_filter_costs_no_pass_over_the_texts(tmp_path: Path) -> None:
+def test_a_filter_costs_no_pass_over_the_texts(tmp_path):
     texts = [[f"a picture of number {number}, which somebody (else) has described"] for number in range(3000)]
     words, column = opened(tmp_path, texts)
     absent = pa.chunked_array([pa.nulls(len(texts), column.type)])  # reading them would find nothing
@@ -67,13 +63,13 @@ def test_a_filter_costs_no_pass_over_the_texts(tmp_path: Path) -> None:
     ("words", "images"),
     [(["b", "a"], [[0], [1]]), (["a", "a"], [[0], [1]]), (["a", "b"], [[0], [2]]), (["a"], [None]), (["a"], [[None]])],
 )
-def test_a_file_that_does_not_belong_to_the_rest(tmp_path: Path, words: list[str], images: list[list[int]]) -> None:
+def test_a_file_that_does_not_belong_to_the_rest(tmp_path, words, images):
     pq.write_table(pa.table([words, images], schema=_SCHEMA), tmp_path / WORDS)
     with pytest.raises(CorruptError, match=r"words.parquet: damaged .*run `align index` again"):
         IndexedWords.load(tmp_path, 2)
 
 
-def test_every_flipped_byte_of_the_words_is_found_or_changes_nothing(tmp_path: Path) -> None:
+def test_every_flipped_byte_of_the_words_is_found_or_changes_nothing(tmp_path):
     words, column = opened(tmp_path, [[f"red {number}"] for number in range(40)])
     asked = ["red", *map(str, range(40))]
     whole = [words.matching(word, column).tolist() for word in asked]

@@ -18,7 +18,7 @@ A, B = "http://x.example/a.jpg", "https://y.example/b.jpg"
 TABLE = {"url": [A, B, A], "page": [None, "http://p/", None], "caption": ["one", 'two "\u00e9', None]}
 
 
-def orients() -> dict[str, str]:
+def orients():
     """TABLE as `pandas.DataFrame.to_json` writes it, by `orient`."""
     rows = [dict(zip(TABLE, values, strict=True)) for values in zip(*TABLE.values(), strict=True)]
     columns = {name: {str(at): value for at, value in enumerate(values)} for name, values in TABLE.items()}
@@ -36,7 +36,7 @@ def orients() -> dict[str, str]:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", orients())
-def test_tables_of_pandas(tmp_path: Path, name: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_of_pandas(tmp_path, name, packed, monkeypatch):
     monkeypatch.setattr("align.formats.json_tables._CHUNK_CHARACTERS", 3)  # every piece is cut everywhere
     path = tmp_path / ("t.json.gz" if packed else "t.json")
     text = orients()[name].encode()
@@ -46,7 +46,7 @@ def test_tables_of_pandas(tmp_path: Path, name: str, packed: bool, monkeypatch: 
         with pytest.raises(DataError, match=f"{reason}.*write it as JSON lines"):
             table_rows(path)
         return
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = table_rows(path, "page_url=page", counts=counts)
     assert [(row["url"], row["text"], row["page_url"], row["problem"]) for row in rows] == [
         (A, "one", None, None), (B, 'two "\u00e9', "http://p/", None), (A, "", None, None),
@@ -54,7 +54,7 @@ def test_tables_of_pandas(tmp_path: Path, name: str, packed: bool, monkeypatch: 
     assert counts["rows"] == 3
 
 
-def test_numbers_that_a_piece_cuts_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_a_piece_cuts_stay_whole(tmp_path, monkeypatch):
     path = tmp_path / "t.json"
     path.write_text('[{"url": "http://x/1", "caption": 1234.5e2}, {"url": "http://x/2", "caption": -1200}]')
     for size in range(1, 60):
@@ -73,7 +73,7 @@ def test_numbers_that_a_piece_cuts_stay_whole(tmp_path: Path, monkeypatch: pytes
         ('{\n"url": "http://x/1",\n"caption": "c"}', "neither an array"),
     ],
 )
-def test_json_that_is_no_table_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+def test_json_that_is_no_table_is_refused_in_one_line(tmp_path, text, says):
     path = tmp_path / "t.json"
     path.write_text(text)
     with pytest.raises(DataError, match=says) as raised:
@@ -82,7 +82,7 @@ def test_json_that_is_no_table_is_refused_in_one_line(tmp_path: Path, text: str,
     assert "JSON lines" in str(raised.value) or "fetch it again" in str(raised.value)
 
 
-def test_one_object_is_a_row_if_it_has_a_plain_value(tmp_path: Path) -> None:
+def test_one_object_is_a_row_if_it_has_a_plain_value(tmp_path):
     path = tmp_path / "t.json"
     path.write_text(json.dumps({"url": A, "caption": ["one", "two"], "meta": {"size": [1, 2]}}))
     assert pairs(table_rows(path)) == [(A, "one"), (A, "two")]
@@ -97,7 +97,7 @@ class Document(StoredModel):
     rows: tuple[Inner, ...]
 
 
-def test_a_document_is_parsed_to_its_model() -> None:
+def test_a_document_is_parsed_to_its_model():
     parsed = parse(Document, b'{"schema_version": 1, "rows": [{"count": 2}]}', Path("a.json"), "make it again")
     assert parsed == Document(rows=(Inner(count=2),))
 
@@ -113,7 +113,7 @@ def test_a_document_is_parsed_to_its_model() -> None:
         ('{"schema_version": 1, "rows": [], "more": 1}', r"a\.json: more: .*not permitted; make it again"),
     ],
 )
-def test_a_broken_document_is_one_clear_line(text: str, message: str) -> None:
+def test_a_broken_document_is_one_clear_line(text, message):
     with pytest.raises(FormatError, match=message) as caught:
         parse(Document, text.encode(), Path("a.json"), "make it again")
     assert "\n" not in str(caught.value)

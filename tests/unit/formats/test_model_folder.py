@@ -1,7 +1,6 @@
 """The model folder: config.json is strict, and weights are read back as they were."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from tests.support.training_data import MODEL
 CONFIGURATION = ModelFolderConfig(model=MODEL, vocab_size=100, stage="pretrain")
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_what_is_written_is_read(tmp_path):
     weights = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor(1.5)}
     write_model_folder(CONFIGURATION, weights, tmp_path)
     digest = weights_digest(tmp_path)
@@ -44,9 +43,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ({"model": {}}, DataError, "not a model configuration of this version"),
     ],
 )
-def test_other_configurations_are_refused(
-    tmp_path: Path, change: dict[str, object], error: type[Exception], message: str
-) -> None:
+def test_other_configurations_are_refused(tmp_path, change, error, message):
     write_model_folder(CONFIGURATION, {}, tmp_path)
     path = tmp_path / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -54,7 +51,7 @@ def test_other_configurations_are_refused(
         read_config(tmp_path)
 
 
-def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"config\.json is missing"):
         read_config(tmp_path)
     for text in ("[]", "7"):

@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -30,19 +29,19 @@ print(len(lengths), *set(lengths))
 
 
 @pytest.mark.parametrize(("encoding", "num_rows"), [("RLE_DICTIONARY", 700), ("DELTA_BYTE_ARRAY", 500), ("PLAIN", 100)])
-def test_a_small_file_takes_little_memory(tmp_path: Path, encoding: str, num_rows: int) -> None:
+def test_a_small_file_takes_little_memory(tmp_path, encoding, num_rows):
     path = parquet_bomb(tmp_path / "bomb.parquet", num_rows, encoding)
     assert path.stat().st_size < 40_000
     assert with_little_memory(READ, path, mib=500) == f"{num_rows} {MAX_CHARACTERS}"
 
 
-def test_values_that_are_too_large_for_any_batch_are_an_error(tmp_path: Path) -> None:
+def test_values_that_are_too_large_for_any_batch_are_an_error(tmp_path):
     path = parquet_bomb(tmp_path / "bomb.parquet", 64, num_bytes=16 << 20)
     with pytest.raises(DataError, match=r"bomb\.parquet: 64 row\(s\) of row group 0 need more than 512 MiB of memory"):
         list(ForeignTable(path, str(path)).batches(["caption"]))
 
 
-def test_ordinary_tables_are_read_as_they_are(tmp_path: Path) -> None:
+def test_ordinary_tables_are_read_as_they_are(tmp_path):
     texts = [None if row % 7 == 0 else f"Grüße aus 東京 {row}" for row in range(10_000)]
     table = pa.table({"text": texts, "number": list(range(10_000)), "list": [[row] for row in range(10_000)]})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=3000)
@@ -50,7 +49,7 @@ def test_ordinary_tables_are_read_as_they_are(tmp_path: Path) -> None:
     assert pa.Table.from_batches(read).select(table.column_names).to_pydict() == table.to_pydict()
 
 
-def test_bytes_that_are_no_text_are_replaced(tmp_path: Path) -> None:
+def test_bytes_that_are_no_text_are_replaced(tmp_path):
     damaged = pa.array([b"caf\xe9 au lait", b"fine", None], pa.binary()).view(pa.string())
     for name, column in {"plain": damaged, "large": damaged.cast(pa.large_string(), safe=False)}.items():
         pq.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
@@ -58,14 +57,14 @@ def test_bytes_that_are_no_text_are_replaced(tmp_path: Path) -> None:
         assert batch["text"].to_pylist() == ["caf\ufffd au lait", "fine", None]
 
 
-def test_a_comma_in_a_text_without_quotes_is_a_row_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_comma_in_a_text_without_quotes_is_a_row_that_cannot_be_read(tmp_path):
     (tmp_path / "a.csv").write_text('file,caption\na.jpg,"one, two"\nb.jpg,one, two\nc.jpg\n')
     table = PictureTable(tmp_path / "a.csv")
     assert table.names == ["file", "caption"]
     assert list(table.rows(["caption", None, "file"])) == [("one, two", None, "a.jpg"), None, None]
 
 
-def test_gzipped_tables_and_arrays(tmp_path: Path) -> None:
+def test_gzipped_tables_and_arrays(tmp_path):
     (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbffile\tcaption\na.jpg\tone\n"))
     (tmp_path / "a.json").write_text(json.dumps([{"file": "a.jpg", "caption": "one"}]))
     for name in ("a.tsv.gz", "a.json"):
@@ -74,7 +73,7 @@ def test_gzipped_tables_and_arrays(tmp_path: Path) -> None:
         assert list(table.rows(["file", "caption"])) == [("a.jpg", "one")]
 
 
-def test_columns_that_only_some_rows_have(tmp_path: Path) -> None:
+def test_columns_that_only_some_rows_have(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"file": "a.jpg"}\n7\n{"file": "b.jpg", "text": ["x", "y"]}\n')
     table = PictureTable(tmp_path / "a.jsonl")
     assert table.names == ["file", "text"]
@@ -93,20 +92,20 @@ def test_columns_that_only_some_rows_have(tmp_path: Path) -> None:
         ("a.xlsx", b"", "no table; its name ends in one of .csv, .tsv"),
     ],
 )
-def test_what_is_no_table_says_so(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+def test_what_is_no_table_says_so(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):
         list(PictureTable(tmp_path / name).rows(["file"]))
 
 
-def test_the_work_grows_with_the_columns_and_not_with_their_square(tmp_path: Path) -> None:
+def test_the_work_grows_with_the_columns_and_not_with_their_square(tmp_path):
     (tmp_path / "a.csv").write_text(",".join(f"column {number}" for number in range(20_000)))
     start = time.process_time()
     assert len(PictureTable(tmp_path / "a.csv").names) == 20_000
     assert time.process_time() - start < 2
 
 
-def test_usual_names_are_found_in_any_case_and_in_order() -> None:
+def test_usual_names_are_found_in_any_case_and_in_order():
     assert usual_column(("captions", "caption"), ["x", "Caption", "CAPTIONS"]) == "CAPTIONS"
     assert usual_column(("captions",), ["x"]) is None
 
@@ -118,22 +117,20 @@ HOSTILE = [
 NUMS = np.array([1, 3, 2, 2])
 
 
-def write(folder: Path) -> Path:
+def write(folder):
     step = pair_addresses.ROWS_PER_GROUP
     nums = [NUMS[first : first + step] for first in range(0, len(NUMS), step)]
     write_addresses(folder, nums, [addresses(HOSTILE[:5]), addresses(HOSTILE[5:], 5)])
     return folder
 
 
-def addresses(pages: list[str], first: int = 0) -> pa.Table:
+def addresses(pages, first=0):
     pictures = [f"https://p.example/{number}" for number in range(first, first + len(pages))]
     return pa.table({"page_urls": pages, "urls": pictures})
 
 
 @pytest.mark.parametrize("rows_per_group", [1, 3, 4096])
-def test_every_image_gets_the_addresses_of_its_own_pairs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_group: int
-) -> None:
+def test_every_image_gets_the_addresses_of_its_own_pairs(tmp_path, monkeypatch, rows_per_group):
     monkeypatch.setattr(pair_addresses, "ROWS_PER_GROUP", rows_per_group)
     found = PairAddresses.load(write(tmp_path), 4)
     start = 0
@@ -146,7 +143,7 @@ def test_every_image_gets_the_addresses_of_its_own_pairs(
     assert not list(found.covered(lambda url, page: bool(pages.append(page)))) and pages == HOSTILE
 
 
-def test_as_many_addresses_as_pairs(tmp_path: Path) -> None:
+def test_as_many_addresses_as_pairs(tmp_path):
     for pages in (HOSTILE[1:], [*HOSTILE, ""]):
         with pytest.raises(ValueError, match=f"{len(pages)} addresses for 8 pairs"):
             write_addresses(tmp_path, [NUMS], [addresses(pages)])
@@ -154,14 +151,14 @@ def test_as_many_addresses_as_pairs(tmp_path: Path) -> None:
     PairAddresses.load(tmp_path, 0)
 
 
-def test_what_is_open_stays_when_the_file_is_replaced(tmp_path: Path) -> None:
+def test_what_is_open_stays_when_the_file_is_replaced(tmp_path):
     found = PairAddresses.load(write(tmp_path), 4)
     (tmp_path / "new").write_bytes(b"other")
     os.replace(tmp_path / "new", tmp_path / ADDRESSES)
     assert found.of(0, 1) == (PairAddress(HOSTILE[0], "https://p.example/0"),)
 
 
-def test_damage_is_one_line(tmp_path: Path) -> None:
+def test_damage_is_one_line(tmp_path):
     good = (write(tmp_path) / ADDRESSES).read_bytes()
     for number in (0, 3, 5):
         with pytest.raises(CorruptError, match=r"damaged .*run `align index` again"):

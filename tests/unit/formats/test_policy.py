@@ -18,7 +18,7 @@ SHA = "ab" * 32
 HEADER = "kind,value,reason,added\n"
 
 
-def opted_out(*entries: tuple[str, str]) -> OptedOut:
+def opted_out(*entries):
     return OptedOut(Entry(kind, value, "", "2026-01-02") for kind, value in entries)
 
 
@@ -48,9 +48,7 @@ def opted_out(*entries: tuple[str, str]) -> OptedOut:
         (None, None, None, None),
     ],
 )
-def test_what_an_entry_matches(
-    url: str | None, page: str | None, image_id: str | None, entry: tuple[str, str] | None
-) -> None:
+def test_what_an_entry_matches(url, page, image_id, entry):
     policy = opted_out(
         ("url", "https://a.org/1.jpg"), ("image_id", SHA), ("host", "gone.org"), ("host", "b\xfccher.example"),
         ("host", "127.0.0.1"), ("host", "www.left.org"),
@@ -60,7 +58,7 @@ def test_what_an_entry_matches(
     assert not OptedOut().matches(url, page, image_id)
 
 
-def test_equal_wishes_are_equal_bytes_and_the_first_reason_stays(tmp_path: Path) -> None:
+def test_equal_wishes_are_equal_bytes_and_the_first_reason_stays(tmp_path):
     first = [Entry("url", "https://b/", 'said "no", thrice', "2026-01-02"), Entry("host", "a.org", "", "2026-01-02")]
     write_opted_out(tmp_path, OptedOut(first))
     before = (tmp_path / "opted_out.csv").read_bytes()
@@ -70,7 +68,7 @@ def test_equal_wishes_are_equal_bytes_and_the_first_reason_stays(tmp_path: Path)
     assert (tmp_path / "opted_out.csv").read_bytes() == before
 
 
-def test_the_committed_files_are_readable_and_an_absent_one_is_empty(tmp_path: Path) -> None:
+def test_the_committed_files_are_readable_and_an_absent_one_is_empty(tmp_path):
     assert read_opted_out(ROOT / "data/policy") is not None
     read_acceptances(ROOT / "data/policy")
     read_reference(ROOT / "data/policy")
@@ -91,13 +89,13 @@ def test_the_committed_files_are_readable_and_an_absent_one_is_empty(tmp_path: P
         (HEADER + f"host,a.org,{'x' * 5_000_000},2026-01-02\n", "line 2: field larger than"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, text: str, says: str) -> None:
+def test_a_bad_line_is_named(tmp_path, text, says):
     (tmp_path / "opted_out.csv").write_text(text)
     with pytest.raises(FormatError, match=says):
         read_opted_out(tmp_path)
 
 
-def test_hosts() -> None:
+def test_hosts():
     assert host_of("HTTPS://User@Example.ORG.:443/x") == "example.org"
     assert host_of("http://[2001:DB8::1]/x") == "2001:db8::1"
     assert host_of("http://[broken") == ""
@@ -110,13 +108,13 @@ ACCEPTANCE = Acceptance(
 )  # fmt: skip
 
 
-def test_acceptances_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_acceptances_are_read_as_they_were_written(tmp_path):
     assert read_acceptances(tmp_path) == ()
     write_acceptances([ACCEPTANCE], tmp_path)
     assert read_acceptances(tmp_path) == (ACCEPTANCE,)
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
+def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "accepted.json").write_text('{"schema_version": 1, "accepted": [{"expectation": "b"}]}')
     with pytest.raises(FormatError, match=r"accepted\.json: accepted\.0\.data: "):
         read_acceptances(tmp_path)
@@ -127,7 +125,7 @@ REFERENCE = DriftReference(
 )
 
 
-def test_a_reference_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_reference_is_read_as_it_was_written(tmp_path):
     assert read_reference(tmp_path) is None
     write_reference(REFERENCE, tmp_path)
     first = (tmp_path / "reference.json").read_bytes()
@@ -136,7 +134,7 @@ def test_a_reference_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (tmp_path / "reference.json").read_bytes() == first
 
 
-def test_a_broken_reference_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_broken_reference_is_one_clear_line(tmp_path):
     (tmp_path / "reference.json").write_text(json.dumps({"schema_version": 2, "reference": None}))
     with pytest.raises(FormatError, match=r"reference\.json: schema_version 2, but .* reads 1; .*--set-reference"):
         read_reference(tmp_path)
@@ -147,7 +145,7 @@ WHERE = Path("data/x")
 
 
 @pytest.mark.parametrize(("folder", "command"), [("quality", "validate"), ("quality_shards", "validate_shards")])
-def test_no_verdict_and_one_about_other_data_are_refused(tmp_path: Path, folder: str, command: str) -> None:
+def test_no_verdict_and_one_about_other_data_are_refused(tmp_path, folder, command):
     with pytest.raises(DataError, match=f"run `align {command}` first"):
         require_passed(tmp_path / folder, DATA, WHERE)
     write_verdict(tmp_path / folder, passed=True, data=DATA)
@@ -156,7 +154,7 @@ def test_no_verdict_and_one_about_other_data_are_refused(tmp_path: Path, folder:
         require_passed(tmp_path / folder, OTHER_DATA, WHERE)
 
 
-def test_a_failed_verdict_gives_its_reason(tmp_path: Path) -> None:
+def test_a_failed_verdict_gives_its_reason(tmp_path):
     write_verdict(tmp_path / "quality", passed=False, data=DATA)
     with pytest.raises(GateError, match=r"the quality gate failed \(expect_this: observed 1, expected 2\); see report"):
         require_passed(tmp_path / "quality", DATA, WHERE)
@@ -165,7 +163,7 @@ def test_a_failed_verdict_gives_its_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"schema_version": 1, "passed": 1, "failure": null, "data": "a"}'])
-def test_a_broken_verdict_is_one_clear_line(tmp_path: Path, text: str) -> None:
+def test_a_broken_verdict_is_one_clear_line(tmp_path, text):
     (tmp_path / "verdict.json").write_text(text)
     with pytest.raises(FormatError, match=r"verdict\.json: .*; run `align validate` again"):
         require_passed(tmp_path, DATA, WHERE)

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +10,8 @@ from align.formats.query_ranks import QueryRanks, Ranked, read_ranks, write_rank
 from align.statistics.chance import chance
 
 
-def ranks() -> QueryRanks:
-    def part(labels: tuple[str, ...] | None, *values: int, languages: tuple[str | None, ...] = ()) -> Ranked:
+def ranks():
+    def part(labels, *values, languages=()):
         ids = tuple(f"q{index}" for index in range(len(values)))
         clusters, ones = ("c0", "c0", "c1")[: len(values)], np.ones(len(values), int)
         return Ranked(ids, clusters, labels, np.array(values), ones, 12, languages)
@@ -28,7 +27,7 @@ def ranks() -> QueryRanks:
     )
 
 
-def test_what_is_written_is_read_and_equal_ranks_are_equal_bytes(tmp_path: Path) -> None:
+def test_what_is_written_is_read_and_equal_ranks_are_equal_bytes(tmp_path):
     write_ranks(ranks(), tmp_path / "a.parquet")
     write_ranks(ranks(), tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
@@ -45,7 +44,7 @@ def test_what_is_written_is_read_and_equal_ranks_are_equal_bytes(tmp_path: Path)
     assert found.ranked["t", "tied"].recall(1) == pytest.approx([1 / 2, 2 / 7])  # of two items, and two of seven
 
 
-def test_another_schema_version_or_columns_that_it_lacks_are_refused(tmp_path: Path) -> None:
+def test_another_schema_version_or_columns_that_it_lacks_are_refused(tmp_path):
     path = tmp_path / "ranks.parquet"
     write_ranks(ranks(), path)
     table = pq.read_table(path)
@@ -56,8 +55,8 @@ def test_another_schema_version_or_columns_that_it_lacks_are_refused(tmp_path: P
             read_ranks(path)
 
 
-def test_metrics_follow_from_the_ranks() -> None:
-    def value(metric: str) -> float:
+def test_metrics_follow_from_the_ranks():
+    def value(metric):
         return float(np.mean([group.values.mean() for group in ranks().scored(metric)]))
 
     assert value("s/image_to_text/recall@1") == pytest.approx(1 / 3)
@@ -72,7 +71,7 @@ def test_metrics_follow_from_the_ranks() -> None:
             ranks().scored(name)
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path):
     path = tmp_path / "ranks.parquet"
     with pytest.raises(DataError, match="no such file; run `align evaluate`"):
         read_ranks(path)

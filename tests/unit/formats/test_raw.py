@@ -4,8 +4,6 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,13 +14,13 @@ from align.formats.raw import SCHEMA, image_spans, iter_images, raw_shards, read
 from align.ingest.writer import RawShardWriter, write_raw_manifest
 
 
-def row(key: str, image_key: str | None, caption: str = "a text") -> dict[str, object]:
+def row(key, image_key, caption="a text"):
     values = dict.fromkeys(SCHEMA.names) | {"url": "http://x/y", "caption": caption, "key": key}
     good = {"status": "success", "sha256": hashlib.sha256(b"bytes one").hexdigest(), "image_key": image_key}
     return values | (good if image_key else {"status": "failed_to_download"})
 
 
-def write(directory: Path, keep_tar: Callable[[Path, str], None] = lambda path, sha256: None) -> Path:
+def write(directory, keep_tar=lambda path, sha256: None):
     directory.mkdir()
     with RawShardWriter(directory, "00000", 4, keep_tar) as writer:
         writer.add(row(writer.next_key, "000000000"), b"bytes one")
@@ -33,7 +31,7 @@ def write(directory: Path, keep_tar: Callable[[Path, str], None] = lambda path, 
     return directory
 
 
-def stock_folder(directory: Path, columns: dict[str, list[object]], images: dict[str, bytes]) -> Path:
+def stock_folder(directory, columns, images):
     """As img2dataset writes it: no page_url, no image_key."""
     directory.mkdir()
     pq.write_table(pa.table(columns), directory / "00000.parquet")
@@ -46,7 +44,7 @@ def stock_folder(directory: Path, columns: dict[str, list[object]], images: dict
     return directory
 
 
-def test_written_shards_read_back(tmp_path: Path) -> None:
+def test_written_shards_read_back(tmp_path):
     shards = raw_shards(write(tmp_path / "raw"))
     assert [shard.name for shard in shards] == ["00000", "00001"]
     assert read_table(shards[0])["key"].to_pylist() == ["000000000", "000000001"]
@@ -57,7 +55,7 @@ def test_written_shards_read_back(tmp_path: Path) -> None:
     assert (stats["count"], stats["successes"], stats["failed_to_download"]) == (1, 0, 1)
 
 
-def test_image_spans_are_where_the_bytes_are(tmp_path: Path) -> None:
+def test_image_spans_are_where_the_bytes_are(tmp_path):
     shard = raw_shards(write(tmp_path / "raw"))[0]
     with shard.tar.open("rb") as file:
         [(key, offset, size)] = image_spans(file, "a tar")
@@ -66,7 +64,7 @@ def test_image_spans_are_where_the_bytes_are(tmp_path: Path) -> None:
         list(image_spans(io.BytesIO(b"no tar" * 200), "a tar"))
 
 
-def test_image_spans_in_a_tar_of_other_software(tmp_path: Path) -> None:
+def test_image_spans_in_a_tar_of_other_software(tmp_path):
     """Folders, long names, capital extensions: as real data sets have them."""
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         directory = tarfile.TarInfo("deep")
@@ -85,18 +83,18 @@ def test_image_spans_in_a_tar_of_other_software(tmp_path: Path) -> None:
     assert [data[offset : offset + size] for _, offset, size in spans] == [b"abc", b"abc"]
 
 
-def test_tars_may_be_in_the_store(tmp_path: Path) -> None:
+def test_tars_may_be_in_the_store(tmp_path):
     """Tars that the manifest names are fetched when they are read; tables stay in the folder."""
     (tmp_path / "store").mkdir()
 
-    def take(path: Path, sha256: str) -> None:
+    def take(path, sha256):
         path.rename(tmp_path / "store" / sha256)
 
     folder = write(tmp_path / "raw", take)
     assert list(folder.glob("*.tar")) == []
     asked = []
 
-    def fetch(sha256: str, num_bytes: int) -> Path:
+    def fetch(sha256, num_bytes):
         asked.append((sha256, num_bytes))
         return tmp_path / "store" / sha256
 
@@ -122,7 +120,7 @@ def test_tars_may_be_in_the_store(tmp_path: Path) -> None:
         ({"shards": [{"name": "00000"}]}, r"shards\.0\.num_pairs: Field required"),
     ],
 )
-def test_a_manifest_of_another_layout_is_refused(tmp_path: Path, change: dict[str, object], says: str) -> None:
+def test_a_manifest_of_another_layout_is_refused(tmp_path, change, says):
     folder = write(tmp_path / "raw")
     manifest = read_raw_manifest(folder)
     assert manifest is not None
@@ -139,13 +137,13 @@ def test_a_manifest_of_another_layout_is_refused(tmp_path: Path, change: dict[st
     assert raw_shards(folder)[0].sha256 is None
 
 
-def test_equal_pairs_are_equal_bytes(tmp_path: Path) -> None:
+def test_equal_pairs_are_equal_bytes(tmp_path):
     one, two = write(tmp_path / "one"), write(tmp_path / "two")
     for path in sorted(one.iterdir()):
         assert path.read_bytes() == (two / path.name).read_bytes()
 
 
-def test_stock_img2dataset_folder_gets_image_key_and_hash(tmp_path: Path) -> None:
+def test_stock_img2dataset_folder_gets_image_key_and_hash(tmp_path):
     columns = {
         "url": ["http://a", "http://b"], "caption": ["one", None], "key": ["000000000", "000000001"],
         "status": ["success", "failed_to_download"], "width": [256, None],
@@ -158,18 +156,18 @@ def test_stock_img2dataset_folder_gets_image_key_and_hash(tmp_path: Path) -> Non
     assert table["page_url"].to_pylist() == [None, None]
 
 
-def test_missing_column_names_it(tmp_path: Path) -> None:
+def test_missing_column_names_it(tmp_path):
     folder = stock_folder(tmp_path / "raw", {"url": ["u"], "key": ["000000000"], "status": ["success"]}, {})
     with pytest.raises(FormatError, match="no column 'caption'"):
         read_table(raw_shards(folder)[0])
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_an_empty_folder(tmp_path):
     with pytest.raises(DataError, match="align ingest"):
         raw_shards(tmp_path)
 
 
-def test_truncated_tar_and_table(tmp_path: Path) -> None:
+def test_truncated_tar_and_table(tmp_path):
     folder = write(tmp_path / "raw")
     shard = raw_shards(folder)[0]
     shard.tar.write_bytes(shard.tar.read_bytes()[:520])

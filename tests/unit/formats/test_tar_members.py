@@ -3,20 +3,16 @@
 import io
 import random
 import tarfile
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from align.formats.tar import BLOCK, padding
-from align.formats.tar_members import DamagedTar, Member, member_at, read_members
+from align.formats.tar_members import DamagedTar, member_at, read_members
 
 DATA = b"d" * 700
 
 
-def header(
-    name: bytes = b"odd.jpg", size: bytes = b"00000001274\0", kind: bytes = b"0", magic: bytes = b"ustar\x0000"
-) -> bytearray:
+def header(name=b"odd.jpg", size=b"00000001274\0", kind=b"0", magic=b"ustar\x0000"):
     """A header with a right checksum, whatever its fields are."""
     block = bytearray(BLOCK)
     block[: len(name)] = name
@@ -28,21 +24,21 @@ def header(
     return signed(block)
 
 
-def signed(block: bytearray) -> bytearray:
+def signed(block):
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return block
 
 
-def member(name: bytes, data: bytes = DATA) -> bytes:
+def member(name, data=DATA):
     return bytes(header(name, b"%011o\0" % len(data))) + data + padding(len(data))
 
 
-def extended(kind: bytes, data: bytes) -> bytes:
+def extended(kind, data):
     return bytes(header(b"././@Extended", b"%011o\0" % len(data), kind)) + data + padding(len(data))
 
 
-def pax(*values: tuple[bytes, bytes]) -> bytes:
+def pax(*values):
     data = b""
     for key, value in values:
         size = len(key) + len(value) + 3
@@ -51,14 +47,14 @@ def pax(*values: tuple[bytes, bytes]) -> bytes:
     return extended(b"x", data)
 
 
-def read(odd: bytes) -> list[Member]:
+def read(odd):
     return list(read_members(io.BytesIO(member(b"first.jpg") + odd + member(b"last.jpg") + bytes(2 * BLOCK))))
 
 
 BODY = DATA + padding(len(DATA))
 NEGATIVE_256 = b"\xff" * 11 + b"\x00"
 #: A member whose size is impossible.
-DAMAGED: dict[str, bytes] = {
+DAMAGED = {
     "octal below zero": bytes(header(size=b"-0000000001\0")),
     "octal below zero, with data": bytes(header(size=b"-0000001000\0")) + BODY,
     "no octal digits": bytes(header(size=b"999999999 \0")) + BODY,
@@ -72,7 +68,7 @@ DAMAGED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_an_impossible_size_ends_the_tar(kind: str) -> None:
+def test_an_impossible_size_ends_the_tar(kind):
     data = member(b"first.jpg") + DAMAGED[kind] + member(b"last.jpg") + bytes(2 * BLOCK)
     members = read_members(io.BytesIO(data))
     assert next(members).name == "first.jpg"
@@ -81,7 +77,7 @@ def test_an_impossible_size_ends_the_tar(kind: str) -> None:
 
 
 #: An odd member, the name that is shown, and a part of its problem.
-ODD: dict[str, tuple[bytes, str, str]] = {
+ODD = {
     "PAX of no structure": (extended(b"x", b"hello") + member(b"odd.jpg"), "odd.jpg", "extended header is damaged"),
     "PAX that ends early": (extended(b"x", b"99 path=a\n") + member(b"odd.jpg"), "odd.jpg", "header is damaged"),
     "PAX of length zero": (extended(b"x", b"0 path=a\n") + member(b"odd.jpg"), "odd.jpg", "header is damaged"),
@@ -97,7 +93,7 @@ ODD: dict[str, tuple[bytes, str, str]] = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_odd_members_are_passed_over(kind: str) -> None:
+def test_odd_members_are_passed_over(kind):
     odd, name, problem = ODD[kind]
     first, passed_over, last = read(odd)
     assert (first.name, first.problem, last.name, last.problem) == ("first.jpg", None, "last.jpg", None)
@@ -105,7 +101,7 @@ def test_odd_members_are_passed_over(kind: str) -> None:
     assert problem in (passed_over.problem or "")
 
 
-def test_members_that_are_odd_and_right() -> None:
+def test_members_that_are_odd_and_right():
     tar = b"".join(
         [
             bytes(header(b"base256.jpg", b"\x80" + bytes(9) + (700).to_bytes(2, "big"))) + BODY,
@@ -133,7 +129,7 @@ def test_members_that_are_odd_and_right() -> None:
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_the_same_as_tarfile(tmp_path: Path, form: int) -> None:
+def test_the_same_as_tarfile(tmp_path, form):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w", format=form) as tar:
         for number in range(50):
@@ -155,7 +151,7 @@ def test_the_same_as_tarfile(tmp_path: Path, form: int) -> None:
         lambda data: data[: 3 * 1536] + pax((b"path", b"a"))[:BLOCK],
     ],
 )
-def test_damage_is_an_error_after_the_members_before(damage: Callable[[bytes], bytes]) -> None:
+def test_damage_is_an_error_after_the_members_before(damage):
     data = b"".join(member(b"%d.jpg" % number) for number in range(5))
     members = []
     with pytest.raises(DamagedTar):
@@ -168,7 +164,7 @@ def test_damage_is_an_error_after_the_members_before(damage: Callable[[bytes], b
         member_at(io.BytesIO(data), 512)
 
 
-def test_any_bytes_end() -> None:
+def test_any_bytes_end():
     chance = random.Random(7)
     whole = b"".join(
         [member(b"a.jpg"), pax((b"path", b"b.jpg")), member(b"b"), extended(b"L", b"c.jpg\0"), member(b"c")]

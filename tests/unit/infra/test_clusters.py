@@ -30,13 +30,13 @@ done
 """
 
 
-def program(folder: Path, name: str, text: str) -> None:
+def program(folder, name, text):
     (folder / name).write_text(f"#!/bin/bash\n{text}")
     (folder / name).chmod(0o755)
 
 
 @pytest.mark.parametrize(("nodes", "tasks"), [(2, 2), (1, 1), (2, 4)])
-def test_each_task_of_a_slurm_job_is_told_its_place(tmp_path: Path, nodes: int, tasks: int) -> None:
+def test_each_task_of_a_slurm_job_is_told_its_place(tmp_path, nodes, tasks):
     assert subprocess.run(["bash", "-n", SCRIPT], check=False).returncode == 0
     assert os.access(SCRIPT, os.X_OK)
     program(tmp_path, "srun", SRUN)
@@ -53,13 +53,13 @@ def test_each_task_of_a_slurm_job_is_told_its_place(tmp_path: Path, nodes: int, 
         assert seat == (Seat(task % 2, 2, ranks=1) if tasks > nodes else Seat())
 
 
-def test_a_failed_task_fails_the_slurm_job(tmp_path: Path) -> None:
+def test_a_failed_task_fails_the_slurm_job(tmp_path):
     program(tmp_path, "srun", "exit 3\n")
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     assert subprocess.run(["bash", str(SCRIPT), "pretrain"], env=env, check=False).returncode == 3
 
 
-def test_training_has_less_time_to_end_than_it_is_granted() -> None:
+def test_training_has_less_time_to_end_than_it_is_granted():
     """And a job that lost a machine starts again, with all of each machine's memory."""
     options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", SCRIPT.read_text("utf-8"), re.M))
     assert options.keys() >= {"requeue", "exclusive"} and (options["mem"], options["open-mode"]) == ("0", "append")
@@ -79,12 +79,12 @@ POD = OBJECTS["Job", "align-train"]["spec"]["template"]["spec"]
 [CONTAINER] = POD["containers"]
 
 
-def test_a_kustomization_lists_every_file_of_its_folder() -> None:
+def test_a_kustomization_lists_every_file_of_its_folder():
     listed = YAML(typ="safe", pure=True).load((KUBERNETES / "kustomization.yaml").read_text("utf-8"))["resources"]
     assert set(listed) == {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
 
 
-def test_the_kubernetes_job_names_its_machines() -> None:
+def test_the_kubernetes_job_names_its_machines():
     [name] = {name for kind, name in OBJECTS if kind == "Job"}
     service, policy, job = (OBJECTS[kind, name] for kind in ("Service", "NetworkPolicy", "Job"))
     spec = job["spec"]
@@ -107,7 +107,7 @@ def test_the_kubernetes_job_names_its_machines() -> None:
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
 
 
-def test_a_container_has_few_rights_and_bounds() -> None:
+def test_a_container_has_few_rights_and_bounds():
     security = CONTAINER["securityContext"]
     assert POD["automountServiceAccountToken"] is False and POD["securityContext"]["runAsNonRoot"] is True
     assert POD["securityContext"]["runAsUser"] > 0
@@ -121,7 +121,7 @@ def test_a_container_has_few_rights_and_bounds() -> None:
     assert "command" not in CONTAINER  # it would replace the image's entrypoint, which reads the secrets
 
 
-def test_secrets_are_references_to_what_the_script_writes() -> None:
+def test_secrets_are_references_to_what_the_script_writes():
     [secrets] = [volume["secret"] for volume in POD["volumes"] if "secret" in volume]
     assert {item["key"] for item in secrets["items"]} <= set(read_compose()["secrets"])
     given = OBJECTS["ConfigMap", "align"]["data"] | {entry["name"]: entry["value"] for entry in CONTAINER["env"]}
@@ -129,7 +129,7 @@ def test_secrets_are_references_to_what_the_script_writes() -> None:
         assert not re.search(r"PASSWORD|SECRET|AUTH|KEY|//[^/@]*:[^/@]*@", f"{name} {value}")
 
 
-def test_its_pods_reach_each_other_names_and_the_servers_that_are_named() -> None:
+def test_its_pods_reach_each_other_names_and_the_servers_that_are_named():
     policy = OBJECTS["NetworkPolicy", "align-train"]["spec"]
     own = {"podSelector": {"matchLabels": {"job-name": "align-train"}}}
     assert policy["policyTypes"] == ["Ingress", "Egress"] and policy["ingress"] == [{"from": [own]}]
@@ -138,7 +138,7 @@ def test_its_pods_reach_each_other_names_and_the_servers_that_are_named() -> Non
     assert servers == {"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 443}]}
 
 
-def copies(text: str) -> dict[str, str]:
+def copies(text):
     """What a Dockerfile copies -> where it lies in the working directory."""
     lines = [line.split() for line in re.findall(r"^COPY (.+)$", text, re.M)]
     return {
@@ -148,7 +148,7 @@ def copies(text: str) -> dict[str, str]:
     }
 
 
-def test_the_image_copies_what_exists_and_what_its_context_holds() -> None:
+def test_the_image_copies_what_exists_and_what_its_context_holds():
     text = IMAGE.read_text("utf-8")
     copied = copies(text)
     allowed = re.findall(r"^!(\S+)$", IMAGE.with_name("Dockerfile.dockerignore").read_text("utf-8"), re.M)
@@ -158,7 +158,7 @@ def test_the_image_copies_what_exists_and_what_its_context_holds() -> None:
     assert "STAMP := $(VENV)/.installed" in (ROOT / "Makefile").read_text("utf-8") and target == ".venv/.installed"
 
 
-def test_the_image_has_what_the_package_is_made_from() -> None:
+def test_the_image_has_what_the_package_is_made_from():
     """`pip install -e .` stops at a file of this list that is absent."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     needed = [Path(name) for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]]

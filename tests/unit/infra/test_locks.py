@@ -5,7 +5,7 @@ import re
 from tests.support import ROOT
 
 
-def test_everything_locked_has_a_hash_and_no_address() -> None:
+def test_everything_locked_has_a_hash_and_no_address():
     for lock in (ROOT / "requirements.lock", *sorted((ROOT / "infra/locks").glob("*.txt"))):
         text = lock.read_text("utf-8")
         for line in text.splitlines():

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,7 +19,7 @@ from tests.support.dvc_projects import environment, make_repository, shell
 DVC_YAML = "stages:\n  make:\n    cmd: echo data > table\n    outs: [table]\n"
 
 
-def make_clean(root: Path) -> subprocess.CompletedProcess[str]:
+def make_clean(root):
     """Typed in a checkout with this repository's Makefile, and a Python whose path has a space."""
     python = root.with_name("my python")
     python.write_text(f"#!/bin/sh\nexec '{sys.executable}' \"$@\"\n")
@@ -31,7 +30,7 @@ def make_clean(root: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(name="checkout")
-def _checkout(tmp_path: Path) -> Path:
+def _checkout(tmp_path):
     """A checkout in which everything was run once; its path has a space."""
     root = tmp_path / "a checkout"
     root.mkdir()
@@ -46,12 +45,12 @@ def _checkout(tmp_path: Path) -> Path:
     return root
 
 
-def files(root: Path) -> set[str]:
+def files(root):
     found = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
     return {path for path in found if not path.startswith("infra/")}
 
 
-def test_what_people_put_there_stays(checkout: Path) -> None:
+def test_what_people_put_there_stays(checkout):
     done = make_clean(checkout)
     assert done.returncode == 0, done.stderr
     assert files(checkout) == {
@@ -61,7 +60,7 @@ def test_what_people_put_there_stays(checkout: Path) -> None:
     assert make_clean(checkout).returncode == 0  # nothing left to remove
 
 
-def test_what_dvc_pushed_can_be_had_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_dvc_pushed_can_be_had_again(tmp_path, monkeypatch):
     root = make_repository(tmp_path / "project", {"dvc.yaml": DVC_YAML, "params.yaml": "{}\n"}, "/table\n/infra\n")
     for name, value in environment(root, {}).items():
         monkeypatch.setenv(name, value)
@@ -72,7 +71,7 @@ def test_what_dvc_pushed_can_be_had_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert (root / "table").read_text() == "data\n"
 
 
-def test_running_services_are_refused(checkout: Path) -> None:
+def test_running_services_are_refused(checkout):
     before = files(checkout) | {".align/services.json"}
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=checkout) as process:
         service = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
@@ -87,7 +86,7 @@ def test_running_services_are_refused(checkout: Path) -> None:
     assert ".align/services.json" in files(checkout)
 
 
-def test_a_run_at_work_is_refused(checkout: Path) -> None:
+def test_a_run_at_work_is_refused(checkout):
     with (checkout / ".align/locks/checkout").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("run 'demo'")
@@ -98,13 +97,13 @@ def test_a_run_at_work_is_refused(checkout: Path) -> None:
     assert (checkout / "runtime/file").exists()
 
 
-def test_a_damaged_list_of_services_is_refused(checkout: Path) -> None:
+def test_a_damaged_list_of_services_is_refused(checkout):
     (checkout / ".align/services.json").write_text('{"prefect"')
     assert "services.json cannot be read: `make down`, then delete it" in make_clean(checkout).stderr
     assert (checkout / "runtime/file").exists()
 
 
-def test_a_link_is_removed_and_what_it_leads_to_stays(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_link_is_removed_and_what_it_leads_to_stays(checkout, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "file").touch()
     for path in ("runtime", ".align/store"):
@@ -123,7 +122,7 @@ case "$*" in *compileall*) echo "some do not" >&2; exit 1;; esac
 """
 
 
-def test_packages_are_installed_and_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_are_installed_and_compiled(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     python, checkout = tmp_path / "a folder/python", tmp_path / "a checkout"
     python.parent.mkdir()
@@ -145,12 +144,12 @@ def test_packages_are_installed_and_compiled(tmp_path: Path, monkeypatch: pytest
 ENTRYPOINT, HEALTHY = ROOT / "infra/entrypoint.sh", ROOT / "infra/healthy.py"
 
 
-def enter(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def enter(folder, *command):
     env = {"PATH": os.environ["PATH"], "ALIGN_SECRETS": str(folder)}
     return subprocess.run([ENTRYPOINT, *command], env=env, capture_output=True, text=True, check=False)
 
 
-def test_secrets_in_capital_letters_become_variables(tmp_path: Path) -> None:
+def test_secrets_in_capital_letters_become_variables(tmp_path):
     value = "pass word $HOME `id` \"quoted\" 'too' \\n"
     (tmp_path / "PGPASSWORD").write_text(f"{value}\n")
     for name in ("aws_credentials", "s3.json", "1A", "A-B"):
@@ -163,7 +162,7 @@ def test_secrets_in_capital_letters_become_variables(tmp_path: Path) -> None:
     assert enter(tmp_path / "none", "echo", "fine").stdout == "fine\n"
 
 
-def test_a_secret_that_cannot_be_read_stops_the_container(tmp_path: Path) -> None:
+def test_a_secret_that_cannot_be_read_stops_the_container(tmp_path):
     (tmp_path / "PGPASSWORD").mkdir()  # root can read every file
     done = enter(tmp_path, "echo", "started")
     assert done.returncode == 1 and done.stdout == ""
@@ -177,13 +176,13 @@ def test_a_secret_that_cannot_be_read_stops_the_container(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, 0), (204, 1), (503, 1)])
-def test_a_server_is_healthy_that_answers_200(status: int, expected: int) -> None:
+def test_a_server_is_healthy_that_answers_200(status, expected):
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             self.send_response(status)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None: ...
+        def log_message(self, format, *args): ...
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         url = f"http://127.0.0.1:{server.server_port}/health"

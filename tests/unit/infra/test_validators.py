@@ -6,7 +6,6 @@ is also given a file with a mistake, which it must find.
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ SCRIPTS = sorted(name for name in git(ROOT, "ls-files", "-co", "--exclude-standa
 SCRIPTS = [name for name in SCRIPTS if (ROOT / name).read_bytes()[:2] == b"#!"]
 
 
-def run(program: str, *arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run(program, *arguments, cwd=ROOT):
     """One of the programs."""
     if not (FOLDER / "bin" / program).exists():
         missing(f"{program} is not installed: make validators")
@@ -29,13 +28,13 @@ def run(program: str, *arguments: str | Path, cwd: Path = ROOT) -> subprocess.Co
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=120)
 
 
-def assert_valid(done: subprocess.CompletedProcess[str]) -> str:
+def assert_valid(done):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in (done.stdout + done.stderr).lower()
     return done.stdout
 
 
-def changed(name: str, old: str, new: str, to: Path) -> Path:
+def changed(name, old, new, to):
     """A copy of a file of infra/ with a mistake."""
     text = (ROOT / "infra" / name).read_text("utf-8")
     assert text.count(old) >= 1
@@ -43,7 +42,7 @@ def changed(name: str, old: str, new: str, to: Path) -> Path:
     return to
 
 
-def test_compose_is_valid(tmp_path: Path) -> None:
+def test_compose_is_valid(tmp_path):
     """`docker compose config` checks its own schema, and that networks, volumes, secrets and services exist."""
     words = ("--profile", "*", "config", "--quiet")
     assert_valid(run("docker-compose", "--file", "infra/compose.yaml", *words))
@@ -58,7 +57,7 @@ def test_compose_is_valid(tmp_path: Path) -> None:
         assert done.returncode != 0 and reason in done.stderr
 
 
-def test_kubernetes_is_valid(tmp_path: Path) -> None:
+def test_kubernetes_is_valid(tmp_path):
     """Built by kustomize, then every object against the API's schemas; unknown keys are mistakes."""
     built = assert_valid(run("kubectl", "kustomize", "infra/kubernetes/training"))
     (tmp_path / "built.yaml").write_text(built)
@@ -69,7 +68,7 @@ def test_kubernetes_is_valid(tmp_path: Path) -> None:
         assert run("kubernetes-validate", *check, tmp_path / "broken.yaml").returncode != 0
 
 
-def test_the_dockerfile_is_valid(tmp_path: Path) -> None:
+def test_the_dockerfile_is_valid(tmp_path):
     assert_valid(run("hadolint", "--failure-threshold", "style", "infra/Dockerfile"))
     for old, new, rule in (
         ("FROM python:3.11.14-slim-bookworm", "FROM python", "DL3006"),
@@ -81,11 +80,11 @@ def test_the_dockerfile_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts_are_valid(name: str) -> None:
+def test_scripts_are_valid(name):
     assert_valid(run("shellcheck", "--severity=style", name))
 
 
-def test_a_mistake_in_a_script_is_found(tmp_path: Path) -> None:
+def test_a_mistake_in_a_script_is_found(tmp_path):
     assert len(SCRIPTS) >= 6
     broken = changed("entrypoint.sh", '"$name=$value"', "$name=$value $other", tmp_path / "entrypoint.sh")
     assert "SC2154" in run("shellcheck", broken).stdout

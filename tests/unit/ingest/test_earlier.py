@@ -3,8 +3,6 @@
 import io
 import itertools
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +19,7 @@ from tests.support.web_server import response as answer
 GONE, LATE, BROKEN, LOGO = 2, 3, 4, 5
 
 
-def command(server: WebServer, folder: Path, rows: range, *settings: str, raw: str = "raw") -> list[str]:
+def command(server, folder, rows, *settings, raw="raw"):
     """The words of `align ingest` for a table of these rows; row LOGO has a text that cannot pass."""
     lines = [{"url": server.url(f"/{n}.png"), "caption": "logo" if n == LOGO else f"a good text {n}"} for n in rows]
     (folder / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -35,7 +33,7 @@ def command(server: WebServer, folder: Path, rows: range, *settings: str, raw: s
 
 
 @pytest.fixture
-def server() -> Any:
+def server():
     with WebServer() as running:
         running.routes |= {f"/{number}.png": answer(picture(300 + number, 250)) for number in range(20)}
         running.routes |= {f"/{GONE}.png": answer(b"", 404), f"/{LATE}.png": answer(b"", 503)}
@@ -43,18 +41,18 @@ def server() -> Any:
         yield running
 
 
-def asked(server: WebServer) -> list[str]:
+def asked(server):
     """What was asked for since the last call."""
     paths = sorted(request.partition("/")[2].removesuffix(".png") for request in server.requests)
     server.requests.clear()
     return paths
 
 
-def numbers(*of: int) -> list[str]:
+def numbers(*of):
     return sorted(map(str, of))
 
 
-def fresh(server: WebServer, folder: Path, rows: range, *settings: str) -> dict[str, str]:
+def fresh(server, folder, rows, *settings):
     """What an ingest makes that reuses nothing."""
     assert main(command(server, folder, rows, *settings, raw="fresh")) == 0
     assert len(asked(server)) >= len(rows) - 1
@@ -65,7 +63,7 @@ def fresh(server: WebServer, folder: Path, rows: range, *settings: str) -> dict[
     return made
 
 
-def test_requests_are_the_new_rows_and_failures_that_may_pass(tmp_path: Path, server: WebServer) -> None:
+def test_requests_are_the_new_rows_and_failures_that_may_pass(tmp_path, server):
     """12 rows, then 13, in as many shards as before; then twenty, in more."""
     assert main(command(server, tmp_path, range(12))) == 0
     assert asked(server) == numbers(*(n for n in range(12) if n != LOGO))
@@ -80,14 +78,12 @@ def test_requests_are_the_new_rows_and_failures_that_may_pass(tmp_path: Path, se
     assert digests(tmp_path / "raw") == fresh(server, tmp_path, range(20), "filter.min_words=1")
 
 
-def test_a_killed_run_reuses_for_the_shards_that_it_lacks(
-    tmp_path: Path, server: WebServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_reuses_for_the_shards_that_it_lacks(tmp_path, server, monkeypatch):
     words = command(server, tmp_path, range(12))
     assert main(words) == 0
     write, calls = workers.write_shard, itertools.count()
 
-    def killed_after_two(*arguments: Any, **named: Any) -> Any:
+    def killed_after_two(*arguments, **named):
         if next(calls) == 2:
             raise KeyboardInterrupt
         return write(*arguments, **named)
@@ -104,16 +100,14 @@ def test_a_killed_run_reuses_for_the_shards_that_it_lacks(
 @pytest.mark.parametrize("setting", [
     "ingest.reuse=false", "download.user_agent=another/1.0", "download.resize_px=100", "ingest.max_image_pixels=99999",
 ])  # fmt: skip
-def test_other_values_ask_for_all_again(tmp_path: Path, server: WebServer, setting: str) -> None:
+def test_other_values_ask_for_all_again(tmp_path, server, setting):
     assert main(command(server, tmp_path, range(6))) == 0
     first = asked(server)
     assert main(command(server, tmp_path, range(6), setting)) == 0
     assert asked(server) == first
 
 
-def test_other_patience_and_other_code(
-    tmp_path: Path, server: WebServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_patience_and_other_code(tmp_path, server, monkeypatch, capsys):
     assert main(command(server, tmp_path, range(6))) == 0
     first = asked(server)
     assert main(command(server, tmp_path, range(6), "download.timeout_s=9.0", "ingest.shard_size=2")) == 0
@@ -127,9 +121,7 @@ def test_other_patience_and_other_code(
     assert "which was made with another code" in capsys.readouterr().err
 
 
-def test_what_is_taken_down_or_damaged_is_not_reused(
-    tmp_path: Path, server: WebServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_taken_down_or_damaged_is_not_reused(tmp_path, server, capsys):
     assert main(command(server, tmp_path, range(12))) == 0
     rows = {row["url"]: row for shard in raw_shards(tmp_path / "raw") for row in read_table(shard).to_pylist()}
     content = rows[server.url("/8.png")]["sha256"]

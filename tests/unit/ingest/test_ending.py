@@ -3,9 +3,6 @@
 import json
 import re
 from functools import partial
-from pathlib import Path
-
-import pytest
 
 from align.cli import main
 from align.ingest import groups
@@ -14,11 +11,11 @@ from align.ingest.ending import commonest, remedy
 from align.web.failure import Failure, of_status
 from tests.support.downloads import TimelessDownloader
 from tests.support.warc_records import picture
-from tests.support.web_server import Route, WebServer, silent
+from tests.support.web_server import WebServer, silent
 from tests.support.web_server import response as answer
 
 
-def command(server: WebServer, folder: Path, routes: list[Route], *settings: str) -> list[str]:
+def command(server, folder, routes, *settings):
     """Serves a picture, or what a route does, and writes a table of them."""
     server.routes |= {f"/{number}.png": route for number, route in enumerate(routes)}
     lines = [{"url": server.url(f"/{n}.png"), "caption": f"a good text number {n}"} for n in range(len(routes))]
@@ -31,9 +28,7 @@ def command(server: WebServer, folder: Path, routes: list[Route], *settings: str
     return ["ingest", *(word for setting in (*fixed, *settings) for word in ("--set", setting))]
 
 
-def test_the_commonest_reasons_are_named_with_what_to_set(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commonest_reasons_are_named_with_what_to_set(tmp_path, capsys, monkeypatch):
     good, long = answer(picture(300, 250)), answer(b"x" * 5000)
     routes = [good, *[answer(b"", 503)] * 4, *[long] * 3, *[silent] * 2, answer(b"", 404)]
     with WebServer() as server:
@@ -49,7 +44,7 @@ def test_the_commonest_reasons_are_named_with_what_to_set(
     ]
 
 
-def test_what_was_left_out_on_purpose_is_no_failure() -> None:
+def test_what_was_left_out_on_purpose_is_no_failure():
     errors = {"no text of it can pass the filter": 90, "address refused": 2, "robots.txt": 2, "HTTP 404": 1}
     lines = commonest(errors, "the page")
     assert [line.partition(" (")[0] for line in lines] == [
@@ -59,12 +54,12 @@ def test_what_was_left_out_on_purpose_is_no_failure() -> None:
     assert commonest({}, "the page") == []
 
 
-def test_a_status_is_said_to_pass_where_the_downloader_retries_it() -> None:
+def test_a_status_is_said_to_pass_where_the_downloader_retries_it():
     for status in range(400, 600):
         assert (remedy(f"HTTP {status}") is not None) == of_status(status, None, 0.0).retryable, status
 
 
-def test_no_picture_at_all_is_an_error_after_all_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_picture_at_all_is_an_error_after_all_is_written(tmp_path, capsys):
     with WebServer() as server:
         arguments = command(server, tmp_path, [answer(b"", 503), answer(b"", 404)])
         assert main(arguments) == 1
@@ -81,12 +76,12 @@ def test_no_picture_at_all_is_an_error_after_all_is_written(tmp_path: Path, caps
         assert "none of its 2 pairs has a picture; see above for the reasons" in capsys.readouterr().err
 
 
-def lines_of(said: str) -> list[str]:
+def lines_of(said):
     return re.findall(r"^ingest: (127\.0\.0\.1.*|more hosts.*)$", said, re.M)
 
 
-def test_a_host_that_slows_us_is_said_once_while_it_happens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    routes: list[Route] = [answer(b"", 503, Retry_After=1), *[answer(b"", 429)] * 7, answer(picture(300, 250))]
+def test_a_host_that_slows_us_is_said_once_while_it_happens(tmp_path, capsys):
+    routes = [answer(b"", 503, Retry_After=1), *[answer(b"", 429)] * 7, answer(picture(300, 250))]
     one = ("download.max_connections_per_host=1", "download.deadline_s=200.0")
     with WebServer() as server:
         assert main(command(server, tmp_path, routes, *one)) == 0
@@ -99,9 +94,7 @@ def test_a_host_that_slows_us_is_said_once_while_it_happens(tmp_path: Path, caps
     assert said.index("slows us") < said.index("shards, 9 pairs")  # while it happens
 
 
-def test_a_host_that_is_given_up_is_said_too_and_all_processes_say_it_once(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_host_that_is_given_up_is_said_too_and_all_processes_say_it_once(tmp_path, capfd):
     few = ("download.max_failures_per_host=2", "engine.num_workers=2", "ingest.shard_size=5")
     with WebServer() as server:
         assert main(command(server, tmp_path, [answer(b"", 429)] * 40, *few)) == 1
@@ -117,7 +110,7 @@ def test_a_host_that_is_given_up_is_said_too_and_all_processes_say_it_once(
     assert not [path.name for path in (tmp_path / "raw").iterdir() if "slow" in path.name or path.is_dir()]
 
 
-def test_few_hosts_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_hosts_are_named(tmp_path, capsys):
     processes = [SlowHosts(tmp_path / "claims", "1") for _ in range(2)]
     busy = Failure("HTTP 429", retryable=True, busy=True, status=429)
     for number in range(100):

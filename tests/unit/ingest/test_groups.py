@@ -5,11 +5,8 @@ import itertools
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +19,10 @@ from align.errors import DataError
 from align.formats.raw import raw_shards, read_table
 from align.ingest import groups
 from align.ingest.groups import Stretch, divided
-from align.interfaces.executor import Executor, Step
 from align.services.executors.executors import LocalExecutor
 from tests.support.killing import digests
 from tests.support.warc_records import picture
-from tests.support.web_server import Request, WebServer, redirect
+from tests.support.web_server import WebServer, redirect
 from tests.support.web_server import response as answer
 
 HOSTS = [f"127.0.0.{number}" for number in range(1, 8)]
@@ -41,7 +37,7 @@ class Threads:
     num_at_once = 8
     is_cluster = False
 
-    def map(self, step: Step[Any, Any, Any], items: Sequence[Any]) -> Iterator[Any]:
+    def map(self, step, items):
         with step.resource() as kept:
             yield from in_threads(lambda item: step.function(kept, item), items, self.num_at_once)
 
@@ -55,14 +51,14 @@ class Watch:
         paths: how often each was asked for.
     """
 
-    def __init__(self, server: WebServer) -> None:
-        self.active: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-        self.times: dict[str, list[float]] = defaultdict(list)
-        self.paths: Counter[tuple[str, str]] = Counter()
+    def __init__(self, server):
+        self.active = Counter()
+        self.most = Counter()
+        self.times = defaultdict(list)
+        self.paths = Counter()
         server.fallback = self
 
-    async def __call__(self, request: Request) -> None:
+    async def __call__(self, request):
         host = request.headers["host"].partition(":")[0]
         self.active[host] += 1
         self.most[host] = max(self.most[host], self.active[host])
@@ -79,12 +75,12 @@ class Watch:
 
 
 @pytest.fixture
-def server() -> Iterator[WebServer]:
+def server():
     with WebServer(HOSTS) as running:
         yield running
 
 
-def command(server: WebServer, folder: Path, num_of: dict[str, int]) -> list[str]:
+def command(server, folder, num_of):
     """The words of `align ingest` for a table of so many pictures of each host, mixed."""
     table = folder.parent / "table.jsonl"
     urls = [server.url(f"/{n}.png", host) for n in range(max(num_of.values())) for host in num_of if n < num_of[host]]
@@ -99,7 +95,7 @@ def command(server: WebServer, folder: Path, num_of: dict[str, int]) -> list[str
     return ["ingest", *(word for setting in settings for word in ("--set", setting))]
 
 
-def use(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+def use(executor, monkeypatch):
     """Has its tasks done by this executor, and makes groups small."""
     monkeypatch.setattr("align.ingest.ingest.open_executor", lambda *_: nullcontext(executor))
     monkeypatch.setattr(groups, "_GROUP_BYTES", 900)
@@ -107,9 +103,7 @@ def use(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("rate", [None, 50.0])
 @pytest.mark.parametrize("executor", [Threads(), pytest.param(LocalExecutor(8), marks=pytest.mark.full)])
-def test_eight_workers_keep_the_bounds_of_one_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: WebServer, executor: Executor, rate: float | None
-) -> None:
+def test_eight_workers_keep_the_bounds_of_one_host(tmp_path, monkeypatch, server, executor, rate):
     """A large host, some that redirect to another, and small ones."""
     num_of = {LARGE: 60, SMALL: 5, **dict.fromkeys(MOVES, 12), **dict.fromkeys(HOSTS[5:], 5)}
     bound = ("--set", f"download.max_requests_per_host_per_s={rate or 'null'}")
@@ -130,9 +124,7 @@ def test_eight_workers_keep_the_bounds_of_one_host(
     assert not [path for path in (tmp_path / "eight/raw").rglob("*") if path.is_dir()]
 
 
-def test_what_was_fetched_is_not_asked_for_again_after_a_kill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: WebServer
-) -> None:
+def test_what_was_fetched_is_not_asked_for_again_after_a_kill(tmp_path, monkeypatch, server):
     """Killed in the second group, then while a shard is written, and when all shards are complete."""
     words = command(server, tmp_path / "made", dict.fromkeys(HOSTS, 10))
     use(LocalExecutor(1), monkeypatch)
@@ -159,11 +151,11 @@ def test_what_was_fetched_is_not_asked_for_again_after_a_kill(
     ] * 70
 
 
-def interrupt() -> None:
+def interrupt():
     raise KeyboardInterrupt
 
 
-def test_groups_have_about_equal_sizes_and_large_hosts_have_parts() -> None:
+def test_groups_have_about_equal_sizes_and_large_hosts_have_parts():
     full = groups._GROUP_BYTES
     sizes = np.array([0, full // 2, full // 4, 0, 9 * full, full // 2, full // 2 + 1, 0], np.int64)
     found = divided(sizes, 1, most_parts=4)
@@ -174,7 +166,7 @@ def test_groups_have_about_equal_sizes_and_large_hosts_have_parts() -> None:
     assert divided(sizes * 0, 0, 4) == []
 
 
-def test_a_host_has_one_slot_whatever_its_scheme_and_port() -> None:
+def test_a_host_has_one_slot_whatever_its_scheme_and_port():
     stretch = Stretch("a", 0, ("00000",))
     assert len({groups.slot_of(stretch, host) for host in ("a.example", "a.example:8080", "a.example:1")}) == 1
     assert (
@@ -183,7 +175,7 @@ def test_a_host_has_one_slot_whatever_its_scheme_and_port() -> None:
     assert groups.slot_of(stretch, "[::1]:80") == groups.slot_of(stretch, "[::1]")
 
 
-def test_sections_are_read_by_range(tmp_path: Path) -> None:
+def test_sections_are_read_by_range(tmp_path):
     texts = [b"one", b"", b"three" * 100_000, b""]
     write_sections(tmp_path / "file", 4, ([text[:2], text[2:]] for text in texts))
     pieces = Pieces(tmp_path)

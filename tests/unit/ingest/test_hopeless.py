@@ -2,9 +2,6 @@
 
 import base64
 import json
-from pathlib import Path
-
-import pytest
 
 from align.cli import main
 from align.errors import DataError
@@ -27,7 +24,7 @@ FETCHED = {"good", "both"}
 HOPELESS = ("not_fetched", "no text of it can pass the filter")
 
 
-def table_of(server: WebServer, folder: Path, pairs: list[tuple[str, str]]) -> list[str]:
+def table_of(server, folder, pairs):
     """Serves the pictures; the words of `align ingest` that read a table of the pairs."""
     for number, name in enumerate(dict.fromkeys(name for name, _ in pairs)):
         server.routes[f"/{name}.png"] = answer(picture(300 + number, 250, "red"))
@@ -41,25 +38,25 @@ def table_of(server: WebServer, folder: Path, pairs: list[tuple[str, str]]) -> l
     return ["ingest", *(word for setting in settings for word in ("--set", setting))]
 
 
-def rows(folder: Path) -> list[dict[str, object]]:
+def rows(folder):
     return [row for shard in raw_shards(folder / "raw") for row in read_table(shard).to_pylist()]
 
 
-def outcomes(folder: Path) -> dict[str, tuple[object, object]]:
+def outcomes(folder):
     return {str(row["caption"]): (row["status"], row["error_message"]) for row in rows(folder)}
 
 
-def asked(server: WebServer) -> dict[str, int]:
+def asked(server):
     """Picture -> how often it was asked for."""
     names = (path.removesuffix(".png").strip("/") for path in server.routes)
     return {name: count for name in names if (count := server.count(f"/{name}.png"))}
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_picture_is_fetched_if_one_of_its_texts_can_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_is_fetched_if_one_of_its_texts_can_pass(tmp_path, capsys):
     with WebServer() as server:
         arguments = table_of(server, tmp_path, PAIRS)
         assert main(arguments) == 0
@@ -89,16 +86,14 @@ def test_a_picture_is_fetched_if_one_of_its_texts_can_pass(tmp_path: Path, capsy
     assert "not fetched: no text can pass" in page and "no text of it can pass the filter" in page
 
 
-def test_all_are_fetched_on_request(tmp_path: Path) -> None:
+def test_all_are_fetched_on_request(tmp_path):
     with WebServer() as server:
         assert main([*table_of(server, tmp_path, PAIRS), "--set", "ingest.skip_hopeless=false"]) == 0
         assert asked(server) == {name: 1 for name, _ in PAIRS}
     assert {status for status, _ in outcomes(tmp_path).values()} == {"success"}
 
 
-def test_wider_rules_fetch_what_can_pass_by_now_and_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wider_rules_fetch_what_can_pass_by_now_and_nothing_else(tmp_path, capsys):
     with WebServer() as server:
         arguments = table_of(server, tmp_path, PAIRS)
         assert main(arguments) == 0
@@ -120,7 +115,7 @@ def test_wider_rules_fetch_what_can_pass_by_now_and_nothing_else(
     assert {status for status, _ in outcomes(tmp_path).values()} == {"success"}
 
 
-def test_what_can_pass_no_more_is_asked_no_more_and_what_was_fetched_stays(tmp_path: Path) -> None:
+def test_what_can_pass_no_more_is_asked_no_more_and_what_was_fetched_stays(tmp_path):
     pairs = [("late", "three words only"), ("lost", "a text of more words"), ("here", "some three words")]
     with WebServer() as server:
         arguments = table_of(server, tmp_path, pairs)
@@ -133,11 +128,11 @@ def test_what_can_pass_no_more_is_asked_no_more_and_what_was_fetched_stays(tmp_p
     assert outcomes(tmp_path)["some three words"] == ("success", None)
 
 
-def cut_off(*_: object) -> None:
+def cut_off(*_):
     raise DataError("cut off")
 
 
-def test_another_cut_fetches_no_finished_shard_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_cut_fetches_no_finished_shard_again(tmp_path, monkeypatch):
     """Nor does it discard unfinished work: the filter counts what the first cut left out, and the next fetches it."""
     with WebServer() as server:
         arguments = table_of(server, tmp_path, PAIRS)
@@ -158,7 +153,7 @@ def test_another_cut_fetches_no_finished_shard_again(tmp_path: Path, monkeypatch
     assert resumed == outcomes(tmp_path / "at once")
 
 
-def test_what_comes_from_the_source_itself_is_never_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_comes_from_the_source_itself_is_never_left_out(tmp_path, monkeypatch):
     """An archive's own pictures and those within a page cost nothing; and the filter's cuts are not in the key."""
     inline = f"data:image/png;base64,{base64.b64encode(picture(20, 20, 'red')).decode()}"
     html = f'<img src="/own.png" alt="own"><img src="{inline}" alt="inline"><img src="/far.png" alt="far">'
@@ -185,7 +180,7 @@ def test_what_comes_from_the_source_itself_is_never_left_out(tmp_path: Path, mon
     }
 
 
-def test_a_take_down_keeps_its_own_outcome(tmp_path: Path) -> None:
+def test_a_take_down_keeps_its_own_outcome(tmp_path):
     with WebServer() as server:
         arguments = table_of(server, tmp_path, PAIRS)
         gone = OptedOut([Entry("url", server.url("/short.png"), "", "2026-01-01")])
@@ -199,7 +194,7 @@ def test_a_take_down_keeps_its_own_outcome(tmp_path: Path) -> None:
     assert of == [("failed_to_download", "opted out", "")] * 2
 
 
-def test_a_folder_read_as_a_source_says_what_was_not_fetched(tmp_path: Path) -> None:
+def test_a_folder_read_as_a_source_says_what_was_not_fetched(tmp_path):
     with WebServer() as server:
         assert main(table_of(server, tmp_path, PAIRS)) == 0
     first = outcomes(tmp_path)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards, read_table
 from align.ingest.groups import share_of
 from align.ingest.ingest import ingest as stage
-from align.ingest.report import IngestReport, not_read, write_page
+from align.ingest.report import not_read, write_page
 from align.ingest.sources import open_source
 from align.ingest.workers import Resources
 from align.pairs.text import MAX_CHARACTERS
@@ -51,7 +50,7 @@ RECORDS = [
 ]
 
 
-def ingest(config: IngestConfig, archive: Path, raw: Path) -> IngestReport:
+def ingest(config, archive, raw):
     resources = Resources(PARAMS.section(DownloadConfig), PARAMS.section(EngineConfig), PARAMS.section(StoreConfig))
     done = stage(config, resources, archive=str(archive), raw=raw, policy=raw.parent / "policy")
     assert done is not None and not done.changed
@@ -59,15 +58,15 @@ def ingest(config: IngestConfig, archive: Path, raw: Path) -> IngestReport:
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Path:
+def archive(tmp_path):
     return write_archive(tmp_path / "a.warc.gz", RECORDS)
 
 
-def rows(raw: Path) -> list[dict[str, object]]:
+def rows(raw):
     return [row for shard in raw_shards(raw) for row in read_table(shard).to_pylist()]
 
 
-def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
+def test_every_img_is_a_row(archive, tmp_path):
     report = ingest(CONFIG, archive, tmp_path / "raw")
     written = rows(tmp_path / "raw")
     ok, gone, bad = "success", "failed_to_download", "failed_to_resize"
@@ -107,9 +106,7 @@ def test_every_img_is_a_row(archive: Path, tmp_path: Path) -> None:
     assert (report.counts["texts_cut"], report.counts.get("page_urls_cut"), report.files_quarantined) == (1, None, [])
 
 
-def test_a_file_that_kills_its_worker_is_left_out_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_kills_its_worker_is_left_out_and_named(tmp_path, monkeypatch, capfd):
     for name in ("1-good", "2-deadly", "3-good"):
         text = f'<img src="{name}.png" alt="a text of {name}">'
         records = [page(f"http://x.example/{name}/", text)]
@@ -133,7 +130,7 @@ def test_a_file_that_kills_its_worker_is_left_out_and_named(
     assert f"1 file(s) left out, as reading killed a worker: {deadly}" in "".join(capfd.readouterr())
 
 
-def test_an_opted_out_pair_is_a_row_without_its_text(archive: Path, tmp_path: Path) -> None:
+def test_an_opted_out_pair_is_a_row_without_its_text(archive, tmp_path):
     page_url, sha256 = "http://y.example/", hashlib.sha256(picture(301, 250, "blue", "JPEG")).hexdigest()
     entries = [Entry("url", page_url, "", "2026-01-02"), Entry("image_id", sha256, "", "2026-01-02")]
     write_opted_out(tmp_path / "policy", OptedOut(entries))
@@ -147,7 +144,7 @@ def test_an_opted_out_pair_is_a_row_without_its_text(archive: Path, tmp_path: Pa
     assert written[0]["caption"] == "a red picture"
 
 
-def test_what_is_too_large_is_a_row_or_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_too_large_is_a_row_or_a_number(tmp_path, capsys):
     records = [
         page("http://x/", "<img src=a.png alt=small><img src=b.png alt=large>"),
         page("http://x/large", b"<img src=a.png>".ljust(20_001)),
@@ -169,7 +166,7 @@ def test_what_is_too_large_is_a_row_or_a_number(tmp_path: Path, capsys: pytest.C
     assert "pages that are too large" in (tmp_path / "report.html").read_text()
 
 
-def test_equal_bytes_twice_and_shards_of_any_size(archive: Path, tmp_path: Path) -> None:
+def test_equal_bytes_twice_and_shards_of_any_size(archive, tmp_path):
     small = CONFIG.model_copy(update={"shard_size": 5})
     for name in ("one", "two"):
         ingest(small, archive, tmp_path / name)
@@ -181,7 +178,7 @@ def test_equal_bytes_twice_and_shards_of_any_size(archive: Path, tmp_path: Path)
     assert (
         sorted(str(row["key"])[5:] for row in written)[-1] > "0003"
     )  # an address with many pairs makes its shard longer
-    shards_of: dict[object, set[str]] = {}
+    shards_of = {}
     for row in written:
         shards_of.setdefault(row["url"], set()).add(str(row["key"])[:5])
     assert all(len(names) == 1 for names in shards_of.values())
@@ -190,12 +187,12 @@ def test_equal_bytes_twice_and_shards_of_any_size(archive: Path, tmp_path: Path)
     }
 
 
-def whole_rows(archive: Path, tmp_path: Path) -> list[dict[str, object]]:
+def whole_rows(archive, tmp_path):
     ingest(CONFIG, archive, tmp_path / "whole")
     return rows(tmp_path / "whole")
 
 
-def test_truncated_archive_is_an_error_unless_allowed(archive: Path, tmp_path: Path) -> None:
+def test_truncated_archive_is_an_error_unless_allowed(archive, tmp_path):
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"a\.warc\.gz: cut off or damaged at byte"):
         ingest(CONFIG, archive, tmp_path / "raw")
@@ -211,7 +208,7 @@ def test_truncated_archive_is_an_error_unless_allowed(archive: Path, tmp_path: P
     assert report.num_other_records == 0
 
 
-def test_max_pages_takes_the_same_pages_spread_over_the_archive(tmp_path: Path) -> None:
+def test_max_pages_takes_the_same_pages_spread_over_the_archive(tmp_path):
     records = [page(f"http://{host}.example/{n}", f'<img src="{n}.png" alt=x>') for host in "ab" for n in range(40)]
     archive = write_archive(tmp_path / "a.warc.gz", records)
     report = ingest(CONFIG.model_copy(update={"max_pages": 20}), archive, tmp_path / "raw")
@@ -223,7 +220,7 @@ def test_max_pages_takes_the_same_pages_spread_over_the_archive(tmp_path: Path) 
     assert {str(row["page_url"]) for row in rows(tmp_path / "fewer")} <= set(pages)
 
 
-def test_no_img_at_all_is_an_error(tmp_path: Path) -> None:
+def test_no_img_at_all_is_an_error(tmp_path):
     nothing = record("response", "http://x/n", b"\0nobody can tell", "application/http; msgtype=response")
     other = record("response", "http://x/json", b"[]", "application/json")
     archive = write_archive(tmp_path / "a.warc.gz", [page("http://x/", "<p>text"), nothing, nothing, other])
@@ -235,9 +232,7 @@ def test_no_img_at_all_is_an_error(tmp_path: Path) -> None:
     )
 
 
-def test_the_report_folder_is_replaced_whole_or_stays(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_folder_is_replaced_whole_or_stays(archive, tmp_path, monkeypatch):
     reports = tmp_path / "reports/ingest"
     reports.mkdir(parents=True)
     mark(reports, "ingest")
@@ -249,7 +244,7 @@ def test_the_report_folder_is_replaced_whole_or_stays(
     assert str(tmp_path) not in (reports / "report.json").read_text()
     before = {path.name: path.read_bytes() for path in reports.iterdir()}
 
-    def fail(report: IngestReport, directory: Path) -> None:
+    def fail(report, directory):
         raise DataError("the disk is full")
 
     monkeypatch.setattr("align.ingest.ingest.write_page", fail)
@@ -258,12 +253,12 @@ def test_the_report_folder_is_replaced_whole_or_stays(
     assert [path.name for path in reports.parent.iterdir()] == ["ingest"]
 
 
-def test_tasks_share_the_bounds_of_requests_and_parts_of_a_host_those_of_the_host() -> None:
+def test_tasks_share_the_bounds_of_requests_and_parts_of_a_host_those_of_the_host():
     download = PARAMS.section(DownloadConfig).model_copy(
         update={"max_connections": 10, "max_connections_per_host": 4, "max_requests_per_host_per_s": 6.0}
     )
 
-    def bounds(share: DownloadConfig) -> tuple[int, int, float | None]:
+    def bounds(share):
         return share.max_connections, share.max_connections_per_host, share.max_requests_per_host_per_s
 
     assert bounds(share_of(download, 3)) == (3, 4, 6.0)
@@ -271,9 +266,7 @@ def test_tasks_share_the_bounds_of_requests_and_parts_of_a_host_those_of_the_hos
     assert share_of(download, 1) == download
 
 
-def test_a_second_ingest_asks_for_what_may_come_and_for_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_ingest_asks_for_what_may_come_and_for_nothing_else(tmp_path, capsys):
     with WebServer() as server:
         good, late = picture(300, 250, "red"), picture(310, 250, "blue")
         server.routes |= {"/good.png": answer(good), "/gone.png": answer(b"", 404), "/late.png": answer(b"", 503)}

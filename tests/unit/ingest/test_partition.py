@@ -2,7 +2,6 @@
 
 import hashlib
 from functools import partial
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -20,11 +19,11 @@ from tests.support.reading import source_at
 PARAMS = load_params()
 
 
-def shard_of(url: str, num_shards: int) -> int:
+def shard_of(url, num_shards):
     return int.from_bytes(hashlib.md5(url.encode()).digest()[:8], "little") % num_shards
 
 
-def test_each_shard_has_its_pairs_in_order_though_some_have_none_and_one_has_most(tmp_path: Path) -> None:
+def test_each_shard_has_its_pairs_in_order_though_some_have_none_and_one_has_most(tmp_path):
     """40 shards of about two pairs, but one address has 20,000: some shards are empty, and one has three row groups."""
     rows = [f"http://x/{number}.png" for number in range(50)]
     rows[10:10] = ["http://x/often.png"] * 20_000

@@ -3,11 +3,8 @@
 import itertools
 import pickle
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from align.config.infrastructure import StoreConfig
@@ -20,7 +17,7 @@ from tests.support.params import load_params
 from tests.support.ranges import ranges
 from tests.support.reading import ingested, raw_rows
 from tests.support.warc_records import page, picture, response, write_archive
-from tests.support.web_server import Request, WebServer
+from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
 
 PARAMS = load_params(overrides=["download.allow_networks=[127.0.0.0/8]"])
@@ -28,12 +25,12 @@ DAMAGED = "cut off or damaged at byte"
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def reads(monkeypatch):
     """How often each archive is scanned, by its name."""
-    found: Counter[str] = Counter()
+    found = Counter()
     scan = Warc.scan
 
-    def counted(self: Warc, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+    def counted(self, file, counts):
         found[Path(file).name[:1]] += 1
         return scan(self, file, counts)
 
@@ -41,7 +38,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return found
 
 
-def archives(folder: Path, names: str, damaged: str) -> Path:
+def archives(folder, names, damaged):
     folder.mkdir()
     for name in names:
         file = f"http://{name}.example/a.png"
@@ -52,9 +49,7 @@ def archives(folder: Path, names: str, damaged: str) -> Path:
     return folder
 
 
-def test_a_larger_share_of_damaged_files_reads_no_file_again(
-    tmp_path: Path, reads: Counter[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_larger_share_of_damaged_files_reads_no_file_again(tmp_path, reads, capsys):
     archive = archives(tmp_path / "archives", "abcdef", damaged="ce")
     ingested(tmp_path, archive, code=1)
     assert reads == Counter("abc")  # it ends at the first
@@ -76,9 +71,7 @@ def test_a_larger_share_of_damaged_files_reads_no_file_again(
     assert f"e.warc.gz: {DAMAGED}" in html
 
 
-def test_a_smaller_share_than_that_of_a_finished_plan_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_smaller_share_than_that_of_a_finished_plan_ends_the_run(tmp_path, monkeypatch, capsys):
     archive = archives(tmp_path / "archives", "ab", damaged="b")
     with monkeypatch.context() as patch:
         patch.setattr(workers, "write_shard", _fails)
@@ -88,11 +81,11 @@ def test_a_smaller_share_than_that_of_a_finished_plan_ends_the_run(
     assert f"b.warc.gz: {DAMAGED}" in capsys.readouterr().err
 
 
-def _fails(*_: object, **__: object) -> None:
+def _fails(*_, **__):
     raise DataError("the disk is full")
 
 
-def test_other_patience_fetches_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_patience_fetches_nothing_again(tmp_path, monkeypatch):
     with WebServer() as server:
         addresses = [f"/{number}.png" for number in range(8)]
         server.routes |= dict.fromkeys(addresses, answer(picture(9, 9)))
@@ -102,7 +95,7 @@ def test_other_patience_fetches_nothing_again(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(groups, "_GROUP_BYTES", 150)
         get, calls = groups._get, itertools.count()
 
-        def fails_after_two(*arguments: Any) -> None:
+        def fails_after_two(*arguments):
             get(*arguments) if next(calls) < 2 else _fails()
 
         with monkeypatch.context() as patch:
@@ -119,7 +112,7 @@ def test_other_patience_fetches_nothing_again(tmp_path: Path, monkeypatch: pytes
     assert raw_rows(tmp_path / "raw") == rows
 
 
-def test_each_file_on_a_server_is_asked_once_what_it_is(tmp_path: Path) -> None:
+def test_each_file_on_a_server_is_asked_once_what_it_is(tmp_path):
     folder, asked = archives(tmp_path / "archives", "abc", damaged=""), Counter[str]()
     with WebServer() as server:
         for path in folder.iterdir():
@@ -141,8 +134,8 @@ def test_each_file_on_a_server_is_asked_once_what_it_is(tmp_path: Path) -> None:
             copy.open(names[0]).read()
 
 
-def _counting(route: Any, name: str, asked: Counter[str]) -> Any:
-    def answer(request: Request) -> Any:
+def _counting(route, name, asked):
+    def answer(request):
         asked[name] += request.headers.get("range") == "bytes=0-0"
         return route(request)
 

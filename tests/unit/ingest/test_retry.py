@@ -1,12 +1,7 @@
 """A second `align ingest`, which asks again: killed, and what has changed when it is started once more."""
 
 import json
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from align.cli import main
@@ -17,9 +12,7 @@ from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
 
 
-def test_a_take_down_counts_in_an_ingest_that_was_killed_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_take_down_counts_in_an_ingest_that_was_killed_before_it(tmp_path, monkeypatch):
     settings = [
         *(f"paths.{name}={tmp_path / name}" for name in ("raw", "filtered", "reports", "runtime", "policy")),
         f"paths.archive={tmp_path / 'table.jsonl'}", "ingest.source=url_table", "ingest.shard_size=1",
@@ -49,14 +42,14 @@ def test_a_take_down_counts_in_an_ingest_that_was_killed_before_it(
     }
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(*_):
     raise KeyboardInterrupt
 
 
 NUM = 10
 
 
-def command(folder: Path, *settings: str) -> list[str]:
+def command(folder, *settings):
     fixed = [
         f"paths.archive={folder / 'table.jsonl'}", "ingest.source=url_table", "engine.num_workers=1",
         "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0", "download.backoff_s=0.0",
@@ -65,28 +58,28 @@ def command(folder: Path, *settings: str) -> list[str]:
     return ["ingest", *(word for setting in (*fixed, *settings) for word in ("--set", setting))]
 
 
-def make_table(server: WebServer, folder: Path, failure: bytes) -> None:
+def make_table(server, folder, failure):
     """A table of pictures at which the server fails."""
     server.routes |= {f"/{number}.png": failure for number in range(NUM)}
     lines = [{"url": server.url(f"/{n}.png"), "caption": f"a good text number {n}"} for n in range(NUM)]
     (folder / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def recover(server: WebServer) -> None:
+def recover(server):
     server.routes |= {f"/{number}.png": answer(picture(300 + number, 250)) for number in range(NUM)}
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
+def rows(folder):
     return [row for shard in raw_shards(folder / "raw") for row in read_table(shard).to_pylist()]
 
 
 @pytest.fixture
-def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def scans(monkeypatch):
     """The files that were scanned."""
-    found: list[str] = []
+    found = []
     scan = UrlTable.scan
 
-    def noted(self: UrlTable, file: str, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+    def noted(self, file, counts):
         found.append(file)
         return scan(self, file, counts)
 
@@ -94,9 +87,7 @@ def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_a_killed_second_ingest_is_resumed_and_nothing_is_scanned_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scans: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_second_ingest_is_resumed_and_nothing_is_scanned_again(tmp_path, monkeypatch, scans, capsys):
     with WebServer() as server:
         make_table(server, tmp_path, answer(b"", 503))
         assert main(command(tmp_path)) == 1
@@ -113,7 +104,7 @@ def test_a_killed_second_ingest_is_resumed_and_nothing_is_scanned_again(
     assert len(scans) == 1
 
 
-def test_another_source_or_another_value_is_scanned(tmp_path: Path, scans: list[str]) -> None:
+def test_another_source_or_another_value_is_scanned(tmp_path, scans):
     with WebServer() as server:
         make_table(server, tmp_path, answer(b"", 404))
         recover(server)

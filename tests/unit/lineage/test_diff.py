@@ -37,19 +37,19 @@ AFTER = [
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
+def folders(tmp_path):
     for name, pairs in (("one", BEFORE), ("two", AFTER)):
         small_data.write(tmp_path / name, pairs, pairs_per_shard=3)
     return tmp_path / "one", tmp_path / "two"
 
 
-def compared(before: Path, after: Path) -> DiffReport:
+def compared(before, after):
     versions = (VersionTables(path.name, path / "raw", path / "filtered") for path in (before, after))
     with open_engine(load_params().section(EngineConfig)) as engine:
         return compare(engine, *versions)
 
 
-def test_what_entered_and_left_and_why(folders: tuple[Path, Path]) -> None:
+def test_what_entered_and_left_and_why(folders):
     report = compared(*folders)
     assert (report.before.num_pairs, report.before.num_kept) == (7, 4)
     assert (report.after.num_pairs, report.after.num_kept) == (7, 4)
@@ -68,7 +68,7 @@ def test_what_entered_and_left_and_why(folders: tuple[Path, Path]) -> None:
     assert report.after.states == {"kept": 4, "opted_out": 1, "text_is_filename": 1, "text_rare_ngram": 1}
 
 
-def test_nothing_changed(folders: tuple[Path, Path]) -> None:
+def test_nothing_changed(folders):
     report = compared(folders[0], folders[0])
     assert report.moves == []
     assert set(report.distances) == {"text_length", "image_size"}
@@ -76,7 +76,7 @@ def test_nothing_changed(folders: tuple[Path, Path]) -> None:
     assert "entered (kept now, not before): 0" in list(text_lines(report))
 
 
-def test_how_the_kept_pairs_moved(tmp_path: Path) -> None:
+def test_how_the_kept_pairs_moved(tmp_path):
     short, long = "a fox", "a fox that ran over the hill and far away, on a day in May, as foxes do"
     small_data.write(tmp_path / "one", [Pair(short, number) for number in range(4)])
     small_data.write(tmp_path / "two", [Pair(short, 0), *(Pair(long, number) for number in (1, 2, 3))])
@@ -89,9 +89,7 @@ def test_how_the_kept_pairs_moved(tmp_path: Path) -> None:
     assert report.distances == {"image_size": 0.0, "language": 1.0, "text_length": 0.75}
 
 
-def test_the_command(
-    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command(folders, capsys, monkeypatch):
     monkeypatch.chdir(folders[0].parent)
     assert main(["diff", "one", "two"]) == 0
     text = capsys.readouterr().out
@@ -108,17 +106,14 @@ def test_the_command(
         (["one", "empty"], "no decisions;"),
     ],
 )
-def test_what_is_no_data_is_a_clear_error(
-    folders: tuple[Path, Path], words: list[str], says: str, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_what_is_no_data_is_a_clear_error(folders, words, says, capsys, monkeypatch):
     monkeypatch.chdir(folders[0].parent)
     Path("empty").mkdir()
     assert main(["diff", *words]) == 1
     assert says in capsys.readouterr().err
 
 
-def test_a_folder_without_tables_is_an_error(folders: tuple[Path, Path]) -> None:
+def test_a_folder_without_tables_is_an_error(folders):
     for path in (folders[1] / "raw").glob("*.parquet"):
         path.unlink()
     with pytest.raises(DataError, match="two: no tables of data/raw"):

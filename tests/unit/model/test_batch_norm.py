@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.multiprocessing
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from align.model.batch_norm import BatchNorm2d
@@ -13,16 +13,16 @@ from tests.support.training_data import MODEL
 EPS = 1e-3
 
 
-def maps(count: int, seed: int = 0) -> Tensor:
+def maps(count, seed=0):
     """Far from 0 in relation to their spread, where E[x^2] - mean^2 would cancel."""
     return torch.randn(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) + 100.0
 
 
-def pictures(count: int) -> Tensor:
+def pictures(count):
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def test_groups_of_a_batch_are_normalised_apart() -> None:
+def test_groups_of_a_batch_are_normalised_apart():
     norm = BatchNorm2d(3, EPS, group=4).train()
     x = maps(12)
     together = norm(x)
@@ -32,12 +32,12 @@ def test_groups_of_a_batch_are_normalised_apart() -> None:
         norm(x[:6])
 
 
-def test_a_group_of_a_whole_batch_is_plain_batch_norm() -> None:
+def test_a_group_of_a_whole_batch_is_plain_batch_norm():
     norm, plain = BatchNorm2d(3, EPS, group=6).train(), nn.BatchNorm2d(3, EPS).train()
     torch.testing.assert_close(norm(maps(6)), plain(maps(6)))
 
 
-def test_running_statistics_move_only_when_they_are_estimated() -> None:
+def test_running_statistics_move_only_when_they_are_estimated():
     torch.manual_seed(0)
     tower = ImageTower(MODEL)
     norm = tower.embeddings.batchnorm

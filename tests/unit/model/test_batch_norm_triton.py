@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ pytestmark = [pytest.mark.full, pytest.mark.patience(1500, "Triton's interpreter
 FOLDER = ROOT / ".align/triton"
 
 
-def run(module: str, *arguments: str, **variables: str) -> str:
+def run(module, *arguments, **variables):
     """What a module of tests/support says, in a process of its own with Triton."""
     paths = [str(ROOT)]
     if find_spec("triton") is None:
@@ -37,12 +36,12 @@ def run(module: str, *arguments: str, **variables: str) -> str:
 
 
 @pytest.mark.parametrize("what", ["operations", "layers"])
-def test_the_kernels_compute_what_the_plain_ones_do(what: str, device: torch.device) -> None:
+def test_the_kernels_compute_what_the_plain_ones_do(what, device):
     variables = {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "error"} if device.type == "cpu" else {}
     assert "equal" in run("batch_norm_kernels", what, device.type, **variables)
 
 
-def test_a_map_of_more_numbers_than_32_bits_count_is_normalised_to_its_end(card: torch.device) -> None:
+def test_a_map_of_more_numbers_than_32_bits_count_is_normalised_to_its_end(card):
     """Its last group, beside that group alone."""
     group, width, side, groups = 16, 288, 145, 23
     if 6 * 4 * groups * group * width * side**2 > torch.cuda.mem_get_info(card)[0]:  # plain kernels hold it in float32
@@ -61,5 +60,5 @@ def test_a_map_of_more_numbers_than_32_bits_count_is_normalised_to_its_end(card:
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="there Triton is torch's, and the kernels run on the GPU")
 @pytest.mark.parametrize("capability", ["80", "90"], ids=["A100", "H100"])
-def test_the_kernels_compile_for_a_gpu_that_is_not_here(capability: str, tmp_path: Path) -> None:
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(capability, tmp_path):
     assert "kernels" in run("absent_gpu", capability, TRITON_CACHE_DIR=str(tmp_path))

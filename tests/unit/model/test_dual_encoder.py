@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -27,34 +27,34 @@ from tests.support import small_model, training_data
 from tests.support.training_data import MODEL
 
 
-def config(**changes: object) -> ModelConfig:
+def config(**changes):
     return ModelConfig.model_validate(MODEL.model_dump() | changes)
 
 
 @pytest.fixture
-def model() -> DualEncoder:
+def model():
     torch.manual_seed(0)
     return DualEncoder(MODEL, vocab_size=50)
 
 
-def pictures(count: int) -> torch.Tensor:
+def pictures(count):
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def words(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def words(count):
     ids = torch.randint(5, 50, (count, 7), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
     mask[0, 4:] = 0
     return ids, mask
 
 
-def test_every_parameter_gets_a_gradient(model: DualEncoder) -> None:
+def test_every_parameter_gets_a_gradient(model):
     images = model.train().encode_image(pictures(8), torch.rand(8, model.vision_model.num_blocks))
     (images @ model.encode_text(*words(8)).T / model.temperature).exp().sum().backward()
     assert [name for name, param in model.named_parameters() if param.grad is None] == []
 
 
-def test_embeddings_are_unit_vectors_that_differ_before_the_first_step(model: DualEncoder) -> None:
+def test_embeddings_are_unit_vectors_that_differ_before_the_first_step(model):
     images = model.train().encode_image(pictures(8)).detach()
     torch.testing.assert_close(images.norm(dim=-1), torch.ones(8))
     assert float((images @ images.T).triu(1).abs().max()) < 0.999
@@ -62,13 +62,13 @@ def test_embeddings_are_unit_vectors_that_differ_before_the_first_step(model: Du
 
 
 @pytest.mark.parametrize("raw", [-50.0, -1.0, 0.0, 3.0])
-def test_temperature_is_positive_whatever_is_learned(model: DualEncoder, raw: float) -> None:
+def test_temperature_is_positive_whatever_is_learned(model, raw):
     with torch.no_grad():
         model.log_temperature.fill_(raw)
     assert float(model.temperature.detach()) > 0
 
 
-def test_stochastic_depth_drops_whole_samples() -> None:
+def test_stochastic_depth_drops_whole_samples():
     tower = ImageTower(MODEL.model_copy(update={"stochastic_depth": 0.5})).train()
     rates = [block.projection.dropout.rate for block in tower.encoder.blocks]
     assert rates[0] == 0.0 and 0.25 < rates[-1] < 0.5
@@ -86,11 +86,11 @@ def test_stochastic_depth_drops_whole_samples() -> None:
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2)])
 @pytest.mark.parametrize("size", [2, 4, 5, 8])
-def test_depthwise_convolution_equals_upstreams(kernel: int, stride: int, size: int, device: torch.device) -> None:
+def test_depthwise_convolution_equals_upstreams(kernel, stride, size, device):
     torch.manual_seed(0)
     ours = DepthwiseConv2d(6, kernel, stride).to(device)
     half = kernel // 2
-    pad: nn.Module = nn.ZeroPad2d((half - 1, half, half - 1, half)) if stride == 2 else nn.ZeroPad2d(half)
+    pad = nn.ZeroPad2d((half - 1, half, half - 1, half)) if stride == 2 else nn.ZeroPad2d(half)
     plain = nn.Conv2d(6, 6, kernel, stride, groups=6, bias=False).to(device)
     plain.load_state_dict(ours.state_dict())
     x = torch.randn(4, 6, size, size).to(device).contiguous(memory_format=torch.channels_last)
@@ -108,16 +108,14 @@ def test_depthwise_convolution_equals_upstreams(kernel: int, stride: int, size: 
 
 
 @pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 2, 6), (5, 2, 7), (5, 2, 2), (3, 1, 5)])
-def test_as_cuda_computes_it_a_depthwise_kernel_keeps_its_size(
-    kernel: int, stride: int, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_cuda_computes_it_a_depthwise_kernel_keeps_its_size(kernel, stride, size, monkeypatch):
     """cuDNN is slow at 4x4 and 6x6. In float64, whose gradients are torch's own, as on CUDA."""
     torch.manual_seed(0)
     values = torch.randn(2, 3, size, size, dtype=torch.float64), torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
-    apply: Any = _Convolution.apply
+    apply = _Convolution.apply
     sides, found, conv2d = list[int](), [], F.conv2d
 
-    def noted(x: torch.Tensor, weight: torch.Tensor, **options: Any) -> torch.Tensor:
+    def noted(x, weight, **options):
         sides.append(weight.shape[-1])
         return conv2d(x, weight, **options)
 
@@ -131,7 +129,7 @@ def test_as_cuda_computes_it_a_depthwise_kernel_keeps_its_size(
     assert sides == [kernel + stride - 1, kernel]
 
 
-def test_evaluation_is_independent_of_the_batch(model: DualEncoder) -> None:
+def test_evaluation_is_independent_of_the_batch(model):
     with torch.inference_mode():
         x = pictures(6)
         torch.testing.assert_close(model.eval().encode_image(x)[2:3], model.encode_image(x[2:3]), atol=1e-5, rtol=1e-5)
@@ -139,12 +137,12 @@ def test_evaluation_is_independent_of_the_batch(model: DualEncoder) -> None:
         torch.testing.assert_close(model.encode_text(ids, mask)[:1], model.encode_text(ids[:1, :4], mask[:1, :4]))
 
 
-def test_texts_of_any_length_and_order_embed_as_in_one_padded_batch(model: DualEncoder) -> None:
+def test_texts_of_any_length_and_order_embed_as_in_one_padded_batch(model):
     draw = torch.Generator().manual_seed(3)
     ids = torch.randint(5, 50, (40, 7), generator=draw)  # more than are encoded together
     mask = (torch.arange(7) < torch.randint(1, 7, (40, 1), generator=draw)).long()
     mask[5] = torch.tensor([0, 0, 1, 1, 1, 0, 0])  # whoever pads in front gets what they would get
-    seen: list[int] = []
+    seen = []
     model.text_model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
     hidden = model.text_model(ids, mask)[:, 0]
     whole = F.normalize(model.text_projection(hidden), dim=-1)
@@ -153,7 +151,7 @@ def test_texts_of_any_length_and_order_embed_as_in_one_padded_batch(model: DualE
     assert len(seen) == 4
 
 
-def test_weights_load_into_transformers_align_model() -> None:
+def test_weights_load_into_transformers_align_model():
     torch.manual_seed(0)
     native = config(embed_width=ImageTower(MODEL).width)
     ours = DualEncoder(native, vocab_size=50)
@@ -172,7 +170,7 @@ def test_weights_load_into_transformers_align_model() -> None:
         torch.testing.assert_close(ours.encode_text(ids, mask), out.text_embeds, atol=1e-5, rtol=1e-4)
 
 
-def test_a_saved_model_loads_as_it_was(model: DualEncoder, tmp_path: Path) -> None:
+def test_a_saved_model_loads_as_it_was(model, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     save_model(model, tmp_path / "a", stage="pretrain")
@@ -183,7 +181,7 @@ def test_a_saved_model_loads_as_it_was(model: DualEncoder, tmp_path: Path) -> No
     assert loaded.config == MODEL and not loaded.training
 
 
-def test_a_broken_model_folder_is_a_clear_error(model: DualEncoder, tmp_path: Path) -> None:
+def test_a_broken_model_folder_is_a_clear_error(model, tmp_path):
     with pytest.raises(DataError, match=r"config\.json is missing"):
         load_model(tmp_path)
     save_model(model, tmp_path, stage="pretrain")
@@ -196,7 +194,7 @@ def test_a_broken_model_folder_is_a_clear_error(model: DualEncoder, tmp_path: Pa
         load_model(tmp_path)
 
 
-def millions(module: nn.Module) -> float:
+def millions(module):
     return sum(param.numel() for param in module.parameters()) / 1e6
 
 
@@ -211,7 +209,7 @@ TEXT = {"Mini": 28.89, "Small": 64.07, "Medium": 76.68, "Base": 162.25, "Large":
 
 
 @pytest.mark.parametrize("name", get_args(ImageTowerName))
-def test_image_towers_have_the_published_size(name: str) -> None:
+def test_image_towers_have_the_published_size(name):
     with torch.device("meta"):
         tower = ImageTower(config(image_tower=name))
     width, size = IMAGE[name]
@@ -220,14 +218,14 @@ def test_image_towers_have_the_published_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", get_args(TextTowerName))
-def test_text_towers_have_the_published_size(name: str) -> None:
+def test_text_towers_have_the_published_size(name):
     with torch.device("meta"):
         model = DualEncoder(config(text_tower=name, max_tokens=512), vocab_size=100_000)
     assert millions(model.text_model) == pytest.approx(TEXT[name], abs=0.005)
 
 
 @pytest.mark.parametrize(("image", "text", "width"), [("L2", "Large", 1376), ("B7", "Base", 640), ("B0", "Mini", 320)])
-def test_native_widths_need_no_image_projection_and_others_get_one(image: str, text: str, width: int) -> None:
+def test_native_widths_need_no_image_projection_and_others_get_one(image, text, width):
     for wanted in (width, 640, 100):
         with torch.device("meta"):
             model = DualEncoder(config(image_tower=image, text_tower=text, embed_width=wanted), 50)
@@ -237,7 +235,7 @@ def test_native_widths_need_no_image_projection_and_others_get_one(image: str, t
         assert model.text_projection.weight.shape[0] == wanted
 
 
-def test_a_shape_finds_its_name() -> None:
+def test_a_shape_finds_its_name():
     assert [named(shape) for shape in IMAGE_TOWERS.values()] == list(get_args(ImageTowerName))
     assert [named(shape) for shape in TEXT_TOWERS.values()] == list(get_args(TextTowerName))
     own = IMAGE_TOWERS["B0"].model_copy(update={"width_coefficient": 0.3})
@@ -255,17 +253,17 @@ def test_a_shape_finds_its_name() -> None:
         ({"batch_norm_group": 0}, r"model\.batch_norm_group' = 0"),
     ],
 )
-def test_a_wrong_tower_is_one_clear_line(changes: dict[str, object], message: str) -> None:
+def test_a_wrong_tower_is_one_clear_line(changes, message):
     with pytest.raises(ConfigError, match=message):
         Params({"model": MODEL.model_dump() | changes}, Path("params.yaml")).section(ModelConfig)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return small_model.write(tmp_path_factory.mktemp("model"))
 
 
-def test_rows_follow_the_inputs_whatever_the_batch(folder: Path) -> None:
+def test_rows_follow_the_inputs_whatever_the_batch(folder):
     embedder = Embedder.load(folder)
     texts = ["a fox " * (1 + n % 7) + "owl" * (n % 3) for n in range(70)]
     together = embedder.embed_texts(texts)
@@ -277,13 +275,13 @@ def test_rows_follow_the_inputs_whatever_the_batch(folder: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(embeds, axis=1), 1.0, atol=1e-5)
 
 
-def test_nothing_in_nothing_out(folder: Path) -> None:
+def test_nothing_in_nothing_out(folder):
     embedder = Embedder.load(folder)
     assert embedder.embed_images([]).shape == (0, embedder.width)
     assert embedder.embed_texts([]).shape == (0, embedder.width)
 
 
-def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_is_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     other = fit_wordpiece(["one two"], vocab_size=20, min_count=1)
     save_tokenizer(other, tokenizer_of(tmp_path / "model"), max_tokens=8)
@@ -291,14 +289,14 @@ def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
         Embedder.load(tmp_path / "model")
 
 
-def test_the_tokenizer_decides_the_digest(folder: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_decides_the_digest(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     assert model_digest(tmp_path / "model") == model_digest(folder)
     (tmp_path / "model" / "tokenizer" / "tokenizer.json").write_text("{}")
     assert model_digest(tmp_path / "model") != model_digest(folder)
 
 
-def test_a_folder_of_an_earlier_version_has_no_tokenizer(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_an_earlier_version_has_no_tokenizer(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "tokenizer")
     line = (

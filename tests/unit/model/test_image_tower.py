@@ -1,13 +1,11 @@
 """The image tower against transformers' `AlignVisionModel`: the same names, start, features and gradients."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AlignVisionModel
 
-from align.config.model import Checkpointing, ModelConfig
+from align.config.model import ModelConfig
 from align.model.image_tower import ImageTower, estimate_statistics, initialise
 from align.release.exchange.interchange import align_config
 from tests.support.step_counts import cost
@@ -16,22 +14,22 @@ from tests.support.training_data import MODEL
 TOWER = {"width_coefficient": 0.3, "depth_coefficient": 0.6}  # 19 channels become 24; two blocks of a stage are three
 
 
-def config(**changes: object) -> ModelConfig:
+def config(**changes):
     return ModelConfig.model_validate(MODEL.model_dump() | {"image_tower": TOWER, "batch_norm_group": 64} | changes)
 
 
-def theirs(ours: ModelConfig) -> AlignVisionModel:
+def theirs(ours):
     return AlignVisionModel(align_config(ours, 50, 64).vision_config)
 
 
-def pixels(count: int) -> Tensor:
+def pixels(count):
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def results(tower: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+def results(tower, dtype):
     """Features, and the gradient of every parameter by name."""
     found = tower.to(dtype)(pixels(8).to(dtype))
-    features: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+    features = found if isinstance(found, Tensor) else found.pooler_output
     (features * torch.randn(features.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
     grads = {name: param.grad for name, param in tower.named_parameters() if param.grad is not None}
     assert len(grads) == len(list(tower.parameters()))
@@ -39,7 +37,7 @@ def results(tower: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("shape", ["B0", TOWER, {"width_coefficient": 1.2, "depth_coefficient": 0.3}])
-def test_a_seed_gives_the_weights_it_gave_when_the_modules_were_those_of_transformers(shape: object) -> None:
+def test_a_seed_gives_the_weights_it_gave_when_the_modules_were_those_of_transformers(shape):
     """They were built, their depthwise convolutions were replaced, and all convolutions started again."""
     sized = config(image_tower=shape)
     torch.manual_seed(3)
@@ -63,9 +61,7 @@ def test_a_seed_gives_the_weights_it_gave_when_the_modules_were_those_of_transfo
         (True, "cheap", torch.float64, 1e-9), (True, "blocks", torch.float64, 1e-9),
     ],
 )  # fmt: skip
-def test_features_and_gradients_are_those_of_transformers(
-    training: bool, again: Any, dtype: torch.dtype, apart: float
-) -> None:
+def test_features_and_gradients_are_those_of_transformers(training, again, dtype, apart):
     sized = config(stochastic_depth=0.0)
     torch.manual_seed(0)
     ours, upstream = ImageTower(sized), theirs(sized)
@@ -80,15 +76,15 @@ def test_features_and_gradients_are_those_of_transformers(
         torch.testing.assert_close(found[name], value, atol=atol, rtol=0, msg=name)
 
 
-def test_blocks_are_dropped_at_the_rates_of_transformers() -> None:
+def test_blocks_are_dropped_at_the_rates_of_transformers():
     sized = config(stochastic_depth=0.3)
-    rates: list[Any] = [block.projection.dropout.p for block in theirs(sized).encoder.blocks]
+    rates = [block.projection.dropout.p for block in theirs(sized).encoder.blocks]
     ours = [each.projection.dropout.rate for each in ImageTower(sized).encoder.blocks]
     assert ours == rates and max(ours) > 0.2
 
 
 @pytest.mark.parametrize(("what", "light"), [("none", 18), ("cheap", 20)])
-def test_operations_grow_with_the_blocks_and_not_with_the_groups(what: Checkpointing, light: int) -> None:
+def test_operations_grow_with_the_blocks_and_not_with_the_groups(what, light):
     with torch.device("meta"):
         blocks = ImageTower(MODEL).num_blocks
     few, many = (cost(MODEL, what, pairs=groups * MODEL.batch_norm_group) for groups in (1, 8))
@@ -96,7 +92,7 @@ def test_operations_grow_with_the_blocks_and_not_with_the_groups(what: Checkpoin
     assert few.light_calls == many.light_calls <= light * blocks + 8
 
 
-def test_joined_operations_read_and_write_less_than_layers() -> None:
+def test_joined_operations_read_and_write_less_than_layers():
     pairs = 4 * MODEL.batch_norm_group
     joined, apart = (cost(MODEL, "none", apart=each, pairs=pairs) for each in (False, True))
     assert joined.moved_bytes < 0.75 * apart.moved_bytes

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +18,13 @@ from tests.support.library_models import MODELS, PICTURES, TEXTS, write
 
 
 @pytest.fixture(scope="module", name="root")
-def _root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _root(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
 @pytest.mark.costs(8, "imports transformers' models")
 @pytest.mark.parametrize("kind", MODELS)
-def test_embeddings_are_those_of_the_library(root: Path, kind: str) -> None:
+def test_embeddings_are_those_of_the_library(root, kind):
     folder = write(root, kind)
     assert library_model(folder) == kind
     ours = Embedder.load(folder)
@@ -53,10 +52,10 @@ def test_embeddings_are_those_of_the_library(root: Path, kind: str) -> None:
     assert np.abs(alone - ours.embed_texts(TEXTS)[2]).max() < 1e-6
 
 
-def test_a_wrong_folder_is_one_line(root: Path, tmp_path: Path) -> None:
+def test_a_wrong_folder_is_one_line(root, tmp_path):
     whole = write(root, "clip")
 
-    def without(name: str, *lacks: str) -> Path:
+    def without(name, *lacks):
         (tmp_path / name).mkdir()
         for file in whole.iterdir():
             if file.name not in lacks:
@@ -86,7 +85,7 @@ def test_a_wrong_folder_is_one_line(root: Path, tmp_path: Path) -> None:
         Embedder.load(whole, 64)
 
 
-def test_no_code_of_a_folder_runs(root: Path, tmp_path: Path) -> None:
+def test_no_code_of_a_folder_runs(root, tmp_path):
     for file in write(root, "clip").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: ...\n")
@@ -99,7 +98,7 @@ def test_no_code_of_a_folder_runs(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_digest_is_that_of_all_that_decides(root: Path, tmp_path: Path) -> None:
+def test_the_digest_is_that_of_all_that_decides(root, tmp_path):
     for file in write(root, "clip").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     first = model_digest(tmp_path)
@@ -110,7 +109,7 @@ def test_the_digest_is_that_of_all_that_decides(root: Path, tmp_path: Path) -> N
     assert model_digest(tmp_path) != first
 
 
-def test_open_clip_is_asked_for_by_name(tmp_path: Path) -> None:
+def test_open_clip_is_asked_for_by_name(tmp_path):
     (tmp_path / "open_clip_config.json").write_text("{}")
     assert library_model(tmp_path) == "open_clip"
     with pytest.raises(ConfigError, match=r"needs open_clip: pip install open_clip_torch==3\.3\.0"):

@@ -3,7 +3,6 @@
 import functools
 import sys
 from pathlib import Path
-from typing import Any
 
 import onnxruntime
 import pytest
@@ -27,7 +26,7 @@ from align.release.exchange import programs
 from align.release.exchange.export import ParitySamples, export
 from align.release.packaging.package import package
 from align.training.given_towers import given_weights
-from align.training.ranks.process_group import Ranks, launch
+from align.training.ranks.process_group import launch
 from align.training.run import run
 from align.training.stage import train_stage
 from tests.support import training_data
@@ -46,21 +45,19 @@ T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2,
 NUM_WORDS = 50
 
 
-def shaped(
-    image: str = "timm:test_vit", text: dict[str, Any] = SIGLIP, pooling: str = "last", **more: Any
-) -> ModelConfig:
+def shaped(image="timm:test_vit", text=SIGLIP, pooling="last", **more):
     towers = {"image_tower": image, "text_tower": {"config": text, "pooling": pooling}}
     return ModelConfig.model_validate(MODEL.model_dump() | towers | more)
 
 
-def built(config: ModelConfig) -> DualEncoder:
+def built(config):
     torch.manual_seed(0)
     return DualEncoder(config, NUM_WORDS)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_resnet"])
 @torch.no_grad()
-def test_an_image_tower_computes_what_timm_does(name: str) -> None:
+def test_an_image_tower_computes_what_timm_does(name):
     tower = built(shaped(f"timm:{name}", stochastic_depth=0.5)).vision_model
     pixels = torch.rand(8, 3, 40, 48)
     estimate_statistics(tower, [pixels * 2 - 1])
@@ -82,7 +79,7 @@ def test_an_image_tower_computes_what_timm_does(name: str) -> None:
 )
 @pytest.mark.parametrize("pooling", ["first", "last", "mean"])
 @torch.no_grad()
-def test_a_text_tower_computes_what_transformers_does(text: dict[str, Any], kind: str, pooling: str) -> None:
+def test_a_text_tower_computes_what_transformers_does(text, kind, pooling):
     model = built(shaped(text=text, pooling=pooling)).train()  # dropout is off in training, too
     ids = torch.randint(1, NUM_WORDS, (3, MODEL.max_tokens))
     lengths = [MODEL.max_tokens, 2, 4]
@@ -96,7 +93,7 @@ def test_a_text_tower_computes_what_transformers_does(text: dict[str, Any], kind
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
-def test_every_weight_learns_and_recomputed_layers_drop_the_same_branches(name: str) -> None:
+def test_every_weight_learns_and_recomputed_layers_drop_the_same_branches(name):
     model = built(shaped(f"timm:{name}", BERT, "first", stochastic_depth=0.5)).train()
     for param in model.vision_model.parameters():
         if param.ndim == 1:  # some begin as zeros, which make a branch silent
@@ -136,13 +133,13 @@ def test_every_weight_learns_and_recomputed_layers_drop_the_same_branches(name: 
         ),
     ],
 )
-def test_what_is_no_tower_is_one_line(changes: dict[str, Any], said: str) -> None:
+def test_what_is_no_tower_is_one_line(changes, said):
     with pytest.raises(ConfigError, match=said) as error:
         built(shaped(**changes))
     assert "\n" not in str(error.value)
 
 
-def test_a_name_that_would_be_fetched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_would_be_fetched_is_refused(monkeypatch):
     for name in ("timm:hf-hub:timm/test_vit.r160_in1k", "timm:local-dir:/tmp", "timm:../x"):
         with pytest.raises(ValidationError, match="should match pattern"):
             shaped(name)
@@ -151,7 +148,7 @@ def test_a_name_that_would_be_fetched_is_refused(monkeypatch: pytest.MonkeyPatch
         built(shaped())
 
 
-def test_plan_counts_what_the_model_holds() -> None:
+def test_plan_counts_what_the_model_holds():
     config = shaped("timm:test_resnet", BERT)
     counted = estimate.count(config, NUM_WORDS, pretrain_config(), on_gpu=False)
     assert counted.num_parameters == sum(param.numel() for param in built(config).parameters())
@@ -160,13 +157,13 @@ def test_plan_counts_what_the_model_holds() -> None:
 
 
 Trained = tuple[tuple[Path, Path], Path]
-CHANGES: dict[str, Any] = {"num_steps": 4, "validate_every_steps": 4, "optimiser": "adamw", "learning_rate": 1e-3}
+CHANGES = {"num_steps": 4, "validate_every_steps": 4, "optimiser": "adamw", "learning_rate": 1e-3}
 MIXED = shaped("timm:test_resnet", stochastic_depth=0.5)
 
 
 @pytest.fixture(scope="module")
 @costs(8, "a training of both libraries' towers")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("library")
     data = training_data.write(root)
     made = plan(data, root / "one", pretrain_config(**CHANGES), model=MIXED)
@@ -175,7 +172,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.mark.costs(12, "three trainings of both libraries' towers")
-def test_a_stopped_run_resumes_to_the_byte_and_parts_change_nothing(trained: Trained, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_byte_and_parts_change_nothing(trained, tmp_path):
     data, root = trained
     expected = load_model(root / "model").state_dict()
     for name, change in {"stopped": {}, "parts": {"micro_batch": 4, "gradient_checkpointing": "blocks"}}.items():
@@ -192,13 +189,11 @@ def test_a_stopped_run_resumes_to_the_byte_and_parts_change_nothing(trained: Tra
                 torch.testing.assert_close(value, expected[key], atol=1e-4, rtol=1e-3)
 
 
-def test_another_version_of_a_library_computes_other_things(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_version_of_a_library_computes_other_things(trained, tmp_path, monkeypatch):
     """So no run goes on under it, and no embedding is kept."""
     data, root = trained
 
-    def keys() -> tuple[str, str, list[Any]]:
+    def keys():
         return plan(data, tmp_path).name, plan(data, tmp_path, model=MIXED).name, ModelTowers(root / "model").decides
 
     before = keys()
@@ -208,12 +203,12 @@ def test_another_version_of_a_library_computes_other_things(
     assert before[2][:-3] == after[2][:-3] and after[2][-3:-1] == ["timm 0", "transformers 0"] != before[2][-3:-1]
 
 
-def _work(plans: list[Any], ranks: Ranks) -> list[str]:
+def _work(plans, ranks):
     return [ended_with(each, ranks) for each in plans]
 
 
 @pytest.mark.costs(30, "two ranks that train two runs")
-def test_two_ranks_are_one(trained: Trained, tmp_path: Path) -> None:
+def test_two_ranks_are_one(trained, tmp_path):
     data, root = trained
     two = {"whole": {}, "sharded": {"shard_weights": True}}
     plans = [
@@ -229,7 +224,7 @@ def test_two_ranks_are_one(trained: Trained, tmp_path: Path) -> None:
 
 
 @pytest.mark.costs(8, "a fine-tuning, and a program of both towers")
-def test_the_model_is_tuned_at_another_size_and_travels(trained: Trained, tmp_path: Path) -> None:
+def test_the_model_is_tuned_at_another_size_and_travels(trained, tmp_path):
     (shards, tokenizer), root = trained
     larger = finetune_config(image_px=36, resize_px=36)
     start = load_model(root / "model").config
@@ -257,7 +252,7 @@ def test_the_model_is_tuned_at_another_size_and_travels(trained: Trained, tmp_pa
 
 @pytest.mark.costs(8, "torch's exporter and ONNX's registry of operators")
 @torch.no_grad()
-def test_t5_becomes_an_onnx_program(tmp_path: Path) -> None:
+def test_t5_becomes_an_onnx_program(tmp_path):
     model = built(shaped(text=T5, pooling="mean")).eval()
     with programs._quiet():
         program = programs._traced(programs._plain(model))["text_encoder"]
@@ -270,7 +265,7 @@ def test_t5_becomes_an_onnx_program(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(found), model.encode_text(ids, mask), atol=1e-5, rtol=1e-5)
 
 
-def test_a_picture_size_that_the_tower_refuses_is_said_before_work(tmp_path: Path) -> None:
+def test_a_picture_size_that_the_tower_refuses_is_said_before_work(tmp_path):
     config = shaped("timm:mixer_s32_224", image_px=224, resize_px=224)
     said = "timm:mixer_s32_224 at image_px 32: Input height .32. doesn't match model .224."
     smaller = config.model_copy(update={"image_px": 32, "resize_px": 32})
@@ -284,7 +279,7 @@ def test_a_picture_size_that_the_tower_refuses_is_said_before_work(tmp_path: Pat
         Embedder(model, tokenizer, 32)
 
 
-def test_a_table_with_two_names_is_saved(tmp_path: Path) -> None:
+def test_a_table_with_two_names_is_saved(tmp_path):
     model = built(shaped(text=T5))
     save_model(model, tmp_path, stage="pretrain")
     again = load_model(tmp_path).state_dict()
@@ -292,7 +287,7 @@ def test_a_table_with_two_names_is_saved(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_given_weights_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_given_weights_are_taken_as_they_are(tmp_path):
     words = TextTokenizer.load(training_data.write(tmp_path / "data")[1], MODEL.max_tokens)
     torch.manual_seed(5)
     image = timm.create_model("test_vit", dynamic_img_size=True)
@@ -301,7 +296,7 @@ def test_given_weights_are_taken_as_they_are(tmp_path: Path) -> None:
     text.save_pretrained(tmp_path / "bert")
     (tmp_path / "bert/tokenizer.json").write_bytes((tmp_path / "data/tokenizer/tokenizer.json").read_bytes())
 
-    def taken(**changes: Any) -> DualEncoder:
+    def taken(**changes):
         model = DualEncoder(shaped(text=BERT | changes, pooling="first"), words.vocab_size)
         given = {
             "image_weights": {"path": str(tmp_path / "vit.safetensors")},

@@ -1,31 +1,28 @@
 """Batch-norm and what follows it as one operation, against `nn.BatchNorm2d` group by group in float64."""
 
 import re
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from align.model import normalisation as module
 from align.model.batch_norm import BatchNorm2d, normalised
 from align.model.image_tower import ImageTower
-from align.model.mbconv import MBConv
 from align.model.normalisation import kernels
 from tests.support.training_data import MODEL
 
 EPS, GROUP, CHANNELS = 1e-3, 4, 6
 
 
-def maps(*shape: int, seed: int) -> Tensor:
+def maps(*shape, seed):
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return values.to(memory_format=torch.channels_last) if len(shape) == 4 else values
 
 
-def norm_of(kind: type[nn.BatchNorm2d], *args: object) -> nn.BatchNorm2d:
+def norm_of(kind, *args):
     norm = kind(CHANNELS, EPS, *args).double().train()
     with torch.no_grad():
         norm.weight.copy_(maps(CHANNELS, seed=1) + 1.5)
@@ -33,7 +30,7 @@ def norm_of(kind: type[nn.BatchNorm2d], *args: object) -> nn.BatchNorm2d:
     return norm
 
 
-def plain(x: Tensor, norm: nn.BatchNorm2d, silu: bool, keep: Tensor | None, residual: Tensor | None) -> Tensor:
+def plain(x, norm, silu, keep, residual):
     out = torch.cat([norm(part) for part in x.split(GROUP)])
     out = F.silu(out) if silu else out
     out = out if keep is None else out * keep[:, None, None, None]
@@ -42,9 +39,7 @@ def plain(x: Tensor, norm: nn.BatchNorm2d, silu: bool, keep: Tensor | None, resi
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 1)])
 @pytest.mark.parametrize(("silu", "rest"), [(False, False), (True, False), (False, True)])
-def test_values_and_gradients_are_those_of_plain_batch_norm(
-    silu: bool, rest: bool, size: tuple[int, int], device: torch.device
-) -> None:
+def test_values_and_gradients_are_those_of_plain_batch_norm(silu, rest, size, device):
     shape = (3 * GROUP, CHANNELS, *size)
     keep = torch.tensor([0.0, 1.25, 1.25] * GROUP, dtype=torch.float64).to(device) if rest else None
     found = []
@@ -62,7 +57,7 @@ def test_values_and_gradients_are_those_of_plain_batch_norm(
         torch.testing.assert_close(mine, other, atol=1e-9, rtol=1e-9)
 
 
-def test_running_statistics_do_not_move_and_the_map_is_all_that_is_kept() -> None:
+def test_running_statistics_do_not_move_and_the_map_is_all_that_is_kept():
     norm, kept = norm_of(BatchNorm2d, GROUP), []
     x = maps(2 * GROUP, CHANNELS, 5, 5, seed=3).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
@@ -71,7 +66,7 @@ def test_running_statistics_do_not_move_and_the_map_is_all_that_is_kept() -> Non
     assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
 
 
-def block(stride: int, expands: bool) -> tuple[MBConv, Tensor]:
+def block(stride, expands):
     torch.manual_seed(0)
     tower = ImageTower(MODEL).double().train()
     chosen = next(
@@ -82,7 +77,7 @@ def block(stride: int, expands: bool) -> tuple[MBConv, Tensor]:
     return chosen, maps(2 * GROUP, first.in_channels, 5, 5, seed=6)
 
 
-def results(run: Callable[[Tensor], Tensor], part: MBConv, x: Tensor) -> list[Tensor]:
+def results(run, part, x):
     part.zero_grad()
     x = x.clone().requires_grad_()
     out = run(x)
@@ -92,7 +87,7 @@ def results(run: Callable[[Tensor], Tensor], part: MBConv, x: Tensor) -> list[Te
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize(("stride", "expands"), [(1, False), (1, True), (2, True)])
-def test_a_joined_block_equals_its_layers(stride: int, expands: bool, again: bool, device: torch.device) -> None:
+def test_a_joined_block_equals_its_layers(stride, expands, again, device):
     part, x = (each.to(device) for each in block(stride, expands))
     part.again = again
     expected = results(part._layer_by_layer, part, x)
@@ -100,12 +95,12 @@ def test_a_joined_block_equals_its_layers(stride: int, expands: bool, again: boo
         torch.testing.assert_close(mine, other, atol=1e-9, rtol=1e-9)
 
 
-def test_gradients_are_those_of_differences() -> None:
+def test_gradients_are_those_of_differences():
     part, x = block(1, True)
     assert torch.autograd.gradcheck(part, x[:, :, :2, :2].clone().requires_grad_(), fast_mode=True)
 
 
-def test_the_operations_are_registered_as_torch_wants_them() -> None:
+def test_the_operations_are_registered_as_torch_wants_them():
     x, weight, bias = maps(8, CHANNELS, 3, 3, seed=1), maps(CHANNELS, seed=2), maps(CHANNELS, seed=3)
     checks = ("test_schema", "test_faketensor")
     mean, inverse = torch.ops.align.normalise(x, weight, bias, None, None, GROUP, EPS, True)[1:]
@@ -121,11 +116,11 @@ def test_the_operations_are_registered_as_torch_wants_them() -> None:
 
 
 @pytest.fixture(name="tried")
-def _tried(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+def _tried(monkeypatch):
     """Triton's kernels raise the first of these errors, and each call of them adds it once more."""
-    errors: list[Exception] = [RuntimeError("no compiler\nand a page of code")]
+    errors = [RuntimeError("no compiler\nand a page of code")]
 
-    def normalise(*_: Any) -> None:
+    def normalise(*_):
         errors.append(errors[0])
         raise errors[0]
 
@@ -134,14 +129,12 @@ def _tried(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     return errors
 
 
-def arguments(kind: torch.dtype = torch.float32) -> tuple[Any, ...]:
+def arguments(kind=torch.float32):
     x, weight, bias = maps(8, CHANNELS, 3, 3, seed=1), maps(CHANNELS, seed=2), maps(CHANNELS, seed=3)
     return x.to(kind), weight.to(kind), bias.to(kind), None, None, GROUP, EPS, True
 
 
-def test_kernels_of_a_gpu_that_fail_cost_one_warning(
-    tried: list[Exception], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_kernels_of_a_gpu_that_fail_cost_one_warning(tried, capsys):
     for _ in range(2):
         found = module._on_gpu("normalise", *arguments())
         torch.testing.assert_close(found, module._PLAIN["normalise"](*arguments()), atol=0, rtol=0)
@@ -153,23 +146,21 @@ def test_kernels_of_a_gpu_that_fail_cost_one_warning(
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("none left"), RuntimeError("Triton Error [CUDA]: out of memory")], ids=repr
 )
-def test_a_gpu_without_memory_is_no_reason_for_other_kernels(tried: list[Exception], error: Exception) -> None:
+def test_a_gpu_without_memory_is_no_reason_for_other_kernels(tried, error):
     tried[0] = error
     with pytest.raises(type(error), match=re.escape(str(error))):
         module._on_gpu("normalise", *arguments())
     assert not module._CHOICE.broken
 
 
-def test_float64_and_a_torch_without_triton_have_the_plain_kernels(
-    tried: list[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_float64_and_a_torch_without_triton_have_the_plain_kernels(tried, monkeypatch, capsys):
     module._on_gpu("normalise", *arguments(torch.float64))
     monkeypatch.setattr(module, "_triton", lambda: None)
     module._on_gpu("normalise", *arguments())
     assert len(tried) == 1 and capsys.readouterr().err == ""
 
 
-def test_kernels_are_forced_on_any_device(tried: list[Exception]) -> None:
+def test_kernels_are_forced_on_any_device(tried):
     norm, x = norm_of(BatchNorm2d, GROUP).float(), maps(GROUP, CHANNELS, 3, 3, seed=1).float()
     with kernels("plain"):
         module._on_gpu("normalise", *arguments())
@@ -181,6 +172,6 @@ def test_kernels_are_forced_on_any_device(tried: list[Exception]) -> None:
     assert len(tried) == 2 and normalised(x, norm).shape == x.shape
 
 
-def test_a_gpu_has_kernels_of_its_own() -> None:
+def test_a_gpu_has_kernels_of_its_own():
     for name in module._PLAIN:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"align::{name}", "CUDA")

@@ -1,11 +1,8 @@
 """The text tower against transformers' `BertModel`: the same names, start, hidden states and gradients."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from align.config.model import ModelConfig
@@ -26,8 +23,8 @@ ANYWHERE = BEHIND.flip(1)
 ANYWHERE[0], ANYWHERE[4] = 0, torch.tensor([1, 0, 1] * 3)
 
 
-def theirs(std: float) -> BertModel:
-    config: Any = BertConfig(
+def theirs(std):
+    config = BertConfig(
         vocab_size=VOCAB_SIZE, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=96,
         max_position_embeddings=CONFIG.max_tokens, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         initializer_range=std, attn_implementation="sdpa",
@@ -35,11 +32,11 @@ def theirs(std: float) -> BertModel:
     return BertModel(config, add_pooling_layer=False)
 
 
-def results(tower: nn.Module, mask: Tensor | None) -> list[Tensor]:
+def results(tower, mask):
     """Hidden states, and the gradient of every parameter."""
     ids = torch.randint(1, VOCAB_SIZE, (NUM_TEXTS, NUM_TOKENS), generator=torch.Generator().manual_seed(2))
     found = tower(input_ids=ids if mask is None else ids * mask, attention_mask=mask)
-    hidden: Tensor = found if isinstance(found, Tensor) else found.last_hidden_state
+    hidden = found if isinstance(found, Tensor) else found.last_hidden_state
     weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3))
     (hidden * weights).sum().backward()
     grads = [param.grad for param in tower.parameters() if param.grad is not None]
@@ -48,7 +45,7 @@ def results(tower: nn.Module, mask: Tensor | None) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("std", [None, 0.02])
-def test_a_seed_gives_the_weights_that_transformers_gives(std: float | None) -> None:
+def test_a_seed_gives_the_weights_that_transformers_gives(std):
     torch.manual_seed(1)
     ours, after = TextTower(CONFIG, VOCAB_SIZE, init_std=std), torch.rand(1)
     torch.manual_seed(1)
@@ -65,7 +62,7 @@ def test_a_seed_gives_the_weights_that_transformers_gives(std: float | None) -> 
 
 @pytest.mark.parametrize(("training", "again"), [(True, "none"), (True, "blocks"), (False, "none")])
 @pytest.mark.parametrize("mask", [None, NOWHERE, BEHIND, ANYWHERE], ids=["none", "nowhere", "behind", "anywhere"])
-def test_hidden_states_and_gradients_are_those_of_transformers(mask: Tensor | None, training: bool, again: Any) -> None:
+def test_hidden_states_and_gradients_are_those_of_transformers(mask, training, again):
     torch.manual_seed(0)
     expected = theirs(0.3).train(training)
     ours = TextTower(CONFIG, VOCAB_SIZE).train(training)
@@ -75,7 +72,7 @@ def test_hidden_states_and_gradients_are_those_of_transformers(mask: Tensor | No
         torch.testing.assert_close(mine, value, atol=1e-6, rtol=1e-6)
 
 
-def test_padding_of_a_device_is_not_asked_for() -> None:
+def test_padding_of_a_device_is_not_asked_for():
     """A host would wait for the answer; what a text gets does not depend on it."""
     tower = TextTower(CONFIG, VOCAB_SIZE)
     ids = torch.zeros(2, 3, dtype=torch.int64)
@@ -86,13 +83,13 @@ def test_padding_of_a_device_is_not_asked_for() -> None:
 TEXTS = [f"{a}{b} {b}{a}" for a in ("ka", "lo", "mi", "nu") for b in ("ra", "se", "ti")] + ["Über die Brücke", "猫の絵"]
 
 
-def saved(directory: Path, texts: list[str], *, vocab_size: int = 60, max_tokens: int = 8) -> TextTokenizer:
+def saved(directory, texts, *, vocab_size=60, max_tokens=8):
     directory.mkdir()
     save_tokenizer(fit_wordpiece(texts, vocab_size=vocab_size, min_count=1), directory, max_tokens=max_tokens)
     return TextTokenizer.load(directory, max_tokens)
 
 
-def test_equal_texts_in_any_order_are_equal_bytes(tmp_path: Path) -> None:
+def test_equal_texts_in_any_order_are_equal_bytes(tmp_path):
     for run in range(3):
         saved(tmp_path / str(run), TEXTS if run else TEXTS[::-1])
     first = (tmp_path / "0" / "tokenizer.json").read_bytes()
@@ -100,7 +97,7 @@ def test_equal_texts_in_any_order_are_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "2" / "tokenizer.json").read_bytes() == first
 
 
-def test_always_truncates_and_keeps_the_end_marker(tmp_path: Path) -> None:
+def test_always_truncates_and_keeps_the_end_marker(tmp_path):
     ids, mask = saved(tmp_path / "t", TEXTS)(["kara " * 50, "kara"])
     assert ids.shape == (2, 8)
     start, end = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
@@ -109,14 +106,14 @@ def test_always_truncates_and_keeps_the_end_marker(tmp_path: Path) -> None:
     assert ids[1][mask[1] == 0].tolist() == [0] * int((mask[1] == 0).sum())
 
 
-def test_lower_cases_but_keeps_accents_and_splits_han(tmp_path: Path) -> None:
+def test_lower_cases_but_keeps_accents_and_splits_han(tmp_path):
     tokenizer = saved(tmp_path / "t", [*TEXTS, "brucke"], vocab_size=200, max_tokens=16)
     same, accent, plain, han = tokenizer.ids(["BRÜCKE", "brücke", "brucke", "猫絵"])
     assert same == accent != plain
     assert len(han) == 4 and SPECIAL_TOKENS.index("[UNK]") not in han
 
 
-def test_transformers_reads_the_folder(tmp_path: Path) -> None:
+def test_transformers_reads_the_folder(tmp_path):
     ours = saved(tmp_path / "t", TEXTS)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "t")
     texts = ["kara über", "katise " * 9]
@@ -124,7 +121,7 @@ def test_transformers_reads_the_folder(tmp_path: Path) -> None:
     assert theirs.pad_token_id == 0 and theirs.model_max_length == 8
 
 
-def test_no_word_and_no_tokenizer_are_clear_errors(tmp_path: Path) -> None:
+def test_no_word_and_no_tokenizer_are_clear_errors(tmp_path):
     with pytest.raises(DataError, match="no training text has a word"):
         fit_wordpiece(["", "  "], vocab_size=50, min_count=1)
     with pytest.raises(DataError, match=r"tokenizer\.json is missing"):

@@ -1,7 +1,6 @@
 import tracemalloc
 from collections.abc import Callable
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +13,11 @@ FAR = np.array([0x0, 0xFFFF, 0xFFFF0000, 0xFFFF00000000], np.uint64)  # 16 bits 
 
 
 @pytest.fixture(params=[1, 3])
-def cluster(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+def cluster(tmp_path, request, monkeypatch):
     """Labels of images by their texts and hashes, which come in so many buckets."""
     monkeypatch.setattr(buckets, "_BUFFER_BYTES", 1 << 22 if request.param == 1 else 0)
 
-    def labels(images: np.ndarray, texts: np.ndarray, phashes: np.ndarray, max_bits: int) -> np.ndarray:
+    def labels(images, texts, phashes, max_bits):
         clusters, start = Clusters(tmp_path, request.param, {"name": "i8"}), 0
         for some in np.array_split(phashes, request.param):
             mine = (images >= start) & (images < start + len(some))
@@ -38,39 +37,39 @@ def cluster(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.
     return labels
 
 
-def labels(cluster: Cluster, pairs: list[tuple[int, str]], phashes: np.ndarray, max_bits: int) -> list[int]:
+def labels(cluster, pairs, phashes, max_bits):
     images = np.array([image for image, _ in pairs], np.int64)
     return cluster(images, text_digests(text for _, text in pairs), phashes, max_bits).tolist()
 
 
-def test_equal_texts_join_through_chains_and_ignore_case(cluster: Cluster) -> None:
+def test_equal_texts_join_through_chains_and_ignore_case(cluster):
     pairs = [(0, "a red fox"), (1, "b"), (2, "A Red Fox"), (2, "c"), (3, "c")]
     assert labels(cluster, pairs, FAR, 4) == [0, 1, 0, 0]
 
 
-def test_texts_that_differ_do_not_join(cluster: Cluster) -> None:
+def test_texts_that_differ_do_not_join(cluster):
     assert labels(cluster, [(0, "a"), (1, "b"), (2, "c"), (3, "d")], FAR, 4) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("bits", "joined"), [(4, True), (5, False)])
-def test_hash_distance_at_the_boundary(cluster: Cluster, bits: int, joined: bool) -> None:
+def test_hash_distance_at_the_boundary(cluster, bits, joined):
     phashes = np.array([0, (1 << bits) - 1], np.uint64)
     assert labels(cluster, [(0, "a"), (1, "b")], phashes, 4) == [0, 0 if joined else 1]
 
 
-def test_equal_hashes_join_at_distance_0(cluster: Cluster) -> None:
+def test_equal_hashes_join_at_distance_0(cluster):
     assert labels(cluster, [(0, "a"), (1, "b"), (2, "c")], np.array([7, 6, 7], np.uint64), 0) == [0, 1, 0]
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 17])
-def test_bands_divide_the_64_bits(count: int) -> None:
+def test_bands_divide_the_64_bits(count):
     masks = [int(mask) for mask in bands(count)]
     assert sum(masks) == 2**64 - 1
     assert all(left & right == 0 for left, right in combinations(masks, 2))
 
 
 @pytest.mark.parametrize("max_bits", [0, 1, 4, 8])
-def test_components_equal_those_of_comparing_all_with_all(cluster: Cluster, max_bits: int) -> None:
+def test_components_equal_those_of_comparing_all_with_all(cluster, max_bits):
     random = np.random.default_rng(max_bits)
     centres = random.integers(0, 2**64, 60, np.uint64)
     flips = np.array(
@@ -94,12 +93,12 @@ def test_components_equal_those_of_comparing_all_with_all(cluster: Cluster, max_
     assert len(set(got.tolist())) == components(600, expected)
 
 
-def components(count: int, edges: set[tuple[int, int]]) -> int:
-    neighbours: dict[int, set[int]] = {index: set() for index in range(count)}
+def components(count, edges):
+    neighbours = {index: set() for index in range(count)}
     for left, right in edges:
         neighbours[left].add(right)
         neighbours[right].add(left)
-    seen: set[int] = set()
+    seen = set()
     number = 0
     for index in range(count):
         if index in seen:
@@ -114,7 +113,7 @@ def components(count: int, edges: set[tuple[int, int]]) -> int:
     return number
 
 
-def test_many_images_in_one_band(cluster: Cluster) -> None:
+def test_many_images_in_one_band(cluster):
     phashes = np.arange(3000, dtype=np.uint64) << np.uint64(4)  # most bands are equal for all of them
     got = cluster(np.arange(3000), np.arange(3000, dtype=np.uint64), phashes, 1)
     assert set(got.tolist()) == {0}  # single bits connect all numbers below 3000
@@ -122,7 +121,7 @@ def test_many_images_in_one_band(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("num_values", [1, 1000, 10**6, 10**9])
 @pytest.mark.parametrize("max_bits", [0, 1, 4, 16])
-def test_hashes_within_the_distance_agree_under_some_mask(max_bits: int, num_values: int) -> None:
+def test_hashes_within_the_distance_agree_under_some_mask(max_bits, num_values):
     chosen = masks(max_bits, num_values)
     assert len(chosen) <= 100
     random = np.random.default_rng(0)
@@ -133,7 +132,7 @@ def test_hashes_within_the_distance_agree_under_some_mask(max_bits: int, num_val
         assert min(int(mask).bit_count() for mask in chosen) >= min(np.log2(num_values) - 4, 30)
 
 
-def test_memory_and_time_grow_with_the_number_of_images_only(cluster: Cluster) -> None:
+def test_memory_and_time_grow_with_the_number_of_images_only(cluster):
     random = np.random.default_rng(0)
     phashes = random.integers(0, 2**64, 100_000, np.uint64)
     phashes[1::20] = phashes[::20] ^ np.uint64(0b1011)  # a tenth of them are near-duplicates
@@ -146,7 +145,7 @@ def test_memory_and_time_grow_with_the_number_of_images_only(cluster: Cluster) -
     assert peak < 100_000 * 180
 
 
-def test_hashes_that_agree_in_most_bits_are_not_all_compared(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_that_agree_in_most_bits_are_not_all_compared(cluster, monkeypatch):
     random, count, compared = np.random.default_rng(0), np.bitwise_count, []
     monkeypatch.setattr(np, "bitwise_count", lambda values: compared.append(len(values)) or count(values))
     phashes = (random.integers(0, 2**32, 10_000, np.uint64) << np.uint64(28)) | np.uint64(0xABCDEF)

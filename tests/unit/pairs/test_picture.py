@@ -3,7 +3,6 @@
 import ast
 import io
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from tests.support.warc_records import picture, png_header
 MAX_PIXELS = 100_000_000
 
 
-def test_header_of_a_huge_picture_costs_nothing() -> None:
+def test_header_of_a_huge_picture_costs_nothing():
     data = png_header(20_000, 10_000)
     assert (read_header(data).width_px, read_header(data).height_px) == (20_000, 10_000)
     with pytest.raises(PictureError, match="too many pixels: 20000 x 10000"):
@@ -28,7 +27,7 @@ def test_header_of_a_huge_picture_costs_nothing() -> None:
         decode(png_header(200, 100), max_pixels=100_000_000)  # small enough, but it holds no pixels
 
 
-def test_bytes_decide_what_a_picture_is() -> None:
+def test_bytes_decide_what_a_picture_is():
     assert read_header(picture(3, 2, kind="JPEG")).format == "JPEG"
     for lie in (b"<html>not a picture", b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", EPS, b"BM", b"II\x2a\0"):
         with pytest.raises(PictureError):
@@ -36,7 +35,7 @@ def test_bytes_decide_what_a_picture_is() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF"])
-def test_bytes_cut_off_or_changed_are_errors_of_one_kind(kind: str) -> None:
+def test_bytes_cut_off_or_changed_are_errors_of_one_kind(kind):
     whole = encoded(Image.effect_mandelbrot((90, 70), (-2, -1.2, 1, 1.2), 50).convert("RGB"), kind)
     broken = [whole[: len(whole) * part // 16] for part in range(16)]
     broken += [
@@ -55,13 +54,13 @@ def test_bytes_cut_off_or_changed_are_errors_of_one_kind(kind: str) -> None:
                 assert str(error)
 
 
-def test_transparent_parts_become_white() -> None:
+def test_transparent_parts_become_white():
     buffer = io.BytesIO()
     Image.new("RGBA", (2, 1), (255, 0, 0, 0)).save(buffer, "PNG")
     assert decode(buffer.getvalue(), max_pixels=100).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_only_one_module_opens_pictures() -> None:
+def test_only_one_module_opens_pictures():
     root = Path(align.__file__).parent
     openers = set()
     for path in root.rglob("*.py"):
@@ -74,7 +73,7 @@ def test_only_one_module_opens_pictures() -> None:
     assert openers == {"pairs/picture.py", "pairs/picture_pixels.py"}
 
 
-def corners() -> Image.Image:
+def corners():
     """96 x 64, each quarter of another colour."""
     image = Image.new("RGB", (96, 64), "red")
     for box, colour in (((48, 0, 96, 32), "lime"), ((0, 32, 48, 64), "blue"), ((48, 32, 96, 64), "white")):
@@ -82,20 +81,20 @@ def corners() -> Image.Image:
     return image
 
 
-def turned(kind: str, orientation: int) -> bytes:
+def turned(kind, orientation):
     exif = Image.Exif()
     exif[0x0110] = "a camera"
     exif[0x0112] = orientation
     return encoded(corners(), kind, exif=exif)
 
 
-def same(left: Image.Image, right: Image.Image) -> bool:
+def same(left, right):
     return left.size == right.size and max(ImageStat.Stat(ImageChops.difference(left, right)).mean) < 12
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_pictures_come_out_upright(kind: str, orientation: int) -> None:
+def test_pictures_come_out_upright(kind, orientation):
     data = turned(kind, orientation)
     stored = corners()
     stored.getexif()[0x0112] = orientation
@@ -117,7 +116,7 @@ def test_pictures_come_out_upright(kind: str, orientation: int) -> None:
     assert same(small(data, 48), seen.resize(small(data, 48).size))
 
 
-def test_a_turned_jpeg_of_the_right_size_is_not_finished() -> None:
+def test_a_turned_jpeg_of_the_right_size_is_not_finished():
     square = Image.new("RGB", (72, 72), "red")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -144,7 +143,7 @@ RAMP = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(16, axis=0)
     ],
     ids=["I;16 PNG", "I;16", "I of 16 bits", "I of 8 bits", "I, signed", "F to 1", "F to 255", "F, signed"],
 )
-def test_more_than_8_bits_are_scaled_to_8(kind: str, image: Image.Image) -> None:
+def test_more_than_8_bits_are_scaled_to_8(kind, image):
     data = encoded(image, kind)
     for decoded in (
         decode(data, max_pixels=MAX_PIXELS),
@@ -154,8 +153,8 @@ def test_more_than_8_bits_are_scaled_to_8(kind: str, image: Image.Image) -> None
         assert np.abs(pixels - (RAMP * 255)[..., None]).max() <= 1
 
 
-def test_16_bit_colours_with_and_without_alpha() -> None:
-    def stored(colour_type: int, samples: list[int]) -> bytes:
+def test_16_bit_colours_with_and_without_alpha():
+    def stored(colour_type, samples):
         data = png(1, 2)
         header = data[16:24] + bytes([16, colour_type, 0, 0, 0])
         pixel = b"\0" + b"".join(sample.to_bytes(2, "big") for sample in samples)
@@ -171,9 +170,9 @@ def test_16_bit_colours_with_and_without_alpha() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I;16"])
-def test_strips_change_no_pixel(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_change_no_pixel(mode, monkeypatch):
     grey = Image.linear_gradient("L").resize((130, 190))
-    make: dict[str, Callable[[], Image.Image]] = {
+    make = {
         "RGBA": lambda: Image.merge("RGBA", [grey, grey.rotate(180), grey, grey.rotate(90)]),
         "I;16": lambda: Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
     }
@@ -185,6 +184,6 @@ def test_strips_change_no_pixel(mode: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert decode(data, max_pixels=MAX_PIXELS, hint_px=30).tobytes() == whole.reduce(4).tobytes()
 
 
-def test_what_no_jpeg_can_hold_is_not_shrunk() -> None:
+def test_what_no_jpeg_can_hold_is_not_shrunk():
     with pytest.raises(PictureError, match="too long: 76800 x 64 once shrunk"):
         shrink(encoded(Image.new("RGB", (1200, 1)), "PNG"), 64, 90, MAX_PIXELS)

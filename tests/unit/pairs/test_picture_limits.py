@@ -40,7 +40,7 @@ print(peak)
 """
 
 
-def decoded_within(data: bytes, limit: int, hint_px: int = 256) -> tuple[str, int]:
+def decoded_within(data, limit, hint_px=256):
     """What a process with limited memory says of a picture; and its peak, with that of its helper, in bytes."""
     command = [sys.executable, "-c", DECODE_WITHIN, str(limit), str(hint_px)]
     done = subprocess.run(command, input=data, capture_output=True, check=True, timeout=250)
@@ -48,27 +48,27 @@ def decoded_within(data: bytes, limit: int, hint_px: int = 256) -> tuple[str, in
     return said, int(peak)
 
 
-def test_an_icon_of_many_megapixels_is_refused_before_it_is_decoded() -> None:
+def test_an_icon_of_many_megapixels_is_refused_before_it_is_decoded():
     said, peak = decoded_within(icon(png(8000, 2)), 1 << 30)
     assert said == "not a picture that we decode"
     assert peak < 200e6
 
 
 @pytest.mark.costs(4, "100 megapixels are decoded")
-def test_a_transparent_picture_of_100_megapixels_takes_well_under_a_gigabyte() -> None:
+def test_a_transparent_picture_of_100_megapixels_takes_well_under_a_gigabyte():
     said, peak = decoded_within(png(10_000), 1 << 30)
     assert said == "(1250, 1250)"
     assert peak < 700e6
 
 
 @pytest.mark.parametrize(("side_px", "words"), [(16_000, "too many pixels"), (10_000, "too much memory")])
-def test_the_canvas_of_a_webp_is_known_before_its_decoder_makes_it(side_px: int, words: str) -> None:
+def test_the_canvas_of_a_webp_is_known_before_its_decoder_makes_it(side_px, words):
     said, peak = decoded_within(webp_canvas(side_px), 1 << 29)
     assert words in said
     assert peak < 200e6
 
 
-def test_scans_are_counted_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scans_are_counted_before_decoding(monkeypatch):
     assert decode(progressive(64, MAX_SCANS - 10), max_pixels=MAX_PIXELS).size == (64, 64)
     for decoder in ("open_picture", "rgb", "helper"):
         monkeypatch.delattr(picture, decoder)
@@ -88,7 +88,7 @@ def test_scans_are_counted_before_decoding(monkeypatch: pytest.MonkeyPatch) -> N
     ],
     ids=["EXIF in 400,000 segments", "padding", "3,000 profiles", "a million chunks", "two million comments"],
 )  # fmt: skip
-def test_a_header_of_too_many_parts_is_refused_in_no_time(data: bytes, words: str) -> None:
+def test_a_header_of_too_many_parts_is_refused_in_no_time(data, words):
     start = time.thread_time()
     with pytest.raises(PictureError, match=words):
         read_header(data)
@@ -103,7 +103,7 @@ MODES = {
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in MODES.items() for mode in modes])
-def test_a_helper_decodes_to_the_same_pixels(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_decodes_to_the_same_pixels(kind, mode, monkeypatch):
     image = Image.linear_gradient("L").resize((330, 170)).convert(mode if mode != "I;16" else "I").convert(mode)
     data = encoded(image, kind)
     opened = picture.open_picture(data, picture.outline(data))
@@ -115,16 +115,14 @@ def test_a_helper_decodes_to_the_same_pixels(kind: str, mode: str, monkeypatch: 
 
 
 @pytest.mark.costs(4, "a decoder works for a whole second, the shortest limit that there is")
-def test_a_picture_that_passes_the_deadline_is_an_error_and_the_next_one_decodes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_picture_that_passes_the_deadline_is_an_error_and_the_next_one_decodes(monkeypatch):
     monkeypatch.setattr(picture_process, "_DEADLINE_CPU_S", 1)
     with pytest.raises(PictureError, match="did not decode within 1 s of CPU time"):
         decode(progressive(8000, MAX_SCANS - 10), max_pixels=MAX_PIXELS)
     assert decode(TIFF, max_pixels=MAX_PIXELS).getpixel((1, 1)) == (0, 128, 128)
 
 
-def test_a_picture_that_takes_more_memory_than_it_said_is_an_error() -> None:
+def test_a_picture_that_takes_more_memory_than_it_said_is_an_error():
     large = encoded(Image.new("RGB", (6000, 6000)), "TIFF", compression="tiff_lzw")
     with picture_process.helper() as process:
         with pytest.raises(PictureError, match="takes more memory than its header says"):
@@ -132,7 +130,7 @@ def test_a_picture_that_takes_more_memory_than_it_said_is_an_error() -> None:
         assert process.pixels(TIFF, 1 << 20, None).size == (60, 40)
 
 
-def test_a_crash_costs_one_picture() -> None:
+def test_a_crash_costs_one_picture():
     with picture_process.helper() as process:
         os.kill(process._process.pid, signal.SIGSEGV)
         with pytest.raises(PictureError, match=r"crashed its decoder \(SIGSEGV\)"):
@@ -140,7 +138,7 @@ def test_a_crash_costs_one_picture() -> None:
     assert decode(TIFF, max_pixels=MAX_PIXELS).size == (60, 40)
 
 
-def test_helpers_end_with_a_process_that_is_killed() -> None:
+def test_helpers_end_with_a_process_that_is_killed():
     code = "import os, sys; from align.pairs import picture, picture_process\n"
     code += "picture.read_header(sys.stdin.buffer.read())\n"
     code += "print(picture_process._idle[0]._process.pid, flush=True); os.kill(os.getpid(), 9)"
@@ -154,10 +152,10 @@ def test_helpers_end_with_a_process_that_is_killed() -> None:
     assert time.monotonic() < deadline
 
 
-def test_threads_together_stay_within_the_budget() -> None:
+def test_threads_together_stay_within_the_budget():
     budget, held, peaks, lock = picture._Budget(100), [0], [0], threading.Lock()
 
-    def work(size: int) -> None:
+    def work(size):
         for _ in range(20):
             with budget.hold(size):
                 with lock:

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from align.pairs import picture_process
 
 #: Tries each of these in a confined process, and prints what came of it.
@@ -37,20 +35,20 @@ os._exit(0)
 """
 
 
-def test_a_confined_process_opens_nothing(tmp_path: Path) -> None:
+def test_a_confined_process_opens_nothing(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", ATTACKS, str(os.getpid())], cwd=tmp_path, capture_output=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr.decode()
     assert not [*tmp_path.iterdir()]
-    seen: dict[str, str] = json.loads(done.stdout)
+    seen = json.loads(done.stdout)
     if os.getuid():  # root may raise its own limits
         assert seen["more descriptors"] == "not allowed to raise maximum limit"  # EPERM, as Python says it
     del seen["more descriptors"]
     assert len(seen) == 6 and set(seen.values()) == {"Too many open files"}, seen
 
 
-def test_a_helper_is_confined_and_inherits_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_helper_is_confined_and_inherits_no_secret(monkeypatch):
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "align:secret")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/of/this/python")
     helper = picture_process.Helper()

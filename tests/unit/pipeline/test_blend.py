@@ -1,9 +1,6 @@
 """`align blend`: the ends are the models themselves; between them weights are means, and statistics are measured."""
 
-from __future__ import annotations
-
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +16,7 @@ from tests.support.training_data import MODEL, plan, pretrain_config
 
 
 @pytest.fixture(scope="module", name="models")
-def _models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _models(tmp_path_factory):
     """A trained model `a`, and `b`, which trained longer; with the shards."""
     root = tmp_path_factory.mktemp("models")
     data = training_data.write(root)
@@ -28,13 +25,13 @@ def _models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def blend(models: Path, out: Path, alpha: str, *more: str, b: str = "b") -> int:
+def blend(models, out, alpha, *more, b="b"):
     where = sets(f"paths.shards={models / 'shards'}")
     words = ["blend", str(models / "a"), str(models / b), "--alpha", alpha, "--out", str(out)]
     return main([*words, "--params", str(PARAMS_FILE), *where, *more])
 
 
-def test_one_share_is_a_model_folder(models: Path, tmp_path: Path) -> None:
+def test_one_share_is_a_model_folder(models, tmp_path):
     assert blend(models, tmp_path / "out", "0.25") == 0
     a, b, found = (read_weights(folder) for folder in (models / "a", models / "b", tmp_path / "out"))
     again = load_model(tmp_path / "out")
@@ -51,7 +48,7 @@ def test_one_share_is_a_model_folder(models: Path, tmp_path: Path) -> None:
     assert config.trained_on == read_config(models / "a").trained_on and config.model == MODEL
 
 
-def test_a_tower_that_is_the_same_in_both_stays_as_it_is(models: Path, tmp_path: Path) -> None:
+def test_a_tower_that_is_the_same_in_both_stays_as_it_is(models, tmp_path):
     """As a locked one; so the shards, which are none here, are not read."""
     other, a = load_model(models / "a"), read_weights(models / "a")
     torch.nn.init.ones_(other.text_projection.bias)
@@ -64,14 +61,12 @@ def test_a_tower_that_is_the_same_in_both_stays_as_it_is(models: Path, tmp_path:
 
 
 @pytest.mark.parametrize(("alpha", "end"), [("0", "a"), ("1", "b")])
-def test_the_ends_are_the_models_themselves(models: Path, tmp_path: Path, alpha: str, end: str) -> None:
+def test_the_ends_are_the_models_themselves(models, tmp_path, alpha, end):
     assert blend(models, tmp_path / "out", alpha) == 0
     assert (tmp_path / "out/model.safetensors").read_bytes() == (models / end / "model.safetensors").read_bytes()
 
 
-def test_models_of_other_shapes_or_words_are_refused(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_of_other_shapes_or_words_are_refused(models, tmp_path, capsys):
     other = load_model(models / "b")
     shutil.copytree(models / "b", models / "wider", dirs_exist_ok=True)
     other.config = MODEL.model_copy(update={"max_tokens": 12})
@@ -86,7 +81,7 @@ def test_models_of_other_shapes_or_words_are_refused(
 
 
 @pytest.mark.parametrize("alpha", ["1.5", "0,0.5", "a", "nan"])
-def test_what_is_no_share_is_refused(alpha: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_share_is_refused(alpha, capsys):
     parser = build_parser("blend")
     with pytest.raises(SystemExit):
         parser.parse_args(["blend", "a", "b", "--alpha", alpha, "--out", "c"])

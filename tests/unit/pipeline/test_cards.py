@@ -1,8 +1,6 @@
 """What training takes on cards that are not here: against published rates, and by hand where it is simple."""
 
 import json
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -21,14 +19,14 @@ from tests.support.params import PARAMS_FILE, load_params
 H100 = Card(80, 989, 3.35)
 
 
-def efficientnet(width: float, depth: float, px: int, pairs: int) -> Work:
+def efficientnet(width, depth, px, pairs):
     from transformers import EfficientNetConfig, EfficientNetModel
 
     config = EfficientNetConfig(width_coefficient=width, depth_coefficient=depth, hidden_dim=int(1280 * width))
     return _counted(lambda: EfficientNetModel(config), pixel_values=_pixels(pairs, px))
 
 
-def clip(layers: int, width: int, patch: int, text: tuple[int, int], pairs: int, again: bool = False) -> Work:
+def clip(layers, width, patch, text, pairs, again=False):
     """A CLIP of 224 px and 77 tokens, each attention as two products; `again`: gradient checkpointing."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -43,7 +41,7 @@ def clip(layers: int, width: int, patch: int, text: tuple[int, int], pairs: int,
     towers[0] |= {"patch_size": patch, "image_size": 224}
     config = CLIPConfig(projection_dim=text[1], vision_config=towers[0], text_config=towers[1])
 
-    def make() -> Any:
+    def make():
         model = CLIPModel._from_config(config, attn_implementation="eager")
         if again:
             model.activation_checkpointing_enable()
@@ -53,11 +51,11 @@ def clip(layers: int, width: int, patch: int, text: tuple[int, int], pairs: int,
     return _counted(make, pixel_values=_pixels(pairs, 224), input_ids=ids)
 
 
-def _pixels(pairs: int, px: int) -> torch.Tensor:
+def _pixels(pairs, px):
     return torch.zeros(pairs, 3, px, px, dtype=torch.bfloat16, device="meta")
 
 
-def _counted(make: Callable[[], Any], **inputs: torch.Tensor) -> Work:
+def _counted(make, **inputs):
     with torch.device("meta"):
         model = make().train().to(torch.bfloat16)
         with Work() as work:
@@ -70,7 +68,7 @@ def _counted(make: Callable[[], Any], **inputs: torch.Tensor) -> Work:
 #: Pairs, or images, a second of one card. EfficientNet: NVIDIA DeepLearningExamples, PyTorch, one A100 80GB, AMP.
 #: B/16 and L/14: open_clip on A100 40GB, samples_per_sec / gpus of trained_models_info.csv, of "Reproducible scaling
 #: laws for contrastive language-image learning" (Cherti et al., 2023). g/14: NVIDIA NeMo's page on CLIP, 8 cards.
-PUBLISHED: dict[str, tuple[Callable[[], Work], int, str, float]] = {
+PUBLISHED = {
     "B0, 224 px, A100": (lambda: efficientnet(1.0, 1.0, 224, 256), 256, "A100", 2489),
     "B4, 380 px, A100": (lambda: efficientnet(1.4, 1.8, 380, 128), 128, "A100", 331),
     "ViT-B/16, A100 40GB": (lambda: clip(12, 768, 16, (12, 512), 256), 256, "A100 40GB", 134_240 / 344),
@@ -82,14 +80,14 @@ PUBLISHED: dict[str, tuple[Callable[[], Work], int, str, float]] = {
 
 @pytest.mark.costs(5, "transformers, and models that others have timed, operation by operation")
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_rates_are_met_within_30_per_cent(name: str) -> None:
+def test_published_rates_are_met_within_30_per_cent(name):
     count, pairs, called, published = PUBLISHED[name]
     card = card_named(called)
     assert card is not None
     assert published / (pairs / count().seconds(card)) == pytest.approx(1.0, abs=0.3)
 
 
-def test_an_operation_takes_as_long_as_its_products_or_its_bytes() -> None:
+def test_an_operation_takes_as_long_as_its_products_or_its_bytes():
     card = Card(80, 100.0, 1.0)
     with torch.device("meta"), Work() as work:
         large, thin = torch.empty(4096, 4096), torch.empty(4096, 1)
@@ -102,7 +100,7 @@ def test_an_operation_takes_as_long_as_its_products_or_its_bytes() -> None:
     assert work.seconds(card, 0.5) == pytest.approx(2 * products + moved)
 
 
-def test_gradients_of_depthwise_convolutions_count_as_much_as_the_forward_pass() -> None:
+def test_gradients_of_depthwise_convolutions_count_as_much_as_the_forward_pass():
     with torch.device("meta"):
         layer = nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False)
         x = torch.empty(2, 32, 8, 8, requires_grad=True)
@@ -115,7 +113,7 @@ def test_gradients_of_depthwise_convolutions_count_as_much_as_the_forward_pass()
 
 @pytest.mark.costs(4, "the towers of the paper, operation by operation")
 @pytest.mark.parametrize(("profile", "gflop", "gb"), [("cc3m", 14, 23), ("coyo", 111, 41), ("paper", 806, 3)])
-def test_a_profile_on_eight_cards(profile: str, gflop: float, gb: float) -> None:
+def test_a_profile_on_eight_cards(profile, gflop, gb):
     params = load_params(overrides=profile_overrides(profile))
     found = reckon(params, H100, 8)["pretrain"]
     assert found["operations_per_pair"] / 1e9 == pytest.approx(gflop, abs=0.5)
@@ -126,11 +124,11 @@ def test_a_profile_on_eight_cards(profile: str, gflop: float, gb: float) -> None
     assert found["num_pairs"] == params.values["pretrain"]["num_steps"] * params.values["pretrain"]["batch_size"]
 
 
-def small(*overrides: str) -> dict[str, Any]:
+def small(*overrides):
     return reckon(load_params(overrides=["pretrain.num_processes=null", *overrides]), H100, 2)["pretrain"]
 
 
-def test_what_takes_longer_is_reckoned_longer() -> None:
+def test_what_takes_longer_is_reckoned_longer():
     plain = small()
     assert small("pretrain.micro_batch=32")["operations_per_pair"] == pytest.approx(
         4 / 3 * plain["operations_per_pair"], rel=0.05
@@ -142,7 +140,7 @@ def test_what_takes_longer_is_reckoned_longer() -> None:
 
 
 @pytest.mark.costs(4, "the towers of cc3m, operation by operation")
-def test_what_is_reckoned_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_reckoned_is_said(capsys):
     params = ["--params", str(PARAMS_FILE), "--profile", str(ROOT / "infra/profiles/cc3m.yaml")]
     command = ["plan", *params, "--set", "finetune.num_steps=0", "--for"]
     assert main([*command, "8xH100", "--price", "2.50", "--json"]) == 0
@@ -167,7 +165,7 @@ def test_what_is_reckoned_is_said(capsys: pytest.CaptureFixture[str]) -> None:
      ("NVIDIA H200 NVL", None), ("NVIDIA H100 NVL", 835), ("NVIDIA GH200 480GB", 989), ("NVIDIA GB200", None),
      ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA A10G", 70)],
 )  # fmt: skip
-def test_peaks_by_name(name: str, peak: float | None) -> None:
+def test_peaks_by_name(name, peak):
     card = card_named(name)
     assert (None if card is None else card.tflops) == peak
 
@@ -177,6 +175,6 @@ def test_peaks_by_name(name: str, peak: float | None) -> None:
     [("8xT4", "known are H100-PCIe"), ("H100", "expected such as 8xH100"), ("0xH100", "expected"),
      ("3xH100", "multiple of")],
 )  # fmt: skip
-def test_what_cannot_be_is_refused(asked: str, reason: str) -> None:
+def test_what_cannot_be_is_refused(asked, reason):
     with pytest.raises(ConfigError, match=reason):
         cards.main(load_params(overrides=["pretrain.num_processes=null"]), asked, None, as_json=False)

@@ -1,8 +1,5 @@
 """What a run needs, counted without memory for it, against what was measured."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -11,13 +8,13 @@ from align.config.model import ModelConfig
 from align.config.params import profile_overrides
 from align.config.recipe import PretrainConfig
 from align.model.dual_encoder import DualEncoder
-from align.pipeline.estimate import Device, Estimate, Shapes, count, estimate, needs
+from align.pipeline.estimate import Device, Shapes, count, estimate, needs
 from align.training.state import new_state
 from tests.support import ROOT
 from tests.support.params import load_params
 
 
-def of(*overrides: str, profile: str | None = None, num_ranks: int = 1, on_gpu: bool = True) -> Estimate:
+def of(*overrides, profile=None, num_ranks=1, on_gpu=True):
     params = load_params(overrides=[*profile_overrides(profile, ROOT), *overrides])
     vocab_size = params.values["fit_tokenizer"]["vocab_size"]
     recipe = params.section(PretrainConfig)
@@ -25,19 +22,19 @@ def of(*overrides: str, profile: str | None = None, num_ranks: int = 1, on_gpu: 
     return estimate(counted, recipe, num_ranks=num_ranks)
 
 
-def on_cpu(model: ModelConfig, recipe: PretrainConfig) -> Estimate:
+def on_cpu(model, recipe):
     """Of one rank, for a vocabulary of 500 words."""
     return estimate(count(model, 500, recipe, on_gpu=False), recipe, num_ranks=1)
 
 
-def test_the_paper_s_ablation_model_needs_what_was_measured() -> None:
+def test_the_paper_s_ablation_model_needs_what_was_measured():
     needs = of(profile="ablation", num_ranks=1024)
     assert needs.num_parameters == pytest.approx(62.14e6 + 162.25e6, rel=0.001)  # computed in the paper's tables
     assert needs.activation_bytes_per_pair / 2**20 == pytest.approx(276, rel=0.02)  # docs/scale.md
     assert needs.pairs_at_a_time == 16  # 16,384 over 1,024 ranks; micro_batch is larger
 
 
-def test_parameters_are_those_of_the_model() -> None:
+def test_parameters_are_those_of_the_model():
     params = load_params()
     model = DualEncoder(params.section(ModelConfig), 500)
     lamb, muon = (
@@ -56,7 +53,7 @@ def test_parameters_are_those_of_the_model() -> None:
     )
 
 
-def test_what_saves_memory_saves_it_here() -> None:
+def test_what_saves_memory_saves_it_here():
     plain, half = of(on_gpu=False), of(on_gpu=True)
     assert half.activation_bytes_per_pair < 0.7 * plain.activation_bytes_per_pair
     recomputed = of("pretrain.gradient_checkpointing=blocks", on_gpu=False)
@@ -68,7 +65,7 @@ def test_what_saves_memory_saves_it_here() -> None:
     assert of("pretrain.shard_weights=true", num_ranks=4).state_bytes == plain.state_bytes // 4
 
 
-def test_a_locked_tower_has_weights_only() -> None:
+def test_a_locked_tower_has_weights_only():
     params = load_params()
     model = DualEncoder(params.section(ModelConfig), 500)
     towers = {"image": model.vision_model, "text": model.text_model}
@@ -84,10 +81,10 @@ def test_a_locked_tower_has_weights_only() -> None:
         assert needs.activation_bytes_per_pair < plain.activation_bytes_per_pair
 
 
-def test_a_shape_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_is_counted_once(tmp_path, monkeypatch):
     """Else each `align plan` would import torch and build the model."""
 
-    def of_this_machine(*overrides: str, may_count: bool) -> dict[str, dict[str, Any]]:
+    def of_this_machine(*overrides, may_count):
         params = load_params(overrides=["pretrain.num_processes=null", *overrides])
         return needs(params, Shapes(tmp_path / "shapes", may_count=may_count), Device("CPU", 8_000, 4, on_gpu=False))
 

@@ -4,7 +4,6 @@ import io
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ from align.cli import main
 from align.durable.files import sha256_folder
 from align.errors import AlignError, ConfigError, DataError, RefusedError, ServiceError
 from align.pipeline import logged_evaluation
-from align.pipeline.logged_evaluation import AskedModel, asked_model, suite_file
+from align.pipeline.logged_evaluation import asked_model, suite_file
 from align.services.tracking.registry import MODEL_DIGEST, Version
 from tests.support import tiny_model
 from tests.support.params import PARAMS_FILE, load_params
@@ -21,7 +20,7 @@ SUITE = "sets: [{name: photos, path: photos, format: folder, tasks: [zero_shot]}
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path, monkeypatch):
     """A checkout with two suites and a wrong one; the working directory."""
     for name in ("checkout/infra/suites/demo.yaml", "checkout/mine/own.yml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +31,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "checkout"
 
 
-def found(asked: str, root: Path) -> Path:
+def found(asked, root):
     return suite_file(asked, load_params(), root.parent / "scratch")
 
 
@@ -41,7 +40,7 @@ def found(asked: str, root: Path) -> Path:
     [("demo", "infra/suites/demo.yaml"), ("infra/suites/demo.yaml", "infra/suites/demo.yaml"),
      ("mine/own.yml", "mine/own.yml")],
 )  # fmt: skip
-def test_a_suite_is_a_name_or_a_path(root: Path, asked: str, file: str) -> None:
+def test_a_suite_is_a_name_or_a_path(root, asked, file):
     assert found(asked, root) == Path(file)
 
 
@@ -58,18 +57,18 @@ def test_a_suite_is_a_name_or_a_path(root: Path, asked: str, file: str) -> None:
         ("s3://bucket/folder", DataError, "not the name of a YAML file"),
     ],
 )
-def test_what_is_no_suite_is_one_line(root: Path, asked: str, error: type[AlignError], said: str) -> None:
+def test_what_is_no_suite_is_one_line(root, asked, error, said):
     with pytest.raises(error) as raised:
         found(asked, root)
     assert said in str(raised.value) and str(root) not in str(raised.value)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
 
 
-def test_a_suite_in_s3_is_read_as_a_copy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suite_in_s3_is_read_as_a_copy(root, monkeypatch):
     texts = {"s3://b/own.yaml": SUITE, "s3://b/wrong.yaml": "sets: 1\n"}
 
     class Bucket:
-        def open(self, uri: str) -> io.BytesIO:
+        def open(self, uri):
             if uri not in texts:
                 raise DataError("no such object")
             return io.BytesIO(texts[uri].encode())
@@ -85,33 +84,33 @@ def test_a_suite_in_s3_is_read_as_a_copy(root: Path, monkeypatch: pytest.MonkeyP
 class Registered:
     """Version 7, the champion, whose run is r7; nothing else. As a Tracker and its registry."""
 
-    def __init__(self, packaged: Path, runs: tuple[str, ...] = ("r7",)) -> None:
+    def __init__(self, packaged, runs=("r7",)):
         self.version = Version("align", 7, "r7", {MODEL_DIGEST: sha256_folder(packaged)})
         self.registry, self.packaged, self.runs = self, packaged, runs
 
-    def version_at(self, model: str, alias: str) -> Version | None:
+    def version_at(self, model, alias):
         return self.version if alias == "champion" else None
 
-    def versions(self, model: str) -> list[Version]:
+    def versions(self, model):
         return [self.version]
 
-    def aliases(self, model: str) -> dict[str, int]:
+    def aliases(self, model):
         return {"champion": 7}
 
-    def find_version(self, model: str, key: str, value: str) -> Version | None:
+    def find_version(self, model, key, value):
         return self.version if self.version.tags[key] == value else None
 
-    def run(self, run_id: str) -> Any:
+    def run(self, run_id):
         if run_id not in self.runs:
             raise RefusedError("no such run")
         return SimpleNamespace(run_id=run_id)
 
-    def model_files(self, version: Version, folder: Path) -> Path:
+    def model_files(self, version, folder):
         return Path(shutil.copytree(self.packaged, folder / "model"))
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory):
     """A checkout with models/finetuned, models/packaged, which is the same model, and models/other."""
     root = tmp_path_factory.mktemp("measured") / "checkout"
     (root / "models").mkdir(parents=True)
@@ -123,7 +122,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def ask(asked: str, root: Path, scratch: Path, tracker: Any = None) -> AskedModel:
+def ask(asked, root, scratch, tracker=None):
     packaged = root / "models/packaged"
     tracker = Registered(packaged) if tracker is None else tracker
     with pytest.MonkeyPatch.context() as patch:
@@ -141,14 +140,14 @@ def ask(asked: str, root: Path, scratch: Path, tracker: Any = None) -> AskedMode
         ("models/other", "models/other", None),
     ],
 )
-def test_a_version_or_a_folder(trained: Path, tmp_path: Path, asked: str, name: str, parent: str | None) -> None:
+def test_a_version_or_a_folder(trained, tmp_path, asked, name, parent):
     found = ask(asked, trained, tmp_path)
     assert (found.name, found.parent) == (name, parent)
     assert (trained / found.folder / "model.safetensors").is_file()
     assert found.folder.is_relative_to(tmp_path) == ("version" in name)
 
 
-def test_a_run_that_mlflow_no_longer_has_is_no_parent(trained: Path, tmp_path: Path) -> None:
+def test_a_run_that_mlflow_no_longer_has_is_no_parent(trained, tmp_path):
     tracker = Registered(trained / "models/packaged", runs=())
     assert ask("champion", trained, tmp_path, tracker).parent is None
     assert ask("models/finetuned", trained, tmp_path, tracker).parent is None
@@ -165,7 +164,7 @@ def test_a_run_that_mlflow_no_longer_has_is_no_parent(trained: Path, tmp_path: P
         ("models/empty", "no model here (config.json is missing)"),
     ],
 )
-def test_what_is_no_model_is_one_line(trained: Path, tmp_path: Path, asked: str, said: str) -> None:
+def test_what_is_no_model_is_one_line(trained, tmp_path, asked, said):
     with pytest.raises(AlignError) as raised:
         ask(asked, trained, tmp_path)
     assert said in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 500
@@ -174,31 +173,29 @@ def test_what_is_no_model_is_one_line(trained: Path, tmp_path: Path, asked: str,
 class Silent:
     """As a Tracker that takes the parameters of a run, and then does not answer."""
 
-    def __init__(self) -> None:
-        self.params: dict[str, Any] = {}
-        self.states: list[str] = []
+    def __init__(self):
+        self.params = {}
+        self.states = []
 
-    def start_run(self, experiment: str, name: str, tags: dict[str, str]) -> str:
+    def start_run(self, experiment, name, tags):
         self.states.append(f"{name} started")
         return "r"
 
-    def log_params(self, run_id: str, params: dict[str, Any]) -> None:
+    def log_params(self, run_id, params):
         self.params |= params
 
-    def log_metrics(self, run_id: str, metrics: dict[str, float]) -> None:
+    def log_metrics(self, run_id, metrics):
         raise ServiceError("MLflow at http://h: no answer")
 
-    def end_run(self, run_id: str, status: str) -> None:
+    def end_run(self, run_id, status):
         self.states.append(status)
 
 
-def test_a_report_that_mlflow_does_not_take_is_kept(
-    trained: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_that_mlflow_does_not_take_is_kept(trained, root, monkeypatch, capsys):
     tracker = Silent()
     monkeypatch.setattr(logged_evaluation, "Tracker", lambda: tracker)
 
-    def measure(params: Any, args: Any) -> None:
+    def measure(params, args):
         args.reports.mkdir(parents=True)
         (args.reports / "metrics.json").write_text('{"photos/knn/accuracy": 0.5}')
         (args.reports / "report.json").write_text('{"sets": {"photos": {"digest": "d"}}, "evaluation_digest": "e"}')

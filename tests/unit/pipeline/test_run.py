@@ -15,12 +15,12 @@ LOGINS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
 
 
 @pytest.fixture(autouse=True)
-def _no_server_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_server_of_the_user(monkeypatch):
     for name in (*LOGINS, "PREFECT_API_URL", "PREFECT_HOME"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_temporary_server_asks_for_the_login_and_keeps_its_state_in_the_checkout(tmp_path: Path) -> None:
+def test_the_temporary_server_asks_for_the_login_and_keeps_its_state_in_the_checkout(tmp_path):
     env = flow_environment(tmp_path)
     assert [env[name] for name in LOGINS] == [login(tmp_path)] * 2
     user, _, password = login(tmp_path).partition(":")
@@ -29,14 +29,14 @@ def test_the_temporary_server_asks_for_the_login_and_keeps_its_state_in_the_chec
     assert "PREFECT_API_URL" not in env and env["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
 
 
-def test_another_server_s_login_is_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_server_s_login_is_the_user_s(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:mine")
     env = flow_environment(tmp_path)
     assert env["PREFECT_API_AUTH_STRING"] == "me:mine" and "PREFECT_SERVER_API_AUTH_STRING" not in env
 
 
-def test_a_clock_that_jumps_loses_no_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_jumps_loses_no_service(tmp_path, monkeypatch):
     """On Linux the date of a process is computed from the clock of today."""
     process = subprocess.Popen(["sleep", "60"], cwd=tmp_path)
     try:
@@ -53,7 +53,7 @@ def test_a_clock_that_jumps_loses_no_service(tmp_path: Path, monkeypatch: pytest
     assert running_services(tmp_path) == {}
 
 
-def test_a_copied_checkout_leaves_the_first_one_s_servers_alone(tmp_path: Path) -> None:
+def test_a_copied_checkout_leaves_the_first_one_s_servers_alone(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     (first / ".align").mkdir(parents=True)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=first) as process:
@@ -81,7 +81,7 @@ def test_a_copied_checkout_leaves_the_first_one_s_servers_alone(tmp_path: Path) 
         (["kfd"], {"HIP_VISIBLE_DEVICES": "-1"}, False),
     ],
 )
-def test_an_accelerator_is_found(tmp_path: Path, files: list[str], environment: dict[str, str], found: bool) -> None:
+def test_an_accelerator_is_found(tmp_path, files, environment, found):
     for name in files:
         (tmp_path / name).touch()
     assert has_accelerator(tmp_path, environment) is found

@@ -6,10 +6,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -32,7 +30,7 @@ held.remove()
 
 
 @contextmanager
-def running(root: Path, run: str = "a", *words: str) -> Iterator[subprocess.Popen[str]]:
+def running(root, run="a", *words):
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, run, *words], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -47,11 +45,11 @@ def running(root: Path, run: str = "a", *words: str) -> Iterator[subprocess.Pope
             os.kill(child, 9)
 
 
-def record(root: Path, run: str = "b", attempt: int = 1) -> RunRecord:
+def record(root, run="b", attempt=1):
     return RunRecord("demo", run, attempt, "", "", str(root))
 
 
-def test_a_live_run_is_not_claimed_and_a_killed_one_is(tmp_path: Path) -> None:
+def test_a_live_run_is_not_claimed_and_a_killed_one_is(tmp_path):
     with running(tmp_path, "a", "child") as run:
         [lock] = locks(tmp_path)
         seen = look(lock)
@@ -71,19 +69,19 @@ def test_a_live_run_is_not_claimed_and_a_killed_one_is(tmp_path: Path) -> None:
     assert locks(tmp_path) == [] and list((tmp_path / run_records.FOLDER).iterdir()) == []
 
 
-def test_a_run_that_ends_leaves_nothing(tmp_path: Path) -> None:
+def test_a_run_that_ends_leaves_nothing(tmp_path):
     with running(tmp_path) as run:
         run.communicate("end\n")
         assert run.returncode == 0
     assert list((tmp_path / run_records.FOLDER).iterdir()) == []
 
 
-def test_looking_at_a_dead_run_does_not_hide_it(tmp_path: Path) -> None:
+def test_looking_at_a_dead_run_does_not_hide_it(tmp_path):
     hold(record(tmp_path)).close()
     [lock] = locks(tmp_path)
     stop = threading.Event()
 
-    def watch() -> None:
+    def watch():
         while not stop.is_set():
             look(lock)
 
@@ -99,12 +97,12 @@ def test_looking_at_a_dead_run_does_not_hide_it(tmp_path: Path) -> None:
             watcher.join()
 
 
-def test_a_run_that_starts_beside_a_repair_is_never_hit(tmp_path: Path) -> None:
+def test_a_run_that_starts_beside_a_repair_is_never_hit(tmp_path):
     """Whoever repairs removes dead records as fast as it can, while runs begin, end and die."""
     stop, hit = threading.Event(), list[str]()
     live = set[str]()
 
-    def repair() -> None:
+    def repair():
         while not stop.is_set():
             for lock in locks(tmp_path):
                 with claimed(lock, 0) as held:
@@ -114,7 +112,7 @@ def test_a_run_that_starts_beside_a_repair_is_never_hit(tmp_path: Path) -> None:
                         hit.append(held.record.flow_run)
                     held.remove()
 
-    def run(number: int) -> None:
+    def run(number):
         for turn in range(60):
             name = f"{number}-{turn % 3}"
             held = hold(record(tmp_path, name))
@@ -138,7 +136,7 @@ def test_a_run_that_starts_beside_a_repair_is_never_hit(tmp_path: Path) -> None:
     assert hit == []
 
 
-def test_another_checkout_s_and_another_machine_s_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_checkout_s_and_another_machine_s_runs(tmp_path, monkeypatch):
     first = tmp_path / "first"
     first.mkdir()
     held = hold(record(first))
@@ -159,7 +157,7 @@ def test_another_checkout_s_and_another_machine_s_runs(tmp_path: Path, monkeypat
     assert seen and seen[0] == "elsewhere"
 
 
-def test_after_a_reboot_a_run_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_reboot_a_run_is_dead(tmp_path, monkeypatch):
     hold(record(tmp_path)).close()
     monkeypatch.setattr(run_records, "_boot", lambda: "next")
     [lock] = locks(tmp_path)
@@ -168,7 +166,7 @@ def test_after_a_reboot_a_run_is_dead(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00", b"[]", b'{"schema_version": 2}', b'{"schema_version": 1}'])
-def test_a_record_that_cannot_be_read_is_named_and_stays(tmp_path: Path, content: bytes) -> None:
+def test_a_record_that_cannot_be_read_is_named_and_stays(tmp_path, content):
     hold(record(tmp_path)).close()
     [lock] = locks(tmp_path)
     file = lock.with_suffix(".json")
@@ -181,7 +179,7 @@ def test_a_record_that_cannot_be_read_is_named_and_stays(tmp_path: Path, content
     assert file.read_bytes() == content
 
 
-def test_the_next_attempt_has_a_record_of_its_own_and_replaces_a_dead_one(tmp_path: Path) -> None:
+def test_the_next_attempt_has_a_record_of_its_own_and_replaces_a_dead_one(tmp_path):
     hold(record(tmp_path)).close()
     second = hold(record(tmp_path, attempt=2))
     again = hold(replace(record(tmp_path), name="resumed"))

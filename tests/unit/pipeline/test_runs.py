@@ -4,10 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,7 +23,7 @@ RATE = "pretrain.learning_rate"
 SCORE = "concepts/text_to_image/recall@10"
 
 
-def cached(root: Path, data: bytes, ending: str = "") -> str:
+def cached(root, data, ending=""):
     """Puts bytes into DVC's cache; returns their md5."""
     md5 = hashlib.md5(data).hexdigest() + ending
     path = root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
@@ -34,7 +32,7 @@ def cached(root: Path, data: bytes, ending: str = "") -> str:
     return md5
 
 
-def finish(root: Path, name: str, score: float) -> None:
+def finish(root, name, score):
     """A run with this result, as its branch and in DVC's cache."""
     metrics = json.dumps({SCORE + part: score + more for part, more in (("", 0), ("/low", -0.1), ("/high", 0.1))})
     metrics = metrics[:-1] + f', "{SCORE}/chance": 0.02}}'
@@ -50,7 +48,7 @@ def finish(root: Path, name: str, score: float) -> None:
 
 
 @pytest.fixture(name="project", scope="module")
-def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def _project(tmp_path_factory):
     """Runs demo, demo-2 (another rate) and failed ones, one in progress and one that was killed, and their MLflow."""
     root = make_repository(tmp_path_factory.mktemp("runs") / "project", {}, "")
     shutil.copy(PARAMS_FILE, root)
@@ -103,19 +101,18 @@ def _project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(name="here", autouse=True)
-def _here(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(project, monkeypatch):
     for name, value in environment(project, {}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(project)
 
 
-def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+def listed(capsys, *words):
     assert main(["runs", "--json", *words]) == 0
-    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return answer
+    return json.loads(capsys.readouterr().out)
 
 
-def test_every_run_with_its_state(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_run_with_its_state(capsys):
     answer = listed(capsys)
     by_name = {run["name"]: run for run in answer["runs"]}
     assert {name: run["state"] for name, run in by_name.items()} == {
@@ -134,7 +131,7 @@ def test_every_run_with_its_state(capsys: pytest.CaptureFixture[str]) -> None:
     assert by_name["gone"]["why"] == "`align runs --repair` ends it"
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table(capsys, monkeypatch):
     monkeypatch.setattr(
         runs, "running_services", lambda root: {"prefect": {"url": "http://p"}, "mlflow": {"url": "http://m"}}
     )
@@ -157,7 +154,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     assert "Parameters" not in capsys.readouterr().out
 
 
-def test_one_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_run(capsys):
     for name in ("demo-2", "run/demo-2"):
         assert main(["runs", "show", name]) == 0
         out = capsys.readouterr().out
@@ -176,12 +173,12 @@ def test_one_run(capsys: pytest.CaptureFixture[str]) -> None:
         (["--last", "0"], "--last 0: expected 1 or more"),
     ],
 )
-def test_words_that_do_not_go_together(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_that_do_not_go_together(words, line, capsys):
     assert main(["runs", *words]) == 1
     assert line in capsys.readouterr().err
 
 
-def test_what_cannot_be_read_is_said_and_the_rest_is_shown(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_read_is_said_and_the_rest_is_shown(project, capsys):
     git(project, "branch", "run/empty", "HEAD")
     torn = project / ".align/runs/torn-1.lock"
     torn.touch()
@@ -198,9 +195,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_shown(project: Path, capsys
                 file.unlink()
 
 
-def test_where_there_are_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_where_there_are_none(tmp_path, monkeypatch, capsys):
     root = make_repository(tmp_path / "new", {}, "")
     shutil.copy(PARAMS_FILE, root)
     monkeypatch.chdir(root)

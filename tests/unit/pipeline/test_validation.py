@@ -1,10 +1,7 @@
 """`pretrain.validate_on`: a run's figures on evaluation sets are those of `align evaluate` of that checkpoint."""
 
-from __future__ import annotations
-
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Barrier, Lock
 
 import pytest
@@ -34,12 +31,12 @@ OF_SETS = ("val/pairs/", "val/classes/")
 
 
 @pytest.fixture(scope="module", name="data")
-def _data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def _data(tmp_path_factory):
     return training_data.write(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module", name="evaluation")
-def _evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _evaluation(tmp_path_factory):
     """Sets of captions and of classes; a picture of each is no picture."""
     folder = tmp_path_factory.mktemp("sets")
     for name in NAMES:
@@ -48,9 +45,7 @@ def _evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.costs(9, "trains a model, and evaluates it")
-def test_equal_to_an_evaluation_of_the_checkpoint(
-    data: tuple[Path, Path], evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_to_an_evaluation_of_the_checkpoint(data, evaluation, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     best = {"best_metric": "val/classes/zero_shot/accuracy", "export": "best"}
     write_project(tmp_path, data, RECIPE | {"validate_on": NAMES, "checkpoint_every_steps": 4} | best)
@@ -69,7 +64,7 @@ def test_equal_to_an_evaluation_of_the_checkpoint(
     assert report["pretrain/exported_step"] == max(at, key=lambda step: (at[step], -step))
 
 
-def model(vocab_size: int) -> DualEncoder:
+def model(vocab_size):
     with SEEDED:  # threads share torch's generator
         torch.manual_seed(0)
         made = DualEncoder(MODEL, vocab_size).train()
@@ -78,7 +73,7 @@ def model(vocab_size: int) -> DualEncoder:
     return made
 
 
-def measured(evaluation: Path, tokenizer: Path, out: Path, ranks: Ranks) -> None:
+def measured(evaluation, tokenizer, out, ranks):
     params, words = load_params(), TextTokenizer.load(tokenizer, MODEL.max_tokens)
     measure = SetValidation(NAMES, evaluation, params.section(StoreConfig), params.section(EvaluateConfig))
     found = measure(model(words.vocab_size), words, ranks, True)
@@ -90,7 +85,7 @@ class Together(Ranks):
 
     barrier, sums = Barrier(2), dict[int, Tensor]()
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def sum(self, tensor):
         self.sums[self.rank] = tensor
         self.barrier.wait(60)
         total = self.sums[0] + self.sums[1]
@@ -100,9 +95,7 @@ class Together(Ranks):
         return total
 
 
-def test_each_rank_embeds_its_share(
-    data: tuple[Path, Path], evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_rank_embeds_its_share(data, evaluation, tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "_BLOCK", 4)
     monkeypatch.setattr(embedder, "TEXT_BATCH", 2)
     measured(evaluation, data[1], tmp_path, Ranks(0, 1, CPU))
@@ -112,28 +105,28 @@ def test_each_rank_embeds_its_share(
 
 
 @pytest.mark.full
-def test_two_processes_measure_what_one_does(data: tuple[Path, Path], evaluation: Path, tmp_path: Path) -> None:
+def test_two_processes_measure_what_one_does(data, evaluation, tmp_path):
     for number in (1, 2):
         launch(Measured(evaluation, data[1], tmp_path), number, 1)
     assert len({path.read_text() for path in tmp_path.iterdir()}) == 1 and len([*tmp_path.iterdir()]) == 3
 
 
 class Measured:
-    def __init__(self, *where: Path) -> None:
+    def __init__(self, *where):
         self.where = where
 
-    def __call__(self, ranks: Ranks) -> None:
+    def __call__(self, ranks):
         measured(*self.where, ranks)
 
 
 @pytest.mark.parametrize("name", ["other", ""])
-def test_a_set_that_is_not_there_is_said_before_training(evaluation: Path, name: str) -> None:
+def test_a_set_that_is_not_there_is_said_before_training(evaluation, name):
     with pytest.raises(ConfigError, match=r"no set of captions or of classes has this name in .*; there are classes"):
         validation.set_validation(load_params(overrides=[f"paths.evaluation={evaluation}"]), ("pairs", name))
 
 
 @pytest.mark.parametrize("metric", ["val/other/mean_recall", "pairs/mean_recall", "val/pairs/recall@2"])
-def test_best_metric_is_one_that_is_measured(metric: str) -> None:
+def test_best_metric_is_one_that_is_measured(metric):
     training_data.pretrain_config(validate_on=["pairs"], best_metric="val/pairs/mean_recall")
     with pytest.raises(ValueError, match="best_metric"):
         training_data.pretrain_config(validate_on=["pairs"], best_metric=metric)

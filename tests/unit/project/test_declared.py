@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -21,7 +20,7 @@ from tests.support.warm import commands
 OUTS = declared_outs(ROOT)
 
 
-def test_the_paths_of_params_are_the_outs_of_dvc() -> None:
+def test_the_paths_of_params_are_the_outs_of_dvc():
     paths = load_params().section(PathsConfig)
     assert {getattr(paths, name).as_posix(): stage for name, stage in WRITTEN_BY.items()} == {
         out: stage for stage, outs in OUTS.items() for out in outs if not out.startswith(f"{paths.reports}/")
@@ -29,13 +28,13 @@ def test_the_paths_of_params_are_the_outs_of_dvc() -> None:
     require_declared(load_params().values["paths"], OUTS)
 
 
-def test_an_out_with_options_is_its_path(tmp_path: Path) -> None:
+def test_an_out_with_options_is_its_path(tmp_path):
     (tmp_path / "dvc.yaml").write_text("stages: {a: {outs: [x, y: {cache: false}]}, b: {}, c: , d: {outs: }}")
     assert all_outs(tmp_path) == {"a": ("x", "y"), "b": (), "d": ()}
     assert set(all_outs(ROOT)) - set(OUTS) == {"code"}
 
 
-def test_no_parameter_names_what_dvc_writes() -> None:
+def test_no_parameter_names_what_dvc_writes():
     document = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
     text = str({name: value for name, value in document.items() if name != "stages"})
     text += str([entry["outs"] for entry in document["stages"].values()])
@@ -56,12 +55,12 @@ def test_no_parameter_names_what_dvc_writes() -> None:
         (["paths.root=trial"], r"^paths\.root = trial moves paths\.raw: .* put paths\.root back"),
     ],
 )
-def test_another_path_is_named_with_what_dvc_writes(changes: list[str], says: str) -> None:
+def test_another_path_is_named_with_what_dvc_writes(changes, says):
     with pytest.raises(ConfigError, match=says):
         require_declared(load_params(PARAMS_FILE, changes).values["paths"], OUTS)
 
 
-def test_the_pipeline_refuses_other_paths_before_any_stage(tmp_path: Path) -> None:
+def test_the_pipeline_refuses_other_paths_before_any_stage(tmp_path):
     for file in (ROOT / "dvc.yaml", PARAMS_FILE):
         shutil.copy(file, tmp_path)
     write_params(tmp_path / "params.yaml", {"paths.tokenizer": "theirs/tokenizer"})
@@ -69,7 +68,7 @@ def test_the_pipeline_refuses_other_paths_before_any_stage(tmp_path: Path) -> No
         read_dag(tmp_path)
 
 
-def test_dvc_leaves_a_folder_alone_that_params_yaml_names_as_an_output(tmp_path: Path) -> None:
+def test_dvc_leaves_a_folder_alone_that_params_yaml_names_as_an_output(tmp_path):
     """The real `dvc repro`, which removes an out before it runs the stage."""
     for file in (ROOT / "dvc.yaml", PARAMS_FILE, ROOT / ".dvcignore"):
         shutil.copy(file, tmp_path)
@@ -134,7 +133,7 @@ def cut(item):
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path, monkeypatch):
     """The small package, in place of the real one."""
     for name, text in PACKAGE.items():
         path = tmp_path.joinpath(*name.split(".")).with_suffix(".py")
@@ -144,7 +143,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def digest_after(path: Path, old: str, new: str) -> str:
+def digest_after(path, old, new):
     """The verb's digest after an edit, as the next process would compute it."""
     text = path.read_text()
     assert text.count(old) == 1
@@ -153,7 +152,7 @@ def digest_after(path: Path, old: str, new: str) -> str:
     return provenance.digest("align.stage.verb")
 
 
-def test_closure_is_all_that_an_import_loads_then_or_later(root: Path) -> None:
+def test_closure_is_all_that_an_import_loads_then_or_later(root):
     assert set(provenance.closure("align.stage.verb")) == {
         "align", "align.display", "align.display.console", "align.display.html", "align.page_style", "align.stage",
         "align.stage.verb", "align.stage.rules", "align.later", "align.config", "align.config.params",
@@ -162,7 +161,7 @@ def test_closure_is_all_that_an_import_loads_then_or_later(root: Path) -> None:
     assert provenance.closure("align.later") == {"align": root / "__init__.py", "align.later": root / "later.py"}
 
 
-def test_deciding_modules_leave_out_what_changes_no_byte_and_what_only_that_imports(root: Path) -> None:
+def test_deciding_modules_leave_out_what_changes_no_byte_and_what_only_that_imports(root):
     assert set(provenance.deciding("align.stage.verb")) == {
         "align.display", "align.stage", "align.stage.verb", "align.stage.rules", "align.later", "align.config.cuts",
     }  # fmt: skip
@@ -183,7 +182,7 @@ def test_deciding_modules_leave_out_what_changes_no_byte_and_what_only_that_impo
         ("config/store.py", "'store'", "'shop'"),
     ],
 )
-def test_words_and_looks_do_not_change_the_digest(root: Path, file: str, old: str, new: str) -> None:
+def test_words_and_looks_do_not_change_the_digest(root, file, old, new):
     before = provenance.digest("align.stage.verb")
     assert digest_after(root / file, old, new) == before
 
@@ -198,18 +197,18 @@ def test_words_and_looks_do_not_change_the_digest(root: Path, file: str, old: st
         ("stage/verb.py", "from align.display import html", "from align.display import html, figure"),
     ],
 )
-def test_code_changes_the_digest(root: Path, file: str, old: str, new: str) -> None:
+def test_code_changes_the_digest(root, file, old, new):
     before = provenance.digest("align.stage.verb")
     assert digest_after(root / file, old, new) != before
 
 
-def test_a_digest_of_several_modules_is_of_all_their_files_once(root: Path) -> None:
+def test_a_digest_of_several_modules_is_of_all_their_files_once(root):
     both = provenance.digest("align.stage.verb", "align.stage.alone")
     assert both == provenance.digest("align.stage.alone", "align.stage.verb", "align.later")
     assert both not in (provenance.digest("align.stage.verb"), provenance.digest("align.stage.alone"))
 
 
-def test_a_data_file_counts_to_a_module_beside_it_that_names_it(root: Path) -> None:
+def test_a_data_file_counts_to_a_module_beside_it_that_names_it(root):
     (root / "words.txt").write_text("a")
     (root / "stage/words.txt").write_text("a")
     digest_after(root / "stage/rules.py", "return item < value", "return item in 'words.txt'")
@@ -223,14 +222,14 @@ def test_a_data_file_counts_to_a_module_beside_it_that_names_it(root: Path) -> N
     assert before[1] == provenance.digest("align.stage.alone")
 
 
-def test_the_evaluation_depends_on_the_published_figures() -> None:
+def test_the_evaluation_depends_on_the_published_figures():
     folder = ROOT / "align/evaluate"
     named = provenance._DATA_FILE.findall(provenance.says((folder / "paper_table.py").read_text()))
     assert [name for name in named if (folder / name).is_file()] == ["published.yaml"]
     assert "align.evaluate.paper_table" in provenance.deciding("align.evaluate.evaluate")
 
 
-def test_the_filter_depends_on_its_rules_and_not_on_the_console_or_on_models() -> None:
+def test_the_filter_depends_on_its_rules_and_not_on_the_console_or_on_models():
     deciding = provenance.deciding("align.filter.filter")
     assert {"align.filter.rules", "align.filter.page", "align.formats.filtered", "align.config.filter"} <= set(deciding)
     assert not provenance.NEUTRAL & set(deciding)
@@ -238,13 +237,13 @@ def test_the_filter_depends_on_its_rules_and_not_on_the_console_or_on_models() -
     assert set(deciding) < set(provenance.closure("align.filter.filter"))
 
 
-def test_ingest_reads_the_filters_cuts_and_does_not_depend_on_them() -> None:
+def test_ingest_reads_the_filters_cuts_and_does_not_depend_on_them():
     assert "align.config.filter" in provenance.closure("align.ingest.ingest")
     assert "align.config.filter" not in provenance.deciding("align.ingest.ingest")
     assert "align.pairs.text_cuts" in provenance.deciding("align.ingest.ingest")
 
 
-def test_every_byte_neutral_or_untracked_module_exists() -> None:
+def test_every_byte_neutral_or_untracked_module_exists():
     assert all(provenance.closure(name) for name in provenance.NEUTRAL)
     for stage, names in provenance.UNTRACKED.items():
         assert names <= set(provenance.closure(stage))  # or the entry is of no use

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from pathlib import Path
 
 import pytest
 
@@ -22,7 +21,7 @@ from tests.support.params import load_params
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     """A project of the photographs' profile, made by a person whom git does not know."""
     home = tmp_path_factory.mktemp("home")
     (home / "photos").mkdir()
@@ -32,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "project"
 
 
-def align(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def align(folder, *words, **variables):
     """The command as typed in a folder, on a machine without git's settings; in this process, which knows the code."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
         for name in [name for name in os.environ if name.startswith(("GIT_", "DVC_", "XDG_"))]:
@@ -44,7 +43,7 @@ def align(folder: Path, *words: str, **variables: str) -> subprocess.CompletedPr
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
-def test_everything_is_committed(made: Path) -> None:
+def test_everything_is_committed(made):
     assert git(made, "status", "--porcelain", "--ignored") == ""
     files = set(git(made, "ls-files").splitlines())
     assert files == {
@@ -56,13 +55,13 @@ def test_everything_is_committed(made: Path) -> None:
     assert git(made, "log", "--format=%an").splitlines()[0]
 
 
-def test_no_file_names_where_align_is_installed(made: Path) -> None:
+def test_no_file_names_where_align_is_installed(made):
     for name in git(made, "ls-files").splitlines():
         text = (made / name).read_text()
         assert str(ROOT) not in text and sys.prefix not in text, name
 
 
-def test_params_hold_the_profile_and_what_was_set_with_their_comments(made: Path) -> None:
+def test_params_hold_the_profile_and_what_was_set_with_their_comments(made):
     params = read_params(made / "params.yaml", [])
     paths = params.values["paths"]
     assert paths["archive"] == str(made.parent / "photos")
@@ -74,14 +73,14 @@ def test_params_hold_the_profile_and_what_was_set_with_their_comments(made: Path
     assert theirs == ours and len(ours) > 100  # a list may have another length
 
 
-def test_the_data_is_there_and_empty(made: Path) -> None:
+def test_the_data_is_there_and_empty(made):
     assert read_acceptances(made / "data/policy") == ()
     assert read_reference(made / "data/policy") is None
     assert not read_opted_out(made / "data/policy").entries
     assert load_sets(made / "data/evaluation") == []
 
 
-def test_the_dag_is_ours(made: Path) -> None:
+def test_the_dag_is_ours(made):
     assert (made / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
 
 
@@ -97,9 +96,7 @@ def test_the_dag_is_ours(made: Path) -> None:
         ("s3://bucket/pairs", "s3://bucket/pairs"),
     ],
 )
-def test_a_path_is_meant_from_where_it_is_typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, written: str
-) -> None:
+def test_a_path_is_meant_from_where_it_is_typed(tmp_path, monkeypatch, typed, written):
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -128,10 +125,7 @@ def test_a_path_is_meant_from_where_it_is_typed(
         ([], "the following arguments are required: DIR"),
     ],
 )
-def test_what_is_refused_leaves_nothing(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str],
-    line: str,
-) -> None:  # fmt: skip
+def test_what_is_refused_leaves_nothing(made, tmp_path, monkeypatch, capsys, words, line):
     around = "paths.archive=around" in words
     work = tmp_path / "around" / "here" if around else tmp_path / "here"
     work.mkdir(parents=True)
@@ -156,8 +150,8 @@ def test_what_is_refused_leaves_nothing(
     assert sorted(work.rglob("*")) == before
 
 
-def test_an_interrupted_init_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> str:
+def test_an_interrupted_init_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
@@ -169,7 +163,7 @@ def test_an_interrupted_init_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     assert main(["init", "new"]) == 0
 
 
-def test_inside_a_hook_the_other_repository_stays(tmp_path: Path) -> None:
+def test_inside_a_hook_the_other_repository_stays(tmp_path):
     """Hooks and `git rebase --exec` set variables that name a repository before any folder does."""
     git(tmp_path, "init", "--quiet", "other")
     other = tmp_path / "other"
@@ -182,7 +176,7 @@ def test_inside_a_hook_the_other_repository_stays(tmp_path: Path) -> None:
     assert git(tmp_path / "new", "status", "--porcelain") == ""
 
 
-def test_without_git_the_line_says_so(tmp_path: Path) -> None:
+def test_without_git_the_line_says_so(tmp_path):
     done = align(tmp_path, "init", "new", PATH=str(tmp_path))
     assert done.returncode == 1 and done.stderr.splitlines() == [
         "align: error: git is not installed, or not on PATH; install it first"

@@ -4,7 +4,6 @@ import io
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from tests.support.small_data import Pair
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     """Two raw shards; the picture of the third pair is in the first shard's tar."""
     root = tmp_path_factory.mktemp("data")
     pairs = [
@@ -31,7 +30,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_raw_pairs_have_their_rows_and_pictures(root: Path) -> None:
+def test_raw_pairs_have_their_rows_and_pictures(root):
     dataset = align.open_dataset(root / "raw")
     assert (dataset.kind, len(dataset)) == ("raw", 4)
     for _ in range(2):  # from the start each time
@@ -45,7 +44,7 @@ def test_raw_pairs_have_their_rows_and_pictures(root: Path) -> None:
         _ = last.image
 
 
-def test_decisions_have_reasons_and_the_pictures_of_raw(root: Path, tmp_path: Path) -> None:
+def test_decisions_have_reasons_and_the_pictures_of_raw(root, tmp_path):
     dataset = align.open_dataset(root / "filtered")
     assert [(pair.keep, pair.reasons) for pair in dataset][:2] == [(True, ()), (False, ("too_short",))]
     assert dataset.reasons() == {"kept": 2, "too_short": 1, "no_image": 1}
@@ -56,7 +55,7 @@ def test_decisions_have_reasons_and_the_pictures_of_raw(root: Path, tmp_path: Pa
     assert next(iter(elsewhere)).file == small_data.jpeg(1)
 
 
-def test_pairs_of_shards_share_the_pictures_of_training(root: Path) -> None:
+def test_pairs_of_shards_share_the_pictures_of_training(root):
     dataset = align.open_dataset(root / "shards")
     found = list(dataset)
     assert len(dataset) == len(found) and "shards" in repr(dataset)
@@ -65,7 +64,7 @@ def test_pairs_of_shards_share_the_pictures_of_training(root: Path) -> None:
     assert texts["a red fox"].file == texts["the same fox"].file == small_data.jpeg(1)
 
 
-def test_what_is_no_dataset_is_one_line(root: Path, tmp_path: Path) -> None:
+def test_what_is_no_dataset_is_one_line(root, tmp_path):
     with pytest.raises(DataError, match="gone: no such folder; give data/raw"):
         align.open_dataset(tmp_path / "gone")
     with pytest.raises(DataError, match=r"no NNNNN.tar \+ NNNNN.parquet here"):
@@ -78,7 +77,7 @@ def test_what_is_no_dataset_is_one_line(root: Path, tmp_path: Path) -> None:
         _ = pair.file
 
 
-def test_importing_align_costs_nothing_and_names_are_listed() -> None:
+def test_importing_align_costs_nothing_and_names_are_listed():
     assert align.__all__ == ["Dataset", "Model", "Pair", "load", "open_dataset"]
     assert all(callable(getattr(align, name)) for name in align.__all__)
     with pytest.raises(AttributeError, match="module 'align' has no attribute 'lod'"):

@@ -3,15 +3,13 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from align.cli import main
-from align.config.model import ModelConfig
-from align.errors import AlignError, ConfigError, DataError
+from align.errors import ConfigError, DataError
 from align.formats.model_folder import model_digest
 from align.model.preprocess import centre_crop, decode
 from align.python.models import file_of, load
@@ -20,7 +18,7 @@ from tests.support.params import PARAMS_FILE
 from tests.support.tiny_model import TINY
 
 
-def test_a_model_folder_and_the_same_model_packaged(tmp_path: Path) -> None:
+def test_a_model_folder_and_the_same_model_packaged(tmp_path):
     model = tiny_model.write(tmp_path)
     packaged = tmp_path / "packaged"
     shutil.copytree(model, packaged / "artifacts" / "finetuned")
@@ -35,7 +33,7 @@ def test_a_model_folder_and_the_same_model_packaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hostile", ["../m o d e l", "-rf", "$(touch x)", "m" * 200])
-def test_a_name_is_fit_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hostile: str) -> None:
+def test_a_name_is_fit_for_a_file(tmp_path, monkeypatch, hostile):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Path(hostile).parent.mkdir(exist_ok=True)
@@ -47,7 +45,7 @@ def test_a_name_is_fit_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(name) <= 60
 
 
-def test_pictures_texts_and_their_similarity(tmp_path: Path) -> None:
+def test_pictures_texts_and_their_similarity(tmp_path):
     """By path, bytes, Pillow and array; one or many; inputs or embeddings."""
     model, file = load(tiny_model.write(tmp_path)), tmp_path / "a.png"
     file.write_bytes(_file(_noise("RGB")))
@@ -61,7 +59,7 @@ def test_pictures_texts_and_their_similarity(tmp_path: Path) -> None:
     cosines = model.similarity([file], ["a red heart", "a"])
     assert np.allclose(cosines, rows[:1] @ texts.T, atol=1e-6)
     assert np.allclose(model.similarity(rows[:1].astype(np.float64), texts), cosines, atol=1e-6)
-    cases: list[tuple[Any, str]] = [
+    cases = [
         ([file, "gone.png"], "image 1: gone.png: No such file"), ([1], "image 0: not a picture but int"),
         (np.zeros((1, 2, 2), np.float32), "an array"),
     ]  # fmt: skip
@@ -72,13 +70,13 @@ def test_pictures_texts_and_their_similarity(tmp_path: Path) -> None:
         model.embed_texts(["a", None])  # type: ignore[list-item]  # wrong on purpose
 
 
-def test_a_model_of_transformers_is_one(tmp_path: Path) -> None:
+def test_a_model_of_transformers_is_one(tmp_path):
     own_model.write_align_base(tmp_path)
     model = load(tmp_path / "align-base")
     assert model.embed_texts("a red fox").shape == (1, model.width)
 
 
-def test_measured_as_the_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_as_the_command_does(tmp_path, monkeypatch):
     """With the settings of params.yaml; without a folder for reports nothing is left."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -109,7 +107,7 @@ sets:
 """
 
 
-def test_a_model_that_took_the_place_of_another_has_another_digest(tmp_path: Path) -> None:
+def test_a_model_that_took_the_place_of_another_has_another_digest(tmp_path):
     first = load(tiny_model.write(tmp_path / "a"))
     shutil.rmtree(tmp_path / "a")
     second = load(tiny_model.write(tmp_path / "a", seed=1))
@@ -117,9 +115,9 @@ def test_a_model_that_took_the_place_of_another_has_another_digest(tmp_path: Pat
     assert first.digest != second.digest
 
 
-def test_what_is_no_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_model_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cases: list[tuple[str, type[AlignError], str]] = [
+    cases = [
         ("gone", DataError, "gone: no such folder"),
         (".", DataError, "no model here"),
         ("models:/align", DataError, "write models:/align@champion"),
@@ -134,38 +132,38 @@ def test_what_is_no_model_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def _noise(mode: str, size: tuple[int, int] = (50, 40)) -> Image.Image:
+def _noise(mode, size=(50, 40)):
     channels = len(Image.new(mode, (1, 1)).getbands())
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
     return Image.fromarray(pixels.squeeze(), mode if channels != 3 else None)
 
 
-def _file(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def _file(picture, kind="PNG", **options):
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
-def crop(picture: Any, config: ModelConfig) -> np.ndarray:
+def crop(picture, config):
     return centre_crop(decode(file_of(picture), config.resize_px), config.image_px)
 
 
-def _ours(data: bytes) -> np.ndarray:
+def _ours(data):
     return centre_crop(decode(data, TINY.resize_px), TINY.image_px)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
-def test_a_picture_of_pillow_has_the_pixels_of_its_file(mode: str) -> None:
+def test_a_picture_of_pillow_has_the_pixels_of_its_file(mode):
     picture = _noise(mode)
     assert np.array_equal(crop(picture, TINY), _ours(_file(picture)))
 
 
-def test_what_png_does_not_hold_becomes_rgb() -> None:
+def test_what_png_does_not_hold_becomes_rgb():
     picture = _noise("RGB").convert("CMYK")
     assert np.array_equal(crop(picture, TINY), _ours(_file(picture.convert("RGB"))))
 
 
-def test_a_picture_of_pillow_is_turned_upright_as_its_file_is() -> None:
+def test_a_picture_of_pillow_is_turned_upright_as_its_file_is():
     exif = Image.Exif()
     exif[0x0112] = 6
     data = _file(_noise("RGB"), "JPEG", exif=exif, quality=95)
@@ -175,7 +173,7 @@ def test_a_picture_of_pillow_is_turned_upright_as_its_file_is() -> None:
     assert np.array_equal(crop(opened.convert("RGB"), TINY), _ours(data))
 
 
-def test_bytes_are_the_file_also_where_we_decode_at_half_its_size() -> None:
+def test_bytes_are_the_file_also_where_we_decode_at_half_its_size():
     data = _file(_noise("RGB", (400, 300)), "JPEG", quality=95)
     exact = _ours(data)
     assert np.array_equal(crop(data, TINY), exact)
@@ -183,7 +181,7 @@ def test_bytes_are_the_file_also_where_we_decode_at_half_its_size() -> None:
     assert not np.array_equal(crop(Image.open(io.BytesIO(data)), TINY), exact)  # why tools' bytes are asked for
 
 
-def test_an_undecoded_picture_of_datasets_may_be_a_path(tmp_path: Path) -> None:
+def test_an_undecoded_picture_of_datasets_may_be_a_path(tmp_path):
     (tmp_path / "a.png").write_bytes(_file(_noise("RGB")))
     assert np.array_equal(crop({"bytes": None, "path": str(tmp_path / "a.png")}, TINY), crop(_noise("RGB"), TINY))
     with pytest.raises(DataError, match=r"b\.png: No such file"):
@@ -196,7 +194,7 @@ def test_an_undecoded_picture_of_datasets_may_be_a_path(tmp_path: Path) -> None:
      ({"bytes": None, "path": None}, "not a picture but dict"), ([[1, 2]], "not a picture but list")],
     ids=["empty", "truncated", "nothing", "no-bytes", "numbers"],
 )  # fmt: skip
-def test_what_is_no_picture_is_one_line(given: object, words: str) -> None:
+def test_what_is_no_picture_is_one_line(given, words):
     with pytest.raises(DataError, match=words) as caught:
         crop(given, TINY)
     assert "\n" not in str(caught.value)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -60,44 +58,44 @@ class _Image:
 class _Dataset:
     """A data set of that library: rows of columns, whose pictures are decoded unless their column was cast."""
 
-    def __init__(self, columns: dict[str, list[Any]], features: dict[str, Any]) -> None:
+    def __init__(self, columns, features):
         self.columns, self.features = columns, features
 
-    def select_columns(self, names: list[str]) -> _Dataset:
+    def select_columns(self, names):
         return _Dataset({name: self.columns[name] for name in names}, {name: self.features[name] for name in names})
 
-    def cast_column(self, name: str, feature: Any) -> _Dataset:
+    def cast_column(self, name, feature):
         return _Dataset(self.columns, self.features | {name: feature})
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self):
         for cells in zip(*self.columns.values(), strict=True):
             yield {name: self._cell(name, cell) for name, cell in zip(self.columns, cells, strict=True)}
 
-    def _cell(self, name: str, cell: Any) -> Any:
+    def _cell(self, name, cell):
         if isinstance(self.features[name], _Image):
             assert not self.features[name].decode, "the file's bytes were there to be taken"
             return {"bytes": cell, "path": None}
         return cell
 
 
-def _inputs(**columns: list[Any]) -> SimpleNamespace:
+def _inputs(**columns):
     features = {name: _Image() if name == "image" else SimpleNamespace(dtype="string") for name in columns}
     return SimpleNamespace(dataset=_Dataset(columns, features))
 
 
-def _jpeg(seed: int) -> bytes:
+def _jpeg(seed):
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (90, 70, 3), dtype=np.uint8)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
 @pytest.fixture(scope="module", name="model")
-def _model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _model(tmp_path_factory):
     return tiny_model.write(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(name="encoder")
-def _encoder(model: Path, monkeypatch: pytest.MonkeyPatch) -> mteb.Encoder:
+def _encoder(model, monkeypatch):
     package, models, meta = ModuleType("mteb"), ModuleType("mteb.models"), ModuleType("mteb.models.model_meta")
     vars(models)["ModelMeta"] = ModelMeta
     vars(meta)["ScoringFunction"] = SimpleNamespace(COSINE="cosine")
@@ -106,11 +104,11 @@ def _encoder(model: Path, monkeypatch: pytest.MonkeyPatch) -> mteb.Encoder:
     return mteb.load(model)
 
 
-def _encode(encoder: mteb.Encoder, inputs: Any, **kwargs: Any) -> Any:
+def _encode(encoder, inputs, **kwargs):
     return encoder.encode(inputs, task_metadata=TASK, hf_split="test", hf_subset="default", **kwargs)
 
 
-def test_each_kind_of_input(model: Path, encoder: mteb.Encoder) -> None:
+def test_each_kind_of_input(model, encoder):
     ours = Embedder.load(model)
     files, texts = [_jpeg(seed) for seed in range(3)], ["a red heart", "the yellow sun", "a"]
     images, words = ours.embed_images(files), ours.embed_texts(texts)
@@ -121,7 +119,7 @@ def test_each_kind_of_input(model: Path, encoder: mteb.Encoder) -> None:
     assert np.allclose(both, total / np.linalg.norm(total, axis=1, keepdims=True), atol=1e-6)
 
 
-def test_pictures_that_only_the_loader_has(model: Path, encoder: mteb.Encoder) -> None:
+def test_pictures_that_only_the_loader_has(model, encoder):
     """As in mteb's pairs of images and texts, whose data set is a list of pictures of Pillow."""
 
     class Loader(list[dict[str, Any]]):
@@ -139,7 +137,7 @@ def test_pictures_that_only_the_loader_has(model: Path, encoder: mteb.Encoder) -
     assert not np.allclose(embeds, ours[::-1], atol=1e-6)  # so the order of the inputs was seen
 
 
-def test_the_revision_is_the_model(model: Path, encoder: mteb.Encoder) -> None:
+def test_the_revision_is_the_model(model, encoder):
     meta = encoder.mteb_model_meta
     assert meta.revision == model_digest(model)
     assert meta.name.startswith("align/")
@@ -147,7 +145,7 @@ def test_the_revision_is_the_model(model: Path, encoder: mteb.Encoder) -> None:
     assert (meta.modalities, meta.embed_dim, meta.max_tokens) == (["image", "text"], 16, None)
 
 
-def test_what_cannot_be_embedded_is_one_line(encoder: mteb.Encoder) -> None:
+def test_what_cannot_be_embedded_is_one_line(encoder):
     with pytest.raises(DataError, match="Foxes: image 1: not an image"):
         _encode(encoder, _inputs(image=[_jpeg(0), b"none"]))
     with pytest.raises(DataError, match="Foxes: inputs of audio: neither image nor text"):
@@ -158,7 +156,7 @@ def test_what_cannot_be_embedded_is_one_line(encoder: mteb.Encoder) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
-def test_similarity_is_the_cosine(encoder: mteb.Encoder, kind: Any) -> None:
+def test_similarity_is_the_cosine(encoder, kind):
     one, other = kind([[3.0, 0.0], [1.0, 1.0]]), kind([[0.0, 2.0], [5.0, 5.0], [1.0, 0.0]])
     half = 0.5**0.5
     assert np.allclose(encoder.similarity(one, other), [[0, half, 1], [half, 1, half]])
@@ -166,7 +164,7 @@ def test_similarity_is_the_cosine(encoder: mteb.Encoder, kind: Any) -> None:
     assert np.allclose(encoder.similarity_pairwise(one, other[:2]), [0, 1])
 
 
-def test_without_the_tool_the_line_says_how_to_get_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_tool_the_line_says_how_to_get_it(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "mteb", None)
     with pytest.raises(ConfigError, match=r"pip install mteb==2\.26"):
         mteb.load(model)

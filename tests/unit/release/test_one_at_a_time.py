@@ -1,9 +1,7 @@
 """Of promote and rollback, one moves the aliases at a time; the other says what it waits for."""
 
-import argparse
 import threading
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,21 +13,21 @@ from align.release.promotion import promote
 from tests.support.params import load_params
 
 
-def arguments(verb: ModuleType) -> argparse.Namespace:
+def arguments(verb):
     """Those of a command without any."""
     name = verb.__name__.rpartition(".")[2]
     return build_parser(name).parse_args([name])
 
 
 @pytest.mark.parametrize("verb", [promote, rollback])
-def test_one_waits_for_the_other(verb: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_waits_for_the_other(verb, tmp_path, monkeypatch):
     order, waits = list[str](), threading.Event()
 
-    def moves(*_: object) -> None:
+    def moves(*_):
         order.append("second")
         raise DataError("no candidate")
 
-    def say(line: str) -> None:
+    def say(line):
         assert line.startswith("waiting for align rollback, which holds .align/locks/champion")
         waits.set()
 
@@ -41,7 +39,7 @@ def test_one_waits_for_the_other(verb: ModuleType, tmp_path: Path, monkeypatch: 
     for attribute, value in replaced.items():
         monkeypatch.setattr(verb, attribute, value)
 
-    def second() -> None:
+    def second():
         with pytest.raises(DataError):
             verb.main(load_params(), arguments(verb))
 

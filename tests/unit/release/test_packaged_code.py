@@ -25,7 +25,7 @@ for data in map(bytes.fromhex, sys.argv[2:]):
 """
 
 
-def test_it_decodes_pictures_in_helpers(tmp_path: Path) -> None:
+def test_it_decodes_pictures_in_helpers(tmp_path):
     copy_code(tmp_path / "align")
     root = Path(__file__).parents[3]
     paths = [str(tmp_path), *(path for path in sys.path if path and Path(path).resolve() != root)]

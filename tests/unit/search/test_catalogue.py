@@ -1,10 +1,6 @@
 """Catalogues: folders and tables of pictures, their columns as filters, and updates with the bytes of a new index."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,16 +28,16 @@ TABLE = """SKU;Title;Price;Category;Picture
 class Counting(ColourEncoder):
     """Counts what it embeds."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.num_images = 0
 
-    def embed_images(self, images: Iterable[bytes]) -> np.ndarray:
+    def embed_images(self, images):
         some = list(images)
         self.num_images += len(set(some))
         return super().embed_images(some) if some else np.zeros((0, 4), np.float32)
 
 
-def shop(root: Path, text: str = TABLE, encoding: str = "windows-1252") -> Path:
+def shop(root, text=TABLE, encoding="windows-1252"):
     (root / "shop/pictures").mkdir(parents=True, exist_ok=True)
     (root / "secret.jpg").write_bytes(square("yellow"))
     for name, colour in (("red.jpg", "red"), ("green.png", "green"), ("blue-vase.jpg", "blue")):
@@ -51,7 +47,7 @@ def shop(root: Path, text: str = TABLE, encoding: str = "windows-1252") -> Path:
     return root / "shop/shop.csv"
 
 
-def build(source: Path, out: Path, *, update: bool = False, digest: str = "mine", **values: object) -> Counting:
+def build(source, out, *, update=False, digest="mine", **values):
     """Makes the index; returns the encoder with its count."""
     encoder, params = Counting(), load_params()
     config = IndexConfig.model_validate(params.values["index"] | {"queries": None} | values)
@@ -60,20 +56,20 @@ def build(source: Path, out: Path, *, update: bool = False, digest: str = "mine"
     return encoder
 
 
-def opened(out: Path) -> ImageIndex:
+def opened(out):
     return ImageIndex.load(out, VectorIndex.load)
 
 
-def found(index: ImageIndex, text: str, *where: str) -> list[str]:
+def found(index, text, *where):
     hits = index.search(ColourEncoder().embed_texts([text])[0], 9, allowed=index.allowed(where=where))
     return [hit.item.key for hit in hits]
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_table_of_a_spreadsheet_with_its_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_a_spreadsheet_with_its_columns(tmp_path, capsys):
     encoder = build(shop(tmp_path), tmp_path / "index")
     assert encoder.num_images == 3
     said = capsys.readouterr().err
@@ -94,7 +90,7 @@ def test_a_table_of_a_spreadsheet_with_its_columns(tmp_path: Path, capsys: pytes
     assert index.addresses("pictures/red.jpg")[0].url == ""
 
 
-def test_columns_are_filters_and_nothing_else(tmp_path: Path) -> None:
+def test_columns_are_filters_and_nothing_else(tmp_path):
     build(shop(tmp_path), tmp_path / "index")
     index = opened(tmp_path / "index")
     assert sorted(found(index, "green", "Price<=19,9", "Category = Lamps")) == [
@@ -114,7 +110,7 @@ def test_columns_are_filters_and_nothing_else(tmp_path: Path) -> None:
             found(index, "red", condition)
 
 
-def test_an_update_embeds_what_is_new_and_has_the_bytes_of_a_new_index(tmp_path: Path) -> None:
+def test_an_update_embeds_what_is_new_and_has_the_bytes_of_a_new_index(tmp_path):
     source, out = shop(tmp_path), tmp_path / "index"
     build(source, out)
     lines = TABLE.splitlines(keepends=True)
@@ -134,7 +130,7 @@ def test_an_update_embeds_what_is_new_and_has_the_bytes_of_a_new_index(tmp_path:
     assert files(out) == files(tmp_path / "fresh")
 
 
-def test_an_update_of_an_approximate_index_has_the_same_bytes(tmp_path: Path) -> None:
+def test_an_update_of_an_approximate_index_has_the_same_bytes(tmp_path):
     source, out = shop(tmp_path), tmp_path / "index"
     build(source, out, exact_below=2)
     (source.parent / "pictures/yellow.jpg").write_bytes(square("yellow"))
@@ -147,7 +143,7 @@ def test_an_update_of_an_approximate_index_has_the_same_bytes(tmp_path: Path) ->
     assert files(out) == files(tmp_path / "fresh")
 
 
-def test_an_index_of_another_model_is_not_updated_and_stays(tmp_path: Path) -> None:
+def test_an_index_of_another_model_is_not_updated_and_stays(tmp_path):
     source, out = shop(tmp_path), tmp_path / "index"
     build(source, out)
     before = files(out)
@@ -164,7 +160,7 @@ def test_an_index_of_another_model_is_not_updated_and_stays(tmp_path: Path) -> N
     assert files(out) == before
 
 
-def test_a_killed_index_resumes_with_what_it_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_index_resumes_with_what_it_embedded(tmp_path, monkeypatch):
     source, out = shop(tmp_path), tmp_path / "index"
     monkeypatch.setattr("align.search.catalogue.write_index", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -174,7 +170,7 @@ def test_a_killed_index_resumes_with_what_it_embedded(tmp_path: Path, monkeypatc
     assert build(source, out).num_images == 0 and len(opened(out).items) == 4
 
 
-def test_a_folder_of_pictures_has_their_names(tmp_path: Path) -> None:
+def test_a_folder_of_pictures_has_their_names(tmp_path):
     folder = shop(tmp_path).parent
     (folder / "linked.jpg").symlink_to(tmp_path / "secret.jpg")
     build(folder, tmp_path / "index")

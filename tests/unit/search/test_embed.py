@@ -1,6 +1,4 @@
 import os
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +14,20 @@ from tests.support.colours import square
 
 
 @pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+def embedder(tmp_path_factory):
     return Embedder.load(tiny_model.write(tmp_path_factory.mktemp("tiny")))
 
 
-def run(embedder: Embedder, location: Path, out: Path, column: str | None = None) -> list[dict[str, Any]]:
+def run(embedder, location, out, column=None):
     source = open_source(location, column)
     num_rows, num_failed = embed(source, embedder=embedder, out=out)
-    rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
+    rows = pq.read_table(out).to_pylist()
     assert num_rows == len(rows)
     assert num_failed == sum(row["error"] is not None for row in rows)
     return rows
 
 
-def test_a_folder_of_images_in_any_format(embedder: Embedder, tmp_path: Path) -> None:
+def test_a_folder_of_images_in_any_format(embedder, tmp_path):
     folder = tmp_path / "pictures"
     (folder / "deep").mkdir(parents=True)
     (folder / "a.jpg").write_bytes(square("red"))
@@ -47,9 +45,7 @@ def test_a_folder_of_images_in_any_format(embedder: Embedder, tmp_path: Path) ->
     assert "text" not in rows[0]
 
 
-def test_a_damaged_picture_is_a_row_and_starts_no_program(
-    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_picture_is_a_row_and_starts_no_program(embedder, tmp_path, monkeypatch):
     bin_folder, folder, ran = tmp_path / "bin", tmp_path / "pictures", tmp_path / "ghostscript-ran"
     bin_folder.mkdir()
     folder.mkdir()
@@ -70,7 +66,7 @@ def test_a_damaged_picture_is_a_row_and_starts_no_program(
     assert not ran.exists()
 
 
-def test_a_text_file_keeps_its_line_numbers(embedder: Embedder, tmp_path: Path) -> None:
+def test_a_text_file_keeps_its_line_numbers(embedder, tmp_path):
     path = tmp_path / "texts.txt"
     path.write_bytes("\ufeffa red heart\r\n\n  \nthe yellow sun".encode() + b"\n\xff\xfe\n")
     rows = run(embedder, path, tmp_path / "out.parquet")
@@ -80,7 +76,7 @@ def test_a_text_file_keeps_its_line_numbers(embedder: Embedder, tmp_path: Path) 
     assert rows[3]["embedding"] == pytest.approx(embedder.embed_texts(["the yellow sun"])[0].tolist(), abs=1e-6)
 
 
-def test_columns_of_texts_bytes_and_image_structs(embedder: Embedder, tmp_path: Path) -> None:
+def test_columns_of_texts_bytes_and_image_structs(embedder, tmp_path):
     path = tmp_path / "table.parquet"
     images = [square("red"), None, square("blue"), b"broken"]
     pq.write_table(
@@ -104,9 +100,7 @@ def test_columns_of_texts_bytes_and_image_structs(embedder: Embedder, tmp_path: 
             open_source(path, column)
 
 
-def test_many_inputs_are_embedded_some_at_a_time_and_a_killed_run_leaves_nothing(
-    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_inputs_are_embedded_some_at_a_time_and_a_killed_run_leaves_nothing(embedder, tmp_path, monkeypatch):
     path, out = tmp_path / "texts.txt", tmp_path / "out.parquet"
     path.write_text("".join(f"a red heart {number}\n" for number in range(10)))
     whole = run(embedder, path, tmp_path / "whole.parquet")
@@ -120,7 +114,7 @@ def test_many_inputs_are_embedded_some_at_a_time_and_a_killed_run_leaves_nothing
     )
     out.unlink()
 
-    def killed(rows: Any, embedder: Embedder) -> pa.Table:
+    def killed(rows, embedder):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("align.search.embed.embed_rows", killed)
@@ -129,7 +123,7 @@ def test_many_inputs_are_embedded_some_at_a_time_and_a_killed_run_leaves_nothing
     assert sorted(each.name for each in tmp_path.iterdir()) == ["texts.txt", "whole.parquet"]
 
 
-def test_an_input_that_cannot_be_used_is_explained(embedder: Embedder, tmp_path: Path) -> None:
+def test_an_input_that_cannot_be_used_is_explained(embedder, tmp_path):
     with pytest.raises(DataError, match="no such file"):
         open_source(tmp_path / "nowhere", None)
     (tmp_path / "empty").mkdir()

@@ -1,8 +1,5 @@
 """`--model`: a folder, an alias, a version; what MLflow has is kept in the folder of the project."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from tests.support import tiny_model
 from tests.support.params import load_params
 
 
-def test_a_folder_an_alias_and_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_an_alias_and_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params, model = load_params(), tiny_model.write(tmp_path)
     assert given_model(None, params).name == "finetuned"
@@ -28,7 +25,7 @@ def test_a_folder_an_alias_and_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     asked = []
 
     @contextmanager
-    def fetched(source: str) -> Iterator[Path]:
+    def fetched(source):
         asked.append(source)
         yield model
 

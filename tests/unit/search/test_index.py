@@ -1,12 +1,8 @@
 import io
 import json
 import shutil
-from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,14 +14,14 @@ from align.formats.image_index import ImageIndex
 from align.formats.pair_addresses import PairAddress
 from align.search.addresses import find_addresses
 from align.search.embed_shards import thumbnail
-from align.search.index import IndexReport, read_rules
+from align.search.index import read_rules
 from align.services.vector_index import VectorIndex
 from tests.support import colour_index
 from tests.support.colour_index import PAGE, RULES, write_raw, write_report
 from tests.support.colours import ColourEncoder, square
 from tests.support.params import load_params
 
-QUERIES: dict[str, Any] = {
+QUERIES = {
     "schema_version": 1,
     "queries": [
         {"query": "something blue", "expected": ["blue"]},
@@ -36,7 +32,7 @@ QUERIES: dict[str, Any] = {
 }
 
 
-def build(root: Path, queries: object | None = QUERIES, *, exact_below: int = 100) -> IndexReport:
+def build(root, queries=QUERIES, *, exact_below=100):
     path = root / "queries.json"
     root.mkdir(parents=True, exist_ok=True)
     if queries:
@@ -44,7 +40,7 @@ def build(root: Path, queries: object | None = QUERIES, *, exact_below: int = 10
     return colour_index.build(root, queries=str(path) if queries else None, exact_below=exact_below, thumbnail_px=32)
 
 
-def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path: Path) -> None:
+def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path):
     report = build(tmp_path, queries=None)
     assert report.metrics == {"index/num_images": 12}
     found = ImageIndex.load(tmp_path / "index", VectorIndex.load)
@@ -59,7 +55,7 @@ def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path: 
     assert all("a blue square" in hit.item.texts for hit in hits)
 
 
-def test_thumbnails_need_no_shards_and_are_no_larger_than_the_picture(tmp_path: Path) -> None:
+def test_thumbnails_need_no_shards_and_are_no_larger_than_the_picture(tmp_path):
     build(tmp_path, queries=None)
     shutil.rmtree(tmp_path / "shards")
     found = ImageIndex.load(tmp_path / "index", VectorIndex.load)
@@ -72,13 +68,13 @@ def test_thumbnails_need_no_shards_and_are_no_larger_than_the_picture(tmp_path: 
     assert thumbnail(square("red"), 0) == b""
 
 
-def test_an_approximate_index_reports_as_an_exact_one(tmp_path: Path) -> None:
+def test_an_approximate_index_reports_as_an_exact_one(tmp_path):
     exact, approximate = (build(tmp_path / str(size), exact_below=size) for size in (100, 1))
     assert (tmp_path / "1/index/vectors.npy").exists() and not (tmp_path / "100/index/vectors.npy").exists()
     assert exact.metrics == approximate.metrics
 
 
-def test_labelled_queries_are_judged_by_the_texts_of_what_they_find(tmp_path: Path) -> None:
+def test_labelled_queries_are_judged_by_the_texts_of_what_they_find(tmp_path):
     report = build(tmp_path)
     assert [outcome["right"] for outcome in report.queries] == [True, True, False]
     assert report.metrics["index/queries/num_right_in_top_5"] == 2
@@ -93,7 +89,7 @@ def test_labelled_queries_are_judged_by_the_texts_of_what_they_find(tmp_path: Pa
     assert (composed["expected_before"], composed["expected_after"]) == (0.6, 0.6)
 
 
-def test_the_same_bytes_again(tmp_path: Path) -> None:
+def test_the_same_bytes_again(tmp_path):
     build(tmp_path / "first")
     build(tmp_path / "second")
     for folder in ("index", "reports/index"):
@@ -103,7 +99,7 @@ def test_the_same_bytes_again(tmp_path: Path) -> None:
     assert names == {".align.json", "report.json", "metrics.json", "report.html", "queries.png"}
 
 
-def test_a_query_about_an_image_that_is_not_indexed_is_counted_and_not_asked(tmp_path: Path) -> None:
+def test_a_query_about_an_image_that_is_not_indexed_is_counted_and_not_asked(tmp_path):
     pink = {"image_text": "pink", "minus": "pink", "expected": ["pink"]}
     report = build(tmp_path, QUERIES | {"composed": [*QUERIES["composed"], pink]})
     assert report.composed[1] == {"image_text": "pink", "image_key": None, "minus": "pink"}
@@ -111,22 +107,20 @@ def test_a_query_about_an_image_that_is_not_indexed_is_counted_and_not_asked(tmp
     assert report.metrics["index/minus/share_ratio"] == 0.5
 
 
-def test_a_query_file_that_is_named_must_exist(tmp_path: Path) -> None:
+def test_a_query_file_that_is_named_must_exist(tmp_path):
     with pytest.raises(DataError, match=r"no such file; index\.queries: null"):
         colour_index.build(tmp_path, queries=str(tmp_path / "none"))
     assert not (tmp_path / "index").exists()
 
 
-def test_data_that_is_missing_is_said_before_anything_is_embedded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def embed(*_: object) -> None:
+def test_data_that_is_missing_is_said_before_anything_is_embedded(tmp_path, monkeypatch):
+    def embed(*_):
         pytest.fail("embedded in spite of it")
 
     monkeypatch.setattr(ColourEncoder, "embed_images", embed)
     data = colour_index.write_data(tmp_path, tmp_path / "reports")
 
-    def build_again() -> None:
+    def build_again():
         monkeypatch.setattr(colour_index, "write_data", lambda *_: data)
         colour_index.build(tmp_path)
 
@@ -139,7 +133,7 @@ def test_data_that_is_missing_is_said_before_anything_is_embedded(
     assert not (tmp_path / "index").exists()
 
 
-def test_a_broken_index_says_so(tmp_path: Path) -> None:
+def test_a_broken_index_says_so(tmp_path):
     with pytest.raises(DataError, match="run `align index` first"):
         ImageIndex.load(tmp_path / "index", VectorIndex.load)
     build(tmp_path, queries=None)
@@ -150,11 +144,11 @@ def test_a_broken_index_says_so(tmp_path: Path) -> None:
         ImageIndex.load(tmp_path / "index", VectorIndex.load)
 
 
-def test_a_killed_run_embeds_no_tar_twice_and_leaves_the_old_index(tmp_path: Path) -> None:
+def test_a_killed_run_embeds_no_tar_twice_and_leaves_the_old_index(tmp_path):
     class Stops(ColourEncoder):
         left = 0
 
-        def embed_images(self, images: Iterable[bytes]) -> np.ndarray:
+        def embed_images(self, images):
             self.left -= 1
             if self.left < 0:
                 raise KeyboardInterrupt
@@ -180,23 +174,23 @@ def test_a_killed_run_embeds_no_tar_twice_and_leaves_the_old_index(tmp_path: Pat
     assert {name for name in new if new[name] != other[name]} == {"index.json"}
 
 
-def row(key: str, **values: Any) -> dict[str, Any]:
+def row(key, **values):
     return {"key": key, "url": f"https://a.example/{key}.jpg", "caption": key, "sha256": f"id-{key}",
             "page_url": f"https://a.example/{key}"} | values  # fmt: skip
 
 
-def pairs(*keys: str) -> pa.Table:
+def pairs(*keys):
     return pa.table({"key": pa.array(keys, pa.string()), "image_id": pa.array([f"id-{key}" for key in keys])})
 
 
-def found(raw: Path, *keys: str) -> list[tuple[str, str]]:
+def found(raw, *keys):
     tables = find_addresses(raw, (pairs(key) for key in keys), raw / "scratch", load_params().section(EngineConfig))
     rows = [row for table in tables for row in table.to_pylist()]
     assert not (raw / "scratch").exists()
     return [(row["page_urls"], row["urls"]) for row in rows]
 
 
-def test_they_follow_the_order_of_the_pairs_over_all_tables(tmp_path: Path) -> None:
+def test_they_follow_the_order_of_the_pairs_over_all_tables(tmp_path):
     write_raw(tmp_path, [row("a"), row("b"), row("dropped", sha256=None, status="failed_to_download")], "00000")
     write_raw(tmp_path, [], "00001")
     write_raw(tmp_path, [row("f", page_url=None), row("g", url="HTTP://b.example/d.png"), row("h")], "00002")
@@ -213,12 +207,12 @@ def test_they_follow_the_order_of_the_pairs_over_all_tables(tmp_path: Path) -> N
     "url",
     ["/home/somebody/photographs/1.jpg", "file:///etc/passwd", "javascript:alert(1)", "data:image/png;sha256=0", ""],
 )
-def test_only_a_web_address_of_a_picture_counts(tmp_path: Path, url: str) -> None:
+def test_only_a_web_address_of_a_picture_counts(tmp_path, url):
     write_raw(tmp_path, [row("a", url=url, page_url="javascript:alert(1)")])
     assert found(tmp_path, "a") == [("javascript:alert(1)", "")]  # shown as text: what the source says of its page
 
 
-def test_another_version_of_the_data_is_refused(tmp_path: Path) -> None:
+def test_another_version_of_the_data_is_refused(tmp_path):
     write_raw(
         tmp_path, [row("a"), row("b", sha256="id-of another picture"), row("c", sha256=None, status="failed_to_resize")]
     )
@@ -227,7 +221,7 @@ def test_another_version_of_the_data_is_refused(tmp_path: Path) -> None:
             found(tmp_path, "a", key)
 
 
-def test_a_table_of_img2dataset_knows_no_pictures_and_perhaps_no_pages(tmp_path: Path) -> None:
+def test_a_table_of_img2dataset_knows_no_pictures_and_perhaps_no_pages(tmp_path):
     """Its sha256 is of other bytes; the tar beside it is empty, so nothing reads it."""
     table = {"url": ["https://a.example/1"], "caption": ["x"], "key": ["000000000"], "status": ["success"],
              "sha256": ["0" * 64]}  # fmt: skip
@@ -236,7 +230,7 @@ def test_a_table_of_img2dataset_knows_no_pictures_and_perhaps_no_pages(tmp_path:
     assert found(tmp_path, "000000000") == [("", "https://a.example/1")]
 
 
-def test_no_tables_damaged_ones_and_no_report(tmp_path: Path) -> None:
+def test_no_tables_damaged_ones_and_no_report(tmp_path):
     with pytest.raises(DataError, match="run `align ingest`"):
         found(tmp_path, "a")
     write_raw(tmp_path, [row("a")])

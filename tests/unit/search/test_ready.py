@@ -19,7 +19,7 @@ from align.services.vector_index import VectorIndex
 from tests.support import ROOT, colour_index, tiny_model
 
 
-def write_index(root: Path, *, thumbnail_px: int = 32) -> tuple[Path, Path]:
+def write_index(root, *, thumbnail_px=32):
     """A model and its index."""
     model = tiny_model.write(root)
     colour_index.build(root, encoder=Embedder.load(model), model_digest=model_digest(model), thumbnail_px=thumbnail_px)
@@ -27,7 +27,7 @@ def write_index(root: Path, *, thumbnail_px: int = 32) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("ready")
     model, images = write_index(root)
     make_ready(model=model, index=images, out=root / "ready")
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_it_answers_as_the_trained_model_does_and_shows_pictures_without_shards(made: Path) -> None:
+def test_it_answers_as_the_trained_model_does_and_shows_pictures_without_shards(made):
     require_whole(made / "ready")
     small = made / "ready/model"
     assert (small / "model.safetensors").stat().st_size < 0.6 * (made / "model/model.safetensors").stat().st_size
@@ -53,7 +53,7 @@ def test_it_answers_as_the_trained_model_does_and_shows_pictures_without_shards(
         assert all(images.thumbnail(hit.item.key).startswith(b"\xff\xd8") for hit in answers[0])
 
 
-def test_the_same_bytes_again_and_what_serves_it_knows_them_by_name(made: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_again_and_what_serves_it_knows_them_by_name(made, tmp_path):
     make_ready(model=made / "model", index=made / "index", out=tmp_path / "ready")
     again, release = ReadySearch(tmp_path / "ready").wanted(), ReadySearch(made / "ready").wanted()
     assert again is not None and release is not None and again.digest == release.digest
@@ -61,7 +61,7 @@ def test_the_same_bytes_again_and_what_serves_it_knows_them_by_name(made: Path, 
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "index/thumbnails.jpegs", "index/index.json"])
-def test_a_changed_file_is_refused(made: Path, tmp_path: Path, name: str) -> None:
+def test_a_changed_file_is_refused(made, tmp_path, name):
     folder = Path(shutil.copytree(made / "ready", tmp_path / "ready"))
     good = (folder / name).read_bytes()
     (folder / name).write_bytes(good[:-1])
@@ -75,7 +75,7 @@ def test_a_changed_file_is_refused(made: Path, tmp_path: Path, name: str) -> Non
         require_whole(folder)
 
 
-def test_a_file_more_and_manifests_that_lie(made: Path, tmp_path: Path) -> None:
+def test_a_file_more_and_manifests_that_lie(made, tmp_path):
     folder = Path(shutil.copytree(made / "ready", tmp_path / "ready"))
     (folder / "model/pickle.bin").write_bytes(b"x")
     with pytest.raises(CorruptError, match=r"pickle.bin: not in manifest.json"):
@@ -96,8 +96,8 @@ def test_a_file_more_and_manifests_that_lie(made: Path, tmp_path: Path) -> None:
         require_whole(folder)
 
 
-def test_what_cannot_become_a_ready_search(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(model: Path, images: Path) -> None:
+def test_what_cannot_become_a_ready_search(made, tmp_path, monkeypatch):
+    def make(model, images):
         make_ready(model=model, index=images, out=tmp_path / "ready")
 
     with pytest.raises(DataError, match="another model"):
@@ -117,7 +117,7 @@ def test_what_cannot_become_a_ready_search(made: Path, tmp_path: Path, monkeypat
     assert not (tmp_path / "ready").exists()
 
 
-def test_it_is_whole_and_finds_what_it_should() -> None:
+def test_it_is_whole_and_finds_what_it_should():
     folder = ROOT / READY
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < MAX_BYTES
     require_whole(folder)

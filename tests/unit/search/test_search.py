@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,7 @@ from tests.support.colours import square
 from tests.support.params import PARAMS_FILE
 
 
-def test_texts_that_look_like_mathematics_are_drawn_as_they_are() -> None:
+def test_texts_that_look_like_mathematics_are_drawn_as_they_are():
     odd = r"$\frac$ and $x_$"
     answer = ImageAnswer(square("red"), odd, 0.5, True)
     assert png(search_figure([AnsweredQuery(odd, None, [answer], True)])).startswith(b"\x89PNG")
@@ -33,16 +31,16 @@ def test_texts_that_look_like_mathematics_are_drawn_as_they_are() -> None:
         ([], ["heart"], False),
     ],
 )
-def test_names_whole_words_of_any_text(texts: list[str], expected: list[str], named: bool) -> None:
+def test_names_whole_words_of_any_text(texts, expected, named):
     assert names(texts, expected) is named
 
 
-def test_share_named() -> None:
+def test_share_named():
     assert share_named([["a heart"], ["a star"], ["love", "heart"], ["rose"]], ["heart"]) == 0.5
     assert share_named([], ["heart"]) == 0.0
 
 
-def test_the_text_weighs_twice_as_much_as_the_image() -> None:
+def test_the_text_weighs_twice_as_much_as_the_image():
     image, text = np.array([1, 0], np.float32), np.array([0, 1], np.float32)
     assert compose(image, plus=text, text_weight=2.0) == pytest.approx(np.array([1, 2]) / 5**0.5)
     assert compose(image, minus=text, text_weight=2.0) == pytest.approx(np.array([1, -2]) / 5**0.5)
@@ -52,8 +50,8 @@ def test_the_text_weighs_twice_as_much_as_the_image() -> None:
         compose(image, minus=image, text_weight=1.0)
 
 
-def test_minus_share_ratio() -> None:
-    def ratio(*shares: tuple[float, float]) -> float | None:
+def test_minus_share_ratio():
+    def ratio(*shares):
         composed = [
             {"image_key": 1, "share_before": before, "share_after": after, "expected_before": 0, "expected_after": 0}
             for before, after in shares
@@ -65,7 +63,7 @@ def test_minus_share_ratio() -> None:
     assert ratio() is None
 
 
-def test_a_query_file_is_read_or_explained(tmp_path: Path) -> None:
+def test_a_query_file_is_read_or_explained(tmp_path):
     path = tmp_path / "queries.json"
     with pytest.raises(DataError, match="no such file"):
         read_queries(path)
@@ -77,7 +75,7 @@ def test_a_query_file_is_read_or_explained(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch):
     tiny_model.write(tmp_path)
     (tmp_path / "texts.txt").write_text("a red heart\n")
     (tmp_path / "pages").mkdir()
@@ -97,9 +95,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["search", "fox", "--html", "texts.txt/e.html"], "texts.txt/e.html: texts.txt cannot be made"),
     ],
 )
-def test_it_is_one_line_and_nothing_changes(
-    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], line: str
-) -> None:
+def test_it_is_one_line_and_nothing_changes(folder, capsys, words, line):
     before = sorted(folder.rglob("*"))
     assert main([*words, "--params", str(PARAMS_FILE), "--set", "paths.finetuned=model"]) == 1
     said = capsys.readouterr().err.splitlines()

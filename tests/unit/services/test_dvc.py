@@ -27,7 +27,7 @@ stages:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_STAGE", raising=False)
     (tmp_path / "params.yaml").write_text(PARAMS)
@@ -35,7 +35,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_outs_by_name_and_by_value(project: Path) -> None:
+def test_outs_by_name_and_by_value(project):
     assert stage_of(Path("data/raw")) == stage_of(project / "data/../data/raw") == "ingest"
     assert stage_of(Path("reports/ingest")) == "ingest"
     assert stage_of(Path("models/pretrained")) == "pretrain"
@@ -45,11 +45,11 @@ def test_outs_by_name_and_by_value(project: Path) -> None:
         assert stage_of(Path(free)) is None
 
 
-def test_what_dvc_would_remove_is_not_written_by_hand(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_dvc_would_remove_is_not_written_by_hand(project, capsys):
     """As the commands are typed; what they would read need not be there."""
     (project / "theirs").mkdir()
     params = ["--params", str(PARAMS_FILE)]
-    commands: tuple[tuple[str, list[str]], ...] = (
+    commands = (
         ("--out models/pretrained", ["import_model", "--from", "theirs"]),
         ("--out models", ["import_model", "--from", "theirs"]),
         ("--out models/pretrained/mine", ["export", "--format", "hf", "--images", "theirs", "--texts", "texts.txt"]),
@@ -66,7 +66,7 @@ def test_what_dvc_would_remove_is_not_written_by_hand(project: Path, capsys: pyt
         assert not (project / "models").exists()
 
 
-def test_no_project_no_outs(project: Path) -> None:
+def test_no_project_no_outs(project):
     (project / "dvc.yaml").unlink()
     assert stage_of(Path("data/raw")) is None
     assert not is_tracked()
@@ -74,13 +74,13 @@ def test_no_project_no_outs(project: Path) -> None:
     assert is_tracked()
 
 
-def test_a_broken_pipeline_is_named(project: Path) -> None:
+def test_a_broken_pipeline_is_named(project):
     (project / "dvc.yaml").write_text("stages: [")
     with pytest.raises(ConfigError, match=r"dvc\.yaml: not readable as YAML"):
         stage_of(Path("data/raw"))
 
 
-def test_only_values_that_really_differ_are_overridden(project: Path) -> None:
+def test_only_values_that_really_differ_are_overridden(project):
     same = ["download.user_agent=ours", "paths.archive=data/a.warc.gz", "paths.raw=elsewhere"]
     keys = ("ingest", "download", "paths.archive")
     assert overridden(load_params(None, same), keys) == []
@@ -90,7 +90,7 @@ def test_only_values_that_really_differ_are_overridden(project: Path) -> None:
     assert overridden(load_params(project / "other.yaml"), keys) == ["download.user_agent"]
 
 
-def test_an_out_is_made_with_the_values_of_params_yaml_only(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_out_is_made_with_the_values_of_params_yaml_only(project, monkeypatch):
     outs = {"raw": Path("data/raw"), "reports": Path("reports/ingest")}
     other = load_params(None, ["download.user_agent=theirs"])
     require_stated_values(load_params(), ("download",), outs)

@@ -1,7 +1,6 @@
 """git in a folder speaks of that folder, whatever a hook's environment names."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from align.services.git import changes, git, git_if_any, identity, network_git, 
 from tests.support import ROOT
 
 
-def repository(root: Path, text: str) -> str:
+def repository(root, text):
     """A repository of one commit; returns the commit."""
     root.mkdir()
     git(root, "init", "--quiet", "--initial-branch=main")
@@ -20,7 +19,7 @@ def repository(root: Path, text: str) -> str:
     return git(root, "rev-parse", "HEAD")
 
 
-def test_a_hook_of_another_repository_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_of_another_repository_changes_nothing(tmp_path, monkeypatch):
     ours, other = (repository(tmp_path / name, name) for name in ("ours", "other"))
     root, elsewhere = tmp_path / "ours", tmp_path / "other"
     for name, value in {"DIR": ".git", "WORK_TREE": "", "INDEX_FILE": ".git/index"}.items():
@@ -33,7 +32,7 @@ def test_a_hook_of_another_repository_changes_nothing(tmp_path: Path, monkeypatc
     assert changes(root) == ["file", '"new file"'] and changes(elsewhere) == []
 
 
-def test_what_fails_is_one_line_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_is_one_line_or_none(tmp_path, monkeypatch):
     root = tmp_path / "ours"
     repository(root, "ours")
     assert git_if_any(root, "show", "nothing") is None and git_if_any(root, "show", "a\0b") is None
@@ -47,13 +46,13 @@ def test_what_fails_is_one_line_or_none(tmp_path: Path, monkeypatch: pytest.Monk
         git(root, "status")
 
 
-def test_a_server_that_asks_for_a_password_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_server_that_asks_for_a_password_is_not_waited_for(tmp_path):
     root = tmp_path / "ours"
     repository(root, "ours")
     git(root, "config", "alias.shown", "!echo $GIT_TERMINAL_PROMPT $GIT_SSH_COMMAND")
     assert network_git(root, "shown").startswith("0 ssh -oBatchMode=yes")
 
 
-def test_nothing_else_runs_git() -> None:
+def test_nothing_else_runs_git():
     modules = [path for folder in ("align", "flows", "infra") for path in (ROOT / folder).rglob("*.py")]
     assert [path.name for path in modules if re.search(r"""["']git["'],""", path.read_text("utf-8"))] == ["git.py"]

@@ -31,13 +31,13 @@ KUBEFLOW = POD | {
 MASTER = {"MASTER_ADDR": "10.0.0.7"}
 
 
-def place(environment: dict[str, str]) -> tuple[int, int, str | None, Seat]:
+def place(environment):
     found, seat = cluster_of_job(CLUSTER, environment)
     assert found.patience_s == CLUSTER.patience_s and found.pools == CLUSTER.pools
     return found.num_nodes, found.node_rank, found.rendezvous, seat
 
 
-def test_a_job_with_one_process_on_each_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_with_one_process_on_each_machine(capsys):
     """It starts a rank for each GPU; for each core only if nobody has counted ranks."""
     assert place(SLURM) == (3, 2, "gpu003:29623", Seat())
     assert "machine 2 of 3, by SLURM; node 0 is at gpu003:29623" in capsys.readouterr().err
@@ -51,7 +51,7 @@ def test_a_job_with_one_process_on_each_machine(capsys: pytest.CaptureFixture[st
     assert place(alone | MASTER) == (8, 5, "10.0.0.7:29500", Seat(ranks_on_cpus=1))
 
 
-def test_a_job_with_a_process_for_each_rank(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_with_a_process_for_each_rank(capsys):
     ranks = {"LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "3", "RANK": "11", "WORLD_SIZE": "16"}
     assert place(TORCHRUN | ranks) == (16, 11, "10.0.0.7:29401", Seat(3, 8, 1))
     assert "rank 11 of 16, by torchrun; node 0 is at 10.0.0.7:29401" in capsys.readouterr().err
@@ -79,12 +79,12 @@ def test_a_job_with_a_process_for_each_rank(capsys: pytest.CaptureFixture[str]) 
         OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
     ],
 )
-def test_one_machine_stays_one(environment: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_machine_stays_one(environment, capsys):
     assert cluster_of_job(CLUSTER, environment) == (CLUSTER, Seat())
     assert capsys.readouterr().err == ""
 
 
-def test_params_yaml_wins() -> None:
+def test_params_yaml_wins():
     ours = CLUSTER.model_copy(update={"num_nodes": 2, "rendezvous": "10.0.0.1:29500"})
     assert cluster_of_job(ours, SLURM | POD) == (ours, Seat())
 
@@ -106,7 +106,7 @@ def test_params_yaml_wins() -> None:
         (SLURM | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST: expected names"),
     ],
 )
-def test_what_cannot_work_is_said(environment: dict[str, str], message: str) -> None:
+def test_what_cannot_work_is_said(environment, message):
     with pytest.raises(ConfigError, match=message):
         cluster_of_job(CLUSTER, environment)
 
@@ -115,5 +115,5 @@ def test_what_cannot_work_is_said(environment: dict[str, str], message: str) -> 
     ("hosts", "first"),
     [("n1", "n1"), ("n1,n2", "n1"), ("gpu[07,09-11]-ib,x", "gpu07-ib"), ("rack[2-3]n[05-06]", "rack2n05")],
 )
-def test_first_host(hosts: str, first: str) -> None:
+def test_first_host(hosts, first):
     assert first_host(hosts) == first

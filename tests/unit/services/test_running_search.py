@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +14,7 @@ from tests.support import ROOT, colour_index
 from tests.support.served import listening, served, service
 
 
-def test_each_service_says_which_list_it_obeys(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_service_says_which_list_it_obeys(tmp_path, monkeypatch, capsys):
     colour_index.build(tmp_path)
     shutil.copytree(ROOT / "data/policy", tmp_path / "data/policy")
     monkeypatch.chdir(tmp_path)

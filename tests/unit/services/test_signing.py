@@ -4,10 +4,7 @@ import base64
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
@@ -28,7 +25,7 @@ from tests.support.signing_keys import write_keys
 
 
 @pytest.fixture(name="folder")
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _folder(tmp_path, monkeypatch):
     """A signed model in `packaged`, its signature in `model.sig`, and the keys, which the environment names."""
     private, public = write_keys(tmp_path)
     monkeypatch.setenv(SIGN_WITH, str(private))
@@ -41,7 +38,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def sign_again(folder: Path, model: str = "packaged") -> None:
+def sign_again(folder, model="packaged"):
     """Signs a folder as version 3 of a model, and has its signature in `model.sig`."""
     tracker = MemoryTracker(folder / "mlflow")
     for _ in range(3):
@@ -50,20 +47,22 @@ def sign_again(folder: Path, model: str = "packaged") -> None:
     (folder / "mlflow" / version.run_id / "signature/model.sig").rename(folder / "model.sig")
 
 
-def require(folder: Path, model: str = "packaged", tags: Mapping[str, str] = {SIGNATURE_DIGEST: "any"}) -> None:
+def require(folder, model="packaged", tags=None):
     """Requires that a folder is the signed model of version 3."""
-    registry: Any = SimpleNamespace(download=lambda version, artifact, scratch: folder)
-    require_signed(registry, Version("align", 3, "run", tags), folder / model)
+    registry = SimpleNamespace(download=lambda version, artifact, scratch: folder)
+    require_signed(
+        registry, Version("align", 3, "run", {SIGNATURE_DIGEST: "any"} if tags is None else tags), folder / model
+    )
 
 
-def test_what_was_signed_is_taken_under_any_name(folder: Path) -> None:
+def test_what_was_signed_is_taken_under_any_name(folder):
     require(folder)
     (folder / "packaged").rename(folder / "model")
     require(folder, "model")
 
 
 @pytest.mark.costs(4, "the library's own command starts twice")
-def test_the_library_s_own_command_agrees(folder: Path) -> None:
+def test_the_library_s_own_command_agrees(folder):
     command = [sys.executable, "-m", "model_signing", "verify", "key", str(folder / "packaged")]
     command += ["--signature", str(folder / "model.sig"), "--public_key", str(folder / "ours.pub")]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -71,13 +70,13 @@ def test_the_library_s_own_command_agrees(folder: Path) -> None:
     assert subprocess.run(command, capture_output=True, check=False).returncode != 0
 
 
-def _link(folder: Path) -> None:
+def _link(folder):
     (folder / "packaged/MLmodel").rename(folder / "same")
     (folder / "packaged/MLmodel").symlink_to(folder / "same")
 
 
-def _edited(change: Callable[[dict[str, object]], None]) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
+def _edited(change):
+    def edit(folder):
         signature = json.loads((folder / "model.sig").read_text())
         change(signature["dsseEnvelope"])
         (folder / "model.sig").write_text(json.dumps(signature))
@@ -85,33 +84,33 @@ def _edited(change: Callable[[dict[str, object]], None]) -> Callable[[Path], Non
     return edit
 
 
-def _says_otherwise(envelope: dict[str, object]) -> None:
+def _says_otherwise(envelope):
     said = json.loads(base64.b64decode(str(envelope["payload"])))
     said["predicate"]["resources"].pop()
     envelope["payload"] = base64.b64encode(json.dumps(said).encode()).decode()
 
 
-def _write(name: str, text: str) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
+def _write(name, text):
+    def write(folder):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
 
     return write
 
 
-def _by_another_key(folder: Path) -> None:
+def _by_another_key(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SIGN_WITH, str(write_keys(folder, "foreign")[0]))
         sign_again(folder)
 
 
-def _of_another_model(folder: Path) -> None:
+def _of_another_model(folder):
     (folder / "other").mkdir()
     (folder / "other/MLmodel").write_text("MLmodel")
     sign_again(folder, "other")
 
 
-ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
+ATTACKS = {
     "a changed file": (_write("packaged/MLmodel", "other"), "MLmodel"),
     "an added file": (_write("packaged/code/align/more.py", ""), "more.py"),
     "a file that git would have": (_write("packaged/.gitattributes", ""), ".gitattributes"),
@@ -136,26 +135,26 @@ ATTACKS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_all_else_is_refused_in_one_line(folder: Path, name: str) -> None:
+def test_all_else_is_refused_in_one_line(folder, name):
     attack, said = ATTACKS[name]
     attack(folder)
     with pytest.raises(CorruptError, match=rf"^align version 3: [^\n]*{said}[^\n]*$"):
         require(folder)
 
 
-def test_without_keys_nothing_is_signed_and_nothing_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_keys_nothing_is_signed_and_nothing_asked(folder, monkeypatch):
     with pytest.raises(
         CorruptError, match=r"^align version 3: there is no signature, and ALIGN_TRUSTED_KEY asks for one"
     ):
         require(folder, tags={})
     monkeypatch.delenv(SIGN_WITH)
     monkeypatch.setenv(TRUST, "")
-    tracker: Any = None
+    tracker = None
     sign(tracker, Version("align", 3, "run", {}), folder / "packaged")
     require(folder, tags={})
 
 
-def _keys(folder: Path) -> dict[str, bytes]:
+def _keys(folder):
     of_rsa, of_edwards = rsa.generate_private_key(65537, 2048), ed25519.Ed25519PrivateKey.generate()
     ours = load_pem_private_key((folder / "ours.pem").read_bytes(), None)
     plain = (Encoding.PEM, PrivateFormat.PKCS8)
@@ -172,9 +171,7 @@ def _keys(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("variable", [SIGN_WITH, TRUST])
-def test_a_key_of_another_kind_is_named_and_not_shown(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+def test_a_key_of_another_kind_is_named_and_not_shown(folder, monkeypatch, variable):
     for name, key in _keys(folder).items():
         if variable == TRUST and name == "public":
             continue
@@ -190,7 +187,7 @@ def test_a_key_of_another_kind_is_named_and_not_shown(
         assert str(error.value) == f"{variable}={folder / name}: {why}"
 
 
-def test_where_the_library_is_missing_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_library_is_missing_it_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(ConfigError, match=r"need model_signing: pip install 'align-mlops\[signing\]'$"):
         require(folder)

@@ -3,7 +3,6 @@
 import os
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,18 +13,18 @@ from tests.support import slurm
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cluster(tmp_path, monkeypatch):
     folder = slurm.install(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
 
 
 @pytest.fixture
-def executor(tmp_path: Path, cluster: Path) -> SlurmExecutor:
+def executor(tmp_path, cluster):
     return SlurmExecutor(tmp_path / "arrays", ["--mem=1G"], 1)
 
 
-def squared(_: None, number: int) -> int:
+def squared(_, number):
     if number == 7:
         raise CorruptError("seven is damaged")
     if number == 13:
@@ -36,9 +35,7 @@ def squared(_: None, number: int) -> int:
 SQUARED = Step(nullcontext, squared)
 
 
-def test_results_come_in_order_and_a_lost_task_is_tried_again(
-    executor: SlurmExecutor, cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_come_in_order_and_a_lost_task_is_tried_again(executor, cluster, tmp_path, capsys):
     (cluster / "lose").write_text("1")
     assert list(executor.map(SQUARED, [3, 1, 2])) == [9, 1, 4]
     first, second = (cluster / "calls").read_text().splitlines()
@@ -48,7 +45,7 @@ def test_results_come_in_order_and_a_lost_task_is_tried_again(
     assert list(executor.map(SQUARED, [])) == []
 
 
-def test_an_error_of_a_task_is_the_error_of_the_run(executor: SlurmExecutor, cluster: Path, tmp_path: Path) -> None:
+def test_an_error_of_a_task_is_the_error_of_the_run(executor, cluster, tmp_path):
     with pytest.raises(CorruptError, match="seven is damaged"):
         list(executor.map(SQUARED, [1, 7]))
     assert len((cluster / "calls").read_text().splitlines()) == 1  # another try would find the same
@@ -56,15 +53,13 @@ def test_an_error_of_a_task_is_the_error_of_the_run(executor: SlurmExecutor, clu
 
 
 @pytest.mark.costs(6, "six tasks, each a process of its own")
-def test_an_item_that_kills_its_tasks_is_named_or_left_out(executor: SlurmExecutor) -> None:
+def test_an_item_that_kills_its_tasks_is_named_or_left_out(executor):
     with pytest.raises(DataError, match="number 13: 3 tasks ended over it without a result; it has said nothing"):
         list(executor.map(replace(SQUARED, name_of="number {}".format), [13]))
     assert list(executor.map(replace(SQUARED, instead=abs), [13, 3])) == [13, 9]
 
 
-def test_a_refusal_of_sbatch_and_a_machine_without_it_are_said(
-    executor: SlurmExecutor, cluster: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refusal_of_sbatch_and_a_machine_without_it_are_said(executor, cluster, monkeypatch):
     (cluster / "refuse").write_text("gpu9")
     with pytest.raises(ServiceError, match=r"sbatch refuses: .*invalid partition specified: gpu9; see engine\.sbatch"):
         list(executor.map(SQUARED, [1]))

@@ -2,15 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import pytest
 
 import align.services.s3.store
 import align.services.store_work
-from align.config.infrastructure import StoreConfig
 from align.durable.files import is_temporary
 from align.durable.pieces import Piece, Pieces
 from align.errors import CorruptError, DataError, FormatError, ServiceError
@@ -28,45 +25,45 @@ PIECE = Piece("0", FILES[-1], lambda: FILES[:-1])
 class Client:
     """The functions of `store_client` that are called, on a dict."""
 
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
+    def __init__(self):
+        self.objects = {}
         self.num_downloads = 0
-        self.before_download: Callable[[int], None] = lambda number: None
+        self.before_download = lambda number: None
 
-    def read_small(self, config: StoreConfig, uri: str, max_bytes: int) -> bytes | None:
+    def read_small(self, config, uri, max_bytes):
         return self.objects.get(uri)
 
-    def write_new(self, config: StoreConfig, uri: str, data: bytes) -> bool:
+    def write_new(self, config, uri, data):
         return self.objects.setdefault(uri, data) is data
 
-    def stat(self, config: StoreConfig, uri: str) -> Stat | None:
+    def stat(self, config, uri):
         return Stat(len(self.objects[uri]), "etag") if uri in self.objects else None
 
-    def upload(self, config: StoreConfig, path: Path, uri: str) -> bool:
+    def upload(self, config, path, uri):
         return self.objects.setdefault(uri, data := path.read_bytes()) is data
 
-    def download(self, config: StoreConfig, uri: str, file: BinaryIO, *status: Stat) -> str:
+    def download(self, config, uri, file, *status):
         self.num_downloads += 1
         self.before_download(self.num_downloads)
         file.write(self.objects[uri])
         return hashlib.sha256(self.objects[uri]).hexdigest()
 
-    def list_objects(self, config: StoreConfig, bucket: str, prefix: str) -> list[str]:
+    def list_objects(self, config, bucket, prefix):
         return [uri.removeprefix("s3://bucket/") for uri in self.objects if uri.startswith(f"s3://{bucket}/{prefix}")]
 
-    def read_range(self, config: StoreConfig, uri: str, offset: int, size: int) -> bytes:
+    def read_range(self, config, uri, offset, size):
         return self.objects[uri][offset : offset + size]
 
-    def remove(self, config: StoreConfig, uri: str) -> None:
+    def remove(self, config, uri):
         self.objects.pop(uri, None)
 
-    def put(self, name: str, sha256: str, text: bytes) -> dict[str, Any]:
+    def put(self, name, sha256, text):
         self.objects[f"{LOCATION}/objects/{sha256}"] = text
         return {"name": name, "sha256": sha256, "num_bytes": len(text)}
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+def client(monkeypatch):
     made = Client()
     for name in ("read_small", "write_new", "stat", "upload", "download", "list_objects", "read_range", "remove"):
         monkeypatch.setattr(store_client, name, getattr(made, name))
@@ -75,18 +72,18 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     yield made
 
 
-def work() -> StoreWork:
+def work():
     return StoreWork(CONFIG, LOCATION)
 
 
-def make(folder: Path, whose: str) -> list[str]:
+def make(folder, whose):
     folder.mkdir(exist_ok=True)
     for name in FILES:
         (folder / name).write_text(f"{whose} {name}")
     return FILES
 
 
-def found(folder: Path) -> dict[str, str]:
+def found(folder):
     return {path.name: path.read_text() for path in folder.iterdir() if path.is_file() and not is_temporary(path)}
 
 
@@ -95,12 +92,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_take_over_that_is_cut_off_leaves_ones_own_piece_whole(client: Client, tmp_path: Path, at: int) -> None:
-    def overtaken() -> None:
+def test_a_take_over_that_is_cut_off_leaves_ones_own_piece_whole(client, tmp_path, at):
+    def overtaken():
         make(tmp_path / "one", "one")
         work().publish("0", tmp_path / "other", make(tmp_path / "other", "other"))
 
-    def cut_off(number: int) -> None:
+    def cut_off(number):
         if number == at:
             raise ServiceError("cut off")
 
@@ -115,16 +112,14 @@ def test_a_take_over_that_is_cut_off_leaves_ones_own_piece_whole(client: Client,
 
 
 @pytest.mark.parametrize("step", range(3))
-def test_a_take_over_that_is_killed_leaves_no_mixture_that_is_complete(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_a_take_over_that_is_killed_leaves_no_mixture_that_is_complete(client, tmp_path, monkeypatch, step):
     one, other = tmp_path / "one", tmp_path / "other"
     work().publish("0", other, make(other, "other")[1:])  # its tar went elsewhere
     make(one, "one")
     replaced = 0
     replace = align.services.store_work.os.replace
 
-    def killed(source: Path, target: Path) -> None:
+    def killed(source, target):
         nonlocal replaced
         if replaced == step:
             raise Killed
@@ -148,7 +143,7 @@ def test_a_take_over_that_is_killed_leaves_no_mixture_that_is_complete(
     [".work.json", ".align.json", ".claims/0.lock", "./.work.json", ".claims", "a/../.work.json", "a//b", "/a", "",
      ".", "a\0b", ".0.parquet.host.1.00000000-0.part", "plan/.a.host.1.00000000-0.part", ".work.json/a", "plan"],
 )  # fmt: skip
-def test_files_that_no_piece_has_are_refused(client: Client, tmp_path: Path, name: str) -> None:
+def test_files_that_no_piece_has_are_refused(client, tmp_path, name):
     evil = b'{"key": "evil"}'
     stored = client.put(name, hashlib.sha256(evil).hexdigest(), evil)
     last = client.put(FILES[-1], hashlib.sha256(b"table").hexdigest(), b"table")
@@ -162,7 +157,7 @@ def test_files_that_no_piece_has_are_refused(client: Client, tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("names", [[], ["0.tar"], ["0.parquet", "0.tar"], ["0.parquet", "0.parquet"]])
-def test_a_piece_ends_with_its_last_file(client: Client, tmp_path: Path, names: list[str]) -> None:
+def test_a_piece_ends_with_its_last_file(client, tmp_path, names):
     data = b"bytes"
     files = [client.put(name, hashlib.sha256(data).hexdigest(), data) for name in names]
     done = json.dumps({"schema_version": 1, "files": files})
@@ -172,7 +167,7 @@ def test_a_piece_ends_with_its_last_file(client: Client, tmp_path: Path, names: 
     assert found(tmp_path) == {}
 
 
-def test_files_in_hidden_folders_may_complete_a_piece(client: Client, tmp_path: Path) -> None:
+def test_files_in_hidden_folders_may_complete_a_piece(client, tmp_path):
     for name in (".plan/table", ".plan/.align.json", ".done/0.json"):
         (tmp_path / "one" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "one" / name).write_text("{}")
@@ -181,7 +176,7 @@ def test_files_in_hidden_folders_may_complete_a_piece(client: Client, tmp_path: 
     assert (tmp_path / "other/.plan/.align.json").exists() and (tmp_path / "other/.done/0.json").exists()
 
 
-def test_of_an_object_of_another_size_nothing_is_read(client: Client, tmp_path: Path) -> None:
+def test_of_an_object_of_another_size_nothing_is_read(client, tmp_path):
     work().publish("0", tmp_path / "one", make(tmp_path / "one", "one"))
     sha256 = hashlib.sha256(b"one 0.tar").hexdigest()
     client.put("", sha256, bytes(1 << 20))
@@ -190,11 +185,11 @@ def test_of_an_object_of_another_size_nothing_is_read(client: Client, tmp_path: 
     assert client.num_downloads == 0
 
 
-def test_a_transfer_that_was_damaged_is_repeated(client: Client, tmp_path: Path) -> None:
+def test_a_transfer_that_was_damaged_is_repeated(client, tmp_path):
     work().publish("0", tmp_path / "one", make(tmp_path / "one", "one"))
     uri = f"{LOCATION}/objects/{hashlib.sha256(b'one 0.tar').hexdigest()}"
 
-    def damaged_once(number: int) -> None:
+    def damaged_once(number):
         client.objects[uri] = b"ONE 0.tar" if number == 1 else b"one 0.tar"
 
     client.before_download = damaged_once
@@ -203,7 +198,7 @@ def test_a_transfer_that_was_damaged_is_repeated(client: Client, tmp_path: Path)
     assert client.num_downloads == 4
 
 
-def test_what_is_missing_or_cannot_be_read_is_told_with_its_uri(client: Client, tmp_path: Path) -> None:
+def test_what_is_missing_or_cannot_be_read_is_told_with_its_uri(client, tmp_path):
     work().publish("0", tmp_path / "one", make(tmp_path / "one", "one"))
     uri = f"{LOCATION}/objects/{hashlib.sha256(b'one 0.tar').hexdigest()}"
     del client.objects[uri]
@@ -216,9 +211,7 @@ def test_what_is_missing_or_cannot_be_read_is_told_with_its_uri(client: Client, 
 
 
 @pytest.mark.parametrize("ignores", [True, False])
-def test_a_server_that_ignores_conditions_is_refused(
-    client: Client, monkeypatch: pytest.MonkeyPatch, ignores: bool
-) -> None:
+def test_a_server_that_ignores_conditions_is_refused(client, monkeypatch, ignores):
     if ignores:
         monkeypatch.setattr(store_client, "write_new", lambda config, uri, data: not client.objects.update({uri: data}))
         with pytest.raises(ServiceError, match=r"ignores the condition of a write \(If-None-Match\)"):
@@ -228,9 +221,7 @@ def test_a_server_that_ignores_conditions_is_refused(
     assert client.objects == {}
 
 
-def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(client, tmp_path, monkeypatch):
     monkeypatch.setattr("align.durable.pieces._scratch", [tmp_path / "machine"])
     pieces = Pieces(tmp_path / "nowhere", work()).here()
     assert pieces.folder.parent == tmp_path / "machine" and pieces.here() == pieces
@@ -244,9 +235,7 @@ def test_a_machine_of_a_cluster_keeps_no_piece_and_makes_none_that_another_has(
         pieces.bring([Piece("1", "1.parquet")])
 
 
-def test_a_machine_reads_a_range_of_another_ones_piece_and_nothing_of_it_stays(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_reads_a_range_of_another_ones_piece_and_nothing_of_it_stays(client, tmp_path, monkeypatch):
     monkeypatch.setattr("align.durable.pieces._scratch", [tmp_path / "machine"])
     pieces = Pieces(tmp_path / "nowhere", work()).here()
     pieces.make(PIECE, lambda: make(pieces.folder, "one"))

@@ -3,11 +3,9 @@
 import hashlib
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
 from align.services import vector_index
@@ -16,7 +14,7 @@ from align.services.vector_index import RangeIndex, VectorIndex
 NUM, WIDTH = 3000, 32
 
 
-def clustered(num: int, seed: int, num_clusters: int = 60) -> NDArray[np.float32]:
+def clustered(num, seed, num_clusters=60):
     centres = np.random.default_rng(0).normal(size=(num_clusters, WIDTH))
     rng = np.random.default_rng(seed)
     vectors = centres[rng.integers(num_clusters, size=num)] + 0.5 * rng.normal(size=(num, WIDTH))
@@ -26,26 +24,26 @@ def clustered(num: int, seed: int, num_clusters: int = 60) -> NDArray[np.float32
 VECTORS, QUERIES = clustered(NUM, 1), clustered(50, 2)
 
 
-def build(path: Path, vectors: NDArray[np.float32] = VECTORS, *, exact: bool = False, batch: int = 700) -> VectorIndex:
+def build(path, vectors=VECTORS, *, exact=False, batch=700):
     path.parent.mkdir(parents=True, exist_ok=True)
     batches = (vectors[start : start + batch] for start in range(0, len(vectors), batch))
     return VectorIndex.build(batches, path, num_vectors=len(vectors), exact_below=len(vectors) + 1 if exact else 1)
 
 
 @pytest.fixture(scope="module")
-def approximate(tmp_path_factory: pytest.TempPathFactory) -> VectorIndex:
+def approximate(tmp_path_factory):
     return build(tmp_path_factory.mktemp("index") / "vectors.faiss")
 
 
 @pytest.fixture
-def through_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+def through_lists(monkeypatch):
     """Even a filter that leaves little is answered from the lists, few of them at first."""
     monkeypatch.setattr(vector_index, "_EXACT_ROWS", 0)
     monkeypatch.setattr(vector_index, "_LISTS_PER_QUERY", 10)
     monkeypatch.setattr(vector_index, "_LEAST_CANDIDATES", 40)
 
 
-def nearest(queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+def nearest(queries, k, allowed=None):
     """By a full sort of what an approximate index knows best: float16."""
     cosines = queries @ VECTORS.astype(np.float16).astype(np.float32).T
     if allowed is not None:
@@ -53,11 +51,11 @@ def nearest(queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | N
     return np.argsort(-cosines, axis=1, kind="stable")[:, :k]
 
 
-def recall(found: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+def recall(found, right):
     return float(np.mean([len({*one} & {*other}) / len(other) for one, other in zip(found, right, strict=True)]))
 
 
-def test_a_small_index_that_was_opened_before_does_not_bound_a_larger_one(tmp_path: Path) -> None:
+def test_a_small_index_that_was_opened_before_does_not_bound_a_larger_one(tmp_path):
     RangeIndex.write(VECTORS.astype(np.float16), tmp_path / "views.faiss", all_below=0)
     build(tmp_path / "small.faiss", VECTORS[:100])
     VectorIndex.load(tmp_path / "small.faiss")
@@ -65,7 +63,7 @@ def test_a_small_index_that_was_opened_before_does_not_bound_a_larger_one(tmp_pa
     assert {*zip(queries.tolist(), ids.tolist(), strict=True)} >= {(row, row) for row in range(50)}
 
 
-def test_neighbours_equal_those_of_a_full_sort_and_ties_go_by_id(tmp_path: Path) -> None:
+def test_neighbours_equal_those_of_a_full_sort_and_ties_go_by_id(tmp_path):
     vectors = VECTORS[:200].copy()
     vectors[50] = vectors[120] = vectors[7]
     index = build(tmp_path / "vectors.faiss", vectors, exact=True)
@@ -79,7 +77,7 @@ def test_neighbours_equal_those_of_a_full_sort_and_ties_go_by_id(tmp_path: Path)
         assert np.array_equal(opened.vector(3), vectors[3])
 
 
-def test_the_size_decides_and_neither_side_of_it_loses_a_vector(tmp_path: Path) -> None:
+def test_the_size_decides_and_neither_side_of_it_loses_a_vector(tmp_path):
     for number, exact_below in enumerate((299, 300, 301)):
         path = tmp_path / f"{number}.faiss"
         index = VectorIndex.build([VECTORS[:300]], path, num_vectors=300, exact_below=exact_below)
@@ -88,7 +86,7 @@ def test_the_size_decides_and_neither_side_of_it_loses_a_vector(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("through_lists")
-def test_the_lists_find_what_is_near_and_score_it_again(approximate: VectorIndex) -> None:
+def test_the_lists_find_what_is_near_and_score_it_again(approximate):
     scores, ids = approximate.search(QUERIES, 10)
     assert recall(ids, nearest(QUERIES, 10)) > 0.9
     cosines = np.take_along_axis(QUERIES @ VECTORS.T, ids, axis=1)
@@ -99,13 +97,13 @@ def test_the_lists_find_what_is_near_and_score_it_again(approximate: VectorIndex
 
 
 @pytest.mark.parametrize("k", [400, NUM, NUM + 7])
-def test_a_large_part_of_all_is_exact(approximate: VectorIndex, k: int) -> None:
+def test_a_large_part_of_all_is_exact(approximate, k):
     _, ids = approximate.search(QUERIES[:3], k)
     assert np.array_equal(ids, nearest(QUERIES[:3], min(k, NUM)))
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_a_filter_narrower_than_k_gives_all_that_it_leaves(tmp_path: Path, exact: bool) -> None:
+def test_a_filter_narrower_than_k_gives_all_that_it_leaves(tmp_path, exact):
     index = build(tmp_path / "vectors.faiss", exact=exact)
     allowed = np.zeros(NUM, dtype=np.bool_)
     allowed[[5, 17, 2999]] = True
@@ -116,7 +114,7 @@ def test_a_filter_narrower_than_k_gives_all_that_it_leaves(tmp_path: Path, exact
 
 
 @pytest.mark.usefixtures("through_lists")
-def test_a_filter_finds_what_is_far_from_the_query(approximate: VectorIndex) -> None:
+def test_a_filter_finds_what_is_far_from_the_query(approximate):
     allowed = np.random.default_rng(3).random(NUM) < 0.15
     _, ids = approximate.search(QUERIES, 10, allowed)
     assert allowed[ids].all()
@@ -126,7 +124,7 @@ def test_a_filter_finds_what_is_far_from_the_query(approximate: VectorIndex) -> 
     assert far[ids].all() and len({*ids[0]}) == 10
 
 
-def test_equal_vectors_give_equal_bytes(tmp_path: Path) -> None:
+def test_equal_vectors_give_equal_bytes(tmp_path):
     build(tmp_path / "here" / "vectors.faiss", batch=11)
     program = (
         "import faiss, numpy as np; from pathlib import Path; from tests.unit.services.test_vector_index import build; "
@@ -140,7 +138,7 @@ def test_equal_vectors_give_equal_bytes(tmp_path: Path) -> None:
     assert digests[0] == digests[1] and set(digests[0]) == {"vectors.faiss", "vectors.npy"}
 
 
-def test_more_or_fewer_vectors_than_announced(tmp_path: Path) -> None:
+def test_more_or_fewer_vectors_than_announced(tmp_path):
     for exact_below in (1, 100):
         for num_vectors in (9, 11):
             with pytest.raises(DataError, match=f"10 vectors to index, not {num_vectors}"):
@@ -150,7 +148,7 @@ def test_more_or_fewer_vectors_than_announced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_damaged_files_are_refused(tmp_path: Path, exact: bool) -> None:
+def test_damaged_files_are_refused(tmp_path, exact):
     path = tmp_path / "vectors.faiss"
     build(path, exact=exact)
     good = path.read_bytes()
@@ -167,7 +165,7 @@ def test_damaged_files_are_refused(tmp_path: Path, exact: bool) -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_lengths_that_lie_are_refused(tmp_path: Path, exact: bool) -> None:
+def test_lengths_that_lie_are_refused(tmp_path, exact):
     """Every number of the header, set to what a hostile file might say: nothing is allocated, nothing crashes."""
     path = tmp_path / "vectors.faiss"
     build(path, exact=exact)
@@ -183,7 +181,7 @@ def test_lengths_that_lie_are_refused(tmp_path: Path, exact: bool) -> None:
                 VectorIndex.load(path)
 
 
-def test_rows_of_another_index_are_refused(tmp_path: Path, approximate: VectorIndex) -> None:
+def test_rows_of_another_index_are_refused(tmp_path, approximate):
     path = tmp_path / "vectors.faiss"
     build(path)
     rows = path.with_suffix(".npy")
@@ -203,7 +201,7 @@ def test_rows_of_another_index_are_refused(tmp_path: Path, approximate: VectorIn
         VectorIndex.load(path)
 
 
-def test_lists_that_name_other_vectors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_that_name_other_vectors_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "vectors.faiss"
     build(path)
     good = path.read_bytes()

@@ -17,7 +17,7 @@ NUM_IMAGES = 150  # some windows of reads
 PICTURES = [jpeg(index, 24, 24) for index in range(NUM_IMAGES)]
 
 
-def tars(folder: Path, num_tars: int) -> tuple[list[str], pa.Table]:
+def tars(folder, num_tars):
     """Files with the pictures, distributed in turn, and the rows of a plan that needs all of them, two pairs each."""
     paths = [folder / f"{number}.tar" for number in range(num_tars)]
     rows = []
@@ -33,7 +33,7 @@ def tars(folder: Path, num_tars: int) -> tuple[list[str], pa.Table]:
     return [str(path) for path in paths], pa.Table.from_pylist(rows)
 
 
-def test_a_shard_holds_pictures_upright_and_without_a_tag_that_turns_them(tmp_path: Path) -> None:
+def test_a_shard_holds_pictures_upright_and_without_a_tag_that_turns_them(tmp_path):
     image, exif = Image.new("RGB", (24, 24), "red"), Image.Exif()
     image.paste("blue", (0, 0, 24, 12))
     exif[0x0112] = 6  # to be seen, it is turned to the right: the blue half is then on the right
@@ -54,12 +54,12 @@ def test_a_shard_holds_pictures_upright_and_without_a_tag_that_turns_them(tmp_pa
 
 
 @pytest.mark.parametrize("far", ["none", "some", "all"])
-def test_images_come_in_order_wherever_they_lie(tmp_path: Path, far: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_come_in_order_wherever_they_lie(tmp_path, far, monkeypatch):
     monkeypatch.setattr(module, "_OPEN", 3)
     paths, rows = tars(tmp_path, 7)
     local = [None if far == "all" or (far == "some" and number % 2) else path for number, path in enumerate(paths)]
 
-    def fetch(tar: int, offset: int, size: int) -> bytes:
+    def fetch(tar, offset, size):
         assert local[tar] is None
         return Path(paths[tar]).read_bytes()[offset : offset + size]
 
@@ -70,7 +70,7 @@ def test_images_come_in_order_wherever_they_lie(tmp_path: Path, far: str, monkey
     assert (samples[3].keys, samples[3].texts) == (("30", "31"), ("text 0", "text 1"))
 
 
-def test_bytes_from_elsewhere_are_checked(tmp_path: Path) -> None:
+def test_bytes_from_elsewhere_are_checked(tmp_path):
     paths, rows = tars(tmp_path, 1)
     data = bytearray(Path(paths[0]).read_bytes())
     data[rows["offset"][100].as_py() + 9] ^= 1
@@ -81,7 +81,7 @@ def test_bytes_from_elsewhere_are_checked(tmp_path: Path) -> None:
         list(gather(rows, images, 24, 90))
 
 
-def test_a_tar_that_became_shorter_is_named(tmp_path: Path) -> None:
+def test_a_tar_that_became_shorter_is_named(tmp_path):
     paths, rows = tars(tmp_path, 2)
     whole = Path(paths[1]).read_bytes()
     Path(paths[1]).write_bytes(whole[:-1])

@@ -2,9 +2,7 @@ import gc
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,13 +25,13 @@ from tests.support.small_data import Pair
 from tests.support.small_shards import CONFIG, ENGINE, STORE, folders, make_shards, many_pairs
 
 
-def jpeg(image: Image.Image) -> bytes:
+def jpeg(image):
     buffer = io.BytesIO()
     image.save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-def test_every_kept_pair_is_in_exactly_one_split_and_no_dropped_one(tmp_path: Path) -> None:
+def test_every_kept_pair_is_in_exactly_one_split_and_no_dropped_one(tmp_path):
     pairs = [
         *many_pairs(),
         Pair("a second text", 0),
@@ -52,7 +50,7 @@ def test_every_kept_pair_is_in_exactly_one_split_and_no_dropped_one(tmp_path: Pa
     assert of_two.key == "000000000"
 
 
-def test_manifest_counts_checksums_and_offsets(tmp_path: Path) -> None:
+def test_manifest_counts_checksums_and_offsets(tmp_path):
     shards = make_shards(tmp_path, [*many_pairs(), Pair("a second text", 0)])
     manifest = read_manifest(shards)
     assert manifest.image_px == 24
@@ -75,7 +73,7 @@ def test_manifest_counts_checksums_and_offsets(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset does not close the tars
-def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
+def test_stock_webdataset_reads_the_shards(tmp_path):
     shards = make_shards(tmp_path, many_pairs())
     urls = [str(shards / entry.path) for entry in read_manifest(shards).splits["train"].shards]
     rows = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb").to_tuple("jpg", "txt", "json"))
@@ -86,7 +84,7 @@ def test_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
     gc.collect()
 
 
-def test_equal_input_gives_equal_bytes_and_another_seed_another_order(tmp_path: Path) -> None:
+def test_equal_input_gives_equal_bytes_and_another_seed_another_order(tmp_path):
     first, again = make_shards(tmp_path, many_pairs()), make_shards(tmp_path, many_pairs(), name="again")
     assert {p.relative_to(first): p.read_bytes() for p in first.rglob("*") if p.is_file()} == {
         p.relative_to(again): p.read_bytes() for p in again.rglob("*") if p.is_file()
@@ -96,7 +94,7 @@ def test_equal_input_gives_equal_bytes_and_another_seed_another_order(tmp_path: 
     assert sorted(keys[0]) != keys[0] != keys[1]
 
 
-def pairs_in_clusters() -> list[Pair]:
+def pairs_in_clusters():
     twins = [(100 + index, small_data.far_apart(index // 2) ^ (index % 2)) for index in range(60)]
     return [
         *(Pair(f"text of three {index // 3}", index) for index in range(60)),
@@ -104,7 +102,7 @@ def pairs_in_clusters() -> list[Pair]:
     ]
 
 
-def test_the_page_has_splits_clusters_and_samples_and_nobodys_address(tmp_path: Path) -> None:
+def test_the_page_has_splits_clusters_and_samples_and_nobodys_address(tmp_path):
     alone = [Pair(f"picture {index} of jane.doe@example.org", index) for index in range(50)]
     twins = [Pair(f"twin {bit}", 60 + bit, phash=small_data.far_apart(60) ^ bit) for bit in (0, 1)]
     manifest = read_manifest(
@@ -119,7 +117,7 @@ def test_the_page_has_splits_clusters_and_samples_and_nobodys_address(tmp_path: 
     assert "of j•" in page and "jane" not in page
 
 
-def test_few_pairs_in_memory_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_pairs_in_memory_give_the_same_bytes(tmp_path, monkeypatch):
     made = make_shards(tmp_path, pairs_in_clusters())
     monkeypatch.setattr(buckets, "BUCKET_ROWS", 25)
     monkeypatch.setattr(buckets, "_BUFFER_BYTES", 200)
@@ -127,10 +125,10 @@ def test_few_pairs_in_memory_give_the_same_bytes(tmp_path: Path, monkeypatch: py
     assert read_manifest(make_shards(tmp_path, [], name="again")) == read_manifest(made)
 
 
-def test_no_cluster_is_in_two_splits(tmp_path: Path) -> None:
+def test_no_cluster_is_in_two_splits(tmp_path):
     shards = make_shards(tmp_path, pairs_in_clusters())
     where = {text: split for split in SPLITS for sample in iter_samples(shards, split) for text in sample.texts}
-    by_text: dict[str, set[str]] = {}
+    by_text = {}
     for split in SPLITS:
         for sample in iter_samples(shards, split):
             by_text.setdefault(sample.texts[0], set()).add(split)
@@ -139,7 +137,7 @@ def test_no_cluster_is_in_two_splits(tmp_path: Path) -> None:
     assert set(where.values()) == set(SPLITS)
 
 
-def test_a_cluster_that_would_swallow_a_split_goes_to_train(tmp_path: Path) -> None:
+def test_a_cluster_that_would_swallow_a_split_goes_to_train(tmp_path):
     pairs = [*many_pairs(), *(Pair("the same text", 100 + index) for index in range(40))]
     shards = make_shards(tmp_path, pairs, CONFIG.model_copy(update={"val_fraction": 0.45, "test_fraction": 0.45}))
     in_train = [sample for sample in iter_samples(shards, "train") if sample.texts == ("the same text",)]
@@ -149,7 +147,7 @@ def test_a_cluster_that_would_swallow_a_split_goes_to_train(tmp_path: Path) -> N
     assert metrics["shard/num_clusters"] == 61
 
 
-def test_the_split_of_an_image_survives_new_data(tmp_path: Path) -> None:
+def test_the_split_of_an_image_survives_new_data(tmp_path):
     few = make_shards(tmp_path / "few", many_pairs(40))
     more = make_shards(tmp_path / "more", many_pairs(90))
     split_of = [{s.image_id: split for split in SPLITS for s in iter_samples(folder, split)} for folder in (few, more)]
@@ -163,13 +161,13 @@ def test_the_split_of_an_image_survives_new_data(tmp_path: Path) -> None:
         ([Pair("a b c", 0)], "split 'val' would be empty: 1 images in 1 clusters"),
     ],
 )
-def test_nothing_to_train_on_is_one_clear_error(tmp_path: Path, pairs: list[Pair], message: str) -> None:
+def test_nothing_to_train_on_is_one_clear_error(tmp_path, pairs, message):
     with pytest.raises(DataError, match=message):
         make_shards(tmp_path, pairs)
     assert not (tmp_path / "shards").exists()
 
 
-def test_a_verdict_on_other_decisions_does_not_count(tmp_path: Path) -> None:
+def test_a_verdict_on_other_decisions_does_not_count(tmp_path):
     """`align filter` and `align shard` on another folder do not go through on this one's verdict."""
     small_data.write(tmp_path, many_pairs())
     small_data.write(tmp_path / "other", many_pairs(61))
@@ -182,9 +180,7 @@ def test_a_verdict_on_other_decisions_does_not_count(tmp_path: Path) -> None:
     assert not (tmp_path / "shards").exists()
 
 
-def test_decisions_that_the_filter_replaced_after_the_gate_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decisions_that_the_filter_replaced_after_the_gate_are_refused(tmp_path, monkeypatch):
     small_data.write(tmp_path, many_pairs())
     path = tmp_path / "filtered/decisions/00000.parquet"
     small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(tmp_path / "filtered"))
@@ -197,18 +193,16 @@ def test_decisions_that_the_filter_replaced_after_the_gate_are_refused(
     assert not (tmp_path / "shards").exists()
 
 
-def interrupt(*_: object) -> None:
+def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def test_a_run_that_was_killed_while_it_removed_its_plan_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_killed_while_it_removed_its_plan_is_finished(tmp_path, monkeypatch):
     """What is left of the plan's files does not count as a plan."""
     small_data.write(tmp_path, many_pairs())
     small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(tmp_path / "filtered"))
 
-    def killed(folder: Path, **_: object) -> None:
+    def killed(folder, **_):
         for path in sorted(folder.glob("*.arrow")):
             path.unlink()
             interrupt()
@@ -220,7 +214,7 @@ def test_a_run_that_was_killed_while_it_removed_its_plan_is_finished(
     assert list(iter_samples(tmp_path / "shards", "train"))
 
 
-def test_a_kept_image_without_bytes_is_an_error(tmp_path: Path) -> None:
+def test_a_kept_image_without_bytes_is_an_error(tmp_path):
     raw, _ = small_data.write(tmp_path, many_pairs(30), pairs_per_shard=15)
     for path in raw.glob("00001*"):
         path.unlink()
@@ -228,7 +222,7 @@ def test_a_kept_image_without_bytes_is_an_error(tmp_path: Path) -> None:
         make_shards(tmp_path, [])
 
 
-def test_changed_shards_are_found_out(tmp_path: Path) -> None:
+def test_changed_shards_are_found_out(tmp_path):
     shards = make_shards(tmp_path, many_pairs())
     path = shards / "train" / "00000.tar"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -239,7 +233,7 @@ def test_changed_shards_are_found_out(tmp_path: Path) -> None:
         read_manifest(shards)
 
 
-def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path, monkeypatch):
     at_size = CONFIG.model_copy(update={"image_px": 220})  # the pictures are 260 x 220
     square, grey = (jpeg(Image.new(mode, (220, 220), 60)) for mode in ("RGB", "L"))
     others = small_data.jpeg
@@ -252,7 +246,7 @@ def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path: Path, monkeypatch: 
     assert {Image.open(io.BytesIO(image)).mode for image in images.values()} == {"RGB"}
 
 
-def test_the_bytes_are_those_of_the_writer_of_webdataset(tmp_path: Path) -> None:
+def test_the_bytes_are_those_of_the_writer_of_webdataset(tmp_path):
     """Its writer is the reference for the format; ours is several times faster."""
     samples = [
         Sample("000000000", "a" * 64, b"bytes of a picture", ("000000000",), ("text",)),
@@ -272,7 +266,7 @@ def test_the_bytes_are_those_of_the_writer_of_webdataset(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("num_bytes", [2**20 - 1536, 2**20, 5 * 2**20 + 3])
-def test_a_tar_of_many_blocks_is_whole(tmp_path: Path, num_bytes: int) -> None:
+def test_a_tar_of_many_blocks_is_whole(tmp_path, num_bytes):
     samples = [Sample(f"{index}", "a" * 64, bytes([index]) * num_bytes, ("1",), ("t",)) for index in range(5)]
     written = write_shard(tmp_path, "train/00000.tar", samples)
     path = tmp_path / "train/00000.tar"
@@ -283,8 +277,8 @@ def test_a_tar_of_many_blocks_is_whole(tmp_path: Path, num_bytes: int) -> None:
     assert [data[offset] for offset in np.load(tmp_path / "train/00000.npy")[:, 0]] == [0, 1, 2, 3, 4]
 
 
-def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
-    def broken() -> Iterator[Sample]:
+def test_a_failed_shard_leaves_nothing(tmp_path):
+    def broken():
         yield Sample("0", "a" * 64, b"x" * 3_000_000, ("0",), ("t",))
         raise DataError("broken")
 
@@ -293,14 +287,14 @@ def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "train").iterdir()) == []
 
 
-def test_the_joined_manifest_is_compact_json_of_all_shards(tmp_path: Path) -> None:
+def test_the_joined_manifest_is_compact_json_of_all_shards(tmp_path):
     shards = make_shards(tmp_path, many_pairs())
     whole = read_manifest(shards)
     assert whole.model_dump_json(exclude_none=True) + "\n" == (shards / "manifest.json").read_text()
     assert whole.digest == digest_of(shard for name in SPLITS for shard in whole.splits[name].shards)
 
 
-def test_the_order_of_decisions_and_tars_does_not_matter(tmp_path: Path) -> None:
+def test_the_order_of_decisions_and_tars_does_not_matter(tmp_path):
     """Decisions in other batches and another order, and every picture in another tar, are the same shards."""
     pairs = [*many_pairs(), Pair("a second text", 0), Pair("a third text", 0)]
     first = make_shards(tmp_path / "a", pairs)
@@ -313,14 +307,14 @@ def test_the_order_of_decisions_and_tars_does_not_matter(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["decisions", "images.parquet"])
-def test_without_the_filters_tables_it_says_so(tmp_path: Path, name: str) -> None:
+def test_without_the_filters_tables_it_says_so(tmp_path, name):
     small_data.write(tmp_path, many_pairs())
     (tmp_path / "filtered" / name).rename(tmp_path / "gone")
     with pytest.raises(DataError, match=f"{name}: no such file; run `align filter` first"):
         make_shards(tmp_path, [])
 
 
-def test_an_image_without_a_hash_is_an_error(tmp_path: Path) -> None:
+def test_an_image_without_a_hash_is_an_error(tmp_path):
     small_data.write(tmp_path, many_pairs())
     path = tmp_path / "filtered" / "images.parquet"
     rows = pq.read_table(path)
@@ -329,7 +323,7 @@ def test_an_image_without_a_hash_is_an_error(tmp_path: Path) -> None:
         make_shards(tmp_path, [])
 
 
-def test_a_damaged_image_is_an_error_and_the_work_is_kept(tmp_path: Path) -> None:
+def test_a_damaged_image_is_an_error_and_the_work_is_kept(tmp_path):
     raw, _ = small_data.write(tmp_path, many_pairs())
     whole = (raw / "00000.tar").read_bytes()
     start = whole.index(b"\xff\xd8", len(whole) // 2)
@@ -342,13 +336,13 @@ def test_a_damaged_image_is_an_error_and_the_work_is_kept(tmp_path: Path) -> Non
     assert read_manifest(make_shards(tmp_path, [])).splits["train"].num_images > 0
 
 
-def test_an_image_that_does_not_decode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_does_not_decode_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(small_data, "jpeg", lambda seed: b"no picture %d" % seed)
     with pytest.raises(DataError, match=r"image 00000\d{4} of a kept pair does not decode"):
         make_shards(tmp_path, many_pairs())
 
 
-def test_a_raw_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
+def test_a_raw_tar_that_is_cut_off_is_named(tmp_path):
     raw, _ = small_data.write(tmp_path, many_pairs())
     tar = raw / "00000.tar"
     tar.write_bytes(tar.read_bytes()[:50_000])
@@ -356,7 +350,7 @@ def test_a_raw_tar_that_is_cut_off_is_named(tmp_path: Path) -> None:
         make_shards(tmp_path, [])
 
 
-def test_many_pairs_of_one_image_in_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_pairs_of_one_image_in_several_batches(tmp_path, monkeypatch):
     pairs = [*many_pairs(), *(Pair(f"text {index} of one", 0) for index in range(40))]
     first = make_shards(tmp_path / "a", pairs)
     monkeypatch.setattr(assignment, "_ROWS", 9)
@@ -364,7 +358,7 @@ def test_many_pairs_of_one_image_in_several_batches(tmp_path: Path, monkeypatch:
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
 
 
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -382,13 +376,13 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
         (encode(Image.new("RGB", (300, 210), (0, 0, 255)), "GIF"), (0, 0, 255)),
     ],
 )
-def test_resize_reads_every_kind_of_image(data: bytes, expected: tuple[int, int, int]) -> None:
+def test_resize_reads_every_kind_of_image(data, expected):
     pixels = np.asarray(Image.open(io.BytesIO(resize(data, 24, 95)))).astype(int)
     assert pixels.shape == (24, 24, 3)
     assert np.abs(pixels - np.array(expected)).max() <= 3
 
 
-def test_resize_is_antialiased_and_does_not_keep_the_aspect() -> None:
+def test_resize_is_antialiased_and_does_not_keep_the_aspect():
     stripes = np.zeros((200, 400, 3), np.uint8)
     stripes[:, ::2] = 255  # nearest neighbour would give black or white, an average gives grey
     stripes[:100] = 0
@@ -398,6 +392,6 @@ def test_resize_is_antialiased_and_does_not_keep_the_aspect() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8 cut off"])
-def test_resize_refuses_what_is_no_image(data: bytes) -> None:
+def test_resize_refuses_what_is_no_image(data):
     with pytest.raises(PictureError):
         resize(data, 24, 95)

@@ -12,7 +12,7 @@ EXACT = {(9, 18): 2.9774, (3, 5): 3.2932, (2, 10): 2.5683}
 
 
 @pytest.mark.costs(6, "two million draws for each value")
-def test_critical_values_are_those_that_are_published() -> None:
+def test_critical_values_are_those_that_are_published():
     for (count, freedom), value in (PUBLISHED | EXACT).items():
         halves = np.full((count, count), 0.5) + np.eye(count) / 2
         assert critical_value(halves, freedom) == pytest.approx(value, abs=0.0065)
@@ -21,7 +21,7 @@ def test_critical_values_are_those_that_are_published() -> None:
     )  # Sidak: 1 - 0.95^(1/3), as they do not meet
 
 
-def test_a_whole_table() -> None:
+def test_a_whole_table():
     """Three arms, three seeds: effects of arms 0, 3, -1, of seeds 0, 10, 20, and errors that add up to 0 both ways."""
     errors = {("a", 0): 0.5, ("a", 1): -0.5, ("b", 0): -0.5, ("b", 2): 0.5, ("c", 1): 0.5, ("c", 2): -0.5}
     effects = {"a": 0.0, "b": 3.0, "c": -1.0}
@@ -39,7 +39,7 @@ def test_a_whole_table() -> None:
     assert (better.verdict, worse.verdict) == ("better", "not told apart")
 
 
-def test_a_missing_run_is_left_to_least_squares() -> None:
+def test_a_missing_run_is_left_to_least_squares():
     """The mean of b's own seeds would be 5 too low: its best seed is missing."""
     figures = {(arm, s): {"a": 0.0, "b": 1.0, "c": 2.0}[arm] + 10 * s for arm in "abc" for s in (0, 1)}
     del figures["b", 1]
@@ -48,14 +48,14 @@ def test_a_missing_run_is_left_to_least_squares() -> None:
     assert found.freedom == 1
 
 
-def test_an_arm_that_shares_no_seed_with_the_base_is_not_compared() -> None:
+def test_an_arm_that_shares_no_seed_with_the_base_is_not_compared():
     found = against_base({("a", 0): 1.0, ("b", 1): 2.0, ("c", 0): 3.0, ("c", 2): 5.0}, "a")
     assert set(found.differences) == {"c"} and found.freedom == 0 and found.differences["c"].verdict == ""
     assert against_base({("b", 0): 1.0, ("c", 0): 2.0}, "a").differences == {}
     assert against_base({}, "a").means == {}
 
 
-def test_one_seed_has_figures_and_no_verdict() -> None:
+def test_one_seed_has_figures_and_no_verdict():
     found = against_base({("a", 0): 0.5, ("b", 0): 0.75}, "a")
     assert found.differences["b"].value == pytest.approx(0.25) and found.differences["b"].verdict == ""
     assert found.freedom == 0
@@ -63,7 +63,7 @@ def test_one_seed_has_figures_and_no_verdict() -> None:
 
 @pytest.mark.full
 @pytest.mark.costs(60, "some hundred thousand tables")
-def test_all_intervals_together_hold_the_truth_as_often_as_they_say() -> None:
+def test_all_intervals_together_hold_the_truth_as_often_as_they_say():
     generator, inside = np.random.default_rng(1), 0
     critical = critical_value(np.full((4, 4), 0.5) + np.eye(4) / 2, 8)
     tables = generator.standard_normal((100_000, 5, 3))

@@ -3,9 +3,6 @@
 import ctypes
 import resource
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +21,6 @@ from align.training import run as run_module
 from align.training.acceleration import accelerated, as_written
 from align.training.loss import align_loss, sigmoid_loss
 from align.training.run import run
-from align.training.run_plan import TrainingPlan
 from tests.support import missing, training_data
 from tests.support.training_data import MODEL, pretrain_config
 
@@ -39,12 +35,12 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def data(tmp_path_factory):
     return training_data.write(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def backend(monkeypatch):
     """Compiles with dynamo and autograd, without the C++ compiler, which takes minutes."""
     compile = torch.compile
     torch._dynamo.reset()
@@ -55,7 +51,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def plan(data: tuple[Path, Path], checkpoints: Path, model: ModelConfig = MODEL, **changes: Any) -> TrainingPlan:
+def plan(data, checkpoints, model=MODEL, **changes):
     return training_data.plan(data, checkpoints, pretrain_config(**changes), model=model)
 
 
@@ -67,10 +63,7 @@ LESS_MEMORY = {"micro_batch": 4, "gradient_checkpointing": "cheap"}  # compiled 
     ("less_memory", "num_stages"),
     [(LESS_MEMORY, 2), *(pytest.param(less, 7, marks=pytest.mark.full) for less in (LESS_MEMORY, {}))],
 )
-def test_a_compiled_run_is_the_same_run(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: None,
-    less_memory: dict[str, Any], num_stages: int,
-) -> None:  # fmt: skip
+def test_a_compiled_run_is_the_same_run(data, tmp_path, monkeypatch, backend, less_memory, num_stages):
     monkeypatch.setattr(image_tower, "_STAGES", image_tower._STAGES[:num_stages])
     short = {"num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005, "log_every_steps": 1}
     plain = run(plan(data, tmp_path / "plain", **short))
@@ -86,12 +79,12 @@ def test_a_compiled_run_is_the_same_run(
 
 
 @pytest.mark.costs(4, "dynamo's imports, and a graph with and without gradients")
-def test_texts_of_any_length_and_repeated_layers_are_one_graph(backend: None) -> None:
+def test_texts_of_any_length_and_repeated_layers_are_one_graph(backend):
     torch.manual_seed(0)
     text = {"width": 16, "layers": 3, "heads": 2}
     model = DualEncoder(ModelConfig.model_validate(MODEL.model_dump() | {"text_tower": text}), 50).train()
 
-    def embed(batch: int, length: int) -> torch.Tensor:
+    def embed(batch, length):
         ids = torch.randint(5, 50, (batch, length), generator=torch.Generator().manual_seed(length))
         mask = torch.ones_like(ids)
         mask[0, 2:] = 0
@@ -110,7 +103,7 @@ def test_texts_of_any_length_and_repeated_layers_are_one_graph(backend: None) ->
 
 
 @pytest.mark.full
-def test_inductor_compiles_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_compiles_a_layer(tmp_path, monkeypatch):
     """The compiler that a run uses, on the smallest layer."""
     if shutil.which("g++") is None:
         missing("inductor needs g++")
@@ -126,9 +119,7 @@ def test_inductor_compiles_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     torch._dynamo.reset()
 
 
-def test_a_machine_that_cannot_compile_says_so_at_once(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_cannot_compile_says_so_at_once(data, tmp_path, monkeypatch):
     asked = plan(data, tmp_path / "run", compile=True)
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "g++")
     monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", str(tmp_path / "my environment"))
@@ -141,9 +132,7 @@ def test_a_machine_that_cannot_compile_says_so_at_once(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_gpu_without_what_triton_needs_says_so_at_once(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_without_what_triton_needs_says_so_at_once(data, tmp_path, monkeypatch):
     asked = plan(data, tmp_path / "run", compile=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -153,12 +142,12 @@ def test_a_gpu_without_what_triton_needs_says_so_at_once(
     assert not (tmp_path / "run").exists()
 
 
-def _switches() -> dict[str, bool]:
+def _switches():
     cudnn = torch.backends.cudnn
     return {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": cudnn.allow_tf32, "benchmark": cudnn.benchmark}
 
 
-def test_cuda_settings_are_set_and_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_settings_are_set_and_reset(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     model, recipe, before = DualEncoder(MODEL, 50), pretrain_config(), _switches()
     with pytest.raises(KeyboardInterrupt), accelerated(model, recipe, CUDA):
@@ -169,10 +158,10 @@ def test_cuda_settings_are_set_and_reset(monkeypatch: pytest.MonkeyPatch) -> Non
         assert _switches() == before
 
 
-def test_freed_memory_is_kept_in_a_run_and_returned_after_it() -> None:
+def test_freed_memory_is_kept_in_a_run_and_returned_after_it():
     process, size = psutil.Process(), 256 << 20
 
-    def use() -> int:
+    def use():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(size, dtype=torch.uint8)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -187,18 +176,18 @@ def test_freed_memory_is_kept_in_a_run_and_returned_after_it() -> None:
     assert process.memory_info().rss - start < size // 2
 
 
-def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_c_library_is_left_as_it_is(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     with freed_memory_kept():
         done = torch.ones(3).sum()
     assert done == 3
 
 
-def test_the_loss_is_never_computed_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[bool] = []
+def test_the_loss_is_never_computed_in_tf32(monkeypatch):
+    seen = []
     mm = torch.mm
 
-    def watch(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def watch(*args, **kwargs):
         seen.append(torch.backends.cuda.matmul.allow_tf32)
         return mm(*args, **kwargs)
 

@@ -1,14 +1,11 @@
 """Which checkpoint becomes the model: `pretrain.export`, and `--checkpoint` of a run that trains or has ended."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from align.config import Params
 from align.errors import AlignError, ConfigError
 from align.formats.model_folder import read_config
 from align.model.dual_encoder import load_model
@@ -22,23 +19,23 @@ from tests.support.training_data import MODEL, RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
 
 Data = tuple[Path, Path]
-KEPT: dict[str, object] = {"checkpoint_every_steps": 1, "keep_checkpoints": 8, "best_metric": "val/effective_rank"}
+KEPT = {"checkpoint_every_steps": 1, "keep_checkpoints": 8, "best_metric": "val/effective_rank"}
 
 
 @pytest.fixture(scope="module", name="data")
-def _data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+def _data(tmp_path_factory):
     return training_data.write(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module", name="ended")
-def _ended(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _ended(data, tmp_path_factory):
     """The checkpoints of a run, all of them."""
     run(plan(data, folder := tmp_path_factory.mktemp("ended"), pretrain_config(**KEPT)))
     return folder
 
 
 @pytest.fixture(name="params")
-def _params(data: Data, ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+def _params(data, ended, tmp_path, monkeypatch):
     """Of the project in which the run has ended."""
     monkeypatch.chdir(tmp_path)
     write_project(tmp_path, data, RECIPE | KEPT)
@@ -46,17 +43,17 @@ def _params(data: Data, ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return load_params(Path("params.yaml"))
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def weights(folder):
     return dict(load_model(folder).state_dict())
 
 
-def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+def assert_equal(ours, theirs):
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 @pytest.mark.costs(4, "a run is trained with a validation after each step, and exported twice")
-def test_the_best_checkpoint_is_exported_and_a_finished_run_is_not_trained_again(data: Data, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_exported_and_a_finished_run_is_not_trained_again(data, tmp_path):
     metric = "val/text_to_image/recall@10"  # 1 at each step with so few pictures, and the first of equals is the best
     steps = KEPT | {"validate_every_steps": 1, "keep_checkpoints": 1, "best_metric": metric}
     last = plan(data, tmp_path / "ck", pretrain_config(**steps))
@@ -75,7 +72,7 @@ def test_the_best_checkpoint_is_exported_and_a_finished_run_is_not_trained_again
     assert metrics["pretrain/val/effective_rank"] == saved["rows"][-1]["val/effective_rank"]
 
 
-def test_a_best_checkpoint_that_is_not_kept_is_named(data: Data, tmp_path: Path) -> None:
+def test_a_best_checkpoint_that_is_not_kept_is_named(data, tmp_path):
     """By another metric another step is the best, which training did not keep."""
     steps = KEPT | {"validate_every_steps": 1, "keep_checkpoints": 1}
     trained = run(plan(data, tmp_path, pretrain_config(**steps)))
@@ -87,12 +84,12 @@ def test_a_best_checkpoint_that_is_not_kept_is_named(data: Data, tmp_path: Path)
         run(plan(data, tmp_path, changed))
 
 
-def test_what_cannot_be_exported_is_said_before_training() -> None:
+def test_what_cannot_be_exported_is_said_before_training():
     assert "export" in str(pretrain_config(export="best", best_metric=None).against(MODEL, 1, 1))
     assert pretrain_config(export="best", best_metric="val/effective_rank").against(MODEL, 1, 1) is None
 
 
-def test_a_checkpoint_is_a_model_folder(data: Data, params: Params, tmp_path: Path) -> None:
+def test_a_checkpoint_is_a_model_folder(data, params, tmp_path):
     train_stage(
         plan(data, tmp_path / "checkpoints", pretrain_config(**KEPT)), out=tmp_path / "a", reports=tmp_path / "r"
     )
@@ -103,9 +100,7 @@ def test_a_checkpoint_is_a_model_folder(data: Data, params: Params, tmp_path: Pa
         assert (tmp_path / "b" / file).read_bytes() == (tmp_path / "a" / file).read_bytes()
 
 
-def test_statistics_are_those_that_a_validation_at_this_step_would_have(
-    data: Data, params: Params, tmp_path: Path
-) -> None:
+def test_statistics_are_those_that_a_validation_at_this_step_would_have(data, params, tmp_path):
     """The run validated at steps 4 and 8; another one, of the same weights, at each step."""
     each = plan(data, tmp_path / "each", pretrain_config(**KEPT, validate_every_steps=1))
     run(each)
@@ -116,9 +111,7 @@ def test_statistics_are_those_that_a_validation_at_this_step_would_have(
         assert read_config(folder).chosen == {"checkpoint": "by hand", "step": step}
 
 
-def test_a_run_of_other_code_will_do_and_one_of_other_values_will_not(
-    data: Data, params: Params, tmp_path: Path
-) -> None:
+def test_a_run_of_other_code_will_do_and_one_of_other_values_will_not(data, params, tmp_path):
     folder = plan(data, tmp_path / "checkpoints", pretrain_config(**KEPT)).folder().directory
     folder.rename(folder.with_name(folder.name[:-8] + "0" * 8))
     model_of_checkpoint(params, "pretrain:best", tmp_path)
@@ -128,6 +121,6 @@ def test_a_run_of_other_code_will_do_and_one_of_other_values_will_not(
 
 
 @pytest.mark.parametrize("word", ["first", "shard:4", "pretrain:", "-1", ""])
-def test_other_words_are_refused(tmp_path: Path, word: str) -> None:
+def test_other_words_are_refused(tmp_path, word):
     with pytest.raises(ConfigError, match="write STEP, best or last"):
         model_of_checkpoint(load_params(), word, tmp_path)

@@ -1,8 +1,6 @@
 """No operation of a step mixes devices. The meta device stands in for a GPU, and works without one."""
 
-from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from align.config.model import Checkpointing
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training import loss as loss_module
@@ -31,11 +28,11 @@ _COPIES = {"_to_copy", "copy_"}
 class Mixed(TorchDispatchMode):
     """Notes the operations that are given tensors of two devices; numbers without dimensions may be anywhere."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.found: list[str] = []
+        self.found = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
         if func.overloadpacket.__name__ not in _COPIES and len({tensor.device.type for tensor in tensors}) > 1:
             self.found.append(str(func))
@@ -44,18 +41,18 @@ class Mixed(TorchDispatchMode):
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+def words(tmp_path_factory):
     return TextTokenizer.load(training_data.write(tmp_path_factory.mktemp("data"))[1], MODEL.max_tokens)
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(module, "autocast", lambda *_: nullcontext())  # torch has none for the meta device
     monkeypatch.setattr(loss_module, "_tile_function", lambda function, _: loss_module._ON_CUDA.get(function, function))
     yield
 
 
-def whole_step(words: TextTokenizer, what: Checkpointing, micro_batch: int | None) -> list[str]:
+def whole_step(words, what, micro_batch):
     """The operations of a step with its update that mixed devices."""
     recipe = pretrain_config(batch_size=BATCH, micro_batch=micro_batch, gradient_checkpointing=what, clip_norm=1.0)
     model = DualEncoder(MODEL, words.vocab_size).train()
@@ -78,13 +75,11 @@ def whole_step(words: TextTokenizer, what: Checkpointing, micro_batch: int | Non
 
 
 @pytest.mark.parametrize(("what", "micro_batch"), [("none", None), ("cheap", 8), ("blocks", None)])
-def test_a_step_stays_on_its_device(words: TextTokenizer, what: Checkpointing, micro_batch: int | None) -> None:
+def test_a_step_stays_on_its_device(words, what, micro_batch):
     assert whole_step(words, what, micro_batch) == []
 
 
-def test_what_notes_mixed_devices_sees_draws_that_stayed_on_the_host(
-    words: TextTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_notes_mixed_devices_sees_draws_that_stayed_on_the_host(words, monkeypatch):
     there = module._there
     monkeypatch.setattr(
         module, "_there", lambda tensor, device: tensor if tensor.dtype == torch.float32 else there(tensor, device)
@@ -92,8 +87,8 @@ def test_what_notes_mixed_devices_sees_draws_that_stayed_on_the_host(
     assert whole_step(words, "none", None) != []
 
 
-def test_what_a_step_copies_to_a_gpu_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
+def test_what_a_step_copies_to_a_gpu_is_pinned(monkeypatch):
+    calls = []
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
     monkeypatch.setattr(
         Tensor, "to", lambda self, device, non_blocking: calls.append(f"{device} {non_blocking}") or self

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -18,7 +17,7 @@ from tests.support.training_project import write_project
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory):
     """A project whose `paths.tokenizer` does not exist, and the folder `earlier` with a trained model."""
     root = tmp_path_factory.mktemp("project")
     data = training_data.write(root)
@@ -33,12 +32,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def finetune(root: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
+def finetune(root, monkeypatch, *overrides):
     monkeypatch.chdir(root)
     return main(["finetune", *(word for override in overrides for word in ("--set", override))])
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     """Path in the folder -> bytes, without the mark of who made it."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -47,9 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_it_starts_from_the_folder_and_keeps_its_tokenizer(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_starts_from_the_folder_and_keeps_its_tokenizer(project, monkeypatch, capsys):
     assert finetune(project, monkeypatch) == 0
     assert "finetune: from earlier" in capsys.readouterr().err.splitlines()
     made, start = contents(project / "models/finetuned"), contents(project / "earlier")
@@ -62,7 +59,7 @@ def test_it_starts_from_the_folder_and_keeps_its_tokenizer(
     assert config["trained_on"] == before["trained_on"] == [digest] and config["imported"] is None
 
 
-def test_data_that_trained_the_start_stays_in_the_history(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_trained_the_start_stays_in_the_history(project, monkeypatch):
     digest = read_manifest(project / "shards").digest
     shutil.copytree(project / "earlier", project / "older", dirs_exist_ok=True)
     config = json.loads((project / "earlier/config.json").read_text())
@@ -72,8 +69,8 @@ def test_data_that_trained_the_start_stays_in_the_history(project: Path, monkeyp
         assert json.loads((project / "models/finetuned/config.json").read_text())["trained_on"] == expected
 
 
-def test_another_folder_with_the_same_model_is_the_same_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def runs() -> list[str]:
+def test_another_folder_with_the_same_model_is_the_same_run(project, monkeypatch):
+    def runs():
         return sorted(path.name for path in (project / "checkpoints").glob("finetune-*"))
 
     assert finetune(project, monkeypatch) == 0
@@ -94,7 +91,7 @@ def test_another_folder_with_the_same_model_is_the_same_run(project: Path, monke
     assert len(runs()) == len(before) + 1
 
 
-def test_a_start_that_pretrain_wrote_follows_the_root(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_pretrain_wrote_follows_the_root(project, monkeypatch):
     shutil.copytree(project / "earlier", project / "trial/models/pretrained", dirs_exist_ok=True)
     shutil.copytree(project / "reports/quality_shards", project / "trial/reports/quality_shards", dirs_exist_ok=True)
     sizes = ("model.resize_px=36", "model.image_px=32")  # as the model has them
@@ -103,9 +100,7 @@ def test_a_start_that_pretrain_wrote_follows_the_root(project: Path, monkeypatch
     assert not (project / "models/pretrained").exists()
 
 
-def test_no_steps_take_the_model_as_it_is(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_steps_take_the_model_as_it_is(project, monkeypatch, capsys):
     assert finetune(project, monkeypatch, "finetune.num_steps=0", "paths.finetuned=as_it_is") == 0
     assert "finetune: num_steps is 0: as_it_is is the model in earlier, as it is" in capsys.readouterr().err
     assert contents(project / "as_it_is") == contents(project / "earlier")
@@ -128,9 +123,7 @@ def test_no_steps_take_the_model_as_it_is(
         ("models/finetuned", "models/finetuned: would replace, or lie in, the input models/finetuned"),
     ],
 )
-def test_what_is_no_model_is_one_line(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], start: str, line: str
-) -> None:
+def test_what_is_no_model_is_one_line(project, monkeypatch, capsys, start, line):
     for name, kind in (("exported", "align"), ("bert", "bert")):
         (project / name).mkdir(exist_ok=True)
         (project / name / "config.json").write_text(json.dumps({"model_type": kind}))
@@ -141,9 +134,7 @@ def test_what_is_no_model_is_one_line(
     assert len(said) == 1 and line in said[0]
 
 
-def test_too_small_shards_name_the_value_that_is_the_users(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_small_shards_name_the_value_that_is_the_users(project, monkeypatch, capsys):
     config = json.loads((project / "earlier/config.json").read_text())
     shutil.copytree(project / "earlier", project / "large", dirs_exist_ok=True)
     config["model"] |= {"resize_px": 289, "image_px": 289}
@@ -154,15 +145,13 @@ def test_too_small_shards_name_the_value_that_is_the_users(
     assert "resize_px" not in said
 
 
-def test_no_steps_are_for_finetune_only(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_steps_are_for_finetune_only(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
     assert main(["pretrain", "--set", "pretrain.num_steps=0"]) == 1
     assert "parameter 'pretrain.num_steps' = 0" in capsys.readouterr().err
 
 
-def test_it_trains_at_a_picture_size_and_depth_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_trains_at_a_picture_size_and_depth_of_its_own(project, monkeypatch):
     changes = (
         "finetune.image_px=36", "finetune.resize_px=36", "finetune.stochastic_depth=0.3", "paths.finetuned=own_size",
     )  # fmt: skip
@@ -172,9 +161,7 @@ def test_it_trains_at_a_picture_size_and_depth_of_its_own(project: Path, monkeyp
     assert shape == MODEL.model_dump(mode="json") | {"image_px": 36, "resize_px": 36, "stochastic_depth": 0.3}
 
 
-def test_a_picture_size_that_the_shards_or_no_steps_cannot_have(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_picture_size_that_the_shards_or_no_steps_cannot_have(project, monkeypatch, capsys):
     assert finetune(project, monkeypatch, "finetune.image_px=40") == 1  # from 45 px, in the model's proportion
     assert "images of 36 px, finetune.image_px 40 needs 45: lower it, or set shard.image_px" in capsys.readouterr().err
     assert finetune(project, monkeypatch, "finetune.image_px=40", "finetune.resize_px=36") == 1
@@ -191,8 +178,6 @@ def test_a_picture_size_that_the_shards_or_no_steps_cannot_have(
         ("finetune.text_init_std=0.02", "so this would be ignored; set pretrain.text_init_std"),
     ],
 )
-def test_a_value_that_would_be_ignored_is_an_error(
-    project: Path, override: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_value_that_would_be_ignored_is_an_error(project, override, says, monkeypatch, capsys):
     assert finetune(project, monkeypatch, override) == 1
     assert says in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,14 +12,14 @@ from align.errors import DataError
 from align.formats.shards import iter_texts
 from align.model.tokenizer import TextTokenizer
 from align.training import fit_tokenizer as fit_tokenizer_module
-from align.training.fit_tokenizer import FitTokenizerReport, fit_tokenizer
+from align.training.fit_tokenizer import fit_tokenizer
 from align.training.tokenizer_page import write_page
 from tests.support import training_data
 
 CONFIG = FitTokenizerConfig.model_validate({"vocab_size": 90, "min_count": 1, "max_texts": 1000, "from": None})
 
 
-def test_learns_from_the_training_split(tmp_path: Path) -> None:
+def test_learns_from_the_training_split(tmp_path):
     shards, _ = training_data.write(tmp_path)
     for name in ("a", "b"):
         report = fit_tokenizer(
@@ -47,7 +46,7 @@ def test_learns_from_the_training_split(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a/report/metrics.json").read_text()) == report.metrics
 
 
-def test_the_page_has_lengths_against_the_cut_and_tokens_by_how_often_they_occur(tmp_path: Path) -> None:
+def test_the_page_has_lengths_against_the_cut_and_tokens_by_how_often_they_occur(tmp_path):
     metrics = {"vocab_size": 4, "num_texts": 10, "tokens_per_text": 30.0, "num_truncated": 3, "num_unknown_tokens": 0}
     metrics = {f"fit_tokenizer/{name}": value for name, value in metrics.items()}
     pieces = {"often": 70, "##rare": 1, "seldom": 2, "never": 0}
@@ -61,7 +60,7 @@ def test_the_page_has_lengths_against_the_cut_and_tokens_by_how_often_they_occur
         assert image.width > 300
 
 
-def test_of_many_texts_the_first_are_read_and_no_later_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_texts_the_first_are_read_and_no_later_tar(tmp_path, monkeypatch):
     monkeypatch.setattr(fit_tokenizer_module, "_TEXTS_AT_ONCE", 3)
     shards, _ = training_data.write(tmp_path)
     away, fetched = tmp_path / "away", list[int]()
@@ -69,11 +68,11 @@ def test_of_many_texts_the_first_are_read_and_no_later_tar(tmp_path: Path, monke
     for tar in (shards / "train").glob("*.tar"):
         tar.rename(away / sha256_file(tar))
 
-    def fetch(sha256: str, num_bytes: int) -> Path:
+    def fetch(sha256, num_bytes):
         fetched.append(num_bytes)
         return away / sha256
 
-    def learn(max_texts: int, name: str) -> FitTokenizerReport:
+    def learn(max_texts, name):
         config = CONFIG.model_copy(update={"max_texts": max_texts})
         return fit_tokenizer(
             config, max_tokens=6, shards=shards, out=tmp_path / name, reports=tmp_path / f"{name} report", fetch=fetch
@@ -85,6 +84,6 @@ def test_of_many_texts_the_first_are_read_and_no_later_tar(tmp_path: Path, monke
     assert learn(len(first), "one image").longest_text == max(first, key=lambda text: (len(text.split()), text))
 
 
-def test_no_shards(tmp_path: Path) -> None:
+def test_no_shards(tmp_path):
     with pytest.raises(DataError, match="run `align shard` first"):
         fit_tokenizer(CONFIG, max_tokens=6, shards=tmp_path, out=tmp_path / "t", reports=tmp_path / "r")

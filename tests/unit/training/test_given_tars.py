@@ -3,16 +3,12 @@
 import argparse
 import os
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
-from align.config import Params
 from align.durable.files import sha256_file
-from align.errors import AlignError, ConfigError, DataError
+from align.errors import ConfigError, DataError
 from align.formats.model_folder import read_config
 from align.formats.shards import read_manifest
 from align.model.preprocess import decode
@@ -32,7 +28,7 @@ RECIPE = training_data.RECIPE | {"num_steps": 2, "warmup_steps": 0, "validate_ev
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def project(tmp_path, monkeypatch):
     """A folder with params.yaml, two tars of 20 samples and one of 12, and nothing else: no shards, no verdict."""
     monkeypatch.chdir(tmp_path)
     write_project(tmp_path, training_data.write(tmp_path, num_train=8), RECIPE)
@@ -43,14 +39,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def params(project: Path, *overrides: str) -> Params:
+def params(project, *overrides):
     """Of the project; a quarter is held out."""
     return load_params(project / "params.yaml", ["shard.val_fraction=0.25", "engine.num_workers=1", *overrides])
 
 
-def test_the_tars_are_read_once_and_stay_as_they_are(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tars_are_read_once_and_stay_as_they_are(project, monkeypatch, capsys):
     before = {tar: sha256_file(tar) for tar in (project / "tars").iterdir()}
     (folder, manifest, weight), _ = module.given_data(
         params(project), ["tars/{00000..00001}.tar", "more=0.5"], "pretrain"
@@ -61,7 +55,7 @@ def test_the_tars_are_read_once_and_stay_as_they_are(
     assert {row.given for row in splits["train"].shards} == {*map(str, before)}
     assert "Not gated" in capsys.readouterr().err
 
-    def read_again(*_: object) -> NoReturn:
+    def read_again(*_):
         raise AssertionError("the tars are read again")
 
     with monkeypatch.context() as patched:
@@ -74,7 +68,7 @@ def test_the_tars_are_read_once_and_stay_as_they_are(
         read_manifest(folder)
 
 
-def test_batches_show_the_pictures_and_replace_broken_ones_alike_on_all_ranks(project: Path) -> None:
+def test_batches_show_the_pictures_and_replace_broken_ones_alike_on_all_ranks(project):
     tar = project / "tars/00001.tar"
     data, cut = tar.read_bytes(), given_tars.picture(22, "PNG")
     tar.write_bytes(data.replace(cut, cut[:60] + bytes(len(cut) - 60)))  # its header stays
@@ -89,7 +83,7 @@ def test_batches_show_the_pictures_and_replace_broken_ones_alike_on_all_ranks(pr
             assert np.array_equal(samples.image(number), decode(given_tars.picture(number, form), 36))
             assert samples.texts(number) == text and text[0] == given_tars.text(number)
 
-    def rows(rank: int, world_size: int) -> Any:
+    def rows(rank, world_size):
         loader = TrainLoader(
             SplitSamples(index, 36, on_corrupt="quarantine", cache_bytes=0),
             sampling=Sampling(seed=7, batch_size=8, shuffle_block=1000), augmentation=Augmentation(32, 3, flip=True),
@@ -119,7 +113,7 @@ def test_batches_show_the_pictures_and_replace_broken_ones_alike_on_all_ranks(pr
         ("empty.tar", DataError, r"nothing to train on in 1 tars: the rest of a tar that is cut off or damaged 1"),
     ],
 )
-def test_what_cannot_be_trained_on(project: Path, spec: str, error: type[AlignError], said: str) -> None:
+def test_what_cannot_be_trained_on(project, spec, error, said):
     (project / "empty.tar").write_bytes(b"<html>not here</html>")
     with pytest.raises(error, match=said):
         module.given_data(params(project), [spec], "pretrain")
@@ -127,7 +121,7 @@ def test_what_cannot_be_trained_on(project: Path, spec: str, error: type[AlignEr
 
 
 @pytest.mark.costs(6, "three stages, the second with two ranks")
-def test_from_tars_to_a_model_that_says_it_is_not_gated(project: Path) -> None:
+def test_from_tars_to_a_model_that_says_it_is_not_gated(project):
     typed = ["store.cache=cache", "fit_tokenizer.vocab_size=150", "pretrain.num_processes=2", "finetune.num_steps=1"]
     typed += ["finetune.batch_size=4", "finetune.num_processes=1"]
     values, specs = params(project, *typed), ["tars/{00000..00001}.tar=2", "more=0.5"]

@@ -2,17 +2,14 @@
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import BertConfig, BertForPreTraining, BertModel
+from transformers import BertConfig, BertForPreTraining
 
 from align.config.model import ModelConfig
-from align.config.recipe import Recipe
 from align.durable.files import sha256_file
 from align.errors import AlignError
 from align.model.dual_encoder import DualEncoder
@@ -28,38 +25,37 @@ BERT = {
 IMAGE_TOWER = "test_efficientnet"
 
 
-def shaped(image_tower: str = f"timm:{IMAGE_TOWER}", **text: object) -> ModelConfig:
+def shaped(image_tower=f"timm:{IMAGE_TOWER}", **text):
     towers = {"image_tower": image_tower, "text_tower": {"config": BERT | text}}
     return ModelConfig.model_validate(MODEL.model_dump() | towers)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+def tokenizer(tmp_path_factory):
     _, folder = training_data.write(tmp_path_factory.mktemp("data"))
     return TextTokenizer.load(folder, MODEL.max_tokens)
 
 
 @pytest.fixture(scope="module")
-def efficientnet() -> dict[str, Tensor]:
+def efficientnet():
     return efficientnet_weights()
 
 
-def efficientnet_weights() -> dict[str, Tensor]:
+def efficientnet_weights():
     torch.manual_seed(7)
-    made: dict[str, Tensor] = timm.create_model(IMAGE_TOWER).state_dict()
-    return made
+    return timm.create_model(IMAGE_TOWER).state_dict()
 
 
-def of_image(file: Path) -> Recipe:
+def of_image(file):
     return pretrain_config(image_weights={"path": str(file), "sha256": sha256_file(file)})
 
 
-def of_text(folder: Path) -> Recipe:
+def of_text(folder):
     file = next(folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file())
     return pretrain_config(text_weights={"path": str(folder), "sha256": sha256_file(file)})
 
 
-def refusal(recipe: Recipe, tokenizer: TextTokenizer, config: ModelConfig | None = None) -> str:
+def refusal(recipe, tokenizer, config=None):
     with torch.device("meta"):
         model = DualEncoder(config or shaped(), tokenizer.vocab_size)
     with pytest.raises(AlignError) as error:
@@ -68,9 +64,7 @@ def refusal(recipe: Recipe, tokenizer: TextTokenizer, config: ModelConfig | None
     return str(error.value)
 
 
-def test_a_file_of_torch_is_read_without_running_it(
-    efficientnet: dict[str, Tensor], tokenizer: TextTokenizer, tmp_path: Path
-) -> None:
+def test_a_file_of_torch_is_read_without_running_it(efficientnet, tokenizer, tmp_path):
     save_file(efficientnet, tmp_path / "b0.safetensors")
     torch.save({"state_dict": efficientnet}, tmp_path / "b0.pth")
     one, other = (
@@ -89,19 +83,17 @@ def test_a_file_of_torch_is_read_without_running_it(
 class Hostile:
     """Creates a file when it is unpickled."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
+    def __reduce__(self):
         return Path.touch, (self.path,)
 
 
-def test_what_is_no_image_tower_is_one_line(
-    efficientnet: dict[str, Tensor], tokenizer: TextTokenizer, tmp_path: Path
-) -> None:
+def test_what_is_no_image_tower_is_one_line(efficientnet, tokenizer, tmp_path):
     file = tmp_path / "b0.safetensors"
 
-    def said(weights: dict[str, Tensor], config: ModelConfig | None = None) -> str:
+    def said(weights, config=None):
         save_file(weights, file)
         return refusal(of_image(file), tokenizer, config)
 
@@ -124,10 +116,10 @@ def test_what_is_no_image_tower_is_one_line(
     assert f"{file}: no such file" in refusal(recipe, tokenizer)
 
 
-def write_bert(folder: Path, tokenizer_folder: Path, num_words: int) -> BertModel:
+def write_bert(folder, tokenizer_folder, num_words):
     """A BERT of the tests' size with random weights and its tokenizer, as the hub has it: with heads and a pooler."""
     torch.manual_seed(3)
-    values: dict[str, Any] = BERT | {"vocab_size": num_words + 3, "initializer_range": 0.3}
+    values = BERT | {"vocab_size": num_words + 3, "initializer_range": 0.3}
     model = BertForPreTraining(BertConfig(**values))
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes())
@@ -135,7 +127,7 @@ def write_bert(folder: Path, tokenizer_folder: Path, num_words: int) -> BertMode
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BertModel, Path]:
+def bert(tmp_path_factory):
     """Its folder, the model, and the folder of the project's tokenizer."""
     root = tmp_path_factory.mktemp("bert")
     _, words = training_data.write(root)
@@ -144,7 +136,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BertModel, Pat
 
 
 @torch.no_grad()
-def test_a_bert_computes_what_transformers_does(bert: tuple[Path, BertModel, Path], tmp_path: Path) -> None:
+def test_a_bert_computes_what_transformers_does(bert, tmp_path):
     folder, theirs, words = bert
     tokenizer = TextTokenizer.load(words, MODEL.max_tokens)
     model = DualEncoder(shaped(), tokenizer.vocab_size)
@@ -165,7 +157,7 @@ def test_a_bert_computes_what_transformers_does(bert: tuple[Path, BertModel, Pat
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in older.items()) and len(older) > 20
 
 
-def test_what_is_no_bert_is_one_line(bert: tuple[Path, BertModel, Path], tmp_path: Path) -> None:
+def test_what_is_no_bert_is_one_line(bert, tmp_path):
     folder, _, words = bert
     tokenizer = TextTokenizer.load(words, MODEL.max_tokens)
     assert "hidden_size is 16, model.text_tower needs 32" in refusal(of_text(folder), tokenizer, shaped(hidden_size=32))

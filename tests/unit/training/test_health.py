@@ -19,14 +19,12 @@ from tests.support.training_data import MODEL
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def soon(monkeypatch):
     """A temperature is stuck after five steps."""
     monkeypatch.setattr(health_module, "STUCK_STEPS", 5)
 
 
-def watched(
-    capsys: pytest.CaptureFixture[str], steps: list[dict[str, float]], *, learns_temperature: bool = True
-) -> list[str]:
+def watched(capsys, steps, *, learns_temperature=True):
     """What is said over some steps; a step without a value has a good one, and the temperature moves."""
     health = Health("pretrain", learns_temperature=learns_temperature)
     for number, values in enumerate(steps, start=1):
@@ -34,11 +32,11 @@ def watched(
     return capsys.readouterr().err.splitlines()
 
 
-def test_a_run_that_is_well_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_well_says_nothing(capsys):
     assert watched(capsys, [{}] * 60) == []
 
 
-def test_the_temperature(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_temperature(capsys):
     said = watched(capsys, [{}, {"temperature": 0.001}, {"temperature": 0.0009}, {}])
     assert said == [
         "pretrain: warning: step 2: temperature 0.001, not in [0.005, 2]",
@@ -49,14 +47,14 @@ def test_the_temperature(capsys: pytest.CaptureFixture[str]) -> None:
     assert watched(capsys, [{"temperature": 0.07}] * 9, learns_temperature=False) == []
 
 
-def test_a_jump_of_the_gradients(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_jump_of_the_gradients(capsys):
     assert watched(capsys, [{}] * 10 + [{"gradient_norm": 50.0}]) == []  # a median of ten says little
     said = watched(capsys, [{}] * 30 + [{"gradient_norm": 50.0}, {}])
     assert said[0] == "pretrain: warning: step 31: gradient norm 50, above 20"
     assert len(said) == 2
 
 
-def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows(capsys):
     health = Health("finetune")
     good = {"val/effective_rank": 40.0, "val/batch_norm_gap": 0.01, "train/loader_wait_share": 0.01}
     health.row(1, good, 64)
@@ -74,14 +72,14 @@ def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
-def test_effective_rank_counts_directions(rank: int) -> None:
+def test_effective_rank_counts_directions(rank):
     """Two opposite points along each of some axes: the spectrum is flat over them."""
     axes = torch.eye(8)[:rank]
     assert effective_rank(torch.cat([axes, -axes])) == pytest.approx(rank, rel=1e-6)
     assert effective_rank(torch.cat([axes, -axes])[:, :8].repeat(3, 1)) == pytest.approx(rank, rel=1e-6)
 
 
-def test_effective_rank_of_collapsed_and_of_random_embeddings() -> None:
+def test_effective_rank_of_collapsed_and_of_random_embeddings():
     assert effective_rank(torch.ones(10, 4)) == 1.0
     torch.manual_seed(0)
     random = F.normalize(torch.randn(2000, 16), dim=-1)
@@ -92,9 +90,7 @@ def test_effective_rank_of_collapsed_and_of_random_embeddings() -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 16])
-def test_operations_are_those_of_the_towers_at_the_text_s_length(
-    num_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_operations_are_those_of_the_towers_at_the_text_s_length(num_tokens, monkeypatch):
     """Written out for a text; counted on real tensors for an image, without the zeros in a CPU's kernels."""
     monkeypatch.setattr(mbconv, "pads_maps", lambda _: True)
     operations = count_operations(MODEL, 100)
@@ -114,17 +110,17 @@ BASE = (
 )
 
 
-def _rates(**changes: object) -> list[float]:
+def _rates(**changes):
     recipe = BASE.model_copy(update=changes)
     return [learning_rate_at(step, recipe) for step in range(recipe.num_steps)]
 
 
-def test_linear() -> None:
+def test_linear():
     assert _rates() == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
     assert _rates(warmup_steps=0)[0] == 1.0
 
 
-def test_cosine() -> None:
+def test_cosine():
     rates = _rates(schedule="cosine")
     assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
     assert rates[8] == pytest.approx(0.5)  # in the middle of the decay

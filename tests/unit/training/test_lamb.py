@@ -1,7 +1,5 @@
 """LAMB against a line-by-line NumPy reference, and AdamW against torch's."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,7 @@ RECIPE = load_params(overrides=["pretrain.optimiser=lamb"]).section(PretrainConf
 @pytest.mark.parametrize("adapt", [True, False])
 @pytest.mark.parametrize("zero", [True, False])
 @pytest.mark.parametrize("beta2", [0.999, 0.9])
-def test_equals_the_reference(adapt: bool, zero: bool, beta2: float, device: torch.device) -> None:
+def test_equals_the_reference(adapt, zero, beta2, device):
     generator = np.random.default_rng(0)
     starts = [generator.normal(size=(3, 4)), generator.normal(size=(5,)) * (0.0 if zero else 1.0)]
     grads = [[generator.normal(size=start.shape) for start in starts] for _ in range(6)]
@@ -39,7 +37,7 @@ def test_equals_the_reference(adapt: bool, zero: bool, beta2: float, device: tor
         np.testing.assert_allclose(param.detach().cpu().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_without_trust_ratio_it_is_adamw(device: torch.device) -> None:
+def test_without_trust_ratio_it_is_adamw(device):
     recipe = RECIPE.model_copy(update={"optimiser": "adamw", "weight_decay": 0.3, "vector_learning_rate_scale": 1.0})
     torch.manual_seed(0)
     ours, theirs = (nn.Linear(5, 3).to(device, torch.float64) for _ in range(2))
@@ -61,16 +59,16 @@ def test_without_trust_ratio_it_is_adamw(device: torch.device) -> None:
 class _Kernels(TorchDispatchMode):
     """Counts operations that compute; a view computes nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.num = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.num += not func.is_view
         return func(*args, **(kwargs or {}))
 
 
-def _kernels(num_params: int) -> int:
+def _kernels(num_params):
     """Of the second update of matrices and vectors in four groups."""
     groups = [
         {"params": [nn.Parameter(torch.ones(4, 3) if adapt else torch.ones(4)) for _ in range(num_params)],
@@ -87,7 +85,7 @@ def _kernels(num_params: int) -> int:
     return kernels.num
 
 
-def test_the_number_of_kernels_does_not_grow_with_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_kernels_does_not_grow_with_the_parameters(monkeypatch):
     few = _kernels(2)
     assert few == _kernels(50) < 100
     monkeypatch.setattr(module, "PIECE_BYTES", 10 * 4 * 3 * 4)  # ten matrices a piece
@@ -95,14 +93,14 @@ def test_the_number_of_kernels_does_not_grow_with_the_parameters(monkeypatch: py
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 200, 1 << 20])
-def test_pieces_and_strides_change_no_bit(monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
+def test_pieces_and_strides_change_no_bit(monkeypatch, piece_bytes):
     """Against one piece; weights that are channels-last have updates that are."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(4, 3, 2, 2), (5, 2), (6, 3, 3, 3), (1, 7)]
     starts = [torch.randn(shape, generator=generator) for shape in shapes]
     grads = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)]
 
-    def trained(layout: torch.memory_format) -> list[torch.Tensor]:
+    def trained(layout):
         laid_out = [start.contiguous(memory_format=layout) if start.ndim == 4 else start for start in starts]
         params = [nn.Parameter(start.clone()) for start in laid_out]
         optimiser = Lamb([{"params": params}], weight_decay=0.02, betas=(0.9, 0.99))
@@ -121,7 +119,7 @@ def test_pieces_and_strides_change_no_bit(monkeypatch: pytest.MonkeyPatch, piece
         torch.testing.assert_close(mine, one)  # a norm adds in another order
 
 
-def test_groups_spare_vectors_and_scale_the_text_tower() -> None:
+def test_groups_spare_vectors_and_scale_the_text_tower():
     model = nn.Module()
     model.text_model = nn.Module()
     model.text_model.embeddings = nn.Module()

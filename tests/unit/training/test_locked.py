@@ -5,22 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.config.model import Locked
 from align.errors import TrainingError
 from align.model.dual_encoder import DualEncoder, load_model
-from align.training.run import Trained, run
-from align.training.run_plan import TrainingPlan
+from align.training.run import run
 from align.training.stage import train_stage
 from tests.support import training_data
 from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
 
-CHANGES: dict[str, object] = {"num_steps": 3, "validate_every_steps": 3, "learning_rate": 2e-3}
+CHANGES = {"num_steps": 3, "validate_every_steps": 3, "learning_rate": 2e-3}
 TOWERS = {"image": "vision_model.", "text": "text_model."}
 Start = tuple[tuple[Path, Path], Path]
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+def start(tmp_path_factory):
     """Shards and tokenizer, and a model to start from, with running statistics."""
     root = tmp_path_factory.mktemp("start")
     data = training_data.write(root)
@@ -28,19 +26,19 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
     return data, root / "model"
 
 
-def locked(start: Start, checkpoints: Path, **changes: object) -> TrainingPlan:
+def locked(start, checkpoints, **changes):
     data, model = start
     return plan(data, checkpoints, finetune_config(**(CHANGES | changes)), initial=model)
 
 
-def trained(plan: TrainingPlan) -> Trained:
+def trained(plan):
     found = run(plan)
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize("which", ["image", "text"])
-def test_a_locked_tower_stays_as_it_is_and_all_else_learns(which: Locked, start: Start, tmp_path: Path) -> None:
+def test_a_locked_tower_stays_as_it_is_and_all_else_learns(which, start, tmp_path):
     before = load_model(start[1]).state_dict()
     made = locked(start, tmp_path, locked=which)
     result = trained(made)
@@ -57,9 +55,9 @@ def test_a_locked_tower_stays_as_it_is_and_all_else_learns(which: Locked, start:
 
 
 @pytest.mark.parametrize("which", ["image", "text"])
-def test_how_the_work_is_divided_changes_nothing(which: Locked, start: Start, tmp_path: Path) -> None:
+def test_how_the_work_is_divided_changes_nothing(which, start, tmp_path):
     plain = trained(locked(start, tmp_path / "plain", locked=which))
-    changes: dict[str, dict[str, object]] = {
+    changes = {
         "micro_batch": {"micro_batch": 4}, "blocks": {"gradient_checkpointing": "blocks"}, "stopped": {}
     }  # fmt: skip
     for name, change in changes.items():
@@ -73,14 +71,14 @@ def test_how_the_work_is_divided_changes_nothing(which: Locked, start: Start, tm
 
 @pytest.mark.parametrize("which", ["image", "text"])
 @pytest.mark.parametrize("recompute", ["none", "cheap", "blocks"])
-def test_nothing_of_a_locked_tower_is_kept_for_backward(which: Locked, recompute: str) -> None:
+def test_nothing_of_a_locked_tower_is_kept_for_backward(which, recompute):
     model = DualEncoder(MODEL.model_copy(update={"stochastic_depth": 0.5}), 50)
     model.gradient_checkpointing = recompute  # type: ignore[assignment]  # mypy sees a str
     pixels, draws = torch.rand(4, 3, 32, 32), torch.zeros(4, model.vision_model.num_blocks)
     ids = torch.arange(8).view(2, 4)
 
-    def kept() -> int:
-        saved: list[int] = []
+    def kept():
+        saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda value: saved.append(value.nbytes), lambda value: value):
             if which == "image":
                 model.encode_image(pixels, draws)
@@ -100,7 +98,7 @@ def test_nothing_of_a_locked_tower_is_kept_for_backward(which: Locked, recompute
     assert tower.training and kept() == free and all(param.requires_grad for param in model.parameters())
 
 
-def test_a_tower_without_weights_to_start_from_is_not_locked() -> None:
+def test_a_tower_without_weights_to_start_from_is_not_locked():
     with pytest.raises(ValueError, match="locked: image needs image_weights"):
         pretrain_config(locked="image")
     with pytest.raises(ValueError, match="locked: text needs text_weights"):

@@ -2,8 +2,6 @@
 
 import functools
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,12 +11,12 @@ from torch.nn import functional as F
 
 from align.training import loss as module
 from align.training.loss import align_loss, sigmoid_loss
-from align.training.ranks.process_group import Ranks, launch
+from align.training.ranks.process_group import launch
 
 TILES = [(1, 1), (3, 2), (4, 7), (1024, 1024)]
 
 
-def double_loop(images: Tensor, texts: Tensor, temperature: float, smoothing: float) -> float:
+def double_loop(images, texts, temperature, smoothing):
     """The definition, written out."""
     count = len(images)
     scores = [[float(images[i] @ texts[j]) / temperature for j in range(count)] for i in range(count)]
@@ -32,7 +30,7 @@ def double_loop(images: Tensor, texts: Tensor, temperature: float, smoothing: fl
     return total
 
 
-def naive(images: Tensor, texts: Tensor, temperature: Tensor, smoothing: float) -> Tensor:
+def naive(images, texts, temperature, smoothing):
     """The whole matrix through torch's own cross-entropy."""
     scores, target = images @ texts.T / temperature, torch.arange(len(images))
     return sum(
@@ -40,25 +38,25 @@ def naive(images: Tensor, texts: Tensor, temperature: Tensor, smoothing: float) 
     )
 
 
-def naive_sigmoid(images: Tensor, texts: Tensor, temperature: Tensor, bias: Tensor) -> Tensor:
+def naive_sigmoid(images, texts, temperature, bias):
     """SigLIP's pseudocode."""
     scores = images @ texts.T / temperature + bias
     labels = 2 * torch.eye(len(images), dtype=images.dtype) - 1
     return -F.logsigmoid(labels * scores).sum() / len(images)
 
 
-def embeds(count: int, seed: int, width: int = 6) -> Tensor:
+def embeds(count, seed, width=6):
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(count, width, generator=generator, dtype=torch.float64), dim=-1)
 
 
-def value_and_gradients(function, *inputs: Tensor) -> list[Tensor]:  # type: ignore[no-untyped-def]  # any loss
+def value_and_gradients(function, *inputs):  # type: ignore[no-untyped-def]  # any loss
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     loss = function(*leaves)
     return [loss.detach(), *torch.autograd.grad(3 * loss, leaves)]
 
 
-def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e-10) -> None:
+def assert_close(ours, theirs, tolerance=1e-10):
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
@@ -66,7 +64,7 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e
 @pytest.mark.parametrize("count", [1, 2, 7])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("temperature", [1.0, 1 / 64])
-def test_equals_the_double_loop(count: int, smoothing: float, temperature: float) -> None:
+def test_equals_the_double_loop(count, smoothing, temperature):
     images, texts = embeds(count, 1), embeds(count, 2)
     loss = align_loss(images, texts, torch.tensor(temperature, dtype=torch.float64), smoothing)
     assert float(loss) == pytest.approx(double_loop(images, texts, temperature, smoothing), rel=1e-12)
@@ -75,7 +73,7 @@ def test_equals_the_double_loop(count: int, smoothing: float, temperature: float
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("count", [1, 2, 7, 12])
 @pytest.mark.parametrize("temperature", [1.0, 0.07, 1 / 1000])
-def test_value_and_gradients_for_any_tile(count: int, tile: tuple[int, int], temperature: float) -> None:
+def test_value_and_gradients_for_any_tile(count, tile, temperature):
     inputs = (embeds(count, 3), embeds(count, 4), torch.tensor(temperature, dtype=torch.float64))
     ours = value_and_gradients(functools.partial(align_loss, label_smoothing=0.1, tile=tile), *inputs)
     assert_close(ours, value_and_gradients(functools.partial(naive, smoothing=0.1), *inputs))
@@ -83,14 +81,14 @@ def test_value_and_gradients_for_any_tile(count: int, tile: tuple[int, int], tem
 
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("count", [1, 2, 7, 12])
-def test_sigmoid_value_and_gradients_for_any_tile(count: int, tile: tuple[int, int]) -> None:
+def test_sigmoid_value_and_gradients_for_any_tile(count, tile):
     inputs = (embeds(count, 3), embeds(count, 4), *torch.tensor([0.1, -10.0], dtype=torch.float64))
     ours = value_and_gradients(functools.partial(sigmoid_loss, tile=tile), *inputs)
     assert_close(ours, value_and_gradients(naive_sigmoid, *inputs))
 
 
 @pytest.mark.parametrize("size", [1.0, 30.0])
-def test_rows_of_very_different_size_in_one_tile_in_float32(size: float, device: torch.device) -> None:
+def test_rows_of_very_different_size_in_one_tile_in_float32(size, device):
     """Two exponentials are used where one for rows and columns would under- or overflow."""
     images, texts = embeds(40, 5).float() * 2, embeds(40, 6).float()
     images[::2] *= size
@@ -104,7 +102,7 @@ def test_rows_of_very_different_size_in_one_tile_in_float32(size: float, device:
             torch.testing.assert_close(one.double().cpu(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
-def test_both_paths_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_paths_are_taken(monkeypatch):
     """The test above would say nothing if its tiles never needed two exponentials."""
     images, texts = embeds(40, 5).float() * 2, embeds(40, 6).float()
     images[::2] *= 30
@@ -114,7 +112,7 @@ def test_both_paths_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(scores.logsumexp(1).max() - scores.logsumexp(1).min()) > module._SHARED_RANGE
 
 
-def test_no_matrix_of_the_batch_ever_exists() -> None:
+def test_no_matrix_of_the_batch_ever_exists():
     """The largest tensor is a tile or has the shape of the embeddings."""
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc]  # torch leaves it untyped
@@ -132,7 +130,7 @@ def test_no_matrix_of_the_batch_ever_exists() -> None:
     assert 0 < largest.size <= max(images.untyped_storage().nbytes(), 32 * 32 * 8)
 
 
-def _save_share(path: Path, loss: str, ranks: Ranks) -> None:
+def _save_share(path, loss, ranks):
     inputs = [embeds(12, 7), embeds(12, 8)]
     share = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
     scalars = torch.tensor([0.07, -3.0] if loss == "sigmoid" else [0.07], dtype=torch.float64)
@@ -142,7 +140,7 @@ def _save_share(path: Path, loss: str, ranks: Ranks) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("loss", ["align", "sigmoid"])
-def test_negatives_of_all_ranks_with_exact_gradients(tmp_path: Path, world_size: int, loss: str) -> None:
+def test_negatives_of_all_ranks_with_exact_gradients(tmp_path, world_size, loss):
     launch(functools.partial(_save_share, tmp_path, loss), world_size, 1)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
     scalars = torch.tensor([0.07, -3.0] if loss == "sigmoid" else [0.07], dtype=torch.float64)
@@ -157,7 +155,7 @@ def test_negatives_of_all_ranks_with_exact_gradients(tmp_path: Path, world_size:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype, device: torch.device) -> None:
+def test_half_precision_is_computed_in_float32(dtype, device):
     """In float16 a sum of exponentials over the batch, or of a small temperature's scores, overflows."""
     torch.manual_seed(0)
     images, texts = (F.normalize(torch.randn(300, 8), dim=-1).to(device, dtype).requires_grad_() for _ in range(2))
@@ -171,7 +169,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, device: torch
 
 
 @pytest.mark.parametrize("spread", [1.0, 40.0])  # the second overflows a shared exponential
-def test_what_a_gpu_computes_is_what_a_cpu_computes(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_gpu_computes_is_what_a_cpu_computes(spread, monkeypatch):
     torch.manual_seed(0)
     found = []
     for ways in ({}, module._ON_CUDA):
@@ -184,13 +182,11 @@ def test_what_a_gpu_computes_is_what_a_cpu_computes(spread: float, monkeypatch: 
         torch.testing.assert_close(mine, theirs)
 
 
-def test_a_compiler_that_fails_costs_one_warning(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_compiler_that_fails_costs_one_warning(monkeypatch, capsys):
     calls = []
 
-    def compile(function: Any, **_: Any) -> Any:
-        def fails(*arguments: Any) -> Any:
+    def compile(function, **_):
+        def fails(*arguments):
             calls.append(1)
             raise TorchDynamoException("no working triton\nand a page of code")
 
@@ -211,10 +207,10 @@ def test_a_compiler_that_fails_costs_one_warning(
         module._compiled.cache_clear()
 
 
-def test_another_error_of_a_compiled_tile_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_of_a_compiled_tile_is_not_hidden(monkeypatch):
     """Such as a device without memory: what ran half may have changed its inputs."""
 
-    def fails(*_: Any) -> Any:
+    def fails(*_):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)

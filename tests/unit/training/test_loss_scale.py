@@ -1,7 +1,6 @@
 """Dynamic loss scaling skips the steps that overflow and changes nothing else. On a CPU the towers run in float32."""
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +8,7 @@ from torch.amp import GradScaler
 
 from align.errors import NonFiniteLossError, TrainingError
 from align.training import state as module
-from align.training.loop import Log
-from align.training.run import Trained, run
-from align.training.run_plan import TrainingPlan
+from align.training.run import run
 from tests.support import training_data
 from tests.support.training_data import TermAt, pretrain_config
 
@@ -19,31 +16,29 @@ HUGE = 2.0**127  # the gradients exceed float32
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def data(tmp_path_factory):
     return training_data.write(tmp_path_factory.mktemp("data"))
 
 
-def plan(data: tuple[Path, Path], checkpoints: Path, log: Log | None = None, **changes: object) -> TrainingPlan:
+def plan(data, checkpoints, log=None, **changes):
     recipe = pretrain_config(**({"precision": "float16", "log_every_steps": 1} | changes))
     return training_data.plan(data, checkpoints, recipe, log=log)
 
 
-def assert_same(ours: Trained, theirs: Trained) -> None:
+def assert_same(ours, theirs):
     assert ours.rows == theirs.rows
     for name, weight in theirs.model.state_dict().items():
         assert torch.equal(weight, ours.model.state_dict()[name]), name
 
 
-def test_gradients_that_always_overflow_end_the_run(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_that_always_overflow_end_the_run(data, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "GradScaler", partial(GradScaler, init_scale=HUGE, backoff_factor=1e-39))
     with pytest.raises(NonFiniteLossError, match=r"overflow with a loss scale of 1.7.*e\+38 at step 1 "):
         run(plan(data, tmp_path))
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
-def test_scaling_alone_changes_no_bit(data: tuple[Path, Path], tmp_path: Path, micro_batch: int | None) -> None:
+def test_scaling_alone_changes_no_bit(data, tmp_path, micro_batch):
     short = {"num_steps": 3, "validate_every_steps": 3, "clip_norm": 0.1, "micro_batch": micro_batch}
     plain = run(plan(data, tmp_path, precision="float32", **short))
     scaled = run(plan(data, tmp_path, **short))
@@ -53,9 +48,7 @@ def test_scaling_alone_changes_no_bit(data: tuple[Path, Path], tmp_path: Path, m
     assert_same(scaled, plain)
 
 
-def test_steps_that_overflow_are_skipped_and_resumed_bit_for_bit(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_that_overflow_are_skipped_and_resumed_bit_for_bit(data, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "GradScaler", partial(GradScaler, init_scale=HUGE, growth_interval=2))
     some = {"num_steps": 10, "validate_every_steps": 10}
     whole = run(plan(data, tmp_path / "whole", checkpoint_every_steps=1, keep_checkpoints=10, **some))

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from align.config.model import TextTowerShape
@@ -18,18 +17,17 @@ RECIPE = load_params().section(PretrainConfig).model_copy(update={"optimiser": "
 SHAPES = [(6, 4), (4, 6), (5, 5), (8, 3, 3, 3), (1, 7)]
 
 
-def reference(update: NDArray[np.float64]) -> NDArray[np.float64]:
+def reference(update):
     """The polynomial on each singular value."""
     left, values, right = np.linalg.svd(update.reshape(len(update), -1), full_matrices=False)
     values /= np.sqrt((values**2).sum())
     for _ in range(5):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    found: NDArray[np.float64] = (left * values @ right).reshape(update.shape)
-    return found
+    return (left * values @ right).reshape(update.shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_singular_values_come_near_one_and_their_vectors_stay(shape: tuple[int, ...]) -> None:
+def test_singular_values_come_near_one_and_their_vectors_stay(shape):
     update = np.random.default_rng(0).normal(size=shape)
     expected = reference(update)
     found = orthogonalised(torch.from_numpy(update.astype(np.float32)))
@@ -37,7 +35,7 @@ def test_singular_values_come_near_one_and_their_vectors_stay(shape: tuple[int, 
     assert torch.equal(orthogonalised(torch.zeros(shape)), torch.zeros(shape))
 
 
-def test_updates_are_those_of_torchs_muon() -> None:
+def test_updates_are_those_of_torchs_muon():
     """Up to the size, which the trust ratio sets, and to its products in bfloat16."""
     generator = torch.Generator().manual_seed(0)
     mean = torch.zeros(24, 40)
@@ -51,7 +49,7 @@ def test_updates_are_those_of_torchs_muon() -> None:
         assert torch.cosine_similarity(ours.flatten(), (before - theirs.detach()).flatten(), dim=0) > 0.9995
 
 
-def test_a_step_is_relative_to_the_weights_and_decays_them() -> None:
+def test_a_step_is_relative_to_the_weights_and_decays_them():
     start, grad = torch.randn(6, 4), torch.randn(6, 4)
     weight, update = nn.Parameter(start.clone()), orthogonalised(grad) + 0.1 * start
     optimiser = Lamb([{"params": [weight], "muon": True, "lr_scale": 0.5}], weight_decay=0.1, betas=(0.0, 0.9))
@@ -62,7 +60,7 @@ def test_a_step_is_relative_to_the_weights_and_decays_them() -> None:
     assert set(optimiser.state[weight]) == {"step", "exp_avg"}
 
 
-def test_layers_take_its_updates_and_everything_else_lambs() -> None:
+def test_layers_take_its_updates_and_everything_else_lambs():
     model = DualEncoder(MODEL.model_copy(update={"text_tower": TextTowerShape(width=32, layers=1, heads=2)}), 50)
     chosen = layer_matrices(model)
     names = {name for name, param in model.named_parameters() if param in chosen}
@@ -76,7 +74,7 @@ def test_layers_take_its_updates_and_everything_else_lambs() -> None:
     assert all(group["adapt"] for group in groups if group["muon"])
 
 
-def test_a_matrix_across_ranks_is_refused() -> None:
+def test_a_matrix_across_ranks_is_refused():
     recipe = RECIPE.model_copy(update={"shard_weights": True})
     assert str(recipe.against(MODEL, 1, 2)).startswith("pretrain.optimiser: muon needs whole matrices")
     assert RECIPE.against(MODEL, 1, 2) is None

@@ -4,8 +4,6 @@ import argparse
 import io
 import json
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from align.config.model import ModelConfig
 from align.config.params import profile_overrides
 from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
 from align.display.figure import png
-from align.errors import AlignError, ConfigError, DataError, GateError, NonFiniteLossError, TrainingError
+from align.errors import ConfigError, DataError, GateError, NonFiniteLossError, TrainingError
 from align.formats.shards import read_manifest
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.embedder import Embedder
@@ -29,8 +27,8 @@ from align.training import run as training_run
 from align.training.health import recall_at
 from align.training.lamb import Lamb, parameter_groups
 from align.training.page import MAIN, curves
-from align.training.run import Trained, run, sources
-from align.training.run_plan import Infrastructure, TrainingPlan
+from align.training.run import run, sources
+from align.training.run_plan import Infrastructure
 from align.training.stage import train_stage
 from tests.support import ROOT, training_data
 from tests.support.params import load_params
@@ -40,12 +38,12 @@ from tests.support.training_project import write_project
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def data(tmp_path_factory):
     return training_data.write(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
-def whole(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def whole(data, tmp_path_factory):
     """A run that nothing disturbs."""
     trained = run(plan(data, tmp_path_factory.mktemp("whole")))
     assert trained is not None
@@ -53,9 +51,7 @@ def whole(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize(("stop", "more"), [(2, {}), (4, {"optimiser": "muon", "crop_scale": [0.8, 1.2]})])
-def test_interrupted_and_resumed_equals_uninterrupted(
-    data: tuple[Path, Path], tmp_path: Path, stop: int, more: dict[str, object]
-) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, stop, more):
     recipe = pretrain_config(**more)
     uninterrupted = run(plan(data, tmp_path / "whole", recipe))
     with pytest.raises(TrainingError, match=f"stopped by SIGTERM after step {stop} of 8"):
@@ -65,7 +61,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert [*uninterrupted.found] == [4, 8]
 
 
-def test_learns_what_the_pictures_are_called(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_learns_what_the_pictures_are_called(data, tmp_path):
     model = MODEL.model_copy(update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.5})
     recipe = pretrain_config(num_steps=30, batch_size=16, warmup_steps=5, validate_every_steps=30, log_every_steps=5)
     trained = run(plan(data, tmp_path, recipe, model=model))
@@ -75,9 +71,7 @@ def test_learns_what_the_pictures_are_called(data: tuple[Path, Path], tmp_path: 
     assert trained.pairs_per_s > 0
 
 
-def test_a_temperature_that_is_not_learned_stays_what_it_was(
-    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_temperature_that_is_not_learned_stays_what_it_was(data, tmp_path, capsys, monkeypatch):
     model = MODEL.model_copy(update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.5})
     monkeypatch.setattr(health_module, "STUCK_STEPS", 2)
     health = load_params().section(HealthConfig)
@@ -95,7 +89,7 @@ def test_a_temperature_that_is_not_learned_stays_what_it_was(
     assert "stuck" not in capsys.readouterr().err
 
 
-def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_sigmoid_loss_learns_it_too(data, tmp_path):
     model = MODEL.model_copy(
         update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.1, "logit_bias_init": -3.0}
     )
@@ -116,7 +110,7 @@ def test_the_sigmoid_loss_learns_it_too(data: tuple[Path, Path], tmp_path: Path)
 
 
 @pytest.mark.costs(4, "a stage runs twice, and draws its page")
-def test_a_stage_writes_the_same_bytes_every_time(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_stage_writes_the_same_bytes_every_time(data, tmp_path):
     for name, checkpoints in (("a", "first"), ("b", "second"), ("c", "first")):  # c: from a finished run, exports only
         train_stage(
             plan(data, tmp_path / checkpoints), out=tmp_path / name / "model", reports=tmp_path / name / "reports"
@@ -131,7 +125,7 @@ def test_a_stage_writes_the_same_bytes_every_time(data: tuple[Path, Path], tmp_p
         assert (tmp_path / "c" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path
 
 
-def test_a_run_on_the_first_pairs_resumes_to_the_byte(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_run_on_the_first_pairs_resumes_to_the_byte(data, tmp_path):
     recipe = pretrain_config(max_pairs=31)  # of 48, two of each picture
     whole = run(plan(data, tmp_path / "whole", recipe))
     with pytest.raises(TrainingError, match="stopped by SIGTERM"):
@@ -141,8 +135,8 @@ def test_a_run_on_the_first_pairs_resumes_to_the_byte(data: tuple[Path, Path], t
     assert_same(run(resumed), whole)
 
 
-def test_a_curve_of_one_step_is_seen_and_no_panel_is_empty() -> None:
-    def drawn(*rows: dict[str, float]) -> tuple[int, int]:
+def test_a_curve_of_one_step_is_seen_and_no_panel_is_empty():
+    def drawn(*rows):
         with Image.open(io.BytesIO(png(curves(rows, MAIN, {})))) as image:
             return image.width, int((np.asarray(image.convert("RGB")) == (0x1C, 0x23, 0x30)).all(axis=2).sum())
 
@@ -152,7 +146,7 @@ def test_a_curve_of_one_step_is_seen_and_no_panel_is_empty() -> None:
     assert inked > 20 and one < 0.6 * both
 
 
-def test_the_page_shows_what_the_model_found_as_it_learned(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_page_shows_what_the_model_found_as_it_learned(data, tmp_path):
     """The answers kept at the last validation are those of the model that was saved."""
     watched = plan(data, tmp_path / "ck", pretrain_config(validate_every_steps=2))
     train_stage(watched, out=tmp_path / "model", reports=tmp_path / "reports")
@@ -173,7 +167,7 @@ def test_the_page_shows_what_the_model_found_as_it_learned(data: tuple[Path, Pat
     assert "recall@10 (chance 100.0%)" in page  # of eight images
 
 
-def test_fine_tuning_starts_from_the_given_model(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_the_given_model(data, tmp_path):
     train_stage(plan(data, tmp_path / "ck"), out=tmp_path / "pretrained", reports=tmp_path / "r")
     tiny = finetune_config(learning_rate=1e-9, num_steps=1)
     tuned = plan(data, tmp_path / "ck", tiny, initial=tmp_path / "pretrained")
@@ -187,13 +181,11 @@ def test_fine_tuning_starts_from_the_given_model(data: tuple[Path, Path], tmp_pa
     assert embedder.embed_texts(["a red bar", "left side in green and blue"]).shape == (2, MODEL.embed_width)
 
 
-def test_a_run_digests_and_reads_the_model_it_starts_from_once(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_digests_and_reads_the_model_it_starts_from_once(data, tmp_path, monkeypatch):
     train_stage(plan(data, tmp_path / "ck"), out=tmp_path / "pretrained", reports=tmp_path / "r")
-    done: list[str] = []
+    done = []
 
-    def counting(module: ModuleType, name: str) -> None:
+    def counting(module, name):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *some: done.append(name) or function(*some))
 
@@ -209,7 +201,7 @@ def test_a_run_digests_and_reads_the_model_it_starts_from_once(
     assert done == []
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(data, tmp_path):
     recipe = pretrain_config(learning_rate=1e38, warmup_steps=7, checkpoint_every_steps=1)
     broken = plan(data, tmp_path, recipe)
     with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step"):
@@ -218,8 +210,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(data: tuple[Path, P
     assert saved is not None and all(np.isfinite(saved["losses"]))
 
 
-def test_what_varies_goes_to_live_logging_and_nowhere_else(data: tuple[Path, Path], tmp_path: Path) -> None:
-    live: list[dict[str, float]] = []
+def test_what_varies_goes_to_live_logging_and_nowhere_else(data, tmp_path):
+    live = []
     health = load_params().section(HealthConfig).model_copy(update={"device_tflops": 0.1, "price_per_hour": 3.0})
     trained = run(plan(data, tmp_path, log=lambda row, step: live.append(row), health=health))
     varying = {"train/pairs_per_s", "train/device_hours", "train/mfu", "train/cost", "train/loader_wait_share",
@@ -231,7 +223,7 @@ def test_what_varies_goes_to_live_logging_and_nowhere_else(data: tuple[Path, Pat
     assert 0 <= trained.rows[-1]["val/batch_norm_gap"] < 1
 
 
-def test_contradictions_are_named(data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_contradictions_are_named(data, tmp_path):
     with pytest.raises(ConfigError, match=r"pretrain\.batch_size 6 must be a multiple"):
         run(plan(data, tmp_path, pretrain_config(batch_size=6)))
     large = MODEL.model_copy(update={"resize_px": 40})
@@ -239,7 +231,7 @@ def test_contradictions_are_named(data: tuple[Path, Path], tmp_path: Path) -> No
         plan(data, tmp_path, model=large)
 
 
-def test_recall_against_a_hand_written_matrix() -> None:
+def test_recall_against_a_hand_written_matrix():
     similarity = np.array([[0.9, 0.8, 0.1], [0.5, 0.2, 0.4], [0.3, 0.3, 0.3]], dtype=np.float32)
     relevant = np.eye(3, dtype=np.bool_)
     assert recall_at(similarity, relevant, 1) == pytest.approx(1 / 3)  # the tie in row 2 counts against it
@@ -250,7 +242,7 @@ def test_recall_against_a_hand_written_matrix() -> None:
 
 
 #: Another value for each neutral field.
-NEUTRAL: dict[str, object] = {
+NEUTRAL = {
     "best_metric": "val/effective_rank", "checkpoint_every_steps": 1, "compile": True,
     "export": "best", "validate_on": ["concepts"],
     "gradient_checkpointing": "cheap", "keep_checkpoints": 1, "micro_batch": 4, "num_loader_processes": 2,
@@ -259,15 +251,15 @@ NEUTRAL: dict[str, object] = {
 
 
 @pytest.fixture(scope="module")
-def base(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> TrainingPlan:
+def base(data, tmp_path_factory):
     return plan(data, tmp_path_factory.mktemp("checkpoints"))
 
 
-def key(plan: TrainingPlan) -> str:
+def key(plan):
     return plan.folder().directory.name
 
 
-def test_neutral_fields_keep_the_key(data: tuple[Path, Path], base: TrainingPlan) -> None:
+def test_neutral_fields_keep_the_key(data, base):
     assert NEUTRAL.keys() == Recipe.neutral_fields
     assert base.recipe.deciding_values().keys() == Recipe.model_fields.keys() - Recipe.neutral_fields
     for name, value in NEUTRAL.items():
@@ -275,7 +267,7 @@ def test_neutral_fields_keep_the_key(data: tuple[Path, Path], base: TrainingPlan
         assert key(plan(data, base.checkpoints, pretrain_config(**{name: value}))) == key(base), name
 
 
-def test_what_pre_training_began_with_keeps_the_key_of_fine_tuning() -> None:
+def test_what_pre_training_began_with_keeps_the_key_of_fine_tuning():
     """It is in the model of `finetune.from`, which counts by its weights."""
     given = {"path": "bert", "sha256": "a" * 64}
     plain, changed = finetune_config(), finetune_config(text_weights=given)
@@ -288,16 +280,16 @@ def test_what_pre_training_began_with_keeps_the_key_of_fine_tuning() -> None:
     {"learning_rate": 0.01}, {"seed": 1}, {"flip": True}, {"precision": "float16"}, {"log_every_steps": 1},
     {"max_pairs": 9},
 ])  # fmt: skip
-def test_other_fields_change_the_key(data: tuple[Path, Path], base: TrainingPlan, change: dict[str, object]) -> None:
+def test_other_fields_change_the_key(data, base, change):
     assert key(plan(data, base.checkpoints, pretrain_config(**change))) != key(base)
 
 
-def test_the_model_changes_the_key(data: tuple[Path, Path], base: TrainingPlan) -> None:
+def test_the_model_changes_the_key(data, base):
     wider = MODEL.model_copy(update={"embed_width": 24})
     assert key(plan(data, base.checkpoints, model=wider)) != key(base)
 
 
-def test_prices_and_machines_keep_the_key(data: tuple[Path, Path], base: TrainingPlan) -> None:
+def test_prices_and_machines_keep_the_key(data, base):
     params = load_params()
     priced = params.section(HealthConfig).model_copy(update={"price_per_hour": 3.0})
     cluster = params.section(ClusterConfig).model_copy(update={"num_nodes": 2, "rendezvous": "10.0.0.1:29500"})
@@ -305,9 +297,7 @@ def test_prices_and_machines_keep_the_key(data: tuple[Path, Path], base: Trainin
     assert key(elsewhere) == key(base)
 
 
-def test_what_computes_changes_the_half_of_the_key_that_may_be_accepted(
-    data: tuple[Path, Path], base: TrainingPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_computes_changes_the_half_of_the_key_that_may_be_accepted(data, base, monkeypatch):
     """Torch's version and the kind of device; not the build of the same version, nor how many devices there are."""
     values, _, code = key(base).rpartition("-")
     version = torch.__version__.partition("+")[0]
@@ -322,12 +312,10 @@ def test_what_computes_changes_the_half_of_the_key_that_may_be_accepted(
     assert now == values and of_code != code
 
 
-def test_words_keep_the_key_and_code_changes_it(
-    data: tuple[Path, Path], base: TrainingPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_words_keep_the_key_and_code_changes_it(data, base, tmp_path, monkeypatch):
     expected, file_of = key(base), provenance._file
 
-    def with_edit(module: str, old: str, new: str) -> str:
+    def with_edit(module, old, new):
         text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
         assert old in text
         edited = tmp_path / f"{module}.py"
@@ -357,9 +345,8 @@ def test_words_keep_the_key_and_code_changes_it(
     ],
 )
 def test_a_stage_refuses_shards_without_a_passed_verdict(
-    stage: ModuleType, out: str, judged: str | None, passed: bool, error: type[AlignError], said: str,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    stage, out, judged, passed, error, said, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     data = training_data.write(tmp_path, num_train=8)
     write_project(tmp_path, data, training_data.RECIPE | {"num_steps": 1, "warmup_steps": 0})
@@ -380,7 +367,7 @@ PUBLISHED = {"cc3m": 39.3, "ablation": 224.5, "coyo": 224.5, "paper": 873.4}
 
 @pytest.mark.costs(3, "the towers of the paper, operation by operation")
 @pytest.mark.parametrize("profile", PUBLISHED)
-def test_a_step_of_a_published_recipe(profile: str) -> None:
+def test_a_step_of_a_published_recipe(profile):
     """On the meta device: forward, backward and the update of a group of pairs."""
     params = load_params(overrides=profile_overrides(profile))
     config, recipe = params.section(ModelConfig), params.section(PretrainConfig)
@@ -410,7 +397,7 @@ def test_a_step_of_a_published_recipe(profile: str) -> None:
 
 
 @pytest.mark.full
-def test_real_steps_of_cc3m(tmp_path: Path) -> None:
+def test_real_steps_of_cc3m(tmp_path):
     """B3 + Mini at 289 px on a batch of 16: half a minute."""
     shards, tokenizer = training_data.write(tmp_path, num_train=32, num_val=0, px=346)
     params = load_params(overrides=profile_overrides("cc3m"))

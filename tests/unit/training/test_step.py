@@ -4,11 +4,9 @@ import functools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,8 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from align.config.model import Checkpointing, ModelConfig
-from align.config.recipe import Recipe
+from align.config.model import ModelConfig
 from align.errors import ConfigError, NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
@@ -32,7 +29,7 @@ from align.training.ranks import buckets as buckets_module
 from align.training.ranks.process_group import Ranks, launch
 from align.training.run import run, start_alike
 from align.training.state import new_state
-from align.training.step import Gradients, compute_gradients
+from align.training.step import compute_gradients
 from tests.support import training_data
 from tests.support.double_precision import double_precision
 from tests.support.step_counts import SHARE, count
@@ -43,11 +40,11 @@ BATCH = 32
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer(tmp_path_factory):
     return training_data.write(tmp_path_factory.mktemp("data"))[1]
 
 
-def whole_batch() -> Batch:
+def whole_batch():
     generator = np.random.default_rng(0)
     images = torch.from_numpy(generator.integers(0, 255, (BATCH, 32, 32, 3), dtype=np.uint8))
     words = ["red", "green", "a bar at the top", "left side in blue", "yellow"]
@@ -63,10 +60,7 @@ class Step(NamedTuple):
     grads: dict[str, Tensor]
 
 
-def gradients(
-    tokenizer: Path, recipe: Recipe, ranks: Ranks = ALONE, watch: Callable[[Tensor], None] | None = None,
-    *, tokens: bool = False, dtype: torch.dtype = torch.float64,
-) -> Step:  # fmt: skip
+def gradients(tokenizer, recipe, ranks=ALONE, watch=None, *, tokens=False, dtype=torch.float64):
     """One step. `watch` is called when a backward pass has finished a parameter; with `tokens` the batch has them."""
     torch.manual_seed(0)
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
@@ -86,7 +80,7 @@ def gradients(
     return Step(float(loss), float(norm), grads)
 
 
-def assert_equal(ours: Step, theirs: Step, loss: float = 1e-10, norm: float = 1e-10, grads: float = 1e-10) -> None:
+def assert_equal(ours, theirs, loss=1e-10, norm=1e-10, grads=1e-10):
     """But for rounding: at most so far apart, as shares."""
     assert ours.loss == pytest.approx(theirs.loss, rel=loss)
     assert ours.norm == pytest.approx(theirs.norm, rel=norm)
@@ -97,7 +91,7 @@ def assert_equal(ours: Step, theirs: Step, loss: float = 1e-10, norm: float = 1e
 
 
 @pytest.mark.parametrize("micro_batch", [4, 8, 12, 32])
-def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int, device: torch.device) -> None:
+def test_a_micro_batch_changes_no_gradient(tokenizer, micro_batch, device):
     """Nor that of the temperature: adding it once per part would be wrong by the number of parts."""
     recipe = pretrain_config(batch_size=BATCH, precision="float32")
     whole = gradients(tokenizer, recipe)
@@ -106,7 +100,7 @@ def test_a_micro_batch_changes_no_gradient(tokenizer: Path, micro_batch: int, de
     assert_equal(gradients(tokenizer, in_parts, Ranks(0, 1, device)), whole)
 
 
-def with_fewer_negatives(images: Tensor, texts: Tensor, temperature: float, groups: int) -> float:
+def with_fewer_negatives(images, texts, temperature, groups):
     """The definition, written out: a pair is told from those whose number in the batch leaves the same rest."""
     scores, total = (images @ texts.T / temperature).tolist(), 0.0
     for table in (scores, [list(column) for column in zip(*scores, strict=True)]):
@@ -120,14 +114,12 @@ def with_fewer_negatives(images: Tensor, texts: Tensor, temperature: float, grou
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
-def test_fewer_negatives_are_groups_of_the_global_batch(
-    tokenizer: Path, share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fewer_negatives_are_groups_of_the_global_batch(tokenizer, share, monkeypatch):
     recipe = pretrain_config(batch_size=BATCH, negatives_share=share)
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen = []
     loss_of = module._loss
 
-    def watched(model: DualEncoder, recipe: Recipe, embeds: tuple[Tensor, Tensor], ranks: Ranks) -> Tensor:
+    def watched(model, recipe, embeds, ranks):
         seen.append((embeds[0].detach(), embeds[1].detach()))
         return loss_of(model, recipe, embeds, ranks)
 
@@ -138,7 +130,7 @@ def test_fewer_negatives_are_groups_of_the_global_batch(
     assert_equal(gradients(tokenizer, pretrain_config(batch_size=BATCH, negatives_share=share, micro_batch=8)), some)
 
 
-def test_shares_of_negatives_that_cannot_be() -> None:
+def test_shares_of_negatives_that_cannot_be():
     with pytest.raises(ValidationError, match=r"expected 1, 0.5 or 0.25: the paper's"):
         pretrain_config(negatives_share=0.3)
     some = pretrain_config(batch_size=12, negatives_share=0.25)
@@ -148,7 +140,7 @@ def test_shares_of_negatives_that_cannot_be() -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [4, None])
-def test_float32_differs_by_its_rounding(tokenizer: Path, micro_batch: int | None, device: torch.device) -> None:
+def test_float32_differs_by_its_rounding(tokenizer, micro_batch, device):
     """A cosine, a sum of 16 products of rounded numbers whose sizes add up to 1, is wrong by 19 / 2^24 at most. Four of
     them, divided by the temperature 0.1, are in a loss of 9.7: 5e-6. As much again is for the towers' own rounding, and
     their gradients pass batch-norm over four samples.
@@ -163,9 +155,7 @@ def test_float32_differs_by_its_rounding(tokenizer: Path, micro_batch: int | Non
     [({"gradient_checkpointing": "cheap"}, 1e-3), ({"gradient_checkpointing": "blocks"}, 1e-3),
      ({"precision": "bfloat16"}, 0.25)],
 )  # fmt: skip
-def test_a_card_computes_what_a_cpu_does(
-    tokenizer: Path, changes: dict[str, Any], bound: float, card: torch.device
-) -> None:
+def test_a_card_computes_what_a_cpu_does(tokenizer, changes, bound, card):
     """All gradients as one vector; on a CPU the towers are float32 in every precision."""
     recipe = pretrain_config(batch_size=BATCH, precision="float32")
     exact = gradients(tokenizer, recipe)
@@ -176,14 +166,14 @@ def test_a_card_computes_what_a_cpu_does(
     assert float((mine - theirs).norm() / theirs.norm()) < bound
 
 
-def test_the_host_waits_for_a_card_once_in_a_step(tokenizer: Path, card: torch.device) -> None:
+def test_the_host_waits_for_a_card_once_in_a_step(tokenizer, card):
     """By torch's own count, with the update and the values of the step before."""
     words, recipe = TextTokenizer.load(tokenizer, MODEL.max_tokens), pretrain_config(batch_size=BATCH)
     model, ranks = DualEncoder(MODEL, words.vocab_size).train().to(card), Ranks(0, 1, card)
     state, batch = new_state(model, recipe), whole_batch()
     batch = replace(batch, draws=batch.draws[:, : model.vision_model.num_blocks])
 
-    def step() -> Gradients:
+    def step():
         state.optimiser.set_learning_rate(1e-3)
         found = compute_gradients(model, recipe, ranks, words, batch)
         state.optimiser.step()
@@ -201,7 +191,7 @@ def test_the_host_waits_for_a_card_once_in_a_step(tokenizer: Path, card: torch.d
     assert len([each for each in seen if "called a synchronizing" in str(each.message)]) <= 2
 
 
-def test_texts_in_parts_by_length_change_no_gradient(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_in_parts_by_length_change_no_gradient(tokenizer, monkeypatch):
     recipe = pretrain_config(batch_size=BATCH)
     gpu = torch.device("cuda", 0)
     assert [module.text_part_size(recipe, BATCH, device) for device in (ALONE.device, gpu)] == [32, 8]
@@ -214,7 +204,7 @@ def test_texts_in_parts_by_length_change_no_gradient(tokenizer: Path, monkeypatc
     assert_equal(gradients(tokenizer, recipe, tokens=True), whole)
 
 
-def test_clipping_scales_all_gradients_together(tokenizer: Path) -> None:
+def test_clipping_scales_all_gradients_together(tokenizer):
     loss, norm, free = gradients(tokenizer, pretrain_config(batch_size=BATCH))
     assert norm == pytest.approx(
         float(sum((grad.square().sum() for grad in free.values()), torch.tensor(0.0)).sqrt()), rel=1e-12
@@ -233,15 +223,15 @@ def test_clipping_scales_all_gradients_together(tokenizer: Path) -> None:
 WAYS = (None, 4)
 
 
-def _save(tokenizer: Path, out: Path, ranks: Ranks) -> None:
+def _save(tokenizer, out, ranks):
     """Gradients of both ways, and what happened in which order: a gradient was complete, a message started."""
     buckets_module.BUCKET_BYTES = 16384
     fewer = gradients(tokenizer, pretrain_config(batch_size=BATCH, negatives_share=0.25), ranks)
     start_sum, saved = Ranks.start_sum, {}
     for micro_batch in WAYS:
-        events: list[str] = []
+        events = []
 
-        def sent(ranks: Ranks, tensor: Tensor, events: list[str] = events) -> Any:
+        def sent(ranks, tensor, events=events):
             events.append("message")
             return start_sum(ranks, tensor)
 
@@ -259,18 +249,18 @@ def _save(tokenizer: Path, out: Path, ranks: Ranks) -> None:
         torch.save((saved, tuple(fewer), before, after), out)
 
 
-def _apart(model: DualEncoder, ranks: Ranks) -> float:
+def _apart(model, ranks):
     """The largest difference of any number in the ranks' models."""
     everyone = ranks.gather(torch.cat([value.flatten().double() for value in model.state_dict().values()])[None])
     return float((everyone - everyone[0]).abs().max())
 
 
-def _note(events: list[str], _: Tensor) -> None:
+def _note(events, _):
     events.append("gradient")
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.full)])
-def test_ranks_and_micro_batches_change_no_gradient(tokenizer: Path, tmp_path: Path, world_size: int) -> None:
+def test_ranks_and_micro_batches_change_no_gradient(tokenizer, tmp_path, world_size):
     """And gradients travel while the backward pass runs; afterwards they are views of what travelled, not copies."""
     launch(functools.partial(_save, tokenizer, tmp_path / "out.pt"), world_size, 1)
     whole = gradients(tokenizer, pretrain_config(batch_size=BATCH))
@@ -287,18 +277,18 @@ def test_ranks_and_micro_batches_change_no_gradient(tokenizer: Path, tmp_path: P
             assert events.index("message") > (BATCH // world_size // micro_batch - 1) * 10
 
 
-def test_activations_are_those_of_a_micro_batch(tokenizer: Path) -> None:
-    def most_saved(micro_batch: int | None) -> int:
+def test_activations_are_those_of_a_micro_batch(tokenizer):
+    def most_saved(micro_batch):
         held = most = 0
 
         class Saved:
-            def __init__(self, tensor: Tensor) -> None:
+            def __init__(self, tensor):
                 nonlocal held, most
                 self.tensor, self.size = tensor, tensor.nbytes
                 held += self.size
                 most = max(most, held)
 
-            def __del__(self) -> None:
+            def __del__(self):
                 nonlocal held
                 held -= self.size
 
@@ -314,11 +304,11 @@ class _Waits(TorchDispatchMode):
 
     ASKS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique", "item", "argwhere")
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.asked: Counter[str] = Counter()
+        self.asked = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if any(name == ask or name == f"_{ask}" or name.startswith(f"{ask}_") for ask in self.ASKS):
             self.asked[name] += 1
@@ -326,28 +316,26 @@ class _Waits(TorchDispatchMode):
 
 
 @pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_on_a_gpu(monkeypatch):
     """A CPU takes the ways of a GPU: on a CPU a question costs nothing, so there it may be asked."""
     monkeypatch.setattr(loss_module, "_tile_function", lambda function, _: loss_module._ON_CUDA.get(function, function))
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)  # texts are not sorted, nor asked for padding
 
 
 @pytest.mark.parametrize("micro_batch", [None, 8])
-def test_the_host_waits_for_nothing_within_a_step(
-    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: None, micro_batch: int | None
-) -> None:
+def test_the_host_waits_for_nothing_within_a_step(tokenizer, tmp_path, monkeypatch, as_on_a_gpu, micro_batch):
     """Steps of a whole run; what they leave is read once for each, and not before the next one has been started."""
-    events: list[str] = []
+    events = []
     update, arrived = loop._update, readings.OnItsWay.arrived
     waits = _Waits()
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments):
         with waits:
             pending = update(*arguments)
         events.append("started")
         return pending
 
-    def read(on_its_way: readings.OnItsWay) -> list[float]:
+    def read(on_its_way):
         events.append("read")
         return arrived(on_its_way)
 
@@ -361,20 +349,18 @@ def test_the_host_waits_for_nothing_within_a_step(
     assert "".join(event[0] for event in events) == "s" + "sr" + "sr" + "srr" + "sr"
 
 
-def test_what_counts_the_waits_sees_one() -> None:
+def test_what_counts_the_waits_sees_one():
     with _Waits() as waits:
         float(torch.ones(1)), bool(torch.ones(1) > 0), torch.ones(3).nonzero()
     assert waits.asked.total() >= 3
 
 
 @pytest.mark.parametrize("what", ["loss", "norm"])
-def test_no_checkpoint_holds_a_step_that_was_not_finite(
-    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_no_checkpoint_holds_a_step_that_was_not_finite(tokenizer, tmp_path, monkeypatch, what):
     """Step 3 is broken; its values would come with step 4, but the checkpoint of step 3 waits for them."""
     compute, calls = loop.compute_gradients, []
 
-    def broken(*arguments: Any) -> Gradients:
+    def broken(*arguments):
         calls.append(1)
         gradients = compute(*arguments)
         return gradients._replace(**{what: torch.tensor(math.nan)}) if len(calls) == 3 else gradients
@@ -392,19 +378,19 @@ def test_no_checkpoint_holds_a_step_that_was_not_finite(
         assert plan.folder().steps() == ([] if saved_at == 3 else [2])
 
 
-def test_a_micro_batch_that_does_not_fit_batch_norm_is_refused(tokenizer: Path, tmp_path: Path) -> None:
+def test_a_micro_batch_that_does_not_fit_batch_norm_is_refused(tokenizer, tmp_path):
     data = (tokenizer.parent / "shards", tokenizer)
     with pytest.raises(ConfigError, match=r"micro_batch 6 must be a multiple of model\.batch_norm_group 4"):
         run(training_data.plan(data, tmp_path, pretrain_config(micro_batch=6)))
 
 
-def test_a_step_asks_nothing_and_sends_what_it_must(tokenizer: Path) -> None:
+def test_a_step_asks_nothing_and_sends_what_it_must(tokenizer):
     whole, parts = (count(tokenizer, micro_batch=micro_batch) for micro_batch in (None, SHARE // 4))
     assert not whole.asked and not parts.asked
     assert parts.messages == whole.messages > 0  # gradients once, embeddings once
 
 
-def test_each_part_of_a_step_fetches_sharded_weights(tokenizer: Path) -> None:
+def test_each_part_of_a_step_fetches_sharded_weights(tokenizer):
     whole, parts = (count(tokenizer, shard_weights=True, micro_batch=each) for each in (None, SHARE // 4))
     assert parts.messages > 3 * whole.messages and not parts.asked
 
@@ -412,22 +398,22 @@ def test_each_part_of_a_step_fetches_sharded_weights(tokenizer: Path) -> None:
 FEW = 8
 
 
-def images(model: DualEncoder, seed: int) -> Tensor:
+def images(model, seed):
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.rand(FEW, 3, 32, 32, generator=generator) * 2 - 1
     return model.encode_image(pixels, torch.rand(FEW, model.vision_model.num_blocks, generator=generator))
 
 
-def texts(model: DualEncoder, seed: int) -> Tensor:
+def texts(model, seed):
     ids = torch.randint(5, 50, (FEW, 16), generator=torch.Generator().manual_seed(seed))
     return model.encode_text(ids, torch.ones_like(ids))
 
 
-def kept_bytes(work: Callable[[], Tensor]) -> int:
+def kept_bytes(work):
     """Bytes of all distinct storages that autograd keeps for a backward pass."""
-    storages: dict[int, tuple[int, Tensor]] = {}
+    storages = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor):
         storages[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
         return tensor
 
@@ -438,7 +424,7 @@ def kept_bytes(work: Callable[[], Tensor]) -> int:
 
 
 @pytest.fixture
-def model() -> DualEncoder:
+def model():
     torch.manual_seed(0)
     tower = {"width_coefficient": 0.25, "depth_coefficient": 0.5}
     text = {"width": 16, "layers": 3, "heads": 2}
@@ -446,7 +432,7 @@ def model() -> DualEncoder:
     return DualEncoder(ModelConfig.model_validate(MODEL.model_dump() | changes), vocab_size=50).train()
 
 
-def loss_and_gradients(model: DualEncoder) -> tuple[float, dict[str, Tensor]]:
+def loss_and_gradients(model):
     """Of a batch in two parts: the second one's draws must not be those that the first is computed again with."""
     model.zero_grad()
     image_embeds = torch.cat([images(model, 1), images(model, 2)])
@@ -457,7 +443,7 @@ def loss_and_gradients(model: DualEncoder) -> tuple[float, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("what", ["cheap", "blocks"])
 @pytest.mark.parametrize("group", [4, 64])
-def test_loss_and_gradients_stay_the_same(model: DualEncoder, group: int, what: Checkpointing) -> None:
+def test_loss_and_gradients_stay_the_same(model, group, what):
     model = DualEncoder(model.config.model_copy(update={"batch_norm_group": group}), 50).train()
     assert model.gradient_checkpointing == "none"
     plain = loss_and_gradients(model)
@@ -473,16 +459,14 @@ def test_loss_and_gradients_stay_the_same(model: DualEncoder, group: int, what: 
 @pytest.mark.parametrize(
     ("tower", "what", "at_most"), [(images, "cheap", 0.75), (images, "blocks", 0.4), (texts, "blocks", 0.4)]
 )
-def test_fewer_bytes_are_kept(
-    model: DualEncoder, tower: Callable[[DualEncoder, int], Tensor], what: Checkpointing, at_most: float
-) -> None:
+def test_fewer_bytes_are_kept(model, tower, what, at_most):
     plain = kept_bytes(lambda: tower(model, 1))
     model.gradient_checkpointing = what
     again = kept_bytes(lambda: tower(model, 1))
     assert 0 < again < at_most * plain, (again, plain)
 
 
-def test_evaluation_is_not_computed_twice(model: DualEncoder) -> None:
+def test_evaluation_is_not_computed_twice(model):
     model.gradient_checkpointing = "blocks"
     with torch.inference_mode():
         assert images(model.eval(), 1).shape == (FEW, model.config.embed_width)

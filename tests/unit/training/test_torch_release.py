@@ -11,7 +11,7 @@ from align.release.packaging.packaged_model import REQUIREMENTS
 from tests.support import warm
 
 
-def test_workers_and_commands_have_the_torch_of_pythonpath(tmp_path: Path) -> None:
+def test_workers_and_commands_have_the_torch_of_pythonpath(tmp_path):
     beside = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if (Path(one) / "torch").is_dir()]
     assert all(Path(torch.__file__).is_relative_to(folder) for folder in beside[:1])
     command = [warm.commands() / "python", "-c", "import torch; print(torch.__file__)"]
@@ -19,7 +19,7 @@ def test_workers_and_commands_have_the_torch_of_pythonpath(tmp_path: Path) -> No
     assert said.strip() == torch.__file__
 
 
-def test_the_release_is_allowed_and_ci_installs_the_newest() -> None:
+def test_the_release_is_allowed_and_ci_installs_the_newest():
     (allowed,) = (line for line in REQUIREMENTS if line.startswith("torch>"))
     low, high = (tuple(map(int, part.split("."))) for part in re.findall(r"[\d.]+", allowed))
     release = tuple(map(int, re.findall(r"\d+", torch.__version__)[:3]))

@@ -1,7 +1,5 @@
 """Histograms by a real engine, and their distance."""
 
-from typing import Any
-
 import duckdb
 import pytest
 from ruamel.yaml import YAML
@@ -29,14 +27,12 @@ REFERENCE = DriftReference(
         ({}, {}, 0.0),
     ],
 )
-def test_distance_is_the_share_that_would_have_to_move(
-    one: dict[str, float], other: dict[str, float], expected: float
-) -> None:
+def test_distance_is_the_share_that_would_have_to_move(one, other, expected):
     assert distance(one, other) == expected
     assert distance(other, one) == expected
 
 
-def rows_of(pairs: list[tuple[Any, ...]]) -> Any:
+def rows_of(pairs):
     """Runs SQL over pairs of (keep, text, shorter side in px, language)."""
     connection = duckdb.connect()
     connection.execute(
@@ -49,7 +45,7 @@ def rows_of(pairs: list[tuple[Any, ...]]) -> Any:
     return lambda query: connection.execute(query).fetchall()
 
 
-def test_only_kept_pairs_count_and_buckets_begin_at_their_lower_end() -> None:
+def test_only_kept_pairs_count_and_buckets_begin_at_their_lower_end():
     pairs = [
         (True, "x" * 9, 199, "en"),
         (True, "x" * 10, 200, "en"),
@@ -68,7 +64,7 @@ def test_only_kept_pairs_count_and_buckets_begin_at_their_lower_end() -> None:
     assert "language" not in distributions(rows_of(pairs), languages=False)
 
 
-def test_rare_languages_count_as_one() -> None:
+def test_rare_languages_count_as_one():
     codes = [f"{first}{second}" for first in "abcdef" for second in "abcdef"]
     shares = distributions(rows_of([(True, "a text", 300, code) for code in codes]), languages=True)["language"]
     assert len(shares) == 31
@@ -76,18 +72,18 @@ def test_rare_languages_count_as_one() -> None:
     assert abs(sum(shares.values()) - 1) < 1e-4
 
 
-def test_nothing_kept_gives_empty_histograms_rather_than_an_error() -> None:
+def test_nothing_kept_gives_empty_histograms_rather_than_an_error():
     histograms = distributions(rows_of([(False, "a", 300, "en")]), languages=True)
     assert sum(histograms["text_length"].values()) == 0
     assert histograms["language"] == {}
 
 
-def test_drift_measures_what_both_have() -> None:
+def test_drift_measures_what_both_have():
     now = {"language": {"en": 0.8, "de": 0.2}, "text_length": {"0-9": 1.0}}
     assert drift(0.45, now, REFERENCE) == {"keep_rate": 0.05, "language": 0.3}
 
 
-def test_the_picture_has_a_panel_each_and_an_outline_of_the_reference() -> None:
+def test_the_picture_has_a_panel_each_and_an_outline_of_the_reference():
     now = {"text_length": {"0-9": 0.2, "10-14": 0.8}, "language": {"en": 1.0}}
     alone, compared = drift_figure(now, {}), drift_figure(now, {"language": {"de": 0.5, "en": 0.5}})
     assert [len(axes.patches) for axes in alone.axes] == [2, 1]
@@ -97,12 +93,12 @@ def test_the_picture_has_a_panel_each_and_an_outline_of_the_reference() -> None:
 
 
 CONFIG = load_params().section(ValidateConfig)
-GOOD: dict[str, Any] = {
+GOOD = {
     "raw_pairs": 5000, "raw_success_share": 0.95, "keep_rate": 0.5, "dropped_text_too_short": 0.2,
 }  # fmt: skip
 
 
-def test_a_gate_that_passed_suggests_nothing() -> None:
+def test_a_gate_that_passed_suggests_nothing():
     assert suggested_bands(CONFIG, GOOD) == {}
     assert suggested_bands(CONFIG, dict.fromkeys(GOOD)) == {}  # a column is missing: nothing was measured
 
@@ -120,11 +116,11 @@ def test_a_gate_that_passed_suggests_nothing() -> None:
         ({"kept_evaluation_hashes": 0.5}, {}),  # leakage is no band
     ],
 )
-def test_what_failed_gets_ten_points_of_room(measured: dict[str, Any], bands: dict[str, Any]) -> None:
+def test_what_failed_gets_ten_points_of_room(measured, bands):
     assert suggested_bands(CONFIG, GOOD | measured) == bands
 
 
-def test_data_passes_with_the_suggested_lines() -> None:
+def test_data_passes_with_the_suggested_lines():
     measured = {"raw_pairs": 7, "raw_success_share": 0.41, "keep_rate": 0.02, "dropped_text_too_short": 0.77}
     lines = as_yaml(suggested_bands(CONFIG, measured))
     bands = YAML(typ="safe", pure=True).load(lines)["validate"]

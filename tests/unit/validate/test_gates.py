@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +28,7 @@ from tests.support.params import load_params
 from tests.support.shard_folder import write_shards
 
 
-def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> None:
+def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path):
     small_data.write(tmp_path, pairs())
     (tmp_path / "evaluation").mkdir()
     config = load_params().section(ValidateConfig)
@@ -52,14 +51,12 @@ def test_the_gate_over_tables_publishes_what_the_check_says(tmp_path: Path) -> N
     }  # fmt: skip
 
 
-def test_a_source_that_was_lost_whole_is_said_before_the_verdict(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_source_that_was_lost_whole_is_said_before_the_verdict(tmp_path, capsys):
     small_data.write(tmp_path, pairs())
     (tmp_path / "evaluation").mkdir()
     places = [f"photos/{row}.jpg" if row < 16 else f"<products>/{row}.jpg" for row in range(20)]
 
-    def move(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    def move(rows):
         return [row | {"url": place} for row, place in zip(rows, places, strict=True)]
 
     rewrite(tmp_path / "raw/00000.parquet", move)
@@ -73,7 +70,7 @@ def test_a_source_that_was_lost_whole_is_said_before_the_verdict(
 
 
 @pytest.mark.costs(12, "imports Great Expectations")
-def test_the_keep_rate_of_each_source_of_texts_has_a_band(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_keep_rate_of_each_source_of_texts_has_a_band(tmp_path, capsys):
     small_data.write(tmp_path, pairs())
     (tmp_path / "evaluation").mkdir()
     data = JudgedData(tmp_path / "raw", tmp_path / "filtered", tmp_path / "evaluation", {})
@@ -102,7 +99,7 @@ def test_the_keep_rate_of_each_source_of_texts_has_a_band(tmp_path: Path, capsys
     assert f"T{lost}." in (folders["reports"] / "report.html").read_text()
 
 
-def test_the_gate_looks_for_the_images_of_sets(tmp_path: Path) -> None:
+def test_the_gate_looks_for_the_images_of_sets(tmp_path):
     small_data.write(tmp_path, pairs())
     images = [EvaluationImage("k", "c", ("a text",), None, None, "query")]
     one = EvaluationSet("photos", "retrieval", "", images, (), (), held([small_data.jpeg(0)]))
@@ -118,7 +115,7 @@ def test_the_gate_looks_for_the_images_of_sets(tmp_path: Path) -> None:
         assert (observed["checked-sets"], observed["unchecked-sets"]) == ("1", unchecked)
 
 
-def test_the_gate_over_shards_publishes_what_the_check_says(tmp_path: Path) -> None:
+def test_the_gate_over_shards_publishes_what_the_check_says(tmp_path):
     small_data.write(tmp_path, pairs())
     shards = small_data.write_shards(tmp_path, num_val=4)
     paths = {"shards": shards, "filtered": tmp_path / "filtered", "policy": tmp_path, "reports": tmp_path / "quality"}
@@ -133,7 +130,7 @@ def test_the_gate_over_shards_publishes_what_the_check_says(tmp_path: Path) -> N
     assert "The first faults of each kind" in page and "train/00000.tar: " in page
 
 
-def test_the_page_shows_who_accepted_what_and_why(tmp_path: Path) -> None:
+def test_the_page_shows_who_accepted_what_and_why(tmp_path):
     with pytest.raises(GateError):
         run_gate(tmp_path, "b")
     page = (tmp_path / "quality" / "report.html").read_text()
@@ -146,7 +143,7 @@ def test_the_page_shows_who_accepted_what_and_why(tmp_path: Path) -> None:
     assert "<td class=warn>accepted</td>" in page
 
 
-def test_other_pairs_and_an_image_in_two_splits_are_told(tmp_path: Path) -> None:
+def test_other_pairs_and_an_image_in_two_splits_are_told(tmp_path):
     """The shards hold the kept pairs, but one image is in two splits; then one pair is kept with another text."""
     image = small_data.jpeg(0, 24, 24)
     samples = [Sample(key, image_id, image, (key,), (f"text {key}",)) for key, image_id in (("1", "i"), ("2", "i"))]
@@ -154,7 +151,7 @@ def test_other_pairs_and_an_image_in_two_splits_are_told(tmp_path: Path) -> None
     rows = [{"key": one.key, "keep": True, "image_id": "i", "text": one.texts[0]} for one in samples]
     (tmp_path / "filtered/decisions").mkdir(parents=True)
 
-    def observed() -> dict[str, str]:
+    def observed():
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "filtered/decisions/00000.parquet")
         report = validate_shards(
             ENGINE, shards=tmp_path / "shards", filtered=tmp_path / "filtered", policy=tmp_path / "policy",
@@ -168,7 +165,7 @@ def test_other_pairs_and_an_image_in_two_splits_are_told(tmp_path: Path) -> None
     assert observed() == {"images-in-two-splits": "1", "kept-pairs-differ": "1"}
 
 
-def test_captions_without_end_are_cut_in_a_sample(tmp_path: Path) -> None:
+def test_captions_without_end_are_cut_in_a_sample(tmp_path):
     raw, filtered = small_data.write(tmp_path, [small_data.Pair("a small red fox", 0)])
     config = load_params().section(EngineConfig).model_copy(update={"memory_limit": "200MB", "num_threads": 1})
     parquet_bomb(raw / "00000.parquet", 1000)  # a gigabyte of captions
@@ -178,7 +175,7 @@ def test_captions_without_end_are_cut_in_a_sample(tmp_path: Path) -> None:
     assert samples["raw"]["caption"].str.len().tolist() == [8192] * 1000
 
 
-def test_a_second_acceptance_replaces_the_first_and_others_stay(tmp_path: Path) -> None:
+def test_a_second_acceptance_replaces_the_first_and_others_stay(tmp_path):
     with pytest.raises(GateError):
         run_gate(tmp_path, "b", "c")
     for name, reason in (("b", "one"), ("c", "two"), ("b", "three")):
@@ -186,7 +183,7 @@ def test_a_second_acceptance_replaces_the_first_and_others_stay(tmp_path: Path) 
     assert [(item.expectation, item.reason) for item in read_acceptances(tmp_path)] == [("c", "two"), ("b", "three")]
 
 
-def test_several_failures_are_accepted_at_once_or_none(tmp_path: Path) -> None:
+def test_several_failures_are_accepted_at_once_or_none(tmp_path):
     with pytest.raises(GateError, match=r"b: .* \(1 more failed: c\); see .*: align validate --accept b,c --reason"):
         run_gate(tmp_path, "b", "c")
     with pytest.raises(DataError, match=r"--accept bb: no failure of this name in the last run \(failed: b, c\)"):
@@ -205,9 +202,7 @@ def test_several_failures_are_accepted_at_once_or_none(tmp_path: Path) -> None:
         ("b", "why", "", ConfigError, "by whom"),
     ],
 )
-def test_bad_usage_is_one_clear_line(
-    tmp_path: Path, name: str, reason: str, by: str, error: type[Exception], message: str
-) -> None:
+def test_bad_usage_is_one_clear_line(tmp_path, name, reason, by, error, message):
     with pytest.raises(GateError):
         run_gate(tmp_path, "b")
     with pytest.raises(error, match=message) as caught:
@@ -216,12 +211,12 @@ def test_bad_usage_is_one_clear_line(
     assert not (tmp_path / "accepted.json").exists()
 
 
-def test_nothing_can_be_accepted_before_a_run(tmp_path: Path) -> None:
+def test_nothing_can_be_accepted_before_a_run(tmp_path):
     with pytest.raises(DataError, match="run `align validate` first"):
         accept_failure(tmp_path, "b")
 
 
-def test_git_names_the_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_names_the_person(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")

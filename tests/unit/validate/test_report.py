@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from align.validate.report import judge, read_report, summary
 from tests.support.gates import DATA, OTHER_DATA, accept_failure, outcome, run_gate
 
 
-def test_a_failure_blocks_and_is_written_first(tmp_path: Path) -> None:
+def test_a_failure_blocks_and_is_written_first(tmp_path):
     with pytest.raises(GateError, match=r"quality gate: b: what b says: observed 1, expected 0 \(1 more failed: c\)"):
         run_gate(tmp_path, "b", "c")
     with pytest.raises(GateError, match="b: what b says: observed 1, expected 0"):
@@ -27,7 +26,7 @@ def test_a_failure_blocks_and_is_written_first(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_an_acceptance_holds_by_name_and_for_its_data_alone(tmp_path: Path) -> None:
+def test_an_acceptance_holds_by_name_and_for_its_data_alone(tmp_path):
     with pytest.raises(GateError):
         run_gate(tmp_path, "b")
     accept_failure(tmp_path, "b")
@@ -41,7 +40,7 @@ def test_an_acceptance_holds_by_name_and_for_its_data_alone(tmp_path: Path) -> N
         run_gate(tmp_path, "b", data=OTHER_DATA)
 
 
-def test_the_page_draws_values_in_their_bands_and_folds_what_passed() -> None:
+def test_the_page_draws_values_in_their_bands_and_folds_what_passed():
     outcomes = [outcome("a", passed=True), outcome("zero", passed=True).model_copy(
         update={"value": 0.0, "low": 0.0, "high": 0.4}
     )]  # fmt: skip
@@ -64,7 +63,7 @@ def test_the_page_draws_values_in_their_bands_and_folds_what_passed() -> None:
     assert (failed + shown).count("var(--bad)") - page.partition("</style>")[0].count("var(--bad)") == 2
 
 
-def test_an_acceptance_of_what_passes_now_is_not_shown(tmp_path: Path) -> None:
+def test_an_acceptance_of_what_passes_now_is_not_shown(tmp_path):
     with pytest.raises(GateError):
         run_gate(tmp_path, "b")
     accept_failure(tmp_path, "b")
@@ -73,7 +72,7 @@ def test_an_acceptance_of_what_passes_now_is_not_shown(tmp_path: Path) -> None:
     assert "accepted by" not in (tmp_path / "quality" / "report.html").read_text()
 
 
-def test_a_verdict_does_not_change_when_a_failure_is_accepted_or_reworded(tmp_path: Path) -> None:
+def test_a_verdict_does_not_change_when_a_failure_is_accepted_or_reworded(tmp_path):
     """So an acceptance makes nothing stale that a pass has not."""
     run_gate(tmp_path)
     first = (tmp_path / "quality" / "verdict.json").read_bytes()
@@ -84,13 +83,13 @@ def test_a_verdict_does_not_change_when_a_failure_is_accepted_or_reworded(tmp_pa
     assert (tmp_path / "quality" / "verdict.json").read_bytes() == first
 
 
-def test_the_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     run_gate(tmp_path)
     folder = tmp_path / "quality"
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "distributions.png").write_bytes(b"of an earlier run")
 
-    def full(*_: object) -> None:
+    def full(*_):
         raise OSError("disk is full")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="disk is full"):
@@ -102,7 +101,7 @@ def test_the_folder_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch:
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
 
 
-def test_a_broken_report_is_named(tmp_path: Path) -> None:
+def test_a_broken_report_is_named(tmp_path):
     (tmp_path / "quality").mkdir()
     (tmp_path / "quality" / "report.json").write_text('{"passed": true}')
     with pytest.raises(FormatError, match="not a report of this version"):

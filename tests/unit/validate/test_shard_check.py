@@ -5,9 +5,6 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,14 +22,14 @@ from tests.support.small_data import jpeg
 PX = 32
 
 
-def sample(index: int) -> Sample:
+def sample(index):
     """An image with two texts."""
     key = f"{index:09d}"
     texts = (f"picture number {index}", f"another text {index}")
     return Sample(key, f"image {index}", jpeg(index, PX, PX), (key, f"9{key[1:]}"), texts)
 
 
-def tar(files: dict[str, bytes]) -> bytes:
+def tar(files):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, data in files.items():
@@ -42,32 +39,32 @@ def tar(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def write(root: Path, num_images: int = 3) -> Path:
+def write(root, num_images=3):
     """A folder with one shard of some images in each of two splits."""
     train, val = map(sample, range(num_images)), map(sample, range(num_images, 2 * num_images))
     write_shards(root, {"train": [train], "val": [val]}, image_px=PX)
     return root
 
 
-def work_on(root: Path, scratch: Path, fetch: Any = None) -> ShardsWork:
+def work_on(root, scratch, fetch=None):
     scratch.mkdir(exist_ok=True)
     return ShardsWork(Pieces(scratch), root, PX, fetch)
 
 
-def check(root: Path, scratch: Path, fetch: Any = None) -> Faults:
+def check(root, scratch, fetch=None):
     shutil.rmtree(scratch, ignore_errors=True)
     return check_shards(work_on(root, scratch, fetch), LocalExecutor(1), read_manifest(root))
 
 
-def pairs_of(one: Sample) -> list[tuple[str, str, str]]:
+def pairs_of(one):
     return [(key, one.image_id, text) for key, text in zip(one.keys, one.texts, strict=True)]
 
 
-def counted(faults: Faults) -> dict[str, int]:
+def counted(faults):
     return {kind: num for kind, num in faults.counts.items() if num}
 
 
-def test_good_shards_have_no_fault_and_every_picture_is_checked(tmp_path: Path) -> None:
+def test_good_shards_have_no_fault_and_every_picture_is_checked(tmp_path):
     faults = check(write(tmp_path / "shards"), tmp_path / "scratch")
     assert counted(faults) == {}
     assert faults.num_images == 6 and faults.num_leaked == 0
@@ -75,10 +72,10 @@ def test_good_shards_have_no_fault_and_every_picture_is_checked(tmp_path: Path) 
     assert len(set(numbers)) == 12 and faults.pairs == sum(numbers) % 2**256
 
 
-def rewrite(change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Callable[[Path], None]:
+def rewrite(change):
     """Changes the members of the first shard and describes it as it is then, so that only its samples can be faulty."""
 
-    def spoil(root: Path) -> None:
+    def spoil(root):
         manifest = read_manifest(root)
         path = root / "train/00000.tar"
         with tarfile.open(path) as archive:
@@ -95,8 +92,8 @@ def rewrite(change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> Callable[
     return spoil
 
 
-def edit_manifest(**changes: Any) -> Callable[[Path], None]:
-    def spoil(root: Path) -> None:
+def edit_manifest(**changes):
+    def spoil(root):
         values = json.loads((root / "manifest.json").read_text())
         values["splits"]["train"]["shards"][0] |= changes
         (root / "manifest.json").write_text(json.dumps(values))
@@ -104,8 +101,8 @@ def edit_manifest(**changes: Any) -> Callable[[Path], None]:
     return spoil
 
 
-def flip(position: int) -> Callable[[Path], None]:
-    def spoil(root: Path) -> None:
+def flip(position):
+    def spoil(root):
         data = bytearray((root / "train/00000.tar").read_bytes())
         data[position] ^= 1
         (root / "train/00000.tar").write_bytes(data)
@@ -113,20 +110,20 @@ def flip(position: int) -> Callable[[Path], None]:
     return spoil
 
 
-def no_texts(key: str) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+def no_texts(key):
     """The first sample's json names a pair by this JSON, which is no text that can be written."""
     info = f'{{"image_id": "i", "key": "000000000", "keys": [{key}], "texts": ["picture number 0"]}}'
     return lambda files: files | {"000000000.json": info.encode()}
 
 
-def stated_sources(sources: bytes) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+def stated_sources(sources):
     """The first sample's json has these sources of its texts."""
     return lambda files: (
         files | {"000000000.json": files["000000000.json"].replace(b'"texts"', b'"sources": %s, "texts"' % sources)}
     )
 
 
-def index_of_another_shard(root: Path) -> None:
+def index_of_another_shard(root):
     other = (root / "val/00000.npy").read_bytes()
     (root / "train/00000.npy").write_bytes(other)
     edit_manifest(offsets_sha256=hashlib.sha256(other).hexdigest())(root)
@@ -186,7 +183,7 @@ FIRST = "000000000"
         ),
     ],
 )
-def test_each_fault_is_named(tmp_path: Path, spoil: Callable[[Path], None], expected: dict[str, int]) -> None:
+def test_each_fault_is_named(tmp_path, spoil, expected):
     root = write(tmp_path / "shards")
     spoil(root)
     faults = check(root, tmp_path / "scratch")
@@ -194,7 +191,7 @@ def test_each_fault_is_named(tmp_path: Path, spoil: Callable[[Path], None], expe
     assert set(faults.examples) == set(expected)
 
 
-def test_a_tar_that_is_cut_off_does_not_end_the_run(tmp_path: Path) -> None:
+def test_a_tar_that_is_cut_off_does_not_end_the_run(tmp_path):
     root = write(tmp_path / "shards")
     path = root / "train/00000.tar"
     path.write_bytes(path.read_bytes()[:1500])
@@ -207,29 +204,29 @@ def test_a_tar_that_is_cut_off_does_not_end_the_run(tmp_path: Path) -> None:
     ("error", "expected"),
     [(CorruptError("damaged"), {"shards_changed": 1}), (DataError("no such object"), {"shards_missing": 1})],
 )
-def test_a_shard_in_an_object_store_is_fetched(tmp_path: Path, error: Exception, expected: dict[str, int]) -> None:
+def test_a_shard_in_an_object_store_is_fetched(tmp_path, error, expected):
     root = write(tmp_path / "shards")
     stored = (root / "train/00000.tar").rename(tmp_path / "stored.tar")
     assert counted(check(root, tmp_path / "scratch", lambda sha256, num_bytes: stored)) == {}
 
-    def broken(sha256: str, num_bytes: int) -> Path:
+    def broken(sha256, num_bytes):
         raise error
 
     assert counted(check(root, tmp_path / "scratch", broken)) == expected
 
 
-def test_an_unavailable_store_is_no_fault_of_the_data(tmp_path: Path) -> None:
+def test_an_unavailable_store_is_no_fault_of_the_data(tmp_path):
     root = write(tmp_path / "shards")
     (root / "train/00000.tar").unlink()
 
-    def unavailable(sha256: str, num_bytes: int) -> Path:
+    def unavailable(sha256, num_bytes):
         raise ServiceError("no answer")
 
     with pytest.raises(ServiceError):
         check(root, tmp_path / "scratch", unavailable)
 
 
-def test_only_the_first_few_faults_are_named() -> None:
+def test_only_the_first_few_faults_are_named():
     faults, others = Faults(), Faults()
     for index in range(4):
         faults.add("shards_missing", f"a{index}")
@@ -239,7 +236,7 @@ def test_only_the_first_few_faults_are_named() -> None:
     assert faults.examples["shards_missing"] == ["a0", "a1", "a2", "a3", "b0"]
 
 
-def test_an_image_that_is_in_two_splits_is_noticed(tmp_path: Path) -> None:
+def test_an_image_that_is_in_two_splits_is_noticed(tmp_path):
     one, other, third = map(sample, range(3))
     again = Sample("7", one.image_id, one.image, ("7",), ("a text",))
     for name, tars in {
@@ -252,13 +249,13 @@ def test_an_image_that_is_in_two_splits_is_noticed(tmp_path: Path) -> None:
     assert check(tmp_path / "same", tmp_path / "scratch").num_leaked == 0
 
 
-def test_a_killed_run_checks_no_tar_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_checks_no_tar_twice(tmp_path, monkeypatch):
     root = write(tmp_path / "shards")
     expected = check(root, tmp_path / "whole")
     work, checked = work_on(root, tmp_path / "scratch"), []
     check_one = shard_check.check_shard
 
-    def killed(work: ShardsWork, task: shard_check.ShardTask) -> None:
+    def killed(work, task):
         if len(checked) == 1:
             raise KeyboardInterrupt
         checked.append(task.name)
@@ -273,7 +270,7 @@ def test_a_killed_run_checks_no_tar_twice(tmp_path: Path, monkeypatch: pytest.Mo
     assert checked == ["val-00000", "train-00000"]
 
 
-def test_the_sum_of_the_kept_pairs_is_that_of_the_shards(tmp_path: Path) -> None:
+def test_the_sum_of_the_kept_pairs_is_that_of_the_shards(tmp_path):
     kept = [pair for index in range(6) for pair in pairs_of(sample(index))]
     rows = [{"key": key, "image_id": image, "text": text, "keep": True} for key, image, text in kept]
     table = pa.Table.from_pylist([*rows[::-1], {"key": "9", "image_id": None, "text": None, "keep": False}])

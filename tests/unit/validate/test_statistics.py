@@ -1,9 +1,6 @@
 """What the quality gate measures, by a real engine over hand-made tables: every fault has its own number."""
 
 import hashlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,9 +15,7 @@ from tests.support.gates import ENGINE, pairs, rewrite
 REASONS = ("image_too_small", "text_too_short")
 
 
-def measured(
-    root: Path, *, ids: tuple[str, ...] = (), hashes: tuple[int, ...] = (), incomplete: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def measured(root, *, ids=(), hashes=(), incomplete=()):
     """The statistics that are not what good data has."""
     with open_engine(ENGINE) as engine:
         engine.view("raw", root / "raw" / "*.parquet")
@@ -42,20 +37,20 @@ GOOD = {
 }
 
 
-def changed(numbers: dict[str, Any]) -> dict[str, Any]:
+def changed(numbers):
     return {name: value for name, value in numbers.items() if value != GOOD[name]}
 
 
-def edit(path: str, **values: object) -> Callable[[Path], None]:
+def edit(path, **values):
     """Changes the first row of a table."""
     return lambda root: rewrite(root / path, lambda rows: [rows[0] | values, *rows[1:]])
 
 
-def edit_all_images(**values: object) -> Callable[[Path], None]:
+def edit_all_images(**values):
     return lambda root: rewrite(root / IMAGES, lambda rows: [row | values for row in rows])
 
 
-def leak(root: Path) -> None:
+def leak(root):
     kept = pq.read_table(root / DECISIONS).to_pylist()[0]["image_id"]
     sets = {True: ["concepts"], False: []}
     rewrite(root / IMAGES, lambda rows: [row | {"evaluation_sets": sets[row["image_id"] == kept]} for row in rows])
@@ -64,7 +59,7 @@ def leak(root: Path) -> None:
 RAW, DECISIONS, IMAGES = "raw/00000.parquet", "filtered/decisions/00000.parquet", "filtered/images.parquet"
 
 
-def test_good_data_has_no_fault(tmp_path: Path) -> None:
+def test_good_data_has_no_fault(tmp_path):
     small_data.write(tmp_path, pairs(), pairs_per_shard=7)
     assert measured(tmp_path) == GOOD
     assert set(GOOD) >= set(ZERO) | set(MEASURED)
@@ -102,15 +97,13 @@ def test_good_data_has_no_fault(tmp_path: Path) -> None:
         (lambda root: rewrite(root / IMAGES, lambda rows: [*rows, rows[-1]]), {"images_duplicate_ids": 1}),
     ],
 )
-def test_each_fault_has_a_number_of_its_own(
-    tmp_path: Path, spoil: Callable[[Path], None], expected: dict[str, object]
-) -> None:
+def test_each_fault_has_a_number_of_its_own(tmp_path, spoil, expected):
     small_data.write(tmp_path, pairs())
     spoil(tmp_path)
     assert changed(measured(tmp_path)) == expected
 
 
-def test_evaluation_images_are_searched_for_by_bytes_and_by_hash(tmp_path: Path) -> None:
+def test_evaluation_images_are_searched_for_by_bytes_and_by_hash(tmp_path):
     """Independent of what the filter says about them; a dropped pair may show one."""
     small_data.write(tmp_path, pairs())
     sha256 = [hashlib.sha256(small_data.jpeg(image)).hexdigest() for image in (3, 20)]  # one kept, one dropped
@@ -119,7 +112,7 @@ def test_evaluation_images_are_searched_for_by_bytes_and_by_hash(tmp_path: Path)
     assert changed(measured(tmp_path, hashes=hashes)) == {"kept_evaluation_hashes": 1 / 14}
 
 
-def test_what_needs_a_missing_column_is_not_measured(tmp_path: Path) -> None:
+def test_what_needs_a_missing_column_is_not_measured(tmp_path):
     small_data.write(tmp_path, pairs())
     path = tmp_path / IMAGES
     pq.write_table(pq.read_table(path).drop_columns(["phash"]), path)

@@ -6,11 +6,8 @@ import socket
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import pytest
 from websockets.sync.client import connect
@@ -24,7 +21,7 @@ LARGE = b"x" * 20_000_000
 UNFINISHED = b"GET / HTTP/1.1\r\nhost: a\r\nx-more: "
 
 
-async def app(scope: Any, receive: Any, send: Any) -> None:
+async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         return
     if scope["type"] == "websocket":
@@ -46,7 +43,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextmanager
-def serving(bounds: Bounds) -> Iterator[int]:
+def serving(bounds):
     claim, port = free_port()
     made = server(app, bounds, lifespan="off")
     thread = threading.Thread(target=made.run, args=([listening("127.0.0.1", port)],), daemon=True)
@@ -61,7 +58,7 @@ def serving(bounds: Bounds) -> Iterator[int]:
         claim.close()
 
 
-def test_a_socket_may_refuse_until_the_server_has_started() -> None:
+def test_a_socket_may_refuse_until_the_server_has_started():
     claim, port = free_port()
     with listening("127.0.0.1", port, at_once=False), pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), 20)
@@ -70,18 +67,18 @@ def test_a_socket_may_refuse_until_the_server_has_started() -> None:
     claim.close()
 
 
-def connected(port: int, says: bytes, source: str = "127.0.0.1") -> socket.socket:
+def connected(port, says, source="127.0.0.1"):
     made = socket.create_connection(("127.0.0.1", port), 20, (source, 0))
     made.sendall(says)
     return made
 
 
-def answer(port: int, source: str = "127.0.0.1") -> bytes:
+def answer(port, source="127.0.0.1"):
     with connected(port, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n", source) as one:
         return b"".join(iter(lambda: one.recv(1 << 16), b""))
 
 
-def is_open(one: socket.socket) -> bool:
+def is_open(one):
     one.setblocking(False)
     try:
         return bool(one.recv(1))
@@ -91,14 +88,14 @@ def is_open(one: socket.socket) -> bool:
         return False
 
 
-def wait(condition: Any) -> None:
+def wait(condition):
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_heads_that_never_end_take_bounded_room_and_nobody_elses() -> None:
+def test_heads_that_never_end_take_bounded_room_and_nobody_elses():
     with serving(Bounds(total=30, of_address=20, wait_s=60)) as port, ExitStack() as stack:
         first = stack.enter_context(connected(port, UNFINISHED))
         here = [stack.enter_context(connected(port, UNFINISHED)) for _ in range(50)]
@@ -110,7 +107,7 @@ def test_heads_that_never_end_take_bounded_room_and_nobody_elses() -> None:
         assert answer(port, "127.0.0.4").endswith(b"hello")
 
 
-def test_a_head_has_a_deadline_and_so_has_the_next_one_of_a_connection() -> None:
+def test_a_head_has_a_deadline_and_so_has_the_next_one_of_a_connection():
     with serving(Bounds(total=30, of_address=None, wait_s=0.5)) as port, ExitStack() as stack:
         dripping = [
             stack.enter_context(connected(port, says))
@@ -120,7 +117,7 @@ def test_a_head_has_a_deadline_and_so_has_the_next_one_of_a_connection() -> None
         while not answered.endswith(b"hello"):
             answered += dripping[2].recv(1 << 16)
 
-        def drip() -> bool:
+        def drip():
             for one in dripping:
                 with suppress(OSError):
                     one.send(b"x")
@@ -129,7 +126,7 @@ def test_a_head_has_a_deadline_and_so_has_the_next_one_of_a_connection() -> None
         wait(drip)
 
 
-def test_an_answer_that_was_long_in_coming_is_sent_whole_to_who_reads_slowly() -> None:
+def test_an_answer_that_was_long_in_coming_is_sent_whole_to_who_reads_slowly():
     with serving(Bounds(total=1, of_address=1, wait_s=3)) as port:
         ask = b"GET /later HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
         with socket.socket() as slow:
@@ -145,7 +142,7 @@ def test_an_answer_that_was_long_in_coming_is_sent_whole_to_who_reads_slowly() -
             assert parts > len(LARGE)
 
 
-def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not() -> None:
+def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not():
     with serving(Bounds(total=30, of_address=None, wait_s=0.5)) as port:
         ask = b"GET /large HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
         with connected(port, ask) as deaf, connected(port, ask) as slow:
@@ -163,7 +160,7 @@ def test_who_does_not_read_is_cut_off_and_who_reads_slowly_is_not() -> None:
             assert parts < len(LARGE)
 
 
-def test_a_websocket_waits_as_long_as_it_likes_and_counts_until_it_is_closed() -> None:
+def test_a_websocket_waits_as_long_as_it_likes_and_counts_until_it_is_closed():
     with serving(Bounds(total=2, of_address=None, wait_s=0.3)) as port, ExitStack() as stack:
         sockets = [stack.enter_context(connect(f"ws://127.0.0.1:{port}/")) for _ in range(2)]
         time.sleep(2)  # the sweep is each second
@@ -175,20 +172,20 @@ def test_a_websocket_waits_as_long_as_it_likes_and_counts_until_it_is_closed() -
         wait(lambda: _answers(port))
 
 
-def _answers(port: int) -> bool:
+def _answers(port):
     try:
         return answer(port).endswith(b"hello")
     except ConnectionError:
         return False
 
 
-def test_there_are_fewer_than_the_process_may_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_fewer_than_the_process_may_open_files(monkeypatch):
     monkeypatch.setattr(connections, "_file_limit", lambda: 1024)
     assert server(app, Bounds(5000, None, 1.0)).config.bounds.total == 1024 - 256  # type: ignore[attr-defined]
 
 
-def test_a_connection_that_cannot_be_taken_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    made: Any = server(app, Bounds(5, None, 1.0))
+def test_a_connection_that_cannot_be_taken_is_said_once(capsys):
+    made = server(app, Bounds(5, None, 1.0))
     loop = asyncio.new_event_loop()
     for _ in range(1000):
         made._failed(loop, {"message": "accept", "exception": OSError(errno.EMFILE, "Too many open files")})
@@ -196,7 +193,7 @@ def test_a_connection_that_cannot_be_taken_is_said_once(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "server: new connections wait: Too many open files\n"
 
 
-def test_a_log_stays_short_while_it_is_written(tmp_path: Path) -> None:
+def test_a_log_stays_short_while_it_is_written(tmp_path):
     log = tmp_path / "search.log"
     with log.open("ab", buffering=0) as file:
         for number in range(10):
@@ -211,26 +208,24 @@ NAMES = ("prefect:4200", "prefect.example.com")
 GET = MappingProxyType({"method": "GET"})
 
 
-def status(host: str, names: tuple[str, ...] = NAMES, **headers: str) -> int:
+def status(host, names=NAMES, **headers):
     """What a request gets."""
     return guard_answer(host, names, **headers)[0]
 
 
-def guard_answer(
-    host: str, names: tuple[str, ...] = NAMES, login: str | None = None, how: Mapping[str, str] = GET, **headers: str
-) -> tuple[int, bytes]:
+def guard_answer(host, names=NAMES, login=None, how=GET, **headers):
     """Status and body of what a request gets."""
-    sent: list[MutableMapping[str, Any]] = []
-    reached: list[str] = []
+    sent = []
+    reached = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         reached.append(scope["path"])
 
-    async def send(message: MutableMapping[str, Any]) -> None:
+    async def send(message):
         sent.append(message)
 
-    async def receive() -> MutableMapping[str, Any]:
+    async def receive():
         return {}
 
     pairs = [
@@ -244,7 +239,7 @@ def guard_answer(
     return int(sent[0].get("status", sent[0].get("code", 0))), b"".join(each.get("body", b"") for each in sent)
 
 
-def test_it_answers_under_its_names_only() -> None:
+def test_it_answers_under_its_names_only():
     assert [status(host) for host in ("127.0.0.1:4200", *NAMES)] == [200, 200, 200]
     assert [status(host) for host in ("evil.example", "prefect", "prefect:4201", "")] == [403] * 4
     assert status("prefect:4200", names=()) == 403
@@ -262,12 +257,12 @@ def test_it_answers_under_its_names_only() -> None:
         ("prefect:4200", "http://evil.example", 403),
     ],
 )
-def test_it_answers_to_pages_of_the_same_name(host: str, origin: str, expected: int) -> None:
+def test_it_answers_to_pages_of_the_same_name(host, origin, expected):
     assert status(host, origin=origin) == expected
     assert status(host, origin=origin, sec_fetch_site="cross-site") == 403
 
 
-def test_who_does_not_know_the_login_is_told_where_it_is_and_nothing_of_it() -> None:
+def test_who_does_not_know_the_login_is_told_where_it_is_and_nothing_of_it():
     told = (401, b"log in with the user and the password of HERE\n")
     assert guard_answer("prefect:4200", login="ann:secret") == told
     assert guard_answer("prefect:4200", login="ann:secret", authorization="Basic YW5uOndyb25n") == told
@@ -282,7 +277,7 @@ def test_who_does_not_know_the_login_is_told_where_it_is_and_nothing_of_it() -> 
         ({"type": "websocket"}, 1008),
     ],
 )
-def test_the_second_login_reads_and_changes_nothing(how: dict[str, str], expected: int) -> None:
+def test_the_second_login_reads_and_changes_nothing(how, expected):
     looks = f"Basic {b64encode(b'bob:looks').decode()}"
     assert guard_answer("prefect:4200", login="ann:secret", how=how, authorization=looks)[0] == expected
     assert guard_answer("prefect:4200", login="ann:secret", how=how, authorization=f"{looks}x")[0] in (401, 1008)

@@ -21,7 +21,7 @@ DRAWS = {"num_resamples": 300, "seed": 0}
 
 
 @pytest.mark.parametrize("mask", ["all", "masked"])
-def test_figures_equal_clip_benchmark(mask: str) -> None:
+def test_figures_equal_clip_benchmark(mask):
     golden = json.loads(clip_benchmark_figures.FILE.read_text())["classification"][mask]
     classes, images, labels = clip_benchmark_figures.class_inputs()
     kept = list(clip_benchmark_figures.MASKED) if mask == "masked" else list(range(len(classes)))
@@ -35,7 +35,7 @@ def test_figures_equal_clip_benchmark(mask: str) -> None:
         assert score.chance < score.low
 
 
-def test_the_mean_over_classes_weighs_classes_alike() -> None:
+def test_the_mean_over_classes_weighs_classes_alike():
     classes = np.eye(2, dtype=np.float32)
     labels = [0] * 9 + [1]
     images = classes[[0] * 9 + [0]]  # always the first class
@@ -47,7 +47,7 @@ def test_the_mean_over_classes_weighs_classes_alike() -> None:
     assert found["mean_per_class"].chance == 0.5
 
 
-def test_a_class_without_an_image_has_no_accuracy() -> None:
+def test_a_class_without_an_image_has_no_accuracy():
     classes = np.eye(3, dtype=np.float32)
     ranked = zero_shot(classes[[0, 2]], classes, [0, 2], ["a", "b"])
     assert per_class(ranked, [0, 2]) == {0: 1.0, 2: 1.0}
@@ -56,28 +56,28 @@ def test_a_class_without_an_image_has_no_accuracy() -> None:
     assert score.low == pytest.approx(0.025**0.5)
 
 
-def test_labels_and_ranks_differ_in_number() -> None:
+def test_labels_and_ranks_differ_in_number():
     eye = np.eye(3, dtype=np.float32)
     with pytest.raises(DataError, match="2 labels for 3 images"):
         classification_scores(zero_shot(eye, eye, [0, 1, 2], ["a", "b", "c"]), [0, 1], **DRAWS)
 
 
-def test_prompts_go_class_by_class() -> None:
+def test_prompts_go_class_by_class():
     assert prompts(["cat", "dog"], ["a {}", "{} art"]) == ["a cat", "cat art", "a dog", "dog art"]
 
 
-def test_templates_are_averaged_then_normalised() -> None:
+def test_templates_are_averaged_then_normalised():
     texts = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], dtype=np.float32)
     expected = [[2**-0.5, 2**-0.5], [0, 1]]
     assert class_embeddings(texts, 2) == pytest.approx(np.array(expected), abs=1e-7)
 
 
-def test_prompts_that_do_not_divide_are_refused() -> None:
+def test_prompts_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="3 prompts"):
         class_embeddings(np.ones((3, 2), dtype=np.float32), 2)
 
 
-def test_accuracy_predictions_and_confusion_by_hand() -> None:
+def test_accuracy_predictions_and_confusion_by_hand():
     classes = np.eye(3, dtype=np.float32)
     images = np.array([[0.9, 0.1, 0.0], [0.1, 0.8, 0.2], [0.7, 0.0, 0.6], [0.1, 0.2, 0.9]], dtype=np.float32)
     labels = [0, 1, 2, 2]
@@ -87,7 +87,7 @@ def test_accuracy_predictions_and_confusion_by_hand() -> None:
     assert confusion(labels, predictions(images, classes), 3).tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 1]]
 
 
-def test_a_constant_model_is_as_good_as_chance() -> None:
+def test_a_constant_model_is_as_good_as_chance():
     """argmax would answer class 0 and be right about every image of it."""
     constant = np.full((5, 4), 0.5, dtype=np.float32)
     direction = zero_shot(constant, np.full((3, 4), 0.5, dtype=np.float32), [0, 0, 0, 1, 2], list("abcde"))
@@ -96,7 +96,7 @@ def test_a_constant_model_is_as_good_as_chance() -> None:
     assert score.chance == pytest.approx(1 / 3)
 
 
-def test_majority_rate() -> None:
+def test_majority_rate():
     assert majority_rate([2, 2, 1, 0]) == 0.5
     with pytest.raises(ValueError, match="undefined"):
         majority_rate([])

@@ -13,12 +13,12 @@ from align.evaluate.protocols.recall import recall
 from tests.golden.embeddings import captioned
 
 
-def pairs(*rows: tuple[int, int, float]) -> Rated:
+def pairs(*rows):
     first, second, ratings = zip(*rows, strict=True)
     return Rated(np.array(first), np.array(second), np.array(ratings))
 
 
-def unit(*degrees: float) -> np.ndarray:
+def unit(*degrees):
     angles = np.deg2rad(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
@@ -33,7 +33,7 @@ RATED = Crisscrossed(
 )
 
 
-def test_positives_follow_the_ratings_and_not_the_original_pairs() -> None:
+def test_positives_follow_the_ratings_and_not_the_original_pairs():
     found = crisscrossed_ranks(IMAGES, TEXTS, RATED, (range(3), range(4)))
     ranks = {
         name: {query: of for query, *of in zip(one.clusters, one.ranks.tolist(), one.num_correct, strict=True)}
@@ -50,17 +50,17 @@ def test_positives_follow_the_ratings_and_not_the_original_pairs() -> None:
     }  # fmt: skip
 
 
-def test_chance_counts_the_right_items() -> None:
+def test_chance_counts_the_right_items():
     found = crisscrossed_ranks(IMAGES, TEXTS, RATED, (range(3), IMAGE_OF_TEXT))
     score = recall(found["text_to_text"], 1, num_resamples=50, seed=0)
     assert score.value == pytest.approx(2 / 3) and score.chance == pytest.approx((1 + 1 + 2) / 9)
 
 
-def test_correlations_are_those_of_the_pairs_cosines() -> None:
+def test_correlations_are_those_of_the_pairs_cosines():
     images, texts, image_of_text = captioned(60, 3, width=8, noise=1.0, seed=0)
     rng = np.random.default_rng(0)
 
-    def rate(one: np.ndarray, other: np.ndarray) -> Rated:
+    def rate(one, other):
         first, second = rng.integers(0, len(one), 400), rng.integers(0, len(other), 400)
         near = (one[first] * other[second]).sum(axis=1)
         assert pair_similarities(one, other, first, second) == pytest.approx(near, abs=1e-6)
@@ -80,7 +80,7 @@ def test_correlations_are_those_of_the_pairs_cosines() -> None:
     [pairs((0, 4, 3.0)), pairs((-1, 0, 3.0)), Rated(np.array([0]), np.array([1]), np.array([3.0, 4.0])),
      Rated(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0)), pairs((0, 1, np.nan))],
 )  # fmt: skip
-def test_ratings_of_another_set(broken: Rated) -> None:
+def test_ratings_of_another_set(broken):
     for bad in (Crisscrossed(broken, RATED.sis, RATED.sits), Crisscrossed(RATED.sts, RATED.sis, broken)):
         with pytest.raises(DataError, match=r"must be among|not finite"):
             crisscrossed_ranks(IMAGES, TEXTS, bad, (range(3), range(4)))

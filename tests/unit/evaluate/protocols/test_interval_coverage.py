@@ -4,7 +4,7 @@ The worlds are simulated, so that their true values are known. The quick test ha
 points, so it allows for two of them. The full one has 4,000.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -22,19 +22,19 @@ IMAGES = np.repeat(np.arange(100), 5).tolist()
 Experiment = Callable[[int], tuple[float, float]]
 
 
-def captions(number: int, unit: Sequence[Hashable]) -> Direction:
+def captions(number, unit):
     """100 images with five captions each, which share how hard their image is; two right items a query."""
     rng = np.random.default_rng([0, number])
     hard = np.repeat(rng.beta(2, 1.5, 100), 5)
     return Direction(np.where(rng.random(500) < hard, 1, 4), [2] * 500, 100, unit)
 
 
-def recall_at_1(number: int, unit: Sequence[Hashable] = IMAGES) -> tuple[float, float]:
+def recall_at_1(number, unit=IMAGES):
     score = retrieval_scores(captions(number, unit), num_resamples=RESAMPLES, seed=number)["recall@1"]
     return score.low, score.high
 
 
-def per_class(number: int) -> tuple[float, float]:
+def per_class(number):
     """30 classes of ten images, from easy to hard."""
     labels = np.repeat(np.arange(30), 10)
     right = np.random.default_rng([1, number]).random(300) < np.linspace(0.1, 0.95, 30)[labels]
@@ -43,7 +43,7 @@ def per_class(number: int) -> tuple[float, float]:
     return score.low, score.high
 
 
-def covered(experiment: Experiment, truth: float, number: int) -> float:
+def covered(experiment, truth, number):
     inside = 0
     for one in range(number):
         low, high = experiment(one)
@@ -52,14 +52,14 @@ def covered(experiment: Experiment, truth: float, number: int) -> float:
 
 
 EASY = 2 / 3.5
-CASES: dict[str, tuple[Experiment, Callable[[], float]]] = {
+CASES = {
     "recall@1, images": (recall_at_1, lambda: EASY),
     "mean per class, images": (per_class, lambda: float(np.linspace(0.1, 0.95, 30).mean())),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_intervals_cover(case: str) -> None:
+def test_intervals_cover(case):
     experiment, truth = CASES[case]
     assert 0.93 - 0.034 <= covered(experiment, truth(), 160) <= 0.97 + 0.03
 
@@ -67,11 +67,11 @@ def test_intervals_cover(case: str) -> None:
 @pytest.mark.full
 @pytest.mark.patience(1200, "4,000 experiments")
 @pytest.mark.parametrize("case", CASES)
-def test_intervals_cover_to_the_percent(case: str) -> None:
+def test_intervals_cover_to_the_percent(case):
     experiment, truth = CASES[case]
     assert 0.93 <= covered(experiment, truth(), 4000) <= 0.97
 
 
-def test_single_captions_as_units_would_not_cover() -> None:
+def test_single_captions_as_units_would_not_cover():
     """The test above can fail: the same experiments with captions for units cover far less."""
     assert covered(lambda number: recall_at_1(number, range(500)), EASY, 150) < 0.91

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -10,18 +8,18 @@ from align.evaluate.protocols.labelled import UNDECIDED, Labelled
 from align.evaluate.protocols.recall import recall
 
 
-def unit(*degrees: float) -> np.ndarray:
+def unit(*degrees):
     angles = np.deg2rad(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
 
-def accuracy(queries: np.ndarray, labels: list[int], references: np.ndarray, known: list[int]) -> tuple[float, float]:
+def accuracy(queries, labels, references, known):
     clusters = [str(index) for index in range(len(labels))]
     score = recall(nearest_neighbour(queries, labels, references, known, clusters), 1, num_resamples=200, seed=0)
     return score.value, score.chance
 
 
-def test_the_nearest_reference_gives_the_label() -> None:
+def test_the_nearest_reference_gives_the_label():
     references, known = unit(0, 40, 90), [0, 1, 1]
     # 10 deg -> 0; 30 deg -> 1; 30 deg is wrong for label 0; 80 deg -> 1
     value, chance = accuracy(unit(10, 30, 30, 80), [0, 1, 0, 1], references, known)
@@ -29,23 +27,23 @@ def test_the_nearest_reference_gives_the_label() -> None:
     assert chance == pytest.approx((1 / 3 + 2 / 3 + 1 / 3 + 2 / 3) / 4)
 
 
-def test_equally_near_references_of_two_labels_count_as_wrong() -> None:
+def test_equally_near_references_of_two_labels_count_as_wrong():
     same = unit(45, 45)
     assert accuracy(unit(45), [0], same, [0, 1])[0] == 0.0
     assert accuracy(unit(45), [0], same, [0, 0])[0] == 1.0
 
 
-def test_a_label_that_no_reference_has_is_wrong() -> None:
+def test_a_label_that_no_reference_has_is_wrong():
     assert accuracy(unit(0), [7], unit(0, 90), [0, 1]) == (0.0, 0.0)
 
 
-def drawn(number: int, seed: int, *, classes: int = 5) -> Labelled:
+def drawn(number, seed, *, classes=5):
     """Whole numbers: many similarities are equal, and none is rounded, however the work is cut."""
     rng = np.random.default_rng(seed)
     return Labelled("drawn", rng.integers(-1, 2, (number, 6)).astype(np.float32), rng.integers(0, classes, number))
 
 
-def by_hand(queries: Labelled, references: Labelled) -> list[int]:
+def by_hand(queries, references):
     answers = []
     for row in queries.features @ references.features.T:
         labels = set(references.labels[row == row.max()])
@@ -53,7 +51,7 @@ def by_hand(queries: Labelled, references: Labelled) -> list[int]:
     return answers
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_nothing(monkeypatch):
     queries, references = drawn(83, 0), drawn(97, 1, classes=2)
     expected = by_hand(queries, references)
     assert {UNDECIDED, 0, 1} == set(expected)
@@ -63,7 +61,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nearest(queries, references).tolist() == expected
 
 
-def test_references_may_be_a_mapped_file(tmp_path: Path) -> None:
+def test_references_may_be_a_mapped_file(tmp_path):
     queries, references = drawn(20, 0), drawn(50, 1)
     np.save(tmp_path / "references.npy", references.features.astype(np.float16))
     mapped = Labelled("references", np.load(tmp_path / "references.npy", mmap_mode="r"), references.labels)
@@ -71,7 +69,7 @@ def test_references_may_be_a_mapped_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_damaged_features_are_one_line(value: float) -> None:
+def test_damaged_features_are_one_line(value):
     good, bad = drawn(20, 0), drawn(20, 1)
     bad.features[3, 2] = value
     for queries, references in ((good, bad), (bad, good)):
@@ -79,7 +77,7 @@ def test_damaged_features_are_one_line(value: float) -> None:
             nearest(queries, references)
 
 
-def test_another_width_is_one_line() -> None:
+def test_another_width_is_one_line():
     good = drawn(20, 0)
     with pytest.raises(DataError, match="6 wide, those of narrow 2"):
         nearest(good, Labelled("narrow", unit(1, 2), np.array([0, 1])))

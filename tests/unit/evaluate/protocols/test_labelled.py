@@ -19,24 +19,24 @@ FEATURES = np.eye(4, 3, dtype=np.float32)
         (FEATURES, LABELS / 2, "train: labels must be integers from 0 up"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_together_is_one_line(features: np.ndarray, labels: np.ndarray, message: str) -> None:
+def test_what_does_not_fit_together_is_one_line(features, labels, message):
     with pytest.raises(DataError, match=f"^{message}") as caught:
         Labelled("train", features, labels)
     assert "\n" not in str(caught.value)
 
 
-def test_as_many_clusters_as_images() -> None:
+def test_as_many_clusters_as_images():
     with pytest.raises(DataError, match="4 images, but 1 clusters"):
         Labelled("test", FEATURES, LABELS, ["a"])
 
 
-def test_a_subset_keeps_what_belongs_together() -> None:
+def test_a_subset_keeps_what_belongs_together():
     part = Labelled("train", FEATURES, LABELS, list("abcd")).subset(np.array([3, 1]))
     assert (part.name, part.labels.tolist(), part.clusters) == ("train", [0, 1], ["d", "b"])
     assert part.rows(slice(None)).tolist() == FEATURES[[3, 1]].tolist()
 
 
-def test_accuracy_is_the_mean_over_runs_and_undecided_is_wrong() -> None:
+def test_accuracy_is_the_mean_over_runs_and_undecided_is_wrong():
     test = Labelled("test", FEATURES, LABELS)
     runs = [np.array([0, 1, 2, UNDECIDED]), np.array([0, 1, 0, 1])]
     score = accuracy(runs, test, 3, num_resamples=200, seed=0)
@@ -45,7 +45,7 @@ def test_accuracy_is_the_mean_over_runs_and_undecided_is_wrong() -> None:
     assert score == accuracy(runs, test, 3, num_resamples=200, seed=0)
 
 
-def test_the_interval_resamples_clusters() -> None:
+def test_the_interval_resamples_clusters():
     rng = np.random.default_rng(0)
     right = np.repeat(rng.integers(0, 2, 100), 4)
     features = np.ones((400, 2), dtype=np.float32)
@@ -55,7 +55,7 @@ def test_the_interval_resamples_clusters() -> None:
     assert wide.high - wide.low > 1.6 * (narrow.high - narrow.low)
 
 
-def test_the_interval_covers() -> None:
+def test_the_interval_covers():
     """Over 1,000 experiments, pictures of unequal difficulty in pairs that share it, three runs each."""
     rng = np.random.default_rng(0)
     features, labels, pairs = np.ones((200, 1)), np.ones(200, dtype=np.int64), np.arange(200) // 2
@@ -69,7 +69,7 @@ def test_the_interval_covers() -> None:
     assert 930 <= inside <= 970
 
 
-def test_answers_that_are_not_one_a_picture_are_one_line() -> None:
+def test_answers_that_are_not_one_a_picture_are_one_line():
     test = Labelled("test", FEATURES, LABELS)
     with pytest.raises(DataError, match=r"4 images, but answers of shape \(3,\)"):
         accuracy([LABELS[:3]], test, 3, num_resamples=10, seed=0)

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,12 +6,12 @@ import torch
 
 from align.errors import DataError
 from align.evaluate.protocols.labelled import UNDECIDED, Labelled
-from align.evaluate.protocols.linear import PAPER, SMALL, Recipe, answers, fit, frozen_features
+from align.evaluate.protocols.linear import PAPER, SMALL, answers, fit, frozen_features
 
 QUICK = replace(PAPER, epochs=3, batch_size=32)
 
 
-def drawn(number: int, seed: int, *, name: str = "train", width: int = 12, classes: int = 4) -> Labelled:
+def drawn(number, seed, *, name="train", width=12, classes=4):
     """Four clusters that overlap."""
     rng = np.random.default_rng([7, seed])
     centres = np.random.default_rng(1).normal(size=(classes, width))
@@ -20,7 +19,7 @@ def drawn(number: int, seed: int, *, name: str = "train", width: int = 12, class
     return Labelled(name, (centres[labels] + rng.normal(size=(number, width))).astype(np.float32), labels)
 
 
-def by_autograd(train: Labelled, classes: int, recipe: Recipe) -> np.ndarray:
+def by_autograd(train, classes, recipe):
     """torch's own layer, loss and optimizer, from the same first weights and on the same batches."""
     generator = torch.Generator().manual_seed(0)
     bound = train.width**-0.5
@@ -39,23 +38,23 @@ def by_autograd(train: Labelled, classes: int, recipe: Recipe) -> np.ndarray:
     return torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach().numpy()
 
 
-def test_a_fit_is_that_of_torch() -> None:
+def test_a_fit_is_that_of_torch():
     train = drawn(150, 0)
     assert fit(train, 4, QUICK, seed=0) == pytest.approx(by_autograd(train, 4, QUICK), abs=1e-4)
 
 
-def test_the_rates_are_those_of_the_paper() -> None:
+def test_the_rates_are_those_of_the_paper():
     assert [PAPER.rate(epoch) for epoch in (0, 29, 30, 60, 99)] == pytest.approx([0.1, 0.1, 0.02, 4e-3, 8e-4])
 
 
-def test_equal_seeds_give_equal_bytes() -> None:
+def test_equal_seeds_give_equal_bytes():
     train = drawn(150, 0)
     first, again, other = (fit(train, 4, SMALL, seed=seed).tobytes() for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
-def test_the_papers_schedule_separates_the_clusters(tmp_path: Path) -> None:
+def test_the_papers_schedule_separates_the_clusters(tmp_path):
     train, test = drawn(600, 0), drawn(400, 2, name="test")
     np.save(tmp_path / "features.npy", train.features.astype(np.float16))
     mapped = Labelled("train", np.load(tmp_path / "features.npy", mmap_mode="r"), train.labels)
@@ -63,12 +62,12 @@ def test_the_papers_schedule_separates_the_clusters(tmp_path: Path) -> None:
         assert np.mean(frozen_features(known, test, 4, seed=0, recipe=recipe) == test.labels) > 0.85
 
 
-def test_equal_logits_are_undecided() -> None:
+def test_equal_logits_are_undecided():
     rows = Labelled("test", np.array([[2, 1], [1, 1], [1, 2]], dtype=np.float32), np.array([0, 0, 0]))
     assert answers(np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32), rows).tolist() == [0, UNDECIDED, 1]
 
 
-def test_bad_input_is_one_line() -> None:
+def test_bad_input_is_one_line():
     train, test = drawn(50, 0), drawn(50, 1, name="test")
     with pytest.raises(DataError, match=r"^train: label 3, but there are 3 classes$"):
         frozen_features(train, test, 3, seed=0, recipe=SMALL)

@@ -10,7 +10,7 @@ CUTS = (1, 5, 10)
 
 
 @pytest.mark.parametrize("captions", [1, 5])
-def test_the_mean_of_six_recalls(captions: int) -> None:
+def test_the_mean_of_six_recalls(captions):
     """English and German have five captions an image, French and Czech one."""
     images, texts, image_of_text = retrieval_inputs()
     kept = np.flatnonzero(np.arange(len(texts)) % 5 < captions)

@@ -15,11 +15,11 @@ from tests.golden import clip_benchmark_figures
 from tests.golden.embeddings import own_positives
 
 
-def indices(*rows: list[int]) -> list[np.ndarray]:
+def indices(*rows):
     return [np.array(row, dtype=np.int64) for row in rows]
 
 
-def sorted_by_hand(similarity: np.ndarray, positives: list[set[int]], own: bool) -> list[int]:
+def sorted_by_hand(similarity, positives, own):
     """The same by a full sort of each query's items, wrong ones first among equals."""
     found = []
     for query, right in enumerate(positives):
@@ -30,7 +30,7 @@ def sorted_by_hand(similarity: np.ndarray, positives: list[set[int]], own: bool)
     return found
 
 
-def every_order(row: np.ndarray, right: set[int]) -> list[dict[int, Fraction]]:
+def every_order(row, right):
     """Recall at each K of a query in each order that sorts its items by similarity."""
     found = []
     for order in permutations(range(len(row))):
@@ -42,7 +42,7 @@ def every_order(row: np.ndarray, right: set[int]) -> list[dict[int, Fraction]]:
 
 
 @pytest.mark.costs(8, "sorts six items in all of their orders, for 60 queries")
-def test_recall_is_the_mean_over_all_orders_of_equal_items() -> None:
+def test_recall_is_the_mean_over_all_orders_of_equal_items():
     rng, num_tied = np.random.default_rng(3), 0
     for _ in range(60):
         row = rng.integers(0, 3, 6).astype(np.float64)  # three values: ties everywhere
@@ -57,7 +57,7 @@ def test_recall_is_the_mean_over_all_orders_of_equal_items() -> None:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_ranks_equal_a_full_sort_with_many_ties(own: bool) -> None:
+def test_ranks_equal_a_full_sort_with_many_ties(own):
     rng = np.random.default_rng(0)
     for _ in range(100):
         num_queries = num_items = int(rng.integers(2, 9))
@@ -76,7 +76,7 @@ def test_ranks_equal_a_full_sort_with_many_ties(own: bool) -> None:
         assert found.num_items == num_items - own
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_nothing(monkeypatch):
     images, texts, image_of_text = clip_benchmark_figures.retrieval_inputs()
     right, units = own_positives(image_of_text, len(images)), (range(len(images)), range(len(texts)))
     whole = both_ways(images, texts, right, units)
@@ -86,7 +86,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (found.ranks == parts[way].ranks).all()
 
 
-def test_embeddings_kept_as_float16_are_widened() -> None:
+def test_embeddings_kept_as_float16_are_widened():
     images, texts, image_of_text = clip_benchmark_figures.retrieval_inputs()
     half = images.astype(np.float16), texts.astype(np.float16)
     wide = half[0].astype(np.float32), half[1].astype(np.float32)
@@ -95,7 +95,7 @@ def test_embeddings_kept_as_float16_are_widened() -> None:
         assert (found.ranks == both_ways(*wide, right, units)[way].ranks).all()
 
 
-def test_recall_equals_clip_benchmark() -> None:
+def test_recall_equals_clip_benchmark():
     golden = json.loads(clip_benchmark_figures.FILE.read_text())["retrieval"]
     images, texts, image_of_text = clip_benchmark_figures.retrieval_inputs()
     units = range(len(images)), image_of_text.tolist()
@@ -107,7 +107,7 @@ def test_recall_equals_clip_benchmark() -> None:
             assert scores[f"recall@{k}"].value == pytest.approx(golden[name.format(k)], abs=1e-6)
 
 
-def test_equal_captions_tie_wherever_they_stand() -> None:
+def test_equal_captions_tie_wherever_they_stand():
     """A product of matrices may round at its edge in another way than inside: equal rows must give equal values."""
     rng = np.random.default_rng(0)
     images, texts = (rng.standard_normal((number, 640), dtype=np.float32) for number in (37, 1003))
@@ -116,7 +116,7 @@ def test_equal_captions_tie_wherever_they_stand() -> None:
     assert found.ties is not None and (found.ties == [3, 1]).all()
 
 
-def test_scores_have_intervals_by_image() -> None:
+def test_scores_have_intervals_by_image():
     """Five captions of one image that stand or fall together say no more than one."""
     image_of_text = np.repeat(np.arange(60), 5)
     ranked = np.where(image_of_text % 3 == 0, 1, 7)
@@ -134,7 +134,7 @@ def test_scores_have_intervals_by_image() -> None:
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_embeddings_that_are_not_finite(broken: float) -> None:
+def test_embeddings_that_are_not_finite(broken):
     good, bad = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)
     bad[1, 1] = broken
     for queries, items in ((good, bad), (bad, good)):
@@ -151,12 +151,12 @@ def test_embeddings_that_are_not_finite(broken: float) -> None:
         (indices([0], [-1], [1]), "least -1"),
     ],
 )
-def test_positives_that_do_not_fit(positives: list[np.ndarray], message: str) -> None:
+def test_positives_that_do_not_fit(positives, message):
     with pytest.raises(DataError, match=message):
         best_ranks(np.eye(3), np.eye(3), positives, range(3))
 
 
-def test_shapes_that_do_not_fit() -> None:
+def test_shapes_that_do_not_fit():
     with pytest.raises(DataError, match="one width"):
         best_ranks(np.eye(3), np.eye(4), indices([0], [0], [0]), range(3))
     with pytest.raises(DataError, match="3 queries and 4 items"):

@@ -1,7 +1,5 @@
 """Which files `align plan` names for a stage whose code has changed."""
 
-from pathlib import Path
-
 import pytest
 
 from align.services.git import git
@@ -12,7 +10,7 @@ RULES, PLOTS = "align/filter/rules.py", "align/search/report.py"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     """A checkout after a run, whose dvc.lock is in the run's branch, as on any machine."""
     files = {name: (ROOT / name).read_text("utf-8") for name in (RULES, PLOTS)}
     root = small_git.write(tmp_path / "repo", files)
@@ -24,11 +22,11 @@ def run(tmp_path: Path) -> Path:
     return root
 
 
-def append(file: Path, text: str) -> None:
+def append(file, text):
     file.write_text(file.read_text("utf-8") + text, "utf-8")
 
 
-def test_a_file_is_named_if_it_does_something_else_and_decides_the_stage(run: Path) -> None:
+def test_a_file_is_named_if_it_does_something_else_and_decides_the_stage(run):
     append(run / RULES, "# a comment\n")
     append(run / PLOTS, "EDITED = True\n")  # of another stage
     assert changed_code(run, "filter", "0123456789abcdef") == []
@@ -36,7 +34,7 @@ def test_a_file_is_named_if_it_does_something_else_and_decides_the_stage(run: Pa
     assert changed_code(run, "filter", "0123456789abcdef") == [RULES]
 
 
-def test_without_such_a_run_or_such_code_nothing_is_named(run: Path, tmp_path: Path) -> None:
+def test_without_such_a_run_or_such_code_nothing_is_named(run, tmp_path):
     append(run / RULES, "EDITED = True\n")
     assert changed_code(run, "filter", "fedcba9876543210") == []
     assert changed_code(run, "filter", "") == []

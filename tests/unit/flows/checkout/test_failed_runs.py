@@ -2,14 +2,13 @@
 
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 from align.errors import DataError
 from align.services.git import resolve
 from flows.checkout.failed_runs import NUM_KEPT, kept_if_it_fails
 
 
-def test_runs_that_fail_at_once_are_all_kept(tmp_path: Path) -> None:
+def test_runs_that_fail_at_once_are_all_kept(tmp_path):
     """Each removes the older ones, which are the same for all."""
     parent, said = tmp_path / "failed", list[str]()
     for number in range(60):
@@ -18,7 +17,7 @@ def test_runs_that_fail_at_once_are_all_kept(tmp_path: Path) -> None:
             (parent / f"old-{number}/reports/{name}").touch()
     ready = threading.Barrier(4)
 
-    def fail(name: str) -> None:
+    def fail(name):
         worktree = tmp_path / name
         (worktree / "reports").mkdir(parents=True)
         (worktree / "params.yaml").write_text("paths:\n  reports: reports\n")

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -52,14 +51,14 @@ with in_worktree(Path.cwd(), Request(name="first"), lambda line: None) as work:
 
 
 @pytest.fixture(name="project")
-def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _project(tmp_path, monkeypatch):
     root = make_repository(tmp_path / "project", {"params.yaml": PARAMS}, "")
     for name, value in environment(root, {}).items():
         monkeypatch.setenv(name, value)
     return root
 
 
-def killed_in(project: Path, phase: str) -> str:
+def killed_in(project, phase):
     """The key of a run's worktree that was killed there."""
     run = subprocess.Popen([sys.executable, "-c", RUN, phase], cwd=project, stdout=subprocess.PIPE, text=True)
     assert run.stdout and run.stdout.readline() == "there\n"
@@ -71,16 +70,16 @@ def killed_in(project: Path, phase: str) -> str:
     return path.name
 
 
-def is_clear(project: Path) -> None:
+def is_clear(project):
     assert list((project / ".align/worktrees").iterdir()) == []
     assert len(git(project, "worktree", "list").splitlines()) == 1
     assert not list((project / ".git").glob("worktrees/*"))
 
 
 @pytest.mark.parametrize("phase", ["params", "share", "work", "remove"])
-def test_killed_in_any_phase(project: Path, phase: str) -> None:
+def test_killed_in_any_phase(project, phase):
     killed_in(project, phase)
-    said: list[str] = []
+    said = []
     sweep(project, said.append)
     is_clear(project)
     kept = list((project / ".align/failed").glob("killed-*"))
@@ -95,7 +94,7 @@ def test_killed_in_any_phase(project: Path, phase: str) -> None:
         assert work.root.exists()
 
 
-def test_git_was_killed_while_it_made_the_worktree(project: Path) -> None:
+def test_git_was_killed_while_it_made_the_worktree(project):
     """Its half made worktree is locked, which `git worktree prune` respects for good."""
     path = project / ".align/worktrees/0123456789abcdef"
     git(project, "worktree", "add", "--detach", "--lock", "--reason", "initializing", str(path), "HEAD")
@@ -108,7 +107,7 @@ def test_git_was_killed_while_it_made_the_worktree(project: Path) -> None:
     is_clear(project)
 
 
-def test_a_worktree_of_a_person_stays(project: Path, tmp_path: Path) -> None:
+def test_a_worktree_of_a_person_stays(project, tmp_path):
     killed_in(project, "work")
     git(project, "worktree", "add", "--detach", str(tmp_path / "mine"))
     git(project, "worktree", "add", "--detach", str(tmp_path / "on a disk that is not mounted"))
@@ -117,7 +116,7 @@ def test_a_worktree_of_a_person_stays(project: Path, tmp_path: Path) -> None:
     assert len(git(project, "worktree", "list").splitlines()) == 3
 
 
-def test_the_next_equal_run_keeps_what_the_killed_one_reported_under_its_name(project: Path) -> None:
+def test_the_next_equal_run_keeps_what_the_killed_one_reported_under_its_name(project):
     """It waits for the lock, so no repair could come before it."""
     key = killed_in(project, "work")
     worktree = project / ".align/worktrees" / key
@@ -135,7 +134,7 @@ def test_the_next_equal_run_keeps_what_the_killed_one_reported_under_its_name(pr
 
 
 @pytest.mark.parametrize("duration_s", [1, pytest.param(3, marks=pytest.mark.full)])
-def test_a_run_that_waits_for_a_killed_one_is_not_hit(project: Path, duration_s: int) -> None:
+def test_a_run_that_waits_for_a_killed_one_is_not_hit(project, duration_s):
     """Several repairs at once, while equal runs take the place one after another."""
     sweeps = [
         subprocess.Popen(
@@ -161,7 +160,7 @@ def test_a_run_that_waits_for_a_killed_one_is_not_hit(project: Path, duration_s:
     is_clear(project)
 
 
-def test_long_and_foreign_names_fit_a_folder(tmp_path: Path) -> None:
+def test_long_and_foreign_names_fit_a_folder(tmp_path):
     for name in ("日" * 300, "a/b; rm -rf", "..", "-x", "é" * 79 + "\n"):
         folder = folder_for(tmp_path, name, "0123456789")
         assert len(os.fsencode(folder.name)) <= 89 and folder.parent == tmp_path / ".align/failed"
@@ -169,7 +168,7 @@ def test_long_and_foreign_names_fit_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
-def test_a_half_made_worktree_does_not_block_the_next_equal_run(project: Path, is_whole: bool) -> None:
+def test_a_half_made_worktree_does_not_block_the_next_equal_run(project, is_whole):
     with in_worktree(project, Request(), lambda line: None) as work:
         path = work.root
     git(project, "worktree", "add", "--detach", "--lock", "--reason", "initializing", str(path), "HEAD")
@@ -180,7 +179,7 @@ def test_a_half_made_worktree_does_not_block_the_next_equal_run(project: Path, i
     is_clear(project)
 
 
-def test_a_trainer_that_still_saves_is_waited_for(project: Path) -> None:
+def test_a_trainer_that_still_saves_is_waited_for(project):
     """It was told to stop when its run was killed, and writes its checkpoint through the worktree's link."""
     key = killed_in(project, "work")
     worktree = project / ".align/worktrees" / key
@@ -191,12 +190,12 @@ def test_a_trainer_that_still_saves_is_waited_for(project: Path) -> None:
     assert (project / "checkpoints/step").read_text() == "7\n"
 
 
-def test_a_process_that_does_not_leave_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_leave_is_named(project, monkeypatch):
     monkeypatch.setattr(leftovers, "GRACE_S", -5.0)
     key = killed_in(project, "work")
     worktree = project / ".align/worktrees" / key
     with subprocess.Popen(["sleep", "60"], cwd=worktree) as process:
-        said: list[str] = []
+        said = []
         sweep(project, said.append)
         assert said == [f"{worktree}: process {process.pid} of a killed run still works there: left for the next time"]
         with pytest.raises(LockedError, match="still works there"), in_worktree(project, Request(), print):
@@ -208,12 +207,10 @@ def test_a_process_that_does_not_leave_is_named(project: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("num_failures", [4, 5])
-def test_git_that_meets_another_one_is_asked_again(
-    project: Path, monkeypatch: pytest.MonkeyPatch, num_failures: int
-) -> None:
+def test_git_that_meets_another_one_is_asked_again(project, monkeypatch, num_failures):
     left = [DataError("fatal: failed to read .git/worktrees/other/commondir")] * num_failures
 
-    def busy(*words: str | Path) -> str:
+    def busy(*words):
         if left:
             raise left.pop()
         return git(*words)  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -16,16 +15,16 @@ from tests.support import small_git
 
 
 @pytest.fixture(name="repo")
-def _repo(tmp_path: Path) -> Path:
+def _repo(tmp_path):
     """A git repository with one source file, committed."""
     return small_git.write(tmp_path / "repo", {"align/project/code.py": "x = 1\n"})
 
 
-def branches(repo: Path) -> list[str]:
+def branches(repo):
     return git(repo, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/heads/run").splitlines()
 
 
-def test_record_leaves_head_index_and_files_alone(repo: Path) -> None:
+def test_record_leaves_head_index_and_files_alone(repo):
     (repo / "align/project/code.py").write_text("x = 2\n")
     (repo / "align/new.py").write_text("y = 1\n")
     (repo / "dvc.lock").write_text("schema: '2.0'\n")
@@ -40,7 +39,7 @@ def test_record_leaves_head_index_and_files_alone(repo: Path) -> None:
     assert "private.txt" not in files
 
 
-def test_another_result_is_another_branch_and_the_first_stays(repo: Path) -> None:
+def test_another_result_is_another_branch_and_the_first_stays(repo):
     tips = []
     for text in ("x = 2\n", "x = 3\n", "x = 4\n"):
         (repo / "align/project/code.py").write_text(text)
@@ -51,7 +50,7 @@ def test_another_result_is_another_branch_and_the_first_stays(repo: Path) -> Non
     assert all(set(earlier.split()) < set(later.split()) for earlier, later in pairwise(tips))
 
 
-def test_an_equal_result_adds_no_branch_and_says_which_has_it(repo: Path) -> None:
+def test_an_equal_result_adds_no_branch_and_says_which_has_it(repo):
     (repo / "align/project/code.py").write_text("x = 2\n")
     first = run_branch.record(repo, "demo", "run demo")
     (repo / "align/project/code.py").write_text("x = 3\n")
@@ -65,7 +64,7 @@ def test_an_equal_result_adds_no_branch_and_says_which_has_it(repo: Path) -> Non
     assert run_branch.record(repo, "demo", "run demo").name == "demo-3"
 
 
-def test_a_run_on_its_own_branch_stays_there(repo: Path) -> None:
+def test_a_run_on_its_own_branch_stays_there(repo):
     (repo / "align/project/code.py").write_text("x = 2\n")
     first = run_branch.record(repo, "demo", "run demo")
     git(repo, "checkout", "--quiet", "--force", "run/demo")
@@ -76,7 +75,7 @@ def test_a_run_on_its_own_branch_stays_there(repo: Path) -> None:
     assert resolve(repo, "run/demo") == first.commit == resolve(repo, "HEAD")
 
 
-def test_numbers_of_people_are_no_numbers_of_ours(repo: Path) -> None:
+def test_numbers_of_people_are_no_numbers_of_ours(repo):
     for name in ("demo-20261127", "demo-01", "demo-x", "demonstration", "demo-1"):
         git(repo, "branch", f"run/{name}")
     assert run_branch.next_name(repo, "demo") == "demo"
@@ -87,7 +86,7 @@ def test_numbers_of_people_are_no_numbers_of_ours(repo: Path) -> None:
     assert run_branch.next_name(repo, "demo-7") == "demo-7-3"
 
 
-def in_a_process(repo: Path, text: str, number: int) -> subprocess.Popen[str]:
+def in_a_process(repo, text, number):
     """A run in a worktree of its own, with these files."""
     worktree = repo.parent / f"worktree-{number}"
     git(repo, "worktree", "add", "--quiet", "--detach", str(worktree))
@@ -102,7 +101,7 @@ def in_a_process(repo: Path, text: str, number: int) -> subprocess.Popen[str]:
     )
 
 
-def test_runs_that_end_at_once_lose_nothing(repo: Path) -> None:
+def test_runs_that_end_at_once_lose_nothing(repo):
     texts = ["x = 10\n", "x = 10\n", "x = 11\n", "x = 12\n", "x = 13\n", "x = 10\n"]
     runs = [in_a_process(repo, text, number) for number, text in enumerate(texts)]
     for run in runs:
@@ -134,13 +133,13 @@ def test_runs_that_end_at_once_lose_nothing(repo: Path) -> None:
     ],
     ids=lambda value: ascii(value)[:20],
 )
-def test_hostile_names_are_refused_before_anything_runs(repo: Path, name: str, why: str) -> None:
+def test_hostile_names_are_refused_before_anything_runs(repo, name, why):
     with pytest.raises(ConfigError, match=why) as caught:
         run_branch.check_name(repo, name)
     assert len(str(caught.value)) < 200
 
 
-def test_a_name_in_whose_way_a_branch_is(repo: Path) -> None:
+def test_a_name_in_whose_way_a_branch_is(repo):
     git(repo, "branch", "run/a/b")
     git(repo, "branch", "run/c")
     for name in ("a", "c/d", "c/d/e"):
@@ -175,14 +174,14 @@ def test_a_name_in_whose_way_a_branch_is(repo: Path) -> None:
     ],
     ids=lambda value: ascii(value)[:20],
 )
-def test_what_a_person_typed_in_prefect_becomes_a_branch(repo: Path, typed: str, name: str) -> None:
+def test_what_a_person_typed_in_prefect_becomes_a_branch(repo, typed, name):
     assert run_branch.valid_name(typed) == name
     run_branch.check_name(repo, run_branch.valid_name(typed))
     (repo / "align/project/code.py").write_text("x = 2\n")
     assert run_branch.record(repo, run_branch.valid_name(typed), "run").is_new
 
 
-def test_record_without_an_identity(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_without_an_identity(repo, monkeypatch):
     git(repo, "config", "--unset", "user.name")
     git(repo, "config", "--unset", "user.email")
     git(repo, "config", "user.useConfigOnly", "true")
@@ -191,7 +190,7 @@ def test_record_without_an_identity(repo: Path, monkeypatch: pytest.MonkeyPatch)
     assert git(repo, "show", "--no-patch", "--format=%an", run_branch.record(repo, "demo", "x").commit) == "align"
 
 
-def test_a_finished_run_is_found_by_its_files_and_parameters(repo: Path) -> None:
+def test_a_finished_run_is_found_by_its_files_and_parameters(repo):
     params = repo / "params.yaml"
     params.write_text("pretrain:\n  seed: 0\n  rate: 1.0\nfinetune:\n  seed: 1\n")
     git(repo, "add", "--all")

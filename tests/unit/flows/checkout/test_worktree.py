@@ -1,7 +1,5 @@
 """A run's worktree: its revision and parameters, and what git does not hold (of `dvc add`, or ignored)."""
 
-from pathlib import Path
-
 import pytest
 
 from align.errors import ConfigError, DataError
@@ -39,7 +37,7 @@ REQUEST = Request(overrides={"index.queries": "mydata/queries.json"})
 
 
 @pytest.fixture(name="project")
-def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _project(tmp_path, monkeypatch):
     """A project with an archive and queries in mydata/, which git ignores, and a model that `dvc add` keeps."""
     root = make_repository(tmp_path / "project", {"params.yaml": PARAMS, "dvc.yaml": DVC_YAML}, "")
     for name, value in environment(root, {}).items():
@@ -54,7 +52,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_a_run_has_the_model_that_dvc_keeps(project: Path) -> None:
+def test_a_run_has_the_model_that_dvc_keeps(project):
     (project / "imported/config.json").write_text("changed since")
     with in_worktree(project, REQUEST, log=lambda line: None) as work:
         assert (work.root / "imported/config.json").read_text() == "{}"
@@ -63,7 +61,7 @@ def test_a_run_has_the_model_that_dvc_keeps(project: Path) -> None:
     assert (project / "imported/config.json").read_text() == "changed since"
 
 
-def test_a_run_reads_the_inputs_that_git_ignores(project: Path) -> None:
+def test_a_run_reads_the_inputs_that_git_ignores(project):
     shell(project, "dvc repro ingest", {})
     with in_worktree(project, REQUEST, log=lambda line: None) as work:
         assert (work.root / "mydata/queries.json").read_text() == "[]"
@@ -73,14 +71,14 @@ def test_a_run_reads_the_inputs_that_git_ignores(project: Path) -> None:
     assert (project / "mydata/pairs/table.csv").read_text() == "file,caption\n"  # the link alone is removed
 
 
-def test_another_archive_of_the_run_is_found_too(project: Path) -> None:
+def test_another_archive_of_the_run_is_found_too(project):
     (project / "mydata/more").mkdir()
     (project / "mydata/more/table.csv").touch()
     with in_worktree(project, Request(overrides={"paths.archive": "mydata/more"}), log=lambda line: None) as work:
         assert (work.root / "mydata/more/table.csv").exists() and not (work.root / "mydata/pairs").exists()
 
 
-def test_no_link_stands_for_what_git_or_a_stage_has(project: Path) -> None:
+def test_no_link_stands_for_what_git_or_a_stage_has(project):
     """An older revision has no newer files of git; a link where a stage writes would let it replace the checkout's."""
     (project / "data/policy").mkdir(parents=True)
     (project / "data/policy/accepted.json").touch()
@@ -94,7 +92,7 @@ def test_no_link_stands_for_what_git_or_a_stage_has(project: Path) -> None:
         assert not (work.root.parent / "elsewhere").exists()
 
 
-def test_a_run_s_branch_has_what_it_measured(project: Path) -> None:
+def test_a_run_s_branch_has_what_it_measured(project):
     """Before people commit them: sets, labelled queries, and which data `dvc add` keeps."""
     (project / "data/evaluation").mkdir(parents=True)
     for name in ("data/evaluation/mine.tar", "data/evaluation/mine.json", "labels.json", "notes.txt"):
@@ -111,7 +109,7 @@ def test_a_run_s_branch_has_what_it_measured(project: Path) -> None:
     assert new == ["data/evaluation/mine.json", "data/evaluation/mine.tar", "labels.json", "other.dvc"]
 
 
-def test_a_run_s_branch_lacks_inputs_that_are_elsewhere_or_ignored(project: Path) -> None:
+def test_a_run_s_branch_lacks_inputs_that_are_elsewhere_or_ignored(project):
     (project.parent / "sets").mkdir()
     (project.parent / "sets/far.json").touch()
     (project / "mydata/sets").mkdir()
@@ -126,7 +124,7 @@ SMALL_PARAMS = f"paths:\n  checkpoints: checkpoints # where\n{STORE}filter:\n  m
 
 
 @pytest.fixture
-def repo(tmp_path: Path) -> Path:
+def repo(tmp_path):
     """A git and DVC repository with one source file and params.yaml, everything committed."""
     files = {
         "align/project/code.py": "x = 1\n", "params.yaml": SMALL_PARAMS, ".gitignore": ".align/\n",
@@ -135,7 +133,7 @@ def repo(tmp_path: Path) -> Path:
     return small_git.write(tmp_path / "repo", files)
 
 
-def test_a_worktree_of_its_own(repo: Path) -> None:
+def test_a_worktree_of_its_own(repo):
     request = Request(name="x", overrides={"filter.min_words": 4})
     with in_worktree(repo, request, log=lambda line: None) as workspace:
         assert workspace.root != repo and not workspace.dirty
@@ -151,7 +149,7 @@ def test_a_worktree_of_its_own(repo: Path) -> None:
     assert (repo / "params.yaml").read_text() == SMALL_PARAMS
 
 
-def test_a_dirty_checkout_is_refused_or_snapshotted(repo: Path) -> None:
+def test_a_dirty_checkout_is_refused_or_snapshotted(repo):
     (repo / "dvc.lock").write_text("schema: '2.0'\n")  # a result, not a change
     assert changes(repo) == []
     (repo / "align/project/code.py").write_text("x = 3\n")
@@ -176,8 +174,6 @@ def test_a_dirty_checkout_is_refused_or_snapshotted(repo: Path) -> None:
         ("paths.checkpoints", "data/../../person", r"paths\.checkpoints = .*writes there only"),
     ],
 )
-def test_an_unknown_override_or_another_tree_to_write_in_makes_no_worktree(
-    repo: Path, key: str, value: object, refused: str
-) -> None:
+def test_an_unknown_override_or_another_tree_to_write_in_makes_no_worktree(repo, key, value, refused):
     with pytest.raises(ConfigError, match=refused), in_worktree(repo, Request(overrides={key: value}), log=print):
         pass

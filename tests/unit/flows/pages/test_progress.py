@@ -6,12 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -37,7 +34,7 @@ STAGES = [
 RUN = uuid4()
 
 
-def test_what_a_stage_says_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_stage_says_is_in_the_file(tmp_path, monkeypatch):
     file = tmp_path / "progress.json"
     monkeypatch.setenv(PROGRESS_VARIABLE, str(file))
     monkeypatch.setattr(console, "PROGRESS_INTERVAL_S", 0.0)
@@ -52,9 +49,7 @@ def test_what_a_stage_says_is_in_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
 
 
-def test_what_the_launcher_of_the_ranks_says_does_not_hide_how_far_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_launcher_of_the_ranks_says_does_not_hide_how_far_they_are(tmp_path, monkeypatch):
     file = tmp_path / "progress.json"
     monkeypatch.setenv(PROGRESS_VARIABLE, str(file))
     said = "from align.display.console import say; say('pretrain: step 73 of 90', done=73, total=90)"
@@ -66,7 +61,7 @@ def test_what_the_launcher_of_the_ranks_says_does_not_hide_how_far_they_are(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"lines": 1, "work": {}}', b"{}", b"\xff"])
-def test_a_file_that_is_none_is_replaced(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_none_is_replaced(tmp_path, content, monkeypatch):
     file = tmp_path / "progress.json"
     file.write_bytes(content)
     monkeypatch.setenv(PROGRESS_VARIABLE, str(file))
@@ -74,7 +69,7 @@ def test_a_file_that_is_none_is_replaced(tmp_path: Path, content: bytes, monkeyp
     assert read_said(file).lines == ("ingest: 1 of 2",) and read_said(file).work.done == 1
 
 
-def test_where_the_file_cannot_be_written_the_stage_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_file_cannot_be_written_the_stage_works(tmp_path, monkeypatch):
     monkeypatch.setenv(PROGRESS_VARIABLE, str(tmp_path / "nowhere/progress.json"))
     say("a line", done=1, total=2)
     monkeypatch.delenv(PROGRESS_VARIABLE)
@@ -83,13 +78,13 @@ def test_where_the_file_cannot_be_written_the_stage_works(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("content", [b"", b'{"lines": ["a"', b"[]", b'{"work": {"done": "x"}}', b"\xff\xfe"])
-def test_a_file_that_is_cut_off_or_none_counts_as_none(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_cut_off_or_none_counts_as_none(tmp_path, content):
     assert read_said(tmp_path / "missing").lines == ()
     (tmp_path / "file").write_bytes(content)
     assert read_said(tmp_path / "file").lines == ()
 
 
-def test_time_left_is_by_the_rate_of_the_stage() -> None:
+def test_time_left_is_by_the_rate_of_the_stage():
     assert describe(Work(line="pretrain: step 200 of 800", done=200, total=800, per_s=0.5)) == (
         "pretrain: step 200 of 800 (20 min left)"
     )
@@ -99,7 +94,7 @@ def test_time_left_is_by_the_rate_of_the_stage() -> None:
     assert Work(done=9, total=3, per_s=1.0).percent == 100.0 and Work(done=0, total=9, per_s=0.0).left_s is None
 
 
-def test_the_bar_is_that_of_the_stage_that_runs() -> None:
+def test_the_bar_is_that_of_the_stage_that_runs():
     work = Work(line="fit_tokenizer: 1 of 4", done=1, total=4)
     assert bar(at_stage(work, "fit_tokenizer", STAGES)) == f"{'█' * 5}{'░' * 15} 25 % stage 2 of 2, {work.line}"
     # the next stage has said nothing yet, and the last one's end says nothing of it
@@ -109,12 +104,12 @@ def test_the_bar_is_that_of_the_stage_that_runs() -> None:
     assert bar(Work(line="x", done=0, total=3)).startswith("░" * 20) and "█" * 20 in bar(Work(done=3, total=3))
 
 
-def test_the_commands_of_a_run_know_the_file(tmp_path: Path) -> None:
+def test_the_commands_of_a_run_know_the_file(tmp_path):
     env = child_environment(RunContext(root=tmp_path, checkout=tmp_path))
     assert env[PROGRESS_VARIABLE] == str(progress_file(tmp_path))
 
 
-def test_the_page_has_states_reports_links_and_lines() -> None:
+def test_the_page_has_states_reports_links_and_lines():
     report = uuid4()
     states = {"ingest": "Cached", "fit_tokenizer": "Running"}
     links = {"MLflow": "http://127.0.0.1:5000/#/x", "branch": "run/x"}
@@ -133,39 +128,39 @@ def test_the_page_has_states_reports_links_and_lines() -> None:
 class Server:
     """A server's answers, as the client gives them."""
 
-    def __init__(self) -> None:
-        self.artifacts: dict[UUID, dict[str, Any]] = {}
+    def __init__(self):
+        self.artifacts = {}
         self.broken = threading.Event()
         self.num_updates = self.num_refused = 0
         self.states = ["Crashed", "Running"]  # of ingest, in its attempts
         self.reports = uuid4(), uuid4()  # of the second attempt and of the first
 
     @contextmanager
-    def client(self, **_: object) -> Iterator["Server"]:
+    def client(self, **_):
         self._answer()
         yield self
 
-    def _answer(self) -> None:
+    def _answer(self):
         if self.broken.is_set():
             self.num_refused += 1
             raise OSError("no route to host")
 
-    def create_artifact(self, artifact: Any) -> SimpleNamespace:
+    def create_artifact(self, artifact):
         self._answer()
         made = SimpleNamespace(id=uuid4())
         self.artifacts[made.id] = artifact.model_dump()
         return made
 
-    def update_artifact(self, artifact_id: UUID, artifact: Any) -> None:
+    def update_artifact(self, artifact_id, artifact):
         self._answer()
         self.artifacts[artifact_id] |= artifact.model_dump(exclude_unset=True)
         self.num_updates += 1
 
-    def read_task_runs(self, *, sort: str, **_: object) -> list[SimpleNamespace]:
+    def read_task_runs(self, *, sort, **_):
         assert sort == "EXPECTED_START_TIME_ASC"
         return [SimpleNamespace(name="ingest", state=SimpleNamespace(name=name)) for name in self.states]
 
-    def read_artifacts(self, *, artifact_filter: Any, sort: str = "", **_: object) -> list[SimpleNamespace]:
+    def read_artifacts(self, *, artifact_filter, sort="", **_):
         self._answer()
         if artifact_filter.key:
             made = [
@@ -176,13 +171,13 @@ class Server:
         return [SimpleNamespace(key="fit-tokenizer-report", id=id_) for id_ in self.reports]
 
 
-def shown(server: Server) -> dict[str, dict[str, Any]]:
+def shown(server):
     """Key -> artifact."""
     return {one["key"]: one for one in server.artifacts.values()}
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(monkeypatch):
     made = Server()
     monkeypatch.setattr(progress, "get_client", made.client)
     monkeypatch.setattr(progress, "INTERVAL_S", 0.01)
@@ -190,14 +185,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     return made
 
 
-def wait_for(condition: Any) -> None:
+def wait_for(condition):
     deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert condition()
 
 
-def test_two_artifacts_are_updated_in_place(tmp_path: Path, server: Server) -> None:
+def test_two_artifacts_are_updated_in_place(tmp_path, server):
     file = progress_file(tmp_path)
     file.parent.mkdir()
     file.write_text(json.dumps({"lines": ["of an earlier run"]}))
@@ -223,9 +218,7 @@ def test_two_artifacts_are_updated_in_place(tmp_path: Path, server: Server) -> N
     assert "| ingest | **runs** |" in by_key["run"]["data"]  # as of the newest attempt
 
 
-def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps_its_last_lines(
-    tmp_path: Path, server: Server
-) -> None:
+def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps_its_last_lines(tmp_path, server):
     file = progress_file(tmp_path)
     file.parent.mkdir()
     said = json.dumps({"lines": ["ingest: step 2"], "work": {"line": "ingest: step 2", "done": 2, "total": 8}})
@@ -249,7 +242,7 @@ def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps
     assert len(server.artifacts) == 3 and shown(server)["progress"]["data"] == 100.0
 
 
-def test_a_server_that_is_unavailable_and_back_again(tmp_path: Path, server: Server) -> None:
+def test_a_server_that_is_unavailable_and_back_again(tmp_path, server):
     progress_file(tmp_path).parent.mkdir()
     server.broken.set()
     with run_page("x") as page:
@@ -267,14 +260,12 @@ def test_a_server_that_is_unavailable_and_back_again(tmp_path: Path, server: Ser
         server.broken.set()
 
 
-def test_a_server_that_never_answers_holds_the_end_for_seconds_only(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_never_answers_holds_the_end_for_seconds_only(tmp_path, server, monkeypatch):
     progress_file(tmp_path).parent.mkdir()
     monkeypatch.setattr(progress, "CLOSE_S", 0.2)
     asked, released, answered = threading.Event(), threading.Event(), threading.Event()
 
-    def hang(**_: object) -> list[SimpleNamespace]:
+    def hang(**_):
         asked.set()
         released.wait(200)
         answered.set()
@@ -289,7 +280,7 @@ def test_a_server_that_never_answers_holds_the_end_for_seconds_only(
     released.set()
 
 
-def test_a_run_that_fails_before_its_page_begins(server: Server) -> None:
+def test_a_run_that_fails_before_its_page_begins(server):
     with pytest.raises(ValueError, match="first"), run_page("x"):
         raise ValueError("first")
     assert not server.artifacts

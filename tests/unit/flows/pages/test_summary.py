@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from align.services.git import git
@@ -22,7 +21,7 @@ from flows.tasks.stage_task import StageOutcome, did_run, report_markdown
 from tests.support import ROOT
 
 
-def test_did_run_by_dvc_s_words() -> None:
+def test_did_run_by_dvc_s_words():
     assert did_run("filter", ["Running stage 'filter':", "> align filter"])
     assert not did_run("filter", ["Stage 'filter' is cached - skipping run, checking out outputs"])
     assert not did_run("filter", ["Stage 'filter' didn't change, skipping", "Running stage 'filters':"])
@@ -31,18 +30,18 @@ def test_did_run_by_dvc_s_words() -> None:
 RECORDED = Recorded("demo", "0" * 40, is_new=True)
 
 
-def stage(name: str) -> Stage:
+def stage(name):
     return Stage(name, f"what {name} does", "data", (), (), (), f"reports/{name}")
 
 
-def report(root: Path, name: str, metrics: dict[str, float], **content: object) -> None:
+def report(root, name, metrics, **content):
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "report.json").write_text(json.dumps(content))
 
 
-def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
+def test_the_summary_reads_the_reports(tmp_path):
     report(tmp_path, "ingest", {"ingest/num_pairs": 1000})
     report(tmp_path, "filter", {"filter/num_kept": 600, "filter/dropped/text_too_short": 300, "filter/dropped/x": 0})
     recalls = {f"concepts/image_to_text/recall@{k}": k / 20 for k in (1, 5, 10)}
@@ -74,12 +73,12 @@ def test_the_summary_reads_the_reports(tmp_path: Path) -> None:
     assert 'align search "your words" --html hits.html' in text and "Searches:" not in text
 
 
-def test_the_summary_says_how_to_activate_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_says_how_to_activate_the_environment(tmp_path, monkeypatch):
     report(tmp_path, "evaluate", {})
 
     run = RunContext(root=tmp_path, checkout=tmp_path, name="a b", chosen=Selection(asked=(stage("evaluate"),)))
 
-    def look_around() -> list[str]:
+    def look_around():
         text = summarise(run, [], Recorded("a b", "0", is_new=True), "")
         return text.split("Look around:\n")[1].splitlines()
 
@@ -96,14 +95,14 @@ def test_the_summary_says_how_to_activate_the_environment(tmp_path: Path, monkey
     assert look_around()[0].startswith("  make up  ")
 
 
-def test_git_ignores_what_the_summary_tells_people_to_create() -> None:
+def test_git_ignores_what_the_summary_tells_people_to_create():
     made = [*re.findall(r"--html (\S+)", summary.HERE + summary.ELSEWHERE), "dvc_plots/"]
     assert made == ["hits.html", "dvc_plots/"] and "dvc plots show" in summary.HERE
     for name in made:
         assert git(ROOT, "check-ignore", name) == name
 
 
-def test_a_report_shows_metrics_and_pictures(tmp_path: Path) -> None:
+def test_a_report_shows_metrics_and_pictures(tmp_path):
     report(tmp_path, "filter", {"filter/num_kept": 1234, "filter/keep_rate": 0.5, "[x](http://x) | y": 2})
     (tmp_path / "reports/filter/funnel.png").write_bytes(b"\x89PNG")
     text = report_markdown(tmp_path / "reports/filter", stage("filter"), "~~~~\n<b>")
@@ -112,7 +111,7 @@ def test_a_report_shows_metrics_and_pictures(tmp_path: Path) -> None:
     assert "![funnel](data:image/png;base64,iVBORw==)" in text
 
 
-def test_a_report_begins_with_its_verdict_and_main_figures(tmp_path: Path) -> None:
+def test_a_report_begins_with_its_verdict_and_main_figures(tmp_path):
     """The main plot, not the first by name; where the whole is; and all metrics at the end."""
     recall = {"b/recall@1": 0.25, "b/recall@1/low": 0.2, "b/recall@1/chance": 0.1}
     low = {"a/b/recall@1": 0.3, "a/b/recall@1/low": 0.05, "a/b/recall@1/chance": 0.1}
@@ -139,7 +138,7 @@ def test_a_report_begins_with_its_verdict_and_main_figures(tmp_path: Path) -> No
     assert "**Passed**" not in failed and failed.index("no sets") < failed.index("main figures")
 
 
-def test_the_figures_of_dvc_yaml_are_those_of_its_reports() -> None:
+def test_the_figures_of_dvc_yaml_are_those_of_its_reports():
     """Five at most a stage, each of the stage's own report; those of the evaluation are of any set."""
     for one in read_dag(ROOT):
         assert 2 <= len(one.figures) <= 5
@@ -147,7 +146,7 @@ def test_the_figures_of_dvc_yaml_are_those_of_its_reports() -> None:
         assert all(figure.startswith(own) for figure in one.figures), one.name
 
 
-def test_the_picture_of_a_report_fits_into_an_event_of_prefect(tmp_path: Path) -> None:
+def test_the_picture_of_a_report_fits_into_an_event_of_prefect(tmp_path):
     """One that is too large is named instead; what is shown has fewer colours. Others are in report.html only."""
     report(tmp_path, "filter", {"filter/num_kept": 1})
     noise = np.random.default_rng(0)
@@ -155,7 +154,7 @@ def test_the_picture_of_a_report_fits_into_an_event_of_prefect(tmp_path: Path) -
         picture = Image.fromarray(noise.integers(0, 255, (side, side, 3), dtype=np.uint8))
         picture.save(tmp_path / f"reports/filter/{name}.png")
 
-    def shown(plot: str) -> str:
+    def shown(plot):
         text = report_markdown(tmp_path / "reports/filter", replace(stage("filter"), plot=plot))
         assert len(text) < 1_500_000
         return text

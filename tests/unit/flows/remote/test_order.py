@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -13,7 +12,7 @@ STAGES = ["ingest", "pretrain", "index"]
 DAG = [Stage(name, name, "data", (), (), (), name) for name in STAGES]
 
 
-def of(chosen: Any) -> Params:
+def of(chosen):
     return Params({"cluster": {"pools": chosen}}, Path("params.yaml"))
 
 
@@ -28,16 +27,16 @@ def of(chosen: Any) -> Params:
         ({"default": None, "pretrain": "gpu"}, {"pretrain": "gpu"}),
     ],
 )
-def test_pools(chosen: dict[str, str | None], expected: dict[str, str]) -> None:
+def test_pools(chosen, expected):
     assert pools(of(chosen), DAG) == expected
 
 
-def test_an_older_revision_knows_no_pools() -> None:
+def test_an_older_revision_knows_no_pools():
     assert pools(Params({"cluster": {}}, Path("params.yaml")), DAG) == {}
     assert pools(Params({}, Path("params.yaml")), DAG) == {}
 
 
-def test_an_unknown_stage_is_named() -> None:
+def test_an_unknown_stage_is_named():
     with pytest.raises(ConfigError, match=r"cluster\.pools: there is no stage 'indx'; did you mean index\?"):
         pools(of({"indx": "gpu"}), DAG)
 
@@ -49,7 +48,7 @@ def test_an_unknown_stage_is_named() -> None:
         {"run": "a\nb"}, {"mlflow_run_id": "\0"},
     ],
 )  # fmt: skip
-def test_an_order_names_a_stage_and_a_commit(wrong: dict[str, Any]) -> None:
+def test_an_order_names_a_stage_and_a_commit(wrong):
     right = {"stage": "pretrain", "run": "demo", "commit": "0" * 40, "remote": "s3://bucket/dvc", "reads": {}}
     assert Order(**right).ref == f"refs/align/stages/{'0' * 40}"  # type: ignore[arg-type]  # values of several types
     with pytest.raises(ValidationError):

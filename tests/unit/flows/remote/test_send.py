@@ -1,8 +1,7 @@
 from uuid import uuid4
 
-import pytest
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Running, State
+from prefect.states import Running
 
 from flows.remote import send
 from flows.remote.order import HEARD
@@ -10,16 +9,16 @@ from flows.remote.send import _Signs
 
 
 class Clock:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch):
         self.now = 1000.0
         monkeypatch.setattr(send.time, "monotonic", lambda: self.now)
 
 
-def run(state: State, heard: int) -> FlowRun:
+def run(state, heard):
     return FlowRun(flow_id=uuid4(), state=state, labels={HEARD: heard})
 
 
-def test_a_worker_is_silent_since_its_last_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_is_silent_since_its_last_sign(monkeypatch):
     clock, state = Clock(monkeypatch), Running()
     signs = _Signs()
     silent = []
@@ -30,7 +29,7 @@ def test_a_worker_is_silent_since_its_last_sign(monkeypatch: pytest.MonkeyPatch)
     assert silent == [0, 2, 0, 2, 12, 27, 0]
 
 
-def test_a_change_of_state_is_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_state_is_a_sign(monkeypatch):
     clock, signs = Clock(monkeypatch), _Signs()
     signs.see(run(Running(), 1))
     clock.now += 10
@@ -38,7 +37,7 @@ def test_a_change_of_state_is_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     assert signs.silent_s == 0
 
 
-def test_while_the_server_was_away_nobody_could_be_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_the_server_was_away_nobody_could_be_heard(monkeypatch):
     clock, signs, state = Clock(monkeypatch), _Signs(), Running()
     signs.see(run(state, 1))
     clock.now += 3600

@@ -1,13 +1,10 @@
 """A supervised child: its output, and its end, also while what reads it fails; a watch outlives failing questions."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -16,10 +13,10 @@ from tests.support import wait_until
 from tests.support.killing import lives
 
 
-def test_questions_that_fail_do_not_end_the_watch() -> None:
+def test_questions_that_fail_do_not_end_the_watch():
     ended, asked = threading.Event(), list[int]()
 
-    def ask() -> BaseException | None:
+    def ask():
         asked.append(1)
         if len(asked) < 3:
             raise ConnectionError("the server is unavailable")
@@ -37,7 +34,7 @@ def test_questions_that_fail_do_not_end_the_watch() -> None:
     assert len(asked) == 5
 
 
-def test_a_closed_watch_asks_no_more() -> None:
+def test_a_closed_watch_asks_no_more():
     asked = threading.Semaphore(0)
     with Watch(lambda: asked.release(), every_s=0.01):
         assert asked.acquire(timeout=60) and asked.acquire(timeout=60)
@@ -57,10 +54,10 @@ Path("result").write_text("whole")
 
 
 @pytest.mark.parametrize("failure", [SystemExit(1), OSError(28, "No space left on device"), ConnectionError("away")])
-def test_a_child_ends_well_whatever_its_log_raises(tmp_path: Path, failure: BaseException) -> None:
-    heard: list[str] = []
+def test_a_child_ends_well_whatever_its_log_raises(tmp_path, failure):
+    heard = []
 
-    def log(line: str) -> None:
+    def log(line):
         if line.startswith("step"):
             raise failure
         heard.append(line)
@@ -83,10 +80,10 @@ time.sleep(60)
 """
 
 
-def test_a_watch_ends_a_child_which_saves_first(tmp_path: Path) -> None:
-    training: list[str] = []
+def test_a_watch_ends_a_child_which_saves_first(tmp_path):
+    training = []
 
-    def ask() -> BaseException | None:
+    def ask():
         return KeyboardInterrupt("suspended") if training else None
 
     with pytest.raises(KeyboardInterrupt, match="suspended"), Watch(ask, every_s=0.05) as watch:
@@ -102,8 +99,8 @@ subprocess.run([sys.executable, "-c", {TRAINER!r}], check=False)
 """
 
 
-def test_a_killed_launcher_leaves_no_trainer(tmp_path: Path) -> None:
-    def kill(line: str) -> None:
+def test_a_killed_launcher_leaves_no_trainer(tmp_path):
+    def kill(line):
         if line.startswith("training "):
             os.kill(int(line.split()[1]), signal.SIGKILL)
 
@@ -112,22 +109,22 @@ def test_a_killed_launcher_leaves_no_trainer(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint").read_text() == "step 7"
 
 
-def test_a_note_is_not_the_sentence_that_a_command_ends_with() -> None:
+def test_a_note_is_not_the_sentence_that_a_command_ends_with():
     assert (
         last_line(["gates", "version 2 is the champion", "note: a page was not drawn"]) == "version 2 is the champion"
     )
     assert last_line([]) == ""
 
 
-def test_a_child_s_output_comes_line_by_line(tmp_path: Path) -> None:
-    heard: list[str] = []
+def test_a_child_s_output_comes_line_by_line(tmp_path):
+    heard = []
     lines = run_supervised(["sh", "-c", "echo out; echo err >&2"], cwd=tmp_path, env=os.environ, log=heard.append)
     assert sorted(lines) == ["err", "out"]
     assert heard == lines
 
 
-def test_a_child_s_output_shows_no_login(tmp_path: Path) -> None:
-    heard: list[str] = []
+def test_a_child_s_output_shows_no_login(tmp_path):
+    heard = []
     script = "echo pushing to https://me:secret@host/repo; exit 1"
     with pytest.raises(CommandError, match=r"pushing to https://host/repo$"):
         run_supervised(["sh", "-c", script], cwd=tmp_path, env=os.environ, log=heard.append)
@@ -142,7 +139,7 @@ def test_a_child_s_output_shows_no_login(tmp_path: Path) -> None:
         ("kill -9 $$", "ended by SIGKILL"),
     ],
 )
-def test_a_failed_child_says_why(tmp_path: Path, script: str, reason: str) -> None:
+def test_a_failed_child_says_why(tmp_path, script, reason):
     with pytest.raises(CommandError, match=reason):
         run_supervised(["sh", "-c", script], cwd=tmp_path, env=os.environ, log=lambda line: None)
 
@@ -163,10 +160,10 @@ time.sleep(60)
 """
 
 
-def test_interrupted_the_trainer_saves_and_nothing_is_left(tmp_path: Path) -> None:
+def test_interrupted_the_trainer_saves_and_nothing_is_left(tmp_path):
     (tmp_path / "trainer.py").write_text(PARENT)
 
-    def interrupt(line: str) -> None:
+    def interrupt(line):
         if line == "training":
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 
@@ -180,7 +177,7 @@ def test_interrupted_the_trainer_saves_and_nothing_is_left(tmp_path: Path) -> No
     assert not lives(int((tmp_path / "pid").read_text()))
 
 
-def test_killed_the_flow_leaves_no_trainer(tmp_path: Path) -> None:
+def test_killed_the_flow_leaves_no_trainer(tmp_path):
     (tmp_path / "trainer.py").write_text(PARENT)
     flow = (
         "import os, sys; from pathlib import Path; from flows.tasks.child_process import run_supervised\n"

@@ -6,9 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import psutil
 import pytest
@@ -28,7 +26,7 @@ class _Server(BaseHTTPRequestHandler):
     refusals = [500, 502, 503]  # noqa: RUF012 - of the one server of a test
     logged: list[str] = []  # noqa: RUF012 - one list for all, which the test reads
 
-    def _answer(self) -> None:
+    def _answer(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         text, status = "[]", 200
         if self.path.startswith("/api/csrf-token"):
@@ -44,12 +42,12 @@ class _Server(BaseHTTPRequestHandler):
 
     do_GET = do_POST = _answer
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         pass
 
 
 @pytest.fixture(name="port")
-def _port() -> Iterator[int]:
+def _port():
     claim, port = free_port()
     yield port
     claim.close()
@@ -74,7 +72,7 @@ print("answered", flush=True)
 """
 
 
-def test_clients_wait_for_a_server_and_lose_no_line(port: int, tmp_path: Path) -> None:
+def test_clients_wait_for_a_server_and_lose_no_line(port, tmp_path):
     env = os.environ | {
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT),
         "PREFECT_CLIENT_MAX_RETRIES": "0",
@@ -101,7 +99,7 @@ def test_clients_wait_for_a_server_and_lose_no_line(port: int, tmp_path: Path) -
     assert _Server.logged == ["line 0", "line 1", "line 2"]
 
 
-def test_a_run_that_has_to_end_asks_once(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_has_to_end_asks_once(port, monkeypatch):
     monkeypatch.setattr(outages, "_outage", outages._Outage())
     monkeypatch.setattr(_Server, "refusals", [503] * 3)
     with ThreadingHTTPServer(("127.0.0.1", port), _Server) as server:
@@ -140,7 +138,7 @@ run.wait()
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_run_outlives_its_worker(tmp_path: Path, kept: bool) -> None:
+def test_a_run_outlives_its_worker(tmp_path, kept):
     (tmp_path / "run.py").write_text(RUN)
     command = [sys.executable, "-c", WORKER, "worker", "run.py", *(["keep"] if kept else [])]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -159,7 +157,7 @@ def test_a_run_outlives_its_worker(tmp_path: Path, kept: bool) -> None:
         assert "a line of the log" in text and "another" in text
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition):
     deadline = time.monotonic() + 100
     while not condition():
         assert time.monotonic() < deadline

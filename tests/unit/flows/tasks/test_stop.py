@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,7 +48,7 @@ print("ends with", stop.exit_code(), flush=True)
 
 
 @pytest.fixture(autouse=True)
-def _obeys_ctrl_c() -> Iterator[None]:
+def _obeys_ctrl_c():
     """What is started from a test run in the background would ignore it, and under nohup SIGHUP."""
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -59,7 +58,7 @@ def _obeys_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def working(*words: str) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+def working(*words):
     """The run, once it works, and its child."""
     command = [str(commands() / "python"), "-c", RUN, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
@@ -73,7 +72,7 @@ def working(*words: str) -> Iterator[tuple[subprocess.Popen[str], psutil.Process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_ends_a_run_in_order(number: signal.Signals) -> None:
+def test_the_first_signal_ends_a_run_in_order(number):
     with working() as (run, child):
         run.send_signal(number)
         said = run.communicate(timeout=60)[0].splitlines()
@@ -83,14 +82,14 @@ def test_the_first_signal_ends_a_run_in_order(number: signal.Signals) -> None:
     assert run.returncode == 0 and not lives(child)
 
 
-def test_an_error_that_a_signal_became_is_the_signal() -> None:
+def test_an_error_that_a_signal_became_is_the_signal():
     with working("wrapped") as (run, _):
         run.send_signal(signal.SIGTERM)
         said = run.communicate(timeout=60)[0]
     assert said.endswith("stopped by SIGTERM True\nat last stopped by SIGTERM\nends with 143\n") and run.returncode == 0
 
 
-def test_make_and_timeout_send_one_signal_twice_and_a_second_one_ends_all_at_once() -> None:
+def test_make_and_timeout_send_one_signal_twice_and_a_second_one_ends_all_at_once():
     with working("slow") as (run, child):
         assert run.stdout
         run.send_signal(signal.SIGTERM)
@@ -105,7 +104,7 @@ def test_make_and_timeout_send_one_signal_twice_and_a_second_one_ends_all_at_onc
     assert run.returncode == 128 + signal.SIGTERM and not lives(child)
 
 
-def test_a_run_that_cannot_end_in_order_ends_in_time() -> None:
+def test_a_run_that_cannot_end_in_order_ends_in_time():
     with working("slow", "short") as (run, child):
         run.send_signal(signal.SIGINT)
         assert "align: ended at once" in run.communicate(timeout=60)[0]
@@ -113,13 +112,13 @@ def test_a_run_that_cannot_end_in_order_ends_in_time() -> None:
     wait_until(lambda: not lives(child))
 
 
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
+def test_a_signal_that_is_ignored_stays_ignored():
     with working("ignored") as (run, _):
         run.send_signal(signal.SIGINT)
         assert run.communicate(timeout=60)[0] == "ends with 130\n"
 
 
-def test_a_signal_while_prefect_is_imported_is_no_traceback(tmp_path: Path) -> None:
+def test_a_signal_while_prefect_is_imported_is_no_traceback(tmp_path):
     """A stand-in of Prefect, which takes for ever."""
     (tmp_path / "prefect.py").write_text("import time\nprint('imports', flush=True)\ntime.sleep(600)\n")
     env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[4]}"}

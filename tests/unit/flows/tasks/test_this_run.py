@@ -1,7 +1,6 @@
 """The name of a run: the request's, or the one that a person typed as Prefect's own."""
 
-from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -13,7 +12,7 @@ from flows.tasks.this_run import name_of
 
 
 @pytest.fixture(name="repo")
-def _repo(tmp_path: Path) -> Path:
+def _repo(tmp_path):
     git(tmp_path, "init", "--quiet")
     return tmp_path
 
@@ -31,33 +30,29 @@ def _repo(tmp_path: Path) -> Path:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_the_request_s_name_or_prefect_s(
-    repo: Path, typed: str, asked: str | None, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_request_s_name_or_prefect_s(repo, typed, asked, name, monkeypatch):
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__NAME", typed)
     assert name_of(repo, Request(name=asked)) == name
 
 
 @pytest.mark.parametrize("asked", ["a b", "a..b", "-x", "x" * 300])
-def test_a_name_that_was_asked_for_is_not_changed_but_refused(repo: Path, asked: str) -> None:
+def test_a_name_that_was_asked_for_is_not_changed_but_refused(repo, asked):
     with pytest.raises(ConfigError, match="run name"):
         name_of(repo, Request(name=asked))
 
 
 @pytest.mark.parametrize("typed", ["Gorgeous-Mudi", "My try", "wide"])
-def test_a_name_that_a_program_asked_for_is_shown_in_prefect(
-    repo: Path, typed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    renamed: list[str] = []
+def test_a_name_that_a_program_asked_for_is_shown_in_prefect(repo, typed, monkeypatch):
+    renamed = []
 
     class Client:
-        def __enter__(self) -> "Client":
+        def __enter__(self):
             return self
 
-        def __exit__(self, *_: object) -> None:
+        def __exit__(self, *_):
             pass
 
-        def update_flow_run(self, _: UUID, *, name: str) -> None:
+        def update_flow_run(self, _, *, name):
             renamed.append(name)
 
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__NAME", typed)

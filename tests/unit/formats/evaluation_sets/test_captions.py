@@ -2,8 +2,6 @@
 
 import gzip
 import json
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,13 +16,13 @@ PICTURES = {f"{n}.jpg": picture(n, "test") for n in range(3)}
 CAPTIONS = {"0.jpg": ["a cat", "A cat", "a cat"], "1.jpg": ["a cat, asleep"], "2.jpg": ["an owl"]}
 
 
-def pictures(folder: Path) -> None:
+def pictures(folder):
     folder.mkdir(parents=True)
     for name, data in PICTURES.items():
         (folder / name).write_bytes(data)
 
 
-def karpathy(path: Path, **changes: Any) -> Path:
+def karpathy(path, **changes):
     images = [
         {"filename": name, "split": "train" if name == "2.jpg" else "test", "sentences": [{"raw": text} for text in of]}
         for name, of in CAPTIONS.items()
@@ -34,7 +32,7 @@ def karpathy(path: Path, **changes: Any) -> Path:
     return path
 
 
-def coco(path: Path) -> Path:
+def coco(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [{"id": number, "file_name": name} for number, name in enumerate(CAPTIONS)]
     annotations = [{"image_id": n, "caption": text} for n, of in enumerate(CAPTIONS.values()) for text in of]
@@ -43,13 +41,13 @@ def coco(path: Path) -> Path:
     return path
 
 
-def lines(path: Path) -> Path:
+def lines(path):
     rows = [f"{name},{text}" for name, of in CAPTIONS.items() for text in of]
     path.write_text("\n".join(["image,caption", *rows, "nothing here", "3.jpg, "]) + "\n")
     return path
 
 
-def multi30k(root: Path) -> dict[str, Any]:
+def multi30k(root):
     """Two captions a picture; the second file is packed. A caption has a break that is no end of a line."""
     (root / "test_2016.txt").write_text("".join(f"{name}\n" for name in PICTURES))
     (root / "test_2016.1.de").write_text("eine Katze\neine\u2028Katze, die schläft\neine Eule\n", "utf-8")
@@ -58,7 +56,7 @@ def multi30k(root: Path) -> dict[str, Any]:
     return {"captions": captions, "images": str(root / "images")}
 
 
-def test_multi30k_as_published(tmp_path: Path) -> None:
+def test_multi30k_as_published(tmp_path):
     pictures(tmp_path / "images")
     more = multi30k(tmp_path)
     one = read(tmp_path, tmp_path / "test_2016.txt", "multi30k", "retrieval", "multi30k", **more)
@@ -85,7 +83,7 @@ def test_multi30k_as_published(tmp_path: Path) -> None:
         ("test_2016.txt", b"", r"test_2016\.txt: the list of pictures: an empty file"),
     ],
 )
-def test_damaged_files_of_multi30k(tmp_path: Path, name: str, data: bytes | None, message: str) -> None:
+def test_damaged_files_of_multi30k(tmp_path, name, data, message):
     pictures(tmp_path / "images")
     more = multi30k(tmp_path)
     (tmp_path / name).unlink()
@@ -95,7 +93,7 @@ def test_damaged_files_of_multi30k(tmp_path: Path, name: str, data: bytes | None
         read(tmp_path, tmp_path / "test_2016.txt", "multi30k", "retrieval", **more)
 
 
-def test_karpathys_test_split_is_read_in_place(tmp_path: Path) -> None:
+def test_karpathys_test_split_is_read_in_place(tmp_path):
     pictures(tmp_path / "flickr30k-images")
     one = read(tmp_path, karpathy(tmp_path / "dataset_flickr30k.json"), "karpathy", "retrieval")
     assert [(image.key, image.concept, list(image.texts)) for image in one.images] == [
@@ -109,7 +107,7 @@ def test_karpathys_test_split_is_read_in_place(tmp_path: Path) -> None:
         read(tmp_path, tmp_path / "dataset_flickr30k.json", "karpathy", "retrieval", split="val")
 
 
-def test_ids_of_pictures_and_captions_stay_with_them(tmp_path: Path) -> None:
+def test_ids_of_pictures_and_captions_stay_with_them(tmp_path):
     pictures(tmp_path / "images")
     path = karpathy(tmp_path / "dataset.json")
     data = json.loads(path.read_text())
@@ -126,7 +124,7 @@ def test_ids_of_pictures_and_captions_stay_with_them(tmp_path: Path) -> None:
     assert read(tmp_path, path, "karpathy", "retrieval").images[0].text_numbers == ()
 
 
-def test_coco_and_lines_of_text(tmp_path: Path) -> None:
+def test_coco_and_lines_of_text(tmp_path):
     pictures(tmp_path / "coco/val2017")
     one = read(tmp_path, coco(tmp_path / "coco/annotations/captions_val2017.json"), "coco", "retrieval")
     assert [image.key for image in one.images] == ["val2017/0.jpg", "val2017/1.jpg", "val2017/2.jpg"]
@@ -139,7 +137,7 @@ def test_coco_and_lines_of_text(tmp_path: Path) -> None:
     assert list(other.unusable.values()) == ["no NAME.jpg,CAPTION", "an empty caption"]
 
 
-def test_captions_in_tars_and_in_parquet(tmp_path: Path) -> None:
+def test_captions_in_tars_and_in_parquet(tmp_path):
     (tmp_path / "tars/test").mkdir(parents=True)
     with webdataset.TarWriter(str(tmp_path / "tars/test/0.tar")) as writer:
         for number, (name, of) in enumerate(CAPTIONS.items()):
@@ -154,26 +152,26 @@ def test_captions_in_tars_and_in_parquet(tmp_path: Path) -> None:
         assert [data for _, data in one.read()] == list(PICTURES.values())
 
 
-def test_a_file_for_other_images_and_a_picture_that_is_gone(tmp_path: Path) -> None:
+def test_a_file_for_other_images_and_a_picture_that_is_gone(tmp_path):
     path = karpathy(tmp_path / "dataset.json")
     with pytest.raises(DataError, match=r"none of the first pictures .*0\.jpg.* is it a file for other images\?"):
         read(tmp_path, path, "karpathy", "retrieval")
     pictures(tmp_path / "images")
     (tmp_path / "images/1.jpg").unlink()
     one = read(tmp_path, path, "karpathy", "retrieval")
-    told: dict[int, str] = {}
+    told = {}
     assert len(list(one.read(fault=told.__setitem__))) == 1
     assert "1.jpg: cannot be read (No such file" in told[1]
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../x.jpg"])
-def test_a_name_that_leads_out_is_no_picture(tmp_path: Path, name: str) -> None:
+def test_a_name_that_leads_out_is_no_picture(tmp_path, name):
     pictures(tmp_path / "images")
     one = read(tmp_path, karpathy(tmp_path / "dataset.json", filename=name), "karpathy", "retrieval")
     assert one.unusable == {name: "its name leads out of the folder of pictures"} and len(one.images) == 1
 
 
-def test_no_captions_at_all(tmp_path: Path) -> None:
+def test_no_captions_at_all(tmp_path):
     (tmp_path / "x.txt").write_text("nothing\nof use\n")
     with pytest.raises(DataError, match="none of the first pictures"):
         read(tmp_path, tmp_path / "x.txt", "retrieval_txt", "retrieval")

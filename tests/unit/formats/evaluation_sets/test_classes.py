@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +20,7 @@ from tests.support.suites import read
 CLASSES = ("car", "house_cat", "owl")
 
 
-def picture(number: int, split: str) -> bytes:
+def picture(number, split):
     buffer = io.BytesIO()
     Image.new("RGB", (8 + number, 8), (number * 20, 200 * (split == "train"), 0)).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -31,7 +30,7 @@ def picture(number: int, split: str) -> bytes:
 ROWS = {split: [(n // 2, picture(n, split)) for n in range(6)] for split in ("test", "train")}
 
 
-def folder(root: Path) -> Path:
+def folder(root):
     for split, rows in ROWS.items():
         for number, (label, data) in enumerate(rows):
             (root / split / CLASSES[label]).mkdir(parents=True, exist_ok=True)
@@ -39,7 +38,7 @@ def folder(root: Path) -> Path:
     return root
 
 
-def tars(root: Path, **members: Any) -> Path:
+def tars(root, **members):
     """By webdataset's writer, four samples a tar; `members` replaces those of the first sample."""
     for split, rows in ROWS.items():
         (root / split).mkdir(parents=True)
@@ -55,7 +54,7 @@ def tars(root: Path, **members: Any) -> Path:
     return root
 
 
-def parquet(root: Path, *, named: bool = True) -> Path:
+def parquet(root, *, named=True):
     """As the hub's library writes it: a struct for the picture, names of classes in the schema's metadata."""
     features = {"image": {"_type": "Image"}, "label": {"names": list(CLASSES), "_type": "ClassLabel"}}
     (root / "data").mkdir(parents=True)
@@ -69,7 +68,7 @@ def parquet(root: Path, *, named: bool = True) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "write"), [("folder", folder), ("webdataset", tars), ("parquet", parquet)])
-def test_the_same_set_in_each_format(tmp_path: Path, kind: str, write: Any) -> None:
+def test_the_same_set_in_each_format(tmp_path, kind, write):
     one = read(tmp_path, write(tmp_path / "set"), kind, "zero_shot", "knn")
     names = [name if kind == "parquet" else name.replace("_", " ") for name in CLASSES]
     assert (one.kind, list(one.classes)) == ("classification", names)
@@ -94,14 +93,14 @@ def test_the_same_set_in_each_format(tmp_path: Path, kind: str, write: Any) -> N
         ({"jpg": b"x"}, "no class (a number in .cls)"),
     ],
 )
-def test_a_bad_sample_is_a_row_with_a_reason(tmp_path: Path, sample: dict[str, Any], why: str) -> None:
+def test_a_bad_sample_is_a_row_with_a_reason(tmp_path, sample, why):
     one = read(tmp_path, tars(tmp_path / "set", **sample), "webdataset", "zero_shot")
     assert len(one.images) == 5 and one.unusable == {"s0000000": why}
 
 
-def test_a_sample_without_its_picture_is_told(tmp_path: Path) -> None:
+def test_a_sample_without_its_picture_is_told(tmp_path):
     one = read(tmp_path, tars(tmp_path / "set", cls="0"), "webdataset", "zero_shot")
-    told: dict[int, str] = {}
+    told = {}
     assert len(list(one.read(fault=told.__setitem__))) == 5 and told == {0: "the sample has no picture"}
 
 
@@ -119,7 +118,7 @@ def test_a_sample_without_its_picture_is_told(tmp_path: Path) -> None:
         ("test/1.tar", b"no tar" * 200, r"1\.tar: not a readable tar"),
     ],
 )
-def test_a_damaged_layout_is_one_clear_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+def test_a_damaged_layout_is_one_clear_line(tmp_path, name, content, message):
     root = tars(tmp_path / "set")
     (root / name).unlink()
     if content is not None:
@@ -133,7 +132,7 @@ def test_a_damaged_layout_is_one_clear_line(tmp_path: Path, name: str, content: 
     [(1, 700, r"1\.tar: not a readable tar"), (0, None, "4 ids occur more than once, the first is s0000000")],
     ids=["cut off", "ids twice"],
 )
-def test_a_tar_that_cannot_be_used_is_an_error(tmp_path: Path, tar: int, kept: int | None, says: str) -> None:
+def test_a_tar_that_cannot_be_used_is_an_error(tmp_path, tar, kept, says):
     root = tars(tmp_path / "set")
     (root / "test/1.tar").write_bytes((root / f"test/{tar}.tar").read_bytes()[:kept])
     with pytest.raises(DataError, match=says):
@@ -154,7 +153,7 @@ def test_a_tar_that_cannot_be_used_is_an_error(tmp_path: Path, tar: int, kept: i
         ("names.json", "{", "no names of classes"),
     ],
 )
-def test_names_of_classes(tmp_path: Path, name: str, content: str, classes: Any) -> None:
+def test_names_of_classes(tmp_path, name, content, classes):
     (tmp_path / name).write_text(content)
     root = folder(tmp_path / "set")
     if isinstance(classes, str):
@@ -165,7 +164,7 @@ def test_names_of_classes(tmp_path: Path, name: str, content: str, classes: Any)
         assert one.classes == classes and one.images[2].label == classes[1]
 
 
-def test_folders_without_classes_and_without_splits(tmp_path: Path) -> None:
+def test_folders_without_classes_and_without_splits(tmp_path):
     root = folder(tmp_path / "set")
     assert len(read(tmp_path, root / "train", "folder", "zero_shot").images) == 6
     with pytest.raises(DataError, match=r"no pictures of split dev; name `split` and `reference`"):
@@ -174,7 +173,7 @@ def test_folders_without_classes_and_without_splits(tmp_path: Path) -> None:
         read(tmp_path, root / "test/car", "folder", "zero_shot")
 
 
-def test_parquet_that_says_too_little(tmp_path: Path) -> None:
+def test_parquet_that_says_too_little(tmp_path):
     root = parquet(tmp_path / "set", named=False)
     with pytest.raises(DataError, match="its metadata name no classes; give a file: `classnames`"):
         read(tmp_path, root, "parquet", "zero_shot")
@@ -192,20 +191,20 @@ def test_parquet_that_says_too_little(tmp_path: Path) -> None:
         read(tmp_path, root, "parquet", "zero_shot")
 
 
-def test_a_row_without_bytes_and_one_without_a_label(tmp_path: Path) -> None:
+def test_a_row_without_bytes_and_one_without_a_label(tmp_path):
     pictures = [{"bytes": None, "path": "1.jpg"}, {"bytes": picture(1, "test"), "path": None}, None]
     table = pa.table({"image": pictures, "label": pa.array([0, 1, None], pa.int64())})
     pq.write_table(table, tmp_path / "one.parquet")
     (tmp_path / "names.txt").write_text("car\ncat\n")
     one = read(tmp_path, tmp_path / "one.parquet", "parquet", "zero_shot", classnames=str(tmp_path / "names.txt"))
     assert list(one.unusable.values()) == ["without a label"]
-    told: dict[int, str] = {}
+    told = {}
     assert list(one.read(fault=told.__setitem__)) == [(1, picture(1, "test"))]
     assert told == {0: "no bytes in the file, only the path '1.jpg'"}
 
 
 @pytest.mark.parametrize(("kind", "write"), [("folder", folder), ("webdataset", tars), ("parquet", parquet)])
-def test_a_mask_of_classes(tmp_path: Path, kind: str, write: Any) -> None:
+def test_a_mask_of_classes(tmp_path, kind, write):
     """As ImageNet-A and -R have them: some classes of many."""
     path = write(tmp_path / "set")
     names = [name if kind == "parquet" else name.replace("_", " ") for name in CLASSES]
@@ -226,7 +225,7 @@ def test_a_mask_of_classes(tmp_path: Path, kind: str, write: Any) -> None:
             read(tmp_path, path, kind, "zero_shot", among=str(tmp_path / "names.txt"))
 
 
-def test_pictures_to_learn_from_of_masked_classes_are_left_out(tmp_path: Path) -> None:
+def test_pictures_to_learn_from_of_masked_classes_are_left_out(tmp_path):
     for gone in (folder(tmp_path / "set") / "test/owl").iterdir():
         gone.unlink()
     (tmp_path / "names.json").write_text('{"car": "car", "house_cat": "cat", "owl": "owl", "n01": "bee"}')
@@ -246,7 +245,7 @@ SECRET = square("yellow")
 Make = Callable[[Path, Path], object]
 
 
-NAMES: dict[str, tuple[str, Make | None]] = {
+NAMES = {
     "words": ("../../secret.jpg", None),
     "words in the middle": ("x/../../../secret.jpg", None),
     "the root": ("{root}/secret.jpg", None),
@@ -262,7 +261,7 @@ NAMES: dict[str, tuple[str, Make | None]] = {
 }
 
 
-def _coco(root: Path, name: str) -> tuple[Path, dict[str, Any]]:
+def _coco(root, name):
     names = ["0.jpg", name]
     images = [{"id": number, "file_name": one} for number, one in enumerate(names)]
     rows = [{"image_id": number, "caption": f"thing {number}"} for number in range(2)]
@@ -271,14 +270,14 @@ def _coco(root: Path, name: str) -> tuple[Path, dict[str, Any]]:
     return path, {"images": str(root / "set/images")}
 
 
-def _karpathy(root: Path, name: str) -> tuple[Path, dict[str, Any]]:
+def _karpathy(root, name):
     rows = [{"filename": one, "split": "test", "sentences": [{"raw": f"thing {one[:9]!r}"}]} for one in ("0.jpg", name)]
     path = root / "set/dataset.json"
     path.write_text(json.dumps({"images": rows}))
     return path, {"images": str(root / "set/images")}
 
 
-def _karpathy_folder(root: Path, name: str) -> tuple[Path, dict[str, Any]]:
+def _karpathy_folder(root, name):
     folder, _, file = name.rpartition("/")
     rows = [
         {"filename": file, "split": "test", "filepath": where, "sentences": [{"raw": where}]}
@@ -289,7 +288,7 @@ def _karpathy_folder(root: Path, name: str) -> tuple[Path, dict[str, Any]]:
     return path, {}
 
 
-def _lines(root: Path, name: str) -> tuple[Path, dict[str, Any]]:
+def _lines(root, name):
     path = root / "set/captions.txt"
     path.write_bytes(f"0.jpg,one\n{name},other\n".encode("utf-8", "replace"))
     return path, {"images": str(root / "set/images")}
@@ -300,7 +299,7 @@ FORMATS = {"coco": _coco, "karpathy": _karpathy, "karpathy's folder": _karpathy_
 
 @pytest.mark.parametrize("attack", NAMES)
 @pytest.mark.parametrize("kind", FORMATS)
-def test_captions_name_no_file_outside(tmp_path: Path, kind: str, attack: str) -> None:
+def test_captions_name_no_file_outside(tmp_path, kind, attack):
     _world(tmp_path)
     name = _made(tmp_path, attack, tmp_path / "set/images")
     path, more = FORMATS[kind](tmp_path, name)
@@ -308,7 +307,7 @@ def test_captions_name_no_file_outside(tmp_path: Path, kind: str, attack: str) -
 
 
 @pytest.mark.parametrize("attack", [name for name, (_, make) in NAMES.items() if make])
-def test_folders_lead_to_no_file_outside(tmp_path: Path, attack: str) -> None:
+def test_folders_lead_to_no_file_outside(tmp_path, attack):
     _world(tmp_path)
     for name in ("cat", "dog"):
         (tmp_path / "set/test" / name).mkdir(parents=True)
@@ -317,7 +316,7 @@ def test_folders_lead_to_no_file_outside(tmp_path: Path, attack: str) -> None:
     _harmless(tmp_path, tmp_path / "set", "folder", "zero_shot", {})
 
 
-def _world(root: Path) -> None:
+def _world(root):
     (root / "set/images").mkdir(parents=True)
     (root / "outside").mkdir()
     (root / "secret.jpg").write_bytes(SECRET)
@@ -325,18 +324,18 @@ def _world(root: Path) -> None:
     (root / "set/images/0.jpg").write_bytes(square("red"))
 
 
-def _made(root: Path, attack: str, folder: Path) -> str:
+def _made(root, attack, folder):
     name, make = NAMES[attack]
     if make is not None:
         make(folder / name, root)
     return name.format(root=root)
 
 
-def _harmless(root: Path, path: Path, kind: str, task: str, more: dict[str, Any]) -> None:
+def _harmless(root, path, kind, task, more):
     """The set is refused in one line, or its pictures are read, none of them from outside; and nothing waits."""
-    found: list[object] = []
+    found = []
 
-    def work() -> None:
+    def work():
         try:
             found.extend(data for _, data in read(root, path, kind, task, **more).read())
         except DataError as refused:

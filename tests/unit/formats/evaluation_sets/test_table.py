@@ -2,8 +2,6 @@
 
 import gzip
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,13 +13,13 @@ PICTURES = {f"in/{number}.jpg": picture(number, "test") for number in range(4)}
 
 
 @pytest.fixture(autouse=True)
-def pictures(tmp_path: Path) -> None:
+def pictures(tmp_path):
     (tmp_path / "photos/in").mkdir(parents=True)
     for name, data in PICTURES.items():
         (tmp_path / "photos" / name).write_bytes(data)
 
 
-def table(folder: Path, form: str, rows: list[dict[str, Any]]) -> Path:
+def table(folder, form, rows):
     file = folder / f"photos/table.{form}"
     if form.startswith("json"):
         text = json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows))
@@ -33,7 +31,7 @@ def table(folder: Path, form: str, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.mark.parametrize("form", ["csv", "tsv", "txt", "jsonl", "json", "csv.gz"])
-def test_a_table_with_a_caption_a_row(tmp_path: Path, form: str) -> None:
+def test_a_table_with_a_caption_a_row(tmp_path, form):
     captions = [("in/1.jpg", "one  caption"), ("./in/1.jpg", "another"), ("in/2.jpg", "3"), ("in/1.jpg", "another")]
     file = table(tmp_path, form, [{"image": name, "caption": text} for name, text in captions])
     one = read(tmp_path, file, "table", "retrieval")
@@ -44,7 +42,7 @@ def test_a_table_with_a_caption_a_row(tmp_path: Path, form: str) -> None:
     assert [data for _, data in one.read()] == [PICTURES["in/1.jpg"], PICTURES["in/2.jpg"]]
 
 
-def test_lists_of_captions_other_columns_and_concepts(tmp_path: Path) -> None:
+def test_lists_of_captions_other_columns_and_concepts(tmp_path):
     rows = [{"file": f"{n}.jpg", "texts": ["a", f"b {n}", ""], "said": "no", "what": "x"} for n in (1, 2)]
     file, folder = table(tmp_path, "jsonl", rows), str(tmp_path / "photos/in")
     one = read(tmp_path, file, "table", "retrieval", columns={"concept": "what"}, images=folder)
@@ -54,7 +52,7 @@ def test_lists_of_captions_other_columns_and_concepts(tmp_path: Path) -> None:
     assert [image.texts for image in other.images] == [("no",), ("no",)]
 
 
-def test_classes_with_a_split_to_learn_from(tmp_path: Path) -> None:
+def test_classes_with_a_split_to_learn_from(tmp_path):
     kinds = [("hat", "test"), ("big_dress", "test"), ("hat", "train"), ("big_dress", "val")]
     rows = [{"file": f"in/{n}.jpg", "class": kind, "split": split} for n, (kind, split) in enumerate(kinds)]
     file = table(tmp_path, "csv", rows)
@@ -71,11 +69,11 @@ def test_classes_with_a_split_to_learn_from(tmp_path: Path) -> None:
         read(tmp_path, file, "table", "zero_shot", "knn")
 
 
-def test_what_cannot_be_used_is_a_row_with_a_reason(tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_a_row_with_a_reason(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(PICTURES["in/0.jpg"])
     (tmp_path / "photos/link.jpg").symlink_to("../secret.jpg")
     names = ("in/1.jpg", "../secret.jpg", str(tmp_path / "secret.jpg"), "link.jpg", "gone.jpg", "\ud800.jpg", "a\0.jpg")
-    rows: list[Any] = [{"file": name, "caption": "x"} for name in names]
+    rows = [{"file": name, "caption": "x"} for name in names]
     rows += [{"file": "in/2.jpg", "caption": " "}, {"caption": "of nothing"}, 7]
     one = read(tmp_path, table(tmp_path, "jsonl", rows), "table", "retrieval")
     out, odd = "its name leads out of the folder of pictures", "without a name that a file can have"
@@ -83,7 +81,7 @@ def test_what_cannot_be_used_is_a_row_with_a_reason(tmp_path: Path) -> None:
         names[1]: out, names[2]: out, "row 6": odd, "row 7": odd, "row 8": "without a caption", "row 9": odd,
         "row 10": "cannot be read",
     }  # fmt: skip
-    told: dict[int, str] = {}
+    told = {}
     assert [data for _, data in one.read(fault=told.__setitem__)] == [PICTURES["in/1.jpg"]]
     assert "link.jpg: leads out of" in told[1] and "gone.jpg: cannot be read" in told[2]
     again = [{"file": "in/1.jpg", "class": name} for name in ("hat", "dress")]
@@ -105,14 +103,14 @@ def test_what_cannot_be_used_is_a_row_with_a_reason(tmp_path: Path) -> None:
          "retrieval", "more than 1,000 captions"),
     ],
 )  # fmt: skip
-def test_what_is_no_such_table_is_one_line(tmp_path: Path, name: str, data: bytes, task: str, message: str) -> None:
+def test_what_is_no_such_table_is_one_line(tmp_path, name, data, task, message):
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):
         read(tmp_path, tmp_path / name, "table", task)
 
 
-def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+def test_a_column_that_is_not_there(tmp_path):
     file = table(tmp_path, "csv", [{"file": "in/1.jpg", "caption": "x"}])
     with pytest.raises(DataError, match="no column for `concept`"):
         read(tmp_path, file, "table", "retrieval", columns={"concept": "what"})

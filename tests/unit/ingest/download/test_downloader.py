@@ -1,10 +1,7 @@
 """The downloader's parts that need no server: addresses, errors, hosts, the schedule."""
 
-from __future__ import annotations
-
 import string
 import time
-from collections.abc import Callable
 from email.utils import formatdate
 
 import pycurl
@@ -39,7 +36,7 @@ from tests.support.params import load_params
         ("http://exam\nple.com/\tx", "http://example.com/x", "example.com"),
     ],
 )
-def test_urls_get_a_normal_form(url: str, requested: str, host: str) -> None:
+def test_urls_get_a_normal_form(url, requested, host):
     target = target_of(url)
     assert (target.url, target.host) == (requested, host)
     assert target.url.startswith(target.origin + "/") and target_of(target.url) == target
@@ -51,7 +48,7 @@ def test_urls_get_a_normal_form(url: str, requested: str, host: str) -> None:
      "http://a:65536/", "http://[::1/", "http://[fe80::1%25eth0]/", "http://" + "ü" * 70 + ".de/", "data:image/png,x",
      "http://a/" + "x" * 16_400, "http://" + "a.\u200b" * 500 + "de/"],
 )  # fmt: skip
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_what_is_no_url_is_refused(url):
     with pytest.raises(ValueError):
         target_of(url)
 
@@ -71,13 +68,13 @@ _ALLOWED = """
 """
 
 
-def test_addresses_inside_and_outside() -> None:
+def test_addresses_inside_and_outside():
     may_connect = address_policy([])
     assert [address for address in _REFUSED.split() if may_connect(address, 80)] == []
     assert [address for address in _ALLOWED.split() if not may_connect(address, 80)] == []
 
 
-def test_networks_that_are_allowed() -> None:
+def test_networks_that_are_allowed():
     may_connect = address_policy(["10.1.0.0/16", "fd00::/8"])
     for address in ("10.1.0.0", "10.1.255.255", "::ffff:10.1.2.3", "64:ff9b::10.1.2.3", "fd12::1"):
         assert may_connect(address, 80), address
@@ -85,7 +82,7 @@ def test_networks_that_are_allowed() -> None:
         assert not may_connect(address, 80), address
 
 
-def test_networks_are_checked_when_the_section_is_read() -> None:
+def test_networks_are_checked_when_the_section_is_read():
     values = load_params().values["download"]
     for network in ("10.0.0.1/8", "nonsense", "10.0.0.0/33"):
         with pytest.raises(ValidationError, match="allow_networks"):
@@ -97,11 +94,11 @@ def test_networks_are_checked_when_the_section_is_read() -> None:
     ("user_agent", "token"),
     [("align-ingest/0.1 (+https://a)", "align-ingest"), ("My_Bot", "my_bot"), ("/1.0", "*")],
 )
-def test_the_token_of_a_user_agent(user_agent: str, token: str) -> None:
+def test_the_token_of_a_user_agent(user_agent, token):
     assert robots.token_of(user_agent) == token
 
 
-def test_retry_after_in_seconds_and_as_a_date() -> None:
+def test_retry_after_in_seconds_and_as_a_date():
     now = 1_700_000_000.0
     waits = {
         "0": 0.0, " 120 ": 120.0, formatdate(now + 60, usegmt=True): 60.0, formatdate(now - 60, usegmt=True): 0.0,
@@ -112,14 +109,14 @@ def test_retry_after_in_seconds_and_as_a_date() -> None:
     assert of_status(404, "120", now).retry_after_s is None
 
 
-def test_which_statuses_may_pass() -> None:
+def test_which_statuses_may_pass():
     passing = [status for status in range(204, 600) if of_status(status, None, 0.0).retryable]
     assert passing == [408, 425, 429, 500, 502, 503, 504, *range(506, 600)]
     assert [status for status in passing if of_status(status, None, 0.0).busy] == [429, 503]
 
 
-def test_which_of_libcurls_errors_may_pass() -> None:
-    def failure(code: int, message: str = "words", *, answered: bool = False) -> tuple[str, bool]:
+def test_which_of_libcurls_errors_may_pass():
+    def failure(code, message="words", *, answered=False):
         failure = of_curl(code, message, 0, num_bytes=7, answered=answered)
         return failure.code, failure.retryable
 
@@ -133,16 +130,16 @@ def test_which_of_libcurls_errors_may_pass() -> None:
     assert failure(pycurl.E_URL_MALFORMAT) == ("invalid URL", False)
 
 
-def job(url: str) -> Job:
+def job(url):
     target = target_of(url)
     return Job(Ask(url, url), target, target)
 
 
-def schedule(**changes: object) -> Schedule:
+def schedule(**changes):
     return Schedule(**{"max_per_host": 8, "rate_per_host": None, "obey_robots": False} | changes)  # type: ignore[arg-type] # of mixed types
 
 
-def taken(of: Schedule, now: float) -> list[str]:
+def taken(of, now):
     urls = []
     while (following := of.next(now)) is not None:
         of.started(following[1], now)
@@ -150,7 +147,7 @@ def taken(of: Schedule, now: float) -> list[str]:
     return urls
 
 
-def test_hosts_take_turns_within_their_limits() -> None:
+def test_hosts_take_turns_within_their_limits():
     waiting = schedule(max_per_host=2)
     for name in "aaaabbc":
         waiting.add(job(f"http://{name}/"))
@@ -158,7 +155,7 @@ def test_hosts_take_turns_within_their_limits() -> None:
     assert taken(waiting, 9.0) == []  # until one of a's is done
 
 
-def test_a_rate_spaces_what_a_host_is_asked() -> None:
+def test_a_rate_spaces_what_a_host_is_asked():
     waiting = schedule(rate_per_host=2.0)
     for _ in range(3):
         waiting.add(job("http://a/"))
@@ -166,7 +163,7 @@ def test_a_rate_spaces_what_a_host_is_asked() -> None:
     assert waiting.wait_s(5.0, at_most=7.0) == 7.0
 
 
-def test_robots_txt_comes_first_and_once() -> None:
+def test_robots_txt_comes_first_and_once():
     waiting = schedule(obey_robots=True)
     for _ in range(3):
         waiting.add(job("http://a/x"))
@@ -182,10 +179,10 @@ def test_robots_txt_comes_first_and_once() -> None:
     assert late is not None and late[0].robots_of is first[1]
 
 
-def test_a_host_is_given_up_after_failures_in_a_row_and_tried_again_later() -> None:
+def test_a_host_is_given_up_after_failures_in_a_row_and_tried_again_later():
     host, why = Host(target_of("http://a/"), 8), Failure("timed out: no answer", retryable=True)
 
-    def fail(now: float) -> bool:
+    def fail(now):
         host.failed(why, now, wait_s=1.0, longest_wait_s=100.0, max_failures=3)
         return host.is_closed(now)
 
@@ -196,7 +193,7 @@ def test_a_host_is_given_up_after_failures_in_a_row_and_tried_again_later() -> N
     assert fail(101.0)  # one is enough now
 
 
-def test_a_busy_host_gets_half_as_much_at_a_time() -> None:
+def test_a_busy_host_gets_half_as_much_at_a_time():
     host = Host(target_of("http://a/"), 8)
     for expected in (4, 2, 1, 1):
         host.failed(Failure("HTTP 429", True, 5.0, busy=True), 10.0, wait_s=5.0, longest_wait_s=5.0, max_failures=99)
@@ -207,11 +204,11 @@ def test_a_busy_host_gets_half_as_much_at_a_time() -> None:
     assert host.is_closed(25.0) and not host.is_closed(25.2)
 
 
-def allows(text: str, path: str, token: str = "bot") -> bool:
+def allows(text, path, token="bot"):
     return rules_for(token, text.encode()).permit(f"http://a{path}")
 
 
-def test_an_empty_robots_txt_forbids_nothing() -> None:
+def test_an_empty_robots_txt_forbids_nothing():
     for text in ("", "\n", "Disallow: /", "User-agent: *\nDisallow:", "<html>no</html>", "User-agent: *\nDisallow: x"):
         assert allows(text, "/x"), text
     assert not allows("User-agent: *\nDisallow: /", "/x")
@@ -239,13 +236,13 @@ def test_an_empty_robots_txt_forbids_nothing() -> None:
         ("/a b\x7f", "/a%20b%7F", "/a"),
     ],
 )
-def test_patterns_of_robots_txt(pattern: str, matching: str, others: str) -> None:
+def test_patterns_of_robots_txt(pattern, matching, others):
     text = f"User-agent: *\nDisallow: {pattern}"
     assert [path for path in matching.split() if allows(text, path)] == []
     assert [path for path in others.split() if not allows(text, path)] == []
 
 
-def test_the_longest_rule_decides_and_permission_among_equals() -> None:
+def test_the_longest_rule_decides_and_permission_among_equals():
     assert allows("User-agent: *\nDisallow: /p\nAllow: /page", "/page")
     assert allows("User-agent: *\nDisallow: /folder\nAllow: /folder", "/folder/page")
     assert not allows("User-agent: *\nAllow: /page\nDisallow: /*.htm", "/page.htm")
@@ -253,7 +250,7 @@ def test_the_longest_rule_decides_and_permission_among_equals() -> None:
     assert not allows("User-agent: *\nAllow: /$\nDisallow: /", "/page.htm")
 
 
-def test_the_group_for_us() -> None:
+def test_the_group_for_us():
     text = """
 Disallow: /nobody
 USER-AGENT : Bot/2.1 # with a version
@@ -274,13 +271,13 @@ Disallow: /ours
         assert [allows(text, path, token) for token in ("bot", "other", "third")] == [bot, other, third], path
 
 
-def test_lines_end_as_they_do_anywhere() -> None:
+def test_lines_end_as_they_do_anywhere():
     for end in ("\n", "\r\n", "\r"):
         text = end.join(["\ufeff user-agent : bot", "", "  DISALLOW\t: /x # why", "allow: /x/y"])
         assert [allows(text, path) for path in ("/x", "/x/y", "/y")] == [False, True, True]
 
 
-def test_what_is_cut_off_takes_the_rest_of_its_line_with_it() -> None:
+def test_what_is_cut_off_takes_the_rest_of_its_line_with_it():
     """Half a permission permits more."""
     text = b"User-agent: *\nDisallow: /\n"
     text += b"#" * (MAX_BYTES - len(text) - len(b"\nAllow: /a")) + b"\nAllow: /a"
@@ -290,14 +287,14 @@ def test_what_is_cut_off_takes_the_rest_of_its_line_with_it() -> None:
     assert rules_for("bot", b"User-agent: *\nAllow: /a\nDisallow: /").permit("http://a/a")
 
 
-def test_a_list_of_tens_of_thousands_of_rules_forbids_everything_if_it_is_for_us() -> None:
+def test_a_list_of_tens_of_thousands_of_rules_forbids_everything_if_it_is_for_us():
     many = "\n".join(f"Disallow: /{i}" for i in range(20_001))
     assert not allows(f"User-agent: *\n{many}", "/x")
     assert allows(f"User-agent: *\n{many}\nUser-agent: bot\nDisallow: /y", "/x")
     assert allows(f"User-agent: *\n{many.rpartition(chr(10))[0]}", "/x")
 
 
-def digits(number: int) -> str:
+def digits(number):
     """Short, and different for each number."""
     letters = string.ascii_letters + string.digits
     text = ""
@@ -308,7 +305,7 @@ def digits(number: int) -> str:
 
 
 #: Lines by number, and what a file of 500 KiB of them says about any path.
-HOSTILE: dict[str, tuple[Callable[[int], str], bool | None]] = {
+HOSTILE = {
     "one character": (lambda i: "a", True),
     "nothing": (lambda i: "", True),
     "spaces": (lambda i: "Allow" + " " * 10_000, True),
@@ -329,7 +326,7 @@ HOSTILE: dict[str, tuple[Callable[[int], str], bool | None]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_half_a_megabyte_of_anything_costs_little(name: str) -> None:
+def test_half_a_megabyte_of_anything_costs_little(name):
     """Milliseconds to read, one at most to answer; ten times as much for a busy machine."""
     line, answer = HOSTILE[name]
     lines, size, number = ["User-agent: *"], 14, 0

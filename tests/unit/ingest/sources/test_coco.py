@@ -2,8 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +12,7 @@ from tests.support.warc_records import picture
 RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
 
 
-def coco(path: Path, **more: Any) -> None:
+def coco(path, **more):
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [
         {"id": 7, "file_name": "7.jpg", "coco_url": "http://images.example/train2014/7.jpg"},
@@ -28,7 +26,7 @@ def coco(path: Path, **more: Any) -> None:
 
 
 @pytest.mark.parametrize("folder", ["train2014", "images/train2014", "images", "annotations/images", "."])
-def test_coco_in_each_usual_folder(tmp_path: Path, folder: str) -> None:
+def test_coco_in_each_usual_folder(tmp_path, folder):
     (tmp_path / "secret.png").write_bytes(RED)
     root = tmp_path / "coco"
     coco(root / "annotations/captions_train2014.json")
@@ -36,7 +34,7 @@ def test_coco_in_each_usual_folder(tmp_path: Path, folder: str) -> None:
     (root / folder).mkdir(parents=True, exist_ok=True)
     (root / folder / "7.jpg").write_bytes(RED)
     (root / folder / "8.jpg").write_bytes(BLUE)
-    counts: Counter[str] = Counter()
+    counts = Counter()
     assert short(read_all(root, "coco", counts), "url", "text", "problem", "bytes") == [
         ("http://images.example/train2014/7.jpg", "seven", None, RED),
         ("http://images.example/train2014/7.jpg", "sieben", None, RED),
@@ -48,12 +46,12 @@ def test_coco_in_each_usual_folder(tmp_path: Path, folder: str) -> None:
     assert counts == {"rows": 6, "rows_unreadable": 1}
 
 
-def test_captions_of_coco_that_are_lists_or_no_texts(tmp_path: Path) -> None:
+def test_captions_of_coco_that_are_lists_or_no_texts(tmp_path):
     images = [{"id": 1, "file_name": "1.jpg", "coco_url": "http://images.example/1.jpg"}]
-    captions: list[Any] = [["one", None, "two"], None, {"raw": "three"}, "four"]
+    captions = [["one", None, "two"], None, {"raw": "three"}, "four"]
     annotations = [{"image_id": 1, "caption": caption} for caption in captions]
     (tmp_path / "captions_x.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    counts: Counter[str] = Counter()
+    counts = Counter()
     nested = "an object or a list where a text is expected"
     assert short(read_all(tmp_path, "coco", counts), "text", "problem") == [
         ("one", None), ("two", None), ("", None), ("", nested), ("four", None),
@@ -61,7 +59,7 @@ def test_captions_of_coco_that_are_lists_or_no_texts(tmp_path: Path) -> None:
     assert (counts["rows"], counts["rows_unreadable"]) == (5, 1)
 
 
-def test_coco_without_pictures_and_what_is_no_coco(tmp_path: Path) -> None:
+def test_coco_without_pictures_and_what_is_no_coco(tmp_path):
     coco(tmp_path / "captions_train2014.json")
     assert short(read_all(tmp_path, "coco"), "url", "file", "problem")[1:3] == [
         ("http://images.example/train2014/7.jpg", None, None),
@@ -77,8 +75,8 @@ def test_coco_without_pictures_and_what_is_no_coco(tmp_path: Path) -> None:
         source_at(tmp_path, "source=coco")
 
 
-def test_karpathy_splits(tmp_path: Path) -> None:
-    def image(name: str, path: str | None, *texts: str) -> dict[str, Any]:
+def test_karpathy_splits(tmp_path):
+    def image(name, path, *texts):
         sentences = [{"raw": text, "tokens": text.split(), "sentid": 0} for text in texts]
         return {"filename": name, "split": "train", "sentences": sentences, **({"filepath": path} if path else {})}
 
@@ -100,7 +98,7 @@ def test_karpathy_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("link", ["file", "folder"])
-def test_a_link_that_leads_out_of_the_data_set_is_no_picture(tmp_path: Path, link: str) -> None:
+def test_a_link_that_leads_out_of_the_data_set_is_no_picture(tmp_path, link):
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret/7.jpg").write_bytes(RED)
     root = tmp_path / "coco"
@@ -118,7 +116,7 @@ def test_a_link_that_leads_out_of_the_data_set_is_no_picture(tmp_path: Path, lin
     ]
 
 
-def test_a_link_within_the_data_set_is_a_picture(tmp_path: Path) -> None:
+def test_a_link_within_the_data_set_is_a_picture(tmp_path):
     coco(tmp_path / "captions_x.json")
     for folder in ("images", "stored"):
         (tmp_path / folder).mkdir()
@@ -127,22 +125,22 @@ def test_a_link_within_the_data_set_is_a_picture(tmp_path: Path) -> None:
     assert short(read_all(tmp_path, "coco"), "text", "problem", "bytes")[0] == ("seven", None, RED)
 
 
-def test_karpathys_test_split_is_not_trained_on(tmp_path: Path) -> None:
+def test_karpathys_test_split_is_not_trained_on(tmp_path):
     splits = ("train", "restval", "val", "test")
     images = [{"filename": f"{n}.jpg", "split": n, "sentences": [{"raw": n}, {"raw": f"{n} 2"}]} for n in splits]
     images.append({"filename": "x.jpg", "sentences": [{"raw": "not stated"}]})
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
-    counts: Counter[str] = Counter()
+    counts = Counter()
     texts = [text for (text,) in short(read_all(tmp_path, "coco", counts), "text")]
     assert texts == ["train", "train 2", "restval", "restval 2", "not stated"]
     assert (counts["rows"], counts["rows_of_other_splits"]) == (5, 4)
 
 
-def test_a_file_of_cocos_val2014_is_not_trained_on(tmp_path: Path) -> None:
+def test_a_file_of_cocos_val2014_is_not_trained_on(tmp_path):
     coco(tmp_path / "captions_val2014.json")
     with pytest.raises(DataError, match=r"val2014\.json: no picture of train, restval; it has val: correct ingest"):
         read_all(tmp_path, "coco")
     assert len(rows_of(source_at(tmp_path, "source=coco", "splits=null"))[0]) == 6
     coco(tmp_path / "captions_train2014.json")
-    counts: Counter[str] = Counter()
+    counts = Counter()
     assert len(read_all(tmp_path, "coco", counts)) == 6 and counts["rows_of_other_splits"] == 6

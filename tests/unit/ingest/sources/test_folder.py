@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 from collections import Counter
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,14 +19,14 @@ RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
 PAIRS = [("images/a.png", "a red square"), ("images/sub/b.jpg", "blue"), ("images/sub/b.jpg", "not red")]
 
 
-def photos(root: Path) -> Path:
+def photos(root):
     (root / "images/sub").mkdir(parents=True)
     (root / "images/a.png").write_bytes(RED)
     (root / "images/sub/b.jpg").write_bytes(BLUE)
     return root
 
 
-def table(root: Path, text: str, name: str = "captions.csv") -> Path:
+def table(root, text, name="captions.csv"):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text(text)
     return root / name
@@ -58,13 +57,13 @@ LISTS = (
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_every_kind_of_table_needs_no_setting(tmp_path: Path, name: str, text: str, packed: bool) -> None:
+def test_every_kind_of_table_needs_no_setting(tmp_path, name, text, packed):
     root = photos(tmp_path / "photos")
     table(root, text, name)
     if packed and not name.endswith(".txt"):
         (root / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
         (root / name).unlink()
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = read_all(root, "folder", counts)
     assert pairs(rows) == PAIRS
     assert short(rows, "bytes", "problem", "page_url") == [(RED, None, None), (BLUE, None, None), (BLUE, None, None)]
@@ -87,9 +86,7 @@ CATALOGUE = 'SKU;Title;Price;Picture\n1;Größe, "weiß";1,50;images/a.png\n2;Ca
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_how_a_csv_is_written_is_found_and_said(
-    tmp_path: Path, encoding: str, separator: str, said: str, packed: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_how_a_csv_is_written_is_found_and_said(tmp_path, encoding, separator, said, packed, capsys):
     text = CATALOGUE if separator == ";" else CATALOGUE.replace(",", ".").replace(";", separator)
     file = photos(tmp_path) / ("shop.csv.gz" if packed else "shop.csv")
     file.write_bytes(gzip.compress(text.encode(encoding)) if packed else text.encode(encoding))
@@ -101,14 +98,14 @@ def test_how_a_csv_is_written_is_found_and_said(
     )
 
 
-def test_a_damaged_byte_and_a_comma_in_other_places_change_no_layout(tmp_path: Path) -> None:
+def test_a_damaged_byte_and_a_comma_in_other_places_change_no_layout(tmp_path):
     text = "file,caption\n" + "images/a.png,a; b | c\n" * 3 + "images/a.png,größer\n" * 2
     file = photos(tmp_path) / "t.csv"
     file.write_bytes(text.encode() + b"images/a.png,\xff\n")
     assert [text for _, text in pairs(read_all(tmp_path, "folder"))] == [*["a; b | c"] * 3, *["größer"] * 2, "\ufffd"]
 
 
-def test_parquet_with_lists_and_a_column_of_bytes(tmp_path: Path) -> None:
+def test_parquet_with_lists_and_a_column_of_bytes(tmp_path):
     root = photos(tmp_path)
     columns = {"image": [b"x", b"y"], "file": ["a.png", "sub/b.jpg"], "captions": [["one", "two"], None]}
     pq.write_table(pa.table(columns), root / "all.parquet")
@@ -120,7 +117,7 @@ def test_parquet_with_lists_and_a_column_of_bytes(tmp_path: Path) -> None:
         read_all(root, "folder")
 
 
-def test_what_is_guessed_is_said_and_can_be_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_guessed_is_said_and_can_be_set(tmp_path, capsys):
     root = photos(tmp_path)
     table(root, LISTS, "captions.jsonl")
     rows = rows_of(source_at(root, "source=folder"))[0]
@@ -143,7 +140,7 @@ def test_what_is_guessed_is_said_and_can_be_set(tmp_path: Path, capsys: pytest.C
     assert pairs(rows_of(source_at(root, "source=folder", "columns.url=bild"))[0]) == [("images/a.png", "x")]
 
 
-def test_a_row_without_its_picture_says_why(tmp_path: Path) -> None:
+def test_a_row_without_its_picture_says_why(tmp_path):
     root = photos(tmp_path / "photos")
     (root / "images/a.jpg").write_bytes(BLUE)
     (tmp_path / "secret.png").write_bytes(RED)
@@ -163,7 +160,7 @@ def test_a_row_without_its_picture_says_why(tmp_path: Path) -> None:
     table(
         root, "".join(f"{json.dumps({'file': name, 'text': str(at)})}\n" for at, name in enumerate(problems)), "t.jsonl"
     )
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = read_all(root, "folder", counts)
     assert dict(zip(problems, [row["problem"] for row in rows], strict=True)) == problems
     assert {(row["url"], row["bytes"]) for row in rows if row["problem"] is None} == {("images/a.png", RED)}
@@ -174,14 +171,14 @@ def test_a_row_without_its_picture_says_why(tmp_path: Path) -> None:
     ] * 4
 
 
-def test_what_has_no_text_and_what_is_no_picture_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_has_no_text_and_what_is_no_picture_is_counted(tmp_path, capsys):
     root = photos(tmp_path)
     table(root, "file,caption\nimages/a.png,red\n")
     table(root, "width,height\n1,2\n", "sizes.csv")
     table(root, '{"name": "x", "list": [1', "package.json")
     for name in ("LICENSE", "README.md", "Thumbs.db", ".DS_Store", "images/._a.png", "__MACOSX/images/a.png", "n.txt"):
         table(root, "text", name)
-    counts: Counter[str] = Counter()
+    counts = Counter()
     assert pairs(read_all(root, "folder", counts)) == [("images/a.png", "red")]
     assert counts == {"rows": 1, "pictures_without_text": 1, "files_left_out": 9}
     said = capsys.readouterr().err
@@ -192,7 +189,7 @@ def test_what_has_no_text_and_what_is_no_picture_is_counted(tmp_path: Path, caps
     assert "other files, left out: 7 (.DS_Store, LICENSE, README.md, Thumbs.db, " in said
 
 
-def test_a_text_beside_each_picture(tmp_path: Path) -> None:
+def test_a_text_beside_each_picture(tmp_path):
     root = photos(tmp_path)
     table(root, "\ufeffa red square\r\n\r\n  red \n", "images/a.txt")
     (root / "images/sub/b.jpg.caption").write_bytes("blau \xff".encode("latin-1"))
@@ -203,7 +200,7 @@ def test_a_text_beside_each_picture(tmp_path: Path) -> None:
     table(root, "x\n" * 10_001, "d.txt")
     (root / "e.png").write_bytes(RED)
     table(root, "x" * (1 << 21), "e.txt")
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = read_all(root, "folder", counts)
     assert short(rows, "url", "text", "text_source", "problem") == [
         ("c.2019.png", "", None, None),
@@ -220,7 +217,7 @@ def test_a_text_beside_each_picture(tmp_path: Path) -> None:
     assert counts["files_left_out"] == 2  # its own text, too
 
 
-def test_folders_that_are_classes(tmp_path: Path) -> None:
+def test_folders_that_are_classes(tmp_path):
     for name in ("train/red_dress/0.png", "train/shirt/0.png", "top.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(RED)
@@ -230,7 +227,7 @@ def test_folders_that_are_classes(tmp_path: Path) -> None:
                   "`format: folder` of a suite", "set ingest.folder_text"):  # fmt: skip
         assert words in str(raised.value)
     source = source_at(tmp_path, "source=folder", "folder_text=a photo of a {}")
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = rows_of(source, counts)[0]
     assert short(rows, "url", "text", "text_source") == [
         ("train/red_dress/0.png", "a photo of a red dress", "folder"),
@@ -242,7 +239,7 @@ def test_folders_that_are_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("images", [".", "images", "train"])
-def test_a_table_alone(tmp_path: Path, images: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_alone(tmp_path, images, monkeypatch):
     (tmp_path / images).mkdir(exist_ok=True)
     (tmp_path / images / "a.png").write_bytes(RED)
     table(tmp_path, "file,caption\na.png,red\nb.png,none\n")
@@ -257,7 +254,7 @@ def test_a_table_alone(tmp_path: Path, images: str, monkeypatch: pytest.MonkeyPa
         assert read_all("captions.csv", "folder")[0]["problem"] == "ambiguous: 2 files of this name"
 
 
-def test_what_is_no_source_is_one_line(tmp_path: Path) -> None:
+def test_what_is_no_source_is_one_line(tmp_path):
     with pytest.raises(DataError, match=r"no file exists there; check the path"):
         source_at(tmp_path, "source=folder")
     table(tmp_path, "x", "README.md")
@@ -276,7 +273,7 @@ def test_what_is_no_source_is_one_line(tmp_path: Path) -> None:
         read_all(tmp_path, "folder")
 
 
-def test_a_picture_that_is_too_large_and_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+def test_a_picture_that_is_too_large_and_a_name_that_is_not_utf8(tmp_path):
     table(tmp_path, "file,caption\na.png,red\n")
     (tmp_path / "a.png").write_bytes(RED)
     opened = source_at(tmp_path, "source=folder", "max_record_bytes=20")
@@ -290,7 +287,7 @@ def test_a_picture_that_is_too_large_and_a_name_that_is_not_utf8(tmp_path: Path)
     ]  # fmt: skip
 
 
-def write(root: Path, **files: bytes | str) -> Path:
+def write(root, **files):
     """Files by their names, `__` for `/` and `_0` for the dot."""
     for name, data in files.items():
         path = root / name.replace("__", "/").replace("_0", ".")
@@ -299,7 +296,7 @@ def write(root: Path, **files: bytes | str) -> Path:
     return root
 
 
-def test_a_link_leads_nowhere_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_leads_nowhere_outside(tmp_path, capsys):
     secret = write(tmp_path / "secret", key_0txt="a secret", people_0csv="file,caption\na.png,a secret\n")
     root = write(tmp_path / "A", a_0png=RED, b_0png=RED, a_0txt="a red square", real__c_0txt="of this folder")
     (root / "b.txt").symlink_to(secret / "key.txt")
@@ -307,14 +304,14 @@ def test_a_link_leads_nowhere_outside(tmp_path: Path, capsys: pytest.CaptureFixt
     (root / "people.txt").symlink_to(secret / "people.csv")
     (root / "d.png").write_bytes(RED)
     (root / "d.txt").symlink_to(root / "real/c.txt")
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = read_all(root, "folder", counts)
     assert short(rows, "url", "text") == [("a.png", "a red square"), ("d.png", "of this folder")]
     assert counts["files_left_out"] == 4 and counts["pictures_without_text"] == 1
     assert "other files, left out: 4 (b.txt, people.txt, real/c.txt, t.csv)" in capsys.readouterr().err
 
 
-def test_no_other_table_s_picture_is_taken(tmp_path: Path) -> None:
+def test_no_other_table_s_picture_is_taken(tmp_path):
     table = "file,caption\n001.png,one\nsub/003.png,three\n002.png,two\n004,four\n"
     root = write(tmp_path, train__001_0png=RED, train__images__sub__003_0png=RED, val__002_0png=BLUE,
                  images__004_0jpg=BLUE, train__c_0csv=table)  # fmt: skip
@@ -325,9 +322,9 @@ def test_no_other_table_s_picture_is_taken(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_comma_without_quotes_cuts_no_text(tmp_path: Path) -> None:
+def test_a_comma_without_quotes_cuts_no_text(tmp_path):
     root = write(tmp_path, a_0png=RED, c_0csv="file,caption\na.png,red\na.png,a man, a dog\na.png\n\na.png,fine\n")
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = read_all(root, "folder", counts)
     wrong = "another number of values than columns"
     assert short(rows, "text", "problem") == [("red", None), ("", wrong), ("", wrong), ("fine", None)]
@@ -336,16 +333,16 @@ def test_a_comma_without_quotes_cuts_no_text(tmp_path: Path) -> None:
     assert [row["problem"] for row in rows] == [None, wrong, wrong, None]
 
 
-def test_a_missing_picture_is_no_row_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_missing_picture_is_no_row_that_cannot_be_read(tmp_path):
     root = write(tmp_path, a_0png=RED, c_0csv='file,caption\na.png,red\nnone.png,gone\n"open,x\n')
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = read_all(root, "folder", counts)
     assert [row["problem"] for row in rows][:2] == [None, "no such file"]
     assert counts["rows_unreadable"] == len(rows) - 2
 
 
 @pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary(3), pa.binary_view(), pa.list_(pa.binary())])
-def test_a_column_of_bytes_names_no_picture(tmp_path: Path, kind: pa.DataType) -> None:
+def test_a_column_of_bytes_names_no_picture(tmp_path, kind):
     value = [b"abc"] if pa.types.is_list(kind) else b"abc"
     columns = {"image": pa.array([value], kind), "photo": ["a.png"], "caption": ["red"]}
     root = write(tmp_path, a_0png=RED)
@@ -353,22 +350,22 @@ def test_a_column_of_bytes_names_no_picture(tmp_path: Path, kind: pa.DataType) -
     assert pairs(read_all(root, "folder")) == [("a.png", "red")]
 
 
-def test_a_table_may_have_the_name_of_a_picture(tmp_path: Path) -> None:
+def test_a_table_may_have_the_name_of_a_picture(tmp_path):
     table = "file,caption\na.png,red\n"
     root = write(tmp_path, a_0png=RED, photos_0png=BLUE, photos_0csv=table, a_0csv="width,height\n1,2\n")
-    counts: Counter[str] = Counter()
+    counts = Counter()
     assert pairs(read_all(root, "folder", counts)) == [("a.png", "red")]
     assert counts["files_left_out"] == 1
 
 
-def test_a_colon_makes_no_address(tmp_path: Path) -> None:
+def test_a_colon_makes_no_address(tmp_path):
     (tmp_path / "Screenshot:1.jpg").write_bytes(BLUE)
     write(tmp_path, c_0csv="file,caption\nScreenshot:1.jpg,blue\nhttp://x/a.png,an address\ndata:image/png;x,inline\n")
     address = "an address, no file: ingest.source url_table fetches it"
     assert short(read_all(tmp_path, "folder"), "problem") == [(None,), (address,), (address,)]
 
 
-def test_a_folder_in_the_layout_files_has_each_pair_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_in_the_layout_files_has_each_pair_once(tmp_path, capsys):
     root = write(tmp_path, s__a_0png=RED, s__a_0txt="red")
     columns = {"url": ["http://x/a.png"], "caption": ["red"], "key": ["a"], "status": ["success"]}
     pq.write_table(pa.table(columns), root / "00.parquet")
@@ -378,7 +375,7 @@ def test_a_folder_in_the_layout_files_has_each_pair_once(tmp_path: Path, capsys:
         source_at(root / "00.parquet", "source=folder")
 
 
-def tables_alone_photos(root: Path) -> Path:
+def tables_alone_photos(root):
     (root / "images").mkdir(parents=True)
     for name in ("a.png", "b.png", "unnamed.png"):
         (root / "images" / name).write_bytes(RED)
@@ -386,7 +383,7 @@ def tables_alone_photos(root: Path) -> Path:
     return root
 
 
-def test_its_pictures_are_inputs(tmp_path: Path) -> None:
+def test_its_pictures_are_inputs(tmp_path):
     root = tables_alone_photos(tmp_path / "photos")
     named = [str(root / name) for name in ("captions.csv", "images/a.png", "images/b.png")]
     assert source_at(root / "captions.csv", "source=folder").inputs == named
@@ -399,7 +396,7 @@ def test_its_pictures_are_inputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["folder", "url_table"])
-def test_where_dvc_would_not_see_them_it_is_refused(tmp_path: Path, source: str) -> None:
+def test_where_dvc_would_not_see_them_it_is_refused(tmp_path, source):
     root = tables_alone_photos(tmp_path / "photos")
     raw = tmp_path / "data/raw"
     table = str(root / "captions.csv")
@@ -414,13 +411,13 @@ def test_where_dvc_would_not_see_them_it_is_refused(tmp_path: Path, source: str)
         require_seen_by_dvc(source_at(table, f"source={source}"), table, root / "data/raw")
 
 
-def test_a_table_of_addresses_may_be_alone(tmp_path: Path) -> None:
+def test_a_table_of_addresses_may_be_alone(tmp_path):
     (tmp_path / "t.csv").write_text("url,caption\nhttp://x/a.png,red\n")
     table = str(tmp_path / "t.csv")
     require_seen_by_dvc(source_at(table, "source=url_table"), table, tmp_path / "raw")
 
 
-def test_flickr_s_own_table_may_be_given_alone(tmp_path: Path) -> None:
+def test_flickr_s_own_table_may_be_given_alone(tmp_path):
     (tmp_path / "Images").mkdir()
     (tmp_path / "Images/a.png").write_bytes(RED)
     (tmp_path / "captions.txt").write_text("image,caption\na.png,red\na.png,also red\n")
@@ -444,7 +441,7 @@ BOTH = [
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv"])
-def test_each_of_several_columns_of_texts_gives_a_pair(tmp_path: Path, name: str) -> None:
+def test_each_of_several_columns_of_texts_gives_a_pair(tmp_path, name):
     root, rows, expected = photos(tmp_path), list(TWO), list(BOTH)
     if name == "a.csv":  # which has no lists
         rows[2], expected[4:5] = TWO[2] | {"synthetic": "blue"}, []
@@ -458,7 +455,7 @@ def test_each_of_several_columns_of_texts_gives_a_pair(tmp_path: Path, name: str
             {**row, "synthetic": [text] if isinstance(text := row.get("synthetic"), str) else text} for row in rows
         ]
         pq.write_table(pa.Table.from_pylist(lists), root / name)
-    counts: Counter[str] = Counter()
+    counts = Counter()
     found, _ = rows_of(source_at(root, "source=folder", "columns.text=[alt, Synthetic]"), counts)
     assert short(found, "url", "text", "text_source") == [
         (url, text, "Synthetic" if source == "synthetic" else source) for url, text, source in expected
@@ -466,7 +463,7 @@ def test_each_of_several_columns_of_texts_gives_a_pair(tmp_path: Path, name: str
     assert +counts == {"rows": len(expected)}
 
 
-def test_columns_that_cannot_give_several_texts(tmp_path: Path) -> None:
+def test_columns_that_cannot_give_several_texts(tmp_path):
     root = photos(tmp_path)
     table(root, "file,alt,synthetic\nimages/a.png,a,b\n")
     with pytest.raises(

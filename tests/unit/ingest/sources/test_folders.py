@@ -25,7 +25,7 @@ from tests.support.warc_records import picture, write_archive
 RED, BLUE = picture(3, 2), picture(4, 2, "blue", "JPEG")
 
 
-def test_img2dataset_folder(tmp_path: Path) -> None:
+def test_img2dataset_folder(tmp_path):
     tar(
         tmp_path / "00000.tar",
         {"000000000.jpg": BLUE, "000000000.txt": b"t", "000000000.json": b"{}", "000000003.jpg": RED},
@@ -38,7 +38,7 @@ def test_img2dataset_folder(tmp_path: Path) -> None:
         "error_message": [None, "HTTP Error 404", None, None],
     }
     pq.write_table(pa.table(table), tmp_path / "00000.parquet")
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = read_all(tmp_path, "shards", counts)
     assert short(rows, "url", "text", "text_source", "problem", "bytes") == [
         ("http://x/a.jpg", "a", "caption", None, BLUE),
@@ -53,7 +53,7 @@ def test_img2dataset_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_webdataset_tars(tmp_path: Path, form: int) -> None:
+def test_webdataset_tars(tmp_path, form):
     long = "folder/" * 30 + "é" * 5 if form != tarfile.USTAR_FORMAT else "folder/é"
     members = {
         "a/0001.png": RED, "a/0001.txt": b"one",
@@ -69,7 +69,7 @@ def test_webdataset_tars(tmp_path: Path, form: int) -> None:
     }  # fmt: skip
     (tmp_path / "set").mkdir()
     tar(tmp_path / "set/00000.tar", members, form)
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = read_all(tmp_path / "set/*.tar", "shards", counts)
     assert short(rows, "url", "text", "text_source", "problem", "bytes") == [
         ("set/00000/a/0001", "one", "txt", None, RED),
@@ -85,7 +85,7 @@ def test_webdataset_tars(tmp_path: Path, form: int) -> None:
     assert counts == {"rows": 9}
 
 
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(tmp_path):
     """Of a member they are spelt out; the file that holds pictures is named in a table, which cannot hold them."""
     (tmp_path / "set").mkdir()
     with tarfile.open(tmp_path / "set/0.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as file:
@@ -108,7 +108,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
             source_at(tmp_path, f"source={source}")
 
 
-def test_damaged_tars(tmp_path: Path) -> None:
+def test_damaged_tars(tmp_path):
     path = tar(tmp_path / "0.tar", {f"{number}.png": bytes(5000) for number in range(5)})
     data = path.read_bytes()
     member = 512 + 5120
@@ -120,7 +120,7 @@ def test_damaged_tars(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="not a complete tar"):
             read_all(path, "shards")
-        counts: Counter[str] = Counter()
+        counts = Counter()
         source = source_at(path, "source=shards")
         rows, _ = rows_of(source, counts)
         assert [source.read(row["file"], row["offset"]) for row in rows][:3] == [bytes(5000)] * 3
@@ -132,9 +132,7 @@ def test_damaged_tars(tmp_path: Path) -> None:
         read_all(path, "shards")
 
 
-def test_odd_members_are_skipped_or_end_the_tar_and_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_odd_members_are_skipped_or_end_the_tar_and_are_named(tmp_path, capsys):
     path = tar(tmp_path / "0.tar", {"1.jpg": BLUE, "1.txt": b"one", "3.jpg": RED, "3.txt": b"three"})
     members = path.read_bytes().rstrip(b"\0")
     members += bytes(-len(members) % 512)
@@ -144,7 +142,7 @@ def test_odd_members_are_skipped_or_end_the_tar_and_are_named(
     below_zero[124:136] = b"-0000000512\0"
     below_zero[148:156] = b"%06o\0 " % (sum(below_zero[:148]) + sum(below_zero[156:]) + 256)
     path.write_bytes(link.tobuf(tarfile.USTAR_FORMAT) + members + below_zero + bytes(1024))
-    counts: Counter[str] = Counter()
+    counts = Counter()
     assert short(read_all(path, "shards", counts), "text", "bytes") == [("one", BLUE), ("three", RED)]
     assert (counts["records_unreadable"], counts["rows"], counts["damaged_files"]) == (1, 2, 1)
     printed = capsys.readouterr().err
@@ -157,7 +155,7 @@ def test_odd_members_are_skipped_or_end_the_tar_and_are_named(
     assert short(read_all(path, "shards", Counter()), "text", "bytes") == [("one", BLUE), ("two", None)]
 
 
-def test_members_that_are_too_large_or_nested(tmp_path: Path) -> None:
+def test_members_that_are_too_large_or_nested(tmp_path):
     members = {
         "1.jpg": bytes(100_001), "1.txt": b"large",
         "2.jpg": RED, "2.txt": bytes(2 << 20),
@@ -166,7 +164,7 @@ def test_members_that_are_too_large_or_nested(tmp_path: Path) -> None:
         "5.jpg": RED, "5.json": b'{"url": 7, "caption": {"a": 1}, "text": "five"}',
         "6.jpg": RED, "6.txt": b"six",
     }  # fmt: skip
-    counts: Counter[str] = Counter()
+    counts = Counter()
     source = source_at(tar(tmp_path / "0.tar", members), "source=shards", "max_record_bytes=100000")
     rows, _ = rows_of(source, counts)
     assert [row["text"] for row in rows] == ["large", "", "", "", "five", "six"]
@@ -176,7 +174,7 @@ def test_members_that_are_too_large_or_nested(tmp_path: Path) -> None:
     assert [source.read(row["file"], row["offset"]) for row in rows[1:]] == [RED] * 5
 
 
-def test_a_size_from_pax_counts_when_the_member_is_read(tmp_path: Path) -> None:
+def test_a_size_from_pax_counts_when_the_member_is_read(tmp_path):
     """A member's own header may say 0, as `tar` writes it for files above 8 GiB."""
     path = tar(tmp_path / "0.tar", {"1.jpg": RED, "2.jpg": BLUE}, tarfile.PAX_FORMAT)
     value = b"size=%d\n" % len(RED)
@@ -191,7 +189,7 @@ def test_a_size_from_pax_counts_when_the_member_is_read(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_tables_of_other_types_and_damaged_tables(tmp_path: Path) -> None:
+def test_tables_of_other_types_and_damaged_tables(tmp_path):
     tar(tmp_path / "0.tar", {"1.jpg": RED})
     table = {"url": [7], "caption": [["a", "list"]], "key": [1], "status": ["success"], "page_url": [3.5]}
     pq.write_table(pa.table(table), tmp_path / "0.parquet")
@@ -208,7 +206,7 @@ def test_tables_of_other_types_and_damaged_tables(tmp_path: Path) -> None:
             read_all(tmp_path, "shards")
 
 
-def test_lists_and_objects_in_place_of_a_text(tmp_path: Path) -> None:
+def test_lists_and_objects_in_place_of_a_text(tmp_path):
     """A list gives a pair for each text, in the table of img2dataset and in the JSON of a sample."""
     (tmp_path / "set").mkdir()
     (tmp_path / "made").mkdir()
@@ -228,30 +226,30 @@ def test_lists_and_objects_in_place_of_a_text(tmp_path: Path) -> None:
     assert short(read_all(tmp_path / "made", "shards"), "text", "bytes") == [("one", RED), ("two", RED)]
 
 
-def table(path: Path, **changes: object) -> Path:
+def table(path, **changes):
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"url": ["http://x/0", "http://x/1"], "caption": ["a", "b"], "key": ["0", "1"], "status": ["success"] * 2}
     pq.write_table(pa.table({name: value for name, value in {**columns, **changes}.items() if value}), path)
     return path
 
 
-def of_tar(folder: Path) -> None:
+def of_tar(folder):
     table(folder / "00000.parquet")
     tar(folder / "00000.tar", {"0.jpg": BLUE, "1.jpg": RED})
 
 
-def of_files(folder: Path) -> None:
+def of_files(folder):
     table(folder / "00000.parquet")
     (folder / "00000").mkdir()
     (folder / "00000/0.jpg").write_bytes(BLUE)
     (folder / "00000/1.jpg").write_bytes(RED)
 
 
-def names(root: Path, location: object) -> list[str]:
+def names(root, location):
     return [str(Path(file).relative_to(root)) for file in source_at(location, "source=shards").files]
 
 
-def test_folders_of_pictures_are_read_beside_those_of_tars(tmp_path: Path) -> None:
+def test_folders_of_pictures_are_read_beside_those_of_tars(tmp_path):
     of_tar(tmp_path / "a")
     of_files(tmp_path / "c")
     assert names(tmp_path, tmp_path) == ["a/00000.tar", "c/00000.parquet"]
@@ -259,7 +257,7 @@ def test_folders_of_pictures_are_read_beside_those_of_tars(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("evidence", ["columns", "statistics", "folder", "damage"])
-def test_a_tar_that_is_lost_in_another_folder_is_named(tmp_path: Path, evidence: str) -> None:
+def test_a_tar_that_is_lost_in_another_folder_is_named(tmp_path, evidence):
     of_tar(tmp_path / "a")
     lost = table(
         tmp_path / "b/00000.parquet", status=["success"] * 2 if evidence in ("columns", "statistics") else None
@@ -277,7 +275,7 @@ def test_a_tar_that_is_lost_in_another_folder_is_named(tmp_path: Path, evidence:
         rows_of(source_at(tmp_path, "source=shards"))
 
 
-def test_tables_that_are_left_out_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_that_are_left_out_are_named_and_counted(tmp_path, capsys):
     of_tar(tmp_path / "a")
     table(tmp_path / "urls/00000.parquet", key=None, status=None)
     for number in range(12):
@@ -291,34 +289,34 @@ def test_tables_that_are_left_out_are_named_and_counted(tmp_path: Path, capsys: 
     assert "left out" not in capsys.readouterr().err
 
 
-def stamps(location: Path) -> list[str]:
+def stamps(location):
     files = StoreFiles(config(location))
     source = open_source(load_params(overrides=["ingest.source=shards"]).section(IngestConfig), str(location), files)
     return [f"{file} {stamp}" for file, stamp in zip(source.inputs, files.stamps(source.inputs), strict=True)]
 
 
-def test_a_change_of_a_picture_is_a_change_of_the_source(tmp_path: Path) -> None:
+def test_a_change_of_a_picture_is_a_change_of_the_source(tmp_path):
     of_files(tmp_path)
     seen = [stamps(tmp_path)]
     assert stamps(tmp_path) == seen[0]
     pictures = tmp_path / "00000"
 
-    def added() -> None:
+    def added():
         (pictures / "2.jpg").write_bytes(RED)
 
-    def larger() -> None:
+    def larger():
         (pictures / "2.jpg").write_bytes(BLUE * 2)
 
-    def later() -> None:
+    def later():
         os.utime(pictures / "2.jpg", ns=(1, 1))
 
-    def renamed() -> None:
+    def renamed():
         (pictures / "2.jpg").rename(pictures / "3.jpg")
 
-    def gone() -> None:
+    def gone():
         (pictures / "3.jpg").unlink()
 
-    def link_to_nothing() -> None:
+    def link_to_nothing():
         (pictures / "4.jpg").symlink_to("nothing")
 
     for change in (added, larger, later, renamed, gone, link_to_nothing):
@@ -330,7 +328,7 @@ def test_a_change_of_a_picture_is_a_change_of_the_source(tmp_path: Path) -> None
     assert len({str(each) for each in seen}) == 5
 
 
-def test_several_columns_of_img2dataset_and_keys_of_webdataset(tmp_path: Path) -> None:
+def test_several_columns_of_img2dataset_and_keys_of_webdataset(tmp_path):
     (tmp_path / "tables").mkdir()
     tar(tmp_path / "tables/00000.tar", {"0.jpg": BLUE, "1.jpg": RED, "2.jpg": RED})
     columns = {

@@ -8,9 +8,6 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -45,21 +42,21 @@ print(json.dumps([len(candidates), len(responses), counts, int(peak.split()[1]) 
 """
 
 
-def images(html: str | bytes) -> list[PageImage]:
+def images(html):
     return page_images(html.encode() if isinstance(html, str) else html, "http://x/", None, TEXTS)[0]
 
 
-def read_in_a_child(path: Path) -> tuple[int, int, dict[str, int], float]:
+def read_in_a_child(path):
     done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-2000:]
     num_candidates, num_responses, counts, peak_mb = json.loads(done.stdout)
     return num_candidates, num_responses, counts, peak_mb
 
 
-def zeros(num_mb: int, start: bytes = b"", end: bytes = b"") -> bytes:
+def zeros(num_mb, start=b"", end=b""):
     """Gzip of `start`, MiBs of zero bytes and `end`: one compressed MiB, repeated."""
 
-    def packed(data: bytes, flush: int = zlib.Z_FULL_FLUSH) -> bytes:
+    def packed(data, flush=zlib.Z_FULL_FLUSH):
         packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
         return packer.compress(data) + packer.flush(flush)
 
@@ -72,7 +69,7 @@ def zeros(num_mb: int, start: bytes = b"", end: bytes = b"") -> bytes:
     return head + packed(start) + packed(mb) * num_mb + packed(end, zlib.Z_FINISH) + trailer
 
 
-def test_a_bomb_of_a_kilobyte_is_a_page_that_is_too_large(tmp_path: Path) -> None:
+def test_a_bomb_of_a_kilobyte_is_a_page_that_is_too_large(tmp_path):
     """Gzip in gzip: 768 MiB in a few kilobytes."""
     inner = zeros(768)
     path = tmp_path / "a.warc.gz"
@@ -85,7 +82,7 @@ def test_a_bomb_of_a_kilobyte_is_a_page_that_is_too_large(tmp_path: Path) -> Non
     assert peak_mb < 600
 
 
-def test_a_record_of_768_megabytes_is_skipped(tmp_path: Path) -> None:
+def test_a_record_of_768_megabytes_is_skipped(tmp_path):
     num_mb = 768
     http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n"
     head = page("http://x/bomb", "").partition(b"HTTP/1.1")[0]
@@ -97,7 +94,7 @@ def test_a_record_of_768_megabytes_is_skipped(tmp_path: Path) -> None:
     assert peak_mb < 600
 
 
-PACKERS: dict[str, Callable[[bytes], bytes]] = {
+PACKERS = {
     "gzip": gzip.compress,
     "x-gzip, gzip": lambda data: gzip.compress(gzip.compress(data)),
     "deflate": zlib.compress,
@@ -108,7 +105,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("encoding", PACKERS)
-def test_every_encoding_stops_at_the_bound(tmp_path: Path, encoding: str) -> None:
+def test_every_encoding_stops_at_the_bound(tmp_path, encoding):
     header = f"Content-Encoding: {encoding}\r\n"
     pack = PACKERS[encoding]
     html = b"<img src=a.png alt=A>"
@@ -119,7 +116,7 @@ def test_every_encoding_stops_at_the_bound(tmp_path: Path, encoding: str) -> Non
         response("http://x/more.png", pack(bytes(100_001)), "image/png", headers=header),
         GOOD,
     ]
-    counts: Counter[str] = Counter()
+    counts = Counter()
     source = source_at(write_archive(tmp_path / "a.warc.gz", records), SMALL)
     candidates, responses = rows_of(source, counts)
     assert [row["page_url"] for row in candidates] == ["http://x/most", "http://x/good"]
@@ -129,7 +126,7 @@ def test_every_encoding_stops_at_the_bound(tmp_path: Path, encoding: str) -> Non
         source.read(responses[3]["file"], responses[3]["offset"])
 
 
-def test_chunks_and_a_chain_of_encodings(tmp_path: Path) -> None:
+def test_chunks_and_a_chain_of_encodings(tmp_path):
     chunked = b"186a1\r\n" + bytes(100_001) + b"\r\n0\r\n\r\n"
     records = [
         page("http://x/chunks", chunked, headers="Transfer-Encoding: chunked\r\n"),
@@ -137,17 +134,17 @@ def test_chunks_and_a_chain_of_encodings(tmp_path: Path) -> None:
         page("http://x/chain", b"x", headers=f"Content-Encoding: {'gzip, ' * 1000}\r\n"),
         GOOD,
     ]  # fmt: skip
-    counts: Counter[str] = Counter()
+    counts = Counter()
     assert len(rows_of(source_at(write_archive(tmp_path / "a.warc.gz", records), SMALL), counts)[0]) == 1
     assert without_outcomes(counts) == {"pages": 4, "pages_too_large": 1, "pages_unreadable": 2, "rows": 1}
 
 
-def test_read_at_most_holds_no_more() -> None:
+def test_read_at_most_holds_no_more():
     class Endless(io.RawIOBase):
-        def __init__(self) -> None:
+        def __init__(self):
             self.num_bytes = 0
 
-        def read(self, size: int = -1, /) -> bytes:
+        def read(self, size=-1, /):
             self.num_bytes += min(size, 700)
             return bytes(min(size, 700))
 
@@ -158,19 +155,19 @@ def test_read_at_most_holds_no_more() -> None:
     assert read_at_most(io.BytesIO(b"abc"), 3) == b"abc"
 
 
-def test_headers_that_are_too_long(tmp_path: Path) -> None:
+def test_headers_that_are_too_long(tmp_path):
     """A server may send any headers. fastwarc's own bound, 32 KiB, ended the archive."""
     long = page("http://x/long", "<img src=a alt=long>", headers=f"X: {'y' * 100_000}\r\n")
     too_long = page("http://x/too", "<img src=a alt=too>", headers=f"X: {'y' * 1_100_000}\r\n")
     for name in ("a.warc", "a.warc.gz", "a.warc.zst"):
         for records in ([GOOD, too_long, long], [too_long, too_long, GOOD, long], [GOOD, long, too_long]):
-            counts: Counter[str] = Counter()
+            counts = Counter()
             candidates, _ = rows_of(source_at(write_archive(tmp_path / name, records)), counts)
             assert sorted(row["text"] for row in candidates) == ["good", "long"]
             assert counts[count_of(HTTP_HEAD_TOO_LARGE)] == records.count(too_long)
 
 
-def test_a_dictionary_that_is_too_large(tmp_path: Path) -> None:
+def test_a_dictionary_that_is_too_large(tmp_path):
     packed = io.BytesIO()
     with ZstdWriter(packed) as writer:
         for _ in range(17):
@@ -183,7 +180,7 @@ def test_a_dictionary_that_is_too_large(tmp_path: Path) -> None:
 
 
 #: Pages whose work once grew with the square of n (some with its cube), and an n of a second or so then.
-GROWING: dict[str, tuple[Callable[[int], str], int]] = {
+GROWING = {
     "images in a figure": (
         lambda n: f"<figure>{'<img src=a>' * n}<figcaption>c</figcaption></figure>", 3000
     ),
@@ -203,10 +200,10 @@ GROWING: dict[str, tuple[Callable[[int], str], int]] = {
 
 
 @pytest.mark.parametrize("kind", GROWING)
-def test_the_work_of_a_page_is_linear(kind: str) -> None:
+def test_the_work_of_a_page_is_linear(kind):
     make, n = GROWING[kind]
 
-    def spent_s(size: int) -> float:
+    def spent_s(size):
         html, start = make(size), time.process_time()
         assert len(images(html)) >= 1
         return time.process_time() - start
@@ -216,11 +213,11 @@ def test_the_work_of_a_page_is_linear(kind: str) -> None:
     assert min(spent_s(4 * n) for _ in range(2)) < 10 * max(once, 0.005)
 
 
-def many_attributes(n: int) -> str:
+def many_attributes(n):
     return " ".join(f"a{i}=1" for i in range(n))
 
 
-REFUSED: dict[str, tuple[str, str]] = {
+REFUSED = {
     "tags": ("<img src=a>" * (MAX_TAGS + 1), "50,001 tags"),
     "attributes": (f"<img {many_attributes(100_000)}>", "more than 4,000 attributes"),
     "attributes after a comment that looks like a tag": (
@@ -241,7 +238,7 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_pages_that_are_too_large(kind: str) -> None:
+def test_pages_that_are_too_large(kind):
     html, reason = REFUSED[kind]
     start = time.process_time()
     with pytest.raises(TooLarge, match=f"^too large: .*{reason}"):
@@ -249,7 +246,7 @@ def test_pages_that_are_too_large(kind: str) -> None:
     assert time.process_time() - start < 10
 
 
-def test_large_pages_that_are_usual() -> None:
+def test_large_pages_that_are_usual():
     rows = "".join(f"<tr><td><a href='/{i}'><b>{i}</b></a><td><img src='{i}.png' alt='n {i}'>" for i in range(6000))
     script = "<script>for(i=0;i<n;i++){a[i]=b>c;}" + "x = [1, 2, 3];\n" * 10_000 + "</script>"
     inline = f"<img alt=inline src='data:image/png;base64,{'A' * 1_000_000}'>"
@@ -259,7 +256,7 @@ def test_large_pages_that_are_usual() -> None:
     assert len(images(f"<img {many_attributes(MAX_TAG_ATTRIBUTES - 10)} alt=x>")) == 1
 
 
-def test_a_page_that_repeats_its_formatting_takes_little_memory(tmp_path: Path) -> None:
+def test_a_page_that_repeats_its_formatting_takes_little_memory(tmp_path):
     """HTML repeats 4,000 elements in each of 4,000 paragraphs: 16 million elements, 3 GB, from 60 kB."""
     html = f"<p>{''.join(f'<b a{i}>' for i in range(4000))}</p>{'<p>x' * 4000}<img src=a alt=A>"
     num_candidates, _, _, peak_mb = read_in_a_child(
@@ -269,7 +266,7 @@ def test_a_page_that_repeats_its_formatting_takes_little_memory(tmp_path: Path) 
     assert peak_mb < 600
 
 
-def test_formatting_in_texts_and_addresses_stays_as_written() -> None:
+def test_formatting_in_texts_and_addresses_stays_as_written():
     found = images(
         "<b>x<img src='a.png?<I >' alt='a <b>bold</b> <B >word</B> </i/> <bold> <b'>"
         "<figure><img src=b.png><figcaption>a <em>c</em>aption <a href=x>&lt;b></a></figcaption></figure>"
@@ -295,15 +292,15 @@ def test_formatting_in_texts_and_addresses_stays_as_written() -> None:
     ],
     ids=["open lists", "open lists in a link", "keys alone", "closed too early", "too many values"],
 )
-def test_wats_that_no_crawler_writes(tmp_path: Path, odd: bytes, count: str) -> None:
+def test_wats_that_no_crawler_writes(tmp_path, odd, count):
     records = [record("metadata", "http://x/odd", odd, "application/json"), GOOD]
-    counts: Counter[str] = Counter()
+    counts = Counter()
     assert len(rows_of(source_at(write_archive(tmp_path / "a.wat.gz", records)), counts)[0]) == 1
     assert without_outcomes(counts) == {"pages": 2, count: 1, "rows": 1}
 
 
 @pytest.mark.parametrize("value", [1, 1.5, True, ["a text"], {"a": "b"}, [[]]])
-def test_values_of_a_wat_that_are_no_texts(tmp_path: Path, value: Any) -> None:
+def test_values_of_a_wat_that_are_no_texts(tmp_path, value):
     link = {"path": "IMG@/src", "url": "a.png", "alt": value, "title": "T"}
     records = [
         wat("http://x/", [link]),
@@ -312,13 +309,13 @@ def test_values_of_a_wat_that_are_no_texts(tmp_path: Path, value: Any) -> None:
         wat(value, [link]) if isinstance(value, str) else GOOD,
         GOOD,
     ]
-    counts: Counter[str] = Counter()
+    counts = Counter()
     candidates, _ = rows_of(source_at(write_archive(tmp_path / "a.wat.gz", records)), counts)
     assert [row["text"] for row in candidates] == ["T", "good", "good"]
     assert without_outcomes(counts) == {"pages": 5, "pages_unreadable": 2, "rows": 3}
 
 
-def test_a_picture_beside_a_bomb_is_still_read(tmp_path: Path) -> None:
+def test_a_picture_beside_a_bomb_is_still_read(tmp_path):
     red = picture(9, 9)
     records = [response("http://x/b.png", b"\x1f\x8b" * 99, "image/png", headers="Content-Encoding: gzip\r\n"),
                response("http://x/r.png", red, "image/png")]  # fmt: skip
@@ -331,12 +328,12 @@ def test_a_picture_beside_a_bomb_is_still_read(tmp_path: Path) -> None:
 ENDLESS = "x" * 1_000_000
 
 
-def test_an_ordinary_pair_stays_what_it_is() -> None:
+def test_an_ordinary_pair_stays_what_it_is():
     pair = Candidate("http://x/1", "a text", "alt", "http://x/", None, "a.warc", 7, b"bytes")
     assert bounded(pair) is pair
 
 
-def test_every_string_is_bounded() -> None:
+def test_every_string_is_bounded():
     pair = bounded(Candidate(ENDLESS, ENDLESS, ENDLESS, ENDLESS, ENDLESS))
     assert [len(value or "") for value in pair[:5]] == [2048, MAX_CHARACTERS, 1000, MAX_CHARACTERS, 1000]
     assert bounded(Candidate(ENDLESS, "", None)).problem == "URL too long"
@@ -344,7 +341,7 @@ def test_every_string_is_bounded() -> None:
     assert bounded(longest) == longest
 
 
-def test_batches_of_every_kind_hold_bounded_strings() -> None:
+def test_batches_of_every_kind_hold_bounded_strings():
     batches = Batches()
     batches.add(Candidate("http://x/1", ENDLESS, "caption"))
     batches.add_page(

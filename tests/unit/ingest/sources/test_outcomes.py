@@ -3,7 +3,6 @@
 import gzip
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,7 @@ HTML = b"<!doctype html><p>\xc3\xa9<img src=a.png alt=A>"
 CHUNKED = b"10;x=y\r\n" + HTML[:16] + b"\r\n" + f"{len(HTML) - 16:X}\n".encode() + HTML[16:] + b"\n0\r\n\r\n"
 
 
-def raw_deflate(data: bytes) -> bytes:
+def raw_deflate(data):
     return zlib.compress(data, wbits=-15)
 
 
@@ -38,7 +37,7 @@ CUT = {
     "plain",
     [HTML, b"\n\n  " + HTML, b"\xef\xbb\xbf" + HTML, HTML.decode().encode("utf-16"), b"caf\xe9", b"x^2 = 4"],
 )
-def test_a_plain_body_is_taken_as_it_is_whatever_its_headers_state(stated: str, plain: bytes) -> None:
+def test_a_plain_body_is_taken_as_it_is_whatever_its_headers_state(stated, plain):
     body = decoded(plain, {"Content-Encoding": stated}, 1000)
     assert (body.data, body.is_absent, body.is_unknown) == (plain, True, False)
 
@@ -55,11 +54,11 @@ def test_a_plain_body_is_taken_as_it_is_whatever_its_headers_state(stated: str, 
         ("chunked, br", b"3 pictures: " + HTML),
     ],
 )
-def test_a_plain_body_that_a_coding_would_take_for_empty(stated: str, plain: bytes) -> None:
+def test_a_plain_body_that_a_coding_would_take_for_empty(stated, plain):
     assert decoded(plain, {"Content-Encoding": stated}, 10_000) == (plain, True, False, "")
 
 
-def test_what_is_empty_when_decoded() -> None:
+def test_what_is_empty_when_decoded():
     for stated, body in (
         ("br", brotli(b"")), ("gzip", gzip.compress(b"")), ("gzip", gzip.compress(b"") * 9), ("zstd", zstd(b"")),
         ("deflate", zlib.compress(b"")), ("deflate", raw_deflate(b"")), ("chunked", b"0\r\n\r\n"), ("chunked", b"0\n"),
@@ -73,7 +72,7 @@ def test_what_is_empty_when_decoded() -> None:
 
 
 @pytest.mark.parametrize("stated", ["none", "UTF-8", "binary", "x-unknown, none", "utf-8, identity"])
-def test_an_unknown_coding_is_taken_as_it_is(stated: str) -> None:
+def test_an_unknown_coding_is_taken_as_it_is(stated):
     for plain in (
         HTML,
         picture(3, 3),
@@ -88,7 +87,7 @@ def test_an_unknown_coding_is_taken_as_it_is(stated: str) -> None:
     assert "its bytes do not have it" in unreadable.problem
 
 
-def test_what_is_coded_is_decoded_beside_what_is_not() -> None:
+def test_what_is_coded_is_decoded_beside_what_is_not():
     for stated, body in ENCODED.items():
         assert decoded(body, {"Content-Encoding": stated}, 1000) == (HTML, False, False, "")
         both = {"Content-Encoding": stated, "Transfer-Encoding": "chunked"}
@@ -103,7 +102,7 @@ def test_what_is_coded_is_decoded_beside_what_is_not() -> None:
 
 
 @pytest.mark.parametrize("stated", CUT)
-def test_a_body_that_is_cut_off_or_damaged_is_unreadable(stated: str) -> None:
+def test_a_body_that_is_cut_off_or_damaged_is_unreadable(stated):
     body = decoded(CUT[stated], {"Content-Encoding": stated}, 1_000_000)
     assert body.data is None
     assert body.problem
@@ -111,19 +110,19 @@ def test_a_body_that_is_cut_off_or_damaged_is_unreadable(stated: str) -> None:
     assert garbage.data is None
 
 
-def test_many_members_and_chunks_take_linear_time() -> None:
+def test_many_members_and_chunks_take_linear_time():
     for stated, body in (("gzip", gzip.compress(b"") * 50_000), ("chunked", b"1\r\na\r\n" * 300_000)):
         assert decoded(body, {"Content-Encoding": stated}, 1 << 25).data is not None
 
 
-def http(url: str, head: bytes, body: bytes) -> bytes:
+def http(url, head, body):
     return record("response", url, head + body, "application/http; msgtype=response")
 
 
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"mixed"])
-def test_http_headers_that_end_in_lf(tmp_path: Path, name: str, ending: bytes) -> None:
-    def head(content_type: str) -> bytes:
+def test_http_headers_that_end_in_lf(tmp_path, name, ending):
+    def head(content_type):
         lines = [b"HTTP/1.1 200 OK", b"Server: x", f"Content-Type: {content_type}".encode(), b"", b""]
         if ending == b"mixed":
             return lines[0] + b"\r\n" + lines[1] + b"\n" + lines[2] + b"\n\r\n"
@@ -134,7 +133,7 @@ def test_http_headers_that_end_in_lf(tmp_path: Path, name: str, ending: bytes) -
         http("http://x/", head("text/html; charset=latin-1"), b"<p>\r\n\r\n<img src=a.png alt=\xe9>"),
         http("http://x/a.png", head("image/png"), red),
     ]
-    counts: Counter[str] = Counter()
+    counts = Counter()
     source = source_at(write_archive(tmp_path / name, records))
     candidates, responses = rows_of(source, counts)
     assert [row["text"] for row in candidates] == ["é"]
@@ -143,7 +142,7 @@ def test_http_headers_that_end_in_lf(tmp_path: Path, name: str, ending: bytes) -
 
 
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
-def test_warc_headers_that_end_in_lf(tmp_path: Path, name: str) -> None:
+def test_warc_headers_that_end_in_lf(tmp_path, name):
     """As ClueWeb09 has them."""
     records = []
     for number in range(3):
@@ -156,7 +155,7 @@ def test_warc_headers_that_end_in_lf(tmp_path: Path, name: str) -> None:
     assert source.read(responses[2]["file"], responses[2]["offset"]) == b"<img src=a.png alt=2>"
 
 
-def every_outcome() -> list[tuple[str, bytes]]:
+def every_outcome():
     """Records, each with its outcome; empty: of another kind."""
     long = f"X: {'y' * 1_100_000}\r\n"
     revisit = record("revisit", "http://x/r", b"HTTP/1.1 200 OK\r\n\r\n", "application/http; msgtype=response")
@@ -189,7 +188,7 @@ def every_outcome() -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
-def test_the_outcomes_sum_to_the_records_before_the_damage(tmp_path: Path, name: str) -> None:
+def test_the_outcomes_sum_to_the_records_before_the_damage(tmp_path, name):
     expected = every_outcome()
     sizes = [write_archive(tmp_path / name, [one]).stat().st_size for _, one in expected]
     for damaged in (None, 2, 4, 10, 17):
@@ -199,7 +198,7 @@ def test_the_outcomes_sum_to_the_records_before_the_damage(tmp_path: Path, name:
             start = sum(sizes[:damaged])
             data[start : start + 6] = b"broken"
             path.write_bytes(data)
-        counts: Counter[str] = Counter()
+        counts = Counter()
         rows_of(source_at(path, "max_record_bytes=2000000"), counts)
         num_left = len(expected) if damaged is None else damaged - name.endswith(".zst")  # its last one is not used
         left = [outcome for outcome, _ in expected[:num_left]]
@@ -212,7 +211,7 @@ def test_the_outcomes_sum_to_the_records_before_the_damage(tmp_path: Path, name:
         assert (counts["damaged_files"], counts["bytes_lost"]) == lost
 
 
-def test_the_outcomes_of_a_wat(tmp_path: Path) -> None:
+def test_the_outcomes_of_a_wat(tmp_path):
     records = [
         record("warcinfo", "urn:x", b"software: x\r\n", "application/warc-fields"),
         wat("http://x/1", [{"path": "IMG@/src", "url": "a.png", "alt": "A"}]),
@@ -221,7 +220,7 @@ def test_the_outcomes_of_a_wat(tmp_path: Path) -> None:
         record("metadata", "http://x/4", b'{"HTML-Metadata": 1}', "application/json"),
         record("metadata", "http://x/5", b"{}", "application/json"),
     ]
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows_of(source_at(write_archive(tmp_path / "a.wat.gz", records)), counts)
     assert outcomes.outcomes_in(counts) == {
         "page": 1, "page_without_images": 1, "error_status": 1, "page_unreadable": 1
@@ -229,7 +228,7 @@ def test_the_outcomes_of_a_wat(tmp_path: Path) -> None:
     assert counts[outcomes.OTHER_RECORDS] == 2
 
 
-def test_the_report_shows_the_outcomes(tmp_path: Path) -> None:
+def test_the_report_shows_the_outcomes(tmp_path):
     counts = {
         "pages_unreadable": 1, "pages_coding_absent": 3, "pages_coding_unknown": 4, "pictures_without_text": 6,
         "files_left_out": 8, "damaged_files": 1, "bytes_lost": 12_345,

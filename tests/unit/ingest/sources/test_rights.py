@@ -1,7 +1,6 @@
 """What pages and responses say of rights: where it is found, what hostile ones may do, and what obeys it."""
 
 import json
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -39,12 +38,12 @@ BY, BY_SA = "https://creativecommons.org/licenses/by/4.0/", "https://creativecom
          Rights("https://evil.example/creativecommons.org/licenses/by/4.0/")),
     ],
 )  # fmt: skip
-def test_what_a_page_says(html: str, rights: Rights) -> None:
+def test_what_a_page_says(html, rights):
     images, found = page_images(f"<head>{html}</head><img src=a.png alt=A>".encode(), "http://x/p", None, ["alt"])
     assert (found, len(images)) == (rights, 1)
 
 
-def test_a_wat_says_the_same_as_its_page(tmp_path: Path) -> None:
+def test_a_wat_says_the_same_as_its_page(tmp_path):
     links = [{"path": "IMG@/src", "url": "/i.png", "alt": "i"}, {"path": "A@/href", "url": BY, "rel": "license"}]
     one = wat("http://y/", links).replace(b'"Title":"A page"', b'"Metas":[3,{},{"name":"robots","content":"noai"}]')
     body = one.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n\r\n")
@@ -53,13 +52,13 @@ def test_a_wat_says_the_same_as_its_page(tmp_path: Path) -> None:
     assert (row["licence"], row["reservation"]) == (BY, "noai")
 
 
-def test_headers_of_one_name() -> None:
+def test_headers_of_one_name():
     head = parse_head(b"HTTP/1.1 200 OK\r\nX-Robots-Tag: a\r\nx-robots-tag: b\r\n\r\n")
     assert head is not None
     assert (head.all("X-Robots-Tag"), head.get("X-Robots-Tag"), head.all("Other")) == (["a", "b"], "a", [])
 
 
-def archive(folder: Path, *, says_nothing: bool = False) -> Path:
+def archive(folder, *, says_nothing=False):
     image, text = picture(300, 250), "<img src={}.png alt='a long text of {}'>"
     said = {
         "meta": page("http://x/meta/", "<meta name=robots content=noai>" + text.format("a", "meta")),
@@ -78,7 +77,7 @@ def archive(folder: Path, *, says_nothing: bool = False) -> Path:
     return write_archive(folder / "a.warc.gz", records)
 
 
-def test_what_is_reserved_is_a_row_without_text_or_picture(tmp_path: Path) -> None:
+def test_what_is_reserved_is_a_row_without_text_or_picture(tmp_path):
     rows = {row["page_url"].split("/")[-2]: row for row in ingested(tmp_path, archive(tmp_path))}
     assert {name: row["error_message"] for name, row in rows.items() if row["status"] != "success"} == {
         "meta": "reserved: noai", "head": "reserved: tdm-reservation",
@@ -91,7 +90,7 @@ def test_what_is_reserved_is_a_row_without_text_or_picture(tmp_path: Path) -> No
     assert BY in (tmp_path / "reports/ingest/report.html").read_text()
 
 
-def test_what_is_reserved_is_kept_beside_the_pair_where_it_is_not_obeyed(tmp_path: Path) -> None:
+def test_what_is_reserved_is_kept_beside_the_pair_where_it_is_not_obeyed(tmp_path):
     rows = ingested(tmp_path, archive(tmp_path), "download.obey_robots=false")
     assert {row["status"] for row in rows} == {"success"}
     assert sorted(row["reservation"] or "" for row in rows) == [
@@ -103,7 +102,7 @@ def test_what_is_reserved_is_kept_beside_the_pair_where_it_is_not_obeyed(tmp_pat
     ]
 
 
-def test_where_no_page_says_anything_tables_have_no_such_columns(tmp_path: Path) -> None:
+def test_where_no_page_says_anything_tables_have_no_such_columns(tmp_path):
     (row,) = ingested(tmp_path, archive(tmp_path, says_nothing=True))
     assert (row["licence"], row["reservation"]) == (None, None)
     assert "licence" not in pq.read_schema(tmp_path / "raw/00000.parquet").names

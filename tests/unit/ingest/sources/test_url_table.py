@@ -5,8 +5,6 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +22,7 @@ A, B = "http://x.example/a.jpg", "https://y.example/b.jpg"
 PAIRS = [(A, "a cat, sitting"), (B, 'she said "hi')]
 
 
-def csv_text(separator: str = ",") -> str:
+def csv_text(separator=","):
     return f'url{separator}caption\n{A}{separator}"a cat, sitting"\n{B}{separator}"she said ""hi"\n'
 
 
@@ -44,7 +42,7 @@ def csv_text(separator: str = ",") -> str:
         ("a.json", "".join(json.dumps({"caption": text, "url": url}) + "\n" for url, text in PAIRS)),
     ],
 )
-def test_every_text_format(tmp_path: Path, name: str, text: str, packed: bool) -> None:
+def test_every_text_format(tmp_path, name, text, packed):
     path = tmp_path / (name + (".gz" if packed else ""))
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
     rows = table_rows(path)
@@ -57,9 +55,7 @@ def test_every_text_format(tmp_path: Path, name: str, text: str, packed: bool) -
 LICENCE = "Apache License\nVersion 2.0\nhttp://www.apache.org/licenses/\n\nTERMS AND CONDITIONS\n" + "1. Terms.\n" * 30
 
 
-def test_a_folder_takes_lists_of_addresses_but_no_other_texts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_takes_lists_of_addresses_but_no_other_texts(tmp_path, capsys):
     (tmp_path / "more").mkdir()
     (tmp_path / "a.csv").write_text(f"url,caption\n{A},a cat\n")
     (tmp_path / "b.txt").write_text(f"\n{A}\n{B}\tb\nno address\n")
@@ -85,7 +81,7 @@ def test_a_folder_takes_lists_of_addresses_but_no_other_texts(
 FORMATS = ("t.csv", "t.csv.gz", "t.tsv", "t.jsonl", "t.json")
 
 
-def words_without_texts(tmp_path: Path, name: str, num_workers: int) -> list[str]:
+def words_without_texts(tmp_path, name, num_workers):
     """Writes a table that has no texts; the words of `align` that read it."""
     separator = "\t" if ".tsv" in name else ","
     text = f"url{separator}words\n" + f"{A}{separator}a cat\n" * 50_000
@@ -101,14 +97,14 @@ NO_TEXTS = "no column with a usual name for texts, it has url"
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_missing_column_is_one_line(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_column_is_one_line(tmp_path, name, capfd):
     assert main(words_without_texts(tmp_path, name, 1)) == 1
     said = capfd.readouterr().err
     assert said.startswith(f"align: error: {tmp_path / name}: {NO_TEXTS}") and said.count("\n") == 1
 
 
 @pytest.mark.costs(4, "a command and its workers end without a word")
-def test_a_missing_column_is_one_line_and_nothing_else(tmp_path: Path) -> None:
+def test_a_missing_column_is_one_line_and_nothing_else(tmp_path):
     command = [sys.executable, "-X", "dev", "-m", "align.cli", *words_without_texts(tmp_path, "t.csv.gz", 2)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
@@ -116,7 +112,7 @@ def test_a_missing_column_is_one_line_and_nothing_else(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_columns_of_published_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_of_published_tables(tmp_path, capsys):
     path = tmp_path / "laion.parquet"
     columns = {"SAMPLE_ID": [1, 2], "URL": [A, B], "TEXT": ["t", None], "WIDTH": [3, 4], "page": ["http://p/", None]}
     pq.write_table(pa.table(columns), path)
@@ -137,12 +133,12 @@ def test_columns_of_published_tables(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert pairs(table_rows(path)) == [(A, "c")]
 
 
-def test_lines_that_nobody_can_read_are_rows(tmp_path: Path) -> None:
+def test_lines_that_nobody_can_read_are_rows(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(
         f"url,caption\n{A}\n,no address\nftp://x/y.png,ftp\nhttp://[,bad\n relative.png ,r\n{B},fine,more\n"
     )
-    counts: Counter[str] = Counter()
+    counts = Counter()
     assert [(row["url"], row["text"], row["problem"]) for row in table_rows(path, counts=counts)] == [
         ("", "", "another number of values than columns"),
         ("", "no address", "no address"),
@@ -161,7 +157,7 @@ def test_lines_that_nobody_can_read_are_rows(tmp_path: Path) -> None:
     assert [(row["text"], row["problem"]) for row in table_rows(path)] == [("half ?", "invalid URL")]
 
 
-def test_an_unbalanced_quote_does_not_take_the_table_with_it(tmp_path: Path) -> None:
+def test_an_unbalanced_quote_does_not_take_the_table_with_it(tmp_path):
     path = tmp_path / "a.csv"
     lines = "".join(f"http://x/{number},text {number}\n" for number in range(270_000))
     path.write_text(f'url,caption\n{A},"open\n{lines}')
@@ -171,7 +167,7 @@ def test_an_unbalanced_quote_does_not_take_the_table_with_it(tmp_path: Path) -> 
     assert rows[-1]["url"] == "http://x/269999"
 
 
-def test_damaged_and_empty_files(tmp_path: Path) -> None:
+def test_damaged_and_empty_files(tmp_path):
     table = pa.table({"url": [A] * 5000, "caption": ["c"] * 5000})
     pq.write_table(table, tmp_path / "a.parquet")
     data = (tmp_path / "a.parquet").read_bytes()
@@ -182,7 +178,7 @@ def test_damaged_and_empty_files(tmp_path: Path) -> None:
     (tmp_path / "b.tsv.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(DataError, match=r"b\.tsv\.gz: cut off"):
         table_rows(tmp_path / "b.tsv.gz")
-    counts: Counter[str] = Counter()
+    counts = Counter()
     rows = table_rows(tmp_path / "b.tsv.gz", counts=counts)
     assert 1000 < len(rows) < 20_000
     assert counts["damaged_files"] == 1
@@ -199,7 +195,7 @@ def test_damaged_and_empty_files(tmp_path: Path) -> None:
         source_at(tmp_path / "nothing.parquet", "source=url_table")
 
 
-def test_a_large_array_is_read_piece_by_piece(tmp_path: Path) -> None:
+def test_a_large_array_is_read_piece_by_piece(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"url": f"{A}{number}", "caption": 'x"]},{' * 20} for number in range(20_000)]))
     rows = table_rows(path)
@@ -207,7 +203,7 @@ def test_a_large_array_is_read_piece_by_piece(tmp_path: Path) -> None:
     assert {row["text"] for row in rows} == {'x"]},{' * 20}
 
 
-def test_a_long_parquet_table_is_read_piece_by_piece(tmp_path: Path) -> None:
+def test_a_long_parquet_table_is_read_piece_by_piece(tmp_path):
     path, random = tmp_path / "a.parquet", np.random.default_rng(0)
     with pq.ParquetWriter(
         path, pa.schema([("url", pa.string()), ("caption", pa.string())]), compression="none"
@@ -224,13 +220,13 @@ def test_a_long_parquet_table_is_read_piece_by_piece(tmp_path: Path) -> None:
     assert most < path.stat().st_size / 4
 
 
-def test_a_small_parquet_file_takes_little_memory(tmp_path: Path) -> None:
+def test_a_small_parquet_file_takes_little_memory(tmp_path):
     path = parquet_bomb(tmp_path / "bomb.parquet", 1000)
     assert with_little_memory(SCAN_TABLE, path, mib=500) == f"1000 {MAX_CHARACTERS}"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
-def test_an_endless_line_is_a_row_that_cannot_be_read(tmp_path: Path, suffix: str) -> None:
+def test_an_endless_line_is_a_row_that_cannot_be_read(tmp_path, suffix):
     rows = [{"url": f"http://x/{word}", "caption": word} for word in ("one", "two")]
     separator = "\t" if suffix == "tsv" else ","
     lines = [json.dumps(row) if suffix == "jsonl" else separator.join(row.values()) for row in rows]
@@ -240,7 +236,7 @@ def test_an_endless_line_is_a_row_that_cannot_be_read(tmp_path: Path, suffix: st
     assert with_little_memory(SCAN_TABLE, path, mib=70) == "3 0 3"
 
 
-def test_a_first_line_that_is_endless_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_line_that_is_endless_loses_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr("align.formats.table_lines._MAX_LINE_CHARACTERS", 50)
     path = tmp_path / "t.csv"
     path.write_text("x" * 120 + "\nurl,caption\nhttp://x/1,one\n" + "y" * 50 + "\n" + "http://x/2,two\n")
@@ -253,7 +249,7 @@ def test_a_first_line_that_is_endless_loses_no_other(tmp_path: Path, monkeypatch
     ]
 
 
-def test_long_texts_and_addresses_are_cut(tmp_path: Path) -> None:
+def test_long_texts_and_addresses_are_cut(tmp_path):
     path = tmp_path / "t.jsonl"
     long = "x" * 10_000
     lines = [
@@ -273,7 +269,7 @@ def test_long_texts_and_addresses_are_cut(tmp_path: Path) -> None:
     assert [row["problem"] for row in table_rows(nested)] == [None, "a line that cannot be read"]
 
 
-def test_pictures_in_the_folder_of_the_table_and_none_outside(tmp_path: Path) -> None:
+def test_pictures_in_the_folder_of_the_table_and_none_outside(tmp_path):
     folder = tmp_path / "own"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub/a b.png").write_bytes(b"red")
@@ -299,11 +295,11 @@ def test_pictures_in_the_folder_of_the_table_and_none_outside(tmp_path: Path) ->
     assert [(row["text"], row["file"]) for row in table_rows(folder / "plain.tsv")] == [("a cat", red)]
 
 
-LISTS: list[Any] = [["one", "two"], [None, "three", 4], [], None, "a text"]
+LISTS = [["one", "two"], [None, "three", 4], [], None, "a text"]
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
-def test_a_list_of_texts_is_a_pair_for_each(tmp_path: Path, suffix: str) -> None:
+def test_a_list_of_texts_is_a_pair_for_each(tmp_path, suffix):
     path, lists = tmp_path / f"t.{suffix}", LISTS
     if suffix == "parquet":
         lists = [["one", "two"], [None, "three", "4"], [], None, ["a text"]]
@@ -311,7 +307,7 @@ def test_a_list_of_texts_is_a_pair_for_each(tmp_path: Path, suffix: str) -> None
     else:
         rows = [{"url": A, "caption": value} for value in lists]
         path.write_text(json.dumps(rows) if suffix == "json" else "".join(json.dumps(row) + "\n" for row in rows))
-    counts: Counter[str] = Counter()
+    counts = Counter()
     read_rows = table_rows(path, counts=counts)
     assert [row["text"] for row in read_rows] == ["one", "two", "three", "4", "", "", "a text"]
     assert {(row["url"], row["problem"]) for row in read_rows} == {(A, None)}
@@ -329,7 +325,7 @@ def test_a_list_of_texts_is_a_pair_for_each(tmp_path: Path, suffix: str) -> None
     ],
     ids=str,
 )
-def test_every_kind_of_list_in_parquet(tmp_path: Path, kind: pa.DataType) -> None:
+def test_every_kind_of_list_in_parquet(tmp_path, kind):
     path, long = tmp_path / "t.parquet", "x" * 20_000
     values = pa.array([["one", "two"], ["three", long], [None, "five"]], kind)
     pq.write_table(pa.table({"url": [A, B, A], "caption": values}), path)
@@ -345,9 +341,9 @@ def test_every_kind_of_list_in_parquet(tmp_path: Path, kind: pa.DataType) -> Non
         table_rows(path)
 
 
-def test_objects_and_nested_lists_are_rows_that_cannot_be_read(tmp_path: Path) -> None:
+def test_objects_and_nested_lists_are_rows_that_cannot_be_read(tmp_path):
     path = tmp_path / "t.jsonl"
-    rows: list[dict[str, Any]] = [
+    rows = [
         {"url": A, "caption": {"en": "a"}, "page": None},
         {"url": A, "caption": ["a", ["b"]], "page": None},
         {"url": A, "caption": [{"raw": "a"}], "page": None},
@@ -357,7 +353,7 @@ def test_objects_and_nested_lists_are_rows_that_cannot_be_read(tmp_path: Path) -
         {"url": B, "caption": "fine", "page": None},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counts: Counter[str] = Counter()
+    counts = Counter()
     *unreadable, last = table_rows(path, "page_url=page", counts=counts)
     assert last["text"] == "fine"
     assert {(row["text"], row["page_url"], row["problem"]) for row in unreadable} == {
@@ -366,7 +362,7 @@ def test_objects_and_nested_lists_are_rows_that_cannot_be_read(tmp_path: Path) -
     assert (counts["rows"], counts["rows_unreadable"]) == (7, 6)
 
 
-def test_a_row_with_very_many_texts_is_not_read(tmp_path: Path) -> None:
+def test_a_row_with_very_many_texts_is_not_read(tmp_path):
     path = tmp_path / "t.jsonl"
     long = f"http://x/{'y' * 7000}"
     rows = [

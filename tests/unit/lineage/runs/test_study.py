@@ -2,16 +2,13 @@
 
 import json
 import re
-from pathlib import Path
-
-import pytest
 
 from align.config.paths import PathsConfig
 from align.config.study import Study
 from align.display.figure import BAD, GOOD, LIGHT
 from align.lineage.runs import study as module
 from align.lineage.runs.run import ComparedRun
-from align.lineage.runs.study import COLUMNS, Found, notes, page, read_runs, rows, write
+from align.lineage.runs.study import COLUMNS, notes, page, read_runs, rows, write
 from align.lineage.versions.data_versions import DataVersions
 from tests.support.params import load_params
 
@@ -27,12 +24,10 @@ STUDY = Study.model_validate({
 EFFECTS = {"base": 0.5, "more": 0.625, "less": 0.375, "same": 0.505}
 
 
-def found(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seeds: int = 3, without: tuple[str, ...] = (), other: str = ""
-) -> Found:
+def found(monkeypatch, tmp_path, seeds=3, without=(), other=""):
     """Read from runs whose figures are those of EFFECTS, more with each seed, and a little uneven."""
 
-    def read(name: str, *_: object) -> ComparedRun:
+    def read(name, *_):
         arm, seed = name.removeprefix("run/").split("-")
         uneven = 0.004 * (-1) ** (ARMS.index(arm) * int(seed))
         figure = EFFECTS[arm] + 0.01 * int(seed) + uneven
@@ -46,7 +41,7 @@ def found(
     return read_runs(STUDY, names, missing, load_params().section(PathsConfig), DataVersions(tmp_path, tmp_path))
 
 
-def test_a_row_for_each_arm_with_its_verdict_beside_the_papers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_row_for_each_arm_with_its_verdict_beside_the_papers(monkeypatch, tmp_path):
     all_of_it = found(monkeypatch, tmp_path)
     table = [*rows(STUDY, all_of_it)]
     assert [row[0] for row in table] == [*ARMS] and all(len(row) == len(COLUMNS) for row in table)
@@ -66,7 +61,7 @@ def test_a_row_for_each_arm_with_its_verdict_beside_the_papers(monkeypatch: pyte
         assert f'stroke="var(--{name})"' in plot or f"var(--{name})" in plot
 
 
-def test_runs_that_are_missing_or_measured_on_others_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_runs_that_are_missing_or_measured_on_others_are_said(monkeypatch, tmp_path):
     some = found(monkeypatch, tmp_path, without=("more-1",), other="less")
     assert some.figures.keys() == {(arm, seed) for arm in ("base", "more", "same") for seed in range(3)} - {("more", 1)}
     assert [row[1] for row in rows(STUDY, some)] == ["3/3", "2/3", "0/3", "3/3"]
@@ -76,7 +71,7 @@ def test_runs_that_are_missing_or_measured_on_others_are_said(monkeypatch: pytes
     assert some.comparison.differences.keys() == {"more", "same"}
 
 
-def test_one_seed_has_points_and_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_seed_has_points_and_no_verdict(monkeypatch, tmp_path):
     one = found(monkeypatch, tmp_path, seeds=1)
     assert {row[4] + row[5] + row[6] for row in rows(STUDY, one)} == {""}
     assert any("There is no verdict" in note for note in notes(STUDY, one))

@@ -6,7 +6,6 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +34,7 @@ A, B, C = (jpeg(seed) for seed in (1, 2, 3))
 SHA_A, SHA_B, SHA_C = (hashlib.sha256(data).hexdigest() for data in (A, B, C))
 
 
-def row(key: str, url: str, page: str, image: bytes | None, holder: str | None) -> dict[str, Any]:
+def row(key, url, page, image, holder):
     stored = image is not None
     size = 260 if stored else None
     return {
@@ -47,7 +46,7 @@ def row(key: str, url: str, page: str, image: bytes | None, holder: str | None) 
 
 
 @pytest.fixture
-def raw(tmp_path: Path) -> Path:
+def raw(tmp_path):
     """Three shards as ingest writes them: A on two pages, B of another host, a dead link; C alone in the third."""
     raw = tmp_path / "data/raw"
     raw.mkdir(parents=True)
@@ -70,20 +69,20 @@ def raw(tmp_path: Path) -> Path:
     return raw
 
 
-def policy(*entries: tuple[str, str]) -> OptedOut:
+def policy(*entries):
     return OptedOut(Entry(kind, value, "", "2026-01-02") for kind, value in entries)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def members(tar: Path) -> list[str]:
+def members(tar):
     with tarfile.open(tar) as opened:
         return opened.getnames()
 
 
-def test_what_is_affected(raw: Path) -> None:
+def test_what_is_affected(raw):
     page = opted_out_pairs(raw, policy(("url", "https://one.org/")))
     assert (page.num_pairs, page.num_held, page.gone, page.shared) == (1, 1, frozenset(), frozenset({"000000000"}))
     picture = opted_out_pairs(raw, policy(("image_id", SHA_A)))
@@ -93,7 +92,7 @@ def test_what_is_affected(raw: Path) -> None:
     assert (host.num_pairs, host.num_held, host.gone, host.shards) == (2, 1, {"000010000"}, {"00001"})
 
 
-def test_a_purge_removes_the_picture_and_the_texts_and_nothing_else(raw: Path) -> None:
+def test_a_purge_removes_the_picture_and_the_texts_and_nothing_else(raw):
     before = contents(raw)
     opted_out = policy(("image_id", SHA_B), ("url", "https://x.org/"))
     kept_plan(raw).mkdir()  # it has the texts
@@ -125,7 +124,7 @@ def test_a_purge_removes_the_picture_and_the_texts_and_nothing_else(raw: Path) -
     assert contents(raw) == after  # idempotent
 
 
-def test_a_picture_that_another_page_shows_stays_with_that_pages_words(raw: Path) -> None:
+def test_a_picture_that_another_page_shows_stays_with_that_pages_words(raw):
     opted_out = policy(("url", "https://one.org/"))
     purge_raw(raw, opted_out, opted_out_pairs(raw, opted_out))
     shard = raw_shards(raw)[0]
@@ -138,7 +137,7 @@ def test_a_picture_that_another_page_shows_stays_with_that_pages_words(raw: Path
     assert json.loads(read["000000000.json"])["page_url"] == "https://two.org/"
 
 
-def test_a_stock_folder_of_img2dataset_is_purged_too(tmp_path: Path) -> None:
+def test_a_stock_folder_of_img2dataset_is_purged_too(tmp_path):
     raw, _ = small_data.write(tmp_path, [Pair("a red fox", 1), Pair("a blue fox", 2)])
     table = pq.read_table(raw / "00000.parquet").drop_columns(["image_key", "page_url"])
     pq.write_table(table, raw / "00000.parquet")
@@ -155,7 +154,7 @@ def test_a_stock_folder_of_img2dataset_is_purged_too(tmp_path: Path) -> None:
     assert pq.read_table(raw / "00000.parquet").column_names == table.column_names
 
 
-def test_shards_that_show_a_picture(tmp_path: Path) -> None:
+def test_shards_that_show_a_picture(tmp_path):
     small_data.write(tmp_path, [Pair("a red fox", 1), Pair("the same fox", 1), Pair("an owl at night", 2)])
     shards = small_data.write_shards(tmp_path, num_val=1)
     assert shards_show(shards, frozenset({SHA_B})) and not shards_show(shards, frozenset({SHA_C}))
@@ -164,7 +163,7 @@ def test_shards_that_show_a_picture(tmp_path: Path) -> None:
         shards_show(shards, frozenset({SHA_C}))
 
 
-def requests(raw: Path, **lines: str) -> list[tuple[str, str]]:
+def requests(raw, **lines):
     files = {}
     for kind, text in lines.items():
         files[kind] = raw.parent / kind
@@ -172,7 +171,7 @@ def requests(raw: Path, **lines: str) -> list[tuple[str, str]]:
     return [(entry.kind, entry.value) for entry in read_requests(files, raw, "asked")]
 
 
-def test_requests_become_what_outlives_an_ingest(raw: Path) -> None:
+def test_requests_become_what_outlives_an_ingest(raw):
     assert requests(raw, keys="# two pairs of one picture\n000000000\n\n000010001\n") == [
         ("image_id", SHA_A), ("url", "https://img.org/a.jpg"), ("url", "https://x.org/"),
     ]  # fmt: skip
@@ -185,9 +184,7 @@ def test_requests_become_what_outlives_an_ingest(raw: Path) -> None:
     ]  # fmt: skip
 
 
-def test_bad_lines_are_named_and_nothing_is_recorded(
-    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_lines_are_named_and_nothing_is_recorded(raw, capsys, monkeypatch):
     with pytest.raises(DataError, match=r"line 3: '777': no pair in data/raw has this key"):
         requests(raw, keys="000000000\n\n777\n")
     with pytest.raises(DataError, match=r"hosts, line 1: 'https://a.org/'.*urls, line 2: 'not a url'"):
@@ -201,9 +198,7 @@ def test_bad_lines_are_named_and_nothing_is_recorded(
     assert not Path("data/policy").exists()
 
 
-def test_the_command_records_once_and_purges_only_when_told_to(
-    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_records_once_and_purges_only_when_told_to(raw, capsys, monkeypatch):
     monkeypatch.chdir(raw.parents[1])
     Path("hosts").write_text("host.org\n")
     assert main(["opt_out", "--hosts", "hosts", "--reason", "their letter"]) == 0
@@ -239,7 +234,7 @@ def test_the_command_records_once_and_purges_only_when_told_to(
     assert "nothing had to go" in capsys.readouterr().out
 
 
-def test_shards_index_and_pages_that_show_it_go(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_index_and_pages_that_show_it_go(raw, monkeypatch):
     root = raw.parents[1]
     monkeypatch.chdir(root)
     small_data.write(root / "made", [Pair("an owl at night", 2), Pair("a red fox", 1)])
@@ -258,9 +253,7 @@ def test_shards_index_and_pages_that_show_it_go(raw: Path, monkeypatch: pytest.M
     assert (root / "reports/photos/wedding.jpg").is_file()
 
 
-def test_tars_in_a_store_are_replaced_and_the_old_ones_deleted(
-    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tars_in_a_store_are_replaced_and_the_old_ones_deleted(raw, capsys, monkeypatch):
     monkeypatch.chdir(raw.parents[1])
     where = {"objects": "objects", "cache": ".align/store"}
     settings = [f"--set=store.{name}={path}" for name, path in where.items()]
@@ -281,9 +274,7 @@ def test_tars_in_a_store_are_replaced_and_the_old_ones_deleted(
     }  # fmt: skip
 
 
-def test_a_worktree_with_data_of_its_own_is_named(
-    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worktree_with_data_of_its_own_is_named(raw, capsys, monkeypatch):
     root = raw.parents[1]
     monkeypatch.chdir(root)
     git(root, "init", "--quiet")
@@ -299,9 +290,7 @@ def test_a_worktree_with_data_of_its_own_is_named(
     assert main(["opt_out", "--purge", "--yes"]) == 0  # the first checkout is clean now
 
 
-def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(
-    raw: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(raw, monkeypatch):
     root = raw.parents[1]
     monkeypatch.chdir(root)
     made = {
@@ -325,9 +314,7 @@ def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(
     assert [one["caption"] for one in read_table(raw_shards(raw)[1]).to_pylist()] == ["", ""]  # x.org had no picture
 
 
-def test_a_purge_names_what_it_does_not_touch(
-    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_purge_names_what_it_does_not_touch(raw, capsys, monkeypatch):
     monkeypatch.chdir(raw.parents[1])
     Path(".align/prefect").mkdir(parents=True)
     Path("hits.html").touch()

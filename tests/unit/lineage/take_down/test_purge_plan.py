@@ -3,9 +3,6 @@
 import hashlib
 import io
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +13,7 @@ from align.config.infrastructure import StoreConfig
 from align.config.paths import PathsConfig
 from align.formats.policy import Entry, OptedOut
 from align.lineage.take_down.purge import purge
-from align.lineage.take_down.purge_plan import PurgePlan, plan_purge, telling_reports
+from align.lineage.take_down.purge_plan import plan_purge, telling_reports
 from align.lineage.versions.data_versions import DataVersions
 from tests.support.params import load_params
 from tests.support.small_data import RAW_SCHEMA
@@ -25,13 +22,13 @@ A, B = "a" * 64, "b" * 64
 TEXT, MASKED = "write to ann@example.org", "write to a••@•••••••.•••"
 
 
-def table(columns: Mapping[str, Any], schema: pa.Schema | None = None) -> bytes:
+def table(columns, schema=None):
     buffer = io.BytesIO()
     pq.write_table(pa.table(dict(columns), schema=schema), buffer)
     return buffer.getvalue()
 
 
-def raw(url: str, sha256: str, text: str = "a fox") -> bytes:
+def raw(url, sha256, text="a fox"):
     """A table of data/raw with one pair."""
     row = {"url": url, "caption": text, "key": "000000000", "status": "success", "sha256": sha256}
     row |= {"image_key": "000000000", "page_url": "https://page.org/"}
@@ -41,13 +38,13 @@ def raw(url: str, sha256: str, text: str = "a fox") -> bytes:
 class History:
     """A checkout whose runs are recorded in DVC's run cache."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.root, self.cache, self._num_runs = root, root / ".dvc/cache", 0
         self.cache.mkdir(parents=True)
         (root / "data/raw").mkdir(parents=True)
         self.paths, self.store = (load_params().section(section) for section in (PathsConfig, StoreConfig))
 
-    def put(self, data: bytes) -> str:
+    def put(self, data):
         """Caches a file; returns its md5."""
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         path = self.cache / "files/md5" / md5[:2] / md5[2:]
@@ -55,14 +52,14 @@ class History:
         path.write_bytes(data)
         return md5
 
-    def out(self, files: Mapping[str, bytes | None]) -> str:
+    def out(self, files):
         """Caches a folder; of a file that is None, the list alone. Returns its md5."""
         md5s = {name: "f" * 32 if data is None else self.put(data) for name, data in files.items()}
         md5 = self.put(json.dumps([{"relpath": name, "md5": md5} for name, md5 in md5s.items()]).encode())
         (self.cache / "files/md5" / md5[:2] / md5[2:]).rename(self.cache / "files/md5" / md5[:2] / f"{md5[2:]}.dir")
         return f"{md5}.dir"
 
-    def ran(self, outs: Mapping[str, str], deps: Mapping[str, str] | None = None) -> None:
+    def ran(self, outs, deps=None):
         """Records a run: path -> md5."""
         folder = self.cache / "runs/ab" / f"{self._num_runs:064x}"
         folder.mkdir(parents=True)
@@ -74,16 +71,16 @@ class History:
         with (folder / "run").open("w") as file:
             YAML().dump({"cmd": "run", **listed}, file)
 
-    def versions(self) -> DataVersions:
+    def versions(self):
         return DataVersions(self.root, self.root / "scratch")
 
-    def plan(self, *entries: tuple[str, str]) -> PurgePlan:
+    def plan(self, *entries):
         opted_out = OptedOut(Entry(kind, value, "", "2026-01-02") for kind, value in entries)
         return plan_purge(self.versions(), opted_out, self.paths)
 
 
 @pytest.fixture
-def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
+def history(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = History(tmp_path)
     settings = {"cache": str(made.cache), "remotes": {}}
@@ -91,7 +88,7 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> History:
     return made
 
 
-def test_what_another_version_needs_stays(history: History) -> None:
+def test_what_another_version_needs_stays(history):
     shown, shared, clean = raw("https://img.org/a.jpg", A), b"a tar of other pictures", raw("https://img.org/b.jpg", B)
     before = history.out({"00000.parquet": shown, "00000.tar": b"a tar with the picture", "00001.tar": shared})
     after = history.out({"00000.parquet": clean, "00001.tar": shared})
@@ -114,7 +111,7 @@ def test_what_another_version_needs_stays(history: History) -> None:
         ("data/filtered", {"decisions/00000.parquet": b"PAR1", "facts/00000.parquet": b""}, "unreadable: "),
     ],
 )
-def test_what_cannot_be_checked_goes(history: History, path: str, files: dict[str, bytes | None], why: str) -> None:
+def test_what_cannot_be_checked_goes(history, path, files, why):
     md5 = history.out(files)
     history.ran({path: md5})
     ((of, reason),) = history.plan(("image_id", A)).doomed.versions.items()
@@ -122,9 +119,7 @@ def test_what_cannot_be_checked_goes(history: History, path: str, files: dict[st
 
 
 @pytest.mark.parametrize("part", ["/00000.parquet", ".parquet"], ids=["parts", "older"])
-def test_pictures_and_texts_of_older_versions_are_looked_for_in_what_was_made_of_them(
-    history: History, part: str
-) -> None:
+def test_pictures_and_texts_of_older_versions_are_looked_for_in_what_was_made_of_them(history, part):
     (history.root / "data/raw/00000.parquet").write_bytes(raw("https://img.org/b.jpg", B))
     older = history.out({"00000.parquet": raw("https://gone.org/a.jpg", A, TEXT)})
     filtered = history.out({
@@ -143,7 +138,7 @@ def test_pictures_and_texts_of_older_versions_are_looked_for_in_what_was_made_of
     assert plan.pairs.num_pairs == 0  # the checkout has none of them
 
 
-def test_of_reports_go_the_pages_with_pictures_and_the_quotations(history: History) -> None:
+def test_of_reports_go_the_pages_with_pictures_and_the_quotations(history):
     shown = history.out({"00000.parquet": raw("https://img.org/a.jpg", A, TEXT)})
     files = {
         "report.json": json.dumps({"longest": [{"text": MASKED}]}).encode(), "metrics.json": b"{}",
@@ -157,7 +152,7 @@ def test_of_reports_go_the_pages_with_pictures_and_the_quotations(history: Histo
     assert removed == gone | {shown, history.put(raw("https://img.org/a.jpg", A, TEXT))}
 
 
-def test_ingests_report_stays_in_the_checkout(tmp_path: Path) -> None:
+def test_ingests_report_stays_in_the_checkout(tmp_path):
     for stage in ("ingest", "filter"):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "metrics.json").write_text("{}")
@@ -167,7 +162,7 @@ def test_ingests_report_stays_in_the_checkout(tmp_path: Path) -> None:
     assert telling_reports(tmp_path, frozenset({(None, "another")})) == []
 
 
-def test_a_remote_that_did_not_answer_is_left(history: History) -> None:
+def test_a_remote_that_did_not_answer_is_left(history):
     plan, versions = history.plan(), history.versions()
     assert list(purge(versions, plan, history.paths, history.store)) == []
     versions.unreachable["cloud"] = "no route to host"
@@ -175,11 +170,11 @@ def test_a_remote_that_did_not_answer_is_left(history: History) -> None:
     assert (result.where, result.left) == ("DVC remote 'cloud'", "no route to host")
 
 
-def test_a_remote_is_asked_three_times_for_all_versions(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_is_asked_three_times_for_all_versions(history, monkeypatch):
     """Each question opens the remote anew."""
-    asked: list[int] = []
+    asked = []
 
-    def copy(root: Path, name: str, md5s: list[str], to: Path) -> None:
+    def copy(root, name, md5s, to):
         asked.append(len(md5s))
 
     monkeypatch.setattr("align.services.dvc.objects.copy", copy)

@@ -26,7 +26,7 @@ A = jpeg(1)
 SHA_A = hashlib.sha256(A).hexdigest()
 
 
-def raw_folder(raw: Path, *pairs: tuple[str, bytes | None]) -> Path:
+def raw_folder(raw, *pairs):
     """(address or name, picture or None) as ingest writes them."""
     raw.mkdir(parents=True)
     with RawShardWriter(raw, "00000", 4, keep_tar=lambda tar, sha256: None) as writer:
@@ -44,20 +44,20 @@ def raw_folder(raw: Path, *pairs: tuple[str, bytes | None]) -> Path:
     return raw
 
 
-def recorded(raw: Path, keys: str) -> list[tuple[str, str]]:
+def recorded(raw, keys):
     (raw.parent / "keys").write_text(keys)
     return [(entry.kind, entry.value) for entry in read_requests({"keys": raw.parent / "keys"}, raw, "")]
 
 
 @pytest.mark.parametrize("name", ["6.jpg", "a/6.jpg", "file:///photos/6.jpg", "//img.org", "http:6.jpg", "http://[x"])
-def test_a_name_of_a_file_is_not_recorded_but_its_picture_is(tmp_path: Path, name: str) -> None:
+def test_a_name_of_a_file_is_not_recorded_but_its_picture_is(tmp_path, name):
     raw = raw_folder(tmp_path / "raw", (name, A), ("https://img.org/6.jpg", A), ("https://img.org/7.jpg", None))
     assert recorded(raw, "000000000\n") == [("image_id", SHA_A)]
     assert recorded(raw, "000000001\n") == [("image_id", SHA_A), ("url", "https://img.org/6.jpg")]
     assert recorded(raw, "000000002\n") == [("url", "https://img.org/7.jpg")]
 
 
-def test_a_pair_with_neither_address_nor_picture_cannot_be_recorded_by_its_key(tmp_path: Path) -> None:
+def test_a_pair_with_neither_address_nor_picture_cannot_be_recorded_by_its_key(tmp_path):
     raw = raw_folder(tmp_path / "raw", ("6.jpg", None))
     with pytest.raises(DataError) as refused:
         recorded(raw, "000000000\n")
@@ -75,7 +75,7 @@ ADDRESSES = (
 
 
 @pytest.fixture
-def raw(tmp_path: Path) -> Path:
+def raw(tmp_path):
     write_raw(tmp_path / "raw", [
         {"key": f"{number:09d}", "url": url, "page_url": page, "caption": "a", "sha256": f"{number:064x}"}
         for number, (url, page) in enumerate(ADDRESSES)
@@ -83,7 +83,7 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def lines(raw: Path, *entries: tuple[str, str]) -> list[str]:
+def lines(raw, *entries):
     return list(near_addresses(raw, OptedOut(Entry(kind, value, "", "2026-01-02") for kind, value in entries)))
 
 
@@ -105,28 +105,28 @@ ABSENT = "is no address of a pair or page here"
         (("image_id", SHA), []),
     ],
 )  # fmt: skip
-def test_what_an_entry_covers_and_misses(raw: Path, entry: tuple[str, str], said: list[str]) -> None:
+def test_what_an_entry_covers_and_misses(raw, entry, said):
     assert lines(raw, entry) == [f"{entry[1]} {line}" for line in said]
 
 
-def test_without_data_nothing_is_said_to_be_missed(tmp_path: Path) -> None:
+def test_without_data_nothing_is_said_to_be_missed(tmp_path):
     (said,) = lines(tmp_path, ("url", "http://a.org/1.jpg"), ("host", "b.org"))
     assert said == f"{tmp_path} has no tables, so which pairs these entries cover is not known here"
 
 
-def test_each_host_that_covers_something_is_known(raw: Path) -> None:
+def test_each_host_that_covers_something_is_known(raw):
     entries = [("url", "http://img.org/a/1.jpg"), ("url", ADDRESSES[1][0]), ("host", "www.img.org"), ("host", "org")]
     assert lines(raw, *entries) == []
 
 
-def test_an_address_in_another_spelling_names_the_picture(raw: Path) -> None:
+def test_an_address_in_another_spelling_names_the_picture(raw):
     (raw.parent / "urls").write_text("HTTPS://IMG.org:443/a/./1.jpg?fbclid=3#top\n")
     recorded = {(one.kind, one.value) for one in read_requests({"urls": raw.parent / "urls"}, raw, "")}
     assert {("image_id", f"{0:064x}"), ("image_id", f"{1:064x}")} < recorded
     assert len(recorded) == 4
 
 
-def test_reports_of_failed_runs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_of_failed_runs_are_named(tmp_path, monkeypatch):
     paths = load_params().section(PathsConfig)
     monkeypatch.chdir(tmp_path)
     assert "failed runs" not in "\n".join(remaining_lines(paths, [], frozenset(), OptedOut()))
@@ -134,14 +134,12 @@ def test_reports_of_failed_runs_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert "    ends with: `rm -rf .align/failed`" in list(remaining_lines(paths, [], frozenset(), OptedOut()))
 
 
-def test_copies_of_an_index_are_named_where_they_show_what_is_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_of_an_index_are_named_where_they_show_what_is_forgotten(tmp_path, monkeypatch):
     paths = load_params().section(PathsConfig)
     monkeypatch.chdir(tmp_path)
     colour_index.build(tmp_path / "data/sample/ready")
 
-    def said(sha256: str, host: str) -> str:
+    def said(sha256, host):
         policy = OptedOut([Entry("host", host, "", "")])
         return "\n".join(remaining_lines(paths, [], frozenset({sha256}), policy))
 
@@ -158,7 +156,7 @@ B = jpeg(2)
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path, monkeypatch):
     """Picture B is opted out; it is in no folder of data."""
     monkeypatch.setattr("align.lineage.take_down.opt_out.who_saw", lambda *_: WhoSaw(()))
     monkeypatch.chdir(tmp_path)
@@ -167,9 +165,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_measured_values_of_the_pictures_go(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_values_of_the_pictures_go(project, capsys):
     for name, data in (("a", A), ("b", B)):
-        features: Features[bytes] = Features(Path(".align/features/views-1"), lambda value: value, lambda data: data)
+        features = Features(Path(".align/features/views-1"), lambda value: value, lambda data: data)
         list(features.look(lambda images: images, [(name, data)]))
     assert len(list(Path(".align/features").rglob("*.arrow"))) == 2
     assert main(["opt_out", "--purge"]) == 1
@@ -180,7 +178,7 @@ def test_measured_values_of_the_pictures_go(project: Path, capsys: pytest.Captur
     assert hashlib.sha256(A).digest() in kept.read_bytes()
 
 
-def test_evaluation_sets_with_the_pictures_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_sets_with_the_pictures_are_named(project, capsys):
     for name, images in (("mine", (A, B)), ("others", (A,))):
         items = [EvaluationImage(f"k{n}", f"c{n}", ("x",), None, None, "query") for n in range(len(images))]
         write_items(Path("data/sample/evaluation"), EvaluationSet(name, "retrieval", "x", items, (), (), held(images)))

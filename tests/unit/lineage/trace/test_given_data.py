@@ -1,14 +1,12 @@
 """What a trace says of tars that others made: where they lie, and that nothing before them is known."""
 
-from pathlib import Path
-
 from align.formats.shards import Manifest, Shard, Split
 from align.lineage.trace.data import given_data
 from align.lineage.trace.graph import Graph, missing
 
 
-def test_it_names_the_tars_and_claims_no_gate(tmp_path: Path) -> None:
-    def row(split: str, name: str) -> Shard:
+def test_it_names_the_tars_and_claims_no_gate(tmp_path):
+    def row(split, name):
         return Shard(
             path=f"{split}/00000.tar", sha256="a" * 64, num_bytes=10_240, num_images=2, num_pairs=3,
             offsets_sha256="b" * 64, given=f"/data/{name}.tar",

@@ -16,10 +16,10 @@ EVIL = """</title></svg><script>alert(1)</script><img src=x onerror="alert('2')"
 GONE = "data ffff is not here; `git fetch --all`"
 
 
-def evil_graph() -> Graph:
+def evil_graph():
     """Every field that can hold foreign text holds it."""
     graph = Graph(EVIL, EVIL, answers=[EVIL], notes=[EVIL])
-    before: list[str] = []
+    before = []
     for kind in KINDS:
         node = Node(
             f"{kind} {EVIL}", kind, EVIL, EVIL, ((EVIL, EVIL), ("page", f"https://host/{EVIL}")), missing=(EVIL,),
@@ -33,20 +33,20 @@ def evil_graph() -> Graph:
 class _Page(HTMLParser):
     """Collects what a browser would act on."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str | None]] = []
-        self.ids: list[str] = []
+        self.tags = set()
+        self.attributes = []
+        self.ids = []
         self.feed(text)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.attributes += attrs
         self.ids += [value or "" for name, value in attrs if name == "id"]
 
 
-def test_nothing_hostile_is_markup() -> None:
+def test_nothing_hostile_is_markup():
     page = _Page(as_page(evil_graph()))
     assert not page.tags & {"script", "iframe", "object", "embed", "form", "base"}
     assert not [name for name, _ in page.attributes if name.startswith("on") or name == "style"]
@@ -54,7 +54,7 @@ def test_nothing_hostile_is_markup() -> None:
     assert all(link.startswith(("#", "data:")) for link in links)
 
 
-def test_no_link_leads_out_of_the_page() -> None:
+def test_no_link_leads_out_of_the_page():
     addresses = ("https://example.org/a?b=\"c'", "http://example.org/", "javascript:alert(1)", "data:text/html,x",
                  "HTTPS://x/", "file:///etc/passwd")  # fmt: skip
     graph = Graph("x", "x")
@@ -64,7 +64,7 @@ def test_no_link_leads_out_of_the_page() -> None:
     assert links and all(link and link.startswith(("#", "data:,")) for link in links)
 
 
-def test_every_link_within_the_page_leads_somewhere() -> None:
+def test_every_link_within_the_page_leads_somewhere():
     page = _Page(as_page(evil_graph()))
     inside = {value[1:] for name, value in page.attributes if name == "href" and value and value.startswith("#")}
     assert len(inside) > len(KINDS)
@@ -72,7 +72,7 @@ def test_every_link_within_the_page_leads_somewhere() -> None:
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_the_policy_allows_the_style_of_this_page_and_nothing_else() -> None:
+def test_the_policy_allows_the_style_of_this_page_and_nothing_else():
     page = as_page(evil_graph())
     style = re.search(r"<style>(.*?)</style>", page, re.S)
     stated = re.search(r'content="(default-src [^"]*)"', page)
@@ -82,7 +82,7 @@ def test_the_policy_allows_the_style_of_this_page_and_nothing_else() -> None:
     assert "prefers-color-scheme: dark" in style[1] and not re.findall("#[0-9a-f]{3}", extra)
 
 
-def _plain() -> str:
+def _plain():
     from align.display.html import page
 
     return page("t", "l", [])
@@ -90,7 +90,7 @@ def _plain() -> str:
 
 @pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize("number", [1, 3, MAX_BOXES, MAX_BOXES + 1, 40])
-def test_boxes_stay_within_the_drawing_and_the_rest_is_counted(layout: object, number: int) -> None:
+def test_boxes_stay_within_the_drawing_and_the_rest_is_counted(layout, number):
     graph = Graph("x", "x")
     for one in range(number):
         graph.add(Node(f"pair {one}", "pair", "漢字の長い題名がここにあります" * 4, "brief " * 40))
@@ -111,7 +111,7 @@ def test_boxes_stay_within_the_drawing_and_the_rest_is_counted(layout: object, n
     assert (f"and {number - MAX_BOXES + 1} more" in svg) == (number > MAX_BOXES)
 
 
-def test_edges_lead_from_what_was_made_first_and_are_there_once() -> None:
+def test_edges_lead_from_what_was_made_first_and_are_there_once():
     graph = Graph("x", "x")
     page, pair = graph.add(Node("a", "page", "a")), graph.add(Node("b", "pair", "b"), "a", "nothing")
     graph.add(Node("b", "pair", "another"), "a")
@@ -121,7 +121,7 @@ def test_edges_lead_from_what_was_made_first_and_are_there_once() -> None:
     assert [node.id for node in graph.after(graph.nodes["a"])] == ["b"]
 
 
-def test_the_text_marks_what_was_asked_and_says_what_is_missing() -> None:
+def test_the_text_marks_what_was_asked_and_says_what_is_missing():
     graph = Graph("x", "pair 7", answers=["trained on it: align version 1"])
     graph.add(Node("r", "run", "run 1", "20 steps", known((("branch", "run/x"), ("empty", ""), ("none", None)))))
     graph.add(Node("d", "shard", "data ffff", state="gone", missing=(GONE,)))
@@ -135,7 +135,7 @@ def test_the_text_marks_what_was_asked_and_says_what_is_missing() -> None:
     assert missing(graph) == [GONE]
 
 
-def test_json_has_every_node_and_no_picture() -> None:
+def test_json_has_every_node_and_no_picture():
     values = json.loads(to_json(evil_graph().as_json()))
     assert [node["kind"] for node in values["nodes"]] == list(KINDS)
     assert values["schema_version"] == 1

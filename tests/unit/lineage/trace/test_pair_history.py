@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ from align.durable.files import write_text
 from align.filter.rules import RULES, conditions
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import iter_images, raw_shards
-from align.lineage.trace.pair_history import PairHistory, look_up
+from align.lineage.trace.pair_history import look_up
 from align.lineage.trace.text import pair_lines
 from align.lineage.versions.raw_pairs import find_pairs
 from tests.support import small_data
@@ -32,7 +31,7 @@ KEPT, ALSO_KEPT, SHORT, MISSING = (f"00000{number:04d}" for number in range(4))
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data(tmp_path):
     """As the stages write it, with the values that rules look at."""
     root = tmp_path / "data"
     small_data.write(root, PAIRS)
@@ -49,18 +48,18 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-def explained(data: Path, key: str) -> PairHistory:
+def explained(data, key):
     (row,) = find_pairs(data / "raw", "key", [key])
     folders = {name: data / name for name in ("filtered", "report", "policy")}
     return look_up(row, THRESHOLDS, **folders)
 
 
-def rule(history: PairHistory, code: str) -> dict[str, Any]:
+def rule(history, code):
     (one,) = (one for one in history["rules"] if one["rule"] == code)
     return dict(one)
 
 
-def test_a_kept_pair_has_its_values_and_cuts(data: Path) -> None:
+def test_a_kept_pair_has_its_values_and_cuts(data):
     history = explained(data, ALSO_KEPT)
     assert history["decision"] == {"keep": True, "reason": None, "reasons": [], "text": "fox in the snow"}
     assert history["pair"]["page_url"] == "https://example.org/"
@@ -74,7 +73,7 @@ def test_a_kept_pair_has_its_values_and_cuts(data: Path) -> None:
     assert rule(history, "text_other_language")["verdict"] == "off"
 
 
-def test_a_dropped_pair_says_by_what_first(data: Path) -> None:
+def test_a_dropped_pair_says_by_what_first(data):
     history = explained(data, SHORT)
     assert history["decision"]["reason"] == "text_too_short"
     short = rule(history, "text_too_short")
@@ -88,7 +87,7 @@ def test_a_dropped_pair_says_by_what_first(data: Path) -> None:
     assert "models     no MLflow here" in text
 
 
-def test_the_cuts_are_those_that_made_the_decisions(data: Path) -> None:
+def test_the_cuts_are_those_that_made_the_decisions(data):
     used = THRESHOLDS.model_copy(update={"min_words": 2, "nsfw_threshold": 0.125, "drop_filenames": False})
     funnel = [{"reason": code, "drops_where": cut} for code, cut in conditions(used).items()]
     write_text(data / "report/report.json", json.dumps({"funnel": funnel}))
@@ -109,19 +108,19 @@ def test_the_cuts_are_those_that_made_the_decisions(data: Path) -> None:
         assert "no report of the filter says" in str(explained(data, SHORT)["cuts_line"])
 
 
-def test_a_twin_has_its_cosine_and_a_missing_picture_its_error(data: Path) -> None:
+def test_a_twin_has_its_cosine_and_a_missing_picture_its_error(data):
     nothing = {"models": [], "models_line": None}
     assert "twin       test image vendor/7, cosine 0.9812" in "\n".join(pair_lines(explained(data, KEPT) | nothing))
     assert "download   failed_to_download: 404" in "\n".join(pair_lines(explained(data, MISSING) | nothing))
 
 
-def test_a_take_down_is_shown(data: Path) -> None:
+def test_a_take_down_is_shown(data):
     entry = Entry("host", "example.org", "", "2026-01-02")
     write_opted_out(data / "policy", OptedOut([entry]))
     assert explained(data, KEPT)["opted_out"] == {"kind": "host", "value": "example.org"}
 
 
-def test_without_the_later_stages_it_says_so(data: Path, tmp_path: Path) -> None:
+def test_without_the_later_stages_it_says_so(data, tmp_path):
     (row,) = find_pairs(data / "raw", "key", [KEPT])
     no = tmp_path / "no"
     history = look_up(row, THRESHOLDS, filtered=no, report=no, policy=no)
@@ -130,14 +129,12 @@ def test_without_the_later_stages_it_says_so(data: Path, tmp_path: Path) -> None
     assert "not yet filtered" in "\n".join(pair_lines(history | {"models": [], "models_line": None}))
 
 
-def command(data: Path, *words: str) -> list[str]:
+def command(data, *words):
     paths = ("raw", "filtered", "shards", "policy")
     return ["trace", *words, *(f"--set=paths.{name}={data / name}" for name in paths)]
 
 
-def test_the_command_takes_a_key_an_address_a_picture_or_its_sha256(
-    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_takes_a_key_an_address_a_picture_or_its_sha256(data, capsys, monkeypatch):
     monkeypatch.chdir(data.parent)  # no MLflow, no git, no DVC: the command says so, and writes nothing
     (picture,) = (image for key, image in iter_images(raw_shards(data / "raw")[0]) if key == KEPT)
     Path("fox.jpg").write_bytes(picture)
@@ -160,7 +157,7 @@ def test_the_command_takes_a_key_an_address_a_picture_or_its_sha256(
     assert sorted(path.name for path in data.parent.iterdir()) == ["data", "fox.jpg"]
 
 
-def test_an_unknown_key_is_a_clear_error(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_key_is_a_clear_error(data, capsys):
     assert main(command(data, "000009999")) == 1
     assert f"'000009999' names nothing here: no run, key, address of a picture or page in {data / 'raw'}" in (
         capsys.readouterr().err
@@ -169,9 +166,7 @@ def test_an_unknown_key_is_a_clear_error(data: Path, capsys: pytest.CaptureFixtu
     assert "run `align ingest` first" in capsys.readouterr().err
 
 
-def test_an_unavailable_mlflow_is_one_line(
-    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unavailable_mlflow_is_one_line(data, capsys, monkeypatch):
     monkeypatch.chdir(data.parent)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

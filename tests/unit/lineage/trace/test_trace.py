@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +17,7 @@ KEPT, ALSO_KEPT, SHORT, MISSING = (f"00000{number:04d}" for number in range(4))
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(tmp_path, monkeypatch):
     """data/raw, data/filtered and data/shards of four pairs, whose page is hostile; no reports."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -32,22 +31,19 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def graph(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+def graph(capsys, *words):
     assert main(["trace", *words, "--json"]) == 0, capsys.readouterr().err
-    values: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return values
+    return json.loads(capsys.readouterr().out)
 
 
-def titles(values: dict[str, Any]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def titles(values):
+    found = {}
     for node in values["nodes"]:
         found.setdefault(node["kind"], []).append(node["title"])
     return found
 
 
-def test_a_kept_pair_leads_to_its_shard_and_says_what_is_not_known(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_kept_pair_leads_to_its_shard_and_says_what_is_not_known(data, capsys):
     values = graph(capsys, ALSO_KEPT)
     found = titles(values)
     assert found["pair"] == [f"pair {ALSO_KEPT}"]
@@ -61,7 +57,7 @@ def test_a_kept_pair_leads_to_its_shard_and_says_what_is_not_known(
     assert (place["sample"], place["texts"], place["split"]) == (KEPT, "2", "train")
 
 
-def test_dropped_pairs_end_at_their_rule(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropped_pairs_end_at_their_rule(data, capsys):
     found = titles(graph(capsys, SHORT))
     assert found["decision"] == ["dropped: text_too_short"]
     assert "shard" not in found
@@ -70,7 +66,7 @@ def test_dropped_pairs_end_at_their_rule(data: Path, capsys: pytest.CaptureFixtu
     assert values["answers"] == ["its picture was never downloaded, so no model can have seen it"]
 
 
-def test_a_page_and_a_picture_name_all_their_pairs(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_and_a_picture_name_all_their_pairs(data, capsys):
     of_page = titles(graph(capsys, "https://example.org/page?a=\"'><b>"))
     assert of_page["pair"] == [f"pair {key}" for key in (ALSO_KEPT, SHORT, MISSING)]
     assert len(of_page["page"]) == 1
@@ -79,7 +75,7 @@ def test_a_page_and_a_picture_name_all_their_pairs(data: Path, capsys: pytest.Ca
     assert of_picture["shard"] == ["train/00000.tar"]  # both are texts of one sample
 
 
-def test_text_and_page_obey_nothing_that_a_stranger_wrote(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_and_page_obey_nothing_that_a_stranger_wrote(data, capsys):
     assert main(["trace", KEPT, "--html", "page.html"]) == 0
     said = capsys.readouterr().out
     assert "\x1b" not in said and "\u202e" not in said
@@ -90,7 +86,7 @@ def test_text_and_page_obey_nothing_that_a_stranger_wrote(data: Path, capsys: py
     assert "data:image/jpeg" in page
 
 
-def test_a_cut_off_tar_or_report_is_named_and_the_rest_is_shown(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cut_off_tar_or_report_is_named_and_the_rest_is_shown(data, capsys):
     report = Path("reports/quality")
     report.mkdir(parents=True)
     (report / "verdict.json").write_text('{"passed": tr')
@@ -104,7 +100,7 @@ def test_a_cut_off_tar_or_report_is_named_and_the_rest_is_shown(data: Path, caps
     assert "no pages are shown" in str([node["missing"] for node in values["nodes"]])
 
 
-def test_log_needs_a_model_version(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_needs_a_model_version(data, capsys):
     assert main(["trace", KEPT, "--log"]) == 1
     assert "--log keeps the page of a model version" in capsys.readouterr().err
     assert main(["trace", "align@champion", "--log"]) == 1

@@ -1,7 +1,6 @@
 """Whether an index or a filter's output shows what somebody opted out."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +27,7 @@ from tests.support.small_data import Pair
 SHA_A, SHA_B, SHA_C = ("a" * 64, "b" * 64, "c" * 64)
 
 
-def test_an_index_is_looked_into(tmp_path: Path) -> None:
+def test_an_index_is_looked_into(tmp_path):
     pq.write_table(pa.table({"image_id": [SHA_A, SHA_B]}), tmp_path / "items.parquet")
     assert index_shows(tmp_path, frozenset({SHA_B, SHA_C}), OptedOut())
     nobody = OptedOut([Entry("host", "other.example", "", "")])
@@ -43,8 +42,8 @@ def test_an_index_is_looked_into(tmp_path: Path) -> None:
         index_shows(tmp_path, frozenset(), nobody)
 
 
-def test_a_filter_that_knew_of_the_request_may_have_kept_the_text(tmp_path: Path) -> None:
-    def shows(text: str, entry: str | None, *texts: tuple[str | None, str]) -> bool:
+def test_a_filter_that_knew_of_the_request_may_have_kept_the_text(tmp_path):
+    def shows(text, entry, *texts):
         pq.write_table(pa.table({"image_id": [SHA_A], "text": [text]}), tmp_path / "decisions/00001.parquet")
         pq.write_table(pa.table({"opted_out": pa.array([entry], pa.string())}), tmp_path / "facts/00001.parquet")
         return filtered_shows(tmp_path, frozenset(texts))
@@ -63,14 +62,14 @@ def test_a_filter_that_knew_of_the_request_may_have_kept_the_text(tmp_path: Path
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> Path:
+def shards(tmp_path):
     """Twenty pictures of a pair each, and two more pairs of the first; the last five are the split val."""
     pairs = [Pair(f"fox {number}", number) for number in range(20)]
     small_data.write(tmp_path, [*pairs, Pair("a", 0), Pair("fox 0", 0)])
     return small_data.write_shards(tmp_path, num_val=5)
 
 
-def test_few_pictures_are_found_as_many_are(shards: Path) -> None:
+def test_few_pictures_are_found_as_many_are(shards):
     samples = list(iter_stored_samples(shards))
     assert len(samples) == 20
     for number in (1, 3, 15):  # above eight, every sample is parsed
@@ -86,7 +85,7 @@ def test_few_pictures_are_found_as_many_are(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 12], ids=["few", "many"])
-def test_a_tar_that_is_cut_off_is_no_answer(shards: Path, number: int) -> None:
+def test_a_tar_that_is_cut_off_is_no_answer(shards, number):
     chosen = frozenset(sample.image_id for sample in list(iter_stored_samples(shards))[-number:])
     tar = shards / "train/00000.tar"
     tar.write_bytes(tar.read_bytes()[:9000])
@@ -98,11 +97,11 @@ PAIRS = [Pair("a red fox", 1), Pair("the same fox", 1), Pair("an owl at night", 
 
 
 @pytest.fixture
-def raw(tmp_path: Path) -> Path:
+def raw(tmp_path):
     return small_data.write(tmp_path, PAIRS, pairs_per_shard=2)[0]
 
 
-def test_pairs_are_found_by_key_and_by_address(raw: Path) -> None:
+def test_pairs_are_found_by_key_and_by_address(raw):
     (row,) = find_pairs(raw, "key", ["000010000"])
     assert (row["caption"], row["raw_shard"], row["text_source"]) == ("an owl at night", "00001", None)
     assert {row["key"] for row in find_pairs(raw, "key", ["000010000", "000000001"])} == {"000010000", "000000001"}
@@ -110,12 +109,12 @@ def test_pairs_are_found_by_key_and_by_address(raw: Path) -> None:
     assert list(find_pairs(raw, "key", [])) == list(find_pairs(raw, "key", ["no such key"])) == []
 
 
-def test_a_key_is_looked_up_in_the_table_of_its_name_alone(raw: Path) -> None:
+def test_a_key_is_looked_up_in_the_table_of_its_name_alone(raw):
     (raw / "00000.parquet").write_bytes(b"no table")
     assert [row["key"] for row in find_pairs(raw, "key", ["000010000"])] == ["000010000"]
 
 
-def test_a_stock_folder_gets_its_image_keys_and_hashes(raw: Path) -> None:
+def test_a_stock_folder_gets_its_image_keys_and_hashes(raw):
     table = pq.read_table(raw / "00001.parquet").drop_columns(["image_key", "sha256", "page_url"])
     pq.write_table(table, raw / "00001.parquet")
     stored, dead = (next(find_pairs(raw, "key", [key])) for key in ("000010000", "000010001"))
@@ -125,7 +124,7 @@ def test_a_stock_folder_gets_its_image_keys_and_hashes(raw: Path) -> None:
     assert [row["image_key"] for row in rows["00001"]] == ["000010000", None]
 
 
-def test_what_a_stock_folder_states_as_sha256_names_no_picture(raw: Path) -> None:
+def test_what_a_stock_folder_states_as_sha256_names_no_picture(raw):
     table = pq.read_table(raw / "00001.parquet").drop_columns(["image_key"])
     index = table.column_names.index("sha256")
     pq.write_table(table.set_column(index, "sha256", pa.array(["0" * 64, None])), raw / "00001.parquet")
@@ -138,9 +137,7 @@ def test_what_a_stock_folder_states_as_sha256_names_no_picture(raw: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["stored", "stated"])
-def test_a_stock_folder_is_purged_by_the_stored_bytes_and_by_those_before_they_were_resized(
-    tmp_path: Path, kind: str
-) -> None:
+def test_a_stock_folder_is_purged_by_the_stored_bytes_and_by_those_before_they_were_resized(tmp_path, kind):
     raw, _ = small_data.write(tmp_path, [Pair("a red fox", 1), Pair("a blue fox", 2)])
     table = pq.read_table(raw / "00000.parquet").drop_columns(["image_key", "page_url"])
     index = table.column_names.index("sha256")
@@ -154,7 +151,7 @@ def test_a_stock_folder_is_purged_by_the_stored_bytes_and_by_those_before_they_w
     assert pq.read_table(raw / "00000.parquet")["caption"].to_pylist() == ["a red fox", ""]
 
 
-def test_an_unreadable_table_is_one_clear_error(raw: Path) -> None:
+def test_an_unreadable_table_is_one_clear_error(raw):
     (raw / "00001.parquet").write_bytes(b"no table")
     with pytest.raises(DataError, match=r"00001\.parquet: not a readable parquet file"):
         for _, rows in iter_tables(raw):

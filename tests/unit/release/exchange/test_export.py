@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -43,7 +42,7 @@ IMAGES = [blurred_png(seed, (40 + seed, 50)) for seed in range(3)]
 
 
 @pytest.fixture
-def trained(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trained(tmp_path, request, monkeypatch):
     """A model folder at native width whose statistics are those of pictures; all seven stages, or the first ones."""
     monkeypatch.setattr(image_tower, "_STAGES", image_tower._STAGES[: getattr(request, "param", 7)])
     model_dir = tiny_model.write(tmp_path / "trained")
@@ -55,7 +54,7 @@ def trained(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.
     return model_dir
 
 
-def export(kind: str, trained: Path, out: Path, *more: str) -> int:
+def export(kind, trained, out, *more):
     """The command itself, on given images and texts."""
     images = out.parent / "images"
     images.mkdir(exist_ok=True)
@@ -69,7 +68,7 @@ def export(kind: str, trained: Path, out: Path, *more: str) -> int:
     ])  # fmt: skip
 
 
-def _reshape(folder: Path, changes: dict[str, object]) -> ModelConfig:
+def _reshape(folder, changes):
     """Puts an untrained model of a changed shape into a model folder; returns the shape."""
     config = ModelConfig.model_validate(read_config(folder).model.model_dump(mode="json") | changes)
     torch.manual_seed(1)
@@ -80,7 +79,7 @@ def _reshape(folder: Path, changes: dict[str, object]) -> ModelConfig:
     return config
 
 
-def _as_the_readme_says(out: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def _as_the_readme_says(out, monkeypatch):
     """The numbers that the lines of use print, in the folder, of a picture and two texts or one."""
     readme = (out / "README.md").read_text()
     assert readme.startswith("---\nlicense: ")
@@ -93,16 +92,14 @@ def _as_the_readme_says(out: Path, monkeypatch: pytest.MonkeyPatch) -> list[floa
     return [float(number) for number in re.findall(r"-?\d+\.\d*(?:e-?\d+)?", printed.getvalue())]
 
 
-def _cosines(trained: Path) -> list[float]:
+def _cosines(trained):
     model = Embedder.load(trained)
     rows = model.embed_images(IMAGES[:1]) @ model.embed_texts(["a red fox", "an owl"]).T
     return [float(value) for value in rows[0]]
 
 
 @pytest.mark.parametrize(("given", "field"), [([], "other"), (["--license", "CC-BY-4.0"], "cc-by-4.0")])
-def test_a_folder_says_how_it_is_used_and_its_licence(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], field: str
-) -> None:
+def test_a_folder_says_how_it_is_used_and_its_licence(trained, tmp_path, monkeypatch, given, field):
     assert export("align", trained, tmp_path / "out", *given) == 0
     assert f"license: {field}\n" in (tmp_path / "out/README.md").read_text()
     assert _as_the_readme_says(tmp_path / "out", monkeypatch) == pytest.approx(_cosines(trained), abs=1e-4)
@@ -112,9 +109,7 @@ def test_a_folder_says_how_it_is_used_and_its_licence(
 
 @pytest.mark.costs(3, "transformers' BERT")
 @pytest.mark.parametrize("changes", [{}, {"embed_width": 48}, {"logit_bias_init": -10.0, "image_px": 35}])
-def test_open_clip_gets_any_shape(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object]
-) -> None:
+def test_open_clip_gets_any_shape(trained, tmp_path, capsys, changes):
     """tests/integration/test_adapters.py has open_clip itself; this has what it is given."""
     config = _reshape(trained, changes)
     assert export("open_clip", trained, tmp_path / "out") == 0
@@ -143,9 +138,7 @@ ROBERTA = {
         ({"image_tower": "timm:mobilenetv3_small_050"}, "it expects 288 features, not 1024"),
     ],
 )
-def test_open_clip_gets_the_towers_that_it_builds(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], said: str | None
-) -> None:
+def test_open_clip_gets_the_towers_that_it_builds(trained, tmp_path, capsys, changes, said):
     config = _reshape(trained, changes)
     assert export("open_clip", trained, tmp_path / "out") == (said is not None)
     printed = capsys.readouterr().err
@@ -160,7 +153,7 @@ def test_open_clip_gets_the_towers_that_it_builds(
     assert written["vision_cfg"]["image_size"] == config.image_px
 
 
-def test_a_tower_beyond_timms_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tower_beyond_timms_is_refused(trained, tmp_path, capsys):
     tower = {"width_coefficient": 0.25, "depth_coefficient": 6.0}
     config = ModelConfig.model_validate(read_config(trained).model.model_dump(mode="json") | {"image_tower": tower})
     save_model(DualEncoder(config, read_config(trained).vocab_size), trained, stage="finetune")
@@ -170,9 +163,7 @@ def test_a_tower_beyond_timms_is_refused(trained: Path, tmp_path: Path, capsys: 
 
 @pytest.mark.costs(7, "torch's exporter and ONNX's registry of operators")
 @NUM_STAGES
-def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(trained, tmp_path, capsys, monkeypatch):
     out = tmp_path / "onnx"
     assert export("onnx", trained, out) == 0
     assert "embeddings of 3 images differ by at most" in capsys.readouterr().err
@@ -199,9 +190,7 @@ def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(
 
 @pytest.mark.costs(8, "torch's exporter, and a Python that imports torch alone")
 @NUM_STAGES
-def test_torch_programs_run_where_there_is_no_align(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torch_programs_run_where_there_is_no_align(trained, tmp_path, monkeypatch):
     out = tmp_path / "torch"
     assert export("torch", trained, out) == 0
     assert _as_the_readme_says(out, monkeypatch) == pytest.approx(_cosines(trained)[:1], abs=0.01)
@@ -229,9 +218,7 @@ torch.save([each.detach() for each in embeds], sys.argv[2])
         torch.testing.assert_close(text, model.encode_text(ids, (ids > 0).long()), atol=1e-5, rtol=0)
 
 
-def test_hugging_face_and_back_is_the_same_model(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hugging_face_and_back_is_the_same_model(trained, tmp_path, monkeypatch):
     folder, out = tmp_path / "hf", tmp_path / "imported"
     assert export("hf", trained, folder) == 0
     logits = torch.tensor(_cosines(trained)) / load_model(trained).temperature.detach()
@@ -245,7 +232,7 @@ def test_hugging_face_and_back_is_the_same_model(
         load_model(folder)
 
 
-def test_an_imported_model_is_fine_tuned_and_packaged(trained: Path, tmp_path: Path) -> None:
+def test_an_imported_model_is_fine_tuned_and_packaged(trained, tmp_path):
     folder, out = tmp_path / "hf", tmp_path / "imported"
     assert export("hf", trained, folder) == 0
     params = load_params(PARAMS_FILE, ["model.batch_norm_group=4"])
@@ -271,7 +258,7 @@ def test_an_imported_model_is_fine_tuned_and_packaged(trained: Path, tmp_path: P
     assert (after.imported, after.trained_on) == (source, (read_manifest(shards).digest,))
 
 
-def test_a_folder_of_somebody_stays(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_somebody_stays(trained, tmp_path, capsys):
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "wedding.jpg").write_bytes(b"the only copy")
@@ -288,7 +275,7 @@ def test_a_folder_of_somebody_stays(trained: Path, tmp_path: Path, capsys: pytes
     assert [path.name for path in folder.iterdir()] == ["wedding.jpg"]
 
 
-def test_transformers_loads_a_folder_with_our_mark(trained: Path, tmp_path: Path) -> None:
+def test_transformers_loads_a_folder_with_our_mark(trained, tmp_path):
     assert export("hf", trained, tmp_path / "hf") == 0
     assert marked(tmp_path / "hf") == "export"
     assert AlignModel.from_pretrained(tmp_path / "hf").config.projection_dim
@@ -298,12 +285,10 @@ def test_transformers_loads_a_folder_with_our_mark(trained: Path, tmp_path: Path
 
 @pytest.mark.parametrize("trained", [1], indirect=True)
 @pytest.mark.parametrize("factor", [1 + 1e-2, float("nan")])
-def test_a_failed_check_writes_nothing(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, factor: float
-) -> None:
+def test_a_failed_check_writes_nothing(trained, tmp_path, capsys, monkeypatch, factor):
     read = align.release.exchange.export.read_programs
 
-    def wrong(directory: Path, kind: Any) -> Any:
+    def wrong(directory, kind):
         image, text = read(directory, kind)
         return image, lambda *inputs: text(*inputs) * factor
 
@@ -314,16 +299,14 @@ def test_a_failed_check_writes_nothing(
     assert not out.exists() and not list(tmp_path.glob(".wrong*"))
 
 
-def test_a_width_without_a_place_upstream_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_width_without_a_place_upstream_is_one_clear_line(tmp_path, capsys):
     assert export("hf", tiny_model.write(tmp_path / "trained"), tmp_path / "hf") == 1
     said = capsys.readouterr().err
     assert "embed_width 16 is not the image tower's own width 80" in said and "has no image projection" in said
     assert not (tmp_path / "hf").exists()
 
 
-def test_onnx_without_its_packages_says_what_to_install(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_without_its_packages_says_what_to_install(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"needs onnxscript: pip install 'align-mlops\[onnx\]'"):
         align.release.exchange.export.export(
@@ -334,7 +317,7 @@ def test_onnx_without_its_packages_says_what_to_install(
         )
 
 
-def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path: Path) -> None:
+def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path):
     samples = find_samples(ROOT / "data/sample/evaluation", None, None)
     assert (len(samples.images), len(samples.texts)) == (16, 16)
     with pytest.raises(DataError, match="0 images, 0 texts; give --images FOLDER and --texts FILE"):
@@ -353,15 +336,13 @@ def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path: P
         find_samples(tmp_path, photos, tmp_path / "absent.txt")
 
 
-def test_a_damaged_picture_is_named(trained: Path, tmp_path: Path) -> None:
+def test_a_damaged_picture_is_named(trained, tmp_path):
     samples = ParitySamples({"photos/1.png": b"damaged"}, tiny_model.TEXTS)
     with pytest.raises(DataError, match=r"^photos/1\.png: "):
         align.release.exchange.export.export("torch", model_dir=trained, samples=samples, out=tmp_path / "out")
 
 
-def test_what_cannot_be_is_one_line(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_is_one_line(trained, tmp_path, capsys, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "file").write_text("")
     shutil.copy(PARAMS_FILE, tmp_path / "here/params.yaml")

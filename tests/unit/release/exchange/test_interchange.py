@@ -1,15 +1,12 @@
 """Models to and from `transformers.AlignModel`."""
 
 import io
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AlignConfig, AlignModel, AlignProcessor, AutoProcessor, EfficientNetImageProcessor
 
 from align.errors import DataError
@@ -27,7 +24,7 @@ TEXTS = ["a red heart", "the yellow sun", "a blue star " * 20]
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> tuple[DualEncoder, Path]:
+def ours(tmp_path):
     """A model at native width with its statistics estimated, and its tokenizer."""
     tokenizer_dir = tokenizer_of(write(tmp_path / "ours"))
     torch.manual_seed(0)
@@ -38,17 +35,17 @@ def ours(tmp_path: Path) -> tuple[DualEncoder, Path]:
     return model.eval(), tokenizer_dir
 
 
-def pixels(count: int) -> Tensor:
+def pixels(count):
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     directory = tmp_path / "hf"
     directory.mkdir()
     return directory
 
 
-def assert_equal_embeddings(ours: DualEncoder, theirs: AlignModel, ids: Tensor, mask: Tensor) -> None:
+def assert_equal_embeddings(ours, theirs, ids, mask):
     with torch.inference_mode():
         images, texts = ours.encode_image(pixels(len(ids))), ours.encode_text(ids, mask)
         out = theirs(input_ids=ids, attention_mask=mask, pixel_values=pixels(len(ids)))
@@ -58,7 +55,7 @@ def assert_equal_embeddings(ours: DualEncoder, theirs: AlignModel, ids: Tensor, 
     assert float(images.std(0).mean()) > 1e-3
 
 
-def test_a_written_folder_loads_in_plain_transformers(ours: tuple[DualEncoder, Path], tmp_path: Path) -> None:
+def test_a_written_folder_loads_in_plain_transformers(ours, tmp_path):
     model, tokenizer_dir = ours
     directory = folder(tmp_path)
     write_hugging_face(model, tokenizer_dir, directory)
@@ -69,7 +66,7 @@ def test_a_written_folder_loads_in_plain_transformers(ours: tuple[DualEncoder, P
     assert_equal_embeddings(model, theirs.eval(), ids, mask)
 
 
-def test_its_processor_is_our_preprocessing(ours: tuple[DualEncoder, Path], tmp_path: Path) -> None:
+def test_its_processor_is_our_preprocessing(ours, tmp_path):
     model, tokenizer_dir = ours
     directory = folder(tmp_path)
     write_hugging_face(model, tokenizer_dir, directory)
@@ -84,7 +81,7 @@ def test_its_processor_is_our_preprocessing(ours: tuple[DualEncoder, Path], tmp_
         assert torch.equal(batch["input_ids"], ids) and torch.equal(batch["attention_mask"], mask)
 
 
-def upstream(ours: tuple[DualEncoder, Path], tmp_path: Path, **text: Any) -> tuple[AlignModel, Path]:
+def upstream(ours, tmp_path, **text):
     """A random AlignModel, longer in positions than its tokenizer's texts, as transformers saves it."""
     directory = folder(tmp_path)
     write_hugging_face(ours[0], ours[1], directory)  # for its processor and tokenizer
@@ -104,7 +101,7 @@ def upstream(ours: tuple[DualEncoder, Path], tmp_path: Path, **text: Any) -> tup
     return model.eval(), directory
 
 
-def test_an_upstream_folder_becomes_ours(ours: tuple[DualEncoder, Path], tmp_path: Path) -> None:
+def test_an_upstream_folder_becomes_ours(ours, tmp_path):
     theirs, directory = upstream(ours, tmp_path)
     model, tokenizer = read_hugging_face(directory, batch_norm_group=16)
     assert model.config == NATIVE.model_copy(update={"batch_norm_group": 16, "temperature_init": 0.1})
@@ -114,7 +111,7 @@ def test_an_upstream_folder_becomes_ours(ours: tuple[DualEncoder, Path], tmp_pat
     assert_equal_embeddings(model, theirs, ids, mask)
 
 
-def published_processor() -> EfficientNetImageProcessor:
+def published_processor():
     """The image processor of the published checkpoint."""
     return EfficientNetImageProcessor(
         do_center_crop=True, rescale_factor=1 / 127.5, rescale_offset=True, do_normalize=False, include_top=False,
@@ -122,7 +119,7 @@ def published_processor() -> EfficientNetImageProcessor:
     )  # fmt: skip
 
 
-def test_align_base_fits_by_name_and_shape() -> None:
+def test_align_base_fits_by_name_and_shape():
     """The published checkpoint's configuration, as transformers' conversion script makes it, without its bytes."""
     vision = {"image_size": 289, "hidden_dim": 640, "depthwise_padding": [], "width_coefficient": 2.0}
     config = AlignConfig(vision_config=vision | {"depth_coefficient": 3.1}, text_config={}, projection_dim=640)
@@ -144,7 +141,7 @@ def test_align_base_fits_by_name_and_shape() -> None:
         ({"text_config": {"intermediate_size": 100}}, r"text_config\.intermediate_size is 100"),
     ],
 )
-def test_another_architecture_is_refused(change: dict[str, Any], message: str) -> None:
+def test_another_architecture_is_refused(change, message):
     processor = published_processor()
     with pytest.raises(DataError, match=message):
         model_config(AlignConfig(**change), processor, longest=64, batch_norm_group=16)
@@ -164,9 +161,7 @@ def test_another_architecture_is_refused(change: dict[str, Any], message: str) -
         ("no weights", "the weights do not load"),
     ],
 )
-def test_a_broken_folder_is_a_clear_error(
-    ours: tuple[DualEncoder, Path], tmp_path: Path, breakage: str, message: str
-) -> None:
+def test_a_broken_folder_is_a_clear_error(ours, tmp_path, breakage, message):
     _, directory = upstream(ours, tmp_path)
     weights = load_file(directory / "model.safetensors")
     if breakage == "config":

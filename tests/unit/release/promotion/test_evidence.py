@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,14 @@ import pytest
 from align.errors import DataError
 from align.formats.query_ranks import RANKS, write_ranks
 from align.release.promotion import evidence as module
-from align.release.promotion.evidence import Evidence, model_folder
+from align.release.promotion.evidence import model_folder
 from align.release.registration.shown import pictures
-from align.services.tracking.registry import Version
 from tests.support.empty_versions import version
 from tests.support.memory_mlflow import MemoryTracker
 from tests.support.registered import SETS, ranks
 
 
-def test_pictures_of_each_set_have_keys_that_mlflow_takes(tmp_path: Path) -> None:
+def test_pictures_of_each_set_have_keys_that_mlflow_takes(tmp_path):
     folder = tmp_path / "evaluation"
     folder.mkdir()
     (folder / "report.json").write_text(json.dumps({"classes": {"pets-37": {}, "tiere_ü": {}, "no picture": {}}}))
@@ -32,13 +30,13 @@ OTHERS = {"concepts": "e" * 64}
 
 
 @pytest.fixture
-def tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryTracker:
+def tracker(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return MemoryTracker(tmp_path / "mlflow")
 
 
 @pytest.fixture
-def made(tracker: MemoryTracker) -> Version:
+def made(tracker):
     """A version with a model folder, measured on other sets than today's."""
     made = version(tracker, Path(), ranks(0.5, OTHERS))
     config = tracker.root / made.run_id / "model/artifacts/finetuned/config.json"
@@ -47,18 +45,16 @@ def made(tracker: MemoryTracker) -> Version:
     return made
 
 
-def judged(tracker: MemoryTracker, made: Version) -> Evidence:
+def judged(tracker, made):
     recorded = module.from_run(made, tracker)
     return module.evidence(made, recorded, SETS, tracker=tracker, today=SETS, command=["--set=x=1"])
 
 
 @pytest.mark.parametrize(("found", "is_used"), [(SETS, True), (OTHERS, False)])
-def test_what_was_measured_now_counts_if_it_is_of_the_wanted_sets(
-    tracker: MemoryTracker, made: Version, monkeypatch: pytest.MonkeyPatch, found: Mapping[str, str], is_used: bool
-) -> None:
+def test_what_was_measured_now_counts_if_it_is_of_the_wanted_sets(tracker, made, monkeypatch, found, is_used):
     measured = []
 
-    def measure(model: Path, out: Path, options: Sequence[str]) -> None:
+    def measure(model, out, options):
         measured.append((model.name, options))
         out.mkdir(parents=True, exist_ok=True)
         write_ranks(ranks(0.7, found), out / RANKS)
@@ -74,9 +70,7 @@ def test_what_was_measured_now_counts_if_it_is_of_the_wanted_sets(
     assert measured == [("finetuned", ["--set=x=1"])] * (1 if is_used else 2)  # what fits is kept
 
 
-def test_a_model_that_cannot_be_measured_says_so_in_its_last_words(
-    tracker: MemoryTracker, made: Version, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_cannot_be_measured_says_so_in_its_last_words(tracker, made, monkeypatch):
     program = Path("python").absolute()
     program.write_text("#!/bin/sh\necho loading >&2\necho 'align: error: no such tower' >&2\nexit 1\n")
     program.chmod(0o755)
@@ -86,7 +80,7 @@ def test_a_model_that_cannot_be_measured_says_so_in_its_last_words(
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_version_has_one_model_folder(tracker: MemoryTracker, made: Version, number: int) -> None:
+def test_a_version_has_one_model_folder(tracker, made, number):
     packaged = tracker.root / made.run_id / "model"
     if number == 2:
         shutil.copytree(packaged / "artifacts/finetuned", packaged / "artifacts/other")

@@ -4,8 +4,6 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -34,7 +32,7 @@ TAGS = {
 }  # fmt: skip
 
 
-def version(**changed: str | None) -> Version:
+def version(**changed):
     """A version with tags; `quality="x"` is tag `align.quality`, and None takes it away."""
     tags = {**TAGS, **{f"align.{name}": value for name, value in changed.items()}}
     return Version("align", 3, "run", {name: value for name, value in tags.items() if value is not None})
@@ -43,38 +41,38 @@ def version(**changed: str | None) -> Version:
 class Runs:
     """In place of MLflow: metrics and tags of runs."""
 
-    def __init__(self, metrics: Mapping[str, Mapping[str, float]], tags: Mapping[str, str]) -> None:
+    def __init__(self, metrics, tags):
         self._metrics, self._tags = metrics, tags
 
-    def tags(self, run_id: str) -> Mapping[str, str]:
+    def tags(self, run_id):
         return self._tags
 
-    def metrics(self, run_id: str) -> Mapping[str, float]:
+    def metrics(self, run_id):
         if run_id not in self._metrics:
             raise RefusedError("no such run")
         return self._metrics[run_id]
 
 
-def health(metrics: Mapping[str, Mapping[str, float]], **tags: str) -> tuple[bool | None, str]:
+def health(metrics, **tags):
     gate = gates.health(version(), cast("Tracker", Runs(metrics, tags)))
     return gate.passed, gate.figure
 
 
-def test_lineage_names_what_is_not_recorded() -> None:
+def test_lineage_names_what_is_not_recorded():
     assert gates.lineage(version()).passed
     gate = gates.lineage(version(data_digest=None, quality=None))
     assert (gate.passed, gate.figure) == (False, "not recorded: data, verdict")
     assert gates.lineage(version(git_revision="0123abc-dirty")).figure.endswith("whose files had been edited")
 
 
-def test_a_verdict_passes_or_is_accepted_by_name() -> None:
+def test_a_verdict_passes_or_is_accepted_by_name():
     assert gates.verdict(version()).passed
     accepted = gates.verdict(version(quality_accepted="drift, by me: new source"))
     assert accepted.passed and "drift, by me: new source" in accepted.figure
     assert [gates.verdict(version(quality=value)).passed for value in (None, "failed")] == [False, False]
 
 
-def test_alarms_at_the_end_of_training_are_those_of_the_run_that_trained() -> None:
+def test_alarms_at_the_end_of_training_are_those_of_the_run_that_trained():
     other = "0" * 32
     assert health({"run": {"pretrain/train/alarms": 0.0, "finetune/train/alarms": 0.0}}) == (
         True,
@@ -90,7 +88,7 @@ def test_alarms_at_the_end_of_training_are_those_of_the_run_that_trained() -> No
 @pytest.mark.parametrize(
     ("value", "low", "passed"), [(0.03, 0.021, True), (0.03, 0.02, False), (0.03, 0.01, False), (-0.01, -0.02, False)]
 )
-def test_better_is_the_lower_bound_above_the_margin(value: float, low: float, passed: bool) -> None:
+def test_better_is_the_lower_bound_above_the_margin(value, low, passed):
     config = load_params(overrides=["promote.margin=0.02"]).section(PromoteConfig)
     one = Difference(value=value, error=0.01, low=low, high=0.1, critical=1.0, num_units=100)
     assert gates.better(config, Compared(one, {}, ()), 1).passed is passed
@@ -100,14 +98,14 @@ def test_better_is_the_lower_bound_above_the_margin(value: float, low: float, pa
     ("recall", "times", "passed"),
     [(0.5, 3.0, True), (0.3, 1.0, True), (0.3, 3.0, False), (0.34, 3.0, False), (0.39, 3.0, True)],
 )
-def test_above_chance_is_the_lower_bound_at_so_many_times_chance(recall: float, times: float, passed: bool) -> None:
+def test_above_chance_is_the_lower_bound_at_so_many_times_chance(recall, times, passed):
     """Of 200 queries: the bounds of 0.3 are 0.24 and 0.365, those of 0.34 0.275 and 0.405; chance is 0.1."""
     params = load_params(overrides=[f"promote.metrics=[{RECALL}]", f"promote.min_times_chance={times}"])
     (gate,) = gates.above_chance(params.section(PromoteConfig), params.section(EvaluateConfig), ranks(recall))
     assert gate.passed is passed
 
 
-def test_each_metric_must_be_above_chance() -> None:
+def test_each_metric_must_be_above_chance():
     worse = "concepts/text_to_image/recall@10"
     params = load_params(overrides=[f"promote.metrics=[{RECALL}, {worse}]", "promote.min_times_chance=3"])
     parts = ranks(0.7).ranked | {("concepts", "text_to_image"): ranks(0.1).ranked["concepts", "text_to_image"]}
@@ -120,9 +118,7 @@ def test_each_metric_must_be_above_chance() -> None:
     ]
 
 
-def test_registered_bytes_are_compared_with_the_tag_and_with_dvc(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_registered_bytes_are_compared_with_the_tag_and_with_dvc(tmp_path, monkeypatch):
     packaged, checkout = tmp_path / "model", tmp_path / "checkout"
     (packaged / "code").mkdir(parents=True)
     for name in ("MLmodel", "code/b.py", "code/a.py"):
@@ -136,7 +132,7 @@ def test_registered_bytes_are_compared_with_the_tag_and_with_dvc(
     monkeypatch.chdir(checkout)
     digest = sha256_folder(packaged)
 
-    def gate(revision: str, digest: str = digest) -> tuple[bool | None, str]:
+    def gate(revision, digest=digest):
         found = gates.registered_bytes(version(model_digest=digest, git_revision=revision), packaged)
         return found.passed, found.figure.partition(" ")[2]
 
@@ -156,7 +152,7 @@ def test_registered_bytes_are_compared_with_the_tag_and_with_dvc(
     assert gate(revisions[0], "f" * 64) == (False, f"registered as {'f' * 12}")
 
 
-def test_a_prediction_is_finite_and_of_length_1() -> None:
+def test_a_prediction_is_finite_and_of_length_1():
     unit = [0.6, 0.8]
     assert judged({"text_embedding": unit, "image_embedding": unit}).passed
     for row, why in (
@@ -170,7 +166,7 @@ def test_a_prediction_is_finite_and_of_length_1() -> None:
         assert (done.passed, done.figure) == (False, why)
 
 
-def test_a_folder_that_is_no_model_predicts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_no_model_predicts_nothing(tmp_path, monkeypatch):
     from align.release.packaging import smoke as module
 
     monkeypatch.setattr(module, "_PROGRAM", "import sys; sys.exit('no MLmodel in it')")
@@ -181,13 +177,13 @@ def test_a_folder_that_is_no_model_predicts_nothing(tmp_path: Path, monkeypatch:
         assert smoke(tmp_path).figure == "its answer is not an embedding"
 
 
-def said(*words: str) -> Approval | None:
+def said(*words):
     parser = argparse.ArgumentParser()
     commands.promote(parser)
     return approval_of(parser.parse_args(words))
 
 
-def test_words_become_one_line_without_logins() -> None:
+def test_words_become_one_line_without_logins():
     assert said() is None
     assert said("--approved-by", " Ann \n", "--because", "see\thttps://me:secret@host/ \x1b[2J") == Approval(
         "Ann", "see https://host/ \\u001b[2J"
@@ -206,6 +202,6 @@ def test_words_become_one_line_without_logins() -> None:
         (["--approved-by", "Ann", "--because", "x" * 1001], "--because: 1,001 characters; at most 1,000 are kept"),
     ],
 )
-def test_who_and_why_go_together(words: list[str], problem: str) -> None:
+def test_who_and_why_go_together(words, problem):
     with pytest.raises(ConfigError, match=f"^{problem}"):
         said(*words)

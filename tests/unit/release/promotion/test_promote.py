@@ -5,7 +5,6 @@ Over a registry in memory, and by `make test-full` in a real MLflow, too.
 
 import fcntl
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 
 from align.config.release import PromoteConfig
 from align.errors import DataError, GateError
-from align.formats.query_ranks import QueryRanks
 from align.release.aliases import moves, rollback
 from align.release.aliases.champion import make_champion, take_back
 from align.release.promotion import gates, promote
@@ -23,7 +21,6 @@ from align.release.promotion.judge import Judged
 from align.release.promotion.page import write_page
 from align.release.promotion.promote import Approval, reject
 from align.release.promotion.slices import compared_slices
-from align.services.tracking.registry import Version
 from align.services.tracking.tracker import Tracker
 from align.statistics.paired import difference, of_metrics
 from tests.support.empty_versions import version
@@ -42,28 +39,22 @@ class Model:
     root: Path
     tracker: Tracker
 
-    def candidate(self, measured: float | QueryRanks) -> Version:
+    def candidate(self, measured):
         return version(self.tracker, self.root, measured)
 
-    def promote(
-        self,
-        *more: str,
-        number: int | None = None,
-        approval: Approval | None = None,
-        expect_champion: int | None = None,
-    ) -> PromotionDecision:
+    def promote(self, *more, number=None, approval=None, expect_champion=None):
         params = load_params(overrides=[f"promote.metrics=[{RECALL}]", "promote.margin=0.02", *more])
         return promote.promote(params, self.tracker, number, approval, expect_champion)[0]
 
-    def aliases(self) -> dict[str, int]:
+    def aliases(self):
         return self.tracker.registry.aliases("align")
 
-    def history(self) -> list[tuple[str, int | None, int | None]]:
+    def history(self):
         return [(move.kind, move.before, move.to) for move in self.tracker.registry.champion_state("align").moves]
 
 
 @pytest.fixture(params=["memory", pytest.param("mlflow", marks=pytest.mark.full)])
-def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+def model(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         gates, "prediction", lambda packaged: Gate("smoke prediction", "", "", not Path("broken").exists())
@@ -75,7 +66,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_promotion_and_rollback_over_three_champions(model: Model) -> None:
+def test_promotion_and_rollback_over_three_champions(model):
     with pytest.raises(DataError, match="no version with alias 'candidate'"):
         model.promote()
     model.candidate(0.5)
@@ -107,9 +98,7 @@ def test_promotion_and_rollback_over_three_champions(model: Model) -> None:
         take_back(model.tracker, "align", "why")
 
 
-def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
-    model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(model, monkeypatch, capsys):
     monkeypatch.setattr(gates, "better", lambda *_: Gate("better", "", "", True))  # else no two replace each other
     monkeypatch.setattr(rollback, "require_store", lambda: None)
     monkeypatch.setattr(rollback, "Tracker", lambda: model.tracker)
@@ -127,7 +116,7 @@ def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(
         rollback.main(load_params(), Namespace(reason="slow"))
 
 
-def test_a_candidate_near_chance_is_refused_even_without_a_champion(model: Model) -> None:
+def test_a_candidate_near_chance_is_refused_even_without_a_champion(model):
     model.candidate(0.3)
     decision = model.promote()
     assert decision.outcome == "refused"
@@ -140,7 +129,7 @@ def test_a_candidate_near_chance_is_refused_even_without_a_champion(model: Model
         model.promote("promote.metrics=[concepts/knn/accuracy]")
 
 
-def test_another_set_of_today_must_be_here_to_measure_the_champion(model: Model) -> None:
+def test_another_set_of_today_must_be_here_to_measure_the_champion(model):
     model.candidate(0.5)
     model.promote()
     model.candidate(ranks(0.7, {"concepts": "e" * 64}))
@@ -149,34 +138,34 @@ def test_another_set_of_today_must_be_here_to_measure_the_champion(model: Model)
     assert model.aliases() == {"candidate": 2, "champion": 1}
 
 
-def worse_from_texts() -> QueryRanks:
+def worse_from_texts():
     """Better where images are asked, which the metric counts, and worse where texts are."""
     better, worse = ranks(0.7).ranked, ranks(0.1).ranked
     of_texts = ("concepts", "text_to_image")
     return replace(ranks(0.7), ranked=better | {of_texts: worse[of_texts]})
 
 
-def tagged(**tags: str) -> Callable[[Model, Version], None]:
+def tagged(**tags):
     return lambda model, made: model.tracker.registry.set_version_tags(
         made, {f"align.{name}": value for name, value in tags.items()}
     )
 
 
-def trained_with_alarms(model: Model, made: Version) -> None:
+def trained_with_alarms(model, made):
     model.tracker.log_metrics(made.run_id, {"finetune/train/alarms": 1.0})
 
 
-def edited(model: Model, made: Version) -> None:
+def edited(model, made):
     (model.root / "edited").mkdir()
     (model.root / "edited" / "MLmodel").write_text("flavors: {other: {}}")
     model.tracker.log_folder(made.run_id, model.root / "edited", "model")
 
 
-def broken(model: Model, made: Version) -> None:
+def broken(model, made):
     (model.root / "broken").touch()
 
 
-def good(model: Model, made: Version) -> None: ...
+def good(model, made): ...
 
 
 @pytest.mark.parametrize(
@@ -194,9 +183,7 @@ def good(model: Model, made: Version) -> None: ...
         ("smoke prediction", 0.5, 0.7, broken),
     ],
 )
-def test_each_gate_alone_refuses(
-    model: Model, gate: str | None, champion: float, candidate: float | QueryRanks, change: Callable[..., None]
-) -> None:
+def test_each_gate_alone_refuses(model, gate, champion, candidate, change):
     make_champion(model.tracker, model.candidate(champion), replaces=None, why="first", figures={})
     made = model.candidate(candidate)
     change(model, made)
@@ -209,11 +196,11 @@ def test_each_gate_alone_refuses(
     assert decision.reason.startswith(f"{gate}: " if gate else f"mean of {RECALL} is 0.7000, the champion's")
 
 
-def test_the_aliases_move_under_the_lock(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_aliases_move_under_the_lock(model, monkeypatch):
     model.candidate(0.5)
     make, free = promote.make_champion, []
 
-    def move(*values: object, **named: object) -> None:
+    def move(*values, **named):
         with moves.LOCK.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -227,7 +214,7 @@ def test_the_aliases_move_under_the_lock(model: Model, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("approval", [None, ANN])
-def test_where_a_person_has_to_approve_the_gates_alone_move_nothing(model: Model, approval: Approval | None) -> None:
+def test_where_a_person_has_to_approve_the_gates_alone_move_nothing(model, approval):
     model.candidate(0.5)
     decision = model.promote("promote.approval=true", approval=approval)
     assert decision.outcome == ("promoted" if approval else "unapproved")
@@ -237,18 +224,18 @@ def test_where_a_person_has_to_approve_the_gates_alone_move_nothing(model: Model
     assert model.aliases() == {"candidate": 2} | ({"champion": 1} if approval else {})
 
 
-def test_a_rejection_moves_nothing_and_is_kept(model: Model) -> None:
+def test_a_rejection_moves_nothing_and_is_kept(model):
     make_champion(model.tracker, model.candidate(0.5), replaces=None, why="first", figures={})
     reject(model.tracker, model.candidate(0.7), replace(ANN, is_rejection=True))
     assert model.aliases() == {"candidate": 2, "champion": 1}
     assert model.history() == [("promoted", None, 1), ("rejected", 1, 1)]
 
 
-def judged_while(model: Model, monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> list[Judged]:
+def judged_while(model, monkeypatch, change):
     """Lets something happen while a version is judged for the first time; returns what was judged, in order."""
     judged, judge = list[Judged](), promote.judge
 
-    def slow(*values: object) -> Judged:
+    def slow(*values):
         judged.append(judge(*values))  # type: ignore[arg-type] # as it is called
         if len(judged) == 1:
             change()
@@ -258,9 +245,7 @@ def judged_while(model: Model, monkeypatch: pytest.MonkeyPatch, change: Callable
     return judged
 
 
-def test_a_version_is_judged_again_if_the_champion_changes_meanwhile(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_is_judged_again_if_the_champion_changes_meanwhile(model, monkeypatch):
     make_champion(model.tracker, model.candidate(0.4), replaces=None, why="first", figures={})
     better, asked = model.candidate(0.7), model.candidate(0.6)
     judged = judged_while(
@@ -273,11 +258,11 @@ def test_a_version_is_judged_again_if_the_champion_changes_meanwhile(
     assert "align.refused_at" in model.tracker.registry.versions("align")[asked.number - 1].tags
 
 
-def test_a_version_that_is_taken_back_meanwhile_is_judged_again(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_is_taken_back_meanwhile_is_judged_again(model, monkeypatch):
     first, made = model.candidate(0.5), model.candidate(0.7)
     make_champion(model.tracker, first, replaces=None, why="first", figures={})
 
-    def there_and_back() -> None:
+    def there_and_back():
         make_champion(model.tracker, made, replaces=1, why="better", figures={})
         take_back(model.tracker, "align", "slow")
 
@@ -286,9 +271,7 @@ def test_a_version_that_is_taken_back_meanwhile_is_judged_again(model: Model, mo
     assert len(judged) == 2 and model.aliases() == {"candidate": 2, "champion": 1}
 
 
-def test_a_promotion_ends_if_the_champion_is_not_the_expected_one(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_promotion_ends_if_the_champion_is_not_the_expected_one(model, monkeypatch):
     better, asked = model.candidate(0.6), model.candidate(0.7)
     with pytest.raises(GateError, match="the champion was version 2 when the promotion was judged, and now is none"):
         model.promote(approval=ANN, expect_champion=2)
@@ -307,7 +290,7 @@ METRIC = "concepts/mean_recall"
 HOSTILE = "<script>alert(1)</script> | `x` \u202e"
 
 
-def decision(compared: Compared | None) -> PromotionDecision:
+def decision(compared):
     gates = (Gate("lineage", HOSTILE, "all", True), Gate("health alarms", "-", "none", None), Gate("b", "", "", False))
     return PromotionDecision(
         outcome="refused", reason=HOSTILE, model="align", candidate=2, what="run 1", champion=1,
@@ -317,7 +300,7 @@ def decision(compared: Compared | None) -> PromotionDecision:
     )  # fmt: skip
 
 
-def test_a_comparison_is_shown_whole(tmp_path: Path) -> None:
+def test_a_comparison_is_shown_whole(tmp_path):
     mine, theirs = pair(np.random.default_rng(0))
     one = difference(of_metrics([METRIC], mine, theirs), confidence=0.95)
     slices = compared_slices(load_params().section(PromoteConfig), mine, theirs)
@@ -334,12 +317,12 @@ def test_a_comparison_is_shown_whole(tmp_path: Path) -> None:
     assert made.as_dict("page")["slices"][0]["name"] == "concepts"
 
 
-def test_a_first_champion_has_nothing_to_compare(tmp_path: Path) -> None:
+def test_a_first_champion_has_nothing_to_compare(tmp_path):
     page = write_page(decision(None), tmp_path).read_text()
     assert "There was no champion" in page and "Slices" not in page
 
 
-def test_the_table_has_a_row_for_each_gate() -> None:
+def test_the_table_has_a_row_for_each_gate():
     lines = list(table_lines(decision(None)))
     assert [line.split()[0] for line in lines[1:]] == ["passed", "not", "FAILED"]
     assert "(needed: all)" in lines[1]

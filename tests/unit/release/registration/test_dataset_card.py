@@ -1,12 +1,10 @@
 """The card and the summary of a data set, from the reports of its stages; what pages say is no markup there."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from align.formats.shards import Manifest, read_manifest
+from align.formats.shards import read_manifest
 from align.release.registration.dataset_card import croissant, sources
 from align.release.registration.results import PipelineOutputs
 from tests.support import small_data
@@ -16,17 +14,17 @@ BY = "https://creativecommons.org/licenses/by/4.0/"
 
 
 @pytest.fixture
-def outputs(tmp_path: Path) -> PipelineOutputs:
+def outputs(tmp_path):
     small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(30)])
     return PipelineOutputs(tmp_path / "packaged", small_data.write_shards(tmp_path), tmp_path / "reports", ())
 
 
-def report(outputs: PipelineOutputs, stage: str, **values: Any) -> None:
+def report(outputs, stage, **values):
     (outputs.reports / stage).mkdir(parents=True)
     (outputs.reports / stage / "report.json").write_text(json.dumps(values))
 
 
-def test_a_summary_has_what_the_reports_count(outputs: PipelineOutputs) -> None:
+def test_a_summary_has_what_the_reports_count(outputs):
     hosts = {"a.example": {"success": 30, "reserved": 3}, "<b>|[x](http://e)": {"opted out": 2}}
     licences = {BY: 20, "https://evil.example/|<script>": 1}
     report(outputs, "ingest", num_pairs=40, hosts=hosts, licences=licences,
@@ -45,14 +43,14 @@ def test_a_summary_has_what_the_reports_count(outputs: PipelineOutputs) -> None:
     assert "<script>" not in text and "<b>" not in text and "|[x](" not in text
 
 
-def test_a_summary_without_reports_says_so(outputs: PipelineOutputs) -> None:
+def test_a_summary_without_reports_says_so(outputs):
     text = sources("data", read_manifest(outputs.shards), outputs)
     assert "None was found." in text and "No page states one." in text and "## Domains" not in text
 
 
-def test_the_card_names_each_tar_with_its_digest(outputs: PipelineOutputs) -> None:
+def test_the_card_names_each_tar_with_its_digest(outputs):
     report(outputs, "ingest", licences={BY: 20})
-    manifest: Manifest = read_manifest(outputs.shards)
+    manifest = read_manifest(outputs.shards)
     card = json.loads(croissant("data", manifest, outputs))
     files = {one["@id"]: one for one in card["distribution"] if one["@type"] == "cr:FileObject"}
     assert {name: one["sha256"] for name, one in files.items()} == {

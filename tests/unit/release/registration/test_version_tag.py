@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -21,19 +20,19 @@ from tests.support.memory_mlflow import MemoryTracker
 
 
 @pytest.fixture(name="root")
-def _root(tmp_path: Path) -> Path:
+def _root(tmp_path):
     root = make_repository(tmp_path / "project", {"dvc.yaml": "stages: {}\n", "params.yaml": "{}\n"}, "")
     write(root, "one")
     return root
 
 
-def write(root: Path, lock: str) -> str:
+def write(root, lock):
     """Writes a dvc.lock; returns its digest."""
     (root / "dvc.lock").write_text(f"{lock}\n")
     return hashlib.sha256(f"{lock}\n".encode()).hexdigest()
 
 
-def keep(root: Path, number: int, lock: str, revision: str | None = None, name: str = "align") -> str | None:
+def keep(root, number, lock, revision=None, name="align"):
     """Tags version `number`, which was registered from this dvc.lock."""
     digest = hashlib.sha256(f"{lock}\n".encode()).hexdigest()
     version = Version(name, number, "run", {"align.dvc_lock": digest})
@@ -41,11 +40,11 @@ def keep(root: Path, number: int, lock: str, revision: str | None = None, name: 
     return keep_in_git(root, version, revision or git(root, "rev-parse", "HEAD"), now)
 
 
-def tags(root: Path) -> list[str]:
+def tags(root):
     return git(root, "tag").splitlines()
 
 
-def test_the_commit_of_a_run_is_tagged_and_stays_without_its_branch(root: Path) -> None:
+def test_the_commit_of_a_run_is_tagged_and_stays_without_its_branch(root):
     run = run_branch.record(root, "demo", "a run")
     for _ in range(2):
         assert keep(root, 1, "one", run.commit) == "align/align/v1"
@@ -57,7 +56,7 @@ def test_the_commit_of_a_run_is_tagged_and_stays_without_its_branch(root: Path) 
     assert git(root, "show", "align/align/v1:dvc.lock") == "one"
 
 
-def test_what_nobody_committed_is_in_a_commit_of_its_own(root: Path) -> None:
+def test_what_nobody_committed_is_in_a_commit_of_its_own(root):
     """After `dvc repro` and `align register`: main has no dvc.lock, and the checkout may differ from it."""
     (root / "params.yaml").write_text("{a: 1}\n")
     head = git(root, "rev-parse", "HEAD")
@@ -68,7 +67,7 @@ def test_what_nobody_committed_is_in_a_commit_of_its_own(root: Path) -> None:
     assert git(root, "show", "align/align/v1:params.yaml") == "{a: 1}"
 
 
-def test_a_tag_is_never_moved(root: Path) -> None:
+def test_a_tag_is_never_moved(root):
     keep(root, 1, "one")
     first = git(root, "rev-parse", "align/align/v1")
     write(root, "two")  # the same model again, by another way
@@ -79,12 +78,12 @@ def test_a_tag_is_never_moved(root: Path) -> None:
     assert git(root, "show", "align/align/v1-2:dvc.lock") == "two"
 
 
-def test_every_name_of_a_model_is_one_of_a_tag(root: Path) -> None:
+def test_every_name_of_a_model_is_one_of_a_tag(root):
     for name, tag in (("a b", "a-b"), ("v1..x.lock", "v1-x-lock"), ("é", "é"), (".", "-")):
         assert keep(root, 3, "one", name=name) == f"align/{tag}/v3"
 
 
-def test_without_a_repository_or_a_commit_there_is_no_tag(tmp_path: Path) -> None:
+def test_without_a_repository_or_a_commit_there_is_no_tag(tmp_path):
     version = Version("align", 1, "run", {})
     assert keep_in_git(tmp_path, version, "", "") is None
     git(tmp_path, "init", "--quiet")
@@ -92,7 +91,7 @@ def test_without_a_repository_or_a_commit_there_is_no_tag(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tmp_path):
     """models/finetuned, beside models/packaged, data/index and a registry."""
     made = tiny_model.write(tmp_path / "made").rename(tmp_path / "finetuned")
     shutil.copytree(made, tmp_path / "packaged/artifacts/finetuned")
@@ -101,14 +100,14 @@ def model(tmp_path: Path) -> Path:
     return made
 
 
-def logged(tracker: MemoryTracker, model: Path, version: Version | None = None) -> dict[str, str]:
+def logged(tracker, model, version=None):
     root = model.parent
     if version is None:
         version = tracker.registry.create_version("align", tracker.start_run("align", "x"), "model", {})
     return dict(log_index(tracker, version, root / "index", model, root / "packaged"))
 
 
-def test_the_index_of_its_model_and_no_other(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_index_of_its_model_and_no_other(model, capsys):
     tracker, index = MemoryTracker(model.parent / "mlflow"), model.parent / "index"
     digest = sha256_folder(index)
     assert logged(tracker, model) == {INDEX_DIGEST: digest}
@@ -128,11 +127,11 @@ def test_the_index_of_its_model_and_no_other(model: Path, capsys: pytest.Capture
     assert [INDEX_DIGEST in one.tags for one in tracker.registry.versions("align")] == [True, False, False, False]
 
 
-def test_an_index_that_changes_while_it_is_sent_names_no_version(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_changes_while_it_is_sent_names_no_version(model, monkeypatch):
     tracker, index = MemoryTracker(model.parent / "mlflow"), model.parent / "index"
     send = tracker.log_folder
 
-    def slow(run_id: str, folder: Path, name: str) -> None:
+    def slow(run_id, folder, name):
         send(run_id, folder, name)
         (index / "items").touch()
 
@@ -142,10 +141,10 @@ def test_an_index_that_changes_while_it_is_sent_names_no_version(model: Path, mo
     assert [dict(one.tags) for one in tracker.registry.versions("align")] == [{}]
 
 
-def test_the_policy_that_data_obeyed_is_named_by_its_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_that_data_obeyed_is_named_by_its_contents(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def digest(name: str, *hosts: str, filtered: bool = True) -> str | None:
+    def digest(name, *hosts, filtered=True):
         (tmp_path / name).mkdir(exist_ok=True)
         write_opted_out(tmp_path / name, OptedOut(Entry("host", host, "", "2026-01-02") for host in hosts))
         if filtered:

@@ -2,9 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -42,25 +39,25 @@ PICTURES = st.binary(max_size=200) | st.tuples(st.integers(0, 600), st.binary(ma
 class Asking:
     """One client of one application, in a loop of its own."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app):
         self.loop = asyncio.new_event_loop()
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7000")
 
-    def __call__(self, method: str, path: str, **more: Any) -> None:
+    def __call__(self, method, path, **more):
         answer = self.loop.run_until_complete(self.client.request(method, path, **more))
         assert answer.status_code in (200, 400, 404, 405), answer.text
         if answer.status_code != 200:
             body = json.loads(answer.content)
             assert set(body) == {"error"} and body["error"] and "\n" not in body["error"]
 
-    def close(self) -> None:
+    def close(self):
         self.loop.run_until_complete(self.client.aclose())
         self.loop.close()
 
 
 @pytest.fixture(scope="module")
-def ask(world: Path) -> Iterator[Asking]:
+def ask(world):
     with service(world, served(world), max_requests_per_s=None) as made:
         asking = Asking(Guard(Limits(make_app(made), made.config, made.requests, made.buckets), 7000, policy=POLICY))
         yield asking
@@ -69,30 +66,30 @@ def ask(world: Path) -> Iterator[Asking]:
 
 @SETTINGS
 @given(path=st.sampled_from(["/search", "/embed"]), body=BODIES)
-def test_any_json(ask: Asking, path: str, body: Any) -> None:
+def test_any_json(ask, path, body):
     content = json.dumps(body).encode()  # NaN and half surrogates, too
     ask("POST", path, content=content, headers={"content-type": "application/json"})
 
 
 @SETTINGS
 @given(path=st.sampled_from(["/search", "/embed"]), content=st.binary(max_size=60))
-def test_any_bytes(ask: Asking, path: str, content: bytes) -> None:
+def test_any_bytes(ask, path, content):
     ask("POST", path, content=content, headers={"content-type": "application/json"})
 
 
 @SETTINGS
 @given(path=st.sampled_from(["/search", "/item/000000001", "/image/000000001", "/health"]), parameters=PARAMETERS)
-def test_any_parameters(ask: Asking, path: str, parameters: list[tuple[str, str]]) -> None:
+def test_any_parameters(ask, path, parameters):
     ask("GET", path, params=httpx.QueryParams(parameters))
 
 
 @SETTINGS
 @given(first=st.sampled_from(["item", "image", "search", "openapi.json", "x"]), rest=st.text(max_size=30))
-def test_any_path(ask: Asking, first: str, rest: str) -> None:
+def test_any_path(ask, first, rest):
     ask("GET", quote(f"/{first}/{rest}"))
 
 
 @SETTINGS
 @given(path=st.sampled_from(["/search/image?limit=2", "/embed/image"]), content=PICTURES)
-def test_any_picture(ask: Asking, path: str, content: bytes) -> None:
+def test_any_picture(ask, path, content):
     ask("POST", path, content=content)

@@ -3,12 +3,8 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -17,7 +13,6 @@ from align.config.search import IndexConfig
 from align.search.catalogue import index_catalogue
 from align.search.service.app import POLICY, make_app
 from align.search.service.limits import Buckets, Limits
-from align.search.service.service import SearchService
 from align.search.service.uploads import Decoders
 from align.web.guard import Guard
 from tests.support import colour_index, hostile_pictures
@@ -31,12 +26,12 @@ JSON = {"content-type": "application/json"}
 SLOW = square("green")
 
 
-def ask(made: SearchService, method: str, path: str, **more: Any) -> httpx.Response:
+def ask(made, method, path, **more):
     """What the server answers; an error of the application is an answer, as it is over a socket."""
     return asyncio.run(send(made, method, path, **more))
 
 
-async def send(made: SearchService, method: str, path: str, address: str = "127.0.0.1", **more: Any) -> httpx.Response:
+async def send(made, method, path, address="127.0.0.1", **more):
     """The same in a loop, from an address."""
     app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), PORT, policy=POLICY)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(address, 5))
@@ -45,17 +40,17 @@ async def send(made: SearchService, method: str, path: str, address: str = "127.
 
 
 @pytest.fixture(scope="module")
-def made(world: Path) -> Iterator[SearchService]:
+def made(world):
     with service(world, served(world, **{"align.promoted_at": "today"}), max_requests_per_s=None) as one:
         yield one
 
 
-def colours(answer: httpx.Response) -> list[str]:
+def colours(answer):
     assert answer.status_code == 200, answer.text
     return [hit["texts"][0].split()[1] for hit in answer.json()["hits"]]
 
 
-def test_by_text_key_and_picture(made: SearchService) -> None:
+def test_by_text_key_and_picture(made):
     assert colours(ask(made, "GET", "/search?text=blue&limit=3")) == ["blue"] * 3
     assert colours(ask(made, "POST", "/search", json={"text": "blue", "limit": 3})) == ["blue"] * 3
     near = ask(made, "GET", "/search?key=000000000&limit=2")
@@ -65,7 +60,7 @@ def test_by_text_key_and_picture(made: SearchService) -> None:
     assert colours(ask(made, "POST", "/search/image?limit=3", content=square("green"))) == ["green"] * 3
 
 
-def test_words_added_and_taken_away_and_their_weight(made: SearchService) -> None:
+def test_words_added_and_taken_away_and_their_weight(made):
     red, yellow = square("red"), square("yellow")
     assert set(colours(ask(made, "POST", "/search/image?plus=green&limit=3", content=red))) == {"yellow"}
     assert set(colours(ask(made, "POST", "/search/image?minus=green&limit=3", content=yellow))) == {"red"}
@@ -74,7 +69,7 @@ def test_words_added_and_taken_away_and_their_weight(made: SearchService) -> Non
     assert ask(made, "POST", "/search/image?plus=green", content=red).json()["query"] == "the picture + “green”"
 
 
-def test_filters_and_pages(made: SearchService) -> None:
+def test_filters_and_pages(made):
     answer = ask(made, "GET", "/search?text=blue&split=test").json()
     assert len(answer["hits"]) == 4 and {hit["split"] for hit in answer["hits"]} == {"test"}
     assert colours(ask(made, "GET", "/search?text=blue&words=RED+shade")) == ["red"] * 3
@@ -122,36 +117,34 @@ def test_filters_and_pages(made: SearchService) -> None:
         ("GET", "/nowhere", {}, 404, "Not Found"),
     ],
 )
-def test_what_is_wrong_is_refused_in_one_line(
-    made: SearchService, method: str, path: str, more: dict[str, Any], status: int, says: str
-) -> None:
+def test_what_is_wrong_is_refused_in_one_line(made, method, path, more, status, says):
     answer = ask(made, method, path, **more)
     assert answer.status_code == status, answer.text
     body = json.loads(answer.text)
     assert set(body) == {"error"} and says in body["error"] and "\n" not in body["error"]
 
 
-def test_a_word_that_comes_again_and_again_is_looked_for_once(made: SearchService) -> None:
+def test_a_word_that_comes_again_and_again_is_looked_for_once(made):
     assert colours(ask(made, "GET", "/search?text=blue&limit=3&words=" + "+".join(["red"] * 250))) == ["red"] * 3
 
 
 class Stuck(Decoders):
     """Decodes no slow picture before it may."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(max_pixels=10_000, timeout_s=200.0)
         self.go = threading.Event()
 
-    def crop(self, data: bytes, resize_px: int, image_px: int) -> np.ndarray:
+    def crop(self, data, resize_px, image_px):
         assert data != SLOW or self.go.wait(100)
         return super().crop(data, resize_px, image_px)
 
 
-def test_a_client_with_many_slow_pictures_delays_no_other(world: Path) -> None:
+def test_a_client_with_many_slow_pictures_delays_no_other(world):
     with service(world, served(world), max_requests_per_s=None) as made:
         made._decoders = stuck = Stuck()
 
-        async def attack() -> list[int]:
+        async def attack():
             slow = [
                 asyncio.create_task(send(made, "POST", "/embed/image", "127.0.0.2", content=SLOW)) for _ in range(6)
             ]
@@ -164,7 +157,7 @@ def test_a_client_with_many_slow_pictures_delays_no_other(world: Path) -> None:
         assert asyncio.run(attack()) == [200] * 7
 
 
-def test_a_request_has_one_deadline(world: Path) -> None:
+def test_a_request_has_one_deadline(world):
     with service(world, served(world), request_timeout_s=0.5) as made:
         made._decoders = stuck = Stuck()
         refused = ask(made, "POST", "/search/image", content=SLOW)
@@ -173,7 +166,7 @@ def test_a_request_has_one_deadline(world: Path) -> None:
         assert ask(made, "GET", "/search?text=red").status_code == 200
 
 
-def test_decoding_takes_from_what_a_client_may_ask_for(world: Path) -> None:
+def test_decoding_takes_from_what_a_client_may_ask_for(world):
     with service(world, served(world), max_requests_per_s=0.01) as made:
         made.buckets = Buckets(0.01, 20)
         statuses = [ask(made, "POST", "/embed/image", content=square("red")).status_code for _ in range(4)]
@@ -183,7 +176,7 @@ def test_decoding_takes_from_what_a_client_may_ask_for(world: Path) -> None:
         assert asyncio.run(send(made, "GET", "/search?text=red", "127.0.0.2")).status_code == 200
 
 
-def test_embeddings_are_those_of_the_model(made: SearchService) -> None:
+def test_embeddings_are_those_of_the_model(made):
     texts = ask(made, "POST", "/embed", json={"texts": ["red", "blue"]}).json()
     image = ask(made, "POST", "/embed/image", content=square("red", format="PNG")).json()
     [red, blue], [picture] = texts["embeddings"], image["embeddings"]
@@ -191,7 +184,7 @@ def test_embeddings_are_those_of_the_model(made: SearchService) -> None:
     assert texts["served"]["version"] == image["served"]["version"] == 1
 
 
-def test_a_picture_leads_to_its_page_rules_shard_and_version(made: SearchService) -> None:
+def test_a_picture_leads_to_its_page_rules_shard_and_version(made):
     item = ask(made, "GET", "/item/000000001").json()
     picture, texts = "https://example.com/000000001.jpg", ["a red square", "red shade 20"]
     assert item["found"] == [
@@ -204,7 +197,7 @@ def test_a_picture_leads_to_its_page_rules_shard_and_version(made: SearchService
     assert ask(made, "GET", "/item/000000002").json()["found"][0]["page_url"] is None
 
 
-def test_pictures_are_jpegs_that_a_browser_may_keep_for_this_index_only(made: SearchService) -> None:
+def test_pictures_are_jpegs_that_a_browser_may_keep_for_this_index_only(made):
     address = ask(made, "GET", "/search?text=red&limit=1").json()["hits"][0]["image"]
     kept = ask(made, "GET", address)
     assert kept.content.startswith(b"\xff\xd8") and kept.headers["cache-control"].startswith("private, max-age")
@@ -213,7 +206,7 @@ def test_pictures_are_jpegs_that_a_browser_may_keep_for_this_index_only(made: Se
         assert ask(made, "GET", other).headers["cache-control"] == "no-store"
 
 
-def test_without_shards_there_are_thumbnails(world: Path, made: SearchService, tmp_path: Path) -> None:
+def test_without_shards_there_are_thumbnails(world, made, tmp_path):
     thumbnail = ask(made, "GET", "/image/000000001").content
     large = ask(made, "GET", "/image/000000001?large=true").content
     with service(tmp_path, served(world)) as without:
@@ -223,7 +216,7 @@ def test_without_shards_there_are_thumbnails(world: Path, made: SearchService, t
     assert large == (item := served(world).index.item("000000001")).image(world / "shards" / item.shard)
 
 
-def test_without_shards_and_thumbnails_there_are_reasons_for_pictures(tmp_path: Path) -> None:
+def test_without_shards_and_thumbnails_there_are_reasons_for_pictures(tmp_path):
     world = tmp_path / "world"
     colour_index.build(world, thumbnail_px=0)
     with service(tmp_path, served(world)) as made:
@@ -233,7 +226,7 @@ def test_without_shards_and_thumbnails_there_are_reasons_for_pictures(tmp_path: 
         assert len(colours(ask(made, "GET", "/search?text=red&limit=2"))) == 2
 
 
-def test_before_there_is_a_champion_it_runs_and_says_what_to_do(world: Path) -> None:
+def test_before_there_is_a_champion_it_runs_and_says_what_to_do(world):
     with service(world, None) as made:
         health = ask(made, "GET", "/health").json()
         assert (health["live"], health["ready"], health["warnings"]) == (True, False, ["promote something"])
@@ -245,7 +238,7 @@ def test_before_there_is_a_champion_it_runs_and_says_what_to_do(world: Path) -> 
         assert ask(made, "GET", "/").status_code == 200
 
 
-def test_the_page_needs_nothing_from_outside_and_the_endpoints_are_described(made: SearchService) -> None:
+def test_the_page_needs_nothing_from_outside_and_the_endpoints_are_described(made):
     for path in ("/", "/page.js", "/query.js", "/detail.js", "/page.css"):
         answer = ask(made, "GET", path)
         assert answer.status_code == 200 and "http://" not in answer.text.replace("http://127.0.0.1", "")
@@ -256,7 +249,7 @@ def test_the_page_needs_nothing_from_outside_and_the_endpoints_are_described(mad
     assert "422" not in json.dumps(schema["paths"]) and "SearchHit" in schema["components"]["schemas"]
 
 
-def test_metrics_are_lines_that_prometheus_reads(made: SearchService) -> None:
+def test_metrics_are_lines_that_prometheus_reads(made):
     ask(made, "GET", "/search?text=red")
     answer = ask(made, "GET", "/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -272,13 +265,13 @@ def test_metrics_are_lines_that_prometheus_reads(made: SearchService) -> None:
     }  # fmt: skip
 
 
-def test_other_pages_and_other_names_get_nothing(made: SearchService) -> None:
+def test_other_pages_and_other_names_get_nothing(made):
     assert ask(made, "GET", "/search?text=red", headers={"origin": "https://evil.example"}).status_code == 403
     assert ask(made, "GET", "/health", headers={"host": "evil.example"}).status_code == 403
 
 
-def test_a_fault_of_ours_is_no_stack_trace(made: SearchService, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+def test_a_fault_of_ours_is_no_stack_trace(made, monkeypatch):
+    def broken(*_):
         raise RuntimeError("secret path /home/x")
 
     monkeypatch.setattr(made.pictures, "read", broken)
@@ -286,14 +279,14 @@ def test_a_fault_of_ours_is_no_stack_trace(made: SearchService, monkeypatch: pyt
     assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log says why"})
 
 
-def test_a_page_begins_with_pictures_and_an_example(made: SearchService) -> None:
+def test_a_page_begins_with_pictures_and_an_example(made):
     answer = ask(made, "GET", "/start").json()
     assert answer["num_images"] == 12 and len(answer["hits"]) == 12 and answer["columns"] == {}
     assert answer["example"] in [text for hit in answer["hits"] for text in hit["texts"]]
     assert answer["hits"][0]["image"].startswith("/image/") and answer["hits"][0]["columns"] == {}
 
 
-def test_columns_of_a_catalogue_are_answered_and_are_filters(tmp_path: Path) -> None:
+def test_columns_of_a_catalogue_are_answered_and_are_filters(tmp_path):
     (tmp_path / "shop").mkdir()
     rows = ["SKU;Preis;Titel;Bild\n"]
     for number, colour in enumerate(("red", "green", "blue")):

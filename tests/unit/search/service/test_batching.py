@@ -2,9 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,26 +15,26 @@ from tests.support.served import ColourEmbedder, served
 class Slow(ColourEmbedder):
     """Waits with its first batch until it is let go."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.begun, self.go = threading.Event(), threading.Event()
 
-    def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+    def embed_texts(self, texts):
         rows = super().embed_texts(texts)
         self.begun.set()
         assert self.go.wait(100)
         return rows
 
 
-def pair(world: Path, embedder: ColourEmbedder) -> Served:
+def pair(world, embedder):
     return Served(served(world).release, embedder, served(world).index)  # type: ignore[arg-type]
 
 
-def first_row(texts: np.ndarray, images: np.ndarray) -> list[float]:
+def first_row(texts, images):
     return [float(value) for value in texts[0]]
 
 
-async def all_at_once(batcher: Batcher, embedder: Slow, one: Served, texts: list[str]) -> list[Any]:
+async def all_at_once(batcher, embedder, one, texts):
     """The first text occupies the thread while the others come."""
     tasks = [asyncio.create_task(batcher.do(Work(one, [texts[0]], [], first_row)))]
     await asyncio.to_thread(embedder.begun.wait, 100)
@@ -47,7 +44,7 @@ async def all_at_once(batcher: Batcher, embedder: Slow, one: Served, texts: list
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_what_waits_is_one_forward_pass_and_equal_texts_are_one_input(world: Path) -> None:
+def test_what_waits_is_one_forward_pass_and_equal_texts_are_one_input(world):
     embedder = Slow()
     batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
     texts = ["red", *["green", "blue"] * 10]
@@ -63,7 +60,7 @@ def test_what_waits_is_one_forward_pass_and_equal_texts_are_one_input(world: Pat
     assert rows == [pytest.approx(expected[text]) for text in texts]
 
 
-def test_a_batch_is_bounded_and_a_full_queue_refuses(world: Path) -> None:
+def test_a_batch_is_bounded_and_a_full_queue_refuses(world):
     embedder = Slow()
     batcher = Batcher(max_batch=2, max_waiting=3, cached_texts=0)
     rows = asyncio.run(all_at_once(batcher, embedder, pair(world, embedder), ["red", "a", "b", "c", "d", "e"]))
@@ -72,14 +69,14 @@ def test_a_batch_is_bounded_and_a_full_queue_refuses(world: Path) -> None:
     assert [type(row) for row in rows] == [list, list, list, list, BusyError, BusyError]
 
 
-def test_a_batch_takes_one_request_of_each_client_in_turn_and_answers_texts_first(world: Path) -> None:
+def test_a_batch_takes_one_request_of_each_client_in_turn_and_answers_texts_first(world):
     embedder = Slow()
     one, crop, done = pair(world, embedder), np.zeros((48, 48, 3), np.uint8), list[str]()
     batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
 
-    async def ask() -> None:
-        async def do(name: str, client: str, texts: list[str], num_crops: int) -> None:
-            def finish(*rows: np.ndarray) -> None:
+    async def ask():
+        async def do(name, client, texts, num_crops):
+            def finish(*rows):
                 done.append(name)
 
             await batcher.do(Work(one, texts, [crop] * num_crops, finish, client))
@@ -97,15 +94,15 @@ def test_a_batch_takes_one_request_of_each_client_in_turn_and_answers_texts_firs
     assert done == ["first", "b", "a0", "a1", "a2"] and batcher.counts.num_passes == 4
 
 
-def test_an_error_is_of_its_request_alone(world: Path) -> None:
+def test_an_error_is_of_its_request_alone(world):
     embedder = Slow()
     one = pair(world, embedder)
     batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
 
-    def wrong(texts: np.ndarray, images: np.ndarray) -> None:
+    def wrong(texts, images):
         raise ValueError("mine")
 
-    async def run() -> list[Any]:
+    async def run():
         tasks = [asyncio.create_task(batcher.do(Work(one, ["red"], [], first_row)))]
         await asyncio.to_thread(embedder.begun.wait, 100)
         tasks += [
@@ -121,9 +118,9 @@ def test_an_error_is_of_its_request_alone(world: Path) -> None:
     assert [type(row) for row in rows] == [list, ValueError, list]
 
 
-def test_a_broken_model_fails_its_batch_and_the_thread_lives_on(world: Path) -> None:
+def test_a_broken_model_fails_its_batch_and_the_thread_lives_on(world):
     class Broken(ColourEmbedder):
-        def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+        def embed_texts(self, texts):
             raise RuntimeError("no memory")
 
     batcher = Batcher(max_batch=4, max_waiting=4, cached_texts=0)
@@ -134,11 +131,11 @@ def test_a_broken_model_fails_its_batch_and_the_thread_lives_on(world: Path) -> 
     batcher.stop()
 
 
-def test_texts_are_remembered_for_their_model_only(world: Path) -> None:
+def test_texts_are_remembered_for_their_model_only(world):
     one, other = served(world), served(world)
     batcher = Batcher(max_batch=4, max_waiting=4, cached_texts=2)
 
-    def ask(which: Served, text: str) -> None:
+    def ask(which, text):
         asyncio.run(batcher.do(Work(which, [text], [], first_row)))
 
     for text in ("red", "red", "blue", "red", "green", "red", "blue"):  # blue is forgotten for green
@@ -149,12 +146,12 @@ def test_texts_are_remembered_for_their_model_only(world: Path) -> None:
     batcher.stop()
 
 
-def test_whoever_left_costs_nothing(world: Path) -> None:
+def test_whoever_left_costs_nothing(world):
     embedder = Slow()
     one = pair(world, embedder)
     batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
 
-    async def run() -> None:
+    async def run():
         first = asyncio.create_task(batcher.do(Work(one, ["red"], [], first_row)))
         await asyncio.to_thread(embedder.begun.wait, 100)
         left = asyncio.create_task(batcher.do(Work(one, ["blue"], [], first_row)))
@@ -169,7 +166,7 @@ def test_whoever_left_costs_nothing(world: Path) -> None:
     assert sum(embedder.batches) == 1
 
 
-def taken(turns: Turns[str]) -> str:
+def taken(turns):
     items = ""
     while (one := turns.take(wait=False)) is not None:
         items += one[1]
@@ -177,8 +174,8 @@ def taken(turns: Turns[str]) -> str:
     return items
 
 
-def test_each_client_in_turn_and_its_own_in_order() -> None:
-    turns: Turns[str] = Turns(100)
+def test_each_client_in_turn_and_its_own_in_order():
+    turns = Turns(100)
     for item in "abcde":
         turns.put("one", item)
     turns.put("two", "X")
@@ -187,15 +184,15 @@ def test_each_client_in_turn_and_its_own_in_order() -> None:
     assert len(turns) == 8 and taken(turns) == "aX1b2cde" and len(turns) == 0
 
 
-def test_where_there_is_no_room_the_client_with_the_most_comes_again() -> None:
-    turns: Turns[str] = Turns(4)
+def test_where_there_is_no_room_the_client_with_the_most_comes_again():
+    turns = Turns(4)
     assert [turns.put("one", item) for item in "abcde"] == [None] * 4 + ["e"]
     assert [turns.put("two", item) for item in "XYZ"] == ["d", "c", "Z"]
     assert turns.put("three", "1") == "b" and taken(turns) == "aX1Y"
 
 
-def test_one_client_never_has_all_threads() -> None:
-    turns: Turns[str] = Turns(100, max_of_client=2)
+def test_one_client_never_has_all_threads():
+    turns = Turns(100, max_of_client=2)
     for item in "abc":
         turns.put("one", item)
     assert [turns.take(wait=False) for _ in range(3)] == [("one", "a"), ("one", "b"), None]
@@ -205,11 +202,11 @@ def test_one_client_never_has_all_threads() -> None:
     assert turns.take(wait=False) == ("one", "c")
 
 
-def test_threads_answer_the_others_while_one_client_keeps_what_it_may() -> None:
+def test_threads_answer_the_others_while_one_client_keeps_what_it_may():
     go, order = threading.Event(), []
     threads = Threads("test", 3, max_waiting=20, max_of_client=2)
 
-    async def ask() -> None:
+    async def ask():
         slow = [asyncio.create_task(threads.do("one", lambda: go.wait(100))) for _ in range(10)]
         await asyncio.sleep(0)
         order.extend([await threads.do("two", lambda: 2) for _ in range(5)])

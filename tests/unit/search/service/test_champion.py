@@ -1,23 +1,21 @@
 """What is served follows the source; whatever goes wrong, the old pair stays."""
 
-from pathlib import Path
-
 import pytest
 
 from align.errors import DataError, ServiceError
 from align.search.service import champion as module
 from align.search.service.champion import Champion
-from align.search.service.served import Folders, Release, Served
+from align.search.service.served import Release
 from tests.support.served import Releases, served, take_downs
 
 
 class Loader:
     """Loads pairs, or raises what a test says."""
 
-    def __init__(self, world: Path) -> None:
+    def __init__(self, world):
         self.world, self.error, self.asked = world, None, 0  # type: Path, Exception | None, int
 
-    def __call__(self, release: Release, folders: Folders) -> Served:
+    def __call__(self, release, folders):
         self.asked += 1
         if self.error:
             raise self.error
@@ -25,20 +23,20 @@ class Loader:
 
 
 @pytest.fixture
-def releases() -> Releases:
+def releases():
     return Releases(Release("1" * 64, "align", 1))
 
 
 @pytest.fixture
-def loader(world: Path) -> Loader:
+def loader(world):
     return Loader(world)
 
 
-def version(followed: Champion) -> int | None:
+def version(followed):
     return followed.served.release.version if followed.served else None
 
 
-def test_it_swaps_when_the_release_changes_and_only_then(releases: Releases, loader: Loader) -> None:
+def test_it_swaps_when_the_release_changes_and_only_then(releases, loader):
     followed = Champion(releases, 3600, take_downs(), loader)
     assert "being loaded" in (followed.problem or "")
     for _ in range(3):
@@ -55,7 +53,7 @@ def test_it_swaps_when_the_release_changes_and_only_then(releases: Releases, loa
 
 
 @pytest.mark.parametrize("error", [DataError("made with another model"), RuntimeError("a shape\nis wrong")])
-def test_a_broken_pair_leaves_the_old_one_in_place(releases: Releases, loader: Loader, error: Exception) -> None:
+def test_a_broken_pair_leaves_the_old_one_in_place(releases, loader, error):
     followed = Champion(releases, 3600, take_downs(), loader)
     followed.look()
     releases.now, loader.error = Release("2" * 64, "align", 2), error
@@ -69,9 +67,7 @@ def test_a_broken_pair_leaves_the_old_one_in_place(releases: Releases, loader: L
     assert followed.problem is None and followed.num_swaps == 0
 
 
-def test_a_failed_release_is_tried_again_later(
-    releases: Releases, loader: Loader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_release_is_tried_again_later(releases, loader, monkeypatch):
     followed = Champion(releases, 3600, take_downs(), loader)
     loader.error = ServiceError("the download was cut off")
     followed.look()
@@ -84,7 +80,7 @@ def test_a_failed_release_is_tried_again_later(
     assert version(followed) == 1 and followed.problem is None
 
 
-def test_an_unreachable_registry_and_a_removed_alias_are_warnings(releases: Releases, loader: Loader) -> None:
+def test_an_unreachable_registry_and_a_removed_alias_are_warnings(releases, loader):
     followed = Champion(releases, 3600, take_downs(), loader)
     followed.look()
     sound, releases.now = releases.now, ServiceError("MLflow is not there")
@@ -98,7 +94,7 @@ def test_an_unreachable_registry_and_a_removed_alias_are_warnings(releases: Rele
     assert followed.warnings() == ["moved by hand"]
 
 
-def test_other_tags_of_the_same_bytes_load_nothing(releases: Releases, loader: Loader) -> None:
+def test_other_tags_of_the_same_bytes_load_nothing(releases, loader):
     followed = Champion(releases, 3600, take_downs(), loader)
     followed.look()
     releases.now = Release("1" * 64, "align", 1, tags={"align.promoted_at": "today"})

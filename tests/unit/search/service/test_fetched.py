@@ -4,7 +4,6 @@ import io
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from align.pairs.picture_process import end_idle
 from align.search.service.fetched import RegisteredChampion
 from align.search.service.uploads import Decoders
 from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, sign
-from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, PROMOTED, Version
+from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, PROMOTED
 from tests.support import hostile_pictures
 from tests.support.colours import square
 from tests.support.memory_mlflow import MemoryTracker
@@ -30,12 +29,12 @@ from tests.support.signing_keys import write_keys
 class World:
     """A registry in memory, and what fetches its champion. Models and indexes are files with a word in them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.tracker, self.served = MemoryTracker(root / "mlflow"), root / "served"
         values = load_params().values["paths"] | {"index": str(root / "own")}
         self.source = RegisteredChampion("align", self.tracker, PathsConfig.model_validate(values), self.served)
 
-    def registered(self, word: str, *, with_index: bool = True) -> Version:
+    def registered(self, word, *, with_index=True):
         """Another version, the champion."""
         run = self.tracker.start_run("align", word)
         files = {"model": self.tracker.root / run / "model/artifacts/finetuned/weights"}
@@ -54,23 +53,23 @@ class World:
         self.tracker.registry.set_alias(version, CHAMPION)
         return version
 
-    def fetched(self) -> tuple[str, str, bool]:
+    def fetched(self):
         """The words in the model and in the index, and whether they belong together for sure."""
         release = self.source.wanted()
         assert release is not None
         folders = self.source.folders(release)
         return (folders.model / "weights").read_text(), (folders.index / "items").read_text(), folders.vouched
 
-    def copies(self) -> set[str]:
+    def copies(self):
         return {path.name for path in self.served.iterdir() if path.is_dir()}
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path):
     return World(tmp_path)
 
 
-def test_both_are_fetched_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_are_fetched_once(world, monkeypatch):
     assert world.source.wanted() is None
     world.registered("fox")
     assert world.fetched() == ("fox", "fox", True)
@@ -79,7 +78,7 @@ def test_both_are_fetched_once(world: World, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("what", ["model", "index"])
-def test_what_the_version_does_not_name_is_not_served(world: World, what: str) -> None:
+def test_what_the_version_does_not_name_is_not_served(world, what):
     version = world.registered("fox")
     (file,) = (path for path in (world.tracker.root / version.run_id / what).rglob("*") if path.is_file())
     file.write_text("owl")
@@ -88,9 +87,7 @@ def test_what_the_version_does_not_name_is_not_served(world: World, what: str) -
     assert world.copies() == set()
 
 
-def test_with_a_trusted_key_only_a_signed_champion_is_served(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_a_trusted_key_only_a_signed_champion_is_served(world, tmp_path, monkeypatch):
     version = world.registered("fox")
     assert world.fetched() == ("fox", "fox", True)  # kept since then
     private, public = write_keys(tmp_path)
@@ -114,7 +111,7 @@ def test_with_a_trusted_key_only_a_signed_champion_is_served(
 
 
 @pytest.mark.parametrize("what", ["model/artifacts/finetuned/weights", "index/items"])
-def test_a_damaged_copy_is_fetched_again(world: World, what: str) -> None:
+def test_a_damaged_copy_is_fetched_again(world, what):
     world.registered("fox")
     world.fetched()
     (copy,) = world.copies()
@@ -122,7 +119,7 @@ def test_a_damaged_copy_is_fetched_again(world: World, what: str) -> None:
     assert world.fetched() == ("fox", "fox", True)
 
 
-def test_two_copies_are_kept(world: World) -> None:
+def test_two_copies_are_kept(world):
     copies = []
     for word in ("fox", "owl", "cat"):
         world.registered(word)
@@ -132,7 +129,7 @@ def test_two_copies_are_kept(world: World) -> None:
     assert world.copies() == set(copies[1:])
 
 
-def test_a_version_without_an_index_is_served_with_the_checkouts_which_nobody_has_compared(world: World) -> None:
+def test_a_version_without_an_index_is_served_with_the_checkouts_which_nobody_has_compared(world):
     world.registered("fox", with_index=False)
     with pytest.raises(DataError, match=r"it has no index, and .*own has none: run `align index`"):
         world.fetched()
@@ -148,7 +145,7 @@ def test_a_version_without_an_index_is_served_with_the_checkouts_which_nobody_ha
     assert second is not None and second.digest != first.digest  # so that it is loaded again
 
 
-def test_what_is_of_other_means_is_refused_and_what_was_moved_by_hand_is_said(world: World) -> None:
+def test_what_is_of_other_means_is_refused_and_what_was_moved_by_hand_is_said(world):
     version = world.registered("fox")
     release = world.source.wanted()
     assert release is not None and world.source.warnings(release) == []
@@ -161,11 +158,11 @@ def test_what_is_of_other_means_is_refused_and_what_was_moved_by_hand_is_said(wo
 
 
 @pytest.fixture
-def decoders() -> Decoders:
+def decoders():
     return Decoders(max_pixels=1_000_000, timeout_s=200.0)
 
 
-def photograph(format: str, size: tuple[int, int] = (300, 200)) -> bytes:
+def photograph(format, size=(300, 200)):
     drawn = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(drawn).resize(size, Image.Resampling.BICUBIC).save(buffer, format)
@@ -173,7 +170,7 @@ def photograph(format: str, size: tuple[int, int] = (300, 200)) -> bytes:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_the_pixels_are_those_that_training_and_the_index_see(decoders: Decoders, format: str) -> None:
+def test_the_pixels_are_those_that_training_and_the_index_see(decoders, format):
     data = photograph(format)
     expected = centre_crop(decode(data, 72), 64)
     found = decoders.crop(data, 72, 64)
@@ -192,14 +189,14 @@ def test_the_pixels_are_those_that_training_and_the_index_see(decoders: Decoders
         hostile_pictures.png(1001),
     ],
 )
-def test_what_is_no_picture_is_refused_and_the_next_one_decodes(decoders: Decoders, data: bytes) -> None:
+def test_what_is_no_picture_is_refused_and_the_next_one_decodes(decoders, data):
     with pytest.raises(DataError) as refused:
         decoders.crop(data, 72, 64)
     assert "\n" not in str(refused.value)
     assert decoders.crop(square("red"), 48, 48).shape == (48, 48, 3)
 
 
-def test_a_picture_that_takes_too_long_is_killed_and_the_next_one_decodes() -> None:
+def test_a_picture_that_takes_too_long_is_killed_and_the_next_one_decodes():
     made = Decoders(max_pixels=100_000_000, timeout_s=200.0)
     end_idle()
     made.crop(square("red"), 48, 48)  # the process has started

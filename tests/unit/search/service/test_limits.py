@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import MutableMapping
-from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -15,26 +13,17 @@ from align.search.service.limits import MAX_TEXT_BYTES, Buckets, Limits, Request
 from tests.support.served import limits
 
 
-def answer(
-    *,
-    parts: list[bytes] | None = None,
-    says: int | None = None,
-    chunked: bool = False,
-    pause_s: float = 0.0,
-    path: str = "/search/image",
-    method: str = "POST",
-    made: Limits,
-) -> tuple[int, dict[str, Any]]:
+def answer(*, parts=None, says=None, chunked=False, pause_s=0.0, path="/search/image", method="POST", made):
     """Status and JSON of one request, whose body comes in parts."""
-    sent: list[MutableMapping[str, Any]] = []
+    sent = []
     bodies = list(parts or [b""])
 
-    async def receive() -> MutableMapping[str, Any]:
+    async def receive():
         await asyncio.sleep(pause_s)
         body = bodies.pop(0)
         return {"type": "http.request", "body": body, "more_body": bool(bodies)}
 
-    async def send(message: MutableMapping[str, Any]) -> None:
+    async def send(message):
         sent.append(message)
 
     headers = [(b"content-length", str(says).encode())] if says is not None else []
@@ -45,20 +34,20 @@ def answer(
     return sent[0]["status"], json.loads(body) if body else {}
 
 
-async def reads_all(scope: Any, receive: Any, send: Any) -> None:
+async def reads_all(scope, receive, send):
     while (await receive()).get("more_body"):
         pass
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b""})
 
 
-def limited(registry: CollectorRegistry | None = None, max_burst: float = 200, **values: Any) -> Limits:
+def limited(registry=None, max_burst=200, **values):
     config = limits(**{"max_requests_per_s": None, "max_body_bytes": 2 * MAX_TEXT_BYTES, **values})
     requests = RequestMetrics(registry or CollectorRegistry())
     return Limits(reads_all, config, requests, Buckets(config.max_requests_per_s, max_burst))
 
 
-def test_a_body_is_bounded_by_what_comes_not_by_what_is_said() -> None:
+def test_a_body_is_bounded_by_what_comes_not_by_what_is_said():
     half = b"x" * MAX_TEXT_BYTES
     assert answer(made=limited(), parts=[half, half])[0] == 200
     assert answer(made=limited(), parts=[half, half + b"x"], says=3)[0] == 413
@@ -67,7 +56,7 @@ def test_a_body_is_bounded_by_what_comes_not_by_what_is_said() -> None:
     assert answer(made=limited(), says=10**30)[0] == 413
 
 
-def test_only_requests_with_pictures_may_be_long() -> None:
+def test_only_requests_with_pictures_may_be_long():
     long = [b"x" * MAX_TEXT_BYTES, b"x"]
     for path in ("/search/image", "/embed/image"):
         assert answer(made=limited(), parts=[*long], path=path)[0] == 200, path
@@ -76,14 +65,14 @@ def test_only_requests_with_pictures_may_be_long() -> None:
         assert answer(made=limited(), says=MAX_TEXT_BYTES + 1, path=path, method=method)[0] == 413, path
 
 
-def test_the_first_wrong_value_ends_a_check() -> None:
+def test_the_first_wrong_value_ends_a_check():
     for given in ({"texts": [1] * 9000}, dict.fromkeys(map(str, range(9000)))):
         with pytest.raises(ValidationError) as refused:
             EmbedRequest.model_validate(given)
         assert refused.value.error_count() == 1
 
 
-def test_a_body_takes_from_what_a_client_may_ask_for_by_its_length() -> None:
+def test_a_body_takes_from_what_a_client_may_ask_for_by_its_length():
     made = limited(max_requests_per_s=0.01, max_burst=10, max_body_bytes=1 << 24)
     assert answer(made=made, parts=[b"x"], says=15_000_000)[0] == 200
     assert answer(made=made, parts=[b"x"])[0] == 429
@@ -92,26 +81,26 @@ def test_a_body_takes_from_what_a_client_may_ask_for_by_its_length() -> None:
     assert answer(made=made, parts=[b"x"])[0] == 429
 
 
-def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_bodies_together_are_bounded(monkeypatch):
     monkeypatch.setattr(service_limits, "_MAX_HELD_BYTES", 3000)
     made, waits = limited(), asyncio.Event()
 
-    async def ask(parts: list[bytes]) -> int:
+    async def ask(parts):
         statuses = []
 
-        async def receive() -> MutableMapping[str, Any]:
+        async def receive():
             if len(parts) == 1:
                 await waits.wait()
             return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
-        async def send(message: MutableMapping[str, Any]) -> None:
+        async def send(message):
             statuses.append(message.get("status"))
 
         scope = {"type": "http", "method": "POST", "path": "/embed", "headers": [], "client": ("127.0.0.1", 5)}
         await made(scope, receive, send)
         return int(statuses[0])
 
-    async def together() -> list[int]:
+    async def together():
         first = asyncio.create_task(ask([b"x" * 2000, b"x"]))
         await asyncio.sleep(0)
         waits_not = await ask([b"x" * 1001, b""])
@@ -121,12 +110,12 @@ def test_all_bodies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asyncio.run(together()) == [503, 200, 200]
 
 
-def test_a_body_that_drips_is_cut_off() -> None:
+def test_a_body_that_drips_is_cut_off():
     status, body = answer(made=limited(request_timeout_s=0.1), parts=[b"x"] * 50, pause_s=0.02)
     assert status == 408 and "within 0.1 s" in body["error"]
 
 
-def test_a_client_that_asks_too_often_waits_and_others_do_not() -> None:
+def test_a_client_that_asks_too_often_waits_and_others_do_not():
     now = [0.0]
     buckets = Buckets(2.0, 3, clock=lambda: now[0])
     assert [buckets.wait_s("one", 1.0) for _ in range(4)] == [0, 0, 0, pytest.approx(0.5)]
@@ -137,7 +126,7 @@ def test_a_client_that_asks_too_often_waits_and_others_do_not() -> None:
     assert [buckets.wait_s("one", 1.0) > 0 for _ in range(4)] == [False, False, False, True]  # no more than a burst
 
 
-def test_refusals_say_when_to_come_again_and_pages_are_free() -> None:
+def test_refusals_say_when_to_come_again_and_pages_are_free():
     made = limited(max_requests_per_s=0.5, max_burst=1)
     assert answer(made=made)[0] == 200
     status, body = answer(made=made)
@@ -146,21 +135,21 @@ def test_refusals_say_when_to_come_again_and_pages_are_free() -> None:
     assert answer(made=made, path="/health")[0] == 200
 
 
-def test_many_addresses_take_bounded_memory() -> None:
+def test_many_addresses_take_bounded_memory():
     buckets = Buckets(1.0, 1)
     for number in range(12_000):
         buckets.wait_s(str(number), 1.0)
     assert len(buckets._left) == 10_000
 
 
-def test_every_request_is_counted_under_few_names() -> None:
+def test_every_request_is_counted_under_few_names():
     registry = CollectorRegistry()
     made = limited(registry)
     for path in ("/search", "/search/image", "/image/a/b", "/../x", "/%00"):
         answer(made=made, path=path)
     answer(made=made, says=999_999)
 
-    def counted(endpoint: str, status: str) -> float | None:
+    def counted(endpoint, status):
         return registry.get_sample_value("align_search_requests_total", {"endpoint": endpoint, "status": status})
 
     assert (counted("search", "200"), counted("search", "413"), counted("page", "200")) == (2, 1, 2)

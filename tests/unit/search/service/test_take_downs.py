@@ -5,9 +5,6 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,24 +24,24 @@ POLL_S = 0.05
 class Policy:
     """A policy folder, and the service that obeys it."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder, url):
         self.file, self.url = folder / OPTED_OUT, url
 
-    def ask(self, path: str) -> Any:
+    def ask(self, path):
         with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
             return json.loads(body) if (body := answer.read())[:1] == b"{" else body
 
-    def status(self, path: str) -> int:
+    def status(self, path):
         try:
             self.ask(path)
         except urllib.error.HTTPError as error:
             return error.code
         return 200
 
-    def write(self, *entries: str) -> None:
+    def write(self, *entries):
         self.file.write_text(HEADER + "".join(f"{entry},,2026-01-02\n" for entry in entries))
 
-    def obeyed(self, *entries: str) -> dict[str, Any]:
+    def obeyed(self, *entries):
         """The health of the service once it obeys these entries."""
         self.write(*entries)
         digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
@@ -54,7 +51,7 @@ class Policy:
         assert health["take_downs"] == digest
         return dict(health)
 
-    def said(self, words: str) -> dict[str, Any]:
+    def said(self, words):
         """The health of the service once a warning has these words."""
         end = time.monotonic() + 20
         while words not in " ".join((health := self.ask("/health"))["warnings"]) and time.monotonic() < end:
@@ -64,7 +61,7 @@ class Policy:
 
 
 @pytest.fixture(scope="module")
-def policy(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policy]:
+def policy(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
     (folder / OPTED_OUT).write_text(HEADER)
     with service(world, served(world), folder, poll_s=POLL_S, max_requests_per_s=None) as made:
@@ -73,12 +70,12 @@ def policy(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Po
             yield Policy(folder, url)
 
 
-def keys(answer: dict[str, Any]) -> list[str]:
+def keys(answer):
     return [hit["key"] for hit in answer["hits"]]
 
 
 @pytest.mark.parametrize("kind", ["url", "page", "host", "image_id"])
-def test_a_picture_is_gone_while_the_service_runs(policy: Policy, kind: str) -> None:
+def test_a_picture_is_gone_while_the_service_runs(policy, kind):
     all_of_them = policy.obeyed()["num_images"]
     before = policy.ask("/search?text=blue&limit=4")
     gone = before["hits"][0]
@@ -106,7 +103,7 @@ def test_a_picture_is_gone_while_the_service_runs(policy: Policy, kind: str) -> 
     assert policy.ask("/search?text=blue&limit=4") == before
 
 
-def test_a_damaged_or_absent_list_leaves_the_one_before_in_force(policy: Policy) -> None:
+def test_a_damaged_or_absent_list_leaves_the_one_before_in_force(policy):
     first = policy.ask("/search?text=blue&limit=1")["hits"][0]
     policy.obeyed(f"image_id,{first['image_id']}")
     digest = policy.ask("/health")["take_downs"]
@@ -118,7 +115,7 @@ def test_a_damaged_or_absent_list_leaves_the_one_before_in_force(policy: Policy)
     assert policy.obeyed()["warnings"] == []
 
 
-def test_a_service_starts_without_a_list_and_not_with_a_damaged_one(tmp_path: Path) -> None:
+def test_a_service_starts_without_a_list_and_not_with_a_damaged_one(tmp_path):
     absent = TakeDowns(tmp_path / "policy")
     assert absent.digest is None and "No such file or directory, so no take-down is obeyed" in str(absent.problem)
     (tmp_path / "policy").mkdir()
@@ -127,7 +124,7 @@ def test_a_service_starts_without_a_list_and_not_with_a_damaged_one(tmp_path: Pa
         TakeDowns(tmp_path / "policy")
 
 
-def test_the_next_release_is_masked_before_it_is_served(world: Path, tmp_path: Path) -> None:
+def test_the_next_release_is_masked_before_it_is_served(world, tmp_path):
     (tmp_path / OPTED_OUT).write_text(f"{HEADER}host,example.com,,2026-01-02\n")
     releases = Releases(Release("1" * 64, "align", 1))
     followed = Champion(releases, 3600, take_downs(tmp_path), lambda release, folders: served(world, release.digest))
@@ -138,10 +135,8 @@ def test_the_next_release_is_masked_before_it_is_served(world: Path, tmp_path: P
         assert followed.served.index.num_images < len(followed.served.index.items)
 
 
-def test_of_an_index_that_cannot_be_masked_nothing_is_served(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def damaged(self: object, covers: object) -> Iterator[int]:
+def test_of_an_index_that_cannot_be_masked_nothing_is_served(world, tmp_path, monkeypatch):
+    def damaged(self, covers):
         raise CorruptError("addresses.parquet: damaged")
 
     (tmp_path / OPTED_OUT).write_text(HEADER)

@@ -4,7 +4,6 @@ import hashlib
 import io
 import re
 from itertools import count
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from align.errors import AlignError, DataError, ServiceError
 from align.services.s3 import client
 from align.services.s3.locations import Stat
 from align.services.s3.store import CheckpointMirror
-from tests.support.odd_server import Answer, answering, listing
+from tests.support.odd_server import answering, listing
 from tests.support.params import load_params
 
 # botocore leaves a connection that the server broke off to the collector of garbage
@@ -24,12 +23,12 @@ URI = "s3://bucket/run/step-00000001.pt"
 
 
 @pytest.fixture
-def config() -> StoreConfig:
+def config():
     return StoreConfig.model_validate(load_params().values["store"] | {"num_retries": 1, "timeout_s": 2.0})
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -38,16 +37,14 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StoreConfig, "num_connections", 2)
 
 
-BODIES: dict[str, Answer] = {
+BODIES = {
     "of another object": lambda _: (206, {"ETag": '"two"'}, bytes(100)),
     "cut off": lambda _: (206, {"Content-Length": "100"}, bytes(50)),
 }
 
 
 @pytest.mark.parametrize("answer", BODIES.values(), ids=BODIES)
-def test_a_download_is_whole_and_of_one_object(
-    config: StoreConfig, monkeypatch: pytest.MonkeyPatch, answer: Answer
-) -> None:
+def test_a_download_is_whole_and_of_one_object(config, monkeypatch, answer):
     with answering(answer) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(AlignError) as refused:
@@ -56,9 +53,7 @@ def test_a_download_is_whole_and_of_one_object(
 
 
 @pytest.mark.parametrize("headers", [{"ETag": None}, {"Last-Modified": "yesterday"}], ids=["no ETag", "no time"])
-def test_a_server_of_something_else_is_told(
-    config: StoreConfig, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str | None]
-) -> None:
+def test_a_server_of_something_else_is_told(config, monkeypatch, headers):
     with answering(lambda _: (200, headers, b"abc")) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(ServiceError) as refused:
@@ -66,13 +61,13 @@ def test_a_server_of_something_else_is_told(
     assert str(refused.value).startswith(URI) and "\n" not in str(refused.value)
 
 
-def test_names_in_a_listing_lead_nowhere(config: StoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_a_listing_lead_nowhere(config, tmp_path, monkeypatch):
     """A checkpoint's name becomes a file's."""
     names = (
         "step-99999999.pt/../../../../gone", "../step-00000009.pt", "step-x.pt", "step-00000002.pt\n", "/etc/passwd",
     )  # fmt: skip
 
-    def answer(request: object) -> tuple[int, dict[str, str | None], bytes]:
+    def answer(request):
         return 200, {}, listing(*(f"run/{name}" for name in names)) if "list-type" in request.path else b"x"  # type: ignore[attr-defined]
 
     (tmp_path / "deep/er/run").mkdir(parents=True)
@@ -84,14 +79,12 @@ def test_names_in_a_listing_lead_nowhere(config: StoreConfig, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_a_server_that_restarts_in_mid_download(
-    config: StoreConfig, monkeypatch: pytest.MonkeyPatch, other: bool
-) -> None:
+def test_a_server_that_restarts_in_mid_download(config, monkeypatch, other):
     """The rest is read from the server that comes back, unless it has another object then."""
     whole, part = bytes(range(256)) * (48 << 10), 5 << 20
     asked = count()
 
-    def answer(request: object) -> tuple[int, dict[str, str | None], bytes]:
+    def answer(request):
         start = int(re.findall(r"\d+", request.headers["Range"])[0])  # type: ignore[attr-defined]
         data, number = whole[start : start + part], next(asked)
         if number == 2:  # it ends in mid-body

@@ -17,12 +17,12 @@ from align.services.s3.store import Objects, fetcher, keep_tar
 from tests.support.local_store import config, touch
 
 
-def listed(root: Path, location: str, *suffixes: str) -> list[str]:
+def listed(root, location, *suffixes):
     found = StoreFiles(config(root)).list(f"{root}/{location}", suffixes)
     return [name.removeprefix(f"{root}/") for name in found]
 
 
-def test_a_location_is_a_file_a_folder_or_a_pattern(tmp_path: Path) -> None:
+def test_a_location_is_a_file_a_folder_or_a_pattern(tmp_path):
     touch(tmp_path, "b.warc.gz", "a.warc", "deep/er/c.WARC.GZ", "deep/notes.md", "dx/e.warc.gz")
     assert listed(tmp_path, "b.warc.gz", ".warc") == ["b.warc.gz"]  # a file that is named counts, with any suffix
     assert listed(tmp_path, "", ".warc", ".warc.gz") == ["a.warc", "b.warc.gz", "deep/er/c.WARC.GZ", "dx/e.warc.gz"]
@@ -35,7 +35,7 @@ def test_a_location_is_a_file_a_folder_or_a_pattern(tmp_path: Path) -> None:
             listed(tmp_path, nothing, ".zip")
 
 
-def test_a_list_names_locations_relative_to_itself(tmp_path: Path) -> None:
+def test_a_list_names_locations_relative_to_itself(tmp_path):
     touch(tmp_path, "x/a.warc", "x/b.warc", "y/c.warc", "y/d.txt")
     lines = f"\ufeff# two folders\n\nx/b.warc\r\ny\n{tmp_path}/x/*.warc\ns3://bucket/z.warc\n"
     (tmp_path / "list.txt").write_text(lines)
@@ -49,7 +49,7 @@ def test_a_list_names_locations_relative_to_itself(tmp_path: Path) -> None:
         listed(tmp_path, "bad.paths.gz", ".warc")
 
 
-def test_files_are_opened_and_stamped_and_travel_to_workers(tmp_path: Path) -> None:
+def test_files_are_opened_and_stamped_and_travel_to_workers(tmp_path):
     touch(tmp_path, "a")
     files = pickle.loads(pickle.dumps(StoreFiles(config(tmp_path))))
     with files.open(f"{tmp_path}/a") as stream:
@@ -65,13 +65,13 @@ def test_files_are_opened_and_stamped_and_travel_to_workers(tmp_path: Path) -> N
         files.stamp(f"{tmp_path}/none")
 
 
-def tar(root: Path, data: bytes = b"a tar") -> tuple[Path, str]:
+def tar(root, data=b"a tar"):
     path = root / "a.tar"
     path.write_bytes(data)
     return path, hashlib.sha256(data).hexdigest()
 
 
-def test_an_object_is_written_once_and_read_once(tmp_path: Path) -> None:
+def test_an_object_is_written_once_and_read_once(tmp_path):
     objects, (path, sha256) = Objects(config(tmp_path)), tar(tmp_path)
     assert not objects.exists(sha256)
     objects.put(path, sha256)
@@ -89,7 +89,7 @@ def test_an_object_is_written_once_and_read_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"a tor", b"a t", b"a tar and more"])
-def test_a_damaged_object_is_found_out_and_never_cached(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_object_is_found_out_and_never_cached(tmp_path, damage):
     objects, (path, sha256) = Objects(config(tmp_path)), tar(tmp_path)
     objects.put(path, sha256)
     Path(objects.uri(sha256)).write_bytes(damage)
@@ -101,7 +101,7 @@ def test_a_damaged_object_is_found_out_and_never_cached(tmp_path: Path, damage: 
             objects.put(path, sha256)
 
 
-def test_a_tar_is_handed_over_once_and_a_lost_one_is_named(tmp_path: Path) -> None:
+def test_a_tar_is_handed_over_once_and_a_lost_one_is_named(tmp_path):
     path, sha256 = tar(tmp_path)
     keep_tar(path, sha256, config(tmp_path, None))
     assert path.exists()
@@ -113,7 +113,7 @@ def test_a_tar_is_handed_over_once_and_a_lost_one_is_named(tmp_path: Path) -> No
         keep_tar(path, sha256, config(tmp_path))
 
 
-def test_without_objects_there_is_nothing_to_ask(tmp_path: Path) -> None:
+def test_without_objects_there_is_nothing_to_ask(tmp_path):
     assert fetcher(config(tmp_path, None)) is None
     with pytest.raises(ConfigError, match=r"store\.objects is not set"):
         Objects(config(tmp_path, None))
@@ -121,7 +121,7 @@ def test_without_objects_there_is_nothing_to_ask(tmp_path: Path) -> None:
         Objects(config(tmp_path).model_copy(update={"objects": "s3:///prefix"}))
 
 
-def dataset(root: Path, kind: str) -> Path:
+def dataset(root, kind):
     """A folder with one tar at its root or below, and its manifest."""
     folder = root / "data"
     folder.mkdir()
@@ -141,14 +141,14 @@ def dataset(root: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["raw", "shards"])
-def test_a_manifest_names_the_tars_of_its_folder(tmp_path: Path, kind: str) -> None:
+def test_a_manifest_names_the_tars_of_its_folder(tmp_path, kind):
     folder = dataset(tmp_path, kind)
     (path,) = folder.rglob("*.tar")
     assert stored_tars(folder) == {path.relative_to(folder).as_posix(): (sha256_file(path), 5)}
     assert stored_tars(tmp_path) == {}
 
 
-def test_a_tar_that_is_not_in_its_folder_is_read_from_the_store(tmp_path: Path) -> None:
+def test_a_tar_that_is_not_in_its_folder_is_read_from_the_store(tmp_path):
     folder = dataset(tmp_path, "shards")
     (path,) = folder.rglob("*.tar")
     row = Shard(
@@ -164,7 +164,7 @@ def test_a_tar_that_is_not_in_its_folder_is_read_from_the_store(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("text", ["[]", '{"shards": [{}]}', "{}"])
-def test_a_strange_manifest_is_one_clear_error(tmp_path: Path, text: str) -> None:
+def test_a_strange_manifest_is_one_clear_error(tmp_path, text):
     touch(tmp_path, "raw/manifest.json")
     (tmp_path / "raw" / "manifest.json").write_text(text)
     with pytest.raises(DataError, match="no manifest that this code reads"):

@@ -3,9 +3,7 @@
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
 from contextlib import closing, nullcontext
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +12,7 @@ from align.services.tracking.database import make_private, require_here, require
 from align.services.tracking.tracker import Tracker
 
 
-def store(database: Path, artifacts: Path) -> None:
+def store(database, artifacts):
     """A database with an experiment whose files are in a folder of artifacts, with one file."""
     database.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(database)) as connection, connection:
@@ -25,7 +23,7 @@ def store(database: Path, artifacts: Path) -> None:
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_moved_or_copied_store_is_refused_in_one_line(tmp_path: Path, moved: bool) -> None:
+def test_a_moved_or_copied_store_is_refused_in_one_line(tmp_path, moved):
     first, second = tmp_path / "first é", tmp_path / "second"
     store(first / "mlflow.db", first / "mlartifacts")
     require_here(first / "mlflow.db")
@@ -38,7 +36,7 @@ def test_a_moved_or_copied_store_is_refused_in_one_line(tmp_path: Path, moved: b
     assert str(refused.value) == f"{place}: `make up` there, or move mlflow.db away"
 
 
-def test_a_store_without_files_of_its_own_is_taken(tmp_path: Path) -> None:
+def test_a_store_without_files_of_its_own_is_taken(tmp_path):
     """A new one, one in the making, and one whose files a server or S3 has."""
     database = tmp_path / "mlflow.db"
     require_here(database)
@@ -50,7 +48,7 @@ def test_a_store_without_files_of_its_own_is_taken(tmp_path: Path) -> None:
     require_here(database)
 
 
-def test_only_its_owner_reads_the_database_of_a_checkout(tmp_path: Path) -> None:
+def test_only_its_owner_reads_the_database_of_a_checkout(tmp_path):
     store(tmp_path / "mlflow.db", tmp_path / "mlartifacts")
     files = [tmp_path / name for name in ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm")]
     for file in files:
@@ -61,9 +59,7 @@ def test_only_its_owner_reads_the_database_of_a_checkout(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_a_new_store_is_private_unless_others_were_given_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
-) -> None:
+def test_a_new_store_is_private_unless_others_were_given_it(tmp_path, monkeypatch, own):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mlflow.MlflowClient", lambda **_: None)
     database = tmp_path / ("mlflow.db" if own else "shared.db")
@@ -74,8 +70,8 @@ def test_a_new_store_is_private_unless_others_were_given_it(
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_store_that_the_environment_names_is_taken_unless_it_is_this_checkouts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str], own: bool
-) -> None:
+    tmp_path, monkeypatch, empty_mlflow, own
+):
     """It may be shared, and have another path on the machine that made it."""
     database = tmp_path / "shared/mlflow.db"
     database.parent.mkdir()
@@ -89,9 +85,7 @@ def test_a_store_that_the_environment_names_is_taken_unless_it_is_this_checkouts
             Tracker(uri)
 
 
-def test_one_process_logs_into_the_store_of_its_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_mlflow: Callable[[Path], str]
-) -> None:
+def test_one_process_logs_into_the_store_of_its_working_directory(tmp_path, monkeypatch, empty_mlflow):
     """MLflow keeps connections by address, and `mlflow.db` is another file in another folder."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -107,9 +101,7 @@ def test_one_process_logs_into_the_store_of_its_working_directory(
 
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("damage", ["16", "100", "half", "page", "other"])
-def test_a_damaged_database_is_one_line_for_whoever_opens_it(
-    tmp_path: Path, empty_mlflow: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch, damage: str, beside: bool
-) -> None:
+def test_a_damaged_database_is_one_line_for_whoever_opens_it(tmp_path, empty_mlflow, monkeypatch, damage, beside):
     address = empty_mlflow(tmp_path)
     file = tmp_path / "mlflow.db"
     whole = file.read_bytes()

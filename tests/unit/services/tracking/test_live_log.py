@@ -1,7 +1,6 @@
 """Live metrics: where they go."""
 
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -11,12 +10,12 @@ from align.services.tracking.live_log import LiveLog
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", None])
-def test_rows_go_to_the_mlflow_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str | None) -> None:
+def test_rows_go_to_the_mlflow_of_the_start(tmp_path, monkeypatch, uri):
     """A thread that is slow to begin found no address once, and made a database in the folder of whoever came next."""
-    asked: list[str] = []
+    asked = []
     moved, over = threading.Event(), threading.Event()
 
-    def tracker(address: str) -> None:
+    def tracker(address):
         moved.wait(100)
         asked.append(address)
         over.set()

@@ -16,15 +16,15 @@ from tests.support.small_data import jpeg
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> Path:
+def shards(tmp_path):
     return training_data.write(tmp_path)[0]
 
 
-def train(shards: Path) -> SplitIndex:
+def train(shards):
     return SplitIndex.of(shards, read_manifest(shards), "train")
 
 
-def test_the_index_of_a_split_says_where_each_sample_is(shards: Path) -> None:
+def test_the_index_of_a_split_says_where_each_sample_is(shards):
     manifest = read_manifest(shards)
     for name, split in manifest.splits.items():
         index = pickle.loads(pickle.dumps(SplitIndex.of(shards, manifest, name)))
@@ -39,7 +39,7 @@ def test_the_index_of_a_split_says_where_each_sample_is(shards: Path) -> None:
                 assert data[json : json + 1] == b"{" and data[json + json_size - 1 : json + json_size] == b"}"
 
 
-def test_neither_the_manifest_nor_an_index_holds_anything_for_each_sample(tmp_path: Path) -> None:
+def test_neither_the_manifest_nor_an_index_holds_anything_for_each_sample(tmp_path):
     sizes = []
     for count in (10, 99):
         shards, image = tmp_path / str(count), b"\xff\xd8\xff\xd9"
@@ -49,7 +49,7 @@ def test_neither_the_manifest_nor_an_index_holds_anything_for_each_sample(tmp_pa
     assert sizes[1][0] - sizes[0][0] < 16 and sizes[1][1] - sizes[0][1] < 16
 
 
-def test_offsets_of_the_last_shards_are_kept(shards: Path) -> None:
+def test_offsets_of_the_last_shards_are_kept(shards):
     offsets = Offsets(train(shards), num_kept=12)
     first = offsets.of(0)
     assert offsets.of(0) is first
@@ -57,7 +57,7 @@ def test_offsets_of_the_last_shards_are_kept(shards: Path) -> None:
     assert offsets.of(0) is not first and np.array_equal(offsets.of(0), first)
 
 
-def test_other_manifests_and_indexes_are_refused(shards: Path) -> None:
+def test_other_manifests_and_indexes_are_refused(shards):
     path, text = shards / MANIFEST, (shards / MANIFEST).read_bytes()
     index = train(shards)
     path.write_bytes(text[: len(text) // 3])
@@ -78,14 +78,14 @@ def test_other_manifests_and_indexes_are_refused(shards: Path) -> None:
         index.read_offsets(1)
 
 
-def test_the_first_pairs_are_exactly_so_many_and_a_part_of_more(tmp_path: Path) -> None:
+def test_the_first_pairs_are_exactly_so_many_and_a_part_of_more(tmp_path):
     texts = [tuple(f"text {number} of {image}" for number in range(image % 3 + 1)) for image in range(7)]
     samples = [Sample(f"{one:09d}", f"{one:064x}", jpeg(one, 8, 8), texts[one], texts[one]) for one in range(7)]
     write_shards(tmp_path, {"train": [samples[:3], samples[3:5], samples[5:]]}, image_px=8)
     manifest = read_manifest(tmp_path)
     shards, every = manifest.splits["train"].shards, [text for some in texts for text in some]
 
-    def read(most: int) -> list[str]:
+    def read(most):
         index = first_pairs(train(tmp_path), [shard.num_pairs for shard in shards], most, None)
         found = SplitSamples(pickle.loads(pickle.dumps(index)), 8)
         return [text for number in range(found.num_images) for text in found.texts(number)]

@@ -3,11 +3,9 @@
 import multiprocessing
 import shutil
 import threading
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,16 +26,23 @@ from tests.support.training_data import pretrain_config
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> SplitIndex:
+def index(tmp_path):
     shards, _ = training_data.write(tmp_path)
     return SplitIndex.of(shards, read_manifest(shards), "train")
 
 
 def loader(
-    samples: SplitSamples, *, rank: int = 0, world_size: int = 1, flip: bool = True, phrase_dropout: float = 0.0,
-    crop_scale: tuple[float, float] = (1, 1), block: int = 1000, num_threads: int = 1,
-    extra: Sequence[tuple[SplitSamples, float]] = (),
-) -> TrainLoader:  # fmt: skip
+    samples,
+    *,
+    rank=0,
+    world_size=1,
+    flip=True,
+    phrase_dropout=0.0,
+    crop_scale=(1, 1),
+    block=1000,
+    num_threads=1,
+    extra=(),
+):
     return TrainLoader(
         samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=block),
         augmentation=Augmentation(32, 3, flip, crop_scale, phrase_dropout),
@@ -45,7 +50,7 @@ def loader(
     )  # fmt: skip
 
 
-def test_samples_are_those_of_the_shards(index: SplitIndex, tmp_path: Path) -> None:
+def test_samples_are_those_of_the_shards(index, tmp_path):
     samples = SplitSamples(index, 36)
     for number, sample in enumerate(iter_samples(tmp_path / "shards", "train")):
         assert samples.texts(number) == list(sample.texts)
@@ -54,7 +59,7 @@ def test_samples_are_those_of_the_shards(index: SplitIndex, tmp_path: Path) -> N
     assert np.array_equal(samples.image(20), samples.image(20))  # from the cache
 
 
-def test_an_epoch_shows_every_image_once_and_all_its_texts_in_time(index: SplitIndex) -> None:
+def test_an_epoch_shows_every_image_once_and_all_its_texts_in_time(index):
     samples = SplitSamples(index, 36)
     train = loader(samples)
     by_epoch = [[text for step in range(3 * e, 3 * e + 3) for text in train.batch(step).texts] for e in range(12)]
@@ -66,7 +71,7 @@ def test_an_epoch_shows_every_image_once_and_all_its_texts_in_time(index: SplitI
     assert by_epoch[0] != by_epoch[1]
 
 
-def test_phrase_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) -> None:
+def test_phrase_dropout_shows_a_share_of_the_texts_in_part(index):
     samples = SplitSamples(index, 36)
     for sample in range(24):
         samples.image(sample)
@@ -81,7 +86,7 @@ def test_phrase_dropout_shows_a_share_of_the_texts_in_part(index: SplitIndex) ->
     assert {text for step in range(3) for text in loader(samples).batch(step).texts} == {"dog face: animal, dog"}
 
 
-def test_crops_have_all_sizes_and_each_row_has_its_own_whoever_makes_it(index: SplitIndex) -> None:
+def test_crops_have_all_sizes_and_each_row_has_its_own_whoever_makes_it(index):
     samples = SplitSamples(index, 36)
     samples._images[:] = np.arange(36, dtype=np.uint8)[:, None, None]  # a row says where it is from
     samples._cached[:], samples._texts = True, [["a dog"] for _ in range(24)]
@@ -93,11 +98,11 @@ def test_crops_have_all_sizes_and_each_row_has_its_own_whoever_makes_it(index: S
     assert np.array_equal(np.concatenate(parts), whole)
 
 
-def test_smaller_images_are_resized_on_reading(index: SplitIndex) -> None:
+def test_smaller_images_are_resized_on_reading(index):
     assert SplitSamples(index, 33).image(0).shape == (33, 33, 3)
 
 
-def test_too_few_images_for_a_batch(index: SplitIndex) -> None:
+def test_too_few_images_for_a_batch(index):
     with pytest.raises(ConfigError, match="batch_size 25 is more than the 24 training images"):
         TrainLoader(
             SplitSamples(index, 36),
@@ -106,7 +111,7 @@ def test_too_few_images_for_a_batch(index: SplitIndex) -> None:
         )
 
 
-def test_damaged_and_missing_shards(index: SplitIndex, tmp_path: Path) -> None:
+def test_damaged_and_missing_shards(index, tmp_path):
     path = Path(index.shards[0])
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(CorruptError, match=r"00000\.tar: sample 5: the tar is shorter than its manifest says"):
@@ -121,7 +126,7 @@ def test_damaged_and_missing_shards(index: SplitIndex, tmp_path: Path) -> None:
         SplitIndex.of(tmp_path / "shards", read_manifest(tmp_path / "shards"), "train")
 
 
-def damage(index: SplitIndex, sample: int, *, json: bool = False) -> None:
+def damage(index, sample, *, json=False):
     """Overwrites an image, or its texts, in the first shard with zeros."""
     offset, size = index.read_offsets(0)[sample][2 * json :][:2].tolist()
     path = Path(index.shards[0])
@@ -131,7 +136,7 @@ def damage(index: SplitIndex, sample: int, *, json: bool = False) -> None:
     path.write_bytes(data)
 
 
-def test_quarantine_shows_others_of_the_block_and_counts(index: SplitIndex, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quarantine_shows_others_of_the_block_and_counts(index, capsys):
     good = list(loader(SplitSamples(index, 36)).batches(0, 6))
     damage(index, 5)
     damage(index, 7, json=True)
@@ -162,7 +167,7 @@ def test_quarantine_shows_others_of_the_block_and_counts(index: SplitIndex, caps
     assert np.array_equal(everywhere[5], everywhere[6]) and np.array_equal(everywhere[7], everywhere[8])
 
 
-def test_a_block_of_which_nothing_can_be_read_stops_even_in_quarantine(index: SplitIndex) -> None:
+def test_a_block_of_which_nothing_can_be_read_stops_even_in_quarantine(index):
     for path in map(Path, index.shards):
         path.chmod(0o644)
         path.write_bytes(b"")
@@ -174,9 +179,7 @@ def test_a_block_of_which_nothing_can_be_read_stops_even_in_quarantine(index: Sp
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_any_world_size_and_number_of_threads_shows_the_same_from_any_step(
-    index: SplitIndex, world_size: int, num_threads: int
-) -> None:
+def test_any_world_size_and_number_of_threads_shows_the_same_from_any_step(index, world_size, num_threads):
     whole = list(loader(SplitSamples(index, 36), block=7, phrase_dropout=0.5).batches(0, 8))
     assert to_pixels(whole[0].images).shape == (8, 3, 32, 32) and whole[0].draws.shape == (8, 3) and len(whole) == 8
     for first in (0, 5):
@@ -193,9 +196,7 @@ def test_any_world_size_and_number_of_threads_shows_the_same_from_any_step(
             assert [text for part in parts for text in part.texts] == whole[step].texts
 
 
-def test_sources_are_mixed_by_weight_each_with_its_own_epochs(
-    index: SplitIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sources_are_mixed_by_weight_each_with_its_own_epochs(index, tmp_path, monkeypatch):
     # nobody sees the 10,000 pictures, and each has one text: nothing to cut out, to draw or to choose
     monkeypatch.setattr("align.training.batches.rows.random_crop", lambda *_, **__: None)
     monkeypatch.setattr("align.training.batches.rows.uniforms", lambda *words: np.zeros((len(words[3]), words[4])))
@@ -228,11 +229,11 @@ class Held(SplitSamples):
 
     now_s = 0.0
 
-    def __init__(self, index: SplitIndex, px: int) -> None:
+    def __init__(self, index, px):
         super().__init__(index, px)
         self.may, self.loaded = threading.Event(), threading.Semaphore(0)
 
-    def load(self, *arguments: Any) -> Any:
+    def load(self, *arguments):
         assert self.may.wait(100)
         found = super().load(*arguments)
         self.now_s += 60
@@ -240,7 +241,7 @@ class Held(SplitSamples):
         return found
 
 
-def test_waiting_is_measured(index: SplitIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_is_measured(index, monkeypatch):
     samples = Held(index, 36)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: samples.now_s))
     train = loader(samples)
@@ -256,7 +257,7 @@ def test_waiting_is_measured(index: SplitIndex, monkeypatch: pytest.MonkeyPatch)
         samples.may.set()
 
 
-def test_processes_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_by_default(monkeypatch):
     cpu, gpu = Ranks(0, 1, torch.device("cpu")), Ranks(0, 1, torch.device("cuda", 0))
     for cores, expected in ((1, 1), (2, 1), (6, 5), (32, 8)):
         monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
@@ -267,16 +268,16 @@ def test_processes_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
 
 
-def test_processes_share_memory_and_connections_evenly(tmp_path: Path) -> None:
+def test_processes_share_memory_and_connections_evenly(tmp_path):
     shards, _ = training_data.write(tmp_path)
 
     class Far:
         num_connections = 7
 
-        def uri(self, sha256: str, num_bytes: int) -> str:
+        def uri(self, sha256, num_bytes):
             raise AssertionError
 
-        def read(self, uri: str, offset: int, size: int) -> bytes:
+        def read(self, uri, offset, size):
             raise AssertionError
 
     index = SplitIndex.of(shards, read_manifest(shards), "train")
@@ -288,9 +289,7 @@ def test_processes_share_memory_and_connections_evenly(tmp_path: Path) -> None:
     assert two.on_corrupt == "quarantine" and two.resize_px == 36 and two.tars._patience_s == 3.0
 
 
-def test_too_little_shared_memory_is_said_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_shared_memory_is_said_before_anything_starts(tmp_path, monkeypatch):
     shards, _ = training_data.write(tmp_path)
     loader = TrainLoader(
         SplitSamples(SplitIndex.of(shards, read_manifest(shards), "train"), 36),

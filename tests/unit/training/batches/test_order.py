@@ -15,7 +15,7 @@ SIZE = int(COUNTS.sum())
 
 
 @pytest.mark.parametrize("block", [1, 64, 997, SIZE - 1, SIZE, 10 * SIZE])
-def test_every_sample_once_an_epoch_whatever_the_block(block: int) -> None:
+def test_every_sample_once_an_epoch_whatever_the_block(block):
     order = BlockOrder(3, COUNTS, block)
     whole = order.samples(2, np.arange(SIZE))
     assert np.array_equal(np.sort(whole), np.arange(SIZE))
@@ -25,18 +25,18 @@ def test_every_sample_once_an_epoch_whatever_the_block(block: int) -> None:
     assert not np.array_equal(whole, BlockOrder(4, COUNTS, block).samples(2, np.arange(SIZE)))
 
 
-def test_a_split_that_fits_a_block_is_shuffled_as_a_whole() -> None:
+def test_a_split_that_fits_a_block_is_shuffled_as_a_whole():
     assert np.array_equal(BlockOrder(3, COUNTS, SIZE).samples(2, np.arange(SIZE)), permutation(3, 2, SIZE))
 
 
-def test_a_whole_shuffle_is_as_random_as_a_permutation_is() -> None:
+def test_a_whole_shuffle_is_as_random_as_a_permutation_is():
     shown = BlockOrder(0, COUNTS, SIZE).samples(0, np.arange(SIZE))
     displacement = np.abs(shown - np.arange(SIZE)).mean() / SIZE
     assert displacement == pytest.approx(1 / 3, abs=0.01)
     assert abs(np.corrcoef(shown[:-1], shown[1:])[0, 1]) < 4 / SIZE**0.5
 
 
-def test_blocks_mix_shards_and_epochs_mix_blocks() -> None:
+def test_blocks_mix_shards_and_epochs_mix_blocks():
     order, block = BlockOrder(0, COUNTS, 2000), 2000
     num_blocks = -(-SIZE // block)
     shard_of = np.repeat(np.arange(100), COUNTS)
@@ -66,7 +66,7 @@ def test_blocks_mix_shards_and_epochs_mix_blocks() -> None:
     assert abs(np.mean(inner)) < 4 / (20 * SIZE) ** 0.5
 
 
-def test_replacements_are_from_the_block_and_differ_by_attempt() -> None:
+def test_replacements_are_from_the_block_and_differ_by_attempt():
     order = BlockOrder(0, COUNTS, 500)
     num_blocks = -(-SIZE // 500)
     of_block = set(order.samples(4, np.arange(SIZE // num_blocks)).tolist())
@@ -76,7 +76,7 @@ def test_replacements_are_from_the_block_and_differ_by_attempt() -> None:
     assert order.replacement(4, 18, 1) != order.replacement(4, 17, 1)
 
 
-def test_the_papers_size_takes_little_memory_and_time_wherever_one_starts() -> None:
+def test_the_papers_size_takes_little_memory_and_time_wherever_one_starts():
     counts = np.full(180_000, 10_000)  # 1.8 billion (section 3)
     tracemalloc.start()
     try:
@@ -92,7 +92,7 @@ def test_the_papers_size_takes_little_memory_and_time_wherever_one_starts() -> N
     assert peak < 200 << 20 and spent < 5
 
 
-def test_a_mixture_has_exact_shares_and_counts_each_source_on() -> None:
+def test_a_mixture_has_exact_shares_and_counts_each_source_on():
     mixture = Mixture(0, [1.0, 0.5, 0.001])
     sources, numbers = mixture.locate(np.arange(3 * CYCLE))
     for source in range(3):

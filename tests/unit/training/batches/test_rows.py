@@ -1,7 +1,6 @@
 """What the rows of a run's batches hold: more shards, damaged ones, parts of texts and sentences."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +15,11 @@ from tests.support.training_data import TermAt, plan, pretrain_config
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def data(tmp_path_factory):
     return training_data.write(tmp_path_factory.mktemp("rows"))
 
 
-def test_more_shards_are_mixed_in_and_a_run_resumes_in_quarantine_to_the_same_bits(
-    data: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_more_shards_are_mixed_in_and_a_run_resumes_in_quarantine_to_the_same_bits(data, tmp_path):
     more, _ = training_data.write(tmp_path / "more", num_train=16)
     digest = read_manifest(more).digest
     mixed = pretrain_config(extra_shards=[{"path": str(more), "digest": digest, "weight": 0.5}])
@@ -54,7 +51,7 @@ def test_more_shards_are_mixed_in_and_a_run_resumes_in_quarantine_to_the_same_bi
         )
 
 
-def test_a_damaged_shard_stops_a_run_or_is_counted_in_live_logging(tmp_path: Path) -> None:
+def test_a_damaged_shard_stops_a_run_or_is_counted_in_live_logging(tmp_path):
     data = training_data.write(tmp_path)
     tar = data[0] / "train/00001.tar"
     offset, size = np.load(data[0] / "train/00001.npy")[3][:2].tolist()
@@ -62,7 +59,7 @@ def test_a_damaged_shard_stops_a_run_or_is_counted_in_live_logging(tmp_path: Pat
     with tar.open("r+b") as file:
         file.seek(offset)
         file.write(bytes(size))
-    live: list[dict[str, float]] = []
+    live = []
     with pytest.raises(CorruptError, match=r"train/00001\.tar: sample 3: "):
         run(plan(data, tmp_path / "a", pretrain_config(num_steps=4)))
     quarantine = pretrain_config(num_steps=4, on_corrupt_shard="quarantine")
@@ -70,7 +67,7 @@ def test_a_damaged_shard_stops_a_run_or_is_counted_in_live_logging(tmp_path: Pat
     assert live[-1]["train/num_quarantined"] >= 1  # three steps are an epoch
 
 
-def test_some_phrases() -> None:
+def test_some_phrases():
     draws = np.array([0.4, 0.5, 0.9, 0.1, 0.3, 0.7, *[0.5] * 28])
     assert some_phrases("red heart (love, rot), 心、愛", 0.5, draws) == "love, rot, 愛"
     assert some_phrases("red heart (love, rot), 心、愛", 0.4, draws) == "red heart (love, rot), 心、愛"
@@ -80,7 +77,7 @@ def test_some_phrases() -> None:
     assert len(some_phrases(",".join("abcd" * 20), 1.0, draws).split(", ")) == 17
 
 
-def test_in_sentence() -> None:
+def test_in_sentence():
     assert in_sentence("red heart", 0.5, np.array([0.49, 0.0])) == "a red heart"
     assert in_sentence("red heart", 0.5, np.array([0.5, 0.0])) == "red heart"
     assert in_sentence("{0} {heart}", 1.0, np.array([0.0, 0.999])) == "an icon of a {0} {heart}"

@@ -3,7 +3,7 @@ import ast
 from tests.support import ROOT
 
 
-def test_nothing_from_the_wire_is_unpickled() -> None:
+def test_nothing_from_the_wire_is_unpickled():
     """torch's collectives of objects unpickle what arrives; its c10d rendezvous unpickles its state."""
     objects = {
         "broadcast_object_list", "all_gather_object", "gather_object", "scatter_object_list", "send_object_list",

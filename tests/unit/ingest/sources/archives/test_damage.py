@@ -8,8 +8,6 @@ import re
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from fastwarc.stream_io import ZstdWriter, zstd_train_dictionary_from_samples
@@ -29,7 +27,7 @@ PARAMS = load_params()
 CONFIG, FILES = PARAMS.section(IngestConfig), StoreFiles(PARAMS.section(StoreConfig))
 
 
-def records(num_bytes: int = 0) -> list[bytes]:
+def records(num_bytes=0):
     """Pages, each with a text of its own; `num_bytes` of text that does not compress are added to each."""
     noise = random.Random(7)
     return [
@@ -38,7 +36,7 @@ def records(num_bytes: int = 0) -> list[bytes]:
     ]
 
 
-def with_dictionary(parts: list[bytes]) -> tuple[bytes, list[bytes]]:
+def with_dictionary(parts):
     """The first frame of a .zst, and frames that need it."""
     samples = [page(f"http://x/{n}", f"<p>a page of words<img src={n}.png alt='page {n}'>") for n in range(500)]
     dictionary, packed, ends = zstd_train_dictionary_from_samples(samples, 1024), io.BytesIO(), []
@@ -53,37 +51,37 @@ def with_dictionary(parts: list[bytes]) -> tuple[bytes, list[bytes]]:
     return data[:first], [data[start:end] for start, end in itertools.pairwise([first, *ends])]
 
 
-def stored(data: bytes) -> bytes:
+def stored(data):
     """A gzip member whose content is not compressed: only its checksum tells that a byte of it was flipped."""
     packer = zlib.compressobj(0, wbits=31)
     return packer.compress(data) + packer.flush()
 
 
-PACKERS: dict[str, Callable[[bytes], bytes]] = {
+PACKERS = {
     "a.warc": bytes, "a.warc.gz": lambda data: gzip.compress(data, mtime=0), "stored.warc.gz": stored,
     "a.warc.zst": zstd,
 }  # fmt: skip
 
 
-def opened(path: Path, images_from: str = "archive") -> Warc:
+def opened(path, images_from="archive"):
     return Warc(CONFIG.model_copy(update={"images_from": images_from}), str(path), FILES)
 
 
-def read(path: Path, images_from: str = "archive") -> tuple[list[str], Counter[str]]:
+def read(path, images_from="archive"):
     """The texts of the pages, and the counts."""
-    counts: Counter[str] = Counter()
+    counts = Counter()
     candidates, _ = rows_of(opened(path, images_from), counts)
     return [row["text"] for row in candidates], counts
 
 
-def pages(up_to: int = NUM_PAGES) -> list[str]:
+def pages(up_to=NUM_PAGES):
     return [f"page {n}" for n in range(up_to)]
 
 
 @pytest.mark.parametrize("name", PACKERS)
 @pytest.mark.parametrize("damaged", [0, 2, NUM_PAGES - 1])
 @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.full)])
-def test_after_any_flipped_byte_no_damaged_record_is_used(tmp_path: Path, name: str, damaged: int, step: int) -> None:
+def test_after_any_flipped_byte_no_damaged_record_is_used(tmp_path, name, damaged, step):
     """Of a file of Zstandard, the record before the damage is not used either."""
     parts = [PACKERS[name](one) for one in records()]
     path = tmp_path / name
@@ -119,7 +117,7 @@ def test_after_any_flipped_byte_no_damaged_record_is_used(tmp_path: Path, name: 
     assert num_lost > len(positions) * (0.1 if name == "a.warc" else 0.9)
 
 
-def test_a_dictionary_and_damage(tmp_path: Path) -> None:
+def test_a_dictionary_and_damage(tmp_path):
     first, parts = with_dictionary(records())
     path = tmp_path / "a.warc.zst"
     for damaged in range(2, NUM_PAGES):
@@ -143,7 +141,7 @@ def test_a_dictionary_and_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PACKERS)
 @pytest.mark.parametrize("num_bytes", [100, 100_000])
 @pytest.mark.parametrize("kind", ["foreign", "cut", "zeros"])
-def test_a_file_is_used_up_to_its_first_gap(tmp_path: Path, name: str, num_bytes: int, kind: str) -> None:
+def test_a_file_is_used_up_to_its_first_gap(tmp_path, name, num_bytes, kind):
     """Bytes that are foreign, cut off, or filled with zeros, between records and within them."""
     parts = [PACKERS[name](one) for one in records(num_bytes)]
     path = tmp_path / name
@@ -162,7 +160,7 @@ def test_a_file_is_used_up_to_its_first_gap(tmp_path: Path, name: str, num_bytes
 
 @pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
 @pytest.mark.parametrize("name", ["a.warc.gz", "a.warc.zst"])
-def test_line_ends_of_headers_do_not_spread_damage(tmp_path: Path, name: str, line_end: bytes) -> None:
+def test_line_ends_of_headers_do_not_spread_damage(tmp_path, name, line_end):
     """Where every line ends in LF alone, too: no record has a CRLF at which reading its headers could end."""
     parts = [PACKERS[name](with_line_ends(one, line_end)) for one in records()]
     path = tmp_path / name
@@ -176,14 +174,14 @@ def test_line_ends_of_headers_do_not_spread_damage(tmp_path: Path, name: str, li
             assert counts["bytes_lost"] == sum(map(len, parts[len(texts) :])), f"byte {position} of record {damaged}"
 
 
-def test_an_archive_without_any_crlf_is_read(tmp_path: Path) -> None:
+def test_an_archive_without_any_crlf_is_read(tmp_path):
     parts = [with_line_ends(one, b"\n") for one in records(400_000)]
     assert read(write_archive(tmp_path / "a.warc.gz", parts)) == (
         pages(), Counter({"pages": 5, "rows": 5, "outcome/page": 5}),
     )  # fmt: skip
 
 
-def with_line_ends(record: bytes, line_end: bytes) -> bytes:
+def with_line_ends(record, line_end):
     """A response whose lines end otherwise, with the lengths that it then has."""
     head, content = record.split(b"\r\n\r\n", 1)
     content = content.removesuffix(b"\r\n\r\n").replace(b"\r\n", line_end)
@@ -191,7 +189,7 @@ def with_line_ends(record: bytes, line_end: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
-def test_pictures_before_the_damage_are_found_again(tmp_path: Path, name: str) -> None:
+def test_pictures_before_the_damage_are_found_again(tmp_path, name):
     red = picture(9, 9)
     path = write_archive(
         tmp_path / name,
@@ -205,32 +203,32 @@ def test_pictures_before_the_damage_are_found_again(tmp_path: Path, name: str) -
     assert [source.read(row["file"], row["offset"]) for row in responses[:2]] == [red, red * 2]
 
 
-def test_an_archive_that_is_compressed_as_a_whole_is_used_up_to_the_damage(tmp_path: Path) -> None:
+def test_an_archive_that_is_compressed_as_a_whole_is_used_up_to_the_damage(tmp_path):
     whole = gzip.compress(b"".join(records(100_000)) * 8, mtime=0)
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0xFF
     path = tmp_path / "a.warc.gz"
     path.write_bytes(bytes(flipped) + whole)
-    counts: Counter[str] = Counter()
+    counts = Counter()
     candidates, _ = rows_of(opened(path, "web"), counts)
     assert 10 < len(candidates) <= 20
     assert counts["damaged_files"] == 1
 
 
-def test_what_other_readers_of_zstandard_skip_is_no_damage(tmp_path: Path) -> None:
+def test_what_other_readers_of_zstandard_skip_is_no_damage(tmp_path):
     """A seek table, as the seekable format has it after the last frame."""
     path = write_archive(tmp_path / "a.warc.zst", records())
     path.write_bytes(path.read_bytes() + bytes.fromhex("5e2a4d1804000000") + b"seek")
     assert read(path) == (pages(), Counter({"pages": 5, "rows": 5, "outcome/page": 5}))
 
 
-def with_length(record: bytes, length: int) -> bytes:
+def with_length(record, length):
     """A record that states another length."""
     return re.sub(rb"(Content-Length: )\d+(?=\r?\n)", rb"\g<1>%d" % length, record, count=1)
 
 
 @pytest.mark.parametrize("length", [99_999_999, 500_200])  # beyond the end, and before it, within a record
-def test_a_record_with_a_wrong_length_is_not_used(tmp_path: Path, length: int) -> None:
+def test_a_record_with_a_wrong_length_is_not_used(tmp_path, length):
     parts = [page(f"http://x/{n}", "<p>" + "x" * 300) for n in range(10_000)]
     parts[10] = with_length(parts[10], length)
     path = tmp_path / "a.warc"
@@ -241,13 +239,13 @@ def test_a_record_with_a_wrong_length_is_not_used(tmp_path: Path, length: int) -
 
 
 @pytest.mark.parametrize("num_members", [1000, 20_000])
-def test_many_members_are_read_once(num_members: int) -> None:
+def test_many_members_are_read_once(num_members):
     """Where records have no offsets, all members are checked."""
     record = PACKERS["a.warc.gz"](b"".join(records()[:3]))
     data = record + gzip.compress(b"", mtime=0) * num_members
     for filler in (b"", b"\0\0\0"):
         stream = CountingReader(data + filler)
-        counts: Counter[str] = Counter()
+        counts = Counter()
         begins = lambda offset: data[offset : offset + 2] == b"\x1f\x8b"  # noqa: E731
         assert len(list(whole_records("a.warc.gz", stream, begins, 1000, counts))) == 3
         assert not counts
@@ -259,13 +257,13 @@ class CountingReader(io.BytesIO):
 
     num_bytes = 0
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    def read(self, size=-1, /):
         data = super().read(size)
         self.num_bytes += len(data)
         return data
 
 
-HOSTILE: dict[str, Callable[[int], bytes]] = {
+HOSTILE = {
     "magics.warc.gz": lambda n: bytes.fromhex("1f8b0800") * (n // 4),
     "members.warc.gz": lambda n: gzip.compress(b"WARC/1.0\nX:y\n\n")[:-4] * (n // 32),
     "magics.warc.zst": lambda n: bytes.fromhex("28b52ffd") * (n // 4),
@@ -278,11 +276,11 @@ HOSTILE: dict[str, Callable[[int], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_file_that_looks_damaged_everywhere_takes_linear_time(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_looks_damaged_everywhere_takes_linear_time(tmp_path, kind):
     packed = PACKERS["a" + kind.removeprefix(kind.partition(".")[0])]
     good = b"".join(map(packed, records()))
 
-    def spent_s(num_bytes: int) -> float:
+    def spent_s(num_bytes):
         path = tmp_path / f"{num_bytes}.{kind}"
         path.write_bytes(good + HOSTILE[kind](num_bytes))
         start = time.process_time()

@@ -16,7 +16,7 @@ _LINES = (
 
 
 @pytest.mark.parametrize("line_end", [b"\r\n", b"\n", b"\r\r\n"])
-def test_line_ends(line_end: bytes) -> None:
+def test_line_ends(line_end):
     data = line_end.join([*_LINES, b"", b"<p>\r\n\r\nbody"])
     head = parse_head(data)
     assert head is not None
@@ -31,7 +31,7 @@ def test_line_ends(line_end: bytes) -> None:
 
 
 @given(st.lists(st.sampled_from([b"\r\n", b"\n"]), min_size=7, max_size=7), st.binary(max_size=20))
-def test_mixed_line_ends(ends: list[bytes], body: bytes) -> None:
+def test_mixed_line_ends(ends, body):
     lines = b"".join(line + end for line, end in zip([*_LINES, b""], ends, strict=True))
     head = parse_head(lines + body)
     assert head is not None
@@ -57,7 +57,7 @@ def test_mixed_line_ends(ends: list[bytes], body: bytes) -> None:
         (b"\0", None),
     ],
 )
-def test_status_lines(line: bytes, status: int | None) -> None:
+def test_status_lines(line, status):
     for data in (line + b"\r\n\r\nbody", line + b"\nA: b\n\nbody", line + b"\r\n", line):
         head = parse_head(data)
         assert (head and head.status) == status
@@ -78,26 +78,26 @@ def test_status_lines(line: bytes, status: int | None) -> None:
         (b"\xff", "\xff", None),
     ],
 )
-def test_content_types(value: bytes, content_type: str, charset: str | None) -> None:
+def test_content_types(value, content_type, charset):
     head = parse_head(b"HTTP/1.1 200 OK\nContent-Type:" + value + b"\n\n")
     assert head is not None
     assert (head.content_type, head.charset) == (content_type, charset)
 
 
-def test_values_in_utf8_and_in_latin_1() -> None:
+def test_values_in_utf8_and_in_latin_1():
     head = parse_head(b"HTTP/1.1 302 \nLocation : /\xc3\xa4\nX: \xe4\n\n")
     assert head is not None
     assert (head.get("location"), head.get("x")) == ("/ä", "ä")
 
 
-def test_a_head_without_an_empty_line() -> None:
+def test_a_head_without_an_empty_line():
     head = parse_head(b"HTTP/1.1 304 Not Modified\r\nEtag: a\r\n")
     assert head is not None
     assert head.get("etag") == "a"
     assert parse_head(b"HTTP/1.1 200 OK\r\nEtag: a\r\n<html><p>body") is None
 
 
-def test_long_heads() -> None:
+def test_long_heads():
     lines = b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"y" * 1000) for i in range(900)) + b"A: b\r\n\r\n"
     head, rest = read_head(io.BytesIO(lines + b"body"))
     assert head is not None
@@ -110,12 +110,12 @@ def test_long_heads() -> None:
 class _Slow(io.BytesIO):
     """Gives one byte at a time."""
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    def read(self, size=-1, /):
         return super().read(min(size or 1, 1))
 
 
 @given(st.lists(st.sampled_from([b"HTTP/1.1 200", b"\r", b"\n", b":", b" ", b"a", b"Content-Type", b"\xff\0"])))
-def test_any_bytes(pieces: list[bytes]) -> None:
+def test_any_bytes(pieces):
     data = b"".join(pieces)
     head = parse_head(data)
     assert read_head(_Slow(data)) == (head, data[len(head.data) if head else 0 :])
@@ -127,7 +127,7 @@ def test_any_bytes(pieces: list[bytes]) -> None:
 @pytest.mark.parametrize(
     "piece", [b"\r", b"\n ", b" ", b"a", b"a:\n", b"\n\r\r", b"a:\n ", b"; charset", b";charset=  ", b"Content-Type  "]
 )
-def test_time_is_linear(piece: bytes) -> None:
+def test_time_is_linear(piece):
     for start in (b"HTTP/1.1 200 OK\n", b"HTTP/1.1 200 OK\nContent-Type:", b"HTTP/1.1 200 "):
         for end in (b"", b"\nx\n\n"):
             data = start + piece * ((MAX_HEAD_BYTES - 100) // len(piece)) + end

@@ -4,7 +4,6 @@ import gzip
 import io
 import pickle
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from fastwarc.stream_io import ZstdWriter, zstd_train_dictionary_from_samples
@@ -20,13 +19,13 @@ RECORDS = [
 ]
 
 
-def urls(path: Path, *overrides: str, counts: Counter[str] | None = None) -> list[str]:
+def urls(path, *overrides, counts=None):
     return [row["url"] for row in rows_of(source_at(path, *overrides), counts)[1]]
 
 
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
-def test_scan_and_random_access(tmp_path: Path, name: str) -> None:
-    counts: Counter[str] = Counter()
+def test_scan_and_random_access(tmp_path, name):
+    counts = Counter()
     source = source_at(write_archive(tmp_path / name, RECORDS))
     candidates, responses = rows_of(source, counts)
     assert [(row["url"], row["text"], row["text_source"], row["page_url"]) for row in candidates] == [
@@ -44,7 +43,7 @@ def test_scan_and_random_access(tmp_path: Path, name: str) -> None:
         source.read(responses[0]["file"], (tmp_path / name).stat().st_size)
 
 
-def test_a_folder_a_pattern_and_a_list(tmp_path: Path) -> None:
+def test_a_folder_a_pattern_and_a_list(tmp_path):
     write_archive(tmp_path / "a.warc", RECORDS[:1])
     write_archive(tmp_path / "b.warc.gz", RECORDS[1:2])
     write_archive(tmp_path / "c.wat.gz", [wat("http://y/", [{"path": "IMG@/src", "url": "/i.png", "alt": "i"}])])
@@ -58,7 +57,7 @@ def test_a_folder_a_pattern_and_a_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["old.arc.gz", "OLD.ARC"])
-def test_an_archive_in_the_format_before_warc_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_archive_in_the_format_before_warc_is_refused(tmp_path, name):
     write_archive(tmp_path / "a.warc", RECORDS[:1])
     (tmp_path / name).write_bytes(b"filedesc://a.arc")
     for location in (tmp_path, tmp_path / name):
@@ -66,7 +65,7 @@ def test_an_archive_in_the_format_before_warc_is_refused(tmp_path: Path, name: s
             source_at(location)
 
 
-def test_more_files_than_stay_open(tmp_path: Path) -> None:
+def test_more_files_than_stay_open(tmp_path):
     for number in range(20):
         write_archive(tmp_path / f"{number:02d}.warc.gz", [response(f"http://x/{number}", b"%d" % number, "image/png")])
     source = source_at(tmp_path)
@@ -95,9 +94,9 @@ HTTP = "application/http; msgtype=response"
     ],
 )
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
-def test_a_body_without_an_http_head_is_a_page(tmp_path: Path, name: str, kind: str, stated: str, body: bytes) -> None:
+def test_a_body_without_an_http_head_is_a_page(tmp_path, name, kind, stated, body):
     path = write_archive(tmp_path / name, [record(kind, "http://x/", body, stated), *RECORDS[1:]])
-    counts: Counter[str] = Counter()
+    counts = Counter()
     source = source_at(path)
     candidates, responses = rows_of(source, counts)
     assert [(row["url"], row["text"]) for row in candidates] == [("http://x/a.png", "café")]
@@ -108,11 +107,11 @@ def test_a_body_without_an_http_head_is_a_page(tmp_path: Path, name: str, kind: 
     assert source.read(str(path), responses[1]["offset"]) == picture(2, 2) * 50
 
 
-def test_a_picture_without_an_http_head_is_read(tmp_path: Path) -> None:
+def test_a_picture_without_an_http_head_is_read(tmp_path):
     red = picture(3, 3)
     parts = [record("response", f"http://x/{n}", red, stated) for n, stated in enumerate((HTTP, "image/png"))]
     source = source_at(write_archive(tmp_path / "a.warc.gz", parts))
-    counts: Counter[str] = Counter()
+    counts = Counter()
     responses = rows_of(source, counts)[1]
     assert [(row["status"], source.read(row["file"], row["offset"])) for row in responses] == [(200, red)] * 2
     assert counts["outcome/image"] == 2
@@ -126,9 +125,9 @@ def test_a_picture_without_an_http_head_is_read(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["response", "resource"])
-def test_a_body_that_nobody_can_tell_is_counted(tmp_path: Path, kind: str, body: bytes) -> None:
+def test_a_body_that_nobody_can_tell_is_counted(tmp_path, kind, body):
     parts = [record(kind, "http://x/y", body, HTTP), *RECORDS]
-    counts: Counter[str] = Counter()
+    counts = Counter()
     source = source_at(write_archive(tmp_path / "a.warc.gz", parts))
     responses = rows_of(source, counts)[1]
     outcome = "no_http_head" if kind == "response" else "other_type"
@@ -142,7 +141,7 @@ def test_a_body_that_nobody_can_tell_is_counted(tmp_path: Path, kind: str, body:
 
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
 @pytest.mark.parametrize("cut", [1, 4, 12, 60, "body", "header"])
-def test_every_cut_is_found_and_named(tmp_path: Path, cut: int | str, name: str) -> None:
+def test_every_cut_is_found_and_named(tmp_path, cut, name):
     path = write_archive(tmp_path / name, RECORDS)
     data = path.read_bytes()
     starts = [row["offset"] for row in rows_of(source_at(path))[1]]
@@ -152,14 +151,14 @@ def test_every_cut_is_found_and_named(tmp_path: Path, cut: int | str, name: str)
     path.write_bytes(data[:keep])
     with pytest.raises(DataError, match=rf"{path.name}: cut off or damaged at byte [\d,]+ of {keep:,}"):
         urls(path)
-    counts: Counter[str] = Counter()
+    counts = Counter()
     whole = ["http://x/", "http://x/a.png"]
     # of Zstandard, the record before the damage may not be used either
     assert urls(path, counts=counts) in ([whole, whole[:1]] if name == "a.warc.zst" else [whole])
     assert counts["damaged_files"] == 1
 
 
-def test_damaged_bytes_and_what_is_no_archive(tmp_path: Path) -> None:
+def test_damaged_bytes_and_what_is_no_archive(tmp_path):
     path = write_archive(tmp_path / "a.warc.gz", RECORDS)
     data = bytearray(path.read_bytes())
     data[len(gzip.compress(RECORDS[0], mtime=0)) + 60] ^= 0xFF
@@ -179,7 +178,7 @@ def test_damaged_bytes_and_what_is_no_archive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [2, 3, 300])
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
-def test_compressed_as_a_whole_serves_only_for_addresses(tmp_path: Path, number: int, pack: object) -> None:
+def test_compressed_as_a_whole_serves_only_for_addresses(tmp_path, number, pack):
     assert callable(pack)
     noise = b"".join(page(f"http://x/{one}", f"<img src={hash((one, 1)):x}.png alt={one}>") for one in range(number))
     path = tmp_path / "a.warc.packed"
@@ -195,7 +194,7 @@ def test_compressed_as_a_whole_serves_only_for_addresses(tmp_path: Path, number:
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_zstd_with_a_dictionary(tmp_path: Path, compressed: bool) -> None:
+def test_zstd_with_a_dictionary(tmp_path, compressed):
     """As ArchiveTeam writes them: the first frame of the file holds the dictionary of all records."""
     pages = [page(f"http://x/{one}", f"<p>a page of words<img src={one}.png alt='number {one}'>") for one in range(500)]
     dictionary = zstd_train_dictionary_from_samples(pages, 2048)
@@ -217,7 +216,7 @@ def test_zstd_with_a_dictionary(tmp_path: Path, compressed: bool) -> None:
         assert body.endswith(f"alt='number {number}'>".encode())
 
 
-def test_content_encodings_are_undone_or_counted(tmp_path: Path) -> None:
+def test_content_encodings_are_undone_or_counted(tmp_path):
     html = b"<img src=a alt=packed>"
     chunked = b"16\r\n" + html + b"\r\n0\r\n\r\n"
     good = [
@@ -231,7 +230,7 @@ def test_content_encodings_are_undone_or_counted(tmp_path: Path) -> None:
         page("http://x/6", b"\1 no gzip at all" * 9, headers="Content-Encoding: gzip\r\n"),
         page("http://x/7", gzip.compress(html)[:-9], headers="Content-Encoding: gzip\r\n"),
     ]
-    counts: Counter[str] = Counter()
+    counts = Counter()
     source = source_at(write_archive(tmp_path / "a.warc.gz", good + bad))
     candidates, responses = rows_of(source, counts)
     assert [row["text"] for row in candidates] == ["packed"] * 5
@@ -239,7 +238,7 @@ def test_content_encodings_are_undone_or_counted(tmp_path: Path) -> None:
     assert [source.read(row["file"], row["offset"]) for row in responses] == [html] * 5 + [None] * 2
 
 
-def test_records_of_every_kind(tmp_path: Path) -> None:
+def test_records_of_every_kind(tmp_path):
     records = [
         record("warcinfo", "urn:x", b"software: x\r\n", "application/warc-fields"),
         record("request", "http://x/r", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "application/http; msgtype=request"),
@@ -256,7 +255,7 @@ def test_records_of_every_kind(tmp_path: Path) -> None:
         record("revisit", "http://x/same", b"HTTP/1.1 200 OK\r\n\r\n", "application/http; msgtype=response",
                "WARC-Refers-To-Target-URI: http://x/same\r\n"),
     ]  # fmt: skip
-    counts: Counter[str] = Counter()
+    counts = Counter()
     source = source_at(write_archive(tmp_path / "a.warc.gz", records))
     candidates, responses = rows_of(source, counts)
     assert [(row["url"], row["text"]) for row in candidates] == [("http://x/%C3%A9", "é")]
@@ -273,7 +272,7 @@ def test_records_of_every_kind(tmp_path: Path) -> None:
     assert without_outcomes(counts) == {"pages": 2, "pages_unreadable": 1, "rows": 1}
 
 
-def test_wat(tmp_path: Path) -> None:
+def test_wat(tmp_path):
     links = [
         {"path": "A@/href", "url": "/x", "text": "a link"},
         {"path": "IMG@/src", "url": "a.png?x=1&amp;y=2&copy=3", "alt": "A &amp; B"},
@@ -287,7 +286,7 @@ def test_wat(tmp_path: Path) -> None:
         wat("http://x/404", links, status="404"),
         wat("http://x/empty", []),
     ]
-    counts: Counter[str] = Counter()
+    counts = Counter()
     source = source_at(write_archive(tmp_path / "a.wat.gz", records))
     candidates, responses = rows_of(source, counts)
     assert responses == []
@@ -300,7 +299,7 @@ def test_wat(tmp_path: Path) -> None:
     assert without_outcomes(counts) == {"pages": 3, "rows": 4}
 
 
-def test_every_text_of_pages_and_of_wat(tmp_path: Path) -> None:
+def test_every_text_of_pages_and_of_wat(tmp_path):
     links = [
         {"path": "IMG@/src", "url": "a.png", "alt": "A &amp; B", "title": "a &lt; b"},
         {"path": "IMG@/src", "url": "b.png", "alt": "same", "title": "&#115;ame "},
@@ -319,7 +318,7 @@ def test_every_text_of_pages_and_of_wat(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "odd", ["{", "}", "}]", '"', "\\", '{"path": "IMG@/src"}', '}],"x":[{', "IMG@/src", "half \ud83d", "é 𝟛"]
 )
-def test_wat_texts_that_look_like_json(tmp_path: Path, odd: str) -> None:
+def test_wat_texts_that_look_like_json(tmp_path, odd):
     links = [
         {"path": "A@/href", "url": "/x", "text": odd}, {"path": "IMG@/src", "url": "a.png", "alt": f"A {odd} b"},
         {"url": "b.png", "title": odd, "path": "IMG@/src"}, {"path": "A@/href", "url": "/y", "text": "IMG@/src"},

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from align.arguments import commands, stages
 
-#: Appended to examples with other values: results of a trial lie apart from those that DVC knows.
-_REPORTS = "--set paths.reports=trial/reports"
+#: Appended to examples with other values: what such commands write, and read of each other, lies apart from DVC's.
+_TRIAL = "--set paths.root=trial"
 
 
 class Verb(NamedTuple):
@@ -43,34 +43,34 @@ STAGES = {
         "read a web archive or a table of addresses into data/raw",
         ("ingest", "download"),
         (
-            f"align ingest --set ingest.max_pages=50 --set paths.raw=trial/raw {_REPORTS}",
-            "align ingest --set ingest.source=url_table --set paths.archive=mydata/pairs.parquet",
+            "align ingest",
+            f"align ingest --set ingest.max_pages=50 {_TRIAL}",
         ),
     ),
     "filter": Verb(
         "align.filter.filter",
         "apply every rule of the paper; writes data/filtered",
         ("filter",),
-        ("align filter", f"align filter --set filter.min_words=4 --set paths.filtered=trial/filtered {_REPORTS}"),
+        ("align filter", f"align filter --set filter.min_words=4 {_TRIAL}"),
     ),
     "validate": Verb(
         "align.validate.validate",
         "check tables and decisions: the quality gate before sharding",
         ("validate",),
-        ("align validate", f"align validate --set validate.min_pairs=50 {_REPORTS}"),
+        ("align validate", f"align validate --set validate.min_pairs=50 {_TRIAL}"),
         stages.validate,
     ),
     "shard": Verb(
         "align.shard.shard",
         "write the kept pairs as tars: data/shards/{train,val,test}",
         ("shard",),
-        ("align shard", f"align shard --set shard.image_px=96 --set paths.shards=trial/shards {_REPORTS}"),
+        ("align shard", f"align shard --set shard.image_px=96 {_TRIAL}"),
     ),
     "validate_shards": Verb(
         "align.validate.validate_shards",
         "check the shards: the quality gate before training",
         ("shard", "filter"),
-        ("align validate_shards", f"align validate_shards --set paths.shards=trial/shards {_REPORTS}"),
+        ("align validate_shards", f"align validate_shards {_TRIAL}"),
     ),
     "fit_tokenizer": Verb(
         "align.training.fit_tokenizer",
@@ -78,7 +78,7 @@ STAGES = {
         ("fit_tokenizer", "model"),
         (
             "align fit_tokenizer",
-            f"align fit_tokenizer --set fit_tokenizer.vocab_size=4000 --set paths.tokenizer=trial/tokenizer {_REPORTS}",
+            f"align fit_tokenizer --set fit_tokenizer.vocab_size=4000 {_TRIAL}",
         ),
         stages.data,
     ),
@@ -88,7 +88,7 @@ STAGES = {
         ("pretrain", "model", "cluster", "health"),
         (
             "align pretrain",
-            f"align pretrain --set pretrain.num_steps=100 --set paths.pretrained=trial/pretrained {_REPORTS}",
+            f"align pretrain --set pretrain.num_steps=100 {_TRIAL}",
         ),
         stages.train,
     ),
@@ -98,7 +98,7 @@ STAGES = {
         ("finetune", "pretrain", "model", "cluster", "health"),
         (
             "align finetune",
-            f"align finetune --set finetune.num_steps=20 --set paths.finetuned=trial/finetuned {_REPORTS}",
+            f"align finetune --set finetune.num_steps=20 {_TRIAL}",
         ),
         stages.train,
     ),
@@ -118,14 +118,14 @@ STAGES = {
         (),
         (
             "align package",
-            "align package --set paths.finetuned=models/pretrained --set paths.packaged=trial/packaged " + _REPORTS,
+            f"align package {_TRIAL}",
         ),
     ),
     "index": Verb(
         "align.search.index",
         "embed all kept images, or any folder or table of pictures, for search",
         ("index",),
-        ("align index", f"align index --set index.queries=null --set paths.index=trial/index {_REPORTS}"),
+        ("align index", f"align index --set index.queries=null {_TRIAL}"),
         stages.index,
     ),
 }
@@ -216,7 +216,7 @@ COMMANDS = {
         "align.search.ready",
         "make a small folder of model, index and thumbnails that shows search without training",
         (),
-        ("align ready", "align ready --out trial/ready --set paths.index=trial/index"),
+        ("align ready", f"align ready --out trial/ready {_TRIAL}"),
         commands.ready,
     ),
     "export": Verb(
@@ -242,7 +242,7 @@ COMMANDS = {
         (),
         (
             "align blend models/pretrained models/finetuned --alpha 0.5 --out models/blended",
-            "align blend align-base models/finetuned --alpha 0.4 --out trial/blended",
+            "align blend models/imported models/finetuned --alpha 0.4 --out trial/blended",
         ),
         commands.blend,
     ),
@@ -285,7 +285,7 @@ COMMANDS = {
         "align.lineage.diff",
         "two versions of the data: which pairs entered and left, and why (for runs and their metrics: compare)",
         (),
-        ("align diff run/demo run/wide", "align diff data trial --json"),
+        ("align diff run/demo run/wide", "align diff data trial/data --json"),
         commands.diff,
     ),
 }

@@ -1,7 +1,7 @@
 """export: a trained model -> a folder for other tools: transformers, onnxruntime, or torch without this code.
 
-Before the folder appears, a check compares its embeddings with the model's, on images and texts of the evaluation sets
-or on given ones. A folder that differs is not written.
+Before the folder appears, a check compares its embeddings with the model's, on images and texts of the evaluation sets,
+of the test split where there are none, or on given ones. A folder that differs is not written.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from align.config.paths import PathsConfig
 from align.display.console import say
 from align.durable.files import MARK, replace_directory, require_apart, require_replaceable
 from align.errors import DataError
+from align.formats.evaluation_set import EvaluationSet
 from align.formats.evaluation_sets.named import named_sets
+from align.formats.measured_sets import shards_test_set
 from align.formats.model_folder import tokenizer_of
 from align.formats.picture_table import PICTURE_SUFFIXES
-from align.interfaces.store import Files
+from align.formats.shards import MANIFEST
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
@@ -37,6 +39,7 @@ from align.release.exchange.programs import read_programs, write_programs
 from align.release.exchange.readme import write_readme
 from align.services.dvc.outs import require_no_out
 from align.services.files.files import StoreFiles
+from align.services.s3.store import fetcher
 
 T = TypeVar("T")
 Format = Literal["align", "hf", "open_clip", "onnx", "torch"]
@@ -186,21 +189,17 @@ def _hugging_face(directory: Path, texts: list[str], ids: Tensor, mask: Tensor) 
     return image, text
 
 
-def find_samples(
-    evaluation: Path, images: Path | None, texts: Path | None, files: Files | None = None
-) -> ParitySamples:
+def find_samples(sets: Sequence[EvaluationSet], images: Path | None, texts: Path | None) -> ParitySamples:
     """Chooses at most NUM_SAMPLES images and texts, spread evenly over the evaluation sets or over the given inputs.
 
     Args:
-        evaluation: folder of the evaluation sets, or a suite.
+        sets: the evaluation sets.
         images: a folder of images to use instead.
         texts: a file with one text per line to use instead.
-        files: reads what a suite names.
 
     Raises:
         DataError: there is no image or no text, or a file or folder cannot be read.
     """
-    sets = [] if images and texts else named_sets(evaluation, files)
     everything = [(each, position) for each in sets for position in range(len(each.images))]
     if images:
         if not images.is_dir():
@@ -239,11 +238,14 @@ def _spread(items: Sequence[T]) -> list[T]:
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """`align export`."""
-    paths = params.section(PathsConfig)
+    paths, store = params.section(PathsConfig), params.section(StoreConfig)
+    sets = [] if args.images and args.texts else named_sets(paths.evaluation, StoreFiles(store))
+    if not sets and (paths.shards / MANIFEST).is_file():  # as in a project of `align init`
+        sets = shards_test_set(paths.shards, NUM_SAMPLES, fetcher(store))
     parity = export(
         args.format,
         model_dir=args.model or paths.finetuned,
-        samples=find_samples(paths.evaluation, args.images, args.texts, StoreFiles(params.section(StoreConfig))),
+        samples=find_samples(sets, args.images, args.texts),
         out=args.out,
         license_id=args.license,
     )

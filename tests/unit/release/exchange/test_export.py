@@ -20,6 +20,7 @@ from align.cli import main
 from align.config.model import ModelConfig
 from align.durable.files import marked, sha256_file
 from align.errors import ConfigError, DataError, FormatError
+from align.formats.evaluation_sets.align_tar import load_sets
 from align.formats.model_folder import Imported, read_config, tokenizer_of
 from align.formats.shards import read_manifest
 from align.model import image_tower
@@ -318,22 +319,22 @@ def test_onnx_without_its_packages_says_what_to_install(trained, tmp_path, monke
 
 
 def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path):
-    samples = find_samples(ROOT / "data/sample/evaluation", None, None)
+    samples = find_samples(load_sets(ROOT / "data/sample/evaluation"), None, None)
     assert (len(samples.images), len(samples.texts)) == (16, 16)
     with pytest.raises(DataError, match="0 images, 0 texts; give --images FOLDER and --texts FILE"):
-        find_samples(tmp_path, None, None)
+        find_samples([], None, None)
     photos, captions = tmp_path / "photos", tmp_path / "photos/captions.csv"
     photos.mkdir()
     captions.write_text("file,caption\n1.PNG,a fox\n")
     with pytest.raises(DataError, match=r"--images .*photos: no picture in it"):
-        find_samples(tmp_path, photos, captions)
+        find_samples([], photos, captions)
     (photos / "1.PNG").write_bytes(IMAGES[0])
-    assert find_samples(tmp_path, photos, captions).images == {str(photos / "1.PNG"): IMAGES[0]}  # not the table
+    assert find_samples([], photos, captions).images == {str(photos / "1.PNG"): IMAGES[0]}  # not the table
     for wrong in (tmp_path / "gone", photos / "1.PNG"):
         with pytest.raises(DataError, match=f"--images {wrong}: no such folder"):
-            find_samples(tmp_path, wrong, captions)
+            find_samples([], wrong, captions)
     with pytest.raises(DataError, match="cannot be read"):
-        find_samples(tmp_path, photos, tmp_path / "absent.txt")
+        find_samples([], photos, tmp_path / "absent.txt")
 
 
 def test_a_damaged_picture_is_named(trained, tmp_path):

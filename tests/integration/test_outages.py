@@ -179,10 +179,9 @@ def test_half_a_minute_without_servers_and_killed_ranks(tmp_path, monkeypatch, c
     assert after["time_s"] - before["time_s"] > OUTAGE_S - 1
     said = capfd.readouterr().err
     assert said.count("retrying for") >= 2 and said.count("resuming from step") == 2
-    assert (
-        1 <= said.count("training continues without live metrics") <= 2
-    )  # the leading rank before and after its death
-    assert said.count("MLflow is back") == 1
+    # by the leading rank before its death, and by the next one, if MLflow is away for as long as a rank takes to start
+    away = said.count("training continues without live metrics")
+    assert away in (1, 2) and said.count("MLflow is back") == away - 1
     assert "live logging stopped" not in said and "did not take" not in said
 
 

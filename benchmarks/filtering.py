@@ -1,7 +1,8 @@
 """`align filter` on synthesised pairs, without pictures: against bare SQL and pandas.
 
 Equal decisions are asserted. Each repetition is a process of its own with one thread, so that CPU seconds and peak
-memory are its own. The environment variable ALIGN_BENCH_PAIRS says how many pairs (2000000).
+memory are its own. The environment variable ALIGN_BENCH_PAIRS says how many pairs (2000000; some rows of README.md are
+of 5000000).
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-#: Of the post: an odd polynomial whose repetition brings singular values in (0, 1] to between 0.7 and 1.2.
+#: Of the post: an odd polynomial. Five repetitions bring singular values from 0.0015 to 1 to between 0.68 and 1.21;
+#: smaller ones grow by up to 485 times.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_STEPS = 5
 

@@ -76,6 +76,8 @@ def test_requests_are_the_new_rows_and_failures_that_may_pass(tmp_path, server):
     assert main(command(server, tmp_path, range(20), "filter.min_words=1")) == 0
     assert asked(server) == numbers(0, LATE, LOGO)
     assert digests(tmp_path / "raw") == fresh(server, tmp_path, range(20), "filter.min_words=1")
+    assert main(command(server, tmp_path, range(20), "filter.min_words=1")) == 0
+    assert asked(server) == []  # nothing is left that may pass
 
 
 def test_a_killed_run_reuses_for_the_shards_that_it_lacks(tmp_path, server, monkeypatch):

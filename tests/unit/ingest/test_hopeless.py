@@ -86,13 +86,6 @@ def test_a_picture_is_fetched_if_one_of_its_texts_can_pass(tmp_path, capsys):
     assert "not fetched: no text can pass" in page and "no text of it can pass the filter" in page
 
 
-def test_all_are_fetched_on_request(tmp_path):
-    with WebServer() as server:
-        assert main([*table_of(server, tmp_path, PAIRS), "--set", "ingest.skip_hopeless=false"]) == 0
-        assert asked(server) == {name: 1 for name, _ in PAIRS}
-    assert {status for status, _ in outcomes(tmp_path).values()} == {"success"}
-
-
 def test_wider_rules_fetch_what_can_pass_by_now_and_nothing_else(tmp_path, capsys):
     with WebServer() as server:
         arguments = table_of(server, tmp_path, PAIRS)

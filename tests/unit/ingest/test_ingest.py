@@ -21,8 +21,6 @@ from align.pairs.text import MAX_CHARACTERS
 from tests.support.deadly import DeadlySource
 from tests.support.params import load_params
 from tests.support.warc_records import page, picture, png_header, record, response, write_archive
-from tests.support.web_server import WebServer
-from tests.support.web_server import response as answer
 
 PARAMS = load_params(overrides=["engine.num_workers=1"])
 CONFIG = PARAMS.section(IngestConfig)
@@ -192,22 +190,6 @@ def whole_rows(archive, tmp_path):
     return rows(tmp_path / "whole")
 
 
-def test_truncated_archive_is_an_error_unless_allowed(archive, tmp_path):
-    archive.write_bytes(archive.read_bytes()[:-30])
-    with pytest.raises(DataError, match=r"a\.warc\.gz: cut off or damaged at byte"):
-        ingest(CONFIG, archive, tmp_path / "raw")
-    assert not (tmp_path / "raw").exists()
-    report = ingest(CONFIG.model_copy(update={"max_damaged_share": 1.0}), archive, tmp_path / "raw")
-    assert (len(report.files_damaged), report.num_pages, report.num_pairs) == (1, 2, 13)
-    assert 30 < report.counts["bytes_lost"] < 1000
-    assert [what for what, _ in not_read(report)] == [
-        "files cut off or damaged: only the readable parts were taken",
-        "bytes of web archives after their first damage",
-    ]
-    assert report.outcomes["page"] == 2
-    assert report.num_other_records == 0
-
-
 def test_max_pages_takes_the_same_pages_spread_over_the_archive(tmp_path):
     records = [page(f"http://{host}.example/{n}", f'<img src="{n}.png" alt=x>') for host in "ab" for n in range(40)]
     archive = write_archive(tmp_path / "a.warc.gz", records)
@@ -264,40 +246,3 @@ def test_tasks_share_the_bounds_of_requests_and_parts_of_a_host_those_of_the_hos
     assert bounds(share_of(download, 3)) == (3, 4, 6.0)
     assert bounds(share_of(download, 20, 3)) == (1, 1, 2.0)
     assert share_of(download, 1) == download
-
-
-def test_a_second_ingest_asks_for_what_may_come_and_for_nothing_else(tmp_path, capsys):
-    with WebServer() as server:
-        good, late = picture(300, 250, "red"), picture(310, 250, "blue")
-        server.routes |= {"/good.png": answer(good), "/gone.png": answer(b"", 404), "/late.png": answer(b"", 503)}
-        table = tmp_path / "table.tsv"
-        lines = [("good.png", "good"), ("late.png", "late"), ("gone.png", "gone"), ("late.png", "late again")]
-        table.write_text("url\tcaption\n" + "".join(f"{server.url('/' + name)}\t{text}\n" for name, text in lines))
-        sets = [
-            "ingest.source=url_table", f"paths.archive={table}", "download.allow_networks=[127.0.0.0/8]",
-            "download.backoff_s=0.0", "download.num_retries=1", "engine.num_workers=1", "ingest.shard_size=2",
-            "ingest.skip_hopeless=false",
-            *(f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime", "policy")),
-        ]  # fmt: skip
-        arguments = ["ingest", *(word for item in sets for word in ("--set", item))]
-        assert main(arguments) == 0
-        before = {str(row["caption"]): row for row in rows(tmp_path / "raw")}
-        assert {text: row["error_message"] for text, row in before.items()} == {
-            "good": None, "gone": "HTTP 404", "late": "HTTP 503", "late again": "HTTP 503",
-        }  # fmt: skip
-        assert {text for text, row in before.items() if row["retryable"]} == {"late", "late again"}
-        server.routes["/late.png"] = answer(late)
-        asked = {path: server.count(path) for path in server.routes}
-        assert main([*arguments]) == 0
-        after = {str(row["caption"]): row for row in rows(tmp_path / "raw")}
-        assert {text: row["status"] for text, row in after.items()} == {
-            "good": "success", "gone": "failed_to_download", "late": "success", "late again": "success",
-        }  # fmt: skip
-        assert server.count("/late.png") == asked["/late.png"] + 1
-        assert all(server.count(path) == asked[path] for path in ("/good.png", "/gone.png"))
-        images = {key: data for shard in raw_shards(tmp_path / "raw") for key, data in iter_images(shard)}
-        assert images[str(after["late"]["image_key"])] == late
-        assert after["good"] == before["good"]
-        capsys.readouterr()
-        assert main([*arguments]) == 0  # nothing left to ask for
-        assert server.count("/late.png") == asked["/late.png"] + 1

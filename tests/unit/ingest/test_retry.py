@@ -12,36 +12,6 @@ from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
 
 
-def test_a_take_down_counts_in_an_ingest_that_was_killed_before_it(tmp_path, monkeypatch):
-    settings = [
-        *(f"paths.{name}={tmp_path / name}" for name in ("raw", "filtered", "reports", "runtime", "policy")),
-        f"paths.archive={tmp_path / 'table.jsonl'}", "ingest.source=url_table", "ingest.shard_size=1",
-        "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0", "download.backoff_s=0.0",
-        "engine.num_workers=1",
-    ]  # fmt: skip
-    common = [word for setting in settings for word in ("--set", setting)]
-    with WebServer() as server:
-        urls = [server.url(f"/{number}.png") for number in range(3)]
-        lines = [json.dumps({"url": url, "caption": f"a good text number {n}"}) for n, url in enumerate(urls)]
-        (tmp_path / "table.jsonl").write_text("\n".join(lines))
-        server.routes |= {f"/{number}.png": answer(b"", 503) for number in range(3)}
-        assert main(["ingest", *common]) == 1  # no pair has a picture
-        server.routes |= {f"/{number}.png": answer(picture(300 + number, 250)) for number in range(3)}
-        with monkeypatch.context() as killed:
-            killed.setattr("align.ingest.ingest.write_raw_manifest", _interrupt)
-            assert main(["ingest", *common]) == 130
-        (tmp_path / "opted_out.txt").write_text(urls[0] + "\n")
-        assert main(["opt_out", *common, "--urls", str(tmp_path / "opted_out.txt"), "--reason", "asked"]) == 0
-        assert main(["ingest", *common]) == 0
-    assert not (tmp_path / ".raw.plan").exists()  # it would have the text
-    rows = [row for shard in raw_shards(tmp_path / "raw") for row in read_table(shard).to_pylist()]
-    assert {row["url"]: (row["status"], row["caption"]) for row in rows} == {
-        urls[0]: ("failed_to_download", ""),
-        urls[1]: ("success", "a good text number 1"),
-        urls[2]: ("success", "a good text number 2"),
-    }
-
-
 def _interrupt(*_):
     raise KeyboardInterrupt
 
@@ -102,6 +72,23 @@ def test_a_killed_second_ingest_is_resumed_and_nothing_is_scanned_again(tmp_path
         assert [server.count(f"/{number}.png") for number in range(NUM)] == asked  # the finished shard is taken
     assert [row["status"] for row in rows(tmp_path)] == ["success"] * NUM
     assert len(scans) == 1
+
+
+def test_a_take_down_counts_in_an_ingest_that_was_killed_before_it(tmp_path, monkeypatch):
+    words = command(tmp_path, "ingest.shard_size=1", f"paths.filtered={tmp_path / 'filtered'}")
+    with WebServer() as server:
+        make_table(server, tmp_path, answer(b"", 503))
+        assert main(words) == 1  # no pair has a picture
+        recover(server)
+        with monkeypatch.context() as killed:
+            killed.setattr("align.ingest.ingest.write_raw_manifest", _interrupt)
+            assert main(words) == 130
+        (tmp_path / "opted_out.txt").write_text(server.url("/0.png") + "\n")
+        assert main(["opt_out", *words[1:], "--urls", str(tmp_path / "opted_out.txt"), "--reason", "asked"]) == 0
+        assert main(words) == 0
+    assert not (tmp_path / ".raw.plan").exists()  # it would have the text
+    found = {row["caption"]: row["status"] for row in rows(tmp_path)}
+    assert found == {"": "failed_to_download"} | {f"a good text number {n}": "success" for n in range(1, NUM)}
 
 
 def test_another_source_or_another_value_is_scanned(tmp_path, scans):

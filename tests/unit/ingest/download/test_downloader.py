@@ -91,8 +91,7 @@ def test_networks_are_checked_when_the_section_is_read():
 
 
 @pytest.mark.parametrize(
-    ("user_agent", "token"),
-    [("align-ingest/0.1 (+https://a)", "align-ingest"), ("My_Bot", "my_bot"), ("/1.0", "*")],
+    ("user_agent", "token"), [("align-ingest/0.1 (+https://a)", "align-ingest"), ("My_Bot", "my_bot"), ("/1.0", "*")]
 )
 def test_the_token_of_a_user_agent(user_agent, token):
     assert robots.token_of(user_agent) == token
@@ -306,20 +305,15 @@ def digits(number):
 
 #: Lines by number, and what a file of 500 KiB of them says about any path.
 HOSTILE = {
-    "one character": (lambda i: "a", True),
-    "nothing": (lambda i: "", True),
     "spaces": (lambda i: "Allow" + " " * 10_000, True),
     "the same rule": (lambda i: "Allow:/", True),
-    "short rules": (lambda i: "Allow:/" + digits(i), False),
     "rules in one another": (lambda i: "Disallow:/" + "b" * i, None),
     "wildcards": (lambda i: "Allow:/*" + digits(i), False),
     "wildcards in one another": (lambda i: "Allow:/" + "a" * i + "*b", None),
     "many wildcards": (lambda i: "Allow:/" + "*a" * 20 + "b" + digits(i), None),
     "one rule": (lambda i: "Disallow:/" + "*a" * 249_000 + "b" if not i else "", True),
-    "stars": (lambda i: "Allow:/" + "*" * 100_000, True),
     "needles": (lambda i: "Allow:/*" + "a" * 45 + "b" + "a" * 45 + digits(i), None),
     "other letters": (lambda i: "Allow:/" + "\u30c4a" * 1000 + digits(i), True),
-    "escapes": (lambda i: "Allow:/" + "%41a" * 1000 + digits(i), True),
     "groups": (lambda i: "User-agent:" + digits(i), True),
     "groups for us": (lambda i: "User-agent:bot\nUser-agent:*\nAllow:/" + digits(i), True),
 }
@@ -350,4 +344,3 @@ def test_half_a_megabyte_of_anything_costs_little(name):
         answers = {rules.permit(url) for _ in range(10)}
         assert (time.process_time() - start) / 10 < 0.015, url[:40]
         assert answers == {answer} or (answer is None and len(answers) == 1)
-    print(f"{name}: read in {read_s * 1000:.0f} ms")

@@ -105,18 +105,6 @@ def test_a_damaged_byte_and_a_comma_in_other_places_change_no_layout(tmp_path):
     assert [text for _, text in pairs(read_all(tmp_path, "folder"))] == [*["a; b | c"] * 3, *["größer"] * 2, "\ufffd"]
 
 
-def test_parquet_with_lists_and_a_column_of_bytes(tmp_path):
-    root = photos(tmp_path)
-    columns = {"image": [b"x", b"y"], "file": ["a.png", "sub/b.jpg"], "captions": [["one", "two"], None]}
-    pq.write_table(pa.table(columns), root / "all.parquet")
-    assert pairs(read_all(root, "folder")) == [
-        ("images/a.png", "one"), ("images/a.png", "two"), ("images/sub/b.jpg", ""),
-    ]  # fmt: skip
-    pq.write_table(pa.table({"image": [b"x"], "text": ["a"]}), root / "all.parquet")
-    with pytest.raises(DataError, match="column 'image' is binary, expected text"):
-        read_all(root, "folder")
-
-
 def test_what_is_guessed_is_said_and_can_be_set(tmp_path, capsys):
     root = photos(tmp_path)
     table(root, LISTS, "captions.jsonl")
@@ -148,12 +136,14 @@ def test_a_row_without_its_picture_says_why(tmp_path):
     (tmp_path / "elsewhere/x.png").write_bytes(RED)
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "Screenshot:1.png").write_bytes(RED)
     outside, missing = "outside the folder", "no such file"
+    address = "an address, no file: ingest.source url_table fetches it"
     problems = {
         "none.png": missing, "images": missing, "a": "ambiguous: 2 files of this name", "": "no file name",
         "../secret.png": outside, "images/../../secret.png": outside, f"{tmp_path}/secret.png": outside,
         "link.png": outside, "linked/x.png": outside, "file:///etc/passwd": outside, "/etc/passwd": outside,
-        "http://x.example/a.png": "an address, no file: ingest.source url_table fetches it", "x" * 300: missing,
+        "http://x.example/a.png": address, "data:image/png;x,y": address, "Screenshot:1.png": None, "x" * 300: missing,
         "y" * 5000: "no name that a file can have", "z\0.png": "no name that a file can have",
         str(root / "images/a.png"): None, f"file://{root}/images/a.png": None, "./images//a.png": None,
     }  # fmt: skip
@@ -163,7 +153,8 @@ def test_a_row_without_its_picture_says_why(tmp_path):
     counts = Counter()
     rows = read_all(root, "folder", counts)
     assert dict(zip(problems, [row["problem"] for row in rows], strict=True)) == problems
-    assert {(row["url"], row["bytes"]) for row in rows if row["problem"] is None} == {("images/a.png", RED)}
+    found = {(row["url"], row["bytes"]) for row in rows if row["problem"] is None}
+    assert found == {("images/a.png", RED), ("Screenshot:1.png", RED)}
     assert counts["rows_unreadable"] == 0  # each can be read, and says what is missing
     opened = source_at(root, "source=folder")
     assert [opened.read(f"{root}/{name}", None) for name in ("link.png", "../secret.png", "none", "images")] == [
@@ -243,9 +234,10 @@ def test_a_table_alone(tmp_path, images, monkeypatch):
     (tmp_path / images).mkdir(exist_ok=True)
     (tmp_path / images / "a.png").write_bytes(RED)
     table(tmp_path, "file,caption\na.png,red\nb.png,none\n")
+    table(tmp_path, "image,caption\na.png,red\nb.png,none\n", "flickr.txt")
     name = "a.png" if images == "." else f"{images}/a.png"
     monkeypatch.chdir(tmp_path)
-    for location in (tmp_path / "captions.csv", "captions.csv", "./captions.csv", "*.csv"):
+    for location in (tmp_path / "captions.csv", "captions.csv", "./captions.csv", "*.csv", "flickr.txt"):
         rows = read_all(location, "folder")
         assert short(rows, "url", "problem", "bytes") == [(name, None, RED), ("b.png", "no such file", None)]
     if images != ".":
@@ -322,25 +314,6 @@ def test_no_other_table_s_picture_is_taken(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_comma_without_quotes_cuts_no_text(tmp_path):
-    root = write(tmp_path, a_0png=RED, c_0csv="file,caption\na.png,red\na.png,a man, a dog\na.png\n\na.png,fine\n")
-    counts = Counter()
-    rows = read_all(root, "folder", counts)
-    wrong = "another number of values than columns"
-    assert short(rows, "text", "problem") == [("red", None), ("", wrong), ("", wrong), ("fine", None)]
-    assert counts["rows_unreadable"] == 2
-    rows = read_all(root / "c.csv", "url_table")
-    assert [row["problem"] for row in rows] == [None, wrong, wrong, None]
-
-
-def test_a_missing_picture_is_no_row_that_cannot_be_read(tmp_path):
-    root = write(tmp_path, a_0png=RED, c_0csv='file,caption\na.png,red\nnone.png,gone\n"open,x\n')
-    counts = Counter()
-    rows = read_all(root, "folder", counts)
-    assert [row["problem"] for row in rows][:2] == [None, "no such file"]
-    assert counts["rows_unreadable"] == len(rows) - 2
-
-
 @pytest.mark.parametrize("kind", [pa.large_binary(), pa.binary(3), pa.binary_view(), pa.list_(pa.binary())])
 def test_a_column_of_bytes_names_no_picture(tmp_path, kind):
     value = [b"abc"] if pa.types.is_list(kind) else b"abc"
@@ -348,6 +321,9 @@ def test_a_column_of_bytes_names_no_picture(tmp_path, kind):
     root = write(tmp_path, a_0png=RED)
     pq.write_table(pa.table(columns), root / "all.parquet")
     assert pairs(read_all(root, "folder")) == [("a.png", "red")]
+    pq.write_table(pa.table({name: columns[name] for name in ("image", "caption")}), root / "all.parquet")
+    with pytest.raises(DataError, match=r"column 'image' is .*binary.*, expected text"):
+        read_all(root, "folder")
 
 
 def test_a_table_may_have_the_name_of_a_picture(tmp_path):
@@ -356,13 +332,6 @@ def test_a_table_may_have_the_name_of_a_picture(tmp_path):
     counts = Counter()
     assert pairs(read_all(root, "folder", counts)) == [("a.png", "red")]
     assert counts["files_left_out"] == 1
-
-
-def test_a_colon_makes_no_address(tmp_path):
-    (tmp_path / "Screenshot:1.jpg").write_bytes(BLUE)
-    write(tmp_path, c_0csv="file,caption\nScreenshot:1.jpg,blue\nhttp://x/a.png,an address\ndata:image/png;x,inline\n")
-    address = "an address, no file: ingest.source url_table fetches it"
-    assert short(read_all(tmp_path, "folder"), "problem") == [(None,), (address,), (address,)]
 
 
 def test_a_folder_in_the_layout_files_has_each_pair_once(tmp_path, capsys):
@@ -409,20 +378,8 @@ def test_where_dvc_would_not_see_them_it_is_refused(tmp_path, source):
     require_seen_by_dvc(source_at(root, f"source={source}"), str(root), raw)
     with pytest.raises(DataError, match=r"put it and its pictures into a folder of their own, .* paths\.archive"):
         require_seen_by_dvc(source_at(table, f"source={source}"), table, root / "data/raw")
-
-
-def test_a_table_of_addresses_may_be_alone(tmp_path):
-    (tmp_path / "t.csv").write_text("url,caption\nhttp://x/a.png,red\n")
-    table = str(tmp_path / "t.csv")
-    require_seen_by_dvc(source_at(table, "source=url_table"), table, tmp_path / "raw")
-
-
-def test_flickr_s_own_table_may_be_given_alone(tmp_path):
-    (tmp_path / "Images").mkdir()
-    (tmp_path / "Images/a.png").write_bytes(RED)
-    (tmp_path / "captions.txt").write_text("image,caption\na.png,red\na.png,also red\n")
-    rows = read_all(tmp_path / "captions.txt", "folder")
-    assert short(rows, "url", "text", "bytes") == [("Images/a.png", "red", RED), ("Images/a.png", "also red", RED)]
+    (tmp_path / "t.csv").write_text("url,caption\nhttp://x/a.png,red\n")  # of addresses: may be alone
+    require_seen_by_dvc(source_at(tmp_path / "t.csv", "source=url_table"), str(tmp_path / "t.csv"), raw)
 
 
 TWO = [

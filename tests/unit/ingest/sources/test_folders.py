@@ -108,28 +108,18 @@ def test_names_that_are_not_utf8(tmp_path):
             source_at(tmp_path, f"source={source}")
 
 
-def test_damaged_tars(tmp_path):
+def test_a_damaged_tar_is_read_up_to_the_damage(tmp_path):
     path = tar(tmp_path / "0.tar", {f"{number}.png": bytes(5000) for number in range(5)})
-    data = path.read_bytes()
-    member = 512 + 5120
-    for damaged in (
-        data[: 3 * member + 700],
-        data[: 3 * member + 100],
-        data[: 3 * member] + b"x" * 512 + data[3 * member + 512 :],
-    ):
-        path.write_bytes(damaged)
-        with pytest.raises(DataError, match="not a complete tar"):
-            read_all(path, "shards")
-        counts = Counter()
-        source = source_at(path, "source=shards")
-        rows, _ = rows_of(source, counts)
-        assert [source.read(row["file"], row["offset"]) for row in rows][:3] == [bytes(5000)] * 3
-        assert counts["damaged_files"] == 1
-    with pytest.raises(DataError, match="no tar member at byte 700"):
-        source.read(str(path), 700)
-    path.write_bytes(b"no tar at all" * 100)
+    path.write_bytes(path.read_bytes()[: 3 * (512 + 5120) + 700])
     with pytest.raises(DataError, match="not a complete tar"):
         read_all(path, "shards")
+    counts = Counter()
+    source = source_at(path, "source=shards")
+    rows, _ = rows_of(source, counts)
+    assert [source.read(row["file"], row["offset"]) for row in rows][:3] == [bytes(5000)] * 3
+    assert counts["damaged_files"] == 1
+    with pytest.raises(DataError, match="no tar member at byte 700"):
+        source.read(str(path), 700)
 
 
 def test_odd_members_are_skipped_or_end_the_tar_and_are_named(tmp_path, capsys):
@@ -172,21 +162,6 @@ def test_members_that_are_too_large_or_nested(tmp_path):
     with pytest.raises(TooLarge):
         source.read(rows[0]["file"], rows[0]["offset"])
     assert [source.read(row["file"], row["offset"]) for row in rows[1:]] == [RED] * 5
-
-
-def test_a_size_from_pax_counts_when_the_member_is_read(tmp_path):
-    """A member's own header may say 0, as `tar` writes it for files above 8 GiB."""
-    path = tar(tmp_path / "0.tar", {"1.jpg": RED, "2.jpg": BLUE}, tarfile.PAX_FORMAT)
-    value = b"size=%d\n" % len(RED)
-    data = b"%d %s" % (len(value) + 3, value)
-    extension = tarfile.TarInfo("././@PaxHeader")
-    extension.type, extension.size = tarfile.XHDTYPE, len(data)
-    own = tarfile.TarInfo("1.jpg").tobuf(tarfile.USTAR_FORMAT)
-    head = extension.tobuf(tarfile.USTAR_FORMAT) + data.ljust(512, b"\0") + own
-    path.write_bytes(head + path.read_bytes()[512:])
-    assert short(read_all(path, "shards"), "url", "bytes") == [
-        (f"{tmp_path.name}/0/1", RED), (f"{tmp_path.name}/0/2", BLUE)
-    ]  # fmt: skip
 
 
 def test_tables_of_other_types_and_damaged_tables(tmp_path):

@@ -15,7 +15,6 @@ from fastwarc.stream_io import ZstdWriter
 
 from align.ingest.limits import MAX_TAG_ATTRIBUTES, MAX_TAGS, TooLarge, read_at_most
 from align.ingest.sources.candidates import CANDIDATES, Candidate, bounded, num_cut
-from align.ingest.sources.outcomes import HTTP_HEAD_TOO_LARGE, count_of
 from align.ingest.sources.pages import PageImage, page_images
 from align.ingest.sources.reading import Batches
 from align.ingest.sources.rights import Rights
@@ -155,18 +154,6 @@ def test_read_at_most_holds_no_more():
     assert read_at_most(io.BytesIO(b"abc"), 3) == b"abc"
 
 
-def test_headers_that_are_too_long(tmp_path):
-    """A server may send any headers. fastwarc's own bound, 32 KiB, ended the archive."""
-    long = page("http://x/long", "<img src=a alt=long>", headers=f"X: {'y' * 100_000}\r\n")
-    too_long = page("http://x/too", "<img src=a alt=too>", headers=f"X: {'y' * 1_100_000}\r\n")
-    for name in ("a.warc", "a.warc.gz", "a.warc.zst"):
-        for records in ([GOOD, too_long, long], [too_long, too_long, GOOD, long], [GOOD, long, too_long]):
-            counts = Counter()
-            candidates, _ = rows_of(source_at(write_archive(tmp_path / name, records)), counts)
-            assert sorted(row["text"] for row in candidates) == ["good", "long"]
-            assert counts[count_of(HTTP_HEAD_TOO_LARGE)] == records.count(too_long)
-
-
 def test_a_dictionary_that_is_too_large(tmp_path):
     packed = io.BytesIO()
     with ZstdWriter(packed) as writer:
@@ -181,22 +168,20 @@ def test_a_dictionary_that_is_too_large(tmp_path):
 
 #: Pages whose work once grew with the square of n (some with its cube), and an n of a second or so then.
 GROWING = {
-    "images in a figure": (
-        lambda n: f"<figure>{'<img src=a>' * n}<figcaption>c</figcaption></figure>", 3000
-    ),
+    "images in a figure": (lambda n: f"<figure>{'<img src=a>' * n}<figcaption>c</figcaption></figure>", 3000),
     "sources and images in a picture": (
-        lambda n: f"<picture>{'<source srcset=b.png>' * n}{'<img src=a>' * n}</picture>", 300
+        lambda n: f"<picture>{'<source srcset=b.png>' * n}{'<img src=a>' * n}</picture>",
+        300,
     ),
     "figures, each after the last one's caption": (
-        lambda n: f"<figure>{'<figure><img src=a><figcaption>c</figcaption></figure>' * n}", 500
+        lambda n: f"<figure>{'<figure><img src=a><figcaption>c</figcaption></figure>' * n}",
+        500,
     ),
     "images far inside": (lambda n: f"<figure>{'<div>' * n}{'<img src=a>' * n}<figcaption>c</figcaption>", 1000),
     "images far inside, no figure": (lambda n: f"{'<div>' * n}{'<img src=a>' * n}<figcaption>c</figcaption>", 1000),
-    "formatting left open": (
-        lambda n: f"<p>{''.join(f'<b a{i}>' for i in range(n))}</p>{'<p>x' * n}<img src=a>", 500
-    ),
+    "formatting left open": (lambda n: f"<p>{''.join(f'<b a{i}>' for i in range(n))}</p>{'<p>x' * n}<img src=a>", 500),
     "formatting closed from afar": (lambda n: f"<b>{'<div>' * n}{'</b>' * n}<img src=a>", 2000),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", GROWING)
@@ -326,11 +311,6 @@ def test_a_picture_beside_a_bomb_is_still_read(tmp_path):
 
 
 ENDLESS = "x" * 1_000_000
-
-
-def test_an_ordinary_pair_stays_what_it_is():
-    pair = Candidate("http://x/1", "a text", "alt", "http://x/", None, "a.warc", 7, b"bytes")
-    assert bounded(pair) is pair
 
 
 def test_every_string_is_bounded():

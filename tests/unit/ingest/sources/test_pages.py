@@ -106,17 +106,7 @@ def test_which_address_is_taken(html, expected):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "data-lsrc",
-        "data-img-url",
-        "data-cfsrc",
-        "data-gt-lazy-src",
-        "data-pagespeed-lazy-src",
-        "data-ezsrc",
-        "data-orig-src",
-        "data-wpfc-original-src",
-    ],
+    "name", ["data-lsrc", "data-img-url", "data-gt-lazy-src", "data-ezsrc", "data-orig-src", "data-wpfc-original-src"]
 )
 def test_attributes_of_scripts_for_lazy_loading(name):
     assert urls(f"<img src=/blank.gif {name}='a.jpg'>") == ["a.jpg"]

@@ -54,7 +54,6 @@ def test_a_wat_says_the_same_as_its_page(tmp_path):
 
 def test_headers_of_one_name():
     head = parse_head(b"HTTP/1.1 200 OK\r\nX-Robots-Tag: a\r\nx-robots-tag: b\r\n\r\n")
-    assert head is not None
     assert (head.all("X-Robots-Tag"), head.get("X-Robots-Tag"), head.all("Other")) == (["a", "b"], "a", [])
 
 
@@ -93,9 +92,7 @@ def test_what_is_reserved_is_a_row_without_text_or_picture(tmp_path):
 def test_what_is_reserved_is_kept_beside_the_pair_where_it_is_not_obeyed(tmp_path):
     rows = ingested(tmp_path, archive(tmp_path), "download.obey_robots=false")
     assert {row["status"] for row in rows} == {"success"}
-    assert sorted(row["reservation"] or "" for row in rows) == [
-        "", "", "", "noai", "noimageindex", "tdm-reservation",
-    ]  # fmt: skip
+    assert sorted(row["reservation"] or "" for row in rows) == ["", "", "", "noai", "noimageindex", "tdm-reservation"]
     again = ingested(tmp_path / "again", tmp_path / "raw", "ingest.source=shards", "download.obey_robots=false")
     assert [(row["licence"], row["reservation"]) for row in again] == [
         (row["licence"], row["reservation"]) for row in rows

@@ -158,28 +158,16 @@ def test_every_cut_is_found_and_named(tmp_path, cut, name):
     assert counts["damaged_files"] == 1
 
 
-def test_damaged_bytes_and_what_is_no_archive(tmp_path):
-    path = write_archive(tmp_path / "a.warc.gz", RECORDS)
-    data = bytearray(path.read_bytes())
-    data[len(gzip.compress(RECORDS[0], mtime=0)) + 60] ^= 0xFF
-    path.write_bytes(data)
-    with pytest.raises(DataError, match="cut off or damaged"):
-        urls(path)
-    for junk in (b"hello world " * 100, b"", gzip.compress(b"hello"), zstd(b"hello")):
-        path.write_bytes(junk)
-        with pytest.raises(DataError, match="not a web archive"):
-            urls(path)
-    for name in ("a.warc", "a.warc.gz", "a.warc.zst"):
-        whole = write_archive(tmp_path / name, RECORDS)
-        whole.write_bytes(whole.read_bytes() + b"and then something else")
-        with pytest.raises(DataError, match="cut off or damaged"):
-            urls(whole)
+@pytest.mark.parametrize("junk", [b"hello world " * 100, b"", gzip.compress(b"hello"), zstd(b"hello")])
+def test_what_is_no_archive(tmp_path, junk):
+    (tmp_path / "a.warc.gz").write_bytes(junk)
+    with pytest.raises(DataError, match="not a web archive"):
+        urls(tmp_path / "a.warc.gz")
 
 
-@pytest.mark.parametrize("number", [2, 3, 300])
+@pytest.mark.parametrize("number", [2, 300])
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
 def test_compressed_as_a_whole_serves_only_for_addresses(tmp_path, number, pack):
-    assert callable(pack)
     noise = b"".join(page(f"http://x/{one}", f"<img src={hash((one, 1)):x}.png alt={one}>") for one in range(number))
     path = tmp_path / "a.warc.packed"
     path.write_bytes(pack(noise))
@@ -211,31 +199,7 @@ def test_zstd_with_a_dictionary(tmp_path, compressed):
     candidates, responses = rows_of(source)
     assert [row["text"] for row in candidates] == [f"number {one}" for one in range(5)]
     for number, row in reversed(list(enumerate(responses))):
-        body = source.read(row["file"], row["offset"])
-        assert body is not None
-        assert body.endswith(f"alt='number {number}'>".encode())
-
-
-def test_content_encodings_are_undone_or_counted(tmp_path):
-    html = b"<img src=a alt=packed>"
-    chunked = b"16\r\n" + html + b"\r\n0\r\n\r\n"
-    good = [
-        page("http://x/1", gzip.compress(html), headers="Content-Encoding: gzip\r\n"),
-        page("http://x/2", chunked, headers="Transfer-Encoding: chunked\r\n"),
-        page("http://x/3", zstd(html), headers="Content-Encoding: zstd\r\n"),
-        page("http://x/4", gzip.compress(gzip.compress(html)), headers="Content-Encoding: gzip, x-gzip\r\n"),
-        page("http://x/5", html, headers="Content-Encoding: identity\r\n"),
-    ]
-    bad = [
-        page("http://x/6", b"\1 no gzip at all" * 9, headers="Content-Encoding: gzip\r\n"),
-        page("http://x/7", gzip.compress(html)[:-9], headers="Content-Encoding: gzip\r\n"),
-    ]
-    counts = Counter()
-    source = source_at(write_archive(tmp_path / "a.warc.gz", good + bad))
-    candidates, responses = rows_of(source, counts)
-    assert [row["text"] for row in candidates] == ["packed"] * 5
-    assert without_outcomes(counts) == {"pages": 7, "pages_unreadable": 2, "rows": 5}
-    assert [source.read(row["file"], row["offset"]) for row in responses] == [html] * 5 + [None] * 2
+        assert source.read(row["file"], row["offset"]).endswith(f"alt='number {number}'>".encode())
 
 
 def test_records_of_every_kind(tmp_path):

@@ -14,7 +14,7 @@ from align.cli import main
 from align.config.filter import FilterConfig, ModelFile
 from align.config.infrastructure import EngineConfig
 from align.durable.files import sha256_folder
-from align.errors import ConfigError, DataError
+from align.errors import DataError
 from align.filter.filter import FilterFolders, filter_pairs
 from align.filter.measure import measure_shard
 from align.filter.network import ImageNetwork
@@ -312,13 +312,6 @@ def test_pairs_without_an_allowed_licence_are_dropped(tmp_path):
     for licences, dropped in (((f"{by}/",), [[], ["pair_licence"], ["pair_licence"]]), ((), [[], [], []])):
         run(raw, tmp_path, config=CONFIG.model_copy(update={"licences": licences}))
         assert [row["reasons"] for row in decisions(tmp_path).values()] == dropped
-
-
-def test_bounds_name_the_parameter():
-    with pytest.raises(ConfigError, match=r"filter\.min_words"):
-        load_params(overrides=["filter.min_words=30"]).section(FilterConfig)
-    with pytest.raises(ConfigError, match=r"filter\.nsfw_threshold"):
-        load_params(overrides=["filter.nsfw_threshold=2"]).section(FilterConfig)
 
 
 def test_command_works_with_no_repository_around(tmp_path, monkeypatch, capsys):

@@ -96,9 +96,7 @@ def test_distributions_are_of_pairs_and_of_distinct_images():
     overview = seen()
     assert overview.words_per_text == {3: 3, 4: 2, 5: 1}
     assert {low: num for low, num in overview.short_sides.items() if num} == {150: 1, 200: 2, 225: 1, 4000: 1}
-    assert [(one.name, one.num_pairs, one.num_kept) for one in overview.languages] == [
-        ("en", 3, 1), ("de", 1, 1),
-    ]  # fmt: skip
+    assert [(one.name, one.num_pairs, one.num_kept) for one in overview.languages] == [("en", 3, 1), ("de", 1, 1)]
     assert [(one.name, one.num_pairs, one.num_kept) for one in overview.text_sources] == [
         ("alt", 2, 2), ("title", 1, 0), ("unknown", 1, 0),
     ]  # fmt: skip
@@ -164,14 +162,6 @@ def test_metrics_are_of_the_same_figures():
         "filter/personal_data/num_kept": 1, "filter/language/en": 0.75,
         "filter/language/de": 0.25, "filter/top_host_share": 0.5,
     }  # fmt: skip
-
-
-def test_nothing_at_all_is_a_page_too(tmp_path):
-    overview = overview_of(rows_of([], []), [])
-    assert overview_metrics(overview)["filter/words_per_text/median"] == 0
-    write_page(report(overview, 0, {}), CONFIG, PairExamples([], {}, {}), tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    assert "0 of 0 pairs kept" in page and page.count("<svg role=img") == 1  # no panel without data
 
 
 def report(overview, num_pairs, dropped):

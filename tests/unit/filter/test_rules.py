@@ -140,15 +140,15 @@ def test_params_hold_the_papers_boundaries_and_nothing_beyond_them():
     assert rules.mask(config, rules.MODEL + rules.REPEATS) == "CAST(0 AS BIGINT)"  # what is off costs nothing
 
 
-def pairs(engine, rows):
+def pairs(engine, rows, known=None, dead="success"):
     """The views `pairs`, `unigrams` and `bigrams` from (caption, image) rows, all in one shard."""
     raw = [
         {"caption": caption, "sha256": image and sha(image), "key": f"{row:09d}", "url": f"http://x/{row}",
-         "status": "success", "image_key": f"{row:09d}"}
+         "status": "success" if image else dead, "image_key": f"{row:09d}"}
         for row, (caption, image) in enumerate(rows)
     ]  # fmt: skip
-    images = tables.IMAGES.empty_table()
-    measured = pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), images, OptedOut(), PAPER)
+    known = tables.IMAGES.empty_table() if known is None else known
+    measured = pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), known, OptedOut(), PAPER)
     for name, table in measured.items():
         view(engine, name, table)
 
@@ -258,42 +258,24 @@ def test_vocabulary_cut():
 
 @pytest.mark.parametrize(
     ("same", "repeats"),
-    [
-        ("image", [None, False, True, True, False, None]),
-        ("pair", [None, False, True, False, False, None]),
-    ],
+    [("image", [None, False, True, True, False, None]), ("pair", [None, False, True, False, False, None])],
 )
 def test_repeats_are_dropped_only_behind_a_kept_pair(engine, same, repeats):
     rows = [
         ("short", "i"),
-        ("a good text", "i"),
-        ("a good text", "i"),
+        *[("a good text", "i")] * 2,
         ("another good text", "i"),
         ("a good text", "j"),
-        ("dead link here", None),
+        ("dead", None),
     ]
-    raw = [
-        {"caption": caption, "sha256": image and sha(image), "key": f"{row:09d}", "url": f"http://x/{row}",
-         "status": "success" if image else "failed_to_download", "image_key": f"{row:09d}"}
-        for row, (caption, image) in enumerate(rows)
-    ]  # fmt: skip
     images = [
         {"row_number": 0, "image_hash": image_hash(sha(name)), "image_id": sha(name), "image_key": "k", "width_px": 300,
          "height_px": 300, "decodable": True, "phash": 1, "evaluation_sets": [], "twin": None}
         for name in "ij"
     ]  # fmt: skip
-    known = pa.Table.from_pylist(images, tables.IMAGES)
-    measured = pair_tables(0, pa.Table.from_pylist(raw, SCHEMA), known, OptedOut(), PAPER)
-    for name, table in measured.items():
-        view(engine, name, table)
-    config = PAPER.model_copy(
-        update={
-            "drop_repeats": same,
-            "similarity_model": None,
-            "languages": None,
-            "licences": (),
-        }
-    )
+    pairs(engine, rows, pa.Table.from_pylist(images, tables.IMAGES), "failed_to_download")
+    changes = {"drop_repeats": same, "similarity_model": None, "languages": None, "licences": ()}
+    config = PAPER.model_copy(update=changes)
     judge(engine, config)
     engine.table("candidates", tables.CANDIDATES)
     view(engine, "scored", tables.SCORED.empty_table())

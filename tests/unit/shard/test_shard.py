@@ -15,7 +15,6 @@ from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
-from align.pairs.picture import PictureError
 from align.shard import assignment
 from align.shard.gather import resize
 from align.shard.shard import shard
@@ -25,9 +24,9 @@ from tests.support.small_data import Pair
 from tests.support.small_shards import CONFIG, ENGINE, STORE, folders, make_shards, many_pairs
 
 
-def jpeg(image):
+def encode(image, kind="JPEG", **options):
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG")
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -118,10 +117,11 @@ def test_the_page_has_splits_clusters_and_samples_and_nobodys_address(tmp_path):
 
 
 def test_few_pairs_in_memory_give_the_same_bytes(tmp_path, monkeypatch):
-    made = make_shards(tmp_path, pairs_in_clusters())
+    made = make_shards(tmp_path, [*pairs_in_clusters(), *(Pair(f"text {index} of one", 0) for index in range(40))])
     monkeypatch.setattr(buckets, "BUCKET_ROWS", 25)
     monkeypatch.setattr(buckets, "_BUFFER_BYTES", 200)
     monkeypatch.setattr(assignment, "_BLOCK_ROWS", 33)
+    monkeypatch.setattr(assignment, "_ROWS", 9)  # the pairs of one image are in several batches
     assert read_manifest(make_shards(tmp_path, [], name="again")) == read_manifest(made)
 
 
@@ -174,8 +174,7 @@ def test_a_verdict_on_other_decisions_does_not_count(tmp_path):
     judged, other = tmp_path / "filtered", tmp_path / "other"
     small_data.write_verdict(tmp_path / "quality", passed=True, data=decisions_digest(judged))
     bypass = replace(folders(tmp_path), raw=other / "raw", filtered=other / "filtered")
-    line = rf"verdict\.json: this verdict is about other data than {other / 'filtered'}; run `align validate` with the "
-    with pytest.raises(DataError, match=line + "same paths, then `align shard`"):
+    with pytest.raises(DataError, match=rf"verdict\.json: .* other data than {other / 'filtered'}"):
         shard(CONFIG, STORE, bypass, ENGINE)
     assert not (tmp_path / "shards").exists()
 
@@ -214,14 +213,6 @@ def test_a_run_that_was_killed_while_it_removed_its_plan_is_finished(tmp_path, m
     assert list(iter_samples(tmp_path / "shards", "train"))
 
 
-def test_a_kept_image_without_bytes_is_an_error(tmp_path):
-    raw, _ = small_data.write(tmp_path, many_pairs(30), pairs_per_shard=15)
-    for path in raw.glob("00001*"):
-        path.unlink()
-    with pytest.raises(DataError, match="15 images of kept pairs are missing, the first is 000010000"):
-        make_shards(tmp_path, [])
-
-
 def test_changed_shards_are_found_out(tmp_path):
     shards = make_shards(tmp_path, many_pairs())
     path = shards / "train" / "00000.tar"
@@ -235,7 +226,7 @@ def test_changed_shards_are_found_out(tmp_path):
 
 def test_a_jpeg_at_size_stays_the_bytes_that_it_is(tmp_path, monkeypatch):
     at_size = CONFIG.model_copy(update={"image_px": 220})  # the pictures are 260 x 220
-    square, grey = (jpeg(Image.new(mode, (220, 220), 60)) for mode in ("RGB", "L"))
+    square, grey = (encode(Image.new(mode, (220, 220), 60)) for mode in ("RGB", "L"))
     others = small_data.jpeg
     monkeypatch.setattr(small_data, "jpeg", lambda seed: {0: square, 1: grey}.get(seed) or others(seed))
     small_data.write(tmp_path, many_pairs())
@@ -306,21 +297,37 @@ def test_the_order_of_decisions_and_tars_does_not_matter(tmp_path):
     assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["decisions", "images.parquet"])
-def test_without_the_filters_tables_it_says_so(tmp_path, name):
-    small_data.write(tmp_path, many_pairs())
-    (tmp_path / "filtered" / name).rename(tmp_path / "gone")
-    with pytest.raises(DataError, match=f"{name}: no such file; run `align filter` first"):
-        make_shards(tmp_path, [])
+def without_raw_shard(root):
+    for path in (root / "raw").glob("00001*"):
+        path.unlink()
 
 
-def test_an_image_without_a_hash_is_an_error(tmp_path):
-    small_data.write(tmp_path, many_pairs())
-    path = tmp_path / "filtered" / "images.parquet"
-    rows = pq.read_table(path)
-    pq.write_table(rows.slice(1), path)
-    with pytest.raises(DataError, match=f"no hash of image {rows['image_id'][0].as_py()[:32]}"):
+def without_a_hash(root):
+    path = root / "filtered/images.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+def cut_off(root):
+    path = root / "raw/00000.tar"
+    path.write_bytes(path.read_bytes()[:30_000])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (without_raw_shard, "15 images of kept pairs are missing, the first is 000010000"),
+        (without_a_hash, "no hash of image "),
+        (cut_off, r"00000\.tar: not a readable tar"),
+        (lambda root: (root / "filtered/decisions").rename(root / "gone"), "decisions: no such file"),
+        (lambda root: (root / "filtered/images.parquet").rename(root / "gone"), r"images\.parquet: no such file"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_named(tmp_path, spoil, says):
+    small_data.write(tmp_path, many_pairs(30), pairs_per_shard=15)
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=says):
         make_shards(tmp_path, [])
+    assert not (tmp_path / "shards").exists()
 
 
 def test_a_damaged_image_is_an_error_and_the_work_is_kept(tmp_path):
@@ -340,28 +347,6 @@ def test_an_image_that_does_not_decode_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(small_data, "jpeg", lambda seed: b"no picture %d" % seed)
     with pytest.raises(DataError, match=r"image 00000\d{4} of a kept pair does not decode"):
         make_shards(tmp_path, many_pairs())
-
-
-def test_a_raw_tar_that_is_cut_off_is_named(tmp_path):
-    raw, _ = small_data.write(tmp_path, many_pairs())
-    tar = raw / "00000.tar"
-    tar.write_bytes(tar.read_bytes()[:50_000])
-    with pytest.raises(DataError, match=r"00000\.tar: not a readable tar"):
-        make_shards(tmp_path, [])
-
-
-def test_many_pairs_of_one_image_in_several_batches(tmp_path, monkeypatch):
-    pairs = [*many_pairs(), *(Pair(f"text {index} of one", 0) for index in range(40))]
-    first = make_shards(tmp_path / "a", pairs)
-    monkeypatch.setattr(assignment, "_ROWS", 9)
-    second = make_shards(tmp_path / "b", pairs)
-    assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
-
-
-def encode(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -389,9 +374,3 @@ def test_resize_is_antialiased_and_does_not_keep_the_aspect():
     pixels = np.asarray(Image.open(io.BytesIO(resize(encode(Image.fromarray(stripes), "PNG"), 20, 95)))).astype(int)
     assert pixels[:9].max() <= 10
     assert np.abs(pixels[12:] - 127).max() <= 12
-
-
-@pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8 cut off"])
-def test_resize_refuses_what_is_no_image(data):
-    with pytest.raises(PictureError):
-        resize(data, 24, 95)

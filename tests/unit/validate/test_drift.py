@@ -93,9 +93,7 @@ def test_the_picture_has_a_panel_each_and_an_outline_of_the_reference():
 
 
 CONFIG = load_params().section(ValidateConfig)
-GOOD = {
-    "raw_pairs": 5000, "raw_success_share": 0.95, "keep_rate": 0.5, "dropped_text_too_short": 0.2,
-}  # fmt: skip
+GOOD = {"raw_pairs": 5000, "raw_success_share": 0.95, "keep_rate": 0.5, "dropped_text_too_short": 0.2}
 
 
 def test_a_gate_that_passed_suggests_nothing():

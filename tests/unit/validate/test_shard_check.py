@@ -130,6 +130,8 @@ def index_of_another_shard(root):
 
 
 FIRST = "000000000"
+#: What is counted of a sample that cannot be used.
+BROKEN = {"samples_incomplete": 1, "shards_of_another_count": 1, "shards_of_another_index": 1}
 
 
 @pytest.mark.parametrize(
@@ -154,33 +156,15 @@ FIRST = "000000000"
             rewrite(lambda files: files | {f"{FIRST}.jpg": jpeg(0, PX + 1, PX)}),
             {"samples_of_another_size": 1, "shards_of_another_index": 1},
         ),
-        (
-            rewrite(lambda files: {name: data for name, data in files.items() if name != f"{FIRST}.txt"}),
-            {"samples_incomplete": 1, "shards_of_another_count": 1, "shards_of_another_index": 1},
-        ),
+        (rewrite(lambda files: {name: data for name, data in files.items() if name != f"{FIRST}.txt"}), BROKEN),
         (
             rewrite(lambda files: {name: data for name, data in files.items() if not name.startswith(FIRST)}),
             {"shards_of_another_count": 1, "shards_of_another_index": 1},
         ),
-        *(
-            (
-                rewrite(no_texts(key)),
-                {"samples_incomplete": 1, "shards_of_another_count": 1, "shards_of_another_index": 1},
-            )
-            for key in ("7", '"\\ud800"', "null")
-        ),
-        *(
-            (
-                rewrite(stated_sources(sources)),
-                {"samples_incomplete": 1, "shards_of_another_count": 1, "shards_of_another_index": 1},
-            )
-            for sources in (b'["alt"]', b"7", b"null")  # of two texts
-        ),
+        *((rewrite(no_texts(key)), BROKEN) for key in ("7", '"\\ud800"', "null")),
+        *((rewrite(stated_sources(of_two)), BROKEN) for of_two in (b'["alt"]', b"7", b"null")),
         (rewrite(stated_sources(b'["alt", null]')), {"shards_of_another_index": 1}),
-        (
-            rewrite(lambda files: files | {f"{FIRST}.txt": b"picture numbel 0"}),  # as long as the right one
-            {"samples_incomplete": 1, "shards_of_another_count": 1, "shards_of_another_index": 1},
-        ),
+        (rewrite(lambda files: files | {f"{FIRST}.txt": b"picture numbel 0"}), BROKEN),  # as long as the right one
     ],
 )
 def test_each_fault_is_named(tmp_path, spoil, expected):

@@ -23,10 +23,10 @@ from align.evaluate.compare import (
 from align.formats.query_ranks import QueryRanks, Ranked
 from align.formats.shards import Sample
 from tests.support import tiny_model
+from tests.support.class_sets import folder
 from tests.support.colours import square
 from tests.support.shard_folder import write_shards
 from tests.support.suites import suite
-from tests.unit.formats.evaluation_sets.test_classes import folder
 
 WAY = "image_to_text"
 

@@ -139,15 +139,6 @@ def test_the_same_queries_are_shown_of_a_good_and_of_a_bad_model(direction):
     assert [example.rank for example in shown[0]] == [1, 1, 1] and all(example.rank > 1 for example in shown[1])
 
 
-def test_a_text_that_looks_like_mathematics_is_drawn_as_it_is(tmp_path):
-    odd = r"$\frac$ and $x_$"
-    odd_images = [replace(image, texts=(odd + image.key,), label=odd) for image in images()]
-    retrieval = replace(colour_set("retrieval", "blue"), name=odd, images=odd_images)
-    classes = replace(colour_set("classification"), images=odd_images, classes=(odd, "other"))
-    run(tmp_path, retrieval, classes)
-    assert (tmp_path / "evaluation" / "classes_confusion.png").is_file()
-
-
 def test_a_model_that_diverged_is_an_error_and_writes_no_report(tmp_path):
     class Diverged(ColourEncoder):
         def embed_crops(self, crops):

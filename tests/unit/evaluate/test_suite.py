@@ -7,9 +7,9 @@ import pytest
 from align.cli import main
 from align.formats.model_folder import model_digest
 from tests.support import library_models, tiny_model
+from tests.support.caption_sets import karpathy, pictures
+from tests.support.class_sets import folder, parquet, tars
 from tests.support.suites import suite
-from tests.unit.formats.evaluation_sets.test_captions import karpathy, pictures
-from tests.unit.formats.evaluation_sets.test_classes import folder, parquet, tars
 
 
 @pytest.fixture
@@ -87,11 +87,3 @@ def test_a_model_of_another_library_is_measured_and_compared_with_ours(elsewhere
         [*given[:2], f"paths.evaluation={tuned}", *given[3:-1], str(elsewhere / "tuned"), "--model", str(theirs)]
     )
     assert "clip: a model of clip; task fine_tuning trains our own" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_missing_set_is_one_line(elsewhere, capsys):
-    file = suite(elsewhere, {"name": "one", "path": "nowhere", "format": "webdataset", "tasks": ["zero_shot"]})
-    assert evaluate(elsewhere, file) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("align: error: nowhere/classnames.txt: the names of the classes of one cannot be read")
-    assert not (elsewhere / "out").exists()

@@ -106,12 +106,3 @@ def test_at_the_models_size_fine_tuning_sees_what_the_model_sees(root):
 def test_runs_are_a_setting():
     assert recipe_of(FineTuningSettings(preset="fine_grained"), TINY).num_runs == 3
     assert recipe_of(FineTuningSettings(preset="fine_grained", runs=1), TINY).num_runs == 1
-
-
-def test_a_part_that_does_not_fit_is_one_line(tmp_path, monkeypatch, capsys):
-    write_suite(tmp_path, preset="imagenet", train_px=32, epochs=1, part=6)
-    monkeypatch.chdir(tmp_path)
-    assert evaluate(tmp_path, "out") == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert "evaluation set colours: fine_tuning: fine-tuning: 6 pictures are no multiple of the batch-norm" in last
-    assert not (tmp_path / "out").exists()

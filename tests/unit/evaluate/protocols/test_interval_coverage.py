@@ -4,8 +4,6 @@ The worlds are simulated, so that their true values are known. The quick test ha
 points, so it allows for two of them. The full one has 4,000.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -17,9 +15,6 @@ from align.evaluate.protocols.zero_shot import classification_scores
 RESAMPLES = 300
 #: The image of each caption.
 IMAGES = np.repeat(np.arange(100), 5).tolist()
-
-#: An experiment: its number, to the interval; and the true value.
-Experiment = Callable[[int], tuple[float, float]]
 
 
 def captions(number, unit):

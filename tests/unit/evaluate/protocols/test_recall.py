@@ -5,12 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from align.evaluate.protocols.recall import (
-    Direction,
-    mean_recall,
-    recall,
-    similarities_to,
-)
+from align.evaluate.protocols.recall import Direction, mean_recall, recall, similarities_to
 from align.evaluate.protocols.retrieval import best_ranks
 from align.formats.query_ranks import CUTS
 from align.statistics.chance import chance

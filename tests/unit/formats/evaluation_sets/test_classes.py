@@ -1,70 +1,17 @@
 """Sets of classes as folder, webdataset and parquet, written by the formats' own tools."""
 
-import io
 import json
 import os
 import threading
-from collections.abc import Callable
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import webdataset
-from PIL import Image
 
 from align.errors import DataError
+from tests.support.class_sets import CLASSES, ROWS, folder, parquet, picture, tars
 from tests.support.colours import square
 from tests.support.suites import read
-
-CLASSES = ("car", "house_cat", "owl")
-
-
-def picture(number, split):
-    buffer = io.BytesIO()
-    Image.new("RGB", (8 + number, 8), (number * 20, 200 * (split == "train"), 0)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-#: Split -> (class, picture), in order.
-ROWS = {split: [(n // 2, picture(n, split)) for n in range(6)] for split in ("test", "train")}
-
-
-def folder(root):
-    for split, rows in ROWS.items():
-        for number, (label, data) in enumerate(rows):
-            (root / split / CLASSES[label]).mkdir(parents=True, exist_ok=True)
-            (root / split / CLASSES[label] / f"{number}.jpg").write_bytes(data)
-    return root
-
-
-def tars(root, **members):
-    """By webdataset's writer, four samples a tar; `members` replaces those of the first sample."""
-    for split, rows in ROWS.items():
-        (root / split).mkdir(parents=True)
-        for tar in range(2):
-            with webdataset.TarWriter(str(root / split / f"{tar}.tar")) as writer:
-                for number, (label, data) in list(enumerate(rows))[4 * tar : 4 * tar + 4]:
-                    sample = {"jpg": data, "cls": str(label)}
-                    sample = members if members and number == 0 and split == "test" else sample
-                    writer.write({"__key__": f"s{number:07}", **sample})
-        (root / split / "nshards.txt").write_text("2\n")
-    (root / "classnames.txt").write_text("car\nhouse cat\nowl\n")
-    (root / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
-    return root
-
-
-def parquet(root, *, named=True):
-    """As the hub's library writes it: a struct for the picture, names of classes in the schema's metadata."""
-    features = {"image": {"_type": "Image"}, "label": {"names": list(CLASSES), "_type": "ClassLabel"}}
-    (root / "data").mkdir(parents=True)
-    for split, rows in ROWS.items():
-        pictures = [{"bytes": data, "path": f"{number}.jpg"} for number, (_, data) in enumerate(rows)]
-        table = pa.table({"image": pictures, "label": pa.array([label for label, _ in rows], pa.int64())})
-        if named:
-            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-        pq.write_table(table, root / f"data/{split}-00000-of-00001.parquet", row_group_size=4)
-    return root
 
 
 @pytest.mark.parametrize(("kind", "write"), [("folder", folder), ("webdataset", tars), ("parquet", parquet)])
@@ -241,10 +188,6 @@ def test_pictures_to_learn_from_of_masked_classes_are_left_out(tmp_path):
 
 
 SECRET = square("yellow")
-#: A name that a set gives to a picture -> what makes a file of it, in the folder of the pictures.
-Make = Callable[[Path, Path], object]
-
-
 NAMES = {
     "words": ("../../secret.jpg", None),
     "words in the middle": ("x/../../../secret.jpg", None),
@@ -297,8 +240,11 @@ def _lines(root, name):
 FORMATS = {"coco": _coco, "karpathy": _karpathy, "karpathy's folder": _karpathy_folder, "retrieval_txt": _lines}
 
 
-@pytest.mark.parametrize("attack", NAMES)
-@pytest.mark.parametrize("kind", FORMATS)
+#: All formats read their pictures by `FilePictures`.
+CASES = [("coco", attack) for attack in NAMES] + [(kind, one) for kind in FORMATS for one in ("words", "a link")][2:]
+
+
+@pytest.mark.parametrize(("kind", "attack"), CASES)
 def test_captions_name_no_file_outside(tmp_path, kind, attack):
     _world(tmp_path)
     name = _made(tmp_path, attack, tmp_path / "set/images")

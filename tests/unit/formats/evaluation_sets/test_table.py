@@ -6,8 +6,8 @@ import json
 import pytest
 
 from align.errors import DataError
+from tests.support.class_sets import picture
 from tests.support.suites import read
-from tests.unit.formats.evaluation_sets.test_classes import picture
 
 PICTURES = {f"in/{number}.jpg": picture(number, "test") for number in range(4)}
 

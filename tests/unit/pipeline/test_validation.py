@@ -18,7 +18,7 @@ from align.model.image_tower import estimate_statistics
 from align.model.tokenizer import TextTokenizer
 from align.pipeline import validation
 from align.pipeline.validation import SetValidation
-from align.training.ranks.process_group import Ranks, launch
+from align.training.ranks.process_group import Ranks
 from tests.support import training_data
 from tests.support.evaluation_sets import write_coloured_set
 from tests.support.params import load_params, sets
@@ -102,21 +102,6 @@ def test_each_rank_embeds_its_share(data, evaluation, tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda rank: measured(evaluation, data[1], tmp_path, Together(rank, 2, CPU)), (0, 1)))
     assert len({path.read_text() for path in tmp_path.iterdir()}) == 1 and len([*tmp_path.iterdir()]) == 3
-
-
-@pytest.mark.full
-def test_two_processes_measure_what_one_does(data, evaluation, tmp_path):
-    for number in (1, 2):
-        launch(Measured(evaluation, data[1], tmp_path), number, 1)
-    assert len({path.read_text() for path in tmp_path.iterdir()}) == 1 and len([*tmp_path.iterdir()]) == 3
-
-
-class Measured:
-    def __init__(self, *where):
-        self.where = where
-
-    def __call__(self, ranks):
-        measured(*self.where, ranks)
 
 
 @pytest.mark.parametrize("name", ["other", ""])

@@ -20,28 +20,6 @@ def test_the_interval_of_independent_queries_is_the_binomial_one():
     assert high == pytest.approx(0.3 + half, abs=0.003)
 
 
-def test_queries_of_one_concept_are_resampled_together():
-    """Four copies of each query carry no more information than one: the interval must not shrink."""
-    values = [1.0] * 30 + [0.0] * 70
-    once = interval([scored(values)], num_resamples=4000, seed=0)
-    copies = interval([scored(values * 4, [str(index) for index in range(100)] * 4)], num_resamples=4000, seed=0)
-    assert copies == pytest.approx(once, abs=0.01)
-    alone = interval([scored(values * 4)], num_resamples=4000, seed=0)
-    assert alone[1] - alone[0] < 0.6 * (copies[1] - copies[0])
-
-
-def test_the_lower_bound_covers():
-    """Over 300 experiments with a true rate of 0.2 the interval holds it in about 95 % of them."""
-    rng = np.random.default_rng(0)
-    inside = 0
-    for experiment in range(300):
-        low, high = interval(
-            [scored(list(rng.binomial(1, 0.2, 100).astype(float)))], num_resamples=300, seed=experiment
-        )
-        inside += low <= 0.2 <= high
-    assert 0.91 <= inside / 300 <= 0.99
-
-
 def test_all_right_and_all_wrong_are_no_certainty():
     assert interval([scored([0.0] * 20)], num_resamples=200, seed=0) == (0.0, pytest.approx(0.1684, abs=1e-4))
     assert interval([scored([1.0] * 20)], num_resamples=200, seed=0) == (pytest.approx(0.8316, abs=1e-4), 1.0)

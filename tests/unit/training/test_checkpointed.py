@@ -18,7 +18,6 @@ from tests.support.params import load_params
 from tests.support.training_data import MODEL, RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
 
-Data = tuple[Path, Path]
 KEPT = {"checkpoint_every_steps": 1, "keep_checkpoints": 8, "best_metric": "val/effective_rank"}
 
 
@@ -76,7 +75,6 @@ def test_a_best_checkpoint_that_is_not_kept_is_named(data, tmp_path):
     """By another metric another step is the best, which training did not keep."""
     steps = KEPT | {"validate_every_steps": 1, "keep_checkpoints": 1}
     trained = run(plan(data, tmp_path, pretrain_config(**steps)))
-    assert trained is not None
     other = {best_step(trained.rows, name) for name in ("val/text_to_image/recall@1", "val/effective_rank")}
     assert len(other) == 2
     changed = pretrain_config(**steps | {"best_metric": "val/text_to_image/recall@1"}, export="best")

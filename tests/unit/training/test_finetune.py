@@ -115,7 +115,6 @@ def test_no_steps_take_the_model_as_it_is(project, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("start", "line"),
     [
-        ("none", "finetune.from none: no such folder; run `align pretrain`, or name a folder that it or"),
         ("shards", "finetune.from shards: no model here (config.json is missing)"),
         ("exported", "finetune.from exported: a model in Hugging Face's format; convert it with `align import_model"),
         ("bert", "finetune.from bert: not a model of this project"),

@@ -63,9 +63,7 @@ def test_rows(capsys):
     said = capsys.readouterr().err
     assert "embeddings collapse" in said and "running statistics do not fit" in said and "loader wait share" in said
     assert said.count("warning: ") == 3
-    assert set(health.alarms) == {
-        "effective rank", "batch-norm gap", "loader wait share",
-    }  # fmt: skip
+    assert set(health.alarms) == {"effective rank", "batch-norm gap", "loader wait share"}
     assert health.of_the_model() == 2  # a slow loader says nothing about the model
     health.row(3, {"train/loss": 1.0}, 64)
     assert capsys.readouterr().err == ""

@@ -1,7 +1,5 @@
 """A locked tower stays as it is to the bit, costs no gradient and no moments, and the rest learns as always."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,7 +12,6 @@ from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pr
 
 CHANGES = {"num_steps": 3, "validate_every_steps": 3, "learning_rate": 2e-3}
 TOWERS = {"image": "vision_model.", "text": "text_model."}
-Start = tuple[tuple[Path, Path], Path]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +54,7 @@ def test_a_locked_tower_stays_as_it_is_and_all_else_learns(which, start, tmp_pat
 @pytest.mark.parametrize("which", ["image", "text"])
 def test_how_the_work_is_divided_changes_nothing(which, start, tmp_path):
     plain = trained(locked(start, tmp_path / "plain", locked=which))
-    changes = {
-        "micro_batch": {"micro_batch": 4}, "blocks": {"gradient_checkpointing": "blocks"}, "stopped": {}
-    }  # fmt: skip
+    changes = {"micro_batch": {"micro_batch": 4}, "blocks": {"gradient_checkpointing": "blocks"}, "stopped": {}}
     for name, change in changes.items():
         other = locked(start, tmp_path / name, locked=which, **change)
         if name == "stopped":

@@ -50,7 +50,7 @@ def test_updates_are_those_of_torchs_muon():
 
 
 def test_a_step_is_relative_to_the_weights_and_decays_them():
-    start, grad = torch.randn(6, 4), torch.randn(6, 4)
+    start, grad = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
     weight, update = nn.Parameter(start.clone()), orthogonalised(grad) + 0.1 * start
     optimiser = Lamb([{"params": [weight], "muon": True, "lr_scale": 0.5}], weight_decay=0.1, betas=(0.0, 0.9))
     optimiser.set_learning_rate(0.2)

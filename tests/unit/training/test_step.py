@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.config.model import ModelConfig
-from align.errors import ConfigError, NonFiniteLossError
+from align.errors import NonFiniteLossError
 from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training import loop, readings
@@ -376,12 +376,6 @@ def test_no_checkpoint_holds_a_step_that_was_not_finite(tokenizer, tmp_path, mon
             run(plan)
         assert len(calls) == started
         assert plan.folder().steps() == ([] if saved_at == 3 else [2])
-
-
-def test_a_micro_batch_that_does_not_fit_batch_norm_is_refused(tokenizer, tmp_path):
-    data = (tokenizer.parent / "shards", tokenizer)
-    with pytest.raises(ConfigError, match=r"micro_batch 6 must be a multiple of model\.batch_norm_group 4"):
-        run(training_data.plan(data, tmp_path, pretrain_config(micro_batch=6)))
 
 
 def test_a_step_asks_nothing_and_sends_what_it_must(tokenizer):

@@ -39,9 +39,8 @@ def test_nobody_knows_what_is_to_come(text):
 
 def test_the_table_has_the_newest_first_and_says_what_was_deleted():
     first = Move(
-        number=1, kind="promoted", at="2026-11-01T12:00:00Z", who="ann", before=None, to=1,
-        why="the first", figures={},
-    )  # fmt: skip
+        number=1, kind="promoted", at="2026-11-01T12:00:00Z", who="ann", before=None, to=1, why="the first", figures={}
+    )
     second = first.model_copy(
         update={"number": 2, "before": 1, "to": 12, "who": "bob", "why": "better", "figures": {"recall": 0.51234}}
     )

@@ -13,7 +13,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from transformers import AlignModel, AutoProcessor
 
 import align.release.exchange.export
 from align.cli import main
@@ -225,6 +224,7 @@ def test_hugging_face_and_back_is_the_same_model(trained, tmp_path, monkeypatch)
     logits = torch.tensor(_cosines(trained)) / load_model(trained).temperature.detach()
     assert _as_the_readme_says(folder, monkeypatch) == pytest.approx(logits.softmax(0).tolist(), abs=1e-3)
     assert main(["import_model", "--params", str(PARAMS_FILE), "--from", str(folder), "--out", str(out)]) == 0
+    assert marked(folder) == "export" and export("hf", trained, folder) == 0  # ours, so it is replaced
     before, after = Embedder.load(trained), Embedder.load(out)
     np.testing.assert_allclose(after.embed_images(IMAGES), before.embed_images(IMAGES), atol=1e-5)
     np.testing.assert_allclose(after.embed_texts(tiny_model.TEXTS), before.embed_texts(tiny_model.TEXTS), atol=1e-5)
@@ -240,9 +240,7 @@ def test_an_imported_model_is_fine_tuned_and_packaged(trained, tmp_path):
     config = import_model(params.section(ModelConfig), folder, out).config
     shards, _ = training_data.write(tmp_path / "data")
     recipe = training_data.finetune_config(num_steps=2, learning_rate=1e-9)
-    plan = training_data.plan(
-        (shards, tokenizer_of(out)), tmp_path / "ck", recipe, model=config, initial=out
-    )  # fmt: skip
+    plan = training_data.plan((shards, tokenizer_of(out)), tmp_path / "ck", recipe, model=config, initial=out)
     train_stage(plan, out=tmp_path / "finetuned", reports=tmp_path / "reports")
     tuned, before = load_model(tmp_path / "finetuned").state_dict(), load_model(out).state_dict()
     for name in ("text_projection.weight", "vision_model.embeddings.convolution.weight", "log_temperature"):
@@ -274,14 +272,6 @@ def test_a_folder_of_somebody_stays(trained, tmp_path, capsys):
         with pytest.raises(DataError, match="the input"):
             import_model(params, tmp_path / "hf", out)
     assert [path.name for path in folder.iterdir()] == ["wedding.jpg"]
-
-
-def test_transformers_loads_a_folder_with_our_mark(trained, tmp_path):
-    assert export("hf", trained, tmp_path / "hf") == 0
-    assert marked(tmp_path / "hf") == "export"
-    assert AlignModel.from_pretrained(tmp_path / "hf").config.projection_dim
-    assert AutoProcessor.from_pretrained(tmp_path / "hf")(text=["a red fox"])["input_ids"]
-    assert export("hf", trained, tmp_path / "hf") == 0  # ours, so it is replaced
 
 
 @pytest.mark.parametrize("trained", [1], indirect=True)
@@ -321,8 +311,6 @@ def test_onnx_without_its_packages_says_what_to_install(trained, tmp_path, monke
 def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path):
     samples = find_samples(load_sets(ROOT / "data/sample/evaluation"), None, None)
     assert (len(samples.images), len(samples.texts)) == (16, 16)
-    with pytest.raises(DataError, match="0 images, 0 texts; give --images FOLDER and --texts FILE"):
-        find_samples([], None, None)
     photos, captions = tmp_path / "photos", tmp_path / "photos/captions.csv"
     photos.mkdir()
     captions.write_text("file,caption\n1.PNG,a fox\n")
@@ -333,8 +321,6 @@ def test_samples_come_from_the_evaluation_sets_or_from_what_is_given(tmp_path):
     for wrong in (tmp_path / "gone", photos / "1.PNG"):
         with pytest.raises(DataError, match=f"--images {wrong}: no such folder"):
             find_samples([], wrong, captions)
-    with pytest.raises(DataError, match="cannot be read"):
-        find_samples([], photos, tmp_path / "absent.txt")
 
 
 def test_a_damaged_picture_is_named(trained, tmp_path):
@@ -354,20 +340,10 @@ def test_what_cannot_be_is_one_line(trained, tmp_path, capsys, monkeypatch):
         (lambda: export("torch", trained, Path()), ".: the working directory, or a folder around it, is not replaced"),
         (lambda: export("torch", trained, trained), "would replace, or lie in, the input"),
         (lambda: export("torch", trained, Path("made")), "--out made: stage package of dvc.yaml"),
-        (
-            lambda: main([*importing, "../trained/model", "--out", "made"]),
-            "--out made: stage package of dvc.yaml",
-        ),
-        (
-            lambda: main([*importing, "../trained/model", "--out", "../new"]),
-            "no ALIGN model in Hugging Face's format",
-        ),
+        (lambda: main([*importing, "../trained/model", "--out", "made"]), "--out made: stage package of dvc.yaml"),
         (lambda: main([*importing, "none", "--out", "new"]), "--from none: no such folder"),
         (lambda: main([*importing, "../file", "--out", "new"]), "--from ../file: no such folder"),
-        (
-            lambda: main([*importing, "../here", "--out", "../new"]),
-            "../here: no ALIGN model in Hugging Face's format: it has",
-        ),
+        (lambda: main([*importing, "../here", "--out", "../new"]), "../here: no ALIGN model in Hugging Face's format"),
         (lambda: main([*importing, "../trained/model", "--out", "../file"]), "../file: is a file, not a folder"),
     )
     for command, line in cases:

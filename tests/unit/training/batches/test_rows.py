@@ -44,11 +44,7 @@ def test_more_shards_are_mixed_in_and_a_run_resumes_in_quarantine_to_the_same_bi
     ]
     assert folders[0] == folders[1] != folders[2]  # where it is stored does not change the result
     with pytest.raises(ConfigError, match=r"has the digest [0-9a-f]+, pretrain\.extra_shards says other"):
-        plan(
-            data,
-            tmp_path,
-            pretrain_config(extra_shards=[{"path": str(more), "digest": "other", "weight": 1.0}]),
-        )
+        plan(data, tmp_path, pretrain_config(extra_shards=[{"path": str(more), "digest": "other", "weight": 1.0}]))
 
 
 def test_a_damaged_shard_stops_a_run_or_is_counted_in_live_logging(tmp_path):

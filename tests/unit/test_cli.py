@@ -86,12 +86,8 @@ def test_an_align_error_is_one_line_and_exit_code_1(tmp_path):
         ("filtre", "filtre: no such verb; did you mean filter? See align --help"),
         ("", "no verb; see align --help"),
         ("--set filter.min_words=4 filter", "--set: no verb; it comes first, as in align filter --set"),
-        (
-            "filter filter.min_words=4",
-            "filter.min_words=4: values of params.yaml are changed by --set filter",
-        ),
+        ("filter filter.min_words=4", "filter.min_words=4: values of params.yaml are changed by --set filter"),
         ("filter --sets filter.min_words=4 -x", "unknown arguments: --sets filter.min_words=4 -x; see align filter"),
-        ("import-model --from x", "the following arguments are required: --out; see align import_model --help"),
     ],
 )
 def test_a_wrong_usage_is_one_line_that_says_what_is_right(words, said, capsys):

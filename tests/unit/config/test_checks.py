@@ -43,14 +43,11 @@ def test_params_yaml_and_the_profiles_are_right(profile):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["shard.image_px=64"], "shard.image_px 64 is below model.resize_px 72"),
         (["model.resize_px=48"], "image_px 64 is larger than resize_px 48"),
-        (["pretrain.warmup_steps=600"], "warmup_steps 600 must be less than num_steps 600"),
         (["pretrain.crop_scale=[1.2,0.8]"], "crop_scale [1.2, 0.8]: the smallest comes first"),
         (["pretrain.crop_scale=[0.005,1]"], "crop_scale.0' = 0.005: Input should be greater than or equal to 0.1"),
         (["pretrain.image_px=80"], "shard.image_px 72 is below the 90 px of pretrain.image_px"),
         (["pretrain.image_px=80", "pretrain.resize_px=72"], "pretrain.image_px 80 is larger than resize_px 72"),
-        (["pretrain.batch_size=250"], "pretrain.batch_size 250 must be a multiple of model.batch_norm_group 16"),
         (["pretrain.batch_size=288", "pretrain.num_processes=4"], "num_processes 4 x model.batch_norm_group 16"),
         (["cluster.num_nodes=3", "cluster.rendezvous=a:1"], "cluster.num_nodes 3 x model.batch_norm_group 16"),
         (["finetune.batch_size=250"], "finetune.batch_size 250 must be a multiple of model.batch_norm_group 16"),
@@ -60,13 +57,10 @@ def test_params_yaml_and_the_profiles_are_right(profile):
             ["pretrain.precision=float16", "pretrain.shard_weights=true", "pretrain.optimiser=lamb"],
             "pretrain.precision: float16 needs whole gradients, so pretrain.shard_weights false",
         ),
-        (["pretrain.loss=sigmoid"], "pretrain.loss sigmoid and model.logit_bias_init null do not go together"),
         (["model.logit_bias_init=-10.0"], "pretrain.loss align and model.logit_bias_init -10.0 do not go together"),
         (["promote.metrics=[concepts/recall@10]"], "promote.metrics: 'concepts/recall@10' is measured for no set"),
-        (["promote.metrics=[recall@10]"], "is measured for no set"),
         (["promote.metrics=[test/mean_recall]", "evaluate.max_test_images=0"], "evaluate.max_test_images 0"),
         (["pretrain.best_metric=val/recall@10"], "'pretrain.best_metric' = 'val/recall@10': training measures no such"),
-        (["validate.keep_rate=[0.8, 0.3]"], "'validate.keep_rate' = [0.8, 0.3]: the lowest value comes first"),
         (["validate.dropped_share.text_too_long=[1.0, 0.0]"], "'validate.dropped_share.text_too_long' = [1.0, 0.0]"),
         (["validate.min_evaluation_sets=-1"], "'validate.min_evaluation_sets' = -1"),
         (

@@ -62,11 +62,8 @@ def test_an_empty_override_is_null(params_file):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("example.cuont=7", "unknown parameter 'example.cuont'"),
         ("exmaple.count=7", "unknown parameter 'exmaple.count'"),
         ("example.count.deep=7", "unknown parameter 'example.count.deep'"),
-        ("example.count", "expected section.key=value"),
-        ("count=7", "expected section.key=value"),
         ("example.count=[", "not valid YAML"),
         ("example.name=caf\udce9", "the value is not UTF-8; a file or folder of such a name must be renamed"),
     ],
@@ -79,7 +76,6 @@ def test_a_bad_override_is_an_error_that_names_the_key(params_file, override, me
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("example: {rate: 1, count: three, name: a}", r"'example\.count' = 'three': expected a whole number"),
         ("example: {rate: 1, count: 1.5, name: a}", r"'example\.count' = 1\.5"),
         ("example: {rate: 1, count: 3}", r"'example\.name' is missing"),
         ("example: {rate: 1, count: 3, name: a, extra: 1}", r"unknown parameter 'example\.extra'"),
@@ -99,11 +95,6 @@ def test_a_file_that_is_no_mapping_is_an_error(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_params(path)
-
-
-def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="no such params file"):
-        load_params(tmp_path / "none.yaml")
 
 
 def test_outside_a_checkout_the_packaged_values_are_used(tmp_path, monkeypatch):
@@ -169,14 +160,9 @@ def test_the_file_of_the_project_makes_a_whole_recipe_for_fine_tuning():
 
 @pytest.mark.parametrize(
     "overrides",
-    [
-        ["paths.raw=data/sample"],
-        ["paths.archive=data/raw/more/*.warc.gz"],
-        ["paths.archive=data"],
-        ["paths.reports=data/policy/../policy"],
-        ["paths.evaluation=models/finetuned"],
-    ],
-)
+    [["paths.archive=data/raw/more/*.warc.gz"], ["paths.archive=data"], ["paths.reports=data/policy/../policy"],
+     ["paths.evaluation=models/finetuned"], ["paths.root=data/sample/evaluation"]],
+)  # fmt: skip
 def test_an_output_lies_in_no_input_and_around_none(overrides):
     with pytest.raises(ConfigError, match=r"lies in, or around, the input paths\."):
         load_params(PARAMS_FILE, overrides).section(PathsConfig)
@@ -223,11 +209,6 @@ def test_fine_tuning_starts_where_pretrain_writes_unless_it_is_told_otherwise():
         paths = params.section(PathsConfig)
         assert paths.moved(params.section(FinetuneConfig).start) == Path(start)
         assert paths.is_made_elsewhere(params.section(FinetuneConfig).start) == any("from=" in one for one in overrides)
-
-
-def test_a_root_in_an_input_is_refused():
-    with pytest.raises(ConfigError, match=r"lies in, or around, the input paths\.evaluation"):
-        load_params(PARAMS_FILE, ["paths.root=data/sample/evaluation"]).section(PathsConfig)
 
 
 @pytest.mark.parametrize("root", ["/data", "../data", "a/../../data"])

@@ -87,7 +87,6 @@ def test_a_file_elsewhere_and_what_set_changes_after_it(tmp_path):
         ("filter: [", "not valid YAML"),
         ("- a\n", "expected sections at the top level"),
         ("filter: 3\n", "expected sections at the top level"),
-        ("filter: {min_wrods: 4}\n", "unknown parameter 'filter.min_wrods'"),
     ],
 )
 def test_a_profile_that_is_none_is_refused(tmp_path, content, message):
@@ -101,14 +100,6 @@ def test_outside_a_checkout_those_of_the_package_are_used(tmp_path, monkeypatch)
     inside = profile_overrides("crawl")
     monkeypatch.chdir(tmp_path)
     assert profile_overrides("crawl") == inside
-
-
-def test_a_missing_profile_names_those_that_exist():
-    with pytest.raises(
-        ConfigError,
-        match=r"--profile laion: no readable file .*: ablation, catalogue, cc3m, coyo, crawl, paper, photographs, url_",
-    ):
-        profile_overrides("laion")
 
 
 def test_the_photographs_cut_is_what_their_shards_need():

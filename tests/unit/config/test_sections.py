@@ -69,6 +69,4 @@ def test_where_and_how_fast_change_no_bytes():
     values = {"health": {"price_per_hour": 2.5}, "cluster": {"num_nodes": 2}, "pretrain": {"seed": 0}, "mine": {}}
     assert changing_bytes(values) == {"pretrain": {"seed": 0}}
     neutral = {name for name, cls in SECTIONS.items() if not cls.changes_bytes}
-    assert neutral == {
-        "paths", "engine", "store", "health", "cluster", "register", "promote", "serve",
-    }  # fmt: skip
+    assert neutral == {"paths", "engine", "store", "health", "cluster", "register", "promote", "serve"}

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from align.services.git import git
 from flows.checkout.run_branch import Recorded
 from flows.dag import Selection, Stage, read_dag
-from flows.pages import summary
 from flows.pages.summary import summarise
 from flows.tasks.run_context import RunContext
 from flows.tasks.stage_task import StageOutcome, did_run, report_markdown
@@ -93,13 +91,6 @@ def test_the_summary_says_how_to_activate_the_environment(tmp_path, monkeypatch)
     monkeypatch.delenv("VIRTUAL_ENV")
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)  # installed without an environment
     assert look_around()[0].startswith("  make up  ")
-
-
-def test_git_ignores_what_the_summary_tells_people_to_create():
-    made = [*re.findall(r"--html (\S+)", summary.HERE + summary.ELSEWHERE), "dvc_plots/"]
-    assert made == ["hits.html", "dvc_plots/"] and "dvc plots show" in summary.HERE
-    for name in made:
-        assert git(ROOT, "check-ignore", name) == name
 
 
 def test_a_report_shows_metrics_and_pictures(tmp_path):

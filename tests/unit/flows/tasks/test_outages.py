@@ -143,7 +143,6 @@ def test_a_run_outlives_its_worker(tmp_path, kept):
     command = [sys.executable, "-c", WORKER, "worker", "run.py", *(["keep"] if kept else [])]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as worker:
-        assert worker.stdout is not None
         said, pid = worker.stdout.readline().split()
         assert said == "b'starts\\n'"
         run = psutil.Process(int(pid))

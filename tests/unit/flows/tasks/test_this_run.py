@@ -24,9 +24,6 @@ def _repo(tmp_path):
         ("My first / try", "  ", "My-first-try"),
         ("mauve-cuckoo", None, "mauve-cuckoo"),
         ("mauve-cuckoo", "wide", "wide"),
-        ("../../etc", None, "etc"),
-        ("--all", None, "all"),
-        ("x" * 300, None, "x" * 200),
     ],
     ids=lambda value: str(value)[:20],
 )

@@ -13,10 +13,6 @@ EVIL = "http://h/\x1b]0;pwned\x07/\u202egpj\nalign: error: faked"
 SHOWN = r"http://h/\u001b]0;pwned\u0007/\u202egpj\nalign: error: faked"
 
 
-def test_track_yields_everything_in_order():
-    assert list(track(range(5), what="counting", total=5)) == [0, 1, 2, 3, 4]
-
-
 def test_foreign_words_cannot_steer_the_terminal(capsys):
     say(EVIL)
     show(EVIL, "second")

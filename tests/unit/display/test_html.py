@@ -12,7 +12,7 @@ from PIL import Image
 
 from align.display import figure, html
 from align.display.figure import legible, png, svg
-from align.display.report import Report, record_runtime, write_report
+from align.display.report import record_runtime
 
 
 def test_text_is_escaped_everywhere():
@@ -187,20 +187,6 @@ def test_fonts_that_are_not_installed_are_passed_over(monkeypatch):
         monkeypatch.undo()
         figure._families.cache_clear()
     assert png(drawn(letter)) != with_stix
-
-
-class ExampleReport(Report):
-    rows: list[int]
-
-
-def test_a_report_is_two_files_of_equal_bytes_each_time(tmp_path):
-    report = ExampleReport(metrics={"b/x": 1, "a": 0.5}, rows=[1, 2])
-    write_report(report, tmp_path / "one")
-    write_report(report, tmp_path / "two")
-    assert json.loads((tmp_path / "one" / "metrics.json").read_text()) == {"a": 0.5, "b/x": 1}
-    assert json.loads((tmp_path / "one" / "report.json").read_text()) == {"schema_version": 1, "rows": [1, 2]}
-    for name in ("metrics.json", "report.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_runtime_is_recorded_when_the_stage_fails(tmp_path):

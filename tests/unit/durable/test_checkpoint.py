@@ -128,7 +128,10 @@ def test_the_mirror_also_has_the_best_one(tmp_path):
     there.fetch()
     assert [path.name for path in sorted(there.directory.glob("*.pt"))] == ["best.pt", "step-00000003.pt"]
     assert torch.load(there.directory / "best.pt", weights_only=True)["step"] == 1
+    (there.directory / "best.pt").write_bytes(b"its own, of a later step")
+    (there.directory / "step-00000004.pt").touch()
     there.fetch()  # nothing is newer
+    assert (there.directory / "best.pt").read_bytes() == b"its own, of a later step" and there.steps() == [3, 4]
 
 
 def test_a_full_disk_is_reported_and_older_checkpoints_are_kept(tmp_path):

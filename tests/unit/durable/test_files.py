@@ -11,21 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import align.durable.files
-from align.durable.files import (
-    MARK,
-    clear_leftovers,
-    is_temporary,
-    mark,
-    marked,
-    replace_directory,
-    require_apart,
-    sha256_file,
-    sha256_folder,
-    temporary_name,
-    to_json,
-    write_bytes,
-)
+from align.durable import files
 from align.durable.work import work_directory
 from align.errors import DataError
 from tests.support import ROOT
@@ -33,7 +19,7 @@ from tests.support.small_process import in_child, killed_at, small_process
 
 
 def make(path, name):
-    with replace_directory(path, "stage") as part:
+    with files.replace_directory(path, "stage") as part:
         (part / name).write_text(name)
 
 
@@ -43,24 +29,24 @@ def names(path):
 
 def test_json_refuses_nan():
     with pytest.raises(ValueError, match="JSON compliant"):
-        to_json({"loss": float("nan")})
+        files.to_json({"loss": float("nan")})
 
 
 def test_a_directory_is_replaced_whole(tmp_path):
     target = tmp_path / "out"
     make(target, "stale")
-    with replace_directory(target, "stage") as part:
+    with files.replace_directory(target, "stage") as part:
         (part / "fresh").write_text("new")
         assert (target / "stale").exists()
-    assert names(target) == [MARK, "fresh"]
-    assert (target / MARK).read_text() == '{\n  "made_by": "stage",\n  "schema_version": 1\n}\n'
+    assert names(target) == [files.MARK, "fresh"]
+    assert (target / files.MARK).read_text() == '{\n  "made_by": "stage",\n  "schema_version": 1\n}\n'
     assert names(tmp_path) == ["out"]
 
 
 def test_an_empty_folder_is_nobodys(tmp_path):
     (tmp_path / "out").mkdir()
     make(tmp_path / "out", "fresh")
-    assert names(tmp_path / "out") == [MARK, "fresh"]
+    assert names(tmp_path / "out") == [files.MARK, "fresh"]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
@@ -69,11 +55,11 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-        with replace_directory(target, "stage") as part:
-            write_bytes(part / "large", bytes(1_000_000))
+        with files.replace_directory(target, "stage") as part:
+            files.write_bytes(part / "large", bytes(1_000_000))
 
     assert in_child(fill) == 1
-    assert names(target) == [MARK, "kept"] and names(tmp_path) == ["out"]
+    assert names(target) == [files.MARK, "kept"] and names(tmp_path) == ["out"]
 
 
 @contextmanager
@@ -87,7 +73,7 @@ def person(tmp_path):
 
 
 def ways(path):
-    yield replace_directory(path, "stage").__enter__
+    yield files.replace_directory(path, "stage").__enter__
     yield work_directory(path, "stage", "key").__enter__
 
 
@@ -110,7 +96,7 @@ def test_a_folder_without_our_mark_is_refused(tmp_path):
 
 
 def test_a_folder_of_another_stage_is_refused(tmp_path):
-    with replace_directory(tmp_path / "raw", "ingest"):
+    with files.replace_directory(tmp_path / "raw", "ingest"):
         pass
     for way in ways(tmp_path / "raw"):
         with pytest.raises(DataError, match=r"raw: `align ingest` made it, so stage does not replace it"):
@@ -118,7 +104,7 @@ def test_a_folder_of_another_stage_is_refused(tmp_path):
     for way in ways(tmp_path / "raw" / "shards"):
         with pytest.raises(DataError, match=r"lies in .*raw, which `align ingest` replaces whole"):
             way()
-    (tmp_path / "raw" / MARK).write_text("{}")
+    (tmp_path / "raw" / files.MARK).write_text("{}")
     for way in ways(tmp_path / "raw"):
         with pytest.raises(DataError, match="has content"):
             way()
@@ -149,7 +135,7 @@ def test_a_parent_without_write_permission(tmp_path):
     def as_nobody():
         os.setresuid(65534, 65534, 65534) if os.geteuid() == 0 else theirs.chmod(0o555)
         with pytest.raises(DataError, match="theirs cannot be written to"):
-            replace_directory(theirs / "out", "stage").__enter__()
+            files.replace_directory(theirs / "out", "stage").__enter__()
 
     assert in_child(as_nobody) == 0
 
@@ -157,28 +143,28 @@ def test_a_parent_without_write_permission(tmp_path):
 def test_out_and_inputs_apart(tmp_path):
     for out, given in (("a", "a"), ("a/b", "a"), ("a", "a/b")):
         with pytest.raises(DataError, match="the input"):
-            require_apart(tmp_path / out, tmp_path / given)
-    require_apart(tmp_path / "a", tmp_path / "ab")
+            files.require_apart(tmp_path / out, tmp_path / given)
+    files.require_apart(tmp_path / "a", tmp_path / "ab")
 
 
 def test_the_mark_is_no_content(tmp_path):
     (tmp_path / "file").write_text("x")
-    before = sha256_folder(tmp_path)
-    mark(tmp_path, "stage")
-    assert sha256_folder(tmp_path) == before and marked(tmp_path) == "stage"
+    before = files.sha256_folder(tmp_path)
+    files.mark(tmp_path, "stage")
+    assert files.sha256_folder(tmp_path) == before and files.marked(tmp_path) == "stage"
 
 
 def remake(path, how):
-    context = replace_directory(path, "stage") if how == "replace" else work_directory(path, "stage", "key")
+    context = files.replace_directory(path, "stage") if how == "replace" else work_directory(path, "stage", "key")
     with context as part:
         for name in "xyz":
-            write_bytes(part / name, b"new")
+            files.write_bytes(part / name, b"new")
 
 
 def kill_at_each_step(root, how, can_exchange):
     with pytest.MonkeyPatch.context() as patch:
         if not can_exchange:
-            patch.setattr(align.durable.files, "_exchange", lambda one, other: False)
+            patch.setattr(files, "_exchange", lambda one, other: False)
         _kill_at_each_step(root, how, can_exchange)
 
 
@@ -187,7 +173,7 @@ def _kill_at_each_step(root, how, can_exchange):
     for step in count():
         folder = root / str(step)
         target = folder / "out"
-        with replace_directory(target, "stage") as part:
+        with files.replace_directory(target, "stage") as part:
             for name in "abc":
                 (part / name).write_text("old")
         code = killed_at(step / 2, partial(remake, target, how))
@@ -196,14 +182,16 @@ def _kill_at_each_step(root, how, can_exchange):
         assert code == -signal.SIGKILL
         num_kills += 1
         if not can_exchange:
-            clear_leftovers(target)  # as the next run does
-        found = {path.name: path.read_text() for path in target.iterdir() if path.name not in (MARK, ".work.json")}
+            files.clear_leftovers(target)  # as the next run does
+        found = {
+            path.name: path.read_text() for path in target.iterdir() if path.name not in (files.MARK, ".work.json")
+        }
         assert found in (dict.fromkeys("abc", "old"), dict.fromkeys("xyz", "new")), f"step {step}: {found}"
-        assert marked(target) == "stage"
+        assert files.marked(target) == "stage"
         num_new += "x" in found
         remake(target, how)
         assert [name for name in names(folder) if not name.endswith(".lock")] == ["out"], f"step {step}"
-        assert names(target) == [MARK, "x", "y", "z"]
+        assert names(target) == [files.MARK, "x", "y", "z"]
     assert num_kills >= 20 and 0 < num_new < num_kills, (num_kills, num_new)
 
 
@@ -221,34 +209,34 @@ def test_killed_at_any_step_the_old_or_the_new_is_complete(tmp_path, small, how,
 
 def test_what_others_leave_is_removed_when_they_are_dead(tmp_path, monkeypatch):
     target = tmp_path / "out"
-    mine = temporary_name(target)
+    mine = files.temporary_name(target)
     mine.mkdir()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
         theirs = tmp_path / mine.name.replace(f".{os.getpid()}.", f".{living.pid}.")
         theirs.mkdir()
         with monkeypatch.context() as patch:
-            patch.setattr(align.durable.files, "_HOST", "another-machine")
-            elsewhere = temporary_name(target)
+            patch.setattr(files, "_HOST", "another-machine")
+            elsewhere = files.temporary_name(target)
         elsewhere.mkdir()
         (tmp_path / ".out.part").mkdir()  # a person's
-        clear_leftovers(target)
+        files.clear_leftovers(target)
         assert mine.is_dir() and theirs.is_dir() and elsewhere.is_dir()
         living.kill()
-    clear_leftovers(target)
+    files.clear_leftovers(target)
     assert mine.is_dir() and not theirs.exists() and elsewhere.is_dir()
     later = time.time() + 2 * 24 * 3600
     monkeypatch.setattr(time, "time", lambda: later)
-    clear_leftovers(target)
+    files.clear_leftovers(target)
     assert not elsewhere.exists() and (tmp_path / ".out.part").is_dir()
-    monkeypatch.setattr(align.durable.files, "_PROCESS", "0" * 8)  # a process that got the number of an earlier one
-    clear_leftovers(target)
+    monkeypatch.setattr(files, "_PROCESS", "0" * 8)  # a process that got the number of an earlier one
+    files.clear_leftovers(target)
     assert not mine.exists()
 
 
 def test_temporary_names_are_of_one_machine_one_process_and_one_use(tmp_path):
-    some = {temporary_name(tmp_path / "file").name for _ in range(3)}
-    assert len(some) == 3 and all(is_temporary(Path(name)) for name in some)
-    assert not is_temporary(Path(".raw.part")) and not is_temporary(Path("file"))
+    some = {files.temporary_name(tmp_path / "file").name for _ in range(3)}
+    assert len(some) == 3 and all(files.is_temporary(Path(name)) for name in some)
+    assert not files.is_temporary(Path(".raw.part")) and not files.is_temporary(Path("file"))
     code = "import align.durable.files, pathlib; print(align.durable.files.temporary_name(pathlib.Path('file')))"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     other = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
@@ -257,8 +245,8 @@ def test_temporary_names_are_of_one_machine_one_process_and_one_use(tmp_path):
 
 def test_write_bytes_replaces_and_leaves_nothing_beside(tmp_path):
     path = tmp_path / "deep" / "file"
-    write_bytes(path, b"one")
-    write_bytes(path, b"two")
+    files.write_bytes(path, b"one")
+    files.write_bytes(path, b"two")
     assert path.read_bytes() == b"two"
     assert list(path.parent.iterdir()) == [path]
 
@@ -272,25 +260,25 @@ def test_write_bytes_flushes_the_file_and_then_its_folder(tmp_path, monkeypatch)
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
-    write_bytes(tmp_path / "file", b"one")
-    assert [is_temporary(Path(flushed[0])), *flushed[1:]] == [True, str(tmp_path)]
+    files.write_bytes(tmp_path / "file", b"one")
+    assert [files.is_temporary(Path(flushed[0])), *flushed[1:]] == [True, str(tmp_path)]
 
 
 def test_sha256_of_a_known_text(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
-    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert files.sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def killed_in_writing(path):
-    align.durable.files.os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
-    write_bytes(path, b"half")
+    files.os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+    files.write_bytes(path, b"half")
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_writer_of_its_folder(tmp_path):
     assert in_child(partial(killed_in_writing, tmp_path / "one")) == -signal.SIGKILL
     assert len(names(tmp_path)) == 1
-    others = [".mine.part", ".a.part", temporary_name(tmp_path / "live").name, "b.part"]
+    others = [".mine.part", ".a.part", files.temporary_name(tmp_path / "live").name, "b.part"]
     for name in others:
         (tmp_path / name).write_text("of a person, or of a writer that lives")
-    write_bytes(tmp_path / "third", b"whole")
+    files.write_bytes(tmp_path / "third", b"whole")
     assert names(tmp_path) == sorted([*others, "third"])

@@ -133,9 +133,7 @@ def test_a_tar_that_changes_while_it_is_read_is_an_error(tmp_path, change):
 def test_pictures_are_not_held_in_memory(tmp_path):
     """A set of 64 MB is loaded and read with a tenth of it at a time."""
     big = [EvaluationImage(f"{n:02}", f"{n}", (f"text {n}",), None, None, "query") for n in range(32)]
-    made = EvaluationSet(
-        "big", "retrieval", "", big, (), (), lambda wanted: (bytes([n]) * (2 << 20) for n in wanted)
-    )  # fmt: skip
+    made = EvaluationSet("big", "retrieval", "", big, (), (), lambda wanted: (bytes([n]) * (2 << 20) for n in wanted))
     tracemalloc.start()
     try:
         write_items(tmp_path, made)

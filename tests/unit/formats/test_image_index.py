@@ -140,8 +140,7 @@ def test_an_index_whose_addresses_nobody_gave(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["items.parquet", "words.parquet", "addresses.parquet", "thumbnails.jpegs", "vectors.faiss", "vectors.npy"],
+    "name", ["items.parquet", "words.parquet", "addresses.parquet", "thumbnails.jpegs", "vectors.faiss", "vectors.npy"]
 )
 def test_a_file_that_is_cut_off_longer_or_missing(tmp_path, name):
     file = write(tmp_path / "index", exact_below=1) / name

@@ -68,11 +68,13 @@ def test_equal_wishes_are_equal_bytes_and_the_first_reason_stays(tmp_path):
     assert (tmp_path / "opted_out.csv").read_bytes() == before
 
 
-def test_the_committed_files_are_readable_and_an_absent_one_is_empty(tmp_path):
-    assert read_opted_out(ROOT / "data/policy") is not None
-    read_acceptances(ROOT / "data/policy")
-    read_reference(ROOT / "data/policy")
-    assert not read_opted_out(tmp_path)
+def test_the_committed_files_are_as_they_would_be_written_and_an_absent_one_is_empty(tmp_path):
+    ours = ROOT / "data/policy"
+    write_opted_out(tmp_path, read_opted_out(ours))
+    write_acceptances(read_acceptances(ours), tmp_path)
+    for name in ("opted_out.csv", "accepted.json"):
+        assert (tmp_path / name).read_bytes() == (ours / name).read_bytes()
+    assert not read_opted_out(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(

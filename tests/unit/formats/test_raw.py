@@ -123,7 +123,6 @@ def test_tars_may_be_in_the_store(tmp_path):
 def test_a_manifest_of_another_layout_is_refused(tmp_path, change, says):
     folder = write(tmp_path / "raw")
     manifest = read_raw_manifest(folder)
-    assert manifest is not None
     assert [(shard.name, shard.num_pairs) for shard in manifest.shards] == [("00000", 2), ("00001", 1)]
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | change))

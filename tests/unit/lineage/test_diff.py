@@ -100,11 +100,7 @@ def test_the_command(folders, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["one", "nowhere"], "'nowhere' names no commit"),
-        (["one", "empty"], "no decisions;"),
-    ],
+    ("words", "says"), [(["one", "nowhere"], "'nowhere' names no commit"), (["one", "empty"], "no decisions;")]
 )
 def test_what_is_no_data_is_a_clear_error(folders, words, says, capsys, monkeypatch):
     monkeypatch.chdir(folders[0].parent)

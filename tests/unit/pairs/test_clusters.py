@@ -1,5 +1,4 @@
 import tracemalloc
-from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from align.durable import buckets
 from align.pairs.clusters import Clusters, bands, masks, near_duplicates, text_digests
 
-Cluster = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 FAR = np.array([0x0, 0xFFFF, 0xFFFF0000, 0xFFFF00000000], np.uint64)  # 16 bits or more apart from each other
 
 

@@ -2,20 +2,12 @@ import numpy as np
 import pytest
 
 from align.cli import main
-from align.display.figure import png
 from align.errors import DataError, FormatError
 from align.formats.labelled_queries import names, read_queries
 from align.search.queries import compose, share_named
-from align.search.report import AnsweredQuery, ImageAnswer, index_metrics, search_figure
+from align.search.report import index_metrics
 from tests.support import tiny_model
-from tests.support.colours import square
 from tests.support.params import PARAMS_FILE
-
-
-def test_texts_that_look_like_mathematics_are_drawn_as_they_are():
-    odd = r"$\frac$ and $x_$"
-    answer = ImageAnswer(square("red"), odd, 0.5, True)
-    assert png(search_figure([AnsweredQuery(odd, None, [answer], True)])).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +70,6 @@ def test_a_query_file_is_read_or_explained(tmp_path):
 def folder(tmp_path, monkeypatch):
     tiny_model.write(tmp_path)
     (tmp_path / "texts.txt").write_text("a red heart\n")
-    (tmp_path / "pages").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -91,7 +82,6 @@ def folder(tmp_path, monkeypatch):
         (["embed", "texts.txt", "--out", "."], "--out .: is a folder; give the name of a file in it, such as out.parq"),
         (["embed", "texts.txt", "--out", "texts.txt/e.parquet"], "texts.txt/e.parquet: texts.txt cannot be made"),
         (["search", "fox", "--html", "texts.txt"], "--html texts.txt: what is written there is html; give a name that"),
-        (["search", "fox", "--html", "pages"], "--html pages: is a folder; give the name of a file in it"),
         (["search", "fox", "--html", "texts.txt/e.html"], "texts.txt/e.html: texts.txt cannot be made"),
     ],
 )

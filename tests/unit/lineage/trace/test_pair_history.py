@@ -157,15 +157,6 @@ def test_the_command_takes_a_key_an_address_a_picture_or_its_sha256(data, capsys
     assert sorted(path.name for path in data.parent.iterdir()) == ["data", "fox.jpg"]
 
 
-def test_an_unknown_key_is_a_clear_error(data, capsys):
-    assert main(command(data, "000009999")) == 1
-    assert f"'000009999' names nothing here: no run, key, address of a picture or page in {data / 'raw'}" in (
-        capsys.readouterr().err
-    )
-    assert main(command(data / "nowhere", KEPT)) == 1
-    assert "run `align ingest` first" in capsys.readouterr().err
-
-
 def test_an_unavailable_mlflow_is_one_line(data, capsys, monkeypatch):
     monkeypatch.chdir(data.parent)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

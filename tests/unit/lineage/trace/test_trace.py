@@ -75,17 +75,6 @@ def test_a_page_and_a_picture_name_all_their_pairs(data, capsys):
     assert of_picture["shard"] == ["train/00000.tar"]  # both are texts of one sample
 
 
-def test_text_and_page_obey_nothing_that_a_stranger_wrote(data, capsys):
-    assert main(["trace", KEPT, "--html", "page.html"]) == 0
-    said = capsys.readouterr().out
-    assert "\x1b" not in said and "\u202e" not in said
-    assert not any(line.startswith("in two lines") for line in said.splitlines())
-    page = Path("page.html").read_text()
-    assert "<script" not in page and "\x1b" not in page and "\u202e" not in page
-    assert 'href="javascript' not in page
-    assert "data:image/jpeg" in page
-
-
 def test_a_cut_off_tar_or_report_is_named_and_the_rest_is_shown(data, capsys):
     report = Path("reports/quality")
     report.mkdir(parents=True)

@@ -14,13 +14,7 @@ from align.formats.raw import iter_images, raw_shards
 from align.lineage.take_down.purge_plan import opted_out_pairs
 from align.lineage.take_down.purge_raw import purge_raw
 from align.lineage.versions.raw_pairs import find_pairs, iter_tables
-from align.lineage.versions.shard_samples import (
-    count_pairs,
-    counted,
-    filtered_shows,
-    index_shows,
-    iter_stored_samples,
-)
+from align.lineage.versions.shard_samples import count_pairs, counted, filtered_shows, index_shows, iter_stored_samples
 from tests.support import small_data
 from tests.support.small_data import Pair
 

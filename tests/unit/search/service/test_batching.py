@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,21 +35,25 @@ def first_row(texts, images):
     return [float(value) for value in texts[0]]
 
 
-async def all_at_once(batcher, embedder, one, texts):
-    """The first text occupies the thread while the others come."""
-    tasks = [asyncio.create_task(batcher.do(Work(one, [texts[0]], [], first_row)))]
+async def all_at_once(batcher, embedder, works):
+    """The first occupies the thread while the others come."""
+    tasks = [asyncio.create_task(batcher.do(works[0]))]
     await asyncio.to_thread(embedder.begun.wait, 100)
-    tasks += [asyncio.create_task(batcher.do(Work(one, [text], [], first_row))) for text in texts[1:]]
+    tasks += [asyncio.create_task(batcher.do(work)) for work in works[1:]]
     await asyncio.sleep(0.05)
     embedder.go.set()
     return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def of_texts(one, texts):
+    return [Work(one, [text], [], first_row) for text in texts]
 
 
 def test_what_waits_is_one_forward_pass_and_equal_texts_are_one_input(world):
     embedder = Slow()
     batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
     texts = ["red", *["green", "blue"] * 10]
-    rows = asyncio.run(all_at_once(batcher, embedder, pair(world, embedder), texts))
+    rows = asyncio.run(all_at_once(batcher, embedder, of_texts(pair(world, embedder), texts)))
     batcher.stop()
     assert embedder.batches == [1, 2]
     expected = {
@@ -63,7 +68,8 @@ def test_what_waits_is_one_forward_pass_and_equal_texts_are_one_input(world):
 def test_a_batch_is_bounded_and_a_full_queue_refuses(world):
     embedder = Slow()
     batcher = Batcher(max_batch=2, max_waiting=3, cached_texts=0)
-    rows = asyncio.run(all_at_once(batcher, embedder, pair(world, embedder), ["red", "a", "b", "c", "d", "e"]))
+    works = of_texts(pair(world, embedder), ["red", "a", "b", "c", "d", "e"])
+    rows = asyncio.run(all_at_once(batcher, embedder, works))
     batcher.stop()
     assert embedder.batches == [1, 2, 1]
     assert [type(row) for row in rows] == [list, list, list, list, BusyError, BusyError]
@@ -71,49 +77,28 @@ def test_a_batch_is_bounded_and_a_full_queue_refuses(world):
 
 def test_a_batch_takes_one_request_of_each_client_in_turn_and_answers_texts_first(world):
     embedder = Slow()
-    one, crop, done = pair(world, embedder), np.zeros((48, 48, 3), np.uint8), list[str]()
+    one, crop, done = pair(world, embedder), np.zeros((48, 48, 3), np.uint8), []
     batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
 
-    async def ask():
-        async def do(name, client, texts, num_crops):
-            def finish(*rows):
-                done.append(name)
+    def work(name, client, texts, num_crops):
+        return Work(one, texts, [crop] * num_crops, lambda *rows: done.append(name), client)
 
-            await batcher.do(Work(one, texts, [crop] * num_crops, finish, client))
-
-        tasks = [asyncio.create_task(do("first", "a", ["red"], 0))]
-        await asyncio.to_thread(embedder.begun.wait, 100)
-        tasks += [asyncio.create_task(do(f"a{number}", "a", [], 60)) for number in range(3)]
-        tasks.append(asyncio.create_task(do("b", "b", ["blue"], 0)))
-        await asyncio.sleep(0.05)
-        embedder.go.set()
-        await asyncio.gather(*tasks)
-
-    asyncio.run(ask())
+    of_a = [work(f"a{number}", "a", [], 60) for number in range(3)]
+    works = [work("first", "a", ["red"], 0), *of_a, work("b", "b", ["blue"], 0)]
+    asyncio.run(all_at_once(batcher, embedder, works))
     batcher.stop()
     assert done == ["first", "b", "a0", "a1", "a2"] and batcher.counts.num_passes == 4
 
 
 def test_an_error_is_of_its_request_alone(world):
     embedder = Slow()
-    one = pair(world, embedder)
     batcher = Batcher(max_batch=64, max_waiting=64, cached_texts=0)
 
     def wrong(texts, images):
         raise ValueError("mine")
 
-    async def run():
-        tasks = [asyncio.create_task(batcher.do(Work(one, ["red"], [], first_row)))]
-        await asyncio.to_thread(embedder.begun.wait, 100)
-        tasks += [
-            asyncio.create_task(batcher.do(Work(one, [text], [], how)))
-            for text, how in (("a", wrong), ("b", first_row))
-        ]
-        await asyncio.sleep(0.05)
-        embedder.go.set()
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    rows = asyncio.run(run())
+    first, broken, last = of_texts(pair(world, embedder), ["red", "a", "b"])
+    rows = asyncio.run(all_at_once(batcher, embedder, [first, replace(broken, finish=wrong), last]))
     batcher.stop()
     assert [type(row) for row in rows] == [list, ValueError, list]
 

@@ -56,7 +56,6 @@ class World:
     def fetched(self):
         """The words in the model and in the index, and whether they belong together for sure."""
         release = self.source.wanted()
-        assert release is not None
         folders = self.source.folders(release)
         return (folders.model / "weights").read_text(), (folders.index / "items").read_text(), folders.vouched
 
@@ -176,24 +175,6 @@ def test_the_pixels_are_those_that_training_and_the_index_see(decoders, format):
     found = decoders.crop(data, 72, 64)
     assert found.shape == (64, 64, 3) and found.dtype == np.uint8
     assert np.abs(found.astype(int) - expected).mean() < (3 if format == "JPEG" else 0.01)  # another JPEG decoder
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"<svg>",
-        hostile_pictures.EPS,
-        photograph("JPEG")[:600],
-        photograph("PNG")[:200],
-        hostile_pictures.png(1001),
-    ],
-)
-def test_what_is_no_picture_is_refused_and_the_next_one_decodes(decoders, data):
-    with pytest.raises(DataError) as refused:
-        decoders.crop(data, 72, 64)
-    assert "\n" not in str(refused.value)
-    assert decoders.crop(square("red"), 48, 48).shape == (48, 48, 3)
 
 
 def test_a_picture_that_takes_too_long_is_killed_and_the_next_one_decodes():

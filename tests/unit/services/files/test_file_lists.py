@@ -7,7 +7,7 @@ import tracemalloc
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.config.ingest import IngestConfig
@@ -157,6 +157,7 @@ def test_with_a_root_a_list_names_no_local_file_outside_it(tmp_path, monkeypatch
     assert file_lists.absolute("/etc/passwd", "x.paths", None) == "/etc/passwd"
 
 
+@settings(derandomize=True)
 @given(st.binary(), st.booleans())
 def test_any_bytes_give_lines_that_can_be_used_or_are_named(data, packed):
     name = "https://h/x.paths.gz" if packed else "x.paths"

@@ -44,9 +44,6 @@ def test_a_list_names_locations_relative_to_itself(tmp_path):
     for name in ("list.txt", "all.paths.gz"):
         assert sorted(listed(tmp_path, name, ".warc")) == expected
     assert listed(tmp_path, "list.txt", ".txt") == ["list.txt"]  # a table of URLs, where sources read .txt
-    (tmp_path / "bad.paths.gz").write_bytes(b"no gzip")
-    with pytest.raises(DataError, match="not a list of locations"):
-        listed(tmp_path, "bad.paths.gz", ".warc")
 
 
 def test_files_are_opened_and_stamped_and_travel_to_workers(tmp_path):

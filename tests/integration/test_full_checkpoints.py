@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,24 +10,14 @@ from align.config.infrastructure import ClusterConfig
 from align.errors import TrainingError
 from align.training.run import run
 from align.training.run_plan import Infrastructure
-from tests.support import killing
 from tests.support.dvc_projects import enter, make_repository
 from tests.support.killing import KillOnce
 from tests.support.params import load_params
 from tests.support.small_disks import with_disk
-from tests.support.training_data import RECIPE, plan, pretrain_config
-from tests.support.training_project import write_project
+from tests.support.training_data import plan, pretrain_config
 
 STEPS = {"checkpoint_every_steps": 2, "log_every_steps": 1, "validate_every_steps": 8}
 FULL = "a checkpoint cannot be written: No space left on device; older ones are kept"
-
-
-def on_a_full_disk(scenario, folder, *arguments, checkpoint):
-    """What a function of this file prints while `folder` is a disk with room for one such checkpoint and a half."""
-    code = f"import sys; from tests.integration.test_full_checkpoints import {scenario}; {scenario}(*sys.argv[1:])"
-    done = with_disk(folder, ["-c", code, folder, *arguments], size=str(checkpoint.stat().st_size * 3 // 2))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
 
 
 def more_room(folder):
@@ -37,32 +26,6 @@ def more_room(folder):
 
 def checkpoints(folder):
     return sorted(Path(folder).glob("*/*.pt*"))
-
-
-def fill_and_resume(folder, root):
-    """`align pretrain` in a project whose checkpoints are there, twice: before and after there is room."""
-    for _ in range(2):
-        command = [sys.executable, "-m", "align.cli", "pretrain"]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        last = done.stderr.splitlines()[-1] if done.returncode else ""
-        print(done.returncode, [path.name for path in checkpoints(folder)], last)
-        more_room(folder)
-
-
-@pytest.mark.full  # most of a minute
-def test_training_ends_with_one_line_and_resumes_once_there_is_room(data, tmp_path):
-    calm, full = tmp_path / "calm", tmp_path / "full"
-    for root in (calm, full):
-        (root / "checkpoints").mkdir(parents=True)
-        write_project(root, data, RECIPE | STEPS)
-    killing.run(["pretrain"], calm)
-    said = on_a_full_disk(
-        "fill_and_resume", full / "checkpoints", full, checkpoint=checkpoints(calm / "checkpoints")[0]
-    )
-    assert said[0].startswith("1 ['step-00000002.pt'] align: error: ") and said[0].endswith(FULL), said
-    assert said[1].startswith("0 "), said
-    for folder in ("models/pretrained", "reports/pretrain"):
-        assert killing.digests(full / folder) == killing.digests(calm / folder)
 
 
 def two_ranks(folder, shards, tokenizer, marker, killed_at):
@@ -81,7 +44,6 @@ def two_ranks(folder, shards, tokenizer, marker, killed_at):
     print([path.name for path in checkpoints(folder)])
     more_room(folder)
     trained = run(training)
-    assert trained is not None
     print(json.dumps(trained.rows))
 
 
@@ -90,10 +52,13 @@ def two_ranks(folder, shards, tokenizer, marker, killed_at):
 def test_all_ranks_end_for_the_same_reason(data, tmp_path, killed_at):
     """Step 4 does not fit: the leading rank cannot save, of which the other one must not die. Nor if it is killed."""
     calm = run(plan(data, tmp_path / "calm", pretrain_config(**STEPS, num_processes=2)))
-    assert calm is not None
     (tmp_path / "full").mkdir()
     arguments, checkpoint = (*data, tmp_path / "marker", killed_at), checkpoints(tmp_path / "calm")[0]
-    said = on_a_full_disk("two_ranks", tmp_path / "full", *arguments, checkpoint=checkpoint)
+    code = "import sys; from tests.integration.test_full_checkpoints import two_ranks; two_ranks(*sys.argv[1:])"
+    size = str(checkpoint.stat().st_size * 3 // 2)  # room for one and a half
+    done = with_disk(tmp_path / "full", ["-c", code, tmp_path / "full", *arguments], size=size)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout.splitlines()
     assert (tmp_path / "marker").exists() is bool(killed_at)
     assert said[0].endswith(FULL), said
     assert said[1] == "['step-00000002.pt']"

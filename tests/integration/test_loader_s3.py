@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from align.config.infrastructure import ClusterConfig, StoreConfig
-from align.errors import DataError, ServiceError, TrainingError
+from align.errors import DataError, ServiceError
 from align.formats.shards import read_manifest
 from align.model.tokenizer import TextTokenizer
 from align.services.s3.client import upload
@@ -42,7 +42,7 @@ from tests.support import ROOT, given_tars, killing, training_data, wait_until, 
 from tests.support.params import load_params
 from tests.support.remote_shards import move_tars, store_config
 from tests.support.s3_server import serve
-from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config
+from tests.support.training_data import RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
 
 
@@ -84,7 +84,6 @@ def far(server, tmp_path):
     config = store_config(server, tmp_path)
     move_tars(shards, config)
     reader = tar_reader(config)
-    assert reader is not None
     return Far(shards, reader, local)
 
 
@@ -266,9 +265,6 @@ def test_loader_processes_wait_for_the_store_as_threads_do(server, far, capfd):
     assert len(said) == 1  # of two processes
 
 
-Data = tuple[Path, Path]
-
-
 def half_of(data, workers, extra=None):
     """The second of two ranks, from two sources."""
     index, more = (SplitIndex.of(source[0], read_manifest(source[0]), "train") for source in (data, extra or data))
@@ -353,19 +349,6 @@ def test_a_loader_process_imports_no_model():
     assert not imported & {"transformers", "torchvision", "mlflow", "boto3", "prefect", "duckdb"}
 
 
-@pytest.mark.costs(4, "three runs")
-def test_an_interrupted_run_with_processes_equals_an_uninterrupted_one_with_threads(data, tmp_path):
-    recipe = pretrain_config()
-    processes = recipe.model_copy(update={"num_loader_processes": 1})
-    whole = run(plan(data, tmp_path / "whole", recipe))
-    with pytest.raises(TrainingError, match="stopped by SIGTERM after step 6 of 8"):
-        run(plan(data, tmp_path / "parts", processes, log=TermAt(6)))
-    assert of_this_process() == []
-    resumed = run(plan(data, tmp_path / "parts", processes))
-    training_data.assert_same(whole, resumed)
-    assert of_this_process() == []
-
-
 class KillTwice:
     """A log function: kills a loader process of the leading rank at one step, and that rank at another; each once.
 
@@ -442,7 +425,6 @@ def test_no_process_outlives_the_launcher(data, tmp_path, number):
         assert "a loader process has died" not in errors  # none died first
     again = write_project(tmp_path, data, recipe | {"num_steps": 100_000, "num_loader_processes": 0})
     with subprocess.Popen(again, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment) as second:
-        assert second.stderr is not None
         for line in second.stderr:
             if re.search("resuming from step", line):
                 break

@@ -274,11 +274,6 @@ def test_nccl_is_told_its_gpu_and_its_patience(tmp_path, monkeypatch):
 #: Of each process of two on this machine -> its variables.
 LAUNCHERS = {
     "WORLD_SIZE": lambda rank, port: {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port},
-    "torchrun": lambda rank, port: {
-        "TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0",
-        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "elsewhere.invalid",
-        "MASTER_PORT": str(int(port) - 1),
-    },
     "SLURM": lambda rank, port: {
         "SLURM_JOB_ID": "4000123", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": rank,
         "SLURM_LOCALID": rank, "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "gpu7",

@@ -1,7 +1,7 @@
 """Weights sharded over two ranks, and a tower that is locked: results, checkpoints and resuming equal those of one
 process.
 
-One launch of two ranks does all their work (`_work`, `_locked_work`); the tests check what it saved.
+One launch of two ranks does all their work (`_work`); the tests check what it saved.
 """
 
 import functools
@@ -32,10 +32,10 @@ from align.training.ranks.sharding import distributed_like, is_sharded, shard, s
 from align.training.run import run
 from align.training.stage import train_stage
 from align.training.step import compute_gradients
-from tests.support import cpu_budget, lamb_reference, training_data
+from tests.support import lamb_reference, training_data
 from tests.support.cpu_budget import costs
 from tests.support.rank_runs import Messages, ended_with, last
-from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
+from tests.support.training_data import MODEL, TermAt, finetune_config, pretrain_config
 
 BATCH = 32
 SHORT = {
@@ -66,8 +66,8 @@ class Outcomes:
     root: Path
     ranks: list[dict[str, Any]]
 
-    def last(self, name):
-        return last(self.root, name)
+    def last(self, name, stage="pretrain"):
+        return last(self.root, name, stage)
 
 
 def _plan(data, checkpoints, log=None, **changes):
@@ -168,26 +168,40 @@ def _work(plans, tokenizer, root, ranks):
     torch.save(results, root / f"{ranks.rank}.pt")
 
 
+TOWERS = {"image": "vision_model.", "text": "text_model."}
+
+
 @pytest.fixture(scope="module")
-@costs(24, "ten runs of two ranks, and six ways through a step")
+@costs(24, "twelve runs of two ranks, and five ways through a step")
 def outcomes(data, tmp_path_factory):
+    """Also of two ranks with each tower locked, whole or sharded in parts; and `one`, of a process alone."""
     root = tmp_path_factory.mktemp("outcomes")
     run(_plan(data, root / "one", **WHOLE))
     shutil.copytree(root / "one", root / "resumed by shards")
     for step in (3, 4):
         next((root / "resumed by shards").glob(f"*/step-{step:08d}.pt")).unlink()
-    parts = WHOLE | {"batch_size": 16, "micro_batch": 4}
+    begun = training_data.plan(data, root / "begun", pretrain_config(num_steps=3))
+    train_stage(begun, out=root / "model", reports=root / "reports")
+
+    def locked(which, name, log=None, ranks=2):
+        parts = {"shard_weights": True, "micro_batch": 4, "gradient_checkpointing": "blocks"}
+        how = parts if name in ("sharded", "stopped") else {}
+        recipe = finetune_config(**WHOLE, **how, locked=which, num_processes=ranks)
+        made = training_data.plan(data, root / f"{which} {name}", recipe, initial=root / "model", log=log)
+        return f"{which} {name}" if log is None else f"{which} first", made
+
     plans = [
         ("whole", _in_two(data, root / "two", **WHOLE)),
         ("stopped", _in_two(data, root / "stopped", TermAt(2), **WHOLE)),
         ("resumed", _in_two(data, root / "stopped", **WHOLE)),
         ("resumed by shards", _in_two(data, root / "resumed by shards", **WHOLE)),
-        ("parts", _in_two(data, root / "parts", **parts)),
-        ("parts, stopped", _in_two(data, root / "left", TermAt(2), **parts)),
-        ("parts, resumed", _in_two(data, root / "left", **parts)),
         ("broken", _in_two(data, root / "broken", learning_rate=1e38, warmup_steps=3)),
         ("scaled", _in_two(data, root / "scaled", precision="float16", shard_weights=False)),
+        *(locked(which, name) for which in TOWERS for name in ("whole", "sharded")),
+        *(locked("image", "stopped", log) for log in (TermAt(2), None)),
     ]
+    for which in TOWERS:
+        run(locked(which, "one", ranks=1)[1])
     launch(functools.partial(_work, plans, data[1], root), 2, 1)
     return Outcomes(root, [torch.load(root / f"{rank}.pt") for rank in range(2)])
 
@@ -301,10 +315,10 @@ def assert_lamb(ours):
 def test_stopped_and_resumed_equals_a_whole_run(outcomes):
     for outcome in outcomes.ranks:
         assert outcome["stopped"].startswith("StoppedError: stopped by SIGTERM after step 2 of 4")
-        assert outcome["parts, stopped"].startswith("StoppedError: stopped by SIGTERM after step 2 of 4")
-        assert (outcome["resumed"], outcome["parts, resumed"]) == ("done", "done")
+        assert outcome["image first"].startswith("StoppedError: stopped by SIGTERM after step 2 of 4")
+        assert (outcome["resumed"], outcome["image stopped"]) == ("done", "done")
     assert_same(outcomes.last("stopped"), outcomes.last("two"))
-    assert_same(outcomes.last("left"), outcomes.last("parts"))
+    assert_same(outcomes.last("image stopped", "finetune"), outcomes.last("image sharded", "finetune"))
 
 
 def test_no_message_of_a_long_name_is_sent(outcomes):
@@ -322,9 +336,7 @@ def test_any_number_of_ranks_resumes_from_shards_and_shards_from_any(outcomes, d
         (alone.folder().directory / f"step-{step:08d}.pt").unlink()
     trained = run(alone)
     assert trained is not None and not is_sharded(trained.model)
-    saved = alone.folder().load_latest(torch.device("cpu"))
-    assert saved is not None
-    assert_close(saved, outcomes.last("one"))
+    assert_close(alone.folder().load_latest(torch.device("cpu")), outcomes.last("one"))
 
 
 def test_a_loss_that_is_not_finite_ends_all_ranks_alike(outcomes):
@@ -347,70 +359,14 @@ def test_one_rank_does_not_shard(data, tmp_path):
     assert plain is not None and sharded is not None and sharded.rows == plain.rows
 
 
-TOWERS = {"image": "vision_model.", "text": "text_model."}
-LOCKED = {
-    "whole": {}, "sharded": {"shard_weights": True}, "parts": {"micro_batch": 4},
-    "sharded, parts": {"shard_weights": True, "micro_batch": 4},
-    "sharded, blocks": {"shard_weights": True, "gradient_checkpointing": "blocks"},
-}  # fmt: skip
-QUICK = ("whole", "sharded")
-EACH = pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.full) for case in LOCKED]
-)
-
-
-def _locked_work(plans, root, ranks):
-    results = {}
-    for name, some in plans:
-        results.setdefault(name, []).append(ended_with(some, ranks))
-    torch.save(results, root / f"{ranks.rank}.pt")
-
-
-@pytest.fixture(scope="module")
-@costs(11, "seven runs of two ranks, and three of one")
-def root(tmp_path_factory, request):
-    """Each case of two ranks, and `one`, of each locked tower; and a sharded run that is stopped and resumed."""
-    root = tmp_path_factory.mktemp("outcomes")
-    data = training_data.write(root)
-    begun = plan(data, root / "begun", pretrain_config(num_steps=3))
-    train_stage(begun, out=root / "model", reports=root / "reports")
-
-    def of(name, which, log=None, **changes):
-        recipe = finetune_config(**(WHOLE | {"locked": which} | changes))
-        made = plan(data, root / f"{which} {name}", recipe, initial=root / "model", log=log)
-        return f"{which} {name}", made
-
-    both = {"num_processes": 2}
-    cases = LOCKED if cpu_budget.with_full(request) else QUICK
-    plans = [of(name, which, **both, **LOCKED[name]) for which in TOWERS for name in cases]
-    for which in TOWERS:
-        run(of("one", which)[1])
-        plans += [of("stopped", which, log, **both, **LOCKED["sharded"]) for log in (TermAt(2), None)]
-    launch(functools.partial(_locked_work, plans, root), 2, 1)
-    return root
-
-
 @pytest.mark.parametrize("which", TOWERS)
-@EACH
-def test_two_ranks_with_a_locked_tower_equal_one_process(root, which, case):
-    one, two = (last(root, f"{which} {name}", "finetune") for name in ("one", case))
+@pytest.mark.parametrize("case", ["whole", "sharded"])
+def test_two_ranks_with_a_locked_tower_equal_one_process_and_leave_it_as_it_is(outcomes, which, case):
+    one, two = (outcomes.last(f"{which} {name}", "finetune") for name in ("one", case))
     assert_close(two, one)
     assert len(two["optimiser"]["state"]) == len(one["optimiser"]["state"])
-
-
-@pytest.mark.parametrize("which", TOWERS)
-@EACH
-def test_the_locked_tower_stays_as_it_is(root, which, case):
-    before, after = load_model(root / "model").state_dict(), last(root, f"{which} {case}", "finetune")["model"]
+    before, after = load_model(outcomes.root / "model").state_dict(), two["model"]
     assert before.keys() == after.keys()
     same = {name for name, value in before.items() if torch.equal(value, after[name])}
     locked = {name for name in before if name.startswith(TOWERS[which])}
     assert locked <= same and "text_projection.weight" not in same
-
-
-@pytest.mark.parametrize("which", TOWERS)
-def test_stopped_and_resumed_with_a_locked_tower_equals_a_whole_run(root, which):
-    for rank in range(2):
-        first, second = torch.load(root / f"{rank}.pt")[f"{which} stopped"]
-        assert first.startswith("StoppedError: stopped by SIGTERM after step 2 of 4") and second == "done"
-    assert_same(last(root, f"{which} stopped", "finetune"), last(root, f"{which} sharded", "finetune"))

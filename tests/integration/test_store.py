@@ -117,16 +117,6 @@ def test_a_stream_reads_and_seeks_as_a_file_does(server, tmp_path):
     assert StoreFiles(config(tmp_path)).stamp("s3://stream/x") != before
 
 
-def test_an_object_that_changes_under_a_reader_is_detected(server, tmp_path):
-    bucket = server.make_bucket("changes")
-    put_object(server, bucket, "x", noise(3 * MIB))
-    with StoreFiles(config(tmp_path)).open("s3://changes/x") as stream:
-        stream.read(1000)
-        put_object(server, bucket, "x", noise(3 * MIB, seed=2))
-        with pytest.raises(DataError, match="replaced while it was read"):
-            stream.read()
-
-
 @pytest.mark.parametrize("num_bytes", [0, 5 * MIB, 12 * MIB])
 def test_an_object_comes_back_whole_in_one_part_or_many(server, tmp_path, num_bytes):
     settings = config(tmp_path / "cache", server.make_bucket(f"whole-{num_bytes}"))

@@ -7,27 +7,51 @@ import signal
 import socket
 import subprocess
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from align.config.infrastructure import ClusterConfig, StoreConfig
-from align.errors import NonFiniteLossError, ServiceError, TrainingError
+from align.config.infrastructure import StoreConfig
+from align.errors import ServiceError, TrainingError
 from align.model.dual_encoder import load_model
 from align.services.s3.store import CheckpointMirror, checkpoint_mirror
 from align.training.ranks.process_group import default_processes
 from align.training.run import run
 from align.training.run_plan import Infrastructure
-from tests.support import ROOT, killing, training_data, wait_until, warm
-from tests.support.killing import KillOnce
-from tests.support.namespaces import namespaces
+from tests.support import ROOT, killing, missing, training_data, wait_until, warm
 from tests.support.params import load_params, sets
 from tests.support.s3_server import serve
-from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config, with_log
+from tests.support.training_data import RECIPE, TermAt, plan, pretrain_config
 from tests.support.training_project import write_project
+
+
+@contextmanager
+def namespaces():
+    """Two network namespaces, 10.77.0.1 and .2, each with its own loopback."""
+    names = tuple(f"align-{os.getpid()}-{number}" for number in (1, 2))
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        missing("network namespaces need root and iproute2")
+    try:
+        for name in names:
+            _ip("netns", "add", name)
+        _ip("link", "add", "veth1", "netns", names[0], "type", "veth", "peer", "name", "veth2", "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            _ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", f"veth{number}")
+            _ip("-n", name, "link", "set", f"veth{number}", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+        yield names[0], names[1]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def _ip(*words):
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+_LONG = {"num_steps": 100_000, "checkpoint_every_steps": 5}
 
 
 @contextmanager
@@ -68,12 +92,6 @@ def test_two_processes_equal_one(data, tmp_path):
     assert counts[0] == counts[1] and len(counts[0]) == 1  # every group of the statistics' pictures once
 
 
-def test_an_error_in_a_rank_reaches_the_caller(data, tmp_path):
-    broken = plan(data, tmp_path, pretrain_config(learning_rate=1e38, warmup_steps=7, num_processes=2))
-    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step"):
-        run(broken)
-
-
 def test_ranks_by_default_are_as_many_as_the_batch_divides_into(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert [default_processes(batch, 16, 12) for batch in (16, 32, 128, 160, 256, 16 * 13)] == [1, 2, 8, 10, 8, 1]
@@ -88,7 +106,7 @@ def test_ranks_by_default_are_as_many_as_the_batch_divides_into(monkeypatch, cap
 @pytest.mark.costs(4, "three commands, of which two train with two ranks")
 @pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_sigterm_saves_and_a_second_trainer_is_refused(data, tmp_path, num_processes):
-    recipe = RECIPE | {"num_steps": 100_000, "checkpoint_every_steps": 5, "num_processes": num_processes}
+    recipe = RECIPE | _LONG | {"num_processes": num_processes}
     command = write_project(tmp_path, data, recipe)
     if num_processes == 2:
         command = [str(warm.commands() / "align"), "pretrain"]
@@ -110,21 +128,6 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(data, tmp_path, num_proce
     finally:
         again.kill()
     assert f"step {steps[-1]:,} " in said[0]
-
-
-@pytest.mark.costs(3, "three runs, one of two ranks")
-def test_another_number_of_ranks_resumes(data, tmp_path):
-    short = {
-        "num_steps": 4, "warmup_steps": 1, "learning_rate": 0.005, "checkpoint_every_steps": 2,
-        "log_every_steps": 1,
-    }  # fmt: skip
-    one = run(plan(data, tmp_path / "one", pretrain_config(**short)))
-    mixed = plan(data, tmp_path / "mixed", pretrain_config(**short, num_processes=2))
-    run(mixed)
-    (mixed.folder().directory / "step-00000004.pt").unlink()  # as if it had been killed after step 2
-    again = plan(data, tmp_path / "mixed", pretrain_config(**short, micro_batch=4))
-    assert again.folder().directory == mixed.folder().directory
-    require_close(run(again), one)
 
 
 @pytest.mark.costs(9, "a whole run of two ranks, two that are killed and their rest")
@@ -199,50 +202,33 @@ class _GoneLater(CheckpointMirror):
         return []
 
 
-@pytest.mark.costs(5, "two ranks start four times")
-def test_a_rank_that_dies_is_restarted_with_the_others(data, tmp_path):
-    recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
-    cluster = load_params().section(ClusterConfig)
-    whole = run(plan(data, tmp_path / "whole", recipe))
-    killed = plan(
-        data, tmp_path / "killed", recipe, log=KillOnce(tmp_path / "marker", 6),
-        infrastructure=Infrastructure(cluster=cluster),
-    )  # fmt: skip
-    training_data.assert_same(run(killed), whole)  # no row twice, none missing
-    assert (tmp_path / "marker").exists()
-    without_restarts = Infrastructure(cluster=cluster.model_copy(update={"max_restarts": 0}))
-    once = with_log(killed, KillOnce(tmp_path / "another", 4))
-    with pytest.raises(TrainingError, match=r"training process 0 died \(exit code -9\)"):
-        run(replace(once, checkpoints=tmp_path / "once", infrastructure=without_restarts))
+def node(root, number, space, data, **recipe):
+    """The command of one of two machines, in its network namespace; it runs in a folder of its own."""
+    root.mkdir()
+    command = write_project(root, data, RECIPE | {"num_processes": 1} | recipe)
+    cluster = ("num_nodes=2", f"node_rank={number}", "rendezvous=10.77.0.1:29555", "patience_s=60")
+    return ["ip", "netns", "exec", space, *command, *sets(*(f"cluster.{value}" for value in cluster))]
 
 
 @pytest.mark.full
 def test_two_network_namespaces_are_two_nodes(data, tmp_path):
     """Two machines, each with its own network interface, joined by a cable."""
     one_machine = run(plan(data, tmp_path / "one", pretrain_config(num_processes=2)))
-    assert one_machine is not None
-    with namespaces() as (first, second):
-        nodes = []
-        for number, space in enumerate((first, second)):
-            root = tmp_path / f"node{number}"
-            root.mkdir()
-            command = write_project(root, data, RECIPE | {"num_processes": 1})
-            cluster = ("num_nodes=2", f"node_rank={number}", "rendezvous=10.77.0.1:29555", "patience_s=60")
-            command += sets(*(f"cluster.{value}" for value in cluster))
-            nodes.append(subprocess.Popen(
-                ["ip", "netns", "exec", space, *command], cwd=root, stderr=subprocess.PIPE, text=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-            ))  # fmt: skip
-        said = [node.communicate(timeout=240)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said
+    with namespaces() as spaces:
+        roots = [tmp_path / f"node{number}" for number in range(2)]
+        commands = [node(root, at, spaces[at], data) for at, root in enumerate(roots)]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        nodes = [
+            subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, env=env)
+            for command, root in zip(commands, roots, strict=True)
+        ]
+        said = [each.communicate(timeout=240)[1] for each in nodes]
+    assert [each.returncode for each in nodes] == [0, 0], said
     assert "on 2 x cpu" in said[0] and "this machine is done" in said[1]
     assert not (tmp_path / "node1/models").exists() and not (tmp_path / "node1/checkpoints").exists()
     weights = load_model(tmp_path / "node0/models/pretrained").state_dict()
     for name, weight in one_machine.model.state_dict().items():
         assert torch.equal(weights[name], weight), name
-
-
-_LONG = RECIPE | {"num_steps": 100_000, "checkpoint_every_steps": 5}
 
 
 @contextmanager
@@ -287,7 +273,7 @@ def test_one_machine_listens_on_loopback_only(data, tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # for several machines; on one there is nothing to reach
     root = tmp_path / "project"
     root.mkdir()
-    write_project(root, data, _LONG | {"num_processes": 2})
+    write_project(root, data, RECIPE | _LONG | {"num_processes": 2})
     with training([str(warm.commands() / "align"), "pretrain"], root) as process:
         wait_for_training(root, process)
         own = [each for each in warm.processes() if each.is_running() and each.cwd() == str(root)]
@@ -304,24 +290,18 @@ def test_several_machines_listen_on_the_interface_of_the_rendezvous_only(data, t
             )
             subprocess.run(["ip", "-n", space, "address", "add", f"{address}/24", "dev", "other"], check=True)
             subprocess.run(["ip", "-n", space, "link", "set", "other", "up"], check=True)
-        commands = []
-        for number, space in enumerate(spaces):
-            root = tmp_path / f"node{number}"
-            root.mkdir()
-            command = write_project(root, data, _LONG | {"num_processes": 1})
-            cluster = ("num_nodes=2", f"node_rank={number}", "rendezvous=10.77.0.1:29555", "patience_s=60")
-            command += sets(*(f"cluster.{value}" for value in cluster))
-            commands.append(["ip", "netns", "exec", space, *command])
-        with training(commands[1], tmp_path / "node1") as second, training(commands[0], tmp_path / "node0") as first:
-            wait_for_training(tmp_path / "node0", first)
-            assert listening_in_namespace(first) == {"10.77.0.1"}
-            assert listening_in_namespace(second) == {"10.77.0.2"}
+        first, second = tmp_path / "node0", tmp_path / "node1"
+        commands = [node(root, at, spaces[at], data, **_LONG) for at, root in enumerate((first, second))]
+        with training(commands[1], second) as follows, training(commands[0], first) as leads:
+            wait_for_training(first, leads)
+            assert listening_in_namespace(leads) == {"10.77.0.1"}
+            assert listening_in_namespace(follows) == {"10.77.0.2"}
 
 
 def test_a_rendezvous_that_is_not_an_address_of_node_0_is_refused(data, tmp_path):
     root = tmp_path / "project"
     root.mkdir()
-    write_project(root, data, _LONG | {"num_processes": 1})
+    write_project(root, data, RECIPE | {"num_processes": 1})
     command = ["pretrain", "--set", "cluster.num_nodes=2", "--set", "cluster.rendezvous=192.0.2.77:29555"]
     started = killing.Command(command, root)
     assert started.ended(240) and started.exit_code == 1

@@ -32,6 +32,4 @@ class Messages(TorchDispatchMode):
 
 def last(root, name, stage="pretrain"):
     """The last checkpoint of the run whose checkpoints are in `root/name`."""
-    saved = CheckpointFolder(next((root / name).glob(f"{stage}-*")), 4).load_latest(torch.device("cpu"))
-    assert saved is not None
-    return saved
+    return CheckpointFolder(next((root / name).glob(f"{stage}-*")), 4).load_latest(torch.device("cpu"))

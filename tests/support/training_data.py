@@ -8,24 +8,19 @@ import numpy as np
 import simplejpeg
 import torch
 
-from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
 from align.config.recipe import FinetuneConfig, PretrainConfig
 from align.formats.shards import Sample
 from align.model.tokenizer import fit_wordpiece, save_tokenizer
 from align.training.loop import Monitoring
 from align.training.run_plan import THIS_MACHINE, TrainingInputs, make_plan
 from tests.support.shard_folder import write_shards
+from tests.support.tiny_model import TINY
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "yellow": (230, 220, 40)}
 SIDES = {"top": (0, slice(None)), "bottom": (1, slice(None)), "left": (slice(None), 0), "right": (slice(None), 1)}
 IMAGE_PX = 36
 
-MODEL = ModelConfig(
-    resize_px=36, image_px=32, stochastic_depth=0.1, batch_norm_group=4,
-    image_tower=ImageTowerShape(width_coefficient=0.25, depth_coefficient=0.25),
-    text_tower=TextTowerShape(width=16, layers=1, heads=2), max_tokens=16, embed_width=16, temperature_init=0.1,
-    logit_bias_init=None,
-)  # fmt: skip
+MODEL = TINY.model_copy(update={"stochastic_depth": 0.1})
 
 RECIPE = {
     "seed": 0, "num_steps": 8, "image_px": None, "resize_px": None, "stochastic_depth": None,

@@ -1,12 +1,9 @@
 """Every page that the project makes opens in a real browser that has no network: built by the stages, on real data."""
 
 import base64
-import hashlib
-import html
 import io
 import json
 import re
-import subprocess
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,28 +20,21 @@ from align.release.promotion.decision import Compared, Gate, PromotionDecision
 from align.release.promotion.page import write_page
 from align.release.promotion.slices import compared_slices
 from align.statistics.paired import difference, of_metrics
-from tests.support import ROOT
-from tests.support.browser import find_chromium, open_page
+from tests.support import ROOT, wait_until
+from tests.support.browser import open_page
 from tests.support.params import PARAMS_FILE, at, load_params, sets
 from tests.support.web_server import WebServer
 
 pytestmark = [pytest.mark.full, pytest.mark.patience(900, "the stages run within the first test")]
 
-#: What the page is, when all is loaded, and what it asked for besides itself. Drawing decodes an image there and then:
-#: the browser ends by a clock that runs ahead while a decoder works in the background.
-PROBE = """<script>addEventListener("load", () => {
-  const brush = document.createElement("canvas").getContext("2d");
-  const drawn = (image) => { try { brush.drawImage(image, 0, 0, 1, 1); return true; } catch { return false; } };
-  const report = document.createElement("pre");
-  report.id = "probe";
-  report.textContent = JSON.stringify({
-    images: [...document.images].map((image) => image.complete && image.naturalWidth > 0 && drawn(image)),
-    requests: performance.getEntriesByType("resource").map((entry) => entry.name),
-  });
-  report.hidden = true;
-  document.body.append(report);
-})</script>"""
-PROBE_SHA256 = base64.b64encode(hashlib.sha256(PROBE[len("<script>") : -len("</script>")].encode()).digest()).decode()
+#: What a person reads in a page without tags, whether each picture decodes, and what it asked for besides itself.
+SEEN = """(async () => {
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), words = [];
+  while (walk.nextNode()) if (walk.currentNode.parentNode.tagName !== "SCRIPT") words.push(walk.currentNode.data);
+  const decoded = [...document.images].map((image) => image.decode().then(() => true, () => false));
+  const asked = performance.getEntriesByType("resource").map((entry) => entry.name);
+  return [words.join(" "), await Promise.all(decoded), asked];
+})()"""
 
 #: Attributes and CSS that make a browser fetch something; plain links and URLs in the text are none.
 FETCHES = re.compile(
@@ -62,45 +52,32 @@ PAGES = (
 
 @dataclass(frozen=True)
 class Opened:
-    """A page after it was opened. `text` is what a person reads, without tags; `picture` the window, RGB."""
+    """A page after it was opened; `picture` is the window, RGB."""
 
-    source: str
     text: str
     images: list[bool]
     requests: list[str]
     picture: np.ndarray
 
 
-@pytest.fixture(scope="session")
-def chromium():
-    return find_chromium()
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    """Where no host name resolves."""
+    folder = tmp_path_factory.mktemp("browser")
+    with open_page(folder, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--hide-scrollbars") as page:
+        yield page
 
 
-def browse(chromium, page, folder):
-    """Opens a copy of the page, with the probe at its end (its policy allows it), where no host name resolves."""
-    folder.mkdir(parents=True, exist_ok=True)
-    source = page.read_text(encoding="utf-8")
-    allowed = source.replace("default-src 'none'", f"default-src 'none'; script-src 'sha256-{PROBE_SHA256}'")
-    copy, shot = folder / "page.html", folder / "page.png"
-    copy.write_text(allowed + PROBE, encoding="utf-8")
-    options = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--window-size=1100,1400",
-        f"--user-data-dir={folder / 'profile'}",
-        "--virtual-time-budget=20000",
-    ]  # fmt: skip
-    outputs = ["--dump-dom", f"--screenshot={shot}"]
-    done = subprocess.run(
-        [chromium, *options, *outputs, copy.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    probe = re.search(r'<pre id="probe"[^>]*>(.*?)</pre>', done.stdout, re.DOTALL)
-    assert probe, f"the page never finished loading: {done.stderr[-500:]}"
-    seen = json.loads(html.unescape(probe[1]))
-    body = re.sub(r"<script>.*?</script>", "", done.stdout[done.stdout.index("<body") : probe.start()], flags=re.DOTALL)
-    text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
-    with Image.open(io.BytesIO(shot.read_bytes())) as image:
-        return Opened(source, text, seen["images"], seen["requests"], np.asarray(image.convert("RGB")))
+def browse(tab, page):
+    """Opens a page, with its policy."""
+    tab.ask("Page.setBypassCSP", enabled=False)
+    tab.size(1100, 1400)
+    tab.look()
+    tab.open(page.as_uri())
+    text, images, requests = tab.run(SEEN)
+    tab.picture(shot := page.with_suffix(".png"))
+    with Image.open(shot) as image:
+        return Opened(" ".join(text.split()), images, requests, np.asarray(image.convert("RGB")))
 
 
 def share_inked(picture):
@@ -110,7 +87,7 @@ def share_inked(picture):
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory, chromium):
+def pages(tmp_path_factory, tab):
     """All stages that make pages, run as a user runs them, on some pages of the sample and a model of few steps."""
     root = tmp_path_factory.mktemp("pages")
     values = {
@@ -168,67 +145,38 @@ def decide(mine, theirs, folder):
 @pytest.mark.parametrize(
     ("name", "num_images", "texts"),
     [
-        (
-            "filter",
-            10,
-            [
-                "What the filter kept and dropped",
-                "pairs kept",
-                "Every rule",
-                "Texts that most images share",
-                "Hosts of most images",
-                "Personal data in texts",
-                "Dropped: image_too_small",
-            ],
-        ),
-        ("quality", 0, ["Data quality", "All expectations", "keep rate", "passed", "concepts", "No reference"]),
-        ("shard", 25, ["Shards", "Splits", "images of a cluster", "Samples of train", "Samples of val"]),
-        ("fit_tokenizer", 0, ["The vocabulary", "texts are cut at 64", "Least frequent of those that occur", "[CLS]"]),
-        (
-            "pretrain",
-            40,
-            ["Training: pretrain", "validation recall@10", "by chance", "batch-norm gap", "found while it learned"],
-        ),
-        ("finetune", 10, ["Training: finetune", "temperature", "nearest first"]),
-        ("quality_shards", 0, ["Quality of the shards", "What the manifest says", "shards-changed", "passed"]),
-        (
-            "evaluation",
-            10,
-            [
-                "Evaluation",
-                "recall@K is the published protocol",
-                "Classification of the fine-tuned model: classes",
-                "by chance",
-                "concepts",
-                "vendor",
-            ],
-        ),
-        ("index", 10, ["Search", "labelled queries", "red heart", "the same - “a red circle”"]),
-        ("search", 6, ["Search", "a red heart", "Nearest images"]),
+        ("filter", 10, "What the filter kept and dropped | pairs kept | Every rule | Texts that most images share | "
+                       "Hosts of most images | Personal data in texts | Dropped: image_too_small"),
+        ("quality", 0, "Data quality | All expectations | keep rate | passed | concepts | No reference"),
+        ("shard", 25, "Shards | Splits | images of a cluster | Samples of train | Samples of val"),
+        ("fit_tokenizer", 0, "The vocabulary | texts are cut at 64 | Least frequent of those that occur | [CLS]"),
+        ("pretrain", 40, "Training: pretrain | validation recall@10 | by chance | batch-norm gap | "
+                         "found while it learned"),
+        ("finetune", 10, "Training: finetune | temperature | nearest first"),
+        ("quality_shards", 0, "Quality of the shards | What the manifest says | shards-changed | passed"),
+        ("evaluation", 10, "Evaluation | recall@K is the published protocol | by chance | concepts | vendor | "
+                           "Classification of the fine-tuned model: classes"),
+        ("index", 10, "Search | labelled queries | red heart | the same - “a red circle”"),
+        ("search", 6, "Search | a red heart | Nearest images"),
     ],
-)
-def test_the_page_opens_whole_with_no_network(pages, chromium, tmp_path, name, num_images, texts):
-    opened = browse(chromium, pages / name / "report.html", tmp_path)
-    for text in texts:
+)  # fmt: skip
+def test_the_page_opens_whole_with_no_network(pages, tab, name, num_images, texts):
+    page = pages / name / "report.html"
+    opened = browse(tab, page)
+    for text in texts.split(" | "):
         assert text in opened.text
-    assert not FETCHES.findall(opened.source)
+    assert not FETCHES.findall(page.read_text("utf-8"))
     assert opened.requests == []
     assert len(opened.images) >= num_images
     assert all(opened.images), f"{opened.images.count(False)} of {len(opened.images)} pictures did not decode"
     assert share_inked(opened.picture) > 0.01
 
 
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    with open_page(tmp_path_factory.mktemp("browser")) as page:
-        page.ask("Page.setBypassCSP", enabled=True)  # axe is a script
-        yield page
-
-
 @pytest.mark.parametrize("looks", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_fits_its_window_and_axe_finds_nothing(pages, tab, name, width, looks):
+    tab.ask("Page.setBypassCSP", enabled=True)  # axe is a script
     tab.size(width, 900)
     tab.look(looks)
     tab.open((pages / name / "report.html").as_uri())
@@ -244,7 +192,7 @@ def test_no_page_is_forgotten(pages):
     assert made == {*PAGES, "compared/a", "compared/b"}  # these two are of the kind `evaluation`
 
 
-def test_what_the_browser_reports_is_what_happened(chromium, tmp_path):
+def test_what_the_browser_reports_is_what_happened(tab, tmp_path):
     """The checks above can fail: a truncated picture, a resource elsewhere and an empty page are seen."""
     whole = tmp_path / "picture.jpg"
     Image.effect_noise((64, 64), 80).convert("RGB").save(whole)
@@ -253,15 +201,15 @@ def test_what_the_browser_reports_is_what_happened(chromium, tmp_path):
     sources = (f"data:image/jpeg;base64,{good}", f"data:image/jpeg;base64,{cut}", "https://example.org/a.png")
     page = tmp_path / "bad.html"
     page.write_text("<!doctype html><body>" + "".join(f'<img src="{source}">' for source in sources) + "</body>")
-    opened = browse(chromium, page, tmp_path / "bad")
+    opened = browse(tab, page)
     assert opened.images == [True, False, False]
     assert opened.requests == ["https://example.org/a.png"]
-    assert FETCHES.findall(opened.source)
+    assert FETCHES.findall(page.read_text())
     page.write_text("<!doctype html><body></body>")
-    assert share_inked(browse(chromium, page, tmp_path / "empty").picture) == 0
+    assert share_inked(browse(tab, page).picture) == 0
 
 
-def test_a_strangers_html_in_a_page_neither_runs_nor_loads_anything(chromium, tmp_path):
+def test_a_strangers_html_in_a_page_neither_runs_nor_loads_anything(tab, tmp_path):
     planted = """<script>document.title = "it ran"; document.body.append("it ran")</script>
         <script src="THERE/script"></script><img src="THERE/image" onerror="document.body.append('it ran')">
         <link rel="stylesheet" href="THERE/sheet"><style>h1 { background: url(THERE/style) }</style>
@@ -274,10 +222,10 @@ def test_a_strangers_html_in_a_page_neither_runs_nor_loads_anything(chromium, tm
     with WebServer() as server:
         pictures = [picture(buffer.getvalue(), alt="ours"), planted.replace("THERE", server.url(""))]
         page.write_text(page_of("A page", "lead", pictures))
-        opened = browse(chromium, page, tmp_path / "with")
+        opened = browse(tab, page)
         assert server.requests == [] and "it ran" not in opened.text
         assert opened.images[0]  # the page's own picture is there
         page.write_text(re.sub("<meta http-equiv[^>]*>", "", page.read_text()))
-        assert "it ran" in browse(chromium, page, tmp_path / "without").text  # without the policy, all of it happens
+        assert "it ran" in browse(tab, page).text  # without the policy, all of it happens
         names = ("script", "image", "sheet", "style", "attribute", "frame", "object", "video", "svg")
-        assert [name for name in names if not server.count(f"/{name}")] == []
+        wait_until(lambda: all(server.count(f"/{name}") for name in names), 30, says=lambda: server.requests)

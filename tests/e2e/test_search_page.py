@@ -83,8 +83,10 @@ def tab_to(page, where):
     pytest.fail(f"Tab never comes to {where}; it is at {page.run(FOCUSED)}")
 
 
-def texts(page):
-    return page.run("[...document.querySelectorAll('#results .caption')].map((e) => e.innerText)")
+def choose(page, file):
+    """A picture of one's own."""
+    node = page.ask("DOM.querySelector", nodeId=page.ask("DOM.getDocument")["root"]["nodeId"], selector="#file")
+    page.ask("DOM.setFileInputFiles", files=[str(file)], nodeId=node["nodeId"])
 
 
 def shows(page, colour):
@@ -180,8 +182,7 @@ def test_the_address_holds_the_query_and_the_back_button_brings_it_back(tab, url
 def test_a_picture_of_ones_own_with_words_taken_away_is_not_in_the_address(tab, url, tmp_path):
     (tmp_path / "yellow.png").write_bytes(square("yellow", format="PNG"))
     tab.open(url)
-    node = tab.ask("DOM.querySelector", nodeId=tab.ask("DOM.getDocument")["root"]["nodeId"], selector="#file")
-    tab.ask("DOM.setFileInputFiles", files=[str(tmp_path / "yellow.png")], nodeId=node["nodeId"])
+    choose(tab, tmp_path / "yellow.png")
     shows(tab, "yellow")
     assert tab.run("location.search") == "?picture=own" and tab.run(FOCUSED) == "plus"
     tab.fill("Take words away", "green")
@@ -190,8 +191,7 @@ def test_a_picture_of_ones_own_with_words_taken_away_is_not_in_the_address(tab, 
     tab.open(f"{url}/?minus=green&picture=own")  # as somebody else opens it
     tab.wait("document.getElementById('status').innerText.includes('choose the picture again')")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    node = tab.ask("DOM.querySelector", nodeId=tab.ask("DOM.getDocument")["root"]["nodeId"], selector="#file")
-    tab.ask("DOM.setFileInputFiles", files=[str(tmp_path / "broken.png")], nodeId=node["nodeId"])
+    choose(tab, tmp_path / "broken.png")
     tab.wait("document.getElementById('status').innerText.includes('not a picture that can be decoded')")
 
 

@@ -155,19 +155,13 @@ class Page:
         file.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", clip=clip)["data"]))
 
 
-def find_chromium():
-    """The browser's path; without one, the test is skipped, or failed in CI."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    return missing("no Chromium here (apt install chromium): pages are not opened")
-
-
 @contextmanager
 def open_page(folder, *options):
     """A tab of a new browser with an empty profile in `folder`; without Chromium, the test is skipped."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     command = [
-        find_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+        found or missing("no Chromium here (apt install chromium): pages are not opened"),
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1300,900",
         "--remote-debugging-port=0", f"--user-data-dir={folder}", *options, "about:blank",
     ]  # fmt: skip

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from align.cli import build_parser, main
+from align.cli import main
 from align.verbs import VERBS
 from flows.checkout.run_branch import record
 from tests.support import own_model
@@ -34,13 +34,6 @@ def project(tmp_path_factory, finished_project):
     (project / "urls.txt").write_text("https://example.org/asked.jpg\n")
     own_model.write_align_base(project)
     return project
-
-
-@pytest.mark.parametrize("example", [example for verb in VERBS.values() for example in verb.examples])
-def test_an_example_is_a_command(example):
-    words = shlex.split(example)
-    assert words[0] == "align" and words[1] in VERBS
-    build_parser(words[1]).parse_args(words[1:])
 
 
 @pytest.mark.full

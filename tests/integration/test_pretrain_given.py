@@ -11,10 +11,10 @@ from align.model.dual_encoder import load_model
 from align.model.tokenizer import TextTokenizer
 from tests.support import training_data
 from tests.support.cpu_budget import costs
+from tests.support.given_towers import BERT, IMAGE_TOWER, efficientnet_weights, write_bert
 from tests.support.killing import Command
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
-from tests.unit.training.test_given_towers import BERT, IMAGE_TOWER, efficientnet_weights, write_bert
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from align.formats.evaluation_set import EvaluationImage, EvaluationSet, held
 from align.formats.evaluation_sets.named import named_sets
 from align.services.files.files import StoreFiles
 from tests.support import local_store
+from tests.support.caption_sets import karpathy, pictures
+from tests.support.class_sets import folder, parquet, tars
 from tests.support.colours import square
 from tests.support.evaluation_sets import write_items
+from tests.support.rated_captions import captioned, ratings
 from tests.support.suites import suite
-from tests.unit.evaluate.test_captioned import captioned, ratings
-from tests.unit.formats.evaluation_sets.test_captions import karpathy, pictures
-from tests.unit.formats.evaluation_sets.test_classes import folder, parquet, tars
 
 
 def concepts():

@@ -4,10 +4,8 @@ import pickle
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForPreTraining
 
 from align.config.model import ModelConfig
 from align.durable.files import sha256_file
@@ -16,13 +14,8 @@ from align.model.dual_encoder import DualEncoder
 from align.model.tokenizer import TextTokenizer
 from align.training.given_towers import given_weights
 from tests.support import training_data
+from tests.support.given_towers import BERT, IMAGE_TOWER, efficientnet_weights, write_bert
 from tests.support.training_data import MODEL, pretrain_config
-
-#: Of the tests' size.
-BERT = {
-    "model_type": "bert", "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-}  # fmt: skip
-IMAGE_TOWER = "test_efficientnet"
 
 
 def shaped(image_tower=f"timm:{IMAGE_TOWER}", **text):
@@ -39,11 +32,6 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def efficientnet():
     return efficientnet_weights()
-
-
-def efficientnet_weights():
-    torch.manual_seed(7)
-    return timm.create_model(IMAGE_TOWER).state_dict()
 
 
 def of_image(file):
@@ -114,16 +102,6 @@ def test_what_is_no_image_tower_is_one_line(efficientnet, tokenizer, tmp_path):
     assert f"{file}: does not load: " in refusal(of_image(file), tokenizer)
     file.unlink()
     assert f"{file}: no such file" in refusal(recipe, tokenizer)
-
-
-def write_bert(folder, tokenizer_folder, num_words):
-    """A BERT of the tests' size with random weights and its tokenizer, as the hub has it: with heads and a pooler."""
-    torch.manual_seed(3)
-    values = BERT | {"vocab_size": num_words + 3, "initializer_range": 0.3}
-    model = BertForPreTraining(BertConfig(**values))
-    model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes())
-    return model.bert.eval()
 
 
 @pytest.fixture(scope="module")

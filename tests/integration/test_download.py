@@ -160,9 +160,8 @@ def test_proxies_of_the_environment_are_not_used(server, monkeypatch):
 @pytest.mark.parametrize(
     "address",
     [
-        "127.0.0.2", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
-        "240.0.0.1", "255.255.255.255", "[::1]", "[::]", "[fe80::1]", "[fd00::1]", "[ff02::1]", "[::ffff:10.0.0.1]",
-        "[::ffff:7f00:2]", "[64:ff9b::10.0.0.1]", "[2002:a00:1::]", "2130706434", "0x7f.2", "0177.0.0.2",
+        "127.0.0.2", "169.254.169.254", "224.0.0.1", "[::1]", "[::ffff:10.0.0.1]", "[64:ff9b::10.0.0.1]", "2130706434",
+        "0177.0.0.2",
     ],
 )  # fmt: skip
 def test_addresses_of_the_operators_network_are_refused(server, monkeypatch, address):
@@ -225,10 +224,6 @@ def test_every_address_is_asked_about_before_it_is_connected_to(server):
         ("http://nowhere.invalid/x.jpg", "DNS failure", 3),
         ("http://127.0.0.1:1/x.jpg", "connection refused", 3),
         ("http://a b/x.jpg", "invalid URL: no usable host", 0),
-        ("ftp://127.0.0.1/x.jpg", "invalid URL: scheme 'ftp' is neither http nor https", 0),
-        ("http://127.0.0.1:99999/x.jpg", "invalid URL: Port out of range 0-65535", 0),
-        ("", "invalid URL: scheme '' is neither http nor https", 0),
-        ("http://[::1/x.jpg", "invalid URL: Invalid IPv6 URL", 0),
     ],
 )
 def test_hosts_that_are_not_there(url, error, attempts):

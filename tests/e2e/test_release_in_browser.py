@@ -13,8 +13,8 @@ from contextlib import suppress
 import pytest
 
 from align.config.params import write_params
-from align.services.git import git
 from tests.support.browser import open_page
+from tests.support.dvc_projects import commit_all
 from tests.support.fresh_clone import MORE, Clone
 from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take
 
@@ -33,7 +33,7 @@ MLFLOW_MENU_PX = 198
 def clone(tmp_path_factory):
     clone = Clone(tmp_path_factory.mktemp("release") / "a clone")
     write_params(clone.root / "params.yaml", PARAMS)
-    git(clone.root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-am", "approval")
+    commit_all(clone.root, "approval")
     with clone.running():
         yield clone
 

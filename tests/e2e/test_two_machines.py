@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from align.config.params import write_params
 from align.services.git import git
 from tests.support import small_checkout, wait_until
-from tests.support.dvc_projects import aws_variables
+from tests.support.dvc_projects import aws_variables, commit_all
 from tests.support.local_stack import ENDS, Stack
 from tests.support.remote_worker import Machine, share, use_remote
 from tests.support.s3_server import SECRET, serve
@@ -37,18 +37,7 @@ def head(s3, tmp_path_factory):
         "pretrain.checkpoint_every_steps": 40, "pretrain.validate_every_steps": 400,
     }  # fmt: skip
     write_params(root / "params.yaml", values)
-    git(
-        root,
-        "-c",
-        "user.name=test",
-        "-c",
-        "user.email=test@localhost",
-        "commit",
-        "--all",
-        "--quiet",
-        "-m",
-        "two machines",
-    )
+    commit_all(root, "two machines")
     share(root, tmp_path_factory.mktemp("git") / "origin.git", "s3://team/dvc")
     stack = Stack(root)
     stack.env = {name: value for name, value in stack.env.items() if not name.startswith("MLFLOW_")} | aws_variables(s3)

@@ -2,15 +2,12 @@
 
 import gzip
 import zlib
-from collections.abc import Callable
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GZIP = b"\x1f\x8b"
 _TAR_BLOCK = 512
 #: The most that is taken from a gzip member.
 _MAX_BYTES = 1 << 20
-
-Mutate = Callable[[bytes, int], bytes]
 
 
 def mutator(mutate):

@@ -4,11 +4,8 @@ import codecs
 import io
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-
-Run = Callable[[bytes], object]
 
 PAGE = "https://example.org/a/b/page.html"
 _TEXT_FROM = ("alt", "figcaption", "title", "aria-label")

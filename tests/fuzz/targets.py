@@ -4,16 +4,13 @@ It suppresses the error that its function documents for bad input, and nothing e
 Imports are inside, so that `engine.py` can instrument them, and a target needs only its own.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from urllib.parse import urljoin
 
 from tests.fuzz.service import service
 from tests.fuzz.sources import (
     PAGE,
-    Run,
     coco,
     evaluation_table,
     folder_table,
@@ -25,8 +22,6 @@ from tests.fuzz.sources import (
     warc,
     wat,
 )
-
-Make = Callable[[Path], Run]
 
 
 def _picture(folder):

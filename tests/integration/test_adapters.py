@@ -25,8 +25,8 @@ from align.model.embedder import Embedder, load_with_tokenizer
 from align.model.image_tower import estimate_statistics
 from tests.support import ROOT, small_model
 from tests.support.params import PARAMS_FILE
+from tests.support.peers import tools, whole
 from tests.support.tars import samples
-from tests.support.tools import tools, whole
 
 pytestmark = [pytest.mark.full, pytest.mark.patience(1800, "installs mteb and CLIP_benchmark")]
 

@@ -12,8 +12,8 @@ from align.formats.shards import iter_samples, read_manifest
 from align.release.registration.dataset_card import CROISSANT, croissant
 from align.release.registration.results import PipelineOutputs
 from tests.support import small_data
+from tests.support.peers import tools
 from tests.support.small_data import Pair
-from tests.support.tools import tools
 
 READ = """
 import json, sys, mlcroissant

@@ -196,13 +196,11 @@ def evaluation(folder, sample):
 @costs(12, "the network looks at each picture")
 def report(folder, evaluation):
     params = load_params()
-    report = filter_pairs(
+    return filter_pairs(
         params.section(FilterConfig),
         params.section(EngineConfig),
         FilterFolders(folder / "raw", evaluation, folder / "policy", folder / "filtered", folder / "report"),
     )
-    assert report is not None
-    return report
 
 
 def test_raw_is_consistent(folder):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,60 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from align.config.filter import FilterConfig
+from align.config.infrastructure import EngineConfig, StoreConfig
+from align.config.ingest import DownloadConfig, IngestConfig
 from align.errors import DataError
+from align.filter.filter import FilterFolders, filter_pairs
 from align.formats.policy import Entry, OptedOut, write_opted_out
 from align.formats.raw import raw_shards, read_table
-from tests.support import missing
-from tests.support.both_ways import by_shards, by_the_filter
+from align.ingest.ingest import ingest
+from align.ingest.workers import Resources
+from align.pairs.urls import canonical_or_as_is
 from tests.support.img2dataset_folder import Options, Row, plain, run_img2dataset, scenario, write_folder
-from tests.support.peers import FOLDER, build_peers
+from tests.support.params import load_params
+from tests.support.peers import tools
 from tests.support.pictures import blurred_png
 from tests.support.reading import rows_of, source_at
+from tests.support.small_filter import quicken
 from tests.support.web_server import WebServer, response
+
+_PARAMS = load_params(overrides=["engine.num_workers=1", "engine.num_threads=2", "ingest.source=shards"])
+
+
+def by_the_filter(folder, work, policy=None, **filter_values):
+    """The decisions of `align filter` on a folder in img2dataset's layout, however it numbers its pairs:
+    address, text, whether it is kept, and all reasons why it is not.
+    """
+    config = _PARAMS.section(FilterConfig).model_copy(update=filter_values)
+    none = work / "none"
+    none.mkdir(parents=True)
+    folders = FilterFolders(folder, none, policy or none, work / "filtered", work / "reports/filter")
+    with pytest.MonkeyPatch.context() as patch:
+        quicken(patch)
+        filter_pairs(config, _PARAMS.section(EngineConfig), folders)
+    urls = {
+        row["key"]: canonical_or_as_is(row["url"])
+        for shard in raw_shards(folder)
+        for row in read_table(shard, ["key", "url"]).to_pylist()
+    }
+    rows = pq.read_table(work / "filtered/decisions").to_pylist()
+    return Counter((urls[row["key"]], row["text"], row["keep"], tuple(row["reasons"])) for row in rows)
+
+
+def ingested(folder, raw, policy=None, **ingest_values):
+    """data/raw of such a folder by `ingest.source: shards`."""
+    config = _PARAMS.section(IngestConfig).model_copy(update=ingest_values)
+    resources = Resources(_PARAMS.section(DownloadConfig), _PARAMS.section(EngineConfig), _PARAMS.section(StoreConfig))
+    assert ingest(config, resources, archive=str(folder), raw=raw, policy=policy or raw.parent / "none") is not None
+    return raw
+
+
+def by_shards(folder, work, policy=None, **filter_values):
+    """The decisions by `align ingest` with `source: shards`, then `align filter`."""
+    work.mkdir(parents=True, exist_ok=True)
+    return by_the_filter(ingested(folder, work / "raw", policy), work, policy, **filter_values)
+
 
 READ = {
     "jpg": Options(),
@@ -195,9 +240,7 @@ def test_two_pictures_of_one_address_stay_two(tmp_path):
 @pytest.mark.parametrize("options", [*READ.values(), Options("files"), Options("parquet"), Options("dummy")], ids=str)
 def test_with_img2dataset_itself(tmp_path, options):
     """And the writer of the other tests writes the same tables and names."""
-    if not (FOLDER / "peers/bin/python").exists() and os.environ.get("CI") != "true":
-        missing("needs img2dataset in .align/peers: `make bench` installs it, and so do these tests with CI=true")
-    python = build_peers()
+    python = tools("peers")
     rows = scenario()
     with WebServer() as server:
         server.routes |= {row.path: response(row.body) for row in rows if row.body is not None}

@@ -19,16 +19,97 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
+from align.formats.filtered import decisions_digest
 from align.services.git import git_if_any
 from flows.checkout.run_branch import record
-from tests.support import pictures_project, registered, small_git, small_stages
+from tests.support import (
+    ROOT,
+    colour_index,
+    pictures_project,
+    registered,
+    small_data,
+    small_filter,
+    small_git,
+    small_model,
+    tiny_model,
+)
+from tests.support.colours import square
 from tests.support.dvc_projects import environment, file_bytes, shell
 from tests.support.kill_points import CHOSEN, Case, survives
 from tests.support.killing import digests
+from tests.support.params import PARAMS_FILE, sets
 from tests.support.pictures_project import CODE, INGEST_AND_FILTER
 from tests.support.registered import RECALL
-from tests.support.small_data import jpeg
-from tests.support.small_stages import ALIGN, of, words
+from tests.support.small_data import Pair, jpeg
+from tests.support.suites import suite
+
+ALIGN = "align.cli"
+
+
+def of(*folders):
+    """The bytes of folders, without the note that says that one is not finished."""
+    return lambda root: {
+        name: {path: digest for path, digest in digests(root / name).items() if path != ".work.json"}
+        for name in folders if (root / name).exists()
+    }  # fmt: skip
+
+
+def words(verb, *settings):
+    values = ("engine.num_workers=1", *settings)
+    return [ALIGN, verb, "--params", str(PARAMS_FILE), *sets(*values)]
+
+
+def ingest(root):
+    settings = (f"paths.archive={ROOT / 'data/sample/archive.warc.gz'}", "ingest.max_pages=4", "ingest.shard_size=8")
+    return Case(root, words("ingest", *settings), of("data/raw", "reports/ingest"))
+
+
+def filter_(root):
+    (root / "project/data/sample").mkdir(parents=True)
+    small_filter.shards(root / "project/data/raw", 3)
+    small_filter.evaluation_set(root / "project/sets", small_filter.noise(2))
+    return Case(root, words("filter", "paths.evaluation=sets"), of("data/filtered", "reports/filter"))
+
+
+def shard(root):
+    project = root / "project"
+    small_data.write(project / "data", [Pair(f"picture number {index}", index) for index in range(12)])
+    small_data.write_verdict(project / "reports/quality", passed=True, data=decisions_digest(project / "data/filtered"))
+    settings = ("shard.images_per_shard=4", "shard.val_fraction=0.3", "shard.test_fraction=0.3")
+    return Case(root, words("shard", *settings), of("data/shards", "reports/shard"))
+
+
+def evaluate(root):
+    project = root / "project"
+    tiny_model.write(project)
+    for colour in ("red", "blue"):
+        (project / "a/test" / colour).mkdir(parents=True)
+        for number in range(3):
+            data = square(colour, shade=number, format="PNG", side_px=36)
+            (project / "a/test" / colour / f"{number}.png").write_bytes(data)
+    suite(project, {"name": "a", "path": "a", "format": "folder", "tasks": ["zero_shot"], "templates": ["a {}."]})
+    settings = ("paths.evaluation=suite.yaml", "evaluate.num_resamples=100")
+    return Case(root, [*words("evaluate", *settings), "--model", "model", "--reports", "report"], of("report"))
+
+
+def index(root):
+    project = root / "project"
+    tiny_model.write(project)
+    colour_index.write_data(project, project / "reports")
+    places = ("paths.finetuned=model", "paths.raw=raw", "paths.shards=shards", "index.queries=null")
+    return Case(root, words("index", *places), of("data/index", "reports/index"))
+
+
+def package(root):
+    project = root / "project"
+    small_model.write(project)
+    (project / "reports/evaluation").mkdir(parents=True)
+    (project / "reports/evaluation/metrics.json").write_text('{"concepts/image_to_text/recall@10": 0.5}\n')
+    return Case(root, words("package"), of("models/packaged", "reports/package"))
+
+
+ALL = (ingest, filter_, shard, evaluate, index, package)
+
 
 pytestmark = [pytest.mark.full]
 if CHOSEN == "0":
@@ -127,7 +208,7 @@ def test_opt_out(tmp_path):
     print("opt_out --purge: {} kills of {} changes".format(*survives(case, tmp_path)))
 
 
-@pytest.mark.parametrize("case", small_stages.ALL, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.__name__)
 def test_a_stage(case, tmp_path):
     (tmp_path / "start/project").mkdir(parents=True)
     kills, changes = survives(case(tmp_path / "start"), tmp_path)
@@ -148,7 +229,7 @@ def run(told):
 
 def filter_ours(root):
     """The filter over what `align ingest` wrote, with its manifest."""
-    told = small_stages.ingest(root).words[1:]
+    told = ingest(root).words[1:]
     with contextlib.chdir(root / "project"):
         assert run(told)[0] == 0
         shutil.rmtree("reports")
@@ -158,7 +239,7 @@ def filter_ours(root):
 
 def search(root):
     """Of an index."""
-    case = small_stages.index(root)
+    case = index(root)
     with contextlib.chdir(root / "project"):
         assert run(case.words[1:])[0] == 0
     told = [*words("search", "paths.finetuned=model", "paths.shards=shards"), "a red heart", "--json"]
@@ -171,19 +252,19 @@ def search(root):
         (filter_ours, "data/raw/0000[01].tar"),
         (filter_ours, "data/raw/0000[01].parquet"),
         (filter_ours, "data/raw/manifest.json"),
-        (small_stages.shard, "data/filtered/*.parquet"),
-        (small_stages.shard, "data/raw/*.tar"),
-        (small_stages.shard, "data/raw/*.parquet"),
-        (small_stages.shard, "reports/quality/verdict.json"),
-        (small_stages.package, "models/finetuned/config.json"),
-        (small_stages.package, "models/finetuned/model.safetensors"),
-        (small_stages.package, "models/finetuned/tokenizer/tokenizer.json"),
-        (small_stages.evaluate, "model/model.safetensors"),
-        (small_stages.evaluate, "suite.yaml"),
-        (small_stages.index, "model/*.*"),
-        (small_stages.index, "model/tokenizer/*.json"),
-        (small_stages.index, "raw/*.parquet"),
-        (small_stages.index, "shards/*/*.tar"),
+        (shard, "data/filtered/*.parquet"),
+        (shard, "data/raw/*.tar"),
+        (shard, "data/raw/*.parquet"),
+        (shard, "reports/quality/verdict.json"),
+        (package, "models/finetuned/config.json"),
+        (package, "models/finetuned/model.safetensors"),
+        (package, "models/finetuned/tokenizer/tokenizer.json"),
+        (evaluate, "model/model.safetensors"),
+        (evaluate, "suite.yaml"),
+        (index, "model/*.*"),
+        (index, "model/tokenizer/*.json"),
+        (index, "raw/*.parquet"),
+        (index, "shards/*/*.tar"),
         (search, "data/index/*.*"),
         (search, "model/*.*"),
         (search, "model/tokenizer/*.json"),

@@ -32,7 +32,6 @@ def started(stack, name, *words):
 
 def said(run, words):
     """Waits until the run has said something."""
-    assert run.stderr
     for line in run.stderr:
         if words in line:
             return

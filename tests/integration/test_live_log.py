@@ -2,8 +2,11 @@
 
 import json
 import pickle
+import socket
 import threading
 import time
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import pytest
 from mlflow import MlflowClient
@@ -13,9 +16,75 @@ from align.services.tracking import live_log
 from align.services.tracking.live_log import LiveLog
 from align.services.tracking.tracker import Tracker, metric_name
 from tests.support import killing, training_data, wait_until
-from tests.support.relay import Relay
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
+
+
+class Relay:
+    """Passes connections on to a server while it is `open`.
+
+    `cut` refuses connections and breaks existing ones; `loses answers` passes requests to the server, and breaks the
+    connection when the answer arrives; `hangs` accepts requests and does nothing.
+    """
+
+    def __init__(self, uri):
+        parts = urlsplit(uri)
+        assert parts.hostname and parts.port
+        self._server = (parts.hostname, parts.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._state = "open"
+        self._sockets = []
+        self._hung = []
+        self.num_lost = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def set(self, state):
+        """Changes the state, and breaks all open connections."""
+        self._state = state
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for each in self._hung:
+            each.close()
+        self._sockets.clear()
+        self._hung.clear()
+
+    def _accept(self):
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                if self._state == "cut":
+                    client.close()
+                    continue
+                if self._state == "hangs":
+                    self._hung.append(client)
+                    continue
+                server = socket.create_connection(self._server)
+                self._sockets += [client, server]
+                for one, other, answers in ((client, server, False), (server, client, True)):
+                    threading.Thread(target=self._pass_on, args=(one, other, answers), daemon=True).start()
+
+    def _pass_on(self, one, other, answers):
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                if answers and self._state == "loses answers":
+                    self.num_lost += 1
+                    break
+                other.sendall(data)
+        for each in (one, other):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        one.close()  # the thread that reads the other one closes it
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, _kind, _error, _where):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.set("cut")
+
 
 LOSS = "pretrain/train/loss"
 
@@ -61,10 +130,10 @@ def test_an_outage_costs_its_rows_and_doubles_none(relay, mlflow_server, run_id,
     with logger:
         logger({"train/loss": 1.5}, 10)
         wait_for(mlflow_server, run_id, 10)
-        relay.set(outage)  # type: ignore[arg-type]
+        set(outage)  # type: ignore[arg-type]
         logger({"train/loss": 2.5, "val/image_to_text/recall@1": 0.5}, 20)
         said.wait_for("training continues without live metrics")
-        relay.set("open")
+        set("open")
         logger({"train/loss": 3.5}, 30)
         wait_for(mlflow_server, run_id, 30)
         said.wait_for("MLflow is back")
@@ -124,7 +193,7 @@ def test_a_run_that_was_deleted_ends_live_logging_with_one_warning(mlflow_server
 
 def test_the_end_of_training_waits_for_mlflow_but_not_for_ever(relay, run_id, monkeypatch, capsys):
     said = Said(capsys)
-    relay.set("hangs")
+    set("hangs")
     monkeypatch.setattr(live_log, "_LAST_WAIT_S", 3.0)
     start = time.monotonic()
     with LiveLog(run_id, "pretrain") as logger:

@@ -1,14 +1,83 @@
 """tests/golden/mistakes.md: every mistake of the table is made, and prints the line that the table says."""
 
+import os
+import re
 import shlex
+import shutil
+import subprocess
 from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from align.cli import main
 from align.verbs import VERBS
-from tests.support import ROOT
-from tests.support.mistakes import FOLDERS, table
+from tests.support import ROOT, colour_index, small_filter, tiny_model
+from tests.support.params import PARAMS_FILE
+from tests.support.small_data import jpeg
+
+
+class Mistake(NamedTuple):
+    """A row: the heading above it, what was typed, and the line that it prints."""
+
+    where: str
+    typed: str
+    line: str
+
+
+def table(page):
+    """The rows of the page, under the heading of their folder."""
+    rows, where = [], ""
+    for line in page.read_text("utf-8").splitlines():
+        if line.startswith("## "):
+            where = line.removeprefix("## ")
+        elif match := re.fullmatch(r"\| `(align.*?)` \| (`+) ?(.*?) ?\2 \|", line):
+            rows.append(Mistake(where, match[1], match[3]))
+    return rows
+
+
+def new_folder(root):
+    """A folder with params.yaml and some files of a user; nothing was run."""
+    (root / "infra/profiles").mkdir(parents=True)
+    for name in ("crawl.yaml", "url_table.yaml"):
+        shutil.copy(ROOT / "infra/profiles" / name, root / "infra/profiles")
+    (root / "list.paths").write_text("gone.warc.gz\n")
+    (root / "mine.yaml").write_text("filter: {min_wrods: 3}\n")
+    (root / "tabs.yaml").write_text("filter:\n\tmin_words: 3\n")
+    (root / "photographs").mkdir()
+    (root / "photographs/a.jpg").write_bytes(jpeg(1))
+    shutil.copy(PARAMS_FILE, root / "params.yaml")
+
+
+def full_folder(root):
+    """A git repository with data/raw, data/shards, a model and its index, and some files of a user."""
+    subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+    shutil.copy(PARAMS_FILE, root / "params.yaml")
+    (root / "data/sample/evaluation").mkdir(parents=True)
+    (root / "models").mkdir()
+    tiny_model.write(root).rename(root / "models/finetuned")
+    colour_index.write_data(root / "data", root / "reports")
+    (root / "texts.txt").write_text("a red heart\n")
+    (root / "notes.docx").write_bytes(b"PK\3\4")
+    (root / "picture.jpg").write_bytes(jpeg(1))
+    (root / "lines.parquet").write_bytes(b"of somebody")
+    (root / "holidays").mkdir()
+    (root / "holidays/diary.txt").write_text("no picture")
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        assert main(["index", "--set", "index.queries=null"]) == 0
+    finally:
+        os.chdir(before)
+    for folder in ("data/raw", "reports/filter"):  # people ask about other data than what was indexed
+        shutil.rmtree(root / folder)
+    small_filter.shards(root / "data/raw", 2)
+
+
+#: Heading of the page -> what makes its folder.
+FOLDERS = {"Before anything was run": new_folder, "After the pipeline has run": full_folder}
+
 
 MISTAKES = table(ROOT / "tests/golden/mistakes.md")
 

@@ -9,9 +9,7 @@ import sys
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -150,9 +148,6 @@ def test_requirements_are_the_ranges_of_pyproject():
 def test_missing_measures_are_one_clear_error(folder):
     with pytest.raises(DataError, match="run `align evaluate` first"):
         pack(folder, "out", evaluation="models")
-
-
-Ask = Callable[[Any], tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from align.services.git import git
 from tests.support import wait_until
+from tests.support.dvc_projects import commit_all
 from tests.support.killing import kill_family, lives
 from tests.support.local_stack import Stack, stub_repository
 
@@ -75,8 +75,7 @@ def _alone(tmp_path):
     text = program.read_text().replace("verb = sys.argv[1]\n", WAITS)
     program.write_text(text.replace("value = values[", "wait()\nvalue = values["))
     (root / "Makefile").write_text(MAKEFILE)
-    git(root, "add", "--all")
-    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "waits")
+    commit_all(root, "waits")
     (root / "checkpoints").mkdir()
     stack = Stack(root)
     yield stack
@@ -95,7 +94,6 @@ def stop(stack, when, number, *command, again_after_s=None, send=os.killpg):
         start_new_session=True,
     ) as run:  # fmt: skip
         try:
-            assert run.stdout
             lines = []
             for line in run.stdout:
                 lines.append(line.rstrip())

@@ -12,6 +12,7 @@ import pytest
 
 from align.services.git import git
 from tests.support import wait_until
+from tests.support.dvc_projects import commit_all
 from tests.support.killing import kill_family
 from tests.support.local_stack import Stack, stub_repository
 
@@ -91,8 +92,7 @@ def _alone(tmp_path):
     (root / "bin/align").write_text(PROGRAM)
     (root / "dvc.yaml").write_text(DVC_YAML)
     (root / "study.yaml").write_text(STUDY)
-    git(root, "add", "--all")
-    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "study")
+    commit_all(root, "study")
     (root / "checkpoints").mkdir()
     stack = Stack(root)
     yield stack
@@ -157,7 +157,7 @@ def test_killed_in_the_middle_and_typed_again(alone):
 
     before = len(called(alone))
     (root / "study.yaml").write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0]").replace("  - {name: too-fast", "#"))
-    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-aqm", "one seed")
+    commit_all(root, "one seed")
     one = alone.run(*command[1:])
     assert one.returncode == 0, one.stdout + one.stderr
     assert len(called(alone)) == before  # another commit with the same stages: DVC has them all
@@ -168,7 +168,7 @@ def test_killed_in_the_middle_and_typed_again(alone):
 def test_an_arm_of_wrong_values_is_refused_before_any_run(alone):
     text = STUDY.replace("pretrain.learning_rate: 2.0", "pretrain.learning_rat: 2.0")
     (alone.root / "study.yaml").write_text(text)
-    git(alone.root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-aqm", "wrong")
+    commit_all(alone.root, "wrong")
     done = alone.run("-m", "align.cli", "study", "study.yaml")
     assert done.returncode == 1 and not os.path.lexists(alone.root / "checkpoints/called"), done.stderr
     assert "arm too-fast: " in done.stderr and "did you mean pretrain.learning_rate" in done.stderr

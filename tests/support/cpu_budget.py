@@ -12,8 +12,6 @@ tests/conftest.py registers this module with pytest.
 
 import os
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import pytest
 
@@ -30,7 +28,6 @@ TOLERANCE = 3.0
 _NUM_SHOWN = 10
 _CPU_S = "cpu_s"
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _spent = []  # in the process that reports
 
 
@@ -43,12 +40,6 @@ def costs(cpu_s, reason):
         return function
 
     return allow
-
-
-def with_full(request):
-    """Whether a test of this file that is marked `full` runs: a shared fixture may do less without."""
-    own = [item for item in request.session.items if item.path == request.path]
-    return any(item.get_closest_marker("full") for item in own)
 
 
 def over_budget(spent_s, allowed_s, work_s=None):

@@ -8,30 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Protocol
 
 import psutil
 
 from tests.support import warm
-
-#: Starts `align` in a folder.
-Start = Callable[[Sequence[str], Path], "Running"]
-
-
-class Running(Protocol):
-    """A command that was started."""
-
-    def ended(self, within_s=None):
-        """Waits for its end, at most for that time."""
-
-    def kill(self):
-        """SIGKILL to this process alone: its workers must end by themselves."""
-
-    def require_success(self):
-        """Fails with what it wrote to stderr."""
 
 
 class Command:
@@ -48,11 +29,13 @@ class Command:
         return [str(warm.commands() / "align")]
 
     def ended(self, within_s=None):
+        """Waits for its end, at most for that time."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(within_s)
         return self._process.returncode is not None
 
     def kill(self):
+        """SIGKILL to this process alone: its workers must end by themselves."""
         warm.kill(self._process.pid)
         self._process.wait()
 

@@ -24,6 +24,7 @@ from align.pipeline.run import running_services
 from align.services.git import git
 from tests.support import ROOT, wait_until
 from tests.support.cpu_budget import costs
+from tests.support.dvc_projects import commit_all
 from tests.support.mlflow_server import free_port
 from tests.support.params import PARAMS_FILE
 from tests.support.warm import commands
@@ -246,10 +247,10 @@ class Stack:
         question = {"logs": {"flow_run_id": {"any_": ids}}, "sort": "TIMESTAMP_ASC"}
         return [log["message"] for log in self.ask("/logs/filter", question)]
 
-    def wait_for_line(self, run, line, timeout_s=BUSY_S):
+    def wait_for_line(self, run, line):
         """Returns once the run has logged a line that begins like this."""
         wait_until(
-            lambda: any(logged.startswith(line) for logged in self.logs(run)), timeout_s, pause_s=0.5,
+            lambda: any(logged.startswith(line) for logged in self.logs(run)), BUSY_S, pause_s=0.5,
             says=lambda: (line, self.logs(run)),
         )  # fmt: skip
 
@@ -311,8 +312,7 @@ def stub_repository(root):
     shutil.copytree(ROOT / ".dvc", root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
     git(root, "init", "--quiet")
     git(root, "remote", "add", "origin", ORIGIN)
-    git(root, "add", "--all")
-    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "stub")
+    commit_all(root, "stub")
     git(root, "tag", START)
 
 

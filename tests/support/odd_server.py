@@ -1,20 +1,17 @@
 """A server of answers as a test wants them: about lengths, ETags, times, names, and where a body ends."""
 
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 #: An hour of an honest server.
 HONEST = {"ETag": '"one"', "Last-Modified": "Sun, 29 Nov 2026 06:00:00 GMT", "Accept-Ranges": "bytes"}
 DATE = "Sun, 29 Nov 2026 07:00:00 GMT"
-#: A request -> status, headers, body; a header of None is left out.
-Answer = Callable[[BaseHTTPRequestHandler], tuple[int, dict[str, str | None], bytes]]
 
 
 @contextmanager
 def answering(answer):
-    """The address of a server that answers so."""
+    """The address of a server; `answer`: a request -> status, headers, body; a header of None is left out."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

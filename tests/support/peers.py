@@ -1,13 +1,18 @@
 """The tools that people use now, in environments of their own: their pins conflict with ours and with each other's."""
 
+import io
+import os
 import shutil
 import subprocess
 import sys
 from importlib.metadata import version
 
+import numpy as np
+from PIL import Image
+
 from align.display.console import say
 from align.durable.files import write_text
-from tests.support import ROOT
+from tests.support import ROOT, missing
 
 
 def _as_here(*names):
@@ -80,3 +85,15 @@ def version_of(package, name="peers"):
     code = f"from importlib.metadata import version; print(version({package!r}))"
     done = subprocess.run([str(build_peers(name)), "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def tools(environment="peers_evaluation"):
+    """The interpreter of an environment for a test, which is skipped where it is not there; CI=true builds it."""
+    if not (FOLDER / environment / "bin/python").exists() and os.environ.get("CI") != "true":
+        missing(f"needs the tools of .align/{environment}: with CI=true these tests install them")
+    return build_peers(environment)
+
+
+def whole(picture, px):
+    """A picture as open_clip prepares it: all of it, in a square, by Pillow."""
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB").resize((px, px), Image.Resampling.BILINEAR))

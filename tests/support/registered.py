@@ -57,7 +57,7 @@ class Project:
     config: RegisterConfig
     tracker: Tracker
 
-    def evaluate(self, recall, *, keeps_ranks=True, sets=None):
+    def evaluate(self, recall, *, keeps_ranks=True):
         """A new evaluation, and with it a new packaged model. Earlier versions kept no ranks."""
         metrics = {RECALL: recall, f"{RECALL}/low": round(recall - 0.1, 6), f"{RECALL}/high": round(recall + 0.1, 6)}
         metrics[f"{RECALL}/chance"] = 0.1
@@ -67,7 +67,7 @@ class Project:
         (folder / "metrics.json").write_text(json.dumps(metrics))
         (folder / "report.json").write_text(json.dumps({"evaluation_digest": "d" * 64} if keeps_ranks else {}))
         if keeps_ranks:
-            write_ranks(ranks(recall, sets), folder / RANKS)
+            write_ranks(ranks(recall), folder / RANKS)
         (folder / "report.html").write_text("<h1>Evaluation</h1>")
         package(
             model=self.root / "models" / "finetuned",
@@ -100,8 +100,8 @@ class Project:
         found = self.tracker._client.get_experiment_by_name(self.config.experiment)
         return str(found.experiment_id)
 
-    def candidate(self, recall, *, keeps_ranks=True, sets=None):
-        self.evaluate(recall, keeps_ranks=keeps_ranks, sets=sets)
+    def candidate(self, recall, *, keeps_ranks=True):
+        self.evaluate(recall, keeps_ranks=keeps_ranks)
         return self.register().version.number
 
     def params(self, *more):

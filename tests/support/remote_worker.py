@@ -40,7 +40,6 @@ class Machine:
 
     def wait_until_it_works(self):
         """Returns once the worker polls."""
-        assert self._worker
         worker = self._worker
         wait_until(lambda: "started!" in self.log(), BUSY_S, alive=lambda: worker.poll() is None, says=self.log)
 
@@ -50,7 +49,6 @@ class Machine:
 
     def lose(self):
         """SIGKILL to the worker and all below it, as if the machine had lost its power."""
-        assert self._worker
         family = [psutil.Process(self._worker.pid)]
         family += family[0].children(recursive=True)
         for process in family:  # first the parents: none of them sees another one's end

@@ -5,6 +5,7 @@ import shutil
 from align.config.params import write_params
 from align.services.git import git
 from tests.support import ROOT, thinned
+from tests.support.dvc_projects import commit_all
 from tests.support.params import PARAMS_FILE
 
 #: Small enough for a minute or two, long enough for the model to know its hundred images by heart. Of so little work a
@@ -35,6 +36,5 @@ def write(root):
     shutil.copy(PARAMS_FILE, root / "params.yaml")
     write_params(root / "params.yaml", REDUCED)
     git(root, "init", "--quiet")
-    git(root, "add", "--all")
-    git(root, "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-m", "reduced")
+    commit_all(root, "reduced")
     return root

@@ -32,15 +32,6 @@ def noise(seed, width=240, height=230):
     return buffer.getvalue()
 
 
-@cache
-def copy_of(data, quality=60):
-    """The same picture at another size, as a JPEG."""
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.resize((300, 290)).convert("RGB").save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
 def stock_folder(directory, pairs):
     """(caption, image or None for a failed download), as stock img2dataset writes them: none of our own columns."""
     directory.mkdir()
@@ -66,11 +57,11 @@ def evaluation_set(directory, image):
     return directory
 
 
-def shards(directory, count, second=lambda _: noise(50)):
-    """A folder of `count` shards with two pairs each; the second picture is the same in all of them, or as given."""
+def shards(directory, count):
+    """A folder of `count` shards with two pairs each; the second picture is the same in all of them."""
     directory.mkdir()
     for index in range(count):
-        pairs = [(f"a good text {index}", noise(index)), ("the same text in all", second(index))]
+        pairs = [(f"a good text {index}", noise(index)), ("the same text in all", noise(50))]
         one = stock_folder(directory / "one", [*pairs])
         table = pq.read_table(one / "00000.parquet")
         keys = pa.array([f"{index:05d}{key[5:]}" for key in table["key"].to_pylist()])

@@ -31,10 +31,10 @@ def folders(root, name="shards"):
     )  # fmt: skip
 
 
-def make_shards(root, pairs, config=CONFIG, name="shards", store=STORE, **layout):
+def make_shards(root, pairs, config=CONFIG, name="shards", **layout):
     """Runs `align shard` on these pairs, or on `root/raw` if it exists; returns the folder of the shards."""
     if not (root / "raw").exists():
         small_data.write(root, pairs, **layout)
     small_data.write_verdict(root / "quality", passed=True, data=decisions_digest(root / "filtered"))
-    shard(config, store, folders(root, name), ENGINE)
+    shard(config, STORE, folders(root, name), ENGINE)
     return root / name

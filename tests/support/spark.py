@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.support import missing
+from tests.support.mlflow_server import free_port
 
 _DAEMON = "org.apache.spark.deploy"
 
@@ -35,12 +36,6 @@ class Cluster:
         self.workers[number].wait(60)
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _listening(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -59,7 +54,7 @@ def running_cluster(folder, *, num_workers=2, blind_to=None, environment=None):
     if shutil.which("java") is None:
         missing("Spark needs Java 17")
     pyspark = pytest.importorskip("pyspark") if os.environ.get("CI", "").lower() != "true" else __import__("pyspark")
-    home, port = Path(pyspark.__file__).parent, _free_port()
+    home, (claim, port) = Path(pyspark.__file__).parent, free_port()
     settings = {
         "spark.executor.memory": "512m",
         "spark.sql.shuffle.partitions": "4",
@@ -74,19 +69,8 @@ def running_cluster(folder, *, num_workers=2, blind_to=None, environment=None):
     url, spark = f"spark://127.0.0.1:{port}", str(home / "bin/spark-class")
     commands = [[spark, f"{_DAEMON}.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]]
     for number in range(num_workers):
-        options = [
-            "--host",
-            "127.0.0.1",
-            "--webui-port",
-            "0",
-            "-c",
-            "1",
-            "-m",
-            "600m",
-            "-d",
-            str(folder / f"worker{number}"),
-        ]
-        command = [spark, f"{_DAEMON}.worker.Worker", *options, url]
+        options = shlex.split("--host 127.0.0.1 --webui-port 0 -c 1 -m 600m -d")
+        command = [spark, f"{_DAEMON}.worker.Worker", *options, str(folder / f"worker{number}"), url]
         if blind_to is not None:
             hidden = f"mount -t tmpfs none {shlex.quote(str(blind_to))} && exec {shlex.join(command)}"
             command = ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", hidden]
@@ -108,3 +92,4 @@ def running_cluster(folder, *, num_workers=2, blind_to=None, environment=None):
             process.terminate()
         for process in processes:
             process.wait(100)
+        claim.close()

@@ -21,6 +21,5 @@ def samples(tar):
         for member in opened:
             key, _, suffix = member.name.rpartition(".")
             file = opened.extractfile(member)
-            assert file is not None
             found.setdefault(key, {})[suffix] = file.read()
     return found

@@ -13,7 +13,6 @@ def write(header, out, keep):
     with tarfile.open(header.with_suffix(".tar")) as tar:
         for member in tar:
             file = tar.extractfile(member)
-            assert file is not None
             members.setdefault(member.name.partition(".")[0], []).append((member, file.read()))
     kept = [key for number, key in enumerate(members) if keep(number, key)]
     path = out / header.with_suffix(".tar").name

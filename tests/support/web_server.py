@@ -11,11 +11,9 @@ import asyncio
 import gzip
 import struct
 import threading
-from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from socket import SO_LINGER, SOL_SOCKET
-from typing import Any
 
 _REASONS = {200: "OK", 301: "Moved Permanently", 404: "Not Found", 429: "Too Many Requests"}
 
@@ -48,10 +46,6 @@ class Request:
         """Breaks the connection off with a RST."""
         self.transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
-
-
-Answer = bytes | Coroutine[Any, Any, None]
-Route = bytes | Callable[[Request], Answer]
 
 
 def response(body=b"", status=200, **headers):

@@ -3,9 +3,7 @@
 import pytest
 
 from tests.support import own_model
-from tests.support.journeys import travel
-
-AUTHOR = {f"GIT_{who}_{what}": "test@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+from tests.support.journeys import AUTHOR, travel
 
 
 @pytest.mark.costs(40, "five commands that import torch")

@@ -11,8 +11,8 @@ from align.evaluate.protocols.zero_shot import class_embeddings, predictions, pr
 from align.model.embedder import Embedder
 from tests.support import small_model
 from tests.support.journeys import travel
+from tests.support.peers import tools, whole
 from tests.support.tars import samples
-from tests.support.tools import tools, whole
 
 
 @pytest.mark.full

@@ -59,7 +59,6 @@ def commands():
         cwd=ROOT, env=env, stdin=reading, stdout=subprocess.PIPE,
     )  # fmt: skip
     os.close(reading)
-    assert server.stdout is not None
     ready, _, pid = server.stdout.readline().partition(b" ")
     assert ready == b"ready"
     atexit.register(_end, server, writing, folder)

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import gc
 import os
+import re
 import resource
 import shutil
 import socket
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -31,6 +33,9 @@ _BACKLOG = 1024  # connections that wait to be taken
 _TAKEN_AT_ONCE = 16  # of them, before what the others sent is read
 _OTHER_FILES = 256
 _HEAD_BYTES = 1 << 15
+_HEADERS, _BLANKS = 100, 100  # of a head, and one after the other in it
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
+_NO_CHUNK = re.compile(rb"(?:0\r\n)?(?:\r\n|\r?\Z)|0\r?\Z")  # or its beginning
 _LOG_BYTES = 16 << 20
 _TICKS_PER_S = 10  # of uvicorn's main loop
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -76,11 +81,46 @@ class _Config(uvicorn.Config):
     open: _Open
 
 
+class _Refused(Exception):
+    """What h11 would take long to parse."""
+
+
+class _Parser(h11.Connection):
+    """Looks at a head before h11 parses it, which takes the square of the blanks in a line: 25 s for 32 kB.
+
+    A body in chunks must be empty, as `requests` sends an empty file: h11 bounds neither chunks nor trailers, and one
+    byte costs it as much as 64 kB.
+    """
+
+    _in_chunks = False
+
+    def next_event(self) -> Any:
+        """As h11's. Raises _Refused, too."""
+        if self.their_state is h11.IDLE:
+            head = _END_OF_HEAD.split(self.trailing_data[0], 1)[0].lower()
+            self._in_chunks = b"\ntransfer-encoding" in head
+            if len(head) > _HEAD_BYTES or head.count(b"\n") > _HEADERS or b" " * _BLANKS in head.replace(b"\t", b" "):
+                raise _Refused(f"a head has at most {_HEADERS} headers and {_HEAD_BYTES:,} bytes")
+        elif self._in_chunks and self.their_state is h11.SEND_BODY and not _NO_CHUNK.match(self.trailing_data[0]):
+            raise _Refused("send the body with its length (Content-Length), not in chunks")
+        return super().next_event()
+
+
 class _Connection(H11Protocol):
     """One connection."""
 
     config: _Config
     _upgraded = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.conn = _Parser(h11.SERVER, _HEAD_BYTES)
+
+    def handle_events(self) -> None:
+        try:
+            super().handle_events()
+        except _Refused as refused:
+            self.send_400_response(str(refused))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         super().connection_made(transport)
@@ -175,7 +215,7 @@ def server(app: App, bounds: Bounds, *, log: Path | None = None, **options: Any)
     """
     config = _Config(
         app, http=_Connection, log_level="warning", access_log=False, proxy_headers=False, backlog=_TAKEN_AT_ONCE,
-        h11_max_incomplete_event_size=_HEAD_BYTES, **options,
+        **options,
     )  # fmt: skip
     total = min(bounds.total, max(_file_limit() - _OTHER_FILES, 1))
     config.bounds, config.open = Bounds(total, bounds.of_address, bounds.wait_s), _Open()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import hmac
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 HOST = "127.0.0.1"
@@ -64,7 +66,8 @@ class Guard:
         elif refusal := self._refusal(scope):
             await _refuse(scope, receive, send, *refusal)
         else:
-            await self._app(scope, receive, _with_policy(send, self._policy))
+            with suppress(ClientDisconnect):  # in the middle of its body: else 4 kB of log for each
+                await self._app(scope, receive, _with_policy(send, self._policy))
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason; None if the request is answered."""

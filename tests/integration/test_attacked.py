@@ -106,7 +106,7 @@ def _p99(times):
     return sorted(times)[int(len(times) * 0.99)]
 
 
-@pytest.mark.parametrize("name", ["nothing", "words", "heads", "keys", "pictures"])
+@pytest.mark.parametrize("name", ["nothing", "words", "heads", "keys", "pictures", "pieces", "lines", "starts", "ends"])
 def test_honest_clients_get_their_answers(port, name, tmp_path):
     picture = tmp_path / "slow.jpg"
     picture.write_bytes(hostile_pictures.progressive(4400, 88))  # 19 megapixels, 98 scans

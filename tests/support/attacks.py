@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 ADDRESS = "127.0.0.2"
+LEAVES = b"<leaves>"
 _numbers = count()
 #: Before a connection that was closed is made again: the attacker takes little of a machine that it shares.
 _PAUSE_S = 0.5
@@ -45,12 +46,35 @@ def pictures(port):
     return [_post(port, "/embed/image", Path(sys.argv[3]).read_bytes())] * 6
 
 
+def pieces(port):
+    """Eight bodies in chunks of one byte."""
+    head = f"POST /search HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ntransfer-encoding: chunked\r\n\r\n"
+    return [head.encode() + b"1\r\nx\r\n" * 40_000] * 8
+
+
+def lines(port):
+    """Eight heads of 7,500 empty headers, and eight of one with 30,000 blanks."""
+    head = f"GET /search?text=red HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n".encode()
+    return [head + b"a:\r\n" * 7500 + b"\r\n", head + b"a:" + b" " * 30_000 + b"\0\r\n\r\n"] * 8
+
+
+def starts(port):
+    """Eight that ask for what a page begins with."""
+    return [f"GET /start HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode()] * 8
+
+
+def ends(port):
+    """Eight that leave in the middle of a body."""
+    return [LEAVES + _post(port, "/search/image", b"x" * 5000)[:-1]] * 8
+
+
 def _post(port, path, body):
     head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 def _another(request):
+    request = request.removeprefix(LEAVES)
     return request if len(request) > 1 << 16 else request.replace(b"@", b"%d" % next(_numbers))
 
 
@@ -61,7 +85,7 @@ async def _again_and_again(port, request):
             with suppress(OSError):
                 writer.write(_another(request))
                 await writer.drain()
-            while await reader.read(1 << 16):
+            while not request.startswith(LEAVES) and await reader.read(1 << 16):
                 writer.write(_another(request))  # the next on the same connection
             writer.transport.abort()
         await asyncio.sleep(_PAUSE_S)

@@ -120,8 +120,8 @@ class SearchAnswer(BaseModel):
         served: what answered.
         num_images: in the index, without those taken down.
         offset: as asked.
-        more: whether a next page has results.
-        hits: one page of them.
+        more: whether there are results after these.
+        hits: one page of them, fewer than `limit` where so many would be long.
     """
 
     query: str

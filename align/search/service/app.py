@@ -29,7 +29,16 @@ from align.search.service.answers import (
     StartAnswer,
 )
 from align.search.service.batching import Work
-from align.search.service.queries import answer, first_wrong, parsed, require_one_question, require_text, start, version
+from align.search.service.queries import (
+    answer,
+    bounded,
+    first_wrong,
+    parsed,
+    require_one_question,
+    require_text,
+    start,
+    version,
+)
 from align.search.service.served import Served
 from align.search.service.service import SearchService
 
@@ -166,7 +175,9 @@ async def _search(service: SearchService, request: Request, query: SearchQuery, 
     crops = [] if image is None else [await service.decoded(client, image, served)]
 
     def finish(*rows: NDArray[np.float32]) -> SearchAnswer:
-        return answer(query, served, allowed, service.text_weight, *rows)
+        found = answer(query, served, allowed, service.text_weight, *rows)
+        few = bounded(found.hits)
+        return found.model_copy(update={"hits": few, "more": found.more or len(few) < len(found.hits)})
 
     return _json(await service.batcher.do(Work(served, query.texts, crops, finish, client)))
 

@@ -24,8 +24,8 @@ from align.web.guard import App, Receive, Scope, Send
 MAX_TEXT_BYTES = 1 << 16
 #: What a client may ask for at once, after a pause, in ordinary requests.
 _MAX_BURST = 200.0
-#: Pictures are read, not computed: a page shows dozens of them.
-_COSTS = {"image": 0.1, "search": 1.0, "embed": 1.0, "item": 1.0}
+#: Pictures are read, not computed: a page shows dozens of them. Any other request takes a whole token.
+_COST_OF_SHOWN = 0.1
 #: Of decoding a picture, in addition: a photograph of a phone takes a tenth of a second.
 _COST_OF_PICTURE = 5.0
 #: Bytes of a body that count as much as an ordinary request.
@@ -36,7 +36,7 @@ _MAX_CLIENTS = 10_000
 _PICTURES = frozenset({"/search/image", "/embed/image"})
 #: Bytes of all bodies that are here at the same time; decoding takes about twice as much in addition.
 _MAX_HELD_BYTES = 1 << 28
-_ENDPOINTS = frozenset({"search", "embed", "image", "item", "health", "metrics", "openapi.json"})
+_ENDPOINTS = frozenset({"search", "start", "embed", "image", "item", "health", "metrics", "openapi.json"})
 
 
 class Refused(HTTPException):
@@ -141,11 +141,9 @@ class Limits:
         for name, value in scope["headers"]:
             if name.lower() == b"content-length" and value.isdigit():
                 length = int(value)
-            elif name.lower() == b"transfer-encoding":  # without a length, it counts as the longest
-                length = most
-        cost = _COSTS.get(endpoint, 0.0) + (_COST_OF_PICTURE if takes_picture else 0.0)
-        cost += min(length, most) / _BYTES_PER_TOKEN
-        if cost and (client := scope.get("client")) is not None:
+        cost = _COST_OF_SHOWN if endpoint == "image" else 1.0
+        cost += (_COST_OF_PICTURE if takes_picture else 0.0) + min(length, most) / _BYTES_PER_TOKEN
+        if (client := scope.get("client")) is not None:
             self._buckets.take(client[0], cost)
         if length > most:
             raise _too_large(most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 from urllib.parse import quote
 
@@ -27,6 +28,8 @@ Rows = NDArray[np.float32]
 Allowed = NDArray[np.bool_] | None
 #: Pictures that a page begins with, and characters of its example.
 _NUM_FIRST, _LONGEST_EXAMPLE = 12, 60
+#: Of the hits of one answer as JSON.
+_MAX_BYTES = 1 << 19
 
 
 def parsed(values: Mapping[str, Any]) -> SearchQuery:
@@ -101,6 +104,12 @@ def answer(
     )
 
 
+def bounded(hits: Sequence[SearchHit]) -> list[SearchHit]:
+    """The first hits, as many as an answer may hold; one always. A full catalogue has 64 kB of columns in each."""
+    sizes = accumulate(len(hit.model_dump_json()) for hit in hits)
+    return list(hits[: max(1, sum(size <= _MAX_BYTES for size in sizes))])
+
+
 def start(served: Served) -> StartAnswer:
     """What a page begins with."""
     items = served.index.spread(_NUM_FIRST)
@@ -110,7 +119,7 @@ def start(served: Served) -> StartAnswer:
         num_images=served.index.num_images,
         example=texts[len(texts) // 2] if texts else None,
         columns=served.index.columns.choices,
-        hits=[_shown(served, Hit(item, 0.0), rank) for rank, item in enumerate(items, 1)],
+        hits=bounded([_shown(served, Hit(item, 0.0), rank) for rank, item in enumerate(items, 1)]),
     )
 
 

@@ -126,6 +126,41 @@ def test_a_head_has_a_deadline_and_so_has_the_next_one_of_a_connection():
         wait(drip)
 
 
+CHUNKED = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+LINES, BLANKS = b"a:\r\n", b"a:" + b" \t" * 50 + b"\r\n"
+REFUSED = (
+    (b"GET / HTTP/1.1\r\nhost: a\r\n" + 100 * LINES + b"\r\n", b"at most 100 headers"),
+    (b"GET / HTTP/1.1\r\nhost: a\r\n" + BLANKS + b"\r\n", b"at most 100 headers"),
+    (b"GET / HTTP/1.1\r\nhost: a\r\na: " + 40_000 * b"x" + b"\r\n\r\n", b"32,768 bytes"),
+    (CHUNKED + b"1\r\nx\r\n0\r\n\r\n", b"with its length"),
+    (CHUNKED + b"0\r\na: b\r\n\r\n", b"with its length"),
+)
+
+
+@pytest.mark.parametrize(("says", "reason"), REFUSED, ids=["headers", "blanks", "long", "chunks", "trailers"])
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"], ids=["first", "second"])
+def test_what_h11_would_take_long_for_is_refused_before_that(says, reason, before):
+    with serving(Bounds(30, None, 60)) as port, connected(port, before + says) as one:
+        answered = b""
+        with suppress(ConnectionError):
+            while part := one.recv(1 << 16):
+                answered += part
+        assert answered.count(b"HTTP/1.1 200") == bool(before), answered
+        assert b"HTTP/1.1 400" in answered and reason in answered
+
+
+def test_a_full_head_and_an_empty_body_in_chunks_are_taken():
+    last = b"GET / HTTP/1.1\r\nconnection: close\r\nhost: a\r\n" + 98 * LINES + b"\r\n"
+    with serving(Bounds(30, None, 60)) as port:
+        for parts in ([CHUNKED + b"0\r\n\r\n" + last], [CHUNKED, b"0", b"\r", b"\n", b"\r", b"\n" + last]):
+            with connected(port, b"") as one:
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for part in parts:
+                    one.sendall(part)
+                    time.sleep(0.01)
+                assert b"".join(iter(lambda: one.recv(1 << 16), b"")).count(b"hello") == 2, parts
+
+
 def test_an_answer_that_was_long_in_coming_is_sent_whole_to_who_reads_slowly():
     with serving(Bounds(total=1, of_address=1, wait_s=3)) as port:
         ask = b"GET /later HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"

@@ -46,9 +46,19 @@ export async function ask(query, limit, signal) {
   }
   if (query.key) parts.set("key", query.key);
   if (!pictured) parts.set("text", query.text);
-  if (!query.image) return answerOf(await fetch(`/search?${parts}`, {signal}));
   const headers = {"content-type": "application/octet-stream"};
-  return answerOf(await fetch(`/search/image?${parts}`, {signal, method: "POST", headers, body: query.image}));
+  const next = async () => answerOf(await (query.image
+    ? fetch(`/search/image?${parts}`, {signal, method: "POST", headers, body: query.image})
+    : fetch(`/search?${parts}`, {signal})));
+  const answer = await next();
+  while (answer.more && answer.hits.length < limit) { // long ones come in several answers
+    parts.set("offset", String(answer.offset + answer.hits.length));
+    parts.set("limit", String(limit - answer.hits.length));
+    const {hits, more} = await next();
+    answer.hits.push(...hits);
+    answer.more = more;
+  }
+  return answer;
 }
 
 /** The JSON of an answer. Rejects with what the server says is wrong. */

@@ -13,7 +13,7 @@ from align.search.service.limits import MAX_TEXT_BYTES, Buckets, Limits, Request
 from tests.support.served import limits
 
 
-def answer(*, parts=None, says=None, chunked=False, pause_s=0.0, path="/search/image", method="POST", made):
+def answer(*, parts=None, says=None, pause_s=0.0, path="/search/image", method="POST", made):
     """Status and JSON of one request, whose body comes in parts."""
     sent = []
     bodies = list(parts or [b""])
@@ -27,7 +27,6 @@ def answer(*, parts=None, says=None, chunked=False, pause_s=0.0, path="/search/i
         sent.append(message)
 
     headers = [(b"content-length", str(says).encode())] if says is not None else []
-    headers += [(b"transfer-encoding", b"chunked")] if chunked else []
     scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": ("127.0.0.1", 5)}
     asyncio.run(made(scope, receive, send))
     body = sent[-1].get("body", b"")
@@ -76,9 +75,6 @@ def test_a_body_takes_from_what_a_client_may_ask_for_by_its_length():
     made = limited(max_requests_per_s=0.01, max_burst=10, max_body_bytes=1 << 24)
     assert answer(made=made, parts=[b"x"], says=15_000_000)[0] == 200
     assert answer(made=made, parts=[b"x"])[0] == 429
-    made = limited(max_requests_per_s=0.01, max_burst=10, max_body_bytes=1 << 24)
-    assert answer(made=made, parts=[b"x"], chunked=True)[0] == 200
-    assert answer(made=made, parts=[b"x"])[0] == 429
 
 
 def test_all_bodies_together_are_bounded(monkeypatch):
@@ -126,13 +122,12 @@ def test_a_client_that_asks_too_often_waits_and_others_do_not():
     assert [buckets.wait_s("one", 1.0) > 0 for _ in range(4)] == [False, False, False, True]  # no more than a burst
 
 
-def test_refusals_say_when_to_come_again_and_pages_are_free():
-    made = limited(max_requests_per_s=0.5, max_burst=1)
-    assert answer(made=made)[0] == 200
-    status, body = answer(made=made)
+@pytest.mark.parametrize("path", ["/search", "/start", "/item/1", "/health", "/metrics", "/openapi.json", "/", "/no"])
+def test_every_request_takes_a_token_and_refusals_say_when_to_come_again(path):
+    made = limited(max_requests_per_s=0.01, max_burst=1)
+    assert answer(made=made, path=path, method="GET")[0] == 200
+    status, body = answer(made=made, path=path, method="GET")
     assert status == 429 and "too many requests" in body["error"]
-    assert answer(made=made, path="/")[0] == 200
-    assert answer(made=made, path="/health")[0] == 200
 
 
 def test_many_addresses_take_bounded_memory():

@@ -188,13 +188,13 @@ class ImageIndex:
             CorruptError: a file is damaged or cut off, or the files do not belong together.
         """
         header = _read_header(directory)
-        for name, sha256 in header.vectors_sha256.items():
-            if sha256_file(directory / name) != sha256:
+        for name in (name for name in header.files if Path(name).match("vectors.*")):
+            if sha256_file(directory / name) != header.vectors_sha256.get(name):
                 raise CorruptError(
                     f"{directory / name}: damaged: its sha256 is not the one in {_HEADER}; run `align index`"
                 )
         vectors = load_vectors(directory / VECTORS)
-        items = IndexedImages.load(directory, thumbnails=header.thumbnail_px > 0)
+        items = IndexedImages.load(directory, len(vectors), thumbnails=header.thumbnail_px > 0)
         if not len(vectors) == len(items) == header.num_items or vectors.width != header.width:
             raise CorruptError(f"{directory}: vectors, items and index.json disagree; run `align index` again")
         words = IndexedWords.load(directory, len(items))

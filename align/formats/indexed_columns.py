@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.errors import DataError
-from align.formats.parquet import of_index
+from align.formats.parquet import of_index, read_whole
 
 COLUMNS = "columns.parquet"
 Value = str | int | float | None
@@ -27,8 +27,8 @@ Value = str | int | float | None
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,14})(?:[.,]\d{1,15})?(?:e[+-]?\d{1,2})?", re.ASCII)
 _OPERATOR = re.compile("<=|>=|=|<|>")
 _COMPARE = {"=": pc.equal, "<": pc.less, ">": pc.greater, "<=": pc.less_equal, ">=": pc.greater_equal}
-#: Different texts of a column that a page offers to choose from.
-_MAX_CHOICES = 50
+#: Different texts of a column that a page offers to choose from, and the characters of each.
+_MAX_CHOICES, _LONGEST_CHOICE = 50, 100
 
 
 def write_columns(directory: Path, columns: Mapping[str, Sequence[str]]) -> None:
@@ -55,9 +55,8 @@ class IndexedColumns:
         """Opens what `write_columns` wrote. Raises CorruptError if it is damaged, or of other images."""
         if not (directory / COLUMNS).exists():
             return cls(None)
-        with of_index(directory / COLUMNS):
-            table = pq.read_table(directory / COLUMNS, page_checksum_verification=True)
-            table.validate(full=True)
+        with of_index(directory / COLUMNS, num_images):
+            table = read_whole(directory / COLUMNS)
             if any(kind not in (pa.string(), pa.float64()) for kind in table.schema.types) or (
                 len(table) != num_images and table.num_columns
             ):
@@ -70,11 +69,12 @@ class IndexedColumns:
 
     @cached_property
     def choices(self) -> dict[str, list[str] | None]:
-        """Column -> its texts to choose from, in order; empty: they are many, or seldom repeat; None: numbers."""
+        """Column -> its texts to choose from, in order; empty: they are many, long, or seldom repeat; None: numbers."""
         found: dict[str, list[str] | None] = {}
         for name, column in self._columns.items():
             different = None if pa.types.is_floating(column.type) else pc.unique(column.drop_null())
             few = different is not None and len(different) <= min(_MAX_CHOICES, len(column) // 2)
+            few = few and (pc.max(pc.utf8_length(different)).as_py() or 0) <= _LONGEST_CHOICE
             found[name] = None if different is None else sorted(different.to_pylist()) if few else []
         return found
 

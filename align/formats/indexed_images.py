@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 from align.errors import CorruptError, DataError
 from align.formats.indexed_words import write_words
 from align.formats.pair_addresses import ROWS_PER_GROUP, write_addresses
-from align.formats.parquet import of_index
+from align.formats.parquet import of_index, read_whole
 
 ITEMS, THUMBNAILS = "items.parquet", "thumbnails.jpegs"
 
 _ROWS_PER_GROUP = 1 << 14
+_MAX_THUMBNAIL = 1 << 20
 _NAME = pa.dictionary(pa.int32(), pa.string())  # few different ones
 _SCHEMA = pa.schema([
     ("key", pa.string()), ("image_id", pa.string()), ("texts", pa.list_(pa.string())), ("split", _NAME),
@@ -87,17 +88,14 @@ class IndexedImages(Sequence[IndexedImage]):
             weakref.finalize(self, os.close, self._thumbnails)
 
     @classmethod
-    def load(cls, directory: Path, *, thumbnails: bool) -> IndexedImages:
+    def load(cls, directory: Path, num_images: int, *, thumbnails: bool) -> IndexedImages:
         """Opens what `ImagesWriter` wrote.
 
         Raises:
             CorruptError: a file is missing or damaged.
         """
-        with of_index(directory):
-            table = pq.read_table(
-                directory / ITEMS, read_dictionary=["split", "shard"], page_checksum_verification=True
-            )
-            table.validate(full=True)
+        with of_index(directory / ITEMS, num_images):
+            table = read_whole(directory / ITEMS, read_dictionary=["split", "shard"])
             if not table.schema.equals(_SCHEMA):
                 raise pa.ArrowInvalid("other columns")
             texts = pc.list_flatten(table["texts"])
@@ -156,7 +154,7 @@ class IndexedImages(Sequence[IndexedImage]):
             raise DataError("the index has no thumbnails; set index.thumbnail_px and run `align index` again")
         offset = self._table["thumbnail_offset_bytes"][position].as_py()
         size = self._table["thumbnail_size_bytes"][position].as_py()
-        if not 0 <= offset <= offset + size <= os.fstat(self._thumbnails).st_size:
+        if not (0 <= size <= _MAX_THUMBNAIL and 0 <= offset <= offset + size <= os.fstat(self._thumbnails).st_size):
             raise CorruptError(f"{THUMBNAILS} of the index ends before image {position}; run `align index` again")
         return os.pread(self._thumbnails, size, offset)
 

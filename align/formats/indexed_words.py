@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from align.formats.parquet import of_index
+from align.formats.parquet import of_index, read_whole
 
 WORDS = "words.parquet"
 
@@ -91,9 +91,8 @@ class IndexedWords:
     @classmethod
     def load(cls, directory: Path, num_images: int) -> IndexedWords:
         """Opens what `write_words` wrote. Raises CorruptError if it is damaged, or of other images."""
-        with of_index(directory / WORDS):
-            table = pq.read_table(directory / WORDS, page_checksum_verification=True)
-            table.validate(full=True)
+        with of_index(directory / WORDS, num_images):
+            table = read_whole(directory / WORDS)
             words, images = map(_whole, table.columns)
             if not table.schema.equals(_SCHEMA) or words.null_count or images.null_count or images.values.null_count:
                 raise pa.ArrowInvalid("other columns, or values are missing")

@@ -99,7 +99,7 @@ class PairAddresses:
         """
         with of_index(ADDRESSES):
             with self._lock:
-                group = self._file.read_row_group(position // ROWS_PER_GROUP)
+                group = self._file.read_row_group(position // ROWS_PER_GROUP, use_threads=False)
             row = group.slice(position % ROWS_PER_GROUP, 1).to_pylist()[0]
             pages, pictures = row[_PAGES], row[_PICTURES]
             if not len(pages) == len(pictures) == num_pairs or None in (*pages, *pictures):
@@ -111,7 +111,7 @@ class PairAddresses:
         for group in range(self._file.num_row_groups):
             with of_index(ADDRESSES):
                 with self._lock:
-                    rows = self._file.read_row_group(group)
+                    rows = self._file.read_row_group(group, use_threads=False)
                 owners = pc.list_parent_indices(rows[_PAGES].combine_chunks()).to_pylist()
                 columns = (pc.list_flatten(rows[name]).to_pylist() for name in (_PICTURES, _PAGES))
                 found = {owner for owner, *one in zip(owners, *columns, strict=True) if covers(*one)}

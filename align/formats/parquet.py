@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +29,8 @@ _AIM_BYTES = 32 << 20
 _FEW_ROWS = 64
 _BATCH_BYTES = 512 << 20
 _MAX_BYTES_PER_CHARACTER = 4
+#: A table of an index may allocate this, and so much for each of its images: 64 columns of a catalogue are 64 kB.
+_INDEX_BYTES, _IMAGE_BYTES = 256 << 20, 128 << 10
 
 
 class ForeignTable:
@@ -133,12 +134,24 @@ def readable(path: Path | str, problem: str, remedy: str, kind: type[DataError] 
     """
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
+    except (pa.ArrowException, MemoryError, OSError, ValueError, TypeError, LookupError) as error:
         raise kind(f"{path}: {problem} ({' '.join(str(error).split())[:200]}); {remedy}") from None
 
 
-#: The same for the files of an index.
-of_index = partial(readable, problem="damaged", remedy="run `align index` again", kind=CorruptError)
+@contextmanager
+def of_index(path: Path | str, num_images: int = 0) -> Iterator[None]:
+    """Reads a table of an index of so many images, in bounded memory. Raises CorruptError as `readable`."""
+    remedy = "run `align index` again"
+    with readable(path, "damaged", remedy, CorruptError), allocating_at_most(_INDEX_BYTES + num_images * _IMAGE_BYTES):
+        yield
+
+
+def read_whole(path: Path, **options: Any) -> pa.Table:
+    """A table of an index, valid to its last byte; in one thread, since a thread that cannot start ends the process."""
+    file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True, **options)
+    table = file.read(use_threads=False)
+    table.validate(full=True)
+    return table
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -269,7 +269,7 @@ def _items(folder):
     def run(data):
         (folder / ITEMS).write_bytes(data)
         with suppress(CorruptError):
-            items = IndexedImages.load(folder, thumbnails=False)
+            items = IndexedImages.load(folder, 40, thumbnails=False)
             assert len(list(items)) == len(list(items.texts())) == len(items)
             assert len(items.in_splits(("train",))) == len(items)
             with suppress(DataError):

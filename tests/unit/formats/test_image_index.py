@@ -1,6 +1,8 @@
 """data/index: rows on demand, thumbnails, filters, and what becomes of files that are damaged or old."""
 
 import json
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +11,13 @@ import pytest
 
 from align.durable.files import replace_directory
 from align.errors import CorruptError, DataError, FormatError
+from align.formats import parquet
 from align.formats.image_index import ImageIndex, write_index
+from align.formats.indexed_columns import IndexedColumns
 from align.formats.indexed_images import IndexedImage
 from align.formats.pair_addresses import PairAddress
 from align.services.vector_index import VectorIndex
+from tests.support.bombs import parquet_bomb
 
 TEXTS = [
     ("a red  Heart", "two words"), ("red", "heart"), ("hearts",), ("Ein ÄRGER",), ("C++ (c) 100%",), ("赤い heart_1",),
@@ -175,11 +180,53 @@ def _far_thumbnails(table):
 def test_a_table_that_does_not_belong_to_the_rest(tmp_path, change):
     file = write(tmp_path / "index") / "items.parquet"
     pq.write_table(change(pq.read_table(file, read_dictionary=["split", "shard"])), file)
-    header = json.loads((tmp_path / "index/index.json").read_text())
-    header["files"]["items.parquet"] = file.stat().st_size
-    (tmp_path / "index/index.json").write_text(json.dumps(header))
+    _say_size(tmp_path / "index", "items.parquet")
     with pytest.raises(CorruptError, match=r"run `align index` again"):
         load(tmp_path / "index").thumbnail(ITEMS[0].key)
+
+
+def _say_size(folder, name):
+    header = json.loads((folder / "index.json").read_text())
+    header["files"][name] = (folder / name).stat().st_size
+    (folder / "index.json").write_text(json.dumps(header))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's memory")
+def test_a_small_table_of_much_memory_is_refused(tmp_path):
+    parquet_bomb(tmp_path / "columns.parquet", 96, num_bytes=16 << 20)
+    with pytest.raises(CorruptError, match=r"columns\.parquet: damaged"):
+        IndexedColumns.load(tmp_path, 96)
+
+
+def test_every_table_is_read_in_bounded_memory(tmp_path, monkeypatch):
+    bounds = []
+
+    @contextmanager
+    def at_most(num_bytes):
+        bounds.append(num_bytes)
+        yield
+
+    monkeypatch.setattr(parquet, "allocating_at_most", at_most)
+    write(tmp_path / "index")
+    pq.write_table(pa.table({"price": [1.0] * 8}), tmp_path / "index/columns.parquet")
+    index = load(tmp_path / "index")
+    assert len(bounds) == 4 and all(256 << 20 <= bound < 512 << 20 for bound in bounds)
+    index.addresses(ITEMS[0].key)
+    index.without([], lambda url, page: False)
+    assert len(bounds) == 6
+
+
+def test_vectors_without_a_digest_of_their_own_are_refused(tmp_path):
+    folder = write(tmp_path / "index")
+    good = (folder / "index.json").read_text()
+    for bad in (
+        good.replace('"vectors.faiss": "', '"vectors.faisz": "'),
+        good.replace('"vectors.faiss": "', '"../x": "'),
+    ):
+        assert bad != good
+        (folder / "index.json").write_text(bad)
+        with pytest.raises(CorruptError, match=r"vectors\.faiss: damaged"):
+            load(folder)
 
 
 def test_a_table_whose_bytes_are_damaged(tmp_path):

@@ -17,6 +17,8 @@ Bad samples are rows with a reason code; only bad *runs* are exceptions.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: The login in an address, with what is around it: `://<user>:<password>@`, `://TOKEN@`. The second form is a password
 #: with a slash in it, which is not a port.
@@ -86,6 +88,17 @@ class StoppedWaitingError(ServiceError):
 
 class LockedError(AlignError):
     """Another process is working on the same files."""
+
+
+@contextmanager
+def panics_are_errors() -> Iterator[None]:
+    """Raises DataError for a panic of Rust code, which is no Exception: tokenizers does it over a slow pattern."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise DataError(f"the tokenizer fails: {one_line(error)}") from None
 
 
 def one_line(error: BaseException) -> str:

@@ -118,9 +118,10 @@ def _service(params: Params, own: PathsConfig | None, ready: Path | None) -> Sea
 
 
 def _loaded(release: Release, folders: Folders) -> Served:
-    from align.search.service.served import load
+    from align.search.service.served import load, require_quick
     from align.web.connections import keep_for_good
 
+    require_quick(folders.model)
     served = load(release, folders)
     keep_for_good()
     return served

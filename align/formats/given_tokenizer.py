@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from align.config.given import Given
 from align.durable.files import sha256_file
-from align.errors import CorruptError, DataError, first_line
+from align.errors import CorruptError, DataError, first_line, panics_are_errors
 from align.formats.model_folder import TOKENIZER
 
 #: The vocabulary of a folder without TOKENIZER, one piece per line.
@@ -38,16 +38,17 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """
     file = _file(folder)
     try:
-        if file.name == TOKENIZER:
-            tokenizer = Tokenizer.from_file(str(file))
-        else:
-            from transformers import AutoTokenizer
+        with panics_are_errors():
+            if file.name == TOKENIZER:
+                tokenizer = Tokenizer.from_file(str(file))
+            else:
+                from transformers import AutoTokenizer
 
-            slow: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            tokenizer = slow.backend_tokenizer
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        around = tokenizer.encode("").tokens
+                slow: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                tokenizer = slow.backend_tokenizer
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            around = tokenizer.encode("").tokens
     except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
         raise DataError(f"{file}: does not load: {first_line(error)}") from None
     if around != [_START, _END] or None in (tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")):

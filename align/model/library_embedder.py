@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from align.errors import AlignError, ConfigError, DataError, first_line
+from align.errors import AlignError, ConfigError, DataError, first_line, panics_are_errors
 from align.formats.model_folder import OPEN_CLIP
 from align.model.embedder import TEXT_BATCH, Crop, Embedder, Embeddings, batched
 from align.pairs.picture import MAX_PIXELS, PictureError, decode
@@ -63,7 +63,8 @@ class LibraryEmbedder(Embedder):
         if image_px is not None:
             raise ConfigError(f"{directory}: evaluate.image_px is {image_px}, but a model of {kind} has one size: null")
         try:
-            self._library = _open_clip(directory) if kind == OPEN_CLIP else _transformers(directory, kind)
+            with panics_are_errors():
+                self._library = _open_clip(directory) if kind == OPEN_CLIP else _transformers(directory, kind)
         except AlignError:
             raise
         except Exception as error:  # noqa: BLE001  # libraries raise what they like
@@ -95,7 +96,8 @@ class LibraryEmbedder(Embedder):
         assert part == (0, 1)  # of training
         rows = []
         for batch in batched(texts, TEXT_BATCH):
-            inputs = {name: tensor.to(self._device) for name, tensor in self._library.texts(batch).items()}
+            with panics_are_errors():
+                inputs = {name: tensor.to(self._device) for name, tensor in self._library.texts(batch).items()}
             rows.append(F.normalize(self._library.text_features(**inputs).float(), dim=-1).cpu().numpy())
         return np.concatenate(rows) if rows else np.zeros((0, self.width), dtype=np.float32)
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from align.durable.files import sha256_file, to_json, write_text
-from align.errors import DataError
+from align.errors import DataError, panics_are_errors
 from align.formats.model_folder import TOKENIZER, TOKENIZER_CONFIG, require_unchanged
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -109,7 +109,8 @@ class TextTokenizer:
             raise DataError(f"{directory}: no tokenizer here (tokenizer.json is missing); run `align fit_tokenizer`")
         require_unchanged(path, directory / TOKENIZER_CONFIG, "sha256")
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            with panics_are_errors():
+                tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # noqa: BLE001 (tokenizers raises nothing more precise)
             raise DataError(f"{path}: does not load: {error}") from None
         return cls(tokenizer, max_tokens)
@@ -120,8 +121,12 @@ class TextTokenizer:
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     def ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids per text with [CLS] and [SEP], at most `max_tokens`, unpadded."""
-        return [list(encoding.ids) for encoding in self._tokenizer.encode_batch(texts)]
+        """Token ids per text with [CLS] and [SEP], at most `max_tokens`, unpadded.
+
+        Raises DataError: a stranger's tokenizer gives up.
+        """
+        with panics_are_errors():
+            return [list(encoding.ids) for encoding in self._tokenizer.encode_batch(texts)]
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Pads to the longest text of the batch: (B, T) int64 ids and (B, T) int64 mask."""

@@ -59,7 +59,7 @@ class _Waiting:
     loop: asyncio.AbstractEventLoop
 
 
-_Outcome = tuple[_Waiting, Any, Exception | None]
+_Outcome = tuple[_Waiting, Any, BaseException | None]
 
 
 @dataclass
@@ -110,8 +110,15 @@ class Batcher:
         """Requests that wait."""
         return len(self._turns)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread computes."""
+        return self._thread.is_alive()
+
     async def do(self, work: Work) -> Any:
-        """The answer of `work.finish`. Raises BusyError, or what `finish` raises."""
+        """The answer of `work.finish`. Raises BusyError, also if the thread has ended, or what `finish` raises."""
+        if not self.is_alive:
+            raise BusyError
         loop = asyncio.get_running_loop()
         waiting = _Waiting(work, loop.create_future(), loop)
         if (gone := self._turns.put(work.client, waiting)) is not None:
@@ -145,8 +152,11 @@ class Batcher:
             texts = self._texts(served, [text for waiting in batch for text in waiting.work.texts])
             crops = [crop for waiting in batch for crop in waiting.work.crops]
             images = served.embedder.embed_pixels(crops) if crops else np.zeros((0, served.embedder.width), np.float32)
-        except Exception as error:  # noqa: BLE001 - the thread lives on; each request of the batch gets the error
-            _settle([(waiting, None, error) for waiting in batch])
+        except BaseException as error:  # noqa: BLE001 - the thread lives on, and one text fails no other request
+            if len(batch) == 1:
+                _settle([(batch[0], None, error)])
+            for waiting in batch if len(batch) > 1 else ():
+                self._answer(served, [waiting])
             return
         self.counts.num_passes += bool(crops)
         self.counts.num_inputs += len(crops)
@@ -158,7 +168,7 @@ class Batcher:
             text, image = text + len(work.texts), image + len(work.crops)
             try:
                 outcomes.append((waiting, work.finish(*mine), None))
-            except Exception as error:  # noqa: BLE001 - of this request alone
+            except BaseException as error:  # noqa: BLE001 - of this request alone
                 outcomes.append((waiting, None, error))
         _settle(outcomes)
 

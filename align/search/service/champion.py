@@ -98,7 +98,7 @@ class Champion:
             self._look()
         except AlignError as error:
             self._report(str(error))
-        except Exception as error:  # noqa: BLE001 - a broken model may raise anything; the old one stays
+        except BaseException as error:  # noqa: BLE001 - a broken model may raise anything; the old one stays
             self._report(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         self._looked = True
 
@@ -111,7 +111,7 @@ class Champion:
             try:
                 if self._take_downs.look() and self._served:
                     self._served = self._masked(self._served)
-            except Exception as error:  # noqa: BLE001 - this thread must live
+            except BaseException as error:  # noqa: BLE001 - this thread must live
                 self._served = None
                 self._report(f"take-downs cannot be obeyed, so nothing is served: {' '.join(str(error).split())[:300]}")
 

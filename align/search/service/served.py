@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ import numpy as np
 from align.config.infrastructure import StoreConfig
 from align.errors import AlignError, CorruptError, DataError
 from align.formats.image_index import ImageIndex, IndexedImage
-from align.formats.model_folder import model_digest
+from align.formats.model_folder import TOKENIZER, TOKENIZER_FOLDER, model_digest
 from align.formats.shards import MANIFEST, Shard, local_tar, read_manifest
 from align.services.s3.store import fetcher
 from align.services.vector_index import VectorIndex
@@ -22,6 +24,19 @@ if TYPE_CHECKING:  # imports torch, which a server without a champion does not n
     from align.model.embedder import Embedder
 
 _TRIED_WITH = "a red fox"
+#: Texts as long as a query's: characters of many kinds alone, followed by another, and in turn with others.
+_TRIAL = """
+import resource, sys
+from tokenizers import Tokenizer
+for kind, most in ((resource.RLIMIT_CPU, int(sys.argv[2])), (resource.RLIMIT_AS, int(sys.argv[3]))):
+    resource.setrlimit(kind, (most, most))
+tokenizer = Tokenizer.from_file(sys.argv[1])
+for one in [*map(chr, range(32, 127)), *"\\n\\t\\u00e9\\u0301\\u8d64\\u0661\\U0001f98a"]:
+    for text in (one * 1000, one * 999 + "!", one * 999 + "b", (one + " ") * 500, (one + "a1.") * 250):
+        tokenizer.encode(text)
+"""
+#: Its limits; a tokenizer of 250,000 words takes 2 CPU seconds.
+_TRIAL_CPU_S, _TRIAL_S, _TRIAL_BYTES = 20, 300, 4 << 30
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,22 @@ class Served:
     embedder: Embedder
     index: ImageIndex
     take_downs: str | None = None
+
+
+def require_quick(model: Path) -> None:
+    """Tries a model's tokenizer in a process of its own, before strangers' texts reach it in ours.
+
+    Raises DataError: it takes too long, or ends its process. A pattern such as `(a|a|aa)+$` takes 2^n steps.
+    """
+    for file in (model / TOKENIZER, model / TOKENIZER_FOLDER / TOKENIZER):
+        if file.is_file():
+            trial = [sys.executable, "-I", "-c", _TRIAL, str(file), str(_TRIAL_CPU_S), str(_TRIAL_BYTES)]
+            try:
+                subprocess.run(trial, check=True, capture_output=True, timeout=_TRIAL_S)
+            except subprocess.SubprocessError:
+                raise DataError(
+                    f"{file}: fails, or takes more than {_TRIAL_CPU_S} s for ordinary texts; take another tokenizer"
+                ) from None
 
 
 def load(release: Release, folders: Folders) -> Served:

@@ -147,7 +147,7 @@ class SearchService(Collector):
             missing = await asyncio.get_running_loop().run_in_executor(self._looking, look)
         return Health(
             live=True,
-            ready=served is not None,
+            ready=served is not None and self.batcher.is_alive,
             served=version(served) if served else None,
             num_images=served.index.num_images if served else 0,
             take_downs=served.take_downs if served else None,

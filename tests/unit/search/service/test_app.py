@@ -274,6 +274,22 @@ def test_a_fault_of_ours_is_no_stack_trace(made, monkeypatch):
     assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log says why"})
 
 
+@pytest.mark.parametrize("path", ["/search", "/search/image", "/embed", "/embed/image"])
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault(made, path):
+    app = Guard(Limits(make_app(made), made.config, made.requests, made.buckets), PORT, policy=POLICY)
+    parts = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(parts)
+
+    async def send_nothing(_):
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"headers": [(b"host", f"127.0.0.1:{PORT}".encode())], "client": ("127.0.0.1", 5)}
+    asyncio.run(app(scope, receive, send_nothing))  # what it raised would be 4 kB of log
+
+
 def test_a_page_begins_with_pictures_and_an_example(made):
     answer = ask(made, "GET", "/start").json()
     assert answer["num_images"] == 12 and len(answer["hits"]) == 12 and answer["columns"] == {}
@@ -307,3 +323,33 @@ def test_columns_of_a_catalogue_are_answered_and_are_filters(tmp_path):
             assert refused.status_code == 400 and said in refused.json()["error"]
         many = ask(made, "GET", "/search?text=red" + "&where=SKU=01" * 17)
         assert many.status_code == 400 and "where" in many.json()["error"]
+
+
+def test_answers_are_short_and_paging_reaches_the_rest(tmp_path):
+    (tmp_path / "shop").mkdir()
+    long, table = ",".join(["x" * 1000] * 60), [",".join(["image", *(f"c{number}" for number in range(60))])]
+    for number in range(20):
+        (tmp_path / f"shop/{number}.jpg").write_bytes(square("red"))
+        table.append(f"{number}.jpg,{long}")
+    (tmp_path / "shop/t.csv").write_text("\n".join(table))
+    reading, config = load_params().section(IngestConfig), load_params().section(IndexConfig)
+    index_catalogue(config, tmp_path / "shop/t.csv", reading, ColourEncoder(), "mine", tmp_path / "index", update=False)
+    with service(tmp_path, served(tmp_path), max_requests_per_s=None) as made:
+        found, more = [], True
+        while more:
+            answer = ask(made, "GET", f"/search?text=red&limit=100&offset={len(found)}")
+            assert len(answer.content) <= 1_000_000
+            found += [hit["key"] for hit in answer.json()["hits"]]
+            more = answer.json()["more"]
+        assert len(found) == len(set(found)) == 20
+        begins = ask(made, "GET", "/start")
+        assert len(begins.content) <= 1_000_000 and begins.json()["columns"]["c0"] == []
+
+
+def test_without_its_computing_thread_a_service_is_not_ready(world):
+    with service(world, served(world), max_requests_per_s=None) as made:
+        assert ask(made, "GET", "/health?ready=true").status_code == 200
+        made.batcher.stop()
+        health = ask(made, "GET", "/health?ready=true")
+        assert (health.status_code, health.json()["ready"]) == (503, False)
+        assert ask(made, "GET", "/search?text=red").status_code == 503

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from align.formats.json_tables import object_of
+from align.pairs.text import normalise
 
 #: Endings of files and members that hold the text of the picture of the same name, and the most bytes of one.
 TEXT_EXTENSIONS, MAX_TEXT_BYTES = ("txt", "text", "caption", "cap"), 1 << 20
 #: Keys of a sample's JSON under which its text is, or a list of its texts.
 TEXT_KEYS = ("caption", "captions", "text", "texts", "TEXT", "alt")
-#: Texts of a picture that are trained on, and the characters of each: no model reads more.
-_MAX_TEXTS, _MAX_CHARACTERS = 1_000, 10_000
+#: Texts of a picture that are trained on.
+_MAX_TEXTS = 1_000
 
 
 def sample_name(member: str) -> tuple[str, str]:
@@ -22,7 +23,7 @@ def sample_name(member: str) -> tuple[str, str]:
 
 
 def texts_in(data: bytes) -> list[str]:
-    """The texts in a member: of a JSON object those under the first of TEXT_KEYS that has some, else all as one."""
+    """The texts in a member, normalised: of a JSON object those of the first of TEXT_KEYS that has some, else all."""
     values = object_of(data)
     if values is None:
         return _plain(data.decode("utf-8", "replace"))
@@ -31,5 +32,4 @@ def texts_in(data: bytes) -> list[str]:
 
 def _plain(found: Any) -> list[str]:
     listed = found[:_MAX_TEXTS] if isinstance(found, list) else [found]
-    texts = (" ".join(text[:_MAX_CHARACTERS].split()) for text in listed if isinstance(text, str))
-    return [text for text in texts if text]
+    return [text for one in listed if isinstance(one, str) and (text := normalise(one))]

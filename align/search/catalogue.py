@@ -91,17 +91,19 @@ class _Catalogue:
                 known = ", ".join(one[:_MAX_NAME] for one in table.names[:_MAX_COLUMNS])
                 what = f"'{name}'" if name else "with a usual name for the pictures' files"
                 raise DataError(f"{file}: no column {what}; set ingest.columns.{key} to one of these: {known}")
-        others = [name for name in table.names if name not in (picture, text, "")]
-        self.columns = [name for name in others if len(name) <= _MAX_NAME][:_MAX_COLUMNS]
+        others = {normalise(name): name for name in table.names if name not in (picture, text)}
+        others = dict([one for one in others.items() if 0 < len(one[0]) <= _MAX_NAME][:_MAX_COLUMNS])
+        self.columns = list(others)
         said = f"pictures from column '{picture}', texts from " + (f"'{text}'" if text else "their names")
         say(f"index: {file}: {'; '.join(filter(None, [table.layout, said]))}; columns: {', '.join(self.columns)}")
-        for number, row in enumerate(table.rows([picture, text, *self.columns]), 1):
+        for number, row in enumerate(table.rows([picture, text, *others.values()]), 1):
             if number > _MAX_ROWS:
                 raise DataError(f"{file}: more than {_MAX_ROWS:,} rows; divide it")
             if row is None:
                 self.left_out["row(s) that cannot be read"] += 1
             else:
-                self._add(_plain(row[0]), _plain(row[1]), tuple(_plain(value)[:_MAX_VALUE] for value in row[2:]))
+                values = tuple(normalise(_plain(value))[:_MAX_VALUE] for value in row[2:])
+                self._add(_plain(row[0]), _plain(row[1]), values)
 
     def _add(self, written: str, text: str, values: tuple[str, ...]) -> None:
         name = os.path.normpath(written.replace("\\", "/")) if written else ""

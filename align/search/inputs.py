@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from align.display.console import say
 from align.errors import ConfigError, DataError
+from align.formats.parquet import ForeignTable
 
 #: Suffixes of the images in a folder; other files are counted and ignored.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif"})
@@ -101,7 +103,7 @@ def _open_parquet(path: Path, column: str | None) -> EmbedSource:
 
 def _folder_rows(folder: Path) -> Iterator[EmbedInput]:
     for row, path in enumerate(image_files(folder)[0]):
-        name = path.relative_to(folder).as_posix()
+        name = os.fsencode(path.relative_to(folder)).decode("utf-8", "replace")
         try:
             yield EmbedInput(row, path.read_bytes(), path=name)
         except OSError as error:
@@ -120,9 +122,10 @@ def _line_rows(path: Path) -> Iterator[EmbedInput]:
 
 
 def _column_rows(path: Path, column: str) -> Iterator[EmbedInput]:
-    row = 0
+    row, table = 0, ForeignTable(path, str(path))
     with pq.ParquetFile(path, pre_buffer=False) as file:  # with it, pyarrow keeps all images that it has read
-        for batch in file.iter_batches(batch_size=64, columns=[column]):
+        pictures = file.iter_batches(batch_size=64, columns=[column])
+        for batch in table.batches([column]) if _is_text(table.schema.field(column).type) else pictures:
             for value in batch.column(0):
                 content = value.as_py()
                 if isinstance(content, dict):  # {"bytes": ..., "path": ...}, as in image columns of `datasets`

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,11 @@ from align.durable.processes import in_threads
 from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Kind, Pictures, Unreadable
 from align.interfaces.store import Files
+from align.pairs.text import normalise
 
 #: Bytes of one picture, and of a file of names.
 MAX_PICTURE_BYTES, _MAX_TEXT_BYTES = 64 << 20, 16 << 20
+_HALF = re.compile("[\ud800-\udfff]")
 #: Pictures that are read ahead, for servers far away.
 _READERS = 8
 
@@ -153,6 +156,11 @@ def _distinct(named: Mapping[str, str], where: str) -> dict[str, str]:
     return dict(named)
 
 
+def _unicode(text: str) -> str:
+    """The text without half surrogate pairs, which JSON and the names of files may have, and no table can store."""
+    return normalise(text) if _HALF.search(text) else text
+
+
 def made(
     wanted: SuiteSet,
     images: list[EvaluationImage],
@@ -176,10 +184,18 @@ def made(
         DataError: there is no item, a key occurs twice, or a class has no image to classify.
     """
     where = f"evaluation set {wanted.name} ({wanted.path})"
+    images = [
+        replace(
+            image, key=_unicode(image.key), concept=_unicode(image.concept), texts=tuple(map(_unicode, image.texts)),
+            label=None if image.label is None else _unicode(image.label),
+        )
+        for image in images
+    ]  # fmt: skip
+    classes, left_out = [*map(_unicode, classes)], {_unicode(name): why for name, why in (unusable or {}).items()}
     if (most := wanted.texts_per_image) is not None:
         images = [replace(image, texts=image.texts[:most], text_numbers=image.text_numbers[:most]) for image in images]
     if not images:
-        first = "".join(f"; {name}: {why}" for name, why in list((unusable or {}).items())[:1])
+        first = "".join(f"; {name}: {why}" for name, why in list(left_out.items())[:1])
         raise DataError(f"{where}: no picture that can be used{first}")
     twice = [key for key, number in Counter(image.key for image in images).items() if number > 1]
     if twice:
@@ -201,7 +217,7 @@ def made(
         templates=tuple(wanted.templates or templates or TEMPLATES) if classes else (),
         pictures=pictures,
         repeats=not classes,
-        unusable=dict(unusable or {}),
+        unusable=left_out,
         asked=wanted,
     )
 

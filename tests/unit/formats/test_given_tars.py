@@ -11,6 +11,7 @@ import pytest
 
 from align.formats.given_tars import given_samples
 from align.formats.sample_texts import texts_in
+from align.pairs.text import MAX_CHARACTERS
 from tests.support import given_tars
 from tests.support.hostile_pictures import chunk
 from tests.support.tars import tar
@@ -92,7 +93,7 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
         (b'{"texts": ["a", "", 3, null, ["b"], "c"], "key": "1"}', ["a", "c"]),
         (b'{"caption": "", "text": "second"}', ["second"]),
         (b'{"width": 3}', []),
-        (b"[" * 100_000, ["[" * 10_000]),
+        (b"[" * 100_000, ["[" * MAX_CHARACTERS]),
         (json.dumps({"captions": ["x"] * 5000}).encode(), ["x"] * 1000),
     ],
 )

@@ -90,6 +90,17 @@ def test_a_table_of_a_spreadsheet_with_its_columns(tmp_path, capsys):
     assert index.addresses("pictures/red.jpg")[0].url == ""
 
 
+def test_half_a_surrogate_in_a_value_or_a_name_is_left_out(tmp_path, capsys):
+    shop(tmp_path)
+    rows = [{"file": "pictures/red.jpg", "text": "a \ud83d lamp", "pri\ud83dce": "\ud83d1"}, {"file": "\ud83d.jpg"}]
+    (tmp_path / "shop/t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    build(tmp_path / "shop/t.jsonl", tmp_path / "index")
+    index = opened(tmp_path / "index")
+    assert [item.texts for item in index.items] == [("a lamp",)]
+    assert index.columns_of("pictures/red.jpg") == {"pri ce": 1}
+    assert "left out: 1 without a name" in capsys.readouterr().err
+
+
 def test_columns_are_filters_and_nothing_else(tmp_path):
     build(shop(tmp_path), tmp_path / "index")
     index = opened(tmp_path / "index")

@@ -45,6 +45,16 @@ def test_a_folder_of_images_in_any_format(embedder, tmp_path):
     assert "text" not in rows[0]
 
 
+def test_names_and_texts_that_are_no_utf_8(embedder, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/\udcff.jpg").write_bytes(square("red"))
+    assert [row["path"] for row in run(embedder, tmp_path / "pictures", tmp_path / "out.parquet")] == ["\ufffd.jpg"]
+    raw = pa.array([b"a \xff", b"fox"])
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, raw.buffers())}), tmp_path / "in.parquet")
+    rows = run(embedder, tmp_path / "in.parquet", tmp_path / "out.parquet", "text")
+    assert [row["text"] for row in rows] == ["a \ufffd", "fox"]
+
+
 def test_a_damaged_picture_is_a_row_and_starts_no_program(embedder, tmp_path, monkeypatch):
     bin_folder, folder, ran = tmp_path / "bin", tmp_path / "pictures", tmp_path / "ghostscript-ran"
     bin_folder.mkdir()

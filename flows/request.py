@@ -268,7 +268,10 @@ def _settled(root: Path, folder: Path, request: Request, *, whole: bool) -> Sett
     profile = profile_overrides(request.profile, folder)
     if odd := [key for key in request.changes() if "=" in key]:
         raise ConfigError(f"overrides: '{odd[0]}' is not the name of a parameter; expected section.key")
-    typed = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in request.changes().items()]
+    try:
+        typed = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in request.changes().items()]
+    except (RecursionError, ValueError):
+        raise ConfigError("overrides: a value is nested too deeply, or has a number of too many digits") from None
     try:
         params = replace(load_params(folder / PARAMS_FILE, [*profile, *typed]), source=where)
     except ConfigError as error:

@@ -21,15 +21,19 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from align.errors import LOGIN, ConfigError
+from align.errors import LOGIN, ConfigError, first_line
 from align.project.installed import installed
 
 #: Read from the working directory; outside a checkout, the copy in the installed package is used.
 PARAMS_FILE = "params.yaml"
 
+#: Of a text of YAML; the largest of ours, a dvc.lock, has 30,000 characters, 2,000 values and depth 6.
+_MAX_CHARACTERS, _MAX_VALUES, _MAX_DEPTH, _MAX_DIGITS = 1 << 20, 100_000, 50, 40
 #: Section -> the section from which it inherits keys that it does not set itself. A stage that reads the first depends
 #: on both.
 INHERITS = {"finetune": "pretrain"}
@@ -118,7 +122,7 @@ def wrong_values(cls: type[Section], error: ValidationError) -> dict[str, str]:
             lines[key] = f"section '{key}': {one['msg'].removeprefix('Value error, ')}"
         elif not any(key.startswith(inner) or inner.startswith(f"{key}.") for inner in lines):
             why = _WHY.get(one["type"], one["msg"].removeprefix("Value error, "))
-            lines[key] = f"parameter '{key}' = {one['input']!r}: {why}"
+            lines[key] = f"parameter '{key}' = {one['input']!r:.200}: {why}"
     return lines
 
 
@@ -151,9 +155,11 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
     here = Path(PARAMS_FILE)
     source = path or (here if here.exists() else installed(PARAMS_FILE))
     try:
-        values = parse_yaml(source.read_text(encoding="utf-8"))
+        values = load_yaml(source)
     except FileNotFoundError:
         raise ConfigError(f"{source}: no such params file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: unreadable: {first_line(error)}") from None
     except YAMLError as error:
         raise ConfigError(f"{source}: {not_yaml(error)}") from None
     if not isinstance(values, dict):
@@ -178,15 +184,56 @@ def load_params(path: Path | None = None, overrides: Iterable[str] = ()) -> Para
 def parse_yaml(text: str) -> Any:
     """Parses a text of YAML 1.2. Returns a new object each time, although the text is parsed once in a process.
 
+    Texts come from strangers, too, so they are bounded: length, depth, values with each alias written out, digits.
+
     Raises:
-        YAMLError: it is not YAML.
+        YAMLError: it is not YAML, or beyond a bound.
     """
     return deepcopy(_parsed(text))
 
 
+def load_yaml(path: Path) -> Any:
+    """Reads a file as `parse_yaml` does. Raises OSError and UnicodeDecodeError, too."""
+    with path.open(encoding="utf-8") as file:
+        return parse_yaml(file.read(_MAX_CHARACTERS + 1))
+
+
 @lru_cache(maxsize=8)
 def _parsed(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+    if len(text) > _MAX_CHARACTERS:
+        raise YAMLError(f"longer than {_MAX_CHARACTERS:,} characters")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = _MAX_DEPTH
+    yaml.Composer = _Bounded
+    try:
+        return yaml.load(text)
+    except YAMLError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a date such as 2026-99-99 raises what Python's class does
+        raise YAMLError(first_line(error)) from None
+
+
+class _Bounded(Composer):
+    """Refuses a document whose aliases stand for too much, or with a number of too many digits, before it is built."""
+
+    def compose_document(self) -> Any:
+        """The document's root."""
+        root, count = super().compose_document(), 0
+        left = [root]
+        while left:
+            node, count = left.pop(), count + 1
+            if count > _MAX_VALUES:
+                raise YAMLError(f"more than {_MAX_VALUES:,} values, with each alias written out")
+            if isinstance(node, ScalarNode):
+                if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_DIGITS:
+                    raise YAMLError(f"line {node.start_mark.line + 1}: a number of {len(node.value):,} digits")
+                if _HALF_SURROGATE.search(node.value):  # "\\ud800", which no file can hold
+                    raise YAMLError(f"line {node.start_mark.line + 1}: half of a character: {node.value[:80]!a}")
+            elif isinstance(node, MappingNode):
+                left += (each for pair in node.value for each in pair)
+            else:
+                left += node.value
+        return root
 
 
 def chosen_values(params: Params, overrides: Iterable[str]) -> dict[str, Any]:
@@ -253,8 +300,8 @@ def _apply(values: dict[str, Any], override: str, source: Path) -> None:
     if not equals or len(parts) < 2:
         near = "" if key in _keys(values) else did_you_mean(key, _keys(values))
         why = f": '{key}' is a section" if key in values else "" if equals else ": no `=` in it"
-        raise ConfigError(f"--set {override}{why}: expected section.key=value{near if key not in values else ''}")
-    unknown = f"--set {override}: unknown parameter '{key}' (not in {source})"
+        raise ConfigError(f"--set {override:.200}{why}: expected section.key=value{near if key not in values else ''}")
+    unknown = f"--set {override:.200}: unknown parameter '{key}' (not in {source})"
     node = values
     for part in parts[:-1]:
         child = node.get(part)
@@ -264,11 +311,11 @@ def _apply(values: dict[str, Any], override: str, source: Path) -> None:
     if parts[-1] not in node and parts[-1] not in _inherited(values, ".".join(parts[:-1])):
         raise ConfigError(f"{unknown}{did_you_mean(key, _keys(values))}")
     if _HALF_SURROGATE.search(text):
-        raise ConfigError(f"--set {override}: the value is not UTF-8; a file or folder of such a name must be renamed")
+        raise ConfigError(f"--set {override:.200}: the value is not UTF-8; rename a file or folder of such a name")
     try:
         node[parts[-1]] = parse_yaml(text) if text else None
     except YAMLError:
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+        raise ConfigError(f"--set {override:.200}: the value is not valid YAML") from None
 
 
 #: Read from the working directory; outside a checkout, those that came with the package are used. `--profile` also
@@ -299,7 +346,7 @@ def profile_overrides(name: str | None, root: Path = _HERE) -> list[str]:
     folder = _folder(root)
     file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
-        values = parse_yaml(file.read_text(encoding="utf-8"))
+        values = load_yaml(file)
     except (OSError, ValueError):  # not UTF-8, or not a name of a file
         known = ", ".join(profile_names(root)) or "none"
         raise ConfigError(f"--profile {name}: no readable file {file}; profiles in {folder}: {known}") from None

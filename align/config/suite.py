@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml.error import YAMLError
 
-from align.config.params import Strict, parse_yaml
-from align.errors import ConfigError
+from align.config.params import Strict, load_yaml, not_yaml
+from align.errors import ConfigError, first_line
 
 Format = Literal[
     "align",
@@ -182,11 +182,13 @@ def read_checked(path: Path, cls: type[M], what: str) -> M:
         ConfigError: the file is missing or wrong; the message names the key.
     """
     try:
-        document = parse_yaml(path.read_text(encoding="utf-8"))
+        document = load_yaml(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give {what}") from None
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: unreadable: {' '.join(str(error).split())[:300]}") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path}: {not_yaml(error)}") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: unreadable: {first_line(error)}") from None
     try:
         return cls.model_validate(document)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml.error import YAMLError
 
 from align.config import Params
-from align.config.params import parse_yaml
+from align.config.params import load_yaml
 from align.config.paths import require_declared
 from align.errors import ConfigError
 from align.project.provenance import digest
@@ -66,7 +66,7 @@ def require_stage(stage: str, module: str, params: Params) -> None:
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a file; empty if there is no such file. Raises ConfigError if it is not valid YAML."""
     try:
-        values = parse_yaml(file.read_text("utf-8"))
+        values = load_yaml(file)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, YAMLError) as error:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from align.config.params import parse_yaml
 from align.services.git import LOCK_FILE, git_if_any
 
 CHECKOUT, RUN_CACHE = "checkout", "run cache"
@@ -42,7 +42,7 @@ def parse_runs(text: str, where: str) -> Iterator[StageRun]:
 def _parsed(text: str) -> tuple[tuple[str, Mapping[str, str], Mapping[str, str]], ...]:
     """(name, deps, outs) of each stage."""
     try:
-        values = YAML(typ="safe", pure=True).load(text)
+        values = parse_yaml(text)
     except YAMLError:
         return ()
     if not isinstance(values, dict):

@@ -7,10 +7,10 @@ import json
 import re
 from pathlib import Path
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from align.config.evaluate import EvaluateConfig
+from align.config.params import parse_yaml
 from align.config.release import PromoteConfig
 from align.durable.files import sha256_folder
 from align.errors import DataError, RefusedError
@@ -70,7 +70,7 @@ def _dvc_digest(revision: str) -> str | None:
     if not re.fullmatch("[0-9a-f]{7,64}", revision):
         return None
     try:
-        lock = YAML(typ="safe", pure=True).load(git(Path(), "show", f"{revision}:dvc.lock"))
+        lock = parse_yaml(git(Path(), "show", f"{revision}:dvc.lock"))
         (out,) = lock["stages"]["package"]["outs"][:1]
         return str(out["md5"]).removesuffix(".dir")
     except (DataError, YAMLError, LookupError, TypeError, ValueError):

@@ -65,12 +65,18 @@ def test_an_empty_override_is_null(params_file):
         ("exmaple.count=7", "unknown parameter 'exmaple.count'"),
         ("example.count.deep=7", "unknown parameter 'example.count.deep'"),
         ("example.count=[", "not valid YAML"),
-        ("example.name=caf\udce9", "the value is not UTF-8; a file or folder of such a name must be renamed"),
+        ("example.count=1" + "0" * 5000, "not valid YAML"),
+        ("example.count=0x" + "f" * 5000, "not valid YAML"),
+        ("example.count=2026-99-99", "not valid YAML"),
+        ("example.count=" + "[" * 10_000, "not valid YAML"),
+        ('example.name="\\ud800"', "not valid YAML"),
+        ("example.name=caf\udce9", "the value is not UTF-8; rename a file or folder of such a name"),
     ],
 )
 def test_a_bad_override_is_an_error_that_names_the_key(params_file, override, message):
-    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")) as error:
         load_params(params_file, [override])
+    assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(

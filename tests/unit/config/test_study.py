@@ -54,7 +54,7 @@ def test_an_arm_changes_more_than_the_study_and_a_profile_counts_instead(tmp_pat
         ("name: wide", "name: a b", "arms.1.name: String should match pattern"),
         ("expected: better", "expected: best", "arms.1.expected: Input should be 'better' or 'worse'"),
         ("primary: [concepts/mean_recall]", "primary: []", "primary: Tuple should have at least 1 item"),
-        (GOOD, "name: [", "unreadable: while parsing"),
+        (GOOD, "name: [", "line 1: not valid YAML: "),
         (GOOD, "- a", "Input should be a valid dictionary"),
     ],
 )

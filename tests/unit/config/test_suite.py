@@ -16,6 +16,10 @@ def test_our_suites_are_suites(path):
 
 
 ALL = "[zero_shot, knn, frozen]"
+#: Each mapping merges the one before ten times: 10^8 values.
+LAUGHS = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{number}: &a{number}\n  <<: [{', '.join([f'*a{number - 1}'] * 10)}]\n" for number in range(1, 9)
+)
 
 
 def entry(**changes):
@@ -64,7 +68,15 @@ def test_yaml_1_2_and_defaults(tmp_path):
         (f"sets: [{entry(name='a/b')}]", r"sets\.0\.name: String should match pattern"),
         (f"sets: [{entry(templates='[a photo]')}]", "template 'a photo' has no {} for the class"),
         (f"sets: [{entry()}, {entry()}]", "2 sets have the name one"),
-        ("sets: [", "unreadable: "),
+        ("sets: [", "line 1: not valid YAML: "),
+        (LAUGHS, "more than 100,000 values, with each alias written out"),
+        ("a: &a [*a]", "more than 100,000 values, with each alias written out"),
+        ("sets: " + "[" * 10_000, "maximum depth"),
+        ("sets: 1" + "0" * 5_000, "line 1: a number of 5,001 digits"),
+        ("sets: 0x" + "f" * 5_000, "line 1: a number of 5,002 digits"),
+        ('sets: "\\ud800"', "line 1: half of a character"),
+        ("sets: 2026-99-99", "month must be in 1..12"),
+        ("sets: # " + "a" * (1 << 20), "longer than 1,048,576 characters"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, text, message):

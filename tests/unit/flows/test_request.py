@@ -28,6 +28,13 @@ SCHEMA = pipeline.parameters.model_dump()
 FORM = SCHEMA["definitions"]["Request"]["properties"]
 
 
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def test_a_drop_down_has_the_stages_of_dvc_yaml():
     assert set(STAGES) == set(declared_outs(ROOT))
     for field in ("from_stage", "to_stage"):
@@ -238,6 +245,13 @@ def test_what_differs_stays_as_it_was_given(checkout):
         ({"profile": "own"}, r"--profile own: no readable file"),
         ({"to_stage": "pretain"}, r"stage 'pretain': dvc\.yaml has no such stage"),
         ({"only": "data", "from_stage": "pretrain"}, r"nothing to run"),
+        ({"overrides": {"pretrain.seed": 10**4000}}, r"pretrain\.seed=10"),
+        ({"overrides": {"pretrain.seed": nested(60)}}, r"pretrain\.seed=\[\["),
+        ({"overrides": {"pretrain.seed": nested(1100)}}, r"overrides: a value is nested too deeply"),
+        ({"overrides": {"paths.archive": "\ud800"}}, r"the value is not UTF-8"),
+        ({"overrides": {"paths.archive": "x" * (1 << 20)}}, r"the value is not valid YAML"),
+        ({"overrides": {"filter.languages": "*a"}}, r"'filter\.languages' = '\*a'"),
+        ({"overrides": {"model.text_tower": {"<<": "*a"}}}, r"model\.text_tower"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_makes_nothing(checkout, request_, message):

@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from align.errors import DataError
+from align.errors import AlignError, DataError
 
 #: The mark in every folder that a stage replaces: {"made_by": the stage, "schema_version": 1}.
 MARK = ".align.json"
@@ -36,6 +36,8 @@ _TEMPORARY = re.compile(
     r"\.(?P<name>.+)\.(?P<host>[A-Za-z0-9-]+)\.(?P<pid>\d+)\.(?P<process>[0-9a-f]{8})-\d+\.(part|old)", re.DOTALL
 )
 _DAY_S = 24 * 3600
+#: In the errors of the system, SQLite, Arrow and safetensors.
+_FULL = re.compile("No space left on device|disk is full|Disk quota exceeded")
 
 
 def to_json(value: Any) -> str:
@@ -57,6 +59,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names what the block writes where a full disk ends it, by an OSError: neither write() nor most libraries do."""
+    try:
+        yield
+    except Exception as error:
+        named = isinstance(error, AlignError) or (isinstance(error, OSError) and error.filename is not None)
+        if named or not _FULL.search(str(error)):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+
+
+@contextmanager
 def replaced(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
     """Yields a new name next to `path`: the file that the block writes there replaces it, unless the block fails.
 
@@ -66,7 +80,8 @@ def replaced(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
     """
     beside = temporary_name(path)
     try:
-        yield beside
+        with naming(path):
+            yield beside
         if on_disk:
             fsync(beside)
         os.replace(beside, path)
@@ -122,7 +137,8 @@ def replace_directory(path: Path, made_by: str | None) -> Iterator[Path]:
     part = temporary_name(path)
     part.mkdir()
     try:
-        yield part
+        with naming(path):
+            yield part
         if made_by is not None:
             mark(part, made_by)
         fsync_all(part)

@@ -26,6 +26,7 @@ from align.durable.files import (
     make_parent,
     mark,
     marked,
+    naming,
     require_replaceable,
     swap,
     temporary_name,
@@ -71,7 +72,8 @@ def work_directory(path: Path, made_by: str | None, key: str) -> Iterator[Path]:
         _prepare(path, folder, key)
         if made_by is not None:  # a kill came after it was marked and before it was put at `path`
             (folder / MARK).unlink(missing_ok=True)
-        yield folder
+        with naming(path):
+            yield folder
         shutil.rmtree(folder / CLAIMS, ignore_errors=True)
         for file in [file for file in folder.rglob("*") if is_temporary(file)]:  # killed tasks left them
             file.unlink(missing_ok=True)

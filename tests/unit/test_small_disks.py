@@ -3,10 +3,13 @@
 import errno
 
 import pytest
+from safetensors import SafetensorError
 
 from align import cli
 from align.cli import main
-from tests.support import small_data
+from align.durable.files import replace_directory, replaced
+from align.durable.work import work_directory
+from tests.support import own_model, small_data
 from tests.support.small_data import Pair
 from tests.support.small_disks import with_disk
 
@@ -46,8 +49,56 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
     command = ["-m", "align.cli", *ingest(tmp_path, f"paths.raw={disk}/raw")]
     done = with_disk(disk, command, size="64k", before='head -c 48k /dev/zero > "$1/else"')
     assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "the disk is full; free some space or choose another path" in done.stderr
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("ingest: ")]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith(f"align: error: {disk}/")
+    assert "the disk is full; free some space or choose another path" in errors[0]
+
+
+@pytest.mark.costs(16, "imports transformers in two processes")
+def test_an_import_on_a_full_disk_is_one_clear_line(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    own_model.write_align_base(tmp_path)
+    words = ["import_model", "--from", tmp_path / "align-base", "--out", disk / "imported"]
+    done = with_disk(disk, ["-m", "align.cli", *words], size="64k")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"align: error: {disk}/imported: the disk is full"), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.costs(8, "imports mlflow in a process of its own")
+def test_a_registry_on_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    small_data.write(tmp_path, [Pair("a red fox", 1)])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
+    places = [f"--set=paths.{name}={tmp_path / name}" for name in ("raw", "filtered", "runtime")]
+    done = with_disk(disk, ["-m", "align.cli", "promote", *places], size="200k")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith(f"align: error: MLflow at sqlite:///{disk}/mlflow.db: database or disk is full; free")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),  # of write()
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        ValueError("database or disk is full"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["file", "folder", "work"])
+def test_what_finds_a_disk_full_names_what_it_writes(tmp_path, kind, error):
+    path = tmp_path / "made"
+    writing = {
+        "file": lambda: replaced(path),
+        "folder": lambda: replace_directory(path, "index"),
+        "work": lambda: work_directory(path, "index", "key"),
+    }
+    with pytest.raises(OSError) as raised, writing[kind]():
+        raise error
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(path))
 
 
 @pytest.mark.parametrize(

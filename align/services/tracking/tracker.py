@@ -337,20 +337,21 @@ class Tracker:
     def _asking(self) -> Iterator[None]:
         from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
         from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
-        # requests' exceptions are OSErrors; ImportError: a database's driver; the others: what answers is not MLflow
-        except (MlflowException, ImportError, OSError, ParseError, ValueError, TypeError, LookupError) as error:
-            reason = without_logins(" ".join(str(error).split()))[:300]
+        # requests' exceptions are OSErrors; ImportError: a database's driver; the last: what answers is not MLflow
+        except (
+            MlflowException, SQLAlchemyError, ImportError, OSError, ParseError, ValueError, TypeError, LookupError,
+        ) as error:  # fmt: skip
+            reason = without_logins(" ".join(str(getattr(error, "orig", error)).split()))[:300]
             status = ERROR_CODE_TO_HTTP_STATUS.get(getattr(error, "error_code", ""), 500)
             if 400 <= status < 500 and status not in (408, 429):
                 raise RefusedError(f"MLflow at {self.uri} refuses: {reason}") from None
-            todo = (
-                "see its log"
-                if self._local
-                else "is it up? `make up` starts one; unset MLFLOW_TRACKING_URI to use a file"
-            )
+            todo = "is it up? `make up` starts one; unset MLFLOW_TRACKING_URI to use a file"
+            if self._local:
+                todo = "free some space" if "disk is full" in reason or "No space left" in reason else "see its log"
             raise ServiceError(f"MLflow at {self.uri}: {reason}; {todo}") from None
 
 

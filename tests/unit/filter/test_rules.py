@@ -1,5 +1,7 @@
 """Every rule of the paper at its exact boundary, in the SQL that runs over the whole table."""
 
+import re
+import shutil
 from collections import Counter
 
 import pyarrow as pa
@@ -8,12 +10,14 @@ import pytest
 
 from align.config.filter import FilterConfig, ModelFile
 from align.config.infrastructure import EngineConfig
+from align.config.validate import ValidateConfig
 from align.filter import ngrams, rules, tables
 from align.filter.pair_tables import image_hash, pair_tables, word_table
 from align.filter.words import ngram_hashes
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA
 from align.services.engine import open_engine
+from tests.support import missing
 from tests.support.params import load_params
 
 MODEL = ModelFile(path="tower", sha256="0" * 64)
@@ -27,6 +31,8 @@ PAPER = (
         }
     )
 )  # fmt: skip
+
+BY_PAIR = PAPER.model_copy(update={"drop_repeats": "pair"})
 
 KNOWN = pa.schema([
     ("opted_out", pa.string()), ("status", pa.string()), ("has_bytes", pa.bool_()), ("decodable", pa.bool_()),
@@ -64,7 +70,7 @@ def view(engine, name, table):
     engine.view(name, path)
 
 
-@pytest.mark.parametrize(
+BOUNDARIES = pytest.mark.parametrize(
     ("fact", "reasons"),
     [
         ({}, []),
@@ -112,10 +118,74 @@ def view(engine, name, table):
         ),
     ],
 )
+
+
+@BOUNDARIES
 def test_boundary(engine, fact, reasons):
     view(engine, "known", pa.Table.from_pylist([GOOD | fact], KNOWN))
     [(mask,)] = engine.rows(f"SELECT {rules.mask(PAPER, tuple(rules.RULES))} FROM known")
     assert rules.codes_of(mask) == reasons
+
+
+@pytest.mark.full
+@pytest.mark.costs(30, "starts Java")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
+def test_spark_finds_the_same_boundaries(tmp_path):
+    if shutil.which("java") is None:
+        missing("Spark needs Java 17")
+    facts, reasons = zip(*BOUNDARIES.args[1], strict=True)
+    known = pa.Table.from_pylist([GOOD | fact for fact in facts], KNOWN)
+    known = known.append_column("number", pa.array(range(len(known)), pa.int64()))
+    local = engine_config(tmp_path).model_copy(update={"runner": "spark", "spark_master": "local[1]"})
+    with open_engine(local) as spark:
+        view(spark, "known", known)
+        found = dict(spark.rows(f"SELECT number, {rules.mask(PAPER, tuple(rules.RULES))} FROM known"))
+        by_pair = spark.rows(f"SELECT {rules.mask(BY_PAIR, ('pair_repeat',))} FROM known")
+    assert [rules.codes_of(found[number]) for number in range(len(known))] == list(reasons)
+    assert sum(mask > 0 for (mask,) in by_pair) == 1
+
+
+#: What DuckDB and Spark read alike, besides numbers, columns and texts without quotes and backslashes in them. Before a
+#: word is added, the test above tries it on Spark.
+WORDS = {"AND", "OR", "NOT", "IN", "IS", "NULL", "LIKE", "CAST", "AS", "DOUBLE", "least", "greatest", *KNOWN.names}
+TOKEN = re.compile(r"\s+|'[^'\\]*'(?!')|\d+(?:\.\d+)?(?:e-?\d+)?\b|<>|[<>]=?|[=(),+*-]|(?P<word>[A-Za-z_]\w*)")
+
+
+def not_alike(condition):
+    """The first part of a condition that may be of one engine alone; None: there is none."""
+    place = 0
+    while place < len(condition):
+        token = TOKEN.match(condition, place)
+        if token is None or (token["word"] or "AND") not in WORDS:
+            return token["word"] if token else condition[place:]
+        place = token.end()
+    return None
+
+
+def test_each_rule_is_of_words_that_both_engines_read():
+    assert set(rules.active(PAPER)) | set(rules.active(BY_PAIR)) == set(rules.RULES)  # switch yours on in PAPER
+    for config in (PAPER, BY_PAIR):
+        assert {code: not_alike(rules.RULES[code](config)) for code in rules.active(config)} == dict.fromkeys(
+            rules.active(config)
+        )
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "text ILIKE '%by%'", "text ~ 'by'", "regexp_matches(text, 'by')", "len(text) > 3", "text[1] = 'a'",
+        "num_words // 2 > 1", "num_words / 2 > 1", "num_words::DOUBLE > 1", "text LIKE 'it''s'", "text LIKE '\\d'",
+        'text = "a"', "list_contains([1], num_words)",
+    ],
+)  # fmt: skip
+def test_what_one_engine_reads_in_a_way_of_its_own_is_found(condition):
+    assert not_alike(condition)
+
+
+def test_each_rule_that_is_on_has_its_band():
+    params = load_params()
+    bands = params.section(ValidateConfig).dropped_share
+    assert set(rules.active(params.section(FilterConfig))) <= set(bands)
 
 
 def test_rule_order_is_the_papers():

@@ -139,16 +139,14 @@ def test_a_sample_that_one_rank_cannot_read_is_named(tmp_path):
         run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=2)))
 
 
-def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(tmp_path):
+def test_machines_whose_ranks_do_not_divide_the_batch_are_refused(data, tmp_path):
     """Each has compared the batch with its own number of ranks only: 24 is a multiple of 2 x 1 x 4 and of 2 x 3 x 4."""
-    data = training_data.write(tmp_path / "data")
     uneven = plan(data, tmp_path / "checkpoints", pretrain_config(batch_size=24))
     with pytest.raises(ConfigError, match=r"batch_size 24 must be a multiple of 4 ranks on all machines x model"):
         launch(functools.partial(_train_rank, uneven), 4, 1)
 
 
-def test_more_ranks_than_gpus_are_refused(tmp_path, monkeypatch):
-    data = training_data.write(tmp_path / "data")
+def test_ranks_that_a_machine_cannot_have_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"num_processes 2: each trains on a GPU of its own, and this machine has 1"):
@@ -157,10 +155,7 @@ def test_more_ranks_than_gpus_are_refused(tmp_path, monkeypatch):
     four = Infrastructure(cluster=cluster(0), seat=Seat(1, 4, ranks=1))  # of a launcher
     with pytest.raises(ConfigError, match=r"num_processes 4: each trains on a GPU of its own, and this machine has 2"):
         run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=None), infrastructure=four))
-
-
-def test_another_number_of_ranks_than_the_launcher_s_is_refused(tmp_path):
-    data = training_data.write(tmp_path / "data")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     two = Infrastructure(cluster=cluster(0), seat=Seat(1, 2, ranks=1))
     with pytest.raises(ConfigError, match=r"num_processes 8: the launcher has started or named 2 ranks on this machin"):
         run(plan(data, tmp_path / "checkpoints", pretrain_config(num_processes=8), infrastructure=two))

@@ -17,7 +17,6 @@ from align.release.promotion.gates import verdict
 from align.release.registration.dataset_card import CROISSANT, SOURCES
 from align.release.registration.model_card import CARD, MAX_DESCRIPTION
 from align.release.registration.register import Origin, register
-from align.release.registration.results import PipelineOutputs
 from align.release.registration.shown import all_metrics, headline, log_report
 from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, require_signed
 from align.services.tracking.live_log import LiveLog
@@ -25,6 +24,8 @@ from align.services.tracking.tracker import Tracker, metric_name
 from tests.support import ROOT, registered, small_data, tiny_model, wait_until
 from tests.support.registered import VALUES
 from tests.support.signing_keys import write_keys
+
+LOSS = "pretrain/train/loss"
 
 
 @pytest.fixture
@@ -37,6 +38,7 @@ def client(project):
 
 
 def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(project):
+    (project.root / "reports/pretrain/metrics.json").write_text(json.dumps({LOSS: 2.0, "pretrain/num_steps": 30}))
     done = project.register()
     run = client(project).get_run(done.run_id)
     assert run.info.status == "FINISHED"
@@ -51,8 +53,9 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
         for name, value in json.loads(file.read_text()).items()
     }
     assert written.items() <= all_metrics(project.tracker, done.run_id).items()  # with intervals and chance
-    history = client(project).get_metric_history(done.run_id, "pretrain/train/loss")
-    assert [(point.step, point.value) for point in history] == [(10, 4.0), (20, 3.0), (30, 2.0)]
+    history = client(project).get_metric_history(done.run_id, LOSS)
+    assert [(point.step, point.value) for point in history] == [(10, 4.0), (20, 3.0), (30, 2.0)]  # no end at step 0
+    assert "pretrain/num_steps" not in run.data.metrics  # a row of the table
     assert run.data.metrics["pretrain/val/image_to_text/recall_at_1"] == 0.3
     assert [item.path for item in client(project).list_artifacts(done.run_id, "reports/evaluation")] == [
         "reports/evaluation/metrics.json",
@@ -77,6 +80,9 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
         "align.data_digest": manifest["digest"],
         "align.trained_on": "unknown",  # an untrained model, which says nothing
     }
+    page = f"{project.tracker.uri}/#/experiments/{project.experiment()}/runs?workflowType=machine_learning"
+    assert project.tracker.runs_page(project.config.experiment, None) == page
+    assert project.tracker.runs_page("no such experiment", None) is None
 
 
 @pytest.mark.costs(4, "three models are packaged and sent")
@@ -181,20 +187,16 @@ def test_a_verdict_counts_only_for_the_decisions_that_the_shards_were_made_from(
         project.register()
 
 
-def test_what_people_accepted_goes_into_the_lineage(project):
-    path = project.root / "reports" / "quality" / "report.json"
-    accepted = {"expectation": "keep-rate", "by": "Ada", "reason": "few icons this week"}
-    path.write_text(json.dumps({"expectations": [{"accepted": None}, {"accepted": accepted}]}))
-    done = project.register()
-    assert done.version.tags["align.quality_accepted"] == "keep-rate, by Ada: few icons this week"
-
-
 def test_the_same_model_is_the_same_version_and_the_same_results_the_same_run(project):
-    first, again = project.register(), project.register()
+    first = project.register()
+    tags = client(project).get_run(first.run_id).data.tags
+    cached = Origin("4567def", "another-lock", "flow-2", cached_stages=("ingest", "pretrain", "package"))
+    again = register(project.config, project.outputs, VALUES, origin=cached, tracker=project.tracker, run_id=None)
+    assert client(project).get_run(first.run_id).data.tags == tags  # of the run that trained
     assert (first.created, again.created) == (True, False)
     assert again.version.number == first.version.number == 1
     assert again.run_id == first.run_id
-    assert len(client(project).get_metric_history(first.run_id, "pretrain/train/loss")) == 3
+    assert len(client(project).get_metric_history(first.run_id, LOSS)) == 3
     assert len(client(project).get_metric_history(first.run_id, "concepts/image_to_text/recall_at_10")) == 1
     other = project.candidate(0.6)
     assert other == 2
@@ -295,35 +297,9 @@ def test_mlflow_gets_no_secret_of_the_environment(project, tmp_path, monkeypatch
     assert [path for path in files if b"planted-" in path.read_bytes()] == []
 
 
-LOSS = "pretrain/train/loss"
-
-
-def write_pictures(project, colour):
-    for name in ("same_text_to_image", "same_image_to_text", "recall"):
-        Image.new("RGB", (60, 40), colour).save(project.root / f"reports/evaluation/{name}.png")
-
-
-def test_a_curve_has_no_point_of_its_end_at_step_0(project):
-    (project.root / "reports/pretrain/metrics.json").write_text(json.dumps({LOSS: 2.0, "pretrain/num_steps": 30}))
-    done = project.register()
-    history = client(project).get_metric_history(done.run_id, LOSS)
-    assert [(point.step, point.value) for point in history] == [(10, 4.0), (20, 3.0), (30, 2.0)]
-    assert "pretrain/num_steps" not in client(project).get_run(done.run_id).data.metrics  # a row of the table
-    assert all_metrics(project.tracker, done.run_id)["pretrain/num_steps"] == 30
-
-
-def test_a_cached_rerun_leaves_the_tags_of_the_run_that_trained(project):
-    first = project.register()
-    before = client(project).get_run(first.run_id).data.tags
-    outputs = PipelineOutputs(project.root / "packaged", project.root / "shards", project.root / "reports", ())
-    cached = Origin("4567def", "another-lock", "flow-2", cached_stages=("ingest", "pretrain", "package"))
-    again = register(project.config, outputs, VALUES, origin=cached, tracker=project.tracker, run_id=None)
-    assert again.run_id == first.run_id
-    assert client(project).get_run(first.run_id).data.tags == before
-
-
 def test_pictures_and_tables_are_shown_once_under_fixed_names(project):
-    write_pictures(project, "navy")
+    for name in ("same_text_to_image", "same_image_to_text", "recall"):
+        Image.new("RGB", (60, 40), "navy").save(project.root / f"reports/evaluation/{name}.png")
     (project.root / "reports/evaluation/report.json").write_text(
         json.dumps({"classes": {"drawings": {"fox": {"num_images": 4, "accuracy": 0.25}}}})
     )
@@ -370,8 +346,10 @@ def test_a_version_has_a_card_that_compares_it_with_the_champion(project):
     trained = {"num_training_pairs": 30, "num_training_images": 29}
     (reports / "pretrain/report.json").write_text(json.dumps(trained))
     accepted = {"expectation": "keep-rate", "by": "Ada", "reason": "few | [icons](http://x.example) <b>"}
-    (reports / "quality/report.json").write_text(json.dumps({"expectations": [{"accepted": accepted}]}))
+    expectations = [{"accepted": None}, {"accepted": accepted}]
+    (reports / "quality/report.json").write_text(json.dumps({"expectations": expectations}))
     first = project.register()
+    assert first.version.tags["align.quality_accepted"] == f"keep-rate, by Ada: {accepted['reason']}"
     project.tracker.registry.set_alias(first.version, "champion")
     project.evaluate(0.7)
     second = project.register(values={"pretrain": VALUES["pretrain"] | {"num_steps": 800}})
@@ -404,14 +382,6 @@ def test_a_description_that_is_too_long_ends_with_a_whole_section(project):
     described = description(project, done.version.number)
     assert "## Use" in described and "## Data" not in described and CARD in described
     assert "rule-79" in Path(client(project).download_artifacts(done.run_id, CARD)).read_text()
-
-
-def test_the_list_of_runs_has_an_address(project):
-    project.register()
-    page = project.tracker.runs_page(project.config.experiment, None)
-    address = f"{project.tracker.uri}/#/experiments/{project.experiment()}/runs"
-    assert page == f"{address}?workflowType=machine_learning"
-    assert project.tracker.runs_page("no such experiment", None) is None
 
 
 def test_a_report_is_logged_once_as_soon_as_its_stage_has_ended(project):

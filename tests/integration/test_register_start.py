@@ -6,52 +6,39 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.formats.filtered import decisions_digest
-from align.formats.shards import read_manifest
-from align.release.packaging.package import package
 from align.release.registration.shown import all_metrics
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
-from tests.support import small_data, small_git, small_model
+from tests.support import registered, small_git
 from tests.support.params import PARAMS_FILE, sets
-from tests.support.small_data import Pair
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A packaged model, with the reports of a pre-training that made another one before."""
-    model = small_model.write(tmp_path)
-    small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(3)])
-    digest, decisions = read_manifest(small_data.write_shards(tmp_path)).digest, decisions_digest(tmp_path / "filtered")
-    reports = tmp_path / "reports"
-    small_data.write_verdict(reports / "quality", passed=True, data=decisions)
-    small_data.write_verdict(reports / "quality_shards", passed=True, data=digest)
-    for stage in ("shard", "fit_tokenizer", "pretrain", "finetune", "evaluation"):
-        (reports / stage).mkdir()
-        (reports / stage / "metrics.json").write_text(json.dumps({f"{stage}/number": 1}))
-    (reports / "shard/report.json").write_text(json.dumps({"digest": digest, "decisions": decisions}))
-    (reports / "evaluation/report.json").write_text("{}")
-    (reports / "pretrain/metrics.jsonl").write_text('{"step": 10, "train/loss": 4.0}\n')
-    package(model=model, evaluation=reports / "evaluation", out=tmp_path / "packaged", reports=reports / "package")
+    address = f"sqlite:///{tmp_path}/mlflow.db"  # MLflow caches relative ones
+    registered.write(tmp_path, address)
+    for stage in ("fit_tokenizer", "pretrain", "finetune"):
+        (tmp_path / "reports" / stage).mkdir(exist_ok=True)
+        (tmp_path / "reports" / stage / "metrics.json").write_text(json.dumps({f"{stage}/number": 1}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # MLflow caches relative ones
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     return tmp_path
 
 
-def registered(*overrides):
+def shown(*overrides):
     """The one run of MLflow's file here, all its metrics, and the names of its reports."""
     values = sets("paths.shards=shards", "paths.packaged=packaged", *overrides)
     assert main(["register", "--params", str(PARAMS_FILE), *values]) == 0
     tracker = Tracker()
     version = tracker.registry.version_at("align", "candidate")
-    assert version is not None
     client = tracker._client
     names = {Path(item.path).name for item in client.list_artifacts(version.run_id, "reports")}
     return client.get_run(version.run_id).data, all_metrics(tracker, version.run_id), names
 
 
 def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project):
-    run, metrics, names = registered("finetune.from=imported", "model.embed_width=320", "pretrain.batch_size=48")
+    run, metrics, names = shown("finetune.from=imported", "model.embed_width=320", "pretrain.batch_size=48")
     assert names == {"quality", "quality_shards", "shard", "finetune", "evaluation", "package"}
     assert metrics["finetune/number"] == 1
     for key in (*metrics, *run.params):
@@ -64,13 +51,13 @@ def test_git_keeps_what_a_version_was_made_from(project, capsys):
     """A second call tags what a first one, killed before its end, did not."""
     small_git.write(project, {"code": "one"})
     (project / "dvc.lock").write_text("schema: '2.0'\n")
-    registered()
+    shown()
     for _ in range(2):
         assert git(project, "tag").splitlines() == ["align/align/v1"]
         assert git(project, "show", "align/align/v1:dvc.lock") == "schema: '2.0'"
         git(project, "tag", "--delete", "align/align/v1")
-        registered()
+        shown()
     (project / ".git/refs/tags/align").rename(project / "elsewhere")
     (project / ".git/refs/tags/align").touch()
-    registered()
+    shown()
     assert "note: no tag in git keeps what version 1 was made from: git update-ref" in capsys.readouterr().err

@@ -101,8 +101,8 @@ def read_params(file: Path | None, overrides: Sequence[str]) -> Params:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns 0, or 1 after an AlignError or a refusal of the disk (one line on stderr), or 130 after
-    Ctrl-C.
+    """Entry point. Returns 0, or 1 after a refusal of the disk, or what an AlignError says (one line on stderr), or 130
+    after Ctrl-C.
     """
     from align.display.console import say, say_traceback
     from align.errors import AlignError
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             importlib.import_module("align.lineage.trace.version_pages").follow_aliases(params)
     except AlignError as error:
         say(f"align: error: {error}")
-        return 1
+        return error.exit_code
     except OSError as error:
         refusal = _refusal(error)
         if refusal is None:
@@ -202,7 +202,7 @@ def _refusal(error: OSError) -> str | None:
 
 
 def silence_telemetry() -> None:
-    """Turns off the telemetry of every library; called before any of them is imported."""
+    """Turns off libraries' telemetry, and torch's trace of each lost connection; called before any is imported."""
     for name, value in {
         "DO_NOT_TRACK": "1",
         "GX_ANALYTICS_ENABLED": "false",
@@ -211,6 +211,7 @@ def silence_telemetry() -> None:
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DVC_NO_ANALYTICS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
 

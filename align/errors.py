@@ -11,14 +11,17 @@
       ServiceError            a server (S3, MLflow) is unavailable or refuses
         RefusedError          the server answers and refuses; a retry does not help
         StoppedWaitingError   this process was told to end while it waited for the server
+      StoppedError            SIGTERM ended the command, which resumes when it is run again; exit code 143
       LockedError             another process is working on the same files
 
 Bad samples are rows with a reason code; only bad *runs* are exceptions.
 """
 
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 #: The login in an address, with what is around it: `://<user>:<password>@`, `://TOKEN@`. The second form is a password
 #: with a slash in it, which is not a port.
@@ -41,6 +44,8 @@ def without_logins(text: str) -> str:
 
 class AlignError(Exception):
     """The base class of every error that a user can do something about. Its message holds no login of an address."""
+
+    exit_code: ClassVar[int] = 1
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(without_logins(arg) if isinstance(arg, str) else arg for arg in args))
@@ -74,6 +79,12 @@ class NonFiniteLossError(TrainingError):
     """The loss became inf or NaN; the last good checkpoint is kept."""
 
 
+class StoppedError(AlignError):
+    """SIGTERM ended the command. The exit code is a shell's for that: by it a scheduler tells a stop from a crash."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
 class ServiceError(AlignError):
     """A server is unavailable or refuses."""
 
@@ -84,6 +95,8 @@ class RefusedError(ServiceError):
 
 class StoppedWaitingError(ServiceError):
     """This process was told to end while it waited for a server: not the reason why the run ends, if it does."""
+
+    exit_code = StoppedError.exit_code
 
 
 class LockedError(AlignError):

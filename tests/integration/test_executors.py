@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -112,22 +113,23 @@ def local(tmp_path_factory, server):
     return expected
 
 
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """A stand-in for SLURM; its folder."""
-    folder = slurm.install(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
-
-
+@pytest.mark.patience(1200, "SLURM starts a process for each task, and loses a node")
 @pytest.mark.parametrize("shares", [(), (S3_ONLY,)], ids=["a folder", "s3"])
 def test_arrays_of_slurm_make_the_same_bytes(tmp_path, cluster, server, local, shares):
-    options = ("engine.runner=slurm", "engine.sbatch=[--partition=cpu, --mem=4G]", "engine.num_workers=2")
-    (cluster / "lose").write_text("2")  # the first two tasks end before they have begun
-    assert pipeline(tmp_path / "project", *options, *shares) == local
-    calls = (cluster / "calls").read_text().splitlines()
-    assert len(calls) >= 6 and all("'--partition=cpu', '--mem=4G'" in call and "%2'" in call for call in calls)
-    assert not (cluster / "lose").exists()
+    """A node is lost with the first task that it has, and returns."""
+    options = ("engine.runner=slurm", "engine.sbatch=[--partition=cpu, --mem=4G, --exclusive]", "engine.num_workers=2")
+    node = slurm.NODES[1]
+
+    def lose_a_node():
+        wait_until(lambda: any(line.endswith(f"RUNNING {node}") for line in slurm.jobs()), says=cluster.logs)
+        cluster.lose(node)
+        wait_until(lambda: not any(line.endswith(node) for line in slurm.jobs()), says=cluster.logs)
+        cluster.start(node)
+
+    with ThreadPoolExecutor(1) as thread:
+        lost = thread.submit(lose_a_node)
+        assert pipeline(tmp_path / "project", *options, *shares) == local
+        lost.result()
     left = [path for path in (tmp_path / "project").rglob("*") if "align-array" in path.name or ".part" in path.name]
     assert left == []
     pieces = [key for key in server.keys("crawl") if key.startswith("work/") and "/done/" in key]

@@ -1,7 +1,6 @@
 """Machines of a cluster that share no disk ask the web by host, and write shards from each other's answers."""
 
 import json
-import os
 from collections import Counter
 from contextlib import closing
 
@@ -9,7 +8,6 @@ import pytest
 
 from align.cli import main
 from align.ingest import groups
-from tests.support import slurm
 from tests.support.killing import digests
 from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import serve
@@ -25,16 +23,14 @@ def work_of(server):
     return [key for key in server.keys("crawl") if key.startswith("work/") and "/done/" in key]
 
 
-def test_slurm_without_a_shared_folder(tmp_path, monkeypatch):
+def test_slurm_without_a_shared_folder(tmp_path, cluster, monkeypatch):
     """And then a table with a row more, of which that row alone is asked for."""
-    folder = slurm.install(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(groups, "_GROUP_BYTES", 600)
     settings = [
         "paths.archive=s3://crawl/table.jsonl", "ingest.source=url_table", "ingest.shard_size=20",
         "download.allow_networks=[127.0.0.0/8]", "store.objects=s3://crawl/tars", "engine.num_workers=2",
     ]  # fmt: skip
-    cluster = ["engine.runner=slurm", "store.work=s3://crawl/work"]
+    on_cluster = ["engine.runner=slurm", "store.work=s3://crawl/work"]
 
     with serve(tmp_path / "s3") as s3, WebServer(HOSTS) as server:
         s3.use(monkeypatch)
@@ -56,13 +52,13 @@ def test_slurm_without_a_shared_folder(tmp_path, monkeypatch):
 
         everything = Counter(url.removeprefix("http://") for url in urls)
         everything += Counter(f"{host}:{server.port}/robots.txt" for host in HOSTS)
-        assert ingest("here", urls) == ingest("cluster", urls, *cluster) == everything
+        assert ingest("here", urls) == ingest("cluster", urls, *on_cluster) == everything
         assert {key.rpartition("/")[2].partition("-")[0] for key in work_of(s3)} == {
             "plan.json", "pairs", "scan", "00000.json", "00001.json", "00002.json",
         }  # fmt: skip
         assert digests(tmp_path / "cluster/data/raw") == digests(tmp_path / "here/data/raw")
         new = f"{HOSTS[0]}:{server.port}"
-        asked = ingest("cluster", [*urls, f"http://{new}/new.png"], *cluster)
+        asked = ingest("cluster", [*urls, f"http://{new}/new.png"], *on_cluster)
         assert asked == Counter([f"{new}/robots.txt", f"{new}/new.png"])
         ingest("fresh", [*urls, f"http://{new}/new.png"])
     assert digests(tmp_path / "cluster/data/raw") == digests(tmp_path / "fresh/data/raw")

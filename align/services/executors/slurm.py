@@ -5,8 +5,8 @@
     ARRAY/NNNNNN.pickle    the result of an item; it appears whole
     ARRAY/N-K.log          what task K of try N has printed
 
-A task that ends without a result for each of its items is tried again. A run that is killed leaves its array at work:
-the next run does the same tasks, whose finished files it finds.
+A task that ends without a result for each of its items is tried again. A run that is told to end cancels its array; one
+that is killed leaves it at work: the next run does the same tasks, whose finished files it finds.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import os
 import pickle
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from align.display.console import say
 from align.durable.files import replaced
 from align.durable.processes import Culprits
-from align.errors import ServiceError, one_line
+from align.errors import ServiceError, StoppedError, one_line
 from align.interfaces.executor import In, Kept, Out, Step
 from align.services.executors import task
 
@@ -64,7 +66,9 @@ class SlurmExecutor:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         array = Path(tempfile.mkdtemp(prefix="align-array-", dir=self._folder))
-        try:
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, array, ignore_errors=True)
+            stack.enter_context(_told_to_end())
             (array / _STEP).write_bytes(pickle.dumps((step, list(items), str(Path.cwd()))))
             number, log, culprits = 0, array / "none", Culprits(step)
             for attempt in range(_TRIES):
@@ -84,11 +88,12 @@ class SlurmExecutor:
                 else:
                     yield culprits.result(items[lost], f"{_TRIES} tasks ended over it without a result{_end(log)}")
             culprits.require_good_items()
-        finally:
-            shutil.rmtree(array, ignore_errors=True)
 
     def _array(self, array: Path, attempt: int, left: list[int]) -> Iterator[bool]:
-        """Runs an array for these items; yields whether it is over, again and again. It is cancelled with its run."""
+        """Runs an array for these items; yields whether it is over, again and again. It is cancelled with its run.
+
+        It is over when all results are there: sbatch asks whether its job has ended after 2, 10, 42, 74 ... seconds.
+        """
         (array / f"left-{attempt}.json").write_text(json.dumps(left), encoding="utf-8")
         num_tasks = _num_tasks(left)
         at_once = f"%{self._num_at_once}" if self._num_at_once else ""
@@ -105,23 +110,38 @@ class SlurmExecutor:
             raise ServiceError(f"engine.runner is slurm, but sbatch does not start here ({one_line(error)})") from None
         with running:
             assert running.stdout is not None and running.stderr is not None
-            job = running.stdout.readline().strip().partition(";")[0]
-            is_over = False
+            job, is_over = "", False
             try:
+                job = running.stdout.readline().strip().partition(";")[0]
                 while not is_over:
-                    is_over = running.poll() is not None
+                    is_over = running.poll() is not None or all(_result(array, one).exists() for one in reversed(left))
                     yield is_over
                     if not is_over:
                         time.sleep(_PAUSE_S)
             finally:
-                if not is_over:
+                if job and not is_over:
                     subprocess.run(["scancel", job], check=False, stdin=subprocess.DEVNULL, capture_output=True)
-                    running.wait()
+                    say(f"slurm: array {job} is cancelled")
+                running.terminate()
             if not job:
                 raise ServiceError(f"sbatch refuses: {one_line(Exception(running.stderr.read()))}; see engine.sbatch")
 
 
 _STEP = "step.pickle"
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Within the block SIGTERM is an error, as Ctrl-C is: Python would end at once, and leave the array at work."""
+
+    def stop(*_: object) -> None:
+        raise StoppedError("stopped by SIGTERM; run again to resume")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _num_tasks(left: Sequence[int]) -> int:

@@ -1,68 +1,49 @@
-"""Arrays of SLURM, by a stand-in for `sbatch`: results in order, lost tasks again, errors as they are."""
+"""What is asked of sbatch, and how its refusal is said. What SLURM makes of it: tests/integration/test_arrays.py."""
 
 import os
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 
-from align.errors import CorruptError, DataError, ServiceError
+from align.errors import ServiceError
 from align.interfaces.executor import Step
 from align.services.executors.slurm import SlurmExecutor
-from tests.support import slurm
+
+STEP = Step(nullcontext, abs)
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    folder = slurm.install(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
+def asked(tmp_path, monkeypatch):
+    """The words that sbatch, the only program on PATH, was called with; it refuses."""
+    program = tmp_path / "bin/sbatch"
+    program.parent.mkdir()
+    refusal = "sbatch: error: invalid partition specified: gpu9"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/asked\necho "{refusal}" >&2\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    return lambda: (tmp_path / "asked").read_text().splitlines()
 
 
-@pytest.fixture
-def executor(tmp_path, cluster):
-    return SlurmExecutor(tmp_path / "arrays", ["--mem=1G"], 1)
-
-
-def squared(_, number):
-    if number == 7:
-        raise CorruptError("seven is damaged")
-    if number == 13:
-        os._exit(9)
-    return number * number
-
-
-SQUARED = Step(nullcontext, squared)
-
-
-def test_results_come_in_order_and_a_lost_task_is_tried_again(executor, cluster, tmp_path, capsys):
-    (cluster / "lose").write_text("1")
-    assert list(executor.map(SQUARED, [3, 1, 2])) == [9, 1, 4]
-    first, second = (cluster / "calls").read_text().splitlines()
-    assert "'--array=0-2%1'" in first and "'--mem=1G'" in first and "'--array=0-0%1'" in second
-    assert "1 task(s) ended without a result, and are tried again" in capsys.readouterr().err
-    assert list((tmp_path / "arrays").iterdir()) == []
-    assert list(executor.map(SQUARED, [])) == []
-
-
-def test_an_error_of_a_task_is_the_error_of_the_run(executor, cluster, tmp_path):
-    with pytest.raises(CorruptError, match="seven is damaged"):
-        list(executor.map(SQUARED, [1, 7]))
-    assert len((cluster / "calls").read_text().splitlines()) == 1  # another try would find the same
-    assert list((tmp_path / "arrays").iterdir()) == []
-
-
-@pytest.mark.costs(6, "six tasks, each a process of its own")
-def test_an_item_that_kills_its_tasks_is_named_or_left_out(executor):
-    with pytest.raises(DataError, match="number 13: 3 tasks ended over it without a result; it has said nothing"):
-        list(executor.map(replace(SQUARED, name_of="number {}".format), [13]))
-    assert list(executor.map(replace(SQUARED, instead=abs), [13, 3])) == [13, 9]
-
-
-def test_a_refusal_of_sbatch_and_a_machine_without_it_are_said(executor, cluster, monkeypatch):
-    (cluster / "refuse").write_text("gpu9")
+@pytest.mark.parametrize(
+    ("num_items", "num_at_once", "array"),
+    [(3, None, "0-2"), (3, 2, "0-2%2"), (2001, 7, "0-999%7")],
+)
+def test_a_refused_array_has_the_options_and_its_refusal_is_said(tmp_path, asked, num_items, num_at_once, array):
+    executor = SlurmExecutor(tmp_path / "arrays", ["--partition=gpu9", "--mem=1G"], num_at_once)
     with pytest.raises(ServiceError, match=r"sbatch refuses: .*invalid partition specified: gpu9; see engine\.sbatch"):
-        list(executor.map(SQUARED, [1]))
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+        list(executor.map(STEP, range(num_items)))
+    words = asked()
+    assert f"--array={array}" in words and words[-3:-1] == ["--partition=gpu9", "--mem=1G"]
+    assert "-m align.services.executors.slurm" in words[-1] and words[-1].startswith("--wrap=exec ")
+    assert list((tmp_path / "arrays").iterdir()) == []
+
+
+def test_no_array_is_asked_for_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", os.devnull)
+    assert list(SlurmExecutor(tmp_path, [], 1).map(STEP, [])) == []
+
+
+def test_a_machine_without_sbatch_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(ServiceError, match="sbatch does not start here"):
-        list(executor.map(SQUARED, [1]))
+        list(SlurmExecutor(tmp_path, [], 1).map(STEP, [1]))

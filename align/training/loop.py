@@ -25,6 +25,7 @@ import torch
 from align.config.infrastructure import HealthConfig
 from align.config.recipe import Recipe
 from align.durable.checkpoint import CheckpointFolder
+from align.errors import StoppedError
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import estimate_statistics
 from align.model.preprocess import to_pixels
@@ -35,7 +36,7 @@ from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SampleSources, SplitSamples
 from align.training.health import Health, batch_norm_gap, validate
 from align.training.progress import Progress, Usage
-from align.training.ranks.endings import StoppedError
+from align.training.ranks.endings import NotSavedError
 from align.training.ranks.process_group import Ranks
 from align.training.readings import Pending, Reading, Vote, diverged
 from align.training.state import MetricRow, State
@@ -46,10 +47,6 @@ STATISTICS_IMAGES, STATISTICS_PART = 1024, 64
 
 #: By default. Each decodes some 2,000 images of 346 px a second, more than four for a GPU's step.
 MOST_LOADER_PROCESSES = 8
-
-#: What ends all ranks together: one was told to end, or the leading one could not write a checkpoint. The others cannot
-#: see that, and would die of their lost connection.
-_STOPPED, _NOT_SAVED = 1, 2
 
 #: Takes the metrics of a row, and its step.
 Log = Callable[[dict[str, float], int], None]
@@ -87,7 +84,8 @@ def train(
 
     Raises:
         NonFiniteLossError: the loss is inf or NaN; the checkpoints before it are kept.
-        TrainingError: SIGTERM came, and the last whole step was saved; or a checkpoint could not be written.
+        StoppedError: SIGTERM came, and the last whole step is saved.
+        TrainingError: a checkpoint could not be written.
     """
     model, log, health, validation = state.model, monitoring.log, monitoring.health, monitoring.validation
     loader = _loader(model, recipe, ranks, samples, tokenizer)
@@ -114,7 +112,7 @@ def train(
             anything = samples.val is not None or validation is not None
             validates = done or (anything and state.step % recipe.validate_every_steps == 0)
             saves = done or state.step % recipe.checkpoint_every_steps == 0
-            end = 0
+            end = False
             if earlier is not None:
                 ledger.enter(earlier.pending.read())
                 end, earlier = earlier.vote.result(), None
@@ -162,10 +160,14 @@ def train(
                     values = state.saved()  # of sharded weights by all ranks
                     if ranks.leads:
                         folder.save(state.step, values, best=best)
-            if end and not done:
-                raise _stopped(state, recipe, end)
-        if ranks.any(folder.has_failed(wait=True)):
-            raise _stopped(state, recipe, _NOT_SAVED)
+            if end:
+                break
+        # All wait until it is saved: srun and mpirun end the ranks that are left when one has gone.
+        at = f"after step {state.step} of {recipe.num_steps}"
+        if ranks.any(folder.has_failed(wait=True)):  # the leading rank says why: its folder.wait does
+            raise NotSavedError(f"stopped {at}: the leading rank could not write a checkpoint")
+        if state.step < recipe.num_steps:
+            raise StoppedError(f"stopped by SIGTERM {at}; that step is saved; run again to resume")
     ranks.barrier()
     return progress.pairs_per_s()
 
@@ -193,16 +195,6 @@ def loader_processes(recipe: Recipe, ranks: Ranks) -> int:
     if ranks.device.type == "cpu":
         return 0
     return max(1, min(torch.get_num_threads() - 1, MOST_LOADER_PROCESSES))  # its share of the cores, less its own
-
-
-def _stopped(state: State, recipe: Recipe, end: int) -> StoppedError:
-    if end == _NOT_SAVED:  # the leading rank says why: its folder.wait does
-        return StoppedError(
-            f"stopped after step {state.step} of {recipe.num_steps}: the leading rank could not write a checkpoint"
-        )
-    return StoppedError(
-        f"stopped by SIGTERM after step {state.step} of {recipe.num_steps}; that step is saved; run again to resume"
-    )
 
 
 def _is_best(state: State, recipe: Recipe) -> bool:
@@ -276,8 +268,10 @@ class _Ledger:
 
 
 def _vote(folder: CheckpointFolder, ranks: Ranks, stopped: Stop) -> Vote:
-    """On what ends all ranks together: the greatest number wins."""
-    return Vote(_NOT_SAVED if folder.has_failed() else int(stopped()), ranks)
+    """On what ends all ranks together: one was told to end, or the leading one could not write a checkpoint. The others
+    cannot see that, and would die of their lost connection.
+    """
+    return Vote(folder.has_failed() or stopped(), ranks)
 
 
 def refresh_statistics(model: DualEncoder, samples: SplitSamples, ranks: Ranks, *, spread: bool) -> None:

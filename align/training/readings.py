@@ -80,26 +80,26 @@ def diverged(what: str, step: int, rate: float, temperature: float) -> NonFinite
 
 
 class Vote:
-    """The greatest of the ranks' numbers, by a message that nobody waits for until `result`."""
+    """Whether any rank says yes, by a message that nobody waits for until `result`."""
 
-    def __init__(self, number: int, ranks: Ranks) -> None:
-        self._number = number
+    def __init__(self, flag: bool, ranks: Ranks) -> None:
+        self._flag = flag
         self._message: Any = None
         self._greatest: OnItsWay | None = None
         if ranks.world_size == 1:
             return
-        tensor = torch.full((1,), float(number), device=ranks.device)  # a kernel: the host waits for no copy
+        tensor = torch.full((1,), float(flag), device=ranks.device)  # a kernel: the host waits for no copy
         self._message = ranks.start_max(tensor)
         if ranks.device.type == "cuda":
             self._message.wait()  # of the device, not of the host
         self._greatest = OnItsWay(tensor)
 
-    def result(self) -> int:
-        """The number; all ranks get the same."""
+    def result(self) -> bool:
+        """The same on all ranks."""
         if self._greatest is None:
-            return self._number
+            return self._flag
         self._message.wait()
-        return int(self._greatest.arrived()[0])
+        return self._greatest.arrived()[0] > 0
 
 
 class OnItsWay:

@@ -62,7 +62,8 @@ def run(plan: TrainingPlan) -> Trained | None:
         ConfigError: the batch does not divide into ranks and batch-norm groups, there are too few images, or this
             machine cannot do what the recipe requires.
         LockedError: another process trains the same run.
-        TrainingError: a rank died, a signal came, or the loss became non-finite.
+        StoppedError: SIGTERM came.
+        TrainingError: a rank died, another signal came, or the loss became non-finite.
     """
     recipe, cluster, seat = plan.recipe, plan.infrastructure.cluster, plan.infrastructure.seat
     num_nodes = cluster.num_nodes if cluster else 1

@@ -1,29 +1,40 @@
 #!/bin/bash
 # Training on the machines of a SLURM job, from the root of a checkout that all of them see:
 #
-#   sbatch infra/slurm/train.sh pretrain
-#   sbatch --nodes=4 infra/slurm/train.sh pretrain --set pretrain.batch_size=4096
+#   sbatch --gpus-per-node=8 infra/slurm/train.sh pretrain
+#   sbatch --gpus-per-node=8 --nodes=4 infra/slurm/train.sh pretrain --set pretrain.batch_size=4096
 #
-# SLURM starts one task on each machine; align learns its place from SLURM's variables, and starts a rank for each GPU.
-# Where a task for each GPU is the custom, `sbatch --ntasks-per-node=8`: each task is then a rank.
+# Machines without GPUs need no such option; the site says what their kinds are called. SLURM starts one task on each
+# machine; align learns its place from SLURM's variables, and starts a rank for each GPU. Where a task for each GPU is
+# the custom, `sbatch --ntasks-per-node=8`: each task is then a rank.
 #
-# What was run: this script with a stand-in for srun (tests/unit/infra/test_clusters.py), and machines and ranks that
-# train together with such variables, on CPUs (tests/integration/test_lost_machines.py). What was only validated: the
-# script, by shellcheck. SLURM was not at hand: the #SBATCH lines and its variables are untried.
+# What was run: this script on SLURM 24.11 with two nodes, on CPUs: stopped, requeued, and with a node lost
+# (tests/integration/test_slurm.py).
 #SBATCH --job-name=align
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 # All memory of each machine: --exclusive alone gives a job its cores, and the site's default of memory.
 #SBATCH --mem=0
 # A job that lost a machine starts again by itself, resumes from the last checkpoint, and continues its log.
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Two minutes before the time limit, training gets SIGTERM and writes a checkpoint, in cluster.stop_s at most; the next
-# job resumes from it.
-#SBATCH --signal=TERM@120
-set -eu
+# Two minutes before the time limit this script gets USR1 and has training stop, which writes a checkpoint, in
+# cluster.stop_s at most. What scancel ends gets TERM, and does not start again.
+#SBATCH --signal=B:USR1@120
+set -u
+
+stopped=
+trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # TERM goes to the tasks, not to this script
 
 # a task that fails ends the others, which would wait for it
-exec srun --kill-on-bad-exit=1 align "$@"
+srun --kill-on-bad-exit=1 align "$@" &
+wait $!
+code=$?
+[ -z "$stopped" ] || { wait $!; code=$?; } # the signal has ended the first wait
+
+if [ -n "$stopped" ] && [ "$code" = 143 ]; then # training's own code for a stop, see StoppedError
+  echo "train.sh: training was stopped before the time limit; job $SLURM_JOB_ID starts again and resumes"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import ProcessContext
 from align.config.infrastructure import ClusterConfig
 from align.durable import checkpoint
 from align.durable.checkpoint import CheckpointFolder
-from align.errors import AlignError, TrainingError
+from align.errors import AlignError, StoppedError, TrainingError
 from align.training.loop import stop_requested
 from align.training.ranks import process_group, rounds
 from align.training.ranks.process_group import Ranks, launch
@@ -142,7 +142,7 @@ def told_to_end(root, seconds, stop_s):
     """A machine of two ranks."""
     try:
         launch(functools.partial(_ends_slowly, Path(root), float(seconds)), 2, 1, cluster(stop_s=int(stop_s)))
-    except TrainingError as error:
+    except StoppedError as error:
         print(error)
 
 

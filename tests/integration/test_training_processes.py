@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from align.config.infrastructure import StoreConfig
-from align.errors import ServiceError, TrainingError
+from align.errors import ServiceError, StoppedError
 from align.model.dual_encoder import load_model
 from align.services.s3.store import CheckpointMirror, checkpoint_mirror
 from align.training.ranks.process_group import default_processes
@@ -117,7 +117,7 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(data, tmp_path, num_proce
         assert "another process trains this run" in second.errors
         first.send_signal(signal.SIGTERM)
         _, errors = first.communicate(timeout=200)
-    assert first.returncode == 1
+    assert first.returncode == 128 + signal.SIGTERM
     assert "align: error: " in errors and "SIGTERM" in errors.splitlines()[-1]
     (folder,) = (tmp_path / "checkpoints").iterdir()
     steps = sorted(int(path.stem[5:]) for path in folder.glob("step-*.pt"))
@@ -175,7 +175,7 @@ def test_a_machine_without_checkpoints_resumes_from_the_object_store(data, tmp_p
             return plan(data, tmp_path / name, recipe, log=log, infrastructure=mirrored)
 
         whole = run(plan(data, tmp_path / "whole", recipe))
-        with pytest.raises(TrainingError, match="after step 4 of 8"):
+        with pytest.raises(StoppedError, match="after step 4 of 8"):
             run(at("here", TermAt(4)))
         run_name = at("here").folder().directory.name
         assert CheckpointMirror(store, "s3://runs/of/us").names(run_name) == ["step-00000002.pt", "step-00000004.pt"]

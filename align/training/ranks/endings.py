@@ -19,7 +19,7 @@ from typing import NoReturn
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's own names
 
 from align.durable.files import write_bytes
-from align.errors import AlignError, NonFiniteLossError, StoppedWaitingError, TrainingError
+from align.errors import AlignError, NonFiniteLossError, StoppedError, StoppedWaitingError, TrainingError
 
 #: The return value of a rank: None, or the class name and message of the AlignError that ended it.
 RankOutcome = tuple[str, str] | None
@@ -30,8 +30,8 @@ _STORE_ANSWERS = datetime.timedelta(seconds=5)
 _RUN, _ERROR, _COUNT = "endings", "error", "ended"
 
 
-class StoppedError(TrainingError):
-    """The ranks agreed to end, so each has this error; one of them may still be writing a checkpoint."""
+class NotSavedError(TrainingError):
+    """The ranks agreed to end, since the leading one could not write a checkpoint."""
 
 
 class RestartError(TrainingError):
@@ -39,7 +39,7 @@ class RestartError(TrainingError):
 
 
 #: Errors that all ranks have, or that a rank has since another one died: it was told to end, for all to start again.
-_NEVER_ALONE = (StoppedError, NonFiniteLossError, StoppedWaitingError)
+_NEVER_ALONE = (StoppedError, NotSavedError, NonFiniteLossError, StoppedWaitingError)
 
 
 class Endings:

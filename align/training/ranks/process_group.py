@@ -35,7 +35,7 @@ from align.display.console import say
 from align.durable.checkpoint import CheckpointFolder
 from align.durable.cores import cores
 from align.durable.processes import when_parent_ends
-from align.errors import AlignError, TrainingError
+from align.errors import AlignError, StoppedError, TrainingError
 from align.services.job import ALONE, Seat
 from align.training.ranks.endings import Endings, RankOutcome, RestartError, left
 
@@ -253,7 +253,8 @@ def launch(
         outcome = left(ending, endpoint)
         raise (_error(outcome) if outcome is not None else error) from None
     except SignalException as error:
-        raise TrainingError(f"training was stopped by {error.sigval.name}; run the stage again to resume") from None
+        stopped = StoppedError if error.sigval == signal.SIGTERM else TrainingError
+        raise stopped(f"training was stopped by {error.sigval.name}; run the stage again to resume") from None
     except (DistStoreError, TimeoutError) as error:
         first = str(error).strip().splitlines()[0]
         raise TrainingError(f"node {node} of {nodes} could not reach the others at {endpoint}: {first}") from None
@@ -299,11 +300,14 @@ def _worker(
     except AlignError as error:
         return endings.own(error)
     except Exception as error:  # most often a lost connection, which follows from another rank's end
-        if (outcome := endings.known()) is None:
+        outcome, is_lost = endings.known(), isinstance(error, dist.DistError) or "/gloo/" in str(error)
+        if outcome is None and not is_lost:
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         say(f"training process {rank} ends, as another one has: {first}")
-        endings.leave(outcome)
+        if outcome is not None:
+            endings.leave(outcome)
+        os._exit(1)  # where a machine was lost, fifty lines of where each rank stood help nobody
     finally:
         dist.destroy_process_group()
     return None

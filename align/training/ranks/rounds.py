@@ -8,6 +8,7 @@ the others wait for its successor.
 from __future__ import annotations
 
 import datetime
+import logging
 import signal
 import socket
 import threading
@@ -23,6 +24,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousInfo
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from align.config.infrastructure import ClusterConfig
 from align.display.console import say
@@ -34,6 +36,16 @@ _LOOK_EVERY_S = 0.1
 _ANSWER_S = 5
 #: Seconds that ranks have to end when another one died: nothing that they still compute can be used.
 _END_S = 30
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Leaves out where torch's agent stood when a rank exited or was killed: its exit code says more."""
+    if record.exc_info and isinstance(record.exc_info[1], ProcessExitedException):
+        record.exc_info = None
+    return True
+
+
+logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_one_line)
 
 
 class Rounds(StaticTCPRendezvous):

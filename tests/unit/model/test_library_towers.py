@@ -11,7 +11,7 @@ import transformers
 from pydantic import ValidationError
 
 from align.config.model import ModelConfig
-from align.errors import ConfigError, DataError, TrainingError
+from align.errors import ConfigError, DataError, StoppedError
 from align.evaluate.embed import ModelTowers
 from align.model.batch_norm import BatchNorm2d
 from align.model.dual_encoder import DualEncoder, load_model, save_model
@@ -173,7 +173,7 @@ def test_a_stopped_run_resumes_to_the_byte_and_parts_change_nothing(trained, tmp
     for name, change in {"stopped": {}, "parts": {"micro_batch": 4, "gradient_checkpointing": "blocks"}}.items():
         other = plan(data, tmp_path / name, pretrain_config(**(CHANGES | change)), model=MIXED)
         if name == "stopped":
-            with pytest.raises(TrainingError, match="stopped by SIGTERM"):
+            with pytest.raises(StoppedError, match="stopped by SIGTERM"):
                 run(training_data.with_log(other, TermAt(2)))
         result = run(other)
         for key, value in result.model.state_dict().items():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from align.errors import TrainingError
+from align.errors import StoppedError
 from align.model.dual_encoder import DualEncoder, load_model
 from align.training.run import run
 from align.training.stage import train_stage
@@ -58,7 +58,7 @@ def test_how_the_work_is_divided_changes_nothing(which, start, tmp_path):
     for name, change in changes.items():
         other = locked(start, tmp_path / name, locked=which, **change)
         if name == "stopped":
-            with pytest.raises(TrainingError, match="stopped by SIGTERM"):
+            with pytest.raises(StoppedError, match="stopped by SIGTERM"):
                 run(training_data.with_log(other, TermAt(2)))
         for one, two in zip(plain.rows, trained(other).rows, strict=True):
             assert one == pytest.approx(two, rel=1e-12 if name == "stopped" else 1e-4), name

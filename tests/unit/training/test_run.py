@@ -16,7 +16,7 @@ from align.config.model import ModelConfig
 from align.config.params import profile_overrides
 from align.config.recipe import FinetuneConfig, PretrainConfig, Recipe
 from align.display.figure import png
-from align.errors import ConfigError, GateError, TrainingError
+from align.errors import ConfigError, GateError, StoppedError
 from align.formats.shards import read_manifest
 from align.model.dual_encoder import DualEncoder, load_model
 from align.model.embedder import Embedder
@@ -57,7 +57,7 @@ def whole(data, tmp_path_factory):
 def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, stop, more):
     recipe = pretrain_config(**more)
     uninterrupted = run(plan(data, tmp_path / "whole", recipe))
-    with pytest.raises(TrainingError, match=f"stopped by SIGTERM after step {stop} of 8"):
+    with pytest.raises(StoppedError, match=f"stopped by SIGTERM after step {stop} of 8"):
         run(plan(data, tmp_path / "parts", recipe, log=TermAt(stop)))
     resumed = plan(data, tmp_path / "parts", recipe)
     assert resumed.data.num_training_pairs == more.get("max_pairs", 48)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.errors import ConfigError, CorruptError, TrainingError
+from align.errors import ConfigError, CorruptError, StoppedError
 from align.formats.shards import read_manifest
 from align.training.batches.rows import SENTENCES, in_sentence, some_phrases
 from align.training.run import run
@@ -25,7 +25,7 @@ def test_more_shards_are_mixed_in_and_a_run_resumes_in_quarantine_to_the_same_bi
     mixed = pretrain_config(extra_shards=[{"path": str(more), "digest": digest, "weight": 0.5}])
     whole = run(plan(data, tmp_path / "whole", mixed))
     assert whole.rows != run(plan(data, tmp_path / "alone", pretrain_config())).rows
-    with pytest.raises(TrainingError, match="stopped by SIGTERM after step 4 of 8"):
+    with pytest.raises(StoppedError, match="stopped by SIGTERM after step 4 of 8"):
         run(plan(data, tmp_path / "parts", mixed, log=TermAt(4)))
     quarantine = mixed.model_copy(update={"on_corrupt_shard": "quarantine", "num_loader_processes": 1})
     resumed = run(plan(data, tmp_path / "parts", quarantine))

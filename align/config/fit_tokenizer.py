@@ -18,6 +18,6 @@ class FitTokenizerConfig(Section):
     vocab_size: int = Field(ge=8)
     min_count: int = Field(ge=1)
     max_texts: int = Field(ge=1)
-    #: A folder in Hugging Face's format, with the digest of `tokenizer.json`, or else of `vocab.txt` (which has
-    #: `tokenizer_config.json` beside it): taken as it is, instead of a learned one. `from` is a keyword of Python.
+    #: A folder in Hugging Face's format, with the digest of `tokenizer.json`: taken as it is, instead of a learned
+    #: one. `from` is a keyword of Python.
     given: Given | None = Field(alias="from")

@@ -76,7 +76,7 @@ class ModelConfig(Section):
 
     section: ClassVar[str] = "model"
 
-    resize_px: int = Field(ge=32)
+    resize_px: int = Field(ge=32, le=4096)  # a folder of others may name any; 4096 squared is a picture of 48 MiB
     image_px: int = Field(ge=32)  # five halvings
     image_tower: Annotated[
         Annotated[ImageTowerName, Tag("name")]

@@ -82,7 +82,7 @@ class Recipe(Section):
     #: A state dict of the model of timm that `model.image_tower` names: .safetensors, or written by `torch.save`.
     image_weights: Given | None
     #: A folder of a text encoder in Hugging Face's format: `config.json`, its tokenizer and the weights, of which the
-    #: digest is: `model.safetensors`, or else `pytorch_model.bin`.
+    #: digest is, in `model.safetensors`.
     text_weights: Given | None
     #: The tower whose weights do not change.
     locked: Locked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -12,8 +11,6 @@ from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, first_line, panics_are_errors
 from align.formats.model_folder import TOKENIZER
 
-#: The vocabulary of a folder without TOKENIZER, one piece per line.
-VOCABULARY = "vocab.txt"
 _START, _END = "[CLS]", "[SEP]"
 
 
@@ -39,13 +36,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     file = _file(folder)
     try:
         with panics_are_errors():
-            if file.name == TOKENIZER:
-                tokenizer = Tokenizer.from_file(str(file))
-            else:
-                from transformers import AutoTokenizer
-
-                slow: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-                tokenizer = slow.backend_tokenizer
+            tokenizer = Tokenizer.from_file(str(file))
             tokenizer.no_truncation()
             tokenizer.no_padding()
             around = tokenizer.encode("").tokens
@@ -67,7 +58,6 @@ def require_digest(key: str, file: Path, expected: str) -> None:
 
 
 def _file(folder: Path) -> Path:
-    for name in (TOKENIZER, VOCABULARY):
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(f"{folder}: no tokenizer here: there is neither {TOKENIZER} nor {VOCABULARY}")
+    if not (folder / TOKENIZER).is_file():
+        raise DataError(f"{folder}: no tokenizer here: there is no {TOKENIZER}")
+    return folder / TOKENIZER

@@ -1,14 +1,20 @@
-"""Reads the small JSON files of the project into pydantic models, or raises an error that names file and field."""
+"""Reads the small JSON files of the project into pydantic models, and those of others as objects, or raises an error
+that names file and field.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from align.config.params import Strict
-from align.errors import FormatError
+from align.errors import DataError, FormatError, first_line
+
+#: Of a file of others; a vocabulary of 250,000 words has half of it.
+_MAX_BYTES = 32 << 20
 
 
 class StoredModel(Strict):
@@ -54,3 +60,22 @@ def read_if_exists(model: type[Stored], path: Path, remedy: str) -> Stored | Non
     except FileNotFoundError:
         return None
     return parse(model, data, path, remedy)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that others wrote.
+
+    Raises:
+        DataError: there is no such file, it is too large, or it holds no JSON object.
+    """
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{path}: larger than {_MAX_BYTES >> 20} MiB: not read")
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {first_line(error)}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: not a JSON object")
+    return found

@@ -8,7 +8,6 @@ names, but another config.json: `align.release.exchange.interchange` converts th
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -17,8 +16,8 @@ from pydantic import Field, ValidationError
 
 from align.config.model import ModelConfig
 from align.durable.files import sha256_file, to_json, write_text
-from align.errors import CorruptError, DataError, FormatError
-from align.formats.json_file import StoredModel
+from align.errors import CorruptError, DataError, FormatError, first_line
+from align.formats.json_file import StoredModel, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,18 +111,15 @@ def read_config(directory: Path) -> ModelFolderConfig:
         FormatError: another schema version, or a folder of transformers' AlignModel.
     """
     path = directory / CONFIG
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{directory}: no model here (config.json is missing); run the stage that writes it") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
-    if isinstance(document, dict) and document.get("model_type") == "align":
+    if not path.is_file():
+        raise DataError(f"{directory}: no model here (config.json is missing); run the stage that writes it")
+    document = read_object(path)
+    if document.get("model_type") == "align":
         raise FormatError(
             f"{directory}: a model in Hugging Face's format; convert it with "
             f"`align import_model --from {directory} --out FOLDER`"
         )
-    if not isinstance(document, dict) or "schema_version" not in document:
+    if "schema_version" not in document:
         raise FormatError(
             f"{directory}: not a model of this project: its config.json has no schema_version; name a folder that "
             "pretrain, finetune or import_model wrote; align evaluate also takes CLIP, SigLIP and ALIGN of "
@@ -164,11 +160,14 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     try:
         return load_file(directory / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise weights_do_not_load(directory, error) from None
+        raise DataError(f"{directory / WEIGHTS}: does not load: {first_line(error)}") from None
 
 
-def require_unchanged(path: Path, noted_in: Path, key: str) -> None:
+def require_unchanged(path: Path, noted_in: Path, key: str) -> str:
     """Compares a file with the sha256 that a JSON file notes, if it notes one.
+
+    Returns:
+        The file's sha256.
 
     Args:
         path: the file.
@@ -176,23 +175,20 @@ def require_unchanged(path: Path, noted_in: Path, key: str) -> None:
         key: its key for the sha256.
 
     Raises:
+        DataError: there is no such file.
         CorruptError: a byte of the file has changed, or of the note.
     """
+    sha256 = sha256_file(require_file(path))
     try:
-        noted = json.loads(noted_in.read_bytes())[key]
-        sha256 = sha256_file(path)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return
+        noted = read_object(noted_in).get(key) or sha256
+    except DataError:
+        return sha256
     if noted != sha256:
         raise CorruptError(
             f"{path}: damaged: its sha256 is not the one in {noted_in.name}; get it back with `dvc checkout`, or run "
             "the stage that writes it again"
         )
-
-
-def weights_do_not_load(directory: Path, error: Exception) -> DataError:
-    """The error for weights that are damaged, or that do not fit their configuration."""
-    return DataError(f"{directory / WEIGHTS}: does not load: {' '.join(str(error).split())[:300]}")
+    return sha256
 
 
 def weights_digest(directory: Path) -> str:
@@ -252,14 +248,34 @@ def library_model(directory: Path) -> str | None:
     Folders with both have the same model twice; transformers needs no other package.
     """
     try:
-        document = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        document = None
-    kind = document.get("model_type") if isinstance(document, dict) else None
+        kind = read_object(directory / CONFIG).get("model_type")
+    except DataError:
+        kind = None
     known: str | None = kind if kind in TRANSFORMERS else None
     if (directory / f"{OPEN_CLIP}_config.json").is_file() and not (known and (directory / WEIGHTS).is_file()):
         return OPEN_CLIP
     return known
+
+
+def require_own_files(directory: Path) -> None:
+    """Checks that a library which reads a folder of others reads nothing outside of it, and waits for no pipe.
+
+    Raises:
+        DataError: a link leads out of the folder, an entry is no file, or an index of weights names files elsewhere.
+    """
+    home = directory.resolve()
+    for path in sorted(directory.iterdir()):
+        try:
+            inside = path.resolve().is_relative_to(home) and (path.is_file() or path.is_dir())
+        except (OSError, RuntimeError):  # a link to itself
+            inside = False
+        if not inside:
+            raise DataError(
+                f"{path}: no file of this folder; copy what a link names (`cp -rL`), and leave out the rest"
+            )
+        weights = read_object(path).get("weight_map") if path.name.endswith(".index.json") else None
+        if isinstance(weights, dict) and any(Path(str(name)).name != name for name in weights.values()):
+            raise DataError(f"{path}: names weights that are no files of this folder")
 
 
 def require_model(directory: Path) -> None:
@@ -279,12 +295,15 @@ def model_digest(directory: Path) -> str:
 
     Raises:
         DataError: one of them is missing.
+        CorruptError: one is damaged, so that the digest would name no model.
     """
-    digest = hashlib.sha256()
     if library_model(directory) is not None:
-        paths = sorted(path for path in directory.iterdir() if path.suffix in _DECIDING)
+        found = {path.name: sha256_file(path) for path in sorted(directory.iterdir()) if path.suffix in _DECIDING}
     else:
-        paths = [directory / WEIGHTS, directory / CONFIG, tokenizer_of(directory) / TOKENIZER]
-    for path in paths:
-        digest.update(f"{path.name} {sha256_file(require_file(path))}\n".encode())
-    return digest.hexdigest()
+        words = tokenizer_of(directory)
+        found = {
+            WEIGHTS: require_unchanged(directory / WEIGHTS, directory / CONFIG, "weights_sha256"),
+            CONFIG: sha256_file(require_file(directory / CONFIG)),
+            TOKENIZER: require_unchanged(words / TOKENIZER, words / TOKENIZER_CONFIG, "sha256"),
+        }
+    return hashlib.sha256("".join(f"{name} {sha256}\n" for name, sha256 in found.items()).encode()).hexdigest()

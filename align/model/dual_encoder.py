@@ -11,21 +11,25 @@ Shapes, as suffixes: B samples, D joint width, F width of a tower, T tokens. Ima
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from align.config.model import Checkpointing, Locked, ModelConfig
+from align.errors import DataError, first_line
 from align.formats.model_folder import (
+    WEIGHTS,
     Imported,
     ModelFolderConfig,
     read_config,
     read_weights,
-    weights_do_not_load,
     write_model_folder,
 )
 from align.model.image_tower import ImageTower
@@ -80,7 +84,8 @@ class DualEncoder(nn.Module):
         self.vision_projection: nn.Module = (
             nn.Identity() if native else nn.Linear(self.vision_model.width, config.embed_width)
         )
-        self.log_temperature = nn.Parameter(torch.tensor(float(config.temperature_init)).log())
+        start = torch.tensor(float(config.temperature_init), device="cpu").log()  # of a meta tensor it imports dynamo
+        self.log_temperature = nn.Parameter(start.to(self.text_projection.weight.device))
         self.logit_bias: nn.Parameter | None = None  #: for the sigmoid loss
         if config.logit_bias_init is not None:
             self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init)))
@@ -210,10 +215,62 @@ def load_model(directory: Path, trained: ModelConfig | None = None) -> DualEncod
         FormatError: another schema version, or a folder of transformers' AlignModel.
     """
     config = read_config(directory)
-    model = DualEncoder(trained or config.model, config.vocab_size)
-    weights = read_weights(directory)
+    return model_of(trained or config.model, config.vocab_size, read_weights(directory), directory / WEIGHTS)
+
+
+def model_of(config: ModelConfig, vocab_size: int, weights: Mapping[str, Tensor], file: Path) -> DualEncoder:
+    """The model with these weights, in evaluation mode on the CPU.
+
+    A configuration of others may describe a model of any size, so its layers are counted, and its shapes are compared
+    with those of the weights, before it takes memory or time.
+
+    Raises:
+        DataError: the weights, of `file`, do not fit the configuration.
+    """
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise weights_do_not_load(directory, error) from None
+        wrong = f"it has {len(weights)} tensors, its configuration more layers"
+        if layers_in(config.model_dump()) <= len(weights):
+            with torch.device("meta"), _Undrawn():
+                wanted = {name: one.shape for name, one in DualEncoder(config, vocab_size).state_dict().items()}
+            wrong = other_shapes(weights, wanted)
+    except Exception as error:  # noqa: BLE001  # torch and the towers' libraries raise what they like
+        wrong = first_line(error)
+    if wrong:
+        raise DataError(f"{file}: does not load: {wrong}")
+    with _Undrawn():
+        model = DualEncoder(config, vocab_size)
+    model.load_state_dict(weights)
     return model.eval()
+
+
+#: Of `Tensor` and of `nn.init`.
+_FILLS = ("uniform_", "normal_", "fill_", "zero_", "constant_", "kaiming_uniform_")
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves parameters of new layers as they are: drawing those of B7 with Base takes most of the time to load it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls `func`, unless it fills a parameter."""
+        filled = (args or tuple((kwargs or {}).values()) or (None,))[0]
+        fills = isinstance(filled, nn.Parameter) and getattr(func, "__name__", "") in _FILLS
+        return filled if fills else func(*args, **(kwargs or {}))
+
+
+def layers_in(config: Mapping[str, Any]) -> float:
+    """The largest number of layers that a configuration names, in any of its parts, or the largest factor of depth."""
+    parts = [layers_in(value) for value in config.values() if isinstance(value, dict)]
+    named = [value for key, value in config.items() if re.search("layer|depth", key) and isinstance(value, int | float)]
+    return max([*parts, *named], default=0)
+
+
+def other_shapes(weights: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> str:
+    """In what the names and shapes of weights differ from the wanted ones, at most three; empty if they do not."""
+    wrong = [f"{name} is missing" for name in wanted if name not in weights]
+    wrong += [f"{name} is not known" for name in weights if name not in wanted]
+    wrong += [
+        f"{name} is {'x'.join(map(str, weights[name].shape)) or 1}, expected {'x'.join(map(str, shape)) or 1}"
+        for name, shape in wanted.items()
+        if name in weights and weights[name].shape != shape
+    ]
+    return "; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")

@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from align.errors import AlignError, ConfigError, DataError, first_line, panics_are_errors
-from align.formats.model_folder import OPEN_CLIP
+from align.formats.json_file import read_object
+from align.formats.model_folder import CONFIG, OPEN_CLIP, WEIGHTS, require_own_files
+from align.model.dual_encoder import layers_in
 from align.model.embedder import TEXT_BATCH, Crop, Embedder, Embeddings, batched
 from align.pairs.picture import MAX_PIXELS, PictureError, decode
 
@@ -62,6 +65,7 @@ class LibraryEmbedder(Embedder):
     def __init__(self, directory: Path, kind: str, image_px: int | None = None) -> None:
         if image_px is not None:
             raise ConfigError(f"{directory}: evaluate.image_px is {image_px}, but a model of {kind} has one size: null")
+        require_own_files(directory)
         try:
             with panics_are_errors():
                 self._library = _open_clip(directory) if kind == OPEN_CLIP else _transformers(directory, kind)
@@ -102,9 +106,22 @@ class LibraryEmbedder(Embedder):
         return np.concatenate(rows) if rows else np.zeros((0, self.width), dtype=np.float32)
 
 
+def _require_depth(directory: Path, name: str) -> None:
+    """Raises DataError: a configuration names more layers than there are tensors, which no one builds in a day."""
+    tensors = 0
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            tensors += len(opened.keys())
+    if tensors == 0:
+        raise DataError(f"{directory}: has no {WEIGHTS}; other files of weights are not read")
+    if (named := layers_in(read_object(directory / name))) > tensors:
+        raise DataError(f"{directory / name}: {named} layers, but the weights have {tensors} tensors")
+
+
 def _transformers(directory: Path, kind: str) -> _Library:
     import transformers as library
 
+    _require_depth(directory, CONFIG)
     transformers: Any = library  # mostly untyped
     transformers.logging.disable_progress_bar()
     name, padding = _CLASSES[kind]
@@ -132,7 +149,7 @@ def _transformers(directory: Path, kind: str) -> _Library:
 
 
 def _open_clip(directory: Path) -> _Library:
-    config = json.loads((directory / f"{OPEN_CLIP}_config.json").read_text(encoding="utf-8"))
+    config = read_object(directory / f"{OPEN_CLIP}_config.json")
     if "trust_remote_code" in json.dumps(config):  # which open_clip would pass on to transformers
         raise DataError(f"{directory}: its configuration has code of the folder run, which is never done")
     try:
@@ -143,6 +160,7 @@ def _open_clip(directory: Path) -> _Library:
         ) from None
     if not any((directory / name).is_file() for name in _OPEN_CLIP_WEIGHTS):
         raise DataError(f"{directory}: has no {_OPEN_CLIP_WEIGHTS[0]}; other files of weights are not read")
+    _require_depth(directory, f"{OPEN_CLIP}_config.json")
     source = f"local-dir:{directory}"
     model, transform = open_clip.create_model_from_pretrained(source)
     tokenizer = open_clip.get_tokenizer(source)

@@ -22,14 +22,12 @@ from align.config.recipe import Recipe
 from align.errors import AlignError, DataError, first_line
 from align.formats.given_tokenizer import read_tokenizer, require_digest
 from align.formats.model_folder import CONFIG, WEIGHTS
-from align.model.dual_encoder import DualEncoder
+from align.model.dual_encoder import DualEncoder, other_shapes
 from align.model.library_towers import TimmTower, TransformersTextTower
 from align.model.tokenizer import TextTokenizer
 
 #: In a configuration of transformers: what decides no feature, or what a text tower sets itself.
 _BESIDES = re.compile("drop|_token_id|vocab_size|init|architectures|dtype|version|use_cache|^tie_|^_|label")
-
-_TEXT_FILES = (WEIGHTS, "pytorch_model.bin")
 
 
 def given_weights(model: DualEncoder, recipe: Recipe, tokenizer: TextTokenizer | None) -> dict[str, Tensor]:
@@ -80,21 +78,9 @@ def names_of(recipe: Recipe) -> tuple[str, str] | None:
 
 def _require_same(where: str, weights: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> None:
     """Raises DataError unless these are finite weights of exactly these names and shapes."""
-    wrong = [f"{name} is missing" for name in wanted if name not in weights]
-    wrong += [f"{name} is not known" for name in weights if name not in wanted]
-    wrong += [
-        f"{name} is {_shape(weights[name].shape)}, expected {_shape(shape)}"
-        for name, shape in wanted.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    wrong = wrong or [f"{name} is not finite" for name, value in weights.items() if not value.isfinite().all()]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise DataError(f"{where}: {'; '.join(wrong[:3])}{more}")
-
-
-def _shape(shape: torch.Size) -> str:
-    return "x".join(map(str, shape)) or "a number"
+    unusable = [f"{name} is not finite" for name, one in weights.items() if not one.isfinite().all()]
+    if wrong := other_shapes(weights, wanted) or "; ".join(unusable[:3]):
+        raise DataError(f"{where}: {wrong}")
 
 
 def _image(model: DualEncoder, given: Given) -> dict[str, Tensor]:
@@ -132,10 +118,9 @@ def _text(model: DualEncoder, given: Given, tokenizer: TextTokenizer | None) -> 
     """The weights of a text encoder, without what the text tower leaves out."""
     where, tower = f"pretrain.text_weights: {given.path}", model.text_model
     assert isinstance(tower, TransformersTextTower)  # see `_image`
-    file = next((given.path / name for name in _TEXT_FILES if (given.path / name).is_file()), None)
-    if file is None or not (given.path / CONFIG).is_file():
-        raise DataError(f"{where}: no text encoder here: expected {CONFIG}, and {' or '.join(_TEXT_FILES)}")
-    require_digest("pretrain.text_weights", file, given.sha256)
+    if not all((given.path / name).is_file() for name in (CONFIG, WEIGHTS)):
+        raise DataError(f"{where}: no text encoder here: expected {CONFIG} and {WEIGHTS}; other weights are not read")
+    require_digest("pretrain.text_weights", given.path / WEIGHTS, given.sha256)
     from transformers.utils import logging
 
     kind: Any = type(tower.model)
@@ -147,7 +132,7 @@ def _text(model: DualEncoder, given: Given, tokenizer: TextTokenizer | None) -> 
         with torch.random.fork_rng(devices=[]):
             loaded, problems = kind.from_pretrained(
                 given.path, config=theirs, local_files_only=True, dtype=torch.float32, output_loading_info=True,
-                use_safetensors=file.name == WEIGHTS,
+                use_safetensors=True,
             )  # fmt: skip
     except AlignError:
         raise

@@ -52,7 +52,7 @@ def test_without_weights_and_sets_each_row_says_where_to_get_them(tmp_path, caps
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if "not measured:" in line and "/" in line.split()[0]]
     assert len(rows) == 7
-    assert all("model.safetensors or pytorch_model.bin, preprocessor_config.json or" in row for row in rows)
+    assert all("model.safetensors, preprocessor_config.json or" in row for row in rows)
     assert all("https://huggingface.co/kakaobrain/align-base" in row for row in rows)
     assert "dataset_coco.json, val2014 missing" in next(row for row in rows if row.startswith("coco/"))
     assert "huggingface.co/datasets/mteb/food101" in next(row for row in rows if row.startswith("food101/"))

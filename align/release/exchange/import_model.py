@@ -14,9 +14,10 @@ from align.config.model import ModelConfig
 from align.display.console import say
 from align.durable.files import replace_directory, require_apart, require_replaceable
 from align.errors import DataError
-from align.formats.model_folder import TOKENIZER_FOLDER, Imported
+from align.formats.model_folder import TOKENIZER_FOLDER, Imported, weights_digest
 from align.model.dual_encoder import DualEncoder, save_model
-from align.release.exchange.interchange import digest_of_weights, read_hugging_face, save_imported_tokenizer
+from align.model.tokenizer import save_tokenizer
+from align.release.exchange.interchange import read_hugging_face
 from align.services.dvc.outs import require_no_out
 
 
@@ -41,10 +42,10 @@ def import_model(config: ModelConfig, source: Path, out: Path) -> DualEncoder:
     require_no_out("--out", out)
     model, tokenizer = read_hugging_face(source, batch_norm_group=config.batch_norm_group)
     with replace_directory(out, "import_model") as part:
-        imported = Imported(folder=source.resolve().name, weights=digest_of_weights(source))
+        imported = Imported(folder=source.resolve().name, weights=weights_digest(source))
         save_model(model, part, stage="import_model", imported=imported, trained_on=())
         (part / TOKENIZER_FOLDER).mkdir()
-        save_imported_tokenizer(tokenizer, part / TOKENIZER_FOLDER, max_tokens=model.config.max_tokens)
+        save_tokenizer(tokenizer, part / TOKENIZER_FOLDER, max_tokens=model.config.max_tokens)
     return model
 
 

@@ -15,35 +15,39 @@ by some grey levels; files of other formats do not.)
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
     AlignConfig,
-    AlignModel,
     AlignProcessor,
     AlignTextConfig,
     AlignVisionConfig,
-    AutoTokenizer,
     EfficientNetImageProcessor,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging
 
 from align.config.model import ImageTowerShape, ModelConfig, TextTowerShape
-from align.durable.files import sha256_file
 from align.errors import DataError, first_line
-from align.formats.model_folder import CONFIG, TOKENIZER, WEIGHTS, library_model
-from align.model.dual_encoder import DualEncoder
+from align.formats.given_tokenizer import read_tokenizer
+from align.formats.json_file import read_object
+from align.formats.model_folder import (
+    CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+    library_model,
+    require_file,
+    require_own_files,
+)
+from align.model.dual_encoder import DualEncoder, model_of
 from align.model.presets import image_shape, named, text_shape
-from align.model.tokenizer import TextTokenizer, save_tokenizer
+from align.model.tokenizer import TextTokenizer
 
 #: Fields of upstream's configurations beyond the shape; another value is another architecture.
 _VISION_FIELDS = (
@@ -58,6 +62,8 @@ _PIXELS: dict[str, Any] = {
     "do_normalize": False, "include_top": False,
 }  # fmt: skip
 
+#: Both may hold the configuration of the image processor.
+_PROCESSOR, _IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
 _LONGEST = 512  # the bound of `ModelConfig.max_tokens`
 
 
@@ -161,38 +167,45 @@ def read_hugging_face(directory: Path, *, batch_norm_group: int) -> tuple[DualEn
     Raises:
         DataError: the folder is incomplete, or holds another architecture or other preprocessing.
     """
+    require_own_files(directory)
     if library_model(directory) != "align":
         what = (
             "its config.json has no model_type 'align'" if (directory / CONFIG).is_file() else "it has no config.json"
         )
         raise DataError(f"{directory}: no ALIGN model in Hugging Face's format: {what}")
+    tokenizer = read_tokenizer(directory)
+    names = (CONFIG, TOKENIZER_CONFIG, _PROCESSOR, _IMAGE_PROCESSOR)
+    files = {name: read_object(directory / name) for name in names if (directory / name).is_file()}
+    pixels = files.get(_PROCESSOR, {}).get("image_processor") or files.get(_IMAGE_PROCESSOR)
+    if pixels is None:
+        raise DataError(f"{directory / _IMAGE_PROCESSOR}: no such file; copy it from the model's publisher")
     try:
-        theirs: Any = AlignConfig.from_pretrained(directory, local_files_only=True)
-        images = EfficientNetImageProcessor.from_pretrained(directory, local_files_only=True)
-        words = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{directory}: not an ALIGN model in Hugging Face's format: {first_line(error)}") from None
-    config = model_config(theirs, images, longest=words.model_max_length, batch_norm_group=batch_norm_group)
-    tokenizer: Tokenizer = words.backend_tokenizer
+        theirs: Any = AlignConfig.from_dict(files[CONFIG])
+        config = model_config(
+            theirs,
+            EfficientNetImageProcessor.from_dict(pixels),
+            longest=int(files.get(TOKENIZER_CONFIG, {}).get("model_max_length", _LONGEST)),
+            batch_norm_group=batch_norm_group,
+        )
+    except DataError as error:
+        raise DataError(f"{directory}: {error}") from None
+    except Exception as error:  # noqa: BLE001  # transformers raises what it likes
+        why = " ".join(str(error).split())[:300]
+        raise DataError(f"{directory}: not an ALIGN model in Hugging Face's format: {why}") from None
     vocab_size = theirs.text_config.vocab_size
     if tokenizer.get_vocab_size() != vocab_size:
         raise DataError(f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} words, the model {vocab_size}")
-    silent: Any = logging.disable_progress_bar
-    silent()
-    load: Any = AlignModel.from_pretrained
+    file = require_file(directory / WEIGHTS)
     try:
-        loaded, problems = load(directory, local_files_only=True, dtype=torch.float32, output_loading_info=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{directory}: the weights do not load: {first_line(error)}") from None
-    missing = [name for name in problems["missing_keys"] if ".pooler." not in name]
-    if missing:
-        raise DataError(f"{directory}: the weights are not complete: {', '.join(map(str, missing[:3]))} missing")
-    temperature = float(loaded.temperature.detach())
-    if not temperature > 0:
-        raise DataError(f"{directory}: temperature {temperature}: it divides the cosine and must be positive")
-    model = DualEncoder(config, vocab_size)
-    model.load_state_dict(our_weights(loaded.state_dict(), config.max_tokens))
-    return model.eval(), tokenizer
+        weights = our_weights(load_file(file), config.max_tokens)
+    except KeyError as error:
+        raise DataError(f"{file}: does not load: {error.args[0]} is missing") from None
+    except Exception as error:  # noqa: BLE001  # hostile bytes raise what they like
+        raise DataError(f"{file}: does not load: {first_line(error)}") from None
+    model = model_of(config, vocab_size, weights, file)
+    if not model.log_temperature.isfinite():
+        raise DataError(f"{file}: its temperature divides the cosine and must be a positive number")
+    return model, tokenizer
 
 
 def model_config(
@@ -257,23 +270,9 @@ def _side(size: Any) -> int:
 
 def our_weights(weights: dict[str, Tensor], max_tokens: int) -> dict[str, Tensor]:
     """Upstream's state dict under our names (see the module): no pooler, log temperature, `max_tokens` positions."""
-    ours = {name: tensor for name, tensor in weights.items() if ".pooler." not in name and name != "temperature"}
+    left_out = (".pooler.dense.weight", ".pooler.dense.bias", ".position_ids", "temperature")
+    ours = {name: tensor for name, tensor in weights.items() if not name.endswith(left_out)}
     positions = "text_model.embeddings.position_embeddings.weight"
     ours[positions] = ours[positions][:max_tokens]
     ours["log_temperature"] = weights["temperature"].log()
     return ours
-
-
-def digest_of_weights(directory: Path) -> str:
-    """Hex sha256 of a folder's model.safetensors, as hubs show it; where there is none, over its files of weights."""
-    if (directory / WEIGHTS).is_file():
-        return sha256_file(directory / WEIGHTS)
-    files = sorted((*directory.glob("*.safetensors"), *directory.glob("*.bin")))
-    return hashlib.sha256("".join(f"{path.name} {sha256_file(path)}\n" for path in files).encode()).hexdigest()
-
-
-def save_imported_tokenizer(tokenizer: Tokenizer, directory: Path, *, max_tokens: int) -> None:
-    """Writes an imported tokenizer in our format into an existing folder."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    save_tokenizer(tokenizer, directory, max_tokens=max_tokens)

@@ -5,17 +5,21 @@ import json
 import pytest
 import torch
 
-from align.errors import DataError, FormatError
+from align.errors import CorruptError, DataError, FormatError
 from align.formats.model_folder import (
     CONFIG,
+    TOKENIZER,
+    TOKENIZER_FOLDER,
     WEIGHTS,
     ModelFolderConfig,
     library_model,
+    model_digest,
     read_config,
     read_weights,
     weights_digest,
     write_model_folder,
 )
+from tests.support import tiny_model
 from tests.support.training_data import MODEL
 
 CONFIGURATION = ModelFolderConfig(model=MODEL, vocab_size=100, stage="pretrain")
@@ -56,15 +60,30 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         read_config(tmp_path)
     for text in ("[]", "7"):
         (tmp_path / CONFIG).write_text(text)
-        with pytest.raises(FormatError, match=r"not a model of this project: its config\.json has no schema_version"):
+        with pytest.raises(DataError, match=r"config\.json: not a JSON object"):
             read_config(tmp_path)
+    (tmp_path / CONFIG).write_text("{}")
+    with pytest.raises(FormatError, match=r"not a model of this project: its config\.json has no schema_version"):
+        read_config(tmp_path)
     (tmp_path / CONFIG).write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
         read_config(tmp_path)
     with pytest.raises(DataError, match=r"model\.safetensors: no such file"):
         weights_digest(tmp_path)
-    with pytest.raises(DataError, match=r"model\.safetensors: does not load"):
+    with pytest.raises(DataError, match=r"model\.safetensors: no such file"):
         read_weights(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"not weights")
     with pytest.raises(DataError, match=r"model\.safetensors: does not load"):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, f"{TOKENIZER_FOLDER}/{TOKENIZER}"])
+def test_a_damaged_model_has_no_digest_and_its_file_is_named(tmp_path, name):
+    directory = tiny_model.write(tmp_path)
+    assert model_digest(directory) == model_digest(directory)
+    data = bytearray((directory / name).read_bytes())
+    data[-5] ^= 1
+    (directory / name).write_bytes(data)
+    with pytest.raises(CorruptError) as error:  # and not an index that names another model
+        model_digest(directory)
+    assert str(error.value).startswith(f"{directory / name}: damaged")

@@ -167,6 +167,32 @@ def test_a_broken_model_folder_is_a_clear_error(model, tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"layers": 1', '"layers": 10000000'),
+        ('"depth_coefficient": 0.25', '"depth_coefficient": 10000000.0'),
+        ('"vocab_size": VOCAB', '"vocab_size": 2000000000'),
+        ('"vocab_size": VOCAB', '"vocab_size": 1' + "0" * 30),
+    ],
+)
+def test_a_configuration_of_a_stranger_is_compared_before_it_is_built(model, tmp_path, monkeypatch, old, new):
+    save_model(model, tmp_path, stage="pretrain")
+    path, old = tmp_path / "config.json", old.replace("VOCAB", str(model.vocab_size))
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    built = []
+    build = DualEncoder.__init__
+    monkeypatch.setattr(
+        DualEncoder, "__init__", lambda *given: built.append(torch.get_default_device()) or build(*given)
+    )
+    with pytest.raises(DataError, match=r"model\.safetensors: does not load: ") as error:
+        load_model(tmp_path)
+    assert "\n" not in str(error.value)
+    assert torch.device("cpu") not in built  # only on `meta`, which has no memory
+
+
 def millions(module):
     return sum(param.numel() for param in module.parameters()) / 1e6
 
@@ -266,6 +292,7 @@ def test_the_tokenizer_decides_the_digest(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     assert model_digest(tmp_path / "model") == model_digest(folder)
     (tmp_path / "model" / "tokenizer" / "tokenizer.json").write_text("{}")
+    (tmp_path / "model" / "tokenizer" / "tokenizer_config.json").unlink()  # which notes the digest of the one before
     assert model_digest(tmp_path / "model") != model_digest(folder)
 
 

@@ -3,12 +3,14 @@
 import contextlib
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file
 
 from align.errors import ConfigError, DataError, FormatError
 from align.formats.model_folder import library_model, model_digest
@@ -64,7 +66,7 @@ def test_a_wrong_folder_is_one_line(root, tmp_path):
 
     pickled = without("pickled", "model.safetensors")
     torch.save({}, pickled / "pytorch_model.bin")
-    with pytest.raises(DataError, match=r"pickled: this model of clip does not load: .*safetensors"):
+    with pytest.raises(DataError, match=r"pickled: has no model\.safetensors; other files of weights are not"):
         Embedder.load(pickled)
     words = without(
         "words", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"
@@ -83,6 +85,31 @@ def test_a_wrong_folder_is_one_line(root, tmp_path):
         Embedder.load(other)
     with pytest.raises(ConfigError, match=r"evaluate.image_px is 64, but a model of clip has one size: null"):
         Embedder.load(whole, 64)
+
+
+def test_a_folder_is_read_inside_itself_and_is_no_deeper_than_its_weights(root, tmp_path):
+    def copied(name):
+        return shutil.copytree(write(root, "clip"), tmp_path / name)
+
+    def refusal(folder):
+        with pytest.raises(DataError) as error:
+            Embedder.load(folder)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    link = copied("link")
+    (link / "model.safetensors").unlink()
+    (link / "model.safetensors").symlink_to(root / "clip/model.safetensors")
+    assert "link/model.safetensors: no file of this folder" in refusal(link)
+    index = copied("index")
+    (index / "model.safetensors").rename(tmp_path / "model.safetensors")
+    names = dict.fromkeys(load_file(tmp_path / "model.safetensors"), "../model.safetensors")
+    (index / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    assert "index.json: names weights that are no files of this folder" in refusal(index)
+    deep = copied("deep")
+    text = (deep / "config.json").read_text()
+    (deep / "config.json").write_text(text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 10000000'))
+    assert "config.json: 10000000 layers, but the weights have " in refusal(deep)
 
 
 def test_no_code_of_a_folder_runs(root, tmp_path):

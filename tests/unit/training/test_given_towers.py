@@ -39,8 +39,7 @@ def of_image(file):
 
 
 def of_text(folder):
-    file = next(folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file())
-    return pretrain_config(text_weights={"path": str(folder), "sha256": sha256_file(file)})
+    return pretrain_config(text_weights={"path": str(folder), "sha256": sha256_file(folder / "model.safetensors")})
 
 
 def refusal(recipe, tokenizer, config=None):
@@ -130,7 +129,7 @@ def test_a_bert_computes_what_transformers_does(bert, tmp_path):
     }
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    torch.save(weights, tmp_path / "pytorch_model.bin")  # the names, and the format, of the first BERTs
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})  # the names of the first BERTs
     older = given_weights(model, of_text(tmp_path), tokenizer)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in older.items()) and len(older) > 20
 
@@ -152,12 +151,11 @@ def test_what_is_no_bert_is_one_line(bert, tmp_path):
     assert "not complete: encoder.layer.0.output.dense.weight missing" in refusal(of_text(copy), tokenizer)
     (copy / "model.safetensors").write_bytes(b"not weights")
     assert "does not load" in refusal(of_text(copy), tokenizer)
-    (copy / "model.safetensors").unlink()
-    torch.save(Hostile(tmp_path / "ran"), copy / "pytorch_model.bin")
-    assert "does not load" in refusal(of_text(copy), tokenizer) and not (tmp_path / "ran").exists()
     (copy / "config.json").write_text("{}")
     assert f"pretrain.text_weights: {copy}: " in refusal(of_text(copy), tokenizer)
-    (copy / "pytorch_model.bin").unlink()
-    assert "no text encoder here: expected config.json, and model.safetensors or pytorch_model.bin" in refusal(
+    (copy / "model.safetensors").unlink()
+    torch.save(Hostile(tmp_path / "ran"), copy / "pytorch_model.bin")
+    assert "no text encoder here: expected config.json and model.safetensors" in refusal(
         pretrain_config(text_weights={"path": str(copy), "sha256": "a" * 64}), tokenizer
     )
+    assert not (tmp_path / "ran").exists()

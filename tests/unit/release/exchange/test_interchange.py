@@ -1,6 +1,10 @@
 """Models to and from `transformers.AlignModel`."""
 
+import hashlib
 import io
+import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AlignConfig, AlignModel, AlignProcessor, AutoProcessor, EfficientNetImageProcessor
 
+from align.cli import main
 from align.errors import DataError
-from align.formats.model_folder import tokenizer_of
+from align.formats.model_folder import read_config, tokenizer_of
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import ImageTower, estimate_statistics, initialise
 from align.model.preprocess import centre_crop, decode, to_pixels
@@ -23,10 +28,10 @@ NATIVE = TINY.model_copy(update={"embed_width": ImageTower(TINY).width})
 TEXTS = ["a red heart", "the yellow sun", "a blue star " * 20]
 
 
-@pytest.fixture
-def ours(tmp_path):
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
     """A model at native width with its statistics estimated, and its tokenizer."""
-    tokenizer_dir = tokenizer_of(write(tmp_path / "ours"))
+    tokenizer_dir = tokenizer_of(write(tmp_path_factory.mktemp("ours")))
     torch.manual_seed(0)
     model = DualEncoder(NATIVE, TextTokenizer.load(tokenizer_dir, NATIVE.max_tokens).vocab_size)
     estimate_statistics(model.vision_model, [pixels(8)])
@@ -101,6 +106,17 @@ def upstream(ours, tmp_path, **text):
     return model.eval(), directory
 
 
+@pytest.fixture(scope="module", name="whole")
+def _whole(ours, tmp_path_factory):
+    return upstream(ours, tmp_path_factory.mktemp("upstream"))[1]
+
+
+@pytest.fixture
+def directory(whole, tmp_path):
+    """A folder of its own as upstream writes it."""
+    return shutil.copytree(whole, tmp_path / "hf")
+
+
 def test_an_upstream_folder_becomes_ours(ours, tmp_path):
     theirs, directory = upstream(ours, tmp_path)
     model, tokenizer = read_hugging_face(directory, batch_norm_group=16)
@@ -154,15 +170,14 @@ def test_another_architecture_is_refused(change, message):
     ("breakage", "message"),
     [
         ("config", "it has no config.json"),
-        ("tokenizer", "not an ALIGN model in Hugging Face's format"),
-        ("temperature", r"temperature -0\.5"),
-        ("weights", r"not complete: text_projection\.weight"),
-        ("shapes", "the weights do not load"),
-        ("no weights", "the weights do not load"),
+        ("tokenizer", r"there is no tokenizer\.json"),
+        ("temperature", "its temperature divides the cosine and must be a positive number"),
+        ("weights", r"model\.safetensors: does not load: text_projection\.weight is missing"),
+        ("shapes", r"model\.safetensors: does not load: text_projection\.weight is 3x3, expected "),
+        ("no weights", r"model\.safetensors: no such file"),
     ],
 )
-def test_a_broken_folder_is_a_clear_error(ours, tmp_path, breakage, message):
-    _, directory = upstream(ours, tmp_path)
+def test_a_broken_folder_is_a_clear_error(directory, breakage, message):
     weights = load_file(directory / "model.safetensors")
     if breakage == "config":
         (directory / "config.json").unlink()
@@ -180,3 +195,125 @@ def test_a_broken_folder_is_a_clear_error(ours, tmp_path, breakage, message):
         (directory / "model.safetensors").unlink()
     with pytest.raises(DataError, match=message):
         read_hugging_face(directory, batch_norm_group=16)
+
+
+def changed(directory, name, **values):
+    """Changes keys of a JSON file, `text_config__vocab_size` that of an object in it."""
+    document = json.loads((directory / name).read_text())
+    for key, value in values.items():
+        outer, _, inner = key.rpartition("__")
+        (document[outer] if outer else document)[inner] = value
+    (directory / name).write_text(json.dumps(document))
+
+
+def moved_out(directory, name):
+    target = directory.parent / "elsewhere"
+    target.mkdir()
+    return (directory / name).rename(target / name)
+
+
+def index_of_weights(directory):
+    file = moved_out(directory, "model.safetensors")
+    names = dict.fromkeys(load_file(file), "../elsewhere/model.safetensors")
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def pickled(directory):
+    torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+
+
+def pipe(directory):
+    (directory / "preprocessor_config.json").unlink()
+    os.mkfifo(directory / "preprocessor_config.json")
+
+
+HOSTILE = {
+    "a link out": (
+        lambda folder: (folder / "model.safetensors").symlink_to(moved_out(folder, "model.safetensors")),
+        "model.safetensors: no file of this folder",
+    ),
+    "a configuration elsewhere": (
+        lambda folder: (folder / "config.json").symlink_to(moved_out(folder, "config.json")),
+        "config.json: no file of this folder",
+    ),
+    "a link to itself": (
+        lambda folder: (folder / "more").symlink_to(folder / "more"),
+        "more: no file of this folder",
+    ),
+    "a pipe": (pipe, "preprocessor_config.json: no file of this folder"),
+    "an index of weights elsewhere": (index_of_weights, "names weights that are no files of this folder"),
+    "a pickle": (pickled, "model.safetensors: no such file"),
+    "10 million layers": (
+        lambda folder: changed(folder, "config.json", text_config__num_hidden_layers=10**7),
+        "tensors, its configuration more layers",
+    ),
+    "as deep": (
+        lambda folder: changed(folder, "config.json", vision_config__depth_coefficient=1e7),
+        "tensors, its configuration more layers",
+    ),
+    "as wide": (
+        lambda folder: changed(folder, "config.json", vision_config__width_coefficient=1e4),
+        "model.safetensors: does not load: vision_projection.weight is missing",
+    ),
+    "wide words": (
+        lambda folder: changed(
+            folder, "config.json", text_config__hidden_size=2**20, text_config__intermediate_size=2**22
+        ),
+        "model.safetensors: does not load: text_model.",
+    ),
+    "large pictures": (
+        lambda folder: changed(folder, "preprocessor_config.json", size={"height": 10**6, "width": 10**6}),
+        "less than or equal to 4096",
+    ),
+    "a text for a number": (
+        lambda folder: changed(folder, "config.json", text_config__hidden_size="wide"),
+        "not an ALIGN model in Hugging Face's format",
+    ),
+    "a list of towers": (
+        lambda folder: changed(folder, "config.json", vision_config=[[]]),
+        "not an ALIGN model in Hugging Face's format",
+    ),
+    "no number of tokens": (
+        lambda folder: changed(folder, "tokenizer_config.json", model_max_length="many"),
+        "not an ALIGN model in Hugging Face's format",
+    ),
+    "a number of 5,000 digits": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "align", "seed": 1' + "0" * 5000 + "}"),
+        "no ALIGN model in Hugging Face's format",
+    ),
+    "a processor that is a list": (
+        lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
+        "preprocessor_config.json: not a JSON object",
+    ),
+    "no processor": (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        "preprocessor_config.json: no such file",
+    ),
+    "brackets": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("[" * 10**5),
+        "tokenizer_config.json: not valid JSON",
+    ),
+    "a whole disk of JSON": (
+        lambda folder: os.truncate(folder / "tokenizer_config.json", 10**12),
+        "tokenizer_config.json: larger than 32 MiB",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_folder_of_a_stranger_is_read_inside_itself_and_refused_in_one_line(directory, tmp_path, capsys, case):
+    change, message = HOSTILE[case]
+    change(directory)
+    capsys.readouterr()
+    assert main(["import_model", "--from", str(directory), "--out", str(tmp_path / "out")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0], lines
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_imported_names_the_digest_of_what_was_read(directory, tmp_path):
+    torch.save({}, directory / "pytorch_model.bin")  # not read, so of no consequence
+    assert main(["import_model", "--from", str(directory), "--out", str(tmp_path / "out")]) == 0
+    digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+    assert read_config(tmp_path / "out").imported.weights == digest

@@ -221,7 +221,7 @@ COMMANDS = {
     ),
     "export": Verb(
         "align.release.exchange.export",
-        "export a model for transformers, onnxruntime or torch, and check it against ours",
+        "export a model for transformers, open_clip or onnxruntime, and check it against ours",
         (),
         ("align export --format hf --out exported", "align export --format align --checkpoint best --out models/best"),
         commands.export,

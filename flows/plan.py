@@ -151,11 +151,11 @@ def _export(params: Params) -> list[str]:
     model = params.section(ModelConfig)
     if model.libraries:
         towers = " and ".join(model.libraries)
-        line = f"transformers' AlignModel cannot hold towers of {towers}; export it for onnx or torch"
+        line = f"transformers' AlignModel cannot hold towers of {towers}; export it for onnx"
         return [line + (", or for open_clip if it builds this one" if towers == "timm" else "; nor can open_clip")]
     width = image_width(model)
     line = f"model.embed_width {model.embed_width} is not {width}, the image tower's own: transformers' AlignModel"
-    return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip, onnx or torch"]
+    return [] if model.embed_width == width else [f"{line} cannot hold it; export it for open_clip or onnx"]
 
 
 def _needs(run: RunContext) -> tuple[dict[str, dict[str, Any]], str | None]:

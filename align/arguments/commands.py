@@ -155,7 +155,7 @@ def ready(parser: ArgumentParser) -> None:
 
 def export(parser: ArgumentParser) -> None:
     """Arguments of `align export`."""
-    formats = ("align", "hf", "open_clip", "onnx", "torch")
+    formats = ("align", "hf", "open_clip", "onnx")
     what = "align: a model folder, such as finetune.from; hf is for transformers.AlignModel"
     parser.add_argument("--format", choices=formats, required=True, help=what)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder; replaced whole")

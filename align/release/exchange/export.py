@@ -1,4 +1,4 @@
-"""export: a trained model -> a folder for other tools: transformers, onnxruntime, or torch without this code.
+"""export: a trained model -> a folder for other tools: transformers, open_clip or onnxruntime.
 
 Before the folder appears, a check compares its embeddings with the model's, on images and texts of the evaluation sets,
 of the test split where there are none, or on given ones. A folder that differs is not written.
@@ -35,14 +35,14 @@ from align.formats.shards import MANIFEST
 from align.model.dual_encoder import DualEncoder
 from align.model.embedder import load_with_tokenizer
 from align.model.preprocess import centre_crop, decode, to_pixels
-from align.release.exchange.programs import read_programs, write_programs
+from align.release.exchange.onnx import read_onnx, write_onnx
 from align.release.exchange.readme import write_readme
 from align.services.dvc.outs import require_no_out
 from align.services.files.files import StoreFiles
 from align.services.s3.store import fetcher
 
 T = TypeVar("T")
-Format = Literal["align", "hf", "open_clip", "onnx", "torch"]
+Format = Literal["align", "hf", "open_clip", "onnx"]
 Encoders = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
 
 #: Largest allowed difference between coordinates of unit vectors.
@@ -81,8 +81,7 @@ def export(
     """Writes the folder if the check passes.
 
     Args:
-        kind: `align`: a model folder of ours; `hf`: for transformers.AlignModel; `open_clip`; `onnx`;
-            `torch`: for torch.export.load.
+        kind: `align`: a model folder of ours; `hf`: for transformers.AlignModel; `open_clip`; `onnx`.
         model_dir: a model folder.
         samples: inputs of the check.
         out: replaced whole.
@@ -119,8 +118,8 @@ def export(
             write_hugging_face(model, tokenizer_dir, part)
             encode = _hugging_face(part, samples.texts, ids, mask)
         else:
-            write_programs(model, tokenizer_dir, part, kind)
-            encode = read_programs(part, kind)
+            write_onnx(model, tokenizer_dir, part)
+            encode = read_onnx(part)
         parity = compare(model, encode, pixels, ids, mask)
         if not (parity.image <= TOLERANCE and parity.text <= TOLERANCE):  # NaN fails, too
             raise DataError(

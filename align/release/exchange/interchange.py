@@ -115,7 +115,7 @@ def write_hugging_face(model: DualEncoder, tokenizer_dir: Path, directory: Path)
         raise DataError(
             f"embed_width {model.config.embed_width} is not the image tower's own width {width}: "
             f"transformers.AlignModel has no image projection, so it cannot hold this model. Train with "
-            f"model.embed_width={width}, or export to open_clip, onnx or torch"
+            f"model.embed_width={width}, or export to open_clip or onnx"
         )
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights.pop("logit_bias", None)  # moves no embedding

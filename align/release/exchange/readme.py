@@ -29,14 +29,14 @@ texts = open_clip.get_tokenizer("local-dir:.")(["a red fox", "an owl"])
 image = model.encode_image(preprocess(Image.open("picture.jpg"))[None], normalize=True)
 print(image @ model.encode_text(texts, normalize=True).T)
 """
-_PROGRAMS = """
+_ONNX = """
 import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 from PIL import Image
 from tokenizers import Tokenizer
-{imports}
 
 known = json.loads(Path("interface.json").read_text())
 side, edge = known["resize_px"], (known["resize_px"] - known["image_px"]) // 2
@@ -44,28 +44,17 @@ picture = Image.open("picture.jpg").convert("RGB").resize((side, side), Image.Re
 pixels = np.asarray(picture)[edge : edge + known["image_px"], edge : edge + known["image_px"]]
 pixels = (pixels / 127.5 - 1).astype("float32").transpose(2, 0, 1)[None]
 ids = np.array([Tokenizer.from_file("tokenizer.json").encode("a red fox").ids])
-{run}
+image = onnxruntime.InferenceSession("image_encoder.onnx").run(None, {"pixels": pixels})[0]
+inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+text = onnxruntime.InferenceSession("text_encoder.onnx").run(None, inputs)[0]
 print(image @ text.T)
 """
-_ONNX = _PROGRAMS.format(
-    imports="import onnxruntime",
-    run="""image = onnxruntime.InferenceSession("image_encoder.onnx").run(None, {"pixels": pixels})[0]
-inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-text = onnxruntime.InferenceSession("text_encoder.onnx").run(None, inputs)[0]""",
-)
-_TORCH = _PROGRAMS.format(
-    imports="import torch",
-    run="""image = torch.export.load("image_encoder.pt2").module()(torch.from_numpy(pixels))
-ids = torch.from_numpy(ids)
-text = torch.export.load("text_encoder.pt2").module()(ids, torch.ones_like(ids))""",
-)
 #: Format -> what is installed for it, and the lines of use.
 _USE = {
     "align": ("align-mlops", _ALIGN),
     "hf": ("transformers torch pillow", _HF),
     "open_clip": ("open_clip_torch timm transformers", _OPEN_CLIP),
     "onnx": ("onnxruntime tokenizers pillow", _ONNX),
-    "torch": ("torch tokenizers pillow", _TORCH),
 }
 
 

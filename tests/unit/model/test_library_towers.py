@@ -19,7 +19,7 @@ from align.model.embedder import Embedder
 from align.model.image_tower import estimate_statistics
 from align.model.tokenizer import TextTokenizer
 from align.pipeline import estimate
-from align.release.exchange import programs
+from align.release.exchange import onnx
 from align.release.exchange.export import ParitySamples, export
 from align.release.packaging.package import package
 from align.training.ranks.process_group import launch
@@ -248,9 +248,9 @@ def test_the_model_is_tuned_at_another_size_and_travels(trained, tmp_path):
 @torch.no_grad()
 def test_t5_becomes_an_onnx_program(tmp_path):
     model = built(shaped(text=T5, pooling="mean")).eval()
-    with programs._quiet():
-        program = programs._traced(programs._plain(model))["text_encoder"]
-        programs._save_onnx(program, tmp_path / "text_encoder.onnx")
+    with onnx._quiet():
+        program = onnx._traced(onnx._plain(model))["text_encoder"]
+        onnx._save_onnx(program, tmp_path / "text_encoder.onnx")
     ids = torch.randint(1, NUM_WORDS, (3, 7))
     mask = (torch.arange(7) < torch.tensor([7, 2, 4])[:, None]).long()
     (found,) = onnxruntime.InferenceSession(tmp_path / "text_encoder.onnx").run(

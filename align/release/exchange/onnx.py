@@ -1,4 +1,4 @@
-"""Both towers as programs that run without this code: ONNX files, or programs of `torch.export`.
+"""Both towers as ONNX files, which run without this code.
 
     image_encoder   pixels (B, 3, image_px, image_px) float32 in [-1, 1]            -> image_embeds (B, D)
     text_encoder    input_ids, attention_mask (B, T) int64, T at most max_tokens    -> text_embeds (B, D)
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,6 @@ from align.formats.model_folder import TOKENIZER, TOKENIZER_CONFIG
 from align.model.dual_encoder import DualEncoder
 from align.model.library_towers import TransformersTextTower
 from align.model.mbconv import DepthwiseConv2d
-
-ProgramFormat = Literal["onnx", "torch"]
 
 #: Larger weights are stored in a separate file next to the graph: protobuf is limited to 2 GB.
 _LARGEST_ONNX_BYTES = 1_500_000_000
@@ -56,20 +54,16 @@ class _TextEncoder(nn.Module):
         return self.model.encode_text(input_ids, attention_mask)
 
 
-def write_programs(model: DualEncoder, tokenizer_dir: Path, directory: Path, kind: ProgramFormat) -> None:
+def write_onnx(model: DualEncoder, tokenizer_dir: Path, directory: Path) -> None:
     """Writes both encoders, the tokenizer and `interface.json` into an existing folder.
 
     Raises:
-        ConfigError: the format is onnx, and the packages that write it are not installed.
+        ConfigError: the packages that write ONNX are not installed.
     """
-    if kind == "onnx":
-        _require_onnx()
+    _require_onnx()
     with _quiet():
         for name, program in _traced(_plain(model)).items():
-            if kind == "onnx":
-                _save_onnx(program, directory / f"{name}.onnx")
-            else:
-                torch.export.save(program, directory / f"{name}.pt2")
+            _save_onnx(program, directory / f"{name}.onnx")
     for file in (TOKENIZER, TOKENIZER_CONFIG):
         if (tokenizer_dir / file).is_file():
             shutil.copyfile(tokenizer_dir / file, directory / file)
@@ -167,15 +161,12 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def read_programs(directory: Path, kind: ProgramFormat) -> tuple[Any, Any]:
-    """The two encoders of a folder written by `write_programs`, run by torch or onnxruntime on the CPU."""
-    if kind == "onnx":
-        return _onnx_encoder(directory / "image_encoder.onnx"), _onnx_encoder(directory / "text_encoder.onnx")
-    image, text = (torch.export.load(directory / f"{name}.pt2") for name in ("image_encoder", "text_encoder"))
-    return image.module(), text.module()
+def read_onnx(directory: Path) -> tuple[Any, Any]:
+    """The two encoders of a folder written by `write_onnx`, run by onnxruntime on the CPU."""
+    return _encoder(directory / "image_encoder.onnx"), _encoder(directory / "text_encoder.onnx")
 
 
-def _onnx_encoder(path: Path) -> Any:
+def _encoder(path: Path) -> Any:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 checkpointed.model_of_checkpoint(params, args.checkpoint, args.model)
             if args.verb in ("pretrain", "finetune") and (names := params.values[args.verb]["validate_on"]):
                 args.validation = importlib.import_module("align.pipeline.validation").set_validation(params, names)
-            apart = args.verb == "evaluate" and (args.log is not None or args.suite is not None)
+            apart = args.verb == "evaluate" and args.log is not None
             module = "align.pipeline.logged_evaluation" if apart else VERBS[args.verb].module
             importlib.import_module(module).main(params, args)
         if VERBS[args.verb].moves_aliases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -23,15 +24,15 @@ _Words = Field(min_length=1, max_length=_MAX_WORDS, json_schema_extra={"pattern"
 
 @flow(flow_run_name="evaluate", on_completion=[end_record], on_failure=[end_record])
 def evaluate(
-    suite: Annotated[str, _Words] = "demo",
+    suite: Annotated[str, _Words] = "infra/suites/demo.yaml",
     model: Annotated[str, _Words] = "champion",
     name: Annotated[str, Field(max_length=_MAX_NAME, json_schema_extra=NO_LOGIN)] = "",
 ) -> str:
-    """Measures a model on the sets of a suite; the result is a run in MLflow, below the run that made the model.
+    """Measures a model on the sets of a suite; the result is a run in MLflow, below the run that made the version.
 
     Args:
-        suite: the sets and what is measured on them: a name of infra/suites, or a YAML file of the checkout or in S3.
-        model: a registered version, by its number or alias; or a folder of the checkout, such as models/finetuned.
+        suite: the sets and what is measured on them: a YAML file of the checkout.
+        model: an alias, or models:/NAME/NUMBER, of MLflow; or a folder of the checkout, such as models/finetuned.
         name: of the run in MLflow; empty: the model and the suite.
 
     Returns:
@@ -44,11 +45,12 @@ def evaluate(
     suite, model, name = visible(suite.strip()), visible(model.strip()), visible(without_logins(name.strip()))
     with in_progress(name) as record, tempfile.TemporaryDirectory(prefix="align-") as folder:
         for asked in (suite, model):
-            if "/" in asked and not asked.startswith("s3://"):
+            if not asked.startswith("models:/"):
                 inside(Path.cwd(), asked)
         progress = Path(folder) / "progress.json"
         with run_page(record.name) as page:
             page.watch(progress, ())
-            lines = command("evaluate", (f"--model={model}", f"--suite={suite}", f"--log={name}"), progress)
+            sets = f"--set=paths.evaluation={json.dumps(suite)}"
+            lines = command("evaluate", (f"--model={model}", sets, f"--log={name}"), progress)
         put_markdown("summary", "what was measured", fenced_markdown(lines))
         return last_line(lines)

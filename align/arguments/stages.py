@@ -65,7 +65,7 @@ def evaluate(parser: ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="measure this model folder, ours or one of transformers (CLIP, SigLIP, ALIGN) or open_clip, instead of "
-        "the fine-tuned model; --reports says where to. With --log also a registered version, by number or alias",
+        "the fine-tuned model; --reports says where to. With --log also an alias, or models:/NAME/NUMBER, of MLflow",
     )
     checkpoint(one)
     parser.add_argument(
@@ -87,13 +87,7 @@ def evaluate(parser: ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="NAME",
-        help="with --model: the result is a run in MLflow of this name, below the run that made the model",
-    )
-    parser.add_argument(
-        "--suite",
-        metavar="SUITE",
-        help="with --log: measure these sets, not those of paths.evaluation: a name of infra/suites, or a YAML file, "
-        "also in S3",
+        help="with --model: the result is a run in MLflow of this name, below the run that made the version",
     )
 
 

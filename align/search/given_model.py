@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from align.config import Params
 from align.config.paths import PathsConfig
@@ -15,6 +17,10 @@ from align.config.release import RegisterConfig
 from align.durable.files import replace_directory
 from align.errors import DataError
 from align.formats.model_folder import model_digest, unpacked
+from align.services.tracking.registry import Version
+
+if TYPE_CHECKING:
+    from align.services.tracking.tracker import Tracker
 
 _FETCHED = Path(".align/models")
 _VERSION = re.compile(r"models:/(?P<model>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>[1-9][0-9]*))")
@@ -33,17 +39,28 @@ def given_model(named: str | None, params: Params) -> Path:
     """
     if named is None:
         return params.section(PathsConfig).finetuned
-    if named.isidentifier() and not Path(named).is_dir():
-        named = f"models:/{params.section(RegisterConfig).model_name}@{named}"
-    with model_files(named) as files:
+    source = _address(named, params)
+    with model_files(source) as files:
         folder = unpacked(files)
-        if not named.startswith("models:"):
+        if not source.startswith("models:"):
             return folder
         kept = _FETCHED / model_digest(folder)[:16]
         if not kept.is_dir():
             with replace_directory(kept, "given_model") as part:
                 shutil.copytree(folder, part, dirs_exist_ok=True)
         return kept
+
+
+def given_version(named: str, params: Params) -> Version | None:
+    """The version that `--model` names; None if it names a folder. Raises as `given_model`."""
+    source = _address(named, params)
+    return _registered(source)[1] if source.startswith("models:") else None
+
+
+def _address(named: str, params: Params) -> str:
+    if named.isidentifier() and not os.path.isdir(named):  # noqa: PTH112 - False if the name is too long
+        return f"models:/{params.section(RegisterConfig).model_name}@{named}"
+    return named
 
 
 @contextmanager
@@ -59,12 +76,18 @@ def model_files(source: str) -> Iterator[Path]:
     """
     if not source.startswith("models:"):
         folder = Path(source)
-        if not folder.is_dir():
+        if not os.path.isdir(source):  # noqa: PTH112 - as above
             raise DataError(
                 f"{source}: no such folder; give a model folder, or a version such as models:/align@champion"
             )
         yield folder
         return
+    tracker, version = _registered(source)
+    with TemporaryDirectory(prefix="align-") as scratch:
+        yield tracker.model_files(version, Path(scratch))
+
+
+def _registered(source: str) -> tuple[Tracker, Version]:
     found = _VERSION.fullmatch(source)
     if found is None:
         raise DataError(f"{source}: not a version of the registry; write models:/align@champion or models:/align/3")
@@ -81,5 +104,4 @@ def model_files(source: str) -> Iterator[Path]:
         version = next((each for each in versions if each.number == int(found["number"])), None)
     if version is None:
         raise DataError(f"{source}: no such version in MLflow at {tracker.uri}; `align champion` lists them")
-    with TemporaryDirectory(prefix="align-") as scratch:
-        yield tracker.model_files(version, Path(scratch))
+    return tracker, version

@@ -14,6 +14,8 @@ from tests.support.colours import COLOURS, square
 from tests.support.local_stack import ENDS, PATIENCE_S
 from tests.support.suites import suite
 
+SUITE = "infra/suites/squares.yaml"
+
 
 def artifacts(stack, run):
     """Key -> newest artifact of the flow run itself."""
@@ -76,7 +78,7 @@ def test_parts_of_the_pipeline(stack):
 
 @pytest.fixture(scope="module")
 def measurable(stack, tmp_path_factory):
-    """Squares as a suite `squares`, and a model: models/ours, and version 1 of another registered model, its champion.
+    """Squares as a suite, and a model: models/ours, and version 1 of another registered model, its champion.
 
     Not of `stub`, whose champion the search service would load.
     """
@@ -91,7 +93,7 @@ def measurable(stack, tmp_path_factory):
             (folder / "1.jpg").write_bytes(square(name, shade=shade))
     (stack.root / "infra/suites").mkdir(parents=True)
     entry = {"name": "squares", "path": "squares", "format": "folder", "tasks": ["zero_shot", "knn"]}
-    suite(stack.root / "infra/suites", entry).rename(stack.root / "infra/suites/squares.yaml")
+    suite(stack.root / "infra/suites", entry).rename(stack.root / SUITE)
     tracker = Tracker(f"sqlite:///{stack.root}/mlflow.db")
     made = tracker.start_run("another experiment", "made")
     packaged = tmp_path_factory.mktemp("packaged")
@@ -111,8 +113,8 @@ def measure(stack, **form):
 def test_a_model_is_measured_below_the_run_that_made_it(stack, measurable):
     """Two at once on the same embeddings; one of a version, one of a folder whose run is not known."""
     asked = [
-        measure(stack, suite="squares", name="by `alias` | <b>"),
-        measure(stack, suite="squares", model="models/ours"),
+        measure(stack, suite=SUITE, name="by `alias` | <b>"),
+        measure(stack, suite=SUITE, model="models/ours"),
     ]
     for run in asked:
         assert stack.wait_for(run, *ENDS) == "COMPLETED", stack.logs(run)
@@ -123,7 +125,7 @@ def test_a_model_is_measured_below_the_run_that_made_it(stack, measurable):
     assert first.tags["mlflow.parentRunId"] == parent and first.experiment_id == measurable.run(parent).experiment_id
     assert "mlflow.parentRunId" not in second.tags and second.experiment_id != first.experiment_id
     assert (first.status, second.status) == ("FINISHED", "FINISHED")
-    assert (first.name, second.name) == ("by `alias` | <b>", "models/ours on squares")
+    assert (first.name, second.name) == ("by `alias` | <b>", f"models/ours on {SUITE}")
     assert first.params["model"] == "measured version 1" and second.params["model"] == "models/ours"
     same = ("model_digest", "suite", "suite_digest", "set.squares", "sets", "evaluate.seed")
     assert [first.params[name] for name in same] == [second.params[name] for name in same]
@@ -147,10 +149,10 @@ def test_a_model_is_measured_below_the_run_that_made_it(stack, measurable):
 
 
 def test_a_wrong_name_is_one_line_before_anything_is_measured(stack, measurable):
-    run = measure(stack, suite="squares", model="8")
+    run = measure(stack, suite=SUITE, model="models:/measured/8")
     assert stack.wait_for(run, *ENDS) == "FAILED"
     message = stack.ask(f"/flow_runs/{run}")["state"]["message"]
-    assert "model 'measured' has no version 8; it has 1" in message and "Traceback" not in "".join(stack.logs(run))
+    assert "models:/measured/8: no such version in MLflow" in message and "Traceback" not in "".join(stack.logs(run))
     assert measurable.runs(f"tags.`align.flow_run` = '{run}'") == [] and "summary" not in artifacts(stack, run)
     assert not any(line.startswith("evaluate: ") for line in stack.logs(run))
 

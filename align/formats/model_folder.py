@@ -57,11 +57,10 @@ class ModelFolderConfig(StoredModel):
         vocab_size: rows of the word embedding.
         stage: the stage that wrote the folder.
         imported: where the weights come from with which training here began; None if it began from scratch.
-        trained_on: digests of the shards that changed the weights here, in order; None in folders of versions that did
-            not record it.
+        trained_on: digests of the shards that changed the weights here, in order.
         not_gated: those of `trained_on` that no quality gate has judged: tars that others made. Not written if empty.
         chosen: which weights of a run these are, or of which models a blend; None: those after the last step.
-        weights_sha256: hex sha256 of model.safetensors; None in folders of versions that did not record it.
+        weights_sha256: hex sha256 of model.safetensors; None until it is written.
     """
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -69,7 +68,7 @@ class ModelFolderConfig(StoredModel):
     vocab_size: int
     stage: str
     imported: Imported | None = None
-    trained_on: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    trained_on: Annotated[tuple[str, ...], Field(strict=False)]
     not_gated: Annotated[tuple[str, ...], Field(strict=False)] = ()
     chosen: dict[str, str | int | float] | None = None
     weights_sha256: str | None = None
@@ -77,7 +76,7 @@ class ModelFolderConfig(StoredModel):
     @property
     def saw_no_shards(self) -> bool:
         """Whether all data that changed the weights here are tars that others made."""
-        return bool(self.not_gated) and set(self.not_gated) == set(self.trained_on or ())
+        return bool(self.not_gated) and set(self.not_gated) == set(self.trained_on)
 
     def to_text(self) -> str:
         """The text of the file."""
@@ -204,7 +203,7 @@ def tokenizer_of(directory: Path) -> Path:
     """The folder of a model's tokenizer.
 
     Raises:
-        DataError: the model folder has none, as in versions that kept it elsewhere.
+        DataError: the model folder has none.
     """
     folder = directory / TOKENIZER_FOLDER
     if not (folder / TOKENIZER).is_file():

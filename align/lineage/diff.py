@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from align.config import Params
@@ -25,7 +24,7 @@ from align.config.paths import PathsConfig
 from align.display.console import show, show_json
 from align.durable.files import to_json
 from align.errors import DataError
-from align.formats.filtered import DECISIONS, FACTS, IMAGES, parts_of, pattern_of
+from align.formats.filtered import DECISIONS, IMAGES, parts_of, pattern_of
 from align.interfaces.sql import Engine
 from align.lineage.versions.data_versions import DataVersions
 from align.services.engine import open_engine
@@ -130,20 +129,8 @@ def _summary(sql: Engine, tables: VersionTables, which: str) -> VersionSummary:
     if not any(tables.raw.glob("*.parquet")):
         raise DataError(f"{tables.name}: no tables of data/raw")
     sql.view(f"raw_{which}", tables.raw / "*.parquet")
-    sql.view(f"decisions_{which}", pattern_of(tables.filtered, DECISIONS))
+    sql.view("decisions", pattern_of(tables.filtered, DECISIONS))
     sql.view("images", tables.filtered / IMAGES)
-    facts = parts_of(tables.filtered, FACTS)
-    languages = bool(facts) and "language" in pq.read_schema(facts[0]).names
-    if languages:
-        sql.view("facts", pattern_of(tables.filtered, FACTS))
-        languages = sql.rows("SELECT count(language) FROM facts")[0][0] > 0
-    joined = f"decisions_{which} LEFT JOIN facts ON facts.key = decisions_{which}.key"
-    sql.table(
-        "decisions",
-        f"SELECT decisions_{which}.*, facts.language FROM {joined}"
-        if languages
-        else f"SELECT * FROM decisions_{which}",
-    )
     sql.table(
         f"pairs_{which}",
         f"""
@@ -161,7 +148,7 @@ def _summary(sql: Engine, tables: VersionTables, which: str) -> VersionSummary:
         num_pairs=sum(states.values()),
         num_kept=states.get(KEPT, 0),
         states=dict(sorted(states.items())),
-        distributions=distributions(sql.rows, languages=languages),
+        distributions=distributions(sql.rows),
     )
 
 

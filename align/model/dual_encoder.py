@@ -181,7 +181,7 @@ def save_model(
     *,
     stage: str,
     imported: Imported | None = None,
-    trained_on: tuple[str, ...] | None = None,
+    trained_on: tuple[str, ...] = (),
     not_gated: tuple[str, ...] = (),
     chosen: dict[str, str | int | float] | None = None,
 ) -> None:

@@ -54,8 +54,7 @@ def blend(models: Sequence[Path], alpha: float, out: Path, *, shards: Path, stor
         tensor.copy_(torch.lerp(tensor, other[name], alpha) if tensor.is_floating_point() else other[name])
     if 0 < alpha < 1 and moved and any(name.endswith("running_var") for name in images):
         estimate_from_shards(model, shards, tar_reader(store))
-    known = a.trained_on is not None and b.trained_on is not None
-    trained_on = tuple(dict.fromkeys((*(a.trained_on or ()), *(b.trained_on or ())))) if known else None
+    trained_on = tuple(dict.fromkeys((*a.trained_on, *b.trained_on)))
     chosen: dict[str, str | int | float] = {"alpha": alpha, "of": " ".join(map(weights_digest, models))}
     not_gated = tuple(dict.fromkeys((*a.not_gated, *b.not_gated)))
     save_model(

@@ -160,7 +160,7 @@ def _is_ours(service: Mapping[str, Any], root: Path) -> bool:
     try:
         process = psutil.Process(service["pid"])
         ended = process.status() == psutil.STATUS_ZOMBIE
-        same = service["created"] in (created(process.pid), process.create_time())  # of earlier versions
+        same = service["created"] == created(process.pid)
         return not ended and same and Path(process.cwd()).samefile(root)
     except (psutil.Error, OSError):
         return False

@@ -126,16 +126,16 @@ def save_trained(plan: TrainingPlan, model: DualEncoder, step: int, choice: str,
 
 
 def _history(plan: TrainingPlan) -> dict[str, Any]:
-    """Where the weights began, and the data that changed them; None if the model to start from does not say."""
+    """Where the weights began, and the data that changed them."""
     data, not_gated = (plan.data.digest, *(more.digest for more in plan.recipe.extra_shards)), plan.data.not_gated
     if plan.inputs.initial is None:
         given = names_of(plan.recipe)
         imported = None if given is None else Imported(folder=given[0], weights=given[1])
         return {"imported": imported, "trained_on": data, "not_gated": not_gated}
     start = read_config(plan.inputs.initial)
-    before = None if start.trained_on is None else tuple(dict.fromkeys((*start.trained_on, *data)))
+    data = tuple(dict.fromkeys((*start.trained_on, *data)))
     not_gated = tuple(dict.fromkeys((*start.not_gated, *not_gated)))
-    return {"imported": start.imported, "trained_on": before, "not_gated": not_gated}
+    return {"imported": start.imported, "trained_on": data, "not_gated": not_gated}
 
 
 def _untrained(plan: TrainingPlan) -> Trained | None:

@@ -22,12 +22,12 @@ _SHORT_SIDES_PX = (100, 200, 225, 250, 275, 300, 350, 400, 500, 600, 800, 1000, 
 _MAX_LANGUAGES = 30
 
 
-def distributions(rows: Rows, *, languages: bool) -> dict[str, Distribution]:
+def distributions(rows: Rows) -> dict[str, Distribution]:
     """The histograms of the kept pairs.
 
     Args:
-        rows: runs SQL over `decisions` (key, keep, text, image_id) and `images` (image_id, width_px, height_px).
-        languages: whether `decisions` has a column `language`; without it there is no such histogram.
+        rows: runs SQL over `decisions` (key, keep, text, language, image_id) and `images` (image_id, width_px,
+            height_px).
 
     Returns:
         Name (`text_length`, `image_size`, `language`) -> distribution.
@@ -38,15 +38,13 @@ def distributions(rows: Rows, *, languages: bool) -> dict[str, Distribution]:
             rows, "least(width_px, height_px)", "decisions JOIN images USING (image_id)", _SHORT_SIDES_PX
         ),
     }
-    if languages:
-        code = "coalesce(language, 'unknown')"
-        query = f"SELECT {code} AS code, count(*) AS num FROM decisions WHERE keep GROUP BY {code}"
-        counts: list[tuple[str, int]] = sorted(rows(query), key=lambda row: (-row[1], row[0]))
-        shown = dict(counts[:_MAX_LANGUAGES])
-        if rest := sum(num for _, num in counts[_MAX_LANGUAGES:]):
-            shown["others"] = shown.get("others", 0) + rest
-        histograms["language"] = _normalised(shown)
-    return histograms
+    code = "coalesce(language, 'unknown')"
+    query = f"SELECT {code} AS code, count(*) AS num FROM decisions WHERE keep GROUP BY {code}"
+    counts: list[tuple[str, int]] = sorted(rows(query), key=lambda row: (-row[1], row[0]))
+    shown = dict(counts[:_MAX_LANGUAGES])
+    if rest := sum(num for _, num in counts[_MAX_LANGUAGES:]):
+        shown["others"] = shown.get("others", 0) + rest
+    return histograms | {"language": _normalised(shown)}
 
 
 def _shares(rows: Rows, value: str, table: str, edges: tuple[int, ...]) -> Distribution:

@@ -18,7 +18,7 @@ from align.pairs.text import MAX_CHARACTERS
 #: View -> the columns that it must have.
 COLUMNS = {
     "raw": ("url", "caption", "key", "status", "width", "height"),
-    "decisions": ("key", "keep", "reason", "reasons", "image_id", "image_key", "text"),
+    "decisions": ("key", "keep", "reason", "reasons", "image_id", "image_key", "text", "language"),
     "images": (
         "image_id",
         "image_key",
@@ -41,7 +41,7 @@ class JudgedData:
     Attributes:
         raw: data/raw.
         filtered: data/filtered, with decisions and images.parquet.
-        evaluation: the evaluation sets; data/filtered may have one more, the held-out one.
+        evaluation: the evaluation sets.
         checked_sets: the evaluation sets whose images the filter searched for, name -> sha256 of the tar.
     """
 
@@ -49,10 +49,6 @@ class JudgedData:
     filtered: Path
     evaluation: Path
     checked_sets: Mapping[str, str]
-
-    def has_languages(self) -> bool:
-        """Whether the filter detected languages."""
-        return "language" in _columns(decision_parts(self.filtered)[0])
 
     def has_text_sources(self) -> bool:
         """Whether data/raw says where texts are from."""

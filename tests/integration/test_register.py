@@ -78,7 +78,7 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
         "align.evaluation_digest": "d" * 64,
         "align.model_digest": report["digest"],
         "align.data_digest": manifest["digest"],
-        "align.trained_on": "unknown",  # an untrained model, which says nothing
+        "align.trained_on": "nothing",
     }
     page = f"{project.tracker.uri}/#/experiments/{project.experiment()}/runs?workflowType=machine_learning"
     assert project.tracker.runs_page(project.config.experiment, None) == page
@@ -301,7 +301,7 @@ def test_pictures_and_tables_are_shown_once_under_fixed_names(project):
     for name in ("same_text_to_image", "same_image_to_text", "recall"):
         Image.new("RGB", (60, 40), "navy").save(project.root / f"reports/evaluation/{name}.png")
     (project.root / "reports/evaluation/report.json").write_text(
-        json.dumps({"classes": {"drawings": {"fox": {"num_images": 4, "accuracy": 0.25}}}})
+        json.dumps({"evaluation_digest": "d", "classes": {"drawings": {"fox": {"num_images": 4, "accuracy": 0.25}}}})
     )
     run = project.tracker.start_run(project.config.experiment, "the flow's")
     for _ in range(2):  # a retry of `align register` shows nothing twice

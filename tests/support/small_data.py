@@ -138,6 +138,7 @@ RAW_SCHEMA = pa.schema(
 DECISIONS_SCHEMA = pa.schema([
     ("key", pa.string()), ("keep", pa.bool_()), ("reason", pa.string()), ("reasons", pa.list_(pa.string())),
     ("image_id", pa.string()), ("image_key", pa.string()), ("text", pa.string()),
+    ("language", pa.string()),
 ])  # fmt: skip
 IMAGES_SCHEMA = pa.schema([
     ("image_id", pa.string()), ("image_key", pa.string()), ("width_px", pa.int32()), ("height_px", pa.int32()),

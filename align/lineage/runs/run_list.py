@@ -7,7 +7,7 @@ What a run is called, and where it is kept:
     cancelled   a run in MLflow that somebody ended, by Ctrl-C or in Prefect's UI; the same run resumes it
     killed      a record whose lock is free, or a folder in .align/failed
     failed      a folder in .align/failed
-    unknown     MLflow says that it runs, and this checkout does not know it: another's, or of an earlier version
+    unknown     MLflow says that it runs, and this checkout does not know it: another's
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,10 +156,7 @@ class RunList:
         for line in (git_if_any(self._root, "for-each-ref", form, "refs/heads/run") or "").splitlines():
             commit, time, name = line.split(" ", 2)
             run = by_commit.get(commit)
-
-            def read(name: str = name) -> ComparedRun:
-                return read_run(f"run/{name}", self._root, self._paths, self._versions)
-
+            read = partial(read_run, f"run/{name}", self._root, self._paths, self._versions)
             flow_run = run.tags.get(FLOW_RUN, "") if run else ""
             yield Place(name, "finished", float(time), read, name, commit, flow_run=flow_run, tracked=run)
 
@@ -178,10 +176,7 @@ class RunList:
             worktree = Path(record.worktree) if record.worktree else self._root
             if liveness == "dead" and not worktree.is_dir():
                 continue  # its folder in .align/failed, or its branch, says more
-
-            def read(record: run_records.RunRecord = record, worktree: Path = worktree) -> ComparedRun:
-                return read_folder(record.name, worktree, self._paths if record.worktree else None)
-
+            read = partial(read_folder, record.name, worktree, self._paths if record.worktree else None)
             yield Place(
                 record.name, _IN_PROGRESS[liveness], record.started_at, read, path=_shown(worktree, self._root),
                 why={"dead": "`align runs --repair` ends it", "elsewhere": f"it is {record.host}'s"}.get(liveness, ""),
@@ -192,16 +187,13 @@ class RunList:
     def _failed(self, tracked: Sequence[TrackedRun]) -> Iterator[Place]:
         by_flow_run = {run.tags.get(ATTEMPT, "").rpartition("-")[0]: run for run in reversed(tracked)}
         for folder in sorted((self._root / FAILED).glob("[!.]*")):
-            about = _about(folder)
-
-            def read(folder: Path = folder) -> ComparedRun:
-                return read_folder(folder.name, folder, self._paths)
-
-            state: State = "killed" if about.get("state") == "killed" else "failed"
-            flow_run = about.get("flow_run", "")
+            about: dict[str, str] = json.loads((folder / "run.json").read_bytes())
+            read = partial(read_folder, folder.name, folder, self._paths)
+            state: State = "killed" if about["state"] == "killed" else "failed"
+            flow_run = about["flow_run"]
             yield Place(
-                folder.name, state, folder.stat().st_mtime, read, commit=about.get("commit", ""),
-                path=folder.relative_to(self._root).as_posix(), why=about.get("why", ""), flow_run=flow_run,
+                folder.name, state, folder.stat().st_mtime, read, commit=about["commit"],
+                path=folder.relative_to(self._root).as_posix(), why=about["why"], flow_run=flow_run,
                 tracked=by_flow_run.get(flow_run) if flow_run else None,
             )  # fmt: skip
 
@@ -224,24 +216,12 @@ def _shown(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _about(folder: Path) -> dict[str, str]:
-    """run.json; empty for a run of an earlier version, which had none."""
-    try:
-        values = json.loads((folder / "run.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return {key: str(value) for key, value in values.items()} if isinstance(values, dict) else {}
-
-
 def _only_tracked(run: TrackedRun) -> Place:
-    def read() -> ComparedRun:
-        return ComparedRun(run.name, "", "", None, {})
-
     state = _IN_MLFLOW.get(run.status, "unknown")
     if state == "killed" and run.tags.get(ENDED) == "cancelled":
         state = "cancelled"
     return Place(
-        run.name, state, run.ended_at or run.started_at, read,
+        run.name, state, run.ended_at or run.started_at, partial(ComparedRun, run.name, "", "", None, {}),
         why="" if run.status in _IN_MLFLOW else "MLflow has it as running", flow_run=run.tags.get(FLOW_RUN, ""),
         tracked=run,
     )  # fmt: skip

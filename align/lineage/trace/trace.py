@@ -39,7 +39,7 @@ from align.lineage.trace.subject import Names, Subject
 from align.lineage.trace.text import text_lines
 from align.lineage.versions.data_chain import chain_of, checkout_chain
 from align.lineage.versions.data_versions import DataVersions
-from align.lineage.versions.who_saw import DATA, recorded_data, training_data
+from align.lineage.versions.who_saw import DATA, TRAINED_ON, recorded_data, training_data
 from align.services.s3.store import fetcher
 from align.services.tracking.registry import Version
 
@@ -62,7 +62,7 @@ def trace_run(graph: Graph, place: Place, around: Surroundings) -> None:
     digest = tags.get(DATA) or numbers.digests.get("data", "")
     model = tags.get(MODEL) or numbers.digests.get("model", "")
     run_id = place.tracked.run_id if place.tracked else ""
-    data = training_data({DATA: digest, **tags})
+    data = training_data({DATA: digest, TRAINED_ON: digest, **tags})
     ends = [_add_digest(graph, one, around, data.not_gated) for one in data.digests if one]
     if not ends:
         graph.notes.append(f"{place.name}: no data of it is recorded; it is {place.state}")

@@ -30,7 +30,7 @@ CountPairs = Callable[[Path], Mapping[str, int]]
 #: Tags of runs and versions: the data of the run, and what trained the model (`registration.results`).
 DATA, TRAINED_ON = "align.data_digest", "align.trained_on"
 _MODEL = "align.model_digest"
-#: A value in the tag `align.trained_on`: unknown data, or data for which the tag has no room.
+#: The last value in the tag `align.trained_on`: data for which the tag has no room.
 _UNKNOWN = "unknown"
 
 
@@ -164,18 +164,16 @@ def _unregistered(runs: list[TrackedRun], registered: list[Version]) -> list[Tra
 
 
 def training_data(tags: Mapping[str, str]) -> TrainingData:
-    """Reads the tags of a version or a run. Earlier versions had one tag, and no other data."""
+    """Reads the tags of a version or a run."""
     measured_on = tags.get(DATA, "")
-    value = tags.get(TRAINED_ON, measured_on)
-    gaps = []
-    if value == _UNKNOWN:
-        gaps.append("the model that it began with does not say which data trained it")
-    elif value.endswith(f", {_UNKNOWN}"):
+    value = tags.get(TRAINED_ON, "")
+    gaps = [] if value else [f"there is no tag {TRAINED_ON}"]
+    if value.endswith(f", {_UNKNOWN}"):
         gaps.append("more data trained it than its tag has room for")
     if source := tags.get("align.imported_from"):
         weights = tags.get("align.imported_weights", "")[:12]
         gaps.append(f"imported from {source}, weights {weights}: which data trained that is unknown")
-    digests = tuple(digest for digest in value.split(", ") if digest not in ("nothing", _UNKNOWN))
+    digests = tuple(digest for digest in value.split(", ") if digest not in ("", "nothing", _UNKNOWN))
     not_gated = tuple(filter(digests.__contains__, tags.get("align.not_gated", "").split(", ")))
     return TrainingData(digests, measured_on, tuple(gaps), not_gated)
 

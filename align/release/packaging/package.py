@@ -41,7 +41,7 @@ class PackageReport(Report):
 
     digest: str
     imported: Imported | None
-    trained_on: tuple[str, ...] | None
+    trained_on: tuple[str, ...]
 
 
 def package(*, model: Path, evaluation: Path, out: Path, reports: Path) -> PackageReport:

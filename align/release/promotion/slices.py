@@ -94,12 +94,7 @@ def _classes(candidate: QueryRanks, champion: QueryRanks) -> Iterator[tuple[str,
 
 def _languages(candidate: QueryRanks, champion: QueryRanks) -> Iterator[tuple[str, list[Part]]]:
     for name in candidate.sets:
-        # ranks from before languages were kept have none: the items are the same, and so are their languages
-        protocols = [
-            (mine, theirs, told)
-            for mine, theirs in _protocols(candidate, champion, name).values()
-            if (told := mine.languages or theirs.languages)
-        ]
+        protocols = [(*both, both[0].languages) for both in _protocols(candidate, champion, name).values()]
         codes = {code for *_, told in protocols for code in told}
         for code in sorted(code for code in codes if code is not None and len(codes) > 1):
             asked = [one for one in protocols if code in one[2]]

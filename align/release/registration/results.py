@@ -63,7 +63,7 @@ class Results:
         accepted: expectations that failed and that a person accepted, as "NAME, by WHO: WHY".
         params: `section.key` -> value, of the sections that change bytes.
         metrics: the metrics of every stage.
-        evaluation_digest: names the sets that the model was measured on; None in reports of earlier versions.
+        evaluation_digest: names the sets that the model was measured on.
     """
 
     model_digest: str
@@ -73,7 +73,7 @@ class Results:
     accepted: tuple[str, ...]
     params: Mapping[str, Any]
     metrics: Mapping[str, float]
-    evaluation_digest: str | None
+    evaluation_digest: str
 
     @property
     def digest(self) -> str:
@@ -87,13 +87,13 @@ class Results:
             "align.model_digest": self.model_digest,
             "align.data_digest": self.data_digest,
             QUALITY: NOT_GATED if self.not_gated else "passed",
+            "align.evaluation_digest": self.evaluation_digest,
         }
         return (
             tags
             | dict(self.history)
             | ({"align.not_gated": _listed(self.not_gated)} if self.not_gated else {})
             | ({"align.quality_accepted": "; ".join(self.accepted)[:_MAX_TAG]} if self.accepted else {})
-            | ({"align.evaluation_digest": self.evaluation_digest} if self.evaluation_digest else {})
         )
 
 
@@ -142,7 +142,7 @@ def read_results(outputs: PipelineOutputs, values: Mapping[str, Any]) -> Results
         accepted=tuple(f"{one['expectation']}, by {one['by']}: {one['reason']}" for one in accepted if one),
         params=flattened(_values(outputs, values)),
         metrics=metrics_of(outputs.report_folders()),
-        evaluation_digest=_report(reports / "evaluation").get("evaluation_digest"),
+        evaluation_digest=_report(reports / "evaluation")["evaluation_digest"],
     )
 
 
@@ -155,15 +155,12 @@ def _decisions(report: Path, data_digest: str, shards: Path) -> str:
         shards: their folder.
 
     Raises:
-        DataError: there is no report, it is about other shards, or an older version wrote it.
+        DataError: there is no report, or it is about other shards.
     """
     made = _report(report)
     if made["digest"] != data_digest:
         raise DataError(f"{report}: is about other shards than {shards}; run `align shard` with the same paths")
-    try:
-        return str(made["decisions"])
-    except KeyError:
-        raise DataError(f"{report}: does not name the filter's decisions; run `align shard` again") from None
+    return str(made["decisions"])
 
 
 def _values(outputs: PipelineOutputs, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,10 +178,9 @@ def _model(outputs: PipelineOutputs) -> ModelFolderConfig:
 
 
 def _history(packaged: Mapping[str, Any]) -> dict[str, str]:
-    """`align.trained_on`: digests of data, `nothing` or `unknown`; and where an imported model comes from."""
-    trained_on = packaged.get("trained_on")  # reports of earlier versions do not say
-    tags = {"align.trained_on": "unknown" if trained_on is None else _listed(trained_on) or "nothing"}
-    if imported := packaged.get("imported"):
+    """`align.trained_on`: digests of data, or `nothing`; and where an imported model comes from."""
+    tags = {"align.trained_on": _listed(packaged["trained_on"]) or "nothing"}
+    if imported := packaged["imported"]:
         tags |= {"align.imported_from": imported["folder"] or "unknown", "align.imported_weights": imported["weights"]}
     return {name: value[:_MAX_TAG] for name, value in tags.items()}
 

@@ -22,7 +22,7 @@ from align.formats.model_folder import (
 from tests.support import tiny_model
 from tests.support.training_data import MODEL
 
-CONFIGURATION = ModelFolderConfig(model=MODEL, vocab_size=100, stage="pretrain")
+CONFIGURATION = ModelFolderConfig(model=MODEL, vocab_size=100, stage="pretrain", trained_on=())
 
 
 def test_what_is_written_is_read(tmp_path):

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -71,7 +70,7 @@ def test_what_entered_and_left_and_why(folders):
 def test_nothing_changed(folders):
     report = compared(folders[0], folders[0])
     assert report.moves == []
-    assert set(report.distances) == {"text_length", "image_size"}
+    assert set(report.distances) == {"text_length", "image_size", "language"}
     assert set(report.distances.values()) == {0.0}
     assert "entered (kept now, not before): 0" in list(text_lines(report))
 
@@ -81,10 +80,8 @@ def test_how_the_kept_pairs_moved(tmp_path):
     small_data.write(tmp_path / "one", [Pair(short, number) for number in range(4)])
     small_data.write(tmp_path / "two", [Pair(short, 0), *(Pair(long, number) for number in (1, 2, 3))])
     for name, language in (("one", "en"), ("two", "de")):
-        decisions = pq.read_table(tmp_path / name / "filtered/decisions")
-        facts = pa.table({"key": decisions["key"], "language": pa.array([language] * len(decisions))})
-        (tmp_path / name / "filtered/facts").mkdir()
-        pq.write_table(facts, tmp_path / name / "filtered/facts/00000.parquet")
+        decisions = pq.read_table(tmp_path / name / "filtered/decisions").to_pylist()
+        small_data.write_decisions(tmp_path / name / "filtered", [row | {"language": language} for row in decisions])
     report = compared(tmp_path / "one", tmp_path / "two")
     assert report.distances == {"image_size": 0.0, "language": 1.0, "text_length": 0.75}
 

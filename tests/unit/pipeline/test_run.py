@@ -57,7 +57,7 @@ def test_a_copied_checkout_leaves_the_first_one_s_servers_alone(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     (first / ".align").mkdir(parents=True)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=first) as process:
-        service = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+        service = {"pid": process.pid, "created": created(process.pid)}
         (first / SERVICES_FILE).write_text(json.dumps({"mlflow": service}))
         shutil.copytree(first, second)
         assert running_services(first) == {"mlflow": service}

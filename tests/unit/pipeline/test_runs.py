@@ -60,9 +60,8 @@ def _project(tmp_path_factory):
     (failed / "reports/evaluation").mkdir(parents=True)
     shutil.copy(root / "params.yaml", failed)
     write_params(failed / "params.yaml", {RATE: 0.5})
-    about = {"schema_version": 1, "name": "wide", "state": "failed", "why": "the loss\x1b[31m is inf", "flow_run": "f1"}
+    about = {"name": "wide", "commit": "", "state": "failed", "why": "the loss\x1b[31m is inf", "flow_run": "f1"}
     (failed / "run.json").write_text(json.dumps(about))
-    (root / ".align/failed/old-12345678").mkdir()  # as an earlier version left it
     first_try = root / ".align/failed/demo-2-f0"  # the retry of its flow run became branch run/demo-2
     first_try.mkdir()
     (first_try / "run.json").write_text(json.dumps(about | {"name": "demo-2", "flow_run": "f0"}))
@@ -116,7 +115,7 @@ def test_every_run_with_its_state(capsys):
     answer = listed(capsys)
     by_name = {run["name"]: run for run in answer["runs"]}
     assert {name: run["state"] for name, run in by_name.items()} == {
-        "demo": "finished", "demo-2": "finished", "wide-0a1b2c3d": "failed", "old-12345678": "failed", "now": "running",
+        "demo": "finished", "demo-2": "finished", "wide-0a1b2c3d": "failed", "now": "running",
         "gone": "killed", "theirs": "unknown", "stopped": "cancelled",
     }  # fmt: skip
     assert [run["doing"] for run in answer["runs"] if run["doing"]] == [by_name["now"]["doing"]]
@@ -140,7 +139,7 @@ def test_the_table(capsys, monkeypatch):
     heads = [line.split()[:3] for line in out.split("\n\n")[0].splitlines()]
     now = heads.pop(1 + next(row for row, head in enumerate(heads) if head[1] == "now"))
     assert now == ["2", "min", "left;"] and "left; pretrain: step 20 of 80, loss 5.310\n" in out
-    assert sorted(head[0] for head in heads) == list("ABCDEFGH")
+    assert sorted(head[0] for head in heads) == list("ABCDEFG")
     assert ["demo-2", "finished"] in [head[1:] for head in heads] and ["now", "running"] in [head[1:] for head in heads]
     assert RATE in out and "pretrain.num_steps" not in out and "60.0 [50.0-70.0]" in out and "1:30:00" in out
     assert "the loss\\u001b[31m is inf" in out
@@ -149,7 +148,7 @@ def test_the_table(capsys, monkeypatch):
     assert max(map(len, out.split("Links")[0].splitlines())) <= 100
     assert main(["runs", "--last", "2"]) == 0
     out = capsys.readouterr().out
-    assert "6 older ones are not shown; --last 8 shows all" in out
+    assert "5 older ones are not shown; --last 7 shows all" in out
     assert main(["runs", "--last", "1"]) == 0  # nothing differs, and no empty table says so
     assert "Parameters" not in capsys.readouterr().out
 

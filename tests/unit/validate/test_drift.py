@@ -52,7 +52,7 @@ def test_only_kept_pairs_count_and_buckets_begin_at_their_lower_end():
         (True, "é" * 14, 4000, None),
         (False, "y", 1, "de"),
     ]
-    histograms = distributions(rows_of(pairs), languages=True)
+    histograms = distributions(rows_of(pairs))
     assert {name: share for name, share in histograms["text_length"].items() if share} == {
         "0-9": 0.333333,
         "10-14": 0.666667,
@@ -61,19 +61,18 @@ def test_only_kept_pairs_count_and_buckets_begin_at_their_lower_end():
         "100-199": 0.333333, "200-224": 0.333333, "4000+": 0.333333,
     }  # fmt: skip
     assert histograms["language"] == {"en": 0.666667, "unknown": 0.333333}
-    assert "language" not in distributions(rows_of(pairs), languages=False)
 
 
 def test_rare_languages_count_as_one():
     codes = [f"{first}{second}" for first in "abcdef" for second in "abcdef"]
-    shares = distributions(rows_of([(True, "a text", 300, code) for code in codes]), languages=True)["language"]
+    shares = distributions(rows_of([(True, "a text", 300, code) for code in codes]))["language"]
     assert len(shares) == 31
     assert shares["others"] == round(6 / 36, 6)
     assert abs(sum(shares.values()) - 1) < 1e-4
 
 
 def test_nothing_kept_gives_empty_histograms_rather_than_an_error():
-    histograms = distributions(rows_of([(False, "a", 300, "en")]), languages=True)
+    histograms = distributions(rows_of([(False, "a", 300, "en")]))
     assert sum(histograms["text_length"].values()) == 0
     assert histograms["language"] == {}
 

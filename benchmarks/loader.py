@@ -28,7 +28,7 @@ from align.errors import DataError
 from align.formats.shards import MANIFEST, Sample, read_manifest
 from align.model.preprocess import decode, to_pixels
 from align.model.tokenizer import TextTokenizer
-from align.training.batches.batch import Augmentation, Sampling, Workers
+from align.training.batches.batch import Augmentation, Sampling
 from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
@@ -74,7 +74,7 @@ def ours(index: SplitIndex, tokenizer: TextTokenizer | None) -> int:
     samples = SplitSamples(index, RESIZE_PX, cache_bytes=0)
     loader = TrainLoader(
         samples, sampling=Sampling(0, BATCH_SIZE, shuffle_block=max(BATCH_SIZE, index.num_images // 4)),
-        augmentation=Augmentation(image_px=CROP_PX, num_draws=0, flip=True), workers=Workers(num_threads=1),
+        augmentation=Augmentation(image_px=CROP_PX, num_draws=0, flip=True),
     )  # fmt: skip
     shown = 0
     with freed_memory_kept():

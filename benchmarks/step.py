@@ -26,7 +26,7 @@ from align.formats.shards import read_manifest
 from align.model.dual_encoder import DualEncoder
 from align.model.preprocess import to_pixels
 from align.model.tokenizer import TextTokenizer, pad
-from align.training.batches.batch import Augmentation, Batch, Sampling, Workers
+from align.training.batches.batch import Augmentation, Batch, Sampling
 from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
@@ -186,7 +186,6 @@ def _made(world: World, name: str) -> tuple[DualEncoder, TextTokenizer, Batch]:
         SplitSamples(SplitIndex.of(world.shards, read_manifest(world.shards), "train"), config.resize_px),
         sampling=Sampling(recipe.seed, BATCH_SIZE),
         augmentation=Augmentation(config.image_px, model.vision_model.num_blocks, recipe.flip),
-        workers=Workers(num_threads=1),
     )  # fmt: skip
     return model, tokenizer, loader.batch(0)
 

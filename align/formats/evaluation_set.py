@@ -29,7 +29,6 @@ class EvaluationImage:
         concept: images and texts of one concept are relevant to each other; also the cluster of the bootstrap.
         texts: texts that describe this image.
         label: its class in a classification set, else None.
-        vendor: who drew it; None if nobody in particular did.
         split: `query`, or `reference` for images whose labels classifiers learn from.
         number: that the set's publisher gave it, which other files name it by; None: none.
         text_numbers: the same for each of its texts; empty: none.
@@ -39,7 +38,6 @@ class EvaluationImage:
     concept: str
     texts: tuple[str, ...]
     label: str | None
-    vendor: str | None
     split: Split
     number: int | None = None
     text_numbers: tuple[int, ...] = ()

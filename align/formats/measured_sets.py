@@ -46,7 +46,7 @@ def measured_sets(
 def shards_test_set(shards: Path, max_images: int, fetch: FetchTar | None) -> list[EvaluationSet]:
     """The first `max_images` images of the test split, as a retrieval set named `test`; no set if there is no image."""
     images = [
-        EvaluationImage(sample.key, sample.key, sample.texts, None, None, "query")
+        EvaluationImage(sample.key, sample.key, sample.texts, None, "query")
         for sample in islice(iter_samples(shards, "test", fetch), max_images)
     ]
 

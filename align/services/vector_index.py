@@ -155,11 +155,6 @@ class VectorIndex:
         _require_whole(index, rows, path)
         return cls(index, rows)
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether every search compares a query with all vectors."""
-        return self._rows is None
-
     def __len__(self) -> int:
         return int(self._index.ntotal)
 

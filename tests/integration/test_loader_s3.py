@@ -58,7 +58,6 @@ def loader(index, tars=None, patience_s=0.0, rank=0, of=1):
     return TrainLoader(
         samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=20),
         augmentation=Augmentation(image_px=32, num_draws=3, flip=True), rank=rank, world_size=of,
-        workers=Workers(num_threads=2),
     )  # fmt: skip
 
 
@@ -308,7 +307,7 @@ def test_processes_make_what_threads_make_and_end_when_nobody_takes_it(data, tmp
         for offset, size, *_ in index.read_offsets(0)[:4].tolist():  # not the texts
             file.seek(offset)
             file.write(b"\0" * size)
-    threads = half_of(damaged, Workers(num_threads=1), extra=data)
+    threads = half_of(damaged, Workers(), extra=data)
     expected = list(threads.batches(3, 10))
     lines = capsys.readouterr().err.splitlines()
     processes = half_of(damaged, Workers(num_processes=3), extra=data)

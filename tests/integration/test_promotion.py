@@ -56,7 +56,7 @@ def test_a_decision_is_kept_with_its_page_and_counted(project, monkeypatch):
 
 
 IMAGES = [
-    EvaluationImage(f"{name}{shade}", f"{name}{shade}", (name, shade * "x"), None, None, "query")
+    EvaluationImage(f"{name}{shade}", f"{name}{shade}", (name, shade * "x"), None, "query")
     for name in COLOURS for shade in (0, 9, 18, 27)
 ]  # fmt: skip
 PICTURES = [square(name, shade=shade) for name in COLOURS for shade in (0, 9, 18, 27)]

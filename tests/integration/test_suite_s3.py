@@ -19,7 +19,7 @@ from tests.support.suites import suite
 
 
 def concepts():
-    images = [EvaluationImage(name, name, (name,), None, None, "query") for name in ("green", "red")]
+    images = [EvaluationImage(name, name, (name,), None, "query") for name in ("green", "red")]
     return EvaluationSet("mine", "retrieval", "", images, (), (), held([square("green"), square("red")]))
 
 

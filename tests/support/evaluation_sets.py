@@ -40,7 +40,7 @@ def write_items(directory, one):
             image = one.images[position]
             fields = {
                 "key": image.key, "concept": image.concept, "texts": list(image.texts), "class": image.label,
-                "vendor": image.vendor, "split": image.split,
+                "split": image.split,
             }  # fmt: skip
             tar_file.add((f"{image.key}.jpg", picture), (f"{image.key}.json", json.dumps(fields).encode()))
         tar_file.close()

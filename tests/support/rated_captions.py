@@ -16,7 +16,7 @@ def captioned(**asked):
         texts, key = (f"{name} square", f"a {name} thing"), f"{name}{shade}"
         images.append(
             EvaluationImage(
-                key, key, texts, None, None, "query", number=number, text_numbers=(10 * number, 10 * number + 1)
+                key, key, texts, None, "query", number=number, text_numbers=(10 * number, 10 * number + 1)
             )
         )
         pictures.append(square(name, shade=shade))

@@ -50,7 +50,6 @@ class _SampleFields(BaseModel):
     concept: str
     texts: tuple[str, ...]
     label: str | None = Field(default=None, alias="class")
-    vendor: str | None = None
     split: Split = "query"
 
 

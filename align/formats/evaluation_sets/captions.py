@@ -54,7 +54,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
             continue
         key = f"{row.folder}/{row.name}" if row.folder else row.name
         texts, numbers = tuple(row.captions), row.numbers
-        images.append(EvaluationImage(key, key, texts, None, None, "query", number=row.number, text_numbers=numbers))
+        images.append(EvaluationImage(key, key, texts, None, "query", number=row.number, text_numbers=numbers))
         uris.append(joined(folder.format(split=row.folder), row.name))
     return made(wanted, images, FilePictures(files, uris, [folder.partition("{split}")[0] or "."]), unusable=unusable)
 

@@ -33,7 +33,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
             f"{wanted.path}/{wanted.split}/CLASS/*.jpg"
         )
     names = class_names(files, wanted.classnames, labels, more=wanted.among is not None)
-    images = [EvaluationImage(key, key, (names[label],), names[label], None, split) for label, key, _, split in found]
+    images = [EvaluationImage(key, key, (names[label],), names[label], split) for label, key, _, split in found]
     pictures = FilePictures(files, [uri for _, _, uri, _ in found], roots)
     return made(wanted, images, pictures, classes=[names[label] for label in labels])
 

@@ -92,7 +92,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
                 else:
                     unusable[key] = "without a caption" if captions else "without a label"
     if captions:
-        images = [EvaluationImage(key, key, texts, None, None, split) for key, _, texts, split in rows]
+        images = [EvaluationImage(key, key, texts, None, split) for key, _, texts, split in rows]
         return made(wanted, images, RowPictures(files, places), unusable=unusable)
     highest = max((label or 0 for _, label, _, _ in rows), default=0)
     numbers = [str(number) for number in range(highest + 1)]
@@ -106,8 +106,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
     if highest >= len(classes):
         raise DataError(f"evaluation set {wanted.name}: a row has class {highest}, but there are {len(classes)} names")
     images = [
-        EvaluationImage(key, key, (classes[label or 0],), classes[label or 0], None, split)
-        for key, label, _, split in rows
+        EvaluationImage(key, key, (classes[label or 0],), classes[label or 0], split) for key, label, _, split in rows
     ]
     return made(wanted, images, RowPictures(files, places), classes=classes, unusable=unusable)
 

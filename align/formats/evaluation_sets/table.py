@@ -62,14 +62,14 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
     pictures = FilePictures(files, [joined(folder, name) for name in found], [folder])
     if captions:
         images = [
-            EvaluationImage(name, concept, tuple(texts[name]), None, None, split)
+            EvaluationImage(name, concept, tuple(texts[name]), None, split)
             for name, (split, _, concept) in found.items()
         ]
         return made(wanted, images, pictures, unusable=unusable)
     labels = sorted({str(label) for _, label, _ in found.values()})
     names = class_names(files, wanted.classnames, labels, more=wanted.among is not None)
     images = [
-        EvaluationImage(name, concept, (names[str(label)],), names[str(label)], None, split)
+        EvaluationImage(name, concept, (names[str(label)],), names[str(label)], split)
         for name, (split, label, concept) in found.items()
     ]
     return made(wanted, images, pictures, classes=[names[label] for label in labels], unusable=unusable)

@@ -73,7 +73,7 @@ def read(wanted: SuiteSet, files: Files) -> EvaluationSet:
                     unusable[key] = about
                     continue
                 label, texts = about
-                images.append(EvaluationImage(key, key, texts, label, None, split))
+                images.append(EvaluationImage(key, key, texts, label, split))
                 places.append((len(tars) - 1, number))
     return made(
         wanted, images, _TarPictures(files, tars, places), classes=names, templates=templates, unusable=unusable

@@ -66,14 +66,12 @@ class Workers:
     """Who makes a rank's part of each batch. None of it changes the batches.
 
     Attributes:
-        num_processes: loader processes, which divide the rows among themselves; 0: threads of the rank.
-        num_threads: that decode, in the rank or in each loader process. None: in the rank as many as torch computes
-            with there, in a loader process one.
+        num_processes: loader processes, which divide the rows among themselves; 0: threads of the rank, as many as
+            torch computes with.
         pin: whether batches lie in page-locked memory, from which a GPU copies while the host works.
     """
 
     num_processes: int = 0
-    num_threads: int | None = None
     pin: bool = False
 
 

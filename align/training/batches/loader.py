@@ -78,7 +78,7 @@ class Parts(IterableDataset[Part | AlignError]):
 
     Attributes:
         sources: functions that open the splits, with their weights.
-        sampling, augmentation, num_threads: see `RowMaker`.
+        sampling, augmentation: see `RowMaker`.
         share: the first of the global batch's rows that the rank has, and the first that it has not.
         steps: the first one, and the first that is not made.
         slots: NUM_SLOTS times the arrays of the share, in shared memory.
@@ -89,7 +89,6 @@ class Parts(IterableDataset[Part | AlignError]):
     sampling: Sampling
     augmentation: Augmentation
     share: tuple[int, int]
-    num_threads: int
     steps: tuple[int, int]
     slots: list[list[Tensor]]
     told: Event
@@ -113,7 +112,7 @@ class Parts(IterableDataset[Part | AlignError]):
                     samples.tars.tell = as_it_is  # all wait for the same store: the first process says so
             maker = RowMaker(
                 sources, self.sampling, self.augmentation, (self.share[0] + begin, self.share[0] + end),
-                self.num_threads, unreadable.append,
+                1, unreadable.append,
             )  # fmt: skip
             for _, rows in maker.made(
                 *self.steps, lambda step: Arrays._make(array[begin:end].numpy() for array in self.slot(step))
@@ -180,8 +179,8 @@ class TrainLoader:
         self._sampling, self._workers = sampling, workers
         share = sampling.batch_size // world_size
         self._share = (rank * share, (rank + 1) * share)
-        num_threads = workers.num_threads or torch.get_num_threads()
-        self._maker = RowMaker(self._sources, sampling, augmentation, self._share, num_threads, self._report)
+        threads = torch.get_num_threads()
+        self._maker = RowMaker(self._sources, sampling, augmentation, self._share, threads, self._report)
         self.wait_s, self.num_quarantined = 0.0, 0
         self._lock, self._reported = threading.Lock(), set[str]()
 
@@ -224,7 +223,7 @@ class TrainLoader:
         parts = Parts(
             sources=tuple((samples.elsewhere(number), weight) for samples, weight in self._sources),
             sampling=self._sampling, augmentation=self._augmentation, share=self._share,
-            num_threads=self._workers.num_threads or 1, steps=(first_step, num_steps),
+            steps=(first_step, num_steps),
             slots=shared_slots(self._share[1] - self._share[0], self._augmentation), told=told,
         )  # fmt: skip
         made = made_by_processes(parts, self._report, num_processes=number, pin=self._workers.pin)

@@ -28,7 +28,7 @@ class Counting(ColourEncoder):
 
 def colour_set(num_shades=3):
     shades = [(name, shade) for shade in range(num_shades) for name in COLOURS]
-    items = [EvaluationImage(f"{name}{shade}", name, (name,), None, None, "query") for name, shade in shades]
+    items = [EvaluationImage(f"{name}{shade}", name, (name,), None, "query") for name, shade in shades]
     pictures = held([square(name, shade=10 * shade) for name, shade in shades])
     return EvaluationSet("colours", "retrieval", "", items, (), (), pictures)
 

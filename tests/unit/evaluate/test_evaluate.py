@@ -43,7 +43,7 @@ def images():
     return [
         EvaluationImage(
             key=f"{name}{shade}", concept=name,
-            texts=(f"{name} square", f"A {name} picture"), label=name, vendor=None,
+            texts=(f"{name} square", f"A {name} picture"), label=name,
             split="query" if shade == 0 else "reference",
         )
         for name in COLOURS for shade in (0, 15)
@@ -285,7 +285,7 @@ def test_classifiers_that_learn_do_not_depend_on_the_order_of_files():
 
     def answers(order):
         items = [
-            EvaluationImage(f"{place}", f"{place}", (), labels[row], None, "query" if place < 80 else "reference")
+            EvaluationImage(f"{place}", f"{place}", (), labels[row], "query" if place < 80 else "reference")
             for place, row in enumerate(order)
         ]
         shown = held([pictures[row] for row in order])

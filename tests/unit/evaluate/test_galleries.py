@@ -19,7 +19,7 @@ CONFIG = EvaluateConfig(seed=0, image_px=None, num_resamples=200, max_test_image
 def captions(*texts, repeats=True):
     """An image a row, red, green and blue, each its own concept, with its texts."""
     colours = ("red", "green", "blue")[: len(texts)]
-    items = [EvaluationImage(key, key, of, None, None, "query") for key, of in zip(colours, texts, strict=True)]
+    items = [EvaluationImage(key, key, of, None, "query") for key, of in zip(colours, texts, strict=True)]
     shown = held([square(colour) for colour in colours])
     return EvaluationSet("captions", "retrieval", "", items, (), (), shown, repeats=repeats)
 
@@ -88,7 +88,7 @@ def test_a_text_has_its_language_and_an_image_that_of_its_texts_if_they_agree():
         "both": ("two owls on an old branch", "zwei Eulen sitzen auf einem Ast"),
         "none": ("keycap: 6",),  # a guess would be Danish
     }
-    images = [EvaluationImage(name, name, of, None, None, "query") for name, of in texts.items()]
+    images = [EvaluationImage(name, name, of, None, "query") for name, of in texts.items()]
     items = published_gallery(EvaluationSet("a", "retrieval", "", images, (), (), held([])), range(len(images)))
     found = with_languages({IMAGE_TO_TEXT: part(4), TEXT_TO_IMAGE: part(6)}, items)
     assert found[IMAGE_TO_TEXT].languages == ("en", "de", None, None)
@@ -98,7 +98,7 @@ def test_a_text_has_its_language_and_an_image_that_of_its_texts_if_they_agree():
 def test_the_file_of_an_evaluation_has_them(tmp_path):
     texts = {"red": "a plain red square on white paper", "blue": "ein schlichtes Quadrat auf weißem Papier, blue"}
     images = [
-        EvaluationImage(f"{name}{shade}", name, (text, name), None, None, "query")
+        EvaluationImage(f"{name}{shade}", name, (text, name), None, "query")
         for name, text in texts.items()
         for shade in (0, 9)
     ]

@@ -306,7 +306,7 @@ def test_an_image_is_looked_at_once_and_found_under_each_of_its_names():
                 yield name, len(data)
 
     def of(name, **pictures):
-        items = [EvaluationImage(key, key, ("x",), None, None, "query") for key in pictures]
+        items = [EvaluationImage(key, key, ("x",), None, "query") for key in pictures]
         return EvaluationSet(name, "retrieval", "", items, (), (), held(list(pictures.values())))
 
     sets = [of("a", one=b"one", two=b"undecodable"), of("b", three=b"three", seven=b"one")]

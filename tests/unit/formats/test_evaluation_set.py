@@ -22,8 +22,8 @@ def test_reads_images_with_everything_that_belongs_to_them(tmp_path):
     heart, rose = found.images
     assert (heart.key, heart.concept, heart.texts) == ("a1", "heart", ("red heart",))
     assert list(found.read()) == [(0, b"bytes of a1"), (1, b"bytes of b1")]
-    assert (heart.label, heart.vendor, heart.split) == ("symbols", "noto", "query")
-    assert (rose.texts, rose.vendor, rose.split) == (("rose", "flower"), None, "reference")
+    assert (heart.label, heart.split) == ("symbols", "query")
+    assert (rose.texts, rose.split) == (("rose", "flower"), "reference")
 
 
 def test_sets_come_in_order_of_their_names_and_an_empty_folder_has_none(tmp_path):
@@ -101,8 +101,8 @@ def test_a_tar_with_a_member_without_bytes_is_an_error(tmp_path):
 
 def test_what_was_written_is_read_again(tmp_path):
     images = [
-        EvaluationImage("b", "rose", ("rose", "fleur é"), "plants", None, "reference"),
-        EvaluationImage("a", "heart", (), "symbols", "noto", "query"),
+        EvaluationImage("b", "rose", ("rose", "fleur é"), "plants", "reference"),
+        EvaluationImage("a", "heart", (), "symbols", "query"),
     ]
     one = EvaluationSet(
         "mine", "classification", "two things", images, ("plants", "symbols"), ("a {}",), held([b"one", b"two"])
@@ -132,7 +132,7 @@ def test_a_tar_that_changes_while_it_is_read_is_an_error(tmp_path, change):
 
 def test_pictures_are_not_held_in_memory(tmp_path):
     """A set of 64 MB is loaded and read with a tenth of it at a time."""
-    big = [EvaluationImage(f"{n:02}", f"{n}", (f"text {n}",), None, None, "query") for n in range(32)]
+    big = [EvaluationImage(f"{n:02}", f"{n}", (f"text {n}",), None, "query") for n in range(32)]
     made = EvaluationSet("big", "retrieval", "", big, (), (), lambda wanted: (bytes([n]) * (2 << 20) for n in wanted))
     tracemalloc.start()
     try:
@@ -147,7 +147,7 @@ def test_pictures_are_not_held_in_memory(tmp_path):
 
 
 def test_a_picture_that_cannot_be_read_is_told_or_an_error():
-    items = [EvaluationImage(key, key, ("x",), None, None, "query") for key in "abc"]
+    items = [EvaluationImage(key, key, ("x",), None, "query") for key in "abc"]
     one = EvaluationSet("s", "retrieval", "", items, (), (), held([b"1", Unreadable("gone"), b"1"]))
     told = {}
     assert list(one.read(fault=told.__setitem__)) == [(0, b"1"), (2, b"1")]
@@ -159,7 +159,7 @@ def test_a_picture_that_cannot_be_read_is_told_or_an_error():
     assert list(distinct.faults) == ["s/b"]
 
 
-IMAGE = EvaluationImage("k", "concept", ("a text",), "cat", "vendor", "query")
+IMAGE = EvaluationImage("k", "concept", ("a text",), "cat", "query")
 ONE = EvaluationSet(
     "one", "classification", "words", [IMAGE], ("cat", "owl"), ("{}",), held([b"picture", b"other"]), "tar"
 )
@@ -190,8 +190,7 @@ def test_what_changes_ranks_changes_the_digest(other):
 
 def test_words_about_the_set_do_not_and_code_does(monkeypatch):
     before = of(ONE)
-    vendor = replace(IMAGE, vendor=None)
-    assert of(replace(ONE, description="others", sha256="other", images=[vendor])) == before
+    assert of(replace(ONE, description="others", sha256="other")) == before
     monkeypatch.setattr(measured_sets, "digest", lambda module: f"other {module}")
     assert of(ONE) != before
 

@@ -124,7 +124,7 @@ def test_the_filter_writes_the_same_bytes_and_asks_no_network(tmp_path, monkeypa
     quicken(monkeypatch)
     raw = shards(tmp_path / "raw", 2)
     copy = noise(1, 480, 460)
-    items = [EvaluationImage(key, key, (key,), None, None, "query") for key in ("copy", "broken", "other")]
+    items = [EvaluationImage(key, key, (key,), None, "query") for key in ("copy", "broken", "other")]
     pictures = held([copy, b"no picture", noise(70)])
     for name in ("one", "two"):  # they share their images
         write_items(tmp_path / "sets", EvaluationSet(name, "retrieval", name, items, (), (), pictures))

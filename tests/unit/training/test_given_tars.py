@@ -16,7 +16,7 @@ from align.model.tokenizer import TextTokenizer
 from align.services.files.files import StoreFiles
 from align.training import finetune, fit_tokenizer, pretrain
 from align.training import given_tars as module
-from align.training.batches.batch import Augmentation, Sampling, Workers
+from align.training.batches.batch import Augmentation, Sampling
 from align.training.batches.index import SplitIndex
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SplitSamples
@@ -87,7 +87,7 @@ def test_batches_show_the_pictures_and_replace_broken_ones_alike_on_all_ranks(pr
         loader = TrainLoader(
             SplitSamples(index, 36, on_corrupt="quarantine", cache_bytes=0),
             sampling=Sampling(seed=7, batch_size=8, shuffle_block=1000), augmentation=Augmentation(32, 3, flip=True),
-            rank=rank, world_size=world_size, workers=Workers(num_threads=1),
+            rank=rank, world_size=world_size,
         )  # fmt: skip
         batches = list(loader.batches(0, 5))  # an epoch
         return [batch.images.numpy() for batch in batches], [batch.texts for batch in batches], loader.num_quarantined

@@ -101,7 +101,7 @@ def test_the_keep_rate_of_each_source_of_texts_has_a_band(tmp_path, capsys):
 
 def test_the_gate_looks_for_the_images_of_sets(tmp_path):
     small_data.write(tmp_path, pairs())
-    images = [EvaluationImage("k", "c", ("a text",), None, None, "query")]
+    images = [EvaluationImage("k", "c", ("a text",), None, "query")]
     one = EvaluationSet("photos", "retrieval", "", images, (), (), held([small_data.jpeg(0)]))
     sha256 = write_items(tmp_path / "evaluation", one)
     config = load_params().section(ValidateConfig)

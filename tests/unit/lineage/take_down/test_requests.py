@@ -180,7 +180,7 @@ def test_measured_values_of_the_pictures_go(project, capsys):
 
 def test_evaluation_sets_with_the_pictures_are_named(project, capsys):
     for name, images in (("mine", (A, B)), ("others", (A,))):
-        items = [EvaluationImage(f"k{n}", f"c{n}", ("x",), None, None, "query") for n in range(len(images))]
+        items = [EvaluationImage(f"k{n}", f"c{n}", ("x",), None, "query") for n in range(len(images))]
         write_items(Path("data/sample/evaluation"), EvaluationSet(name, "retrieval", "x", items, (), (), held(images)))
     Path("data/sample/evaluation/broken.tar").write_bytes(b"no tar")
     assert main(["opt_out", "--purge", "--yes"]) == 0

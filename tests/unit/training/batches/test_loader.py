@@ -34,11 +34,13 @@ def index(tmp_path):
 def loader(
     samples, *, rank=0, world_size=1, phrase_dropout=0.0, crop_scale=(1, 1), block=1000, num_threads=1, extra=()
 ):
-    return TrainLoader(
-        samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=block),
-        augmentation=Augmentation(32, 3, True, crop_scale, phrase_dropout),
-        rank=rank, world_size=world_size, workers=Workers(num_threads=num_threads), extra=extra,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: num_threads)
+        return TrainLoader(
+            samples, sampling=Sampling(seed=7, batch_size=8, shuffle_block=block),
+            augmentation=Augmentation(32, 3, True, crop_scale, phrase_dropout),
+            rank=rank, world_size=world_size, extra=extra,
+        )  # fmt: skip
 
 
 def test_samples_are_those_of_the_shards(index, tmp_path):

@@ -4,7 +4,6 @@ files         writes a file or a folder whole or not at all
 work          a folder in which a killed stage resumes
 pieces        its files that one task makes together, here or on another machine
 sections      a file with a part for each task that reads it later
-buckets       numbers that do not fit in memory, divided by hash
 checkpoint    the state of a training run, with its digest
 locks         of the kernel: they end with their process
 processes     workers that end with the process that started them

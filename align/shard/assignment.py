@@ -5,7 +5,7 @@ machine that makes a shard needs this file and no other. Output shards are numbe
 train, then val, then test.
 
 Planning needs about two gigabytes at most, however many pairs there are: rows that meet (of one image, one cluster, one
-output shard) are brought together in buckets (`align.durable.buckets`), which few pairs do not even fill.
+output shard) are brought together in buckets (`align.shard.buckets`), which few pairs do not even fill.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from align.config.shard import ShardConfig
-from align.durable.buckets import Buckets, in_order, num_buckets
 from align.durable.files import replace_directory, to_json, write_text
 from align.errors import CorruptError, DataError
 from align.formats.filtered import DECISIONS, IMAGES, decision_parts
 from align.formats.shards import SPLITS, SplitName
-from align.pairs.clusters import Clusters, Members, text_digests
+from align.shard.buckets import Buckets, in_order, num_buckets
+from align.shard.clusters import Clusters, Members, text_digests
 from align.shard.image_spans import SPAN, look_up, sample_digests
 
 #: Most rows of a batch; bounds the memory that texts take.

@@ -10,12 +10,11 @@ import pytest
 import webdataset
 from PIL import Image
 
-from align.durable import buckets
 from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
-from align.shard import assignment
+from align.shard import assignment, buckets
 from align.shard.gather import resize
 from align.shard.shard import shard
 from align.shard.writer import write_shard

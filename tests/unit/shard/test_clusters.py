@@ -4,8 +4,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from align.durable import buckets
-from align.pairs.clusters import Clusters, bands, masks, near_duplicates, text_digests
+from align.shard import buckets
+from align.shard.clusters import Clusters, bands, masks, near_duplicates, text_digests
 
 FAR = np.array([0x0, 0xFFFF, 0xFFFF0000, 0xFFFF00000000], np.uint64)  # 16 bits or more apart from each other
 

@@ -6,7 +6,7 @@ hash has `max_bits + m` bands: two hashes that differ in at most `max_bits` bits
 (pigeonhole). m grows with the number of images, so that few agree by chance.
 
 Nothing holds all images in memory: they come in buckets, in order, and so does everything computed of them
-(`align.durable.buckets`). Components are found from the last bucket to the first (Sibeyn, Abello and Meyer 2002): a
+(`align.shard.buckets`). Components are found from the last bucket to the first (Sibeyn, Abello and Meyer 2002): a
 node joins its smallest neighbour in an earlier bucket, which takes over its other edges, so no bucket is read twice.
 Labels then come back from the first bucket to the last.
 
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from align.durable.buckets import Buckets, by_hash
+from align.shard.buckets import Buckets, by_hash
 
 #: Edges that are united together; bounds their memory.
 _EDGES = 1 << 22

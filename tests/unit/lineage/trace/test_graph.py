@@ -9,7 +9,7 @@ import pytest
 from align.display.html import policy
 from align.durable.files import to_json
 from align.lineage.trace.graph import KINDS, Graph, Node, Picture, Table, known, missing
-from align.lineage.trace.page import MAX_BOXES, NARROW, WIDE, as_page, drawing
+from align.lineage.trace.page import MAX_BOXES, as_page
 from align.lineage.trace.text import text_lines
 
 EVIL = """</title></svg><script>alert(1)</script><img src=x onerror="alert('2')">\u202e" onmouseover='x' \x00 ]]>"""
@@ -88,27 +88,19 @@ def _plain():
     return page("t", "l", [])
 
 
-@pytest.mark.parametrize("layout", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize("number", [1, 3, MAX_BOXES, MAX_BOXES + 1, 40])
-def test_boxes_stay_within_the_drawing_and_the_rest_is_counted(layout, number):
+def test_each_kind_has_a_row_of_boxes_and_the_rest_is_counted(number):
     graph = Graph("x", "x")
     for one in range(number):
-        graph.add(Node(f"pair {one}", "pair", "漢字の長い題名がここにあります" * 4, "brief " * 40))
-    anchors = {key: f"n{position}" for position, key in enumerate(graph.nodes)}
-    assert layout in (WIDE, NARROW)
-    svg = drawing(graph, anchors, layout)  # type: ignore[arg-type]
-    width, height = (float(part) for part in re.findall(r'viewBox="0 0 (\d+) (\d+)"', svg)[0])
-    corners = re.findall(r'<rect x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)"', svg)
-    boxes = sorted(tuple(map(float, corner)) for corner in corners)
-    assert len(boxes) == min(number, MAX_BOXES)
-    for x, y, box_width, box_height in boxes:
-        assert x >= 0 and x + box_width <= width and y >= 0 and y + box_height <= height
-    for one in boxes:
-        for other in boxes:
-            apart_x = one[0] + one[2] <= other[0] or other[0] + other[2] <= one[0]
-            apart_y = one[1] + one[3] <= other[1] or other[1] + other[3] <= one[1]
-            assert one == other or apart_x or apart_y
-    assert (f"and {number - MAX_BOXES + 1} more" in svg) == (number > MAX_BOXES)
+        graph.add(Node(f"pair {one}", "pair", "漢字の長い題名がここにあります" * 40, "brief " * 400))
+    graph.add(Node("d", "shard", "", state="gone"))
+    chain = re.search("<dl class=chain>(.*?)</dl>", as_page(graph), re.S)[1]
+    rows = re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", chain, re.S)
+    assert [name for name, _ in rows] == ["Pair", "Shards"]
+    boxes = re.findall("<a href=#(.*?) class=", rows[0][1])
+    assert len(boxes) == min(number, MAX_BOXES) and len(rows[0][1]) < 300 * MAX_BOXES
+    assert (f">and {number - MAX_BOXES} more</a>" in rows[0][1]) == (number > MAX_BOXES)
+    assert f'<a href=#n{number + 1} class="gone">(no name)<small>not on this machine</small></a>' == rows[1][1]
 
 
 def test_edges_lead_from_what_was_made_first_and_are_there_once():

@@ -7,7 +7,6 @@ pairs          from pairs on to shards, models and index
 data           the half of the chain that is data
 models         the half that MLflow knows, and the index
 pair_history   everything known of one pair; `align serve` shows it, too
-source_places  where the source has a pair
 text           the chain in words
 page           the chain as a page
 version_pages  such a page for each version whose alias moves

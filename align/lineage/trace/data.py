@@ -93,9 +93,7 @@ def add_data(graph: Graph, chain: DataChain, tar: tuple[SplitName, Shard] | None
     return add_shards(graph, chain, verdict, part=_tar_part(tar[1]) if tar else None)
 
 
-def add_page(
-    graph: Graph, row: RawRow, source: str, pictures: tuple[Picture, ...], place: Mapping[str, str] | None = None
-) -> str:
+def add_page(graph: Graph, row: RawRow, source: str, pictures: tuple[Picture, ...], facts: Mapping[str, str]) -> str:
     """The page in which a pair was found, or the row of a table, which names no page.
 
     Args:
@@ -103,9 +101,8 @@ def add_page(
         row: the pair.
         source: id of the source's node.
         pictures: that it shows.
-        place: where the source has it: label -> value.
+        facts: more of them: label -> value.
     """
-    facts = dict(place or {})
     page, url = row["page_url"] or "", row["url"] or ""
     if page:
         title = cut(page.partition("://")[2] or page)

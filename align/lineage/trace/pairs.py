@@ -14,7 +14,6 @@ from align.config.filter import FilterConfig
 from align.config.paths import PathsConfig
 from align.config.release import RegisterConfig
 from align.errors import AlignError
-from align.formats.raw import MANIFEST as RAW_MANIFEST
 from align.interfaces.store import FetchTar
 from align.lineage.trace.data import (
     Part,
@@ -30,9 +29,8 @@ from align.lineage.trace.data import (
 from align.lineage.trace.graph import Graph, Node, State, Table, known
 from align.lineage.trace.models import Models, add_index, add_run, add_version
 from align.lineage.trace.pair_history import PairHistory, look_up, of_models
-from align.lineage.trace.source_places import Place, SourcePlaces
 from align.lineage.trace.text import rule_values
-from align.lineage.versions.data_chain import DataChain, chain_of, checkout_chain, read_json
+from align.lineage.versions.data_chain import DataChain, chain_of, checkout_chain
 from align.lineage.versions.data_versions import DataVersions
 from align.lineage.versions.raw_pairs import RawRow
 from align.lineage.versions.shard_samples import StoredSample, counted, iter_stored_samples
@@ -55,7 +53,6 @@ class Surroundings:
         versions: the data that git and DVC have recorded.
         models: what MLflow knows.
         fetch: gets tars from the object store.
-        places: looks for pairs in the source.
         given: the folder of indexes of tars that others made.
     """
 
@@ -66,16 +63,14 @@ class Surroundings:
     versions: DataVersions
     models: Models
     fetch: FetchTar | None
-    places: SourcePlaces
     given: Path
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What is known of a pair besides its history: the source's node, its place there, the pictures' samples."""
+    """What is known of a pair besides its history: the source's node, the pictures' samples."""
 
     source: str
-    place: Place
     samples: Mapping[str, StoredSample]
     shards: Path
 
@@ -94,15 +89,9 @@ def trace_pairs(graph: Graph, rows: list[RawRow], around: Surroundings) -> None:
     histories = [_history(row, around) for row in rows]
     wanted = {row["sha256"] for row in rows if row["sha256"]}
     samples = _samples(graph, around, wanted) if chain.digest else None
-    made_with = (read_json(chain.raw, RAW_MANIFEST) or {}).get("made_with") or {}
-    places = around.places.find(rows, made_with.get("archive"))
-    if around.places.problem:
-        graph.notes.append(around.places.problem)
     every_end = []
     for history in histories:
-        place = places.get(history["pair"]["key"], {})
-        end = _add_pair(graph, history, chain, _Found(source, place, samples or {}, around.paths.shards))
-        every_end.append(end)
+        every_end.append(_add_pair(graph, history, chain, _Found(source, samples or {}, around.paths.shards)))
         if not history["pair"]["sha256"]:
             history["models_line"] = _NO_PICTURE
     graph.pairs += histories
@@ -184,7 +173,7 @@ def _add_pair(graph: Graph, history: PairHistory, chain: DataChain, found: _Foun
         sample = None
     picture = picture_of(sample, found.shards) if sample else None
     shown = (picture,) if picture else ()
-    page = add_page(graph, row, found.source, (), {"text from": row["text_source"] or "", **found.place})
+    page = add_page(graph, row, found.source, (), {"text from": row["text_source"] or ""})
     status = f"{row['status']}{': ' + row['error_message'] if row['error_message'] else ''}"
     size = f"{row['original_width'] or row['width']} x {row['original_height'] or row['height']} px"
     normalised = decision["text"] if decision and decision["text"] != row["caption"] else ""

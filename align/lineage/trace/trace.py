@@ -34,7 +34,6 @@ from align.lineage.trace.graph import Graph, missing
 from align.lineage.trace.models import MODEL, Models, add_index, add_run, add_version
 from align.lineage.trace.page import as_page
 from align.lineage.trace.pairs import Surroundings, trace_pairs
-from align.lineage.trace.source_places import SourcePlaces
 from align.lineage.trace.subject import Names, Subject
 from align.lineage.trace.text import text_lines
 from align.lineage.versions.data_chain import chain_of, checkout_chain
@@ -161,7 +160,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         if args.log and subject.version is None:
             raise ConfigError(f"--log keeps the page of a model version, and '{args.what}' names {subject.title}")
         name = subject.version.name if subject.version else registered.model_name
-        around = surroundings(params, versions, models(name), in_source=args.in_source)
+        around = surroundings(params, versions, models(name))
         graph = trace(args.what, subject, around)
         graph.notes += [] if models(name).problem else runs.problems
         page = as_page(graph) if args.html or args.log else ""
@@ -195,8 +194,8 @@ def trace(asked: str, subject: Subject, around: Surroundings) -> Graph:
     return graph
 
 
-def surroundings(params: Params, versions: DataVersions, models: Models, *, in_source: bool = False) -> Surroundings:
-    """What a trace in the working directory reads; with `in_source` also a large source."""
+def surroundings(params: Params, versions: DataVersions, models: Models) -> Surroundings:
+    """What a trace in the working directory reads."""
     return Surroundings(
         root=Path.cwd(),
         paths=params.section(PathsConfig),
@@ -205,7 +204,6 @@ def surroundings(params: Params, versions: DataVersions, models: Models, *, in_s
         versions=versions,
         models=models,
         fetch=fetcher(params.section(StoreConfig)),
-        places=SourcePlaces(params, asked=in_source),
         given=params.section(StoreConfig).cache / GIVEN,
     )
 

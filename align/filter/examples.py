@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.filter.overview import ShownPair
-from align.filter.report import FilterReport
 from align.filter.tables import MAX_ROWS
 from align.filter.words import ngram_hashes
 from align.filter.work_folder import NumberedShard, Shards
@@ -65,7 +64,7 @@ class PairExamples:
 
     Attributes:
         pairs: a few pairs for each reason.
-        images: image_key -> bytes, of these pairs and of the images that most pairs show.
+        images: image_key -> bytes, of these pairs.
         twins: SET/KEY -> (bytes, text) of the evaluation images that these pairs resemble.
     """
 
@@ -94,21 +93,18 @@ def shown_pairs(shards: Shards, folder: Path) -> Iterator[ShownPair]:
             yield row["url"] or "", row["text_source"], *decided[row["key"]]
 
 
-def examples_of(report: FilterReport, shards: Shards, sets: Iterable[EvaluationSet], folder: Path) -> PairExamples:
+def examples_of(shards: Shards, sets: Iterable[EvaluationSet], folder: Path) -> PairExamples:
     """Chooses the examples and reads all pictures of the page.
 
     Args:
-        report: the numbers, which name the images that most pairs show.
         shards: all.
         sets: the evaluation sets.
         folder: the work folder, that holds decisions, facts and rare.parquet.
     """
     shown = shown_shards(shards)
     pairs = _example_pairs(shown, folder, _NUM_PER_REASON)
-    multiplied = report.overview.multiplied_images
-    wanted = {pair.image_key for pair in pairs} | {one.image_key for one in multiplied}
-    indices = {index for index, _ in shown} | {one.row_number // MAX_ROWS for one in multiplied}
-    images = {key: data for index in sorted(indices) for key, data in iter_images(shards[index][1]) if key in wanted}
+    wanted = {pair.image_key for pair in pairs}
+    images = {key: data for _, shard in shown for key, data in iter_images(shard) if key in wanted}
     names = {pair.twin for pair in pairs}
     twins = {}
     for one in sets:

@@ -211,7 +211,7 @@ def filter_pairs(
             digests = {one.name: one.identity for one in sets}
             report = report_on(engine, path, config, digests, shown_pairs(shards, path))
         with replace_directory(folders.reports, "filter") as directory:
-            write_page(report, config, examples_of(report, shards, sets, path), directory)
+            write_page(report, config, examples_of(shards, sets, path), directory)
             write_report(report, directory)
         os.replace(path / "pairs", path / "leftover")  # in one step, which marks the folder as finished
         _remove_pieces(path)

@@ -1,14 +1,13 @@
-"""The report's overview of the data: distributions, and the texts and images that occur most.
+"""The report's overview of the data: distributions, where pairs come from, and personal data in texts.
 
-SQL over the filter's results `decisions`, `facts` and `images` (`align.formats.filtered`) and, from its work folder,
-`pairs` and `verdicts` (`align.filter.tables`). Every result is small, however long the tables are. Hosts and languages
-are counted in a few shards only, as work on strings is slow.
+SQL over the filter's results `decisions`, `facts` and `images` (`align.formats.filtered`). Every result is small,
+however long the tables are. Hosts and languages are counted in a few shards only, as work on strings is slow.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
@@ -37,32 +36,6 @@ class Counted(_Frozen):
     num_kept: int
 
 
-class SharedText(_Frozen):
-    """A text that many distinct images have (rule T1)."""
-
-    text: str
-    num_images: int
-    num_pairs: int
-
-
-class MultipliedImage(_Frozen):
-    """An image content that many pairs show.
-
-    Attributes:
-        row_number: of its first pair (`align.filter.tables`), which tells the shard with the bytes.
-        image_key: of the tar sample with the bytes.
-        nsfw_score: null if the classifier did not score it.
-        text: of its first pair.
-    """
-
-    row_number: int
-    image_key: str | None
-    num_pairs: int
-    num_texts: int
-    nsfw_score: float | None
-    text: str
-
-
 class PersonalData(_Frozen):
     """Pairs whose text has an e-mail address or a phone number; in `examples` these are masked."""
 
@@ -74,7 +47,7 @@ class PersonalData(_Frozen):
 
 
 class Overview(_Frozen):
-    """Distributions, and the texts and images that occur most.
+    """Distributions, where pairs come from, and personal data.
 
     Attributes:
         words_per_text: words -> pairs.
@@ -83,8 +56,6 @@ class Overview(_Frozen):
         hosts: of image URLs, or the first folder of a file's path, by pairs, descending, in the same shards.
         text_sources: of the texts, such as alt, in the same way.
         num_looked_at: pairs of these shards.
-        shared_texts: by images, descending.
-        multiplied_images: by pairs, descending.
         personal_data: in texts.
     """
 
@@ -94,8 +65,6 @@ class Overview(_Frozen):
     hosts: tuple[Counted, ...]
     text_sources: tuple[Counted, ...]
     num_looked_at: int
-    shared_texts: tuple[SharedText, ...]
-    multiplied_images: tuple[MultipliedImage, ...]
     personal_data: PersonalData
 
 
@@ -118,8 +87,6 @@ def overview_of(rows: Rows, shown: Iterable[ShownPair]) -> Overview:
         hosts=hosts.descending()[:_NUM_SHOWN],
         text_sources=sources.descending()[:_NUM_SHOWN],
         num_looked_at=hosts.pairs.total(),
-        shared_texts=_shared_texts(rows),
-        multiplied_images=_multiplied_images(rows),
         personal_data=_personal_data(rows),
     )
 
@@ -161,52 +128,6 @@ def _host(url: str) -> str:
     return folder[:100] if slash else "."  # the path of a file
 
 
-def _shared_texts(rows: Rows) -> tuple[SharedText, ...]:
-    several = "SELECT DISTINCT num_images FROM verdicts WHERE num_images > 1"
-    counts = rows(f"{several} ORDER BY num_images DESC LIMIT {_NUM_SHOWN}")
-    if not counts:
-        return ()
-    texts = rows(f"""
-        SELECT max(num_images) AS images, count(*) AS pairs, min(row_number) AS first_pair FROM verdicts
-        WHERE num_images >= {counts[-1][0]} GROUP BY text_hash ORDER BY images DESC, first_pair LIMIT {_NUM_SHOWN}
-    """)
-    pairs = _pairs_at(rows, [first_pair for *_, first_pair in texts])
-    return tuple(
-        SharedText(text=pairs[first_pair][1], num_images=num_images, num_pairs=num_pairs)
-        for num_images, num_pairs, first_pair in texts
-    )
-
-
-def _multiplied_images(rows: Rows) -> tuple[MultipliedImage, ...]:
-    images = rows(f"""
-        SELECT count(*) AS pairs, max(num_texts) AS texts, min(row_number) AS first_pair FROM verdicts
-        WHERE image_hash IS NOT NULL
-          AND image_hash NOT IN (SELECT image_hash FROM pairs WHERE opted_out IS NOT NULL AND image_hash IS NOT NULL)
-        GROUP BY image_hash HAVING count(*) > 1 ORDER BY pairs DESC, first_pair LIMIT {_NUM_SHOWN}
-    """)
-    pairs = _pairs_at(rows, [first_pair for *_, first_pair in images])
-    ids = ", ".join(f"'{image_id}'" for _, _, image_id in pairs.values()) or "''"
-    scores: dict[str, float | None] = dict(rows(f"SELECT image_id, nsfw_score FROM images WHERE image_id IN ({ids})"))
-    return tuple(
-        MultipliedImage(
-            row_number=first_pair,
-            image_key=pairs[first_pair][0],
-            num_pairs=num_pairs,
-            num_texts=num_texts,
-            nsfw_score=scores.get(pairs[first_pair][2] or ""),
-            text=pairs[first_pair][1],
-        )
-        for num_pairs, num_texts, first_pair in images
-    )
-
-
-def _pairs_at(rows: Rows, row_numbers: Sequence[int]) -> Mapping[int, tuple[str | None, str, str | None]]:
-    """row number -> (image_key, text, image_id)."""
-    listed = ", ".join(map(str, row_numbers)) or "-1"
-    pairs = rows(f"SELECT row_number, image_key, text, image_id FROM pairs WHERE row_number IN ({listed})")
-    return {row_number: (image_key, text, image_id) for row_number, image_key, text, image_id in pairs}
-
-
 def _personal_data(rows: Rows) -> PersonalData:
     personal = "num_emails + num_phones > 0"
     emails, phones, num_pairs = rows(
@@ -236,8 +157,6 @@ def overview_metrics(overview: Overview) -> dict[str, float | int]:
         "filter/words_per_text/p95": _quantile(overview.words_per_text, 0.95),
         "filter/short_side_px/median": _quantile(overview.short_sides, 0.5),
         "filter/short_side_px/p95": _quantile(overview.short_sides, 0.95),
-        "filter/max_images_per_text": max((one.num_images for one in overview.shared_texts), default=1),
-        "filter/max_pairs_per_image": max((one.num_pairs for one in overview.multiplied_images), default=1),
         "filter/personal_data/num_with_email": personal.num_with_email,
         "filter/personal_data/num_with_phone": personal.num_with_phone,
         "filter/personal_data/num_kept": personal.num_kept,

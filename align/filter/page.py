@@ -114,7 +114,7 @@ def write_page(report: FilterReport, config: FilterConfig, examples: PairExample
         "Texts and images": [
             html.side_by_side(html.plot(figure, alt=name) for name, (figure, number) in panels.items() if number)
         ],
-        "What repeats": _repeats(overview, config, examples),
+        "Where they come from": _origins(overview),
         "Personal data in texts": _personal_data(overview, config),
         "Near-duplicates of evaluation images": _evaluation(report),
     }
@@ -191,33 +191,17 @@ def _cuts(config: FilterConfig) -> dict[str, str]:
     }
 
 
-def _repeats(overview: Overview, config: FilterConfig, examples: PairExamples) -> list[str]:
-    texts = [(_short(one.text), one.num_images, one.num_pairs) for one in overview.shared_texts]
-    hosts, sources = (
-        [(one.name, one.num_pairs, f"{one.num_kept / one.num_pairs:.0%}") for one in counted]
-        for counted in (overview.hosts, overview.text_sources)
-    )
+def _origins(overview: Overview) -> list[str]:
+    sources = overview.text_sources if len(overview.text_sources) > 1 else ()
     tables = [
-        html.subheading(title) + html.table(columns, rows)
-        for title, columns, rows in (
-            ("Texts that most images share", ("text", "images", "pairs"), texts),
-            (f"Hosts of most images, in {overview.num_looked_at:,} pairs", ("host", "pairs", "kept"), hosts),
-            ("Sources of texts, in the same", ("source", "pairs", "kept"), sources if len(sources) > 1 else []),
+        html.subheading(title) + html.table((column, "pairs", "kept"), rows)
+        for title, column, counted in (
+            (f"Hosts of most images, in {overview.num_looked_at:,} pairs", "host", overview.hosts),
+            ("Sources of texts, in the same", "source", sources),
         )
-        if rows
+        if (rows := [(one.name, one.num_pairs, f"{one.num_kept / one.num_pairs:.0%}") for one in counted])
     ]
-    blocks = [html.side_by_side(tables)] if tables else []
-    items = []
-    for one in overview.multiplied_images:
-        data = examples.images.get(one.image_key or "")
-        blur = one.nsfw_score is not None and one.nsfw_score >= config.nsfw_threshold
-        picture = _thumbnail(data, config.max_image_pixels, blur=blur) if data is not None else None
-        if picture is not None:
-            caption = f"{one.num_pairs:,} pairs, {one.num_texts:,} texts · {_short(one.text)}"
-            items.append((picture, caption, ""))
-    if items:
-        blocks += [html.subheading("Images that most pairs show"), html.gallery(items)]
-    return blocks
+    return [html.side_by_side(tables)] if tables else []
 
 
 def _personal_data(overview: Overview, config: FilterConfig) -> list[str]:

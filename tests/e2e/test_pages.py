@@ -145,7 +145,7 @@ def decide(mine, theirs, folder):
 @pytest.mark.parametrize(
     ("name", "num_images", "texts"),
     [
-        ("filter", 10, "What the filter kept and dropped | pairs kept | Every rule | Texts that most images share | "
+        ("filter", 10, "What the filter kept and dropped | pairs kept | Every rule | "
                        "Hosts of most images | Personal data in texts | Dropped: image_too_small"),
         ("quality", 0, "Data quality | All expectations | keep rate | passed | concepts | No reference"),
         ("shard", 25, "Shards | Splits | images of a cluster | Samples of train | Samples of val"),

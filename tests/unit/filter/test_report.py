@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 
 from align.config.filter import FilterConfig
-from align.filter import tables
 from align.filter.examples import ExamplePair, PairExamples
 from align.filter.overview import overview_metrics, overview_of
 from align.filter.page import write_page
@@ -19,8 +18,6 @@ from tests.support.params import load_params
 from tests.support.small_data import jpeg
 
 CONFIG = load_params().section(FilterConfig)
-_NAMES = ("row_number", "image_hash", "text_hash", "num_texts", "num_images")
-VERDICTS = pa.schema([(name, pa.int64()) for name in _NAMES])
 
 
 def rows_of(pairs, images):
@@ -32,14 +29,10 @@ def rows_of(pairs, images):
         connection.register(name, pa.Table.from_pylist([empty | row for row in rows], nullable(schema)))
 
     numbered = [
-        {"key": f"{row:09d}", "row_number": row, "text": "", "num_emails": 0, "num_phones": 0, "keep": True} | pair
+        {"key": f"{row:09d}", "text": "", "num_emails": 0, "num_phones": 0, "keep": True} | pair
         for row, pair in enumerate(pairs)
     ]
-    texts = {text: index for index, text in enumerate(dict.fromkeys(row["text"] for row in numbered))}
-    for row in numbered:
-        row["text_hash"] = texts[row["text"]]
-    schemas = {"decisions": filtered.DECISIONS_SCHEMA, "facts": filtered.FACTS_SCHEMA, "pairs": tables.PAIRS}
-    for name, schema in (schemas | {"verdicts": VERDICTS}).items():
+    for name, schema in (("decisions", filtered.DECISIONS_SCHEMA), ("facts", filtered.FACTS_SCHEMA)):
         register(name, [{k: v for k, v in row.items() if k in schema.names} for row in numbered], schema)
     register("images", images, filtered.IMAGES_SCHEMA)
     return lambda query: connection.execute(query).fetchall()
@@ -60,7 +53,7 @@ def pair(text, image, **more):
     """A pair of image number `image`; equal texts are counted by the test."""
     words = len(text.split())
     return {
-        "text": text, "image_hash": image, "image_id": f"i{image}", "image_key": f"key of i{image}", "num_words": words,
+        "text": text, "image_id": f"i{image}", "image_key": f"key of i{image}", "num_words": words,
         "num_texts": 1, "num_images": 1,
     } | more  # fmt: skip
 
@@ -113,28 +106,6 @@ def test_hosts_are_counted_without_regard_to_port_case_or_scheme():
     assert [(one.name, one.num_pairs) for one in files.hosts] == [("images", 2), (".", 1)]
 
 
-def test_what_repeats_comes_first():
-    overview = seen()
-    assert [(one.text, one.num_images, one.num_pairs) for one in overview.shared_texts] == [("a shared text", 3, 3)]
-    (multiplied,) = overview.multiplied_images
-    assert (multiplied.row_number, multiplied.image_key, multiplied.num_pairs, multiplied.num_texts) == (
-        0, "key of i0", 2, 2,
-    )  # fmt: skip
-    first, *others = PAIRS
-    assert seen([{**first, "opted_out": "url:x"}, *others]).multiplied_images == ()  # nobody is to see it again
-    nothing = seen([pair("a text alone", 0)], IMAGES)
-    assert nothing.shared_texts == () and nothing.multiplied_images == ()
-
-
-def test_many_texts_with_equal_counts_are_cut_to_a_page():
-    pairs = [
-        pair(f"text {text}", 2 * text + copy, num_images=2 + (text == 29)) for text in range(30) for copy in range(2)
-    ]
-    overview = seen(pairs).shared_texts
-    assert len(overview) == 12
-    assert [one.text for one in overview[:3]] == ["text 29", "text 0", "text 1"]
-
-
 def test_personal_data_is_counted_and_masked():
     overview = seen().personal_data
     assert (overview.num_with_email, overview.num_with_phone, overview.num_pairs, overview.num_kept) == (1, 1, 2, 1)
@@ -157,7 +128,7 @@ def test_metrics_are_of_the_same_figures():
     shown = overview_metrics(seen())
     assert shown == {
         "filter/words_per_text/median": 3, "filter/words_per_text/p95": 5, "filter/short_side_px/median": 200,
-        "filter/short_side_px/p95": 4000, "filter/max_images_per_text": 3, "filter/max_pairs_per_image": 2,
+        "filter/short_side_px/p95": 4000,
         "filter/personal_data/num_with_email": 1, "filter/personal_data/num_with_phone": 1,
         "filter/personal_data/num_kept": 1, "filter/language/en": 0.75,
         "filter/language/de": 0.25, "filter/top_host_share": 0.5,
@@ -206,7 +177,7 @@ def page(tmp_path_factory):
 
 
 def test_the_page_shows_the_funnel_and_what_stands_out(page):
-    for text in ("4 of 6 pairs kept (66.7%)", "a shared text", "example.org", "HTTP 404", "2 pairs, 2 texts"):
+    for text in ("4 of 6 pairs kept (66.7%)", "example.org", "HTTP 404"):
         assert text in page
     assert page.count("<svg role=img") == 4
     assert "score 0.91" in page and "100 x 90" in page and "cosine 0.981" in page and "11 images" in page

@@ -300,7 +300,9 @@ def test_texts_go_too_from_tables_and_reports_made_before_anybody_asked(raw, mon
     for name in ("filter", "index", "package"):
         (root / "reports" / name).mkdir(parents=True)
         (root / "reports" / name / "metrics.json").write_text("{}")  # as every stage writes it
-    (root / "reports/filter/report.json").write_text('{"overview": {"shared_texts": [{"text": "text of 000010000"}]}}')
+    (root / "reports/filter/report.json").write_text(
+        '{"overview": {"personal_data": {"examples": ["text of 000010000"]}}}'
+    )
     (root / "reports/index/report.json").write_text('{"queries": [{"found": [{"texts": ["another"]}]}]}')
     filtered = root / "data/filtered"
     filtered.mkdir()

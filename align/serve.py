@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.arguments.commands import PORT
 from align.config import Params
@@ -181,25 +181,18 @@ def _of_index(item: IndexedImage, header: IndexHeader, note: str) -> PairShown:
 
 
 def _shown(rule: RuleResult) -> RuleShown:
+    from align.lineage.trace.text import rule_values
     from align.search.service.answers import RuleShown
 
     return RuleShown(
         rule=rule["rule"], what=rule["what"], drops_where=rule["drops_where"], verdict=rule["verdict"],
-        values=_values(rule["values"]),
+        values=rule_values(rule["values"]),
     )  # fmt: skip
 
 
 def _is_version(shards: Path, digest: str) -> bool:
     """Whether a folder has the shards of this digest; a folder without shards may have had them."""
     return not (shards / MANIFEST).is_file() or read_manifest(shards).digest == digest
-
-
-def _values(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name}: {_value(value)}" for name, value in values.items())
-
-
-def _value(value: Any) -> str:
-    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def login_of(login: str | None) -> str:

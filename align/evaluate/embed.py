@@ -111,7 +111,7 @@ def embed_pictures(
     embeds: Embeddings = np.zeros((0, 1), dtype=np.float32)
     pictures = track(source.read(fault=faults.__setitem__), what=f"evaluate: {source.name}", total=len(source.images))
     measure = partial(_embedded, towers=towers, name=source.name, faults=faults)
-    features: Features[Half] = Features(kept, _to_bytes, _from_bytes)
+    features: Features[Half] = Features(kept, np.ndarray.tobytes, lambda data: np.frombuffer(data, np.float16))
     for name, row in features.look(measure, ((str(position), picture) for position, picture in pictures)):
         if not positions:
             embeds = np.empty((len(source.images), len(row)), dtype=np.float32)
@@ -158,14 +158,6 @@ def _embedded(
     while len(embeds := finite(towers.embed_crops(islice(shown, _CHUNK)), name)):
         yield from zip(names[num_done : num_done + len(embeds)], embeds.astype(np.float16), strict=True)
         num_done += len(embeds)
-
-
-def _to_bytes(row: Half) -> bytes:
-    return row.tobytes()
-
-
-def _from_bytes(data: bytes) -> Half:
-    return np.frombuffer(data, np.float16)
 
 
 def finite(embeds: Embeddings, name: str) -> Embeddings:

@@ -25,7 +25,7 @@ from align.evaluate.protocols.labelled import accuracy
 from align.evaluate.protocols.recall import Direction, Score
 from align.formats.evaluation_set import EvaluationSet
 from align.formats.model_folder import library_model, read_config
-from align.model.dual_encoder import AnyImageTower, load_model
+from align.model.dual_encoder import load_model
 from align.statistics.intervals import Scored
 from align.statistics.paired import Difference, Part, difference
 
@@ -122,8 +122,9 @@ def fine_tuned(settings: FineTuningSettings, task: Task, model: Path, *, num_res
     known, asked = ([picture for _, picture in source.read([*part])] for part in (task.known, task.asked))
     train = Pictures(f"{source.name}, reference", known, np.asarray(task.known_labels))
     test = Pictures(f"{source.name}, query", asked, np.asarray(task.labels), task.clusters)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        runs = fine_tune(lambda: _tower(model), (train, test), num_classes, recipe, machine)
+        runs = fine_tune(lambda: load_model(model).vision_model.to(device), (train, test), num_classes, recipe, machine)
     except AlignError as error:
         raise type(error)(f"evaluation set {source.name}: fine_tuning: {error}") from None
     score = accuracy(runs, test, num_classes, num_resamples=num_resamples, seed=seed)
@@ -133,7 +134,3 @@ def fine_tuned(settings: FineTuningSettings, task: Task, model: Path, *, num_res
         gained = Scored(right - (task.knn.ranks == 1), [*task.clusters])
         minus = difference([Part(source.name, 1.0, gained)], confidence=0.975, seed=seed)
     return FineTuned(recipe, runs, score, right, minus)
-
-
-def _tower(model: Path) -> AnyImageTower:
-    return load_model(model).vision_model.to("cuda" if torch.cuda.is_available() else "cpu")

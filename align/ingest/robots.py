@@ -89,7 +89,8 @@ class Rules:
                 rests[beginning] = _ALONE[sign]
         for beginning, others in several.items():
             others += rests.get(beginning, ())
-            rests[beginning] = tuple(sorted(others, key=_by_length))  # the longest first, then permissions
+            # the longest first, then permissions
+            rests[beginning] = tuple(sorted(others, key=lambda rest: (-len(rest), rest)))
         self._rests = rests
         self._lengths = sorted(set(map(len, rests)))
 
@@ -120,10 +121,6 @@ _BEGINNINGS: Final = frozenset("/*")
 _ALONE: Final = {"+": ("+",), "-": ("-",)}
 _PERMITS_ALL: Final = Rules(())
 _FORBIDS_ALL: Final = Rules(("-/",))
-
-
-def _by_length(rest: str) -> tuple[int, str]:
-    return -len(rest), rest
 
 
 def _in_order(parts: list[str], path: str, start: int) -> bool:

@@ -80,18 +80,15 @@ def _with_key(variable: str) -> Any:
     except ImportError as error:
         raise ConfigError(f"{SIGN_WITH} and {TRUST} need {error.name}: pip install 'align-mlops[signing]'") from None
     library: Any = model_signing
-    key, is_private = os.environ[variable], variable == SIGN_WITH
-    # covers no link, and includes files that git would keep in a folder
-    every_file = library.hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False)
+    key, kind = os.environ[variable], "private" if variable == SIGN_WITH else "public"
     try:
-        if is_private:
+        if kind == "private":
             config = library.signing.Config().use_elliptic_key_signer(private_key=key)
         else:
             config = library.verifying.Config().use_elliptic_key_verifier(public_key=key)
-        return config.set_hashing_config(every_file)
-    except Exception as error:  # noqa: BLE001 - OpenSSL's, and any at a key of another kind
-        kind = "private" if is_private else "public"
-        reason = (
-            error.strerror if isinstance(error, OSError) else f"no {kind} key of curve P-256, P-384 or P-521 in PEM"
-        )
-        raise ConfigError(f"{variable}={key}: {reason}") from None
+        # covers no link, and includes files that git would keep in a folder
+        return config.set_hashing_config(library.hashing.Config().set_ignored_paths(paths=[], ignore_git_paths=False))
+    except OSError as error:
+        raise ConfigError(f"{variable}={key}: {error.strerror}") from None
+    except Exception:  # noqa: BLE001 - OpenSSL's, and any at a key of another kind
+        raise ConfigError(f"{variable}={key}: no {kind} key of curve P-256, P-384 or P-521 in PEM") from None

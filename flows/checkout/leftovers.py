@@ -60,7 +60,8 @@ def sweep(root: Path, log: Callable[[str], None]) -> None:
     listed = _listed(root).splitlines()
     known = {Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")}
     paths = {path for path in known if path.parent == folder} | set(folder.glob("*"))
-    taken = _taken(root)
+    # of live runs, and of runs of other machines, whose locks may not be seen here
+    taken = {Path(record.worktree).name for kind, record in _records(root) if kind in ("live", "elsewhere")}
     for path in sorted(path for path in paths if path.name not in taken):
         lock = root / STATE / "locks" / path.name
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -79,11 +80,6 @@ def _listed(root: Path) -> str:
         with suppress(DataError):
             return git(root, "worktree", "list", "--porcelain")
     return git(root, "worktree", "list", "--porcelain")  # this one says what is wrong
-
-
-def _taken(root: Path) -> set[str]:
-    """Names of the worktrees of live runs, and of runs of other machines, whose locks may not be seen here."""
-    return {Path(record.worktree).name for kind, record in _records(root) if kind in ("live", "elsewhere")}
 
 
 def _wait_until_left(path: Path) -> None:

@@ -45,7 +45,7 @@ class SlowHosts:
         self._seen.add(one)
         if not self._is_first(f"{host} {closed is not None}"):
             return
-        if self._num_lines() > _MAX_LINES:
+        if sum(1 for _ in self.folder.glob(f"slow-{self.run}-*")) > _MAX_LINES:
             self._is_silent = True
             if self._is_first("more"):
                 say("ingest: more hosts slow us, and are not named; the report shows what failed at which hosts")
@@ -70,6 +70,3 @@ class SlowHosts:
         except FileExistsError:
             return False
         return True
-
-    def _num_lines(self) -> int:
-        return sum(1 for _ in self.folder.glob(f"slow-{self.run}-*"))

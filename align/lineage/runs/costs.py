@@ -6,7 +6,7 @@ Keys are `STAGE/WHAT`: device_hours, pairs_per_s, cost. A value is a number, or 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -93,12 +93,9 @@ def of_checkout(runtime: Path, reports: Path) -> dict[str, float | str]:
             written = (reports / stage / "report.json").stat().st_mtime
             start = datetime.strptime(record["started_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
             speed = float(record[SPEED])
-            if record["outcome"] == "completed" and speed and _within(written, start, record):  # 0: no step to train
+            is_its = start - _COARSE_S <= written <= start + record["wall_s"] + _COARSE_S
+            if record["outcome"] == "completed" and speed and is_its:  # 0: no step to train
                 costs[f"{stage}/{SPEED}"] = speed
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return costs
-
-
-def _within(time: float, start: float, record: Mapping[str, float]) -> bool:
-    return start - _COARSE_S <= time <= start + record["wall_s"] + _COARSE_S

@@ -356,7 +356,7 @@ def test_an_import_is_unknown_and_never_not_trained(tmp_path, mlflow_server, mon
 def test_a_run_that_registered_no_version_is_asked_too(tmp_path, mlflow_server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     shards, _ = training_data.write(tmp_path)
-    data = {"align.data_digest": read_manifest(shards).digest}
+    data = dict.fromkeys(("align.data_digest", "align.trained_on"), read_manifest(shards).digest)
     tracker = Tracker(mlflow_server)
     for experiment, name, tags in (
         ("unregistered", "ours", data | {"align.model_digest": "1"}),

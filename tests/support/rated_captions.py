@@ -15,9 +15,7 @@ def captioned(**asked):
     for number, (name, shade) in enumerate(((name, shade) for name in COLOURS for shade in (0, 15)), 10):
         texts, key = (f"{name} square", f"a {name} thing"), f"{name}{shade}"
         images.append(
-            EvaluationImage(
-                key, key, texts, None, "query", number=number, text_numbers=(10 * number, 10 * number + 1)
-            )
+            EvaluationImage(key, key, texts, None, "query", number=number, text_numbers=(10 * number, 10 * number + 1))
         )
         pictures.append(square(name, shade=shade))
     entry = SuiteSet.model_validate({"name": "c", "path": "c.json", "format": "coco", "tasks": ["retrieval"], **asked})

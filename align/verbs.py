@@ -174,9 +174,9 @@ COMMANDS = {
     ),
     "rollback": Verb(
         "align.release.aliases.rollback",
-        "make the previous champion the champion again",
+        "make the last champion that passed its gates the champion again",
         ("register",),
-        ("align rollback", 'align rollback --reason "misses small pictures"'),
+        ("align rollback", 'align rollback --why "misses small pictures"'),
         commands.rollback,
         moves_aliases=True,
     ),

@@ -1,4 +1,4 @@
-"""Rollback as a flow: makes the previous champion the champion again."""
+"""Rollback as a flow: makes the last champion that passed its gates the champion again."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from flows.tasks.this_run import end_record, in_progress
 
 
 @flow(flow_run_name="rollback", on_completion=[end_record], on_failure=[end_record])
-def rollback(reason: Annotated[str, Field(json_schema_extra=NO_LOGIN)]) -> str:
-    """Makes the previous champion the champion again.
+def rollback(why: Annotated[str, Field(json_schema_extra=NO_LOGIN)]) -> str:
+    """Makes the last champion that passed its gates the champion again.
 
     Args:
-        reason: why; kept as a tag of the version that is replaced.
+        why: kept in the history, and as a tag of the version that is replaced.
 
     Raises:
         CommandError: there is no champion, or no previous one.
     """
     with in_progress():
-        lines = command("rollback", (f"--reason={visible(reason)}",))  # it may begin with a dash
+        lines = command("rollback", (f"--why={visible(why)}",))  # it may begin with a dash
         create_markdown_artifact(fenced_markdown(lines), key="rollback", description="align rollback")
         return last_line(lines)

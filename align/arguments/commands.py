@@ -91,7 +91,7 @@ def promote(parser: ArgumentParser) -> None:
 def rollback(parser: ArgumentParser) -> None:
     """Arguments of `align rollback`."""
     parser.add_argument(
-        "--reason", default="no reason given", help="kept in the history, and as a tag of the version rolled back"
+        "--why", help="kept in the history; needed where a champion that somebody made so by hand is passed over"
     )
 
 

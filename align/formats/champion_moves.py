@@ -8,9 +8,10 @@ align.champion.00001 ...   one move each, as JSON; written when the alias has mo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -89,20 +90,28 @@ class ChampionState:
 
     def previous(self, existing: Set[int]) -> int | None:
         """The champion that a rollback goes back to; None: there is none. `existing`: numbers of all versions."""
-        return next(earlier_champions(self.moves, self.champion, existing), None)
+        return next((number for number in self._earlier(existing) if number in self.passed), None)
+
+    def passed_over(self, existing: Set[int]) -> list[int]:
+        """The champions between `previous` and this one that somebody made so by hand, the latest first."""
+        standing, to = standing_of(self.moves), self.previous(existing)
+        after = takewhile(lambda number: number != to, self._earlier(existing))
+        return [number for number in after if standing.get(number) == "by hand"]
+
+    def _earlier(self, existing: Set[int]) -> list[int]:
+        """All versions that were the champion before this one, the latest first, without those that were deleted."""
+        numbers = dict.fromkeys(move.to for move in reversed(self.moves))
+        return [number for number in numbers if number is not None and number in existing - {self.champion}]
 
     @property
-    def moved_by_hand(self) -> bool:
-        """Whether a person made it the champion in MLflow, so that no gate judged it.
-
-        False without a history, since the champion may be older than the history.
-        """
-        return self.last is not None and (self.last.to != self.champion or self.last.kind == "by hand")
+    def passed(self) -> set[int]:
+        """The versions that the gates of `align promote` let be the champion, without those rolled back since."""
+        return {number for number, how in standing_of(self.moves).items() if how == "promoted"}
 
     @property
-    def last(self) -> Move | None:
-        """The last move of the alias; None if there is none."""
-        return next((move for move in reversed(self.moves) if move.kind != "rejected"), None)
+    def made_by_hand(self) -> bool:
+        """Whether the champion is one without having passed the gates, however the alias came back to it."""
+        return self.champion is not None and self.champion not in self.passed
 
 
 def history_of(model: str, tags: Mapping[str, str]) -> tuple[Move, ...]:
@@ -120,39 +129,20 @@ def history_of(model: str, tags: Mapping[str, str]) -> tuple[Move, ...]:
     return tuple(moves)
 
 
-def line_of_champions(moves: Iterable[Move]) -> list[int]:
-    """The champions that led to the last one, oldest first: a rollback ends what it takes back."""
-    line: list[int] = []
-    for move in moves:
-        if move.kind == "rejected":
-            continue
-        if move.before is not None and (not line or line[-1] != move.before):
-            line.append(move.before)
-        if move.kind == "rolled back" and move.to in line:
-            del line[len(line) - line[::-1].index(move.to) :]
-        elif move.to is not None:
-            line.append(move.to)
-    return line
+def standing_of(moves: Iterable[Move]) -> dict[int, Kind]:
+    """How each version that was the champion stands: promoted, rolled back since, or by hand alone.
 
-
-def taken_back(moves: Iterable[Move]) -> set[int]:
-    """The versions that were rolled back and have not been the champion since."""
-    found: set[int] = set()
+    Neither a move by hand nor a rollback to a version replaces what the gates, or the person who rolled it back, said.
+    """
+    found: dict[int, Kind] = {}
     for move in moves:
         if move.kind == "rolled back" and move.before is not None:
-            found.add(move.before)
-        if move.to is not None:
-            found.discard(move.to)
+            found[move.before] = "rolled back"
+        elif move.kind == "promoted" and move.to is not None:
+            found[move.to] = "promoted"
+        elif move.kind == "by hand" and move.to is not None:
+            found.setdefault(move.to, "by hand")
     return found
-
-
-def earlier_champions(moves: Sequence[Move], champion: int | None, existing: Set[int]) -> Iterator[int]:
-    """The champions before this one, the latest first, without those that were rolled back or deleted."""
-    passed = {champion} | taken_back(moves)
-    for number in reversed(line_of_champions(moves)):
-        if number in existing and number not in passed:
-            passed.add(number)
-            yield number
 
 
 def last_before(moves: Iterable[Move], when: datetime) -> Move | None:

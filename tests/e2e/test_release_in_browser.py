@@ -155,7 +155,7 @@ def roll_back(prefect):
     page.open(f"{prefect.url}/v2/dashboard")
     prefect.open_deployment("rollback", "Quick run")
     page.wait("document.querySelector('[role=dialog] label')")
-    page.fill("reason", "it was a trial")
+    page.fill("why", "it was a trial")
     page.click("Run", "[role=dialog] button")
     page.click("View run")
     page.wait("location.pathname.includes('/runs/flow-run/')")

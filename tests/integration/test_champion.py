@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from align.errors import DataError, LockedError, RefusedError
+from align.errors import ConfigError, DataError, LockedError, RefusedError
 from align.release.aliases.champion import make_champion, take_back
 from align.release.aliases.moves import settle
 from align.services.tracking.registry import PROMOTED, PROMOTED_BECAUSE, ROLLED_BACK, ROLLED_BACK_BECAUSE
@@ -32,8 +32,8 @@ class Model:
         figures = {"recall": number / 10}
         make_champion(self.tracker, self.version(number), replaces=replaces, why=f"{number} is better", figures=figures)
 
-    def roll_back(self):
-        take_back(self.tracker, self.name, "slow")
+    def roll_back(self, why="slow"):
+        take_back(self.tracker, self.name, why)
 
     def champions(self):
         """The version with the alias, which is the only one, and the version that a rollback goes back to."""
@@ -87,19 +87,23 @@ def test_a_champion_that_is_deleted_is_noticed_and_passed_over(tracker):
     assert model.champions() == (4, None)
 
 
-def test_an_alias_moved_by_hand_is_recorded_once_and_rollback_goes_by_it(tracker):
+def test_an_alias_moved_by_hand_is_recorded_once_and_no_rollback_brings_its_version_back(tracker):
     model = Model(tracker, 3)
-    for number in (1, 2):
-        model.promote(number)
-    model.client.set_registered_model_alias(model.name, "champion", "1")
-    assert tracker.registry.champion_state(model.name).moved_by_hand
+    model.promote(1)
+    model.client.set_registered_model_alias(model.name, "champion", "2")
+    assert tracker.registry.champion_state(model.name).made_by_hand
     for _ in range(2):
         state = settle(tracker.registry, model.name)
-    assert model.history()[2:] == [("by hand", 2, 1)]
-    assert (state.moves[-1].who, state.moved_by_hand) == ("unknown", True)
-    assert model.champions() == (1, 2)
+    assert model.history()[1:] == [("by hand", 1, 2)]
+    assert (state.moves[-1].who, state.made_by_hand) == ("unknown", True)
+    model.promote(3)
+    with pytest.raises(ConfigError, match=r"somebody made version 2 the champion by hand; .*--why"):
+        model.roll_back(why=None)
+    assert model.champions() == (3, 1)
     model.roll_back()
-    assert model.champions() == (2, None) and not settle(tracker.registry, model.name).moved_by_hand
+    assert model.champions() == (1, None) and not settle(tracker.registry, model.name).made_by_hand
+    with pytest.raises(DataError, match="no champion before 1 is left"):
+        model.roll_back()
 
 
 def test_a_command_that_is_killed_between_alias_and_entry_looks_like_a_move_by_hand(tracker, monkeypatch):
@@ -114,7 +118,7 @@ def test_a_command_that_is_killed_between_alias_and_entry_looks_like_a_move_by_h
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(tracker.registry, "set_model_tag", die)
         model.promote(2)
-    assert settle(tracker.registry, model.name).moved_by_hand
+    assert settle(tracker.registry, model.name).made_by_hand
     assert model.history() == [("promoted", None, 1), ("by hand", 1, 2)] and model.champions() == (2, 1)
 
 

@@ -174,7 +174,7 @@ def test_a_change_of_the_registry(verb, tmp_path, empty_mlflow, monkeypatch):
             project.candidate(recall)
             if recall == 0.4 or verb == "rollback":
                 assert project.promote().outcome == "promoted"
-    told = words_of(project, verb) + (["--reason", "slow"] if verb == "rollback" else [])
+    told = words_of(project, verb) + (["--why", "slow"] if verb == "rollback" else [])
     case = Case(root.parent, told, in_mlflow, whole_or_nothing=False)
     kills, changes = survives(case, tmp_path)
     print(f"{verb}: {kills} kills of {changes} changes")

@@ -75,7 +75,7 @@ def test_any_version_may_be_promoted_and_is_named(typed, tracker, tmp_path):
     refused = promote()
     assert refused.startswith(f"{error} 3 (the candidate: run {third.run_id}, {what}) is not promoted")
     assert tracker.registry.aliases("align") == {"candidate": 3, "champion": 2}
-    assert typed("rollback", "--reason", "slow on phones").startswith("0 ")
+    assert typed("rollback", "--why", "slow on phones").startswith("0 ")
     refused = promote("--version", "2")
     assert refused.startswith(f"{error} 2 (run {second.run_id}, {what}) is not promoted: rolled back: at 20")
     assert f"slow on phones; needed: never; remove its tag {ROLLED_BACK} to allow its promotion" in refused
@@ -210,7 +210,7 @@ def test_after_promotion_and_rollback_pages_show_the_aliases_as_they_are(made, t
     assert made.align("promote") == 1  # version 3 is refused
     assert [dict(one.tags) for one in made.versions[:2]] == before
     assert made.pages(tmp_path) == {1: [], 2: ["champion"], 3: ["candidate"]}
-    assert made.notes(capsys, "rollback", "--reason", "slow") == []
+    assert made.notes(capsys, "rollback", "--why", "slow") == []
     assert made.pages(tmp_path) == {1: ["champion"], 2: [], 3: ["candidate"]}
 
 

@@ -70,14 +70,15 @@ def make_champion(
     return made
 
 
-def take_back(tracker: Tracker, model: str, reason: str) -> Move:
-    """Makes the champion before this one the champion again.
+def take_back(tracker: Tracker, model: str, why: str | None) -> Move:
+    """Makes the last champion before this one that passed its gates the champion again.
 
     One that was rolled back, or deleted, is passed over, so that repeated calls end. The reason is kept in the
     history, and as a tag of the version that is rolled back.
 
     Raises:
-        DataError: there is no champion, or none before it.
+        ConfigError: a champion that somebody made so by hand would be passed over, and there is no reason.
+        DataError: there is no champion, or none before it that passed its gates.
         ServiceError: MLflow is unavailable or refuses.
     """
     registry = tracker.registry
@@ -87,10 +88,17 @@ def take_back(tracker: Tracker, model: str, reason: str) -> Move:
     versions = {version.number: version for version in registry.versions(model)}
     to = state.previous(set(versions))
     if to is None:
-        why = "the others were rolled back or deleted, or there was none"
-        raise DataError(f"model '{model}': no champion before {state.champion} is left: {why}")
+        raise DataError(
+            f"model '{model}': no champion before {state.champion} is left: the others were rolled back or deleted, "
+            "were made the champion by hand, or there was none"
+        )
+    if not why and (over := state.passed_over(set(versions))):
+        raise ConfigError(
+            f"model '{model}': after champion {to}, the last one that passed its gates, somebody made version "
+            f"{', '.join(map(str, over))} the champion by hand; to go back past that, say why: --why WHY"
+        )
     registry.set_alias(versions[to], CHAMPION)
-    made = record(registry, state, "rolled back", to, reason, {}, who_acts())
+    made = record(registry, state, "rolled back", to, why or "no reason given", {}, who_acts())
     registry.set_version_tags(versions[state.champion], {ROLLED_BACK: made.at, ROLLED_BACK_BECAUSE: made.why})
     return made
 
@@ -184,10 +192,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
     previous = state.previous(existing)
     if args.json:
         history = [_entry(move) for move in state.moves]
-        now = {"champion": state.champion, "previous": previous, "by_hand": state.moved_by_hand}
+        now = {"champion": state.champion, "previous": previous, "by_hand": state.made_by_hand}
         show_json(to_json({"schema_version": 1, "model": model, **now, "history": history}))
         return
-    show(f"{model}: the champion is {_version(state.champion, existing)}; previous: {_number(previous)}")
+    by_hand = ", made so by hand, without passing the gates" if state.made_by_hand else ""
+    show(f"{model}: the champion is {_version(state.champion, existing)}{by_hand}; previous: {_number(previous)}")
     if state.moves:
         show(*table(state.moves, existing))
 

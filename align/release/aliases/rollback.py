@@ -1,4 +1,4 @@
-"""rollback: makes the previous champion the champion again. Each further call goes one champion back."""
+"""rollback: makes the last champion that passed its gates the champion again. Each call goes one back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     require_store()
     with locked(LOCK, "align rollback", say):
         tracker = Tracker()
-        move, registry = take_back(tracker, model, args.reason), tracker.registry
+        move, registry = take_back(tracker, model, args.why), tracker.registry
         before = registry.champion_state(model).previous({version.number for version in registry.versions(model)})
     left = "" if before is not None else "; no champion before it is left"
     show(f"{model} version {move.to} is the {CHAMPION} again{left}; {move.before} was rolled back: {move.why}")

@@ -25,7 +25,6 @@ from align.services.tracking.registry import (
     INDEX_DIGEST,
     MODEL_ARTIFACT,
     MODEL_DIGEST,
-    PROMOTED,
     Version,
 )
 from align.services.tracking.tracker import Tracker
@@ -66,8 +65,7 @@ class RegisteredChampion:
             raise DataError(
                 f"{version.name} version {version.number} has no tag {MODEL_DIGEST}: it is not of `align register`"
             )
-        state = self._tracker.registry.champion_state(self._model)
-        self._by_hand = state.moved_by_hand if state.last else PROMOTED not in version.tags
+        self._by_hand = self._tracker.registry.champion_state(self._model).made_by_hand
         index = version.tags.get(INDEX_DIGEST) or f"own {_stamp(self._own.index)}"
         digest = hashlib.sha256(f"{model} {index}".encode()).hexdigest()
         return Release(digest, version.name, version.number, version.run_id, version.tags)
@@ -95,10 +93,10 @@ class RegisteredChampion:
         return Folders(model, folder / "index" if index_digest else self._own.index, vouched=bool(index_digest))
 
     def warnings(self, release: Release) -> list[str]:
-        """Whether the alias was moved by hand, and where the index comes from."""
+        """Whether the champion has not passed its gates, and where the index comes from."""
         notes = []
         if self._by_hand:
-            notes.append(f"{release.describe()} was made the champion by hand, so that no gate has judged it")
+            notes.append(f"{release.describe()} was made the champion by hand, without passing the gates")
         if INDEX_DIGEST not in release.tags:
             notes.append(f"{release.describe()} has no index of its own; {self._own.index} of this checkout is used")
         return notes

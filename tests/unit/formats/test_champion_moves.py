@@ -9,11 +9,9 @@ from align.formats.champion_moves import (
     MAX_CHARACTERS,
     ChampionState,
     Move,
-    earlier_champions,
     history_of,
     last_before,
-    line_of_champions,
-    taken_back,
+    standing_of,
 )
 
 
@@ -32,32 +30,34 @@ PROMOTED = [("promoted", None, 1), ("promoted", 1, 2), ("promoted", 2, 3)]
 
 
 @pytest.mark.parametrize(
-    ("kinds", "line", "earlier"),
+    ("kinds", "previous", "over"),
     [
-        ([], [], []),
-        (PROMOTED, [1, 2, 3], [2, 1]),
-        ([*PROMOTED, ("rolled back", 3, 2)], [1, 2], [1]),
-        ([*PROMOTED, ("rolled back", 3, 2), ("promoted", 2, 3)], [1, 2, 3], [2, 1]),
-        ([*PROMOTED[:2], ("promoted", 2, 1)], [1, 2, 1], [2]),
-        ([*PROMOTED[:2], ("promoted", 2, 1), ("rolled back", 1, 2)], [1, 2], []),
-        ([*PROMOTED, ("by hand", 3, 5)], [1, 2, 3, 5], [3, 2, 1]),
-        ([*PROMOTED, ("by hand", 3, None), ("promoted", None, 5)], [1, 2, 3, 5], [3, 2, 1]),
-        ([*PROMOTED, ("rejected", 3, 3)], [1, 2, 3], [2, 1]),
-        ([("promoted", 7, 8)], [7, 8], [7]),  # the history began later
-        ([("promoted", 9, 8)], [9, 8], []),  # 9 was deleted
+        ([], None, []),
+        (PROMOTED, 2, []),
+        ([*PROMOTED, ("rolled back", 3, 2)], 1, []),
+        ([*PROMOTED, ("rolled back", 3, 2), ("promoted", 2, 3)], 2, []),
+        ([*PROMOTED[:2], ("promoted", 2, 1)], 2, []),
+        ([*PROMOTED[:2], ("promoted", 2, 1), ("rolled back", 1, 2)], None, []),
+        ([*PROMOTED, ("by hand", 3, 5)], 3, []),
+        ([*PROMOTED, ("by hand", 3, None), ("promoted", None, 5)], 3, []),
+        ([*PROMOTED, ("rejected", 3, 3)], 2, []),
+        ([("promoted", 9, 8)], None, []),  # the history began later
+        ([PROMOTED[0], ("by hand", 1, 5), ("promoted", 5, 6)], 1, [5]),
+        ([PROMOTED[0], ("by hand", 1, 5), ("by hand", 5, 1)], None, [5]),  # somebody repaired it
+        ([*PROMOTED[:2], ("by hand", 2, 1), ("promoted", 1, 3)], 1, []),  # 1 had passed its gates
+        ([PROMOTED[0], ("by hand", 1, 5), ("rolled back", 5, 1), ("promoted", 1, 6)], 1, []),
+        ([*PROMOTED[:2], ("rolled back", 2, 1), ("by hand", 1, 2), ("promoted", 2, 3)], 1, []),  # 2 was slow
+        ([PROMOTED[0], ("by hand", 1, 9), ("promoted", 9, 6)], 1, []),  # 9 was deleted
     ],
 )
-def test_a_rollback_goes_by_the_line_of_champions(kinds, line, earlier):
-    made = moves(*kinds)
-    assert line_of_champions(made) == line
-    champion = made[-1].to if made else None
-    assert list(earlier_champions(made, champion, set(range(1, 9)))) == earlier
-    assert ChampionState("m", champion, tuple(made)).previous(set(range(1, 9))) == (earlier[0] if earlier else None)
+def test_a_rollback_goes_to_the_last_champion_that_passed_its_gates(kinds, previous, over):
+    state = ChampionState("m", kinds[-1][2] if kinds else None, tuple(moves(*kinds)))
+    assert (state.previous(set(range(1, 9))), state.passed_over(set(range(1, 9)))) == (previous, over)
 
 
-def test_a_version_is_taken_back_until_it_is_the_champion_again():
-    made = moves(*PROMOTED, ("rolled back", 3, 2), ("promoted", 2, 3))
-    assert (taken_back(made[:4]), taken_back(made)) == ({3}, set())
+def test_a_version_is_rolled_back_until_it_is_promoted_again():
+    made = moves(*PROMOTED, ("rolled back", 3, 2), ("by hand", 2, 3), ("promoted", 3, 2), ("promoted", 2, 3))
+    assert (standing_of(made[:-1])[3], standing_of(made)[3]) == ("rolled back", "promoted")
 
 
 def test_a_move_is_read_as_it_was_written_and_always_fits():
@@ -101,13 +101,16 @@ def test_which_version_was_it_then():
     ("champion", "kinds", "by_hand"),
     [
         (2, PROMOTED[:2], False),
-        (1, PROMOTED[:2], True),
-        (None, PROMOTED[:2], True),
-        (4, [], False),  # older than histories
+        (1, PROMOTED[:2], False),  # a gate had judged it before
+        (4, PROMOTED[:2], True),
+        (None, PROMOTED[:2], False),
+        (4, [], True),
         (5, [*PROMOTED, ("by hand", 3, 5)], True),
         (5, [*PROMOTED, ("by hand", 3, 5), ("rejected", 5, 5)], True),
+        (5, [*PROMOTED, ("by hand", 3, 5), ("promoted", 5, 6), ("rolled back", 6, 5)], True),
+        (3, [*PROMOTED, ("rolled back", 3, 2), ("by hand", 2, 3)], True),
         (6, [*PROMOTED, ("by hand", 3, 5), ("promoted", 5, 6)], False),
     ],
 )
-def test_a_champion_by_hand_is_one_that_no_gate_has_judged(champion, kinds, by_hand):
-    assert ChampionState("m", champion, tuple(moves(*kinds))).moved_by_hand is by_hand
+def test_a_champion_by_hand_is_one_that_has_not_passed_its_gates(champion, kinds, by_hand):
+    assert ChampionState("m", champion, tuple(moves(*kinds))).made_by_hand is by_hand

@@ -107,13 +107,13 @@ def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(model, m
     for number in (1, 2, 1):
         assert model.promote(number=number).outcome == "promoted"
     assert model.aliases() == {"candidate": 2, "champion": 1}
-    rollback.main(load_params(), Namespace(reason="slow"))
+    rollback.main(load_params(), Namespace(why="slow"))
     assert capsys.readouterr().out.strip() == (
         "align version 2 is the champion again; no champion before it is left; 1 was rolled back: slow"
     )
     assert model.aliases() == {"candidate": 2, "champion": 2}
     with pytest.raises(DataError, match="no champion before 2 is left: the others were rolled back"):
-        rollback.main(load_params(), Namespace(reason="slow"))
+        rollback.main(load_params(), Namespace(why="slow"))
 
 
 def test_a_candidate_near_chance_is_refused_even_without_a_champion(model):

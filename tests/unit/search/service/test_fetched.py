@@ -15,10 +15,12 @@ from align.errors import CorruptError, DataError
 from align.model.preprocess import centre_crop, decode
 from align.pairs import picture_process
 from align.pairs.picture_process import end_idle
+from align.release.aliases.champion import make_champion, take_back
+from align.release.aliases.moves import settle
 from align.search.service.fetched import RegisteredChampion
 from align.search.service.uploads import Decoders
 from align.services.signing import SIGN_WITH, SIGNATURE_DIGEST, TRUST, sign
-from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST, PROMOTED
+from align.services.tracking.registry import CHAMPION, INDEX_DIGEST, MODEL_DIGEST
 from tests.support import hostile_pictures
 from tests.support.colours import square
 from tests.support.memory_mlflow import MemoryTracker
@@ -34,11 +36,11 @@ class World:
         values = load_params().values["paths"] | {"index": str(root / "own")}
         self.source = RegisteredChampion("align", self.tracker, PathsConfig.model_validate(values), self.served)
 
-    def registered(self, word, *, with_index=True):
-        """Another version, the champion."""
+    def registered(self, word, *, with_index=True, by_hand=False):
+        """Another version, which is promoted, or made the champion by hand."""
         run = self.tracker.start_run("align", word)
         files = {"model": self.tracker.root / run / "model/artifacts/finetuned/weights"}
-        tags = {PROMOTED: "2026-11-01T12:00:00Z"}
+        tags = {}
         if with_index:
             files["index"] = self.tracker.root / run / "new/items"
         for file in files.values():
@@ -50,7 +52,11 @@ class World:
             (self.tracker.root / run / "index").mkdir()
             files["index"].parent.rename(self.tracker.root / run / "index" / digest[:16])
         version = self.tracker.registry.create_version("align", run, "model", tags)
-        self.tracker.registry.set_alias(version, CHAMPION)
+        if by_hand:
+            self.tracker.registry.set_alias(version, CHAMPION)
+        else:
+            before = self.tracker.registry.aliases("align").get(CHAMPION)
+            make_champion(self.tracker, version, replaces=before, why="better", figures={})
         return version
 
     def fetched(self):
@@ -144,13 +150,26 @@ def test_a_version_without_an_index_is_served_with_the_checkouts_which_nobody_ha
     assert second is not None and second.digest != first.digest  # so that it is loaded again
 
 
-def test_what_is_of_other_means_is_refused_and_what_was_moved_by_hand_is_said(world):
+def test_what_did_not_pass_the_gates_is_said_as_long_as_it_is_the_champion(world):
+    def said():
+        notes = world.source.warnings(world.source.wanted())
+        return any("by hand, without passing the gates" in note for note in notes)
+
+    world.registered("fox")
+    assert not said()
+    world.registered("owl", by_hand=True)
+    assert said()
+    settle(world.tracker.registry, "align")
+    world.registered("cat")
+    assert not said()
+    assert take_back(world.tracker, "align", "slow").to == 1
+    assert not said()
+    world.tracker.registry.set_alias(world.tracker.registry.versions("align")[1], CHAMPION)
+    assert said()
+
+
+def test_what_has_other_tags_than_ours_is_refused(world):
     version = world.registered("fox")
-    release = world.source.wanted()
-    assert release is not None and world.source.warnings(release) == []
-    world.tracker._client.delete_model_version_tag(version.name, str(version.number), PROMOTED)
-    release = world.source.wanted()
-    assert release is not None and "was made the champion by hand" in world.source.warnings(release)[0]
     world.tracker._client.delete_model_version_tag(version.name, str(version.number), MODEL_DIGEST)
     with pytest.raises(DataError, match=r"has no tag align\.model_digest: it is not of `align register`"):
         world.source.wanted()

@@ -96,11 +96,14 @@ def mlflow_app(root: Path, shared: Mapping[str, str] | None = None) -> App:
     from mlflow import environment_variables as variables
     from mlflow.server import constants
 
+    from align.services.tracking.tracker import make_database
+
     if shared is None:
         file = root / "mlflow.db"
         if (url := os.environ.get("MLFLOW_BACKEND_STORE_URI")) is None:
             require_whole(file)
             require_here(file)
+            make_database(file)
             make_private(file)
         database, artifacts = url or f"sqlite:///{file}", artifacts_beside(file)
     else:

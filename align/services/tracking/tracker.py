@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from align.durable.files import clear_leftovers, temporary_name
 from align.errors import RefusedError, ServiceError, without_logins
 from align.services.tracking.address import DEFAULT_URI
 from align.services.tracking.database import DATABASE, artifacts_beside, database_file, make_private
@@ -85,6 +87,8 @@ class Tracker:
                     f"MLflow at {self.uri}: {file.parent} cannot be written to; change its permissions, or name "
                     "another store in MLFLOW_TRACKING_URI"
                 )
+            with self._asking():
+                make_database(file)
             if is_own:  # a file that others were given may be read by them
                 make_private(file)
             full = f"sqlite:///{file.resolve()}"  # MLflow keeps connections by address, even when the folder changes
@@ -353,6 +357,27 @@ class Tracker:
             if self._local:
                 todo = "free some space" if "disk is full" in reason or "No space left" in reason else "see its log"
             raise ServiceError(f"MLflow at {self.uri}: {reason}; {todo}") from None
+
+
+def make_database(file: Path) -> None:
+    """Makes an empty database beside its file, which appears with all its tables; does nothing if there is a file.
+
+    MLflow commits one table after the other: killed meanwhile, it leaves a file that it refuses from then on.
+    """
+    if file.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    clear_leftovers(file)
+    part = temporary_name(file)
+    part.mkdir()
+    try:
+        store: Any = SqlAlchemyStore  # untyped
+        store(f"sqlite:///{part / file.name}", "mlruns").engine.dispose()
+        if not file.exists():  # another process may have been first
+            (part / file.name).replace(file)
+    finally:
+        shutil.rmtree(part)
 
 
 def param_text(value: Any) -> str:

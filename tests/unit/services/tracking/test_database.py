@@ -1,13 +1,18 @@
 """Which stores are refused: one that was moved or copied, and one that is damaged; and who reads them."""
 
 import shutil
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 from contextlib import closing, nullcontext
+from pathlib import Path
 
 import pytest
 
 from align.errors import ServiceError
+from align.services.tracking import tracker
 from align.services.tracking.database import make_private, require_here, require_whole
 from align.services.tracking.tracker import Tracker
 
@@ -62,10 +67,39 @@ def test_only_its_owner_reads_the_database_of_a_checkout(tmp_path):
 def test_a_new_store_is_private_unless_others_were_given_it(tmp_path, monkeypatch, own):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mlflow.MlflowClient", lambda **_: None)
+    monkeypatch.setattr(tracker, "make_database", Path.touch)
     database = tmp_path / ("mlflow.db" if own else "shared.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     Tracker()
-    assert database.is_file() == own and (not own or stat.S_IMODE(database.stat().st_mode) == 0o600)
+    assert (stat.S_IMODE(database.stat().st_mode) == 0o600) == own
+
+
+#: Asks MLflow for a first time, and dies at its 800th statement, of some 1,700 that make its tables.
+DIES = """
+import os, signal
+from sqlalchemy import Engine, event
+from align.services.tracking.tracker import Tracker
+
+left = [800]
+
+@event.listens_for(Engine, "after_cursor_execute")
+def count(*_):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Tracker().registry.versions("none")
+"""
+
+
+@pytest.mark.costs(15, "MLflow makes its tables twice, in a process that is killed and in this one")
+def test_killed_while_mlflow_makes_its_tables_the_next_one_makes_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = subprocess.run([sys.executable, "-c", DIES], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert Tracker().registry.versions("none") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -91,8 +125,8 @@ def test_one_process_logs_into_the_store_of_its_working_directory(tmp_path, monk
         (tmp_path / name).mkdir()
         empty_mlflow(tmp_path / name)
         monkeypatch.chdir(tmp_path / name)
-        tracker = Tracker()
-        tracker.end_run(tracker.start_run(name, "x"))
+        made = Tracker()
+        made.end_run(made.start_run(name, "x"))
     for name in ("a", "b"):
         with closing(sqlite3.connect(tmp_path / name / "mlflow.db")) as connection:
             found = {row[0] for row in connection.execute("SELECT name FROM experiments")}

@@ -85,8 +85,8 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def read_params(file: Path | None, overrides: Sequence[str]) -> Params:
-    """The values of a command or a run, as `align.config.load_params` reads them, all of them checked.
+def read_params(file: Path | None, overrides: Sequence[str], but: str = "") -> Params:
+    """The values of a command or a run, as `align.config.load_params` reads them, all of them checked `but` one.
 
     Raises:
         ConfigError: `load_params` refuses, or a value of any section is wrong (`align.config.checks`).
@@ -96,7 +96,7 @@ def read_params(file: Path | None, overrides: Sequence[str]) -> Params:
     from align.filter.rules import RULES
 
     params = load_params(file, overrides)
-    require_valid(params, RULES)
+    require_valid(params, RULES, but)
     return params
 
 
@@ -119,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_profile(args.profile, profile, args.params)
         args.typed = args.overrides  # a profile is for all verbs, but what was typed is meant for this one
         args.overrides = [*profile, *args.typed]
-        params = read_params(args.params, args.overrides)
+        of_any_model = args.verb == "evaluate" and (args.model or args.checkpoint)  # which nothing promotes
+        params = read_params(args.params, args.overrides, "promote.metrics" if of_any_model else "")
         if args.verb in STAGES and "DVC_STAGE" in os.environ:
             from align.project.declared import require_stage
 

@@ -33,17 +33,18 @@ _METRIC = re.compile(
 _TEST = "test"
 
 
-def require_valid(params: Params, reasons: Collection[str]) -> None:
+def require_valid(params: Params, reasons: Collection[str], but: str = "") -> None:
     """Checks every section of `params`, and sections against each other.
 
     Args:
         params: as `load_params` returns them.
         reasons: the codes of all rules of the filter, each of which needs a band.
+        but: a key that the command does not read.
 
     Raises:
         ConfigError: a value is wrong. The message has the first in the order of params.yaml, and names the others.
     """
-    if wrong := wrong_parameters(params, reasons):
+    if wrong := {key: line for key, line in wrong_parameters(params, reasons).items() if key != but}:
         (_, first), *others = wrong.items()
         more = f" ({len(others)} more wrong: {', '.join(key for key, _ in others)})" if others else ""
         raise ConfigError(f"{params.source}: {first}{more}")

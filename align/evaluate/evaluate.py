@@ -49,6 +49,7 @@ from align.formats.evaluation_sets.named import named_sets
 from align.formats.measured_sets import evaluation_digest, measured_sets, set_digests
 from align.formats.model_folder import library_model, model_digest, read_config
 from align.formats.query_ranks import IMAGE_TO_TEXT, RANKS, TEXT_TO_IMAGE, QueryRanks, Ranked, read_ranks, write_ranks
+from align.formats.shards import MANIFEST
 from align.interfaces.store import Files
 from align.model.embedder import Crop
 from align.pairs.text import languages, normalise
@@ -203,7 +204,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
         sets = named_sets(paths.evaluation, files)
         announce(sets, towers, folder)
     else:
-        number, fetch = config.max_test_images, fetcher(store)
+        # another model may be measured where no pipeline has run; then there is no test split
+        here = args.model is None or (paths.shards / MANIFEST).is_file()
+        number, fetch = config.max_test_images if here else 0, fetcher(store)
         sets = measured_sets(paths.evaluation, paths.shards, number, files, fetch)
     with nullcontext() if args.reports else record_runtime("evaluate", paths.runtime):
         report = evaluate(

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from tests.support import given_tars
 from tests.support.dvc_projects import shell
 from tests.support.img2dataset_folder import Options, Row, write_folder
 from tests.support.journeys import AUTHOR, travel
@@ -140,6 +141,15 @@ def test_sets_of_ones_own_pairs_and_of_classes(folder):
     shown = said[said.index("+ cat ") :]
     for name in ("test/text_to_image/recall@10", "clothing/zero_shot/accuracy", "clothing/knn/accuracy"):
         assert name in metrics(project) and name in shown, name
+
+
+@pytest.mark.full
+def test_a_model_of_tars_as_they_are(folder):
+    given_tars.write(folder / "tars", num_tars=4)
+    write_classes(folder)
+    travel(folder, "own-data", "tars")
+    measured = json.loads((folder / "trained/trial/metrics.json").read_text())
+    assert {"clothing/zero_shot/accuracy", "clothing/knn/accuracy"} <= measured.keys()
 
 
 @pytest.mark.full

@@ -9,6 +9,7 @@ from align.formats.model_folder import model_digest
 from tests.support import library_models, tiny_model
 from tests.support.caption_sets import karpathy, pictures
 from tests.support.class_sets import folder, parquet, tars
+from tests.support.evaluation_sets import write_coloured_set
 from tests.support.suites import suite
 
 
@@ -25,6 +26,16 @@ def evaluate(root, file):
     return main(
         ["evaluate", "--set", f"paths.evaluation={file}", "--model", str(model), "--reports", str(root / "out")]
     )
+
+
+@pytest.mark.parametrize("without", [(), ("--set", "evaluate.max_test_images=0")])
+def test_a_folder_of_sets_needs_no_shards_and_no_promotion_that_knows_them(elsewhere, without):
+    sets = elsewhere / "sets"
+    write_coloured_set(sets, "concepts")
+    model = ["--model", str(tiny_model.write(elsewhere)), "--reports", str(elsewhere / "out")]
+    promoted = ["--set", "promote.metrics=[test/image_to_text/recall@1]"]
+    assert main(["evaluate", "--set", f"paths.evaluation={sets}", *model, *promoted, *without]) == 0
+    assert not any(name.startswith("test/") for name in json.loads((elsewhere / "out/metrics.json").read_text()))
 
 
 def test_a_model_and_a_suite_are_enough(elsewhere, capsys):

@@ -21,7 +21,8 @@ from align.config.infrastructure import EngineConfig
 from align.filter.ngrams import vocabulary_cut
 from align.filter.rules import active
 from align.filter.words import text_facts
-from align.pairs.text import languages, personal_data, words
+from align.pairs.languages import languages
+from align.pairs.text import personal_data, words
 
 #: From the filter's work folder: (query, file), in the form in which pre-tokenised data usually comes.
 _TABLES = {

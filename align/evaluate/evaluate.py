@@ -52,7 +52,8 @@ from align.formats.query_ranks import IMAGE_TO_TEXT, RANKS, TEXT_TO_IMAGE, Query
 from align.formats.shards import MANIFEST
 from align.interfaces.store import Files
 from align.model.embedder import Crop
-from align.pairs.text import languages, normalise
+from align.pairs.languages import languages
+from align.pairs.text import normalise
 from align.services.files.files import StoreFiles
 from align.services.s3.store import fetcher
 

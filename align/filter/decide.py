@@ -38,7 +38,7 @@ from align.formats import filtered
 from align.formats.raw import iter_images
 from align.interfaces.executor import Executor
 from align.interfaces.sql import ROW_GROUP_SIZE, Engine
-from align.pairs.text import languages
+from align.pairs.languages import languages
 
 EmbedImages = Callable[[Sequence[bytes]], NDArray[np.float32]]
 EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]

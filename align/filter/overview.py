@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict
 
 from align.interfaces.sql import Rows
-from align.pairs.text import languages, mask_personal_data
+from align.pairs.languages import languages
+from align.pairs.text import mask_personal_data
 
 #: Lower ends of the buckets of shorter sides; the first begins at 0, the last is open.
 SHORT_SIDES_PX = (50, 100, 150, 200, 225, 250, 275, 300, 350, 400, 500, 600, 800, 1000, 1500, 2000, 4000)

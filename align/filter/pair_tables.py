@@ -16,7 +16,8 @@ from align.filter.words import Int64s, TextFacts, hashes, normal_forms, text_fac
 from align.formats.policy import OptedOut
 from align.formats.raw import STATED_SHA256
 from align.formats.statuses import FAILED_TO_DOWNLOAD
-from align.pairs.text import MAX_CHARACTERS, languages
+from align.pairs.languages import languages
+from align.pairs.text import MAX_CHARACTERS
 from align.pairs.urls import canonical_or_as_is
 
 

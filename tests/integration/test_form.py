@@ -41,7 +41,7 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack):
     run = stack.start(request)
     deadline, shown = time.monotonic() + 120, {}
     while time.monotonic() < deadline and not (
-        "| pretrain | **runs** |" in str(shown.get("run")) and "pretrain: step" in str(shown.get("progress"))
+        "| pretrain | **runs** |" in str(shown.get("run")) and "3, pretrain: step" in str(shown.get("progress"))
     ):
         time.sleep(1)
         shown = artifacts(stack, run)

@@ -130,10 +130,10 @@ def test_an_outage_costs_its_rows_and_doubles_none(relay, mlflow_server, run_id,
     with logger:
         logger({"train/loss": 1.5}, 10)
         wait_for(mlflow_server, run_id, 10)
-        set(outage)  # type: ignore[arg-type]
+        relay.set(outage)
         logger({"train/loss": 2.5, "val/image_to_text/recall@1": 0.5}, 20)
         said.wait_for("training continues without live metrics")
-        set("open")
+        relay.set("open")
         logger({"train/loss": 3.5}, 30)
         wait_for(mlflow_server, run_id, 30)
         said.wait_for("MLflow is back")
@@ -193,7 +193,7 @@ def test_a_run_that_was_deleted_ends_live_logging_with_one_warning(mlflow_server
 
 def test_the_end_of_training_waits_for_mlflow_but_not_for_ever(relay, run_id, monkeypatch, capsys):
     said = Said(capsys)
-    set("hangs")
+    relay.set("hangs")
     monkeypatch.setattr(live_log, "_LAST_WAIT_S", 3.0)
     start = time.monotonic()
     with LiveLog(run_id, "pretrain") as logger:

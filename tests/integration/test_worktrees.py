@@ -258,7 +258,7 @@ def test_other_code_makes_its_stage_stale(own, tmp_path):
     shell(copy, "python -m align.project.code", ENVIRONMENT)
     assert json.loads(shell(copy, "dvc status --json ingest", ENVIRONMENT)) == {}
     lines = (copy / "code.yaml").read_text().splitlines(keepends=True)
-    older = [f"ingest: {'0' * 64}\n" if line.startswith("ingest:") else line for line in lines]
+    older = [f"ingest: {'f' * 64}\n" if line.startswith("ingest:") else line for line in lines]
     (copy / "code.yaml").write_text("".join(older))
     status = json.loads(shell(copy, "dvc status --json ingest", ENVIRONMENT))
     assert status == {"ingest": [{"changed deps": {"code.yaml": {"ingest": "modified"}}}]}

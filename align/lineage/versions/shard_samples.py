@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from align.errors import DataError
 from align.formats.filtered import FACTS, decision_parts, parts_of
 from align.formats.indexed_images import ITEMS
-from align.formats.pair_addresses import PairAddresses
+from align.formats.pair_addresses import ADDRESSES, PairAddresses
 from align.formats.policy import OptedOut
 from align.formats.shards import (
     MANIFEST,
@@ -129,6 +129,8 @@ def index_shows(index: Path, image_ids: frozenset[str], opted_out: OptedOut) -> 
     ids = pq.read_table(index / ITEMS, columns=["image_id"])["image_id"].to_pylist()
     if not image_ids.isdisjoint(ids):
         return True
+    if not (index / ADDRESSES).exists():  # it tells nobody where a picture is from
+        return False
     shown = PairAddresses.load(index, len(ids)).covered(lambda url, page: opted_out.matches(url, page, None))
     return next(shown, None) is not None
 

@@ -113,5 +113,5 @@ def test_the_file_of_an_evaluation_has_them(tmp_path):
 
 def test_another_way_to_tell_languages_measures_no_model_again():
     """The digest of a set covers the code that measures it: with this one in it, each version would be asked again."""
-    assert "align.pairs.text" not in provenance.deciding("align.evaluate.measure")
-    assert "align.pairs.text" in provenance.deciding("align.evaluate.evaluate")
+    assert "align.pairs.languages" not in provenance.deciding("align.evaluate.measure")
+    assert "align.pairs.languages" in provenance.deciding("align.evaluate.evaluate")

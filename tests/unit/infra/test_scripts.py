@@ -8,9 +8,9 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import psutil
 import pytest
 
+from align.pipeline.run import created
 from align.services.dvc.commands import dvc
 from infra import clean
 from tests.support import ROOT
@@ -74,7 +74,7 @@ def test_what_dvc_pushed_can_be_had_again(tmp_path, monkeypatch):
 def test_running_services_are_refused(checkout):
     before = files(checkout) | {".align/services.json"}
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=checkout) as process:
-        service = {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+        service = {"pid": process.pid, "created": created(process.pid)}
         (checkout / ".align/services.json").write_text(json.dumps({"worker": service, "prefect": service}))
         done = make_clean(checkout)
         process.kill()

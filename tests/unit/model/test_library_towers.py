@@ -228,7 +228,7 @@ def test_the_model_is_tuned_at_another_size_and_travels(trained, tmp_path):
     samples = ParitySamples({"one": blurred_png(0, (40, 50))}, ["a red bar"])
     with pytest.raises(DataError, match="text tower siglip_text_model is not ALIGN's BERT"):
         export("hf", model_dir=tmp_path / "model", samples=samples, out=tmp_path / "hf")
-    assert export("torch", model_dir=tmp_path / "model", samples=samples, out=tmp_path / "torch").image < 1e-5
+    assert export("align", model_dir=tmp_path / "model", samples=samples, out=tmp_path / "copy").image < 1e-5
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/metrics.json").write_text("{}\n")
     package(

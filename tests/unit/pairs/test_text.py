@@ -17,7 +17,8 @@ from align.filter.pair_tables import pair_tables
 from align.filter.tables import IMAGES
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA
-from align.pairs.text import MAX_CHARACTERS, is_filename, languages, mask_personal_data, normalise, personal_data, words
+from align.pairs.languages import languages
+from align.pairs.text import MAX_CHARACTERS, is_filename, mask_personal_data, normalise, personal_data, words
 from align.pairs.text_cuts import TextCuts
 from align.services.engine import open_engine
 from tests.support import ROOT

@@ -92,7 +92,7 @@ def test_the_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("disk is full")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left on device: '.*quality'"):
+    with monkeypatch.context() as patched, pytest.raises(OSError, match=r"No space left on device: '.*quality'"):
         patched.setattr(module, "write_verdict", full)
         run_gate(tmp_path, data=OTHER_DATA)
     assert {path.name for path in folder.iterdir()} == {*first, "distributions.png"}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -106,7 +107,8 @@ def test_a_lost_machine_costs_one_restart_and_a_checkpoint_gives_it_back(tmp_pat
         said = [nodes[number].communicate(timeout=100)[0] for number in (0, 1)]
     finally:
         for process in stopped:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         for one in (*nodes.values(), *lost):
             warm.kill(one.pid) if one.poll() is None else None
             one.communicate()

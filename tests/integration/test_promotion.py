@@ -50,8 +50,7 @@ def test_a_decision_is_kept_with_its_page_and_counted(project, monkeypatch):
     assert version.tags["align.refused_because"] == second.reason
     assert json.loads(version.tags["align.refused_figures"])["difference"] == 0.0
     champion = project.tracker.registry.version_at(project.config.model_name, CHAMPION)
-    last = project.tracker.registry.champion_state(project.config.model_name).last
-    assert last is not None and last.figures[RECALL] == 0.5
+    assert project.tracker.registry.champion_state(project.config.model_name).moves[-1].figures[RECALL] == 0.5
     assert champion.tags["align.evaluation_digest"] == "d" * 64
 
 

@@ -14,6 +14,7 @@ from align.config.paths import PathsConfig
 from align.config.search import IndexConfig
 from align.formats.model_folder import model_digest
 from align.model.embedder import Embedder
+from align.release.aliases.champion import make_champion
 from align.release.registration.register import register
 from align.release.registration.results import PipelineOutputs
 from align.search.index import IndexedData, IndexModel, index
@@ -64,8 +65,8 @@ class Served:
 
     def crown(self, version):
         """Moves the alias, as a promotion does."""
-        self.project.tracker.registry.set_version_tags(version, {"align.promoted_at": "today"})
-        self.project.tracker.registry.set_alias(version, CHAMPION)
+        before = self.project.tracker.registry.aliases(version.name).get(CHAMPION)
+        make_champion(self.project.tracker, version, replaces=before, why="better", figures={})
 
     @property
     def number(self):

@@ -55,13 +55,14 @@ def _text(folder):
     import pyarrow as pa
 
     from align.filter.words import text_facts
+    from align.pairs import languages
     from align.pairs import text as texts
 
     def run(data):
         written = data.decode("utf-8", "surrogatepass") if _is_text(data) else data.decode("utf-8", "replace")
         text = texts.normalise(written)
         assert texts.normalise(text) == text, "normalised twice is another text"
-        texts.languages([text])
+        languages.languages([text])
         num_emails, num_phones = texts.personal_data(text)
         texts.mask_personal_data(text)
         facts = text_facts(pa.array([text], pa.string()))  # the same facts, on arrays

@@ -1,6 +1,6 @@
 """Takes the pictures of pages from a finished demo: `make pictures`, or `python docs/img/pages.py DEMO`.
 
-Here are the reports' pages and figures, the lineage and the comparison of two models. Those of Prefect, MLflow and the
+Here are the reports' pages and figures, and the comparison of two models. Those of Prefect, MLflow and the
 search page are taken by the browser's tests, which make the runs that they show.
 """
 
@@ -47,7 +47,6 @@ SHOTS = {
     "evaluation_compare": Shot("compared/report.html", 1000, 1000),
     "retrieval": Shot("reports/evaluation/report.html", 1100, 1500, top="h2[id^=examples--image]"),
     "minus": Shot("reports/index/report.html", 1100, 1060, top="h2[id^=image]"),
-    "lineage": Shot("lineage.html", 1200, 990),
 }
 
 
@@ -58,8 +57,7 @@ def main(demo: Path) -> None:
             keep(in_columns(drawn), Path(figure).name)
     with tempfile.TemporaryDirectory() as made, open_page(Path(made) / "browser") as tab:
         compare = ["evaluate", "--compare", "models/pretrained", "models/finetuned", "--reports", f"{made}/compared"]
-        for words in (compare, ["trace", "align@candidate", "--html", f"{made}/lineage.html"]):
-            subprocess.run(["align", *words], cwd=demo, check=True)
+        subprocess.run(["align", *compare], cwd=demo, check=True)
         tab.ask("Emulation.setScrollbarsHidden", hidden=True)
         for name, shot in SHOTS.items():
             page = next(path for root in (demo, Path(made)) if (path := root / shot.page).is_file())

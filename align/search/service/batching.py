@@ -152,7 +152,7 @@ class Batcher:
             texts = self._texts(served, [text for waiting in batch for text in waiting.work.texts])
             crops = [crop for waiting in batch for crop in waiting.work.crops]
             images = served.embedder.embed_pixels(crops) if crops else np.zeros((0, served.embedder.width), np.float32)
-        except BaseException as error:  # noqa: BLE001 - the thread lives on, and one text fails no other request
+        except BaseException as error:  # noqa: BLE001 - a panic of the tokenizer, which is no Exception, ends no thread
             if len(batch) == 1:
                 _settle([(batch[0], None, error)])
             for waiting in batch if len(batch) > 1 else ():

@@ -98,7 +98,7 @@ class Champion:
             self._look()
         except AlignError as error:
             self._report(str(error))
-        except BaseException as error:  # noqa: BLE001 - a broken model may raise anything; the old one stays
+        except BaseException as error:  # noqa: BLE001 - a broken model may even panic; the old one stays
             self._report(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         self._looked = True
 

@@ -65,7 +65,6 @@ NOT_FOR_SEARCH = (
     "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PGPASSWORD",
     "PREFECT_API_DATABASE_CONNECTION_URL", "MLFLOW_BACKEND_STORE_URI",
 )  # fmt: skip
-JOBS = Path(__file__).with_name("work_pool.json")  # what a run may change of the process that it runs in: nothing
 
 Services = dict[str, dict[str, Any]]
 
@@ -103,8 +102,8 @@ def up(root: Path) -> None:
     for name, path in health.items():
         address = services[name]["url"] + path
         _wait_for(root, name, services[name], address, lambda url=address: _answer(url) is not None)
+    _deploy(root, env)
     if "worker" not in services:
-        _deploy(root, env)
         worker = [sys.executable, "-m", "flows.worker", "worker", "start", "--pool", POOL, "--type", "process"]
         worker += ["--name", WORKER, "--limit", limit]
         # It and its runs wait for a server by themselves (flows/tasks/outages.py), without Prefect's doubling pauses.
@@ -260,14 +259,11 @@ def _has_asked(root: Path, services: Services) -> bool:
 
 
 def _deploy(root: Path, env: Mapping[str, str]) -> None:
-    for command in (
-        ["prefect", "work-pool", "create", POOL, "--type", "process", "--base-job-template", str(JOBS), "--overwrite"],
-        ["prefect", "deploy", "--all"],
-    ):
-        done = subprocess.run(command, cwd=root, env=dict(env), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServiceError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()[-500:]}")
-    print("deployed the flows of prefect.yaml")
+    command = [sys.executable, str(Path(__file__).with_name("deploy.py"))]
+    done = subprocess.run(command, cwd=root, env=dict(env), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServiceError((done.stderr or done.stdout).strip().removeprefix("align: error: ")[-500:])
+    print(done.stdout.strip())
 
 
 def _runs(root: Path) -> list[psutil.Process]:

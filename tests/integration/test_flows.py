@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -94,6 +95,27 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack):
     run = stack.start({"name": "cancelled", "overrides": {"pretrain.weight_decay": 600.0}})
     stack.wait_for_line(run, WORKS)
     assert not (stack.root / "checkpoints/step").exists()
+def test_each_make_up_takes_the_file_again_and_keeps_schedules(stack):
+    path = "/deployments/name/pipeline/train-and-release"
+    deployment = stack.ask(path)
+    schedules = f"/deployments/{deployment['id']}/schedules"
+    [mondays] = deployment["schedules"]
+    stack.ask(f"{schedules}/{mondays['id']}", {"active": True}, "PATCH")
+    added = {"schedule": {"cron": "0 9 1 1 *", "timezone": "UTC"}, "active": False}
+    stack.ask(schedules, [added], "POST")  # as a person adds one in the UI
+    file = stack.root / "prefect.yaml"
+    file.write_text(file.read_text().replace("request: {}", "request: {name: another}"))
+    said = stack.up().splitlines()
+    after = stack.ask(path)
+    assert after["parameters"] == {"request": {"name": "another"}}
+    assert {(one["id"] == mondays["id"], one["active"]) for one in after["schedules"]} == {(True, True), (False, False)}
+    [line] = [line for line in said if "schedule" in line]
+    assert re.fullmatch(r"train-and-release has a schedule that is on; next: [0-9-]{10} 03:00:00\+00:00", line)
+    for one in after["schedules"]:
+        stack.ask(f"{schedules}/{one['id']}", method="DELETE")
+    stack.ask(schedules, [{"schedule": mondays["schedule"], "parameters": mondays["parameters"], "active": False}])
+
+
     stack.force(run, "CANCELLING")
     assert stack.wait_for(run, "CANCELLED", "CRASHED") == "CANCELLED"
     assert (stack.root / "checkpoints/step").read_text() == "7"

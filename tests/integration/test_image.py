@@ -150,4 +150,4 @@ def test_the_image_has_no_secrets_data_or_tests(image):
         assert not is_sent(name), name
     names = {str(path.relative_to(image.home)) for path in image.home.rglob("*") if ".venv" not in path.parts}
     assert not any(name.startswith(("infra/secrets", "infra/.env", "tests", ".git/", "data/sample")) for name in names)
-    assert "infra/compose/deploy.sh" in names and os.access(image.home / "infra/entrypoint.sh", os.X_OK)
+    assert "infra/deploy.py" in names and os.access(image.home / "infra/entrypoint.sh", os.X_OK)

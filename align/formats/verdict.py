@@ -43,6 +43,12 @@ def write_verdict(verdict: Verdict, folder: Path) -> None:
     write_text(folder / VERDICT, to_json(verdict.model_dump()))
 
 
+def judged_data(reports: Path) -> set[str]:
+    """The digests of the data that the gates judged last. Raises FormatError if a verdict has another layout."""
+    paths = [reports / gate / VERDICT for gate in (TABLES, SHARDS)]
+    return {verdict.data for path in paths if (verdict := read_if_exists(Verdict, path, "run its gate again"))}
+
+
 def require_passed(folder: Path, data: str, where: Path) -> None:
     """Refuses data without a passed verdict.
 

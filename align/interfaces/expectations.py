@@ -70,6 +70,11 @@ class Acceptance(Strict):
     by: str
     on: str
 
+    @property
+    def signed(self) -> str:
+        """What was accepted, when and by whom."""
+        return f"{self.expectation} on {self.on} by {self.by}, where {self.observed} was observed"
+
 
 class Outcome(Strict):
     """The result of an expectation, as the gate's report keeps it.
@@ -80,6 +85,7 @@ class Outcome(Strict):
         observed: a value, or how many of how many rows fail.
         passed: whether the data is as expected.
         accepted: who accepted the failure of this data; None if it passed or nobody did.
+        accepted_before: who accepted a failure of this name last, for other data; None: as above, or it is accepted.
         value, low, high: of an expectation on one figure: the figure and its bounds; None: there is none.
     """
 
@@ -90,6 +96,7 @@ class Outcome(Strict):
     threshold: str
     passed: bool
     accepted: Acceptance | None = None
+    accepted_before: Acceptance | None = None
     value: float | None = None
     low: float | None = None
     high: float | None = None

@@ -13,7 +13,7 @@ from align.formats.drift_reference import REFERENCE, DriftReference
 from align.formats.shards import Manifest
 from align.interfaces.expectations import Outcome
 from align.validate.expectations import DRIFT
-from align.validate.report import QualityReport, accept_all, summary
+from align.validate.report import QualityReport, accept_all, accepted_before, summary
 from align.validate.shard_check import Faults
 
 
@@ -116,6 +116,8 @@ def _failures(report: QualityReport) -> list[str]:
         parts.append(html.paragraph("Correct the data, or the thresholds (params.yaml, section validate)."))
     parts.append(html.paragraph(f"Or accept the failures for this data only, and commit data/policy/{ACCEPTED}:"))
     parts.append(html.code(accept_all(report)))
+    if before := accepted_before(report):
+        parts.append(html.paragraph(f"They were {before.strip(' ()')}."))
     return parts
 
 

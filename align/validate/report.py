@@ -7,7 +7,8 @@ Two gates make such a report, `align validate` over tables and `align validate_s
     verdict.json   whether the data may be used (`align.formats.verdict`), which later stages depend on
     report.html    the same for people (`align.validate.page`)
 
-A failure is accepted by name, with a reason, for one digest of the data. For other data it must be accepted again.
+A failure is accepted by name, with a reason, for one digest of the data. For other data it must be accepted again, if
+only a take-down has changed it; the report and the error say who accepted it before.
 """
 
 from __future__ import annotations
@@ -80,8 +81,13 @@ def judge(
         distributions, bands: see `QualityReport`.
     """
     ours = {item.expectation: item for item in accepted if item.data == data}
+    before = {item.expectation: item for item in accepted if item.expectation not in ours}
     judged = tuple(
-        outcome if outcome.passed else outcome.model_copy(update={"accepted": ours.get(outcome.name)})
+        outcome
+        if outcome.passed
+        else outcome.model_copy(
+            update={"accepted": ours.get(outcome.name), "accepted_before": before.get(outcome.name)}
+        )
         for outcome in outcomes
     )
     failed = [outcome for outcome in judged if not outcome.holds]
@@ -141,13 +147,19 @@ def require_holds(report: QualityReport, folder: Path) -> None:
         set_them = ", which has the bands to set" if report.bands else ""
         raise GateError(
             f"quality gate: {report.failure}{more}; see {folder / PAGE}{set_them}; "
-            f"or accept what failed, for this data: {accept_all(report)}"
+            f"or accept what failed, for this data: {accept_all(report)}{accepted_before(report)}"
         )
 
 
 def accept_all(report: QualityReport) -> str:
     """The command that accepts every failure that nobody accepted."""
     return f'align validate --accept {",".join(outcome.name for outcome in report.failed)} --reason "why"'
+
+
+def accepted_before(report: QualityReport) -> str:
+    """Which of the failures people accepted for other data, as the end of a sentence; empty without any."""
+    before = [outcome.accepted_before.signed for outcome in report.failed if outcome.accepted_before]
+    return f" (accepted for other data: {'; '.join(before)})" if before else ""
 
 
 def read_report(folder: Path) -> QualityReport | None:

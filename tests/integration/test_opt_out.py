@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from align.cli import main
+from align.formats.acceptances import write_acceptances
+from align.formats.verdict import Verdict, write_verdict
+from align.interfaces.expectations import Acceptance
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
 from tests.support import pictures_project
@@ -74,6 +77,7 @@ class Align:
     root: Path
     patch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture[str]
+    notes: str = ""
 
     def use(self, variables):
         enter(self.root, self.patch, variables)
@@ -84,6 +88,7 @@ class Align:
             patch.setattr(sys, "executable", str(commands() / "python"))  # of the programs that it starts
             assert main(words) == code, self.capsys.readouterr().err
         said = self.capsys.readouterr()
+        self.notes = said.err
         return said.out + (said.err if code else "")
 
 
@@ -182,7 +187,7 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project, tmp_path, align
 
 
 @pytest.mark.costs(3, "MLflow's server answers, and DVC says which data it has")
-def test_it_lists_the_model_versions_that_saw_the_pair(project, mlflow_server, align):
+def test_it_lists_the_versions_that_saw_the_pair_and_what_was_accepted_of_their_data(project, mlflow_server, align):
     digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
     align.use(CODE | {"MLFLOW_TRACKING_URI": mlflow_server})
     tracker = Tracker(mlflow_server)
@@ -193,7 +198,13 @@ def test_it_lists_the_model_versions_that_saw_the_pair(project, mlflow_server, a
     tracker.registry.create_version("opted", run, "model", dict.fromkeys(of_data, "f" * 64))
     tracker.registry.create_version("opted", run, "model", {})
     tracker.registry.set_alias(first, "champion")
+    (project / "reports/quality").mkdir(parents=True)
+    write_verdict(Verdict(passed=True, failure=None, data=digest), project / "reports/quality")
+    accepted = {"observed": "5 %", "threshold": "9 %", "reason": "icons", "by": "Ada", "on": "2026-01-31"}
+    entries = [Acceptance(expectation=f"e{data}", data=data, **accepted) for data in (digest, "f" * 64)]
+    write_acceptances(entries, project / "data/policy")
     said = align("opt_out", "--keys", "keys.txt")
+    assert f"its gate still fails: e{digest} on 2026-01-31 by Ada, where 5 % was observed\n" in align.notes
     assert "opted version 1 (champion): trained on 1 of the pairs; the checkout's data" in said
     assert "opted version 2: unknown; data ffffffffffff is neither checked out nor" in said
     assert "opted version 3: unknown; the version has no tag align.data_digest" in said

@@ -31,10 +31,12 @@ from align.config.suite import is_suite
 from align.display.console import say, show
 from align.durable.files import sha256_file
 from align.errors import DataError
+from align.formats.acceptances import read_acceptances
 from align.formats.features import files_of
 from align.formats.indexed_images import ITEMS
 from align.formats.policy import OPTED_OUT, Entry, OptedOut, read_opted_out, write_opted_out
 from align.formats.raw import image_spans
+from align.formats.verdict import judged_data
 from align.lineage.take_down.purge import PurgeResult, purge
 from align.lineage.take_down.purge_plan import PurgePlan, opted_out_pairs, plan_purge
 from align.lineage.take_down.requests import near_addresses, read_requests
@@ -207,6 +209,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
                 show(*remaining)
                 raise DataError("nothing is purged yet: add --yes to end the versions named above for good")
             _purge(versions, plan, paths, store, remaining)
+    accepted, judged = read_acceptances(paths.policy), judged_data(paths.reports)
+    if due := [one.signed for one in accepted if one.data in judged and pairs.num_pairs]:
+        say(f"opt_out: accepted for the data before, to be accepted again if its gate still fails: {'; '.join(due)}")
     say("opt_out: next: commit the policy; `dvc repro` drops the pairs and reruns what depends on them, models too")
     if not args.purge and pairs.num_held:
         say("opt_out: their bytes are still here and in DVC's cache; `align opt_out --purge` removes them")

@@ -36,8 +36,12 @@ def test_an_acceptance_holds_by_name_and_for_its_data_alone(tmp_path):
     require_passed(tmp_path / "quality", DATA, tmp_path)
     with pytest.raises(GateError, match="c: what c says"):  # another failure of the same data
         run_gate(tmp_path, "b", "c")
-    with pytest.raises(GateError, match="b: what b says"):  # the same failure of other data
+    said = r"b: what b says: .*\(accepted for other data: b on 2026-01-31 by Ada, where 1 was observed\)$"
+    with pytest.raises(GateError, match=said):  # the same failure of other data
         run_gate(tmp_path, "b", data=OTHER_DATA)
+    assert "b on 2026-01-31 by Ada" in (tmp_path / "quality/report.html").read_text().partition("All expectations")[0]
+    with pytest.raises(GateError, match=r'--reason "why"$'):  # c was never accepted
+        run_gate(tmp_path, "c", data=OTHER_DATA)
 
 
 def test_the_page_draws_values_in_their_bands_and_folds_what_passed():

@@ -159,7 +159,7 @@ COMMANDS = {
     "register": Verb(
         "align.release.registration.register",
         "complete the MLflow run and register the packaged model",
-        ("register",),
+        ("register", "promote", "evaluate"),
         ("align register", "align register --set register.model_name=trial"),
         commands.register,
         moves_aliases=True,

@@ -24,6 +24,7 @@ from align.display.console import say, show
 from align.display.visible import fenced_markdown
 from align.errors import AlignError
 from align.project.installed import installed
+from align.release.registration.shown import VERDICT
 from align.services.tracking.database import require_whole
 from flows.checkout import run_branch
 from flows.checkout.run_branch import Recorded
@@ -41,9 +42,11 @@ from flows.tasks.child_process import last_line, run_supervised
 from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
 from flows.tasks.stage_task import StageOutcome, run_stages
 
+#: Warnings of stages that the summary repeats: the last ones.
+MAX_WARNINGS = 10
 #: The stage that makes what is registered.
 PACKAGE = "package"
-NOT_REGISTERED = "nothing, since this run packages no model"
+NOT_REGISTERED = ["nothing, since this run packages no model"]
 
 
 @flow(on_completion=[this_run.end_record], on_failure=[this_run.end_record])
@@ -84,11 +87,12 @@ def training(run: RunContext, before: list[StageOutcome]) -> list[StageOutcome]:
 
 
 @flow(flow_run_name="release")
-def release(run: RunContext, before: list[StageOutcome]) -> tuple[list[StageOutcome], Recorded, str]:
+def release(run: RunContext, before: list[StageOutcome]) -> tuple[list[StageOutcome], Recorded, list[str]]:
     """Packages and indexes the model, records the run in git, and registers the model if this run packages it.
 
     Returns:
-        The outcomes `before`, followed by those of its stages; the run's branch; the last line of `align register`.
+        The outcomes `before`, followed by those of its stages; the run's branch; what `align register` said: its last
+        line, and its verdict.
     """
     outcomes = [*before, *run_stages(_stages(run, "release"), run)]
     recorded = record(run)
@@ -107,13 +111,14 @@ def record(run: RunContext) -> Recorded:
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE)
-def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> str:
+def register(run: RunContext, commit: str, outcomes: list[StageOutcome]) -> list[str]:
     """Completes the MLflow run and registers the model; the same model is the same version."""
     command = ["align", "register", "--revision", commit]
     for outcome in outcomes:
         command += [] if outcome.ran else ["--cached-stage", outcome.stage]
     env = child_environment(run) | {"ALIGN_FLOW_RUN_ID": str(runtime.flow_run.root_flow_run_id)}
-    return last_line(run_supervised(command, cwd=run.root, env=env, log=get_run_logger().info))
+    lines = run_supervised(command, cwd=run.root, env=env, log=get_run_logger().info)
+    return [last_line(lines), *(line for line in lines if line.startswith(VERDICT))]
 
 
 def _run(run: RunContext, ref: str) -> str:
@@ -157,14 +162,16 @@ def _run_stages(run: RunContext, page: RunPage) -> str:
         if _stages(run, "training"):
             outcomes = training(run, outcomes)
         if _stages(run, "release"):
-            outcomes, recorded, version = release(run, outcomes)
+            outcomes, recorded, (version, *verdict) = release(run, outcomes)
         else:
-            recorded, version = record(run), NOT_REGISTERED
+            recorded, (version, *verdict) = record(run), NOT_REGISTERED
         if opened:
             opened.recorded(recorded.name, recorded.commit)
     page.links["branch"] = f"run/{recorded.name} ({recorded.commit[:10]})"
     page.links["registered"] = version
-    text = summarise(run, outcomes, recorded, version)
+    told = [*[line for one in outcomes for line in one.warnings][-MAX_WARNINGS:], *verdict]
+    page.links |= {"to read": "; ".join(told)} if told else {}
+    text = summarise(run, outcomes, recorded, version, told)
     put_markdown("summary", f"run {run.name}", fenced_markdown(text.split("\n")))
     return text
 

@@ -56,6 +56,7 @@ class Health:
 
     def __init__(self, section: str, *, learns_temperature: bool = True) -> None:
         self.alarms: dict[str, str] = {}
+        self._were_bad: set[str] = set()
         self._section, self._learns_temperature = section, learns_temperature
         self._norms: deque[float] = deque(maxlen=_NORMS)
         self._temperatures: deque[float] = deque(maxlen=STUCK_STEPS + 1)
@@ -89,12 +90,17 @@ class Health:
             words = f"above {MAX_LOADER_WAIT_SHARE:g}: use more loader processes, or images nearer to their size"
             self._judge(step, _LOADER, wait, wait > MAX_LOADER_WAIT_SHARE, words)
 
-    def of_the_model(self) -> int:
-        """How many signs of the model are out of their bounds: a machine that was busy says nothing about it."""
-        return len(self.alarms.keys() - {_LOADER})
+    def of_the_model(self) -> dict[str, float]:
+        """How many signs of the model are out of their bounds, and 1 for each that is, 0 for each that was, by name.
+
+        A machine that was busy says nothing about the model.
+        """
+        signs = {f"train/alarm/{sign}": float(sign in self.alarms) for sign in sorted(self._were_bad - {_LOADER})}
+        return {"train/alarms": sum(signs.values()), **signs}
 
     def _judge(self, step: int, sign: str, value: float, bad: bool, bound: str) -> None:
         if bad and sign not in self.alarms:
+            self._were_bad.add(sign)
             self.alarms[sign] = f"{sign} {value:.4g}, {bound}"
             say(f"{self._section}: warning: step {step:,}: {self.alarms[sign]}")
         elif not bad and sign in self.alarms:

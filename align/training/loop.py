@@ -148,7 +148,7 @@ def train(
                     state.rows.append({"step": state.step, **row})
                     if watch is not None:
                         watch.row(state.step, row | live, model.config.embed_width)
-                        live["train/alarms"] = float(watch.of_the_model())
+                        live |= watch.of_the_model()
                     if log is not None:
                         log({name: float(value) for name, value in (row | live).items()}, state.step)
             end = end or _vote(folder, ranks, stopped).result()

@@ -33,7 +33,9 @@ Look around:
                                              its data, model and reports; git does not track dvc.lock here"""
 
 
-def summarise(run: RunContext, outcomes: Sequence[StageOutcome], recorded: Recorded, registered: str) -> str:
+def summarise(
+    run: RunContext, outcomes: Sequence[StageOutcome], recorded: Recorded, registered: str, told: Sequence[str] = ()
+) -> str:
     """The summary of a run as text for a terminal.
 
     Args:
@@ -41,6 +43,7 @@ def summarise(run: RunContext, outcomes: Sequence[StageOutcome], recorded: Recor
         outcomes: the results of the stages.
         recorded: its branch.
         registered: the last line of `align register`.
+        told: warnings of the stages that ran, and what a promotion would say; the end.
     """
     folders = {stage.name: run.root / stage.report for stage in run.chosen.stages}
     metrics = metrics_of(folders.values())
@@ -55,6 +58,7 @@ def summarise(run: RunContext, outcomes: Sequence[StageOutcome], recorded: Recor
         f"Registered: {registered}",
         _examples(folders.get("index")),
         _look(folders, run, recorded.name),
+        "\n".join(told),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ TAIL_LINES = 5
 SHOWN_WORDS = 4
 #: A line that begins like this is not a result.
 NOTE = "note: "
+_WARNING = re.compile(r"(\w+: )?warning: ")
 _SIGNALS = {number.value: number.name for number in signal.Signals}
 
 
@@ -149,6 +151,11 @@ def run_supervised(
 def last_line(lines: Sequence[str]) -> str:
     """The sentence in which a command that succeeded says what it did; notes may follow it."""
     return next((line for line in reversed(lines) if not line.startswith(NOTE)), "")
+
+
+def is_warning(line: str) -> bool:
+    """Whether a command's line is one of its warnings: `warning: ...`, `filter: warning: ...`."""
+    return _WARNING.match(line) is not None
 
 
 def _pump(stream: TextIO, lines: list[str], log: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -41,7 +42,7 @@ from flows.mlflow_run import log_stage
 from flows.remote.order import GIVEN_UP
 from flows.remote.send import run_elsewhere
 from flows.tasks import stop
-from flows.tasks.child_process import CommandError, Watch, run_supervised
+from flows.tasks.child_process import CommandError, Watch, is_warning, run_supervised
 from flows.tasks.outages import end_without_waiting
 from flows.tasks.run_context import RunContext, child_environment, log_file, progress_file
 
@@ -125,11 +126,12 @@ CHATTER = ("To track the changes with git", "git add ", "To enable auto staging"
 
 
 class StageOutcome(BaseModel):
-    """The result of a stage; `ran` is False if it came from the cache."""
+    """The result of a stage; `ran` is False if it came from the cache, and what warned then is in an earlier log."""
 
     model_config = ConfigDict(frozen=True)
     stage: str
     ran: bool
+    warnings: tuple[str, ...] = ()
 
 
 @task(task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False)
@@ -140,14 +142,13 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
         CommandError: the stage failed; the message is the line with its reason.
     """
     logger = get_run_logger()
-    ran = False
+    ran, lines = False, list[str]()
     if stage.name in run.stale:
-        lines: list[str] = []
 
         def log(line: str) -> None:
             if not line.removeprefix("\\t").lstrip().startswith(CHATTER):
                 lines.append(line)
-                logger.info("%s", line)
+                logger.log(WARNING if is_warning(line) else INFO, "%s", line)
                 with log_file(run.root).open("a", encoding="utf-8") as file:
                     file.write(f"{line}\n")
 
@@ -167,7 +168,7 @@ def run_stage(stage: Stage, run: RunContext) -> State[StageOutcome]:
         ran = did_run(stage.name, lines) if elsewhere is None else elsewhere
     log_stage(stage, run)
     _publish(stage, run)
-    outcome = StageOutcome(stage=stage.name, ran=ran)
+    outcome = StageOutcome(stage=stage.name, ran=ran, warnings=tuple(filter(is_warning, lines)))
     if ran:
         return Completed(message=stage.description, data=outcome)
     logger.info("%s: cached", stage.name)

@@ -35,6 +35,10 @@ def first_run(stack):
 
 def test_runs_are_visible_cached_and_recorded(stack, first_run):
     assert "3 stages ran (ingest, pretrain, index)" in first_run
+    told = ["pretrain: warning: step 1: the embeddings collapse", "verdict: a promotion now would be refused"]
+    assert first_run.splitlines()[-2:] == told
+    logged = stack.ask("/logs/filter", {"logs": {"level": {"ge_": 30}}, "limit": 100})
+    assert told[0] in [line["message"] for line in logged]
     assert "unused" not in stack.states("demo")
     stages = {"ingest", "pretrain", "index"}
     states = stack.states("demo")
@@ -91,10 +95,6 @@ def test_a_schedule_adds_nothing_while_nothing_changes(stack, first_run):
     assert all(f"register --revision {commit}" in line for line in said[1::2])  # which finds the version there
 
 
-def test_cancelled_from_the_ui_the_checkpoint_survives(stack):
-    run = stack.start({"name": "cancelled", "overrides": {"pretrain.weight_decay": 600.0}})
-    stack.wait_for_line(run, WORKS)
-    assert not (stack.root / "checkpoints/step").exists()
 def test_each_make_up_takes_the_file_again_and_keeps_schedules(stack):
     path = "/deployments/name/pipeline/train-and-release"
     deployment = stack.ask(path)
@@ -116,6 +116,10 @@ def test_each_make_up_takes_the_file_again_and_keeps_schedules(stack):
     stack.ask(schedules, [{"schedule": mondays["schedule"], "parameters": mondays["parameters"], "active": False}])
 
 
+def test_cancelled_from_the_ui_the_checkpoint_survives(stack):
+    run = stack.start({"name": "cancelled", "overrides": {"pretrain.weight_decay": 600.0}})
+    stack.wait_for_line(run, WORKS)
+    assert not (stack.root / "checkpoints/step").exists()
     stack.force(run, "CANCELLING")
     assert stack.wait_for(run, "CANCELLED", "CRASHED") == "CANCELLED"
     assert (stack.root / "checkpoints/step").read_text() == "7"

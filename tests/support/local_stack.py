@@ -79,6 +79,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 verb = sys.argv[1]
 if verb in ("register", "trace", "promote", "rollback"):
+    if verb == "register":
+        print("verdict: a promotion now would be refused")
     print(verb, *sys.argv[2:])
     sys.exit()
 if verb == "evaluate": # the real one
@@ -89,6 +91,8 @@ def save(*_):
     sys.exit(1)
 signal.signal(signal.SIGTERM, save)
 print("working on", verb, flush=True)
+if verb == "pretrain":
+    print("pretrain: warning: step 1: the embeddings collapse", flush=True)
 if "ALIGN_PROGRESS_FILE" in os.environ: # as align.display.console writes it
     work = {{"line": verb + ": step 1 of 4", "done": 1, "total": 4, "per_s": 0.5}}
     Path(os.environ["ALIGN_PROGRESS_FILE"]).write_text(json.dumps({{"lines": ["working on " + verb], "work": work}}))

@@ -24,9 +24,11 @@ from align.statistics.intervals import interval
 
 REVISION = "align.git_revision"
 _LINEAGE = {"git revision": REVISION, "data": "align.data_digest", "model": MODEL_DIGEST, "verdict": "align.quality"}
-#: Training stages, and the metric by which each says at its last step how many signs were out of their bounds.
+#: Training stages, and the metrics by which each says at its last step how many signs are out of bounds, and which.
 _TRAINING = ("pretrain", "finetune")
-_ALARMS = "train/alarms"
+_ALARMS, _ALARM = "train/alarms", "train/alarm/"
+#: The name of its row.
+HEALTH = "health alarms"
 _RUN_ID = re.compile("[0-9a-f]{32}")
 
 
@@ -132,9 +134,9 @@ def no_slice_worse(config: PromoteConfig, compared: Compared) -> Gate:
 def health(version: Version, tracker: Tracker) -> Gate:
     """Whether training ended with all signs of its health within their bounds.
 
-    Training logs to MLflow live how many are not. For a stage from DVC's cache, the run that trained has logged it.
+    Training logs to MLflow live which are not. For a stage from DVC's cache, the run that trained has logged it.
     """
-    found: dict[str, float] = {}
+    found: dict[str, list[str]] = {}
     runs = [version.run_id]
     if _RUN_ID.fullmatch(source := tracker.tags(version.run_id).get("cached_from", "")):
         runs.append(source)
@@ -144,11 +146,13 @@ def health(version: Version, tracker: Tracker) -> Gate:
         except RefusedError:  # deleted
             continue
         for stage in _TRAINING:
-            if (value := metrics.get(f"{stage}/{_ALARMS}")) is not None:
-                found.setdefault(stage, value)
-    bad = [f"{stage} ended with {number:g} (see its log)" for stage, number in sorted(found.items()) if number]
+            if (number := metrics.get(f"{stage}/{_ALARMS}")) is not None:
+                # the count says whether: of a run that was resumed, a sign may be as it was when the run stopped
+                alarms = (name.partition(f"{stage}/{_ALARM}")[2] for name, value in metrics.items() if value and number)
+                found.setdefault(stage, sorted(filter(None, alarms)))
+    bad = [f"{stage} ended with {' and '.join(signs)} out of bounds" for stage, signs in sorted(found.items()) if signs]
     clear = f"none at the end of {' and '.join(sorted(found))}" if found else "no training told this MLflow"
-    return Gate("health alarms", ", ".join(bad) or clear, "none", not bad if found else None)
+    return Gate(HEALTH, ", ".join(bad) or clear, "none", not bad if found else None)
 
 
 def not_rolled_back(version: Version) -> Gate:

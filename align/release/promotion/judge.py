@@ -23,9 +23,9 @@ from align.formats.measured_sets import evaluation_digest
 from align.formats.query_ranks import QueryRanks
 from align.release.promotion import gates
 from align.release.promotion.decision import Compared, Gate, Outcome, PromotionDecision
-from align.release.promotion.evidence import Evidence, evidence, from_run, todays_sets, wanted_sets
+from align.release.promotion.evidence import Evidence, evidence, from_run, has, todays_sets, wanted_sets
 from align.release.promotion.slices import compared_slices
-from align.services.tracking.registry import CANDIDATE, Version
+from align.services.tracking.registry import CANDIDATE, CHAMPION, Version
 from align.services.tracking.tracker import Tracker
 from align.statistics.paired import difference, of_metrics, set_of
 
@@ -107,6 +107,35 @@ def judge(params: Params, tracker: Tracker, candidate: Version, champion: Versio
     )
 
 
+def outlook(params: Params, tracker: Tracker, candidate: Version) -> str:
+    """What a promotion would say of a version now, in a sentence, by what the runs recorded: nothing is measured.
+
+    It leaves out the gates over the registered files, and the champion where it was measured on other sets.
+
+    Raises:
+        ServiceError: MLflow is unavailable or refuses.
+    """
+    config, champion = params.section(PromoteConfig), tracker.registry.version_at(candidate.name, CHAMPION)
+    if champion is not None and champion.number == candidate.number:
+        return f"version {candidate.number} already is the champion"
+    if (mine := from_run(candidate, tracker)) is None:
+        return f"version {candidate.number} has no ranks: `align promote` measures it"
+    theirs = None if champion is None else from_run(champion, tracker)
+    try:
+        wanted = wanted_sets(map(set_of, config.metrics), {}, mine)
+        compared = _compare(config, mine, theirs) if theirs is not None and has(theirs, wanted) else None
+        rows = _gates(params, tracker, candidate, champion, mine, compared, files=False)
+    except DataError as error:
+        return f"a promotion would end now: {error}"
+    against = "there is no champion" if champion is None else f"champion {champion.number} was measured on other sets"
+    if compared is not None and champion is not None:
+        against = f"against champion {champion.number}: {gates.better(config, compared, champion.number).figure}"
+    alarms = next(gate.figure for gate in rows if gate.name == gates.HEALTH)
+    failed = [gate for gate in rows if gate.passed is False]
+    now = f"would be refused: {_why_not(failed)}" if failed else "fails no gate but those over files, not asked here"
+    return f"{against}; health alarms: {alarms}; a promotion now {now}"
+
+
 def _measured(
     params: Params, tracker: Tracker, candidate: Version, champion: Version | None
 ) -> tuple[Evidence, Evidence | None, str]:
@@ -143,15 +172,18 @@ def _gates(
     champion: Version | None,
     ranks: QueryRanks,
     compared: Compared | None,
+    *,
+    files: bool = True,
 ) -> list[Gate]:
     config = params.section(PromoteConfig)
     rows = [gates.lineage(candidate), gates.verdict(candidate), gates.not_rolled_back(candidate)]
     rows += [gates.health(candidate, tracker), *gates.above_chance(config, params.section(EvaluateConfig), ranks)]
     if compared is not None and champion is not None:
         rows += [gates.better(config, compared, champion.number), gates.no_slice_worse(config, compared)]
-    with tempfile.TemporaryDirectory(prefix="align-promote-") as scratch:
-        packaged = tracker.model_files(candidate, Path(scratch))
-        rows += [gates.registered_bytes(candidate, packaged), gates.prediction(packaged)]
+    if files:
+        with tempfile.TemporaryDirectory(prefix="align-promote-") as scratch:
+            packaged = tracker.model_files(candidate, Path(scratch))
+            rows += [gates.registered_bytes(candidate, packaged), gates.prediction(packaged)]
     return rows
 
 

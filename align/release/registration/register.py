@@ -38,7 +38,7 @@ from align.formats.shards import read_manifest
 from align.release.registration.dataset_card import CROISSANT, SOURCES, croissant, sources
 from align.release.registration.model_card import CARD, Champion, ModelCard
 from align.release.registration.results import PipelineOutputs, Results, own, read_results
-from align.release.registration.shown import all_metrics, headline, log_report, tables
+from align.release.registration.shown import VERDICT, all_metrics, headline, log_report, tables
 from align.services.git import LOCK_FILE, commit_files, git, git_if_any
 from align.services.signing import sign
 from align.services.tracking.address import current_flow_run_id, current_run_id
@@ -336,6 +336,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     except DataError as error:
         say(f"note: no tag in git keeps what version {version.number} was made from: {error}")
     say(f"register: run {done.run_id} in MLflow at {done.mlflow}")
+    show(f"{VERDICT}{args.outlook(params, Tracker(), version)}")
     how = "registered" if done.created else "registered before: the model is the same"
     digest = version.tags[MODEL_DIGEST]
     show(f"{version.name} version {version.number} ({how}), alias {CANDIDATE}, digest {digest[:12]}")

@@ -31,6 +31,9 @@ MAX_HEADLINE = 8
 _STEPS = "metrics.jsonl"
 _WAYS = ("image_to_text", "text_to_image")
 
+#: How the line begins in which `align register` says what a promotion would say now.
+VERDICT = "verdict: "
+
 #: The table of all metrics; the parts of one, in the order of its columns.
 METRICS = "metrics"
 _PARTS = ("", "/low", "/high", "/chance")

@@ -66,6 +66,10 @@ def test_the_summary_reads_the_reports(tmp_path):
     assert text.count("red heart") == 3  # three examples
     assert 'align search "query 0" --html hits.html' in text
 
+    assert summarise(run, outcomes, RECORDED, "version 3", ["a warning", "a verdict"]).endswith(
+        "\n\na warning\na verdict"
+    )
+
     report(tmp_path, "index", {}, queries=[])  # of a project that has no labelled queries yet
     text = summarise(run, outcomes, RECORDED, "align version 3")
     assert 'align search "your words" --html hits.html' in text and "Searches:" not in text

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from flows.tasks.child_process import CommandError, Watch, last_line, run_supervised
+from flows.tasks.child_process import CommandError, Watch, is_warning, last_line, run_supervised
 from tests.support import wait_until
 from tests.support.killing import lives
 
@@ -124,6 +124,12 @@ def test_a_child_s_output_shows_no_login(tmp_path):
     with pytest.raises(CommandError, match=r"pushing to https://host/repo$"):
         run_supervised(["sh", "-c", script], cwd=tmp_path, env=os.environ, log=heard.append)
     assert heard == ["pushing to https://host/repo"]
+
+
+def test_what_commands_warn_of_is_told_from_what_they_say():
+    warnings = ["warning: slow", "filter: warning: x", "pretrain: warning: step 3: effective rank 1, below 3"]
+    others = ["pretrain: step 3: no warning: x", "a/b.py:3: UserWarning: old", "note: a warning: x"]
+    assert [line for line in warnings + others if is_warning(line)] == warnings
 
 
 @pytest.mark.parametrize(

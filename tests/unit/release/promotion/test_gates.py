@@ -78,9 +78,12 @@ def test_alarms_at_the_end_of_training_are_those_of_the_run_that_trained():
         True,
         "none at the end of finetune and pretrain",
     )
-    assert health({"run": {"finetune/train/alarms": 2.0}}) == (False, "finetune ended with 2 (see its log)")
-    metrics = {"run": {"finetune/train/alarms": 0.0}, other: {"pretrain/train/alarms": 1.0}}
-    assert health(metrics, cached_from=other) == (False, "pretrain ended with 1 (see its log)")
+    two = {"finetune/train/alarms": 2.0, "finetune/train/alarm/gradient norm": 1.0, "finetune/train/alarm/b": 1.0}
+    assert health({"run": two}) == (False, "finetune ended with b and gradient norm out of bounds")
+    over = {"finetune/train/alarms": 0.0, "finetune/train/alarm/b": 0.0, "finetune/train/alarm/gradient norm": 1.0}
+    rank = {"pretrain/train/alarms": 1.0, "pretrain/train/alarm/effective rank": 1.0}
+    metrics = {"run": over, other: rank}
+    assert health(metrics, cached_from=other) == (False, "pretrain ended with effective rank out of bounds")
     assert health(metrics, cached_from="DVC's cache") == (True, "none at the end of finetune")
     assert health({"run": {}}, cached_from=other)[0] is None  # that run was deleted
 

@@ -15,7 +15,7 @@ from align.config.release import PromoteConfig
 from align.errors import DataError, GateError
 from align.release.aliases import moves, rollback
 from align.release.aliases.champion import make_champion, take_back
-from align.release.promotion import gates, promote
+from align.release.promotion import gates, judge, promote
 from align.release.promotion.decision import Compared, Gate, PromotionDecision, table_lines
 from align.release.promotion.judge import Judged
 from align.release.promotion.page import write_page
@@ -98,6 +98,28 @@ def test_promotion_and_rollback_over_three_champions(model):
         take_back(model.tracker, "align", "why")
 
 
+def test_what_a_promotion_would_say_is_told_without_measuring_or_moving_anything(model, monkeypatch):
+    def outlook(made):
+        return judge.outlook(load_params(overrides=[f"promote.metrics=[{RECALL}]"]), model.tracker, made)
+
+    monkeypatch.setattr(judge, "evidence", None)
+    monkeypatch.setattr(type(model.tracker), "model_files", None)
+    first = model.candidate(0.5)
+    told = "there is no champion; health alarms: no training told this MLflow; a promotion now fails no gate but"
+    assert outlook(first).startswith(told)
+    make_champion(model.tracker, first, replaces=None, why="first", figures={})
+    assert outlook(first) == "version 1 already is the champion"
+    worse = model.candidate(0.45)
+    trained_with_alarms(model, worse)
+    said = outlook(worse)
+    assert said.startswith("against champion 1: -5.0 points, 95% lower bound -")
+    assert "health alarms: finetune ended with effective rank out of bounds; a promotion now would be refused" in said
+    assert model.aliases() == {"champion": 1, "candidate": 2}
+    assert "promote.metrics names the set 'sketches'" in judge.outlook(
+        load_params(overrides=["promote.metrics=[sketches/image_to_text/recall@1]"]), model.tracker, worse
+    )
+
+
 def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(model, monkeypatch, capsys):
     monkeypatch.setattr(gates, "better", lambda *_: Gate("better", "", "", True))  # else no two replace each other
     monkeypatch.setattr(rollback, "require_store", lambda: None)
@@ -148,7 +170,7 @@ def tagged(**tags):
 
 
 def trained_with_alarms(model, made):
-    model.tracker.log_metrics(made.run_id, {"finetune/train/alarms": 1.0})
+    model.tracker.log_metrics(made.run_id, {"finetune/train/alarms": 1.0, "finetune/train/alarm/effective rank": 1.0})
 
 
 def edited(model, made):

@@ -74,16 +74,17 @@ def end_family(pid: int, grace_s: float) -> None:
     try:
         os.killpg(pid, signal.SIGTERM)
     except ProcessLookupError:  # the remaining ones have groups of their own
-        for process in filter(_lives, family):
+        for process in filter(lives, family):
             process.terminate()
     deadline = time.monotonic() + grace_s
-    while time.monotonic() < deadline and any(map(_lives, family)):
+    while time.monotonic() < deadline and any(map(lives, family)):
         time.sleep(0.1)
-    for process in filter(_lives, family):
+    for process in filter(lives, family):
         process.kill()
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """Whether it has not ended; one that nobody has reaped has."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,5 +1,6 @@
 """What becomes of a deployed run when something around it, or below it, dies. The stated ends: docs/operations.md."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -147,6 +148,20 @@ def test_without_its_worker_a_run_can_be_cancelled(whole):
         "data": "COMPLETED", "training": "CANCELLED",
     }  # fmt: skip
     assert whole.states("orphan")["pretrain"] == "Cancelled"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_told_to_end_ends_its_runs_first(whole, number):
+    """Prefect knows their end without another `make up`."""
+    name = f"told-{number.name}"
+    run = training(whole, name, 130 + number)
+    process, worker = whole.flow_process(run), psutil.Process(running_services(whole.root)["worker"]["pid"])
+    worker.send_signal(number)
+    assert psutil.wait_procs([worker], BUSY_S)[1] == [] and not lives(process)
+    assert saved(whole)
+    assert whole.ask(f"/flow_runs/{run}")["state_type"] == "CRASHED"
+    assert {part["state_type"] for part in whole.parts(run)} <= set(ENDS)
+    assert whole.states(name)["pretrain"] == "Crashed"
 
 
 def test_a_run_of_the_command_line_is_ended_by_a_pause(whole):

@@ -1,11 +1,15 @@
 """`align register` as a command: of a model that began with another one than `align pretrain` wrote here; its tag."""
 
 import json
+import queue
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from align.cli import main
+from align.durable.locks import tried
+from align.release.registration.register import LOCK
 from align.release.registration.shown import all_metrics
 from align.services.git import git
 from align.services.tracking.tracker import Tracker
@@ -45,6 +49,21 @@ def test_a_run_shows_nothing_of_a_model_that_it_did_not_begin_with(project):
         assert not key.startswith(("pretrain", "fit_tokenizer")), key
     assert run.params["model.embed_width"] == "24"  # of the packaged model
     assert run.params["finetune.batch_size"] == "48"  # inherited, and used
+
+
+def test_two_at_once_take_turns(project, monkeypatch):
+    """Both would find no version of their model."""
+    said = queue.Queue()
+    monkeypatch.setattr("align.release.registration.register.say", said.put)
+    lock = project / LOCK
+    lock.parent.mkdir(parents=True)
+    with ThreadPoolExecutor() as threads:
+        with tried(lock) as other:
+            assert other
+            done = threads.submit(shown)
+            assert said.get(timeout=100).startswith("waiting for ")
+            assert not done.done()
+        assert done.result()
 
 
 def test_git_keeps_what_a_version_was_made_from(project, capsys):

@@ -31,6 +31,7 @@ from align.config.recipe import FinetuneConfig
 from align.config.release import RegisterConfig
 from align.display.console import say, show
 from align.durable.files import sha256_file, sha256_folder
+from align.durable.locks import locked
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.model_folder import WEIGHTS, model_digest
 from align.formats.policy import OPTED_OUT
@@ -192,6 +193,7 @@ def _belongs(index: Path, model: Path, packaged: Path) -> bool:
     return bool(named == model_digest(model))
 
 
+LOCK = Path(".align/locks/register")
 _RUN_DIGEST = "align.run_digest"
 #: The same, for a run that began here: the next call completes it if it was killed or failed.
 _REGISTERS = "align.registers"
@@ -322,14 +324,15 @@ def main(params: Params, args: argparse.Namespace) -> None:
     paths = params.section(PathsConfig)
     others = MAKE_PRETRAINED if paths.is_made_elsewhere(params.section(FinetuneConfig).start) else ()
     origin = read_origin(args.revision, args.cached_stage, paths.policy)
-    done = register(
-        params.section(RegisterConfig),
-        PipelineOutputs(paths.packaged, paths.shards, paths.reports, others, paths.index, paths.finetuned),
-        params.values,
-        origin=origin,
-        tracker=None,
-        run_id=current_run_id(),
-    )
+    with locked(LOCK, "align register", say):  # two at once would find no version of their model, and make two
+        done = register(
+            params.section(RegisterConfig),
+            PipelineOutputs(paths.packaged, paths.shards, paths.reports, others, paths.index, paths.finetuned),
+            params.values,
+            origin=origin,
+            tracker=None,
+            run_id=current_run_id(),
+        )
     version = done.version
     try:
         keep_in_git(Path.cwd(), version, origin.git_revision, origin.dvc_lock)

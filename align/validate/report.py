@@ -7,8 +7,8 @@ Two gates make such a report, `align validate` over tables and `align validate_s
     verdict.json   whether the data may be used (`align.formats.verdict`), which later stages depend on
     report.html    the same for people (`align.validate.page`)
 
-A failure is accepted by name, with a reason, for one digest of the data. For other data it must be accepted again, if
-only a take-down has changed it; the report and the error say who accepted it before.
+A failure is accepted by name, with a reason, for one digest of the data. For other data it must be accepted again,
+even if only a take-down has changed it; the report and the error say who accepted it before.
 """
 
 from __future__ import annotations

@@ -136,21 +136,22 @@ def health(version: Version, tracker: Tracker) -> Gate:
 
     Training logs to MLflow live which are not. For a stage from DVC's cache, the run that trained has logged it.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
     runs = [version.run_id]
     if _RUN_ID.fullmatch(source := tracker.tags(version.run_id).get("cached_from", "")):
         runs.append(source)
-    for run in runs:
+    for run_id in runs:
         try:
-            metrics = tracker.metrics(run)
+            metrics = tracker.metrics(run_id)
         except RefusedError:  # deleted
             continue
         for stage in _TRAINING:
             if (number := metrics.get(f"{stage}/{_ALARMS}")) is not None:
-                # the count says whether: of a run that was resumed, a sign may be as it was when the run stopped
-                alarms = (name.partition(f"{stage}/{_ALARM}")[2] for name, value in metrics.items() if value and number)
-                found.setdefault(stage, sorted(filter(None, alarms)))
-    bad = [f"{stage} ended with {' and '.join(signs)} out of bounds" for stage, signs in sorted(found.items()) if signs]
+                # the count decides: of a run that was resumed, a sign may be as it was when the run stopped
+                signs = sorted(name.partition(_ALARM)[2] for name in metrics if name.startswith(f"{stage}/{_ALARM}"))
+                names = [sign for sign in signs if metrics[f"{stage}/{_ALARM}{sign}"]] or [f"{number:g} signs"]
+                found.setdefault(stage, " and ".join(names) if number else "")
+    bad = [f"{stage} ended with {signs} out of bounds" for stage, signs in sorted(found.items()) if signs]
     clear = f"none at the end of {' and '.join(sorted(found))}" if found else "no training told this MLflow"
     return Gate(HEALTH, ", ".join(bad) or clear, "none", not bad if found else None)
 

@@ -78,6 +78,7 @@ def test_alarms_at_the_end_of_training_are_those_of_the_run_that_trained():
         True,
         "none at the end of finetune and pretrain",
     )
+    assert health({"run": {"finetune/train/alarms": 2.0}}) == (False, "finetune ended with 2 signs out of bounds")
     two = {"finetune/train/alarms": 2.0, "finetune/train/alarm/gradient norm": 1.0, "finetune/train/alarm/b": 1.0}
     assert health({"run": two}) == (False, "finetune ended with b and gradient norm out of bounds")
     over = {"finetune/train/alarms": 0.0, "finetune/train/alarm/b": 0.0, "finetune/train/alarm/gradient norm": 1.0}

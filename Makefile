@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check
 # dvc.yaml calls `align`, so the environment's commands come first on the path.
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
-# More arguments for `align run` (make demo), such as ARGS="--set pretrain.seed=1", or for pytest (make test-full)
+# More arguments for `align run` (make demo), such as ARGS="--set pretrain.seed=1", or for pytest (make test)
 ARGS ?=
 # For `make test-torch`
 TESTS ?= tests/unit/model tests/unit/training
@@ -46,7 +46,7 @@ demo: $(STAMP) ## the whole pipeline on data/sample, with a summary at the end
 	@$(RUN) align run --name demo $(ARGS)
 
 test: $(STAMP) ## what pip installs is enough
-	@$(RUN) pytest $(WORKERS) -m "not full"
+	@$(RUN) pytest $(WORKERS) -m "not full" $(ARGS)
 
 test-full: $(STAMP) validators triton ## adds the tests that need more than pip installs
 	@$(RUN) pytest $(WORKERS) $(ARGS)

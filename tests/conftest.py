@@ -9,7 +9,7 @@ from align.cli import silence_telemetry
 from tests.support import ROOT, warm
 
 pytest_plugins = [
-    "tests.support.cpu_budget", "tests.support.devices", "tests.support.mlflow_file", "tests.support.schedule",
+    "tests.support.devices", "tests.support.durations", "tests.support.mlflow_file", "tests.support.schedule",
     "tests.support.time_limits",
 ]  # fmt: skip
 

@@ -11,7 +11,6 @@ from tests.fuzz import judge
 from tests.support import ROOT, warm
 
 
-@pytest.mark.costs(4, "177 hostile inputs, each by its target")
 def test_every_saved_input_is_handled():
     done = subprocess.run(
         [str(warm.commands() / "python"), "-m", "tests.fuzz", "--replay"],

@@ -57,7 +57,6 @@ def blocks(folder):
     return found
 
 
-@pytest.mark.costs(3, "two evaluations of three blocks of pictures, with figures")
 @pytest.mark.parametrize("after", [1, 3], ids=["in the middle of a set", "between two sets"])
 def test_a_killed_evaluation_resumes_to_the_same_bytes(place, after):
     name = f"killed-{after}"
@@ -77,7 +76,6 @@ def test_a_killed_evaluation_resumes_to_the_same_bytes(place, after):
     assert [path.name for path in (place / name).iterdir() if path.name != "features"] == ["report"]
 
 
-@pytest.mark.costs(3, "both embed the pictures of three blocks")
 def test_two_at_once_share_embeddings_and_the_folder_of_the_report(place):
     both = [evaluation(place, "both") for _ in range(2)]
     for command in both:

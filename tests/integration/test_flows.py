@@ -20,12 +20,10 @@ import pytest
 
 from align.services.git import git
 from tests.support import wait_until
-from tests.support.cpu_budget import costs
 from tests.support.local_stack import ENDS, PATIENCE_S, WORKS, Stack, stub_repository
 
 
 @pytest.fixture(scope="module")
-@costs(5, "a whole run over stubs")
 def first_run(stack):
     """What the first run, called demo, printed: after it run/demo exists, and all stages are cached."""
     done = stack.align_run("--name", "demo")

@@ -20,7 +20,6 @@ from align.formats.raw import iter_images, raw_shards
 from align.ingest.ingest import ingest
 from align.ingest.workers import Resources
 from tests.support import thinned
-from tests.support.cpu_budget import costs
 from tests.support.params import at, load_params, sets
 from tests.support.reading import ingested, raw_rows
 from tests.support.small_filter import noise
@@ -37,7 +36,6 @@ def _cheap(monkeypatch):
 TEXTS = ["a good long text", "three words only", "two words", "another good long text"]
 
 
-@pytest.mark.costs(10, "ingest, filter and validate twice; alone, it imports Great Expectations")
 def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(tmp_path, capsys):
     common, narrow = table_of(tmp_path) + place(tmp_path), sets("filter.min_words=4")
     with WebServer() as server:
@@ -80,7 +78,6 @@ def test_wider_rules_are_told_what_is_missing_until_it_is_fetched(tmp_path, caps
 NUM_PAGES = 20
 
 
-@pytest.mark.costs(4, "a sample is ingested three times and filtered twice")
 def test_the_kept_pairs_of_the_sample_are_the_same_with_fewer_requests(tmp_path, sample, monkeypatch):
     """The sample's pages, their pictures on a server: all fetched, and only those of which a text can pass.
 
@@ -193,7 +190,6 @@ def evaluation(folder, sample):
 
 
 @pytest.fixture(scope="module")
-@costs(12, "the network looks at each picture")
 def report(folder, evaluation):
     params = load_params()
     return filter_pairs(

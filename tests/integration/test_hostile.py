@@ -22,7 +22,6 @@ from PIL import Image
 from align.config.params import write_params
 from align.pairs.text import MAX_CHARACTERS
 from tests.support import thinned, warm
-from tests.support.cpu_budget import costs
 from tests.support.hostile_pictures import icon, png, progressive
 from tests.support.params import PARAMS_FILE, load_params
 from tests.support.pictures import blurred_png
@@ -208,7 +207,6 @@ def _sum(family, size):
 
 
 @pytest.fixture(scope="module")
-@costs(5, "a picture of 98 megapixels and 6 GiB of zeros are packed")
 def project(tmp_path_factory, sample):
     root = tmp_path_factory.mktemp("hostile")
     write_archive(root / "hostile.warc.gz", records(48))
@@ -246,7 +244,6 @@ def align(root, *arguments):
     return subprocess.CompletedProcess(command, process.returncode, out, err), num_bytes
 
 
-@pytest.mark.costs(19, "ten stages over everything of which a reader could take too much")
 def test_from_ingest_to_search(project):
     printed = b""
     for stage in STAGES:

@@ -7,8 +7,6 @@ import json
 import os
 from contextlib import closing
 
-import pytest
-
 from tests.support import ROOT
 from tests.support.dvc_projects import aws_variables, clone, commit_all, file_bytes, make_repository, num_runs, shell
 from tests.support.params import PARAMS_FILE
@@ -35,7 +33,6 @@ def put(server, root, bucket, name, text):
         s3.put_object(Bucket=bucket, Key=f"crawl/{name}", Body=archive.read_bytes())
 
 
-@pytest.mark.costs(6, "DVC looks at S3 twice, and `dvc repro` runs three times, twice with the real ingest")
 def test_a_fresh_clone_takes_a_listed_archive_from_the_run_cache(server, tmp_path):
     aws = aws_variables(server) | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     bucket, cache = server.make_bucket("listed-archive"), tmp_path / "cache"

@@ -111,7 +111,6 @@ def change(file, old, new):
     file.write_text(text.replace(old, new))
 
 
-@pytest.mark.costs(5, "the real ingest, beside DVC and below it")
 def test_what_is_fetched_by_hand_is_kept(project, ingested, server):
     """A `dvc repro` that follows removes neither the first ingest nor a second, and other values bring them back."""
     last = ingested[1].splitlines()[-1]
@@ -134,7 +133,6 @@ def test_what_is_fetched_by_hand_is_kept(project, ingested, server):
     assert (num_pictures(project), len(server.requests)) == (NUM, num_requests)
 
 
-@pytest.mark.costs(5, "the real ingest, beside DVC and below it")
 def test_a_row_more_is_a_request_more_below_dvc(project, server):
     """DVC removes data/raw before it runs the stage; its cache still has what the web has answered."""
     recover(server, range(NUM + 1))
@@ -185,7 +183,6 @@ def test_patience_is_changed_in_params_yaml(project, server):
     assert "timeout_s: 77.0" in (project / "dvc.lock").read_text()
 
 
-@pytest.mark.costs(4, "the real ingest three times")
 def test_without_any_picture_dvc_keeps_nothing(new, server):
     server.routes["/0.png"] = answer(b"", 503)
     for words in (PLAIN, "dvc repro"):

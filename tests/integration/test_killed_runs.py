@@ -70,7 +70,6 @@ def nothing_is_left(stack):
     assert len(git(stack.root, "worktree", "list").splitlines()) == 1
 
 
-@pytest.mark.costs(22, "two runs are started as people start them, killed, and repaired five times")
 def test_a_killed_run_is_given_its_end(stack):
     with started(stack, "killed") as run:
         said(run, "working on pretrain")
@@ -116,7 +115,6 @@ def slow_promotion(stack):
     program.write_text(text)
 
 
-@pytest.mark.costs(5, "a promotion, a list of runs and repairs: each of them imports MLflow")
 def test_a_killed_promotion_is_given_its_end(stack, slow_promotion):
     run = stack.click("promote", name="by hand")
     stack.wait_for_line(run, "works")
@@ -160,7 +158,6 @@ def found_process(stack, run):
     return None
 
 
-@pytest.mark.costs(14, "a worker is killed and started again, and runs are repaired six times")
 def test_a_run_that_was_killed_before_it_began(stack):
     """It has no record. The next worker repairs nothing, and neither may anybody touch what might be at work."""
     run = killed_before_it_began(stack)

@@ -17,7 +17,6 @@ from align.cli import main
 from align.errors import DataError
 from align.formats.filtered import decisions_digest
 from tests.support import ROOT, killing, small_data, warm
-from tests.support.cpu_budget import costs
 from tests.support.killing import digests, fresh, kill_and_resume, run
 from tests.support.params import PARAMS_FILE, at, sets
 from tests.support.small_data import Pair
@@ -60,7 +59,6 @@ def make_directory(folder, inputs):
     return folder
 
 
-@pytest.mark.costs(3.5, "a run is killed, and resumed in two processes")
 def test_killed_shard_resumes_to_the_same_bytes(inputs, expected, tmp_path):
     shards, report, seconds = expected
     assert sum(name.endswith(".tar") for name in shards) > 10
@@ -98,7 +96,6 @@ INGEST = (
 )  # fmt: skip
 
 
-@pytest.mark.costs(4.5, "a whole run, one that is killed and its rest")
 def test_killed_ingest_resumes_to_the_same_bytes(tmp_path):
     whole, killed = fresh(tmp_path / "whole"), fresh(tmp_path / "killed")
     seconds = run(INGEST, whole)
@@ -150,7 +147,6 @@ SETTINGS = ("filter.num_frequent_ngrams=60", "engine.num_workers=2", "engine.mem
 
 
 @pytest.fixture(scope="module")
-@costs(4, "a run of the filter, to compare with")
 def whole(tmp_path_factory):
     """A folder with the inputs and a whole run's results in `whole`; and its seconds."""
     root = tmp_path_factory.mktemp("filter")
@@ -172,7 +168,6 @@ def require_equal(root, whole):
         assert killing.digests(root / folder) == expected
 
 
-@pytest.mark.costs(7, "a run is killed, and resumed in two processes")
 def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path, whole):
     inputs, whole_s = whole
     killing.kill_and_resume(
@@ -213,7 +208,6 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new), "utf-8")
 
 
-@pytest.mark.costs(4, "three runs, each with edited code")
 def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an_edited_rule(tmp_path):
     """With a copy of the package, whose code is edited between the runs."""
     code = tmp_path / "code/align"

@@ -236,7 +236,6 @@ def test_a_process_told_to_stop_does_not_wait_for_the_store(server, far):
     assert told.is_set()
 
 
-@pytest.mark.costs(6, "two runs of two ranks, of which one's ranks each have a client of S3")
 def test_ranks_read_from_the_store(server, tmp_path):
     shards, tokenizer = training_data.write(tmp_path)
     recipe = pretrain_config(num_steps=2, warmup_steps=1, num_processes=2)
@@ -339,7 +338,6 @@ def test_a_loader_process_that_dies_is_named_and_takes_the_others_with_it(data, 
         assert not first.is_running() and not second.is_running()
 
 
-@pytest.mark.costs(3, "a Python that imports torch alone")
 def test_a_loader_process_imports_no_model():
     code = "import align.training.batches.loader, sys; print(*sys.modules)"
     names = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -374,7 +372,6 @@ class KillTwice:
                 os.kill(pids[0], signal.SIGKILL)
 
 
-@pytest.mark.costs(6, "two ranks and their loader processes start three times")
 def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data, tmp_path):
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params().section(ClusterConfig)

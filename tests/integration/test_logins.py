@@ -102,7 +102,6 @@ def assert_no_secrets(root, secrets, *shown):
     assert found == []
 
 
-@pytest.mark.costs(7, "two whole runs, whose every file is searched")
 def test_a_run_records_and_shows_no_secret(stack, monkeypatch):
     secrets = [*SECRETS.values(), stack.login.partition(":")[2]]
     address = stack.mlflow.replace("http://", f"http://{stack.login}@")

@@ -85,7 +85,6 @@ def port():
     claim.close()
 
 
-@pytest.mark.costs(6, "two machines, which are started five times")
 def test_a_lost_machine_costs_one_restart_and_a_checkpoint_gives_it_back(tmp_path, port):
     """One restart is allowed; a machine is killed, then stops without a word, then node 0 is killed."""
     folder = CheckpointFolder(tmp_path, 100)
@@ -287,7 +286,6 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.costs(4, "two processes with a rank each, and two ranks of one")
 @pytest.mark.parametrize(
     "launcher",
     [name if name == "WORLD_SIZE" else pytest.param(name, marks=pytest.mark.full) for name in LAUNCHERS],

@@ -164,7 +164,6 @@ def test_ranks_that_a_machine_cannot_have_are_refused(data, tmp_path, monkeypatc
 STEPS = {"num_steps": 6, "checkpoint_every_steps": 2, "keep_checkpoints": 3, "num_processes": 2}
 
 
-@pytest.mark.costs(6, "a run of two ranks, and two of two machines")
 def test_machines_resume_from_a_folder_that_both_see(data, tmp_path):
     """Whose newest checkpoint is truncated, so that both resume from the one before."""
     first, second = tmp_path / "node0", tmp_path / "node1"

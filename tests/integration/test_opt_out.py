@@ -17,7 +17,6 @@ from align.interfaces.expectations import Acceptance
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
 from tests.support import pictures_project
-from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import aws_variables, enter, file_bytes, shell
 from tests.support.pictures_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
 from tests.support.s3_server import serve
@@ -52,7 +51,6 @@ FORGOTTEN, WORDS = jpeg(4), "picture number 4 of a red fox"
 
 
 @pytest.fixture(scope="module")
-@costs(5, "the real ingest and filter")
 def made(tmp_path_factory):
     """A project whose pipeline has run once, recorded as run/before."""
     root = tmp_path_factory.mktemp("opt_out") / "project"
@@ -126,7 +124,6 @@ def reasons(root):
     return {str(row["key"]): row["reason"] for row in decisions(root) if row["reason"]}
 
 
-@pytest.mark.costs(21, "the pipeline runs before, between and after purges of the checkout, the cache and S3")
 def test_forgotten_for_good_and_purged_to_the_last_byte(project, tmp_path, align):
     with serve(tmp_path / "s3") as server:
         aws = aws_variables(server) | CODE
@@ -186,7 +183,6 @@ def test_forgotten_for_good_and_purged_to_the_last_byte(project, tmp_path, align
         assert tellers(file_bytes(project), WORDS) == ["pictures/captions.csv"]
 
 
-@pytest.mark.costs(3, "MLflow's server answers, and DVC says which data it has")
 def test_it_lists_the_versions_that_saw_the_pair_and_what_was_accepted_of_their_data(project, mlflow_server, align):
     digest = json.loads((project / "data/shards/manifest.json").read_text())["digest"]
     align.use(CODE | {"MLFLOW_TRACKING_URI": mlflow_server})

@@ -60,7 +60,6 @@ def pack(root, name, evaluation="evaluation"):
     return package(model=model, evaluation=root / evaluation, out=root / name, reports=reports).digest
 
 
-@pytest.mark.costs(6, "a Python that imports torch and MLflow alone")
 def test_it_loads_where_align_is_not_imported_and_agrees_with_the_embedder(folder, tmp_path):
     paths = []
     for seed in range(2):

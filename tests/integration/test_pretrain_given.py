@@ -10,7 +10,6 @@ from align.formats.model_folder import read_config
 from align.model.dual_encoder import load_model
 from align.model.tokenizer import TextTokenizer
 from tests.support import training_data
-from tests.support.cpu_budget import costs
 from tests.support.given_towers import BERT, IMAGE_TOWER, efficientnet_weights, write_bert
 from tests.support.killing import Command
 from tests.support.training_data import RECIPE
@@ -18,7 +17,6 @@ from tests.support.training_project import write_project
 
 
 @pytest.fixture(scope="module")
-@costs(7, "three stages")
 def project(tmp_path_factory):
     """Shards, the two towers, and parameters that name both and lock the image tower; the stages have run."""
     root = tmp_path_factory.mktemp("given")

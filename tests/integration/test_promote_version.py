@@ -61,7 +61,6 @@ def test_without_a_registry_the_line_says_what_to_do(typed, tmp_path):
     assert not (tmp_path / "mlflow.db").exists()
 
 
-@pytest.mark.costs(5, "three versions are registered, and promoted nine times")
 def test_any_version_may_be_promoted_and_is_named(typed, tracker, tmp_path):
     promote, error = typed.promote, "1 align: error: align version"
     none = "1 align: error: model 'align' has no version 1; it has none: run `align"

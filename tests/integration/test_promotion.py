@@ -26,7 +26,6 @@ def project(tmp_path, mlflow_server, monkeypatch):
     return registered.write(tmp_path, mlflow_server)
 
 
-@pytest.mark.costs(10, "a registered model is loaded by a process of its own, as anybody would")
 def test_a_decision_is_kept_with_its_page_and_counted(project, monkeypatch):
     """All gates are real at first, the prediction from the registry's bytes, too: it loads torch in a process."""
     project.candidate(0.5)

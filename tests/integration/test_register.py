@@ -85,7 +85,6 @@ def test_a_run_has_params_figures_curves_reports_and_the_version_its_lineage(pro
     assert project.tracker.runs_page("no such experiment", None) is None
 
 
-@pytest.mark.costs(4, "three models are packaged and sent")
 def test_with_a_trusted_key_only_signed_models_are_promoted(project, tmp_path, monkeypatch):
     registry, model = project.tracker.registry, project.config.model_name
     (private, public), (foreign, _) = write_keys(tmp_path), write_keys(tmp_path, "foreign")
@@ -130,7 +129,6 @@ def test_a_version_says_what_trained_it_and_where_it_was_imported_from(project):
         assert tags.get("align.imported_weights") == (imported and "b" * 64)
 
 
-@pytest.mark.costs(4, "two models are packaged and sent")
 def test_a_model_of_tars_that_others_made_is_registered_as_not_gated_and_claims_no_chain(project):
     folder = project.root / "models" / "finetuned"
     config, weights = read_config(folder), read_weights(folder)

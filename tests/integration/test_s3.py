@@ -114,7 +114,6 @@ def test_a_clone_pulls_the_bytes_that_were_pushed(server, project):
     assert_no_secrets(cloned)
 
 
-@pytest.mark.costs(3, "four commands of DVC, in three checkouts")
 def test_a_stage_that_ran_elsewhere_does_not_run_again(server, project):
     aws = aws_variables(server)
     bucket = server.make_bucket("runs")
@@ -152,7 +151,6 @@ def test_wrong_credentials_push_nothing(server, project):
     assert len(server.keys(bucket)) == 6
 
 
-@pytest.mark.costs(6, "a real server is killed and started again in the middle of a push")
 def test_a_push_outlives_the_server(tmp_path):
     with serve(tmp_path / "server") as server:
         aws = aws_variables(server)
@@ -322,7 +320,6 @@ def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server, tmp_path):
     assert in_remote < sum(path.stat().st_size for path in (whole / "data").rglob("*.tar")) / 2
 
 
-@pytest.mark.costs(6, "a real server is killed and started again; three stages read and write S3")
 def test_an_unavailable_store_is_one_clear_error_and_nothing_is_lost(tmp_path):
     with serve(tmp_path / "server") as server:
         aws = aws_variables(server) | {"PYTHONPATH": str(ROOT)}

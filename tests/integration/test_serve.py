@@ -103,7 +103,6 @@ def get(url):
         return error.code, json.load(error)
 
 
-@pytest.mark.costs(7, "queries without a pause, while three models are loaded")
 def test_it_follows_promotion_and_rollback_under_load_without_an_error(world):
     one, two = world.register(0.5).version, world.register(0.6).version
     world.crown(one)

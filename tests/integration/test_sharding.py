@@ -33,7 +33,6 @@ from align.training.run import run
 from align.training.stage import train_stage
 from align.training.step import compute_gradients
 from tests.support import lamb_reference, training_data
-from tests.support.cpu_budget import costs
 from tests.support.rank_runs import Messages, ended_with, last
 from tests.support.training_data import MODEL, TermAt, finetune_config, pretrain_config
 
@@ -172,7 +171,6 @@ TOWERS = {"image": "vision_model.", "text": "text_model."}
 
 
 @pytest.fixture(scope="module")
-@costs(24, "twelve runs of two ranks, and five ways through a step")
 def outcomes(data, tmp_path_factory):
     """Also of two ranks with each tower locked, whole or sharded in parts; and `one`, of a process alone."""
     root = tmp_path_factory.mktemp("outcomes")

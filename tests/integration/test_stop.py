@@ -131,7 +131,6 @@ def in_order(stack, ended, code):
         assert {status for (status,) in runs.execute("select status from runs")} <= {"KILLED", "FINISHED"}
 
 
-@pytest.mark.costs(18, "a run with a server of its own is started, and stopped in its training")
 def test_ctrl_c_at_make_demo_in_training(alone):
     waits(alone, "pretrain")
     ended = stop(alone, "at work on pretrain", signal.SIGINT, "make", "demo", f"PYTHON={sys.executable}")

@@ -201,7 +201,6 @@ def test_no_credentials_are_one_clear_error(tmp_path, monkeypatch):
         StoreFiles(config(tmp_path)).open("s3://bucket/x")
 
 
-@pytest.mark.costs(3, "a real server is killed and started again")
 def test_an_unavailable_server_is_one_clear_error(server, tmp_path):
     bucket = server.make_bucket("away")
     objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, b"bytes")
@@ -245,7 +244,6 @@ def test_a_server_killed_during_a_put_has_no_partial_object(server, tmp_path, mo
     assert objects.get(sha256, 32 * MIB).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.costs(4, "a real server is killed and started again, twice")
 def test_a_reader_outlives_a_server_that_comes_back(server, tmp_path):
     bucket, data = server.make_bucket("comes-back"), noise(20 * MIB)
     path, sha256 = write(tmp_path, data)

@@ -105,7 +105,6 @@ def called(stack):
 
 
 @pytest.mark.full
-@pytest.mark.costs(90, "six runs of Prefect and DVC, and more after a kill")
 def test_killed_in_the_middle_and_typed_again(alone):
     root = alone.root
     command = [sys.executable, "-m", "align.cli", "study", "study.yaml"]
@@ -164,7 +163,6 @@ def test_killed_in_the_middle_and_typed_again(alone):
     assert "There is no verdict: it takes two seeds or more" in one.stdout
 
 
-@pytest.mark.costs(20, "a flow of Prefect with its server begins")
 def test_an_arm_of_wrong_values_is_refused_before_any_run(alone):
     text = STUDY.replace("pretrain.learning_rate: 2.0", "pretrain.learning_rat: 2.0")
     (alone.root / "study.yaml").write_text(text)

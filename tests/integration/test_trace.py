@@ -20,7 +20,6 @@ from align.services.git import git
 from align.services.tracking.tracker import Tracker
 from flows.checkout.run_branch import record
 from tests.support import pictures_project, training_data
-from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import enter, shell
 from tests.support.pictures_project import CODE, INGEST_AND_FILTER, NUM_PICTURES
 from tests.support.warm import commands
@@ -90,7 +89,6 @@ MODEL = "traced"
 
 
 @pytest.fixture(scope="module")
-@costs(7, "a pipeline of eight stages, the filter real")
 def made(tmp_path_factory, mlflow_server):
     """A project whose pipeline has run, recorded as run/first; its model is version 1 and the champion."""
     root = tmp_path_factory.mktemp("trace") / "project"
@@ -205,7 +203,6 @@ def test_from_a_key_an_address_and_a_picture_to_the_champion(project, capsys):
     assert len([node for node in of_page["nodes"] if node["kind"] == "pair"]) == NUM_PICTURES // 3
 
 
-@pytest.mark.costs(3, "nine traces, each of which asks DVC for its settings")
 def test_from_a_run_and_a_shard_both_ways(project, capsys):
     run_id = facts(traced(capsys, f"{MODEL}@champion"), "run")["MLflow run"]
     for words in ("first", "run/first", run_id, run_id[:12], "run:first"):
@@ -220,7 +217,6 @@ def test_from_a_run_and_a_shard_both_ways(project, capsys):
         assert graph["answers"][0] == "its data trained 1 version"
 
 
-@pytest.mark.costs(8, "the pipeline runs again, with the real filter")
 def test_data_of_an_earlier_run_comes_from_the_cache_and_what_is_gone_is_named(project, mlflow_server, capsys):
     key = key_of(project, 4)
     (project / "urls.txt").write_text(f"{key}\n")

@@ -103,7 +103,6 @@ def test_ranks_by_default_are_as_many_as_the_batch_divides_into(monkeypatch, cap
     assert "warning: 1 of 2 GPUs train, the others are idle" in capsys.readouterr().err
 
 
-@pytest.mark.costs(4, "three commands, of which two train with two ranks")
 @pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_sigterm_saves_and_a_second_trainer_is_refused(data, tmp_path, num_processes):
     recipe = RECIPE | _LONG | {"num_processes": num_processes}
@@ -130,7 +129,6 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(data, tmp_path, num_proce
     assert f"step {steps[-1]:,} " in said[0]
 
 
-@pytest.mark.costs(9, "a whole run of two ranks, two that are killed and their rest")
 @pytest.mark.parametrize("num_moments", [2, pytest.param(10, marks=pytest.mark.full)])
 def test_killed_and_resumed_equals_a_whole_run(data, tmp_path, num_moments):
     """`kill -9` at seeded moments, two ranks: the same weights and curves to the byte."""
@@ -161,7 +159,6 @@ def test_killed_and_resumed_equals_a_whole_run(data, tmp_path, num_moments):
         assert killing.digests(tmp_path / "killed" / folder) == killing.digests(tmp_path / "whole" / folder)
 
 
-@pytest.mark.costs(4, "a server of S3, and six runs")
 def test_a_machine_without_checkpoints_resumes_from_the_object_store(data, tmp_path, monkeypatch):
     with serve(tmp_path / "server") as server:
         server.use(monkeypatch)

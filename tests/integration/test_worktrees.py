@@ -24,7 +24,6 @@ from flows.request import Request
 from flows.tasks.child_process import CommandError, run_supervised
 from flows.tasks.run_context import RunContext, child_environment, log_file
 from tests.support import ROOT, small_data
-from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import attempt, commit_all, enter, make_repository, shell
 from tests.support.evaluation_sets import write_set
 from tests.support.gates import pairs
@@ -124,7 +123,6 @@ def run_project(root, request, log=lambda line: None):
             raise CommandError(in_kept_folder(str(error), run, "reports")) from None
 
 
-@pytest.mark.costs(6, "two runs of the pipeline by DVC")
 def test_the_verdict_of_a_failed_run_can_be_accepted(project, capsys):
     with pytest.raises(CommandError) as caught:
         run_project(project, REFUSED)
@@ -228,7 +226,6 @@ ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
-@costs(4, "the real init and ingest")
 def own(tmp_path_factory):
     """A project over eight pictures, whose first stage has run."""
     home = tmp_path_factory.mktemp("own")
@@ -251,7 +248,6 @@ def test_a_stage_runs_with_the_installed_code(own):
     assert json.loads(shell(own, "dvc status --json ingest", ENVIRONMENT)) == {}
 
 
-@pytest.mark.costs(4, "commands of align and DVC read all code")
 def test_other_code_makes_its_stage_stale(own, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(own, copy, symlinks=True)

@@ -20,7 +20,6 @@ def pytest_generate_tests(metafunc):
     there, cpu, cuda = torch.cuda.is_available(), torch.device("cpu"), torch.device("cuda")
     on_a_card = (
         pytest.mark.gpu, pytest.mark.skipif(not there, reason="there is no CUDA card"),
-        pytest.mark.costs(60, "CUDA starts, and its kernels are compiled"),
         pytest.mark.filterwarnings("default"),  # compilers say what another card could do
     )  # fmt: skip
     cards = [pytest.param(cuda, id="cuda", marks=on_a_card)]

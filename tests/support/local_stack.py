@@ -23,7 +23,6 @@ from align.config.params import write_params
 from align.pipeline.run import running_services
 from align.services.git import git
 from tests.support import ROOT, wait_until
-from tests.support.cpu_budget import costs
 from tests.support.dvc_projects import commit_all
 from tests.support.mlflow_server import free_port
 from tests.support.params import PARAMS_FILE
@@ -338,7 +337,6 @@ def started(root):
 
 
 @pytest.fixture(scope="session")
-@costs(15, "Prefect, MLflow, search and a worker start")
 def shared_stack(tmp_path_factory):
     """The session's stack. Tests take `stack`."""
     with started(tmp_path_factory.mktemp("flows") / "repo") as stack:

@@ -8,11 +8,9 @@ import shutil
 import pytest
 
 from align.services.tracking.tracker import Tracker
-from tests.support.cpu_budget import costs
 
 
 @pytest.fixture(scope="session")
-@costs(6, "MLflow is imported and makes its tables, once a session")
 def empty_mlflow(tmp_path_factory):
     """Makes `mlflow.db`, without runs and models, in a folder; returns its address."""
     made = tmp_path_factory.mktemp("mlflow") / "mlflow.db"

@@ -11,7 +11,7 @@ import sys
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.support import ROOT, warm
+from tests.support import ROOT, durations, warm
 
 #: The scope of all tests that share one local stack (tests/support/local_stack.py). They wait more than they compute,
 #: one after another, so they begin first.
@@ -51,13 +51,14 @@ def pytest_xdist_setupnodes(specs):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Puts the tests that share the stack to the front."""
-    yield  # to others, who sort
+    """Puts the tests that share the stack to the front, then the files that take longest."""
+    yield  # to others, who deselect
     files = {item.path: item.path.relative_to(ROOT).as_posix() for item in items if item.path.is_relative_to(ROOT)}
     for item in items:
         if "shared_stack" in item.fixturenames and scope(files[item.path]) != STACK:
             raise pytest.UsageError(f"{item.nodeid} shares the stack, and scope() does not see it")
-    items.sort(key=lambda item: _place(files.get(item.path)))
+    seconds = durations.seconds(items)
+    items.sort(key=lambda item: (*_place(files.get(item.path)), -seconds[item.path]))
 
 
 def _place(file):

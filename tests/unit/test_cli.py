@@ -37,11 +37,10 @@ def test_help_lists_the_verbs_in_pipeline_order(capsys):
             "import flows.plan, align.pipeline.runs, align.release.registration.register",
             {"prefect", "torch", "mlflow", "pandas"},
         ),
-        pytest.param(
+        (
             # transformers and these parts of torch cost three times what the rest does, in every rank and every search
             "import align.model.embedder, align.training.pretrain, align.search.search, align.evaluate.evaluate",
             {"transformers", "torch._dynamo", "torch.distributed.tensor", "sympy", "scipy.optimize"},
-            marks=pytest.mark.costs(4, "a Python that imports torch and four stages alone"),
         ),
     ],
     ids=["help", "values", "programs that look", "what embeds or trains"],

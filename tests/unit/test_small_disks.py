@@ -55,7 +55,6 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
     assert "the disk is full; free some space or choose another path" in errors[0]
 
 
-@pytest.mark.costs(16, "imports transformers in two processes")
 def test_an_import_on_a_full_disk_is_one_clear_line(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -67,7 +66,6 @@ def test_an_import_on_a_full_disk_is_one_clear_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.costs(8, "imports mlflow in a process of its own")
 def test_a_registry_on_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
     disk = tmp_path / "disk"
     disk.mkdir()

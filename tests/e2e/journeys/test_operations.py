@@ -138,7 +138,6 @@ def served(root):
 
 
 @pytest.mark.parametrize("kind", ["runs", pytest.param("project", marks=pytest.mark.full)])
-@pytest.mark.costs(20, "three runs, MLflow's first database and its gc, and every command of the page")
 def test_what_is_left_after_a_clean_up_is_back_after_the_disk_was_lost(kind, folder, request):
     project = folder / "here"
     if kind == "runs":

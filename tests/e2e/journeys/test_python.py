@@ -47,7 +47,6 @@ def _run(folder, *words):
     return done.stdout
 
 
-@pytest.mark.costs(15, "a Python that imports torch, and two sets that are measured")
 def test_the_page(demo):
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/python.md").read_text("utf-8"), re.M | re.S)
     assert len(blocks) == 3
@@ -57,7 +56,6 @@ def test_the_page(demo):
     assert (demo / "trial/reports/from-python/report.html").is_file()
 
 
-@pytest.mark.costs(25, "a kernel that imports torch and matplotlib")
 def test_the_notebook(demo):
     source = ROOT / "examples/first_hour.ipynb"
     _run(demo, "-c", _EXECUTE, str(source), "done.ipynb")

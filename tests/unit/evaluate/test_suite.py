@@ -71,7 +71,6 @@ def test_a_model_and_a_suite_are_enough(elsewhere, capsys):
     assert "1.jpg" in report["sets"]["mine"]["left_out"]
 
 
-@pytest.mark.costs(10, "two models on a suite, each with its report")
 def test_a_model_of_another_library_is_measured_and_compared_with_ours(elsewhere, capsys):
     both = {"tasks": ["zero_shot", "frozen"], "templates": ["a {}."], "frozen": {"preset": "small"}}
     one = {"name": "one", "path": str(folder(elsewhere / "folder")), "format": "folder", **both}

@@ -128,7 +128,6 @@ def test_boundary(engine, fact, reasons):
 
 
 @pytest.mark.full
-@pytest.mark.costs(30, "starts Java")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
 def test_spark_finds_the_same_boundaries(tmp_path):
     if shutil.which("java") is None:

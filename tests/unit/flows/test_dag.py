@@ -181,7 +181,6 @@ def test_an_edit_makes_what_reads_it_stale(files, made_stale):
     assert downstream(DAG, [name for name in STAGES if deciding(name).intersection(edited)]) == made_stale
 
 
-@pytest.mark.costs(5, "DVC and a process that reads all code, three times")
 def test_dvc_sees_the_same_edits(tmp_path):
     """Stage `code` and `dvc status`, in a project whose outs and inputs are small files that were committed.
 

@@ -171,7 +171,6 @@ def test_a_disk_that_is_too_small_is_refused(made, monkeypatch):
 GIVEN = {"path": "nowhere", "sha256": "0" * 64}
 
 
-@pytest.mark.costs(7, "a process for each, which builds towers")
 @pytest.mark.parametrize(
     ("model", "section", "values", "said"),
     [

@@ -29,7 +29,6 @@ def opened(folder, texts):
     return IndexedWords.load(folder, len(texts)), table["texts"]
 
 
-@pytest.mark.costs(6, "each example writes and reads an index; how large they are is chance")
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(texts=TEXTS, asked=ASKED)
 def test_words_are_found_as_a_regular_expression_finds_them(tmp_path_factory, texts, asked):

@@ -24,7 +24,6 @@ def _root(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.mark.costs(8, "imports transformers' models")
 @pytest.mark.parametrize("kind", MODELS)
 def test_embeddings_are_those_of_the_library(root, kind):
     folder = write(root, kind)

@@ -26,7 +26,6 @@ from align.training.ranks.process_group import launch
 from align.training.run import run
 from align.training.stage import train_stage
 from tests.support import training_data
-from tests.support.cpu_budget import costs
 from tests.support.pictures import blurred_png
 from tests.support.rank_runs import ended_with, last
 from tests.support.training_data import MODEL, TermAt, finetune_config, plan, pretrain_config
@@ -157,7 +156,6 @@ MIXED = shaped("timm:test_resnet", stochastic_depth=0.5)
 
 
 @pytest.fixture(scope="module")
-@costs(8, "a training of both libraries' towers")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("library")
     data = training_data.write(root)
@@ -166,7 +164,6 @@ def trained(tmp_path_factory):
     return data, root
 
 
-@pytest.mark.costs(12, "three trainings of both libraries' towers")
 def test_a_stopped_run_resumes_to_the_byte_and_parts_change_nothing(trained, tmp_path):
     data, root = trained
     expected = load_model(root / "model").state_dict()
@@ -201,7 +198,6 @@ def _work(plans, ranks):
     return [ended_with(each, ranks) for each in plans]
 
 
-@pytest.mark.costs(30, "two ranks that train two runs")
 def test_two_ranks_are_one(trained, tmp_path):
     data, root = trained
     two = {"whole": {}, "sharded": {"shard_weights": True}}
@@ -217,7 +213,6 @@ def test_two_ranks_are_one(trained, tmp_path):
             torch.testing.assert_close(value, expected["model"][key], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.costs(8, "a fine-tuning, and a program of both towers")
 def test_the_model_is_tuned_at_another_size_and_travels(trained, tmp_path):
     (shards, tokenizer), root = trained
     larger = finetune_config(image_px=36, resize_px=36)
@@ -244,7 +239,6 @@ def test_the_model_is_tuned_at_another_size_and_travels(trained, tmp_path):
     assert (texts[0] == texts[1]).all()
 
 
-@pytest.mark.costs(8, "torch's exporter and ONNX's registry of operators")
 @torch.no_grad()
 def test_t5_becomes_an_onnx_program(tmp_path):
     model = built(shaped(text=T5, pooling="mean")).eval()

@@ -54,7 +54,6 @@ def test_an_icon_of_many_megapixels_is_refused_before_it_is_decoded():
     assert peak < 200e6
 
 
-@pytest.mark.costs(4, "100 megapixels are decoded")
 def test_a_transparent_picture_of_100_megapixels_takes_well_under_a_gigabyte():
     said, peak = decoded_within(png(10_000), 1 << 30)
     assert said == "(1250, 1250)"
@@ -114,7 +113,6 @@ def test_a_helper_decodes_to_the_same_pixels(kind, mode, monkeypatch):
     assert (there.mode, there.size, there.tobytes()) == ("RGB", here.size, here.tobytes())
 
 
-@pytest.mark.costs(4, "a decoder works for a whole second, the shortest limit that there is")
 def test_a_picture_that_passes_the_deadline_is_an_error_and_the_next_one_decodes(monkeypatch):
     monkeypatch.setattr(picture_process, "_DEADLINE_CPU_S", 1)
     with pytest.raises(PictureError, match="did not decode within 1 s of CPU time"):

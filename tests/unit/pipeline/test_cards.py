@@ -78,7 +78,6 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.costs(5, "transformers, and models that others have timed, operation by operation")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_rates_are_met_within_30_per_cent(name):
     count, pairs, called, published = PUBLISHED[name]
@@ -110,7 +109,6 @@ def test_gradients_of_depthwise_convolutions_count_as_much_as_the_forward_pass()
     assert counted["convolution_backward"] == 2 * counted["convolution"]
 
 
-@pytest.mark.costs(4, "the towers of the paper, operation by operation")
 @pytest.mark.parametrize(("profile", "gflop", "gb"), [("cc3m", 14, 23), ("coyo", 111, 41), ("paper", 806, 3)])
 def test_a_profile_on_eight_cards(profile, gflop, gb):
     params = load_params(overrides=profile_overrides(profile))
@@ -138,7 +136,6 @@ def test_what_takes_longer_is_reckoned_longer():
     assert "finetune" not in reckon(load_params(overrides=["finetune.num_steps=0"]), H100, 1)
 
 
-@pytest.mark.costs(4, "the towers of cc3m, operation by operation")
 def test_what_is_reckoned_is_said(capsys):
     params = ["--params", str(PARAMS_FILE), "--profile", str(ROOT / "infra/profiles/cc3m.yaml")]
     command = ["plan", *params, "--set", "finetune.num_steps=0", "--for"]

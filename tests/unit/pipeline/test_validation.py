@@ -44,7 +44,6 @@ def _evaluation(tmp_path_factory):
     return folder
 
 
-@pytest.mark.costs(9, "trains a model, and evaluates it")
 def test_equal_to_an_evaluation_of_the_checkpoint(data, evaluation, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     best = {"best_metric": "val/classes/zero_shot/accuracy", "export": "best"}

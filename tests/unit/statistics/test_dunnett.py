@@ -11,7 +11,6 @@ PUBLISHED = {(1, 10): 2.23, (2, 10): 2.57, (3, 10): 2.76, (5, 20): 2.73, (9, 20)
 EXACT = {(9, 18): 2.9774, (3, 5): 3.2932, (2, 10): 2.5683}
 
 
-@pytest.mark.costs(6, "two million draws for each value")
 def test_critical_values_are_those_that_are_published():
     for (count, freedom), value in (PUBLISHED | EXACT).items():
         halves = np.full((count, count), 0.5) + np.eye(count) / 2
@@ -62,7 +61,6 @@ def test_one_seed_has_figures_and_no_verdict():
 
 
 @pytest.mark.full
-@pytest.mark.costs(60, "some hundred thousand tables")
 def test_all_intervals_together_hold_the_truth_as_often_as_they_say():
     generator, inside = np.random.default_rng(1), 0
     critical = critical_value(np.full((4, 4), 0.5) + np.eye(4) / 2, 8)

@@ -58,7 +58,6 @@ def plan(data, checkpoints, model=MODEL, **changes):
 LESS_MEMORY = {"micro_batch": 4, "gradient_checkpointing": "cheap"}  # compiled with and without gradients, run twice
 
 
-@pytest.mark.costs(12, "each of two blocks, a layer and what they resume in is compiled, 16 pieces of code in all")
 @pytest.mark.parametrize(
     ("less_memory", "num_stages"),
     [(LESS_MEMORY, 2), *(pytest.param(less, 7, marks=pytest.mark.full) for less in (LESS_MEMORY, {}))],
@@ -78,7 +77,6 @@ def test_a_compiled_run_is_the_same_run(data, tmp_path, monkeypatch, backend, le
             torch.testing.assert_close(compiled.model.state_dict()[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
-@pytest.mark.costs(4, "dynamo's imports, and a graph with and without gradients")
 def test_texts_of_any_length_and_repeated_layers_are_one_graph(backend):
     torch.manual_seed(0)
     text = {"width": 16, "layers": 3, "heads": 2}

@@ -51,7 +51,6 @@ def assert_equal(ours, theirs):
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-@pytest.mark.costs(4, "a run is trained with a validation after each step, and exported twice")
 def test_the_best_checkpoint_is_exported_and_a_finished_run_is_not_trained_again(data, tmp_path):
     metric = "val/text_to_image/recall@10"  # 1 at each step with so few pictures, and the first of equals is the best
     steps = KEPT | {"validate_every_steps": 1, "keep_checkpoints": 1, "best_metric": metric}

@@ -120,7 +120,6 @@ def test_what_cannot_be_trained_on(project, spec, error, said):
     assert not list((project / ".align").rglob("manifest.json"))
 
 
-@pytest.mark.costs(6, "three stages, the second with two ranks")
 def test_from_tars_to_a_model_that_says_it_is_not_gated(project):
     typed = ["store.cache=cache", "fit_tokenizer.vocab_size=150", "pretrain.num_processes=2", "finetune.num_steps=1"]
     typed += ["finetune.batch_size=4", "finetune.num_processes=1"]

@@ -112,7 +112,6 @@ def test_the_sigmoid_loss_learns_it_too(data, tmp_path):
         run(replace(sigmoid, recipe=recipe.model_copy(update={"negatives_share": 0.5})))
 
 
-@pytest.mark.costs(4, "a stage runs twice, and draws its page")
 def test_a_stage_writes_the_same_bytes_every_time(data, tmp_path):
     for name, checkpoints in (("a", "first"), ("b", "second"), ("c", "first")):  # c: from a finished run, exports only
         train_stage(
@@ -325,7 +324,6 @@ def test_a_stage_refuses_shards_without_a_passed_verdict(stage, out, tmp_path, m
 PUBLISHED = {"cc3m": 39.3, "ablation": 224.5, "coyo": 224.5, "paper": 873.4}
 
 
-@pytest.mark.costs(3, "the towers of the paper, operation by operation")
 @pytest.mark.parametrize("profile", PUBLISHED)
 def test_a_step_of_a_published_recipe(profile):
     """On the meta device: forward, backward and the update of a group of pairs."""

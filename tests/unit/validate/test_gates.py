@@ -69,7 +69,6 @@ def test_a_source_that_was_lost_whole_is_said_before_the_verdict(tmp_path, capsy
     assert "T" + lost.format("&lt;products&gt;") in page and "pairs of photos" not in page
 
 
-@pytest.mark.costs(12, "imports Great Expectations")
 def test_the_keep_rate_of_each_source_of_texts_has_a_band(tmp_path, capsys):
     small_data.write(tmp_path, pairs())
     (tmp_path / "evaluation").mkdir()

@@ -41,7 +41,6 @@ def every_order(row, right):
     return found
 
 
-@pytest.mark.costs(8, "sorts six items in all of their orders, for 60 queries")
 def test_recall_is_the_mean_over_all_orders_of_equal_items():
     rng, num_tied = np.random.default_rng(3), 0
     for _ in range(60):

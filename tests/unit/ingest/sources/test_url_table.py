@@ -103,7 +103,6 @@ def test_a_missing_column_is_one_line(tmp_path, name, capfd):
     assert said.startswith(f"align: error: {tmp_path / name}: {NO_TEXTS}") and said.count("\n") == 1
 
 
-@pytest.mark.costs(4, "a command and its workers end without a word")
 def test_a_missing_column_is_one_line_and_nothing_else(tmp_path):
     command = [sys.executable, "-X", "dev", "-m", "align.cli", *words_without_texts(tmp_path, "t.csv.gz", 2)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)

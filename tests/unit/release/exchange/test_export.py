@@ -107,7 +107,6 @@ def test_a_folder_says_how_it_is_used_and_its_licence(trained, tmp_path, monkeyp
         export("align", trained, tmp_path / "other", "--license", "mine: \n- x")
 
 
-@pytest.mark.costs(3, "transformers' BERT")
 @pytest.mark.parametrize("changes", [{}, {"embed_width": 48}, {"logit_bias_init": -10.0, "image_px": 35}])
 def test_open_clip_gets_any_shape(trained, tmp_path, capsys, changes):
     """tests/integration/test_adapters.py has open_clip itself; this has what it is given."""
@@ -127,7 +126,6 @@ ROBERTA = {
 }  # fmt: skip
 
 
-@pytest.mark.costs(4, "towers of timm and of transformers")
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -161,7 +159,6 @@ def test_a_tower_beyond_timms_is_refused(trained, tmp_path, capsys):
     assert "timm has no EfficientNet as wide and as deep" in capsys.readouterr().err
 
 
-@pytest.mark.costs(7, "torch's exporter and ONNX's registry of operators")
 @NUM_STAGES
 def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(trained, tmp_path, capsys, monkeypatch):
     out = tmp_path / "onnx"

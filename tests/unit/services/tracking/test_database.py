@@ -92,7 +92,6 @@ Tracker().registry.versions("none")
 """
 
 
-@pytest.mark.costs(15, "MLflow makes its tables twice, in a process that is killed and in this one")
 def test_killed_while_mlflow_makes_its_tables_the_next_one_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

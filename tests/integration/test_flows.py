@@ -22,6 +22,8 @@ from align.services.git import git
 from tests.support import wait_until
 from tests.support.local_stack import ENDS, PATIENCE_S, WORKS, Stack, stub_repository
 
+pytestmark = pytest.mark.shared_stack
+
 
 @pytest.fixture(scope="module")
 def first_run(stack):

@@ -14,6 +14,8 @@ from tests.support.colours import COLOURS, square
 from tests.support.local_stack import ENDS, PATIENCE_S
 from tests.support.suites import suite
 
+pytestmark = pytest.mark.shared_stack
+
 SUITE = "infra/suites/squares.yaml"
 
 

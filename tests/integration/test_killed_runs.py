@@ -16,6 +16,8 @@ from tests.support import wait_until
 from tests.support.killing import kill_family
 from tests.support.local_stack import Stack, stub_repository
 
+pytestmark = pytest.mark.shared_stack
+
 UNFINISHED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 
 

@@ -18,6 +18,8 @@ from websockets.sync.client import connect
 from tests.support.browser import open_page
 from tests.support.web_server import WebServer, response
 
+pytestmark = pytest.mark.shared_stack
+
 #: What a hostile page tries on one server: name of the attempt -> what it could see. It knows all names and ids.
 ATTACK = """(async (server, reads, writes, sockets, picture) => {
   const seen = {};

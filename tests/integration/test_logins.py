@@ -13,6 +13,8 @@ from align.services.tracking.registry import CHAMPION, MODEL_ARTIFACT
 from align.services.tracking.tracker import Tracker
 from tests.support.local_stack import SECRETS
 
+pytestmark = pytest.mark.shared_stack
+
 
 def test_the_password_is_in_its_file_only(stack):
     stack.ask("/flow_runs/count", {})

@@ -12,6 +12,8 @@ from tests.support import wait_until
 from tests.support.local_stack import ENDS, PATIENCE_S, WORKS
 from tests.support.remote_worker import Machine, share, use_remote
 
+pytestmark = pytest.mark.shared_stack
+
 #: The pool's machine trains; a machine that is silent for so long is lost. A busy one takes half of it to start a flow.
 ELSEWHERE = {"cluster.pools": {"pretrain": "gpu"}, "cluster.patience_s": 45}
 

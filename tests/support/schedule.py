@@ -4,7 +4,6 @@ tests/conftest.py registers this module with pytest.
 """
 
 import functools
-import re
 import shlex
 import sys
 
@@ -13,19 +12,17 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import ROOT, durations, warm
 
-#: The scope of all tests that share one local stack (tests/support/local_stack.py). They wait more than they compute,
-#: one after another, so they begin first.
+#: The scope of all files that share one local stack (tests/support/local_stack.py), and say so:
+#: `pytestmark = pytest.mark.shared_stack`. They wait more than they compute, one after another, so they begin first.
 STACK = "stack"
 #: The first of these, since its stack is one that nobody has used.
-FIRST = "tests/integration/test_local_stack.py"
+FIRST = ROOT / "tests/integration/test_local_stack.py"
 
 
 @functools.cache
 def scope(file):
-    """The tests that one worker runs: those of the file, or all that use the stack. A file's path is from the root."""
-    text = (ROOT / file).read_text("utf-8")
-    takes_stack = re.search(r"^def test_\w+\((\w+, )*stack\b", text, re.MULTILINE)
-    return STACK if takes_stack and 'name="stack"' not in text else file  # some have a stack of their own
+    """The tests that one worker runs: those of the file, or of all that share the stack. The path is from the root."""
+    return STACK if "pytest.mark.shared_stack" in (ROOT / file).read_text("utf-8") else file
 
 
 class _Scheduling(LoadScopeScheduling):
@@ -53,16 +50,11 @@ def pytest_xdist_setupnodes(specs):
 def pytest_collection_modifyitems(items):
     """Puts the tests that share the stack to the front, then the files that take longest."""
     yield  # to others, who deselect
-    files = {item.path: item.path.relative_to(ROOT).as_posix() for item in items if item.path.is_relative_to(ROOT)}
     for item in items:
-        if "shared_stack" in item.fixturenames and scope(files[item.path]) != STACK:
-            raise pytest.UsageError(f"{item.nodeid} shares the stack, and scope() does not see it")
+        if "shared_stack" in item.fixturenames and not item.get_closest_marker("shared_stack"):
+            raise pytest.UsageError(f"{item.nodeid}: its file needs `pytestmark = pytest.mark.shared_stack`")
     seconds = durations.seconds(items)
-    items.sort(key=lambda item: (*_place(files.get(item.path)), -seconds[item.path]))
-
-
-def _place(file):
-    return file is None or scope(file) != STACK, file != FIRST
+    items.sort(key=lambda item: (not item.get_closest_marker("shared_stack"), item.path != FIRST, -seconds[item.path]))
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)

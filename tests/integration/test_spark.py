@@ -25,11 +25,10 @@ from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA, raw_shards, read_table
 from align.interfaces.executor import Step
 from align.services.executors.executors import open_executor
-from tests.support import missing
 from tests.support.killing import digests
 from tests.support.params import load_params
 from tests.support.reading import ingested
-from tests.support.spark import running_cluster
+from tests.support.spark import needs_spark, running_cluster
 
 pytestmark = pytest.mark.full
 
@@ -172,8 +171,7 @@ with open_engine(load_params(overrides=overrides).section(EngineConfig), Path(fo
 @pytest.mark.parametrize("limit", ["400MB", "1.5GB"])
 def test_spark_on_this_machine_starts_with_any_memory_limit_of_duckdb(limit, tmp_path):
     """In a process of its own: the memory of a Java machine is that of its first session."""
-    if shutil.which("java") is None:
-        missing("Spark needs Java 17")
+    needs_spark()
     done = subprocess.run(
         [sys.executable, "-c", LOCAL, limit, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
     )

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,14 @@ class Cluster:
         self.workers[number].wait(60)
 
 
+def needs_spark(java=True):
+    """Says where this machine lacks pyspark, or the Java that runs it."""
+    if find_spec("pyspark") is None:
+        missing("needs pyspark, the extra [spark]")
+    if java and shutil.which("java") is None:
+        missing("Spark needs Java 17")
+
+
 def _listening(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -51,10 +60,8 @@ def running_cluster(folder, *, num_workers=2, blind_to=None, environment=None):
         blind_to: workers see an empty folder in its place, as on another machine. It must exist.
         environment: of the tasks.
     """
-    if shutil.which("java") is None:
-        missing("Spark needs Java 17")
-    pyspark = pytest.importorskip("pyspark") if os.environ.get("CI", "").lower() != "true" else __import__("pyspark")
-    home, (claim, port) = Path(pyspark.__file__).parent, free_port()
+    needs_spark()
+    home, (claim, port) = Path(find_spec("pyspark").origin).parent, free_port()
     settings = {
         "spark.executor.memory": "512m",
         "spark.sql.shuffle.partitions": "4",

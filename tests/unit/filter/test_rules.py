@@ -1,7 +1,6 @@
 """Every rule of the paper at its exact boundary, in the SQL that runs over the whole table."""
 
 import re
-import shutil
 from collections import Counter
 
 import pyarrow as pa
@@ -17,8 +16,8 @@ from align.filter.words import ngram_hashes
 from align.formats.policy import OptedOut
 from align.formats.raw import SCHEMA
 from align.services.engine import open_engine
-from tests.support import missing
 from tests.support.params import load_params
+from tests.support.spark import needs_spark
 
 MODEL = ModelFile(path="tower", sha256="0" * 64)
 PAPER = (
@@ -130,8 +129,7 @@ def test_boundary(engine, fact, reasons):
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
 def test_spark_finds_the_same_boundaries(tmp_path):
-    if shutil.which("java") is None:
-        missing("Spark needs Java 17")
+    needs_spark()
     facts, reasons = zip(*BOUNDARIES.args[1], strict=True)
     known = pa.Table.from_pylist([GOOD | fact for fact in facts], KNOWN)
     known = known.append_column("number", pa.array(range(len(known)), pa.int64()))

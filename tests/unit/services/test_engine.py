@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from align.config.infrastructure import EngineConfig
 from align.errors import DataError, ServiceError
 from align.services.engine import open_engine
+from tests.support.spark import needs_spark
 
 
 def config(folder, memory_limit="100MB", num_threads=2):
@@ -66,7 +67,7 @@ def test_scratch_files_go_where_the_caller_says_unless_a_parameter_does(tmp_path
 
 
 def test_spark_without_java_is_one_clear_line(tmp_path, monkeypatch):
-    pytest.importorskip("pyspark")
+    needs_spark(java=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     spark = config(tmp_path).model_copy(update={"runner": "spark"})

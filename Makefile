@@ -21,8 +21,9 @@ FUZZ_SECONDS ?= 600
 COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet $(ARGS)
 # How many workers: tests/conftest.py. Which tests each one runs, and in which order: tests/support/schedule.py.
 WORKERS := -n auto --dist loadscope --no-loadscope-reorder
+FULL := kill or browser or cluster or journeys
 
-.PHONY: help demo test test-full test-torch validators triton fuzz bench bench-scale bench-search bench-gpu check audit format up down worker lock pictures sample try ready clean
+.PHONY: help demo test test-full test-kill test-browser test-cluster test-journeys test-tools test-numerics test-torch validators triton fuzz bench bench-scale bench-search bench-gpu check audit format up down worker lock pictures sample try ready clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
@@ -46,10 +47,17 @@ demo: $(STAMP) ## the whole pipeline on data/sample, with a summary at the end
 	@$(RUN) align run --name demo $(ARGS)
 
 test: $(STAMP) ## what pip installs is enough
-	@$(RUN) pytest $(WORKERS) -m "not full" $(ARGS)
+	@$(RUN) pytest $(WORKERS) -m "not ($(FULL) or tools or numerics)" $(ARGS)
 
-test-full: $(STAMP) validators triton ## adds the tests that need more than pip installs
-	@$(RUN) pytest $(WORKERS) $(ARGS)
+test-full: $(STAMP) validators ## adds kills, browsers, clusters, journeys: make test-kill and so on, in one run
+	@$(RUN) pytest $(WORKERS) -m "$(FULL)" $(ARGS)
+
+# By what tests are about (pyproject.toml: markers). Tools and numerics are for whoever changes what they test.
+test-kill test-browser test-cluster test-journeys test-tools test-numerics: $(STAMP)
+	@$(RUN) pytest $(WORKERS) -m $(@:test-%=%) $(ARGS)
+
+test-cluster: validators
+test-numerics: triton
 
 validators: .align/validators/.installed ## the programs that check infra/ (compose, Caddy, Kubernetes, shell), 80 MB
 

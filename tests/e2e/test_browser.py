@@ -19,7 +19,7 @@ from tests.support.browser import open_page
 from tests.support.fresh_clone import MORE, Clone
 from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take
 
-pytestmark = [pytest.mark.full, pytest.mark.patience(1800, "the whole pipeline runs within the first tests")]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1800)]  # the whole pipeline runs within the first tests
 
 STEPS, BATCH = 800, 32
 #: Columns of the window that MLflow's menu takes, which pictures leave out.

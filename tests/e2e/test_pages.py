@@ -25,7 +25,7 @@ from tests.support.browser import open_page
 from tests.support.params import PARAMS_FILE, at, load_params, sets
 from tests.support.web_server import WebServer
 
-pytestmark = [pytest.mark.full, pytest.mark.patience(900, "the stages run within the first test")]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]  # the stages run within the first test
 
 #: What a person reads in a page without tags, whether each picture decodes, and what it asked for besides itself.
 SEEN = """(async () => {

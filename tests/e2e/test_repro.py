@@ -29,7 +29,7 @@ def run(clone, *command):
     return done.stdout
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 @pytest.mark.e2e
 def test_repro_from_nothing_to_search(clone, monkeypatch, capsys):
     assert "Running stage 'index'" in run(clone, "dvc", "repro")

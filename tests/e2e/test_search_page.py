@@ -12,7 +12,7 @@ from tests.support.browser import open_page
 from tests.support.colour_index import PAGE
 from tests.support.colours import square
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.browser
 
 HOSTILE = "<img src=x onerror=\"document.title='broken in'\">"
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27}

@@ -18,7 +18,7 @@ from tests.support.local_stack import ENDS, Stack
 from tests.support.remote_worker import Machine, share, use_remote
 from tests.support.s3_server import SECRET, serve
 
-pytestmark = [pytest.mark.full, pytest.mark.patience(1800, "a second machine begins the training again")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # a second machine begins the training again
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A real SLURM of two nodes, which only tests with the marker `full` may ask for."""
+    """A real SLURM of two nodes, which only tests with the mark `cluster` may ask for."""
     with slurm.running() as running:
         yield running
 

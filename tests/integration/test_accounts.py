@@ -13,7 +13,7 @@ import pytest
 from tests.support import ROOT, missing, wait_until
 from tests.support.mlflow_server import free_port
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.cluster
 CADDY = ROOT / ".align/validators/bin/caddy"
 PORTS = {"prefect": 4200, "mlflow": 5000}
 

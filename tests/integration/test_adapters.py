@@ -28,7 +28,7 @@ from tests.support.params import PARAMS_FILE
 from tests.support.peers import tools, whole
 from tests.support.tars import samples
 
-pytestmark = [pytest.mark.full, pytest.mark.patience(1800, "installs mteb and CLIP_benchmark")]
+pytestmark = [pytest.mark.tools, pytest.mark.timeout(1800)]  # installs mteb and CLIP_benchmark
 
 CLASSES = ["red fox", "grey owl", "snow", "picture", "two", "a"]
 TEMPLATES = ["a picture of {}", "two {}", "{} in the snow"]

@@ -12,7 +12,7 @@ from tests.support import registered
 from tests.support.local_stack import ENDS, Stack, stub_repository
 from tests.support.registered import RECALL
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.kill
 
 ANN = {"decision": "approve", "who": "--version=7 <b>Ann", "why": "it reads | signs"}
 

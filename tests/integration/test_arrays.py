@@ -18,7 +18,7 @@ from tests.support import ROOT, slurm, wait_until
 from tests.support.killing import digests, fresh
 from tests.support.params import PARAMS_FILE
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture

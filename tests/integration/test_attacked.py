@@ -36,7 +36,7 @@ while time.perf_counter() < ends:
 print(sorted(times)[len(times) // 2])
 """
 
-pytestmark = [pytest.mark.full, pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8")]
+pytestmark = [pytest.mark.kill, pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8")]
 
 
 @pytest.fixture(scope="module")

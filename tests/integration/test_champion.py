@@ -1,4 +1,4 @@
-"""Moves of `champion`: by hand, of deleted versions, on an old decision; in `full` with MLflow."""
+"""Moves of `champion`: by hand, of deleted versions, on an old decision; in tier `kill` with MLflow."""
 
 import itertools
 
@@ -45,7 +45,7 @@ class Model:
         return [(move.kind, move.before, move.to) for move in self.tracker.registry.champion_state(self.name).moves]
 
 
-@pytest.fixture(scope="module", params=["memory", pytest.param("mlflow", marks=pytest.mark.full)])
+@pytest.fixture(scope="module", params=["memory", pytest.param("mlflow", marks=pytest.mark.kill)])
 def tracker(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     in_memory = request.param == "memory"

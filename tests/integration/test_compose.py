@@ -13,7 +13,7 @@ from align.services.git import git
 from tests.support import small_checkout, wait_until
 from tests.support.compose import Compose
 
-pytestmark = [pytest.mark.full, pytest.mark.patience(1200, "all services start, and the pipeline runs on them")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]  # all services start, and the pipeline runs on them
 FIRST = ("postgres", "s3", "prefect", "mlflow", "setup", "worker")
 
 

@@ -33,8 +33,8 @@ def size_of(picture):
     return Image.open(io.BytesIO(picture)).size
 
 
-@pytest.mark.full
-@pytest.mark.patience(1800, "installs mlcroissant")
+@pytest.mark.tools
+@pytest.mark.timeout(1800)  # installs mlcroissant
 def test_mlcroissant_reads_the_card_and_the_samples(tmp_path):
     python = tools("peers_croissant")
     small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(30)])

@@ -111,7 +111,7 @@ def test_libcurl_remembers_names_for_about_a_second():
             assert fetched.error is None and asked > looks[-1]
 
 
-@pytest.mark.full
+@pytest.mark.kill
 def test_names_that_nobody_answers_for_do_not_hold_up_the_others(tmp_path):
     if shutil.which("unshare") is None or shutil.which("ip") is None or os.geteuid() != 0:
         missing("a name server of the test's own needs root, util-linux and iproute2")

@@ -18,7 +18,7 @@ from tests.support.params import PARAMS_FILE
 from tests.support.s3_server import serve
 from tests.support.spark import running_cluster
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.cluster
 
 SETTINGS = (
     "paths.archive=s3://crawl/archive.warc.gz", "paths.evaluation=sets", "store.objects=s3://crawl/tars",
@@ -113,7 +113,7 @@ def local(tmp_path_factory, server):
     return expected
 
 
-@pytest.mark.patience(1200, "SLURM starts a process for each task, and loses a node")
+@pytest.mark.timeout(1200)  # SLURM starts a process for each task, and loses a node
 @pytest.mark.parametrize("shares", [(), (S3_ONLY,)], ids=["a folder", "s3"])
 def test_arrays_of_slurm_make_the_same_bytes(tmp_path, cluster, server, local, shares):
     """A node is lost with the first task that it has, and returns."""
@@ -136,7 +136,7 @@ def test_arrays_of_slurm_make_the_same_bytes(tmp_path, cluster, server, local, s
     assert bool(pieces) == bool(shares)
 
 
-@pytest.mark.patience(1200, "Spark's machines start anew, and lose a worker")
+@pytest.mark.timeout(1200)  # Spark's machines start anew, and lose a worker
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
 @pytest.mark.parametrize("shares", [(), (S3_ONLY,)], ids=["a folder", "s3"])
 def test_spark_makes_the_same_bytes(tmp_path, server, local, shares):
@@ -155,7 +155,7 @@ def test_spark_makes_the_same_bytes(tmp_path, server, local, shares):
             assert list((spark.folder / f"worker{number}").glob("app-*/*")), "a worker had nothing to do"
 
 
-@pytest.mark.patience(1200, "Spark's machines start anew, and lose two workers and the driver")
+@pytest.mark.timeout(1200)  # Spark's machines start anew, and lose two workers and the driver
 def test_lost_workers_and_a_lost_driver_cost_only_the_tasks_at_work(tmp_path, server):
     """A worker is killed in the scan, the driver and then another worker while pictures are stored."""
     with closing(server._client()) as s3:

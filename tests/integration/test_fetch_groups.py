@@ -15,7 +15,7 @@ from tests.support.warc_records import picture
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.cluster
 HOSTS = [f"127.0.0.{number}" for number in range(1, 6)]
 
 

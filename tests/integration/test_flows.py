@@ -133,7 +133,7 @@ def test_cancelled_from_the_ui_the_checkpoint_survives(stack):
     assert [one["state"] for one in listed if one["flow_run"] == run] == ["cancelled"]
 
 
-@pytest.mark.parametrize("name", ["Paused", pytest.param("Suspended", marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", ["Paused", pytest.param("Suspended", marks=pytest.mark.kill)])
 def test_paused_in_the_ui_the_stage_ends_and_resumes(stack, name):
     """Never "Suspended" while the training runs on. A pause, which would wait for a process, becomes a suspension.
 
@@ -210,7 +210,7 @@ def test_what_only_the_checkout_has_is_not_replaced(stack, first_run):
     assert mine.read_text() == "fetched with other values" and "ingest" not in stack.states("again")
 
 
-@pytest.mark.full
+@pytest.mark.kill
 def test_without_a_server(stack, tmp_path):
     root = tmp_path / "repo"
     stub_repository(root)

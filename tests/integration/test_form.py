@@ -62,7 +62,7 @@ def test_the_page_of_a_run_shows_its_progress_and_where_to_look(stack):
     assert "pretrain/value" in stack.ask(f"/artifacts/{report}")["data"]
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_parts_of_the_pipeline(stack):
     done = stack.align_run("--name", "part", "--only", "data")
     assert done.returncode == 0, done.stderr

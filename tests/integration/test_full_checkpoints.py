@@ -47,7 +47,7 @@ def two_ranks(folder, shards, tokenizer, marker, killed_at):
     print(json.dumps(trained.rows))
 
 
-@pytest.mark.full  # most of a minute
+@pytest.mark.kill  # most of a minute
 @pytest.mark.parametrize("killed_at", [0, 5])
 def test_all_ranks_end_for_the_same_reason(data, tmp_path, killed_at):
     """Step 4 does not fit: the leading rank cannot save, of which the other one must not die. Nor if it is killed."""

@@ -15,7 +15,7 @@ from tests.support import ROOT
 from tests.support.compose import image_environment
 from tests.support.small_data import jpeg
 
-pytestmark = [pytest.mark.full, pytest.mark.patience(1800, "installs the image's environment")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # installs the image's environment
 DOCKERFILE = ROOT / "infra/Dockerfile"
 HOME = "/opt/align"
 #: Needs root, and another system than this one.

@@ -80,7 +80,7 @@ QUICK_SIZES = ("int64", "text")
 
 @pytest.mark.parametrize(
     "options",
-    [pytest.param(one, id=name, marks=[] if name in QUICK else pytest.mark.full) for name, one in READ.items()],
+    [pytest.param(one, id=name, marks=[] if name in QUICK else pytest.mark.tools) for name, one in READ.items()],
 )
 def test_both_ways_decide_equally(tmp_path, options):
     rows = scenario()
@@ -102,7 +102,7 @@ def test_both_ways_decide_equally(tmp_path, options):
     assert reasons["/p/5", "a text of many"] == ("text_shared_by_many_images",)
 
 
-@pytest.mark.parametrize("encode_format", ["webp", pytest.param("jpg", marks=pytest.mark.full)])
+@pytest.mark.parametrize("encode_format", ["webp", pytest.param("jpg", marks=pytest.mark.tools)])
 def test_files_are_read_by_shards_and_refused_by_name_as_raw(tmp_path, encode_format):
     rows = scenario()
     tars, files = (
@@ -159,7 +159,7 @@ def test_a_shard_whose_name_is_not_utf8_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("width", "height"),
     [
-        pytest.param(pa.array(width), pa.array(height), id=name, marks=[] if name in QUICK_SIZES else pytest.mark.full)
+        pytest.param(pa.array(width), pa.array(height), id=name, marks=[] if name in QUICK_SIZES else pytest.mark.tools)
         for name, width, height in (
             ("int32", [-900, 0, None, 900, 201, 2**31 - 1], [900, 900, 900, None, 201, 300]),
             ("int64", [2**40, 900, -(2**40), 2**31, 900, 1], [900, 2**62, 900, 900, 900, 900]),
@@ -235,8 +235,8 @@ def test_two_pictures_of_one_address_stay_two(tmp_path):
     assert sorted(reasons for *_, reasons in decided) == [(), (), (), ("image_missing",)]
 
 
-@pytest.mark.full
-@pytest.mark.patience(1200, "installs img2dataset")
+@pytest.mark.tools
+@pytest.mark.timeout(1200)  # installs img2dataset
 @pytest.mark.parametrize("options", [*READ.values(), Options("files"), Options("parquet"), Options("dummy")], ids=str)
 def test_with_img2dataset_itself(tmp_path, options):
     """And the writer of the other tests writes the same tables and names."""

@@ -111,9 +111,9 @@ def package(root):
 ALL = (ingest, filter_, shard, evaluate, index, package)
 
 
-pytestmark = [pytest.mark.full]
+pytestmark = [pytest.mark.kill]
 if CHOSEN == "0":
-    pytestmark.append(pytest.mark.patience(7200, "kills a command before each of its changes"))
+    pytestmark.append(pytest.mark.timeout(7200))  # kills a command before each of its changes
 
 
 def words_of(project, verb):

@@ -205,7 +205,7 @@ def stopped_by_make_down(stack):
     nothing_is_left(stack)
 
 
-@pytest.mark.full
+@pytest.mark.kill
 def test_after_everything_was_killed_make_up_repairs(tmp_path):
     """A run with a server of its own; the power fails; `make up`."""
     root = tmp_path / "repo"

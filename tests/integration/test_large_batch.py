@@ -23,8 +23,8 @@ def train(shards, tokenizer, checkpoints):
     assert 15.0 < trained.rows[0]["train/loss"] < 25.0
 
 
-@pytest.mark.full
-@pytest.mark.patience(900, "the towers pass 16,384 pairs twice")
+@pytest.mark.numerics
+@pytest.mark.timeout(900)  # the towers pass 16,384 pairs twice
 def test_the_papers_batch_trains_in_little_memory(tmp_path):
     shards, tokenizer = training_data.write(tmp_path, num_train=BATCH)
     _, peak = in_process(train, shards, tokenizer, tmp_path / "checkpoints")

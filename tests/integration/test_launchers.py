@@ -12,7 +12,7 @@ from tests.support import ROOT, killing, slurm, wait_until
 from tests.support.training_data import RECIPE
 from tests.support.training_project import write_project
 
-pytestmark = [pytest.mark.full, pytest.mark.patience(1800, "each job starts and imports torch four times")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # each job starts and imports torch four times
 #: On a machine that does other work, too.
 wait = partial(wait_until, timeout_s=800)
 

@@ -398,7 +398,7 @@ def loaders_below(launcher):
             yield process.pid
 
 
-@pytest.mark.full
+@pytest.mark.kill
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_launcher(data, tmp_path, number):
     recipe = RECIPE | {"num_steps": 100_000, "checkpoint_every_steps": 5, "num_processes": 2, "num_loader_processes": 2}

@@ -256,7 +256,7 @@ def test_each_server_cuts_off_a_head_that_never_ends_and_opens_what_files_it_may
             assert soft == hard
 
 
-@pytest.mark.full
+@pytest.mark.browser
 def test_the_uis_ask_for_the_login_and_other_pages_get_nothing(stack, elsewhere, tmp_path):
     deployment = stack.ask("/deployments/name/pipeline/train-and-release")["id"]
     prefect = prefect_target(int(stack.prefect.rpartition(":")[2]), deployment)

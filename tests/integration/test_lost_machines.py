@@ -148,7 +148,7 @@ def told_to_end(root, seconds, stop_s):
 
 
 @pytest.mark.parametrize(
-    ("stop_s", "seconds", "saves"), [(1, 6, False), pytest.param(60, 33, True, marks=pytest.mark.full)]
+    ("stop_s", "seconds", "saves"), [(1, 6, False), pytest.param(60, 33, True, marks=pytest.mark.kill)]
 )
 def test_ranks_have_the_time_of_params_yaml_to_end(tmp_path, stop_s, seconds, saves):
     """torch's own limit is 30 s."""
@@ -288,7 +288,7 @@ LAUNCHERS = {
 
 @pytest.mark.parametrize(
     "launcher",
-    [name if name == "WORLD_SIZE" else pytest.param(name, marks=pytest.mark.full) for name in LAUNCHERS],
+    [name if name == "WORLD_SIZE" else pytest.param(name, marks=pytest.mark.cluster) for name in LAUNCHERS],
 )
 def test_a_process_is_the_rank_that_its_launcher_names(data, tmp_path, monkeypatch, port, launcher):
     """Both in one checkout, as on a shared disk: the same bytes as two ranks of one process."""
@@ -310,7 +310,7 @@ def test_a_process_is_the_rank_that_its_launcher_names(data, tmp_path, monkeypat
     assert weights == killing.digests(tmp_path / "whole/models/pretrained")
 
 
-@pytest.mark.full
+@pytest.mark.cluster
 def test_torchrun_starts_a_process_for_each_rank(data, tmp_path, port):
     (tmp_path / "ranks").mkdir()
     write_project(tmp_path / "ranks", data, RECIPE | {"num_processes": None, "num_steps": 4})

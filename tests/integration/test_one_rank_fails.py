@@ -63,7 +63,7 @@ def node(root, number, port, max_restarts):
         print(f"{type(error).__name__}: {error}")
 
 
-@pytest.mark.parametrize("max_restarts", ["0", pytest.param("1", marks=pytest.mark.full)])
+@pytest.mark.parametrize("max_restarts", ["0", pytest.param("1", marks=pytest.mark.kill)])
 def test_every_machine_ends_with_the_error_of_a_rank_elsewhere(tmp_path, max_restarts):
     """Soon: torch's launcher gives the others five minutes."""
     code = "import sys; from tests.integration.test_one_rank_fails import node; node(*sys.argv[1:])"

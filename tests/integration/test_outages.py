@@ -144,7 +144,7 @@ class Outages:
         return ranks[leads.index(not leader)]
 
 
-@pytest.mark.full
+@pytest.mark.kill
 def test_half_a_minute_without_servers_and_killed_ranks(tmp_path, monkeypatch, capfd):
     shards, tokenizer = training_data.write(tmp_path, num_train=8 * (NUM_STEPS + 10))
     calm = run(plan((shards, tokenizer), tmp_path / "calm", RECIPE))

@@ -12,7 +12,7 @@ from tests.support import ROOT, missing
 from tests.support.local_stack import Stack, stub_repository
 from tests.support.postgresql import PASSWORD, URL_PASSWORD, create, postgresql_server, programs, sql
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.cluster
 __all__ = ["postgresql_server"]
 
 

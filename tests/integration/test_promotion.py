@@ -63,7 +63,7 @@ TODAY = EvaluationSet("concepts", "retrieval", "squares", IMAGES, (), (), held(P
 ANYHOW = "promote.min_times_chance=0"
 
 
-@pytest.mark.full  # loads torch six times
+@pytest.mark.journeys  # loads torch six times
 def test_old_versions_are_measured_once_and_reports_stay(tmp_path, mlflow_server, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     passed = Gate("smoke prediction", "", "", True)  # the real one is in test_promotion

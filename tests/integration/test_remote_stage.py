@@ -85,7 +85,7 @@ def test_the_same_again_sends_nothing(stack, other):
     assert stack.states("far-later")["pretrain"] == "Cached"
 
 
-@pytest.mark.full
+@pytest.mark.kill
 def test_another_machine_takes_over_from_one_that_is_lost(stack, other, remote, tmp_path):
     run = click(stack, "lost", seed=12, seconds=25)
     wait_until(lambda: WORKS in lines(stack, *sent(stack, "lost")))
@@ -109,7 +109,7 @@ def test_another_machine_takes_over_from_one_that_is_lost(stack, other, remote, 
     assert not list((other.root / ".align/worktrees").iterdir())
 
 
-@pytest.mark.full
+@pytest.mark.kill
 def test_cancelling_the_run_ends_the_stage_there_with_its_checkpoint(stack, other):
     (other.root / "checkpoints/step").unlink(missing_ok=True)
     run = click(stack, "unwanted", seed=14, seconds=200)
@@ -122,7 +122,7 @@ def test_cancelling_the_run_ends_the_stage_there_with_its_checkpoint(stack, othe
     assert git(stack.root, "ls-remote", "origin", "refs/align/*") == ""
 
 
-@pytest.mark.full
+@pytest.mark.kill
 def test_suspending_the_run_ends_the_stage_there_and_resuming_sends_it_again(stack, other):
     (other.root / "checkpoints/step").unlink(missing_ok=True)
     run = click(stack, "later", seed=18, seconds=20)
@@ -139,7 +139,7 @@ def test_suspending_the_run_ends_the_stage_there_and_resuming_sends_it_again(sta
     assert [each["state_name"] for each in sent(stack, "later")] == ["Cancelled", "Completed"]
 
 
-@pytest.mark.full
+@pytest.mark.cluster
 def test_a_stage_that_fails_there_fails_the_run_with_its_reason(stack, other):
     run = click(stack, "broken", seed=15, seconds=-1)
     assert stack.wait_for(run, *ENDS) == "FAILED"
@@ -151,7 +151,7 @@ def test_a_stage_that_fails_there_fails_the_run_with_its_reason(stack, other):
     assert str(there["id"]) in state
 
 
-@pytest.mark.full
+@pytest.mark.cluster
 def test_what_cannot_work_is_refused_first(stack, other):
     run = stack.start({"name": "refused", "overrides": {"pretrain.seed": 16, "cluster.pools": {"pretrain": "tpu"}}})
     assert stack.wait_for(run, *ENDS) == "FAILED"
@@ -165,7 +165,7 @@ def test_a_name_that_is_no_pool_is_refused_by_the_server(stack, other):
     assert "gpu; rm" in error.value.read().decode()
 
 
-@pytest.mark.full
+@pytest.mark.cluster
 def test_remotes_that_no_other_machine_sees_are_refused_first(stack, other, remote):
     origin = git(stack.root, "remote", "get-url", "origin")
     try:

@@ -282,7 +282,7 @@ def tars(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_both_ways_a_clone_has_the_dataset_and_runs_nothing(server, tmp_path):
     aws = aws_variables(server) | {"PYTHONPATH": str(ROOT)}
     projects = {}

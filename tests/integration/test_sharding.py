@@ -264,7 +264,7 @@ def _in_four(tokenizer, root, ranks):
     torch.save(results | {"lamb": lamb(ranks)}, root / f"{ranks.rank}.pt")
 
 
-@pytest.mark.full
+@pytest.mark.numerics
 def test_four_ranks_are_as_two(data, tmp_path, monkeypatch):
     launch(functools.partial(_in_four, data[1], tmp_path), 4, 1)
     monkeypatch.setattr(step_module, "CPU_PART", 4)
@@ -290,7 +290,7 @@ def _compile_in_two(tokenizer, out, ranks):
         torch.save(found, out)
 
 
-@pytest.mark.full
+@pytest.mark.tools
 def test_compiled_blocks_may_be_sharded(data, tmp_path):
     launch(functools.partial(_compile_in_two, data[1], tmp_path / "out.pt"), 2, 1)
     assert_gradients(torch.load(tmp_path / "out.pt"), data[1], "micro_batch")

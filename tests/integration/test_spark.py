@@ -30,7 +30,7 @@ from tests.support.params import load_params
 from tests.support.reading import ingested
 from tests.support.spark import needs_spark, running_cluster
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.cluster
 
 NUM_PAGES = 150
 CONFIG = (

@@ -143,7 +143,7 @@ def test_ctrl_c_at_make_demo_in_training(alone):
     assert (alone.root / "checkpoints/step").read_text() == "7"
 
 
-@pytest.mark.full
+@pytest.mark.kill
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("verb", "when"),
@@ -171,7 +171,7 @@ def test_a_run_stops_at_each_moment_and_goes_on_there(alone, verb, when, number)
     assert ("Task run 'ingest' - Finished in state Cached" in done.stderr) == (when not in (SERVER, INGEST))
 
 
-@pytest.mark.full
+@pytest.mark.kill
 def test_timeout_ends_a_run_in_order(alone):
     """When its alarm comes, it sends SIGTERM to its child, and then to its group."""
     waits(alone, "pretrain")
@@ -180,7 +180,7 @@ def test_timeout_ends_a_run_in_order(alone):
     assert (alone.root / "checkpoints/step").exists()
 
 
-@pytest.mark.full
+@pytest.mark.kill
 @pytest.mark.parametrize("again_after_s", [1.0, None])
 def test_a_stage_that_does_not_end(alone, again_after_s):
     """A second Ctrl-C ends it at once; without one it gets 25 s."""
@@ -198,7 +198,7 @@ def test_a_stage_that_does_not_end(alone, again_after_s):
     assert done.returncode == 0 and "run 'r' was killed: in Prefect flow run r is Crashed" in done.stderr, done.stderr
 
 
-@pytest.mark.full
+@pytest.mark.kill
 def test_the_server_of_a_killed_run_ends_with_it(alone):
     waits(alone, "pretrain")
     ended = stop(alone, "at work on pretrain", signal.SIGKILL, *run_of("r"))

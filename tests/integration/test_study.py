@@ -104,7 +104,7 @@ def called(stack):
     return file.read_text().splitlines() if file.exists() else []
 
 
-@pytest.mark.full
+@pytest.mark.kill
 def test_killed_in_the_middle_and_typed_again(alone):
     root = alone.root
     command = [sys.executable, "-m", "align.cli", "study", "study.yaml"]

@@ -15,7 +15,7 @@ from tests.support.killing import lives
 from tests.support.local_stack import BUSY_S, ENDS, PATIENCE_S, SERVICES, WORKS, started
 from tests.support.mlflow_server import serve as serve_mlflow
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.kill
 
 
 @pytest.fixture(scope="module", name="stack")

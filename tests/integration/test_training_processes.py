@@ -103,7 +103,7 @@ def test_ranks_by_default_are_as_many_as_the_batch_divides_into(monkeypatch, cap
     assert "warning: 1 of 2 GPUs train, the others are idle" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.full), 2])
+@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.kill), 2])
 def test_sigterm_saves_and_a_second_trainer_is_refused(data, tmp_path, num_processes):
     recipe = RECIPE | _LONG | {"num_processes": num_processes}
     command = write_project(tmp_path, data, recipe)
@@ -129,7 +129,7 @@ def test_sigterm_saves_and_a_second_trainer_is_refused(data, tmp_path, num_proce
     assert f"step {steps[-1]:,} " in said[0]
 
 
-@pytest.mark.parametrize("num_moments", [2, pytest.param(10, marks=pytest.mark.full)])
+@pytest.mark.parametrize("num_moments", [2, pytest.param(10, marks=pytest.mark.kill)])
 def test_killed_and_resumed_equals_a_whole_run(data, tmp_path, num_moments):
     """`kill -9` at seeded moments, two ranks: the same weights and curves to the byte."""
     steps = {"num_steps": 150, "checkpoint_every_steps": 10, "validate_every_steps": 50}
@@ -207,7 +207,7 @@ def node(root, number, space, data, **recipe):
     return ["ip", "netns", "exec", space, *command, *sets(*(f"cluster.{value}" for value in cluster))]
 
 
-@pytest.mark.full
+@pytest.mark.cluster
 def test_two_network_namespaces_are_two_nodes(data, tmp_path):
     """Two machines, each with its own network interface, joined by a cable."""
     one_machine = run(plan(data, tmp_path / "one", pretrain_config(num_processes=2)))
@@ -278,7 +278,7 @@ def test_one_machine_listens_on_loopback_only(data, tmp_path, monkeypatch):
         assert listening(own) == {"127.0.0.1"}
 
 
-@pytest.mark.full
+@pytest.mark.cluster
 def test_several_machines_listen_on_the_interface_of_the_rendezvous_only(data, tmp_path):
     with namespaces() as spaces:
         for space, address in zip(spaces, ("192.0.2.1", "192.0.2.2"), strict=True):  # a second interface, unused

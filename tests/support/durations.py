@@ -1,7 +1,8 @@
 """What the files of tests take: their order in a run, and whether the suite has become dearer.
 
-tests/durations.json has the CPU seconds of each file, child processes included, and its seconds; those of its tests
-marked `full` stand apart. What takes longest runs first: workers take whole files, and should end together.
+tests/durations.json has the CPU seconds of each file, child processes included, and its seconds; those of its tests in
+a tier (tests/support/tiers.py) stand apart. What takes longest runs first: workers take whole files, and should end
+together.
 
     make test ARGS="--costs write"    writes what this run takes in place of what is there of the same files
     make test ARGS="--costs check"    fails where all of it costs a tenth more CPU seconds (.ci/run)
@@ -23,6 +24,7 @@ import time
 import pytest
 
 from tests.support import ROOT, warm
+from tests.support.tiers import tier
 
 FILE = ROOT / "tests/durations.json"
 #: So many times the committed CPU seconds fail.
@@ -43,7 +45,7 @@ def committed():
 
 
 def _name(item):
-    return item.nodeid.partition("::")[0] + (" full" if item.get_closest_marker("full") else "")
+    return f"{item.nodeid.partition('::')[0]} {tier(item)}".rstrip()
 
 
 def seconds(items):

@@ -1,6 +1,4 @@
-"""A test that hangs ends, with what it had to say: after 5 minutes, with the marker `full` after 10.
-
-    @pytest.mark.patience(1500, "installs an environment")    only with `full`: a longer limit, and why
+"""A test that hangs ends, with what it had to say: after ten minutes, or what `@pytest.mark.timeout(1500)` says.
 
 Setup, test and end each have the whole limit. Shortly before it the processes that the test has started are killed, so
 that what waits for one shows its output and fails in its own words. At the limit pytest-timeout raises. Where even that
@@ -23,20 +21,8 @@ from pytest_timeout import timeout_sigalrm
 
 from tests.support import warm
 
-LIMIT_S, FULL_LIMIT_S = 300, 600
 #: Before the limit, and after it from step to step; less where the limit is short.
 _STEP_S = 20.0
-
-
-def pytest_collection_modifyitems(items):
-    """Sets the limits of tests with the marker `full`; no other test may have a longer one."""
-    for item in items:
-        own, patience = item.get_closest_marker("timeout"), item.get_closest_marker("patience")
-        is_full = item.get_closest_marker("full") is not None
-        if (own and own.args[0] > LIMIT_S) or (patience and not (is_full and patience.args[1])):
-            raise pytest.UsageError(f"{item.nodeid}: see tests/support/time_limits.py for longer limits")
-        if is_full and not own:
-            item.add_marker(pytest.mark.timeout(patience.args[0] if patience else FULL_LIMIT_S))
 
 
 class _Limit:

@@ -28,8 +28,8 @@ def test_itself(shared):
 def test_child():
     subprocess.run([sys.executable, "-c", WORK.format(0.3)], check=True)
 
-@pytest.mark.full
-def test_full():
+@pytest.mark.kill
+def test_kill():
     pass
 """
 
@@ -45,7 +45,7 @@ def suite(tmp_path):
     def run(*words):
         command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.durations", "-p", "no:cacheprovider"]
         done = subprocess.run(
-            [*command, "-o", "markers=full", "--rootdir", ".", *words], cwd=tmp_path,
+            [*command, "-o", "markers=kill", "--rootdir", ".", *words], cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
@@ -61,7 +61,7 @@ def write(file, **files):
 def test_what_ran_is_written_and_the_rest_stays(suite):
     write(suite.file, dear=[0.0, 0.0], gone=[9.0, 9.0], left_out=[5.0, 7.0])
     code, said = suite(
-        "-n", "2", "--dist", "loadscope", "-m", "not full", "--costs", "write", "test_dear.py", "test_cheap.py"
+        "-n", "2", "--dist", "loadscope", "-m", "not kill", "--costs", "write", "test_dear.py", "test_cheap.py"
     )
     assert code == 0, said
     written = json.loads(suite.file.read_text())
@@ -78,10 +78,10 @@ def test_a_dearer_suite_fails_where_it_is_asked(suite):
 
 
 def test_a_part_another_kind_of_tests_and_a_slower_machine_do_not_fail():
-    then = {"work_s": 0.01, "files": {"a": [10.0, 0.0], "b": [10.0, 0.0], "a full": [99.0, 0.0]}}
+    then = {"work_s": 0.01, "files": {"a": [10.0, 0.0], "b": [10.0, 0.0], "a kill": [99.0, 0.0]}}
     assert durations.dearer(then, {"a": (21.9, 0), "b": (0, 0)}, [0.01]) is None
     assert durations.dearer(then, {"a": (21.9, 0)}, [0.01]) is None
     assert durations.dearer(then, {"a": (43.8, 0)}, [0.01, 0.02, 0.03]) is None
     assert durations.dearer(then, {"a": (22.1, 0)}, [0.001]).splitlines()[1:] == ["   10.0 ->  22.1  a"]
     assert durations.dearer(then, {"a": (12.0, 0), "new": (12.0, 0)}, [0.01]).splitlines()[1].endswith("  new")
-    assert durations.dearer(then, {"a full": (108.0, 0)}, [0.01]) is None
+    assert durations.dearer(then, {"a kill": (108.0, 0)}, [0.01]) is None

@@ -24,13 +24,13 @@ def ordered(*items):
 
 
 def test_the_stack_s_first_then_what_takes_longest(monkeypatch):
-    taken = {"a.py": [1, 2], "b.py": [1, 3], "b.py full": [9, 9], "tests/integration/test_form.py": [8, 8]}
+    taken = {"a.py": [1, 2], "b.py": [1, 3], "b.py kill": [9, 9], "tests/integration/test_form.py": [8, 8]}
     monkeypatch.setattr(durations, "committed", lambda: {"files": taken})
     stack = {"fixtures": ["shared_stack"], "marks": ["shared_stack"]}
     form, first = (item(f"tests/integration/test_{name}.py", **stack) for name in ("form", "local_stack"))
     plain = [item("a.py"), item("new.py"), item("b.py"), form, first]
     assert ordered(*plain) == ["test_local_stack.py", "test_form.py", "b.py", "a.py", "new.py"]
-    assert ordered(item("a.py"), item("b.py"), item("c.py", marks=["full"])) == ["b.py", "a.py", "c.py"]
+    assert ordered(item("a.py"), item("b.py"), item("c.py", marks=["kill"])) == ["b.py", "a.py", "c.py"]
 
 
 def test_a_test_that_takes_the_stack_is_marked():

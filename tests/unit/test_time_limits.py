@@ -35,7 +35,7 @@ def test_thread():
 )  # fmt: skip
 def test_a_test_that_hangs_ends(tmp_path, text, code, said):
     (tmp_path / "test_it.py").write_text(text)
-    (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 4\nmarkers =\n  full\n  patience\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 4\n")
     words = [sys.executable, "-m", "pytest", "-p", "tests.support.time_limits", "-p", "no:cacheprovider", tmp_path]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == code, done.stdout + done.stderr

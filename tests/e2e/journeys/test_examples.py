@@ -36,7 +36,7 @@ def project(tmp_path_factory, finished_project):
     return project
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_the_examples_work_in_the_order_of_the_pipeline(project, monkeypatch, capsys):
     refused = {}
     for verb, entry in VERBS.items():

@@ -10,7 +10,7 @@ from tests.support.dvc_projects import shell
 from tests.support.journeys import travel
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_a_rule_of_ones_own_in_the_funnel_and_in_what_left(folder):
     clone = small_checkout.write(folder / "align")
     ours = {"PYTHONPATH": str(clone)}

@@ -90,7 +90,7 @@ STAGES = (
 #: Minutes on a quiet machine; a busy one takes several times as long.
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_pictures_and_captions_to_a_model_that_can_be_searched(folder):
     write_captions(folder)
     said = travel(folder, "own-data", "pictures")
@@ -105,7 +105,7 @@ def test_pictures_and_captions_to_a_model_that_can_be_searched(folder):
     assert ran(shell(project, "dvc repro", {})) == []
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_a_folder_of_img2dataset(folder):
     write_pairs(folder)
     said = travel(folder, "own-data", "img2dataset")
@@ -114,7 +114,7 @@ def test_a_folder_of_img2dataset(folder):
     assert funnel(folder / "crawled") == {"image_missing": 1}
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_a_table_of_addresses_whose_server_is_busy_at_first(folder):
     busy = range(10, 15)
     with WebServer() as server:
@@ -132,7 +132,7 @@ def test_a_table_of_addresses_whose_server_is_busy_at_first(folder):
     assert funnel(project) == {} and found(said) == 10
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_sets_of_ones_own_pairs_and_of_classes(folder):
     write_captions(folder)
     write_classes(folder)
@@ -143,7 +143,7 @@ def test_sets_of_ones_own_pairs_and_of_classes(folder):
         assert name in metrics(project) and name in shown, name
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_a_model_of_tars_as_they_are(folder):
     given_tars.write(folder / "tars", num_tars=4)
     write_classes(folder)
@@ -152,7 +152,7 @@ def test_a_model_of_tars_as_they_are(folder):
     assert {"clothing/zero_shot/accuracy", "clothing/knn/accuracy"} <= measured.keys()
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_texts_of_several_sources(folder):
     write_sources(folder)
     said = travel(folder, "own-data", "sources")
@@ -168,7 +168,7 @@ def test_texts_of_several_sources(folder):
     assert "kept-from-synthetic" in (project / "reports/quality/report.json").read_text()
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_three_runs_compared(folder):
     write_captions(folder)
     said = travel(folder, "own-data", "compare", AUTHOR)

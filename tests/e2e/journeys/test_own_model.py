@@ -8,7 +8,7 @@ from tests.support import own_model
 from tests.support.journeys import AUTHOR, travel
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_align_base_from_a_folder_to_the_registry_and_back(folder):
     own_model.write(folder)
     said = travel(folder, "own-model", "align-base", AUTHOR)

@@ -10,7 +10,7 @@ from tests.support.journeys import travel
 from tests.support.s3_server import serve
 
 
-@pytest.mark.full
+@pytest.mark.journeys
 def test_a_second_clone_takes_every_stage_from_the_bucket(folder, finished_project):
     shutil.copytree(finished_project.parent, folder, symlinks=True, dirs_exist_ok=True)
     project = folder / finished_project.name

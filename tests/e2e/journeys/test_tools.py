@@ -15,8 +15,8 @@ from tests.support.peers import tools, whole
 from tests.support.tars import samples
 
 
-@pytest.mark.full
-@pytest.mark.patience(1800, "installs other people's tools")
+@pytest.mark.tools
+@pytest.mark.timeout(1800)  # installs other people's tools
 def test_other_peoples_tools(folder, sample):
     """In a folder with a model and the demo's sets, as the checkout of the demo has them."""
     python = tools()

@@ -190,8 +190,8 @@ def test_every_fourth_pair_labelled_by_eye(sample, tmp_path, network):
     assert sum(same[pair] == "no" for pair in matches) <= MOST_OF_A_FOURTH
 
 
-@pytest.mark.full
-@pytest.mark.patience(1800, "embeds thousands of pictures")
+@pytest.mark.numerics
+@pytest.mark.timeout(1800)  # embeds thousands of pictures
 def test_every_edit_of_200_evaluation_images(sample, tmp_path, network):
     pictures = evaluation_pictures(sample)
     rows = recall({name: pictures[name] for name in drawn(pictures, 200)}, pictures, network, tmp_path)
@@ -200,8 +200,8 @@ def test_every_edit_of_200_evaluation_images(sample, tmp_path, network):
         assert np.mean([row.by_rule for row in rows if row.kind == kind]) >= floor, rows
 
 
-@pytest.mark.full
-@pytest.mark.patience(1800, "embeds thousands of pictures")
+@pytest.mark.numerics
+@pytest.mark.timeout(1800)  # embeds thousands of pictures
 def test_the_whole_archive_holds_no_match_that_nobody_has_looked_at(sample, tmp_path, network):
     images, _ = archive_pictures(sample)
     tests = evaluation_pictures(sample)

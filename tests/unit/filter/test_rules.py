@@ -126,7 +126,7 @@ def test_boundary(engine, fact, reasons):
     assert rules.codes_of(mask) == reasons
 
 
-@pytest.mark.full
+@pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # pyspark's socket to its JVM, which lives as long as Python
 def test_spark_finds_the_same_boundaries(tmp_path):
     needs_spark()

@@ -37,7 +37,7 @@ def check(texts):
     [
         *(("aB1_'.,:; -", length) for length in range(5)),
         ("a1_'.,: -", 5),
-        pytest.param("aB1_'.,:; -", 5, marks=pytest.mark.full),
+        pytest.param("aB1_'.,:; -", 5, marks=pytest.mark.numerics),
     ],
 )
 def test_every_ascii_text_of_one_character_of_each_class(characters, length):

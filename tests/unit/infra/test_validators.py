@@ -1,7 +1,7 @@
 """The files of infra/ by the programs that know their formats: compose, Kubernetes, Dockerfile, shell.
 
-`make test-full` installs these programs, by hash, into .align/validators. None of them asks a network or a daemon. Each
-is also given a file with a mistake, which it must find.
+`make test-cluster` installs these programs, by hash, into .align/validators. None of them asks a network or a daemon.
+Each is also given a file with a mistake, which it must find.
 """
 
 import os
@@ -12,7 +12,7 @@ import pytest
 from align.services.git import git
 from tests.support import ROOT, missing
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.cluster
 FOLDER = ROOT / ".align/validators"
 KUBERNETES = "1.37"
 SCRIPTS = sorted(name for name in git(ROOT, "ls-files", "-co", "--exclude-standard", "infra", ".ci/run").splitlines())

@@ -102,7 +102,7 @@ def use(executor, monkeypatch):
 
 
 @pytest.mark.parametrize("rate", [None, 50.0])
-@pytest.mark.parametrize("executor", [Threads(), pytest.param(LocalExecutor(8), marks=pytest.mark.full)])
+@pytest.mark.parametrize("executor", [Threads(), pytest.param(LocalExecutor(8), marks=pytest.mark.cluster)])
 def test_eight_workers_keep_the_bounds_of_one_host(tmp_path, monkeypatch, server, executor, rate):
     """A large host, some that redirect to another, and small ones."""
     num_of = {LARGE: 60, SMALL: 5, **dict.fromkeys(MOVES, 12), **dict.fromkeys(HOSTS[5:], 5)}

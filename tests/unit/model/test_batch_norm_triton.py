@@ -1,6 +1,6 @@
 """Triton kernels: equal to the plain ones on a CPU and on a GPU, and compiled for GPUs that are not here.
 
-CUDA builds of torch bring Triton. Beside others, `make test-full` installs it into .align/triton.
+CUDA builds of torch bring Triton. `make test-numerics` installs it into .align/triton.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch
 
 from tests.support import ROOT, missing
 
-pytestmark = [pytest.mark.full, pytest.mark.patience(1500, "Triton's interpreter runs each kernel on a CPU")]
+pytestmark = [pytest.mark.numerics, pytest.mark.timeout(1500)]  # Triton's interpreter runs each kernel on a CPU
 FOLDER = ROOT / ".align/triton"
 
 

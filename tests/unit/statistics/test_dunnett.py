@@ -60,7 +60,7 @@ def test_one_seed_has_figures_and_no_verdict():
     assert found.freedom == 0
 
 
-@pytest.mark.full
+@pytest.mark.numerics
 def test_all_intervals_together_hold_the_truth_as_often_as_they_say():
     generator, inside = np.random.default_rng(1), 0
     critical = critical_value(np.full((4, 4), 0.5) + np.eye(4) / 2, 8)

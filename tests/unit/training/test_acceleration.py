@@ -60,7 +60,7 @@ LESS_MEMORY = {"micro_batch": 4, "gradient_checkpointing": "cheap"}  # compiled 
 
 @pytest.mark.parametrize(
     ("less_memory", "num_stages"),
-    [(LESS_MEMORY, 2), *(pytest.param(less, 7, marks=pytest.mark.full) for less in (LESS_MEMORY, {}))],
+    [(LESS_MEMORY, 2), *(pytest.param(less, 7, marks=pytest.mark.tools) for less in (LESS_MEMORY, {}))],
 )
 def test_a_compiled_run_is_the_same_run(data, tmp_path, monkeypatch, backend, less_memory, num_stages):
     monkeypatch.setattr(image_tower, "_STAGES", image_tower._STAGES[:num_stages])
@@ -100,7 +100,7 @@ def test_texts_of_any_length_and_repeated_layers_are_one_graph(backend):
         assert counters["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.full
+@pytest.mark.tools
 def test_inductor_compiles_a_layer(tmp_path, monkeypatch):
     """The compiler that a run uses, on the smallest layer."""
     if shutil.which("g++") is None:

@@ -354,7 +354,7 @@ def test_a_step_of_a_published_recipe(profile):
     assert millions == pytest.approx(PUBLISHED[profile], abs=0.1)
 
 
-@pytest.mark.full
+@pytest.mark.numerics
 def test_real_steps_of_cc3m(tmp_path):
     """B3 + Mini at 289 px on a batch of 16: half a minute."""
     shards, tokenizer = training_data.write(tmp_path, num_train=32, num_val=0, px=346)

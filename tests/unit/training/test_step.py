@@ -259,7 +259,7 @@ def _note(events, _):
     events.append("gradient")
 
 
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.numerics)])
 def test_ranks_and_micro_batches_change_no_gradient(tokenizer, tmp_path, world_size):
     """And gradients travel while the backward pass runs; afterwards they are views of what travelled, not copies."""
     launch(functools.partial(_save, tokenizer, tmp_path / "out.pt"), world_size, 1)

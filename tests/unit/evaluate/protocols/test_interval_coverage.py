@@ -59,8 +59,8 @@ def test_intervals_cover(case):
     assert 0.93 - 0.034 <= covered(experiment, truth(), 160) <= 0.97 + 0.03
 
 
-@pytest.mark.full
-@pytest.mark.patience(1200, "4,000 experiments")
+@pytest.mark.numerics
+@pytest.mark.timeout(1200)  # 4,000 experiments
 @pytest.mark.parametrize("case", CASES)
 def test_intervals_cover_to_the_percent(case):
     experiment, truth = CASES[case]

@@ -133,7 +133,7 @@ def test_the_next_equal_run_keeps_what_the_killed_one_reported_under_its_name(pr
     assert len(locks(project)) == 1  # the record waits for those who know Prefect
 
 
-@pytest.mark.parametrize("duration_s", [1, pytest.param(3, marks=pytest.mark.full)])
+@pytest.mark.parametrize("duration_s", [1, pytest.param(3, marks=pytest.mark.kill)])
 def test_a_run_that_waits_for_a_killed_one_is_not_hit(project, duration_s):
     """Several repairs at once, while equal runs take the place one after another."""
     sweeps = [

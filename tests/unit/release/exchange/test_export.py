@@ -36,7 +36,7 @@ from tests.support.params import PARAMS_FILE, load_params
 from tests.support.pictures import blurred_png
 
 #: Of the image tower: tracing takes as long as the tower has operations.
-NUM_STAGES = pytest.mark.parametrize("trained", [3, pytest.param(7, marks=pytest.mark.full)], indirect=True)
+NUM_STAGES = pytest.mark.parametrize("trained", [3, pytest.param(7, marks=pytest.mark.tools)], indirect=True)
 
 IMAGES = [blurred_png(seed, (40 + seed, 50)) for seed in range(3)]
 

@@ -1,6 +1,6 @@
 """Promotion: what each gate refuses, what people approve, what changes meanwhile, and the way back.
 
-Over a registry in memory, and by `make test-full` in a real MLflow, too.
+Over a registry in memory, and by `make test-kill` in a real MLflow, too.
 """
 
 import fcntl
@@ -53,7 +53,7 @@ class Model:
         return [(move.kind, move.before, move.to) for move in self.tracker.registry.champion_state("align").moves]
 
 
-@pytest.fixture(params=["memory", pytest.param("mlflow", marks=pytest.mark.full)])
+@pytest.fixture(params=["memory", pytest.param("mlflow", marks=pytest.mark.kill)])
 def model(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(

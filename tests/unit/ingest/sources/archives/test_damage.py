@@ -80,7 +80,7 @@ def pages(up_to=NUM_PAGES):
 
 @pytest.mark.parametrize("name", PACKERS)
 @pytest.mark.parametrize("damaged", [0, 2, NUM_PAGES - 1])
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.numerics)])
 def test_after_any_flipped_byte_no_damaged_record_is_used(tmp_path, name, damaged, step):
     """Of a file of Zstandard, the record before the damage is not used either."""
     parts = [PACKERS[name](one) for one in records()]

@@ -72,6 +72,7 @@ def nothing_is_left(stack):
     assert len(git(stack.root, "worktree", "list").splitlines()) == 1
 
 
+@pytest.mark.kill
 def test_a_killed_run_is_given_its_end(stack):
     with started(stack, "killed") as run:
         said(run, "working on pretrain")
@@ -160,6 +161,7 @@ def found_process(stack, run):
     return None
 
 
+@pytest.mark.kill
 def test_a_run_that_was_killed_before_it_began(stack):
     """It has no record. The next worker repairs nothing, and neither may anybody touch what might be at work."""
     run = killed_before_it_began(stack)

@@ -168,6 +168,7 @@ def require_equal(root, whole):
         assert killing.digests(root / folder) == expected
 
 
+@pytest.mark.kill
 def test_a_killed_filter_resumes_and_writes_the_same_bytes(tmp_path, whole):
     inputs, whole_s = whole
     killing.kill_and_resume(
@@ -208,6 +209,7 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new), "utf-8")
 
 
+@pytest.mark.kill
 def test_a_killed_filter_resumes_after_a_reworded_line_and_starts_again_after_an_edited_rule(tmp_path):
     """With a copy of the package, whose code is edited between the runs."""
     code = tmp_path / "code/align"

@@ -246,6 +246,7 @@ def test_ranks_read_from_the_store(server, tmp_path):
     training_data.assert_same(run(plan((shards, tokenizer), tmp_path / "far", recipe, infrastructure=reader)), local)
 
 
+@pytest.mark.kill
 def test_loader_processes_wait_for_the_store_as_threads_do(server, far, capfd):
     samples, told = far.samples(), threading.Event()
     samples.tars.stopped = told.is_set
@@ -372,6 +373,7 @@ class KillTwice:
                 os.kill(pids[0], signal.SIGKILL)
 
 
+@pytest.mark.kill
 def test_ranks_restart_after_a_loader_process_or_a_rank_was_killed(data, tmp_path):
     recipe = pretrain_config(num_processes=2, checkpoint_every_steps=2)
     cluster = load_params().section(ClusterConfig)

@@ -147,9 +147,8 @@ def told_to_end(root, seconds, stop_s):
         print(error)
 
 
-@pytest.mark.parametrize(
-    ("stop_s", "seconds", "saves"), [(1, 6, False), pytest.param(60, 33, True, marks=pytest.mark.kill)]
-)
+@pytest.mark.kill
+@pytest.mark.parametrize(("stop_s", "seconds", "saves"), [(1, 6, False), (60, 33, True)])
 def test_ranks_have_the_time_of_params_yaml_to_end(tmp_path, stop_s, seconds, saves):
     """torch's own limit is 30 s."""
     code = "import sys; from tests.integration.test_lost_machines import told_to_end; told_to_end(*sys.argv[1:])"
@@ -286,10 +285,8 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [name if name == "WORLD_SIZE" else pytest.param(name, marks=pytest.mark.cluster) for name in LAUNCHERS],
-)
+@pytest.mark.cluster
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_process_is_the_rank_that_its_launcher_names(data, tmp_path, monkeypatch, port, launcher):
     """Both in one checkout, as on a shared disk: the same bytes as two ranks of one process."""
     for name, processes in (("whole", 2), ("ranks", None)):

@@ -63,7 +63,8 @@ def node(root, number, port, max_restarts):
         print(f"{type(error).__name__}: {error}")
 
 
-@pytest.mark.parametrize("max_restarts", ["0", pytest.param("1", marks=pytest.mark.kill)])
+@pytest.mark.kill
+@pytest.mark.parametrize("max_restarts", ["0", "1"])
 def test_every_machine_ends_with_the_error_of_a_rank_elsewhere(tmp_path, max_restarts):
     """Soon: torch's launcher gives the others five minutes."""
     code = "import sys; from tests.integration.test_one_rank_fails import node; node(*sys.argv[1:])"
@@ -164,6 +165,7 @@ def test_ranks_that_a_machine_cannot_have_are_refused(data, tmp_path, monkeypatc
 STEPS = {"num_steps": 6, "checkpoint_every_steps": 2, "keep_checkpoints": 3, "num_processes": 2}
 
 
+@pytest.mark.kill
 def test_machines_resume_from_a_folder_that_both_see(data, tmp_path):
     """Whose newest checkpoint is truncated, so that both resume from the one before."""
     first, second = tmp_path / "node0", tmp_path / "node1"

@@ -131,6 +131,7 @@ def in_order(stack, ended, code):
         assert {status for (status,) in runs.execute("select status from runs")} <= {"KILLED", "FINISHED"}
 
 
+@pytest.mark.kill
 def test_ctrl_c_at_make_demo_in_training(alone):
     waits(alone, "pretrain")
     ended = stop(alone, "at work on pretrain", signal.SIGINT, "make", "demo", f"PYTHON={sys.executable}")

@@ -163,6 +163,7 @@ def test_killed_in_the_middle_and_typed_again(alone):
     assert "There is no verdict: it takes two seeds or more" in one.stdout
 
 
+@pytest.mark.kill
 def test_an_arm_of_wrong_values_is_refused_before_any_run(alone):
     text = STUDY.replace("pretrain.learning_rate: 2.0", "pretrain.learning_rat: 2.0")
     (alone.root / "study.yaml").write_text(text)

@@ -103,7 +103,8 @@ def test_ranks_by_default_are_as_many_as_the_batch_divides_into(monkeypatch, cap
     assert "warning: 1 of 2 GPUs train, the others are idle" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("num_processes", [pytest.param(1, marks=pytest.mark.kill), 2])
+@pytest.mark.kill
+@pytest.mark.parametrize("num_processes", [1, 2])
 def test_sigterm_saves_and_a_second_trainer_is_refused(data, tmp_path, num_processes):
     recipe = RECIPE | _LONG | {"num_processes": num_processes}
     command = write_project(tmp_path, data, recipe)
@@ -159,6 +160,7 @@ def test_killed_and_resumed_equals_a_whole_run(data, tmp_path, num_moments):
         assert killing.digests(tmp_path / "killed" / folder) == killing.digests(tmp_path / "whole" / folder)
 
 
+@pytest.mark.kill
 def test_a_machine_without_checkpoints_resumes_from_the_object_store(data, tmp_path, monkeypatch):
     with serve(tmp_path / "server") as server:
         server.use(monkeypatch)

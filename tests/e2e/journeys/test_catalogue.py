@@ -1,9 +1,12 @@
 """docs/catalogue.md as it is typed, with a small model in place of align-base."""
 
+import pytest
+
 from tests.support import own_model
 from tests.support.journeys import AUTHOR, travel
 
 
+@pytest.mark.journeys
 def test_from_a_table_of_a_shop_to_search_and_an_update(folder):
     own_model.write(folder, 12)
     (folder / "photos").rename(folder / "goods")

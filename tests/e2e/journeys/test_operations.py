@@ -137,7 +137,8 @@ def served(root):
             process.wait()
 
 
-@pytest.mark.parametrize("kind", ["runs", pytest.param("project", marks=pytest.mark.journeys)])
+@pytest.mark.journeys
+@pytest.mark.parametrize("kind", ["runs", "project"])
 def test_what_is_left_after_a_clean_up_is_back_after_the_disk_was_lost(kind, folder, request):
     project = folder / "here"
     if kind == "runs":

@@ -47,6 +47,7 @@ def _run(folder, *words):
     return done.stdout
 
 
+@pytest.mark.journeys
 def test_the_page(demo):
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/python.md").read_text("utf-8"), re.M | re.S)
     assert len(blocks) == 3
@@ -56,6 +57,7 @@ def test_the_page(demo):
     assert (demo / "trial/reports/from-python/report.html").is_file()
 
 
+@pytest.mark.journeys
 def test_the_notebook(demo):
     source = ROOT / "examples/first_hour.ipynb"
     _run(demo, "-c", _EXECUTE, str(source), "done.ipynb")

@@ -198,6 +198,7 @@ def _work(plans, ranks):
     return [ended_with(each, ranks) for each in plans]
 
 
+@pytest.mark.tools
 def test_two_ranks_are_one(trained, tmp_path):
     data, root = trained
     two = {"whole": {}, "sharded": {"shard_weights": True}}
@@ -213,6 +214,7 @@ def test_two_ranks_are_one(trained, tmp_path):
             torch.testing.assert_close(value, expected["model"][key], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.tools
 def test_the_model_is_tuned_at_another_size_and_travels(trained, tmp_path):
     (shards, tokenizer), root = trained
     larger = finetune_config(image_px=36, resize_px=36)
@@ -239,6 +241,7 @@ def test_the_model_is_tuned_at_another_size_and_travels(trained, tmp_path):
     assert (texts[0] == texts[1]).all()
 
 
+@pytest.mark.tools
 @torch.no_grad()
 def test_t5_becomes_an_onnx_program(tmp_path):
     model = built(shaped(text=T5, pooling="mean")).eval()

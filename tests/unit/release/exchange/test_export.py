@@ -126,6 +126,7 @@ ROBERTA = {
 }  # fmt: skip
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -159,6 +160,7 @@ def test_a_tower_beyond_timms_is_refused(trained, tmp_path, capsys):
     assert "timm has no EfficientNet as wide and as deep" in capsys.readouterr().err
 
 
+@pytest.mark.tools
 @NUM_STAGES
 def test_onnx_runs_in_onnxruntime_at_any_batch_and_length(trained, tmp_path, capsys, monkeypatch):
     out = tmp_path / "onnx"

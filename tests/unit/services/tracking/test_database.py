@@ -92,6 +92,7 @@ Tracker().registry.versions("none")
 """
 
 
+@pytest.mark.kill
 def test_killed_while_mlflow_makes_its_tables_the_next_one_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -3,8 +3,8 @@
 # runs. Other secrets stay files (aws_credentials). So no secret stands in a file of this repository, or in `docker
 # inspect`.
 #
-# Run by tests/integration/test_compose.py and tests/unit/infra/test_scripts.py, linted by
-# tests/unit/infra/test_validators.py.
+# Run by tests/integration/test_compose.py and tests/unit/infra/test_dockerfile.py, linted by
+# tests/integration/test_validators.py.
 set -eu
 
 for file in "${ALIGN_SECRETS:-/run/secrets}"/*; do

@@ -8,7 +8,7 @@ The bound is studentised and symmetric (bootstrap-t: Efron and Tibshirani 1993, 
 replicate's difference is divided by its own standard error, and its sign is dropped, since the difference of two equal
 models is as often positive as negative. At confidence 0.95 it promoted 4.3 % of equal models with 12 concepts, 4.7 %
 with 30 and 5.3 % with 100; the plain percentile bound 7.7, 4.7 and 5.6 %, the one that keeps the sign 6.0, 6.2 and 5.4
-% (2,000 to 3,000 simulated comparisons, in both directions; `tests/unit/release/test_equal_models.py` counts again).
+% (2,000 to 3,000 simulated comparisons, in both directions; `tests/unit/statistics/test_paired.py` counts again).
 """
 
 from __future__ import annotations

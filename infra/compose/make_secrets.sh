@@ -7,7 +7,7 @@
 # owner: export ALIGN_UID=$(id -u) ALIGN_GID=$(id -g).
 #
 # Run by tests/integration/test_compose.py and tests/unit/infra/test_compose.py, linted by
-# tests/unit/infra/test_validators.py.
+# tests/integration/test_validators.py.
 set -eu
 umask 077
 

@@ -350,3 +350,28 @@ def test_pictures_of_a_suite_are_kept_out_and_what_cannot_be_read_is_said(tmp_pa
     (tmp_path / "images/1.jpg").write_bytes(noise(98))
     changed = named_sets(file, StoreFiles(store))
     assert checked_counts(changed, report.evaluation_sets)["unchecked_sets"] == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_texts_of_other_folders_have_a_length_limit(tmp_path):
+    captions = [
+        "three words " + "x" * 500_000,  # one word fills a page
+        "a text of " + " " * 10_000 + " two ends",  # what was cut is too long, though little is left of it
+        "a text of  " + " " * 500 + " two ends ",
+        "an endless " + "w" * 989,
+        "an endless " + "w" * 990,
+        "two" + "\u0315\u0300" * 40_000 + " marks here",
+    ]
+    pairs = [(caption, noise(row)) for row, caption in enumerate(captions)]
+    config = load_params(overrides=["filter.min_words=2"]).section(FilterConfig)
+    raw = stock_folder(tmp_path / "raw", pairs)
+    engine = load_params().section(EngineConfig).model_copy(update={"num_workers": 1})
+    none, out = tmp_path / "none", tmp_path / "filtered"
+    none.mkdir()
+    filter_pairs(config, engine, FilterFolders(raw, none, none, out, tmp_path / "reports"))
+    decided = pq.read_table(out / "decisions").to_pylist()
+    long = "text_too_long"
+    assert [row["reasons"] for row in decided] == [[long], [long], [], [], [long], ["text_too_short", long]]
+    assert max(len(str(row["text"])) for row in decided) == 1000
+    facts = pq.read_table(tmp_path / "filtered/facts", columns=["num_characters"]).to_pydict()
+    assert facts["num_characters"] == [8192, 8192, 18, 1000, 1001, 8192]

@@ -12,6 +12,7 @@ import pytest
 from align.errors import DataError, FormatError
 from align.formats.raw import SCHEMA, image_spans, iter_images, raw_shards, read_raw_manifest, read_table
 from align.ingest.writer import RawShardWriter, write_raw_manifest
+from tests.support.bombs import parquet_bomb, with_little_memory
 
 
 def row(key, image_key, caption="a text"):
@@ -175,3 +176,15 @@ def test_truncated_tar_and_table(tmp_path):
     shard.table.write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="not a readable parquet"):
         read_table(shard)
+
+
+def test_a_small_folder_that_unpacks_to_gigabytes_takes_little_memory(tmp_path):
+    raw = write(tmp_path / "raw")
+    parquet_bomb(raw / "00000.parquet", 1000)
+    code = """
+from pathlib import Path
+from align.formats.raw import raw_shards, read_table
+table = read_table(raw_shards(Path(sys.argv[1]))[0], ["key", "caption"])
+print(len(table), max(map(len, table["caption"].to_pylist())))
+"""
+    assert with_little_memory(code, raw, mib=500) == "1000 8192"

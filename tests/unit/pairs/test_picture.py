@@ -2,6 +2,8 @@
 
 import ast
 import io
+import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
-import align
+import align.pairs.picture
 from align.pairs.perceptual_hash import image_signals
 from align.pairs.picture import PictureError, decode, decode_pixels, is_finished_jpeg, read_header, shrink, small
 from tests.support.hostile_pictures import EPS, chunk, encoded, png
@@ -187,3 +189,25 @@ def test_strips_change_no_pixel(mode, monkeypatch):
 def test_what_no_jpeg_can_hold_is_not_shrunk():
     with pytest.raises(PictureError, match="too long: 76800 x 64 once shrunk"):
         shrink(encoded(Image.new("RGB", (1200, 1)), "PNG"), 64, 90, MAX_PIXELS)
+
+
+def test_threads_together_stay_within_the_budget():
+    budget, held, peaks, lock = align.pairs.picture._Budget(100), [0], [0], threading.Lock()
+
+    def work(size):
+        for _ in range(20):
+            with budget.hold(size):
+                with lock:
+                    held[0] += size
+                    peaks.append(held[0])
+                time.sleep(0.0002)
+                with lock:
+                    held[0] -= size
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in (10, 30, 50, 60, 90, 250)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert max(peak for peak in peaks if peak != 250) <= 100
+    assert 250 in peaks  # larger than the budget: alone

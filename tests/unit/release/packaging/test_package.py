@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from align.release.packaging.package import copy_code
+from tests.support import ROOT
 from tests.support.hostile_pictures import EPS, encoded
 
 DECODE = """
@@ -27,8 +28,7 @@ for data in map(bytes.fromhex, sys.argv[2:]):
 
 def test_it_decodes_pictures_in_helpers(tmp_path):
     copy_code(tmp_path / "align")
-    root = Path(__file__).parents[3]
-    paths = [str(tmp_path), *(path for path in sys.path if path and Path(path).resolve() != root)]
+    paths = [str(tmp_path), *(path for path in sys.path if path and Path(path).resolve() != ROOT)]
     pictures = [encoded(Image.new("RGB", (9, 9), (10, 200, 30)), "TIFF"), EPS]
     command = [sys.executable, "-I", "-S", "-c", DECODE, json.dumps(paths), *(data.hex() for data in pictures)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=True)

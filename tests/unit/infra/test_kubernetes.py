@@ -1,11 +1,9 @@
-"""infra/slurm, infra/kubernetes and the image: valid files, parameters that exist, what each machine of a job runs."""
+"""infra/kubernetes and infra/slurm: valid files, parameters that exist, what each machine of a job runs."""
 
 import os
 import re
 import shlex
 import subprocess
-import tomllib
-from pathlib import Path
 
 from ruamel.yaml import YAML
 
@@ -15,7 +13,7 @@ from tests.support import ROOT
 from tests.support.compose import read as read_compose
 from tests.support.params import load_params
 
-SCRIPT, KUBERNETES, IMAGE = ROOT / "infra/slurm/train.sh", ROOT / "infra/kubernetes/training", ROOT / "infra/Dockerfile"
+SCRIPT, KUBERNETES = ROOT / "infra/slurm/train.sh", ROOT / "infra/kubernetes/training"
 
 
 def test_training_has_less_time_to_end_than_it_is_granted():
@@ -97,32 +95,3 @@ def test_its_pods_reach_each_other_names_and_the_servers_that_are_named():
     pods, names, servers = policy["egress"]
     assert pods == {"to": [own]} and {port["port"] for port in names["ports"]} == {53}
     assert servers == {"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 443}]}
-
-
-def copies(text):
-    """What a Dockerfile copies -> where it lies in the working directory."""
-    lines = [line.split() for line in re.findall(r"^COPY (.+)$", text, re.M)]
-    return {
-        name: os.path.normpath(Path(target, Path(name).name) if target.endswith("/") else target)
-        for *names, target in lines
-        for name in names
-    }
-
-
-def test_the_image_copies_what_exists_and_what_its_context_holds():
-    text = IMAGE.read_text("utf-8")
-    copied = copies(text)
-    allowed = re.findall(r"^!(\S+)$", IMAGE.with_name("Dockerfile.dockerignore").read_text("utf-8"), re.M)
-    assert sorted(copied) == sorted(allowed)
-    assert all((ROOT / name).exists() for name in copied)
-    [target] = re.findall(r"^RUN .* make (\S+) ", text, re.M)
-    assert "STAMP := $(VENV)/.installed" in (ROOT / "Makefile").read_text("utf-8") and target == ".venv/.installed"
-
-
-def test_the_image_has_what_the_package_is_made_from():
-    """`pip install -e .` stops at a file of this list that is absent."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    needed = [Path(name) for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]]
-    copied = copies(IMAGE.read_text("utf-8"))
-    assert [str(path) for path in needed if not {str(path), *map(str, path.parents)} & set(copied)] == []
-    assert all(target == name for name, target in copied.items())  # each where the checkout has it

@@ -1,0 +1,33 @@
+"""`make`: an environment is installed, and compiled."""
+
+import os
+import subprocess
+
+from tests.support import ROOT
+
+#: Says what it is asked for, and what it would write of compiled modules; an environment that it makes holds it, too.
+PYTHON = """\
+#!/bin/sh
+echo "$* ${PYTHONDONTWRITEBYTECODE-compiles}" >> installed
+if [ "$2" = venv ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi
+case "$*" in *compileall*) echo "some do not" >&2; exit 1;; esac
+"""
+
+
+def test_packages_are_installed_and_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    python, checkout = tmp_path / "a folder/python", tmp_path / "a checkout"
+    python.parent.mkdir()
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    checkout.mkdir()
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", "infra"):
+        (checkout / name).symlink_to(ROOT / name)
+    command = ["make", "--no-print-directory", ".venv/.installed", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=checkout, env=os.environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    asked = (checkout / "installed").read_text().splitlines()
+    assert all(line.endswith(" compiles") for line in asked), asked
+    assert [line.split()[1] for line in asked] == ["import", "venv", "pip", "pip", "pip", "compileall"]
+    assert asked[-1].split()[-2] == ".venv/lib" and asked[-2].split()[-3:-1] == ["-e", "."]
+    assert (checkout / ".venv/.installed").exists()

@@ -174,14 +174,11 @@ def require_unchanged(path: Path, noted_in: Path, key: str) -> str:
         key: its key for the sha256.
 
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file, or the one with the note is not JSON.
         CorruptError: a byte of the file has changed, or of the note.
     """
     sha256 = sha256_file(require_file(path))
-    try:
-        noted = read_object(noted_in).get(key) or sha256
-    except DataError:
-        return sha256
+    noted = (read_object(noted_in).get(key) if noted_in.is_file() else None) or sha256
     if noted != sha256:
         raise CorruptError(
             f"{path}: damaged: its sha256 is not the one in {noted_in.name}; get it back with `dvc checkout`, or run "

@@ -74,8 +74,8 @@ def write_addresses(directory: Path, nums_pairs: Iterable[NDArray[np.int64]], ad
 class PairAddresses:
     """The open file. It stays the same when another index replaces the folder."""
 
-    def __init__(self, file: pq.ParquetFile) -> None:
-        self._file, self._lock = file, threading.Lock()
+    def __init__(self, path: Path, file: pq.ParquetFile) -> None:
+        self._path, self._file, self._lock = path, file, threading.Lock()
 
     @classmethod
     def load(cls, directory: Path, num_images: int) -> PairAddresses:
@@ -88,7 +88,7 @@ class PairAddresses:
             file = pq.ParquetFile(directory / ADDRESSES, pre_buffer=False, page_checksum_verification=True)
             if not file.schema_arrow.equals(_SCHEMA) or file.metadata.num_rows != num_images:
                 raise pa.ArrowInvalid("other columns or rows")
-        return cls(file)
+        return cls(directory / ADDRESSES, file)
 
     def of(self, position: int, num_pairs: int) -> tuple[PairAddress, ...]:
         """The addresses of an image's pairs, in their order. Raises CorruptError if they are damaged.
@@ -97,7 +97,7 @@ class PairAddresses:
             position: of the image, from 0.
             num_pairs: that it has.
         """
-        with of_index(ADDRESSES):
+        with of_index(self._path):
             with self._lock:
                 group = self._file.read_row_group(position // ROWS_PER_GROUP, use_threads=False)
             row = group.slice(position % ROWS_PER_GROUP, 1).to_pylist()[0]
@@ -109,7 +109,7 @@ class PairAddresses:
     def covered(self, covers: Callable[[str, str], bool]) -> Iterator[int]:
         """The positions of images that have a pair whose (url, page_url) is covered. Raises CorruptError if damaged."""
         for group in range(self._file.num_row_groups):
-            with of_index(ADDRESSES):
+            with of_index(self._path):
                 with self._lock:
                     rows = self._file.read_row_group(group, use_threads=False)
                 owners = pc.list_parent_indices(rows[_PAGES].combine_chunks()).to_pylist()

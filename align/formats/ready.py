@@ -47,7 +47,7 @@ def require_whole(folder: Path) -> None:
     found = _digests(folder)
     for name in sorted({*found, *manifest.sha256}):
         if found.get(name) != manifest.sha256.get(name):
-            problem = "its bytes have changed"
+            problem = f"its bytes are not those that {MANIFEST} names"
             if name not in found or name not in manifest.sha256:
                 problem = f"not in {MANIFEST}" if name in found else "missing"
             raise CorruptError(f"{folder / name}: {problem}; {_REMEDY}")

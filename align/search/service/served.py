@@ -118,12 +118,12 @@ def load(release: Release, folders: Folders) -> Served:
     """
     from align.model.embedder import Embedder
 
+    embedder = Embedder.load(folders.model)  # first: a damaged model is no fault of its index
     index = ImageIndex.load(folders.index, VectorIndex.load)
     if not folders.vouched and index.header.model_digest != model_digest(folders.model):
         raise DataError(f"{folders.index}: was made with another model than {folders.model}; run `align index` again")
     if not index.items:
         raise DataError(f"{folders.index}: holds no image")
-    embedder = Embedder.load(folders.model)
     if embedder.width != index.header.width:
         raise CorruptError(
             f"{folders.index}: its vectors have {index.header.width} numbers, those of the model {embedder.width}"

@@ -9,6 +9,7 @@ from align.errors import CorruptError, DataError, FormatError
 from align.formats.model_folder import (
     CONFIG,
     TOKENIZER,
+    TOKENIZER_CONFIG,
     TOKENIZER_FOLDER,
     WEIGHTS,
     ModelFolderConfig,
@@ -73,6 +74,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"model\.safetensors: no such file"):
         read_weights(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"not weights")
+    (tmp_path / CONFIG).unlink()  # which could note another digest
     with pytest.raises(DataError, match=r"model\.safetensors: does not load"):
         read_weights(tmp_path)
 
@@ -87,3 +89,12 @@ def test_a_damaged_model_has_no_digest_and_its_file_is_named(tmp_path, name):
     with pytest.raises(CorruptError) as error:  # and not an index that names another model
         model_digest(directory)
     assert str(error.value).startswith(f"{directory / name}: damaged")
+
+
+@pytest.mark.parametrize("name", [CONFIG, f"{TOKENIZER_FOLDER}/{TOKENIZER_CONFIG}"])
+def test_a_file_that_notes_a_digest_and_cannot_be_read_is_named(tmp_path, name):
+    directory = tiny_model.write(tmp_path)
+    (directory / name).write_text("{")
+    with pytest.raises(DataError) as error:  # and neither an index nor a file whose digest nobody knows
+        model_digest(directory)
+    assert str(error.value).startswith(f"{directory / name}: ")

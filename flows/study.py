@@ -19,7 +19,7 @@ from pydantic import Field
 from align.config import load_params
 from align.config.params import DEMO, PARAMS_FILE, profile_names
 from align.config.paths import PathsConfig
-from align.config.study import Cell, read_study
+from align.config.study import Cell, Study, read_study
 from align.display.visible import markdown_table, plain_markdown
 from align.errors import AlignError, DataError
 from align.lineage.runs.study import COLUMNS, notes, read_runs, rows, write
@@ -57,8 +57,7 @@ def study(
     """
     root, log = Path.cwd(), get_run_logger().info
     with in_progress(), tempfile.TemporaryDirectory(prefix="align-") as scratch:
-        is_file = study.strip().endswith((".yaml", ".yml"))
-        asked = read_study(inside(root, study.strip()) if is_file else root / STUDIES / f"{study.strip()}.yaml")
+        asked = named_study(root, study)
         commit, _ = commit_of(root, Request(ref="HEAD"))  # of all runs, whatever is committed meanwhile
         requests: dict[Cell, Request] = {}
         for arm, seed in asked.cells():
@@ -94,6 +93,12 @@ def study(
         if missing:
             raise DataError(f"{text}\n{len(missing)} of {len(requests)} runs failed; the same command tries them again")
         return text
+
+
+def named_study(root: Path, named: str) -> Study:
+    """A study by its name in infra/studies, or by its file. Raises AlignError: it is not one of the checkout."""
+    file = named.strip()
+    return read_study(inside(root, file if file.endswith((".yaml", ".yml")) else f"{STUDIES}/{file}.yaml"))
 
 
 def _run(root: Path, name: str, commit: str, request: Request) -> str:

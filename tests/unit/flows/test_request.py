@@ -19,6 +19,7 @@ from flows.checkout.run_branch import check_name
 from flows.pipeline import data, pipeline
 from flows.promote import promote
 from flows.request import SHORTCUTS, Part, Request, inside, settled
+from flows.study import named_study
 from flows.tasks.run_context import RunContext
 from tests.support import ROOT
 from tests.support.dvc_projects import commit_all
@@ -300,3 +301,14 @@ def test_a_path_of_a_form_stays_in_the_checkout(tmp_path, path):
     with pytest.raises(DataError) as raised:
         inside(root, path)
     assert f"{path[:100]}: not in the checkout" in str(raised.value) and len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("named", ["../../../out", "a\0b", "\ud800", "../../../out.yaml"])
+def test_a_name_of_a_study_leads_to_no_other_file(tmp_path, named):
+    root = tmp_path / "checkout"
+    (root / "infra").mkdir(parents=True)
+    shutil.copytree(ROOT / "infra/studies", root / "infra/studies")
+    (tmp_path / "out.yaml").symlink_to(ROOT / "infra/studies/paper.yaml")
+    assert named_study(root, " paper ") == named_study(root, "infra/studies/paper.yaml")
+    with pytest.raises(DataError, match="not in the checkout"):
+        named_study(root, named)

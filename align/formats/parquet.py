@@ -8,7 +8,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +33,10 @@ _MAX_BYTES_PER_CHARACTER = 4
 _INDEX_BYTES, _IMAGE_BYTES = 256 << 20, 128 << 10
 
 
+#: What becomes of a column.
+_Prepared = Callable[[pa.Array], pa.Array]
+
+
 class ForeignTable:
     """A parquet file of unknown origin.
 
@@ -42,6 +46,7 @@ class ForeignTable:
 
     Attributes:
         schema: its columns.
+        group_rows: rows of each row group.
 
     Raises:
         pa.ArrowInvalid: it is not a parquet file.
@@ -52,30 +57,42 @@ class ForeignTable:
         with _damage_is_invalid(), allocating_at_most(_BATCH_BYTES):
             self._metadata = pq.read_metadata(file)
             self.schema: pa.Schema = self._metadata.schema.to_arrow_schema()
+            groups = range(self._metadata.num_row_groups)
+            self.group_rows = [int(self._metadata.row_group(group).num_rows) for group in groups]
 
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def batches(
+        self, columns: Sequence[str], groups: Iterable[int] | None = None, *, pictures: bool = False
+    ) -> Iterator[pa.RecordBatch]:
         """Yields the rows of some columns in order; strings have at most MAX_CHARACTERS, the rest is cut off.
 
         Bytes that are not UTF-8 become U+FFFD in strings.
+
+        Args:
+            columns: their names.
+            groups: the row groups that are read; None: all.
+            pictures: the columns hold pictures, of which nothing is cut off.
 
         Raises:
             DataError: a batch needs too much memory.
             pa.ArrowInvalid: the file is damaged.
         """
-        for group in range(self._metadata.num_row_groups):
+        prepared = _as_it_is if pictures else _bounded
+        for group in range(len(self.group_rows)) if groups is None else groups:
             rows = self._batch_rows(group)
             num_done = 0
             try:
-                for batch in self._group(group, columns, rows):
+                for batch in self._group(group, columns, rows, prepared):
                     yield batch
                     num_done += len(batch)
             except MemoryError:
-                yield from self._few_at_a_time(group, columns, min(rows, _FEW_ROWS), num_done)
+                yield from self._few_at_a_time(group, columns, min(rows, _FEW_ROWS), prepared, num_done)
 
-    def _few_at_a_time(self, group: int, columns: Sequence[str], rows: int, num_done: int) -> Iterator[pa.RecordBatch]:
+    def _few_at_a_time(
+        self, group: int, columns: Sequence[str], rows: int, prepared: _Prepared, num_done: int
+    ) -> Iterator[pa.RecordBatch]:
         """The rows of a row group without the first `num_done`."""
         try:
-            for batch in self._group(group, columns, rows):
+            for batch in self._group(group, columns, rows, prepared):
                 if len(batch) > num_done:
                     yield batch.slice(num_done)
                 num_done = max(0, num_done - len(batch))
@@ -85,7 +102,7 @@ class ForeignTable:
                 "the file is damaged or made to do harm: remove it, or write it again without such values"
             ) from None
 
-    def _group(self, group: int, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    def _group(self, group: int, columns: Sequence[str], rows: int, prepared: _Prepared) -> Iterator[pa.RecordBatch]:
         """The batches of a row group. Raises MemoryError if one needs more than it may."""
         with pq.ParquetFile(self._file, pre_buffer=False, metadata=self._metadata) as table:
             with _damage_is_invalid():
@@ -95,7 +112,7 @@ class ForeignTable:
                     batch = next(batches, None)
                     if batch is None:
                         return
-                    batch = pa.record_batch([_bounded(column) for column in batch.columns], names=batch.schema.names)
+                    batch = pa.record_batch(list(map(prepared, batch.columns)), names=batch.schema.names)
                 yield batch
 
     def _batch_rows(self, group: int) -> int:
@@ -163,6 +180,10 @@ def is_list(kind: pa.DataType) -> bool:
         or pa.types.is_list_view(kind)
         or pa.types.is_large_list_view(kind)
     )
+
+
+def _as_it_is(column: pa.Array) -> pa.Array:
+    return column
 
 
 def _bounded(column: pa.Array) -> pa.Array:

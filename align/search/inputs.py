@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from align.display.console import say
 from align.errors import ConfigError, DataError
-from align.formats.parquet import ForeignTable
+from align.formats.parquet import ForeignTable, readable
 
 #: Suffixes of the images in a folder; other files are counted and ignored.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jfif"})
@@ -89,16 +88,18 @@ def _open_folder(folder: Path, column: str | None) -> EmbedSource:
 
 def _open_parquet(path: Path, column: str | None) -> EmbedSource:
     try:
-        schema, num_rows = pq.read_schema(path), pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
+        table = ForeignTable(path, str(path))
+    except (pa.ArrowException, MemoryError, OSError) as error:
         raise DataError(f"{path}: not a parquet file that can be read: {str(error).splitlines()[0]}") from None
+    schema = table.schema
     if column is None or column not in schema.names:
         problem = f"no column {column!r}" if column else "which column? Give --column NAME"
         raise ConfigError(f"{path}: {problem}; its columns: {', '.join(schema.names)}")
     kind = schema.field(column).type
     if not (_is_text(kind) or _is_bytes(kind) or _is_image_struct(kind)):
         raise ConfigError(f"{path}: column {column!r} is {kind}; expected texts or the bytes of images")
-    return EmbedSource(path, "text" if _is_text(kind) else None, num_rows, partial(_column_rows, path, column))
+    rows = partial(_column_rows, path, table, column)
+    return EmbedSource(path, "text" if _is_text(kind) else None, sum(table.group_rows), rows)
 
 
 def _folder_rows(folder: Path) -> Iterator[EmbedInput]:
@@ -121,11 +122,10 @@ def _line_rows(path: Path) -> Iterator[EmbedInput]:
             yield _text_input(row, text)
 
 
-def _column_rows(path: Path, column: str) -> Iterator[EmbedInput]:
-    row, table = 0, ForeignTable(path, str(path))
-    with pq.ParquetFile(path, pre_buffer=False) as file:  # with it, pyarrow keeps all images that it has read
-        pictures = file.iter_batches(batch_size=64, columns=[column])
-        for batch in table.batches([column]) if _is_text(table.schema.field(column).type) else pictures:
+def _column_rows(path: Path, table: ForeignTable, column: str) -> Iterator[EmbedInput]:
+    row, is_text = 0, _is_text(table.schema.field(column).type)
+    with readable(path, "damaged", "write it again"):
+        for batch in table.batches([column], pictures=not is_text):
             for value in batch.column(0):
                 content = value.as_py()
                 if isinstance(content, dict):  # {"bytes": ..., "path": ...}, as in image columns of `datasets`

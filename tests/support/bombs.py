@@ -33,6 +33,16 @@ def parquet_bomb(path, num_rows, encoding="RLE_DICTIONARY", num_bytes=MIB):
     return path
 
 
+def repeated_value(path, column, value, **others):
+    """A table in which 64 rows have the same large value, stored once."""
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array([value]))
+    options = {"store_schema": False, "write_statistics": False, "dictionary_pagesize_limit": 1 << 30}
+    table = pa.table({column: rows} | {name: [one] * 64 for name, one in others.items()})
+    pq.write_table(table, path, compression="zstd", **options)
+    assert path.stat().st_size < 100_000
+    return path
+
+
 def one_long_line(path, head, num_mib, tail):
     """A gzipped file with a line of that many MiB of `a` between two pieces."""
     path.write_bytes(gzip.compress(head) + gzip.compress(b"a" * MIB) * num_mib + gzip.compress(tail))

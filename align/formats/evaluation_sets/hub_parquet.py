@@ -15,18 +15,15 @@ from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from align.config.suite import SuiteSet
 from align.errors import DataError
 from align.formats.evaluation_set import EvaluationImage, EvaluationSet, Split, Unreadable
 from align.formats.evaluation_sets.files import MAX_PICTURE_BYTES, class_names, made
-from align.formats.parquet import readable
+from align.formats.parquet import ForeignTable, readable
 from align.formats.picture_table import LABEL_COLUMNS, TEXT_COLUMNS, usual_column
 from align.interfaces.store import Files
 
-#: Rows with pictures in memory at a time.
-_ROWS = 32
 _readable = partial(readable, problem="unreadable as parquet", remedy="fetch it again")
 
 
@@ -57,12 +54,12 @@ class RowPictures:
             yield from self._of_file(uri, column, [row for _, _, row in places])
 
     def _of_file(self, uri: str, column: str, rows: Sequence[int]) -> Iterator[bytes | Unreadable]:
-        with _readable(uri), self.files.open(uri) as stream, pq.ParquetFile(stream) as file:
-            first = 0
-            for group in range(file.num_row_groups):
-                end = first + file.metadata.row_group(group).num_rows
+        with _readable(uri), self.files.open(uri) as stream:
+            table, first = ForeignTable(stream, uri), 0
+            for group, num_rows in enumerate(table.group_rows):
+                end = first + num_rows
                 if mine := [row for row in rows if first <= row < end]:
-                    for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column], use_threads=False):
+                    for batch in table.batches([column], [group], pictures=True):
                         here = [row - first for row in mine if first <= row < first + len(batch)]
                         yield from (_picture(batch.column(0)[row].as_py()) for row in here)
                         first += len(batch)
@@ -131,8 +128,8 @@ def files_of(wanted: SuiteSet, split: str, files: Files) -> list[str]:
 
 
 def _columns(wanted: SuiteSet, uri: str, files: Files) -> _Columns:
-    with _readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
-        schema = file.schema_arrow
+    with _readable(uri), files.open(uri) as stream:
+        schema = ForeignTable(stream, uri).schema
     images = [
         field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
     ]
@@ -164,9 +161,8 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 
 def _items(uri: str, columns: _Columns, files: Files) -> Iterator[tuple[int | None, tuple[str, ...]]]:
     """Label and texts of each row; pictures are not read."""
-    name = columns.texts or columns.label
-    with _readable(uri), files.open(uri) as stream, pq.ParquetFile(stream) as file:
-        for batch in file.iter_batches(1024, columns=[name], use_threads=False):
+    with _readable(uri), files.open(uri) as stream:
+        for batch in ForeignTable(stream, uri).batches([str(columns.texts or columns.label)]):
             for value in batch.column(0).to_pylist():
                 if columns.texts is None:
                     yield value if isinstance(value, int) and value >= 0 else None, ()

@@ -9,7 +9,7 @@ from align.errors import ConfigError, DataError
 from align.model.embedder import Embedder
 from align.search.embed import embed
 from align.search.inputs import open_source
-from tests.support import tiny_model
+from tests.support import bombs, tiny_model
 from tests.support.colours import square
 
 
@@ -107,6 +107,13 @@ def test_columns_of_texts_bytes_and_image_structs(embedder, tmp_path):
     assert plain[2]["embedding"] == pytest.approx(embedder.embed_images([square("blue")])[0].tolist(), abs=1e-6)
     with pytest.raises(ConfigError, match="int64"):
         open_source(path, "number")
+
+
+def test_pictures_of_a_small_table_that_need_much_memory_are_refused(tmp_path, monkeypatch):
+    path = bombs.repeated_value(tmp_path / "table.parquet", "image", bytes(8 << 20))
+    monkeypatch.setattr("align.formats.parquet._BATCH_BYTES", 64 << 20)
+    with pytest.raises(DataError, match=r"table\.parquet: 64 row\(s\) of row group 0 need more than 64 MiB"):
+        list(open_source(path, "image").rows())
 
 
 def test_many_inputs_are_embedded_some_at_a_time_and_a_killed_run_leaves_nothing(embedder, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import webdataset
 
 from align.errors import DataError
+from tests.support import bombs
 from tests.support.caption_sets import CAPTIONS, PICTURES, karpathy, pictures
 from tests.support.suites import read
 
@@ -131,6 +132,14 @@ def test_captions_in_tars_and_in_parquet(tmp_path):
         one = read(tmp_path, path, kind, "retrieval")
         assert one.kind == "retrieval" and [list(image.texts) for image in one.images] == list(CAPTIONS.values())
         assert [data for _, data in one.read()] == list(PICTURES.values())
+
+
+def test_captions_of_a_small_table_that_need_much_memory_are_refused(tmp_path, monkeypatch):
+    picture = {"bytes": PICTURES["0.jpg"], "path": "0.jpg"}
+    path = bombs.repeated_value(tmp_path / "one.parquet", "caption", "a " * (4 << 20), image=picture)
+    monkeypatch.setattr("align.formats.parquet._BATCH_BYTES", 64 << 20)
+    with pytest.raises(DataError, match=r"one\.parquet: 64 row\(s\) of row group 0 need more than 64 MiB"):
+        read(tmp_path, path, "parquet", "retrieval")
 
 
 def test_a_file_for_other_images_and_a_picture_that_is_gone(tmp_path):

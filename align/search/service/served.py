@@ -26,8 +26,10 @@ if TYPE_CHECKING:  # imports torch, which a server without a champion does not n
 _TRIED_WITH = "a red fox"
 #: Texts as long as a query's: characters of many kinds alone, followed by another, and in turn with others.
 _TRIAL = """
-import resource, sys
+import ctypes, resource, signal, sys
 from tokenizers import Tokenizer
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the service
 for kind, most in ((resource.RLIMIT_CPU, int(sys.argv[2])), (resource.RLIMIT_AS, int(sys.argv[3]))):
     resource.setrlimit(kind, (most, most))
 tokenizer = Tokenizer.from_file(sys.argv[1])
@@ -103,7 +105,8 @@ def require_quick(model: Path) -> None:
         if file.is_file():
             trial = [sys.executable, "-I", "-c", _TRIAL, str(file), str(_TRIAL_CPU_S), str(_TRIAL_BYTES)]
             try:
-                subprocess.run(trial, check=True, capture_output=True, timeout=_TRIAL_S)
+                # a session of its own: Ctrl-C ends the service, and says nothing of a tokenizer
+                subprocess.run(trial, check=True, capture_output=True, timeout=_TRIAL_S, start_new_session=True)
             except subprocess.SubprocessError:
                 raise DataError(
                     f"{file}: fails, or takes more than {_TRIAL_CPU_S} s for ordinary texts; take another tokenizer"

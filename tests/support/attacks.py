@@ -38,7 +38,7 @@ def words(port):
 
 def keys(port):
     """Four bodies of 60 kB of unknown keys, the longest that are read."""
-    return [_post(port, "/search", json.dumps({f"k{number}": 1 for number in range(5000)}).encode())] * 4
+    return [_post(port, "/embed", json.dumps({f"k{number}": 1 for number in range(5000)}).encode())] * 4
 
 
 def pictures(port):
@@ -48,7 +48,7 @@ def pictures(port):
 
 def pieces(port):
     """Eight bodies in chunks of one byte."""
-    head = f"POST /search HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = f"POST /embed HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ntransfer-encoding: chunked\r\n\r\n"
     return [head.encode() + b"1\r\nx\r\n" * 40_000] * 8
 
 

@@ -108,11 +108,6 @@ def _searches(app: FastAPI, service: SearchService) -> None:
         """Pictures for a text, or like an indexed picture, with words added or taken away."""
         return await _search(service, request, _asked(request))
 
-    @app.post("/search", response_model=SearchAnswer, responses=_REFUSALS, summary="By text or key")
-    async def search_json(request: Request, asked: SearchQuery) -> Response:
-        """The same as JSON."""
-        return await _search(service, request, asked)
-
     @app.post(
         "/search/image",
         response_model=SearchAnswer,

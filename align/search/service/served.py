@@ -26,10 +26,8 @@ if TYPE_CHECKING:  # imports torch, which a server without a champion does not n
 _TRIED_WITH = "a red fox"
 #: Texts as long as a query's: characters of many kinds alone, followed by another, and in turn with others.
 _TRIAL = """
-import ctypes, resource, signal, sys
+import resource, sys
 from tokenizers import Tokenizer
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the service
 for kind, most in ((resource.RLIMIT_CPU, int(sys.argv[2])), (resource.RLIMIT_AS, int(sys.argv[3]))):
     resource.setrlimit(kind, (most, most))
 tokenizer = Tokenizer.from_file(sys.argv[1])

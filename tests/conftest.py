@@ -10,7 +10,7 @@ from tests.support import ROOT, warm
 
 pytest_plugins = [
     "tests.support.devices", "tests.support.durations", "tests.support.mlflow_file", "tests.support.schedule",
-    "tests.support.time_limits",
+    "tests.support.small_blocks", "tests.support.time_limits",
 ]  # fmt: skip
 
 silence_telemetry()

@@ -31,7 +31,7 @@ from align.formats.model_folder import model_digest
 from align.model.embedder import Crop, Embedder, Embeddings
 
 #: Pictures whose embeddings are in memory as float32.
-_CHUNK = 1024
+_PICTURES_AT_ONCE = 1024
 
 Half = NDArray[np.float16]
 
@@ -155,7 +155,7 @@ def _embedded(
 
     shown = crops()
     num_done = 0
-    while len(embeds := finite(towers.embed_crops(islice(shown, _CHUNK)), name)):
+    while len(embeds := finite(towers.embed_crops(islice(shown, _PICTURES_AT_ONCE)), name)):
         yield from zip(names[num_done : num_done + len(embeds)], embeds.astype(np.float16), strict=True)
         num_done += len(embeds)
 

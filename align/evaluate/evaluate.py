@@ -41,7 +41,7 @@ from align.evaluate.figures import confusion_figure, examples_figure, recall_fig
 from align.evaluate.measure import Classification, Retrieval, measure_classification, measure_retrieval
 from align.evaluate.page import Shown, evaluation_page
 from align.evaluate.protocols.recall import Gallery
-from align.evaluate.protocols.retrieval import BLOCK_BYTES
+from align.evaluate.protocols.retrieval import SIMILARITIES_AT_ONCE
 from align.evaluate.report import EvaluateReport, make_report
 from align.evaluate.tuned import recipe_for
 from align.formats.evaluation_set import EvaluationSet
@@ -312,7 +312,8 @@ def announce(sets: Sequence[EvaluationSet], towers: Towers, model: Path) -> None
         say(f"evaluate: {one.name}: {what}{left_out}")
     pictures = sum(len(one.images) for one in sets)
     seconds, width = _tried(sets, towers)
-    more = 8 * width * max((len(one.images) + texts.get(one.name, 0) for one in sets), default=0) + BLOCK_BYTES
+    more = 8 * width * max((len(one.images) + texts.get(one.name, 0) for one in sets), default=0)
+    more += 4 * SIMILARITIES_AT_ONCE
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + more
     say(

@@ -37,14 +37,14 @@ from align.filter.work_folder import NumberedShard, Shards, WorkFolder, by_shard
 from align.formats import filtered
 from align.formats.raw import iter_images
 from align.interfaces.executor import Executor
-from align.interfaces.sql import ROW_GROUP_SIZE, Engine
+from align.interfaces.sql import ROWS_AT_ONCE, Engine
 from align.pairs.languages import languages
 
 EmbedImages = Callable[[Sequence[bytes]], NDArray[np.float32]]
 EmbedTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 
 #: Pairs embedded at a time.
-_BATCH = 256
+_PAIRS_AT_ONCE = 256
 
 
 def compare_texts(work: WorkFolder, item: NumberedShard) -> None:
@@ -117,7 +117,7 @@ def similarities(
         embed_texts: (N,) texts -> (N, width) L2-normalised.
     """
     remaining = iter(pairs)
-    while batch := list(islice(remaining, _BATCH)):
+    while batch := list(islice(remaining, _PAIRS_AT_ONCE)):
         images = list(dict.fromkeys(data for _, data, _ in batch))
         embedded = dict(zip(images, _embedded(images, embed_images), strict=True))
         texts = embed_texts([text for _, _, text in batch])
@@ -157,7 +157,7 @@ def write_decisions(work: WorkFolder, item: NumberedShard) -> None:
     commit(_images(images, known), work.file("known_images", name))
     for table, rows in ((filtered.FACTS, _facts(name, pairs, known)), (filtered.DECISIONS, _decisions(pairs, masks))):
         with _writer(work.file(table, name), rows.schema) as writer:
-            writer.write_table(rows, filtered.ROW_GROUP_SIZE)
+            writer.write_table(rows, filtered.ROWS_AT_ONCE)
 
 
 def _with_languages(pairs: pa.Table, keep: pa.BooleanArray) -> pa.Table:
@@ -247,17 +247,9 @@ def decide(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards)
 
 def _write_images(table: Path, path: Path) -> None:
     """Writes the table again, so that its bytes are the same whichever engine has made it."""
-    waiting: list[pa.Table] = []
     with pq.ParquetFile(table, pre_buffer=False) as file, _writer(path, file.schema_arrow.remove_metadata()) as writer:
-        for batch in file.iter_batches(ROW_GROUP_SIZE):
-            waiting.append(pa.Table.from_batches([batch]).replace_schema_metadata())
-            rows = pa.concat_tables(waiting)
-            if len(rows) >= ROW_GROUP_SIZE:
-                writer.write_table(rows.slice(0, ROW_GROUP_SIZE))
-                rows = rows.slice(ROW_GROUP_SIZE)
-            waiting = [rows]
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting))
+        for batch in file.iter_batches(ROWS_AT_ONCE):  # whichever row groups the engine has made
+            writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata())
 
 
 def _write_decided(engine: Engine, work: WorkFolder, executor: Executor, shards: Shards) -> None:

@@ -41,7 +41,7 @@ _MAX_BITS = 20
 #: ... and the colours of their thumbnails correlate above this: copies reach 0.999, flags with another emblem 0.997.
 _CORRELATION_ABOVE = 0.998
 #: Rows of the hash comparison at a time: bounds its memory.
-_COMPARE_ROWS = 1024
+_COMPARED_AT_ONCE = 1024
 #: Standard deviation (0 to 255) below which a thumbnail counts as one colour, since correlation means nothing ...
 _FLAT_STD = 1.0
 #: ... and the mean colours of two such pictures must be this close.
@@ -83,8 +83,8 @@ class Fingerprints:
 def near_duplicates(images: Fingerprints, references: Fingerprints) -> list[tuple[int, int]]:
     """All (row of `images`, row of `references`) that show the same picture; compares 1024 rows at a time."""
     matches: list[tuple[int, int]] = []
-    for start in range(0, len(images.owners), _COMPARE_ROWS):
-        block = slice(start, start + _COMPARE_ROWS)
+    for start in range(0, len(images.owners), _COMPARED_AT_ONCE):
+        block = slice(start, start + _COMPARED_AT_ONCE)
         distance = np.bitwise_count(images.phashes[block, None] ^ references.phashes[None, :])
         left, right = np.nonzero(distance <= _MAX_BITS)
         left = left + start
@@ -107,7 +107,7 @@ def by_content(
 
 
 #: Rows of a file written, or of a shard compared, at a time.
-_BLOCK_ROWS = 1024
+_ROWS_AT_ONCE = 1024
 #: The largest error of a float32 sum.
 _MARGIN = 1e-3
 
@@ -143,7 +143,7 @@ def write_embeddings(path: Path, rows: Iterable[tuple[str, NDArray[np.float16]]]
     path.parent.mkdir(exist_ok=True)
     with replaced(path, on_disk=False) as beside, pa.ipc.new_file(str(beside), schema) as writer:
         remaining = iter(rows)
-        while block := list(islice(remaining, _BLOCK_ROWS)):
+        while block := list(islice(remaining, _ROWS_AT_ONCE)):
             views = [np.atleast_2d(vectors) for _, vectors in block]
             names = [name for (name, _), some in zip(block, views, strict=True) for _ in some]
             numbers = pa.array(np.concatenate(views).astype(np.float16, copy=False).ravel())
@@ -184,11 +184,11 @@ def near_duplicates_in(path: Path, references: Embeddings, find: Above, cut: flo
     """
     shard = read_embeddings(path)
     best: dict[tuple[int, str], float] = {}
-    for begin in range(0, len(shard.names), _BLOCK_ROWS):
-        block = shard.vectors[begin : begin + _BLOCK_ROWS]
+    for begin in range(0, len(shard.names), _ROWS_AT_ONCE):
+        block = shard.vectors[begin : begin + _ROWS_AT_ONCE]
         rows, others = find(block.astype(np.float32), cut - _MARGIN)
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            left, right = rows[start : start + _BLOCK_ROWS], others[start : start + _BLOCK_ROWS]
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            left, right = rows[start : start + _ROWS_AT_ONCE], others[start : start + _ROWS_AT_ONCE]
             # each match once more in float64: a float32 sum may depend on the other rows of the matrix
             cosines = (block[left].astype(np.float64) * references.vectors[right]).sum(axis=1).round(4)
             for row, other, cosine in zip(left.tolist(), right.tolist(), cosines.tolist(), strict=True):

@@ -71,7 +71,7 @@ _ANY_DIGIT = regex.compile(r"\d")
 #: Short pieces beyond ASCII that are remembered from shard to shard; about 10 MB, at most 80 MB.
 _NUM_REMEMBERED, _REMEMBERED_CHARACTERS = 1 << 14, 64
 #: Pieces beyond ASCII whose words are strings at the same time, before they become hashes.
-_BLOCK = 512
+_PIECES_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -269,10 +269,10 @@ class _Pieces:
 def _foreign_pieces(pieces: pa.StringArray) -> tuple[list[int], Int64s, list[int], list[bool]]:
     """`counts`, `words`, `digits` and `trait` of `_Pieces`, for pieces beyond ASCII."""
     counts, digits, trait, hashed = list[int](), list[int](), list[bool](), [np.zeros(0, np.int64)]
-    for start in range(0, len(pieces), _BLOCK):
+    for start in range(0, len(pieces), _PIECES_AT_ONCE):
         block = [
             (_remembered_piece if len(piece) <= _REMEMBERED_CHARACTERS else _foreign_piece)(piece)
-            for piece in pieces.slice(start, _BLOCK).to_pylist()
+            for piece in pieces.slice(start, _PIECES_AT_ONCE).to_pylist()
         ]
         counts += [len(piece_words) for piece_words, _, _ in block]
         digits += [number for _, number, _ in block]

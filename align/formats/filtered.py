@@ -5,7 +5,7 @@
     images.parquet            one row per distinct image with bytes, in order of `image_id`
 
 The first two have a part for each raw shard. Rows of pairs are in order of `key` through all parts, in row groups of
-ROW_GROUP_SIZE, so that finding one pair reads little. The files carry no version: a reader checks the columns that it
+ROWS_AT_ONCE, so that finding one pair reads little. The files carry no version: a reader checks the columns that it
 needs.
 """
 
@@ -28,7 +28,7 @@ DECISION_FILES = f"{DECISIONS}/*.parquet"
 PAIR_FILES = (DECISION_FILES, f"{FACTS}/*.parquet")
 
 #: Rows per row group of decisions and facts.
-ROW_GROUP_SIZE = 10_000
+ROWS_AT_ONCE = 10_000
 
 #: `keep` is true, `reason` null and `reasons` empty together.
 DECISIONS_SCHEMA = pa.schema(

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 
 from align.errors import CorruptError, DataError
 from align.formats.indexed_words import write_words
-from align.formats.pair_addresses import ROWS_PER_GROUP, write_addresses
+from align.formats.pair_addresses import IMAGES_AT_ONCE, write_addresses
 from align.formats.parquet import of_index, read_whole
 
 ITEMS, THUMBNAILS = "items.parquet", "thumbnails.jpegs"
 
-_ROWS_PER_GROUP = 1 << 14
+_ROWS_AT_ONCE = 1 << 14
 _MAX_THUMBNAIL = 1 << 20
 _NAME = pa.dictionary(pa.int32(), pa.string())  # few different ones
 _SCHEMA = pa.schema([
@@ -212,7 +212,7 @@ class ImagesWriter:
         self.num_images += 1
         if self._thumbnails is not None:
             self._thumbnails.write(thumbnail)
-        if len(self._rows) == _ROWS_PER_GROUP:
+        if len(self._rows) == _ROWS_AT_ONCE:
             self._flush()
 
     def _flush(self) -> None:
@@ -225,7 +225,7 @@ def write_found(directory: Path, addresses: Iterable[pa.Table]) -> None:
     items = pq.ParquetFile(directory / ITEMS, pre_buffer=False)
     nums_pairs = (
         pc.list_value_length(batch["keys"]).to_numpy().astype(np.int64)
-        for batch in items.iter_batches(ROWS_PER_GROUP, columns=["keys"])
+        for batch in items.iter_batches(IMAGES_AT_ONCE, columns=["keys"])
     )
     write_addresses(directory, nums_pairs, addresses)
 
@@ -233,7 +233,7 @@ def write_found(directory: Path, addresses: Iterable[pa.Table]) -> None:
 def pairs(directory: Path) -> Iterator[pa.Table]:
     """`key` and `image_id` of the pairs of all images that an `ImagesWriter` wrote, in order, some at a time."""
     items = pq.ParquetFile(directory / ITEMS, pre_buffer=False)
-    for batch in items.iter_batches(_ROWS_PER_GROUP, columns=["keys", "image_id"]):
+    for batch in items.iter_batches(_ROWS_AT_ONCE, columns=["keys", "image_id"]):
         owners = pc.list_parent_indices(batch["keys"])
         yield pa.table([pc.list_flatten(batch["keys"]), batch["image_id"].take(owners)], schema=_PAIRS)
 

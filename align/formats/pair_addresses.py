@@ -21,7 +21,7 @@ from align.formats.parquet import of_index
 
 ADDRESSES = "addresses.parquet"
 
-ROWS_PER_GROUP = 1 << 12
+IMAGES_AT_ONCE = 1 << 12
 _PAGES, _PICTURES = "page_urls", "urls"
 _SCHEMA = pa.schema([(_PAGES, pa.list_(pa.string())), (_PICTURES, pa.list_(pa.string()))])
 
@@ -44,7 +44,7 @@ def write_addresses(directory: Path, nums_pairs: Iterable[NDArray[np.int64]], ad
 
     Args:
         directory: exists.
-        nums_pairs: pairs of each image, in arrays of ROWS_PER_GROUP; only the last may be shorter.
+        nums_pairs: pairs of each image, in arrays of IMAGES_AT_ONCE; only the last may be shorter.
         addresses: `page_urls` and `urls` of all pairs, those of the first image first, some at a time; no nulls.
 
     Raises:
@@ -99,8 +99,8 @@ class PairAddresses:
         """
         with of_index(self._path):
             with self._lock:
-                group = self._file.read_row_group(position // ROWS_PER_GROUP, use_threads=False)
-            row = group.slice(position % ROWS_PER_GROUP, 1).to_pylist()[0]
+                group = self._file.read_row_group(position // IMAGES_AT_ONCE, use_threads=False)
+            row = group.slice(position % IMAGES_AT_ONCE, 1).to_pylist()[0]
             pages, pictures = row[_PAGES], row[_PICTURES]
             if not len(pages) == len(pictures) == num_pairs or None in (*pages, *pictures):
                 raise ValueError("addresses are missing")
@@ -115,4 +115,4 @@ class PairAddresses:
                 owners = pc.list_parent_indices(rows[_PAGES].combine_chunks()).to_pylist()
                 columns = (pc.list_flatten(rows[name]).to_pylist() for name in (_PICTURES, _PAGES))
                 found = {owner for owner, *one in zip(owners, *columns, strict=True) if covers(*one)}
-            yield from (group * ROWS_PER_GROUP + position for position in found)
+            yield from (group * IMAGES_AT_ONCE + position for position in found)

@@ -23,7 +23,7 @@ from align.errors import CorruptError, DataError
 from align.pairs.text import MAX_CHARACTERS
 
 #: Rows of a batch; fewer if the file states that rows are large ...
-_BATCH_ROWS = 4096
+_ROWS_AT_ONCE = 4096
 _AIM_BYTES = 32 << 20
 #: ... or if such a batch allocates more than this. (Pages of 100 MB are usual, and are unpacked whole.)
 _FEW_ROWS = 64
@@ -121,7 +121,7 @@ class ForeignTable:
         Asked for one column whose statistics are damaged, Arrow would end the process.
         """
         stored = self._metadata.row_group(group)
-        return int(max(1, min(_BATCH_ROWS, stored.num_rows * _AIM_BYTES // max(1, stored.total_byte_size))))
+        return int(max(1, min(_ROWS_AT_ONCE, stored.num_rows * _AIM_BYTES // max(1, stored.total_byte_size))))
 
 
 @contextmanager

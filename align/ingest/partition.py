@@ -102,17 +102,17 @@ class IngestPlan:
 
 #: The plan's folder in the work folder: what was scanned, and then the pairs, as files of so many shards each.
 FOLDER = "plan"
-_SHARDS_OF_A_FILE = 10
+_SHARDS_AT_ONCE = 10
 PLAN = Piece("plan", f"{FOLDER}/plan.json")
 
 
 def _pairs_of(shard: int) -> Piece:
-    number = shard // _SHARDS_OF_A_FILE
+    number = shard // _SHARDS_AT_ONCE
     return Piece(f"pairs-{number:06d}", f"{FOLDER}/pairs/{number:06d}.parquet")
 
 
 def _all_pairs(num_shards: int) -> list[Piece]:
-    return [_pairs_of(shard) for shard in range(0, num_shards, _SHARDS_OF_A_FILE)]
+    return [_pairs_of(shard) for shard in range(0, num_shards, _SHARDS_AT_ONCE)]
 
 
 def planned_shard(position_digits: int, has_rights: bool, source: Source, pieces: Pieces, name: str) -> PlannedShard:
@@ -387,10 +387,10 @@ def _divide(folder: Path, num_shards: int) -> tuple[Counter[int], bool]:
     with pq.ParquetFile(folder / _SORTED) as pairs:
         runs = _by_shard(pairs)
         run = next(runs, None)
-        for start in range(0, num_shards, _SHARDS_OF_A_FILE):
+        for start in range(0, num_shards, _SHARDS_AT_ONCE):
             path = folder.parent / _pairs_of(start).last
             with pq.ParquetWriter(path, pairs.schema_arrow, compression="zstd") as writer:
-                while run is not None and run[0] < start + _SHARDS_OF_A_FILE:
+                while run is not None and run[0] < start + _SHARDS_AT_ONCE:
                     sizes[run[0]] += len(run[1])
                     has_rights |= any(run[1][name].null_count < len(run[1]) for name in RIGHTS)
                     writer.write_batch(run[1])

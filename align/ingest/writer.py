@@ -25,7 +25,7 @@ from align.formats.statuses import FAILED_TO_DOWNLOAD, FAILED_TO_RESIZE, NOT_FET
 from align.formats.tar import TarWriter
 
 #: Rows held in memory before they are written to the table.
-_ROWS = 2048
+_ROWS_AT_ONCE = 2048
 
 
 class RawShardWriter:
@@ -85,7 +85,7 @@ class RawShardWriter:
         if image is not None:
             key, text, about = row["key"], row["caption"].encode("utf-8"), json.dumps(row, ensure_ascii=False)
             self._tar.add((f"{key}.jpg", image), (f"{key}.txt", text), (f"{key}.json", about.encode("utf-8")))
-        if len(self._rows) >= _ROWS:
+        if len(self._rows) >= _ROWS_AT_ONCE:
             self._write_rows()
 
     def _write_rows(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 Rows = Callable[[str], list[tuple[Any, ...]]]
 
 #: Rows per row group in every parquet file that an engine writes.
-ROW_GROUP_SIZE = 100_000
+ROWS_AT_ONCE = 100_000
 
 
 class Engine(Protocol):

@@ -40,7 +40,7 @@ from align.model.text_tower import TextTower
 AnyImageTower = ImageTower | TimmTower
 
 #: Texts of similar length that a CPU encodes together: with fewer, small products cost more than padding.
-CPU_TEXTS = 16
+CPU_TEXTS_AT_ONCE = 16
 
 
 class DualEncoder(nn.Module):
@@ -162,9 +162,10 @@ class DualEncoder(nn.Module):
         else:
             ends_BT = (attention_mask != 0).long() * torch.arange(1, input_ids.shape[1] + 1)
             lengths_B, order_B = ends_BT.amax(dim=1).clamp(min=1).sort(stable=True)
+            alike = (torch.split(some_B, CPU_TEXTS_AT_ONCE) for some_B in (order_B, lengths_B))
             parts = [
                 self.text_features(input_ids[rows, : int(most[-1])], attention_mask[rows, : int(most[-1])])
-                for rows, most in zip(torch.split(order_B, CPU_TEXTS), torch.split(lengths_B, CPU_TEXTS), strict=True)
+                for rows, most in zip(*alike, strict=True)
             ]
             features_BF = torch.cat(parts)[order_B.argsort()]
         return F.normalize(self.text_projection(features_BF).float(), dim=-1)

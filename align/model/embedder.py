@@ -26,8 +26,8 @@ from align.model.tokenizer import TextTokenizer, pad
 
 T = TypeVar("T")
 
-IMAGE_BATCH = 64
-TEXT_BATCH = 64
+IMAGES_AT_ONCE = 64
+TEXTS_AT_ONCE = 64
 
 #: (number, width) float32, L2-normalised rows.
 Embeddings = NDArray[np.float32]
@@ -107,7 +107,7 @@ class Embedder:
     @torch.inference_mode()
     def embed_pixels(self, crops: Iterable[Crop]) -> NDArray[np.float32]:
         """Crops -> (N, width) float32, L2-normalised."""
-        parts = [self._image_rows(batch).cpu().numpy() for batch in batched(crops, IMAGE_BATCH)]
+        parts = [self._image_rows(batch).cpu().numpy() for batch in batched(crops, IMAGES_AT_ONCE)]
         return np.concatenate(parts) if parts else np.zeros((0, self.width), dtype=np.float32)
 
     def _image_rows(self, crops: list[Crop]) -> Tensor:
@@ -124,7 +124,7 @@ class Embedder:
         ids = self._tokenizer.ids(list(texts))
         embeds = np.zeros((len(ids), self.width), dtype=np.float32)
         by_length = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        for rows in islice(batched(by_length, TEXT_BATCH), part[0], None, part[1]):
+        for rows in islice(batched(by_length, TEXTS_AT_ONCE), part[0], None, part[1]):
             input_ids, mask = pad([ids[row] for row in rows], self._tokenizer.pad_id)
             embeds[rows] = self._model.encode_text(input_ids.to(self._device), mask.to(self._device)).cpu().numpy()
         return embeds

@@ -25,7 +25,7 @@ from align.errors import AlignError, ConfigError, DataError, first_line, panics_
 from align.formats.json_file import read_object
 from align.formats.model_folder import CONFIG, OPEN_CLIP, WEIGHTS, require_own_files
 from align.model.dual_encoder import layers_in
-from align.model.embedder import TEXT_BATCH, Crop, Embedder, Embeddings, batched
+from align.model.embedder import TEXTS_AT_ONCE, Crop, Embedder, Embeddings, batched
 from align.pairs.picture import MAX_PIXELS, PictureError, decode
 
 #: transformers' class of each model_type, and how its texts are padded; SigLIP has learned to see the padding.
@@ -99,7 +99,7 @@ class LibraryEmbedder(Embedder):
         """See `Embedder`."""
         assert part == (0, 1)  # of training
         rows = []
-        for batch in batched(texts, TEXT_BATCH):
+        for batch in batched(texts, TEXTS_AT_ONCE):
             with panics_are_errors():
                 inputs = {name: tensor.to(self._device) for name, tensor in self._library.texts(batch).items()}
             rows.append(F.normalize(self._library.text_features(**inputs).float(), dim=-1).cpu().numpy())

@@ -20,7 +20,7 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # it would use one thread per core for 
 
 #: A picture with more pixels than this is converted in strips, and at 1/2, 1/4 or 1/8 where the caller allows it.
 _LARGE_PIXELS = 16_000_000
-_STRIP_PIXELS = 1_000_000
+_PIXELS_AT_ONCE = 1_000_000
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 #: EXIF's orientation -> what turns the stored pixels upright.
@@ -145,7 +145,7 @@ def _converted(image: Image.Image, hint_px: int | None, *, keeps_canvas: bool) -
     if not large:
         return _on_white(levels(image))  # also frees the canvas that some decoders keep with the image
     whole = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
-    rows = max(1, _STRIP_PIXELS // width // factor) * factor
+    rows = max(1, _PIXELS_AT_ONCE // width // factor) * factor
     for top in range(0, height, rows):
         strip = _on_white(levels(image.crop((0, top, width, min(top + rows, height)))))
         whole.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))

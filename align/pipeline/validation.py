@@ -34,7 +34,7 @@ from align.training.ranks.process_group import Ranks
 from align.training.state import MetricRow
 
 #: Pictures that a rank embeds together: whole batches of an evaluation, so that sums round alike.
-_BLOCK = 256
+_PICTURES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class _SharedTowers(LoadedTowers):
     def share(self, one: EvaluationSet, ranks: Ranks) -> None:
         """Embeds all pictures of a set; the row of one that cannot be shown stays 0."""
         rows = np.zeros((len(one.images), self._embedder.width), dtype=np.float32)
-        for start in range(ranks.rank * _BLOCK, len(rows), ranks.world_size * _BLOCK):
-            pictures = one.read(range(start, min(start + _BLOCK, len(rows))), lambda *_: None)
+        for start in range(ranks.rank * _PICTURES_AT_ONCE, len(rows), ranks.world_size * _PICTURES_AT_ONCE):
+            pictures = one.read(range(start, min(start + _PICTURES_AT_ONCE, len(rows))), lambda *_: None)
             found = in_threads(self._shown, pictures, torch.get_num_threads())
             shown = {position: crop for position, crop in found if crop is not None}
             rows[list(shown)] = super().embed_crops(shown.values())

@@ -35,7 +35,7 @@ from align.formats.indexed_columns import write_columns
 from align.formats.indexed_images import ImagesWriter
 from align.formats.model_folder import model_digest
 from align.formats.picture_table import PICTURE_COLUMNS, TEXT_COLUMNS, PictureTable, usual_column
-from align.model.embedder import IMAGE_BATCH, Embedder, Encoder
+from align.model.embedder import IMAGES_AT_ONCE, Embedder, Encoder
 from align.pairs.picture import PictureError
 from align.pairs.text import normalise
 from align.project import provenance
@@ -48,7 +48,7 @@ from align.services.vector_index import VectorIndex
 _MAX_ROWS, _MAX_COLUMNS = 1_000_000, 64
 #: Characters of a column's name, of a value, and of a picture's name: the image's key, which travels in addresses.
 _MAX_NAME, _MAX_VALUE, _MAX_KEY = 100, 1_000, 400
-_PICTURES_AT_ONCE = 10 * IMAGE_BATCH
+_PICTURES_AT_ONCE = 10 * IMAGES_AT_ONCE
 _PIECES = ".embedded"
 #: What no file's name can have.
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
@@ -251,7 +251,7 @@ def _embed(pictures: Sequence[tuple[str, Path]], encoder: Encoder, thumbnail_px:
         except PictureError:
             rows.append({"image_id": image_id, "thumbnail": b"", "vector": b""})
     # alone in a batch, a vector differs in its last bits
-    fill = decoded[-1:] if len(decoded) % IMAGE_BATCH == 1 else []
+    fill = decoded[-1:] if len(decoded) % IMAGES_AT_ONCE == 1 else []
     vectors = iter(encoder.embed_images([*decoded, *fill]))
     return pa.Table.from_pylist(
         [{"vector": np.asarray(next(vectors), "<f4").tobytes()} | row if row["thumbnail"] else row for row in rows],

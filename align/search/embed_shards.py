@@ -32,11 +32,11 @@ from align.formats.shards import Manifest, Shard, ShardTask, local_tar
 from align.formats.tar_members import DamagedTar, read_members
 from align.interfaces.executor import Executor
 from align.interfaces.store import FetchTar
-from align.model.embedder import IMAGE_BATCH, Embedder, Encoder
+from align.model.embedder import IMAGES_AT_ONCE, Embedder, Encoder
 from align.pairs import picture
 
 #: Images that are in memory at a time: whole batches.
-_IMAGES_AT_ONCE = 64 * IMAGE_BATCH
+_SAMPLES_AT_ONCE = 64 * IMAGES_AT_ONCE
 #: Of thumbnails: one of 160 px takes about 3 kB.
 _QUALITY = 65
 _EMBEDDED, _MODEL = PIECES = (".embedded", ".model")
@@ -136,7 +136,7 @@ def _embed_tar(work: EmbedWork, encoder: Encoder, task: ShardTask) -> None:
 
 def _embedded(work: EmbedWork, encoder: Encoder, task: ShardTask) -> pa.Table:
     samples, tables = _samples(work, task.shard), [_SCHEMA.empty_table()]
-    while some := list(islice(samples, _IMAGES_AT_ONCE)):
+    while some := list(islice(samples, _SAMPLES_AT_ONCE)):
         vectors = encoder.embed_images(image for _, image in some)
         rows = [
             row | {"vector": np.asarray(vector, "<f4").tobytes(), "thumbnail": thumbnail(image, work.thumbnail_px)}

@@ -23,7 +23,7 @@ import duckdb
 from align.config.infrastructure import EngineConfig
 from align.durable.files import replaced
 from align.errors import DataError
-from align.interfaces.sql import ROW_GROUP_SIZE, Engine
+from align.interfaces.sql import ROWS_AT_ONCE, Engine
 
 #: Memory per row of a join's hash table of numbers, and for the rows joined to it. Measured with 50 million pairs, 25
 #: million numbers and 700 MB: two parts took 28 s, three 31 s, and one, which spilled, 46 s.
@@ -99,7 +99,7 @@ class DuckDbEngine:
         """See `Engine`."""
         # zstd's first level: the next two take a fifth more time, and the file is no smaller
         codec = {"none": "uncompressed", "zstd": "zstd, COMPRESSION_LEVEL 1"}.get(compression, compression)
-        options = f"FORMAT parquet, COMPRESSION {codec}, ROW_GROUP_SIZE {ROW_GROUP_SIZE}"
+        options = f"FORMAT parquet, COMPRESSION {codec}, ROW_GROUP_SIZE {ROWS_AT_ONCE}"
         with replaced(path, on_disk=False) as beside:
             self._execute(f"COPY ({query}) TO {_quoted(beside)} ({options})")
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from align.config.infrastructure import EngineConfig
 from align.durable.files import replaced
 from align.errors import ServiceError
-from align.interfaces.sql import ROW_GROUP_SIZE
+from align.interfaces.sql import ROWS_AT_ONCE
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: Spark has no unsigned 64-bit integers and reads them as these.
@@ -94,8 +94,8 @@ def _join(parts: list[Path], path: Path, compression: str) -> None:
     with pq.ParquetWriter(path, schema, compression=compression) as writer:
         for part in parts:
             with pq.ParquetFile(part, pre_buffer=False) as file:  # otherwise pyarrow keeps what it has read
-                for batch in file.iter_batches(ROW_GROUP_SIZE):
-                    writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=ROW_GROUP_SIZE)
+                for batch in file.iter_batches(ROWS_AT_ONCE):
+                    writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=ROWS_AT_ONCE)
 
 
 #: The session of this process, and how many blocks use it.

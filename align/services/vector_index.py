@@ -45,7 +45,7 @@ _CANDIDATES_PER_RESULT = 4
 #: This many rows can be scored one by one in the time of an approximate search with a narrow filter.
 _EXACT_ROWS = 20_000
 #: Rows of float16 that are in memory as float32 at once, when lists are made.
-_BLOCK_ROWS = 16_384
+_ADDED_AT_ONCE = 16_384
 #: The same in a search, where each row may lie elsewhere: the kernel maps 64 KB around it.
 _ROWS_AT_ONCE = 2048
 #: `RangeIndex`: a query is compared with each of fewer vectors; with more, it looks through so many lists. These found
@@ -264,8 +264,8 @@ class RangeIndex:
             if len(rows) >= all_below:
                 index = _empty_lists(rows, faiss.ScalarQuantizer.QT_fp16)
                 index.nprobe = _RANGE_LISTS
-            for start in range(0, len(rows), _BLOCK_ROWS):
-                index.add(rows[start : start + _BLOCK_ROWS].astype(np.float32))
+            for start in range(0, len(rows), _ADDED_AT_ONCE):
+                index.add(rows[start : start + _ADDED_AT_ONCE].astype(np.float32))
         with replaced(path, on_disk=False) as beside:
             faiss.write_index(index, str(beside))
 
@@ -308,8 +308,8 @@ def _write_lists(rows: NDArray[np.float16], path: Path) -> None:
     """Divides the rows into lists. One thread throughout: a sum depends on how it is divided among threads."""
     with _one_thread():
         index = _empty_lists(rows, faiss.ScalarQuantizer.QT_4bit)
-        for start in track(range(0, len(rows), _BLOCK_ROWS), what="index: vectors to lists"):
-            index.add(rows[start : start + _BLOCK_ROWS].astype(np.float32))
+        for start in track(range(0, len(rows), _ADDED_AT_ONCE), what="index: vectors to lists"):
+            index.add(rows[start : start + _ADDED_AT_ONCE].astype(np.float32))
             forget_pages(rows)
     faiss.write_index(index, str(path))
 

@@ -34,9 +34,9 @@ from align.shard.clusters import Clusters, Members, text_digests
 from align.shard.image_spans import SPAN, look_up, sample_digests
 
 #: Most rows of a batch; bounds the memory that texts take.
-_ROWS = 1 << 17
+_ROWS_AT_ONCE = 1 << 17
 #: Kept pairs that are read together, and those of output shards that are written together, more or less.
-_BLOCK_ROWS = 1 << 20
+_PAIRS_AT_ONCE = 1 << 20
 #: The columns of a plan that say where an image is.
 _PLACE = {name: SPAN[name] for name in ("tar", "offset", "size")}
 #: An image is identified by the first 128 bits of its sha256.
@@ -61,7 +61,7 @@ def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Reads without read-ahead, which would keep all column chunks and so the whole file in memory."""
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            yield from file.iter_batches(_ROWS, columns=columns)
+            yield from file.iter_batches(_ROWS_AT_ONCE, columns=columns)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CorruptError(
@@ -167,7 +167,7 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
         clusters, num_pairs = _read_clusters(filtered, config, work, samples, rows)
         assigned = Buckets(work, "assigned", {"image": "i8", "shard": "i4", "rank": "i4"}, count)
         plan = _assign(folder, clusters, config, work, assigned)
-        num_blocks = -(-num_pairs // _BLOCK_ROWS)
+        num_blocks = -(-num_pairs // _PAIRS_AT_ONCE)
         shard_of = Buckets(work, "shard_of", {"row": "i8", "shard": "i4", "rank": "i4"}, num_blocks)
         for bucket in range(count):
             pairs, images = rows.take(bucket), assigned.take(bucket)
@@ -176,7 +176,7 @@ def make_plan(folder: Path, filtered: Path, spans: Iterable[NDArray[Any]], raw: 
             images = images[np.argsort(images["image"])]
             numbers = clusters.start(bucket) + pairs["image"]
             found = images[np.searchsorted(images["image"], numbers)]
-            shard_of.add(pairs["row"] // _BLOCK_ROWS, row=pairs["row"], shard=found["shard"], rank=found["rank"])
+            shard_of.add(pairs["row"] // _PAIRS_AT_ONCE, row=pairs["row"], shard=found["shard"], rank=found["rank"])
         span_of = Buckets(work, "span_of", {"row": "i8", **_PLACE}, num_blocks)
         _find_spans(spans, work, samples, span_of)
         blocks = _blocks(filtered)
@@ -226,8 +226,7 @@ def _read_clusters(
             first = bytes(ids[int(np.argmin(is_known))]).ljust(16, b"\0").hex()
             path = filtered / IMAGES
             raise DataError(f"{path}: no hash of image {first}..., which is kept; run `align filter` again")
-        hexes = known["id"][row].tobytes().hex()
-        texts = [hexes[start : start + 64] for start in range(0, len(hexes), 64)]
+        texts = [one.hex() for one in known["id"][row].view("V32").tolist()]
         # "place" and "split" only make the two hashes differ; another word would shuffle all data again
         places = b"".join(hashlib.sha256(f"{seed} place {text}".encode()).digest()[:16] for text in texts)
         draws = b"".join(hashlib.sha256(f"{seed} split {text}".encode()).digest()[:8] for text in texts)
@@ -300,7 +299,7 @@ def _find_spans(spans: Iterable[NDArray[Any]], work: Path, samples: Buckets, spa
         wanted = samples.take(bucket)
         found, exists = look_up(listed.take(bucket), wanted["sample"])
         row, found = wanted["row"][exists], found[exists]
-        span_of.add(row // _BLOCK_ROWS, row=row, **{name: found[name] for name in _PLACE})
+        span_of.add(row // _PAIRS_AT_ONCE, row=row, **{name: found[name] for name in _PLACE})
 
 
 def _group_rows(
@@ -316,13 +315,13 @@ def _group_rows(
         shards, spans = shard_of.take(block), span_of.take(block)
         if len(spans) < len(table):
             has = np.zeros(len(table), bool)
-            has[spans["row"] % _BLOCK_ROWS] = True
+            has[spans["row"] % _PAIRS_AT_ONCE] = True
             lost = table.filter(pa.array(~has))
             what = f"{len(lost['image_id'].unique())} images of kept pairs are missing"
             raise DataError(
                 f"{raw}: {what}, the first is {pc.min(lost['image_key'])}; run `align ingest` and `align filter` again"
             )
-        table = table.take(pa.array(np.sort(shards["row"]) % _BLOCK_ROWS))  # without those that no shard has
+        table = table.take(pa.array(np.sort(shards["row"]) % _PAIRS_AT_ONCE))  # without those that no shard has
         spans = spans[np.isin(spans["row"], shards["row"])]
         for rows, names in ((shards, ("rank", "shard")), (spans, _PLACE)):
             in_file = rows[np.argsort(rows["row"])]
@@ -356,8 +355,8 @@ def _blocks(filtered: Path) -> Iterator[pa.Table]:
     waiting: list[pa.RecordBatch] = []
     num_waiting = 0
     for batch in kept_batches(filtered, _COLUMNS):
-        while num_waiting + len(batch) >= _BLOCK_ROWS:
-            cut = _BLOCK_ROWS - num_waiting
+        while num_waiting + len(batch) >= _PAIRS_AT_ONCE:
+            cut = _PAIRS_AT_ONCE - num_waiting
             yield pa.Table.from_batches([*waiting, batch.slice(0, cut)])
             batch, waiting, num_waiting = batch.slice(cut), [], 0
         waiting.append(batch)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: Rows that are to be in one bucket, more or less: with what is computed from them they take half a gigabyte.
-BUCKET_ROWS = 1 << 22
+ROWS_AT_ONCE = 1 << 22
 #: Bytes that wait in memory until they are written, so that small data needs no files.
 _BUFFER_BYTES = 1 << 25
 #: 2^64 divided by the golden ratio: multiplied by it, numbers spread over all buckets.
@@ -77,7 +77,7 @@ class Buckets:
 
 def num_buckets(num_rows: int) -> int:
     """How many buckets these rows need; at least 1."""
-    return -(-num_rows // BUCKET_ROWS) or 1
+    return -(-num_rows // ROWS_AT_ONCE) or 1
 
 
 def by_hash(values: NDArray[np.uint64], count: int) -> Numbers:

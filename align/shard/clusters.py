@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 from align.shard.buckets import Buckets, by_hash
 
 #: Edges that are united together; bounds their memory.
-_EDGES = 1 << 22
+_EDGES_AT_ONCE = 1 << 22
 #: A combination of bands may be this many bits shorter than log2(images); then about 8 images agree by chance.
 _SPARE_BITS = 3
 #: The most masks; each costs a pass over all images.
 _MASKS = 100
 #: Hashes that agree under a mask and are compared two by two; more are divided by further bits first, ...
-_GROUP = 1024
+_COMPARED_AT_ONCE = 1024
 #: ... at most this often: then they are many and truly alike.
 _MAX_DEPTH = 4
 
@@ -227,7 +227,7 @@ def near_duplicates(values: NDArray[np.uint64], mask: np.uint64, max_bits: int, 
     left_in_group = np.repeat(ends, sizes) - np.arange(len(band)) - 1
     del band
     finer = bands(max_bits + 1, int(~mask)) if depth < _MAX_DEPTH and int(mask).bit_count() < 64 - max_bits else []
-    if finer and (large := np.flatnonzero(np.repeat(sizes > _GROUP, sizes))).size:
+    if finer and (large := np.flatnonzero(np.repeat(sizes > _COMPARED_AT_ONCE, sizes))).size:
         left_in_group[large] = 0
         for one in finer:
             for left, right in near_duplicates(grouped[large], mask | one, max_bits, depth + 1):
@@ -267,7 +267,7 @@ def _unite_all(labels: Indices, edges: Iterable[Edges]) -> None:
         if some is not None:
             waiting.append(some)
             num_waiting += len(some[0])
-        if waiting and (some is None or num_waiting > _EDGES):
+        if waiting and (some is None or num_waiting > _EDGES_AT_ONCE):
             left, right = (np.concatenate(side) for side in zip(*waiting, strict=True))
             _unite(labels, left, right)
             waiting, num_waiting = [], 0

@@ -25,7 +25,7 @@ from align.formats.shards import Sample
 from align.pairs.picture import PictureError, decode, is_finished_jpeg
 
 #: Images that are read together.
-_AT_ONCE = 64
+_IMAGES_AT_ONCE = 64
 #: Most raw tars open at a time.
 _OPEN = 128
 
@@ -127,7 +127,7 @@ def gather(rows: pa.Table, tars: RawTars, image_px: int, jpeg_quality: int) -> I
         CorruptError, ServiceError: as `RawTars.read`.
     """
     requests = _requests_of(rows)
-    windows = iter(lambda: list(islice(requests, _AT_ONCE)), [])
+    windows = iter(lambda: list(islice(requests, _IMAGES_AT_ONCE)), [])
     current: list[Request] = []
     images: Iterator[bytes] = iter(())
     for window in chain(windows, [[]]):

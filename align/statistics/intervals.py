@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 #: One minus the confidence level.
 ALPHA = 0.05
 #: Counts that are in memory at the same time: 64 MB.
-_MAX_COUNTS = 8 << 20
+_COUNTS_AT_ONCE = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def draws(num_clusters: int, num_resamples: int, seed: int | tuple[int, ...]) ->
 
     Each row is a draw of `num_clusters` concepts with replacement. Equal seeds give equal rows.
     """
-    if num_clusters * num_resamples <= _MAX_COUNTS:
+    if num_clusters * num_resamples <= _COUNTS_AT_ONCE:
         yield _all_draws(num_clusters, num_resamples, seed)
         return
     generator = np.random.default_rng(seed)
-    block = max(1, _MAX_COUNTS // num_clusters)
+    block = max(1, _COUNTS_AT_ONCE // num_clusters)
     for start in range(0, num_resamples, block):
         yield _drawn(generator, num_clusters, min(block, num_resamples - start))
 

@@ -42,8 +42,8 @@ from align.training.readings import Pending, Reading, Vote, diverged
 from align.training.state import MetricRow, State
 from align.training.step import autocast, compute_gradients
 
-#: Batch-norm statistics are estimated from at most this many training images, STATISTICS_PART at a time.
-STATISTICS_IMAGES, STATISTICS_PART = 1024, 64
+#: Batch-norm statistics are estimated from at most this many training images, STATISTICS_AT_ONCE at a time.
+STATISTICS_IMAGES, STATISTICS_AT_ONCE = 1024, 64
 
 #: By default. Each decodes some 2,000 images of 346 px a second, more than four for a GPU's step.
 MOST_LOADER_PROCESSES = 8
@@ -288,7 +288,7 @@ def refresh_statistics(model: DualEncoder, samples: SplitSamples, ranks: Ranks, 
     group = model.config.batch_norm_group
     count = max(min(samples.num_images, STATISTICS_IMAGES) // group * group, min(samples.num_images, group))
     chosen = np.linspace(0, samples.num_images - 1, count).astype(np.int64)
-    part = max(group, STATISTICS_PART // group * group)
+    part = max(group, STATISTICS_AT_ONCE // group * group)
     parts = [chosen[start : start + part] for start in range(0, len(chosen), part)]
     several = spread and ranks.world_size > 1
     mine = parts[ranks.rank :: ranks.world_size] if several else parts

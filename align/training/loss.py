@@ -37,6 +37,8 @@ from align.display.console import say
 
 #: Rows and columns of a tile: 4 MB of float32 fit into a core's cache and are enough for a fast product.
 TILE = (1024, 1024)
+#: Rows of a float64 copy.
+_COPIED_AT_ONCE = 1024
 #: On a GPU.
 CUDA_TILE = (4096, 4096)
 #: A smaller sum of exponentials, each at most 1, may have lost terms that matter.
@@ -202,12 +204,12 @@ def _temperature_gradient(x_BD: Tensor, dx_BD: Tensor, temperature: Tensor) -> T
 
 def _sum(x_BD: Tensor) -> Tensor:
     """(B, D) -> (D,) float64, some rows at a time: a float64 copy of all takes twice their memory."""
-    return torch.stack([rows.double().sum(0) for rows in torch.split(x_BD, TILE[0])]).sum(0)
+    return torch.stack([rows.double().sum(0) for rows in torch.split(x_BD, _COPIED_AT_ONCE)]).sum(0)
 
 
 def dot(x_BD: Tensor, y_BD: Tensor) -> Tensor:
     """The float64 sum of x * y, some rows at a time."""
-    parts = zip(torch.split(x_BD, TILE[0]), torch.split(y_BD, TILE[0]), strict=True)
+    parts = zip(torch.split(x_BD, _COPIED_AT_ONCE), torch.split(y_BD, _COPIED_AT_ONCE), strict=True)
     return torch.stack([(left.double() * right).sum() for left, right in parts]).sum()
 
 

@@ -36,7 +36,7 @@ from align.training.ranks.process_group import Ranks
 from align.training.ranks.sharding import local, norms
 
 #: On a CPU the towers process a batch in parts of this many samples, so that activations stay near the cache.
-CPU_PART = 64
+CPU_PAIRS_AT_ONCE = 64
 
 #: On a GPU, where a small part costs little, the texts of a share are divided into so many parts, by length.
 GPU_TEXT_PARTS = 4
@@ -170,7 +170,7 @@ def _clipped(model: DualEncoder, clip_norm: float | None) -> Tensor:
 
 def part_size(model: DualEncoder, recipe: Recipe, device: torch.device, share: int) -> int:
     """Samples that the towers process at a time: a multiple of the batch-norm group, unless the share is smaller."""
-    size = min(recipe.micro_batch or share, CPU_PART if device.type == "cpu" else share)
+    size = min(recipe.micro_batch or share, CPU_PAIRS_AT_ONCE if device.type == "cpu" else share)
     group = model.config.batch_norm_group
     return max(group, size // group * group)
 

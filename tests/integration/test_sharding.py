@@ -154,7 +154,7 @@ _HUGE = functools.partial(GradScaler, init_scale=2.0**127)
 
 def _work(plans, tokenizer, root, ranks):
     results = {}
-    step_module.CPU_PART = 4
+    step_module.CPU_PAIRS_AT_ONCE = 4
     results |= {f"gradients, {case}": gradients(tokenizer, case, ranks) for case in CASES}
     results["lamb"], results["layouts"] = lamb(ranks), layouts(ranks)
     for name, each in plans:
@@ -239,7 +239,7 @@ def test_two_ranks_equal_one_process(outcomes):
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_sums_over_ranks(outcomes, data, case, monkeypatch):
-    monkeypatch.setattr(step_module, "CPU_PART", 4)
+    monkeypatch.setattr(step_module, "CPU_PAIRS_AT_ONCE", 4)
     first, second = (outcome[f"gradients, {case}"] for outcome in outcomes.ranks)
     assert first[:2] == second[:2]
     assert_gradients(first, data[1], case)
@@ -259,7 +259,7 @@ def assert_gradients(ours, tokenizer, case):
 
 
 def _in_four(tokenizer, root, ranks):
-    step_module.CPU_PART = 4
+    step_module.CPU_PAIRS_AT_ONCE = 4
     results = {case: gradients(tokenizer, case, ranks) for case in ("parts", "micro_batch", "cheap")}
     torch.save(results | {"lamb": lamb(ranks)}, root / f"{ranks.rank}.pt")
 
@@ -267,7 +267,7 @@ def _in_four(tokenizer, root, ranks):
 @pytest.mark.numerics
 def test_four_ranks_are_as_two(data, tmp_path, monkeypatch):
     launch(functools.partial(_in_four, data[1], tmp_path), 4, 1)
-    monkeypatch.setattr(step_module, "CPU_PART", 4)
+    monkeypatch.setattr(step_module, "CPU_PAIRS_AT_ONCE", 4)
     first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(4))
     assert_lamb(first.pop("lamb"))
     for case, found in first.items():

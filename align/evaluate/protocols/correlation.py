@@ -19,7 +19,7 @@ from align.errors import DataError
 #: As published.
 NUM_REPLICATES = 1000
 #: Numbers of a block of replicates in memory at once: 8 MB an array.
-_BLOCK = 1 << 20
+_NUMBERS_AT_ONCE = 1 << 20
 
 Values = NDArray[np.float64]
 
@@ -91,7 +91,7 @@ def _half_draws(of: NDArray[np.int64], num_queries: int, num_replicates: int, se
     counts = np.bincount(of, minlength=num_queries)
     starts = np.cumsum(counts) - counts
     half = num_queries // 2
-    size = max(1, _BLOCK // num_queries)
+    size = max(1, _NUMBERS_AT_ONCE // num_queries)
     blocks = []
     for start in range(0, num_replicates, size):
         rows = min(size, num_replicates - start)

@@ -30,7 +30,7 @@ from align.evaluate.protocols.retrieval import Indices, best_ranks, both_ways
 
 #: Ratings from which a pair is right.
 STS_RIGHT, SIS_RIGHT, SITS_RIGHT = 3.0, 2.5, 3.0
-_BLOCK = 4096
+_PAIRS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ def pair_similarities(
     parts = [  # the exact value of each pair, whatever stands beside it in a matrix
         np.einsum(
             "ij,ij->i",
-            one[first[start : start + _BLOCK]].astype(np.float64),
-            other[second[start : start + _BLOCK]].astype(np.float64),
+            one[first[start : start + _PAIRS_AT_ONCE]].astype(np.float64),
+            other[second[start : start + _PAIRS_AT_ONCE]].astype(np.float64),
         )
-        for start in range(0, len(first), _BLOCK)
+        for start in range(0, len(first), _PAIRS_AT_ONCE)
     ]
     return np.concatenate(parts) if parts else np.empty(0)
 

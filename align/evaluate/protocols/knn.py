@@ -19,7 +19,7 @@ from align.evaluate.protocols.labelled import UNDECIDED, Labelled, require_one_w
 from align.evaluate.protocols.recall import Direction
 
 #: Similarities that are in memory at once: queries x references, 16 MB of float32.
-QUERIES, REFERENCES = 1024, 4096
+_QUERIES_AT_ONCE, _REFERENCES_AT_ONCE = 1024, 4096
 
 
 def nearest(queries: Labelled, references: Labelled) -> NDArray[np.int64]:
@@ -39,10 +39,10 @@ def nearest(queries: Labelled, references: Labelled) -> NDArray[np.int64]:
     asked = queries.rows(slice(None))
     best = np.full(len(queries), -np.inf, dtype=np.float32)
     answers = np.full(len(queries), UNDECIDED, dtype=np.int64)
-    for start, some in references.parts(REFERENCES):
+    for start, some in references.parts(_REFERENCES_AT_ONCE):
         labels = references.labels[start : start + len(some)]
-        for first in range(0, len(queries), QUERIES):
-            part = slice(first, first + QUERIES)
+        for first in range(0, len(queries), _QUERIES_AT_ONCE):
+            part = slice(first, first + _QUERIES_AT_ONCE)
             similarity = asked[part] @ some.T
             at = similarity.argmax(axis=1)
             top, found = np.take_along_axis(similarity, at[:, None], axis=1)[:, 0], labels[at]

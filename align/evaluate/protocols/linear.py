@@ -20,7 +20,7 @@ from align.errors import DataError
 from align.evaluate.protocols.labelled import Labelled, largest, require_one_width
 
 #: Rows whose logits are in memory at once.
-_BLOCK = 8192
+_ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ SMALL = replace(PAPER, epochs=20, schedule=Steps(0.2, 6), batch_size=64)
 
 def answers(weights: NDArray[np.float32], test: Labelled) -> NDArray[np.int64]:
     """(num_test,) the class of the largest logit, or `UNDECIDED`. Raises DataError as `Labelled.rows`."""
-    return np.concatenate([largest(_ready(rows) @ weights.T) for _, rows in test.parts(_BLOCK)])
+    return np.concatenate([largest(_ready(rows) @ weights.T) for _, rows in test.parts(_ROWS_AT_ONCE)])
 
 
 def fit(train: Labelled, num_classes: int, recipe: Recipe, *, seed: int) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ A caption that is repeated is an item of its own, and only its own image is righ
 positives, such as those of Crisscrossed Captions, come in the same form: for each query the indices of its right items.
 
 Recall follows from the rank of the best right item, which is counted, not sorted: 1 + the number of items before it.
-The similarities of a block of queries are in memory at a time, `BLOCK_BYTES` of them, never the whole matrix.
+The similarities of a block of queries are in memory at a time, never the whole matrix.
 
 Published code sorts (argsort, topk), so its order of equal similarities is that of the items or none at all. Here a
 figure is its mean over all these orders, in closed form. Both agree where no wrong item ties with a right one, so on
@@ -23,8 +23,8 @@ from align.errors import DataError
 from align.evaluate.protocols.recall import Direction, Score, recall_figure, scores, similarities_to
 from align.formats.query_ranks import CUTS
 
-#: Of similarities in memory at once: 160 queries against 25,000 texts, where fewer would slow the product down.
-BLOCK_BYTES = 16 << 20
+#: Similarities in memory: 160 queries against 25,000 texts, where fewer would slow the product down.
+SIMILARITIES_AT_ONCE = 4 << 20
 
 Indices = NDArray[np.int64]
 
@@ -59,7 +59,7 @@ def best_ranks(
     query_of, item_of = _flat(positives, (len(queries), len(items)), without_own=without_own)
     asked, starts, num_correct = np.unique(query_of, return_index=True, return_counts=True)
     ranks, ties = np.empty(len(asked), dtype=np.int64), np.empty((len(asked), 2), dtype=np.int64)
-    size = max(1, BLOCK_BYTES // (4 * len(items)))
+    size = max(1, SIMILARITIES_AT_ONCE // len(items))
     for first in range(0, len(asked), size):
         some = slice(first, first + size)
         block = similarities(wide[asked[some]])

@@ -22,7 +22,7 @@ from align.statistics.intervals import bounds, draws
 #: The K of published tables.
 TOP = (1, 5)
 #: Numbers of some replicates in memory at once: 8 MB an array.
-_BLOCK = 1 << 20
+_NUMBERS_AT_ONCE = 1 << 20
 
 
 def prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -125,7 +125,7 @@ def _mean_per_class(ranked: Direction, labels: Sequence[int], *, num_resamples: 
     mean = float(np.mean(list(per_class(ranked, labels).values())))
     means = []
     for block in draws(len(index), num_resamples, seed):
-        for part in np.array_split(block, 1 + block.shape[0] * len(order) // _BLOCK):
+        for part in np.array_split(block, 1 + block.shape[0] * len(order) // _NUMBERS_AT_ONCE):
             times = part[:, of_cluster]
             number = np.add.reduceat(times, starts, axis=1)
             right = np.add.reduceat(times * hits[order], starts, axis=1)

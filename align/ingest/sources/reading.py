@@ -18,7 +18,7 @@ from align.ingest.sources.rights import Rights
 from align.interfaces.store import Files
 from align.pairs.text import MAX_CHARACTERS
 
-_BATCH_ROWS = 4096
+_ROWS_AT_ONCE = 4096
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
 _BATCH_INLINE_BYTES = 16 << 20
 _OPEN_FILES = 8
@@ -59,8 +59,11 @@ class Batches:
         """Adds a row of RESPONSES. An address that is too long for any pair stays too long when it is cut."""
         self._responses.append((url[: MAX_CHARACTERS + 1], status, location, file, offset, reservation))
 
-    def full(self, least: int = _BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-        """Yields the batches that are large enough, if any: of at least so many rows."""
+    def full(self) -> Iterator[pa.RecordBatch]:
+        """Yields the batches that are large enough, if any."""
+        yield from self._of(_ROWS_AT_ONCE)
+
+    def _of(self, least: int) -> Iterator[pa.RecordBatch]:
         if len(self._candidates) >= least or self._inline_bytes >= _BATCH_INLINE_BYTES:
             yield _batch(self._candidates, CANDIDATES)
             self._candidates, self._inline_bytes = [], 0
@@ -70,7 +73,7 @@ class Batches:
 
     def rest(self) -> Iterator[pa.RecordBatch]:
         """Yields the remaining rows."""
-        return self.full(least=1)
+        return self._of(1)
 
 
 def _batch(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.RecordBatch:

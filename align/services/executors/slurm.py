@@ -34,7 +34,7 @@ from align.interfaces.executor import In, Kept, Out, Step
 from align.services.executors import task
 
 #: Tasks of an array; more items share tasks. SLURM's own limit (MaxArraySize) is 1,001 unless the site has changed it.
-_MAX_TASKS = 1000
+_TASKS_AT_ONCE = 1000
 #: Arrays until each item has a result.
 _TRIES = 3
 _PAUSE_S = 0.5
@@ -58,7 +58,7 @@ class SlurmExecutor:
     @property
     def num_at_once(self) -> int:
         """See `Executor`."""
-        return self._num_at_once or _MAX_TASKS
+        return self._num_at_once or _TASKS_AT_ONCE
 
     def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""
@@ -145,7 +145,7 @@ def _told_to_end() -> Iterator[None]:
 
 
 def _num_tasks(left: Sequence[int]) -> int:
-    return min(len(left), _MAX_TASKS)
+    return min(len(left), _TASKS_AT_ONCE)
 
 
 def _result(array: Path, number: int) -> Path:

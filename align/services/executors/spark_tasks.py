@@ -19,7 +19,7 @@ from align.services.executors import task
 from align.services.spark_engine import clear_errors
 
 #: Items of one job of Spark, for each task at once.
-_ITEMS_PER_TASK = 4
+_ITEMS_AT_ONCE = 4
 #: What Spark says of a task whose process has ended, and of one whose machine has.
 _LOST = ("Python worker exited unexpectedly", "ExecutorLostFailure")
 _KILLED = (
@@ -51,7 +51,7 @@ class SparkExecutor:
     def map(self, step: Step[Kept, In, Out], items: Sequence[In]) -> Iterator[Out]:
         """See `Executor`."""
         partition = partial(_partition, step, str(Path.cwd()), secrets.token_bytes(8))
-        size = self.num_at_once * _ITEMS_PER_TASK
+        size = self.num_at_once * _ITEMS_AT_ONCE
         jobs = [items[start : start + size] for start in range(0, len(items), size)]
         num_tasks = self._num_at_once or size
         culprits = Culprits(step)

@@ -48,7 +48,9 @@ _LIMITS = {
 }
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-_BATCH = 500  # entities per request; MLflow accepts 1000
+#: Of a request: MLflow accepts 1000 points and 100 parameters.
+_POINTS_AT_ONCE = 500
+_PARAMS_AT_ONCE = 100
 
 
 def metric_name(name: str) -> str:
@@ -182,9 +184,9 @@ class Tracker:
         from mlflow.entities import Param
 
         entities = [Param(key, param_text(value)) for key, value in sorted(params.items())]
-        for start in range(0, len(entities), 100):  # MLflow's limit
+        for start in range(0, len(entities), _PARAMS_AT_ONCE):
             with self._asking():
-                self._client.log_batch(run_id, params=entities[start : start + 100])
+                self._client.log_batch(run_id, params=entities[start : start + _PARAMS_AT_ONCE])
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Logs metrics that have no steps."""
@@ -225,9 +227,9 @@ class Tracker:
             for name, value in row.items()
             if name not in ("step", "time")
         ]
-        for start in range(0, len(points), _BATCH):
+        for start in range(0, len(points), _POINTS_AT_ONCE):
             with self._asking():
-                self._client.log_batch(run_id, metrics=points[start : start + _BATCH])
+                self._client.log_batch(run_id, metrics=points[start : start + _POINTS_AT_ONCE])
 
     def last_steps(self, run_id: str) -> dict[str, int]:
         """The last step of each metric of a run, under MLflow's names."""

@@ -27,7 +27,7 @@ from align.training.batches.samples import SplitSamples
 #: Batches prepared ahead of the step that needs them.
 AHEAD = 2
 #: The smallest number of samples that a thread takes at a time.
-_CHUNK = 8
+_SAMPLES_AT_ONCE = 8
 
 #: Phrase dropout chooses among at most this many phrases; the paper's text tower reads 64 tokens.
 MAX_PHRASES = 32
@@ -207,7 +207,7 @@ class RowMaker:
                     reading = read.submit(samples.fetch, span)
                     sources |= dict.fromkeys(span.samples, (span, reading))
             # A few jobs per thread, so that all threads end together; a job costs as much as a tenth of a picture.
-            chunk = max(_CHUNK, len(rows.rows) // (4 * self._num_threads))
+            chunk = max(_SAMPLES_AT_ONCE, len(rows.rows) // (4 * self._num_threads))
             for start in range(0, len(rows.rows), chunk):
                 some = range(start, min(start + chunk, len(rows.rows)))
                 batch.jobs.append(decode.submit(self._fill, batch, rows, draws, sources, some))

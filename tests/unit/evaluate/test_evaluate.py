@@ -77,6 +77,7 @@ def test_an_encoder_that_sees_is_right_about_everything(tmp_path, undrawn):
     assert metrics["classes/zero_shot/accuracy/majority"] == metrics["classes/zero_shot/accuracy/chance"] == 0.25
 
 
+@pytest.mark.usefixtures("any_blocks")
 def test_a_wrong_picture_costs_what_it_should(tmp_path, undrawn):
     """The blue pictures are red: images find red texts first, and so do blue's two of eight."""
     metrics = run(tmp_path, colour_set("retrieval", "blue"), colour_set("classification", "blue"))

@@ -47,7 +47,7 @@ def decisions(out):
     return {row["key"]: row for row in pq.read_table(out / "filtered/decisions").to_pylist()}
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick", "any_blocks")
 def test_every_row_gets_a_decision(tmp_path, capsys):
     test_image = noise(99)
     pairs = [

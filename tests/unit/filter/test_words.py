@@ -46,6 +46,7 @@ def test_every_ascii_text_of_one_character_of_each_class(characters, length):
     check([text for text in texts if normalise(text) == text])
 
 
+@pytest.mark.usefixtures("any_blocks")
 def test_random_texts_of_all_sorts():
     draw = random.Random(0)
     characters = [chr(code) for code in range(32, 127)] * 3 + list("éß猫가\u0301😀ſıİ’\u200dא٣ﬀ\uff9e")

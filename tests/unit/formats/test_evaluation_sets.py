@@ -14,6 +14,7 @@ from tests.support.colours import square
 from tests.support.suites import read
 
 
+@pytest.mark.usefixtures("any_blocks")
 @pytest.mark.parametrize(("kind", "write"), [("folder", folder), ("webdataset", tars), ("parquet", parquet)])
 def test_the_same_set_in_each_format(tmp_path, kind, write):
     one = read(tmp_path, write(tmp_path / "set"), kind, "zero_shot", "knn")

@@ -46,17 +46,16 @@ def look(folder, *numbers):
     return [value for _, value in found], [int(name.split()[1]) for name in measure.asked]
 
 
-def test_only_what_is_not_kept_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.formats.features._BLOCK", 2)
-    assert look(tmp_path, 1, 2, 3) == ([2, 4, 6], [1, 2, 3])
-    assert look(tmp_path, 3, 13, 4, 1) == ([6, 8, 2], [13, 4])
+@pytest.mark.usefixtures("any_blocks")
+def test_only_what_is_not_kept_is_measured(tmp_path):
+    assert look(tmp_path, 1, 2, 3, 5) == ([2, 4, 6, 10], [1, 2, 3, 5])
+    assert look(tmp_path, 3, 13, 4, 1, 5) == ([6, 8, 2, 10], [13, 4])
     assert look(tmp_path, 4, 3, 2, 1) == ([8, 6, 4, 2], [])
     assert look(None, 1) == ([2], [1])
 
 
-def test_the_files_of_some_images_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.formats.features._BLOCK", 2)
-    look(tmp_path / "views-1", 1, 2, 3)
+def test_the_files_of_some_images_are_found(tmp_path, small_blocks):
+    look(tmp_path / "views-1", 0, 1, 2, 3)
     look(tmp_path / "signals-1", 3)
     digests = {hashlib.sha256(data).hexdigest() for _, data in images(3, 4)}
     found = files_of(tmp_path, digests)
@@ -83,15 +82,14 @@ def test_damaged_files_are_made_again(tmp_path, damage, capsys):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_two_runs_at_once_share_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.formats.features._BLOCK", 1)
-    slow = Features(tmp_path, lambda value: str(value).encode(), int).look(Measure(), images(1, 2, 3))
+def test_two_runs_at_once_share_a_folder(tmp_path, small_blocks):
+    slow = Features(tmp_path, lambda value: str(value).encode(), int).look(Measure(), images(1, 2, 3, 4))
     assert next(slow) == ("name 1", 2)
-    assert look(tmp_path, 1, 2, 3, 4) == ([2, 4, 6, 8], [2, 3, 4])
+    assert look(tmp_path, 1, 2, 3, 4, 5) == ([2, 4, 6, 8, 10], [4, 5])
     for path in tmp_path.iterdir():
         path.unlink()  # make clean
-    assert [value for _, value in slow] == [4, 6]
-    assert look(tmp_path, 2, 3) == ([4, 6], [])
+    assert [value for _, value in slow] == [4, 6, 8]
+    assert look(tmp_path, 4) == ([8], [])
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, capsys):

@@ -118,7 +118,7 @@ NUMS = np.array([1, 3, 2, 2])
 
 
 def write(folder):
-    step = pair_addresses.ROWS_PER_GROUP
+    step = pair_addresses.IMAGES_AT_ONCE
     nums = [NUMS[first : first + step] for first in range(0, len(NUMS), step)]
     write_addresses(folder, nums, [addresses(HOSTILE[:5]), addresses(HOSTILE[5:], 5)])
     return folder
@@ -129,9 +129,8 @@ def addresses(pages, first=0):
     return pa.table({"page_urls": pages, "urls": pictures})
 
 
-@pytest.mark.parametrize("rows_per_group", [1, 3, 4096])
-def test_every_image_gets_the_addresses_of_its_own_pairs(tmp_path, monkeypatch, rows_per_group):
-    monkeypatch.setattr(pair_addresses, "ROWS_PER_GROUP", rows_per_group)
+@pytest.mark.usefixtures("any_blocks")
+def test_every_image_gets_the_addresses_of_its_own_pairs(tmp_path):
     found = PairAddresses.load(write(tmp_path), 4)
     start = 0
     for position, number in enumerate(NUMS):

@@ -64,6 +64,7 @@ def rows(raw):
     return [row for shard in raw_shards(raw) for row in read_table(shard).to_pylist()]
 
 
+@pytest.mark.usefixtures("any_blocks")
 def test_every_img_is_a_row(archive, tmp_path):
     report = ingest(CONFIG, archive, tmp_path / "raw")
     written = rows(tmp_path / "raw")

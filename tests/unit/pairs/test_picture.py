@@ -181,7 +181,7 @@ def test_strips_change_no_pixel(mode, monkeypatch):
     data = encoded(make.get(mode, lambda: grey.convert(mode))(), "PNG", **({"transparency": 7} if mode == "P" else {}))
     whole = decode(data, max_pixels=MAX_PIXELS)
     monkeypatch.setattr("align.pairs.picture_pixels._LARGE_PIXELS", 100)
-    monkeypatch.setattr("align.pairs.picture_pixels._STRIP_PIXELS", 130 * 12)
+    monkeypatch.setattr("align.pairs.picture_pixels._PIXELS_AT_ONCE", 130 * 12)
     assert decode(data, max_pixels=MAX_PIXELS).tobytes() == whole.tobytes()
     assert decode(data, max_pixels=MAX_PIXELS, hint_px=30).tobytes() == whole.reduce(4).tobytes()
 

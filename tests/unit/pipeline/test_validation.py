@@ -12,7 +12,6 @@ from align.cli import main
 from align.config.evaluate import EvaluateConfig
 from align.config.infrastructure import StoreConfig
 from align.errors import ConfigError
-from align.model import embedder
 from align.model.dual_encoder import DualEncoder
 from align.model.image_tower import estimate_statistics
 from align.model.tokenizer import TextTokenizer
@@ -94,9 +93,7 @@ class Together(Ranks):
         return total
 
 
-def test_each_rank_embeds_its_share(data, evaluation, tmp_path, monkeypatch):
-    monkeypatch.setattr(validation, "_BLOCK", 4)
-    monkeypatch.setattr(embedder, "TEXT_BATCH", 2)
+def test_each_rank_embeds_its_share(data, evaluation, tmp_path, small_blocks):
     measured(evaluation, data[1], tmp_path, Ranks(0, 1, CPU))
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda rank: measured(evaluation, data[1], tmp_path, Together(rank, 2, CPU)), (0, 1)))

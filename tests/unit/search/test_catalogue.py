@@ -121,6 +121,7 @@ def test_columns_are_filters_and_nothing_else(tmp_path):
             found(index, "red", condition)
 
 
+@pytest.mark.usefixtures("any_blocks")
 def test_an_update_embeds_what_is_new_and_has_the_bytes_of_a_new_index(tmp_path):
     source, out = shop(tmp_path), tmp_path / "index"
     build(source, out)

@@ -116,14 +116,13 @@ def test_pictures_of_a_small_table_that_need_much_memory_are_refused(tmp_path, m
         list(open_source(path, "image").rows())
 
 
-def test_many_inputs_are_embedded_some_at_a_time_and_a_killed_run_leaves_nothing(embedder, tmp_path, monkeypatch):
-    path, out = tmp_path / "texts.txt", tmp_path / "out.parquet"
+def test_many_inputs_are_embedded_some_at_a_time_and_a_killed_run_leaves_nothing(
+    embedder, tmp_path, monkeypatch, with_small_blocks
+):
+    path, out = tmp_path / "texts.txt", tmp_path / "small.parquet"
     path.write_text("".join(f"a red heart {number}\n" for number in range(10)))
-    whole = run(embedder, path, tmp_path / "whole.parquet")
-    monkeypatch.setattr("align.search.embed._ROWS_AT_ONCE", 3)
-    assert [row | {"embedding": None} for row in run(embedder, path, out)] == [
-        row | {"embedding": None} for row in whole
-    ]
+    whole, small = with_small_blocks(lambda name: run(embedder, path, tmp_path / f"{name}.parquet"))
+    assert [row | {"embedding": None} for row in small] == [row | {"embedding": None} for row in whole]
     assert pq.read_metadata(out).num_row_groups == 4
     np.testing.assert_allclose(
         pq.read_table(out)["embedding"].to_pylist(), [row["embedding"] for row in whole], atol=1e-6
@@ -136,7 +135,7 @@ def test_many_inputs_are_embedded_some_at_a_time_and_a_killed_run_leaves_nothing
     monkeypatch.setattr("align.search.embed.embed_rows", killed)
     with pytest.raises(KeyboardInterrupt):
         run(embedder, path, out)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["texts.txt", "whole.parquet"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["texts.txt", "usual.parquet"]
 
 
 def test_an_input_that_cannot_be_used_is_explained(embedder, tmp_path):

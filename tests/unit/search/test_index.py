@@ -40,6 +40,7 @@ def build(root, queries=QUERIES, *, exact_below=100):
     return colour_index.build(root, queries=str(path) if queries else None, exact_below=exact_below, thumbnail_px=32)
 
 
+@pytest.mark.usefixtures("any_blocks")
 def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path):
     report = build(tmp_path, queries=None)
     assert report.metrics == {"index/num_images": 12}

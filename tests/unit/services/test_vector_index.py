@@ -63,6 +63,7 @@ def test_a_small_index_that_was_opened_before_does_not_bound_a_larger_one(tmp_pa
     assert {*zip(queries.tolist(), ids.tolist(), strict=True)} >= {(row, row) for row in range(50)}
 
 
+@pytest.mark.usefixtures("any_blocks")
 def test_neighbours_equal_those_of_a_full_sort_and_ties_go_by_id(tmp_path):
     vectors = VECTORS[:200].copy()
     vectors[50] = vectors[120] = vectors[7]
@@ -96,6 +97,7 @@ def test_the_lists_find_what_is_near_and_score_it_again(approximate):
     assert np.array_equal(one_by_one, ids)
 
 
+@pytest.mark.usefixtures("any_blocks")
 @pytest.mark.parametrize("k", [400, NUM, NUM + 7])
 def test_a_large_part_of_all_is_exact(approximate, k):
     _, ids = approximate.search(QUERIES[:3], k)

@@ -66,6 +66,7 @@ def test_bands_divide_the_64_bits(count):
     assert all(left & right == 0 for left, right in combinations(masks, 2))
 
 
+@pytest.mark.usefixtures("any_blocks")
 @pytest.mark.parametrize("max_bits", [0, 1, 4, 8])
 def test_components_equal_those_of_comparing_all_with_all(cluster, max_bits):
     random = np.random.default_rng(max_bits)

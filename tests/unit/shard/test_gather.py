@@ -53,6 +53,7 @@ def test_a_shard_holds_pictures_upright_and_without_a_tag_that_turns_them(tmp_pa
         assert blue < 60 and red > 200
 
 
+@pytest.mark.usefixtures("any_blocks")
 @pytest.mark.parametrize("far", ["none", "some", "all"])
 def test_images_come_in_order_wherever_they_lie(tmp_path, far, monkeypatch):
     monkeypatch.setattr(module, "_OPEN", 3)

@@ -14,7 +14,7 @@ from align.durable.files import sha256_file
 from align.errors import CorruptError, DataError, FormatError
 from align.formats.filtered import decisions_digest
 from align.formats.shards import SPLITS, Sample, digest_of, iter_samples, read_manifest
-from align.shard import assignment, buckets
+from align.shard import buckets
 from align.shard.gather import resize
 from align.shard.shard import shard
 from align.shard.writer import write_shard
@@ -115,13 +115,12 @@ def test_the_page_has_splits_clusters_and_samples_and_nobodys_address(tmp_path):
     assert "of j•" in page and "jane" not in page
 
 
-def test_few_pairs_in_memory_give_the_same_bytes(tmp_path, monkeypatch):
-    made = make_shards(tmp_path, [*pairs_in_clusters(), *(Pair(f"text {index} of one", 0) for index in range(40))])
-    monkeypatch.setattr(buckets, "BUCKET_ROWS", 25)
+def test_few_pairs_in_memory_give_the_same_bytes(tmp_path, monkeypatch, with_small_blocks):
+    """The pairs of one image are in several batches."""
     monkeypatch.setattr(buckets, "_BUFFER_BYTES", 200)
-    monkeypatch.setattr(assignment, "_BLOCK_ROWS", 33)
-    monkeypatch.setattr(assignment, "_ROWS", 9)  # the pairs of one image are in several batches
-    assert read_manifest(make_shards(tmp_path, [], name="again")) == read_manifest(made)
+    pairs = [*pairs_in_clusters(), *(Pair(f"text {index} of one", 0) for index in range(40))]
+    usual, small = with_small_blocks(lambda name: read_manifest(make_shards(tmp_path, pairs, name=name)))
+    assert small == usual
 
 
 def test_no_cluster_is_in_two_splits(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 
 from align.errors import DataError
 from align.formats.query_ranks import QueryRanks, Ranked
-from align.statistics.intervals import Scored, interval, intervals
+from align.statistics.intervals import Scored, draws, interval, intervals
 from align.statistics.paired import Part, difference, of_metrics, set_of
 from align.statistics.randomness import Purpose, permutation, uniforms
 
@@ -43,6 +43,12 @@ def test_two_directions_share_their_draws():
     assert interval([group, group], num_resamples=500, seed=0) == pytest.approx(
         interval([group], num_resamples=500, seed=0)
     )
+
+
+def test_blocks_have_the_draws_of_the_whole(with_small_blocks):
+    usual, small = with_small_blocks(lambda _: list(draws(5, 40, 1)))
+    assert len(small) > len(usual) == 1
+    assert np.array_equal(np.concatenate(small), usual[0])
 
 
 def test_no_query_has_no_interval():

@@ -11,7 +11,6 @@ from align.durable.files import sha256_file
 from align.errors import DataError
 from align.formats.shards import iter_texts
 from align.model.tokenizer import TextTokenizer
-from align.training import fit_tokenizer as fit_tokenizer_module
 from align.training.fit_tokenizer import fit_tokenizer
 from align.training.tokenizer_page import write_page
 from tests.support import training_data
@@ -60,8 +59,7 @@ def test_the_page_has_lengths_against_the_cut_and_tokens_by_how_often_they_occur
         assert image.width > 300
 
 
-def test_of_many_texts_the_first_are_read_and_no_later_tar(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_tokenizer_module, "_TEXTS_AT_ONCE", 3)
+def test_of_many_texts_the_first_are_read_and_no_later_tar(tmp_path, small_blocks):
     shards, _ = training_data.write(tmp_path)
     away, fetched = tmp_path / "away", list[int]()
     away.mkdir()

@@ -56,6 +56,7 @@ def test_chance_counts_the_right_items():
     assert score.value == pytest.approx(2 / 3) and score.chance == pytest.approx((1 + 1 + 2) / 9)
 
 
+@pytest.mark.usefixtures("any_blocks")
 def test_correlations_are_those_of_the_pairs_cosines():
     images, texts, image_of_text = captioned(60, 3, width=8, noise=1.0, seed=0)
     rng = np.random.default_rng(0)

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from align.errors import DataError
-from align.evaluate.protocols import knn
 from align.evaluate.protocols.knn import nearest, nearest_neighbour
 from align.evaluate.protocols.labelled import UNDECIDED, Labelled
 from align.evaluate.protocols.recall import recall
@@ -51,13 +50,11 @@ def by_hand(queries, references):
     return answers
 
 
-def test_blocks_change_nothing(monkeypatch):
+@pytest.mark.usefixtures("any_blocks")
+def test_blocks_change_nothing():
     queries, references = drawn(83, 0), drawn(97, 1, classes=2)
     expected = by_hand(queries, references)
     assert {UNDECIDED, 0, 1} == set(expected)
-    assert nearest(queries, references).tolist() == expected
-    monkeypatch.setattr(knn, "QUERIES", 7)
-    monkeypatch.setattr(knn, "REFERENCES", 5)
     assert nearest(queries, references).tolist() == expected
 
 

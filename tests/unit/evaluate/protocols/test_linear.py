@@ -62,9 +62,10 @@ def test_the_papers_schedule_separates_the_clusters(tmp_path):
         assert np.mean(frozen_features(known, test, 4, seed=0, recipe=recipe) == test.labels) > 0.85
 
 
+@pytest.mark.usefixtures("any_blocks")
 def test_equal_logits_are_undecided():
-    rows = Labelled("test", np.array([[2, 1], [1, 1], [1, 2]], dtype=np.float32), np.array([0, 0, 0]))
-    assert answers(np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32), rows).tolist() == [0, UNDECIDED, 1]
+    rows = Labelled("test", np.array([[2, 1], [1, 1], [1, 2], [3, 1]] * 2, dtype=np.float32), np.zeros(8, np.int64))
+    assert answers(np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32), rows).tolist() == [0, UNDECIDED, 1, 0] * 2
 
 
 def test_bad_input_is_one_line():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from align.errors import DataError
-from align.evaluate.protocols import retrieval
 from align.evaluate.protocols.recall import Direction
 from align.evaluate.protocols.retrieval import best_ranks, both_ways, retrieval_scores
 from tests.golden import clip_benchmark_figures
@@ -75,12 +74,10 @@ def test_ranks_equal_a_full_sort_with_many_ties(own):
         assert found.num_items == num_items - own
 
 
-def test_blocks_change_nothing(monkeypatch):
+def test_blocks_change_nothing(with_small_blocks):
     images, texts, image_of_text = clip_benchmark_figures.retrieval_inputs()
     right, units = own_positives(image_of_text, len(images)), (range(len(images)), range(len(texts)))
-    whole = both_ways(images, texts, right, units)
-    monkeypatch.setattr(retrieval, "BLOCK_BYTES", 4 * len(texts) * 7)  # seven images at a time
-    parts = both_ways(images, texts, right, units)
+    whole, parts = with_small_blocks(lambda _: both_ways(images, texts, right, units))
     for way, found in whole.items():
         assert (found.ranks == parts[way].ranks).all()
 

@@ -32,6 +32,7 @@ CONFIG = ValidateConfig(
     min_evaluation_sets=1, max_evaluation_hash_share=0.0, sample_rows=15, max_drift=MaxDrift(**WIDE),
 )  # fmt: skip
 SETS = {"concepts": "f" * 64}
+IMPOSSIBLE = {"width_px": 0, "height_px": 0, "nsfw_score": 1.5, "num_texts": -1}
 DECISIONS, IMAGES = "filtered/decisions/00000.parquet", "filtered/images.parquet"
 
 
@@ -91,8 +92,9 @@ def drop_column(root):
             "decisions-duplicate-keys: pairs with more than one decision: observed 1, expected 0",
         ),
         (
-            lambda root: rewrite(root / IMAGES, lambda rows: [row | {"nsfw_score": 1.5} for row in rows]),
-            r"images-nsfw-score: .*: observed 15 of 15 rows fail, such as 1\.5, expected 0 to 1",
+            lambda root: rewrite(root / IMAGES, lambda rows: [row | IMPOSSIBLE for row in rows]),
+            r"images-width-px: .*: observed 15 of 15 rows fail, such as 0, expected at least 1 "
+            r"\(3 more failed: images-height-px, images-nsfw-score, images-num-texts\)",
         ),
         (drop_column, "decisions-columns: columns of decisions: observed .*, expected key, keep, reason, reasons"),
     ],

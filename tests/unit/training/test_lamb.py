@@ -37,6 +37,15 @@ def test_equals_the_reference(adapt, zero, beta2, device):
         np.testing.assert_allclose(param.detach().cpu().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_a_matrix_without_gradient_and_decay_stays_as_it_is(device):
+    param = nn.Parameter(torch.ones(3, 4, device=device))
+    param.grad = torch.zeros_like(param)
+    optimiser = Lamb([{"params": [param]}], weight_decay=0.0, betas=(0.9, 0.999))
+    optimiser.set_learning_rate(0.2)
+    optimiser.step()
+    assert torch.equal(param, torch.ones_like(param))
+
+
 def test_without_trust_ratio_it_is_adamw(device):
     recipe = RECIPE.model_copy(update={"optimiser": "adamw", "weight_decay": 0.3, "vector_learning_rate_scale": 1.0})
     torch.manual_seed(0)

@@ -105,6 +105,22 @@ def test_rows_of_very_different_size_in_one_tile_in_float32(size, device, monkey
     assert bool(asked) == (size > 1 or device.type == "cuda")
 
 
+def test_columns_far_below_the_others_of_their_tile_in_float32(device):
+    """Every row has a score near the tile's largest; every second column has none."""
+    images = F.normalize(torch.tensor([1.0, 0, 0, 0, 0, 0]) + 0.1 * embeds(12, 5).float(), dim=-1)
+    texts = images.flip(0) * torch.tensor([30.0, 0.1]).repeat(6)[:, None]
+    inputs = (images, texts, torch.tensor(0.1))
+    exact = value_and_gradients(functools.partial(naive, smoothing=0.1), *(tensor.double() for tensor in inputs))
+    there = [tensor.to(device) for tensor in inputs]
+    for one, other in zip(value_and_gradients(align_loss, *there), exact, strict=True):
+        torch.testing.assert_close(one.double().cpu(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_sums_of_many_rows_are_those_of_all(with_small_blocks):
+    inputs = (embeds(7, 3), embeds(7, 4), torch.tensor(0.07, dtype=torch.float64))
+    assert_close(*with_small_blocks(lambda _: value_and_gradients(align_loss, *inputs)))
+
+
 def test_no_matrix_of_the_batch_ever_exists():
     """The largest tensor is a tile or has the shape of the embeddings."""
 

@@ -124,6 +124,14 @@ def test_a_purge_removes_the_picture_and_the_texts_and_nothing_else(raw):
     assert contents(raw) == after  # idempotent
 
 
+def test_a_folder_that_a_person_put_there_stays(raw):
+    (raw / "mine/deep").mkdir(parents=True)
+    (raw / "mine/deep/notes.txt").write_text("the only copy")
+    opted_out = policy(("image_id", SHA_B))
+    purge_raw(raw, opted_out, opted_out_pairs(raw, opted_out))
+    assert (raw / "mine/deep/notes.txt").read_text() == "the only copy"
+
+
 def test_a_picture_that_another_page_shows_stays_with_that_pages_words(raw):
     opted_out = policy(("url", "https://one.org/"))
     purge_raw(raw, opted_out, opted_out_pairs(raw, opted_out))

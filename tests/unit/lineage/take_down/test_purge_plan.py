@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from align.formats.policy import Entry, OptedOut
 from align.lineage.take_down.purge import purge
 from align.lineage.take_down.purge_plan import plan_purge, telling_reports
 from align.lineage.versions.data_versions import DataVersions
+from align.services.s3.store import Objects
 from tests.support.params import load_params
 from tests.support.small_data import RAW_SCHEMA
 
@@ -160,6 +162,28 @@ def test_ingests_report_stays_in_the_checkout(tmp_path):
     texts = frozenset({(A, TEXT), (None, "another")})
     assert telling_reports(tmp_path, texts) == [tmp_path / "filter/report.json"]
     assert telling_reports(tmp_path, frozenset({(None, "another")})) == []
+
+
+def test_tars_that_clean_versions_need_stay_in_the_store(history):
+    """Two clean versions share a tar with the one that goes, and with each other."""
+    store = history.store.model_copy(update={"objects": str(history.root / "objects")})
+    tar = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("shown", "shared", "first", "second")}
+    for name, sha256 in tar.items():
+        path = Path(Objects(store).uri(sha256))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+    def version(table, *names):
+        listed = [{"name": name, "tar_sha256": tar[name], "tar_bytes": len(name)} for name in names]
+        return history.out({"00000.parquet": table, "manifest.json": json.dumps({"shards": listed}).encode()})
+
+    history.ran({"data/raw": version(raw("https://img.org/a.jpg", A), "shown", "shared")})
+    history.ran({"data/raw": version(raw("https://img.org/b.jpg", B), "shared", "first")})
+    history.ran({"data/raw": version(raw("https://img.org/c.jpg", "c" * 64), "shared", "second")})
+    plan = history.plan(("image_id", A))
+    (result, *_) = purge(history.versions(), plan, history.paths, store)
+    assert (result.where, result.removed) == (f"store of tars {store.objects}", "1 tars")
+    assert {name for name, sha256 in tar.items() if Objects(store).exists(sha256)} == {"shared", "first", "second"}
 
 
 def test_a_remote_that_did_not_answer_is_left(history):

@@ -85,6 +85,8 @@ def test_alarms_at_the_end_of_training_are_those_of_the_run_that_trained():
     rank = {"pretrain/train/alarms": 1.0, "pretrain/train/alarm/effective rank": 1.0}
     metrics = {"run": over, other: rank}
     assert health(metrics, cached_from=other) == (False, "pretrain ended with effective rank out of bounds")
+    both = {"run": {"pretrain/train/alarms": 0.0}, other: rank}  # trained again, after the run that the cache had
+    assert health(both, cached_from=other) == (True, "none at the end of pretrain")
     assert health(metrics, cached_from="DVC's cache") == (True, "none at the end of finetune")
     assert health({"run": {}}, cached_from=other)[0] is None  # that run was deleted
 

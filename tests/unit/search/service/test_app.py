@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from align.config.ingest import IngestConfig
 from align.config.search import IndexConfig
 from align.search.catalogue import index_catalogue
+from align.search.service import app, queries
 from align.search.service.app import POLICY, make_app
 from align.search.service.limits import Buckets, Limits
 from align.search.service.uploads import Decoders
@@ -78,6 +79,14 @@ def test_filters_and_pages(made):
     ranks = [hit["rank"] for page in pages for hit in page["hits"]]
     keys = [hit["key"] for page in pages for hit in page["hits"]]
     assert ranks == list(range(1, 13)) and len(set(keys)) == 12
+
+
+def test_no_more_is_promised_than_paging_can_reach(made, monkeypatch):
+    monkeypatch.setattr(queries, "MAX_RESULTS", 10)
+    monkeypatch.setattr(app, "MAX_RESULTS", 10)
+    pages = [ask(made, "GET", f"/search?text=blue&limit=5&offset={offset}") for offset in (0, 5, 10)]
+    assert [page.status_code for page in pages] == [200, 200, 400]
+    assert [page.json()["more"] for page in pages[:2]] == [True, False]
 
 
 @pytest.mark.parametrize(

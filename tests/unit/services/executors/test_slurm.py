@@ -1,15 +1,25 @@
 """What is asked of sbatch, and how its refusal is said. What SLURM makes of it: tests/integration/test_arrays.py."""
 
+import io
 import os
+import shlex
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
+from align.durable import pieces
 from align.errors import ServiceError
 from align.interfaces.executor import Step
+from align.services.executors import slurm
 from align.services.executors.slurm import SlurmExecutor
 
-STEP = Step(nullcontext, abs)
+
+def size(_, number):
+    return abs(number)
+
+
+STEP = Step(nullcontext, size)
 
 
 @pytest.fixture
@@ -36,6 +46,42 @@ def test_a_refused_array_has_the_options_and_its_refusal_is_said(tmp_path, asked
     assert f"--array={array}" in words and words[-3:-1] == ["--partition=gpu9", "--mem=1G"]
     assert "-m align.services.executors.slurm" in words[-1] and words[-1].startswith("--wrap=exec ")
     assert list((tmp_path / "arrays").iterdir()) == []
+
+
+class Here:
+    """An array whose tasks are done here, one after the other, once `sbatch` has started."""
+
+    def __init__(self, command, **_):
+        last = next(word for word in command if word.startswith("--array=")).removeprefix("--array=0-")
+        *_, array, attempt = shlex.split(command[-1].removeprefix("--wrap=exec "))
+        for number in range(int(last) + 1):
+            slurm._run_task(Path(array), int(attempt), number)
+        self.stdout, self.stderr, self.terminate = io.StringIO("7;cluster\n"), io.StringIO(), list
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def poll(self):
+        return 0
+
+
+def test_tasks_share_what_exceeds_them(tmp_path, monkeypatch, small_blocks, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm.subprocess, "Popen", Here)
+    monkeypatch.setattr(pieces, "_scratch", [])
+    assert list(SlurmExecutor(tmp_path / "arrays", [], None).map(STEP, [-3, 5, -8, 1, 0, -2, 9])) == [
+        3,
+        5,
+        8,
+        1,
+        0,
+        2,
+        9,
+    ]
+    assert "tried again" not in capsys.readouterr().err
 
 
 def test_no_array_is_asked_for_nothing(tmp_path, monkeypatch):

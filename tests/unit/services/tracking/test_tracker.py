@@ -1,4 +1,4 @@
-"""A server at MLflow's address that is something else, or lies."""
+"""What is logged, however much it is; and a server at MLflow's address that is something else, or lies."""
 
 import json
 
@@ -51,3 +51,16 @@ def test_a_lie_is_an_answer_or_one_line(tmp_path, monkeypatch, answer):
             except AlignError as refused:
                 assert "\n" not in str(refused)
     assert [path for path in tmp_path.rglob("*") if path.name == "evil" or path.is_file()] == []
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_every_point_and_parameter_is_logged_once(tmp_path, empty_mlflow):
+    tracker = Tracker(empty_mlflow(tmp_path))
+    run = tracker.start_run("curves", "long")
+    rows = [{"step": step, "loss": step / 2, "rate": step * 3} for step in range(5)]
+    tracker.log_series(run, rows)
+    tracker.log_params(run, {f"p{number}": number for number in range(8)})
+    for name in ("loss", "rate"):
+        found = tracker._client.get_metric_history(run, name)
+        assert [(point.step, point.value) for point in found] == [(row["step"], row[name]) for row in rows]
+    assert tracker.run(run).params == {f"p{number}": str(number) for number in range(8)}

@@ -1,7 +1,7 @@
 """Blocks of 3 rows, so that tests' data are many blocks: no fault hides in the second one, or in a part of the last.
 
-Sizes of blocks are the constants of modules whose names end in AT_ONCE; `tests/unit/test_blocks.py` finds loops over
-blocks whose size is called otherwise.
+Sizes of blocks are the constants of modules whose names end in AT_ONCE; `tests/integration/test_blocks.py` finds loops
+over blocks whose size is called otherwise.
 """
 
 import importlib

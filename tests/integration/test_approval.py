@@ -118,7 +118,7 @@ def test_what_people_answer_decides(made):
     assert any(was in line for line in stack.logs(third)), stack.logs(third)
     assert champions(mlflow) == (3, [("promoted", None, 1), ("rejected", 1, 1), ("by hand", 1, 3)])
 
-    back = stack.click("rollback", person="carol", parameters={"reason": "slow"}, labels={"align.who": "Ann"})
+    back = stack.click("rollback", person="carol", parameters={"why": "slow"}, labels={"align.who": "Ann"})
     assert stack.wait_for(back, *ENDS) == "COMPLETED", stack.logs(back)
     move = mlflow.registry.champion_state("stub").moves[-1]
     assert (move.kind, move.to, move.who) == ("rolled back", 1, f"carol, by flow run {back}")

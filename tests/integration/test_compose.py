@@ -145,7 +145,7 @@ def test_the_pipeline_runs_and_its_results_are_kept_by_the_services(team):
     team.ask(5000, "/api/2.0/mlflow/registered-models/alias", body)  # whether it deserves it is another test's
     compose.up("search")
     wait_until(lambda: team.ask(7000, "/health")["ready"], says=lambda: team.ask(7000, "/health"), pause_s=1)
-    rows = team.ask(7000, "/embed", {"texts": ["a red heart", "a blue fish"]})["texts"]
+    rows = team.ask(7000, "/embed", {"texts": ["a red heart", "a blue fish"]})["embeddings"]
     environment = compose.family("search")[0].environ().values()
     has = {
         name for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_READER_PASSWORD") if compose.secret(name) in environment

@@ -163,7 +163,7 @@ _TIME = re.compile(r"20\d\d-?\d\d-?\d\dT[\d:.]+Z?(?:\+00:00)?")
 @pytest.mark.parametrize("verb", ["register", "promote", "rollback"])
 def test_a_change_of_the_registry(verb, tmp_path, empty_mlflow, monkeypatch):
     """Its first version is registered; a second one is promoted; it is rolled back."""
-    root = tmp_path / "start/project"
+    root = tmp_path / "here/project"  # where `survives` runs it: MLflow's database belongs to a place
     root.mkdir(parents=True)
     monkeypatch.chdir(root)
     project = registered.write(root, empty_mlflow(root))
@@ -175,7 +175,8 @@ def test_a_change_of_the_registry(verb, tmp_path, empty_mlflow, monkeypatch):
             if recall == 0.4 or verb == "rollback":
                 assert project.promote().outcome == "promoted"
     told = words_of(project, verb) + (["--why", "slow"] if verb == "rollback" else [])
-    case = Case(root.parent, told, in_mlflow, whole_or_nothing=False)
+    monkeypatch.chdir(tmp_path)
+    case = Case(root.parent.rename(tmp_path / "start"), told, in_mlflow, whole_or_nothing=False)
     kills, changes = survives(case, tmp_path)
     print(f"{verb}: {kills} kills of {changes} changes")
 

@@ -119,8 +119,8 @@ def load(release: Release, folders: Folders) -> Served:
     """
     from align.model.embedder import Embedder
 
-    embedder = Embedder.load(folders.model)  # first: a damaged model is no fault of its index
     index = ImageIndex.load(folders.index, VectorIndex.load)
+    embedder = Embedder.load(folders.model)  # before its digest is asked for: a damaged model is no fault of its index
     if not folders.vouched and index.header.model_digest != model_digest(folders.model):
         raise DataError(f"{folders.index}: was made with another model than {folders.model}; run `align index` again")
     if not index.items:

@@ -9,7 +9,7 @@
 # the custom, `sbatch --ntasks-per-node=8`: each task is then a rank.
 #
 # What was run: this script on SLURM 24.11 with two nodes, on CPUs: stopped, requeued, and with a node lost
-# (tests/integration/test_slurm.py).
+# (tests/integration/test_launchers.py).
 #SBATCH --job-name=align
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -154,5 +154,6 @@ def test_a_mistake_fails_the_job_and_is_not_requeued(cluster, held):
     log = held.with_suffix(".log")
     options = ["--wait", f"--chdir={held}", f"--output={log}"]
     command = ["sbatch", *options, ROOT / "infra/slurm/train.sh", "pretrain", "--set", "pretrain.num_steps=-1 # x"]
-    assert subprocess.run(command, check=False).returncode == 1
+    # srun says the highest code: 1 of the task that saw it first, or 143 of one that srun told to end meanwhile
+    assert subprocess.run(command, check=False).returncode in (1, 143)
     assert "num_steps" in log.read_text() and "starts again" not in log.read_text()

@@ -163,7 +163,8 @@ def test_half_a_minute_without_servers_and_killed_ranks(tmp_path, monkeypatch, c
         client = MlflowClient(server.uri)
         found = {key: client.get_metric_history(run_id, key) for key in client.get_run(run_id).data.metrics}
     names = {name for row in calm.rows for name in row} - {"step"}
-    assert set(found) == {f"pretrain/{metric_name(name)}" for name in names | LIVE_ONLY}
+    signs = {name for name in found if name.startswith("pretrain/train/alarm/")}  # of so short a run, some are bad
+    assert set(found) - signs == {f"pretrain/{metric_name(name)}" for name in names | LIVE_ONLY}
     arrived = sorted(point.step for point in found["pretrain/train/loss"])
     missing = set(range(1, NUM_STEPS + 1)) - set(arrived)
     assert outages.away[0] < min(missing) <= max(missing) <= outages.away[1]

@@ -21,6 +21,7 @@ import pytest
 from align.cli import main
 from align.formats.filtered import decisions_digest
 from align.services.git import git_if_any
+from align.services.tracking.registry import PROMOTED, PROMOTED_BECAUSE, ROLLED_BACK, ROLLED_BACK_BECAUSE
 from flows.checkout.run_branch import record
 from tests.support import (
     ROOT,
@@ -125,7 +126,9 @@ def words_of(project, verb):
 
 def in_mlflow(root):
     """What git's tags, MLflow's database and files say, without times, ids, what belongs to no version, lineage's pages
-    (each later command writes those that are not as they should be), and hidden parts of files that MLflow leaves.
+    (each later command writes those that are not as they should be), and hidden parts of files that MLflow leaves; and
+    of each move of the champion only from where to where: of a command that is killed between the alias and its entry
+    in the history, the next one says `by hand`, and the reason is lost.
     """
 
     def rows(question):
@@ -144,9 +147,9 @@ def in_mlflow(root):
         "version tags": {
             (version, key): value
             for version, key, value in rows("SELECT version, key, value FROM model_version_tags")
-            if key != "align.lineage_page"
+            if key not in ("align.lineage_page", PROMOTED, PROMOTED_BECAUSE, ROLLED_BACK, ROLLED_BACK_BECAUSE)
         },
-        "model tags": rows("SELECT key, json_remove(value, '$.id') FROM registered_model_tags ORDER BY 1"),
+        "model tags": rows("SELECT key, value ->> '$.before', value ->> '$.to' FROM registered_model_tags ORDER BY 1"),
         "runs": rows(f"SELECT status, count(*) FROM runs WHERE {of_version}"),
         "metrics": rows(f"SELECT key, step, value FROM metrics WHERE {of_version} ORDER BY 1, 2, 3"),
         "params": rows(f"SELECT key, value FROM params WHERE {of_version} ORDER BY 1, 2"),
@@ -176,7 +179,8 @@ def test_a_change_of_the_registry(verb, tmp_path, empty_mlflow, monkeypatch):
                 assert project.promote().outcome == "promoted"
     told = words_of(project, verb) + (["--why", "slow"] if verb == "rollback" else [])
     monkeypatch.chdir(tmp_path)
-    case = Case(root.parent.rename(tmp_path / "start"), told, in_mlflow, whole_or_nothing=False)
+    start = root.parent.rename(tmp_path / "start")
+    case = Case(start, told, in_mlflow, whole_or_nothing=False, refused=verb == "rollback")
     kills, changes = survives(case, tmp_path)
     print(f"{verb}: {kills} kills of {changes} changes")
 
@@ -205,7 +209,8 @@ def test_opt_out(tmp_path):
         return {"holds": holds, "kept": kept, "data": digests(root / "data"), "reports": digests(root / "reports")}
 
     assert state(root)["holds"] == ["data", ".dvc/cache", "../remote"]
-    case = Case(root.parent, [ALIGN, "opt_out", "--purge", "--yes"], state, False, lambda root: environment(root, CODE))
+    words = [ALIGN, "opt_out", "--purge", "--yes"]
+    case = Case(root.parent, words, state, whole_or_nothing=False, env=lambda root: environment(root, CODE))
     print("opt_out --purge: {} kills of {} changes".format(*survives(case, tmp_path)))
 
 

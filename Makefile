@@ -17,16 +17,18 @@ ARGS ?=
 # For `make test-torch`
 TESTS ?= tests/unit/model tests/unit/training tests/integration/test_devices.py tests/integration/test_locked_towers.py
 FUZZ_SECONDS ?= 600
+# For `make test-changed`
+REF ?= main
 # For `make lock`: every file lists the hashes of all platforms' packages.
 COMPILE = .align/lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet $(ARGS)
 # How many workers: tests/conftest.py. Which tests each one runs, and in which order: tests/support/schedule.py.
 WORKERS := -n auto --dist loadscope --no-loadscope-reorder
 FULL := kill or browser or cluster or journeys
 
-.PHONY: help demo test test-full test-kill test-browser test-cluster test-journeys test-tools test-numerics test-torch validators triton fuzz bench bench-scale bench-search bench-gpu check audit format up down worker lock pictures sample try ready clean
+.PHONY: help demo test test-changed test-full test-kill test-browser test-cluster test-journeys test-tools test-numerics test-torch validators triton fuzz bench bench-scale bench-search bench-gpu check audit format up down worker lock pictures sample try ready clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' "$(strip $(MAKEFILE_LIST))"
 
 # Three steps. What builds source distributions, then the lock: both by hash, and nothing is built with anything else.
 # Last align itself with torch, the exception: CPU and CUDA builds differ in their bytes, so torch, torchvision and the
@@ -48,6 +50,10 @@ demo: $(STAMP) ## the whole pipeline on data/sample, with a summary at the end
 
 test: $(STAMP) ## what pip installs is enough
 	@$(RUN) pytest $(WORKERS) -m "not ($(FULL) or tools or numerics)" $(ARGS)
+
+# pytest ends with 5 where no test reads what changed.
+test-changed: $(STAMP) ## tests of any tier that read what changed since main, or REF=HEAD~3
+	@$(RUN) pytest $(WORKERS) --changed $(REF) $(ARGS) || [ $$? = 5 ]
 
 test-full: $(STAMP) validators ## adds kills, browsers, clusters, journeys: make test-kill and so on, in one run
 	@$(RUN) pytest $(WORKERS) -m "$(FULL)" $(ARGS)

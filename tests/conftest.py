@@ -9,8 +9,8 @@ from align.cli import silence_telemetry
 from tests.support import ROOT, warm
 
 pytest_plugins = [
-    "tests.support.devices", "tests.support.durations", "tests.support.mlflow_file", "tests.support.schedule",
-    "tests.support.small_blocks", "tests.support.time_limits",
+    "tests.support.changed", "tests.support.devices", "tests.support.durations", "tests.support.mlflow_file",
+    "tests.support.schedule", "tests.support.small_blocks", "tests.support.time_limits",
 ]  # fmt: skip
 
 silence_telemetry()

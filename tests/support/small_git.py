@@ -8,9 +8,9 @@ def write(root, files):
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, encoding="utf-8")
-    git(root, "init", "--quiet")
-    git(root, "config", "user.name", "test")
-    git(root, "config", "user.email", "test@localhost")
+    git(root, "init", "--quiet", "--template=")
+    with (root / ".git/config").open("a") as config:
+        config.write("[user]\nname = test\nemail = test@localhost\n")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "-m", "first")
     return root

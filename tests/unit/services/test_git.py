@@ -5,23 +5,13 @@ import re
 import pytest
 
 from align.errors import DataError
-from align.services.git import changes, git, git_if_any, identity, network_git, resolve
-from tests.support import ROOT
-
-
-def repository(root, text):
-    """A repository of one commit; returns the commit."""
-    root.mkdir()
-    git(root, "init", "--quiet", "--initial-branch=main")
-    (root / "file").write_text(text)
-    git(root, "add", "file")
-    git(root, "commit", "--quiet", "-m", text, env=identity(root))
-    return git(root, "rev-parse", "HEAD")
+from align.services.git import changes, git, git_if_any, network_git, resolve
+from tests.support import ROOT, small_git
 
 
 def test_a_hook_of_another_repository_changes_nothing(tmp_path, monkeypatch):
-    ours, other = (repository(tmp_path / name, name) for name in ("ours", "other"))
-    root, elsewhere = tmp_path / "ours", tmp_path / "other"
+    root, elsewhere = (small_git.write(tmp_path / name, {"file": name}) for name in ("ours", "other"))
+    ours, other = (git(repository, "rev-parse", "HEAD") for repository in (root, elsewhere))
     for name, value in {"DIR": ".git", "WORK_TREE": "", "INDEX_FILE": ".git/index"}.items():
         monkeypatch.setenv(f"GIT_{name}", str(elsewhere / value))
     assert resolve(root, "HEAD") == ours != other
@@ -33,8 +23,7 @@ def test_a_hook_of_another_repository_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_what_fails_is_one_line_or_none(tmp_path, monkeypatch):
-    root = tmp_path / "ours"
-    repository(root, "ours")
+    root = small_git.write(tmp_path / "ours", {"file": "ours"})
     assert git_if_any(root, "show", "nothing") is None and git_if_any(root, "show", "a\0b") is None
     with pytest.raises(DataError, match="'nothing' names no commit in "):
         resolve(root, "nothing")
@@ -47,8 +36,7 @@ def test_what_fails_is_one_line_or_none(tmp_path, monkeypatch):
 
 
 def test_a_server_that_asks_for_a_password_is_not_waited_for(tmp_path):
-    root = tmp_path / "ours"
-    repository(root, "ours")
+    root = small_git.write(tmp_path / "ours", {"file": "ours"})
     git(root, "config", "alias.shown", "!echo $GIT_TERMINAL_PROMPT $GIT_SSH_COMMAND")
     assert network_git(root, "shown").startswith("0 ssh -oBatchMode=yes")
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
@@ -18,8 +17,8 @@ from flows.checkout.leftovers import sweep
 from flows.checkout.workspace import in_worktree
 from flows.request import Request
 from flows.tasks.run_context import log_file
-from tests.support.dvc_projects import environment, make_repository
-from tests.support.warm import commands
+from tests.support import warm
+from tests.support.dvc_projects import enter, make_repository
 
 PARAMS = "paths:\n  checkpoints: checkpoints\n  reports: reports\nfilter:\n  min_words: 3\n"
 #: A run that reaches a phase, says so, and waits there for its end. `git` is slow in the first phase.
@@ -52,20 +51,18 @@ with in_worktree(Path.cwd(), Request(name="first"), lambda line: None) as work:
 
 @pytest.fixture(name="project")
 def _project(tmp_path, monkeypatch):
-    root = make_repository(tmp_path / "project", {"params.yaml": PARAMS}, "")
-    for name, value in environment(root, {}).items():
-        monkeypatch.setenv(name, value)
-    return root
+    return enter(make_repository(tmp_path / "project", {"params.yaml": PARAMS}, ""), monkeypatch)
 
 
 def killed_in(project, phase):
     """The key of a run's worktree that was killed there."""
-    run = subprocess.Popen([sys.executable, "-c", RUN, phase], cwd=project, stdout=subprocess.PIPE, text=True)
+    command = [str(warm.commands() / "python"), "-c", RUN, phase]
+    run = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True)
     assert run.stdout and run.stdout.readline() == "there\n"
     [path] = (project / ".align/worktrees").iterdir()
     sweep(project, lambda line: pytest.fail(line))  # it lives
     assert path.exists()
-    run.kill()
+    warm.kill(run.pid)
     run.communicate()
     return path.name
 
@@ -125,30 +122,19 @@ def test_the_next_equal_run_keeps_what_the_killed_one_reported_under_its_name(pr
         assert work.root == worktree and not (work.root / "reports").exists()
     kept = folder_for(project, "wide/first", key)
     about = json.loads((kept / "run.json").read_bytes())
-    assert (about["name"], about["flow_run"], about["commit"]) == (
-        "wide/first",
-        "f1",
-        git(project, "rev-parse", "HEAD"),
-    )
+    head = git(project, "rev-parse", "HEAD")
+    assert (about["name"], about["flow_run"], about["commit"]) == ("wide/first", "f1", head)
     assert len(locks(project)) == 1  # the record waits for those who know Prefect
 
 
 @pytest.mark.parametrize("duration_s", [1, pytest.param(3, marks=pytest.mark.kill)])
 def test_a_run_that_waits_for_a_killed_one_is_not_hit(project, duration_s):
     """Several repairs at once, while equal runs take the place one after another."""
-    sweeps = [
-        subprocess.Popen(
-            [
-                str(commands() / "python"),
-                "-c",
-                "import time; from pathlib import Path; from flows.checkout.leftovers import sweep\n"
-                f"end = time.monotonic() + {duration_s}\n"
-                "while time.monotonic() < end: sweep(Path.cwd(), print)",
-            ],
-            cwd=project,
-        )
-        for _ in range(2)
-    ]
+    code = (
+        "import time; from pathlib import Path; from flows.checkout.leftovers import sweep\n"
+        f"end = time.monotonic() + {duration_s}\nwhile time.monotonic() < end: sweep(Path.cwd(), print)"
+    )
+    sweeps = [subprocess.Popen([str(warm.commands() / "python"), "-c", code], cwd=project) for _ in range(2)]
     deadline = time.monotonic() + duration_s
     while time.monotonic() < deadline:
         with in_worktree(project, Request(name="live"), lambda line: None) as work:

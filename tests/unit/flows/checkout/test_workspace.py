@@ -1,5 +1,7 @@
 """A run's worktree: its revision and parameters, and what git does not hold (of `dvc add`, or ignored)."""
 
+import shutil
+
 import pytest
 
 from align.errors import ConfigError, DataError
@@ -7,16 +9,20 @@ from align.services.git import changes, git
 from flows.checkout import run_branch
 from flows.checkout.workspace import in_worktree
 from flows.request import Request
-from tests.support import small_git
-from tests.support.dvc_projects import commit_all, environment, make_repository, shell
+from tests.support.dvc_projects import commit_all, enter, make_repository, shell
 
 PARAMS = """\
 paths:
   archive: mydata/pairs
   evaluation: data/evaluation
   policy: data/policy
-  checkpoints: checkpoints
+  checkpoints: checkpoints # where
   reports: reports
+store:
+  cache: .align/store
+  features: .align/features
+filter:
+  min_words: 3 # paper 3
 index:
   queries: mydata/queries.json
 finetune:
@@ -36,12 +42,11 @@ stages:
 REQUEST = Request(overrides={"index.queries": "mydata/queries.json"})
 
 
-@pytest.fixture(name="project")
-def _project(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A project with an archive and queries in mydata/, which git ignores, and a model that `dvc add` keeps."""
-    root = make_repository(tmp_path / "project", {"params.yaml": PARAMS, "dvc.yaml": DVC_YAML}, "")
-    for name, value in environment(root, {}).items():
-        monkeypatch.setenv(name, value)
+    files = {"params.yaml": PARAMS, "dvc.yaml": DVC_YAML, "code.py": "x = 1\n"}
+    root = make_repository(tmp_path_factory.mktemp("made") / "project", files, "")
     for folder in ("mydata/pairs", "imported"):
         (root / folder).mkdir(parents=True)
     (root / "mydata/pairs/table.csv").write_text("file,caption\n")
@@ -50,6 +55,12 @@ def _project(tmp_path, monkeypatch):
     shell(root, "dvc add --quiet imported", {})
     commit_all(root)
     return root
+
+
+@pytest.fixture(name="project")
+def _project(made, tmp_path, monkeypatch):
+    """A copy of its own."""
+    return enter(shutil.copytree(made, tmp_path / "project", symlinks=True), monkeypatch)
 
 
 def test_a_run_has_the_model_that_dvc_keeps(project):
@@ -119,61 +130,44 @@ def test_a_run_s_branch_lacks_inputs_that_are_elsewhere_or_ignored(project):
         assert git(project, "diff", "--name-only", "HEAD", commit) == "params.yaml"
 
 
-STORE = "store:\n  cache: .align/store\n  features: .align/features\n"
-SMALL_PARAMS = f"paths:\n  checkpoints: checkpoints # where\n{STORE}filter:\n  min_words: 3 # paper 3\n"
-
-
-@pytest.fixture
-def repo(tmp_path):
-    """A git and DVC repository with one source file and params.yaml, everything committed."""
-    files = {
-        "align/project/code.py": "x = 1\n", "params.yaml": SMALL_PARAMS, ".gitignore": ".align/\n",
-        ".dvc/config": "[core]\n    analytics = false\n", ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
-    }  # fmt: skip
-    return small_git.write(tmp_path / "repo", files)
-
-
-def test_a_worktree_of_its_own(repo):
+def test_a_worktree_of_its_own(project):
     request = Request(name="x", overrides={"filter.min_words": 4})
-    with in_worktree(repo, request, log=lambda line: None) as workspace:
-        assert workspace.root != repo and not workspace.dirty
-        assert (workspace.root / "params.yaml").read_text() == SMALL_PARAMS.replace("3 #", "4 #")  # comments stay
+    with in_worktree(project, request, log=lambda line: None) as workspace:
+        assert workspace.root != project and not workspace.dirty
+        assert (workspace.root / "params.yaml").read_text() == PARAMS.replace("3 #", "4 #")  # comments stay
         (workspace.root / "checkpoints" / "step").write_text("7")
         (workspace.root / ".align/features/seen").touch()
         (workspace.root / ".align/store/pictures").mkdir()
         config = (workspace.root / ".dvc/config.local").read_text()
-        assert str(repo / ".dvc" / "cache") in config
+        assert str(project / ".dvc" / "cache") in config
     assert not workspace.root.exists()
-    assert (repo / "checkpoints" / "step").read_text() == "7"  # survives, so that a cancelled run resumes
-    assert (repo / ".align/features/seen").exists() and (repo / ".align/store/pictures").is_dir()
-    assert (repo / "params.yaml").read_text() == SMALL_PARAMS
+    assert (project / "checkpoints" / "step").read_text() == "7"  # survives, so that a cancelled run resumes
+    assert (project / ".align/features/seen").exists() and (project / ".align/store/pictures").is_dir()
+    assert (project / "params.yaml").read_text() == PARAMS
 
 
-def test_a_dirty_checkout_is_refused_or_snapshotted(repo):
-    (repo / "dvc.lock").write_text("schema: '2.0'\n")  # a result, not a change
-    assert changes(repo) == []
-    (repo / "align/project/code.py").write_text("x = 3\n")
-    with pytest.raises(DataError, match=r"align/project/code\.py"), in_worktree(repo, Request(), log=print):
+def test_a_dirty_checkout_is_refused_or_snapshotted(project):
+    (project / "dvc.lock").write_text("schema: '2.0'\n")  # a result, not a change
+    assert changes(project) == []
+    (project / "code.py").write_text("x = 3\n")
+    with pytest.raises(DataError, match=r"code\.py"), in_worktree(project, Request(), log=print):
         pass
-    with in_worktree(repo, Request(snapshot_dirty=True), log=lambda line: None) as workspace:
+    with in_worktree(project, Request(snapshot_dirty=True), log=lambda line: None) as workspace:
         assert workspace.dirty
-        assert (workspace.root / "align/project/code.py").read_text() == "x = 3\n"
-    with in_worktree(repo, Request(ref="HEAD~0"), log=lambda line: None) as workspace:
-        assert (workspace.root / "align/project/code.py").read_text() == "x = 1\n"
+        assert (workspace.root / "code.py").read_text() == "x = 3\n"
+    with in_worktree(project, Request(ref="HEAD~0"), log=lambda line: None) as workspace:
+        assert (workspace.root / "code.py").read_text() == "x = 1\n"
     with (
         pytest.raises(DataError, match="'nowhere' names no commit"),
-        in_worktree(repo, Request(ref="nowhere"), log=print),
+        in_worktree(project, Request(ref="nowhere"), log=print),
     ):
         pass
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "refused"),
-    [
-        ("filter.words", 5, r"filter\.words"),
-        ("paths.checkpoints", "data/../../person", r"paths\.checkpoints = .*writes there only"),
-    ],
-)
-def test_an_unknown_override_or_another_tree_to_write_in_makes_no_worktree(repo, key, value, refused):
-    with pytest.raises(ConfigError, match=refused), in_worktree(repo, Request(overrides={key: value}), log=print):
+@pytest.mark.parametrize(("key", "value", "refused"), [
+    ("filter.words", 5, r"filter\.words"),
+    ("paths.checkpoints", "data/../../person", r"paths\.checkpoints = .*writes there only"),
+])  # fmt: skip
+def test_an_unknown_override_or_another_tree_to_write_in_makes_no_worktree(project, key, value, refused):
+    with pytest.raises(ConfigError, match=refused), in_worktree(project, Request(overrides={key: value}), log=print):
         pass

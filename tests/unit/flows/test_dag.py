@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from ruamel.yaml import YAML
@@ -86,15 +87,17 @@ def sections(files):
 
     Sections that change no bytes are not among them, nor those whose class `align.project.provenance` leaves out.
     """
+    read = [cls for file in files for cls in read_by(file) if f"{cls.__module__.replace('.', '/')}.py" in files]
+    return {name for cls in read for name in (cls.section, INHERITS.get(cls.section, cls.section)) if cls.changes_bytes}
+
+
+@cache
+def read_by(file):
+    """The classes of the sections that a module reads."""
     classes = {cls.__name__: cls for cls in SECTIONS.values()}
-    found = set()
-    for file in files:
-        for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "section":
-                cls = classes[ast.unparse(node.args[0])]
-                if cls.changes_bytes and f"{cls.__module__.replace('.', '/')}.py" in files:
-                    found |= {cls.section, INHERITS.get(cls.section, cls.section)}
-    return found
+    calls = [node for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))) if isinstance(node, ast.Call)]
+    asks = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "section"]
+    return [classes[ast.unparse(call.args[0])] for call in asks]
 
 
 def test_every_verb_is_a_stage_and_calls_its_verb():
@@ -166,15 +169,12 @@ def test_stale_means_changed_or_below():
     assert downstream(stages, ["ingest"]) == frozenset(STAGES)
 
 
-@pytest.mark.parametrize(
-    ("files", "made_stale"),
-    [
-        (["evaluate/protocols/zero_shot.py"], {"evaluate", "package"}),  # not the index
-        (["display/html.py", "display/console.py", "display/figure.py"], set()),
-        (["filter/rules.py"], {*STAGES} - {"ingest"}),
-        (["config/filter.py"], {*STAGES} - {"ingest"}),  # the web is not fetched again
-    ],
-)
+@pytest.mark.parametrize(("files", "made_stale"), [
+    (["evaluate/protocols/zero_shot.py"], {"evaluate", "package"}),  # not the index
+    (["display/html.py", "display/console.py", "display/figure.py"], set()),
+    (["filter/rules.py"], {*STAGES} - {"ingest"}),
+    (["config/filter.py"], {*STAGES} - {"ingest"}),  # the web is not fetched again
+])  # fmt: skip
 def test_an_edit_makes_what_reads_it_stale(files, made_stale):
     edited = [f"align/{file}" for file in files]
     assert all((ROOT / file).is_file() for file in edited)

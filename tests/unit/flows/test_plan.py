@@ -171,15 +171,15 @@ def test_a_disk_that_is_too_small_is_refused(made, monkeypatch):
 GIVEN = {"path": "nowhere", "sha256": "0" * 64}
 
 
-@pytest.mark.parametrize(
-    ("model", "section", "values", "said"),
-    [
-        ({"image_tower": "timm:test_vi"}, "", {}, "model.image_tower timm:test_vi: timm .* has no such model"),
-        ({}, "fit_tokenizer", {"from": GIVEN}, "nowhere: "),
-        ({"image_tower": "timm:test_vit"}, "", {}, None),
-    ],
-)
-def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(tmp_path, model, section, values, said):
+@pytest.mark.parametrize(("model", "section", "values", "said"), [
+    ({"image_tower": "timm:test_vi"}, "", {}, "model.image_tower timm:test_vi: timm .* has no such model"),
+    ({}, "fit_tokenizer", {"from": GIVEN}, "nowhere: "),
+    ({"image_tower": "timm:test_vit"}, "", {}, None),
+])  # fmt: skip
+def test_what_training_would_refuse_of_its_towers_is_refused_before_it_costs(
+    tmp_path, monkeypatch, model, section, values, said
+):
+    monkeypatch.setattr(sys, "executable", str(commands() / "python"))  # a fork in place of a process
     yaml = YAML()
     params = yaml.load(PARAMS_FILE)
     params["model"] |= model
@@ -258,16 +258,13 @@ def test_parameters_are_an_upper_bound_until_the_vocabulary_has_its_size(vocab_s
     assert figures["pretrain, model"] == f"{most}2.50 M parameters"
 
 
-@pytest.mark.parametrize(
-    ("archive", "said"),
-    [
-        ("a.warc.gz", "a.warc.gz, 10 bytes"),
-        ("crawl", "crawl, 2 files of 30 bytes"),
-        ("crawl/*.warc.gz", "crawl/*.warc.gz, 2 files of 30 bytes"),
-        ("nothing/*.gz", "nothing/*.gz, which does not exist"),
-        ("s3://bucket/*.gz", "s3://bucket/*.gz, size unknown"),
-    ],
-)
+@pytest.mark.parametrize(("archive", "said"), [
+    ("a.warc.gz", "a.warc.gz, 10 bytes"),
+    ("crawl", "crawl, 2 files of 30 bytes"),
+    ("crawl/*.warc.gz", "crawl/*.warc.gz, 2 files of 30 bytes"),
+    ("nothing/*.gz", "nothing/*.gz, which does not exist"),
+    ("s3://bucket/*.gz", "s3://bucket/*.gz, size unknown"),
+])  # fmt: skip
 def test_the_source_is_counted_whatever_names_it(tmp_path, archive, said):
     (tmp_path / "crawl").mkdir()
     for name, size in (("a.warc.gz", 10), ("crawl/b.warc.gz", 10), ("crawl/c.warc.gz", 20)):

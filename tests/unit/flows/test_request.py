@@ -107,55 +107,49 @@ def test_the_server_refuses_the_names_that_the_run_would_refuse(tmp_path):
             assert not validate({"request": {"name": name}}, SCHEMA), name
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        {},
-        {"name": "x", "profile": "paper", "only": "training", "to_stage": "pretrain", "seed": 3, "learning_rate": 0.1},
-        {"overrides": {"filter.min_words": 4, "model.image_tower": "B0", "index.queries": None}},
-        {"ref": None, "seed": None, "learning_rate": None, "source": None, "overrides": {}},  # as a program may send it
-        {"ref": "old", "overrides": {"a.key.of.another.revision": 1}},  # the run knows that revision
-        {"finetune_steps": 3, "finetune_rate": 0.1, "overrides": {"model.image_tower.width_coefficient": 0.5}},
-    ],
-)
+@pytest.mark.parametrize("request_", [
+    {},
+    {"name": "x", "profile": "paper", "only": "training", "to_stage": "pretrain", "seed": 3, "learning_rate": 0.1},
+    {"overrides": {"filter.min_words": 4, "model.image_tower": "B0", "index.queries": None}},
+    {"ref": None, "seed": None, "learning_rate": None, "source": None, "overrides": {}},  # as a program may send it
+    {"ref": "old", "overrides": {"a.key.of.another.revision": 1}},  # the run knows that revision
+    {"finetune_steps": 3, "finetune_rate": 0.1, "overrides": {"model.image_tower.width_coefficient": 0.5}},
+])  # fmt: skip
 def test_the_server_takes_what_is_right(request_):
     validate({"request": request_}, SCHEMA, raise_on_error=True)
     Request.model_validate(request_)
 
 
-@pytest.mark.parametrize(
-    ("request_", "named"),
-    [
-        ({"profile": "imagenet"}, "request.profile"),
-        ({"only": "release"}, "request.only"),
-        ({"to_stage": "pretain"}, "request.to_stage"),
-        ({"num_steps": 0}, "request.num_steps"),
-        ({"learning_rate": "fast"}, "request.learning_rate"),
-        ({"source": "https://me:secret@host/crawl.paths"}, "request.source"),
-        ({"overrides": {"filter.min_words": 0}}, "filter.min_words"),
-        ({"overrides": {"promote.margin": "much"}}, "promote.margin"),
-        ({"overrides": {"paths.archive": "s3://key:secret@bucket/x"}}, "paths.archive"),
-        ({"ref": "x", "overrides": {"any.key": ["http://me:secret@host/"]}}, "any.key"),
-        ({"overrides": {"filter.min_word": 4}}, "filter.min_word"),
-        ({"ref": None, "overrides": {"any.key": 1}}, "any.key"),
-        ({"name": "a&sig=secret"}, "request.name"),
-        ({"finetune_steps": -1}, "request.finetune_steps"),
-        ({"steps": 3}, "request"),
-    ],
-)
+@pytest.mark.parametrize(("request_", "named"), [
+    ({"profile": "imagenet"}, "request.profile"),
+    ({"only": "release"}, "request.only"),
+    ({"to_stage": "pretain"}, "request.to_stage"),
+    ({"num_steps": 0}, "request.num_steps"),
+    ({"learning_rate": "fast"}, "request.learning_rate"),
+    ({"source": "https://me:secret@host/crawl.paths"}, "request.source"),
+    ({"overrides": {"filter.min_words": 0}}, "filter.min_words"),
+    ({"overrides": {"promote.margin": "much"}}, "promote.margin"),
+    ({"overrides": {"paths.archive": "s3://key:secret@bucket/x"}}, "paths.archive"),
+    ({"ref": "x", "overrides": {"any.key": ["http://me:secret@host/"]}}, "any.key"),
+    ({"overrides": {"filter.min_word": 4}}, "filter.min_word"),
+    ({"ref": None, "overrides": {"any.key": 1}}, "any.key"),
+    ({"name": "a&sig=secret"}, "request.name"),
+    ({"finetune_steps": -1}, "request.finetune_steps"),
+    ({"steps": 3}, "request"),
+])  # fmt: skip
 def test_the_server_refuses_by_name_before_it_records(request_, named):
     with pytest.raises(ValidationError) as error:
         validate({"request": request_}, SCHEMA, raise_on_error=True)
     assert named in str(error.value)
 
 
-@pytest.fixture
-def checkout(tmp_path):
-    """A checkout with this one's dvc.yaml and profiles and the tests' values.
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A checkout with this one's dvc.yaml and profiles and the tests' values, which no test changes.
 
     Revisions: `old` has another key than the sections here know, `long` another value and a profile of its own.
     """
-    root = tmp_path / "checkout"
+    root = tmp_path_factory.mktemp("request") / "checkout"
     (root / "infra").mkdir(parents=True)
     shutil.copytree(ROOT / "infra/profiles", root / "infra/profiles")
     shutil.copy(ROOT / "dvc.yaml", root)
@@ -187,10 +181,12 @@ def test_profile_fields_and_overrides_in_this_order(checkout):
     assert settled(checkout, Request()).in_place and not found.in_place
 
 
-def test_the_parts_of_a_run_take_what_was_read_at_its_start(checkout):
-    run = Request(to_stage="shard").with_stages(RunContext(root=checkout, checkout=checkout))
-    for name in ("dvc.yaml", "params.yaml"):
-        (checkout / name).unlink()
+def test_the_parts_of_a_run_take_what_was_read_at_its_start(tmp_path):
+    for file in (ROOT / "dvc.yaml", PARAMS_FILE):
+        shutil.copy(file, tmp_path)
+    run = Request(to_stage="shard").with_stages(RunContext(root=tmp_path, checkout=tmp_path))
+    for file in tmp_path.iterdir():
+        file.unlink()
     taken = data.validate_parameters({"run": run})["run"]
     assert [stage.name for stage in taken.chosen.stages] == ["ingest", "filter", "validate", "shard"]
     assert taken.params is run.params is run.model_copy(update={"mlflow_run_id": "0"}).params
@@ -199,21 +195,18 @@ def test_the_parts_of_a_run_take_what_was_read_at_its_start(checkout):
     assert data.serialize_parameters({"run": run})["run"].keys() == recorded  # by Prefect: not all of dvc.yaml
 
 
-@pytest.mark.parametrize(
-    ("key", "same"),
-    [
-        ("pretrain.weight_decay", [312, 312.0, 3.12e2]),
-        ("pretrain.learning_rate", [1, 1.0]),
-        ("promote.margin", [0, 0.0, -0.0]),
-        ("validate.dropped_share.image_nsfw", [[0, 1], [0.0, 1.0], [0, 1.0]]),
-        ("model.image_tower.width_coefficient", [1, 1.0]),
-        (
-            "model.image_tower",
-            [{"width_coefficient": 1, "depth_coefficient": 2}, {"depth_coefficient": 2.0, "width_coefficient": 1.0}],
-        ),
-        ("pretrain.extra_shards", [[{"path": "more", "digest": "d", "weight": weight}] for weight in (2, 2.0)]),
-    ],
-)
+@pytest.mark.parametrize(("key", "same"), [
+    ("pretrain.weight_decay", [312, 312.0, 3.12e2]),
+    ("pretrain.learning_rate", [1, 1.0]),
+    ("promote.margin", [0, 0.0, -0.0]),
+    ("validate.dropped_share.image_nsfw", [[0, 1], [0.0, 1.0], [0, 1.0]]),
+    ("model.image_tower.width_coefficient", [1, 1.0]),
+    (
+        "model.image_tower",
+        [{"width_coefficient": 1, "depth_coefficient": 2}, {"depth_coefficient": 2.0, "width_coefficient": 1.0}],
+    ),
+    ("pretrain.extra_shards", [[{"path": "more", "digest": "d", "weight": weight}] for weight in (2, 2.0)]),
+])  # fmt: skip
 def test_equal_values_are_one_run(checkout, key, same):
     """The key of a run's worktree is made of this JSON: equal runs wait for each other, and share a branch."""
     found = {json.dumps(settled(checkout, Request(overrides={key: value})).overrides, sort_keys=True) for value in same}
@@ -229,32 +222,26 @@ def test_what_differs_stays_as_it_was_given(checkout):
             settled(checkout, Request(overrides={key: value}))
 
 
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        ({"overrides": {"promote.margin": "much"}}, r"params\.yaml: parameter 'promote\.margin' = 'much'"),
-        ({"overrides": {"paths.checkpoints": "/elsewhere"}}, r"paths\.checkpoints = /elsewhere.*writes there only"),
-        ({"overrides": {"paths.raw": "data/other"}}, r"paths\.raw = data/other"),
-        (
-            {"overrides": {"paths.policy": "/elsewhere"}},
-            r"paths\.policy = /elsewhere: a run obeys the take-downs of its",
-        ),
-        (
-            {"overrides": {"paths.policy": "other"}, "ref": "long"},
-            r"paths\.policy = other: a run obeys the take-downs of its",
-        ),
-        ({"profile": "own"}, r"--profile own: no readable file"),
-        ({"to_stage": "pretain"}, r"stage 'pretain': dvc\.yaml has no such stage"),
-        ({"only": "data", "from_stage": "pretrain"}, r"nothing to run"),
-        ({"overrides": {"pretrain.seed": 10**4000}}, r"pretrain\.seed=10"),
-        ({"overrides": {"pretrain.seed": nested(60)}}, r"pretrain\.seed=\[\["),
-        ({"overrides": {"pretrain.seed": nested(1100)}}, r"overrides: a value is nested too deeply"),
-        ({"overrides": {"paths.archive": "\ud800"}}, r"the value is not UTF-8"),
-        ({"overrides": {"paths.archive": "x" * (1 << 20)}}, r"the value is not valid YAML"),
-        ({"overrides": {"filter.languages": "*a"}}, r"'filter\.languages' = '\*a'"),
-        ({"overrides": {"model.text_tower": {"<<": "*a"}}}, r"model\.text_tower"),
-    ],
-)
+@pytest.mark.parametrize(("request_", "message"), [
+    ({"overrides": {"promote.margin": "much"}}, r"params\.yaml: parameter 'promote\.margin' = 'much'"),
+    ({"overrides": {"paths.checkpoints": "/elsewhere"}}, r"paths\.checkpoints = /elsewhere.*writes there only"),
+    ({"overrides": {"paths.raw": "data/other"}}, r"paths\.raw = data/other"),
+    ({"overrides": {"paths.policy": "/elsewhere"}}, r"paths\.policy = /elsewhere: a run obeys the take-downs of its"),
+    (
+        {"overrides": {"paths.policy": "other"}, "ref": "long"},
+        r"paths\.policy = other: a run obeys the take-downs of its",
+    ),
+    ({"profile": "own"}, r"--profile own: no readable file"),
+    ({"to_stage": "pretain"}, r"stage 'pretain': dvc\.yaml has no such stage"),
+    ({"only": "data", "from_stage": "pretrain"}, r"nothing to run"),
+    ({"overrides": {"pretrain.seed": 10**4000}}, r"pretrain\.seed=10"),
+    ({"overrides": {"pretrain.seed": nested(60)}}, r"pretrain\.seed=\[\["),
+    ({"overrides": {"pretrain.seed": nested(1100)}}, r"overrides: a value is nested too deeply"),
+    ({"overrides": {"paths.archive": "\ud800"}}, r"the value is not UTF-8"),
+    ({"overrides": {"paths.archive": "x" * (1 << 20)}}, r"the value is not valid YAML"),
+    ({"overrides": {"filter.languages": "*a"}}, r"'filter\.languages' = '\*a'"),
+    ({"overrides": {"model.text_tower": {"<<": "*a"}}}, r"model\.text_tower"),
+])  # fmt: skip
 def test_a_wrong_request_is_one_line_and_makes_nothing(checkout, request_, message):
     with pytest.raises(ConfigError, match=message) as error:
         settled(checkout, Request.model_validate(request_))
@@ -277,10 +264,11 @@ def test_the_values_that_count_are_those_of_the_revision(checkout):
             settled(checkout, Request(ref=odd))
 
 
-def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(checkout):
+def test_of_a_revision_with_other_sections_only_what_is_changed_is_checked(checkout, tmp_path):
     """`old` lacks a key that the classes here need: by itself that is no mistake of the request."""
     with pytest.raises(ConfigError, match="lowest_margin"):
         settled(checkout, Request(ref="old"))  # the same align/config (none), so all values are checked
+    checkout = shutil.copytree(checkout, tmp_path / "checkout")
     (checkout / "align/config").mkdir(parents=True)
     (checkout / "align/config/release.py").write_text("margin = 0\n")
     commit_all(checkout)

@@ -12,7 +12,7 @@ from align.pipeline.run import created
 from align.services.dvc.commands import dvc
 from infra import clean
 from tests.support import ROOT
-from tests.support.dvc_projects import environment, make_repository, shell
+from tests.support.dvc_projects import enter, make_repository, shell
 
 DVC_YAML = "stages:\n  make:\n    cmd: echo data > table\n    outs: [table]\n"
 
@@ -59,9 +59,8 @@ def test_what_people_put_there_stays(checkout):
 
 
 def test_what_dvc_pushed_can_be_had_again(tmp_path, monkeypatch):
-    root = make_repository(tmp_path / "project", {"dvc.yaml": DVC_YAML, "params.yaml": "{}\n"}, "/table\n/infra\n")
-    for name, value in environment(root, {}).items():
-        monkeypatch.setenv(name, value)
+    files = {"dvc.yaml": DVC_YAML, "params.yaml": "{}\n"}
+    root = enter(make_repository(tmp_path / "project", files, "/table\n/infra\n"), monkeypatch)
     (root / "infra").symlink_to(ROOT / "infra")
     shell(root, "dvc repro --quiet && dvc push --quiet && rm -rf .dvc/cache table", {})
     assert make_clean(root).returncode == 0

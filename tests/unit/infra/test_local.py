@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -13,7 +12,7 @@ from align.config.params import write_params
 from align.errors import ConfigError
 from align.pipeline.run import flow_environment, prefect_login
 from infra import local, worker
-from tests.support import ROOT
+from tests.support import ROOT, wait_until
 from tests.support.params import PARAMS_FILE
 
 #: A worker that ignores SIGTERM, and its flow run, which takes a second to save.
@@ -53,10 +52,7 @@ def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path, monkeypatc
     monkeypatch.setattr(local, "STOP_TIMEOUT_S", 0.5)
     worker = subprocess.Popen([sys.executable, "-c", WORKER], cwd=tmp_path, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "ready").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((tmp_path / "ready").exists)
         local._stop(psutil.Process(worker.pid))
         assert (tmp_path / "saved").exists()
         assert worker.wait(60) == -9
@@ -65,16 +61,13 @@ def test_a_hanging_worker_is_ended_once_its_runs_have_saved(tmp_path, monkeypatc
         worker.wait()  # or its Popen warns in a later test
 
 
-@pytest.mark.parametrize(
-    ("program", "said"),
-    [
-        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
-        ("raise ValueError('1 wrong\\n\\nport\\n  not a number\\n    see http://example.org')",
-         "ValueError: 1 wrong | port | not a number"),
-        ("print('one\\n\\n\\033[31mtwo\\nthree\\nfour')", "\\u001b[31mtwo | three | four"),
-        ("pass", "nothing, it printed no line"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("program", "said"), [
+    ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+    ("raise ValueError('1 wrong\\n\\nport\\n  not a number\\n    see http://example.org')",
+     "ValueError: 1 wrong | port | not a number"),
+    ("print('one\\n\\n\\033[31mtwo\\nthree\\nfour')", "\\u001b[31mtwo | three | four"),
+    ("pass", "nothing, it printed no line"),
+])  # fmt: skip
 def test_a_program_that_ends_at_its_start_is_said_with_the_end_of_its_log(tmp_path, program, said):
     log = local.LOGS / "worker.log"
     (tmp_path / log).parent.mkdir(parents=True)

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 from uuid import uuid4
@@ -19,6 +18,7 @@ from flows.dag import Stage
 from flows.pages import progress
 from flows.pages.progress import RunPage, at_stage, bar, page_markdown, put_markdown, run_page
 from flows.tasks.run_context import RunContext, child_environment, progress_file
+from tests.support import wait_until
 
 STAGES = [
     Stage(name, f"what {name} does", "data", (), (), (), f"reports/{name}") for name in ("ingest", "fit_tokenizer")
@@ -175,20 +175,13 @@ def server(monkeypatch):
     return made
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 120
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
-
-
 def test_two_artifacts_are_updated_in_place(tmp_path, server):
     file = progress_file(tmp_path)
     file.parent.mkdir()
     file.write_text(json.dumps({"lines": ["of an earlier run"]}))
     with run_page("x") as page:
         page.watch(progress_file(tmp_path), STAGES)
-        wait_for(lambda: len(server.artifacts) == 2)
+        wait_until(lambda: len(server.artifacts) == 2)
         assert (
             shown(server)["progress"] | {"data": 0.0, "description": "stage 1 of 2, ingest"}
             == shown(server)["progress"]
@@ -196,9 +189,9 @@ def test_two_artifacts_are_updated_in_place(tmp_path, server):
         assert "earlier run" not in shown(server)["run"]["data"]
         words = {"line": "ingest: step 2", "done": 2, "total": 8}
         file.write_text(json.dumps({"lines": ["ingest: step 2"], "work": words}))
-        wait_for(lambda: any(one["data"] == 25.0 for one in server.artifacts.values()))
+        wait_until(lambda: any(one["data"] == 25.0 for one in server.artifacts.values()))
         assert shown(server)["progress"]["description"] == "stage 1 of 2, ingest: step 2"
-        wait_for(lambda: "25 % stage 1 of 2, ingest: step 2" in shown(server)["run"]["data"])
+        wait_until(lambda: "25 % stage 1 of 2, ingest: step 2" in shown(server)["run"]["data"])
         page.links["branch"] = "run/x"
     by_key = shown(server)
     assert by_key.keys() == {"run", "progress"} and len(server.artifacts) == 2
@@ -218,7 +211,7 @@ def test_a_run_that_is_retried_has_one_of_each_artifact_and_one_that_fails_keeps
         with pytest.raises(ValueError, match="cancelled"), run_page("x") as page:
             page.watch(progress_file(tmp_path), STAGES)
             file.write_text(said)
-            wait_for(lambda: shown(server).get("progress", {}).get("description") == "stage 1 of 2, ingest: step 2")
+            wait_until(lambda: shown(server).get("progress", {}).get("description") == "stage 1 of 2, ingest: step 2")
             server.states = ["Crashed"]  # as its task is when the run is cancelled
             raise ValueError("cancelled")
         found = shown(server)
@@ -237,16 +230,16 @@ def test_a_server_that_is_unavailable_and_back_again(tmp_path, server):
     server.broken.set()
     with run_page("x") as page:
         page.watch(progress_file(tmp_path), STAGES)
-        wait_for(lambda: server.num_refused >= 3)
+        wait_until(lambda: server.num_refused >= 3)
         assert not server.artifacts
         server.broken.clear()
-        wait_for(lambda: server.artifacts)
+        wait_until(lambda: server.artifacts)
         server.broken.set()
         page.links["branch"] = "run/x"
         refused = server.num_refused
-        wait_for(lambda: server.num_refused >= refused + 3)
+        wait_until(lambda: server.num_refused >= refused + 3)
         server.broken.clear()
-        wait_for(lambda: server.num_updates)
+        wait_until(lambda: server.num_updates)
         server.broken.set()
 
 

@@ -132,13 +132,10 @@ def test_what_commands_warn_of_is_told_from_what_they_say():
     assert [line for line in warnings + others if is_warning(line)] == warnings
 
 
-@pytest.mark.parametrize(
-    ("script", "reason"),
-    [
-        ("echo 'align: error: nothing kept'; echo 'ERROR: failed to reproduce'; exit 1", "failed: nothing kept"),
-        ("exit 3", "exit code 3"),
-    ],
-)
+@pytest.mark.parametrize(("script", "reason"), [
+    ("echo 'align: error: nothing kept'; echo 'ERROR: failed to reproduce'; exit 1", "failed: nothing kept"),
+    ("exit 3", "exit code 3"),
+])  # fmt: skip
 def test_a_failed_child_says_why(tmp_path, script, reason):
     with pytest.raises(CommandError, match=reason):
         run_supervised(["sh", "-c", script], cwd=tmp_path, env=os.environ, log=lambda line: None)

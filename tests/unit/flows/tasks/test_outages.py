@@ -15,7 +15,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.tasks import outages
-from tests.support import ROOT
+from tests.support import ROOT, wait_until
 from tests.support.killing import lives
 from tests.support.mlflow_server import free_port
 
@@ -146,18 +146,11 @@ def test_a_run_outlives_its_worker(tmp_path, kept):
         said, pid = worker.stdout.readline().split()
         assert said == "b'starts\\n'"
         run = psutil.Process(int(pid))
-        until(lambda: (tmp_path / "ready").exists())
+        wait_until((tmp_path / "ready").exists)
         worker.kill()
     (tmp_path / "dead").touch()
-    until(lambda: not lives(run))  # nobody may be there to ask for it
+    wait_until(lambda: not lives(run))  # nobody may be there to ask for it
     assert (tmp_path / "result").exists() == kept  # the reason for keep_output: without it the run ends there
     if kept:
         text = (tmp_path / ".align/logs/worker.log").read_text()
         assert "a line of the log" in text and "another" in text
-
-
-def until(condition):
-    deadline = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -17,16 +17,12 @@ def _repo(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("typed", "asked", "name"),
-    [
-        ("My first / try", None, "My-first-try"),
-        ("My first / try", "  ", "My-first-try"),
-        ("mauve-cuckoo", None, "mauve-cuckoo"),
-        ("mauve-cuckoo", "wide", "wide"),
-    ],
-    ids=lambda value: str(value)[:20],
-)
+@pytest.mark.parametrize(("typed", "asked", "name"), [
+    ("My first / try", None, "My-first-try"),
+    ("My first / try", "  ", "My-first-try"),
+    ("mauve-cuckoo", None, "mauve-cuckoo"),
+    ("mauve-cuckoo", "wide", "wide"),
+], ids=lambda value: str(value)[:20])  # fmt: skip
 def test_the_request_s_name_or_prefect_s(repo, typed, asked, name, monkeypatch):
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__NAME", typed)
     assert name_of(repo, Request(name=asked)) == name

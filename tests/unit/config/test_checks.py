@@ -4,11 +4,9 @@ import pytest
 
 from align.cli import main
 from align.config.checks import require_valid
-from align.config.params import PROFILES, profile_overrides
 from align.errors import ConfigError
 from align.filter.rules import RULES
 from align.verbs import VERBS
-from tests.support import ROOT
 from tests.support.params import PARAMS_FILE, load_params
 
 
@@ -19,10 +17,9 @@ def _refusal(*overrides):
 
 
 @pytest.mark.parametrize("verb", ["ingest", "search", "promote", "run"])
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [("pretrain.num_steps=abc", "'pretrain.num_steps' = 'abc'"), ("shard.image_px=64", "shard.image_px 64 is below")],
-)
+@pytest.mark.parametrize(("override", "named"), [
+    ("pretrain.num_steps=abc", "'pretrain.num_steps' = 'abc'"), ("shard.image_px=64", "shard.image_px 64 is below"),
+])  # fmt: skip
 def test_a_value_of_another_stage_is_refused_before_anything_is_read(
     verb, override, named, tmp_path, monkeypatch, capsys
 ):
@@ -35,45 +32,37 @@ def test_a_value_of_another_stage_is_refused_before_anything_is_read(
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
-@pytest.mark.parametrize("profile", [None, *sorted(path.stem for path in (ROOT / PROFILES).glob("*.yaml"))])
-def test_params_yaml_and_the_profiles_are_right(profile):
-    require_valid(load_params(PARAMS_FILE, profile_overrides(profile)), RULES)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["model.resize_px=48"], "image_px 64 is larger than resize_px 48"),
-        (["pretrain.crop_scale=[1.2,0.8]"], "crop_scale [1.2, 0.8]: the smallest comes first"),
-        (["pretrain.crop_scale=[0.005,1]"], "crop_scale.0' = 0.005: Input should be greater than or equal to 0.1"),
-        (["pretrain.image_px=80"], "shard.image_px 72 is below the 90 px of pretrain.image_px"),
-        (["pretrain.image_px=80", "pretrain.resize_px=72"], "pretrain.image_px 80 is larger than resize_px 72"),
-        (["pretrain.batch_size=288", "pretrain.num_processes=4"], "num_processes 4 x model.batch_norm_group 16"),
-        (["cluster.num_nodes=3", "cluster.rendezvous=a:1"], "cluster.num_nodes 3 x model.batch_norm_group 16"),
-        (["finetune.batch_size=250"], "finetune.batch_size 250 must be a multiple of model.batch_norm_group 16"),
-        (["pretrain.micro_batch=24"], "pretrain.micro_batch 24 must be a multiple of model.batch_norm_group 16"),
-        (["pretrain.shard_weights=node"], "'pretrain.shard_weights' = 'node'"),
-        (
-            ["pretrain.precision=float16", "pretrain.shard_weights=true", "pretrain.optimiser=lamb"],
-            "pretrain.precision: float16 needs whole gradients, so pretrain.shard_weights false",
-        ),
-        (["model.logit_bias_init=-10.0"], "pretrain.loss align and model.logit_bias_init -10.0 do not go together"),
-        (["promote.metrics=[concepts/recall@10]"], "promote.metrics: 'concepts/recall@10' is measured for no set"),
-        (["promote.metrics=[test/mean_recall]", "evaluate.max_test_images=0"], "evaluate.max_test_images 0"),
-        (["pretrain.best_metric=val/recall@10"], "'pretrain.best_metric' = 'val/recall@10': training measures no such"),
-        (["validate.dropped_share.text_too_long=[1.0, 0.0]"], "'validate.dropped_share.text_too_long' = [1.0, 0.0]"),
-        (["validate.min_evaluation_sets=-1"], "'validate.min_evaluation_sets' = -1"),
-        (
-            ["filter.near_duplicate_embedder={path: a.bin, sha256: " + "a" * 64 + "}"],
-            "near_duplicate_embedder.path: a.bin: expected .onnx",
-        ),
-        (
-            ["store.work=s3://bucket/work", "store.objects=objects"],
-            "store.objects: objects: machines that share only store.work",
-        ),
-        (["store.work=s3://bucket/work"], "store.objects: None: machines that share only store.work"),
-    ],
-)
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["model.resize_px=48"], "image_px 64 is larger than resize_px 48"),
+    (["pretrain.crop_scale=[1.2,0.8]"], "crop_scale [1.2, 0.8]: the smallest comes first"),
+    (["pretrain.crop_scale=[0.005,1]"], "crop_scale.0' = 0.005: Input should be greater than or equal to 0.1"),
+    (["pretrain.image_px=80"], "shard.image_px 72 is below the 90 px of pretrain.image_px"),
+    (["pretrain.image_px=80", "pretrain.resize_px=72"], "pretrain.image_px 80 is larger than resize_px 72"),
+    (["pretrain.batch_size=288", "pretrain.num_processes=4"], "num_processes 4 x model.batch_norm_group 16"),
+    (["cluster.num_nodes=3", "cluster.rendezvous=a:1"], "cluster.num_nodes 3 x model.batch_norm_group 16"),
+    (["finetune.batch_size=250"], "finetune.batch_size 250 must be a multiple of model.batch_norm_group 16"),
+    (["pretrain.micro_batch=24"], "pretrain.micro_batch 24 must be a multiple of model.batch_norm_group 16"),
+    (["pretrain.shard_weights=node"], "'pretrain.shard_weights' = 'node'"),
+    (
+        ["pretrain.precision=float16", "pretrain.shard_weights=true", "pretrain.optimiser=lamb"],
+        "pretrain.precision: float16 needs whole gradients, so pretrain.shard_weights false",
+    ),
+    (["model.logit_bias_init=-10.0"], "pretrain.loss align and model.logit_bias_init -10.0 do not go together"),
+    (["promote.metrics=[concepts/recall@10]"], "promote.metrics: 'concepts/recall@10' is measured for no set"),
+    (["promote.metrics=[test/mean_recall]", "evaluate.max_test_images=0"], "evaluate.max_test_images 0"),
+    (["pretrain.best_metric=val/recall@10"], "'pretrain.best_metric' = 'val/recall@10': training measures no such"),
+    (["validate.dropped_share.text_too_long=[1.0, 0.0]"], "'validate.dropped_share.text_too_long' = [1.0, 0.0]"),
+    (["validate.min_evaluation_sets=-1"], "'validate.min_evaluation_sets' = -1"),
+    (
+        ["filter.near_duplicate_embedder={path: a.bin, sha256: " + "a" * 64 + "}"],
+        "near_duplicate_embedder.path: a.bin: expected .onnx",
+    ),
+    (
+        ["store.work=s3://bucket/work", "store.objects=objects"],
+        "store.objects: objects: machines that share only store.work",
+    ),
+    (["store.work=s3://bucket/work"], "store.objects: None: machines that share only store.work"),
+])  # fmt: skip
 def test_values_that_contradict_each_other_are_named(overrides, message):
     assert message in _refusal(*overrides)
 

@@ -10,8 +10,6 @@ Exit codes: 0, every row was measured and agrees; 1, a row differs by more than 
 no row differs, but some were not measured.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

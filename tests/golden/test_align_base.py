@@ -64,13 +64,8 @@ def test_a_folder_of_transformers_is_imported_measured_and_compared(tmp_path, ca
     own_model.write_align_base(tmp_path)
     _set(tmp_path / "sets" / "colours")
     given = [
-        "--model",
-        str(tmp_path / "align-base"),
-        "--sets",
-        str(tmp_path / "sets"),
-        "--work",
-        str(tmp_path / "work"),
-    ]
+        "--model", str(tmp_path / "align-base"), "--sets", str(tmp_path / "sets"), "--work", str(tmp_path / "work"),
+    ]  # fmt: skip
     assert align_base.main([*given, "--table", str(_table(tmp_path, 150.0))]) == align_base.DIFFERS
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("colours/"))
     assert row.endswith("differs")

@@ -36,13 +36,8 @@ def rewrite(path, change):
 def outcome(name, *, passed):
     """An outcome of an expectation that is called `name`."""
     return Outcome(
-        name=name,
-        what=f"what {name} says",
-        expectation="expect_this()",
-        observed="1",
-        threshold="0",
-        passed=passed,
-    )
+        name=name, what=f"what {name} says", expectation="expect_this()", observed="1", threshold="0", passed=passed,
+    )  # fmt: skip
 
 
 def run_gate(root, *failed, data=DATA):

@@ -1,7 +1,5 @@
 """What img2dataset makes of a table of addresses: folders as its release 1.47 writes them, and itself."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -6,8 +6,6 @@ runs a module in the working directory, which has everything that it changes. It
 number, of 1 and more; with 0 it works to its end, and how many there were is written to the file COUNT.
 """
 
-from __future__ import annotations
-
 import atexit
 import itertools
 import os

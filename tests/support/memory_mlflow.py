@@ -3,8 +3,6 @@
 tests/integration/test_champion.py asks this and MLflow the same questions.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import shutil

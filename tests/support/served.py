@@ -1,7 +1,5 @@
 """A search service over one-coloured pictures, without a server or a model: what it should find is plain to see."""
 
-from __future__ import annotations
-
 import threading
 import time
 from contextlib import contextmanager

@@ -124,11 +124,9 @@ def running():
         for claim, _ in claims:
             stack.enter_context(claim)
         values = {
-            "host": socket.gethostname(),
-            "user": getpass.getuser(),
-            "ports": [port for _, port in claims],
+            "host": socket.gethostname(), "user": getpass.getuser(), "ports": [port for _, port in claims],
             "kill_wait_s": KILL_WAIT_S,
-        }
+        }  # fmt: skip
         (folder / "state").mkdir()
         (folder / "slurm.conf").write_text(_CONF.format(folder=folder, **values))
         (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")

@@ -1,7 +1,5 @@
 """A hand-made data/raw and data/filtered of a few pairs, for tests of the stages behind the filter."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

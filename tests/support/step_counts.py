@@ -8,8 +8,6 @@ The step is that of rank 0 of eight, with torch's stand-in for a network, which 
 GPU; validation, checkpoints and the loop's vote, one small message a step, are not part of it.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast

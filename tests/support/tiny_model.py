@@ -8,17 +8,10 @@ from align.model.dual_encoder import DualEncoder, save_model
 from align.model.tokenizer import TextTokenizer, fit_wordpiece, save_tokenizer
 
 TINY = ModelConfig(
-    resize_px=36,
-    image_px=32,
-    stochastic_depth=0.0,
-    batch_norm_group=4,
+    resize_px=36, image_px=32, stochastic_depth=0.0, batch_norm_group=4, max_tokens=16, embed_width=16,
     image_tower=ImageTowerShape(width_coefficient=0.25, depth_coefficient=0.25),
-    text_tower=TextTowerShape(width=16, layers=1, heads=2),
-    max_tokens=16,
-    embed_width=16,
-    temperature_init=0.1,
-    logit_bias_init=None,
-)
+    text_tower=TextTowerShape(width=16, layers=1, heads=2), temperature_init=0.1, logit_bias_init=None,
+)  # fmt: skip
 
 TEXTS = ["a red heart", "a blue star on a green field", "the yellow sun", "a small red flower"]
 

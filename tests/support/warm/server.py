@@ -3,8 +3,6 @@
 python -m tests.support.warm.server FOLDER
 """
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import fcntl

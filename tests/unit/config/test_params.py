@@ -35,17 +35,14 @@ def test_an_override_replaces_one_value(params_file):
     assert (section.rate, section.count, section.name) == (0.001, 7, "two words")
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "http://me:secret@host",
-        "[a, {b: 'see https://TOKEN@host'}]",
-        "'https://bucket.s3.amazonaws.com/a.warc.gz?X-Amz-Credential=TOKEN&X-Amz-Signature=secret'",
-        "'https://h/a?sv=2024&sr=c&sig=secret%3D'",
-        "'https://storage.googleapis.com/b/a?GoogleAccessId=TOKEN&Signature=secret'",
-        "'https://h/a?Expires=1&access_token=TOKEN'",
-    ],
-)
+@pytest.mark.parametrize("value", [
+    "http://me:secret@host",
+    "[a, {b: 'see https://TOKEN@host'}]",
+    "'https://bucket.s3.amazonaws.com/a.warc.gz?X-Amz-Credential=TOKEN&X-Amz-Signature=secret'",
+    "'https://h/a?sv=2024&sr=c&sig=secret%3D'",
+    "'https://storage.googleapis.com/b/a?GoogleAccessId=TOKEN&Signature=secret'",
+    "'https://h/a?Expires=1&access_token=TOKEN'",
+])  # fmt: skip
 def test_a_login_in_an_address_is_refused(params_file, value):
     with pytest.raises(ConfigError, match=r"'example.name\S*' holds a login .*infra/env.example") as error:
         load_params(params_file, [f"example.name={value}"])
@@ -59,35 +56,29 @@ def test_an_empty_override_is_null(params_file):
     assert load_params(params_file, ["example.name="]).section(Example).name is None
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("exmaple.count=7", "unknown parameter 'exmaple.count'"),
-        ("example.count.deep=7", "unknown parameter 'example.count.deep'"),
-        ("example.count=[", "not valid YAML"),
-        ("example.count=1" + "0" * 5000, "not valid YAML"),
-        ("example.count=0x" + "f" * 5000, "not valid YAML"),
-        ("example.count=2026-99-99", "not valid YAML"),
-        ("example.count=" + "[" * 10_000, "not valid YAML"),
-        ('example.name="\\ud800"', "not valid YAML"),
-        ("example.name=caf\udce9", "the value is not UTF-8; rename a file or folder of such a name"),
-    ],
-)
+@pytest.mark.parametrize(("override", "message"), [
+    ("exmaple.count=7", "unknown parameter 'exmaple.count'"),
+    ("example.count.deep=7", "unknown parameter 'example.count.deep'"),
+    ("example.count=[", "not valid YAML"),
+    ("example.count=1" + "0" * 5000, "not valid YAML"),
+    ("example.count=0x" + "f" * 5000, "not valid YAML"),
+    ("example.count=2026-99-99", "not valid YAML"),
+    ("example.count=" + "[" * 10_000, "not valid YAML"),
+    ('example.name="\\ud800"', "not valid YAML"),
+    ("example.name=caf\udce9", "the value is not UTF-8; rename a file or folder of such a name"),
+])  # fmt: skip
 def test_a_bad_override_is_an_error_that_names_the_key(params_file, override, message):
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")) as error:
         load_params(params_file, [override])
     assert len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("example: {rate: 1, count: 1.5, name: a}", r"'example\.count' = 1\.5"),
-        ("example: {rate: 1, count: 3}", r"'example\.name' is missing"),
-        ("example: {rate: 1, count: 3, name: a, extra: 1}", r"unknown parameter 'example\.extra'"),
-        ("other: {}", "section 'example' is missing"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("example: {rate: 1, count: 1.5, name: a}", r"'example\.count' = 1\.5"),
+    ("example: {rate: 1, count: 3}", r"'example\.name' is missing"),
+    ("example: {rate: 1, count: 3, name: a, extra: 1}", r"unknown parameter 'example\.extra'"),
+    ("other: {}", "section 'example' is missing"),
+])  # fmt: skip
 def test_an_ill_typed_section_is_an_error_that_names_the_key(tmp_path, text, message):
     path = tmp_path / "params.yaml"
     path.write_text(text)
@@ -127,16 +118,13 @@ def inheriting_file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        ([], {"seed": 1, "flip": True, "micro_batch": 64}),
-        (["finetune.flip=false"], {"seed": 1, "flip": False, "micro_batch": 64}),
-        (["finetune.micro_batch="], {"seed": 1, "flip": True, "micro_batch": None}),
-        (["pretrain.flip=false", "pretrain.seed=5"], {"seed": 1, "flip": False, "micro_batch": 64}),
-        (["finetune.flip=true", "pretrain.flip=false"], {"seed": 1, "flip": True, "micro_batch": 64}),
-    ],
-)
+@pytest.mark.parametrize(("overrides", "expected"), [
+    ([], {"seed": 1, "flip": True, "micro_batch": 64}),
+    (["finetune.flip=false"], {"seed": 1, "flip": False, "micro_batch": 64}),
+    (["finetune.micro_batch="], {"seed": 1, "flip": True, "micro_batch": None}),
+    (["pretrain.flip=false", "pretrain.seed=5"], {"seed": 1, "flip": False, "micro_batch": 64}),
+    (["finetune.flip=true", "pretrain.flip=false"], {"seed": 1, "flip": True, "micro_batch": 64}),
+])  # fmt: skip
 def test_finetune_inherits_what_it_does_not_set(inheriting_file, overrides, expected):
     assert load_params(inheriting_file, overrides).values["finetune"] == expected
 

@@ -11,11 +11,10 @@ from align.errors import ConfigError
 from tests.support.params import PARAMS_FILE
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [["paths.archive=data/raw/more/*.warc.gz"], ["paths.archive=data"], ["paths.reports=data/policy/../policy"],
-     ["paths.evaluation=models/finetuned"], ["paths.root=data/sample/evaluation"]],
-)  # fmt: skip
+@pytest.mark.parametrize("overrides", [
+    ["paths.archive=data/raw/more/*.warc.gz"], ["paths.archive=data"], ["paths.reports=data/policy/../policy"],
+    ["paths.evaluation=models/finetuned"], ["paths.root=data/sample/evaluation"],
+])  # fmt: skip
 def test_an_output_lies_in_no_input_and_around_none(overrides):
     with pytest.raises(ConfigError, match=r"lies in, or around, the input paths\."):
         load_params(PARAMS_FILE, overrides).section(PathsConfig)

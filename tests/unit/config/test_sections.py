@@ -99,19 +99,16 @@ def test_every_field_of_a_section_is_among_them():
     assert names <= SCHEMAS.keys()
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("filter.min_words", 0),
-        ("promote.margin", "much"),
-        ("model.image_tower", "B9"),
-        ("model.image_tower.width_coefficient", 0),
-        ("validate.dropped_share.image_nsfw", [0.0, 1.5]),
-        ("finetune.batch_size", 0),  # inherited from pretrain
-        ("ingest.columns.url", 3),
-        ("cluster.rendezvous", "host"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value"), [
+    ("filter.min_words", 0),
+    ("promote.margin", "much"),
+    ("model.image_tower", "B9"),
+    ("model.image_tower.width_coefficient", 0),
+    ("validate.dropped_share.image_nsfw", [0.0, 1.5]),
+    ("finetune.batch_size", 0),  # inherited from pretrain
+    ("ingest.columns.url", 3),
+    ("cluster.rendezvous", "host"),
+])  # fmt: skip
 def test_bounds_are_those_of_the_section(key, value):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(value, SCHEMAS[key])

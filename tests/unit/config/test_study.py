@@ -43,21 +43,18 @@ def test_an_arm_changes_more_than_the_study_and_a_profile_counts_instead(tmp_pat
     assert study.values_of(wide, 0, "cc3m") == {"pretrain.num_steps": 10, "model.embed_width": 64, "pretrain.seed": 0}
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "line"),
-    [
-        ("seeds:", "seed:", "seed: Extra inputs are not permitted"),
-        ("    set: {pretrain", "    sett: {pretrain", "arms.1.sett: Extra inputs are not permitted"),
-        ("name: wide", "name: base", "arms: 2 are called base; each run needs a name of its own"),
-        ("[0, 3]", "[3, 3]", "seeds: 2 are called 3; each run needs a name of its own"),
-        ("[0, 3]", "[]", "seeds: Tuple should have at least 1 item"),
-        ("name: wide", "name: a b", "arms.1.name: String should match pattern"),
-        ("expected: better", "expected: best", "arms.1.expected: Input should be 'better' or 'worse'"),
-        ("primary: [concepts/mean_recall]", "primary: []", "primary: Tuple should have at least 1 item"),
-        (GOOD, "name: [", "line 1: not valid YAML: "),
-        (GOOD, "- a", "Input should be a valid dictionary"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "line"), [
+    ("seeds:", "seed:", "seed: Extra inputs are not permitted"),
+    ("    set: {pretrain", "    sett: {pretrain", "arms.1.sett: Extra inputs are not permitted"),
+    ("name: wide", "name: base", "arms: 2 are called base; each run needs a name of its own"),
+    ("[0, 3]", "[3, 3]", "seeds: 2 are called 3; each run needs a name of its own"),
+    ("[0, 3]", "[]", "seeds: Tuple should have at least 1 item"),
+    ("name: wide", "name: a b", "arms.1.name: String should match pattern"),
+    ("expected: better", "expected: best", "arms.1.expected: Input should be 'better' or 'worse'"),
+    ("primary: [concepts/mean_recall]", "primary: []", "primary: Tuple should have at least 1 item"),
+    (GOOD, "name: [", "line 1: not valid YAML: "),
+    (GOOD, "- a", "Input should be a valid dictionary"),
+])  # fmt: skip
 def test_a_wrong_study_is_one_clear_line(tmp_path, old, new, line):
     assert old in GOOD
     file = written(tmp_path, GOOD.replace(old, new))

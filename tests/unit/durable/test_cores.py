@@ -24,21 +24,18 @@ def system(root, groups, **quotas):
     return root
 
 
-@pytest.mark.parametrize(
-    ("groups", "quotas", "expected"),
-    [
-        ("0::/\n", {"cpu.max": "800000 100000\n"}, 8),  # a container
-        ("0::/\n", {"cpu.max": "max 100000\n"}, 64),
-        ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
-        ("0::/pods/7\n", {"pods/cpu.max": "1250000 100000\n", "pods/7/cpu.max": "max 100000\n"}, 12),
-        ("0::/pods/7\n", {"pods/cpu.max": "200000 100000\n", "pods/7/cpu.max": "400000 100000\n"}, 2),
-        (
-            "5:memory:/x\n4:cpu,cpuacct:/docker/7\n",  # version 1, as a container sees it
-            {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3,
-        ),
-        ("1:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("groups", "quotas", "expected"), [
+    ("0::/\n", {"cpu.max": "800000 100000\n"}, 8),  # a container
+    ("0::/\n", {"cpu.max": "max 100000\n"}, 64),
+    ("0::/\n", {"cpu.max": "50000 100000\n"}, 1),
+    ("0::/pods/7\n", {"pods/cpu.max": "1250000 100000\n", "pods/7/cpu.max": "max 100000\n"}, 12),
+    ("0::/pods/7\n", {"pods/cpu.max": "200000 100000\n", "pods/7/cpu.max": "400000 100000\n"}, 2),
+    (
+        "5:memory:/x\n4:cpu,cpuacct:/docker/7\n",  # version 1, as a container sees it
+        {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3,
+    ),
+    ("1:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+])  # fmt: skip
 def test_a_quota_bounds_the_cores(tmp_path, groups, quotas, expected):
     assert cores(system=system(tmp_path, groups, **quotas)) == expected
 

@@ -22,23 +22,20 @@ TOO_LATE = "version 3 was not approved within 72 h; nothing was moved"
 APPROVED = ("--version=3", "--expect-champion=1", "--approved-by=Ann")
 
 
-@pytest.mark.parametrize(
-    ("judged", "given", "words"),
-    [
-        (JUDGED, {}, (*APPROVED, "--because=better")),
-        (
-            JUDGED.model_copy(update={"champion": 0}), {},
-            ("--version=3", "--expect-champion=0", "--approved-by=Ann", "--because=better"),
-        ),
-        (JUDGED, {"decision": "reject"}, ("--version=3", "--rejected-by=Ann", "--because=better")),
-        (
-            JUDGED, {"who": "--json", "why": "a\0b\x1b[2J\nsee https://me:secret@host/"},
-            ("--version=3", "--expect-champion=1", "--approved-by=--json",
-             r"--because=a\u0000b\u001b[2J\nsee https://host/"),
-        ),
-        (JUDGED, {"why": "\0" * 1000}, (*APPROVED, f"--because={(chr(92) + 'u0000') * 166}" + r"\u00")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("judged", "given", "words"), [
+    (JUDGED, {}, (*APPROVED, "--because=better")),
+    (
+        JUDGED.model_copy(update={"champion": 0}), {},
+        ("--version=3", "--expect-champion=0", "--approved-by=Ann", "--because=better"),
+    ),
+    (JUDGED, {"decision": "reject"}, ("--version=3", "--rejected-by=Ann", "--because=better")),
+    (
+        JUDGED, {"who": "--json", "why": "a\0b\x1b[2J\nsee https://me:secret@host/"},
+        ("--version=3", "--expect-champion=1", "--approved-by=--json",
+         r"--because=a\u0000b\u001b[2J\nsee https://host/"),
+    ),
+    (JUDGED, {"why": "\0" * 1000}, (*APPROVED, f"--because={(chr(92) + 'u0000') * 166}" + r"\u00")),
+])  # fmt: skip
 def test_what_people_type_is_words_and_nothing_else(judged, given, words):
     answer = Answer.model_validate({"decision": "approve", "who": "Ann", "why": "better"} | given)
     assert _arguments(judged, answer) == words
@@ -96,11 +93,10 @@ def use(monkeypatch, client):
     monkeypatch.setattr(module, "runtime", SimpleNamespace(flow_run=SimpleNamespace(id=str(uuid4()))))
 
 
-@pytest.mark.parametrize(
-    ("state", "said", "num_failed"),
-    [(StateType.PAUSED, TOO_LATE, 1), (StateType.COMPLETED, "answered, or ended, in time", 0),
-     (StateType.RUNNING, "answered, or ended, in time", 0)],
-)  # fmt: skip
+@pytest.mark.parametrize(("state", "said", "num_failed"), [
+    (StateType.PAUSED, TOO_LATE, 1), (StateType.COMPLETED, "answered, or ended, in time", 0),
+    (StateType.RUNNING, "answered, or ended, in time", 0),
+])  # fmt: skip
 def test_at_the_end_of_its_time_a_run_that_nobody_answered_ends_and_no_other(monkeypatch, state, said, num_failed):
     client = Prefect([run(state_type=state)])
     use(monkeypatch, client)
@@ -118,15 +114,12 @@ def test_an_answer_after_the_time_is_refused_although_nobody_ended_the_run(monke
     assert client.created == []
 
 
-@pytest.mark.parametrize(
-    ("waiting", "asks"),
-    [
-        ({"judged": {"version": 3, "champion": 1}}, False),
-        ({"judged": {"version": 2, "champion": 1}}, True),
-        ({"judged": {"version": 3, "champion": 0}}, True),
-        ({"judged": {"version": 3, "champion": 1}, "ends": "a run"}, True),  # it only ends another one
-    ],
-)
+@pytest.mark.parametrize(("waiting", "asks"), [
+    ({"judged": {"version": 3, "champion": 1}}, False),
+    ({"judged": {"version": 2, "champion": 1}}, True),
+    ({"judged": {"version": 3, "champion": 0}}, True),
+    ({"judged": {"version": 3, "champion": 1}, "ends": "a run"}, True),  # it only ends another one
+])  # fmt: skip
 def test_a_person_is_asked_once_about_the_same_promotion(monkeypatch, waiting, asks):
     client = Prefect([run(parameters=waiting)])
     use(monkeypatch, client)

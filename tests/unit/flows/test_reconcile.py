@@ -37,17 +37,14 @@ def test_one_that_a_process_works_on_is_not_dead(kind):
     assert is_dead(run, Processes(frozenset({str(uuid4())}), None))
 
 
-@pytest.mark.parametrize(
-    ("kind", "worker", "dead"),
-    [
-        (StateType.PENDING, STARTED - 60, False),  # it submitted it, and may be about to start its process
-        (StateType.PENDING, STARTED + 1, False),  # clocks differ
-        (StateType.PENDING, STARTED + 60, True),  # of an earlier worker
-        (StateType.CANCELLING, STARTED - 60, False),  # it obeys
-        (StateType.CANCELLING, STARTED + 60, True),
-        (StateType.RUNNING, STARTED - 60, True),  # its process had begun, and is there no more
-    ],
-)
+@pytest.mark.parametrize(("kind", "worker", "dead"), [
+    (StateType.PENDING, STARTED - 60, False),  # it submitted it, and may be about to start its process
+    (StateType.PENDING, STARTED + 1, False),  # clocks differ
+    (StateType.PENDING, STARTED + 60, True),  # of an earlier worker
+    (StateType.CANCELLING, STARTED - 60, False),  # it obeys
+    (StateType.CANCELLING, STARTED + 60, True),
+    (StateType.RUNNING, STARTED - 60, True),  # its process had begun, and is there no more
+])  # fmt: skip
 def test_beside_a_worker_a_run_that_it_may_start_is_not_dead(kind, worker, dead):
     assert is_dead(flow_run(kind), Processes(frozenset(), worker)) == dead
 

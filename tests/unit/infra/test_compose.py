@@ -59,18 +59,15 @@ def answered(path, body, person):
     return client.post(path, content=content, headers=headers).content
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "person", "got"),
-    [
-        ("create_flow_run", {"name": "x"}, "ann", {"name": "x", "labels": {"align.who": "ann"}}),
-        ("create_flow_run", {"labels": {"a": 1, "align.who": "bob"}}, "ann", {"labels": {"a": 1, "align.who": "ann"}}),
-        ("create_flow_run", {"labels": {"a": 1, "align.who": "bob"}}, None, {"labels": {"a": 1}}),
-        ("resume", {"run_input": {"who": "bob", "why": "y"}}, "ann", {"run_input": {"who": "ann", "why": "y"}}),
-        ("resume", {"run_input": {"who": "bob"}}, None, {"run_input": {"who": "bob"}}),
-        ("resume", {"run_input": None}, "ann", {"run_input": None}),
-        ("set_state", {"labels": {"align.who": "bob"}}, "ann", {"labels": {"align.who": "bob"}}),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "person", "got"), [
+    ("create_flow_run", {"name": "x"}, "ann", {"name": "x", "labels": {"align.who": "ann"}}),
+    ("create_flow_run", {"labels": {"a": 1, "align.who": "bob"}}, "ann", {"labels": {"a": 1, "align.who": "ann"}}),
+    ("create_flow_run", {"labels": {"a": 1, "align.who": "bob"}}, None, {"labels": {"a": 1}}),
+    ("resume", {"run_input": {"who": "bob", "why": "y"}}, "ann", {"run_input": {"who": "ann", "why": "y"}}),
+    ("resume", {"run_input": {"who": "bob"}}, None, {"run_input": {"who": "bob"}}),
+    ("resume", {"run_input": None}, "ann", {"run_input": None}),
+    ("set_state", {"labels": {"align.who": "bob"}}, "ann", {"labels": {"align.who": "bob"}}),
+])  # fmt: skip
 def test_the_person_whom_the_proxy_names_is_recorded(path, body, person, got):
     assert json.loads(answered(f"/api/flow_runs/1/{path}", body, person)) == got
 

@@ -36,15 +36,12 @@ def test_the_demo_is_no_file_and_changes_nothing():
     assert set(profile_names()) >= {"cc3m", "coyo", "paper", "photographs"}
 
 
-@pytest.mark.parametrize(
-    ("profile", "towers", "width", "batch_size", "num_steps", "learning_rate"),
-    [
-        ("paper", ("L2", "Large"), 1376, 16384, 1_200_000, 1e-3),
-        ("ablation", ("B7", "Base"), 640, 16384, 1_000_000, 1e-3),
-        ("coyo", ("B7", "Base"), 640, 65536, 300_000, 2e-3),
-        ("cc3m", ("B3", "Mini"), 640, 16384, 100_000, 5e-3),
-    ],
-)
+@pytest.mark.parametrize(("profile", "towers", "width", "batch_size", "num_steps", "learning_rate"), [
+    ("paper", ("L2", "Large"), 1376, 16384, 1_200_000, 1e-3),
+    ("ablation", ("B7", "Base"), 640, 16384, 1_000_000, 1e-3),
+    ("coyo", ("B7", "Base"), 640, 65536, 300_000, 2e-3),
+    ("cc3m", ("B3", "Mini"), 640, 16384, 100_000, 5e-3),
+])  # fmt: skip
 def test_published_recipes(profile, towers, width, batch_size, num_steps, learning_rate):
     params = load_params(overrides=profile_overrides(profile))
     model, recipe, later = (params.section(of) for of in (ModelConfig, PretrainConfig, FinetuneConfig))
@@ -81,14 +78,11 @@ def test_a_file_elsewhere_and_what_set_changes_after_it(tmp_path):
     assert profile_overrides(None) == []
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("filter: [", "not valid YAML"),
-        ("- a\n", "expected sections at the top level"),
-        ("filter: 3\n", "expected sections at the top level"),
-    ],
-)
+@pytest.mark.parametrize(("content", "message"), [
+    ("filter: [", "not valid YAML"),
+    ("- a\n", "expected sections at the top level"),
+    ("filter: 3\n", "expected sections at the top level"),
+])  # fmt: skip
 def test_a_profile_that_is_none_is_refused(tmp_path, content, message):
     file = tmp_path / "bad.yaml"
     file.write_text(content)

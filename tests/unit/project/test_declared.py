@@ -39,20 +39,17 @@ def test_no_parameter_names_what_dvc_writes():
     assert "${" not in text
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        *(
-            ([f"paths.{name}=elsewhere"], rf"^paths\.{name} = elsewhere: stage {WRITTEN_BY.get(name, '')}.* writes ")
-            for name in (*WRITTEN_BY, "reports")
-        ),
-        (
-            ["paths.raw=data/filtered", "paths.filtered=data/raw"],  # swapped
-            r"paths\.raw = data/filtered: stage ingest of dvc\.yaml writes data/raw",
-        ),
-        (["paths.root=trial"], r"^paths\.root = trial moves paths\.raw: .* put paths\.root back"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "says"), [
+    *(
+        ([f"paths.{name}=elsewhere"], rf"^paths\.{name} = elsewhere: stage {WRITTEN_BY.get(name, '')}.* writes ")
+        for name in (*WRITTEN_BY, "reports")
+    ),
+    (
+        ["paths.raw=data/filtered", "paths.filtered=data/raw"],  # swapped
+        r"paths\.raw = data/filtered: stage ingest of dvc\.yaml writes data/raw",
+    ),
+    (["paths.root=trial"], r"^paths\.root = trial moves paths\.raw: .* put paths\.root back"),
+])  # fmt: skip
 def test_another_path_is_named_with_what_dvc_writes(changes, says):
     with pytest.raises(ConfigError, match=says):
         require_declared(load_params(PARAMS_FILE, changes).values["paths"], OUTS)
@@ -168,16 +165,13 @@ def test_words_and_looks_do_not_change_the_digest(root, file, old, new):
     assert digest_after(root / file, old, new) == before
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new"),
-    [
-        ("stage/rules.py", "item < value", "item <= value"),
-        ("later.py", "3", "4"),
-        ("config/cuts.py", "'cuts'", "'other'"),
-        ("stage/verb.py", "track(items, what=", "track(items[1:], what="),
-        ("stage/verb.py", "from align.display import html", "from align.display import html, figure"),
-    ],
-)
+@pytest.mark.parametrize(("file", "old", "new"), [
+    ("stage/rules.py", "item < value", "item <= value"),
+    ("later.py", "3", "4"),
+    ("config/cuts.py", "'cuts'", "'other'"),
+    ("stage/verb.py", "track(items, what=", "track(items[1:], what="),
+    ("stage/verb.py", "from align.display import html", "from align.display import html, figure"),
+])  # fmt: skip
 def test_code_changes_the_digest(root, file, old, new):
     before = provenance.digest("align.stage.verb")
     assert digest_after(root / file, old, new) != before

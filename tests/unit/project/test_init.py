@@ -84,18 +84,15 @@ def test_the_dag_is_ours(made):
     assert (made / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "typed, written",
-    [
-        ("photos", "{home}/photos"),
-        ("./photos/../photos", "{home}/photos"),
-        ("{home}/photos", "{home}/photos"),
-        ("~/photos", "{home}/photos"),
-        ("photos/*.tar", "{home}/photos/*.tar"),
-        ("new/mydata/pairs", "mydata/pairs"),
-        ("s3://bucket/pairs", "s3://bucket/pairs"),
-    ],
-)
+@pytest.mark.parametrize("typed, written", [
+    ("photos", "{home}/photos"),
+    ("./photos/../photos", "{home}/photos"),
+    ("{home}/photos", "{home}/photos"),
+    ("~/photos", "{home}/photos"),
+    ("photos/*.tar", "{home}/photos/*.tar"),
+    ("new/mydata/pairs", "mydata/pairs"),
+    ("s3://bucket/pairs", "s3://bucket/pairs"),
+])  # fmt: skip
 def test_a_path_is_meant_from_where_it_is_typed(tmp_path, monkeypatch, typed, written):
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -106,22 +103,19 @@ def test_a_path_is_meant_from_where_it_is_typed(tmp_path, monkeypatch, typed, wr
     assert archive == written.format(home=tmp_path)
 
 
-@pytest.mark.parametrize(
-    "words, line",
-    [
-        (["full"], "full: it is not empty; choose a new folder"),
-        (["project"], "project: it is a project already; choose a new folder"),
-        (["file"], "file: is a file, not a folder"),
-        (["."], "the working directory, or a folder around it, is not replaced"),
-        (["new", "--set", "paths.archive=nowhere"], "nowhere: no such file or folder; give the path from here"),
-        (["new", "--set", "paths.archive=around"], "lies in, or around, the input paths.archive"),
-        (["new", "--set", "paths.archive=new"], "align: error: new/params.yaml: section 'paths': paths.checkpoints ("),
-        (["new", "--set", "paths.archive=new/data/raw"], "/here/new/data/raw); stages replace what they write"),
-        (["new", "--set", "paths.root=trial"], "paths.root = trial moves paths.raw: stage ingest of dvc.yaml writes"),
-        (["new", "--set", "paths.raw=pairs"], "paths.raw = pairs: stage ingest of dvc.yaml writes data/raw"),
-        ([], "the following arguments are required: DIR"),
-    ],
-)
+@pytest.mark.parametrize("words, line", [
+    (["full"], "full: it is not empty; choose a new folder"),
+    (["project"], "project: it is a project already; choose a new folder"),
+    (["file"], "file: is a file, not a folder"),
+    (["."], "the working directory, or a folder around it, is not replaced"),
+    (["new", "--set", "paths.archive=nowhere"], "nowhere: no such file or folder; give the path from here"),
+    (["new", "--set", "paths.archive=around"], "lies in, or around, the input paths.archive"),
+    (["new", "--set", "paths.archive=new"], "align: error: new/params.yaml: section 'paths': paths.checkpoints ("),
+    (["new", "--set", "paths.archive=new/data/raw"], "/here/new/data/raw); stages replace what they write"),
+    (["new", "--set", "paths.root=trial"], "paths.root = trial moves paths.raw: stage ingest of dvc.yaml writes"),
+    (["new", "--set", "paths.raw=pairs"], "paths.raw = pairs: stage ingest of dvc.yaml writes data/raw"),
+    ([], "the following arguments are required: DIR"),
+])  # fmt: skip
 def test_what_is_refused_leaves_nothing(made, tmp_path, monkeypatch, capsys, words, line):
     around = "paths.archive=around" in words
     work = tmp_path / "around" / "here" if around else tmp_path / "here"

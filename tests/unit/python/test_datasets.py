@@ -20,11 +20,9 @@ def root(tmp_path_factory):
     """Two raw shards; the picture of the third pair is in the first shard's tar."""
     root = tmp_path_factory.mktemp("data")
     pairs = [
-        Pair("a red fox", 1),
-        Pair("click here", 2, reason="too_short"),
-        Pair("the same fox", 1),
+        Pair("a red fox", 1), Pair("click here", 2, reason="too_short"), Pair("the same fox", 1),
         Pair("gone", None, reason="no_image"),
-    ]
+    ]  # fmt: skip
     small_data.write(root, pairs, pairs_per_shard=2)
     small_data.write_shards(root)
     return root

@@ -1,7 +1,5 @@
 """mteb's side is a stand-in of what the adapter uses; tests/integration/test_adapters.py has the real one."""
 
-from __future__ import annotations
-
 import io
 import sys
 from dataclasses import dataclass, field

@@ -68,17 +68,14 @@ def test_a_job_with_a_process_for_each_rank(capsys):
     assert place(OPEN_MPI | here) == (4, 1, "127.0.0.1:4711", Seat(1, 4, 1))
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {},
-        {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "3", "SLURM_NODEID": "0"},  # a batch script, not yet srun
-        SLURM | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"},
-        TORCHRUN | {"GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"},
-        POD | {"WORLD_SIZE": "1", "RANK": "0"},
-        OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
-    ],
-)
+@pytest.mark.parametrize("environment", [
+    {},
+    {"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "3", "SLURM_NODEID": "0"},  # a batch script, not yet srun
+    SLURM | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"},
+    TORCHRUN | {"GROUP_WORLD_SIZE": "1", "GROUP_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"},
+    POD | {"WORLD_SIZE": "1", "RANK": "0"},
+    OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"},
+])  # fmt: skip
 def test_one_machine_stays_one(environment, capsys):
     assert cluster_of_job(CLUSTER, environment) == (CLUSTER, Seat())
     assert capsys.readouterr().err == ""
@@ -89,31 +86,27 @@ def test_params_yaml_wins():
     assert cluster_of_job(ours, SLURM | POD) == (ours, Seat())
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        (SLURM | {"SLURM_STEP_NUM_TASKS": "24"}, "SLURM_LOCALID: expected a number"),
-        (TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, "LOCAL_RANK: expected a number"),
-        ({"RANK": "1"}, "WORLD_SIZE: expected a number"),
-        ({"WORLD_SIZE": "2", "MASTER_ADDR": "pod-0"}, "RANK: expected a number"),
-        ({"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_ADDR: the environment does not name the machine of rank 0"),
-        (POD | {"RANK": "16"}, "WORLD_SIZE names place 16 of 16 at job-master-0:23456"),
-        (POD | {"LOCAL_RANK": "3"}, "LOCAL_WORLD_SIZE: expected a number"),
-        (KUBEFLOW | {"PET_NNODES": "1:3"}, "PET_NNODES: expected a number in the environment, found '1:3'"),
-        (OPEN_MPI, "MASTER_ADDR: the environment does not name the machine of rank 0"),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "MPI_LOCALNRANKS: expected a number"),
-        (SLURM | {"SLURM_NODEID": "two"}, "SLURM_NODEID: expected a number in the environment, found 'two'"),
-        (SLURM | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST: expected names"),
-    ],
-)
+@pytest.mark.parametrize(("environment", "message"), [
+    (SLURM | {"SLURM_STEP_NUM_TASKS": "24"}, "SLURM_LOCALID: expected a number"),
+    (TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, "LOCAL_RANK: expected a number"),
+    ({"RANK": "1"}, "WORLD_SIZE: expected a number"),
+    ({"WORLD_SIZE": "2", "MASTER_ADDR": "pod-0"}, "RANK: expected a number"),
+    ({"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_ADDR: the environment does not name the machine of rank 0"),
+    (POD | {"RANK": "16"}, "WORLD_SIZE names place 16 of 16 at job-master-0:23456"),
+    (POD | {"LOCAL_RANK": "3"}, "LOCAL_WORLD_SIZE: expected a number"),
+    (KUBEFLOW | {"PET_NNODES": "1:3"}, "PET_NNODES: expected a number in the environment, found '1:3'"),
+    (OPEN_MPI, "MASTER_ADDR: the environment does not name the machine of rank 0"),
+    ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "MPI_LOCALNRANKS: expected a number"),
+    (SLURM | {"SLURM_NODEID": "two"}, "SLURM_NODEID: expected a number in the environment, found 'two'"),
+    (SLURM | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST: expected names"),
+])  # fmt: skip
 def test_what_cannot_work_is_said(environment, message):
     with pytest.raises(ConfigError, match=message):
         cluster_of_job(CLUSTER, environment)
 
 
-@pytest.mark.parametrize(
-    ("hosts", "first"),
-    [("n1", "n1"), ("n1,n2", "n1"), ("gpu[07,09-11]-ib,x", "gpu07-ib"), ("rack[2-3]n[05-06]", "rack2n05")],
-)
+@pytest.mark.parametrize(("hosts", "first"), [
+    ("n1", "n1"), ("n1,n2", "n1"), ("gpu[07,09-11]-ib,x", "gpu07-ib"), ("rack[2-3]n[05-06]", "rack2n05"),
+])  # fmt: skip
 def test_first_host(hosts, first):
     assert first_host(hosts) == first

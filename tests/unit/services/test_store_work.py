@@ -138,11 +138,10 @@ def test_a_take_over_that_is_killed_leaves_no_mixture_that_is_complete(client, t
     assert found(one) == {name: f"other {name}" for name in FILES[1:]}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [".work.json", ".align.json", ".claims/0.lock", "./.work.json", ".claims", "a/../.work.json", "a//b", "/a", "",
-     ".", "a\0b", ".0.parquet.host.1.00000000-0.part", "plan/.a.host.1.00000000-0.part", ".work.json/a", "plan"],
-)  # fmt: skip
+@pytest.mark.parametrize("name", [
+    ".work.json", ".align.json", ".claims/0.lock", "./.work.json", ".claims", "a/../.work.json", "a//b", "/a", "", ".",
+    "a\0b", ".0.parquet.host.1.00000000-0.part", "plan/.a.host.1.00000000-0.part", ".work.json/a", "plan",
+])  # fmt: skip
 def test_files_that_no_piece_has_are_refused(client, tmp_path, name):
     evil = b'{"key": "evil"}'
     stored = client.put(name, hashlib.sha256(evil).hexdigest(), evil)

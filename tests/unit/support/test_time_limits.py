@@ -25,14 +25,10 @@ def test_thread():
 """
 
 
-@pytest.mark.parametrize(
-    ("text", "code", "said"),
-    [
-        (WAITS_FOR_A_COMMAND, 1, ["out of time: killed process", "b'the last words", "1 failed, 1 passed"]),
-        (HANGS_FOR_GOOD, 3, ["test_thread hangs for good", "Thread 0x", "in wait"]),
-    ],
-    ids=["command", "for good"],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "code", "said"), [
+    (WAITS_FOR_A_COMMAND, 1, ["out of time: killed process", "b'the last words", "1 failed, 1 passed"]),
+    (HANGS_FOR_GOOD, 3, ["test_thread hangs for good", "Thread 0x", "in wait"]),
+], ids=["command", "for good"])  # fmt: skip
 def test_a_test_that_hangs_ends(tmp_path, text, code, said):
     (tmp_path / "test_it.py").write_text(text)
     (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 4\n")

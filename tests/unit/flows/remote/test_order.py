@@ -16,17 +16,14 @@ def of(chosen):
     return Params({"cluster": {"pools": chosen}}, Path("params.yaml"))
 
 
-@pytest.mark.parametrize(
-    ("chosen", "expected"),
-    [
-        ({}, {}),
-        ({"pretrain": "gpu"}, {"pretrain": "gpu"}),
-        ({"default": "cpu"}, dict.fromkeys(STAGES, "cpu")),
-        ({"default": "cpu", "pretrain": "gpu"}, {"ingest": "cpu", "pretrain": "gpu", "index": "cpu"}),
-        ({"default": "cpu", "ingest": None}, {"pretrain": "cpu", "index": "cpu"}),
-        ({"default": None, "pretrain": "gpu"}, {"pretrain": "gpu"}),
-    ],
-)
+@pytest.mark.parametrize(("chosen", "expected"), [
+    ({}, {}),
+    ({"pretrain": "gpu"}, {"pretrain": "gpu"}),
+    ({"default": "cpu"}, dict.fromkeys(STAGES, "cpu")),
+    ({"default": "cpu", "pretrain": "gpu"}, {"ingest": "cpu", "pretrain": "gpu", "index": "cpu"}),
+    ({"default": "cpu", "ingest": None}, {"pretrain": "cpu", "index": "cpu"}),
+    ({"default": None, "pretrain": "gpu"}, {"pretrain": "gpu"}),
+])  # fmt: skip
 def test_pools(chosen, expected):
     assert pools(of(chosen), DAG) == expected
 
@@ -41,13 +38,10 @@ def test_an_unknown_stage_is_named():
         pools(of({"indx": "gpu"}), DAG)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"stage": "--help"}, {"stage": "a b"}, {"commit": "HEAD"}, {"commit": "--upload-pack=x"}, {"more": 1},
-        {"run": "a\nb"}, {"mlflow_run_id": "\0"},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("wrong", [
+    {"stage": "--help"}, {"stage": "a b"}, {"commit": "HEAD"}, {"commit": "--upload-pack=x"}, {"more": 1},
+    {"run": "a\nb"}, {"mlflow_run_id": "\0"},
+])  # fmt: skip
 def test_an_order_names_a_stage_and_a_commit(wrong):
     right = {"stage": "pretrain", "run": "demo", "commit": "0" * 40, "remote": "s3://bucket/dvc", "reads": {}}
     assert Order(**right).ref == f"refs/align/stages/{'0' * 40}"  # type: ignore[arg-type]  # values of several types

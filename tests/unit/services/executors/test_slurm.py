@@ -34,10 +34,9 @@ def asked(tmp_path, monkeypatch):
     return lambda: (tmp_path / "asked").read_text().splitlines()
 
 
-@pytest.mark.parametrize(
-    ("num_items", "num_at_once", "array"),
-    [(3, None, "0-2"), (3, 2, "0-2%2"), (2001, 7, "0-999%7")],
-)
+@pytest.mark.parametrize(("num_items", "num_at_once", "array"), [
+    (3, None, "0-2"), (3, 2, "0-2%2"), (2001, 7, "0-999%7"),
+])  # fmt: skip
 def test_a_refused_array_has_the_options_and_its_refusal_is_said(tmp_path, asked, num_items, num_at_once, array):
     executor = SlurmExecutor(tmp_path / "arrays", ["--partition=gpu9", "--mem=1G"], num_at_once)
     with pytest.raises(ServiceError, match=r"sbatch refuses: .*invalid partition specified: gpu9; see engine\.sbatch"):
@@ -73,14 +72,8 @@ def test_tasks_share_what_exceeds_them(tmp_path, monkeypatch, small_blocks, caps
     monkeypatch.setattr(slurm.subprocess, "Popen", Here)
     monkeypatch.setattr(pieces, "_scratch", [])
     assert list(SlurmExecutor(tmp_path / "arrays", [], None).map(STEP, [-3, 5, -8, 1, 0, -2, 9])) == [
-        3,
-        5,
-        8,
-        1,
-        0,
-        2,
-        9,
-    ]
+        3, 5, 8, 1, 0, 2, 9,
+    ]  # fmt: skip
     assert "tried again" not in capsys.readouterr().err
 
 

@@ -72,13 +72,10 @@ def test_an_empty_list_says_so(tmp_path):
     assert "an empty list" in error_of(tmp_path, "\n# none\n")
 
 
-@pytest.mark.parametrize(
-    "damaged",
-    [
-        gzip.compress(b"a.warc\n")[:-9], gzip.compress(b"a.warc\n" * 99)[:12] + b"\xff" * 20, b"no gzip",
-        gzip.compress("a.warc\n".encode("utf-16")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("damaged", [
+    gzip.compress(b"a.warc\n")[:-9], gzip.compress(b"a.warc\n" * 99)[:12] + b"\xff" * 20, b"no gzip",
+    gzip.compress("a.warc\n".encode("utf-16")),
+])  # fmt: skip
 def test_a_damaged_list_is_one_line(tmp_path, damaged):
     assert "not a list of locations" in error_of(tmp_path, damaged, name="x.paths.gz")
 

@@ -48,18 +48,15 @@ def test_a_picture(server):
     assert server.agents == {config().user_agent.lower()}
 
 
-@pytest.mark.parametrize(
-    ("route", "error", "status"),
-    [
-        (slow_loris(0.05), "timed out: after", 200),
-        (silent, "timed out: no answer", None),
-        (breaks_off(PICTURE, 5000), "truncated: connection lost after 5,000 bytes", 200),
-        (breaks_off(PICTURE, 5000, reset=True), "truncated: connection lost", 200),
-        (response(gzip.compress(PICTURE)[:-30], Content_Encoding="gzip"), "truncated: gzip data end early", 200),
-        (response(b"", 500), "HTTP 500", 500),
-        (response(b"sorry" * 100_000, 503), "HTTP 503", 503),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("route", "error", "status"), [
+    (slow_loris(0.05), "timed out: after", 200),
+    (silent, "timed out: no answer", None),
+    (breaks_off(PICTURE, 5000), "truncated: connection lost after 5,000 bytes", 200),
+    (breaks_off(PICTURE, 5000, reset=True), "truncated: connection lost", 200),
+    (response(gzip.compress(PICTURE)[:-30], Content_Encoding="gzip"), "truncated: gzip data end early", 200),
+    (response(b"", 500), "HTTP 500", 500),
+    (response(b"sorry" * 100_000, 503), "HTTP 503", 503),
+])  # fmt: skip
 def test_what_may_pass_is_retried(server, route, error, status):
     server.routes["/x.jpg"] = route
     fetched = fetch_one(server.url("/x.jpg"), server)
@@ -69,28 +66,25 @@ def test_what_may_pass_is_retried(server, route, error, status):
     assert fetched.http_status == status
 
 
-@pytest.mark.parametrize(
-    ("route", "error"),
-    [
-        (response(b"", 404), "HTTP 404"),
-        (response(b"gone" * 100_000, 410), "HTTP 410"),
-        (response(b"", 204, Content_Length=""), "HTTP 204"),
-        (response(b"", 302), "HTTP 302"),
-        (response(b"", 501), "HTTP 501"),
-        (response(b""), "empty body"),
-        (response(bytes((1 << 20) + 1)), "too large: 1,048,577 bytes by the header"),
-        (response(b"", Content_Length=10**15), "too large: 1,000,000,000,000,000 bytes by the header"),
-        (endless_body, "too large: more than 1,048,576 bytes"),
-        (endless_headers, "too large: more than 64 KiB of headers"),
-        (gzip_bomb(300 << 20), "too large: more than 1,048,576 bytes decoded"),
-        (response(PICTURE, Content_Encoding="gzip"), "broken encoding: no gzip data"),
-        (response(PICTURE, Content_Encoding="br"), "broken encoding: br was not asked for"),
-        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "not HTTP"),
-        (redirect("ftp://127.0.0.1/x"), "broken redirect: scheme 'ftp'"),
-        (redirect("file:///etc/passwd"), "broken redirect: scheme 'file'"),
-        (redirect("http://:80/"), "broken redirect: no usable host"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("route", "error"), [
+    (response(b"", 404), "HTTP 404"),
+    (response(b"gone" * 100_000, 410), "HTTP 410"),
+    (response(b"", 204, Content_Length=""), "HTTP 204"),
+    (response(b"", 302), "HTTP 302"),
+    (response(b"", 501), "HTTP 501"),
+    (response(b""), "empty body"),
+    (response(bytes((1 << 20) + 1)), "too large: 1,048,577 bytes by the header"),
+    (response(b"", Content_Length=10**15), "too large: 1,000,000,000,000,000 bytes by the header"),
+    (endless_body, "too large: more than 1,048,576 bytes"),
+    (endless_headers, "too large: more than 64 KiB of headers"),
+    (gzip_bomb(300 << 20), "too large: more than 1,048,576 bytes decoded"),
+    (response(PICTURE, Content_Encoding="gzip"), "broken encoding: no gzip data"),
+    (response(PICTURE, Content_Encoding="br"), "broken encoding: br was not asked for"),
+    (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "not HTTP"),
+    (redirect("ftp://127.0.0.1/x"), "broken redirect: scheme 'ftp'"),
+    (redirect("file:///etc/passwd"), "broken redirect: scheme 'file'"),
+    (redirect("http://:80/"), "broken redirect: no usable host"),
+])  # fmt: skip
 def test_what_stays_is_not_retried(server, route, error):
     server.routes["/x.jpg"] = route
     fetched = fetch_one(server.url("/x.jpg"))
@@ -157,13 +151,10 @@ def test_proxies_of_the_environment_are_not_used(server, monkeypatch):
     assert fetch_one(server.url("/good.jpg")).data == PICTURE
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.2", "169.254.169.254", "224.0.0.1", "[::1]", "[::ffff:10.0.0.1]", "[64:ff9b::10.0.0.1]", "2130706434",
-        "0177.0.0.2",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("address", [
+    "127.0.0.2", "169.254.169.254", "224.0.0.1", "[::1]", "[::ffff:10.0.0.1]", "[64:ff9b::10.0.0.1]", "2130706434",
+    "0177.0.0.2",
+])  # fmt: skip
 def test_addresses_of_the_operators_network_are_refused(server, monkeypatch, address):
     """Given as such, or by a redirect: no socket is opened but those to the test's own server."""
     opened = record_sockets(monkeypatch)
@@ -218,14 +209,11 @@ def test_every_address_is_asked_about_before_it_is_connected_to(server):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("url", "error", "attempts"),
-    [
-        ("http://nowhere.invalid/x.jpg", "DNS failure", 3),
-        ("http://127.0.0.1:1/x.jpg", "connection refused", 3),
-        ("http://a b/x.jpg", "invalid URL: no usable host", 0),
-    ],
-)
+@pytest.mark.parametrize(("url", "error", "attempts"), [
+    ("http://nowhere.invalid/x.jpg", "DNS failure", 3),
+    ("http://127.0.0.1:1/x.jpg", "connection refused", 3),
+    ("http://a b/x.jpg", "invalid URL: no usable host", 0),
+])  # fmt: skip
 def test_hosts_that_are_not_there(url, error, attempts):
     fetched = fetch_one(url)
     assert (fetched.error, fetched.retryable, fetched.num_attempts) == (error, attempts > 0, attempts)

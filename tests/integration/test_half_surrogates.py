@@ -60,10 +60,9 @@ def _tar(root):
     return {"format": "webdataset", "path": str(root), "tasks": ["retrieval"]}
 
 
-@pytest.mark.parametrize(
-    ("module", "write"),
-    [("captions", _coco), ("folder", _folder), ("hub_parquet", _hub), ("webdataset_tars", _tar)],
-)
+@pytest.mark.parametrize(("module", "write"), [
+    ("captions", _coco), ("folder", _folder), ("hub_parquet", _hub), ("webdataset_tars", _tar),
+])  # fmt: skip
 def test_a_set_holds_none(tmp_path, module, write):
     opened(module, **write(tmp_path))
 

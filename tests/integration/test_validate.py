@@ -84,21 +84,18 @@ def drop_column(root):
     pq.write_table(pq.read_table(path).drop_columns(["reasons"]), path)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (
-            lambda root: rewrite(root / DECISIONS, lambda rows: [rows[0] | {"key": "000000001"}, *rows[1:]]),
-            "decisions-duplicate-keys: pairs with more than one decision: observed 1, expected 0",
-        ),
-        (
-            lambda root: rewrite(root / IMAGES, lambda rows: [row | IMPOSSIBLE for row in rows]),
-            r"images-width-px: .*: observed 15 of 15 rows fail, such as 0, expected at least 1 "
-            r"\(3 more failed: images-height-px, images-nsfw-score, images-num-texts\)",
-        ),
-        (drop_column, "decisions-columns: columns of decisions: observed .*, expected key, keep, reason, reasons"),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "message"), [
+    (
+        lambda root: rewrite(root / DECISIONS, lambda rows: [rows[0] | {"key": "000000001"}, *rows[1:]]),
+        "decisions-duplicate-keys: pairs with more than one decision: observed 1, expected 0",
+    ),
+    (
+        lambda root: rewrite(root / IMAGES, lambda rows: [row | IMPOSSIBLE for row in rows]),
+        r"images-width-px: .*: observed 15 of 15 rows fail, such as 0, expected at least 1 "
+        r"\(3 more failed: images-height-px, images-nsfw-score, images-num-texts\)",
+    ),
+    (drop_column, "decisions-columns: columns of decisions: observed .*, expected key, keep, reason, reasons"),
+])  # fmt: skip
 def test_each_fault_is_named_with_observed_and_threshold(tmp_path, spoil, message):
     small_data.write(tmp_path, pairs())
     spoil(tmp_path)

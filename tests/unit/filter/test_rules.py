@@ -167,14 +167,11 @@ def test_each_rule_is_of_words_that_both_engines_read():
         )
 
 
-@pytest.mark.parametrize(
-    "condition",
-    [
-        "text ILIKE '%by%'", "text ~ 'by'", "regexp_matches(text, 'by')", "len(text) > 3", "text[1] = 'a'",
-        "num_words // 2 > 1", "num_words / 2 > 1", "num_words::DOUBLE > 1", "text LIKE 'it''s'", "text LIKE '\\d'",
-        'text = "a"', "list_contains([1], num_words)",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("condition", [
+    "text ILIKE '%by%'", "text ~ 'by'", "regexp_matches(text, 'by')", "len(text) > 3", "text[1] = 'a'",
+    "num_words // 2 > 1", "num_words / 2 > 1", "num_words::DOUBLE > 1", "text LIKE 'it''s'", "text LIKE '\\d'",
+    'text = "a"', "list_contains([1], num_words)",
+])  # fmt: skip
 def test_what_one_engine_reads_in_a_way_of_its_own_is_found(condition):
     assert not_alike(condition)
 
@@ -323,10 +320,9 @@ def test_vocabulary_cut():
     assert ngrams.vocabulary_cut({}, 1) == (1, 0)
 
 
-@pytest.mark.parametrize(
-    ("same", "repeats"),
-    [("image", [None, False, True, True, False, None]), ("pair", [None, False, True, False, False, None])],
-)
+@pytest.mark.parametrize(("same", "repeats"), [
+    ("image", [None, False, True, True, False, None]), ("pair", [None, False, True, False, False, None]),
+])  # fmt: skip
 def test_repeats_are_dropped_only_behind_a_kept_pair(engine, same, repeats):
     rows = [
         ("short", "i"),

@@ -266,17 +266,13 @@ def test_formatting_in_texts_and_addresses_stays_as_written():
     ]
 
 
-@pytest.mark.parametrize(
-    ("odd", "count"),
-    [
-        (b'{"HTML-Metadata":' + b"[" * 100_000, "pages_unreadable"),
-        (b'{"HTML-Metadata":1,"Links":[{"path":"IMG@/src","x":' + b"[" * 100_000 + b"}]", "pages_unreadable"),
-        (b'{"HTML-Metadata":1,"Links":[{' + b'"IMG@/src"' * 20_000 + b"}]}", "pages_unreadable"),
-        (b'{"HTML-Metadata":1,"Links":[{' + b'"IMG@/src"}' * 20_000 + b"]}", "pages_unreadable"),
-        (b'{"HTML-Metadata":[' + b"1," * 1_000_000 + b"1]}", "pages_too_large"),
-    ],
-    ids=["open lists", "open lists in a link", "keys alone", "closed too early", "too many values"],
-)
+@pytest.mark.parametrize(("odd", "count"), [
+    (b'{"HTML-Metadata":' + b"[" * 100_000, "pages_unreadable"),
+    (b'{"HTML-Metadata":1,"Links":[{"path":"IMG@/src","x":' + b"[" * 100_000 + b"}]", "pages_unreadable"),
+    (b'{"HTML-Metadata":1,"Links":[{' + b'"IMG@/src"' * 20_000 + b"}]}", "pages_unreadable"),
+    (b'{"HTML-Metadata":1,"Links":[{' + b'"IMG@/src"}' * 20_000 + b"]}", "pages_unreadable"),
+    (b'{"HTML-Metadata":[' + b"1," * 1_000_000 + b"1]}", "pages_too_large"),
+], ids=["open lists", "open lists in a link", "keys alone", "closed too early", "too many values"])  # fmt: skip
 def test_wats_that_no_crawler_writes(tmp_path, odd, count):
     records = [record("metadata", "http://x/odd", odd, "application/json"), GOOD]
     counts = Counter()

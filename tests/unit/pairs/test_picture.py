@@ -131,20 +131,16 @@ def test_a_turned_jpeg_of_the_right_size_is_not_finished():
 RAMP = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(16, axis=0)
 
 
-@pytest.mark.parametrize(
-    ("kind", "image"),
-    [
-        ("PNG", Image.fromarray((RAMP * 65535).astype(np.uint16))),
-        ("TIFF", Image.fromarray((RAMP * 65535).astype(np.uint16))),
-        ("TIFF", Image.fromarray((RAMP * 65535).astype(np.int32))),
-        ("TIFF", Image.fromarray((RAMP * 255).astype(np.int32))),
-        ("TIFF", Image.fromarray((RAMP * 4e6 - 2e6).astype(np.int32))),
-        ("TIFF", Image.fromarray(RAMP)),
-        ("TIFF", Image.fromarray(RAMP * 255)),
-        ("TIFF", Image.fromarray(RAMP * 8e4 - 100)),
-    ],
-    ids=["I;16 PNG", "I;16", "I of 16 bits", "I of 8 bits", "I, signed", "F to 1", "F to 255", "F, signed"],
-)
+@pytest.mark.parametrize(("kind", "image"), [
+    ("PNG", Image.fromarray((RAMP * 65535).astype(np.uint16))),
+    ("TIFF", Image.fromarray((RAMP * 65535).astype(np.uint16))),
+    ("TIFF", Image.fromarray((RAMP * 65535).astype(np.int32))),
+    ("TIFF", Image.fromarray((RAMP * 255).astype(np.int32))),
+    ("TIFF", Image.fromarray((RAMP * 4e6 - 2e6).astype(np.int32))),
+    ("TIFF", Image.fromarray(RAMP)),
+    ("TIFF", Image.fromarray(RAMP * 255)),
+    ("TIFF", Image.fromarray(RAMP * 8e4 - 100)),
+], ids=["I;16 PNG", "I;16", "I of 16 bits", "I of 8 bits", "I, signed", "F to 1", "F to 255", "F, signed"])  # fmt: skip
 def test_more_than_8_bits_are_scaled_to_8(kind, image):
     data = encoded(image, kind)
     for decoded in (

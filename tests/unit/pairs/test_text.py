@@ -31,37 +31,24 @@ def test_normalise_composes_and_collapses_white_space_and_controls():
     assert normalise(" \n ") == ""
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Don't panic, a 1920x1080 alt_img", ["don't", "panic", "a", "1920x1080", "alt_img"]),
-        ("猫が好き", ["猫", "が", "好", "き"]),  # \w+ would find one word
-        ("東京タワー", ["東", "京", "タワー"]),
-        ("한국어 단어", ["한국어", "단어"]),
-        ("NAÏVE Café", ["naïve", "café"]),
-        ("--- !!! ___ 😀", []),
-        ("3.14 e-mail", ["3.14", "e", "mail"]),
-        ("", []),
-    ],
-)
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Don't panic, a 1920x1080 alt_img", ["don't", "panic", "a", "1920x1080", "alt_img"]),
+    ("猫が好き", ["猫", "が", "好", "き"]),  # \w+ would find one word
+    ("東京タワー", ["東", "京", "タワー"]),
+    ("한국어 단어", ["한국어", "단어"]),
+    ("NAÏVE Café", ["naïve", "café"]),
+    ("--- !!! ___ 😀", []),
+    ("3.14 e-mail", ["3.14", "e", "mail"]),
+    ("", []),
+])  # fmt: skip
 def test_words(text, expected):
     assert words(text) == expected
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "IMG_0123.JPG",
-        "images/foo/bar baz.png",
-        "../_images/modeling_meshes.png",
-        "/usr/share/icons",
-        "C:\\pictures\\cat",
-        "DSC01234",
-        "Screenshot 2020-01-01 at 10.10.10",
-        "https://example.org/a_b?c=d",
-        "My holiday (1).jpeg",
-    ],
-)
+@pytest.mark.parametrize("text", [
+    "IMG_0123.JPG", "images/foo/bar baz.png", "../_images/modeling_meshes.png", "/usr/share/icons", "C:\\pictures\\cat",
+    "DSC01234", "Screenshot 2020-01-01 at 10.10.10", "https://example.org/a_b?c=d", "My holiday (1).jpeg",
+])  # fmt: skip
 def test_is_a_file_name(text):
     assert is_filename(text)
 
@@ -73,31 +60,28 @@ def test_is_no_file_name(text):
     assert not is_filename(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("a black dog runs over the green grass", "en"),
-        ("a red brick house", "en"),
-        ("Left arrow curving right, arrow, curving, left, right", "en"),
-        ("safety pin (diaper, pin, punk, rock, safety)", "en"),
-        ("person walking (human, person)", "en"),
-        ("ein Hund läuft über die grüne Wiese", "de"),
-        ("un chien court dans le pré vert", "fr"),
-        ("女性会社員: ol, サラリーマン, ビジネスパーソン", "ja"),
-        ("黒い犬", "ja"),
-        ("一隻黑狗在草地上奔跑", "zh"),  # traditional characters
-        ("一只黑狗在草地上奔跑", "zh"),
-        ("כלב שחור רץ על הדשא", "he"),  # CLD2 says `iw`
-        ("en svart hund løper over det grønne gresset", "no"),
-        ("usa ka itom nga iro ang nagdagan sa ibabaw sa sagbot", None),  # Cebuano has no code of two letters
-        ("una vaca caminando por la calle con gente", None),  # CLD2 knows none of its groups of letters
-        ("qwrt xzzk", None),
-        ("1920 x 1080", None),
-        ("cat", None),  # too short to tell
-        ("猫", None),
-        ("", None),
-    ],
-)
+@pytest.mark.parametrize(("text", "code"), [
+    ("a black dog runs over the green grass", "en"),
+    ("a red brick house", "en"),
+    ("Left arrow curving right, arrow, curving, left, right", "en"),
+    ("safety pin (diaper, pin, punk, rock, safety)", "en"),
+    ("person walking (human, person)", "en"),
+    ("ein Hund läuft über die grüne Wiese", "de"),
+    ("un chien court dans le pré vert", "fr"),
+    ("女性会社員: ol, サラリーマン, ビジネスパーソン", "ja"),
+    ("黒い犬", "ja"),
+    ("一隻黑狗在草地上奔跑", "zh"),  # traditional characters
+    ("一只黑狗在草地上奔跑", "zh"),
+    ("כלב שחור רץ על הדשא", "he"),  # CLD2 says `iw`
+    ("en svart hund løper over det grønne gresset", "no"),
+    ("usa ka itom nga iro ang nagdagan sa ibabaw sa sagbot", None),  # Cebuano has no code of two letters
+    ("una vaca caminando por la calle con gente", None),  # CLD2 knows none of its groups of letters
+    ("qwrt xzzk", None),
+    ("1920 x 1080", None),
+    ("cat", None),  # too short to tell
+    ("猫", None),
+    ("", None),
+])  # fmt: skip
 def test_languages(text, code):
     assert languages([text]) == [code]
 
@@ -114,17 +98,14 @@ def test_languages_do_not_depend_on_threads():
         assert all(codes == languages(texts) for codes in threads.map(languages, [texts] * 32))
 
 
-@pytest.mark.parametrize(
-    ("text", "counts"),
-    [
-        ("write to jane.doe@example.org or JOHN@mail.example.co.uk", (2, 0)),
-        ("not@home, @name, a@b", (0, 0)),
-        ("call +49 30 1234567", (0, 1)),
-        ("(555) 123-4567 and 555-123-4567", (0, 2)),
-        ("030/1234567", (0, 1)),
-        ("on 2020-01-01 at 10.10.10, 1920x1080, ISBN 978-3-16-148410-0, IMG_20200101_101010, 3.14159265", (0, 0)),
-    ],
-)
+@pytest.mark.parametrize(("text", "counts"), [
+    ("write to jane.doe@example.org or JOHN@mail.example.co.uk", (2, 0)),
+    ("not@home, @name, a@b", (0, 0)),
+    ("call +49 30 1234567", (0, 1)),
+    ("(555) 123-4567 and 555-123-4567", (0, 2)),
+    ("030/1234567", (0, 1)),
+    ("on 2020-01-01 at 10.10.10, 1920x1080, ISBN 978-3-16-148410-0, IMG_20200101_101010, 3.14159265", (0, 0)),
+])  # fmt: skip
 def test_personal_data(text, counts):
     assert personal_data(text) == counts
 
@@ -176,16 +157,12 @@ def texts():
     return [None, "", *some, "\uff9e" * 1000, "e" + "\u0301" * 900, "IMG_0001.jpg", "Screenshot 2020-01-01 at 10.10.10"]
 
 
-@pytest.mark.parametrize(
-    "cuts",
-    [
-        CUTS,
-        replace(CUTS, min_words=1, drop_filenames=False),
-        replace(CUTS, min_words=5, max_words=7, max_characters=40),
-        replace(CUTS, max_words=5000, max_characters=8000),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("cuts", [
+    CUTS,
+    replace(CUTS, min_words=1, drop_filenames=False),
+    replace(CUTS, min_words=5, max_words=7, max_characters=40),
+    replace(CUTS, max_words=5000, max_characters=8000),
+], ids=str)  # fmt: skip
 def test_one_text_and_whole_tables_agree(cuts, tmp_path):
     captions = texts()
     raw = [{"caption": text, "key": f"{row:09d}", "url": f"http://x/{row}"} for row, text in enumerate(captions)]

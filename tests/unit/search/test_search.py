@@ -10,19 +10,16 @@ from tests.support import tiny_model
 from tests.support.params import PARAMS_FILE
 
 
-@pytest.mark.parametrize(
-    ("texts", "expected", "named"),
-    [
-        (["A red Heart"], ["heart"], True),
-        (["broken hearts"], ["heart"], False),  # whole words only
-        (["sweetheart"], ["heart"], False),
-        (["heart-shaped box"], ["heart"], True),
-        (["a dog", "fire  engine, truck"], ["fire engine"], True),
-        (["fire, engine"], ["fire engine"], False),
-        (["Ärger (c++)"], ["ärger"], True),
-        ([], ["heart"], False),
-    ],
-)
+@pytest.mark.parametrize(("texts", "expected", "named"), [
+    (["A red Heart"], ["heart"], True),
+    (["broken hearts"], ["heart"], False),  # whole words only
+    (["sweetheart"], ["heart"], False),
+    (["heart-shaped box"], ["heart"], True),
+    (["a dog", "fire  engine, truck"], ["fire engine"], True),
+    (["fire, engine"], ["fire engine"], False),
+    (["Ärger (c++)"], ["ärger"], True),
+    ([], ["heart"], False),
+])  # fmt: skip
 def test_names_whole_words_of_any_text(texts, expected, named):
     assert names(texts, expected) is named
 
@@ -74,17 +71,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["embed", "texts.txt", "--out", "e.csv"], "--out e.csv: what is written there is parquet; give a name that"),
-        (["embed", "texts.txt", "--out", "texts.txt"], "--out texts.txt: what is written there is parquet"),
-        (["embed", "texts.txt", "--out", "."], "--out .: is a folder; give the name of a file in it, such as out.parq"),
-        (["embed", "texts.txt", "--out", "texts.txt/e.parquet"], "texts.txt/e.parquet: texts.txt cannot be made"),
-        (["search", "fox", "--html", "texts.txt"], "--html texts.txt: what is written there is html; give a name that"),
-        (["search", "fox", "--html", "texts.txt/e.html"], "texts.txt/e.html: texts.txt cannot be made"),
-    ],
-)
+@pytest.mark.parametrize(("words", "line"), [
+    (["embed", "texts.txt", "--out", "e.csv"], "--out e.csv: what is written there is parquet; give a name that"),
+    (["embed", "texts.txt", "--out", "texts.txt"], "--out texts.txt: what is written there is parquet"),
+    (["embed", "texts.txt", "--out", "."], "--out .: is a folder; give the name of a file in it, such as out.parq"),
+    (["embed", "texts.txt", "--out", "texts.txt/e.parquet"], "texts.txt/e.parquet: texts.txt cannot be made"),
+    (["search", "fox", "--html", "texts.txt"], "--html texts.txt: what is written there is html; give a name that"),
+    (["search", "fox", "--html", "texts.txt/e.html"], "texts.txt/e.html: texts.txt cannot be made"),
+])  # fmt: skip
 def test_it_is_one_line_and_nothing_changes(folder, capsys, words, line):
     before = sorted(folder.rglob("*"))
     assert main([*words, "--params", str(PARAMS_FILE), "--set", "paths.finetuned=model"]) == 1

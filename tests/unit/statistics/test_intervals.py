@@ -141,15 +141,12 @@ def test_units_that_all_differ_alike_are_no_certainty():
     assert one.low < 0  # a single concept proves nothing
 
 
-@pytest.mark.parametrize(
-    ("metric", "name"),
-    [
-        ("concepts/mean_recall", "concepts"),
-        ("concepts/image_to_text/mean_recall", "concepts"),
-        ("a/b/text_to_image/recall@10", "a/b"),
-        ("a/b/zero_shot/accuracy", "a/b"),
-    ],
-)
+@pytest.mark.parametrize(("metric", "name"), [
+    ("concepts/mean_recall", "concepts"),
+    ("concepts/image_to_text/mean_recall", "concepts"),
+    ("a/b/text_to_image/recall@10", "a/b"),
+    ("a/b/zero_shot/accuracy", "a/b"),
+])  # fmt: skip
 def test_the_set_of_a_metric(metric, name):
     assert set_of(metric) == name
 

@@ -23,16 +23,13 @@ def write_raw_manifest(root, **changes):
     (root / "raw" / "manifest.json").write_text(json.dumps({"schema_version": 1, "digest": "", "shards": shards}))
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, {}),
-        ({"table_sha256": "0" * 64}, {"raw_shards_changed": 1}),
-        ({"tar_bytes": 1}, {"raw_shards_changed": 1}),
-        ({"num_pairs": 6}, {"raw_shards_of_another_count": 1}),
-        ({"name": "00007"}, {"raw_shards_unlisted_or_missing": 2}),  # 00007 is missing, 00000 is not listed
-    ],
-)
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({}, {}),
+    ({"table_sha256": "0" * 64}, {"raw_shards_changed": 1}),
+    ({"tar_bytes": 1}, {"raw_shards_changed": 1}),
+    ({"num_pairs": 6}, {"raw_shards_of_another_count": 1}),
+    ({"name": "00007"}, {"raw_shards_unlisted_or_missing": 2}),  # 00007 is missing, 00000 is not listed
+])  # fmt: skip
 def test_raw_shards_are_compared_with_their_manifest(tmp_path, changes, expected):
     small_data.write(tmp_path, pairs(), pairs_per_shard=7)
     write_raw_manifest(tmp_path, **changes)

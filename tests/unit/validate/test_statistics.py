@@ -65,38 +65,35 @@ def test_good_data_has_no_fault(tmp_path):
     assert set(GOOD) >= set(ZERO) | set(MEASURED)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "expected"),
-    [
-        (leak, {"kept_evaluation_images": 1}),
-        (edit(RAW, status=None), {"raw_null_statuses": 1, "raw_success_share": 0.95}),
-        (edit(RAW, status="failed_to_download"), {"raw_success_share": 0.95}),
-        (edit(RAW, status="not_fetched"), {}),  # it was not to be fetched
-        (edit(RAW, url=None), {"raw_null_urls": 1}),
-        (edit(RAW, width=0), {"raw_success_without_size": 1}),
-        (edit(RAW, key=None), {"raw_null_keys": 1, "rows_without_decision": 1, "decisions_without_row": 1}),
-        (edit(RAW, key="000000001"), {"raw_duplicate_keys": 1, "decisions_without_row": 1}),
-        (edit(DECISIONS, key="000000001"), {"decisions_duplicate_keys": 1, "rows_without_decision": 1}),
-        (edit(DECISIONS, keep=None), {"decisions_null_keep": 1, "keep_rate": 0.65}),
-        (edit(DECISIONS, keep=False), {"decisions_against_reason": 1, "keep_rate": 0.65}),
-        (
-            edit(DECISIONS, keep=False, reason="text_too_short", reasons=["a", "text_too_short"]),
-            {"decisions_reason_not_first": 1, "keep_rate": 0.65, "dropped_text_too_short": 0.2},
-        ),
-        (  # a reason that only begins like the first one
-            edit(DECISIONS, keep=False, reason="text_too_short", reasons=["text_too_short_"]),
-            {"decisions_reason_not_first": 1, "keep_rate": 0.65, "dropped_text_too_short": 0.2},
-        ),
-        (edit(DECISIONS, reasons=["a"]), {"decisions_reason_not_first": 1}),
-        (edit(DECISIONS, keep=False, reason="b", reasons=["b", "a"]), {"keep_rate": 0.65}),
-        (edit(DECISIONS, text=""), {"kept_without_image_or_text": 1}),
-        (edit(DECISIONS, image_key=None), {"kept_without_image_or_text": 1}),
-        (edit(DECISIONS, image_id="f" * 64), {"kept_unknown_images": 1}),
-        (edit_all_images(phash=None), {"kept_unmeasured_images": 14}),
-        (edit_all_images(nsfw_score=None), {"kept_unmeasured_images": 14}),
-        (lambda root: rewrite(root / IMAGES, lambda rows: [*rows, rows[-1]]), {"images_duplicate_ids": 1}),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "expected"), [
+    (leak, {"kept_evaluation_images": 1}),
+    (edit(RAW, status=None), {"raw_null_statuses": 1, "raw_success_share": 0.95}),
+    (edit(RAW, status="failed_to_download"), {"raw_success_share": 0.95}),
+    (edit(RAW, status="not_fetched"), {}),  # it was not to be fetched
+    (edit(RAW, url=None), {"raw_null_urls": 1}),
+    (edit(RAW, width=0), {"raw_success_without_size": 1}),
+    (edit(RAW, key=None), {"raw_null_keys": 1, "rows_without_decision": 1, "decisions_without_row": 1}),
+    (edit(RAW, key="000000001"), {"raw_duplicate_keys": 1, "decisions_without_row": 1}),
+    (edit(DECISIONS, key="000000001"), {"decisions_duplicate_keys": 1, "rows_without_decision": 1}),
+    (edit(DECISIONS, keep=None), {"decisions_null_keep": 1, "keep_rate": 0.65}),
+    (edit(DECISIONS, keep=False), {"decisions_against_reason": 1, "keep_rate": 0.65}),
+    (
+        edit(DECISIONS, keep=False, reason="text_too_short", reasons=["a", "text_too_short"]),
+        {"decisions_reason_not_first": 1, "keep_rate": 0.65, "dropped_text_too_short": 0.2},
+    ),
+    (  # a reason that only begins like the first one
+        edit(DECISIONS, keep=False, reason="text_too_short", reasons=["text_too_short_"]),
+        {"decisions_reason_not_first": 1, "keep_rate": 0.65, "dropped_text_too_short": 0.2},
+    ),
+    (edit(DECISIONS, reasons=["a"]), {"decisions_reason_not_first": 1}),
+    (edit(DECISIONS, keep=False, reason="b", reasons=["b", "a"]), {"keep_rate": 0.65}),
+    (edit(DECISIONS, text=""), {"kept_without_image_or_text": 1}),
+    (edit(DECISIONS, image_key=None), {"kept_without_image_or_text": 1}),
+    (edit(DECISIONS, image_id="f" * 64), {"kept_unknown_images": 1}),
+    (edit_all_images(phash=None), {"kept_unmeasured_images": 14}),
+    (edit_all_images(nsfw_score=None), {"kept_unmeasured_images": 14}),
+    (lambda root: rewrite(root / IMAGES, lambda rows: [*rows, rows[-1]]), {"images_duplicate_ids": 1}),
+])  # fmt: skip
 def test_each_fault_has_a_number_of_its_own(tmp_path, spoil, expected):
     small_data.write(tmp_path, pairs())
     spoil(tmp_path)

@@ -193,13 +193,10 @@ def test_several_failures_are_accepted_at_once_or_none(tmp_path):
     assert run_gate(tmp_path, "b", "c").num_accepted == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "reason", "by", "error", "message"),
-    [
-        ("a", "why", "Ada", DataError, "no failure of this name"),  # it passed: nothing to accept
-        ("b", "why", "", ConfigError, "by whom"),
-    ],
-)
+@pytest.mark.parametrize(("name", "reason", "by", "error", "message"), [
+    ("a", "why", "Ada", DataError, "no failure of this name"),  # it passed: nothing to accept
+    ("b", "why", "", ConfigError, "by whom"),
+])  # fmt: skip
 def test_bad_usage_is_one_clear_line(tmp_path, name, reason, by, error, message):
     with pytest.raises(GateError):
         run_gate(tmp_path, "b")

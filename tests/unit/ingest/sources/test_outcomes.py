@@ -41,18 +41,15 @@ def test_a_plain_body_is_taken_as_it_is_whatever_its_headers_state(stated, plain
     assert (body.data, body.is_absent, body.is_unknown) == (plain, True, False)
 
 
-@pytest.mark.parametrize(
-    ("stated", "plain"),
-    [
-        ("br", b"3 pictures: " + HTML),
-        ("br", b"3" * 5000),
-        ("br, br", b"3.14"),
-        ("chunked", b"0\n" + HTML),
-        ("chunked", b"0\r\n\r\n" + HTML),
-        ("chunked", b"0\n\n0: " + HTML),
-        ("chunked, br", b"3 pictures: " + HTML),
-    ],
-)
+@pytest.mark.parametrize(("stated", "plain"), [
+    ("br", b"3 pictures: " + HTML),
+    ("br", b"3" * 5000),
+    ("br, br", b"3.14"),
+    ("chunked", b"0\n" + HTML),
+    ("chunked", b"0\r\n\r\n" + HTML),
+    ("chunked", b"0\n\n0: " + HTML),
+    ("chunked, br", b"3 pictures: " + HTML),
+])  # fmt: skip
 def test_a_plain_body_that_a_coding_would_take_for_empty(stated, plain):
     assert decoded(plain, {"Content-Encoding": stated}, 10_000) == (plain, True, False, "")
 

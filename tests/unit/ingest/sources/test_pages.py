@@ -72,35 +72,32 @@ def test_caption_is_that_of_the_nearest_figure():
     assert [one.text for one in images(html)] == ["", "two", "outer"]
 
 
-@pytest.mark.parametrize(
-    ("html", "expected"),
-    [
-        ("<img src=s srcset='a 320w, b 1024w, c 640w'>", "b"),
-        ("<img src=s srcset='a, b 2x,c 1.5x'>", "b"),
-        ("<img src=s srcset='a 1x'>", "s"),  # equals: src
-        ("<img srcset='a'>", "a"),
-        ("<img src=s srcset='  ,, '>", "s"),
-        ("<img src=s srcset='w_3,h_2/a.jpg 3w, w_9,h_8/b.jpg 9w'>", "w_9,h_8/b.jpg"),  # commas in addresses
-        ("<img src=s srcset='a 2x, b 1w'>", "b"),  # a width is a statement, a density only a relation
-        ("<img src=s srcset='a .5x, b banana'>", "s"),
-        ("<img src=s srcset='a 100w 50h, b 99w'>", "a"),
-        ("<picture><source srcset='a 2000w'><source srcset='b 3000w'><img src=s srcset='c 1000w'></picture>", "b"),
-        ("<picture><source type=image/webp srcset=a><img src=s></picture>", "s"),
-        ("<picture><source type=image/avif srcset='a 9w'><img src=s srcset='c 9w'></picture>", "c"),
-        ("<picture><source type=image/svg+xml srcset='a 9000w'><img src=s></picture>", "s"),
-        ("<picture><source srcset='a 2x'></picture><img src=s>", "s"),
-        ("<picture><source data-srcset='a.jpg 2x'><img src=s></picture>", "a.jpg"),
-        ("<img src=spacer.gif data-src=real.jpg>", "real.jpg"),
-        ("<img data-original=/real>", "https://x.example/real"),
-        ('<img src=s data-src=true data-lazy=\'{"a": "b.jpg"}\'>', "s"),
-        ("<img src=s data-lazy-src='' data-src=' '>", "s"),
-        ("<img src=s srcset='tiny 1w' data-srcset='a.jpg 800w, b.jpg 400w'>", "a.jpg"),
-        ("<img src=s data-ezsrc='b.jpg' data-ezsrcset='a.jpg 800w, b.jpg 400w'>", "a.jpg"),
-        ("<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' srcset=a>", "a"),
-        ("<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' data-src=a.jpg>", "a.jpg"),
-        ("<img src=s srcset='data:image/gif;base64,R0lGODlhAQABAAAAACw= 2x'>", "s"),
-    ],
-)
+@pytest.mark.parametrize(("html", "expected"), [
+    ("<img src=s srcset='a 320w, b 1024w, c 640w'>", "b"),
+    ("<img src=s srcset='a, b 2x,c 1.5x'>", "b"),
+    ("<img src=s srcset='a 1x'>", "s"),  # equals: src
+    ("<img srcset='a'>", "a"),
+    ("<img src=s srcset='  ,, '>", "s"),
+    ("<img src=s srcset='w_3,h_2/a.jpg 3w, w_9,h_8/b.jpg 9w'>", "w_9,h_8/b.jpg"),  # commas in addresses
+    ("<img src=s srcset='a 2x, b 1w'>", "b"),  # a width is a statement, a density only a relation
+    ("<img src=s srcset='a .5x, b banana'>", "s"),
+    ("<img src=s srcset='a 100w 50h, b 99w'>", "a"),
+    ("<picture><source srcset='a 2000w'><source srcset='b 3000w'><img src=s srcset='c 1000w'></picture>", "b"),
+    ("<picture><source type=image/webp srcset=a><img src=s></picture>", "s"),
+    ("<picture><source type=image/avif srcset='a 9w'><img src=s srcset='c 9w'></picture>", "c"),
+    ("<picture><source type=image/svg+xml srcset='a 9000w'><img src=s></picture>", "s"),
+    ("<picture><source srcset='a 2x'></picture><img src=s>", "s"),
+    ("<picture><source data-srcset='a.jpg 2x'><img src=s></picture>", "a.jpg"),
+    ("<img src=spacer.gif data-src=real.jpg>", "real.jpg"),
+    ("<img data-original=/real>", "https://x.example/real"),
+    ('<img src=s data-src=true data-lazy=\'{"a": "b.jpg"}\'>', "s"),
+    ("<img src=s data-lazy-src='' data-src=' '>", "s"),
+    ("<img src=s srcset='tiny 1w' data-srcset='a.jpg 800w, b.jpg 400w'>", "a.jpg"),
+    ("<img src=s data-ezsrc='b.jpg' data-ezsrcset='a.jpg 800w, b.jpg 400w'>", "a.jpg"),
+    ("<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' srcset=a>", "a"),
+    ("<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' data-src=a.jpg>", "a.jpg"),
+    ("<img src=s srcset='data:image/gif;base64,R0lGODlhAQABAAAAACw= 2x'>", "s"),
+])  # fmt: skip
 def test_which_address_is_taken(html, expected):
     assert urls(html) == [expected]
 
@@ -178,35 +175,29 @@ def test_short_cuts_give_the_spelling_of_the_long_way():
             assert Resolver(base).joined(url) == expected, (base, url)
 
 
-@pytest.mark.parametrize(
-    ("body", "charset"),
-    [
-        ("Grüße €".encode(), "iso-8859-1"),  # the header is wrong: the bytes are UTF-8
-        ("Grüße €".encode("cp1252"), "utf-8"),  # the header is wrong in the opposite way
-        ("Grüße €".encode("cp1252"), None),
-        ("Grüße €".encode("utf-8-sig"), "shift_jis"),
-        ("Grüße €".encode("utf-16"), None),
-        ("<meta charset=windows-1252>Grüße €".encode("cp1252"), None),
-        ("Grüße €".encode("cp1252"), "no-such-charset"),
-    ],
-)
+@pytest.mark.parametrize(("body", "charset"), [
+    ("Grüße €".encode(), "iso-8859-1"),  # the header is wrong: the bytes are UTF-8
+    ("Grüße €".encode("cp1252"), "utf-8"),  # the header is wrong in the opposite way
+    ("Grüße €".encode("cp1252"), None),
+    ("Grüße €".encode("utf-8-sig"), "shift_jis"),
+    ("Grüße €".encode("utf-16"), None),
+    ("<meta charset=windows-1252>Grüße €".encode("cp1252"), None),
+    ("Grüße €".encode("cp1252"), "no-such-charset"),
+])  # fmt: skip
 def test_wrong_charset_is_read_as_what_it_is(body, charset):
     assert decode_html(body, charset).endswith("Grüße €")
 
 
-@pytest.mark.parametrize(
-    ("text", "encoding", "name"),
-    [
-        ("日本の写真、①番目の髙い山", "cp932", "Shift_JIS"),  # ① and 髙 are Windows' additions
-        ("日本の写真", "euc_jp", "euc-jp"),
-        ("日本の写真", "iso2022_jp", "iso-2022-jp"),
-        ("Собака на траве", "cp1251", "windows-1251"),
-        ("Собака на траве", "koi8-r", "koi8-r"),
-        ("똠방각하 사진", "cp949", "euc-kr"),
-        ("中文圖片", "big5", "big5"),
-        ("中国图片€", "gb18030", "gb2312"),
-    ],
-)
+@pytest.mark.parametrize(("text", "encoding", "name"), [
+    ("日本の写真、①番目の髙い山", "cp932", "Shift_JIS"),  # ① and 髙 are Windows' additions
+    ("日本の写真", "euc_jp", "euc-jp"),
+    ("日本の写真", "iso2022_jp", "iso-2022-jp"),
+    ("Собака на траве", "cp1251", "windows-1251"),
+    ("Собака на траве", "koi8-r", "koi8-r"),
+    ("똠방각하 사진", "cp949", "euc-kr"),
+    ("中文圖片", "big5", "big5"),
+    ("中国图片€", "gb18030", "gb2312"),
+])  # fmt: skip
 def test_declared_charsets_are_used(text, encoding, name):
     assert decode_html(text.encode(encoding), name) == text
     assert decode_html(f"<meta charset={name}>{text}".encode(encoding), None).endswith(text)

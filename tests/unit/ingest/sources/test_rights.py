@@ -14,30 +14,27 @@ from tests.support.warc_records import page, picture, record, response, wat, wri
 BY, BY_SA = "https://creativecommons.org/licenses/by/4.0/", "https://creativecommons.org/licenses/by-sa/3.0/de/"
 
 
-@pytest.mark.parametrize(
-    ("html", "rights"),
-    [
-        ("a license is mentioned", Rights()),
-        ('<meta name="ROBOTS" content="index, NoAI , noimageai">', Rights(None, "noai")),
-        ('<meta name=robots content="otherbot: noimageai, noindex">', Rights()),
-        ("<meta name=description content=noai>", Rights()),
-        ("<meta name=tdm-reservation content=' 1'>", Rights(None, "tdm-reservation")),
-        ("<meta name=tdm-reservation content=0>", Rights()),
-        ("<a rel='license nofollow' href=//www.CreativeCommons.org/licenses/BY/4.0/deed.de>CC</a>", Rights(BY)),
-        ("<p><a href=http://creativecommons.org/licenses/by-sa/3.0/de/legalcode>", Rights(BY_SA)),
-        ("<a href=https://creativecommons.org/publicdomain/zero/1.0>",
-         Rights("https://creativecommons.org/publicdomain/zero/1.0/")),
-        ("<a href=https://creativecommons.org/about/>license", Rights()),
-        ("<link rel=license href=/terms#use>", Rights("http://x/terms")),
-        (f"<a rel=license href={BY}><a href={BY_SA}>", Rights(BY)),  # what is called the licence comes first
-        (f"<a href={BY}><a href={BY}deed.fr>", Rights(BY)),  # in one spelling
-        (f"<a href={BY}><a href={BY_SA}>", Rights()),  # nobody knows whose is whose
-        ("<a rel=license href='javascript:alert(1)'><a rel=license href='data:,x'>", Rights()),
-        (f"<a rel=license href=/{'x' * MAX_CHARACTERS}>", Rights()),
-        ("<a rel=license href=https://evil.example/creativecommons.org/licenses/by/4.0/>",
-         Rights("https://evil.example/creativecommons.org/licenses/by/4.0/")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("html", "rights"), [
+    ("a license is mentioned", Rights()),
+    ('<meta name="ROBOTS" content="index, NoAI , noimageai">', Rights(None, "noai")),
+    ('<meta name=robots content="otherbot: noimageai, noindex">', Rights()),
+    ("<meta name=description content=noai>", Rights()),
+    ("<meta name=tdm-reservation content=' 1'>", Rights(None, "tdm-reservation")),
+    ("<meta name=tdm-reservation content=0>", Rights()),
+    ("<a rel='license nofollow' href=//www.CreativeCommons.org/licenses/BY/4.0/deed.de>CC</a>", Rights(BY)),
+    ("<p><a href=http://creativecommons.org/licenses/by-sa/3.0/de/legalcode>", Rights(BY_SA)),
+    ("<a href=https://creativecommons.org/publicdomain/zero/1.0>",
+     Rights("https://creativecommons.org/publicdomain/zero/1.0/")),
+    ("<a href=https://creativecommons.org/about/>license", Rights()),
+    ("<link rel=license href=/terms#use>", Rights("http://x/terms")),
+    (f"<a rel=license href={BY}><a href={BY_SA}>", Rights(BY)),  # what is called the licence comes first
+    (f"<a href={BY}><a href={BY}deed.fr>", Rights(BY)),  # in one spelling
+    (f"<a href={BY}><a href={BY_SA}>", Rights()),  # nobody knows whose is whose
+    ("<a rel=license href='javascript:alert(1)'><a rel=license href='data:,x'>", Rights()),
+    (f"<a rel=license href=/{'x' * MAX_CHARACTERS}>", Rights()),
+    ("<a rel=license href=https://evil.example/creativecommons.org/licenses/by/4.0/>",
+     Rights("https://evil.example/creativecommons.org/licenses/by/4.0/")),
+])  # fmt: skip
 def test_what_a_page_says(html, rights):
     images, found = page_images(f"<head>{html}</head><img src=a.png alt=A>".encode(), "http://x/p", None, ["alt"])
     assert (found, len(images)) == (rights, 1)

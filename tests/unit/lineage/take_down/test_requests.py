@@ -90,21 +90,18 @@ def lines(raw, *entries):
 ABSENT = "is no address of a pair or page here"
 
 
-@pytest.mark.parametrize(
-    ("entry", "said"),
-    [
-        (("url", "https://img.org/a/1.jpg"), [f"covers, too: {ADDRESSES[0][0]}, {ADDRESSES[1][0]}"]),
-        (("url", "https://img.org/a/2.jpg"),
-         [f"{ABSENT}; near: https://img.org/a/2.jpg?size=2 (same path, other query), {ADDRESSES[0][0]} (same host), "
-          f"{ADDRESSES[1][0]} (same host)"]),
-        (("url", "https://cdn.net/x/3.jpg"), [f"{ABSENT}; near: https://other.org/b/3.jpg (same file name)"]),
-        (("url", "https://cdn.net/"), [ABSENT]),
-        (("url", "https://blog.org/post?id=7"), []),
-        (("host", "img.org"), []),
-        (("host", "a.img.org"), ["is the host of no pair or page here"]),
-        (("image_id", SHA), []),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("entry", "said"), [
+    (("url", "https://img.org/a/1.jpg"), [f"covers, too: {ADDRESSES[0][0]}, {ADDRESSES[1][0]}"]),
+    (("url", "https://img.org/a/2.jpg"),
+     [f"{ABSENT}; near: https://img.org/a/2.jpg?size=2 (same path, other query), {ADDRESSES[0][0]} (same host), "
+      f"{ADDRESSES[1][0]} (same host)"]),
+    (("url", "https://cdn.net/x/3.jpg"), [f"{ABSENT}; near: https://other.org/b/3.jpg (same file name)"]),
+    (("url", "https://cdn.net/"), [ABSENT]),
+    (("url", "https://blog.org/post?id=7"), []),
+    (("host", "img.org"), []),
+    (("host", "a.img.org"), ["is the host of no pair or page here"]),
+    (("image_id", SHA), []),
+])  # fmt: skip
 def test_what_an_entry_covers_and_misses(raw, entry, said):
     assert lines(raw, entry) == [f"{entry[1]} {line}" for line in said]
 

@@ -38,24 +38,11 @@ def test_mixed_line_ends():
         assert (head.get("Location"), head.get("X-Folded"), head.charset) == ("/a", "one two", "utf-8")
 
 
-@pytest.mark.parametrize(
-    ("line", "status"),
-    [
-        (b"HTTP/1.1 200", 200),
-        (b"HTTP/1.0 404 Not Found", 404),
-        (b"HTTP/2 301 ", 301),
-        (b"http/1.1  200\tOK", 200),
-        (b"HTTP 200 OK", 200),
-        (b"HTTP/1.1 200 R\xe9ponse", 200),
-        (b"HTTP/1.1", None),
-        (b"HTTP/1.1 2000 OK", None),
-        (b"HTTP/1.1 OK", None),
-        (b"ICY 200 OK", None),
-        (b"<html>", None),
-        (b"", None),
-        (b"\0", None),
-    ],
-)
+@pytest.mark.parametrize(("line", "status"), [
+    (b"HTTP/1.1 200", 200), (b"HTTP/1.0 404 Not Found", 404), (b"HTTP/2 301 ", 301), (b"http/1.1  200\tOK", 200),
+    (b"HTTP 200 OK", 200), (b"HTTP/1.1 200 R\xe9ponse", 200), (b"HTTP/1.1", None), (b"HTTP/1.1 2000 OK", None),
+    (b"HTTP/1.1 OK", None), (b"ICY 200 OK", None), (b"<html>", None), (b"", None), (b"\0", None),
+])  # fmt: skip
 def test_status_lines(line, status):
     for data in (line + b"\r\n\r\nbody", line + b"\nA: b\n\nbody", line + b"\r\n", line):
         head = parse_head(data)
@@ -63,20 +50,17 @@ def test_status_lines(line, status):
         assert read_head(io.BytesIO(data))[0] == head
 
 
-@pytest.mark.parametrize(
-    ("value", "content_type", "charset"),
-    [
-        (b"text/html", "text/html", None),
-        (b"TEXT/html ;charset='Latin1' ; x=y", "text/html", "latin1"),
-        (b'text/html; x=y; charset="utf-8"', "text/html", "utf-8"),
-        (b"text/html; charset = utf-8", "text/html", "utf-8"),
-        (b"text/html;charset=", "text/html", None),
-        (b"text/html; xcharset=utf-8", "text/html", None),
-        (b"text/html, text/html; charset=big5", "text/html", "big5"),
-        (b"", "", None),
-        (b"\xff", "\xff", None),
-    ],
-)
+@pytest.mark.parametrize(("value", "content_type", "charset"), [
+    (b"text/html", "text/html", None),
+    (b"TEXT/html ;charset='Latin1' ; x=y", "text/html", "latin1"),
+    (b'text/html; x=y; charset="utf-8"', "text/html", "utf-8"),
+    (b"text/html; charset = utf-8", "text/html", "utf-8"),
+    (b"text/html;charset=", "text/html", None),
+    (b"text/html; xcharset=utf-8", "text/html", None),
+    (b"text/html, text/html; charset=big5", "text/html", "big5"),
+    (b"", "", None),
+    (b"\xff", "\xff", None),
+])  # fmt: skip
 def test_content_types(value, content_type, charset):
     head = parse_head(b"HTTP/1.1 200 OK\nContent-Type:" + value + b"\n\n")
     assert (head.content_type, head.charset) == (content_type, charset)

@@ -78,21 +78,18 @@ PAGE = b"<html><body>\n\nx: y\n<img src=a.png alt='caf\xe9'></body></html>"
 HTTP = "application/http; msgtype=response"
 
 
-@pytest.mark.parametrize(
-    ("kind", "stated", "body"),
-    [
-        ("response", HTTP, PAGE),
-        ("response", HTTP, b"\xef\xbb\xbf \n<!DOCTYPE  HTML>" + PAGE.decode("latin-1").encode()),
-        ("response", HTTP, b"<?xml version='1.0' encoding='latin-1'?>\n" + PAGE),
-        ("response", HTTP, PAGE.ljust(50_000)),
-        ("response", "text/html; charset=latin-1", PAGE),
-        ("response", "text/html", b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=latin-1\r\n\r\n" + PAGE),
-        ("response", "text/fragment+html", b"words, then <img src=a.png alt='caf\xe9'>"),
-        ("response", HTTP, b"HTTP/1.1 200 OK\r\nContent-Type: text/fragment+html\r\n\r\n" + PAGE),
-        ("resource", "text/fragment+html", PAGE),
-        ("resource", "application/octet-stream", PAGE),
-    ],
-)
+@pytest.mark.parametrize(("kind", "stated", "body"), [
+    ("response", HTTP, PAGE),
+    ("response", HTTP, b"\xef\xbb\xbf \n<!DOCTYPE  HTML>" + PAGE.decode("latin-1").encode()),
+    ("response", HTTP, b"<?xml version='1.0' encoding='latin-1'?>\n" + PAGE),
+    ("response", HTTP, PAGE.ljust(50_000)),
+    ("response", "text/html; charset=latin-1", PAGE),
+    ("response", "text/html", b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=latin-1\r\n\r\n" + PAGE),
+    ("response", "text/fragment+html", b"words, then <img src=a.png alt='caf\xe9'>"),
+    ("response", HTTP, b"HTTP/1.1 200 OK\r\nContent-Type: text/fragment+html\r\n\r\n" + PAGE),
+    ("resource", "text/fragment+html", PAGE),
+    ("resource", "application/octet-stream", PAGE),
+])  # fmt: skip
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
 def test_a_body_without_an_http_head_is_a_page(tmp_path, name, kind, stated, body):
     path = write_archive(tmp_path / name, [record(kind, "http://x/", body, stated), *RECORDS[1:]])
@@ -117,13 +114,10 @@ def test_a_picture_without_an_http_head_is_read(tmp_path):
     assert counts["outcome/image"] == 2
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"", b"\0" * 20_000, b"<" * 20_000, b"<?xml " * 5000, b"{}", b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\nno" * 900,
-        b"\xef\xbb\xbf" * 9000, b"<imgx", b"<!-", b" " * 30_000 + b"<html>", bytes(range(256)) * 99,
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("body", [
+    b"", b"\0" * 20_000, b"<" * 20_000, b"<?xml " * 5000, b"{}", b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\nno" * 900,
+    b"\xef\xbb\xbf" * 9000, b"<imgx", b"<!-", b" " * 30_000 + b"<html>", bytes(range(256)) * 99,
+])  # fmt: skip
 @pytest.mark.parametrize("kind", ["response", "resource"])
 def test_a_body_that_nobody_can_tell_is_counted(tmp_path, kind, body):
     parts = [record(kind, "http://x/y", body, HTTP), *RECORDS]

@@ -197,18 +197,15 @@ def test_texts_images_both_and_nulls_are_answered(folder, ask):
         np.testing.assert_allclose(got["predictions"][1][f"{column}_embedding"], want, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        ([{"image": encoded(0)}, {"image": base64.b64encode(b"GIF89a, or not").decode()}], "row 1: image: "),
-        ([{"image": base64.b64encode(small_data.jpeg(0)[:40]).decode()}], "row 0: image: "),
-        ([{"image": "not base64!"}], "row 0: image: neither a file's bytes nor base64 of them"),
-        ([{"image": 7}], "row 0: image: neither a file's bytes nor base64 of them"),
-        ([{"text": "a red fox"}, {"text": ["a", "list"]}], "row 1: text: not a text but list"),
-        ([{"text": 7}], "row 0: text: not a text but int"),
-        ([{"txt": "a red fox"}], "give a column `image`, `text`, or both"),
-    ],
-)
+@pytest.mark.parametrize(("rows", "says"), [
+    ([{"image": encoded(0)}, {"image": base64.b64encode(b"GIF89a, or not").decode()}], "row 1: image: "),
+    ([{"image": base64.b64encode(small_data.jpeg(0)[:40]).decode()}], "row 0: image: "),
+    ([{"image": "not base64!"}], "row 0: image: neither a file's bytes nor base64 of them"),
+    ([{"image": 7}], "row 0: image: neither a file's bytes nor base64 of them"),
+    ([{"text": "a red fox"}, {"text": ["a", "list"]}], "row 1: text: not a text but list"),
+    ([{"text": 7}], "row 0: text: not a text but int"),
+    ([{"txt": "a red fox"}], "give a column `image`, `text`, or both"),
+])  # fmt: skip
 def test_bad_input_is_refused_with_one_line(ask, rows, says):
     status, got = ask({"dataframe_records": rows})
     assert (status, got["error_code"]) == (400, "INVALID_PARAMETER_VALUE")

@@ -169,13 +169,10 @@ def test_data_that_a_gate_refused_or_never_saw_is_not_registered(project, gate):
         project.register()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"decisions": "e" * 64}, r"quality/verdict\.json: this verdict is about other data than .*shards; run"),
-        ({"digest": "e" * 64}, r"reports/shard: is about other shards than .*shards; run `align shard` with the same"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"decisions": "e" * 64}, r"quality/verdict\.json: this verdict is about other data than .*shards; run"),
+    ({"digest": "e" * 64}, r"reports/shard: is about other shards than .*shards; run `align shard` with the same"),
+])  # fmt: skip
 def test_a_verdict_counts_only_for_the_decisions_that_the_shards_were_made_from(project, changes, message):
     path = project.root / "reports/shard/report.json"
     report = json.loads(path.read_text()) | changes

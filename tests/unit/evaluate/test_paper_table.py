@@ -72,18 +72,15 @@ def test_a_set_that_nobody_published_has_our_row_alone():
     assert "source-" not in table
 
 
-@pytest.mark.parametrize(
-    ("metric", "heading"),
-    [
-        ("zero_shot/accuracy", "Zero-shot classification"),
-        ("zero_shot/top5", "Zero-shot classification"),
-        ("frozen/accuracy", "Classification with frozen features"),
-        ("knn/accuracy", "Classification with frozen features"),
-        ("cxc/sts", "Crisscrossed Captions"),
-        ("mean_recall", "Image-text retrieval"),
-        ("of_tomorrow/figure", REST),
-    ],
-)
+@pytest.mark.parametrize(("metric", "heading"), [
+    ("zero_shot/accuracy", "Zero-shot classification"),
+    ("zero_shot/top5", "Zero-shot classification"),
+    ("frozen/accuracy", "Classification with frozen features"),
+    ("knn/accuracy", "Classification with frozen features"),
+    ("cxc/sts", "Crisscrossed Captions"),
+    ("mean_recall", "Image-text retrieval"),
+    ("of_tomorrow/figure", REST),
+])  # fmt: skip
 def test_every_metric_has_its_place(metric, heading):
     shown = html(score(f"a.b/{metric}", 0.25), **{"a.b": 3})
     assert list(shown) == [heading]

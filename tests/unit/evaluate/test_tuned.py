@@ -68,16 +68,13 @@ def test_a_second_evaluation_gives_the_same_bytes(root, monkeypatch, capsys):
     assert (root / "again/report.json").read_bytes() == (root / "out/report.json").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("settings", "sizes", "lengths"),
-    [
-        ({"preset": "small"}, (32, 32, 32), [40, 40]),
-        ({"preset": "small", "train_px": 48, "epochs": 1}, (48, 48, 48), [10, 10]),
-        ({"preset": "fine_grained"}, (289, 289, 360), [10_000, 10_000]),
-        ({"preset": "imagenet"}, (289, 475, 600), [1000, 1000]),
-        ({"preset": "imagenet", "train_px": 64, "test_px": 72, "epochs": 2}, (64, 64, 72), [20, 20]),
-    ],
-)
+@pytest.mark.parametrize(("settings", "sizes", "lengths"), [
+    ({"preset": "small"}, (32, 32, 32), [40, 40]),
+    ({"preset": "small", "train_px": 48, "epochs": 1}, (48, 48, 48), [10, 10]),
+    ({"preset": "fine_grained"}, (289, 289, 360), [10_000, 10_000]),
+    ({"preset": "imagenet"}, (289, 475, 600), [1000, 1000]),
+    ({"preset": "imagenet", "train_px": 64, "test_px": 72, "epochs": 2}, (64, 64, 72), [20, 20]),
+])  # fmt: skip
 def test_settings_change_a_preset(settings, sizes, lengths):
     recipe = recipe_of(FineTuningSettings(**settings), TINY)
     assert (*(phase.train_px for phase in recipe.phases), recipe.test_px) == sizes

@@ -5,14 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from align.errors import FormatError
-from align.formats.champion_moves import (
-    MAX_CHARACTERS,
-    ChampionState,
-    Move,
-    history_of,
-    last_before,
-    standing_of,
-)
+from align.formats.champion_moves import MAX_CHARACTERS, ChampionState, Move, history_of, last_before, standing_of
 
 
 def moves(*kinds):
@@ -29,27 +22,24 @@ def moves(*kinds):
 PROMOTED = [("promoted", None, 1), ("promoted", 1, 2), ("promoted", 2, 3)]
 
 
-@pytest.mark.parametrize(
-    ("kinds", "previous", "over"),
-    [
-        ([], None, []),
-        (PROMOTED, 2, []),
-        ([*PROMOTED, ("rolled back", 3, 2)], 1, []),
-        ([*PROMOTED, ("rolled back", 3, 2), ("promoted", 2, 3)], 2, []),
-        ([*PROMOTED[:2], ("promoted", 2, 1)], 2, []),
-        ([*PROMOTED[:2], ("promoted", 2, 1), ("rolled back", 1, 2)], None, []),
-        ([*PROMOTED, ("by hand", 3, 5)], 3, []),
-        ([*PROMOTED, ("by hand", 3, None), ("promoted", None, 5)], 3, []),
-        ([*PROMOTED, ("rejected", 3, 3)], 2, []),
-        ([("promoted", 9, 8)], None, []),  # the history began later
-        ([PROMOTED[0], ("by hand", 1, 5), ("promoted", 5, 6)], 1, [5]),
-        ([PROMOTED[0], ("by hand", 1, 5), ("by hand", 5, 1)], None, [5]),  # somebody repaired it
-        ([*PROMOTED[:2], ("by hand", 2, 1), ("promoted", 1, 3)], 1, []),  # 1 had passed its gates
-        ([PROMOTED[0], ("by hand", 1, 5), ("rolled back", 5, 1), ("promoted", 1, 6)], 1, []),
-        ([*PROMOTED[:2], ("rolled back", 2, 1), ("by hand", 1, 2), ("promoted", 2, 3)], 1, []),  # 2 was slow
-        ([PROMOTED[0], ("by hand", 1, 9), ("promoted", 9, 6)], 1, []),  # 9 was deleted
-    ],
-)
+@pytest.mark.parametrize(("kinds", "previous", "over"), [
+    ([], None, []),
+    (PROMOTED, 2, []),
+    ([*PROMOTED, ("rolled back", 3, 2)], 1, []),
+    ([*PROMOTED, ("rolled back", 3, 2), ("promoted", 2, 3)], 2, []),
+    ([*PROMOTED[:2], ("promoted", 2, 1)], 2, []),
+    ([*PROMOTED[:2], ("promoted", 2, 1), ("rolled back", 1, 2)], None, []),
+    ([*PROMOTED, ("by hand", 3, 5)], 3, []),
+    ([*PROMOTED, ("by hand", 3, None), ("promoted", None, 5)], 3, []),
+    ([*PROMOTED, ("rejected", 3, 3)], 2, []),
+    ([("promoted", 9, 8)], None, []),  # the history began later
+    ([PROMOTED[0], ("by hand", 1, 5), ("promoted", 5, 6)], 1, [5]),
+    ([PROMOTED[0], ("by hand", 1, 5), ("by hand", 5, 1)], None, [5]),  # somebody repaired it
+    ([*PROMOTED[:2], ("by hand", 2, 1), ("promoted", 1, 3)], 1, []),  # 1 had passed its gates
+    ([PROMOTED[0], ("by hand", 1, 5), ("rolled back", 5, 1), ("promoted", 1, 6)], 1, []),
+    ([*PROMOTED[:2], ("rolled back", 2, 1), ("by hand", 1, 2), ("promoted", 2, 3)], 1, []),  # 2 was slow
+    ([PROMOTED[0], ("by hand", 1, 9), ("promoted", 9, 6)], 1, []),  # 9 was deleted
+])  # fmt: skip
 def test_a_rollback_goes_to_the_last_champion_that_passed_its_gates(kinds, previous, over):
     state = ChampionState("m", kinds[-1][2] if kinds else None, tuple(moves(*kinds)))
     assert (state.previous(set(range(1, 9))), state.passed_over(set(range(1, 9)))) == (previous, over)
@@ -97,20 +87,17 @@ def test_which_version_was_it_then():
     assert last_before(made, datetime(2026, 10, 31, tzinfo=UTC)) is None
 
 
-@pytest.mark.parametrize(
-    ("champion", "kinds", "by_hand"),
-    [
-        (2, PROMOTED[:2], False),
-        (1, PROMOTED[:2], False),  # a gate had judged it before
-        (4, PROMOTED[:2], True),
-        (None, PROMOTED[:2], False),
-        (4, [], True),
-        (5, [*PROMOTED, ("by hand", 3, 5)], True),
-        (5, [*PROMOTED, ("by hand", 3, 5), ("rejected", 5, 5)], True),
-        (5, [*PROMOTED, ("by hand", 3, 5), ("promoted", 5, 6), ("rolled back", 6, 5)], True),
-        (3, [*PROMOTED, ("rolled back", 3, 2), ("by hand", 2, 3)], True),
-        (6, [*PROMOTED, ("by hand", 3, 5), ("promoted", 5, 6)], False),
-    ],
-)
+@pytest.mark.parametrize(("champion", "kinds", "by_hand"), [
+    (2, PROMOTED[:2], False),
+    (1, PROMOTED[:2], False),  # a gate had judged it before
+    (4, PROMOTED[:2], True),
+    (None, PROMOTED[:2], False),
+    (4, [], True),
+    (5, [*PROMOTED, ("by hand", 3, 5)], True),
+    (5, [*PROMOTED, ("by hand", 3, 5), ("rejected", 5, 5)], True),
+    (5, [*PROMOTED, ("by hand", 3, 5), ("promoted", 5, 6), ("rolled back", 6, 5)], True),
+    (3, [*PROMOTED, ("rolled back", 3, 2), ("by hand", 2, 3)], True),
+    (6, [*PROMOTED, ("by hand", 3, 5), ("promoted", 5, 6)], False),
+])  # fmt: skip
 def test_a_champion_by_hand_is_one_that_has_not_passed_its_gates(champion, kinds, by_hand):
     assert ChampionState("m", champion, tuple(moves(*kinds))).made_by_hand is by_hand

@@ -57,18 +57,15 @@ def test_one_changed_byte_is_an_error(tmp_path):
         load_sets(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"schema_version": 2}, FormatError, "schema_version"),
-        ({"kind": "ranking"}, FormatError, "kind"),
-        ({"num_images": 3}, DataError, "2 images, but concepts.json says 3"),
-        ({"kind": "classification"}, FormatError, "needs classes and templates"),
-        ({"kind": "classification", "classes": ["symbols"], "templates": ["{}"]}, DataError, "class 'plants'"),
-        ({"members": {"a1.jpg": b"no json beside it"}}, DataError, "a1 lacks its image or its json"),
-        ({"members": {"a1.jpg": b"", "a1.json": b'{"key": "a1"}'}}, FormatError, "concept"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "error", "message"), [
+    ({"schema_version": 2}, FormatError, "schema_version"),
+    ({"kind": "ranking"}, FormatError, "kind"),
+    ({"num_images": 3}, DataError, "2 images, but concepts.json says 3"),
+    ({"kind": "classification"}, FormatError, "needs classes and templates"),
+    ({"kind": "classification", "classes": ["symbols"], "templates": ["{}"]}, DataError, "class 'plants'"),
+    ({"members": {"a1.jpg": b"no json beside it"}}, DataError, "a1 lacks its image or its json"),
+    ({"members": {"a1.jpg": b"", "a1.json": b'{"key": "a1"}'}}, FormatError, "concept"),
+])  # fmt: skip
 def test_a_broken_set_says_what_is_wrong(tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
         load_sets(write_set(tmp_path, **changes))
@@ -169,21 +166,18 @@ def of(one):
     return set_digests([one])["one"]
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        replace(ONE, pictures=held([b"another"])),
-        replace(ONE, images=[replace(IMAGE, texts=("a text", "more"))]),
-        replace(ONE, images=[replace(IMAGE, concept="c")]),
-        replace(ONE, images=[replace(IMAGE, label="owl")]),
-        replace(ONE, images=[replace(IMAGE, split="reference")]),
-        replace(ONE, images=[IMAGE, replace(IMAGE, key="l")]),
-        replace(ONE, classes=("owl", "cat")),
-        replace(ONE, templates=("a {}",)),
-        replace(ONE, kind="retrieval"),
-        replace(ONE, repeats=True),
-    ],
-)
+@pytest.mark.parametrize("other", [
+    replace(ONE, pictures=held([b"another"])),
+    replace(ONE, images=[replace(IMAGE, texts=("a text", "more"))]),
+    replace(ONE, images=[replace(IMAGE, concept="c")]),
+    replace(ONE, images=[replace(IMAGE, label="owl")]),
+    replace(ONE, images=[replace(IMAGE, split="reference")]),
+    replace(ONE, images=[IMAGE, replace(IMAGE, key="l")]),
+    replace(ONE, classes=("owl", "cat")),
+    replace(ONE, templates=("a {}",)),
+    replace(ONE, kind="retrieval"),
+    replace(ONE, repeats=True),
+])  # fmt: skip
 def test_what_changes_ranks_changes_the_digest(other):
     assert of(other) != of(ONE)
 
@@ -213,15 +207,12 @@ COCO_val2014:sentid:732091,COCO_val2014_000000365325.jpg,2.2,c2i_intrasim
 """
 
 
-@pytest.mark.parametrize(
-    ("text", "kind", "first", "second", "ratings"),
-    [
-        (STS, "sts", [411553, 411760], [5142, 601619], [1.56, 3.1]),
-        (SIS, "sis", [205866, 39081], [39081, 205866], [3.6, 3.4]),
-        (SITS, "sits", [732091], [365325], [2.2]),
-        (SITS.replace("\n", "\r\n"), "sits", [732091], [365325], [2.2]),
-    ],
-)
+@pytest.mark.parametrize(("text", "kind", "first", "second", "ratings"), [
+    (STS, "sts", [411553, 411760], [5142, 601619], [1.56, 3.1]),
+    (SIS, "sis", [205866, 39081], [39081, 205866], [3.6, 3.4]),
+    (SITS, "sits", [732091], [365325], [2.2]),
+    (SITS.replace("\n", "\r\n"), "sits", [732091], [365325], [2.2]),
+])  # fmt: skip
 def test_the_published_layout(tmp_path, text, kind, first, second, ratings):
     (tmp_path / "any.csv").write_text(text, newline="")
     found = read_rated_pairs(str(tmp_path / "any.csv"), local_files())
@@ -238,23 +229,20 @@ def test_ids_become_positions_in_the_set(tmp_path):
         found.placed([732091], [1])
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (STS.replace("agg_score", "annotation"), "its first line is"),
-        ("", "its first line is ''"),
-        ("caption1,caption2\n", "its first line is"),
-        (STS.splitlines()[0], "no rows"),
-        (STS + "x,y,3,z\n", r"line 4: 'x,y,3,z' is not a rating"),
-        (STS.replace("1.56", "nan"), "line 2: .* is not a rating"),
-        (STS.replace("1.56", "7"), "line 2: .* is not a rating"),
-        (STS.replace("1.56", ""), "line 2: .* is not a rating"),
-        (STS[:-20], "line 3: .* is not a rating"),  # cut short
-        (STS + STS.splitlines()[1] + "\n", "411553 and 5142 have two rows"),
-        (STS.replace("411553", "9" * 30), "line 2: .* is not a rating"),
-        (STS + '"open', "not a CSV"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    (STS.replace("agg_score", "annotation"), "its first line is"),
+    ("", "its first line is ''"),
+    ("caption1,caption2\n", "its first line is"),
+    (STS.splitlines()[0], "no rows"),
+    (STS + "x,y,3,z\n", r"line 4: 'x,y,3,z' is not a rating"),
+    (STS.replace("1.56", "nan"), "line 2: .* is not a rating"),
+    (STS.replace("1.56", "7"), "line 2: .* is not a rating"),
+    (STS.replace("1.56", ""), "line 2: .* is not a rating"),
+    (STS[:-20], "line 3: .* is not a rating"),  # cut short
+    (STS + STS.splitlines()[1] + "\n", "411553 and 5142 have two rows"),
+    (STS.replace("411553", "9" * 30), "line 2: .* is not a rating"),
+    (STS + '"open', "not a CSV"),
+])  # fmt: skip
 def test_other_layouts_are_named(tmp_path, text, message):
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(FormatError, match=message):

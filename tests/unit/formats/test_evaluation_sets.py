@@ -33,14 +33,11 @@ def test_the_same_set_in_each_format(tmp_path, kind, write):
     assert {image.split for image in without.images} == {"query"} and len(without.images) == 6
 
 
-@pytest.mark.parametrize(
-    ("sample", "why"),
-    [
-        ({"jpg": b"x", "cls": "9"}, "its class is 9, but there are 3 names"),
-        ({"jpg": b"x", "cls": "first"}, "no class (a number in .cls)"),
-        ({"jpg": b"x"}, "no class (a number in .cls)"),
-    ],
-)
+@pytest.mark.parametrize(("sample", "why"), [
+    ({"jpg": b"x", "cls": "9"}, "its class is 9, but there are 3 names"),
+    ({"jpg": b"x", "cls": "first"}, "no class (a number in .cls)"),
+    ({"jpg": b"x"}, "no class (a number in .cls)"),
+])  # fmt: skip
 def test_a_bad_sample_is_a_row_with_a_reason(tmp_path, sample, why):
     one = read(tmp_path, tars(tmp_path / "set", **sample), "webdataset", "zero_shot")
     assert len(one.images) == 5 and one.unusable == {"s0000000": why}
@@ -52,20 +49,17 @@ def test_a_sample_without_its_picture_is_told(tmp_path):
     assert len(list(one.read(fault=told.__setitem__))) == 5 and told == {0: "the sample has no picture"}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("classnames.txt", None, r"classnames\.txt: the names of the classes of one cannot be read"),
-        ("classnames.txt", b"\xff\xfe\xfd", "not UTF-8"),
-        ("classnames.txt", b"\n", "an empty file"),
-        ("classnames.txt", b"car\nhouse cat\nowl\nbee\n", r"1 of 4 classes have no image in split test \(bee\)"),
-        ("zeroshot_classification_templates.txt", b"a photo\n", r"template 'a photo' has no \{c\}"),
-        ("test/nshards.txt", b"many", "'many' is no number of tars"),
-        ("test/nshards.txt", None, "the number of tars of split test cannot be read"),
-        ("test/1.tar", None, r"1\.tar: cannot be read"),
-        ("test/1.tar", b"no tar" * 200, r"1\.tar: not a readable tar"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("classnames.txt", None, r"classnames\.txt: the names of the classes of one cannot be read"),
+    ("classnames.txt", b"\xff\xfe\xfd", "not UTF-8"),
+    ("classnames.txt", b"\n", "an empty file"),
+    ("classnames.txt", b"car\nhouse cat\nowl\nbee\n", r"1 of 4 classes have no image in split test \(bee\)"),
+    ("zeroshot_classification_templates.txt", b"a photo\n", r"template 'a photo' has no \{c\}"),
+    ("test/nshards.txt", b"many", "'many' is no number of tars"),
+    ("test/nshards.txt", None, "the number of tars of split test cannot be read"),
+    ("test/1.tar", None, r"1\.tar: cannot be read"),
+    ("test/1.tar", b"no tar" * 200, r"1\.tar: not a readable tar"),
+])  # fmt: skip
 def test_a_damaged_layout_is_one_clear_line(tmp_path, name, content, message):
     root = tars(tmp_path / "set")
     (root / name).unlink()
@@ -87,20 +81,17 @@ def test_a_tar_that_cannot_be_used_is_an_error(tmp_path, tar, kept, says):
         read(tmp_path, root, "webdataset", "zero_shot")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "classes"),
-    [
-        ("names.json", '{"car": "a car", "house_cat": "cat", "owl": "owl"}', ("a car", "cat", "owl")),
-        ("names.json", '["a car", "cat", "owl"]', ("a car", "cat", "owl")),
-        ("names.csv", 'owl,"owl, a bird"\ncar,a car\nhouse_cat,cat\n', ("a car", "cat", "owl, a bird")),
-        ("names.txt", "a car\ncat\nowl, a bird\n", ("a car", "cat", "owl, a bird")),
-        ("names.txt", "a car\ncat\n", "2 names, but the set has 3 classes"),
-        ("names.json", '{"car": "a car", "owl": "owl"}', r"no name for 1 of the classes \(house_cat\)"),
-        ("names.json", '{"car": "a", "house_cat": "b", "owl": "c", "bee": "d"}', r"1 classes without images \(bee\)"),
-        ("names.json", '{"car": "a", "house_cat": "a", "owl": "c"}', "two classes have the name 'a'"),
-        ("names.json", "{", "no names of classes"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "classes"), [
+    ("names.json", '{"car": "a car", "house_cat": "cat", "owl": "owl"}', ("a car", "cat", "owl")),
+    ("names.json", '["a car", "cat", "owl"]', ("a car", "cat", "owl")),
+    ("names.csv", 'owl,"owl, a bird"\ncar,a car\nhouse_cat,cat\n', ("a car", "cat", "owl, a bird")),
+    ("names.txt", "a car\ncat\nowl, a bird\n", ("a car", "cat", "owl, a bird")),
+    ("names.txt", "a car\ncat\n", "2 names, but the set has 3 classes"),
+    ("names.json", '{"car": "a car", "owl": "owl"}', r"no name for 1 of the classes \(house_cat\)"),
+    ("names.json", '{"car": "a", "house_cat": "b", "owl": "c", "bee": "d"}', r"1 classes without images \(bee\)"),
+    ("names.json", '{"car": "a", "house_cat": "a", "owl": "c"}', "two classes have the name 'a'"),
+    ("names.json", "{", "no names of classes"),
+])  # fmt: skip
 def test_names_of_classes(tmp_path, name, content, classes):
     (tmp_path / name).write_text(content)
     root = folder(tmp_path / "set")

@@ -83,20 +83,17 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("data", "texts"),
-    [
-        (b"  a\n red  fox ", ["a red fox"]),
-        (b"17", ["17"]),
-        (b"\xff\xfe", ["\ufffd\ufffd"]),
-        (b"", []),
-        (b'{"texts": ["a", "", 3, null, ["b"], "c"], "key": "1"}', ["a", "c"]),
-        (b'{"caption": "", "text": "second"}', ["second"]),
-        (b'{"width": 3}', []),
-        (b"[" * 100_000, ["[" * MAX_CHARACTERS]),
-        (json.dumps({"captions": ["x"] * 5000}).encode(), ["x"] * 1000),
-    ],
-)
+@pytest.mark.parametrize(("data", "texts"), [
+    (b"  a\n red  fox ", ["a red fox"]),
+    (b"17", ["17"]),
+    (b"\xff\xfe", ["\ufffd\ufffd"]),
+    (b"", []),
+    (b'{"texts": ["a", "", 3, null, ["b"], "c"], "key": "1"}', ["a", "c"]),
+    (b'{"caption": "", "text": "second"}', ["second"]),
+    (b'{"width": 3}', []),
+    (b"[" * 100_000, ["[" * MAX_CHARACTERS]),
+    (json.dumps({"captions": ["x"] * 5000}).encode(), ["x"] * 1000),
+])  # fmt: skip
 def test_texts_of_a_member(data, texts):
     assert texts_in(data) == texts
 

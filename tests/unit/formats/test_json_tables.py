@@ -62,17 +62,14 @@ def test_numbers_that_a_piece_cuts_stay_whole(tmp_path, monkeypatch):
         assert [row["text"] for row in table_rows(path)] == ["123450.0", "-1200"]
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ('[{"url": "http://x/1", "caption": "c"}', "array is cut off or damaged"),
-        ('[{"url": "http://x/1", "caption" "c"}]', "array is cut off or damaged"),
-        ('[{"url": "http://x/1", "caption": ' + "[" * 100_000, "nested too deeply"),
-        ('[{"url": "http://x/1", "caption": "c"}]\n[{"url": "http://x/2", "caption": "d"}]', "something follows the"),
-        ('["http://x/1", "http://x/2"]', "without the names"),
-        ('{\n"url": "http://x/1",\n"caption": "c"}', "neither an array"),
-    ],
-)
+@pytest.mark.parametrize(("text", "says"), [
+    ('[{"url": "http://x/1", "caption": "c"}', "array is cut off or damaged"),
+    ('[{"url": "http://x/1", "caption" "c"}]', "array is cut off or damaged"),
+    ('[{"url": "http://x/1", "caption": ' + "[" * 100_000, "nested too deeply"),
+    ('[{"url": "http://x/1", "caption": "c"}]\n[{"url": "http://x/2", "caption": "d"}]', "something follows the"),
+    ('["http://x/1", "http://x/2"]', "without the names"),
+    ('{\n"url": "http://x/1",\n"caption": "c"}', "neither an array"),
+])  # fmt: skip
 def test_json_that_is_no_table_is_refused_in_one_line(tmp_path, text, says):
     path = tmp_path / "t.json"
     path.write_text(text)
@@ -102,17 +99,14 @@ def test_a_document_is_parsed_to_its_model():
     assert parsed == Document(rows=(Inner(count=2),))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", r"a\.json: not valid JSON \(.*\); make it again"),
-        ("[]", r"a\.json: .*object.*; make it again"),
-        ('{"rows": []}', r"a\.json: no schema_version; make it again"),
-        ('{"schema_version": 2, "rows": []}', r"a\.json: schema_version 2, but this code reads 1; make it again"),
-        ('{"schema_version": 1, "rows": [{"count": "2"}]}', r"a\.json: rows\.0\.count: .*integer; make it again"),
-        ('{"schema_version": 1, "rows": [], "more": 1}', r"a\.json: more: .*not permitted; make it again"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("{", r"a\.json: not valid JSON \(.*\); make it again"),
+    ("[]", r"a\.json: .*object.*; make it again"),
+    ('{"rows": []}', r"a\.json: no schema_version; make it again"),
+    ('{"schema_version": 2, "rows": []}', r"a\.json: schema_version 2, but this code reads 1; make it again"),
+    ('{"schema_version": 1, "rows": [{"count": "2"}]}', r"a\.json: rows\.0\.count: .*integer; make it again"),
+    ('{"schema_version": 1, "rows": [], "more": 1}', r"a\.json: more: .*not permitted; make it again"),
+])  # fmt: skip
 def test_a_broken_document_is_one_clear_line(text, message):
     with pytest.raises(FormatError, match=message) as caught:
         parse(Document, text.encode(), Path("a.json"), "make it again")

@@ -38,16 +38,13 @@ def test_what_is_written_is_read(tmp_path):
     assert weights_digest(tmp_path) == digest and library_model(tmp_path) is None
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"model_type": "align"}, FormatError, "in Hugging Face's format; convert it with `align import_model --from"),
-        ({"schema_version": 1}, FormatError, "schema_version 1, this code reads 2"),
-        ({"vocab_size": "100"}, DataError, "not a model configuration of this version: .*vocab_size"),
-        ({"more": 1}, DataError, "not a model configuration of this version: .*more"),
-        ({"model": {}}, DataError, "not a model configuration of this version"),
-    ],
-)
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"model_type": "align"}, FormatError, "in Hugging Face's format; convert it with `align import_model --from"),
+    ({"schema_version": 1}, FormatError, "schema_version 1, this code reads 2"),
+    ({"vocab_size": "100"}, DataError, "not a model configuration of this version: .*vocab_size"),
+    ({"more": 1}, DataError, "not a model configuration of this version: .*more"),
+    ({"model": {}}, DataError, "not a model configuration of this version"),
+])  # fmt: skip
 def test_other_configurations_are_refused(tmp_path, change, error, message):
     write_model_folder(CONFIGURATION, {}, tmp_path)
     path = tmp_path / CONFIG

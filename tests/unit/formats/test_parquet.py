@@ -80,18 +80,15 @@ def test_columns_that_only_some_rows_have(tmp_path):
     assert list(table.rows(table.names)) == [("a.jpg", None), None, ("b.jpg", ["x", "y"])]
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("a.csv", b"file,file\n", "two columns have the name 'file'"),
-        ("a.csv.gz", gzip.compress(b"file,caption\n" * 1000)[:40], "unreadable"),
-        ("a.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 30, "unreadable"),
-        ("a.csv.gz", b"not gzipped", "unreadable"),
-        ("a.parquet", b"PAR1 and no more PAR1", "unreadable"),
-        ("a.json", b'[{"file": ', "cut off or damaged"),
-        ("a.xlsx", b"", "no table; its name ends in one of .csv, .tsv"),
-    ],
-)
+@pytest.mark.parametrize(("name", "data", "message"), [
+    ("a.csv", b"file,file\n", "two columns have the name 'file'"),
+    ("a.csv.gz", gzip.compress(b"file,caption\n" * 1000)[:40], "unreadable"),
+    ("a.csv.gz", gzip.compress(b"")[:10] + b"\xff" * 30, "unreadable"),
+    ("a.csv.gz", b"not gzipped", "unreadable"),
+    ("a.parquet", b"PAR1 and no more PAR1", "unreadable"),
+    ("a.json", b'[{"file": ', "cut off or damaged"),
+    ("a.xlsx", b"", "no table; its name ends in one of .csv, .tsv"),
+])  # fmt: skip
 def test_what_is_no_table_says_so(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=message):

@@ -22,32 +22,29 @@ def opted_out(*entries):
     return OptedOut(Entry(kind, value, "", "2026-01-02") for kind, value in entries)
 
 
-@pytest.mark.parametrize(
-    ("url", "page", "image_id", "entry"),
-    [
-        ("https://a.org/1.jpg", None, None, ("url", "https://a.org/1.jpg")),
-        ("https://b.org/1.jpg", "https://a.org/1.jpg", None, ("url", "https://a.org/1.jpg")),
-        ("https://a.org/1.jpg?x", None, None, None),
-        ("https://x.org/", None, SHA, ("image_id", SHA)),
-        ("https://x.org/", None, "cd" * 32, None),
-        ("https://gone.org/1.jpg", None, None, ("host", "gone.org")),
-        ("https://IMG.gone.org:8080/1.jpg", None, None, ("host", "gone.org")),
-        ("https://x.org/", "http://www.gone.org/page", None, ("host", "gone.org")),
-        ("https://notgone.org/1.jpg", None, None, None),
-        ("https://gone.org.evil.com/1.jpg", "https://org/", None, None),
-        ("https://me:secret@A.org.:443/./b/../%31.jpg#top", None, None, ("url", "https://a.org/1.jpg")),
-        ("http://www.a.org//1.jpg/?utm_source=x&", None, None, ("url", "https://a.org/1.jpg")),
-        ("http://[::ffff:127.0.0.1]/1.jpg", None, None, ("host", "127.0.0.1")),
-        ("https://left.org/1.jpg", None, None, ("host", "www.left.org")),
-        ("https://img.left.org/1.jpg", None, None, None),
-        ("https://x.org/", "http://gone.org./page", None, ("host", "gone.org")),
-        ("http://\uff27one\u3002org/1.jpg", None, None, ("host", "gone.org")),
-        ("http://xn--bcher-kva.example/1.jpg", None, None, ("host", "b\xfccher.example")),
-        ("http://0x7f.1/1.jpg", None, None, ("host", "127.0.0.1")),
-        ("http://[::1", "data:image/png;sha256=00", None, None),
-        (None, None, None, None),
-    ],
-)
+@pytest.mark.parametrize(("url", "page", "image_id", "entry"), [
+    ("https://a.org/1.jpg", None, None, ("url", "https://a.org/1.jpg")),
+    ("https://b.org/1.jpg", "https://a.org/1.jpg", None, ("url", "https://a.org/1.jpg")),
+    ("https://a.org/1.jpg?x", None, None, None),
+    ("https://x.org/", None, SHA, ("image_id", SHA)),
+    ("https://x.org/", None, "cd" * 32, None),
+    ("https://gone.org/1.jpg", None, None, ("host", "gone.org")),
+    ("https://IMG.gone.org:8080/1.jpg", None, None, ("host", "gone.org")),
+    ("https://x.org/", "http://www.gone.org/page", None, ("host", "gone.org")),
+    ("https://notgone.org/1.jpg", None, None, None),
+    ("https://gone.org.evil.com/1.jpg", "https://org/", None, None),
+    ("https://me:secret@A.org.:443/./b/../%31.jpg#top", None, None, ("url", "https://a.org/1.jpg")),
+    ("http://www.a.org//1.jpg/?utm_source=x&", None, None, ("url", "https://a.org/1.jpg")),
+    ("http://[::ffff:127.0.0.1]/1.jpg", None, None, ("host", "127.0.0.1")),
+    ("https://left.org/1.jpg", None, None, ("host", "www.left.org")),
+    ("https://img.left.org/1.jpg", None, None, None),
+    ("https://x.org/", "http://gone.org./page", None, ("host", "gone.org")),
+    ("http://\uff27one\u3002org/1.jpg", None, None, ("host", "gone.org")),
+    ("http://xn--bcher-kva.example/1.jpg", None, None, ("host", "b\xfccher.example")),
+    ("http://0x7f.1/1.jpg", None, None, ("host", "127.0.0.1")),
+    ("http://[::1", "data:image/png;sha256=00", None, None),
+    (None, None, None, None),
+])  # fmt: skip
 def test_what_an_entry_matches(url, page, image_id, entry):
     policy = opted_out(
         ("url", "https://a.org/1.jpg"), ("image_id", SHA), ("host", "gone.org"), ("host", "b\xfccher.example"),
@@ -77,20 +74,17 @@ def test_the_committed_files_are_as_they_would_be_written_and_an_absent_one_is_e
     assert not read_opted_out(tmp_path / "absent")
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("", "first line"),
-        ("kind,value\n", "first line"),
-        (HEADER + "url,https://a/,\n", "line 2: 3 columns"),
-        (HEADER + "host,a.org,,2026-01-02\nkey,000000001,,2026-01-02\n", "line 3: unknown kind 'key'"),
-        (HEADER + f"image_id,{SHA.upper()},,2026-01-02\n", "not a sha256"),
-        (HEADER + "host,https://a.org/,,2026-01-02\n", "not a host name"),
-        (HEADER + "host,A.org,,2026-01-02\n", "not a host name"),
-        (HEADER + "url,,,2026-01-02\n", "empty"),
-        (HEADER + f"host,a.org,{'x' * 5_000_000},2026-01-02\n", "line 2: field larger than"),
-    ],
-)
+@pytest.mark.parametrize(("text", "says"), [
+    ("", "first line"),
+    ("kind,value\n", "first line"),
+    (HEADER + "url,https://a/,\n", "line 2: 3 columns"),
+    (HEADER + "host,a.org,,2026-01-02\nkey,000000001,,2026-01-02\n", "line 3: unknown kind 'key'"),
+    (HEADER + f"image_id,{SHA.upper()},,2026-01-02\n", "not a sha256"),
+    (HEADER + "host,https://a.org/,,2026-01-02\n", "not a host name"),
+    (HEADER + "host,A.org,,2026-01-02\n", "not a host name"),
+    (HEADER + "url,,,2026-01-02\n", "empty"),
+    (HEADER + f"host,a.org,{'x' * 5_000_000},2026-01-02\n", "line 2: field larger than"),
+])  # fmt: skip
 def test_a_bad_line_is_named(tmp_path, text, says):
     (tmp_path / "opted_out.csv").write_text(text)
     with pytest.raises(FormatError, match=says):

@@ -112,15 +112,12 @@ def test_tars_may_be_in_the_store(tmp_path):
         raw_shards(folder, fetch)
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"schema_version": 2}, "schema_version 2, but this code reads 1"),
-        ({"more": 1}, "more: Extra inputs"),
-        ({"digest": None}, "digest: Input should be a valid string"),
-        ({"shards": [{"name": "00000"}]}, r"shards\.0\.num_pairs: Field required"),
-    ],
-)
+@pytest.mark.parametrize(("change", "says"), [
+    ({"schema_version": 2}, "schema_version 2, but this code reads 1"),
+    ({"more": 1}, "more: Extra inputs"),
+    ({"digest": None}, "digest: Input should be a valid string"),
+    ({"shards": [{"name": "00000"}]}, r"shards\.0\.num_pairs: Field required"),
+])  # fmt: skip
 def test_a_manifest_of_another_layout_is_refused(tmp_path, change, says):
     folder = write(tmp_path / "raw")
     manifest = read_raw_manifest(folder)

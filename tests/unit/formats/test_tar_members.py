@@ -141,16 +141,13 @@ def test_the_same_as_tarfile(tmp_path, form):
         assert [(one.name, one.offset, one.size) for one in read_members(file)] == expected
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda data: data[: 3 * 1536 - 100],  # after the data, in what fills the block
-        lambda data: data[: 3 * 1536 + 100],
-        lambda data: data[: 3 * 1536 + 1000],
-        lambda data: data[: 3 * 1536] + b"x" * BLOCK + data[3 * 1536 + BLOCK :],
-        lambda data: data[: 3 * 1536] + pax((b"path", b"a"))[:BLOCK],
-    ],
-)
+@pytest.mark.parametrize("damage", [
+    lambda data: data[: 3 * 1536 - 100],  # after the data, in what fills the block
+    lambda data: data[: 3 * 1536 + 100],
+    lambda data: data[: 3 * 1536 + 1000],
+    lambda data: data[: 3 * 1536] + b"x" * BLOCK + data[3 * 1536 + BLOCK :],
+    lambda data: data[: 3 * 1536] + pax((b"path", b"a"))[:BLOCK],
+])  # fmt: skip
 def test_damage_is_an_error_after_the_members_before(damage):
     data = b"".join(member(b"%d.jpg" % number) for number in range(5))
     members = []

@@ -167,15 +167,12 @@ def test_a_broken_model_folder_is_a_clear_error(model, tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('"layers": 1', '"layers": 10000000'),
-        ('"depth_coefficient": 0.25', '"depth_coefficient": 10000000.0'),
-        ('"vocab_size": VOCAB', '"vocab_size": 2000000000'),
-        ('"vocab_size": VOCAB', '"vocab_size": 1' + "0" * 30),
-    ],
-)
+@pytest.mark.parametrize(("old", "new"), [
+    ('"layers": 1', '"layers": 10000000'),
+    ('"depth_coefficient": 0.25', '"depth_coefficient": 10000000.0'),
+    ('"vocab_size": VOCAB', '"vocab_size": 2000000000'),
+    ('"vocab_size": VOCAB', '"vocab_size": 1' + "0" * 30),
+])  # fmt: skip
 def test_a_configuration_of_a_stranger_is_compared_before_it_is_built(model, tmp_path, monkeypatch, old, new):
     save_model(model, tmp_path, stage="pretrain")
     path, old = tmp_path / "config.json", old.replace("VOCAB", str(model.vocab_size))
@@ -241,17 +238,14 @@ def test_a_shape_finds_its_name():
     assert named(own) == own
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"image_tower": "B9"}, r"model\.image_tower\.name' = 'B9': Input should be 'B0'"),
-        ({"image_tower": {"width_coefficient": 1.0}}, r"model\.image_tower\.shape\.depth_coefficient' is missing"),
-        ({"image_tower": None}, r"model\.image_tower\.shape'"),
-        ({"text_tower": {"width": 16, "layers": 1, "heads": 3}}, "width 16 is not a multiple of heads 3"),
-        ({"text_tower": {"width": 16, "layers": 1, "heads": 2, "depth": 2}}, r"unknown parameter.*text_tower.*depth"),
-        ({"batch_norm_group": 0}, r"model\.batch_norm_group' = 0"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"image_tower": "B9"}, r"model\.image_tower\.name' = 'B9': Input should be 'B0'"),
+    ({"image_tower": {"width_coefficient": 1.0}}, r"model\.image_tower\.shape\.depth_coefficient' is missing"),
+    ({"image_tower": None}, r"model\.image_tower\.shape'"),
+    ({"text_tower": {"width": 16, "layers": 1, "heads": 3}}, "width 16 is not a multiple of heads 3"),
+    ({"text_tower": {"width": 16, "layers": 1, "heads": 2, "depth": 2}}, r"unknown parameter.*text_tower.*depth"),
+    ({"batch_norm_group": 0}, r"model\.batch_norm_group' = 0"),
+])  # fmt: skip
 def test_a_wrong_tower_is_one_clear_line(changes, message):
     with pytest.raises(ConfigError, match=message):
         Params({"model": MODEL.model_dump() | changes}, Path("params.yaml")).section(ModelConfig)

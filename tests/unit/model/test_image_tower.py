@@ -54,13 +54,10 @@ def test_a_seed_gives_the_weights_it_gave_when_the_modules_were_those_of_transfo
     assert all(torch.equal(value, expected[name]) for name, value in ours.items())
 
 
-@pytest.mark.parametrize(
-    ("training", "again", "dtype", "apart"),
-    [
-        (False, "none", torch.float32, 1e-4), (True, "none", torch.float32, 1e-2), (True, "none", torch.float64, 1e-9),
-        (True, "cheap", torch.float64, 1e-9), (True, "blocks", torch.float64, 1e-9),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("training", "again", "dtype", "apart"), [
+    (False, "none", torch.float32, 1e-4), (True, "none", torch.float32, 1e-2), (True, "none", torch.float64, 1e-9),
+    (True, "cheap", torch.float64, 1e-9), (True, "blocks", torch.float64, 1e-9),
+])  # fmt: skip
 def test_features_and_gradients_are_those_of_transformers(training, again, dtype, apart):
     sized = config(stochastic_depth=0.0)
     torch.manual_seed(0)

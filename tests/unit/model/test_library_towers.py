@@ -109,25 +109,19 @@ def test_every_weight_learns_and_recomputed_layers_drop_the_same_branches(name):
     assert not torch.allclose(torch.cat([part.detach() for part in parts]), whole)  # some branches were dropped
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"image": "timm:test_vi"}, r"no such model; names like it: .*test_vit"),
-        (
-            {"image": "timm:test_vit.foo"},
-            r"image_tower timm:test_vit.foo at image_px 32: Invalid pretrained tag \(foo\)",
-        ),
-        ({"image": "timm:mixer_s16_224"}, "at image_px 32: Input height .32. doesn't match model .224."),
-        ({"text": {"model_type": "brt"}}, "model.text_tower: transformers .* has no model_type brt"),
-        ({"text": BERT | {"hidden_size": 15}}, "model.text_tower bert: The hidden size .15. is not a multiple"),
-        ({"text": BERT | {"max_position_embeddings": 8}}, "bert has 8 positions, model.max_tokens is 16"),
-        ({"text": ROBERTA | {"max_position_embeddings": 16}}, "roberta has 15 positions, model.max_tokens is 16"),
-        (
-            {"text": ROBERTA | {"max_position_embeddings": 17, "pad_token_id": 1}},
-            "roberta has 15 positions, model.max_tokens is 16",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"image": "timm:test_vi"}, r"no such model; names like it: .*test_vit"),
+    ({"image": "timm:test_vit.foo"}, r"image_tower timm:test_vit.foo at image_px 32: Invalid pretrained tag \(foo\)"),
+    ({"image": "timm:mixer_s16_224"}, "at image_px 32: Input height .32. doesn't match model .224."),
+    ({"text": {"model_type": "brt"}}, "model.text_tower: transformers .* has no model_type brt"),
+    ({"text": BERT | {"hidden_size": 15}}, "model.text_tower bert: The hidden size .15. is not a multiple"),
+    ({"text": BERT | {"max_position_embeddings": 8}}, "bert has 8 positions, model.max_tokens is 16"),
+    ({"text": ROBERTA | {"max_position_embeddings": 16}}, "roberta has 15 positions, model.max_tokens is 16"),
+    (
+        {"text": ROBERTA | {"max_position_embeddings": 17, "pad_token_id": 1}},
+        "roberta has 15 positions, model.max_tokens is 16",
+    ),
+])  # fmt: skip
 def test_what_is_no_tower_is_one_line(changes, said):
     with pytest.raises(ConfigError, match=said) as error:
         built(shaped(**changes))

@@ -153,24 +153,22 @@ def test_what_is_reckoned_is_said(capsys):
     assert "too much: lower pretrain.micro_batch" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L4", 121),
-     ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA H200", 989), ("Tesla T4", None),
-     ("NVIDIA L40", None), ("NVIDIA RTX A1000", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
-     ("NVIDIA H200 NVL", None), ("NVIDIA H100 NVL", 835), ("NVIDIA GH200 480GB", 989), ("NVIDIA GB200", None),
-     ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA A10G", 70)],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "peak"), [
+    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L4", 121),
+    ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA H200", 989), ("Tesla T4", None),
+    ("NVIDIA L40", None), ("NVIDIA RTX A1000", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+    ("NVIDIA H200 NVL", None), ("NVIDIA H100 NVL", 835), ("NVIDIA GH200 480GB", 989), ("NVIDIA GB200", None),
+    ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA A10G", 70),
+])  # fmt: skip
 def test_peaks_by_name(name, peak):
     card = card_named(name)
     assert (None if card is None else card.tflops) == peak
 
 
-@pytest.mark.parametrize(
-    ("asked", "reason"),
-    [("8xT4", "known are H100-PCIe"), ("H100", "expected such as 8xH100"), ("0xH100", "expected"),
-     ("3xH100", "multiple of")],
-)  # fmt: skip
+@pytest.mark.parametrize(("asked", "reason"), [
+    ("8xT4", "known are H100-PCIe"), ("H100", "expected such as 8xH100"), ("0xH100", "expected"),
+    ("3xH100", "multiple of"),
+])  # fmt: skip
 def test_what_cannot_be_is_refused(asked, reason):
     with pytest.raises(ConfigError, match=reason):
         cards.main(load_params(overrides=["pretrain.num_processes=null"]), asked, None, as_json=False)

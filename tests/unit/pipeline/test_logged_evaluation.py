@@ -59,18 +59,15 @@ def log(*arguments, suite="demo.yaml"):
     return main(["evaluate", "--set", f"paths.evaluation={suite}", *arguments])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "suite", "said"),
-    [
-        (["--log"], "demo.yaml", "--log: name the model by --model"),
-        (["--model", "model", "--log", "mine", "--reports", "r"], "demo.yaml", "leave --reports out"),
-        (["--model", "none/such", "--log"], "demo.yaml", "none/such: no such folder"),
-        (["--model", "x/" + "x" * 1000, "--log"], "demo.yaml", "x: no such folder"),
-        (["--model", "empty", "--log"], "demo.yaml", "no model here (config.json is missing)"),
-        (["--model", "model", "--log"], "wrong.yaml", "wrong.yaml: sets.0.path: Field required"),
-        (["--model", "model", "--log"], "none.yaml", "none.yaml: no such file"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "suite", "said"), [
+    (["--log"], "demo.yaml", "--log: name the model by --model"),
+    (["--model", "model", "--log", "mine", "--reports", "r"], "demo.yaml", "leave --reports out"),
+    (["--model", "none/such", "--log"], "demo.yaml", "none/such: no such folder"),
+    (["--model", "x/" + "x" * 1000, "--log"], "demo.yaml", "x: no such folder"),
+    (["--model", "empty", "--log"], "demo.yaml", "no model here (config.json is missing)"),
+    (["--model", "model", "--log"], "wrong.yaml", "wrong.yaml: sets.0.path: Field required"),
+    (["--model", "model", "--log"], "none.yaml", "none.yaml: no such file"),
+])  # fmt: skip
 def test_what_cannot_be_is_one_line(tracker, capsys, arguments, suite, said):
     assert log(*arguments, suite=suite) == 1
     lines = capsys.readouterr().err.splitlines()
@@ -79,8 +76,7 @@ def test_what_cannot_be_is_one_line(tracker, capsys, arguments, suite, said):
 
 
 @pytest.mark.parametrize(
-    ("model", "called", "tags"),
-    [("model", "model", {}), ("champion", "align version 7", {"mlflow.parentRunId": "r7"})],
+    ("model", "called", "tags"), [("model", "model", {}), ("champion", "align version 7", {"mlflow.parentRunId": "r7"})]
 )
 def test_a_report_that_mlflow_does_not_take_is_kept(tracker, monkeypatch, capsys, model, called, tags):
     def measure(params, args):

@@ -68,19 +68,16 @@ def test_a_copied_checkout_leaves_the_first_one_s_servers_alone(tmp_path):
     assert running_services(tmp_path / "moved") == {}
 
 
-@pytest.mark.parametrize(
-    ("files", "environment", "found"),
-    [
-        ([], {}, False),
-        (["nvidia0", "nvidiactl"], {}, True),
-        (["nvidiactl"], {}, False),  # a driver without a GPU
-        (["kfd"], {}, True),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "1"}, True),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": ""}, False),
-        (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "-1"}, False),
-        (["kfd"], {"HIP_VISIBLE_DEVICES": "-1"}, False),
-    ],
-)
+@pytest.mark.parametrize(("files", "environment", "found"), [
+    ([], {}, False),
+    (["nvidia0", "nvidiactl"], {}, True),
+    (["nvidiactl"], {}, False),  # a driver without a GPU
+    (["kfd"], {}, True),
+    (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "1"}, True),
+    (["nvidia0"], {"CUDA_VISIBLE_DEVICES": ""}, False),
+    (["nvidia0"], {"CUDA_VISIBLE_DEVICES": "-1"}, False),
+    (["kfd"], {"HIP_VISIBLE_DEVICES": "-1"}, False),
+])  # fmt: skip
 def test_an_accelerator_is_found(tmp_path, files, environment, found):
     for name in files:
         (tmp_path / name).touch()

@@ -163,15 +163,12 @@ def test_one_run(capsys):
     assert "'nowhere' is not a run; the newest are: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["show"], "align runs show: name one run"),
-        (["show", "a", "b"], "align runs show: name one run"),
-        (["--repair", "show"], "takes no other words"),
-        (["--last", "0"], "--last 0: expected 1 or more"),
-    ],
-)
+@pytest.mark.parametrize(("words", "line"), [
+    (["show"], "align runs show: name one run"),
+    (["show", "a", "b"], "align runs show: name one run"),
+    (["--repair", "show"], "takes no other words"),
+    (["--last", "0"], "--last 0: expected 1 or more"),
+])  # fmt: skip
 def test_words_that_do_not_go_together(words, line, capsys):
     assert main(["runs", *words]) == 1
     assert line in capsys.readouterr().err

@@ -111,16 +111,13 @@ def test_no_steps_take_the_model_as_it_is(project, monkeypatch, capsys):
     assert "parameters, as they were." in page and "Curves" not in page and not (reports / "loss.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("start", "line"),
-    [
-        ("shards", "finetune.from shards: no model here (config.json is missing)"),
-        ("exported", "finetune.from exported: a model in Hugging Face's format; convert it with `align import_model"),
-        ("bert", "finetune.from bert: not a model of this project"),
-        ("old", "finetune.from old: the model has no tokenizer (tokenizer/tokenizer.json is missing)"),
-        ("models/finetuned", "models/finetuned: would replace, or lie in, the input models/finetuned"),
-    ],
-)
+@pytest.mark.parametrize(("start", "line"), [
+    ("shards", "finetune.from shards: no model here (config.json is missing)"),
+    ("exported", "finetune.from exported: a model in Hugging Face's format; convert it with `align import_model"),
+    ("bert", "finetune.from bert: not a model of this project"),
+    ("old", "finetune.from old: the model has no tokenizer (tokenizer/tokenizer.json is missing)"),
+    ("models/finetuned", "models/finetuned: would replace, or lie in, the input models/finetuned"),
+])  # fmt: skip
 def test_what_is_no_model_is_one_line(project, monkeypatch, capsys, start, line):
     for name, kind in (("exported", "align"), ("bert", "bert")):
         (project / name).mkdir(exist_ok=True)
@@ -168,14 +165,11 @@ def test_a_picture_size_that_the_shards_or_no_steps_cannot_have(project, monkeyp
     assert "or stochastic_depth would be ignored; set them to null, or train" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("model.image_px=48", "--set model.image_px=48: `align finetune` keeps the shape and the recipe"),
-        ("model.stochastic_depth=0.3", "--set model.stochastic_depth=0.3: `align finetune` keeps the shape"),
-        ("finetune.text_init_std=0.02", "so this would be ignored; set pretrain.text_init_std"),
-    ],
-)
+@pytest.mark.parametrize(("override", "says"), [
+    ("model.image_px=48", "--set model.image_px=48: `align finetune` keeps the shape and the recipe"),
+    ("model.stochastic_depth=0.3", "--set model.stochastic_depth=0.3: `align finetune` keeps the shape"),
+    ("finetune.text_init_std=0.02", "so this would be ignored; set pretrain.text_init_std"),
+])  # fmt: skip
 def test_a_value_that_would_be_ignored_is_an_error(project, override, says, monkeypatch, capsys):
     assert finetune(project, monkeypatch, override) == 1
     assert says in capsys.readouterr().err

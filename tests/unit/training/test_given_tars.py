@@ -101,18 +101,15 @@ def test_batches_show_the_pictures_and_replace_broken_ones_alike_on_all_ranks(pr
         assert np.array_equal(whole, np.concatenate([a, b]))
 
 
-@pytest.mark.parametrize(
-    ("spec", "error", "said"),
-    [
-        ("tars/{00000..00003}.tar", DataError, r"00002.tar: cannot be read"),
-        ("tars/{0..1.tar", ConfigError, "braces do not match"),
-        ("tars=0", ConfigError, "weight 0 is not a number above 0"),
-        ("tars=nan", ConfigError, "weight nan is not"),
-        ("nowhere/*.tar", DataError, "no file that ends in .tar"),
-        ("https://a.example/0.tar", DataError, "give a path or s3://"),
-        ("empty.tar", DataError, r"nothing to train on in 1 tars: the rest of a tar that is cut off or damaged 1"),
-    ],
-)
+@pytest.mark.parametrize(("spec", "error", "said"), [
+    ("tars/{00000..00003}.tar", DataError, r"00002.tar: cannot be read"),
+    ("tars/{0..1.tar", ConfigError, "braces do not match"),
+    ("tars=0", ConfigError, "weight 0 is not a number above 0"),
+    ("tars=nan", ConfigError, "weight nan is not"),
+    ("nowhere/*.tar", DataError, "no file that ends in .tar"),
+    ("https://a.example/0.tar", DataError, "give a path or s3://"),
+    ("empty.tar", DataError, r"nothing to train on in 1 tars: the rest of a tar that is cut off or damaged 1"),
+])  # fmt: skip
 def test_what_cannot_be_trained_on(project, spec, error, said):
     (project / "empty.tar").write_bytes(b"<html>not here</html>")
     with pytest.raises(error, match=said):

@@ -150,11 +150,10 @@ def test_float32_differs_by_its_rounding(tokenizer, micro_batch, device):
     assert_equal(ours, gradients(tokenizer, recipe), loss=1e-5, norm=1e-3, grads=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("changes", "bound"),
-    [({"gradient_checkpointing": "cheap"}, 1e-3), ({"gradient_checkpointing": "blocks"}, 1e-3),
-     ({"precision": "bfloat16"}, 0.25)],
-)  # fmt: skip
+@pytest.mark.parametrize(("changes", "bound"), [
+    ({"gradient_checkpointing": "cheap"}, 1e-3), ({"gradient_checkpointing": "blocks"}, 1e-3),
+    ({"precision": "bfloat16"}, 0.25),
+])  # fmt: skip
 def test_a_card_computes_what_a_cpu_does(tokenizer, changes, bound, card):
     """All gradients as one vector; on a CPU the towers are float32 in every precision."""
     recipe = pretrain_config(batch_size=BATCH, precision="float32")

@@ -130,12 +130,11 @@ def test_a_crop_is_as_large_a_share_as_in_pre_training():
     assert replace(IMAGENET, crop=64 / 72).view(64).square_px == 72
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"batch_size": 0}, {"phases": ()}, {"weight_decay": -1.0}, {"test_px": 0}, {"num_runs": 0}, {"crop": 1.5},
-     {"phases": (replace(IMAGENET.phases[0], num_epochs=None),)},
-     {"phases": (replace(IMAGENET.phases[0], head_rate=0),)}],
-)  # fmt: skip
+@pytest.mark.parametrize("wrong", [
+    {"batch_size": 0}, {"phases": ()}, {"weight_decay": -1.0}, {"test_px": 0}, {"num_runs": 0}, {"crop": 1.5},
+    {"phases": (replace(IMAGENET.phases[0], num_epochs=None),)},
+    {"phases": (replace(IMAGENET.phases[0], head_rate=0),)},
+])  # fmt: skip
 def test_a_recipe_without_sense_is_one_line(wrong):
     with pytest.raises(ConfigError, match="must be positive") as caught:
         replace(IMAGENET, **wrong)  # type: ignore[arg-type]

@@ -76,11 +76,10 @@ def test_correlations_are_those_of_the_pairs_cosines():
     assert len(image_of_text) == len(texts)
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [pairs((0, 4, 3.0)), pairs((-1, 0, 3.0)), Rated(np.array([0]), np.array([1]), np.array([3.0, 4.0])),
-     Rated(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0)), pairs((0, 1, np.nan))],
-)  # fmt: skip
+@pytest.mark.parametrize("broken", [
+    pairs((0, 4, 3.0)), pairs((-1, 0, 3.0)), Rated(np.array([0]), np.array([1]), np.array([3.0, 4.0])),
+    Rated(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0)), pairs((0, 1, np.nan)),
+])  # fmt: skip
 def test_ratings_of_another_set(broken):
     for bad in (Crisscrossed(broken, RATED.sis, RATED.sits), Crisscrossed(RATED.sts, RATED.sis, broken)):
         with pytest.raises(DataError, match=r"must be among|not finite"):

@@ -8,17 +8,14 @@ LABELS = np.array([0, 1, 2, 0])
 FEATURES = np.eye(4, 3, dtype=np.float32)
 
 
-@pytest.mark.parametrize(
-    ("features", "labels", "message"),
-    [
-        (FEATURES[0], LABELS, r"train: features of shape \(3,\), float32; want \(images, width\) floats"),
-        (FEATURES[:0], LABELS[:0], r"train: features of shape \(0, 3\)"),
-        (FEATURES.astype(int), LABELS, r"train: features of shape \(4, 3\), int64"),
-        (FEATURES, LABELS[:3], r"train: 4 images, but labels of shape \(3,\)"),
-        (FEATURES, LABELS - 1, "train: labels must be integers from 0 up"),
-        (FEATURES, LABELS / 2, "train: labels must be integers from 0 up"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("features", "labels", "message"), [
+    (FEATURES[0], LABELS, r"train: features of shape \(3,\), float32; want \(images, width\) floats"),
+    (FEATURES[:0], LABELS[:0], r"train: features of shape \(0, 3\)"),
+    (FEATURES.astype(int), LABELS, r"train: features of shape \(4, 3\), int64"),
+    (FEATURES, LABELS[:3], r"train: 4 images, but labels of shape \(3,\)"),
+    (FEATURES, LABELS - 1, "train: labels must be integers from 0 up"),
+    (FEATURES, LABELS / 2, "train: labels must be integers from 0 up"),
+])  # fmt: skip
 def test_what_does_not_fit_together_is_one_line(features, labels, message):
     with pytest.raises(DataError, match=f"^{message}") as caught:
         Labelled("train", features, labels)

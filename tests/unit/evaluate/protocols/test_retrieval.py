@@ -138,15 +138,12 @@ def test_embeddings_that_are_not_finite(broken):
             best_ranks(queries, items, indices([0], [1], [2]), range(3))
 
 
-@pytest.mark.parametrize(
-    ("positives", "message"),
-    [
-        (indices([0], [1]), "2 lists of positives for 3 queries"),
-        (indices([], [], []), "no query has a right item"),
-        (indices([0], [3], [1]), "index 3"),
-        (indices([0], [-1], [1]), "least -1"),
-    ],
-)
+@pytest.mark.parametrize(("positives", "message"), [
+    (indices([0], [1]), "2 lists of positives for 3 queries"),
+    (indices([], [], []), "no query has a right item"),
+    (indices([0], [3], [1]), "index 3"),
+    (indices([0], [-1], [1]), "least -1"),
+])  # fmt: skip
 def test_positives_that_do_not_fit(positives, message):
     with pytest.raises(DataError, match=message):
         best_ranks(np.eye(3), np.eye(3), positives, range(3))

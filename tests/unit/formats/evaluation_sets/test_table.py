@@ -90,19 +90,16 @@ def test_what_cannot_be_used_is_a_row_with_a_reason(tmp_path):
     assert one.unusable == {"row 2": "another class, concept or split of in/1.jpg than in the first row of it"}
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "task", "message"),
-    [
-        ("t.csv", b"file,kind\n", "zero_shot", "no column for `label`; name it in `columns`: it has file, kind"),
-        ("t.csv", b"", "retrieval", "no column for `picture`; name it in `columns`: it has none"),
-        ("t.csv", b"file,caption\n", "retrieval", r"evaluation set one .*: no picture that can be used"),
-        ("t.csv.gz", b"not gzipped", "retrieval", "unreadable"),
-        ("t.parquet", b"PAR1", "retrieval", r"no table; its name ends in one of \.csv, "),
-        ("gone.csv", None, "retrieval", r"gone\.csv: cannot be read"),
-        ("t.jsonl", b'{"file": "a.jpg", "texts": [%s]}' % b",".join(b'"%d"' % n for n in range(2000)),
-         "retrieval", "more than 1,000 captions"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "data", "task", "message"), [
+    ("t.csv", b"file,kind\n", "zero_shot", "no column for `label`; name it in `columns`: it has file, kind"),
+    ("t.csv", b"", "retrieval", "no column for `picture`; name it in `columns`: it has none"),
+    ("t.csv", b"file,caption\n", "retrieval", r"evaluation set one .*: no picture that can be used"),
+    ("t.csv.gz", b"not gzipped", "retrieval", "unreadable"),
+    ("t.parquet", b"PAR1", "retrieval", r"no table; its name ends in one of \.csv, "),
+    ("gone.csv", None, "retrieval", r"gone\.csv: cannot be read"),
+    ("t.jsonl", b'{"file": "a.jpg", "texts": [%s]}' % b",".join(b'"%d"' % n for n in range(2000)),
+     "retrieval", "more than 1,000 captions"),
+])  # fmt: skip
 def test_what_is_no_such_table_is_one_line(tmp_path, name, data, task, message):
     if data is not None:
         (tmp_path / name).write_bytes(data)

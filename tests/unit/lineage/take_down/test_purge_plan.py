@@ -103,16 +103,13 @@ def test_what_another_version_needs_stays(history):
     assert doomed.to_remove({"00000.parquet": history.put(shown)}) == gone - {history.put(shown)}  # made since
 
 
-@pytest.mark.parametrize(
-    ("path", "files", "why"),
-    [
-        ("data/shards", {"manifest.json": b"{}", "train/00000.tar": None}, "not on this machine, so it was not checke"),
-        ("data/shards", {"manifest.json": b"{", "train/00000.tar": b""}, "unreadable: "),
-        ("data/raw", {"00000.parquet": None}, "incomplete, so it cannot be checked"),
-        ("data/raw", {"00000.parquet": b"PAR1 and no more"}, "unreadable: "),
-        ("data/filtered", {"decisions/00000.parquet": b"PAR1", "facts/00000.parquet": b""}, "unreadable: "),
-    ],
-)
+@pytest.mark.parametrize(("path", "files", "why"), [
+    ("data/shards", {"manifest.json": b"{}", "train/00000.tar": None}, "not on this machine, so it was not checke"),
+    ("data/shards", {"manifest.json": b"{", "train/00000.tar": b""}, "unreadable: "),
+    ("data/raw", {"00000.parquet": None}, "incomplete, so it cannot be checked"),
+    ("data/raw", {"00000.parquet": b"PAR1 and no more"}, "unreadable: "),
+    ("data/filtered", {"decisions/00000.parquet": b"PAR1", "facts/00000.parquet": b""}, "unreadable: "),
+])  # fmt: skip
 def test_what_cannot_be_checked_goes(history, path, files, why):
     md5 = history.out(files)
     history.ran({path: md5})

@@ -11,16 +11,13 @@ from align.release.aliases.champion import moment, table
 NOW = datetime(2026, 11, 27, 14, 30, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
-    ("text", "when"),
-    [
-        ("2026-11-01", datetime(2026, 11, 1, 23, 59, 59, 999999, tzinfo=UTC)),
-        ("2026-11-27", NOW),
-        ("2026-11-01T14:30", datetime(2026, 11, 1, 14, 30, tzinfo=UTC)),
-        ("2026-11-01T14:30:00Z", datetime(2026, 11, 1, 14, 30, tzinfo=UTC)),
-        ("2026-11-01T14:30+02:00", datetime(2026, 11, 1, 12, 30, tzinfo=UTC)),
-    ],
-)
+@pytest.mark.parametrize(("text", "when"), [
+    ("2026-11-01", datetime(2026, 11, 1, 23, 59, 59, 999999, tzinfo=UTC)),
+    ("2026-11-27", NOW),
+    ("2026-11-01T14:30", datetime(2026, 11, 1, 14, 30, tzinfo=UTC)),
+    ("2026-11-01T14:30:00Z", datetime(2026, 11, 1, 14, 30, tzinfo=UTC)),
+    ("2026-11-01T14:30+02:00", datetime(2026, 11, 1, 12, 30, tzinfo=UTC)),
+])  # fmt: skip
 def test_a_date_is_its_end_and_a_time_is_utc(text, when):
     assert moment(text, NOW) == when
 

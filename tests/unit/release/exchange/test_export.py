@@ -127,16 +127,13 @@ ROBERTA = {
 
 
 @pytest.mark.tools
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"image_tower": "timm:test_convnext", "image_px": 35}, None),
-        ({"image_tower": "timm:test_vit"}, None),
-        ({"text_tower": {"config": ROBERTA}}, "text tower roberta is not ALIGN's BERT: this format cannot hold it"),
-        ({"image_tower": "timm:vit_tiny_patch16_224"}, "of 32 px there: Input height .32. doesn't match model .224."),
-        ({"image_tower": "timm:mobilenetv3_small_050"}, "it expects 288 features, not 1024"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"image_tower": "timm:test_convnext", "image_px": 35}, None),
+    ({"image_tower": "timm:test_vit"}, None),
+    ({"text_tower": {"config": ROBERTA}}, "text tower roberta is not ALIGN's BERT: this format cannot hold it"),
+    ({"image_tower": "timm:vit_tiny_patch16_224"}, "of 32 px there: Input height .32. doesn't match model .224."),
+    ({"image_tower": "timm:mobilenetv3_small_050"}, "it expects 288 features, not 1024"),
+])  # fmt: skip
 def test_open_clip_gets_the_towers_that_it_builds(trained, tmp_path, capsys, changes, said):
     config = _reshape(trained, changes)
     assert export("open_clip", trained, tmp_path / "out") == (said is not None)

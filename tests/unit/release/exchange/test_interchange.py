@@ -150,13 +150,10 @@ def test_align_base_fits_by_name_and_shape():
     assert {name: tensor.shape for name, tensor in given.items()} == {n: t.shape for n, t in wanted.items()}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"vision_config": {"depthwise_padding": [18]}}, r"vision_config\.depthwise_padding is \[18\]"),
-        ({"text_config": {"intermediate_size": 100}}, r"text_config\.intermediate_size is 100"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"vision_config": {"depthwise_padding": [18]}}, r"vision_config\.depthwise_padding is \[18\]"),
+    ({"text_config": {"intermediate_size": 100}}, r"text_config\.intermediate_size is 100"),
+])  # fmt: skip
 def test_another_architecture_is_refused(change, message):
     processor = published_processor()
     with pytest.raises(DataError, match=message):
@@ -166,17 +163,14 @@ def test_another_architecture_is_refused(change, message):
         model_config(AlignConfig(), normalised, longest=64, batch_norm_group=16)
 
 
-@pytest.mark.parametrize(
-    ("breakage", "message"),
-    [
-        ("config", "it has no config.json"),
-        ("tokenizer", r"there is no tokenizer\.json"),
-        ("temperature", "its temperature divides the cosine and must be a positive number"),
-        ("weights", r"model\.safetensors: does not load: text_projection\.weight is missing"),
-        ("shapes", r"model\.safetensors: does not load: text_projection\.weight is 3x3, expected "),
-        ("no weights", r"model\.safetensors: no such file"),
-    ],
-)
+@pytest.mark.parametrize(("breakage", "message"), [
+    ("config", "it has no config.json"),
+    ("tokenizer", r"there is no tokenizer\.json"),
+    ("temperature", "its temperature divides the cosine and must be a positive number"),
+    ("weights", r"model\.safetensors: does not load: text_projection\.weight is missing"),
+    ("shapes", r"model\.safetensors: does not load: text_projection\.weight is 3x3, expected "),
+    ("no weights", r"model\.safetensors: no such file"),
+])  # fmt: skip
 def test_a_broken_folder_is_a_clear_error(directory, breakage, message):
     weights = load_file(directory / "model.safetensors")
     if breakage == "config":
@@ -237,10 +231,7 @@ HOSTILE = {
         lambda folder: (folder / "config.json").symlink_to(moved_out(folder, "config.json")),
         "config.json: no file of this folder",
     ),
-    "a link to itself": (
-        lambda folder: (folder / "more").symlink_to(folder / "more"),
-        "more: no file of this folder",
-    ),
+    "a link to itself": (lambda folder: (folder / "more").symlink_to(folder / "more"), "more: no file of this folder"),
     "a pipe": (pipe, "preprocessor_config.json: no file of this folder"),
     "an index of weights elsewhere": (index_of_weights, "names weights that are no files of this folder"),
     "a pickle": (pickled, "model.safetensors: no such file"),

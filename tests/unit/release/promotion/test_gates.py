@@ -199,15 +199,12 @@ def test_words_become_one_line_without_logins():
     assert rejected == Approval("Bob", "-x", is_rejection=True)
 
 
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        (["--approved-by", "Ann"], "--approved-by: say why, too: --because WHY"),
-        (["--because", "better"], "--because: say who, too: --approved-by WHO, or --rejected-by WHO"),
-        (["--rejected-by", " ", "--because", "x"], "--rejected-by: expected words, not an empty text"),
-        (["--approved-by", "Ann", "--because", "x" * 1001], "--because: 1,001 characters; at most 1,000 are kept"),
-    ],
-)
+@pytest.mark.parametrize(("words", "problem"), [
+    (["--approved-by", "Ann"], "--approved-by: say why, too: --because WHY"),
+    (["--because", "better"], "--because: say who, too: --approved-by WHO, or --rejected-by WHO"),
+    (["--rejected-by", " ", "--because", "x"], "--rejected-by: expected words, not an empty text"),
+    (["--approved-by", "Ann", "--because", "x" * 1001], "--because: 1,001 characters; at most 1,000 are kept"),
+])  # fmt: skip
 def test_who_and_why_go_together(words, problem):
     with pytest.raises(ConfigError, match=f"^{problem}"):
         said(*words)

@@ -186,21 +186,18 @@ def broken(model, made):
 def good(model, made): ...
 
 
-@pytest.mark.parametrize(
-    ("gate", "champion", "candidate", "change"),
-    [
-        (None, 0.5, 0.7, good),
-        ("lineage", 0.5, 0.7, tagged(data_digest="")),
-        ("data verdict", 0.5, 0.7, tagged(quality="failed")),
-        ("rolled back", 0.5, 0.7, tagged(rolled_back_at="2026-11-01T12:00:00Z")),
-        ("health alarms", 0.5, 0.7, trained_with_alarms),
-        (f"above chance: {RECALL}", 0.1, 0.3, good),
-        ("better than version 1", 0.5, 0.52, good),
-        ("no slice worse", 0.5, worse_from_texts(), good),
-        ("registered bytes", 0.5, 0.7, edited),
-        ("smoke prediction", 0.5, 0.7, broken),
-    ],
-)
+@pytest.mark.parametrize(("gate", "champion", "candidate", "change"), [
+    (None, 0.5, 0.7, good),
+    ("lineage", 0.5, 0.7, tagged(data_digest="")),
+    ("data verdict", 0.5, 0.7, tagged(quality="failed")),
+    ("rolled back", 0.5, 0.7, tagged(rolled_back_at="2026-11-01T12:00:00Z")),
+    ("health alarms", 0.5, 0.7, trained_with_alarms),
+    (f"above chance: {RECALL}", 0.1, 0.3, good),
+    ("better than version 1", 0.5, 0.52, good),
+    ("no slice worse", 0.5, worse_from_texts(), good),
+    ("registered bytes", 0.5, 0.7, edited),
+    ("smoke prediction", 0.5, 0.7, broken),
+])  # fmt: skip
 def test_each_gate_alone_refuses(model, gate, champion, candidate, change):
     make_champion(model.tracker, model.candidate(champion), replaces=None, why="first", figures={})
     made = model.candidate(candidate)

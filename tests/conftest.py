@@ -44,6 +44,14 @@ def _servers_of_a_file_end_with_it(request):
     assert not left, f"{request.node.name} leaves {left}"
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Shards and a tokenizer to train on, which no test changes."""
+    from tests.support import training_data  # with torch
+
+    return training_data.write(tmp_path_factory.mktemp("data"))
+
+
 @pytest.fixture(scope="session")
 def sample():
     """data/sample: the committed web archive and the evaluation sets."""

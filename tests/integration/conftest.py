@@ -1,8 +1,8 @@
-"""What integration tests share: MLflow and the local stack once a session, S3 and data for training once a file."""
+"""What integration tests share: MLflow and the local stack once a session, S3 once a file."""
 
 import pytest
 
-from tests.support import slurm, training_data
+from tests.support import slurm
 from tests.support.local_stack import shared_stack, stack
 from tests.support.mlflow_server import mlflow_server
 from tests.support.s3_server import serve
@@ -22,9 +22,3 @@ def cluster():
     """A real SLURM of two nodes, which only tests with the mark `cluster` may ask for."""
     with slurm.running() as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Shards and a tokenizer, which no test changes."""
-    return training_data.write(tmp_path_factory.mktemp("data"))

@@ -29,11 +29,6 @@ NAMES = ("pairs", "classes")
 OF_SETS = ("val/pairs/", "val/classes/")
 
 
-@pytest.fixture(scope="module", name="data")
-def _data(tmp_path_factory):
-    return training_data.write(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture(scope="module", name="evaluation")
 def _evaluation(tmp_path_factory):
     """Sets of captions and of classes; a picture of each is no picture."""

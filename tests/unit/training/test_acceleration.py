@@ -34,11 +34,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return training_data.write(tmp_path_factory.mktemp("data"))
-
-
 @pytest.fixture
 def backend(monkeypatch):
     """Compiles with dynamo and autograd, without the C++ compiler, which takes minutes."""

@@ -38,11 +38,6 @@ from tests.support.training_project import write_project
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return training_data.write(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     """A run that nothing disturbs."""
     trained = run(plan(data, tmp_path_factory.mktemp("whole")))

@@ -15,11 +15,6 @@ from tests.support.training_data import TermAt, pretrain_config
 HUGE = 2.0**127  # the gradients exceed float32
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return training_data.write(tmp_path_factory.mktemp("data"))
-
-
 def plan(data, checkpoints, log=None, **changes):
     recipe = pretrain_config(**({"precision": "float16", "log_every_steps": 1} | changes))
     return training_data.plan(data, checkpoints, recipe, log=log)

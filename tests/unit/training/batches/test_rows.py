@@ -14,11 +14,6 @@ from tests.support import training_data
 from tests.support.training_data import TermAt, plan, pretrain_config
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return training_data.write(tmp_path_factory.mktemp("rows"))
-
-
 def test_more_shards_are_mixed_in_and_a_run_resumes_in_quarantine_to_the_same_bits(data, tmp_path):
     more, _ = training_data.write(tmp_path / "more", num_train=16)
     digest = read_manifest(more).digest

@@ -38,20 +38,20 @@ from tests.support.training_project import write_project
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """A run that nothing disturbs."""
-    trained = run(plan(data, tmp_path_factory.mktemp("whole")))
-    assert trained is not None
-    return trained
+def stage(data, tmp_path_factory):
+    """A folder with what the stage leaves of a run that nothing disturbs: `ck`, `model` and `reports`."""
+    root = tmp_path_factory.mktemp("stage")
+    train_stage(plan(data, root / "ck"), out=root / "model", reports=root / "reports")
+    return root
 
 
 @pytest.mark.parametrize(
     ("stop", "more"),
     [(2, {}), (4, {"optimiser": "muon", "crop_scale": [0.8, 1.2]}), (4, {"max_pairs": 31})],  # of 48 pairs
 )
-def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, stop, more):
+def test_interrupted_and_resumed_equals_uninterrupted(data, stage, tmp_path, stop, more):
     recipe = pretrain_config(**more)
-    uninterrupted = run(plan(data, tmp_path / "whole", recipe))
+    uninterrupted = run(plan(data, tmp_path / "whole" if more else stage / "ck", recipe))
     with pytest.raises(StoppedError, match=f"stopped by SIGTERM after step {stop} of 8"):
         run(plan(data, tmp_path / "parts", recipe, log=TermAt(stop)))
     resumed = plan(data, tmp_path / "parts", recipe)
@@ -71,15 +71,12 @@ def test_learns_what_the_pictures_are_called(data, tmp_path):
 
 
 def test_a_temperature_that_is_not_learned_stays_what_it_was(data, tmp_path, capsys, monkeypatch):
-    model = MODEL.model_copy(update={"stochastic_depth": 0.0, "batch_norm_group": 16, "temperature_init": 0.5})
+    model = MODEL.model_copy(update={"temperature_init": 0.5})
     monkeypatch.setattr(health_module, "STUCK_STEPS", 2)
     health = load_params().section(HealthConfig)
     found = {}
     for learns in (True, False):
-        recipe = pretrain_config(
-            num_steps=4, batch_size=16, warmup_steps=1, validate_every_steps=4, log_every_steps=1,
-            learn_temperature=learns,
-        )  # fmt: skip
+        recipe = pretrain_config(num_steps=4, warmup_steps=1, log_every_steps=1, learn_temperature=learns)
         trained = run(plan(data, tmp_path, recipe, model=model, health=health))
         found[learns] = [row["train/temperature"] for row in trained.rows]
     assert found[False] == pytest.approx([0.5] * 4, rel=1e-6) and len({*found[False]}) == 1
@@ -107,19 +104,20 @@ def test_the_sigmoid_loss_learns_it_too(data, tmp_path):
         run(replace(sigmoid, recipe=recipe.model_copy(update={"negatives_share": 0.5})))
 
 
-def test_a_stage_writes_the_same_bytes_every_time(data, tmp_path):
-    for name, checkpoints in (("a", "first"), ("b", "second"), ("c", "first")):  # c: from a finished run, exports only
-        train_stage(
-            plan(data, tmp_path / checkpoints), out=tmp_path / name / "model", reports=tmp_path / name / "reports"
-        )
-    files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
+def test_a_stage_writes_the_same_bytes_every_time(data, stage, tmp_path):
+    for name, checkpoints in (("b", tmp_path / "ck"), ("c", stage / "ck")):  # c: from a finished run, exports only
+        out, reports = tmp_path / name / "model", tmp_path / name / "reports"
+        train_stage(plan(data, checkpoints), out=out, reports=reports)
+    parts = (stage / part for part in ("model", "reports"))
+    files = [path.relative_to(stage) for part in parts for path in part.rglob("*") if path.is_file()]
     assert {path.name for path in files} == {
         ".align.json", "config.json", "model.safetensors", "metrics.jsonl", "curve.csv", "loss.png", "metrics.json",
         "report.html", "report.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     for path in files:
-        assert (tmp_path / "b" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path
-        assert (tmp_path / "c" / path).read_bytes() == (tmp_path / "a" / path).read_bytes(), path
+        assert {(folder / path).read_bytes() for folder in (tmp_path / "b", tmp_path / "c")} == {
+            (stage / path).read_bytes()
+        }, path
 
 
 def test_a_curve_of_one_step_is_seen_and_no_panel_is_empty():
@@ -154,12 +152,10 @@ def test_the_page_shows_what_the_model_found_as_it_learned(data, tmp_path):
     assert "recall@10 (chance 100.0%)" in page  # of eight images
 
 
-def test_fine_tuning_starts_from_the_given_model(data, tmp_path):
-    train_stage(plan(data, tmp_path / "ck"), out=tmp_path / "pretrained", reports=tmp_path / "r")
-    tiny = finetune_config(learning_rate=1e-9, num_steps=1)
-    tuned = plan(data, tmp_path / "ck", tiny, initial=tmp_path / "pretrained")
+def test_fine_tuning_starts_from_the_given_model(data, stage, tmp_path):
+    tuned = plan(data, tmp_path, finetune_config(learning_rate=1e-9, num_steps=1), initial=stage / "model")
     report, _ = train_stage(tuned, out=tmp_path / "finetuned", reports=tmp_path / "r2")
-    before, after = load_model(tmp_path / "pretrained").state_dict(), load_model(tmp_path / "finetuned").state_dict()
+    before, after = load_model(stage / "model").state_dict(), load_model(tmp_path / "finetuned").state_dict()
     for name, weight in before.items():
         torch.testing.assert_close(after[name], weight, atol=1e-5, rtol=1e-5)
     assert report.metrics["finetune/num_steps"] == 1
@@ -168,8 +164,7 @@ def test_fine_tuning_starts_from_the_given_model(data, tmp_path):
     assert embedder.embed_texts(["a red bar", "left side in green and blue"]).shape == (2, MODEL.embed_width)
 
 
-def test_a_run_digests_and_reads_the_model_it_starts_from_once(data, tmp_path, monkeypatch):
-    train_stage(plan(data, tmp_path / "ck"), out=tmp_path / "pretrained", reports=tmp_path / "r")
+def test_a_run_digests_and_reads_the_model_it_starts_from_once(data, stage, tmp_path, monkeypatch):
     done = []
 
     def counting(module, name):
@@ -179,8 +174,7 @@ def test_a_run_digests_and_reads_the_model_it_starts_from_once(data, tmp_path, m
     counting(run_plan, "weights_digest")
     counting(training_run, "load_model")
     counting(provenance, "digest")
-    tiny = finetune_config(num_steps=1)
-    tuned = plan(data, tmp_path / "ck", tiny, initial=tmp_path / "pretrained")
+    tuned = plan(data, tmp_path, finetune_config(num_steps=1), initial=stage / "model")
     train_stage(tuned, out=tmp_path / "finetuned", reports=tmp_path / "r2")
     assert sorted(done) == ["digest", "load_model", "weights_digest"]
     done.clear()
@@ -191,7 +185,8 @@ def test_a_run_digests_and_reads_the_model_it_starts_from_once(data, tmp_path, m
 def test_what_varies_goes_to_live_logging_and_nowhere_else(data, tmp_path):
     live = []
     health = load_params().section(HealthConfig).model_copy(update={"device_tflops": 0.1, "price_per_hour": 3.0})
-    trained = run(plan(data, tmp_path, log=lambda row, step: live.append(row), health=health))
+    recipe = pretrain_config(num_steps=2, warmup_steps=1, validate_every_steps=2)
+    trained = run(plan(data, tmp_path, recipe, log=lambda row, step: live.append(row), health=health))
     varying = {"train/pairs_per_s", "train/device_hours", "train/mfu", "train/cost", "train/loader_wait_share",
                "train/alarms"}  # fmt: skip
     assert varying <= live[0].keys() and 0 < live[0]["train/mfu"] < 1
@@ -301,8 +296,8 @@ def test_words_keep_the_key_and_code_changes_it(data, base, tmp_path, monkeypatc
     assert with_edit("align.training.page", "size=9", "size=8") == expected
 
 
-@pytest.mark.parametrize(("stage", "out"), [(fit_tokenizer, "paths.tokenizer"), (pretrain, "paths.pretrained")])
-def test_a_stage_refuses_shards_without_a_passed_verdict(stage, out, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("module", "out"), [(fit_tokenizer, "paths.tokenizer"), (pretrain, "paths.pretrained")])
+def test_a_stage_refuses_shards_without_a_passed_verdict(module, out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = training_data.write(tmp_path, num_train=8)
     write_project(tmp_path, data, training_data.RECIPE | {"num_steps": 1, "warmup_steps": 0})
@@ -311,7 +306,7 @@ def test_a_stage_refuses_shards_without_a_passed_verdict(stage, out, tmp_path, m
     write_verdict(tmp_path / "reports" / "quality_shards", passed=False, data=digest)
     params = load_params(tmp_path / "params.yaml", [f"{out}=made", "fit_tokenizer.vocab_size=90"])
     with pytest.raises(GateError, match="the quality gate failed"):
-        stage.main(params, argparse.Namespace(accept_code_change=None, data=[]))
+        module.main(params, argparse.Namespace(accept_code_change=None, data=[]))
     assert not (tmp_path / "made").exists()
 
 

@@ -163,47 +163,60 @@ def test_another_architecture_is_refused(change, message):
         model_config(AlignConfig(), normalised, longest=64, batch_norm_group=16)
 
 
-@pytest.mark.parametrize(("breakage", "message"), [
-    ("config", "it has no config.json"),
-    ("tokenizer", r"there is no tokenizer\.json"),
-    ("temperature", "its temperature divides the cosine and must be a positive number"),
-    ("weights", r"model\.safetensors: does not load: text_projection\.weight is missing"),
-    ("shapes", r"model\.safetensors: does not load: text_projection\.weight is 3x3, expected "),
-    ("no weights", r"model\.safetensors: no such file"),
+def reweighed(**changes):
+    """Changes weights; those that are None are left out."""
+
+    def change(directory):
+        weights = load_file(directory / "model.safetensors") | changes
+        kept = {name: tensor for name, tensor in weights.items() if tensor is not None}
+        save_file(kept, directory / "model.safetensors", {"format": "pt"})
+
+    return change
+
+
+def without(name):
+    return lambda directory: (directory / name).unlink()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (without("config.json"), "it has no config.json"),
+    (without("tokenizer.json"), r"there is no tokenizer\.json"),
+    (reweighed(temperature=torch.tensor(-0.5)), "its temperature divides the cosine and must be a positive number"),
+    (reweighed(**{"text_projection.weight": None}), r"model\.safetensors: does not load: .*weight is missing"),
+    (reweighed(**{"text_projection.weight": torch.zeros(3, 3)}), "text_projection.weight is 3x3, expected "),
+    (without("model.safetensors"), r"model\.safetensors: no such file"),
 ])  # fmt: skip
-def test_a_broken_folder_is_a_clear_error(directory, breakage, message):
-    weights = load_file(directory / "model.safetensors")
-    if breakage == "config":
-        (directory / "config.json").unlink()
-    elif breakage == "tokenizer":
-        (directory / "tokenizer.json").unlink()
-    elif breakage == "temperature":
-        save_file(weights | {"temperature": torch.tensor(-0.5)}, directory / "model.safetensors", {"format": "pt"})
-    elif breakage == "weights":
-        del weights["text_projection.weight"]
-        save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    elif breakage == "shapes":
-        weights["text_projection.weight"] = torch.zeros(3, 3)
-        save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    else:
-        (directory / "model.safetensors").unlink()
+def test_a_broken_folder_is_a_clear_error(directory, change, message):
+    change(directory)
     with pytest.raises(DataError, match=message):
         read_hugging_face(directory, batch_norm_group=16)
 
 
-def changed(directory, name, **values):
+def changed(name, **values):
     """Changes keys of a JSON file, `text_config__vocab_size` that of an object in it."""
-    document = json.loads((directory / name).read_text())
-    for key, value in values.items():
-        outer, _, inner = key.rpartition("__")
-        (document[outer] if outer else document)[inner] = value
-    (directory / name).write_text(json.dumps(document))
+
+    def change(directory):
+        document = json.loads((directory / name).read_text())
+        for key, value in values.items():
+            outer, _, inner = key.rpartition("__")
+            (document[outer] if outer else document)[inner] = value
+        (directory / name).write_text(json.dumps(document))
+
+    return change
+
+
+def written(name, text):
+    return lambda directory: (directory / name).write_text(text)
 
 
 def moved_out(directory, name):
     target = directory.parent / "elsewhere"
     target.mkdir()
     return (directory / name).rename(target / name)
+
+
+def linked(name):
+    return lambda directory: (directory / name).symlink_to(moved_out(directory, name))
 
 
 def index_of_weights(directory):
@@ -222,74 +235,38 @@ def pipe(directory):
     os.mkfifo(directory / "preprocessor_config.json")
 
 
+WIDE = {"text_config__hidden_size": 2**20, "text_config__intermediate_size": 2**22}
+NO_FILE, NO_MODEL = "no file of this folder", "not an ALIGN model in Hugging Face's format"
+LAYERS = "tensors, its configuration more layers"
 HOSTILE = {
-    "a link out": (
-        lambda folder: (folder / "model.safetensors").symlink_to(moved_out(folder, "model.safetensors")),
-        "model.safetensors: no file of this folder",
-    ),
-    "a configuration elsewhere": (
-        lambda folder: (folder / "config.json").symlink_to(moved_out(folder, "config.json")),
-        "config.json: no file of this folder",
-    ),
-    "a link to itself": (lambda folder: (folder / "more").symlink_to(folder / "more"), "more: no file of this folder"),
-    "a pipe": (pipe, "preprocessor_config.json: no file of this folder"),
+    "a link out": (linked("model.safetensors"), f"model.safetensors: {NO_FILE}"),
+    "a configuration elsewhere": (linked("config.json"), f"config.json: {NO_FILE}"),
+    "a link to itself": (lambda folder: (folder / "more").symlink_to(folder / "more"), f"more: {NO_FILE}"),
+    "a pipe": (pipe, f"preprocessor_config.json: {NO_FILE}"),
     "an index of weights elsewhere": (index_of_weights, "names weights that are no files of this folder"),
     "a pickle": (pickled, "model.safetensors: no such file"),
-    "10 million layers": (
-        lambda folder: changed(folder, "config.json", text_config__num_hidden_layers=10**7),
-        "tensors, its configuration more layers",
-    ),
-    "as deep": (
-        lambda folder: changed(folder, "config.json", vision_config__depth_coefficient=1e7),
-        "tensors, its configuration more layers",
-    ),
+    "10 million layers": (changed("config.json", text_config__num_hidden_layers=10**7), LAYERS),
+    "as deep": (changed("config.json", vision_config__depth_coefficient=1e7), LAYERS),
     "as wide": (
-        lambda folder: changed(folder, "config.json", vision_config__width_coefficient=1e4),
-        "model.safetensors: does not load: vision_projection.weight is missing",
+        changed("config.json", vision_config__width_coefficient=1e4), "vision_projection.weight is missing"
     ),
-    "wide words": (
-        lambda folder: changed(
-            folder, "config.json", text_config__hidden_size=2**20, text_config__intermediate_size=2**22
-        ),
-        "model.safetensors: does not load: text_model.",
-    ),
+    "wide words": (changed("config.json", **WIDE), "model.safetensors: does not load: text_model."),
     "large pictures": (
-        lambda folder: changed(folder, "preprocessor_config.json", size={"height": 10**6, "width": 10**6}),
-        "less than or equal to 4096",
+        changed("preprocessor_config.json", size={"height": 10**6, "width": 10**6}), "less than or equal to 4096"
     ),
-    "a text for a number": (
-        lambda folder: changed(folder, "config.json", text_config__hidden_size="wide"),
-        "not an ALIGN model in Hugging Face's format",
-    ),
-    "a list of towers": (
-        lambda folder: changed(folder, "config.json", vision_config=[[]]),
-        "not an ALIGN model in Hugging Face's format",
-    ),
-    "no number of tokens": (
-        lambda folder: changed(folder, "tokenizer_config.json", model_max_length="many"),
-        "not an ALIGN model in Hugging Face's format",
-    ),
+    "a text for a number": (changed("config.json", text_config__hidden_size="wide"), NO_MODEL),
+    "a list of towers": (changed("config.json", vision_config=[[]]), NO_MODEL),
+    "no number of tokens": (changed("tokenizer_config.json", model_max_length="many"), NO_MODEL),
     "a number of 5,000 digits": (
-        lambda folder: (folder / "config.json").write_text('{"model_type": "align", "seed": 1' + "0" * 5000 + "}"),
-        "no ALIGN model in Hugging Face's format",
+        written("config.json", '{"model_type": "align", "seed": 1' + "0" * 5000 + "}"), "no ALIGN model in Hugging"
     ),
-    "a processor that is a list": (
-        lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
-        "preprocessor_config.json: not a JSON object",
-    ),
-    "no processor": (
-        lambda folder: (folder / "preprocessor_config.json").unlink(),
-        "preprocessor_config.json: no such file",
-    ),
-    "brackets": (
-        lambda folder: (folder / "tokenizer_config.json").write_text("[" * 10**5),
-        "tokenizer_config.json: not valid JSON",
-    ),
+    "a processor that is a list": (written("preprocessor_config.json", "[]"), "config.json: not a JSON object"),
+    "no processor": (without("preprocessor_config.json"), "preprocessor_config.json: no such file"),
+    "brackets": (written("tokenizer_config.json", "[" * 10**5), "tokenizer_config.json: not valid JSON"),
     "a whole disk of JSON": (
-        lambda folder: os.truncate(folder / "tokenizer_config.json", 10**12),
-        "tokenizer_config.json: larger than 32 MiB",
+        lambda folder: os.truncate(folder / "tokenizer_config.json", 10**12), "config.json: larger than 32 MiB"
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -1,4 +1,5 @@
 import json
+import shutil
 import tarfile
 import tracemalloc
 from dataclasses import replace
@@ -33,30 +34,6 @@ def test_sets_come_in_order_of_their_names_and_an_empty_folder_has_none(tmp_path
     assert [found.name for found in load_sets(tmp_path)] == ["concepts", "vendor"]
 
 
-def test_a_folder_that_does_not_exist_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such folder of evaluation sets; make it .* paths\.evaluation"):
-        load_sets(tmp_path / "nowhere")
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file: is a file, not a folder of evaluation sets"):
-        load_sets(tmp_path / "file")
-
-
-def test_a_set_has_the_name_of_its_files(tmp_path):
-    header = write_set(tmp_path, "copy") / "copy.json"
-    header.write_text(header.read_text().replace('"copy"', '"../copy"'))
-    with pytest.raises(FormatError, match=r"copy\.json: its name is '\.\./copy'"):
-        load_sets(tmp_path)
-
-
-def test_one_changed_byte_is_an_error(tmp_path):
-    tar = write_set(tmp_path) / "concepts.tar"
-    data = bytearray(tar.read_bytes())
-    data[600] ^= 1
-    tar.write_bytes(bytes(data))
-    with pytest.raises(CorruptError, match=r"concepts\.tar: sha256 differs"):
-        load_sets(tmp_path)
-
-
 @pytest.mark.parametrize(("changes", "error", "message"), [
     ({"schema_version": 2}, FormatError, "schema_version"),
     ({"kind": "ranking"}, FormatError, "kind"),
@@ -71,10 +48,43 @@ def test_a_broken_set_says_what_is_wrong(tmp_path, changes, error, message):
         load_sets(write_set(tmp_path, **changes))
 
 
-def test_a_header_without_its_tar(tmp_path):
-    (write_set(tmp_path) / "concepts.tar").unlink()
-    with pytest.raises(DataError, match="missing"):
-        load_sets(tmp_path)
+def renamed(folder):
+    header = folder / "concepts.json"
+    header.write_text(header.read_text().replace('"concepts"', '"../copy"'))
+
+
+def flipped(folder):
+    data = bytearray((folder / "concepts.tar").read_bytes())
+    data[600] ^= 1
+    (folder / "concepts.tar").write_bytes(bytes(data))
+
+
+def with_a_link(folder):
+    with tarfile.open(folder / "concepts.tar", "a") as file:
+        link = tarfile.TarInfo("a2.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+    header = folder / "concepts.json"
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"sha256": sha256_file(folder / "concepts.tar")}))
+
+
+def a_file(folder):
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+@pytest.mark.parametrize(("damage", "error", "message"), [
+    (renamed, FormatError, r"concepts\.json: its name is '\.\./copy'"),
+    (flipped, CorruptError, r"concepts\.tar: sha256 differs"),
+    (with_a_link, DataError, r"concepts\.tar: a2\.jpg: a symbolic link"),
+    (lambda folder: (folder / "concepts.tar").unlink(), DataError, "missing"),
+    (shutil.rmtree, DataError, r"sets: no such folder of evaluation sets; make it .* paths\.evaluation"),
+    (a_file, DataError, "sets: is a file, not a folder of evaluation sets"),
+])  # fmt: skip
+def test_a_damaged_set_says_what_is_wrong(tmp_path, damage, error, message):
+    damage(write_set(tmp_path / "sets"))
+    with pytest.raises(error, match=message):
+        load_sets(tmp_path / "sets")
 
 
 def test_a_classification_set_has_its_classes(tmp_path):
@@ -82,18 +92,6 @@ def test_a_classification_set_has_its_classes(tmp_path):
     (found,) = load_sets(tmp_path)
     assert (found.classes, found.templates) == (("symbols", "plants"), ("a {}",))
     assert [image.label for image in found.images] == ["symbols", "plants"]
-
-
-def test_a_tar_with_a_member_without_bytes_is_an_error(tmp_path):
-    tar = write_set(tmp_path) / "concepts.tar"
-    with tarfile.open(tar, "a") as file:
-        link = tarfile.TarInfo("a2.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        file.addfile(link)
-    header = tmp_path / "concepts.json"
-    header.write_text(json.dumps(json.loads(header.read_text()) | {"sha256": sha256_file(tar)}))
-    with pytest.raises(DataError, match=r"concepts\.tar: a2\.jpg: a symbolic link"):
-        load_sets(tmp_path)
 
 
 def test_what_was_written_is_read_again(tmp_path):

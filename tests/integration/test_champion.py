@@ -52,18 +52,6 @@ def tracker(request, tmp_path_factory):
     return MemoryTracker(folder) if in_memory else Tracker(request.getfixturevalue("empty_mlflow")(folder))
 
 
-def test_rollbacks_end(tracker):
-    model = Model(tracker, 2)
-    with pytest.raises(DataError, match="has no version with alias 'champion'; there is nothing to roll back"):
-        model.roll_back()
-    for number in (1, 2, 1):
-        model.promote(number)
-    model.roll_back()
-    assert model.champions() == (2, None)
-    with pytest.raises(DataError, match="no champion before 2 is left: the others were rolled back"):
-        model.roll_back()
-
-
 def test_a_version_that_was_deleted_meanwhile_moves_nothing(tracker):
     model = Model(tracker, 2)
     model.promote(1)

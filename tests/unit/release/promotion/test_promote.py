@@ -126,6 +126,8 @@ def test_repeated_rollbacks_end_though_a_version_was_the_champion_twice(model, m
     monkeypatch.setattr(rollback, "Tracker", lambda: model.tracker)
     for _ in range(2):
         model.candidate(0.5)
+    with pytest.raises(DataError, match="has no version with alias 'champion'; there is nothing to roll back"):
+        rollback.main(load_params(), Namespace(why="slow"))
     for number in (1, 2, 1):
         assert model.promote(number=number).outcome == "promoted"
     assert model.aliases() == {"candidate": 2, "champion": 1}

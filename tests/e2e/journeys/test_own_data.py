@@ -169,6 +169,7 @@ def test_texts_of_several_sources(folder):
 
 
 @pytest.mark.journeys
+@pytest.mark.timeout(1500)  # seconds: three whole pipelines
 def test_three_runs_compared(folder):
     write_captions(folder)
     said = travel(folder, "own-data", "compare", AUTHOR)

@@ -19,7 +19,7 @@ from tests.support.browser import open_page
 from tests.support.fresh_clone import MORE, Clone
 from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(1800)]  # the whole pipeline runs within the first tests
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(3600)]  # the whole pipeline runs within the first tests
 
 STEPS, BATCH = 800, 32
 #: Columns of the window that MLflow's menu takes, which pictures leave out.
@@ -138,7 +138,7 @@ def test_two_runs_are_compared_in_mlflow(clone, prefect):
     """A second run, with another rate of fine-tuning, and the pages on which both are compared."""
     more = MORE | {"finetune.learning_rate": 1e-4}
     second = clone.start({"name": "gentle", "num_steps": STEPS, "batch_size": BATCH, "overrides": more})
-    assert clone.wait_for(second, "COMPLETED", "FAILED", "CRASHED", timeout_s=1200) == "COMPLETED"
+    assert clone.wait_for(second, "COMPLETED", "FAILED", "CRASHED", timeout_s=2400) == "COMPLETED"
     found = clone.ask(f"{clone.mlflow}/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"], "max_results": 10})
     runs = [one["info"]["run_id"] for one in found["runs"] if one["info"]["status"] == "FINISHED"][:2]
     page = prefect.page

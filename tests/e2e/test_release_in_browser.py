@@ -18,7 +18,7 @@ from tests.support.dvc_projects import commit_all
 from tests.support.fresh_clone import MORE, Clone
 from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]  # two whole runs, one of 600 steps, within the first test
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(3600)]  # two whole runs, one of 600 steps, within the first test
 
 #: What its owner changes in params.yaml: a person decides, and models that know a hundred pictures may be promoted.
 PARAMS = {
@@ -60,7 +60,7 @@ def runs(clone):
     found = {}
     for name, steps in RUNS.items():
         found[name] = clone.start({"name": name, "num_steps": steps, "batch_size": 32, "overrides": MORE})
-        assert clone.wait_for(found[name], "COMPLETED", "FAILED", "CRASHED", timeout_s=1000) == "COMPLETED"
+        assert clone.wait_for(found[name], "COMPLETED", "FAILED", "CRASHED", timeout_s=1700) == "COMPLETED"
     return found
 
 

@@ -123,7 +123,8 @@ def pages(tmp_path_factory, tab):
     align("search", "a red heart", "-k", "6", "--html", str(root / "reports/search/report.html"))
     compared = root / "reports/compared"
     align("evaluate", "--compare", str(root / "pretrained"), str(root / "finetuned"), "--reports", str(compared))
-    decide(*(read_ranks(compared / name / "ranks.parquet") for name in ("b", "a")), root / "reports/promotion")
+    mine, theirs = (read_ranks(compared / name / "ranks.parquet") for name in ("b", "a"))
+    decide(mine, theirs, root / "reports/promotion")
     return root / "reports"
 
 

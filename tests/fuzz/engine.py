@@ -111,7 +111,7 @@ def _structured(target, one):
     def test(data):
         one(data)
 
-    return test.hypothesis.fuzz_one_input
+    return vars(test)["hypothesis"].fuzz_one_input
 
 
 if __name__ == "__main__":

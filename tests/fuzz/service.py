@@ -47,11 +47,8 @@ def _started(folder):
     async def answered(data):
         theirs, ours = socket.socketpair()
         ours.setblocking(False)
-        state, said = ServerState(), b""
-        transport, connection = await loop.connect_accepted_socket(
-            lambda: config.http_protocol_class(config, state, {}, loop),  # type: ignore[operator,union-attr]
-            theirs,
-        )
+        state, said, protocol = ServerState(), b"", vars(config)["http_protocol_class"]
+        transport, connection = await loop.connect_accepted_socket(lambda: protocol(config, state, {}, loop), theirs)
         try:
             async with asyncio.timeout(_WAIT_S):  # it may wait for the rest of a body
                 await loop.sock_sendall(ours, data)

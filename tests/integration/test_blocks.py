@@ -42,6 +42,10 @@ def walk(function):
             waiting += ast.iter_child_nodes(node)
 
 
+def calls(node):
+    return [one for one in ast.walk(node) if isinstance(one, ast.Call)]
+
+
 def sizes_of(node):
     if isinstance(node, ast.Call):
         position, keyword = SIZED.get(called(node), (99, None))
@@ -50,9 +54,9 @@ def sizes_of(node):
             *(one.value for one in node.keywords if keyword and one.arg == keyword),
         ]
     if isinstance(node, ast.While):  # while block := list(islice(rest, SIZE))
-        yield from (one.args[1] for one in ast.walk(node.test) if called(one) == "islice")
+        yield from (one.args[1] for one in calls(node.test) if called(one) == "islice")
     if isinstance(node, ast.Lambda):  # iter(lambda: list(islice(rest, SIZE)), [])
-        yield from (one.args[1] for one in ast.walk(node.body) if called(one) == "islice")
+        yield from (one.args[1] for one in calls(node.body) if called(one) == "islice")
 
 
 def called(node):

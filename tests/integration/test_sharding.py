@@ -79,7 +79,7 @@ def _in_two(data, checkpoints, log=None, **changes):
 
 def gradients(tokenizer, case, ranks):
     """Loss, norm and all gradients of a batch, whole."""
-    recipe, model_changes = (CASES | COMPILED)[case]
+    recipe, model_changes = map(dict, (CASES | COMPILED)[case])
     torch.manual_seed(0)
     words = TextTokenizer.load(tokenizer, MODEL.max_tokens)
     model = DualEncoder(MODEL.model_copy(update=model_changes), words.vocab_size).train()

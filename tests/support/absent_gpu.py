@@ -69,14 +69,14 @@ def compile_all(capability):
 def _launch(shape, kind):
     x = torch.zeros(shape, dtype=kind).contiguous(memory_format=torch.channels_last)
     gate, keep, vector = torch.zeros(shape[:2], dtype=kind), torch.zeros(shape[0]), torch.zeros(shape[1])
-    moments = [torch.zeros(2, shape[1]) for _ in range(2)]
+    mean, inverse = (torch.zeros(2, shape[1]) for _ in range(2))
     module.normalise(x, vector, vector, None, None, 2, EPS, True)
     module.normalise(x, vector, vector, keep, x, 2, EPS, False)
     module.normalise_pooled(x, vector, vector, 2, EPS)
-    module.activated(x, *moments, vector, vector, gate)
-    module.gate_gradient(x, x, *moments, vector, vector)
-    module.normalise_backward(x, x, *moments, vector, vector, gate, torch.zeros(shape[:2]), True)
-    module.normalise_backward(x, x, *moments, vector, vector, keep[:, None], None, False)
+    module.activated(x, mean, inverse, vector, vector, gate)
+    module.gate_gradient(x, x, mean, inverse, vector, vector)
+    module.normalise_backward(x, x, mean, inverse, vector, vector, gate, torch.zeros(shape[:2]), True)
+    module.normalise_backward(x, x, mean, inverse, vector, vector, keep[:, None], None, False)
 
 
 def _usage(cubin):

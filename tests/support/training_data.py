@@ -66,8 +66,9 @@ def plan(
     data, checkpoints, recipe=None, *, model=MODEL, initial=None, log=None, health=None, infrastructure=THIS_MACHINE
 ):
     """A plan over the shards and the tokenizer that `write` wrote."""
+    shards, tokenizer = data
     return make_plan(
-        recipe or pretrain_config(), model, TrainingInputs(*data, initial), checkpoints,
+        recipe or pretrain_config(), model, TrainingInputs(shards, tokenizer, initial), checkpoints,
         infrastructure=infrastructure, monitoring=Monitoring(log, health),
     )  # fmt: skip
 

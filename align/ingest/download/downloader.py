@@ -12,7 +12,7 @@ import select
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -229,7 +229,7 @@ class Downloader:
         self._exchanges.clear()
         self._idle.clear()
 
-    def fetch(self, urls: Iterable[str | Ask]) -> Iterator[Fetched]:
+    def fetch(self, urls: Iterable[str | Ask]) -> Generator[Fetched]:
         """Fetches pictures, many at the same time.
 
         Args:

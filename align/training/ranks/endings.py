@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # torch's own names
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from align.durable.files import write_bytes
 from align.errors import AlignError, NonFiniteLossError, StoppedError, StoppedWaitingError, TrainingError

@@ -26,7 +26,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import DistStoreError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own names
+from torch.distributed import DistStoreError, PrefixStore, TCPStore
 from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
 
 from align.config.infrastructure import ClusterConfig

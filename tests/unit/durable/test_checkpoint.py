@@ -77,11 +77,12 @@ def test_one_process_at_a_time(tmp_path):
 
 def test_values_may_change_once_save_has_returned(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=3)
-    weights = {"layer": torch.zeros(500_000), "rows": [{"loss": 1.0}]}
+    rows = [{"loss": 1.0}]
+    weights = {"layer": torch.zeros(500_000), "rows": rows}
     for step in (1, 2, 3):
         folder.save(step, weights)
         weights["layer"] += 1
-        weights["rows"].append({"loss": 2.0})
+        rows.append({"loss": 2.0})
     folder.wait()
     for step in (1, 2, 3):
         saved = torch.load(tmp_path / f"step-{step:08d}.pt", weights_only=True)

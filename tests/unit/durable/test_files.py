@@ -270,7 +270,7 @@ def test_sha256_of_a_known_text(tmp_path):
 
 
 def killed_in_writing(path):
-    files.os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+    os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
     files.write_bytes(path, b"half")
 
 

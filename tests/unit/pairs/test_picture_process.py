@@ -13,7 +13,8 @@ from PIL import Image
 
 from align.pairs import picture, picture_process
 from align.pairs.picture import PictureError, decode
-from align.pairs.picture_header import MAX_SCANS
+from align.pairs.picture_header import MAX_SCANS, outline
+from align.pairs.picture_pixels import open_picture, rgb
 from tests.support.hostile_pictures import encoded, progressive
 
 MAX_PIXELS = 100_000_000
@@ -87,8 +88,8 @@ MODES = {
 def test_a_helper_decodes_to_the_same_pixels(kind, mode, monkeypatch):
     image = Image.linear_gradient("L").resize((330, 170)).convert(mode if mode != "I;16" else "I").convert(mode)
     data = encoded(image, kind)
-    opened = picture.open_picture(data, picture.outline(data))
-    here = picture.rgb(opened, 64)
+    opened = open_picture(data, outline(data))
+    here = rgb(opened, 64)
     monkeypatch.setattr(picture, "_MOST_WORK_HERE", {})
     monkeypatch.setattr(picture, "_MOST_INTRICATE_PIXELS_HERE", 0)
     there = decode(data, max_pixels=MAX_PIXELS, hint_px=64)

@@ -50,7 +50,6 @@ def suite(tmp_path):
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
 
-    run.file = tmp_path / "durations.json"
     return run
 
 
@@ -58,20 +57,21 @@ def write(file, **files):
     file.write_text(json.dumps({"work_s": 1000.0, "files": {f"test_{name}.py": took for name, took in files.items()}}))
 
 
-def test_what_ran_is_written_and_the_rest_stays(suite):
-    write(suite.file, dear=[0.0, 0.0], gone=[9.0, 9.0], left_out=[5.0, 7.0])
+def test_what_ran_is_written_and_the_rest_stays(suite, tmp_path):
+    file = tmp_path / "durations.json"
+    write(file, dear=[0.0, 0.0], gone=[9.0, 9.0], left_out=[5.0, 7.0])
     code, said = suite(
         "-n", "2", "--dist", "loadscope", "-m", "not kill", "--costs", "write", "test_dear.py", "test_cheap.py"
     )
     assert code == 0, said
-    written = json.loads(suite.file.read_text())
+    written = json.loads(file.read_text())
     assert [*written["files"]] == ["test_cheap.py", "test_dear.py", "test_left_out.py"]
     assert min(written["files"]["test_dear.py"]) >= 0.5 and written["files"]["test_left_out.py"] == [5.0, 7.0]
     assert 0 < written["work_s"] < 1000
 
 
-def test_a_dearer_suite_fails_where_it_is_asked(suite):
-    write(suite.file, dear=[0.1, 0.1], cheap=[0.1, 0.1])
+def test_a_dearer_suite_fails_where_it_is_asked(suite, tmp_path):
+    write(tmp_path / "durations.json", dear=[0.1, 0.1], cheap=[0.1, 0.1])
     assert suite()[0] == 0
     code, said = suite("--costs", "check")
     assert code == 1 and "CPU seconds, 0 by tests/durations.json:" in said and "  test_dear.py" in said

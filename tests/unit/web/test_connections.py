@@ -223,7 +223,7 @@ def test_a_connection_that_cannot_be_taken_is_said_once(capsys):
     made = server(app, Bounds(5, None, 1.0))
     loop = asyncio.new_event_loop()
     for _ in range(1000):
-        made._failed(loop, {"message": "accept", "exception": OSError(errno.EMFILE, "Too many open files")})
+        made._failed(loop, {"message": "accept", "exception": OSError(errno.EMFILE, "Too many open files")})  # type: ignore[attr-defined]  # ours
     loop.close()
     assert capsys.readouterr().err == "server: new connections wait: Too many open files\n"
 

@@ -399,7 +399,7 @@ BOTH = [
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.csv"])
 def test_each_of_several_columns_of_texts_gives_a_pair(tmp_path, name):
-    root, rows, expected = photos(tmp_path), list(TWO), list(BOTH)
+    root, rows, expected = photos(tmp_path), [dict(row) for row in TWO], list(BOTH)
     if name == "a.csv":  # which has no lists
         rows[2], expected[4:5] = TWO[2] | {"synthetic": "blue"}, []
         lines = (f'{row["file"]},{row.get("alt", "")},"{row.get("synthetic", "")}"\n' for row in rows)

@@ -13,7 +13,7 @@ class Loader:
     """Loads pairs, or raises what a test says."""
 
     def __init__(self, world):
-        self.world, self.error, self.asked = world, None, 0  # type: Path, Exception | None, int
+        self.world, self.error, self.asked = world, None, 0
 
     def __call__(self, release, folders):
         self.asked += 1

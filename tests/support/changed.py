@@ -1,9 +1,9 @@
 """`make test-changed`: the tests of any tier whose file reads, through whatever it imports, a file that has changed.
 
 A file reads the modules that it imports, at its top or later, and the programs that a text of its names, as after
-`-m`. Tests read the modules of the verbs that they call, too. Any other file, such as a table or a page, is read by the
-files that have its name in them; one that nobody names concerns all tests. What only a process of a process reads is
-not seen: `make test` runs before a merge all the same.
+`-m`. Tests read the modules of the verbs that they call and the conftest.py of their folders, too. Any other file, such
+as a table or a page, is read by the files that have its name in them; one that nobody names concerns all tests. What
+only a process of a process reads is not seen: `make test` runs before a merge all the same.
 
 tests/conftest.py registers this module with pytest.
 """
@@ -11,6 +11,7 @@ tests/conftest.py registers this module with pytest.
 import ast
 import collections
 import re
+from pathlib import PurePath
 
 import pytest
 
@@ -77,7 +78,8 @@ def readers(changed, texts):
     in_tests = {name for name in texts if name.startswith("tests/")}
     shared = _reached({_CONFTEST}, {name: reads[name] & in_tests for name in in_tests})
     for name in in_tests - shared:
-        reads[name] |= _called(texts[name])
+        around = {f"{folder}/conftest.py" for folder in PurePath(name).parents}
+        reads[name] |= _called(texts[name]) | around & in_tests - shared
     read_by = collections.defaultdict(set)
     for name, others in reads.items():
         for other in others:

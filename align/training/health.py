@@ -30,7 +30,8 @@ TEMPERATURE = (0.005, 2.0)
 TEMPERATURE_MOVES, STUCK_STEPS = 1e-4, 200
 #: Norm of the gradients, as a multiple of its median.
 GRADIENT_NORM_JUMP = 20
-#: Effective rank of the validation images' embeddings, as a share of their width; below it they collapse.
+#: Effective rank of the validation images' embeddings, as a share of the way from 1 to what is possible; below it they
+#: collapse.
 MIN_EFFECTIVE_RANK_SHARE = 0.05
 #: Mean of 1 - cosine between an image's embeddings by batch statistics and by running ones.
 MAX_BATCH_NORM_GAP = 0.2
@@ -76,12 +77,12 @@ class Health:
             self._judge(step, "gradient norm", gradient_norm, gradient_norm > bound, f"above {bound:.3g}")
         self._norms.append(gradient_norm)
 
-    def row(self, step: int, row: Mapping[str, float], embed_width: int) -> None:
-        """Checks those metrics of a row that have a bound."""
+    def row(self, step: int, row: Mapping[str, float], possible_rank: int) -> None:
+        """Checks those metrics of a row that have a bound; `possible_rank` is that of the embeddings measured."""
         rank, gap, wait = (row.get(name) for name in ("val/effective_rank", "val/batch_norm_gap", _WAIT))
         if rank is not None:
-            bound = MIN_EFFECTIVE_RANK_SHARE * embed_width
-            words = f"below {bound:.3g} of {embed_width}: the embeddings collapse"
+            bound = 1 + MIN_EFFECTIVE_RANK_SHARE * (possible_rank - 1)
+            words = f"below {bound:.3g} of {possible_rank}: the embeddings collapse"
             self._judge(step, "effective rank", rank, rank < bound, words)
         if gap is not None:
             words = f"above {MAX_BATCH_NORM_GAP:g}: batch-norm's running statistics do not fit"
@@ -127,6 +128,12 @@ def effective_rank(embeds_ND: Tensor) -> float:
 
 #: At most this many images of the split are used.
 MAX_IMAGES = 500
+
+
+def possible_rank(model: DualEncoder, samples: SplitSamples | None) -> int:
+    """The largest effective rank that the split's embeddings can have: N images span N - 1 directions, at most D."""
+    return min(samples.num_images - 1 if samples else 0, MAX_IMAGES - 1, model.config.embed_width)
+
 
 #: Number of training images on which batch-norm's gap is measured.
 _GAP_IMAGES = 64

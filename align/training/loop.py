@@ -34,7 +34,7 @@ from align.training.acceleration import as_written
 from align.training.batches.batch import Augmentation, Batch, Sampling, Workers, one_ahead
 from align.training.batches.loader import TrainLoader
 from align.training.batches.samples import SampleSources, SplitSamples
-from align.training.health import Health, batch_norm_gap, validate
+from align.training.health import Health, batch_norm_gap, possible_rank, validate
 from align.training.progress import Progress, Usage
 from align.training.ranks.endings import NotSavedError
 from align.training.ranks.process_group import Ranks
@@ -147,7 +147,7 @@ def train(
                 if row:
                     state.rows.append({"step": state.step, **row})
                     if watch is not None:
-                        watch.row(state.step, row | live, model.config.embed_width)
+                        watch.row(state.step, row | live, possible_rank(model, samples.val))
                         live |= watch.of_the_model()
                     if log is not None:
                         log({name: float(value) for name, value in (row | live).items()}, state.step)

@@ -1,6 +1,7 @@
 """What is said when a run's signs leave their bounds, and what the signs are."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from align.config.recipe import PretrainConfig
 from align.model import mbconv
 from align.model.dual_encoder import DualEncoder
 from align.training import health as health_module
-from align.training.health import Health, effective_rank
+from align.training.health import Health, effective_rank, possible_rank
 from align.training.loop import learning_rate_at
 from align.training.progress import count_operations
 from tests.support.params import load_params
@@ -68,6 +69,18 @@ def test_rows(capsys):
     assert health.of_the_model() == bad  # a slow loader says nothing about the model
     health.row(3, {"train/loss": 1.0}, 64)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("num_images", "possible"), [(4, 3), (10, 9), (500, 160), (10_000, 160)])
+def test_few_validation_images_are_no_collapse(num_images, possible, capsys):
+    """N images span N - 1 directions, so a share of the width alone would alarm at every row of a small split."""
+    model = SimpleNamespace(config=SimpleNamespace(embed_width=160))
+    assert possible_rank(model, SimpleNamespace(num_images=num_images)) == possible
+    health = Health("pretrain")
+    health.row(1, {"val/effective_rank": 1 + 0.06 * (possible - 1)}, possible)
+    assert health.alarms == {}
+    health.row(2, {"val/effective_rank": 1.0}, possible)
+    assert "effective rank" in health.alarms
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.server.schemas import schedules as kinds
@@ -54,8 +55,12 @@ def deploy(file: Path) -> list[str]:
 
 
 def _deployments() -> list[DeploymentResponse]:
-    with get_client(sync_client=True) as client:
-        return client.read_deployments()
+    try:
+        with get_client(sync_client=True) as client:
+            return client.read_deployments()
+    except httpx.HTTPError as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ServiceError(f"Prefect's server did not say what is deployed: {reason}") from None
 
 
 def _prefect(*words: str) -> None:

@@ -18,13 +18,13 @@ from tests.support.dvc_projects import commit_all
 from tests.support.fresh_clone import MORE, Clone
 from tests.support.prefect_ui import HEIGHT_PX, WIDTH_PX, Prefect, take
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(3600)]  # two whole runs, one of 300 steps, within the first test
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(3600)]  # two whole runs, one of 400 steps, within the first test
 
 #: What its owner changes in params.yaml: a person decides, and models that know a hundred pictures may be promoted.
 PARAMS = {
     "promote.approval": True, "promote.metrics": ["vendor/mean_recall"], "promote.min_times_chance": 0,
 }  # fmt: skip
-RUNS = {"short": 60, "longer": 300}
+RUNS = {"short": 200, "longer": 400}
 #: Columns of the window that MLflow's menu takes, which pictures leave out.
 MLFLOW_MENU_PX = 198
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from align.cli import main
-from align.formats.raw import raw_shards, read_table
 from align.ingest.sources.url_table import UrlTable
+from tests.support.reading import URL_TABLE, ingest_words, raw_rows, url_table
 from tests.support.warc_records import picture
 from tests.support.web_server import WebServer
 from tests.support.web_server import response as answer
@@ -20,27 +20,17 @@ NUM = 10
 
 
 def command(folder, *settings):
-    fixed = [
-        f"paths.archive={folder / 'table.jsonl'}", "ingest.source=url_table", "engine.num_workers=1",
-        "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0", "download.backoff_s=0.0",
-        *(f"paths.{name}={folder / name}" for name in ("raw", "reports", "runtime", "policy")),
-    ]  # fmt: skip
-    return ["ingest", *(word for setting in (*fixed, *settings) for word in ("--set", setting))]
+    return ingest_words(folder, folder / "table.jsonl", *URL_TABLE, *settings)
 
 
 def make_table(server, folder, failure):
     """A table of pictures at which the server fails."""
     server.routes |= {f"/{number}.png": failure for number in range(NUM)}
-    lines = [{"url": server.url(f"/{n}.png"), "caption": f"a good text number {n}"} for n in range(NUM)]
-    (folder / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    url_table(folder, [(server.url(f"/{n}.png"), f"a good text number {n}") for n in range(NUM)])
 
 
 def recover(server):
     server.routes |= {f"/{number}.png": answer(picture(300 + number, 250)) for number in range(NUM)}
-
-
-def rows(folder):
-    return [row for shard in raw_shards(folder / "raw") for row in read_table(shard).to_pylist()]
 
 
 @pytest.fixture
@@ -70,7 +60,7 @@ def test_a_killed_second_ingest_is_resumed_and_nothing_is_scanned_again(tmp_path
         asked = [server.count(f"/{number}.png") for number in range(NUM)]
         assert main(command(tmp_path, "download.timeout_s=77.0")) == 0
         assert [server.count(f"/{number}.png") for number in range(NUM)] == asked  # the finished shard is taken
-    assert [row["status"] for row in rows(tmp_path)] == ["success"] * NUM
+    assert [row["status"] for row in raw_rows(tmp_path / "raw")] == ["success"] * NUM
     assert len(scans) == 1
 
 
@@ -87,7 +77,7 @@ def test_a_take_down_counts_in_an_ingest_that_was_killed_before_it(tmp_path, mon
         assert main(["opt_out", *words[1:], "--urls", str(tmp_path / "opted_out.txt"), "--reason", "asked"]) == 0
         assert main(words) == 0
     assert not (tmp_path / ".raw.plan").exists()  # it would have the text
-    found = {row["caption"]: row["status"] for row in rows(tmp_path)}
+    found = {row["caption"]: row["status"] for row in raw_rows(tmp_path / "raw")}
     assert found == {"": "failed_to_download"} | {f"a good text number {n}": "success" for n in range(1, NUM)}
 
 
@@ -103,4 +93,4 @@ def test_another_source_or_another_value_is_scanned(tmp_path, scans):
         with (tmp_path / "table.jsonl").open("a") as table:
             table.write(json.dumps({"url": server.url("/0.png"), "caption": "a new text of it"}) + "\n")
         assert main(command(tmp_path)) == 0
-    assert (len(scans), len(rows(tmp_path))) == (4, NUM + 1)
+    assert (len(scans), len(raw_rows(tmp_path / "raw"))) == (4, NUM + 1)

@@ -6,7 +6,8 @@ import json
 from align.cli import main
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, write_opted_out
-from align.formats.raw import iter_images, raw_shards, read_table
+from align.formats.raw import iter_images, raw_shards
+from tests.support.reading import URL_TABLE, ingest_words, ingested, raw_rows, url_table
 from tests.support.warc_records import page, picture, write_archive
 from tests.support.warc_records import response as archived
 from tests.support.web_server import WebServer
@@ -28,18 +29,12 @@ def table_of(server, folder, pairs):
     """Serves the pictures; the words of `align ingest` that read a table of the pairs."""
     for number, name in enumerate(dict.fromkeys(name for name, _ in pairs)):
         server.routes[f"/{name}.png"] = answer(picture(300 + number, 250, "red"))
-    lines = [json.dumps({"url": server.url(f"/{name}.png"), "caption": text}) + "\n" for name, text in pairs]
-    (folder / "table.jsonl").write_text("".join(lines))
-    settings = [
-        "ingest.source=url_table", f"paths.archive={folder / 'table.jsonl'}", "download.allow_networks=[127.0.0.0/8]",
-        "download.backoff_s=0.0", "download.num_retries=0", "engine.num_workers=1", "ingest.shard_size=3",
-        *(f"paths.{name}={folder / name}" for name in ("raw", "reports", "runtime", "policy")),
-    ]  # fmt: skip
-    return ["ingest", *(word for setting in settings for word in ("--set", setting))]
+    table = url_table(folder, [(server.url(f"/{name}.png"), text) for name, text in pairs])
+    return ingest_words(folder, table, *URL_TABLE, "ingest.shard_size=3")
 
 
 def rows(folder):
-    return [row for shard in raw_shards(folder / "raw") for row in read_table(shard).to_pylist()]
+    return raw_rows(folder / "raw")
 
 
 def outcomes(folder):
@@ -154,9 +149,7 @@ def test_what_comes_from_the_source_itself_is_never_left_out(tmp_path, monkeypat
     archive = write_archive(tmp_path / "a.warc.gz", records)
     found = {}
     for images_from in ("archive", "archive_then_web"):
-        settings = [f"paths.archive={archive}", f"ingest.images_from={images_from}", "engine.num_workers=1"]
-        settings += [f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime", "policy")]
-        arguments = ["ingest", *(word for setting in settings for word in ("--set", setting))]
+        arguments = ingest_words(tmp_path, archive, f"ingest.images_from={images_from}")
         if images_from == "archive":
             keys = set()
             with monkeypatch.context() as patch:
@@ -192,7 +185,5 @@ def test_a_folder_read_as_a_source_says_what_was_not_fetched(tmp_path):
         assert main(table_of(server, tmp_path, PAIRS)) == 0
     first = outcomes(tmp_path)
     (tmp_path / "raw").rename(tmp_path / "made")
-    settings = ["ingest.source=shards", f"paths.archive={tmp_path / 'made'}", "engine.num_workers=1"]
-    settings += [f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime", "policy")]
-    assert main(["ingest", *(word for setting in settings for word in ("--set", setting))]) == 0
+    ingested(tmp_path, tmp_path / "made", "ingest.source=shards")
     assert outcomes(tmp_path) == first

@@ -1,5 +1,6 @@
 """Reads whole sources, for tests."""
 
+import json
 from collections import Counter
 
 from align.cli import main
@@ -40,11 +41,27 @@ def raw_rows(raw):
     return [row for shard in raw_shards(raw) for row in read_table(shard).to_pylist()]
 
 
-def ingested(root, archive, *values, words=(), code=0):
-    """Runs `align ingest` with one worker, which may ask this machine's servers; its rows, if it works."""
+#: Values for a table of addresses; what fails is not asked for again.
+URL_TABLE = ("ingest.source=url_table", "download.num_retries=0", "download.backoff_s=0.0")
+
+
+def url_table(folder, rows):
+    """Writes addresses, each with its text, as a table in a folder; returns its path."""
+    lines = [json.dumps({"url": url, "caption": text}) + "\n" for url, text in rows]
+    (folder / "table.jsonl").write_text("".join(lines))
+    return folder / "table.jsonl"
+
+
+def ingest_words(root, archive, *values):
+    """`align ingest` with one worker, which may ask this machine's servers; of equal keys the last one holds."""
     own = (f"paths.archive={archive}", "engine.num_workers=1", "download.allow_networks=[127.0.0.0/8]")
     folders = at(root, "raw", "reports", "runtime", "policy")
-    assert main(["ingest", "--params", str(PARAMS_FILE), *sets(*own, *folders, *values), *words]) == code
+    return ["ingest", "--params", str(PARAMS_FILE), *sets(*own, *folders, *values)]
+
+
+def ingested(root, archive, *values, words=(), code=0):
+    """Runs `align ingest`; its rows, if it works."""
+    assert main([*ingest_words(root, archive, *values), *words]) == code
     return raw_rows(root / "raw") if code == 0 else []
 
 

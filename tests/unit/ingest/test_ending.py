@@ -10,6 +10,7 @@ from align.ingest.download.slow_hosts import SlowHosts
 from align.ingest.ending import commonest, remedy
 from align.web.failure import Failure, of_status
 from tests.support.downloads import TimelessDownloader
+from tests.support.reading import URL_TABLE, ingest_words, url_table
 from tests.support.warc_records import picture
 from tests.support.web_server import WebServer, silent
 from tests.support.web_server import response as answer
@@ -18,14 +19,8 @@ from tests.support.web_server import response as answer
 def command(server, folder, routes, *settings):
     """Serves a picture, or what a route does, and writes a table of them."""
     server.routes |= {f"/{number}.png": route for number, route in enumerate(routes)}
-    lines = [{"url": server.url(f"/{n}.png"), "caption": f"a good text number {n}"} for n in range(len(routes))]
-    (folder / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    fixed = [
-        f"paths.archive={folder / 'table.jsonl'}", "ingest.source=url_table", "engine.num_workers=1",
-        "download.num_retries=0", "download.backoff_s=0.0", "download.allow_networks=[127.0.0.0/8]",
-        *(f"paths.{name}={folder / name}" for name in ("raw", "reports", "runtime", "policy")),
-    ]  # fmt: skip
-    return ["ingest", *(word for setting in (*fixed, *settings) for word in ("--set", setting))]
+    table = url_table(folder, [(server.url(f"/{n}.png"), f"a good text number {n}") for n in range(len(routes))])
+    return ingest_words(folder, table, *URL_TABLE, *settings)
 
 
 def test_the_commonest_reasons_are_named_with_what_to_set(tmp_path, capsys, monkeypatch):
@@ -64,9 +59,7 @@ def test_no_picture_at_all_is_an_error_after_all_is_written(tmp_path, capsys):
         arguments = command(server, tmp_path, [answer(b"", 503), answer(b"", 404)])
         assert main(arguments) == 1
         *_, last = capsys.readouterr().err.splitlines()
-        assert last == (
-            f"align: error: {tmp_path / 'raw'}: none of its 2 pairs has a picture; `align ingest` asks again"
-        )
+        assert last == f"align: error: {tmp_path / 'raw'}: none of its 2 pairs has a picture; `align ingest` asks again"
         assert (tmp_path / "raw/manifest.json").exists() and (tmp_path / "reports/ingest/report.html").exists()
         assert json.loads((tmp_path / "runtime/ingest.json").read_text())["outcome"] == "failed: DataError"
         server.routes["/0.png"] = answer(picture(300, 250))

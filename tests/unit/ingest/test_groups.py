@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import json
 import time
 from collections import Counter, defaultdict
 from contextlib import nullcontext
@@ -16,11 +15,11 @@ from align.durable.pieces import Pieces
 from align.durable.processes import in_threads
 from align.durable.sections import open_sections, sizes_of, write_sections
 from align.errors import DataError
-from align.formats.raw import raw_shards, read_table
 from align.ingest import groups
 from align.ingest.groups import Stretch, divided
 from align.services.executors.executors import LocalExecutor
 from tests.support.killing import digests
+from tests.support.reading import URL_TABLE, ingest_words, raw_rows, url_table
 from tests.support.warc_records import picture
 from tests.support.web_server import WebServer, redirect
 from tests.support.web_server import response as answer
@@ -82,17 +81,10 @@ def server():
 
 def command(server, folder, num_of):
     """The words of `align ingest` for a table of so many pictures of each host, mixed."""
-    table = folder.parent / "table.jsonl"
     urls = [server.url(f"/{n}.png", host) for n in range(max(num_of.values())) for host in num_of if n < num_of[host]]
-    lines = (json.dumps({"url": url, "caption": f"a text {number}"}) + "\n" for number, url in enumerate(urls))
-    table.write_text("".join(lines))
-    settings = [
-        f"paths.archive={table}", "ingest.source=url_table", "ingest.shard_size=40",
-        "download.allow_networks=[127.0.0.0/8]", "download.num_retries=0", "engine.num_workers=1",
-        f"download.max_connections_per_host={PER_HOST}",
-        *(f"paths.{name}={folder / name}" for name in ("raw", "reports", "runtime", "policy")),
-    ]  # fmt: skip
-    return ["ingest", *(word for setting in settings for word in ("--set", setting))]
+    table = url_table(folder.parent, [(url, f"a text {number}") for number, url in enumerate(urls)])
+    own = ("ingest.shard_size=40", f"download.max_connections_per_host={PER_HOST}")
+    return ingest_words(folder, table, *URL_TABLE, *own)
 
 
 def use(executor, monkeypatch):
@@ -146,9 +138,7 @@ def test_what_was_fetched_is_not_asked_for_again_after_a_kill(tmp_path, monkeypa
     assert main(words) == 0
     assert before < asked == watch.paths.total()
     assert not [path for path in (tmp_path / "made/raw").rglob("*") if path.is_dir()]
-    assert [row["status"] for shard in raw_shards(tmp_path / "made/raw") for row in read_table(shard).to_pylist()] == [
-        "success"
-    ] * 70
+    assert [row["status"] for row in raw_rows(tmp_path / "made/raw")] == ["success"] * 70
 
 
 def interrupt():

@@ -5,13 +5,12 @@ import json
 
 import pytest
 
-from align.cli import main
 from align.config.infrastructure import EngineConfig, StoreConfig
 from align.config.ingest import DownloadConfig, IngestConfig
 from align.durable.files import MARK, mark
 from align.errors import DataError
 from align.formats.policy import Entry, OptedOut, write_opted_out
-from align.formats.raw import iter_images, raw_shards, read_table
+from align.formats.raw import iter_images, raw_shards
 from align.ingest.groups import share_of
 from align.ingest.ingest import ingest as stage
 from align.ingest.report import not_read, write_page
@@ -20,6 +19,7 @@ from align.ingest.workers import Resources
 from align.pairs.text import MAX_CHARACTERS
 from tests.support.deadly import DeadlySource
 from tests.support.params import load_params
+from tests.support.reading import ingested, raw_rows, short
 from tests.support.warc_records import page, picture, png_header, record, response, write_archive
 
 PARAMS = load_params(overrides=["engine.num_workers=1"])
@@ -60,14 +60,10 @@ def archive(tmp_path):
     return write_archive(tmp_path / "a.warc.gz", RECORDS)
 
 
-def rows(raw):
-    return [row for shard in raw_shards(raw) for row in read_table(shard).to_pylist()]
-
-
 @pytest.mark.usefixtures("any_blocks")
 def test_every_img_is_a_row(archive, tmp_path):
     report = ingest(CONFIG, archive, tmp_path / "raw")
-    written = rows(tmp_path / "raw")
+    written = raw_rows(tmp_path / "raw")
     ok, gone, bad = "success", "failed_to_download", "failed_to_resize"
     assert [(row["caption"], row["status"], row["error_message"], row["image_key"]) for row in written] == [
         ("a red picture", ok, None, "000000000"),
@@ -114,14 +110,8 @@ def test_a_file_that_kills_its_worker_is_left_out_and_named(tmp_path, monkeypatc
         write_archive(tmp_path / f"{name}.warc.gz", records)
     opened = lambda *arguments: DeadlySource(open_source(*arguments), "deadly")  # noqa: E731
     monkeypatch.setattr("align.ingest.ingest.open_source", opened)
-    arguments = ["ingest", "--set", "engine.num_workers=2", "--set", f"paths.archive={tmp_path}/*.warc.gz"]
-    for name in ("raw", "reports", "runtime", "policy"):
-        arguments += ["--set", f"paths.{name}={tmp_path / name}"]
-    assert main(arguments) == 0
-    assert [row["caption"] for row in sorted(rows(tmp_path / "raw"), key=lambda row: str(row["url"]))] == [
-        "a text of 1-good",
-        "a text of 3-good",
-    ]
+    written = ingested(tmp_path, f"{tmp_path}/*.warc.gz", "engine.num_workers=2")
+    assert sorted(row["caption"] for row in written) == ["a text of 1-good", "a text of 3-good"]
     deadly = str(tmp_path / "2-deadly.warc.gz")
     report = json.loads((tmp_path / "reports/ingest/report.json").read_bytes())
     assert (report["files_quarantined"], report["num_files"]) == ([deadly], 3)
@@ -134,7 +124,7 @@ def test_an_opted_out_pair_is_a_row_without_its_text(archive, tmp_path):
     entries = [Entry("url", page_url, "", "2026-01-02"), Entry("image_id", sha256, "", "2026-01-02")]
     write_opted_out(tmp_path / "policy", OptedOut(entries))
     ingest(CONFIG, archive, tmp_path / "raw")
-    written = rows(tmp_path / "raw")
+    written = raw_rows(tmp_path / "raw")
     forgotten = [row for row in written if row["error_message"] == "opted out"]
     assert [(row["url"], row["page_url"], row["caption"]) for row in forgotten] == [
         ("http://x.example/img/jpeg.png", "http://x.example/page.html", ""),
@@ -152,7 +142,7 @@ def test_what_is_too_large_is_a_row_or_a_number(tmp_path, capsys):
     ]
     archive = write_archive(tmp_path / "a.warc.gz", records)
     report = ingest(CONFIG.model_copy(update={"max_record_bytes": 20_000}), archive, tmp_path / "raw")
-    assert [(row["caption"], row["status"], row["error_message"]) for row in rows(tmp_path / "raw")] == [
+    assert [(row["caption"], row["status"], row["error_message"]) for row in raw_rows(tmp_path / "raw")] == [
         ("small", "success", None),
         ("large", "failed_to_download", "too large: more than 20,000 bytes, see ingest.max_record_bytes"),
     ]
@@ -173,34 +163,28 @@ def test_equal_bytes_twice_and_shards_of_any_size(archive, tmp_path):
     assert len(names) == 11  # three shards of three files, the manifest and the mark
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    written = rows(tmp_path / "one")
-    assert (
-        sorted(str(row["key"])[5:] for row in written)[-1] > "0003"
-    )  # an address with many pairs makes its shard longer
+    written = raw_rows(tmp_path / "one")
+    # an address with many pairs makes its shard longer
+    assert sorted(str(row["key"])[5:] for row in written)[-1] > "0003"
     shards_of = {}
     for row in written:
         shards_of.setdefault(row["url"], set()).add(str(row["key"])[:5])
     assert all(len(names) == 1 for names in shards_of.values())
-    assert {(row["caption"], row["url"], row["status"], row["sha256"]) for row in written} == {
-        (row["caption"], row["url"], row["status"], row["sha256"]) for row in whole_rows(archive, tmp_path)
-    }
-
-
-def whole_rows(archive, tmp_path):
     ingest(CONFIG, archive, tmp_path / "whole")
-    return rows(tmp_path / "whole")
+    columns = ("caption", "url", "status", "sha256")
+    assert set(short(written, *columns)) == set(short(raw_rows(tmp_path / "whole"), *columns))
 
 
 def test_max_pages_takes_the_same_pages_spread_over_the_archive(tmp_path):
     records = [page(f"http://{host}.example/{n}", f'<img src="{n}.png" alt=x>') for host in "ab" for n in range(40)]
     archive = write_archive(tmp_path / "a.warc.gz", records)
     report = ingest(CONFIG.model_copy(update={"max_pages": 20}), archive, tmp_path / "raw")
-    pages = [str(row["page_url"]) for row in rows(tmp_path / "raw")]
+    pages = [str(row["page_url"]) for row in raw_rows(tmp_path / "raw")]
     assert (report.num_pages, report.num_pages_in_archive, len(set(pages))) == (20, 80, 20)
     assert pages == sorted(pages, key=[f"http://{host}.example/{n}" for host in "ab" for n in range(40)].index)
     assert 5 <= sum(url.startswith("http://a.") for url in pages) <= 15
     ingest(CONFIG.model_copy(update={"max_pages": 5}), archive, tmp_path / "fewer")
-    assert {str(row["page_url"]) for row in rows(tmp_path / "fewer")} <= set(pages)
+    assert {str(row["page_url"]) for row in raw_rows(tmp_path / "fewer")} <= set(pages)
 
 
 def test_no_img_at_all_is_an_error(tmp_path):
@@ -220,9 +204,7 @@ def test_the_report_folder_is_replaced_whole_or_stays(archive, tmp_path, monkeyp
     reports.mkdir(parents=True)
     mark(reports, "ingest")
     (reports / "of_an_old_version.html").write_text("old")
-    sets = ["engine.num_workers=1", *(f"paths.{name}={tmp_path / name}" for name in ("raw", "reports", "runtime"))]
-    arguments = ["ingest", "--set", f"paths.archive={archive}", *(word for item in sets for word in ("--set", item))]
-    assert main(arguments) == 0
+    ingested(tmp_path, archive)
     assert {path.name for path in reports.iterdir()} == {MARK, "metrics.json", "report.html", "report.json"}
     assert str(tmp_path) not in (reports / "report.json").read_text()
     before = {path.name: path.read_bytes() for path in reports.iterdir()}
@@ -231,7 +213,7 @@ def test_the_report_folder_is_replaced_whole_or_stays(archive, tmp_path, monkeyp
         raise DataError("the disk is full")
 
     monkeypatch.setattr("align.ingest.ingest.write_page", fail)
-    assert main([*arguments, "--set", "ingest.max_pages=1"]) == 1
+    ingested(tmp_path, archive, "ingest.max_pages=1", code=1)
     assert {path.name: path.read_bytes() for path in reports.iterdir()} == before
     assert [path.name for path in reports.parent.iterdir()] == ["ingest"]
 

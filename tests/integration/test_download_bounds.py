@@ -225,7 +225,7 @@ class _Paused(Downloader):
 
     def _advance(self, *, wait):
         super()._advance(wait=wait)
-        job, _ = self._active.get(self._budget.leader, (self._last, None))  # type: ignore[arg-type]
+        job, _ = self._active.get(self._budget.leader, (self._last, None))
         if job is not self._last and len(self._budget.paused) == len(self._active) - 1 > 0:
             self._last, self.now_s = job, self.now_s + 1.5
             self._sweep(self.now_s)

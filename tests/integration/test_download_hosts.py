@@ -101,7 +101,7 @@ def test_a_busy_host_is_asked_less_at_a_time_until_it_copes(server):
         async def go():
             nonlocal under_way
             under_way += 1
-            await delayed(0.005, response(PICTURE) if under_way <= 2 else response(b"", 429))(request)  # type: ignore[operator,misc] # a coroutine function
+            await delayed(0.005, response(PICTURE) if under_way <= 2 else response(b"", 429))(request)
             under_way -= 1
 
         return go()

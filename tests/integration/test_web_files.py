@@ -198,7 +198,7 @@ def test_odd_headers_are_headers_or_one_line(server, tmp_path, capfd, lines, bod
 def test_a_range_that_drips_is_given_up(server, tmp_path):
     async def drip(request):
         request.write(response(b"", 206, Content_Length=65536, Content_Range="bytes 0-65535/65536", ETag='"one"'))
-        await slow_loris(0.01)(request)  # type: ignore[operator,misc]
+        await slow_loris(0.01)(request)
 
     server.routes["/x"] = in_turn(ranges(bytes(65536)), drip)
     with (

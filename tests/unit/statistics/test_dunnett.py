@@ -24,9 +24,7 @@ def test_a_whole_table():
     """Three arms, three seeds: effects of arms 0, 3, -1, of seeds 0, 10, 20, and errors that add up to 0 both ways."""
     errors = {("a", 0): 0.5, ("a", 1): -0.5, ("b", 0): -0.5, ("b", 2): 0.5, ("c", 1): 0.5, ("c", 2): -0.5}
     effects = {"a": 0.0, "b": 3.0, "c": -1.0}
-    figures = {
-        (arm, s): effect + 10 * s + errors.get((arm, s), 0.0) for arm, effect in effects.items() for s in (0, 1, 2)
-    }
+    figures = {(arm, s): mean + 10 * s + errors.get((arm, s), 0.0) for arm, mean in effects.items() for s in (0, 1, 2)}
     found = against_base(figures, "a")
     assert found.freedom == 4 and found.deviation == pytest.approx(np.sqrt(6 * 0.25 / 4))
     assert found.means == pytest.approx({"a": 10.0, "b": 13.0, "c": 9.0})

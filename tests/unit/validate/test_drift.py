@@ -35,9 +35,7 @@ def test_distance_is_the_share_that_would_have_to_move(one, other, expected):
 def rows_of(pairs):
     """Runs SQL over pairs of (keep, text, shorter side in px, language)."""
     connection = duckdb.connect()
-    connection.execute(
-        "CREATE TABLE decisions (key VARCHAR, keep BOOLEAN, text VARCHAR, image_id INT, language VARCHAR)"
-    )
+    connection.execute("CREATE TABLE decisions (key TEXT, keep BOOLEAN, text TEXT, image_id INT, language TEXT)")
     connection.execute("CREATE TABLE images (image_id INT, width_px INT, height_px INT)")
     for index, (keep, text, side, language) in enumerate(pairs):
         connection.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?)", [str(index), keep, text, index, language])

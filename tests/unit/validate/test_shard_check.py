@@ -79,7 +79,7 @@ def rewrite(change):
         manifest = read_manifest(root)
         path = root / "train/00000.tar"
         with tarfile.open(path) as archive:
-            files = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+            files = {member.name: archive.extractfile(member).read() for member in archive}
         data = tar(change(files))
         path.write_bytes(data)
         old = manifest.splits["train"].shards[0]
@@ -227,7 +227,7 @@ def test_an_image_that_is_in_two_splits_is_noticed(tmp_path):
         "train and val": {"train": [[one, other]], "val": [[third, again]]},
         "val and test": {"train": [[other]], "val": [[third, one]], "test": [[again]]},
     }.items():
-        write_shards(tmp_path / name, tars, image_px=PX)  # type: ignore[arg-type]
+        write_shards(tmp_path / name, tars, image_px=PX)
         assert check(tmp_path / name, tmp_path / "scratch").num_leaked == 1, name
     write_shards(tmp_path / "same", {"train": [[one], [again]], "val": [[other]]}, image_px=PX)
     assert check(tmp_path / "same", tmp_path / "scratch").num_leaked == 0

@@ -135,7 +135,7 @@ def job(url):
 
 
 def schedule(**changes):
-    return Schedule(**{"max_per_host": 8, "rate_per_host": None, "obey_robots": False} | changes)  # type: ignore[arg-type] # of mixed types
+    return Schedule(**{"max_per_host": 8, "rate_per_host": None, "obey_robots": False} | changes)
 
 
 def taken(of, now):

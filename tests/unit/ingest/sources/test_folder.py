@@ -173,9 +173,7 @@ def test_what_has_no_text_and_what_is_no_picture_is_counted(tmp_path, capsys):
     assert pairs(read_all(root, "folder", counts)) == [("images/a.png", "red")]
     assert counts == {"rows": 1, "pictures_without_text": 1, "files_left_out": 9}
     said = capsys.readouterr().err
-    assert (
-        f"a table is left out: {root}/sizes.csv: no column with a usual name for pictures, it has width, height" in said
-    )
+    assert f"left out: {root}/sizes.csv: no column with a usual name for pictures, it has width, height" in said
     assert "a table is left out" in said.partition("package.json")[0]
     assert "other files, left out: 7 (.DS_Store, LICENSE, README.md, Thumbs.db, " in said
 
@@ -256,9 +254,7 @@ def test_what_is_no_source_is_one_line(tmp_path):
         source_at("https://x.example/captions.csv", "source=folder")
     table(tmp_path, "a,b\n", "a.csv")
     table(tmp_path, "c,d\n", "b.csv")
-    with pytest.raises(
-        DataError, match=r"none of its 2 tables can be used. The first: .*a\.csv: no column .* has a, b"
-    ):
+    with pytest.raises(DataError, match=r"none of its 2 tables can be used.*a\.csv: no column .* has a, b"):
         source_at(tmp_path, "source=folder")
     (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"file,caption\n" * 99)[:20])
     with pytest.raises(DataError, match=r"c\.csv\.gz: cut off"):
@@ -423,9 +419,7 @@ def test_each_of_several_columns_of_texts_gives_a_pair(tmp_path, name):
 def test_columns_that_cannot_give_several_texts(tmp_path):
     root = photos(tmp_path)
     table(root, "file,alt,synthetic\nimages/a.png,a,b\n")
-    with pytest.raises(
-        DataError, match=r"no column 'synthetc', it has file, alt, synthetic; set ingest\.columns\.text"
-    ):
+    with pytest.raises(DataError, match=r"'synthetc', it has file, alt, synthetic; set ingest\.columns\.text"):
         source_at(root, "source=folder", "columns.text=[alt, synthetc]")
     table(root, "images/a.png,a,b\n")
     with pytest.raises(DataError, match=r"no header, so it has one text: name one column in ingest\.columns\.text"):

@@ -28,7 +28,7 @@ class Slow(ColourEmbedder):
 
 
 def pair(world, embedder):
-    return Served(served(world).release, embedder, served(world).index)  # type: ignore[arg-type]
+    return Served(served(world).release, embedder, served(world).index)
 
 
 def first_row(texts, images):
@@ -125,9 +125,9 @@ def test_texts_are_remembered_for_their_model_only(world):
 
     for text in ("red", "red", "blue", "red", "green", "red", "blue"):  # blue is forgotten for green
         ask(one, text)
-    assert one.embedder.batches == [1] * 4 and batcher.counts.num_remembered == 3  # type: ignore[attr-defined]
+    assert one.embedder.batches == [1] * 4 and batcher.counts.num_remembered == 3
     ask(other, "red")
-    assert other.embedder.batches == [1]  # type: ignore[attr-defined]
+    assert other.embedder.batches == [1]
     batcher.stop()
 
 

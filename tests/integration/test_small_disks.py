@@ -10,72 +10,49 @@ from align.cli import main
 from align.durable.files import replace_directory, replaced
 from align.durable.work import work_directory
 from tests.support import own_model, small_data
+from tests.support.params import at, sets
+from tests.support.reading import URL_TABLE, ingest_words, url_table
 from tests.support.small_data import Pair
 from tests.support.small_disks import with_disk
 
-TABLE = "url,caption\nhttp://127.0.0.1:9/a.jpg,three words here\n"
-PLACES = ("raw", "reports", "runtime")
+
+def refusal(disk, words, **how):
+    """The one line of an `align` that fails on such a disk, beside what ingest tells of its work."""
+    disk.mkdir()
+    done = with_disk(disk, ["-m", "align.cli", *words], **how)
+    assert done.returncode == 1, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if not line.startswith("ingest: ")]
+    assert line.startswith("align: error: ")
+    return line.removeprefix("align: error: ")
 
 
-def ingest(folder, *overrides):
+def ingest(folder, *values):
     """The words of a command that makes data/raw of a table whose one picture does not exist."""
-    table = folder / "table.csv"
-    table.write_text(TABLE)
-    values = {f"paths.{name}": folder / name for name in PLACES} | {"paths.archive": table}
-    words = ["ingest", "--set", "ingest.source=url_table", "--set", "engine.num_workers=1"]
-    for value in (*(f"{key}={value}" for key, value in values.items()), *overrides):
-        words += ["--set", value]
-    return words
+    table = url_table(folder, [("http://127.0.0.1:9/a.jpg", "three words here")])
+    return ingest_words(folder, table, *URL_TABLE, *values)
 
 
 @pytest.mark.parametrize("folder", ["new/folder", ""])
 @pytest.mark.parametrize("key", ["paths.raw", "paths.reports", "paths.runtime", "engine.temp_directory"])
 def test_a_read_only_disk_is_one_clear_line(tmp_path, key, folder):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["-m", "align.cli", *ingest(tmp_path, f"{key}={disk / folder}")]
-    done = with_disk(disk, command, read_only=True)
-    assert done.returncode == 1, done.stderr
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("ingest: ")]
-    assert len(errors) == 1, done.stderr
-    assert errors[0].startswith(f"align: error: {disk}")
-    assert "choose a" in errors[0]
+    said = refusal(disk, ingest(tmp_path, f"{key}={disk / folder}"), read_only=True)
+    assert said.startswith(str(disk)) and "choose a" in said
     assert (tmp_path / "raw").exists() is (key == "paths.reports")  # else it is said before the work, not after it
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["-m", "align.cli", *ingest(tmp_path, f"paths.raw={disk}/raw")]
-    done = with_disk(disk, command, size="64k", before='head -c 48k /dev/zero > "$1/else"')
-    assert done.returncode == 1, done.stderr
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("ingest: ")]
-    assert len(errors) == 1, done.stderr
-    assert errors[0].startswith(f"align: error: {disk}/")
-    assert "the disk is full; free some space or choose another path" in errors[0]
+    words = ingest(tmp_path, f"paths.raw={disk}/raw")
+    said = refusal(disk, words, size="64k", before='head -c 48k /dev/zero > "$1/else"')
+    assert said.startswith(f"{disk}/") and "the disk is full; free some space or choose another path" in said
 
 
 def test_an_import_on_a_full_disk_is_one_clear_line(tmp_path):
     disk = tmp_path / "disk"
-    disk.mkdir()
     own_model.write_align_base(tmp_path)
     words = ["import_model", "--from", tmp_path / "align-base", "--out", disk / "imported"]
-    done = with_disk(disk, ["-m", "align.cli", *words], size="64k")
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith(f"align: error: {disk}/imported: the disk is full"), done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_a_registry_on_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    small_data.write(tmp_path, [Pair("a red fox", 1)])
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
-    places = [f"--set=paths.{name}={tmp_path / name}" for name in ("raw", "filtered", "runtime")]
-    done = with_disk(disk, ["-m", "align.cli", "promote", *places], size="200k")
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith(f"align: error: MLflow at sqlite:///{disk}/mlflow.db: database or disk is full; free")
-    assert done.stderr.count("\n") == 1
+    assert refusal(disk, words, size="64k").startswith(f"{disk}/imported: the disk is full")
 
 
 @pytest.mark.parametrize(
@@ -100,26 +77,21 @@ def test_what_finds_a_disk_full_names_what_it_writes(tmp_path, kind, error):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "said", "how"),
     [
-        (
-            ["opt_out", "--urls", "{}/urls.txt", "--set", "paths.policy={}/disk"],
-            "{}/disk/opted_out.csv: the disk is re",
-        ),
-        (["promote"], "MLflow at sqlite:///{0}/disk/mlflow.db: {0}/disk cannot be written to"),
+        (["promote"], "MLflow at sqlite:///{}/mlflow.db: database or disk is full; free", {"size": "200k"}),
+        (["promote"], "MLflow at sqlite:///{0}/mlflow.db: {0} cannot be written to", {"read_only": True}),
+        (["opt_out", "--urls", "{}/../urls.txt", "--set", "paths.policy={}"], "{}/opted_out.csv: the disk is re",
+         {"read_only": True}),
     ],
-)
-def test_commands_that_write_elsewhere_say_it_in_one_line(tmp_path, monkeypatch, words, said):
+)  # fmt: skip
+def test_commands_that_write_elsewhere_say_it_in_one_line(tmp_path, monkeypatch, words, said, how):
     disk = tmp_path / "disk"
-    disk.mkdir()
     (tmp_path / "urls.txt").write_text("http://example.org/a.jpg\n")
     small_data.write(tmp_path, [Pair("a red fox", 1)])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
-    places = [f"--set=paths.{name}={tmp_path / name}" for name in ("raw", "filtered", "runtime")]
-    done = with_disk(disk, ["-m", "align.cli", *(word.format(tmp_path) for word in words), *places], read_only=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"align: error: {said.format(tmp_path)}"), done.stderr
-    assert done.stderr.count("\n") == 1
+    words = [*(word.format(disk) for word in words), *sets(*at(tmp_path, "raw", "filtered", "runtime"))]
+    assert refusal(disk, words, **how).startswith(said.format(disk))
 
 
 SPILL = """

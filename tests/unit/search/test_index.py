@@ -40,6 +40,17 @@ def build(root, queries=QUERIES, *, exact_below=100):
     return colour_index.build(root, queries=str(path) if queries else None, exact_below=exact_below, thumbnail_px=32)
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder with an index and its reports, which no test changes, and what the build returned."""
+    root = tmp_path_factory.mktemp("index") / "built"
+    return root, build(root)
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.mark.usefixtures("any_blocks")
 def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path):
     report = build(tmp_path, queries=None)
@@ -56,9 +67,8 @@ def test_every_image_of_every_split_is_found_with_its_texts_and_bytes(tmp_path):
     assert all("a blue square" in hit.item.texts for hit in hits)
 
 
-def test_thumbnails_need_no_shards_and_are_no_larger_than_the_picture(tmp_path):
-    build(tmp_path, queries=None)
-    shutil.rmtree(tmp_path / "shards")
+def test_thumbnails_need_no_shards_and_are_no_larger_than_the_picture(tmp_path, built):
+    shutil.copytree(built[0] / "index", tmp_path / "index")
     found = ImageIndex.load(tmp_path / "index", VectorIndex.load)
     for item in found.items:
         with Image.open(io.BytesIO(found.thumbnail(item.key))) as picture:
@@ -69,14 +79,15 @@ def test_thumbnails_need_no_shards_and_are_no_larger_than_the_picture(tmp_path):
     assert thumbnail(square("red"), 0) == b""
 
 
-def test_an_approximate_index_reports_as_an_exact_one(tmp_path):
-    exact, approximate = (build(tmp_path / str(size), exact_below=size) for size in (100, 1))
-    assert (tmp_path / "1/index/vectors.npy").exists() and not (tmp_path / "100/index/vectors.npy").exists()
+def test_an_approximate_index_reports_as_an_exact_one(tmp_path, built):
+    root, exact = built
+    approximate = build(tmp_path, exact_below=1)
+    assert (tmp_path / "index/vectors.npy").exists() and not (root / "index/vectors.npy").exists()
     assert exact.metrics == approximate.metrics
 
 
-def test_labelled_queries_are_judged_by_the_texts_of_what_they_find(tmp_path):
-    report = build(tmp_path)
+def test_labelled_queries_are_judged_by_the_texts_of_what_they_find(built):
+    report = built[1]
     assert [outcome["right"] for outcome in report.queries] == [True, True, False]
     assert report.metrics["index/queries/num_right_in_top_5"] == 2
     assert report.metrics["index/queries/num_asked"] == 3
@@ -90,14 +101,17 @@ def test_labelled_queries_are_judged_by_the_texts_of_what_they_find(tmp_path):
     assert (composed["expected_before"], composed["expected_after"]) == (0.6, 0.6)
 
 
-def test_the_same_bytes_again(tmp_path):
-    build(tmp_path / "first")
-    build(tmp_path / "second")
+def test_the_same_bytes_again(tmp_path, built):
+    build(tmp_path)
     for folder in ("index", "reports/index"):
-        first = {path.name: path.read_bytes() for path in (tmp_path / "first" / folder).iterdir()}
-        assert first == {path.name: path.read_bytes() for path in (tmp_path / "second" / folder).iterdir()}
-    names = {path.name for path in (tmp_path / "first" / "reports/index").iterdir()}
-    assert names == {".align.json", "report.json", "metrics.json", "report.html", "queries.png"}
+        assert bytes_of(tmp_path / folder) == bytes_of(built[0] / folder)
+    assert bytes_of(tmp_path / "reports/index").keys() == {
+        ".align.json",
+        "report.json",
+        "metrics.json",
+        "report.html",
+        "queries.png",
+    }
 
 
 def test_a_query_about_an_image_that_is_not_indexed_is_counted_and_not_asked(tmp_path):
@@ -128,7 +142,7 @@ def test_data_that_is_missing_is_said_before_anything_is_embedded(tmp_path, monk
     assert not (tmp_path / "index").exists()
 
 
-def test_a_killed_run_embeds_no_tar_twice_and_leaves_the_old_index(tmp_path):
+def test_a_killed_run_embeds_no_tar_twice_and_leaves_the_old_index(tmp_path, built):
     class Stops(ColourEncoder):
         left = 0
 
@@ -138,23 +152,19 @@ def test_a_killed_run_embeds_no_tar_twice_and_leaves_the_old_index(tmp_path):
                 raise KeyboardInterrupt
             return super().embed_images(images)
 
-    build(tmp_path / "whole")
-    build(tmp_path / "other")
-    whole, other = (
-        {path.name: path.read_bytes() for path in (tmp_path / name / "index").iterdir()} for name in ("whole", "other")
-    )
-    assert whole == other
+    shutil.copytree(built[0], tmp_path / "other")
+    other = bytes_of(tmp_path / "other/index")
     queries, encoder = str(tmp_path / "other/queries.json"), Stops()
     encoder.left = 1
     again = partial(colour_index.build, tmp_path / "other", queries=queries, model_digest="new", thumbnail_px=32)
     with pytest.raises(KeyboardInterrupt):
         again(encoder=encoder)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "other/index").iterdir()} == other
+    assert bytes_of(tmp_path / "other/index") == other
     made = [path.name for path in (tmp_path / "other/.index.part/.embedded").iterdir()]
     assert made == ["train-00000.arrow"]
     encoder.left = len(list((tmp_path / "other/shards").rglob("*.tar"))) - 1
     again(encoder=encoder)
-    new = {path.name: path.read_bytes() for path in (tmp_path / "other/index").iterdir()}
+    new = bytes_of(tmp_path / "other/index")
     assert {name for name in new if new[name] != other[name]} == {"index.json"}
 
 

@@ -126,11 +126,6 @@ def test_an_object_comes_back_whole_in_one_part_or_many(server, tmp_path, num_by
     assert objects.exists(sha256)
     assert server.keys(f"whole-{num_bytes}") == [f"some/prefix/{sha256[:2]}/{sha256}.tar"]
     assert objects.get(sha256, num_bytes).read_bytes() == path.read_bytes()
-    server.kill()
-    try:
-        assert objects.get(sha256, num_bytes).read_bytes() == path.read_bytes()  # no second download
-    finally:
-        server.start()
     objects.delete(sha256)
     assert server.keys(f"whole-{num_bytes}") == []
     with pytest.raises(DataError, match="no such object"):
@@ -165,9 +160,7 @@ def test_a_damaged_object_is_detected_on_first_read(server, tmp_path):
     path, sha256 = write(tmp_path, noise(MIB))
     for damaged in (noise(MIB, seed=1), noise(MIB)[:-1], b""):
         put_object(server, "damaged", objects.uri(sha256).removeprefix("s3://damaged/"), damaged)
-        with pytest.raises(
-            CorruptError, match=rf"{sha256}\.tar: {len(damaged):,} bytes.*, but it should have .* it is damaged"
-        ):
+        with pytest.raises(CorruptError, match=rf"{sha256}\.tar: {len(damaged):,} bytes.*, but it should have "):
             objects.get(sha256, MIB)
     with pytest.raises(CorruptError, match="remove the object"):
         objects.put(path, sha256)
@@ -203,12 +196,17 @@ def test_no_credentials_are_one_clear_error(tmp_path, monkeypatch):
 
 def test_an_unavailable_server_is_one_clear_error(server, tmp_path):
     bucket = server.make_bucket("away")
-    objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, b"bytes")
+    objects, (path, sha256) = Objects(config(tmp_path / "cache", bucket)), write(tmp_path, noise(12 * MIB))
+    objects.put(path, sha256)
+    objects.get(sha256, 12 * MIB)
+    (tmp_path / "short").write_bytes(b"bytes")
+    of_short = hashlib.sha256(b"bytes").hexdigest()
     server.kill()
     try:
+        assert objects.get(sha256, 12 * MIB).read_bytes() == path.read_bytes()  # no second download
         for attempt in (
-            lambda: objects.put(path, sha256),
-            lambda: objects.get(sha256, 5),
+            lambda: objects.put(tmp_path / "short", of_short),
+            lambda: objects.get(of_short, 5),
             lambda: StoreFiles(objects.config).list("s3://away", []),
             lambda: StoreFiles(objects.config).stamp("s3://away/x"),
         ):
@@ -216,8 +214,8 @@ def test_an_unavailable_server_is_one_clear_error(server, tmp_path):
                 attempt()
     finally:
         server.start()
-    objects.put(path, sha256)
-    assert objects.get(sha256, 5).read_bytes() == b"bytes"
+    objects.put(tmp_path / "short", of_short)
+    assert objects.get(of_short, 5).read_bytes() == b"bytes"
 
 
 def test_a_server_killed_during_a_put_has_no_partial_object(server, tmp_path, monkeypatch):

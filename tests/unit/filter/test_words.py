@@ -80,11 +80,8 @@ def test_normal_forms_are_those_of_each_text():
 
 
 def test_hashes_differ_spread_over_all_bits_and_stay_as_they_are():
-    texts = [
-        "".join(some)
-        for length in range(1, 4)
-        for some in itertools.product("abcdefghijklmnopqrstuvwxyz", repeat=length)
-    ]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    texts = ["".join(some) for length in range(1, 4) for some in itertools.product(letters, repeat=length)]
     texts += [f"a text of several words, number {number}" for number in range(100_000)]
     hashed = hashes(texts)
     assert len(np.unique(hashed)) == len(texts)
@@ -123,7 +120,7 @@ print(len(facts.words))
 
 
 def test_what_was_decided_is_read_piece_by_piece(tmp_path):
-    path, number = tmp_path / "decided.parquet", 2_000_000
+    path, number = tmp_path / "decided.parquet", 500_000
     pq.write_table(
         pa.table({"row_number": range(number), "mask": range(number)}), path, row_group_size=20_000, compression="none"
     )

@@ -84,9 +84,9 @@ FORMATS = ("t.csv", "t.csv.gz", "t.tsv", "t.jsonl", "t.json")
 def words_without_texts(tmp_path, name, num_workers):
     """Writes a table that has no texts; the words of `align` that read it."""
     separator = "\t" if ".tsv" in name else ","
-    text = f"url{separator}words\n" + f"{A}{separator}a cat\n" * 50_000
+    text = f"url{separator}words\n" + f"{A}{separator}a cat\n" * 500
     if ".json" in name:
-        text = json.dumps([{"url": A, "words": "t"}] * 50_000) if name == "t.json" else f'{{"url": "{A}"}}\n' * 50_000
+        text = json.dumps([{"url": A, "words": "t"}] * 500) if name == "t.json" else f'{{"url": "{A}"}}\n' * 500
     (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     places = {"archive": name, "raw": "raw", "reports": "reports", "runtime": "runtime"}
     sets = [f"--set=paths.{key}={tmp_path / place}" for key, place in places.items()]
@@ -134,9 +134,7 @@ def test_columns_of_published_tables(tmp_path, capsys):
 
 def test_lines_that_nobody_can_read_are_rows(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text(
-        f"url,caption\n{A}\n,no address\nftp://x/y.png,ftp\nhttp://[,bad\n relative.png ,r\n{B},fine,more\n"
-    )
+    path.write_text(f"url,caption\n{A}\n,no address\nftp://x/y.png,ftp\nhttp://[,bad\n relative.png ,r\n{B},fine,5\n")
     counts = Counter()
     assert [(row["url"], row["text"], row["problem"]) for row in table_rows(path, counts=counts)] == [
         ("", "", "another number of values than columns"),
@@ -158,12 +156,12 @@ def test_lines_that_nobody_can_read_are_rows(tmp_path):
 
 def test_an_unbalanced_quote_does_not_take_the_table_with_it(tmp_path):
     path = tmp_path / "a.csv"
-    lines = "".join(f"http://x/{number},text {number}\n" for number in range(270_000))
+    lines = "".join(f"http://x/{number},{'text ' * 20}{number}\n" for number in range(60_000))
     path.write_text(f'url,caption\n{A},"open\n{lines}')
     rows = table_rows(path)
     assert rows[0]["problem"] == "a line that cannot be read"
-    assert len(rows) > 100_000
-    assert rows[-1]["url"] == "http://x/269999"
+    assert len(rows) > 20_000
+    assert rows[-1]["url"] == "http://x/59999"
 
 
 def test_damaged_and_empty_files(tmp_path):

@@ -3,7 +3,6 @@
 tests/integration/test_killed_at_writes.py kills them at each of their writes.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ from align.formats.filtered import decisions_digest
 from tests.support import ROOT, killing, small_data, warm
 from tests.support.killing import digests, fresh, kill_and_resume, run
 from tests.support.params import PARAMS_FILE, at, sets
+from tests.support.reading import url_table
 from tests.support.small_data import Pair
 from tests.support.small_filter import evaluation_set, noise, shards, stock_folder
 from tests.support.warc_records import picture
@@ -125,21 +125,17 @@ def test_a_killed_download_asks_for_no_hopeless_picture_and_makes_the_same_bytes
     with WebServer() as server:
         server.fallback = answer(picture(300, 250, "red"))
         texts = ["a text that can pass", "logo", "", "one more text to keep"]
-        lines = [{"url": server.url(f"/{row // 2}"), "caption": texts[row * 7 % 4]} for row in range(1000)]
-        (tmp_path / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        arguments = (
-            "ingest", "--params", str(PARAMS_FILE), "--set", "ingest.source=url_table",
-            "--set", f"paths.archive={tmp_path / 'table.jsonl'}", "--set", "download.allow_networks=[127.0.0.0/8]",
-            "--set", "ingest.shard_size=100", "--set", "engine.num_workers=1", "--set", "download.obey_robots=false",
-        )  # fmt: skip
+        rows = [(server.url(f"/{row // 2}"), texts[row * 7 % 4]) for row in range(1000)]
+        arguments = ["ingest", "--params", str(PARAMS_FILE), *sets(
+            "ingest.source=url_table", f"paths.archive={url_table(tmp_path, rows)}", "ingest.shard_size=100",
+            "download.allow_networks=[127.0.0.0/8]", "engine.num_workers=1", "download.obey_robots=false",
+        )]  # fmt: skip
         whole, killed = fresh(tmp_path / "whole"), fresh(tmp_path / "killed")
         seconds = run(arguments, whole)
-        kill_and_resume(
-            arguments, killed, seed=0, num_moments=1, whole_s=seconds, reset=lambda: fresh(killed)
-        )  # fmt: skip
+        kill_and_resume(arguments, killed, seed=0, num_moments=1, whole_s=seconds, reset=lambda: fresh(killed))
         asked = {path.rpartition("/")[2] for path in server.requests}
     assert digests(killed / "data/raw") == digests(whole / "data/raw")
-    can_pass = {line["url"].rpartition("/")[2] for line in lines if len(line["caption"].split()) >= 3}
+    can_pass = {url.rpartition("/")[2] for url, text in rows if len(text.split()) >= 3}
     assert asked == can_pass and 0 < len(can_pass) < 500
 
 

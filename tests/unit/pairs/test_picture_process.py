@@ -48,9 +48,8 @@ os._exit(0)
 
 
 def test_a_confined_process_opens_nothing(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", ATTACKS, str(os.getpid())], cwd=tmp_path, capture_output=True, check=False, timeout=60
-    )
+    command = [sys.executable, "-c", ATTACKS, str(os.getpid())]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     assert not [*tmp_path.iterdir()]
     seen = json.loads(done.stdout)

@@ -39,9 +39,7 @@ def test_every_kept_pair_is_in_exactly_one_split_and_no_dropped_one(tmp_path):
     shards = make_shards(tmp_path, pairs, pairs_per_shard=25)
     samples = [sample for split in SPLITS for sample in iter_samples(shards, split)]
     got = {key: text for sample in samples for key, text in zip(sample.keys, sample.texts, strict=True)}
-    assert got == {
-        f"{index // 25:05d}{index % 25:04d}": pair.text for index, pair in enumerate(pairs) if not pair.reason
-    }
+    assert got == {f"{n // 25:05d}{n % 25:04d}": pair.text for n, pair in enumerate(pairs) if not pair.reason}
     assert len({sample.image_id for sample in samples}) == len(samples) == 60
     of_two = next(sample for sample in samples if len(sample.keys) == 2)
     assert of_two.texts == ("picture number 0", "a second text")
@@ -103,9 +101,7 @@ def pairs_in_clusters():
 def test_the_page_has_splits_clusters_and_samples_and_nobodys_address(tmp_path):
     alone = [Pair(f"picture {index} of jane.doe@example.org", index) for index in range(50)]
     twins = [Pair(f"twin {bit}", 60 + bit, phash=small_data.far_apart(60) ^ bit) for bit in (0, 1)]
-    manifest = read_manifest(
-        make_shards(tmp_path, [*alone, *(Pair("of three", index) for index in (70, 71, 72)), *twins])
-    )
+    manifest = read_manifest(make_shards(tmp_path, [*alone, *(Pair("of three", n) for n in (70, 71, 72)), *twins]))
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     for name, split in manifest.splits.items():
         assert f"<tr><td>{name}</td><td class=number>{split.num_images}</td>" in page

@@ -18,9 +18,9 @@ from tests.support.params import PARAMS_FILE, sets
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, empty_mlflow):
     """A packaged model, with the reports of a pre-training that made another one before."""
-    address = f"sqlite:///{tmp_path}/mlflow.db"  # MLflow caches relative ones
+    address = empty_mlflow(tmp_path)
     registered.write(tmp_path, address)
     for stage in ("fit_tokenizer", "pretrain", "finetune"):
         (tmp_path / "reports" / stage).mkdir(exist_ok=True)

@@ -238,19 +238,23 @@ def test_two_ranks_equal_one_process(outcomes):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_are_sums_over_ranks(outcomes, data, case, monkeypatch):
-    monkeypatch.setattr(step_module, "CPU_PAIRS_AT_ONCE", 4)
+def test_gradients_are_sums_over_ranks(outcomes, data, case):
     first, second = (outcome[f"gradients, {case}"] for outcome in outcomes.ranks)
     assert first[:2] == second[:2]
-    assert_gradients(first, data[1], case)
+    assert_gradients(first, data[1])
 
 
-def assert_gradients(ours, tokenizer, case):
-    """Against one process."""
+@functools.cache
+def _alone(tokenizer):
+    """Those of one process, in one part."""
     alone = []
-    launch(lambda ranks: alone.append(gradients(tokenizer, case, ranks)), 1, 1)
-    loss, norm, grads = ours
-    [(whole_loss, whole_norm, whole)] = alone
+    launch(lambda ranks: alone.append(gradients(tokenizer, "parts", ranks)), 1, 1)
+    return alone[0]
+
+
+def assert_gradients(ours, tokenizer):
+    """Against one process."""
+    (loss, norm, grads), (whole_loss, whole_norm, whole) = ours, _alone(tokenizer)
     assert (loss, norm) == (pytest.approx(whole_loss, rel=1e-5), pytest.approx(whole_norm, rel=1e-3))
     largest = max(float(grad.norm()) for grad in whole.values())
     for name, grad in whole.items():  # weights that batch-norm cancels have gradients of rounding errors
@@ -265,14 +269,13 @@ def _in_four(tokenizer, root, ranks):
 
 
 @pytest.mark.numerics
-def test_four_ranks_are_as_two(data, tmp_path, monkeypatch):
+def test_four_ranks_are_as_two(data, tmp_path):
     launch(functools.partial(_in_four, data[1], tmp_path), 4, 1)
-    monkeypatch.setattr(step_module, "CPU_PAIRS_AT_ONCE", 4)
     first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(4))
     assert_lamb(first.pop("lamb"))
     for case, found in first.items():
         assert all(other[case][:2] == found[:2] for other in others)
-        assert_gradients(found, data[1], case)
+        assert_gradients(found, data[1])
 
 
 def test_convolutions_keep_channels_last(outcomes):
@@ -293,7 +296,7 @@ def _compile_in_two(tokenizer, out, ranks):
 @pytest.mark.tools
 def test_compiled_blocks_may_be_sharded(data, tmp_path):
     launch(functools.partial(_compile_in_two, data[1], tmp_path / "out.pt"), 2, 1)
-    assert_gradients(torch.load(tmp_path / "out.pt"), data[1], "micro_batch")
+    assert_gradients(torch.load(tmp_path / "out.pt"), data[1])
 
 
 def test_lamb_on_shards_is_lamb(outcomes):
@@ -352,9 +355,8 @@ def test_all_ranks_leave_out_the_same_steps(outcomes, data, tmp_path, monkeypatc
     assert 0 < sum(row["train/skipped_steps"] for row in rows) <= 4
 
 
-def test_one_rank_does_not_shard(data, tmp_path):
-    plain, sharded = (run(_plan(data, tmp_path / str(on), shard_weights=on)) for on in (False, True))
-    assert plain is not None and sharded is not None and sharded.rows == plain.rows
+def test_one_rank_does_not_shard(outcomes, data, tmp_path):
+    assert run(_plan(data, tmp_path, **WHOLE, shard_weights=True)).rows == outcomes.last("one")["rows"]
 
 
 @pytest.mark.parametrize("which", TOWERS)

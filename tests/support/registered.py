@@ -1,8 +1,10 @@
 """The outputs of a finished pipeline, to register in a real MLflow."""
 
+import functools
 import itertools
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +40,9 @@ def ranks(recall, sets=None):
     number = round(recall * NUM_QUERIES)
     ids = tuple(f"{index:03}" for index in range(NUM_QUERIES))
     part = Ranked(
-        queries=ids,
-        clusters=ids,
-        labels=None,
+        queries=ids, clusters=ids, labels=None, num_correct=np.ones(NUM_QUERIES, np.int64), num_items=NUM_ITEMS,
         ranks=np.array([1] * number + [NUM_ITEMS] * (NUM_QUERIES - number)),
-        num_correct=np.ones(NUM_QUERIES, np.int64),
-        num_items=NUM_ITEMS,
-    )
+    )  # fmt: skip
     ways = ("image_to_text", "text_to_image")
     return QueryRanks(sets or SETS, {("concepts", way): part for way in ways})
 
@@ -59,32 +57,11 @@ class Project:
 
     def evaluate(self, recall, *, keeps_ranks=True):
         """A new evaluation, and with it a new packaged model."""
-        metrics = {RECALL: recall, f"{RECALL}/low": round(recall - 0.1, 6), f"{RECALL}/high": round(recall + 0.1, 6)}
-        metrics[f"{RECALL}/chance"] = 0.1
-        folder = self.root / "reports" / "evaluation"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        (folder / "report.json").write_text(json.dumps({"evaluation_digest": "d" * 64}))
-        if keeps_ranks:
-            write_ranks(ranks(recall), folder / RANKS)
-        (folder / "report.html").write_text("<h1>Evaluation</h1>")
-        package(
-            model=self.root / "models" / "finetuned",
-            evaluation=folder,
-            out=self.root / "packaged",
-            reports=self.root / "reports" / "package",
-        )
+        _evaluate(self.root, recall, keeps_ranks)
 
     def register(self, run_id=None, tracker=None, values=None):
-        return register(
-            self.config,
-            self.outputs,
-            VALUES | (values or {}),
-            origin=ORIGIN,
-            tracker=tracker or self.tracker,
-            run_id=run_id,
-        )
+        values, tracker = VALUES | (values or {}), tracker or self.tracker
+        return register(self.config, self.outputs, values, origin=ORIGIN, tracker=tracker, run_id=run_id)
 
     def register_again(self):
         """As the command does, in the store that the environment names."""
@@ -124,8 +101,25 @@ class Project:
         return {alias: version.number for alias, version in found.items() if version}
 
 
-def write(tmp_path, mlflow_server):
-    """Writes the outputs, whose evaluation says 0.5, below a folder; each project has an experiment of its own."""
+def _evaluate(root, recall, keeps_ranks=True):
+    metrics = {RECALL: recall, f"{RECALL}/low": round(recall - 0.1, 6), f"{RECALL}/high": round(recall + 0.1, 6)}
+    metrics[f"{RECALL}/chance"] = 0.1
+    reports, folder = root / "reports", root / "reports/evaluation"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "report.json").write_text(json.dumps({"evaluation_digest": "d" * 64}))
+    if keeps_ranks:
+        write_ranks(ranks(recall), folder / RANKS)
+    (folder / "report.html").write_text("<h1>Evaluation</h1>")
+    package(model=root / "models/finetuned", evaluation=folder, out=root / "packaged", reports=reports / "package")
+
+
+@functools.cache
+def _outputs():
+    """A folder that a process makes once: `write` copies it."""
+    made = tempfile.TemporaryDirectory(prefix="align-registered-")
+    tmp_path = Path(made.name)
     small_model.write(tmp_path)
     small_data.write(tmp_path, [Pair(f"picture number {index}", index) for index in range(30)])
     digest = read_manifest(small_data.write_shards(tmp_path)).digest
@@ -141,7 +135,12 @@ def write(tmp_path, mlflow_server):
         {"step": step, "train/loss": 5.0 - step / 10, "val/image_to_text/recall@1": step / 100} for step in (10, 20, 30)
     ]
     (reports / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _evaluate(tmp_path, 0.5)
+    return made
+
+
+def write(tmp_path, mlflow_server):
+    """Writes the outputs, whose evaluation says 0.5, below a folder; each project has an experiment of its own."""
+    shutil.copytree(_outputs().name, tmp_path, dirs_exist_ok=True)
     name = next(NAMES)
-    project = Project(tmp_path, RegisterConfig(experiment=name, model_name=name), Tracker(mlflow_server))
-    project.evaluate(0.5)
-    return project
+    return Project(tmp_path, RegisterConfig(experiment=name, model_name=name), Tracker(mlflow_server))

@@ -13,23 +13,35 @@ from align.training.checkpointed import model_of_checkpoint
 from align.training.loop import best_step
 from align.training.run import run
 from align.training.stage import train_stage
-from tests.support import training_data
 from tests.support.params import load_params
 from tests.support.training_data import MODEL, RECIPE, plan, pretrain_config
 from tests.support.training_project import write_project
 
 KEPT = {"checkpoint_every_steps": 1, "keep_checkpoints": 8, "best_metric": "val/effective_rank"}
-
-
-@pytest.fixture(scope="module", name="data")
-def _data(tmp_path_factory):
-    return training_data.write(tmp_path_factory.mktemp("data"))
+METRIC = "val/text_to_image/recall@10"  # 1 at each step with so few pictures, and the first of equals is the best
+EACH = KEPT | {"validate_every_steps": 1, "best_metric": METRIC}
 
 
 @pytest.fixture(scope="module", name="ended")
 def _ended(data, tmp_path_factory):
     """The checkpoints of a run, all of them."""
     run(plan(data, folder := tmp_path_factory.mktemp("ended"), pretrain_config(**KEPT)))
+    return folder
+
+
+@pytest.fixture(scope="module", name="each")
+def _each(data, tmp_path_factory):
+    """Those of a run of the same weights that validated at each step, the first of which is the best."""
+    run(plan(data, folder := tmp_path_factory.mktemp("each"), pretrain_config(**EACH)))
+    return folder
+
+
+@pytest.fixture(name="few")
+def _few(each, tmp_path):
+    """The same, had it kept its last checkpoint and the best one."""
+    shutil.copytree(each, folder := tmp_path / "few")
+    for step in range(1, 8):
+        next(folder.glob(f"*/step-{step:08d}.pt")).unlink()
     return folder
 
 
@@ -51,34 +63,30 @@ def assert_equal(ours, theirs):
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_the_best_checkpoint_is_exported_and_a_finished_run_is_not_trained_again(data, tmp_path):
-    metric = "val/text_to_image/recall@10"  # 1 at each step with so few pictures, and the first of equals is the best
-    steps = KEPT | {"validate_every_steps": 1, "keep_checkpoints": 1, "best_metric": metric}
-    last = plan(data, tmp_path / "ck", pretrain_config(**steps))
+def test_the_best_checkpoint_is_exported_and_a_finished_run_is_not_trained_again(data, few, tmp_path):
+    last = plan(data, few, pretrain_config(**EACH))
     train_stage(last, out=tmp_path / "last", reports=tmp_path / "r")
-    best = plan(data, tmp_path / "ck", pretrain_config(**steps, export="best"))
+    best = plan(data, few, pretrain_config(**EACH, export="best"))
     assert best.name == last.name
     finished = train_stage(best, out=tmp_path / "best", reports=tmp_path / "r2")
     saved = torch.load(best.folder().directory / "best.pt", weights_only=True)
     assert finished is not None and saved["step"] == 1
     assert_equal(weights(tmp_path / "best"), saved["model"])
     assert read_config(tmp_path / "last").chosen is None
-    chosen = {"checkpoint": "best", "step": saved["step"], "metric": metric}
+    chosen = {"checkpoint": "best", "step": saved["step"], "metric": METRIC}
     assert read_config(tmp_path / "best").chosen == chosen
     metrics = finished[0].metrics
     assert metrics["pretrain/exported_step"] == saved["step"] and metrics["pretrain/num_steps"] == 8
     assert metrics["pretrain/val/effective_rank"] == saved["rows"][-1]["val/effective_rank"]
 
 
-def test_a_best_checkpoint_that_is_not_kept_is_named(data, tmp_path):
+def test_a_best_checkpoint_that_is_not_kept_is_named(data, few):
     """By another metric another step is the best, which training did not keep."""
-    steps = KEPT | {"validate_every_steps": 1, "keep_checkpoints": 1}
-    trained = run(plan(data, tmp_path, pretrain_config(**steps)))
-    other = {best_step(trained.rows, name) for name in ("val/text_to_image/recall@1", "val/effective_rank")}
-    assert len(other) == 2
-    changed = pretrain_config(**steps | {"best_metric": "val/text_to_image/recall@1"}, export="best")
-    with pytest.raises(AlignError, match=r"no checkpoint of step \d is kept; the latest are \[8\]"):
-        run(plan(data, tmp_path, changed))
+    other = EACH | {"best_metric": "val/text_to_image/recall@1"}
+    step = best_step(run(plan(data, few, pretrain_config(**other))).rows, other["best_metric"])
+    assert step not in (1, 8)
+    with pytest.raises(AlignError, match=rf"no checkpoint of step {step} is kept; the latest are \[8\]"):
+        run(plan(data, few, pretrain_config(**other, export="best")))
 
 
 def test_what_cannot_be_exported_is_said_before_training():
@@ -97,14 +105,13 @@ def test_a_checkpoint_is_a_model_folder(data, params, tmp_path):
         assert (tmp_path / "b" / file).read_bytes() == (tmp_path / "a" / file).read_bytes()
 
 
-def test_statistics_are_those_that_a_validation_at_this_step_would_have(data, params, tmp_path):
+def test_statistics_are_those_that_a_validation_at_this_step_would_have(data, params, each, tmp_path):
     """The run validated at steps 4 and 8; another one, of the same weights, at each step."""
-    each = plan(data, tmp_path / "each", pretrain_config(**KEPT, validate_every_steps=1))
-    run(each)
+    validated = plan(data, each, pretrain_config(**EACH)).folder()
     for step in (4, 6):
         (folder := tmp_path / str(step)).mkdir()
         model_of_checkpoint(params, f"pretrain:{step}", folder)
-        assert_equal(weights(folder), each.folder().load(step)["model"])
+        assert_equal(weights(folder), validated.load(step)["model"])
         assert read_config(folder).chosen == {"checkpoint": "by hand", "step": step}
 
 

@@ -21,13 +21,15 @@ def project(tmp_path_factory):
     """A project whose `paths.tokenizer` does not exist, and the folder `earlier` with a trained model."""
     root = tmp_path_factory.mktemp("project")
     data = training_data.write(root)
-    train_stage(plan(data, root / "ck", pretrain_config(num_steps=3)), out=root / "earlier", reports=root / "r")
+    train_stage(
+        plan(data, root / "ck", pretrain_config(num_steps=1, warmup_steps=0)), out=root / "earlier", reports=root / "r"
+    )
     write_project(root, data, RECIPE)
     yaml = YAML()
     values = yaml.load(root / "params.yaml")
     values["paths"]["tokenizer"] = "data/none"
     values["model"] |= {"resize_px": 300, "image_px": 300}  # of another model: not read
-    values["finetune"] = {"from": "earlier", "num_steps": 2, "warmup_steps": 0, "learning_rate": 1e-9}
+    values["finetune"] = {"from": "earlier", "num_steps": 1, "warmup_steps": 0, "learning_rate": 1e-9}
     yaml.dump(values, root / "params.yaml")
     return root
 

@@ -40,8 +40,8 @@ BATCH = 32
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return training_data.write(tmp_path_factory.mktemp("data"))[1]
+def tokenizer(data):
+    return data[1]
 
 
 def whole_batch():
@@ -90,14 +90,18 @@ def assert_equal(ours, theirs, loss=1e-10, norm=1e-10, grads=1e-10):
         assert apart < grads, f"{name}: {apart}"
 
 
+@functools.cache
+def whole(tokenizer):
+    """Those of all pairs at once, which no test changes."""
+    return gradients(tokenizer, pretrain_config(batch_size=BATCH, precision="float32"))
+
+
 @pytest.mark.parametrize("micro_batch", [4, 8, 12, 32])
 def test_a_micro_batch_changes_no_gradient(tokenizer, micro_batch, device):
     """Nor that of the temperature: adding it once per part would be wrong by the number of parts."""
-    recipe = pretrain_config(batch_size=BATCH, precision="float32")
-    whole = gradients(tokenizer, recipe)
-    assert float(whole.grads["log_temperature"].abs()) > 1e-3
-    in_parts = recipe.model_copy(update={"micro_batch": micro_batch})
-    assert_equal(gradients(tokenizer, in_parts, Ranks(0, 1, device)), whole)
+    assert float(whole(tokenizer).grads["log_temperature"].abs()) > 1e-3
+    in_parts = pretrain_config(batch_size=BATCH, precision="float32", micro_batch=micro_batch)
+    assert_equal(gradients(tokenizer, in_parts, Ranks(0, 1, device)), whole(tokenizer))
 
 
 def with_fewer_negatives(images, texts, temperature, groups):
@@ -147,7 +151,7 @@ def test_float32_differs_by_its_rounding(tokenizer, micro_batch, device):
     """
     recipe = pretrain_config(batch_size=BATCH, micro_batch=micro_batch, precision="float32")
     ours = gradients(tokenizer, recipe, Ranks(0, 1, device), dtype=torch.float32)
-    assert_equal(ours, gradients(tokenizer, recipe), loss=1e-5, norm=1e-3, grads=2e-3)
+    assert_equal(ours, whole(tokenizer), loss=1e-5, norm=1e-3, grads=2e-3)
 
 
 @pytest.mark.parametrize(("changes", "bound"), [
@@ -156,10 +160,8 @@ def test_float32_differs_by_its_rounding(tokenizer, micro_batch, device):
 ])  # fmt: skip
 def test_a_card_computes_what_a_cpu_does(tokenizer, changes, bound, card):
     """All gradients as one vector; on a CPU the towers are float32 in every precision."""
-    recipe = pretrain_config(batch_size=BATCH, precision="float32")
-    exact = gradients(tokenizer, recipe)
-    there = Ranks(0, 1, card)
-    found = gradients(tokenizer, recipe.model_copy(update=changes), there, dtype=torch.float32)
+    exact, recipe = whole(tokenizer), pretrain_config(batch_size=BATCH, **{"precision": "float32"} | changes)
+    found = gradients(tokenizer, recipe, Ranks(0, 1, card), dtype=torch.float32)
     mine, theirs = (torch.cat([each.grads[name].double().flatten() for name in exact.grads]) for each in (found, exact))
     assert found.loss == pytest.approx(exact.loss, rel=bound)
     assert float((mine - theirs).norm() / theirs.norm()) < bound
@@ -196,15 +198,15 @@ def test_texts_in_parts_by_length_change_no_gradient(tokenizer, monkeypatch):
     assert [module.text_part_size(recipe, BATCH, device) for device in (ALONE.device, gpu)] == [32, 8]
     for without in ({"micro_batch": 32}, {"shard_weights": True}):
         assert module.text_part_size(pretrain_config(batch_size=BATCH, **without), BATCH, gpu) == 32
-    whole = gradients(tokenizer, recipe)
-    made = gradients(tokenizer, recipe, tokens=True)
-    assert made.loss == whole.loss and all(torch.equal(made.grads[name], grad) for name, grad in whole.grads.items())
+    made, expected = gradients(tokenizer, recipe, tokens=True), whole(tokenizer)
+    assert made.loss == expected.loss
+    assert all(torch.equal(made.grads[name], grad) for name, grad in expected.grads.items())
     monkeypatch.setattr(module, "text_part_size", lambda *_: 8)
-    assert_equal(gradients(tokenizer, recipe, tokens=True), whole)
+    assert_equal(gradients(tokenizer, recipe, tokens=True), expected)
 
 
 def test_clipping_scales_all_gradients_together(tokenizer):
-    loss, norm, free = gradients(tokenizer, pretrain_config(batch_size=BATCH))
+    loss, norm, free = whole(tokenizer)
     assert norm == pytest.approx(
         float(sum((grad.square().sum() for grad in free.values()), torch.tensor(0.0)).sqrt()), rel=1e-12
     )
@@ -262,12 +264,11 @@ def _note(events, _):
 def test_ranks_and_micro_batches_change_no_gradient(tokenizer, tmp_path, world_size):
     """And gradients travel while the backward pass runs; afterwards they are views of what travelled, not copies."""
     launch(functools.partial(_save, tokenizer, tmp_path / "out.pt"), world_size, 1)
-    whole = gradients(tokenizer, pretrain_config(batch_size=BATCH))
     saved, fewer, apart_before, apart_after = torch.load(tmp_path / "out.pt")
     assert apart_before > 0 and apart_after == 0  # ranks start with the same weights
     assert_equal(Step(*fewer), gradients(tokenizer, pretrain_config(batch_size=BATCH, negatives_share=0.25)))
     for micro_batch, (step, events, pieces) in saved.items():
-        assert_equal(Step(*step), whole)
+        assert_equal(Step(*step), whole(tokenizer))
         last = len(events) - events[::-1].index("gradient")
         before, messages = events[:last].count("message"), events.count("message")
         assert messages == pieces > 5, micro_batch
@@ -322,7 +323,7 @@ def as_on_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("micro_batch", [None, 8])
-def test_the_host_waits_for_nothing_within_a_step(tokenizer, tmp_path, monkeypatch, as_on_a_gpu, micro_batch):
+def test_the_host_waits_for_nothing_within_a_step(data, tmp_path, monkeypatch, as_on_a_gpu, micro_batch):
     """Steps of a whole run; what they leave is read once for each, and not before the next one has been started."""
     events = []
     update, arrived = loop._update, readings.OnItsWay.arrived
@@ -341,7 +342,6 @@ def test_the_host_waits_for_nothing_within_a_step(tokenizer, tmp_path, monkeypat
     monkeypatch.setattr(loop, "_update", counted)
     monkeypatch.setattr(readings.OnItsWay, "arrived", read)
     recipe = pretrain_config(micro_batch=micro_batch, num_steps=5, log_every_steps=4, checkpoint_every_steps=5)
-    data = (tokenizer.parent / "shards", tokenizer)
     run(training_data.plan(data, tmp_path, recipe))
     assert waits.asked == {}
     # the fourth writes a row and the fifth ends: they read their own values, too
@@ -355,7 +355,7 @@ def test_what_counts_the_waits_sees_one():
 
 
 @pytest.mark.parametrize("what", ["loss", "norm"])
-def test_no_checkpoint_holds_a_step_that_was_not_finite(tokenizer, tmp_path, monkeypatch, what):
+def test_no_checkpoint_holds_a_step_that_was_not_finite(data, tmp_path, monkeypatch, what):
     """Step 3 is broken; its values would come with step 4, but the checkpoint of step 3 waits for them."""
     compute, calls = loop.compute_gradients, []
 
@@ -368,7 +368,7 @@ def test_no_checkpoint_holds_a_step_that_was_not_finite(tokenizer, tmp_path, mon
     for saved_at, started in ((3, 3), (2, 4)):  # with a checkpoint at the broken step, and without
         calls.clear()
         recipe = pretrain_config(log_every_steps=8, validate_every_steps=8, checkpoint_every_steps=saved_at)
-        plan = training_data.plan((tokenizer.parent / "shards", tokenizer), tmp_path / str(saved_at), recipe)
+        plan = training_data.plan(data, tmp_path / str(saved_at), recipe)
         with pytest.raises(
             NonFiniteLossError, match=rf"the {what}.* is nan at step 3 \(learning rate .*, temperature 0\.1"
         ):

@@ -75,8 +75,8 @@ def test_runs_have_seeds_of_their_own_and_beat_chance():
     answers = fine_tune(tower, splits, 4, recipe, MACHINE)
     assert len(answers) == 2
     assert accuracy(answers, splits[1], 4, num_resamples=200, seed=0).low > 0.3
-    again = fine_tune(tower, splits, 4, recipe, MACHINE)
-    assert [one.tobytes() for one in again] == [one.tobytes() for one in answers]
+    (first,) = fine_tune(tower, splits, 4, replace(recipe, num_runs=1), MACHINE)
+    assert first.tobytes() == answers[0].tobytes()
 
 
 def test_what_does_not_fit_is_one_line():

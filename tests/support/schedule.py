@@ -59,5 +59,5 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """A worker for each core, four at most, and one more, since that of the stack's tests waits."""
-    return min((yield), 4) + 1
+    """A worker for each core, four at most, and two more, since tests wait half of their time, mostly for servers."""
+    return min((yield), 4) + 2

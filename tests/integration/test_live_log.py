@@ -120,7 +120,7 @@ class Said:
         return self.text.count(words)
 
     def wait_for(self, words):
-        wait_until(lambda: self.count(words), says=lambda: f"{words!r} was not printed, but {self.text!r}")
+        wait_until(lambda: self.count(words), 200, says=lambda: f"{words!r} was not printed, but {self.text!r}")
 
 
 @pytest.mark.parametrize("outage", ["cut", "loses answers"])
